@@ -1,0 +1,48 @@
+# Each target makes .venv itself when it is missing or when the pins have changed.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+SHELL := /bin/bash
+
+.PHONY: help demo test test-all parity lint format pins clean
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+$(STAMP): constraints.txt setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try: make PYTHON=python3.11")'
+	@echo "installing into .venv (about two minutes, 6 GB) …"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' 2> .venv/pip.log || (cat .venv/pip.log; exit 1)
+	@touch $@
+
+demo: $(STAMP)  ## make a small data set, train two streams, evaluate, fuse, report (about five minutes)
+	$(BIN)/two-stream demo
+
+test: lint  ## linters, types, import rules and the default tests
+	$(BIN)/coverage erase
+	$(BIN)/pytest --cov --cov-report= tests
+	$(BIN)/coverage report --skip-covered --sort=cover | tail -25
+
+test-all: lint  ## also the slow sweeps
+	$(BIN)/pytest -m "not network" --timeout 3600 tests
+
+parity: $(STAMP)  ## only the comparisons with reference numbers
+	$(BIN)/pytest -m "parity and not slow" -s tests/parity
+
+lint: $(STAMP)  ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## format and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+pins: $(STAMP)  ## write the installed set to constraints.txt
+	@(echo '# The tested set: `make` and CI install with these pins. Regenerate with `make pins`.'; \
+	  $(BIN)/pip freeze --exclude-editable | grep -viE '^(cuda-|nvidia-|torchcodec|two.stream)') > constraints.new
+	@mv constraints.new constraints.txt
+
+clean:  ## remove .venv, runs and the demo
+	rm -rf .venv runs demo build *.egg-info

@@ -1,0 +1,123 @@
+"""The rules of the house that a linter does not know."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from two_stream.cli import COMMANDS, main
+from two_stream.config.load import load_experiment
+
+FILE_LINES = 450
+FUNCTION_LINES = 80
+PARAMETERS = 8
+
+
+def sources(repository: Path) -> list[Path]:
+    return sorted((repository / "two_stream").rglob("*.py"))
+
+
+def test_files_stay_small(repository: Path) -> None:
+    long = {
+        str(p.relative_to(repository)): n
+        for p in sources(repository)
+        if (n := len(p.read_text().splitlines())) > FILE_LINES
+    }
+    assert not long, f"split these files (limit {FILE_LINES} lines): {long}"
+
+
+def test_functions_stay_small(repository: Path) -> None:
+    bad = []
+    for path in sources(repository):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            arguments = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            count = len([a for a in arguments if a not in ("self", "cls")])
+            if lines > FUNCTION_LINES or count > PARAMETERS:
+                bad.append(f"{path.name}:{node.lineno} {node.name} ({lines} lines, {count} parameters)")
+    assert not bad, bad
+
+
+def test_every_command_has_a_module_with_its_summary(repository: Path) -> None:
+    modules = {p.stem for p in (repository / "two_stream" / "commands").glob("*.py")} - {"__init__", "common"}
+    assert modules == set(COMMANDS)
+    for name in COMMANDS:
+        module = import_module(f"two_stream.commands.{name}")
+        assert callable(module.main)
+        assert isinstance(module.SUMMARY, str)
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_help_needs_no_heavy_module(name: str) -> None:
+    """Half a second is the promise; torch, cv2, av and transformers are what would break it."""
+    code = (
+        "import sys\nfrom two_stream.cli import main\n"
+        "try:\n    main([sys.argv[1], '--help'])\n"
+        "except SystemExit as stop:\n    assert stop.code in (0, None), stop.code\n"
+        "heavy = {'torch', 'cv2', 'av', 'transformers', 'sklearn', 'matplotlib', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage: two-stream " + name in done.stdout
+
+
+def test_unknown_command_names_its_neighbour(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trian"]) == 2
+    assert capsys.readouterr().err == "two-stream: unknown command 'trian'; did you mean `train`?\n"
+
+
+def test_top_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in COMMANDS)
+
+
+def test_every_experiment_file_loads_and_has_its_header(repository: Path) -> None:
+    files = sorted((repository / "settings" / "experiments").rglob("*.yaml"))
+    assert files
+    for path in files:
+        load_experiment(path)
+        header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+        text = "\n".join(header).lower()
+        assert header, path
+        assert path.read_text().startswith("#"), f"{path}: begins with its command, time and expected result"
+        for word in ("two-stream train", "time", "result"):
+            assert word in text, f"{path}: the header says nothing about {word!r}"
+
+
+def test_docs_name_only_files_that_exist(repository: Path) -> None:
+    """Every repository path in backticks or links of the README and the docs must exist."""
+    missing = []
+    for page in [
+        repository / "README.md",
+        repository / "CONTRIBUTING.md",
+        *(repository / "docs").glob("*.md"),
+    ]:
+        if page.name == "design.md":  # it also draws what later issues will add
+            continue
+        for found in re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text()):
+            if not (page.parent / found).exists():
+                missing.append(f"{page.name}: {found}")
+    assert not missing, missing
+
+
+def test_no_module_shadows_an_error(repository: Path) -> None:
+    """No bare or blind except, unsafe load or exit in the package (each was seen to break a user's run)."""
+    forbidden = ("weights_only=False", "allow_pickle=True", ".cuda()", "sys.exit(", "except:")
+    bad = [
+        f"{path.relative_to(repository)}:{number}: {word}"
+        for path in sources(repository)
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        for word in forbidden
+        if word in line
+    ]
+    assert not bad, bad

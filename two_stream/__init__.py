@@ -1,0 +1,36 @@
+"""Two-Stream: an experiment suite for RGB and optical-flow action recognition.
+
+The public names below are stable; each is imported when it is first used, so that `import two_stream` is cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from two_stream.data.sampling import sample_clips
+    from two_stream.evaluation.fusion import fuse
+    from two_stream.evaluation.run import load_run, predict
+    from two_stream.pretrained import load_weights
+    from two_stream.recognizer import create_model
+    from two_stream.zoo import list_models
+
+_HOMES = {
+    "create_model": "two_stream.recognizer",
+    "list_models": "two_stream.zoo",
+    "load_weights": "two_stream.pretrained",
+    "load_run": "two_stream.evaluation.run",
+    "predict": "two_stream.evaluation.run",
+    "sample_clips": "two_stream.data.sampling",
+    "fuse": "two_stream.evaluation.fusion",
+}
+
+__all__ = ["create_model", "fuse", "list_models", "load_run", "load_weights", "predict", "sample_clips"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

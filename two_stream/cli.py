@@ -1,0 +1,78 @@
+"""The `two-stream` command: finds the asked-for stage, loads it, and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+from two_stream.errors import TwoStreamError
+
+COMMANDS = {
+    "demo": "write a small data set, train both streams, evaluate, fuse and report",
+    "prepare": "class folders or official split files -> a data set's record and split lists",
+    "extract": "videos -> folders of frames and optical flow",
+    "check": "examine videos, frame folders and split lists for what would spoil a run",
+    "train": "train one stream on one split",
+    "evaluate": "score the videos of a split with a trained run",
+    "fuse": "combine the score files of two or more streams",
+    "predict": "say what happens in a video, from RGB, flow or both",
+    "report": "one self-contained page of what runs and scores show",
+    "profile": "parameters, multiply-adds, speed and memory of a model",
+    "models": "list the named models, or show one",
+}
+"""Every command and its one line; tests/contract compares it with the modules in `commands/`."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line and return its exit code: 0 done, 1 done with failures, 2 wrong input, 130 Ctrl-C."""
+    args = sys.argv[1:] if argv is None else argv
+    if not args or args[0] in ("-h", "--help"):
+        sys.stdout.write(_help())
+        return 0
+    if args[0] in ("-V", "--version"):
+        from two_stream.runtime.provenance import code_version
+
+        sys.stdout.write(f"two-stream {code_version()}\n")
+        return 0
+    name, rest = args[0], args[1:]
+    if name not in COMMANDS:
+        return _complain(f"unknown command {name!r}{_nearest(name)}")
+    try:
+        code = import_module(f"two_stream.commands.{name}").main(rest)
+        sys.stdout.flush()
+    except TwoStreamError as error:
+        return _complain(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    except BrokenPipeError:  # the reader (head, less) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return int(code)
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    raise SystemExit(main())
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
+    return (
+        "usage: two-stream COMMAND [ARGUMENTS]\n\n"
+        "Two-stream video action recognition: train, evaluate, fuse, compare.\n\n"
+        + "\n".join(lines)
+        + "\n\n`two-stream COMMAND --help` shows a command's flags. Start with `two-stream demo`.\n"
+    )
+
+
+def _nearest(name: str) -> str:
+    from two_stream.config.load import nearest
+
+    return nearest(name, list(COMMANDS))
+
+
+def _complain(message: str, code: int = 2) -> int:
+    sys.stderr.write(f"two-stream: {message}\n")
+    return code

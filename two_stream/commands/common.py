@@ -1,0 +1,149 @@
+"""Flags: tyro over a dataclass or over loaded settings, with every complaint in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+from typing import Any, TypeVar
+
+import tyro
+from pydantic import BaseModel, ValidationError
+
+from two_stream.config.load import explain, nearest, union_members
+from two_stream.errors import SettingsError
+
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+
+_RULE = re.compile(r"^[│|\s]*─{5,}")
+_PYDANTIC = re.compile(
+    r"Error parsing (?P<where>\S+): \d+ validation errors? for \S+ (?:(?!Value error)(?P<key>[\w.]+) )?(?P<what>.+?) "
+    r"\[type=\w+, input_value=(?P<value>.+?), input_type="
+)
+
+
+def parse(options: type[T], args: list[str], prog: str, description: str) -> T:
+    """Parse flags into a dataclass. `--help` prints and exits 0.
+
+    Raises:
+        SettingsError: An unknown flag (with its nearest neighbour), a missing or a wrong value.
+    """
+    return _cli(options, None, args, prog, description)
+
+
+def parse_over(default: M, args: list[str], prog: str, description: str) -> M:
+    """Parse flags over loaded settings: `--help` shows their values, `--a.b.kind x` changes a part's kind.
+
+    Raises:
+        SettingsError: As `parse`, and for values that contradict each other.
+    """
+    default, args = _apply_kinds(default, args)
+    parsed = _cli(type(default), default, args, prog, description)
+    try:  # nested objects were built one by one: check the whole once more
+        return type(default).model_validate(parsed.model_dump())
+    except ValidationError as error:
+        raise SettingsError(f"{prog}: {explain(type(default), error)}") from None
+
+
+def split_positional(args: list[str], prog: str, what: str, example: str) -> tuple[str | None, list[str]]:
+    """Take the first argument off when it is no flag; only `--help` may come without it.
+
+    Raises:
+        SettingsError: It is missing.
+    """
+    if args and not args[0].startswith("-"):
+        return args[0], args[1:]
+    if "-h" in args or "--help" in args:
+        return None, args
+    raise SettingsError(f"{prog}: {what} is missing; for example: {prog} {example}")
+
+
+def take_flag(args: list[str], flag: str) -> tuple[bool, list[str]]:
+    """Remove a switch from the arguments and tell whether it was there."""
+    return flag in args, [arg for arg in args if arg != flag]
+
+
+def _cli(kind: type[T], default: Any, args: list[str], prog: str, description: str) -> T:
+    complaint = io.StringIO()
+    given = {} if default is None else {"default": default}
+    wants_help = "-h" in args or "--help" in args
+    columns = os.environ.get("COLUMNS")
+    if not wants_help:
+        os.environ["COLUMNS"] = "4000"  # tyro wraps at the terminal's width; one line must stay one line
+    try:
+        with contextlib.nullcontext() if wants_help else contextlib.redirect_stderr(complaint):
+            parsed: T = tyro.cli(
+                tyro.conf.AvoidSubcommands[kind],  # type: ignore[valid-type, misc]
+                args=args,
+                prog=prog,
+                description=description,
+                **given,
+            )
+            return parsed
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise SettingsError(f"{prog}: {_one_line(complaint.getvalue())}") from None
+    finally:
+        if columns is None:
+            os.environ.pop("COLUMNS", None)
+        else:
+            os.environ["COLUMNS"] = columns
+
+
+def _one_line(box: str) -> str:
+    sections: list[list[str]] = [[]]
+    for line in box.splitlines():
+        if line.startswith(("╭", "╰")):
+            continue
+        if _RULE.match(line):
+            sections.append([])
+        else:
+            sections[-1].append(line.strip("│| \t"))
+    text = " ".join(part for part in sections[0] if part)
+    unknown = re.match(r"Unrecognized options?: (\S+?),?(?: |$)", text)
+    if unknown:
+        flags = re.findall(r"--[\w.-]+", " ".join(sections[1])) if len(sections) > 1 else []
+        return f"unknown flag {unknown[1]}{nearest(unknown[1], flags[:1])}; see --help"
+    wrong = _PYDANTIC.search(text)
+    if wrong:
+        key = ".".join(part for part in (wrong["where"].lstrip("-"), wrong["key"]) if part)
+        what = wrong["what"].removeprefix("Value error, ")
+        if what != wrong["what"]:  # our own validators say the whole story
+            return f"`{key}`: {what}"
+        return f"`{key}` is {wrong['value']}: {what[0].lower()}{what[1:]}"
+    return re.sub(r"^Error parsing (\S+): ", r"\1: ", text) or "the flags are not understood; see --help"
+
+
+def _apply_kinds(default: M, args: list[str]) -> tuple[M, list[str]]:
+    """Apply `--model.head.kind lstm` before tyro sees it: the part's flags and defaults follow its kind."""
+    rest: list[str] = []
+    waiting = list(args)
+    while waiting:
+        arg = waiting.pop(0)
+        name, equals, value = arg.partition("=")
+        if not (name.startswith("--") and name.endswith(".kind")):
+            rest.append(arg)
+            continue
+        if not equals:
+            if not waiting:
+                raise SettingsError(f"{name}: a value is missing")
+            value = waiting.pop(0)
+        default = _with_kind(default, name[2:].replace("-", "_").split(".")[:-1], value)
+    return default, rest
+
+
+def _with_kind(options: M, path: list[str], kind: str) -> M:
+    name = path[0]
+    field = type(options).model_fields.get(name)
+    if field is None:
+        raise SettingsError(f"unknown key `{name}`{nearest(name, list(type(options).model_fields))}")
+    current = getattr(options, name)
+    if len(path) > 1:
+        return options.model_copy(update={name: _with_kind(current, path[1:], kind)})
+    members = union_members(field)
+    if kind not in members:
+        raise SettingsError(f"unknown {name} kind {kind!r}{nearest(kind, list(members))}")
+    return options if current.kind == kind else options.model_copy(update={name: members[kind]()})

@@ -1,0 +1,1 @@
+"""Settings: the typed schema and the YAML loader. Imports no torch."""

@@ -1,0 +1,18 @@
+"""The base of every settings class and the number types they share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Options(BaseModel):
+    """Immutable, and strict about keys: an unknown one is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False)

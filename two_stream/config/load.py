@@ -1,0 +1,154 @@
+"""YAML to typed settings and back. Every complaint names the file, the key, the value and what was expected."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from two_stream.config.schema import Experiment
+from two_stream.errors import SettingsError
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A safe loader that refuses a key given twice instead of keeping the last."""
+
+
+def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = key_node.value
+        if key in seen:
+            raise SettingsError(f"line {key_node.start_mark.line + 1}: key {key!r} is given twice; keep one")
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        SettingsError: No such file, not YAML, a doubled key, or not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SettingsError(f"{path}: no such file{_similar_file(path)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: cannot be read as a settings file ({error})") from None
+    try:
+        value = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader subclass
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "cannot be parsed"
+        raise SettingsError(f"{path}:{where} not valid YAML: {problem}") from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise SettingsError(f"{path}: expected `key: value` lines, got a {type(value).__name__}")
+    return value
+
+
+def validate(model: type[M], mapping: dict[str, Any], source: object) -> M:
+    """Build a settings object; the first complaint becomes a SettingsError that starts with `source`."""
+    try:
+        return model.model_validate(mapping)
+    except ValidationError as error:
+        raise SettingsError(f"{source}: {explain(model, error)}") from None
+
+
+def explain(model: type[BaseModel], error: ValidationError) -> str:
+    """Turn a pydantic error into one line: key, value, what was expected, nearest neighbour."""
+    first = error.errors(include_url=False)[0]
+    more = error.error_count() - 1
+    keys, known = _walk(model, first["loc"])
+    key = ".".join(keys)
+    if first["type"] == "extra_forbidden":
+        text = f"unknown key `{key}`{nearest(keys[-1], known)}"
+    elif first["type"] == "value_error":
+        text = f"`{key}`: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
+    elif first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        context = first["ctx"]
+        tag, expected = context.get("tag"), context.get("expected_tags", "")
+        if tag is None:
+            text = f"`{key}`: a `kind` is missing; add one"
+        else:
+            choices = [choice.strip(" '") for choice in expected.split(",")]
+            text = f"`{key}.kind`: unknown kind {tag!r}{nearest(tag, choices)}; known: {', '.join(choices)}"
+    else:
+        text = f"`{key}` is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return text + (f" (and {more} more)" if more else "")
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """Return "; did you mean `x`?" or, with nothing near, the known words."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean `{close[0]}`?"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+def load_experiment(path: Path | str) -> Experiment:
+    """Read an experiment file.
+
+    Raises:
+        SettingsError: Naming the file, the key, the value and what was expected.
+    """
+    return validate(Experiment, read_yaml(Path(path)), path)
+
+
+def dump(options: BaseModel) -> str:
+    """Return settings as YAML that `validate` reads back to an equal object."""
+    return yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _similar_file(path: Path) -> str:
+    names = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    return f"; did you mean {path.parent / close[0]}?" if close else ""
+
+
+def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
+    """Follow an error's location; return the keys a person wrote and the keys known at the last level."""
+    keys: list[str] = []
+    current: type[BaseModel] | None = model
+    members: dict[str, type[BaseModel]] = {}
+    known: list[str] = []
+    for step in location:
+        if isinstance(step, str) and step in members:
+            current = members[step]
+            members = {}
+            continue
+        keys.append(str(step))
+        known = list(current.model_fields) if current else []
+        field = current.model_fields.get(str(step)) if current else None
+        current, members = _below(field)
+    return keys, known
+
+
+def _below(field: FieldInfo | None) -> tuple[type[BaseModel] | None, dict[str, type[BaseModel]]]:
+    """Return the settings class of a field, or the members of its union by kind."""
+    if field is None:
+        return None, {}
+    types = [field.annotation, *get_args(field.annotation)]
+    classes = [t for t in types if isinstance(t, type) and issubclass(t, BaseModel)]
+    if field.discriminator:
+        return None, {str(c.model_fields["kind"].default): c for c in classes}
+    return (classes[0], {}) if classes else (None, {})
+
+
+def union_members(field: FieldInfo) -> dict[str, type[BaseModel]]:
+    """Return the classes of a discriminated field by kind; empty for any other field."""
+    return _below(field)[1] if field.discriminator else {}

@@ -1,0 +1,148 @@
+"""Backbones, heads and how they are joined. A new part adds its options class and its name in the union."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from two_stream.config.base import Fraction, Options, Positive, PositiveInt
+
+
+class ResNet3d(Options):
+    """3D ResNet (kenshohara): every convolution is k×k×k."""
+
+    kind: Literal["resnet3d"] = "resnet3d"
+    depth: Literal[18, 34, 50, 101] = 18
+    shortcut: Literal["A", "B"] = "B"
+    """A: zero-padded identity; B: 1×1×1 convolution where the shape changes"""
+
+
+class ResNeXt3d(Options):
+    """3D ResNeXt (kenshohara, MARS): grouped bottlenecks. Depth 101 with 64 frames is the paper's."""
+
+    kind: Literal["resnext3d"] = "resnext3d"
+    depth: Literal[50, 101] = 101
+    cardinality: PositiveInt = 32
+    shortcut: Literal["A", "B"] = "B"
+    """A: zero-padded identity; B: 1×1×1 convolution where the shape changes"""
+
+
+class MobileNetV2(Options):
+    """3D MobileNetV2 (Efficient-3DCNNs): inverted residuals; the small default."""
+
+    kind: Literal["mobilenetv2_3d"] = "mobilenetv2_3d"
+    width: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0
+    """width multiplier"""
+
+
+class AverageHead(Options):
+    """Mean over time."""
+
+    kind: Literal["average"] = "average"
+
+
+class ConcatHead(Options):
+    """Tokens side by side, optionally through one linear layer."""
+
+    kind: Literal["concat"] = "concat"
+    features: PositiveInt | None = 1550
+    """width of the linear layer; none leaves the concatenation as it is"""
+
+
+class LstmHead(Options):
+    """LSTM over the tokens; its last step."""
+
+    kind: Literal["lstm"] = "lstm"
+    hidden: PositiveInt = 450
+    layers: PositiveInt = 2
+    bidirectional: bool = False
+
+
+class NonLocalHead(Options):
+    """Embedded-Gaussian non-local block over the tokens, then concatenation and a linear layer, or the mean."""
+
+    kind: Literal["nonlocal"] = "nonlocal"
+    pool: Literal["concat", "average"] = "concat"
+    features: PositiveInt | None = 1000
+    """width of the linear layer after concatenation; none leaves it out"""
+
+
+class BertHead(Options):
+    """The paper's BERT: class token, learned positions, masked tokens in training."""
+
+    kind: Literal["bert"] = "bert"
+    layers: PositiveInt = 1
+    heads: PositiveInt = 8
+    hidden: PositiveInt | None = None
+    """width of the encoder; none is the width of the tokens, another adds a linear layer before it"""
+    feed_forward: PositiveInt = 4
+    """width of the feed-forward layer, in multiples of the hidden width"""
+    dropout: Fraction = 0.1
+    keep: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
+    """probability with which a time token is kept in training; the class token always is"""
+    class_token: bool = True
+    """false: the mean of the outputs instead of the class token's"""
+    normalize: bool = False
+    """scale each token to unit length first, as the published I3D variants do"""
+
+
+class HfBertHead(Options):
+    """BERT encoder of the transformers library (post-norm) over a class token and the tokens."""
+
+    kind: Literal["hf_bert"] = "hf_bert"
+    layers: PositiveInt = 1
+    heads: PositiveInt = 8
+    feed_forward: PositiveInt = 4
+    """width of the feed-forward layer, in multiples of the token width"""
+    dropout: Fraction = 0.1
+    keep: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """probability with which a time token is kept in training"""
+
+
+BackboneOptions = Annotated[ResNet3d | ResNeXt3d | MobileNetV2, Field(discriminator="kind")]
+HeadOptions = Annotated[
+    AverageHead | ConcatHead | LstmHead | NonLocalHead | BertHead | HfBertHead, Field(discriminator="kind")
+]
+
+
+class InputOptions(Options):
+    """Departures from the backbone's usual input; what is left out keeps the backbone's own value."""
+
+    clip_length: PositiveInt | None = None
+    """frames per clip"""
+    stride: PositiveInt | None = None
+    """step between neighbouring frames"""
+    resize: tuple[PositiveInt, PositiveInt] | None = None
+    """height and width a frame is resized to"""
+    crop: PositiveInt | None = None
+    """side of the square crop"""
+    value_range: tuple[float, float] | None = None
+    """what pixel values 0 and 255 become before mean and std"""
+    mean: tuple[float, ...] | None = None
+    std: tuple[Positive, ...] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> InputOptions:
+        if self.resize is not None and self.crop is not None and self.crop > min(self.resize):
+            raise ValueError(f"crop {self.crop} is larger than the resized frame {self.resize}")
+        return self
+
+
+class ModelOptions(Options):
+    """A recognizer: backbone, reduction, temporal head, classifier."""
+
+    modality: Literal["rgb", "flow"] = "rgb"
+    """rgb: 3 channels; flow: 2 channels (x, y)"""
+    backbone: BackboneOptions = MobileNetV2()
+    """the 3D network below the head"""
+    reduction: Literal["none", "frab", "frmb"] = "none"
+    """frab: append a block that narrows the features; frmb: replace the last block by one"""
+    reduced_channels: PositiveInt = 512
+    """width after frab or frmb"""
+    head: HeadOptions = BertHead()
+    """how time is summed up"""
+    dropout: Fraction = 0.8
+    """dropout before the classifier"""
+    input: InputOptions = InputOptions()
+    """input of the network where it differs from the backbone's usual one"""

@@ -1,0 +1,80 @@
+"""Optimizers and learning-rate schedules, told apart by `kind`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from two_stream.config.base import Fraction, NonNegative, Options, Positive, PositiveInt
+
+
+class Sgd(Options):
+    """Stochastic gradient descent with momentum."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: Positive = 0.01
+    """learning rate"""
+    momentum: Fraction = 0.9
+    dampening: Fraction = 0.0
+    """the paper's SGD uses 0.9"""
+    nesterov: bool = False
+    weight_decay: NonNegative = 1e-3
+    decay_all: bool = False
+    """decay norms, biases and positions too, as the published code does"""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Sgd:
+        if self.nesterov and (self.momentum == 0.0 or self.dampening != 0.0):
+            raise ValueError("nesterov needs momentum > 0 and dampening = 0")
+        return self
+
+
+class AdamW(Options):
+    """Adam with decoupled weight decay."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: Positive = 1e-5
+    """learning rate"""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 1e-3
+    decay_all: bool = False
+    """decay norms, biases and positions too, as the published code does"""
+
+
+class Constant(Options):
+    """The same rate throughout."""
+
+    kind: Literal["constant"] = "constant"
+
+
+class Plateau(Options):
+    """Lower the rate when the validation loss stops falling (the paper's)."""
+
+    kind: Literal["plateau"] = "plateau"
+    factor: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    patience: Annotated[int, Field(ge=0)] = 5
+    """epochs without a better validation loss"""
+    min_lr: NonNegative = 0.0
+
+
+class MultiStep(Options):
+    """Lower the rate at given epochs."""
+
+    kind: Literal["multistep"] = "multistep"
+    milestones: tuple[PositiveInt, ...] = (15, 25)
+    """epochs after which the rate falls"""
+    gamma: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+
+
+class Cosine(Options):
+    """Linear warm-up, then half a cosine down to `min_lr`, per optimizer step."""
+
+    kind: Literal["cosine"] = "cosine"
+    warmup_epochs: NonNegative = 0.0
+    min_lr: NonNegative = 0.0
+
+
+OptimizerOptions = Annotated[Sgd | AdamW, Field(discriminator="kind")]
+ScheduleOptions = Annotated[Constant | Plateau | MultiStep | Cosine, Field(discriminator="kind")]

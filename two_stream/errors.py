@@ -1,0 +1,46 @@
+"""The errors a person can cause and mend.
+
+Each message is one line that names the file, key or value, what was expected and what to do; the command line
+prints it and exits with `exit_code`.
+"""
+
+
+class TwoStreamError(Exception):
+    """Base of every error whose message is meant for the person at the terminal."""
+
+    exit_code = 2
+
+
+class SettingsError(TwoStreamError):
+    """A settings file or flag is wrong: unknown key, value out of range, contradiction."""
+
+
+class VideoError(TwoStreamError):
+    """A video or frame folder cannot be read. Carries the path and the reason apart."""
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = str(path)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["VideoError"], tuple[str, str]]:
+        """Pickle both parts, so that the error crosses process borders whole."""
+        return (type(self), (self.path, self.reason))
+
+
+class DataError(TwoStreamError):
+    """A data set, split list or catalogue record is missing or inconsistent."""
+
+
+class CheckpointError(TwoStreamError):
+    """A checkpoint or run folder is missing, damaged or does not fit the model."""
+
+
+class ScoreError(TwoStreamError):
+    """Score files cannot be read or joined."""
+
+
+class TrainingError(TwoStreamError):
+    """Training cannot go on, for example because the loss is not finite."""
+
+    exit_code = 1

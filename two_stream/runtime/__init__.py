@@ -1,0 +1,1 @@
+"""Machine, files and terminal: what every layer above may lean on."""

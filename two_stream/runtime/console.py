@@ -1,0 +1,114 @@
+"""What a person sees: messages, tables and progress, plain when the output is not a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+console = Console(highlight=False)
+"""Results, on standard output."""
+err = Console(stderr=True, highlight=False)
+"""Progress, warnings and errors, on standard error."""
+
+
+class Advance(Protocol):
+    """Moves a progress display on by `n` and shows the given fields beside it."""
+
+    def __call__(self, n: int = 1, **fields: object) -> None:
+        """Advance."""
+
+
+def say(message: str) -> None:
+    """Print a line of result; square brackets are text, not markup."""
+    console.print(message, markup=False, soft_wrap=True)
+
+
+def note(message: str) -> None:
+    """Print a line about what is happening, on standard error."""
+    err.print(message, markup=False, soft_wrap=True)
+
+
+def warn(message: str) -> None:
+    """Print a warning line on standard error."""
+    err.print(f"warning: {message}", style="yellow", markup=False, soft_wrap=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """Build a table; columns after the first are right-aligned when all their cells look like numbers."""
+    made = Table(title=title or None, title_justify="left", header_style="bold")
+    for index, column in enumerate(columns):
+        cells = [str(row[index]) for row in rows]
+        numeric = index > 0 and all(cell[:1].isdigit() or cell[:1] in "-–+" for cell in cells if cell)
+        made.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(_plain(cell) for cell in row))
+    return made
+
+
+def _plain(cell: object) -> str:
+    return str(cell).replace("[", r"\[")
+
+
+@contextmanager
+def progress(description: str, total: int | None, *, every: float = 15.0) -> Iterator[Advance]:
+    """Show a live bar with time left on a terminal, or a plain line every `every` seconds elsewhere."""
+    if err.is_terminal:
+        with _bar() as bar:
+            task = bar.add_task(description, total=total, fields="")
+
+            def advance(n: int = 1, **fields: object) -> None:
+                bar.update(task, advance=n, fields=_join(fields))
+
+            yield advance
+        return
+    yield _plain_progress(description, total, every)
+
+
+def _bar() -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[fields]}"),
+        console=err,
+        transient=True,
+    )
+
+
+def _plain_progress(description: str, total: int | None, every: float) -> Advance:
+    start = last = time.monotonic()
+    done = 0
+
+    def advance(n: int = 1, **fields: object) -> None:
+        nonlocal done, last
+        done += n
+        now = time.monotonic()
+        if now - last < every:
+            return
+        last = now
+        left = f", {(now - start) / done * (total - done):.0f} s left" if total and done else ""
+        note(f"{description}: {done}/{total or '?'}{left} {_join(fields)}".rstrip())
+
+    return advance
+
+
+def _join(fields: dict[str, Any]) -> str:
+    return "  ".join(f"{key} {value}" for key, value in fields.items())
