@@ -1,0 +1,112 @@
+"""`two-stream extract`: videos to folders of frames and optical flow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from two_stream.commands.common import parse
+
+if TYPE_CHECKING:
+    from two_stream.video.extract import ExtractSummary
+
+SUMMARY = "videos -> folders of frames and optical flow"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of `two-stream extract`."""
+
+    source: tyro.conf.Positional[Path]
+    """folder of videos (searched below), a single video, or a text file with a video per line (`path` or `path id`)"""
+    out: Path
+    """folder that gets one sub-folder per video"""
+    flow: Literal["tvl1", "dis", "farneback", "none"] = "tvl1"
+    """optical flow: tvl1 is the paper's and slow (1 to 2 frames/s per process), dis about 90 times as fast"""
+    short_side: int | None = None
+    """pixels of the shorter side, aspect ratio kept; 0 keeps the size of the video; 256 when no size is given"""
+    size: tuple[int, int] | None = None
+    """fixed HEIGHT WIDTH, for example 256 340, instead of --short-side"""
+    processes: int | None = None
+    """videos worked on at a time; all processors by default, 0 works in the main process"""
+    backend: Literal["pyav", "opencv", "torchcodec"] = "pyav"
+    """video decoder"""
+    quality: int = 95
+    """JPEG quality, 1 to 100"""
+    overwrite: bool = False
+    """redo videos that were extracted with other settings or have changed since"""
+    rgb_pattern: str = "img_{:05d}.jpg"
+    """names of RGB frames"""
+    flow_x_pattern: str = "flow_x_{:05d}.jpg"
+    """names of flow x; the published HMDB51 layout has flow_x_{:05d}"""
+    flow_y_pattern: str = "flow_y_{:05d}.jpg"
+    """names of flow y"""
+    patience: float = 600.0
+    """seconds without a new frame after which a video is given up"""
+    json: Path | None = None
+    """file for the summary"""
+
+
+def main(args: list[str]) -> int:
+    """Extract; 0 when every video has its frames, 1 when one failed.
+
+    Raises:
+        TwoStreamError: Wrong flags, no videos, an output folder that cannot be written.
+    """
+    options = parse(Options, args, prog="two-stream extract", description=SUMMARY)
+
+    from two_stream.errors import SettingsError
+    from two_stream.runtime.files import write_json
+    from two_stream.video.extract import ExtractOptions, extract
+    from two_stream.video.frames import FramePatterns
+    from two_stream.video.sources import find_sources
+
+    if options.size is not None and options.short_side is not None:
+        raise SettingsError("--size and --short-side contradict each other: give one")
+    sources, ignored = find_sources(options.source)
+    summary = extract(
+        sources,
+        options.out,
+        ExtractOptions(
+            flow=options.flow,
+            short_side=256 if options.short_side is None else options.short_side or None,
+            size=options.size,
+            backend=options.backend,
+            quality=options.quality,
+            patterns=FramePatterns(options.rgb_pattern, options.flow_x_pattern, options.flow_y_pattern),
+            overwrite=options.overwrite,
+            processes=options.processes,
+            patience=options.patience,
+        ),
+    )
+    _tell(summary, options.out, ignored)
+    if options.json is not None:
+        write_json(options.json, {"source": str(options.source), "ignored": ignored, **summary.as_dict()})
+    return 1 if summary.failed else 0
+
+
+def _tell(summary: ExtractSummary, out: Path, ignored: int) -> None:
+    from two_stream.runtime.console import console, say, table, warn
+
+    for outcome in summary.outcomes:
+        if outcome.status != "failed":
+            for warning in outcome.warnings:
+                warn(f"{outcome.path}: {warning}")
+    if summary.failed:
+        rows = [(outcome.path, outcome.reason) for outcome in summary.failed]
+        if console.is_terminal:
+            console.print(table("failed", ("video", "reason"), rows))
+        else:
+            for path, reason in rows:
+                say(f"failed: {path}: {reason}")
+    written = summary.by_status("written")
+    frames = sum(outcome.frames for outcome in written)
+    parts = [f"{len(written)} written ({frames} frames, {summary.frames_per_second:.1f} frames/s)"]
+    parts.append(f"{len(summary.by_status('skipped'))} skipped (finished before)")
+    parts.append(f"{len(summary.failed)} failed")
+    if ignored:
+        parts.append(f"{ignored} other files ignored")
+    say(f"{out}: {', '.join(parts)}; {summary.backend_version}, {summary.seconds:.1f} s")

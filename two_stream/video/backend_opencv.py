@@ -1,0 +1,67 @@
+"""The OpenCV backend: faster at plain files, silent about damage, unable to decode AV1."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Generator
+from contextlib import closing
+from pathlib import Path
+
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # must stand before OpenCV opens its first video
+
+import cv2
+import numpy as np
+
+from two_stream.errors import VideoError
+from two_stream.video.backend_pyav import PyavVideo
+from two_stream.video.base import Image, Picture, Video
+
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+class OpencvVideo(Video):
+    """A video read through OpenCV, from the first frame on (its seeking is not exact)."""
+
+    def __init__(self, path: Path) -> None:
+        # PyAV looks first: it says why a file is no video, and OpenCV crashes on a name that is not UTF-8.
+        seen = PyavVideo(path)
+        super().__init__(path, seen.codec, seen.fps, seen.header_frames)
+        try:
+            os.fsencode(path).decode("utf-8")
+        except UnicodeDecodeError:
+            raise VideoError(path, "OpenCV needs a UTF-8 file name; rename it or use backend pyav") from None
+        with closing(self._walk()) as walk:
+            first = next(walk, None)
+            if first is None:
+                raise VideoError(path, f"OpenCV cannot decode {seen.codec}; use backend pyav")
+            self.height, self.width = first().shape[:2]
+        self.damage = None
+
+    def _walk(self) -> Generator[Picture]:
+        capture = cv2.VideoCapture(str(self.path.absolute()), cv2.CAP_FFMPEG)
+        number = 0
+
+        def picture() -> Image:
+            _, bgr = capture.retrieve()
+            if bgr is None:
+                raise VideoError(self.path, f"OpenCV cannot convert frame {number}")
+            rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+            if self.width and rgb.shape[:2] != (self.height, self.width):
+                rgb = cv2.resize(rgb, (self.width, self.height))
+            return np.asarray(rgb, np.uint8)
+
+        try:
+            while capture.grab():
+                number += 1
+                yield picture
+        finally:
+            capture.release()
+        if self.header_frames and number < self.header_frames:
+            self.damage = f"decoding stops after frame {number}: the header announces {self.header_frames}"
+
+
+def version() -> str:
+    """Return OpenCV's version and that of the libavcodec it carries."""
+    codec = re.search(r"avcodec:\s+YES \((\S+?)\)", cv2.getBuildInformation())
+    return f"opencv {cv2.__version__} (libavcodec {codec[1] if codec else 'unknown'})"

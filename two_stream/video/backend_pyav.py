@@ -1,0 +1,240 @@
+"""The default backend: PyAV, whose wheel carries libav and its codecs (H.264, HEVC, AV1, VP8/9, MPEG-4 …).
+
+One decoding thread: libav conceals damage differently with every number of threads, so more of them would make
+the frames of a damaged file depend on the machine. Videos, not frames, are what is worked on in parallel.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from two_stream.errors import VideoError
+from two_stream.video.base import Image, Picture, Video, existing_file, turned
+
+_TEXT_FORMATS = frozenset({"tty", "bin", "xbin", "adf", "idf"})  # libav draws text files as ANSI art
+_LIST_FORMATS = frozenset({"concat", "hls", "applehttp", "dash", "sdp", "imf", "lavfi"})
+_PICTURE_FORMATS = frozenset({"image2", "image2pipe", "ico"})
+_OPEN_OPTIONS = {"protocol_whitelist": "file"}  # a play list must not reach the network
+
+
+@dataclass
+class _Index:
+    """What one full pass learns: enough to prove that a seek has landed on the right frame."""
+
+    pts: list[int | None] = field(default_factory=list)
+    keys: list[int] = field(default_factory=list)
+    prints: list[int] = field(default_factory=list)
+    """checksum of every fourth row of the first plane"""
+
+    def start_before(self, frame: int) -> int:
+        """Return the last key frame at or before `frame`, 0 where time stamps do not identify frames."""
+        if not self.unique:
+            return 0
+        return max((key for key in self.keys if key <= frame), default=0)
+
+    @property
+    def unique(self) -> bool:
+        """Whether time stamps are all there and strictly rise."""
+        known = [stamp for stamp in self.pts if stamp is not None]
+        return len(known) == len(self.pts) and all(a < b for a, b in pairwise(known))
+
+
+class PyavVideo(Video):
+    """A video read through PyAV.
+
+    Attributes:
+        stream_index: Place of the video stream among all streams of the file.
+        quarter_turns: Counter-clockwise quarter turns that delivered frames have been given.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with opened(path) as (container, stream):
+            rate = stream.average_rate or stream.guessed_rate
+            super().__init__(
+                path,
+                codec=stream.codec_context.codec.canonical_name,
+                fps=float(rate) if rate and 0 < rate <= 1000 else None,
+                header_frames=stream.frames or None,
+            )
+            self.stream_index = stream.index
+            first, why = _first_frame(container, stream)
+        if first is None:
+            announced = f"; the header announces {self.header_frames}" if self.header_frames else ""
+            raise VideoError(path, f"encrypted or empty: no frame decodes ({why}{announced})")
+        self._size = (first.width, first.height)
+        self.quarter_turns = _quarter_turns(first)
+        self.width, self.height = self._size[:: -1 if self.quarter_turns % 2 else 1]
+        self._index: _Index | None = None
+
+    def _walk(self) -> Generator[Picture]:
+        for _, frame in self._decode():
+            yield partial(self._picture, frame)
+
+    def _count_frames(self, beat: Callable[[], None]) -> int:
+        index = _Index()
+        for number, frame in self._decode():
+            index.pts.append(frame.pts)
+            index.prints.append(_fingerprint(frame))
+            if frame.key_frame:
+                index.keys.append(number)
+            beat()
+        self._index = index
+        return len(index.pts)
+
+    def _decode(self, start: int = 0) -> Generator[tuple[int, VideoFrame]]:
+        """Decode frames from `start` (0, or a key frame of the index), with their numbers."""
+        corrupt: list[int] = []
+        stamp: int | None = None
+        number = start
+        with opened(self.path) as (container, stream):
+            if start and self._index is not None:
+                stamp = self._index.pts[start]
+                assert stamp is not None
+                container.seek(stamp, stream=stream, backward=True, any_frame=False)
+            try:
+                for packet in container.demux(stream):
+                    for frame in packet.decode():
+                        if stamp is not None and frame.pts is not None and frame.pts < stamp:
+                            continue  # presented before the key frame: may lean on frames that were jumped
+                        if frame.is_corrupt:
+                            corrupt.append(number)
+                        yield number, frame
+                        number += 1
+            except (av.FFmpegError, ValueError, MemoryError) as error:
+                self.damage = f"decoding stops after frame {number}: {_plain(error)}"
+        if corrupt and not self.damage:
+            more = f" and {len(corrupt) - 1} more" if len(corrupt) > 1 else ""
+            self.damage = f"frame {corrupt[0] + 1}{more} marked corrupt by the decoder"
+
+    def _fill(self, out: Image, places: dict[int, list[int]]) -> None:
+        start = self._index.start_before(min(places)) if self._index and not self.damage else 0
+        if not start or not self._fill_from(start, out, places):
+            super()._fill(out, places)
+
+    def _fill_from(self, start: int, out: Image, places: dict[int, list[int]]) -> bool:
+        """Fill from a key frame on; False as soon as a frame is not provably the one the index knows."""
+        index, last = self._index, max(places)
+        assert index is not None
+        if last >= len(index.pts):
+            return False
+        try:
+            with closing(self._decode(start)) as decoding:
+                for number, frame in decoding:
+                    if number > last or frame.pts != index.pts[number]:
+                        return False
+                    if _fingerprint(frame) != index.prints[number]:
+                        return False
+                    if number in places:
+                        out[places[number]] = self._picture(frame)
+                    if number == last:
+                        return True
+        except av.FFmpegError:  # the container cannot seek
+            pass
+        self.damage = None  # the full pass found none
+        return False
+
+    def _picture(self, frame: VideoFrame) -> Image:
+        """Convert to RGB by the file's own colour matrix, at the first frame's size, turned as its header says."""
+        width, height = self._size
+        try:
+            made = frame.reformat(width=width, height=height, format="rgb24", threads=1)
+        except (av.FFmpegError, ValueError):  # a colour space swscale does not know: take the usual one
+            made = frame.reformat(
+                width=width, height=height, format="rgb24", src_colorspace="ITU601", dst_colorspace="ITU601"
+            )
+        return turned(made.to_ndarray(), self.quarter_turns)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open a file and pick its first moving-picture stream, as OpenCV does.
+
+    Raises:
+        VideoError: Not a video; the reason is plain.
+    """
+    existing_file(path)
+    try:  # "file:" keeps libav from reading a colon in the name as a protocol
+        container = av.open(f"file:{path}", options=dict(_OPEN_OPTIONS), metadata_errors="replace")
+    except (av.FFmpegError, ValueError, OSError) as error:
+        raise VideoError(path, f"not a video, or its header is damaged ({_plain(error)})") from None
+    with container:
+        yield container, _video_stream(path, container)
+
+
+def _video_stream(path: Path, container: InputContainer) -> VideoStream:
+    form = container.format.name
+    if form in _TEXT_FORMATS:
+        raise VideoError(path, "not a video (a text file)")
+    if form in _LIST_FORMATS:
+        raise VideoError(path, f"not a video (a play list, {form})")
+    if form in _PICTURE_FORMATS or form.endswith("_pipe"):
+        raise VideoError(path, "an image, not a video")
+    moving = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
+    if not moving:
+        cover = " with a cover picture" if container.streams.video else ""
+        what = "audio only" if container.streams.audio else "no audio stream either"
+        raise VideoError(path, f"no video stream ({what}{cover})")
+    stream = moving[0]
+    if stream.codec_context is None:
+        raise VideoError(path, "its video codec is not known to this build of libav")
+    stream.thread_type = "NONE"
+    stream.codec_context.thread_count = 1
+    return stream
+
+
+def _first_frame(container: InputContainer, stream: VideoStream) -> tuple[VideoFrame | None, str]:
+    """Return the first frame, or None and why there is none."""
+    packets = 0
+    try:
+        for packet in container.demux(stream):
+            packets += packet.size > 0
+            for frame in packet.decode():
+                return frame, ""
+    except (av.FFmpegError, ValueError, MemoryError) as error:
+        return None, _plain(error)
+    return None, f"{packets} packets, no frame" if packets else "the file holds no video packets"
+
+
+def _quarter_turns(frame: VideoFrame) -> int:
+    """Counter-clockwise quarter turns that the display matrix asks for; 0 for anything but a multiple of 90°.
+
+    A broken matrix yields -2147483648.
+    """
+    degrees = frame.rotation
+    if not math.isfinite(degrees) or abs(degrees) > 360 or degrees % 90:
+        return 0
+    return int(degrees // 90) % 4
+
+
+def _fingerprint(frame: VideoFrame) -> int:
+    plane = frame.planes[0]
+    rows = np.frombuffer(memoryview(plane), np.uint8)[: plane.height * plane.line_size].reshape(
+        plane.height, plane.line_size
+    )
+    used = min(plane.line_size, plane.width * max(1, frame.format.components[0].bits // 8))
+    return zlib.crc32(rows[::4, :used].tobytes())
+
+
+def _plain(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(text)[:1].lower() + str(text)[1:]
+
+
+def version() -> str:
+    """Return PyAV's version and that of the libavcodec it carries."""
+    codec = ".".join(map(str, av.library_versions["libavcodec"]))
+    return f"pyav {av.__version__} (libavcodec {codec})"

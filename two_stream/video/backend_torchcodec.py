@@ -1,0 +1,93 @@
+"""The torchcodec backend, an extra: it needs FFmpeg's shared libraries on the system."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Generator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from two_stream.errors import SettingsError, VideoError
+from two_stream.video.backend_pyav import PyavVideo
+from two_stream.video.base import Image, Picture, Video
+
+_INSTALL = "pip install two-stream[torchcodec]"
+
+
+def _decoder_class() -> Any:
+    """Import torchcodec's decoder.
+
+    Raises:
+        SettingsError: The extra is absent, or its FFmpeg libraries are.
+    """
+    if importlib.util.find_spec("torchcodec") is None:
+        raise SettingsError(f"backend torchcodec is not installed: {_INSTALL}")
+    try:
+        return importlib.import_module("torchcodec.decoders").VideoDecoder
+    except (ImportError, OSError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SettingsError(
+            f"backend torchcodec cannot load FFmpeg's libraries ({first}); install FFmpeg"
+        ) from None
+
+
+class TorchcodecVideo(Video):
+    """A video read through torchcodec, which indexes the file when it opens it (`seek_mode="exact"`)."""
+
+    def __init__(self, path: Path) -> None:
+        decoder_class = _decoder_class()
+        seen = PyavVideo(path)  # says why a file is no video, and which stream and rotation are meant
+        super().__init__(path, seen.codec, seen.fps, seen.header_frames)
+        try:
+            self._decoder = decoder_class(
+                str(path), stream_index=seen.stream_index, dimension_order="NHWC", num_ffmpeg_threads=1
+            )
+            self._listed = len(self._decoder)
+            first = self._frame(0)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise VideoError(path, f"torchcodec cannot decode {seen.codec} ({_first_line(error)})") from None
+        # torchcodec may or may not rotate, by version; 180° cannot be told from a shape, and is left to it.
+        self._turns = 1 if first.shape[:2] != (seen.height, seen.width) else 0
+        if self._turns:
+            self._turns = seen.quarter_turns
+        self.height, self.width = seen.height, seen.width
+
+    def _frame(self, index: int) -> Image:
+        return np.asarray(self._decoder.get_frame_at(index).data.numpy(), np.uint8)
+
+    def _walk(self) -> Generator[Picture]:
+        for index in range(self._listed):
+            try:
+                frame = self._frame(index)
+            except (RuntimeError, ValueError, IndexError) as error:
+                self.damage = f"decoding stops after frame {index}: {_first_line(error)}"
+                return
+            yield partial(np.ascontiguousarray, np.rot90(frame, self._turns))
+
+    def _fill(self, out: Image, places: dict[int, list[int]]) -> None:
+        wanted = sorted(places)
+        if wanted[-1] >= self._listed:
+            super()._fill(out, places)
+            return
+        try:
+            batch = self._decoder.get_frames_at(indices=wanted).data.numpy()
+        except (RuntimeError, ValueError, IndexError):
+            super()._fill(out, places)
+            return
+        for index, frame in zip(wanted, batch):
+            out[places[index]] = np.rot90(frame, self._turns)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def version() -> str:
+    """Return torchcodec's version."""
+    _decoder_class()
+    return f"torchcodec {importlib.metadata.version('torchcodec')}"

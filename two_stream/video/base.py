@@ -1,0 +1,165 @@
+"""What every decoder backend shares: an opened video, read by index through one forward pass."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from two_stream.errors import VideoError
+
+Image = NDArray[np.uint8]
+"""A picture `(H, W, 3)` in RGB order, or `(H, W)`."""
+Picture = Callable[[], Image]
+"""Converts the frame just decoded to RGB; valid until the next frame is asked for."""
+
+_SUFFIXES = (
+    ".3g2 .3gp .264 .265 .asf .avi .divx .dv .f4v .flv .gif .h264 .h265 .hevc .ivf .m2ts .m2v .m4v .mjpeg .mjpg "
+    ".mkv .mov .mp4 .mpeg .mpg .mts .mxf .obu .ogm .ogv .rm .rmvb .ts .vob .webm .wmv .y4m"
+)
+VIDEO_SUFFIXES = frozenset(_SUFFIXES.split())
+"""Suffixes (lower case) by which a folder's videos are told from its other files."""
+
+
+class Video(ABC):
+    """An opened video file. Frames count from 0 in order of presentation; only frames that really decode count.
+
+    Attributes:
+        path: The file.
+        width: Pixels per row of a delivered frame, after rotation.
+        height: Rows of a delivered frame, after rotation.
+        fps: Average frames per second, None where the file does not say.
+        codec: Name of the video codec, for example "h264".
+        header_frames: Frames the header announces, None where it announces none. Often wrong.
+        damage: Why decoding stopped early or which frames are marked corrupt; None as far as was decoded. It is
+            final once `num_frames` was asked for or `frames()` ran to its end.
+    """
+
+    def __init__(self, path: Path, codec: str, fps: float | None, header_frames: int | None) -> None:
+        self.path = path
+        self.codec = codec
+        self.fps = fps
+        self.header_frames = header_frames
+        self.width = 0
+        self.height = 0
+        self.damage: str | None = None
+        self._count: int | None = None
+
+    @abstractmethod
+    def _walk(self) -> Generator[Picture]:
+        """Decode from the first frame on, yielding one converter per frame; sets `damage` instead of raising."""
+
+    @property
+    def num_frames(self) -> int:
+        """Frames that really decode. The first request decodes the whole file, without converting pixels."""
+        return self.count()
+
+    def count(self, beat: Callable[[], None] | None = None) -> int:
+        """Count the frames that really decode, calling `beat` after each; see `num_frames`."""
+        if self._count is None:
+            self._count = self._count_frames(beat or _silent)
+        return self._count
+
+    def _count_frames(self, beat: Callable[[], None]) -> int:
+        count = 0
+        for _ in self._walk():
+            count += 1
+            beat()
+        return count
+
+    def frames(self) -> Iterator[Image]:
+        """Decode every frame in order; each is uint8 `(H, W, 3)`, RGB. One frame is held at a time."""
+        number = 0
+        for number, picture in enumerate(self._walk(), start=1):  # noqa: B007 - used after the loop
+            yield picture()
+        self._count = number
+
+    def read(self, indices: Sequence[int]) -> Image:
+        """Return the frames at 0-based `indices` (any order, repeats allowed) as uint8 `(N, H, W, 3)`, RGB.
+
+        Frames are decoded from the start up to the largest index, so that no seek can miss; where an index of
+        the file is at hand a backend may start at a key frame that it proves to be right.
+
+        Raises:
+            VideoError: An index is negative, or the video ends before it.
+        """
+        places = _places(indices)
+        out = np.empty((len(indices), self.height, self.width, 3), np.uint8)
+        if not places:
+            return out
+        if min(places) < 0:
+            raise VideoError(self.path, f"frame {min(places)} asked for, frames count from 0")
+        self._fill(out, places)
+        return out
+
+    def _fill(self, out: Image, places: dict[int, list[int]]) -> None:
+        last = max(places)
+        number = -1
+        with closing(self._walk()) as walk:
+            for number, picture in enumerate(walk):
+                if number in places:
+                    out[places[number]] = picture()
+                if number == last:
+                    return
+        reason = f" ({self.damage})" if self.damage else ""
+        raise VideoError(
+            self.path, f"frame {last} asked for (counting from 0), only {number + 1} frames decode{reason}"
+        )
+
+    def close(self) -> None:  # noqa: B027 - a backend with nothing to release keeps it
+        """Release what the backend holds; reading again opens the file anew."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _silent() -> None:
+    """Nobody listens."""
+
+
+def _places(indices: Sequence[int]) -> dict[int, list[int]]:
+    """Map each distinct index to the rows it fills."""
+    places: dict[int, list[int]] = {}
+    for row, index in enumerate(indices):
+        places.setdefault(int(index), []).append(row)
+    return places
+
+
+def turned(picture: NDArray[Any], quarter_turns: int) -> NDArray[Any]:
+    """Turn a picture counter-clockwise by quarter turns, contiguous in memory."""
+    return np.ascontiguousarray(np.rot90(picture, quarter_turns)) if quarter_turns else picture
+
+
+def existing_file(path: Path) -> None:
+    """Refuse everything that is not a regular file with something in it, before any decoder sees it.
+
+    A named pipe or a device would block a decoder for ever.
+
+    Raises:
+        VideoError: No such file, a folder, not a regular file, empty, or not readable.
+    """
+    try:
+        if path.is_dir():
+            raise VideoError(path, "is a directory, not a video file")
+        if not path.exists():
+            raise VideoError(path, "no such file")
+        if not path.is_file():
+            raise VideoError(path, "is not a regular file")
+        if path.stat().st_size == 0:
+            raise VideoError(path, "empty file (0 bytes)")
+        with path.open("rb"):
+            pass
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise VideoError(path, f"cannot be opened ({what.lower()})") from None

@@ -1,0 +1,286 @@
+"""The data doctor's eye for files: what is wrong with videos and frame folders, by name, without hanging.
+
+Every video is decoded once from end to end in a process of its own, which is killed when it makes no progress.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+
+from two_stream.errors import TwoStreamError, VideoError
+from two_stream.runtime.console import progress
+from two_stream.runtime.files import sha256
+from two_stream.types import Modality
+from two_stream.video.extract import read_manifest
+from two_stream.video.frames import FramePatterns, numbers_by_name, read_picture
+from two_stream.video.reader import backend_version, open_video
+from two_stream.video.sources import video_files
+from two_stream.video.workers import Beat, Failure, run_tasks, usable_processes
+
+Severity = Literal["error", "warning", "info"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found about one subject."""
+
+    kind: str
+    """unreadable, timed_out, damaged, too_short, doubled, header_mismatch, missing, rgb_flow_mismatch …"""
+    severity: Severity
+    subject: str
+    """path or name of what it is about"""
+    detail: str
+    """one line, plain words"""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-ready values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _VideoJob:
+    path: Path
+    backend: str
+    min_frames: int
+
+
+@dataclass(frozen=True)
+class _FolderJob:
+    folder: Path
+    patterns: FramePatterns
+    modalities: tuple[Modality, ...]
+    min_frames: int
+    decode: bool
+
+
+def examine(
+    paths: Iterable[Path],
+    *,
+    min_frames: int = 2,
+    backend: str = "pyav",
+    processes: int | None = None,
+    patience: float = 60.0,
+) -> list[Finding]:
+    """Decode every video to its end and list what is wrong, in order of the paths.
+
+    Kinds: `unreadable` (no frame decodes; the reason), `timed_out`, `damaged` (decodes n of the header's m frames),
+    `too_short` (fewer than `min_frames`; flow needs two), `doubled` (same content as another file),
+    `header_mismatch` (the header's count is wrong, which harms nothing here).
+
+    Args:
+        paths: Video files and folders of them (searched below; files of other kinds are left out).
+        min_frames: Fewest frames of a video that is long enough.
+        backend: Decoder.
+        processes: Worker processes; None takes all processors, 0 works in this process, without time limit.
+        patience: Seconds without a new frame after which a file is given up.
+
+    Raises:
+        SettingsError: The backend is unknown or not installed.
+    """
+    backend_version(backend)
+    files: list[Path] = []
+    for path in paths:
+        files.extend(video_files(path)[0] if path.is_dir() else [path])
+    files = list(dict.fromkeys(files))
+    jobs = [_VideoJob(file, backend, min_frames) for file in files]
+    found = _run(examine_video, jobs, [str(file) for file in files], "check videos", processes, patience)
+    for file, detail in _doubled(files):
+        found[str(file)].append(Finding("doubled", "warning", str(file), detail))
+    return [finding for file in files for finding in found[str(file)]]
+
+
+def examine_frame_folders(
+    folders: Iterable[Path],
+    *,
+    patterns: FramePatterns | None = None,
+    modalities: Sequence[Modality] = ("rgb", "flow"),
+    min_frames: int = 2,
+    decode: bool = False,
+    processes: int | None = None,
+) -> list[Finding]:
+    """List what is wrong with frame folders, in their order.
+
+    Kinds: `missing` (the folder, a modality, or numbers in between), `unreadable` (an empty, cut or, with `decode`,
+    damaged image), `rgb_flow_mismatch` (flow must have one picture fewer than RGB; published lists also have as
+    many), `too_short`, `damaged` (the video the frames come from was).
+
+    Args:
+        folders: One folder per video.
+        patterns: Names of the files.
+        modalities: What each folder should hold.
+        min_frames: Fewest RGB frames of a video that is long enough.
+        decode: Decode every image instead of looking at its two ends only.
+        processes: Worker processes; None takes all processors, 0 works in this process.
+    """
+    listed = list(folders)
+    chosen = patterns or FramePatterns()
+    jobs = [_FolderJob(folder, chosen, tuple(modalities), min_frames, decode) for folder in listed]
+    names = [str(folder) for folder in listed]
+    found = _run(examine_folder, jobs, names, "check frames", processes, 600.0)
+    return [finding for name in dict.fromkeys(names) for finding in found[name]]
+
+
+def _run(
+    function: Any, jobs: Sequence[Any], names: list[str], what: str, processes: int | None, patience: float
+) -> dict[str, list[Finding]]:
+    found: dict[str, list[Finding]] = defaultdict(list)
+    count = usable_processes() if processes is None else processes
+    with (
+        progress(what, total=len(jobs)) as advance,
+        closing(run_tasks(function, jobs, processes=count, patience=patience)) as answers,
+    ):
+        for index, answer in answers:
+            if isinstance(answer, Failure):
+                kind = "timed_out" if answer.kind == "hung" else "unreadable"
+                answer = [Finding(kind, "error", names[index], answer.reason)]
+            found[names[index]] = list(answer)
+            advance(1, found=sum(map(len, found.values())))
+    return found
+
+
+def examine_video(job: _VideoJob, beat: Beat) -> list[Finding]:
+    """Decode one video to its end and say what is wrong with it."""
+    subject = str(job.path)
+    try:
+        with open_video(job.path, job.backend) as video:
+            frames = video.count(beat)
+            damage, announced = video.damage, video.header_frames
+    except VideoError as error:
+        return [Finding("unreadable", "error", subject, error.reason)]
+    except (TwoStreamError, OSError, MemoryError, cv2.error) as error:
+        return [Finding("unreadable", "error", subject, str(error).strip() or type(error).__name__)]
+    findings: list[Finding] = []
+    if damage:
+        of = f" of the header's {announced}" if announced else ""
+        findings.append(Finding("damaged", "warning", subject, f"{frames}{of} frames decode; {damage}"))
+    elif announced and announced != frames:
+        detail = f"{frames} frames decode, the header announces {announced}"
+        findings.append(Finding("header_mismatch", "info", subject, detail))
+    if frames < job.min_frames:
+        detail = f"{_plural(frames, 'frame')}, expected at least {job.min_frames}"
+        findings.append(Finding("too_short", "warning", subject, detail))
+    return findings
+
+
+def _doubled(files: Sequence[Path]) -> list[tuple[Path, str]]:
+    """Find files of equal content; only files of equal size are read."""
+    by_size: dict[int, list[Path]] = defaultdict(list)
+    for file in files:
+        if file.is_file() and file.stat().st_size:
+            by_size[file.stat().st_size].append(file)
+    twins: list[tuple[Path, str]] = []
+    for alike in by_size.values():
+        if len(alike) < 2:
+            continue
+        first: dict[str, Path] = {}
+        for file in alike:
+            try:
+                digest = sha256(file)
+            except OSError:  # unreadable: reported as such already
+                continue
+            original = first.setdefault(digest, file)
+            if original != file:
+                twins.append((file, f"same content as {original}"))
+    return twins
+
+
+def examine_folder(job: _FolderJob, beat: Beat) -> list[Finding]:
+    """Look at one frame folder and say what is wrong with it."""
+    subject = str(job.folder)
+    if not job.folder.is_dir():
+        return [Finding("missing", "error", subject, "no such folder of frames")]
+    names = [path.name for path in job.folder.iterdir()]
+    findings: list[Finding] = []
+    counts: dict[str, int] = {}
+    for modality in job.modalities:
+        for pattern in job.patterns.of(modality):
+            found = numbers_by_name(names, pattern)
+            counts[pattern] = len(found)
+            findings += _numbering(subject, pattern, found)
+            findings += _pictures(job, [found[number] for number in sorted(found)], beat)
+    findings += _counts(job, counts)
+    manifest = read_manifest(job.folder)
+    if manifest and manifest.get("damage"):
+        findings.append(Finding("damaged", "warning", subject, f"its video: {manifest['damage']}"))
+    return findings
+
+
+def _numbering(subject: str, pattern: str, found: dict[int, str]) -> list[Finding]:
+    absent = sorted(set(range(1, max(found, default=0) + 1)) - set(found))
+    if not absent:
+        return []
+    more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+    return [
+        Finding("missing", "error", subject, f"{pattern.format(absent[0])}{more} missing in the sequence")
+    ]
+
+
+def _pictures(job: _FolderJob, names: Sequence[str], beat: Beat) -> list[Finding]:
+    findings: list[Finding] = []
+    for name in names:
+        path = job.folder / name
+        try:
+            if job.decode:
+                read_picture(path, cv2.IMREAD_UNCHANGED)
+            else:
+                _peek(path)
+        except VideoError as error:
+            findings.append(Finding("unreadable", "error", str(path), error.reason))
+        beat()
+    return findings
+
+
+def _peek(path: Path) -> None:
+    """Look at the two ends of an image file.
+
+    Raises:
+        VideoError: It is empty, or a JPEG file without its end marker.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(2)
+            size = file.seek(0, 2)
+            file.seek(max(0, size - 1024))
+            tail = file.read()
+    except OSError as error:
+        raise VideoError(path, f"cannot be read ({error.strerror})") from None
+    if not head:
+        raise VideoError(path, "empty file (0 bytes)")
+    if head == b"\xff\xd8" and b"\xff\xd9" not in tail:
+        raise VideoError(path, "truncated JPEG: its end is missing")
+    if head != b"\xff\xd8":
+        read_picture(path, cv2.IMREAD_UNCHANGED)
+
+
+def _counts(job: _FolderJob, counts: dict[str, int]) -> list[Finding]:
+    subject, patterns = str(job.folder), job.patterns
+    findings: list[Finding] = []
+    rgb = counts.get(patterns.rgb)
+    if rgb == 0:
+        findings.append(Finding("missing", "error", subject, f"no RGB frames ({patterns.rgb})"))
+    elif rgb is not None and rgb < job.min_frames:
+        detail = f"{_plural(rgb, 'frame')}, expected at least {job.min_frames}"
+        findings.append(Finding("too_short", "warning", subject, detail))
+    if "flow" not in job.modalities:
+        return findings
+    x, y = counts[patterns.flow_x], counts[patterns.flow_y]
+    if x != y:
+        detail = f"{x} flow x pictures, but {y} flow y pictures"
+        findings.append(Finding("rgb_flow_mismatch", "error", subject, detail))
+    elif x == 0 and rgb != 1:
+        findings.append(Finding("missing", "error", subject, f"no flow ({patterns.flow_x})"))
+    elif rgb and x not in (rgb, rgb - 1):
+        detail = f"{rgb} RGB frames, but {x} flow frames (expected {rgb - 1})"
+        findings.append(Finding("rgb_flow_mismatch", "error", subject, detail))
+    return findings
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

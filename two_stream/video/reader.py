@@ -1,0 +1,47 @@
+"""Videos read by frame index, exactly, whatever the container: the door to the decoder backends.
+
+Frame index means order of presentation among the frames that really decode; a header's count is never trusted.
+Decoders pick different frames and pixels, so a run records `backend_version`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import cast
+
+from two_stream.errors import SettingsError
+from two_stream.video.base import VIDEO_SUFFIXES, Video
+
+BACKENDS = ("pyav", "opencv", "torchcodec")
+"""Names of the decoders; the first is the default."""
+_CLASSES = {"pyav": "PyavVideo", "opencv": "OpencvVideo", "torchcodec": "TorchcodecVideo"}
+
+__all__ = ["BACKENDS", "VIDEO_SUFFIXES", "Video", "backend_version", "open_video"]
+
+
+def open_video(path: str | Path, backend: str = "pyav") -> Video:
+    """Open a video file with one of `BACKENDS`.
+
+    Raises:
+        VideoError: The file is missing, empty, not a video, or not one frame of it decodes; the reason is plain.
+        SettingsError: The backend is unknown or not installed.
+    """
+    module = _module(backend)
+    return cast(Video, getattr(module, _CLASSES[backend])(Path(path)))
+
+
+def backend_version(backend: str) -> str:
+    """Return a backend's name and version as runs record it, e.g. `pyav 18.1.0 (libavcodec 62.28.102)`.
+
+    Raises:
+        SettingsError: The backend is unknown or not installed.
+    """
+    return cast(str, _module(backend).version())
+
+
+def _module(backend: str) -> ModuleType:
+    if backend not in BACKENDS:
+        raise SettingsError(f"unknown video backend {backend!r}; known: {', '.join(BACKENDS)}")
+    return import_module(f"two_stream.video.backend_{backend}")

@@ -1,0 +1,140 @@
+"""Which videos are meant by a folder, a list or a single file, and under which ids they are known."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from two_stream.errors import DataError
+from two_stream.video.base import VIDEO_SUFFIXES
+
+_LIST_SUFFIXES = frozenset({".txt", ".lst", ".list", ".csv"})
+
+
+@dataclass(frozen=True)
+class Source:
+    """A video and the name its frame folder gets, relative to the output folder."""
+
+    id: str
+    path: Path
+
+
+def find_sources(source: Path) -> tuple[list[Source], int]:
+    """List the videos of a folder (recursive), of a text file with one video per line, or a single video.
+
+    In a folder ids are those of `folder_ids`; in a list they are the paths as written, without suffix,
+    where these are relative, or what follows the path on its line (`path id`).
+
+    Returns:
+        The sources in order of their ids (a list keeps its order), and how many other files were left out.
+
+    Raises:
+        DataError: There is no such file or folder, or no video in it.
+    """
+    if source.is_dir():
+        files, ignored = video_files(source)
+        if not files:
+            raise DataError(f"{source}: no video files in this folder ({ignored} other files)")
+        return [Source(name, file) for name, file in zip(folder_ids(source, files), files)], ignored
+    if not source.exists():
+        raise DataError(f"{source}: no such file or folder")
+    if source.suffix.lower() in _LIST_SUFFIXES:
+        return _listed(source), 0
+    return [Source(source.stem, source)], 0
+
+
+def video_files(folder: Path) -> tuple[list[Path], int]:
+    """Return the files below a folder with a video's suffix, sorted, and the number of other files.
+
+    Hidden files and folders (`._clip.mp4` of macOS, our own half-written folders) are left out.
+    """
+    files: list[Path] = []
+    ignored = 0
+    for root, folders, names in os.walk(folder, followlinks=False):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES:
+                files.append(Path(root) / name)
+            else:
+                ignored += 1
+    return sorted(files), ignored
+
+
+def folder_ids(root: Path, files: Iterable[Path]) -> list[str]:
+    """Return the id of each file below a folder: its relative path without suffix.
+
+    Files that differ in the suffix only (`test.avi`, `test.mp4`) keep it, so that each has a name of its own.
+    """
+    relative = [file.relative_to(root) for file in files]
+    shared = Counter(path.with_suffix("") for path in relative)
+    return [
+        (path if shared[path.with_suffix("")] > 1 else path.with_suffix("")).as_posix() for path in relative
+    ]
+
+
+def _listed(path: Path) -> list[Source]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (UnicodeDecodeError, OSError):
+        raise DataError(f"{path}: not a readable text list of videos (expected one path per line)") from None
+    kept = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not kept:
+        raise DataError(f"{path}: the list of videos is empty (expected one path per line)")
+    return [_from_line(line, path.parent) for line in kept]
+
+
+def _from_line(line: str, base: Path) -> Source:
+    head, _, tail = line.replace("\t", " ").rpartition(" ")
+    head = head.strip()
+    if head and _found(line, base) is None:  # paths may hold spaces: a line that is one is no `path id`
+        path = _found(head, base)
+        if path is not None or Path(head).suffix.lower() in VIDEO_SUFFIXES:
+            return Source(tail, path or base / head)
+    written = PurePosixPath(line).with_suffix("") if PurePosixPath(line).name else PurePosixPath(line)
+    plain = not written.is_absolute() and ".." not in written.parts
+    return Source(str(written) if plain else written.name, _found(line, base) or base / line)
+
+
+def _found(text: str, base: Path) -> Path | None:
+    """Look a listed path up beside its list first, then in the working folder."""
+    for candidate in (base / text, Path(text)):
+        try:
+            if candidate.exists():
+                return candidate
+        except OSError:  # a name too long to be a path
+            return None
+    return None
+
+
+def collisions(sources: Iterable[Source]) -> dict[int, str]:
+    """Find the sources whose folders would meet, by index, each with a reason that names both.
+
+    Two sources meet when their ids are equal, or when one id is a parent folder of the other.
+    """
+    listed = list(sources)
+    by_id: dict[str, list[int]] = defaultdict(list)
+    for index, source in enumerate(listed):
+        by_id[source.id].append(index)
+    reasons: dict[int, str] = {}
+    for name, indices in by_id.items():
+        if len(indices) > 1:
+            paths = " and ".join(str(listed[index].path) for index in indices)
+            for index in indices:
+                reasons[index] = (
+                    f"several videos have the id {name!r}: {paths}; rename one, or list `path id`"
+                )
+        for parent in PurePosixPath(name).parents:
+            if str(parent) in by_id and str(parent) != name:
+                other = by_id[str(parent)][0]
+                why = f"the folder of id {str(parent)!r} would hold that of {name!r}"
+                files = f"{listed[other].path} and {listed[indices[0]].path}"
+                for index in [*indices, *by_id[str(parent)]]:
+                    reasons.setdefault(index, f"{why}: {files}; rename one, or list `path id`")
+    for index, source in enumerate(listed):
+        parts = PurePosixPath(source.id).parts
+        if not parts or PurePosixPath(source.id).is_absolute() or ".." in parts or "\\" in source.id:
+            reasons[index] = f"id {source.id!r} is no relative folder name"
+    return reasons
