@@ -8,14 +8,26 @@ from pydantic import Field, model_validator
 
 from two_stream.config.base import Fraction, Options, Positive, PositiveInt
 
+TemporalStride = Literal[1, 2, 4, 8, 16]
+
 
 class ResNet3d(Options):
     """3D ResNet (kenshohara): every convolution is k×k×k."""
 
     kind: Literal["resnet3d"] = "resnet3d"
-    depth: Literal[18, 34, 50, 101] = 18
+    depth: Literal[10, 18, 34, 50, 101, 152, 200] = 18
     shortcut: Literal["A", "B"] = "B"
     """A: zero-padded identity; B: 1×1×1 convolution where the shape changes"""
+    width: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0
+    """width multiplier"""
+    temporal_stride: TemporalStride = 16
+    """frames per token; less than 16 leaves the last stages at full rate: more tokens for the head, same weights"""
+    stem_kernel: Literal[1, 3, 5, 7] = 7
+    """length in time of the first convolution"""
+    stem_stride: Literal[1, 2] = 1
+    """step in time of the first convolution, on top of `temporal_stride`"""
+    stem_pool: bool = True
+    """max pooling after the first convolution"""
 
 
 class ResNeXt3d(Options):
@@ -24,8 +36,15 @@ class ResNeXt3d(Options):
     kind: Literal["resnext3d"] = "resnext3d"
     depth: Literal[50, 101] = 101
     cardinality: PositiveInt = 32
+    """groups of each 3×3×3 convolution"""
     shortcut: Literal["A", "B"] = "B"
     """A: zero-padded identity; B: 1×1×1 convolution where the shape changes"""
+    width: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0
+    """width multiplier of the layers"""
+    stem_channels: PositiveInt = 64
+    """width of the first convolution; the 2020 release of 3D-ResNets has 128"""
+    temporal_stride: TemporalStride = 16
+    """frames per token; less than 16 leaves the last stages at full rate: more tokens for the head, same weights"""
 
 
 class MobileNetV2(Options):
@@ -34,6 +53,8 @@ class MobileNetV2(Options):
     kind: Literal["mobilenetv2_3d"] = "mobilenetv2_3d"
     width: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0
     """width multiplier"""
+    temporal_stride: TemporalStride = 16
+    """frames per token; less than 16 leaves the last stages at full rate: more tokens for the head, same weights"""
 
 
 class AverageHead(Options):
@@ -48,6 +69,8 @@ class ConcatHead(Options):
     kind: Literal["concat"] = "concat"
     features: PositiveInt | None = 1550
     """width of the linear layer; none leaves the concatenation as it is"""
+    dropout: Fraction = 0.0
+    """dropout before the linear layer; the published models have it here, at 0.8, and none before the classifier"""
 
 
 class LstmHead(Options):
@@ -60,12 +83,18 @@ class LstmHead(Options):
 
 
 class NonLocalHead(Options):
-    """Embedded-Gaussian non-local block over the tokens, then concatenation and a linear layer, or the mean."""
+    """Embedded-Gaussian non-local block, then concatenation and a linear layer, or the mean."""
 
     kind: Literal["nonlocal"] = "nonlocal"
+    over: Literal["space_time", "time"] = "space_time"
+    """space_time: every place of the feature map attends to every other before pooling (published); time: tokens"""
+    inner: PositiveInt | None = None
+    """width inside the block; none is the width of the features (published)"""
     pool: Literal["concat", "average"] = "concat"
     features: PositiveInt | None = 1000
     """width of the linear layer after concatenation; none leaves it out"""
+    dropout: Fraction = 0.0
+    """dropout before the linear layer; the published model has it here, at 0.8, and none before the classifier"""
 
 
 class BertHead(Options):

@@ -87,6 +87,8 @@ class TrainOptions(Options):
     """checkpoint to start from: a run folder, ours or a foreign file"""
     cross_modality: bool = False
     """`init` is an RGB checkpoint for a flow network: the first convolution is averaged over RGB and repeated"""
+    inflate: bool = False
+    """`init` holds 2D weights: each kernel is repeated over time and divided by its length"""
     new_classifier: bool = False
     """drop the classifier of `init` where its classes differ"""
     selection: Literal["holdout", "paper"] = "holdout"

@@ -1,0 +1,153 @@
+"""Every backbone × head × reduction × modality builds, trains a step, predicts each clip for itself and comes back
+from a file. The sweep reads the registries: a new part is covered without a new test.
+"""
+
+from itertools import product
+from typing import get_args
+
+import pytest
+import torch
+
+from two_stream.backbones import BACKBONES
+from two_stream.config.model import HeadOptions, ModelOptions, ResNet3d, ResNeXt3d
+from two_stream.heads import HEADS
+from two_stream.recognizer import Recognizer
+from two_stream.zoo import records
+
+FRAMES, SIDE, CLASSES = 8, 32, 3
+SMALL = {
+    "resnet3d": {"depth": 10, "width": 0.25, "temporal_stride": 4},
+    "resnext3d": {"depth": 50, "width": 0.25, "temporal_stride": 4},
+    "mobilenetv2_3d": {"width": 0.2, "temporal_stride": 4},
+}
+"""Settings that make a kind small; a kind without an entry is swept as it is."""
+SMALL_HEADS = {"concat": {"features": 24}, "nonlocal": {"features": 24}, "lstm": {"hidden": 16}}
+
+COMBINATIONS = list(product(BACKBONES, HEADS, ("none", "frab", "frmb"), ("rgb", "flow")))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tiny tensors: on a busy machine a second thread makes this sweep ten times as slow."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def part(union: object, kind: str) -> type:
+    """Return the options class of a kind."""
+    return next(m for m in get_args(get_args(union)[0]) if m.model_fields["kind"].default == kind)
+
+
+def options_of(backbone: str, head: str, reduction: str, modality: str) -> ModelOptions:
+    return ModelOptions.model_validate(
+        {
+            "backbone": {"kind": backbone, **SMALL.get(backbone, {})},
+            "head": {"kind": head, **SMALL_HEADS.get(head, {})},
+            "reduction": reduction,
+            "reduced_channels": 64,
+            "modality": modality,
+            "dropout": 0.1,
+            "input": {"clip_length": FRAMES, "crop": SIDE},
+        }
+    )
+
+
+def clip(model: Recognizer, batch: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(7)
+    shape = (batch, model.spec.channels, FRAMES, SIDE, SIDE)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+def step(model: Recognizer) -> float:
+    """One update; every parameter must get a gradient, every weight one that is not zero throughout."""
+    model.train()
+    for parameter in model.parameters():
+        if not parameter.any():  # a branch that starts at zero hides what is before it
+            torch.nn.init.normal_(parameter, std=0.02)
+    loss = torch.nn.functional.cross_entropy(model(clip(model, 2)), torch.tensor([0, 2]))
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"{name} gets no gradient"
+        assert parameter.grad.isfinite().all(), name
+        if parameter.ndim >= 2:
+            assert parameter.grad.any(), f"the gradient of {name} is zero"
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= 1e-3 * parameter.grad
+    return loss.item()
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("modality", ["rgb", "flow"])
+def test_any_head_and_reduction_on(backbone, modality):
+    for head, reduction in product(HEADS, ("none", "frab", "frmb")):
+        torch.manual_seed(0)
+        options = options_of(backbone, head, reduction, modality)
+        assert ModelOptions.model_validate_json(options.model_dump_json()) == options
+        model = Recognizer(options, CLASSES)
+        assert step(model) > 0, (head, reduction)
+        model.eval()
+        pair = clip(model, 2)
+        with torch.inference_mode():
+            logits = model(pair)
+            assert logits.shape == (2, CLASSES)
+            assert torch.equal(model(pair), logits), f"{head} {reduction}: evaluation is not deterministic"
+            alone = torch.cat([model(pair[:1]), model(pair[1:])])
+            apart = (alone - logits).abs().max() / logits.abs().max()
+            assert apart < 1e-4, f"{head} {reduction} mixes clips"
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS[::7], ids="-".join)
+def test_state_comes_back(combination):
+    torch.manual_seed(0)
+    model = Recognizer(options_of(*combination), CLASSES).eval()
+    again = Recognizer(model.options, CLASSES).eval()
+    again.load_state_dict(model.state_dict())
+    with torch.inference_mode():
+        assert torch.equal(again(clip(again, 1)), model(clip(model, 1)))
+
+
+@pytest.mark.parametrize("modality", ["rgb", "flow"])
+@pytest.mark.parametrize("reduction", ["none", "frab", "frmb"])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_usual_sizes_fit_together(backbone, reduction, modality):
+    """The same at the sizes people use, on the meta device: shapes only, nothing computed."""
+    options = ModelOptions.model_validate(
+        {"backbone": {"kind": backbone}, "reduction": reduction, "modality": modality}
+    )
+    with torch.device("meta"):
+        model = Recognizer(options, 101).eval()
+        spec, net = model.spec, model.backbone
+        maps = net(torch.empty(1, spec.channels, spec.clip_length, spec.crop, spec.crop))
+        for map_, width, count in zip(maps, net.channels, net.num_tokens(spec.clip_length), strict=True):
+            assert map_.tensor.shape[1:3] == (width, count)
+            assert reduction == "none" or width == 512
+            for kind in HEADS:
+                head = HEADS[kind](part(HeadOptions, kind)(), features=width, tokens=count).eval()
+                assert head(head.pool(map_.tensor)).shape == (1, head.features)
+
+
+@pytest.mark.parametrize("record", records(), ids=lambda record: record.name)
+def test_every_named_model_builds(record):
+    with torch.device("meta"):
+        model = Recognizer(record.options, 7)
+    assert model.classifier.out_features == 7
+    assert record.summary
+    assert record.paper
+    assert record.source
+
+
+@pytest.mark.parametrize("shortcut", ["A", "B"])
+@pytest.mark.parametrize(
+    "backbone", [ResNet3d(depth=50, width=0.125), ResNeXt3d(depth=50, width=0.25)], ids=lambda b: b.kind
+)
+def test_either_shortcut_trains(backbone, shortcut):
+    torch.manual_seed(0)
+    options = ModelOptions(
+        backbone=backbone.model_copy(update={"shortcut": shortcut}),
+        head={"kind": "average"},
+        input={"clip_length": FRAMES, "crop": SIDE},
+    )
+    assert step(Recognizer(options, CLASSES)) > 0

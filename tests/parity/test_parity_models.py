@@ -1,0 +1,146 @@
+"""Logits equal to the published code's, through our importer, for every network that exists here.
+
+The numbers come from `shared/fixtures` (see its README): a fixture gives keys and shapes, a deterministic filling, a
+clip and the logits. `-m parity` prints the worst relative error of each; the long ones are also `slow`.
+"""
+
+import gzip
+import json
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from two_stream import create_model, load_weights
+from two_stream.profiling import multiply_adds
+from two_stream.recognizer import Recognizer
+
+pytestmark = pytest.mark.parity
+
+LATE_TEMPORAL = [
+    "rgb_resneXt3D64f101_bert10_FRMB",
+    "flow_resneXt3D64f101_bert10_FRAB",
+    "rgb_resneXt3D64f101_FRMB_NLB_concatenation",
+    "rgb_resneXt3D64f101_FRMB_lstm",
+    "rgb_resneXt3D64f101_concatenation",
+    "flow_resneXt3D64f101",
+    "rgb_resneXt3D64f101",
+    "rgb_resneXt3D64f101_adamw",
+    "rgb_resneXt3D64f101_FRMB_adamw",
+    "rgb_resneXt3D64f101_bert10_FRAB",
+    "flow_resneXt3D64f101_bert10_FRMB",
+]
+QUICK = {"rgb_resneXt3D64f101_bert10_FRMB", "rgb_resneXt3D64f101_FRMB_NLB_concatenation"}
+
+FAMILIES = [
+    *(f"efficient3d__mobilenetv2_{width}x_c27" for width in ("0.2", "0.45", "0.7", "1.0")),
+    *(f"efficient3d__mobilenetv2_{width}x_c600" for width in ("0.2", "0.45", "0.7", "1.0")),
+    "efficient3d__resnet10_B_c27",
+    "efficient3d__resnet18_A_c27",
+    "efficient3d__resnet18_A_c600",
+    "efficient3d__resnet18_B_c27",
+    "efficient3d__resnet34_A_c27",
+    "efficient3d__resnet50_A_c27",
+    "efficient3d__resnet50_B_c600",
+    "efficient3d__resnet101_B_c600",
+    "efficient3d__resnext50_B_c27",
+    "efficient3d__resnext101_B_c600",
+    "3dresnets__resnet10",
+    "3dresnets__resnet18",
+    "3dresnets__resnet18_A",
+    "3dresnets__resnet18_ct1_s2_nopool",
+    "3dresnets__resnet18_widen0.5",
+    "3dresnets__resnet34",
+    "3dresnets__resnet50",
+    "3dresnets__resnet101",
+    "3dresnets__resnet152",
+    "3dresnets__resnet200",
+    "3dresnets__resnext50",
+    "3dresnets__resnext101",
+    "compressed__mobilenetv2_1.0x_c101",
+    "compressed__resnet18_A_c101",
+    "compressed__resnet18_B_c101",
+    "compressed__resnet50_B_c101",
+]
+QUICK_FAMILIES = {
+    "efficient3d__mobilenetv2_0.45x_c27",
+    "efficient3d__resnet18_A_c27",
+    "efficient3d__resnet50_A_c27",
+    "efficient3d__resnext50_B_c27",
+    "3dresnets__resnet18_ct1_s2_nopool",
+    "3dresnets__resnext50",
+    "compressed__mobilenetv2_1.0x_c101",
+    "compressed__resnet18_B_c101",
+}
+
+
+def load(deterministic: ModuleType, path: Path, tmp_path: Path) -> tuple[dict, Recognizer]:
+    """Read a fixture, write its checkpoint as the published trainers do, load that into the named model."""
+    fixture = json.loads(gzip.decompress(path.read_bytes()))
+    name = path.name.removesuffix(".json.gz")
+    name = f"late_temporal/{name}" if "__" not in name else name.replace("__", "/")
+    classes = fixture["num_classes"]
+    model = create_model(name.removesuffix(f"_c{classes}"), classes)
+    assert sum(p.numel() for p in model.parameters()) == fixture["num_params"]
+    if "gmacs" in fixture:
+        assert multiply_adds(model) / 1e9 == pytest.approx(fixture["gmacs"], rel=1e-5)
+    scale = fixture.get("weight_scale", 1.0)
+    state = {
+        fixture.get("checkpoint_prefix", "") + key: torch.from_numpy(
+            tensor * scale if tensor.ndim >= 2 else tensor
+        )
+        for key, tensor in deterministic.state_dict(fixture["state_dict"], fixture["weight_seed"]).items()
+    }
+    checkpoint = tmp_path / "model_best.pth.tar"
+    torch.save({"epoch": 3, "arch": name, "state_dict": state, "best_prec1": 71.5}, checkpoint)
+    report = load_weights(model, checkpoint)
+    assert len(report.used) == len(state)
+    assert not report.missing
+    return fixture, model.eval()
+
+
+def clips(deterministic: ModuleType, fixture: dict, kind: str, samples: int) -> torch.Tensor:
+    make = getattr(deterministic, kind)
+    return torch.from_numpy(make(fixture["input_shape"], fixture["input_seed"])[:samples])
+
+
+@torch.inference_mode()
+def logits(model: Recognizer, x_BCTHW: torch.Tensor) -> np.ndarray:
+    return model.forward_normalised(x_BCTHW).numpy()
+
+
+def tell(name: str, error: float, limit: float, capsys: pytest.CaptureFixture) -> None:
+    with capsys.disabled():
+        print(f"\nparity {name}: worst relative error {error:.1e} (limit {limit:.0e})", end="")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in LATE_TEMPORAL]
+)
+def test_late_temporal(name, shared, deterministic, tmp_path, capsys):
+    path = shared / "fixtures" / "late_temporal" / "models" / f"{name}.json.gz"
+    fixture, model = load(deterministic, path, tmp_path)
+    worst = 0.0
+    for kind, key in (("blocks", "logits_blocks"), ("clip", "logits")):
+        if name in QUICK and kind == "clip":
+            continue
+        expected = np.array(fixture[key])[:1]
+        got = logits(model, clips(deterministic, fixture, kind, 1))
+        worst = max(worst, float(np.abs(got - expected).max() / np.abs(expected).max()))
+    tell(name, worst, 1e-4, capsys)
+    assert worst < 1e-4
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK_FAMILIES else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES]
+)
+def test_families(name, shared, deterministic, tmp_path, capsys):
+    path = shared / "fixtures" / "families" / "models" / f"{name}.json.gz"
+    fixture, model = load(deterministic, path, tmp_path)
+    expected = np.array(fixture["logits"])[:1]
+    got = logits(model, clips(deterministic, fixture, "clip", 1))
+    error = float(np.abs(got - expected).max() / fixture["logit_std"])
+    tell(name, error, 1e-5, capsys)
+    assert error < 1e-5

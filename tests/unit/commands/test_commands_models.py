@@ -1,0 +1,66 @@
+"""`two-stream models` and `two-stream profile`."""
+
+import json
+
+import pytest
+
+from two_stream.commands import models, profile
+from two_stream.config.model import AverageHead, ModelOptions, ResNet3d
+from two_stream.errors import SettingsError
+from two_stream.pretrained import write_model
+from two_stream.recognizer import Recognizer
+
+
+def test_pattern_lists_what_matches(capsys):
+    assert models.main(["*bert10_FRMB", "--json", "--num-classes", "51"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["name"]: row["parameters"] for row in rows} == {
+        "rgb_resneXt3D64f101_bert10_FRMB": 47_377_907,
+        "flow_resneXt3D64f101_bert10_FRMB": 47_377_907 - 64 * 343,
+    }
+    assert {row["input"] for row in rows} == {"64×112²"}
+
+
+def test_table_names_the_source(capsys):
+    models.main(["efficient3d/mobilenetv2_0.2x", "--num-classes", "27"])
+    single = capsys.readouterr().out
+    assert "0.23 M parameters with 27 classes, 0.05 G multiply-adds a clip" in single
+    assert "source     Efficient-3DCNNs" in single
+    models.main(["efficient3d/mobilenetv2_*"])
+    text = capsys.readouterr().out
+    assert "4 models (400 classes)" in text
+    assert "efficient3d/mobilenetv2_0.45x" in text
+
+
+def test_one_model_as_json_has_stages_and_options(capsys):
+    models.main(["3dresnets/resnet10", "--json", "--num-classes", "700"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters"] == 14_758_524
+    assert found["multiply_adds"] / 1e9 == pytest.approx(5.653953, rel=1e-6)
+    assert found["stages"][0]["name"] == "stem"
+    assert ModelOptions.model_validate(found["options"]).backbone == ResNet3d(depth=10)
+
+
+def test_unknown_name_is_one_line():
+    for command in (models, profile):
+        with pytest.raises(SettingsError, match="unknown model 'resnet_10'; did you mean"):
+            command.main(["resnet_10"])
+
+
+def test_profile_of_a_run_folder(tmp_path, capsys):
+    options = ModelOptions(
+        backbone=ResNet3d(depth=10, width=0.125), head=AverageHead(), input={"clip_length": 4, "crop": 32}
+    )
+    write_model(tmp_path / "best", Recognizer(options, 3), {})
+    arguments = [str(tmp_path), "--device", "cpu", "--seconds", "0.05", "--batch-size", "2"]
+    assert profile.main([*arguments, "--json", "--precision", "bf16", "--channels-last"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["speed"]["batch_size"] == 2
+    assert found["speed"]["precision"] == "bf16"
+    assert all(stage["milliseconds"] > 0 for stage in found["stages"])
+    assert profile.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "clips/s" in text
+    assert "layer4" in text
+    with pytest.raises(SettingsError, match="--batch-size must be 1 or more"):
+        profile.main([str(tmp_path), "--batch-size", "0"])

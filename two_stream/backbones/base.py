@@ -1,0 +1,138 @@
+"""What every backbone offers, and the registry that finds it by the `kind` in the settings."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from math import ceil
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from two_stream.registry import Registry
+from two_stream.types import MODALITY_CHANNELS, FeatureMap, InputSpec, Modality
+
+BACKBONES: Registry[type[Backbone]] = Registry("backbone")
+
+ACTIVITYNET_MEAN = (114.7748, 107.7354, 99.4750)
+"""RGB means in 0..255 that the networks of kenshohara's family subtract, with no division."""
+FLOW_MEAN = (127.5, 127.5)
+"""Grey level of no motion in a flow image."""
+
+
+class Backbone(nn.Module, ABC):
+    """A 3D network without classifier: `x_BCTHW -> [FeatureMap]`, one map per pathway.
+
+    A subclass is built from its options class and the modality. It files its parts under the names that
+    `stages` returns, in the order a clip passes them.
+    """
+
+    channels: tuple[int, ...]
+    """Width of each pathway's map."""
+    temporal_stride: tuple[int, ...]
+    """Frames of a clip per step of each pathway's map."""
+    spatial_stride: tuple[int, ...]
+    """Pixels per step of each pathway's map."""
+    pathways: tuple[str, ...] = ("main",)
+    gradient_checkpointing: bool = False
+
+    def __init__(self, options: Any, modality: Modality) -> None:
+        super().__init__()
+        self.options = options
+        self.modality = modality
+        self.reduced: tuple[str, ...] = ()
+        """Prefixes of the parameters that `append_block` or `replace_last_block` made."""
+
+    @classmethod
+    def default_input(cls, options: Any, modality: Modality) -> InputSpec:
+        """Return what the published weights of this network expect.
+
+        The base gives the input of kenshohara's family: 16 consecutive frames, 112² cut from 128×170, pixel
+        values 0..255 less a mean.
+        """
+        del options
+        mean = ACTIVITYNET_MEAN if modality == "rgb" else FLOW_MEAN
+        return InputSpec(
+            modality=modality,
+            clip_length=16,
+            stride=1,
+            resize=(128, 170),
+            crop=112,
+            value_range=(0.0, 255.0),
+            mean=mean,
+            std=(1.0,) * MODALITY_CHANNELS[modality],
+        )
+
+    @abstractmethod
+    def stages(self) -> list[tuple[str, nn.Module]]:
+        """Return the named parts from input to output: the unit of freezing, checkpointing and layer decay."""
+
+    @abstractmethod
+    def append_block(self, channels: int) -> None:
+        """Add a block of the backbone's own type that narrows the features to `channels` (FRAB)."""
+
+    @abstractmethod
+    def replace_last_block(self, channels: int) -> None:
+        """Put a block that narrows the features to `channels` in the place of the last one (FRMB)."""
+
+    def num_tokens(self, clip_length: int) -> tuple[int, ...]:
+        """Return the steps in time of each pathway's map for a clip of `clip_length` frames."""
+        return tuple(ceil(clip_length / stride) for stride in self.temporal_stride)
+
+    def forward(self, x_BCTHW: torch.Tensor) -> list[FeatureMap]:
+        """Map a normalised clip to one feature map per pathway; the base runs the stages one after another."""
+        for _, stage in self.stages():
+            x_BCTHW = self.run_stage(stage, x_BCTHW)
+        return [FeatureMap(x_BCTHW, self.pathways[0])]
+
+    def run_stage(self, stage: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """Run one stage, recomputing its activations in the backward pass when checkpointing is on."""
+        if not (self.gradient_checkpointing and torch.is_grad_enabled() and self.training):
+            out: torch.Tensor = stage(x)
+            return out
+        contexts = partial(_recompute_contexts, stage)
+        again: torch.Tensor = checkpoint(stage, x, use_reentrant=False, context_fn=contexts)
+        return again
+
+
+def _recompute_contexts(stage: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    return nullcontext(), _statistics_kept(stage)
+
+
+@contextmanager
+def _statistics_kept(stage: nn.Module) -> Iterator[None]:
+    """Keep BatchNorm's running statistics as they are: the recomputation must not count a batch twice."""
+    norms = [m for m in stage.modules() if isinstance(m, nn.BatchNorm3d) and m.training]
+    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, momentum, counter in kept:
+            norm.momentum, norm.num_batches_tracked = momentum, counter
+
+
+def split_temporal_stride(total: int, places: int) -> list[int]:
+    """Return the stride in time of each place that may halve it: the first ones do until `total` is reached.
+
+    Keeping the early ones saves the most work; the late stages then see more steps.
+    """
+    halvings = total.bit_length() - 1
+    return [2 if place < halvings else 1 for place in range(places)]
+
+
+def init_convolutions(module: nn.Module) -> None:
+    """He initialisation (fan-out, ReLU) of convolutions; BatchNorm starts as the identity."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv3d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.BatchNorm3d):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)

@@ -1,0 +1,112 @@
+"""Residual blocks of the 3D ResNet family; parameter names follow the published code, so weights map one to one."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+Stride = tuple[int, int, int]
+
+
+def conv3x3x3(inputs: int, outputs: int, stride: Stride = (1, 1, 1), groups: int = 1) -> nn.Conv3d:
+    """3×3×3 convolution that keeps the size at stride 1."""
+    return nn.Conv3d(inputs, outputs, 3, stride=stride, padding=1, groups=groups, bias=False)
+
+
+def conv1x1x1(inputs: int, outputs: int, stride: Stride = (1, 1, 1)) -> nn.Conv3d:
+    """Pointwise convolution."""
+    return nn.Conv3d(inputs, outputs, 1, stride=stride, bias=False)
+
+
+class PaddedIdentity(nn.Module):
+    """Shortcut A: every `stride`-th value, with zero channels appended.
+
+    The published code cuts the gradient here (`.data`); ours lets it pass.
+    """
+
+    def __init__(self, outputs: int, stride: Stride) -> None:
+        super().__init__()
+        self.outputs = outputs
+        self.stride = stride
+
+    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Return `(B, outputs, T/s, H/s, W/s)`."""
+        t, h, w = self.stride
+        x_BCTHW = x_BCTHW[:, :, ::t, ::h, ::w]
+        return F.pad(x_BCTHW, (0, 0, 0, 0, 0, 0, 0, self.outputs - x_BCTHW.shape[1]))
+
+
+class Projection(nn.Sequential):
+    """Shortcut B: 1×1×1 convolution and BatchNorm."""
+
+    def __init__(self, inputs: int, outputs: int, stride: Stride) -> None:
+        super().__init__(conv1x1x1(inputs, outputs, stride), nn.BatchNorm3d(outputs))
+
+
+class ResidualBlock(nn.Module):
+    """Shortcut plus body, then ReLU. `downsample` is the shortcut where the shape changes."""
+
+    def __init__(self, downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+
+    def body(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Return what is added to the shortcut."""
+        raise NotImplementedError
+
+    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """`(B, C, T, H, W)` to the block's width and stride."""
+        shortcut = x_BCTHW if self.downsample is None else self.downsample(x_BCTHW)
+        out = self.body(x_BCTHW)
+        out += shortcut
+        y_BCTHW: torch.Tensor = self.relu(out)
+        return y_BCTHW
+
+
+class BasicBlock(ResidualBlock):
+    """Two 3×3×3 convolutions."""
+
+    def __init__(
+        self, inputs: int, outputs: int, stride: Stride = (1, 1, 1), downsample: nn.Module | None = None
+    ) -> None:
+        super().__init__(downsample)
+        self.conv1 = conv3x3x3(inputs, outputs, stride)
+        self.bn1 = nn.BatchNorm3d(outputs)
+        self.conv2 = conv3x3x3(outputs, outputs)
+        self.bn2 = nn.BatchNorm3d(outputs)
+
+    def body(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Return what is added to the shortcut."""
+        x_BCTHW = self.relu(self.bn1(self.conv1(x_BCTHW)))
+        y_BCTHW: torch.Tensor = self.bn2(self.conv2(x_BCTHW))
+        return y_BCTHW
+
+
+class Bottleneck(ResidualBlock):
+    """1×1×1, 3×3×3, 1×1×1 convolutions with `middle` channels inside, in `groups` groups."""
+
+    def __init__(
+        self,
+        inputs: int,
+        middle: int,
+        outputs: int,
+        stride: Stride = (1, 1, 1),
+        downsample: nn.Module | None = None,
+        groups: int = 1,
+    ) -> None:
+        super().__init__(downsample)
+        self.conv1 = conv1x1x1(inputs, middle)
+        self.bn1 = nn.BatchNorm3d(middle)
+        self.conv2 = conv3x3x3(middle, middle, stride, groups)
+        self.bn2 = nn.BatchNorm3d(middle)
+        self.conv3 = conv1x1x1(middle, outputs)
+        self.bn3 = nn.BatchNorm3d(outputs)
+
+    def body(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Return what is added to the shortcut."""
+        x_BCTHW = self.relu(self.bn1(self.conv1(x_BCTHW)))
+        x_BCTHW = self.relu(self.bn2(self.conv2(x_BCTHW)))
+        y_BCTHW: torch.Tensor = self.bn3(self.conv3(x_BCTHW))
+        return y_BCTHW

@@ -1,0 +1,101 @@
+"""3D MobileNetV2.
+
+Sources: Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks" (arXiv 1801.04381); in 3D by Köpüklü
+et al., "Resource Efficient 3D Convolutional Neural Networks" (arXiv 1904.02422).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from two_stream.backbones.base import BACKBONES, Backbone, init_convolutions, split_temporal_stride
+from two_stream.config.model import MobileNetV2
+from two_stream.types import MODALITY_CHANNELS, Modality
+
+Stride = tuple[int, int, int]
+
+LAYERS = (
+    # expansion, channels, blocks, halves the size
+    (1, 16, 1, False),
+    (6, 24, 2, True),
+    (6, 32, 3, True),
+    (6, 64, 4, True),
+    (6, 96, 3, False),
+    (6, 160, 3, True),
+    (6, 320, 1, False),
+)
+
+
+def unit(
+    inputs: int, outputs: int, kernel: int, stride: Stride = (1, 1, 1), groups: int = 1
+) -> list[nn.Module]:
+    """Convolution, BatchNorm, ReLU6."""
+    return [
+        nn.Conv3d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm3d(outputs),
+        nn.ReLU6(inplace=True),
+    ]
+
+
+class InvertedResidual(nn.Module):
+    """Widen (1×1×1), filter each channel (3×3×3), narrow without activation; identity shortcut where shapes fit."""
+
+    def __init__(self, inputs: int, outputs: int, expansion: int, stride: Stride = (1, 1, 1)) -> None:
+        super().__init__()
+        hidden = inputs * expansion
+        widen = unit(inputs, hidden, 1) if expansion != 1 else []
+        filter_ = unit(hidden, hidden, 3, stride, groups=hidden)
+        self.conv = nn.Sequential(*widen, *filter_, *unit(hidden, outputs, 1)[:2])
+        self.identity = stride == (1, 1, 1) and inputs == outputs
+
+    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """`(B, C, T, H, W)` to the block's width and stride."""
+        out: torch.Tensor = self.conv(x_BCTHW)
+        return x_BCTHW + out if self.identity else out
+
+
+@BACKBONES.register(MobileNetV2)
+class MobileNetV2_3D(Backbone):  # noqa: N801 - the field writes the version so
+    """Stem, seven layers of inverted residuals and a pointwise convolution to 1280 channels."""
+
+    def __init__(self, options: MobileNetV2, modality: Modality) -> None:
+        super().__init__(options, modality)
+        width = options.width
+        inputs = max(1, int(32 * width))
+        self.stem = nn.Sequential(*unit(MODALITY_CHANNELS[modality], inputs, 3, (1, 2, 2)))
+        strides = iter(split_temporal_stride(options.temporal_stride, 4))
+        for index, (expansion, channels, blocks, halves) in enumerate(LAYERS, start=1):
+            outputs = max(1, int(channels * width))
+            stride = (next(strides), 2, 2) if halves else (1, 1, 1)
+            first = InvertedResidual(inputs, outputs, expansion, stride)
+            rest = [InvertedResidual(outputs, outputs, expansion) for _ in range(blocks - 1)]
+            self.add_module(f"layer{index}", nn.Sequential(first, *rest))
+            self.layer7_inputs, inputs = inputs, outputs
+        last = int(1280 * max(1.0, width))
+        self.last = nn.Sequential(*unit(inputs, last, 1))
+        self.channels = (last,)
+        self.temporal_stride = (options.temporal_stride,)
+        self.spatial_stride = (32,)
+        init_convolutions(self)
+
+    def stages(self) -> list[tuple[str, nn.Module]]:
+        """Return stem, layer1 … layer7, last (not after FRMB) and, after FRAB, reduction."""
+        names = ["stem", *(f"layer{index}" for index in range(1, 8)), "last", "reduction"]
+        return [(name, self.get_submodule(name)) for name in names if name in self._modules]
+
+    def append_block(self, channels: int) -> None:
+        """Add an inverted residual after the last convolution; with 1280 channels going in it need not widen."""
+        self.reduction = InvertedResidual(self.channels[0], channels, expansion=1)
+        init_convolutions(self.reduction)
+        self.reduced = ("reduction.",)
+        self.channels = (channels,)
+
+    def replace_last_block(self, channels: int) -> None:
+        """Put one inverted residual in the place of the last one and of the pointwise convolution that widens it."""
+        block = InvertedResidual(self.layer7_inputs, channels, expansion=6)
+        init_convolutions(block)
+        self.layer7 = nn.Sequential(block)
+        del self.last
+        self.reduced = ("layer7.", "last.")
+        self.channels = (channels,)

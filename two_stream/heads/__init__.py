@@ -1,0 +1,13 @@
+"""What sums up time. Every module of this folder is loaded, so a new file registers itself."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from two_stream.heads.base import HEADS, Head
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["HEADS", "Head"]

@@ -1,0 +1,75 @@
+"""What every head offers, and the registry that finds it by the `kind` in the settings."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import nn
+
+from two_stream.errors import SettingsError
+from two_stream.registry import Registry
+
+HEADS: Registry[type[Head]] = Registry("head")
+
+
+class Head(nn.Module, ABC):
+    """Sums up time: `x_BTD -> z_BD`. Built as `HeadClass(options, features=D, tokens=T)`."""
+
+    fixed_length: bool = False
+    """True where the weights fit one number of tokens only."""
+    features: int
+    """Width of the vector."""
+
+    def __init__(self, options: Any, *, features: int, tokens: int) -> None:
+        super().__init__()
+        self.options = options
+        self.features = features
+        self.tokens = tokens
+
+    def pool(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Turn a feature map into tokens `x_BTD`; the base takes the mean over space.
+
+        A head that looks at places (non-local) overrides this.
+        """
+        return x_BCTHW.mean((3, 4)).transpose(1, 2)
+
+    @abstractmethod
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        """Return one vector `(B, features)` per clip."""
+
+    def check_tokens(self, x_BTD: torch.Tensor) -> None:
+        """Refuse another number of tokens than the weights fit.
+
+        Raises:
+            SettingsError: Naming both numbers.
+        """
+        if self.fixed_length and x_BTD.shape[1] != self.tokens:
+            raise SettingsError(
+                f"head {self.options.kind} is built for {self.tokens} tokens in time and got {x_BTD.shape[1]}; "
+                "give clips of the model's clip_length, or build it with another `input.clip_length`"
+            )
+
+
+class TokenMask(nn.Module):
+    """Which tokens may be attended to in training: each time token is kept with probability `keep`.
+
+    The class token is always kept. Without one, at least one token is.
+    """
+
+    def __init__(self, keep: float, class_token: bool) -> None:
+        super().__init__()
+        self.keep = keep
+        self.class_token = class_token
+
+    def forward(self, batch: int, tokens: int, device: torch.device) -> torch.Tensor | None:
+        """Return booleans `(B, tokens)`, true where kept, or none when nothing is masked."""
+        if not self.training or self.keep >= 1.0:
+            return None
+        kept = torch.rand(batch, tokens, device=device) < self.keep
+        if self.class_token:
+            kept[:, 0] = True
+        else:
+            kept |= ~kept.any(dim=1, keepdim=True)
+        return kept

@@ -1,0 +1,42 @@
+"""Tokens side by side."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from two_stream.config.model import ConcatHead
+from two_stream.heads.base import HEADS, Head
+
+
+class Concatenation(nn.Module):
+    """Tokens side by side, feature-major as in the published code, then dropout and a linear layer if asked."""
+
+    def __init__(self, features: int, tokens: int, outputs: int | None, dropout: float) -> None:
+        super().__init__()
+        self.features = outputs or features * tokens
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(features * tokens, outputs) if outputs else nn.Identity()
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        """Return `(B, features)`."""
+        z_BD: torch.Tensor = self.linear(self.dropout(x_BTD.transpose(1, 2).flatten(1)))
+        return z_BD
+
+
+@HEADS.register(ConcatHead)
+class Concat(Head):
+    """Concatenation of the tokens, with the paper's linear layer or without."""
+
+    fixed_length = True
+
+    def __init__(self, options: ConcatHead, *, features: int, tokens: int) -> None:
+        super().__init__(options, features=features, tokens=tokens)
+        self.join = Concatenation(features, tokens, options.features, options.dropout)
+        self.features = self.join.features
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        """Return `(B, features)`."""
+        self.check_tokens(x_BTD)
+        z_BD: torch.Tensor = self.join(x_BTD)
+        return z_BD

@@ -1,0 +1,66 @@
+"""Non-local block, then concatenation or the mean.
+
+Source: Wang et al., "Non-local Neural Networks" (arXiv 1711.07971), embedded Gaussian. The paper's code divides the
+scores by √N for N positions, where the original divides nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from two_stream.config.model import NonLocalHead
+from two_stream.heads.base import HEADS, Head
+from two_stream.heads.concat import Concatenation
+
+
+class NonLocalBlock(nn.Module):
+    """Every position looks at every other; starts as the identity, since the last BatchNorm's scale is zero."""
+
+    def __init__(self, features: int, inner: int) -> None:
+        super().__init__()
+        self.theta = nn.Linear(features, inner)
+        self.phi = nn.Linear(features, inner)
+        self.g = nn.Linear(features, inner)
+        self.out = nn.Linear(inner, features)
+        self.norm = nn.BatchNorm1d(features)
+        nn.init.zeros_(self.norm.weight)
+
+    def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
+        """Return `x + W(softmax(θ(x) φ(x)ᵀ / √N) g(x))`, `(B, N, D)` for N positions."""
+        y_BND = nn.functional.scaled_dot_product_attention(
+            self.theta(x_BND), self.phi(x_BND), self.g(x_BND), scale=x_BND.shape[1] ** -0.5
+        )
+        change_BDN: torch.Tensor = self.norm(self.out(y_BND).transpose(1, 2))
+        return x_BND + change_BDN.transpose(1, 2)
+
+
+@HEADS.register(NonLocalHead)
+class NonLocal(Head):
+    """Non-local block over space-time (before pooling, as published) or over the tokens, then concatenation or mean."""
+
+    def __init__(self, options: NonLocalHead, *, features: int, tokens: int) -> None:
+        super().__init__(options, features=features, tokens=tokens)
+        self.block = NonLocalBlock(features, options.inner or features)
+        self.join: Concatenation | None = None
+        if options.pool == "concat":
+            self.fixed_length = True
+            self.join = Concatenation(features, tokens, options.features, options.dropout)
+            self.features = self.join.features
+
+    def pool(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Return tokens `x_BTD`; over space-time they come out of the block."""
+        if self.options.over == "time":
+            return super().pool(x_BCTHW)
+        t = x_BCTHW.shape[2]
+        x_BND = self.block(x_BCTHW.flatten(2).transpose(1, 2))
+        tokens: torch.Tensor = x_BND.unflatten(1, (t, -1)).mean(2)
+        return tokens
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        """Return `(B, features)`."""
+        self.check_tokens(x_BTD)
+        if self.options.over == "time":
+            x_BTD = self.block(x_BTD)
+        z_BD: torch.Tensor = x_BTD.mean(1) if self.join is None else self.join(x_BTD)
+        return z_BD

@@ -1,0 +1,74 @@
+"""Our own model folders: weights and all it takes to build the model again, in one safetensors file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from two_stream.config.load import validate
+from two_stream.config.model import ModelOptions
+from two_stream.errors import CheckpointError
+from two_stream.pretrained.reading import WEIGHTS, read_metadata, read_state, weights_file
+from two_stream.recognizer import Recognizer, create_model
+from two_stream.runtime.files import atomic_path
+from two_stream.runtime.folders import CHECKSUMS, verify_checksums, write_checksums
+
+FORMAT = "two_stream"
+VERSION = 1
+"""Raised when a reader of an older version could misread the file."""
+
+
+def write_model(folder: Path, model: Recognizer, meta: dict[str, Any]) -> None:
+    """Write `model.safetensors` with the model's options and `meta` in its header, and the folder's checksums.
+
+    The file is whole or absent. To put weights and training state in place together, call it on the folder that
+    `runtime.folders.replaced_folder` yields.
+
+    Args:
+        folder: Made when missing.
+        model: Its state is written as it is, on whichever device.
+        meta: JSON values, for example `{"class_names": [...], "epoch": 3}`.
+    """
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    header = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "model": model.options.model_dump_json(),
+        "num_classes": str(model.num_classes),
+        "meta": json.dumps(meta, ensure_ascii=False),
+    }
+    with atomic_path(folder / WEIGHTS) as part:
+        save_file(tensors, part, metadata=header)
+    write_checksums(folder)
+
+
+def read_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Recognizer, dict[str, Any]]:
+    """Build the model of a folder (or run folder: its `best`, else `last`) and return it with its `meta`.
+
+    The model is in evaluation mode on `device`.
+
+    Raises:
+        CheckpointError: Missing, damaged (checksum), foreign, or written by a newer version.
+    """
+    file = weights_file(folder)
+    if (file.parent / CHECKSUMS).exists() or folder.is_dir():
+        verify_checksums(file.parent)
+    header = read_metadata(file)
+    if header.get("format") != FORMAT:
+        raise CheckpointError(f"{file}: no model of ours; to read foreign weights use `load_weights`")
+    if int(header["version"]) > VERSION:
+        raise CheckpointError(
+            f"{file}: written by a newer version (format {header['version']}, this one reads {VERSION}); upgrade"
+        )
+    options = validate(ModelOptions, json.loads(header["model"]), file)
+    model = create_model(options, int(header["num_classes"]))
+    try:
+        model.load_state_dict(read_state(file))
+    except RuntimeError as error:
+        raise CheckpointError(f"{file}: {str(error).splitlines()[-1].strip()}") from None
+    meta: dict[str, Any] = json.loads(header["meta"])
+    return model.to(device).eval(), meta

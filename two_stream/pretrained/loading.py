@@ -1,0 +1,230 @@
+"""Fitting a checkpoint's tensors to a model, strictly, with a report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from two_stream.errors import CheckpointError
+from two_stream.pretrained.layouts import recognise
+from two_stream.pretrained.reading import read_state, weights_file
+from two_stream.recognizer import Recognizer
+
+
+@dataclass
+class LoadReport:
+    """What became of a checkpoint. Names are the model's, those of `unexpected` and `dropped` the file's."""
+
+    path: str
+    format: str
+    """which layout the content was recognised as"""
+    used: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    """parameters of the model that keep their fresh values"""
+    unexpected: list[str] = field(default_factory=list)
+    """in the file, unknown to the model"""
+    reshaped: dict[str, str] = field(default_factory=dict)
+    """what was done to a tensor to make it fit"""
+    dropped: list[str] = field(default_factory=list)
+    """left out on request: the old classifier and what else the model has anew"""
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.used)} tensors used"]
+        parts += [f"{len(self.missing)} start fresh ({_few(self.missing)})"] if self.missing else []
+        parts += [f"{len(self.dropped)} left out ({_few(self.dropped)})"] if self.dropped else []
+        parts += [f"{len(self.reshaped)} reshaped"] if self.reshaped else []
+        return f"{self.path}: {self.format}: {', '.join(parts)}"
+
+
+def load_weights(
+    model: Recognizer,
+    path: Path | str,
+    *,
+    new_classifier: bool = False,
+    cross_modality: bool = False,
+    inflate: bool = False,
+) -> LoadReport:
+    """Load a checkpoint into a model; every tensor must fit unless a flag says otherwise.
+
+    Args:
+        model: Filled in place; left as it is when anything fails.
+        path: A file of ours or of a known code base, a model folder or a run folder.
+        new_classifier: Leave out what the model ends in where it differs: a classifier of another size, another
+            kind of head, a block that FRAB or FRMB put in. The backbone must still fit.
+        cross_modality: An RGB checkpoint for a flow network: average the first convolution over RGB, repeat it over
+            the flow's channels (Wang et al., arXiv 1507.02159).
+        inflate: 2D weights for a 3D network: repeat each kernel over time and divide by its length, so that a still
+            clip gives the image's response (Carreira and Zisserman, arXiv 1705.07750).
+
+    Raises:
+        CheckpointError: Unreadable, of unknown layout, or not fitting; one line that names the cause.
+    """
+    file = weights_file(Path(path))
+    state = read_state(file)
+    layout = recognise(state)
+    if layout is None:
+        raise CheckpointError(f"{file}: weights of an unknown network (first keys: {_few(state)})")
+    if layout.flat and not inflate:
+        raise CheckpointError(
+            f"{file}: {layout.name} weights for a 3D network; ask for inflation (`inflate`)"
+        )
+    report = LoadReport(str(file), layout.name)
+    incoming: dict[str, torch.Tensor] = {}
+    theirs: dict[str, str] = {}
+    for key, tensor in state.items():
+        ours = layout.translate(key)
+        if ours is None:
+            report.unexpected.append(key)
+        else:
+            incoming[ours], theirs[ours] = tensor, key
+    fitting = _Fitting(model, report, cross_modality, inflate)
+    fitted, misfits = fitting.fit(incoming)
+    if new_classifier:
+        _leave_out_new_parts(model, incoming, fitted, misfits)
+    expected = model.state_dict()
+    report.used = [key for key in expected if key in fitted]
+    report.missing = [k for k in expected if k not in fitted and not k.endswith("num_batches_tracked")]
+    report.reshaped = {key: how for key, how in report.reshaped.items() if key in fitted}
+    report.unexpected += [theirs[key] for key in incoming if key not in expected]
+    _require_fit(model, report, misfits, theirs, new_classifier)
+    report.dropped = [theirs[key] for key in incoming if key not in fitted]
+    report.unexpected = []
+    model.load_state_dict(fitted, strict=False)
+    return report
+
+
+class _Fitting:
+    """Gives each incoming tensor the shape the model has, where a flag or plain sense allows it."""
+
+    def __init__(self, model: Recognizer, report: LoadReport, cross_modality: bool, inflate: bool) -> None:
+        self.expected = model.state_dict()
+        self.report = report
+        self.cross_modality = cross_modality
+        self.inflate = inflate
+        self.first = _first_convolutions(model)
+
+    def fit(self, incoming: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        """Return the tensors that fit, and for the others what is wrong."""
+        fitted: dict[str, torch.Tensor] = {}
+        misfits: dict[str, str] = {}
+        for key, tensor in incoming.items():
+            if key not in self.expected:
+                continue
+            shape = self.expected[key].shape
+            changed = self._reshaped(key, tensor, shape)
+            if changed.shape == shape:
+                fitted[key] = changed
+            else:
+                misfits[key] = f"{_shape(tensor.shape)} in the file, {_shape(shape)} in the model"
+                if self._is_rgb_for_flow(key, tensor, shape):
+                    misfits[key] += "; for RGB weights in a flow network set `cross_modality`"
+        return fitted, misfits
+
+    def _reshaped(self, key: str, tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        if tensor.ndim == 5 and len(shape) == 2 and tensor.shape[2:].numel() == 1:
+            tensor = tensor.flatten(1)
+            self.report.reshaped[key] = "pointwise convolution as a linear layer"
+        if self.inflate and tensor.ndim == 4 and len(shape) == 5:
+            tensor = tensor.unsqueeze(2).expand(-1, -1, shape[2], -1, -1) / shape[2]
+            self.report.reshaped[key] = f"inflated over {shape[2]} frames"
+        if self.cross_modality and key in self.first and tensor.shape[1] == 3 != shape[1]:
+            tensor = tensor.mean(1, keepdim=True).expand(-1, shape[1], *tensor.shape[2:])
+            before = self.report.reshaped.get(key)
+            how = f"averaged over RGB, repeated over {shape[1]} channels"
+            self.report.reshaped[key] = f"{before}; {how}" if before else how
+        return tensor
+
+    def _is_rgb_for_flow(self, key: str, tensor: torch.Tensor, shape: torch.Size) -> bool:
+        return key in self.first and not self.cross_modality and tensor.shape[1] == 3 != shape[1]
+
+
+def _first_convolutions(model: Recognizer) -> set[str]:
+    """Names of the weights that see the clip itself."""
+    _, stem = model.backbone.stages()[0]
+    seen = {
+        id(part.weight)
+        for part in stem.modules()
+        if isinstance(part, nn.Conv3d) and part.groups == 1 and part.in_channels == model.spec.channels
+    }
+    return {name for name, parameter in model.named_parameters() if id(parameter) in seen}
+
+
+def _part(model: Recognizer, key: str) -> str:
+    if key.startswith("classifier."):
+        return "classifier"
+    if key.startswith("heads."):
+        return "head"
+    if key.startswith(tuple(f"backbone.{prefix}" for prefix in model.backbone.reduced)):
+        return "reduction"
+    return "backbone"
+
+
+def _leave_out_new_parts(
+    model: Recognizer,
+    incoming: dict[str, torch.Tensor],
+    fitted: dict[str, torch.Tensor],
+    misfits: dict[str, str],
+) -> None:
+    """Take classifier, head and reduction block whole or not at all.
+
+    A head with the same keys but other shapes is a mistake, not a new head, and stays a misfit.
+    """
+    for part in ("classifier", "reduction", "head"):
+        wanted = {key for key in model.state_dict() if _part(model, key) == part}
+        given = {key for key in incoming if _part(model, key) == part}
+        same_keys = _counted(wanted) == _counted(given)
+        if same_keys and (part == "head" or not wanted & misfits.keys()):
+            continue
+        for key in wanted | given:
+            fitted.pop(key, None)
+            misfits.pop(key, None)
+
+
+def _counted(keys: set[str]) -> set[str]:
+    return {key for key in keys if not key.endswith("num_batches_tracked")}
+
+
+def _require_fit(
+    model: Recognizer,
+    report: LoadReport,
+    misfits: dict[str, str],
+    theirs: dict[str, str],
+    new_classifier: bool,
+) -> None:
+    """Raise where the checkpoint does not fit, with the likeliest cause first."""
+    if misfits and all(key.startswith("classifier.") for key in misfits):
+        key = next(iter(misfits))
+        raise CheckpointError(
+            f"{report.path}: the classifier does not fit ({theirs[key]}: {misfits[key]}); "
+            "to train a new one set `new_classifier`"
+        )
+    if misfits:
+        key = next(iter(misfits))
+        more = f" and {len(misfits) - 1} more" if len(misfits) > 1 else ""
+        raise CheckpointError(
+            f"{report.path}: {report.format} weights of another network: {theirs[key]}: {misfits[key]}{more}"
+        )
+    loose = ("classifier", "head", "reduction") if new_classifier else ()
+    missing = [key for key in report.missing if _part(model, key) not in loose]
+    ours = {their: our for our, their in theirs.items()}
+    unexpected = [k for k in report.unexpected if k not in ours or _part(model, ours[k]) not in loose]
+    if missing or unexpected:
+        parts = [f"{len(missing)} of the model's tensors are missing ({_few(missing)})"] if missing else []
+        parts += [f"{len(unexpected)} are unknown to it ({_few(unexpected)})"] if unexpected else []
+        new = [*missing, *(ours.get(key, key) for key in unexpected)]
+        fresh = not new_classifier and all(_part(model, key) != "backbone" for key in new)
+        hint = "; to start them fresh set `new_classifier`" if fresh else ""
+        raise CheckpointError(f"{report.path}: {report.format}: {' and '.join(parts)}{hint}")
+
+
+def _few(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _shape(shape: torch.Size) -> str:
+    return "×".join(str(size) for size in shape) or "a scalar"

@@ -1,0 +1,201 @@
+"""Backbone, head, dropout and classifier joined; the only file that knows both sides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from two_stream import zoo
+from two_stream.backbones import BACKBONES, Backbone
+from two_stream.config.model import ModelOptions
+from two_stream.errors import SettingsError
+from two_stream.heads import HEADS, Head
+from two_stream.types import InputSpec
+
+
+class Recognizer(nn.Module):
+    """Pixels to logits. Owns preprocessing: a clip enters as uint8 (or float) pixel values 0..255.
+
+    Attributes:
+        options: What it was built from.
+        num_classes: K.
+        spec: What it expects of a clip; the only source of preprocessing facts.
+        backbone, heads, dropout, classifier: Its parts; one head per pathway, their vectors joined.
+    """
+
+    input_scale: torch.Tensor
+    input_shift: torch.Tensor
+
+    def __init__(self, options: ModelOptions, num_classes: int) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise SettingsError(f"num_classes is {num_classes}: expected 1 or more")
+        self.options = options
+        self.num_classes = num_classes
+        self.spec = input_spec(options)
+        self.backbone: Backbone = BACKBONES[options.backbone.kind](options.backbone, options.modality)
+        if options.reduction == "frab":
+            self.backbone.append_block(options.reduced_channels)
+        elif options.reduction == "frmb":
+            self.backbone.replace_last_block(options.reduced_channels)
+        head = HEADS[options.head.kind]
+        tokens = self.backbone.num_tokens(self.spec.clip_length)
+        self.heads = nn.ModuleList(
+            head(options.head, features=features, tokens=count)
+            for features, count in zip(self.backbone.channels, tokens, strict=True)
+        )
+        self.dropout = nn.Dropout(options.dropout)
+        self.classifier = nn.Linear(sum(head.features for head in self._heads()), num_classes)
+        nn.init.xavier_uniform_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
+        self._register_normalisation()
+        self.memory_format = torch.preserve_format
+        self._frozen: list[nn.Module] = []
+
+    def _register_normalisation(self) -> None:
+        """`(p / 255 * (hi - lo) + lo - mean) / std` as one multiplication and one addition per channel."""
+        low, high = self.spec.value_range
+        mean = torch.tensor(self.spec.mean, dtype=torch.float64)
+        std = torch.tensor(self.spec.std, dtype=torch.float64)
+        scale, shift = (high - low) / 255.0 / std, (low - mean) / std
+        self.register_buffer("input_scale", scale.float().view(1, -1, 1, 1, 1), persistent=False)
+        self.register_buffer("input_shift", shift.float().view(1, -1, 1, 1, 1), persistent=False)
+
+    def _heads(self) -> list[Head]:
+        return [head for head in self.heads if isinstance(head, Head)]
+
+    @property
+    def head(self) -> Head:
+        """The head of the first (mostly the only) pathway."""
+        return self._heads()[0]
+
+    def normalised(self, clip_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Turn pixel values 0..255 (uint8 or float) into what the backbone expects, float32.
+
+        Raises:
+            SettingsError: The clip has not the shape `(B, C, T, H, W)` with this modality's channels.
+        """
+        if clip_BCTHW.ndim != 5 or clip_BCTHW.shape[1] != self.spec.channels:
+            raise SettingsError(
+                f"a clip of shape {tuple(clip_BCTHW.shape)} came in; {self.spec.modality} expects "
+                f"(batch, {self.spec.channels}, frames, height, width)"
+            )
+        x = clip_BCTHW.to(self.input_scale.dtype, memory_format=self.memory_format)
+        if x is clip_BCTHW:  # the caller's own tensor stays as it is
+            return x * self.input_scale + self.input_shift
+        return x.mul_(self.input_scale).add_(self.input_shift)
+
+    def features_of_normalised(self, x_BCTHW: torch.Tensor) -> list[torch.Tensor]:
+        """Return the tokens `x_BTD` of each pathway for an already normalised clip."""
+        maps = self.backbone(x_BCTHW)
+        return [head.pool(feature.tensor) for head, feature in zip(self._heads(), maps, strict=True)]
+
+    def forward_features(self, clip_BCTHW: torch.Tensor) -> list[torch.Tensor]:
+        """Return the tokens `x_BTD` of each pathway: what the heads sum up."""
+        return self.features_of_normalised(self.normalised(clip_BCTHW))
+
+    def forward_normalised(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Return the logits `(B, K)` of an already normalised clip, for comparisons with other code."""
+        tokens = self.features_of_normalised(x_BCTHW)
+        vectors = [head(x_BTD) for head, x_BTD in zip(self._heads(), tokens, strict=True)]
+        z_BD = vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=1)
+        logits_BK: torch.Tensor = self.classifier(self.dropout(z_BD))
+        return logits_BK
+
+    def forward(self, clip_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Return the logits `(B, K)` of a clip of pixel values 0..255."""
+        return self.forward_normalised(self.normalised(clip_BCTHW))
+
+    @torch.no_grad()
+    def attention(self, clip_BCTHW: torch.Tensor) -> list[torch.Tensor]:
+        """Return, per pathway, the class token's attention to each time step, `(B, heads, T)`.
+
+        Raises:
+            SettingsError: The head has no attention.
+        """
+        reads = [getattr(head, "attention", None) for head in self._heads()]
+        if None in reads:
+            raise SettingsError(f"head {self.options.head.kind} has no attention; bert and hf_bert have")
+        was_training = self.training
+        self.eval()
+        try:
+            tokens = self.forward_features(clip_BCTHW)
+            return [read(x_BTD) for read, x_BTD in zip(reads, tokens, strict=True) if read is not None]
+        finally:
+            self.train(was_training)
+
+    def stages(self) -> list[tuple[str, nn.Module]]:
+        """Return the named parts from input to classifier: the unit of freezing and layer decay."""
+        return [*self.backbone.stages(), ("head", self.heads), ("classifier", self.classifier)]
+
+    def freeze_until(self, name: str) -> None:
+        """Keep the weights and statistics of every stage up to and including `name` as they are.
+
+        Raises:
+            SettingsError: No such stage, or it leaves nothing to train.
+        """
+        names = [stage for stage, _ in self.stages()]
+        if name not in names[:-1]:
+            raise SettingsError(f"freeze_until {name!r}: expected one of {', '.join(names[:-1])}")
+        self._frozen = [stage for _, stage in self.stages()[: names.index(name) + 1]]
+        for stage in self._frozen:
+            stage.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Recognizer:
+        """Switch to training; frozen stages stay in evaluation mode, so their statistics do not move."""
+        super().train(mode)
+        for stage in self._frozen:
+            stage.eval()
+        return self
+
+    def set_gradient_checkpointing(self, on: bool) -> None:
+        """Recompute each backbone stage in the backward pass: less memory, about a third more time."""
+        self.backbone.gradient_checkpointing = on
+
+    def channels_last(self) -> Recognizer:
+        """Lay weights and clips out channel by channel (`channels_last_3d`): faster convolutions, same numbers."""
+        self.memory_format = torch.channels_last_3d
+        return self.to(memory_format=torch.channels_last_3d)
+
+
+def input_spec(options: ModelOptions) -> InputSpec:
+    """Return the input a model expects: its backbone's usual one, with the departures of `options.input`.
+
+    Raises:
+        SettingsError: The departures do not fit together, for example a crop larger than the frame.
+    """
+    usual = BACKBONES[options.backbone.kind].default_input(options.backbone, options.modality)
+    given = {name: value for name, value in options.input.model_dump().items() if value is not None}
+    spec = replace(usual, **given)
+    if spec.crop > min(spec.resize):
+        raise SettingsError(
+            f"`input.crop` {spec.crop} is larger than the resized frame {spec.resize[0]}×{spec.resize[1]}; "
+            "set `input.resize` too"
+        )
+    for name in ("mean", "std"):
+        values = getattr(spec, name)
+        if len(values) != spec.channels:
+            raise SettingsError(
+                f"`input.{name}` has {len(values)} numbers; {spec.modality} has {spec.channels} channels"
+            )
+    return spec
+
+
+def create_model(name_or_options: str | ModelOptions, num_classes: int, **options: Any) -> Recognizer:
+    """Build a recognizer by its name in the zoo or from options.
+
+    Args:
+        name_or_options: For example `"rgb_resneXt3D64f101_bert10_FRMB"`, or `ModelOptions(...)`.
+        num_classes: K.
+        **options: Fields of `ModelOptions` that differ, for example `modality="flow"`,
+            `head={"kind": "lstm"}`, `input={"clip_length": 16}`. A part given without another kind keeps the
+            rest of its settings.
+
+    Raises:
+        SettingsError: Unknown name (with its nearest neighbours), key or value.
+    """
+    return Recognizer(zoo.resolve(name_or_options, **options), num_classes)
