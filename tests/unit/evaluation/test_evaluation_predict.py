@@ -1,0 +1,189 @@
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+from torch import nn
+
+from two_stream.config.schema import EvaluateOptions
+from two_stream.errors import ScoreError, SettingsError
+from two_stream.evaluation.predict import aggregate_views, forward_views, score_videos
+from two_stream.evaluation.views import (
+    assemble,
+    clip_frames,
+    count_views,
+    crop_views,
+    crops_of_clip,
+    describe,
+    slug,
+)
+from two_stream.types import InputSpec, VideoViews
+
+CPU = torch.device("cpu")
+SPEC = InputSpec("rgb", 8, 1, (24, 32), 16, (0.0, 1.0), (0.5,) * 3, (0.5,) * 3)
+
+
+class Mean(nn.Module):
+    """Logits that name the clip: its mean pixel, its negative and a constant; remembers the batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+        self.modes: list[bool] = []
+
+    def forward(self, clip):
+        assert clip.dtype == torch.uint8
+        self.sizes.append(len(clip))
+        self.modes.append(self.training)
+        value = clip.double().mean(dim=(1, 2, 3, 4)) / 10
+        return torch.stack([value, -value, torch.ones_like(value)], dim=1)
+
+
+def video(name, values, label=0):
+    views = torch.stack([torch.full((3, 2, 2, 2), value, dtype=torch.uint8) for value in values])
+    return VideoViews(name, label, views)
+
+
+def score(videos, model=None, **options):
+    return score_videos(model or Mean(), videos, device=CPU, **options)
+
+
+def test_mean_of_logits_and_of_probabilities_by_hand():
+    views = np.asarray([[2.0, 0.0], [0.0, 1.0]])
+    np.testing.assert_allclose(aggregate_views(views), [1.0, 0.5])
+    mean = (softmax([2.0, 0.0]) + softmax([0.0, 1.0])) / 2
+    np.testing.assert_allclose(np.exp(aggregate_views(views, "probabilities")), mean)
+    np.testing.assert_allclose(softmax(aggregate_views(views, "probabilities")), mean)
+    assert np.isfinite(aggregate_views(np.asarray([[0.0, 5000.0]]), "probabilities")).all()
+    with pytest.raises(SettingsError, match="unknown aggregate 'median'"):
+        aggregate_views(views, "median")
+
+
+@pytest.mark.parametrize("batch_views", [1, 3, 4, 100])
+def test_batches_are_full_and_views_return_to_their_videos(batch_views):
+    model = Mean()
+    model.train()
+    found = score(
+        [video("a", [10, 20, 30], 1), video("b", [40]), video("c", [5, 7, 9, 11, 13, 15, 17], 2)],
+        model,
+        batch_views=batch_views,
+        keep_views=True,
+    )
+    assert found.ids == ["a", "b", "c"]
+    assert found.labels.tolist() == [1, 0, 2]
+    assert found.counts.tolist() == [3, 1, 7]
+    np.testing.assert_allclose(found.logits, [[2, -2, 1], [4, -4, 1], [1.1, -1.1, 1]], rtol=1e-6)
+    expected = [1, 2, 3, 4, 0.5, 0.7, 0.9, 1.1, 1.3, 1.5, 1.7]
+    np.testing.assert_allclose(found.view_logits[:, 0], expected, rtol=1e-6)
+    full, rest = divmod(11, batch_views)
+    assert model.sizes == [batch_views] * full + ([rest] if rest else [])
+    assert model.modes == [False] * len(model.sizes)  # scored in evaluation mode …
+    assert model.training  # … and put back
+
+
+def test_reading_runs_at_most_one_batch_ahead():
+    taken = []
+
+    def loader():
+        for place in range(6):
+            taken.append(place)
+            yield video(str(place), [place, place])
+
+    class Watch(Mean):
+        def forward(self, clip):
+            seen.append(len(taken))
+            return super().forward(clip)
+
+    seen: list[int] = []
+    score(loader(), Watch(), batch_views=4)
+    assert seen == [2, 4, 6]
+
+
+def test_views_are_dropped_unless_wanted_and_no_video_gives_an_empty_result():
+    assert score([video("a", [1])]).view_logits is None
+    assert score([]).ids == []
+
+
+def test_what_cannot_be_scored_is_named():
+    with pytest.raises(ScoreError, match="a: the video came twice"):
+        score([video("a", [1]), video("a", [2])])
+    empty = VideoViews("hollow", 0, torch.zeros((0, 3, 2, 2, 2), dtype=torch.uint8))
+    with pytest.raises(ScoreError, match="hollow: the video came without a view"):
+        score([empty])
+
+    class Broken(Mean):
+        def forward(self, clip):
+            logits = super().forward(clip)
+            logits[logits[:, 0] == 3.0] = float("nan")
+            return logits
+
+    with pytest.raises(ScoreError, match="bad: logits are not finite"):
+        score([video("good", [10]), video("bad", [20, 30])], Broken())
+    with pytest.raises(SettingsError, match="unknown aggregate"):
+        score([video("a", [1])], aggregate="best")
+
+
+def test_forward_views_takes_clips_of_any_size_in_order():
+    model = Mean()
+    parts = [video("x", [10, 20]).views, video("x", [30]).views, video("x", [40, 50, 60]).views]
+    found = forward_views(model, parts, device=CPU, precision="fp32", batch_views=4)
+    np.testing.assert_allclose(found[:, 0], [1, 2, 3, 4, 5, 6], rtol=1e-6)
+    assert model.sizes == [4, 2]
+
+
+def test_clips_follow_the_options():
+    assert clip_frames(EvaluateOptions(views="single"), SPEC, 12) == [list(range(3, 11))]
+    assert len(clip_frames(EvaluateOptions(views="multi"), SPEC, 40)) == 5
+    assert len(clip_frames(EvaluateOptions(views="uniform", num_clips=4), SPEC, 40)) == 4
+    starts = [clip[0] for clip in clip_frames(EvaluateOptions(views="sliding", step=10), SPEC, 40)]
+    assert starts == [1, 11, 21, 31, 33]
+    assert clip_frames(EvaluateOptions(views="multi"), SPEC, 3) == [[1, 2, 3, 1, 2, 3, 1, 2]]
+    assert clip_frames(EvaluateOptions(views="multi"), SPEC, 9, "paper") == [list(range(1, 9))]
+    assert count_views(EvaluateOptions(views="multi", crops="ten"), SPEC, 40) == 50
+    assert [len(crop_views(EvaluateOptions(crops=c), SPEC)) for c in ("center", "three", "ten")] == [1, 3, 10]
+
+
+def test_protocol_is_named_and_no_two_share_a_file_name():
+    assert describe(EvaluateOptions()) == "multi-clip × ten-crop, mean of logits"
+    assert describe(EvaluateOptions(views="single", crops="center"), "paper").endswith(
+        "published frame choice"
+    )
+    assert describe(EvaluateOptions(views="uniform", num_clips=3)).startswith("3 uniform clips ×")
+    assert describe(EvaluateOptions(views="sliding", step=4)).startswith("sliding window every 4 frames")
+    assert slug(EvaluateOptions()) == "multi_ten_logits"
+    views = [("single", 10, None), ("multi", 10, None), ("uniform", 3, None), ("uniform", 10, None)]
+    options = [
+        EvaluateOptions(
+            views=kind, num_clips=clips, step=step, crops=crops, aggregate=mean, precision=precision
+        )
+        for kind, clips, step in [*views, ("sliding", 10, 3), ("sliding", 10, None)]
+        for crops in ("center", "ten")
+        for mean in ("logits", "probabilities")
+        for precision in ("fp32", "bf16")
+    ]
+    assert len({slug(entry) for entry in options}) == len(options)
+    assert len({describe(entry) for entry in options}) == len(options)
+
+
+def test_ten_crops_of_a_clip_are_its_boxes():
+    frames = np.random.default_rng(0).integers(0, 256, (4, 24, 32, 3), dtype=np.uint8)
+    views = crop_views(EvaluateOptions(crops="ten"), SPEC)
+    made = crops_of_clip(frames, views, SPEC)
+    assert made.shape == (10, 3, 4, 16, 16)
+    np.testing.assert_array_equal(made[1].permute(1, 2, 3, 0), frames[:, :16, :16])
+    np.testing.assert_array_equal(made[5].permute(1, 2, 3, 0), frames[:, 4:20, 8:24][:, :, ::-1])
+
+
+def test_assemble_streams_clips_and_forgets_what_is_done():
+    clips = [[1, 2, 3], [3, 4, 5], [2, 2, 1], [9, 10, 9]]
+    alive: list[int] = []
+
+    def frames():
+        for number in range(1, 50):
+            alive.append(number)
+            yield number, np.asarray([number])
+
+    made = [[int(frame[0]) for frame in clip] for clip in assemble(clips, frames())]
+    assert made == [[2, 2, 1], [1, 2, 3], [3, 4, 5], [9, 10, 9]]
+    assert alive[-1] == 10  # nothing is read past the last frame needed
+    short = list(assemble([[1, 2], [3, 4]], ((n, np.asarray([n])) for n in (1, 2, 3))))
+    assert len(short) == 1

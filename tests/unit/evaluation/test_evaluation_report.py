@@ -1,0 +1,236 @@
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from two_stream.commands import fuse as fuse_command
+from two_stream.commands import report as report_command
+from two_stream.errors import ScoreError
+from two_stream.evaluation import figures, metrics, tables, thumbnails
+from two_stream.evaluation.fusion import fuse, weight_curve
+from two_stream.evaluation.report import write_report
+from two_stream.evaluation.scores import find_scores, join, read_scores, write_scores
+
+HOSTILE = ["<script>alert(1)</script>", "a & b", "c | d", "$e$ `f`"]
+VOID = {"meta", "link", "br", "img", "hr"}
+
+
+class Checker(HTMLParser):
+    """Fails on unbalanced tags; collects what a browser would load and every text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loads: list[str] = []
+        self.tags: set[str] = set()
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.loads += [
+            value for name, value in attrs if name in ("src", "href", "srcset", "xlink:href", "data")
+        ]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.loads += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def parsed(path: Path) -> Checker:
+    checker = Checker()
+    checker.feed(path.read_text())
+    assert checker.open == []
+    return checker
+
+
+@pytest.fixture
+def two(runs):
+    return [runs.make("rgb"), runs.make("flow")]
+
+
+def test_page_numbers_json_and_markdown_agree_with_the_metrics(two, tmp_path):
+    page, values, text = write_report(two, tmp_path / "out" / "r.html")
+    streams = join([read_scores(find_scores(run)) for run in two])
+    fused = fuse(streams)
+    facts = json.loads(values.read_text())
+    summary = metrics.summarise(fused)
+    assert facts["streams"][2]["top"]["1"]["value"] == summary.top[1].value
+    assert [row["name"] for row in facts["streams"]][:3] == ["rgb", "flow", "fused (l2)"]
+    assert facts["confusion"] == metrics.confusion_matrix(fused.logits, fused.labels).tolist()
+    assert facts["verdict"] == tables.verdict(fused, streams)
+    shown = tables.percent(summary.top[1])
+    assert shown in parsed(page).text
+    assert shown.replace("[", r"\[").replace("]", r"\]") in text.read_text()
+    for line in tables.rows(tables.lines(streams)):
+        assert line[1] in parsed(page).text
+    assert "multi-clip × ten-crop, mean of logits" in parsed(page).text
+    assert "60 videos of 20 sources" in parsed(page).text
+
+
+def test_page_is_self_contained_and_the_same_twice(two, tmp_path):
+    page = write_report(two, tmp_path / "a.html")[0]
+    checker = parsed(page)
+    assert [load for load in checker.loads if not load.startswith(("#", "data:"))] == []
+    assert "script" not in checker.tags
+    assert not re.search(r"url\((?!#)|@import|<!DOCTYPE svg|#0[1-5]0[1-5]0[1-5]", page.read_text())
+    first = page.read_bytes()
+    assert write_report(two, tmp_path / "a.html")[0].read_bytes() == first
+
+
+def test_every_name_is_escaped(runs, tmp_path):
+    folders = [runs.make(modality, classes=HOSTILE) for modality in ("rgb", "flow")]
+    ids = read_scores(find_scores(folders[0])).ids
+    assert any("<script>" in name for name in ids)
+    page, _, text = write_report(folders, tmp_path / "r.html", title="<i>t</i>")
+    checker = parsed(page)
+    assert "script" not in checker.tags
+    assert "<i>t</i>" in checker.text
+    assert "<script>alert(1)</script>" in checker.text
+    assert "<script>" not in text.read_text().replace("\\<script", "")
+    rows = [line for line in text.read_text().splitlines() if line.startswith("| c ")]
+    assert rows
+    assert rows[0].startswith("| c \\| d |")
+
+
+def test_curve_needs_holdout_scores_and_tells_how_to_get_them(two, tmp_path):
+    facts = json.loads(write_report(two, tmp_path / "r.html")[1].read_text())
+    vals = [read_scores(find_scores(run, "val")) for run in two]
+    assert facts["curve"]["chosen"] == weight_curve(*vals).chosen
+    assert facts["streams"][3]["meta"]["fitted_part"] == "val"
+    (two[1] / "scores" / "val_multi_ten_logits.npz").unlink()
+    page, values, _ = write_report(two, tmp_path / "r.html")
+    assert json.loads(values.read_text())["curve"] is None
+    assert f"two-stream evaluate {two[1]} --part val" in parsed(page).text
+
+
+def test_scores_of_another_model_are_not_taken_for_the_holdout(runs, tmp_path):
+    folders = [runs.make("rgb"), runs.make("flow")]
+    path = folders[0] / "scores" / "val_multi_ten_logits.npz"
+    table = read_scores(path)
+    table.meta["model_sha256"] = "older"
+    write_scores(path, table)
+    assert json.loads(write_report(folders, tmp_path / "r.html")[1].read_text())["curve"] is None
+
+
+def test_strips_show_the_frames_and_absent_ones_say_why(two, runs, tmp_path):
+    page = write_report(two, tmp_path / "r.html", mistakes=3)[0]
+    assert parsed(page).text.count("no frames:") == 3
+    table = read_scores(find_scores(two[0]))
+    runs.frames(table.ids, table.class_names)
+    page = write_report(two, tmp_path / "r.html", mistakes=3)[0]
+    assert sum(load.startswith("data:image/jpeg;base64,") for load in parsed(page).loads) == 3
+    assert "no frames:" not in parsed(page).text
+
+
+def test_single_stream_report_lies_in_its_run(two):
+    written = write_report([two[0]])
+    assert written[0] == two[0] / "report.html"
+    facts = json.loads(written[1].read_text())
+    assert facts["main"] == "rgb"
+    assert facts["agreement"] is None
+    assert facts["history"]["rgb"][0] == {
+        "epoch": 1,
+        "train_loss": 0.7,
+        "val_loss": 0.77,
+        "lr": pytest.approx(0.008),
+        "train_top1": pytest.approx(0.475),
+        "val_top1": pytest.approx(0.42),
+    }
+
+
+def test_test_selected_scores_are_labelled_everywhere(runs, tmp_path):
+    folder = runs.make("rgb", selection="paper")
+    page, values, text = write_report([folder], tmp_path / "r.html")
+    for content in (parsed(page).text, values.read_text(), text.read_text()):
+        assert "test-selected" in content
+
+
+def test_score_files_without_a_run_are_enough(two, tmp_path):
+    copies = []
+    for run in two:
+        table = read_scores(find_scores(run))
+        table.meta.pop("run")
+        copies.append(tmp_path / f"{run.name}.npz")
+        write_scores(copies[-1], table)
+    page, values, _ = write_report(copies, tmp_path / "r.html")
+    assert "no frames:" in parsed(page).text
+    assert json.loads(values.read_text())["settings"] == {}
+    fused = fuse([read_scores(path) for path in copies], "logits")
+    write_scores(tmp_path / "fused.npz", fused)
+    facts = json.loads(write_report([*copies, tmp_path / "fused.npz"], tmp_path / "r.html")[1].read_text())
+    assert facts["main"] == "fused (logits)"
+    with pytest.raises(ScoreError, match="no run or score file"):
+        write_report([])
+
+
+@pytest.mark.parametrize("classes", [2, 40, 101])
+def test_figures_of_few_and_many_classes(classes):
+    names = [f"class {i}" for i in range(classes)]
+    counts = np.eye(classes, dtype=np.int64) * 3
+    svg = figures.confusion(counts, names)
+    assert svg.startswith("<svg")
+    assert ("class 1<" in svg) == (classes < 101)
+    assert (">3</text>" in svg) == (classes == 2)
+    rows = [metrics.ClassRow(name, 3, 3, 1.0, "", 0) for name in names]
+    assert "class 0 (3)" in figures.class_bars({"rgb": rows, "fused": rows})
+
+
+def test_learning_curves_leave_out_what_is_not_there():
+    assert figures.learning_curves({}) is None
+    svg = figures.learning_curves({"rgb": [{"epoch": 1.0, "val_loss": 1.0}]})
+    assert ">loss<" in svg
+    assert "learning rate" not in svg
+
+
+def test_flow_is_drawn_by_direction_and_length():
+    flow = np.full((1, 1, 3, 2), 128, np.uint8)
+    flow[0, 0, 1] = (255, 128)
+    flow[0, 0, 2] = (0, 128)
+    rest, right, left = thumbnails.flow_picture(flow)[0, 0].astype(int)
+    assert rest.max() < 40
+    assert right.max() == left.max() == 255
+    assert np.abs(right - left).max() > 200
+
+
+def test_fuse_command_on_runs_fits_on_the_holdout_and_writes(two, tmp_path, capsys):
+    out = tmp_path / "fused.npz"
+    assert fuse_command.main([*map(str, two), "--rule", "learned", "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "fitted on 60 videos of the holdout part" in shown
+    assert "fusion beats" in shown or "fusion does not beat" in shown or "fusion equals" in shown
+    table = read_scores(out)
+    assert table.meta["rule"] == "learned"
+    assert table.meta["fitted_part"] == "val"
+    assert len(table.meta["sources"]) == 2
+    assert fuse_command.main([*map(str, two), "--weights", "2", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["weights"] == [2.0, 1.0]
+    (two[0] / "scores" / "val_multi_ten_logits.npz").unlink()
+    with pytest.raises(ScoreError, match=r"no scores of the val part; make them with `.* --part val`"):
+        fuse_command.main([*map(str, two), "--rule", "learned"])
+
+
+def test_report_command_prints_what_it_wrote(two, tmp_path, capsys):
+    out = tmp_path / "r.html"
+    assert report_command.main([*map(str, two), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.split() == [str(out.with_suffix(end)) for end in (".html", ".json", ".md")]
+
+
+def test_verdict_says_how_sure_it_is(two):
+    streams = join([read_scores(find_scores(run)) for run in two])
+    worse = fuse(streams, weights=[1, 0])
+    best = max(streams, key=lambda t: metrics.top_k_accuracy(t.logits, t.labels))
+    sentence = tables.verdict(worse, streams)
+    gap = metrics.difference(worse, best)
+    assert f"{100 * gap.value:+.1f} points" in sentence
+    assert tables.percent(metrics.Interval(0.8333, 0.75, 0.9)) == "83.3 [75.0, 90.0]"
+    assert tables.percent(None) == "–"

@@ -1,0 +1,106 @@
+"""`two-stream fuse SCORES|RUN …`: late fusion of two or more score files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from two_stream.commands.common import parse
+
+if TYPE_CHECKING:
+    from two_stream.types import ScoreTable
+
+SUMMARY = "Fuse the score files of two or more streams and print each stream beside the fusion."
+
+
+@dataclass(frozen=True)
+class FuseFlags:
+    """What is fused, and how."""
+
+    scores: tyro.conf.Positional[tuple[Path, ...]]
+    """score files, or run folders (their newest test scores)"""
+    rule: Literal["l2", "logits", "probabilities", "rank", "learned"] = "l2"
+    """l2: sum of L2-normalised logits (the paper's); learned: logistic stacking fitted on the holdout part"""
+    weights: tuple[float, ...] | None = None
+    """one weight per stream; none: equal ones"""
+    fit: tuple[Path, ...] | None = None
+    """score files of the holdout part (`evaluate --part val`) or run folders: weights are fitted on them"""
+    fit_on_val: bool = False
+    """fit on the newest holdout scores of the given run folders"""
+    part: Literal["test", "val"] = "test"
+    """which scores of a run folder are fused"""
+    out: Path | None = None
+    """score file to write"""
+    seed: int = 0
+    """seed of the bootstrap"""
+    json: bool = False
+    """print the numbers as JSON instead of a table"""
+
+
+def main(args: list[str]) -> int:
+    """Run the command and return its exit code."""
+    flags = parse(FuseFlags, args, "two-stream fuse", SUMMARY)
+    from two_stream.evaluation.fusion import fuse
+    from two_stream.evaluation.scores import find_scores, join, read_scores, write_scores
+
+    tables = join([read_scores(find_scores(path, flags.part)) for path in flags.scores])
+    fused = fuse(tables, flags.rule, flags.weights, fit=_fit_tables(flags))
+    if flags.out is not None:
+        write_scores(flags.out, fused)
+    _show(tables, fused, flags)
+    return 0
+
+
+def _fit_tables(flags: FuseFlags) -> list[ScoreTable] | None:
+    """Return the holdout tables: those named, or for `learned` those of the given runs."""
+    from two_stream.evaluation.scores import find_scores, read_scores
+
+    if flags.fit:
+        return [read_scores(find_scores(path, "val")) for path in flags.fit]
+    wanted = flags.fit_on_val or flags.rule == "learned"
+    if wanted and all(path.is_dir() for path in flags.scores):
+        return [read_scores(find_scores(path, "val")) for path in flags.scores]
+    if flags.fit_on_val:
+        from two_stream.errors import ScoreError
+
+        raise ScoreError("--fit-on-val needs run folders; with score files name the holdout's with --fit")
+    return None
+
+
+def _show(tables: list[ScoreTable], fused: ScoreTable, flags: FuseFlags) -> None:
+    from two_stream.evaluation import tables as words
+    from two_stream.runtime.console import console, say, table
+
+    found = words.lines([*tables, fused], seed=flags.seed)
+    sentence = words.verdict(fused, tables, seed=flags.seed)
+    if flags.json:
+        console.print_json(
+            data={
+                "streams": [{"name": line.name, **line.summary.to_json()} for line in found],
+                "rule": fused.meta["rule"],
+                "weights": fused.meta["weights"],
+                "temperature": fused.meta.get("temperature"),
+                "fitted_on": fused.meta.get("fitted_on"),
+                "verdict": sentence,
+                "protocol": words.protocol_line(fused.meta, found[-1].summary),
+                "out": str(flags.out) if flags.out else None,
+            }
+        )
+        return
+    console.print(table("accuracy in %", words.COLUMNS, words.rows(found)))
+    say(words.protocol_line(fused.meta, found[-1].summary))
+    if fused.meta.get("selection") == "paper":
+        say(words.PAPER_WARNING)
+    weights = " : ".join(f"{weight:.4g}" for weight in fused.meta["weights"])
+    if fused.meta.get("fitted_on"):
+        heat = fused.meta.get("temperature")
+        extra = f", temperature {heat:.3g}" if heat is not None else ""
+        say(f"weights {weights}{extra}, fitted on {fused.meta['fitted_videos']} videos of the holdout part")
+    elif len(set(fused.meta["weights"])) > 1:
+        say(f"weights {weights}, as given")
+    say(sentence)
+    if flags.out is not None:
+        say(f"scores: {flags.out}")

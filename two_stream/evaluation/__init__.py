@@ -1,0 +1,1 @@
+"""Views, prediction, score files, metrics, fusion and reports."""

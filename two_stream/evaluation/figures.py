@@ -1,0 +1,237 @@
+"""Figures of the report as inline SVG whose colours follow the page's light or dark theme.
+
+Matplotlib draws with marker colours; each is then replaced by a CSS variable that the page defines.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from two_stream.evaluation.fusion import Curve
+from two_stream.evaluation.metrics import ClassRow
+
+INK, MUTED, GRID, SURFACE = "#010101", "#020202", "#030303", "#040404"
+STREAMS = ("#050501", "#050502", "#050503", "#050504", "#050505")
+_THEME = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    GRID: "var(--grid)",
+    SURFACE: "var(--surface)",
+    **{color: f"var(--s{index + 1})" for index, color in enumerate(STREAMS)},
+}
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9.0,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 10.0,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0.0,
+    "ytick.major.size": 0.0,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.8,
+}
+WIDTH = 5.2
+"""Inches; narrow, so that the text stays readable when a phone shrinks the figure to its width."""
+_NUMBERED = 16
+"""Up to so many classes the confusion matrix shows its counts."""
+_LABELLED = 60
+"""Up to so many classes the axes show the class names."""
+
+
+@contextmanager
+def _figure(height: float, panels: int = 1, **extra: Any) -> Iterator[tuple[Figure, list[Axes]]]:
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        axes = figure.subplots(panels, 1, squeeze=False, **extra)
+        yield figure, list(axes[:, 0])
+
+
+def to_svg(figure: Figure, label: str) -> str:
+    """Return a figure as an `<svg>` element with theme colours, without prologue and without fixed size."""
+    buffer = io.StringIO()
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": label}):
+        figure.savefig(
+            buffer, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None}
+        )
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    for marker, variable in _THEME.items():
+        text = text.replace(marker, variable)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r"font: (?:normal )*([\d.]+)px [^;\"]*", r"font: \1px var(--font)", text)
+    text = re.sub(r"font-family: [^;\"]*", "font-family: var(--font)", text)
+    safe = label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return re.sub(r"^<svg", f'<svg role="img" aria-label="{safe}"', text, count=1)
+
+
+def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str | None:
+    """Draw loss, accuracy and learning rate over the epochs of each run; None without anything to draw.
+
+    Args:
+        histories: By stream: flat rows with `epoch` and any of `train_loss`, `val_loss`, `train_top1`, `val_top1`,
+            `lr`.
+    """
+    panels = [
+        ("loss", ("train_loss", "val_loss")),
+        ("top-1 (%)", ("train_top1", "val_top1")),
+        ("learning rate", ("lr",)),
+    ]
+    shown = [
+        (title, keys)
+        for title, keys in panels
+        if any(key in row for rows in histories.values() for row in rows for key in keys)
+    ]
+    if not shown:
+        return None
+    with _figure(1.9 * len(shown) + 0.3, len(shown), sharex=True) as (figure, axes):
+        for axis, (title, keys) in zip(axes, shown):
+            axis.set_title(title)
+            for color, (name, rows) in zip(STREAMS, histories.items()):
+                for key in keys:
+                    _curve(axis, rows, key, name, color)
+            if title == "learning rate":
+                axis.set_yscale("log")
+        axes[0].legend(ncols=2, loc="upper right")
+        axes[-1].set_xlabel("epoch")
+        axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        return to_svg(figure, "learning curves")
+
+
+def _curve(axis: Axes, rows: Sequence[Mapping[str, float]], key: str, name: str, color: str) -> None:
+    points = [(row["epoch"], row[key]) for row in rows if key in row and "epoch" in row]
+    if not points:
+        return
+    scale = 100.0 if key.endswith("top1") else 1.0
+    trained = key.startswith("train")
+    label = f"{name}, {'training' if trained else 'validation'}" if key != "lr" else name
+    axis.plot(
+        [epoch for epoch, _ in points],
+        [scale * value for _, value in points],
+        color=color,
+        linestyle=(0, (4, 2)) if trained else "-",
+        linewidth=1.2 if trained else 1.8,
+        marker="o" if len(points) == 1 else None,
+        label=label,
+    )
+
+
+def confusion(counts_KK: NDArray[np.int64], names: Sequence[str]) -> str:
+    """Draw a confusion matrix: rows true, columns predicted, shade the share of the true class."""
+    classes = len(names)
+    side = min(WIDTH, 1.6 + 0.5 * classes)
+    with _figure(side) as (figure, (axis,)):
+        totals = counts_KK.sum(axis=1, keepdims=True)
+        shares = np.divide(counts_KK, totals, out=np.zeros(counts_KK.shape), where=totals > 0)
+        cells = [(int(row), int(column)) for row, column in np.argwhere(counts_KK > 0)]
+        squares = [Rectangle((column - 0.47, row - 0.47), 0.94, 0.94) for row, column in cells]
+        tints = [to_rgba(STREAMS[2], 0.12 + 0.88 * float(shares[cell])) for cell in cells]
+        axis.add_collection(PatchCollection(squares, facecolors=tints, edgecolors="none"))
+        if classes <= _NUMBERED:
+            for row, column in cells:
+                strong = shares[row, column] > 0.75
+                axis.text(
+                    column,
+                    row,
+                    str(counts_KK[row, column]),
+                    ha="center",
+                    va="center",
+                    color=SURFACE if strong else INK,
+                )
+        axis.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5), xlabel="predicted", ylabel="true")
+        axis.set_aspect("equal")
+        axis.grid(visible=False)
+        if classes <= _LABELLED:
+            size = 8.0 if classes <= 20 else 4.5
+            axis.set_xticks(range(classes), [_short(name) for name in names], rotation=90, fontsize=size)
+            axis.set_yticks(range(classes), [_short(name) for name in names], fontsize=size)
+        return to_svg(figure, "confusion matrix")
+
+
+def class_bars(streams: Mapping[str, Sequence[ClassRow]]) -> str:
+    """Draw the accuracy per class: a bar for the last stream (the fused one), a dot for each other."""
+    *others, (name, rows) = list(streams.items())
+    order = sorted(range(len(rows)), key=lambda index: (-(rows[index].accuracy or 0.0), index))
+    place = np.arange(len(order))
+    with _figure(0.9 + max(0.13, min(0.3, 7 / len(order))) * len(order)) as (figure, (axis,)):
+        values = [100 * (rows[index].accuracy or 0.0) for index in order]
+        color = STREAMS[2] if others else STREAMS[0]
+        axis.barh(place, values, height=0.62, color=color, alpha=0.55, label=name)
+        for nth, (tint, (other, cells)) in enumerate(zip(STREAMS, others)):
+            shift = 0.36 * ((nth + 0.5) / len(others) - 0.5)  # equal values must not hide each other
+            axis.plot(
+                [100 * (cells[index].accuracy or 0.0) for index in order],
+                place + shift,
+                "o" if tint == STREAMS[0] else "D",
+                color=tint,
+                markersize=4.5,
+                markeredgecolor=SURFACE,
+                markeredgewidth=0.8,
+                label=other,
+                clip_on=False,
+            )
+        size = 8.5 if len(order) <= 30 else 6.0
+        labels = [f"{_short(rows[index].name)} ({rows[index].videos})" for index in order]
+        axis.set_yticks(place, labels, fontsize=size)
+        axis.set(xlim=(0, 100), ylim=(len(order) - 0.4, -0.6), xlabel="accuracy (%), videos in brackets")
+        axis.grid(visible=False, axis="y")
+        if others:
+            figure.legend(loc="outside upper left", ncols=len(others) + 1)
+        return to_svg(figure, "accuracy per class")
+
+
+def fusion_curve(curve: Curve) -> str:
+    """Draw accuracy over the share of the first stream, with the chosen share marked."""
+    with _figure(2.5) as (figure, (axis,)):
+        axis.plot(curve.shares, [100 * value for value in curve.accuracies], color=STREAMS[2])
+        axis.axvline(curve.chosen, color=MUTED, linewidth=1.0, linestyle=(0, (3, 3)))
+        axis.plot([curve.chosen], [100 * curve.accuracy], "o", color=STREAMS[2], markersize=6)
+        right = curve.chosen < 0.6
+        axis.annotate(
+            f"chosen w = {curve.chosen:.2f}",
+            (curve.chosen, 100 * min(curve.accuracies)),
+            xytext=(6 if right else -6, 4),
+            textcoords="offset points",
+            ha="left" if right else "right",
+            color=INK,
+        )
+        first, second = curve.names
+        axis.set(xlim=(0, 1), xlabel=f"weight w of {first} (0: {second} alone, 1: {first} alone)")
+        axis.set_title(f"top-1 (%) on the holdout part, {curve.videos} videos, rule {curve.rule}")
+        axis.margins(y=0.12)
+        return to_svg(figure, "accuracy over the fusion weight")
+
+
+def _short(name: str, limit: int = 22) -> str:
+    text = name.replace("$", r"\$")
+    return text if len(text) <= limit else text[: limit - 1] + "…"

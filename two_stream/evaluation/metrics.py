@@ -1,0 +1,248 @@
+"""Accuracies of a score table, their 95 % bootstrap intervals, calibration and confusions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
+from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix as _sklearn_confusion
+
+from two_stream.errors import ScoreError
+from two_stream.types import ScoreTable
+
+TOP_K = (1, 3, 5)
+ECE_BINS = 15
+RESAMPLES = 2000
+LEVEL = 0.95
+_CHUNK = 200
+"""Resamples drawn at once; bounds the memory of the bootstrap."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value between 0 and 1 (or a difference of two) and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One line of the per-class table."""
+
+    name: str
+    videos: int
+    correct: int
+    accuracy: float | None
+    """None where the class has no video"""
+    confusion: str
+    """class it is most often mistaken for; empty without a mistake"""
+    confusion_count: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is said about one score table."""
+
+    videos: int
+    groups: int | None
+    """distinct source videos, the unit of the bootstrap; None when unknown, then every video is one"""
+    top: dict[int, Interval | None]
+    """accuracy by k; None where k is not below the number of classes, so that it would always be 1"""
+    mean_class: Interval
+    """mean over classes of the accuracy within the class (classes without videos left out)"""
+    ece: float | None
+    """expected calibration error; None where the scores are no log-probabilities up to a constant"""
+    chance: float
+    """share of the most frequent class: what a constant guess would get"""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        values = asdict(self)
+        values["top"] = {str(k): value for k, value in values["top"].items()}
+        return values
+
+
+def ranks(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the 0-based rank `(N,)` of the true class; ties go to the lower class number, as argmax does."""
+    own = np.take_along_axis(logits, labels[:, None], axis=1)
+    earlier = np.arange(logits.shape[1])[None, :] < labels[:, None]
+    return np.asarray(((logits > own) | ((logits == own) & earlier)).sum(axis=1), dtype=np.int64)
+
+
+def top_k_accuracy(logits: NDArray[np.float64], labels: NDArray[np.int64], k: int = 1) -> float:
+    """Return the share of videos whose true class is among the `k` highest of its logits `(N, K)`."""
+    return float((ranks(logits, labels) < k).mean())
+
+
+def mean_class_accuracy(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    """Return the mean over the classes that occur of the accuracy within the class."""
+    hits = (ranks(logits, labels) == 0).astype(np.float64)
+    counts = np.bincount(labels, minlength=logits.shape[1])
+    sums = np.bincount(labels, weights=hits, minlength=logits.shape[1])
+    return float((sums[counts > 0] / counts[counts > 0]).mean())
+
+
+def confusion_matrix(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return counts `(K, K)`: row true class, column predicted class."""
+    classes = np.arange(logits.shape[1])
+    counted = _sklearn_confusion(labels, logits.argmax(axis=1), labels=classes)
+    return np.asarray(counted, dtype=np.int64)
+
+
+def per_class(table: ScoreTable) -> list[ClassRow]:
+    """Return the per-class table in the order of the classes."""
+    counts = confusion_matrix(table.logits, table.labels)
+    rows = []
+    for index, name in enumerate(table.class_names):
+        videos, correct = int(counts[index].sum()), int(counts[index, index])
+        wrong = counts[index].copy()
+        wrong[index] = 0
+        worst = int(wrong.argmax())
+        rows.append(
+            ClassRow(
+                name=name,
+                videos=videos,
+                correct=correct,
+                accuracy=correct / videos if videos else None,
+                confusion=table.class_names[worst] if wrong[worst] else "",
+                confusion_count=int(wrong[worst]),
+            )
+        )
+    return rows
+
+
+def calibration_error(logits: NDArray[np.float64], labels: NDArray[np.int64], bins: int = ECE_BINS) -> float:
+    """Return the expected calibration error (Guo et al. 2017) of softmax(logits) in equal-width bins.
+
+    Per bin of confidence `(low, high]`: |accuracy - mean confidence|, weighted by the share of videos in it.
+    """
+    probabilities = softmax(logits, axis=1)
+    confidence = probabilities.max(axis=1)
+    correct = (logits.argmax(axis=1) == labels).astype(np.float64)
+    place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    gap = np.bincount(place, weights=correct - confidence, minlength=bins)
+    return float(np.abs(gap).sum() / len(labels))
+
+
+def units(table: ScoreTable) -> tuple[NDArray[np.int64], int | None]:
+    """Return each video's resampling unit `(N,)` and the number of source videos, None when they are unknown.
+
+    Videos of one source are not independent, so the bootstrap draws sources; a video without a source is its own. With
+    a single source it falls back to drawing videos.
+    """
+    if table.groups is None or len(set(table.groups)) < 2:  # a single source has no spread to draw from
+        return np.arange(len(table.ids), dtype=np.int64), None
+    keys = [f"g:{group}" if group else f"v:{name}" for group, name in zip(table.groups, table.ids)]
+    _, place = np.unique(np.asarray(keys), return_inverse=True)
+    return place.astype(np.int64), int(place.max()) + 1
+
+
+def bootstrap(
+    values: NDArray[np.float64],
+    unit: NDArray[np.int64],
+    strata: NDArray[np.int64] | None = None,
+    *,
+    share: bool = True,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Interval:
+    """Return the mean of per-video values and its 95 % percentile bootstrap interval over units.
+
+    Args:
+        values: `(N,)`, for example 1 for a hit and 0 for a miss, or the difference of two such vectors.
+        unit: `(N,)` resampling unit of each video, 0-based.
+        strata: `(N,)` class of each video: then the mean over classes of the class means is taken.
+        share: The values are hits and misses. Where they are all 0 or all 1 every resample agrees, which says nothing
+            about the spread; then the Wilson interval for the number of units is given instead of a width of zero.
+        seed: Seed of the draws.
+        resamples: Number of draws.
+    """
+    columns = np.zeros_like(unit) if strata is None else strata
+    shape = (int(unit.max()) + 1, int(columns.max()) + 1)
+    sums, counts = np.zeros(shape), np.zeros(shape)
+    np.add.at(sums, (unit, columns), values)
+    np.add.at(counts, (unit, columns), 1.0)
+    value = float(_class_mean(sums.sum(axis=0, keepdims=True), counts.sum(axis=0, keepdims=True))[0])
+    if share and (values == values[0]).all():
+        total = shape[0]
+        wilson = binomtest(round(value * total), total).proportion_ci(LEVEL, method="wilson")
+        return Interval(value, float(wilson.low), float(wilson.high))
+    generator = np.random.default_rng(seed)
+    means = []
+    for start in range(0, resamples, _CHUNK):
+        size = min(_CHUNK, resamples - start)
+        draws = generator.multinomial(shape[0], np.full(shape[0], 1 / shape[0]), size=size).astype(np.float64)
+        means.append(_class_mean(draws @ sums, draws @ counts))
+    low, high = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(value, float(low), float(high))
+
+
+def _class_mean(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over the columns that occur of sums / counts, for each row."""
+    present = counts > 0
+    ratio = np.divide(sums, counts, out=np.zeros_like(sums), where=present)
+    return np.asarray(ratio.sum(axis=1) / np.maximum(present.sum(axis=1), 1))
+
+
+def difference(first: ScoreTable, second: ScoreTable, *, seed: int = 0) -> Interval:
+    """Return top-1 of `first` minus top-1 of `second` with its paired bootstrap interval; tables joined already."""
+    if first.ids != second.ids:
+        raise ScoreError("a paired difference needs joined tables; use `scores.join` first")
+    hits = [(ranks(table.logits, table.labels) == 0).astype(np.float64) for table in (first, second)]
+    gap = hits[0] - hits[1]
+    return bootstrap(gap, units(first)[0], share=False, seed=seed)
+
+
+def summarise(table: ScoreTable, *, seed: int = 0, top: Sequence[int] = TOP_K) -> Summary:
+    """Return the accuracies of a table with their intervals.
+
+    Raises:
+        ScoreError: The table holds no video.
+    """
+    if not table.ids:
+        raise ScoreError(
+            f"{table.meta.get('file', 'scores')}: no videos were scored, so there is no accuracy"
+        )
+    place = ranks(table.logits, table.labels)
+    unit, groups = units(table)
+    classes = table.logits.shape[1]
+    hits = {k: (place < k).astype(np.float64) for k in {1, *top}}
+    return Summary(
+        videos=len(table.ids),
+        groups=groups,
+        top={k: bootstrap(hits[k], unit, seed=seed) if k == 1 or k < classes else None for k in top},
+        mean_class=bootstrap(hits[1], unit, table.labels, seed=seed),
+        ece=None if table.meta.get("scale") == "ranking" else calibration_error(table.logits, table.labels),
+        chance=float(np.bincount(table.labels).max() / len(table.labels)),
+    )
+
+
+def agreement(first: ScoreTable, second: ScoreTable) -> dict[str, int]:
+    """Count the videos of two joined tables that both, one or neither get right."""
+    one, two = (ranks(table.logits, table.labels) == 0 for table in (first, second))
+    return {
+        "both": int((one & two).sum()),
+        "only_first": int((one & ~two).sum()),
+        "only_second": int((~one & two).sum()),
+        "neither": int((~one & ~two).sum()),
+    }
+
+
+def confident_mistakes(table: ScoreTable, count: int) -> list[int]:
+    """Return the rows of the mistakes with the widest gap between the predicted and the true class's score."""
+    own = np.take_along_axis(table.logits, table.labels[:, None], axis=1)[:, 0]
+    gap = table.logits.max(axis=1) - own
+    wrong = np.flatnonzero(table.logits.argmax(axis=1) != table.labels)
+    return [int(row) for row in wrong[np.argsort(-gap[wrong], kind="stable")][:count]]
+
+
+def probabilities(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return softmax over the last axis."""
+    return np.asarray(softmax(logits, axis=-1), dtype=np.float64)

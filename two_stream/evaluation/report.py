@@ -1,0 +1,336 @@
+"""The report: one self-contained page, and the same numbers as JSON and Markdown.
+
+Everything shown is gathered into one dictionary of plain values first; the three files are views of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from two_stream.config.load import dump, load_experiment
+from two_stream.config.schema import Experiment
+from two_stream.errors import ScoreError, SettingsError
+from two_stream.evaluation import figures, metrics, tables
+from two_stream.evaluation.fusion import Curve, fuse, weight_curve
+from two_stream.evaluation.scores import find_scores, join, newest_scores, read_scores
+from two_stream.evaluation.thumbnails import strip
+from two_stream.runtime.files import write_json, write_text
+from two_stream.runtime.provenance import code_version
+from two_stream.types import RunPaths, ScoreTable
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_PROVENANCE = (
+    *("run", "checkpoint", "epoch", "model_sha256", "dataset", "split", "part", "selection", "protocol"),
+    *("clip_length", "stride", "resize", "crop", "precision", "source", "decoder", "flow_algorithm"),
+    *("seed", "device", "threads", "code_version"),
+)
+"""What of a score file's meta the page lists."""
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """One score table with what is known of the run that made it."""
+
+    table: ScoreTable
+    name: str
+    run: RunPaths | None
+    experiment: Experiment | None
+    val: ScoreTable | None
+    """scores of the holdout part by the same model"""
+
+
+def write_report(
+    sources: Sequence[Path | str],
+    out: Path | None = None,
+    *,
+    title: str | None = None,
+    rule: str = "l2",
+    mistakes: int = 8,
+    seed: int = 0,
+) -> list[Path]:
+    """Write a report as HTML, JSON and Markdown.
+
+    Args:
+        sources: Run folders (their newest test scores) or score files. Two or more streams are also fused, unless one
+            of the files is a fusion already.
+        out: The page; JSON and Markdown get its name with another suffix. Default: `report.html` in the run folder of a
+            single stream, else in the current folder.
+        title: Headline.
+        rule: Fusion rule.
+        mistakes: Most confident mistakes shown.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        The three paths.
+
+    Raises:
+        ScoreError: No source, or score files that cannot be read or joined.
+    """
+    if not sources:
+        raise ScoreError(
+            "no run or score file given; for example: two-stream report runs/demo-rgb runs/demo-flow"
+        )
+    streams, fused = _gather(sources, rule)
+    if out is None:
+        only = streams[0].run if len(streams) == 1 else None
+        out = only.report if only else Path("report.html")
+    facts, drawn = _facts(streams, fused, title, mistakes, seed)
+    facts["commands"] = _commands(streams, sources, out, rule)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=jinja2.select_autoescape(["html"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=tables.percent, cell=_markdown_cell)
+    page = environment.get_template("report.html").render(facts=facts, **drawn)
+    text = environment.get_template("report.md").render(facts=facts)
+    write_text(out, page)
+    write_json(out.with_suffix(".json"), facts)
+    write_text(out.with_suffix(".md"), text)
+    return [out, out.with_suffix(".json"), out.with_suffix(".md")]
+
+
+def _gather(sources: Sequence[Path | str], rule: str) -> tuple[list[_Stream], ScoreTable | None]:
+    """Read the score files; fuse them when there are several streams and no fusion among them."""
+    found = join([read_scores(find_scores(source)) for source in sources])
+    given = [table for table in found if table.meta.get("kind") == "fused"]
+    plain = [table for table in found if table.meta.get("kind") != "fused"]
+    if len(given) > 1:
+        raise ScoreError(f"{len(given)} fused score files given; a report shows one fusion")
+    if not plain:
+        plain, given = given, []
+    streams = [_stream(table, index) for index, table in enumerate(plain)]
+    if given:
+        return streams, given[0]
+    return streams, fuse(plain, rule) if len(plain) > 1 else None
+
+
+def _stream(table: ScoreTable, index: int) -> _Stream:
+    run = _run_of(table)
+    experiment = None
+    if run is not None:
+        try:
+            experiment = load_experiment(run.experiment)
+        except SettingsError:  # written by another version; the numbers still stand
+            experiment = None
+    return _Stream(table, tables.label_of(table, index), run, experiment, _holdout_scores(table, run))
+
+
+def _run_of(table: ScoreTable) -> RunPaths | None:
+    """Return the run folder a table lies in, or the one its meta names."""
+    beside = Path(str(table.meta.get("file", ""))).parent.parent
+    for folder in (beside, Path(str(table.meta.get("run", "")))):
+        if str(folder) not in ("", ".") and (folder / "experiment.yaml").is_file():
+            return RunPaths(folder)
+    return None
+
+
+def _holdout_scores(table: ScoreTable, run: RunPaths | None) -> ScoreTable | None:
+    if run is None or table.meta.get("selection") == "paper":
+        return None
+    try:
+        found = read_scores(newest_scores(run.root, "val"))
+    except ScoreError:
+        return None
+    return found if found.meta.get("model_sha256") == table.meta.get("model_sha256") else None
+
+
+def _facts(
+    streams: list[_Stream], fused: ScoreTable | None, title: str | None, mistakes: int, seed: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the plain values, and the figures drawn from them."""
+    curve = _curve(streams, fused)
+    shown = [stream.table for stream in streams] + ([fused] if fused is not None else [])
+    if curve is not None and fused is not None and len({*fused.meta["weights"]}) == 1:
+        shown.append(_tuned(streams, fused))
+    found = tables.lines(shown, seed=seed)
+    main = found[len(streams)] if fused is not None else found[0]
+    histories = {stream.name: _history(stream.run) for stream in streams if stream.run is not None}
+    classes = {
+        line.name: metrics.per_class(line.table) for line in found[: len(streams) + (fused is not None)]
+    }
+    confusion = metrics.confusion_matrix(main.table.logits, main.table.labels)
+    facts: dict[str, Any] = {
+        "title": title or _title(streams, fused),
+        "headline": _headline(main),
+        "protocol": tables.protocol_line(main.table.meta, main.summary),
+        "warning": tables.PAPER_WARNING if main.table.meta.get("selection") == "paper" else "",
+        "columns": list(tables.COLUMNS),
+        "rows": tables.rows(found),
+        "streams": [{"name": line.name, **line.summary.to_json(), "meta": line.table.meta} for line in found],
+        "main": main.name,
+        "chance": main.summary.chance,
+        "verdict": tables.verdict(fused, [s.table for s in streams], seed=seed) if fused is not None else "",
+        "agreement": _agreement(streams),
+        "curve": asdict(curve) if curve is not None else None,
+        "curve_hint": _curve_hint(streams, fused, curve),
+        "class_names": main.table.class_names,
+        "confusion": confusion.tolist(),
+        "per_class": {name: [asdict(row) for row in rows] for name, rows in classes.items()},
+        "history": histories,
+        "mistakes": _mistakes(main.table, streams, mistakes),
+        "skipped": tables.skipped_videos(main.table.meta),
+        "settings": {
+            stream.name: dump(stream.experiment) for stream in streams if stream.experiment is not None
+        },
+        "provenance": _provenance(streams),
+        "code_version": code_version(),
+    }
+    drawn = {
+        "figures": {
+            "learning": figures.learning_curves({name: rows for name, rows in histories.items() if rows}),
+            "confusion": figures.confusion(confusion, main.table.class_names),
+            "classes": figures.class_bars(classes),
+            "curve": figures.fusion_curve(curve) if curve is not None else None,
+        },
+        "strips": _strips(facts["mistakes"], streams),
+    }
+    return facts, drawn
+
+
+def _curve(streams: list[_Stream], fused: ScoreTable | None) -> Curve | None:
+    """Return the fusion-weight curve where there are two streams with holdout scores of the same videos."""
+    if fused is None or len(streams) != 2 or streams[0].val is None or streams[1].val is None:
+        return None
+    try:
+        return weight_curve(streams[0].val, streams[1].val, str(fused.meta.get("rule", "l2")))
+    except ScoreError:  # holdout parts of different seeds
+        return None
+
+
+def _tuned(streams: list[_Stream], fused: ScoreTable) -> ScoreTable:
+    fit = [stream.val for stream in streams if stream.val is not None]
+    return fuse([stream.table for stream in streams], str(fused.meta["rule"]), fit=fit)
+
+
+def _curve_hint(streams: list[_Stream], fused: ScoreTable | None, curve: Curve | None) -> str:
+    if fused is None or curve is not None or len(streams) != 2:
+        return ""
+    lacking = [str(stream.run.root) for stream in streams if stream.val is None and stream.run is not None]
+    if not lacking or fused.meta.get("selection") == "paper":
+        return "No fusion-weight curve: it is traced on the holdout part, and these streams share none."
+    commands = " && ".join(f"two-stream evaluate {run} --part val" for run in lacking)
+    return f"The fusion-weight curve is traced on the holdout part; to add it: {commands}"
+
+
+def _history(run: RunPaths | None) -> list[dict[str, float]]:
+    """Return `metrics.jsonl` as flat rows of numbers, one per epoch; a damaged line ends it."""
+    rows: list[dict[str, float]] = []
+    if run is None or not run.metrics.is_file():
+        return rows
+    for line in run.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            break
+        if isinstance(value, dict) and "epoch" in value:
+            rows.append({key: float(item) for key, item in value.items() if _is_number(item)})
+    return rows
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _title(streams: list[_Stream], fused: ScoreTable | None) -> str:
+    meta = streams[0].table.meta
+    names = " + ".join(dict.fromkeys(str(s.table.meta.get("modality") or s.name) for s in streams))
+    kind = ", fused" if fused is not None else ""
+    return f"{meta.get('dataset', 'scores')}, split {meta.get('split', '?')}: {names}{kind}"
+
+
+def _headline(line: tables.Line) -> dict[str, str]:
+    top = line.summary.top[1]
+    assert top is not None
+    return {
+        "name": line.name,
+        "value": f"{100 * top.value:.1f} %",
+        "interval": f"{100 * top.low:.1f} – {100 * top.high:.1f} %",
+        "chance": f"{100 * line.summary.chance:.1f} %",
+        "correct": f"{round(top.value * line.summary.videos)} of {line.summary.videos} videos",
+    }
+
+
+def _agreement(streams: list[_Stream]) -> dict[str, Any] | None:
+    if len(streams) != 2:
+        return None
+    counts = metrics.agreement(streams[0].table, streams[1].table)
+    return {"first": streams[0].name, "second": streams[1].name, **counts}
+
+
+def _mistakes(table: ScoreTable, streams: list[_Stream], count: int) -> list[dict[str, Any]]:
+    found = []
+    for row in metrics.confident_mistakes(table, count):
+        guesses = {}
+        for stream in streams:
+            chances = metrics.probabilities(stream.table.logits[row])
+            best = int(chances.argmax())
+            guesses[stream.name] = {"class": table.class_names[best], "probability": float(chances[best])}
+        found.append(
+            {
+                "id": table.ids[row],
+                "true": table.class_names[int(table.labels[row])],
+                "predicted": table.class_names[int(table.logits[row].argmax())],
+                "streams": guesses,
+            }
+        )
+    return found
+
+
+def _strips(mistakes: list[dict[str, Any]], streams: list[_Stream]) -> list[tuple[str, str]]:
+    source = next((s for s in streams if s.table.meta.get("modality") == "rgb" and s.experiment), streams[0])
+    modality = str(source.table.meta.get("modality", "rgb"))
+    return [strip(source.experiment, mistake["id"], modality) for mistake in mistakes]
+
+
+def _provenance(streams: list[_Stream]) -> list[dict[str, Any]]:
+    rows = []
+    for stream in streams:
+        meta = stream.table.meta
+        facts = {
+            "scores": meta.get("file"),
+            **{key: meta[key] for key in _PROVENANCE if meta.get(key) is not None},
+        }
+        rows.append({"name": stream.name, "facts": facts, "environment": meta.get("environment", {})})
+    return rows
+
+
+def _commands(streams: list[_Stream], sources: Sequence[Path | str], out: Path, rule: str) -> list[str]:
+    lines = []
+    for stream in streams:
+        if stream.run is None:
+            continue
+        meta = stream.table.meta
+        lines.append(f"two-stream train {stream.run.experiment}")
+        flags = [
+            f"--views {meta.get('views')}",
+            f"--crops {meta.get('crops')}",
+            f"--aggregate {meta.get('aggregate')}",
+        ]
+        if meta.get("num_clips"):
+            flags.append(f"--num-clips {meta['num_clips']}")
+        if meta.get("step"):
+            flags.append(f"--step {meta['step']}")
+        lines.append(f"two-stream evaluate {stream.run.root} --part {meta.get('part')} {' '.join(flags)}")
+    joined = " ".join(str(source) for source in sources)
+    if len(streams) > 1:
+        lines.append(f"two-stream fuse {joined} --rule {rule}")
+    lines.append(f"two-stream report {joined} --rule {rule} --out {out}")
+    return lines
+
+
+def _markdown_cell(value: object) -> str:
+    """Escape what would end a table cell or start markup."""
+    text = " ".join(str(value).split())
+    for mark in "\\`*_[]<>|":
+        text = text.replace(mark, f"\\{mark}")
+    return text

@@ -1,0 +1,347 @@
+"""Finished runs: loading one, scoring a part of its data set with it, asking it about a video."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from two_stream.config.load import load_experiment
+from two_stream.config.schema import EvaluateOptions, Experiment
+from two_stream.data.catalog import Record, load_record
+from two_stream.data.loader import view_loader
+from two_stream.data.splits import load_part
+from two_stream.errors import CheckpointError, DataError, ScoreError, SettingsError
+from two_stream.evaluation.predict import VideoScores, score_videos
+from two_stream.evaluation.scores import write_scores
+from two_stream.evaluation.video import Reading, VideoResult, fuse_results, score_file, top
+from two_stream.evaluation.views import describe, slug
+from two_stream.pretrained import read_model
+from two_stream.recognizer import Recognizer
+from two_stream.runtime.console import warn
+from two_stream.runtime.device import pick_device
+from two_stream.runtime.files import sha256
+from two_stream.runtime.folders import whole_folder
+from two_stream.runtime.provenance import code_version, environment
+from two_stream.types import Part, RunPaths, ScoreTable, VideoRecord
+from two_stream.video.extract import read_manifest
+from two_stream.video.reader import backend_version
+
+CHECKPOINTS = ("best", "last")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, its model ready for scoring."""
+
+    experiment: Experiment
+    model: Recognizer
+    class_names: list[str]
+    paths: RunPaths
+    checkpoint: str
+    meta: dict[str, Any]
+    """what training wrote beside the weights, for example the epoch"""
+
+    @cached_property
+    def record(self) -> Record:
+        """The data set's record.
+
+        Raises:
+            DataError: It is not on this machine.
+        """
+        return load_record(self.experiment.data.dataset, self.experiment.data.settings_root)
+
+    @cached_property
+    def model_sha256(self) -> str:
+        """Checksum of the weights file."""
+        return sha256(whole_folder(self.paths.root / self.checkpoint) / "model.safetensors")
+
+
+def load_run(path: Path | str, checkpoint: str = "best", device: str = "cpu") -> Run:
+    """Load a run folder.
+
+    Args:
+        path: The folder that training wrote.
+        checkpoint: `best` or `last`.
+        device: auto, cpu, cuda, cuda:N or mps.
+
+    Raises:
+        CheckpointError: No run folder, or its checkpoint is missing or damaged.
+        SettingsError: Its settings are damaged, or there is no such device.
+    """
+    paths = run_paths(path)
+    if checkpoint not in CHECKPOINTS:
+        raise CheckpointError(f"unknown checkpoint {checkpoint!r}; expected best or last")
+    experiment = load_experiment(paths.experiment)
+    folder = whole_folder(paths.root / checkpoint)
+    if not folder.is_dir():
+        there = [name for name in CHECKPOINTS if whole_folder(paths.root / name).is_dir()]
+        hint = f"; it has `{there[0]}`" if there else "; train it first (`two-stream train`)"
+        raise CheckpointError(f"{folder}: the run has no checkpoint {checkpoint!r}{hint}")
+    model, meta = read_model(folder, pick_device(device))
+    names = meta.get("class_names") or [str(index) for index in range(model.num_classes)]
+    if len(names) != model.num_classes:
+        raise CheckpointError(
+            f"{folder}: {len(names)} class names for {model.num_classes} classes; train it again"
+        )
+    return Run(experiment, model, [str(name) for name in names], paths, checkpoint, meta)
+
+
+def run_paths(path: Path | str) -> RunPaths:
+    """Return the paths of a run folder.
+
+    Raises:
+        CheckpointError: There is no such folder, or it is no run.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "no such folder"
+        raise CheckpointError(f"{folder}: {what}; expected a run folder, as `two-stream train` writes it")
+    paths = RunPaths(folder)
+    if not paths.experiment.is_file():
+        raise CheckpointError(
+            f"{folder}: not a run folder: it has no experiment.yaml (`two-stream train` writes one)"
+        )
+    return paths
+
+
+def evaluate_run(
+    run: Run | Path | str,
+    options: EvaluateOptions | None = None,
+    part: Part = "test",
+    *,
+    checkpoint: str = "best",
+    device: str = "auto",
+    workers: int | None = None,
+    out: Path | None = None,
+) -> tuple[ScoreTable, Path]:
+    """Score a part of a run's data set and write `runs/<name>/scores/<part>_<protocol>.npz`.
+
+    Args:
+        run: A loaded run or its folder.
+        options: How to score; default: the run's own.
+        part: `test`, or `val` and `train`, the two sides of the holdout.
+        checkpoint: `best` or `last`, when `run` is a folder.
+        device: Where to compute, when `run` is a folder.
+        workers: Loader processes; default: the run's own.
+        out: Where to write instead.
+
+    Returns:
+        The table and the file it was written to.
+
+    Raises:
+        TwoStreamError: The run, the data set or a video cannot be read; or the classes of model and data set differ.
+    """
+    loaded = run if isinstance(run, Run) else load_run(run, checkpoint, device)
+    experiment = _with_options(loaded.experiment, options, workers)
+    evaluate = experiment.evaluate
+    record = loaded.record
+    if record.classes != loaded.class_names:
+        raise DataError(
+            f"{record.name}: its {len(record.classes)} classes are not the {len(loaded.class_names)} the model of "
+            f"{loaded.paths.root} was trained on; give the data set of the run"
+        )
+    records = load_part(
+        record,
+        loaded.model.spec.modality,
+        experiment.data.split,
+        part,
+        selection=experiment.train.selection,
+        holdout=experiment.data.holdout,
+        seed=experiment.seed,
+    )
+    loader = view_loader(experiment, loaded.model.spec, records, record)
+    scores = score_videos(
+        loaded.model,
+        loader,
+        device=next(loaded.model.parameters()).device,
+        precision=evaluate.precision,
+        batch_views=evaluate.batch_views,
+        aggregate=evaluate.aggregate,
+        keep_views=evaluate.keep_views,
+        total=len(records),
+    )
+    table = _table(loaded, experiment, part, records, scores, dict(loader.skipped))
+    name = slug(evaluate) if loaded.checkpoint == "best" else f"{slug(evaluate)}_{loaded.checkpoint}"
+    path = out or loaded.paths.scores / f"{part}_{name}.npz"
+    write_scores(path, table)
+    table.meta["file"] = str(path)
+    return table, path
+
+
+def predict(
+    model_or_run: Recognizer | Run | Path | str | Sequence[Run | Path | str],
+    video: Path | str,
+    *,
+    top_k: int = 5,
+    options: EvaluateOptions | None = None,
+    reading: Reading | None = None,
+    rule: str = "l2",
+    weights: Sequence[float] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> list[tuple[str, float]]:
+    """Say what happens in a video.
+
+    Args:
+        model_or_run: A model, a run (or its folder), or several runs whose scores are fused, for example RGB and flow.
+        video: A video file; flow is computed on the fly.
+        top_k: How many classes to return.
+        options: Views; default: the first run's own.
+        reading: Decoder, flow algorithm and frame size; default: as `two-stream extract` by default.
+        rule: Fusion rule of several runs.
+        weights: One per run.
+        class_names: Names for a bare model; default: numbers.
+
+    Returns:
+        (label, probability), likeliest first.
+
+    Raises:
+        VideoError: The video cannot be read.
+        TwoStreamError: A run cannot be read, or the runs know different classes.
+    """
+    if isinstance(model_or_run, Recognizer):
+        names = [str(name) for name in class_names or range(model_or_run.num_classes)]
+        result = score_file(model_or_run, video, options or EvaluateOptions(), reading)
+        return top(fuse_results([result]), names, top_k)
+    several = [model_or_run] if isinstance(model_or_run, (Run, Path, str)) else list(model_or_run)
+    runs = [entry if isinstance(entry, Run) else load_run(entry, device="auto") for entry in several]
+    views = [options] * len(runs) if options else None
+    results = score_with_runs(runs, video, views, [reading] * len(runs) if reading else None)
+    return top(fuse_results(results, rule, list(weights) if weights else None), runs[0].class_names, top_k)
+
+
+def score_with_runs(
+    runs: Sequence[Run],
+    video: Path | str,
+    options: Sequence[EvaluateOptions] | None = None,
+    readings: Sequence[Reading] | None = None,
+) -> list[VideoResult]:
+    """Score one video with each of several runs.
+
+    Args:
+        runs: Loaded runs that know the same classes.
+        video: The file.
+        options: Views for each run; default: the run's own.
+        readings: Decoder, flow and sizes for each run.
+
+    Raises:
+        ScoreError: No run, or the runs know different classes.
+        VideoError: The video cannot be read.
+    """
+    if not runs:
+        raise ScoreError("no run given; expected an RGB run, a flow run or both")
+    for run in runs[1:]:
+        if run.class_names != runs[0].class_names:
+            raise ScoreError(
+                f"{run.paths.root} and {runs[0].paths.root} know different classes and cannot be fused"
+            )
+    chosen = options or [run.experiment.evaluate for run in runs]
+    read = readings or [Reading()] * len(runs)
+    return [
+        score_file(run.model, video, views, how) for run, views, how in zip(runs, chosen, read, strict=True)
+    ]
+
+
+def _with_options(experiment: Experiment, options: EvaluateOptions | None, workers: int | None) -> Experiment:
+    update: dict[str, Any] = {}
+    if options is not None:
+        update["evaluate"] = options
+    if workers is not None:
+        update["data"] = experiment.data.model_copy(update={"workers": workers})
+    return experiment.model_copy(update=update)
+
+
+def _table(
+    run: Run,
+    experiment: Experiment,
+    part: Part,
+    records: Sequence[VideoRecord],
+    scores: VideoScores,
+    reasons: dict[str, str],
+) -> ScoreTable:
+    scored = set(scores.ids)
+    skipped = [record.id for record in records if record.id not in scored]
+    if skipped:
+        first = f"{skipped[0]} ({reasons.get(skipped[0], 'unreadable')})"
+        warn(f"{len(skipped)} of {len(records)} videos could not be read and are not scored: {first}, …")
+    if not scored:
+        raise ScoreError(
+            f"{run.paths.root}: none of the {len(records)} videos could be read; see `two-stream check`"
+        )
+    groups = {record.id: record.group for record in records}
+    return ScoreTable(
+        ids=scores.ids,
+        labels=scores.labels,
+        class_names=run.class_names,
+        logits=scores.logits,
+        meta=_meta(run, experiment, part, skipped, reasons),
+        view_logits=scores.view_logits,
+        view_counts=scores.counts if scores.view_logits is not None else None,
+        groups=[groups[name] for name in scores.ids] if any(groups.values()) else None,
+    )
+
+
+def _meta(
+    run: Run, experiment: Experiment, part: Part, skipped: list[str], reasons: dict[str, str]
+) -> dict[str, Any]:
+    data, evaluate = experiment.data, experiment.evaluate
+    spec = run.model.spec
+    return {
+        "run": str(run.paths.root),
+        "name": experiment.name,
+        "checkpoint": run.checkpoint,
+        "epoch": run.meta.get("epoch"),
+        "model_sha256": run.model_sha256,
+        "dataset": run.record.name,
+        "modality": spec.modality,
+        "split": data.split,
+        "part": part,
+        "selection": experiment.train.selection,
+        "protocol": describe(evaluate, data.sampling),
+        "views": evaluate.views,
+        "num_clips": evaluate.num_clips if evaluate.views == "uniform" else None,
+        "step": evaluate.step,
+        "crops": evaluate.crops,
+        "aggregate": evaluate.aggregate,
+        "precision": evaluate.precision,
+        "scale": "logits" if evaluate.aggregate == "logits" else "log-probabilities",
+        "sampling": data.sampling,
+        "source": data.source,
+        "decoder": backend_version(data.backend) if data.source == "videos" else None,
+        "flow_algorithm": data.flow if data.source == "videos" and spec.modality == "flow" else None,
+        "clip_length": spec.clip_length,
+        "stride": spec.stride,
+        "resize": list(spec.resize),
+        "crop": spec.crop,
+        "seed": experiment.seed,
+        "skipped": skipped,
+        "skipped_reasons": {name: reasons[name] for name in skipped if name in reasons},
+        "device": str(next(run.model.parameters()).device),
+        "threads": torch.get_num_threads(),
+        "code_version": code_version(),
+        "environment": environment(),
+    }
+
+
+def extraction_of(run: Run) -> dict[str, Any] | None:
+    """Return the extraction settings of the frames a run was trained on; None when they are not on this machine.
+
+    On the fly a video should reach the network as those frames did: the length of a displacement depends on the size
+    of the pictures.
+    """
+    if run.experiment.data.source == "videos":
+        return None
+    try:
+        root = run.record.frames_root(run.model.spec.modality)
+    except (DataError, SettingsError):
+        return None
+    for folder in (root, *(path for path in sorted(root.iterdir()) if path.is_dir())):
+        for video in (folder, *(path for path in sorted(folder.iterdir())[:3] if path.is_dir())):
+            manifest = read_manifest(video)
+            if manifest is not None:
+                return dict(manifest["settings"])
+    return None

@@ -1,0 +1,229 @@
+"""Score files: one `.npz` per stream and protocol, read without pickles and joined by video id."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from two_stream.errors import ScoreError
+from two_stream.runtime.files import atomic_path
+from two_stream.types import ScoreTable
+
+FORMAT = 1
+"""Version of the file layout; a newer one is refused instead of misread."""
+_NAMED = 3
+"""How many offending videos an error lists."""
+
+
+def write_scores(path: Path, table: ScoreTable) -> None:
+    """Write a score file atomically.
+
+    Raises:
+        ScoreError: The table contradicts itself (shapes, doubled id, label out of range, logit not finite).
+    """
+    check(table, str(path))
+    meta = {key: value for key, value in table.meta.items() if key != "file"}
+    arrays: dict[str, NDArray[Any]] = {
+        "format": np.asarray(FORMAT),
+        "ids": np.asarray(table.ids, dtype=np.str_),
+        "labels": np.asarray(table.labels, dtype=np.int64),
+        "class_names": np.asarray(table.class_names, dtype=np.str_),
+        "logits": np.asarray(table.logits, dtype=np.float64),
+        "meta": np.asarray(json.dumps(meta, ensure_ascii=False, sort_keys=True)),
+    }
+    if table.view_logits is not None and table.view_counts is not None:
+        arrays["view_logits"] = np.asarray(table.view_logits, dtype=np.float32)
+        arrays["view_counts"] = np.asarray(table.view_counts, dtype=np.int64)
+    if table.groups is not None:
+        arrays["groups"] = np.asarray(table.groups, dtype=np.str_)
+    with atomic_path(path) as part, part.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def read_scores(path: Path | str) -> ScoreTable:
+    """Read a score file; `meta["file"]` of the result is the path it was read from.
+
+    Raises:
+        ScoreError: No such file, not a score file, damaged, or its parts contradict each other.
+    """
+    path = Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except FileNotFoundError:
+        raise ScoreError(f"{path}: no such score file; write one with `two-stream evaluate RUN`") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ScoreError(f"{path}: not a score file, or a damaged one ({reason})") from None
+    try:
+        if int(arrays["format"]) > FORMAT:
+            raise ScoreError(
+                f"{path}: score format {int(arrays['format'])} is newer than {FORMAT}; update two-stream"
+            )
+        meta = json.loads(str(arrays["meta"]))
+        table = ScoreTable(
+            ids=[str(name) for name in arrays["ids"]],
+            labels=arrays["labels"].astype(np.int64),
+            class_names=[str(name) for name in arrays["class_names"]],
+            logits=arrays["logits"].astype(np.float64),
+            meta={**meta, "file": str(path)},
+            view_logits=arrays.get("view_logits"),
+            view_counts=arrays.get("view_counts"),
+            groups=[str(name) for name in arrays["groups"]] if "groups" in arrays else None,
+        )
+    except KeyError as error:
+        raise ScoreError(f"{path}: not a score file: the part {error} is missing") from None
+    except (TypeError, ValueError) as error:
+        raise ScoreError(f"{path}: a damaged score file ({str(error).splitlines()[0]})") from None
+    check(table, str(path))
+    return table
+
+
+def newest_scores(run: Path, part: str = "test") -> Path:
+    """Return the newest score file of a run's part.
+
+    Raises:
+        ScoreError: There is none; the message gives the command that makes one.
+    """
+    folder = run / "scores"
+    found = sorted(folder.glob(f"{part}_*.npz"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    if not found:
+        flag = "" if part == "test" else f" --part {part}"
+        raise ScoreError(
+            f"{folder}: no scores of the {part} part; make them with `two-stream evaluate {run}{flag}`"
+        )
+    return found[-1]
+
+
+def find_scores(path: Path | str, part: str = "test") -> Path:
+    """Return a score file as it is given, or the newest one of a run folder.
+
+    Raises:
+        ScoreError: There is no such file or folder, or the run has no scores of this part.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return newest_scores(path, part)
+    if not path.exists():
+        raise ScoreError(f"{path}: no such score file or run folder")
+    return path
+
+
+def check(table: ScoreTable, where: str) -> None:
+    """Refuse a table that contradicts itself.
+
+    Raises:
+        ScoreError: Starting with `where`, naming the video or the part that is wrong.
+    """
+    count, classes = len(table.ids), len(table.class_names)
+    if table.logits.shape != (count, classes):
+        raise ScoreError(
+            f"{where}: logits are {table.logits.shape}, expected ({count} videos, {classes} classes)"
+        )
+    if table.labels.shape != (count,):
+        raise ScoreError(f"{where}: {table.labels.size} labels for {count} videos")
+    _refuse(where, "the video id stands twice:", [name for name, n in Counter(table.ids).items() if n > 1])
+    wrong = np.asarray((table.labels < 0) | (table.labels >= classes), dtype=np.bool_)
+    _refuse(where, f"label outside 0..{classes - 1}:", _pick(table.ids, wrong))
+    _refuse(where, "logits are not finite:", _pick(table.ids, ~_finite_rows(table.logits)))
+    if table.groups is not None and len(table.groups) != count:
+        raise ScoreError(f"{where}: {len(table.groups)} groups for {count} videos")
+    if (table.view_logits is None) != (table.view_counts is None):
+        raise ScoreError(f"{where}: view_logits and view_counts belong together")
+    if table.view_logits is not None and table.view_counts is not None:
+        expected = (int(table.view_counts.sum()), classes)
+        if table.view_counts.shape != (count,) or table.view_logits.shape != expected:
+            raise ScoreError(f"{where}: view logits are {table.view_logits.shape}, expected {expected}")
+
+
+def name_of(table: ScoreTable) -> str:
+    """Return what to call a table in messages: its file, else its stream."""
+    return str(table.meta.get("file") or table.meta.get("modality") or "scores")
+
+
+def join(tables: Sequence[ScoreTable]) -> list[ScoreTable]:
+    """Bring tables into the video order of the first, matched by id.
+
+    Returns:
+        Tables with equal `ids`, `labels` and `class_names`, in the order given.
+
+    Raises:
+        ScoreError: A video is missing from a table or stands in it twice, the class names differ, or two tables give a
+            video different labels. Names the file and the first few.
+    """
+    if not tables:
+        raise ScoreError("no score tables given; expected at least one")
+    for table in tables:
+        check(table, name_of(table))
+    first = tables[0]
+    return [first, *(_align(first, other) for other in tables[1:])]
+
+
+def _align(first: ScoreTable, other: ScoreTable) -> ScoreTable:
+    ours, theirs = name_of(first), name_of(other)
+    if other.class_names != first.class_names:
+        raise ScoreError(f"{theirs}: class names differ from {ours}: {_class_difference(first, other)}")
+    known, wanted = set(other.ids), set(first.ids)
+    _refuse(theirs, f"videos of {ours} are missing:", [name for name in first.ids if name not in known])
+    _refuse(ours, f"videos of {theirs} are missing:", [name for name in other.ids if name not in wanted])
+    place = {name: row for row, name in enumerate(other.ids)}
+    order = np.asarray([place[name] for name in first.ids], dtype=np.int64)
+    aligned = reorder(other, order)
+    differ = np.flatnonzero(aligned.labels != first.labels)
+    if differ.size:
+        row = int(differ[0])
+        mine, yours = first.class_names[first.labels[row]], other.class_names[aligned.labels[row]]
+        raise ScoreError(
+            f"{theirs}: label of {first.ids[row]!r} is {yours!r}, in {ours} it is {mine!r}"
+            f"{f' (and {differ.size - 1} more)' if differ.size > 1 else ''}; expected one labelling"
+        )
+    return aligned
+
+
+def reorder(table: ScoreTable, order: NDArray[np.int64]) -> ScoreTable:
+    """Return the rows `order` of a table, views and groups included."""
+    views, counts = table.view_logits, table.view_counts
+    if views is not None and counts is not None:
+        ends = np.cumsum(counts)
+        blocks = [views[ends[row] - counts[row] : ends[row]] for row in order]
+        views = np.concatenate(blocks) if blocks else views[:0]
+        counts = counts[order]
+    return replace(
+        table,
+        ids=[table.ids[row] for row in order],
+        labels=table.labels[order],
+        logits=table.logits[order],
+        view_logits=views,
+        view_counts=counts,
+        groups=None if table.groups is None else [table.groups[row] for row in order],
+    )
+
+
+def _class_difference(first: ScoreTable, other: ScoreTable) -> str:
+    if len(first.class_names) != len(other.class_names):
+        return f"{len(other.class_names)} against {len(first.class_names)} classes"
+    place = next(i for i, (a, b) in enumerate(zip(first.class_names, other.class_names)) if a != b)
+    return f"class {place} is {other.class_names[place]!r} against {first.class_names[place]!r}"
+
+
+def _finite_rows(logits: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return np.asarray(np.isfinite(logits).all(axis=1), dtype=np.bool_)
+
+
+def _pick(ids: Sequence[str], mask: NDArray[np.bool_]) -> list[str]:
+    return [ids[row] for row in np.flatnonzero(mask).tolist()]
+
+
+def _refuse(where: str, what: str, names: Iterable[str]) -> None:
+    listed = list(names)
+    if listed:
+        more = f" (and {len(listed) - _NAMED} more)" if len(listed) > _NAMED else ""
+        raise ScoreError(f"{where}: {what} {', '.join(map(repr, listed[:_NAMED]))}{more}")

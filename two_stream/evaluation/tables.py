@@ -1,0 +1,126 @@
+"""How results are put into words: percentages with intervals, protocol lines, the verdict on a fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from two_stream.evaluation.fusion import stream_name
+from two_stream.evaluation.metrics import Interval, Summary, difference, summarise
+from two_stream.types import ScoreTable
+
+COLUMNS = ("stream", "top-1 [95 % CI]", "top-3", "top-5", "mean class", "ECE", "videos")
+PAPER_WARNING = "test-selected: the checkpoint was picked on the test split, so the accuracy is optimistic"
+DASH = "–"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the accuracy table."""
+
+    name: str
+    table: ScoreTable
+    summary: Summary
+
+
+def lines(tables: Sequence[ScoreTable], *, seed: int = 0) -> list[Line]:
+    """Summarise tables for display."""
+    return [
+        Line(label_of(table, index), table, summarise(table, seed=seed)) for index, table in enumerate(tables)
+    ]
+
+
+def label_of(table: ScoreTable, index: int = 0) -> str:
+    """Return how a table is called in a result: its modality, or the rule and weights of a fusion."""
+    if table.meta.get("kind") != "fused":
+        name = stream_name(table, index)
+        return f"{name} (test-selected)" if table.meta.get("selection") == "paper" else name
+    weights = [float(w) for w in table.meta.get("weights", [])]
+    if table.meta.get("fitted_on"):
+        rule = table.meta["rule"]
+        return "fused (learned)" if rule == "learned" else f"fused ({rule}, holdout weights)"
+    equal = len(set(weights)) <= 1
+    return f"fused ({table.meta.get('rule')}{'' if equal else ', ' + ' : '.join(f'{w:g}' for w in weights)})"
+
+
+def percent(value: Interval | float | None, digits: int = 1) -> str:
+    """Return `83.3` for a share or `83.3 [75.0, 90.0]` for one with an interval; a dash for none."""
+    if value is None:
+        return DASH
+    if isinstance(value, Interval):
+        low, high = 100 * value.low, 100 * value.high
+        return f"{100 * value.value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{100 * value:.{digits}f}"
+
+
+def rows(found: Sequence[Line]) -> list[list[str]]:
+    """Return the cells of the accuracy table, in the order of `COLUMNS`, in per cent."""
+    return [
+        [
+            line.name,
+            percent(line.summary.top.get(1)),
+            percent(_value(line.summary.top.get(3))),
+            percent(_value(line.summary.top.get(5))),
+            percent(line.summary.mean_class.value),
+            percent(line.summary.ece),
+            str(line.summary.videos),
+        ]
+        for line in found
+    ]
+
+
+def protocol_line(meta: Mapping[str, Any], summary: Summary | None = None) -> str:
+    """Return everything a number needs beside it: data, part, views, selection, videos, seed, unit of the interval."""
+    parts = [
+        f"{meta.get('dataset', 'unknown data set')} split {meta.get('split', '?')}, {meta.get('part', '?')} part"
+    ]
+    if meta.get("protocol"):
+        parts.append(str(meta["protocol"]))
+    if meta.get("kind") == "fused":
+        parts.append(f"fusion {meta.get('rule')}")
+    selection = meta.get("selection")
+    if selection:
+        parts.append("test-selected" if selection == "paper" else f"selection {selection}")
+    if summary is not None:
+        videos = f"{summary.videos} videos"
+        parts.append(videos + (f" of {summary.groups} sources" if summary.groups is not None else ""))
+    skipped = skipped_videos(meta)
+    if skipped:
+        parts.append(f"{len(skipped)} skipped")
+    if "seed" in meta:
+        parts.append(f"seed {meta['seed']}")
+    if summary is not None:
+        unit = "sources" if summary.groups is not None else "videos"
+        parts.append(f"95 % intervals by bootstrap over {unit}")
+    return " · ".join(parts)
+
+
+def skipped_videos(meta: Mapping[str, Any]) -> list[str]:
+    """Return the ids of videos that could not be read, of every source of a fused table."""
+    names = [str(name) for name in meta.get("skipped", [])]
+    for source in meta.get("sources", []):
+        names += [name for name in skipped_videos(source) if name not in names]
+    return names
+
+
+def verdict(fused: ScoreTable, streams: Sequence[ScoreTable], *, seed: int = 0) -> str:
+    """Return one sentence: does the fusion beat the better stream, by how much, and is that more than chance?
+
+    All tables joined already.
+    """
+    best = max(lines(streams, seed=seed), key=lambda line: _value(line.summary.top[1]) or 0.0)
+    gap = difference(fused, best.table, seed=seed)
+    points = f"{100 * gap.value:+.1f} points, 95 % interval [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
+    if gap.value > 0:
+        sure = "beyond chance" if gap.low > 0 else "within chance: the interval holds 0"
+        return f"fusion beats the better stream ({best.name}) by {points}; {sure}"
+    if gap.value == 0:
+        return f"fusion equals the better stream ({best.name}): {points}"
+    why = "the weaker stream outvotes the better one where they differ"
+    sure = "beyond chance" if gap.high < 0 else "within chance: the interval holds 0"
+    return f"fusion does not beat the better stream ({best.name}): {points}; {sure}; {why}"
+
+
+def _value(interval: Interval | None) -> float | None:
+    return None if interval is None else interval.value

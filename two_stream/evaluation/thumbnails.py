@@ -1,0 +1,100 @@
+"""Contact strips: a few frames of a video side by side, as a data URI for the report."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from two_stream.config.schema import Experiment
+from two_stream.data.catalog import load_record
+from two_stream.data.source import FrameFolders, VideoFiles
+from two_stream.errors import TwoStreamError
+from two_stream.types import Modality
+from two_stream.video.frames import count_frames, read_frames
+from two_stream.video.reader import open_video
+
+FRAMES = 6
+HEIGHT = 72
+_QUALITY = 80
+_GAP = 2
+
+
+def strip(experiment: Experiment | None, video_id: str, modality: str = "rgb") -> tuple[str, str]:
+    """Return (data URI of a JPEG strip, "") or ("", why there is none).
+
+    Frames are taken evenly from the first to the last. RGB frames or the video are preferred; a flow run whose data set
+    has no pictures on this machine shows its flow (hue: direction, brightness: length).
+
+    Args:
+        experiment: Settings of the run that scored the video; they say where the data set lies.
+        video_id: The id in the score file.
+        modality: Stream of that run.
+    """
+    if experiment is None:
+        return "", "the run folder of these scores is not on this machine"
+    reasons = []
+    for source, kind in _sources(experiment, modality):
+        try:
+            frames = _frames(experiment, video_id, source, kind)
+            return encode(frames), ""
+        except (TwoStreamError, OSError, cv2.error) as error:
+            reasons.append(" ".join(str(error).split()))
+    return "", reasons[0] if reasons else "no frames"
+
+
+def encode(frames_THWC: NDArray[np.uint8]) -> str:
+    """Return frames `(T, H, W, 3)`, RGB, side by side as the data URI of a JPEG of height `HEIGHT`."""
+    height, width = frames_THWC.shape[1:3]
+    size = (max(1, round(width * HEIGHT / height)), HEIGHT)
+    small = [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames_THWC]
+    gap = np.full((HEIGHT, _GAP, 3), 255, np.uint8)
+    parts: list[Any] = []
+    for frame in small:
+        parts += [frame, gap]
+    picture = cv2.cvtColor(np.concatenate(parts[:-1], axis=1), cv2.COLOR_RGB2BGR)
+    done, content = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+    assert done
+    return "data:image/jpeg;base64," + base64.b64encode(content.tobytes()).decode("ascii")
+
+
+def flow_picture(flow_THWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return stored flow `(T, H, W, 2)` as RGB: hue is the direction, brightness the length (full at 20 pixels)."""
+    vectors = flow_THWC.astype(np.float32) / 255 * 2 - 1
+    length, angle = np.hypot(vectors[..., 0], vectors[..., 1]), np.arctan2(vectors[..., 1], vectors[..., 0])
+    hsv = np.empty((*flow_THWC.shape[:3], 3), np.uint8)
+    hsv[..., 0] = np.rint((angle + np.pi) / (2 * np.pi) * 179)
+    hsv[..., 1] = 255
+    hsv[..., 2] = np.rint(255 * np.sqrt(np.clip(length, 0, 1)))
+    return np.stack([np.asarray(cv2.cvtColor(frame, cv2.COLOR_HSV2RGB), np.uint8) for frame in hsv])
+
+
+def _sources(experiment: Experiment, modality: str) -> list[tuple[str, Modality]]:
+    order: list[tuple[str, Modality]] = [("frames", "rgb"), ("videos", "rgb")]
+    if experiment.data.source == "videos":
+        order.reverse()
+    return [*order, ("frames", "flow")] if modality == "flow" else order
+
+
+def _frames(experiment: Experiment, video_id: str, source: str, modality: Modality) -> NDArray[np.uint8]:
+    record = load_record(experiment.data.dataset, experiment.data.settings_root)
+    if source == "videos":
+        files = VideoFiles(record, "rgb", experiment.data.backend, experiment.data.flow)
+        with open_video(files.path(video_id), experiment.data.backend) as video:
+            return video.read([number - 1 for number in _spread(video.num_frames)])
+    folder: Path = FrameFolders(record, modality).folder(video_id)
+    patterns = record.frame_patterns
+    numbers = _spread(count_frames(folder, modality, patterns))
+    frames = read_frames(folder, numbers, modality, patterns)
+    return flow_picture(frames) if modality == "flow" else frames
+
+
+def _spread(count: int) -> list[int]:
+    """Return up to `FRAMES` numbers from 1 to `count`, evenly spread."""
+    if count < 1:
+        return []
+    return [int(number) for number in np.unique(np.rint(np.linspace(1, count, FRAMES)).astype(np.int64))]

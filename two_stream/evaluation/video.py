@@ -1,0 +1,179 @@
+"""Scoring one video file as it is decoded: RGB, or flow computed on the fly, a few clips in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from two_stream.config.schema import EvaluateOptions
+from two_stream.data.transforms import Frames, resize_frames
+from two_stream.errors import VideoError
+from two_stream.evaluation.fusion import combine
+from two_stream.evaluation.predict import aggregate_views, forward_views
+from two_stream.evaluation.views import assemble, clip_frames, crop_views, crops_of_clip
+from two_stream.recognizer import Recognizer
+from two_stream.types import InputSpec
+from two_stream.video.extract import ExtractOptions, resized, target_size
+from two_stream.video.flow import FlowEstimator, gray
+from two_stream.video.reader import Video, open_video
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a video's pixels reach a network; by default as `two-stream extract` would have written them."""
+
+    backend: str = "pyav"
+    """decoder"""
+    flow: str = "dis"
+    """flow algorithm, for a flow network"""
+    short_side: int | None = 256
+    """pixels of the shorter side before flow is computed and frames are resized; None keeps the video's size"""
+    size: tuple[int, int] | None = None
+    """fixed (height, width) instead"""
+    sampling: str = "standard"
+    """`paper`: the published frame choice"""
+    protocol: str = "standard"
+    """`paper`: flow x is kept as it is in mirrored crops"""
+
+
+@dataclass(frozen=True)
+class VideoResult:
+    """The scores of one video by one network."""
+
+    logits: NDArray[np.float64]
+    """`(K,)`"""
+    frames: int
+    """frames that decode"""
+    fps: float | None
+    views: int
+    damage: str | None
+    """why decoding stopped early; the frames before it were scored"""
+    view_logits: NDArray[np.float32] = field(repr=False)
+    """`(V, K)`"""
+
+
+def score_file(
+    model: Recognizer,
+    path: Path | str,
+    options: EvaluateOptions,
+    reading: Reading | None = None,
+    device: torch.device | None = None,
+) -> VideoResult:
+    """Score a video file with one network.
+
+    The file is decoded twice: once to count the frames that really decode, once to score them.
+
+    Args:
+        model: An RGB or a flow recognizer.
+        path: Any video the backend decodes.
+        options: Clips, crops, aggregation, batch size, precision.
+        reading: Decoder, flow algorithm, sizes.
+        device: Where the model is; default: where its weights are.
+
+    Raises:
+        VideoError: The file is missing, empty, not a video, or has one frame only and the network wants flow.
+    """
+    reading = reading or Reading()
+    device = device or next(model.parameters()).device
+    training = model.training
+    model.eval()
+    try:
+        with open_video(path, reading.backend) as video:
+            frames = video.num_frames
+            available = frames - 1 if model.spec.modality == "flow" else frames
+            if frames == 0:
+                raise VideoError(path, f"no frame decodes{f' ({video.damage})' if video.damage else ''}")
+            if available < 1:
+                raise VideoError(path, "one frame only, and flow needs two; use an RGB run")
+            clips = clip_frames(options, model.spec, available, reading.sampling)
+            views = _views(video, clips, model.spec, options, reading)
+            logits = forward_views(
+                model, views, device=device, precision=options.precision, batch_views=options.batch_views
+            )
+            damage, fps = video.damage, video.fps
+    finally:
+        model.train(training)
+    if not np.isfinite(logits).all():
+        raise VideoError(path, "logits are not finite; the model is damaged or fp16 overflows (try fp32)")
+    return VideoResult(aggregate_views(logits, options.aggregate), frames, fps, len(logits), damage, logits)
+
+
+def fuse_results(
+    results: list[VideoResult], rule: str = "l2", weights: list[float] | None = None
+) -> NDArray[np.float64]:
+    """Return the class probabilities `(K,)` of one video seen by one or more networks.
+
+    The sum of L2-normalised logits has a length near 1 whatever the networks' confidence, so its softmax would be
+    almost flat. It is therefore scaled back by the mean length of the streams' logits and divided by the sum of
+    the weights: the order of the classes is the rule's own, the probabilities have the streams' sharpness.
+    """
+    vectors = [result.logits[None] for result in results]
+    if len(vectors) == 1:
+        return np.asarray(softmax(vectors[0][0]), dtype=np.float64)
+    used = weights or [1.0] * len(vectors)
+    fused = combine(vectors, rule, used)[0]
+    if rule == "l2":
+        fused = fused * float(np.mean([np.linalg.norm(vector) for vector in vectors])) / sum(used)
+    elif rule == "logits":
+        fused = fused / sum(used)
+    elif rule == "rank":
+        points = fused - fused.min()
+        return np.asarray(
+            points / points.sum() if points.sum() > 0 else np.full(len(points), 1 / len(points))
+        )
+    return np.asarray(softmax(fused), dtype=np.float64)
+
+
+def top(probabilities: NDArray[np.float64], names: list[str], count: int) -> list[tuple[str, float]]:
+    """Return the `count` likeliest classes, likeliest first; ties in the order of the classes."""
+    order = np.argsort(-probabilities, kind="stable")[:count]
+    return [(names[index], float(probabilities[index])) for index in order]
+
+
+def _views(
+    video: Video, clips: list[list[int]], spec: InputSpec, options: EvaluateOptions, reading: Reading
+) -> Iterator[torch.Tensor]:
+    crops = crop_views(options, spec)
+    wanted = {number for clip in clips for number in clip}
+    read = _rgb if spec.modality == "rgb" else _flow
+    source = read(video, spec, reading, wanted)
+    found = 0
+    for clip in assemble(clips, source):
+        found += 1
+        yield crops_of_clip(np.stack(clip), crops, spec, reading.protocol)
+    if found < len(clips):
+        raise VideoError(
+            video.path, "gave fewer frames when read again than when counted; the file is damaged"
+        )
+
+
+def _picture(frame: Frames, reading: Reading) -> Frames:
+    extraction = ExtractOptions(short_side=reading.short_side, size=reading.size)
+    height, width = frame.shape[:2]
+    return resized(frame, *target_size(height, width, extraction))
+
+
+def _rgb(video: Video, spec: InputSpec, reading: Reading, wanted: set[int]) -> Iterator[tuple[int, Frames]]:
+    for number, frame in enumerate(video.frames(), start=1):
+        if number in wanted:
+            yield number, resize_frames(_picture(frame, reading)[None], spec.resize)[0]
+
+
+def _flow(video: Video, spec: InputSpec, reading: Reading, wanted: set[int]) -> Iterator[tuple[int, Frames]]:
+    """Yield flow frame n between the pictures n and n + 1, for the wanted n."""
+    estimator = FlowEstimator(reading.flow)
+    previous: Frames | None = None
+    for number, frame in enumerate(video.frames()):
+        if number not in wanted and number + 1 not in wanted:
+            continue
+        current = gray(_picture(frame, reading))
+        if number in wanted:
+            assert previous is not None
+            yield number, resize_frames(estimator(previous, current)[None], spec.resize)[0]
+        previous = current

@@ -1,0 +1,118 @@
+"""Views: which clips and crops of a video are scored, and how a table names the choice."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from two_stream.config.schema import EvaluateOptions
+from two_stream.data.dataset import as_clip, evaluation_clips
+from two_stream.data.transforms import Frames, View, apply_view, evaluation_views
+from two_stream.types import InputSpec
+
+_CLIPS = {
+    "single": "single clip",
+    "multi": "multi-clip",
+    "uniform": "uniform clips",
+    "sliding": "sliding window",
+}
+_CROPS = {"center": "centre crop", "three": "three-crop", "ten": "ten-crop"}
+
+
+def clip_frames(
+    options: EvaluateOptions, spec: InputSpec, num_frames: int, sampling: str = "standard"
+) -> list[list[int]]:
+    """Return the 1-based frame numbers of each clip of a video.
+
+    Args:
+        options: How videos are scored.
+        spec: Clip length and stride.
+        num_frames: Frames of the spec's modality; a video shorter than a clip is looped.
+        sampling: `paper` takes the published frame choice for single and multi-clip views.
+
+    Raises:
+        SettingsError: A number is out of range, or `paper` with a stride other than 1.
+    """
+    return evaluation_clips(options, spec, num_frames, sampling)
+
+
+def crop_views(options: EvaluateOptions, spec: InputSpec) -> list[View]:
+    """Return the crop boxes `(y0, x0, y1, x1)` in the resized frame, mirrored ones marked, in the published order."""
+    return evaluation_views(options.crops, spec.resize, spec.crop)
+
+
+def count_views(
+    options: EvaluateOptions, spec: InputSpec, num_frames: int, sampling: str = "standard"
+) -> int:
+    """Return how many views (clip × crop) a video of `num_frames` frames has."""
+    return len(clip_frames(options, spec, num_frames, sampling)) * len(crop_views(options, spec))
+
+
+def crops_of_clip(
+    frames_THWC: Frames, crops: Sequence[View], spec: InputSpec, protocol: str = "standard"
+) -> torch.Tensor:
+    """Return every crop of one clip as uint8 `(crops, C, T, H, W)`.
+
+    Args:
+        frames_THWC: uint8 `(T, *spec.resize, C)`.
+        crops: From `crop_views`.
+        spec: Crop size and modality.
+        protocol: `paper` leaves flow x as it is in mirrored crops.
+    """
+    return torch.stack(
+        [as_clip(apply_view(frames_THWC, view, spec.crop, spec.modality, protocol)) for view in crops]
+    )
+
+
+def assemble(clips: Sequence[Sequence[int]], frames: Iterator[tuple[int, Frames]]) -> Iterator[list[Frames]]:
+    """Turn a stream of frames into clips, holding only the frames that a clip still needs.
+
+    Args:
+        clips: 1-based frame numbers of each clip.
+        frames: (number, frame), in ascending order of the number, from 1.
+
+    Yields:
+        The frames of each clip, in the order in which the clips become complete. A stream that ends early leaves
+        its last clips out.
+    """
+    waiting = deque(enumerate(sorted(clips, key=max)))
+    last_use = {number: place for place, clip in waiting for number in clip}
+    held: dict[int, Frames] = {}
+    for number, frame in frames:
+        if number in last_use:
+            held[number] = frame
+        while waiting and max(waiting[0][1]) <= number:
+            place, clip = waiting.popleft()
+            yield [held[wanted] for wanted in clip]
+            for done in {wanted for wanted in clip if last_use[wanted] == place}:
+                del held[done]
+        if not waiting:
+            return
+
+
+def describe(options: EvaluateOptions, sampling: str = "standard") -> str:
+    """Return the protocol as tables name it, for example `multi-clip × ten-crop, mean of logits`."""
+    clips = _CLIPS[options.views]
+    if options.views == "uniform":
+        clips = f"{options.num_clips} uniform clips"
+    elif options.views == "sliding":
+        clips += f" every {options.step} frames" if options.step else " every half clip"
+    parts = [f"{clips} × {_CROPS[options.crops]}", f"mean of {options.aggregate}"]
+    if sampling == "paper":
+        parts.append("published frame choice")
+    if options.precision != "fp32":
+        parts.append(options.precision)
+    return ", ".join(parts)
+
+
+def slug(options: EvaluateOptions) -> str:
+    """Return the protocol as a part of a file name, for example `multi_ten_logits`; no two protocols share one."""
+    clips: str = options.views
+    if options.views == "uniform":
+        clips += str(options.num_clips)
+    elif options.views == "sliding" and options.step:
+        clips += str(options.step)
+    precision = "" if options.precision == "fp32" else f"_{options.precision}"
+    return f"{clips}_{options.crops}_{options.aggregate}{precision}"
