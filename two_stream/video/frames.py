@@ -144,7 +144,8 @@ def _read_frame(
     planes = [read_picture(folder / pattern.format(number), cv2.IMREAD_GRAYSCALE) for pattern in patterns]
     if planes[0].shape != planes[1].shape:
         raise VideoError(folder / patterns[1].format(number), "differs in size from its x counterpart")
-    return np.stack([_resized(plane, resize) for plane in planes], axis=-1)
+    # resized as one picture of two channels, as the published evaluators do: OpenCV rounds single planes otherwise
+    return _resized(np.stack(planes, axis=-1), resize)
 
 
 def _resized(picture: NDArray[np.uint8], size: tuple[int, int] | None) -> NDArray[np.uint8]:

@@ -1,0 +1,120 @@
+"""What a run shows: metrics lines, TensorBoard events, pictures, validation numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from two_stream.errors import DataError
+from two_stream.training.figures import clip_grid, confusion_figure, flow_to_rgb
+from two_stream.training.tracking import clock, flatten, write_metrics
+from two_stream.training.validate import validate
+from two_stream.types import Batch, RunPaths
+
+
+def test_metrics_lines_are_strict_json(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    write_metrics(paths, [{"epoch": 1, "val_loss": float("nan")}, {"epoch": 2, "val_loss": float("inf")}])
+    lines = paths.metrics.read_text().splitlines()
+    assert [json.loads(line, parse_constant=pytest.fail) for line in lines] == [
+        {"epoch": 1, "val_loss": None},
+        {"epoch": 2, "val_loss": None},
+    ]
+
+
+def test_tensorboard_holds_scalars_pictures_and_hparams(make_trainer: Any) -> None:
+    trainer = make_trainer(epochs=2, log_images=True)
+    trainer.fit()
+    events = EventAccumulator(str(trainer.paths.root)).Reload()
+    lines = [json.loads(line) for line in trainer.paths.metrics.read_text().splitlines()]
+    found = [(event.step, event.value) for event in events.Scalars("loss/val")]
+    assert found == [(line["step"], pytest.approx(line["val_loss"])) for line in lines]
+    assert [event.step for event in events.Scalars("step/learning_rate")] == list(range(1, 9))
+    assert len(events.Images("validation/confusion")) == 2
+    assert len(events.Images("input/clips")) == 1
+    assert events.Scalars("final/val_top1")[0].value == pytest.approx(max(line["val_top1"] for line in lines))
+    assert "_hparams_/session_start_info" in events.summary_metadata
+
+
+def test_epoch_lines_are_printed_without_a_terminal(make_trainer: Any, capsys: Any) -> None:
+    make_trainer(epochs=2).fit()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert len(lines) == 2
+    assert "epoch 1/2" in lines[0]
+    assert "left" in lines[0]
+    assert "left" not in lines[1]
+    assert "clips/s" in lines[1]
+
+
+def test_flow_wheel_colours() -> None:
+    """Right is red, down (+y) yellow-green, left cyan, up violet; stillness is white, faster is more saturated."""
+    flow = np.full((1, 6, 2), 128, np.uint8)
+    flow[0, 1] = (255, 128)
+    flow[0, 2] = (128, 255)
+    flow[0, 3] = (0, 128)
+    flow[0, 4] = (128, 0)
+    flow[0, 5] = (150, 128)
+    still, right, down, left, up, slow = flow_to_rgb(flow)[0].astype(int)
+    assert still.tolist() == [255, 255, 255]
+    assert right[0] == 255
+    assert max(right[1:]) < 5
+    assert down[1] == 255
+    assert abs(down[0] - 128) < 5
+    assert left[0] < 5
+    assert min(left[1:]) > 250
+    assert up[2] == 255
+    assert slow[0] == 255
+    assert 100 < slow[1] < 220
+
+
+def test_clip_grid_places_clips_in_rows_and_frames_in_columns() -> None:
+    clips = np.zeros((5, 3, 9, 4, 6), np.uint8)
+    for clip in range(5):
+        for time in range(9):
+            clips[clip, :, time] = 20 * clip + time
+    grid = clip_grid(clips, clips=3, frames=5)
+    assert grid.shape == (12, 30, 3)
+    assert grid[0, ::6, 0].tolist() == [0, 2, 4, 6, 8]
+    assert grid[::4, 0, 0].tolist() == [0, 20, 40]
+
+
+def test_confusion_figure_shows_shares_of_the_true_class() -> None:
+    figure = confusion_figure(np.array([[3, 1], [0, 0]]), ["a", "b"], "title")
+    (image,) = figure.axes[0].images
+    assert image.get_array().tolist() == [[0.75, 0.25], [0.0, 0.0]]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["3", "1"]
+
+
+class _Fixed(nn.Module):
+    """Gives the pixels of a clip as logits."""
+
+    def forward(self, clip: torch.Tensor) -> torch.Tensor:
+        return clip.flatten(1).float()
+
+
+def test_validation_equals_numbers_by_hand() -> None:
+    logits = torch.tensor([[9, 0, 1, 2, 3, 4], [8, 7, 6, 5, 4, 3], [0, 1, 2, 3, 4, 5]], dtype=torch.uint8)
+    labels = torch.tensor([0, 5, 4])
+    batches = [Batch(logits[:2], labels[:2], ["a", "b"]), Batch(logits[2:], labels[2:], ["c"])]
+    result = validate(_Fixed(), batches, device=torch.device("cpu"), precision="fp32", num_classes=6)
+    assert result is not None
+    assert result.top1 == pytest.approx(1 / 3)
+    assert result.top5 == pytest.approx(2 / 3)  # the true class of b comes sixth
+    assert result.loss == pytest.approx(float(F.cross_entropy(logits.float(), labels)))
+    assert result.confusion.sum() == 3
+    assert result.confusion[0, 0] == result.confusion[5, 0] == result.confusion[4, 5] == 1
+    with pytest.raises(DataError, match="no validation clip"):
+        validate(_Fixed(), [], device=torch.device("cpu"), precision="fp32", num_classes=6)
+
+
+def test_flatten_and_clock() -> None:
+    assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": {}}) == {"a.b": 1, "a.c.d": [2], "e": {}}
+    assert [clock(s) for s in (4.4, 75, 7500)] == ["4 s", "1 min 15 s", "2 h 05 min"]

@@ -1,0 +1,1 @@
+"""Training one stream: loop, optimizers, schedules, checkpoints, tracking."""

@@ -1,0 +1,52 @@
+"""Ctrl-C and SIGTERM ask a run to save and leave at its next step; asked twice, it leaves at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class StopRequest:
+    """Context that notes SIGINT and SIGTERM instead of dying of them; handlers are put back at its end.
+
+    Attributes:
+        signal: Number of the signal that came, or None.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._pid = os.getpid()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    @property
+    def exit_code(self) -> int:
+        """130 for Ctrl-C, 143 for SIGTERM, as shells count."""
+        return 128 + (self.signal or 0)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if os.getpid() != self._pid:
+            return  # a loader process forked from the run, before it sets handlers of its own
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+        # straight to the descriptor: the signal may have come in the middle of a buffered write
+        os.write(2, b"\nstopping after this step; once more to leave at once\n")

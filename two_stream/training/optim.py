@@ -1,0 +1,101 @@
+"""Optimizers and their parameter groups: no decay for norms, biases and positions; smaller steps deeper down."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from two_stream.config.optimization import AdamW, OptimizerOptions, Sgd
+from two_stream.errors import SettingsError
+
+Stages = Sequence[tuple[str, nn.Module]]
+"""Named parts of a recognizer from the input to the classifier."""
+
+_POSITIONAL = re.compile(r"pos_embed|position|(^|[._])(cls|class)_?token")
+_FUSED = {"cpu", "cuda"}
+
+
+def build_optimizer(
+    model: nn.Module,
+    stages: Stages,
+    options: OptimizerOptions,
+    *,
+    layer_decay: float = 1.0,
+    device: torch.device | None = None,
+) -> torch.optim.Optimizer:
+    """Build SGD or AdamW over `parameter_groups`, fused where the device has such a kernel.
+
+    Raises:
+        SettingsError: Nothing is left to train.
+    """
+    groups = parameter_groups(model, stages, options, layer_decay)
+    fused = (device or torch.device("cpu")).type in _FUSED
+    if isinstance(options, Sgd):
+        return torch.optim.SGD(
+            groups,
+            lr=options.lr,
+            momentum=options.momentum,
+            dampening=options.dampening,
+            nesterov=options.nesterov,
+            fused=fused,
+        )
+    return torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=fused)
+
+
+def parameter_groups(
+    model: nn.Module, stages: Stages, options: Sgd | AdamW, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Divide the trainable parameters by weight decay and by depth.
+
+    Each group carries `lr_scale` (the schedule multiplies its rate by it) and a `name` for logs. The classifier,
+    the last stage, has scale 1, the stage before it `layer_decay`, then `layer_decay ** 2`, … With
+    `layer_decay` 1 there are at most two groups.
+    """
+    depth = _depths(stages)
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = options.decay_all or not is_exempt(name, parameter)
+        below = depth.get(id(parameter), 0) if layer_decay != 1.0 else 0
+        key = f"{'decay' if decays else 'no_decay'}_{below}"
+        group = groups.setdefault(
+            key,
+            {
+                "params": [],
+                "name": key,
+                "lr_scale": layer_decay**below,
+                "lr": options.lr * layer_decay**below,
+                "weight_decay": options.weight_decay if decays else 0.0,
+            },
+        )
+        group["params"].append(parameter)
+    if not groups:
+        raise SettingsError("`train.freeze_until` freezes every weight: nothing is left to train")
+    return list(groups.values())
+
+
+def is_exempt(name: str, parameter: torch.Tensor) -> bool:
+    """Whether a parameter usually goes without decay: norms, biases, positions, class tokens."""
+    return parameter.ndim < 2 or _POSITIONAL.search(name) is not None
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a saved state, keeping this machine's choice of kernel: the run may resume on another device."""
+    fused = [group.get("fused") for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, value in zip(optimizer.param_groups, fused, strict=True):
+        group["fused"] = value
+
+
+def _depths(stages: Stages) -> dict[int, int]:
+    """Map each parameter to the number of stages between it and the classifier."""
+    depth: dict[int, int] = {}
+    for below, (_, module) in enumerate(reversed(list(stages))):
+        for parameter in module.parameters():
+            depth.setdefault(id(parameter), below)
+    return depth

@@ -1,0 +1,135 @@
+"""The folder of a run: may it be started, may it be continued, what made it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from two_stream.config.load import dump, load_experiment
+from two_stream.config.schema import Experiment
+from two_stream.errors import SettingsError
+from two_stream.runtime.console import note, warn
+from two_stream.runtime.files import write_json, write_text
+from two_stream.runtime.provenance import environment
+from two_stream.training.tracking import flatten
+from two_stream.types import RunPaths
+
+FREE_ON_RESUME = ("device", "threads", "runs", "data.workers", "evaluate")
+"""settings (and everything below them) that may differ on resume: they do not change what is trained"""
+ENVIRONMENT = "environment.json"
+LOCK = ".lock"
+_OWN = ("last", "best", ".last.old", ".best.old", ".last.new", ".best.new", "scores", "metrics.jsonl")
+_OWN_FILES = ("report.html", ENVIRONMENT, "experiment.yaml")
+
+
+def check_run(experiment: Experiment, *, resume: bool, overwrite: bool) -> RunPaths:
+    """Find out whether a run may begin or continue; writes nothing.
+
+    Raises:
+        SettingsError: The folder is in use and neither `resume` nor `overwrite` was asked for; or the settings of
+            the run to resume differ; or the folder holds something else.
+    """
+    paths = RunPaths(experiment.runs / experiment.name)
+    if resume and overwrite:
+        raise SettingsError("--resume and --overwrite contradict each other; keep one")
+    if paths.root.exists() and not paths.root.is_dir():
+        raise SettingsError(f"{paths.root}: is a file; choose another `name` or `runs`")
+    used = paths.root.is_dir() and any(path.name != LOCK for path in paths.root.iterdir())
+    if used and not _is_run(paths):
+        raise SettingsError(f"{paths.root}: holds files but no run; choose another `name` or `runs`")
+    if used and not resume and not overwrite:
+        raise SettingsError(
+            f"{paths.root}: the run exists; continue it with --resume, start over with --overwrite, "
+            "or choose another name with --name"
+        )
+    if resume and paths.experiment.is_file():
+        _compare(paths.experiment, load_experiment(paths.experiment), experiment)
+    return paths
+
+
+def begin_run(paths: RunPaths, experiment: Experiment, *, overwrite: bool) -> None:
+    """Make the folder ready and write the settings; with `overwrite`, remove what an earlier run wrote."""
+    if overwrite and paths.root.is_dir():
+        _clear(paths)
+    write_text(paths.experiment, dump(experiment))
+
+
+@contextmanager
+def locked(paths: RunPaths) -> Iterator[None]:
+    """Keep a second process from training the same run at the same time.
+
+    The lock is the process's own, not the file's: it ends with the process, however that ends, and loader
+    processes do not inherit it.
+
+    Raises:
+        SettingsError: Another process trains this run.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    paths.root.mkdir(parents=True, exist_ok=True)
+    with (paths.root / LOCK).open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SettingsError(
+                f"{paths.root}: another process is training this run; wait for it or choose another name"
+            ) from None
+        yield
+
+
+def record_environment(paths: RunPaths, facts: dict[str, str]) -> None:
+    """Write `environment.json`; on resume say which versions changed, since the last bits may then differ."""
+    path = paths.root / ENVIRONMENT
+    now = environment() | facts
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = {}
+    changed = [f"{key} {before[key]} -> {now.get(key)}" for key in before if before[key] != now.get(key)]
+    if changed:
+        warn(f"resumed under other versions, so the last bits may differ: {'; '.join(changed)}")
+    write_json(path, now)
+
+
+def differences(before: Experiment, now: Experiment) -> list[str]:
+    """Return `key: old -> new` for every setting that may not change on resume."""
+    old, new = flatten(before.model_dump(mode="json")), flatten(now.model_dump(mode="json"))
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        free = any(key == name or key.startswith(f"{name}.") for name in FREE_ON_RESUME)
+        if not free and old.get(key) != new.get(key):
+            found.append(f"{key}: {old.get(key)} -> {new.get(key)}")
+    return found
+
+
+def _compare(path: Path, before: Experiment, now: Experiment) -> None:
+    changed = differences(before, now)
+    if changed:
+        raise SettingsError(
+            f"{path}: the run to resume has other settings ({'; '.join(changed)}); "
+            "give the old values, or train under another --name"
+        )
+
+
+def _is_run(paths: RunPaths) -> bool:
+    """A kill may have come right after the folder was made: then it holds an unfinished temporary file at most."""
+    return paths.experiment.is_file() or all(path.name.startswith(".") for path in paths.root.iterdir())
+
+
+def _clear(paths: RunPaths) -> None:
+    """Remove what a run writes and nothing else."""
+    note(f"removing the files of the run in {paths.root}")
+    doomed: list[Any] = [paths.root / name for name in (*_OWN, *_OWN_FILES)]
+    doomed += paths.root.glob("events.out.tfevents.*")
+    for path in doomed:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,174 @@
+"""One optimizer step over a group of micro-batches: its gradient is the mean over all clips of the group.
+
+A micro-batch weighs as much as the clips it holds, so 3 + 3 + 2 clips give the gradient of 8 at once, the last,
+smaller group of an epoch and clips left out by `data.on_error: skip` included. What is drawn at random during a
+step depends on (seed, epoch, step) only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from two_stream.config.schema import TrainOptions
+from two_stream.errors import TrainingError
+from two_stream.runtime import distributed
+from two_stream.runtime.device import autocast
+from two_stream.runtime.seeding import derive
+from two_stream.training.mixup import mix
+from two_stream.training.schedule import Schedule
+from two_stream.types import Batch
+
+SMALLEST_SCALE = 2.0**-20
+"""fp16 loss scale below which gradients overflow for another reason than the scale"""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where in a run a step stands; all from 0."""
+
+    epoch: int
+    step: int
+    """optimizer steps since the run began"""
+    batch: int
+    """micro-batches of the epoch before this step"""
+
+
+@dataclass
+class StepResult:
+    """Sums over the clips of one group."""
+
+    loss: float = 0.0
+    """sum of the training losses"""
+    correct: int = 0
+    ids: list[str] = field(default_factory=list)
+    lr: float = 0.0
+    grad_norm: float = 0.0
+    """before clipping; 0 when no clip was left"""
+
+    @property
+    def clips(self) -> int:
+        """Clips of the group."""
+        return len(self.ids)
+
+
+class Stepper:
+    """Owns what a step changes: weights, optimizer, loss scale, moving average."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        options: TrainOptions,
+        *,
+        num_classes: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.options = options
+        self.num_classes = num_classes
+        self.seed = seed
+        self.device = device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
+        self.ema = _moving_average(model, options.ema) if options.ema else None
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def run(self, batches: Iterator[Batch], count: int, planned: int, at: Position) -> StepResult:
+        """Take `count` micro-batches off the iterator and make one step.
+
+        Args:
+            batches: Micro-batches that hold at least one clip; it may end early.
+            count: Micro-batches of the group.
+            planned: Clips of the group if none is left out; the loss is divided by it at once, which keeps fp16
+                in range, and the gradient corrected before the step where fewer came.
+            at: Where the run stands.
+
+        Returns:
+            The sums of the group; with no clip left there was no step.
+
+        Raises:
+            TrainingError: Loss or gradient is not finite; names the clips. The weights are unchanged.
+        """
+        torch.manual_seed(derive(self.seed, "step", at.epoch, at.step, distributed.rank()))
+        result = StepResult(lr=self.schedule.apply(at.step))
+        loss_sum = torch.zeros((), dtype=torch.float64, device=_wide(self.device))
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        for offset in range(count):
+            batch = next(batches, None)
+            if batch is None:
+                break
+            loss, right = self._forward(batch, at.epoch, at.batch + offset)
+            self.scaler.scale(loss / planned).backward()  # type: ignore[no-untyped-call]
+            loss_sum += loss.detach().to(loss_sum)
+            correct += right
+            result.ids += batch.ids
+        if not result.ids:
+            return result
+        result.loss, result.correct = float(loss_sum), int(correct)
+        if not math.isfinite(result.loss):
+            self._stop("loss", result.loss / result.clips, result.ids, at)
+        self._update(result, planned, at)
+        return result
+
+    def _forward(self, batch: Batch, epoch: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the sum of the losses of a micro-batch and how many clips it gets right."""
+        clips = batch.clips.to(self.device, non_blocking=True)
+        labels = batch.labels.to(self.device, non_blocking=True)
+        targets = labels
+        if self.options.mixup:
+            key = (self.seed, epoch, number, distributed.rank())
+            clips, targets = mix(clips, labels, self.num_classes, self.options.mixup, key=key)
+        with autocast(self.device, self.options.precision):
+            logits = self.model(clips)
+        logits_BK = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        smoothing = self.options.label_smoothing
+        loss = F.cross_entropy(logits_BK, targets, label_smoothing=smoothing, reduction="sum")
+        return loss, (logits_BK.detach().argmax(1) == labels).sum()
+
+    def _update(self, result: StepResult, planned: int, at: Position) -> None:
+        self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if result.clips != planned:  # clips were left out: the mean is over those that came
+            torch._foreach_mul_(gradients, planned / result.clips)
+        norm = nn.utils.get_total_norm(gradients)
+        result.grad_norm = float(norm)
+        if not self.scaler.is_enabled() and not math.isfinite(result.grad_norm):
+            self._stop("gradient", result.grad_norm, result.ids, at)
+        if self.options.clip_grad is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.options.clip_grad, norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE:
+            self._stop("fp16 gradient", math.inf, result.ids, at)
+        if self.ema is not None:
+            self.ema.update(self.model, step=at.step + 1)
+
+    def _stop(self, what: str, value: float, ids: list[str], at: Position) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        raise TrainingError(
+            f"the {what} is not finite ({value}) in epoch {at.epoch + 1}, step {at.step + 1}; "
+            f"clips of the step: {', '.join(ids)}; look at them, or lower the learning rate or set `train.clip_grad`"
+        )
+
+
+def _wide(device: torch.device) -> torch.device:
+    """Where a float64 sum can live: MPS has no such type."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def _moving_average(model: nn.Module, decay: float) -> Any:
+    """Return timm's moving average; its warm-up keeps a short run from averaging in the random start."""
+    from timm.utils.model_ema import ModelEmaV3
+
+    return ModelEmaV3(model, decay=decay, use_warmup=True)

@@ -1,0 +1,143 @@
+"""What a run tells while it goes: metrics.jsonl, TensorBoard, one line per epoch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from two_stream.config.schema import Experiment
+from two_stream.runtime.console import say
+from two_stream.runtime.files import write_text
+from two_stream.training.figures import clip_grid, confusion_figure
+from two_stream.types import Batch, RunPaths
+
+TIME_FIELDS = ("seconds", "clips_per_second")
+"""fields of a metrics line that differ from one run to the next"""
+_SCALARS = {
+    "train_loss": "loss/train",
+    "val_loss": "loss/val",
+    "train_top1": "accuracy/train_top1",
+    "val_top1": "accuracy/val_top1",
+    "val_top5": "accuracy/val_top5",
+    "clips_per_second": "speed/clips_per_second",
+    "skipped": "data/skipped",
+}
+
+
+def write_metrics(paths: RunPaths, history: list[dict[str, Any]]) -> None:
+    """Write every line of metrics.jsonl anew, atomically: a kill leaves no half line, a resumed run no stale one.
+
+    A number that is not finite is written as null, which every JSON reader takes.
+    """
+    lines = [json.dumps({key: _plain(value) for key, value in line.items()}) + "\n" for line in history]
+    write_text(paths.metrics, "".join(lines))
+
+
+def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as `a.b.c: value`."""
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as `12 s`, `3 min 20 s` or `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Tracker:
+    """TensorBoard events of a run and the lines a person reads. With `active` false it does nothing."""
+
+    def __init__(
+        self, paths: RunPaths, experiment: Experiment, *, first_step: int, active: bool = True
+    ) -> None:
+        self.experiment = experiment
+        self.images = experiment.train.log_images
+        self.writer: Any = None
+        self.active = active
+        if active:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # events at or after `first_step` come from a part of the run that was lost: hide them
+            self.writer = SummaryWriter(str(paths.root), purge_step=first_step)
+
+    def step(self, step: int, loss: float, lr: float, grad_norm: float) -> None:
+        """Record one optimizer step."""
+        if self.writer is not None:
+            self.writer.add_scalar("step/loss", loss, step)
+            self.writer.add_scalar("step/learning_rate", lr, step)
+            self.writer.add_scalar("step/gradient_norm", grad_norm, step)
+
+    def clips(self, batch: Batch, step: int) -> None:
+        """Show the clips as they enter the network, after augmentation."""
+        if self.writer is not None and self.images and batch.ids:
+            pixels = batch.clips.numpy().astype(np.uint8)
+            self.writer.add_image("input/clips", clip_grid(pixels), step, dataformats="HWC")
+
+    def epoch(
+        self, line: dict[str, Any], confusion: NDArray[np.int64], class_names: list[str], seconds_left: float
+    ) -> None:
+        """Record and print a finished epoch."""
+        if not self.active:
+            return
+        for key, tag in _SCALARS.items():
+            self.writer.add_scalar(tag, line[key], line["step"])
+        self.writer.add_scalar("learning_rate", line["lr"], line["step"])
+        if self.images:
+            title = f"epoch {line['epoch']}, top-1 {100 * line['val_top1']:.1f} %"
+            figure = confusion_figure(confusion, class_names, title)
+            self.writer.add_figure("validation/confusion", figure, line["step"], close=False)
+        self.writer.flush()
+        say(self._sentence(line, seconds_left))
+
+    def hparams(self, metrics: dict[str, float]) -> None:
+        """Record the settings beside the final metrics, in the run's own event file."""
+        if self.writer is None:
+            return
+        from torch.utils.tensorboard.summary import hparams
+
+        settings = {
+            key: value if isinstance(value, bool | int | float | str) else str(value)
+            for key, value in flatten(self.experiment.model_dump(mode="json")).items()
+        }
+        finite = {f"final/{key}": value for key, value in metrics.items() if math.isfinite(value)}
+        for summary in hparams(settings, finite):  # type: ignore[no-untyped-call]
+            self.writer.file_writer.add_summary(summary)
+        for key, value in finite.items():
+            self.writer.add_scalar(key, value, 0)
+        self.writer.flush()
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        if self.writer is not None:
+            self.writer.close()
+
+    def _sentence(self, line: dict[str, Any], seconds_left: float) -> str:
+        epochs = self.experiment.train.epochs
+        skipped = f"  {line['skipped']} clips skipped" if line["skipped"] else ""
+        return (
+            f"epoch {line['epoch']:>{len(str(epochs))}}/{epochs}"
+            f"  loss {line['train_loss']:.4f}  top-1 {100 * line['train_top1']:.1f} %"
+            f"  val loss {line['val_loss']:.4f}  val top-1 {100 * line['val_top1']:.1f} %"
+            f"  top-5 {100 * line['val_top5']:.1f} %  lr {line['lr']:.3g}"
+            f"  {line['seconds']:.1f} s  {line['clips_per_second']:.1f} clips/s"
+            f"{f'  {clock(seconds_left)} left' if seconds_left else ''}{skipped}{'  best' if line['best'] else ''}"
+        )
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,360 @@
+"""The training loop: steps, validation, selection, checkpoints, interruption. Knows neither files of videos nor YAML.
+
+A run is a sequence of optimizer steps that depends on settings and data alone. A checkpoint is taken between two
+steps and holds everything the rest of the sequence needs, so a resumed run and an uninterrupted one are the same run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Protocol, cast
+
+import torch
+from torch import nn
+
+from two_stream.config.schema import Experiment
+from two_stream.errors import CheckpointError, DataError, SettingsError
+from two_stream.runtime import distributed
+from two_stream.runtime.console import note, progress, warn
+from two_stream.runtime.provenance import code_version
+from two_stream.runtime.seeding import rng_state, set_rng_state
+from two_stream.training.checkpoint import WriteModel, load_newest, save_checkpoint
+from two_stream.training.interrupt import StopRequest
+from two_stream.training.optim import build_optimizer, restore_optimizer
+from two_stream.training.progress import Progress
+from two_stream.training.schedule import build_schedule
+from two_stream.training.sources import TrainingData
+from two_stream.training.step import Position, Stepper
+from two_stream.training.tracking import Tracker, write_metrics
+from two_stream.training.validate import Validation, validate
+from two_stream.types import Batch, RunPaths
+
+SELECTION_LABELS = {"holdout": "holdout", "paper": "test-selected"}
+
+
+class Staged(Protocol):
+    """What the trainer asks of a model beyond `nn.Module`."""
+
+    def stages(self) -> list[tuple[str, nn.Module]]:
+        """Return the named parts from input to classifier."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended."""
+
+    run: RunPaths
+    epochs: int
+    """epochs that are over"""
+    best_epoch: int
+    """counted from 1; 0 when no epoch is over"""
+    best_top1: float
+    best_loss: float
+    selection: str
+    """`holdout` or `test-selected`"""
+    finished: bool
+    already_finished: bool = False
+    """there was nothing left to do"""
+    interrupted: int | None = None
+    """number of the signal that stopped it"""
+
+
+class Trainer:
+    """Trains a model on given data and keeps the run's folder."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        model: nn.Module,
+        data: TrainingData,
+        paths: RunPaths,
+        *,
+        device: torch.device,
+        write_model: WriteModel,
+    ) -> None:
+        """Prepare a run from its start.
+
+        Args:
+            experiment: Settings.
+            model: Clips of pixel values to logits; has `stages()`.
+            data: Both parts.
+            paths: The run's folder.
+            device: Where the model goes.
+            write_model: Writes the weights of a checkpoint.
+
+        Raises:
+            DataError: A part has no videos.
+        """
+        options = experiment.train
+        for part, count in (("training", data.num_train), ("validation", data.num_val)):
+            if not count:
+                raise DataError(f"the {part} part has no videos; check the split list and `data.holdout`")
+        self.experiment = experiment
+        self.options = options
+        self.model = model.to(device)
+        self.data = data
+        self.paths = paths
+        self.device = device
+        self.write_model = write_model
+        self.batches = -(-data.num_train // options.batch_size)
+        self.steps = -(-self.batches // options.accumulate)
+        stages = cast(Staged, model).stages()
+        self.optimizer = build_optimizer(
+            model, stages, options.optimizer, layer_decay=options.layer_decay, device=device
+        )
+        self.schedule = build_schedule(
+            options.schedule,
+            self.optimizer,
+            base_lr=options.optimizer.lr,
+            steps_per_epoch=self.steps,
+            epochs=options.epochs,
+        )
+        self.stepper = Stepper(
+            model,
+            self.optimizer,
+            self.schedule,
+            options,
+            num_classes=len(data.class_names),
+            seed=experiment.seed,
+            device=device,
+        )
+        self.progress = Progress()
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The weights that are validated and kept in `best/`: the moving average where there is one."""
+        return self.model if self.stepper.ema is None else cast(nn.Module, self.stepper.ema.module)
+
+    def restore(self) -> None:
+        """Continue from the newest checkpoint of the run's folder.
+
+        Raises:
+            CheckpointError: It is damaged or does not fit the model.
+            SettingsError: The videos of the run changed.
+        """
+        weights, state, undamaged = load_newest(self.paths)
+        if state["fingerprint"] != self.data.fingerprint:
+            raise SettingsError(
+                f"{self.paths.root}: the split lists changed since the run began, so it cannot continue; "
+                "restore them or start over with --overwrite"
+            )
+        trained, averaged = (weights, state["other"])
+        if state["holds"] == "averaged":
+            trained, averaged = averaged, trained
+        try:
+            self.model.load_state_dict(trained)
+            if self.stepper.ema is not None:
+                self.stepper.ema.module.load_state_dict(averaged)
+            restore_optimizer(self.optimizer, state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise CheckpointError(f"{self.paths.last}: does not fit the model ({reason})") from None
+        self.schedule.load_state_dict(state["schedule"])
+        self.stepper.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress.from_state(state["progress"])
+        set_rng_state(state["rng"])
+        write_metrics(self.paths, self.progress.history)  # lines of lost steps go
+        if not undamaged:
+            self._save_last()
+
+    def fit(self) -> TrainResult:
+        """Train to the end, or until a signal asks to stop.
+
+        Raises:
+            TrainingError: Loss or gradient is not finite; the last checkpoint stays.
+            DataError: A clip cannot be read and `data.on_error` is `raise`, or none can be read.
+        """
+        if self.progress.finished:
+            return self._result(already_finished=True)
+        tracker = Tracker(
+            self.paths, self.experiment, first_step=self.progress.step, active=distributed.is_main()
+        )
+        with closing(tracker), StopRequest() as stop:
+            while True:
+                if not self._epoch(stop, tracker):
+                    self._save_last()
+                at = self.progress
+                if at.finished or stop:
+                    return self._result(interrupted=None if at.finished else stop.signal)
+
+    def _epoch(self, stop: StopRequest, tracker: Tracker) -> bool:
+        """Train what is left of the epoch and validate; false when stopped before its end."""
+        if self.progress.batch < self.batches:
+            self._train(stop, tracker)
+            if stop:
+                return False
+            self.progress.batch = self.batches
+        begin = time.perf_counter()
+        validation = validate(
+            self.evaluated,
+            self.data.validation(),
+            device=self.device,
+            precision=self.options.precision,
+            num_classes=len(self.data.class_names),
+            total=self.data.num_val,
+            stopped=lambda: bool(stop),
+        )
+        if validation is None:
+            return False
+        self._end_epoch(validation, time.perf_counter() - begin, tracker)
+        return True
+
+    def _train(self, stop: StopRequest, tracker: Tracker) -> None:
+        """Make the remaining steps of the epoch, or those until a stop is asked for."""
+        at = self.progress
+        loader = self.data.train(at.epoch, at.batch)
+        batches = iter(loader)
+        source = batches
+        if at.step == 0:
+            source = self._shown(batches, tracker)
+        self.model.train()
+        title = f"epoch {at.epoch + 1}/{self.options.epochs}"
+        try:
+            with progress(title, self.batches) as advance:
+                advance(at.batch)
+                while at.batch < self.batches and not stop:
+                    begin, before = time.perf_counter(), at.batch
+                    count = min(self.options.accumulate, self.batches - at.batch)
+                    position = Position(at.epoch, at.step, at.batch)
+                    result = self.stepper.run(source, count, self._planned(at.batch, count), position)
+                    if not result.clips:  # the rest of the epoch could not be read
+                        break
+                    at.add(result, loader.position)
+                    at.seconds += time.perf_counter() - begin
+                    tracker.step(at.step, result.loss / result.clips, result.lr, result.grad_norm)
+                    advance(
+                        at.batch - before,
+                        loss=f"{at.loss / at.clips:.4f}",
+                        lr=f"{result.lr:.3g}",
+                        speed=f"{at.clips / at.seconds:.1f} clips/s",
+                    )
+                    every = self.options.checkpoint_every
+                    if every and at.step % every == 0 and at.batch < self.batches and not stop:
+                        self._save_last()
+        finally:
+            if hasattr(batches, "close"):
+                batches.close()  # ends the loader's processes now, not when it is collected
+        self._report_skipped(loader.skipped)
+
+    def _shown(self, batches: Iterator[Batch], tracker: Tracker) -> Iterator[Batch]:
+        first = next(batches, None)
+        if first is None:
+            return batches
+        tracker.clips(first, 0)
+        return chain([first], batches)
+
+    def _planned(self, batch: int, count: int) -> int:
+        """Clips of the micro-batches `batch` to `batch + count` if none is left out."""
+        size, total = self.options.batch_size, self.data.num_train
+        return min(total, (batch + count) * size) - min(total, batch * size)
+
+    def _report_skipped(self, skipped: list[tuple[str, str]]) -> None:
+        if skipped:
+            video, reason = skipped[0]
+            more = f", and {len(skipped) - 1} more" if len(skipped) > 1 else ""
+            warn(f"left out: {video} ({reason}){more}")
+
+    def _end_epoch(self, validation: Validation, seconds: float, tracker: Tracker) -> None:
+        at = self.progress
+        if not at.clips:
+            raise DataError("no training clip could be read; run `two-stream check` on the data set")
+        line = {
+            "epoch": at.epoch + 1,
+            "step": at.step,
+            "train_loss": at.loss / at.clips,
+            "train_top1": at.correct / at.clips,
+            "val_loss": validation.loss,
+            "val_top1": validation.top1,
+            "val_top5": validation.top5,
+            "lr": at.lr,
+            "skipped": self.data.num_train - at.clips,
+            "val_skipped": self.data.num_val - validation.clips,
+            "selection": SELECTION_LABELS[self.options.selection],
+            "seconds": at.seconds + seconds,
+            "clips_per_second": at.clips / max(at.seconds, 1e-9),
+        }
+        best = at.end_epoch(line, validation)
+        at.step = at.epoch * self.steps  # steps lost to unreadable clips do not shift the schedule
+        self.schedule.end_epoch(validation.loss)
+        self._finish_if_due()
+        left = 0.0
+        if not at.finished:
+            left = sum(past["seconds"] for past in at.history) / at.epoch * (self.options.epochs - at.epoch)
+        tracker.epoch(at.history[-1], validation.confusion, self.data.class_names, left)
+        if at.finished:
+            tracker.hparams({"val_top1": at.best_top1, "val_loss": at.best_loss})
+        if best:
+            self._save_best()
+        self._save_last()
+
+    def _finish_if_due(self) -> None:
+        at, patience = self.progress, self.options.early_stopping
+        at.finished = at.epoch >= self.options.epochs
+        if not at.finished and patience is not None and at.stale >= patience:
+            at.finished = True
+            if distributed.is_main():
+                note(f"stopping early: {at.stale} epochs without a lower validation loss")
+
+    def _save_last(self) -> None:
+        """Write the lines so far, then `last/`: a kill between leaves lines that the resumed run writes again."""
+        if distributed.is_main():
+            write_metrics(self.paths, self.progress.history)
+            averaged = None if self.stepper.ema is None else self.stepper.ema.module.state_dict()
+            state = self._state("trained", averaged)
+            save_checkpoint(self.paths.last, self.model, state, self._meta(), self.write_model)
+
+    def _save_best(self) -> None:
+        """Write `best/`, before `last/`: after a kill between them the epoch is repeated and `best/` with it."""
+        if distributed.is_main():
+            averaged = self.stepper.ema is not None
+            other = self.model.state_dict() if averaged else None
+            state = self._state("averaged" if averaged else "trained", other)
+            save_checkpoint(self.paths.best, self.evaluated, state, self._meta(), self.write_model)
+
+    def _state(self, holds: str, other: dict[str, Any] | None) -> dict[str, Any]:
+        """Return the training state beside weights that are the `trained` or the `averaged` ones."""
+        return {
+            "holds": holds,
+            "other": other,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.stepper.scaler.state_dict(),
+            "progress": self.progress.state_dict(),
+            "rng": rng_state(),
+            "fingerprint": self.data.fingerprint,
+            "code_version": code_version(),
+        }
+
+    def _meta(self) -> dict[str, Any]:
+        at = self.progress
+        latest = at.history[-1] if at.history else {}
+        return {
+            "class_names": self.data.class_names,
+            "dataset": self.data.dataset,
+            "split": self.experiment.data.split,
+            "epoch": at.epoch,
+            "step": at.step,
+            "selection": SELECTION_LABELS[self.options.selection],
+            "val_top1": latest.get("val_top1"),
+            "val_loss": latest.get("val_loss"),
+            "seed": self.experiment.seed,
+            "code_version": code_version(),
+        }
+
+    def _result(self, *, already_finished: bool = False, interrupted: int | None = None) -> TrainResult:
+        at = self.progress
+        return TrainResult(
+            run=self.paths,
+            epochs=at.epoch,
+            best_epoch=at.best_epoch,
+            best_top1=at.best_top1,
+            best_loss=at.best_loss,
+            selection=SELECTION_LABELS[self.options.selection],
+            finished=at.finished,
+            already_finished=already_finished,
+            interrupted=interrupted,
+        )
