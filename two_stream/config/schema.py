@@ -142,7 +142,9 @@ class Experiment(Options):
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of torch; 0 leaves torch's choice"""
     deterministic: bool = True
-    """ask torch for deterministic algorithms where it has them"""
+    """on a GPU: ask torch for deterministic algorithms where it has them (the CPU's are anyway)"""
+    channels_last: bool = True
+    """lay weights and clips out channel by channel: faster convolutions, equal numbers up to rounding"""
     model: ModelOptions = ModelOptions()
     """backbone, reduction, head and input"""
     data: DataOptions = DataOptions()

@@ -83,6 +83,8 @@ def load_run(path: Path | str, checkpoint: str = "best", device: str = "cpu") ->
         hint = f"; it has `{there[0]}`" if there else "; train it first (`two-stream train`)"
         raise CheckpointError(f"{folder}: the run has no checkpoint {checkpoint!r}{hint}")
     model, meta = read_model(folder, pick_device(device))
+    if experiment.channels_last:
+        model.channels_last()
     names = meta.get("class_names") or [str(index) for index in range(model.num_classes)]
     if len(names) != model.num_classes:
         raise CheckpointError(

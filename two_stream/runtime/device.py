@@ -49,7 +49,14 @@ def set_threads(count: int) -> None:
         torch.set_num_threads(count)
 
 
-def set_deterministic(on: bool) -> None:
-    """Ask for deterministic algorithms; an operation that has none warns instead of failing."""
+def set_deterministic(on: bool, device: torch.device) -> None:
+    """Ask for deterministic algorithms on a GPU; an operation that has none warns instead of failing.
+
+    On the CPU nothing is asked for: what the networks use repeats bit for bit with a given number of threads, and
+    torch's switch costs seconds at the start.
+    """
+    if device.type != "cuda":
+        return
     torch.use_deterministic_algorithms(on, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not on

@@ -40,11 +40,13 @@ def train(experiment: Experiment, *, resume: bool = False, overwrite: bool = Fal
     """
     paths = check_run(experiment, resume=resume, overwrite=overwrite)
     set_threads(experiment.threads)
-    set_deterministic(experiment.deterministic)
     device = pick_device(experiment.device)
+    set_deterministic(experiment.deterministic, device)
     classes = load_record(experiment.data.dataset, experiment.data.settings_root).num_classes
     seed_everything(experiment.seed)
     model = create_model(experiment.model, classes)
+    if experiment.channels_last:
+        model.channels_last()
     data = training_data(experiment, model.spec)
     continues = resume and has_checkpoint(paths)
     _prepare(model, experiment.train, load_init=not continues)

@@ -1,0 +1,379 @@
+"""Clips from folders and videos: right frames, repeatable draws, exact resume, broken files by name."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import pickle
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from two_stream.config.schema import (
+    AugmentOptions,
+    DataOptions,
+    EvaluateOptions,
+    Experiment,
+    TrainOptions,
+)
+from two_stream.data.catalog import Record, load_record
+from two_stream.data.demo import DemoOptions, encode, render
+from two_stream.data.loader import clip_loader, epoch_order, train_loader, view_loader
+from two_stream.data.source import FrameFolders, VideoFiles
+from two_stream.data.splits import load_part
+from two_stream.data.transforms import resize_frames
+from two_stream.errors import DataError, SettingsError, VideoError
+from two_stream.types import Batch, InputSpec, Modality, VideoRecord
+from two_stream.video.flow import flow_clip
+
+
+def spec(modality: Modality = "rgb", length: int = 4, stride: int = 1) -> InputSpec:
+    channels = 3 if modality == "rgb" else 2
+    return InputSpec(
+        modality, length, stride, (12, 16), 8, (0.0, 255.0), (0.0,) * channels, (1.0,) * channels
+    )
+
+
+def experiment(workers: int = 0, batch: int = 3, **data: object) -> Experiment:
+    return Experiment(
+        data=DataOptions(workers=workers, **data),  # type: ignore[arg-type]
+        train=TrainOptions(batch_size=batch),
+        evaluate=EvaluateOptions(views="multi", crops="ten"),
+    )
+
+
+def everything(record: Record, modality: Modality = "rgb") -> list[VideoRecord]:
+    return load_part(record, modality, 1, "train", selection="paper")
+
+
+def same(first: Sequence[Batch], second: Sequence[Batch]) -> bool:
+    return [b.ids for b in first] == [b.ids for b in second] and all(
+        torch.equal(a.clips, b.clips) and torch.equal(a.labels, b.labels) for a, b in zip(first, second)
+    )
+
+
+def value(video: int, number: int, channel: int) -> int:
+    return 20 * video + 3 * number + 5 * channel
+
+
+def test_folder_source_reads_the_right_frames_in_rgb_order(tiny: Record) -> None:
+    video = "v_sitdown_g01_c02"
+    rgb = FrameFolders(tiny, "rgb").read(video, [6, 1, 1], (12, 16))
+    assert rgb.shape == (3, 12, 16, 3)
+    expected = [[value(2, number, channel) for channel in range(3)] for number in (6, 1, 1)]
+    assert np.abs(rgb[:, 5, 5].astype(int) - expected).max() <= 2
+    flow = FrameFolders(tiny, "flow").read(video, [5], (6, 8))
+    assert flow.shape == (1, 6, 8, 2)
+    assert np.abs(flow[0, 3, 3].astype(int) - [value(2, 5, 0), value(2, 5, 1)]).max() <= 2
+
+
+def test_folder_source_finds_class_folders_and_flat_ones(tiny: Record) -> None:
+    root = tiny.frames_root("rgb")
+    (root / "run").mkdir()
+    (root / "v_run_g00_c01").rename(root / "run" / "v_run_g00_c01")
+    source = FrameFolders(tiny, "rgb")
+    assert source.folder("v_run_g00_c01") == root / "run" / "v_run_g00_c01"
+    assert source.folder("jump/v_jump_g00_c00") == root / "v_jump_g00_c00"
+    assert source.folder("nothing") == root / "nothing"
+
+
+def test_train_batches_hold_every_video_once_and_differ_by_epoch(tiny: Record) -> None:
+    records = everything(tiny)
+    loader = train_loader(experiment(), spec(), records, tiny, epoch=1)
+    batches = list(loader)
+    assert len(loader) == len(batches) == 4
+    assert [len(b.ids) for b in batches] == [3, 3, 3, 1]
+    assert sorted(i for b in batches for i in b.ids) == sorted(r.id for r in records)
+    assert batches[0].clips.shape == (3, 3, 4, 8, 8)
+    assert batches[0].clips.dtype == torch.uint8
+    assert batches[0].labels.dtype == torch.int64
+    labels = {r.id: r.label for r in records}
+    assert all(labels[i] == int(n) for b in batches for i, n in zip(b.ids, b.labels))
+    again = list(train_loader(experiment(), spec(), records, tiny, epoch=1))
+    assert same(batches, again)
+    other = list(train_loader(experiment(), spec(), records, tiny, epoch=2))
+    assert [b.ids for b in other] != [b.ids for b in batches]
+    assert epoch_order(10, 0, 1) != epoch_order(10, 1, 1)
+
+
+def test_clip_draw_depends_on_seed_epoch_and_id_only(tiny: Record) -> None:
+    records = everything(tiny)
+    first = {i: c for b in train_loader(experiment(), spec(), records, tiny, epoch=3) for i, c in pairs(b)}
+    reordered = train_loader(experiment(batch=5), spec(), records[::-1], tiny, epoch=3)
+    for batch in reordered:
+        for video_id, clip in pairs(batch):
+            assert torch.equal(clip, first[video_id])
+    later = {i: c for b in train_loader(experiment(), spec(), records, tiny, epoch=4) for i, c in pairs(b)}
+    assert any(not torch.equal(later[i], first[i]) for i in first)
+
+
+def pairs(batch: Batch) -> list[tuple[str, torch.Tensor]]:
+    return list(zip(batch.ids, batch.clips))
+
+
+@pytest.mark.parametrize("modality", ["rgb", "flow"])
+def test_workers_change_nothing(tiny: Record, modality: Modality) -> None:
+    records = everything(tiny, modality)
+    alone = list(train_loader(experiment(0), spec(modality), records, tiny, epoch=7))
+    two = list(train_loader(experiment(2), spec(modality), records, tiny, epoch=7))
+    assert len(alone) == 4
+    assert same(alone, two)
+
+
+def test_loader_leaves_the_global_generators_alone(tiny: Record) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    for workers in (0, 1):
+        list(train_loader(experiment(workers), spec(), everything(tiny), tiny, epoch=1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumed_epoch_goes_on_where_it_was(
+    tiny: Record, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = everything(tiny)
+    whole = list(train_loader(experiment(), spec(), records, tiny, epoch=2))
+    read: list[str] = []
+    original = FrameFolders.read
+
+    def noting(self: FrameFolders, video_id: str, *args: object) -> object:
+        read.append(video_id)
+        return original(self, video_id, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FrameFolders, "read", noting)
+    rest = train_loader(experiment(workers), spec(), records, tiny, epoch=2, skip_batches=2)
+    assert len(rest) == 2
+    assert same(list(rest), whole[2:])
+    assert rest.position == 4
+    if workers == 0:
+        assert sorted(read) == sorted(i for b in whole[2:] for i in b.ids)
+    assert list(train_loader(experiment(), spec(), records, tiny, epoch=2, skip_batches=4)) == []
+
+
+def test_ranks_share_an_epoch(tiny: Record) -> None:
+    records = everything(tiny)[:9]
+    ids = [
+        [
+            i
+            for b in train_loader(experiment(), spec(), records, tiny, epoch=1, rank=r, world=2)
+            for i in b.ids
+        ]
+        for r in range(2)
+    ]
+    assert [len(i) for i in ids] == [5, 5]
+    assert set(ids[0]) | set(ids[1]) == {r.id for r in records}
+    parts = [
+        [i for b in clip_loader(experiment(), spec(), records, tiny, rank=r, world=2) for i in b.ids]
+        for r in range(2)
+    ]
+    assert sorted(parts[0] + parts[1]) == sorted(r.id for r in records)
+
+
+def test_validation_clip_is_centred_and_unchanged(tiny: Record) -> None:
+    records = everything(tiny)
+    batches = list(clip_loader(experiment(), spec(), records, tiny))
+    assert [i for b in batches for i in b.ids] == [r.id for r in records]
+    video = int(records[0].id[-2:])
+    expected = [[value(video, number, channel) for number in (2, 3, 4, 5)] for channel in range(3)]
+    assert np.abs(batches[0].clips[0, :, :, 4, 4].numpy().astype(int) - expected).max() <= 2
+    paper = next(iter(clip_loader(experiment(sampling="paper"), spec(length=3), records, tiny)))
+    assert abs(int(paper.clips[0, 0, 0, 4, 4]) - value(video, 2, 0)) <= 2
+
+
+def test_views_are_crop_major(tiny: Record) -> None:
+    records = everything(tiny)
+    settings = experiment().model_copy(
+        update={"evaluate": EvaluateOptions(views="sliding", step=1, crops="ten")}
+    )
+    item = next(iter(view_loader(settings, spec(length=5), records, tiny)))
+    assert (item.id, item.label) == (records[0].id, records[0].label)
+    assert item.views.shape == (20, 3, 5, 8, 8)
+    video = int(item.id[-2:])
+    for view in range(20):
+        expected = value(video, 1 + view % 2, 0)  # two clips, the second one frame later
+        assert abs(int(item.views[view, 0, 0, 4, 4]) - expected) <= 2
+
+
+def test_mirrored_flow_view_is_negated_unless_paper(tiny: Record) -> None:
+    records = everything(tiny, "flow")
+    video = int(records[0].id[-2:])
+    x = value(video, 1, 0)
+    for protocol, mirrored in (("standard", 255 - x), ("paper", x)):
+        settings = experiment(augment=AugmentOptions(protocol=protocol))
+        item = next(iter(view_loader(settings, spec("flow", 5), records, tiny)))
+        assert abs(int(item.views[0, 0, 0, 4, 4]) - x) <= 2
+        assert abs(int(item.views[5, 0, 0, 4, 4]) - mirrored) <= 2
+
+
+def spoil(record: Record, how: str) -> str:
+    """Damage the third frame of a video in the training list; return its id."""
+    path = record.frames_root("rgb") / "v_sitdown_g04_c08" / "img_00003.jpg"
+    if how == "missing":
+        path.unlink()
+    elif how == "truncated":
+        path.write_bytes(path.read_bytes()[:-200])
+    elif how == "empty":
+        path.write_bytes(b"")
+    else:
+        path.write_text("no image")
+    return "v_sitdown_g04_c08"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("how", ["missing", "truncated", "empty", "text"])
+def test_broken_frame_stops_with_its_name_or_is_skipped(tiny: Record, how: str, workers: int) -> None:
+    name = spoil(tiny, how)
+    records = everything(tiny)
+    with pytest.raises(DataError, match=name) as caught:
+        list(clip_loader(experiment(workers), spec(), records, tiny))
+    assert "img_00003.jpg" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    loader = clip_loader(experiment(workers, on_error="skip"), spec(), records, tiny)
+    ids = [i for b in loader for i in b.ids]
+    assert ids == [r.id for r in records if r.id != name]
+    assert [video for video, _ in loader.skipped] == [name]
+    assert "img_00003.jpg" in loader.skipped[0][1]
+    views = view_loader(experiment(workers, on_error="skip"), spec(), records, tiny)
+    assert [v.id for v in views] == ids
+    assert not multiprocessing.active_children()
+
+
+def test_batch_of_broken_videos_yields_nothing_but_counts(tiny: Record) -> None:
+    name = spoil(tiny, "missing")
+    records = everything(tiny)
+    loader = clip_loader(experiment(batch=1, on_error="skip"), spec(), records, tiny)
+    batches = list(loader)
+    assert len(batches) == len(records) - 1
+    assert loader.position == len(loader) == len(records)
+    assert loader.skipped[0][0] == name
+
+
+def test_missing_folder_and_empty_part_are_named(tiny: Record) -> None:
+    records = [VideoRecord("v_none_g00_c00", 6, 0)]
+    with pytest.raises(DataError, match="v_none_g00_c00"):
+        list(clip_loader(experiment(), spec(), records, tiny))
+    with pytest.raises(DataError, match="training part has no videos"):
+        train_loader(experiment(), spec(), [], tiny, epoch=1)
+
+
+def test_wrong_setting_in_a_worker_is_not_skipped(tiny: Record) -> None:
+    settings = experiment(2, sampling="paper", on_error="skip")
+    with pytest.raises(SettingsError, match="stride 1") as caught:
+        list(clip_loader(settings, spec(stride=2), everything(tiny), tiny))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def filmed(tmp_path: Path) -> Record:
+    """Two videos of 25 frames and a text file that calls itself one."""
+    options = DemoOptions(min_frames=25, max_frames=25)
+    for name in ("rise", "fall"):
+        (tmp_path / "videos" / name).mkdir(parents=True)
+        encode(tmp_path / "videos" / name / f"{name}_g01.mp4", render(name, 1, 1, options), "mpeg4")
+    (tmp_path / "videos" / "rise" / "broken.mp4").write_text("no video")
+    (tmp_path / "dataset.yaml").write_text(
+        "name: filmed\nvideos: videos\nshort_side: null\nclasses: [rise, fall]\n"
+    )
+    return load_record(tmp_path)
+
+
+def test_video_source_equals_the_decoder(filmed: Record) -> None:
+    capture = cv2.VideoCapture(str(filmed.videos_root() / "fall" / "fall_g01.mp4"))
+    frames = []
+    while True:
+        more, picture = capture.read()
+        if not more:
+            break
+        frames.append(picture[..., ::-1])
+    assert len(frames) == 25
+    source = VideoFiles(filmed, "rgb", "opencv", "dis")
+    for numbers in ([25, 1, 1, 7], list(range(1, 25))):  # sparse and dense requests
+        read = source.read("fall/fall_g01", numbers, (48, 64))
+        assert (read == np.stack([frames[n - 1] for n in numbers])).all()
+    assert source.path("fall_g01") == source.path("fall/fall_g01")
+    small = source.read("fall_g01", [3], (12, 16))
+    assert (small == resize_frames(frames[2][None], (12, 16))).all()
+
+
+def test_flow_on_the_fly_lies_between_neighbouring_frames(filmed: Record) -> None:
+    rgb = VideoFiles(filmed, "rgb", "pyav", "dis").read("rise_g01", list(range(1, 26)), (48, 64))
+    expected = flow_clip(rgb, "dis")
+    read = VideoFiles(filmed, "flow", "pyav", "dis").read("rise_g01", [24, 3, 4, 3], (48, 64))
+    assert (read == expected[[23, 2, 3, 2]]).all()
+
+
+def test_short_side_decides_the_size_flow_is_computed_at(filmed: Record) -> None:
+    halved = filmed.model_copy(update={"short_side": 24})
+    halved._folder = filmed.folder
+    full = VideoFiles(filmed, "flow", "pyav", "dis").read("rise_g01", list(range(1, 25)), (24, 32))
+    half = VideoFiles(halved, "flow", "pyav", "dis").read("rise_g01", list(range(1, 25)), (24, 32))
+    lengths = [np.abs(flow[..., 1].astype(float) - 127.5).mean() for flow in (full, half)]
+    assert 1.4 < lengths[0] / lengths[1] < 2.8
+
+
+def test_broken_videos_and_frames_beyond_the_end(filmed: Record) -> None:
+    source = VideoFiles(filmed, "rgb", "pyav", "dis")
+    for numbers in ([26], list(range(10, 30)), [5, 26]):
+        with pytest.raises(VideoError, match=r"rise_g01\.mp4"):
+            source.read("rise_g01", numbers, (48, 64))
+    with pytest.raises(VideoError, match=r"broken\.mp4"):
+        source.read("rise/broken", [1], (48, 64))
+    with pytest.raises(VideoError, match="no video file of this name"):
+        source.read("rise/absent", [1], (48, 64))
+    (filmed.videos_root() / "fall" / "rise_g01.avi").write_bytes(b"")
+    with pytest.raises(VideoError, match="several video files"):
+        VideoFiles(filmed, "rgb", "pyav", "dis").path("rise_g01")
+
+
+def test_loader_reads_videos_of_both_streams(filmed: Record) -> None:
+    for modality in ("rgb", "flow"):
+        frames = 25 if modality == "rgb" else 24
+        records = [
+            VideoRecord("rise/rise_g01", frames, 0),
+            VideoRecord("rise/broken", frames, 0),
+            VideoRecord("fall_g01", frames, 1),
+        ]
+        wide = replace(spec(modality, 12), resize=(48, 64), crop=40)  # type: ignore[arg-type]
+        settings = experiment(0, source="videos", on_error="skip")
+        loader = view_loader(settings, wide, records, filmed)
+        items = list(loader)
+        assert [v.views.shape[0] for v in items] == [20, 20]
+        assert [video for video, _ in loader.skipped] == ["rise/broken"]
+
+
+def test_dead_worker_is_one_clear_line(tiny: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: object) -> None:
+        os._exit(3)
+
+    monkeypatch.setattr(FrameFolders, "read", die)
+    with pytest.raises(DataError, match="loader process stopped") as caught:
+        list(clip_loader(experiment(1), spec(), everything(tiny), tiny))
+    assert "\n" not in str(caught.value)
+    assert not multiprocessing.active_children()
+
+
+def test_leaving_an_epoch_early_ends_its_workers(tiny: Record) -> None:
+    loader = train_loader(experiment(2, batch=1), spec(), everything(tiny), tiny, epoch=1)
+    for _ in loader:
+        assert len(multiprocessing.active_children()) == 2
+        break
+    gc.collect()
+    assert not multiprocessing.active_children()
+    assert loader.position == 1
+
+
+def test_datasets_survive_pickling(tiny: Record, filmed: Record) -> None:
+    """Where processes are spawned (macOS, Windows) the dataset travels to the workers in a pickle."""
+    for dataset in (
+        train_loader(experiment(), spec(), everything(tiny), tiny, epoch=1).dataset,
+        clip_loader(experiment(source="videos"), spec(), [VideoRecord("rise_g01", 25, 0)], filmed).dataset,
+    ):
+        copy = pickle.loads(pickle.dumps(dataset))
+        assert torch.equal(copy[0].clip, dataset[0].clip)  # type: ignore[union-attr]

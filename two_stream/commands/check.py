@@ -1,0 +1,184 @@
+"""`two-stream check`: what is wrong with videos, frame folders or a data set, by name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from two_stream.commands.common import parse
+
+if TYPE_CHECKING:
+    from two_stream.data.audit import AuditOptions
+    from two_stream.data.catalog import Record
+    from two_stream.video.doctor import Finding
+
+SUMMARY = "find unreadable, short, doubled, missing and leaking videos, by name"
+SEVERITIES = ("error", "warning", "info")
+_SHOWN = 40
+"""findings of one kind shown in the terminal; the JSON file has all"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of `two-stream check`."""
+
+    targets: tyro.conf.Positional[tuple[str, ...]]
+    """data sets (name or dataset.yaml), folders of videos or of frame folders, or videos"""
+    json: Path | None = None
+    """file for every finding"""
+    decode: bool = False
+    """of a data set, decode every video and every frame file too (videos given directly always are)"""
+    min_frames: int = 2
+    """fewest frames of a video that is long enough"""
+    settings_root: Path = Path("settings")
+    """folder that holds the named data sets"""
+    backend: Literal["pyav", "opencv", "torchcodec"] = "pyav"
+    """video decoder"""
+    processes: int | None = None
+    """videos looked at at a time; all processors by default, 0 works in the main process"""
+    patience: float = 60.0
+    """seconds without a new frame after which a video is given up"""
+
+
+def main(args: list[str]) -> int:
+    """Check; 0 without errors, 1 with.
+
+    Raises:
+        TwoStreamError: Wrong flags, or a target that is neither a data set nor a path.
+    """
+    options = parse(Options, args, prog="two-stream check", description=SUMMARY)
+
+    from two_stream.data.audit import AuditOptions
+    from two_stream.errors import SettingsError
+    from two_stream.runtime.files import write_json
+
+    if not options.targets:
+        raise SettingsError("two-stream check: what is to be checked? Give a data set, folders or videos")
+    chosen = AuditOptions(
+        options.min_frames, options.decode, options.backend, options.processes, options.patience
+    )
+    findings = [
+        finding for target in options.targets for finding in _check(target, options.settings_root, chosen)
+    ]
+    findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+    _tell(findings, options.targets)
+    counts = {severity: sum(f.severity == severity for f in findings) for severity in SEVERITIES}
+    if options.json is not None:
+        content = {
+            "targets": list(options.targets),
+            **counts,
+            "findings": [finding.as_dict() for finding in findings],
+        }
+        write_json(options.json, content)
+    return 1 if counts["error"] else 0
+
+
+def _check(target: str, settings_root: Path, options: AuditOptions) -> list[Finding]:
+    from two_stream.config.load import nearest
+    from two_stream.data.audit import audit
+    from two_stream.data.catalog import known_datasets
+    from two_stream.errors import DataError
+    from two_stream.video.doctor import examine
+    from two_stream.video.reader import VIDEO_SUFFIXES
+
+    path = Path(target)
+    record = _record(path, settings_root)
+    if record is not None:
+        return audit(record, options)
+    if path.is_dir():
+        return _check_folder(path, options)
+    if not path.exists() and path.suffix.lower() not in VIDEO_SUFFIXES:
+        hint = nearest(path.name, known_datasets(settings_root))
+        raise DataError(f"{target}: neither a file or folder nor a data set under {settings_root}{hint}")
+    return examine(
+        [path],
+        min_frames=options.min_frames,
+        backend=options.backend,
+        processes=options.processes,
+        patience=options.patience,
+    )
+
+
+def _record(path: Path, settings_root: Path) -> Record | None:
+    """Return the data set that a target names; None where it is a folder or file of another kind."""
+    from two_stream.data.catalog import RECORD_FILE, load_record
+
+    if path.suffix in (".yaml", ".yml") or (path / RECORD_FILE).is_file():
+        return load_record(path, settings_root)
+    if not path.exists() and (settings_root / path / RECORD_FILE).is_file():
+        return load_record(path, settings_root)
+    return None
+
+
+def _check_folder(folder: Path, options: AuditOptions) -> list[Finding]:
+    """Check the videos below a folder and, where there are any, the frame folders."""
+    from two_stream.errors import DataError
+    from two_stream.video.doctor import examine, examine_frame_folders
+    from two_stream.video.sources import video_files
+
+    videos, _ = video_files(folder)
+    frames = _frame_folders(folder)
+    if not videos and not frames:
+        raise DataError(f"{folder}: neither videos nor frame folders (img_00001.jpg …) in here")
+    findings: list[Finding] = []
+    if videos:
+        findings += examine(
+            videos,
+            min_frames=options.min_frames,
+            backend=options.backend,
+            processes=options.processes,
+            patience=options.patience,
+        )
+    flow = [path for path in frames if any(path.glob("flow_x_*"))]
+    for some, modalities in (
+        (flow, ("rgb", "flow")),
+        ([path for path in frames if path not in set(flow)], ("rgb",)),
+    ):
+        if some:
+            findings += examine_frame_folders(
+                some,
+                modalities=modalities,  # type: ignore[arg-type]
+                min_frames=options.min_frames,
+                decode=options.decode,
+                processes=options.processes,
+            )
+    return findings
+
+
+def _frame_folders(folder: Path) -> list[Path]:
+    import os
+
+    found = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if any(name.startswith(("img_", "flow_x_")) for name in names):
+            found.append(Path(root))
+    return found
+
+
+def _tell(findings: Sequence[Finding], targets: Sequence[str]) -> None:
+    from two_stream.runtime.console import console, say, table
+
+    kinds = Counter((finding.severity, finding.kind) for finding in findings)
+    shown: Counter[tuple[str, str]] = Counter()
+    rows = []
+    for finding in findings:
+        key = (finding.severity, finding.kind)
+        shown[key] += 1
+        if shown[key] <= _SHOWN:
+            rows.append((finding.severity, finding.kind, finding.subject, finding.detail))
+        elif shown[key] == _SHOWN + 1:
+            rows.append((*key, "…", f"and {kinds[key] - _SHOWN} more; --json FILE lists all"))
+    if rows and console.is_terminal:
+        console.print(table("", ("severity", "kind", "what", "finding"), rows))
+    else:
+        for row in rows:
+            say("{}: {}: {}: {}".format(*row))
+    counts = Counter[str](finding.severity for finding in findings)
+    said = ", ".join(f"{counts[s]} {name}" for s, name in zip(SEVERITIES, ("errors", "warnings", "notes")))
+    say(f"{', '.join(targets)}: {said}")

@@ -1,0 +1,113 @@
+"""`two-stream demo`: the whole road on a small data set that it writes itself."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from two_stream.commands.common import parse
+
+if TYPE_CHECKING:
+    from two_stream.config.schema import Experiment
+    from two_stream.types import Modality, Part
+
+SUMMARY = "write a small data set, train both streams, evaluate, fuse and report"
+STREAMS: tuple[Modality, ...] = ("rgb", "flow")
+PARTS: tuple[Part, ...] = ("test", "val")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of `two-stream demo`."""
+
+    out: Path = Path("demo")
+    """folder for data, runs and report; an interrupted demo goes on where it was"""
+    seed: int = 1
+    """seed of the data set and of training"""
+    groups: int | None = None
+    """source scenes of the data set: videos per class; default: what shows the effect in a few minutes"""
+    epochs: int | None = None
+    """passes over the training videos; default: the demo's own"""
+
+
+def main(args: list[str]) -> int:
+    """Run the demo; 0 when the report is written.
+
+    Raises:
+        TwoStreamError: A flag is wrong or a step failed.
+    """
+    options = parse(Options, args, prog="two-stream demo", description=SUMMARY)
+
+    from two_stream.commands import fuse, report
+    from two_stream.runtime.console import note, say
+
+    start = time.monotonic()
+    _data(options)
+    runs = [_stream(options, modality) for modality in STREAMS]
+    fuse.main([*map(str, runs), "--out", str(options.out / "fused.npz")])
+    say("")
+    report.main([*map(str, runs), "--out", str(options.out / "report.html"), "--title", "Two-Stream demo"])
+    minutes, seconds = divmod(round(time.monotonic() - start), 60)
+    note(f"demo finished in {minutes} min {seconds} s; open {options.out / 'report.html'} in a browser")
+    return 0
+
+
+def experiment_of(options: Options, modality: Modality) -> Experiment:
+    """Return the settings of one stream: `demo.yaml` with the modality, the paths and the flags."""
+    from two_stream.config.load import read_yaml, validate
+    from two_stream.config.schema import Experiment
+
+    path = Path(__file__).with_name("demo.yaml")
+    settings = read_yaml(path)
+    settings.update(name=modality, seed=options.seed, runs=str(options.out / "runs"))
+    settings["model"]["modality"] = modality
+    settings["data"].update(dataset=str(options.out / "data" / "dataset.yaml"))
+    if options.epochs is not None:
+        settings["train"]["epochs"] = options.epochs
+    return validate(Experiment, settings, path)
+
+
+def _data(options: Options) -> None:
+    """Write the videos, then their frames and TV-L1 flow; what is there already is kept."""
+    from two_stream.data.catalog import load_record
+    from two_stream.data.demo import DemoOptions, write_demo
+    from two_stream.errors import DataError
+    from two_stream.runtime.console import note
+    from two_stream.video.extract import ExtractOptions, extract
+    from two_stream.video.sources import find_sources
+
+    note("1/4 writing the videos")
+    chosen = DemoOptions(seed=options.seed)
+    if options.groups is not None:
+        chosen = replace(chosen, groups=options.groups)
+    record = load_record(write_demo(options.out / "data", options=chosen))
+    note("2/4 extracting frames and TV-L1 flow")
+    sources, _ = find_sources(record.videos_root())
+    summary = extract(sources, record.frames_root("rgb"), ExtractOptions(flow="tvl1", short_side=None))
+    if summary.failed:
+        first = summary.failed[0]
+        raise DataError(f"{first.path}: {first.reason} (extraction of the demo's own video failed)")
+
+
+def _stream(options: Options, modality: Modality) -> Path:
+    """Train one stream, score its test and holdout parts, and return its run folder."""
+    from two_stream.config.load import dump
+    from two_stream.errors import TrainingError
+    from two_stream.evaluation.run import evaluate_run
+    from two_stream.runtime.console import note
+    from two_stream.runtime.files import write_text
+    from two_stream.training.loop import train
+    from two_stream.types import RunPaths
+
+    experiment = experiment_of(options, modality)
+    write_text(options.out / f"{modality}.yaml", dump(experiment))
+    note(f"3/4 training the {modality} stream")
+    paths = RunPaths(experiment.runs / experiment.name)
+    if train(experiment, resume=paths.experiment.is_file()).interrupted is not None:
+        raise TrainingError("interrupted; `two-stream demo` goes on from here")
+    note(f"4/4 scoring the {modality} stream, ten crops of every clip")
+    for part in PARTS:
+        evaluate_run(paths.root, part=part)
+    return paths.root

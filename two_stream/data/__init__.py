@@ -1,0 +1,1 @@
+"""Split lists, frame sampling, transforms, data sets and loaders."""

@@ -1,0 +1,283 @@
+"""Catalogue records: everything the package knows about a data set stands in one YAML file.
+
+`<settings_root>/<name>/dataset.yaml` gives the classes, the number of splits, where frames and videos lie, how the
+files are named and which videos come from one source; the split lists lie beside it. A new data set needs no code.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field, PrivateAttr, field_validator, model_validator
+
+from two_stream.config.base import Options, PositiveInt
+from two_stream.config.load import nearest, read_yaml, validate
+from two_stream.errors import DataError
+from two_stream.types import MODALITY_CHANNELS, Modality, Part
+
+if TYPE_CHECKING:
+    from two_stream.video.frames import FramePatterns
+
+RECORD_FILE = "dataset.yaml"
+CLASSES_MARK = "{classes}"
+"""in a group pattern: any class name, the longest first"""
+_LIST_PART: dict[str, str] = {"train": "train", "val": "train", "test": "val"}
+"""published lists call the official test list `val`; the validation part is carved from the training list"""
+
+
+class Roots(Options):
+    """Folders that hold one frame folder per video, relative to the record's own folder."""
+
+    rgb: Path | None = None
+    flow: Path | None = None
+
+
+class Patterns(Options):
+    """File names of frames; the number is 1-based."""
+
+    rgb: str = "img_{:05d}.jpg"
+    flow_x: str = "flow_x_{:05d}.jpg"
+    flow_y: str = "flow_y_{:05d}.jpg"
+
+    @field_validator("rgb", "flow_x", "flow_y")
+    @classmethod
+    def _numbered(cls, value: str) -> str:
+        try:
+            distinct = value.format(1) != value.format(2)
+        except (IndexError, KeyError, ValueError):
+            distinct = False
+        if not distinct:
+            raise ValueError(f"{value!r} has no place for the frame's number, such as {{:05d}}")
+        return value
+
+
+class Record(Options):
+    """One data set. Paths are relative to the folder of its `dataset.yaml`."""
+
+    name: Annotated[str, Field(min_length=1, pattern=r"^[\w.+-]+$")]
+    """name of the data set, and usually of its folder under the settings"""
+    classes: Annotated[list[str], Field(min_length=1)]
+    """class names in the order of their labels"""
+    num_splits: PositiveInt = 1
+    """official splits, numbered from 1"""
+    frames: Roots = Roots()
+    """roots of the frame folders by modality"""
+    videos: Path | None = None
+    """root of the video files"""
+    short_side: PositiveInt | None = 256
+    """shorter side of extracted frames in pixels, and of frames whose flow is computed on the fly; null: as is"""
+    patterns: Patterns = Patterns()
+    """names of the frame files"""
+    lists: str = "{part}_{modality}_split{split}.txt"
+    """names of the split lists; `part` is `train` or `val` (the official test list)"""
+    group: str | None = None
+    """regular expression over an id whose first group names the source video; `{classes}` stands for any class"""
+    groups: Path | None = None
+    """file of lines `id group`, in place of `group`"""
+
+    _folder: Path = PrivateAttr(default=Path())
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Record:
+        doubled = sorted({name for name in self.classes if self.classes.count(name) > 1})
+        if doubled:
+            raise ValueError(f"class {doubled[0]!r} is listed twice")
+        missing = [f"{{{key}}}" for key in ("part", "modality", "split") if f"{{{key}}}" not in self.lists]
+        if missing:
+            raise ValueError(f"`lists` is {self.lists!r}: {', '.join(missing)} is missing")
+        if self.group is not None and self.groups is not None:
+            raise ValueError("`group` and `groups` both name the source videos; keep one")
+        if self.group is not None:
+            try:
+                found = re.compile(self.group.replace(CLASSES_MARK, "x")).groups
+            except re.error as error:
+                raise ValueError(f"`group` is {self.group!r}: not a regular expression ({error})") from None
+            if not found:
+                raise ValueError(f"`group` is {self.group!r}: it needs a group in parentheses")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the record and its split lists."""
+        return self._folder
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @property
+    def frame_patterns(self) -> FramePatterns:
+        """The frame names in the form `video/frames.py` reads."""
+        from two_stream.video.frames import FramePatterns
+
+        return FramePatterns(rgb=self.patterns.rgb, flow_x=self.patterns.flow_x, flow_y=self.patterns.flow_y)
+
+    def resolve(self, path: Path) -> Path:
+        """Return a path of the record as one that can be opened, also before the record's own folder exists."""
+        return Path(os.path.normpath(self._folder / path.expanduser()))
+
+    def frames_root(self, modality: Modality) -> Path:
+        """Return the folder of a modality's frame folders.
+
+        Raises:
+            DataError: The record names none, or the folder is absent.
+        """
+        root = getattr(self.frames, modality)
+        if root is None:
+            raise DataError(
+                f"{self._folder / RECORD_FILE}: `frames.{modality}` is missing: give the folder of the {modality} "
+                "frames, or read the videos themselves (`data.source: videos`)"
+            )
+        return self._existing(root, f"frames.{modality}", "run `two-stream extract` or correct the path")
+
+    def videos_root(self) -> Path:
+        """Return the folder of the video files.
+
+        Raises:
+            DataError: The record names none, or the folder is absent.
+        """
+        if self.videos is None:
+            raise DataError(
+                f"{self._folder / RECORD_FILE}: `videos` is missing: give the folder of the video files, "
+                "or read frame folders (`data.source: frames`)"
+            )
+        return self._existing(self.videos, "videos", "correct the path")
+
+    def list_path(self, part: Part, modality: Modality, split: int) -> Path:
+        """Return the split list a part is read from (`val` is carved from the training list).
+
+        Raises:
+            DataError: The record has no such split.
+        """
+        if not 1 <= split <= self.num_splits:
+            raise DataError(
+                f"{self.name} has splits 1 to {self.num_splits}, not {split}; change `data.split`"
+            )
+        return self._folder / self.lists.format(part=_LIST_PART[part], modality=modality, split=split)
+
+    def modalities(self) -> list[Modality]:
+        """Return the modalities whose first training list exists."""
+        known: list[Modality] = ["rgb", "flow"]
+        assert set(known) == set(MODALITY_CHANNELS)
+        return [modality for modality in known if self.list_path("train", modality, 1).is_file()]
+
+    def group_of(self, video_id: str) -> str:
+        """Return the source video of a video; a video the pattern does not fit is its own source.
+
+        Raises:
+            DataError: The file of groups is missing or does not know the video.
+        """
+        if self.groups is not None:
+            if video_id not in self._group_table:
+                raise DataError(
+                    f"{self.resolve(self.groups)}: no group for {video_id!r}; add a line `id group`"
+                )
+            return self._group_table[video_id]
+        found = self._group_pattern.search(video_id) if self._group_pattern else None
+        return (found[1] or video_id) if found else video_id
+
+    def fits_group(self, video_id: str) -> bool:
+        """Tell whether the group pattern finds a source in an id."""
+        found = self._group_pattern.search(video_id) if self._group_pattern else None
+        return bool(found and found[1])
+
+    @cached_property
+    def _group_pattern(self) -> re.Pattern[str] | None:
+        if self.group is None:
+            return None
+        names = sorted(self.classes, key=len, reverse=True)
+        return re.compile(self.group.replace(CLASSES_MARK, "|".join(map(re.escape, names))))
+
+    @cached_property
+    def _group_table(self) -> dict[str, str]:
+        assert self.groups is not None
+        return read_groups(self.resolve(self.groups))
+
+    def _existing(self, path: Path, key: str, advice: str) -> Path:
+        folder = self.resolve(path)
+        if not folder.is_dir():
+            raise DataError(f"{self._folder / RECORD_FILE}: `{key}`: no folder {folder}; {advice}")
+        return folder
+
+
+def load_record(dataset: str | Path, settings_root: Path = Path("settings")) -> Record:
+    """Read a data set's record.
+
+    Args:
+        dataset: Name of a folder under `settings_root`, or path of a `dataset.yaml` (or of its folder).
+        settings_root: Folder of the named data sets.
+
+    Raises:
+        DataError: No such data set; the nearest name is given.
+        SettingsError: The record is wrong, naming file, key and value.
+    """
+    given = Path(dataset)
+    if given.suffix in (".yaml", ".yml"):
+        path = given
+    elif (given / RECORD_FILE).is_file():
+        path = given / RECORD_FILE
+    else:
+        path = settings_root / given / RECORD_FILE
+        if not path.is_file():
+            known = known_datasets(settings_root)
+            raise DataError(f"{path}: no such data set{nearest(given.name, known)} (or give a path)")
+    record = validate(Record, read_yaml(path), path)
+    record._folder = path.parent
+    return record
+
+
+def known_datasets(settings_root: Path) -> list[str]:
+    """Return the names under the settings folder, sorted."""
+    return sorted(path.parent.name for path in settings_root.glob(f"*/{RECORD_FILE}"))
+
+
+def class_index(record: Record, name: str) -> int:
+    """Return the label of a class name, whatever its case.
+
+    Raises:
+        DataError: Unknown; the nearest name is given.
+    """
+    lowered = [known.lower() for known in record.classes]
+    if name.lower() in lowered:
+        return lowered.index(name.lower())
+    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
+    hint = f"; did you mean {record.classes[lowered.index(close[0])]!r}?" if close else ""
+    raise DataError(f"{record.name} has no class {name!r}{hint}")
+
+
+def read_groups(path: Path) -> dict[str, str]:
+    """Read a file of lines `id group`; ids may hold spaces, groups may not.
+
+    Raises:
+        DataError: Missing, or a line without both.
+    """
+    table: dict[str, str] = {}
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        video_id, _, group = line.strip().rpartition(" ")
+        if not video_id.strip():
+            raise DataError(f"{path}:{number}: {line.strip()!r}: expected `id group`")
+        if table.setdefault(video_id.strip(), group) != group:
+            raise DataError(f"{path}:{number}: {video_id.strip()!r} has two groups; keep one")
+    return table
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file.
+
+    Raises:
+        DataError: Missing or not text.
+    """
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as a text file ({error})") from None

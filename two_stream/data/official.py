@@ -1,0 +1,199 @@
+"""The official split files of UCF101 and HMDB51."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from two_stream.data.catalog import Record, class_index, load_record, read_lines
+from two_stream.data.prepare import (
+    Counts,
+    Prepared,
+    Splits,
+    count_folders,
+    count_videos,
+    write_dataset,
+)
+from two_stream.data.source import find_video, index_videos
+from two_stream.errors import DataError, VideoError
+from two_stream.types import VideoRecord
+from two_stream.video.sources import Source
+
+RawSplits = list[tuple[list[tuple[str, int]], list[tuple[str, int]]]]
+"""training and test (id, label) of every split"""
+_HMDB_FILE = re.compile(r"(.+)_test_split(\d+)\.txt")
+_HMDB_TRAIN, _HMDB_TEST = "1", "2"
+"""marks in the official files; 0 is a video the split does not use"""
+
+
+def prepare_official(
+    name: str,
+    annotations: Path,
+    settings: Path,
+    *,
+    videos: Path | None = None,
+    frames: Path | None = None,
+    backend: str = "pyav",
+    processes: int | None = None,
+) -> Prepared:
+    """Write the split lists of `ucf101` or `hmdb51` beside its record, from the official files.
+
+    Args:
+        name: `ucf101` or `hmdb51`.
+        annotations: Folder of the official split files.
+        settings: Settings folder that holds `<name>/dataset.yaml`.
+        videos: Root of the videos, to count frames by decoding.
+        frames: Root of the frame folders, to count the files instead; goes before `videos`.
+        backend: Decoder.
+        processes: Worker processes of decoding.
+
+    Raises:
+        DataError: A file or folder is missing, a line has another form, or a class is unknown.
+    """
+    record = load_record(name, settings)
+    raw = ucf101_splits(annotations, record) if name == "ucf101" else hmdb51_splits(annotations, record)
+    ids = list(dict.fromkeys(video_id for split in raw for part in split for video_id, _ in part))
+    if frames is not None:
+        if not frames.is_dir():
+            raise DataError(f"{frames}: no such folder of frames")
+        roots = record.frames.model_copy(update={"rgb": frames.absolute(), "flow": frames.absolute()})
+        counts, failures = count_folders(_at(record, frames=roots), ids)
+    elif videos is not None:
+        if not videos.is_dir():
+            raise DataError(f"{videos}: no such folder of videos")
+        counts, failures = _count_listed(videos, ids, backend, processes)
+    else:
+        raise DataError(
+            f"{name}: give --videos or --frames; the lists need the number of frames of every video"
+        )
+    if not counts:
+        raise DataError(
+            f"{frames or videos}: none of the {len(ids)} listed videos is here ({failures[0][1]})"
+        )
+    made = write_dataset(record, None, record.folder, _known(raw, counts, record), counts)
+    made.failures = failures
+    return made
+
+
+def ucf101_splits(folder: Path, record: Record) -> RawSplits:
+    """Read `trainlist0N.txt` and `testlist0N.txt` (lines `Class/v_Class_g01_c01.avi`, with or without a label).
+
+    Raises:
+        DataError: A file is missing, a line has another form, or a class is unknown.
+    """
+    _check_classes(folder, record)
+    splits: RawSplits = []
+    for split in range(1, record.num_splits + 1):
+        train, test = (
+            _ucf101_list(folder / f"{part}list{split:02d}.txt", record) for part in ("train", "test")
+        )
+        splits.append((train, test))
+    return splits
+
+
+def _ucf101_list(path: Path, record: Record) -> list[tuple[str, int]]:
+    videos = []
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        entry = PurePosixPath(line.split()[0])
+        if len(entry.parts) != 2:
+            raise DataError(f"{path}:{number}: {line.strip()!r}: expected `Class/video.avi`")
+        videos.append((entry.stem, _label(record, entry.parts[0], path, number)))
+    return videos
+
+
+def _check_classes(folder: Path, record: Record) -> None:
+    """Compare `classInd.txt` (lines `1 ApplyEyeMakeup`), where it is there, with the record."""
+    path = folder / "classInd.txt"
+    if not path.is_file():
+        return
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        index, _, name = line.strip().partition(" ")
+        label = _label(record, name.strip(), path, number)
+        if not index.isdecimal() or int(index) != label + 1:
+            raise DataError(
+                f"{path}:{number}: class {name.strip()!r} has number {index}, the record {label + 1}"
+            )
+
+
+def hmdb51_splits(folder: Path, record: Record) -> RawSplits:
+    """Read `<class>_test_splitN.txt` (lines `video.avi 0|1|2`: unused, training, test), classes in label order.
+
+    Raises:
+        DataError: A class or split has no file, a line has another form, or a class is unknown.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder of split files")
+    files: dict[int, dict[int, Path]] = defaultdict(dict)
+    for path in sorted(folder.glob("*_test_split*.txt")):
+        match = _HMDB_FILE.fullmatch(path.name)
+        if match:
+            files[int(match[2])][class_index(record, match[1])] = path
+    splits: RawSplits = []
+    for split in range(1, record.num_splits + 1):
+        lacking = sorted(set(range(record.num_classes)) - set(files[split]))
+        if lacking:
+            expected = f"{record.classes[lacking[0]]}_test_split{split}.txt"
+            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+            raise DataError(
+                f"{folder / expected}: no such file{more}; give the folder testTrainMulti_7030_splits"
+            )
+        train: list[tuple[str, int]] = []
+        test: list[tuple[str, int]] = []
+        for label, path in sorted(files[split].items()):
+            for number, line in enumerate(read_lines(path), 1):
+                if not line.strip():
+                    continue
+                name, _, mark = line.strip().rpartition(" ")
+                if not name or mark not in ("0", _HMDB_TRAIN, _HMDB_TEST):
+                    raise DataError(f"{path}:{number}: {line.strip()!r}: expected `video.avi 0`, `1` or `2`")
+                entry = (PurePosixPath(name.strip()).stem, label)
+                if mark == _HMDB_TRAIN:
+                    train.append(entry)
+                elif mark == _HMDB_TEST:
+                    test.append(entry)
+        splits.append((train, test))
+    return splits
+
+
+def _label(record: Record, name: str, path: Path, number: int) -> int:
+    try:
+        return class_index(record, name)
+    except DataError as error:
+        raise DataError(f"{path}:{number}: {error}") from None
+
+
+def _count_listed(
+    videos: Path, ids: Sequence[str], backend: str, processes: int | None
+) -> tuple[Counts, list[tuple[str, str]]]:
+    index = index_videos(videos)
+    sources, absent = [], []
+    for video_id in ids:
+        try:
+            sources.append(Source(video_id, find_video(index, videos, video_id)))
+        except VideoError as error:
+            absent.append((video_id, error.reason))
+    counts, failures = count_videos(sources, backend=backend, processes=processes)
+    return counts, absent + failures
+
+
+def _known(raw: RawSplits, counts: Counts, record: Record) -> Splits:
+    return [
+        tuple(  # type: ignore[misc]
+            [VideoRecord(i, counts[i][0], label, record.group_of(i)) for i, label in part if i in counts]
+            for part in split
+        )
+        for split in raw
+    ]
+
+
+def _at(record: Record, **changes: object) -> Record:
+    """Return a changed copy of a record that keeps its folder."""
+    changed = record.model_copy(update=changes)
+    changed._folder = record.folder
+    return changed

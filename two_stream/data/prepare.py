@@ -1,0 +1,342 @@
+"""From videos, or official split files, to a catalogue record and split lists.
+
+Frames are counted where frame folders exist, else by decoding every video once in several processes; a video that
+gives none is reported and left out of the lists.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import cv2
+import yaml
+
+from two_stream.config.load import nearest, validate
+from two_stream.data.catalog import RECORD_FILE, Record, read_groups
+from two_stream.data.source import FrameFolders
+from two_stream.data.splits import MODALITIES, make_splits, write_list
+from two_stream.errors import DataError, SettingsError, TwoStreamError, VideoError
+from two_stream.runtime.console import progress
+from two_stream.runtime.files import write_text
+from two_stream.types import Modality, VideoRecord
+from two_stream.video.frames import count_frames
+from two_stream.video.reader import open_video
+from two_stream.video.sources import Source, collisions, find_sources
+from two_stream.video.workers import Beat, Failure, run_tasks, usable_processes
+
+Counts = dict[str, tuple[int, int]]
+"""RGB and flow frames by video id"""
+GROUPS_FILE = "groups.txt"
+Splits = Sequence[tuple[Sequence[VideoRecord], Sequence[VideoRecord]]]
+"""training and test videos of every split"""
+
+
+@dataclass
+class Prepared:
+    """What `prepare` wrote and what it left out."""
+
+    record: Record
+    path: Path
+    videos: int
+    sources: int
+    """distinct source videos"""
+    lists: list[Path] = field(default_factory=list)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    """(id, reason) of the videos left out"""
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """How a folder of videos becomes a data set."""
+
+    groups: Path | None = None
+    """file of lines `id group` that gives each video's source; ids may leave out the class folder"""
+    group_regex: str | None = None
+    """regular expression over the id whose first group is the source"""
+    frames: Path | None = None
+    """root of the frame folders, where they are or will be; default `data/<name>`"""
+    splits: int = 3
+    """splits to make"""
+    test_fraction: float = 0.3
+    """wanted part of each class in a test list"""
+    seed: int = 0
+    """seed of the splits"""
+    backend: str = "pyav"
+    """decoder that counts frames"""
+    processes: int | None = None
+    """worker processes that decode; None takes all processors"""
+
+    def __post_init__(self) -> None:
+        """Check ranges; the message names the flag."""
+        if self.groups is not None and self.group_regex is not None:
+            raise SettingsError("--groups and --group-regex both name the source videos; give one")
+        if self.splits < 1:
+            raise SettingsError(f"--splits is {self.splits}: expected at least 1")
+        if not 0.0 < self.test_fraction < 1.0:
+            raise SettingsError(f"--test-fraction is {self.test_fraction}: expected more than 0, less than 1")
+
+
+@dataclass(frozen=True)
+class _Job:
+    path: Path
+    backend: str
+
+
+def count_videos(
+    videos: Sequence[Source], *, backend: str = "pyav", processes: int | None = None, patience: float = 60.0
+) -> tuple[Counts, list[tuple[str, str]]]:
+    """Count the frames of videos by decoding them; flow has one fewer.
+
+    Returns:
+        Counts by id, and (id, reason) of the videos that give fewer than two frames.
+    """
+    counts: Counts = {}
+    clashes = collisions(videos)
+    failed = {videos[index].id: reason for index, reason in clashes.items()}
+    todo = [video for index, video in enumerate(videos) if index not in clashes]
+    jobs = [_Job(video.path, backend) for video in todo]
+    chosen = usable_processes() if processes is None else processes
+    with (
+        progress("count frames", total=len(jobs)) as advance,
+        closing(run_tasks(count_one, jobs, processes=chosen, patience=patience)) as answers,
+    ):
+        for index, answer in answers:
+            video_id = todo[index].id
+            if isinstance(answer, Failure):
+                failed[video_id] = answer.reason
+            elif isinstance(answer, str):
+                failed[video_id] = answer
+            elif answer < 2:
+                failed[video_id] = "too short: 1 frame, flow needs 2"
+            else:
+                counts[video_id] = (answer, answer - 1)
+            advance(1, failed=len(failed))
+    return counts, [(video.id, failed[video.id]) for video in videos if video.id in failed]
+
+
+def count_one(job: _Job, beat: Beat) -> int | str:
+    """Return the frames of a video that decode, or why none does."""
+    cv2.setNumThreads(1)
+    try:
+        with open_video(job.path, job.backend) as video:
+            return video.count(beat)
+    except VideoError as error:
+        return error.reason
+    except (TwoStreamError, OSError, MemoryError, cv2.error) as error:
+        return " ".join(str(error).split()) or type(error).__name__
+
+
+def count_folders(record: Record, ids: Sequence[str]) -> tuple[Counts, list[tuple[str, str]]]:
+    """Count the frames in the frame folders of a record; see `count_videos`.
+
+    Where one modality is not there, the other's count stands for it: flow has one frame fewer.
+    """
+    roots: dict[Modality, FrameFolders] = {}
+    for modality in MODALITIES:
+        if getattr(record.frames, modality) is not None:
+            roots[modality] = FrameFolders(record, modality)
+    counts: Counts = {}
+    failures = []
+    with progress("count frames", total=len(ids)) as advance:
+        for video_id in ids:
+            try:
+                found = {
+                    m: count_frames(root.folder(video_id), m, root.patterns) for m, root in roots.items()
+                }
+            except VideoError as error:
+                failures.append((video_id, str(error)))
+                continue
+            finally:
+                advance()
+            rgb, flow = found.get("rgb", 0), found.get("flow", 0)
+            if rgb or flow:
+                counts[video_id] = (rgb or flow + 1, flow or rgb - 1)
+            if min(counts.get(video_id, (0, 0))) < 1:
+                counts.pop(video_id, None)
+                failures.append((video_id, f"{rgb} RGB and {flow} flow frames in its folder"))
+    return counts, failures
+
+
+def prepare_folder(videos: Path, name: str, out: Path, options: FolderOptions | None = None) -> Prepared:
+    """Make a data set of a folder whose sub-folders are the classes; ids are paths below it without suffix.
+
+    Args:
+        videos: The folder.
+        name: Name of the data set.
+        out: Settings folder; the record and the lists go to `<out>/<name>/`.
+        options: Grouping, splits, counting.
+
+    Raises:
+        DataError: No class folders or no videos, a video without group, or too few sources for a split.
+        SettingsError: A wrong name or regular expression.
+    """
+    chosen = options or FolderOptions()
+    sources, _ = find_sources(videos)
+    ids = [source.id for source in sources]
+    loose = [video_id for video_id in ids if "/" not in video_id]
+    if loose:
+        raise DataError(
+            f"{videos}: {loose[0]!r} lies in no class folder; expected {videos}/<class>/<video> "
+            f"({len(loose)} such videos)"
+        )
+    classes = sorted({_class_of(video_id) for video_id in ids})
+    folder = out / name
+    frames = chosen.frames or Path("data") / name
+    mapping = _mapping(name, videos, frames, folder, classes, chosen)
+    record = _record(mapping, folder)
+    table = _groups_by_id(chosen.groups, ids) if chosen.groups is not None else None
+    counts, failures = _count(record, frames, sources, chosen)
+    group_of: Callable[[str], str] = table.__getitem__ if table is not None else record.group_of
+    records = [
+        VideoRecord(i, counts[i][0], classes.index(_class_of(i)), group_of(i)) for i in ids if i in counts
+    ]
+    _enough(records, classes, videos)
+    splits = make_splits(records, chosen.splits, chosen.test_fraction, chosen.seed)
+    if table is not None:
+        lines = (f"{key} {value}\n" for key, value in sorted(table.items()))
+        write_text(folder / GROUPS_FILE, "".join(lines))
+    made = write_dataset(record, mapping, folder, splits, counts)
+    made.failures = failures
+    made.warnings += [*_one_sided(splits, classes), *_ungrouped(record, ids)]
+    return made
+
+
+def _class_of(video_id: str) -> str:
+    return PurePosixPath(video_id).parts[0]
+
+
+def _mapping(
+    name: str, videos: Path, frames: Path, folder: Path, classes: list[str], options: FolderOptions
+) -> dict[str, Any]:
+    """Return the content of the record."""
+    root = _relative(frames, folder)
+    mapping: dict[str, Any] = {
+        "name": name,
+        "num_splits": options.splits,
+        "frames": {"rgb": root, "flow": root},
+        "videos": _relative(videos, folder),
+    }
+    if options.groups is not None:
+        mapping["groups"] = GROUPS_FILE
+    elif options.group_regex is not None:
+        mapping["group"] = options.group_regex
+    return {**mapping, "classes": classes}
+
+
+def _count(
+    record: Record, frames: Path, sources: Sequence[Source], options: FolderOptions
+) -> tuple[Counts, list[tuple[str, str]]]:
+    """Count frames in the folders that are there, and decode the other videos."""
+    counts: Counts = {}
+    if frames.is_dir():
+        root = FrameFolders(record, "rgb")
+        there = [source.id for source in sources if root.folder(source.id).is_dir()]
+        counts, _ = count_folders(record, there)
+    rest = [source for source in sources if source.id not in counts]
+    more, failures = (
+        count_videos(rest, backend=options.backend, processes=options.processes) if rest else ({}, [])
+    )
+    return {**counts, **more}, failures
+
+
+def _ungrouped(record: Record, ids: Sequence[str]) -> list[str]:
+    if record.groups is not None:
+        return []
+    if record.group is None:
+        return [
+            "without --groups or --group-regex every video is its own source; clips cut from one video may then "
+            "stand on both sides of a split"
+        ]
+    lost = [video_id for video_id in ids if not record.fits_group(video_id)]
+    if not lost:
+        return []
+    return [f"--group-regex does not fit {len(lost)} ids, such as {lost[0]!r}; each is its own source"]
+
+
+def write_dataset(
+    record: Record, mapping: Mapping[str, Any] | None, folder: Path, splits: Splits, counts: Counts
+) -> Prepared:
+    """Write the split lists of both modalities, and the record where its content is given.
+
+    Args:
+        record: The data set; its folder is `folder`.
+        mapping: Content of `dataset.yaml`; None leaves the file as it is.
+        folder: Where everything goes.
+        splits: Training and test videos of each split.
+        counts: Frames of each video.
+    """
+    made = Prepared(record, folder / RECORD_FILE, 0, 0)
+    for number, (train, test) in enumerate(splits, 1):
+        for part, records in (("train", train), ("test", test)):
+            for index, modality in enumerate(("rgb", "flow")):
+                path = record.list_path(part, modality, number)  # type: ignore[arg-type]
+                write_list(path, [replace(r, num_frames=counts[r.id][index]) for r in records])
+                made.lists.append(path)
+    if mapping is not None:  # last: a record without lists would be half a data set
+        text = yaml.safe_dump(dict(mapping), sort_keys=False, allow_unicode=True, width=100)
+        write_text(folder / RECORD_FILE, "# Written by `two-stream prepare`.\n" + text)
+    everything = {r.id: r for train, test in splits for r in (*train, *test)}
+    made.videos = len(everything)
+    made.sources = len({r.group or r.id for r in everything.values()})
+    return made
+
+
+def _record(mapping: Mapping[str, Any], folder: Path) -> Record:
+    record = validate(Record, dict(mapping), folder / RECORD_FILE)
+    record._folder = folder
+    return record
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """Return a path relative to a folder, so that both can move together; absolute where only the root joins them."""
+    target, start = path.resolve(), folder.resolve()
+    if target.anchor == os.path.commonpath([target, start]):
+        return target.as_posix()
+    return PurePosixPath(os.path.relpath(target, start)).as_posix()
+
+
+def _groups_by_id(path: Path, ids: Sequence[str]) -> dict[str, str]:
+    """Return the group of every id; the file may name videos without their class folder."""
+    table = read_groups(path)
+    bare: dict[str, set[str]] = {}
+    for key, group in table.items():
+        bare.setdefault(PurePosixPath(key).name, set()).add(group)
+    found = {}
+    for video_id in ids:
+        groups = {table[video_id]} if video_id in table else bare.get(PurePosixPath(video_id).name, set())
+        if len(groups) != 1:
+            what = "no line" if not groups else "several groups"
+            raise DataError(
+                f"{path}: {what} for video {video_id!r}{nearest(video_id, list(table)) if not groups else ''}"
+            )
+        found[video_id] = groups.pop()
+    return found
+
+
+def _enough(records: Sequence[VideoRecord], classes: Sequence[str], videos: Path) -> None:
+    if not records:
+        raise DataError(f"{videos}: not one video can be read; `two-stream check {videos}` says why")
+    if len({r.group or r.id for r in records}) < 2:
+        raise DataError(f"{videos}: all videos come from one source; a split needs at least two")
+    empty = sorted(set(range(len(classes))) - {r.label for r in records})
+    if empty:
+        raise DataError(
+            f"{videos}: no video of class {classes[empty[0]]!r} can be read; mend or remove the class"
+        )
+
+
+def _one_sided(splits: Splits, classes: Sequence[str]) -> list[str]:
+    warnings = []
+    for number, (train, test) in enumerate(splits, 1):
+        for side, records in (("training", train), ("test", test)):
+            lacking = sorted(set(range(len(classes))) - {r.label for r in records})
+            if lacking:
+                names = ", ".join(classes[label] for label in lacking)
+                warnings.append(f"split {number} has no {side} video of {names}: too few source videos")
+    return warnings

@@ -1,0 +1,188 @@
+"""Which frames a clip is made of. All frame numbers are 1-based, as in the file names.
+
+The `paper-*` protocols reproduce LateTemporalModeling3DCNN frame by frame, quirks included: the last frame of a
+video longer than a clip is never read, the first one is skipped, a second test clip starts only at twice the clip
+length plus three frames. The others use the whole video.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from two_stream.errors import SettingsError
+
+MENDED = ("single", "multi", "uniform", "sliding", "train")
+PAPER = ("paper-single", "paper-multi", "paper-train", "paper-val")
+PROTOCOLS = (*MENDED, *PAPER)
+
+DEFAULT_CLIPS = 10
+"""clips of the `uniform` protocol when their number is not given"""
+
+
+def sample_clips(
+    protocol: str,
+    num_frames: int,
+    clip_length: int,
+    *,
+    stride: int = 1,
+    num_clips: int | None = None,
+    step: int | None = None,
+    offset: int | Sequence[int] | None = None,
+    rng: np.random.Generator | None = None,
+) -> list[list[int]]:
+    """Return the frame numbers (1-based) of each clip of a video.
+
+    A video shorter than a clip is looped. `single` is one centred clip; `multi` as many neighbouring clips as fit,
+    the rest shared between both ends; `uniform` spreads `num_clips` clips from the first to the last frame; `sliding`
+    starts one every `step` frames and ends with one that reaches the last frame; `train` draws one clip.
+
+    Args:
+        protocol: `single`, `multi`, `uniform`, `sliding`, `train`, or the published `paper-single`,
+            `paper-multi`, `paper-train`, `paper-val`.
+        num_frames: Frames of the video, at least 1.
+        clip_length: Frames of a clip.
+        stride: Step between neighbouring frames of a clip; the paper's protocols know only 1.
+        num_clips: Clips of `uniform` (default 10) or segments of `paper-train` and `paper-val` (default 1).
+        step: Frames between the starts of `sliding` clips; default half a clip.
+        offset: Frames before the clip (0-based start) for `train`; one per segment for `paper-train`.
+        rng: Where `train` and `paper-train` draw the offset from when none is given.
+
+    Raises:
+        SettingsError: Unknown protocol, a number out of range, or a training protocol without offset and rng.
+    """
+    for name, value in (("num_frames", num_frames), ("clip_length", clip_length), ("stride", stride)):
+        if value < 1:
+            raise SettingsError(f"sample_clips: {name} is {value}: expected at least 1")
+    if protocol not in PROTOCOLS:
+        raise SettingsError(f"unknown sampling protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
+    if protocol in PAPER:
+        if stride != 1:
+            raise SettingsError(
+                f"sampling protocol {protocol!r} has stride 1, not {stride}; use a standard one"
+            )
+        if protocol in ("paper-train", "paper-val"):
+            return _paper_segments(protocol, num_frames, clip_length, num_clips or 1, _chooser(offset, rng))
+        starts = _paper_test_starts(protocol, num_frames, clip_length)
+    elif protocol == "train":
+        starts = [_chooser(offset, rng)(0, train_offsets(num_frames, clip_length, stride))]
+    else:
+        starts = _mended_starts(protocol, num_frames, clip_length, stride, num_clips, step)
+    return [_looped(start, num_frames, clip_length, stride) for start in starts]
+
+
+def clip_span(clip_length: int, stride: int) -> int:
+    """Return the frames from the first to the last frame of a clip, both counted."""
+    return (clip_length - 1) * stride + 1
+
+
+def train_offsets(num_frames: int, clip_length: int, stride: int = 1) -> range:
+    """Return the starts (0-based) a training clip may have.
+
+    Every start at which the clip fits; for a video shorter than a clip, which is looped, every frame.
+    """
+    last = num_frames - clip_span(clip_length, stride)
+    return range(last + 1) if last >= 0 else range(num_frames)
+
+
+def paper_train_offsets(num_frames: int, clip_length: int, segments: int = 1) -> list[range]:
+    """Return, per segment, the starts (0-based) the published training protocol draws from.
+
+    The published code counts one frame too few when the video is longer than a clip, and multiplies the drawn offset
+    by the number of the segment when it is not, so that the first segment always starts at the first frame.
+    """
+    if num_frames <= clip_length:
+        return [
+            range(0, segment * (num_frames - 1) + 1, max(segment, 1)) if segment else range(1)
+            for segment in range(segments)
+        ]
+    shift, slack = _paper_grid(num_frames, clip_length, segments)
+    return [range(segment * shift, segment * shift + slack + 1) for segment in range(segments)]
+
+
+def _chooser(
+    offset: int | Sequence[int] | None, rng: np.random.Generator | None
+) -> Callable[[int, range], int]:
+    """Return a function (segment, allowed starts) -> start: the given offset, or a draw."""
+
+    def choose(segment: int, allowed: range) -> int:
+        if offset is None:
+            if rng is None:
+                raise SettingsError("sample_clips: a training protocol needs `offset` or `rng`")
+            return allowed[int(rng.integers(len(allowed)))]
+        given = offset if isinstance(offset, int) else offset[segment]
+        if given not in allowed:
+            raise SettingsError(
+                f"sample_clips: offset {given} is out of range: expected {allowed[0]} to {allowed[-1]}"
+            )
+        return given
+
+    return choose
+
+
+def _looped(start: int, num_frames: int, clip_length: int, stride: int) -> list[int]:
+    return [(start + index * stride) % num_frames + 1 for index in range(clip_length)]
+
+
+def _mended_starts(
+    protocol: str, num_frames: int, clip_length: int, stride: int, num_clips: int | None, step: int | None
+) -> list[int]:
+    slack = num_frames - clip_span(clip_length, stride)
+    if protocol == "uniform":
+        count = DEFAULT_CLIPS if num_clips is None else num_clips
+        if count < 1:
+            raise SettingsError(f"sample_clips: num_clips is {count}: expected at least 1")
+        if slack <= 0 or count == 1:
+            return [max(slack, 0) // 2] * count
+        return [round(slack * index / (count - 1)) for index in range(count)]
+    if slack <= 0:
+        return [0]
+    if protocol == "single":
+        return [slack // 2]
+    if protocol == "multi":
+        length = clip_length * stride
+        count = 1 + slack // length
+        return [(slack - (count - 1) * length) // 2 + index * length for index in range(count)]
+    step = max(1, clip_span(clip_length, stride) // 2) if step is None else step
+    if step < 1:
+        raise SettingsError(f"sample_clips: step is {step}: expected at least 1")
+    starts = list(range(0, slack + 1, step))
+    return starts if starts[-1] == slack else [*starts, slack]
+
+
+def _paper_grid(num_frames: int, clip_length: int, segments: int) -> tuple[int, int]:
+    """Return the distance between segments and the room inside one, as published (one frame is lost)."""
+    average = (num_frames - 1) // segments
+    if average >= clip_length:
+        return average, average - clip_length
+    shift = (num_frames - 1 - clip_length) // segments
+    return shift, shift
+
+
+def _paper_segments(
+    protocol: str, num_frames: int, clip_length: int, segments: int, choose: Callable[[int, range], int]
+) -> list[list[int]]:
+    if protocol == "paper-train":
+        allowed = paper_train_offsets(num_frames, clip_length, segments)
+        starts = [choose(segment, starts) for segment, starts in enumerate(allowed)]
+    elif num_frames <= clip_length:
+        starts = [segment * ((num_frames - 1) // segments) for segment in range(segments)]
+    else:
+        shift, slack = _paper_grid(num_frames, clip_length, segments)
+        # one more frame of rounding where the segments do not overlap: both branches are the published ones
+        middle = (slack + 1) // 2 if shift - slack == clip_length else slack // 2
+        starts = [segment * shift + middle for segment in range(segments)]
+    return [_looped(start, num_frames, clip_length, 1) for start in starts]
+
+
+def _paper_test_starts(protocol: str, num_frames: int, clip_length: int) -> list[int]:
+    if num_frames <= clip_length:
+        return [0]
+    if protocol == "paper-single":
+        return [(num_frames - clip_length) // 2]
+    count = (num_frames - 3) // clip_length
+    if count < 1:
+        return [0]
+    first = (num_frames - count * clip_length) // 2
+    return [first + index * clip_length for index in range(count)]

@@ -1,0 +1,183 @@
+"""Where the pixels of a clip come from: frame folders or the video files themselves, behind one call.
+
+Both give uint8 `(T, H, W, C)` frames by 1-based number, resized to the input specification. Flow frame n lies between
+the pictures n and n + 1, in a folder as on the fly.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from two_stream.config.schema import DataOptions
+from two_stream.data.catalog import Record
+from two_stream.data.transforms import Frames, resize_frames
+from two_stream.errors import VideoError
+from two_stream.types import Modality
+from two_stream.video.extract import ExtractOptions, resized, target_size
+from two_stream.video.flow import FlowEstimator, gray
+from two_stream.video.frames import read_frames
+from two_stream.video.reader import Video, open_video
+from two_stream.video.sources import folder_ids, video_files
+
+
+class ClipSource(ABC):
+    """Reads frames of a data set's videos in one modality."""
+
+    def __init__(self, root: Path, modality: Modality) -> None:
+        self.root = root
+        self.modality = modality
+
+    @abstractmethod
+    def read(self, video_id: str, numbers: Sequence[int], resize: tuple[int, int]) -> Frames:
+        """Return the frames of these numbers (1-based, any order, repeats allowed), each distinct one read once.
+
+        Args:
+            video_id: Id of the video in the split list.
+            numbers: Frame numbers of the modality.
+            resize: Height and width of the result.
+
+        Returns:
+            uint8 `(len(numbers), *resize, C)`; C is 3 for RGB, 2 for flow.
+
+        Raises:
+            VideoError: Missing, damaged or too short, with the file's name.
+        """
+
+
+class FrameFolders(ClipSource):
+    """Frame folders as `two-stream extract` writes them, or published ones."""
+
+    def __init__(self, record: Record, modality: Modality) -> None:
+        super().__init__(record.frames_root(modality), modality)
+        self.patterns = record.frame_patterns
+
+    def read(self, video_id: str, numbers: Sequence[int], resize: tuple[int, int]) -> Frames:
+        """See `ClipSource.read`."""
+        return read_frames(self.folder(video_id), numbers, self.modality, self.patterns, resize)
+
+    def folder(self, video_id: str) -> Path:
+        """Return a video's folder: `root/id`, or the one of that name inside (or outside) a class folder."""
+        direct = self.root / video_id
+        if direct.is_dir():
+            return direct
+        name = Path(video_id).name
+        for parent in (self.root, *self._class_folders):
+            if (parent / name).is_dir():
+                return parent / name
+        return direct
+
+    @cached_property
+    def _class_folders(self) -> list[Path]:
+        return sorted(path for path in self.root.iterdir() if path.is_dir())
+
+
+class VideoFiles(ClipSource):
+    """The video files; flow is computed on the fly.
+
+    Pictures take the size that extraction gives them first, so that a displacement in pixels, and the sharpness of a
+    picture, mean the same in both sources.
+    """
+
+    def __init__(self, record: Record, modality: Modality, backend: str, algorithm: str) -> None:
+        super().__init__(record.videos_root(), modality)
+        self.backend = backend
+        self.algorithm = algorithm
+        self.size = ExtractOptions(short_side=record.short_side)
+
+    def read(self, video_id: str, numbers: Sequence[int], resize: tuple[int, int]) -> Frames:
+        """See `ClipSource.read`."""
+        distinct = sorted(set(numbers))
+        with open_video(self.path(video_id), self.backend) as video:
+            frames = self._rgb(video, distinct) if self.modality == "rgb" else self._flow(video, distinct)
+            made = np.stack([resize_frames(frame[None], resize)[0] for frame in frames])
+        rows = {number: row for row, number in enumerate(distinct)}
+        return np.ascontiguousarray(made[[rows[number] for number in numbers]])
+
+    def path(self, video_id: str) -> Path:
+        """Return a video's file.
+
+        Raises:
+            VideoError: None under the root, or several.
+        """
+        return find_video(self.index, self.root, video_id)
+
+    @cached_property
+    def index(self) -> dict[str, list[Path]]:
+        """Every video under the root by its name; built once."""
+        return index_videos(self.root)
+
+    def _rgb(self, video: Video, wanted: Sequence[int]) -> Iterator[Frames]:
+        height, width = target_size(video.height, video.width, self.size)
+        for _, picture in _pictures(video, wanted):
+            yield resized(picture, height, width)
+
+    def _flow(self, video: Video, wanted: Sequence[int]) -> Iterator[Frames]:
+        height, width = target_size(video.height, video.width, self.size)
+        starts = set(wanted)
+        estimator = FlowEstimator(self.algorithm)
+        before: Frames | None = None
+        for number, picture in _pictures(video, sorted(starts | {number + 1 for number in starts})):
+            current = gray(resized(picture, height, width))
+            if before is not None and number - 1 in starts:
+                yield estimator(before, current)
+            before = current
+
+
+def make_source(record: Record, modality: Modality, data: DataOptions) -> ClipSource:
+    """Return the source that the settings name.
+
+    Raises:
+        DataError: The record names no such folder, or it is absent.
+    """
+    if data.source == "frames":
+        return FrameFolders(record, modality)
+    return VideoFiles(record, modality, data.backend, data.flow)
+
+
+def index_videos(root: Path) -> dict[str, list[Path]]:
+    """Return every video file below a folder by its id (see `folder_ids`) and by its bare name."""
+    files = video_files(root)[0]
+    index: dict[str, list[Path]] = {}
+    for video_id, path in zip(folder_ids(root, files), files):
+        for key in {video_id, path.stem}:
+            index.setdefault(key, []).append(path)
+    return index
+
+
+def find_video(index: dict[str, list[Path]], root: Path, video_id: str) -> Path:
+    """Look a video up by id, or by its bare name where that is unique.
+
+    Raises:
+        VideoError: None, or several.
+    """
+    found = index.get(video_id) or index.get(Path(video_id).name) or []
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise VideoError(root / video_id, "no video file of this name")
+    names = ", ".join(str(path.relative_to(root)) for path in found[:3])
+    raise VideoError(root / video_id, f"several video files of this name ({names})")
+
+
+def _pictures(video: Video, numbers: Sequence[int]) -> Iterator[tuple[int, Frames]]:
+    """Yield (1-based number, picture) for ascending distinct numbers.
+
+    Dense requests walk the video and hold one full-size picture at a time; sparse ones ask the decoder for theirs.
+    """
+    if 2 * len(numbers) < numbers[-1]:
+        yield from zip(numbers, video.read([number - 1 for number in numbers]))
+        return
+    wanted = set(numbers)
+    number = 0
+    for number, picture in enumerate(video.frames(), 1):
+        if number in wanted:
+            yield number, picture
+        if number == numbers[-1]:
+            return
+    reason = f" ({video.damage})" if video.damage else ""
+    raise VideoError(video.path, f"frame {numbers[-1]} asked for, only {number} decode{reason}")

@@ -1,0 +1,215 @@
+"""Split lists in the published form, and the parts of a split a stage reads.
+
+A line is `folder num_frames label`. The validation part is carved from the official training list, whole source
+videos at a time; the official test list is touched by evaluation only.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from two_stream.data.catalog import Record, read_lines
+from two_stream.errors import DataError
+from two_stream.runtime.files import write_text
+from two_stream.runtime.seeding import derive
+from two_stream.types import Modality, Part, VideoRecord
+
+MODALITIES: tuple[Modality, ...] = ("rgb", "flow")
+
+
+def read_list(
+    path: Path, *, num_classes: int | None = None, group_of: Callable[[str], str] | None = None
+) -> list[VideoRecord]:
+    """Read a split list; folder names may hold spaces.
+
+    Args:
+        path: The list.
+        num_classes: Labels must be below it.
+        group_of: Gives a video's source from its id.
+
+    Raises:
+        DataError: Missing, empty, or a wrong or doubled line, named as `file:line`.
+    """
+    records = []
+    seen: dict[str, int] = {}
+    for number, record in numbered_records(path):
+        where = f"{path}:{number}"
+        if record.id in seen:
+            raise DataError(f"{where}: {record.id!r} stands on line {seen[record.id]} already; remove one")
+        if num_classes is not None and record.label >= num_classes:
+            raise DataError(f"{where}: label {record.label}: expected 0 to {num_classes - 1}")
+        seen[record.id] = number
+        records.append(replace(record, group=group_of(record.id)) if group_of else record)
+    if not records:
+        raise DataError(f"{path}: the list is empty; expected lines `folder num_frames label`")
+    return records
+
+
+def numbered_records(path: Path) -> list[tuple[int, VideoRecord]]:
+    """Return every line of a list with its number (1-based), doubled ids included.
+
+    Raises:
+        DataError: Missing file or a line of another form.
+    """
+    found = []
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        parts = line.strip().rsplit(maxsplit=2)
+        if len(parts) != 3 or not parts[1].isdecimal() or not parts[2].isdecimal():
+            raise DataError(f"{path}:{number}: {line.strip()!r}: expected `folder num_frames label`")
+        if int(parts[1]) < 1:
+            raise DataError(f"{path}:{number}: {parts[0]!r} has no frames; extract it again or remove it")
+        found.append((number, VideoRecord(parts[0], int(parts[1]), int(parts[2]))))
+    return found
+
+
+def write_list(path: Path, records: Sequence[VideoRecord]) -> None:
+    """Write a split list atomically, one `folder num_frames label` per line."""
+    write_text(path, "".join(f"{r.id} {r.num_frames} {r.label}\n" for r in records))
+
+
+def source_of(record: VideoRecord) -> str:
+    """Return a video's source; without one it is its own."""
+    return record.group or record.id
+
+
+def choose_groups(
+    records: Sequence[VideoRecord], fraction: float, seed: int, used: Collection[str] = ()
+) -> set[str]:
+    """Choose source videos that hold about a fraction of every class.
+
+    Sources are tried in an order that depends on their names and the seed alone, and taken when that brings the class
+    counts nearer to the wanted ones. A class with two or more sources always keeps one on either side.
+
+    Args:
+        records: Videos with label and group; their order does not matter, nor do frame counts.
+        fraction: Wanted part of each class, 0 to 1.
+        seed: Another one gives another choice.
+        used: Sources to take only when no other is left.
+    """
+    labels = sorted({record.label for record in records})
+    column = {label: index for index, label in enumerate(labels)}
+    counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(labels)))
+    for record in records:
+        counts[source_of(record)][column[record.label]] += 1
+    total = np.sum(list(counts.values()), axis=0)
+    order = sorted(counts, key=lambda group: (group in used, derive("split", seed, group)))
+    chosen: set[str] = set()
+    taken = np.zeros(len(labels))
+
+    def gain(group: str) -> float:
+        before = (taken - fraction * total) / total
+        after = before + counts[group] / total
+        return float(np.sum(before**2) - np.sum(after**2))
+
+    def leaves_some(group: str) -> bool:
+        held = counts[group] > 0
+        return bool(np.all((total - taken - counts[group])[held] > 0))
+
+    for group in order:
+        if leaves_some(group) and gain(group) > 1e-12:
+            chosen.add(group)
+            taken += counts[group]
+    for index in range(len(labels)):  # a class too coarse to come near its fraction still gets one source
+        if taken[index] == 0:
+            holders = [g for g in order if g not in chosen and counts[g][index] and leaves_some(g)]
+            if holders:
+                group = max(holders, key=gain)
+                chosen.add(group)
+                taken += counts[group]
+    return chosen
+
+
+def holdout(
+    records: Sequence[VideoRecord], fraction: float, seed: int
+) -> tuple[list[VideoRecord], list[VideoRecord]]:
+    """Carve a validation part from a training list: stratified, whole source videos, same for RGB and flow.
+
+    Returns:
+        The training and the validation part, each in the order of `records`.
+
+    Raises:
+        DataError: Nothing could be set aside because all videos of every class share one source.
+    """
+    chosen = choose_groups(records, fraction, seed)
+    if not chosen:
+        raise DataError(
+            "no validation part can be carved: every class has a single source video; "
+            "give more videos, correct `group` in dataset.yaml, or use `train.selection: paper`"
+        )
+    train = [record for record in records if source_of(record) not in chosen]
+    return train, [record for record in records if source_of(record) in chosen]
+
+
+def make_splits(
+    records: Sequence[VideoRecord], num_splits: int, test_fraction: float, seed: int
+) -> list[tuple[list[VideoRecord], list[VideoRecord]]]:
+    """Return `num_splits` pairs of training and test videos, stratified and grouped by source.
+
+    The test parts share no source as long as there are enough of them.
+    """
+    used: set[str] = set()
+    splits = []
+    for split in range(1, num_splits + 1):
+        chosen = choose_groups(records, test_fraction, derive(seed, split), used)
+        used |= chosen
+        train = [record for record in records if source_of(record) not in chosen]
+        splits.append((train, [record for record in records if source_of(record) in chosen]))
+    return splits
+
+
+def load_part(
+    record: Record,
+    modality: Modality,
+    split: int,
+    part: Part,
+    *,
+    selection: str = "holdout",
+    holdout: float = 0.2,
+    seed: int = 0,
+) -> list[VideoRecord]:
+    """Read the videos of a part of a split, each with its source video.
+
+    `test` is the official test list. With selection `holdout`, `train` and `val` are the two sides of the training
+    list; with `paper`, `train` is the whole of it and `val` the official test list, as published.
+
+    Args:
+        record: The data set.
+        modality: Which lists; flow lists count their own frames.
+        split: Official split, from 1.
+        part: `train`, `val` or `test`.
+        selection: `holdout` or `paper`.
+        holdout: Wanted fraction of the validation part.
+        seed: Seed of the choice.
+
+    Raises:
+        DataError: A list is missing or wrong.
+    """
+    if selection == "paper" and part == "val":
+        part = "test"
+    records = _read(record, part, modality, split)
+    if part == "test" or selection == "paper":
+        return records
+    # decided on the union of both lists: a video missing from one of them moves no other to the other side
+    everything = {r.id: r for r in records}
+    for other in MODALITIES:
+        if other != modality and record.list_path(part, other, split).is_file():
+            everything |= {r.id: r for r in _read(record, part, other, split) if r.id not in everything}
+    chosen = {source_of(r) for r in _holdout(list(everything.values()), holdout, seed)[1]}
+    return [r for r in records if (source_of(r) in chosen) == (part == "val")]
+
+
+_holdout = holdout  # `load_part` has an argument of that name
+
+
+def _read(record: Record, part: Part, modality: Modality, split: int) -> list[VideoRecord]:
+    path = record.list_path(part, modality, split)
+    if not path.is_file():
+        raise DataError(f"{path}: no such split list; write it with `two-stream prepare`")
+    return read_list(path, num_classes=record.num_classes, group_of=record.group_of)

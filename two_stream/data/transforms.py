@@ -1,0 +1,180 @@
+"""Crops and flips of clips: uint8 in, uint8 out, one draw for all frames of a clip, labels untouched.
+
+Arrays are `(T, H, W, C)` frames already resized to the `resize` of the input specification. Boxes are
+`(y0, x0, y1, x1)` in those frames, lower bounds inclusive, upper exclusive. Protocol `paper` places multi-scale
+crops at offsets computed from the network's crop size whatever the box's size, so that some boxes stick out and are
+cut and distorted, and mirrors flow without changing its sign; `standard` mends both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from two_stream.config.schema import AugmentOptions
+from two_stream.errors import SettingsError
+from two_stream.types import InputSpec, Modality
+
+Box = tuple[int, int, int, int]
+Frames = NDArray[np.uint8]
+
+_GRID = (
+    (0, 0),
+    (0, 4),
+    (4, 0),
+    (4, 4),
+    (2, 2),
+    (0, 2),
+    (4, 2),
+    (2, 0),
+    (2, 4),
+    (1, 1),
+    (1, 3),
+    (3, 1),
+    (3, 3),
+)
+"""the 13 places of a multi-scale crop, in quarters of the free height and width, in the published order"""
+_SNAP = 3
+"""a crop side nearer than this to the network's is the network's"""
+
+
+@dataclass(frozen=True)
+class View:
+    """A box of the un-flipped frame, and whether what it holds is mirrored."""
+
+    box: Box
+    flip: bool = False
+
+
+def crop_sizes(resize: tuple[int, int], crop: int, scales: Sequence[float]) -> list[tuple[int, int]]:
+    """Return the (height, width) candidates of a multi-scale crop, in the published order.
+
+    Sides are `scales` of the shorter side of the frame; height and width differ by one scale at most.
+    """
+    sides = [int(min(resize) * scale) for scale in scales]
+    sides = [crop if abs(side - crop) < _SNAP else side for side in sides]
+    return [
+        (height, width) for i, height in enumerate(sides) for j, width in enumerate(sides) if abs(i - j) <= 1
+    ]
+
+
+def multiscale_box(
+    resize: tuple[int, int],
+    crop: int,
+    size: tuple[int, int],
+    place: int,
+    protocol: str = "standard",
+) -> Box:
+    """Return the box of a multi-scale crop.
+
+    Args:
+        resize: Height and width of the frame.
+        crop: Side of the network's input; `paper` computes the places from it.
+        size: Height and width of the box, one of `crop_sizes`.
+        place: One of the 13 places, in the published order.
+        protocol: `standard`: places of this box's own size, so that it lies inside and reaches the corners;
+            `paper`: the published places, the box cut at the frame's border.
+    """
+    height, width = resize
+    quarter_y, quarter_x = _GRID[place]
+    if protocol == "paper":
+        y0 = (height - crop) // 4 * quarter_y
+        x0 = (width - crop) // 4 * quarter_x
+        return y0, x0, min(y0 + size[0], height), min(x0 + size[1], width)
+    y0 = (height - size[0]) * quarter_y // 4
+    x0 = (width - size[1]) * quarter_x // 4
+    return y0, x0, y0 + size[0], x0 + size[1]
+
+
+def center_box(resize: tuple[int, int], crop: int) -> Box:
+    """Return the box of side `crop` in the middle of the frame."""
+    y0, x0 = (resize[0] - crop) // 2, (resize[1] - crop) // 2
+    return y0, x0, y0 + crop, x0 + crop
+
+
+def draw_view(options: AugmentOptions, spec: InputSpec, rng: np.random.Generator) -> View:
+    """Draw the crop and the flip of one training clip."""
+    height, width = spec.resize
+    if options.crop == "center":
+        box = center_box(spec.resize, spec.crop)
+    elif options.crop == "random":
+        y0 = int(rng.integers(height - spec.crop + 1))
+        x0 = int(rng.integers(width - spec.crop + 1))
+        box = (y0, x0, y0 + spec.crop, x0 + spec.crop)
+    else:
+        sizes = crop_sizes(spec.resize, spec.crop, options.scales)
+        size = sizes[int(rng.integers(len(sizes)))]
+        place = int(rng.integers(len(_GRID)))
+        box = multiscale_box(spec.resize, spec.crop, size, place, options.protocol)
+    return View(box, bool(rng.random() < options.flip))
+
+
+def evaluation_views(crops: str, resize: tuple[int, int], crop: int) -> list[View]:
+    """Return the crops of an evaluation in their order.
+
+    `center` is one; `three` lie along the longer side; `ten` are centre, upper left, upper right, lower left, lower
+    right, then the same five of the mirrored frame.
+
+    Raises:
+        SettingsError: Unknown crops.
+    """
+    height, width = resize
+    middle = center_box(resize, crop)
+    if crops == "center":
+        return [View(middle)]
+    bottom, right = height - crop, width - crop
+    if crops == "three":
+        y, x = middle[0], middle[1]
+        corners = [(y, 0), (y, x), (y, right)] if width >= height else [(0, x), (y, x), (bottom, x)]
+        return [View((y0, x0, y0 + crop, x0 + crop)) for y0, x0 in corners]
+    if crops != "ten":
+        raise SettingsError(f"unknown crops {crops!r}; known: center, three, ten")
+    starts = [middle[:2], (0, 0), (0, right), (bottom, 0), (bottom, right)]
+    boxes = [(y0, x0, y0 + crop, x0 + crop) for y0, x0 in starts]
+    plain = [View(box) for box in boxes]
+    return plain + [View((y0, width - x1, y1, width - x0), flip=True) for y0, x0, y1, x1 in boxes]
+
+
+def apply_view(frames_THWC: Frames, view: View, crop: int, modality: Modality, protocol: str) -> Frames:
+    """Crop, resize (bilinear) to a square of side `crop` and mirror.
+
+    Args:
+        frames_THWC: uint8 `(T, H, W, C)`.
+        view: Box and flip.
+        crop: Side of the result.
+        modality: The x channel of mirrored flow changes its sign (`255 - x`, the mirror of the mapping of
+            ±20 px to 0..255) …
+        protocol: … unless this is `paper`.
+
+    Returns:
+        uint8 `(T, crop, crop, C)`, contiguous.
+    """
+    y0, x0, y1, x1 = view.box
+    cut = frames_THWC[:, y0:y1, x0:x1]
+    if cut.shape[1:3] != (crop, crop):
+        cut = resize_frames(cut, (crop, crop))
+    if view.flip:
+        cut = mirrored(cut, modality, protocol)
+    return np.ascontiguousarray(cut)
+
+
+def mirrored(frames_THWC: Frames, modality: Modality, protocol: str) -> Frames:
+    """Mirror frames left to right; see `apply_view` for the sign of flow x."""
+    flipped = frames_THWC[:, :, ::-1].copy()
+    if modality == "flow" and protocol != "paper":
+        flipped[..., 0] = 255 - flipped[..., 0]
+    return flipped
+
+
+def resize_frames(frames_THWC: Frames, resize: tuple[int, int]) -> Frames:
+    """Resize every frame to (height, width), bilinear, aspect ratio not kept; uint8 in and out."""
+    height, width = resize
+    if frames_THWC.shape[1:3] == (height, width):
+        return frames_THWC
+    channels = frames_THWC.shape[-1]
+    resized = np.stack([cv2.resize(np.ascontiguousarray(frame), (width, height)) for frame in frames_THWC])
+    return np.asarray(resized.reshape(len(resized), height, width, channels), np.uint8)
