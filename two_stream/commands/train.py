@@ -26,7 +26,7 @@ def main(args: list[str]) -> int:
     resume, args = take_flag(args, "--resume")
     overwrite, args = take_flag(args, "--overwrite")
     name, rest = split_positional(
-        args, "two-stream train", "the experiment file", "settings/experiments/demo_rgb.yaml"
+        args, "two-stream train", "the experiment file", "settings/experiments/small.yaml"
     )
     default = Experiment() if name is None else load_experiment(name)
     experiment = parse_over(default, rest, PROG, DESCRIPTION)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -19,9 +21,15 @@ from rich.progress import (
 )
 from rich.table import Table
 
-console = Console(highlight=False)
+
+def _width(stream: TextIO) -> int | None:
+    """A terminal's own width (none); files and pipes get room for whole tables unless COLUMNS says otherwise."""
+    return None if stream.isatty() or "COLUMNS" in os.environ else 120
+
+
+console = Console(highlight=False, width=_width(sys.stdout))
 """Results, on standard output."""
-err = Console(stderr=True, highlight=False)
+err = Console(stderr=True, highlight=False, width=_width(sys.stderr))
 """Progress, warnings and errors, on standard error."""
 
 

@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from two_stream.data.catalog import load_record
-from two_stream.data.demo import CLASSES, PAIRS, DemoOptions, render, state, write_demo
+from two_stream.data.demo import CLASSES, PAIRS, DemoOptions, encode, render, state, write_demo
 from two_stream.data.splits import load_part
 from two_stream.errors import SettingsError
 from two_stream.video.reader import open_video
@@ -227,3 +227,14 @@ def test_the_same_eye_sees_the_order_of_unshuffled_frames() -> None:
         rows = labels // 2 == pair
         forest = RandomForestClassifier(200, random_state=0)
         assert accuracy(forest, features[rows], labels[rows], groups[rows]) > 0.75, PAIRS[pair]
+
+
+def test_the_encoder_repeats_itself(tmp_path: Path) -> None:
+    """x264's rate control did not: one call in three wrote other bytes, and the demo's numbers moved with them."""
+    frames = render("climb", 2, 1, DemoOptions(seed=1))
+    written = set()
+    for attempt in range(12):
+        path = tmp_path / f"{attempt}.mp4"
+        encode(path, frames, "libx264")
+        written.add(path.read_bytes())
+    assert len(written) == 1
