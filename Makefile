@@ -20,11 +20,11 @@ demo: $(STAMP)  ## make a small data set, train two streams, evaluate, fuse, rep
 
 test: lint  ## linters, types, import rules and the default tests
 	$(BIN)/coverage erase
-	$(BIN)/pytest --cov --cov-report= tests
-	$(BIN)/coverage report --skip-covered --sort=cover | tail -25
+	$(BIN)/pytest -n 2 --cov --cov-report= tests
+	$(BIN)/coverage report
 
 test-all: lint  ## also the slow sweeps
-	$(BIN)/pytest -m "not network" --timeout 3600 tests
+	$(BIN)/pytest -n 2 -m "not network" --timeout 3600 tests
 
 parity: $(STAMP)  ## only the comparisons with reference numbers
 	$(BIN)/pytest -m "parity and not slow" -s tests/parity

@@ -48,6 +48,12 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a full disk, a read-only folder, a folder where a file is expected
+        return _complain(f"{error.filename or 'file'}: {error.strerror or error}", 1)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; not imported here
+            raise
+        return _complain(f"{str(error).splitlines()[0]} (try a smaller batch)", 1)
     return int(code)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -15,7 +15,9 @@ from two_stream.commands.common import parse
 if TYPE_CHECKING:
     from two_stream.data.audit import AuditOptions
     from two_stream.data.catalog import Record
+    from two_stream.types import Modality
     from two_stream.video.doctor import Finding
+    from two_stream.video.frames import FramePatterns
 
 SUMMARY = "find unreadable, short, doubled, missing and leaking videos, by name"
 SEVERITIES = ("error", "warning", "info")
@@ -43,6 +45,12 @@ class Options:
     """videos looked at at a time; all processors by default, 0 works in the main process"""
     patience: float = 60.0
     """seconds without a new frame after which a video is given up"""
+    rgb_pattern: str | None = None
+    """names of RGB frames in a folder of frame folders, as for `extract`; by default as each was extracted"""
+    flow_x_pattern: str | None = None
+    """names of flow x there"""
+    flow_y_pattern: str | None = None
+    """names of flow y there"""
 
 
 def main(args: list[str]) -> int:
@@ -62,9 +70,7 @@ def main(args: list[str]) -> int:
     chosen = AuditOptions(
         options.min_frames, options.decode, options.backend, options.processes, options.patience
     )
-    findings = [
-        finding for target in options.targets for finding in _check(target, options.settings_root, chosen)
-    ]
+    findings = [finding for target in options.targets for finding in _check(target, options, chosen)]
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     _tell(findings, options.targets)
     counts = {severity: sum(f.severity == severity for f in findings) for severity in SEVERITIES}
@@ -78,7 +84,7 @@ def main(args: list[str]) -> int:
     return 1 if counts["error"] else 0
 
 
-def _check(target: str, settings_root: Path, options: AuditOptions) -> list[Finding]:
+def _check(target: str, flags: Options, options: AuditOptions) -> list[Finding]:
     from two_stream.config.load import nearest
     from two_stream.data.audit import audit
     from two_stream.data.catalog import known_datasets
@@ -87,14 +93,16 @@ def _check(target: str, settings_root: Path, options: AuditOptions) -> list[Find
     from two_stream.video.reader import VIDEO_SUFFIXES
 
     path = Path(target)
-    record = _record(path, settings_root)
+    record = _record(path, flags.settings_root)
     if record is not None:
         return audit(record, options)
     if path.is_dir():
-        return _check_folder(path, options)
+        return _check_folder(path, flags, options)
     if not path.exists() and path.suffix.lower() not in VIDEO_SUFFIXES:
-        hint = nearest(path.name, known_datasets(settings_root))
-        raise DataError(f"{target}: neither a file or folder nor a data set under {settings_root}{hint}")
+        hint = nearest(path.name, known_datasets(flags.settings_root))
+        raise DataError(
+            f"{target}: neither a file or folder nor a data set under {flags.settings_root}{hint}"
+        )
     return examine(
         [path],
         min_frames=options.min_frames,
@@ -115,16 +123,19 @@ def _record(path: Path, settings_root: Path) -> Record | None:
     return None
 
 
-def _check_folder(folder: Path, options: AuditOptions) -> list[Finding]:
+def _check_folder(folder: Path, flags: Options, options: AuditOptions) -> list[Finding]:
     """Check the videos below a folder and, where there are any, the frame folders."""
     from two_stream.errors import DataError
     from two_stream.video.doctor import examine, examine_frame_folders
     from two_stream.video.sources import video_files
 
     videos, _ = video_files(folder)
-    frames = _frame_folders(folder)
-    if not videos and not frames:
-        raise DataError(f"{folder}: neither videos nor frame folders (img_00001.jpg …) in here")
+    groups = _frame_folders(folder, flags)
+    if not videos and not groups:
+        raise DataError(
+            f"{folder}: neither videos nor frame folders (img_00001.jpg …) in here; "
+            "frames of other names need --rgb-pattern, --flow-x-pattern, --flow-y-pattern"
+        )
     findings: list[Finding] = []
     if videos:
         findings += examine(
@@ -134,31 +145,58 @@ def _check_folder(folder: Path, options: AuditOptions) -> list[Finding]:
             processes=options.processes,
             patience=options.patience,
         )
-    flow = [path for path in frames if any(path.glob("flow_x_*"))]
-    for some, modalities in (
-        (flow, ("rgb", "flow")),
-        ([path for path in frames if path not in set(flow)], ("rgb",)),
-    ):
-        if some:
-            findings += examine_frame_folders(
-                some,
-                modalities=modalities,  # type: ignore[arg-type]
-                min_frames=options.min_frames,
-                decode=options.decode,
-                processes=options.processes,
-            )
+    for (patterns, modalities), folders in groups.items():
+        findings += examine_frame_folders(
+            folders,
+            patterns=patterns,
+            modalities=modalities,
+            min_frames=options.min_frames,
+            decode=options.decode,
+            processes=options.processes,
+        )
     return findings
 
 
-def _frame_folders(folder: Path) -> list[Path]:
+def _frame_folders(
+    folder: Path, flags: Options
+) -> dict[tuple[FramePatterns, tuple[Modality, ...]], list[Path]]:
+    """Find the frame folders below a folder, by how their files are named and what they hold."""
     import os
 
-    found = []
+    from two_stream.video.extract import read_manifest
+    from two_stream.video.frames import numbers_by_name
+
+    groups: dict[tuple[FramePatterns, tuple[Modality, ...]], list[Path]] = {}
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if any(name.startswith(("img_", "flow_x_")) for name in names):
-            found.append(Path(root))
-    return found
+        if not names:
+            continue
+        manifest = read_manifest(Path(root))
+        patterns = _patterns(flags, manifest["settings"]["patterns"] if manifest else {}, names)
+        flow = any(numbers_by_name(names, pattern) for pattern in patterns.of("flow"))
+        flow = flow or bool(manifest and manifest["flow_frames"])
+        flow = flow or any(name.startswith("flow_x_") for name in names)
+        rgb = numbers_by_name(names, patterns.rgb) or any(name.startswith("img_") for name in names)
+        if manifest or flow or rgb:
+            groups.setdefault((patterns, ("rgb", "flow") if flow else ("rgb",)), []).append(Path(root))
+    return groups
+
+
+def _patterns(flags: Options, recorded: Mapping[str, str], names: Sequence[str]) -> FramePatterns:
+    """Return how a folder's files are named: as the flags say, else its manifest, else as the files look.
+
+    The published HMDB51 layout has no manifest, and flow files without a suffix.
+    """
+    from two_stream.video.frames import FramePatterns, numbers_by_name
+
+    published = {
+        axis: bare
+        for axis, bare in (("flow_x", "flow_x_{:05d}"), ("flow_y", "flow_y_{:05d}"))
+        if numbers_by_name(names, bare) and not numbers_by_name(names, f"{bare}.jpg")
+    }
+    chosen = dict(recorded) or published
+    given = {"rgb": flags.rgb_pattern, "flow_x": flags.flow_x_pattern, "flow_y": flags.flow_y_pattern}
+    return FramePatterns(**chosen | {key: value for key, value in given.items() if value is not None})
 
 
 def _tell(findings: Sequence[Finding], targets: Sequence[str]) -> None:

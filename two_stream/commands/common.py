@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import tyro
@@ -40,6 +41,9 @@ def parse_over(default: M, args: list[str], prog: str, description: str) -> M:
         SettingsError: As `parse`, and for values that contradict each other.
     """
     default, args = _apply_kinds(default, args)
+    kinds = [f"--{name}.kind {{{','.join(members)}}}" for name, members in _unions(type(default))]
+    if kinds:
+        description = f"{description} Parts are chosen by kind: {'; '.join(kinds)}."
     parsed = _cli(type(default), default, args, prog, description)
     try:  # nested objects were built one by one: check the whole once more
         return type(default).model_validate(parsed.model_dump())
@@ -57,7 +61,7 @@ def split_positional(args: list[str], prog: str, what: str, example: str) -> tup
         return args[0], args[1:]
     if "-h" in args or "--help" in args:
         return None, args
-    raise SettingsError(f"{prog}: {what} is missing; for example: {prog} {example}")
+    raise SettingsError(f"{prog}: {what} is missing; it comes first, for example: {prog} {example}")
 
 
 def take_flag(args: list[str], flag: str) -> tuple[bool, list[str]]:
@@ -135,6 +139,16 @@ def _apply_kinds(default: M, args: list[str]) -> tuple[M, list[str]]:
     return default, rest
 
 
+def _unions(options: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Yield every part that has kinds, by its flag, with the kinds it may have."""
+    for name, field in options.model_fields.items():
+        members = union_members(field)
+        if members:
+            yield prefix + name, sorted(members)
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _unions(field.annotation, f"{prefix}{name}.")
+
+
 def _with_kind(options: M, path: list[str], kind: str) -> M:
     name = path[0]
     field = type(options).model_fields.get(name)
@@ -142,6 +156,8 @@ def _with_kind(options: M, path: list[str], kind: str) -> M:
         raise SettingsError(f"unknown key `{name}`{nearest(name, list(type(options).model_fields))}")
     current = getattr(options, name)
     if len(path) > 1:
+        if not isinstance(current, BaseModel):
+            raise SettingsError(f"`{name}` is a value and has no `{path[1]}`")
         return options.model_copy(update={name: _with_kind(current, path[1:], kind)})
     members = union_members(field)
     if kind not in members:

@@ -44,6 +44,7 @@ def main(args: list[str]) -> int:
     from two_stream.runtime.console import note, say
 
     start = time.monotonic()
+    _check_folder(options)
     _data(options)
     runs = [_stream(options, modality) for modality in STREAMS]
     fuse.main([*map(str, runs), "--out", str(options.out / "fused.npz")])
@@ -67,6 +68,19 @@ def experiment_of(options: Options, modality: Modality) -> Experiment:
     if options.epochs is not None:
         settings["train"]["epochs"] = options.epochs
     return validate(Experiment, settings, path)
+
+
+def _check_folder(options: Options) -> None:
+    """Refuse to mix a demo with what another one left in the same folder."""
+    from two_stream.config.load import dump
+    from two_stream.errors import SettingsError
+
+    for modality in STREAMS:
+        path = options.out / f"{modality}.yaml"
+        if path.is_file() and path.read_text(encoding="utf-8") != dump(experiment_of(options, modality)):
+            raise SettingsError(
+                f"{options.out}: holds a demo with other settings; remove it or give another --out"
+            )
 
 
 def _data(options: Options) -> None:
@@ -94,7 +108,6 @@ def _data(options: Options) -> None:
 def _stream(options: Options, modality: Modality) -> Path:
     """Train one stream, score its test and holdout parts, and return its run folder."""
     from two_stream.config.load import dump
-    from two_stream.errors import TrainingError
     from two_stream.evaluation.run import evaluate_run
     from two_stream.runtime.console import note
     from two_stream.runtime.files import write_text
@@ -106,7 +119,8 @@ def _stream(options: Options, modality: Modality) -> Path:
     note(f"3/4 training the {modality} stream")
     paths = RunPaths(experiment.runs / experiment.name)
     if train(experiment, resume=paths.experiment.is_file()).interrupted is not None:
-        raise TrainingError("interrupted; `two-stream demo` goes on from here")
+        note("saved; `two-stream demo` goes on from here")
+        raise KeyboardInterrupt
     note(f"4/4 scoring the {modality} stream, ten crops of every clip")
     for part in PARTS:
         evaluate_run(paths.root, part=part)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+from pydantic import Field
 
 from two_stream.commands.common import parse_over, split_positional
 from two_stream.config.schema import EvaluateOptions
@@ -26,7 +27,7 @@ class EvaluateFlags(EvaluateOptions):
     """best: the selected epoch; last: the newest"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
-    workers: int | None = None
+    workers: Annotated[int, Field(ge=0, le=256)] | None = None
     """loader processes; none: as in the run's settings"""
     out: Path | None = None
     """score file to write; none: `RUN/scores/<part>_<protocol>.npz`"""

@@ -37,12 +37,12 @@ class PredictFlags:
     """file for the results as JSON; `-` prints them instead of tables"""
     annotate: Path | None = None
     """MP4 file to write with the prediction drawn on it; a folder with several videos"""
-    flow_algorithm: Literal["dis", "tvl1", "farneback"] = "dis"
-    """dis is fast; tvl1 is the paper's, about a hundred times slower"""
+    flow_algorithm: Literal["dis", "tvl1", "farneback"] | None = None
+    """none: dis (a run trained on video files: its own); tvl1 is the paper's and about a hundred times slower"""
     rule: Literal["l2", "logits", "probabilities", "rank"] = "l2"
     """how RGB and flow are fused"""
     weights: tuple[float, float] | None = None
-    """weights of RGB and flow; none: equal ones"""
+    """weights of RGB and flow when both are given; none: equal ones"""
     views: Literal["single", "multi", "uniform", "sliding"] | None = None
     """none: as the run was evaluated"""
     num_clips: int | None = None
@@ -55,8 +55,8 @@ class PredictFlags:
     """views per forward pass"""
     short_side: int | None = None
     """shorter side flow is computed at; none: as the run's frames were extracted, else 256"""
-    backend: Literal["pyav", "opencv", "torchcodec"] = "pyav"
-    """video decoder"""
+    backend: Literal["pyav", "opencv", "torchcodec"] | None = None
+    """video decoder; none: the one of a run trained on video files, else pyav"""
     checkpoint: Literal["best", "last"] = "best"
     """which checkpoint of the runs"""
     device: str = "auto"
@@ -73,10 +73,11 @@ def main(args: list[str]) -> int:
         raise SettingsError("no run given: name an RGB run (--rgb RUN), a flow run (--flow RUN) or both")
     if flags.top < 1:
         raise SettingsError(f"--top is {flags.top}: expected 1 or more")
-    from two_stream.video.base import existing_file
+    _check_weights(flags, len(folders))
+    from two_stream.video.reader import open_video
 
     if len(flags.videos) == 1:
-        existing_file(flags.videos[0])  # before the models load
+        open_video(flags.videos[0], flags.backend or "pyav").close()  # what is no video is said before models load
     runs = [
         _load(flags, path, modality) for path, modality in ((flags.rgb, "rgb"), (flags.flow, "flow")) if path
     ]
@@ -93,15 +94,28 @@ def _load(flags: PredictFlags, path: Path, modality: str) -> Run:
     return run
 
 
+def _check_weights(flags: PredictFlags, runs: int) -> None:
+    """Refuse weights before the models load."""
+    if flags.weights is None:
+        return
+    if runs == 1:
+        raise SettingsError("--weights weighs RGB against flow: give both --rgb and --flow, or leave it out")
+    from two_stream.evaluation.fusion import checked_weights
+
+    checked_weights(flags.weights, runs)
+
+
 def _predict_all(flags: PredictFlags, runs: list[Run]) -> int:
     from two_stream.runtime.console import err, say
 
     results: list[dict[str, Any]] = []
     code = 0
+    options = [_options(flags, run) for run in runs]
     readings = [_reading(flags, run) for run in runs]
-    for video in flags.videos:
+    copies = annotated_files(flags.videos, flags.annotate)
+    for video, copy in zip(flags.videos, copies):
         try:
-            result = _predict_one(flags, runs, readings, video)
+            result = _predict_one(flags, runs, (options, readings), video, copy)
         except TwoStreamError as error:
             if len(flags.videos) == 1:
                 raise
@@ -122,16 +136,40 @@ def _predict_all(flags: PredictFlags, runs: list[Run]) -> int:
     return code
 
 
+def annotated_files(videos: Sequence[Path], where: Path | None) -> list[Path | None]:
+    """Return the file of each video's annotated copy; videos of one name in different folders get numbers."""
+    if where is None:
+        return [None] * len(videos)
+    if len(videos) == 1 and not where.is_dir():
+        return [where]
+    inputs = {video.resolve() for video in videos}
+    taken: set[str] = set()
+    found: list[Path | None] = []
+    for video in videos:
+        name, place = video.stem, 1
+        # some file systems do not tell A from a; and no copy may replace a video that is still to be read
+        while name.casefold() in taken or (where / f"{name}.mp4").resolve() in inputs:
+            place += 1
+            name = f"{video.stem}_{place}"
+        taken.add(name.casefold())
+        found.append(where / f"{name}.mp4")
+    return found
+
+
 def _predict_one(
-    flags: PredictFlags, runs: list[Run], readings: list[Reading], video: Path
+    flags: PredictFlags,
+    runs: list[Run],
+    how: tuple[list[EvaluateOptions], list[Reading]],
+    video: Path,
+    copy: Path | None,
 ) -> dict[str, Any]:
     from two_stream.evaluation.run import score_with_runs
     from two_stream.evaluation.video import fuse_results, top
 
     names = runs[0].class_names
-    scored = score_with_runs(runs, video, [_options(flags, run) for run in runs], readings)
-    weights = list(flags.weights) if flags.weights and len(runs) == 2 else None
-    probabilities = fuse_results(scored, flags.rule, weights)
+    options, readings = how
+    scored = score_with_runs(runs, video, options, readings)
+    probabilities = fuse_results(scored, flags.rule, flags.weights)
     result: dict[str, Any] = {
         "video": str(video),
         "frames": scored[0].frames,
@@ -146,13 +184,11 @@ def _predict_one(
             for run, one in zip(runs, scored)
         },
     }
-    if flags.annotate is not None:
+    if copy is not None:
         from two_stream.evaluation.annotate import annotate
 
-        several = len(flags.videos) > 1
-        out = flags.annotate / f"{video.stem}.mp4" if several or flags.annotate.is_dir() else flags.annotate
-        annotate(video, out, top(probabilities, names, 3), backend=flags.backend)
-        result["annotated"] = str(out)
+        annotate(video, copy, top(probabilities, names, 3), backend=readings[0].backend)
+        result["annotated"] = str(copy)
     return result
 
 
@@ -160,34 +196,34 @@ def _options(flags: PredictFlags, run: Run) -> EvaluateOptions:
     from two_stream.config.load import validate
     from two_stream.config.schema import EvaluateOptions
 
-    given = {key: getattr(flags, key) for key in ("views", "num_clips", "step", "crops", "batch_views")}
-    settings = run.experiment.evaluate.model_dump() | {key: v for key, v in given.items() if v is not None}
+    keys = ("views", "num_clips", "step", "crops", "batch_views")
+    given = {key: getattr(flags, key) for key in keys if getattr(flags, key) is not None}
+    settings = run.experiment.evaluate.model_dump() | given
+    for key, views in (("num_clips", "uniform"), ("step", "sliding")):
+        if key in given and settings["views"] != views:
+            flag = "--" + key.replace("_", "-")
+            raise SettingsError(
+                f"{flag} is for {views} views, and {run.paths.root} is scored with {settings['views']} views;"
+                f" add --views {views} or leave {flag} out"
+            )
     return validate(EvaluateOptions, settings, "two-stream predict")
 
 
 def _reading(flags: PredictFlags, run: Run) -> Reading:
-    """Bring pixels to the network as its training frames came: same sizes; say so where flow differs."""
-    from two_stream.evaluation.run import extraction_of
-    from two_stream.evaluation.video import Reading
+    """Bring pixels to the network as its training frames came, but for what flags say; note where flow differs."""
+    from two_stream.evaluation.run import extraction_of, reading_of
     from two_stream.runtime.console import note
 
-    made = extraction_of(run) or {}
-    trained = made.get("flow")
-    if run.model.spec.modality == "flow" and trained not in (None, "none", flags.flow_algorithm):
+    reading = reading_of(run, backend=flags.backend, flow=flags.flow_algorithm, short_side=flags.short_side)
+    if run.model.spec.modality != "flow":
+        return reading
+    trained = (extraction_of(run) or {}).get("flow")
+    if trained not in (None, "none", reading.flow):
         note(
-            f"the flow network was trained on {trained} flow and reads {flags.flow_algorithm} here;"
+            f"the flow network was trained on {trained} flow and reads {reading.flow} here;"
             f" --flow-algorithm {trained} is closer"
         )
-    size = made.get("size") if flags.short_side is None else None
-    data = run.experiment.data
-    return Reading(
-        backend=flags.backend,
-        flow=flags.flow_algorithm,
-        short_side=made.get("short_side", 256) if flags.short_side is None else flags.short_side,
-        size=(int(size[0]), int(size[1])) if size else None,
-        sampling=data.sampling,
-        protocol=data.augment.protocol,
-    )
+    return reading
 
 
 def _as_json(guesses: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:

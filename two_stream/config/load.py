@@ -24,6 +24,8 @@ def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[An
     seen: set[Any] = set()
     for key_node, _ in node.value:
         key = key_node.value
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise SettingsError(f"line {key_node.start_mark.line + 1}: a key must be a word")
         if key in seen:
             raise SettingsError(f"line {key_node.start_mark.line + 1}: key {key!r} is given twice; keep one")
         seen.add(key)

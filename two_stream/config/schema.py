@@ -19,7 +19,12 @@ class AugmentOptions(Options):
 
     crop: Literal["multiscale", "random", "center"] = "multiscale"
     """multiscale: corner crops of several scales (the paper's); random: random place, full scale"""
-    scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    scales: Annotated[tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...], Field(min_length=1)] = (
+        1.0,
+        0.875,
+        0.75,
+        0.66,
+    )
     """side of a multi-scale crop relative to the short side of the resized frame"""
     flip: Fraction = 0.5
     """probability of a horizontal flip"""
@@ -102,8 +107,9 @@ class TrainOptions(Options):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainOptions:
-        if self.cross_modality and self.init is None:
-            raise ValueError("cross_modality needs `init`, the RGB checkpoint to start from")
+        for name in ("cross_modality", "new_classifier", "inflate"):
+            if getattr(self, name) and self.init is None:
+                raise ValueError(f"{name} needs `init`, the checkpoint to start from")
         return self
 
 

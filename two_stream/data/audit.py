@@ -225,8 +225,8 @@ def _counted(folders: FrameFolders, records: Iterable[VideoRecord]) -> list[Find
     """Compare the frame counts of the lists with the folders."""
     findings = []
     for r in records:
-        folder = folders.folder(r.id)
         try:
+            folder = folders.folder(r.id)
             found = count_frames(folder, folders.modality, folders.patterns)
         except VideoError:
             continue  # the folder itself is looked at by the doctor
@@ -244,10 +244,13 @@ def _folder_health(
 ) -> list[Finding]:
     """Let the doctor look at every listed frame folder, once where both streams share it."""
     wanted: dict[Path, list[Modality]] = defaultdict(list)
+    findings: list[Finding] = []
     for modality, root in folders.items():
         for name in everything[modality]:
-            wanted[root.folder(name)].append(modality)
-    findings: list[Finding] = []
+            try:
+                wanted[root.folder(name)].append(modality)
+            except VideoError as error:
+                findings.append(Finding("missing", "error", error.path, error.reason))
     for modalities in dict.fromkeys(tuple(m) for m in wanted.values()):
         findings += examine_frame_folders(
             [folder for folder, m in wanted.items() if tuple(m) == modalities],

@@ -6,8 +6,11 @@ draw no random numbers, so their number changes nothing.
 
 from __future__ import annotations
 
+import atexit
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from functools import partial
 from itertools import cycle, islice
 from typing import Any, Generic, TypeVar
 
@@ -77,12 +80,13 @@ class Loader(Generic[T]):
         """
         self.skipped = []
         self.position = self.skip
-        for loaded, failures in self._loaded():
-            self.position += 1
-            for failure in failures:
-                self._meet(failure)
-            if loaded is not None:
-                yield loaded
+        with closing(self._loaded()) as entries:
+            for loaded, failures in entries:
+                self.position += 1
+                for failure in failures:
+                    self._meet(failure)
+                if loaded is not None:
+                    yield loaded
 
     def _meet(self, failure: Failure) -> None:
         if failure.error is not None:
@@ -94,7 +98,7 @@ class Loader(Generic[T]):
             )
         self.skipped.append((failure.id, failure.reason))
 
-    def _loaded(self) -> Iterator[_Loaded[T]]:
+    def _loaded(self) -> Generator[_Loaded[T], None, None]:
         workers = min(self._data.workers, len(self))
         loader: DataLoader[Any] = DataLoader(
             self.dataset,
@@ -107,19 +111,25 @@ class Loader(Generic[T]):
             generator=torch.Generator(),
         )
         iterator = iter(loader)
-        while True:
-            try:
-                loaded = next(iterator)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if "DataLoader" not in str(error):
-                    raise
-                reason = str(error).splitlines()[0]
-                raise DataError(
-                    f"a loader process stopped: {reason}; with `data.workers: 0` the cause is shown in place"
-                ) from error
-            yield loaded
+        end = partial(_end_workers, iterator)
+        atexit.register(end)  # an exception on its way out may hold this generator until the interpreter ends
+        try:
+            while True:
+                try:
+                    loaded = next(iterator)
+                except StopIteration:
+                    return
+                except RuntimeError as error:
+                    if "DataLoader" not in str(error):
+                        raise
+                    reason = str(error).splitlines()[0]
+                    raise DataError(
+                        f"a loader process stopped: {reason}; with `data.workers: 0` the cause is shown in place"
+                    ) from error
+                yield loaded
+        finally:
+            end()
+            atexit.unregister(end)
 
 
 def train_loader(
@@ -252,3 +262,19 @@ def _start_worker(_number: int) -> None:
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+def _end_workers(iterator: Any) -> None:
+    """End the workers of a pass for good.
+
+    One that is stuck in a decoder sees no SIGTERM, which is all that torch and multiprocessing send, and the process
+    would wait for it at its exit.
+    """
+    shut_down = getattr(iterator, "_shutdown_workers", None)
+    if shut_down is None:  # no workers
+        return
+    shut_down()  # asks first, and tells torch that the end of its workers is no accident
+    for worker in iterator._workers:
+        if worker.is_alive():
+            worker.kill()
+            worker.join()

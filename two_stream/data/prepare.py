@@ -173,7 +173,8 @@ def prepare_folder(videos: Path, name: str, out: Path, options: FolderOptions | 
         options: Grouping, splits, counting.
 
     Raises:
-        DataError: No class folders or no videos, a video without group, or too few sources for a split.
+        DataError: No class folders or no videos, a video without group, or too few sources for a split, one of whose
+            sides would be empty.
         SettingsError: A wrong name or regular expression.
     """
     chosen = options or FolderOptions()
@@ -198,6 +199,7 @@ def prepare_folder(videos: Path, name: str, out: Path, options: FolderOptions | 
     ]
     _enough(records, classes, videos)
     splits = make_splits(records, chosen.splits, chosen.test_fraction, chosen.seed)
+    _both_sides(splits, videos)
     if table is not None:
         lines = (f"{key} {value}\n" for key, value in sorted(table.items()))
         write_text(folder / GROUPS_FILE, "".join(lines))
@@ -329,6 +331,16 @@ def _enough(records: Sequence[VideoRecord], classes: Sequence[str], videos: Path
         raise DataError(
             f"{videos}: no video of class {classes[empty[0]]!r} can be read; mend or remove the class"
         )
+
+
+def _both_sides(splits: Splits, videos: Path) -> None:
+    for number, (train, test) in enumerate(splits, 1):
+        if not train or not test:
+            side = "test" if train else "training"
+            raise DataError(
+                f"{videos}: split {number} would have no {side} video at all: too few source videos per class; "
+                "a class needs two, so add videos, or correct --groups or --group-regex"
+            )
 
 
 def _one_sided(splits: Splits, classes: Sequence[str]) -> list[str]:

@@ -61,15 +61,24 @@ class FrameFolders(ClipSource):
         return read_frames(self.folder(video_id), numbers, self.modality, self.patterns, resize)
 
     def folder(self, video_id: str) -> Path:
-        """Return a video's folder: `root/id`, or the one of that name inside (or outside) a class folder."""
+        """Return a video's folder: `root/id`, else the one of that name outside a class folder, or inside one.
+
+        An id that names its class (`class/video`) never finds the folder of another class. One that is not there is
+        returned as `root/id`.
+
+        Raises:
+            VideoError: An id without class that several class folders hold.
+        """
         direct = self.root / video_id
         if direct.is_dir():
             return direct
         name = Path(video_id).name
-        for parent in (self.root, *self._class_folders):
-            if (parent / name).is_dir():
-                return parent / name
-        return direct
+        if name != video_id:
+            return self.root / name if (self.root / name).is_dir() else direct
+        found = [parent / name for parent in self._class_folders if (parent / name).is_dir()]
+        if len(found) > 1:
+            raise VideoError(direct, f"several frame folders of this name ({_some(found, self.root)})")
+        return found[0] if found else direct
 
     @cached_property
     def _class_folders(self) -> list[Path]:
@@ -140,28 +149,36 @@ def make_source(record: Record, modality: Modality, data: DataOptions) -> ClipSo
 
 
 def index_videos(root: Path) -> dict[str, list[Path]]:
-    """Return every video file below a folder by its id (see `folder_ids`) and by its bare name."""
+    """Return every video file below a folder by id (see `folder_ids`), path without suffix, and bare name."""
     files = video_files(root)[0]
     index: dict[str, list[Path]] = {}
     for video_id, path in zip(folder_ids(root, files), files):
-        for key in {video_id, path.stem}:
+        for key in {video_id, path.relative_to(root).with_suffix("").as_posix(), path.stem}:
             index.setdefault(key, []).append(path)
     return index
 
 
 def find_video(index: dict[str, list[Path]], root: Path, video_id: str) -> Path:
-    """Look a video up by id, or by its bare name where that is unique.
+    """Look a video up by id, else by its bare name; the same rules as for frame folders.
+
+    An id that names its class finds, apart from its own file, only one outside the class folders. An id without class
+    may lie in any of them, if in one only.
 
     Raises:
         VideoError: None, or several.
     """
-    found = index.get(video_id) or index.get(Path(video_id).name) or []
+    name = Path(video_id).name
+    outside = [path for path in index.get(name, []) if path.parent == root]
+    found = (index.get(video_id) or outside) if name != video_id else (outside or index.get(name, []))
     if len(found) == 1:
         return found[0]
     if not found:
         raise VideoError(root / video_id, "no video file of this name")
-    names = ", ".join(str(path.relative_to(root)) for path in found[:3])
-    raise VideoError(root / video_id, f"several video files of this name ({names})")
+    raise VideoError(root / video_id, f"several video files of this name ({_some(found, root)})")
+
+
+def _some(paths: Sequence[Path], root: Path) -> str:
+    return ", ".join(path.relative_to(root).as_posix() for path in paths[:3])
 
 
 def _pictures(video: Video, numbers: Sequence[int]) -> Iterator[tuple[int, Frames]]:

@@ -91,7 +91,7 @@ def fuse(
     if rule == "learned" or fit is not None:
         used, fitted = _weights_from_holdout(joined, rule, fit)
     else:
-        used = _checked_weights(weights, len(joined))
+        used = checked_weights(weights, len(joined))
     logits = combine([table.logits for table in joined], rule, used)
     first = joined[0]
     meta = _fused_meta(joined, rule, used, fitted)
@@ -212,7 +212,12 @@ def _borda(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(rankdata(scores, method="average", axis=1) - 1.0, dtype=np.float64)
 
 
-def _checked_weights(weights: Sequence[float] | None, count: int) -> list[float]:
+def checked_weights(weights: Sequence[float] | None, count: int) -> list[float]:
+    """Return one weight per stream, equal ones where none are given.
+
+    Raises:
+        ScoreError: Too few or too many, a negative or infinite one, or all are 0.
+    """
     if weights is None:
         return [1.0] * count
     values = [float(w) for w in weights]

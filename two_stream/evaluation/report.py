@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,12 @@ def write_report(
 
     Raises:
         ScoreError: No source, or score files that cannot be read or joined.
+        SettingsError: The page would overwrite its own JSON or Markdown.
     """
+    if out is not None and out.suffix.lower() in (".json", ".md"):
+        raise SettingsError(
+            f"{out}: the page is HTML; give a name in .html (JSON and Markdown are written beside it)"
+        )
     if not sources:
         raise ScoreError(
             "no run or score file given; for example: two-stream report runs/demo-rgb runs/demo-flow"
@@ -108,13 +115,13 @@ def _gather(sources: Sequence[Path | str], rule: str) -> tuple[list[_Stream], Sc
         raise ScoreError(f"{len(given)} fused score files given; a report shows one fusion")
     if not plain:
         plain, given = given, []
-    streams = [_stream(table, index) for index, table in enumerate(plain)]
+    streams = [_stream(table, name) for table, name in zip(plain, tables.labels_of(plain))]
     if given:
         return streams, given[0]
     return streams, fuse(plain, rule) if len(plain) > 1 else None
 
 
-def _stream(table: ScoreTable, index: int) -> _Stream:
+def _stream(table: ScoreTable, name: str) -> _Stream:
     run = _run_of(table)
     experiment = None
     if run is not None:
@@ -122,7 +129,7 @@ def _stream(table: ScoreTable, index: int) -> _Stream:
             experiment = load_experiment(run.experiment)
         except SettingsError:  # written by another version; the numbers still stand
             experiment = None
-    return _Stream(table, tables.label_of(table, index), run, experiment, _holdout_scores(table, run))
+    return _Stream(table, name, run, experiment, _holdout_scores(table, run))
 
 
 def _run_of(table: ScoreTable) -> RunPaths | None:
@@ -202,9 +209,10 @@ def _curve(streams: list[_Stream], fused: ScoreTable | None) -> Curve | None:
     if fused is None or len(streams) != 2 or streams[0].val is None or streams[1].val is None:
         return None
     try:
-        return weight_curve(streams[0].val, streams[1].val, str(fused.meta.get("rule", "l2")))
+        curve = weight_curve(streams[0].val, streams[1].val, str(fused.meta.get("rule", "l2")))
     except ScoreError:  # holdout parts of different seeds
         return None
+    return replace(curve, names=(streams[0].name, streams[1].name))
 
 
 def _tuned(streams: list[_Stream], fused: ScoreTable) -> ScoreTable:
@@ -218,7 +226,7 @@ def _curve_hint(streams: list[_Stream], fused: ScoreTable | None, curve: Curve |
     lacking = [str(stream.run.root) for stream in streams if stream.val is None and stream.run is not None]
     if not lacking or fused.meta.get("selection") == "paper":
         return "No fusion-weight curve: it is traced on the holdout part, and these streams share none."
-    commands = " && ".join(f"two-stream evaluate {run} --part val" for run in lacking)
+    commands = " && ".join(f"two-stream evaluate {shlex.quote(run)} --part val" for run in lacking)
     return f"The fusion-weight curve is traced on the holdout part; to add it: {commands}"
 
 
@@ -243,7 +251,8 @@ def _is_number(value: object) -> bool:
 
 def _title(streams: list[_Stream], fused: ScoreTable | None) -> str:
     meta = streams[0].table.meta
-    names = " + ".join(dict.fromkeys(str(s.table.meta.get("modality") or s.name) for s in streams))
+    kinds = [str(s.table.meta.get("modality") or s.name) for s in streams]
+    names = " + ".join(kinds if len(set(kinds)) == len(kinds) else [s.name for s in streams])
     kind = ", fused" if fused is not None else ""
     return f"{meta.get('dataset', 'scores')}, split {meta.get('split', '?')}: {names}{kind}"
 
@@ -310,7 +319,7 @@ def _commands(streams: list[_Stream], sources: Sequence[Path | str], out: Path, 
         if stream.run is None:
             continue
         meta = stream.table.meta
-        lines.append(f"two-stream train {stream.run.experiment}")
+        lines.append(_train_command(stream.run))
         flags = [
             f"--views {meta.get('views')}",
             f"--crops {meta.get('crops')}",
@@ -320,12 +329,19 @@ def _commands(streams: list[_Stream], sources: Sequence[Path | str], out: Path, 
             flags.append(f"--num-clips {meta['num_clips']}")
         if meta.get("step"):
             flags.append(f"--step {meta['step']}")
-        lines.append(f"two-stream evaluate {stream.run.root} --part {meta.get('part')} {' '.join(flags)}")
-    joined = " ".join(str(source) for source in sources)
+        root = shlex.quote(str(stream.run.root))
+        lines.append(f"two-stream evaluate {root} --part {meta.get('part')} {' '.join(flags)}")
+    joined = shlex.join(str(source) for source in sources)
     if len(streams) > 1:
         lines.append(f"two-stream fuse {joined} --rule {rule}")
-    lines.append(f"two-stream report {joined} --rule {rule} --out {out}")
+    lines.append(f"two-stream report {joined} --rule {rule} --out {shlex.quote(str(out))}")
     return lines
+
+
+def _train_command(run: RunPaths) -> str:
+    """Return the command that trains a run anew, beside it: under its own name it would be refused."""
+    name = re.sub(r"[^\w.+-]", "_", f"{run.root.resolve().name}_again")
+    return f"two-stream train {shlex.quote(str(run.experiment))} --name {name}"
 
 
 def _markdown_cell(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -192,10 +193,11 @@ def predict(
         model_or_run: A model, a run (or its folder), or several runs whose scores are fused, for example RGB and flow.
         video: A video file; flow is computed on the fly.
         top_k: How many classes to return.
-        options: Views; default: the first run's own.
-        reading: Decoder, flow algorithm and frame size; default: as `two-stream extract` by default.
+        options: Views; default: each run's own.
+        reading: Decoder, flow algorithm and frame size; default: as each run's training frames were made (see
+            `reading_of`), and for a bare model as `two-stream extract` would by default.
         rule: Fusion rule of several runs.
-        weights: One per run.
+        weights: One per run, for several runs.
         class_names: Names for a bare model; default: numbers.
 
     Returns:
@@ -203,17 +205,17 @@ def predict(
 
     Raises:
         VideoError: The video cannot be read.
-        TwoStreamError: A run cannot be read, or the runs know different classes.
+        TwoStreamError: A run cannot be read, the runs know different classes, or the weights do not fit them.
     """
     if isinstance(model_or_run, Recognizer):
         names = [str(name) for name in class_names or range(model_or_run.num_classes)]
         result = score_file(model_or_run, video, options or EvaluateOptions(), reading)
-        return top(fuse_results([result]), names, top_k)
+        return top(fuse_results([result], rule, weights), names, top_k)
     several = [model_or_run] if isinstance(model_or_run, (Run, Path, str)) else list(model_or_run)
     runs = [entry if isinstance(entry, Run) else load_run(entry, device="auto") for entry in several]
     views = [options] * len(runs) if options else None
     results = score_with_runs(runs, video, views, [reading] * len(runs) if reading else None)
-    return top(fuse_results(results, rule, list(weights) if weights else None), runs[0].class_names, top_k)
+    return top(fuse_results(results, rule, weights), runs[0].class_names, top_k)
 
 
 def score_with_runs(
@@ -228,7 +230,7 @@ def score_with_runs(
         runs: Loaded runs that know the same classes.
         video: The file.
         options: Views for each run; default: the run's own.
-        readings: Decoder, flow and sizes for each run.
+        readings: Decoder, flow and sizes for each run; default: as its training frames were made.
 
     Raises:
         ScoreError: No run, or the runs know different classes.
@@ -242,7 +244,7 @@ def score_with_runs(
                 f"{run.paths.root} and {runs[0].paths.root} know different classes and cannot be fused"
             )
     chosen = options or [run.experiment.evaluate for run in runs]
-    read = readings or [Reading()] * len(runs)
+    read = readings or [reading_of(run) for run in runs]
     return [
         score_file(run.model, video, views, how) for run, views, how in zip(runs, chosen, read, strict=True)
     ]
@@ -253,6 +255,8 @@ def _with_options(experiment: Experiment, options: EvaluateOptions | None, worke
     if options is not None:
         update["evaluate"] = options
     if workers is not None:
+        if workers < 0:
+            raise SettingsError(f"workers is {workers}: expected 0 (read in the main process) or more")
         update["data"] = experiment.data.model_copy(update={"workers": workers})
     return experiment.model_copy(update=update)
 
@@ -333,10 +337,14 @@ def extraction_of(run: Run) -> dict[str, Any] | None:
     """Return the extraction settings of the frames a run was trained on; None when they are not on this machine.
 
     On the fly a video should reach the network as those frames did: the length of a displacement depends on the size
-    of the pictures.
+    of the pictures. A run trained on the video files themselves has the record's size and its own flow algorithm.
     """
-    if run.experiment.data.source == "videos":
-        return None
+    data = run.experiment.data
+    if data.source == "videos":
+        made: dict[str, Any] = {"flow": data.flow}
+        with suppress(DataError, SettingsError):  # without its record the algorithm is still known
+            made["short_side"] = run.record.short_side
+        return made
     try:
         root = run.record.frames_root(run.model.spec.modality)
     except (DataError, SettingsError):
@@ -347,3 +355,29 @@ def extraction_of(run: Run) -> dict[str, Any] | None:
             if manifest is not None:
                 return dict(manifest["settings"])
     return None
+
+
+def reading_of(
+    run: Run, *, backend: str | None = None, flow: str | None = None, short_side: int | None = None
+) -> Reading:
+    """Return how a video reaches a run's network: at the size of its training frames; what is given wins.
+
+    Args:
+        run: The run; the size of its frames counts where it is known, else that of `Reading`.
+        backend: Decoder.
+        flow: Flow algorithm; by default DIS, which keeps up with a video where TV-L1 takes a hundred times as long. A
+            run that was trained on video files keeps its own.
+        short_side: Shorter side in pixels that flow is computed at.
+    """
+    usual = Reading()
+    data = run.experiment.data
+    made = extraction_of(run) or {}
+    size = made.get("size") if short_side is None else None
+    return Reading(
+        backend=backend or (data.backend if data.source == "videos" else usual.backend),
+        flow=flow or (data.flow if data.source == "videos" else usual.flow),
+        short_side=made.get("short_side", usual.short_side) if short_side is None else short_side,
+        size=(int(size[0]), int(size[1])) if size else None,
+        sampling=data.sampling,
+        protocol=data.augment.protocol,
+    )

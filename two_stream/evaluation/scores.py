@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -19,6 +21,11 @@ from two_stream.types import ScoreTable
 
 FORMAT = 1
 """Version of the file layout; a newer one is refused instead of misread."""
+_DAMAGED = (
+    *(OSError, ValueError, EOFError, AttributeError, KeyError, TypeError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""What numpy and zipfile raise for other files: RuntimeError for unknown or encrypted members, TypeError for `.npy`."""
 _NAMED = 3
 """How many offending videos an error lists."""
 
@@ -60,7 +67,7 @@ def read_scores(path: Path | str) -> ScoreTable:
             arrays = {name: stored[name] for name in stored.files}
     except FileNotFoundError:
         raise ScoreError(f"{path}: no such score file; write one with `two-stream evaluate RUN`") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, KeyError) as error:
+    except _DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ScoreError(f"{path}: not a score file, or a damaged one ({reason})") from None
     try:
@@ -97,9 +104,8 @@ def newest_scores(run: Path, part: str = "test") -> Path:
     found = sorted(folder.glob(f"{part}_*.npz"), key=lambda path: (path.stat().st_mtime_ns, path.name))
     if not found:
         flag = "" if part == "test" else f" --part {part}"
-        raise ScoreError(
-            f"{folder}: no scores of the {part} part; make them with `two-stream evaluate {run}{flag}`"
-        )
+        command = f"two-stream evaluate {shlex.quote(str(run))}{flag}"
+        raise ScoreError(f"{folder}: no scores of the {part} part; make them with `{command}`")
     return found[-1]
 
 

@@ -27,8 +27,28 @@ class Line:
 def lines(tables: Sequence[ScoreTable], *, seed: int = 0) -> list[Line]:
     """Summarise tables for display."""
     return [
-        Line(label_of(table, index), table, summarise(table, seed=seed)) for index, table in enumerate(tables)
+        Line(label, table, summarise(table, seed=seed)) for label, table in zip(labels_of(tables), tables)
     ]
+
+
+def labels_of(tables: Sequence[ScoreTable]) -> list[str]:
+    """Return how each of several tables is called; no two alike.
+
+    Where labels repeat, as for two RGB runs, the run's name is added, and a number where that does not tell either.
+    """
+    plain = [label_of(table, index) for index, table in enumerate(tables)]
+    named = [
+        f"{label} · {table.meta['name']}" if plain.count(label) > 1 and table.meta.get("name") else label
+        for label, table in zip(plain, tables)
+    ]
+    found: list[str] = []
+    for label in named:
+        place, unique = 1, label
+        while unique in found:
+            place += 1
+            unique = f"{label} {place}"
+        found.append(unique)
+    return found
 
 
 def label_of(table: ScoreTable, index: int = 0) -> str:

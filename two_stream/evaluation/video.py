@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from scipy.special import softmax
 
 from two_stream.config.schema import EvaluateOptions
 from two_stream.data.transforms import Frames, resize_frames
-from two_stream.errors import VideoError
-from two_stream.evaluation.fusion import combine
+from two_stream.errors import ScoreError, VideoError
+from two_stream.evaluation.fusion import checked_weights, combine
 from two_stream.evaluation.predict import aggregate_views, forward_views
 from two_stream.evaluation.views import assemble, clip_frames, crop_views, crops_of_clip
 from two_stream.recognizer import Recognizer
@@ -105,18 +105,23 @@ def score_file(
 
 
 def fuse_results(
-    results: list[VideoResult], rule: str = "l2", weights: list[float] | None = None
+    results: Sequence[VideoResult], rule: str = "l2", weights: Sequence[float] | None = None
 ) -> NDArray[np.float64]:
     """Return the class probabilities `(K,)` of one video seen by one or more networks.
 
     The sum of L2-normalised logits has a length near 1 whatever the networks' confidence, so its softmax would be
     almost flat. It is therefore scaled back by the mean length of the streams' logits and divided by the sum of
     the weights: the order of the classes is the rule's own, the probabilities have the streams' sharpness.
+
+    Raises:
+        ScoreError: The weights do not fit the streams, or there is one stream only and nothing to weigh.
     """
     vectors = [result.logits[None] for result in results]
     if len(vectors) == 1:
+        if weights is not None:
+            raise ScoreError("weights given for a single stream; they weigh several runs against each other")
         return np.asarray(softmax(vectors[0][0]), dtype=np.float64)
-    used = weights or [1.0] * len(vectors)
+    used = checked_weights(weights, len(vectors))
     fused = combine(vectors, rule, used)[0]
     if rule == "l2":
         fused = fused * float(np.mean([np.linalg.norm(vector) for vector in vectors])) / sum(used)

@@ -43,13 +43,6 @@ def crop_views(options: EvaluateOptions, spec: InputSpec) -> list[View]:
     return evaluation_views(options.crops, spec.resize, spec.crop)
 
 
-def count_views(
-    options: EvaluateOptions, spec: InputSpec, num_frames: int, sampling: str = "standard"
-) -> int:
-    """Return how many views (clip × crop) a video of `num_frames` frames has."""
-    return len(clip_frames(options, spec, num_frames, sampling)) * len(crop_views(options, spec))
-
-
 def crops_of_clip(
     frames_THWC: Frames, crops: Sequence[View], spec: InputSpec, protocol: str = "standard"
 ) -> torch.Tensor:

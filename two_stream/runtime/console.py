@@ -27,9 +27,9 @@ def _width(stream: TextIO) -> int | None:
     return None if stream.isatty() or "COLUMNS" in os.environ else 120
 
 
-console = Console(highlight=False, width=_width(sys.stdout))
+console = Console(highlight=False, emoji=False, width=_width(sys.stdout))
 """Results, on standard output."""
-err = Console(stderr=True, highlight=False, width=_width(sys.stderr))
+err = Console(stderr=True, highlight=False, emoji=False, width=_width(sys.stderr))
 """Progress, warnings and errors, on standard error."""
 
 

@@ -7,7 +7,7 @@ import os
 
 def rank() -> int:
     """Number of this process, 0 when alone."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
 
 
 def world_size() -> int:

@@ -54,7 +54,7 @@ def sha256(path: Path) -> str:
 
 def fsync_file(path: Path) -> None:
     """Flush a file's content to the disk."""
-    with path.open("rb") as file:
+    with path.open("r+b") as file:  # Windows flushes only what may be written
         os.fsync(file.fileno())
 
 

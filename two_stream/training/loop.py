@@ -11,9 +11,11 @@ from torch import nn
 
 from two_stream.config.schema import Experiment, TrainOptions
 from two_stream.data.catalog import load_record
+from two_stream.errors import SettingsError
 from two_stream.pretrained import load_weights, write_model
 from two_stream.recognizer import Recognizer, create_model
-from two_stream.runtime.console import note
+from two_stream.runtime import distributed
+from two_stream.runtime.console import note, warn
 from two_stream.runtime.device import pick_device, set_deterministic, set_threads
 from two_stream.runtime.seeding import seed_everything
 from two_stream.training.checkpoint import has_checkpoint
@@ -38,6 +40,10 @@ def train(experiment: Experiment, *, resume: bool = False, overwrite: bool = Fal
         CheckpointError: A checkpoint or the initial weights cannot be read or do not fit.
         TrainingError: Loss or gradient is not finite.
     """
+    if distributed.world_size() > 1:
+        raise SettingsError(
+            f"WORLD_SIZE is {distributed.world_size()}: training in several processes is not built yet; start one"
+        )
     paths = check_run(experiment, resume=resume, overwrite=overwrite)
     set_threads(experiment.threads)
     device = pick_device(experiment.device)
@@ -77,7 +83,17 @@ def _prepare(model: Recognizer, options: TrainOptions, *, load_init: bool) -> No
         note(str(report))
     if options.freeze_until is not None:
         model.freeze_until(options.freeze_until)
+    _check_tokens(model)
     model.set_gradient_checkpointing(options.gradient_checkpointing)
+
+
+def _check_tokens(model: Recognizer) -> None:
+    tokens = model.backbone.num_tokens(model.spec.clip_length)
+    if max(tokens) == 1 and model.options.head.kind != "average":
+        warn(
+            f"head {model.options.head.kind} sees one token in time, so it has nothing to sum up: give longer clips "
+            "(`model.input.clip_length`) or a smaller `model.backbone.temporal_stride`"
+        )
 
 
 def _facts(experiment: Experiment, device: torch.device) -> dict[str, str]:

@@ -170,9 +170,9 @@ class Trainer:
         """
         if self.progress.finished:
             return self._result(already_finished=True)
-        tracker = Tracker(
-            self.paths, self.experiment, first_step=self.progress.step, active=distributed.is_main()
-        )
+        done = self.progress.step  # the next step to record is one more
+        first = done + 1 if done else 0
+        tracker = Tracker(self.paths, self.experiment, first_step=first, active=distributed.is_main())
         with closing(tracker), StopRequest() as stop:
             while True:
                 if not self._epoch(stop, tracker):
@@ -189,15 +189,17 @@ class Trainer:
                 return False
             self.progress.batch = self.batches
         begin = time.perf_counter()
+        loader = self.data.validation()
         validation = validate(
             self.evaluated,
-            self.data.validation(),
+            loader,
             device=self.device,
             precision=self.options.precision,
             num_classes=len(self.data.class_names),
             total=self.data.num_val,
             stopped=lambda: bool(stop),
         )
+        self._report_skipped(getattr(loader, "skipped", []))
         if validation is None:
             return False
         self._end_epoch(validation, time.perf_counter() - begin, tracker)

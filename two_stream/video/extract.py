@@ -35,6 +35,10 @@ from two_stream.video.workers import Beat, Failure, run_tasks, usable_processes
 MANIFEST = ".done.json"
 """Name of the manifest in a finished frame folder."""
 
+_WINDOWS = os.name == "nt"
+_ABANDONED = 3600.0
+"""seconds without a new file after which, on Windows, an unfinished folder is nobody's"""
+
 __all__ = ["MANIFEST", "ExtractOptions", "ExtractSummary", "Outcome", "Source", "extract", "read_manifest"]
 
 
@@ -383,11 +387,17 @@ def clear_leftovers(parents: set[Path]) -> None:
     for parent in parents:
         names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
         for match in filter(None, map(unfinished.fullmatch, names)):
-            if not _lives(int(match[1])):
+            if not _lives(int(match[1]), parent / match[0]):
                 shutil.rmtree(parent / match[0], ignore_errors=True)
 
 
-def _lives(pid: int) -> bool:
+def _lives(pid: int, folder: Path) -> bool:
+    """Tell whether the process that writes a folder may still run."""
+    if _WINDOWS:  # there, os.kill does not ask: it sends Ctrl-C or ends the process
+        try:
+            return time.time() - folder.stat().st_mtime < _ABANDONED
+        except OSError:
+            return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

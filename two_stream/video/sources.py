@@ -26,7 +26,8 @@ def find_sources(source: Path) -> tuple[list[Source], int]:
     """List the videos of a folder (recursive), of a text file with one video per line, or a single video.
 
     In a folder ids are those of `folder_ids`; in a list they are the paths as written, without suffix,
-    where these are relative, or what follows the path on its line (`path id`).
+    where these are relative, or what follows the path on its line (`path id`). A line of a list that is `#`, or
+    begins with `#` and a space, is a comment.
 
     Returns:
         The sources in order of their ids (a list keeps its order), and how many other files were left out.
@@ -80,10 +81,16 @@ def _listed(path: Path) -> list[Source]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (UnicodeDecodeError, OSError):
         raise DataError(f"{path}: not a readable text list of videos (expected one path per line)") from None
-    kept = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    stripped = [line.strip() for line in lines]
+    kept = [line for line in stripped if line and not _is_comment(line, path.parent)]
     if not kept:
         raise DataError(f"{path}: the list of videos is empty (expected one path per line)")
     return [_from_line(line, path.parent) for line in kept]
+
+
+def _is_comment(line: str, base: Path) -> bool:
+    """Tell `# remark` from a video such as HMDB51's `#20_Rhythm_clap_u_nm_np1_fr_goo_0.avi`."""
+    return not line.split()[0].strip("#") and _found(line, base) is None
 
 
 def _from_line(line: str, base: Path) -> Source:

@@ -47,6 +47,7 @@ def test_kind_changes_the_part_and_its_flags() -> None:
         (["--model.head.kind", "lsmt"], "unknown head kind 'lsmt'; did you mean `lstm`?"),
         (["--model.haed.kind", "lstm"], "unknown key `haed`; did you mean `head`?"),
         (["--model.head.kind"], "--model.head.kind: a value is missing"),
+        (["--name.foo.kind", "z"], "`name` is a value and has no `foo`"),
     ],
 )
 def test_each_mistake_is_one_line(args: list[str], expected: str) -> None:
@@ -65,6 +66,7 @@ def test_help_shows_the_loaded_values(capsys: pytest.CaptureFixture[str]) -> Non
     shown = capsys.readouterr().out
     assert "(default: mine)" in shown
     assert "(default: 7)" in shown
+    assert "--model.backbone.kind {mobilenetv2_3d,resnet3d,resnext3d}" in " ".join(shown.split())
 
 
 def test_dataclass_flags() -> None:
@@ -81,6 +83,6 @@ def test_dataclass_flags() -> None:
 def test_positional_and_switch() -> None:
     assert split_positional(["a", "--b"], "p", "a file", "f") == ("a", ["--b"])
     assert split_positional(["--help"], "p", "a file", "f") == (None, ["--help"])
-    with pytest.raises(SettingsError, match="p: a file is missing; for example: p f"):
+    with pytest.raises(SettingsError, match="p: a file is missing; it comes first, for example: p f"):
         split_positional(["--b"], "p", "a file", "f")
     assert take_flag(["x", "--resume", "y"], "--resume") == (True, ["x", "y"])

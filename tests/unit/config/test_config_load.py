@@ -55,6 +55,10 @@ def test_scientific_notation_without_dot_is_a_number(tmp_path: Path) -> None:
         ("train: {cross_modality: true}", "`train`: cross_modality needs `init`"),
         ("model: {input: {resize: [9, 9], crop: 20}}", "crop 20 is larger than the resized frame (9, 9)"),
         ("train: {optimizer: {kind: sgd, nesterov: true, dampening: 0.9}}", "nesterov needs momentum > 0"),
+        ("train: {inflate: true}", "`train`: inflate needs `init`"),
+        ("data: {augment: {scales: []}}", "`data.augment.scales` is []"),
+        ("data: {augment: {scales: [1.5]}}", "`data.augment.scales.0` is 1.5"),
+        ("? [a, b]\n: 1", "line 1: a key must be a word"),
         ("nme: 1\nsed: 2", "(and 1 more)"),
     ],
 )

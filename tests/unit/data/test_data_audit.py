@@ -219,6 +219,48 @@ def test_command_checks_a_bare_folder_of_frames(sound: Record, capsys: pytest.Ca
     assert "img_00002.jpg missing in the sequence" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("how", ["flags", "looks", "manifest"])
+def test_command_checks_frame_folders_of_other_names(
+    sound: Record, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    """The published layout has flow files without a suffix."""
+    root = sound.frames_root("rgb")
+    names = {"rgb": "img_{:05d}.jpg", "flow_x": "flow_x_{:05d}", "flow_y": "flow_y_{:05d}"}
+    if how != "looks":
+        names = {"rgb": "im{}.jpg", "flow_x": "u{}.jpg", "flow_y": "v{}.jpg"}
+    content = {"settings": {"patterns": names}, "frames": 6, "flow_frames": 5, "size": 1, "mtime_ns": 1}
+    for folder in root.iterdir():
+        for number in range(1, 7):
+            for key, name in names.items():
+                old = folder / (f"{key}_{number:05d}.jpg" if key != "rgb" else f"img_{number:05d}.jpg")
+                if old.exists():
+                    old.rename(folder / name.format(number))
+        if how == "manifest":
+            (folder / ".done.json").write_text(json.dumps(content))
+    flags = ["--processes", "0"]
+    if how == "flags":
+        for key, name in names.items():
+            flags += [f"--{key.replace('_', '-')}-pattern", name]
+        with pytest.raises(DataError, match="--rgb-pattern"):
+            command.main([str(root), "--processes", "0"])
+    assert command.main([str(root), *flags]) == 0
+    assert "0 errors" in capsys.readouterr().out
+    lost = names["flow_y"].format(5)
+    (root / "v_run_g00_c01" / lost).unlink()
+    assert command.main([str(root), *flags]) == 1
+    assert "5 flow x pictures, but 4 flow y pictures" in capsys.readouterr().out
+
+
+def test_several_folders_of_one_name_are_a_finding(sound: Record) -> None:
+    root = sound.frames_root("rgb")
+    shutil.copytree(root / "v_run_g00_c01", root / "run" / "v_run_g00_c01")
+    (root / "v_run_g00_c01").rename(root / "jump")
+    shutil.copytree(root / "run" / "v_run_g00_c01", root / "jump" / "v_run_g00_c01")
+    finding = one(sound, "missing", "error")
+    assert finding.subject == str(root / "v_run_g00_c01")
+    assert "(jump/v_run_g00_c01, run/v_run_g00_c01)" in finding.detail
+
+
 def test_command_refuses_what_is_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="neither a file or folder nor a data set"):
         command.main(["nothing", "--settings-root", str(tmp_path)])

@@ -153,7 +153,7 @@ def test_one_frame_does_not_tell_the_class(which: str) -> None:
     features = np.array([appearance(videos[v, n]) for v in range(len(videos)) for n in numbers[v]])
     repeat = numbers.shape[1]
     labels, groups = labels.repeat(repeat), groups.repeat(repeat)
-    forest = RandomForestClassifier(200, random_state=0)
+    forest = RandomForestClassifier(100, random_state=0)
     linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
     for model in (forest, linear):
         assert accuracy(model, features, labels, groups) < 1.6 / 8
@@ -187,10 +187,15 @@ def motion(flow: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
+@lru_cache(maxsize=1)
+def motions() -> np.ndarray:
+    return np.array([motion(flow) for flow in flows()])
+
+
 def test_motion_tells_the_class() -> None:
     _, labels, groups = clips()
-    features = np.array([motion(flow) for flow in flows()])
-    forest = RandomForestClassifier(200, random_state=0)
+    features = motions()
+    forest = RandomForestClassifier(100, random_state=0)
     assert accuracy(forest, features, labels, groups) > 0.6
 
 
@@ -211,7 +216,7 @@ def test_shuffled_frames_confuse_every_pair() -> None:
                 ]
             )
         )
-    forest = RandomForestClassifier(300, random_state=0)
+    forest = RandomForestClassifier(100, random_state=0)
     predicted = cross_val_predict(forest, np.array(features), labels, groups=groups, cv=GroupKFold(5))
     pair = predicted // 2 == labels // 2
     assert pair.mean() > 0.4  # shuffled frames still show what changes (chance 0.25) …
@@ -222,10 +227,10 @@ def test_shuffled_frames_confuse_every_pair() -> None:
 def test_the_same_eye_sees_the_order_of_unshuffled_frames() -> None:
     """The counterpart of the shuffled test: within each pair, ordered motion is told apart."""
     _, labels, groups = clips()
-    features = np.array([motion(flow) for flow in flows()])
+    features = motions()
     for pair in range(4):
         rows = labels // 2 == pair
-        forest = RandomForestClassifier(200, random_state=0)
+        forest = RandomForestClassifier(100, random_state=0)
         assert accuracy(forest, features[rows], labels[rows], groups[rows]) > 0.75, PAIRS[pair]
 
 

@@ -6,6 +6,8 @@ import gc
 import multiprocessing
 import os
 import pickle
+import signal
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +27,7 @@ from two_stream.config.schema import (
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.demo import DemoOptions, encode, render
 from two_stream.data.loader import clip_loader, epoch_order, train_loader, view_loader
-from two_stream.data.source import FrameFolders, VideoFiles
+from two_stream.data.source import FrameFolders, VideoFiles, find_video, index_videos
 from two_stream.data.splits import load_part
 from two_stream.data.transforms import resize_frames
 from two_stream.errors import DataError, SettingsError, VideoError
@@ -81,6 +83,44 @@ def test_folder_source_finds_class_folders_and_flat_ones(tiny: Record) -> None:
     assert source.folder("v_run_g00_c01") == root / "run" / "v_run_g00_c01"
     assert source.folder("jump/v_jump_g00_c00") == root / "v_jump_g00_c00"
     assert source.folder("nothing") == root / "nothing"
+
+
+def test_no_video_stands_in_for_one_of_another_class(tiny: Record) -> None:
+    root = tiny.frames_root("rgb")
+    for folder in ("run/1", "jump/1", "jump/2"):
+        (root / folder).mkdir(parents=True)
+    source = FrameFolders(tiny, "rgb")
+    assert source.folder("run/1") == root / "run" / "1"
+    assert source.folder("run/2") == root / "run" / "2"  # absent, though `jump/2` is there
+    with pytest.raises(VideoError, match=r"run/2"):
+        source.read("run/2", [1], (12, 16))
+    assert source.folder("2") == root / "jump" / "2"
+    with pytest.raises(VideoError, match=r"several frame folders of this name \(jump/1, run/1\)"):
+        source.folder("1")
+    (root / "1").mkdir()
+    assert source.folder("1") == root / "1"
+
+
+def test_no_video_file_stands_in_for_one_of_another_class(tmp_path: Path) -> None:
+    def find(video_id: str) -> str:
+        return find_video(index_videos(tmp_path), tmp_path, video_id).relative_to(tmp_path).as_posix()
+
+    for name in ("run/1.mp4", "jump/1.mp4", "jump/2.mp4", "jump/3.avi", "jump/3.mp4", "4.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert find("run/1") == "run/1.mp4"
+    assert find("2") == "jump/2.mp4"
+    assert find("run/4") == find("4") == "4.mp4"
+    assert find("jump/3.avi") == "jump/3.avi"
+    for name, said in (
+        ("run/2", "no video file of this name"),
+        ("1", r"several .*\(jump/1.mp4, run/1.mp4\)"),
+        ("jump/3", r"several .*\(jump/3.avi, jump/3.mp4\)"),
+    ):
+        with pytest.raises(VideoError, match=said):
+            find(name)
+    (tmp_path / "1.mp4").touch()
+    assert find("1") == "1.mp4"
 
 
 def test_train_batches_hold_every_video_once_and_differ_by_epoch(tiny: Record) -> None:
@@ -367,6 +407,29 @@ def test_leaving_an_epoch_early_ends_its_workers(tiny: Record) -> None:
     gc.collect()
     assert not multiprocessing.active_children()
     assert loader.position == 1
+
+
+def test_a_worker_stuck_in_a_decoder_does_not_outlive_its_epoch(
+    tiny: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = FrameFolders.read
+
+    def stick(self: FrameFolders, video_id: str, *args: object) -> object:
+        if video_id.endswith("_g05_c11"):
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # foreign code lets no handler run
+            time.sleep(600)
+        return original(self, video_id, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FrameFolders, "read", stick)
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.3)
+    records = sorted(everything(tiny), key=lambda r: r.id.endswith("_g05_c11"))
+    loader = clip_loader(experiment(1, batch=len(records) - 1), spec(), records, tiny)
+    for _ in loader:
+        time.sleep(0.5)  # the next batch has begun
+        assert len(multiprocessing.active_children()) == 1
+        break
+    gc.collect()
+    assert not multiprocessing.active_children()
 
 
 def test_datasets_survive_pickling(tiny: Record, filmed: Record) -> None:

@@ -87,7 +87,7 @@ def test_broken_videos_are_left_out_and_the_exit_code_says_so(
     encode(videos / "rest" / "still.mp4", render("rise", 1, 1, DemoOptions())[:1], "mpeg4")
     shutil.copy(clip, videos / "rest" / "s0 rest.avi")  # differs from s0 rest.mp4 in the suffix only
     out = tmp_path / "settings"
-    flags = ["folder", str(videos), "--name", "mine", "--out", str(out), "--processes", "2"]
+    flags = ["folder", str(videos), "--name", "mine", "--out", str(out), "--processes", "0"]
     assert command.main(flags) == 1
     shown = capsys.readouterr()
     for name in ("fight/bad one", "rest/empty", "rest/still"):
@@ -147,6 +147,21 @@ def test_folders_that_cannot_become_a_data_set(tmp_path: Path, videos: Path, cli
     with pytest.raises(DataError, match="no video of class 'third' can be read"):
         prepare_folder(videos, "x", out, quick())
     assert not (out / "x").exists()
+
+
+def test_a_split_needs_two_sides(tmp_path: Path, clip: Path) -> None:
+    for name in CLASSES:
+        (tmp_path / "videos" / name).mkdir(parents=True)
+        shutil.copy(clip, tmp_path / "videos" / name)
+    with pytest.raises(DataError, match="split 1 would have no test video at all") as caught:
+        prepare_folder(tmp_path / "videos", "x", tmp_path, quick())
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "x").exists()
+    shutil.copy(
+        clip, tmp_path / "videos" / "rest" / "more.mp4"
+    )  # one class is enough, the other is warned of
+    made = prepare_folder(tmp_path / "videos", "x", tmp_path, quick(splits=1))
+    assert made.warnings[0] == "split 1 has no test video of fight: too few source videos"
 
 
 def test_unknown_kind_names_the_nearest() -> None:

@@ -29,15 +29,24 @@ class Runs:
         self.root = root
 
     def make(
-        self, modality: str = "rgb", *, classes: list[str] | None = None, videos: int = 60, **meta
+        self,
+        modality: str = "rgb",
+        *,
+        classes: list[str] | None = None,
+        videos: int = 60,
+        name: str = "",
+        **meta,
     ) -> Path:
         """Write a run with test and holdout scores; streams of one call signature share videos and labels."""
         names = classes or ["wave", "clap", "turn left", "turn right"]
-        folder = self.root / f"run-{modality}"
+        folder = self.root / (name or f"run-{modality}")
         folder.mkdir(parents=True, exist_ok=True)
         data = DataOptions(dataset="toy", settings_root=self.root / "settings")
         experiment = Experiment(
-            name=folder.name, runs=self.root, data=data, model=ModelOptions(modality=modality)
+            name=folder.name.replace(" ", "-"),
+            runs=self.root,
+            data=data,
+            model=ModelOptions(modality=modality),
         )
         (folder / "experiment.yaml").write_text(dump(experiment))
         rows = [

@@ -1,5 +1,6 @@
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from two_stream.commands import fuse as fuse_command
 from two_stream.commands import report as report_command
-from two_stream.errors import ScoreError
+from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation import figures, metrics, tables, thumbnails
 from two_stream.evaluation.fusion import fuse, weight_curve
 from two_stream.evaluation.report import write_report
@@ -146,6 +147,66 @@ def test_single_stream_report_lies_in_its_run(two):
         "train_top1": pytest.approx(0.475),
         "val_top1": pytest.approx(0.42),
     }
+
+
+def test_two_streams_of_one_modality_both_show(runs, tmp_path):
+    folders = [runs.make("rgb", name=f"head-{place}", model_sha256=f"sha-{place}") for place in ("a", "b")]
+    path = folders[1] / "scores" / "test_multi_ten_logits.npz"
+    table = read_scores(path)
+    table.logits = np.roll(table.logits, 1, axis=1)  # another network: it is wrong where the first is right
+    write_scores(path, table)
+    page, values, _ = write_report(folders, tmp_path / "r.html")
+    facts = json.loads(values.read_text())
+    names = ["rgb · head-a", "rgb · head-b"]
+    assert [row["name"] for row in facts["streams"]][:3] == [*names, "fused (l2)"]
+    assert list(facts["history"]) == names
+    assert [facts["settings"][name].splitlines()[0] for name in names] == ["name: head-a", "name: head-b"]
+    assert list(facts["per_class"]) == [*names, "fused (l2)"]
+    assert facts["per_class"][names[0]] != facts["per_class"][names[1]]
+    for mistake in facts["mistakes"]:
+        assert list(mistake["streams"]) == names
+        assert mistake["streams"][names[0]]["class"] != mistake["streams"][names[1]]["class"]
+    assert facts["curve"]["names"] == names
+    assert (facts["agreement"]["first"], facts["agreement"]["second"]) == tuple(names)
+    assert set(names) <= set(re.findall(r"rgb · head-[ab]", parsed(page).text))
+
+
+def test_labels_are_told_apart_by_run_then_by_number(runs):
+    tables_ = [read_scores(find_scores(runs.make("rgb", name=name))) for name in ("a", "b")]
+    flow = read_scores(find_scores(runs.make("flow")))
+    assert tables.labels_of([*tables_, tables_[0], flow]) == ["rgb · a", "rgb · b", "rgb · a 2", "flow"]
+    for table in tables_:
+        del table.meta["name"]
+    assert tables.labels_of([*tables_, flow]) == ["rgb", "rgb 2", "flow"]
+    assert [line.name for line in tables.lines(tables_)] == ["rgb", "rgb 2"]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".md", ".JSON"])
+def test_the_page_does_not_overwrite_its_own_numbers(two, tmp_path, suffix):
+    with pytest.raises(
+        SettingsError, match=rf"r\{suffix}: the page is HTML; give a name in \.html"
+    ) as caught:
+        write_report(two, tmp_path / f"r{suffix}")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.glob("r.*")) == []
+
+
+def test_shown_commands_can_be_pasted(runs, tmp_path):
+    folders = [runs.make("rgb", name="my rgb"), runs.make("flow", name="my flow")]
+    out = tmp_path / "a page.html"
+    facts = json.loads(write_report(folders, out)[1].read_text())
+    train, evaluate, _, _, fused, report = [shlex.split(line) for line in facts["commands"]]
+    assert train == [
+        *("two-stream", "train", str(folders[0] / "experiment.yaml")),
+        *("--name", "my_rgb_again"),
+    ]
+    assert evaluate[:3] == ["two-stream", "evaluate", str(folders[0])]
+    assert fused[:4] == ["two-stream", "fuse", *map(str, folders)]
+    assert report[-2:] == ["--out", str(out)]
+    (folders[1] / "scores" / "val_multi_ten_logits.npz").unlink()
+    hint = json.loads(write_report(folders, out)[1].read_text())["curve_hint"]
+    command = hint[hint.index("two-stream") :]
+    assert shlex.split(command) == ["two-stream", "evaluate", str(folders[1]), "--part", "val"]
 
 
 def test_test_selected_scores_are_labelled_everywhere(runs, tmp_path):

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from two_stream.cli import main as cli
+from two_stream.commands.predict import annotated_files
 from two_stream.config.load import dump
 from two_stream.config.model import AverageHead, InputOptions, MobileNetV2, ModelOptions
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment, TrainOptions
@@ -24,7 +25,7 @@ from two_stream.errors import (
     VideoError,
 )
 from two_stream.evaluation.annotate import annotate, panel
-from two_stream.evaluation.run import evaluate_run, extraction_of, load_run, predict
+from two_stream.evaluation.run import evaluate_run, extraction_of, load_run, predict, reading_of
 from two_stream.evaluation.scores import read_scores
 from two_stream.evaluation.video import Reading, VideoResult, fuse_results, score_file, top
 from two_stream.pretrained import write_model
@@ -302,6 +303,114 @@ def test_public_predict_takes_a_model_a_run_or_several(world):
     assert sum(share for _, share in both) == pytest.approx(1.0)
     with pytest.raises(ScoreError, match="no run given"):
         predict([], video)
+
+
+def test_a_run_on_video_files_predicts_as_it_is_scored(world, tmp_path):
+    """Size, flow algorithm, decoder and protocol come from the run; with other ones the scores differ."""
+    settings = tmp_path / "settings" / "toy"
+    settings.mkdir(parents=True)
+    for path in (world / "settings" / "toy").iterdir():
+        (settings / path.name).write_bytes(path.read_bytes())
+    record = yaml.safe_load((settings / "dataset.yaml").read_text()) | {"short_side": 40}
+    (settings / "dataset.yaml").write_text(yaml.safe_dump(record))
+    folder = write_run(
+        tmp_path,
+        "flow",
+        settings_root=tmp_path / "settings",
+        flow="farneback",
+        backend="opencv",
+        sampling="paper",
+        augment={"protocol": "paper"},
+    )
+    run = load_run(folder)
+    assert extraction_of(run) == {"short_side": 40, "flow": "farneback"}
+    expected = Reading("opencv", "farneback", 40, None, "paper", "paper")
+    assert reading_of(run) == expected
+    assert reading_of(run, backend="pyav", flow="dis", short_side=96) == Reading(
+        "pyav", "dis", 96, None, "paper", "paper"
+    )
+    table, _ = evaluate_run(run, out=tmp_path / "s.npz")
+    logits = table.logits[table.ids.index("left/v_g3")]
+    shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    video = world / "videos" / "left" / "v_g3.mp4"
+    found = dict(predict(run, video, top_k=3))
+    assert [found[name] for name in CLASSES] == pytest.approx(shares.tolist(), abs=1e-4)
+    plain = dict(predict(run, video, top_k=3, reading=Reading()))
+    assert [plain[name] for name in CLASSES] != pytest.approx(shares.tolist(), abs=1e-4)
+    (settings / "dataset.yaml").unlink()  # the data set is elsewhere: the algorithm is still known
+    assert reading_of(load_run(folder)) == Reading("opencv", "farneback", 256, None, "paper", "paper")
+
+
+def test_predict_and_the_command_read_a_video_alike(world, tmp_path, capsys):
+    """The size of the run's frames reaches both; flow is DIS unless asked for, and the command says so."""
+    video = world / "videos" / "right" / "v_g3.mp4"
+    extract(
+        [Source("right/v_g3", video)],
+        tmp_path / "frames",
+        ExtractOptions(flow="farneback", short_side=None, size=(40, 56), processes=0),
+    )
+    settings = tmp_path / "settings" / "toy"
+    settings.mkdir(parents=True)
+    frames = {"rgb": str(tmp_path / "frames"), "flow": str(tmp_path / "frames")}
+    record = {"name": "toy", "classes": CLASSES, "frames": frames}
+    (settings / "dataset.yaml").write_text(yaml.safe_dump(record))
+    folder = write_run(tmp_path, "flow", settings_root=tmp_path / "settings", source="frames")
+    assert reading_of(load_run(folder)) == Reading(short_side=None, size=(40, 56))
+    found = predict(folder, video, top_k=3)
+    assert cli(["predict", str(video), "--flow", str(folder), "--top", "3", "--json", "-"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert [(guess["class"], guess["probability"]) for guess in answer["top"]] == [
+        (name, pytest.approx(share)) for name, share in found
+    ]
+    usual = predict(folder, video, top_k=3, reading=Reading())
+    assert dict(usual) != pytest.approx(dict(found), abs=1e-4)
+    assert cli(["predict", str(video), "--flow", str(folder), "--flow-algorithm", "dis", "--json", "-"]) == 0
+    assert "--flow-algorithm farneback is closer" in capsys.readouterr().err
+
+
+def test_weights_are_checked_and_need_two_runs(world, capsys):
+    video = str(world / "videos" / "left" / "v_g1.mp4")
+    both = ["--rgb", str(world / "rgb"), "--flow", str(world / "flow")]
+    for values, words in ((["0", "0"], "not all 0"), (["nan", "1"], "finite"), (["-1", "2"], "0 or more")):
+        assert cli(["predict", video, *both, "--weights", *values, "--device", "cpu"]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert words in line
+    assert cli(["predict", video, *both[:2], "--weights", "1", "2", "--device", "cpu"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "give both --rgb and --flow" in line
+    with pytest.raises(ScoreError, match="not all 0"):
+        predict([world / "rgb", world / "flow"], video, weights=[0, 0])
+    with pytest.raises(ScoreError, match="1 weights for 2"):
+        fuse_results([result(1.0, 0.0)] * 2, weights=[1])
+    with pytest.raises(ScoreError, match="single stream"):
+        predict(world / "rgb", video, weights=[1])
+
+
+def test_view_flags_without_their_views_and_negative_workers_are_one_line(world, capsys):
+    video = str(world / "videos" / "left" / "v_g1.mp4")
+    rgb = ["--rgb", str(world / "rgb"), "--device", "cpu"]
+    for flag, views in (("--num-clips", "uniform"), ("--step", "sliding")):
+        assert cli(["predict", video, *rgb, flag, "2"]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert f"{flag} is for {views} views" in line
+        assert cli(["predict", video, *rgb, flag, "2", "--views", views]) == 0
+        capsys.readouterr()
+    assert cli(["evaluate", str(world / "rgb"), "--workers", "-1", "--device", "cpu"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "workers" in line
+    assert "-1" in line
+    with pytest.raises(SettingsError, match="workers is -1"):
+        evaluate_run(world / "rgb", workers=-1, device="cpu")
+
+
+def test_annotated_copies_do_not_overwrite_each_other_nor_a_video(tmp_path):
+    videos = [Path("a/x.mp4"), Path("b/x.avi"), Path("b/X.mp4"), Path("c/x_2.mp4")]
+    names = [path.name for path in annotated_files(videos, tmp_path)]
+    assert names == ["x.mp4", "x_2.mp4", "X_3.mp4", "x_2_2.mp4"]
+    inside = [tmp_path / "x.mp4", Path("b/x.mp4"), tmp_path / "x_2.mp4"]
+    assert not set(annotated_files(inside, tmp_path)) & set(inside)
+    assert annotated_files([Path("x.mp4")], tmp_path / "out.mp4") == [tmp_path / "out.mp4"]
+    assert annotated_files(videos, None) == [None] * 4
 
 
 def test_annotated_copy_keeps_length_rate_and_size(world, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from two_stream.errors import ScoreError
-from two_stream.evaluation.scores import join, read_scores, reorder, write_scores
+from two_stream.evaluation.scores import find_scores, join, read_scores, reorder, write_scores
 from two_stream.types import ScoreTable
 
 
@@ -78,6 +78,34 @@ def test_missing_truncated_and_pickled_files_are_refused(tmp_path: Path):
     np.savez(tmp_path / "other.npz", weights=np.ones(3))
     with pytest.raises(ScoreError, match=r"other\.npz: not a score file: the part 'format' is missing"):
         read_scores(tmp_path / "other.npz")
+
+
+@pytest.mark.parametrize("kind", ["npy", "deflate", "method", "encrypted"])
+def test_other_and_damaged_archives_are_one_line_with_the_name(tmp_path: Path, kind: str):
+    path = tmp_path / "odd.npz"
+    write_scores(path, table([f"v{i}" for i in range(50)]))
+    data = bytearray(path.read_bytes())
+    if kind == "npy":
+        np.save(tmp_path / "array.npy", np.ones((2, 3)))
+        data = bytearray((tmp_path / "array.npy").read_bytes())
+    elif kind == "deflate":  # a block type that does not exist, where the first member's data start
+        start = 30 + int.from_bytes(data[26:28], "little") + int.from_bytes(data[28:30], "little")
+        data[start] = 0xFF
+    else:
+        entry = data.index(b"PK\x01\x02")
+        for base in (0, entry + 2):  # the same two fields in the member's own header and in the directory
+            place = base + (8 if kind == "method" else 6)
+            data[place] = 77 if kind == "method" else data[place] | 1
+    path.write_bytes(data)
+    with pytest.raises(ScoreError, match=r"odd\.npz: not a score file, or a damaged one") as caught:
+        read_scores(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_suggested_command_survives_a_space_in_the_path(tmp_path: Path):
+    (tmp_path / "my run").mkdir()
+    with pytest.raises(ScoreError, match=r"two-stream evaluate '\S+/my run'`"):
+        find_scores(tmp_path / "my run")
 
 
 def test_join_follows_the_ids_not_the_positions():

@@ -20,7 +20,7 @@ from two_stream.errors import DataError, SettingsError
 from two_stream.video.extract import ExtractOptions, extract, read_manifest, target_size
 from two_stream.video.flow import FlowEstimator
 from two_stream.video.frames import FramePatterns, count_frames, read_frames
-from two_stream.video.sources import Source, collisions, find_sources
+from two_stream.video.sources import Source, collisions, find_sources, folder_ids
 
 QUICK = ExtractOptions(flow="dis", short_side=None, processes=0)
 
@@ -147,6 +147,24 @@ def test_leftovers_of_the_dead_go_those_of_the_living_stay(tmp_path):
     assert hidden(out) == [f".clip.{host}-{os.getppid()}.part"]
 
 
+def test_on_windows_no_signal_is_sent_to_ask_whether_a_process_lives(tmp_path, monkeypatch):
+    import socket
+
+    from two_stream.video import extract as module
+
+    def kill(pid, number):
+        raise AssertionError("on Windows this is Ctrl-C")
+
+    old, new = (tmp_path / f".{name}.{socket.gethostname()}-1.part" for name in ("old", "new"))
+    for folder in (old, new):
+        folder.mkdir()
+    os.utime(old, (time.time() - 7200, time.time() - 7200))
+    monkeypatch.setattr(module, "_WINDOWS", True)
+    monkeypatch.setattr(module.os, "kill", kill)
+    module.clear_leftovers({tmp_path})
+    assert hidden(tmp_path) == [new.name]
+
+
 def test_every_failure_is_listed_and_the_rest_is_done(tmp_path):
     folder = tmp_path / "in"
     (folder / "sub").mkdir(parents=True)
@@ -175,17 +193,26 @@ def test_every_failure_is_listed_and_the_rest_is_done(tmp_path):
     assert main(args) == 1
     found = json.loads(report.read_text())
     by_id = {video["id"]: video for video in found["videos"]}
-    assert (found["written"], found["skipped"], found["failed"], found["ignored"]) == (3, 0, 5, 2)
+    assert (found["written"], found["skipped"], found["failed"], found["ignored"]) == (5, 0, 3, 2)
+    assert set(by_id) == {"cut", "empty", "fine", "sound", "sub/one", "text", "twin.avi", "twin.mp4"}
     assert "not a video" in by_id["text"]["reason"]
     assert by_id["empty"]["reason"] == "empty file (0 bytes)"
     assert by_id["sound"]["reason"] == "no video stream (audio only)"
-    assert "twin.avi" in by_id["twin"]["reason"]
-    assert "twin.mp4" in by_id["twin"]["reason"]
+    for name in ("twin.avi", "twin.mp4"):
+        assert (by_id[name]["status"], by_id[name]["frames"]) == ("written", FRAMES)
+        assert read_manifest(tmp_path / "out" / name)["source"] == str(folder / name)
+        assert count_frames(tmp_path / "out" / name, "flow") == FRAMES - 1
     assert by_id["sub/one"]["warnings"] == ["too short for flow: one frame"]
     assert (by_id["sub/one"]["frames"], by_id["sub/one"]["flow_frames"]) == (1, 0)
     assert by_id["cut"]["warnings"][0].startswith("damaged: ")
     assert 1 < by_id["cut"]["frames"] <= FRAMES
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cut", "fine", "sub"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "cut",
+        "fine",
+        "sub",
+        "twin.avi",
+        "twin.mp4",
+    ]
 
 
 def test_command_lines_that_cannot_work(tmp_path):
@@ -244,12 +271,48 @@ def test_lists_of_videos(tmp_path):
         "gone.mp4",
         "x.mp4",
     ]
-    listing.write_text("# nothing\n")
+    listing.write_text("# nothing\n#\n#\tnor here\n")
     with pytest.raises(DataError, match="list of videos is empty"):
         find_sources(listing)
     listing.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="not a readable text list"):
         find_sources(listing)
+
+
+def test_a_listed_video_may_begin_with_a_hash(tmp_path):
+    """As HMDB51's `#20_Rhythm_clap_u_nm_np1_fr_goo_0.avi` does."""
+    for name in ("#20_Rhythm_clap.avi", "# one.avi"):
+        (tmp_path / name).touch()
+    (tmp_path / "list.txt").write_text(
+        "#20_Rhythm_clap.avi\n# two.avi\n# one.avi\n#20_Rhythm_clap.avi id\n#gone.avi\n"
+    )
+    sources, _ = find_sources(tmp_path / "list.txt")
+    assert [source.id for source in sources] == ["#20_Rhythm_clap", "# one", "id", "#gone"]
+    assert [source.path.exists() for source in sources] == [True, True, True, False]
+
+
+def test_files_that_differ_in_the_suffix_keep_it_in_their_ids(tmp_path):
+    names = ["a/x.avi", "a/x.mp4", "b/x.mp4", "x.y.mkv", "x.mkv", "a.mp4"]
+    expected = ["a/x.avi", "a/x.mp4", "b/x", "x.y", "x", "a"]
+    assert folder_ids(tmp_path, [tmp_path / name for name in names]) == expected
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert {
+        source.id: source.path.relative_to(tmp_path).as_posix() for source in find_sources(tmp_path)[0]
+    } == dict(zip(expected, names))
+
+
+def test_equal_ids_of_a_list_are_refused(tmp_path):
+    (tmp_path / "list.txt").write_text("twin.avi\ntwin.mp4\nlone.mp4\n")
+    sources, _ = find_sources(tmp_path / "list.txt")
+    found = collisions(sources)
+    assert sorted(found) == [0, 1]
+    for index in (0, 1):
+        assert found[index] == (
+            f"several videos have the id 'twin': {tmp_path / 'twin.avi'} and {tmp_path / 'twin.mp4'}; "
+            "rename one, or list `path id`"
+        )
 
 
 def test_folders_that_would_meet_are_refused():

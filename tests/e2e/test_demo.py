@@ -1,0 +1,58 @@
+"""The whole road, small: videos, extraction, two trained streams, scores, fusion, report, prediction."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from two_stream.cli import main
+from two_stream.evaluation.scores import read_scores
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("demo") / "with space"
+    assert main(["demo", "--out", str(out), "--groups", "3", "--epochs", "1"]) == 0
+    return out
+
+
+def test_everything_is_there(demo: Path) -> None:
+    report = json.loads((demo / "report.json").read_text())
+    assert (demo / "report.html").read_text().count("<svg") >= 3
+    assert report["title"] == "Two-Stream demo"
+    fused = read_scores(demo / "fused.npz")
+    assert len(fused.ids) == 8
+    assert fused.meta["rule"] == "l2"
+    for modality in ("rgb", "flow"):
+        run = demo / "runs" / modality
+        assert len((run / "metrics.jsonl").read_text().splitlines()) == 1
+        table = read_scores(run / "scores" / "test_multi_ten_logits.npz")
+        assert table.ids == fused.ids
+        assert table.meta["part"] == "test"
+
+
+def test_again_is_quick_and_other_settings_are_refused(
+    demo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (demo / "runs" / "rgb" / "last" / "model.safetensors").stat().st_mtime_ns
+    assert main(["demo", "--out", str(demo), "--groups", "3", "--epochs", "1"]) == 0
+    assert (demo / "runs" / "rgb" / "last" / "model.safetensors").stat().st_mtime_ns == before
+    capsys.readouterr()
+    assert main(["demo", "--out", str(demo), "--groups", "3", "--epochs", "2"]) == 2
+    assert "holds a demo with other settings" in capsys.readouterr().err
+
+
+def test_predict_from_both_streams(demo: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    video = next((demo / "data" / "videos").rglob("*.mp4"))
+    runs = ["--rgb", str(demo / "runs" / "rgb"), "--flow", str(demo / "runs" / "flow")]
+    assert main(["predict", str(video), *runs, "--annotate", str(tmp_path / "out.mp4")]) == 0
+    assert "%" in capsys.readouterr().out
+    assert (tmp_path / "out.mp4").stat().st_size > 1000
+    capsys.readouterr()
+    (tmp_path / "text.mp4").write_text("not a video at all")
+    assert main(["predict", str(tmp_path / "text.mp4"), *runs]) == 2
+    complaint = capsys.readouterr().err
+    assert complaint.count("\n") == 1
+    assert "not a video" in complaint
