@@ -77,7 +77,9 @@ def main(args: list[str]) -> int:
     from two_stream.video.reader import open_video
 
     if len(flags.videos) == 1:
-        open_video(flags.videos[0], flags.backend or "pyav").close()  # what is no video is said before models load
+        open_video(
+            flags.videos[0], flags.backend or "pyav"
+        ).close()  # what is no video is said before models load
     runs = [
         _load(flags, path, modality) for path, modality in ((flags.rgb, "rgb"), (flags.flow, "flow")) if path
     ]
