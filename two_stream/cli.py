@@ -80,5 +80,8 @@ def _nearest(name: str) -> str:
 
 
 def _complain(message: str, code: int = 2) -> int:
-    sys.stderr.write(f"two-stream: {message}\n")
+    prefix = (
+        "" if message.startswith("two-stream ") else "two-stream: "
+    )  # flag errors name the command themselves
+    sys.stderr.write(f"{prefix}{message}\n")
     return code

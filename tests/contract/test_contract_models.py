@@ -79,7 +79,7 @@ def step(model: Recognizer) -> float:
     return loss.item()
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", sorted(BACKBONES))
 @pytest.mark.parametrize("modality", ["rgb", "flow"])
 def test_any_head_and_reduction_on(backbone, modality):
     for head, reduction in product(HEADS, ("none", "frab", "frmb")):
@@ -111,7 +111,7 @@ def test_state_comes_back(combination):
 
 @pytest.mark.parametrize("modality", ["rgb", "flow"])
 @pytest.mark.parametrize("reduction", ["none", "frab", "frmb"])
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", sorted(BACKBONES))
 def test_usual_sizes_fit_together(backbone, reduction, modality):
     """The same at the sizes people use, on the meta device: shapes only, nothing computed."""
     options = ModelOptions.model_validate(

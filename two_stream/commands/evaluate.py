@@ -45,9 +45,10 @@ def main(args: list[str]) -> int:
 
         settings = Path(name) / "experiment.yaml"
         if not settings.is_file():
-            raise CheckpointError(
-                f"{name}: not a run folder: it has no experiment.yaml (`two-stream train` writes one)"
+            what = (
+                "not a run folder: it has no experiment.yaml" if Path(name).exists() else "no such run folder"
             )
+            raise CheckpointError(f"{name}: {what} (`two-stream train` writes one)")
         experiment = load_experiment(settings)
         default = EvaluateFlags(**experiment.evaluate.model_dump(), device=experiment.device)
     flags = parse_over(default, rest, PROG, SUMMARY)

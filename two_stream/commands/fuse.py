@@ -45,8 +45,12 @@ def main(args: list[str]) -> int:
     flags = parse(FuseFlags, args, "two-stream fuse", SUMMARY)
     from two_stream.evaluation.fusion import fuse
     from two_stream.evaluation.scores import find_scores, join, read_scores, write_scores
+    from two_stream.runtime.console import warn
 
     tables = join([read_scores(find_scores(path, flags.part)) for path in flags.scores])
+    protocols = dict.fromkeys(str(table.meta.get("protocol")) for table in tables)
+    if len(protocols) > 1:
+        warn(f"the streams were scored by different protocols ({'; '.join(protocols)}); evaluate them alike")
     fused = fuse(tables, flags.rule, flags.weights, fit=_fit_tables(flags))
     if flags.out is not None:
         write_scores(flags.out, fused)

@@ -43,3 +43,10 @@ def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "import_module", lambda _name: SimpleNamespace(main=fail))
     with pytest.raises(RuntimeError, match="a bug"):
         cli.main(["train"])
+
+
+def test_a_flag_error_names_the_command_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate"]) == 2
+    assert capsys.readouterr().err.startswith("two-stream evaluate: the run folder is missing")
+    assert cli.main(["evaluate", "no/such/run"]) == 2
+    assert capsys.readouterr().err.startswith("two-stream: no/such/run: no such run folder")

@@ -280,6 +280,18 @@ def test_fuse_command_on_runs_fits_on_the_holdout_and_writes(two, tmp_path, caps
         fuse_command.main([*map(str, two), "--rule", "learned"])
 
 
+def test_fuse_command_warns_when_streams_were_scored_unalike(two, capsys):
+    first, second = (read_scores(find_scores(run)) for run in two)
+    assert fuse_command.main([*map(str, two)]) == 0
+    assert "different protocols" not in capsys.readouterr().err
+    second.meta["protocol"] = "single clip × centre crop, mean of logits"
+    write_scores(two[1] / "scores" / "test_single_center_logits.npz", second)
+    assert fuse_command.main([*map(str, two)]) == 0
+    complaint = capsys.readouterr().err
+    assert "different protocols" in complaint
+    assert str(first.meta["protocol"]) in complaint
+
+
 def test_report_command_prints_what_it_wrote(two, tmp_path, capsys):
     out = tmp_path / "r.html"
     assert report_command.main([*map(str, two), "--out", str(out)]) == 0
