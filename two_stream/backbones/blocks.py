@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -44,7 +46,7 @@ class Projection(nn.Sequential):
         super().__init__(conv1x1x1(inputs, outputs, stride), nn.BatchNorm3d(outputs))
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(nn.Module, ABC):
     """Shortcut plus body, then ReLU. `downsample` is the shortcut where the shape changes."""
 
     def __init__(self, downsample: nn.Module | None) -> None:
@@ -52,9 +54,9 @@ class ResidualBlock(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
 
+    @abstractmethod
     def body(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         """Return what is added to the shortcut."""
-        raise NotImplementedError
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         """`(B, C, T, H, W)` to the block's width and stride."""

@@ -37,7 +37,7 @@ class EvaluateFlags(EvaluateOptions):
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
-    name, rest = split_positional(args, "two-stream evaluate", "the run folder", "runs/demo-rgb --part test")
+    name, rest = split_positional(args, "two-stream evaluate", "the run folder", "demo/runs/rgb --part test")
     default = EvaluateFlags()
     if name is not None:
         from two_stream.config.load import load_experiment

@@ -68,7 +68,7 @@ def main(args: list[str]) -> int:
     flags = parse(PredictFlags, args, "two-stream predict", SUMMARY)
     folders = [path for path in (flags.rgb, flags.flow) if path is not None]
     if not flags.videos:
-        raise SettingsError("no video given; for example: two-stream predict clip.mp4 --rgb runs/demo-rgb")
+        raise SettingsError("no video given; for example: two-stream predict clip.mp4 --rgb demo/runs/rgb")
     if not folders:
         raise SettingsError("no run given: name an RGB run (--rgb RUN), a flow run (--flow RUN) or both")
     if flags.top < 1:

@@ -82,7 +82,7 @@ def write_report(
         )
     if not sources:
         raise ScoreError(
-            "no run or score file given; for example: two-stream report runs/demo-rgb runs/demo-flow"
+            "no run or score file given; for example: two-stream report demo/runs/rgb demo/runs/flow"
         )
     streams, fused = _gather(sources, rule)
     if out is None:

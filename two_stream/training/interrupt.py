@@ -36,11 +36,6 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self.signal is not None
 
-    @property
-    def exit_code(self) -> int:
-        """130 for Ctrl-C, 143 for SIGTERM, as shells count."""
-        return 128 + (self.signal or 0)
-
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         if os.getpid() != self._pid:

@@ -7,6 +7,7 @@ uninterrupted one. Steps and epochs are counted from 0.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ PLATEAU_THRESHOLD = 1e-4
 """relative improvement of the loss that counts, as in `torch.optim.lr_scheduler.ReduceLROnPlateau`"""
 
 
-class Schedule:
+class Schedule(ABC):
     """Sets the rate of every group before each optimizer step: `rate(step) * group["lr_scale"]`."""
 
     def __init__(
@@ -28,9 +29,9 @@ class Schedule:
         self.steps_per_epoch = max(1, steps_per_epoch)
         self.epochs = epochs
 
+    @abstractmethod
     def rate(self, step: int) -> float:
         """Return the rate of an optimizer step for a group of scale 1."""
-        raise NotImplementedError
 
     def apply(self, step: int) -> float:
         """Set the rate of every group for a step; return the unscaled rate."""
@@ -39,14 +40,14 @@ class Schedule:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         return rate
 
-    def end_epoch(self, val_loss: float) -> None:
+    def end_epoch(self, val_loss: float) -> None:  # noqa: B027 - a hook; most schedules hear nothing
         """Hear the validation loss of an epoch."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what must survive an interruption, as plain values."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - most schedules keep nothing
         """Put `state_dict` back."""
 
 
