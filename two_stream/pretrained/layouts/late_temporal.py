@@ -1,0 +1,63 @@
+"""LateTemporalModeling3DCNN: the heads that all its networks share, and its ResNeXt-101."""
+
+from __future__ import annotations
+
+from two_stream.pretrained.layouts.base import Layout, Pair, ndim
+
+_LAYERS = 12
+"""Encoder layers that the tables have names for; the published networks have one."""
+
+
+def bert_pairs(theirs: str = "bert.", ours: str = "heads.0.") -> tuple[Pair, ...]:
+    """Return the names of a BERT head's parameters."""
+    pairs = [
+        (f"{theirs}clsToken", f"{ours}class_token"),
+        (f"{theirs}embedding.learnedPosition.pe", f"{ours}positions"),
+        (f"{theirs}embedding.linear.", f"{ours}embed."),
+    ]
+    for layer in range(_LAYERS):
+        block, mine = f"{theirs}transformer_blocks.{layer}.", f"{ours}blocks.{layer}."
+        pairs += [
+            (f"{block}attention.linear_layers.{place}.", f"{mine}attention.{name}.")
+            for place, name in enumerate(("query", "key", "value"))
+        ]
+        pairs += [
+            (f"{block}attention.output_linear.", f"{mine}attention.output."),
+            (f"{block}feed_forward.w_1.", f"{mine}feed_forward.0."),
+            (f"{block}feed_forward.w_2.", f"{mine}feed_forward.3."),
+        ]
+        for place, name in ((1, "input"), (2, "output")):
+            pairs += [
+                (f"{block}{name}_sublayer.norm.a_2", f"{mine}norm{place}.weight"),
+                (f"{block}{name}_sublayer.norm.b_2", f"{mine}norm{place}.bias"),
+            ]
+    return tuple(pairs)
+
+
+CLASSIFIER_PAIRS: tuple[Pair, ...] = (("fc_action.", "classifier."),)
+HEAD_PAIRS: tuple[Pair, ...] = (
+    *bert_pairs(),
+    *((f"NLB.{name}.", f"heads.0.block.{name}.") for name in ("theta", "phi", "g")),
+    ("NLB.W_z.0.", "heads.0.block.out."),
+    ("NLB.W_z.1.", "heads.0.block.norm."),
+    ("lstm.", "heads.0.lstm."),
+    ("linear.", "heads.0.join.linear."),
+    *CLASSIFIER_PAIRS,
+)
+"""Every temporal head of the published networks with one pathway, and the classifier."""
+HEAD_POINTWISE = ("NLB.theta.", "NLB.phi.", "NLB.g.", "NLB.W_z.0.")
+
+LAYOUTS = (
+    Layout(
+        "late_temporal (LateTemporalModeling3DCNN)",
+        lambda s: "fc_action.weight" in s and ndim(s, "features.0.weight") == 5,
+        (
+            ("features.0.", "backbone.stem.0."),
+            ("features.1.", "backbone.stem.1."),
+            *((f"features.{layer + 3}.", f"backbone.layer{layer}.") for layer in (1, 2, 3, 4)),
+            ("mapper.", "backbone.reduction."),
+            *HEAD_PAIRS,
+        ),
+        pointwise=HEAD_POINTWISE,
+    ),
+)
