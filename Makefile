@@ -24,10 +24,10 @@ test: lint  ## linters, types, import rules and the default tests
 	$(BIN)/coverage report
 
 test-all: lint  ## also the slow sweeps
-	$(BIN)/pytest -n 2 -m "not network" --timeout 3600 tests
+	$(BIN)/pytest -n 2 -m "slow or not slow" --timeout 3600 tests
 
 parity: $(STAMP)  ## only the comparisons with reference numbers
-	$(BIN)/pytest -m "parity and not slow" -s tests/parity
+	$(BIN)/pytest -n 2 -m parity tests
 
 lint: $(STAMP)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +15,37 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)  # tiny tensors: threads cost more than they give, and xdist shares the cores
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def parity(record_property: Callable[[str, object], None]) -> Callable[[str, float, float], None]:
+    """Check a relative error against its limit; the end of the test run lists all of them."""
+
+    def check(name: str, error: float, limit: float) -> None:
+        record_property("parity", f"{name}: worst relative error {error:.1e} (limit {limit:.0e})")
+        assert error < limit
+
+    return check
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """List the relative errors of the parity tests."""
+    reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+    lines = [value for report in reports for key, value in report.user_properties if key == "parity"]
+    if lines:
+        terminalreporter.section("parity")
+        for line in sorted(set(lines)):
+            terminalreporter.write_line(str(line))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out long sweeps and what needs the internet, unless `-m` names them: `-m parity` stays the quick one."""
+    asked = config.option.markexpr
+    for mark in ("slow", "network"):
+        if mark not in asked:
+            left = [item for item in items if item.get_closest_marker(mark)]
+            config.hook.pytest_deselected(items=left)
+            items[:] = [item for item in items if item not in left]
 
 
 @pytest.fixture(scope="session")

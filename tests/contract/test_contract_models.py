@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from two_stream.backbones import BACKBONES
+from two_stream.config.load import dump, load_experiment
 from two_stream.config.model import HeadOptions, ModelOptions, ResNet3d, ResNeXt3d
+from two_stream.config.schema import Experiment
 from two_stream.heads import HEADS
 from two_stream.recognizer import Recognizer
 from two_stream.zoo import records
@@ -19,6 +21,9 @@ SMALL = {
     "resnet3d": {"depth": 10, "width": 0.25, "temporal_stride": 4},
     "resnext3d": {"depth": 50, "width": 0.25, "temporal_stride": 4},
     "mobilenetv2_3d": {"width": 0.2, "temporal_stride": 4},
+    "i3d": {"width": 0.25, "temporal_stride": 4},
+    "slowfast": {"width": 0.25, "fast_stride": 1, "alpha": 2},
+    "r2plus1d": {"depth": 18, "width": 0.125, "temporal_stride": 4},
 }
 """Settings that make a kind small; a kind without an entry is swept as it is."""
 SMALL_HEADS = {"concat": {"features": 24}, "nonlocal": {"features": 24}, "lstm": {"hidden": 16}}
@@ -99,6 +104,14 @@ def test_any_head_and_reduction_on(backbone, modality):
             assert apart < 1e-4, f"{head} {reduction} mixes clips"
 
 
+def test_every_combination_goes_to_a_settings_file_and_back(tmp_path):
+    file = tmp_path / "experiment.yaml"
+    for combination in COMBINATIONS:
+        experiment = Experiment(model=options_of(*combination))
+        file.write_text(dump(experiment))
+        assert load_experiment(file) == experiment
+
+
 @pytest.mark.parametrize("combination", COMBINATIONS[::7], ids="-".join)
 def test_state_comes_back(combination):
     torch.manual_seed(0)
@@ -121,9 +134,9 @@ def test_usual_sizes_fit_together(backbone, reduction, modality):
         model = Recognizer(options, 101).eval()
         spec, net = model.spec, model.backbone
         maps = net(torch.empty(1, spec.channels, spec.clip_length, spec.crop, spec.crop))
+        assert reduction == "none" or net.channels[0] == 512
         for map_, width, count in zip(maps, net.channels, net.num_tokens(spec.clip_length), strict=True):
             assert map_.tensor.shape[1:3] == (width, count)
-            assert reduction == "none" or width == 512
             for kind in HEADS:
                 head = HEADS[kind](part(HeadOptions, kind)(), features=width, tokens=count).eval()
                 assert head(head.pool(map_.tensor)).shape == (1, head.features)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from math import ceil
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -17,6 +17,9 @@ from two_stream.registry import Registry
 from two_stream.types import MODALITY_CHANNELS, FeatureMap, InputSpec, Modality
 
 BACKBONES: Registry[type[Backbone]] = Registry("backbone")
+
+Maps = TypeVar("Maps", torch.Tensor, tuple[torch.Tensor, torch.Tensor])
+"""What passes from stage to stage: a map, or one per pathway."""
 
 ACTIVITYNET_MEAN = (114.7748, 107.7354, 99.4750)
 """RGB means in 0..255 that the networks of kenshohara's family subtract, with no division."""
@@ -89,13 +92,13 @@ class Backbone(nn.Module, ABC):
             x_BCTHW = self.run_stage(stage, x_BCTHW)
         return [FeatureMap(x_BCTHW, self.pathways[0])]
 
-    def run_stage(self, stage: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def run_stage(self, stage: nn.Module, x: Maps) -> Maps:
         """Run one stage, recomputing its activations in the backward pass when checkpointing is on."""
         if not (self.gradient_checkpointing and torch.is_grad_enabled() and self.training):
-            out: torch.Tensor = stage(x)
+            out: Maps = stage(x)
             return out
         contexts = partial(_recompute_contexts, stage)
-        again: torch.Tensor = checkpoint(stage, x, use_reentrant=False, context_fn=contexts)
+        again: Maps = checkpoint(stage, x, use_reentrant=False, context_fn=contexts)
         return again
 
 

@@ -20,7 +20,7 @@ from two_stream.backbones.blocks import (
     ResidualBlock,
     Stride,
 )
-from two_stream.config.model import ResNet3d, ResNeXt3d
+from two_stream.config.model import R2Plus1d, ResNet3d, ResNeXt3d
 from two_stream.errors import SettingsError
 from two_stream.types import MODALITY_CHANNELS, InputSpec, Modality
 
@@ -39,7 +39,7 @@ LAYERS = {
 class ResidualNet(Backbone):
     """Stem, four layers of residual blocks, and after FRAB one block more named `reduction`."""
 
-    def __init__(self, options: ResNet3d | ResNeXt3d, modality: Modality) -> None:
+    def __init__(self, options: ResNet3d | ResNeXt3d | R2Plus1d, modality: Modality) -> None:
         super().__init__(options, modality)
         self.shortcut = options.shortcut
 

@@ -57,6 +57,65 @@ class MobileNetV2(Options):
     """frames per token; less than 16 leaves the last stages at full rate: more tokens for the head, same weights"""
 
 
+class SlowFast(Options):
+    """SlowFast ResNet: a slow pathway with many channels and a fast one with many frames."""
+
+    kind: Literal["slowfast"] = "slowfast"
+    depth: Literal[50, 101] = 50
+    fusion: Literal["late", "early"] = "late"
+    """late: a head per pathway, their vectors joined; early: the fast map is averaged to the slow one's rate and
+    both enter one head"""
+    fast_stride: PositiveInt = 2
+    """frames of the clip per frame of the fast pathway; 1 for clips read with a stride of 2"""
+    alpha: PositiveInt = 4
+    """frames of the fast pathway per frame of the slow one"""
+    fusion_kernel: Literal[1, 3, 5, 7] = 7
+    """length in time of the convolutions from the fast to the slow pathway"""
+    width: Annotated[float, Field(ge=0.125, le=4.0)] = 1.0
+    """width multiplier"""
+
+
+class I3d(Options):
+    """Inception-I3D (Carreira and Zisserman): inception modules with TensorFlow's SAME padding."""
+
+    kind: Literal["i3d"] = "i3d"
+    width: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0
+    """width multiplier"""
+    temporal_stride: Literal[1, 2, 4, 8] = 8
+    """frames per token; less than 8 leaves the last stages at full rate: more tokens for the head, same weights"""
+
+
+class R2Plus1d(Options):
+    """R(2+1)D (Tran et al.): convolutions over space, then over time. Depth 34 is the paper's (IG-65M)."""
+
+    kind: Literal["r2plus1d"] = "r2plus1d"
+    depth: Literal[18, 34, 50] = 34
+    shortcut: Literal["A", "B"] = "B"
+    """A: zero-padded identity; B: 1×1×1 convolution where the shape changes"""
+    width: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0
+    """width multiplier"""
+    temporal_stride: TemporalStride = 8
+    """frames per token; less than the most (8, or 16 with `stem_pool`) leaves the last stages at full rate: more
+    tokens for the head, same weights"""
+    midplanes: Literal["pair", "block"] = "pair"
+    """what the channels between space and time are counted from: the convolution that the pair stands for (IG-65M,
+    3D-ResNets), or the first one of the block for all of it (torchvision)"""
+    norm_eps: Positive = 1e-3
+    """BatchNorm's epsilon: 1e-3 for IG-65M's weights, 1e-5 for torchvision's and 3D-ResNets'"""
+    stem_middle: PositiveInt | None = 45
+    """channels between space and time in the stem; none counts them as in the blocks (3D-ResNets)"""
+    stem_kernel: Literal[1, 3, 5, 7] = 3
+    """length in time of the stem; 3D-ResNets has 7"""
+    stem_pool: bool = False
+    """max pooling after the stem, as 3D-ResNets has"""
+
+    @model_validator(mode="after")
+    def _reachable(self) -> R2Plus1d:
+        if self.temporal_stride == 16 and not self.stem_pool:
+            raise ValueError("temporal_stride 16 needs stem_pool; without it 8 is the most")
+        return self
+
+
 class AverageHead(Options):
     """Mean over time."""
 
@@ -129,7 +188,9 @@ class HfBertHead(Options):
     """probability with which a time token is kept in training"""
 
 
-BackboneOptions = Annotated[ResNet3d | ResNeXt3d | MobileNetV2, Field(discriminator="kind")]
+BackboneOptions = Annotated[
+    ResNet3d | ResNeXt3d | MobileNetV2 | SlowFast | I3d | R2Plus1d, Field(discriminator="kind")
+]
 HeadOptions = Annotated[
     AverageHead | ConcatHead | LstmHead | NonLocalHead | BertHead | HfBertHead, Field(discriminator="kind")
 ]

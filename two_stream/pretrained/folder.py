@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from two_stream.config.load import validate
 from two_stream.config.model import ModelOptions
 from two_stream.errors import CheckpointError
+from two_stream.pretrained.layouts import CARRIED
 from two_stream.pretrained.reading import WEIGHTS, read_metadata, read_state, weights_file
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.runtime.files import atomic_path
@@ -22,7 +24,12 @@ VERSION = 1
 """Raised when a reader of an older version could misread the file."""
 
 
-def write_model(folder: Path, model: Recognizer, meta: dict[str, Any]) -> None:
+def write_model(
+    folder: Path,
+    model: Recognizer,
+    meta: dict[str, Any],
+    carried: Mapping[str, torch.Tensor] | None = None,
+) -> None:
     """Write `model.safetensors` with the model's options and `meta` in its header, and the folder's checksums.
 
     The file is whole or absent. To put weights and training state in place together, call it on the folder that
@@ -32,8 +39,10 @@ def write_model(folder: Path, model: Recognizer, meta: dict[str, Any]) -> None:
         folder: Made when missing.
         model: Its state is written as it is, on whichever device.
         meta: JSON values, for example `{"class_names": [...], "epoch": 3}`.
+        carried: Tensors of a published file that the model has no place for, kept for the way back.
     """
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    tensors |= {CARRIED + key: tensor.detach().cpu().clone() for key, tensor in (carried or {}).items()}
     header = {
         "format": FORMAT,
         "version": str(VERSION),
@@ -67,7 +76,7 @@ def read_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Recogn
     options = validate(ModelOptions, json.loads(header["model"]), file)
     model = create_model(options, int(header["num_classes"]))
     try:
-        model.load_state_dict(read_state(file))
+        model.load_state_dict({k: v for k, v in read_state(file).items() if not k.startswith(CARRIED)})
     except RuntimeError as error:
         raise CheckpointError(f"{file}: {str(error).splitlines()[-1].strip()}") from None
     meta: dict[str, Any] = json.loads(header["meta"])

@@ -31,12 +31,15 @@ class LoadReport:
     """what was done to a tensor to make it fit"""
     dropped: list[str] = field(default_factory=list)
     """left out on request: the old classifier and what else the model has anew"""
+    unused: list[str] = field(default_factory=list)
+    """in the file, and read by the published network as little as by ours"""
 
     def __str__(self) -> str:
         parts = [f"{len(self.used)} tensors used"]
         parts += [f"{len(self.missing)} start fresh ({_few(self.missing)})"] if self.missing else []
         parts += [f"{len(self.dropped)} left out ({_few(self.dropped)})"] if self.dropped else []
         parts += [f"{len(self.reshaped)} reshaped"] if self.reshaped else []
+        parts += [f"{len(self.unused)} never read ({_few(self.unused)})"] if self.unused else []
         return f"{self.path}: {self.format}: {', '.join(parts)}"
 
 
@@ -77,7 +80,9 @@ def load_weights(
     theirs: dict[str, str] = {}
     for key, tensor in state.items():
         ours = layout.translate(key)
-        if ours is None:
+        if layout.is_unused(key):
+            report.unused.append(key)
+        elif ours is None:
             report.unexpected.append(key)
         else:
             incoming[ours], theirs[ours] = tensor, key
@@ -205,8 +210,13 @@ def _require_fit(
     if misfits:
         key = next(iter(misfits))
         more = f" and {len(misfits) - 1} more" if len(misfits) > 1 else ""
+        replaced = not new_classifier and {_part(model, key) for key in misfits} <= {
+            "classifier",
+            "reduction",
+        }
+        hint = "; to start what the model ends in afresh set `new_classifier`" if replaced else ""
         raise CheckpointError(
-            f"{report.path}: {report.format} weights of another network: {theirs[key]}: {misfits[key]}{more}"
+            f"{report.path}: {report.format} weights of another network: {theirs[key]}: {misfits[key]}{more}{hint}"
         )
     loose = ("classifier", "head", "reduction") if new_classifier else ()
     missing = [key for key in report.missing if _part(model, key) not in loose]

@@ -8,12 +8,13 @@ from __future__ import annotations
 from importlib import import_module
 from pkgutil import iter_modules
 
-from two_stream.pretrained.layouts.base import Layout, Pair, State
+from two_stream.pretrained.layouts.base import CARRIED, Layout, Pair, State
 
 OURS = Layout(
     "two_stream",
     lambda s: "classifier.weight" in s and any(key.startswith("backbone.") for key in s),
     tuple((f"{part}.", f"{part}.") for part in ("backbone", "heads", "classifier")),
+    unused=(CARRIED,),
 )
 LAYOUTS: tuple[Layout, ...] = (
     OURS,
@@ -31,4 +32,4 @@ def recognise(state: State) -> Layout | None:
     return next((layout for layout in LAYOUTS if layout.recognise(state)), None)
 
 
-__all__ = ["LAYOUTS", "OURS", "Layout", "Pair", "State", "recognise"]
+__all__ = ["CARRIED", "LAYOUTS", "OURS", "Layout", "Pair", "State", "recognise"]

@@ -11,6 +11,9 @@ import torch
 State = Mapping[str, torch.Tensor]
 Pair = tuple[str, str]
 """Their prefix of a key and ours. A prefix ends in a dot, or is the whole key."""
+CARRIED = "carried."
+"""In a model folder of ours, before the name of a tensor that came with a published file and that ours has no place
+for; it is kept for the way back."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Layout:
     """their prefixes of weights kept as 1×1×1 convolutions that are linear layers here"""
     unused: tuple[str, ...] = ()
     """their prefixes of what the published network carries along and never reads"""
+    writable: bool = True
+    """false: read only"""
 
     @cached_property
     def _ours(self) -> dict[str, str]:

@@ -37,7 +37,7 @@ def _nested() -> Iterator[Pair]:
 LAYOUTS = (
     Layout(
         "mobilenetv2_3d (Efficient-3DCNNs)",
-        lambda s: ndim(s, "features.0.0.weight") == 5,
+        lambda s: ndim(s, "features.0.0.weight") == 5 and "features.18.0.weight" in s,
         (*_ENDS, *_blocks()),
     ),
     Layout(

@@ -1,0 +1,227 @@
+"""Inception-I3D.
+
+Source: Carreira and Zisserman, "Quo Vadis, Action Recognition? A New Model and the Kinetics Dataset" (arXiv
+1705.07750). Parameter names inside a unit and a module follow piergiaj's port, whose weights are the public ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from two_stream.backbones.base import BACKBONES, Backbone, init_convolutions, split_temporal_stride
+from two_stream.config.model import I3d
+from two_stream.errors import SettingsError
+from two_stream.types import MODALITY_CHANNELS, InputSpec, Modality
+
+Triple = tuple[int, int, int]
+Branches = tuple[int, int, int, int, int, int]
+"""Channels of an inception module: 1×1×1; before and after 3×3×3; the same, smaller; 1×1×1 after pooling."""
+
+STEM = (64, 64, 192)
+MODULES: dict[str, dict[str, Branches]] = {
+    "mixed3": {"b": (64, 96, 128, 16, 32, 32), "c": (128, 128, 192, 32, 96, 64)},
+    "mixed4": {
+        "b": (192, 96, 208, 16, 48, 64),
+        "c": (160, 112, 224, 24, 64, 64),
+        "d": (128, 128, 256, 24, 64, 64),
+        "e": (112, 144, 288, 32, 64, 64),
+        "f": (256, 160, 320, 32, 128, 128),
+    },
+    "mixed5": {"b": (256, 160, 320, 32, 128, 128), "c": (384, 192, 384, 48, 128, 128)},
+}
+"""Stages and their modules: `mixed4.b` is Mixed_4b of the paper's figure 3."""
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Return TensorFlow's SAME padding of one dimension: zeros on both sides, and how many more behind (0 or 1).
+
+    The output has `ceil(size / stride)` places; what the padding lacks to be even goes behind.
+    """
+    missing = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return missing // 2, missing % 2
+
+
+def _same_paddings(
+    x_BCTHW: torch.Tensor, kernel: Sequence[int], stride: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """Return the padding of both sides per dimension, and what comes behind in the order of `F.pad`."""
+    sizes = x_BCTHW.shape[2:]
+    pads = [same_padding(*dimension) for dimension in zip(sizes, kernel, stride, strict=True)]
+    behind = [number for _, more in reversed(pads) for number in (0, more)]
+    return [both for both, _ in pads], behind
+
+
+class SameConv3d(nn.Conv3d):
+    """Convolution with SAME padding. Only what is uneven is copied into a padded clip first."""
+
+    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """`(B, C, T, H, W)` to `ceil(size / stride)` places."""
+        both, behind = _same_paddings(x_BCTHW, self.kernel_size, self.stride)
+        if any(behind):
+            x_BCTHW = F.pad(x_BCTHW, behind)
+        return F.conv3d(x_BCTHW, self.weight, self.bias, self.stride, both)
+
+
+class SameMaxPool3d(nn.Module):
+    """Max pooling with SAME padding.
+
+    The port pads with zeros and TensorFlow with minus infinity. After a ReLU, where all pooling of this network
+    stands, the maximum is the same; so the pooling pads by itself and no copy is made.
+    """
+
+    def __init__(self, kernel: Triple, stride: Triple) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.stride = stride
+
+    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """`(B, C, T, H, W)` to `ceil(size / stride)` places."""
+        both, behind = _same_paddings(x_BCTHW, self.kernel, self.stride)
+        # ceil_mode lets a last window reach out behind; only a step of 1 needs the place itself
+        steps = [s for s in reversed(self.stride) for _ in range(2)]
+        behind = [more if step == 1 else 0 for more, step in zip(behind, steps, strict=True)]
+        if any(behind):
+            x_BCTHW = F.pad(x_BCTHW, behind, value=float("-inf"))
+        return F.max_pool3d(x_BCTHW, self.kernel, self.stride, both, ceil_mode=True)
+
+
+class Unit(nn.Module):
+    """Convolution with SAME padding, BatchNorm, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: Triple = (1, 1, 1)) -> None:
+        super().__init__()
+        self.conv3d = SameConv3d(inputs, outputs, kernel, stride=stride, bias=False)
+        self.bn = nn.BatchNorm3d(outputs, eps=1e-3, momentum=0.01)
+
+    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """`(B, C, T, H, W)` to the unit's width and stride."""
+        return F.relu(self.bn(self.conv3d(x_BCTHW)), inplace=True)
+
+
+class InceptionModule(nn.Module):
+    """Four branches side by side: 1×1×1, two of 3×3×3 behind a narrow 1×1×1, and 1×1×1 behind max pooling."""
+
+    def __init__(self, inputs: int, branches: Branches) -> None:
+        super().__init__()
+        plain, narrow1, wide1, narrow2, wide2, pooled = branches
+        self.b0 = Unit(inputs, plain)
+        self.b1a = Unit(inputs, narrow1)
+        self.b1b = Unit(narrow1, wide1, 3)
+        self.b2a = Unit(inputs, narrow2)
+        self.b2b = Unit(narrow2, wide2, 3)
+        self.b3a = SameMaxPool3d((3, 3, 3), (1, 1, 1))
+        self.b3b = Unit(inputs, pooled)
+
+    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Return the branches' channels one after another; the size stays."""
+        branches = (
+            self.b0(x_BCTHW),
+            self.b1b(self.b1a(x_BCTHW)),
+            self.b2b(self.b2a(x_BCTHW)),
+            self.b3b(self.b3a(x_BCTHW)),
+        )
+        return torch.cat(branches, dim=1)
+
+
+def outputs_of(branches: Branches) -> int:
+    """Return how many channels a module with these branches gives."""
+    plain, _, wide1, _, wide2, pooled = branches
+    return plain + wide1 + wide2 + pooled
+
+
+def scaled(branches: Branches, width: float) -> Branches:
+    """Return the branches with every width multiplied, rounded down, at least 1."""
+    plain, narrow1, wide1, narrow2, wide2, pooled = (max(1, int(number * width)) for number in branches)
+    return plain, narrow1, wide1, narrow2, wide2, pooled
+
+
+def narrowing_branches(channels: int) -> Branches:
+    """Return the last module's branches in the same proportions for another width: halved at 512 channels.
+
+    Raises:
+        SettingsError: Fewer channels than branches.
+    """
+    if channels < 4:
+        raise SettingsError(
+            f"i3d: an inception module of {channels} channels is too narrow; set `reduced_channels` to 4 or more"
+        )
+    last = MODULES["mixed5"]["c"]
+    total = outputs_of(last)
+    plain, narrow1, wide1, narrow2, wide2, _ = scaled(last, channels / total)
+    return plain, narrow1, wide1, narrow2, wide2, channels - plain - wide1 - wide2
+
+
+@BACKBONES.register(I3d)
+class InceptionI3D(Backbone):
+    """Two convolutions and nine inception modules; of every stage but the first, pooling comes first."""
+
+    def __init__(self, options: I3d, modality: Modality) -> None:
+        super().__init__(options, modality)
+        first, second, third = (max(1, int(width * options.width)) for width in STEM)
+        t1, t4, t5 = split_temporal_stride(options.temporal_stride, 3)
+        self.stem = nn.Sequential()
+        self.stem.add_module("conv1a", Unit(MODALITY_CHANNELS[modality], first, 7, (t1, 2, 2)))
+        self.stem.add_module("pool2a", SameMaxPool3d((1, 3, 3), (1, 2, 2)))
+        self.stem.add_module("conv2b", Unit(first, second))
+        self.stem.add_module("conv2c", Unit(second, third, 3))
+        pools = (
+            SameMaxPool3d((1, 3, 3), (1, 2, 2)),
+            SameMaxPool3d((3, 3, 3), (t4, 2, 2)),
+            SameMaxPool3d((2, 2, 2), (t5, 2, 2)),
+        )
+        widths = [third]
+        for pool, (name, modules) in zip(pools, MODULES.items(), strict=True):
+            stage = nn.Sequential()
+            stage.add_module("pool", pool)
+            for letter, branches in modules.items():
+                branches = scaled(branches, options.width)
+                stage.add_module(letter, InceptionModule(widths[-1], branches))
+                widths.append(outputs_of(branches))
+            self.add_module(name, stage)
+        *_, self.last_inputs, last = widths
+        self.channels = (last,)
+        self.temporal_stride = (options.temporal_stride,)
+        self.spatial_stride = (32,)
+        init_convolutions(self)
+
+    @classmethod
+    def default_input(cls, options: I3d, modality: Modality) -> InputSpec:
+        """64 consecutive frames, 224² cut from 256×340, values from -1 to 1."""
+        del options
+        channels = MODALITY_CHANNELS[modality]
+        return InputSpec(
+            modality=modality,
+            clip_length=64,
+            stride=1,
+            resize=(256, 340),
+            crop=224,
+            value_range=(0.0, 1.0),
+            mean=(0.5,) * channels,
+            std=(0.5,) * channels,
+        )
+
+    def stages(self) -> list[tuple[str, nn.Module]]:
+        """Return stem, mixed3, mixed4, mixed5 and, after FRAB, reduction."""
+        names = ["stem", *MODULES, "reduction"]
+        return [(name, self.get_submodule(name)) for name in names if name in self._modules]
+
+    def append_block(self, channels: int) -> None:
+        """Add the inception module `reduction` after the last one: 1024 → 512 in the published networks."""
+        self.reduction = self._narrowing_module(self.channels[0], channels)
+        self.reduced = ("reduction.",)
+        self.channels = (channels,)
+
+    def replace_last_block(self, channels: int) -> None:
+        """Put a narrower module in the place of Mixed_5c."""
+        self.get_submodule("mixed5").add_module("c", self._narrowing_module(self.last_inputs, channels))
+        self.reduced = ("mixed5.c.",)
+        self.channels = (channels,)
+
+    def _narrowing_module(self, inputs: int, channels: int) -> InceptionModule:
+        module = InceptionModule(inputs, narrowing_branches(channels))
+        init_convolutions(module)
+        return module

@@ -1,0 +1,218 @@
+"""SlowFast: one network that sees few frames and much of each, and a thin one that sees many frames.
+
+Source: Feichtenhofer et al., "SlowFast Networks for Video Recognition" (arXiv 1812.03982); sizes as in PySlowFast's
+8×8 ResNet-50. With FRAB, FRMB and the early joining as in Kalfaoglu et al. (arXiv 2008.01232).
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from two_stream.backbones.base import BACKBONES, Backbone, init_convolutions
+from two_stream.backbones.blocks import Bottleneck, Projection, ResidualBlock, Stride
+from two_stream.config.model import SlowFast
+from two_stream.types import MODALITY_CHANNELS, FeatureMap, InputSpec, Modality
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+"""Slow and fast."""
+
+LAYERS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+"""Blocks in each of the four layers, by depth."""
+SLOW_KERNELS = (1, 1, 3, 3)
+"""Length in time of each layer's first convolution; the fast pathway has 3 everywhere."""
+FAST_SHARE = 4
+"""The paper's reduction leaves the fast pathway a fourth of the slow one's channels: 512 and 128."""
+
+
+class FactoredBottleneck(ResidualBlock):
+    """`k`×1×1, 1×3×3 (with the stride), 1×1×1 convolutions with `middle` channels inside."""
+
+    def __init__(self, inputs: int, middle: int, outputs: int, kernel: int, stride: Stride) -> None:
+        narrow = inputs != outputs or stride != (1, 1, 1)
+        super().__init__(Projection(inputs, outputs, stride) if narrow else None)
+        self.conv1 = nn.Conv3d(inputs, middle, (kernel, 1, 1), padding=(kernel // 2, 0, 0), bias=False)
+        self.bn1 = nn.BatchNorm3d(middle)
+        self.conv2 = nn.Conv3d(middle, middle, (1, 3, 3), stride=stride, padding=(0, 1, 1), bias=False)
+        self.bn2 = nn.BatchNorm3d(middle)
+        self.conv3 = nn.Conv3d(middle, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm3d(outputs)
+
+    def body(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Return what is added to the shortcut."""
+        x_BCTHW = self.relu(self.bn1(self.conv1(x_BCTHW)))
+        x_BCTHW = self.relu(self.bn2(self.conv2(x_BCTHW)))
+        y_BCTHW: torch.Tensor = self.bn3(self.conv3(x_BCTHW))
+        return y_BCTHW
+
+
+class Stage(nn.Module):
+    """A stage of both pathways; `lateral`, where there is one, adds what the fast one saw to the slow one."""
+
+    def __init__(self, slow: nn.Module, fast: nn.Module, lateral: nn.Module | None = None) -> None:
+        super().__init__()
+        self.slow = slow
+        self.fast = fast
+        self.lateral = lateral
+
+    def forward(self, x: Pair) -> Pair:
+        """Slow and fast map to slow and fast map."""
+        slow, fast = self.slow(x[0]), self.fast(x[1])
+        if self.lateral is not None:
+            slow = torch.cat((slow, self.lateral(fast)), dim=1)
+        return slow, fast
+
+
+@BACKBONES.register(SlowFast)
+class SlowFast3D(Backbone):
+    """Two pathways over one clip, slow first; `fusion` says whether they stay apart for the head."""
+
+    def __init__(self, options: SlowFast, modality: Modality) -> None:
+        super().__init__(options, modality)
+        slow, fast = int(64 * options.width), int(8 * options.width)
+        self.stem = Stage(self._stem(slow, kernel=1), self._stem(fast, kernel=5), self._lateral(fast))
+        slow_inputs, fast_inputs = slow + 2 * fast, fast
+        for index, blocks in enumerate(LAYERS[options.depth], start=1):
+            scale = 2 ** (index - 1)
+            stride = 1 if index == 1 else 2
+            kernel = SLOW_KERNELS[index - 1]
+            slow_layer = self._layer(slow_inputs, slow * scale, blocks, kernel, stride)
+            fast_layer = self._layer(fast_inputs, fast * scale, blocks, 3, stride)
+            slow_inputs, fast_inputs = 4 * slow * scale, 4 * fast * scale
+            lateral = self._lateral(fast_inputs) if index < 4 else None
+            self.add_module(f"layer{index}", Stage(slow_layer, fast_layer, lateral))
+            slow_inputs += 2 * fast_inputs if index < 4 else 0
+        self._describe(slow_inputs, fast_inputs)
+        init_convolutions(self)
+
+    def _stem(self, channels: int, kernel: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv3d(
+                MODALITY_CHANNELS[self.modality],
+                channels,
+                (kernel, 7, 7),
+                stride=(1, 2, 2),
+                padding=(kernel // 2, 3, 3),
+                bias=False,
+            ),
+            nn.BatchNorm3d(channels),
+            nn.ReLU(inplace=True),
+            nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)),
+        )
+
+    def _lateral(self, channels: int) -> nn.Sequential:
+        """Convolution over time that brings the fast map to the slow one's rate and twice its own channels."""
+        kernel, alpha = self.options.fusion_kernel, self.options.alpha
+        return nn.Sequential(
+            nn.Conv3d(
+                channels,
+                2 * channels,
+                (kernel, 1, 1),
+                stride=(alpha, 1, 1),
+                padding=(kernel // 2, 0, 0),
+                bias=False,
+            ),
+            nn.BatchNorm3d(2 * channels),
+            nn.ReLU(inplace=True),
+        )
+
+    @staticmethod
+    def _layer(inputs: int, middle: int, blocks: int, kernel: int, stride: int) -> nn.Sequential:
+        outputs = 4 * middle
+        first = FactoredBottleneck(inputs, middle, outputs, kernel, (1, stride, stride))
+        rest = [FactoredBottleneck(outputs, middle, outputs, kernel, (1, 1, 1)) for _ in range(blocks - 1)]
+        return nn.Sequential(first, *rest)
+
+    def _describe(self, slow: int, fast: int) -> None:
+        """State the width and rate of what comes out."""
+        self.widths = (slow, fast)
+        slow_stride = self.options.fast_stride * self.options.alpha
+        if self.options.fusion == "early":
+            self.pathways = ("joined",)
+            self.channels, self.temporal_stride, self.spatial_stride = (slow + fast,), (slow_stride,), (32,)
+        else:
+            self.pathways = ("slow", "fast")
+            self.channels = (slow, fast)
+            self.temporal_stride = (slow_stride, self.options.fast_stride)
+            self.spatial_stride = (32, 32)
+
+    @classmethod
+    def default_input(cls, options: SlowFast, modality: Modality) -> InputSpec:
+        """Return what PySlowFast's weights expect: 0..1, mean .45, deviation .225; flow likewise."""
+        channels = MODALITY_CHANNELS[modality]
+        return InputSpec(
+            modality=modality,
+            clip_length=32 * options.fast_stride,
+            stride=2 if options.fast_stride == 1 else 1,
+            resize=(256, 340),
+            crop=224,
+            value_range=(0.0, 1.0),
+            mean=(0.45,) * channels,
+            std=(0.225,) * channels,
+        )
+
+    def num_tokens(self, clip_length: int) -> tuple[int, ...]:
+        """Return the steps in time of each map: of the slow frames, and of the fast ones where they stay apart."""
+        fast = ceil(clip_length / self.options.fast_stride)
+        slow = ceil(fast / self.options.alpha)
+        return (slow,) if self.options.fusion == "early" else (slow, fast)
+
+    def stages(self) -> list[tuple[str, nn.Module]]:
+        """Return stem, layer1 … layer4 and, after FRAB, reduction; each takes and gives both pathways."""
+        names = ["stem", "layer1", "layer2", "layer3", "layer4"]
+        names += ["reduction"] if "reduction" in self._modules else []
+        return [(name, self.get_submodule(name)) for name in names]
+
+    def forward(self, x_BCTHW: torch.Tensor) -> list[FeatureMap]:
+        """Map a clip to the slow and the fast map, or, joined early, to one map at the slow rate."""
+        fast = x_BCTHW[:, :, :: self.options.fast_stride]
+        x: Pair = (fast[:, :, :: self.options.alpha], fast)
+        for _, stage in self.stages():
+            x = self.run_stage(stage, x)
+        if self.options.fusion == "late":
+            return [FeatureMap(map_, name) for map_, name in zip(x, self.pathways, strict=True)]
+        slow, fast = x
+        fast = F.adaptive_avg_pool3d(fast, (slow.shape[2], None, None))
+        return [FeatureMap(torch.cat((slow, fast), dim=1), self.pathways[0])]
+
+    def append_block(self, channels: int) -> None:
+        """Add a block after layer4: slow 2048 → `channels`; joined early, fast 256 → a fourth of that too."""
+        slow, fast = self.widths
+        narrowed = self._fast_channels(channels)
+        self.reduction = Stage(
+            _narrowing(slow, channels), _narrowing(fast, narrowed) if narrowed else nn.Identity()
+        )
+        self.reduced = ("reduction.",)
+        self._describe(channels, narrowed or fast)
+
+    def replace_last_block(self, channels: int) -> None:
+        """Put narrowing blocks in the place of layer4's last ones, of the same pathways as `append_block`."""
+        slow, fast = self.widths
+        narrowed = self._fast_channels(channels)
+        self.reduced = (self._replace_last("slow", _narrowing(slow, channels)),)
+        if narrowed:
+            self.reduced += (self._replace_last("fast", _narrowing(fast, narrowed)),)
+        self._describe(channels, narrowed or fast)
+
+    def _replace_last(self, pathway: str, block: nn.Module) -> str:
+        """Put a block in the place of a pathway's last one and return the prefix of its parameters."""
+        layer = self.get_submodule(f"layer4.{pathway}")
+        assert isinstance(layer, nn.Sequential)
+        layer[-1] = block
+        return f"layer4.{pathway}.{len(layer) - 1}."
+
+    def _fast_channels(self, channels: int) -> int:
+        """Width the fast pathway is narrowed to; 0 where it is left alone, as it is when it has its own head."""
+        return max(1, channels // FAST_SHARE) if self.options.fusion == "early" else 0
+
+
+def _narrowing(inputs: int, channels: int) -> Bottleneck:
+    """The published reduction of both pathways is a full 3×3×3 bottleneck, not SlowFast's factored one."""
+    block = Bottleneck(
+        inputs, max(1, channels // 2), channels, downsample=Projection(inputs, channels, (1, 1, 1))
+    )
+    init_convolutions(block)
+    return block

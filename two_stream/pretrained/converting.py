@@ -1,0 +1,138 @@
+"""Published checkpoints to model folders of ours and back, with nothing lost on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from two_stream import zoo
+from two_stream.config.model import ModelOptions
+from two_stream.errors import CheckpointError
+from two_stream.pretrained.folder import read_model, write_model
+from two_stream.pretrained.layouts import CARRIED, LAYOUTS, OURS, Layout, recognise
+from two_stream.pretrained.loading import LoadReport, load_weights
+from two_stream.pretrained.reading import read_state, weights_file
+from two_stream.recognizer import Recognizer, create_model
+from two_stream.runtime.files import atomic_path, sha256
+from two_stream.runtime.folders import replaced_folder
+
+
+def import_checkpoint(
+    source: Path, out: Path, model: str | ModelOptions, class_names: list[str] | None = None
+) -> LoadReport:
+    """Write a published checkpoint as a model folder of ours, with as many classes as its classifier has.
+
+    What the published network files twice or never reads is carried along, so that `export_checkpoint` gives back
+    every tensor of the file.
+
+    Args:
+        source: A checkpoint of a known layout.
+        out: Folder to write; it may exist only if it is a model folder.
+        model: The network the file belongs to, by its name in the zoo or by its options.
+        class_names: Names of the classes, in the order of the classifier.
+
+    Raises:
+        CheckpointError: Unreadable, unknown, not fitting the model or the class names.
+    """
+    source = weights_file(source)
+    state = read_state(source)
+    layout = recognise(state)
+    if layout is None or layout.flat:
+        what = "of an unknown network" if layout is None else f"of a {layout.name}: nothing to convert"
+        raise CheckpointError(f"{source}: weights {what}")
+    if layout is OURS:
+        raise CheckpointError(
+            f"{source}: this is a model of ours already; to publish it use `--to published`"
+        )
+    classes = num_classes(state, layout)
+    if classes is None:
+        raise CheckpointError(f"{source}: no classifier found in it ({layout.name})")
+    if class_names is not None and len(class_names) != classes:
+        raise CheckpointError(
+            f"{source}: {classes} classes in the file, {len(class_names)} class names given"
+        )
+    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
+        raise CheckpointError(f"{out}: exists already; name another folder")
+    recognizer = create_model(model, classes)
+    report = load_weights(recognizer, source)
+    back = published_state(recognizer.state_dict(), layout)
+    carried = {key: tensor for key, tensor in state.items() if not _same(back.get(key), tensor)}
+    meta = {
+        "class_names": class_names or [f"class {index}" for index in range(classes)],
+        "layout": layout.name,
+        "source": {"file": source.name, "sha256": sha256(source)},
+    }
+    with replaced_folder(out) as part:
+        write_model(part, recognizer, meta, carried)
+    return report
+
+
+def export_checkpoint(source: Path, out: Path) -> list[str]:
+    """Write a run or model folder of ours as the `.pth.tar` of the code base that published its network.
+
+    Args:
+        source: A run folder (its best checkpoint) or a model folder.
+        out: File to write: `{"state_dict", "arch", "epoch", "best_prec1"}`.
+
+    Returns:
+        The names of the written tensors.
+
+    Raises:
+        CheckpointError: No published code has this network, or the folder is not one of ours.
+    """
+    model, meta = read_model(source)
+    layout = _layout_of(source, model, meta.get("layout"))
+    state = published_state(model.state_dict(), layout)
+    kept = read_state(weights_file(source))
+    state |= {key.removeprefix(CARRIED): kept[key] for key in kept if key.startswith(CARRIED)}
+    record = next((one for one in zoo.records() if one.options == model.options), None)
+    content = {
+        "state_dict": {key: tensor.detach().cpu() for key, tensor in state.items()},
+        "arch": (record.alias or record.name) if record else "",
+        "epoch": int(meta.get("epoch", 0)),
+        "best_prec1": float(meta.get("top1", 0.0)) * 100.0,
+    }
+    with atomic_path(out) as part:
+        torch.save(content, part)
+    return list(state)
+
+
+def published_state(state: Mapping[str, torch.Tensor], layout: Layout) -> dict[str, torch.Tensor]:
+    """Return our tensors under the names of a layout; those it has no name for are left out."""
+    return {
+        theirs: tensor[..., None, None, None] if layout.is_pointwise(theirs) else tensor
+        for key, tensor in state.items()
+        for theirs in layout.invert(key)
+    }
+
+
+def num_classes(state: Mapping[str, torch.Tensor], layout: Layout) -> int | None:
+    """Return the number of classes of a published classifier, or none where there is no classifier."""
+    for key, tensor in state.items():
+        if layout.translate(key) == "classifier.weight" and not layout.is_unused(key):
+            return int(tensor.shape[0])
+    return None
+
+
+def _layout_of(source: Path, model: Recognizer, came_as: object) -> Layout:
+    """Return the layout a model came in, else the first that has a name for every tensor and knows the result."""
+    ours = model.state_dict()
+    candidates = sorted(LAYOUTS, key=lambda layout: layout.name != came_as)
+    for layout in candidates:
+        if layout is OURS or layout.flat or not layout.writable:
+            continue
+        theirs = published_state(ours, layout)
+        covered = all(layout.invert(key) for key in ours)
+        if covered and recognise(theirs) is layout:
+            return layout
+    options = model.options
+    raise CheckpointError(
+        f"{source}: no published code has this network ({options.backbone.kind}, {options.reduction}, "
+        f"{options.head.kind}), so there is no format to write it in"
+    )
+
+
+def _same(ours: torch.Tensor | None, theirs: torch.Tensor) -> bool:
+    return ours is not None and ours.shape == theirs.shape and torch.equal(ours.to(theirs.dtype), theirs)

@@ -1,0 +1,73 @@
+"""R(2+1)D: LateTemporalModeling3DCNN, torchvision and the IG-65M weights in its form, and 3D-ResNets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from two_stream.pretrained.layouts.base import Layout, Pair, ndim
+from two_stream.pretrained.layouts.late_temporal import HEAD_PAIRS, HEAD_POINTWISE
+
+_BLOCKS = [(layer, block) for layer, blocks in enumerate((3, 4, 6, 3), start=1) for block in range(blocks)]
+"""Layer and block, as many as the deepest network has."""
+
+
+def _split(theirs: str, ours: str, outer: str) -> Iterator[Pair]:
+    """3D-ResNets files the convolution over space and the one over time side by side; ours are nested.
+
+    `theirs` has a place for `conv_s` and its like, `ours` is the prefix of the pair, `outer` that of the norm after it.
+    """
+    yield theirs.format("conv", "_s"), f"{ours}0."
+    yield theirs.format("bn", "_s"), f"{ours}1."
+    yield theirs.format("conv", "_t"), f"{ours}3."
+    yield theirs.format("bn", "_t"), outer
+
+
+def _hara(bottleneck: bool) -> Iterator[Pair]:
+    yield from _split("{}1{}.", "backbone.stem.", "backbone.stem.4.")
+    for layer, block in _BLOCKS:
+        theirs, ours = f"layer{layer}.{block}.", f"backbone.layer{layer}.{block}."
+        for place in (2,) if bottleneck else (1, 2):
+            yield from _split(f"{theirs}{{}}{place}{{}}.", f"{ours}conv{place}.0.", f"{ours}conv{place}.1.")
+        for place in (1, 3) if bottleneck else ():
+            yield f"{theirs}conv{place}.", f"{ours}conv{place}.0."
+            yield f"{theirs}bn{place}.", f"{ours}conv{place}.1."
+        yield f"{theirs}downsample.", f"{ours}downsample."
+    yield "fc.", "classifier."
+
+
+LAYOUTS = (
+    Layout(
+        "late_temporal R(2+1)D (LateTemporalModeling3DCNN)",
+        lambda s: "fc_action.weight" in s and ndim(s, "features.1.0.conv1.0.3.weight") == 5,
+        (
+            ("features.0.", "backbone.stem."),
+            *((f"features.{layer}.", f"backbone.layer{layer}.") for layer in (1, 2, 3, 4)),
+            ("mapper.", "backbone.reduction."),
+            *HEAD_PAIRS,
+        ),
+        pointwise=HEAD_POINTWISE,
+    ),
+    Layout(
+        "R(2+1)D (torchvision, IG-65M)",
+        # torchvision's r3d_18 and mc3_18 have the same stem names, but no pair inside a block
+        lambda s: (
+            ndim(s, "stem.3.weight") == 5
+            and (ndim(s, "layer1.0.conv1.0.3.weight") == 5 or ndim(s, "layer1.0.conv2.0.3.weight") == 5)
+        ),
+        (
+            ("stem.", "backbone.stem."),
+            *((f"layer{layer}.", f"backbone.layer{layer}.") for layer in (1, 2, 3, 4)),
+            ("fc.", "classifier."),
+        ),
+    ),
+    Layout(
+        "R(2+1)D (3D-ResNets)",
+        lambda s: ndim(s, "conv1_s.weight") == 5 and ndim(s, "layer1.0.conv1_s.weight") == 5,
+        tuple(_hara(bottleneck=False)),
+    ),
+    Layout(
+        "R(2+1)D with bottlenecks (3D-ResNets)",
+        lambda s: ndim(s, "conv1_s.weight") == 5 and ndim(s, "layer1.0.conv1.weight") == 5,
+        tuple(_hara(bottleneck=True)),
+    ),
+)

@@ -1,0 +1,92 @@
+"""The clip networks of Efficient-3DCNNs, 3D-ResNets and compressed-video-classification."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from two_stream.config.model import (
+    AverageHead,
+    InputOptions,
+    MobileNetV2,
+    ModelOptions,
+    ResNet3d,
+    ResNeXt3d,
+)
+from two_stream.zoo.record import ModelRecord
+
+EFFICIENT = "Köpüklü et al., Resource Efficient 3D Convolutional Neural Networks (arXiv 1904.02422)"
+RESNETS = (
+    "Hara et al., Can Spatiotemporal 3D CNNs Retrace the History of 2D CNNs and ImageNet? (arXiv 1711.09577)"
+)
+
+
+def _classic(namespace: str, name: str, backbone: Any, summary: str, **options: Any) -> ModelRecord:
+    """A network with global average pooling, as those code bases have it."""
+    paper = RESNETS if namespace == "3dresnets" else EFFICIENT
+    made = ModelOptions(backbone=backbone, head=AverageHead(), **options)
+    return ModelRecord(f"{namespace}/{name}", made, f"{summary}, average pooling", paper)
+
+
+def _efficient3d(namespace: str) -> list[ModelRecord]:
+    """Efficient-3DCNNs, and the compression project built on it, which shares its networks."""
+    sixteen = InputOptions(clip_length=16)
+    records = [
+        _classic(
+            namespace, f"mobilenetv2_{width}x", MobileNetV2(width=width), f"MobileNetV2 {width}×", dropout=0.2
+        )
+        for width in (0.2, 0.45, 0.7, 1.0)
+    ]
+    for shortcut in ("A", "B"):
+        records += [
+            _classic(
+                namespace,
+                f"resnet{depth}_{shortcut}",
+                ResNet3d(depth=depth, shortcut=shortcut),
+                f"ResNet-{depth}, shortcut {shortcut}",
+                dropout=0.0,
+            )
+            for depth in (10, 18, 34, 50, 101, 152, 200)
+        ]
+        records += [
+            _classic(
+                namespace,
+                f"resnext{depth}_{shortcut}",
+                ResNeXt3d(depth=depth, shortcut=shortcut),
+                f"ResNeXt-{depth}, shortcut {shortcut}",
+                dropout=0.0,
+                input=sixteen,
+            )
+            for depth in (50, 101)
+        ]
+    return records
+
+
+def _3dresnets() -> list[ModelRecord]:
+    """3D-ResNets as released in 2020: values 0..1, divided by a standard deviation too."""
+    usual = InputOptions(
+        clip_length=16, value_range=(0.0, 1.0), mean=(0.4345, 0.4051, 0.3775), std=(0.2768, 0.2713, 0.2737)
+    )
+    table: list[tuple[str, Any, str]] = [
+        (f"resnet{depth}", ResNet3d(depth=depth), f"ResNet-{depth}")
+        for depth in (10, 18, 34, 50, 101, 152, 200)
+    ]
+    table += [
+        ("resnet18_A", ResNet3d(depth=18, shortcut="A"), "ResNet-18, shortcut A"),
+        ("resnet18_widen0.5", ResNet3d(depth=18, width=0.5), "ResNet-18, half as wide"),
+        (
+            "resnet18_ct1_s2_nopool",
+            ResNet3d(depth=18, stem_kernel=3, stem_stride=2, stem_pool=False),
+            "ResNet-18, stem of 3 frames with stride 2, no pooling",
+        ),
+    ]
+    table += [
+        (f"resnext{depth}", ResNeXt3d(depth=depth, stem_channels=128), f"ResNeXt-{depth}")
+        for depth in (50, 101)
+    ]
+    return [
+        _classic("3dresnets", name, backbone, summary, dropout=0.0, input=usual)
+        for name, backbone, summary in table
+    ]
+
+
+RECORDS = (*_efficient3d("efficient3d"), *_3dresnets(), *_efficient3d("compressed"))
