@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from two_stream import create_model, load_weights, zoo
+from two_stream.pretrained import read_state
+from two_stream.pretrained.converting import export_checkpoint, import_checkpoint
 from two_stream.profiling import multiply_adds
 from two_stream.recognizer import Recognizer
 
@@ -155,6 +157,21 @@ def test_late_temporal_with_both_clips(name, shared, deterministic, tmp_path, pa
     fixture, model = load(deterministic, path, tmp_path)
     worst = max(late_temporal_error(deterministic, fixture, model, kind, 2) for kind in ("blocks", "clip"))
     parity(f"{name} (both clips)", worst, 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LATE_TEMPORAL)
+def test_late_temporal_to_ours_and_back(name, shared, deterministic, tmp_path):
+    path = shared / "fixtures" / "late_temporal" / "models" / f"{name}.json.gz"
+    fixture = json.loads(gzip.decompress(path.read_bytes()))
+    filled = deterministic.state_dict(fixture["state_dict"], fixture["weight_seed"])
+    state = {key: torch.from_numpy(value) for key, value in filled.items()}
+    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "theirs")
+    import_checkpoint(tmp_path / "theirs", tmp_path / "ours", name)
+    export_checkpoint(tmp_path / "ours", tmp_path / "back")
+    back = read_state(tmp_path / "back")
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[key], state[key]) for key in state)
 
 
 @pytest.mark.parametrize(
