@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from two_stream import load_weights, zoo
-from two_stream.config.model import AverageHead, BertHead, ModelOptions, SlowFast
+from two_stream.config.model import AverageHead, BertHead, I3d, ModelOptions, R2Plus1d, SlowFast
 from two_stream.errors import CheckpointError
 from two_stream.pretrained.converting import published_state
 from two_stream.pretrained.layouts import LAYOUTS, OURS, recognise
@@ -137,3 +137,52 @@ def test_kinetics_slowfast_starts_each_published_variant(tmp_path, fusion, reduc
     assert all(key.startswith(tuple(f"backbone.{p}" for p in model.backbone.reduced)) for key in kept)
     for key in ("backbone.stem.fast.0.weight", "backbone.layer4.slow.1.conv2.weight"):
         assert torch.equal(model.state_dict()[key], plain.state_dict()[key])
+
+
+def test_weights_of_another_backbone_are_named_as_such(tmp_path):
+    r2plus1d = ModelOptions(backbone=R2Plus1d(depth=18, width=0.125), head=AverageHead())
+    i3d = ModelOptions(backbone=I3d(width=0.125), head=AverageHead())
+    state = published_state(
+        Recognizer(r2plus1d, 5).state_dict(), BY_NAME["late_temporal R(2+1)D (LateTemporalModeling3DCNN)"]
+    )
+    torch.save({"state_dict": state}, tmp_path / "model_best.pth.tar")
+    for classes, new_classifier in ((5, False), (7, False), (7, True)):
+        with pytest.raises(CheckpointError, match=r"R\(2\+1\)D .* backbone is i3d") as raised:
+            load_weights(
+                Recognizer(i3d, classes), tmp_path / "model_best.pth.tar", new_classifier=new_classifier
+            )
+        assert "\n" not in str(raised.value)
+
+
+def test_kinetics_i3d_gives_its_own_400_class_logits(tmp_path):
+    """Pytorch-i3d averages pairs of tokens, classifies each pair and averages the logits."""
+    torch.manual_seed(0)
+    options = zoo.resolve(
+        "kinetics/i3d_rgb", backbone={"width": 0.125}, input={"crop": 32, "clip_length": 32}
+    )
+    source = Recognizer(options, 400).eval()
+    state = published_state(source.state_dict(), BY_NAME["I3D (pytorch-i3d)"])
+    assert state["logits.conv3d.weight"].ndim == 5
+    torch.save(state, tmp_path / "rgb_imagenet.pt")
+    model = Recognizer(options, 400).eval()
+    load_weights(model, tmp_path / "rgb_imagenet.pt")
+    x = torch.randn(1, 3, 32, 32, 32)
+    with torch.inference_mode():
+        map_BCTHW = source.backbone(x)[0].tensor
+        pairs = torch.nn.functional.avg_pool3d(map_BCTHW, (2, 1, 1), stride=1)
+        logits = torch.nn.functional.conv3d(pairs, state["logits.conv3d.weight"], state["logits.conv3d.bias"])
+        torch.testing.assert_close(model.forward_normalised(x), logits.mean((2, 3, 4)), rtol=1e-4, atol=1e-4)
+
+
+def test_torchvision_r2plus1d_18_gives_its_logits(tmp_path):
+    from torchvision.models.video import r2plus1d_18
+
+    torch.manual_seed(0)
+    theirs = r2plus1d_18(num_classes=400).eval()
+    torch.save(theirs.state_dict(), tmp_path / "r2plus1d_18-91a641e6.pth")
+    model = Recognizer(zoo.resolve("kinetics/r2plus1d_18"), 400).eval()
+    report = load_weights(model, tmp_path / "r2plus1d_18-91a641e6.pth")
+    assert report.format == "R(2+1)D (torchvision, IG-65M)"
+    x = torch.randn(1, 3, 8, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.forward_normalised(x), theirs(x), rtol=1e-4, atol=1e-5)

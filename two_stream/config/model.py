@@ -120,6 +120,8 @@ class AverageHead(Options):
     """Mean over time."""
 
     kind: Literal["average"] = "average"
+    window: PositiveInt = 1
+    """tokens averaged at a time, one run after the other; 2 is how Kinetics I3D pools"""
 
 
 class ConcatHead(Options):

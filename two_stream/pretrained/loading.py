@@ -201,6 +201,13 @@ def _require_fit(
     new_classifier: bool,
 ) -> None:
     """Raise where the checkpoint does not fit, with the likeliest cause first."""
+    trunk = [key for key in model.state_dict() if _part(model, key) == "backbone"]
+    absent = [key for key in trunk if key in report.missing and key not in misfits]
+    if 2 * len(absent) > len(_counted(set(trunk))):
+        raise CheckpointError(
+            f"{report.path}: {report.format} weights of another network: the model's backbone is "
+            f"{model.options.backbone.kind}, and {len(absent)} of its tensors are not in the file ({_few(absent)})"
+        )
     if misfits and all(key.startswith("classifier.") for key in misfits):
         key = next(iter(misfits))
         raise CheckpointError(

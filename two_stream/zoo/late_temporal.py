@@ -8,9 +8,12 @@ from two_stream.config.model import (
     AverageHead,
     BertHead,
     ConcatHead,
+    I3d,
+    InputOptions,
     LstmHead,
     ModelOptions,
     NonLocalHead,
+    R2Plus1d,
     ResNeXt3d,
     SlowFast,
 )
@@ -64,6 +67,31 @@ def _slowfast() -> list[Row]:
     ]
 
 
+def _i3d() -> list[Row]:
+    bert = BertHead(normalize=True)
+    rows: list[Row] = []
+    for modality, dropout in (("rgb", 0.8), ("flow", 0.7)):
+        shared: dict[str, Any] = {"modality": modality}
+        reduced = shared | {"head": bert}
+        name = f"{modality}_I3D64f"
+        rows += [
+            (name, "average pooling", shared | _AVERAGE | {"dropout": dropout}),
+            (f"{name}_bert2", "BERT", reduced),
+            (f"{name}_bert2_FRMB", "FRMB, BERT", reduced | {"reduction": "frmb"}),
+            (f"{name}_bert2_FRAB", "FRAB, BERT", reduced | {"reduction": "frab"}),
+        ]
+    return rows
+
+
+def _r2plus1d() -> list[Row]:
+    bert: dict[str, Any] = {"head": BertHead()}
+    return [
+        ("rgb_r2plus1d_32f_34", "32 frames, average pooling", _AVERAGE),
+        ("rgb_r2plus1d_32f_34_bert10", "32 frames, BERT", bert),
+        ("rgb_r2plus1d_64f_34_bert10", "64 frames, BERT", bert | {"input": InputOptions(clip_length=64)}),
+    ]
+
+
 def _records(backbone: Any, what: str, rows: list[Row]) -> list[ModelRecord]:
     return [
         ModelRecord(
@@ -80,4 +108,6 @@ def _records(backbone: Any, what: str, rows: list[Row]) -> list[ModelRecord]:
 RECORDS = (
     *_records(ResNeXt3d(depth=101), "ResNeXt-101, 64 frames", _resnext()),
     *_records(SlowFast(), "SlowFast-50 8×8, 64 frames", _slowfast()),
+    *_records(I3d(), "Inception-I3D, 64 frames", _i3d()),
+    *_records(R2Plus1d(depth=34), "R(2+1)D-34", _r2plus1d()),
 )

@@ -200,11 +200,12 @@ def test_reductions_are_the_papers():
     replaced.replace_last_block(512)
     assert replaced.mixed5.c.b0.conv3d.weight.shape == (192, 832, 1, 1, 1)
     assert replaced.mixed5.c.b3b.conv3d.weight.shape == (64, 832, 1, 1, 1)
-    for net in (appended, replaced):
+    for net, module in ((appended, appended.reduction), (replaced, replaced.mixed5.c)):
         assert net.channels == (512,)
         (feature,) = net.to("meta").eval()(torch.empty(1, 3, 64, 224, 224, device="meta"))
         assert feature.tensor.shape == (1, 512, 8, 7, 7)
-        assert any(name.startswith(net.reduced) for name, _ in net.named_parameters())
+        under = [p for name, p in net.named_parameters() if name.startswith(net.reduced)]
+        assert list(map(id, under)) == list(map(id, module.parameters()))
 
 
 @pytest.mark.parametrize("channels", [4, 5, 17, 64, 300, 512, 1024])

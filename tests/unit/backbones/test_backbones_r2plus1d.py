@@ -197,10 +197,12 @@ def test_reductions_are_blocks_of_the_same_kind():
     assert block.conv1[0].weight.shape == (128, 2048, 1, 1, 1)
     assert block.conv2[0][0].weight.shape == (288, 128, 1, 3, 3)
     assert isinstance(block.downsample, Projection)
-    for net, channels in ((appended, 256), (replaced, 512)):
+    for net, channels, made in ((appended, 256, appended.reduction), (replaced, 512, block)):
         (feature,) = net.to("meta").eval()(torch.empty(1, 3, 16, 64, 64, device="meta"))
         assert feature.tensor.shape[1] == channels
         assert net.channels == (channels,)
+        under = [p for name, p in net.named_parameters() if name.startswith(net.reduced)]
+        assert list(map(id, under)) == list(map(id, made.parameters()))
 
 
 @pytest.mark.parametrize("depth", [18, 50])
