@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
 
 from two_stream.errors import TwoStreamError
@@ -20,6 +21,7 @@ COMMANDS = {
     "report": "one self-contained page of what runs and scores show",
     "profile": "parameters, multiply-adds, speed and memory of a model",
     "models": "list the named models, or show one",
+    "weights": "list, fetch, verify and convert published checkpoints",
 }
 """Every command and its one line; tests/contract compares it with the modules in `commands/`."""
 
@@ -38,22 +40,27 @@ def main(argv: list[str] | None = None) -> int:
     name, rest = args[0], args[1:]
     if name not in COMMANDS:
         return _complain(f"unknown command {name!r}{_nearest(name)}")
+    return guarded(lambda: import_module(f"two_stream.commands.{name}").main(rest))
+
+
+def guarded(action: Callable[[], int], prog: str = "two-stream") -> int:
+    """Run a command and return its exit code; an error that a person can mend is one line after the program's name."""
     try:
-        code = import_module(f"two_stream.commands.{name}").main(rest)
+        code = action()
         sys.stdout.flush()
     except TwoStreamError as error:
-        return _complain(str(error), error.exit_code)
+        return _complain(str(error), error.exit_code, prog=prog)
     except KeyboardInterrupt:
-        return _complain("interrupted", 130)
+        return _complain("interrupted", 130, prog=prog)
     except BrokenPipeError:  # the reader (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a full disk, a read-only folder, a folder where a file is expected
-        return _complain(f"{error.filename or 'file'}: {error.strerror or error}", 1)
+        return _complain(f"{error.filename or 'file'}: {error.strerror or error}", 1, prog=prog)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's; not imported here
             raise
-        return _complain(f"{str(error).splitlines()[0]} (try a smaller batch)", 1)
+        return _complain(f"{str(error).splitlines()[0]} (try a smaller batch)", 1, prog=prog)
     return int(code)
 
 
@@ -79,9 +86,7 @@ def _nearest(name: str) -> str:
     return nearest(name, list(COMMANDS))
 
 
-def _complain(message: str, code: int = 2) -> int:
-    prefix = (
-        "" if message.startswith("two-stream ") else "two-stream: "
-    )  # flag errors name the command themselves
+def _complain(message: str, code: int = 2, prog: str = "two-stream") -> int:
+    prefix = "" if message.startswith((f"{prog} ", f"{prog}: ")) else f"{prog}: "  # flag errors have it
     sys.stderr.write(f"{prefix}{message}\n")
     return code

@@ -79,6 +79,8 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
     key = ".".join(keys)
     if first["type"] == "extra_forbidden":
         text = f"unknown key `{key}`{nearest(keys[-1], known)}"
+    elif first["type"] == "missing":
+        text = f"`{key}` is missing; add it"
     elif first["type"] == "value_error":
         text = f"`{key}`: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
     elif first["type"] in ("union_tag_invalid", "union_tag_not_found"):

@@ -1,7 +1,32 @@
-"""Weights in and out: safe reading, foreign layouts by key map, a report of what fitted, our own model folders."""
+"""Weights in and out: safe reading, foreign layouts by key table, a report of what fitted, our own model folders.
 
-from two_stream.pretrained.folder import read_model, write_model
-from two_stream.pretrained.loading import LoadReport, load_weights
-from two_stream.pretrained.reading import WEIGHTS, read_state
+Names are imported on first use: `two-stream weights list` needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from two_stream.pretrained.folder import read_model, write_model
+    from two_stream.pretrained.loading import LoadReport, load_weights
+    from two_stream.pretrained.reading import WEIGHTS, read_state
+
+_HOMES = {
+    "read_model": "folder",
+    "write_model": "folder",
+    "LoadReport": "loading",
+    "load_weights": "loading",
+    "WEIGHTS": "reading",
+    "read_state": "reading",
+}
 
 __all__ = ["WEIGHTS", "LoadReport", "load_weights", "read_model", "read_state", "write_model"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name from its home on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

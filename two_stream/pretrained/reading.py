@@ -1,7 +1,8 @@
 """Reading tensors from a file without ever running what is in it.
 
-Two kinds of file are read: safetensors, and what `torch.save` writes, the latter with `weights_only=True` and with no
-way back to an unrestricted pickle. Which it is, the content tells, not the name.
+Three kinds of file are read: safetensors, what `torch.save` writes (with `weights_only=True` and with no way back to
+an unrestricted pickle), and Caffe2's pickles (through `caffe2.py`, which admits arrays only). Which it is, the content
+tells, not the name.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import pickle
 import re
 import struct
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,25 +19,30 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from two_stream.errors import CheckpointError
+from two_stream.pretrained.caffe2 import TORCH_STAND_INS, Numbers, read_caffe2, refusal
+from two_stream.pretrained.kinds import kind_of
 from two_stream.runtime.folders import whole_folder
 
 WEIGHTS = "model.safetensors"
 """Name of the weights in a model folder."""
-_INNER = ("state_dict", "model_state", "model")
+_INNER = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights")
 """Where trainers keep the weights beside their own bookkeeping."""
+_STAND_INS = threading.Lock()
+"""torch keeps one list of permitted names for the whole process."""
 
 
 def read_state(path: Path | str) -> dict[str, torch.Tensor]:
     """Return the tensors of a checkpoint on the CPU, without the `module.` prefix of multi-GPU training.
 
     Args:
-        path: A safetensors or PyTorch file, a model folder, or a run folder (its `best`, else its `last`).
+        path: A safetensors, PyTorch or Caffe2 file, a model folder, or a run folder (its `best`, else its `last`).
 
     Raises:
         CheckpointError: Missing, damaged, no checkpoint, or refused because it holds more than tensors; one line.
     """
     file = weights_file(Path(path))
-    state = _read_safetensors(file) if _kind(file) == "safetensors" else _read_torch(file)
+    readers = {"safetensors": _read_safetensors, "torch": _read_torch, "pickle": read_caffe2}
+    state = readers[kind_of(file)](file)
     if state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
     if not state:
@@ -61,29 +68,13 @@ def weights_file(path: Path) -> Path:
 
 def read_metadata(file: Path) -> dict[str, str]:
     """Return the text entries in the header of a safetensors file; empty for any other file."""
-    if _kind(file) != "safetensors":
+    if kind_of(file) != "safetensors":
         return {}
     try:
         with safe_open(file, framework="pt") as opened:
             return dict(opened.metadata() or {})
     except SafetensorError as error:
         raise CheckpointError(f"{file}: damaged safetensors file ({error})") from None
-
-
-def _kind(file: Path) -> str:
-    """Tell a file's format by its first bytes."""
-    try:
-        with file.open("rb") as opened:
-            start = opened.read(9)
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from None
-    if not start:
-        raise CheckpointError(f"{file}: empty file (0 bytes)")
-    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
-        return "torch"
-    if len(start) == 9 and start[8:] == b"{" and 2 <= struct.unpack("<Q", start[:8])[0] <= 100_000_000:
-        return "safetensors"
-    raise CheckpointError(f"{file}: no checkpoint (neither a safetensors nor a PyTorch file)")
 
 
 def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
@@ -96,9 +87,14 @@ def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
 
 def _read_torch(file: Path) -> dict[str, torch.Tensor]:
     try:
-        with warnings.catch_warnings():
+        with _STAND_INS, torch.serialization.safe_globals(TORCH_STAND_INS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # old storages warn on the way; what matters is raised
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            content = torch.load(
+                file,
+                map_location="cpu",
+                weights_only=True,
+                encoding="latin1",  # numbers that Python 2 wrote as text keep their bytes
+            )
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{file}: {_refusal(str(error))}") from None
     except (
@@ -110,6 +106,8 @@ def _read_torch(file: Path) -> dict[str, torch.Tensor]:
         AttributeError,
         TypeError,
         IndexError,
+        AssertionError,
+        struct.error,
     ) as error:
         first = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{file}: damaged PyTorch file, perhaps truncated ({first})") from None
@@ -117,10 +115,19 @@ def _read_torch(file: Path) -> dict[str, torch.Tensor]:
 
 
 def _refusal(message: str) -> str:
-    found = re.search(r"GLOBAL ([\w.]+)", message)
-    if found:
-        return f"refused, it asks for `{found[1]}`: a checkpoint may hold tensors only, and nothing of it was run"
-    return "refused or damaged: it is not a pickle of tensors only, and nothing of it was run"
+    """Turn torch's page of advice into one line."""
+    asked = re.search(r"GLOBAL ([\w.]+)", message)
+    if asked:
+        return refusal(f"it asks for `{asked[1]}`")
+    ours = re.search(r"it (?:holds|builds|calls|changes|encodes) [^\n]*", message)
+    if ours:
+        return refusal(ours[0])
+    if re.search(r"Unsupported operand (?:149|140|141|142|143|144|145|147|148)\b", message):
+        return (
+            "written with pickle protocol 4 or later, which cannot be read safely; save it anew with "
+            "torch.save and its usual protocol"
+        )
+    return refusal("")
 
 
 def _tensors(file: Path, content: Any) -> dict[str, torch.Tensor]:
@@ -131,8 +138,14 @@ def _tensors(file: Path, content: Any) -> dict[str, torch.Tensor]:
         raise CheckpointError(
             f"{file}: it holds a {type(content).__name__}; expected a dictionary of tensors"
         )
-    state = {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
-    other = [str(key) for key, value in content.items() if not isinstance(value, torch.Tensor)]
+    state: dict[str, torch.Tensor] = {}
+    other: list[str] = []
+    for key, value in content.items():
+        tensor = value.tensor() if isinstance(value, Numbers) else value
+        if isinstance(tensor, torch.Tensor) and not (isinstance(value, Numbers) and tensor.ndim == 0):
+            state[str(key)] = tensor
+        else:
+            other.append(str(key))
     if other and not state:
         raise CheckpointError(f"{file}: no weights under {', '.join(_INNER)} (found {', '.join(other[:4])})")
     return state

@@ -66,7 +66,7 @@ RECORDS = (
     ),
     *(
         _record(
-            f"r2plus1d_34_{frames}f_ig65m",
+            f"r2plus1d_34_{frames}f",
             R2Plus1d(depth=34),
             f"R(2+1)D-34, {frames} frames, average pooling",
             IG65M,
