@@ -18,11 +18,17 @@ from two_stream.errors import SettingsError
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
-_RULE = re.compile(r"^[│|\s]*─{5,}")
+_RULE = re.compile(r"^[│|\s]*[─-]{5,}")
 _PYDANTIC = re.compile(
     r"Error parsing (?P<where>\S+): \d+ validation errors? for \S+ (?:(?!Value error)(?P<key>[\w.]+) )?(?P<what>.+?) "
     r"\[type=\w+, input_value=(?P<value>.+?), input_type="
 )
+
+_OPTIONAL = re.compile(
+    r"(?:Error parsing )?(?P<flag>\S+): no type matching \{None\}\|(?P<kind>\S+) could be instantiated from "
+    r"\[(?P<value>[^]]+)\]"
+)
+"""a wrong value of a flag that may be left out"""
 
 
 def parse(options: type[T], args: list[str], prog: str, description: str) -> T:
@@ -69,6 +75,23 @@ def take_flag(args: list[str], flag: str) -> tuple[bool, list[str]]:
     return flag in args, [arg for arg in args if arg != flag]
 
 
+def take_value(args: list[str], flag: str, prog: str) -> tuple[str | None, list[str]]:
+    """Remove a flag with its value (`--flag value` or `--flag=value`) and return the value; None when it is not there.
+
+    Raises:
+        SettingsError: The value is missing.
+    """
+    for place, arg in enumerate(args):
+        name, equals, value = arg.partition("=")
+        if name == flag and equals:
+            return value, args[:place] + args[place + 1 :]
+        if name == flag:
+            if len(args) == place + 1 or args[place + 1].startswith("-"):
+                raise SettingsError(f"{prog}: {flag}: a value is missing")
+            return args[place + 1], args[:place] + args[place + 2 :]
+    return None, args
+
+
 def _cli(kind: type[T], default: Any, args: list[str], prog: str, description: str) -> T:
     complaint = io.StringIO()
     given = {} if default is None else {"default": default}
@@ -106,6 +129,8 @@ def _one_line(box: str) -> str:
             sections.append([])
         else:
             sections[-1].append(line.strip("│| \t"))
+    if "╭" not in box and len(sections) > 1:  # output that is not UTF-8 has no box: the title is a section
+        sections = sections[1:]
     text = " ".join(part for part in sections[0] if part)
     unknown = re.match(r"Unrecognized options?: (\S+?),?(?: |$)", text)
     if unknown:
@@ -118,6 +143,9 @@ def _one_line(box: str) -> str:
         if what != wrong["what"]:  # our own validators say the whole story
             return f"`{key}`: {what}"
         return f"`{key}` is {wrong['value']}: {what[0].lower()}{what[1:]}"
+    optional = _OPTIONAL.match(text)
+    if optional:
+        return f"{optional['flag']} is {optional['value']}: expected {optional['kind']}"
     return re.sub(r"^Error parsing (\S+): ", r"\1: ", text) or "the flags are not understood; see --help"
 
 

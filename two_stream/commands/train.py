@@ -1,22 +1,31 @@
-"""`two-stream train FILE.yaml`: train one stream of one split."""
+"""`two-stream train FILE.yaml`, or `--recipe late-temporal` in a published trainer's words: train one stream."""
 
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from two_stream.commands.common import parse_over, split_positional, take_flag
+from two_stream.commands.common import parse, parse_over, split_positional, take_flag, take_value
 from two_stream.config.load import load_experiment
 from two_stream.config.schema import Experiment
 
 if TYPE_CHECKING:
+    from two_stream.config.recipes import PublishedTraining
     from two_stream.training.trainer import TrainResult
 
 SUMMARY = "Train one stream on one split."
 PROG = "two-stream train FILE.yaml"
 DESCRIPTION = (
     f"{SUMMARY} Every setting of the file can be changed by a flag; its values are shown below. "
-    "--resume: continue an interrupted run, bit for bit. --overwrite: start over in an existing run folder."
+    "--resume: continue an interrupted run, bit for bit. --overwrite: start over in an existing run folder. "
+    "--recipe late-temporal, in place of a file: the flags of the published trainers; add --help to see them."
+)
+RECIPE_DESCRIPTION = (
+    f"{SUMMARY} These are the published trainers' flags and defaults. The optimizer goes with the architecture, the "
+    "plateau follows the validation loss, sampling and crops are the published ones, and the best epoch is picked on "
+    "the test list, which every score says. Any flag of `two-stream train FILE` may follow and wins, such as "
+    "--train.precision bf16, --runs DIR or --device cuda:1; --overwrite starts over."
 )
 
 
@@ -25,12 +34,129 @@ def main(args: list[str]) -> int:
     given = list(args)
     resume, args = take_flag(args, "--resume")
     overwrite, args = take_flag(args, "--overwrite")
+    recipe, args = take_value(args, "--recipe", "two-stream train")
+    if recipe is not None:
+        return _train_by_recipe(recipe, args, given, resume=resume, overwrite=overwrite)
     name, rest = split_positional(
         args, "two-stream train", "the experiment file", "settings/experiments/small.yaml"
     )
     default = Experiment() if name is None else load_experiment(name)
     experiment = parse_over(default, rest, PROG, DESCRIPTION)
     return _train(experiment, given, resume=resume, overwrite=overwrite)
+
+
+def _train_by_recipe(recipe: str, args: list[str], given: list[str], *, resume: bool, overwrite: bool) -> int:
+    """Train, or score, as the flags of a published trainer say."""
+    from two_stream import zoo
+    from two_stream.config.recipes import (
+        SOURCE,
+        PublishedTraining,
+        check_recipe,
+        describe,
+        own_flags,
+        remarks,
+    )
+
+    check_recipe(recipe)
+    published, ours = own_flags(args)
+    flags = parse(PublishedTraining, published, SOURCE, RECIPE_DESCRIPTION)
+    record = zoo.find(flags.arch)
+    bare = record.name.partition("/")[2]
+
+    from two_stream.data.published import training_record
+
+    dataset = training_record(flags.dataset, flags.settings)
+    default = describe(flags, record.options, arch=bare, dataset=dataset, init=None)
+    experiment = parse_over(default, ours, SOURCE, RECIPE_DESCRIPTION)
+    if flags.evaluate:
+        return _evaluate(experiment, flags, bare)
+    resume = resume or flags.contine
+    experiment = _with_start(experiment, flags, bare, dataset[0], resume=resume)
+    from two_stream.runtime.console import note
+
+    for line in remarks(flags, bare):
+        note(line)
+    return _train(experiment, given, resume=resume, overwrite=overwrite)
+
+
+def _with_start(
+    experiment: Experiment, flags: PublishedTraining, arch: str, dataset: str, *, resume: bool
+) -> Experiment:
+    """Return the experiment with the weights it starts from; say which, or how to get them.
+
+    A run that goes on keeps those it began with, whatever lies in the weights folder by now. With `-c` and no run of
+    ours, the checkpoint of the published trainer is one to start from.
+    """
+    from two_stream.config.recipes import STARTS
+    from two_stream.evaluation.published import checkpoint_path
+    from two_stream.runtime.console import note
+
+    if experiment.train.init is not None:  # --train.init was given
+        return experiment
+    before = experiment.runs / experiment.name / "experiment.yaml"
+    started = resume and before.is_file()
+    file = flags.pretrained
+    if file is None and started:
+        old = load_experiment(before).train
+        return _start(experiment, old.init, new_classifier=old.new_classifier)
+    if file is None and resume:
+        file = checkpoint_path(dataset, arch, flags.split)
+        if file is not None:
+            note(
+                "no run of ours to go on with: the published trainer's best epoch gives weights, not optimizer state"
+            )
+    if file is None and arch in STARTS:
+        start = STARTS[arch]
+        file = next((flags.weights / name for name in start.files if (flags.weights / name).is_file()), None)
+        if file is None:
+            note(
+                f"training starts from scratch: {flags.weights / start.files[0]}, where the published code starts, is "
+                f"not there; get it with `two-stream weights fetch {start.fetch}`, or name a file with --pretrained"
+            )
+    if file is None:
+        return experiment
+    if not started:
+        note(f"weights to start from: {file}")
+    return _start(experiment, file, new_classifier=True)
+
+
+def _start(experiment: Experiment, init: Path | None, *, new_classifier: bool) -> Experiment:
+    changed = experiment.train.model_copy(update={"init": init, "new_classifier": new_classifier})
+    return experiment.model_copy(update={"train": changed})
+
+
+def _evaluate(experiment: Experiment, flags: PublishedTraining, arch: str) -> int:
+    """Score the best checkpoint with one clip and the centre crop: that of our run, else the published trainer's."""
+    from two_stream.config.schema import EvaluateOptions
+
+    run = experiment.runs / experiment.name
+    options = EvaluateOptions(views="single", crops="center", precision=experiment.evaluate.precision)
+    if (run / "experiment.yaml").is_file():
+        from two_stream.commands.evaluate import show
+        from two_stream.evaluation.run import evaluate_run, load_run
+        from two_stream.evaluation.tables import lines
+
+        loaded = load_run(run, "best", experiment.device)
+        table, path = evaluate_run(loaded, options, "test", workers=flags.workers)
+        show(lines([table])[0], path, as_json=False)
+        return 0
+    from two_stream.config.evaluators import OneStreamFlags
+    from two_stream.evaluation.published import evaluate_one
+
+    evaluate_one(
+        OneStreamFlags(
+            arch=arch,
+            dataset=flags.dataset,
+            split=flags.split,
+            settings=flags.settings,
+            crops="center",
+            device=experiment.device,
+            workers=flags.workers,
+            precision=options.precision,
+        ),
+        "single",
+    )
+    return 0
 
 
 def _train(experiment: Experiment, given: list[str], *, resume: bool, overwrite: bool) -> int:

@@ -67,7 +67,9 @@ class TrainOptions(Options):
     batch_size: PositiveInt = 8
     """clips per forward pass"""
     accumulate: PositiveInt = 1
-    """forward passes per optimizer step; the last, incomplete group of an epoch counts too"""
+    """forward passes per optimizer step"""
+    last_group: Literal["step", "drop"] = "step"
+    """what becomes of the last forward passes of an epoch, too few for a whole step; drop: nothing, as published"""
     optimizer: OptimizerOptions = Sgd()
     """update rule"""
     schedule: ScheduleOptions = Cosine()

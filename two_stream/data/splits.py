@@ -23,7 +23,11 @@ MODALITIES: tuple[Modality, ...] = ("rgb", "flow")
 
 
 def read_list(
-    path: Path, *, num_classes: int | None = None, group_of: Callable[[str], str] | None = None
+    path: Path,
+    *,
+    num_classes: int | None = None,
+    group_of: Callable[[str], str] | None = None,
+    least_frames: int = 1,
 ) -> list[VideoRecord]:
     """Read a split list; folder names may hold spaces.
 
@@ -31,13 +35,14 @@ def read_list(
         path: The list.
         num_classes: Labels must be below it.
         group_of: Gives a video's source from its id.
+        least_frames: Fewest frames a line may give; 0 where they are counted later.
 
     Raises:
         DataError: Missing, empty, or a wrong or doubled line, named as `file:line`.
     """
     records = []
     seen: dict[str, int] = {}
-    for number, record in numbered_records(path):
+    for number, record in numbered_records(path, least_frames):
         where = f"{path}:{number}"
         if record.id in seen:
             raise DataError(f"{where}: {record.id!r} stands on line {seen[record.id]} already; remove one")
@@ -50,7 +55,7 @@ def read_list(
     return records
 
 
-def numbered_records(path: Path) -> list[tuple[int, VideoRecord]]:
+def numbered_records(path: Path, least_frames: int = 1) -> list[tuple[int, VideoRecord]]:
     """Return every line of a list with its number (1-based), doubled ids included.
 
     Raises:
@@ -63,7 +68,7 @@ def numbered_records(path: Path) -> list[tuple[int, VideoRecord]]:
         parts = line.strip().rsplit(maxsplit=2)
         if len(parts) != 3 or not parts[1].isdecimal() or not parts[2].isdecimal():
             raise DataError(f"{path}:{number}: {line.strip()!r}: expected `folder num_frames label`")
-        if int(parts[1]) < 1:
+        if int(parts[1]) < least_frames:
             raise DataError(f"{path}:{number}: {parts[0]!r} has no frames; extract it again or remove it")
         found.append((number, VideoRecord(parts[0], int(parts[1]), int(parts[2]))))
     return found

@@ -294,8 +294,6 @@ def _table(
 def _meta(
     run: Run, experiment: Experiment, part: Part, skipped: list[str], reasons: dict[str, str]
 ) -> dict[str, Any]:
-    data, evaluate = experiment.data, experiment.evaluate
-    spec = run.model.spec
     return {
         "run": str(run.paths.root),
         "name": experiment.name,
@@ -303,10 +301,20 @@ def _meta(
         "epoch": run.meta.get("epoch"),
         "model_sha256": run.model_sha256,
         "dataset": run.record.name,
-        "modality": spec.modality,
-        "split": data.split,
+        "split": experiment.data.split,
         "part": part,
         "selection": experiment.train.selection,
+        "skipped": skipped,
+        "skipped_reasons": {name: reasons[name] for name in skipped if name in reasons},
+        **scoring_facts(experiment, run.model),
+    }
+
+
+def scoring_facts(experiment: Experiment, model: Recognizer) -> dict[str, Any]:
+    """Return how videos were scored: views, frames, machine and versions."""
+    data, evaluate, spec = experiment.data, experiment.evaluate, model.spec
+    return {
+        "modality": spec.modality,
         "protocol": describe(evaluate, data.sampling),
         "views": evaluate.views,
         "num_clips": evaluate.num_clips if evaluate.views == "uniform" else None,
@@ -324,9 +332,7 @@ def _meta(
         "resize": list(spec.resize),
         "crop": spec.crop,
         "seed": experiment.seed,
-        "skipped": skipped,
-        "skipped_reasons": {name: reasons[name] for name in skipped if name in reasons},
-        "device": str(next(run.model.parameters()).device),
+        "device": str(next(model.parameters()).device),
         "threads": torch.get_num_threads(),
         "code_version": code_version(),
         "environment": environment(),

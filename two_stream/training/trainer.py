@@ -101,6 +101,13 @@ class Trainer:
         self.device = device
         self.write_model = write_model
         self.batches = -(-data.num_train // options.batch_size)
+        if options.last_group == "drop":
+            self.batches -= self.batches % options.accumulate
+        if not self.batches:
+            raise DataError(
+                f"the training part has {data.num_train} videos, too few for one step of {options.accumulate} × "
+                f"{options.batch_size} clips; lower `train.accumulate` or set `train.last_group: step`"
+            )
         self.steps = -(-self.batches // options.accumulate)
         stages = cast(Staged, model).stages()
         self.optimizer = build_optimizer(
@@ -273,7 +280,7 @@ class Trainer:
             "val_top1": validation.top1,
             "val_top5": validation.top5,
             "lr": at.lr,
-            "skipped": self.data.num_train - at.clips,
+            "skipped": self._planned(0, self.batches) - at.clips,
             "val_skipped": self.data.num_val - validation.clips,
             "selection": SELECTION_LABELS[self.options.selection],
             "seconds": at.seconds + seconds,

@@ -1,0 +1,29 @@
+"""Multi-clip test of a late-temporal checkpoint, in the words of the published `scripts/eval/spatial_demo3D.py`.
+
+python eval/multi_clip.py --arch=rgb_resneXt3D64f101_bert10_FRMB --split=2
+"""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+# Python looks beside the script first, and there a two_stream.py would stand for the package.
+sys.path[:] = [str(HERE.parent), *(entry for entry in sys.path if Path(entry).resolve() != HERE)]
+
+
+def run() -> int:
+    """Parse the flags and score."""
+    from two_stream.commands.common import parse
+    from two_stream.config.evaluators import OneStreamFlags
+
+    flags = parse(OneStreamFlags, sys.argv[1:], "multi_clip.py", "Multi-clip test (spatial_demo3D.py).")
+    from two_stream.evaluation.published import evaluate_one
+
+    evaluate_one(flags, "multi")
+    return 0
+
+
+if __name__ == "__main__":
+    from two_stream.cli import guarded
+
+    raise SystemExit(guarded(run, "multi_clip.py"))

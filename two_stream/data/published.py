@@ -1,0 +1,224 @@
+"""Where LateTemporalModeling3DCNN keeps lists and frames, found without moving a file.
+
+Its layout is `datasets/settings/<dataset>/val_rgb_split1.txt` and `datasets/<dataset>_frames/<video>/img_00001.jpg`,
+under the folder its trainers run in; its evaluators run two folders below. Ours is found as well.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from two_stream.config.load import dump, validate
+from two_stream.data.catalog import RECORD_FILE, Patterns, Record, Roots, load_record
+from two_stream.data.source import FrameFolders
+from two_stream.data.splits import MODALITIES, read_list
+from two_stream.errors import DataError, SettingsError, VideoError
+from two_stream.runtime.console import note
+from two_stream.runtime.files import write_text
+from two_stream.types import Modality, VideoRecord
+from two_stream.video.frames import count_frames
+
+ROOTS = (Path(), Path("..", ".."))
+"""the folder of the published trainers, seen from itself and from `scripts/eval`"""
+CHECKOUT = Path(__file__).resolve().parents[2]
+CLASSES = {"hmdb51": 51, "ucf101": 101, "smtV2": 174, "window": 3}
+"""data sets the published code knows, with their classes"""
+_FLOW_NAMES = (("flow_x_{:05d}.jpg", "flow_y_{:05d}.jpg"), ("flow_x_{:05d}", "flow_y_{:05d}"))
+"""published names of flow frames: UCF101 has an extension, HMDB51 has none"""
+
+
+def settings_folders(given: Path | None) -> list[Path]:
+    """Return the folders that may hold `<dataset>/` with split lists, the given one alone where there is one."""
+    if given is not None:
+        return [given]
+    return [*(root / "datasets" / "settings" for root in ROOTS), Path("settings"), CHECKOUT / "settings"]
+
+
+def find_record(dataset: str, given: Path | None = None) -> Record:
+    """Return a data set's record; for one the published code knows, made up where none is written.
+
+    Raises:
+        DataError: Unknown data set; the nearest name is given.
+        SettingsError: Its record is wrong.
+    """
+    own = Path(dataset)
+    if own.suffix in (".yaml", ".yml") or (own / RECORD_FILE).is_file():
+        return load_record(own)
+    for folder in [*settings_folders(given), *settings_folders(None)]:
+        if (folder / dataset / RECORD_FILE).is_file():
+            return load_record(dataset, folder)
+    if dataset in CLASSES:
+        return Record(name=dataset, classes=[str(label) for label in range(CLASSES[dataset])], num_splits=3)
+    return load_record(dataset, given or Path("settings"))  # raises, naming the nearest
+
+
+def find_list(record: Record, name: str, given: Path | None = None) -> Path:
+    """Return a split list by its published file name.
+
+    Raises:
+        DataError: It is in none of the usual folders; names them.
+    """
+    tried = [folder / record.name / name for folder in settings_folders(given)]
+    tried += [record.folder / name] if (record.folder / RECORD_FILE).is_file() else []
+    for path in tried:
+        if path.is_file():
+            return path
+    raise DataError(
+        f"{tried[0]}: no such split list{_elsewhere(tried[1:])}; name it with --list, or its folder with --settings"
+    )
+
+
+def find_frames(record: Record, modality: Modality, given: Path | None = None) -> Path:
+    """Return the folder of a modality's frame folders.
+
+    Raises:
+        DataError: It is in none of the usual places; names them.
+    """
+    root = getattr(record.frames, modality)
+    tried = [given] if given is not None else [ROOTS[0] / "datasets" / f"{record.name}_frames"]
+    if given is None:
+        tried += [ROOTS[1] / "datasets" / f"{record.name}_frames"]
+        tried += [record.resolve(root)] if root is not None else []
+    for path in tried:
+        if path.is_dir():
+            return path
+    raise DataError(
+        f"{tried[0]}: no such folder of {modality} frames{_elsewhere(tried[1:])}; give it with --data DIR"
+    )
+
+
+def with_frames(record: Record, roots: dict[Modality, Path], ids: Sequence[str]) -> Record:
+    """Return a record that reads frames from given folders, with the names its flow files really have.
+
+    The first videos tell: the names of the record, the published ones of UCF101, or those of HMDB51.
+    """
+    here = {modality: root.resolve() for modality, root in roots.items()}
+    names = {"rgb": record.patterns.rgb, "flow_x": record.patterns.flow_x, "flow_y": record.patterns.flow_y}
+    if "flow" in here:
+        known = [(names["flow_x"], names["flow_y"]), *_FLOW_NAMES]
+        names["flow_x"], names["flow_y"] = _those_there(here["flow"], ids, known)
+    changed = record.model_copy(update={"frames": Roots(**here), "patterns": Patterns(**names)})
+    changed._folder = record.folder
+    return changed
+
+
+def counted(
+    videos: Sequence[VideoRecord],
+    record: Record,
+    modality: Modality,
+    *,
+    uncounted_only: bool = False,
+    skip: bool = False,
+) -> list[VideoRecord]:
+    """Return the videos with the number of frames that really lie in their folders.
+
+    Args:
+        videos: As listed.
+        record: Knows the folders and the names of frames.
+        modality: Whose frames count.
+        uncounted_only: Only where the list says 0; the published evaluators do so too.
+        skip: Leave a video without frames to whoever reads it, who will say what is wrong.
+
+    Raises:
+        VideoError: A folder is missing or holds no such frame.
+    """
+    folders = FrameFolders(record, modality)
+    found = []
+    for video in videos:
+        if uncounted_only and video.num_frames:
+            found.append(video)
+            continue
+        folder = folders.folder(video.id)
+        count = 0 if skip and not folder.is_dir() else count_frames(folder, modality, folders.patterns)
+        if not count and not skip:
+            raise VideoError(
+                folder, f"no {modality} frame named {folders.patterns.of(modality)[0].format(1)}, …"
+            )
+        found.append(replace(video, num_frames=count or 1))
+    return found
+
+
+def pattern_of(extension: str, axis: str | None = None) -> str:
+    """Return a frame name as the records write it, from the form the published code has.
+
+    Args:
+        extension: For example `img_{0:05d}.jpg` or `flow_{0}_{1:05d}`; ours (`flow_{axis}_{:05d}.jpg`) is read too.
+        axis: `x` or `y`, for flow.
+
+    Raises:
+        SettingsError: It has no place for the number, or none for the axis.
+    """
+    named = extension if axis is None else re.sub(r"\{0\}|\{axis\}", axis, extension)
+    found = re.sub(r"\{[01]?(:0?\d*d)\}", r"{\1}", named)
+    if (axis is not None and named == extension) or not re.search(r"\{:0?\d*d\}", found):
+        wanted = "img_{0:05d}.jpg" if axis is None else "flow_{0}_{1:05d}.jpg"
+        raise SettingsError(f"--extension {extension!r}: expected a name such as {wanted}")
+    return found
+
+
+def training_record(dataset: str, given: Path | None = None) -> tuple[str, str, Path]:
+    """Return a data set's name, what `data.dataset` should say, and `data.settings_root`.
+
+    Where published lists lie without a record, one is written beside them, once.
+
+    Raises:
+        DataError: Unknown data set, no lists, or no frames.
+        SettingsError: Its record is wrong.
+    """
+    own = Path(dataset)
+    if own.suffix in (".yaml", ".yml") or (own / RECORD_FILE).is_file():
+        return load_record(own).name, dataset, given or Path("settings")
+    for folder in settings_folders(given):
+        lists = folder / dataset
+        if (lists / RECORD_FILE).is_file():
+            return load_record(dataset, folder).name, dataset, folder
+        if any(lists.glob("train_*_split*.txt")):
+            _write_record(find_record(dataset, given), lists)
+            return dataset, dataset, folder
+    raise DataError(
+        f"{settings_folders(given)[0] / dataset}: no split lists (train_rgb_split1.txt, …)"
+        f"{_elsewhere([folder / dataset for folder in settings_folders(given)[1:]])}; "
+        "write them with `two-stream prepare`, or give their folder with --settings"
+    )
+
+
+def _write_record(record: Record, lists: Path) -> None:
+    """Write the record of published lists: their splits, and frames where the published code keeps them."""
+    names = [re.search(r"_split(\d+)\.txt$", path.name) for path in lists.glob("*.txt")]
+    roots: dict[Modality, Path] = {}
+    ids: list[str] = []
+    for modality in MODALITIES:
+        for path in sorted(lists.glob(f"train_{modality}_split*.txt"))[:1]:
+            roots[modality] = find_frames(record, modality)
+            ids = ids or [video.id for video in read_list(path)]
+    read = with_frames(record, roots, ids)
+    frames = {name: Path(os.path.relpath(root.resolve(), lists.resolve())) for name, root in roots.items()}
+    made = read.model_copy(
+        update={
+            "frames": Roots(**frames),
+            "num_splits": max(int(found[1]) for found in names if found),
+            "videos": None,
+            "groups": None,
+        }
+    )
+    validate(Record, made.model_dump(), lists / RECORD_FILE)
+    write_text(lists / RECORD_FILE, f"# Written for the published split lists beside it.\n{dump(made)}")
+    note(f"{lists / RECORD_FILE}: written, so that every command knows the data set")
+
+
+def _those_there(root: Path, ids: Sequence[str], known: Sequence[tuple[str, str]]) -> tuple[str, str]:
+    for video in ids[:5]:
+        for folder in (root / video, *root.glob(f"*/{glob.escape(video)}")):
+            for names in known:
+                if (folder / names[0].format(1)).is_file():
+                    return names
+    return known[0]
+
+
+def _elsewhere(paths: Sequence[Path]) -> str:
+    return f" (nor {', '.join(map(str, dict.fromkeys(paths)))})" if paths else ""
