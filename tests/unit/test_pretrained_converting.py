@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from two_stream import load_weights
+from two_stream import load_run, load_weights
 from two_stream.config.model import AverageHead, BertHead, I3d, ModelOptions, NonLocalHead, ResNet3d, SlowFast
 from two_stream.errors import CheckpointError
 from two_stream.pretrained import read_model, read_state, write_model
@@ -71,6 +71,17 @@ def test_the_folder_gives_the_logits_of_the_published_file(tmp_path):
         assert torch.equal(model(clip), direct(clip))
 
 
+def test_the_folder_is_a_run_with_the_published_protocol(tmp_path):
+    source, _ = published(tmp_path, network(**EARLY), "late_temporal SlowFast FRMB early")
+    import_checkpoint(source, tmp_path / "my run", network(**EARLY).options, list("abcde"))
+    run = load_run(tmp_path / "my run")
+    assert run.class_names == list("abcde")
+    settings = run.experiment
+    assert settings.model == run.model.options
+    assert (settings.train.selection, settings.data.sampling) == ("paper", "paper")
+    assert (settings.evaluate.views, settings.evaluate.crops) == ("multi", "ten")
+
+
 def test_doubled_names_that_differ_survive_the_way_back(tmp_path):
     """A file in which the two names of one parameter hold different tensors: the later counts, both come back."""
     _, state = published(tmp_path, network(**EARLY), "late_temporal SlowFast FRMB early")
@@ -126,4 +137,4 @@ def test_what_cannot_be_converted_is_said_in_one_line(tmp_path):
         lambda: export_checkpoint(tmp_path / "odd", tmp_path / "x.pth.tar"),
     )
     assert not (tmp_path / "x.pth.tar").exists()
-    assert read_metadata(tmp_path / "ours" / "model.safetensors")["format"] == "two_stream"
+    assert read_metadata(tmp_path / "ours" / "best" / "model.safetensors")["format"] == "two_stream"

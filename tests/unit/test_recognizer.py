@@ -178,7 +178,7 @@ def test_both_names_of_a_record_lead_to_it():
     assert "rgb_resneXt3D64f101_bert10_FRMB" in list_models("*bert*")
     assert "late_temporal/rgb_resneXt3D64f101_bert10_FRMB" in list_models()
     assert len({record.name for record in records()}) == len(records())
-    assert [record.options.modality for record in records("flow*")] == ["flow"] * 3
+    assert [record.options.modality for record in records("flow*")] == ["flow"] * 7
 
 
 class TwoPaths(Backbone):

@@ -37,6 +37,8 @@ class PredictFlags:
     """file for the results as JSON; `-` prints them instead of tables"""
     annotate: Path | None = None
     """MP4 file to write with the prediction drawn on it; a folder with several videos"""
+    attention: Path | None = None
+    """PNG, PDF or SVG file to draw which moments BERT looks at; a folder with several videos (one PNG each)"""
     flow_algorithm: Literal["dis", "tvl1", "farneback"] | None = None
     """none: dis (a run trained on video files: its own); tvl1 is the paper's and about a hundred times slower"""
     rule: Literal["l2", "logits", "probabilities", "rank"] = "l2"
@@ -74,6 +76,10 @@ def main(args: list[str]) -> int:
     if flags.top < 1:
         raise SettingsError(f"--top is {flags.top}: expected 1 or more")
     _check_weights(flags, len(folders))
+    if flags.attention is not None:
+        from two_stream.evaluation.attention import check_target
+
+        check_target(flags.attention, flags.videos)
     from two_stream.video.reader import open_video
 
     if len(flags.videos) == 1:
@@ -93,6 +99,10 @@ def _load(flags: PredictFlags, path: Path, modality: str) -> Run:
     found = run.model.spec.modality
     if found != modality:
         raise SettingsError(f"--{modality} {path}: this is a run on {found}; give it with --{found}")
+    if flags.attention is not None:
+        from two_stream.evaluation.attention import check_head
+
+        check_head(run.model, f"--attention with --{modality} {path}")
     return run
 
 
@@ -115,9 +125,10 @@ def _predict_all(flags: PredictFlags, runs: list[Run]) -> int:
     options = [_options(flags, run) for run in runs]
     readings = [_reading(flags, run) for run in runs]
     copies = annotated_files(flags.videos, flags.annotate)
-    for video, copy in zip(flags.videos, copies):
+    drawings = annotated_files(flags.videos, flags.attention, ".png")
+    for video, copy, drawing in zip(flags.videos, copies, drawings):
         try:
-            result = _predict_one(flags, runs, (options, readings), video, copy)
+            result = _predict_one(flags, runs, (options, readings), video, (copy, drawing))
         except TwoStreamError as error:
             if len(flags.videos) == 1:
                 raise
@@ -138,8 +149,8 @@ def _predict_all(flags: PredictFlags, runs: list[Run]) -> int:
     return code
 
 
-def annotated_files(videos: Sequence[Path], where: Path | None) -> list[Path | None]:
-    """Return the file of each video's annotated copy; videos of one name in different folders get numbers."""
+def annotated_files(videos: Sequence[Path], where: Path | None, suffix: str = ".mp4") -> list[Path | None]:
+    """Return the file made for each video; videos of one name in different folders get numbers."""
     if where is None:
         return [None] * len(videos)
     if len(videos) == 1 and not where.is_dir():
@@ -150,11 +161,11 @@ def annotated_files(videos: Sequence[Path], where: Path | None) -> list[Path | N
     for video in videos:
         name, place = video.stem, 1
         # some file systems do not tell A from a; and no copy may replace a video that is still to be read
-        while name.casefold() in taken or (where / f"{name}.mp4").resolve() in inputs:
+        while name.casefold() in taken or (where / f"{name}{suffix}").resolve() in inputs:
             place += 1
             name = f"{video.stem}_{place}"
         taken.add(name.casefold())
-        found.append(where / f"{name}.mp4")
+        found.append(where / f"{name}{suffix}")
     return found
 
 
@@ -163,13 +174,14 @@ def _predict_one(
     runs: list[Run],
     how: tuple[list[EvaluateOptions], list[Reading]],
     video: Path,
-    copy: Path | None,
+    files: tuple[Path | None, Path | None],
 ) -> dict[str, Any]:
     from two_stream.evaluation.run import score_with_runs
     from two_stream.evaluation.video import fuse_results, top
 
     names = runs[0].class_names
     options, readings = how
+    copy, drawing = files
     scored = score_with_runs(runs, video, options, readings)
     probabilities = fuse_results(scored, flags.rule, flags.weights)
     result: dict[str, Any] = {
@@ -191,7 +203,39 @@ def _predict_one(
 
         annotate(video, copy, top(probabilities, names, 3), backend=readings[0].backend)
         result["annotated"] = str(copy)
+    if drawing is not None:
+        _draw_attention(runs, how, video, drawing, result)
+        result["attention"] = str(drawing)
     return result
+
+
+def _draw_attention(
+    runs: list[Run],
+    how: tuple[list[EvaluateOptions], list[Reading]],
+    video: Path,
+    out: Path,
+    result: dict[str, Any],
+) -> None:
+    from two_stream.evaluation.attention import read_attention
+    from two_stream.evaluation.attention_figure import draw_attention
+
+    streams = [
+        read_attention(run.model, video, views, reading, run.class_names)
+        for run, views, reading in zip(runs, *how)
+    ]
+    best = result["top"][0]
+    names = {"rgb": "RGB"}
+    seen = [
+        f"{names.get(name, name)} ({one['views']} {'view' if one['views'] == 1 else 'views'})"
+        for name, one in result["streams"].items()
+    ]
+    fused = f", fused by {result['fusion']}" if result["fusion"] else ""
+    draw_attention(
+        out,
+        f"{video.name}: {best['class']}, {100 * best['probability']:.1f} %",
+        f"by {' and '.join(seen)}{fused}. Below: the steps BERT's last layer looks at in the middle clip",
+        streams,
+    )
 
 
 def _options(flags: PredictFlags, run: Run) -> EvaluateOptions:
@@ -250,3 +294,5 @@ def _show(result: dict[str, Any]) -> None:
         warn(f"{result['video']}: {result['damage']}; the frames before it were used")
     if "annotated" in result:
         say(f"annotated: {result['annotated']}")
+    if "attention" in result:
+        say(f"attention: {result['attention']}")

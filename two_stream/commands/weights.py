@@ -77,13 +77,17 @@ class ConvertOptions:
     source: tyro.conf.Positional[str]
     """published checkpoint or its name in `list`; with `--to published` a run or model folder of ours"""
     out: Path
-    """model folder to write; with `--to published` a file"""
+    """run folder to write; with `--to published` a file"""
     to: Literal["ours", "published"] = "ours"
-    """a model folder of ours, or a checkpoint for the code that published the network"""
+    """a run folder of ours, or a checkpoint for the code that published the network"""
     model: str | None = None
     """network it belongs to, a name of `two-stream models`; known for the files in `list`"""
     classes: str | None = None
     """file with a class name on each line, in the classifier's order, or the number of classes to expect"""
+    dataset: str | None = None
+    """data set it was trained on, for `two-stream evaluate` and the names of the classes; for example hmdb51"""
+    split: int = 1
+    """split it was trained on"""
     folder: Path = Path("weights")
     """where fetched files lie"""
     manifest: Path | None = None
@@ -269,7 +273,7 @@ def _convert(args: list[str]) -> int:
     from two_stream.pretrained.converting import export_checkpoint, import_checkpoint
 
     if options.to == "published":
-        for flag in ("model", "classes"):
+        for flag in ("model", "classes", "dataset"):
             if getattr(options, flag) is not None:
                 raise SettingsError(
                     f"{_PROG} convert: --{flag} says nothing with `--to published`; leave it out"
@@ -279,9 +283,16 @@ def _convert(args: list[str]) -> int:
         return 0
     file, model = _to_convert(options)
     names = None if options.classes is None else _class_names(options.classes)
-    report = import_checkpoint(file, options.out, model, names)
-    say(str(report))
-    say(f"{options.out}: a model folder of {model}; `two-stream predict` and `--train.init` take it")
+    data = None
+    if options.dataset is not None:
+        from two_stream.config.schema import DataOptions
+        from two_stream.data.catalog import load_record
+
+        data = DataOptions(dataset=options.dataset, split=options.split)
+        names = names or list(load_record(options.dataset, data.settings_root).classes)
+    say(str(import_checkpoint(file, options.out, model, names, data)))
+    then = "`two-stream evaluate`, `predict`" if data else "`two-stream predict`"
+    say(f"{options.out}: a run folder of {model}; {then} and `--train.init` take it")
     return 0
 
 
@@ -338,5 +349,5 @@ _COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "list": (_list, "the published files that networks here can start from"),
     "fetch": (_fetch, "get published files, checked before anything reads them"),
     "verify": (_verify, "compare files with what is published, or tell what is in a file"),
-    "convert": (_convert, "published checkpoint -> model folder of ours, and back"),
+    "convert": (_convert, "published checkpoint -> run folder of ours, and back"),
 }

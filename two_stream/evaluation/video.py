@@ -23,6 +23,8 @@ from two_stream.video.extract import ExtractOptions, resized, target_size
 from two_stream.video.flow import FlowEstimator, gray
 from two_stream.video.reader import Video, open_video
 
+_FEWER = "gave fewer frames when read again than when counted; the file is damaged"
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -153,9 +155,25 @@ def _views(
         found += 1
         yield crops_of_clip(np.stack(clip), crops, spec, reading.protocol)
     if found < len(clips):
-        raise VideoError(
-            video.path, "gave fewer frames when read again than when counted; the file is damaged"
-        )
+        raise VideoError(video.path, _FEWER)
+
+
+def read_clip(video: Video, numbers: list[int], spec: InputSpec, reading: Reading) -> Frames:
+    """Return the frames of one clip as they reach a network before they are cropped, uint8 `(T, *spec.resize, C)`.
+
+    Args:
+        video: Read from its beginning.
+        numbers: 1-based frame numbers, of flow frames for a flow network.
+        spec: What the network expects.
+        reading: Flow algorithm and sizes.
+
+    Raises:
+        VideoError: The video ends before the last of them.
+    """
+    read = _rgb if spec.modality == "rgb" else _flow
+    for clip in assemble([numbers], read(video, spec, reading, set(numbers))):
+        return np.stack(clip)
+    raise VideoError(video.path, _FEWER)
 
 
 def _picture(frame: Frames, reading: Reading) -> Frames:

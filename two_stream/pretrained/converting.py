@@ -1,14 +1,17 @@
-"""Published checkpoints to model folders of ours and back, with nothing lost on the way."""
+"""Published checkpoints to run folders of ours and back, with nothing lost on the way."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from two_stream import zoo
+from two_stream.config.load import dump
 from two_stream.config.model import ModelOptions
+from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment, TrainOptions
 from two_stream.errors import CheckpointError
 from two_stream.pretrained.folder import read_model, write_model
 from two_stream.pretrained.layouts import CARRIED, LAYOUTS, OURS, Layout, recognise
@@ -20,18 +23,24 @@ from two_stream.runtime.folders import replaced_folder
 
 
 def import_checkpoint(
-    source: Path, out: Path, model: str | ModelOptions, class_names: list[str] | None = None
+    source: Path,
+    out: Path,
+    model: str | ModelOptions,
+    class_names: list[str] | None = None,
+    data: DataOptions | None = None,
 ) -> LoadReport:
-    """Write a published checkpoint as a model folder of ours, with as many classes as its classifier has.
+    """Write a published checkpoint as a run folder of ours, with as many classes as its classifier has.
 
+    The run's settings are the published protocol, so `two-stream evaluate` and `predict` treat it as its authors did.
     What the published network files twice or never reads is carried along, so that `export_checkpoint` gives back
     every tensor of the file.
 
     Args:
         source: A checkpoint of a known layout.
-        out: Folder to write; it may exist only if it is a model folder.
+        out: Folder to write; it may exist only if it is empty.
         model: The network the file belongs to, by its name in the zoo or by its options.
         class_names: Names of the classes, in the order of the classifier.
+        data: Data set and split it was trained on, where that is known.
 
     Raises:
         CheckpointError: Unreadable, unknown, not fitting the model or the class names.
@@ -65,7 +74,8 @@ def import_checkpoint(
         "source": {"file": source.name, "sha256": sha256(source)},
     }
     with replaced_folder(out) as part:
-        write_model(part, recognizer, meta, carried)
+        (part / "experiment.yaml").write_text(dump(_published_settings(out, recognizer.options, data)))
+        write_model(part / "best", recognizer, meta, carried)
     return report
 
 
@@ -106,6 +116,19 @@ def published_state(state: Mapping[str, torch.Tensor], layout: Layout) -> dict[s
         for key, tensor in state.items()
         for theirs in layout.invert(key)
     }
+
+
+def _published_settings(out: Path, model: ModelOptions, data: DataOptions | None) -> Experiment:
+    """Return the settings of a run as the published code reads, selects and evaluates."""
+    published = {"sampling": "paper", "augment": AugmentOptions(protocol="paper")}
+    return Experiment(
+        name=re.sub(r"[^\w.+-]", "_", out.resolve().name),
+        runs=out.parent,
+        model=model,
+        data=(data or DataOptions()).model_copy(update=published),
+        train=TrainOptions(selection="paper"),
+        evaluate=EvaluateOptions(views="multi", crops="ten"),
+    )
 
 
 def num_classes(state: Mapping[str, torch.Tensor], layout: Layout) -> int | None:

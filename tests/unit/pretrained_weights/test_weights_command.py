@@ -169,7 +169,7 @@ def test_convert_there_and_back(here, capsys):
     assert run("convert", "tiny", "--out", "ours", "--classes", "names.txt") == 0
     shown = capsys.readouterr().out
     assert "resnet3d" in shown
-    assert f"ours: a model folder of {NAME}" in shown
+    assert f"ours: a run folder of {NAME}" in shown
     model, meta = read_model(here / "ours")
     assert meta["class_names"] == ["jump", "run", "sit"]
     for key, tensor in network().state_dict().items():
