@@ -33,6 +33,8 @@ class StageCost:
     multiply_adds: int
     milliseconds: float | None = None
     """median time of a batch, when measured"""
+    beside: tuple[tuple[int, ...], ...] = ()
+    """shapes of the second pathway and further ones, where there are any"""
 
 
 @dataclass
@@ -76,12 +78,13 @@ def stage_costs(model: Recognizer) -> list[StageCost]:
     """Return output shape, parameters and multiply-adds of each stage for one clip, counted on the meta device."""
     twin = meta_model(model.options, model.num_classes)
     clip = torch.empty(clip_shape(twin, 1), device="meta", dtype=torch.uint8)
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name, _ in _callables(twin)}
 
     def note(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        def hook(module: nn.Module, args: Any, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
             del module, args
-            shapes[name] = tuple(output.shape[1:])
+            maps = (output,) if isinstance(output, torch.Tensor) else output
+            shapes[name] += [tuple(map_.shape[1:]) for map_ in maps]
 
         return hook
 
@@ -95,7 +98,8 @@ def stage_costs(model: Recognizer) -> list[StageCost]:
     costs = []
     for name, stage in twin.stages():
         inside = sum(counts.get(names[id(part)], 0) for other, part in _callables(twin) if other == name)
-        costs.append(StageCost(name, shapes[name], parameter_count(stage), inside))
+        first, *beside = shapes[name]
+        costs.append(StageCost(name, first, parameter_count(stage), inside, beside=tuple(beside)))
     missing = counts["Global"] - sum(cost.multiply_adds for cost in costs)
     head = next(cost for cost in costs if cost.name == "head")
     head.multiply_adds += missing  # what a head does while pooling runs outside its forward

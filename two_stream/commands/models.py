@@ -114,7 +114,7 @@ def stage_table(title: str, costs: list[StageCost]) -> Any:
     rows = [
         [
             cost.name,
-            "×".join(str(size) for size in cost.output) or "–",
+            " + ".join("×".join(str(size) for size in shape) for shape in (cost.output, *cost.beside)) or "–",
             f"{cost.parameters / 1e6:.3f}",
             f"{cost.multiply_adds / 1e9:.3f}",
             *([f"{cost.milliseconds:.1f}"] if cost.milliseconds is not None else []),

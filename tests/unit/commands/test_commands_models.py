@@ -32,6 +32,21 @@ def test_table_names_the_source(capsys):
     assert "efficient3d/mobilenetv2_0.45x" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("rgb_slowfast64f_50_bert10_FRMB_late", ["512×8×7×7 + 256×32×7×7", "512 + 256"]),
+        ("rgb_slowfast64f_50_bert10_FRMB_early", ["512×8×7×7 + 128×32×7×7", "640"]),
+        ("rgb_I3D64f", ["1024×8×7×7"]),
+        ("rgb_r2plus1d_64f_34_bert10", ["512×8×7×7"]),
+    ],
+)
+def test_every_kind_of_network_shows_its_stages(name, shapes, capsys):
+    models.main([name])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(shape in shown for shape in shapes)
+
+
 def test_one_model_as_json_has_stages_and_options(capsys):
     models.main(["3dresnets/resnet10", "--json", "--num-classes", "700"])
     found = json.loads(capsys.readouterr().out)
