@@ -99,11 +99,20 @@ class Recognizer(nn.Module):
 
     def forward_normalised(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         """Return the logits `(B, K)` of an already normalised clip, for comparisons with other code."""
+        if self.options.dense:
+            return self._classified_places(x_BCTHW)
         tokens = self.features_of_normalised(x_BCTHW)
         vectors = [head(x_BTD) for head, x_BTD in zip(self._heads(), tokens, strict=True)]
         z_BD = vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=1)
         logits_BK: torch.Tensor = self.classifier(self.dropout(z_BD))
         return logits_BK
+
+    def _classified_places(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Return the mean over places of what the classifier says above zero (`ModelOptions.dense`)."""
+        maps = [feature.tensor.flatten(2).transpose(1, 2) for feature in self.backbone(x_BCTHW)]
+        places_BND = torch.cat(maps, dim=-1)
+        logits_BNK = torch.relu(self.classifier(self.dropout(places_BND)))
+        return logits_BNK.mean(1)
 
     def forward(self, clip_BCTHW: torch.Tensor) -> torch.Tensor:
         """Return the logits `(B, K)` of a clip of pixel values 0..255."""

@@ -22,6 +22,11 @@ SMALL = {
     "resnext3d": {"depth": 50, "width": 0.25, "temporal_stride": 4},
     "mobilenetv2_3d": {"width": 0.2, "temporal_stride": 4},
     "i3d": {"width": 0.25, "temporal_stride": 4},
+    "mobilenet_3d": {"width": 0.25, "temporal_stride": 4},
+    "shufflenet_3d": {"groups": 1, "width": 0.2832, "temporal_stride": 4},
+    "shufflenetv2_3d": {"width": 0.25, "temporal_stride": 4},
+    "squeezenet_3d": {"width": 0.25, "temporal_stride": 4},
+    "c3d": {"width": 0.0625, "temporal_stride": 2, "side": 2},
     "slowfast": {"width": 0.25, "fast_stride": 1, "alpha": 2},
     "r2plus1d": {"depth": 18, "width": 0.125, "temporal_stride": 4},
 }

@@ -54,6 +54,20 @@ LATE_TEMPORAL = [
 FAMILIES = [
     *(f"efficient3d__mobilenetv2_{width}x_c27" for width in ("0.2", "0.45", "0.7", "1.0")),
     *(f"efficient3d__mobilenetv2_{width}x_c600" for width in ("0.2", "0.45", "0.7", "1.0")),
+    "efficient3d__c3d_c600",
+    *(
+        f"efficient3d__{name}_c{classes}"
+        for classes in (27, 600)
+        for name in (
+            *(f"mobilenet_{width}x" for width in ("0.5", "1.0", "1.5", "2.0")),
+            *(f"shufflenet_g3_{width}x" for width in ("0.5", "1.0", "1.5", "2.0")),
+            *(f"shufflenetv2_{width}x" for width in ("0.25", "1.0", "1.5", "2.0")),
+            "squeezenet_1.0",
+            "squeezenet_1.1",
+        )
+    ),
+    *(f"efficient3d__shufflenet_g{groups}_1.0x_c27" for groups in (1, 2, 4, 8)),
+    "efficient3d__shufflenetv2_0.5x_c27",
     "efficient3d__resnet10_B_c27",
     "efficient3d__resnet18_A_c27",
     "efficient3d__resnet18_A_c600",
@@ -82,6 +96,11 @@ FAMILIES = [
     "compressed__resnet50_B_c101",
 ]
 QUICK_FAMILIES = {
+    "efficient3d__mobilenet_0.5x_c27",
+    "efficient3d__shufflenet_g3_1.0x_c27",
+    "efficient3d__shufflenetv2_1.0x_c27",
+    "efficient3d__squeezenet_1.1_c27",
+    "efficient3d__c3d_c600",
     "efficient3d__mobilenetv2_0.45x_c27",
     "efficient3d__resnet18_A_c27",
     "efficient3d__resnet50_A_c27",

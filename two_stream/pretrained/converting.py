@@ -112,10 +112,17 @@ def export_checkpoint(source: Path, out: Path) -> list[str]:
 def published_state(state: Mapping[str, torch.Tensor], layout: Layout) -> dict[str, torch.Tensor]:
     """Return our tensors under the names of a layout; those it has no name for are left out."""
     return {
-        theirs: tensor[..., None, None, None] if layout.is_pointwise(theirs) else tensor
+        theirs: _as_published(theirs, tensor, layout)
         for key, tensor in state.items()
         for theirs in layout.invert(key)
     }
+
+
+def _as_published(key: str, tensor: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Give a tensor the shape it has under their key."""
+    if layout.is_pointwise(key):
+        return tensor[..., None, None, None]
+    return tensor.flatten(1) if layout.is_flattened(key) else tensor
 
 
 def _published_settings(out: Path, model: ModelOptions, data: DataOptions | None) -> Experiment:

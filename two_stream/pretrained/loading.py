@@ -133,6 +133,9 @@ class _Fitting:
         if tensor.ndim == 5 and len(shape) == 2 and tensor.shape[2:].numel() == 1:
             tensor = tensor.flatten(1)
             self.report.reshaped[key] = "pointwise convolution as a linear layer"
+        if tensor.ndim == 2 and len(shape) == 5 and shape[2] == 1 and tensor.numel() == shape.numel():
+            tensor = tensor.view(shape)
+            self.report.reshaped[key] = "linear layer as a convolution over the whole map"
         if self.inflate and tensor.ndim == 4 and len(shape) == 5:
             tensor = tensor.unsqueeze(2).expand(-1, -1, shape[2], -1, -1) / shape[2]
             self.report.reshaped[key] = f"inflated over {shape[2]} frames"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from two_stream.config.model import (
     AverageHead,
+    C3d,
     InputOptions,
+    MobileNet,
     MobileNetV2,
     ModelOptions,
     ResNet3d,
     ResNeXt3d,
+    ShuffleNet,
+    ShuffleNetV2,
+    SqueezeNet,
 )
 from two_stream.zoo.record import ModelRecord
 
@@ -18,6 +23,16 @@ EFFICIENT = "Köpüklü et al., Resource Efficient 3D Convolutional Neural Netwo
 RESNETS = (
     "Hara et al., Can Spatiotemporal 3D CNNs Retrace the History of 2D CNNs and ImageNet? (arXiv 1711.09577)"
 )
+
+SHUFFLENETS: tuple[tuple[Literal[1, 2, 3, 4, 8], tuple[float, ...]], ...] = (
+    (1, (1.0,)),
+    (2, (1.0,)),
+    (3, (0.25, 0.5, 1.0, 1.5, 2.0)),
+    (4, (1.0,)),
+    (8, (1.0,)),
+)
+"""Groups and their widths: the published sizes are of 3 groups; of the others the plain one."""
+VERSIONS: tuple[Literal["1.0", "1.1"], ...] = ("1.0", "1.1")
 
 
 def _classic(namespace: str, name: str, backbone: Any, summary: str, **options: Any) -> ModelRecord:
@@ -36,6 +51,7 @@ def _efficient3d(namespace: str) -> list[ModelRecord]:
         )
         for width in (0.2, 0.45, 0.7, 1.0)
     ]
+    records += _efficient_nets(namespace) if namespace == "efficient3d" else []
     for shortcut in ("A", "B"):
         records += [
             _classic(
@@ -59,6 +75,39 @@ def _efficient3d(namespace: str) -> list[ModelRecord]:
             for depth in (50, 101)
         ]
     return records
+
+
+def _efficient_nets(namespace: str) -> list[ModelRecord]:
+    """What only Efficient-3DCNNs has beside MobileNetV2 and the ResNets."""
+    table: list[tuple[str, Any, str, dict[str, Any]]] = [
+        (f"mobilenet_{width}x", MobileNet(width=width), f"MobileNet {width}×", {"dropout": 0.2})
+        for width in (0.5, 1.0, 1.5, 2.0)
+    ]
+    table += [
+        (
+            f"shufflenet_g{groups}_{width}x",
+            ShuffleNet(groups=groups, width=width),
+            f"ShuffleNet {width}×, {groups} group{'s' if groups > 1 else ''}",
+            {"dropout": 0.2},
+        )
+        for groups, widths in SHUFFLENETS
+        for width in widths
+    ]
+    table += [
+        (f"shufflenetv2_{width}x", ShuffleNetV2(width=width), f"ShuffleNetV2 {width}×", {"dropout": 0.2})
+        for width in (0.25, 0.5, 1.0, 1.5, 2.0)
+    ]
+    table += [
+        (
+            f"squeezenet_{version}",
+            SqueezeNet(version=version),
+            f"SqueezeNet {version}",
+            {"dropout": 0.5, "dense": True},
+        )
+        for version in VERSIONS
+    ]
+    table.append(("c3d", C3d(), "C3D with BatchNorm", {"dropout": 0.0}))
+    return [_classic(namespace, name, backbone, summary, **more) for name, backbone, summary, more in table]
 
 
 def _3dresnets() -> list[ModelRecord]:

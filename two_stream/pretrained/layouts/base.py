@@ -32,6 +32,8 @@ class Layout:
     """2D weights, to be inflated"""
     pointwise: tuple[str, ...] = ()
     """their prefixes of weights kept as 1×1×1 convolutions that are linear layers here"""
+    flattened: tuple[str, ...] = ()
+    """their prefixes of linear layers over a whole map that are convolutions of its size here"""
     unused: tuple[str, ...] = ()
     """their prefixes of what the published network carries along and never reads"""
     writable: bool = True
@@ -65,6 +67,10 @@ class Layout:
     def is_pointwise(self, key: str) -> bool:
         """Tell whether they keep this weight as a 1×1×1 convolution where ours is a linear layer."""
         return key.endswith("weight") and key.startswith(self.pointwise) if self.pointwise else False
+
+    def is_flattened(self, key: str) -> bool:
+        """Tell whether they keep this weight as a linear layer where ours is a convolution over the whole map."""
+        return key.endswith("weight") and key.startswith(self.flattened) if self.flattened else False
 
 
 def prefixes(key: str) -> Iterator[str]:

@@ -1,0 +1,83 @@
+"""Options of the temporal heads: one class per kind."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from two_stream.config.base import Fraction, Options, PositiveInt
+
+
+class AverageHead(Options):
+    """Mean over time."""
+
+    kind: Literal["average"] = "average"
+    window: PositiveInt = 1
+    """tokens averaged at a time, one run after the other; 2 is how Kinetics I3D pools"""
+
+
+class ConcatHead(Options):
+    """Tokens side by side, optionally through one linear layer."""
+
+    kind: Literal["concat"] = "concat"
+    features: PositiveInt | None = 1550
+    """width of the linear layer; none leaves the concatenation as it is"""
+    dropout: Fraction = 0.0
+    """dropout before the linear layer; the published models have it here, at 0.8, and none before the classifier"""
+
+
+class LstmHead(Options):
+    """LSTM over the tokens; its last step."""
+
+    kind: Literal["lstm"] = "lstm"
+    hidden: PositiveInt = 450
+    layers: PositiveInt = 2
+    bidirectional: bool = False
+
+
+class NonLocalHead(Options):
+    """Embedded-Gaussian non-local block, then concatenation and a linear layer, or the mean."""
+
+    kind: Literal["nonlocal"] = "nonlocal"
+    over: Literal["space_time", "time"] = "space_time"
+    """space_time: every place of the feature map attends to every other before pooling (published); time: tokens"""
+    inner: PositiveInt | None = None
+    """width inside the block; none is the width of the features (published)"""
+    pool: Literal["concat", "average"] = "concat"
+    features: PositiveInt | None = 1000
+    """width of the linear layer after concatenation; none leaves it out"""
+    dropout: Fraction = 0.0
+    """dropout before the linear layer; the published model has it here, at 0.8, and none before the classifier"""
+
+
+class BertHead(Options):
+    """The paper's BERT: class token, learned positions, masked tokens in training."""
+
+    kind: Literal["bert"] = "bert"
+    layers: PositiveInt = 1
+    heads: PositiveInt = 8
+    hidden: PositiveInt | None = None
+    """width of the encoder; none is the width of the tokens, another adds a linear layer before it"""
+    feed_forward: PositiveInt = 4
+    """width of the feed-forward layer, in multiples of the hidden width"""
+    dropout: Fraction = 0.1
+    keep: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
+    """probability with which a time token is kept in training; the class token always is"""
+    class_token: bool = True
+    """false: the mean of the outputs instead of the class token's"""
+    normalize: bool = False
+    """scale each token to unit length first, as the published I3D variants do"""
+
+
+class HfBertHead(Options):
+    """BERT encoder of the transformers library (post-norm) over a class token and the tokens."""
+
+    kind: Literal["hf_bert"] = "hf_bert"
+    layers: PositiveInt = 1
+    heads: PositiveInt = 8
+    feed_forward: PositiveInt = 4
+    """width of the feed-forward layer, in multiples of the token width"""
+    dropout: Fraction = 0.1
+    keep: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """probability with which a time token is kept in training"""

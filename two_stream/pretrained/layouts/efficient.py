@@ -1,0 +1,86 @@
+"""Efficient-3DCNNs: MobileNet, ShuffleNet, ShuffleNetV2, SqueezeNet and C3D."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from two_stream.pretrained.layouts.base import Layout, Pair, ndim
+
+_CLASSIFIER: Pair = ("classifier.1.", "classifier.")
+
+
+def _numbered(theirs: str, blocks: tuple[int, ...], first: int = 0) -> Iterator[Pair]:
+    """Blocks in one row there, in layers here."""
+    place = first
+    for layer, count in enumerate(blocks, start=1):
+        for block in range(count):
+            yield f"{theirs}{place}.", f"backbone.layer{layer}.{block}."
+            place += 1
+
+
+def _shufflenet_v2() -> Iterator[Pair]:
+    yield "conv1.", "backbone.stem."
+    yield "conv_last.", "backbone.last."
+    for theirs, ours in _numbered("features.", (4, 8, 4)):
+        for branch in (1, 2):
+            yield f"{theirs}banch{branch}.", f"{ours}branch{branch}."  # spelt so in the published code
+    yield _CLASSIFIER
+
+
+def _squeezenet(layers: tuple[tuple[int, ...], ...]) -> tuple[Pair, ...]:
+    """`layers`: their numbers of the fire modules of each of our layers; all but the first pool first."""
+    pairs: list[Pair] = [
+        ("features.0.", "backbone.stem.0."),
+        ("features.1.", "backbone.stem.1."),
+        _CLASSIFIER,
+    ]
+    for layer, numbers in enumerate(layers, start=1):
+        for place, number in enumerate(numbers, start=0 if layer == 1 else 1):
+            pairs.append((f"features.{number}.", f"backbone.layer{layer}.{place}."))
+    return tuple(pairs)
+
+
+LAYOUTS = (
+    Layout(
+        "mobilenet_3d (Efficient-3DCNNs)",
+        lambda s: ndim(s, "features.0.0.weight") == 5 and "features.13.conv2.weight" in s,
+        (("features.0.", "backbone.stem."), *_numbered("features.", (1, 2, 2, 6, 2), first=1), _CLASSIFIER),
+    ),
+    Layout(
+        "shufflenet_3d (Efficient-3DCNNs)",
+        lambda s: ndim(s, "conv1.0.weight") == 5 and "layer1.0.conv3.weight" in s,
+        (
+            ("conv1.", "backbone.stem."),
+            *((f"layer{layer}.", f"backbone.layer{layer}.") for layer in (1, 2, 3)),
+            _CLASSIFIER,
+        ),
+    ),
+    Layout(
+        "shufflenetv2_3d (Efficient-3DCNNs)",
+        lambda s: ndim(s, "conv1.0.weight") == 5 and "features.0.banch1.0.weight" in s,
+        tuple(_shufflenet_v2()),
+    ),
+    Layout(
+        "squeezenet_3d 1.0 (Efficient-3DCNNs)",
+        lambda s: ndim(s, "features.0.weight") == 5 and "features.12.squeeze.weight" in s,
+        _squeezenet(((4, 5), (7, 8), (10, 11, 12), (14,))),
+        pointwise=("classifier.1.",),
+    ),
+    Layout(
+        "squeezenet_3d 1.1 (Efficient-3DCNNs)",
+        lambda s: ndim(s, "features.0.weight") == 5 and "features.13.squeeze.weight" in s,
+        _squeezenet(((4, 5), (7, 8), (10, 11), (13, 14))),
+        pointwise=("classifier.1.",),
+    ),
+    Layout(
+        "c3d (Efficient-3DCNNs)",
+        lambda s: ndim(s, "group5.3.weight") == 5 and ndim(s, "fc1.0.weight") == 2,
+        (
+            *((f"group{number}.", f"backbone.group{number}.") for number in range(1, 6)),
+            ("fc1.0.", "backbone.fc6.0."),
+            ("fc2.0.", "backbone.fc7.0."),
+            ("fc.0.", "classifier."),
+        ),
+        flattened=("fc1.0.", "fc2.0."),
+    ),
+)
