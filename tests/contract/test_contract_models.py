@@ -27,6 +27,8 @@ SMALL = {
     "shufflenetv2_3d": {"width": 0.25, "temporal_stride": 4},
     "squeezenet_3d": {"width": 0.25, "temporal_stride": 4},
     "c3d": {"width": 0.0625, "temporal_stride": 2, "side": 2},
+    "csn": {"depth": 26, "width": 0.25, "temporal_stride": 4},
+    "densenet3d": {"growth": 4, "temporal_stride": 4},
     "slowfast": {"width": 0.25, "fast_stride": 1, "alpha": 2},
     "r2plus1d": {"depth": 18, "width": 0.125, "temporal_stride": 4},
 }

@@ -60,11 +60,15 @@ class ResidualBlock(nn.Module, ABC):
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         """`(B, C, T, H, W)` to the block's width and stride."""
+        y_BCTHW: torch.Tensor = self.relu(self.summed(x_BCTHW))
+        return y_BCTHW
+
+    def summed(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Return shortcut plus body, before the ReLU."""
         shortcut = x_BCTHW if self.downsample is None else self.downsample(x_BCTHW)
         out = self.body(x_BCTHW)
         out += shortcut
-        y_BCTHW: torch.Tensor = self.relu(out)
-        return y_BCTHW
+        return out
 
 
 class BasicBlock(ResidualBlock):
@@ -112,3 +116,50 @@ class Bottleneck(ResidualBlock):
         x_BCTHW = self.relu(self.bn2(self.conv2(x_BCTHW)))
         y_BCTHW: torch.Tensor = self.bn3(self.conv3(x_BCTHW))
         return y_BCTHW
+
+
+class PreActivationBlock(BasicBlock):
+    """Two 3×3×3 convolutions, each behind its BatchNorm and ReLU; nothing after the sum."""
+
+    def __init__(
+        self, inputs: int, outputs: int, stride: Stride = (1, 1, 1), downsample: nn.Module | None = None
+    ) -> None:
+        super().__init__(inputs, outputs, stride, downsample)
+        self.bn1 = nn.BatchNorm3d(inputs)
+
+    def body(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Return what is added to the shortcut."""
+        x_BCTHW = self.conv1(self.relu(self.bn1(x_BCTHW)))
+        y_BCTHW: torch.Tensor = self.conv2(self.relu(self.bn2(x_BCTHW)))
+        return y_BCTHW
+
+    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """`(B, C, T, H, W)` to the block's width and stride."""
+        return self.summed(x_BCTHW)
+
+
+class PreActivationBottleneck(Bottleneck):
+    """The bottleneck's convolutions, each behind its BatchNorm and ReLU; nothing after the sum."""
+
+    def __init__(
+        self,
+        inputs: int,
+        middle: int,
+        outputs: int,
+        stride: Stride = (1, 1, 1),
+        downsample: nn.Module | None = None,
+    ) -> None:
+        super().__init__(inputs, middle, outputs, stride, downsample)
+        self.bn1 = nn.BatchNorm3d(inputs)
+        self.bn3 = nn.BatchNorm3d(middle)
+
+    def body(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Return what is added to the shortcut."""
+        x_BCTHW = self.conv1(self.relu(self.bn1(x_BCTHW)))
+        x_BCTHW = self.conv2(self.relu(self.bn2(x_BCTHW)))
+        y_BCTHW: torch.Tensor = self.conv3(self.relu(self.bn3(x_BCTHW)))
+        return y_BCTHW
+
+    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """`(B, C, T, H, W)` to the block's width and stride."""
+        return self.summed(x_BCTHW)

@@ -16,17 +16,20 @@ from two_stream.backbones.blocks import (
     BasicBlock,
     Bottleneck,
     PaddedIdentity,
+    PreActivationBlock,
+    PreActivationBottleneck,
     Projection,
     ResidualBlock,
     Stride,
 )
-from two_stream.config.model import R2Plus1d, ResNet3d, ResNeXt3d
+from two_stream.config.model import Csn, R2Plus1d, ResNet3d, ResNeXt3d
 from two_stream.errors import SettingsError
 from two_stream.types import MODALITY_CHANNELS, InputSpec, Modality
 
 LAYERS = {
     10: (1, 1, 1, 1),
     18: (2, 2, 2, 2),
+    26: (1, 2, 4, 1),
     34: (3, 4, 6, 3),
     50: (3, 4, 6, 3),
     101: (3, 4, 23, 3),
@@ -39,9 +42,9 @@ LAYERS = {
 class ResidualNet(Backbone):
     """Stem, four layers of residual blocks, and after FRAB one block more named `reduction`."""
 
-    def __init__(self, options: ResNet3d | ResNeXt3d | R2Plus1d, modality: Modality) -> None:
+    def __init__(self, options: ResNet3d | ResNeXt3d | R2Plus1d | Csn, modality: Modality) -> None:
         super().__init__(options, modality)
-        self.shortcut = options.shortcut
+        self.shortcut = "B" if isinstance(options, Csn) else options.shortcut
 
     def build(self, stem: nn.Sequential, inputs: int, widths: list[int], strides: list[int]) -> None:
         """Fill in stem and layers; `widths` and `strides` (in time) have one entry per layer."""
@@ -122,7 +125,7 @@ class ResNet3D(ResidualNet):
         if options.stem_pool:
             stem.append(nn.MaxPool3d(3, stride=(pool, 2, 2), padding=1))
         self.bottleneck = options.depth >= 50
-        expansion = 4 if self.bottleneck else 1
+        expansion = options.expansion if self.bottleneck else 1
         self.build(nn.Sequential(*stem), inputs, [width * expansion for width in widths], [1, *strides])
         without_pool = 1 if options.stem_pool else pool
         self.temporal_stride = (options.temporal_stride * options.stem_stride // without_pool,)
@@ -131,11 +134,13 @@ class ResNet3D(ResidualNet):
     def make_block(
         self, inputs: int, outputs: int, stride: Stride = (1, 1, 1), project: bool = False
     ) -> ResidualBlock:
-        """Return a basic block or a bottleneck."""
+        """Return a basic block or a bottleneck, with its activations before or after the convolutions."""
         shortcut = self.make_shortcut(inputs, outputs, stride, project)
         if self.bottleneck:
-            return Bottleneck(inputs, max(1, outputs // 4), outputs, stride, shortcut)
-        return BasicBlock(inputs, outputs, stride, shortcut)
+            bottleneck = PreActivationBottleneck if self.options.preactivation else Bottleneck
+            return bottleneck(inputs, max(1, outputs // self.options.expansion), outputs, stride, shortcut)
+        basic = PreActivationBlock if self.options.preactivation else BasicBlock
+        return basic(inputs, outputs, stride, shortcut)
 
 
 @BACKBONES.register(ResNeXt3d)

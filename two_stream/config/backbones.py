@@ -22,6 +22,10 @@ class ResNet3d(Options):
     """width multiplier"""
     temporal_stride: TemporalStride = 16
     """frames per token; less than 16 leaves the last stages at full rate: more tokens for the head, same weights"""
+    preactivation: bool = False
+    """BatchNorm and ReLU before each convolution instead of after it (He et al., arXiv 1603.05027)"""
+    expansion: Literal[2, 4] = 4
+    """output of a bottleneck in multiples of its inside; the wide ResNets have 2, with `width` 2"""
     stem_kernel: Literal[1, 3, 5, 7] = 7
     """length in time of the first convolution"""
     stem_stride: Literal[1, 2] = 1
@@ -163,6 +167,30 @@ class SqueezeNet(Options):
     """1.1 has a smaller stem and pools earlier"""
     width: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0
     """width multiplier"""
+    temporal_stride: TemporalStride = 16
+    """frames per token; less than 16 leaves the last stages at full rate: more tokens for the head, same weights"""
+
+
+class Csn(Options):
+    """Channel-separated network (Tran et al.): bottlenecks whose 3×3×3 convolution sees one channel at a time."""
+
+    kind: Literal["csn"] = "csn"
+    depth: Literal[26, 50, 101, 152] = 152
+    mode: Literal["ip", "ir"] = "ip"
+    """ip: interaction-preserved, a 1×1×1 convolution stands before the 3×3×3 one; ir: interaction-reduced, none does"""
+    width: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0
+    """width multiplier"""
+    temporal_stride: Literal[1, 2, 4, 8] = 8
+    """frames per token; less than 8 leaves the last stages at full rate: more tokens for the head, same weights"""
+
+
+class DenseNet(Options):
+    """3D DenseNet (3D-ResNets): every layer sees the maps of all layers before it."""
+
+    kind: Literal["densenet3d"] = "densenet3d"
+    depth: Literal[121, 169, 201, 264] = 121
+    growth: PositiveInt = 32
+    """channels that each layer adds"""
     temporal_stride: TemporalStride = 16
     """frames per token; less than 16 leaves the last stages at full rate: more tokens for the head, same weights"""
 

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from two_stream.config.backbones import (
     C3d,
+    Csn,
+    DenseNet,
     I3d,
     MobileNet,
     MobileNetV2,
@@ -40,7 +42,9 @@ BackboneOptions = Annotated[
     | ShuffleNet
     | ShuffleNetV2
     | SqueezeNet
-    | C3d,
+    | C3d
+    | Csn
+    | DenseNet,
     Field(discriminator="kind"),
 ]
 HeadOptions = Annotated[
@@ -104,6 +108,8 @@ __all__ = [
     "BertHead",
     "C3d",
     "ConcatHead",
+    "Csn",
+    "DenseNet",
     "HeadOptions",
     "HfBertHead",
     "I3d",

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from two_stream.config.model import (
     AverageHead,
     C3d,
+    Csn,
+    DenseNet,
     InputOptions,
     MobileNet,
     MobileNetV2,
     ModelOptions,
+    R2Plus1d,
     ResNet3d,
     ResNeXt3d,
     ShuffleNet,
@@ -20,6 +24,7 @@ from two_stream.config.model import (
 from two_stream.zoo.record import ModelRecord
 
 EFFICIENT = "Köpüklü et al., Resource Efficient 3D Convolutional Neural Networks (arXiv 1904.02422)"
+CSN = "Tran et al., Video Classification with Channel-Separated Convolutional Networks (arXiv 1904.02811)"
 RESNETS = (
     "Hara et al., Can Spatiotemporal 3D CNNs Retrace the History of 2D CNNs and ImageNet? (arXiv 1711.09577)"
 )
@@ -132,10 +137,55 @@ def _3dresnets() -> list[ModelRecord]:
         (f"resnext{depth}", ResNeXt3d(depth=depth, stem_channels=128), f"ResNeXt-{depth}")
         for depth in (50, 101)
     ]
+    table += [
+        (f"preresnet{depth}", ResNet3d(depth=depth, preactivation=True), f"pre-activation ResNet-{depth}")
+        for depth in (10, 18, 34, 50, 101, 152, 200)
+    ]
+    table += [
+        (f"wideresnet{depth}_k2", ResNet3d(depth=depth, width=2.0, expansion=2), f"wide ResNet-{depth}")
+        for depth in (50, 101, 152, 200)
+    ]
+    table += [
+        (
+            f"resnet2p1d{depth}",
+            R2Plus1d(
+                depth=depth,
+                temporal_stride=16,
+                norm_eps=1e-5,
+                stem_middle=None,
+                stem_kernel=7,
+                stem_pool=True,
+            ),
+            f"R(2+1)D-{depth}",
+        )
+        for depth in (18, 34, 50)
+    ]
+    table += [
+        (f"densenet{depth}", DenseNet(depth=depth), f"DenseNet-{depth}") for depth in (121, 169, 201, 264)
+    ]
     return [
         _classic("3dresnets", name, backbone, summary, dropout=0.0, input=usual)
         for name, backbone, summary in table
     ]
 
 
-RECORDS = (*_efficient3d("efficient3d"), *_3dresnets(), *_efficient3d("compressed"))
+def _csn() -> list[ModelRecord]:
+    """Channel-separated networks of compressed-video-classification."""
+    modes: tuple[Literal["ip", "ir"], ...] = ("ip", "ir")
+    return [
+        replace(
+            _classic(
+                "compressed",
+                f"csn{depth}_{mode}",
+                Csn(depth=depth, mode=mode),
+                f"{mode}-CSN-{depth}",
+                dropout=0.0,
+            ),
+            paper=CSN,
+        )
+        for depth in (26, 50, 101, 152)
+        for mode in modes
+    ]
+
+
+RECORDS = (*_csn(), *_efficient3d("efficient3d"), *_3dresnets(), *_efficient3d("compressed"))

@@ -5,10 +5,19 @@ import torch
 from torch import nn
 
 from two_stream.backbones.base import Backbone, split_temporal_stride
-from two_stream.backbones.blocks import BasicBlock, Bottleneck, PaddedIdentity, Projection
+from two_stream.backbones.blocks import (
+    BasicBlock,
+    Bottleneck,
+    PaddedIdentity,
+    PreActivationBlock,
+    PreActivationBottleneck,
+    Projection,
+)
+from two_stream.backbones.csn import ChannelSeparatedNet, SeparatedBottleneck
+from two_stream.backbones.densenet3d import DenseLayer, DenseNet3D, HalvingPool
 from two_stream.backbones.mobilenetv2_3d import InvertedResidual, MobileNetV2_3D
 from two_stream.backbones.resnet3d import ResNet3D, ResNeXt3D
-from two_stream.config.model import MobileNetV2, ResNet3d, ResNeXt3d
+from two_stream.config.model import Csn, DenseNet, MobileNetV2, ResNet3d, ResNeXt3d
 
 
 def on_meta(build, *args):
@@ -36,6 +45,37 @@ def test_basic_block_is_its_formula():
     torch.testing.assert_close(block(x), torch.relu(inner + outer))
 
 
+def test_preactivation_blocks_are_their_formulas():
+    torch.manual_seed(0)
+    x = torch.randn(1, 4, 2, 4, 4)
+    basic = PreActivationBlock(4, 4).eval()
+    inner = basic.conv2(torch.relu(basic.bn2(basic.conv1(torch.relu(basic.bn1(x))))))
+    torch.testing.assert_close(basic(x), inner + x)
+    assert (basic(x) < 0).any()  # nothing after the sum
+    block = PreActivationBottleneck(4, 2, 8, (1, 2, 2), Projection(4, 8, (1, 2, 2))).eval()
+    inner = block.conv2(torch.relu(block.bn2(block.conv1(torch.relu(block.bn1(x))))))
+    inner = block.conv3(torch.relu(block.bn3(inner)))
+    torch.testing.assert_close(block(x), inner + block.downsample(x))
+
+
+def test_separated_bottlenecks_mix_channels_pointwise_only():
+    for preserved in (True, False):
+        block = SeparatedBottleneck(8, 4, 8, (1, 1, 1), None, preserved)
+        kernels = [(conv.kernel_size, conv.groups) for conv in block.conv2]
+        assert kernels == [((1, 1, 1), 1)] * preserved + [((3, 3, 3), 4)]
+
+
+def test_dense_layers_keep_what_they_got():
+    torch.manual_seed(0)
+    layer = DenseLayer(6, 3).eval()
+    x = torch.randn(1, 6, 2, 4, 4)
+    assert torch.equal(layer(x)[:, :6], x)
+    added = layer.conv2(torch.relu(layer.norm2(layer.conv1(torch.relu(layer.norm1(x))))))
+    torch.testing.assert_close(layer(x)[:, 6:], added)
+    pooled = HalvingPool(2)(torch.arange(3.0).view(1, 1, 3, 1, 1).expand(1, 1, 3, 2, 3))
+    assert pooled.flatten().tolist() == [0.5, 2.0]
+
+
 def test_inverted_residual_adds_its_input_only_where_shapes_fit():
     torch.manual_seed(0)
     x = torch.randn(1, 4, 2, 4, 4)
@@ -58,6 +98,12 @@ NETWORKS = [
     (ResNet3D, ResNet3d(depth=50, shortcut="A")),
     (ResNet3D, ResNet3d(depth=18, stem_kernel=3, stem_stride=2, stem_pool=False)),
     (ResNet3D, ResNet3d(depth=10, stem_stride=2, temporal_stride=1)),
+    (ResNet3D, ResNet3d(depth=18, preactivation=True)),
+    (ResNet3D, ResNet3d(depth=50, width=2.0, expansion=2)),
+    (ChannelSeparatedNet, Csn(depth=26, width=0.5)),
+    (ChannelSeparatedNet, Csn(depth=26, width=0.25, mode="ir", temporal_stride=2)),
+    (DenseNet3D, DenseNet(growth=8)),
+    (DenseNet3D, DenseNet(growth=4, temporal_stride=2)),
     (ResNeXt3D, ResNeXt3d(depth=50)),
     (ResNeXt3D, ResNeXt3d(depth=50, temporal_stride=4)),
     (MobileNetV2_3D, MobileNetV2(width=0.45)),

@@ -1,0 +1,121 @@
+"""3D DenseNet.
+
+Sources: Huang et al., "Densely Connected Convolutional Networks" (arXiv 1608.06993); in 3D by Hara, Kataoka, Satoh,
+"Can Spatiotemporal 3D CNNs Retrace the History of 2D CNNs and ImageNet?" (arXiv 1711.09577).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from two_stream.backbones.base import BACKBONES, Backbone, init_convolutions, split_temporal_stride
+from two_stream.config.model import DenseNet
+from two_stream.types import MODALITY_CHANNELS, Modality
+
+LAYERS = {
+    121: (6, 12, 24, 16),
+    169: (6, 12, 32, 32),
+    201: (6, 12, 48, 32),
+    264: (6, 12, 64, 48),
+}
+"""Layers in each of the four dense blocks, by depth."""
+STEM = 64
+BOTTLENECK = 4
+"""Inside of a layer, in multiples of what it adds."""
+
+
+class DenseLayer(nn.Sequential):
+    """1×1×1 and 3×3×3 convolution, each behind BatchNorm and ReLU; the result is put beside the input."""
+
+    def __init__(self, inputs: int, growth: int) -> None:
+        super().__init__()
+        self.add_module("norm1", nn.BatchNorm3d(inputs))
+        self.add_module("relu1", nn.ReLU(inplace=True))
+        self.add_module("conv1", nn.Conv3d(inputs, BOTTLENECK * growth, 1, bias=False))
+        self.add_module("norm2", nn.BatchNorm3d(BOTTLENECK * growth))
+        self.add_module("relu2", nn.ReLU(inplace=True))
+        self.add_module("conv2", nn.Conv3d(BOTTLENECK * growth, growth, 3, padding=1, bias=False))
+
+    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """`(B, C, T, H, W)` to `(B, C + growth, T, H, W)`."""
+        added: torch.Tensor = super().forward(x_BCTHW)  # type: ignore[no-untyped-call]
+        return torch.cat((x_BCTHW, added), dim=1)
+
+
+class HalvingPool(nn.Module):
+    """Average of 2×2 places, and of pairs of frames where `time` is 2; an odd last frame stands alone."""
+
+    def __init__(self, time: int) -> None:
+        super().__init__()
+        self.time = time
+
+    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Halve height and width (rounded down), and the length (rounded up) where asked."""
+        if x_BCTHW.shape[2] % self.time:
+            x_BCTHW = torch.cat((x_BCTHW, x_BCTHW[:, :, -1:]), dim=2)
+        return nn.functional.avg_pool3d(x_BCTHW, (self.time, 2, 2))
+
+
+class Transition(nn.Sequential):
+    """BatchNorm, ReLU, 1×1×1 convolution, and pooling where there is a `time`."""
+
+    def __init__(self, inputs: int, outputs: int, time: int | None = None) -> None:
+        super().__init__()
+        self.add_module("norm", nn.BatchNorm3d(inputs))
+        self.add_module("relu", nn.ReLU(inplace=True))
+        self.add_module("conv", nn.Conv3d(inputs, outputs, 1, bias=False))
+        if time is not None:
+            self.add_module("pool", HalvingPool(time))
+
+
+@BACKBONES.register(DenseNet)
+class DenseNet3D(Backbone):
+    """Stem, four dense blocks with transitions between them, and a last BatchNorm."""
+
+    def __init__(self, options: DenseNet, modality: Modality) -> None:
+        super().__init__(options, modality)
+        pool, *strides = split_temporal_stride(options.temporal_stride, 4)
+        channels = 2 * options.growth if options.growth < STEM // 2 else STEM
+        self.stem = nn.Sequential(
+            nn.Conv3d(MODALITY_CHANNELS[modality], channels, 7, stride=(1, 2, 2), padding=3, bias=False),
+            nn.BatchNorm3d(channels),
+            nn.ReLU(inplace=True),
+            nn.MaxPool3d(3, stride=(pool, 2, 2), padding=1),
+        )
+        for number, layers in enumerate(LAYERS[options.depth], start=1):
+            block = [DenseLayer(channels + place * options.growth, options.growth) for place in range(layers)]
+            self.add_module(f"block{number}", nn.Sequential(*block))
+            channels += layers * options.growth
+            if number < 4:
+                self.add_module(
+                    f"transition{number}", Transition(channels, channels // 2, strides[number - 1])
+                )
+                channels //= 2
+        self.last = nn.Sequential(nn.BatchNorm3d(channels), nn.ReLU(inplace=True))
+        self.channels = (channels,)
+        self.temporal_stride = (options.temporal_stride,)
+        self.spatial_stride = (32,)
+        init_convolutions(self)
+
+    def stages(self) -> list[tuple[str, nn.Module]]:
+        """Return stem, block1, transition1 … block4, last (not after FRMB) and, after a reduction, reduction."""
+        between = [f"{name}{number}" for number in range(1, 5) for name in ("block", "transition")]
+        names = ["stem", *between, "last", "reduction"]
+        return [(name, self.get_submodule(name)) for name in names if name in self._modules]
+
+    def append_block(self, channels: int) -> None:
+        """Add a transition without pooling: 1024 → `channels`."""
+        self._narrow(channels)
+        self.reduced = ("reduction.",)
+
+    def replace_last_block(self, channels: int) -> None:
+        """Put such a transition in the place of the last BatchNorm: a dense block itself cannot narrow."""
+        del self.last
+        self._narrow(channels)
+        self.reduced = ("reduction.", "last.")
+
+    def _narrow(self, channels: int) -> None:
+        self.reduction = Transition(self.channels[0], channels)
+        init_convolutions(self.reduction)
+        self.channels = (channels,)
