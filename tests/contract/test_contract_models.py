@@ -29,6 +29,8 @@ SMALL = {
     "c3d": {"width": 0.0625, "temporal_stride": 2, "side": 2},
     "csn": {"depth": 26, "width": 0.25, "temporal_stride": 4},
     "densenet3d": {"growth": 4, "temporal_stride": 4},
+    "x3d": {"depth": 0.5, "width": 0.7},
+    "slow": {"width": 0.125},
     "slowfast": {"width": 0.25, "fast_stride": 1, "alpha": 2},
     "r2plus1d": {"depth": 18, "width": 0.125, "temporal_stride": 4},
 }

@@ -6,6 +6,7 @@ clip and the logits. `-m parity` prints the worst relative error of each; the fu
 
 import gzip
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -94,12 +95,21 @@ FAMILIES = [
     *(f"3dresnets__resnet2p1d{depth}" for depth in (18, 34, 50)),
     *(f"3dresnets__densenet{depth}" for depth in (121, 169, 201)),
     *(f"compressed__csn{name}_c101" for name in ("26_ip", "26_ir", "50_ip", "50_ir", "101_ip", "152_ip")),
+    *(f"co3d__x3d_{size}{small}" for size in ("xs", "s", "m", "l") for small in ("", "_small")),
+    *(
+        f"co3d__{name}_r50{small}"
+        for name in ("slow_8x8", "i3d_8x8", "slowfast_4x16", "slowfast_8x8")
+        for small in ("", "_small")
+    ),
+    "co3d__r2plus1d_18_t8",
+    "co3d__r2plus1d_18_t16",
     "compressed__mobilenetv2_1.0x_c101",
     "compressed__resnet18_A_c101",
     "compressed__resnet18_B_c101",
     "compressed__resnet50_B_c101",
 ]
 QUICK_FAMILIES = {
+    *(f"co3d__{name}_small" for name in ("x3d_s", "slow_8x8_r50", "i3d_8x8_r50", "slowfast_4x16_r50")),
     "3dresnets__preresnet50",
     "3dresnets__resnet2p1d18",
     "3dresnets__resnet2p1d50",
@@ -128,7 +138,10 @@ def load(deterministic: ModuleType, path: Path, tmp_path: Path) -> tuple[dict, R
     name = path.name.removesuffix(".json.gz")
     name = f"late_temporal/{name}" if "__" not in name else name.replace("__", "/")
     classes = fixture["num_classes"]
-    model = create_model(name.removesuffix(f"_c{classes}"), classes)
+    named = re.sub(rf"_c{classes}$|_small$|_t\d+$", "", name)
+    _, _, frames, side, _ = fixture["input_shape"]
+    changes = {"input": {"clip_length": frames, "crop": side}} if name.startswith("co3d/") else {}
+    model = create_model(named, classes, **changes)
     if "gmacs" in fixture:
         assert multiply_adds(model) / 1e9 == pytest.approx(fixture["gmacs"], rel=1e-5)
     scale = fixture.get("weight_scale", 1.0)
@@ -212,3 +225,11 @@ def test_families(name, shared, deterministic, tmp_path, parity):
     expected = np.array(fixture["logits"])[:1]
     got = logits(model, clips(deterministic, fixture, "clip", 1))
     parity(name, float(np.abs(got - expected).max() / fixture["logit_std"]), 1e-5)
+
+
+def test_every_clip_network_of_the_families_is_compared(shared):
+    files = (shared / "fixtures" / "families" / "models").glob("*.json.gz")
+    clip = {
+        name for name in (f.name.removesuffix(".json.gz") for f in files) if not name.startswith("co3d__co")
+    }
+    assert clip == set(FAMILIES)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from two_stream.registry import Registry
@@ -109,7 +110,7 @@ def _recompute_contexts(stage: nn.Module) -> tuple[AbstractContextManager[Any], 
 @contextmanager
 def _statistics_kept(stage: nn.Module) -> Iterator[None]:
     """Keep BatchNorm's running statistics as they are: the recomputation must not count a batch twice."""
-    norms = [m for m in stage.modules() if isinstance(m, nn.BatchNorm3d) and m.training]
+    norms = [m for m in stage.modules() if isinstance(m, _BatchNorm) and m.training]
     kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None

@@ -22,7 +22,7 @@ from two_stream.backbones.blocks import (
     ResidualBlock,
     Stride,
 )
-from two_stream.config.model import Csn, R2Plus1d, ResNet3d, ResNeXt3d
+from two_stream.config.model import Csn, R2Plus1d, ResNet3d, ResNeXt3d, Slow
 from two_stream.errors import SettingsError
 from two_stream.types import MODALITY_CHANNELS, InputSpec, Modality
 
@@ -42,9 +42,9 @@ LAYERS = {
 class ResidualNet(Backbone):
     """Stem, four layers of residual blocks, and after FRAB one block more named `reduction`."""
 
-    def __init__(self, options: ResNet3d | ResNeXt3d | R2Plus1d | Csn, modality: Modality) -> None:
+    def __init__(self, options: ResNet3d | ResNeXt3d | R2Plus1d | Csn | Slow, modality: Modality) -> None:
         super().__init__(options, modality)
-        self.shortcut = "B" if isinstance(options, Csn) else options.shortcut
+        self.shortcut = "B" if isinstance(options, (Csn, Slow)) else options.shortcut
 
     def build(self, stem: nn.Sequential, inputs: int, widths: list[int], strides: list[int]) -> None:
         """Fill in stem and layers; `widths` and `strides` (in time) have one entry per layer."""

@@ -169,7 +169,7 @@ class SlowFast3D(Backbone):
     def forward(self, x_BCTHW: torch.Tensor) -> list[FeatureMap]:
         """Map a clip to the slow and the fast map, or, joined early, to one map at the slow rate."""
         fast = x_BCTHW[:, :, :: self.options.fast_stride]
-        x: Pair = (fast[:, :, :: self.options.alpha], fast)
+        x: Pair = (self._slow_frames(fast), fast)
         for _, stage in self.stages():
             x = self.run_stage(stage, x)
         if self.options.fusion == "late":
@@ -177,6 +177,13 @@ class SlowFast3D(Backbone):
         slow, fast = x
         fast = F.adaptive_avg_pool3d(fast, (slow.shape[2], None, None))
         return [FeatureMap(torch.cat((slow, fast), dim=1), self.pathways[0])]
+
+    def _slow_frames(self, fast_BCTHW: torch.Tensor) -> torch.Tensor:
+        alpha, length = self.options.alpha, fast_BCTHW.shape[2]
+        if not self.options.spread:
+            return fast_BCTHW[:, :, ::alpha]
+        numbers = torch.linspace(0, length - 1, ceil(length / alpha)).long()
+        return fast_BCTHW.index_select(2, numbers.to(fast_BCTHW.device))
 
     def append_block(self, channels: int) -> None:
         """Add a block after layer4: slow 2048 → `channels`; joined early, fast 256 → a fourth of that too."""

@@ -73,6 +73,9 @@ class SlowFast(Options):
     """frames of the clip per frame of the fast pathway; 1 for clips read with a stride of 2"""
     alpha: PositiveInt = 4
     """frames of the fast pathway per frame of the slow one"""
+    spread: bool = False
+    """the slow frames are spread from the first to the last fast one, as PySlowFast picks them, instead of every
+    `alpha`-th"""
     fusion_kernel: Literal[1, 3, 5, 7] = 7
     """length in time of the convolutions from the fast to the slow pathway"""
     width: Annotated[float, Field(ge=0.125, le=4.0)] = 1.0
@@ -193,6 +196,27 @@ class DenseNet(Options):
     """channels that each layer adds"""
     temporal_stride: TemporalStride = 16
     """frames per token; less than 16 leaves the last stages at full rate: more tokens for the head, same weights"""
+
+
+class X3d(Options):
+    """X3D: XS, S and M share the network (depth 2.2) and differ in their input; L has depth 5."""
+
+    kind: Literal["x3d"] = "x3d"
+    depth: Annotated[float, Field(gt=0.0, le=10.0)] = 2.2
+    """multiplier of the blocks in each layer"""
+    width: Annotated[float, Field(gt=0.0, le=8.0)] = 2.0
+    """width multiplier; 2 in every published network"""
+
+
+class Slow(Options):
+    """ResNet with factored bottlenecks (PySlowFast): the slow pathway by itself, or I3D as an inflated ResNet."""
+
+    kind: Literal["slow"] = "slow"
+    depth: Literal[50, 101] = 50
+    variant: Literal["slow", "i3d"] = "slow"
+    """slow: no convolution over time before layer3; i3d: one in every or every other block, and half the rate"""
+    width: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0
+    """width multiplier"""
 
 
 class C3d(Options):

@@ -15,6 +15,8 @@ class AverageHead(Options):
     kind: Literal["average"] = "average"
     window: PositiveInt = 1
     """tokens averaged at a time, one run after the other; 2 is how Kinetics I3D pools"""
+    features: PositiveInt | None = None
+    """width of a linear layer (no bias) with ReLU after the mean, as X3D has; none leaves it out"""
 
 
 class ConcatHead(Options):

@@ -18,8 +18,10 @@ from two_stream.config.backbones import (
     ResNeXt3d,
     ShuffleNet,
     ShuffleNetV2,
+    Slow,
     SlowFast,
     SqueezeNet,
+    X3d,
 )
 from two_stream.config.base import Fraction, Options, Positive, PositiveInt
 from two_stream.config.heads import (
@@ -44,7 +46,9 @@ BackboneOptions = Annotated[
     | SqueezeNet
     | C3d
     | Csn
-    | DenseNet,
+    | DenseNet
+    | X3d
+    | Slow,
     Field(discriminator="kind"),
 ]
 HeadOptions = Annotated[
@@ -124,6 +128,8 @@ __all__ = [
     "ResNet3d",
     "ShuffleNet",
     "ShuffleNetV2",
+    "Slow",
     "SlowFast",
     "SqueezeNet",
+    "X3d",
 ]

@@ -11,6 +11,7 @@ SOURCES = {
     "efficient3d": "Efficient-3DCNNs",
     "3dresnets": "3D-ResNets-PyTorch",
     "compressed": "compressed-video-classification",
+    "co3d": "co3d",
     "kinetics": "the authors' own Kinetics and IG-65M releases",
 }
 """The code base in which the networks of a namespace were published."""

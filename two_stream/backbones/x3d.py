@@ -1,0 +1,154 @@
+"""X3D: a tiny image network widened step by step along time, rate, size, depth and width.
+
+Source: Feichtenhofer, "X3D: Expanding Architectures for Efficient Video Recognition" (arXiv 2004.04730); sizes as in
+PySlowFast, whose last layer before the classifier is the head's (`head: {kind: average, features: 2048}`).
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from two_stream.backbones.base import BACKBONES, Backbone, init_convolutions
+from two_stream.backbones.blocks import Projection, ResidualBlock
+from two_stream.config.model import X3d
+from two_stream.types import MODALITY_CHANNELS, InputSpec, Modality
+
+LAYERS = ((1, 12), (2, 24), (5, 48), (3, 96))
+"""Blocks and channels of each layer before depth and width multiply them."""
+EXPANSION = 2.25
+"""Inside of a block, in multiples of its output."""
+SQUEEZE = 0.0625
+"""Inside of squeeze-and-excitation, as a share of the block's."""
+
+
+def rounded(width: float, divisor: int = 8) -> int:
+    """Return the nearest multiple of `divisor`, never less than nine tenths of the width."""
+    near = max(divisor, int(width + divisor / 2) // divisor * divisor)
+    return near + divisor if near < 0.9 * width else near
+
+
+class SqueezeExcitation(nn.Module):
+    """Scale each channel by what the mean over the clip says of it (Hu et al., arXiv 1709.01507)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inner = rounded(channels * SQUEEZE)
+        self.fc1 = nn.Conv3d(channels, inner, 1)
+        self.fc2 = nn.Conv3d(inner, channels, 1)
+
+    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Return the scaled map."""
+        weight = torch.relu(self.fc1(x_BCTHW.mean((2, 3, 4), keepdim=True)))
+        scaled_BCTHW: torch.Tensor = x_BCTHW * torch.sigmoid(self.fc2(weight))
+        return scaled_BCTHW
+
+
+class X3DBlock(ResidualBlock):
+    """1×1×1, 3×3×3 of each channel by itself, squeeze-and-excitation in every other block, swish, 1×1×1."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, squeeze: bool) -> None:
+        steps = (1, stride, stride)
+        super().__init__(Projection(inputs, outputs, steps) if inputs != outputs or stride != 1 else None)
+        middle = int(EXPANSION * outputs)
+        self.conv1 = nn.Conv3d(inputs, middle, 1, bias=False)
+        self.bn1 = nn.BatchNorm3d(middle)
+        self.conv2 = nn.Conv3d(middle, middle, 3, stride=steps, padding=1, groups=middle, bias=False)
+        self.bn2 = nn.BatchNorm3d(middle)
+        self.squeeze = SqueezeExcitation(middle) if squeeze else None
+        self.conv3 = nn.Conv3d(middle, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm3d(outputs)
+
+    def body(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Return what is added to the shortcut."""
+        x_BCTHW = self.relu(self.bn1(self.conv1(x_BCTHW)))
+        x_BCTHW = self.bn2(self.conv2(x_BCTHW))
+        if self.squeeze is not None:
+            x_BCTHW = self.squeeze(x_BCTHW)
+        y_BCTHW: torch.Tensor = self.bn3(self.conv3(F.silu(x_BCTHW)))
+        return y_BCTHW
+
+
+@BACKBONES.register(X3d)
+class X3D(Backbone):
+    """Stem over space and then time, four layers, one pointwise convolution; every frame gives a token."""
+
+    def __init__(self, options: X3d, modality: Modality) -> None:
+        super().__init__(options, modality)
+        inputs = rounded(LAYERS[0][1] * options.width)
+        self.stem = nn.Sequential(
+            nn.Conv3d(
+                MODALITY_CHANNELS[modality],
+                inputs,
+                (1, 3, 3),
+                stride=(1, 2, 2),
+                padding=(0, 1, 1),
+                bias=False,
+            ),
+            nn.Conv3d(inputs, inputs, (5, 1, 1), padding=(2, 0, 0), groups=inputs, bias=False),
+            nn.BatchNorm3d(inputs),
+            nn.ReLU(inplace=True),
+        )
+        for index, (blocks, width) in enumerate(LAYERS, start=1):
+            outputs = rounded(width * options.width)
+            layer = [
+                X3DBlock(inputs if place == 0 else outputs, outputs, 2 if place == 0 else 1, place % 2 == 0)
+                for place in range(ceil(blocks * options.depth))
+            ]
+            self.add_module(f"layer{index}", nn.Sequential(*layer))
+            inputs = outputs
+        last = int(EXPANSION * inputs)
+        self.last = nn.Sequential(
+            nn.Conv3d(inputs, last, 1, bias=False), nn.BatchNorm3d(last), nn.ReLU(inplace=True)
+        )
+        self.last_inputs, self.channels = inputs, (last,)
+        self.temporal_stride = (1,)
+        self.spatial_stride = (32,)
+        init_convolutions(self)
+
+    @classmethod
+    def default_input(cls, options: X3d, modality: Modality) -> InputSpec:
+        """Return the input of X3D-M: 16 frames, every fifth; 224² cut from 256×340."""
+        del options
+        channels = MODALITY_CHANNELS[modality]
+        return InputSpec(
+            modality=modality,
+            clip_length=16,
+            stride=5,
+            resize=(256, 340),
+            crop=224,
+            value_range=(0.0, 1.0),
+            mean=(0.45,) * channels,
+            std=(0.225,) * channels,
+        )
+
+    def stages(self) -> list[tuple[str, nn.Module]]:
+        """Return stem, layer1 … layer4, last (not after FRMB) and, after FRAB, reduction."""
+        names = ("stem", "layer1", "layer2", "layer3", "layer4", "last", "reduction")
+        return [(name, self.get_submodule(name)) for name in names if name in self._modules]
+
+    def append_block(self, channels: int) -> None:
+        """Add a block after the last convolution: 432 → `channels`."""
+        self.reduction = _block(self.channels[0], channels)
+        self.reduced = ("reduction.",)
+        self.channels = (channels,)
+
+    def replace_last_block(self, channels: int) -> None:
+        """Put such a block in the place of the last one and of the convolution that widens it."""
+        layer = self.get_submodule("layer4")
+        assert isinstance(layer, nn.Sequential)
+        layer[-1] = _block(self.last_inputs, channels)
+        del self.last
+        self.reduced = (f"layer4.{len(layer) - 1}.", "last.")
+        self.channels = (channels,)
+
+
+def _block(inputs: int, channels: int) -> X3DBlock:
+    block = X3DBlock(inputs, channels, 1, squeeze=True)
+    if block.downsample is None:
+        block.downsample = Projection(inputs, channels, (1, 1, 1))
+    init_convolutions(block)
+    return block
