@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +15,9 @@ import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "TWO_STREAM_CACHE" not in os.environ:  # nothing of a test is kept in the user's own cache
+    os.environ["TWO_STREAM_CACHE"] = tempfile.mkdtemp(prefix="two-stream-tests-")
+    atexit.register(shutil.rmtree, os.environ["TWO_STREAM_CACHE"], ignore_errors=True)
 torch.set_num_threads(1)  # tiny tensors: threads cost more than they give, and xdist shares the cores
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,6 +13,7 @@ COMMANDS = {
     "demo": "write a small data set, train both streams, evaluate, fuse and report",
     "prepare": "class folders or official split files -> a data set's record and split lists",
     "extract": "videos -> folders of frames and optical flow",
+    "pack": "frame folders or videos -> shards that are read several times as fast, from a disk or object storage",
     "check": "examine videos, frame folders and split lists for what would spoil a run",
     "train": "train one stream on one split",
     "evaluate": "score the videos of a split with a trained run",
@@ -49,7 +50,7 @@ def guarded(action: Callable[[], int], prog: str = "two-stream") -> int:
         code = action()
         sys.stdout.flush()
     except TwoStreamError as error:
-        return _complain(str(error), error.exit_code, prog=prog)
+        return error.exit_code if error.told else _complain(str(error), error.exit_code, prog=prog)
     except KeyboardInterrupt:
         return _complain("interrupted", 130, prog=prog)
     except BrokenPipeError:  # the reader (head, less) has gone

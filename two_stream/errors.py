@@ -9,6 +9,8 @@ class TwoStreamError(Exception):
     """Base of every error whose message is meant for the person at the terminal."""
 
     exit_code = 2
+    told = False
+    """Another process of the job shows the message; this one only ends with the code."""
 
 
 class SettingsError(TwoStreamError):

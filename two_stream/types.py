@@ -9,6 +9,7 @@ flow has C = 2 (x, y). Frame numbers are 1-based, as in the file names.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -84,15 +85,69 @@ class Batch:
     """int64 `(B,)`"""
     ids: list[str]
 
+    def pin_memory(self) -> Batch:
+        """Return it in memory that a GPU copies from by itself; torch's loader asks for this."""
+        return Batch(self.clips.pin_memory(), self.labels.pin_memory(), self.ids)
+
+
+Box = tuple[int, int, int, int]
+"""`(y0, x0, y1, x1)` in a frame, lower bounds inclusive, upper exclusive."""
+
 
 @dataclass
 class VideoViews:
-    """What an evaluation loader yields: every view (clip × crop) of one video."""
+    """What an evaluation loader yields: views (clip × crop) of one video, or of a run of clips of a long one.
+
+    No view is a copy: a frame is held once, a clip is a choice of its rows, a crop is a box in it. Views count
+    crop-major: all clips of crop 0 first, then of crop 1, …
+    """
 
     id: str
     label: int
-    views: torch.Tensor
-    """uint8 `(V, C, T, H, W)`, crop-major: all clips of crop 0 first, then crop 1, …"""
+    frames: torch.Tensor
+    """uint8 `(F, H, W, C)`: the distinct frames of these clips, resized"""
+    clips: torch.Tensor
+    """int64 `(N, T)`: rows of `frames`, per clip; the same row may stand in many places"""
+    boxes: Sequence[Box]
+    """one per crop, all of one size"""
+    flips: Sequence[bool]
+    """whether a crop is mirrored left to right, per crop"""
+    signed: bool = False
+    """a mirrored crop turns the first channel round (`255 - x`): flow x has a sign"""
+    first: int = 0
+    """number of the first of these clips in the video"""
+    total_clips: int = 0
+    """clips of the whole video; 0: these are all"""
+
+    @property
+    def num_views(self) -> int:
+        """Views held here."""
+        return len(self.clips) * len(self.boxes)
+
+    def view(self, index: int) -> torch.Tensor:
+        """Return one view as uint8 `(T, h, w, C)`; a part of `frames` itself where it is one."""
+        crop, clip = divmod(index, len(self.clips))
+        y0, x0, y1, x1 = self.boxes[crop]
+        cut, rows = self.frames[:, y0:y1, x0:x1], self.clips[clip]
+        start, count = int(rows[0]), len(rows)
+        neighbours = bool((rows[1:] - rows[:-1] == 1).all())
+        cut = cut[start : start + count] if neighbours else cut.index_select(0, rows.to(cut.device))
+        if self.flips[crop]:
+            cut = cut.flip(
+                2
+            )  # a copy, so the sign may be turned in place: 255 - x is the complement of a byte
+            if self.signed:
+                cut[..., 0].bitwise_not_()
+        return cut
+
+    @property
+    def views(self) -> torch.Tensor:
+        """Every view, copied: uint8 `(N * crops, C, T, h, w)`; for a look at them, scoring never needs it."""
+        made = [self.view(index).permute(3, 0, 1, 2) for index in range(self.num_views)]
+        out = self.frames.new_empty((len(made), *made[0].shape)) if made else self.frames.new_empty((0,) * 5)
+        for row, view in zip(out, made):
+            row.copy_(view)
+        return out
 
 
 @dataclass

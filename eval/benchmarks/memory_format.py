@@ -1,19 +1,18 @@
 """Training step in channels-last against the default layout, side by side in one process.
 
-    python eval/benchmarks/memory_format.py [--rounds 5] [--threads 2]
+    python eval/benchmarks/memory_format.py [--quick] [--rounds 5] [--threads 2]
 
-The two sides take turns, so that a change of the machine's load meets both; the figure is the ratio of the medians.
 Writes `eval/benchmarks/results/memory_format.json` with machine and versions.
 """
 
 from __future__ import annotations
 
-import argparse
-import time
-from pathlib import Path
-from statistics import median
+import copy
+import sys
+from functools import partial
 
 import torch
+from common import Row, finish, flags, interleaved, median_of, ratio_of
 from torch.nn import functional as F
 
 from two_stream import create_model
@@ -27,9 +26,9 @@ from two_stream.config.model import (
     ResNeXt3d,
 )
 from two_stream.recognizer import Recognizer
-from two_stream.runtime.files import write_json
-from two_stream.runtime.provenance import environment
 
+BOUND = 1e-4
+"""largest difference of the logits, relative to the largest"""
 CASES: list[tuple[str, BackboneOptions, int, int, int]] = [
     # name, backbone, frames, side, batch
     ("resnet3d-10 ×0.5", ResNet3d(depth=10, width=0.5, temporal_stride=4, stem_kernel=3), 16, 80, 8),
@@ -48,54 +47,45 @@ def build(backbone: BackboneOptions, frames: int, side: int) -> Recognizer:
     return create_model(options, 51).train()
 
 
-def step(model: Recognizer, clips: torch.Tensor, labels: torch.Tensor) -> float:
-    """Return the seconds of one forward and backward pass."""
-    start = time.perf_counter()
+def step(model: Recognizer, clips: torch.Tensor, labels: torch.Tensor) -> None:
+    """Do one forward and backward pass."""
     F.cross_entropy(model(clips), labels).backward()
     model.zero_grad(set_to_none=True)
-    return time.perf_counter() - start
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    flags = parser.parse_args()
-    torch.set_num_threads(flags.threads)
-    rows = []
-    for name, backbone, frames, side, batch in CASES:
+    given = flags(__doc__, argv)
+    rows, facts = [], {}
+    for name, backbone, frames, side, batch in CASES[: 2 if given.quick else None]:
         clips = torch.randint(0, 256, (batch, 3, frames, side, side), dtype=torch.uint8)
         labels = torch.arange(batch) % 51
-        plain, last = build(backbone, frames, side), build(backbone, frames, side).channels_last()
-        times: dict[str, list[float]] = {"default": [], "channels_last": []}
-        for turn in range(flags.rounds + 1):
-            for side_name, model in (("default", plain), ("channels_last", last)):
-                seconds = step(model, clips, labels)
-                if turn:  # the first turn chooses kernels
-                    times[side_name].append(seconds)
-        rates = {key: batch / median(value) for key, value in times.items()}
-        ratio = rates["channels_last"] / rates["default"]
+        plain = build(backbone, frames, side)
+        last = copy.deepcopy(plain).channels_last()
+        with torch.no_grad():
+            one, two = plain.eval()(clips), last.eval()(clips)
+        error = float((one - two).abs().max() / one.abs().max())
+        plain.train(), last.train()
+        sides = {
+            "default": partial(step, plain, clips, labels),
+            "channels_last": partial(step, last, clips, labels),
+        }
+        times = interleaved(sides, given.rounds)
+        facts[name] = times
         rows.append(
-            {
-                "network": name,
-                "frames": frames,
-                "side": side,
-                "batch": batch,
-                "clips_per_s": rates,
-                "ratio": ratio,
-            }
+            Row(
+                f"training step, channels-last, {name}, {frames}×{side}², batch {batch}",
+                "torch's default layout",
+                batch / median_of(times["default"]),
+                batch / median_of(times["channels_last"]),
+                ratio_of(times, "default", "channels_last"),
+                unit="clips/s",
+                note=f"fp32, logits within {error:.0e}",
+                problem="" if error < BOUND else f"logits differ by {error:.0e}",
+            )
         )
-        print(
-            f"{name:22s} default {rates['default']:7.2f} clips/s   channels-last {rates['channels_last']:7.2f} "
-            f"clips/s   ratio {ratio:.2f}"
-        )
-    out = Path(__file__).parent / "results" / "memory_format.json"
-    write_json(out, {"threads": flags.threads, "rows": rows, "environment": environment()})
-    print(out)
+    return finish("memory_format", rows, given, seconds=facts)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,13 +1,29 @@
 """Counted and measured costs."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 
-from two_stream.config.model import AverageHead, LstmHead, ModelOptions, NonLocalHead, ResNet3d
-from two_stream.profiling import clip_shape, measure, meta_model, multiply_adds, parameter_count, stage_costs
+from two_stream.config.model import AverageHead, HfBertHead, LstmHead, ModelOptions, NonLocalHead, ResNet3d
+from two_stream.data.dataset import ClipItem
+from two_stream.profiling import (
+    clip_shape,
+    fvcore_operations,
+    gemm_rate,
+    measure,
+    meta_model,
+    multiply_adds,
+    parameter_count,
+    peak,
+    stage_costs,
+)
+from two_stream.profiling.loading import LoadingCost, verdict
+from two_stream.profiling.memory import PeakMemory
 from two_stream.recognizer import Recognizer
 from two_stream.zoo import find
 
+CPU = torch.device("cpu")
 TINY = ModelOptions(
     backbone=ResNet3d(depth=10, width=0.125),
     head=AverageHead(),
@@ -68,3 +84,109 @@ def test_measuring_times_every_stage():
     assert all(speed.stages[name] > 0 for name in list(speed.stages)[:-1])
     assert speed.peak_memory > 50 * 2**20  # torch alone is more
     assert not model.backbone._forward_hooks
+
+
+def test_training_counts_three_passes_and_leaves_no_gradients():
+    model = Recognizer(TINY, 3)
+    speed = measure(
+        model, batch_size=2, device=CPU, precision="fp32", seconds=0.02, work="training", peak_flops=1e12
+    )
+    operations = 3 * 2 * multiply_adds(model) * 2
+    assert speed.flops_per_second == pytest.approx(operations / speed.milliseconds * 1e3)
+    assert speed.share_of_peak == pytest.approx(speed.flops_per_second / 1e12)
+    assert speed.stages == {}
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not model.training
+
+
+def test_fvcore_counts_normalisations_too():
+    model = meta_model(TINY, 3)
+    # BatchNorm, two per element: stem 8×4×16×16, then per stage its convolutions' outputs, layer1 without shortcut
+    stem = 8 * 4 * 16 * 16
+    blocks = 2 * 8 * 2 * 8 * 8 + 3 * 16 * 1 * 4 * 4 + 3 * 32 * 1 * 2 * 2 + 3 * 64
+    assert fvcore_operations(model) == multiply_adds(model) + 2 * (stem + blocks)
+    bert = TINY.model_copy(update={"head": HfBertHead(heads=4, layers=1)})
+    with_norms = fvcore_operations(meta_model(bert, 3)) - multiply_adds(meta_model(bert, 3))
+    norms = sum(isinstance(part, torch.nn.LayerNorm) for part in meta_model(bert, 3).modules())
+    assert norms > 0
+    # one time step and the class token, 64 features, five per element
+    assert with_norms - 2 * (stem + blocks) == norms * 5 * 2 * 64
+
+
+def test_memory_marks_start_anew():
+    big = torch.zeros(48 * 2**20 // 4)
+    big.add_(1)
+    del big
+    memory = PeakMemory(CPU)
+    before = memory.peak() - memory.before
+    if memory.kind.startswith("largest"):
+        pytest.skip("this system does not restart its mark")
+    assert before < 24 * 2**20
+    kept = torch.ones(64 * 2**20 // 4)
+    del kept
+    assert 56 * 2**20 < memory.peak() - memory.before < 96 * 2**20
+
+
+def test_gemm_rate_counts_two_operations_a_multiply_add(monkeypatch):
+    ticks = iter(range(0, 10_000, 2))
+    monkeypatch.setattr(peak.time, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(peak, "_SIZES", {"cpu": (16, 32)})
+    assert gemm_rate(CPU, "bf16") == 2 * 32**3 / 2.0  # each product takes two of these seconds
+
+
+def loading(**changed):
+    values = {
+        "dataset": "d",
+        "source": "frames",
+        "modality": "rgb",
+        "clips": 8,
+        "read": 60.0,
+        "transform": 8.0,
+    }
+    values |= {"collate": 2.0, "copy": 1.0, "workers": 2, "clips_per_second": 14.0}
+    return LoadingCost(**(values | changed))
+
+
+def test_the_sentence_names_the_limit():
+    assert verdict(loading(), 9.0, "training, fp32") == (
+        "the loader gives 14 clips/s with 2 workers, the model takes 9.0 (training, fp32): the model is the limit"
+    )
+    # 50 clips/s × 70 ms: 3.5 processors
+    assert loading().workers_for(50.0) == 4
+    assert verdict(loading(), 50.0, "x").endswith(
+        "the loader is the limit; 4 workers with a processor each would keep up"
+    )
+    assert verdict(loading(workers=1), 14.5, "x").startswith("the loader gives 14 clips/s with 1 worker,")
+    assert verdict(loading(), 14.5, "x").endswith("they are about equal")
+
+
+def test_loading_adds_up_reading_apart_from_the_rest(monkeypatch):
+    from two_stream.profiling import loading as module
+
+    now = [0.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+
+    def spend(seconds):
+        now[0] += seconds
+
+    class Source:
+        def read(self, name):
+            spend(0.05)
+            return name
+
+    class Clips:
+        source = Source()
+
+        def __getitem__(self, index):
+            assert self.source.read("v") == "v"
+            spend(0.01)
+            return ClipItem("v", 0, torch.zeros(3, 2, 4, 4, dtype=torch.uint8))
+
+    class Plan:
+        dataset = Clips()
+        plan: ClassVar = [[0, 1], [2]]
+
+    times, count = module._alone(Plan(), CPU, 60.0)
+    assert count == 3
+    assert times["read"] == pytest.approx(0.15)
+    assert times["transform"] == pytest.approx(0.03)

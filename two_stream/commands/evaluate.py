@@ -59,15 +59,20 @@ def main(args: list[str]) -> int:
 def _evaluate(folder: Path, flags: EvaluateFlags) -> int:
     from two_stream.evaluation.run import evaluate_run, load_run
     from two_stream.evaluation.tables import lines
+    from two_stream.runtime import distributed
     from two_stream.runtime.device import pick_device, set_deterministic, set_threads
 
-    run = load_run(folder, flags.checkpoint, flags.device)
-    set_threads(run.experiment.threads)
-    set_deterministic(run.experiment.deterministic, pick_device(flags.device))
+    distributed.init(cpu_only=flags.device == "cpu")
+    with distributed.together():
+        run = load_run(folder, flags.checkpoint, flags.device)
+        set_threads(run.experiment.threads)
+        set_deterministic(run.experiment.deterministic, pick_device(flags.device))
     options = EvaluateOptions(**{key: getattr(flags, key) for key in EvaluateOptions.model_fields})
     table, path = evaluate_run(run, options, flags.part, workers=flags.workers, out=flags.out)
-    (line,) = lines([table], seed=run.experiment.seed)
-    show(line, path, as_json=flags.as_json)
+    if distributed.is_main():
+        (line,) = lines([table], seed=run.experiment.seed)
+        show(line, path, as_json=flags.as_json)
+    distributed.shutdown()
     return 0
 
 

@@ -12,6 +12,7 @@ from two_stream.commands.common import parse
 
 if TYPE_CHECKING:
     from two_stream.video.extract import ExtractSummary
+    from two_stream.video.flow import FlowNetwork
 
 SUMMARY = "videos -> folders of frames and optical flow"
 
@@ -24,14 +25,23 @@ class Options:
     """folder of videos (searched below), a single video, or a text file with a video per line (`path` or `path id`)"""
     out: Path
     """folder that gets one sub-folder per video"""
-    flow: Literal["tvl1", "dis", "farneback", "none"] = "tvl1"
-    """optical flow: tvl1 is the paper's and slow (1 to 2 frames/s per process), dis about 90 times as fast"""
+    flow: Literal["tvl1", "dis", "farneback", "raft", "none"] = "tvl1"
+    """optical flow: tvl1 is the paper's and slow (1 to 2 frames/s per process), dis about 90 times as fast; raft is a
+    network that wants a GPU, and --flow-weights"""
+    flow_weights: Path | None = None
+    """file of torchvision's raft_small or raft_large weights, for --flow raft"""
+    flow_device: str = "auto"
+    """where raft computes: auto (CUDA, else the CPU), cpu, cuda or cuda:N"""
+    flow_batch: int = 8
+    """pairs of pictures that raft takes at a time"""
     short_side: int | None = None
     """pixels of the shorter side, aspect ratio kept; 0 keeps the size of the video; 256 when no size is given"""
     size: tuple[int, int] | None = None
     """fixed HEIGHT WIDTH, for example 256 340, instead of --short-side"""
     processes: int | None = None
     """videos worked on at a time; all processors by default, 0 works in the main process"""
+    ray: str | None = None
+    """work on a Ray cluster whose machines share the paths: HOST:PORT, auto, or local for one started here"""
     backend: Literal["pyav", "opencv", "torchcodec"] = "pyav"
     """video decoder"""
     quality: int = 95
@@ -80,12 +90,23 @@ def main(args: list[str]) -> int:
             overwrite=options.overwrite,
             processes=options.processes,
             patience=options.patience,
+            network=_network(options),
         ),
+        ray=options.ray,
     )
     _tell(summary, options.out, ignored)
     if options.json is not None:
         write_json(options.json, {"source": str(options.source), "ignored": ignored, **summary.as_dict()})
     return 1 if summary.failed else 0
+
+
+def _network(options: Options) -> FlowNetwork | None:
+    """Return the flow network that the flags name; a contradiction is left to `ExtractOptions`."""
+    if options.flow_weights is None:
+        return None
+    from two_stream.pretrained.raft import Raft
+
+    return Raft.from_file(options.flow_weights, device=options.flow_device, batch=options.flow_batch)
 
 
 def _tell(summary: ExtractSummary, out: Path, ignored: int) -> None:

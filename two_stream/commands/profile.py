@@ -1,22 +1,28 @@
-"""`two-stream profile`: measured cost of a named model or of a run."""
+"""`two-stream profile`: measured cost of a named model or of a run, and of the data that feeds it."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from two_stream.commands.common import parse
 from two_stream.errors import SettingsError
-from two_stream.runtime.console import console, note, say
+from two_stream.runtime.console import console, note, say, table
 
 if TYPE_CHECKING:
+    import torch
+
+    from two_stream.config.schema import Experiment
+    from two_stream.profiling import Speed, StageCost
+    from two_stream.profiling.loading import LoadingCost
     from two_stream.recognizer import Recognizer
 
-SUMMARY = "parameters, multiply-adds, speed and memory of a model"
+SUMMARY = "parameters, multiply-adds, speed and memory of a model, and of its data path"
+PROG = "two-stream profile"
 
 
 @dataclass(frozen=True)
@@ -25,71 +31,254 @@ class Options:
 
     model: tyro.conf.Positional[str]
     """name of a model (see `two-stream models`) or a run folder"""
-    batch_size: int = 1
-    """clips per forward pass"""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """autocast type of the forward pass"""
+    batch_size: tuple[int, ...] = (1,)
+    """clips per forward pass, one or more"""
+    precision: tuple[Literal["fp32", "bf16", "fp16"], ...] = ()
+    """autocast types of the pass; by default fp32, and bf16 where the device computes it by itself"""
+    training: bool = False
+    """time training steps too: forward, loss and backward"""
+    data: str | None = None
+    """measure the data path too: a data set's name or `dataset.yaml`, an experiment's YAML, or a run folder; implies
+    --training"""
+    settings_root: Path = Path("settings")
+    """folder of data sets given by name"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's choice"""
     num_classes: int = 400
     """classes of a named model"""
     seconds: float = 5.0
-    """how long to measure"""
-    channels_last: bool = False
-    """lay weights and clips out channel by channel (channels_last_3d)"""
-    json: bool = False
-    """print JSON"""
+    """how long to measure each"""
+    channels_last: bool = True
+    """lay weights and clips out channel by channel (channels_last_3d), as runs do by default"""
+    json: Path | None = None
+    """file for everything that was found; - prints it instead of the tables"""
+    plot: tuple[Path, ...] = ()
+    """picture to write, and score files (or run folders): accuracy with its interval against multiply-adds per video;
+    without score files, clips per second against batch size"""
 
 
 def main(args: list[str]) -> int:
     """Measure and print."""
-    options = parse(Options, args, prog="two-stream profile", description=SUMMARY)
-    if options.batch_size < 1 or options.seconds <= 0:
-        raise SettingsError("two-stream profile: --batch-size must be 1 or more, and --seconds more than 0")
-    from two_stream.commands.models import stage_table
-    from two_stream.profiling import CONVENTION, StageCost, measure, parameter_count, stage_costs
-    from two_stream.runtime.device import pick_device
+    options = parse(Options, args, prog=PROG, description=SUMMARY)
+    if not options.batch_size or min(options.batch_size) < 1 or options.seconds <= 0:
+        raise SettingsError(f"{PROG}: --batch-size must be 1 or more, and --seconds more than 0")
+    if options.plot and options.plot[0].suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise SettingsError(f"{PROG}: --plot {options.plot[0]}: expected a .png, .svg or .pdf file first")
+    from two_stream.profiling import stage_costs
+    from two_stream.runtime.device import pick_device, set_threads
 
     device = pick_device(options.device)
+    set_threads(options.threads)
+    experiment = _experiment(options) if options.data is not None else None
+    points = _accuracies(options.plot[1:])
     model = _model(options)
+    if experiment is not None:  # a data set that is not there costs no time
+        from two_stream.profiling.loading import training_part
+
+        training_part(experiment, model.spec)
     if options.channels_last:
         model.channels_last()
-    note(f"measuring {options.model} on {device} for about {options.seconds * 1.5:.0f} s")
     costs = stage_costs(model)
-    speed = measure(
-        model,
-        batch_size=options.batch_size,
-        device=device,
-        precision=options.precision,
-        seconds=options.seconds,
-    )
-    for cost in costs:
-        cost.milliseconds = speed.stages.get(cost.name)
-    whole = sum(cost.multiply_adds for cost in costs)
-    if options.json:
-        found = {
-            "model": options.model,
-            "parameters": parameter_count(model),
-            "multiply_adds": whole,
-            "multiply_adds_convention": CONVENTION,
-            "channels_last": options.channels_last,
-            "speed": speed.as_dict(),
-            "stages": [asdict(cost) for cost in costs],
-        }
+    speeds = _measure(options, model, device)
+    loading, sentence = None, ""
+    if experiment is not None:
+        from two_stream.profiling.loading import measure_loading, verdict
+
+        loading = measure_loading(experiment, model.spec, device, seconds=options.seconds)
+        steps = [speed for speed in speeds if speed.work == "training"]
+        own = [speed for speed in steps if speed.precision == experiment.train.precision]
+        best = max(own or steps, key=lambda speed: speed.clips_per_second)
+        sentence = verdict(loading, best.clips_per_second, f"training, {best.precision}")
+    found = _facts(options, model, costs, speeds)
+    if loading is not None:
+        found["data"] = {**loading.as_dict(), "verdict": sentence}
+    if points:
+        found["accuracies"] = [asdict(point) for point in points]
+    if str(options.json) == "-":
         say(json.dumps(found, indent=2, ensure_ascii=False))
-        return 0
-    costs.append(StageCost("other", (), 0, 0, speed.stages["other"]))
-    say(
-        f"{options.model}: {parameter_count(model) / 1e6:.2f} M parameters, {whole / 1e9:.2f} G multiply-adds a clip"
-    )
-    say(f"  {CONVENTION}")
-    say(
-        f"  {speed.device}, {speed.precision}, batch {speed.batch_size}: {speed.milliseconds:.1f} ms (median of "
-        f"{speed.passes}), {speed.clips_per_second:.2f} clips/s, "
-        f"{whole * speed.clips_per_second / 1e9:.0f} G multiply-adds/s, peak memory {speed.peak_memory / 2**30:.2f} GiB"
-    )
-    console.print(stage_table("", costs))
+    else:
+        _tell(options, found, costs, speeds)
+        if loading is not None:
+            _tell_loading(loading, sentence)
+    _write(options, found, points, speeds)
     return 0
+
+
+def _measure(options: Options, model: Recognizer, device: torch.device) -> list[Speed]:
+    from two_stream.profiling import gemm_rate, measure
+    from two_stream.profiling.timing import Work
+    from two_stream.runtime.inference import native_bf16
+
+    precisions = options.precision or (("fp32", "bf16") if native_bf16(device) else ("fp32",))
+    works: tuple[Work, ...] = ("forward", "training") if options.training or options.data else ("forward",)
+    turns = len(precisions) * len(options.batch_size) * options.seconds * (1.5 + (len(works) - 1))
+    note(f"measuring {options.model} on {device} for about {turns + 2 * len(precisions):.0f} s")
+    speeds = []
+    for precision in precisions:
+        peak = gemm_rate(device, precision)
+        speeds += [
+            measure(
+                model,
+                batch_size=size,
+                device=device,
+                precision=precision,
+                seconds=options.seconds,
+                work=work,
+                peak_flops=peak,
+            )
+            for work in works
+            for size in options.batch_size
+        ]
+    return speeds
+
+
+def _facts(
+    options: Options, model: Recognizer, costs: list[StageCost], speeds: list[Speed]
+) -> dict[str, Any]:
+    from two_stream.profiling import CONVENTION, FVCORE, fvcore_operations, parameter_count
+    from two_stream.runtime.provenance import environment
+
+    first = next(speed for speed in speeds if speed.work == "forward")
+    for cost in costs:
+        cost.milliseconds = first.stages.get(cost.name)
+    return {
+        "model": options.model,
+        "parameters": parameter_count(model),
+        "multiply_adds": sum(cost.multiply_adds for cost in costs),
+        "multiply_adds_convention": CONVENTION,
+        "fvcore_operations": fvcore_operations(model),
+        "fvcore_convention": FVCORE,
+        "channels_last": options.channels_last,
+        "speed": first.as_dict(),
+        "speeds": [speed.as_dict() for speed in speeds],
+        "stages": [asdict(cost) for cost in costs],
+        "environment": environment(),
+    }
+
+
+def _tell(options: Options, found: dict[str, Any], costs: list[StageCost], speeds: list[Speed]) -> None:
+    from two_stream.commands.models import stage_table
+    from two_stream.profiling import StageCost
+
+    first = next(speed for speed in speeds if speed.work == "forward")
+    say(
+        f"{options.model}: {found['parameters'] / 1e6:.2f} M parameters, "
+        f"{found['multiply_adds'] / 1e9:.2f} G multiply-adds a clip"
+    )
+    say(f"  {found['multiply_adds_convention']}")
+    say(f"  {found['fvcore_operations'] / 1e9:.2f} G {found['fvcore_convention']}")
+    rows = [
+        (
+            speed.work,
+            speed.precision,
+            speed.batch_size,
+            f"{speed.milliseconds:.1f}",
+            f"{speed.clips_per_second:.2f}",
+            f"{speed.peak_memory / 2**30:.2f}",
+            f"{speed.memory_added / 2**30:.2f}",
+            f"{speed.flops_per_second / 1e9:.0f}",
+            f"{100 * (speed.share_of_peak or 0):.0f} %",
+        )
+        for speed in speeds
+    ]
+    columns = (
+        "pass",
+        "precision",
+        "batch",
+        "ms",
+        "clips/s",
+        "peak GiB",
+        "added GiB",
+        "GFLOP/s",
+        "of peak",
+    )
+    say(f"  {first.device}")
+    console.print(table("", columns, rows))
+    peaks = {speed.precision: speed.peak_flops for speed in speeds}
+    say(
+        "  peak: matrix products on this machine, "
+        + ", ".join(f"{name} {value / 1e9:.0f} GFLOP/s" for name, value in peaks.items())
+        + f"; memory: {first.memory_kind}; a training step counts as three forward passes"
+    )
+    shown = [*costs, StageCost("other", (), 0, 0, first.stages["other"])]
+    console.print(stage_table(f"stages: forward, {first.precision}, batch {first.batch_size}", shown))
+
+
+def _tell_loading(loading: LoadingCost, sentence: str) -> None:
+    rows = [
+        ("read, decode, resize", f"{loading.read:.2f}"),
+        ("cut, mirror, lay out", f"{loading.transform:.2f}"),
+        ("join to a batch", f"{loading.collate:.2f}"),
+        ("copy to the device", f"{loading.copy:.2f}"),
+    ]
+    say(
+        f"data path: {loading.dataset}, {loading.modality} from {loading.source}, {loading.clips} clips timed"
+    )
+    console.print(table("", ("part", "ms a clip"), rows))
+    say(
+        f"  one worker: {1e3 / max(loading.worker_milliseconds, 1e-9):.1f} clips/s; "
+        f"{loading.workers} as set: {loading.clips_per_second:.1f} clips/s"
+    )
+    say(f"  {sentence}")
+
+
+def _write(options: Options, found: dict[str, Any], points: list[Any], speeds: list[Speed]) -> None:
+    if options.json is not None and str(options.json) != "-":
+        from two_stream.runtime.files import write_json
+
+        write_json(options.json, found)
+        note(f"wrote {options.json}")
+    if options.plot:
+        from two_stream.evaluation import cost_figure
+
+        target = options.plot[0]
+        if points:
+            cost_figure.accuracy_against_cost(points, target)
+        else:
+            cost_figure.throughput(options.model, [speed.as_dict() for speed in speeds], target)
+        note(f"wrote {target}")
+
+
+def _accuracies(files: tuple[Path, ...]) -> list[Any]:
+    """Read the score files before anything is measured, so that a wrong one costs no time."""
+    if not files:
+        return []
+    from two_stream.evaluation.cost_figure import point_of
+    from two_stream.evaluation.scores import find_scores, read_scores
+    from two_stream.profiling import multiply_adds
+
+    found = []
+    for file in files:
+        scores = read_scores(find_scores(file))
+        run = Path(str(scores.meta.get("run", "")))
+        if not (run / "experiment.yaml").is_file():
+            raise SettingsError(
+                f"{scores.meta['file']}: its run folder ({run}) is not here, so what its model costs is unknown"
+            )
+        from two_stream.pretrained import read_model
+
+        model = read_model(run / str(scores.meta.get("checkpoint") or "best"))[0]
+        found.append(point_of(scores, multiply_adds(model)))
+    return found
+
+
+def _experiment(options: Options) -> Experiment:
+    """Return the settings whose data path is measured, with the batch size of the flags where they give one."""
+    from two_stream.config.load import load_experiment
+    from two_stream.config.schema import DataOptions, Experiment
+
+    path = Path(options.data or "")
+    if path.is_dir() and (path / "experiment.yaml").is_file():
+        return load_experiment(path / "experiment.yaml")
+    if path.suffix in (".yaml", ".yml") and path.name != "dataset.yaml":
+        return load_experiment(path)
+    data = DataOptions(dataset=options.data or "", settings_root=options.settings_root)
+    made = Experiment(data=data)
+    return made.model_copy(
+        update={"train": made.train.model_copy(update={"batch_size": max(options.batch_size)})}
+    )
 
 
 def _model(options: Options) -> Recognizer:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from two_stream.commands.common import parse, parse_over, split_positional, take_flag, take_value
 from two_stream.config.load import load_experiment
 from two_stream.config.schema import Experiment
+from two_stream.runtime import distributed
 
 if TYPE_CHECKING:
     from two_stream.config.recipes import PublishedTraining
     from two_stream.training.trainer import TrainResult
 
+Action = Callable[[], int]
 SUMMARY = "Train one stream on one split."
 PROG = "two-stream train FILE.yaml"
 DESCRIPTION = (
@@ -31,22 +35,30 @@ RECIPE_DESCRIPTION = (
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code: 0 done, 130 after Ctrl-C, 143 after SIGTERM."""
+    distributed.hush()
+    with distributed.once_per_machine():
+        action = _read(args)
+    return action()
+
+
+def _read(args: list[str]) -> Action:
+    """Return what the arguments ask for."""
     given = list(args)
     resume, args = take_flag(args, "--resume")
     overwrite, args = take_flag(args, "--overwrite")
     recipe, args = take_value(args, "--recipe", "two-stream train")
     if recipe is not None:
-        return _train_by_recipe(recipe, args, given, resume=resume, overwrite=overwrite)
+        return _read_recipe(recipe, args, given, resume=resume, overwrite=overwrite)
     name, rest = split_positional(
         args, "two-stream train", "the experiment file", "settings/experiments/small.yaml"
     )
     default = Experiment() if name is None else load_experiment(name)
     experiment = parse_over(default, rest, PROG, DESCRIPTION)
-    return _train(experiment, given, resume=resume, overwrite=overwrite)
+    return partial(_train, experiment, given, resume=resume, overwrite=overwrite)
 
 
-def _train_by_recipe(recipe: str, args: list[str], given: list[str], *, resume: bool, overwrite: bool) -> int:
-    """Train, or score, as the flags of a published trainer say."""
+def _read_recipe(recipe: str, args: list[str], given: list[str], *, resume: bool, overwrite: bool) -> Action:
+    """Return what the flags of a published trainer ask for: to train, or to score."""
     from two_stream import zoo
     from two_stream.config.recipes import (
         SOURCE,
@@ -69,14 +81,14 @@ def _train_by_recipe(recipe: str, args: list[str], given: list[str], *, resume: 
     default = describe(flags, record.options, arch=bare, dataset=dataset, init=None)
     experiment = parse_over(default, ours, SOURCE, RECIPE_DESCRIPTION)
     if flags.evaluate:
-        return _evaluate(experiment, flags, bare)
+        return partial(_evaluate, experiment, flags, bare)
     resume = resume or flags.contine
     experiment = _with_start(experiment, flags, bare, dataset[0], resume=resume)
     from two_stream.runtime.console import note
 
     for line in remarks(flags, bare):
         note(line)
-    return _train(experiment, given, resume=resume, overwrite=overwrite)
+    return partial(_train, experiment, given, resume=resume, overwrite=overwrite)
 
 
 def _with_start(
@@ -167,11 +179,17 @@ def _train(experiment: Experiment, given: list[str], *, resume: bool, overwrite:
     if result.interrupted is not None:
         again = [arg for arg in given if arg not in ("--resume", "--overwrite")]
         note(
-            f"saved after epoch {result.epochs}; continue with: two-stream train {shlex.join([*again, '--resume'])}"
+            f"saved after epoch {result.epochs}; continue with: {_program()} train {shlex.join([*again, '--resume'])}"
         )
         return 128 + result.interrupted
     _summary(result)
     return 0
+
+
+def _program() -> str:
+    if distributed.world_size() == 1:
+        return "two-stream"
+    return f"torchrun --nproc-per-node {distributed.local_size()} -m two_stream"
 
 
 def _summary(result: TrainResult) -> None:

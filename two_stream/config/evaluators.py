@@ -57,8 +57,8 @@ class EvaluatorFlags:
     """loader processes; 0 reads in the main process"""
     batch_views: int = 10
     """clips per forward pass"""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """autocast type of the forward pass"""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    """autocast type of the forward pass; auto: fp32 with protocol paper, else bf16 where the device has it"""
     out: Annotated[Path | None, _flag(metavar="FILE")] = None
     """score file to write; none: results/<dataset>_<arch>_split<N>_<views>_<crops>.npz"""
     evaluate: Annotated[bool, tyro.conf.FlagCreatePairsOff, _flag("-e")] = False

@@ -41,8 +41,11 @@ class DataOptions(Options):
     """folder that holds `<dataset>/dataset.yaml` and the split lists"""
     split: PositiveInt = 1
     """number of the official split"""
-    source: Literal["frames", "videos"] = "frames"
-    """frames: folders written by `two-stream extract`; videos: the files themselves, flow computed on the fly"""
+    source: Literal["frames", "videos", "shards"] = "frames"
+    """frames: folders written by `two-stream extract`; videos: the files themselves, flow computed on the fly; shards:
+    what `two-stream pack` wrote"""
+    shards: str | None = None
+    """folder or URL (s3://…) of the shards when `source` is shards"""
     backend: Literal["pyav", "opencv", "torchcodec"] = "pyav"
     """video decoder when `source` is videos"""
     flow: Literal["tvl1", "dis", "farneback"] = "dis"
@@ -55,8 +58,28 @@ class DataOptions(Options):
     """part of the training list kept for validation, whole source videos at a time"""
     workers: Annotated[int, Field(ge=0, le=256)] = 2
     """loader processes; 0 reads in the main process"""
+    scaled_decoding: bool = False
+    """let libjpeg shrink frames of twice the input size or more while it decodes them: a third less work, other pixels
+    (about one grey level on average); not with `paper`"""
+    resize_once: bool = False
+    """bring a training crop from the stored frame to its size in one interpolation, not two: a little sharper and
+    faster, other pixels (half a grey level on average); not with `paper`"""
     augment: AugmentOptions = AugmentOptions()
     """training-time augmentation"""
+
+    @model_validator(mode="after")
+    def _reading(self) -> DataOptions:
+        if self.source == "shards" and self.shards is None:
+            raise ValueError(
+                "`source: shards` needs `shards`, the folder or URL that `two-stream pack` wrote"
+            )
+        paper = self.sampling == "paper" or self.augment.protocol == "paper"
+        for name in ("scaled_decoding", "resize_once"):
+            if getattr(self, name) and paper:
+                raise ValueError(
+                    f"`{name}` gives other pixels than the published code; leave it off under `paper`"
+                )
+        return self
 
 
 class TrainOptions(Options):
@@ -84,6 +107,12 @@ class TrainOptions(Options):
     """alpha of mixup's Beta distribution; 0 is off"""
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """decay of an exponential moving average of the weights, which is then evaluated and kept; 0 is off"""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """several processes (torchrun): ddp keeps the whole network in each; fsdp divides weights, gradients and state"""
+    sync_batchnorm: bool = False
+    """several processes: BatchNorm over the clips of all of them; off: over each one's own"""
+    compile: bool = False
+    """compile the backbone stage by stage: faster steps after minutes of compiling, other last bits"""
     gradient_checkpointing: bool = False
     """recompute the activations of each stage in the backward pass: less memory, about a third more time"""
     freeze_until: str | None = None
@@ -112,6 +141,10 @@ class TrainOptions(Options):
         for name in ("cross_modality", "new_classifier", "inflate"):
             if getattr(self, name) and self.init is None:
                 raise ValueError(f"{name} needs `init`, the checkpoint to start from")
+        if self.strategy == "fsdp" and self.ema:
+            raise ValueError("ema needs strategy ddp: the averaged weights are not divided")
+        if self.strategy == "fsdp" and self.precision == "fp16":
+            raise ValueError("strategy fsdp takes precision fp32 or bf16: fp16's loss scale is not divided")
         return self
 
 
@@ -128,10 +161,15 @@ class EvaluateOptions(Options):
     """center: 1; three: along the longer side; ten: centre and corners, each mirrored"""
     aggregate: Literal["logits", "probabilities"] = "logits"
     """what is averaged over the views"""
-    batch_views: PositiveInt = 16
-    """views per forward pass"""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """autocast type of the forward pass"""
+    batch_views: PositiveInt | None = None
+    """views per forward pass; none: 16 on a GPU, on a CPU the few whose values stay close to it (2 of 64 × 112²)"""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    """autocast type of the forward pass; auto: bf16 where the device computes it by itself (a GPU; a CPU with AVX-512
+    BF16 or AMX) and neither frame choice, flips nor selection are `paper`, else fp32"""
+    fold: bool = True
+    """join BatchNorm and the convolution before it: faster, logits equal up to rounding; never done for `paper`"""
+    compile: bool = False
+    """torch.compile (with CUDA graphs on a GPU): faster batches after up to a minute of compiling"""
     keep_views: bool = False
     """store the logits of every view too"""
 

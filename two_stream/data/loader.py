@@ -1,4 +1,4 @@
-"""Loaders: batches of training and validation clips, and the views of one video at a time.
+"""Loaders: batches of training and validation clips.
 
 The order of an epoch comes from (seed, epoch); a resumed epoch skips batches without reading them. Worker processes
 draw no random numbers, so their number changes nothing.
@@ -10,21 +10,21 @@ import atexit
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
-from itertools import cycle, islice
 from typing import Any, Generic, TypeVar
 
 import cv2
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from two_stream.config.schema import DataOptions, Experiment
 from two_stream.data.catalog import Record
-from two_stream.data.dataset import ClipDataset, ClipItem, Failure, ViewDataset
+from two_stream.data.dataset import ClipDataset, ClipItem, Failure
 from two_stream.data.source import make_source
 from two_stream.errors import DataError
 from two_stream.runtime.seeding import rng
-from two_stream.types import Batch, InputSpec, VideoRecord, VideoViews
+from two_stream.types import Batch, InputSpec, VideoRecord
 
 T = TypeVar("T")
 _Loaded = tuple[T | None, list[Failure]]
@@ -33,23 +33,45 @@ WORKER_TIMEOUT = 1800.0
 """seconds after which a worker that delivers nothing is given up"""
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which batches of an epoch one of several processes reads.
+
+    The epoch's batches are those of a single process. Every `group` of them in a row make one optimizer step; within
+    a group they are dealt out one after another.
+    """
+
+    rank: int = 0
+    world: int = 1
+    group: int = 0
+    """0 is one batch per process"""
+    pin: bool = False
+    """put batches into memory that a GPU copies from by itself"""
+
+    def numbers(self, start: int, stop: int) -> list[int]:
+        """Return the numbers of this process's batches among `start` … `stop - 1`; `start` begins a group."""
+        group = self.group or self.world
+        return [n for n in range(start, stop) if (n - start) % group % self.world == self.rank]
+
+
 class Loader(Generic[T]):
     """Yields what a plan of indices asks for, in its order.
 
     Attributes:
         skipped: (id, reason) of the videos left out since the iteration began (`on_error: skip`).
-        position: Entries of the whole plan used up, those skipped at the start and empty ones included; the number to
-            give as `skip_batches` to go on from here.
+        position: One more than the number, in the whole plan, of the entry read last, empty ones included; the number
+            to give as `skip_batches` to go on from here.
     """
 
     def __init__(
         self,
-        dataset: ClipDataset | ViewDataset,
+        dataset: Dataset[Any],
         plan: Sequence[Sequence[int]],
         collate: Callable[[list[Any]], _Loaded[T]],
         data: DataOptions,
         *,
         skip: int = 0,
+        share: Share | None = None,
     ) -> None:
         """Plan a pass.
 
@@ -59,18 +81,22 @@ class Loader(Generic[T]):
             collate: Joins the items of a batch, apart from failures.
             data: Workers and `on_error`.
             skip: Batches of the plan to leave out at the start, unread.
+            share: Which of the others to read; all of them by default.
         """
         self.dataset = dataset
         self.plan = [list(batch) for batch in plan]
         self.skip = skip
         self.position = skip
         self.skipped: list[tuple[str, str]] = []
+        share = share or Share()
+        self.numbers = share.numbers(skip, len(self.plan))
+        self._pin = share.pin
         self._collate = collate
         self._data = data
 
     def __len__(self) -> int:
-        """Batches that are still to come (with `on_error: skip`, at most)."""
-        return max(0, len(self.plan) - self.skip)
+        """Batches to read (with `on_error: skip`, at most)."""
+        return len(self.numbers)
 
     def __iter__(self) -> Iterator[T]:
         """Read the plan.
@@ -81,8 +107,8 @@ class Loader(Generic[T]):
         self.skipped = []
         self.position = self.skip
         with closing(self._loaded()) as entries:
-            for loaded, failures in entries:
-                self.position += 1
+            for number, (loaded, failures) in zip(self.numbers, entries, strict=True):
+                self.position = number + 1
                 for failure in failures:
                     self._meet(failure)
                 if loaded is not None:
@@ -102,11 +128,12 @@ class Loader(Generic[T]):
         workers = min(self._data.workers, len(self))
         loader: DataLoader[Any] = DataLoader(
             self.dataset,
-            batch_sampler=self.plan[self.skip :],
+            batch_sampler=[self.plan[number] for number in self.numbers],
             num_workers=workers,
             collate_fn=self._collate,
             worker_init_fn=_start_worker,
             timeout=WORKER_TIMEOUT if workers else 0,
+            pin_memory=self._pin,
             # without a generator of its own a loader draws from torch's global one, and a resumed run drifts
             generator=torch.Generator(),
         )
@@ -140,8 +167,7 @@ def train_loader(
     *,
     epoch: int,
     skip_batches: int = 0,
-    rank: int = 0,
-    world: int = 1,
+    share: Share | None = None,
 ) -> Loader[Batch]:
     """Return the batches of one training epoch: shuffled, one augmented clip per video, the last may be smaller.
 
@@ -152,15 +178,13 @@ def train_loader(
         record: The data set.
         epoch: From 0 or 1 on; decides order and augmentation together with the seed.
         skip_batches: Batches of this epoch that are done already; they are not read.
-        rank: Number of this process among `world`; each reads its share, the last ones filled up from the front.
-        world: Processes that train together.
+        share: What this process reads of it; all by default. Shares have no clip in common and leave none out.
 
     Raises:
         DataError: No videos, or the folder of frames or videos is absent.
     """
     data = experiment.data
     order = epoch_order(len(_some(records, "training")), experiment.seed, epoch)
-    order = list(islice(cycle(order), -(-len(order) // world) * world))
     dataset = ClipDataset(
         make_source(record, spec.modality, data),
         records,
@@ -169,9 +193,10 @@ def train_loader(
         augment=data.augment,
         seed=experiment.seed,
         epoch=epoch,
+        resize_once=data.resize_once,
     )
-    plan = _batches(order[rank::world], experiment.train.batch_size)
-    return Loader(dataset, plan, collate_clips, data, skip=skip_batches)
+    plan = _batches(order, experiment.train.batch_size)
+    return Loader(dataset, plan, collate_clips, data, skip=skip_batches, share=share)
 
 
 def clip_loader(
@@ -180,10 +205,11 @@ def clip_loader(
     records: Sequence[VideoRecord],
     record: Record,
     *,
-    rank: int = 0,
-    world: int = 1,
+    share: Share | None = None,
 ) -> Loader[Batch]:
     """Return the centred clip and crop of every video in the records' order, in batches of the training size.
+
+    Of several processes each reads every so-many-th batch.
 
     Raises:
         DataError: No videos, or the folder of frames or videos is absent.
@@ -191,35 +217,8 @@ def clip_loader(
     data = experiment.data
     source = make_source(record, spec.modality, data)
     dataset = ClipDataset(source, _some(records, "validation"), spec, sampling=data.sampling)
-    plan = _batches(list(range(len(records)))[rank::world], experiment.train.batch_size)
-    return Loader(dataset, plan, collate_clips, data)
-
-
-def view_loader(
-    experiment: Experiment,
-    spec: InputSpec,
-    records: Sequence[VideoRecord],
-    record: Record,
-    *,
-    rank: int = 0,
-    world: int = 1,
-) -> Loader[VideoViews]:
-    """Return every view of every video, in the records' order, one video at a time.
-
-    Raises:
-        DataError: No videos, or the folder of frames or videos is absent.
-    """
-    data = experiment.data
-    dataset = ViewDataset(
-        make_source(record, spec.modality, data),
-        _some(records, "evaluation"),
-        spec,
-        experiment.evaluate,
-        sampling=data.sampling,
-        protocol=data.augment.protocol,
-    )
-    plan = [[index] for index in range(len(records))[rank::world]]
-    return Loader(dataset, plan, collate_views, data)
+    plan = _batches(list(range(len(records))), experiment.train.batch_size)
+    return Loader(dataset, plan, collate_clips, data, share=share)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
@@ -236,12 +235,6 @@ def collate_clips(items: list[ClipItem | Failure]) -> _Loaded[Batch]:
     clips = torch.stack([item.clip for item in whole])
     labels = torch.tensor([item.label for item in whole], dtype=torch.int64)
     return Batch(clips, labels, [item.id for item in whole]), failures
-
-
-def collate_views(items: list[VideoViews | Failure]) -> _Loaded[VideoViews]:
-    """Unwrap the one video of a plan's entry."""
-    (item,) = items
-    return (None, [item]) if isinstance(item, Failure) else (item, [])
 
 
 def _batches(order: Sequence[int], size: int) -> list[list[int]]:

@@ -1,6 +1,6 @@
-"""Where the pixels of a clip come from: frame folders or the video files themselves, behind one call.
+"""Where the pixels of a clip come from: frame folders, the video files themselves or packed shards, behind one call.
 
-Both give uint8 `(T, H, W, C)` frames by 1-based number, resized to the input specification. Flow frame n lies between
+All give uint8 `(T, H, W, C)` frames by 1-based number, resized to the input specification. Flow frame n lies between
 the pictures n and n + 1, in a folder as on the fly.
 """
 
@@ -15,34 +15,38 @@ import numpy as np
 
 from two_stream.config.schema import DataOptions
 from two_stream.data.catalog import Record
-from two_stream.data.transforms import Frames, resize_frames
+from two_stream.data.transforms import Frames
 from two_stream.errors import VideoError
 from two_stream.types import Modality
 from two_stream.video.extract import ExtractOptions, resized, target_size
 from two_stream.video.flow import FlowEstimator, gray
 from two_stream.video.frames import read_frames
 from two_stream.video.reader import Video, open_video
+from two_stream.video.region import Region, fit
 from two_stream.video.sources import folder_ids, video_files
 
 
 class ClipSource(ABC):
     """Reads frames of a data set's videos in one modality."""
 
-    def __init__(self, root: Path, modality: Modality) -> None:
-        self.root = root
+    def __init__(self, modality: Modality) -> None:
         self.modality = modality
 
     @abstractmethod
-    def read(self, video_id: str, numbers: Sequence[int], resize: tuple[int, int]) -> Frames:
+    def read(
+        self, video_id: str, numbers: Sequence[int], resize: tuple[int, int], region: Region | None = None
+    ) -> Frames:
         """Return the frames of these numbers (1-based, any order, repeats allowed), each distinct one read once.
 
         Args:
             video_id: Id of the video in the split list.
             numbers: Frame numbers of the modality.
-            resize: Height and width of the result.
+            resize: Height and width of whole frames.
+            region: The part of them that is wanted, and its size; None is all of them.
 
         Returns:
-            uint8 `(len(numbers), *resize, C)`; C is 3 for RGB, 2 for flow.
+            uint8 `(len(numbers), H, W, C)`, contiguous; height and width are those of the region, else `resize`; C is 3
+            for RGB, 2 for flow.
 
         Raises:
             VideoError: Missing, damaged or too short, with the file's name.
@@ -52,13 +56,25 @@ class ClipSource(ABC):
 class FrameFolders(ClipSource):
     """Frame folders as `two-stream extract` writes them, or published ones."""
 
-    def __init__(self, record: Record, modality: Modality) -> None:
-        super().__init__(record.frames_root(modality), modality)
+    def __init__(self, record: Record, modality: Modality, *, scaled_decoding: bool = False) -> None:
+        super().__init__(modality)
+        self.root = record.frames_root(modality)
         self.patterns = record.frame_patterns
+        self.scaled_decoding = scaled_decoding
 
-    def read(self, video_id: str, numbers: Sequence[int], resize: tuple[int, int]) -> Frames:
+    def read(
+        self, video_id: str, numbers: Sequence[int], resize: tuple[int, int], region: Region | None = None
+    ) -> Frames:
         """See `ClipSource.read`."""
-        return read_frames(self.folder(video_id), numbers, self.modality, self.patterns, resize)
+        return read_frames(
+            self.folder(video_id),
+            numbers,
+            self.modality,
+            self.patterns,
+            resize,
+            region,
+            scaled_decoding=self.scaled_decoding,
+        )
 
     def folder(self, video_id: str) -> Path:
         """Return a video's folder: `root/id`, else the one of that name outside a class folder, or inside one.
@@ -93,19 +109,24 @@ class VideoFiles(ClipSource):
     """
 
     def __init__(self, record: Record, modality: Modality, backend: str, algorithm: str) -> None:
-        super().__init__(record.videos_root(), modality)
+        super().__init__(modality)
+        self.root = record.videos_root()
         self.backend = backend
         self.algorithm = algorithm
         self.size = ExtractOptions(short_side=record.short_side)
 
-    def read(self, video_id: str, numbers: Sequence[int], resize: tuple[int, int]) -> Frames:
+    def read(
+        self, video_id: str, numbers: Sequence[int], resize: tuple[int, int], region: Region | None = None
+    ) -> Frames:
         """See `ClipSource.read`."""
-        distinct = sorted(set(numbers))
         with open_video(self.path(video_id), self.backend) as video:
-            frames = self._rgb(video, distinct) if self.modality == "rgb" else self._flow(video, distinct)
-            made = np.stack([resize_frames(frame[None], resize)[0] for frame in frames])
-        rows = {number: row for row, number in enumerate(distinct)}
-        return np.ascontiguousarray(made[[rows[number] for number in numbers]])
+            frames = self.stored(video, sorted(set(numbers)))
+            made = {number: fit(frame, resize, region) for number, frame in frames}
+        return np.stack([made[number] for number in numbers])
+
+    def stored(self, video: Video, wanted: Sequence[int]) -> Iterator[tuple[int, Frames]]:
+        """Yield (number, frame) for ascending distinct numbers, as extraction would store them."""
+        return self._rgb(video, wanted) if self.modality == "rgb" else self._flow(video, wanted)
 
     def path(self, video_id: str) -> Path:
         """Return a video's file.
@@ -120,20 +141,20 @@ class VideoFiles(ClipSource):
         """Every video under the root by its name; built once."""
         return index_videos(self.root)
 
-    def _rgb(self, video: Video, wanted: Sequence[int]) -> Iterator[Frames]:
+    def _rgb(self, video: Video, wanted: Sequence[int]) -> Iterator[tuple[int, Frames]]:
         height, width = target_size(video.height, video.width, self.size)
-        for _, picture in _pictures(video, wanted):
-            yield resized(picture, height, width)
+        for index, picture in video.pick(number - 1 for number in wanted):
+            yield index + 1, resized(picture, height, width)
 
-    def _flow(self, video: Video, wanted: Sequence[int]) -> Iterator[Frames]:
+    def _flow(self, video: Video, wanted: Sequence[int]) -> Iterator[tuple[int, Frames]]:
         height, width = target_size(video.height, video.width, self.size)
         starts = set(wanted)
         estimator = FlowEstimator(self.algorithm)
         before: Frames | None = None
-        for number, picture in _pictures(video, sorted(starts | {number + 1 for number in starts})):
+        for index, picture in video.pick({number - 1 for number in starts} | starts):
             current = gray(resized(picture, height, width))
-            if before is not None and number - 1 in starts:
-                yield estimator(before, current)
+            if before is not None and index in starts:
+                yield index, estimator(before, current)
             before = current
 
 
@@ -143,8 +164,13 @@ def make_source(record: Record, modality: Modality, data: DataOptions) -> ClipSo
     Raises:
         DataError: The record names no such folder, or it is absent.
     """
+    if data.source == "shards":
+        from two_stream.data.shards import ShardSource  # it builds on this module
+
+        assert data.shards is not None  # DataOptions has checked it
+        return ShardSource(data.shards, modality, scaled_decoding=data.scaled_decoding)
     if data.source == "frames":
-        return FrameFolders(record, modality)
+        return FrameFolders(record, modality, scaled_decoding=data.scaled_decoding)
     return VideoFiles(record, modality, data.backend, data.flow)
 
 
@@ -179,22 +205,3 @@ def find_video(index: dict[str, list[Path]], root: Path, video_id: str) -> Path:
 
 def _some(paths: Sequence[Path], root: Path) -> str:
     return ", ".join(path.relative_to(root).as_posix() for path in paths[:3])
-
-
-def _pictures(video: Video, numbers: Sequence[int]) -> Iterator[tuple[int, Frames]]:
-    """Yield (1-based number, picture) for ascending distinct numbers.
-
-    Dense requests walk the video and hold one full-size picture at a time; sparse ones ask the decoder for theirs.
-    """
-    if 2 * len(numbers) < numbers[-1]:
-        yield from zip(numbers, video.read([number - 1 for number in numbers]))
-        return
-    wanted = set(numbers)
-    number = 0
-    for number, picture in enumerate(video.frames(), 1):
-        if number in wanted:
-            yield number, picture
-        if number == numbers[-1]:
-            return
-    reason = f" ({video.damage})" if video.damage else ""
-    raise VideoError(video.path, f"frame {numbers[-1]} asked for, only {number} decode{reason}")

@@ -164,9 +164,11 @@ def apply_view(frames_THWC: Frames, view: View, crop: int, modality: Modality, p
 
 def mirrored(frames_THWC: Frames, modality: Modality, protocol: str) -> Frames:
     """Mirror frames left to right; see `apply_view` for the sign of flow x."""
-    flipped = frames_THWC[:, :, ::-1].copy()
+    count, height, width, channels = frames_THWC.shape
+    rows = np.ascontiguousarray(frames_THWC).reshape(count * height, width, channels)
+    flipped = np.asarray(cv2.flip(rows, 1), np.uint8).reshape(frames_THWC.shape)  # far quicker than [:, :, ::-1]
     if modality == "flow" and protocol != "paper":
-        flipped[..., 0] = 255 - flipped[..., 0]
+        np.subtract(255, flipped[..., 0], out=flipped[..., 0])
     return flipped
 
 

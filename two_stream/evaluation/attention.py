@@ -18,7 +18,7 @@ from two_stream.data.transforms import Frames
 from two_stream.errors import SettingsError, VideoError
 from two_stream.evaluation.thumbnails import flow_picture
 from two_stream.evaluation.video import Reading, read_clip
-from two_stream.evaluation.views import clip_frames, crop_views, crops_of_clip
+from two_stream.evaluation.views import clip_frames, crop_views, views_of_clip
 from two_stream.recognizer import Recognizer
 from two_stream.types import Modality
 from two_stream.video.reader import Video, open_video
@@ -139,7 +139,7 @@ def read_attention(
         numbers = clips[place]
         frames = read_clip(video, numbers, spec, reading)
         center = crop_views(EvaluateOptions(crops="center"), spec)
-        weights, guess = _ask(model, crops_of_clip(frames, center, spec), names)
+        weights, guess = _ask(model, views_of_clip(frames, center, spec).views, names)
         pathways = [
             Pathway(name, weights_HT, _windows(numbers, weights_HT.shape[1], stride))
             for name, weights_HT, stride in zip(

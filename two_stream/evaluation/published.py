@@ -19,7 +19,6 @@ from two_stream.config.load import load_experiment
 from two_stream.config.recipes import run_name
 from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment
 from two_stream.data.catalog import Patterns, Record
-from two_stream.data.loader import view_loader
 from two_stream.data.published import (
     ROOTS,
     counted,
@@ -30,8 +29,10 @@ from two_stream.data.published import (
     with_frames,
 )
 from two_stream.data.splits import read_list
+from two_stream.data.views import view_loader
 from two_stream.errors import CheckpointError, ScoreError, SettingsError
 from two_stream.evaluation.fusion import fuse
+from two_stream.evaluation.network import ready
 from two_stream.evaluation.predict import VideoScores, score_videos
 from two_stream.evaluation.published_lines import our_table, published_lines
 from two_stream.evaluation.run import scoring_facts
@@ -42,6 +43,7 @@ from two_stream.recognizer import Recognizer, create_model
 from two_stream.runtime.console import note, say, warn
 from two_stream.runtime.device import pick_device
 from two_stream.runtime.files import sha256
+from two_stream.runtime.inference import resolve_precision
 from two_stream.types import Modality, ScoreTable, VideoRecord
 
 BEST = "model_best.pth.tar"
@@ -209,8 +211,15 @@ def _record(
 
 
 def _views(flags: EvaluatorFlags, views: Views) -> EvaluateOptions:
-    return EvaluateOptions(
-        views=views, crops=flags.chosen_crops, batch_views=flags.batch_views, precision=flags.precision
+    precision = resolve_precision(flags.precision, pick_device(flags.device), exact=flags.protocol == "paper")
+    return EvaluateOptions.model_validate(
+        {
+            "views": views,
+            "crops": flags.chosen_crops,
+            "batch_views": flags.batch_views,
+            "precision": precision,
+            "fold": flags.protocol != "paper",
+        }
     )
 
 
@@ -242,10 +251,10 @@ def _score(
     say(f"we got {len(videos)} test videos")
     loader = view_loader(experiment, model.spec, videos, record)
     scores = score_videos(
-        model,
+        ready(model, experiment.evaluate),
         loader,
         device=device,
-        precision=flags.precision,
+        precision=experiment.evaluate.precision,
         batch_views=flags.batch_views,
         total=len(videos),
     )

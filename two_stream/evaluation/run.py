@@ -14,15 +14,19 @@ import torch
 from two_stream.config.load import load_experiment
 from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.data.catalog import Record, load_record
-from two_stream.data.loader import view_loader
+from two_stream.data.shards import shard_facts
 from two_stream.data.splits import load_part
+from two_stream.data.views import view_loader
 from two_stream.errors import CheckpointError, DataError, ScoreError, SettingsError
+from two_stream.evaluation.network import is_exact, ready, resolved
 from two_stream.evaluation.predict import VideoScores, score_videos
+from two_stream.evaluation.processes import gathered
 from two_stream.evaluation.scores import write_scores
 from two_stream.evaluation.video import Reading, VideoResult, fuse_results, score_file, top
 from two_stream.evaluation.views import describe, slug
 from two_stream.pretrained import read_model
 from two_stream.recognizer import Recognizer
+from two_stream.runtime import distributed
 from two_stream.runtime.console import warn
 from two_stream.runtime.device import pick_device
 from two_stream.runtime.files import sha256
@@ -134,46 +138,68 @@ def evaluate_run(
         out: Where to write instead.
 
     Returns:
-        The table and the file it was written to.
+        The table and the file it was written to. Of several processes (`torchrun`) each scores a share of the videos;
+        the main one writes the file and returns the whole table, the others what they scored.
 
     Raises:
         TwoStreamError: The run, the data set or a video cannot be read; or the classes of model and data set differ.
     """
-    loaded = run if isinstance(run, Run) else load_run(run, checkpoint, device)
-    experiment = _with_options(loaded.experiment, options, workers)
-    evaluate = experiment.evaluate
-    record = loaded.record
-    if record.classes != loaded.class_names:
-        raise DataError(
-            f"{record.name}: its {len(record.classes)} classes are not the {len(loaded.class_names)} the model of "
-            f"{loaded.paths.root} was trained on; give the data set of the run"
+    with distributed.together():
+        loaded = run if isinstance(run, Run) else load_run(run, checkpoint, device)
+        where = next(loaded.model.parameters()).device
+        experiment = _with_options(loaded, options, workers, where)
+        evaluate = experiment.evaluate
+        records = _records(loaded, experiment, part)
+        loader = view_loader(
+            experiment,
+            loaded.model.spec,
+            records,
+            loaded.record,
+            rank=distributed.rank(),
+            world=distributed.world_size(),
         )
-    records = load_part(
+        network = ready(loaded.model, evaluate)
+    scores = score_videos(
+        network,
+        loader,
+        device=where,
+        precision=evaluate.precision,
+        batch_views=evaluate.batch_views or 1,
+        aggregate=evaluate.aggregate,
+        keep_views=evaluate.keep_views,
+        total=len(records),
+    )
+    scores, skipped = gathered(scores, loader.skipped, [record.id for record in records])
+    table = _table(loaded, experiment, part, records, scores, dict(skipped))
+    name = slug(evaluate) if loaded.checkpoint == "best" else f"{slug(evaluate)}_{loaded.checkpoint}"
+    path = out or loaded.paths.scores / f"{part}_{name}.npz"
+    if distributed.is_main():
+        write_scores(path, table)
+    table.meta["file"] = str(path)
+    return table, path
+
+
+def _records(run: Run, experiment: Experiment, part: Part) -> list[VideoRecord]:
+    """Return the videos of a part.
+
+    Raises:
+        DataError: The data set's classes are not the model's, or its lists cannot be read.
+    """
+    record = run.record
+    if record.classes != run.class_names:
+        raise DataError(
+            f"{record.name}: its {len(record.classes)} classes are not the {len(run.class_names)} the model of "
+            f"{run.paths.root} was trained on; give the data set of the run"
+        )
+    return load_part(
         record,
-        loaded.model.spec.modality,
+        run.model.spec.modality,
         experiment.data.split,
         part,
         selection=experiment.train.selection,
         holdout=experiment.data.holdout,
         seed=experiment.seed,
     )
-    loader = view_loader(experiment, loaded.model.spec, records, record)
-    scores = score_videos(
-        loaded.model,
-        loader,
-        device=next(loaded.model.parameters()).device,
-        precision=evaluate.precision,
-        batch_views=evaluate.batch_views,
-        aggregate=evaluate.aggregate,
-        keep_views=evaluate.keep_views,
-        total=len(records),
-    )
-    table = _table(loaded, experiment, part, records, scores, dict(loader.skipped))
-    name = slug(evaluate) if loaded.checkpoint == "best" else f"{slug(evaluate)}_{loaded.checkpoint}"
-    path = out or loaded.paths.scores / f"{part}_{name}.npz"
-    write_scores(path, table)
-    table.meta["file"] = str(path)
-    return table, path
 
 
 def predict(
@@ -250,10 +276,14 @@ def score_with_runs(
     ]
 
 
-def _with_options(experiment: Experiment, options: EvaluateOptions | None, workers: int | None) -> Experiment:
-    update: dict[str, Any] = {}
-    if options is not None:
-        update["evaluate"] = options
+def _with_options(
+    run: Run, options: EvaluateOptions | None, workers: int | None, device: torch.device
+) -> Experiment:
+    """Return the run's settings with what was asked for in their place, as this device carries it out."""
+    experiment = run.experiment
+    asked = options or experiment.evaluate
+    chosen = resolved(asked, run.model.spec, device, exact=is_exact(experiment))
+    update: dict[str, Any] = {"evaluate": chosen}
     if workers is not None:
         if workers < 0:
             raise SettingsError(f"workers is {workers}: expected 0 (read in the main process) or more")
@@ -270,11 +300,13 @@ def _table(
     reasons: dict[str, str],
 ) -> ScoreTable:
     scored = set(scores.ids)
+    if not distributed.is_main():  # its share of the videos; the rest are another's, not unreadable
+        records = [record for record in records if record.id in scored or record.id in reasons]
     skipped = [record.id for record in records if record.id not in scored]
     if skipped:
         first = f"{skipped[0]} ({reasons.get(skipped[0], 'unreadable')})"
         warn(f"{len(skipped)} of {len(records)} videos could not be read and are not scored: {first}, …")
-    if not scored:
+    if not scored and distributed.is_main():
         raise ScoreError(
             f"{run.paths.root}: none of the {len(records)} videos could be read; see `two-stream check`"
         )
@@ -284,7 +316,10 @@ def _table(
         labels=scores.labels,
         class_names=run.class_names,
         logits=scores.logits,
-        meta=_meta(run, experiment, part, skipped, reasons),
+        meta={
+            **_meta(run, experiment, part, skipped, reasons),
+            "views_per_video": float(scores.counts.mean()) if len(scores.counts) else None,
+        },
         view_logits=scores.view_logits,
         view_counts=scores.counts if scores.view_logits is not None else None,
         groups=[groups[name] for name in scores.ids] if any(groups.values()) else None,
@@ -322,9 +357,16 @@ def scoring_facts(experiment: Experiment, model: Recognizer) -> dict[str, Any]:
         "crops": evaluate.crops,
         "aggregate": evaluate.aggregate,
         "precision": evaluate.precision,
+        "folded": evaluate.fold,
+        "compiled": evaluate.compile,
+        "batch_views": evaluate.batch_views,
+        "processes": distributed.world_size(),
         "scale": "logits" if evaluate.aggregate == "logits" else "log-probabilities",
         "sampling": data.sampling,
         "source": data.source,
+        "shards": shard_facts(data.shards, spec.modality)
+        if data.source == "shards" and data.shards
+        else None,
         "decoder": backend_version(data.backend) if data.source == "videos" else None,
         "flow_algorithm": data.flow if data.source == "videos" and spec.modality == "flow" else None,
         "clip_length": spec.clip_length,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,13 @@ from scipy.special import softmax
 from two_stream.config.schema import EvaluateOptions
 from two_stream.data.transforms import Frames, resize_frames
 from two_stream.errors import ScoreError, VideoError
+from two_stream.evaluation.batching import Canvas, scored_views
 from two_stream.evaluation.fusion import checked_weights, combine
-from two_stream.evaluation.predict import aggregate_views, forward_views
-from two_stream.evaluation.views import assemble, clip_frames, crop_views, crops_of_clip
+from two_stream.evaluation.network import resolved
+from two_stream.evaluation.predict import aggregate_views
+from two_stream.evaluation.views import assemble, clip_frames, crop_views, views_of_clip
 from two_stream.recognizer import Recognizer
-from two_stream.types import InputSpec
+from two_stream.types import InputSpec, VideoViews
 from two_stream.video.extract import ExtractOptions, resized, target_size
 from two_stream.video.flow import FlowEstimator, gray
 from two_stream.video.reader import Video, open_video
@@ -57,7 +59,7 @@ class VideoResult:
     damage: str | None
     """why decoding stopped early; the frames before it were scored"""
     view_logits: NDArray[np.float32] = field(repr=False)
-    """`(V, K)`"""
+    """`(V, K)`, crop-major as in a score file"""
 
 
 def score_file(
@@ -80,9 +82,12 @@ def score_file(
 
     Raises:
         VideoError: The file is missing, empty, not a video, or has one frame only and the network wants flow.
+        ScoreError: The logits are not finite.
     """
     reading = reading or Reading()
     device = device or next(model.parameters()).device
+    exact = "paper" in (reading.sampling, reading.protocol)
+    options = resolved(options, model.spec, device, exact=exact)
     training = model.training
     model.eval()
     try:
@@ -95,14 +100,12 @@ def score_file(
                 raise VideoError(path, "one frame only, and flow needs two; use an RGB run")
             clips = clip_frames(options, model.spec, available, reading.sampling)
             views = _views(video, clips, model.spec, options, reading)
-            logits = forward_views(
-                model, views, device=device, precision=options.precision, batch_views=options.batch_views
-            )
+            canvas = Canvas(model, device, options.precision, options.batch_views or 1)
+            (scored,) = scored_views(views, {}, canvas)
             damage, fps = video.damage, video.fps
     finally:
         model.train(training)
-    if not np.isfinite(logits).all():
-        raise VideoError(path, "logits are not finite; the model is damaged or fp16 overflows (try fp32)")
+    logits = scored.logits
     return VideoResult(aggregate_views(logits, options.aggregate), frames, fps, len(logits), damage, logits)
 
 
@@ -145,15 +148,16 @@ def top(probabilities: NDArray[np.float64], names: list[str], count: int) -> lis
 
 def _views(
     video: Video, clips: list[list[int]], spec: InputSpec, options: EvaluateOptions, reading: Reading
-) -> Iterator[torch.Tensor]:
+) -> Iterator[VideoViews]:
     crops = crop_views(options, spec)
     wanted = {number for clip in clips for number in clip}
     read = _rgb if spec.modality == "rgb" else _flow
     source = read(video, spec, reading, wanted)
     found = 0
     for clip in assemble(clips, source):
+        views = views_of_clip(np.stack(clip), crops, spec, reading.protocol)
+        yield replace(views, id=str(video.path), first=found, total_clips=len(clips))
         found += 1
-        yield crops_of_clip(np.stack(clip), crops, spec, reading.protocol)
     if found < len(clips):
         raise VideoError(video.path, _FEWER)
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from two_stream.config.schema import EvaluateOptions
-from two_stream.data.dataset import as_clip, evaluation_clips
-from two_stream.data.transforms import Frames, View, apply_view, evaluation_views
-from two_stream.types import InputSpec
+from two_stream.data.transforms import Frames, View, evaluation_views
+from two_stream.data.views import boxes_and_flips, evaluation_clips, turns_round
+from two_stream.types import InputSpec, VideoViews
 
 _CLIPS = {
     "single": "single clip",
@@ -43,10 +43,10 @@ def crop_views(options: EvaluateOptions, spec: InputSpec) -> list[View]:
     return evaluation_views(options.crops, spec.resize, spec.crop)
 
 
-def crops_of_clip(
+def views_of_clip(
     frames_THWC: Frames, crops: Sequence[View], spec: InputSpec, protocol: str = "standard"
-) -> torch.Tensor:
-    """Return every crop of one clip as uint8 `(crops, C, T, H, W)`.
+) -> VideoViews:
+    """Return every crop of one clip, as views of its frames.
 
     Args:
         frames_THWC: uint8 `(T, *spec.resize, C)`.
@@ -54,9 +54,10 @@ def crops_of_clip(
         spec: Crop size and modality.
         protocol: `paper` leaves flow x as it is in mirrored crops.
     """
-    return torch.stack(
-        [as_clip(apply_view(frames_THWC, view, spec.crop, spec.modality, protocol)) for view in crops]
-    )
+    rows = torch.arange(len(frames_THWC))[None]
+    boxes, flips = boxes_and_flips(crops)
+    signed = turns_round(spec, protocol)
+    return VideoViews("video", 0, torch.from_numpy(frames_THWC), rows, boxes, flips, signed)
 
 
 def assemble(clips: Sequence[Sequence[int]], frames: Iterator[tuple[int, Frames]]) -> Iterator[list[Frames]]:

@@ -67,10 +67,11 @@ def kind_of(file: Path) -> Kind:
     if start[:4] == b"PK\x03\x04":
         _require_torch_archive(file)
         return "torch"
-    if start[:1] == b"\x80":
-        return "torch" if _TORCH_MAGIC in start[:40] else "pickle"
+    # before pickles: the length of a safetensors header may begin with their first byte
     if len(start) >= 9 and start[8:9] == b"{" and 2 <= struct.unpack("<Q", start[:8])[0] <= 100_000_000:
         return "safetensors"
+    if start[:1] == b"\x80":
+        return "torch" if _TORCH_MAGIC in start[:40] else "pickle"
     if _TEXT_PICKLE.match(start):
         return "pickle"
     raise CheckpointError(f"{file}: {_name(file, start, end)}")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from two_stream.errors import SettingsError
+from two_stream.runtime import distributed
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -15,13 +18,16 @@ _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def pick_device(name: str = "auto") -> torch.device:
     """Return a device by name; `auto` takes CUDA, then Apple's MPS, then the CPU.
 
+    Of several processes each takes the GPU that has its number on its machine.
+
     Raises:
         SettingsError: The name is unknown or the machine has no such device.
     """
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+            return _own_gpu()
+        apple = torch.backends.mps.is_available() and distributed.world_size() == 1
+        return torch.device("mps" if apple else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -33,7 +39,21 @@ def pick_device(name: str = "auto") -> torch.device:
     }.get(device.type, False)
     if not available:
         raise SettingsError(f"device {name!r}: this machine has none; use `--device auto` or `--device cpu`")
+    if distributed.world_size() > 1:
+        if device.type == "mps" or ":" in name:
+            raise SettingsError(
+                f"device {name!r}: several processes cannot share one; give `--device cuda`, and each takes its own"
+            )
+        return _own_gpu() if device.type == "cuda" else device
     return device
+
+
+def _own_gpu() -> torch.device:
+    return (
+        torch.device("cuda", distributed.local_rank())
+        if distributed.world_size() > 1
+        else torch.device("cuda")
+    )
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -44,9 +64,29 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 
 def set_threads(count: int) -> None:
-    """Set torch's CPU threads; 0 leaves them."""
+    """Set torch's CPU threads; 0 leaves them, but divides the cores among several processes of a machine."""
+    if not count and distributed.world_size() > 1 and not _threads_asked_for():
+        count = max(1, len(_cores()) // distributed.local_size())
     if count:
         torch.set_num_threads(count)
+
+
+def _cores() -> set[int]:
+    """Return the cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _threads_asked_for() -> bool:
+    """Whether a person set OMP_NUM_THREADS: torchrun sets it to 1 where it is not set, in its own environment only."""
+    if os.environ.get("OMP_NUM_THREADS", "1") != "1":
+        return True
+    try:
+        before = Path(f"/proc/{os.getppid()}/environ").read_bytes()  # as the parent was started
+    except OSError:
+        return "OMP_NUM_THREADS" in os.environ
+    return b"\0OMP_NUM_THREADS=" in b"\0" + before
 
 
 def set_deterministic(on: bool, device: torch.device) -> None:

@@ -8,16 +8,22 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from two_stream.runtime import distributed
+
 
 class StopRequest:
     """Context that notes SIGINT and SIGTERM instead of dying of them; handlers are put back at its end.
 
+    Several processes stop together: true is what they last agreed on, so that all of them leave at the same step.
+
     Attributes:
-        signal: Number of the signal that came, or None.
+        asked: Number of the signal that came to this process, or None.
+        signal: The same for all processes.
     """
 
     def __init__(self) -> None:
-        self.signal: int | None = None
+        self.asked: int | None = None
+        self._agreed: int | None = None
         self._pid = os.getpid()
         self._before: dict[int, Any] = {}
 
@@ -33,15 +39,28 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @property
+    def signal(self) -> int | None:
+        """Number of the signal that stops the run, or None."""
+        return self.asked if distributed.world_size() == 1 else self._agreed
+
     def __bool__(self) -> bool:
         return self.signal is not None
+
+    def agree(self, *, failed: bool = False) -> bool:
+        """Tell the other processes of a signal; return whether any of them failed."""
+        number, any_failed = distributed.largest([self.asked or 0, int(failed)])
+        self._agreed = number or None
+        return bool(any_failed)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         if os.getpid() != self._pid:
             return  # a loader process forked from the run, before it sets handlers of its own
-        if self.signal is not None:
+        if self.asked is not None:
             raise KeyboardInterrupt
-        self.signal = number
+        self.asked = number
+        if not distributed.is_main():
+            return
         # straight to the descriptor: the signal may have come in the middle of a buffered write
         os.write(2, b"\nstopping after this step; once more to leave at once\n")

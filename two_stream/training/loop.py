@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +13,8 @@ from torch import nn
 
 from two_stream.config.schema import Experiment, TrainOptions
 from two_stream.data.catalog import load_record
-from two_stream.errors import SettingsError
+from two_stream.data.shards import shard_facts
+from two_stream.errors import DataError, TrainingError
 from two_stream.pretrained import load_weights, write_model
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.runtime import distributed
@@ -19,9 +22,12 @@ from two_stream.runtime.console import note, warn
 from two_stream.runtime.device import pick_device, set_deterministic, set_threads
 from two_stream.runtime.seeding import seed_everything
 from two_stream.training.checkpoint import has_checkpoint
-from two_stream.training.run_folder import begin_run, check_run, locked, record_environment
-from two_stream.training.sources import training_data
+from two_stream.training.compiling import compile_stages
+from two_stream.training.norms import synchronised
+from two_stream.training.run_folder import began_here, begin_run, check_run, locked, record_environment
+from two_stream.training.sources import TrainingData, training_data
 from two_stream.training.trainer import Trainer, TrainResult
+from two_stream.types import RunPaths
 from two_stream.video.reader import backend_version
 
 
@@ -38,27 +44,40 @@ def train(experiment: Experiment, *, resume: bool = False, overwrite: bool = Fal
         SettingsError: The folder is in use, or the settings differ from those of the run to resume.
         DataError: The data set cannot be read.
         CheckpointError: A checkpoint or the initial weights cannot be read or do not fit.
-        TrainingError: Loss or gradient is not finite.
+        TrainingError: Loss or gradient is not finite; or another process of the job has gone.
     """
-    if distributed.world_size() > 1:
-        raise SettingsError(
-            f"WORLD_SIZE is {distributed.world_size()}: training in several processes is not built yet; start one"
-        )
-    paths = check_run(experiment, resume=resume, overwrite=overwrite)
-    set_threads(experiment.threads)
-    device = pick_device(experiment.device)
-    set_deterministic(experiment.deterministic, device)
-    classes = load_record(experiment.data.dataset, experiment.data.settings_root).num_classes
-    seed_everything(experiment.seed)
-    model = create_model(experiment.model, classes)
-    if experiment.channels_last:
-        model.channels_last()
-    data = training_data(experiment, model.spec)
-    continues = resume and has_checkpoint(paths)
-    _prepare(model, experiment.train, load_init=not continues)
-    with locked(paths):
-        begin_run(paths, experiment, overwrite=overwrite)
-        record_environment(paths, _facts(experiment, device))
+    distributed.init(cpu_only=experiment.device == "cpu")
+    try:
+        result = _train(experiment, resume=resume, overwrite=overwrite)
+    except RuntimeError as error:
+        if not distributed.lost(error):
+            raise
+        raise distributed.common(
+            TrainingError("another process of the run has gone, so this one ends too; see what it said")
+        ) from None
+    distributed.shutdown()
+    return result
+
+
+def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainResult:
+    start = distributed.on_main(lambda: _start(experiment, resume=resume, overwrite=overwrite))
+    paths, resume, overwrite = start.paths, start.resume, start.overwrite
+    continues = resume and start.has_checkpoint
+    with distributed.together():
+        set_threads(experiment.threads)
+        device = pick_device(experiment.device)
+        set_deterministic(experiment.deterministic, device)
+        classes = load_record(experiment.data.dataset, experiment.data.settings_root).num_classes
+        seed_everything(experiment.seed)
+        model = create_model(experiment.model, classes)
+        if experiment.channels_last:
+            model.channels_last()
+        data = training_data(experiment, model.spec, pin=device.type == "cuda")
+        _prepare(model, experiment.train, device, load_init=not continues)
+    _compare_lists(data)
+    with ExitStack() as stack:
+        distributed.on_main(lambda: stack.enter_context(locked(paths)))
+        distributed.on_main(lambda: _open(paths, experiment, device, overwrite=overwrite))
         note(f"run folder: {paths.root}; curves: tensorboard --logdir {shlex.quote(str(experiment.runs))}")
         trainer = Trainer(experiment, model, data, paths, device=device, write_model=_write_model)
         if continues:
@@ -70,8 +89,42 @@ def train(experiment: Experiment, *, resume: bool = False, overwrite: bool = Fal
         return trainer.fit()
 
 
-def _prepare(model: Recognizer, options: TrainOptions, *, load_init: bool) -> None:
-    """Load the weights to start from, freeze, and set gradient checkpointing."""
+@dataclass(frozen=True)
+class _Start:
+    """How a run begins, found out by the main process."""
+
+    paths: RunPaths
+    resume: bool
+    overwrite: bool
+    has_checkpoint: bool
+
+
+def _start(experiment: Experiment, *, resume: bool, overwrite: bool) -> _Start:
+    """Find out whether the run may begin; one that `torchrun` has started anew goes on by itself."""
+    if distributed.restarts() and began_here(RunPaths(experiment.runs / experiment.name)):
+        note(f"started anew ({distributed.restarts()}): going on from the last checkpoint")
+        resume, overwrite = True, False
+    paths = check_run(experiment, resume=resume, overwrite=overwrite)
+    return _Start(paths, resume, overwrite, has_checkpoint(paths))
+
+
+def _open(paths: RunPaths, experiment: Experiment, device: torch.device, *, overwrite: bool) -> None:
+    begin_run(paths, experiment, overwrite=overwrite)
+    record_environment(paths, _facts(experiment, device))
+
+
+def _compare_lists(data: TrainingData) -> None:
+    """Refuse to train on different lists at once, as two machines may have them."""
+    if len(set(distributed.all_objects(data.fingerprint))) > 1:
+        raise distributed.common(
+            DataError(
+                "the processes read different split lists; give every machine the same `data.settings_root`"
+            )
+        )
+
+
+def _prepare(model: Recognizer, options: TrainOptions, device: torch.device, *, load_init: bool) -> None:
+    """Load the weights to start from, freeze, and set what changes how the backbone is computed."""
     if options.init is not None and load_init:
         report = load_weights(
             model,
@@ -81,10 +134,14 @@ def _prepare(model: Recognizer, options: TrainOptions, *, load_init: bool) -> No
             inflate=options.inflate,
         )
         note(str(report))
+    if options.sync_batchnorm and distributed.world_size() > 1:
+        synchronised(model, device)
     if options.freeze_until is not None:
         model.freeze_until(options.freeze_until)
     _check_tokens(model)
     model.set_gradient_checkpointing(options.gradient_checkpointing)
+    if options.compile:
+        compile_stages(model.backbone.stages(), device)
 
 
 def _check_tokens(model: Recognizer) -> None:
@@ -98,8 +155,13 @@ def _check_tokens(model: Recognizer) -> None:
 
 def _facts(experiment: Experiment, device: torch.device) -> dict[str, str]:
     facts = {"device": str(device), "threads": str(torch.get_num_threads())}
+    if distributed.world_size() > 1:
+        facts["processes"] = str(distributed.world_size())
     if device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(device)
+    if experiment.data.source == "shards" and experiment.data.shards:
+        made = shard_facts(experiment.data.shards, experiment.model.modality)
+        facts["shards"] = ", ".join(f"{key} {value}" for key, value in made.items())
     if experiment.data.source == "videos":
         facts["decoder"] = backend_version(experiment.data.backend)
     return facts

@@ -35,13 +35,14 @@ def build_optimizer(
     groups = parameter_groups(model, stages, options, layer_decay)
     fused = (device or torch.device("cpu")).type in _FUSED
     if isinstance(options, Sgd):
+        divided = any(hasattr(p, "device_mesh") for group in groups for p in group["params"])
         return torch.optim.SGD(
             groups,
             lr=options.lr,
             momentum=options.momentum,
             dampening=options.dampening,
             nesterov=options.nesterov,
-            fused=fused,
+            fused=fused and not divided,  # FSDP2 has no fused SGD
         )
     return torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=fused)
 

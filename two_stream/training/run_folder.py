@@ -12,13 +12,22 @@ from typing import Any
 from two_stream.config.load import dump, load_experiment
 from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError
+from two_stream.runtime import distributed
 from two_stream.runtime.console import note, warn
 from two_stream.runtime.files import write_json, write_text
 from two_stream.runtime.provenance import environment
 from two_stream.training.tracking import flatten
 from two_stream.types import RunPaths
 
-FREE_ON_RESUME = ("device", "threads", "runs", "data.workers", "evaluate")
+FREE_ON_RESUME = (
+    "device",
+    "threads",
+    "runs",
+    "data.workers",
+    "train.strategy",
+    "train.compile",
+    "evaluate",
+)
 """settings (and everything below them) that may differ on resume: they do not change what is trained"""
 ENVIRONMENT = "environment.json"
 LOCK = ".lock"
@@ -74,14 +83,25 @@ def locked(paths: RunPaths) -> Iterator[None]:
         yield
         return
     paths.root.mkdir(parents=True, exist_ok=True)
-    with (paths.root / LOCK).open("w") as file:
+    with (paths.root / LOCK).open("a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise SettingsError(
                 f"{paths.root}: another process is training this run; wait for it or choose another name"
             ) from None
+        file.truncate(0)
+        file.write(distributed.job())
+        file.flush()
         yield
+
+
+def began_here(paths: RunPaths) -> bool:
+    """Whether it was the present `torchrun` job that last began or continued a run."""
+    try:
+        return distributed.job() == (paths.root / LOCK).read_text(encoding="utf-8") != ""
+    except OSError:
+        return False
 
 
 def record_environment(paths: RunPaths, facts: dict[str, str]) -> None:

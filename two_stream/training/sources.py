@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from two_stream.config.schema import Experiment
 from two_stream.data.catalog import Record, load_record
-from two_stream.data.loader import clip_loader, train_loader
+from two_stream.data.loader import Share, clip_loader, train_loader
 from two_stream.data.splits import load_part
 from two_stream.runtime import distributed
 from two_stream.types import Batch, InputSpec, Part, VideoRecord
@@ -21,7 +21,7 @@ class EpochLoader(Protocol):
     """One pass over the training part; never yields an empty batch."""
 
     position: int
-    """micro-batches of the epoch used up so far, those left out whole included"""
+    """one more than the number, in the epoch, of the micro-batch read last"""
     skipped: list[tuple[str, str]]
     """id and reason of the videos left out so far"""
 
@@ -32,10 +32,13 @@ class EpochLoader(Protocol):
 class TrainingData:
     """The data of a run, independent of where it comes from."""
 
-    train: Callable[[int, int], EpochLoader]
-    """epoch (from 0) and micro-batches to skip -> loader"""
+    train: Callable[..., EpochLoader]
+    """epoch (from 0) and micro-batches to skip -> loader; in one of several processes that of its share, and then
+    `group=` says how many micro-batches make a step"""
     validation: Callable[[], Iterable[Batch]]
+    """this process's part"""
     num_train: int
+    """clips of an epoch, of all processes together, as `num_val`"""
     num_val: int
     class_names: list[str]
     dataset: str = ""
@@ -43,21 +46,29 @@ class TrainingData:
     """changes with the videos, their order, labels and frame counts"""
 
 
-def training_data(experiment: Experiment, spec: InputSpec) -> TrainingData:
+def training_data(experiment: Experiment, spec: InputSpec, *, pin: bool = False) -> TrainingData:
     """Read the lists of an experiment; clips are read when iterated.
+
+    Args:
+        experiment: Settings.
+        spec: What the network expects.
+        pin: Read into memory that a GPU copies from by itself.
 
     Raises:
         DataError: A record, list or folder is missing or wrong.
     """
     record = load_record(experiment.data.dataset, experiment.data.settings_root)
     train, val = (_part(experiment, spec, record, part) for part in _PARTS)
-    rank, world = distributed.rank(), distributed.world_size()
+    whole = Share(distributed.rank(), distributed.world_size(), pin=pin)
+
+    def open_epoch(epoch: int, skip: int, *, group: int = 0) -> EpochLoader:
+        share = replace(whole, group=group)
+        return train_loader(experiment, spec, train, record, epoch=epoch, skip_batches=skip, share=share)
+
     return TrainingData(
-        train=lambda epoch, skip: train_loader(
-            experiment, spec, train, record, epoch=epoch, skip_batches=skip, rank=rank, world=world
-        ),
-        validation=lambda: clip_loader(experiment, spec, val, record),
-        num_train=-(-len(train) // world),
+        train=open_epoch,
+        validation=lambda: clip_loader(experiment, spec, val, record, share=whole),
+        num_train=len(train),
         num_val=len(val),
         class_names=list(record.classes),
         dataset=record.name,

@@ -85,7 +85,7 @@ class Tracker:
     def clips(self, batch: Batch, step: int) -> None:
         """Show the clips as they enter the network, after augmentation."""
         if self.writer is not None and self.images and batch.ids:
-            pixels = batch.clips.numpy().astype(np.uint8)
+            pixels = batch.clips.cpu().numpy().astype(np.uint8)
             self.writer.add_image("input/clips", clip_grid(pixels), step, dataformats="HWC")
 
     def epoch(

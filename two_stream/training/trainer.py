@@ -2,15 +2,15 @@
 
 A run is a sequence of optimizer steps that depends on settings and data alone. A checkpoint is taken between two
 steps and holds everything the rest of the sequence needs, so a resumed run and an uninterrupted one are the same run.
+Of several processes each computes its share of every step, and the main one writes.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
@@ -23,15 +23,17 @@ from two_stream.runtime.console import note, progress, warn
 from two_stream.runtime.provenance import code_version
 from two_stream.runtime.seeding import rng_state, set_rng_state
 from two_stream.training.checkpoint import WriteModel, load_newest, save_checkpoint
+from two_stream.training.feed import Feed
 from two_stream.training.interrupt import StopRequest
 from two_stream.training.optim import build_optimizer, restore_optimizer
+from two_stream.training.parallel import parallel
 from two_stream.training.progress import Progress
-from two_stream.training.schedule import build_schedule
+from two_stream.training.schedule import Schedule, build_schedule
 from two_stream.training.sources import TrainingData
 from two_stream.training.step import Position, Stepper
 from two_stream.training.tracking import Tracker, write_metrics
 from two_stream.training.validate import Validation, validate
-from two_stream.types import Batch, RunPaths
+from two_stream.types import RunPaths
 
 SELECTION_LABELS = {"holdout": "holdout", "paper": "test-selected"}
 
@@ -92,7 +94,9 @@ class Trainer:
         options = experiment.train
         for part, count in (("training", data.num_train), ("validation", data.num_val)):
             if not count:
-                raise DataError(f"the {part} part has no videos; check the split list and `data.holdout`")
+                raise distributed.common(
+                    DataError(f"the {part} part has no videos; check the split list and `data.holdout`")
+                )
         self.experiment = experiment
         self.options = options
         self.model = model.to(device)
@@ -100,26 +104,13 @@ class Trainer:
         self.paths = paths
         self.device = device
         self.write_model = write_model
-        self.batches = -(-data.num_train // options.batch_size)
-        if options.last_group == "drop":
-            self.batches -= self.batches % options.accumulate
-        if not self.batches:
-            raise DataError(
-                f"the training part has {data.num_train} videos, too few for one step of {options.accumulate} × "
-                f"{options.batch_size} clips; lower `train.accumulate` or set `train.last_group: step`"
-            )
-        self.steps = -(-self.batches // options.accumulate)
+        self._count(options.accumulate * distributed.world_size())
+        self.parallel = parallel(self.model, options, device)
         stages = cast(Staged, model).stages()
         self.optimizer = build_optimizer(
             model, stages, options.optimizer, layer_decay=options.layer_decay, device=device
         )
-        self.schedule = build_schedule(
-            options.schedule,
-            self.optimizer,
-            base_lr=options.optimizer.lr,
-            steps_per_epoch=self.steps,
-            epochs=options.epochs,
-        )
+        self.schedule = self._schedule()
         self.stepper = Stepper(
             model,
             self.optimizer,
@@ -128,8 +119,34 @@ class Trainer:
             num_classes=len(data.class_names),
             seed=experiment.seed,
             device=device,
+            parallel=self.parallel,
         )
         self.progress = Progress()
+
+    def _count(self, group: int) -> None:
+        """Count the micro-batches of an epoch and its steps of `group` micro-batches each, of all processes."""
+        options, clips = self.options, self.data.num_train
+        self.group = group
+        self.batches = -(-clips // options.batch_size)
+        if options.last_group == "drop":
+            self.batches -= self.batches % group
+        if not self.batches:
+            error = DataError(
+                f"the training part has {clips} videos, too few for one step of {group} × {options.batch_size} clips; "
+                "lower `train.accumulate` or set `train.last_group: step`"
+            )
+            raise distributed.common(error)
+        self.steps = -(-self.batches // group)
+
+    def _schedule(self) -> Schedule:
+        options = self.options
+        return build_schedule(
+            options.schedule,
+            self.optimizer,
+            base_lr=options.optimizer.lr,
+            steps_per_epoch=self.steps,
+            epochs=options.epochs,
+        )
 
     @property
     def evaluated(self) -> nn.Module:
@@ -137,36 +154,51 @@ class Trainer:
         return self.model if self.stepper.ema is None else cast(nn.Module, self.stepper.ema.module)
 
     def restore(self) -> None:
-        """Continue from the newest checkpoint of the run's folder.
+        """Continue from the newest checkpoint of the run's folder, which the main process reads.
 
         Raises:
             CheckpointError: It is damaged or does not fit the model.
             SettingsError: The videos of the run changed.
         """
-        weights, state, undamaged = load_newest(self.paths)
+        weights, state, undamaged = distributed.on_main(lambda: load_newest(self.paths))
         if state["fingerprint"] != self.data.fingerprint:
-            raise SettingsError(
+            error = SettingsError(
                 f"{self.paths.root}: the split lists changed since the run began, so it cannot continue; "
                 "restore them or start over with --overwrite"
             )
+            raise distributed.common(error)
+        self._regroup(state.get("group", self.options.accumulate))
         trained, averaged = (weights, state["other"])
         if state["holds"] == "averaged":
             trained, averaged = averaged, trained
         try:
-            self.model.load_state_dict(trained)
+            self.parallel.load(trained)
             if self.stepper.ema is not None:
                 self.stepper.ema.module.load_state_dict(averaged)
-            restore_optimizer(self.optimizer, state["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[-1].strip()
-            raise CheckpointError(f"{self.paths.last}: does not fit the model ({reason})") from None
+            restore_optimizer(self.optimizer, self.parallel.divided(state["optimizer"], self.optimizer))
+        except (RuntimeError, ValueError) as failure:
+            reason = str(failure).splitlines()[-1].strip()
+            misfit = CheckpointError(f"{self.paths.last}: does not fit the model ({reason})")
+            raise distributed.common(misfit) from None
         self.schedule.load_state_dict(state["schedule"])
         self.stepper.scaler.load_state_dict(state["scaler"])
         self.progress = Progress.from_state(state["progress"])
         set_rng_state(state["rng"])
-        write_metrics(self.paths, self.progress.history)  # lines of lost steps go
+        if distributed.is_main():
+            write_metrics(self.paths, self.progress.history)  # lines of lost steps go
         if not undamaged:
             self._save_last()
+
+    def _regroup(self, group: int) -> None:
+        """Keep to the steps the run began with, also when other processes than then divide them."""
+        if group == self.group:
+            return
+        note(
+            f"{self.paths.root}: began with {group} × {self.options.batch_size} clips per step and keeps to them; "
+            f"processes now: {distributed.world_size()}"
+        )
+        self._count(group)
+        self.schedule = self.stepper.schedule = self._schedule()
 
     def fit(self) -> TrainResult:
         """Train to the end, or until a signal asks to stop.
@@ -196,7 +228,8 @@ class Trainer:
                 return False
             self.progress.batch = self.batches
         begin = time.perf_counter()
-        loader = self.data.validation()
+        with distributed.together():
+            loader = self.data.validation()
         validation = validate(
             self.evaluated,
             loader,
@@ -204,9 +237,11 @@ class Trainer:
             precision=self.options.precision,
             num_classes=len(self.data.class_names),
             total=self.data.num_val,
-            stopped=lambda: bool(stop),
+            stopped=lambda: stop.asked is not None,
+            lockstep=self.parallel.lockstep,
         )
         self._report_skipped(getattr(loader, "skipped", []))
+        stop.agree()
         if validation is None:
             return False
         self._end_epoch(validation, time.perf_counter() - begin, tracker)
@@ -215,29 +250,34 @@ class Trainer:
     def _train(self, stop: StopRequest, tracker: Tracker) -> None:
         """Make the remaining steps of the epoch, or those until a stop is asked for."""
         at = self.progress
-        loader = self.data.train(at.epoch, at.batch)
-        batches = iter(loader)
-        source = batches
-        if at.step == 0:
-            source = self._shown(batches, tracker)
+        dealt = {} if distributed.world_size() == 1 else {"group": self.group}
+        with distributed.together():
+            loader = self.data.train(at.epoch, at.batch, **dealt)
+            feed = Feed(loader, self.device)
+        self.stepper.ahead = feed.ahead
+        shown = feed.first() if at.step == 0 and tracker.active else None
+        if shown is not None:
+            tracker.clips(shown, 0)
         self.model.train()
         title = f"epoch {at.epoch + 1}/{self.options.epochs}"
         try:
             with progress(title, self.batches) as advance:
                 advance(at.batch)
                 while at.batch < self.batches and not stop:
-                    begin, before = time.perf_counter(), at.batch
-                    count = min(self.options.accumulate, self.batches - at.batch)
+                    begin = time.perf_counter()
+                    count = min(self.group, self.batches - at.batch)
                     position = Position(at.epoch, at.step, at.batch)
-                    result = self.stepper.run(source, count, self._planned(at.batch, count), position)
-                    if not result.clips:  # the rest of the epoch could not be read
-                        break
-                    at.add(result, loader.position)
+                    micro_batches = feed.group(at.batch, count)
+                    result = self.stepper.run(micro_batches, count, self._planned(at.batch, count), position)
+                    if stop.agree(failed=feed.error is not None):
+                        distributed.raise_first(feed.error)
+                    at.add(result, at.batch + count)
                     at.seconds += time.perf_counter() - begin
-                    tracker.step(at.step, result.loss / result.clips, result.lr, result.grad_norm)
+                    if result.clips:
+                        tracker.step(at.step, result.loss / result.clips, result.lr, result.grad_norm)
                     advance(
-                        at.batch - before,
-                        loss=f"{at.loss / at.clips:.4f}",
+                        count,
+                        loss=f"{at.loss / max(1, at.clips):.4f}",
                         lr=f"{result.lr:.3g}",
                         speed=f"{at.clips / at.seconds:.1f} clips/s",
                     )
@@ -245,23 +285,16 @@ class Trainer:
                     if every and at.step % every == 0 and at.batch < self.batches and not stop:
                         self._save_last()
         finally:
-            if hasattr(batches, "close"):
-                batches.close()  # ends the loader's processes now, not when it is collected
+            feed.close()
         self._report_skipped(loader.skipped)
-
-    def _shown(self, batches: Iterator[Batch], tracker: Tracker) -> Iterator[Batch]:
-        first = next(batches, None)
-        if first is None:
-            return batches
-        tracker.clips(first, 0)
-        return chain([first], batches)
 
     def _planned(self, batch: int, count: int) -> int:
         """Clips of the micro-batches `batch` to `batch + count` if none is left out."""
         size, total = self.options.batch_size, self.data.num_train
         return min(total, (batch + count) * size) - min(total, batch * size)
 
-    def _report_skipped(self, skipped: list[tuple[str, str]]) -> None:
+    def _report_skipped(self, own: list[tuple[str, str]]) -> None:
+        skipped = [video for part in distributed.gather_objects(own) or [] for video in part]
         if skipped:
             video, reason = skipped[0]
             more = f", and {len(skipped) - 1} more" if len(skipped) > 1 else ""
@@ -270,7 +303,9 @@ class Trainer:
     def _end_epoch(self, validation: Validation, seconds: float, tracker: Tracker) -> None:
         at = self.progress
         if not at.clips:
-            raise DataError("no training clip could be read; run `two-stream check` on the data set")
+            raise distributed.common(
+                DataError("no training clip could be read; run `two-stream check` on the data set")
+            )
         line = {
             "epoch": at.epoch + 1,
             "step": at.step,
@@ -305,29 +340,33 @@ class Trainer:
         at.finished = at.epoch >= self.options.epochs
         if not at.finished and patience is not None and at.stale >= patience:
             at.finished = True
-            if distributed.is_main():
-                note(f"stopping early: {at.stale} epochs without a lower validation loss")
+            note(f"stopping early: {at.stale} epochs without a lower validation loss")
 
     def _save_last(self) -> None:
         """Write the lines so far, then `last/`: a kill between leaves lines that the resumed run writes again."""
         if distributed.is_main():
             write_metrics(self.paths, self.progress.history)
-            averaged = None if self.stepper.ema is None else self.stepper.ema.module.state_dict()
-            state = self._state("trained", averaged)
-            save_checkpoint(self.paths.last, self.model, state, self._meta(), self.write_model)
+        averaged = None if self.stepper.ema is None else self.stepper.ema.module.state_dict()
+        self._save(self.paths.last, self.model, self._state("trained", averaged))
 
     def _save_best(self) -> None:
         """Write `best/`, before `last/`: after a kill between them the epoch is repeated and `best/` with it."""
+        averaged = self.stepper.ema is not None
+        other = self.model.state_dict() if averaged else None
+        self._save(self.paths.best, self.evaluated, self._state("averaged" if averaged else "trained", other))
+
+    def _save(self, folder: Path, model: nn.Module, state: dict[str, Any]) -> None:
+        """Gather what is divided; let the main process write, and the others wait until it has."""
+        model, state = self.parallel.writable(model), self.parallel.whole(state)
         if distributed.is_main():
-            averaged = self.stepper.ema is not None
-            other = self.model.state_dict() if averaged else None
-            state = self._state("averaged" if averaged else "trained", other)
-            save_checkpoint(self.paths.best, self.evaluated, state, self._meta(), self.write_model)
+            save_checkpoint(folder, model, state, self._meta(), self.write_model)
+        distributed.barrier()
 
     def _state(self, holds: str, other: dict[str, Any] | None) -> dict[str, Any]:
         """Return the training state beside weights that are the `trained` or the `averaged` ones."""
         return {
             "holds": holds,
+            "group": self.group,
             "other": other,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),

@@ -10,7 +10,6 @@ import math
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -20,37 +19,20 @@ import numpy as np
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from two_stream.errors import VideoError
-from two_stream.video.base import Image, Picture, Video, existing_file, turned
+from two_stream.video.base import Image, Picture, Video, existing_file, silent, turned
+from two_stream.video.index import Index, load, store
+from two_stream.video.packets import index_of_packets, starts_as
 
 _TEXT_FORMATS = frozenset({"tty", "bin", "xbin", "adf", "idf"})  # libav draws text files as ANSI art
 _LIST_FORMATS = frozenset({"concat", "hls", "applehttp", "dash", "sdp", "imf", "lavfi"})
 _PICTURE_FORMATS = frozenset({"image2", "image2pipe", "ico"})
+_PAYS = 48
+"""frames to jump over below which decoding them is as quick as a seek and what leads to it"""
 _OPEN_OPTIONS = {"protocol_whitelist": "file"}  # a play list must not reach the network
-
-
-@dataclass
-class _Index:
-    """What one full pass learns: enough to prove that a seek has landed on the right frame."""
-
-    pts: list[int | None] = field(default_factory=list)
-    keys: list[int] = field(default_factory=list)
-    prints: list[int] = field(default_factory=list)
-    """checksum of every fourth row of the first plane"""
-
-    def start_before(self, frame: int) -> int:
-        """Return the last key frame at or before `frame`, 0 where time stamps do not identify frames."""
-        if not self.unique:
-            return 0
-        return max((key for key in self.keys if key <= frame), default=0)
-
-    @property
-    def unique(self) -> bool:
-        """Whether time stamps are all there and strictly rise."""
-        known = [stamp for stamp in self.pts if stamp is not None]
-        return len(known) == len(self.pts) and all(a < b for a, b in pairwise(known))
 
 
 class PyavVideo(Video):
@@ -78,22 +60,27 @@ class PyavVideo(Video):
         self._size = (first.width, first.height)
         self.quarter_turns = _quarter_turns(first)
         self.width, self.height = self._size[:: -1 if self.quarter_turns % 2 else 1]
-        self._index: _Index | None = None
+        self._index: Index | None = None
+        self._looked = False
+        self._reformatter = VideoReformatter()
 
     def _walk(self) -> Generator[Picture]:
         for _, frame in self._decode():
             yield partial(self._picture, frame)
 
     def _count_frames(self, beat: Callable[[], None]) -> int:
-        index = _Index()
+        pts: list[int | None] = []
+        keys: list[int] = []
+        prints: list[int] = []
         for number, frame in self._decode():
-            index.pts.append(frame.pts)
-            index.prints.append(_fingerprint(frame))
+            pts.append(frame.pts)
+            prints.append(_fingerprint(frame))
             if frame.key_frame:
-                index.keys.append(number)
+                keys.append(number)
             beat()
-        self._index = index
-        return len(index.pts)
+        self._index = index = Index(pts, keys, prints)
+        store(self.path, version(), Index(kind="none") if self.damage else index)
+        return len(pts)
 
     def _decode(self, start: int = 0) -> Generator[tuple[int, VideoFrame]]:
         """Decode frames from `start` (0, or a key frame of the index), with their numbers."""
@@ -102,8 +89,9 @@ class PyavVideo(Video):
         number = start
         with opened(self.path) as (container, stream):
             if start and self._index is not None:
-                stamp = self._index.pts[start]
-                assert stamp is not None
+                known = self._index.pts[start]
+                assert known is not None
+                stamp = int(known)
                 container.seek(stamp, stream=stream, backward=True, any_frame=False)
             try:
                 for packet in container.demux(stream):
@@ -120,38 +108,90 @@ class PyavVideo(Video):
             more = f" and {len(corrupt) - 1} more" if len(corrupt) > 1 else ""
             self.damage = f"frame {corrupt[0] + 1}{more} marked corrupt by the decoder"
 
-    def _fill(self, out: Image, places: dict[int, list[int]]) -> None:
-        start = self._index.start_before(min(places)) if self._index and not self.damage else 0
-        if not start or not self._fill_from(start, out, places):
-            super()._fill(out, places)
+    def _pick(self, wanted: list[int]) -> Iterator[tuple[int, Image]]:
+        if self._index is None and wanted[0] >= _PAYS:
+            self._index = self._find_index()
+        while wanted:
+            start, run = self._run(wanted)
+            done = 0
+            if start:
+                for number, picture in self._pick_from(start, run):
+                    done += 1
+                    yield number, picture
+                if done == len(run):
+                    wanted = wanted[done:]
+                    continue
+                wanted = wanted[done:]
+                if self._refute():
+                    continue
+            yield from super()._pick(wanted)
+            return
 
-    def _fill_from(self, start: int, out: Image, places: dict[int, list[int]]) -> bool:
-        """Fill from a key frame on; False as soon as a frame is not provably the one the index knows."""
-        index, last = self._index, max(places)
+    def _run(self, wanted: list[int]) -> tuple[int, list[int]]:
+        """Return the key frame to start at (0: read on from the beginning) and the frames to read from there."""
+        index = self._index
+        if index is None or self.damage or not len(index.pts) or wanted[-1] >= len(index.pts):
+            return 0, wanted
+        start = index.start_before(wanted[0])
+        for place, (before, after) in enumerate(pairwise(wanted), start=1):
+            if index.start_before(after) > before + _PAYS:  # a second seek is cheaper than what lies between
+                return start, wanted[:place]
+        return start, wanted
+
+    def _pick_from(self, start: int, run: list[int]) -> Iterator[tuple[int, Image]]:
+        """Yield frames from a key frame on; ends early at a frame that is not provably the one the index knows."""
+        index, places, last = self._index, set(run), run[-1]
         assert index is not None
-        if last >= len(index.pts):
-            return False
         try:
             with closing(self._decode(start)) as decoding:
                 for number, frame in decoding:
-                    if number > last or frame.pts != index.pts[number]:
-                        return False
-                    if _fingerprint(frame) != index.prints[number]:
-                        return False
+                    if number > last or frame.pts != index.pts[number] or frame.is_corrupt:
+                        break
+                    if len(index.prints) and _fingerprint(frame) != index.prints[number]:
+                        break
                     if number in places:
-                        out[places[number]] = self._picture(frame)
+                        yield number, self._picture(frame)
                     if number == last:
-                        return True
+                        return
         except av.FFmpegError:  # the container cannot seek
             pass
-        self.damage = None  # the full pass found none
-        return False
+        self.damage = None  # a walk from the beginning finds it, where there is any
+
+    def _find_index(self) -> Index | None:
+        """Return the index kept from before, or one of the packets, or one of a full pass where that can be kept."""
+        if self._looked:
+            return None
+        self._looked = True
+        decoder = version()
+        index = load(self.path, decoder)
+        if index is not None:
+            return index
+        with opened(self.path) as (container, stream):
+            index = index_of_packets(container, stream)
+        if index is not None:
+            with opened(self.path) as (container, stream):
+                if starts_as(container, stream, index):
+                    store(self.path, decoder, index)
+                    return index
+        if store(self.path, decoder, Index(kind="none")):  # else every opening would take the full pass again
+            self._count = self._count_frames(silent)
+        return self._index
+
+    def _refute(self) -> bool:
+        """Give up an index that a seek has contradicted, for later openings too; tell whether a better one is there."""
+        index, self._index = self._index, None
+        self._looked = True
+        kept = store(self.path, version(), Index(kind="none"))
+        if not kept or index is None or index.kind != "packets":
+            return False
+        self._count = self._count_frames(silent)
+        return True
 
     def _picture(self, frame: VideoFrame) -> Image:
         """Convert to RGB by the file's own colour matrix, at the first frame's size, turned as its header says."""
         width, height = self._size
         try:
-            made = frame.reformat(width=width, height=height, format="rgb24", threads=1)
+            made = self._reformatter.reformat(frame, width, height, "rgb24", threads=1)
         except (av.FFmpegError, ValueError):  # a colour space swscale does not know: take the usual one
             made = frame.reformat(
                 width=width, height=height, format="rgb24", src_colorspace="ITU601", dst_colorspace="ITU601"

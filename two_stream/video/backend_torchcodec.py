@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,10 @@ def _decoder_class() -> Any:
         raise SettingsError(
             f"backend torchcodec cannot load FFmpeg's libraries ({first}); install FFmpeg"
         ) from None
+
+
+_AT_ONCE = 16
+"""frames asked for together; all of them are in memory"""
 
 
 class TorchcodecVideo(Video):
@@ -69,18 +73,19 @@ class TorchcodecVideo(Video):
                 return
             yield partial(np.ascontiguousarray, np.rot90(frame, self._turns))
 
-    def _fill(self, out: Image, places: dict[int, list[int]]) -> None:
-        wanted = sorted(places)
-        if wanted[-1] >= self._listed:
-            super()._fill(out, places)
-            return
-        try:
-            batch = self._decoder.get_frames_at(indices=wanted).data.numpy()
-        except (RuntimeError, ValueError, IndexError):
-            super()._fill(out, places)
-            return
-        for index, frame in zip(wanted, batch):
-            out[places[index]] = np.rot90(frame, self._turns)
+    def _pick(self, wanted: list[int]) -> Iterator[tuple[int, Image]]:
+        done = 0
+        while wanted[-1] < self._listed and done < len(wanted):
+            some = wanted[done : done + _AT_ONCE]
+            try:
+                batch = self._decoder.get_frames_at(indices=some).data.numpy()
+            except (RuntimeError, ValueError, IndexError):
+                break
+            for index, frame in zip(some, batch):
+                yield index, np.rot90(frame, self._turns)
+            done += len(some)
+        if done < len(wanted):
+            yield from super()._pick(wanted[done:])
 
 
 def _first_line(error: BaseException) -> str:

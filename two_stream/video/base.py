@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -63,7 +63,7 @@ class Video(ABC):
     def count(self, beat: Callable[[], None] | None = None) -> int:
         """Count the frames that really decode, calling `beat` after each; see `num_frames`."""
         if self._count is None:
-            self._count = self._count_frames(beat or _silent)
+            self._count = self._count_frames(beat or silent)
         return self._count
 
     def _count_frames(self, beat: Callable[[], None]) -> int:
@@ -83,33 +83,44 @@ class Video(ABC):
     def read(self, indices: Sequence[int]) -> Image:
         """Return the frames at 0-based `indices` (any order, repeats allowed) as uint8 `(N, H, W, 3)`, RGB.
 
-        Frames are decoded from the start up to the largest index, so that no seek can miss; where an index of
-        the file is at hand a backend may start at a key frame that it proves to be right.
-
         Raises:
             VideoError: An index is negative, or the video ends before it.
         """
         places = _places(indices)
         out = np.empty((len(indices), self.height, self.width, 3), np.uint8)
-        if not places:
-            return out
-        if min(places) < 0:
-            raise VideoError(self.path, f"frame {min(places)} asked for, frames count from 0")
-        self._fill(out, places)
+        for number, picture in self.pick(places):
+            out[places[number]] = picture
         return out
 
-    def _fill(self, out: Image, places: dict[int, list[int]]) -> None:
-        last = max(places)
+    def pick(self, indices: Iterable[int]) -> Iterator[tuple[int, Image]]:
+        """Yield (index, picture) of the frames at distinct 0-based `indices`, ascending, one held at a time.
+
+        Frames are decoded from the start up to the largest index, so that no seek can miss; where an index of
+        the file is at hand, or cheaply made, a backend may start at a key frame that it proves to be right.
+
+        Raises:
+            VideoError: An index is negative, or the video ends before it.
+        """
+        wanted = sorted({int(index) for index in indices})
+        if wanted and wanted[0] < 0:
+            raise VideoError(self.path, f"frame {wanted[0]} asked for, frames count from 0")
+        if wanted:
+            yield from self._pick(wanted)
+
+    def _pick(self, wanted: list[int]) -> Iterator[tuple[int, Image]]:
+        """Yield the wanted frames (ascending, distinct, at least one) from a walk from the first frame."""
+        places = set(wanted)
         number = -1
         with closing(self._walk()) as walk:
             for number, picture in enumerate(walk):
                 if number in places:
-                    out[places[number]] = picture()
-                if number == last:
+                    yield number, picture()
+                if number == wanted[-1]:
                     return
         reason = f" ({self.damage})" if self.damage else ""
         raise VideoError(
-            self.path, f"frame {last} asked for (counting from 0), only {number + 1} frames decode{reason}"
+            self.path,
+            f"frame {wanted[-1]} asked for (counting from 0), only {number + 1} frames decode{reason}",
         )
 
     def close(self) -> None:  # noqa: B027 - a backend with nothing to release keeps it
@@ -124,7 +135,7 @@ class Video(ABC):
         self.close()
 
 
-def _silent() -> None:
+def silent() -> None:
     """Nobody listens."""
 
 

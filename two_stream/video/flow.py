@@ -7,8 +7,8 @@ x grows to the right, y grows downwards: texture that moves right has positive x
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -22,6 +22,31 @@ FLOW_BOUND = 20.0
 """Displacements beyond this many pixels are clipped."""
 
 
+class FlowMaker(Protocol):
+    """Turns the pictures of a video into the flow between neighbours."""
+
+    def flows(self, pictures: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+        """Yield the stored flow, uint8 `(H, W, 2)`, between each RGB picture `(H, W, 3)` and the next."""
+        ...
+
+
+class FlowNetwork(Protocol):
+    """A flow algorithm that needs weights, described so that it can be sent to other processes and machines."""
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of this machine that it computes on; 0 is the CPU."""
+        ...
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what decides its output, for the manifest."""
+        ...
+
+    def maker(self, place: int, threads: int) -> FlowMaker:
+        """Return it ready for work in this process; `place` spreads jobs over GPUs, `threads` 0 leaves the CPU's."""
+        ...
+
+
 class FlowEstimator:
     """One optical-flow algorithm, ready for many pairs of frames of any size."""
 
@@ -31,6 +56,11 @@ class FlowEstimator:
         Raises:
             SettingsError: The name is unknown, or this OpenCV build lacks the algorithm.
         """
+        if algorithm == "raft":
+            raise SettingsError(
+                "flow raft is computed at extraction only (`two-stream extract --flow raft --flow-weights FILE`); "
+                f"on the fly there are {', '.join(ALGORITHMS)}"
+            )
         if algorithm not in ALGORITHMS:
             raise SettingsError(f"unknown flow algorithm {algorithm!r}; known: {', '.join(ALGORITHMS)}")
         self.algorithm = algorithm
@@ -43,6 +73,15 @@ class FlowEstimator:
     def __call__(self, previous: NDArray[np.uint8], current: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the flow between two grey pictures `(H, W)` as stored: uint8 `(H, W, 2)`."""
         return quantize(self._estimate(previous, current))
+
+    def flows(self, pictures: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+        """Yield the stored flow between each RGB picture and the next; one picture is kept at a time."""
+        previous: NDArray[np.uint8] | None = None
+        for picture in pictures:
+            current = gray(picture)
+            if previous is not None:
+                yield self(previous, current)
+            previous = current
 
 
 def _estimator(algorithm: str) -> Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]]:
@@ -132,12 +171,7 @@ def flow_clip(frames: NDArray[np.uint8], algorithm: str = "dis") -> NDArray[np.u
         SettingsError: The algorithm is unknown.
     """
     estimator = FlowEstimator(algorithm)
-    steps = max(0, len(frames) - 1)
-    out = np.empty((steps, *frames.shape[1:3], 2), np.uint8)
-    previous = gray(frames[0]) if steps else None
-    for step in range(steps):
-        assert previous is not None
-        current = gray(frames[step + 1])
-        out[step] = estimator(previous, current)
-        previous = current
+    out = np.empty((max(0, len(frames) - 1), *frames.shape[1:3], 2), np.uint8)
+    for step, flow in enumerate(estimator.flows(frames)):
+        out[step] = flow
     return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,24 @@ from numpy.typing import NDArray
 
 from two_stream.errors import SettingsError, VideoError
 from two_stream.types import Modality
+from two_stream.video.region import Region, fit, reduction
 
 _JPEG_START = b"\xff\xd8"
 _JPEG_END = b"\xff\xd9"
+_PNG_START = b"\x89PNG"
+_READS_RGB = hasattr(cv2, "IMREAD_COLOR_RGB")  # OpenCV 4.11 on
+FLAGS: dict[str, int] = {
+    "rgb": cv2.IMREAD_COLOR_RGB if _READS_RGB else cv2.IMREAD_COLOR,
+    "flow": cv2.IMREAD_GRAYSCALE,
+}
+"""how a stored picture of a modality is decoded; `joined` makes a frame of the result"""
+_REDUCED = {
+    1: 0,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
+"""the flag of each reduction, without colour"""
 _FIELD = re.compile(r"\{:0?(\d*)d\}|\{\}")
 
 
@@ -95,6 +110,9 @@ def read_frames(
     modality: Modality,
     patterns: FramePatterns | None = None,
     resize: tuple[int, int] | None = None,
+    region: Region | None = None,
+    *,
+    scaled_decoding: bool = False,
 ) -> NDArray[np.uint8]:
     """Read frames of a folder by number; each distinct number is decoded once.
 
@@ -104,6 +122,9 @@ def read_frames(
         modality: "rgb" or "flow".
         patterns: Names of the files; None for the default ones.
         resize: (height, width) by bilinear interpolation, as the published code; None keeps the stored size.
+        region: The part of the resized frames that is wanted; None is all of them.
+        scaled_decoding: Let libjpeg shrink pictures of twice `resize` or more while it decodes: less work, other
+            pixels.
 
     Returns:
         uint8 `(T, H, W, C)`; C is 3 (RGB order) or 2 (flow x, y).
@@ -111,9 +132,43 @@ def read_frames(
     Raises:
         VideoError: No numbers, or a file is missing, damaged or of another size than the first; names the file.
     """
-    if not len(numbers):
-        raise VideoError(folder, "no frame numbers asked for")
     chosen = (patterns or FramePatterns()).of(modality)
+    wanted = resize if scaled_decoding else None
+
+    def picture(number: int) -> NDArray[np.uint8]:
+        paths = [folder / pattern.format(number) for pattern in chosen]
+        flags = FLAGS[modality]
+        planes = [
+            read_picture(path, flags, wanted) if wanted else read_picture(path, flags) for path in paths
+        ]
+        return joined(planes, paths[-1])
+
+    return assemble(folder, numbers, picture, resize, region, chosen[0])
+
+
+def assemble(
+    name: Path | str,
+    numbers: Sequence[int],
+    picture: Callable[[int], NDArray[np.uint8]],
+    resize: tuple[int, int] | None,
+    region: Region | None,
+    frame_name: str = "{}",
+) -> NDArray[np.uint8]:
+    """Fill one array with the wanted parts of pictures; each distinct number is asked for once.
+
+    Args:
+        name: What is read, for error messages.
+        numbers: Frame numbers in the order of the result, repeats allowed.
+        picture: Gives the stored picture `(H, W, C)` of a number.
+        resize: See `read_frames`.
+        region: See `read_frames`.
+        frame_name: Pattern of a frame's name, for error messages.
+
+    Raises:
+        VideoError: No numbers, or pictures of different sizes where none is resized.
+    """
+    if not len(numbers):
+        raise VideoError(name, "no frame numbers asked for")
     out: NDArray[np.uint8] | None = None
     rows: dict[int, int] = {}
     for row, number in enumerate(numbers):
@@ -122,57 +177,111 @@ def read_frames(
             out[row] = out[rows[number]]
             continue
         rows[number] = row
-        picture = _read_frame(folder, int(number), chosen, resize)
+        stored = picture(int(number))
         if out is None:
-            out = np.empty((len(numbers), *picture.shape), np.uint8)
-        elif picture.shape != out.shape[1:]:
-            raise VideoError(
-                folder / chosen[0].format(number),
-                f"is {picture.shape[1]}×{picture.shape[0]}, other frames of the folder {out.shape[2]}×{out.shape[1]}",
-            )
-        out[row] = picture
+            first = fit(stored, resize, region)
+            out = np.empty((len(numbers), *first.shape), np.uint8)
+            out[0] = first
+        else:
+            if resize is None and region is None and stored.shape != out.shape[1:]:
+                size = f"{stored.shape[1]}×{stored.shape[0]}"
+                raise VideoError(
+                    f"{name}/{frame_name.format(number)}",
+                    f"is {size}, other frames of the folder {out.shape[2]}×{out.shape[1]}",
+                )
+            fit(stored, resize, region, out[row])
     assert out is not None
     return out
 
 
-def _read_frame(
-    folder: Path, number: int, patterns: tuple[str, ...], resize: tuple[int, int] | None
-) -> NDArray[np.uint8]:
-    if len(patterns) == 1:
-        bgr = _resized(read_picture(folder / patterns[0].format(number), cv2.IMREAD_COLOR), resize)
-        return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
-    planes = [read_picture(folder / pattern.format(number), cv2.IMREAD_GRAYSCALE) for pattern in patterns]
+def joined(planes: Sequence[NDArray[np.uint8]], second: Path | str) -> NDArray[np.uint8]:
+    """Make one picture of what was decoded with `FLAGS`: RGB, or flow x and y.
+
+    Flow is resized as one picture of two channels, as the published evaluators do: OpenCV rounds single planes
+    otherwise.
+
+    Raises:
+        VideoError: x and y differ in size; names the second file.
+    """
+    if len(planes) == 1:
+        return planes[0] if _READS_RGB else np.asarray(cv2.cvtColor(planes[0], cv2.COLOR_BGR2RGB), np.uint8)
     if planes[0].shape != planes[1].shape:
-        raise VideoError(folder / patterns[1].format(number), "differs in size from its x counterpart")
-    # resized as one picture of two channels, as the published evaluators do: OpenCV rounds single planes otherwise
-    return _resized(np.stack(planes, axis=-1), resize)
+        raise VideoError(second, "differs in size from its x counterpart")
+    return np.asarray(cv2.merge(list(planes)), np.uint8)
 
 
-def _resized(picture: NDArray[np.uint8], size: tuple[int, int] | None) -> NDArray[np.uint8]:
-    if size is None or picture.shape[:2] == tuple(size):
-        return picture
-    return np.asarray(cv2.resize(picture, (size[1], size[0]), interpolation=cv2.INTER_LINEAR), np.uint8)
-
-
-def read_picture(path: Path, flags: int) -> NDArray[np.uint8]:
-    """Read an image file whatever its suffix; `flags` are OpenCV's, the channel order is OpenCV's too.
+def read_picture(path: Path, flags: int, wanted: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """Read an image file whatever its suffix; see `decode_picture`.
 
     Raises:
         VideoError: The file is missing, empty, cut short or no image.
     """
+    return decode_picture(_content(path), path, flags, wanted)
+
+
+def read_content(path: Path) -> bytes:
+    """Return an image file's bytes.
+
+    Raises:
+        VideoError: The file is missing, empty, a cut JPEG or neither JPEG nor PNG.
+    """
+    content = _content(path)
+    _check_whole(content, path)
+    if not content.startswith((_JPEG_START, _PNG_START)):
+        raise VideoError(path, "neither a JPEG nor a PNG image")
+    return content
+
+
+def _content(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         where = "no such frame" if path.parent.is_dir() else "no such frame: its folder is missing"
         raise VideoError(path, where) from None
     except OSError as error:
         raise VideoError(path, f"cannot be read ({error.strerror})") from None
+
+
+def _check_whole(content: bytes, name: Path | str) -> None:
     if not content:
-        raise VideoError(path, "empty file (0 bytes)")
+        raise VideoError(name, "empty file (0 bytes)")
     # Some OpenCV builds fill the missing half of a cut JPEG with grey and call it read.
     if content.startswith(_JPEG_START) and _JPEG_END not in content[-1024:]:
-        raise VideoError(path, "truncated JPEG: its end is missing")
+        raise VideoError(name, "truncated JPEG: its end is missing")
+
+
+def decode_picture(
+    content: bytes, name: Path | str, flags: int, wanted: tuple[int, int] | None = None
+) -> NDArray[np.uint8]:
+    """Decode an image; `flags` are OpenCV's, the channel order is that of the flags.
+
+    Args:
+        content: The file's bytes.
+        name: Of the file, for error messages.
+        flags: How to decode.
+        wanted: (height, width) that a JPEG may be shrunk towards while it is decoded; None: decode it as it is.
+
+    Raises:
+        VideoError: Empty, cut short or no image.
+    """
+    _check_whole(content, name)
+    if wanted is not None:
+        stored = jpeg_size(content)
+        flags |= _REDUCED[reduction(stored, wanted)] if stored else 0
     picture: Any = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     if picture is None:
-        raise VideoError(path, "not an image, or damaged")
+        raise VideoError(name, "not an image, or damaged")
     return np.asarray(picture, np.uint8)
+
+
+def jpeg_size(content: bytes) -> tuple[int, int] | None:
+    """Return (height, width) from a JPEG's frame header; None where there is none."""
+    at = 2
+    while content.startswith(_JPEG_START) and at + 9 <= len(content) and content[at] == 0xFF:
+        kind = content[at + 1]
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # a start of frame, of any process
+            return int.from_bytes(content[at + 5 : at + 7], "big"), int.from_bytes(
+                content[at + 7 : at + 9], "big"
+            )
+        at += 1 if kind == 0xFF else 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+    return None

@@ -14,7 +14,7 @@ from two_stream.errors import SettingsError
 from two_stream.zoo import co3d, families, kinetics, late_temporal
 from two_stream.zoo.record import ModelRecord
 
-_RECORDS = {
+_RECORDS: dict[str, ModelRecord] = {
     record.name: record for home in (late_temporal, kinetics, families, co3d) for record in home.RECORDS
 }
 _ALIASES = {record.alias: record for record in _RECORDS.values() if record.alias}

@@ -1,14 +1,12 @@
-"""`two-stream models` and `two-stream profile`."""
+"""`two-stream models`, and names that no command knows."""
 
 import json
 
 import pytest
 
 from two_stream.commands import models, profile
-from two_stream.config.model import AverageHead, ModelOptions, ResNet3d
+from two_stream.config.model import ModelOptions, ResNet3d
 from two_stream.errors import SettingsError
-from two_stream.pretrained import write_model
-from two_stream.recognizer import Recognizer
 
 
 def test_pattern_lists_what_matches(capsys):
@@ -60,22 +58,3 @@ def test_unknown_name_is_one_line():
     for command in (models, profile):
         with pytest.raises(SettingsError, match="unknown model 'resnet_10'; did you mean"):
             command.main(["resnet_10"])
-
-
-def test_profile_of_a_run_folder(tmp_path, capsys):
-    options = ModelOptions(
-        backbone=ResNet3d(depth=10, width=0.125), head=AverageHead(), input={"clip_length": 4, "crop": 32}
-    )
-    write_model(tmp_path / "best", Recognizer(options, 3), {})
-    arguments = [str(tmp_path), "--device", "cpu", "--seconds", "0.05", "--batch-size", "2"]
-    assert profile.main([*arguments, "--json", "--precision", "bf16", "--channels-last"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["speed"]["batch_size"] == 2
-    assert found["speed"]["precision"] == "bf16"
-    assert all(stage["milliseconds"] > 0 for stage in found["stages"])
-    assert profile.main(arguments) == 0
-    text = capsys.readouterr().out
-    assert "clips/s" in text
-    assert "layer4" in text
-    with pytest.raises(SettingsError, match="--batch-size must be 1 or more"):
-        profile.main([str(tmp_path), "--batch-size", "0"])

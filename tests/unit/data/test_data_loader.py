@@ -26,10 +26,11 @@ from two_stream.config.schema import (
 )
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.demo import DemoOptions, encode, render
-from two_stream.data.loader import clip_loader, epoch_order, train_loader, view_loader
+from two_stream.data.loader import Share, clip_loader, epoch_order, train_loader
 from two_stream.data.source import FrameFolders, VideoFiles, find_video, index_videos
 from two_stream.data.splits import load_part
 from two_stream.data.transforms import resize_frames
+from two_stream.data.views import view_loader
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.types import Batch, InputSpec, Modality, VideoRecord
 from two_stream.video.flow import flow_clip
@@ -197,23 +198,28 @@ def test_resumed_epoch_goes_on_where_it_was(
     assert list(train_loader(experiment(), spec(), records, tiny, epoch=2, skip_batches=4)) == []
 
 
-def test_ranks_share_an_epoch(tiny: Record) -> None:
+@pytest.mark.parametrize(("world", "group"), [(2, 2), (2, 4), (3, 3), (2, 3), (4, 8)])
+def test_processes_share_the_batches_of_one(tiny: Record, world: int, group: int) -> None:
+    """Every batch of an epoch is read once, by the process whose turn it is within the step; none is filled up."""
     records = everything(tiny)[:9]
-    ids = [
-        [
-            i
-            for b in train_loader(experiment(), spec(), records, tiny, epoch=1, rank=r, world=2)
-            for i in b.ids
-        ]
-        for r in range(2)
-    ]
-    assert [len(i) for i in ids] == [5, 5]
-    assert set(ids[0]) | set(ids[1]) == {r.id for r in records}
-    parts = [
-        [i for b in clip_loader(experiment(), spec(), records, tiny, rank=r, world=2) for i in b.ids]
-        for r in range(2)
-    ]
-    assert sorted(parts[0] + parts[1]) == sorted(r.id for r in records)
+    whole = [b.ids for b in train_loader(experiment(), spec(), records, tiny, epoch=1)]
+    for skip in (0, group):
+        dealt: dict[int, list[str]] = {}
+        for rank in range(world):
+            share = Share(rank, world, group)
+            loader = train_loader(
+                experiment(), spec(), records, tiny, epoch=1, skip_batches=skip, share=share
+            )
+            for batch in loader:
+                number = loader.position - 1
+                assert (number - skip) % group % world == rank
+                assert number not in dealt
+                dealt[number] = batch.ids
+        assert dealt == dict(enumerate(whole[skip:], start=skip))
+    validation = [b.ids for b in clip_loader(experiment(), spec(), records, tiny)]
+    for rank in range(world):
+        part = clip_loader(experiment(), spec(), records, tiny, share=Share(rank, world))
+        assert [b.ids for b in part] == validation[rank::world]
 
 
 def test_validation_clip_is_centred_and_unchanged(tiny: Record) -> None:

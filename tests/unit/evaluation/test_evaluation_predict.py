@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,14 +8,14 @@ from torch import nn
 
 from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import ScoreError, SettingsError
-from two_stream.evaluation.predict import aggregate_views, forward_views, score_videos
+from two_stream.evaluation.predict import aggregate_views, score_videos
 from two_stream.evaluation.views import (
     assemble,
     clip_frames,
     crop_views,
-    crops_of_clip,
     describe,
     slug,
+    views_of_clip,
 )
 from two_stream.types import InputSpec, VideoViews
 
@@ -38,8 +40,10 @@ class Mean(nn.Module):
 
 
 def video(name, values, label=0):
-    views = torch.stack([torch.full((3, 2, 2, 2), value, dtype=torch.uint8) for value in values])
-    return VideoViews(name, label, views)
+    """A video with one clip, of two equal frames, per value."""
+    frames = torch.tensor(values, dtype=torch.uint8)[:, None, None, None].expand(-1, 2, 2, 3)
+    rows = torch.arange(len(values))[:, None].expand(-1, 2)
+    return VideoViews(name, label, frames, rows, [(0, 0, 2, 2)], [False])
 
 
 def score(videos, model=None, **options):
@@ -105,7 +109,7 @@ def test_views_are_dropped_unless_wanted_and_no_video_gives_an_empty_result():
 def test_what_cannot_be_scored_is_named():
     with pytest.raises(ScoreError, match="a: the video came twice"):
         score([video("a", [1]), video("a", [2])])
-    empty = VideoViews("hollow", 0, torch.zeros((0, 3, 2, 2, 2), dtype=torch.uint8))
+    empty = replace(video("hollow", [1]), boxes=[], flips=[])
     with pytest.raises(ScoreError, match="hollow: the video came without a view"):
         score([empty])
 
@@ -119,14 +123,6 @@ def test_what_cannot_be_scored_is_named():
         score([video("good", [10]), video("bad", [20, 30])], Broken())
     with pytest.raises(SettingsError, match="unknown aggregate"):
         score([video("a", [1])], aggregate="best")
-
-
-def test_forward_views_takes_clips_of_any_size_in_order():
-    model = Mean()
-    parts = [video("x", [10, 20]).views, video("x", [30]).views, video("x", [40, 50, 60]).views]
-    found = forward_views(model, parts, device=CPU, precision="fp32", batch_views=4)
-    np.testing.assert_allclose(found[:, 0], [1, 2, 3, 4, 5, 6], rtol=1e-6)
-    assert model.sizes == [4, 2]
 
 
 def test_clips_follow_the_options():
@@ -165,7 +161,7 @@ def test_protocol_is_named_and_no_two_share_a_file_name():
 def test_ten_crops_of_a_clip_are_its_boxes():
     frames = np.random.default_rng(0).integers(0, 256, (4, 24, 32, 3), dtype=np.uint8)
     views = crop_views(EvaluateOptions(crops="ten"), SPEC)
-    made = crops_of_clip(frames, views, SPEC)
+    made = views_of_clip(frames, views, SPEC).views
     assert made.shape == (10, 3, 4, 16, 16)
     np.testing.assert_array_equal(made[1].permute(1, 2, 3, 0), frames[:, :16, :16])
     np.testing.assert_array_equal(made[5].permute(1, 2, 3, 0), frames[:, 4:20, 8:24][:, :, ::-1])

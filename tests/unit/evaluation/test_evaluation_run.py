@@ -1,6 +1,9 @@
 """Real (untrained) networks on small real videos: runs, score files, predictions, annotated copies."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -14,8 +17,8 @@ from two_stream.commands.predict import annotated_files
 from two_stream.config.load import dump
 from two_stream.config.model import AverageHead, InputOptions, MobileNetV2, ModelOptions
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment, TrainOptions
-from two_stream.data.loader import view_loader
 from two_stream.data.splits import load_part
+from two_stream.data.views import view_loader
 from two_stream.errors import (
     CheckpointError,
     DataError,
@@ -532,3 +535,50 @@ def test_evaluate_command_shows_the_run_s_values_and_takes_flags(world, capsys, 
 def test_an_unknown_device_is_refused(world):
     with pytest.raises(SettingsError, match="device 'tpu'"):
         load_run(world / "rgb", device="tpu")
+
+
+def launched(count: int, *args: object) -> subprocess.CompletedProcess[str]:
+    """Run the command in several processes."""
+    line = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}", "--no-python"]
+    command = [*line, sys.executable, "-m", "two_stream", *map(str, args)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_file_of_one(world, tmp_path):
+    one, _ = evaluate_run(world / "rgb", part="train", device="cpu", out=tmp_path / "one.npz")
+    two = tmp_path / "two.npz"
+    done = launched(2, "evaluate", world / "rgb", "--part", "train", "--device", "cpu", "--out", two)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("accuracy in %") == 1  # one of them talks
+    found = read_scores(two)
+    assert found.ids == one.ids
+    assert len(found.ids) == 3
+    assert found.labels.tolist() == one.labels.tolist()
+    assert found.groups == one.groups
+    assert found.view_counts.tolist() == one.view_counts.tolist()
+    largest = np.abs(one.view_logits).max()
+    np.testing.assert_allclose(found.logits, one.logits, rtol=0, atol=1e-5 * largest)
+    np.testing.assert_allclose(found.view_logits, one.view_logits, rtol=0, atol=1e-5 * largest)
+    assert found.meta["processes"] == 2
+
+
+@pytest.mark.slow
+def test_a_broken_video_of_one_process_ends_all_with_its_name(world, tmp_path):
+    path = world / "settings" / "toy" / "val_rgb_split1.txt"
+    listed = path.read_text()
+    try:
+        path.write_text(listed + "left/gone_g4 20 0\n")
+        folder = write_run(tmp_path, "rgb", settings_root=world / "settings")
+        done = launched(2, "evaluate", folder, "--device", "cpu")
+        assert done.returncode != 0
+        assert done.stderr.count("video 'left/gone_g4' cannot be read") == 1
+        assert not (folder / "scores").exists()
+        skipping = write_run(tmp_path / "b", "rgb", settings_root=world / "settings", on_error="skip")
+        done = launched(2, "evaluate", skipping, "--device", "cpu", "--out", tmp_path / "scores.npz")
+        assert done.returncode == 0, done.stderr
+        assert read_scores(tmp_path / "scores.npz").meta["skipped"] == ["left/gone_g4"]
+        assert done.stderr.count("1 of 4 videos could not be read") == 1
+    finally:
+        path.write_text(listed)

@@ -227,8 +227,7 @@ def test_broken_clips_are_counted_and_shift_neither_schedule_nor_resume(make_tra
     lines = _lines(whole)
     assert [line["skipped"] for line in lines] == [3, 3, 3]
     assert [line["lr"] for line in lines] == pytest.approx([1e-2, 1e-3, 1e-4])
-    assert all(4 * index < line["step"] < 4 * (index + 1) for index, line in enumerate(lines))
-    assert whole.progress.step == 12, "the next epoch begins where the schedule has it"
+    assert [line["step"] for line in lines] == [4, 8, 12], "a step has its clips and its place, read or not"
     first = make_trainer("parts", data=memory_data(8, 1, broken), **settings)
     _dying(first, 7)
     with pytest.raises(_HaltError):

@@ -150,7 +150,7 @@ def test_leftovers_of_the_dead_go_those_of_the_living_stay(tmp_path):
 def test_on_windows_no_signal_is_sent_to_ask_whether_a_process_lives(tmp_path, monkeypatch):
     import socket
 
-    from two_stream.video import extract as module
+    from two_stream.video import leftovers as module
 
     def kill(pid, number):
         raise AssertionError("on Windows this is Ctrl-C")
@@ -366,9 +366,62 @@ def test_a_killed_run_leaves_whole_folders_and_is_finished_by_the_next(tmp_path,
 
 def test_wrong_options_are_named():
     for wrong, what in (
-        ({"flow": "raft"}, "--flow"),
+        ({"flow": "lucas"}, "--flow is 'lucas'"),
+        ({"flow": "raft"}, "--flow raft needs --flow-weights FILE"),
+        ({"flow": "dis", "network": object()}, "--flow dis uses no weights"),
+        ({"threads": 0}, "--threads"),
         ({"quality": 101}, "--quality"),
         ({"short_side": 3}, "frame size"),
     ):
         with pytest.raises(SettingsError, match=what):
             ExtractOptions(**wrong)
+
+
+def test_the_longest_video_is_begun_first_and_the_summary_keeps_the_order(tmp_path, monkeypatch):
+    from two_stream.video import extract as module
+
+    begun = []
+
+    def note(job, beat):
+        begun.append(job.source.id)
+        return module.Outcome(job.source.id, str(job.source.path), "written")
+
+    sources = []
+    for name, size in (("a", 10), ("b", 30), ("c", 20), ("d", 30)):
+        (tmp_path / name).write_bytes(bytes(size))
+        sources.append(Source(name, tmp_path / name))
+    sources.append(Source("gone", tmp_path / "gone"))
+    monkeypatch.setattr(module, "extract_one", note)
+    summary = extract(sources, tmp_path / "out", QUICK)
+    assert begun == ["b", "d", "c", "a", "gone"]
+    assert [outcome.id for outcome in summary.outcomes] == ["a", "b", "c", "d", "gone"]
+
+
+class Shift:
+    """A flow network that says (1, 2) everywhere, by way of `FlowNetwork`."""
+
+    gpus = 0
+
+    def recorded(self):
+        return {"flow_model": "shift"}
+
+    def maker(self, place, threads):
+        return self
+
+    def flows(self, pictures):
+        waiting = list(pictures)  # a network may read ahead
+        for picture in waiting[1:]:
+            yield np.broadcast_to(np.array([134, 140], np.uint8), (*picture.shape[:2], 2))
+
+
+def test_a_network_s_flow_is_stored_and_recorded(tmp_path):
+    source = [Source("clip", make(tmp_path / "clip.mp4"))]
+    options = ExtractOptions(flow="raft", network=Shift(), short_side=None, processes=0)
+    assert extract(source, tmp_path / "out", options).outcomes[0].flow_frames == FRAMES - 1
+    folder = tmp_path / "out" / "clip"
+    assert count_frames(folder, "rgb") == FRAMES
+    stored = read_frames(folder, [1, FRAMES - 1], "flow")
+    np.testing.assert_array_equal(stored, np.broadcast_to([134, 140], stored.shape))
+    assert read_manifest(folder)["settings"]["flow_model"] == "shift"
+    refused = extract(source, tmp_path / "out", ExtractOptions(flow="dis", short_side=None, processes=0))
+    assert "flow raft -> dis" in refused.failed[0].reason

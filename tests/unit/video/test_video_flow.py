@@ -82,6 +82,18 @@ def test_tiny_pictures_do_not_break_an_algorithm(algorithm, size):
     np.testing.assert_array_equal(flow, np.full((*size, 2), 128))
 
 
+def test_a_stream_gives_the_flow_of_each_pair():
+    frames = np.random.default_rng(2).integers(0, 255, (4, 32, 40, 3)).astype(np.uint8)
+    flows = list(FlowEstimator("farneback").flows(iter(frames)))
+    np.testing.assert_array_equal(flows, flow_clip(frames, "farneback"))
+    assert list(FlowEstimator("dis").flows(frames[:1])) == []
+
+
 def test_an_unknown_algorithm_is_named():
-    with pytest.raises(SettingsError, match="unknown flow algorithm 'raft'; known: tvl1, dis, farneback"):
+    with pytest.raises(SettingsError, match="unknown flow algorithm 'lucas'; known: tvl1, dis, farneback"):
+        FlowEstimator("lucas")
+
+
+def test_raft_on_the_fly_is_refused_with_what_to_do():
+    with pytest.raises(SettingsError, match=r"at extraction only \(`two-stream extract --flow raft"):
         FlowEstimator("raft")

@@ -35,10 +35,10 @@ def test_reads_through_the_index_equal_reads_from_the_start(codec, tmp_path):
     path = make(tmp_path / f"clip{codec.suffix}", codec)
     indexed = open_video(path)
     assert indexed.num_frames == FRAMES
-    plain = open_video(path)
+    plain = np.stack(list(open_video(path).frames()))
     for start in (5, 8, 12, 15, 20):
         wanted = [start + 2, start]
-        np.testing.assert_array_equal(indexed.read(wanted), plain.read(wanted))
+        np.testing.assert_array_equal(indexed.read(wanted), plain[wanted])
 
 
 class Spy(PyavVideo):

@@ -1,0 +1,283 @@
+"""Ten-crop multi-clip evaluation end to end, from frame folders to video scores, and its peak memory.
+
+    python eval/benchmarks/evaluation.py [--quick] [--compile] [--rounds 3] [--threads 2]
+
+The baseline is what evaluation scripts do today: one video at a time, every frame decoded, resized and turned into a
+PIL image, each of the ten crops cut from it, made a float tensor and normalised, all stacked, and one fp32 forward pass
+over the views of the video in torch's default layout. Ours reads the same folders. The sides take turns. Memory is that
+of a process of its own per length of video, with its loader process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import yaml
+from common import Row, argument_parser, best_of, finish, interleaved, prepare
+from PIL import Image
+from torchvision.transforms.functional import to_tensor
+
+from two_stream import create_model, sample_clips
+from two_stream.config.model import AverageHead, InputOptions, ModelOptions, ResNet3d
+from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
+from two_stream.data.catalog import Record, load_record
+from two_stream.data.views import view_loader
+from two_stream.evaluation.network import ready, resolved
+from two_stream.evaluation.predict import VideoScores, score_videos
+from two_stream.recognizer import Recognizer
+from two_stream.types import VideoRecord
+
+NAME = "late_temporal/rgb_resneXt3D64f101_bert10_FRMB"
+CLASSES = 51
+CPU = torch.device("cpu")
+HEIGHT, WIDTH = 256, 340
+LENGTHS = (100, 1000)
+"""frames of the videos whose peak memory is compared"""
+
+
+def write_frames(root: Path, name: str, frames: int, seed: int) -> VideoRecord:
+    """Write a moving texture as JPEG frames, as large and as detailed as those of a real video."""
+    rng = np.random.default_rng(seed)
+    noise = cv2.resize(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8), (2 * WIDTH, 2 * HEIGHT))
+    grain = rng.integers(0, 24, (2 * HEIGHT, 2 * WIDTH, 3), dtype=np.uint8)
+    picture = cv2.add(noise, grain)
+    folder = root / name
+    folder.mkdir(parents=True)
+    for number in range(frames):
+        y, x = (number * (seed + 1)) % HEIGHT, (number * 3) % WIDTH
+        cut = picture[y : y + HEIGHT, x : x + WIDTH]
+        cv2.imwrite(str(folder / f"img_{number + 1:05d}.jpg"), cut, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    return VideoRecord(name, frames, seed % CLASSES)
+
+
+def record_of(root: Path) -> Record:
+    """Return a data set record of the folders under a root."""
+    classes = [f"class {index}" for index in range(CLASSES)]
+    settings = {"name": "bench", "classes": classes, "frames": {"rgb": str(root)}}
+    (root / "dataset.yaml").write_text(yaml.safe_dump(settings))
+    return load_record(root / "dataset.yaml")
+
+
+def network() -> Recognizer:
+    """Return ResNeXt-101 64f BERT FRMB with BatchNorm statistics of its own, as if trained."""
+    torch.manual_seed(0)
+    model = create_model(NAME, CLASSES).eval()
+    settle(model)
+    return model
+
+
+def settle(model: Recognizer) -> None:
+    """Give every BatchNorm the statistics of noise, so that clips that differ have logits that differ."""
+    norms = [part for part in model.modules() if isinstance(part, torch.nn.BatchNorm3d)]
+    for norm in norms:
+        norm.momentum = None
+    model.train()
+    generator = torch.Generator().manual_seed(1)
+    spec = model.spec
+    small = torch.randint(
+        0, 256, (4, spec.channels, spec.clip_length, 8, 8), generator=generator, dtype=torch.uint8
+    )
+    side = min(spec.crop, 64)
+    with torch.no_grad():
+        model(torch.nn.functional.interpolate(small.float(), size=(spec.clip_length, side, side)))
+    model.eval()
+
+
+def plain(model: Recognizer, root: Path, videos: list[VideoRecord]) -> VideoScores:
+    """Score as evaluation scripts do: one video at a time."""
+    spec = model.spec
+    (height, width), crop = spec.resize, spec.crop
+    mean = torch.tensor(spec.mean).view(-1, 1, 1)
+    y, x = (height - crop) // 2, (width - crop) // 2
+    corners = [(y, x), (0, 0), (0, width - crop), (height - crop, 0), (height - crop, width - crop)]
+    rows = []
+    for video in videos:
+        views = []
+        for clip in sample_clips("multi", video.num_frames, spec.clip_length):
+            images = []
+            for number in clip:
+                bgr = cv2.imread(str(root / video.id / f"img_{number:05d}.jpg"))
+                resized = cv2.resize(bgr, (width, height))
+                images.append(Image.fromarray(cv2.cvtColor(resized, cv2.COLOR_BGR2RGB)))
+            mirrored = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in images]
+            for source in (images, mirrored):
+                for top, left in corners:
+                    box = (left, top, left + crop, top + crop)
+                    frames = [to_tensor(image.crop(box)) * 255.0 - mean for image in source]
+                    views.append(torch.stack(frames, dim=1))
+        with torch.no_grad():
+            logits = model.forward_normalised(torch.stack(views))
+        rows.append(logits.double().mean(dim=0).numpy())
+    labels = np.asarray([video.label for video in videos])
+    return VideoScores([video.id for video in videos], labels, np.stack(rows), None, np.zeros(0, np.int64))
+
+
+def ours(
+    model: Recognizer, record: Record, videos: list[VideoRecord], asked: EvaluateOptions
+) -> Callable[[], VideoScores]:
+    """Return the evaluation of a data set's part with these options, the network made ready."""
+    options = resolved(asked, model.spec, CPU, exact=False)
+    experiment = Experiment(data=DataOptions(workers=1), evaluate=options)
+    prepared = ready(model, options)
+
+    def run() -> VideoScores:
+        loader = view_loader(experiment, model.spec, videos, record)
+        return score_videos(
+            prepared,
+            loader,
+            device=CPU,
+            precision=options.precision,
+            batch_views=options.batch_views or 1,
+        )
+
+    return run
+
+
+def speed(quick: bool, compiled: bool, rounds: int) -> tuple[list[Row], dict[str, Any]]:
+    """Compare the sides on a few videos."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        lengths = (70, 64) if quick else (150, 130, 90)
+        videos = [write_frames(root, f"video{place}", n, place) for place, n in enumerate(lengths)]
+        record = record_of(root)
+        model = network()
+        fast = network().channels_last()
+        found: dict[str, VideoScores] = {}
+        base = EvaluateOptions(compile=compiled)
+        sides = {
+            "plain": lambda: plain(model, root, videos),
+            "fp32": ours(fast, record, videos, base),
+            "bf16": ours(fast, record, videos, base.model_copy(update={"precision": "bf16"})),
+        }
+
+        def kept(name: str) -> Callable[[], object]:
+            return lambda: found.update({name: sides[name]()})
+
+        # the best turn counts, so the first one may warm the memory up; only compiling needs a turn of its own
+        times = interleaved({name: kept(name) for name in sides}, rounds=rounds, warm=1 if compiled else 0)
+    rows, facts = [], {}
+    views = sum(10 * len(sample_clips("multi", n, 64)) for n in lengths)
+    before = views / best_of(times["plain"])
+    for name, target, bound in (("bf16", 4.0, 0.02), ("fp32", 1.5, 1e-4)):
+        gap = difference(found[name], found["plain"])
+        same = bool((found[name].logits.argmax(1) == found["plain"].logits.argmax(1)).all())
+        facts[name] = {"largest_relative_difference": gap, "top1_equal": same}
+        after = views / best_of(times[name])
+        agree = gap <= bound and same
+        rows.append(
+            Row(
+                f"ten-crop multi-clip evaluation, ResNeXt-101 BERT FRMB, {name}",
+                "one video at a time, fp32",
+                before,
+                after,
+                after / before,
+                target,
+                note=f"logits within {gap:.1e}, top-1 {'equal' if same else 'different'}"
+                + (", compiled" if compiled else ""),
+                unit="views/s",
+                problem="" if agree else f"logits differ by {gap:.1e} (bound {bound:g}), top-1 equal: {same}",
+            )
+        )
+    return rows, facts | {"videos": lengths, "views": views, "seconds": times}
+
+
+def difference(found: VideoScores, expected: VideoScores) -> float:
+    """Return the largest difference of a video's logits relative to its largest one."""
+    gaps = np.abs(found.logits - expected.logits).max(axis=1) / np.abs(expected.logits).max(axis=1)
+    return float(gaps.max())
+
+
+def small_network() -> Recognizer:
+    """Return a network whose own memory hides little of what reading takes."""
+    torch.manual_seed(0)
+    options = ModelOptions(
+        backbone=ResNet3d(depth=18, width=0.5),
+        head=AverageHead(),
+        input=InputOptions(clip_length=16, resize=(128, 170), crop=112),
+    )
+    return create_model(options, CLASSES).eval().channels_last()
+
+
+def peak(root: Path, frames: int, views: str, quick: bool) -> int:
+    """Score one video in this process and return the most memory that it and its loader took, in MiB."""
+    model = network().channels_last() if views == "multi" and not quick else small_network()
+    precision = "fp32" if quick else "auto"
+    options = EvaluateOptions(views=views, num_clips=frames // 50, precision=precision)  # type: ignore[arg-type]
+    run = ours(model, load_record(root / "dataset.yaml"), [VideoRecord(f"long{frames}", frames, 0)], options)
+    run()
+    return (_own_peak() + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) // 1024
+
+
+def _own_peak() -> int:
+    """Return the peak of this process in KiB; what `getrusage` says of it begins with that of the one it came from."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    found = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
+    return found[0] if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def memory(quick: bool, threads: int) -> list[Row]:
+    """Compare the peak memory of a long and a short video."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for frames in LENGTHS:
+            write_frames(root, f"long{frames}", frames, 1)
+        record_of(root)
+        for views in ("multi",) if quick else ("multi", "uniform", "sliding"):
+            line = [sys.executable, __file__, "--peak-in", str(root), "--views", views]
+            line += ["--threads", str(threads), *(["--quick"] if quick else [])]
+            made = [
+                subprocess.run(
+                    [*line, "--frames", str(frames)], check=True, capture_output=True, text=True
+                ).stdout
+                for frames in LENGTHS
+            ]
+            short, long = (float(json.loads(text.splitlines()[-1])) for text in made)
+            rows.append(
+                Row(
+                    f"peak memory of ten-crop evaluation, {views}, 1,000 frames",
+                    "100 frames",
+                    short,
+                    long,
+                    long / short,
+                    1.2,
+                    unit="MiB",
+                    at_most=True,
+                    note="a small network" if quick or views != "multi" else "ResNeXt-101 BERT FRMB",
+                )
+            )
+    return rows
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print and write."""
+    parser = argument_parser(__doc__, rounds=3)
+    parser.add_argument("--compile", action="store_true", help="compile our network")
+    parser.add_argument("--peak-in", type=Path, help="internal: measure one video in this folder")
+    parser.add_argument("--frames", type=int, default=100, help="internal: its frames")
+    parser.add_argument("--views", default="multi", help="internal: its views")
+    given = parser.parse_args(argv)
+    prepare(given)
+    if given.peak_in is not None:
+        print(json.dumps(peak(given.peak_in, given.frames, given.views, given.quick)))
+        return 0
+    os.environ.setdefault("OMP_NUM_THREADS", str(given.threads))
+    rows, facts = speed(given.quick, given.compile, min(2, given.rounds) if given.quick else given.rounds)
+    rows += memory(given.quick, given.threads)
+    return finish("evaluation", rows, given, **facts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""Forward pass of a convolution-bound network as a share of the machine's measured matrix-product rate.
+
+    python eval/benchmarks/roofline.py [--quick]
+
+R3D-18 (torchvision's r3d_18: stem 3×7×7 without pooling), 2 clips of 32×112², channels-last, BatchNorm folded, prepared
+as an evaluation prepares it. The matrix products take turns with the network in the same process, at the same precision
+and threads. A multiply-add counts as two operations on both sides.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from common import Row, finish, flags, interleaved, median_of, ratio_of
+
+from two_stream.config.model import AverageHead, InputOptions, ModelOptions, ResNet3d
+from two_stream.config.schema import EvaluateOptions
+from two_stream.evaluation.network import ready
+from two_stream.profiling import multiply_adds
+from two_stream.recognizer import Recognizer, create_model
+from two_stream.runtime.device import autocast
+
+BATCH, SIZE = 2, 2048
+CPU = torch.device("cpu")
+
+
+def network() -> Recognizer:
+    """Return R3D-18 for 32 frames, with weights drawn from a fixed seed."""
+    torch.manual_seed(0)
+    options = ModelOptions(
+        backbone=ResNet3d(depth=18, shortcut="B", stem_kernel=3, stem_stride=1, stem_pool=False),
+        head=AverageHead(),
+        input=InputOptions(clip_length=32, resize=(128, 170), crop=112),
+    )
+    return create_model(options, 400).eval().channels_last()
+
+
+def torchvision_agrees(model: Recognizer) -> str:
+    """Say whether torchvision's r3d_18 has as many parameters: then it is the same network."""
+    from torchvision.models.video import r3d_18
+
+    counts = [sum(p.numel() for p in net.parameters()) for net in (model, r3d_18(weights=None))]
+    return "" if counts[0] == counts[1] else f"{counts[0]} parameters, torchvision's r3d_18 has {counts[1]}"
+
+
+def products(precision: str, target: float) -> tuple[object, float]:
+    """Return a function that multiplies matrices for about as long as the network takes, and its operations."""
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    a, b = torch.randn(SIZE, SIZE).to(kind), torch.randn(SIZE, SIZE).to(kind)
+    out = torch.empty_like(a)
+    times = max(1, round(target / (2 * SIZE**3)))
+
+    def run() -> None:
+        for _ in range(times):
+            torch.mm(a, b, out=out)
+
+    return run, times * 2.0 * SIZE**3
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print and write."""
+    given = flags(__doc__, argv, rounds=7)
+    model = network()
+    clips = torch.randint(0, 256, (BATCH, 3, 32, 112, 112), dtype=torch.uint8)
+    operations = 2.0 * multiply_adds(model) * BATCH
+    problem = torchvision_agrees(model)
+    rows, facts = [], {}
+    with torch.inference_mode():
+        exact = model(clips)
+        for precision, target in (("bf16", 0.5), ("fp32", None)):
+            prepared = ready(model, EvaluateOptions(precision=precision))
+
+            def forward(prepared: torch.nn.Module = prepared, precision: str = precision) -> torch.Tensor:
+                with autocast(CPU, precision):
+                    return prepared(clips)
+
+            error = float((forward().float() - exact).abs().max() / exact.abs().max())
+            multiply, product_operations = products(precision, operations)
+            times = interleaved({"gemm": multiply, "network": forward}, given.rounds)
+            per_operation = {
+                "gemm": [value / product_operations for value in times["gemm"]],
+                "network": [value / operations for value in times["network"]],
+            }
+            rates = {side: 1e-9 / median_of(values) for side, values in per_operation.items()}
+            bound = 0.03 if precision == "bf16" else 1e-4
+            rows.append(
+                Row(
+                    f"convolution-bound forward, R3D-18 32×112², {precision}",
+                    f"GEMM peak of the machine at {precision}",
+                    rates["gemm"],
+                    rates["network"],
+                    ratio_of(per_operation, "gemm", "network"),
+                    target,
+                    unit="GFLOP/s",
+                    percent=True,
+                    note=f"batch {BATCH}, {median_of(times['network']):.2f} s, logits within {error:.1e} of fp32",
+                    problem=problem
+                    or ("" if error <= bound else f"logits differ by {error:.1e}, bound {bound:g}"),
+                )
+            )
+            facts[precision] = times
+    return finish("roofline", rows, given, seconds=facts, operations=operations)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""Networks made ready for scoring give the logits they gave before: every backbone folded, in bf16, compiled or not."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from two_stream.backbones import BACKBONES
+from two_stream.config.model import BertHead, MobileNetV2, ModelOptions
+from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment, TrainOptions
+from two_stream.evaluation.network import Compiled, is_exact, ready, resolved, usual_batch
+from two_stream.recognizer import Recognizer, create_model, input_spec
+from two_stream.runtime import inference
+from two_stream.runtime.device import autocast
+from two_stream.runtime.inference import folded, native_bf16, resolve_precision
+from two_stream.types import InputSpec
+
+CPU = torch.device("cpu")
+SMALL = {
+    "resnet3d": {"depth": 50, "width": 0.25, "temporal_stride": 4},
+    "resnext3d": {"depth": 50, "width": 0.25, "temporal_stride": 4},
+    "mobilenetv2_3d": {"width": 0.2, "temporal_stride": 4},
+    "i3d": {"width": 0.25, "temporal_stride": 4},
+    "mobilenet_3d": {"width": 0.25, "temporal_stride": 4},
+    "shufflenet_3d": {"groups": 1, "width": 0.2832, "temporal_stride": 4},
+    "shufflenetv2_3d": {"width": 0.25, "temporal_stride": 4},
+    "squeezenet_3d": {"width": 0.25, "temporal_stride": 4},
+    "c3d": {"width": 0.0625, "temporal_stride": 2, "side": 2},
+    "slowfast": {"width": 0.25, "fast_stride": 1, "alpha": 2},
+    "r2plus1d": {"depth": 50, "width": 0.125, "temporal_stride": 4},
+}
+"""Settings that make a kind small; a kind without an entry is swept as it is."""
+NORM_FIRST = {"densenet3d"}
+"""A norm before its convolution, with a ReLU in between, stays."""
+
+
+def lived_in(model: nn.Module) -> None:
+    """Give every BatchNorm statistics and weights of its own, as training would."""
+    generator = torch.Generator().manual_seed(3)
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm3d):
+            for tensor, low, high in (
+                (part.weight, 0.5, 1.5),
+                (part.running_var, 0.5, 2.0),
+                (part.bias, -0.3, 0.3),
+                (part.running_mean, -0.3, 0.3),
+            ):
+                tensor.data.uniform_(low, high, generator=generator)
+
+
+def network(kind: str, **other: object) -> Recognizer:
+    torch.manual_seed(0)
+    backbone = {"kind": kind, **SMALL.get(kind, {})}
+    shape = {"clip_length": 8, "crop": 48, "resize": (48, 60)}
+    model = create_model(ModelOptions.model_validate({"backbone": backbone, "input": shape, **other}), 5)
+    lived_in(model)
+    return model.eval()
+
+
+def clips(model: Recognizer) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    shape = (2, model.spec.channels, 8, 48, 48)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+def gap(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def norms(model: nn.Module) -> int:
+    return sum(isinstance(part, nn.BatchNorm3d) for part in model.modules())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("reduction", ["none", "frab", "frmb"])
+@pytest.mark.parametrize("kind", sorted(BACKBONES))
+def test_every_backbone_folds_whole_and_gives_the_same_logits(kind, reduction):
+    model = network(kind, reduction=reduction, reduced_channels=64)
+    made = ready(model, EvaluateOptions())
+    assert made is not model
+    assert norms(made) == 0 or kind in NORM_FIRST
+    x = clips(model)
+    expected = model(x)
+    assert float(expected.std()) > 0
+    assert gap(made(x), expected) < 1e-4
+    last = ready(network(kind, reduction=reduction, reduced_channels=64).channels_last(), EvaluateOptions())
+    assert gap(last(x), expected) < 1e-4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", sorted(BACKBONES))
+def test_bf16_weights_are_what_autocast_would_make_of_them(kind):
+    model = network(kind)
+    plain = folded(model, clips(model))
+    made = ready(model, EvaluateOptions(precision="bf16"))
+    assert {p.weight.dtype for p in made.modules() if isinstance(p, nn.Conv3d)} == {torch.bfloat16}
+    assert model.classifier.weight.dtype == torch.float32
+    x = clips(model)
+    with autocast(CPU, "bf16"):
+        torch.testing.assert_close(made(x), plain(x), rtol=0, atol=0)
+        assert gap(made(x).float(), model(x).float()) < 0.05
+
+
+class Twice(nn.Module):
+    """A convolution used twice, and one whose output is needed without its norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv3d(3, 4, 1, bias=False)
+        self.first_norm = nn.BatchNorm3d(4)
+        self.again = nn.Conv3d(4, 4, 1, bias=False)
+        self.again_norm = nn.BatchNorm3d(4)
+        self.fork = nn.Conv3d(4, 4, 1)
+        self.fork_norm = nn.BatchNorm3d(4)
+        self.needs_fork = False
+        lived_in(self)
+
+    def forward(self, clip: torch.Tensor) -> torch.Tensor:
+        x = self.first_norm(self.first(clip.float()))
+        x = self.again_norm(self.again(x)) + self.again(x)
+        y = self.fork(x)
+        return self.fork_norm(y) + (y if self.needs_fork else 0)
+
+
+@torch.no_grad()
+def test_only_what_may_be_folded_is(capsys):
+    clip = torch.rand((1, 3, 2, 4, 4), generator=torch.Generator().manual_seed(0))
+    model = Twice().eval()
+    made = folded(model, clip)
+    assert isinstance(made.first_norm, nn.Identity)
+    assert isinstance(made.again_norm, nn.BatchNorm3d)  # its convolution also serves elsewhere
+    assert isinstance(made.fork_norm, nn.Identity)
+    torch.testing.assert_close(made(clip), model(clip))
+    model.needs_fork = True  # what a fold of it would break shows on the example
+    assert folded(model, clip) is model
+    assert "BatchNorm stays as it is" in capsys.readouterr().err
+
+
+def test_auto_is_bf16_only_where_the_machine_has_it_and_nothing_is_of_the_paper(monkeypatch):
+    monkeypatch.setattr(inference, "native_bf16", lambda device: True)
+    assert resolve_precision("auto", CPU) == "bf16"
+    assert resolve_precision("auto", CPU, exact=True) == "fp32"
+    assert resolve_precision("fp16", CPU, exact=True) == "fp16"
+    monkeypatch.setattr(inference, "native_bf16", lambda device: False)
+    assert resolve_precision("auto", CPU) == "fp32"
+    asked = EvaluateOptions(precision="auto")
+    spec = input_spec(ModelOptions())
+    done = resolved(asked, spec, CPU, exact=False)
+    assert (done.precision, done.fold) == ("fp32", True)
+    assert not resolved(asked, spec, CPU, exact=True).fold
+
+
+def test_a_batch_is_small_on_a_cpu_and_what_was_asked_for_anywhere(monkeypatch):
+    spec = InputSpec("rgb", 64, 1, (128, 170), 112, (0.0, 255.0), (0.0,) * 3, (1.0,) * 3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert usual_batch(spec, CPU) == 2
+    assert usual_batch(replace(spec, crop=224), CPU) == 1
+    assert usual_batch(replace(spec, clip_length=4, crop=32), CPU) == 16
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    assert usual_batch(spec, CPU) == 16
+    assert usual_batch(spec, torch.device("cuda")) == 16
+    assert resolved(EvaluateOptions(batch_views=7), spec, CPU, exact=False).batch_views == 7
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("flags\t: fpu sse avx512_bf16 amx_tile", True),
+        ("flags\t: fpu sse amx_bf16", True),
+        ("Features\t: fp asimd bf16", True),
+        ("flags\t: fpu sse avx512f", False),
+        ("", False),
+    ],
+)
+def test_the_cpu_says_whether_it_has_bf16(monkeypatch, flags, expected):
+    text = f"processor\t: 0\nmodel name\t: bf16 amx_bf16\n{flags}\nbugs\t: none\n"
+    monkeypatch.setattr("pathlib.Path.read_text", lambda *_, **__: text)
+    assert native_bf16(CPU) is expected
+    assert native_bf16(torch.device("mps")) is False
+
+
+def test_exact_is_what_any_part_of_the_paper_asks_for():
+    assert not is_exact(Experiment())
+    assert is_exact(Experiment(data=DataOptions(sampling="paper")))
+    assert is_exact(Experiment(data=DataOptions(augment=AugmentOptions(protocol="paper"))))
+    assert is_exact(Experiment(train=TrainOptions(selection="paper")))
+
+
+def tiny() -> Recognizer:
+    backbone = MobileNetV2(width=0.2, temporal_stride=4)
+    return network("mobilenetv2_3d", backbone=backbone.model_dump(), head=BertHead(heads=2).model_dump())
+
+
+@torch.no_grad()
+def test_nothing_asked_for_is_the_model_itself():
+    model = tiny()
+    assert ready(model, EvaluateOptions(fold=False)) is model
+
+
+@torch.no_grad()
+def test_without_a_compiler_or_where_it_fails_the_network_itself_answers(monkeypatch, capsys):
+    model = tiny()
+    options = EvaluateOptions(fold=False, compile=True)
+    monkeypatch.setattr(inference.shutil, "which", lambda name: None)
+    assert not isinstance(ready(model, options), Compiled)
+    assert capsys.readouterr().err.count("not compiled: no C++ compiler found") == 1
+
+    def failing(*_: object) -> torch.Tensor:
+        raise RuntimeError("inductor says\nmany lines")
+
+    made = Compiled(model, failing)
+    torch.testing.assert_close(made(clips(model)), model(clips(model)))
+    made(clips(model))
+    err = capsys.readouterr().err
+    assert err.count("not compiled: torch.compile fails on this network here (inductor says)") == 1
+    made = Compiled(model, lambda x: model.forward_normalised(x) + 1)
+    torch.testing.assert_close(made(clips(model)), model(clips(model)) + 1)
+    made._fast = failing
+    with pytest.raises(
+        RuntimeError, match="inductor says"
+    ):  # it has worked before: this is no missing compiler
+        made(clips(model))
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_compiled_logits_are_the_same():
+    model = tiny().channels_last()
+    made = ready(model, EvaluateOptions(compile=True))
+    assert isinstance(made, Compiled)
+    assert gap(made(clips(model)), model(clips(model))) < 1e-4

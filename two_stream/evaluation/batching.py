@@ -1,0 +1,211 @@
+"""Views of many videos packed into full batches: crops cut on the device, normalised straight into the batch."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from two_stream.errors import ScoreError
+from two_stream.evaluation.network import Compiled
+from two_stream.recognizer import Recognizer
+from two_stream.runtime.device import autocast
+from two_stream.types import VideoViews
+
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Video:
+    """A video on its way: its views come in chunks and are scored in as many batches as it takes."""
+
+    id: str
+    label: int
+    clips: int
+    """of the whole video"""
+    crops: int
+    seen: int = 0
+    """clips that came so far"""
+    scored: int = 0
+    """views that have their logits"""
+    logits: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """`(V, K)`, crop-major over the whole video"""
+
+    @property
+    def views(self) -> int:
+        """Views of the whole video."""
+        return self.clips * self.crops
+
+    @property
+    def complete(self) -> bool:
+        """Whether every view has its logits."""
+        return self.scored == self.views
+
+    def take(self, rows: list[int], logits_VK: NDArray[np.float32]) -> None:
+        """Put the logits of some views where they belong.
+
+        Raises:
+            ScoreError: They are not finite.
+        """
+        if not np.isfinite(logits_VK).all():
+            raise ScoreError(
+                f"{self.id}: logits are not finite; the model is damaged or fp16 overflows (try fp32)"
+            )
+        if not self.scored:
+            self.logits = np.empty((self.views, logits_VK.shape[1]), np.float32)
+        self.logits[rows] = logits_VK
+        self.scored += len(rows)
+
+
+@dataclass
+class Scored:
+    """Views of one video that shared a batch."""
+
+    video: Video
+    rows: list[int]
+    """their numbers in the video"""
+
+
+class Canvas:
+    """The one batch that all views are drawn into, and the forward pass over it.
+
+    A recognizer's batch holds normalised values in its own memory format, in half precision where that is what its
+    first convolution would make of them. Any other model is given uint8 clips.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device, precision: str, size: int) -> None:
+        """Remember how to draw; the memory is taken when the first view shows its size.
+
+        Args:
+            model: Maps clips `(B, C, T, H, W)` to logits `(B, K)`.
+            device: Where it is.
+            precision: fp32, bf16 or fp16 autocast.
+            size: Views of a full batch.
+        """
+        self.model = model
+        self.device = device
+        self.precision = precision
+        self.size = size
+        self.fixed = isinstance(model, Compiled)
+        inner = model.model if isinstance(model, Compiled) else model
+        self._recognizer = inner if isinstance(inner, Recognizer) else None
+        self._run = model.forward_normalised if isinstance(model, (Compiled, Recognizer)) else model
+        self._batch_BCTHW: torch.Tensor | None = None
+
+    @torch.inference_mode()
+    def draw(self, place: int, view_THWC: torch.Tensor) -> None:
+        """Write a view, uint8 `(T, h, w, C)` in any memory order, to a place of the batch."""
+        if self._batch_BCTHW is None or self._batch_BCTHW.shape[2:] != view_THWC.shape[:3]:
+            self._batch_BCTHW = self._empty(view_THWC)
+        slot_THWC = self._batch_BCTHW[place].permute(1, 2, 3, 0)
+        if self._recognizer is None:
+            slot_THWC.copy_(view_THWC)
+            return
+        scale, shift = self._recognizer.input_scale.view(-1), self._recognizer.input_shift.view(-1)
+        if slot_THWC.dtype == scale.dtype:
+            slot_THWC.copy_(view_THWC).mul_(scale).add_(shift)
+        else:
+            slot_THWC.copy_(view_THWC.to(scale.dtype).mul_(scale).add_(shift))
+
+    def _empty(self, view_THWC: torch.Tensor) -> torch.Tensor:
+        time, height, width, channels = view_THWC.shape
+        shape = (self.size, channels, time, height, width)
+        if self._recognizer is None:
+            return torch.empty(shape, dtype=torch.uint8, device=self.device)
+        batch = torch.zeros(shape, dtype=_TYPES[self.precision], device=self.device)
+        form = self._recognizer.memory_format
+        return batch if form == torch.preserve_format else batch.contiguous(memory_format=form)
+
+    @torch.inference_mode()
+    def logits(self, count: int) -> torch.Tensor:
+        """Return the logits `(count, K)` of the first views of the batch, float32, on the device."""
+        assert self._batch_BCTHW is not None
+        x_BCTHW = self._batch_BCTHW if self.fixed else self._batch_BCTHW[:count]
+        with autocast(self.device, self.precision):
+            made: torch.Tensor = self._run(x_BCTHW)
+        # compiled code writes its next result to the same place
+        return made[:count].to(torch.float32, copy=self.fixed)
+
+
+def scored_views(loader: Iterable[VideoViews], videos: dict[str, Video], canvas: Canvas) -> Iterator[Video]:
+    """Score what a loader gives and yield each video as it becomes complete.
+
+    Every forward pass but the last has as many views as the canvas. On a GPU the results of a batch are fetched when
+    the next one is under way, so that it does not wait.
+
+    Args:
+        loader: Chunks of videos, those of one video one after another.
+        videos: Filled with every video met, in order; one that stays incomplete was broken off.
+        canvas: Where the views are drawn and scored.
+
+    Raises:
+        ScoreError: A video comes without views or twice, or its logits are not finite; names it.
+    """
+    behind = 0 if canvas.device.type == "cpu" else 1
+    waiting: deque[tuple[list[Scored], torch.Tensor]] = deque()
+    for owners in _drawn(loader, videos, canvas):
+        waiting.append((owners, canvas.logits(sum(len(owner.rows) for owner in owners))))
+        if len(waiting) > behind:
+            yield from _handed_out(*waiting.popleft())
+    while waiting:
+        yield from _handed_out(*waiting.popleft())
+
+
+def _drawn(loader: Iterable[VideoViews], videos: dict[str, Video], canvas: Canvas) -> Iterator[list[Scored]]:
+    """Yield which views are on the canvas each time that it is full, and at the end."""
+    owners: list[Scored] = []
+    place = 0
+    for item in loader:
+        video = _met(item, videos)
+        chunk = _moved(item, canvas.device)
+        mine: Scored | None = None
+        for index in range(chunk.num_views):
+            if mine is None:
+                mine = Scored(video, [])
+                owners.append(mine)
+            canvas.draw(place, chunk.view(index))
+            crop, clip = divmod(index, len(chunk.clips))
+            mine.rows.append(crop * video.clips + chunk.first + clip)
+            place += 1
+            if place == canvas.size:
+                yield owners
+                owners, mine, place = [], None, 0
+    if place:
+        yield owners
+
+
+def _met(item: VideoViews, videos: dict[str, Video]) -> Video:
+    if not item.num_views:
+        raise ScoreError(f"{item.id}: the video came without a view, so it cannot be scored")
+    video = videos.get(item.id)
+    if video is None:
+        video = Video(item.id, item.label, item.total_clips or len(item.clips), len(item.boxes))
+        videos[item.id] = video
+    elif item.first == 0:
+        raise ScoreError(f"{item.id}: the video came twice; its id must be unique in the split list")
+    video.seen += len(item.clips)
+    return video
+
+
+def _moved(item: VideoViews, device: torch.device) -> VideoViews:
+    if device.type == "cpu":
+        return item
+    frames = item.frames.pin_memory() if device.type == "cuda" else item.frames
+    return replace(item, frames=frames.to(device, non_blocking=True))
+
+
+def _handed_out(owners: list[Scored], logits_VK: torch.Tensor) -> Iterator[Video]:
+    """Give each video its rows; yield those that are complete, in order."""
+    values = logits_VK.cpu().numpy()
+    start = 0
+    for owner in owners:
+        end = start + len(owner.rows)
+        owner.video.take(owner.rows, values[start:end])
+        start = end
+        if owner.video.complete:
+            yield owner.video

@@ -1,0 +1,132 @@
+"""Networks made ready for scoring: BatchNorm folded, weights in the precision that computes, compiled."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from two_stream.config.schema import EvaluateOptions, Experiment
+from two_stream.errors import TwoStreamError
+from two_stream.recognizer import Recognizer
+from two_stream.runtime.console import warn
+from two_stream.runtime.inference import compiled, folded, lowered, resolve_precision
+from two_stream.types import InputSpec
+
+_SIDE = 32
+"""pixels of the example that folding is tried on: next to no work"""
+
+
+_MOST_VIEWS = 16
+_CPU_VALUES = 64 * 112**2
+"""pixels in time and space of one view per thread; measured on ResNeXt-101 with one and two threads"""
+
+
+class Compiled(nn.Module):
+    """A recognizer whose forward pass is compiled for batches of one size."""
+
+    def __init__(self, model: Recognizer, fast: Callable[..., Any]) -> None:
+        super().__init__()
+        self.model = model
+        self._fast: Callable[..., Any] | None = fast
+        self._tried = False
+
+    def forward_normalised(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Return the logits `(B, K)` of an already normalised clip.
+
+        Where the compiler fails, the network as it is computes them, with one warning.
+        """
+        if self._fast is None:
+            return self.model.forward_normalised(x_BCTHW)
+        try:
+            logits_BK: torch.Tensor = self._fast(x_BCTHW)
+        except RuntimeError as error:
+            if self._tried or isinstance(error, torch.OutOfMemoryError):
+                raise
+            reason = str(error).strip().splitlines()[0]
+            warn(f"not compiled: torch.compile fails on this network here ({reason})")
+            self._fast = None
+            return self.model.forward_normalised(x_BCTHW)
+        self._tried = True
+        return logits_BK
+
+    def forward(self, clip_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Return the logits `(B, K)` of a clip of pixel values 0..255."""
+        return self.forward_normalised(self.model.normalised(clip_BCTHW))
+
+
+def is_exact(experiment: Experiment) -> bool:
+    """Whether an evaluation is one of the paper's, which is computed as published: fp32, every layer for itself."""
+    data = experiment.data
+    return "paper" in (data.sampling, data.augment.protocol, experiment.train.selection)
+
+
+def resolved(
+    options: EvaluateOptions, spec: InputSpec, device: torch.device, *, exact: bool
+) -> EvaluateOptions:
+    """Return the options as they will be carried out: nothing `auto` any more, no folding where `exact`.
+
+    Args:
+        options: What was asked for.
+        spec: Input of the network.
+        device: Where it will run.
+        exact: The evaluation is one of the paper's; see `is_exact`.
+    """
+    return options.model_copy(
+        update={
+            "precision": resolve_precision(options.precision, device, exact=exact),
+            "fold": options.fold and not exact,
+            "batch_views": options.batch_views or usual_batch(spec, device),
+        }
+    )
+
+
+def usual_batch(spec: InputSpec, device: torch.device) -> int:
+    """Return how many views of this size go through a network at once when nothing else is asked for.
+
+    A CPU is quickest when what a layer gives is still in its caches, and the memory warm, when the next one takes it.
+    """
+    if device.type != "cpu":
+        return _MOST_VIEWS
+    fitting = _CPU_VALUES * torch.get_num_threads() // (spec.clip_length * spec.crop**2)
+    return max(1, min(_MOST_VIEWS, fitting))
+
+
+def ready(model: Recognizer, options: EvaluateOptions) -> Recognizer | Compiled:
+    """Return what scores in a model's place: a copy prepared as the (resolved) options say, or the model itself.
+
+    The copy does not train and takes memory of its own; the model stays as it is.
+    """
+    device = next(model.parameters()).device
+    made = model
+    if options.fold:
+        made = _folded(model)
+    if options.precision == "bf16" and made is not model:
+        lowered(made.backbone, torch.bfloat16)
+    if not options.compile:
+        return made
+    made = copy.deepcopy(model).eval() if made is model else made
+    fast = compiled(made.forward_normalised, device)
+    return made if fast is None else Compiled(made, fast)
+
+
+def _folded(model: Recognizer) -> Recognizer:
+    """Fold, seen on a small clip, or on one of full size for a network that takes no other."""
+    try:
+        found = folded(model, example_clip(model, min(_SIDE, model.spec.crop)))
+    except (RuntimeError, TwoStreamError):
+        found = folded(model, example_clip(model, model.spec.crop))
+    assert isinstance(found, Recognizer)
+    return found
+
+
+def example_clip(model: Recognizer, side: int) -> torch.Tensor:
+    """Return a clip of noise `(1, C, T, side, side)`, always the same, uint8, where the model is."""
+    spec = model.spec
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, spec.channels, spec.clip_length, side, side)
+    clip = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    return clip.to(next(model.parameters()).device)

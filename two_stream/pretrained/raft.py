@@ -1,0 +1,173 @@
+"""Optical flow by RAFT (Teed and Deng, 2020), torchvision's network with weights from a local file.
+
+Used by extraction only. Nothing is downloaded: the file is one that `torchvision.models.optical_flow` publishes
+(raft_small or raft_large), read without running what is in it. Arithmetic is exact fp32, also on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional as F
+from torchvision.models.optical_flow import raft_large, raft_small
+
+from two_stream.errors import CheckpointError, SettingsError
+from two_stream.pretrained.reading import read_state
+from two_stream.runtime.device import pick_device
+from two_stream.runtime.files import sha256
+from two_stream.video.flow import quantize
+
+UPDATES = 12
+"""Refinements of the flow, as torchvision's default."""
+_MULTIPLE, _SMALLEST = 8, 128
+"""Sides must be multiples of the first, for the strides, and at least the second, for four levels of correlations."""
+_BUILDERS = {"raft_small": raft_small, "raft_large": raft_large}
+
+
+@dataclass(frozen=True)
+class Raft:
+    """RAFT with its weights, described by their file; implements `two_stream.video.flow.FlowNetwork`.
+
+    Made by `Raft.from_file`, which checks; a worker process builds the network from this description.
+    """
+
+    weights: Path
+    model: Literal["raft_small", "raft_large"]
+    weights_sha256: str
+    device: str
+    batch: int
+
+    @classmethod
+    def from_file(cls, weights: Path, *, device: str = "auto", batch: int = 8) -> Raft:
+        """Read and check a file of weights.
+
+        Args:
+            weights: A state dict of torchvision's raft_small or raft_large; which, its keys tell.
+            device: auto (CUDA, else the CPU), cpu, cuda or cuda:N.
+            batch: Pairs of pictures per forward pass.
+
+        Raises:
+            CheckpointError: No such file, damaged, or not RAFT's weights.
+            SettingsError: No such device, or the batch is not positive.
+        """
+        if batch < 1:
+            raise SettingsError(f"--flow-batch is {batch}: expected 1 or more")
+        if not weights.is_file():
+            raise CheckpointError(f"{weights}: no such file of RAFT weights; {_WHERE}")
+        name = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        chosen = pick_device(name)
+        state = read_state(weights)
+        model: Literal["raft_small", "raft_large"] = (
+            "raft_large" if any(key.startswith("mask_predictor.") for key in state) else "raft_small"
+        )
+        _load(model, state, weights)
+        return cls(weights.absolute(), model, sha256(weights), str(chosen), batch)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of this machine that it computes on."""
+        if not self.device.startswith("cuda"):
+            return 0
+        return torch.cuda.device_count() if self.device == "cuda" else 1
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what decides its output."""
+        return {
+            "flow_model": self.model,
+            "flow_weights_sha256": self.weights_sha256,
+            "flow_updates": UPDATES,
+        }
+
+    def maker(self, place: int, threads: int) -> RaftFlow:
+        """Return the network ready for work; one per process and device is kept."""
+        device = f"cuda:{place % max(1, torch.cuda.device_count())}" if self.device == "cuda" else self.device
+        if threads:
+            torch.set_num_threads(threads)
+        return RaftFlow(_network(self, device), torch.device(device), self.batch)
+
+
+_WHERE = (
+    "torchvision publishes them: download.pytorch.org/models/raft_small_C_T_V2-01064c6d.pth and "
+    "raft_large_C_T_SKHT_V2-ff5fadd5.pth"
+)
+
+
+@lru_cache(maxsize=2)
+def _network(raft: Raft, device: str) -> nn.Module:
+    found = sha256(raft.weights)
+    if found != raft.weights_sha256:
+        raise CheckpointError(
+            f"{raft.weights}: its SHA-256 is {found[:12]}…, expected {raft.weights_sha256[:12]}…"
+        )
+    return _load(raft.model, read_state(raft.weights), raft.weights).to(pick_device(device))
+
+
+def _load(model: str, state: dict[str, torch.Tensor], file: Path) -> nn.Module:
+    with torch.device("meta"):
+        network: nn.Module = _BUILDERS[model](weights=None)
+    expected = network.state_dict()
+    for key, tensor in expected.items():
+        if key not in state:
+            raise CheckpointError(f"{file}: not RAFT's weights: {key} is missing; {_WHERE}")
+        if state[key].shape != tensor.shape:
+            sizes = f"{tuple(state[key].shape)}, expected {tuple(tensor.shape)}"
+            raise CheckpointError(f"{file}: not RAFT's weights: {key} is {sizes}; {_WHERE}")
+    strange = sorted(set(state) - set(expected))
+    if strange:
+        raise CheckpointError(f"{file}: not RAFT's weights: {model} has no {strange[0]}; {_WHERE}")
+    network.load_state_dict(
+        {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in state.items()},
+        assign=True,
+    )
+    return network.eval()
+
+
+class RaftFlow:
+    """RAFT on a device, for streams of pictures."""
+
+    def __init__(self, network: nn.Module, device: torch.device, batch: int) -> None:
+        self.network = network
+        self.device = device
+        self.batch = batch
+
+    def flows(self, pictures: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+        """Yield the stored flow, uint8 `(H, W, 2)`, between each RGB picture and the next, a batch at a time."""
+        stream = iter(pictures)
+        waiting = list(islice(stream, 1))
+        while fresh := list(islice(stream, self.batch)):
+            waiting += fresh
+            for flow in self.estimate(np.stack(waiting)):
+                yield quantize(flow)
+            waiting = waiting[-1:]
+
+    def estimate(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the flow between neighbouring RGB pictures `(N, H, W, 3)` as float32 `(N - 1, H, W, 2)` in pixels.
+
+        Pictures whose sides do not suit the network are continued by their border, alike on both sides, and the flow
+        is cut to their size again: displacements stay in pixels.
+        """
+        height, width = pictures.shape[1:3]
+        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+            x_NCHW = torch.from_numpy(pictures).to(self.device).permute(0, 3, 1, 2).float()
+            x_NCHW = (x_NCHW / 255.0 - 0.5) / 0.5  # in torchvision's order, for its last bits
+            left, right = _border(width)
+            top, bottom = _border(height)
+            x_NCHW = F.pad(x_NCHW, (left, right, top, bottom), mode="replicate").contiguous()
+            found = self.network(x_NCHW[:-1], x_NCHW[1:], num_flow_updates=UPDATES)[-1]
+            cut = found[:, :, top : top + height, left : left + width]
+            return np.asarray(cut.permute(0, 2, 3, 1).float().cpu().numpy(), np.float32)
+
+
+def _border(side: int) -> tuple[int, int]:
+    """Return the rows to add before and after, so that a side suits the network."""
+    wanted = max(_SMALLEST, -(-side // _MULTIPLE) * _MULTIPLE)
+    return (wanted - side) // 2, (wanted - side) - (wanted - side) // 2

@@ -1,0 +1,121 @@
+"""What a model costs on paper: parameters and operations of one clip, in all and stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from two_stream.config.model import ModelOptions
+from two_stream.recognizer import Recognizer
+
+CONVENTION = "one multiply-add is one multiplication with its addition: half the FLOPs torch counts"
+FVCORE = (
+    "by fvcore's convention (a multiply-add is one, BatchNorm two and LayerNorm five per element; it leaves out LSTMs "
+    "and fused attention, which are counted here)"
+)
+_BATCH_NORM, _OTHER_NORM = 2, 5
+"""Operations per element that fvcore counts for normalisations with weights, in evaluation."""
+
+
+@dataclass
+class StageCost:
+    """One stage of a model, for one clip."""
+
+    name: str
+    output: tuple[int, ...]
+    """shape of what leaves it, without the batch"""
+    parameters: int
+    multiply_adds: int
+    milliseconds: float | None = None
+    """median time of a batch, when measured"""
+    beside: tuple[tuple[int, ...], ...] = ()
+    """shapes of the second pathway and further ones, where there are any"""
+
+
+def meta_model(options: ModelOptions, num_classes: int) -> Recognizer:
+    """Build a model without memory for its weights: enough to count."""
+    with torch.device("meta"):
+        return Recognizer(options, num_classes).eval()
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Return the number of parameters, frozen ones included."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def multiply_adds(model: Recognizer) -> int:
+    """Return the multiply-adds of one clip; see `CONVENTION`. Normalisations and activations are not counted."""
+    return sum(stage.multiply_adds for stage in stage_costs(model))
+
+
+def stage_costs(model: Recognizer) -> list[StageCost]:
+    """Return output shape, parameters and multiply-adds of each stage for one clip, counted on the meta device."""
+    twin = meta_model(model.options, model.num_classes)
+    clip = torch.empty(clip_shape(twin, 1), device="meta", dtype=torch.uint8)
+    shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name, _ in callables(twin)}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+            del module, args
+            maps = (output,) if isinstance(output, torch.Tensor) else output
+            shapes[name] += [tuple(map_.shape[1:]) for map_ in maps]
+
+        return hook
+
+    hooks = [part.register_forward_hook(note(name)) for name, part in callables(twin)]
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        twin(clip)
+    for hook in hooks:
+        hook.remove()
+    counts = {scope: sum(ops.values()) // 2 for scope, ops in counter.get_flop_counts().items()}
+    names = {id(part): f"{type(twin).__name__}.{name}" for name, part in twin.named_modules()}
+    costs = []
+    for name, stage in twin.stages():
+        inside = sum(counts.get(names[id(part)], 0) for other, part in callables(twin) if other == name)
+        first, *beside = shapes[name] or [()]  # a dense model calls no head
+        costs.append(StageCost(name, first, parameter_count(stage), inside, beside=tuple(beside)))
+    missing = counts["Global"] - sum(cost.multiply_adds for cost in costs)
+    head = next(cost for cost in costs if cost.name == "head")
+    head.multiply_adds += missing  # what a head does while pooling runs outside its forward
+    return costs
+
+
+def clip_shape(model: Recognizer, batch_size: int) -> tuple[int, int, int, int, int]:
+    """Return `(B, C, T, H, W)` of the clips a model expects."""
+    spec = model.spec
+    return batch_size, spec.channels, spec.clip_length, spec.crop, spec.crop
+
+
+def fvcore_operations(model: Recognizer) -> int:
+    """Return the operations of one clip as fvcore would report them; see `FVCORE`."""
+    twin = meta_model(model.options, model.num_classes)
+    elements = 0
+
+    def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        nonlocal elements
+        del args
+        batch = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        affine = getattr(module, "weight", None) is not None
+        each = _BATCH_NORM if batch else _OTHER_NORM
+        elements += output.numel() * (each if affine else each - 1)
+
+    kinds = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+    hooks = [part.register_forward_hook(hook) for part in twin.modules() if isinstance(part, kinds)]
+    with torch.inference_mode():
+        twin(torch.empty(clip_shape(twin, 1), device="meta", dtype=torch.uint8))
+    for one in hooks:
+        one.remove()
+    return multiply_adds(model) + elements
+
+
+def callables(model: Recognizer) -> list[tuple[str, nn.Module]]:
+    """Return the stages as modules that are really called: the list of heads is not, its members are."""
+    called: list[tuple[str, nn.Module]] = []
+    for name, stage in model.stages():
+        called += [(name, part) for part in stage] if isinstance(stage, nn.ModuleList) else [(name, stage)]
+    return called

@@ -1,0 +1,208 @@
+"""What the data path costs: reading and decoding, cutting, joining to a batch, copying to the device."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import cv2
+import torch
+
+from two_stream.config.schema import DataOptions, Experiment
+from two_stream.data.catalog import Record, load_record
+from two_stream.data.loader import Loader, collate_clips, train_loader
+from two_stream.data.splits import load_part
+from two_stream.profiling.peak import wait
+from two_stream.types import Batch, InputSpec, VideoRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+_DECISIVE = 1.1
+"""Rates closer than this factor count as equal."""
+_AHEAD, _MOST = 2, 2000
+"""Batches a worker has ready; batches read at the most."""
+
+
+@dataclass
+class LoadingCost:
+    """Milliseconds per training clip on one processor, and what the workers deliver together."""
+
+    dataset: str
+    source: str
+    modality: str
+    clips: int
+    """clips measured"""
+    read: float
+    """reading, decoding and resizing"""
+    transform: float
+    """cutting, mirroring and laying out"""
+    collate: float
+    """joining to a batch"""
+    copy: float
+    """copying to the device"""
+    workers: int
+    """loader processes of the settings"""
+    clips_per_second: float
+    """delivered by them together, without a network"""
+
+    @property
+    def worker_milliseconds(self) -> float:
+        """What a clip costs a worker."""
+        return self.read + self.transform + self.collate
+
+    def workers_for(self, clips_per_second: float) -> int:
+        """Return how many loader processes, each with a processor of its own, keep up with a model."""
+        return max(1, math.ceil(clips_per_second * self.worker_milliseconds / 1e3))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {**asdict(self), "worker_milliseconds": self.worker_milliseconds}
+
+
+class _Clocked:
+    """Stands for a clip source and adds up the time spent in its methods."""
+
+    def __init__(self, source: Any) -> None:
+        self._source = source
+        self.seconds = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._source, name)
+        if not callable(found):
+            return found
+
+        def call(*args: Any, **options: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return found(*args, **options)
+            finally:
+                self.seconds += time.perf_counter() - start
+
+        return call
+
+
+def measure_loading(
+    experiment: Experiment, spec: InputSpec, device: torch.device, *, seconds: float = 5.0
+) -> LoadingCost:
+    """Time the training clips of an experiment for about twice `seconds`, at least one batch each way.
+
+    Raises:
+        DataError: The data set, its split list or a video cannot be read.
+    """
+    record, records = training_part(experiment, spec)
+    data = experiment.data
+    plan = train_loader(experiment, spec, records, record, epoch=0)
+    together = _together(plan, data, seconds)
+    times, count = _alone(plan, device, seconds)
+    return LoadingCost(
+        dataset=record.name,
+        source=data.source,
+        modality=spec.modality,
+        clips=count,
+        **{name: value / count * 1e3 for name, value in times.items()},
+        workers=data.workers,
+        clips_per_second=together,
+    )
+
+
+def training_part(experiment: Experiment, spec: InputSpec) -> tuple[Record, list[VideoRecord]]:
+    """Return the data set of an experiment and the videos it trains on.
+
+    Raises:
+        DataError: The data set or its split list cannot be read.
+    """
+    data = experiment.data
+    record = load_record(data.dataset, data.settings_root)
+    records = load_part(
+        record,
+        spec.modality,
+        data.split,
+        "train",
+        selection=experiment.train.selection,
+        holdout=data.holdout,
+        seed=experiment.seed,
+    )
+    return record, records
+
+
+def _alone(loader: Any, device: torch.device, seconds: float) -> tuple[dict[str, float], int]:
+    """Do a worker's work here, one batch after another, and return the seconds of each part and the clips."""
+    source = _Clocked(loader.dataset.source)
+    loader.dataset.source = source
+    times = dict.fromkeys(("read", "transform", "collate", "copy"), 0.0)
+    threads = cv2.getNumThreads(), torch.get_num_threads()
+    cv2.setNumThreads(0)  # as in a worker
+    torch.set_num_threads(1)
+    count, end = 0, time.perf_counter() + seconds
+    try:
+        for number, plan in enumerate(loader.plan):
+            if number and time.perf_counter() > end:
+                break
+            source.seconds = 0.0
+            start = time.perf_counter()
+            items = [loader.dataset[index] for index in plan]
+            fetched = time.perf_counter()
+            batch, failures = collate_clips(items)
+            joined = time.perf_counter()
+            for failure in failures:
+                loader._meet(failure)
+            if batch is None:
+                continue
+            wait(device)
+            sent = time.perf_counter()
+            batch.clips.to(device, copy=True)
+            wait(device)
+            times["copy"] += time.perf_counter() - sent
+            times["read"] += source.seconds
+            times["transform"] += fetched - start - source.seconds
+            times["collate"] += joined - fetched
+            count += len(batch.ids)
+    finally:
+        cv2.setNumThreads(threads[0])
+        torch.set_num_threads(threads[1])
+    return times, max(1, count)
+
+
+def _together(loader: Loader[Batch], data: DataOptions, seconds: float) -> float:
+    """Return the clips per second of the loader once its queue has been emptied, the epoch repeated as often as needed.
+
+    What the workers have ready before anybody asks (two batches each) says nothing about their pace.
+    """
+    ready = _AHEAD * data.workers + 1
+    repeats = -(-(ready + _MOST) // len(loader.plan))
+    long = Loader(loader.dataset, loader.plan * repeats, collate_clips, data)
+    count, start = 0, time.perf_counter()
+    last = start
+    with closing(cast("Generator[Batch]", iter(long))) as batches:
+        for number, batch in enumerate(batches, start=1):
+            last = time.perf_counter()
+            if number <= ready:
+                start = last
+                continue
+            count += len(batch.ids)
+            if last - start >= seconds and number >= 2 * ready:
+                break
+    return count / max(last - start, 1e-9)
+
+
+def verdict(loading: LoadingCost, model_clips_per_second: float, what: str) -> str:
+    """Say in one sentence what holds a run back."""
+    loader, model = loading.clips_per_second, model_clips_per_second
+    workers = f"{loading.workers} workers" if loading.workers != 1 else "1 worker"
+    gives = (
+        f"the loader gives {_rate(loader)} clips/s with {workers}, the model takes {_rate(model)} ({what})"
+    )
+    need = loading.workers_for(model)
+    if loader > model * _DECISIVE:
+        return f"{gives}: the model is the limit"
+    if model > loader * _DECISIVE:
+        return f"{gives}: the loader is the limit; {need} workers with a processor each would keep up"
+    return f"{gives}: they are about equal"
+
+
+def _rate(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"

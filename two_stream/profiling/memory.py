@@ -1,0 +1,72 @@
+"""The most memory that a piece of work takes."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import resource
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+_STATUS, _REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"
+
+
+class PeakMemory:
+    """Watches the largest amount of memory from now on.
+
+    On a GPU it is what torch has allocated there. On the CPU it is the resident size of the process, interpreter and
+    libraries included; Linux starts the mark anew, so that measurements before do not count. Elsewhere the
+    mark is that of the process's whole life.
+
+    Attributes:
+        kind: Which of these, in words.
+        before: Bytes at the start.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self.kind, self.before = "allocated on the GPU", torch.cuda.memory_allocated(device)
+        elif _restarted():
+            self.kind, self.before = "resident size of the process", _status("VmRSS")
+        else:
+            self.kind, self.before = "largest resident size since the process began", _lifelong()
+
+    def peak(self) -> int:
+        """Return the largest amount since, in bytes."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return _status("VmHWM") if self.kind.startswith("resident") else _lifelong()
+
+
+def _restarted() -> bool:
+    """Give free memory back to the system and set the kernel's high-water mark to the present size, where possible."""
+    if not sys.platform.startswith("linux"):
+        return False
+    with suppress(OSError, AttributeError):  # another C library: free memory stays counted
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        _REFS.write_text(_RESET_PEAK, encoding="ascii")
+        return _status("VmHWM") > 0
+    except (OSError, KeyError):
+        return False
+
+
+def _status(key: str) -> int:
+    """Return a size of `/proc/self/status` in bytes."""
+    for line in _STATUS.read_text(encoding="utf-8").splitlines():
+        name, _, value = line.partition(":")
+        if name == key:
+            return int(value.split()[0]) * 1024
+    raise KeyError(key)
+
+
+def _lifelong() -> int:
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident if sys.platform == "darwin" else resident * 1024

@@ -1,0 +1,186 @@
+"""What a model costs in fact: time, memory and share of the machine's peak, forward or in training."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from two_stream.errors import SettingsError
+from two_stream.profiling.costs import callables, clip_shape, multiply_adds
+from two_stream.profiling.memory import PeakMemory
+from two_stream.profiling.peak import wait
+from two_stream.recognizer import Recognizer
+from two_stream.runtime.device import autocast
+
+Work = Literal["forward", "training"]
+_BACKWARD = 3
+"""A training step computes about three times a forward pass: the backward pass has gradients of inputs and weights."""
+
+
+@dataclass
+class Speed:
+    """Measured passes of one kind, batch size and precision."""
+
+    device: str
+    precision: str
+    batch_size: int
+    passes: int
+    milliseconds: float
+    """median time of a batch"""
+    clips_per_second: float
+    peak_memory: int
+    """bytes; `memory_kind` says of what"""
+    stages: dict[str, float] = field(default_factory=dict)
+    """median milliseconds of each stage of a forward pass; `other` is preprocessing, pooling and overhead"""
+    work: str = "forward"
+    """forward, or training: forward, loss and backward, without the optimizer"""
+    fastest: float = 0.0
+    """milliseconds of the quickest batch"""
+    memory_kind: str = ""
+    memory_added: int = 0
+    """bytes of the peak above what was there before: activations, gradients, scratch"""
+    flops_per_second: float = 0.0
+    """two per multiply-add; a training step counts as three forward passes"""
+    peak_flops: float = 0.0
+    """of a matrix product on the same machine in the same precision, when measured"""
+
+    @property
+    def share_of_peak(self) -> float | None:
+        """Model FLOP utilisation; None where the peak was not measured."""
+        return self.flops_per_second / self.peak_flops if self.peak_flops else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {**asdict(self), "share_of_peak": self.share_of_peak}
+
+
+def measure(
+    model: Recognizer,
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+    seconds: float = 5.0,
+    work: Work = "forward",
+    peak_flops: float = 0.0,
+) -> Speed:
+    """Time passes on random pixels for about `seconds`, at least three, after a warm-up pass.
+
+    Stage times are taken in forward passes of their own, since waiting for the GPU between stages slows it.
+    """
+    model = model.to(device).train(work == "training")
+    clip = torch.randint(0, 256, clip_shape(model, batch_size), dtype=torch.uint8, device=device)
+    labels = torch.arange(batch_size, device=device) % model.num_classes
+    memory = PeakMemory(device)
+
+    def forward() -> None:
+        with torch.inference_mode(), autocast(device, precision):
+            model(clip)
+
+    def training() -> None:
+        with autocast(device, precision):
+            loss = F.cross_entropy(model(clip), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        model.zero_grad(set_to_none=True)
+
+    run = forward if work == "forward" else training
+    try:
+        run()
+    except ValueError as error:  # BatchNorm has no statistics of one number
+        raise SettingsError(f"{work} with batch size {batch_size}: {error}; give a larger one") from None
+    times = timed(run, device, seconds)
+    peak = memory.peak()
+    model.eval()
+    stages = _stage_times(model, forward, device, seconds / 2) if work == "forward" else {}
+    median = statistics.median(times)
+    operations = 2 * multiply_adds(model) * (1 if work == "forward" else _BACKWARD)
+    return Speed(
+        device=device_name(device),
+        precision=precision,
+        batch_size=batch_size,
+        passes=len(times),
+        milliseconds=median * 1e3,
+        clips_per_second=batch_size / median,
+        peak_memory=peak,
+        stages=stages,
+        work=work,
+        fastest=min(times) * 1e3,
+        memory_kind=memory.kind,
+        memory_added=max(0, peak - memory.before),
+        flops_per_second=operations * batch_size / median,
+        peak_flops=peak_flops,
+    )
+
+
+def timed(run: Callable[[], None], device: torch.device, seconds: float) -> list[float]:
+    """Return the seconds of repeated runs, at least three."""
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < end:
+        wait(device)
+        start = time.perf_counter()
+        run()
+        wait(device)
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def _stage_times(
+    model: Recognizer, run: Callable[[], None], device: torch.device, seconds: float
+) -> dict[str, float]:
+    seen: dict[str, list[float]] = {name: [] for name, _ in callables(model)}
+    with _stage_clock(model, seen, device):
+        totals = timed(run, device, seconds)
+    passes = len(totals)
+    medians = {
+        name: statistics.median(sum(times[i::passes]) for i in range(passes)) * 1e3
+        if len(times) == passes
+        else sum(times) / passes * 1e3
+        for name, times in seen.items()
+    }
+    medians["other"] = max(0.0, statistics.median(totals) * 1e3 - sum(medians.values()))
+    return medians
+
+
+@contextmanager
+def _stage_clock(model: Recognizer, seen: dict[str, list[float]], device: torch.device) -> Iterator[None]:
+    starts: dict[str, float] = {}
+
+    def before(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            del module, args
+            wait(device)
+            starts[name] = time.perf_counter()
+
+        return hook
+
+    def after(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            del module, args, output
+            wait(device)
+            seen[name].append(time.perf_counter() - starts[name])
+
+        return hook
+
+    hooks = [part.register_forward_pre_hook(before(name)) for name, part in callables(model)]
+    hooks += [part.register_forward_hook(after(name)) for name, part in callables(model)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def device_name(device: torch.device) -> str:
+    """Return a device with its name or its threads."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)

@@ -1,0 +1,150 @@
+"""Networks made quick for scoring: which precision a machine computes by itself, BatchNorm folded away, compilation."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from two_stream.runtime.console import warn
+
+_CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
+"""Flags of /proc/cpuinfo: x86 with AVX-512 BF16 or AMX, ARM with BF16."""
+FOLD_TOLERANCE = 1e-4
+"""Largest difference of a folded network on its example, relative to the largest output."""
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 itself: a GPU from Ampere on, a CPU with AVX-512 BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    try:
+        content = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return False
+    lines = (
+        line.split(":", 1)[-1].split() for line in content.splitlines() if line[:5] in ("flags", "Featu")
+    )
+    return bool(set(next(lines, [])) & set(_CPU_BF16))
+
+
+def resolve_precision(precision: str, device: torch.device, *, exact: bool = False) -> str:
+    """Return the precision that `auto` means here: bf16 where the device has it, fp32 elsewhere and where `exact`.
+
+    Any other precision is returned as it is.
+    """
+    if precision != "auto":
+        return precision
+    return "bf16" if native_bf16(device) and not exact else "fp32"
+
+
+@torch.no_grad()
+def folded(model: nn.Module, example: torch.Tensor) -> nn.Module:
+    """Return a copy in evaluation mode whose BatchNorms are part of the convolutions before them.
+
+    Which norm follows which convolution is seen on an example that is sent through, so any network will do. The copy
+    is compared with the original on the same example; where they differ by more than rounding, the original is
+    returned, with a warning.
+
+    Args:
+        model: Maps the example to a tensor.
+        example: An input, on the model's device; a small one will do.
+    """
+    plain = copy.deepcopy(model).eval()
+    before = plain(example)
+    pairs = _pairs(plain, example)
+    names: dict[nn.Module, str] = {module: name for name, module in plain.named_modules()}
+    for convolution, norm in pairs:
+        joined = fuse_conv_bn_eval(convolution, norm)
+        _replace(plain, names[convolution], joined)
+        _replace(plain, names[norm], nn.Identity())
+    after = plain(example)
+    scale = float(before.abs().max())
+    if not torch.allclose(after, before, rtol=0.0, atol=FOLD_TOLERANCE * scale):
+        warn("BatchNorm stays as it is: folded into the convolutions it gives other results in this network")
+        return model
+    return plain
+
+
+def lowered(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Hold the weights of convolutions in a shorter type, in place, as autocast would make them anew in each pass."""
+    for part in model.modules():
+        if isinstance(part, nn.Conv3d):
+            part.to(dtype)
+    return model
+
+
+def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any] | None:
+    """Return a function compiled for one size of input, with CUDA graphs on a GPU; None where there is no compiler.
+
+    Compilation happens at the first call and takes from seconds to a minute. What comes out lies in memory that the
+    next call overwrites.
+    """
+    problem = _no_compiler(device)
+    if problem:
+        warn(f"not compiled: {problem}")
+        return None
+    # weights become constants: laid out for the kernels once and for all, activations joined to convolutions
+    options: dict[str, Any] = {"triton.cudagraphs": True} if device.type == "cuda" else {"freezing": True}
+    made: Callable[..., Any] = torch.compile(function, dynamic=False, options=options)
+    return made
+
+
+def _no_compiler(device: torch.device) -> str:
+    if device.type == "cuda":
+        try:
+            import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: F401
+        except ImportError:
+            return "Triton is not installed (pip install triton)"
+        return ""
+    if device.type != "cpu":
+        return f"torch.compile is not used on {device.type}"
+    found = any(shutil.which(name) for name in ("g++", "clang++", "cl"))
+    return "" if found else "no C++ compiler found (g++ or clang++)"
+
+
+def _pairs(model: nn.Module, example: torch.Tensor) -> list[tuple[nn.Conv3d, nn.BatchNorm3d]]:
+    """Return every BatchNorm that takes in what a convolution, used once, gives out."""
+    made: dict[int, nn.Conv3d] = {}
+    kept: list[torch.Tensor] = []  # alive, so that no two outputs share an id
+    calls: dict[nn.Module, int] = {}
+    found: list[tuple[nn.Conv3d, nn.BatchNorm3d]] = []
+
+    def convolved(module: nn.Module, _: Any, output: torch.Tensor) -> None:
+        assert isinstance(module, nn.Conv3d)
+        calls[module] = calls.get(module, 0) + 1
+        kept.append(output)
+        made[id(output)] = module
+
+    def normalised(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        assert isinstance(module, nn.BatchNorm3d)
+        calls[module] = calls.get(module, 0) + 1
+        convolution = made.get(id(inputs[0]))
+        if convolution is not None:
+            found.append((convolution, module))
+
+    handles = []
+    for part in model.modules():
+        if isinstance(part, nn.Conv3d):
+            handles.append(part.register_forward_hook(convolved))
+        elif isinstance(part, nn.BatchNorm3d):
+            handles.append(part.register_forward_pre_hook(normalised))
+    try:
+        model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [pair for pair in found if all(calls[part] == 1 for part in pair) and pair[1].track_running_stats]
+
+
+def _replace(model: nn.Module, name: str, part: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    model.get_submodule(parent).register_module(child, part)

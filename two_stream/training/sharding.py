@@ -1,0 +1,135 @@
+"""FSDP2: weights, gradients and optimizer state divided among the processes, for networks that outgrow one GPU.
+
+Each stage of the backbone is divided by itself, head and classifier together, so a process holds one whole stage at a
+time. Checkpoints are gathered, so they are those of a single process and continue under any strategy.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from two_stream.runtime import distributed
+from two_stream.training.norms import RunningStatistics
+from two_stream.training.parallel import Parallel, blank, clip_shape
+
+
+class Sharded(Parallel):
+    """Every forward pass gathers the weights stage by stage, so all processes make each of them together."""
+
+    lockstep = True
+
+    def __init__(self, model: nn.Module, device: torch.device, *, spanning: bool) -> None:
+        super().__init__(model, device)
+        self.world = distributed.world_size()
+        self.spanning = spanning
+        self.statistics = None if spanning else RunningStatistics(model)
+        self._twin = copy.deepcopy(model).to("meta")
+        self._shape = clip_shape(model)
+        mesh = init_device_mesh(device.type, (self.world,))
+        model.to(memory_format=torch.contiguous_format)  # FSDP2 divides no others; clips keep their layout
+        for part in _parts(model):
+            fully_shard(part, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        """Return the logits of a micro-batch."""
+        self._shape = tuple(clips.shape[1:])
+        return super().forward(clips)
+
+    def idle(self, *, last: bool) -> torch.Tensor | None:
+        """Gather and reduce with the others; without statistics that span them, by a clip that leaves no trace."""
+        del last
+        if self.spanning:
+            return self.forward(blank(self._shape, 0, self.device)).sum()
+        training = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.training]
+        for module in training:
+            module.training = False
+        try:
+            return self.forward(blank(self._shape, 1, self.device)).sum() * 0.0
+        finally:
+            for module in training:
+                module.training = True
+
+    @contextmanager
+    def row(self, active: int, *, last: bool) -> Iterator[None]:
+        """Reduce gradients in the last row only."""
+        if self.statistics is not None:
+            self.statistics.begin_row(active)
+        cast(FSDPModule, self.model).set_requires_gradient_sync(last)
+        yield
+
+    def end_step(self) -> None:
+        """Average BatchNorm's running statistics."""
+        if self.statistics is not None:
+            self.statistics.end_step()
+
+    def whole(self, tree: Any) -> Any:
+        """Return a state dict with undivided tensors in main memory; every process calls it."""
+        if isinstance(tree, DTensor):
+            return tree.full_tensor().cpu()
+        if isinstance(tree, torch.Tensor):
+            return tree.detach().cpu()
+        if isinstance(tree, dict):
+            return {key: self.whole(value) for key, value in tree.items()}
+        if isinstance(tree, list):
+            return [self.whole(value) for value in tree]
+        return tree
+
+    def writable(self, model: nn.Module) -> nn.Module:
+        """Return a copy of the model that holds the undivided weights; every process calls it."""
+        weights = self.whole(model.state_dict())
+        return self._filled(weights)
+
+    def load(self, weights: dict[str, torch.Tensor]) -> None:
+        """Divide weights and put them into the model.
+
+        Raises:
+            RuntimeError: They do not fit.
+        """
+        self._filled(weights)  # compares names and shapes
+        for key, present in self.model.state_dict().items():
+            present.copy_(_like(present, weights[key].to(self.device)))
+
+    def _filled(self, weights: dict[str, torch.Tensor]) -> nn.Module:
+        twin = copy.deepcopy(self._twin)
+        twin.load_state_dict(weights, assign=True)
+        return twin
+
+    def divided(self, state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return an undivided optimizer state as this process keeps it."""
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        divided = {}
+        for index, values in state["state"].items():
+            weight = weights[index]
+            divided[index] = {
+                key: _like(weight, value.to(self.device)) if _shaped(value, weight) else value
+                for key, value in values.items()
+            }
+        return {**state, "state": divided}
+
+
+def _parts(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield what is divided by itself; a list of heads is never called as such, so it goes with the rest."""
+    for _, stage in cast(Any, model).stages()[:-1]:
+        if not isinstance(stage, nn.ModuleList) and next(stage.parameters(), None) is not None:
+            yield stage
+
+
+def _shaped(value: Any, weight: torch.Tensor) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape == weight.shape
+
+
+def _like(present: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    if not isinstance(present, DTensor):
+        return value
+    return distribute_tensor(value, present.device_mesh, present.placements)

@@ -1,0 +1,331 @@
+"""One video to one frame folder: RGB and optical flow as JPEG, whole or absent.
+
+A video is written into a hidden folder beside its place and renamed when it is complete, with a manifest
+(`.done.json`) of how it was made. Whatever kills a run, a folder under its final name is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from two_stream.errors import SettingsError, TwoStreamError, VideoError
+from two_stream.runtime.files import fsync_dir, write_json
+from two_stream.video.flow import ALGORITHMS, FLOW_BOUND, FlowEstimator, FlowMaker, FlowNetwork
+from two_stream.video.frames import FramePatterns, count_frames, numbers_by_name
+from two_stream.video.leftovers import unfinished
+from two_stream.video.reader import Video, backend_version, open_video
+from two_stream.video.sources import Source
+from two_stream.video.workers import Beat
+
+MANIFEST = ".done.json"
+"""Name of the manifest in a finished frame folder."""
+
+
+@dataclass(frozen=True)
+class ExtractOptions:
+    """How videos become frame folders."""
+
+    flow: Literal["tvl1", "dis", "farneback", "raft", "none"] = "tvl1"
+    """flow algorithm; none writes RGB only"""
+    network: FlowNetwork | None = None
+    """the network with its weights, for flow raft (see `two_stream.pretrained.raft`)"""
+    short_side: int | None = 256
+    """pixels of the shorter side, aspect ratio kept; None keeps the size of the video"""
+    size: tuple[int, int] | None = None
+    """fixed (height, width); goes before `short_side`"""
+    backend: str = "pyav"
+    """decoder"""
+    quality: int = 95
+    """JPEG quality, 1 to 100"""
+    patterns: FramePatterns = field(default_factory=FramePatterns)
+    """names of the files"""
+    overwrite: bool = False
+    """redo what was extracted with other settings"""
+    processes: int | None = None
+    """worker processes; None takes all processors, 0 works in this process"""
+    threads: int | None = None
+    """OpenCV's threads per process; None shares out the processors"""
+    patience: float = 600.0
+    """seconds without a new frame after which a video is given up"""
+
+    def __post_init__(self) -> None:
+        """Check ranges; the message names the flag."""
+        if self.flow not in (*ALGORITHMS, "raft", "none"):
+            raise SettingsError(
+                f"--flow is {self.flow!r}: expected one of {', '.join(ALGORITHMS)}, raft, none"
+            )
+        if (self.flow == "raft") != (self.network is not None):
+            raise SettingsError(
+                "--flow raft needs --flow-weights FILE, a local file of torchvision's RAFT weights"
+                if self.flow == "raft"
+                else f"--flow {self.flow} uses no weights: leave --flow-weights out, or give --flow raft"
+            )
+        if not 1 <= self.quality <= 100:
+            raise SettingsError(f"--quality is {self.quality}: expected 1 to 100")
+        sides = self.size if self.size is not None else (self.short_side,)
+        if any(side is not None and not 8 <= side <= 16384 for side in sides):
+            raise SettingsError(
+                f"frame size {self.size or self.short_side}: expected sides of 8 to 16384 pixels"
+            )
+        if self.processes is not None and self.processes < 0:
+            raise SettingsError(f"--processes is {self.processes}: expected 0 or more")
+        if self.threads is not None and self.threads < 1:
+            raise SettingsError(f"--threads is {self.threads}: expected 1 or more")
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what decides the pixels and names of the files: a change of any of it asks for a new extraction."""
+        return {
+            "backend": self.backend,
+            "flow": self.flow,
+            "flow_bound": FLOW_BOUND,
+            "short_side": None if self.size else self.short_side,
+            "size": list(self.size) if self.size else None,
+            "quality": self.quality,
+            "patterns": asdict(self.patterns),
+            **({} if self.network is None else self.network.recorded()),
+        }
+
+
+@dataclass
+class Outcome:
+    """What became of one video."""
+
+    id: str
+    path: str
+    status: Literal["written", "skipped", "failed"]
+    frames: int = 0
+    flow_frames: int = 0
+    seconds: float = 0.0
+    reason: str = ""
+    """why it failed"""
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video to extract; it crosses process and machine borders."""
+
+    source: Source
+    out: Path
+    options: ExtractOptions
+    threads: int = 0
+    """OpenCV's threads while it works on this video; 0 leaves them as they are"""
+    place: int = 0
+    """number of the job: spreads networks over the GPUs of a machine"""
+
+    @property
+    def final(self) -> Path:
+        """Where the frame folder goes."""
+        return self.out / self.source.id
+
+
+def extract_one(job: Job, beat: Beat) -> Outcome:
+    """Extract one video; what a person or a file can cause becomes a failed outcome."""
+    if job.threads:
+        cv2.setNumThreads(job.threads)
+    start = time.monotonic()
+    outcome = Outcome(job.source.id, str(job.source.path), "failed")
+    try:
+        _extract(job, beat, outcome)
+    except VideoError as error:
+        outcome.reason = error.reason
+    except OSError as error:
+        outcome.reason = f"{error.filename or job.out}: {error.strerror or error}"
+    except (TwoStreamError, cv2.error, MemoryError) as error:
+        outcome.reason = str(error).strip() or type(error).__name__
+    if outcome.reason:
+        outcome.status = "failed"
+    outcome.seconds = round(time.monotonic() - start, 3)
+    return outcome
+
+
+def _extract(job: Job, beat: Beat, outcome: Outcome) -> None:
+    final = job.final
+    if final.is_dir() and _finished(final, job, outcome):
+        outcome.status = "skipped"
+        return
+    final.parent.mkdir(parents=True, exist_ok=True)
+    part = unfinished(final)
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir()
+        _write_all(job, part, beat, outcome)
+        _settle(part, final)
+        outcome.status = "written"
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _finished(final: Path, job: Job, outcome: Outcome) -> bool:
+    """Tell whether a folder is whole and wanted as it is.
+
+    Raises:
+        VideoError: It was made otherwise, or holds what extraction did not write, and must not be replaced unasked.
+    """
+    manifest = read_manifest(final)
+    patterns = job.options.patterns
+    if manifest is not None:
+        changed = _changes(manifest, job)
+        if changed and not job.options.overwrite:
+            raise VideoError(
+                final, f"{final} was extracted from other input: {changed}; --overwrite redoes it"
+            )
+        counts = (count_frames(final, "rgb", patterns), count_frames(final, "flow", patterns))
+        if not changed and counts == (manifest["frames"], manifest["flow_frames"]):
+            outcome.frames, outcome.flow_frames = counts
+            outcome.warnings = list(manifest.get("warnings", []))
+            return True
+    names = [entry.name for entry in final.iterdir() if not entry.name.startswith(".")]
+    known = [patterns.rgb, patterns.flow_x, patterns.flow_y]
+    if manifest is not None:
+        known += [str(name) for name in manifest["settings"]["patterns"].values()]
+    ours = {name for pattern in known for name in numbers_by_name(names, pattern).values()}
+    strange = sorted(set(names) - ours)
+    if strange:
+        raise VideoError(
+            final, f"{final} holds what is no frame ({strange[0]}); move it away or choose another --out"
+        )
+    if names and manifest is None:
+        outcome.warnings.append(f"replaced {len(names)} files of a folder that was never finished")
+    return False
+
+
+def _changes(manifest: dict[str, Any], job: Job) -> str:
+    """Say in what a folder's settings and source differ from those asked for; empty when in nothing."""
+    wanted, made = job.options.recorded(), manifest["settings"]
+    changes = [f"{key} {made.get(key)} -> {wanted[key]}" for key in wanted if made.get(key) != wanted[key]]
+    if job.source.path.is_file():
+        status = job.source.path.stat()
+        if (manifest["size"], manifest["mtime_ns"]) != (status.st_size, status.st_mtime_ns):
+            changes.append("the video file has changed")
+    return ", ".join(changes)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return the manifest of a finished frame folder; None where there is none or it is not ours."""
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        patterns = found["settings"]["patterns"]
+        FramePatterns(**patterns)
+        int(found["frames"]), int(found["flow_frames"]), int(found["size"]), int(found["mtime_ns"])
+    except (OSError, ValueError, KeyError, TypeError, SettingsError):
+        return None
+    return dict(found)
+
+
+def _write_all(job: Job, part: Path, beat: Beat, outcome: Outcome) -> None:
+    """Stream the frames of a video into `part` and its manifest last; few frames are in memory at a time."""
+    options, path = job.options, job.source.path
+    maker = _flow_maker(job)
+    with open_video(path, options.backend) as video:
+        status = path.stat()
+        height, width = target_size(video.height, video.width, options)
+        pictures = _Pictures(video, (height, width), part, options, beat)
+        flows = 0
+        if maker is None:
+            for _ in pictures:
+                pass
+        else:
+            for flows, flow in enumerate(maker.flows(pictures), start=1):
+                _write_jpeg(part / options.patterns.flow_x.format(flows), flow[..., 0], options.quality)
+                _write_jpeg(part / options.patterns.flow_y.format(flows), flow[..., 1], options.quality)
+                beat()
+        frames = pictures.count
+        outcome.frames, outcome.flow_frames = frames, flows
+        if video.damage:
+            outcome.warnings.append(f"damaged: {video.damage}")
+        if frames == 1 and maker is not None:
+            outcome.warnings.append("too short for flow: one frame")
+        manifest = {
+            "source": str(path.absolute()),
+            "size": status.st_size,
+            "mtime_ns": status.st_mtime_ns,
+            "frames": frames,
+            "flow_frames": flows,
+            "height": height,
+            "width": width,
+            "video": {"height": video.height, "width": video.width, "fps": video.fps, "codec": video.codec},
+            "damage": video.damage,
+            "warnings": outcome.warnings,
+            "backend_version": backend_version(options.backend),
+            "opencv": cv2.__version__,
+            "settings": options.recorded(),
+        }
+    write_json(part / MANIFEST, manifest)
+
+
+def _flow_maker(job: Job) -> FlowMaker | None:
+    if job.options.flow == "none":
+        return None
+    if job.options.network is not None:
+        return job.options.network.maker(job.place, job.threads)
+    return FlowEstimator(job.options.flow)
+
+
+class _Pictures:
+    """The frames of a video at the size they are stored at; each is written as it passes."""
+
+    def __init__(
+        self, video: Video, size: tuple[int, int], part: Path, options: ExtractOptions, beat: Beat
+    ) -> None:
+        self.video, self.size, self.part, self.options, self.beat = video, size, part, options, beat
+        self.count = 0
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        name, quality = self.options.patterns.rgb, self.options.quality
+        for frame in self.video.frames():
+            self.count += 1
+            picture = resized(frame, *self.size)
+            bgr = np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), np.uint8)
+            _write_jpeg(self.part / name.format(self.count), bgr, quality)
+            self.beat()
+            yield picture
+
+
+def target_size(height: int, width: int, options: ExtractOptions) -> tuple[int, int]:
+    """Return (height, width) of the stored frames of a video of the given size."""
+    if options.size is not None:
+        return options.size
+    if options.short_side is None:
+        return height, width
+    short = min(height, width)
+    return round(height * options.short_side / short), round(width * options.short_side / short)
+
+
+def resized(picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Resize `(H, W, 3)`: averaging over areas when shrinking, so that fine texture does not flicker, else bilinear."""
+    if picture.shape[:2] == (height, width):
+        return picture
+    shrinks = height * width < picture.shape[0] * picture.shape[1]
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(picture, (width, height), interpolation=how), np.uint8)
+
+
+def _write_jpeg(path: Path, picture: NDArray[np.uint8], quality: int) -> None:
+    """Encode first, then write: the name of the file need not end in `.jpg`."""
+    done, content = cv2.imencode(".jpg", np.ascontiguousarray(picture), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise VideoError(
+            path, f"a frame of {picture.shape[1]}×{picture.shape[0]} does not fit in a JPEG file"
+        )
+    path.write_bytes(content.tobytes())
+
+
+def _settle(part: Path, final: Path) -> None:
+    """Rename a complete folder to its place; one that stands there steps aside first and is then removed."""
+    aside = part.with_suffix(".old")
+    if final.exists():
+        final.rename(aside)
+    part.rename(final)
+    fsync_dir(final.parent)
+    shutil.rmtree(aside, ignore_errors=True)

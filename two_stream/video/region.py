@@ -1,0 +1,103 @@
+"""From a stored picture to the pixels a clip needs: resize, cut, resize again, with nothing done twice.
+
+The pixels are those of the plain way (resize the whole picture, cut, resize the part), bit for bit; what is left out is
+work whose result is thrown away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Region:
+    """The part of resized frames that is wanted, and the size it is brought to.
+
+    Attributes:
+        box: `(y0, x0, y1, x1)` in pixels of the resized frame, upper bounds exclusive.
+        size: (height, width) of the result, bilinear.
+        direct: Interpolate once, from the stored picture straight to `size`, in place of twice. The box then snaps to
+            whole pixels of the stored picture, so the result differs a little.
+    """
+
+    box: tuple[int, int, int, int]
+    size: tuple[int, int]
+    direct: bool = False
+
+
+def fit(
+    picture: Image, resize: tuple[int, int] | None, region: Region | None = None, out: Image | None = None
+) -> Image:
+    """Resize a picture `(H, W, C)` and cut the wanted part out of it.
+
+    Args:
+        picture: As stored.
+        resize: (height, width) of the whole picture, bilinear; None keeps the stored size.
+        region: The part; None is the whole.
+        out: Where to write; None returns an array of its own (or the picture, where nothing is to do).
+    """
+    size = resize or (picture.shape[0], picture.shape[1])
+    if region is None:
+        return _scaled(picture, size, out)
+    y0, x0, y1, x1 = region.box
+    if region.direct and picture.shape[:2] != size:
+        return _scaled(_stored_part(picture, size, region.box), region.size, out)
+    shrink = _whole_shrink(picture, size)
+    if shrink is not None:  # neighbours outside the box have no say in it
+        ky, kx = shrink
+        stored = picture[ky * y0 : ky * y1, kx * x0 : kx * x1]
+        if (y1 - y0, x1 - x0) == region.size:
+            return _scaled(stored, region.size, out)
+        return _scaled(_scaled(stored, (y1 - y0, x1 - x0)), region.size, out)
+    return _scaled(_scaled(picture, size)[y0:y1, x0:x1], region.size, out)
+
+
+def reduction(stored: tuple[int, int], wanted: tuple[int, int]) -> int:
+    """Return by what (1, 2, 4 or 8) libjpeg may shrink a picture while it decodes, so that it stays large enough."""
+    return max(
+        k for k in (1, 2, 4, 8) if k == 1 or all(have >= k * want for have, want in zip(stored, wanted))
+    )
+
+
+def _scaled(picture: Image, size: tuple[int, int], out: Image | None = None) -> Image:
+    if picture.shape[:2] == size:
+        if out is None:
+            return picture
+        out[...] = picture
+        return out
+    made: Any = cv2.resize(picture, (size[1], size[0]), dst=out, interpolation=cv2.INTER_LINEAR)
+    if out is None:
+        return np.asarray(made, np.uint8)
+    if made is not out:  # OpenCV writes in place wherever the layout allows it
+        out[...] = made
+    return out
+
+
+def _whole_shrink(picture: Image, size: tuple[int, int]) -> tuple[int, int] | None:
+    """Return the factors of a shrinkage by powers of two; None where the resize is another one.
+
+    With these factors each result depends on its own cell of stored pixels only, and the arithmetic is exact.
+    """
+    factors = []
+    for have, want in zip(picture.shape, size):
+        factor, rest = divmod(have, want)
+        if rest or factor not in (1, 2, 4):
+            return None
+        factors.append(factor)
+    ky, kx = factors
+    return (ky, kx) if ky == kx else None
+
+
+def _stored_part(picture: Image, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image:
+    """Return the pixels of the stored picture that a box of the resized one covers."""
+    scale_y, scale_x = picture.shape[0] / size[0], picture.shape[1] / size[1]
+    y0, x0, y1, x1 = box
+    top, left = round(y0 * scale_y), round(x0 * scale_x)
+    return picture[top : max(round(y1 * scale_y), top + 1), left : max(round(x1 * scale_x), left + 1)]
