@@ -166,7 +166,9 @@ def mirrored(frames_THWC: Frames, modality: Modality, protocol: str) -> Frames:
     """Mirror frames left to right; see `apply_view` for the sign of flow x."""
     count, height, width, channels = frames_THWC.shape
     rows = np.ascontiguousarray(frames_THWC).reshape(count * height, width, channels)
-    flipped = np.asarray(cv2.flip(rows, 1), np.uint8).reshape(frames_THWC.shape)  # far quicker than [:, :, ::-1]
+    flipped = np.asarray(cv2.flip(rows, 1), np.uint8).reshape(
+        frames_THWC.shape
+    )  # far quicker than [:, :, ::-1]
     if modality == "flow" and protocol != "paper":
         np.subtract(255, flipped[..., 0], out=flipped[..., 0])
     return flipped

@@ -168,7 +168,9 @@ class Stepper:
             self._stop("gradient", result.grad_norm, result.ids, at)
         if self.options.clip_grad is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.options.clip_grad, norm)
-        if math.isfinite(result.grad_norm):  # a fused SGD told to skip its first step goes on from no momentum at all
+        if math.isfinite(
+            result.grad_norm
+        ):  # a fused SGD told to skip its first step goes on from no momentum at all
             self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
