@@ -29,6 +29,7 @@ from two_stream.training.optim import build_optimizer, restore_optimizer
 from two_stream.training.parallel import parallel
 from two_stream.training.progress import Progress
 from two_stream.training.schedule import Schedule, build_schedule
+from two_stream.training.short_maps import mind_short_maps
 from two_stream.training.sources import TrainingData
 from two_stream.training.step import Position, Stepper
 from two_stream.training.tracking import Tracker, write_metrics
@@ -105,6 +106,7 @@ class Trainer:
         self.device = device
         self.write_model = write_model
         self._count(options.accumulate * distributed.world_size())
+        mind_short_maps(self.model, device, options.precision)
         self.parallel = parallel(self.model, options, device)
         stages = cast(Staged, model).stages()
         self.optimizer = build_optimizer(
