@@ -65,7 +65,7 @@ def test_one_row_per_precision_and_batch_size(run, tmp_path, capsys):
     assert profile.main([*args, "--precision", "fp32", "bf16", "--json", str(found)]) == 0
     text = capsys.readouterr().out
     assert "layer4" in text
-    assert "of peak" in text
+    assert "peak: matrix products on this machine" in text
     rows = json.loads(found.read_text())
     kinds = [(one["work"], one["precision"], one["batch_size"]) for one in rows["speeds"]]
     assert kinds == [("forward", p, b) for p in ("fp32", "bf16") for b in (1, 3)]
