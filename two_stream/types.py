@@ -71,8 +71,16 @@ class VideoRecord:
     num_frames: int
     """frames of this record's modality (flow has one fewer than RGB)"""
     label: int
+    """class; of a multi-label video the first of `labels`"""
     group: str = ""
     """source video; records of one group never stand on two sides of a split"""
+    labels: tuple[int, ...] = ()
+    """every class of a video of a multi-label data set, ascending; empty in other data sets"""
+
+    @property
+    def all_labels(self) -> tuple[int, ...]:
+        """The classes of the video: one, unless the data set is multi-label."""
+        return self.labels or (self.label,)
 
 
 @dataclass
@@ -82,7 +90,7 @@ class Batch:
     clips: torch.Tensor
     """uint8 `(B, C, T, H, W)`"""
     labels: torch.Tensor
-    """int64 `(B,)`"""
+    """int64 `(B,)`; of a multi-label data set float32 `(B, K)`, 1 where the clip has the class"""
     ids: list[str]
 
     def pin_memory(self) -> Batch:
@@ -168,6 +176,8 @@ class ScoreTable:
     """`(N,)` views of each video, in the order of `ids`"""
     groups: list[str] | None = None
     """source video of each row, for grouped bootstrap"""
+    targets: NDArray[np.bool_] | None = None
+    """`(N, K)`: every class of each video of a multi-label data set, where `labels` holds the first one only"""
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,8 @@ def audit(record: Record, options: AuditOptions | None = None) -> list[Finding]:
                 lists[part, modality] = _read(record, path, chosen.min_frames, findings)
                 for r in lists[part, modality]:
                     first = everything[modality].setdefault(r.id, r)
-                    if first.label != r.label:
-                        detail = f"{r.id!r} has label {r.label} here, {first.label} in another list"
+                    if first.all_labels != r.all_labels:
+                        detail = f"{r.id!r} has label {_labels(r)} here, {_labels(first)} in another list"
                         findings.append(Finding("label", "error", str(path), detail))
         for modality in used:
             findings += _sides(record, split, modality, lists)
@@ -84,7 +84,7 @@ def _read(record: Record, path: Path, min_frames: int, findings: list[Finding]) 
         add("missing", "error", "no such split list; `two-stream prepare` writes it")
         return []
     try:
-        lines = numbered_records(path)
+        lines = numbered_records(path, multi_label=record.multi_label)
     except DataError as error:
         add("unreadable", "error", str(error).removeprefix(f"{path}:"))
         return []
@@ -95,8 +95,8 @@ def _read(record: Record, path: Path, min_frames: int, findings: list[Finding]) 
             add("doubled", "error", f"{r.id!r} stands on lines {first[r.id]} and {number}")
             continue
         first[r.id] = number
-        if r.label >= record.num_classes:
-            detail = f"line {number}: label {r.label} of {r.id!r}: expected 0 to {record.num_classes - 1}"
+        if max(r.all_labels) >= record.num_classes:
+            detail = f"line {number}: label {_labels(r)} of {r.id!r}: expected 0 to {record.num_classes - 1}"
             add("label", "error", detail)
         if r.num_frames < min_frames:
             add("too_short", "warning", f"{r.id!r} has {r.num_frames} frames, expected at least {min_frames}")
@@ -139,7 +139,7 @@ def _sides(record: Record, split: int, modality: Modality, lists: Lists) -> list
 
 
 def _balance(record: Record, subject: str, records: Sequence[VideoRecord]) -> list[Finding]:
-    counts = Counter(r.label for r in records if r.label < record.num_classes)
+    counts = Counter(label for r in records for label in r.all_labels if label < record.num_classes)
     empty = [name for label, name in enumerate(record.classes) if not counts[label]]
     findings = []
     if empty:
@@ -171,8 +171,8 @@ def _streams(record: Record, split: int, lists: Lists) -> list[Finding]:
             ]
         for name in rgb.keys() & flow.keys():
             a, b = rgb[name], flow[name]
-            if a.label != b.label:
-                detail = f"{name!r} has label {a.label} in the RGB list, {b.label} in the flow list"
+            if a.all_labels != b.all_labels:
+                detail = f"{name!r} has label {_labels(a)} in the RGB list, {_labels(b)} in the flow list"
                 findings.append(Finding("label", "error", subject, detail))
             if abs(a.num_frames - b.num_frames) > 1:
                 detail = f"{name!r} has {a.num_frames} RGB and {b.num_frames} flow frames"
@@ -270,3 +270,7 @@ def _name(record: Record, label: int) -> str:
 def _some(names: Sequence[str]) -> str:
     shown = ", ".join(repr(name) for name in names[:_NAMED])
     return shown + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
+def _labels(video: VideoRecord) -> str:
+    return ",".join(map(str, video.all_labels))

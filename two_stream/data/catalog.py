@@ -79,6 +79,14 @@ class Record(Options):
     """regular expression over an id whose first group names the source video; `{classes}` stands for any class"""
     groups: Path | None = None
     """file of lines `id group`, in place of `group`"""
+    multi_label: bool = False
+    """a video may have several classes, in the lists as `3,17`: a sigmoid per class in training, mAP in evaluation"""
+    mirror: bool = True
+    """false: the mirror image of a video is no video of the data set, so nothing is ever mirrored"""
+    mirror_pairs: tuple[tuple[str, str], ...] = ()
+    """pairs of classes that a mirror turns into each other, such as a swipe to the left and one to the right"""
+    segments: Path | None = None
+    """CSV file `id,video,start,end,first` of ids that are parts of a longer video; see `data/segments.py`"""
 
     _folder: Path = PrivateAttr(default=Path())
 
@@ -99,7 +107,29 @@ class Record(Options):
                 raise ValueError(f"`group` is {self.group!r}: not a regular expression ({error})") from None
             if not found:
                 raise ValueError(f"`group` is {self.group!r}: it needs a group in parentheses")
+        self._check_mirror()
         return self
+
+    def _check_mirror(self) -> None:
+        named = [name for pair in self.mirror_pairs for name in pair]
+        if named and not self.mirror:
+            raise ValueError("`mirror: false` mirrors nothing, so `mirror_pairs` says nothing; keep one")
+        for name in named:
+            if name not in self.classes:
+                raise ValueError(
+                    f"`mirror_pairs` names {name!r}, which is no class{nearest(name, self.classes)}"
+                )
+            if named.count(name) > 1:
+                raise ValueError(f"`mirror_pairs` names {name!r} twice; a class has one mirror image")
+
+    @cached_property
+    def mirror_labels(self) -> tuple[int, ...]:
+        """Label of the mirror image of a video, by the label of the video."""
+        shown = list(range(self.num_classes))
+        for one, other in self.mirror_pairs:
+            i, j = self.classes.index(one), self.classes.index(other)
+            shown[i], shown[j] = j, i
+        return tuple(shown)
 
     @property
     def folder(self) -> Path:

@@ -98,7 +98,9 @@ def all_videos(record: Record, modality: Modality) -> list[VideoRecord]:
     for split in range(1, record.num_splits + 1):
         for part in parts:
             path = record.list_path(part, modality, split)
-            for video in read_list(path, num_classes=record.num_classes) if path.is_file() else []:
+            if not path.is_file():
+                continue
+            for video in read_list(path, num_classes=record.num_classes, multi_label=record.multi_label):
                 known = found.get(video.id)
                 if known is None or known.num_frames < video.num_frames:
                     found[video.id] = video

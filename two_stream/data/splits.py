@@ -1,7 +1,8 @@
 """Split lists in the published form, and the parts of a split a stage reads.
 
-A line is `folder num_frames label`. The validation part is carved from the official training list, whole source
-videos at a time; the official test list is touched by evaluation only.
+A line is `folder num_frames label`, in a multi-label data set `folder num_frames label,label,…`. The validation part is
+carved from the official training list, whole source videos at a time; the official test list is touched by evaluation
+only.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ def read_list(
     num_classes: int | None = None,
     group_of: Callable[[str], str] | None = None,
     least_frames: int = 1,
+    multi_label: bool = False,
 ) -> list[VideoRecord]:
     """Read a split list; folder names may hold spaces.
 
@@ -36,18 +38,19 @@ def read_list(
         num_classes: Labels must be below it.
         group_of: Gives a video's source from its id.
         least_frames: Fewest frames a line may give; 0 where they are counted later.
+        multi_label: A line may give several labels.
 
     Raises:
         DataError: Missing, empty, or a wrong or doubled line, named as `file:line`.
     """
     records = []
     seen: dict[str, int] = {}
-    for number, record in numbered_records(path, least_frames):
+    for number, record in numbered_records(path, least_frames, multi_label=multi_label):
         where = f"{path}:{number}"
         if record.id in seen:
             raise DataError(f"{where}: {record.id!r} stands on line {seen[record.id]} already; remove one")
-        if num_classes is not None and record.label >= num_classes:
-            raise DataError(f"{where}: label {record.label}: expected 0 to {num_classes - 1}")
+        if num_classes is not None and max(record.all_labels) >= num_classes:
+            raise DataError(f"{where}: label {max(record.all_labels)}: expected 0 to {num_classes - 1}")
         seen[record.id] = number
         records.append(replace(record, group=group_of(record.id)) if group_of else record)
     if not records:
@@ -55,7 +58,9 @@ def read_list(
     return records
 
 
-def numbered_records(path: Path, least_frames: int = 1) -> list[tuple[int, VideoRecord]]:
+def numbered_records(
+    path: Path, least_frames: int = 1, *, multi_label: bool = False
+) -> list[tuple[int, VideoRecord]]:
     """Return every line of a list with its number (1-based), doubled ids included.
 
     Raises:
@@ -66,17 +71,25 @@ def numbered_records(path: Path, least_frames: int = 1) -> list[tuple[int, Video
         if not line.strip():
             continue
         parts = line.strip().rsplit(maxsplit=2)
-        if len(parts) != 3 or not parts[1].isdecimal() or not parts[2].isdecimal():
+        labels = parts[-1].split(",")
+        if len(parts) != 3 or not parts[1].isdecimal() or not all(label.isdecimal() for label in labels):
             raise DataError(f"{path}:{number}: {line.strip()!r}: expected `folder num_frames label`")
+        if len(labels) > 1 and not multi_label:
+            raise DataError(
+                f"{path}:{number}: {parts[2]!r}: several labels; set `multi_label: true` in dataset.yaml or keep one"
+            )
         if int(parts[1]) < least_frames:
             raise DataError(f"{path}:{number}: {parts[0]!r} has no frames; extract it again or remove it")
-        found.append((number, VideoRecord(parts[0], int(parts[1]), int(parts[2]))))
+        classes = tuple(sorted({int(label) for label in labels}))
+        several = classes if multi_label else ()
+        found.append((number, VideoRecord(parts[0], int(parts[1]), classes[0], labels=several)))
     return found
 
 
 def write_list(path: Path, records: Sequence[VideoRecord]) -> None:
-    """Write a split list atomically, one `folder num_frames label` per line."""
-    write_text(path, "".join(f"{r.id} {r.num_frames} {r.label}\n" for r in records))
+    """Write a split list atomically, one `folder num_frames label` per line; several labels are joined by commas."""
+    lines = (f"{r.id} {r.num_frames} {','.join(map(str, r.all_labels))}\n" for r in records)
+    write_text(path, "".join(lines))
 
 
 def source_of(record: VideoRecord) -> str:
@@ -98,11 +111,12 @@ def choose_groups(
         seed: Another one gives another choice.
         used: Sources to take only when no other is left.
     """
-    labels = sorted({record.label for record in records})
+    labels = sorted({label for record in records for label in record.all_labels})
     column = {label: index for index, label in enumerate(labels)}
     counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(labels)))
     for record in records:
-        counts[source_of(record)][column[record.label]] += 1
+        for label in record.all_labels:
+            counts[source_of(record)][column[label]] += 1
     total = np.sum(list(counts.values()), axis=0)
     order = sorted(counts, key=lambda group: (group in used, derive("split", seed, group)))
     chosen: set[str] = set()
@@ -217,4 +231,6 @@ def _read(record: Record, part: Part, modality: Modality, split: int) -> list[Vi
     path = record.list_path(part, modality, split)
     if not path.is_file():
         raise DataError(f"{path}: no such split list; write it with `two-stream prepare`")
-    return read_list(path, num_classes=record.num_classes, group_of=record.group_of)
+    return read_list(
+        path, num_classes=record.num_classes, group_of=record.group_of, multi_label=record.multi_label
+    )

@@ -49,6 +49,8 @@ def write_scores(path: Path, table: ScoreTable) -> None:
     if table.view_logits is not None and table.view_counts is not None:
         arrays["view_logits"] = np.asarray(table.view_logits, dtype=np.float32)
         arrays["view_counts"] = np.asarray(table.view_counts, dtype=np.int64)
+    if table.targets is not None:
+        arrays["targets"] = np.asarray(table.targets, dtype=np.bool_)
     if table.groups is not None:
         arrays["groups"] = np.asarray(table.groups, dtype=np.str_)
     with atomic_path(path) as part, part.open("wb") as file:
@@ -85,6 +87,7 @@ def read_scores(path: Path | str) -> ScoreTable:
             view_logits=arrays.get("view_logits"),
             view_counts=arrays.get("view_counts"),
             groups=[str(name) for name in arrays["groups"]] if "groups" in arrays else None,
+            targets=arrays["targets"].astype(np.bool_) if "targets" in arrays else None,
         )
     except KeyError as error:
         raise ScoreError(f"{path}: not a score file: the part {error} is missing") from None
@@ -142,6 +145,11 @@ def check(table: ScoreTable, where: str) -> None:
     _refuse(where, "logits are not finite:", _pick(table.ids, ~_finite_rows(table.logits)))
     if table.groups is not None and len(table.groups) != count:
         raise ScoreError(f"{where}: {len(table.groups)} groups for {count} videos")
+    if table.targets is not None:
+        if table.targets.shape != (count, classes):
+            raise ScoreError(f"{where}: targets are {table.targets.shape}, expected ({count}, {classes})")
+        own = np.take_along_axis(table.targets, table.labels[:, None], axis=1)[:, 0]
+        _refuse(where, "the label is not among the targets:", _pick(table.ids, ~own))
     if (table.view_logits is None) != (table.view_counts is None):
         raise ScoreError(f"{where}: view_logits and view_counts belong together")
     if table.view_logits is not None and table.view_counts is not None:
@@ -183,6 +191,12 @@ def _align(first: ScoreTable, other: ScoreTable) -> ScoreTable:
     place = {name: row for row, name in enumerate(other.ids)}
     order = np.asarray([place[name] for name in first.ids], dtype=np.int64)
     aligned = reorder(other, order)
+    if (aligned.targets is None) != (first.targets is None):
+        raise ScoreError(f"{theirs}: one of it and {ours} is multi-label and the other is not")
+    if aligned.targets is not None and first.targets is not None:
+        _refuse(
+            theirs, f"labels differ from {ours}:", _pick(first.ids, (aligned.targets != first.targets).any(1))
+        )
     differ = np.flatnonzero(aligned.labels != first.labels)
     if differ.size:
         row = int(differ[0])
@@ -210,6 +224,7 @@ def reorder(table: ScoreTable, order: NDArray[np.int64]) -> ScoreTable:
         view_logits=views,
         view_counts=counts,
         groups=None if table.groups is None else [table.groups[row] for row in order],
+        targets=None if table.targets is None else table.targets[order],
     )
 
 

@@ -94,5 +94,6 @@ def fingerprint(train: Sequence[VideoRecord], val: Sequence[VideoRecord], classe
     for name, records in (("train", train), ("val", val)):
         digest.update(f"\x1e{name}".encode())
         for record in records:
-            digest.update(f"\x1f{record.id}\x1d{record.num_frames}\x1d{record.label}".encode())
+            labels = ",".join(map(str, record.all_labels))
+            digest.update(f"\x1f{record.id}\x1d{record.num_frames}\x1d{labels}".encode())
     return digest.hexdigest()

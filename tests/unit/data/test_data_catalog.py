@@ -56,6 +56,10 @@ def test_absent_folder_is_named(tmp_path: Path) -> None:
         ("group: abc\n", "needs a group in parentheses"),
         ("group: (a)\ngroups: g.txt\n", "keep one"),
         ("lists: '{part}_{split}.txt'\n", r"\{modality\} is missing"),
+        ("mirror_pairs: [[a, c]]\n", "`mirror_pairs` names 'c', which is no class"),
+        ("mirror_pairs: [[a, b], [b, a]]\n", "names 'b' twice|names 'a' twice"),
+        ("mirror_pairs: [[a, a]]\n", "names 'a' twice"),
+        ("mirror_pairs: [[a, b]]\nmirror: false\n", "keep one"),
     ],
 )
 def test_wrong_records_say_what_and_where(tmp_path: Path, text: str, said: str) -> None:
@@ -142,3 +146,10 @@ def test_hmdb51_official_splits_share_no_source_within_a_class(hmdb: Record, sha
         ]
         assert len(sides[0]) > 500
         assert not sides[0] & sides[1]
+
+
+def test_mirror_pairs_exchange_labels(tmp_path: Path) -> None:
+    path = tmp_path / "dataset.yaml"
+    path.write_text("name: x\nclasses: [left, still, right]\nmirror_pairs: [[left, right]]\n")
+    assert load_record(path).mirror_labels == (2, 1, 0)
+    assert load_record(write_record(tmp_path / "y", "")).mirror_labels == (0, 1)

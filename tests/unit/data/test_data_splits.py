@@ -54,6 +54,29 @@ def test_wrong_lines_are_named_by_file_and_line(tmp_path: Path, text: str, said:
         read_list(tmp_path / "l.txt", num_classes=2)
 
 
+def test_several_labels_only_in_a_multi_label_data_set(tmp_path: Path) -> None:
+    records = [VideoRecord("a", 12, 1, labels=(1, 4)), VideoRecord("b", 3, 5, labels=(5,))]
+    write_list(tmp_path / "l.txt", records)
+    assert (tmp_path / "l.txt").read_text() == "a 12 1,4\nb 3 5\n"
+    assert read_list(tmp_path / "l.txt", multi_label=True) == records
+    assert [r.all_labels for r in records] == [(1, 4), (5,)]
+    with pytest.raises(DataError, match=r"l\.txt:1: '1,4': several labels; set `multi_label: true`"):
+        read_list(tmp_path / "l.txt")
+    with pytest.raises(DataError, match=r"l\.txt:1: label 4: expected 0 to 3"):
+        read_list(tmp_path / "l.txt", num_classes=4, multi_label=True)
+
+
+def test_every_label_of_a_video_counts_when_a_part_is_held_out() -> None:
+    """Class 1 occurs beside class 0 only, in two sources: one has to stay on either side."""
+    records = [
+        VideoRecord(f"{source}-{i}", 9, 0, source, labels=(0, 1) if source in "ab" else (0,))
+        for source in "abcdefgh"
+        for i in range(2)
+    ]
+    train, val = holdout(records, 0.2, seed=1)
+    assert all(any(1 in r.labels for r in side) for side in (train, val))
+
+
 def test_missing_list_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.txt: no such file"):
         read_list(tmp_path / "none.txt")

@@ -38,6 +38,27 @@ def test_round_trip_keeps_every_value(tmp_path: Path):
     assert [p.name for p in tmp_path.iterdir()] == ["s.npz"]
 
 
+def test_several_classes_per_video_are_kept_joined_and_checked(tmp_path: Path):
+    first = table(["x", "y"], labels=[0, 1])
+    first.targets = np.asarray([[1, 0, 1], [0, 1, 0]], dtype=np.bool_)
+    write_scores(tmp_path / "a.npz", first)
+    np.testing.assert_array_equal(read_scores(tmp_path / "a.npz").targets, first.targets)
+    other = reorder(first, np.asarray([1, 0]))
+    np.testing.assert_array_equal(join([first, other])[1].targets, first.targets)
+    other.targets = other.targets.copy()
+    other.targets[1, 1] = True
+    with pytest.raises(ScoreError, match="labels differ from scores: 'x'"):
+        join([first, other])
+    with pytest.raises(ScoreError, match="one of it and scores is multi-label"):
+        join([first, table(["x", "y"], labels=[0, 1])])
+    first.targets = first.targets[:, ::-1]
+    with pytest.raises(ScoreError, match="the label is not among the targets: 'x'") as caught:
+        first.targets[1] = [False, True, False]
+        first.targets[0] = [False, True, True]
+        write_scores(tmp_path / "b.npz", first)
+    assert "'y'" not in str(caught.value)
+
+
 def test_writing_twice_gives_the_same_bytes_and_forgets_where_it_was_read(tmp_path: Path):
     write_scores(tmp_path / "a.npz", table(["x", "y"], seed=1))
     write_scores(tmp_path / "b.npz", read_scores(tmp_path / "a.npz"))
