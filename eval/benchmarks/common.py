@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -155,12 +154,6 @@ def best_of(times: Sequence[float]) -> float:
 def ratio_of(times: Mapping[str, Sequence[float]], baseline: str, ours: str) -> float:
     """Return how many times as fast ours is: the median of the ratios of neighbouring turns."""
     return float(median(a / b for a, b in zip(times[baseline], times[ours], strict=True)))
-
-
-def peak_rss() -> int:
-    """Return the largest resident size this process ever had, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak) if sys.platform == "darwin" else int(peak) * 1024
 
 
 def machine() -> dict[str, Any]:

@@ -101,3 +101,5 @@ def test_the_runner_says_what_is_missing_or_fails(bench, tmp_path, monkeypatch, 
         ("r", "no such script"),
     ]
     assert "1 of 1 targets reached" in capsys.readouterr().out
+    assert bench.run.main(["--quick", "--only", "idle"]) == 0
+    assert "1 of 1 targets reached" in capsys.readouterr().out, "what was measured last stays in the table"

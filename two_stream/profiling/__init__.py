@@ -11,7 +11,7 @@ from two_stream.profiling.costs import (
     parameter_count,
     stage_costs,
 )
-from two_stream.profiling.peak import copy_rate, gemm_rate
+from two_stream.profiling.peak import copy_rate, gemm_rate, quickest_product
 from two_stream.profiling.timing import Speed, measure
 
 __all__ = [
@@ -27,5 +27,6 @@ __all__ = [
     "meta_model",
     "multiply_adds",
     "parameter_count",
+    "quickest_product",
     "stage_costs",
 ]
