@@ -163,7 +163,7 @@ class EvaluateOptions(Options):
     """what is averaged over the views"""
     batch_views: PositiveInt | None = None
     """views per forward pass; none: 16 on a GPU, on a CPU the few whose values stay close to it (2 of 64 × 112²)"""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """autocast type of the forward pass; auto: bf16 where the device computes it by itself (a GPU; a CPU with AVX-512
     BF16 or AMX) and neither frame choice, flips nor selection are `paper`, else fp32"""
     fold: bool = True

@@ -137,13 +137,12 @@ def test_clips_follow_the_options():
 
 
 def test_protocol_is_named_and_no_two_share_a_file_name():
-    assert describe(EvaluateOptions()) == "multi-clip × ten-crop, mean of logits"
-    assert describe(EvaluateOptions(views="single", crops="center"), "paper").endswith(
-        "published frame choice"
-    )
+    assert describe(EvaluateOptions(precision="fp32")) == "multi-clip × ten-crop, mean of logits"
+    paper = EvaluateOptions(views="single", crops="center", precision="fp32")
+    assert describe(paper, "paper").endswith("published frame choice")
     assert describe(EvaluateOptions(views="uniform", num_clips=3)).startswith("3 uniform clips ×")
     assert describe(EvaluateOptions(views="sliding", step=4)).startswith("sliding window every 4 frames")
-    assert slug(EvaluateOptions()) == "multi_ten_logits"
+    assert slug(EvaluateOptions(precision="fp32")) == "multi_ten_logits"
     views = [("single", 10, None), ("multi", 10, None), ("uniform", 3, None), ("uniform", 10, None)]
     options = [
         EvaluateOptions(

@@ -39,7 +39,7 @@ from two_stream.video.reader import open_video
 from two_stream.video.sources import Source
 
 CLASSES = ["left", "right", "stay"]
-SMALL = EvaluateOptions(views="multi", crops="three", batch_views=5, keep_views=True)
+SMALL = EvaluateOptions(views="multi", crops="three", batch_views=5, keep_views=True, precision="fp32")
 
 
 def write_video(path: Path, frames: int, step: int, fps: int = 12) -> Path:
@@ -167,7 +167,7 @@ def test_score_file_of_a_run_says_how_it_was_made(world):
 
 def test_parts_and_protocols_have_files_of_their_own(world):
     run = load_run(world / "flow")
-    single = EvaluateOptions(views="single", crops="center", aggregate="probabilities")
+    single = EvaluateOptions(views="single", crops="center", aggregate="probabilities", precision="fp32")
     table, path = evaluate_run(run, single, "val")
     assert path.name == "val_single_center_probabilities.npz"
     assert table.meta["part"] == "val"
