@@ -154,7 +154,7 @@ def speed(quick: bool, compiled: bool, rounds: int) -> tuple[list[Row], dict[str
         model = network()
         fast = network().channels_last()
         found: dict[str, VideoScores] = {}
-        base = EvaluateOptions(compile=compiled)
+        base = EvaluateOptions(compile=compiled, precision="fp32")
         sides = {
             "plain": lambda: plain(model, root, videos),
             "fp32": ours(fast, record, videos, base),

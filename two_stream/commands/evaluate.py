@@ -1,4 +1,4 @@
-"""`two-stream evaluate RUN`: score the videos of a part of the run's data set."""
+"""`two-stream evaluate RUN`: score the videos of a part of the run's data set; `--from-json`: a result file."""
 
 from __future__ import annotations
 
@@ -31,12 +31,18 @@ class EvaluateFlags(EvaluateOptions):
     """loader processes; none: as in the run's settings"""
     out: Path | None = None
     """score file to write; none: `RUN/scores/<part>_<protocol>.npz`"""
+    results: Path | None = None
+    """write the best five classes of each video too, as Efficient-3DCNNs and 3D-ResNets do (val.json)"""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
     """print the numbers as JSON instead of a table"""
 
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
+    if any(arg == "--from-json" or arg.startswith("--from-json=") for arg in args):
+        from two_stream.commands import evaluate_results
+
+        return evaluate_results.main(args)
     name, rest = split_positional(args, "two-stream evaluate", "the run folder", "demo/runs/rgb --part test")
     default = EvaluateFlags()
     if name is not None:
@@ -71,6 +77,11 @@ def _evaluate(folder: Path, flags: EvaluateFlags) -> int:
     table, path = evaluate_run(run, options, flags.part, workers=flags.workers, out=flags.out)
     if distributed.is_main():
         (line,) = lines([table], seed=run.experiment.seed)
+        if flags.results is not None:
+            from two_stream.evaluation.result_files import results_of
+            from two_stream.runtime.files import write_json
+
+            write_json(flags.results, results_of(table))
         show(line, path, as_json=flags.as_json)
     distributed.shutdown()
     return 0

@@ -39,6 +39,9 @@ class PredictFlags:
     """MP4 file to write with the prediction drawn on it; a folder with several videos"""
     attention: Path | None = None
     """PNG, PDF or SVG file to draw which moments BERT looks at; a folder with several videos (one PNG each)"""
+    timeline: Path | None = None
+    """PNG, PDF or SVG file to draw what happens when, window by window, and a CSV file beside it; a folder with several
+    videos (one PNG and CSV each). Windows slide by half a clip, or by --step, unless --views says otherwise"""
     flow_algorithm: Literal["dis", "tvl1", "farneback"] | None = None
     """none: dis (a run trained on video files: its own); tvl1 is the paper's and about a hundred times slower"""
     rule: Literal["l2", "logits", "probabilities", "rank"] = "l2"
@@ -80,6 +83,10 @@ def main(args: list[str]) -> int:
         from two_stream.evaluation.attention import check_target
 
         check_target(flags.attention, flags.videos)
+    if flags.timeline is not None:
+        from two_stream.evaluation.attention import check_target
+
+        check_target(flags.timeline, flags.videos, "--timeline")
     from two_stream.video.reader import open_video
 
     if len(flags.videos) == 1:
@@ -126,9 +133,10 @@ def _predict_all(flags: PredictFlags, runs: list[Run]) -> int:
     readings = [_reading(flags, run) for run in runs]
     copies = annotated_files(flags.videos, flags.annotate)
     drawings = annotated_files(flags.videos, flags.attention, ".png")
-    for video, copy, drawing in zip(flags.videos, copies, drawings):
+    lines = annotated_files(flags.videos, flags.timeline, ".png")
+    for video, *files in zip(flags.videos, copies, drawings, lines):
         try:
-            result = _predict_one(flags, runs, (options, readings), video, (copy, drawing))
+            result = _predict_one(flags, runs, (options, readings), video, files)
         except TwoStreamError as error:
             if len(flags.videos) == 1:
                 raise
@@ -174,14 +182,14 @@ def _predict_one(
     runs: list[Run],
     how: tuple[list[EvaluateOptions], list[Reading]],
     video: Path,
-    files: tuple[Path | None, Path | None],
+    files: Sequence[Path | None],
 ) -> dict[str, Any]:
     from two_stream.evaluation.run import score_with_runs
     from two_stream.evaluation.video import fuse_results, top
 
     names = runs[0].class_names
     options, readings = how
-    copy, drawing = files
+    copy, drawing, line = files
     scored = score_with_runs(runs, video, options, readings)
     probabilities = fuse_results(scored, flags.rule, flags.weights)
     result: dict[str, Any] = {
@@ -206,6 +214,12 @@ def _predict_one(
     if drawing is not None:
         _draw_attention(runs, how, video, drawing, result)
         result["attention"] = str(drawing)
+    if line is not None:
+        from two_stream.commands.predict_timeline import write_timeline
+
+        samplings = [reading.sampling for reading in readings]
+        write_timeline(flags, runs, scored, (options, samplings), (video, line))
+        result["timeline"] = str(line)
     return result
 
 
@@ -244,6 +258,8 @@ def _options(flags: PredictFlags, run: Run) -> EvaluateOptions:
 
     keys = ("views", "num_clips", "step", "crops", "batch_views")
     given = {key: getattr(flags, key) for key in keys if getattr(flags, key) is not None}
+    if flags.timeline is not None:
+        given.setdefault("views", "sliding")
     settings = run.experiment.evaluate.model_dump() | given
     for key, views in (("num_clips", "uniform"), ("step", "sliding")):
         if key in given and settings["views"] != views:
@@ -296,3 +312,5 @@ def _show(result: dict[str, Any]) -> None:
         say(f"annotated: {result['annotated']}")
     if "attention" in result:
         say(f"attention: {result['attention']}")
+    if "timeline" in result:
+        say(f"time line: {result['timeline']} and {Path(result['timeline']).with_suffix('.csv').name}")

@@ -69,23 +69,24 @@ class StreamAttention:
     """RGB thumbnails of the centre crop, uint8 `(H, W, 3)`, by frame number"""
 
 
-def check_target(out: Path, videos: Sequence[Path]) -> None:
+def check_target(out: Path, videos: Sequence[Path], flag: str = "--attention") -> None:
     """Find out, before any work, whether pictures can be written to `out`; writes nothing.
 
     Args:
         out: A file for one video; a folder for several (or where the folder exists).
         videos: What will be drawn.
+        flag: Who asks.
 
     Raises:
         SettingsError: A suffix that is none of `SUFFIXES`, or a folder that cannot be written to.
     """
     into_folder = out.is_dir() or len(videos) > 1
     if not into_folder and out.suffix.lower() not in SUFFIXES:
-        raise SettingsError(f"--attention {out}: expected a name that ends in {', '.join(SUFFIXES)}")
+        raise SettingsError(f"{flag} {out}: expected a name that ends in {', '.join(SUFFIXES)}")
     if into_folder and not out.is_dir() and out.suffix.lower() in SUFFIXES:
-        raise SettingsError(f"--attention {out}: {len(videos)} videos need a folder; leave out {out.suffix}")
+        raise SettingsError(f"{flag} {out}: {len(videos)} videos need a folder; leave out {out.suffix}")
     if out.is_file() and out.resolve() in {video.resolve() for video in videos}:
-        raise SettingsError(f"--attention {out}: this is the video itself; name another file")
+        raise SettingsError(f"{flag} {out}: this is the video itself; name another file")
     folder = out if into_folder else out.parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -94,7 +95,7 @@ def check_target(out: Path, videos: Sequence[Path]) -> None:
             pass
     except OSError as error:
         raise SettingsError(
-            f"--attention {out}: nothing can be written to {folder} ({os.strerror(error.errno or 0)}); "
+            f"{flag} {out}: nothing can be written to {folder} ({os.strerror(error.errno or 0)}); "
             "name a file in another folder"
         ) from None
 

@@ -1,0 +1,77 @@
+"""Time lines: which pictures a window holds, what it says, and how it is written."""
+
+from __future__ import annotations
+
+import csv
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from two_stream.config.schema import EvaluateOptions
+from two_stream.evaluation.timeline import Window, windows, write_csv
+from two_stream.evaluation.timeline_figure import _edges, _stretches, draw_timeline
+from two_stream.evaluation.video import VideoResult, fuse_results
+from two_stream.types import InputSpec
+
+OPTIONS = EvaluateOptions(views="sliding", step=4, crops="three")
+NAMES = ["jump", "run"]
+
+
+def run_of(modality, clip_length=8):
+    channels = 3 if modality == "rgb" else 2
+    spec = InputSpec(modality, clip_length, 1, (8, 8), 8, (0.0, 1.0), (0.0,) * channels, (1.0,) * channels)
+    return SimpleNamespace(model=SimpleNamespace(spec=spec))
+
+
+def result_of(frames, clips, seed=0):
+    views = np.random.default_rng(seed).standard_normal((3 * clips, 2)).astype(np.float32)
+    return VideoResult(views.mean(0).astype(np.float64), frames, 10.0, 3 * clips, None, views)
+
+
+def test_a_window_is_the_mean_of_its_own_crops():
+    scored = result_of(21, 5)  # starts 1, 5, 9, 13, and 14 to reach the end
+    found = windows([run_of("rgb")], [scored], [OPTIONS], ["standard"])
+    assert [(w.first, w.last) for w in found] == [(1, 8), (5, 12), (9, 16), (13, 20), (14, 21)]
+    views = scored.view_logits.reshape(3, 5, 2)  # crop-major
+    for number, window in enumerate(found):
+        np.testing.assert_allclose(window.probabilities, softmax(views[:, number].mean(0)), rtol=1e-6)
+
+
+def test_streams_meet_window_by_window():
+    rgb, flow = result_of(21, 5), result_of(21, 4, seed=1)  # 20 flow frames: 1, 5, 9, 13
+    runs, options = [run_of("rgb"), run_of("flow")], [OPTIONS, OPTIONS]
+    found = windows(runs, [rgb, flow], options, ["standard"] * 2, rule="probabilities", weights=(3.0, 1.0))
+    assert [(w.first, w.last) for w in found] == [(1, 9), (5, 13), (9, 17), (13, 21)], (
+        "flow 8 lies between 8 and 9"
+    )
+    means = [rgb.view_logits.reshape(3, 5, 2)[:, 2].mean(0), flow.view_logits.reshape(3, 4, 2)[:, 2].mean(0)]
+    seen = [VideoResult(mean.astype(np.float64), 21, 10.0, 3, None, mean[None]) for mean in means]
+    wanted = fuse_results(seen, "probabilities", (3.0, 1.0))
+    np.testing.assert_allclose(found[2].probabilities, wanted, rtol=1e-6)
+
+
+def test_a_short_video_is_one_window_up_to_its_end():
+    (window,) = windows([run_of("rgb")], [result_of(5, 1)], [OPTIONS], ["standard"])
+    assert (window.first, window.last) == (1, 5)
+
+
+@pytest.mark.parametrize(("fps", "times"), [(10.0, ["0.400", "1.200"]), (None, ["", ""])])
+def test_the_csv_names_frames_seconds_and_the_best_classes(tmp_path, fps, times):
+    found = [Window(1, 8, np.asarray([0.9, 0.1])), Window(5, 12, np.asarray([0.25, 0.75]))]
+    write_csv(tmp_path / "t.csv", found, NAMES, fps, 5)
+    lines = list(csv.reader((tmp_path / "t.csv").read_text().splitlines()))
+    ranked = ["class_1", "probability_1", "class_2", "probability_2"]
+    assert lines[0] == ["window", "first_frame", "last_frame", "start_s", "end_s", *ranked]
+    assert lines[2] == ["2", "5", "12", *times, "run", "0.750000", "jump", "0.250000"]
+
+
+def test_the_picture_divides_the_video_among_its_windows(tmp_path):
+    found = [Window(first, first + 7, np.asarray([p, 1 - p])) for first, p in ((1, 0.9), (5, 0.8), (9, 0.2))]
+    np.testing.assert_array_equal(_edges(found), [0, 6, 10, 16])
+    assert _stretches(np.asarray([0, 0, 1])) == [(0, 2), (2, 3)]
+    assert _stretches(np.asarray([1])) == [(0, 1)]
+    draw_timeline(tmp_path / "t.svg", "a walk", found, NAMES, None)
+    text = (tmp_path / "t.svg").read_text()
+    assert "<svg" in text

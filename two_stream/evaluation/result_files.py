@@ -1,0 +1,185 @@
+"""Result files of Efficient-3DCNNs and 3D-ResNets (`val.json`): written from score tables, and evaluated.
+
+`{"results": {video: [{"label": …, "score": …}, …]}}` holds the best few classes of each video by mean softmax over its
+clips. With `--inference_no_average` 3D-ResNets writes a list per clip, `[{"segment": [first, end], "result": […]}, …]`.
+Those code bases lose the last video of a file or fail where a class does not occur; here every video is written, and a
+listed video without a result counts as missed and is named.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from two_stream.errors import DataError, ScoreError, SettingsError
+from two_stream.types import ScoreTable
+
+Guesses = list[tuple[str, float]]
+"""(class, score), the best first"""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What an evaluated result file came to."""
+
+    videos: int
+    """listed in the ground truth"""
+    unseen: tuple[str, ...]
+    """listed, without a result"""
+    unlisted: tuple[str, ...]
+    """with a result, not listed: they count nowhere"""
+    top: dict[int, float]
+    """share of the counted videos one of whose classes is among the k best"""
+    counted: int
+    """videos the shares are of: all listed ones, or those with a result"""
+
+
+def results_of(table: ScoreTable, count: int = 5) -> dict[str, Any]:
+    """Return a table in the averaged form.
+
+    The score is the mean of softmax over views where the table holds that (aggregate `probabilities`, or views kept);
+    else softmax of the mean logits.
+
+    Args:
+        table: Scores of a run.
+        count: Classes per video; all of them where there are fewer.
+    """
+    probabilities = softmax(table.logits, axis=1)
+    if table.view_logits is not None and table.view_counts is not None:
+        ends = np.cumsum(table.view_counts)
+        views = softmax(table.view_logits.astype(np.float64), axis=1)
+        pairs = zip(ends, table.view_counts)
+        probabilities = np.stack([views[end - size : end].mean(axis=0) for end, size in pairs])
+    named = zip(table.ids, probabilities)
+    return {"results": {video: listed(row, table.class_names, count) for video, row in named}}
+
+
+def listed(probabilities_K: NDArray[np.float64], names: Sequence[str], count: int) -> list[dict[str, Any]]:
+    """Return the best classes as the files hold them, `[{"label": …, "score": …}, …]`."""
+    order = np.argsort(-probabilities_K, kind="stable")[:count]
+    return [{"label": names[index], "score": float(probabilities_K[index])} for index in order]
+
+
+def read_results(path: Path) -> dict[str, Guesses]:
+    """Read a result file of either form; the clips of a video are averaged, a class a clip does not list counting 0.
+
+    Raises:
+        ScoreError: Missing, no JSON, or of another form; names the file and the video.
+    """
+    found = _read(path, ScoreError)
+    results = found.get("results") if isinstance(found, dict) else None
+    if not isinstance(results, dict):
+        raise ScoreError(f'{path}: expected {{"results": {{video: [{{"label", "score"}}, …]}}}}')
+    return {str(video): _guesses(entries, f"{path}: results.{video}") for video, entries in results.items()}
+
+
+def _guesses(entries: Any, where: str) -> Guesses:
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ScoreError(f"{where}: expected a list of objects with `label` and `score`")
+    per_clip = [entry["result"] for entry in entries if "segment" in entry and "result" in entry]
+    if per_clip and len(per_clip) < len(entries):
+        raise ScoreError(f"{where}: clips with `segment` and classes with `label` stand side by side")
+    sums: dict[str, float] = {}
+    for clip in per_clip or [entries]:
+        for entry in clip:
+            try:
+                label, score = str(entry["label"]), float(entry["score"])
+            except (KeyError, TypeError, ValueError):
+                raise ScoreError(f"{where}: {entry!r}: expected `label` and a number `score`") from None
+            sums[label] = sums.get(label, 0.0) + score
+    clips = max(1, len(per_clip))
+    return sorted(((label, total / clips) for label, total in sums.items()), key=lambda guess: -guess[1])
+
+
+def read_truth(path: Path, subset: str = "validation") -> dict[str, tuple[str, ...]]:
+    """Return the classes of every video of a subset of an annotation file of those code bases.
+
+    The file is `{"labels": […], "database": {video: {"subset": …, "annotations": {"label": …}}}}`; Efficient-3DCNNs'
+    Kinetics files keep a database per subset. ActivityNet's list of annotations gives a video several classes.
+
+    Raises:
+        DataError: Missing, no JSON, of another form, or without a video of the subset.
+    """
+    found = _read(path, DataError)
+    database = found.get("database") if isinstance(found, dict) else None
+    if not isinstance(database, dict):
+        raise DataError(f'{path}: expected {{"labels": […], "database": {{video: {{"subset", …}}}}}}')
+    if isinstance(database.get(subset), dict) and "subset" not in database[subset]:
+        database = database[subset]
+    truth = {}
+    for video, entry in database.items():
+        if not isinstance(entry, dict) or "subset" not in entry:
+            raise DataError(f"{path}: database.{video}: `subset` is missing")
+        if entry["subset"] == subset:
+            truth[str(video)] = _labels(entry.get("annotations"), f"{path}: database.{video}")
+    if not truth:
+        raise DataError(f"{path}: no video of subset {subset!r}; give another --subset")
+    return truth
+
+
+def _labels(annotations: Any, where: str) -> tuple[str, ...]:
+    several = annotations if isinstance(annotations, list) else [annotations]
+    try:
+        return tuple(dict.fromkeys(str(one["label"]) for one in several))
+    except (KeyError, TypeError):
+        raise DataError(f"{where}: expected `annotations` with a `label`") from None
+
+
+def evaluate_results(
+    results: Mapping[str, Guesses],
+    truth: Mapping[str, Sequence[str]],
+    top: Sequence[int] = (1, 5),
+    *,
+    ignore_unseen: bool = False,
+) -> Found:
+    """Return hit@k of a result file: the share of videos one of whose true classes is among the k best.
+
+    Args:
+        results: Best classes by video.
+        truth: True classes by video.
+        top: The k.
+        ignore_unseen: Leave listed videos without a result out (`--ignore` of 3D-ResNets); else they are misses.
+
+    Raises:
+        SettingsError: A k below 1.
+        ScoreError: No listed video has a result: the names differ.
+    """
+    if not top or min(top) < 1:
+        raise SettingsError(f"--top is {' '.join(map(str, top))}: expected numbers of 1 or more")
+    seen = [video for video in truth if video in results]
+    if not seen:
+        some = f"such as {next(iter(results))!r}" if results else "none"
+        raise ScoreError(
+            f"no video of the ground truth has a result: it lists {next(iter(truth))!r} …, the results are of {some}"
+        )
+    counted = seen if ignore_unseen else list(truth)
+    return Found(
+        videos=len(truth),
+        unseen=tuple(video for video in truth if video not in results),
+        unlisted=tuple(video for video in results if video not in truth),
+        top={
+            k: sum(_hit(results.get(video, []), truth[video], k) for video in counted) / len(counted)
+            for k in top
+        },
+        counted=len(counted),
+    )
+
+
+def _hit(guesses: Guesses, classes: Sequence[str], k: int) -> bool:
+    return any(label in classes for label, _ in guesses[:k])
+
+
+def _read(path: Path, error: type[DataError] | type[ScoreError]) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise error(f"{path}: no such file") from None
+    except (OSError, ValueError) as failure:
+        raise error(f"{path}: no JSON file ({failure})") from None

@@ -1,0 +1,96 @@
+"""What happens when in a long video: the classes of every window that slides over it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from two_stream.config.schema import EvaluateOptions
+from two_stream.evaluation.predict import aggregate_views
+from two_stream.evaluation.run import Run
+from two_stream.evaluation.video import VideoResult, fuse_results, top
+from two_stream.evaluation.views import clip_frames
+from two_stream.runtime.files import write_text
+
+
+@dataclass(frozen=True)
+class Window:
+    """One position of the sliding clip."""
+
+    first: int
+    """1-based number of its first picture"""
+    last: int
+    """and of its last one; a video shorter than a clip is looped, and this is its end"""
+    probabilities: NDArray[np.float64]
+    """`(K,)`"""
+
+
+def windows(
+    runs: Sequence[Run],
+    scored: Sequence[VideoResult],
+    options: Sequence[EvaluateOptions],
+    samplings: Sequence[str],
+    *,
+    rule: str = "l2",
+    weights: Sequence[float] | None = None,
+) -> list[Window]:
+    """Return the windows of one video in order, fused where there are several streams.
+
+    The n-th window of a stream meets the n-th of the others. Flow has one frame less, so its last window may lie a
+    little earlier, or be missing: the windows that all streams have are returned. A flow frame lies between two
+    pictures; its number is that of the first.
+
+    Args:
+        runs: The networks.
+        scored: The video's scores by each of them.
+        options: Views of each.
+        samplings: Frame choice of each, `standard` or `paper`.
+        rule: Fusion rule.
+        weights: Fusion weights.
+    """
+    clips, streams = [], []
+    for run, result, views, sampling in zip(runs, scored, options, samplings, strict=True):
+        flow = run.model.spec.modality == "flow"
+        chosen = clip_frames(views, run.model.spec, result.frames - flow, sampling)
+        clips.append([(min(clip), min(max(clip) + flow, result.frames)) for clip in chosen])
+        by_crop = result.view_logits.reshape(-1, len(chosen), result.view_logits.shape[-1])
+        streams.append([aggregate_views(by_crop[:, n], views.aggregate) for n in range(len(chosen))])
+    made = []
+    for number in range(min(map(len, clips))):
+        seen = [replace(result, logits=stream[number]) for result, stream in zip(scored, streams)]
+        ends = [stream[number] for stream in clips]
+        probabilities = fuse_results(seen, rule, weights)
+        made.append(Window(min(end[0] for end in ends), max(end[1] for end in ends), probabilities))
+    return made
+
+
+def write_csv(
+    path: Path, found: Sequence[Window], names: Sequence[str], fps: float | None, count: int
+) -> None:
+    """Write a line per window: frames, seconds (empty without a known rate), best classes and their probabilities."""
+    count = min(count, len(names))
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    ranked = [name for place in range(1, count + 1) for name in (f"class_{place}", f"probability_{place}")]
+    lines.writerow(["window", "first_frame", "last_frame", "start_s", "end_s", *ranked])
+    for number, window in enumerate(found, 1):
+        start, end = seconds(window, fps)
+        best = [
+            cell
+            for name, share in top(window.probabilities, list(names), count)
+            for cell in (name, f"{share:.6f}")
+        ]
+        times = ["" if at is None else f"{at:.3f}" for at in (start, end)]
+        lines.writerow([number, window.first, window.last, *times, *best])
+    write_text(path, text.getvalue())
+
+
+def seconds(window: Window, fps: float | None) -> tuple[float | None, float | None]:
+    """Return when a window begins and ends, in seconds from the first picture; None without a known rate."""
+    return ((window.first - 1) / fps, window.last / fps) if fps else (None, None)
