@@ -1,0 +1,104 @@
+"""Count every named model and write the tables of `docs/models/`.
+
+    python eval/model_tables.py            # docs/models/*.md from two_stream/zoo/costs.json
+    python eval/model_tables.py --count    # first count every network anew on the meta device (minutes)
+    python eval/model_tables.py --check    # write nothing; exit code 1 where a page is not what would be written
+
+A page holds `<!-- table: PATTERN … -->` and `<!-- end -->`; what stands between them is the table of the models whose names
+match, with the figures of `docs/models/published.yaml` beside ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from two_stream import zoo
+from two_stream.runtime.files import write_json, write_text
+from two_stream.zoo.costs import FILE, costs
+
+PAGES = Path(__file__).resolve().parents[1] / "docs" / "models"
+PUBLISHED = PAGES / "published.yaml"
+_TABLE = re.compile(r"(<!-- table: (?P<patterns>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+_TWO = (100, 200)
+"""numbers of classes that tell the share of the classifier"""
+
+
+def count(record: zoo.ModelRecord) -> dict[str, Any]:
+    """Return the entry of a model in `costs.json`."""
+    from two_stream.profiling import meta_model, multiply_adds, parameter_count
+
+    few, many = (meta_model(record.options, classes) for classes in _TWO)
+    entry = {}
+    for name, counter in (("parameters", parameter_count), ("multiply_adds", multiply_adds)):
+        low, high = counter(few), counter(many)
+        each = (high - low) // (_TWO[1] - _TWO[0])
+        entry[name] = [low - each * _TWO[0], each]
+    return {**entry, "clip": [few.spec.clip_length, few.spec.stride, few.spec.crop]}
+
+
+def table(patterns: list[str], published: dict[str, Any]) -> str:
+    """Return the Markdown table of the models that match."""
+    records = [r for r in zoo.records() if any(fnmatchcase(r.name, pattern) for pattern in patterns)]
+    head = ["model", "clip", "classes", "M params", "published", "G multiply-adds", "published", "source"]
+    lines = [head, ["---"] * len(head), *(_row(record, published.get(record.name, {})) for record in records)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def _row(record: zoo.ModelRecord, theirs: dict[str, Any]) -> list[str]:
+    cost = costs()[record.name]
+    classes = theirs.get("classes", 400)
+    parameters, multiply_adds = cost.at(classes)
+    stride = f" every {cost.stride}" if cost.stride > 1 else ""
+    return [
+        f"`{record.name}`",
+        f"{cost.frames}{stride} × {cost.crop}²",
+        str(classes),
+        f"{parameters / 1e6:.2f}",
+        str(theirs.get("parameters", "–")),
+        f"{multiply_adds / 1e9:.2f}" if multiply_adds >= 1e9 else f"{multiply_adds / 1e9:.3f}",
+        str(theirs.get("multiply_adds", "–")),
+        theirs.get("source", "–"),
+    ]
+
+
+def written(text: str, published: dict[str, Any]) -> str:
+    """Return a page with its tables made anew."""
+    return _TABLE.sub(lambda found: found[1] + table(found["patterns"].split(), published) + found[3], text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Count, write or check."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--count", action="store_true", help="count every network anew")
+    parser.add_argument("--check", action="store_true", help="write nothing, compare")
+    given = parser.parse_args(argv)
+    if given.count:
+        write_json(FILE, {record.name: count(record) for record in zoo.records()})
+        costs.cache_clear()
+    published = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
+    stale = 0
+    for page in sorted(PAGES.glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        made = written(text, published)
+        if made == text:
+            continue
+        stale += 1
+        if given.check:
+            print(f"{page}: its tables are not those of the models; run `python eval/model_tables.py`")
+        else:
+            write_text(page, made)
+            print(page)
+    return 1 if given.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
