@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from two_stream.backbones.hf_architectures import ARCHITECTURES, Architecture
+from two_stream.backbones.library import reason
 from two_stream.config.model import HfVideo
 from two_stream.errors import SettingsError
 
@@ -68,8 +69,9 @@ def configuration(options: HfVideo) -> Any:
     try:
         made = _class(architecture.config)(**options.config)
     except (TypeError, ValueError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
-        raise SettingsError(f"`backbone.config`: {options.architecture} refuses it ({reason})") from None
+        raise SettingsError(
+            f"`backbone.config`: {options.architecture} refuses it ({reason(error)})"
+        ) from None
     side = getattr(made, architecture.side)
     if not isinstance(side, int):
         raise SettingsError(f"`backbone.config`: {architecture.side} {side}; expected one number, the side")
@@ -140,9 +142,9 @@ def _find(model: str, name: str, *, quiet: bool = False) -> Path | None:
         ):
             return None
         named = isinstance(error, HFValidationError)
-        reason = "no hub name" if named else str(error).strip().splitlines()[0]
+        said = "no hub name" if named else reason(error)
         raise SettingsError(
-            f"`backbone.model` {model}: no such folder, and the Hugging Face hub does not give it ({reason}); give a "
+            f"`backbone.model` {model}: no such folder, and the Hugging Face hub does not give it ({said}); give a "
             "folder that has config.json, or build from `backbone.architecture`"
         ) from None
 

@@ -12,7 +12,15 @@ from torch import nn
 from two_stream.backbones.base import BACKBONES
 from two_stream.backbones.hf_architectures import ARCHITECTURES, Architecture
 from two_stream.backbones.hf_files import configuration, network_class, preprocessing, settled
-from two_stream.backbones.library import LibraryBackbone, OnMap, TokenBlock, flow_statistics, usual_resize
+from two_stream.backbones.library import (
+    READING_ERRORS,
+    LibraryBackbone,
+    OnMap,
+    TokenBlock,
+    flow_statistics,
+    reason,
+    usual_resize,
+)
 from two_stream.config.model import HfVideo
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.types import MODALITY_CHANNELS, FeatureMap, InputSpec, Modality
@@ -81,8 +89,8 @@ class HfVideoBackbone(LibraryBackbone):
         try:
             parts = architecture.build(config, make or network_class(architecture))
         except (ValueError, AttributeError, ZeroDivisionError) as error:  # how the library refuses numbers
-            reason = " ".join(str(error).split())
-            raise SettingsError(f"`backbone.config`: {options.architecture} refuses it ({reason})") from None
+            said = f"`backbone.config`: {options.architecture} refuses it ({reason(error)})"
+            raise SettingsError(said) from None
         frames, side = (int(getattr(config, name)) for name in (architecture.frames, architecture.side))
         time, space = architecture.patch(config)
         grid = (frames // time, side // space, side // space)
@@ -160,27 +168,34 @@ class HfVideoBackbone(LibraryBackbone):
         kind = network_class(_architecture(self.options))
 
         def make(config: Any) -> Any:
-            net, found = kind.from_pretrained(
-                model, config=config, output_loading_info=True, weights_only=True
-            )
-            missing = [key for key in found["missing_keys"] if not key.startswith(("pooler.", "predictor."))]
-            if missing or found["mismatched_keys"]:
-                names = ", ".join(sorted(map(str, missing or found["mismatched_keys"]))[:3])
-                raise CheckpointError(
-                    f"{model}: its weights are of another network (of this one lack {names})"
+            try:
+                net, found = kind.from_pretrained(
+                    model, config=config, output_loading_info=True, weights_only=True
                 )
+            except READING_ERRORS as error:
+                raise CheckpointError(
+                    f"the weights of {model} cannot be read or fetched ({reason(error)}); `backbone.model` may be a "
+                    "folder that has them"
+                ) from None
+            strange = _strange(found)
+            if strange:
+                names = ", ".join(sorted(strange)[:3])
+                raise CheckpointError(f"{model}: its weights are of another network (they differ in {names})")
             return net
 
-        try:
-            return HfVideoBackbone(self.options, "rgb", make), model
-        except (OSError, RuntimeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise CheckpointError(
-                f"the weights of {model} cannot be read or fetched ({reason}); `backbone.model` may be a folder "
-                "that has them"
-            ) from None
+        return HfVideoBackbone(self.options, "rgb", make), model
 
 
 def _architecture(options: HfVideo) -> Architecture:
     assert options.architecture is not None
     return ARCHITECTURES[options.architecture]
+
+
+def _strange(found: Any) -> list[str]:
+    """Return the tensors that tell of another network: those it lacks, and layers' that it does not know.
+
+    Poolers, classifiers, decoders and the predictor are of no use here.
+    """
+    missing = [key for key in found["missing_keys"] if not key.startswith(("pooler.", "predictor."))]
+    unknown = [key for key in found["unexpected_keys"] if key.startswith(("encoder.layer.", "layers."))]
+    return [*missing, *map(str, found["mismatched_keys"]), *unknown]

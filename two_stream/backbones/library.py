@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from two_stream.backbones.base import Backbone
@@ -70,7 +72,7 @@ class LibraryBackbone(Backbone):
         for key, own in self.state_dict().items():
             if self.reduced and key.startswith(self.reduced):
                 continue
-            value = given[key]
+            value = given.get(key, torch.empty(0))
             if value.shape != own.shape and value.ndim == own.ndim and value.shape[1] == 3 != own.shape[1]:
                 value = value.mean(1, keepdim=True).expand_as(own)
             if value.shape != own.shape:
@@ -145,3 +147,15 @@ def usual_resize(crop: int, share: float) -> tuple[int, int]:
     """Return the size of a 4:3 frame of whose height a crop takes `share`."""
     height = round(crop / share)
     return height, round(height * 4 / 3)
+
+
+READING_ERRORS = (OSError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError, SafetensorError)
+"""How hub, network, damaged files and misfits show themselves in other libraries."""
+
+
+def reason(error: BaseException) -> str:
+    """Return what an error of another library says, in one line of moderate length."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "the file holds more than tensors, so it is not read; save it as safetensors"
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) <= 200 else f"{said[:199]}…"

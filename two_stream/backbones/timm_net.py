@@ -16,11 +16,13 @@ from torch.nn import functional as F
 
 from two_stream.backbones.base import BACKBONES
 from two_stream.backbones.library import (
+    READING_ERRORS,
     LibraryBackbone,
     OnMap,
     TokenBlock,
     flow_statistics,
     pointwise_block,
+    reason,
     usual_resize,
 )
 from two_stream.backbones.timm_parts import take_apart
@@ -158,26 +160,45 @@ class TimmBackbone(LibraryBackbone):
         Raises:
             CheckpointError: They cannot be fetched or do not fit.
         """
-        name = self.options.name
-        overlay = None if state is None else {"state_dict": dict(state)}
-        source = f"timm's weights of {name}" if state is None else str(self.options.weights)
-        try:
-            net = create(self.options, 3, pretrained=True, overlay=overlay)
-        except (
-            OSError,
-            RuntimeError,
-            KeyError,
-            ValueError,
-        ) as error:  # hub, network and misfits, in many classes
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            hint = "" if state is not None else "; a file of them can be given as `backbone.weights`"
-            what = "cannot be fetched" if state is None else "does not fit"
-            raise CheckpointError(f"{source} {what} ({reason}){hint}") from None
-        return TimmBackbone(self.options, "rgb", net), source
+        options, last = self.options, CheckpointError("")
+        source = f"timm's weights of {options.name}" if state is None else str(options.weights)
+        for classes in _classes(options.name, state):
+            overlay = (
+                None
+                if state is None
+                else {"state_dict": dict(state), "num_classes": classes, "label_offset": 0}
+            )
+            try:
+                net = create(options, 3, classes=classes, pretrained=True, overlay=overlay)
+            except READING_ERRORS as error:
+                what = "cannot be fetched" if state is None else "does not fit"
+                hint = "; a file of them can be given as `backbone.weights`" if state is None else ""
+                last = CheckpointError(f"{source} {what} ({reason(error)}){hint}")
+                continue
+            net.reset_classifier(0)
+            return TimmBackbone(options, "rgb", net), source
+        raise last
 
 
-def create(options: TimmNet, channels: int, *, pretrained: bool = False, overlay: Any = None) -> Any:
-    """Build a network of timm without classifier.
+def _classes(name: str, state: Mapping[str, torch.Tensor] | None) -> list[int | None]:
+    """Return class counts to try weights with: timm lets missing tensors pass unless the classifier fits too."""
+    if state is None:
+        return [None]
+    found = _published(name)
+    keys = [found.classifier] if isinstance(found.classifier, str) else list(found.classifier or ())
+    counts = [len(state[f"{key}.weight"]) for key in keys if f"{key}.weight" in state]
+    return [counts[0]] if counts else [0, found.num_classes]
+
+
+def create(
+    options: TimmNet,
+    channels: int,
+    *,
+    classes: int | None = 0,
+    pretrained: bool = False,
+    overlay: Any = None,
+) -> Any:
+    """Build a network of timm; `classes` 0 leaves the classifier out, none takes timm's own.
 
     Raises:
         SettingsError: Unknown name (with its neighbours), or an option this network has not.
@@ -185,7 +206,7 @@ def create(options: TimmNet, channels: int, *, pretrained: bool = False, overlay
     import timm
 
     _require_name(options.name)
-    more: dict[str, Any] = {}
+    more: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     if options.image_size is not None:
         more["img_size"] = options.image_size
     if options.drop_path:
@@ -195,7 +216,6 @@ def create(options: TimmNet, channels: int, *, pretrained: bool = False, overlay
             options.name,
             pretrained=pretrained,
             in_chans=channels,
-            num_classes=0,
             pretrained_cfg_overlay=overlay,
             **more,
         )

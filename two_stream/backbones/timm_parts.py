@@ -169,18 +169,18 @@ def _stride(net: Any) -> int:
 
 def _whole(net: Any, twin: Callable[[], Any], side: int) -> Parts:
     """See on the meta device what comes out and which weights it does not depend on; those stay as they are."""
-    with torch.device("meta"):
-        trial = twin()
-        channels = next(p for p in trial.parameters() if p.ndim == 4).shape[1]
-        with torch.enable_grad():
-            out = trial.forward_features(torch.empty(1, channels, side, side))
     what = type(net).__name__
-    if not isinstance(out, torch.Tensor) or out.ndim not in (3, 4):
-        raise SettingsError(
-            f"timm's {what} gives no single map of features; choose a network with a map or tokens"
-        )
-    weights: dict[str, torch.Tensor] = dict(trial.named_parameters())
-    used = torch.autograd.grad(out.sum(), list(weights.values()), allow_unused=True)
+    with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():
+        trial = twin()
+        weights: dict[str, torch.Tensor] = dict(trial.named_parameters())
+        channels = next(weight for weight in weights.values() if weight.ndim == 4).shape[1]
+        out = trial.forward_features(torch.empty(1, channels, side, side))
+        if not isinstance(out, torch.Tensor) or out.ndim not in (3, 4):
+            raise SettingsError(
+                f"timm's {what} gives no single map of features; choose a network with a map or tokens"
+            )
+        used: tuple[torch.Tensor | None, ...]
+        used = torch.autograd.grad(out.sum(), list(weights.values()), allow_unused=True)
     for name, gradient in zip(weights, used, strict=True):
         if gradient is None:  # belongs to the head
             net.get_parameter(name).requires_grad_(False)
