@@ -179,11 +179,10 @@ def _whole(net: Any, twin: Callable[[], Any], side: int) -> Parts:
             raise SettingsError(
                 f"timm's {what} gives no single map of features; choose a network with a map or tokens"
             )
-        used: tuple[torch.Tensor | None, ...]
-        used = torch.autograd.grad(out.sum(), list(weights.values()), allow_unused=True)
-    for name, gradient in zip(weights, used, strict=True):
-        if gradient is None:  # belongs to the head
-            net.get_parameter(name).requires_grad_(False)
+        gradients = torch.autograd.grad(out.sum(), list(weights.values()), allow_unused=True)
+    used = {name for name, gradient in zip(weights, gradients, strict=True) if gradient is not None}
+    for name in weights.keys() - used:  # belong to the head
+        net.get_parameter(name).requires_grad_(False)
     stages: list[tuple[str, nn.Module]] = [("net", Whole(net))]
     if out.ndim == 4:
         first = out.shape[1] == net.num_features
