@@ -231,8 +231,8 @@ def _require_name(name: str) -> None:
     import timm
 
     if timm.is_model(name):
-        tags = timm.list_pretrained(name.partition(".")[0] + ".*")
-        if "." not in name or name in tags:
+        plain, _, tag = name.partition(".")
+        if not tag or name in (tags := timm.list_pretrained(f"{plain}.*")):
             return
         raise SettingsError(
             f"timm has no weights {name!r}; of this network it has {', '.join(tags) or 'none'}"

@@ -93,9 +93,9 @@ def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
     """
     if device.type == "cuda":
         if any(isinstance(part, _BatchNorm) and _inside(part) for part in model.modules()):
-            from timm.layers import convert_sync_batchnorm
+            from timm.layers.norm_act import convert_sync_batchnorm
 
-            joined: nn.Module = convert_sync_batchnorm(model)
+            joined: nn.Module = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
             return joined
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return converted
