@@ -10,17 +10,19 @@ from torch import nn
 
 from two_stream import zoo
 from two_stream.backbones import BACKBONES, Backbone
-from two_stream.config.model import ModelOptions
+from two_stream.config.model import InputOptions, ModelOptions
 from two_stream.errors import SettingsError
 from two_stream.heads import HEADS, Head
 from two_stream.types import InputSpec
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class Recognizer(nn.Module):
     """Pixels to logits. Owns preprocessing: a clip enters as uint8 (or float) pixel values 0..255.
 
     Attributes:
-        options: What it was built from.
+        options: What it was built from, settled: enough to build it again anywhere.
         num_classes: K.
         spec: What it expects of a clip; the only source of preprocessing facts.
         backbone, heads, dropout, classifier: Its parts; one head per pathway, their vectors joined.
@@ -33,6 +35,7 @@ class Recognizer(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise SettingsError(f"num_classes is {num_classes}: expected 1 or more")
+        options = settled(options)
         self.options = options
         self.num_classes = num_classes
         self.spec = input_spec(options)
@@ -41,6 +44,7 @@ class Recognizer(nn.Module):
             self.backbone.append_block(options.reduced_channels)
         elif options.reduction == "frmb":
             self.backbone.replace_last_block(options.reduced_channels)
+        self.backbone.check_input(self.spec)
         head = HEADS[options.head.kind]
         tokens = self.backbone.num_tokens(self.spec.clip_length)
         self.heads = nn.ModuleList(
@@ -168,7 +172,26 @@ class Recognizer(nn.Module):
     def channels_last(self) -> Recognizer:
         """Lay weights and clips out channel by channel (`channels_last_3d`): faster convolutions, same numbers."""
         self.memory_format = torch.channels_last_3d
-        return self.to(memory_format=torch.channels_last_3d)
+        for weight in (*self.parameters(), *self.buffers()):
+            if weight.ndim in _CHANNELS_LAST:  # those of 2D convolutions have a layout of their own
+                weight.data = weight.data.contiguous(memory_format=_CHANNELS_LAST[weight.ndim])
+        return self
+
+
+def settled(options: ModelOptions) -> ModelOptions:
+    """Return options from which the model can be built without a file or network outside; mostly the given ones.
+
+    A backbone that reads its shape from a folder or hub gets it written out, and the input with it.
+
+    Raises:
+        SettingsError: What is outside cannot be read.
+    """
+    backbone = BACKBONES[options.backbone.kind].settled(options.backbone)
+    if backbone == options.backbone:
+        return options
+    given = input_spec(options)
+    spec = {name: getattr(given, name) for name in InputOptions.model_fields}
+    return options.model_copy(update={"backbone": backbone, "input": InputOptions(**spec)})
 
 
 def input_spec(options: ModelOptions) -> InputSpec:

@@ -33,6 +33,17 @@ SMALL = {
     "slow": {"width": 0.125},
     "slowfast": {"width": 0.25, "fast_stride": 1, "alpha": 2},
     "r2plus1d": {"depth": 18, "width": 0.125, "temporal_stride": 4},
+    "timm": {"name": "test_resnet", "temporal_stride": 4},
+    "hf_video": {
+        "config": {
+            "image_size": SIDE,
+            "num_frames": FRAMES,
+            "hidden_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 96,
+        }
+    },
 }
 """Settings that make a kind small; a kind without an entry is swept as it is."""
 SMALL_HEADS = {"concat": {"features": 24}, "nonlocal": {"features": 24}, "lstm": {"hidden": 16}}

@@ -71,6 +71,18 @@ class Backbone(nn.Module, ABC):
             std=(1.0,) * MODALITY_CHANNELS[modality],
         )
 
+    @classmethod
+    def settled(cls, options: Any) -> Any:
+        """Return options that build the same network without any file or network outside; mostly the given ones."""
+        return options
+
+    def check_input(self, spec: InputSpec) -> None:
+        """Refuse an input that the network cannot take; most take any.
+
+        Raises:
+            SettingsError: Clip length or crop contradicts the network's own, in one line.
+        """
+
     @abstractmethod
     def stages(self) -> list[tuple[str, nn.Module]]:
         """Return the named parts from input to output: the unit of freezing, checkpointing and layer decay."""

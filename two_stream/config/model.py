@@ -32,6 +32,7 @@ from two_stream.config.heads import (
     LstmHead,
     NonLocalHead,
 )
+from two_stream.config.library import HfVideo, TimmNet
 
 BackboneOptions = Annotated[
     ResNet3d
@@ -48,7 +49,9 @@ BackboneOptions = Annotated[
     | Csn
     | DenseNet
     | X3d
-    | Slow,
+    | Slow
+    | TimmNet
+    | HfVideo,
     Field(discriminator="kind"),
 ]
 HeadOptions = Annotated[
@@ -116,6 +119,7 @@ __all__ = [
     "DenseNet",
     "HeadOptions",
     "HfBertHead",
+    "HfVideo",
     "I3d",
     "InputOptions",
     "LstmHead",
@@ -131,5 +135,6 @@ __all__ = [
     "Slow",
     "SlowFast",
     "SqueezeNet",
+    "TimmNet",
     "X3d",
 ]

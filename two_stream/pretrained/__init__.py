@@ -10,19 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from two_stream.pretrained.folder import read_model, write_model
+    from two_stream.pretrained.library import load_library
     from two_stream.pretrained.loading import LoadReport, load_weights
     from two_stream.pretrained.reading import WEIGHTS, read_state
 
 _HOMES = {
     "read_model": "folder",
     "write_model": "folder",
+    "load_library": "library",
     "LoadReport": "loading",
     "load_weights": "loading",
     "WEIGHTS": "reading",
     "read_state": "reading",
 }
 
-__all__ = ["WEIGHTS", "LoadReport", "load_weights", "read_model", "read_state", "write_model"]
+__all__ = ["WEIGHTS", "LoadReport", "load_library", "load_weights", "read_model", "read_state", "write_model"]
 
 
 def __getattr__(name: str) -> Any:

@@ -156,7 +156,9 @@ def _first_convolutions(model: Recognizer) -> set[str]:
     seen = {
         id(part.weight)
         for part in stem.modules()
-        if isinstance(part, nn.Conv3d) and part.groups == 1 and part.in_channels == model.spec.channels
+        if isinstance(part, (nn.Conv2d, nn.Conv3d))
+        and part.groups == 1
+        and part.in_channels == model.spec.channels
     }
     return {name for name, parameter in model.named_parameters() if id(parameter) in seen}
 

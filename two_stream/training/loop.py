@@ -15,8 +15,8 @@ from two_stream.config.schema import Experiment, TrainOptions
 from two_stream.data.catalog import load_record
 from two_stream.data.shards import shard_facts
 from two_stream.errors import DataError, TrainingError
-from two_stream.pretrained import load_weights, write_model
-from two_stream.recognizer import Recognizer, create_model
+from two_stream.pretrained import load_library, load_weights, write_model
+from two_stream.recognizer import Recognizer, create_model, settled
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, warn
 from two_stream.runtime.device import pick_device, set_deterministic, set_threads
@@ -60,6 +60,8 @@ def train(experiment: Experiment, *, resume: bool = False, overwrite: bool = Fal
 
 
 def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainResult:
+    with distributed.together():
+        experiment = experiment.model_copy(update={"model": settled(experiment.model)})
     start = distributed.on_main(lambda: _start(experiment, resume=resume, overwrite=overwrite))
     paths, resume, overwrite = start.paths, start.resume, start.overwrite
     continues = resume and start.has_checkpoint
@@ -124,8 +126,15 @@ def _compare_lists(data: TrainingData) -> None:
 
 
 def _prepare(model: Recognizer, options: TrainOptions, device: torch.device, *, load_init: bool) -> None:
-    """Load the weights to start from, freeze, and set what changes how the backbone is computed."""
-    if options.init is not None and load_init:
+    """Load the weights to start from, freeze, and set what changes how the backbone is computed.
+
+    `init` is a whole model, so beside it the library's weights of a backbone are not read.
+    """
+    if options.init is None and load_init:
+        said = load_library(model)
+        if said is not None:
+            note(said)
+    elif options.init is not None and load_init:
         report = load_weights(
             model,
             options.init,

@@ -89,9 +89,14 @@ def _counts(norms: Iterable[_BatchNorm]) -> torch.Tensor:
 def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
     """Replace every BatchNorm by one whose statistics span all processes; names and weights stay.
 
-    Torch's own where it works, on a GPU; elsewhere the one below.
+    Torch's own where it works, on a GPU; elsewhere the one below. timm's norms keep the activation inside them.
     """
     if device.type == "cuda":
+        if any(isinstance(part, _BatchNorm) and _inside(part) for part in model.modules()):
+            from timm.layers.norm_act import convert_sync_batchnorm
+
+            joined: nn.Module = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+            return joined
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return converted
     for name, child in model.named_children():
@@ -100,6 +105,11 @@ def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
         else:
             synchronised(child, device)
     return model
+
+
+def _inside(norm: _BatchNorm) -> list[tuple[str, nn.Module]]:
+    """Return what a norm of timm applies behind itself: dropout, then activation."""
+    return list(norm.named_children())
 
 
 class SpanningBatchNorm(_BatchNorm):
@@ -114,15 +124,21 @@ class SpanningBatchNorm(_BatchNorm):
         new.weight, new.bias = norm.weight, norm.bias
         new.running_mean, new.running_var = norm.running_mean, norm.running_var
         new.num_batches_tracked = norm.num_batches_tracked
+        for name, part in _inside(norm):
+            new.add_module(name, part)
         return new.train(norm.training)
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
         del input
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalise `(B, C, …)`."""
-        if not self.training:
-            return super().forward(input)
+        """Normalise `(B, C, …)`, and apply what the norm has behind it."""
+        out = self._normalised(input) if self.training else super().forward(input)
+        for part in self.children():
+            out = part(out)
+        return out
+
+    def _normalised(self, input: torch.Tensor) -> torch.Tensor:
         dims = [0, *range(2, input.ndim)]
         shape = [1, -1, *(1 for _ in dims[1:])]
         wide = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input

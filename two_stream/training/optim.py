@@ -15,7 +15,7 @@ from two_stream.errors import SettingsError
 Stages = Sequence[tuple[str, nn.Module]]
 """Named parts of a recognizer from the input to the classifier."""
 
-_POSITIONAL = re.compile(r"pos_embed|position|(^|[._])(cls|class)_?token")
+_POSITIONAL = re.compile(r"pos_embed|position|time_embed|(^|[._])(cls|class|reg|dist)_?token")
 _FUSED = {"cpu", "cuda"}
 
 

@@ -13,6 +13,8 @@ SOURCES = {
     "compressed": "compressed-video-classification",
     "co3d": "co3d",
     "kinetics": "the authors' own Kinetics and IG-65M releases",
+    "timm": "timm",
+    "transformers": "transformers",
 }
 """The code base in which the networks of a namespace were published."""
 

@@ -10,7 +10,7 @@ from two_stream.config.model import BertHead, MobileNetV2, ModelOptions
 from two_stream.config.optimization import AdamW, Sgd
 from two_stream.errors import SettingsError
 from two_stream.recognizer import create_model
-from two_stream.training.optim import build_optimizer, parameter_groups, restore_optimizer
+from two_stream.training.optim import build_optimizer, is_exempt, parameter_groups, restore_optimizer
 
 
 def _names(model: torch.nn.Module, group: dict) -> set[str]:
@@ -25,6 +25,13 @@ def test_norms_biases_and_positions_go_without_decay() -> None:
     assert _names(model, decay) == {"stem.weight", "classifier.weight"}
     assert _names(model, exempt) == {"stem.bias", "norm.weight", "norm.bias", "positions", "classifier.bias"}
     assert (decay["weight_decay"], exempt["weight_decay"]) == (0.3, 0.0)
+
+
+def test_positions_and_prefix_tokens_of_transformers_go_without_decay() -> None:
+    grid = torch.zeros(1, 4, 8)
+    for name in ("net.pos_embed", "embed.position_embeddings", "embed.time_embeddings", "net.reg_token"):
+        assert is_exempt(f"backbone.stem.{name}", grid)
+    assert not is_exempt("backbone.stem.embed.projection.weight", grid)
 
 
 def test_class_token_and_positions_of_the_bert_heads_go_without_decay() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
+from torch import nn
 from training_fakes import CLASSES, TinyNet
 from training_processes import Clips, Outcome, in_processes, trainer_over
 
@@ -136,6 +139,26 @@ def test_batchnorm_over_all_processes_equals_the_large_batch(
     outcomes = in_processes(world, run)
     assert [outcome.error for outcome in outcomes] == [""] * world
     _assert_same(tmp_path / "one", tmp_path / "more")
+
+
+def test_a_norm_of_timm_keeps_the_activation_inside_it() -> None:
+    """The same clips in both processes have the statistics of one."""
+
+    def run(rank: int) -> list[float]:
+        apart = []
+        for training in (True, False):
+            norm = BatchNormAct2d(3, act_layer=nn.ReLU).train(training)
+            x = torch.linspace(-1, 1, 2 * 3 * 4 * 4).view(2, 3, 4, 4)
+            model = synchronised(nn.Sequential(copy.deepcopy(norm)), CPU)
+            assert list(model.state_dict()) == [f"0.{key}" for key in norm.state_dict()]
+            wanted = norm(x)
+            assert (wanted == 0).any()
+            apart.append(float((model(x) - wanted).abs().max()))
+        return apart
+
+    for outcome in in_processes(2, run):
+        assert outcome.error == ""
+        assert max(outcome.value) < 1e-6
 
 
 @pytest.mark.parametrize("optimizer", [LEARNING["optimizer"], ADAMW], ids=["sgd", "adamw"])

@@ -1,0 +1,160 @@
+"""What is told apart between the video transformers of `transformers`: their parts, their positions, their input.
+
+Sources: Tong et al., "VideoMAE" (arXiv 2203.12602); Bertasius et al., "Is Space-Time Attention All You Need for Video
+Understanding?" (TimeSformer, arXiv 2102.05095); Arnab et al., "ViViT" (arXiv 2103.15691); Assran et al., "V-JEPA 2"
+(arXiv 2506.09985).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from two_stream.errors import SettingsError
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass
+class Parts:
+    """A network of the library without pooling, classifier and what only its training needs."""
+
+    embed: nn.Module
+    """`(B, T, C, H, W)` to tokens"""
+    layers: list[nn.Module]
+    norm: nn.Module
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One family of networks."""
+
+    config: str
+    """name of its configuration class"""
+    build: Callable[[Any, Callable[[Any], Any]], Parts]
+    """configuration and how to make a model of the class `model` from one -> parts"""
+    model: str
+    """name of its model class"""
+    stride: int
+    """usual step between frames of a clip"""
+    frames: str = "num_frames"
+    """name of the clip length in the configuration"""
+    side: str = "image_size"
+    """name of the side of the image"""
+    channels: str = "num_channels"
+    """name of the number of channels"""
+    prefix: int = 0
+    """leading tokens that are no place of the clip"""
+    time_last: bool = False
+    """tokens count through time fastest; otherwise through width, height, then time"""
+    value_range: tuple[float, float] = (0.0, 1.0)
+    mean: tuple[float, ...] = IMAGENET[0]
+    std: tuple[float, ...] = IMAGENET[1]
+    crop_share: float = 224 / 256
+    """part of the frame's height that the crop takes"""
+
+    def patch(self, config: Any) -> tuple[int, int]:
+        """Return frames and pixels of one token.
+
+        Raises:
+            SettingsError: Patches are not square.
+        """
+        size = getattr(config, "tubelet_size", 1)
+        time, *space = (
+            size if isinstance(size, (list, tuple)) else (size, config.patch_size, config.patch_size)
+        )
+        if len(set(space)) != 1:
+            raise SettingsError(f"`backbone.config`: patches of {space} are not square; give one size")
+        return int(time), int(space[0])
+
+
+class SinusoidStem(nn.Module):
+    """VideoMAE's tubelets with its fixed positions, as the library computes them, quickly."""
+
+    positions: torch.Tensor
+
+    def __init__(self, patches: nn.Module, places: int, width: int) -> None:
+        super().__init__()
+        self.patch_embeddings = patches
+        place = torch.arange(places, dtype=torch.float64)[:, None]
+        dimension = torch.arange(width, dtype=torch.float64)
+        angle = place / 10000 ** (2 * (dimension // 2) / width)
+        table = torch.where(dimension % 2 == 0, angle.sin(), angle.cos())
+        self.register_buffer("positions", table.float()[None], persistent=False)
+
+    def forward(self, x_BTCHW: torch.Tensor) -> torch.Tensor:
+        """Return tokens `(B, places, width)`."""
+        tokens: torch.Tensor = self.patch_embeddings(x_BTCHW)
+        return tokens + self.positions.to(tokens.dtype)
+
+
+def _videomae(config: Any, make: Callable[[Any], Any]) -> Parts:
+    whole = config.num_frames
+    config.num_frames = (
+        config.tubelet_size
+    )  # the library's table of positions takes seconds; ours replaces it
+    net = make(config)
+    config.num_frames = whole
+    places = (whole // config.tubelet_size) * (config.image_size // config.patch_size) ** 2
+    embed = SinusoidStem(net.embeddings.patch_embeddings, places, config.hidden_size)
+    return Parts(embed, list(net.encoder.layer), net.layernorm or nn.Identity())
+
+
+def _timesformer(config: Any, make: Callable[[Any], Any]) -> Parts:
+    if config.attention_type == "space_only":
+        raise SettingsError(
+            "`backbone.config`: attention_type space_only has no tokens over time; use the timm kind, or "
+            "divided_space_time"
+        )
+    net = make(config)
+    return Parts(net.embeddings, list(net.encoder.layer), net.layernorm)
+
+
+def _vivit(config: Any, make: Callable[[Any], Any]) -> Parts:
+    net = make(config)
+    return Parts(net.embeddings, list(net.layers), net.layernorm)
+
+
+def _vjepa2(config: Any, make: Callable[[Any], Any]) -> Parts:
+    encoder = make(config).encoder
+    return Parts(encoder.embeddings, list(encoder.layer), encoder.layernorm)
+
+
+ARCHITECTURES = {
+    "videomae": Architecture("VideoMAEConfig", _videomae, "VideoMAEModel", 4),
+    "timesformer": Architecture(
+        "TimesformerConfig",
+        _timesformer,
+        "TimesformerModel",
+        8,
+        prefix=1,
+        time_last=True,
+        mean=(0.45, 0.45, 0.45),
+        std=(0.225, 0.225, 0.225),
+    ),
+    "vivit": Architecture(
+        "VivitConfig",
+        _vivit,
+        "VivitModel",
+        2,
+        prefix=1,
+        value_range=(-1.0, 1.0),
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+    ),
+    "vjepa2": Architecture(
+        "VJEPA2Config",
+        _vjepa2,
+        "VJEPA2Model",
+        4,
+        frames="frames_per_clip",
+        side="crop_size",
+        channels="in_chans",
+        crop_share=256 / 292,
+    ),
+}
+"""By the name that config.json has as `model_type`."""

@@ -1,0 +1,275 @@
+"""Any 2D network of timm, frame by frame, with its frames mixed by TSM or inflated to 3D where asked for.
+
+Sources: Wightman, PyTorch Image Models (github.com/huggingface/pytorch-image-models); Wang et al., "Temporal Segment
+Networks" (arXiv 1608.00859) for 2D networks whose frames are summed up behind them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from two_stream.backbones.base import BACKBONES
+from two_stream.backbones.library import (
+    READING_ERRORS,
+    LibraryBackbone,
+    OnMap,
+    TokenBlock,
+    flow_statistics,
+    pointwise_block,
+    reason,
+    usual_resize,
+)
+from two_stream.backbones.timm_parts import take_apart
+from two_stream.backbones.timm_time import TemporalShift, add_shifts, inflate
+from two_stream.config.model import TimmNet
+from two_stream.errors import CheckpointError, SettingsError
+from two_stream.types import MODALITY_CHANNELS, FeatureMap, InputSpec, Modality
+
+
+@BACKBONES.register(TimmNet)
+class TimmBackbone(LibraryBackbone):
+    """The network's stages under their own names; frames go through as images and come out as one map."""
+
+    options: TimmNet
+    setting = ("", "backbone.image_size")
+
+    def __init__(self, options: TimmNet, modality: Modality, net: Any = None) -> None:
+        super().__init__(options, modality)
+        channels = MODALITY_CHANNELS[modality]
+        side, fixed = _side(options)
+        net = create(options, channels) if net is None else net
+        self.channels = (int(net.num_features),)
+        parts = take_apart(net, lambda: create(options, channels), side)
+        if options.tsm:
+            add_shifts(parts.stages, options.tsm, options.name)
+        if options.inflate:
+            inflate(parts.stages, options.inflate_kernel, options.name)
+        for name, stage in parts.stages:
+            self.add_module(name, stage)
+        self.names = [name for name, _ in parts.stages]
+        self.layout, self.prefix, self.after = parts.layout, parts.prefix, parts.after
+        self.home: str | None = next(
+            (name for name, part in self.named_modules() if part is parts.last), None
+        )
+        self.spatial_stride = (parts.stride,)
+        self.temporal_stride = (options.temporal_stride,)
+        self.fixed = (None, side if fixed else None)
+
+    @classmethod
+    def default_input(cls, options: TimmNet, modality: Modality) -> InputSpec:
+        """Return 16 frames, every fourth; size, mean and deviation are those of timm's weights, in 0..1.
+
+        Flow of no motion becomes 0, and its deviation is RGB's on average.
+        """
+        found = _published(options.name)
+        mean, std = tuple(found.mean), tuple(found.std)
+        if modality == "flow":
+            mean, std = flow_statistics((0.0, 1.0), std)
+        crop, _ = _side(options)
+        return InputSpec(
+            modality=modality,
+            clip_length=16,
+            stride=4,
+            resize=usual_resize(crop, found.crop_pct or 0.875),
+            crop=crop,
+            value_range=(0.0, 1.0),
+            mean=mean,
+            std=std,
+        )
+
+    def stages(self) -> list[tuple[str, nn.Module]]:
+        """Return the parts by timm's order and, after FRAB, reduction."""
+        names = [*self.names, "reduction"]
+        return [(name, self.get_submodule(name)) for name in names if name in self._modules]
+
+    def forward_map(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Return the network's map `(B, C, T, H, W)`, before frames are averaged and FRAB."""
+        clips, frames = x_BCTHW.shape[0], x_BCTHW.shape[2]
+        if self.options.tsm:
+            for part in self.modules():
+                if isinstance(part, TemporalShift):
+                    part.frames = frames
+        x = x_BCTHW if self.options.inflate else x_BCTHW.transpose(1, 2).flatten(0, 1)
+        for name in self.names:
+            if name in self._modules:
+                x = self.run_stage(self.get_submodule(name), x)
+        if self.options.inflate:
+            return x
+        if self.layout == "tokens":
+            grid = [size // self.spatial_stride[0] for size in x_BCTHW.shape[3:]]
+            x = x[:, self.prefix :].reshape(clips * frames, *grid, -1)
+        if self.layout != "nchw":
+            x = x.permute(0, 3, 1, 2)
+        return x.reshape(clips, frames, *x.shape[1:]).transpose(1, 2)
+
+    def forward(self, x_BCTHW: torch.Tensor) -> list[FeatureMap]:
+        """Map a normalised clip to one feature map; every frame goes through by itself unless inflated."""
+        self.check_clip(x_BCTHW)
+        x_BCTHW = self.forward_map(x_BCTHW)
+        step = self.temporal_stride[0]
+        if step > 1:
+            x_BCTHW = F.avg_pool3d(x_BCTHW, (step, 1, 1), ceil_mode=True)
+        if "reduction" in self._modules:
+            x_BCTHW = self.run_stage(self.reduction, x_BCTHW)
+        return [FeatureMap(x_BCTHW, self.pathways[0])]
+
+    def append_block(self, channels: int) -> None:
+        """Add 1×1×1 convolution, BatchNorm and ReLU; after a transformer LayerNorm, linear layer and MLP."""
+        self.reduction: nn.Module
+        if self.layout == "nchw":
+            self.reduction = pointwise_block(self.channels[0], channels, volumes=True)
+        else:
+            self.reduction = OnMap(TokenBlock(self.channels[0], channels))
+        self.reduced = ("reduction.",)
+        self.channels = (channels,)
+
+    def replace_last_block(self, channels: int) -> None:
+        """Put such a block, frame by frame, in the place of the last one and of a convolution that widens it.
+
+        Raises:
+            SettingsError: It is not known which is the last block of this network.
+        """
+        if self.home is None:
+            raise SettingsError(f"the last block of {self.options.name} is not known; use `reduction: frab`")
+        container = self.get_submodule(self.home)
+        key, old = list(container.named_children())[-1]
+        inputs, stride = _inputs(old), _block_stride(old)
+        new: nn.Module
+        if self.layout == "nchw":
+            new = pointwise_block(inputs, channels, stride=stride, volumes=self.options.inflate)
+        else:
+            new = TokenBlock(inputs, channels)
+        container.register_module(key, new)
+        self.reduced = (f"{self.home}.{key}.", *(f"{name}." for name in self.after))
+        for name in self.after:
+            if name == "norm":
+                self.norm = nn.LayerNorm(channels)
+            else:
+                delattr(self, name)
+        self.channels = (channels,)
+
+    def donor(self, state: Mapping[str, torch.Tensor] | None) -> tuple[TimmBackbone, str]:
+        """Return the network for RGB with timm's weights.
+
+        Raises:
+            CheckpointError: They cannot be fetched or do not fit.
+        """
+        options, last = self.options, CheckpointError("")
+        source = f"timm's weights of {options.name}" if state is None else str(options.weights)
+        for classes in _classes(options.name, state):
+            overlay = (
+                None
+                if state is None
+                else {"state_dict": dict(state), "num_classes": classes, "label_offset": 0}
+            )
+            try:
+                net = create(options, 3, classes=classes, pretrained=True, overlay=overlay)
+            except READING_ERRORS as error:
+                what = "cannot be fetched" if state is None else "does not fit"
+                hint = "; a file of them can be given as `backbone.weights`" if state is None else ""
+                last = CheckpointError(f"{source} {what} ({reason(error)}){hint}")
+                continue
+            net.reset_classifier(0)
+            return TimmBackbone(options, "rgb", net), source
+        raise last
+
+
+def _classes(name: str, state: Mapping[str, torch.Tensor] | None) -> list[int | None]:
+    """Return class counts to try weights with: timm lets missing tensors pass unless the classifier fits too."""
+    if state is None:
+        return [None]
+    found = _published(name)
+    keys = [found.classifier] if isinstance(found.classifier, str) else list(found.classifier or ())
+    counts = [len(state[f"{key}.weight"]) for key in keys if f"{key}.weight" in state]
+    return [counts[0]] if counts else [0, found.num_classes]
+
+
+def create(
+    options: TimmNet,
+    channels: int,
+    *,
+    classes: int | None = 0,
+    pretrained: bool = False,
+    overlay: Any = None,
+) -> Any:
+    """Build a network of timm; `classes` 0 leaves the classifier out, none takes timm's own.
+
+    Raises:
+        SettingsError: Unknown name (with its neighbours), or an option this network has not.
+    """
+    import timm
+
+    _require_name(options.name)
+    more: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+    if options.image_size is not None:
+        more["img_size"] = options.image_size
+    if options.drop_path:
+        more["drop_path_rate"] = options.drop_path
+    try:
+        return timm.create_model(
+            options.name,
+            pretrained=pretrained,
+            in_chans=channels,
+            pretrained_cfg_overlay=overlay,
+            **more,
+        )
+    except TypeError as error:
+        given = {"img_size": "image_size", "drop_path_rate": "drop_path"}
+        name = next((given[key] for key in more if key in str(error)), None)
+        if name is None:
+            raise
+        raise SettingsError(f"timm's {options.name} has no `{name}`; leave it out") from None
+
+
+def _require_name(name: str) -> None:
+    import timm
+
+    if timm.is_model(name):
+        plain, _, tag = name.partition(".")
+        if not tag or name in (tags := timm.list_pretrained(f"{plain}.*")):
+            return
+        raise SettingsError(
+            f"timm has no weights {name!r}; of this network it has {', '.join(tags) or 'none'}"
+        )
+    close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else "see `timm.list_models()`"
+    raise SettingsError(f"`backbone.name` {name!r} is no network of timm; {hint}")
+
+
+def _published(name: str) -> Any:
+    """Return timm's facts of the weights of this name."""
+    from timm.models import get_pretrained_cfg
+
+    _require_name(name)
+    found = get_pretrained_cfg(name)
+    if found is None:
+        raise SettingsError(f"timm says nothing of the input of {name!r}; choose another network")
+    return found
+
+
+def _side(options: TimmNet) -> tuple[int, bool]:
+    """Return the usual side of the images, and whether the network takes no other."""
+    found = _published(options.name)
+    return options.image_size or int(found.input_size[-1]), bool(found.fixed_input_size)
+
+
+def _inputs(block: nn.Module) -> int:
+    """Return the width of what goes into a block: its first layer's."""
+    for part in block.modules():
+        if isinstance(part, (nn.Conv2d, nn.Conv3d)):
+            return part.in_channels
+        weight = part._parameters.get("weight")
+        if weight is not None:
+            return int(weight.shape[-1])
+    raise SettingsError("the last block has no weights; use `reduction: frab`")
+
+
+def _block_stride(block: nn.Module) -> int:
+    strides = [part.stride[-1] for part in block.modules() if isinstance(part, (nn.Conv2d, nn.Conv3d))]
+    return max(strides, default=1)

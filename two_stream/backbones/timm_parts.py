@@ -1,0 +1,196 @@
+"""Taking a network of timm apart: the parts from input to last map, and where its last block is.
+
+Families whose order of parts is known are divided, so that stages can be frozen, recomputed and given rates of their
+own; any other network is one stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from two_stream.errors import SettingsError
+
+Layout = Literal["nchw", "nhwc", "tokens"]
+
+
+@dataclass
+class Parts:
+    """A network of timm without its classifier."""
+
+    stages: list[tuple[str, nn.Module]]
+    """run one after another on images `(N, C, H, W)`"""
+    layout: Layout = "nchw"
+    """axes of what comes out: `(N, C, H, W)`, `(N, H, W, C)` or `(N, tokens, C)`"""
+    stride: int = 32
+    """pixels per place of the last map"""
+    prefix: int = 0
+    """leading tokens that are no place of the image: class, registers"""
+    last: nn.Module | None = None
+    """container whose last child is the last block; none where that is not known"""
+    after: tuple[str, ...] = ()
+    """stages behind that block whose width is the block's"""
+
+
+def take_apart(net: Any, twin: Callable[[], Any], side: int) -> Parts:
+    """Divide a network into stages.
+
+    Args:
+        net: Made by `timm.create_model(…, num_classes=0)`; some of its parts are taken out.
+        twin: Makes the same network once more, for one whose parts are not known.
+        side: Pixels of the images to try such a network on.
+
+    Raises:
+        SettingsError: Its features are no map that time can be put into.
+    """
+    from timm.models import convnext, densenet, efficientnet, mobilenetv3, regnet, resnet, vgg
+    from timm.models import swin_transformer as swin
+    from timm.models import vision_transformer as vit
+
+    families: list[tuple[Any, Callable[[Any], Parts]]] = [
+        (resnet.ResNet, _resnet),
+        (convnext.ConvNeXt, _convnext),
+        (regnet.RegNet, _regnet),
+        (efficientnet.EfficientNet, _efficientnet),
+        (mobilenetv3.MobileNetV3, _efficientnet),
+        (vit.VisionTransformer, _vit),
+        (swin.SwinTransformer, _swin),
+        (vgg.VGG, _features),
+        (densenet.DenseNet, _features),
+    ]
+    for family, divide in families:
+        if (
+            type(net).forward_features is family.forward_features
+        ):  # a subclass with another order is not divided
+            return divide(net)
+    return _whole(net, twin, side)
+
+
+class VitStem(nn.Module):
+    """Patches, positions and prefix tokens of a VisionTransformer; the rest of it is taken out."""
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        for name in ("blocks", "norm", "fc_norm", "head_drop", "head"):
+            setattr(net, name, nn.Identity())
+        net.attn_pool = None
+        self.net = net
+
+    def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
+        """Return tokens `(N, prefix + places, C)`."""
+        tokens = self.net._pos_embed(self.net.patch_embed(x_NCHW))
+        y: torch.Tensor = self.net.norm_pre(self.net.patch_drop(tokens))
+        return y
+
+
+class Whole(nn.Module):
+    """A network that is not divided."""
+
+    def __init__(self, net: Any) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
+        """Return timm's features."""
+        features: torch.Tensor = self.net.forward_features(x_NCHW)
+        return features
+
+
+def _resnet(net: Any) -> Parts:
+    stem = nn.Sequential(net.conv1, net.bn1, net.act1, net.maxpool)
+    layers = [(f"layer{index}", net.get_submodule(f"layer{index}")) for index in (1, 2, 3, 4)]
+    return Parts([("stem", stem), *layers], stride=_stride(net), last=net.layer4)
+
+
+def _convnext(net: Any) -> Parts:
+    stages = [(f"stage{index}", stage) for index, stage in enumerate(net.stages, start=1)]
+    parts = Parts([("stem", net.stem), *stages], stride=_stride(net), last=net.stages[-1].blocks)
+    if next(net.norm_pre.parameters(), None) is not None:
+        parts.stages.append(("norm", net.norm_pre))
+        parts.last = None
+    return parts
+
+
+def _regnet(net: Any) -> Parts:
+    stages = [(f"stage{index}", net.get_submodule(f"s{index}")) for index in (1, 2, 3, 4)]
+    parts = Parts([("stem", net.stem), *stages], stride=_stride(net), last=net.s4)
+    if next(net.final_conv.parameters(), None) is not None:
+        parts.stages.append(("last", net.final_conv))
+        parts.after = ("last",)
+    return parts
+
+
+def _efficientnet(net: Any) -> Parts:
+    """EfficientNet, MobileNetV2 (which end in a convolution that widens) and MobileNetV3 (whose head has it)."""
+    from timm.models.mobilenetv3 import MobileNetV3
+
+    stages = [(f"stage{index}", stage) for index, stage in enumerate(net.blocks, start=1)]
+    stem = nn.Sequential(net.conv_stem, net.bn1)
+    parts = Parts([("stem", stem), *stages], stride=_stride(net), last=net.blocks[-1])
+    if type(net).forward_features is not MobileNetV3.forward_features:
+        parts.stages.append(("last", nn.Sequential(net.conv_head, net.bn2)))
+        parts.after = ("last",)
+    return parts
+
+
+def _vit(net: Any) -> Parts:
+    blocks, norm = [nn.Sequential(block) for block in net.blocks], net.norm
+    named = [(f"block{index}", block) for index, block in enumerate(blocks, start=1)]
+    stride = int(net.patch_embed.feat_ratio())  # a hybrid has convolutions before its patches
+    return Parts(
+        [("stem", VitStem(net)), *named, ("norm", norm)],
+        "tokens",
+        stride=stride,
+        prefix=net.num_prefix_tokens,
+        last=blocks[-1],
+        after=("norm",),
+    )
+
+
+def _swin(net: Any) -> Parts:
+    stages = [(f"stage{index}", stage) for index, stage in enumerate(net.layers, start=1)]
+    last = net.layers[-1].blocks
+    parts = [("stem", net.patch_embed), *stages, ("norm", net.norm)]
+    return Parts(parts, "nhwc", stride=_stride(net), last=last, after=("norm",))
+
+
+def _features(net: Any) -> Parts:
+    """VGG and DenseNet: one chain of layers."""
+    return Parts([("features", net.features)], stride=_stride(net))
+
+
+def _stride(net: Any) -> int:
+    return int(net.feature_info[-1]["reduction"])
+
+
+def _whole(net: Any, twin: Callable[[], Any], side: int) -> Parts:
+    """See on the meta device what comes out and which weights it does not depend on; those stay as they are."""
+    what = type(net).__name__
+    with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():
+        trial = twin()
+        weights: dict[str, torch.Tensor] = dict(trial.named_parameters())
+        channels = next(weight for weight in weights.values() if weight.ndim == 4).shape[1]
+        out = trial.forward_features(torch.empty(1, channels, side, side))
+        if not isinstance(out, torch.Tensor) or out.ndim not in (3, 4):
+            raise SettingsError(
+                f"timm's {what} gives no single map of features; choose a network with a map or tokens"
+            )
+        gradients = torch.autograd.grad(out.sum(), list(weights.values()), allow_unused=True)
+    used = {name for name, gradient in zip(weights, gradients, strict=True) if gradient is not None}
+    for name in weights.keys() - used:  # belong to the head
+        net.get_parameter(name).requires_grad_(False)
+    stages: list[tuple[str, nn.Module]] = [("net", Whole(net))]
+    if out.ndim == 4:
+        first = out.shape[1] == net.num_features
+        return Parts(stages, "nchw" if first else "nhwc", stride=side // out.shape[2 if first else 1])
+    prefix = int(getattr(net, "num_prefix_tokens", 0))
+    places = round((out.shape[1] - prefix) ** 0.5)
+    if places**2 + prefix != out.shape[1]:
+        raise SettingsError(
+            f"timm's {what} gives {out.shape[1]} tokens, which is no square map; choose another"
+        )
+    return Parts(stages, "tokens", stride=side // places, prefix=prefix)

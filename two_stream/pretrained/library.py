@@ -1,0 +1,31 @@
+"""Weights that another library publishes for its own networks: ImageNet's of timm, those of `transformers`.
+
+They are read once, when a training starts; a run's own weights are whole, so nothing is fetched afterwards.
+"""
+
+from __future__ import annotations
+
+from two_stream.backbones.library import LibraryBackbone
+from two_stream.config.model import TimmNet
+from two_stream.pretrained.reading import read_state
+from two_stream.recognizer import Recognizer
+
+
+def load_library(model: Recognizer) -> str | None:
+    """Fill the backbone with its library's weights where its options ask for them (`pretrained`).
+
+    Args:
+        model: Its backbone is filled in place; head, classifier and the block of FRAB or FRMB stay fresh.
+
+    Returns:
+        A sentence that says where the weights came from; none where none are asked for.
+
+    Raises:
+        CheckpointError: They cannot be read or fetched, or do not fit; one line that names the local alternative.
+    """
+    backbone, options = model.backbone, model.options.backbone
+    if not isinstance(backbone, LibraryBackbone) or not backbone.options.pretrained:
+        return None
+    file = options.weights if isinstance(options, TimmNet) else None
+    source = backbone.load_pretrained(None if file is None else read_state(file))
+    return f"the backbone starts from {source}"
