@@ -50,8 +50,10 @@ class DataOptions(Options):
     """video decoder when `source` is videos"""
     flow: Literal["tvl1", "dis", "farneback"] = "dis"
     """flow algorithm when `source` is videos"""
-    sampling: Literal["standard", "paper"] = "standard"
-    """paper: the published frame choice, which never reads the last frame"""
+    sampling: Literal["standard", "paper", "efficient3d", "3dresnets", "co3d"] = "standard"
+    """paper: the published frame choice, which never reads the last frame; the others: that of the codebase"""
+    clip: Literal["random", "center", "begin"] = "random"
+    """which clip of a video a network trains on (`train_t_crop`)"""
     on_error: Literal["raise", "skip"] = "raise"
     """skip: leave a broken clip out of its batch and count it; raise: stop and name it"""
     holdout: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.2
@@ -79,6 +81,12 @@ class DataOptions(Options):
                 raise ValueError(
                     f"`{name}` gives other pixels than the published code; leave it off under `paper`"
                 )
+        if self.clip != "random" and self.sampling == "paper":
+            raise ValueError(
+                f"`clip: {self.clip}` is not known to `sampling: paper`, which draws it at random"
+            )
+        if self.clip == "begin" and self.sampling == "co3d":
+            raise ValueError("`clip: begin` is not known to `sampling: co3d`; expected random or center")
         return self
 
 

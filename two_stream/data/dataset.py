@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import Dataset
 
 from two_stream.config.schema import AugmentOptions
-from two_stream.data.sampling import sample_clips
+from two_stream.data.sampling import evaluation_protocol, sample_clips, training_protocol
 from two_stream.data.source import ClipSource
 from two_stream.data.transforms import (
     Frames,
@@ -70,6 +70,7 @@ class ClipDataset(Dataset[ClipItem | Failure]):
         spec: InputSpec,
         *,
         sampling: str = "standard",
+        clip: str = "random",
         augment: AugmentOptions | None = None,
         seed: int = 0,
         epoch: int = 0,
@@ -81,7 +82,8 @@ class ClipDataset(Dataset[ClipItem | Failure]):
             source: Where frames come from.
             records: Videos, in any order.
             spec: Clip length, stride, sizes.
-            sampling: `standard` or `paper`.
+            sampling: `standard`, `paper` or a family's.
+            clip: Training: which clip of the video, see `DataOptions`.
             augment: Training: one drawn clip, crop and flip; None: the centred clip and crop.
             seed: Seed of the draws.
             epoch: Another one gives other draws.
@@ -91,6 +93,7 @@ class ClipDataset(Dataset[ClipItem | Failure]):
         self.records = records
         self.spec = spec
         self.sampling = sampling
+        self.clip = clip
         self.augment = augment
         self.seed = seed
         self.epoch = epoch
@@ -117,14 +120,15 @@ class ClipDataset(Dataset[ClipItem | Failure]):
     def _plan(self, record: VideoRecord) -> tuple[list[int], View, str]:
         """Return the frame numbers, the view and the flip protocol of a video's clip."""
         spec = self.spec
-        paper = self.sampling == "paper"
         if self.augment is None:
-            name = "paper-single" if paper else "single"
-            clips = sample_clips(name, record.num_frames, spec.clip_length, stride=spec.stride)
+            name, count = evaluation_protocol(self.sampling, "single")
+            clips = sample_clips(
+                name, record.num_frames, spec.clip_length, stride=spec.stride, num_clips=count
+            )
             return clips[0], View(center_box(spec.resize, spec.crop)), "standard"
         generator = rng(self.seed, self.epoch, record.id)
         clips = sample_clips(
-            "paper-train" if paper else "train",
+            training_protocol(self.sampling, self.clip),
             record.num_frames,
             spec.clip_length,
             stride=spec.stride,
