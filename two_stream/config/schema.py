@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from two_stream.config.base import Fraction, NonNegative, Options, Positive, PositiveInt
+from two_stream.config.losses import AutoLoss, LossOptions
 from two_stream.config.model import ModelOptions
 from two_stream.config.optimization import Cosine, OptimizerOptions, ScheduleOptions, Sgd
 
@@ -54,6 +55,8 @@ class DataOptions(Options):
     """paper: the published frame choice, which never reads the last frame; the others: that of the codebase"""
     clip: Literal["random", "center", "begin"] = "random"
     """which clip of a video a network trains on (`train_t_crop`)"""
+    balance: Literal["none", "classes"] = "none"
+    """classes: an epoch draws videos with replacement, every class as often as any other"""
     on_error: Literal["raise", "skip"] = "raise"
     """skip: leave a broken clip out of its batch and count it; raise: stop and name it"""
     holdout: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.2
@@ -109,6 +112,8 @@ class TrainOptions(Options):
     """autocast type of the forward pass; fp16 scales the loss"""
     clip_grad: NonNegative | None = None
     """largest norm of the gradient; none leaves it"""
+    loss: LossOptions = AutoLoss()
+    """what is minimised"""
     label_smoothing: Fraction = 0.0
     """share of the target spread over all classes"""
     mixup: NonNegative = 0.0
@@ -207,6 +212,19 @@ class Experiment(Options):
     """training"""
     evaluate: EvaluateOptions = EvaluateOptions()
     """evaluation"""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        loss = self.train.loss
+        if self.data.balance == "classes" and "balanced" in (
+            getattr(loss, "weights", None),
+            getattr(loss, "pos_weight", None),
+        ):
+            raise ValueError(
+                f"`data.balance: classes` and balanced weights of `train.loss: {loss.kind}` both make up for rare "
+                "classes; keep one"
+            )
+        return self
 
 
 __all__ = [

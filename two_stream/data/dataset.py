@@ -103,21 +103,22 @@ class ClipDataset(Dataset[ClipItem | Failure]):
         return len(self.records)
 
     def __getitem__(self, index: int) -> ClipItem | Failure:
-        """Read one clip; a broken video gives a `Failure`."""
-        record = self.records[index]
+        """Read one clip; a broken video gives a `Failure`. Counting past the end reads other clips of the videos."""
+        again, place = divmod(index, len(self.records))
+        record = self.records[place]
         try:
-            return ClipItem(record.id, record.label, as_clip(self._read(record)))
+            return ClipItem(record.id, record.label, as_clip(self._read(record, again)))
         except (*BROKEN, TwoStreamError) as error:
             return failure_of(record.id, error)
 
-    def _read(self, record: VideoRecord) -> Frames:
+    def _read(self, record: VideoRecord, again: int) -> Frames:
         spec = self.spec
-        numbers, view, protocol = self._plan(record)
+        numbers, view, protocol = self._plan(record, again)
         region = Region(view.box, (spec.crop, spec.crop), direct=self.resize_once)
         frames = self.source.read(record.id, numbers, spec.resize, region)
         return mirrored(frames, spec.modality, protocol) if view.flip else frames
 
-    def _plan(self, record: VideoRecord) -> tuple[list[int], View, str]:
+    def _plan(self, record: VideoRecord, again: int) -> tuple[list[int], View, str]:
         """Return the frame numbers, the view and the flip protocol of a video's clip."""
         spec = self.spec
         if self.augment is None:
@@ -126,7 +127,7 @@ class ClipDataset(Dataset[ClipItem | Failure]):
                 name, record.num_frames, spec.clip_length, stride=spec.stride, num_clips=count
             )
             return clips[0], View(center_box(spec.resize, spec.crop)), "standard"
-        generator = rng(self.seed, self.epoch, record.id)
+        generator = rng(self.seed, self.epoch, record.id, *([again] if again else []))
         clips = sample_clips(
             training_protocol(self.sampling, self.clip),
             record.num_frames,

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from two_stream.config.schema import TrainOptions
@@ -24,6 +23,7 @@ from two_stream.errors import TrainingError
 from two_stream.runtime import distributed
 from two_stream.runtime.device import autocast
 from two_stream.runtime.seeding import derive
+from two_stream.training.losses import Labels, Loss, build_loss, hits
 from two_stream.training.mixup import mix
 from two_stream.training.parallel import Parallel
 from two_stream.training.schedule import Schedule
@@ -70,6 +70,7 @@ class Stepper:
         options: TrainOptions,
         *,
         num_classes: int,
+        loss: Loss | None = None,
         seed: int,
         device: torch.device,
         parallel: Parallel | None = None,
@@ -82,6 +83,7 @@ class Stepper:
         self.schedule = schedule
         self.options = options
         self.num_classes = num_classes
+        self.loss = loss or build_loss(options, Labels(num_classes))
         self.seed = seed
         self.device = device
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
@@ -149,9 +151,7 @@ class Stepper:
         with autocast(self.device, self.options.precision):
             logits = self.parallel.forward(clips)
         logits_BK = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-        smoothing = self.options.label_smoothing
-        loss = F.cross_entropy(logits_BK, targets, label_smoothing=smoothing, reduction="sum")
-        return loss, (logits_BK.detach().argmax(1) == labels).sum()
+        return self.loss(logits_BK, targets), hits(logits_BK.detach(), labels).sum()
 
     def _update(self, result: StepResult, planned: int, at: Position) -> None:
         if not result.clips:

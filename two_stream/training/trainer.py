@@ -25,6 +25,7 @@ from two_stream.runtime.seeding import rng_state, set_rng_state
 from two_stream.training.checkpoint import WriteModel, load_newest, save_checkpoint
 from two_stream.training.feed import Feed
 from two_stream.training.interrupt import StopRequest
+from two_stream.training.losses import Labels, build_loss
 from two_stream.training.optim import build_optimizer, restore_optimizer
 from two_stream.training.parallel import parallel
 from two_stream.training.progress import Progress
@@ -108,6 +109,8 @@ class Trainer:
         self._count(options.accumulate * distributed.world_size())
         mind_short_maps(self.model, device, options.precision)
         self.parallel = parallel(self.model, options, device)
+        with distributed.together():
+            loss = build_loss(options, data.labels or Labels(len(data.class_names)))
         stages = cast(Staged, model).stages()
         self.optimizer = build_optimizer(
             model, stages, options.optimizer, layer_decay=options.layer_decay, device=device
@@ -119,6 +122,7 @@ class Trainer:
             self.schedule,
             options,
             num_classes=len(data.class_names),
+            loss=loss,
             seed=experiment.seed,
             device=device,
             parallel=self.parallel,
