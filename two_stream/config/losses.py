@@ -28,7 +28,7 @@ class CrossEntropy(Options):
 
 
 class Focal(Options):
-    """Focal loss (1708.02002): clips that are right already count little; a sigmoid's with several classes per video."""
+    """Focal loss (1708.02002): clips that are right count little; a sigmoid's where a video has several classes."""
 
     kind: Literal["focal"] = "focal"
     gamma: NonNegative = 2.0
