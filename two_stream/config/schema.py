@@ -117,7 +117,13 @@ class TrainOptions(Options):
     label_smoothing: Fraction = 0.0
     """share of the target spread over all classes"""
     mixup: NonNegative = 0.0
-    """alpha of mixup's Beta distribution; 0 is off"""
+    """alpha of mixup's Beta distribution (two whole clips blended); 0 is off"""
+    cutmix: NonNegative = 0.0
+    """alpha of CutMix's (a box of another clip put in, the same in every frame); 0 is off"""
+    mix_prob: Fraction = 1.0
+    """probability that a batch is mixed, where mixup or cutmix is on"""
+    mix_switch: Fraction = 0.5
+    """probability of cutmix where both are on"""
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """decay of an exponential moving average of the weights, which is then evaluated and kept; 0 is off"""
     strategy: Literal["ddp", "fsdp"] = "ddp"

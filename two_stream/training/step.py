@@ -24,7 +24,7 @@ from two_stream.runtime import distributed
 from two_stream.runtime.device import autocast
 from two_stream.runtime.seeding import derive
 from two_stream.training.losses import Labels, Loss, build_loss, hits
-from two_stream.training.mixup import mix
+from two_stream.training.mixup import mix_batch
 from two_stream.training.parallel import Parallel
 from two_stream.training.schedule import Schedule
 from two_stream.types import Batch
@@ -144,10 +144,8 @@ class Stepper:
         """Return the sum of the losses of a micro-batch and how many clips it gets right."""
         clips = batch.clips.to(self.device, non_blocking=True)
         labels = batch.labels.to(self.device, non_blocking=True)
-        targets = labels
-        if self.options.mixup:
-            key = (self.seed, epoch, number, 0)  # as one process would draw it
-            clips, targets = mix(clips, labels, self.num_classes, self.options.mixup, key=key)
+        key = (self.seed, epoch, number, 0)  # as one process would draw it
+        clips, targets = mix_batch(clips, labels, self.num_classes, self.options, key=key)
         with autocast(self.device, self.options.precision):
             logits = self.parallel.forward(clips)
         logits_BK = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

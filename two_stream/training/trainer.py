@@ -57,6 +57,7 @@ class TrainResult:
     best_epoch: int
     """counted from 1; 0 when no epoch is over"""
     best_top1: float
+    """of a multi-label set mAP"""
     best_loss: float
     selection: str
     """`holdout` or `test-selected`"""
@@ -65,6 +66,8 @@ class TrainResult:
     """there was nothing left to do"""
     interrupted: int | None = None
     """number of the signal that stopped it"""
+    metric: str = "top-1"
+    """what the best epoch was picked by"""
 
 
 class Trainer:
@@ -320,6 +323,7 @@ class Trainer:
             "val_loss": validation.loss,
             "val_top1": validation.top1,
             "val_top5": validation.top5,
+            **({} if validation.map is None else {"val_map": validation.map}),
             "lr": at.lr,
             "skipped": self._planned(0, self.batches) - at.clips,
             "val_skipped": self.data.num_val - validation.clips,
@@ -336,7 +340,8 @@ class Trainer:
             left = sum(past["seconds"] for past in at.history) / at.epoch * (self.options.epochs - at.epoch)
         tracker.epoch(at.history[-1], validation.confusion, self.data.class_names, left)
         if at.finished:
-            tracker.hparams({"val_top1": at.best_top1, "val_loss": at.best_loss})
+            name = "val_top1" if validation.map is None else "val_map"
+            tracker.hparams({name: at.best_top1, "val_loss": at.best_loss})
         if best:
             self._save_best()
         self._save_last()
@@ -394,6 +399,7 @@ class Trainer:
             "step": at.step,
             "selection": SELECTION_LABELS[self.options.selection],
             "val_top1": latest.get("val_top1"),
+            **({"val_map": latest["val_map"]} if "val_map" in latest else {}),
             "val_loss": latest.get("val_loss"),
             "seed": self.experiment.seed,
             "code_version": code_version(),
@@ -411,4 +417,5 @@ class Trainer:
             finished=at.finished,
             already_finished=already_finished,
             interrupted=interrupted,
+            metric="mAP" if at.history and "val_map" in at.history[-1] else "top-1",
         )

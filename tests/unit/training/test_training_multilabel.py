@@ -1,0 +1,74 @@
+"""Training on clips of several classes: validation by mAP, selection by it, what the lines say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import average_precision_score
+from training_fakes import MemoryLoader, TinyNet, memory_data
+
+from two_stream.training.losses import Labels
+from two_stream.training.sources import TrainingData
+from two_stream.training.trainer import Trainer
+from two_stream.training.validate import validate
+from two_stream.types import Batch
+
+CPU = torch.device("cpu")
+
+
+def several(count: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clips whose classes show in the brightness of their channels."""
+    draw = torch.Generator().manual_seed(0)
+    targets = (torch.rand(count, 3, generator=draw) < 0.5).float()
+    targets[~targets.any(1), 0] = 1.0
+    clips = torch.randint(0, 120, (count, 3, 4, 6, 6), generator=draw, dtype=torch.uint8)
+    clips += (100 * targets).to(torch.uint8)[:, :, None, None, None]
+    return clips, targets
+
+
+def data() -> TrainingData:
+    clips, targets = several()
+    ids = [f"clip{i}" for i in range(len(clips))]
+    return replace(
+        memory_data(12),
+        train=lambda epoch, skip: MemoryLoader(clips, targets, 2, epoch, skip, set()),
+        validation=lambda: [Batch(clips[i : i + 5], targets[i : i + 5], ids[i : i + 5]) for i in (0, 5, 10)],
+        num_val=12,
+        labels=Labels(3, multi_label=True, counts=tuple(int(n) for n in targets.sum(0)), total=12),
+    )
+
+
+def test_validation_is_map_and_binary_cross_entropy() -> None:
+    clips, targets = several()
+    model = TinyNet().eval()
+    found = validate(model, data().validation(), device=CPU, precision="fp32", num_classes=3)
+    assert found is not None
+    logits = model(clips).detach()
+    assert (
+        found.score == found.map == pytest.approx(average_precision_score(targets, logits, average="macro"))
+    )
+    assert found.loss == pytest.approx(float(F.binary_cross_entropy_with_logits(logits, targets)), rel=1e-5)
+    assert found.top1 == pytest.approx(float(targets[range(12), logits.argmax(1)].mean()))
+    assert (found.confusion, found.clips) == (None, 12)
+
+
+def test_a_multi_label_run_learns_and_picks_its_best_epoch_by_map(
+    make_trainer: Callable[..., Trainer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = make_trainer(
+        data=data(), epochs=6, optimizer={"kind": "adamw", "lr": 0.05}, log_images=True, mixup=0.2
+    )
+    result = trainer.fit()
+    lines = [json.loads(line) for line in result.run.metrics.read_text().splitlines()]
+    precisions = [line["val_map"] for line in lines]
+    assert result.metric == "mAP"
+    assert result.best_top1 == max(precisions) > 0.95
+    assert len(set(precisions)) > 2, "nothing to pick from"
+    assert [line["epoch"] for line in lines if line["best"]][-1] == result.best_epoch
+    assert lines[-1]["train_loss"] < 0.8 * lines[0]["train_loss"]
+    assert f"val mAP {100 * precisions[0]:.1f} %" in capsys.readouterr().out
