@@ -8,10 +8,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 from two_stream.data.sampling import sample_clips
 from two_stream.data.temporal import efficient_windows
+from two_stream.data.transforms import corner_box, evaluation_views, placed_box
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +127,65 @@ def test_co3d_centred_starts(pipelines: dict[str, Any]) -> None:
         frames, span, clip, count = map(int, re.findall(r"\d+", name))
         clips = sample_clips("co3d-center", frames, span, num_clips=count)
         assert clips[clip][0] == min(int(start), frames - 1) + 1, name
+
+
+PLACES = {
+    "c": "center",
+    "tl": "top_left",
+    "tr": "top_right",
+    "bl": "bottom_left",
+    "br": "bottom_right",
+}
+
+
+@pytest.mark.parametrize("family", ["efficient3d", "3dresnets"])
+def test_corner_and_multiscale_boxes(pipelines: dict[str, Any], family: str) -> None:
+    """Published boxes are (x0, y0, x1, y1); Efficient-3DCNNs' centred one is a pixel off or smaller at odd sides."""
+    spatial = pipelines[family]["spatial"]
+    scales = spatial.get("scales") or spatial["scales_corner"]
+    seen = 0
+    for case in spatial["cases"]:
+        frame = (case["size"][1], case["size"][0])
+        scaled = (case.get("scale112_size") or case["resize112_size"])[::-1]
+        for name, (x0, y0, x1, y1) in case["crop_boxes"].items():
+            kind, *rest = name.split("_")
+            expected, slack = (y0, x0, y1, x1), 0
+            if kind == "CornerCrop":
+                box = corner_box(tuple(scaled), 112, PLACES[rest[0]])
+            elif kind == "MultiScaleCornerCrop":
+                side = int(min(frame) * scales[int(rest[1])])
+                box = corner_box(frame, side, PLACES[rest[0]])
+                slack = int(family == "efficient3d" and rest[0] == "c")
+            else:
+                side = int(min(frame) * scales[int(rest[0])])
+                box = placed_box(frame, (side, side), y=float(rest[2]), x=float(rest[1]))
+                slack = 1  # each edge is rounded for itself there, so a side may be a pixel off
+            assert max(abs(a - b) for a, b in zip(box, expected)) <= slack, (case["size"], name)
+            seen += 1
+    assert seen >= 60
+
+
+def test_co3d_crops(pipelines: dict[str, Any]) -> None:
+    seen = 0
+    for name, (top, left, height, width) in pipelines["co3d"]["crops"].items():
+        frame_height, frame_width, crop = map(int, re.findall(r"\d+", name))
+        views = evaluation_views("three", (frame_height, frame_width), crop)
+        place = name.split()[1]
+        if place in ("center_left", "center", "center_right"):
+            box = views[["center_left", "center", "center_right"].index(place)].box
+        else:
+            box = corner_box((frame_height, frame_width), crop, place)
+        assert box == (top, left, top + height, left + width), name
+        seen += 1
+    assert seen == 15
+
+
+def test_co3d_short_side_scale_is_our_interpolation(pipelines: dict[str, Any]) -> None:
+    stored = pipelines["co3d"]["short_side_scale"]["min=max=32"]
+    clip = np.random.default_rng(5).random((3, 2, 48, 64), dtype=np.float32)
+    scaled = [
+        [cv2.resize(plane, (42, 32), interpolation=cv2.INTER_LINEAR) for plane in frames] for frames in clip
+    ]
+    assert list(np.shape(scaled)) == stored["shape"]
+    assert float(np.sum(scaled, dtype=np.float64)) == pytest.approx(stored["sum"], rel=1e-6)
+    assert list(np.array(scaled)[:, 0, 0, 0]) == pytest.approx(stored["corner"], abs=1e-6)

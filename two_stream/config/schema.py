@@ -7,30 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from two_stream.config.augment import AugmentOptions
 from two_stream.config.base import Fraction, NonNegative, Options, Positive, PositiveInt
 from two_stream.config.losses import AutoLoss, LossOptions
 from two_stream.config.model import ModelOptions
 from two_stream.config.optimization import Cosine, OptimizerOptions, ScheduleOptions, Sgd
 
 Crops = Literal["center", "three", "ten"]
-
-
-class AugmentOptions(Options):
-    """Random changes of a training clip; every frame of a clip gets the same ones."""
-
-    crop: Literal["multiscale", "random", "center"] = "multiscale"
-    """multiscale: corner crops of several scales (the paper's); random: random place, full scale"""
-    scales: Annotated[tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...], Field(min_length=1)] = (
-        1.0,
-        0.875,
-        0.75,
-        0.66,
-    )
-    """side of a multi-scale crop relative to the short side of the resized frame"""
-    flip: Fraction = 0.5
-    """probability of a horizontal flip"""
-    protocol: Literal["standard", "paper"] = "standard"
-    """paper: published crop offsets (some boxes truncated) and flow x kept as it is when mirrored"""
 
 
 class DataOptions(Options):
@@ -221,7 +204,12 @@ class Experiment(Options):
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
-        loss = self.train.loss
+        loss, augment = self.train.loss, self.data.augment
+        if self.model.modality == "flow" and augment.colours:
+            raise ValueError(
+                f"`data.augment.{augment.colours[0]}` changes colours, which flow has not; leave it off for "
+                "`model.modality: flow` (crops, flips and `erase` act on both)"
+            )
         if self.data.balance == "classes" and "balanced" in (
             getattr(loss, "weights", None),
             getattr(loss, "pos_weight", None),

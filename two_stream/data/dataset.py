@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from two_stream.config.schema import AugmentOptions
+from two_stream.config.augment import AugmentOptions
+from two_stream.data.pixels import change_pixels
 from two_stream.data.sampling import evaluation_protocol, sample_clips, training_protocol
 from two_stream.data.source import ClipSource
 from two_stream.data.transforms import (
@@ -113,12 +114,14 @@ class ClipDataset(Dataset[ClipItem | Failure]):
 
     def _read(self, record: VideoRecord, again: int) -> Frames:
         spec = self.spec
-        numbers, view, protocol = self._plan(record, again)
+        generator = rng(self.seed, self.epoch, record.id, *([again] if again else []))
+        numbers, view, protocol = self._plan(record, generator)
         region = Region(view.box, (spec.crop, spec.crop), direct=self.resize_once)
         frames = self.source.read(record.id, numbers, spec.resize, region)
-        return mirrored(frames, spec.modality, protocol) if view.flip else frames
+        frames = mirrored(frames, spec.modality, protocol) if view.flip else frames
+        return frames if self.augment is None else change_pixels(frames, self.augment, spec, generator)
 
-    def _plan(self, record: VideoRecord, again: int) -> tuple[list[int], View, str]:
+    def _plan(self, record: VideoRecord, generator: np.random.Generator) -> tuple[list[int], View, str]:
         """Return the frame numbers, the view and the flip protocol of a video's clip."""
         spec = self.spec
         if self.augment is None:
@@ -127,7 +130,6 @@ class ClipDataset(Dataset[ClipItem | Failure]):
                 name, record.num_frames, spec.clip_length, stride=spec.stride, num_clips=count
             )
             return clips[0], View(center_box(spec.resize, spec.crop)), "standard"
-        generator = rng(self.seed, self.epoch, record.id, *([again] if again else []))
         clips = sample_clips(
             training_protocol(self.sampling, self.clip),
             record.num_frames,
