@@ -118,9 +118,12 @@ class TrainOptions(Options):
     gradient_checkpointing: bool = False
     """recompute the activations of each stage in the backward pass: less memory, about a third more time"""
     freeze_until: str | None = None
-    """name of the backbone stage up to which (inclusive) weights stay as they are"""
+    """name of the stage up to which (inclusive) weights and statistics stay as they are (`two-stream models NAME` lists
+    them); backbone: head and classifier learn; head: the classifier alone (linear probe)"""
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """factor on the learning rate per stage below the classifier"""
+    stage_rates: dict[str, Positive] = Field(default_factory=dict)
+    """factor on the learning rate by stage, for example `{stem: 0.1, classifier: 10}`; 1 where not named"""
     init: Path | None = None
     """checkpoint to start from: a run folder, ours or a foreign file"""
     cross_modality: bool = False
@@ -143,6 +146,10 @@ class TrainOptions(Options):
         for name in ("cross_modality", "new_classifier", "inflate"):
             if getattr(self, name) and self.init is None:
                 raise ValueError(f"{name} needs `init`, the checkpoint to start from")
+        if self.stage_rates and self.layer_decay != 1.0:
+            raise ValueError(
+                f"layer_decay {self.layer_decay:g} and stage_rates both set the rate per stage; keep one"
+            )
         if self.strategy == "fsdp" and self.ema:
             raise ValueError("ema needs strategy ddp: the averaged weights are not divided")
         if self.strategy == "fsdp" and self.precision == "fp16":

@@ -115,9 +115,15 @@ class Trainer:
         with distributed.together():
             loss = build_loss(options, data.labels or Labels(len(data.class_names)))
         stages = cast(Staged, model).stages()
-        self.optimizer = build_optimizer(
-            model, stages, options.optimizer, layer_decay=options.layer_decay, device=device
-        )
+        with distributed.together():
+            self.optimizer = build_optimizer(
+                model,
+                stages,
+                options.optimizer,
+                layer_decay=options.layer_decay,
+                stage_rates=options.stage_rates,
+                device=device,
+            )
         self.schedule = self._schedule()
         self.stepper = Stepper(
             model,
