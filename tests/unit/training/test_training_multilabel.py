@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score
 from training_fakes import MemoryLoader, TinyNet, memory_data
+from training_processes import Clips, in_processes, trainer_over
 
 from two_stream.training.losses import Labels
 from two_stream.training.sources import TrainingData
@@ -72,3 +75,34 @@ def test_a_multi_label_run_learns_and_picks_its_best_epoch_by_map(
     assert [line["epoch"] for line in lines if line["best"]][-1] == result.best_epoch
     assert lines[-1]["train_loss"] < 0.8 * lines[0]["train_loss"]
     assert f"val mAP {100 * precisions[0]:.1f} %" in capsys.readouterr().out
+
+
+class _Several(Clips):
+    """Clips of several classes, from whichever process asks."""
+
+    def __init__(self) -> None:
+        super().__init__(12, 2)
+        self.pixels, self.labels = several()
+
+    def data(self) -> TrainingData:
+        counts = tuple(int(n) for n in self.labels.sum(0))
+        return replace(super().data(), labels=Labels(3, multi_label=True, counts=counts, total=12))
+
+
+@pytest.mark.parametrize("train", [{}, {"cutmix": 1.0, "loss": {"kind": "focal", "weights": "balanced"}}])
+def test_two_processes_equal_one_that_accumulates(tmp_path: Path, train: dict[str, Any]) -> None:
+    options = {"optimizer": {"kind": "sgd", "lr": 0.3}, **train}
+    trainer_over(_Several(), tmp_path / "one", accumulate=2, **options).fit()
+    outcomes = in_processes(
+        2, lambda rank: trainer_over(_Several(), tmp_path / "two", **options).fit().best_top1
+    )
+    assert [outcome.error for outcome in outcomes] == ["", ""]
+    assert outcomes[0].value == outcomes[1].value, "the processes must agree on the best epoch"
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    for line, other in zip(one, two, strict=True):
+        for key in ("train_loss", "train_top1", "val_loss", "val_map", "val_top1"):
+            assert other[key] == pytest.approx(line[key], rel=1e-9), key
+    assert one[0]["train_loss"] != one[-1]["train_loss"]
