@@ -400,6 +400,7 @@ class Trainer:
         return {
             "class_names": self.data.class_names,
             "dataset": self.data.dataset,
+            **({"multi_label": True} if self.data.labels and self.data.labels.multi_label else {}),
             "split": self.experiment.data.split,
             "epoch": at.epoch,
             "step": at.step,

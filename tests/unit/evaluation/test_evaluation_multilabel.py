@@ -10,10 +10,12 @@ import pytest
 from scipy.special import expit
 from sklearn.metrics import average_precision_score
 
+from two_stream.commands import fuse as fuse_command
 from two_stream.errors import ScoreError
 from two_stream.evaluation import fusion, metrics, multilabel, tables
 from two_stream.evaluation.report import write_report
 from two_stream.evaluation.scores import read_scores, write_scores
+from two_stream.evaluation.video import VideoResult, fuse_results
 from two_stream.types import ScoreTable
 
 
@@ -131,3 +133,34 @@ def test_the_table_shows_map_and_the_report_says_what_is_left_out(tmp_path: Path
     assert loaded["headline"]["correct"] == "mean over 3 of 4 classes"
     assert loaded["confusion"] is None
     assert "average precision" in text.read_text()
+
+
+def test_one_videos_classes_have_probabilities_of_their_own() -> None:
+    def seen(*logits: float) -> VideoResult:
+        found = np.asarray(logits)
+        return VideoResult(found, 1, None, 1, None, np.zeros((1, 3), np.float32), multi_label=True)
+
+    first, second = seen(2.0, 1.0, -3.0), seen(0.0, 3.0, -1.0)
+    np.testing.assert_allclose(fuse_results([first]), expit(first.logits))
+    both = fuse_results([first, second], "probabilities")
+    np.testing.assert_allclose(both, (expit(first.logits) + expit(second.logits)) / 2)
+    mean = fuse_results([first, second], "logits")
+    np.testing.assert_allclose(mean, expit((first.logits + second.logits) / 2))
+    assert fuse_results([first, first], "l2").tolist() == pytest.approx(expit(first.logits).tolist())
+
+
+def test_the_fuse_command_shows_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = []
+    for seed in (1, 2):
+        write_scores(tmp_path / f"{seed}.npz", make(1.0, seed))
+        paths.append(str(tmp_path / f"{seed}.npz"))
+    assert fuse_command.main([*paths, "--rule", "probabilities", "--out", str(tmp_path / "out.npz")]) == 0
+    printed = capsys.readouterr().out
+    fused = read_scores(tmp_path / "out.npz")
+    assert fused.targets is not None
+    assert "mAP" in printed
+    assert f"{100 * metrics.summarise(fused).main.value:.1f} [" in printed
+    assert fuse_command.main([*paths, "--json"]) == 0
+    streams = json.loads(capsys.readouterr().out)["streams"]
+    assert streams[0]["map"]["value"] == pytest.approx(metrics.summarise(make(1.0, 1)).main.value)
+    assert streams[0]["map_classes"] == 3

@@ -67,6 +67,7 @@ def test_a_multi_label_run_learns_and_picks_its_best_epoch_by_map(
         data=data(), epochs=6, optimizer={"kind": "adamw", "lr": 0.05}, log_images=True, mixup=0.2
     )
     result = trainer.fit()
+    assert trainer._meta()["multi_label"] is True
     lines = [json.loads(line) for line in result.run.metrics.read_text().splitlines()]
     precisions = [line["val_map"] for line in lines]
     assert result.metric == "mAP"
@@ -106,3 +107,21 @@ def test_two_processes_equal_one_that_accumulates(tmp_path: Path, train: dict[st
         for key in ("train_loss", "train_top1", "val_loss", "val_map", "val_top1"):
             assert other[key] == pytest.approx(line[key], rel=1e-9), key
     assert one[0]["train_loss"] != one[-1]["train_loss"]
+
+
+def test_map_is_over_the_clips_of_all_processes() -> None:
+    """Each process holds clips of its own; neither part has the mAP of the whole."""
+    clips, targets = several(24)
+    targets = targets[
+        torch.randperm(24, generator=torch.Generator().manual_seed(3))
+    ]  # nothing to see in them
+
+    def part(indices: slice) -> float | None:
+        batch = Batch(clips[indices], targets[indices], [str(i) for i in range(24)][indices])
+        found = validate(TinyNet().eval(), [batch], device=CPU, precision="fp32", num_classes=3)
+        return None if found is None else found.map
+
+    whole, *parts = (part(indices) for indices in (slice(0, 24), slice(0, 10), slice(10, 24)))
+    assert len({whole, *parts}) == 3
+    outcomes = in_processes(2, lambda rank: part((slice(0, 10), slice(10, 24))[rank]))
+    assert [outcome.value for outcome in outcomes] == pytest.approx([whole, whole])
