@@ -16,6 +16,8 @@ COLOURS = ("brightness", "contrast", "saturation", "hue", "grayscale", "rand_aug
 class AugmentOptions(Options):
     """Random changes of a training clip; every frame of a clip gets the same ones."""
 
+    clip: Literal["random", "center", "begin"] = "random"
+    """which clip of a video a network trains on (`train_t_crop`)"""
     crop: Literal[
         "multiscale", "random", "center", "corner", "multiscale_random", "resized", "short_side"
     ] = "multiscale"

@@ -36,8 +36,6 @@ class DataOptions(Options):
     """flow algorithm when `source` is videos"""
     sampling: Literal["standard", "paper", "efficient3d", "3dresnets", "co3d"] = "standard"
     """paper: the published frame choice, which never reads the last frame; the others: that of the codebase"""
-    clip: Literal["random", "center", "begin"] = "random"
-    """which clip of a video a network trains on (`train_t_crop`)"""
     balance: Literal["none", "classes"] = "none"
     """classes: an epoch draws videos with replacement, every class as often as any other"""
     on_error: Literal["raise", "skip"] = "raise"
@@ -67,12 +65,15 @@ class DataOptions(Options):
                 raise ValueError(
                     f"`{name}` gives other pixels than the published code; leave it off under `paper`"
                 )
-        if self.clip != "random" and self.sampling == "paper":
+        clip = self.augment.clip
+        if clip != "random" and self.sampling == "paper":
             raise ValueError(
-                f"`clip: {self.clip}` is not known to `sampling: paper`, which draws it at random"
+                f"`augment.clip: {clip}` is not known to `sampling: paper`, which draws it at random"
             )
-        if self.clip == "begin" and self.sampling == "co3d":
-            raise ValueError("`clip: begin` is not known to `sampling: co3d`; expected random or center")
+        if clip == "begin" and self.sampling == "co3d":
+            raise ValueError(
+                "`augment.clip: begin` is not known to `sampling: co3d`; expected random or center"
+            )
         return self
 
 

@@ -71,7 +71,6 @@ class ClipDataset(Dataset[ClipItem | Failure]):
         spec: InputSpec,
         *,
         sampling: str = "standard",
-        clip: str = "random",
         augment: AugmentOptions | None = None,
         seed: int = 0,
         epoch: int = 0,
@@ -84,7 +83,6 @@ class ClipDataset(Dataset[ClipItem | Failure]):
             records: Videos, in any order.
             spec: Clip length, stride, sizes.
             sampling: `standard`, `paper` or a family's.
-            clip: Training: which clip of the video, see `DataOptions`.
             augment: Training: one drawn clip, crop and flip; None: the centred clip and crop.
             seed: Seed of the draws.
             epoch: Another one gives other draws.
@@ -94,7 +92,6 @@ class ClipDataset(Dataset[ClipItem | Failure]):
         self.records = records
         self.spec = spec
         self.sampling = sampling
-        self.clip = clip
         self.augment = augment
         self.seed = seed
         self.epoch = epoch
@@ -131,7 +128,7 @@ class ClipDataset(Dataset[ClipItem | Failure]):
             )
             return clips[0], View(center_box(spec.resize, spec.crop)), "standard"
         clips = sample_clips(
-            training_protocol(self.sampling, self.clip),
+            training_protocol(self.sampling, self.augment.clip),
             record.num_frames,
             spec.clip_length,
             stride=spec.stride,

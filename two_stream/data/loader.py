@@ -193,7 +193,6 @@ def train_loader(
         records,
         spec,
         sampling=data.sampling,
-        clip=data.clip,
         augment=data.augment,
         seed=experiment.seed,
         epoch=epoch,

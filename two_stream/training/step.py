@@ -23,7 +23,7 @@ from two_stream.errors import TrainingError
 from two_stream.runtime import distributed
 from two_stream.runtime.device import autocast
 from two_stream.runtime.seeding import derive
-from two_stream.training.losses import Labels, Loss, build_loss, hits
+from two_stream.training.losses import Labels, build_loss, hits
 from two_stream.training.mixup import mix_batch
 from two_stream.training.parallel import Parallel
 from two_stream.training.schedule import Schedule
@@ -69,8 +69,7 @@ class Stepper:
         schedule: Schedule,
         options: TrainOptions,
         *,
-        num_classes: int,
-        loss: Loss | None = None,
+        labels: Labels,
         seed: int,
         device: torch.device,
         parallel: Parallel | None = None,
@@ -82,8 +81,8 @@ class Stepper:
         self.optimizer = optimizer
         self.schedule = schedule
         self.options = options
-        self.num_classes = num_classes
-        self.loss = loss or build_loss(options, Labels(num_classes))
+        self.num_classes = labels.num_classes
+        self.loss = build_loss(options, labels)
         self.seed = seed
         self.device = device
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")

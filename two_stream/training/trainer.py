@@ -25,7 +25,7 @@ from two_stream.runtime.seeding import rng_state, set_rng_state
 from two_stream.training.checkpoint import WriteModel, load_newest, save_checkpoint
 from two_stream.training.feed import Feed
 from two_stream.training.interrupt import StopRequest
-from two_stream.training.losses import Labels, build_loss
+from two_stream.training.losses import Labels
 from two_stream.training.optim import build_optimizer, restore_optimizer
 from two_stream.training.parallel import parallel
 from two_stream.training.progress import Progress
@@ -112,8 +112,6 @@ class Trainer:
         self._count(options.accumulate * distributed.world_size())
         mind_short_maps(self.model, device, options.precision)
         self.parallel = parallel(self.model, options, device)
-        with distributed.together():
-            loss = build_loss(options, data.labels or Labels(len(data.class_names)))
         stages = cast(Staged, model).stages()
         with distributed.together():
             self.optimizer = build_optimizer(
@@ -124,18 +122,17 @@ class Trainer:
                 stage_rates=options.stage_rates,
                 device=device,
             )
-        self.schedule = self._schedule()
-        self.stepper = Stepper(
-            model,
-            self.optimizer,
-            self.schedule,
-            options,
-            num_classes=len(data.class_names),
-            loss=loss,
-            seed=experiment.seed,
-            device=device,
-            parallel=self.parallel,
-        )
+            self.schedule = self._schedule()
+            self.stepper = Stepper(
+                model,
+                self.optimizer,
+                self.schedule,
+                options,
+                labels=data.labels or Labels(len(data.class_names)),
+                seed=experiment.seed,
+                device=device,
+                parallel=self.parallel,
+            )
         self.progress = Progress()
 
     def _count(self, group: int) -> None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from two_stream.config.schema import DataOptions
 from two_stream.data.sampling import (
     clip_span,
     evaluation_protocol,
@@ -191,3 +192,12 @@ def test_the_random_co3d_start_is_a_real_number_within_the_video() -> None:
     assert {clip[-1] - clip[0] for clip in clips} == {19}
     with pytest.raises(SettingsError, match="at least 2"):
         sample_clips("3dresnets-even", 40, 4, num_clips=1)
+
+
+def test_a_clip_of_a_familys_choice_is_refused_where_it_has_none() -> None:
+    for sampling, clip in (("paper", "center"), ("co3d", "begin")):
+        with pytest.raises(
+            ValueError, match=f"`augment.clip: {clip}` is not known to `sampling: {sampling}`"
+        ):
+            DataOptions.model_validate({"sampling": sampling, "augment": {"clip": clip}})
+    DataOptions.model_validate({"sampling": "3dresnets", "augment": {"clip": "begin"}})

@@ -177,8 +177,7 @@ def test_weighted_accumulation_equals_the_large_batch(sizes: list[int], loss: di
             optimizer,
             schedule,
             options,
-            num_classes=3,
-            loss=build_loss(options, MULTI if multi else SINGLE),
+            labels=MULTI if multi else SINGLE,
             seed=0,
             device=torch.device("cpu"),
         )

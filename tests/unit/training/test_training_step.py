@@ -13,6 +13,7 @@ from training_fakes import CLASSES, TinyNet
 
 from two_stream.config.schema import TrainOptions
 from two_stream.errors import TrainingError
+from two_stream.training.losses import Labels
 from two_stream.training.mixup import cut_mix, mix, mix_batch
 from two_stream.training.optim import build_optimizer
 from two_stream.training.schedule import build_schedule
@@ -34,7 +35,7 @@ def _stepper(model: torch.nn.Module, **train: Any) -> Stepper:
     schedule = build_schedule(
         options.schedule, optimizer, base_lr=options.optimizer.lr, steps_per_epoch=1, epochs=1
     )
-    return Stepper(model, optimizer, schedule, options, num_classes=3, seed=0, device=CPU)
+    return Stepper(model, optimizer, schedule, options, labels=Labels(3), seed=0, device=CPU)
 
 
 def _batches(clips: torch.Tensor, labels: torch.Tensor, sizes: list[int]) -> Iterator[Batch]:
