@@ -147,12 +147,19 @@ class Recognizer(nn.Module):
     def freeze_until(self, name: str) -> None:
         """Keep the weights and statistics of every stage up to and including `name` as they are.
 
+        Autograd records nothing of them, so they cost a forward pass and no memory for their activations. `backbone`
+        stands for its last stage; after `head` only the classifier learns (a linear probe).
+
         Raises:
             SettingsError: No such stage, or it leaves nothing to train.
         """
         names = [stage for stage, _ in self.stages()]
+        if name == "backbone":
+            name = self.backbone.stages()[-1][0]
         if name not in names[:-1]:
-            raise SettingsError(f"freeze_until {name!r}: expected one of {', '.join(names[:-1])}")
+            raise SettingsError(
+                f"freeze_until {name!r}: expected one of {', '.join(names[:-1])}, or backbone"
+            )
         self._frozen = [stage for _, stage in self.stages()[: names.index(name) + 1]]
         for stage in self._frozen:
             stage.requires_grad_(False)

@@ -15,6 +15,7 @@ from two_stream import create_model
 from two_stream.config.optimization import AdamW, Constant, Sgd
 from two_stream.config.schema import TrainOptions
 from two_stream.pretrained.layouts import recognise
+from two_stream.training.losses import Labels
 from two_stream.training.optim import build_optimizer
 from two_stream.training.schedule import build_schedule
 from two_stream.training.step import Position, Stepper
@@ -78,7 +79,7 @@ class Trajectory:
             optimizer,
             schedule,
             options,
-            num_classes=run["num_classes"],
+            labels=Labels(run["num_classes"]),
             seed=0,
             device=torch.device("cpu"),
         )

@@ -96,7 +96,7 @@ def show(line: Line, path: Path, *, as_json: bool) -> None:
     if as_json:
         console.print_json(data={"scores": str(path), **line.summary.to_json(), "meta": _plain(meta)})
         return
-    console.print(table(f"{meta['name']}: accuracy in %", tables.COLUMNS, tables.rows([line])))
+    console.print(table(f"{meta['name']}: accuracy in %", tables.columns([line]), tables.rows([line])))
     say(tables.protocol_line(meta, line.summary))
     if meta.get("selection") == "paper":
         say(tables.PAPER_WARNING)

@@ -94,7 +94,7 @@ def _show(tables: list[ScoreTable], fused: ScoreTable, flags: FuseFlags) -> None
             }
         )
         return
-    console.print(table("accuracy in %", words.COLUMNS, words.rows(found)))
+    console.print(table("accuracy in %", words.columns(found), words.rows(found)))
     say(words.protocol_line(fused.meta, found[-1].summary))
     if fused.meta.get("selection") == "paper":
         say(words.PAPER_WARNING)

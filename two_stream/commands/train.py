@@ -199,7 +199,8 @@ def _summary(result: TrainResult) -> None:
         say(f"{result.run.root}: the run is finished already; nothing to resume")
     label = "test-selected (published protocol)" if result.selection == "test-selected" else "holdout"
     say(
-        f"best epoch {result.best_epoch} of {result.epochs}: validation top-1 {100 * result.best_top1:.1f} %, "
-        f"loss {result.best_loss:.4f} (single centred clip, {label})"
+        f"best epoch {result.best_epoch} of {result.epochs}: "
+        f"validation {result.metric} {100 * result.best_top1:.1f} %, loss {result.best_loss:.4f} "
+        f"(single centred clip, {label})"
     )
     say(f"next: two-stream evaluate {shlex.quote(str(result.run.root))}")

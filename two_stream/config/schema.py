@@ -7,29 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from two_stream.config.augment import AugmentOptions
 from two_stream.config.base import Fraction, NonNegative, Options, Positive, PositiveInt
+from two_stream.config.losses import AutoLoss, LossOptions
 from two_stream.config.model import ModelOptions
 from two_stream.config.optimization import Cosine, OptimizerOptions, ScheduleOptions, Sgd
 
 Crops = Literal["center", "three", "ten"]
-
-
-class AugmentOptions(Options):
-    """Random changes of a training clip; every frame of a clip gets the same ones."""
-
-    crop: Literal["multiscale", "random", "center"] = "multiscale"
-    """multiscale: corner crops of several scales (the paper's); random: random place, full scale"""
-    scales: Annotated[tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...], Field(min_length=1)] = (
-        1.0,
-        0.875,
-        0.75,
-        0.66,
-    )
-    """side of a multi-scale crop relative to the short side of the resized frame"""
-    flip: Fraction = 0.5
-    """probability of a horizontal flip"""
-    protocol: Literal["standard", "paper"] = "standard"
-    """paper: published crop offsets (some boxes truncated) and flow x kept as it is when mirrored"""
 
 
 class DataOptions(Options):
@@ -50,8 +34,10 @@ class DataOptions(Options):
     """video decoder when `source` is videos"""
     flow: Literal["tvl1", "dis", "farneback"] = "dis"
     """flow algorithm when `source` is videos"""
-    sampling: Literal["standard", "paper"] = "standard"
-    """paper: the published frame choice, which never reads the last frame"""
+    sampling: Literal["standard", "paper", "efficient3d", "3dresnets", "co3d"] = "standard"
+    """paper: the published frame choice, which never reads the last frame; the others: that of the codebase"""
+    balance: Literal["none", "classes"] = "none"
+    """classes: an epoch draws videos with replacement, every class as often as any other"""
     on_error: Literal["raise", "skip"] = "raise"
     """skip: leave a broken clip out of its batch and count it; raise: stop and name it"""
     holdout: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.2
@@ -79,6 +65,15 @@ class DataOptions(Options):
                 raise ValueError(
                     f"`{name}` gives other pixels than the published code; leave it off under `paper`"
                 )
+        clip = self.augment.clip
+        if clip != "random" and self.sampling == "paper":
+            raise ValueError(
+                f"`augment.clip: {clip}` is not known to `sampling: paper`, which draws it at random"
+            )
+        if clip == "begin" and self.sampling == "co3d":
+            raise ValueError(
+                "`augment.clip: begin` is not known to `sampling: co3d`; expected random or center"
+            )
         return self
 
 
@@ -101,10 +96,18 @@ class TrainOptions(Options):
     """autocast type of the forward pass; fp16 scales the loss"""
     clip_grad: NonNegative | None = None
     """largest norm of the gradient; none leaves it"""
+    loss: LossOptions = AutoLoss()
+    """what is minimised"""
     label_smoothing: Fraction = 0.0
     """share of the target spread over all classes"""
     mixup: NonNegative = 0.0
-    """alpha of mixup's Beta distribution; 0 is off"""
+    """alpha of mixup's Beta distribution (two whole clips blended); 0 is off"""
+    cutmix: NonNegative = 0.0
+    """alpha of CutMix's (a box of another clip put in, the same in every frame); 0 is off"""
+    mix_prob: Fraction = 1.0
+    """probability that a batch is mixed, where mixup or cutmix is on"""
+    mix_switch: Fraction = 0.5
+    """probability of cutmix where both are on"""
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """decay of an exponential moving average of the weights, which is then evaluated and kept; 0 is off"""
     strategy: Literal["ddp", "fsdp"] = "ddp"
@@ -116,9 +119,12 @@ class TrainOptions(Options):
     gradient_checkpointing: bool = False
     """recompute the activations of each stage in the backward pass: less memory, about a third more time"""
     freeze_until: str | None = None
-    """name of the backbone stage up to which (inclusive) weights stay as they are"""
+    """name of the stage up to which (inclusive) weights and statistics stay as they are (`two-stream models NAME` lists
+    them); backbone: head and classifier learn; head: the classifier alone (linear probe)"""
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """factor on the learning rate per stage below the classifier"""
+    stage_rates: dict[str, Positive] = Field(default_factory=dict)
+    """factor on the learning rate by stage, for example `{stem: 0.1, classifier: 10}`; 1 where not named"""
     init: Path | None = None
     """checkpoint to start from: a run folder, ours or a foreign file"""
     cross_modality: bool = False
@@ -141,6 +147,10 @@ class TrainOptions(Options):
         for name in ("cross_modality", "new_classifier", "inflate"):
             if getattr(self, name) and self.init is None:
                 raise ValueError(f"{name} needs `init`, the checkpoint to start from")
+        if self.stage_rates and self.layer_decay != 1.0:
+            raise ValueError(
+                f"layer_decay {self.layer_decay:g} and stage_rates both set the rate per stage; keep one"
+            )
         if self.strategy == "fsdp" and self.ema:
             raise ValueError("ema needs strategy ddp: the averaged weights are not divided")
         if self.strategy == "fsdp" and self.precision == "fp16":
@@ -199,6 +209,24 @@ class Experiment(Options):
     """training"""
     evaluate: EvaluateOptions = EvaluateOptions()
     """evaluation"""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        loss, augment = self.train.loss, self.data.augment
+        if self.model.modality == "flow" and augment.colours:
+            raise ValueError(
+                f"`data.augment.{augment.colours[0]}` changes colours, which flow has not; leave it off for "
+                "`model.modality: flow` (crops, flips and `erase` act on both)"
+            )
+        if self.data.balance == "classes" and "balanced" in (
+            getattr(loss, "weights", None),
+            getattr(loss, "pos_weight", None),
+        ):
+            raise ValueError(
+                f"`data.balance: classes` and balanced weights of `train.loss: {loss.kind}` both make up for rare "
+                "classes; keep one"
+            )
+        return self
 
 
 __all__ = [

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from two_stream.config.schema import AugmentOptions
-from two_stream.data.sampling import sample_clips
+from two_stream.config.augment import AugmentOptions
+from two_stream.data.pixels import change_pixels
+from two_stream.data.sampling import evaluation_protocol, sample_clips, training_protocol
 from two_stream.data.source import ClipSource
 from two_stream.data.transforms import (
     Frames,
@@ -81,7 +82,7 @@ class ClipDataset(Dataset[ClipItem | Failure]):
             source: Where frames come from.
             records: Videos, in any order.
             spec: Clip length, stride, sizes.
-            sampling: `standard` or `paper`.
+            sampling: `standard`, `paper` or a family's.
             augment: Training: one drawn clip, crop and flip; None: the centred clip and crop.
             seed: Seed of the draws.
             epoch: Another one gives other draws.
@@ -100,31 +101,34 @@ class ClipDataset(Dataset[ClipItem | Failure]):
         return len(self.records)
 
     def __getitem__(self, index: int) -> ClipItem | Failure:
-        """Read one clip; a broken video gives a `Failure`."""
-        record = self.records[index]
+        """Read one clip; a broken video gives a `Failure`. Counting past the end reads other clips of the videos."""
+        again, place = divmod(index, len(self.records))
+        record = self.records[place]
         try:
-            return ClipItem(record.id, record.label, as_clip(self._read(record)))
+            return ClipItem(record.id, record.label, as_clip(self._read(record, again)))
         except (*BROKEN, TwoStreamError) as error:
             return failure_of(record.id, error)
 
-    def _read(self, record: VideoRecord) -> Frames:
+    def _read(self, record: VideoRecord, again: int) -> Frames:
         spec = self.spec
-        numbers, view, protocol = self._plan(record)
+        generator = rng(self.seed, self.epoch, record.id, *([again] if again else []))
+        numbers, view, protocol = self._plan(record, generator)
         region = Region(view.box, (spec.crop, spec.crop), direct=self.resize_once)
         frames = self.source.read(record.id, numbers, spec.resize, region)
-        return mirrored(frames, spec.modality, protocol) if view.flip else frames
+        frames = mirrored(frames, spec.modality, protocol) if view.flip else frames
+        return frames if self.augment is None else change_pixels(frames, self.augment, spec, generator)
 
-    def _plan(self, record: VideoRecord) -> tuple[list[int], View, str]:
+    def _plan(self, record: VideoRecord, generator: np.random.Generator) -> tuple[list[int], View, str]:
         """Return the frame numbers, the view and the flip protocol of a video's clip."""
         spec = self.spec
-        paper = self.sampling == "paper"
         if self.augment is None:
-            name = "paper-single" if paper else "single"
-            clips = sample_clips(name, record.num_frames, spec.clip_length, stride=spec.stride)
+            name, count = evaluation_protocol(self.sampling, "single")
+            clips = sample_clips(
+                name, record.num_frames, spec.clip_length, stride=spec.stride, num_clips=count
+            )
             return clips[0], View(center_box(spec.resize, spec.crop)), "standard"
-        generator = rng(self.seed, self.epoch, record.id)
         clips = sample_clips(
-            "paper-train" if paper else "train",
+            training_protocol(self.sampling, self.augment.clip),
             record.num_frames,
             spec.clip_length,
             stride=spec.stride,

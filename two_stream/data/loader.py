@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from two_stream.config.schema import DataOptions, Experiment
+from two_stream.data.balance import balanced_order
 from two_stream.data.catalog import Record
 from two_stream.data.dataset import ClipDataset, ClipItem, Failure
 from two_stream.data.source import make_source
@@ -185,6 +186,8 @@ def train_loader(
     """
     data = experiment.data
     order = epoch_order(len(_some(records, "training")), experiment.seed, epoch)
+    if data.balance == "classes":
+        order = balanced_order(records, experiment.seed, epoch)
     dataset = ClipDataset(
         make_source(record, spec.modality, data),
         records,

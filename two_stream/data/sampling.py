@@ -2,7 +2,7 @@
 
 The `paper-*` protocols reproduce LateTemporalModeling3DCNN frame by frame, quirks included: the last frame of a
 video longer than a clip is never read, the first one is skipped, a second test clip starts only at twice the clip
-length plus three frames. The others use the whole video.
+length plus three frames. Those named after a family are in `temporal.py`. The others use the whole video.
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from two_stream.data.temporal import FAMILY_PROTOCOLS, family_clips
 from two_stream.errors import SettingsError
 
 MENDED = ("single", "multi", "uniform", "sliding", "train")
 PAPER = ("paper-single", "paper-multi", "paper-train", "paper-val")
-PROTOCOLS = (*MENDED, *PAPER)
+PROTOCOLS = (*MENDED, *PAPER, *FAMILY_PROTOCOLS)
+
+FAMILIES = ("efficient3d", "3dresnets", "co3d")
+"""codebases whose frame choice `data.sampling` can name"""
 
 DEFAULT_CLIPS = 10
 """clips of the `uniform` protocol when their number is not given"""
@@ -39,15 +43,17 @@ def sample_clips(
     starts one every `step` frames and ends with one that reaches the last frame; `train` draws one clip.
 
     Args:
-        protocol: `single`, `multi`, `uniform`, `sliding`, `train`, or the published `paper-single`,
-            `paper-multi`, `paper-train`, `paper-val`.
+        protocol: `single`, `multi`, `uniform`, `sliding`, `train`, the published `paper-single`, `paper-multi`,
+            `paper-train`, `paper-val`, or one of a family (`temporal.FAMILY_PROTOCOLS`).
         num_frames: Frames of the video, at least 1.
         clip_length: Frames of a clip.
         stride: Step between neighbouring frames of a clip; the paper's protocols know only 1.
-        num_clips: Clips of `uniform` (default 10) or segments of `paper-train` and `paper-val` (default 1).
-        step: Frames between the starts of `sliding` clips; default half a clip.
-        offset: Frames before the clip (0-based start) for `train`; one per segment for `paper-train`.
-        rng: Where `train` and `paper-train` draw the offset from when none is given.
+        num_clips: Clips of `uniform` (default 10), segments of `paper-train` and `paper-val` (default 1), clips of a
+            family's even choice (its own default).
+        step: Frames between the starts of `sliding` clips; default half a clip (a family's: a whole one).
+        offset: Frames before the clip (0-based start) for `train` and `<family>-random`; one per segment for
+            `paper-train`.
+        rng: Where `train`, `paper-train` and `<family>-random` draw the offset from when none is given.
 
     Raises:
         SettingsError: Unknown protocol, a number out of range, or a training protocol without offset and rng.
@@ -57,6 +63,17 @@ def sample_clips(
             raise SettingsError(f"sample_clips: {name} is {value}: expected at least 1")
     if protocol not in PROTOCOLS:
         raise SettingsError(f"unknown sampling protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
+    if protocol in FAMILY_PROTOCOLS:
+        return family_clips(
+            protocol,
+            num_frames,
+            clip_length,
+            stride=stride,
+            num_clips=num_clips,
+            step=step,
+            choose=_chooser(offset, rng),
+            draw=_real_chooser(offset, rng),
+        )
     if protocol in PAPER:
         if stride != 1:
             raise SettingsError(
@@ -70,6 +87,45 @@ def sample_clips(
     else:
         starts = _mended_starts(protocol, num_frames, clip_length, stride, num_clips, step)
     return [_looped(start, num_frames, clip_length, stride) for start in starts]
+
+
+def training_protocol(sampling: str, clip: str = "random") -> str:
+    """Return the protocol of a training clip.
+
+    Args:
+        sampling: `standard`, `paper` or a family, as in `DataOptions.sampling`.
+        clip: `random`, `center` or `begin`.
+
+    """
+    if sampling == "paper":
+        return "paper-train"
+    if sampling == "standard":  # a clip from the first frame on has no quirk in either family
+        return {"random": "train", "center": "single", "begin": "efficient3d-begin"}[clip]
+    return f"{sampling}-{clip}"
+
+
+def evaluation_protocol(sampling: str, views: str, num_clips: int | None = None) -> tuple[str, int | None]:
+    """Return the protocol of an evaluation's clips and their number, where it has one.
+
+    A family without a choice of its own for these views takes ours.
+
+    Args:
+        sampling: `standard`, `paper` or a family, as in `DataOptions.sampling`.
+        views: `single`, `multi`, `uniform` or `sliding`, as in `EvaluateOptions.views`.
+        num_clips: Clips of `uniform`.
+    """
+    if sampling == "paper" and views in ("single", "multi"):
+        return f"paper-{views}", None
+    if sampling in FAMILIES and views == "single":
+        return f"{sampling}-center", 1
+    family = {
+        ("efficient3d", "sliding"): ("efficient3d-windows", 0),
+        ("efficient3d", "uniform"): ("efficient3d-windows", num_clips),
+        ("3dresnets", "sliding"): ("3dresnets-sliding", None),
+        ("3dresnets", "uniform"): ("3dresnets-even", num_clips),
+        ("co3d", "uniform"): ("co3d-even", num_clips),
+    }
+    return family.get((sampling, views), (views, num_clips))
 
 
 def clip_span(clip_length: int, stride: int) -> int:
@@ -117,6 +173,21 @@ def _chooser(
                 f"sample_clips: offset {given} is out of range: expected {allowed[0]} to {allowed[-1]}"
             )
         return given
+
+    return choose
+
+
+def _real_chooser(
+    offset: int | Sequence[int] | None, rng: np.random.Generator | None
+) -> Callable[[float], float]:
+    """Return a function (largest start) -> start, a real number: the given offset, or a draw."""
+
+    def choose(largest: float) -> float:
+        if isinstance(offset, int):
+            return float(offset)
+        if rng is None:
+            raise SettingsError("sample_clips: a training protocol needs `offset` or `rng`")
+        return float(rng.uniform(0.0, largest))
 
     return choose
 

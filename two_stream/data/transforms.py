@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import exp, log, sqrt
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from two_stream.config.schema import AugmentOptions
+from two_stream.config.augment import AugmentOptions
 from two_stream.errors import SettingsError
 from two_stream.types import InputSpec, Modality
 
@@ -40,6 +41,12 @@ _GRID = (
 """the 13 places of a multi-scale crop, in quarters of the free height and width, in the published order"""
 _SNAP = 3
 """a crop side nearer than this to the network's is the network's"""
+
+
+CORNERS = ("center", "top_left", "top_right", "bottom_left", "bottom_right")
+"""places of a corner crop"""
+_TRIES = 10
+"""draws of a resized crop before the centre is taken, as in torchvision"""
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,55 @@ def center_box(resize: tuple[int, int], crop: int) -> Box:
     return y0, x0, y0 + crop, x0 + crop
 
 
+def corner_box(frame: tuple[int, int], side: int, place: str) -> Box:
+    """Return a square in a corner or the centre of a frame (height, width): 3D-ResNets-PyTorch's corner crop."""
+    bottom, right = frame[0] - side, frame[1] - side
+    if place == "center":  # rounded as torchvision does
+        y0, x0 = round(bottom / 2), round(right / 2)
+    else:
+        y0 = bottom if place.startswith("bottom") else 0
+        x0 = right if place.endswith("right") else 0
+    return y0, x0, y0 + side, x0 + side
+
+
+def placed_box(frame: tuple[int, int], size: tuple[int, int], y: float, x: float) -> Box:
+    """Return a box of `size` (height, width) at the shares `y` and `x` (0 to 1) of the free height and width."""
+    y0, x0 = round(y * (frame[0] - size[0])), round(x * (frame[1] - size[1]))
+    return y0, x0, y0 + size[0], x0 + size[1]
+
+
+def drawn_box(
+    frame: tuple[int, int], area: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> Box | None:
+    """Draw a box by its area and its ratio of width to height, log-uniform; None where ten draws do not fit."""
+    height, width = frame
+    for _ in range(_TRIES):
+        pixels = height * width * rng.uniform(*area)
+        shape = exp(rng.uniform(log(ratio[0]), log(ratio[1])))
+        w, h = round(sqrt(pixels * shape)), round(sqrt(pixels / shape))
+        if 0 < w <= width and 0 < h <= height:
+            y0, x0 = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+            return y0, x0, y0 + h, x0 + w
+    return None
+
+
+def resized_box(
+    frame: tuple[int, int], area: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> Box:
+    """Draw the box of torchvision's random resized crop.
+
+    Where ten draws do not fit, it is the largest box in the centre with a ratio within the limits.
+    """
+    height, width = frame
+    box = drawn_box(frame, area, ratio, rng)
+    if box is not None:
+        return box
+    shape = min(max(width / height, ratio[0]), ratio[1])
+    w, h = (width, round(width / shape)) if shape > width / height else (round(height * shape), height)
+    y0, x0 = (height - h) // 2, (width - w) // 2
+    return y0, x0, y0 + h, x0 + w
+
+
 def draw_view(options: AugmentOptions, spec: InputSpec, rng: np.random.Generator) -> View:
     """Draw the crop and the flip of one training clip."""
     height, width = spec.resize
@@ -105,12 +161,28 @@ def draw_view(options: AugmentOptions, spec: InputSpec, rng: np.random.Generator
         y0 = int(rng.integers(height - spec.crop + 1))
         x0 = int(rng.integers(width - spec.crop + 1))
         box = (y0, x0, y0 + spec.crop, x0 + spec.crop)
-    else:
+    elif options.crop == "multiscale":
         sizes = crop_sizes(spec.resize, spec.crop, options.scales)
         size = sizes[int(rng.integers(len(sizes)))]
         place = int(rng.integers(len(_GRID)))
         box = multiscale_box(spec.resize, spec.crop, size, place, options.protocol)
+    else:
+        box = _draw_square(options, spec, rng)
     return View(box, bool(rng.random() < options.flip))
+
+
+def _draw_square(options: AugmentOptions, spec: InputSpec, rng: np.random.Generator) -> Box:
+    """Draw the box of the crops that are not the paper's: a square, save the resized one."""
+    frame = spec.resize
+    if options.crop == "resized":
+        return resized_box(frame, options.area, options.ratio, rng)
+    if options.crop == "short_side":
+        side = round(min(frame) / rng.uniform(*options.short_sides))
+    else:
+        side = int(min(frame) * options.scales[int(rng.integers(len(options.scales)))])
+    if options.crop == "corner":
+        return corner_box(frame, side, CORNERS[int(rng.integers(len(CORNERS)))])
+    return placed_box(frame, (side, side), float(rng.random()), float(rng.random()))
 
 
 def evaluation_views(crops: str, resize: tuple[int, int], crop: int) -> list[View]:

@@ -16,7 +16,7 @@ from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.data.catalog import Record
 from two_stream.data.dataset import BROKEN, Failure, failure_of
 from two_stream.data.loader import Loader
-from two_stream.data.sampling import sample_clips
+from two_stream.data.sampling import evaluation_protocol, sample_clips
 from two_stream.data.source import ClipSource, make_source
 from two_stream.data.transforms import View, evaluation_views
 from two_stream.errors import DataError, TwoStreamError
@@ -61,7 +61,7 @@ class ViewDataset(Dataset[VideoViews | Failure]):
             records: Videos, in any order.
             spec: Clip length, stride, sizes.
             evaluate: Clips and crops.
-            sampling: `standard` or `paper` frame choice of single and multi clips.
+            sampling: `standard`, `paper` or a family's frame choice.
             protocol: `paper` leaves flow x as it is in mirrored crops.
             chunk_bytes: Frames of a chunk take no more than this, except where a single clip does.
 
@@ -217,15 +217,13 @@ def evaluation_clips(
     Raises:
         SettingsError: A number is out of range, or `paper` with a stride other than 1.
     """
-    name: str = evaluate.views
-    if sampling == "paper" and name in ("single", "multi"):
-        name = f"paper-{name}"
+    name, count = evaluation_protocol(sampling, evaluate.views, evaluate.num_clips)
     return sample_clips(
         name,
         num_frames,
         spec.clip_length,
         stride=spec.stride,
-        num_clips=evaluate.num_clips,
+        num_clips=count,
         step=evaluate.step,
     )
 

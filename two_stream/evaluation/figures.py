@@ -100,11 +100,12 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> s
 
     Args:
         histories: By stream: flat rows with `epoch` and any of `train_loss`, `val_loss`, `train_top1`, `val_top1`,
-            `lr`.
+            `val_map`, `lr`.
     """
     panels = [
         ("loss", ("train_loss", "val_loss")),
         ("top-1 (%)", ("train_top1", "val_top1")),
+        ("mAP (%)", ("val_map",)),
         ("learning rate", ("lr",)),
     ]
     shown = [
@@ -132,7 +133,7 @@ def _curve(axis: Axes, rows: Sequence[Mapping[str, float]], key: str, name: str,
     points = [(row["epoch"], row[key]) for row in rows if key in row and "epoch" in row]
     if not points:
         return
-    scale = 100.0 if key.endswith("top1") else 1.0
+    scale = 100.0 if key.endswith(("top1", "map")) else 1.0
     trained = key.startswith("train")
     label = f"{name}, {'training' if trained else 'validation'}" if key != "lr" else name
     axis.plot(
@@ -178,8 +179,8 @@ def confusion(counts_KK: NDArray[np.int64], names: Sequence[str]) -> str:
         return to_svg(figure, "confusion matrix")
 
 
-def class_bars(streams: Mapping[str, Sequence[ClassRow]]) -> str:
-    """Draw the accuracy per class: a bar for the last stream (the fused one), a dot for each other."""
+def class_bars(streams: Mapping[str, Sequence[ClassRow]], measure: str = "accuracy") -> str:
+    """Draw the accuracy, or another measure, per class: a bar for the last (fused) stream, a dot for each other."""
     *others, (name, rows) = list(streams.items())
     order = sorted(range(len(rows)), key=lambda index: (-(rows[index].accuracy or 0.0), index))
     place = np.arange(len(order))
@@ -203,11 +204,11 @@ def class_bars(streams: Mapping[str, Sequence[ClassRow]]) -> str:
         size = 8.5 if len(order) <= 30 else 6.0
         labels = [f"{_short(rows[index].name)} ({rows[index].videos})" for index in order]
         axis.set_yticks(place, labels, fontsize=size)
-        axis.set(xlim=(0, 100), ylim=(len(order) - 0.4, -0.6), xlabel="accuracy (%), videos in brackets")
+        axis.set(xlim=(0, 100), ylim=(len(order) - 0.4, -0.6), xlabel=f"{measure} (%), videos in brackets")
         axis.grid(visible=False, axis="y")
         if others:
             figure.legend(loc="outside upper left", ncols=len(others) + 1)
-        return to_svg(figure, "accuracy per class")
+        return to_svg(figure, f"{measure} per class")
 
 
 def fusion_curve(curve: Curve) -> str:
@@ -227,7 +228,7 @@ def fusion_curve(curve: Curve) -> str:
         )
         first, second = curve.names
         axis.set(xlim=(0, 1), xlabel=f"weight w of {first} (0: {second} alone, 1: {first} alone)")
-        axis.set_title(f"top-1 (%) on the holdout part, {curve.videos} videos, rule {curve.rule}")
+        axis.set_title(f"{curve.metric} (%) on the holdout part, {curve.videos} videos, rule {curve.rule}")
         axis.margins(y=0.12)
         return to_svg(figure, "accuracy over the fusion weight")
 

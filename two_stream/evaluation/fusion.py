@@ -14,11 +14,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.special import log_softmax, softmax
+from scipy.special import expit, log_expit, log_softmax, softmax
 from scipy.stats import rankdata
 
 from two_stream.errors import ScoreError
-from two_stream.evaluation.metrics import top_k_accuracy
+from two_stream.evaluation.metrics import main_value
 from two_stream.evaluation.scores import join, name_of
 from two_stream.types import ScoreTable
 
@@ -33,7 +33,7 @@ _ROUND = 12
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy over the share of the first of two streams."""
+    """Top-1, or mAP of a multi-label set, over the share of the first of two streams."""
 
     rule: str
     names: tuple[str, str]
@@ -46,6 +46,7 @@ class Curve:
     """accuracy at `chosen`, on the data it was chosen on"""
     videos: int
     part: str
+    metric: str = "top-1"
 
 
 def fuse(
@@ -60,7 +61,8 @@ def fuse(
     Rules, with s_m the logits of stream m and w_m its weight (1 where none is given):
         l2: sum of w_m · s_m / ‖s_m‖₂ (the paper's, with equal weights).
         logits: sum of w_m · s_m.
-        probabilities: log of the mean of softmax(s_m), weighted.
+        probabilities: log of the mean of softmax(s_m), weighted; of a multi-label set the logit of the mean of
+            sigmoid(s_m).
         rank: sum of w_m · Borda points: K - 1 for a stream's best class, 0 for its worst, ties shared.
         learned: sum of w_m · s_m with w_m ≥ 0 minimising the cross-entropy on `fit` (logistic stacking); their common
             scale is the inverse of a temperature.
@@ -92,17 +94,28 @@ def fuse(
         used, fitted = _weights_from_holdout(joined, rule, fit)
     else:
         used = checked_weights(weights, len(joined))
-    logits = combine([table.logits for table in joined], rule, used)
     first = joined[0]
+    logits = combine([table.logits for table in joined], rule, used, sigmoid=first.targets is not None)
     meta = _fused_meta(joined, rule, used, fitted)
     groups = next((table.groups for table in joined if table.groups is not None), None)
-    return ScoreTable(first.ids, first.labels, first.class_names, logits, meta, groups=groups)
+    return ScoreTable(
+        first.ids, first.labels, first.class_names, logits, meta, groups=groups, targets=first.targets
+    )
 
 
 def combine(
-    logits: Sequence[NDArray[np.float64]], rule: str, weights: Sequence[float]
+    logits: Sequence[NDArray[np.float64]], rule: str, weights: Sequence[float], *, sigmoid: bool = False
 ) -> NDArray[np.float64]:
-    """Fuse arrays `(N, K)` of matching rows by a rule other than fitting; `learned` is a weighted sum here."""
+    """Fuse arrays `(N, K)` of matching rows by a rule other than fitting; `learned` is a weighted sum here.
+
+    With `sigmoid` a probability is that of one class alone, as a multi-label set has them.
+    """
+    if rule == "probabilities" and sigmoid:
+        chance, other = (
+            sum(w * expit(sign * s) for w, s in zip(weights, logits)) / sum(weights) for sign in (1.0, -1.0)
+        )
+        tiny = np.finfo(np.float64).tiny
+        return np.asarray(np.log(np.maximum(chance, tiny)) - np.log(np.maximum(other, tiny)))
     if rule == "probabilities":
         mean = sum(w * softmax(s, axis=1) for w, s in zip(weights, logits)) / sum(weights)
         return np.asarray(np.log(np.maximum(mean, np.finfo(np.float64).tiny)), dtype=np.float64)
@@ -111,7 +124,7 @@ def combine(
 
 
 def weight_curve(first: ScoreTable, second: ScoreTable, rule: str = "l2", steps: int = 101) -> Curve:
-    """Trace top-1 over the share of the first stream and choose the best share.
+    """Trace top-1 (mAP of a multi-label set) over the share of the first stream and choose the best share.
 
     Args:
         first: Scores of the holdout part.
@@ -127,9 +140,7 @@ def weight_curve(first: ScoreTable, second: ScoreTable, rule: str = "l2", steps:
     rule = "logits" if rule == "learned" else rule
     one, two = join([first, second])
     shares = np.linspace(0.0, 1.0, steps)
-    found = np.asarray(
-        [top_k_accuracy(combine([one.logits, two.logits], rule, (w, 1 - w)), one.labels) for w in shares]
-    )
+    found = np.asarray([_judged([one, two], rule, (w, 1 - w)) for w in shares])
     best = _middle_of_best(found, shares)
     return Curve(
         rule=rule,
@@ -140,7 +151,15 @@ def weight_curve(first: ScoreTable, second: ScoreTable, rule: str = "l2", steps:
         accuracy=float(found[best]),
         videos=len(one.ids),
         part=str(one.meta.get("part", "val")),
+        metric="top-1" if one.targets is None else "mAP",
     )
+
+
+def _judged(tables: Sequence[ScoreTable], rule: str, weights: Sequence[float]) -> float:
+    """Return how good joined tables are when fused: top-1, or mAP of a multi-label set."""
+    first = tables[0]
+    fused = combine([table.logits for table in tables], rule, weights, sigmoid=first.targets is not None)
+    return main_value(fused, first)
 
 
 def stream_name(table: ScoreTable, index: int) -> str:
@@ -148,12 +167,14 @@ def stream_name(table: ScoreTable, index: int) -> str:
     return str(table.meta.get("modality") or f"stream {index + 1}")
 
 
-def fit_stacking(logits: Sequence[NDArray[np.float64]], labels: NDArray[np.int64]) -> list[float]:
-    """Return non-negative weights that minimise the mean cross-entropy of their weighted sum of logits.
+def fit_stacking(tables: Sequence[ScoreTable]) -> list[float]:
+    """Return non-negative weights that minimise the mean cross-entropy of the weighted sum of joined tables' logits.
 
-    Each stream is divided by its standard deviation first, so that the small ridge penalty treats them alike; the
-    problem is convex. Weights are for the logits as given.
+    The cross-entropy is binary, per class, where the tables are multi-label. Each stream is divided by its standard
+    deviation first, so that the small ridge penalty treats them alike; the problem is convex. Weights are for the
+    logits as given.
     """
+    logits, labels, targets = [table.logits for table in tables], tables[0].labels, tables[0].targets
     scales = [float(s.std()) or 1.0 for s in logits]
     stacked = np.stack([s / scale for s, scale in zip(logits, scales)])
     rows = np.arange(len(labels))
@@ -161,9 +182,14 @@ def fit_stacking(logits: Sequence[NDArray[np.float64]], labels: NDArray[np.int64
 
     def loss(weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         total = np.tensordot(weights, stacked, axes=1)
+        ridge = _RIDGE * float(weights @ weights)
+        if targets is not None:
+            value = -np.where(targets, log_expit(total), log_expit(-total)).mean() + ridge
+            slope = (stacked * (expit(total) - targets)).mean(axis=(1, 2))
+            return float(value), slope + 2 * _RIDGE * weights
         log_p = log_softmax(total, axis=1)
         expected = (stacked * np.exp(log_p)).sum(axis=2)
-        value = -log_p[rows, labels].mean() + _RIDGE * float(weights @ weights)
+        value = -log_p[rows, labels].mean() + ridge
         return float(value), (expected - true).mean(axis=1) + 2 * _RIDGE * weights
 
     found = minimize(
@@ -174,24 +200,19 @@ def fit_stacking(logits: Sequence[NDArray[np.float64]], labels: NDArray[np.int64
     return [float(w / scale) for w, scale in zip(found.x, scales)]
 
 
-def search_weights(
-    logits: Sequence[NDArray[np.float64]], labels: NDArray[np.int64], rule: str
-) -> list[float]:
-    """Return the weights, summing to 1, with the best top-1 under a fixed rule.
+def search_weights(tables: Sequence[ScoreTable], rule: str) -> list[float]:
+    """Return the weights, summing to 1, of joined tables with the best top-1 (or mAP) under a fixed rule.
 
     Two streams: steps of 0.01. More: steps of 0.1 over all combinations. Of equals the most even one is taken.
     """
-    if len(logits) == 2:
+    if len(tables) == 2:
         shares = np.linspace(0.0, 1.0, 101)
-        found = [top_k_accuracy(combine(logits, rule, (w, 1 - w)), labels) for w in shares]
+        found = [_judged(tables, rule, (w, 1 - w)) for w in shares]
         share = float(shares[_middle_of_best(np.asarray(found), shares)])
         return [share, 1 - share]
     steps = 10
-    grid = [point for point in itertools.product(range(steps + 1), repeat=len(logits)) if sum(point) == steps]
-    scored = [
-        (round(top_k_accuracy(combine(logits, rule, point), labels), _ROUND), -max(point), point)
-        for point in grid
-    ]
+    grid = [point for point in itertools.product(range(steps + 1), repeat=len(tables)) if sum(point) == steps]
+    scored = [(round(_judged(tables, rule, point), _ROUND), -max(point), point) for point in grid]
     return [share / steps for share in max(scored)[2]]
 
 
@@ -244,14 +265,13 @@ def _weights_from_holdout(
         raise ScoreError(
             f"{name_of(matched[0])}: video {shared[0]!r} is both fitted on and fused; use the holdout part"
         )
-    logits, labels = [table.logits for table in matched], matched[0].labels
     if matched[0].class_names != tables[0].class_names:
         raise ScoreError(f"{name_of(matched[0])}: class names differ from {name_of(tables[0])}")
-    weights = fit_stacking(logits, labels) if rule == "learned" else search_weights(logits, labels, rule)
+    weights = fit_stacking(matched) if rule == "learned" else search_weights(matched, rule)
     facts: dict[str, Any] = {
         "fitted_on": [name_of(table) for table in matched],
         "fitted_part": "val",
-        "fitted_videos": len(labels),
+        "fitted_videos": len(matched[0].ids),
     }
     if rule == "learned":
         facts["temperature"] = 1.0 / sum(weights)

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
+from scipy.special import expit, softmax
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix as _sklearn_confusion
 
 from two_stream.errors import ScoreError
+from two_stream.evaluation import multilabel
 from two_stream.types import ScoreTable
 
 TOP_K = (1, 3, 5)
@@ -40,7 +41,7 @@ class ClassRow:
     videos: int
     correct: int
     accuracy: float | None
-    """None where the class has no video"""
+    """of a multi-label set the average precision; None where the class has no video"""
     confusion: str
     """class it is most often mistaken for; empty without a mistake"""
     confusion_count: int
@@ -54,13 +55,25 @@ class Summary:
     groups: int | None
     """distinct source videos, the unit of the bootstrap; None when unknown, then every video is one"""
     top: dict[int, Interval | None]
-    """accuracy by k; None where k is not below the number of classes, so that it would always be 1"""
-    mean_class: Interval
-    """mean over classes of the accuracy within the class (classes without videos left out)"""
+    """accuracy by k (of a multi-label set: any class of the video counts); None where k is not below the number of
+    classes, so that it would always be 1"""
+    mean_class: Interval | None
+    """mean over classes of the accuracy within the class (classes without videos left out); None: multi-label"""
     ece: float | None
     """expected calibration error; None where the scores are no log-probabilities up to a constant"""
     chance: float
-    """share of the most frequent class: what a constant guess would get"""
+    """share of the videos with the most frequent class: what a constant guess would get"""
+    map: Interval | None = None
+    """mean average precision over the classes that occur; None where each video has one class"""
+    map_classes: int = 0
+    """classes that occur, so that they have an average precision"""
+
+    @property
+    def main(self) -> Interval:
+        """What tables are compared by: mAP of a multi-label set, top-1 of others."""
+        found = self.map or self.top[1]
+        assert found is not None
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -74,6 +87,21 @@ def ranks(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.
     own = np.take_along_axis(logits, labels[:, None], axis=1)
     earlier = np.arange(logits.shape[1])[None, :] < labels[:, None]
     return np.asarray(((logits > own) | ((logits == own) & earlier)).sum(axis=1), dtype=np.int64)
+
+
+def table_ranks(table: ScoreTable) -> NDArray[np.int64]:
+    """Return the 0-based rank `(N,)` of the true class, of several the best; ties go to the lower class number."""
+    if table.targets is None:
+        return ranks(table.logits, table.labels)
+    order = np.argsort(-table.logits, axis=1, kind="stable")
+    return np.asarray(np.take_along_axis(table.targets, order, axis=1).argmax(axis=1), dtype=np.int64)
+
+
+def main_value(logits: NDArray[np.float64], table: ScoreTable) -> float:
+    """Return what scores `(N, K)` of a table's videos are judged by: mAP where it is multi-label, else top-1."""
+    if table.targets is not None:
+        return multilabel.mean_average_precision(logits, table.targets)
+    return top_k_accuracy(logits, table.labels)
 
 
 def top_k_accuracy(logits: NDArray[np.float64], labels: NDArray[np.int64], k: int = 1) -> float:
@@ -98,6 +126,8 @@ def confusion_matrix(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> 
 
 def per_class(table: ScoreTable) -> list[ClassRow]:
     """Return the per-class table in the order of the classes."""
+    if table.targets is not None:
+        return _multi_label_rows(table, table.targets)
     counts = confusion_matrix(table.logits, table.labels)
     rows = []
     for index, name in enumerate(table.class_names):
@@ -116,6 +146,22 @@ def per_class(table: ScoreTable) -> list[ClassRow]:
             )
         )
     return rows
+
+
+def _multi_label_rows(table: ScoreTable, targets_NK: NDArray[np.bool_]) -> list[ClassRow]:
+    first = table.logits.argmax(axis=1)
+    found = multilabel.average_precisions(table.logits, targets_NK)
+    return [
+        ClassRow(
+            name=name,
+            videos=int(targets_NK[:, index].sum()),
+            correct=int((targets_NK[:, index] & (first == index)).sum()),
+            accuracy=None if np.isnan(found[index]) else float(found[index]),
+            confusion="",
+            confusion_count=0,
+        )
+        for index, name in enumerate(table.class_names)
+    ]
 
 
 def calibration_error(logits: NDArray[np.float64], labels: NDArray[np.int64], bins: int = ECE_BINS) -> float:
@@ -192,9 +238,14 @@ def _class_mean(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArr
 
 
 def difference(first: ScoreTable, second: ScoreTable, *, seed: int = 0) -> Interval:
-    """Return top-1 of `first` minus top-1 of `second` with its paired bootstrap interval; tables joined already."""
+    """Return top-1 (or mAP) of `first` minus that of `second`, with its paired bootstrap interval; tables joined."""
     if first.ids != second.ids:
         raise ScoreError("a paired difference needs joined tables; use `scores.join` first")
+    if first.targets is not None:
+        both = [first.logits, second.logits]
+        one, two = multilabel.resampled(both, first.targets, units(first)[0], seed=seed)
+        value = main_value(first.logits, first) - main_value(second.logits, first)
+        return Interval(value, *multilabel.interval(one - two))
     hits = [(ranks(table.logits, table.labels) == 0).astype(np.float64) for table in (first, second)]
     gap = hits[0] - hits[1]
     return bootstrap(gap, units(first)[0], share=False, seed=seed)
@@ -210,23 +261,40 @@ def summarise(table: ScoreTable, *, seed: int = 0, top: Sequence[int] = TOP_K) -
         raise ScoreError(
             f"{table.meta.get('file', 'scores')}: no videos were scored, so there is no accuracy"
         )
-    place = ranks(table.logits, table.labels)
+    place = table_ranks(table)
     unit, groups = units(table)
+    several = table.targets is not None
     classes = table.logits.shape[1]
     hits = {k: (place < k).astype(np.float64) for k in {1, *top}}
     return Summary(
         videos=len(table.ids),
         groups=groups,
         top={k: bootstrap(hits[k], unit, seed=seed) if k == 1 or k < classes else None for k in top},
-        mean_class=bootstrap(hits[1], unit, table.labels, seed=seed),
-        ece=None if table.meta.get("scale") == "ranking" else calibration_error(table.logits, table.labels),
-        chance=float(np.bincount(table.labels).max() / len(table.labels)),
+        mean_class=None if several else bootstrap(hits[1], unit, table.labels, seed=seed),
+        ece=None
+        if several or table.meta.get("scale") == "ranking"
+        else calibration_error(table.logits, table.labels),
+        chance=_chance(table),
+        map=_map(table, unit, seed) if several else None,
+        map_classes=int(table.targets.any(axis=0).sum()) if table.targets is not None else 0,
     )
+
+
+def _chance(table: ScoreTable) -> float:
+    if table.targets is not None:
+        return float(table.targets.mean(axis=0).max())
+    return float(np.bincount(table.labels).max() / len(table.labels))
+
+
+def _map(table: ScoreTable, unit: NDArray[np.int64], seed: int) -> Interval:
+    assert table.targets is not None
+    (draws,) = multilabel.resampled([table.logits], table.targets, unit, seed=seed)
+    return Interval(main_value(table.logits, table), *multilabel.interval(draws))
 
 
 def agreement(first: ScoreTable, second: ScoreTable) -> dict[str, int]:
     """Count the videos of two joined tables that both, one or neither get right."""
-    one, two = (ranks(table.logits, table.labels) == 0 for table in (first, second))
+    one, two = (table_ranks(table) == 0 for table in (first, second))
     return {
         "both": int((one & two).sum()),
         "only_first": int((one & ~two).sum()),
@@ -238,11 +306,15 @@ def agreement(first: ScoreTable, second: ScoreTable) -> dict[str, int]:
 def confident_mistakes(table: ScoreTable, count: int) -> list[int]:
     """Return the rows of the mistakes with the widest gap between the predicted and the true class's score."""
     own = np.take_along_axis(table.logits, table.labels[:, None], axis=1)[:, 0]
+    if table.targets is not None:
+        own = np.where(table.targets, table.logits, -np.inf).max(axis=1)
     gap = table.logits.max(axis=1) - own
-    wrong = np.flatnonzero(table.logits.argmax(axis=1) != table.labels)
+    wrong = np.flatnonzero(table_ranks(table) > 0)
     return [int(row) for row in wrong[np.argsort(-gap[wrong], kind="stable")][:count]]
 
 
-def probabilities(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return softmax over the last axis."""
+def probabilities(logits: NDArray[np.float64], *, multi_label: bool = False) -> NDArray[np.float64]:
+    """Return softmax over the last axis, or a sigmoid per class."""
+    if multi_label:
+        return np.asarray(expit(logits), dtype=np.float64)
     return np.asarray(softmax(logits, axis=-1), dtype=np.float64)

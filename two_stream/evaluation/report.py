@@ -165,13 +165,16 @@ def _facts(
     classes = {
         line.name: metrics.per_class(line.table) for line in found[: len(streams) + (fused is not None)]
     }
-    confusion = metrics.confusion_matrix(main.table.logits, main.table.labels)
+    confusion = None
+    if main.table.targets is None:  # with several classes per video no row has one true class
+        confusion = metrics.confusion_matrix(main.table.logits, main.table.labels)
+    measure = "accuracy" if confusion is not None else "average precision"
     facts: dict[str, Any] = {
         "title": title or _title(streams, fused),
         "headline": _headline(main),
         "protocol": tables.protocol_line(main.table.meta, main.summary),
         "warning": tables.PAPER_WARNING if main.table.meta.get("selection") == "paper" else "",
-        "columns": list(tables.COLUMNS),
+        "columns": list(tables.columns(found)),
         "rows": tables.rows(found),
         "streams": [{"name": line.name, **line.summary.to_json(), "meta": line.table.meta} for line in found],
         "main": main.name,
@@ -181,7 +184,8 @@ def _facts(
         "curve": asdict(curve) if curve is not None else None,
         "curve_hint": _curve_hint(streams, fused, curve),
         "class_names": main.table.class_names,
-        "confusion": confusion.tolist(),
+        "confusion": None if confusion is None else confusion.tolist(),
+        "measure": measure,
         "per_class": {name: [asdict(row) for row in rows] for name, rows in classes.items()},
         "history": histories,
         "mistakes": _mistakes(main.table, streams, mistakes),
@@ -195,8 +199,10 @@ def _facts(
     drawn = {
         "figures": {
             "learning": figures.learning_curves({name: rows for name, rows in histories.items() if rows}),
-            "confusion": figures.confusion(confusion, main.table.class_names),
-            "classes": figures.class_bars(classes),
+            "confusion": figures.confusion(confusion, main.table.class_names)
+            if confusion is not None
+            else None,
+            "classes": figures.class_bars(classes, measure),
             "curve": figures.fusion_curve(curve) if curve is not None else None,
         },
         "strips": _strips(facts["mistakes"], streams),
@@ -258,14 +264,17 @@ def _title(streams: list[_Stream], fused: ScoreTable | None) -> str:
 
 
 def _headline(line: tables.Line) -> dict[str, str]:
-    top = line.summary.top[1]
-    assert top is not None
+    top, summary = line.summary.main, line.summary
+    correct = f"{round(top.value * summary.videos)} of {summary.videos} videos"
+    if summary.map is not None:
+        correct = f"mean over {summary.map_classes} of {len(line.table.class_names)} classes"
     return {
+        "metric": "top-1" if summary.map is None else "mAP",
         "name": line.name,
         "value": f"{100 * top.value:.1f} %",
         "interval": f"{100 * top.low:.1f} – {100 * top.high:.1f} %",
         "chance": f"{100 * line.summary.chance:.1f} %",
-        "correct": f"{round(top.value * line.summary.videos)} of {line.summary.videos} videos",
+        "correct": correct,
     }
 
 
@@ -281,18 +290,26 @@ def _mistakes(table: ScoreTable, streams: list[_Stream], count: int) -> list[dic
     for row in metrics.confident_mistakes(table, count):
         guesses = {}
         for stream in streams:
-            chances = metrics.probabilities(stream.table.logits[row])
+            chances = metrics.probabilities(
+                stream.table.logits[row], multi_label=stream.table.targets is not None
+            )
             best = int(chances.argmax())
             guesses[stream.name] = {"class": table.class_names[best], "probability": float(chances[best])}
         found.append(
             {
                 "id": table.ids[row],
-                "true": table.class_names[int(table.labels[row])],
+                "true": _true_classes(table, row),
                 "predicted": table.class_names[int(table.logits[row].argmax())],
                 "streams": guesses,
             }
         )
     return found
+
+
+def _true_classes(table: ScoreTable, row: int) -> str:
+    if table.targets is None:
+        return table.class_names[int(table.labels[row])]
+    return ", ".join(name for name, has in zip(table.class_names, table.targets[row]) if has)
 
 
 def _strips(mistakes: list[dict[str, Any]], streams: list[_Stream]) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,11 @@ class Run:
             DataError: It is not on this machine.
         """
         return load_record(self.experiment.data.dataset, self.experiment.data.settings_root)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether it was trained on several classes per video."""
+        return bool(self.meta.get("multi_label"))
 
     @cached_property
     def model_sha256(self) -> str:
@@ -272,7 +277,8 @@ def score_with_runs(
     chosen = options or [run.experiment.evaluate for run in runs]
     read = readings or [reading_of(run) for run in runs]
     return [
-        score_file(run.model, video, views, how) for run, views, how in zip(runs, chosen, read, strict=True)
+        replace(score_file(run.model, video, views, how), multi_label=run.multi_label)
+        for run, views, how in zip(runs, chosen, read, strict=True)
     ]
 
 

@@ -11,6 +11,8 @@ from two_stream.evaluation.metrics import Interval, Summary, difference, summari
 from two_stream.types import ScoreTable
 
 COLUMNS = ("stream", "top-1 [95 % CI]", "top-3", "top-5", "mean class", "ECE", "videos")
+MULTI_COLUMNS = ("stream", "mAP [95 % CI]", "top-1 [95 % CI]", "top-3", "top-5", "classes", "videos")
+"""of a multi-label set: top-k counts any class of the video; mean class and ECE have no meaning there"""
 PAPER_WARNING = "test-selected: the checkpoint was picked on the test split, so the accuracy is optimistic"
 DASH = "–"
 
@@ -75,19 +77,25 @@ def percent(value: Interval | float | None, digits: int = 1) -> str:
 
 
 def rows(found: Sequence[Line]) -> list[list[str]]:
-    """Return the cells of the accuracy table, in the order of `COLUMNS`, in per cent."""
-    return [
-        [
-            line.name,
-            percent(line.summary.top.get(1)),
-            percent(_value(line.summary.top.get(3))),
-            percent(_value(line.summary.top.get(5))),
-            percent(line.summary.mean_class.value),
-            percent(line.summary.ece),
-            str(line.summary.videos),
-        ]
-        for line in found
+    """Return the cells of the accuracy table, in the order of `columns`, in per cent."""
+    return [_cells(line.name, line.summary) for line in found]
+
+
+def columns(found: Sequence[Line]) -> tuple[str, ...]:
+    """Return the headings of the accuracy table."""
+    return MULTI_COLUMNS if found[0].summary.map is not None else COLUMNS
+
+
+def _cells(name: str, summary: Summary) -> list[str]:
+    top = [
+        percent(summary.top.get(1)),
+        percent(_value(summary.top.get(3))),
+        percent(_value(summary.top.get(5))),
     ]
+    if summary.map is not None:
+        return [name, percent(summary.map), *top, str(summary.map_classes), str(summary.videos)]
+    own = [percent(_value(summary.mean_class)), percent(summary.ece)]
+    return [name, *top, *own, str(summary.videos)]
 
 
 def protocol_line(meta: Mapping[str, Any], summary: Summary | None = None) -> str:
@@ -129,7 +137,7 @@ def verdict(fused: ScoreTable, streams: Sequence[ScoreTable], *, seed: int = 0) 
 
     All tables joined already.
     """
-    best = max(lines(streams, seed=seed), key=lambda line: _value(line.summary.top[1]) or 0.0)
+    best = max(lines(streams, seed=seed), key=lambda line: line.summary.main.value)
     gap = difference(fused, best.table, seed=seed)
     points = f"{100 * gap.value:+.1f} points, 95 % interval [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
     if gap.value > 0:

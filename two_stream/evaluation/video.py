@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import softmax
 
 from two_stream.config.schema import EvaluateOptions
 from two_stream.data.transforms import Frames, resize_frames
 from two_stream.errors import ScoreError, VideoError
 from two_stream.evaluation.batching import Canvas, scored_views
 from two_stream.evaluation.fusion import checked_weights, combine
+from two_stream.evaluation.metrics import probabilities
 from two_stream.evaluation.network import resolved
 from two_stream.evaluation.predict import aggregate_views
 from two_stream.evaluation.views import assemble, clip_frames, crop_views, views_of_clip
@@ -60,6 +60,8 @@ class VideoResult:
     """why decoding stopped early; the frames before it were scored"""
     view_logits: NDArray[np.float32] = field(repr=False)
     """`(V, K)`, crop-major as in a score file"""
+    multi_label: bool = False
+    """a class has a probability of its own: a sigmoid, not a share of the softmax"""
 
 
 def score_file(
@@ -116,18 +118,20 @@ def fuse_results(
 
     The sum of L2-normalised logits has a length near 1 whatever the networks' confidence, so its softmax would be
     almost flat. It is therefore scaled back by the mean length of the streams' logits and divided by the sum of
-    the weights: the order of the classes is the rule's own, the probabilities have the streams' sharpness.
+    the weights: the order of the classes is the rule's own, the probabilities have the streams' sharpness. Of networks
+    trained on several classes per video each class has a probability of its own.
 
     Raises:
         ScoreError: The weights do not fit the streams, or there is one stream only and nothing to weigh.
     """
     vectors = [result.logits[None] for result in results]
+    several = results[0].multi_label
     if len(vectors) == 1:
         if weights is not None:
             raise ScoreError("weights given for a single stream; they weigh several runs against each other")
-        return np.asarray(softmax(vectors[0][0]), dtype=np.float64)
+        return probabilities(vectors[0][0], multi_label=several)
     used = checked_weights(weights, len(vectors))
-    fused = combine(vectors, rule, used)[0]
+    fused = combine(vectors, rule, used, sigmoid=several)[0]
     if rule == "l2":
         fused = fused * float(np.mean([np.linalg.norm(vector) for vector in vectors])) / sum(used)
     elif rule == "logits":
@@ -137,13 +141,13 @@ def fuse_results(
         return np.asarray(
             points / points.sum() if points.sum() > 0 else np.full(len(points), 1 / len(points))
         )
-    return np.asarray(softmax(fused), dtype=np.float64)
+    return probabilities(fused, multi_label=several)
 
 
-def top(probabilities: NDArray[np.float64], names: list[str], count: int) -> list[tuple[str, float]]:
+def top(chances: NDArray[np.float64], names: list[str], count: int) -> list[tuple[str, float]]:
     """Return the `count` likeliest classes, likeliest first; ties in the order of the classes."""
-    order = np.argsort(-probabilities, kind="stable")[:count]
-    return [(names[index], float(probabilities[index])) for index in order]
+    order = np.argsort(-chances, kind="stable")[:count]
+    return [(names[index], float(chances[index])) for index in order]
 
 
 def _views(

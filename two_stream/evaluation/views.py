@@ -30,7 +30,7 @@ def clip_frames(
         options: How videos are scored.
         spec: Clip length and stride.
         num_frames: Frames of the spec's modality; a video shorter than a clip is looped.
-        sampling: `paper` takes the published frame choice for single and multi-clip views.
+        sampling: `paper` takes the published frame choice for single and multi-clip views, a family its own.
 
     Raises:
         SettingsError: A number is out of range, or `paper` with a stride other than 1.
@@ -96,6 +96,8 @@ def describe(options: EvaluateOptions, sampling: str = "standard") -> str:
     parts = [f"{clips} × {_CROPS[options.crops]}", f"mean of {options.aggregate}"]
     if sampling == "paper":
         parts.append("published frame choice")
+    elif sampling != "standard":
+        parts.append(f"frame choice of {sampling}")
     if options.precision != "fp32":
         parts.append(options.precision)
     return ", ".join(parts)

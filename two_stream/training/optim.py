@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,14 +25,15 @@ def build_optimizer(
     options: OptimizerOptions,
     *,
     layer_decay: float = 1.0,
+    stage_rates: Mapping[str, float] | None = None,
     device: torch.device | None = None,
 ) -> torch.optim.Optimizer:
     """Build SGD or AdamW over `parameter_groups`, fused where the device has such a kernel.
 
     Raises:
-        SettingsError: Nothing is left to train.
+        SettingsError: Nothing is left to train, or a rate is given for no stage.
     """
-    groups = parameter_groups(model, stages, options, layer_decay)
+    groups = parameter_groups(model, stages, options, layer_decay, stage_rates)
     fused = (device or torch.device("cpu")).type in _FUSED
     if isinstance(options, Sgd):
         divided = any(hasattr(p, "device_mesh") for group in groups for p in group["params"])
@@ -48,29 +49,37 @@ def build_optimizer(
 
 
 def parameter_groups(
-    model: nn.Module, stages: Stages, options: Sgd | AdamW, layer_decay: float = 1.0
+    model: nn.Module,
+    stages: Stages,
+    options: Sgd | AdamW,
+    layer_decay: float = 1.0,
+    stage_rates: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Divide the trainable parameters by weight decay and by depth.
 
     Each group carries `lr_scale` (the schedule multiplies its rate by it) and a `name` for logs. The classifier,
     the last stage, has scale 1, the stage before it `layer_decay`, then `layer_decay ** 2`, … With
-    `layer_decay` 1 there are at most two groups.
+    `layer_decay` 1 there are at most two groups. `stage_rates` gives the scale of single stages in its place; what
+    belongs to no stage has scale 1.
+
+    Raises:
+        SettingsError: Nothing is left to train, or a rate is given for no stage.
     """
-    depth = _depths(stages)
+    scales = _scales(stages, layer_decay, stage_rates or {})
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         decays = options.decay_all or not is_exempt(name, parameter)
-        below = depth.get(id(parameter), 0) if layer_decay != 1.0 else 0
-        key = f"{'decay' if decays else 'no_decay'}_{below}"
+        label, scale = scales.get(id(parameter), ("0", 1.0))
+        key = f"{'decay' if decays else 'no_decay'}_{label}"
         group = groups.setdefault(
             key,
             {
                 "params": [],
                 "name": key,
-                "lr_scale": layer_decay**below,
-                "lr": options.lr * layer_decay**below,
+                "lr_scale": scale,
+                "lr": options.lr * scale,
                 "weight_decay": options.weight_decay if decays else 0.0,
             },
         )
@@ -93,10 +102,19 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
         group["fused"] = value
 
 
-def _depths(stages: Stages) -> dict[int, int]:
-    """Map each parameter to the number of stages between it and the classifier."""
-    depth: dict[int, int] = {}
-    for below, (_, module) in enumerate(reversed(list(stages))):
+def _scales(
+    stages: Stages, layer_decay: float, stage_rates: Mapping[str, float]
+) -> dict[int, tuple[str, float]]:
+    """Map each parameter to the label and the scale of its group; those of scale 1 need no entry."""
+    names = [name for name, _ in stages]
+    stray = next((name for name in stage_rates if name not in names), None)
+    if stray is not None:
+        raise SettingsError(f"`train.stage_rates` names {stray!r}: expected stages among {', '.join(names)}")
+    found: dict[int, tuple[str, float]] = {}
+    for below, (name, module) in enumerate(reversed(list(stages))):
+        entry = (name, stage_rates[name]) if name in stage_rates else (str(below), layer_decay**below)
+        if name not in stage_rates and layer_decay == 1.0:
+            continue
         for parameter in module.parameters():
-            depth.setdefault(id(parameter), below)
-    return depth
+            found.setdefault(id(parameter), entry)
+    return found

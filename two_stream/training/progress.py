@@ -31,6 +31,7 @@ class Progress:
     best_epoch: int = 0
     """the selected epoch, counted from 1; 0 when there is none yet"""
     best_top1: float = -1.0
+    """of the selected epoch: validation top-1, of a multi-label set mAP"""
     best_loss: float = math.inf
     """validation loss of the selected epoch"""
     lowest_loss: float = math.inf
@@ -53,16 +54,16 @@ class Progress:
     def end_epoch(self, line: dict[str, Any], validation: Validation) -> bool:
         """Close the epoch; return whether it is the best so far.
 
-        The best epoch has the highest validation top-1 accuracy; of equals, the lower validation loss, then the
-        earlier.
+        The best epoch has the highest validation top-1 accuracy (mAP of a multi-label set); of equals, the lower
+        validation loss, then the earlier.
         """
         loss = validation.loss if math.isfinite(validation.loss) else math.inf
-        better = (validation.top1, -loss) > (self.best_top1, -self.best_loss)
+        better = (validation.score, -loss) > (self.best_top1, -self.best_loss)
         self.stale = 0 if loss < self.lowest_loss else self.stale + 1
         self.lowest_loss = min(loss, self.lowest_loss)
         self.epoch += 1
         if better:
-            self.best_epoch, self.best_top1, self.best_loss = self.epoch, validation.top1, loss
+            self.best_epoch, self.best_top1, self.best_loss = self.epoch, validation.score, loss
         self.history.append(line | {"best": better})
         self.batch, self.clips, self.correct, self.loss, self.seconds = 0, 0, 0, 0.0, 0.0
         return better

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from two_stream.config.schema import Experiment
+from two_stream.data.balance import class_counts
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.loader import Share, clip_loader, train_loader
 from two_stream.data.splits import load_part
 from two_stream.runtime import distributed
+from two_stream.training.losses import Labels
 from two_stream.types import Batch, InputSpec, Part, VideoRecord
 
 _PARTS: tuple[Part, Part] = ("train", "val")
@@ -41,6 +43,8 @@ class TrainingData:
     """clips of an epoch, of all processes together, as `num_val`"""
     num_val: int
     class_names: list[str]
+    labels: Labels | None = None
+    """of the training part; None: one class per clip, their frequencies unknown"""
     dataset: str = ""
     fingerprint: str = ""
     """changes with the videos, their order, labels and frame counts"""
@@ -71,6 +75,9 @@ def training_data(experiment: Experiment, spec: InputSpec, *, pin: bool = False)
         num_train=len(train),
         num_val=len(val),
         class_names=list(record.classes),
+        labels=Labels(
+            record.num_classes, record.multi_label, class_counts(train, record.num_classes), len(train)
+        ),
         dataset=record.name,
         fingerprint=fingerprint(train, val, record.classes),
     )

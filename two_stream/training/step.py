@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from two_stream.config.schema import TrainOptions
@@ -24,7 +23,8 @@ from two_stream.errors import TrainingError
 from two_stream.runtime import distributed
 from two_stream.runtime.device import autocast
 from two_stream.runtime.seeding import derive
-from two_stream.training.mixup import mix
+from two_stream.training.losses import Labels, build_loss, hits
+from two_stream.training.mixup import mix_batch
 from two_stream.training.parallel import Parallel
 from two_stream.training.schedule import Schedule
 from two_stream.types import Batch
@@ -69,7 +69,7 @@ class Stepper:
         schedule: Schedule,
         options: TrainOptions,
         *,
-        num_classes: int,
+        labels: Labels,
         seed: int,
         device: torch.device,
         parallel: Parallel | None = None,
@@ -81,7 +81,8 @@ class Stepper:
         self.optimizer = optimizer
         self.schedule = schedule
         self.options = options
-        self.num_classes = num_classes
+        self.num_classes = labels.num_classes
+        self.loss = build_loss(options, labels)
         self.seed = seed
         self.device = device
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
@@ -142,16 +143,12 @@ class Stepper:
         """Return the sum of the losses of a micro-batch and how many clips it gets right."""
         clips = batch.clips.to(self.device, non_blocking=True)
         labels = batch.labels.to(self.device, non_blocking=True)
-        targets = labels
-        if self.options.mixup:
-            key = (self.seed, epoch, number, 0)  # as one process would draw it
-            clips, targets = mix(clips, labels, self.num_classes, self.options.mixup, key=key)
+        key = (self.seed, epoch, number, 0)  # as one process would draw it
+        clips, targets = mix_batch(clips, labels, self.num_classes, self.options, key=key)
         with autocast(self.device, self.options.precision):
             logits = self.parallel.forward(clips)
         logits_BK = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-        smoothing = self.options.label_smoothing
-        loss = F.cross_entropy(logits_BK, targets, label_smoothing=smoothing, reduction="sum")
-        return loss, (logits_BK.detach().argmax(1) == labels).sum()
+        return self.loss(logits_BK, targets), hits(logits_BK.detach(), labels).sum()
 
     def _update(self, result: StepResult, planned: int, at: Position) -> None:
         if not result.clips:

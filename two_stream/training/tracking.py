@@ -24,6 +24,7 @@ _SCALARS = {
     "train_top1": "accuracy/train_top1",
     "val_top1": "accuracy/val_top1",
     "val_top5": "accuracy/val_top5",
+    "val_map": "accuracy/val_map",
     "clips_per_second": "speed/clips_per_second",
     "skipped": "data/skipped",
 }
@@ -89,15 +90,19 @@ class Tracker:
             self.writer.add_image("input/clips", clip_grid(pixels), step, dataformats="HWC")
 
     def epoch(
-        self, line: dict[str, Any], confusion: NDArray[np.int64], class_names: list[str], seconds_left: float
+        self,
+        line: dict[str, Any],
+        confusion: NDArray[np.int64] | None,
+        class_names: list[str],
+        seconds_left: float,
     ) -> None:
         """Record and print a finished epoch."""
         if not self.active:
             return
-        for key, tag in _SCALARS.items():
+        for key, tag in ((key, tag) for key, tag in _SCALARS.items() if key in line):
             self.writer.add_scalar(tag, line[key], line["step"])
         self.writer.add_scalar("learning_rate", line["lr"], line["step"])
-        if self.images:
+        if self.images and confusion is not None:
             title = f"epoch {line['epoch']}, top-1 {100 * line['val_top1']:.1f} %"
             figure = confusion_figure(confusion, class_names, title)
             self.writer.add_figure("validation/confusion", figure, line["step"], close=False)
@@ -129,10 +134,11 @@ class Tracker:
     def _sentence(self, line: dict[str, Any], seconds_left: float) -> str:
         epochs = self.experiment.train.epochs
         skipped = f"  {line['skipped']} clips skipped" if line["skipped"] else ""
+        precision = f"  val mAP {100 * line['val_map']:.1f} %" if "val_map" in line else ""
         return (
             f"epoch {line['epoch']:>{len(str(epochs))}}/{epochs}"
             f"  loss {line['train_loss']:.4f}  top-1 {100 * line['train_top1']:.1f} %"
-            f"  val loss {line['val_loss']:.4f}  val top-1 {100 * line['val_top1']:.1f} %"
+            f"  val loss {line['val_loss']:.4f}{precision}  val top-1 {100 * line['val_top1']:.1f} %"
             f"  top-5 {100 * line['val_top5']:.1f} %  lr {line['lr']:.3g}"
             f"  {line['seconds']:.1f} s  {line['clips_per_second']:.1f} clips/s"
             f"{f'  {clock(seconds_left)} left' if seconds_left else ''}{skipped}{'  best' if line['best'] else ''}"

@@ -25,6 +25,7 @@ from two_stream.runtime.seeding import rng_state, set_rng_state
 from two_stream.training.checkpoint import WriteModel, load_newest, save_checkpoint
 from two_stream.training.feed import Feed
 from two_stream.training.interrupt import StopRequest
+from two_stream.training.losses import Labels
 from two_stream.training.optim import build_optimizer, restore_optimizer
 from two_stream.training.parallel import parallel
 from two_stream.training.progress import Progress
@@ -56,6 +57,7 @@ class TrainResult:
     best_epoch: int
     """counted from 1; 0 when no epoch is over"""
     best_top1: float
+    """of a multi-label set mAP"""
     best_loss: float
     selection: str
     """`holdout` or `test-selected`"""
@@ -64,6 +66,8 @@ class TrainResult:
     """there was nothing left to do"""
     interrupted: int | None = None
     """number of the signal that stopped it"""
+    metric: str = "top-1"
+    """what the best epoch was picked by"""
 
 
 class Trainer:
@@ -109,20 +113,26 @@ class Trainer:
         mind_short_maps(self.model, device, options.precision)
         self.parallel = parallel(self.model, options, device)
         stages = cast(Staged, model).stages()
-        self.optimizer = build_optimizer(
-            model, stages, options.optimizer, layer_decay=options.layer_decay, device=device
-        )
-        self.schedule = self._schedule()
-        self.stepper = Stepper(
-            model,
-            self.optimizer,
-            self.schedule,
-            options,
-            num_classes=len(data.class_names),
-            seed=experiment.seed,
-            device=device,
-            parallel=self.parallel,
-        )
+        with distributed.together():
+            self.optimizer = build_optimizer(
+                model,
+                stages,
+                options.optimizer,
+                layer_decay=options.layer_decay,
+                stage_rates=options.stage_rates,
+                device=device,
+            )
+            self.schedule = self._schedule()
+            self.stepper = Stepper(
+                model,
+                self.optimizer,
+                self.schedule,
+                options,
+                labels=data.labels or Labels(len(data.class_names)),
+                seed=experiment.seed,
+                device=device,
+                parallel=self.parallel,
+            )
         self.progress = Progress()
 
     def _count(self, group: int) -> None:
@@ -316,6 +326,7 @@ class Trainer:
             "val_loss": validation.loss,
             "val_top1": validation.top1,
             "val_top5": validation.top5,
+            **({} if validation.map is None else {"val_map": validation.map}),
             "lr": at.lr,
             "skipped": self._planned(0, self.batches) - at.clips,
             "val_skipped": self.data.num_val - validation.clips,
@@ -332,7 +343,8 @@ class Trainer:
             left = sum(past["seconds"] for past in at.history) / at.epoch * (self.options.epochs - at.epoch)
         tracker.epoch(at.history[-1], validation.confusion, self.data.class_names, left)
         if at.finished:
-            tracker.hparams({"val_top1": at.best_top1, "val_loss": at.best_loss})
+            name = "val_top1" if validation.map is None else "val_map"
+            tracker.hparams({name: at.best_top1, "val_loss": at.best_loss})
         if best:
             self._save_best()
         self._save_last()
@@ -385,11 +397,13 @@ class Trainer:
         return {
             "class_names": self.data.class_names,
             "dataset": self.data.dataset,
+            **({"multi_label": True} if self.data.labels and self.data.labels.multi_label else {}),
             "split": self.experiment.data.split,
             "epoch": at.epoch,
             "step": at.step,
             "selection": SELECTION_LABELS[self.options.selection],
             "val_top1": latest.get("val_top1"),
+            **({"val_map": latest["val_map"]} if "val_map" in latest else {}),
             "val_loss": latest.get("val_loss"),
             "seed": self.experiment.seed,
             "code_version": code_version(),
@@ -407,4 +421,5 @@ class Trainer:
             finished=at.finished,
             already_finished=already_finished,
             interrupted=interrupted,
+            metric="mAP" if at.history and "val_map" in at.history[-1] else "top-1",
         )

@@ -1,4 +1,4 @@
-"""Validation during training: one centred clip per video; loss, top-1, top-5 and the confusion matrix."""
+"""Validation during training: one centred clip per video; loss, top-1, top-5 and the confusion matrix, or mAP."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
@@ -15,6 +14,7 @@ from two_stream.errors import DataError, TwoStreamError
 from two_stream.runtime import distributed
 from two_stream.runtime.console import progress
 from two_stream.runtime.device import autocast
+from two_stream.training.losses import evaluation_loss
 from two_stream.training.parallel import blank, clip_shape
 from two_stream.types import Batch
 
@@ -24,14 +24,21 @@ class Validation:
     """Means over the validation clips."""
 
     loss: float
-    """cross entropy, without label smoothing"""
+    """cross entropy, plain: without label smoothing or weights; of a multi-label set the binary one"""
     top1: float
-    """0 to 1"""
+    """0 to 1; of a multi-label set any class of the clip counts"""
     top5: float
     """0 to 1; 1 with five classes or fewer"""
-    confusion: NDArray[np.int64]
-    """`(K, K)`: rows are true classes, columns predicted ones"""
+    confusion: NDArray[np.int64] | None
+    """`(K, K)`: rows are true classes, columns predicted ones; None of a multi-label set"""
     clips: int
+    map: float | None = None
+    """mean average precision over the classes that occur, of a multi-label set"""
+
+    @property
+    def score(self) -> float:
+        """What the best epoch is picked by: mAP of a multi-label set, else top-1."""
+        return self.top1 if self.map is None else self.map
 
 
 def validate(
@@ -61,8 +68,7 @@ def validate(
         DataError: There was no clip, or one could not be read.
     """
     model.eval()
-    loss, right1, right5, clips = 0.0, 0, 0, 0
-    confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
+    tally = _Tally(num_classes)
     reading = _Reading(batches, stopped)
     with torch.no_grad(), progress("validate", total) as advance:
         for batch in _in_step(reading, model, device, precision) if lockstep else reading:
@@ -70,28 +76,72 @@ def validate(
             with autocast(device, precision):
                 logits = model(batch.clips.to(device, non_blocking=True))
             logits_BK = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-            ranked = logits_BK.topk(min(5, num_classes), dim=1).indices
-            hits = ranked == labels.unsqueeze(1)
-            loss += float(F.cross_entropy(logits_BK, labels, reduction="sum"))
-            right1 += int(hits[:, 0].sum())
-            right5 += int(hits.any(1).sum())
-            np.add.at(confusion, (batch.labels.numpy(), ranked[:, 0].cpu().numpy()), 1)
-            clips += len(batch.ids)
+            tally.add(logits_BK, labels)
             advance(len(batch.ids) * distributed.world_size())
-    _, failed = distributed.largest([0, int(reading.error is not None)])
+    multi_label, failed = distributed.largest([int(bool(tally.scores)), int(reading.error is not None)])
     if failed:
         distributed.raise_first(reading.error)
-    sums = [loss, right1, right5, clips, float(reading.left), *confusion.ravel().tolist()]
-    rows = distributed.gather_numbers(sums)
-    loss, right1, right5, clips, left, *cells = (sum(column) for column in zip(*rows, strict=True))
-    if left:
-        return None
-    if not clips:
-        raise distributed.common(
-            DataError("no validation clip could be read; run `two-stream check` on the data set")
-        )
-    confusion = np.array(cells, dtype=np.int64).reshape(num_classes, num_classes)
-    return Validation(loss / clips, right1 / clips, right5 / clips, confusion, int(clips))
+    return tally.result(left=reading.left, multi_label=bool(multi_label))
+
+
+class _Tally:
+    """Running sums over this process's clips; the result is that of all processes."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.loss, self.right1, self.right5, self.clips = 0.0, 0, 0, 0
+        self.confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
+        self.scores: list[NDArray[np.float64]] = []
+        """of a multi-label set, as its `targets`: average precision needs every clip at once"""
+        self.targets: list[NDArray[np.bool_]] = []
+
+    def add(self, logits_BK: torch.Tensor, labels: torch.Tensor) -> None:
+        """Count a batch."""
+        ranked = logits_BK.topk(min(5, logits_BK.shape[1]), dim=1).indices
+        if labels.ndim == 1:
+            hits = ranked == labels.unsqueeze(1)
+            np.add.at(self.confusion, (labels.cpu().numpy(), ranked[:, 0].cpu().numpy()), 1)
+        else:
+            hits = labels.gather(1, ranked) > 0
+            self.scores.append(logits_BK.double().cpu().numpy())
+            self.targets.append(labels.cpu().numpy() > 0)
+        self.loss += float(evaluation_loss(logits_BK, labels))
+        self.right1 += int(hits[:, 0].sum())
+        self.right5 += int(hits.any(1).sum())
+        self.clips += len(labels)
+
+    def result(self, *, left: bool, multi_label: bool) -> Validation | None:
+        """Join the sums of all processes, which call it together; None when one of them left early.
+
+        Raises:
+            DataError: There was no clip.
+        """
+        sums = [
+            self.loss,
+            self.right1,
+            self.right5,
+            self.clips,
+            float(left),
+            *self.confusion.ravel().tolist(),
+        ]
+        rows = distributed.gather_numbers(sums)
+        loss, right1, right5, clips, anyone_left, *cells = (sum(column) for column in zip(*rows, strict=True))
+        if anyone_left:
+            return None
+        if not clips:
+            raise distributed.common(
+                DataError("no validation clip could be read; run `two-stream check` on the data set")
+            )
+        confusion = None if multi_label else np.array(cells, dtype=np.int64).reshape(self.confusion.shape)
+        precision = self._precision() if multi_label else None
+        return Validation(loss / clips, right1 / clips, right5 / clips, confusion, int(clips), precision)
+
+    def _precision(self) -> float:
+        from two_stream.evaluation.multilabel import mean_average_precision
+
+        parts = distributed.all_objects((self.scores, self.targets))
+        scores = [block for blocks, _ in parts for block in blocks]
+        targets = [block for _, blocks in parts for block in blocks]
+        return mean_average_precision(np.concatenate(scores), np.concatenate(targets))
 
 
 class _Reading:

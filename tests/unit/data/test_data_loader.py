@@ -25,6 +25,7 @@ from two_stream.config.schema import (
     TrainOptions,
 )
 from two_stream.data.catalog import Record, load_record
+from two_stream.data.dataset import ClipDataset, ClipItem
 from two_stream.data.demo import DemoOptions, encode, render
 from two_stream.data.loader import Share, clip_loader, epoch_order, train_loader
 from two_stream.data.source import FrameFolders, VideoFiles, find_video, index_videos
@@ -446,3 +447,48 @@ def test_datasets_survive_pickling(tiny: Record, filmed: Record) -> None:
     ):
         copy = pickle.loads(pickle.dumps(dataset))
         assert torch.equal(copy[0].clip, dataset[0].clip)  # type: ignore[union-attr]
+
+
+def test_a_balanced_epoch_repeats_resumes_and_divides(tiny: Record) -> None:
+    """Ten videos, of which one class has a single one: its draws are clips of their own."""
+    records = [r for r in everything(tiny) if r.label != 2] + [r for r in everything(tiny) if r.label == 2][
+        :1
+    ]
+    settings = experiment(balance="classes")
+    whole = list(train_loader(settings, spec(), records, tiny, epoch=3))
+    assert sum(len(b.ids) for b in whole) == len(records)
+    assert same(whole, list(train_loader(experiment(2, balance="classes"), spec(), records, tiny, epoch=3)))
+    assert same(whole[1:], list(train_loader(settings, spec(), records, tiny, epoch=3, skip_batches=1)))
+    shares = [
+        list(train_loader(settings, spec(), records, tiny, epoch=3, share=Share(rank, 2))) for rank in (0, 1)
+    ]
+    assert same(whole[::2], shares[0])
+    assert same(whole[1::2], shares[1])
+    drawn = [
+        pair
+        for epoch in range(6)
+        for b in train_loader(settings, spec(), records, tiny, epoch=epoch)
+        for pair in pairs(b)
+    ]
+    rare = [clip for video_id, clip in drawn if video_id == records[-1].id]
+    assert len(rare) > len(drawn) / 6
+    assert len({clip.numpy().tobytes() for clip in rare}) > 1
+    plain = ClipDataset(FrameFolders(tiny, "rgb"), records, spec(length=1), augment=AugmentOptions())
+    again = [plain[len(records) - 1 + times * len(records)] for times in range(12)]
+    assert {item.id for item in again} == {records[-1].id}
+    assert len({item.clip.numpy().tobytes() for item in again if isinstance(item, ClipItem)}) > 3
+
+
+@pytest.mark.parametrize("modality", ["rgb", "flow"])
+def test_augmented_clips_do_not_depend_on_workers(tiny: Record, modality: Modality) -> None:
+    colours = {"brightness": 0.4, "hue": 0.1, "rand_augment": 1} if modality == "rgb" else {}
+    augment = AugmentOptions.model_validate({"crop": "resized", "erase": 0.5, **colours})
+    records = everything(tiny, modality)
+    alone, two = (
+        list(train_loader(experiment(workers, augment=augment), spec(modality), records, tiny, epoch=1))
+        for workers in (0, 2)
+    )
+    assert same(alone, two)
+    plain = list(train_loader(experiment(), spec(modality), records, tiny, epoch=1))
+    assert not same(alone, plain)
+    assert alone[0].clips.shape == plain[0].clips.shape

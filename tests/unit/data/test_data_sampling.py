@@ -13,11 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from two_stream.config.schema import DataOptions
 from two_stream.data.sampling import (
     clip_span,
+    evaluation_protocol,
     paper_train_offsets,
     sample_clips,
     train_offsets,
+    training_protocol,
 )
 from two_stream.errors import SettingsError
 
@@ -171,3 +174,30 @@ def test_wrong_requests_are_named(
 ) -> None:
     with pytest.raises(SettingsError, match=word):
         sample_clips(*arguments, **options)
+
+
+def test_training_and_evaluation_name_the_familys_protocol() -> None:
+    assert training_protocol("standard", "center") == "single"
+    assert training_protocol("3dresnets", "center") == "3dresnets-center"
+    assert evaluation_protocol("co3d", "single", 10) == ("co3d-center", 1)
+    assert evaluation_protocol("efficient3d", "sliding", 10) == ("efficient3d-windows", 0)
+    assert evaluation_protocol("co3d", "sliding", 10) == ("sliding", 10)
+    assert sample_clips("efficient3d-windows", 1, 4, num_clips=0) == [[1, 1, 1, 1]]
+
+
+def test_the_random_co3d_start_is_a_real_number_within_the_video() -> None:
+    rng = np.random.default_rng(0)
+    clips = [sample_clips("co3d-random", 40, 4, stride=5, rng=rng)[0] for _ in range(200)]
+    assert {clip[0] for clip in clips} == set(range(1, 21))
+    assert {clip[-1] - clip[0] for clip in clips} == {19}
+    with pytest.raises(SettingsError, match="at least 2"):
+        sample_clips("3dresnets-even", 40, 4, num_clips=1)
+
+
+def test_a_clip_of_a_familys_choice_is_refused_where_it_has_none() -> None:
+    for sampling, clip in (("paper", "center"), ("co3d", "begin")):
+        with pytest.raises(
+            ValueError, match=f"`augment.clip: {clip}` is not known to `sampling: {sampling}`"
+        ):
+            DataOptions.model_validate({"sampling": sampling, "augment": {"clip": clip}})
+    DataOptions.model_validate({"sampling": "3dresnets", "augment": {"clip": "begin"}})

@@ -182,7 +182,7 @@ def test_searched_weights_lean_on_the_better_stream():
         *streams(2, "val"),
         make(np.zeros((400, 4)), streams(2, "val")[0].labels, streams(2, "val")[0].ids),
     ]
-    found = fusion.search_weights([t.logits for t in three], three[0].labels, "logits")
+    found = fusion.search_weights(three, "logits")
     assert sum(found) == pytest.approx(1.0)
     assert found[0] > found[1]
 

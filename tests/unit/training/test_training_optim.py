@@ -8,6 +8,7 @@ from training_fakes import TinyNet
 
 from two_stream.config.model import BertHead, MobileNetV2, ModelOptions
 from two_stream.config.optimization import AdamW, Sgd
+from two_stream.config.schema import TrainOptions
 from two_stream.errors import SettingsError
 from two_stream.recognizer import create_model
 from two_stream.training.optim import build_optimizer, is_exempt, parameter_groups, restore_optimizer
@@ -121,3 +122,18 @@ def test_restored_optimizer_keeps_this_machines_kernel() -> None:
         group["fused"] = False
     restore_optimizer(optimizer, state)
     assert all(group["fused"] for group in optimizer.param_groups)
+
+
+def test_stage_rates_scale_the_named_stages_alone() -> None:
+    model = TinyNet()
+    rates = {"stem": 0.1, "classifier": 10.0}
+    groups = parameter_groups(model, model.stages(), AdamW(lr=0.5), stage_rates=rates)
+    scale = {name: g["lr_scale"] for g in groups for name in _names(model, g)}
+    assert scale["stem.weight"] == scale["stem.bias"] == 0.1
+    assert scale["norm.weight"] == scale["norm.bias"] == scale["positions"] == 1.0
+    assert scale["classifier.weight"] == scale["classifier.bias"] == 10.0
+    assert {g["lr"] for g in groups} == {0.05, 0.5, 5.0}
+    with pytest.raises(SettingsError, match="names 'layer9': expected stages among stem, norm, classifier"):
+        parameter_groups(model, model.stages(), AdamW(), stage_rates={"layer9": 0.1})
+    with pytest.raises(ValueError, match="keep one"):
+        TrainOptions(layer_decay=0.9, stage_rates={"stem": 0.1})

@@ -13,7 +13,8 @@ from training_fakes import CLASSES, TinyNet
 
 from two_stream.config.schema import TrainOptions
 from two_stream.errors import TrainingError
-from two_stream.training.mixup import mix
+from two_stream.training.losses import Labels
+from two_stream.training.mixup import cut_mix, mix, mix_batch
 from two_stream.training.optim import build_optimizer
 from two_stream.training.schedule import build_schedule
 from two_stream.training.step import Position, Stepper
@@ -34,7 +35,7 @@ def _stepper(model: torch.nn.Module, **train: Any) -> Stepper:
     schedule = build_schedule(
         options.schedule, optimizer, base_lr=options.optimizer.lr, steps_per_epoch=1, epochs=1
     )
-    return Stepper(model, optimizer, schedule, options, num_classes=3, seed=0, device=CPU)
+    return Stepper(model, optimizer, schedule, options, labels=Labels(3), seed=0, device=CPU)
 
 
 def _batches(clips: torch.Tensor, labels: torch.Tensor, sizes: list[int]) -> Iterator[Batch]:
@@ -227,3 +228,49 @@ def test_mixup_leaves_accuracy_meaningful() -> None:
     assert result.loss != pytest.approx(float(plain.detach()), rel=1e-6)
     assert len(CLASSES) == 3
     assert np.isfinite(result.loss)
+
+
+def test_cutmix_puts_one_box_into_every_frame_and_shares_labels_by_area() -> None:
+    clips = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1, 1).expand(6, 3, 4, 20, 30).clone()
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    boxes = 0
+    for number in range(20):
+        mixed, targets = cut_mix(clips, labels, 3, 1.0, key=(number,))
+        assert mixed.dtype == torch.uint8
+        for index in range(6):
+            foreign = mixed[index] != index
+            assert (foreign == foreign[:1, :1]).all(), "another box in another frame or channel"
+            if not foreign.any():
+                continue
+            partner = int(mixed[index][foreign][0])
+            rows, columns = foreign[0, 0].any(1), foreign[0, 0].any(0)
+            assert torch.equal(foreign[0, 0], rows[:, None] & columns[None]), "no rectangle"
+            assert (mixed[index][foreign] == partner).all()
+            expected = torch.zeros(3)
+            share = float(foreign[0, 0].float().mean())
+            expected[labels[index]] += 1 - share
+            expected[labels[partner]] += share
+            torch.testing.assert_close(targets[index], expected)
+            assert share <= 0.55, "its own label stays the larger part"
+            boxes += 1
+    assert boxes > 60
+    again, _ = cut_mix(clips, labels, 3, 1.0, key=(3,))
+    assert torch.equal(again, cut_mix(clips, labels, 3, 1.0, key=(3,))[0])
+
+
+def test_mixing_is_switched_by_chance_and_takes_several_classes() -> None:
+    clips, labels = _clips(6)
+    kinds = {"plain": 0, "mixup": 0, "cutmix": 0}
+    options = TrainOptions(mixup=0.4, cutmix=1.0, mix_prob=0.6, mix_switch=0.25)
+    for number in range(400):
+        mixed, targets = mix_batch(clips, labels, 3, options, key=(number,))
+        kind = "plain" if targets is labels else "cutmix" if mixed.dtype == torch.uint8 else "mixup"
+        kinds[kind] += 1
+    assert kinds["plain"] / 400 == pytest.approx(0.4, abs=0.08)
+    assert kinds["cutmix"] / (400 - kinds["plain"]) == pytest.approx(0.25, abs=0.08)
+    several = F.one_hot(labels, 3).float()
+    for number in range(5):
+        one = mix_batch(clips, labels, 3, options, key=(number,))
+        other = mix_batch(clips, several, 3, options, key=(number,))
+        assert torch.equal(one[0], other[0])
+        assert one[1].ndim == 1 or torch.equal(one[1], other[1])

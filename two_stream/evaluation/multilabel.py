@@ -1,0 +1,93 @@
+"""Mean average precision: what is reported where a video may have several classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score
+
+from two_stream.errors import ScoreError
+
+RESAMPLES = 1000
+LEVEL = 0.95
+_CHUNK = 100
+"""Resamples drawn at once; bounds the memory of the bootstrap."""
+
+Scores = NDArray[np.float64]
+Targets = NDArray[np.bool_]
+
+
+def average_precisions(logits_NK: Scores, targets_NK: Targets) -> NDArray[np.float64]:
+    """Return the average precision of each class `(K,)`, NaN for a class that no video has."""
+    found = np.full(logits_NK.shape[1], np.nan)
+    for index in np.flatnonzero(targets_NK.any(axis=0)):
+        found[index] = average_precision_score(targets_NK[:, index], logits_NK[:, index])
+    return found
+
+
+def mean_average_precision(logits_NK: Scores, targets_NK: Targets) -> float:
+    """Return the mean of the average precisions of the classes that occur (macro mAP).
+
+    Raises:
+        ScoreError: No video has a class.
+    """
+    if not targets_NK.any():
+        raise ScoreError("no video has a class, so there is no mean average precision")
+    return float(np.nanmean(average_precisions(logits_NK, targets_NK)))
+
+
+def resampled(
+    tables: list[Scores], targets_NK: Targets, unit: NDArray[np.int64], *, seed: int = 0
+) -> list[NDArray[np.float64]]:
+    """Return the mAP of each array of scores in the same bootstrap resamples of units.
+
+    Args:
+        tables: Arrays `(N, K)` of scores.
+        targets_NK: Classes of the videos.
+        unit: `(N,)` resampling unit of each video, 0-based.
+        seed: Seed of the draws.
+    """
+    sums = [np.zeros(RESAMPLES) for _ in tables]
+    counts = np.zeros(RESAMPLES)
+    generator = np.random.default_rng(seed)
+    size = int(unit.max()) + 1
+    draws = generator.multinomial(size, np.full(size, 1 / size), size=RESAMPLES)
+    classes = np.flatnonzero(targets_NK.any(axis=0))
+    for start in range(0, RESAMPLES, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        weights_RN = draws[part][:, unit].astype(np.float64)
+        for index in classes:
+            present = weights_RN @ targets_NK[:, index] > 0
+            counts[part] += present
+            for total, logits_NK in zip(sums, tables, strict=True):
+                total[part] += _weighted(logits_NK[:, index], targets_NK[:, index])(weights_RN)
+    return [total / np.maximum(counts, 1) for total in sums]
+
+
+def interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the 95 % percentile interval of resampled values."""
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _weighted(scores_N: Scores, targets_N: Targets) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """Return a function: weights `(R, N)` of the videos -> average precision `(R,)`, 0 where the class is absent.
+
+    The sum over thresholds of precision × gain in recall; videos of equal scores pass a threshold together.
+    """
+    order = np.argsort(-scores_N, kind="stable")
+    ranked = scores_N[order]
+    last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
+    right = targets_N[order]
+
+    def measure(weights_RN: NDArray[np.float64]) -> NDArray[np.float64]:
+        sorted_RN = weights_RN[:, order]
+        passed = np.cumsum(sorted_RN, axis=1)[:, last]
+        found = np.cumsum(sorted_RN * right, axis=1)[:, last]
+        gain = np.diff(found, axis=1, prepend=0.0)
+        precision = np.divide(found, passed, out=np.zeros_like(found), where=passed > 0)
+        return np.asarray((precision * gain).sum(axis=1) / np.maximum(found[:, -1], 1e-12))
+
+    return measure

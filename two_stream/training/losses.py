@@ -1,0 +1,174 @@
+"""Training losses as sums over clips, so that micro-batches of any size add up to the large batch.
+
+A weighted loss too is divided by the number of clips, not by the sum of their weights: the balanced weights have mean 1
+over the training clips, so the rate of learning keeps its meaning and a group of micro-batches its exact sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from two_stream.config.losses import AutoLoss, BinaryCrossEntropy, ClassWeights, CrossEntropy
+from two_stream.config.schema import TrainOptions
+from two_stream.errors import SettingsError
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""logits `(B, K)` and targets, int64 `(B,)` or shares `(B, K)`, to the sum over the clips"""
+_TINY = 1e-12
+"""below this a power under 1 has no finite slope"""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a loss must know of the training part."""
+
+    num_classes: int
+    multi_label: bool = False
+    counts: tuple[int, ...] = ()
+    """clips of each class; empty where unknown"""
+    total: int = 0
+    """clips"""
+
+
+def build_loss(options: TrainOptions, labels: Labels) -> Loss:
+    """Return the training loss.
+
+    Raises:
+        SettingsError: The loss does not fit the labels, or another number of weights than classes.
+    """
+    chosen = options.loss
+    if isinstance(chosen, AutoLoss):
+        chosen = BinaryCrossEntropy() if labels.multi_label else CrossEntropy()
+    if labels.multi_label and isinstance(chosen, CrossEntropy):
+        raise SettingsError(
+            "`train.loss` cross_entropy expects one class per video and the data set is multi-label; take bce or focal"
+        )
+    if options.label_smoothing and not isinstance(chosen, CrossEntropy):
+        raise SettingsError(
+            f"`train.label_smoothing` {options.label_smoothing} goes with cross_entropy, not with loss {chosen.kind}"
+        )
+    if isinstance(chosen, BinaryCrossEntropy):
+        return _Binary(_weights(chosen.pos_weight, labels, "pos_weight", _odds))
+    weights = _weights(chosen.weights, labels, "weights", lambda known: effective_weights(known, chosen.beta))
+    if isinstance(chosen, CrossEntropy):
+        return _Softmax(weights, options.label_smoothing)
+    if labels.multi_label:
+        return _SigmoidFocal(chosen.gamma, chosen.alpha, weights)
+    if chosen.alpha is not None:
+        raise SettingsError(
+            "`train.loss.alpha` weighs the classes a video has against those it has not, so it needs a "
+            "multi-label data set; weigh classes with `weights`"
+        )
+    return _SoftmaxFocal(chosen.gamma, weights)
+
+
+def evaluation_loss(logits_BK: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the sum over clips of the plain cross entropy, of a sigmoid per class where labels are `(B, K)`."""
+    return (_Binary(None) if labels.ndim == 2 else _Softmax(None, 0.0))(logits_BK, labels)
+
+
+def hits(logits_BK: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return, per clip, whether its highest logit is its class, or one of its classes: bool `(B,)`."""
+    best_B = logits_BK.argmax(1)
+    if labels.ndim == 1:
+        return best_B == labels
+    return labels.gather(1, best_B[:, None]).squeeze(1) > 0
+
+
+def effective_weights(labels: Labels, beta: float) -> list[float]:
+    """Return class weights by the inverse effective number of clips (Cui et al., 1901.05555).
+
+    They are scaled to mean 1 over the clips of the training part; a class without a clip has 1.
+    """
+    numbers = [float(n) if beta == 1.0 else (1.0 - beta**n) / (1.0 - beta) for n in labels.counts]
+    inverse = [1.0 / number if number else 0.0 for number in numbers]
+    mean = sum(n * w for n, w in zip(labels.counts, inverse, strict=True)) / sum(labels.counts)
+    return [weight / mean if weight else 1.0 for weight in inverse]
+
+
+def _odds(labels: Labels) -> list[float]:
+    """Return, per class, videos without it per video with it; 1 where there is none of either."""
+    return [(labels.total - n) / n if 0 < n < labels.total else 1.0 for n in labels.counts]
+
+
+def _weights(
+    given: ClassWeights, labels: Labels, name: str, balanced: Callable[[Labels], list[float]]
+) -> torch.Tensor | None:
+    if given == "none":
+        return None
+    if given == "balanced":
+        if not sum(labels.counts):
+            raise SettingsError(
+                f"`train.loss.{name}: balanced` needs the training list's labels; give numbers"
+            )
+        return torch.tensor(balanced(labels))
+    if len(given) != labels.num_classes:
+        raise SettingsError(
+            f"`train.loss.{name}` has {len(given)} numbers: expected one per class, {labels.num_classes}"
+        )
+    return torch.tensor([float(weight) for weight in given])
+
+
+def _shares(targets: torch.Tensor, logits_BK: torch.Tensor) -> torch.Tensor:
+    """Return targets as `(B, K)` in the type of the logits."""
+    if targets.ndim == 2:
+        return targets.to(logits_BK.dtype)
+    return F.one_hot(targets, logits_BK.shape[1]).to(logits_BK.dtype)
+
+
+@dataclass(frozen=True)
+class _Softmax:
+    weights: torch.Tensor | None
+    smoothing: float
+
+    def __call__(self, logits_BK: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        weights = None if self.weights is None else self.weights.to(logits_BK)
+        return F.cross_entropy(
+            logits_BK, targets, weight=weights, label_smoothing=self.smoothing, reduction="sum"
+        )
+
+
+@dataclass(frozen=True)
+class _SoftmaxFocal:
+    gamma: float
+    weights: torch.Tensor | None
+
+    def __call__(self, logits_BK: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logs_BK = F.log_softmax(logits_BK, dim=1)
+        wrong_BK = (-torch.expm1(logs_BK)).clamp_min(_TINY)
+        loss_BK = -_shares(targets, logits_BK) * wrong_BK**self.gamma * logs_BK
+        return (loss_BK if self.weights is None else loss_BK * self.weights.to(logits_BK)).sum()
+
+
+@dataclass(frozen=True)
+class _SigmoidFocal:
+    gamma: float
+    alpha: float | None
+    weights: torch.Tensor | None
+
+    def __call__(self, logits_BK: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        shares_BK = _shares(targets, logits_BK)
+        entropy_BK = F.binary_cross_entropy_with_logits(logits_BK, shares_BK, reduction="none")
+        own_BK = torch.sigmoid(logits_BK)
+        wrong_BK = own_BK * (1.0 - shares_BK) + (1.0 - own_BK) * shares_BK
+        loss_BK = entropy_BK * wrong_BK.clamp_min(_TINY) ** self.gamma
+        if self.alpha is not None:
+            loss_BK = loss_BK * (self.alpha * shares_BK + (1.0 - self.alpha) * (1.0 - shares_BK))
+        return (loss_BK if self.weights is None else loss_BK * self.weights.to(logits_BK)).mean(1).sum()
+
+
+@dataclass(frozen=True)
+class _Binary:
+    pos_weight: torch.Tensor | None
+
+    def __call__(self, logits_BK: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        weight = None if self.pos_weight is None else self.pos_weight.to(logits_BK)
+        shares_BK = _shares(targets, logits_BK)
+        loss_BK = F.binary_cross_entropy_with_logits(
+            logits_BK, shares_BK, pos_weight=weight, reduction="none"
+        )
+        return loss_BK.mean(1).sum()
