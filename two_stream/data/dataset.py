@@ -8,7 +8,7 @@ neither on the number of workers nor on where a run was interrupted. A video tha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import Dataset
 
 from two_stream.config.schema import AugmentOptions
+from two_stream.data.mirror import Mirror
 from two_stream.data.sampling import sample_clips
 from two_stream.data.source import ClipSource
 from two_stream.data.transforms import (
@@ -51,6 +52,8 @@ class ClipItem:
     id: str
     label: int
     clip: torch.Tensor
+    targets: torch.Tensor | None = None
+    """float32 `(K,)`, 1 where the clip has the class; None outside multi-label data sets"""
 
 
 def failure_of(video_id: str, error: Exception) -> Failure:
@@ -74,6 +77,8 @@ class ClipDataset(Dataset[ClipItem | Failure]):
         seed: int = 0,
         epoch: int = 0,
         resize_once: bool = False,
+        mirror: Mirror | None = None,
+        multi_label: int = 0,
     ) -> None:
         """Describe the clips.
 
@@ -86,6 +91,8 @@ class ClipDataset(Dataset[ClipItem | Failure]):
             seed: Seed of the draws.
             epoch: Another one gives other draws.
             resize_once: See `DataOptions`.
+            mirror: Whether a clip may be mirrored, and what class it has then; by default it may and keeps its own.
+            multi_label: Classes K of a multi-label data set, whose clips carry `targets`.
         """
         self.source = source
         self.records = records
@@ -95,6 +102,8 @@ class ClipDataset(Dataset[ClipItem | Failure]):
         self.seed = seed
         self.epoch = epoch
         self.resize_once = resize_once
+        self.mirror = mirror or Mirror()
+        self.multi_label = multi_label
 
     def __len__(self) -> int:
         return len(self.records)
@@ -103,16 +112,20 @@ class ClipDataset(Dataset[ClipItem | Failure]):
         """Read one clip; a broken video gives a `Failure`."""
         record = self.records[index]
         try:
-            return ClipItem(record.id, record.label, as_clip(self._read(record)))
+            return self._item(record)
         except (*BROKEN, TwoStreamError) as error:
             return failure_of(record.id, error)
 
-    def _read(self, record: VideoRecord) -> Frames:
+    def _item(self, record: VideoRecord) -> ClipItem:
         spec = self.spec
         numbers, view, protocol = self._plan(record)
         region = Region(view.box, (spec.crop, spec.crop), direct=self.resize_once)
         frames = self.source.read(record.id, numbers, spec.resize, region)
-        return mirrored(frames, spec.modality, protocol) if view.flip else frames
+        labels = record.all_labels
+        if view.flip:
+            frames, labels = mirrored(frames, spec.modality, protocol), self.mirror.of(labels)
+        targets = many_hot(labels, self.multi_label) if self.multi_label else None
+        return ClipItem(record.id, labels[0], as_clip(frames), targets)
 
     def _plan(self, record: VideoRecord) -> tuple[list[int], View, str]:
         """Return the frame numbers, the view and the flip protocol of a video's clip."""
@@ -130,7 +143,15 @@ class ClipDataset(Dataset[ClipItem | Failure]):
             stride=spec.stride,
             rng=generator,
         )
-        return clips[0], draw_view(self.augment, spec, generator), self.augment.protocol
+        view = draw_view(self.augment, spec, generator)
+        return clips[0], replace(view, flip=view.flip and self.mirror.allowed), self.augment.protocol
+
+
+def many_hot(labels: Sequence[int], num_classes: int) -> torch.Tensor:
+    """Return float32 `(K,)`: 1 at the labels, 0 elsewhere."""
+    targets_K = torch.zeros(num_classes)
+    targets_K[list(labels)] = 1.0
+    return targets_K
 
 
 def as_clip(frames_THWC: Frames) -> torch.Tensor:

@@ -384,6 +384,8 @@ class Trainer:
         latest = at.history[-1] if at.history else {}
         return {
             "class_names": self.data.class_names,
+            "mirror": self.data.mirror.allowed,
+            "mirror_labels": self.data.mirror.labels,
             "dataset": self.data.dataset,
             "split": self.experiment.data.split,
             "epoch": at.epoch,
