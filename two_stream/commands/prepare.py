@@ -17,21 +17,6 @@ if TYPE_CHECKING:
 
 SUMMARY = "videos or official split files -> a data set's record and split lists"
 OFFICIAL = ("ucf101", "hmdb51")
-ADAPTED = (
-    "kinetics400",
-    "kinetics600",
-    "kinetics700",
-    "jester",
-    "ssv2",
-    "activitynet",
-    "mit",
-    "diving48",
-    "stair",
-    "charades",
-    "json",
-    "table",
-)
-KINDS = ("folder", *OFFICIAL, *ADAPTED)
 NAMED = 10
 """videos left out that are named; of a large data set thousands may be missing"""
 
@@ -75,7 +60,7 @@ class OfficialFlags:
     frames: Path | None = None
     """… or folder of the frame folders, whose files are counted"""
     out: Path = Path("settings")
-    """settings folder that holds ucf101/ and hmdb51/"""
+    """settings folder; lists, and a record where there is none, go to OUT/ucf101/ or OUT/hmdb51/"""
     backend: Literal["pyav", "opencv", "torchcodec"] = "pyav"
     """decoder that counts frames"""
     processes: int | None = None
@@ -114,23 +99,30 @@ def main(args: list[str]) -> int:
         _usage()
         return 0 if args else 2
     kind, rest = args[0], args[1:]
-    if kind not in KINDS:
-        raise SettingsError(f"two-stream prepare: unknown kind {kind!r}{nearest(kind, list(KINDS))}")
+    kinds = _kinds()
+    if kind not in kinds:
+        raise SettingsError(f"two-stream prepare: unknown kind {kind!r}{nearest(kind, kinds)}")
     if kind == "folder":
         return _tell(_folder(rest))
     return _tell(_official(kind, rest) if kind in OFFICIAL else _adapted(kind, rest))
+
+
+def _kinds() -> list[str]:
+    from two_stream.data.adapters import ADAPTERS
+
+    return ["folder", *OFFICIAL, *ADAPTERS]
 
 
 def _usage() -> None:
     from two_stream.data.adapters import ADAPTERS
     from two_stream.runtime.console import say
 
-    say(f"usage: two-stream prepare {{{','.join(KINDS)}}} …\n\n{SUMMARY}\n")
+    say(f"usage: two-stream prepare {{{','.join(_kinds())}}} …\n\n{SUMMARY}\n")
     say("  folder VIDEOS --name NAME   class sub-folders -> stratified splits grouped by source video")
     say("  ucf101 --annotations DIR    official lists of UCF101 (trainlist01.txt …)")
     say("  hmdb51 --annotations DIR    official lists of HMDB51 (<class>_test_split1.txt …)")
-    for kind in ADAPTED:
-        say(f"  {kind:11s} --annotations {ADAPTERS[kind].files}")
+    for kind, adapter in ADAPTERS.items():
+        say(f"  {kind:11s} --annotations {adapter.files}")
     say("\n`two-stream prepare KIND --help` shows the flags of each.")
 
 
