@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from two_stream.config.load import read_yaml
 from two_stream.data.catalog import RECORD_FILE, Record, class_index, load_record, read_lines
+from two_stream.data.packaged import packaged_record
 from two_stream.data.prepare import (
     Counts,
     Prepared,
@@ -25,8 +25,6 @@ from two_stream.errors import DataError, VideoError
 from two_stream.types import VideoRecord
 from two_stream.video.sources import Source
 
-PACKAGED = Path(__file__).parent / "records"
-"""records whose class lists come with the package: their official files do not all give the order of the classes"""
 RawSplits = list[tuple[list[tuple[str, int]], list[tuple[str, int]]]]
 """training and test (id, label) of every split"""
 _HMDB_FILE = re.compile(r"(.+)_test_split(\d+)\.txt")
@@ -90,7 +88,8 @@ def _record(
     folder = settings / name
     if (folder / RECORD_FILE).is_file():
         return load_record(name, settings), None
-    mapping = read_yaml(PACKAGED / f"{name}.yaml")
+    mapping = packaged_record(name)
+    assert mapping is not None
     if videos is not None:
         mapping["videos"] = relative_path(videos, folder)
     if frames is not None:

@@ -22,6 +22,7 @@ from two_stream.data.adapters.mit import read_mit
 from two_stream.data.adapters.ssv2 import read_ssv2
 from two_stream.data.adapters.stair import read_stair
 from two_stream.data.adapters.table import read_table
+from two_stream.data.packaged import packaged_record
 from two_stream.errors import SettingsError
 
 __all__ = ["ADAPTERS", "Adapter", "Annotations", "Entry", "read_annotations"]
@@ -73,7 +74,20 @@ def read_annotations(kind: str, path: Path) -> Annotations:
         raise SettingsError(f"two-stream prepare: unknown kind {kind!r}{nearest(kind, list(ADAPTERS))}")
     found = ADAPTERS[kind].read(path)
     found.check()
-    expected = ADAPTERS[kind].classes
-    if expected is not None and len(found.classes) != expected:
-        found.notes.append(f"{kind} has {expected} classes, these files name {len(found.classes)}")
+    found.notes += _compared(kind, found.classes)
     return found
+
+
+def _compared(kind: str, classes: list[str]) -> list[str]:
+    """Return what to say where files name other classes than the whole data set has."""
+    notes = []
+    expected = ADAPTERS[kind].classes
+    if expected is not None and len(classes) != expected:
+        notes.append(f"{kind} has {expected} classes, these files name {len(classes)}")
+    known = (packaged_record(kind) or {}).get("classes", classes)
+    strange = [name for name in classes if name not in known]
+    if strange:
+        notes.append(f"{len(strange)} classes are not {kind}'s as published, such as {strange[0]!r}")
+    elif len(classes) == len(known) and classes != known:
+        notes.append(f"the classes are {kind}'s in another order; published weights do not fit these labels")
+    return notes
