@@ -64,7 +64,12 @@ def failure_of(video_id: str, error: Exception) -> Failure:
 
 
 class ClipDataset(Dataset[ClipItem | Failure]):
-    """One clip per video: drawn and augmented in training, centred otherwise."""
+    """One clip per video: drawn and augmented in training, centred otherwise.
+
+    Attributes:
+        mirror: Whether a clip may be mirrored, and what class it has then; by default it may and keeps its own.
+        multi_label: Classes K of a multi-label data set, whose clips carry `targets`; 0 in other data sets.
+    """
 
     def __init__(
         self,
@@ -77,8 +82,6 @@ class ClipDataset(Dataset[ClipItem | Failure]):
         seed: int = 0,
         epoch: int = 0,
         resize_once: bool = False,
-        mirror: Mirror | None = None,
-        multi_label: int = 0,
     ) -> None:
         """Describe the clips.
 
@@ -91,8 +94,6 @@ class ClipDataset(Dataset[ClipItem | Failure]):
             seed: Seed of the draws.
             epoch: Another one gives other draws.
             resize_once: See `DataOptions`.
-            mirror: Whether a clip may be mirrored, and what class it has then; by default it may and keeps its own.
-            multi_label: Classes K of a multi-label data set, whose clips carry `targets`.
         """
         self.source = source
         self.records = records
@@ -102,8 +103,8 @@ class ClipDataset(Dataset[ClipItem | Failure]):
         self.seed = seed
         self.epoch = epoch
         self.resize_once = resize_once
-        self.mirror = mirror or Mirror()
-        self.multi_label = multi_label
+        self.mirror = Mirror()
+        self.multi_label = 0
 
     def __len__(self) -> int:
         return len(self.records)

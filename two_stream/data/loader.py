@@ -195,9 +195,9 @@ def train_loader(
         seed=experiment.seed,
         epoch=epoch,
         resize_once=data.resize_once,
-        mirror=mirror_of(record, data.augment.protocol),
-        multi_label=_multi_label(record),
     )
+    dataset.mirror = mirror_of(record, data.augment.protocol)
+    dataset.multi_label = _multi_label(record)
     plan = _batches(order, experiment.train.batch_size)
     return Loader(dataset, plan, collate_clips, data, skip=skip_batches, share=share)
 
@@ -220,7 +220,8 @@ def clip_loader(
     data = experiment.data
     source = make_source(record, spec.modality, data)
     videos = _some(records, "validation")
-    dataset = ClipDataset(source, videos, spec, sampling=data.sampling, multi_label=_multi_label(record))
+    dataset = ClipDataset(source, videos, spec, sampling=data.sampling)
+    dataset.multi_label = _multi_label(record)
     plan = _batches(list(range(len(records))), experiment.train.batch_size)
     return Loader(dataset, plan, collate_clips, data, share=share)
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions
+from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment, TrainOptions
 from two_stream.data.catalog import Record
 from two_stream.data.dataset import ClipDataset, ClipItem
-from two_stream.data.loader import collate_clips
+from two_stream.data.loader import clip_loader, collate_clips, train_loader
 from two_stream.data.mirror import Mirror, mirror_note, mirror_of
 from two_stream.data.source import ClipSource
+from two_stream.data.splits import load_part
 from two_stream.data.views import ViewDataset, ViewLoader, collate_views
 from two_stream.evaluation.predict import score_videos
 from two_stream.evaluation.views import describe
@@ -50,8 +51,16 @@ def record(**facts: object) -> Record:
     return Record(name="swipes", classes=CLASSES, **facts)  # type: ignore[arg-type]
 
 
-def item(videos: dict[str, np.ndarray], video: VideoRecord, **options: object) -> ClipItem:
-    made = ClipDataset(Pictures(videos), [video], SPEC, augment=FLIP, **options)[0]  # type: ignore[arg-type]
+def item(
+    videos: dict[str, np.ndarray],
+    video: VideoRecord,
+    mirror: Mirror | None = None,
+    multi_label: int = 0,
+    augment: AugmentOptions | None = FLIP,
+) -> ClipItem:
+    data = ClipDataset(Pictures(videos), [video], SPEC, augment=augment)
+    data.mirror, data.multi_label = mirror or Mirror(), multi_label
+    made = data[0]
     assert isinstance(made, ClipItem)
     return made
 
@@ -62,9 +71,8 @@ def test_a_mirrored_training_clip_has_the_class_of_its_mirror_image():
         video = VideoRecord("v", 9, label)
         assert item(videos, video, mirror=PAIRS).label == mirrored
         assert item(videos, video).label == label
-    plain = ClipDataset(Pictures(videos), [VideoRecord("v", 9, 0)], SPEC, mirror=PAIRS)[0]
-    assert isinstance(plain, ClipItem)
-    assert plain.label == 0  # the centred clip is not mirrored
+    centred = item(videos, VideoRecord("v", 9, 0), PAIRS, augment=None)
+    assert centred.label == 0  # it is not mirrored
 
 
 def test_nothing_is_mirrored_where_the_record_forbids_it():
@@ -156,3 +164,31 @@ def test_paper_mirrors_as_published_and_a_note_says_it():
 @pytest.mark.parametrize("labels", [(0,), (1, 2), (0, 1)])
 def test_mirroring_twice_gives_the_labels_back(labels):
     assert PAIRS.of(PAIRS.of(labels)) == labels
+
+
+def test_the_loaders_take_the_facts_from_the_record(tiny: Record) -> None:
+    """All clips mirrored: `jump` and `run` exchange, `sit down` stays; validation clips are as they are."""
+    facts = {"mirror_pairs": (("jump", "run"),), "multi_label": True}
+    several = tiny.model_copy(update=facts)
+    several._folder = tiny.folder
+    videos = [VideoRecord(r.id, r.num_frames, r.label, labels=(r.label,)) for r in everything(tiny)]
+    chosen = Experiment(
+        data=DataOptions(workers=0, augment=AugmentOptions(flip=1.0)), train=TrainOptions(batch_size=4)
+    )
+    spec = InputSpec("rgb", 4, 1, (12, 16), 8, (0.0, 255.0), (0.0,) * 3, (1.0,) * 3)
+    own = {r.id: r.label for r in videos}
+    for batch in train_loader(chosen, spec, videos, several, epoch=0):
+        expected = [several.mirror_labels[own[name]] for name in batch.ids]
+        assert batch.labels.dtype == torch.float32
+        assert batch.labels.argmax(1).tolist() == expected
+        assert batch.labels.sum(1).tolist() == [1.0] * len(batch.ids)
+    for batch in clip_loader(chosen, spec, videos, several):
+        assert batch.labels.argmax(1).tolist() == [own[name] for name in batch.ids]
+    paper = chosen.data.model_copy(update={"augment": AugmentOptions(flip=1.0, protocol="paper")})
+    published = chosen.model_copy(update={"data": paper})
+    for batch in train_loader(published, spec, videos, several, epoch=0):
+        assert batch.labels.argmax(1).tolist() == [own[name] for name in batch.ids]
+
+
+def everything(record: Record) -> list[VideoRecord]:
+    return load_part(record, "rgb", 1, "train", selection="paper")

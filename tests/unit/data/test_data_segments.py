@@ -5,10 +5,12 @@ from __future__ import annotations
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
 import pytest
+import yaml
 from adapter_files import frames, write
 
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
@@ -23,6 +25,8 @@ from two_stream.data.splits import load_part
 from two_stream.data.views import view_loader
 from two_stream.errors import DataError, VideoError
 from two_stream.types import InputSpec
+from two_stream.video.extract import ExtractOptions, extract
+from two_stream.video.sources import Source
 from two_stream.video.times import frame_times
 
 
@@ -134,19 +138,26 @@ def test_pixels_of_a_segment_are_those_of_its_time(untrimmed: Record) -> None:
         rgb.read("steady#1", [0], (48, 64))
 
 
-def test_segments_are_evaluated_from_frame_folders_too(untrimmed: Record, tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["videos", "frames"])
+def test_segments_are_evaluated_from_videos_and_from_frame_folders(
+    untrimmed: Record, tmp_path: Path, source: Literal["videos", "frames"]
+) -> None:
+    if source == "frames":
+        files = [Source(name, tmp_path / "videos" / f"{name}.mp4") for name in ("steady", "variable")]
+        extract(files, tmp_path / "frames", ExtractOptions(flow="none", quality=100, processes=0))
+        path = untrimmed.folder / "dataset.yaml"
+        roots = {"rgb": str(tmp_path / "frames")}
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"frames": roots}))
+    record = load_record(untrimmed.folder)
     spec = InputSpec("rgb", 3, 1, (48, 64), 32, (0.0, 1.0), (0.5,) * 3, (0.5,) * 3)
-    records = load_part(untrimmed, "rgb", 1, "train", selection="paper")
     chosen = Experiment(
-        data=DataOptions(source="videos", workers=0), evaluate=EvaluateOptions(views="multi", crops="center")
+        data=DataOptions(source=source, workers=0), evaluate=EvaluateOptions(views="multi", crops="center")
     )
-    for item in view_loader(chosen, spec, records, untrimmed):
-        if item.id == "steady#2":
-            levels = item.frames[:, 24, 32, 0].int().tolist()
-            assert np.abs(np.array(levels) - 8 * np.arange(15, 24)).max() <= 3
-            break
-    else:
-        pytest.fail("the segment was not read")
+    videos = load_part(record, "rgb", 1, "train", selection="paper")
+    read = {item.id: item for item in view_loader(chosen, spec, videos, record)}
+    assert list(read) == ["steady#1", "steady#2", "variable#1"]
+    levels = read["steady#2"].frames[:, 24, 32, 0].int().numpy()
+    assert np.abs(levels - 8 * np.arange(15, 24)).max() <= 3
 
 
 def test_the_doctor_looks_at_videos_not_at_segments(untrimmed: Record) -> None:
