@@ -4,7 +4,7 @@
     python eval/model_tables.py --count    # first count every network anew on the meta device (minutes)
     python eval/model_tables.py --check    # write nothing; exit code 1 where a page is not what would be written
 
-A page holds `<!-- table: PATTERN … -->` and `<!-- end -->`; what stands between them is the table of the models whose names
+Between `<!-- table: PATTERN … -->` and `<!-- end -->` a page holds the table of the models whose names
 match, with the figures of `docs/models/published.yaml` beside ours.
 """
 

@@ -126,6 +126,8 @@ class VideoViews:
     """number of the first of these clips in the video"""
     total_clips: int = 0
     """clips of the whole video; 0: these are all"""
+    mirror_labels: Sequence[int] | None = None
+    """label of the mirror image by a video's label, which names the logits of mirrored crops; None: its own"""
 
     @property
     def num_views(self) -> int:

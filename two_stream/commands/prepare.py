@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from two_stream.data.prepare import Prepared
 
 SUMMARY = "videos or official split files -> a data set's record and split lists"
-KINDS = ("folder", "ucf101", "hmdb51")
+OFFICIAL = ("ucf101", "hmdb51")
+NAMED = 10
+"""videos left out that are named; of a large data set thousands may be missing"""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,29 @@ class OfficialFlags:
     frames: Path | None = None
     """… or folder of the frame folders, whose files are counted"""
     out: Path = Path("settings")
-    """settings folder that holds ucf101/ and hmdb51/"""
+    """settings folder; lists, and a record where there is none, go to OUT/ucf101/ or OUT/hmdb51/"""
+    backend: Literal["pyav", "opencv", "torchcodec"] = "pyav"
+    """decoder that counts frames"""
+    processes: int | None = None
+    """videos decoded at a time; all processors by default"""
+
+
+@dataclass(frozen=True)
+class AdapterFlags:
+    """Flags of `two-stream prepare` for the other data sets."""
+
+    annotations: Path
+    """official file, or folder of the official files (see `docs/datasets.md`)"""
+    videos: Path | None = None
+    """folder of the videos, in class folders or not; decoded to count frames …"""
+    frames: Path | None = None
+    """… or folder of the frame folders, whose files are counted"""
+    out: Path = Path("settings")
+    """settings folder; record, lists, groups and segments go to OUT/NAME/"""
+    name: str | None = None
+    """name of the data set; default: the kind, of `json` and `table` the file's name"""
+    fps: float | None = None
+    """frames per second of the frame folders, to find segments given in seconds, where nothing else says"""
     backend: Literal["pyav", "opencv", "torchcodec"] = "pyav"
     """decoder that counts frames"""
     processes: int | None = None
@@ -75,19 +99,30 @@ def main(args: list[str]) -> int:
         _usage()
         return 0 if args else 2
     kind, rest = args[0], args[1:]
-    if kind not in KINDS:
-        raise SettingsError(f"two-stream prepare: unknown kind {kind!r}{nearest(kind, list(KINDS))}")
-    made = _folder(rest) if kind == "folder" else _official(kind, rest)
-    return _tell(made)
+    kinds = _kinds()
+    if kind not in kinds:
+        raise SettingsError(f"two-stream prepare: unknown kind {kind!r}{nearest(kind, kinds)}")
+    if kind == "folder":
+        return _tell(_folder(rest))
+    return _tell(_official(kind, rest) if kind in OFFICIAL else _adapted(kind, rest))
+
+
+def _kinds() -> list[str]:
+    from two_stream.data.adapters import ADAPTERS
+
+    return ["folder", *OFFICIAL, *ADAPTERS]
 
 
 def _usage() -> None:
+    from two_stream.data.adapters import ADAPTERS
     from two_stream.runtime.console import say
 
-    say(f"usage: two-stream prepare {{{','.join(KINDS)}}} …\n\n{SUMMARY}\n")
+    say(f"usage: two-stream prepare {{{','.join(_kinds())}}} …\n\n{SUMMARY}\n")
     say("  folder VIDEOS --name NAME   class sub-folders -> stratified splits grouped by source video")
     say("  ucf101 --annotations DIR    official lists of UCF101 (trainlist01.txt …)")
     say("  hmdb51 --annotations DIR    official lists of HMDB51 (<class>_test_split1.txt …)")
+    for kind, adapter in ADAPTERS.items():
+        say(f"  {kind:11s} --annotations {adapter.files}")
     say("\n`two-stream prepare KIND --help` shows the flags of each.")
 
 
@@ -125,13 +160,33 @@ def _official(name: str, args: list[str]) -> Prepared:
     )
 
 
+def _adapted(kind: str, args: list[str]) -> Prepared:
+    flags = parse(AdapterFlags, args, prog=f"two-stream prepare {kind}", description=SUMMARY)
+
+    from two_stream.data.adapters.build import BuildOptions, prepare_annotations
+
+    options = BuildOptions(
+        annotations=flags.annotations,
+        name=flags.name or (flags.annotations.stem if kind in ("json", "table") else kind),
+        out=flags.out,
+        videos=flags.videos,
+        frames=flags.frames,
+        fps=flags.fps,
+        backend=flags.backend,
+        processes=flags.processes,
+    )
+    return prepare_annotations(kind, options)
+
+
 def _tell(made: Prepared) -> int:
     from two_stream.runtime.console import say, warn
 
     for warning in made.warnings:
         warn(warning)
-    for video_id, reason in made.failures:
+    for video_id, reason in made.failures[:NAMED]:
         say(f"left out: {video_id}: {reason}")
+    if len(made.failures) > NAMED:
+        say(f"left out: … and {len(made.failures) - NAMED} more")
     say(
         f"{made.path.parent}: {made.videos} videos of {made.sources} sources, {made.record.num_classes} classes, "
         f"{made.record.num_splits} splits in {len(made.lists)} lists"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from two_stream.data.catalog import Record
+from two_stream.data.segments import Segment, segments_of
 from two_stream.data.source import FrameFolders, find_video, index_videos
 from two_stream.data.splits import MODALITIES, numbered_records
 from two_stream.errors import DataError, VideoError
@@ -70,8 +71,39 @@ def audit(record: Record, options: AuditOptions | None = None) -> list[Finding]:
         for modality in used:
             findings += _sides(record, split, modality, lists)
         findings += _streams(record, split, lists)
-    findings += _on_disk(record, {m: r for m, r in everything.items() if r}, chosen)
+    findings += _on_disk(record, _of_videos(record, everything, findings), chosen)
     return list(dict.fromkeys(findings))
+
+
+def _of_videos(
+    record: Record, everything: dict[Modality, dict[str, VideoRecord]], findings: list[Finding]
+) -> dict[Modality, dict[str, VideoRecord]]:
+    """Return what the lists expect on disk: whole videos, of those with segments the frames up to the last end."""
+    used = {modality: records for modality, records in everything.items() if records}
+    if record.segments is None:
+        return used
+    subject = str(record.resolve(record.segments))
+    try:
+        segments = segments_of(record)
+    except DataError as error:
+        findings.append(Finding("unreadable", "error", subject, str(error).removeprefix(f"{subject}:")))
+        return used
+    listed = {name for records in used.values() for name in records}
+    unused = sorted(set(segments) - listed)
+    if unused:
+        detail = f"{len(unused)} segments stand in no list: {_some(unused)}"
+        findings.append(Finding("missing", "warning", subject, detail))
+    return {modality: _whole(records, segments) for modality, records in used.items()}
+
+
+def _whole(records: dict[str, VideoRecord], segments: dict[str, Segment]) -> dict[str, VideoRecord]:
+    videos: dict[str, VideoRecord] = {}
+    for name, r in records.items():
+        segment = segments.get(name)
+        video, last = (segment.video, segment.first - 1 + r.num_frames) if segment else (name, r.num_frames)
+        if video not in videos or videos[video].num_frames < last:
+            videos[video] = replace(r, id=video, num_frames=last)
+    return videos
 
 
 def _read(record: Record, path: Path, min_frames: int, findings: list[Finding]) -> list[VideoRecord]:
@@ -194,7 +226,8 @@ def _on_disk(
             findings.append(Finding("missing", "info", str(where), detail))
             continue
         folders[modality] = FrameFolders(record, modality)
-        findings += _counted(folders[modality], everything[modality].values())
+        parts = record.segments is not None
+        findings += _counted(folders[modality], everything[modality].values(), parts=parts)
     findings += _folder_health(folders, everything, options)
     if record.videos is None or not record.resolve(record.videos).is_dir():
         if not folders and everything:
@@ -221,8 +254,8 @@ def _on_disk(
     return findings
 
 
-def _counted(folders: FrameFolders, records: Iterable[VideoRecord]) -> list[Finding]:
-    """Compare the frame counts of the lists with the folders."""
+def _counted(folders: FrameFolders, records: Iterable[VideoRecord], *, parts: bool) -> list[Finding]:
+    """Compare the frame counts of the lists with the folders; where only `parts` are listed, more are no wonder."""
     findings = []
     for r in records:
         try:
@@ -230,7 +263,7 @@ def _counted(folders: FrameFolders, records: Iterable[VideoRecord]) -> list[Find
             found = count_frames(folder, folders.modality, folders.patterns)
         except VideoError:
             continue  # the folder itself is looked at by the doctor
-        if found and found != r.num_frames:
+        if found and found != r.num_frames and not (parts and found > r.num_frames):
             severity: Severity = "error" if found < r.num_frames else "warning"
             detail = f"{found} {folders.modality} frames, the lists say {r.num_frames}"
             findings.append(Finding("count_mismatch", severity, str(folder), detail))

@@ -17,6 +17,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from two_stream.config.base import Options, PositiveInt
 from two_stream.config.load import nearest, read_yaml, validate
+from two_stream.data.packaged import packaged_names, packaged_record
 from two_stream.errors import DataError
 from two_stream.types import MODALITY_CHANNELS, Modality, Part
 
@@ -240,7 +241,8 @@ def load_record(dataset: str | Path, settings_root: Path = Path("settings")) -> 
     """Read a data set's record.
 
     Args:
-        dataset: Name of a folder under `settings_root`, or path of a `dataset.yaml` (or of its folder).
+        dataset: Name of a folder under `settings_root`, or path of a `dataset.yaml` (or of its folder). A name that has
+            no folder yet is looked up among the records of the package.
         settings_root: Folder of the named data sets.
 
     Raises:
@@ -255,16 +257,27 @@ def load_record(dataset: str | Path, settings_root: Path = Path("settings")) -> 
     else:
         path = settings_root / given / RECORD_FILE
         if not path.is_file():
-            known = known_datasets(settings_root)
-            raise DataError(f"{path}: no such data set{nearest(given.name, known)} (or give a path)")
+            return _packaged_record(given, path, settings_root)
     record = validate(Record, read_yaml(path), path)
     record._folder = path.parent
     return record
 
 
+def _packaged_record(given: Path, path: Path, settings_root: Path) -> Record:
+    """Return the package's record of a data set that is not prepared yet; its lists will lie beside `path`."""
+    mapping = packaged_record(str(given))
+    if mapping is None:
+        known = known_datasets(settings_root)
+        raise DataError(f"{path}: no such data set{nearest(given.name, known)} (or give a path)")
+    record = validate(Record, mapping, path)
+    record._folder = path.parent
+    return record
+
+
 def known_datasets(settings_root: Path) -> list[str]:
-    """Return the names under the settings folder, sorted."""
-    return sorted(path.parent.name for path in settings_root.glob(f"*/{RECORD_FILE}"))
+    """Return the names under the settings folder and those that come with the package, sorted."""
+    prepared = {path.parent.name for path in settings_root.glob(f"*/{RECORD_FILE}")}
+    return sorted(prepared | packaged_names())
 
 
 def class_index(record: Record, name: str) -> int:

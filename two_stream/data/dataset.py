@@ -8,7 +8,7 @@ neither on the number of workers nor on where a run was interrupted. A video tha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import Dataset
 
 from two_stream.config.augment import AugmentOptions
+from two_stream.data.mirror import Mirror
 from two_stream.data.pixels import change_pixels
 from two_stream.data.sampling import evaluation_protocol, sample_clips, training_protocol
 from two_stream.data.source import ClipSource
@@ -52,6 +53,8 @@ class ClipItem:
     id: str
     label: int
     clip: torch.Tensor
+    targets: torch.Tensor | None = None
+    """float32 `(K,)`, 1 where the clip has the class; None outside multi-label data sets"""
 
 
 def failure_of(video_id: str, error: Exception) -> Failure:
@@ -62,7 +65,12 @@ def failure_of(video_id: str, error: Exception) -> Failure:
 
 
 class ClipDataset(Dataset[ClipItem | Failure]):
-    """One clip per video: drawn and augmented in training, centred otherwise."""
+    """One clip per video: drawn and augmented in training, centred otherwise.
+
+    Attributes:
+        mirror: Whether a clip may be mirrored, and what class it has then; by default it may and keeps its own.
+        multi_label: Classes K of a multi-label data set, whose clips carry `targets`; 0 in other data sets.
+    """
 
     def __init__(
         self,
@@ -96,6 +104,8 @@ class ClipDataset(Dataset[ClipItem | Failure]):
         self.seed = seed
         self.epoch = epoch
         self.resize_once = resize_once
+        self.mirror = Mirror()
+        self.multi_label = 0
 
     def __len__(self) -> int:
         return len(self.records)
@@ -105,18 +115,23 @@ class ClipDataset(Dataset[ClipItem | Failure]):
         again, place = divmod(index, len(self.records))
         record = self.records[place]
         try:
-            return ClipItem(record.id, record.label, as_clip(self._read(record, again)))
+            return self._item(record, again)
         except (*BROKEN, TwoStreamError) as error:
             return failure_of(record.id, error)
 
-    def _read(self, record: VideoRecord, again: int) -> Frames:
+    def _item(self, record: VideoRecord, again: int) -> ClipItem:
         spec = self.spec
         generator = rng(self.seed, self.epoch, record.id, *([again] if again else []))
         numbers, view, protocol = self._plan(record, generator)
         region = Region(view.box, (spec.crop, spec.crop), direct=self.resize_once)
         frames = self.source.read(record.id, numbers, spec.resize, region)
-        frames = mirrored(frames, spec.modality, protocol) if view.flip else frames
-        return frames if self.augment is None else change_pixels(frames, self.augment, spec, generator)
+        labels = record.all_labels
+        if view.flip:
+            frames, labels = mirrored(frames, spec.modality, protocol), self.mirror.of(labels)
+        if self.augment is not None:
+            frames = change_pixels(frames, self.augment, spec, generator)
+        targets = many_hot(labels, self.multi_label) if self.multi_label else None
+        return ClipItem(record.id, labels[0], as_clip(frames), targets)
 
     def _plan(self, record: VideoRecord, generator: np.random.Generator) -> tuple[list[int], View, str]:
         """Return the frame numbers, the view and the flip protocol of a video's clip."""
@@ -134,7 +149,15 @@ class ClipDataset(Dataset[ClipItem | Failure]):
             stride=spec.stride,
             rng=generator,
         )
-        return clips[0], draw_view(self.augment, spec, generator), self.augment.protocol
+        view = draw_view(self.augment, spec, generator)
+        return clips[0], replace(view, flip=view.flip and self.mirror.allowed), self.augment.protocol
+
+
+def many_hot(labels: Sequence[int], num_classes: int) -> torch.Tensor:
+    """Return float32 `(K,)`: 1 at the labels, 0 elsewhere."""
+    targets_K = torch.zeros(num_classes)
+    targets_K[list(labels)] = 1.0
+    return targets_K
 
 
 def as_clip(frames_THWC: Frames) -> torch.Tensor:

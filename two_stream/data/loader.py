@@ -22,6 +22,7 @@ from two_stream.config.schema import DataOptions, Experiment
 from two_stream.data.balance import balanced_order
 from two_stream.data.catalog import Record
 from two_stream.data.dataset import ClipDataset, ClipItem, Failure
+from two_stream.data.mirror import mirror_of
 from two_stream.data.source import make_source
 from two_stream.errors import DataError
 from two_stream.runtime.seeding import rng
@@ -198,6 +199,8 @@ def train_loader(
         epoch=epoch,
         resize_once=data.resize_once,
     )
+    dataset.mirror = mirror_of(record, data.augment.protocol)
+    dataset.multi_label = _multi_label(record)
     plan = _batches(order, experiment.train.batch_size)
     return Loader(dataset, plan, collate_clips, data, skip=skip_batches, share=share)
 
@@ -219,7 +222,9 @@ def clip_loader(
     """
     data = experiment.data
     source = make_source(record, spec.modality, data)
-    dataset = ClipDataset(source, _some(records, "validation"), spec, sampling=data.sampling)
+    videos = _some(records, "validation")
+    dataset = ClipDataset(source, videos, spec, sampling=data.sampling)
+    dataset.multi_label = _multi_label(record)
     plan = _batches(list(range(len(records))), experiment.train.batch_size)
     return Loader(dataset, plan, collate_clips, data, share=share)
 
@@ -236,8 +241,15 @@ def collate_clips(items: list[ClipItem | Failure]) -> _Loaded[Batch]:
     if not whole:
         return None, failures
     clips = torch.stack([item.clip for item in whole])
-    labels = torch.tensor([item.label for item in whole], dtype=torch.int64)
+    targets = [item.targets for item in whole if item.targets is not None]
+    labels = (
+        torch.stack(targets) if targets else torch.tensor([item.label for item in whole], dtype=torch.int64)
+    )
     return Batch(clips, labels, [item.id for item in whole]), failures
+
+
+def _multi_label(record: Record) -> int:
+    return record.num_classes if record.multi_label else 0
 
 
 def _batches(order: Sequence[int], size: int) -> list[list[int]]:

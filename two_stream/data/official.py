@@ -6,14 +6,18 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from two_stream.data.catalog import Record, class_index, load_record, read_lines
+from two_stream.data.catalog import RECORD_FILE, Record, class_index, load_record, read_lines
+from two_stream.data.packaged import packaged_record
 from two_stream.data.prepare import (
     Counts,
     Prepared,
     Splits,
     count_folders,
     count_videos,
+    make_record,
+    relative_path,
     write_dataset,
 )
 from two_stream.data.source import find_video, index_videos
@@ -43,7 +47,7 @@ def prepare_official(
     Args:
         name: `ucf101` or `hmdb51`.
         annotations: Folder of the official split files.
-        settings: Settings folder that holds `<name>/dataset.yaml`.
+        settings: Settings folder; where it has no `<name>/dataset.yaml` yet, the package's own is written there.
         videos: Root of the videos, to count frames by decoding.
         frames: Root of the frame folders, to count the files instead; goes before `videos`.
         backend: Decoder.
@@ -52,7 +56,7 @@ def prepare_official(
     Raises:
         DataError: A file or folder is missing, a line has another form, or a class is unknown.
     """
-    record = load_record(name, settings)
+    record, mapping = _record(name, settings, videos, frames)
     raw = ucf101_splits(annotations, record) if name == "ucf101" else hmdb51_splits(annotations, record)
     ids = list(dict.fromkeys(video_id for split in raw for part in split for video_id, _ in part))
     if frames is not None:
@@ -72,9 +76,25 @@ def prepare_official(
         raise DataError(
             f"{frames or videos}: none of the {len(ids)} listed videos is here ({failures[0][1]})"
         )
-    made = write_dataset(record, None, record.folder, _known(raw, counts, record), counts)
+    made = write_dataset(record, mapping, record.folder, _known(raw, counts, record), counts)
     made.failures = failures
     return made
+
+
+def _record(
+    name: str, settings: Path, videos: Path | None, frames: Path | None
+) -> tuple[Record, dict[str, Any] | None]:
+    """Return the record of the settings folder, else that of the package and the content to write there."""
+    folder = settings / name
+    if (folder / RECORD_FILE).is_file():
+        return load_record(name, settings), None
+    mapping = packaged_record(name)
+    assert mapping is not None
+    if videos is not None:
+        mapping["videos"] = relative_path(videos, folder)
+    if frames is not None:
+        mapping["frames"] = dict.fromkeys(("rgb", "flow"), relative_path(frames, folder))
+    return make_record(mapping, folder), mapping
 
 
 def ucf101_splits(folder: Path, record: Record) -> RawSplits:

@@ -63,6 +63,10 @@ def pack(record: Record, modality: Modality, out: Path | str, options: PackOptio
         raise SettingsError(
             f"--out is {str(out)!r}: pack into a local folder, then copy it there (aws s3 sync, gsutil)"
         )
+    if record.segments is not None:
+        raise DataError(
+            f"{record.name}: its videos are segments of longer ones, which cannot be packed; read frames or videos"
+        )
     folder = Path(out) / modality
     source_of_frames(record, modality, options)  # a missing root is one error, not one per video
     settings = options.recorded(record, modality)

@@ -32,6 +32,8 @@ from two_stream.video.workers import Beat, Failure, run_tasks, usable_processes
 Counts = dict[str, tuple[int, int]]
 """RGB and flow frames by video id"""
 GROUPS_FILE = "groups.txt"
+MARK = "# Written by `two-stream prepare`."
+"""first line of a record that may be written anew"""
 Splits = Sequence[tuple[Sequence[VideoRecord], Sequence[VideoRecord]]]
 """training and test videos of every split"""
 
@@ -190,7 +192,7 @@ def prepare_folder(videos: Path, name: str, out: Path, options: FolderOptions | 
     folder = out / name
     frames = chosen.frames or Path("data") / name
     mapping = _mapping(name, videos, frames, folder, classes, chosen)
-    record = _record(mapping, folder)
+    record = make_record(mapping, folder)
     table = _groups_by_id(chosen.groups, ids) if chosen.groups is not None else None
     counts, failures = _count(record, frames, sources, chosen)
     group_of: Callable[[str], str] = table.__getitem__ if table is not None else record.group_of
@@ -217,12 +219,12 @@ def _mapping(
     name: str, videos: Path, frames: Path, folder: Path, classes: list[str], options: FolderOptions
 ) -> dict[str, Any]:
     """Return the content of the record."""
-    root = _relative(frames, folder)
+    root = relative_path(frames, folder)
     mapping: dict[str, Any] = {
         "name": name,
         "num_splits": options.splits,
         "frames": {"rgb": root, "flow": root},
-        "videos": _relative(videos, folder),
+        "videos": relative_path(videos, folder),
     }
     if options.groups is not None:
         mapping["groups"] = GROUPS_FILE
@@ -282,20 +284,25 @@ def write_dataset(
                 made.lists.append(path)
     if mapping is not None:  # last: a record without lists would be half a data set
         text = yaml.safe_dump(dict(mapping), sort_keys=False, allow_unicode=True, width=100)
-        write_text(folder / RECORD_FILE, "# Written by `two-stream prepare`.\n" + text)
+        write_text(folder / RECORD_FILE, f"{MARK}\n{text}")
     everything = {r.id: r for train, test in splits for r in (*train, *test)}
     made.videos = len(everything)
     made.sources = len({r.group or r.id for r in everything.values()})
     return made
 
 
-def _record(mapping: Mapping[str, Any], folder: Path) -> Record:
+def make_record(mapping: Mapping[str, Any], folder: Path) -> Record:
+    """Return the record of this content that is to lie in a folder.
+
+    Raises:
+        SettingsError: The content is wrong, naming key and value.
+    """
     record = validate(Record, dict(mapping), folder / RECORD_FILE)
     record._folder = folder
     return record
 
 
-def _relative(path: Path, folder: Path) -> str:
+def relative_path(path: Path, folder: Path) -> str:
     """Return a path relative to a folder, so that both can move together; absolute where only the root joins them."""
     target, start = path.resolve(), folder.resolve()
     if target.anchor == os.path.commonpath([target, start]):

@@ -16,7 +16,7 @@ import numpy as np
 from two_stream.config.schema import DataOptions
 from two_stream.data.catalog import Record
 from two_stream.data.transforms import Frames
-from two_stream.errors import VideoError
+from two_stream.errors import DataError, VideoError
 from two_stream.types import Modality
 from two_stream.video.extract import ExtractOptions, resized, target_size
 from two_stream.video.flow import FlowEstimator, gray
@@ -165,13 +165,25 @@ def make_source(record: Record, modality: Modality, data: DataOptions) -> ClipSo
         DataError: The record names no such folder, or it is absent.
     """
     if data.source == "shards":
+        if record.segments is not None:
+            raise DataError(
+                f"{record.name}: `data.source: shards` cannot read segments of longer videos; "
+                "use `frames` or `videos`"
+            )
         from two_stream.data.shards import ShardSource  # it builds on this module
 
         assert data.shards is not None  # DataOptions has checked it
         return ShardSource(data.shards, modality, scaled_decoding=data.scaled_decoding)
+    videos: ClipSource
     if data.source == "frames":
-        return FrameFolders(record, modality, scaled_decoding=data.scaled_decoding)
-    return VideoFiles(record, modality, data.backend, data.flow)
+        videos = FrameFolders(record, modality, scaled_decoding=data.scaled_decoding)
+    else:
+        videos = VideoFiles(record, modality, data.backend, data.flow)
+    if record.segments is None:
+        return videos
+    from two_stream.data.segments import SegmentSource, segments_of  # it builds on this module
+
+    return SegmentSource(videos, segments_of(record))
 
 
 def index_videos(root: Path) -> dict[str, list[Path]]:

@@ -185,11 +185,11 @@ def _draw_square(options: AugmentOptions, spec: InputSpec, rng: np.random.Genera
     return placed_box(frame, (side, side), float(rng.random()), float(rng.random()))
 
 
-def evaluation_views(crops: str, resize: tuple[int, int], crop: int) -> list[View]:
+def evaluation_views(crops: str, resize: tuple[int, int], crop: int, *, mirrored: bool = True) -> list[View]:
     """Return the crops of an evaluation in their order.
 
     `center` is one; `three` lie along the longer side; `ten` are centre, upper left, upper right, lower left, lower
-    right, then the same five of the mirrored frame.
+    right, then, unless `mirrored` is false, the same five of the mirrored frame.
 
     Raises:
         SettingsError: Unknown crops.
@@ -208,6 +208,8 @@ def evaluation_views(crops: str, resize: tuple[int, int], crop: int) -> list[Vie
     starts = [middle[:2], (0, 0), (0, right), (bottom, 0), (bottom, right)]
     boxes = [(y0, x0, y0 + crop, x0 + crop) for y0, x0 in starts]
     plain = [View(box) for box in boxes]
+    if not mirrored:
+        return plain
     return plain + [View((y0, width - x1, y1, width - x0), flip=True) for y0, x0, y1, x1 in boxes]
 
 

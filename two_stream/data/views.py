@@ -16,6 +16,7 @@ from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.data.catalog import Record
 from two_stream.data.dataset import BROKEN, Failure, failure_of
 from two_stream.data.loader import Loader
+from two_stream.data.mirror import Mirror, mirror_of
 from two_stream.data.sampling import evaluation_protocol, sample_clips
 from two_stream.data.source import ClipSource, make_source
 from two_stream.data.transforms import View, evaluation_views
@@ -53,6 +54,7 @@ class ViewDataset(Dataset[VideoViews | Failure]):
         sampling: str = "standard",
         protocol: str = "standard",
         chunk_bytes: int = CHUNK_BYTES,
+        mirror: Mirror | None = None,
     ) -> None:
         """Plan the chunks.
 
@@ -64,6 +66,7 @@ class ViewDataset(Dataset[VideoViews | Failure]):
             sampling: `standard`, `paper` or a family's frame choice.
             protocol: `paper` leaves flow x as it is in mirrored crops.
             chunk_bytes: Frames of a chunk take no more than this, except where a single clip does.
+            mirror: Whether there are mirrored crops, and what their logits stand for.
 
         Raises:
             SettingsError: A number is out of range, or `paper` with a stride other than 1.
@@ -74,7 +77,8 @@ class ViewDataset(Dataset[VideoViews | Failure]):
         self.evaluate = evaluate
         self.sampling = sampling
         self.protocol = protocol
-        self.crops = evaluation_views(evaluate.crops, spec.resize, spec.crop)
+        self.mirror = mirror or Mirror()
+        self.crops = evaluation_views(evaluate.crops, spec.resize, spec.crop, mirrored=self.mirror.allowed)
         frames = chunk_bytes // (spec.resize[0] * spec.resize[1] * spec.channels)
         self.chunks = [
             Chunk(index, part.start, part.stop)
@@ -117,6 +121,7 @@ class ViewDataset(Dataset[VideoViews | Failure]):
             signed=turns_round(spec, self.protocol),
             first=chunk.first,
             total_clips=len(every),
+            mirror_labels=self.mirror.labels,
         )
 
 
@@ -178,6 +183,7 @@ def view_loader(
         experiment.evaluate,
         sampling=data.sampling,
         protocol=data.augment.protocol,
+        mirror=mirror_of(record, data.augment.protocol),
     )
     views = [0] * len(records)
     for chunk in dataset.chunks:

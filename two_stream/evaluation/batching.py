@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -35,6 +35,10 @@ class Video:
     """views that have their logits"""
     logits: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     """`(V, K)`, crop-major over the whole video"""
+    flips: Sequence[bool] = ()
+    """whether a crop is mirrored, per crop"""
+    mirror_labels: Sequence[int] | None = None
+    """see `VideoViews`"""
 
     @property
     def views(self) -> int:
@@ -47,7 +51,7 @@ class Video:
         return self.scored == self.views
 
     def take(self, rows: list[int], logits_VK: NDArray[np.float32]) -> None:
-        """Put the logits of some views where they belong.
+        """Put the logits of some views where they belong, those of mirrored views by the classes of the video itself.
 
         Raises:
             ScoreError: They are not finite.
@@ -58,8 +62,14 @@ class Video:
             )
         if not self.scored:
             self.logits = np.empty((self.views, logits_VK.shape[1]), np.float32)
-        self.logits[rows] = logits_VK
+        self.logits[rows] = self._renamed(rows, logits_VK)
         self.scored += len(rows)
+
+    def _renamed(self, rows: list[int], logits_VK: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self.mirror_labels is None:
+            return logits_VK
+        mirrored = np.asarray(self.flips)[np.asarray(rows) // self.clips]
+        return np.where(mirrored[:, None], logits_VK[:, list(self.mirror_labels)], logits_VK)
 
 
 @dataclass
@@ -185,6 +195,7 @@ def _met(item: VideoViews, videos: dict[str, Video]) -> Video:
     video = videos.get(item.id)
     if video is None:
         video = Video(item.id, item.label, item.total_clips or len(item.clips), len(item.boxes))
+        video.flips, video.mirror_labels = item.flips, item.mirror_labels
         videos[item.id] = video
     elif item.first == 0:
         raise ScoreError(f"{item.id}: the video came twice; its id must be unique in the split list")

@@ -31,11 +31,11 @@ from two_stream.data.published import (
 from two_stream.data.splits import read_list
 from two_stream.data.views import view_loader
 from two_stream.errors import CheckpointError, ScoreError, SettingsError
+from two_stream.evaluation.facts import scoring_facts
 from two_stream.evaluation.fusion import fuse
 from two_stream.evaluation.network import ready
 from two_stream.evaluation.predict import VideoScores, score_videos
 from two_stream.evaluation.published_lines import our_table, published_lines
-from two_stream.evaluation.run import scoring_facts
 from two_stream.evaluation.scores import write_scores
 from two_stream.evaluation.views import slug
 from two_stream.pretrained import WEIGHTS, load_weights

@@ -9,21 +9,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from two_stream.config.load import load_experiment
 from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.data.catalog import Record, load_record
-from two_stream.data.shards import shard_facts
+from two_stream.data.mirror import Mirror, mirror_note, mirror_of
 from two_stream.data.splits import load_part
 from two_stream.data.views import view_loader
 from two_stream.errors import CheckpointError, DataError, ScoreError, SettingsError
+from two_stream.evaluation.facts import scoring_facts
 from two_stream.evaluation.network import is_exact, ready, resolved
 from two_stream.evaluation.predict import VideoScores, score_videos
 from two_stream.evaluation.processes import gathered
 from two_stream.evaluation.scores import write_scores
 from two_stream.evaluation.video import Reading, VideoResult, fuse_results, score_file, top
-from two_stream.evaluation.views import describe, slug
+from two_stream.evaluation.views import slug
 from two_stream.pretrained import read_model
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
@@ -31,10 +34,8 @@ from two_stream.runtime.console import warn
 from two_stream.runtime.device import pick_device
 from two_stream.runtime.files import sha256
 from two_stream.runtime.folders import whole_folder
-from two_stream.runtime.provenance import code_version, environment
 from two_stream.types import Part, RunPaths, ScoreTable, VideoRecord
 from two_stream.video.extract import read_manifest
-from two_stream.video.reader import backend_version
 
 CHECKPOINTS = ("best", "last")
 
@@ -155,6 +156,9 @@ def evaluate_run(
         experiment = _with_options(loaded, options, workers, where)
         evaluate = experiment.evaluate
         records = _records(loaded, experiment, part)
+        note = mirror_note(loaded.record, experiment.data.augment.protocol, evaluate.crops == "ten")
+        if note and distributed.is_main():
+            warn(note)
         loader = view_loader(
             experiment,
             loaded.model.spec,
@@ -329,7 +333,17 @@ def _table(
         view_logits=scores.view_logits,
         view_counts=scores.counts if scores.view_logits is not None else None,
         groups=[groups[name] for name in scores.ids] if any(groups.values()) else None,
+        targets=_targets(run.record, records, scores.ids) if run.record.multi_label else None,
     )
+
+
+def _targets(record: Record, records: Sequence[VideoRecord], ids: Sequence[str]) -> NDArray[np.bool_]:
+    """Return every class of each scored video, `(N, K)`."""
+    labels = {video.id: video.all_labels for video in records}
+    targets_NK = np.zeros((len(ids), record.num_classes), np.bool_)
+    for row, name in enumerate(ids):
+        targets_NK[row, list(labels[name])] = True
+    return targets_NK
 
 
 def _meta(
@@ -347,43 +361,7 @@ def _meta(
         "selection": experiment.train.selection,
         "skipped": skipped,
         "skipped_reasons": {name: reasons[name] for name in skipped if name in reasons},
-        **scoring_facts(experiment, run.model),
-    }
-
-
-def scoring_facts(experiment: Experiment, model: Recognizer) -> dict[str, Any]:
-    """Return how videos were scored: views, frames, machine and versions."""
-    data, evaluate, spec = experiment.data, experiment.evaluate, model.spec
-    return {
-        "modality": spec.modality,
-        "protocol": describe(evaluate, data.sampling),
-        "views": evaluate.views,
-        "num_clips": evaluate.num_clips if evaluate.views == "uniform" else None,
-        "step": evaluate.step,
-        "crops": evaluate.crops,
-        "aggregate": evaluate.aggregate,
-        "precision": evaluate.precision,
-        "folded": evaluate.fold,
-        "compiled": evaluate.compile,
-        "batch_views": evaluate.batch_views,
-        "processes": distributed.world_size(),
-        "scale": "logits" if evaluate.aggregate == "logits" else "log-probabilities",
-        "sampling": data.sampling,
-        "source": data.source,
-        "shards": shard_facts(data.shards, spec.modality)
-        if data.source == "shards" and data.shards
-        else None,
-        "decoder": backend_version(data.backend) if data.source == "videos" else None,
-        "flow_algorithm": data.flow if data.source == "videos" and spec.modality == "flow" else None,
-        "clip_length": spec.clip_length,
-        "stride": spec.stride,
-        "resize": list(spec.resize),
-        "crop": spec.crop,
-        "seed": experiment.seed,
-        "device": str(next(model.parameters()).device),
-        "threads": torch.get_num_threads(),
-        "code_version": code_version(),
-        "environment": environment(),
+        **scoring_facts(experiment, run.model, mirror_of(run.record, experiment.data.augment.protocol)),
     }
 
 
@@ -434,4 +412,14 @@ def reading_of(
         size=(int(size[0]), int(size[1])) if size else None,
         sampling=data.sampling,
         protocol=data.augment.protocol,
+        mirror=_mirror(run),
     )
+
+
+def _mirror(run: Run) -> Mirror:
+    try:
+        record = run.record
+    except (DataError, SettingsError):  # without its record a run keeps what training wrote down of it
+        labels = run.meta.get("mirror_labels")
+        return Mirror(bool(run.meta.get("mirror", True)), tuple(labels) if labels else None)
+    return mirror_of(record, run.experiment.data.augment.protocol)

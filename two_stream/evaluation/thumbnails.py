@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from two_stream.config.schema import Experiment
 from two_stream.data.catalog import load_record
+from two_stream.data.segments import segments_of
 from two_stream.data.source import FrameFolders, VideoFiles
 from two_stream.errors import TwoStreamError
 from two_stream.types import Modality
@@ -82,6 +83,9 @@ def _sources(experiment: Experiment, modality: str) -> list[tuple[str, Modality]
 
 def _frames(experiment: Experiment, video_id: str, source: str, modality: Modality) -> NDArray[np.uint8]:
     record = load_record(experiment.data.dataset, experiment.data.settings_root)
+    segment = segments_of(record).get(video_id) if record.segments is not None else None
+    if segment is not None:
+        video_id = segment.video  # a look at the whole video it is a part of
     if source == "videos":
         files = VideoFiles(record, "rgb", experiment.data.backend, experiment.data.flow)
         with open_video(files.path(video_id), experiment.data.backend) as video:

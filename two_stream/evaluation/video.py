@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from two_stream.config.schema import EvaluateOptions
+from two_stream.data.mirror import Mirror
 from two_stream.data.transforms import Frames, resize_frames
 from two_stream.errors import ScoreError, VideoError
 from two_stream.evaluation.batching import Canvas, scored_views
@@ -44,6 +45,8 @@ class Reading:
     """`paper`: the published frame choice"""
     protocol: str = "standard"
     """`paper`: flow x is kept as it is in mirrored crops"""
+    mirror: Mirror = field(default_factory=Mirror)
+    """whether there are mirrored crops, and what their logits stand for"""
 
 
 @dataclass(frozen=True)
@@ -153,14 +156,20 @@ def top(chances: NDArray[np.float64], names: list[str], count: int) -> list[tupl
 def _views(
     video: Video, clips: list[list[int]], spec: InputSpec, options: EvaluateOptions, reading: Reading
 ) -> Iterator[VideoViews]:
-    crops = crop_views(options, spec)
+    crops = crop_views(options, spec, reading.mirror)
     wanted = {number for clip in clips for number in clip}
     read = _rgb if spec.modality == "rgb" else _flow
     source = read(video, spec, reading, wanted)
     found = 0
     for clip in assemble(clips, source):
         views = views_of_clip(np.stack(clip), crops, spec, reading.protocol)
-        yield replace(views, id=str(video.path), first=found, total_clips=len(clips))
+        yield replace(
+            views,
+            id=str(video.path),
+            first=found,
+            total_clips=len(clips),
+            mirror_labels=reading.mirror.labels,
+        )
         found += 1
     if found < len(clips):
         raise VideoError(video.path, _FEWER)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from two_stream.config.schema import EvaluateOptions
+from two_stream.data.mirror import Mirror
 from two_stream.data.transforms import Frames, View, evaluation_views
 from two_stream.data.views import boxes_and_flips, evaluation_clips, turns_round
 from two_stream.types import InputSpec, VideoViews
@@ -19,6 +20,7 @@ _CLIPS = {
     "sliding": "sliding window",
 }
 _CROPS = {"center": "centre crop", "three": "three-crop", "ten": "ten-crop"}
+_NO_MIRROR = "five-crop (ten-crop without mirror images)"
 
 
 def clip_frames(
@@ -38,9 +40,10 @@ def clip_frames(
     return evaluation_clips(options, spec, num_frames, sampling)
 
 
-def crop_views(options: EvaluateOptions, spec: InputSpec) -> list[View]:
+def crop_views(options: EvaluateOptions, spec: InputSpec, mirror: Mirror | None = None) -> list[View]:
     """Return the crop boxes `(y0, x0, y1, x1)` in the resized frame, mirrored ones marked, in the published order."""
-    return evaluation_views(options.crops, spec.resize, spec.crop)
+    allowed = mirror is None or mirror.allowed
+    return evaluation_views(options.crops, spec.resize, spec.crop, mirrored=allowed)
 
 
 def views_of_clip(
@@ -86,14 +89,19 @@ def assemble(clips: Sequence[Sequence[int]], frames: Iterator[tuple[int, Frames]
             return
 
 
-def describe(options: EvaluateOptions, sampling: str = "standard") -> str:
+def describe(options: EvaluateOptions, sampling: str = "standard", mirror: Mirror | None = None) -> str:
     """Return the protocol as tables name it, for example `multi-clip × ten-crop, mean of logits`."""
+    mirror = mirror or Mirror()
     clips = _CLIPS[options.views]
     if options.views == "uniform":
         clips = f"{options.num_clips} uniform clips"
     elif options.views == "sliding":
         clips += f" every {options.step} frames" if options.step else " every half clip"
-    parts = [f"{clips} × {_CROPS[options.crops]}", f"mean of {options.aggregate}"]
+    mirrors = options.crops == "ten"
+    crops = _CROPS[options.crops] if mirror.allowed or not mirrors else _NO_MIRROR
+    parts = [f"{clips} × {crops}", f"mean of {options.aggregate}"]
+    if mirrors and mirror.labels is not None:
+        parts.append("mirrored classes exchanged")
     if sampling == "paper":
         parts.append("published frame choice")
     elif sampling != "standard":

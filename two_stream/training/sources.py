@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from two_stream.config.schema import Experiment
 from two_stream.data.balance import class_counts
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.loader import Share, clip_loader, train_loader
+from two_stream.data.mirror import Mirror, mirror_note, mirror_of
 from two_stream.data.splits import load_part
 from two_stream.runtime import distributed
+from two_stream.runtime.console import warn
 from two_stream.training.losses import Labels
 from two_stream.types import Batch, InputSpec, Part, VideoRecord
 
@@ -48,6 +50,10 @@ class TrainingData:
     dataset: str = ""
     fingerprint: str = ""
     """changes with the videos, their order, labels and frame counts"""
+    mirror: Mirror = field(default_factory=Mirror)
+    """what the mirror image of a video is an example of"""
+    multi_label: bool = False
+    """labels are float32 `(B, K)`"""
 
 
 def training_data(experiment: Experiment, spec: InputSpec, *, pin: bool = False) -> TrainingData:
@@ -63,6 +69,10 @@ def training_data(experiment: Experiment, spec: InputSpec, *, pin: bool = False)
     """
     record = load_record(experiment.data.dataset, experiment.data.settings_root)
     train, val = (_part(experiment, spec, record, part) for part in _PARTS)
+    protocol = experiment.data.augment.protocol
+    note = mirror_note(record, protocol, experiment.data.augment.flip > 0)
+    if note and distributed.is_main():
+        warn(note)
     whole = Share(distributed.rank(), distributed.world_size(), pin=pin)
 
     def open_epoch(epoch: int, skip: int, *, group: int = 0) -> EpochLoader:
@@ -80,6 +90,8 @@ def training_data(experiment: Experiment, spec: InputSpec, *, pin: bool = False)
         ),
         dataset=record.name,
         fingerprint=fingerprint(train, val, record.classes),
+        mirror=mirror_of(record, protocol),
+        multi_label=record.multi_label,
     )
 
 

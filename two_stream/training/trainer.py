@@ -396,6 +396,8 @@ class Trainer:
         latest = at.history[-1] if at.history else {}
         return {
             "class_names": self.data.class_names,
+            "mirror": self.data.mirror.allowed,
+            "mirror_labels": self.data.mirror.labels,
             "dataset": self.data.dataset,
             **({"multi_label": True} if self.data.labels and self.data.labels.multi_label else {}),
             "split": self.experiment.data.split,

@@ -1,4 +1,4 @@
-"""What every named model costs and expects, counted once and kept in `costs.json`, so that a list needs no network built.
+"""What every named model costs and expects, counted once and kept in `costs.json`: a list needs no network built.
 
 `python eval/model_tables.py` writes the file; a test compares it with the networks.
 """

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -17,6 +19,7 @@ from two_stream.commands.predict import annotated_files
 from two_stream.config.load import dump
 from two_stream.config.model import AverageHead, InputOptions, MobileNetV2, ModelOptions
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment, TrainOptions
+from two_stream.data.mirror import Mirror
 from two_stream.data.splits import load_part
 from two_stream.data.views import view_loader
 from two_stream.errors import (
@@ -28,7 +31,7 @@ from two_stream.errors import (
     VideoError,
 )
 from two_stream.evaluation.annotate import annotate, panel
-from two_stream.evaluation.run import evaluate_run, extraction_of, load_run, predict, reading_of
+from two_stream.evaluation.run import Run, evaluate_run, extraction_of, load_run, predict, reading_of
 from two_stream.evaluation.scores import read_scores
 from two_stream.evaluation.video import Reading, VideoResult, fuse_results, score_file, top
 from two_stream.pretrained import write_model
@@ -582,3 +585,30 @@ def test_a_broken_video_of_one_process_ends_all_with_its_name(world, tmp_path):
         assert done.stderr.count("1 of 4 videos could not be read") == 1
     finally:
         path.write_text(listed)
+
+
+def test_several_classes_and_mirror_pairs_reach_score_files_and_predictions(world, tmp_path):
+    settings = tmp_path / "settings" / "toy"
+    shutil.copytree(world / "settings" / "toy", settings)
+    record = yaml.safe_load((settings / "dataset.yaml").read_text())
+    facts = {**record, "multi_label": True, "mirror_pairs": [["left", "right"]]}
+    (settings / "dataset.yaml").write_text(yaml.safe_dump(facts))
+    listed = "left/v_g3 13 0,2\nright/v_g3 13 1\nstay/v_g3 13 0,1,2\n"
+    (settings / "val_rgb_split1.txt").write_text(listed)
+    options = EvaluateOptions(views="single", crops="ten", keep_views=True)
+    run = load_run(write_run(tmp_path, "rgb", settings_root=tmp_path / "settings"))
+    table, path = evaluate_run(run, options)
+    back = read_scores(path)
+    assert back.targets.tolist() == [[True, False, True], [False, True, False], [True, True, True]]
+    assert back.labels.tolist() == [0, 1, 0]
+    assert table.meta["protocol"] == "single clip × ten-crop, mean of logits, mirrored classes exchanged"
+    video = world / "videos" / "left" / "v_g3.mp4"
+    exchanged = score_file(run.model, video, options, reading_of(run)).view_logits
+    np.testing.assert_allclose(exchanged, back.view_logits[:10], atol=2e-3)
+    plain = score_file(run.model, video, options, replace(reading_of(run), mirror=Mirror())).view_logits
+    np.testing.assert_array_equal(plain[:5], exchanged[:5])
+    np.testing.assert_array_equal(plain[5:], exchanged[5:, [1, 0, 2]])
+    assert np.abs(plain[5:] - exchanged[5:]).max() > 0.01
+    (settings / "dataset.yaml").unlink()  # elsewhere: what training wrote beside the weights counts
+    moved = Run(run.experiment, run.model, run.class_names, run.paths, "best", {"mirror_labels": [1, 0, 2]})
+    assert reading_of(moved).mirror == Mirror(labels=(1, 0, 2))

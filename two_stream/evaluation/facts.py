@@ -1,0 +1,52 @@
+"""How scores were made, as a score file says it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from two_stream.config.schema import Experiment
+from two_stream.data.mirror import Mirror
+from two_stream.data.shards import shard_facts
+from two_stream.evaluation.views import describe
+from two_stream.recognizer import Recognizer
+from two_stream.runtime import distributed
+from two_stream.runtime.provenance import code_version, environment
+from two_stream.video.reader import backend_version
+
+
+def scoring_facts(experiment: Experiment, model: Recognizer, mirror: Mirror | None = None) -> dict[str, Any]:
+    """Return how videos were scored: views, frames, machine and versions."""
+    data, evaluate, spec = experiment.data, experiment.evaluate, model.spec
+    return {
+        "modality": spec.modality,
+        "protocol": describe(evaluate, data.sampling, mirror),
+        "views": evaluate.views,
+        "num_clips": evaluate.num_clips if evaluate.views == "uniform" else None,
+        "step": evaluate.step,
+        "crops": evaluate.crops,
+        "aggregate": evaluate.aggregate,
+        "precision": evaluate.precision,
+        "folded": evaluate.fold,
+        "compiled": evaluate.compile,
+        "batch_views": evaluate.batch_views,
+        "processes": distributed.world_size(),
+        "scale": "logits" if evaluate.aggregate == "logits" else "log-probabilities",
+        "sampling": data.sampling,
+        "source": data.source,
+        "shards": shard_facts(data.shards, spec.modality)
+        if data.source == "shards" and data.shards
+        else None,
+        "decoder": backend_version(data.backend) if data.source == "videos" else None,
+        "flow_algorithm": data.flow if data.source == "videos" and spec.modality == "flow" else None,
+        "clip_length": spec.clip_length,
+        "stride": spec.stride,
+        "resize": list(spec.resize),
+        "crop": spec.crop,
+        "seed": experiment.seed,
+        "device": str(next(model.parameters()).device),
+        "threads": torch.get_num_threads(),
+        "code_version": code_version(),
+        "environment": environment(),
+    }
