@@ -14,7 +14,6 @@ from two_stream.runtime.console import console, say, table
 if TYPE_CHECKING:
     from two_stream.profiling import StageCost
     from two_stream.recognizer import Recognizer
-    from two_stream.types import InputSpec
     from two_stream.zoo import ModelRecord
 
 SUMMARY = "list the named models, or show one"
@@ -42,39 +41,71 @@ def main(args: list[str]) -> int:
     if exact:
         _show(records[0], options)
         return 0
-    rows = [_row(record, options.num_classes) for record in records]
+    files = _files()
+    rows = [_row(record, options.num_classes, files) for record in records]
     if options.json:
         say(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
-        columns = ("name", "M params", "input", "modality", "source")
+        columns = ("name", "M params", "G mult-adds", "input", "modality", "weights", "source")
         cells = [
-            (row["name"], f"{row['parameters'] / 1e6:.2f}", row["input"], row["modality"], row["source"])
+            (
+                row["name"],
+                f"{row['parameters'] / 1e6:.2f}",
+                f"{row['multiply_adds'] / 1e9:.2f}",
+                row["input"],
+                row["modality"],
+                ", ".join(row["weights"]) or "–",
+                row["source"],
+            )
             for row in rows
         ]
         made = table(f"{len(rows)} models ({options.num_classes} classes)", columns, cells)
-        for column in made.columns[:-1]:
+        for column in made.columns[:-2]:
             column.no_wrap = True
         console.print(made)
     return 0
 
 
-def _row(record: ModelRecord, num_classes: int) -> dict[str, Any]:
-    from two_stream.profiling import meta_model, parameter_count
+def _row(record: ModelRecord, num_classes: int, files: dict[str, list[str]]) -> dict[str, Any]:
+    from two_stream.zoo.costs import costs
 
-    model = meta_model(record.options, num_classes)
+    cost = costs()[record.name]
+    parameters, multiply_adds = cost.at(num_classes)
     return {
         "name": record.alias or record.name,
         "full_name": record.name,
-        "parameters": parameter_count(model),
-        "input": _input(model.spec),
+        "parameters": parameters,
+        "multiply_adds": multiply_adds,
+        "input": f"{cost.frames}×{cost.crop}²",
         "modality": record.options.modality,
+        "weights": _weights(record, files),
         "summary": record.summary,
         "source": record.source,
     }
 
 
-def _input(spec: InputSpec) -> str:
-    return f"{spec.clip_length}×{spec.crop}²"
+def _files() -> dict[str, list[str]]:
+    """Return the names of the listed weight files by the full name of their model; none outside a checkout."""
+    from two_stream import zoo
+    from two_stream.errors import TwoStreamError
+    from two_stream.pretrained.manifest import find_manifest, read_manifest
+
+    try:
+        entries = read_manifest(find_manifest()).entries
+    except TwoStreamError:
+        return {}
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        if entry.model is not None:
+            found.setdefault(zoo.find(entry.model).name, []).append(entry.name)
+    return found
+
+
+def _weights(record: ModelRecord, files: dict[str, list[str]]) -> list[str]:
+    """Return where a training of this model can start from: listed files, or the library's own weights."""
+    if hasattr(record.options.backbone, "pretrained"):
+        return ["backbone.pretrained"]
+    return files.get(record.name, [])
 
 
 def _show(record: ModelRecord, options: Options) -> None:
@@ -85,9 +116,8 @@ def _show(record: ModelRecord, options: Options) -> None:
     whole = sum(cost.multiply_adds for cost in costs)
     if options.json:
         found = {
-            **_row(record, options.num_classes),
+            **_row(record, options.num_classes, _files()),
             "paper": record.paper,
-            "multiply_adds": whole,
             "multiply_adds_convention": CONVENTION,
             "input_spec": asdict(model.spec),
             "options": record.options.model_dump(mode="json"),
@@ -98,6 +128,7 @@ def _show(record: ModelRecord, options: Options) -> None:
     say(f"{record.alias or record.name}: {record.summary}")
     say(f"  also       {record.name}" if record.alias else f"  source     {record.source}")
     say(f"  paper      {record.paper}")
+    say(f"  weights    {', '.join(_weights(record, _files())) or 'none listed'}")
     say(f"  input      {_describe(model)}")
     say(
         f"  cost       {parameter_count(model) / 1e6:.2f} M parameters with {options.num_classes} classes, "

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
 
 from two_stream.errors import DataError, ScoreError, SettingsError
+from two_stream.evaluation.metrics import probabilities
 from two_stream.types import ScoreTable
 
 Guesses = list[tuple[str, float]]
@@ -45,19 +45,20 @@ def results_of(table: ScoreTable, count: int = 5) -> dict[str, Any]:
     """Return a table in the averaged form.
 
     The score is the mean of softmax over views where the table holds that (aggregate `probabilities`, or views kept);
-    else softmax of the mean logits.
+    else softmax of the mean logits. In a multi-label table sigmoid takes the place of softmax.
 
     Args:
         table: Scores of a run.
         count: Classes per video; all of them where there are fewer.
     """
-    probabilities = softmax(table.logits, axis=1)
+    several = table.targets is not None
+    shares = probabilities(table.logits, multi_label=several)
     if table.view_logits is not None and table.view_counts is not None:
         ends = np.cumsum(table.view_counts)
-        views = softmax(table.view_logits.astype(np.float64), axis=1)
+        views = probabilities(table.view_logits.astype(np.float64), multi_label=several)
         pairs = zip(ends, table.view_counts)
-        probabilities = np.stack([views[end - size : end].mean(axis=0) for end, size in pairs])
-    named = zip(table.ids, probabilities)
+        shares = np.stack([views[end - size : end].mean(axis=0) for end, size in pairs])
+    named = zip(table.ids, shares)
     return {"results": {video: listed(row, table.class_names, count) for video, row in named}}
 
 

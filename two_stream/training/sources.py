@@ -52,8 +52,6 @@ class TrainingData:
     """changes with the videos, their order, labels and frame counts"""
     mirror: Mirror = field(default_factory=Mirror)
     """what the mirror image of a video is an example of"""
-    multi_label: bool = False
-    """labels are float32 `(B, K)`"""
 
 
 def training_data(experiment: Experiment, spec: InputSpec, *, pin: bool = False) -> TrainingData:
@@ -91,7 +89,6 @@ def training_data(experiment: Experiment, spec: InputSpec, *, pin: bool = False)
         dataset=record.name,
         fingerprint=fingerprint(train, val, record.classes),
         mirror=mirror_of(record, protocol),
-        multi_label=record.multi_label,
     )
 
 

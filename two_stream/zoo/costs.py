@@ -1,6 +1,6 @@
 """What every named model costs and expects, counted once and kept in `costs.json`: a list needs no network built.
 
-`python eval/model_tables.py` writes the file; a test compares it with the networks.
+`python docs/models/tables.py` writes the file; a test compares it with the networks.
 """
 
 from __future__ import annotations

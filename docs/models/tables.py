@@ -1,8 +1,8 @@
 """Count every named model and write the tables of `docs/models/`.
 
-    python eval/model_tables.py            # docs/models/*.md from two_stream/zoo/costs.json
-    python eval/model_tables.py --count    # first count every network anew on the meta device (minutes)
-    python eval/model_tables.py --check    # write nothing; exit code 1 where a page is not what would be written
+    python docs/models/tables.py            # docs/models/*.md from two_stream/zoo/costs.json
+    python docs/models/tables.py --count    # first count every network anew on the meta device (minutes)
+    python docs/models/tables.py --check    # write nothing; exit code 1 where a page is not what would be written
 
 Between `<!-- table: PATTERN … -->` and `<!-- end -->` a page holds the table of the models whose names
 match, with the figures of `docs/models/published.yaml` beside ours.
@@ -23,7 +23,7 @@ from two_stream import zoo
 from two_stream.runtime.files import write_json, write_text
 from two_stream.zoo.costs import FILE, costs
 
-PAGES = Path(__file__).resolve().parents[1] / "docs" / "models"
+PAGES = Path(__file__).resolve().parent
 PUBLISHED = PAGES / "published.yaml"
 _TABLE = re.compile(r"(<!-- table: (?P<patterns>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 _TWO = (100, 200)
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
             continue
         stale += 1
         if given.check:
-            print(f"{page}: its tables are not those of the models; run `python eval/model_tables.py`")
+            print(f"{page}: its tables are not those of the models; run `python docs/models/tables.py`")
         else:
             write_text(page, made)
             print(page)

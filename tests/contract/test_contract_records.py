@@ -1,0 +1,146 @@
+"""Every record of the zoo: its listed cost, its page, a training step with other heads and modality, and its export."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+import pytest
+import torch
+
+from two_stream.backbones import BACKBONES
+from two_stream.config.load import validate
+from two_stream.config.model import ModelOptions
+from two_stream.errors import SettingsError
+from two_stream.recognizer import Recognizer
+from two_stream.zoo import records
+from two_stream.zoo.costs import costs
+
+FRAMES, SIDE, CLASSES = 16, 64, 5
+HEADS = ("average", "bert", "lstm")
+COMBINATIONS = [(head, modality) for head in HEADS for modality in ("rgb", "flow")]
+FIRST = list({record.options.backbone.kind: record for record in reversed(records())}.values())
+"""one record of every kind of backbone; the sweep over all of them is slow"""
+
+
+@pytest.fixture(scope="module")
+def tables(repository):
+    """The script that counts and writes the pages."""
+    spec = importlib.util.spec_from_file_location("tables", repository / "docs" / "models" / "tables.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["tables"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def name_of(value):
+    return getattr(value, "name", None)
+
+
+def test_every_record_is_counted_and_stands_on_a_page(repository):
+    names = [record.name for record in records()]
+    assert set(costs()) == set(names), "run `python docs/models/tables.py --count`"
+    pages = "".join(page.read_text() for page in (repository / "docs" / "models").glob("*.md"))
+    assert not [name for name in names if f"`{name}`" not in pages]
+
+
+def test_pages_are_what_the_command_writes(tables):
+    assert tables.main(["--check"]) == 0
+
+
+def test_a_stale_page_is_noticed(tables, tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.md").write_text("# A\n\n<!-- table: co3d/x3d_s -->\n| old |\n<!-- end -->\n")
+    monkeypatch.setattr(tables, "PAGES", tmp_path)
+    assert tables.main(["--check"]) == 1
+    assert "a.md: its tables are not those of the models" in capsys.readouterr().out
+    assert tables.main([]) == 0
+    assert "| `co3d/x3d_s` | 13 every 6 × 160² | 400 | 3.79 | 3.79 |" in (tmp_path / "a.md").read_text()
+    assert tables.main(["--check"]) == 0
+
+
+@pytest.mark.parametrize("record", FIRST, ids=name_of)
+def test_the_listed_cost_is_that_of_the_network(tables, record):
+    found = tables.count(record)
+    cost = costs()[record.name]
+    assert found["parameters"] == list(cost.parameters)
+    assert found["multiply_adds"] == list(cost.multiply_adds)
+    assert found["clip"] == [cost.frames, cost.stride, cost.crop]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("record", records(), ids=name_of)
+def test_every_listed_cost_is_that_of_the_network(tables, record):
+    test_the_listed_cost_is_that_of_the_network(tables, record)
+
+
+def small(record, head, modality) -> ModelOptions:
+    """The record with another head and modality, at a small input where the network takes one."""
+    base = record.options.model_dump() | {"head": {"kind": head}, "modality": modality, "dense": False}
+    base["input"] |= {"mean": None, "std": None}
+    sizes = {"clip_length": FRAMES, "resize": (SIDE, SIDE), "crop": SIDE}
+    tried = validate(ModelOptions, base | {"input": base["input"] | sizes}, record.name)
+    try:
+        with torch.device("meta"):
+            model = Recognizer(tried, CLASSES).eval()
+            model(torch.empty(1, model.spec.channels, FRAMES, SIDE, SIDE))
+    except (SettingsError, RuntimeError):  # its size is part of the network
+        return validate(ModelOptions, base, record.name)
+    return tried
+
+
+def clip_of(model: Recognizer, batch: int) -> torch.Tensor:
+    spec = model.spec
+    shape = (batch, spec.channels, spec.clip_length, spec.crop, spec.crop)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+
+
+def train(record, head, modality) -> None:
+    """One step moves the weights of every stage."""
+    torch.manual_seed(0)
+    model = Recognizer(small(record, head, modality), CLASSES).train()
+    before = {name: [p.detach().sum() for p in stage.parameters()] for name, stage in model.stages()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss = torch.nn.functional.cross_entropy(model(clip_of(model, 2)), torch.tensor([0, 3]))
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+    optimizer.step()
+    assert loss.isfinite()
+    for name, stage in model.stages():
+        moved = [bool(p.sum() != old) for p, old in zip(stage.parameters(), before[name], strict=True)]
+        assert any(moved) or not moved, f"{name} stays as it was"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("head", "modality"), COMBINATIONS)
+@pytest.mark.parametrize("record", records(), ids=name_of)
+def test_every_record_trains_with_other_heads_and_modality(record, head, modality):
+    train(record, head, modality)
+
+
+def exported(record, head, modality) -> None:
+    """What torch.export makes of the network gives its logits, for another clip than the traced one."""
+    torch.manual_seed(0)
+    model = Recognizer(small(record, head, modality), CLASSES).eval()
+    clip = clip_of(model, 1)
+    program = torch.export.export(model, (clip,))
+    other = clip.flip(-1)
+    with torch.inference_mode():
+        expected = model(other)
+        found = program.module()(other)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("kind", sorted(BACKBONES))
+def test_a_network_of_every_kind_is_exported(kind):
+    """The smallest named one."""
+    chosen = [record for record in records() if record.options.backbone.kind == kind]
+    assert chosen, f"no record has a backbone of kind {kind}"
+    record = min(chosen, key=lambda one: costs()[one.name].parameters[0])
+    exported(record, "bert", "flow")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("head", "modality"), COMBINATIONS)
+@pytest.mark.parametrize("record", FIRST, ids=name_of)
+def test_any_head_and_modality_is_exported(record, head, modality):
+    exported(record, head, modality)
