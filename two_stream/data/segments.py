@@ -12,7 +12,7 @@ import io
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from two_stream.data.catalog import Record, read_lines
@@ -33,10 +33,9 @@ class Segment:
 
     video: str
     """id of the video: its path below the root, without suffix"""
-    start: float
-    """seconds"""
-    end: float
-    """seconds"""
+    start: float | None
+    """seconds; None, as `end`, where the annotations count frames"""
+    end: float | None
     first: int
     """number of the video's frame that is the segment's frame 1"""
 
@@ -57,12 +56,15 @@ def read_segments(path: Path) -> dict[str, Segment]:
         where = f"{path}:{rows.line_num}"
         try:
             name, video, start, end, first = row
-            segment = Segment(video, float(start), float(end), int(first))
+            counted = not start and not end
+            segment = Segment(video, None, None, int(first))
+            if not counted:
+                segment = replace(segment, start=float(start), end=float(end))
         except ValueError:
             raise DataError(f"{where}: {','.join(row)!r}: expected {','.join(COLUMNS)}") from None
         if not name or not video:
             raise DataError(f"{where}: a segment needs an id and a video")
-        if not 0 <= segment.start < segment.end < math.inf:
+        if not counted and not 0 <= float(start) < float(end) < math.inf:
             raise DataError(f"{where}: {name!r} lasts from {start} to {end} s: expected 0 <= start < end")
         if segment.first < 1:
             raise DataError(f"{where}: {name!r} begins with frame {first}; frames count from 1")
@@ -77,7 +79,9 @@ def write_segments(path: Path, segments: Mapping[str, Segment]) -> None:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(COLUMNS)
-    rows.writerows((name, s.video, f"{s.start:.6g}", f"{s.end:.6g}", s.first) for name, s in segments.items())
+    for name, s in segments.items():
+        seconds = ("" if time is None else f"{time:.6g}" for time in (s.start, s.end))
+        rows.writerow((name, s.video, *seconds, s.first))
     write_text(path, text.getvalue())
 
 

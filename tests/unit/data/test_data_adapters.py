@@ -112,6 +112,23 @@ def test_moments_diving_and_stair(tmp_path: Path) -> None:
     assert lines(record, "val") == ["drinking/a001-0004Y 4 0"]
 
 
+def test_a_part_given_in_frames_begins_where_it_says(tmp_path: Path) -> None:
+    """3D-ResNets' JSON files count frames from 1 and leave the last out; the rate of the video does not matter."""
+    items = {
+        name: {"subset": subset, "annotations": {"label": "a", "segment": segment}}
+        for name, subset, segment in (
+            ("x", "training", [11, 21]),
+            ("y", "training", [1, 31]),
+            ("z", "validation", [1, 9]),
+        )
+    }
+    write(tmp_path, {"own.json": {"labels": ["a"], "database": items}})
+    _, record = prepared("json", tmp_path / "own.json", frames(tmp_path / "f", {"x": 30, "y": 30, "z": 30}))
+    assert lines(record, "train") == ["x#1 10 0", "y 30 0"]
+    assert lines(record, "val") == ["z 8 0"]
+    assert (record.folder / "segments.csv").read_text() == "id,video,start,end,first\nx#1,x,,,11\n"
+
+
 def test_charades_has_every_class_of_a_video_and_people_as_groups(tmp_path: Path) -> None:
     official = write(tmp_path / "official", files.CHARADES)
     made, record = prepared(

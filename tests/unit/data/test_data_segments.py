@@ -203,19 +203,20 @@ def test_shards_refuse_segments_in_one_line(untrimmed: Record, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("a,v,0,1", r"segments\.csv:3: .*expected id,video,start,end,first"),
-        ("a,v,zero,1,1", r"segments\.csv:3: 'a,v,zero,1,1': expected"),
-        ("a,v,2,1,1", r"segments\.csv:3: 'a' lasts from 2 to 1 s"),
-        ("a,v,0,nan,1", r"segments\.csv:3: 'a' lasts from 0 to nan s"),
-        ("a,v,0,1,0", r"segments\.csv:3: 'a' begins with frame 0; frames count from 1"),
-        (",v,0,1,1", r"segments\.csv:3: a segment needs an id and a video"),
-        ("first,v,0,1,1", r"segments\.csv:3: 'first' stands there twice"),
+        ("a,v,0,1", r"segments\.csv:4: .*expected id,video,start,end,first"),
+        ("a,v,zero,1,1", r"segments\.csv:4: 'a,v,zero,1,1': expected"),
+        ("a,v,2,1,1", r"segments\.csv:4: 'a' lasts from 2 to 1 s"),
+        ("a,v,0,nan,1", r"segments\.csv:4: 'a' lasts from 0 to nan s"),
+        ("a,v,0,1,0", r"segments\.csv:4: 'a' begins with frame 0; frames count from 1"),
+        (",v,0,1,1", r"segments\.csv:4: a segment needs an id and a video"),
+        ("first,v,0,1,1", r"segments\.csv:4: 'first' stands there twice"),
     ],
 )
 def test_wrong_segments_name_the_line(tmp_path: Path, line: str, said: str) -> None:
     path = tmp_path / "segments.csv"
-    write_segments(path, {"first": Segment('v, "1"', 0.25, 1.0, 7)})
-    assert read_segments(path) == {"first": Segment('v, "1"', 0.25, 1.0, 7)}
+    whole = {"first": Segment('v, "1"', 0.25, 1.0, 7), "counted": Segment("v", None, None, 3)}
+    write_segments(path, whole)
+    assert read_segments(path) == whole
     path.write_text(path.read_text() + line + "\n")
     with pytest.raises(DataError, match=said):
         read_segments(path)

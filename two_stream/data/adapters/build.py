@@ -199,7 +199,7 @@ def _listed(
             )
             continue
         if name != place.id:
-            start, end = entry.seconds or (float(span.start - 1), float(span.stop - 1))
+            start, end = entry.seconds or (None, None)
             made.segments[name] = Segment(place.id, start, end, span.start)
         made.counts[name] = (len(span), flow)
         several = entry.labels if annotations.multi_label else ()
