@@ -245,7 +245,7 @@ def difference(first: ScoreTable, second: ScoreTable, *, seed: int = 0) -> Inter
         both = [first.logits, second.logits]
         one, two = multilabel.resampled(both, first.targets, units(first)[0], seed=seed)
         value = main_value(first.logits, first) - main_value(second.logits, first)
-        return Interval(value, *multilabel.interval(one - two))
+        return Interval(value, *multilabel.interval(one - two, value))
     hits = [(ranks(table.logits, table.labels) == 0).astype(np.float64) for table in (first, second)]
     gap = hits[0] - hits[1]
     return bootstrap(gap, units(first)[0], share=False, seed=seed)
@@ -289,7 +289,9 @@ def _chance(table: ScoreTable) -> float:
 def _map(table: ScoreTable, unit: NDArray[np.int64], seed: int) -> Interval:
     assert table.targets is not None
     (draws,) = multilabel.resampled([table.logits], table.targets, unit, seed=seed)
-    return Interval(main_value(table.logits, table), *multilabel.interval(draws))
+    value = main_value(table.logits, table)
+    low, high = multilabel.interval(draws, value)
+    return Interval(value, max(0.0, low), min(1.0, high))
 
 
 def agreement(first: ScoreTable, second: ScoreTable) -> dict[str, int]:
