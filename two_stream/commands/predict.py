@@ -16,7 +16,7 @@ from two_stream.errors import SettingsError, TwoStreamError
 if TYPE_CHECKING:
     from two_stream.config.schema import EvaluateOptions
     from two_stream.evaluation.run import Run
-    from two_stream.evaluation.video import Reading
+    from two_stream.evaluation.video import Reading, VideoResult
 
 SUMMARY = "Say what happens in videos, from RGB, flow or both; flow is computed on the fly."
 
@@ -215,10 +215,7 @@ def _predict_one(
         _draw_attention(runs, how, video, drawing, result)
         result["attention"] = str(drawing)
     if line is not None:
-        from two_stream.commands.predict_timeline import write_timeline
-
-        samplings = [reading.sampling for reading in readings]
-        write_timeline(flags, runs, scored, (options, samplings), (video, line))
+        _draw_timeline(flags, runs, scored, how, (video, line))
         result["timeline"] = str(line)
     return result
 
@@ -250,6 +247,30 @@ def _draw_attention(
         f"by {' and '.join(seen)}{fused}. Below: the steps BERT's last layer looks at in the middle clip",
         streams,
     )
+
+
+def _draw_timeline(
+    flags: PredictFlags,
+    runs: list[Run],
+    scored: Sequence[VideoResult],
+    how: tuple[list[EvaluateOptions], list[Reading]],
+    files: tuple[Path, Path],
+) -> None:
+    """Write the picture `files[1]` about the video `files[0]`, and the CSV file beside it."""
+    from two_stream.evaluation.timeline import windows, write_csv
+    from two_stream.evaluation.timeline_figure import draw_timeline
+
+    video, picture = files
+    options, readings = how
+    names, fps = runs[0].class_names, scored[0].fps
+    samplings = [reading.sampling for reading in readings]
+    found = windows(runs, scored, options, samplings, rule=flags.rule, weights=flags.weights)
+    write_csv(picture.with_suffix(".csv"), found, names, fps, flags.top)
+    streams = " and ".join("RGB" if run.model.spec.modality == "rgb" else "flow" for run in runs)
+    fused = f", fused by {flags.rule}" if len(runs) > 1 else ""
+    clips = {f"{views.views} clips of {run.model.spec.clip_length} frames" for run, views in zip(runs, options)}
+    title = f"{video.name}: {streams}{fused}; {len(found)} windows, {' and '.join(sorted(clips))}"
+    draw_timeline(picture, title, found, names, fps)
 
 
 def _options(flags: PredictFlags, run: Run) -> EvaluateOptions:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import log_softmax, logsumexp
+from scipy.special import log_expit, log_softmax, logsumexp
 from torch import nn
 
 from two_stream.errors import ScoreError, SettingsError
@@ -17,7 +17,7 @@ from two_stream.runtime.console import progress
 from two_stream.runtime.inference import resolve_precision
 from two_stream.types import VideoViews
 
-AGGREGATES = ("logits", "probabilities")
+AGGREGATES = ("logits", "probabilities", "sigmoids")
 
 
 class VideoScores(NamedTuple):
@@ -38,7 +38,8 @@ def aggregate_views(view_logits_VK: NDArray[np.floating], aggregate: str = "logi
     """Return one vector `(K,)` for the views of a video, computed in float64.
 
     `logits`: their mean (the paper's). `probabilities`: the logarithm of the mean of softmax over views, so that
-    argmax, fusion and calibration read it like any other logits: its softmax is that mean.
+    argmax, fusion and calibration read it like any other logits: its softmax is that mean. `sigmoids`: the same for
+    classes that do not exclude each other; the sigmoid of the result is the mean of the views' sigmoids.
 
     Raises:
         SettingsError: Another `aggregate`.
@@ -49,6 +50,9 @@ def aggregate_views(view_logits_VK: NDArray[np.floating], aggregate: str = "logi
     if aggregate == "probabilities":
         mean = logsumexp(log_softmax(values, axis=1), axis=0) - np.log(len(values))
         return np.asarray(mean, dtype=np.float64)
+    if aggregate == "sigmoids":
+        yes, no = (logsumexp(log_expit(sign * values), axis=0) for sign in (1.0, -1.0))
+        return np.asarray(yes - no, dtype=np.float64)
     raise SettingsError(f"unknown aggregate {aggregate!r}; known: {', '.join(AGGREGATES)}")
 
 

@@ -139,7 +139,7 @@ def test_without_mirror_images_five_crops_are_left_and_the_protocol_says_so():
     assert (ten.counts.tolist(), five.counts.tolist()) == ([20], [10])
     assert ten.view_logits is not None
     np.testing.assert_array_equal(five.view_logits, ten.view_logits[:10])
-    options = EvaluateOptions()
+    options = EvaluateOptions(precision="fp32")
     assert "five-crop (ten-crop without mirror images)" in describe(options, mirror=Mirror(allowed=False))
     assert describe(options, mirror=PAIRS).endswith("mirrored classes exchanged")
     single = EvaluateOptions(crops="center")

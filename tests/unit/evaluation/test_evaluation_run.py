@@ -595,7 +595,7 @@ def test_several_classes_and_mirror_pairs_reach_score_files_and_predictions(worl
     (settings / "dataset.yaml").write_text(yaml.safe_dump(facts))
     listed = "left/v_g3 13 0,2\nright/v_g3 13 1\nstay/v_g3 13 0,1,2\n"
     (settings / "val_rgb_split1.txt").write_text(listed)
-    options = EvaluateOptions(views="single", crops="ten", keep_views=True)
+    options = EvaluateOptions(views="single", crops="ten", keep_views=True, precision="fp32")
     run = load_run(write_run(tmp_path, "rgb", settings_root=tmp_path / "settings"))
     table, path = evaluate_run(run, options)
     back = read_scores(path)
