@@ -268,7 +268,9 @@ def _draw_timeline(
     write_csv(picture.with_suffix(".csv"), found, names, fps, flags.top)
     streams = " and ".join("RGB" if run.model.spec.modality == "rgb" else "flow" for run in runs)
     fused = f", fused by {flags.rule}" if len(runs) > 1 else ""
-    clips = {f"{views.views} clips of {run.model.spec.clip_length} frames" for run, views in zip(runs, options)}
+    clips = {
+        f"{views.views} clips of {run.model.spec.clip_length} frames" for run, views in zip(runs, options)
+    }
     title = f"{video.name}: {streams}{fused}; {len(found)} windows, {' and '.join(sorted(clips))}"
     draw_timeline(picture, title, found, names, fps)
 

@@ -22,7 +22,7 @@ from two_stream.data.views import view_loader
 from two_stream.errors import CheckpointError, DataError, ScoreError, SettingsError
 from two_stream.evaluation.facts import scoring_facts
 from two_stream.evaluation.network import is_exact, ready, resolved
-from two_stream.evaluation.predict import VideoScores, score_videos
+from two_stream.evaluation.predict import VideoScores, aggregate_views, score_videos
 from two_stream.evaluation.processes import gathered
 from two_stream.evaluation.scores import write_scores
 from two_stream.evaluation.video import Reading, VideoResult, fuse_results, score_file, top
@@ -174,7 +174,7 @@ def evaluate_run(
         device=where,
         precision=evaluate.precision,
         batch_views=evaluate.batch_views or 1,
-        aggregate=evaluate.aggregate,
+        aggregate=_aggregate(evaluate, loaded.record.multi_label),
         keep_views=evaluate.keep_views,
         total=len(records),
     )
@@ -280,10 +280,20 @@ def score_with_runs(
             )
     chosen = options or [run.experiment.evaluate for run in runs]
     read = readings or [reading_of(run) for run in runs]
-    return [
-        replace(score_file(run.model, video, views, how), multi_label=run.multi_label)
-        for run, views, how in zip(runs, chosen, read, strict=True)
-    ]
+    return [_scored(run, video, views, how) for run, views, how in zip(runs, chosen, read, strict=True)]
+
+
+def _scored(run: Run, video: Path | str, options: EvaluateOptions, reading: Reading) -> VideoResult:
+    result = score_file(run.model, video, options, reading)
+    if not run.multi_label:
+        return result
+    logits = aggregate_views(result.view_logits, _aggregate(options, multi_label=True))
+    return replace(result, logits=logits, multi_label=True)
+
+
+def _aggregate(options: EvaluateOptions, multi_label: bool) -> str:
+    """Return what is averaged over views: probabilities of classes that do not exclude each other are sigmoids."""
+    return "sigmoids" if multi_label and options.aggregate == "probabilities" else options.aggregate
 
 
 def _with_options(

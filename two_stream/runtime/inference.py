@@ -14,6 +14,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from two_stream.runtime.console import warn
 
+Convolution = nn.Conv2d | nn.Conv3d
+BatchNorm = nn.BatchNorm2d | nn.BatchNorm3d
+_CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
+_NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 _CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
 """Flags of /proc/cpuinfo: x86 with AVX-512 BF16 or AMX, ARM with BF16."""
 FOLD_TOLERANCE = 1e-4
@@ -65,7 +69,7 @@ def folded(model: nn.Module, example: torch.Tensor) -> nn.Module:
     for convolution, norm in pairs:
         joined = fuse_conv_bn_eval(convolution, norm)
         _replace(plain, names[convolution], joined)
-        _replace(plain, names[norm], nn.Identity())
+        _replace(plain, names[norm], _what_is_left(norm))
     after = plain(example)
     scale = float(before.abs().max())
     if not torch.allclose(after, before, rtol=0.0, atol=FOLD_TOLERANCE * scale):
@@ -77,7 +81,7 @@ def folded(model: nn.Module, example: torch.Tensor) -> nn.Module:
 def lowered(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Hold the weights of convolutions in a shorter type, in place, as autocast would make them anew in each pass."""
     for part in model.modules():
-        if isinstance(part, nn.Conv3d):
+        if isinstance(part, _CONVOLUTIONS):
             part.to(dtype)
     return model
 
@@ -111,21 +115,21 @@ def _no_compiler(device: torch.device) -> str:
     return "" if found else "no C++ compiler found (g++ or clang++)"
 
 
-def _pairs(model: nn.Module, example: torch.Tensor) -> list[tuple[nn.Conv3d, nn.BatchNorm3d]]:
+def _pairs(model: nn.Module, example: torch.Tensor) -> list[tuple[Convolution, BatchNorm]]:
     """Return every BatchNorm that takes in what a convolution, used once, gives out."""
-    made: dict[int, nn.Conv3d] = {}
+    made: dict[int, Convolution] = {}
     kept: list[torch.Tensor] = []  # alive, so that no two outputs share an id
     calls: dict[nn.Module, int] = {}
-    found: list[tuple[nn.Conv3d, nn.BatchNorm3d]] = []
+    found: list[tuple[Convolution, BatchNorm]] = []
 
     def convolved(module: nn.Module, _: Any, output: torch.Tensor) -> None:
-        assert isinstance(module, nn.Conv3d)
+        assert isinstance(module, _CONVOLUTIONS)
         calls[module] = calls.get(module, 0) + 1
         kept.append(output)
         made[id(output)] = module
 
     def normalised(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        assert isinstance(module, nn.BatchNorm3d)
+        assert isinstance(module, _NORMS)
         calls[module] = calls.get(module, 0) + 1
         convolution = made.get(id(inputs[0]))
         if convolution is not None:
@@ -133,9 +137,9 @@ def _pairs(model: nn.Module, example: torch.Tensor) -> list[tuple[nn.Conv3d, nn.
 
     handles = []
     for part in model.modules():
-        if isinstance(part, nn.Conv3d):
+        if isinstance(part, _CONVOLUTIONS):
             handles.append(part.register_forward_hook(convolved))
-        elif isinstance(part, nn.BatchNorm3d):
+        elif isinstance(part, _NORMS):
             handles.append(part.register_forward_pre_hook(normalised))
     try:
         model(example)
@@ -143,6 +147,12 @@ def _pairs(model: nn.Module, example: torch.Tensor) -> list[tuple[nn.Conv3d, nn.
         for handle in handles:
             handle.remove()
     return [pair for pair in found if all(calls[part] == 1 for part in pair) and pair[1].track_running_stats]
+
+
+def _what_is_left(norm: nn.Module) -> nn.Module:
+    """Return what a norm does beside normalising: those of timm hold an activation, and a dropout before it."""
+    inside = [part for name, part in norm.named_children() if name in ("drop", "act")]
+    return nn.Sequential(*inside) if inside else nn.Identity()
 
 
 def _replace(model: nn.Module, name: str, part: nn.Module) -> None:

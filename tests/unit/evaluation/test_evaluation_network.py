@@ -29,6 +29,17 @@ SMALL = {
     "c3d": {"width": 0.0625, "temporal_stride": 2, "side": 2},
     "slowfast": {"width": 0.25, "fast_stride": 1, "alpha": 2},
     "r2plus1d": {"depth": 50, "width": 0.125, "temporal_stride": 4},
+    "timm": {"name": "test_resnet", "temporal_stride": 4},
+    "hf_video": {
+        "config": {
+            "image_size": 48,
+            "num_frames": 8,
+            "hidden_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 96,
+        }
+    },
 }
 """Settings that make a kind small; a kind without an entry is swept as it is."""
 NORM_FIRST = {"densenet3d"}
@@ -39,7 +50,7 @@ def lived_in(model: nn.Module) -> None:
     """Give every BatchNorm statistics and weights of its own, as training would."""
     generator = torch.Generator().manual_seed(3)
     for part in model.modules():
-        if isinstance(part, nn.BatchNorm3d):
+        if isinstance(part, (nn.BatchNorm2d, nn.BatchNorm3d)):
             for tensor, low, high in (
                 (part.weight, 0.5, 1.5),
                 (part.running_var, 0.5, 2.0),
@@ -69,7 +80,7 @@ def gap(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def norms(model: nn.Module) -> int:
-    return sum(isinstance(part, nn.BatchNorm3d) for part in model.modules())
+    return sum(isinstance(part, (nn.BatchNorm2d, nn.BatchNorm3d)) for part in model.modules())
 
 
 @torch.no_grad()
@@ -94,7 +105,9 @@ def test_bf16_weights_are_what_autocast_would_make_of_them(kind):
     model = network(kind)
     plain = folded(model, clips(model))
     made = ready(model, EvaluateOptions(precision="bf16"))
-    assert {p.weight.dtype for p in made.modules() if isinstance(p, nn.Conv3d)} == {torch.bfloat16}
+    assert {p.weight.dtype for p in made.modules() if isinstance(p, (nn.Conv2d, nn.Conv3d))} == {
+        torch.bfloat16
+    }
     assert model.classifier.weight.dtype == torch.float32
     x = clips(model)
     with autocast(CPU, "bf16"):
