@@ -42,13 +42,9 @@ def assert_same(found, expected):
         )
 
 
-@pytest.mark.parametrize("kept", [False, True])
-def test_averaged_results_of_both_code_bases(pipelines, kept):
+def test_averaged_results_of_both_code_bases(pipelines):
     logits = np.random.default_rng(3).standard_normal((6, 12)).astype(np.float32)
     table = table_of(logits, [2, 2, 2], "abcdefghijkl")
-    if kept:  # then the views themselves are averaged, whatever the table's own aggregate
-        table.view_logits, table.view_counts = logits, np.asarray([2, 2, 2])
-        table.logits = np.zeros_like(table.logits)
     expected = pipelines["efficient3d"]["results_json"]["examples"]["softmax"]["results"]
     assert_same(results_of(table, 10)["results"], expected)
     assert "v2" not in expected, "the published code loses the last video"

@@ -35,7 +35,8 @@ class EvaluateFlags(EvaluateOptions):
     out: Path | None = None
     """score file to write; none: `RUN/scores/<part>_<protocol>.npz`"""
     results: Path | None = None
-    """write the best five classes of each video too, as Efficient-3DCNNs and 3D-ResNets do (val.json)"""
+    """write the best five classes of each video too, as Efficient-3DCNNs and 3D-ResNets do (val.json); they average
+    probabilities (--aggregate probabilities)"""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
     """print the numbers as JSON instead of a table"""
 

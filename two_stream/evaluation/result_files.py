@@ -44,20 +44,14 @@ class Found:
 def results_of(table: ScoreTable, count: int = 5) -> dict[str, Any]:
     """Return a table in the averaged form.
 
-    The score is the mean of softmax over views where the table holds that (aggregate `probabilities`, or views kept);
-    else softmax of the mean logits. In a multi-label table sigmoid takes the place of softmax.
+    Scores are softmax of the table's logits: with `aggregate: probabilities` that is the mean of softmax over clips,
+    as published. In a multi-label table sigmoid takes the place of softmax.
 
     Args:
         table: Scores of a run.
         count: Classes per video; all of them where there are fewer.
     """
-    several = table.targets is not None
-    shares = probabilities(table.logits, multi_label=several)
-    if table.view_logits is not None and table.view_counts is not None:
-        ends = np.cumsum(table.view_counts)
-        views = probabilities(table.view_logits.astype(np.float64), multi_label=several)
-        pairs = zip(ends, table.view_counts)
-        shares = np.stack([views[end - size : end].mean(axis=0) for end, size in pairs])
+    shares = probabilities(table.logits, multi_label=table.targets is not None)
     named = zip(table.ids, shares)
     return {"results": {video: listed(row, table.class_names, count) for video, row in named}}
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from made_world import make_world
 
 from two_stream.config.load import dump
 from two_stream.config.model import ModelOptions
@@ -107,3 +108,9 @@ class Runs:
 @pytest.fixture
 def runs(tmp_path: Path) -> Runs:
     return Runs(tmp_path / "runs")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """Nine videos of three classes, their lists, an RGB and a flow run."""
+    return make_world(tmp_path_factory.mktemp("world"))

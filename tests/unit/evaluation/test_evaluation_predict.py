@@ -180,3 +180,10 @@ def test_assemble_streams_clips_and_forgets_what_is_done():
     assert alive[-1] == 10  # nothing is read past the last frame needed
     short = list(assemble([[1, 2], [3, 4]], ((n, np.asarray([n])) for n in (1, 2, 3))))
     assert len(short) == 1
+
+
+def test_sigmoids_of_several_classes_are_averaged():
+    views = np.random.default_rng(5).normal(scale=3.0, size=(7, 4))
+    found = aggregate_views(views, "sigmoids")
+    np.testing.assert_allclose(1 / (1 + np.exp(-found)), (1 / (1 + np.exp(-views))).mean(axis=0), rtol=1e-12)
+    assert np.isfinite(aggregate_views(np.asarray([[900.0, -900.0], [800.0, -800.0]]), "sigmoids")).all()
