@@ -144,3 +144,9 @@ def test_a_network_of_every_kind_is_exported(kind):
 @pytest.mark.parametrize("record", FIRST, ids=name_of)
 def test_any_head_and_modality_is_exported(record, head, modality):
     exported(record, head, modality)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("record", records(), ids=name_of)
+def test_every_record_is_exported(record):
+    exported(record, "lstm", "rgb")
