@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from two_stream.zoo import ModelRecord
 
 SUMMARY = "list the named models, or show one"
+LIBRARY = "pretrained"
+"""for models whose library has weights: `model.backbone.pretrained` starts a training from them"""
+_WIDE = 100
+"""columns of a terminal from which on the table names the source"""
 
 
 @dataclass(frozen=True)
@@ -46,24 +50,30 @@ def main(args: list[str]) -> int:
     if options.json:
         say(json.dumps(rows, indent=2, ensure_ascii=False))
     else:
-        columns = ("name", "M params", "G mult-adds", "input", "modality", "weights", "source")
-        cells = [
-            (
-                row["name"],
-                f"{row['parameters'] / 1e6:.2f}",
-                f"{row['multiply_adds'] / 1e9:.2f}",
-                row["input"],
-                row["modality"],
-                ", ".join(row["weights"]) or "–",
-                row["source"],
-            )
-            for row in rows
-        ]
-        made = table(f"{len(rows)} models ({options.num_classes} classes)", columns, cells)
-        for column in made.columns[:-2]:
+        columns = ("name", "M params", "G MACs", "input", "weights", "source")
+        shown = len(columns) - (console.width < _WIDE)  # a name's first part says the source too
+        made = table(
+            f"{len(rows)} models ({options.num_classes} classes)",
+            columns[:shown],
+            [_cells(row)[:shown] for row in rows],
+        )
+        for column in made.columns:
             column.no_wrap = True
         console.print(made)
     return 0
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    count = len(row["weights"])
+    weights = row["weights"][0] if row["weights"] == [LIBRARY] else f"{count} listed" if count else "–"
+    return (
+        row["name"],
+        f"{row['parameters'] / 1e6:.2f}",
+        f"{row['multiply_adds'] / 1e9:.2f}",
+        f"{row['modality']} {row['input']}",
+        weights,
+        row["source"],
+    )
 
 
 def _row(record: ModelRecord, num_classes: int, files: dict[str, list[str]]) -> dict[str, Any]:
@@ -104,7 +114,7 @@ def _files() -> dict[str, list[str]]:
 def _weights(record: ModelRecord, files: dict[str, list[str]]) -> list[str]:
     """Return where a training of this model can start from: listed files, or the library's own weights."""
     if hasattr(record.options.backbone, "pretrained"):
-        return ["backbone.pretrained"]
+        return [LIBRARY]
     return files.get(record.name, [])
 
 
