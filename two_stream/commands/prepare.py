@@ -189,7 +189,7 @@ def _tell(made: Prepared) -> int:
         say(f"left out: … and {len(made.failures) - NAMED} more")
     say(
         f"{made.path.parent}: {made.videos} videos of {made.sources} sources, {made.record.num_classes} classes, "
-        f"{made.record.num_splits} splits in {len(made.lists)} lists"
+        f"{made.record.num_splits} {'split' if made.record.num_splits == 1 else 'splits'} in {len(made.lists)} lists"
         + (f"; {len(made.failures)} videos left out" if made.failures else "")
     )
     return 1 if made.failures else 0
