@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,14 +13,12 @@ from two_stream.evaluation.result_files import evaluate_results, read_results, r
 from two_stream.types import ScoreTable
 
 pytestmark = pytest.mark.parity
-FIXTURE = Path(__file__).resolve().parents[3] / "shared" / "fixtures" / "families" / "pipelines.json.gz"
 
 
 @pytest.fixture(scope="module")
-def pipelines():
-    if not FIXTURE.is_file():
-        pytest.skip(f"{FIXTURE} is not here")
-    return json.loads(gzip.decompress(FIXTURE.read_bytes()))
+def pipelines(shared):
+    path = shared / "fixtures" / "families" / "pipelines.json.gz"
+    return json.loads(gzip.decompress(path.read_bytes()))
 
 
 def table_of(logits, counts, names):
