@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from two_stream.training.tracking import TIME_FIELDS
 
 CLASSES = ["left", "right", "still"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+ATTEMPTS = 5
+"""on a busy machine a run may be over before this process looks at it again"""
 
 
 @pytest.fixture(scope="module")
@@ -179,16 +182,20 @@ def _wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> N
 def test_killed_before_and_after_checkpoints(experiment_file: Path, uninterrupted: Path) -> None:
     """One kill before the first checkpoint, one inside an epoch; the second half is read by two workers."""
     folder = experiment_file.parent / "runs" / "killed"
-    process = _start(experiment_file, "killed")
-    while not (folder / "experiment.yaml").exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
-    process = _start(experiment_file, "killed", "--resume")
-    _wait_for_step(process, folder, 4)
-    process.kill()
-    process.communicate()
+    for _ in range(ATTEMPTS):
+        shutil.rmtree(folder, ignore_errors=True)
+        process = _start(experiment_file, "killed")
+        while not (folder / "experiment.yaml").exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+        process = _start(experiment_file, "killed", "--resume")
+        _wait_for_step(process, folder, 4)
+        process.kill()
+        process.communicate()
+        if _position(folder) < 12:
+            break
     assert 4 <= _position(folder) < 12, "the run was over before the kill: the test proves nothing"
     done = _run(experiment_file, "killed", "--resume", "--data.workers", "2")
     assert done.returncode == 0, done.stderr
@@ -198,10 +205,14 @@ def test_killed_before_and_after_checkpoints(experiment_file: Path, uninterrupte
 
 def test_sigterm_saves_and_says_how_to_resume(experiment_file: Path, uninterrupted: Path) -> None:
     folder = experiment_file.parent / "runs" / "stopped"
-    process = _start(experiment_file, "stopped", "--data.workers", "2")
-    _wait_for_step(process, folder, 2)
-    process.send_signal(signal.SIGTERM)
-    _, complaint = process.communicate(timeout=60)
+    for _ in range(ATTEMPTS):
+        shutil.rmtree(folder, ignore_errors=True)
+        process = _start(experiment_file, "stopped", "--data.workers", "2")
+        _wait_for_step(process, folder, 2)
+        process.send_signal(signal.SIGTERM)
+        _, complaint = process.communicate(timeout=60)
+        if process.returncode == 143:
+            break
     assert process.returncode == 143, complaint
     assert "--name stopped" in complaint
     assert "--resume" in complaint
