@@ -132,3 +132,20 @@ def test_weights_that_cannot_be_had_end_a_training_before_it_begins(
     assert "timm's weights of test_resnet cannot be fetched" in said
     assert "`backbone.weights`" in said
     assert not (root / "runs" / "nothing" / "experiment.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--train.loss.kind", "focal", "--train.loss.alpha", "0.5"], "it needs a multi-label data set"),
+        (["--train.stage-rates", "nowhere", "0.1"], "nowhere"),
+        (["--data.source", "shards", "--data.shards", "/nowhere"], "no index of shards here"),
+    ],
+)
+def test_settings_that_do_not_fit_leave_no_folder(
+    root: Path, capsys: pytest.CaptureFixture[str], flags: list[str], said: str
+) -> None:
+    path = write_experiment(root, "unfit", {"backbone": {"kind": "timm", "name": "test_resnet"}})
+    assert main(["train", str(path), *flags]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not (root / "runs" / "unfit").exists()

@@ -23,7 +23,9 @@ from two_stream.runtime.device import pick_device, set_deterministic, set_thread
 from two_stream.runtime.seeding import seed_everything
 from two_stream.training.checkpoint import has_checkpoint
 from two_stream.training.compiling import compile_stages
+from two_stream.training.losses import build_loss
 from two_stream.training.norms import synchronised
+from two_stream.training.optim import parameter_groups
 from two_stream.training.run_folder import began_here, begin_run, check_run, locked, record_environment
 from two_stream.training.sources import TrainingData, training_data
 from two_stream.training.trainer import Trainer, TrainResult
@@ -76,6 +78,7 @@ def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainRes
             model.channels_last()
         data = training_data(experiment, model.spec, pin=device.type == "cuda")
         _prepare(model, experiment.train, device, load_init=not continues)
+        _check(experiment, model, data)
     _compare_lists(data)
     with ExitStack() as stack:
         distributed.on_main(lambda: stack.enter_context(locked(paths)))
@@ -151,6 +154,16 @@ def _prepare(model: Recognizer, options: TrainOptions, device: torch.device, *, 
     model.set_gradient_checkpointing(options.gradient_checkpointing)
     if options.compile:
         compile_stages(model.backbone.stages(), device)
+
+
+def _check(experiment: Experiment, model: Recognizer, data: TrainingData) -> None:
+    """Find out before the run has a folder what would stop it: a loss, rates or shards that do not fit."""
+    options = experiment.train
+    if data.labels is not None:
+        build_loss(options, data.labels)
+    parameter_groups(model, model.stages(), options.optimizer, options.layer_decay, options.stage_rates)
+    if experiment.data.source == "shards" and experiment.data.shards:
+        shard_facts(experiment.data.shards, experiment.model.modality)
 
 
 def _check_tokens(model: Recognizer) -> None:
