@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from two_stream.data.adapters.annotations import Annotations, Classes, Entry, Split
-from two_stream.data.adapters.reading import find_file, key, read_json, typed
+from two_stream.data.adapters.reading import find_file, json_objects, key, read_json, typed
 from two_stream.errors import DataError
 
 GROUP = r"(?:^|/)([\w-]{11})_\d{5}$"
@@ -32,9 +32,7 @@ def read_diving48(path: Path) -> Annotations:
     ]
     entries = []
     for split, file in parts:
-        for place, value in enumerate(typed(read_json(file), list, str(file))):
-            where = f"{file}: [{place}]"
-            item = typed(value, dict, where)
+        for where, item in json_objects(file):
             name, label = key(item, "vid_name", str, where), key(item, "label", int, where)
             if not 0 <= label < len(names):
                 raise DataError(f"{where}.label: {label}: expected 0 to {len(names) - 1}")

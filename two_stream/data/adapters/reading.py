@@ -158,3 +158,14 @@ def span(start: float, end: float, where: str) -> tuple[float, float]:
     if not 0 <= start < end:
         raise DataError(f"{where}: from {start:g} to {end:g} s: expected 0 <= start < end")
     return start, end
+
+
+def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the objects of a JSON list, each after where it stands, `file: [place]`.
+
+    Raises:
+        DataError: Missing, no JSON, no list, or an entry that is no object.
+    """
+    for place, value in enumerate(typed(read_json(path), list, str(path))):
+        where = f"{path}: [{place}]"
+        yield where, typed(value, dict, where)

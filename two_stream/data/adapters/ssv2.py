@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from two_stream.data.adapters.annotations import Annotations, Classes, Entry, Split, left_right_pairs
-from two_stream.data.adapters.reading import find_file, key, read_json, typed
+from two_stream.data.adapters.reading import find_file, json_objects, key, read_json, typed
 from two_stream.errors import DataError
 
 
@@ -25,9 +25,7 @@ def read_ssv2(path: Path) -> Annotations:
     ]
     entries = []
     for split, file in parts:
-        for place, value in enumerate(typed(read_json(file), list, str(file))):
-            where = f"{file}: [{place}]"
-            item = typed(value, dict, where)
+        for where, item in json_objects(file):
             name = key(item, "id", str, where)
             template = key(item, "template", str, where).replace("[", "").replace("]", "")
             label = classes.label(template, f"{where}.template")

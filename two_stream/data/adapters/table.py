@@ -9,7 +9,7 @@ from typing import Any
 
 from two_stream.config.load import nearest
 from two_stream.data.adapters.annotations import Annotations, Classes, Entry, Split
-from two_stream.data.adapters.reading import number, read_json, span, table_rows, typed
+from two_stream.data.adapters.reading import json_objects, number, span, table_rows, typed
 from two_stream.data.catalog import read_lines
 from two_stream.errors import DataError
 
@@ -73,8 +73,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Row]]:
 
 def _json_rows(path: Path, suffix: str) -> Iterator[tuple[str, Any]]:
     if suffix == ".json":
-        for place, value in enumerate(typed(read_json(path), list, str(path))):
-            yield f"{path}: [{place}]", value
+        yield from json_objects(path)
         return
     for line, text in enumerate(read_lines(path), 1):
         if not text.strip():
