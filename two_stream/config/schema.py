@@ -36,6 +36,12 @@ class DataOptions(Options):
     """flow algorithm when `source` is videos"""
     sampling: Literal["standard", "paper", "efficient3d", "3dresnets", "co3d"] = "standard"
     """paper: the published frame choice, which never reads the last frame; the others: that of the codebase"""
+    frame_order: Literal["natural", "shuffled", "reversed"] = "natural"
+    """order in which the frames of a clip enter the network, in training and evaluation: shuffled draws one per video,
+    the same in every epoch and run; a control that shows whether a network uses time"""
+    features: Path | None = None
+    """folder that `two-stream features` wrote: training and evaluation read the frozen backbone's features from it in
+    place of clips; needs `train.freeze_until: backbone`"""
     balance: Literal["none", "classes"] = "none"
     """classes: an epoch draws videos with replacement, every class as often as any other"""
     on_error: Literal["raise", "skip"] = "raise"
@@ -218,6 +224,8 @@ class Experiment(Options):
                 f"`data.augment.{augment.colours[0]}` changes colours, which flow has not; leave it off for "
                 "`model.modality: flow` (crops, flips and `erase` act on both)"
             )
+        if self.data.features is not None:
+            self._features()
         if self.data.balance == "classes" and "balanced" in (
             getattr(loss, "weights", None),
             getattr(loss, "pos_weight", None),
@@ -227,6 +235,19 @@ class Experiment(Options):
                 "classes; keep one"
             )
         return self
+
+    def _features(self) -> None:
+        """Refuse what stored features cannot give: a backbone that learns, or clips mixed before it."""
+        if self.train.freeze_until not in ("backbone", "head"):
+            raise ValueError(
+                f"`data.features` holds what a frozen backbone gives, and `train.freeze_until` is "
+                f"{self.train.freeze_until or 'not set'}; expected backbone or head"
+            )
+        for name in ("mixup", "cutmix"):
+            if getattr(self.train, name):
+                raise ValueError(
+                    f"`train.{name}` mixes clips, and `data.features` has none; leave one of them out"
+                )
 
 
 __all__ = [

@@ -1,0 +1,223 @@
+"""What a study says, as plain values: the statistics write it, every form of the report reads it.
+
+Accuracies are shares (0 to 1), differences are first minus second in the same unit. A *cell* is one run: a variant
+on one split with one seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from two_stream.evaluation.metrics import Interval
+
+State = Literal["done", "failed", "missing"]
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One cell of a study."""
+
+    variant: str
+    split: int
+    seed: int
+    state: State
+    run: str = ""
+    """its run folder"""
+    key: str = ""
+    """hash of resolved settings, code and data"""
+    accuracy: float | None = None
+    """top-1 on the evaluated part; of a multi-label set mAP"""
+    reason: str = ""
+    """why it failed"""
+    seconds: float | None = None
+    """training and evaluation"""
+    scores: str = ""
+    """its score file"""
+    model_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one view costs, measured on one machine for all variants."""
+
+    parameters: int
+    multiply_adds: int
+    """of one view"""
+    views: float | None
+    """per video, as evaluated"""
+    latency_ms: float | None
+    """median forward pass of one view"""
+    memory_mib: float | None
+    """peak of the forward pass over what was held before it"""
+    device: str = ""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published accuracy to stand beside ours."""
+
+    value: float
+    """share"""
+    source: str
+
+
+@dataclass(frozen=True)
+class VariantResult:
+    """One variant over its cells."""
+
+    name: str
+    levels: dict[str, str]
+    """its level of every factor of the study's grid"""
+    changes: dict[str, Any]
+    """dotted setting -> value, where it departs from the study's base"""
+    accuracy: Interval
+    """mean over splits and seeds; 95 % interval over source videos and, with several seeds, trainings"""
+    seed_interval: Interval | None
+    """95 % t interval of the mean over seeds alone, on these very videos; None with one seed"""
+    sd: float | None
+    """standard deviation over seeds"""
+    seeds: list[int]
+    splits: list[int]
+    more: dict[str, float | None] = field(default_factory=dict)
+    """other measures by name (top-5, mean class, ECE), means over cells"""
+    per_class: list[float | None] = field(default_factory=list)
+    """accuracy (multi-label: average precision) by class, mean over cells; None where a class has no video"""
+    confusion: list[list[float]] | None = None
+    """mean counts over cells, row true, column predicted; None: multi-label"""
+    histories: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    """by cell ("split 1, seed 2"): the rows of `metrics.jsonl`"""
+    cost: Cost | None = None
+    published: Published | None = None
+    best: bool = False
+    """no variant has a higher mean; says nothing of significance"""
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Discordant videos of one cell and the exact two-sided test."""
+
+    cell: str
+    first_only: int
+    """videos only the first variant gets right"""
+    second_only: int
+    p: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One pair of variants on the same videos, first minus second."""
+
+    first: str
+    second: str
+    family: str
+    """comparisons of one family share Holm's correction"""
+    difference: Interval
+    clips: float
+    """the difference in videos of the test part"""
+    p: float
+    """of the main test, uncorrected"""
+    p_holm: float
+    test: str
+    """which test that is, in words"""
+    significant: bool
+    """p_holm below 1 - level"""
+    verdict: str
+    """one sentence; says "no difference shown" where nothing is"""
+    bootstrap_p: float
+    """two-sided, paired bootstrap over source videos"""
+    mcnemar: list[McNemar]
+    """per shared cell; empty for a multi-label set"""
+    detectable: float
+    """smallest true difference that would be found here with 80 % probability"""
+    detectable_clips: int
+    videos: int
+    groups: int | None
+    seeds: int
+    per_class: list[float | None] = field(default_factory=list)
+    """difference by class"""
+
+
+@dataclass(frozen=True)
+class FusedPair:
+    """An RGB and a flow variant fused."""
+
+    first: str
+    second: str
+    accuracy: Interval
+    better: str
+    """the better of the two alone"""
+    gain: Interval
+    """fused minus the better one, paired"""
+    agreement: float
+    """share of videos with the same prediction"""
+    oracle: float
+    """share of videos that at least one gets right"""
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What a stream adds to the fusion of all: the fusion of all minus that without it."""
+
+    stream: str
+    difference: Interval
+    p: float
+    p_holm: float
+
+
+@dataclass(frozen=True)
+class FusionResult:
+    """Streams fused: every RGB × flow pair, or N given streams."""
+
+    rule: str
+    streams: list[str]
+    pairs: list[FusedPair]
+    contributions: list[Contribution] = field(default_factory=list)
+    all_streams: Interval | None = None
+    """fusion of all streams"""
+    oracle: float | None = None
+    """share of videos that at least one of all streams gets right"""
+    weights: dict[str, float] = field(default_factory=dict)
+    """by stream, found on the holdout part; empty: equal"""
+    fitted_on: str = ""
+    """what the weights were found on"""
+    tuned: Interval | None = None
+    """accuracy with those weights on the evaluated part"""
+    agreement: list[list[float]] = field(default_factory=list)
+    """share of videos on which two streams predict the same class, in the order of `streams`"""
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """Everything a report shows."""
+
+    name: str
+    question: str
+    protocol: str
+    """data, part, views, selection, videos, seeds, kind of interval: one line"""
+    metric: str
+    """`top-1` or `mAP`"""
+    part: str
+    videos: int
+    groups: int | None
+    class_names: list[str]
+    chance: float
+    level: float
+    variants: list[VariantResult]
+    comparisons: list[Comparison]
+    runs: list[RunRow]
+    answer: str
+    """the question answered in a sentence or two, by the tests"""
+    notes: list[str] = field(default_factory=list)
+    """caveats, one sentence each (failed cells, few sources, test-selected, mixed code versions …)"""
+    fusion: FusionResult | None = None
+    settings: dict[str, str] = field(default_factory=dict)
+    """by variant: resolved settings as YAML (of its first cell)"""
+    command: str = ""
+    """reproduces the study"""
+    definition: str = ""
+    """the study file's text; empty for `two-stream compare`"""
+    environment: dict[str, str] = field(default_factory=dict)
+    code_version: str = ""
+    created: str = ""
+    """ISO date and time"""
