@@ -37,8 +37,8 @@ class DataOptions(Options):
     sampling: Literal["standard", "paper", "efficient3d", "3dresnets", "co3d"] = "standard"
     """paper: the published frame choice, which never reads the last frame; the others: that of the codebase"""
     frame_order: Literal["natural", "shuffled", "reversed"] = "natural"
-    """order in which the frames of a clip enter the network, in training and evaluation: shuffled draws one per video,
-    the same in every epoch and run; a control that shows whether a network uses time"""
+    """order in which the frames of a clip enter the network, in training and evaluation; shuffled is drawn anew in each
+    epoch of training and once per video in evaluation; a control that shows whether a network uses time"""
     features: Path | None = None
     """folder that `two-stream features` wrote: training and evaluation read the frozen backbone's features from it in
     place of clips; needs `train.freeze_until: backbone`"""

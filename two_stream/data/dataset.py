@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from two_stream.config.augment import AugmentOptions
 from two_stream.data.mirror import Mirror
 from two_stream.data.pixels import change_pixels
-from two_stream.data.sampling import evaluation_protocol, sample_clips, training_protocol
+from two_stream.data.sampling import evaluation_protocol, reordered, sample_clips, training_protocol
 from two_stream.data.source import ClipSource
 from two_stream.data.transforms import (
     Frames,
@@ -68,6 +68,7 @@ class ClipDataset(Dataset[ClipItem | Failure]):
     """One clip per video: drawn and augmented in training, centred otherwise.
 
     Attributes:
+        frame_order: `natural`, `shuffled` or `reversed`; see `DataOptions`.
         mirror: Whether a clip may be mirrored, and what class it has then; by default it may and keeps its own.
         multi_label: Classes K of a multi-label data set, whose clips carry `targets`; 0 in other data sets.
     """
@@ -104,6 +105,7 @@ class ClipDataset(Dataset[ClipItem | Failure]):
         self.seed = seed
         self.epoch = epoch
         self.resize_once = resize_once
+        self.frame_order = "natural"
         self.mirror = Mirror()
         self.multi_label = 0
 
@@ -123,6 +125,8 @@ class ClipDataset(Dataset[ClipItem | Failure]):
         spec = self.spec
         generator = rng(self.seed, self.epoch, record.id, *([again] if again else []))
         numbers, view, protocol = self._plan(record, generator)
+        drawn = (self.seed, self.epoch, again) if self.augment is not None else ()
+        numbers = reordered(numbers, self.frame_order, *drawn, record.id)
         region = Region(view.box, (spec.crop, spec.crop), direct=self.resize_once)
         frames = self.source.read(record.id, numbers, spec.resize, region)
         labels = record.all_labels

@@ -199,6 +199,7 @@ def train_loader(
         epoch=epoch,
         resize_once=data.resize_once,
     )
+    dataset.frame_order = data.frame_order
     dataset.mirror = mirror_of(record, data.augment.protocol)
     dataset.multi_label = _multi_label(record)
     plan = _batches(order, experiment.train.batch_size)
@@ -224,6 +225,7 @@ def clip_loader(
     source = make_source(record, spec.modality, data)
     videos = _some(records, "validation")
     dataset = ClipDataset(source, videos, spec, sampling=data.sampling)
+    dataset.frame_order = data.frame_order
     dataset.multi_label = _multi_label(record)
     plan = _batches(list(range(len(records))), experiment.train.batch_size)
     return Loader(dataset, plan, collate_clips, data, share=share)

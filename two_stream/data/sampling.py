@@ -13,6 +13,7 @@ import numpy as np
 
 from two_stream.data.temporal import FAMILY_PROTOCOLS, family_clips
 from two_stream.errors import SettingsError
+from two_stream.runtime import seeding
 
 MENDED = ("single", "multi", "uniform", "sliding", "train")
 PAPER = ("paper-single", "paper-multi", "paper-train", "paper-val")
@@ -126,6 +127,21 @@ def evaluation_protocol(sampling: str, views: str, num_clips: int | None = None)
         ("co3d", "uniform"): ("co3d-even", num_clips),
     }
     return family.get((sampling, views), (views, num_clips))
+
+
+def reordered(clip: Sequence[int], order: str, *key: object) -> list[int]:
+    """Return the frame numbers of a clip in the order in which they enter the network.
+
+    Args:
+        clip: Frame numbers in the order of time.
+        order: `natural`, `reversed`, or `shuffled`: a permutation that depends on `key` alone.
+        key: What the permutation is drawn from, for example seed, epoch and video.
+    """
+    if order == "reversed":
+        return list(clip[::-1])
+    if order == "shuffled":
+        return [clip[place] for place in seeding.rng("frame order", *key).permutation(len(clip))]
+    return list(clip)
 
 
 def clip_span(clip_length: int, stride: int) -> int:

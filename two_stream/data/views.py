@@ -17,7 +17,7 @@ from two_stream.data.catalog import Record
 from two_stream.data.dataset import BROKEN, Failure, failure_of
 from two_stream.data.loader import Loader
 from two_stream.data.mirror import Mirror, mirror_of
-from two_stream.data.sampling import evaluation_protocol, sample_clips
+from two_stream.data.sampling import evaluation_protocol, reordered, sample_clips
 from two_stream.data.source import ClipSource, make_source
 from two_stream.data.transforms import View, evaluation_views
 from two_stream.errors import DataError, TwoStreamError
@@ -71,6 +71,7 @@ class ViewDataset(Dataset[VideoViews | Failure]):
         Raises:
             SettingsError: A number is out of range, or `paper` with a stride other than 1.
         """
+        self.frame_order = "natural"
         self.source = source
         self.records = records
         self.spec = spec
@@ -103,7 +104,8 @@ class ViewDataset(Dataset[VideoViews | Failure]):
         return (chunk.last - chunk.first) * len(self.crops)
 
     def _clips(self, record: VideoRecord) -> list[list[int]]:
-        return evaluation_clips(self.evaluate, self.spec, record.num_frames, self.sampling)
+        clips = evaluation_clips(self.evaluate, self.spec, record.num_frames, self.sampling)
+        return [reordered(clip, self.frame_order, record.id) for clip in clips]
 
     def _views(self, record: VideoRecord, chunk: Chunk) -> VideoViews:
         spec = self.spec
@@ -185,6 +187,7 @@ def view_loader(
         protocol=data.augment.protocol,
         mirror=mirror_of(record, data.augment.protocol),
     )
+    dataset.frame_order = data.frame_order
     views = [0] * len(records)
     for chunk in dataset.chunks:
         views[chunk.record] += dataset.num_views(chunk)

@@ -21,7 +21,8 @@ def scoring_facts(experiment: Experiment, model: Recognizer, mirror: Mirror | No
     data, evaluate, spec = experiment.data, experiment.evaluate, model.spec
     return {
         "modality": spec.modality,
-        "protocol": describe(evaluate, data.sampling, mirror),
+        "protocol": describe(evaluate, data.sampling, mirror) + _order(data.frame_order),
+        "frame_order": data.frame_order,
         "views": evaluate.views,
         "num_clips": evaluate.num_clips if evaluate.views == "uniform" else None,
         "step": evaluate.step,
@@ -50,3 +51,7 @@ def scoring_facts(experiment: Experiment, model: Recognizer, mirror: Mirror | No
         "code_version": code_version(),
         "environment": environment(),
     }
+
+
+def _order(frame_order: str) -> str:
+    return "" if frame_order == "natural" else f", frames {frame_order}"
