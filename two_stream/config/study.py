@@ -21,6 +21,8 @@ class DemoData(Options):
 
     out: Path = Path("demo/study")
     """folder of the data set"""
+    theme: Literal["motion", "order"] = "motion"
+    """motion: the classes of `two-stream demo`; order: classes that differ in the order of frames alone"""
     seed: int = 1
     """seed of the videos"""
     groups: Annotated[int, Field(ge=3)] = 15

@@ -1,35 +1,24 @@
-"""The embedded data set: small real MP4 files whose classes differ in motion and its order only.
+"""The embedded data set: small real MP4 files, two discs with a handwritten digit each on a drifting texture.
 
-Two discs with a handwritten digit (scikit-learn's) stand side by side on a drifting texture. A disc's state is its
-height in the frame, its size and its angle, each uniform and independent in every frame of every class, so that one
-frame says nothing about the class. A class moves one of them along its cycle, its partner the other way round:
-
-    rise, fall              height at a steady pace; a disc that leaves at the top returns at the bottom
-    climb, sink             height: slowly up and quickly down again, against slowly down and quickly up
-    swell, shrink           size: grows slowly and shrinks quickly, against shrinks slowly and grows quickly
-    wheels_in, wheels_out   angle: both discs turn, their upper edges towards each other, against apart
-
-Played backwards, a class is its partner; shuffled, the two cannot be told apart. No class changes when mirrored, so
-flips in training and mirrored test crops are sound. A source `gNN` is a pair of discs and a background shared by one
-video of every class, and each of three splits keeps a source on one side.
+Its theme says what the classes are: `motion` (`demo_motion.py`, the one of `two-stream demo`) or `order`
+(`demo_order.py`, for studies of what uses time). In both, a class played backwards is another one, shuffled frames
+tell them apart no more, and mirroring changes none. A source `gNN` is a pair of discs and a background shared by one
+video of every class (or `takes` of them), and each of three splits keeps a source on one side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from fractions import Fraction
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import cv2
-import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from two_stream.config.load import validate
+from two_stream.data import demo_motion, demo_order
 from two_stream.data.catalog import RECORD_FILE, Record
+from two_stream.data.demo_drawing import Image, codec_here, encode, look_of
 from two_stream.data.prepare import write_dataset
 from two_stream.data.splits import make_splits
 from two_stream.errors import DataError, SettingsError
@@ -38,23 +27,19 @@ from two_stream.runtime.files import atomic_path, write_json
 from two_stream.runtime.seeding import rng
 from two_stream.types import VideoRecord
 
-CLASSES = ("rise", "fall", "climb", "sink", "swell", "shrink", "wheels_in", "wheels_out")
-PAIRS = (("rise", "fall"), ("climb", "sink"), ("swell", "shrink"), ("wheels_in", "wheels_out"))
-"""classes that become each other when played backwards"""
 MANIFEST = "demo.json"
 NUM_SPLITS = 3
-_FPS = 15
-_SLOW = 0.75
-"""part of a cycle that `climb` and `swell` spend on the slow way"""
-
-Image = NDArray[np.uint8]
+_CLASSES = {"motion": demo_motion.CLASSES, "order": demo_order.CLASSES}
+_PICTURES = {"motion": demo_motion.pictures, "order": demo_order.pictures}
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Size of the data set."""
+    """Theme and size of the data set."""
 
     seed: int = 0
+    theme: str = "motion"
+    """motion or order"""
     groups: int = 15
     """sources; each gives `takes` videos of every class"""
     takes: int = 1
@@ -68,6 +53,8 @@ class DemoOptions:
 
     def __post_init__(self) -> None:
         """Check what splits and the encoder need."""
+        if self.theme not in _CLASSES:
+            raise SettingsError(f"theme is {self.theme!r}: expected {' or '.join(_CLASSES)}")
         if self.groups < NUM_SPLITS:
             raise SettingsError(
                 f"groups is {self.groups}: expected at least {NUM_SPLITS}, one per split's test part"
@@ -80,6 +67,11 @@ class DemoOptions:
             raise SettingsError(
                 f"demo videos of {self.min_frames} to {self.max_frames} frames: expected 2 or more"
             )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes of the theme."""
+        return _CLASSES[self.theme]
 
 
 def write_demo(out: Path, *, seed: int = 0, groups: int = 15, options: DemoOptions | None = None) -> Path:
@@ -102,7 +94,7 @@ def write_demo(out: Path, *, seed: int = 0, groups: int = 15, options: DemoOptio
         SettingsError: Options out of range.
     """
     chosen = options or DemoOptions(seed=seed, groups=groups)
-    codec = _codec()
+    codec = codec_here()
     wanted = {**asdict(chosen), "codec": codec, "version": 2}
     try:
         keep = _same_manifest(out / MANIFEST, wanted)
@@ -129,7 +121,7 @@ def _id(name: str, group: int, take: int) -> str:
 
 def _plan(options: DemoOptions) -> Iterator[tuple[str, int, int, int]]:
     """Yield (class, group, take, frames) of every video."""
-    for name in CLASSES:
+    for name in options.classes:
         for group in range(1, options.groups + 1):
             for take in range(1, options.takes + 1):
                 yield name, group, take, num_frames(name, group, take, options)
@@ -149,14 +141,14 @@ def _write_lists(out: Path, options: DemoOptions, plan: list[tuple[str, int, int
         "videos": "videos",
         "short_side": None,
         "group": r"_(g\d+)_c\d+$",
-        "classes": list(CLASSES),
+        "classes": list(options.classes),
     }
     record = validate(Record, mapping, out / RECORD_FILE)
     record._folder = out
     ids = [_id(name, group, take) for name, group, take, _ in plan]
     counts = {video_id: (frames, frames - 1) for video_id, (*_, frames) in zip(ids, plan)}
     records = [
-        VideoRecord(video_id, frames, CLASSES.index(name), record.group_of(video_id))
+        VideoRecord(video_id, frames, options.classes.index(name), record.group_of(video_id))
         for video_id, (name, _, _, frames) in zip(ids, plan)
     ]
     splits = make_splits(records, NUM_SPLITS, 1 / NUM_SPLITS, options.seed)
@@ -170,148 +162,9 @@ def _same_manifest(path: Path, wanted: dict[str, Any]) -> bool:
         return False
 
 
-@dataclass(frozen=True)
-class _Look:
-    """What all videos of one source share."""
-
-    discs: tuple[Image, Image]
-    """RGBA pictures"""
-    background: Image
-    """RGB texture that is mirrored beyond its borders"""
-    drift: tuple[float, float]
-    """pixels per frame"""
-
-
 def render(name: str, group: int, take: int, options: DemoOptions) -> list[Image]:
     """Draw the frames `(H, W, 3)`, RGB, of one video."""
-    look = _look(options.seed, group, options.height, options.width)
+    look = look_of(options.seed, group, options.height, options.width)
     draw = rng("demo motion", options.seed, name, group, take)
-    frames = num_frames(name, group, take, options)
-    period = draw.uniform(10.0, 13.0)  # frames: a clip of 12 shows about one cycle, wherever it starts
-    start = draw.uniform(0.0, 1.0, (2, 4))  # of each disc: height, size, angle, place in the cycle
-    aside = draw.uniform(-0.03, 0.03, 2) * options.width
-    scroll = draw.uniform(0, 64, 2)
-    pictures = []
-    for frame in range(frames):
-        picture = _scrolled(look.background, scroll + frame * np.asarray(look.drift), options)
-        for side in (0, 1):
-            y, size, angle = state(name, side, start[side], frame / period)
-            x = options.width * (0.25 + 0.5 * side) + aside[side]
-            _stamp(picture, look.discs[side], x, y * options.height, size * options.height, 360.0 * angle)
-        pictures.append(np.asarray(np.rint(picture), np.uint8))
-    return pictures
-
-
-def state(name: str, side: int, start: NDArray[np.float64], time: float) -> tuple[float, float, float]:
-    """Return height (0 to 1, wrapping), diameter (part of the frame's height) and angle (turns) of a disc.
-
-    Args:
-        name: The class.
-        side: 0 left, 1 right.
-        start: Four numbers, uniform in 0..1: height, size, angle, place in the cycle.
-        time: In cycles since the first frame.
-    """
-    y, size, angle, phase = (float(value) for value in start)
-    kind = next(pair for pair in PAIRS if name in pair)[0]
-    forward = 1.0 if name == kind else -1.0
-    if kind == "rise":
-        y -= forward * time
-    elif kind == "climb":
-        y -= 0.5 * _to_and_fro(phase + forward * time)
-    elif kind == "swell":
-        size = _to_and_fro(phase + forward * time)
-    else:
-        angle += forward * (1.0 if side == 0 else -1.0) * 0.6 * time
-    return y % 1.0, 0.34 + 0.24 * size, angle % 1.0
-
-
-def _to_and_fro(phase: float) -> float:
-    """Return 0 to 1 slowly and back quickly; uniform over a cycle."""
-    phase %= 1.0
-    return phase / _SLOW if phase < _SLOW else (1.0 - phase) / (1.0 - _SLOW)
-
-
-@lru_cache(maxsize=64)
-def _look(seed: int, group: int, height: int, width: int) -> _Look:
-    draw = rng("demo look", seed, group)
-    discs = (_disc(draw), _disc(draw))
-    noise = draw.normal(size=(height + 64, width + 64, 3)).astype(np.float32)
-    coarse = cv2.GaussianBlur(noise, (0, 0), 5.0, borderType=cv2.BORDER_REFLECT)
-    coarse = (coarse - coarse.mean()) / coarse.std()
-    background = np.clip(draw.uniform(90, 165, 3) + 14.0 * coarse, 0, 255).astype(np.uint8)
-    angle, speed = draw.uniform(0, 2 * np.pi), draw.uniform(0.0, 0.4)
-    return _Look(discs, background, (float(speed * np.cos(angle)), float(speed * np.sin(angle))))
-
-
-def _disc(draw: np.random.Generator) -> Image:
-    """Draw a digit on a two-coloured disc, RGBA, 64×64."""
-    digit = _digits()[int(draw.integers(len(_digits())))]
-    large = cv2.resize(digit, (44, 44), interpolation=cv2.INTER_CUBIC).clip(0, 1)
-    ink = np.zeros((64, 64), np.float32)
-    ink[10:54, 10:54] = large
-    dark, light = draw.uniform(0, 60, 3), draw.uniform(195, 255, 3)
-    rgb = dark + (light - dark) * ink[..., None]
-    yy, xx = np.mgrid[:64, :64] - 31.5
-    rgb[(yy < 0) & (ink < 0.3)] += (
-        45.0  # the lower half is darker, so that every digit shows how it is turned
-    )
-    alpha = np.clip(31.5 - np.hypot(yy, xx), 0, 1) * 255
-    return np.dstack([np.clip(rgb, 0, 255), alpha]).astype(np.uint8)
-
-
-@lru_cache(maxsize=1)
-def _digits() -> NDArray[np.float32]:
-    from sklearn.datasets import load_digits
-
-    return np.asarray(load_digits().images / 16.0, np.float32)
-
-
-def _scrolled(background: Image, shift: NDArray[np.float64], options: DemoOptions) -> NDArray[np.float32]:
-    """Cut the frame out of the texture at a fractional place; the texture is mirrored beyond its border."""
-    matrix = np.array([[1, 0, -shift[0]], [0, 1, -shift[1]]])
-    size = (options.width, options.height)
-    cut = cv2.warpAffine(background, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-    return np.asarray(cut, np.float32)
-
-
-def _stamp(
-    picture: NDArray[np.float32], disc: Image, x: float, y: float, diameter: float, degrees: float
-) -> None:
-    """Blend a disc into a picture; what sticks out at the top or bottom appears at the other end."""
-    height, width = picture.shape[:2]
-    side = disc.shape[0]
-    matrix = cv2.getRotationMatrix2D(((side - 1) / 2, (side - 1) / 2), -degrees, diameter / side)
-    for turn in (-1, 0, 1):
-        moved = matrix.copy()
-        moved[:, 2] += (x - (side - 1) / 2, y + turn * height - (side - 1) / 2)
-        layer = cv2.warpAffine(disc, moved, (width, height), flags=cv2.INTER_AREA).astype(np.float32)
-        alpha = layer[..., 3:] / 255.0
-        picture += alpha * (layer[..., :3] - picture)
-
-
-def _codec() -> str:
-    """Return the encoder to use: H.264, or MPEG-4 where libav was built without it."""
-    import av
-
-    for name in ("libx264", "mpeg4"):
-        if name in av.codecs_available:
-            return name
-    raise DataError("this PyAV can encode neither H.264 nor MPEG-4; pip install --force-reinstall av")
-
-
-def encode(path: Path, frames: list[Image], codec: str) -> None:
-    """Write frames `(H, W, 3)`, RGB, as an MP4 file of high quality, one thread: the same frames, the same file."""
-    import av
-    from av.video.stream import VideoStream
-
-    # a fixed quantiser: x264's rate control was seen to write other bytes for one call in forty
-    options = {"qp": "14", "preset": "veryfast"} if codec == "libx264" else {"qmin": "1", "qmax": "3"}
-    with av.open(str(path), "w", format="mp4") as container:
-        stream = cast(VideoStream, container.add_stream(codec, rate=Fraction(_FPS), options=options))
-        stream.height, stream.width = frames[0].shape[:2]
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1
-        stream.codec_context.gop_size = 12
-        for picture in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
+    shape = (num_frames(name, group, take, options), options.height, options.width)
+    return _PICTURES[options.theme](name, look, draw, shape)

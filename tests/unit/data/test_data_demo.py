@@ -16,7 +16,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from two_stream.data.catalog import load_record
-from two_stream.data.demo import CLASSES, PAIRS, DemoOptions, encode, render, state, write_demo
+from two_stream.data.demo import DemoOptions, render, write_demo
+from two_stream.data.demo_drawing import encode
+from two_stream.data.demo_motion import CLASSES, PAIRS, state
+from two_stream.data.demo_order import CLASSES as ORDERS
+from two_stream.data.demo_order import colour_at
 from two_stream.data.splits import load_part
 from two_stream.errors import SettingsError
 from two_stream.video.reader import open_video
@@ -243,3 +247,36 @@ def test_the_encoder_repeats_itself(tmp_path: Path) -> None:
         encode(path, frames, "libx264")
         written.add(path.read_bytes())
     assert len(written) == 1
+
+
+def test_the_order_theme_shows_every_colour_as_often_in_every_class_and_tells_them_by_order():
+    times = np.arange(0, 1, 1 / 240)
+    shown = {name: "".join(colour_at(name, time) for time in times) for name in ORDERS}
+    assert len(ORDERS) == len(set(ORDERS)) == 6
+    assert {tuple(sorted(row.count(c) for c in "rgby")) for row in shown.values()} == {(60, 60, 60, 60)}
+    turned = {name: name[0] + name[:0:-1] for name in ORDERS}
+    assert all(turned[name] in ORDERS and turned[name] != name for name in ORDERS)  # backwards: another class
+    for name in ORDERS:
+        rounds = [colour_at(name, 0.05 + place / 4) for place in range(8)]
+        assert rounds == list(name) * 2
+
+
+def test_the_order_theme_paints_the_colour_of_the_moment_and_nothing_else_moves():
+    options = DemoOptions(theme="order", seed=3)
+    frames = np.stack(render("rgby", 1, 1, options)).astype(int)
+    assert frames.shape[1:] == (48, 64, 3)
+    assert options.classes == ORDERS
+    middle = frames.reshape(len(frames), -1, 3).mean(
+        1
+    )  # the drift of the background is small beside the colours
+    strongest = {"r": 0, "g": 1, "b": 2}
+    swing = middle - middle.mean(0)
+    steps = [int(place) for place in swing.argmax(1)]
+    assert set(steps) >= set(strongest.values())
+    other = np.stack(render("rybg", 1, 1, options)).astype(int)
+    assert not np.array_equal(frames[: len(other)], other[: len(frames)])
+
+
+def test_an_unknown_theme_is_refused():
+    with pytest.raises(SettingsError, match="theme is 'colour': expected motion or order"):
+        DemoOptions(theme="colour")

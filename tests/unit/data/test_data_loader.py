@@ -26,7 +26,8 @@ from two_stream.config.schema import (
 )
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.dataset import ClipDataset, ClipItem
-from two_stream.data.demo import DemoOptions, encode, render
+from two_stream.data.demo import DemoOptions, render
+from two_stream.data.demo_drawing import encode
 from two_stream.data.loader import Share, clip_loader, epoch_order, train_loader
 from two_stream.data.source import FrameFolders, VideoFiles, find_video, index_videos
 from two_stream.data.splits import load_part

@@ -9,7 +9,8 @@ import pytest
 
 from two_stream.commands import prepare as command
 from two_stream.data.catalog import Record, load_record
-from two_stream.data.demo import DemoOptions, encode, render
+from two_stream.data.demo import DemoOptions, render
+from two_stream.data.demo_drawing import encode
 from two_stream.data.official import hmdb51_splits, prepare_official, ucf101_splits
 from two_stream.data.prepare import FolderOptions, prepare_folder
 from two_stream.data.source import VideoFiles

@@ -20,7 +20,8 @@ from two_stream.cli import main
 from two_stream.config.schema import AugmentOptions, DataOptions, Experiment, TrainOptions
 from two_stream.data import shard_writer
 from two_stream.data.catalog import Record, load_record
-from two_stream.data.demo import DemoOptions, encode, render
+from two_stream.data.demo import DemoOptions, render
+from two_stream.data.demo_drawing import encode
 from two_stream.data.loader import clip_loader, train_loader
 from two_stream.data.packing import PackOptions, _without_culprit, all_videos, pack, plan, verify
 from two_stream.data.shard_writer import Shard, Tar

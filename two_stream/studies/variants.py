@@ -1,0 +1,195 @@
+"""From a study file to its variants, and from their names to the pairs that are compared."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from two_stream.config.load import nearest
+from two_stream.config.study import SEPARATOR, Against, Changes, Study
+from two_stream.errors import SettingsError
+
+VARIANT = "variant"
+"""Factor that the named `variants` are levels of."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run the base experiment."""
+
+    name: str
+    levels: dict[str, str]
+    """its level of each factor"""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """nested settings over the study's base"""
+
+
+def variants_of(study: Study) -> list[Variant]:
+    """Return every combination of the study's levels, the excluded left out.
+
+    Raises:
+        SettingsError: Two variants have the same name, or an excluded one does not exist.
+    """
+    factors: dict[str, dict[str, Changes]] = {VARIANT: study.variants} if study.variants else {}
+    factors |= {factor: _levels(factor, given) for factor, given in study.grid.items()}
+    found = []
+    for combination in itertools.product(*(levels.items() for levels in factors.values())):
+        names = [name for name, _ in combination]
+        changes: dict[str, Any] = {}
+        for _, level in combination:
+            changes = merged(changes, nested(level))
+        found.append(Variant(SEPARATOR.join(names), dict(zip(factors, names)), changes))
+    known = [variant.name for variant in found]
+    for name in study.exclude:
+        if name not in known:
+            raise SettingsError(f"`exclude` names {name!r}, which is no variant{nearest(name, known)}")
+    for name in study.published:
+        if name not in known:
+            raise SettingsError(f"`published` names {name!r}, which is no variant{nearest(name, known)}")
+    kept = [variant for variant in found if variant.name not in study.exclude]
+    twice = next((name for name in known if known.count(name) > 1), None)
+    if twice is not None:
+        raise SettingsError(f"two variants are called {twice!r}; levels of a factor need different names")
+    if not kept:
+        raise SettingsError("`exclude` leaves no variant")
+    return kept
+
+
+def _levels(factor: str, given: Mapping[str, Changes] | Sequence[Any]) -> dict[str, Changes]:
+    """Return the levels of a factor by name; values of a dotted setting are named after themselves."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    return {_shown(value): {factor: value} for value in given}
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping) and "kind" in value:
+        return str(value["kind"])
+    if isinstance(value, (bool, Mapping, list)) or value is None:
+        return yaml.safe_dump(value, default_flow_style=True).splitlines()[0]
+    return str(value)
+
+
+def nested(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with dotted keys (`model.head.kind: lstm`) as nested ones.
+
+    Raises:
+        SettingsError: A key stands in two contradicting ways.
+    """
+    made: dict[str, Any] = {}
+    for key, value in changes.items():
+        *path, last = str(key).split(".")
+        inner = nested(value) if isinstance(value, Mapping) else value
+        for part in reversed([*path, last]):
+            inner = {part: inner}
+        made = merged(made, inner)
+    return made
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings with changes over them.
+
+    A part that gets another `kind` keeps nothing of the old one: its other settings belonged to that.
+    """
+    made = dict(copy.deepcopy(dict(base)))
+    for key, value in changes.items():
+        old = made.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            other = "kind" in value and value["kind"] != old.get("kind")
+            made[key] = merged({} if other else old, value)
+        else:
+            made[key] = copy.deepcopy(value)
+    return made
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings with dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def pairs_of(study: Study, variants: Sequence[Variant]) -> list[tuple[str, str, str]]:
+    """Return (family, first, second) of every comparison that the study asks for.
+
+    Raises:
+        SettingsError: A family names a variant, factor or level that does not exist, or compares nothing.
+    """
+    families = study.compare or [Against(baseline=variants[0].name)]
+    found = []
+    for place, family in enumerate(families):
+        pairs = _pairs(family, variants, f"compare[{place}]")
+        title = family.name or _title(family)
+        found += [(title, first, second) for first, second in pairs]
+    return found
+
+
+def _title(family: Against) -> str:
+    if family.pairs:
+        return "chosen pairs"
+    what = "every pair" if family.baseline is None else f"against {family.baseline}"
+    return what + (f" ({family.factor})" if family.factor else "")
+
+
+def _pairs(family: Against, variants: Sequence[Variant], where: str) -> list[tuple[str, str]]:
+    names = [variant.name for variant in variants]
+    if family.pairs:
+        for name in itertools.chain.from_iterable(family.pairs):
+            _known(name, names, f"{where}.pairs")
+        return family.pairs
+    chosen = _within(family, variants, where)
+    if family.factor is None:
+        plain = [variant.name for variant in chosen]
+        if family.baseline is None:
+            found = [(b, a) for a, b in itertools.combinations(plain, 2)]
+        else:
+            _known(family.baseline, plain, f"{where}.baseline")
+            found = [(name, family.baseline) for name in plain if name != family.baseline]
+    else:
+        found = _along(family, chosen, where)
+    if not found:
+        raise SettingsError(f"`{where}` compares nothing: there is no second variant")
+    return found
+
+
+def _within(family: Against, variants: Sequence[Variant], where: str) -> list[Variant]:
+    factors = list(variants[0].levels)
+    for factor, level in family.within.items():
+        _known(factor, factors, f"{where}.within")
+        levels = list(dict.fromkeys(variant.levels[factor] for variant in variants))
+        _known(level, levels, f"{where}.within.{factor}")
+    return [
+        variant
+        for variant in variants
+        if all(variant.levels[factor] == level for factor, level in family.within.items())
+    ]
+
+
+def _along(family: Against, variants: Sequence[Variant], where: str) -> list[tuple[str, str]]:
+    """Return pairs that differ in one factor only."""
+    factor = family.factor or ""
+    _known(factor, list(variants[0].levels), f"{where}.factor")
+    levels = list(dict.fromkeys(variant.levels[factor] for variant in variants))
+    if family.baseline is not None:
+        _known(family.baseline, levels, f"{where}.baseline")
+    found = []
+    for one, other in itertools.permutations(variants, 2):
+        alike = all(one.levels[name] == other.levels[name] for name in one.levels if name != factor)
+        later = levels.index(one.levels[factor]) > levels.index(other.levels[factor])
+        if alike and (other.levels[factor] == family.baseline if family.baseline else later):
+            found.append((one.name, other.name))
+    return found
+
+
+def _known(name: str, known: list[str], where: str) -> None:
+    if name not in known:
+        raise SettingsError(f"`{where}` names {name!r}, which does not exist here{nearest(name, known)}")
