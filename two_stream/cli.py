@@ -13,6 +13,7 @@ COMMANDS = {
     "demo": "write a small data set, train both streams, evaluate, fuse and report",
     "prepare": "class folders or official split files -> a data set's record and split lists",
     "extract": "videos -> folders of frames and optical flow",
+    "ablate": "run what is missing of a study and say with statistics what it shows",
     "pack": "frame folders or videos -> shards that are read several times as fast, from a disk or object storage",
     "check": "examine videos, frame folders and split lists for what would spoil a run",
     "train": "train one stream on one split",

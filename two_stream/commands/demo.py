@@ -85,24 +85,14 @@ def _check_folder(options: Options) -> None:
 
 def _data(options: Options) -> None:
     """Write the videos, then their frames and TV-L1 flow; what is there already is kept."""
-    from two_stream.data.catalog import load_record
-    from two_stream.data.demo import DemoOptions, write_demo
-    from two_stream.errors import DataError
+    from two_stream.data.demo import DemoOptions, write_demo_frames
     from two_stream.runtime.console import note
-    from two_stream.video.extract import ExtractOptions, extract
-    from two_stream.video.sources import find_sources
 
-    note("1/4 writing the videos")
+    note("1/3 writing the videos, their frames and TV-L1 flow")
     chosen = DemoOptions(seed=options.seed)
     if options.groups is not None:
         chosen = replace(chosen, groups=options.groups)
-    record = load_record(write_demo(options.out / "data", options=chosen))
-    note("2/4 extracting frames and TV-L1 flow")
-    sources, _ = find_sources(record.videos_root())
-    summary = extract(sources, record.frames_root("rgb"), ExtractOptions(flow="tvl1", short_side=None))
-    if summary.failed:
-        first = summary.failed[0]
-        raise DataError(f"{first.path}: {first.reason} (extraction of the demo's own video failed)")
+    write_demo_frames(options.out / "data", chosen)
 
 
 def _stream(options: Options, modality: Modality) -> Path:
@@ -116,12 +106,12 @@ def _stream(options: Options, modality: Modality) -> Path:
 
     experiment = experiment_of(options, modality)
     write_text(options.out / f"{modality}.yaml", dump(experiment))
-    note(f"3/4 training the {modality} stream")
+    note(f"2/3 training the {modality} stream")
     paths = RunPaths(experiment.runs / experiment.name)
     if train(experiment, resume=paths.experiment.is_file()).interrupted is not None:
         note("saved; `two-stream demo` goes on from here")
         raise KeyboardInterrupt
-    note(f"4/4 scoring the {modality} stream, ten crops of every clip")
+    note(f"3/3 scoring the {modality} stream, ten crops of every clip")
     for part in PARTS:
         evaluate_run(paths.root, part=part)
     return paths.root

@@ -17,7 +17,7 @@ import yaml
 
 from two_stream.config.load import validate
 from two_stream.data import demo_motion, demo_order
-from two_stream.data.catalog import RECORD_FILE, Record
+from two_stream.data.catalog import RECORD_FILE, Record, load_record
 from two_stream.data.demo_drawing import Image, codec_here, encode, look_of
 from two_stream.data.prepare import write_dataset
 from two_stream.data.splits import make_splits
@@ -26,6 +26,8 @@ from two_stream.runtime.console import progress
 from two_stream.runtime.files import atomic_path, write_json
 from two_stream.runtime.seeding import rng
 from two_stream.types import VideoRecord
+from two_stream.video.extract import ExtractOptions, extract
+from two_stream.video.sources import find_sources
 
 MANIFEST = "demo.json"
 NUM_SPLITS = 3
@@ -113,6 +115,23 @@ def write_demo(out: Path, *, seed: int = 0, groups: int = 15, options: DemoOptio
         return _write_lists(out, chosen, plan)
     except OSError as error:
         raise DataError(f"{out}: the demo cannot be written here ({error.strerror or error})") from None
+
+
+def write_demo_frames(out: Path, options: DemoOptions, *, flow: bool = True) -> Record:
+    """Write the data set with the frames of its videos, and their TV-L1 flow if asked for; what is there is kept.
+
+    Raises:
+        DataError: No video encoder, the folder cannot be written, or a video cannot be read back.
+    """
+    record = load_record(write_demo(out, options=options))
+    sources, _ = find_sources(record.videos_root())
+    summary = extract(
+        sources, record.frames_root("rgb"), ExtractOptions(flow="tvl1" if flow else "none", short_side=None)
+    )
+    if summary.failed:
+        first = summary.failed[0]
+        raise DataError(f"{first.path}: {first.reason} (extraction of the demo's own video failed)")
+    return record
 
 
 def _id(name: str, group: int, take: int) -> str:

@@ -391,6 +391,11 @@ def extraction_of(run: Run) -> dict[str, Any] | None:
         root = run.record.frames_root(run.model.spec.modality)
     except (DataError, SettingsError):
         return None
+    return extraction_settings(root)
+
+
+def extraction_settings(root: Path) -> dict[str, Any] | None:
+    """Return the settings that frames under a folder were extracted with; None for frames of another origin."""
     for folder in (root, *(path for path in sorted(root.iterdir()) if path.is_dir())):
         for video in (folder, *(path for path in sorted(folder.iterdir())[:3] if path.is_dir())):
             manifest = read_manifest(video)

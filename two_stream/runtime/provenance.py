@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
 from functools import cache
@@ -9,6 +10,9 @@ from importlib import metadata
 from pathlib import Path
 
 _PACKAGES = ("torch", "torchvision", "numpy", "opencv-contrib-python-headless", "av", "timm", "transformers")
+
+_SHOWS = ("cli.py", "__main__.py", "commands", "studies")
+"""parts of the package that decide no run's numbers"""
 
 
 @cache
@@ -24,6 +28,22 @@ def code_version() -> str:
     except (OSError, subprocess.SubprocessError):
         return version
     return f"{version}-{commit}{dirty}"
+
+
+@cache
+def source_digest() -> str:
+    """Return the hash of the code that decides a run's numbers, whatever git knows of it.
+
+    What only shows or arranges them (commands, studies) is left out, so that a changed word in a report makes no run
+    out of date.
+    """
+    package = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package)
+        if name.parts[0] not in _SHOWS:
+            digest.update(f"{name.as_posix()}\x1f".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def environment() -> dict[str, str]:

@@ -54,7 +54,7 @@ def variants_of(study: Study) -> list[Variant]:
     kept = [variant for variant in found if variant.name not in study.exclude]
     twice = next((name for name in known if known.count(name) > 1), None)
     if twice is not None:
-        raise SettingsError(f"two variants are called {twice!r}; levels of a factor need different names")
+        raise SettingsError(f"two variants are called {twice!r}; their levels need other names")
     if not kept:
         raise SettingsError("`exclude` leaves no variant")
     return kept
@@ -64,7 +64,11 @@ def _levels(factor: str, given: Mapping[str, Changes] | Sequence[Any]) -> dict[s
     """Return the levels of a factor by name; values of a dotted setting are named after themselves."""
     if isinstance(given, Mapping):
         return dict(given)
-    return {_shown(value): {factor: value} for value in given}
+    names = [_shown(value) for value in given]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise SettingsError(f"`grid.{factor}` has the level {twice!r} twice; once is enough")
+    return {name: {factor: value} for name, value in zip(names, given)}
 
 
 def _shown(value: Any) -> str:

@@ -57,11 +57,11 @@ def extract_on_ray(jobs: Sequence[Job], address: str) -> Generator[tuple[int, Ou
         SettingsError: Ray is not installed or not reachable, or a machine has other versions.
         DataError: A machine does not see the same paths.
     """
-    ray = _import_ray()
+    ray = import_ray()
     options = jobs[0].options
     out = jobs[0].out.absolute()
     mark = unfinished(out / "ray")
-    with _connected(ray, address, options.processes):
+    with connected(ray, address, options.processes):
         mark.write_text("two-stream extract is running on Ray\n", encoding="utf-8")
         try:
             _probe(ray, jobs, mark)
@@ -70,7 +70,12 @@ def extract_on_ray(jobs: Sequence[Job], address: str) -> Generator[tuple[int, Ou
             mark.unlink(missing_ok=True)
 
 
-def _import_ray() -> Any:
+def import_ray() -> Any:
+    """Return the library.
+
+    Raises:
+        SettingsError: It is not installed.
+    """
     try:
         import ray
     except ImportError:
@@ -81,7 +86,7 @@ def _import_ray() -> Any:
 
 
 @contextmanager
-def _connected(ray: Any, address: str, processes: int | None) -> Iterator[None]:
+def connected(ray: Any, address: str, processes: int | None) -> Iterator[None]:
     """Join a cluster, or start one here; a connection that was there before stays."""
     if ray.is_initialized():
         yield
@@ -165,7 +170,7 @@ def _probe(ray: Any, jobs: Sequence[Job], mark: Path) -> None:
             found = ray.get(reference, timeout=_PROBE_SECONDS)
         except ray.exceptions.RayError as error:
             raise SettingsError(
-                f"--ray: machine {name} cannot run two-stream ({_reason(error)}); install the same version there"
+                f"--ray: machine {name} cannot run two-stream ({reason_of(error)}); install the same version there"
             ) from None
         if found["missing"]:
             lost = found["missing"][0]
@@ -201,9 +206,9 @@ def _run(ray: Any, jobs: Sequence[Job], mark: Path) -> Generator[tuple[int, Outc
                 try:
                     yield place, ray.get(reference)
                 except ray.exceptions.RayError as error:
-                    yield place, Failure(_reason(error))
+                    yield place, Failure(reason_of(error))
     finally:
-        _cancel(ray, list(running))
+        cancel(ray, list(running))
 
 
 def job_threads(jobs: Sequence[Job]) -> int:
@@ -217,7 +222,7 @@ def _room(ray: Any, processes: int | None) -> int:
     return max(1, there if processes is None else min(there, max(1, processes)))
 
 
-def _cancel(ray: Any, running: list[Any]) -> None:
+def cancel(ray: Any, running: list[Any]) -> None:
     """Interrupt what runs, so that it tidies up; end by force what does not heed."""
     for reference in running:
         with suppress(ray.exceptions.RayError, ValueError):
@@ -230,7 +235,7 @@ def _cancel(ray: Any, running: list[Any]) -> None:
             ray.cancel(reference, force=True, recursive=False)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Turn Ray's page about a failed task into one line."""
     cause = getattr(error, "cause", None)
     if cause is not None:

@@ -1,0 +1,169 @@
+"""Cells and their keys: what decides a run's weights is in the key, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from two_stream.config.study import Study
+from two_stream.errors import DataError, SettingsError
+from two_stream.studies import plan as planning
+from two_stream.studies.plan import Cell, backbone_cell, load_study, plan
+from two_stream.studies.stages import stages_of
+from two_stream.studies.variants import variants_of
+
+
+@pytest.fixture
+def lists(tmp_path: Path) -> Path:
+    """A data set that has lists and an empty folder of frames."""
+    folder = tmp_path / "toy"
+    (folder / "frames").mkdir(parents=True)
+    record = {
+        "name": "toy",
+        "num_splits": 2,
+        "classes": ["a", "b"],
+        "frames": {"rgb": "frames"},
+        "videos": "frames",
+        "group": r"_(g\d+)$",
+    }
+    (folder / "dataset.yaml").write_text(yaml.safe_dump(record))
+    for split in (1, 2):
+        lines = [f"a/v{number}_g{number} 30 {number % 2}" for number in range(12)]
+        (folder / f"train_rgb_split{split}.txt").write_text("\n".join(lines) + "\n")
+        (folder / f"val_rgb_split{split}.txt").write_text(f"b/w{split}_g99 30 1\n")
+    planning._digest.cache_clear()
+    return folder
+
+
+def study(lists: Path, **facts: object) -> Study:
+    base = {
+        "name": "s",
+        "question": "?",
+        "settings": {"data.dataset": str(lists / "dataset.yaml"), "model.backbone.kind": "mobilenetv2_3d"},
+        "variants": {"average": {"model.head.kind": "average"}, "lstm": {"model.head.kind": "lstm"}},
+        "seeds": [1, 2],
+        "out": str(lists.parent / "out"),
+    }
+    return Study.model_validate({**base, **facts})
+
+
+def keys(cells: list[Cell]) -> list[str]:
+    return [cell.key for cell in cells]
+
+
+def test_cells_are_variants_splits_and_seeds(lists: Path):
+    cells = plan(study(lists, splits=[1, 2]))
+    assert [(cell.seed, cell.split, cell.variant) for cell in cells] == [
+        (seed, split, name) for seed in (1, 2) for split in (1, 2) for name in ("average", "lstm")
+    ]
+    for cell in cells:
+        experiment = cell.experiment
+        assert (experiment.seed, experiment.data.split) == (cell.seed, cell.split)
+        assert experiment.model.head.kind == cell.variant
+        assert cell.folder == lists.parent / "out" / "s" / "runs" / experiment.name
+        assert experiment.name.startswith(f"{cell.variant}-split{cell.split}-seed{cell.seed}-")
+    assert len(set(keys(cells))) == len({cell.folder for cell in cells}) == 8
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"device": "cuda:1"},
+        {"threads": 3},
+        {"data.workers": 7},
+        {"evaluate.crops": "center"},
+        {"train.log_images": False},
+        {"train.compile": True},
+    ],
+)
+def test_what_decides_no_weights_is_in_no_key(lists: Path, changes):
+    plain = study(lists)
+    assert keys(plan(study(lists, settings={**plain.settings, **changes}))) == keys(plan(plain))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train.epochs": 7},
+        {"model.dropout": 0.1},
+        {"data.frame_order": "shuffled"},
+        {"data.holdout": 0.3},
+        {"deterministic": False},
+    ],
+)
+def test_what_decides_the_weights_is_in_every_key(lists: Path, changes):
+    plain = study(lists)
+    assert not set(keys(plan(study(lists, settings={**plain.settings, **changes})))) & set(keys(plan(plain)))
+
+
+def test_another_list_of_videos_is_another_key(lists: Path):
+    before = keys(plan(study(lists)))
+    with (lists / "val_rgb_split1.txt").open("a") as file:
+        file.write("b/w7_g97 30 1\n")
+    planning._digest.cache_clear()
+    assert not set(keys(plan(study(lists)))) & set(before)
+
+
+def test_other_code_is_another_key_but_the_same_loose_one(lists: Path, monkeypatch):
+    before = plan(study(lists))
+    monkeypatch.setattr(planning, "source_digest", lambda: "other")
+    after = plan(study(lists))
+    assert not set(keys(after)) & set(keys(before))
+    assert [cell.loose_key for cell in after] == [cell.loose_key for cell in before]
+
+
+def test_the_weights_a_run_starts_from_count_by_their_bytes(lists: Path, tmp_path: Path):
+    for name, content in (("a.pth", b"1"), ("b.pth", b"1"), ("c.pth", b"2")):
+        (tmp_path / name).write_bytes(content)
+    one, same, other = (
+        keys(plan(study(lists, settings={**study(lists).settings, "train.init": str(tmp_path / name)})))
+        for name in ("a.pth", "b.pth", "c.pth")
+    )
+    assert one == same
+    assert not set(one) & set(other)
+    with pytest.raises(SettingsError, match=r"`train.init` is .*nothing.pth: no such file"):
+        plan(study(lists, settings={**study(lists).settings, "train.init": str(tmp_path / "nothing.pth")}))
+
+
+def test_a_wrong_variant_is_named(lists: Path):
+    with pytest.raises(SettingsError, match=r"f.yaml: variant 'bad': unknown key `model.haed`"):
+        plan(study(lists, variants={"bad": {"model.haed": 1}}), "f.yaml")
+    with pytest.raises(SettingsError, match=r"f.yaml: `exclude` names 'x'"):
+        plan(study(lists, exclude=["x"]), "f.yaml")
+
+
+def test_an_absent_data_set_is_named(lists: Path):
+    with pytest.raises(DataError, match="nowhere"):
+        plan(study(lists, settings={"data.dataset": "nowhere"}))
+
+
+def test_heads_on_one_frozen_backbone_share_it_and_its_features(lists: Path):
+    features = {"train_views": 3, "backbone": {"model.head.kind": "average", "train.epochs": 9}}
+    made = study(lists, features=features, splits=[1, 2])
+    cells = plan(made)
+    assert {cell.experiment.train.freeze_until for cell in cells} == {"backbone"}
+    backbones, caches, runs = stages_of(made, cells, "f")
+    assert [len(stage.jobs) for stage in (backbones, caches, runs)] == [2, 2, 8]
+    assert all(
+        job.settings().train.epochs == 9 and not job.settings().train.freeze_until for job in backbones.jobs
+    )
+    first = runs.jobs[0].settings()
+    assert str(first.data.features) == caches.jobs[0].out
+    assert str(first.train.init) == backbones.jobs[0].run
+    assert caches.jobs[0].train_views == 3
+    wide = variants_of(
+        study(lists, variants={"wide": {"model.backbone.width": 1.4, "model.head.kind": "lstm"}})
+    )[0]
+    assert backbone_cell(made, wide, 1, "f").key != backbones.jobs[0].key
+
+
+def test_a_study_file_finds_its_base_beside_it(tmp_path: Path):
+    (tmp_path / "base.yaml").write_text("seed: 3\n")
+    text = {"name": "s", "question": "?", "base": "base.yaml", "variants": {"a": {}}}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(text))
+    assert load_study(tmp_path / "s.yaml").base == tmp_path / "base.yaml"
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump({**text, "seedz": [1]}))
+    with pytest.raises(SettingsError, match=r"t.yaml: unknown key `seedz`; did you mean `seeds`"):
+        load_study(tmp_path / "t.yaml")

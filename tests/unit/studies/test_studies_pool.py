@@ -1,0 +1,191 @@
+"""Jobs over processes: order, crashes, stopping, and what a killed study leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from two_stream.errors import SettingsError
+from two_stream.studies import pool
+from two_stream.studies.cells import Job, Outcome
+from two_stream.studies.locks import study_lock
+from two_stream.studies.pool import Running, Slot, run_jobs, slots_for
+
+WORKER = textwrap.dedent(
+    """
+    import json, os, signal, sys, time
+    for line in sys.stdin:
+        job = json.loads(line)
+        kind, _, rest = job["title"].partition(" ")
+        open(job["log"], "a").write(f"{os.getpid()} {job['device']} {job['threads']}\\n")
+        if kind == "die":
+            os.kill(os.getpid(), int(rest))
+        if kind == "exit":
+            sys.exit(int(rest))
+        if kind == "wait":
+            open(job["log"], "a").write("waiting\\n")
+            sys.stdin.read()  # the end of the input
+            open(job["log"], "a").write("saved\\n")
+            sys.exit(0)
+        time.sleep(float(rest or 0))
+        sys.stdout.write(json.dumps({"state": "done", "key": job["key"], "accuracy": 0.5}) + "\\n")
+        sys.stdout.flush()
+    """
+)
+
+
+@pytest.fixture(autouse=True)
+def _fake_worker(monkeypatch, tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    monkeypatch.setattr(
+        pool,
+        "_started",
+        lambda: subprocess.Popen(
+            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ),
+    )
+    monkeypatch.setattr(pool, "TICK", 0.05)
+
+
+def jobs(tmp_path: Path, *titles: str) -> dict[int, Job]:
+    return {
+        10 + number: Job(
+            title, "", str(tmp_path / f"{number}.json"), str(tmp_path / f"{number}.log"), f"k{number}"
+        )
+        for number, title in enumerate(titles)
+    }
+
+
+def outcomes(given: dict[int, Job], slots: list[Slot]) -> list[tuple[int, Outcome]]:
+    return [event for event in run_jobs(given, slots, Running()) if event is not None]
+
+
+def said(tmp_path: Path, number: int) -> list[str]:
+    return (tmp_path / f"{number}.log").read_text().split()
+
+
+def test_one_slot_does_one_after_another_in_one_process(tmp_path: Path):
+    found = outcomes(jobs(tmp_path, "ok", "ok", "ok"), [Slot()])
+    assert [(index, outcome.state, outcome.key) for index, outcome in found] == [
+        (10, "done", "k0"),
+        (11, "done", "k1"),
+        (12, "done", "k2"),
+    ]
+    assert len({said(tmp_path, number)[0] for number in range(3)}) == 1
+
+
+def test_two_slots_work_at_once_each_on_its_device(tmp_path: Path):
+    slots = slots_for(["cuda:0", "cuda:1"], 1, 8)
+    found = outcomes(jobs(tmp_path, "ok 0.4", "ok 0.1", "ok 0.1"), slots)
+    assert [index for index, _ in found] == [11, 12, 10]
+    assert [said(tmp_path, number)[1:] for number in range(3)] == [
+        ["cuda:0", "4"],
+        ["cuda:1", "4"],
+        ["cuda:1", "4"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("title", "reason"),
+    [
+        (f"die {signal.SIGKILL.value}", "its process was killed (signal 9: often too little memory"),
+        (f"die {signal.SIGSEGV.value}", "its process ended with signal 11; see"),
+        ("exit 3", "its process ended with exit code 3; see"),
+    ],
+)
+def test_a_crash_is_a_failed_job_and_the_next_gets_a_new_process(tmp_path: Path, title: str, reason: str):
+    found = dict(outcomes(jobs(tmp_path, "ok", title, "ok"), [Slot()]))
+    assert [found[index].state for index in (10, 11, 12)] == ["done", "failed", "done"]
+    assert reason in found[11].reason
+    assert found[11].key == "k1"
+    assert said(tmp_path, 0)[0] == said(tmp_path, 1)[0] != said(tmp_path, 2)[0]
+
+
+def test_what_runs_is_known_and_stopping_lets_it_save(tmp_path: Path):
+    running = Running()
+    events = run_jobs(jobs(tmp_path, "wait", "ok", "ok"), [Slot()], running)
+    for event in events:
+        assert event is None
+        if (tmp_path / "0.log").exists() and "waiting" in said(tmp_path, 0):
+            break
+    assert list(running.jobs) == [10]
+    events.close()
+    assert "saved" in said(tmp_path, 0)
+    assert not running.jobs
+    assert not (tmp_path / "1.log").exists()
+
+
+def test_slots_share_the_processor():
+    assert [(slot.device, slot.threads) for slot in slots_for([], 1, 8)] == [("", 0)]
+    assert [(slot.device, slot.threads) for slot in slots_for([], 3, 8)] == [("", 2)] * 3
+    assert [slot.device for slot in slots_for(["cuda:0", "cuda:1"], 2, 8)] == ["cuda:0", "cuda:1"] * 2
+
+
+LIFE_LINE = """
+import sys, time
+from pathlib import Path
+from two_stream.studies import worker
+def slow(job):
+    Path(job.log).parent.mkdir(parents=True, exist_ok=True)
+    Path(job.record).with_suffix(".began").write_text("x")
+    time.sleep(60)
+worker.do = slow
+raise SystemExit(worker.main())
+"""
+
+
+def test_a_worker_ends_when_the_study_has_gone_and_the_next_study_waits_for_it(tmp_path: Path):
+    with study_lock(tmp_path):
+        pass
+    job = Job("t", "", str(tmp_path / "cells" / "a.json"), str(tmp_path / "a.log"), "k")
+    (tmp_path / "cells").mkdir()
+    worker = subprocess.Popen(
+        [sys.executable, "-c", LIFE_LINE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert worker.stdin is not None
+    worker.stdin.write(json.dumps(vars(job)).encode() + b"\n")
+    worker.stdin.flush()
+    end = time.monotonic() + 60
+    while not (tmp_path / "cells" / "a.began").exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    mark = (tmp_path / ".workers").open("a")
+    import fcntl
+
+    with pytest.raises(OSError, match=r"unavailable|denied"):
+        fcntl.lockf(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    mark.close()
+    worker.stdin.close()
+    assert worker.wait(30) == -signal.SIGTERM
+    with study_lock(tmp_path):
+        pass
+
+
+def test_a_second_study_in_the_folder_is_refused(tmp_path: Path):
+    code = (
+        "import sys, time; from pathlib import Path; from two_stream.studies.locks import study_lock\n"
+        "with study_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with (
+            pytest.raises(SettingsError, match="another process is running this study"),
+            study_lock(tmp_path),
+        ):
+            pass
+    finally:
+        os.kill(other.pid, signal.SIGKILL)
+        other.wait()
+    with study_lock(tmp_path):
+        pass

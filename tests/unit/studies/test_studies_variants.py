@@ -1,0 +1,119 @@
+"""Variants of a study, and which pairs of them are compared."""
+
+from __future__ import annotations
+
+import pytest
+
+from two_stream.config.study import Study
+from two_stream.errors import SettingsError
+from two_stream.studies.variants import Variant, flat, merged, nested, pairs_of, variants_of
+
+
+def study(**facts: object) -> Study:
+    return Study.model_validate({"name": "s", "question": "?", **facts})
+
+
+GRID = {
+    "head": {
+        "average": {"model.head.kind": "average"},
+        "bert": {"model.head": {"kind": "bert", "layers": 2}},
+    },
+    "model.input.clip_length": [8, 16],
+}
+
+
+def test_a_grid_is_every_combination_in_the_order_of_the_file():
+    found = variants_of(study(grid=GRID))
+    assert [variant.name for variant in found] == ["average · 8", "average · 16", "bert · 8", "bert · 16"]
+    assert found[3] == Variant(
+        "bert · 16",
+        {"head": "bert", "model.input.clip_length": "16"},
+        {"model": {"head": {"kind": "bert", "layers": 2}, "input": {"clip_length": 16}}},
+    )
+
+
+def test_named_variants_are_one_more_factor_beside_a_grid():
+    found = variants_of(study(variants={"a": {}, "b": {"seed": 5}}, grid={"train.epochs": [1, 2]}))
+    assert [variant.name for variant in found] == ["a · 1", "a · 2", "b · 1", "b · 2"]
+    assert found[2].levels == {"variant": "b", "train.epochs": "1"}
+    assert found[2].changes == {"seed": 5, "train": {"epochs": 1}}
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [(0.001, "0.001"), (True, "true"), (None, "null"), ([1, 2], "[1, 2]"), ({"kind": "sgd", "lr": 1}, "sgd")],
+)
+def test_values_of_a_setting_name_their_variants(value, name):
+    assert variants_of(study(grid={"train.x": [value, "other"]}))[0].name == name
+
+
+def test_excluded_variants_are_left_out_and_must_exist():
+    assert len(variants_of(study(grid=GRID, exclude=["bert · 8"]))) == 3
+    with pytest.raises(SettingsError, match=r"`exclude` names 'bert · 9'.*did you mean `bert · 8`"):
+        variants_of(study(grid=GRID, exclude=["bert · 9"]))
+    with pytest.raises(SettingsError, match="`published` names 'berd'"):
+        variants_of(study(variants={"bert": {}}, published={"berd": {"value": 77.5, "source": "x"}}))
+    with pytest.raises(SettingsError, match=r"`grid.train.epochs` has the level '1' twice"):
+        variants_of(study(grid={"train.epochs": [1, 1]}))
+    with pytest.raises(SettingsError, match="leaves no variant"):
+        variants_of(study(variants={"a": {}}, exclude=["a"]))
+
+
+def test_a_part_of_another_kind_keeps_nothing_of_the_old_one():
+    base = {"model": {"head": {"kind": "bert", "heads": 4}, "dropout": 0.5}}
+    assert merged(base, nested({"model.head.kind": "lstm"})) == {
+        "model": {"head": {"kind": "lstm"}, "dropout": 0.5}
+    }
+    assert merged(base, nested({"model.head.layers": 2}))["model"]["head"] == {
+        "kind": "bert",
+        "heads": 4,
+        "layers": 2,
+    }
+    assert merged(base, nested({"model.head.kind": "bert"}))["model"]["head"] == {"kind": "bert", "heads": 4}
+    assert base == {"model": {"head": {"kind": "bert", "heads": 4}, "dropout": 0.5}}  # untouched
+
+
+def test_dotted_and_nested_settings_mean_the_same():
+    assert nested({"a.b": {"c.d": 1}, "a.e": 2}) == {"a": {"b": {"c": {"d": 1}}, "e": 2}}
+    assert flat({"a": {"b": {"c": 1}, "e": {}}}) == {"a.b.c": 1, "a.e": {}}
+
+
+def pairs(compare: list[dict[str, object]], **facts: object) -> list[tuple[str, str, str]]:
+    made = study(**(facts or {"grid": GRID}), compare=compare)
+    return pairs_of(made, variants_of(made))
+
+
+def test_without_a_wish_everything_is_compared_with_the_first():
+    assert pairs([]) == [
+        ("against average · 8", name, "average · 8") for name in ("average · 16", "bert · 8", "bert · 16")
+    ]
+
+
+def test_along_a_factor_only_that_factor_differs():
+    found = pairs([{"factor": "head", "baseline": "average"}])
+    assert [(a, b) for _, a, b in found] == [("bert · 8", "average · 8"), ("bert · 16", "average · 16")]
+    found = pairs([{"factor": "head", "baseline": "average", "within": {"model.input.clip_length": "16"}}])
+    assert found == [("against average (head)", "bert · 16", "average · 16")]
+    every = pairs([{"factor": "model.input.clip_length", "name": "length"}])
+    assert every == [("length", "average · 16", "average · 8"), ("length", "bert · 16", "bert · 8")]
+
+
+def test_pairs_are_taken_as_they_are():
+    found = pairs([{"pairs": [["bert · 8", "average · 16"]]}])
+    assert found == [("chosen pairs", "bert · 8", "average · 16")]
+
+
+@pytest.mark.parametrize(
+    ("family", "words"),
+    [
+        ({"baseline": "lstm"}, r"`compare\[0\].baseline` names 'lstm'"),
+        ({"factor": "haed"}, r"`compare\[0\].factor` names 'haed'.*did you mean `head`"),
+        ({"factor": "head", "baseline": "lstm"}, r"`compare\[0\].baseline` names 'lstm'"),
+        ({"factor": "head", "within": {"head": "lstm"}}, r"`compare\[0\].within.head` names 'lstm'"),
+        ({"pairs": [["bert · 8", "x"]]}, r"`compare\[0\].pairs` names 'x'"),
+        ({"factor": "head", "baseline": "bert", "within": {"head": "bert"}}, "compares nothing"),
+    ],
+)
+def test_a_comparison_that_does_not_exist_is_named(family, words):
+    with pytest.raises(SettingsError, match=words):
+        pairs([family])

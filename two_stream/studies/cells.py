@@ -1,0 +1,207 @@
+"""One cell at a time: what is to be done, doing it, and what is kept of it beside the run folders.
+
+`<study>/cells/<run>.json` says how a cell ended. A cell counts as done only while the score files named there are
+still the same bytes; what a killed process left behind is gone on with.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from two_stream.config.load import dump, validate
+from two_stream.config.schema import Experiment
+from two_stream.errors import TwoStreamError
+from two_stream.runtime.files import sha256, write_json
+from two_stream.types import Part
+
+Kind = Literal["train", "features"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Something to do in a process of its own; plain values, so that it travels."""
+
+    title: str
+    """how messages call it"""
+    experiment: str
+    """settings as YAML"""
+    record: str
+    """file that says how it ended"""
+    log: str
+    """where its output goes"""
+    key: str
+    loose_key: str = ""
+    """the key without the code"""
+    kind: Kind = "train"
+    parts: tuple[Part, ...] = ("test",)
+    """parts of the data that a trained run is scored on"""
+    epochs: int = 0
+    """of its training; 0 where none is counted"""
+    run: str = ""
+    """run folder"""
+    out: str = ""
+    """features: folder to write"""
+    train_views: int = 1
+    maps: bool = False
+    threads: int = 0
+    device: str = ""
+    """empty: as the settings say"""
+
+    def settings(self) -> Experiment:
+        """Return the experiment, on the device and threads it was given."""
+        import yaml
+
+        experiment = validate(Experiment, yaml.safe_load(self.experiment), self.title)
+        given: dict[str, Any] = {"device": self.device} if self.device else {}
+        if self.threads and not experiment.threads:
+            given["threads"] = self.threads
+        return experiment.model_copy(update=given)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended."""
+
+    state: Literal["done", "failed", "interrupted"]
+    key: str = ""
+    reason: str = ""
+    seconds: float = 0.0
+    accuracy: float | None = None
+    """of the first part that was scored"""
+    scores: dict[str, list[str]] = field(default_factory=dict)
+    """part -> score file and its SHA-256"""
+    evaluate: str = ""
+    """how it was scored, as text"""
+    model_sha256: str = ""
+    loose_key: str = ""
+    run: str = ""
+
+    @property
+    def done(self) -> bool:
+        """Whether there is a result."""
+        return self.state == "done"
+
+
+def job_of(experiment: Experiment, study: Path, **facts: Any) -> Job:
+    """Return the job of a run; `facts` are the other fields of `Job`."""
+    return Job(
+        experiment=dump(experiment),
+        record=str(study / "cells" / f"{experiment.name}.json"),
+        log=str(study / "logs" / f"{experiment.name}.log"),
+        run=str(experiment.runs / experiment.name),
+        epochs=experiment.train.epochs,
+        **facts,
+    )
+
+
+def outcome_of(job: Job) -> Outcome | None:
+    """Return how a job ended, None where it has still to be done.
+
+    That is so too when its score files are gone or changed, when it was scored in another way, or when other settings,
+    data or code decide its weights.
+    """
+    try:
+        kept = json.loads(Path(job.record).read_text(encoding="utf-8"))
+        outcome = Outcome(**kept)
+    except (OSError, ValueError, TypeError):
+        return None
+    if outcome.key != job.key or not outcome.done:
+        return None if outcome.key != job.key else outcome
+    return outcome if _whole(job, outcome) else None
+
+
+def _whole(job: Job, outcome: Outcome) -> bool:
+    if job.kind == "features":
+        return (Path(job.out) / "features.json").is_file()
+    if outcome.evaluate != _scoring(job.settings()) or set(job.parts) - set(outcome.scores):
+        return False
+    return all(_same(Path(file), digest) for file, digest in outcome.scores.values())
+
+
+def _same(path: Path, digest: str) -> bool:
+    return path.is_file() and sha256(path) == digest
+
+
+def _scoring(experiment: Experiment) -> str:
+    return json.dumps(experiment.evaluate.model_dump(mode="json"), sort_keys=True)
+
+
+def do(job: Job) -> Outcome:
+    """Do a job, in this process, and keep how it ended; a mistake in it becomes its outcome.
+
+    Raises:
+        KeyboardInterrupt: It was asked to stop; what it has is saved.
+    """
+    begin = time.monotonic()
+    try:
+        outcome = _features(job) if job.kind == "features" else _trained(job)
+    except TwoStreamError as error:
+        outcome = Outcome("failed", job.key, " ".join(str(error).split()))
+    except (RuntimeError, MemoryError, OSError, ValueError, ArithmeticError, LookupError, TypeError) as error:
+        import traceback
+
+        traceback.print_exc()
+        reason = " ".join(str(error).split())[:300]
+        outcome = Outcome("failed", job.key, f"{type(error).__name__}: {reason} (see {job.log})")
+    if outcome.state == "interrupted":
+        return outcome
+    before = outcome_of(job) if outcome.done else None
+    seconds = time.monotonic() - begin + (before.seconds if before else 0.0)
+    return keep(job, replace(outcome, seconds=seconds))
+
+
+def keep(job: Job, outcome: Outcome) -> Outcome:
+    """Write down how a job ended."""
+    outcome = replace(outcome, loose_key=job.loose_key, run=job.run)
+    write_json(Path(job.record), asdict(outcome))
+    return outcome
+
+
+def _trained(job: Job) -> Outcome:
+    from two_stream.evaluation.metrics import main_value
+    from two_stream.evaluation.run import evaluate_run
+    from two_stream.training.loop import train
+    from two_stream.types import RunPaths
+
+    experiment = job.settings()
+    paths = RunPaths(Path(job.run))
+    if train(experiment, resume=paths.experiment.is_file()).interrupted is not None:
+        return Outcome("interrupted", job.key)
+    scores: dict[str, list[str]] = {}
+    accuracy = model = None
+    for part in job.parts:
+        table, path = evaluate_run(paths.root, part=part, device=experiment.device)
+        scores[part] = [str(path), sha256(path)]
+        if accuracy is None:
+            accuracy, model = main_value(table.logits, table), str(table.meta["model_sha256"])
+    return Outcome(
+        "done",
+        job.key,
+        accuracy=accuracy,
+        scores=scores,
+        evaluate=_scoring(experiment),
+        model_sha256=model or "",
+    )
+
+
+def _features(job: Job) -> Outcome:
+    from two_stream.evaluation.features import write_features
+
+    write_features(job.settings(), Path(job.out), train_views=job.train_views, maps=job.maps)
+    return Outcome("done", job.key)
+
+
+def to_wire(value: Job | Outcome) -> bytes:
+    """Return a job or an outcome as one line."""
+    return json.dumps(asdict(value)).encode() + b"\n"
+
+
+def job_from(values: Mapping[str, Any]) -> Job:
+    """Read a job back."""
+    parts: Sequence[Part] = values["parts"]
+    return Job(**{**values, "parts": tuple(parts)})

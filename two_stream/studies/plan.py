@@ -1,0 +1,251 @@
+"""The cells of a study: every variant on every split with every seed, each with its key.
+
+A key is the hash of what decides a cell's weights: its settings, the code that computes and the data's lists. What may
+differ without changing them (device, threads, folders, how it is evaluated) is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from two_stream.config.load import read_yaml, validate
+from two_stream.config.schema import Experiment
+from two_stream.config.study import Changes, Study
+from two_stream.data.catalog import load_record
+from two_stream.data.splits import load_part
+from two_stream.errors import SettingsError
+from two_stream.evaluation.run import extraction_settings
+from two_stream.runtime.files import sha256
+from two_stream.runtime.folders import whole_folder
+from two_stream.runtime.provenance import source_digest
+from two_stream.studies.variants import Variant, flat, merged, nested, variants_of
+from two_stream.training.run_folder import FREE_ON_RESUME
+from two_stream.training.sources import fingerprint
+from two_stream.types import Modality, Part
+
+_PLACES = ("data.features", "data.dataset", "data.settings_root", "data.shards")
+_FREE = (*FREE_ON_RESUME, "name", "train.log_images", "train.init", *_PLACES)
+"""settings that are no part of a key: they decide nothing, or stand in it as the hash of what they point to"""
+_LISTS: tuple[Part, Part] = ("train", "test")
+_OF_FEATURES = ("model.head", "model.dropout", "model.dense")
+"""parts of a variant's model that its frozen backbone does not depend on"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study."""
+
+    variant: str
+    split: int
+    seed: int
+    experiment: Experiment
+    key: str
+    loose_key: str
+    """the key without the code"""
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.experiment.runs / self.experiment.name
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        return f"{self.variant}, split {self.split}, seed {self.seed}"
+
+
+def load_study(path: Path | str) -> Study:
+    """Read a study file; its paths are made relative to the working folder.
+
+    Raises:
+        SettingsError: Naming the file, the key, the value and what was expected.
+    """
+    path = Path(path)
+    study = validate(Study, read_yaml(path), path)
+    if study.base is not None and not study.base.is_absolute():
+        beside = path.parent / study.base
+        study = study.model_copy(update={"base": beside if beside.is_file() else study.base})
+    return study
+
+
+def folder_of(study: Study) -> Path:
+    """Return the folder that everything of a study lies in."""
+    return study.out / study.name
+
+
+def base_settings(study: Study) -> dict[str, Any]:
+    """Return the nested settings that every variant departs from."""
+    settings = read_yaml(study.base) if study.base is not None else {}
+    settings = merged(settings, nested(study.settings))
+    if study.demo is not None:
+        where = nested({"data.dataset": str(study.demo.out / "dataset.yaml"), "data.source": "frames"})
+        settings = merged(settings, where)
+    return settings
+
+
+def plan(study: Study, source: object = "study") -> list[Cell]:
+    """Return the cells of a study, seed by seed, so that every variant has its first result early.
+
+    Args:
+        study: The study.
+        source: What messages name, mostly its file.
+
+    Raises:
+        SettingsError: A variant's settings are wrong; names it.
+        DataError: The lists of a data set cannot be read.
+    """
+    try:
+        variants = variants_of(study)
+    except SettingsError as error:
+        raise SettingsError(f"{source}: {error}") from None
+    return [
+        _cell(study, variant, split, seed, source)
+        for seed in study.seeds
+        for split in study.splits
+        for variant in variants
+    ]
+
+
+def _cell(study: Study, variant: Variant, split: int, seed: int, source: object) -> Cell:
+    settings = merged(base_settings(study), variant.changes)
+    if study.features is not None:
+        settings = merged(settings, {"train": {"freeze_until": _frozen(settings)}})
+    experiment = _experiment(study, settings, split, seed, f"{source}: variant {variant.name!r}")
+    start = start_of(experiment.train.init)
+    if study.features is not None and study.features.backbone is not None:
+        start = backbone_cell(study, variant, split, source).key
+    extra = None if study.features is None else study.features.model_dump(mode="json")
+    return named(experiment, variant.name, split, seed, start=start, extra=extra)
+
+
+def _frozen(settings: Mapping[str, Any]) -> str:
+    given = (settings.get("train") or {}).get("freeze_until")
+    return given if given in ("backbone", "head") else "backbone"
+
+
+def backbone_cell(study: Study, variant: Variant, split: int, source: object) -> Cell:
+    """Return the run whose frozen backbone serves a variant's cells: the same one for all variants of one backbone.
+
+    It is trained with the study's first seed.
+    """
+    assert study.features is not None
+    changes = _without(variant.changes, _OF_FEATURES)
+    kept: Changes = {key: changes[key] for key in ("model", "data") if key in changes}
+    settings = merged(merged(base_settings(study), kept), nested(study.features.backbone or {}))
+    where = f"{source}: `features.backbone` of variant {variant.name!r}"
+    experiment = _experiment(study, settings, split, study.seeds[0], where)
+    return named(experiment, "backbone", split, study.seeds[0], start=start_of(experiment.train.init))
+
+
+def _without(settings: Mapping[str, Any], names: tuple[str, ...]) -> Changes:
+    """Return nested settings without some dotted keys."""
+    made = merged({}, settings)
+    for name in names:
+        *path, last = name.split(".")
+        inner = made
+        for part in path:
+            inner = inner.get(part, {})
+        inner.pop(last, None)
+    return made
+
+
+def _experiment(study: Study, settings: Mapping[str, Any], split: int, seed: int, where: str) -> Experiment:
+    folder = {"runs": str(folder_of(study) / "runs"), "seed": seed, "data": {"split": split}}
+    experiment = validate(Experiment, merged(settings, folder), where)
+    if study.part == "val" and experiment.train.selection == "paper":
+        raise SettingsError(f"{where}: `part: val` is the test part under `train.selection: paper`")
+    return experiment
+
+
+def named(
+    experiment: Experiment,
+    variant: str,
+    split: int,
+    seed: int,
+    *,
+    start: str = "",
+    extra: Any = None,
+) -> Cell:
+    """Return a cell with its key, its experiment named after it.
+
+    Args:
+        experiment: Resolved settings.
+        variant: Name of the variant.
+        split: Official split.
+        seed: Seed.
+        start: Hash of the weights it starts from.
+        extra: What else decides its weights.
+    """
+    facts = {
+        "settings": identity(experiment),
+        "start": start,
+        "data": data_digest(experiment),
+        "extra": extra,
+    }
+    loose = digest_of(facts)
+    key = digest_of([loose, source_digest()])
+    slug = re.sub(r"[^\w.+-]+", "_", variant).strip("_")[:60]
+    name = f"{slug}-split{split}-seed{seed}-{key[:8]}"
+    return Cell(variant, split, seed, experiment.model_copy(update={"name": name}), key, loose)
+
+
+def digest_of(facts: Any) -> str:
+    """Return the hash of plain values."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def identity(experiment: Experiment) -> dict[str, Any]:
+    """Return the settings that decide a run's weights."""
+    settings = flat(experiment.model_dump(mode="json"))
+    return {
+        key: value
+        for key, value in settings.items()
+        if not any(key == name or key.startswith(f"{name}.") for name in _FREE)
+    }
+
+
+def start_of(init: Path | None) -> str:
+    """Return the hash of the weights a run starts from: a file, or a run folder's best; empty without any.
+
+    Raises:
+        SettingsError: There is no such file or run.
+    """
+    if init is None:
+        return ""
+    if init.is_file():
+        return sha256(init)
+    for name in ("best", "last", "."):
+        weights = whole_folder(init / name) / "model.safetensors"
+        if weights.is_file():
+            return sha256(weights)
+    raise SettingsError(f"`train.init` is {init}: no such file, and no run folder with weights")
+
+
+def data_digest(experiment: Experiment) -> str:
+    """Return the hash of a data set's lists and of how its frames were made.
+
+    Raises:
+        DataError: It is not on this machine, or a list is missing.
+    """
+    data = experiment.data
+    return _digest(
+        data.dataset, data.settings_root, experiment.model.modality, data.split, data.source, data.shards
+    )
+
+
+@cache
+def _digest(dataset: str, root: Path, modality: Modality, split: int, source: str, shards: str | None) -> str:
+    record = load_record(dataset, root)
+    train, test = (load_part(record, modality, split, part, selection="paper") for part in _LISTS)
+    made = (
+        json.dumps(extraction_settings(record.frames_root(modality))) if source == "frames" else shards or ""
+    )
+    text = "\x1f".join([fingerprint(train, test, record.classes), source, made])
+    return hashlib.sha256(text.encode()).hexdigest()

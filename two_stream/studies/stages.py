@@ -1,0 +1,126 @@
+"""The jobs of a study in the order of what needs what: backbones, their stored features, cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from two_stream.config.schema import Experiment
+from two_stream.config.study import Study
+from two_stream.studies.cells import Job, job_of
+from two_stream.studies.plan import Cell, backbone_cell, digest_of, folder_of, named, start_of
+from two_stream.studies.variants import Variant, variants_of
+from two_stream.types import Part
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Jobs that need nothing of each other."""
+
+    what: str
+    jobs: list[Job]
+    rows: list[str]
+    """row of each job in the live table"""
+
+
+def parts_of(study: Study) -> tuple[Part, ...]:
+    """Return the parts that every cell is scored on; the first one is compared."""
+    return (study.part, "val") if study.fusion != "none" and study.part != "val" else (study.part,)
+
+
+def stages_of(study: Study, cells: Sequence[Cell], source: object) -> list[Stage]:
+    """Return everything that is to be done for these cells, done or not."""
+    folder = folder_of(study)
+    if study.features is None:
+        return [_cells(study, cells, [cell.experiment for cell in cells], folder)]
+    variants = {variant.name: variant for variant in variants_of(study)}
+    backbones: dict[str, Job] = {}
+    caches: dict[str, Job] = {}
+    ready: list[Experiment] = []
+    for cell in cells:
+        made = _frozen(study, variants[cell.variant], cell, source)
+        if made.backbone is not None:
+            backbones[made.backbone.key] = made.backbone
+        caches[made.cache.key] = made.cache
+        ready.append(made.experiment)
+    return [
+        *([_stage("backbones", backbones.values())] if backbones else []),
+        _stage("features", caches.values()),
+        _cells(study, cells, ready, folder),
+    ]
+
+
+def _stage(what: str, jobs: Iterable[Job]) -> Stage:
+    listed = list(jobs)
+    return Stage(what, listed, [job.title for job in listed])
+
+
+def _cells(study: Study, cells: Sequence[Cell], ready: Sequence[Experiment], folder: Path) -> Stage:
+    jobs = [
+        job_of(
+            experiment,
+            folder,
+            title=cell.title,
+            key=cell.key,
+            loose_key=cell.loose_key,
+            parts=parts_of(study),
+        )
+        for cell, experiment in zip(cells, ready, strict=True)
+    ]
+    return Stage("cells", jobs, [cell.variant for cell in cells])
+
+
+@dataclass(frozen=True)
+class _Frozen:
+    """What a cell on a frozen backbone needs first, and its settings then."""
+
+    backbone: Job | None
+    cache: Job
+    experiment: Experiment
+
+
+def _frozen(study: Study, variant: Variant, cell: Cell, source: object) -> _Frozen:
+    assert study.features is not None
+    folder, options = folder_of(study), study.features
+    train = cell.experiment.train
+    backbone = None
+    start = start_of(train.init)
+    if options.backbone is not None:
+        first = backbone_cell(study, variant, cell.split, source)
+        backbone = job_of(
+            first.experiment,
+            folder,
+            title=f"backbone, split {cell.split}",
+            key=first.key,
+            loose_key=first.loose_key,
+            parts=(study.part,),
+        )
+        start = first.key
+        train = train.model_copy(update={"init": first.folder, "init_part": "backbone"})
+    experiment = cell.experiment.model_copy(update={"train": train})
+    cache = _cache(study, experiment, cell.split, start)
+    data = experiment.data.model_copy(update={"features": Path(cache.out)})
+    return _Frozen(backbone, cache, experiment.model_copy(update={"data": data}))
+
+
+def _cache(study: Study, experiment: Experiment, split: int, start: str) -> Job:
+    """Return the job that stores the features of a backbone: one for all heads and seeds on it."""
+    assert study.features is not None
+    plain = experiment.model.model_copy(update={"head": type(experiment.model)().head, "dropout": 0.0})
+    shared = experiment.model_copy(update={"model": plain, "seed": study.seeds[0]})
+    views = digest_of([study.features.model_dump(mode="json"), experiment.evaluate.model_dump(mode="json")])
+    cell = named(shared, "features", split, study.seeds[0], start=start, extra=views)
+    folder = folder_of(study)
+    named_so = shared.model_copy(update={"name": cell.experiment.name})
+    return job_of(
+        named_so,
+        folder,
+        title=f"features, split {split}",
+        key=cell.key,
+        loose_key=cell.loose_key,
+        kind="features",
+        out=str(folder / "features" / cell.experiment.name),
+        train_views=study.features.train_views,
+        maps=study.features.maps,
+    )

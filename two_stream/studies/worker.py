@@ -1,0 +1,64 @@
+"""A process that does the jobs of a study: one line in, one line out, everything it says into the job's log.
+
+Started as `python -m two_stream.studies.worker`. Its standard input is also its life line: when the study's own process
+has gone, however it went, the input ends, and the worker saves what it is training and goes too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import BinaryIO
+
+from two_stream.studies.cells import Job, Outcome, do, job_from, to_wire
+from two_stream.studies.locks import worker_mark
+
+
+def main() -> int:
+    """Do jobs until the input ends."""
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    jobs: queue.Queue[Job | None] = queue.Queue()
+    threading.Thread(target=_listen, args=(sys.stdin.buffer, jobs), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    mark = None
+    while (job := jobs.get()) is not None:
+        mark = mark or worker_mark(Path(job.record).parents[1])
+        outcome = _logged(job)
+        try:
+            answers.write(to_wire(outcome))
+        except BrokenPipeError:
+            return 1
+        if outcome.state == "interrupted":
+            return 1
+    return 0
+
+
+def _listen(lines: BinaryIO, jobs: queue.Queue[Job | None]) -> None:
+    """Hand on jobs; when the input ends ask the work at hand to stop."""
+    for line in lines:
+        jobs.put(job_from(json.loads(line)))
+    jobs.put(None)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _logged(job: Job) -> Outcome:
+    """Do a job with standard output and error going to its log."""
+    Path(job.log).parent.mkdir(parents=True, exist_ok=True)
+    with Path(job.log).open("ab", buffering=0) as log:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        outcome = do(job)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return outcome
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
