@@ -113,11 +113,20 @@ def plan(study: Study, source: object = "study") -> list[Cell]:
     ]
 
 
-def _cell(study: Study, variant: Variant, split: int, seed: int, source: object) -> Cell:
+def experiment_of(study: Study, variant: Variant, split: int, seed: int, source: object) -> Experiment:
+    """Return the settings of a variant on a split with a seed; looks at no data.
+
+    Raises:
+        SettingsError: They are wrong; names source and variant.
+    """
     settings = merged(base_settings(study), variant.changes)
     if study.features is not None:
         settings = merged(settings, {"train": {"freeze_until": _frozen(settings)}})
-    experiment = _experiment(study, settings, split, seed, f"{source}: variant {variant.name!r}")
+    return _experiment(study, settings, split, seed, f"{source}: variant {variant.name!r}")
+
+
+def _cell(study: Study, variant: Variant, split: int, seed: int, source: object) -> Cell:
+    experiment = experiment_of(study, variant, split, seed, source)
     start = start_of(experiment.train.init)
     if study.features is not None and study.features.backbone is not None:
         start = backbone_cell(study, variant, split, source).key

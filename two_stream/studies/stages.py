@@ -24,9 +24,12 @@ class Stage:
     """row of each job in the live table"""
 
 
-def parts_of(study: Study) -> tuple[Part, ...]:
-    """Return the parts that every cell is scored on; the first one is compared."""
-    return (study.part, "val") if study.fusion != "none" and study.part != "val" else (study.part,)
+def parts_of(study: Study, experiment: Experiment) -> tuple[Part, ...]:
+    """Return the parts that a cell is scored on: the one that is compared, and where streams are fused the holdout."""
+    holdout = experiment.train.selection == "holdout"
+    return (
+        (study.part, "val") if study.fusion != "none" and study.part != "val" and holdout else (study.part,)
+    )
 
 
 def stages_of(study: Study, cells: Sequence[Cell], source: object) -> list[Stage]:
@@ -64,7 +67,7 @@ def _cells(study: Study, cells: Sequence[Cell], ready: Sequence[Experiment], fol
             title=cell.title,
             key=cell.key,
             loose_key=cell.loose_key,
-            parts=parts_of(study),
+            parts=parts_of(study, experiment),
         )
         for cell, experiment in zip(cells, ready, strict=True)
     ]
