@@ -143,7 +143,7 @@ class Recognizer(nn.Module):
     def forward_stored(self, features_BD: torch.Tensor, layout: FeatureLayout) -> torch.Tensor:
         """Return the logits `(B, K)` of stored features, one row per view, as the layout says."""
         parts = torch.split(features_BD, layout.sizes, dim=1)
-        views = [part.unflatten(1, shape) for part, shape in zip(parts, layout.shapes, strict=True)]
+        views = [part.reshape(-1, *shape) for part, shape in zip(parts, layout.shapes, strict=True)]
         if layout.maps:
             views = [head.pool(x_BCTHW) for head, x_BCTHW in zip(self._heads(), views, strict=True)]
         return self._classified(views)

@@ -2,8 +2,8 @@
 
 `features.json` says what made them and which videos they are of; `<part>.npy` holds a row per view (float32, mapped
 into memory, never unpickled), `<part>_mirrored.npy` whether a view is a mirror image, `checksums.json` the SHA-256 of
-each. Part `train` is the whole official training list, since the seed of a run chooses its holdout: row 0 of a video is its
-centred clip, row 1 + e the clip that a run of the cache's seed draws in epoch e. Part `test` holds the views of an
+each. Part `train` is the whole official training list, since the seed of a run chooses its holdout: row 0 of a video is
+its centred clip, row 1 + e the clip that a run of the cache's seed draws in epoch e. Part `test` holds the views of an
 evaluation, crop-major as `VideoViews` counts them.
 """
 
