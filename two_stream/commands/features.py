@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 SUMMARY = "Store what a frozen backbone gives for every video and view, for heads to train and be scored on."
 PROG = "two-stream features SOURCE"
 DESCRIPTION = (
-    f"{SUMMARY} SOURCE is a run folder (its backbone), an experiment's YAML (the network as its training begins) or the "
-    "name of a model (see `two-stream models`). Runs then name the folder as `data.features`."
+    f"{SUMMARY} SOURCE is a run folder (its backbone), an experiment's YAML (the network as its training begins) or "
+    "the name of a model (see `two-stream models`). Runs then name the folder as `data.features`."
 )
 
 

@@ -181,8 +181,8 @@ class Trainer:
         weights, state, undamaged = distributed.on_main(lambda: load_newest(self.paths))
         if state["fingerprint"] != self.data.fingerprint:
             error = SettingsError(
-                f"{self.paths.root}: the split lists changed since the run began, so it cannot continue; "
-                "restore them or start over with --overwrite"
+                f"{self.paths.root}: the split lists or stored features changed since the run began, so it cannot "
+                "continue; restore them or start over with --overwrite"
             )
             raise distributed.common(error)
         self._regroup(state.get("group", self.options.accumulate))
