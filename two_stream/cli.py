@@ -17,6 +17,7 @@ COMMANDS = {
     "pack": "frame folders or videos -> shards that are read several times as fast, from a disk or object storage",
     "check": "examine videos, frame folders and split lists for what would spoil a run",
     "train": "train one stream on one split",
+    "features": "store what a frozen backbone gives for every video, for heads to train and be scored on",
     "evaluate": "score the videos of a split with a trained run",
     "fuse": "combine the score files of two or more streams",
     "predict": "say what happens in a video, from RGB, flow or both",

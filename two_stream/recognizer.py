@@ -13,7 +13,8 @@ from two_stream.backbones import BACKBONES, Backbone
 from two_stream.config.model import InputOptions, ModelOptions
 from two_stream.errors import SettingsError
 from two_stream.heads import HEADS, Head
-from two_stream.types import InputSpec
+from two_stream.heads.base import space_mean
+from two_stream.types import FeatureLayout, InputSpec
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -26,6 +27,7 @@ class Recognizer(nn.Module):
         num_classes: K.
         spec: What it expects of a clip; the only source of preprocessing facts.
         backbone, heads, dropout, classifier: Its parts; one head per pathway, their vectors joined.
+        stored: How the stored features that it takes in place of clips are laid out; None while it takes clips.
     """
 
     input_scale: torch.Tensor
@@ -57,6 +59,7 @@ class Recognizer(nn.Module):
         nn.init.zeros_(self.classifier.bias)
         self._register_normalisation()
         self.memory_format = torch.preserve_format
+        self.stored: FeatureLayout | None = None
         self._frozen: list[nn.Module] = []
 
     def _register_normalisation(self) -> None:
@@ -105,7 +108,9 @@ class Recognizer(nn.Module):
         """Return the logits `(B, K)` of an already normalised clip, for comparisons with other code."""
         if self.options.dense:
             return self._classified_places(x_BCTHW)
-        tokens = self.features_of_normalised(x_BCTHW)
+        return self._classified(self.features_of_normalised(x_BCTHW))
+
+    def _classified(self, tokens: list[torch.Tensor]) -> torch.Tensor:
         vectors = [head(x_BTD) for head, x_BTD in zip(self._heads(), tokens, strict=True)]
         z_BD = vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=1)
         logits_BK: torch.Tensor = self.classifier(self.dropout(z_BD))
@@ -119,8 +124,66 @@ class Recognizer(nn.Module):
         return logits_BNK.mean(1)
 
     def forward(self, clip_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return the logits `(B, K)` of a clip of pixel values 0..255."""
+        """Return the logits `(B, K)` of a clip of pixel values 0..255; or of stored features (`take_stored`)."""
+        if self.stored is not None:
+            return self.forward_stored(clip_BCTHW, self.stored)
         return self.forward_normalised(self.normalised(clip_BCTHW))
+
+    def features_to_store(self, x_BCTHW: torch.Tensor, *, maps: bool = False) -> list[torch.Tensor]:
+        """Return what a feature cache keeps of an already normalised clip: a view goes through the backbone once.
+
+        Args:
+            x_BCTHW: As for `forward_normalised`.
+            maps: Feature maps `(B, C, T, H, W)` per pathway, from which every head pools its own tokens; else their
+                mean over space `(B, T, D)`, which does for heads that do not look at places.
+        """
+        found = [feature.tensor for feature in self.backbone(x_BCTHW)]
+        return found if maps else [space_mean(x) for x in found]
+
+    def forward_stored(self, features_BD: torch.Tensor, layout: FeatureLayout) -> torch.Tensor:
+        """Return the logits `(B, K)` of stored features, one row per view, as the layout says."""
+        parts = torch.split(features_BD, layout.sizes, dim=1)
+        views = [part.reshape(-1, *shape) for part, shape in zip(parts, layout.shapes, strict=True)]
+        if layout.maps:
+            views = [head.pool(x_BCTHW) for head, x_BCTHW in zip(self._heads(), views, strict=True)]
+        return self._classified(views)
+
+    def take_stored(self, layout: FeatureLayout, source: object = "the feature cache") -> None:
+        """From now on take stored features in place of clips in `forward`; the backbone is not run.
+
+        Raises:
+            SettingsError: See `check_stored`.
+        """
+        self.check_stored(layout, source)
+        self.stored = layout
+
+    def check_stored(self, layout: FeatureLayout, source: object = "the feature cache") -> None:
+        """Find out whether stored features can take the place of the backbone's.
+
+        Args:
+            layout: What a row holds.
+            source: Where the rows come from, for messages.
+
+        Raises:
+            SettingsError: The head looks at places and tokens are stored; or the features are another backbone's.
+        """
+        if self.options.dense:
+            raise SettingsError(
+                f"{source}: `model.dense` classifies places without a head; train it on the videos"
+            )
+        if not layout.maps and any(head.needs_maps for head in self._heads()):
+            raise SettingsError(
+                f"{source}: head {self.options.head.kind} looks at places, and tokens averaged over space are stored; "
+                "write the cache with `two-stream features --maps`, or set `model.head.over: time`"
+            )
+        tokens = self.backbone.num_tokens(self.spec.clip_length)
+        wanted = list(zip(tokens, self.backbone.channels, strict=True))
+        given = [(s[1], s[0]) if layout.maps else s for s in layout.shapes]
+        if given != wanted:
+            raise SettingsError(
+                f"{source}: holds {layout}; the model's backbone gives tokens of (T, D) "
+                f"{' and '.join(f'{count}×{width}' for count, width in wanted)}"
+            )
 
     @torch.no_grad()
     def attention(self, clip_BCTHW: torch.Tensor) -> list[torch.Tensor]:

@@ -9,6 +9,7 @@ flow has C = 2 (x, y). Frame numbers are 1-based, as in the file names.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +64,33 @@ class FeatureMap:
 
 
 @dataclass(frozen=True)
+class FeatureLayout:
+    """How one row of stored features holds what a backbone gives for one view: its pathways one after the other."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    """per pathway: tokens `(T, D)`, or a feature map `(C, T, H, W)`"""
+
+    @property
+    def maps(self) -> bool:
+        """Whether feature maps are stored, not tokens."""
+        return len(self.shapes[0]) == 4
+
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers of each pathway."""
+        return [math.prod(shape) for shape in self.shapes]
+
+    @property
+    def width(self) -> int:
+        """Numbers of a row."""
+        return sum(self.sizes)
+
+    def __str__(self) -> str:
+        what = "feature maps (C, T, H, W)" if self.maps else "tokens (T, D)"
+        return f"{what} {' and '.join('×'.join(map(str, shape)) for shape in self.shapes)}"
+
+
+@dataclass(frozen=True)
 class VideoRecord:
     """One line of a split list."""
 
@@ -88,7 +116,7 @@ class Batch:
     """What a training loader yields."""
 
     clips: torch.Tensor
-    """uint8 `(B, C, T, H, W)`"""
+    """uint8 `(B, C, T, H, W)`; of stored features float `(B, D)`, one row per view"""
     labels: torch.Tensor
     """int64 `(B,)`; of a multi-label data set float32 `(B, K)`, 1 where the clip has the class"""
     ids: list[str]

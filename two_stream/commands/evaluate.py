@@ -32,6 +32,8 @@ class EvaluateFlags(EvaluateOptions):
     """auto, cpu, cuda, cuda:N or mps"""
     workers: Annotated[int, Field(ge=0, le=256)] | None = None
     """loader processes; none: as in the run's settings"""
+    uncached: bool = False
+    """read the videos also where the run was trained on stored features (`data.features`)"""
     out: Path | None = None
     """score file to write; none: `RUN/scores/<part>_<protocol>.npz`"""
     results: Path | None = None
@@ -76,7 +78,9 @@ def _evaluate(folder: Path, flags: EvaluateFlags) -> int:
         set_threads(run.experiment.threads)
         set_deterministic(run.experiment.deterministic, pick_device(flags.device))
     options = EvaluateOptions(**{key: getattr(flags, key) for key in EvaluateOptions.model_fields})
-    table, path = evaluate_run(run, options, flags.part, workers=flags.workers, out=flags.out)
+    table, path = evaluate_run(
+        run, options, flags.part, workers=flags.workers, out=flags.out, uncached=flags.uncached
+    )
     if distributed.is_main():
         (line,) = lines([table], seed=run.experiment.seed)
         if flags.results is not None:

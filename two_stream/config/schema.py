@@ -133,6 +133,8 @@ class TrainOptions(Options):
     """factor on the learning rate by stage, for example `{stem: 0.1, classifier: 10}`; 1 where not named"""
     init: Path | None = None
     """checkpoint to start from: a run folder, ours or a foreign file"""
+    init_part: Literal["all", "backbone"] = "all"
+    """what is taken of `init`; backbone: head and classifier start anew, whatever `init` ends in"""
     cross_modality: bool = False
     """`init` is an RGB checkpoint for a flow network: the first convolution is averaged over RGB and repeated"""
     inflate: bool = False
@@ -153,6 +155,8 @@ class TrainOptions(Options):
         for name in ("cross_modality", "new_classifier", "inflate"):
             if getattr(self, name) and self.init is None:
                 raise ValueError(f"{name} needs `init`, the checkpoint to start from")
+        if self.init_part != "all" and self.init is None:
+            raise ValueError("init_part needs `init`, the checkpoint to start from")
         if self.stage_rates and self.layer_decay != 1.0:
             raise ValueError(
                 f"layer_decay {self.layer_decay:g} and stage_rates both set the rate per stage; keep one"
@@ -242,6 +246,11 @@ class Experiment(Options):
             raise ValueError(
                 f"`data.features` holds what a frozen backbone gives, and `train.freeze_until` is "
                 f"{self.train.freeze_until or 'not set'}; expected backbone or head"
+            )
+        if self.train.selection == "paper":
+            raise ValueError(
+                "`train.selection: paper` validates on the test list, and `data.features` has centred clips of the "
+                "training list alone; expected holdout"
             )
         for name in ("mixup", "cutmix"):
             if getattr(self.train, name):

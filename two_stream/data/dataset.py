@@ -121,9 +121,18 @@ class ClipDataset(Dataset[ClipItem | Failure]):
         except (*BROKEN, TwoStreamError) as error:
             return failure_of(record.id, error)
 
+    def is_mirrored(self, index: int) -> bool:
+        """Whether the clip of a number is mirrored; it is not read for that."""
+        again, place = divmod(index, len(self.records))
+        record = self.records[place]
+        return self._plan(record, self._generator(record, again))[1].flip
+
+    def _generator(self, record: VideoRecord, again: int) -> np.random.Generator:
+        return rng(self.seed, self.epoch, record.id, *([again] if again else []))
+
     def _item(self, record: VideoRecord, again: int) -> ClipItem:
         spec = self.spec
-        generator = rng(self.seed, self.epoch, record.id, *([again] if again else []))
+        generator = self._generator(record, again)
         numbers, view, protocol = self._plan(record, generator)
         drawn = (self.seed, self.epoch, again) if self.augment is not None else ()
         numbers = reordered(numbers, self.frame_order, *drawn, record.id)

@@ -185,25 +185,9 @@ def train_loader(
     Raises:
         DataError: No videos, or the folder of frames or videos is absent.
     """
-    data = experiment.data
-    order = epoch_order(len(_some(records, "training")), experiment.seed, epoch)
-    if data.balance == "classes":
-        order = balanced_order(records, experiment.seed, epoch)
-    dataset = ClipDataset(
-        make_source(record, spec.modality, data),
-        records,
-        spec,
-        sampling=data.sampling,
-        augment=data.augment,
-        seed=experiment.seed,
-        epoch=epoch,
-        resize_once=data.resize_once,
-    )
-    dataset.frame_order = data.frame_order
-    dataset.mirror = mirror_of(record, data.augment.protocol)
-    dataset.multi_label = _multi_label(record)
-    plan = _batches(order, experiment.train.batch_size)
-    return Loader(dataset, plan, collate_clips, data, skip=skip_batches, share=share)
+    plan = epoch_plan(experiment, records, epoch)
+    dataset = drawn_clips(experiment, spec, records, record, epoch=epoch)
+    return Loader(dataset, plan, collate_clips, experiment.data, skip=skip_batches, share=share)
 
 
 def clip_loader(
@@ -221,14 +205,67 @@ def clip_loader(
     Raises:
         DataError: No videos, or the folder of frames or videos is absent.
     """
+    plan = batches_of(range(len(_some(records, "validation"))), experiment.train.batch_size)
+    dataset = centred_clips(experiment, spec, records, record)
+    return Loader(dataset, plan, collate_clips, experiment.data, share=share)
+
+
+def drawn_clips(
+    experiment: Experiment,
+    spec: InputSpec,
+    records: Sequence[VideoRecord],
+    record: Record,
+    *,
+    epoch: int,
+) -> ClipDataset:
+    """Return the augmented clips of an epoch, one per video; `train_loader` has the arguments.
+
+    Raises:
+        DataError: The folder of frames or videos is absent.
+    """
+    data = experiment.data
+    dataset = ClipDataset(
+        make_source(record, spec.modality, data),
+        records,
+        spec,
+        sampling=data.sampling,
+        augment=data.augment,
+        seed=experiment.seed,
+        epoch=epoch,
+        resize_once=data.resize_once,
+    )
+    dataset.frame_order = data.frame_order
+    dataset.mirror = mirror_of(record, data.augment.protocol)
+    dataset.multi_label = _multi_label(record)
+    return dataset
+
+
+def centred_clips(
+    experiment: Experiment, spec: InputSpec, records: Sequence[VideoRecord], record: Record
+) -> ClipDataset:
+    """Return the centred clip and crop of every video.
+
+    Raises:
+        DataError: The folder of frames or videos is absent.
+    """
     data = experiment.data
     source = make_source(record, spec.modality, data)
-    videos = _some(records, "validation")
-    dataset = ClipDataset(source, videos, spec, sampling=data.sampling)
-    dataset.frame_order = data.frame_order
+    dataset = ClipDataset(source, records, spec, sampling=data.sampling)
+    dataset.frame_order = experiment.data.frame_order
     dataset.multi_label = _multi_label(record)
-    plan = _batches(list(range(len(records))), experiment.train.batch_size)
-    return Loader(dataset, plan, collate_clips, data, share=share)
+    return dataset
+
+
+def epoch_plan(experiment: Experiment, records: Sequence[VideoRecord], epoch: int) -> list[list[int]]:
+    """Return which clips make each batch of an epoch; `ClipDataset` says what a number past the end is.
+
+    Raises:
+        DataError: No videos.
+    """
+    order = epoch_order(len(_some(records, "training")), experiment.seed, epoch)
+    if experiment.data.balance == "classes":
+        order = balanced_order(records, experiment.seed, epoch)
+    return batches_of(order, experiment.train.batch_size)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
@@ -254,7 +291,8 @@ def _multi_label(record: Record) -> int:
     return record.num_classes if record.multi_label else 0
 
 
-def _batches(order: Sequence[int], size: int) -> list[list[int]]:
+def batches_of(order: Sequence[int], size: int) -> list[list[int]]:
+    """Cut an order into batches; the last may be smaller."""
     return [list(order[start : start + size]) for start in range(0, len(order), size)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -88,7 +88,14 @@ class Canvas:
     first convolution would make of them. Any other model is given uint8 clips.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device, precision: str, size: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        precision: str,
+        size: int,
+        compute: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
         """Remember how to draw; the memory is taken when the first view shows its size.
 
         Args:
@@ -96,6 +103,7 @@ class Canvas:
             device: Where it is.
             precision: fp32, bf16 or fp16 autocast.
             size: Views of a full batch.
+            compute: What is computed of a batch in place of its logits: `(B, any number)`.
         """
         self.model = model
         self.device = device
@@ -104,7 +112,8 @@ class Canvas:
         self.fixed = isinstance(model, Compiled)
         inner = model.model if isinstance(model, Compiled) else model
         self._recognizer = inner if isinstance(inner, Recognizer) else None
-        self._run = model.forward_normalised if isinstance(model, (Compiled, Recognizer)) else model
+        usual = model.forward_normalised if isinstance(model, (Compiled, Recognizer)) else model
+        self._run = compute or usual
         self._batch_BCTHW: torch.Tensor | None = None
 
     @torch.inference_mode()

@@ -88,24 +88,38 @@ def score_videos(
         ScoreError: A video comes without views, incomplete or twice, or its logits are not finite; names it.
         SettingsError: Unknown aggregate.
     """
-    if aggregate not in AGGREGATES:
-        raise SettingsError(f"unknown aggregate {aggregate!r}; known: {', '.join(AGGREGATES)}")
     videos: dict[str, Video] = {}
-    means: dict[str, NDArray[np.float64]] = {}
     training = model.training
     model.eval()
     canvas = Canvas(model, device, resolve_precision(precision, device), batch_views)
     try:
-        with progress("scoring", total) as advance:
-            for video in scored_views(loader, videos, canvas):
-                means[video.id] = aggregate_views(video.logits, aggregate)
-                if not keep_views:
-                    video.logits = np.zeros((0, 0), np.float32)
-                advance()
+        complete = scored_views(loader, videos, canvas)
+        scores = collected(complete, aggregate=aggregate, keep_views=keep_views, total=total)
     finally:
         model.train(training)
-    _check_incomplete(videos.values(), loader)
-    whole = [video for video in videos.values() if video.complete]
+    check_incomplete(videos.values(), loader)
+    return scores
+
+
+def collected(
+    complete: Iterable[Video], *, aggregate: str, keep_views: bool, total: int | None = None
+) -> VideoScores:
+    """Average each video's logits over its views as it becomes complete, with a progress display.
+
+    Raises:
+        SettingsError: Unknown aggregate.
+    """
+    if aggregate not in AGGREGATES:
+        raise SettingsError(f"unknown aggregate {aggregate!r}; known: {', '.join(AGGREGATES)}")
+    whole: list[Video] = []
+    means: dict[str, NDArray[np.float64]] = {}
+    with progress("scoring", total) as advance:
+        for video in complete:
+            means[video.id] = aggregate_views(video.logits, aggregate)
+            if not keep_views:
+                video.logits = np.zeros((0, 0), np.float32)
+            whole.append(video)
+            advance()
     if not whole:
         return VideoScores([], np.zeros(0, np.int64), np.zeros((0, 0)), None, np.zeros(0, np.int64))
     return VideoScores(
@@ -117,7 +131,12 @@ def score_videos(
     )
 
 
-def _check_incomplete(videos: Iterable[Video], loader: Iterable[VideoViews]) -> None:
+def check_incomplete(videos: Iterable[Video], loader: Iterable[VideoViews]) -> None:
+    """Refuse videos of which views are missing though their loader has not listed them among its `skipped`.
+
+    Raises:
+        ScoreError: Names the first.
+    """
     skipped = {name for name, _ in getattr(loader, "skipped", [])}
     for video in videos:
         if not video.complete and video.id not in skipped:

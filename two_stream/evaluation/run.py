@@ -9,9 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from two_stream.config.load import load_experiment
 from two_stream.config.schema import EvaluateOptions, Experiment
@@ -20,11 +18,12 @@ from two_stream.data.mirror import Mirror, mirror_note, mirror_of
 from two_stream.data.splits import load_part
 from two_stream.data.views import view_loader
 from two_stream.errors import CheckpointError, DataError, ScoreError, SettingsError
-from two_stream.evaluation.facts import scoring_facts
 from two_stream.evaluation.network import is_exact, ready, resolved
 from two_stream.evaluation.predict import VideoScores, aggregate_views, score_videos
-from two_stream.evaluation.processes import gathered
+from two_stream.evaluation.processes import Skipped, gathered
+from two_stream.evaluation.score_table import score_table
 from two_stream.evaluation.scores import write_scores
+from two_stream.evaluation.stored import StoredViews
 from two_stream.evaluation.video import Reading, VideoResult, fuse_results, score_file, top
 from two_stream.evaluation.views import slug
 from two_stream.pretrained import read_model
@@ -131,8 +130,12 @@ def evaluate_run(
     device: str = "auto",
     workers: int | None = None,
     out: Path | None = None,
+    uncached: bool = False,
 ) -> tuple[ScoreTable, Path]:
     """Score a part of a run's data set and write `runs/<name>/scores/<part>_<protocol>.npz`.
+
+    A run that was trained on stored features (`data.features`) is scored on them; of its training and validation
+    videos the centred clip and crop are stored.
 
     Args:
         run: A loaded run or its folder.
@@ -142,6 +145,7 @@ def evaluate_run(
         device: Where to compute, when `run` is a folder.
         workers: Loader processes; default: the run's own.
         out: Where to write instead.
+        uncached: Read the videos also where the run names stored features.
 
     Returns:
         The table and the file it was written to. Of several processes (`torchrun`) each scores a share of the videos;
@@ -154,38 +158,58 @@ def evaluate_run(
         loaded = run if isinstance(run, Run) else load_run(run, checkpoint, device)
         where = next(loaded.model.parameters()).device
         experiment = _with_options(loaded, options, workers, where)
-        evaluate = experiment.evaluate
         records = _records(loaded, experiment, part)
-        note = mirror_note(loaded.record, experiment.data.augment.protocol, evaluate.crops == "ten")
-        if note and distributed.is_main():
-            warn(note)
-        loader = view_loader(
-            experiment,
-            loaded.model.spec,
-            records,
-            loaded.record,
-            rank=distributed.rank(),
-            world=distributed.world_size(),
-        )
-        network = ready(loaded.model, evaluate)
-    scores = score_videos(
-        network,
-        loader,
-        device=where,
-        precision=evaluate.precision,
-        batch_views=evaluate.batch_views or 1,
-        aggregate=_aggregate(evaluate, loaded.record.multi_label),
-        keep_views=evaluate.keep_views,
-        total=len(records),
+        stored = None
+        if experiment.data.features is not None and not uncached:
+            asked = (options or loaded.experiment.evaluate).precision
+            stored = StoredViews(loaded.model, experiment, loaded.record, part, asked)
+            experiment = stored.experiment
+    scores, skipped = (
+        _read_and_score(loaded, experiment, records)
+        if stored is None
+        else stored.score(records, _aggregate(experiment.evaluate, loaded.record.multi_label))
     )
-    scores, skipped = gathered(scores, loader.skipped, [record.id for record in records])
-    table = _table(loaded, experiment, part, records, scores, dict(skipped))
+    scores, skipped = gathered(scores, skipped, [record.id for record in records])
+    facts = {} if stored is None else stored.facts
+    table = score_table(loaded, experiment, part, records, scores, reasons=dict(skipped), facts=facts)
+    evaluate = experiment.evaluate
     name = slug(evaluate) if loaded.checkpoint == "best" else f"{slug(evaluate)}_{loaded.checkpoint}"
     path = out or loaded.paths.scores / f"{part}_{name}.npz"
     if distributed.is_main():
         write_scores(path, table)
     table.meta["file"] = str(path)
     return table, path
+
+
+def _read_and_score(
+    run: Run, experiment: Experiment, records: Sequence[VideoRecord]
+) -> tuple[VideoScores, Skipped]:
+    """Score this process's share of the videos; return those that could not be read too."""
+    evaluate = experiment.evaluate
+    with distributed.together():
+        note = mirror_note(run.record, experiment.data.augment.protocol, evaluate.crops == "ten")
+        if note and distributed.is_main():
+            warn(note)
+        loader = view_loader(
+            experiment,
+            run.model.spec,
+            records,
+            run.record,
+            rank=distributed.rank(),
+            world=distributed.world_size(),
+        )
+        network = ready(run.model, evaluate)
+    scores = score_videos(
+        network,
+        loader,
+        device=next(run.model.parameters()).device,
+        precision=evaluate.precision,
+        batch_views=evaluate.batch_views or 1,
+        aggregate=_aggregate(evaluate, run.record.multi_label),
+        keep_views=evaluate.keep_views,
+        total=len(records),
+    )
+    return scores, loader.skipped
 
 
 def _records(run: Run, experiment: Experiment, part: Part) -> list[VideoRecord]:
@@ -309,70 +333,6 @@ def _with_options(
             raise SettingsError(f"workers is {workers}: expected 0 (read in the main process) or more")
         update["data"] = experiment.data.model_copy(update={"workers": workers})
     return experiment.model_copy(update=update)
-
-
-def _table(
-    run: Run,
-    experiment: Experiment,
-    part: Part,
-    records: Sequence[VideoRecord],
-    scores: VideoScores,
-    reasons: dict[str, str],
-) -> ScoreTable:
-    scored = set(scores.ids)
-    if not distributed.is_main():  # its share of the videos; the rest are another's, not unreadable
-        records = [record for record in records if record.id in scored or record.id in reasons]
-    skipped = [record.id for record in records if record.id not in scored]
-    if skipped:
-        first = f"{skipped[0]} ({reasons.get(skipped[0], 'unreadable')})"
-        warn(f"{len(skipped)} of {len(records)} videos could not be read and are not scored: {first}, …")
-    if not scored and distributed.is_main():
-        raise ScoreError(
-            f"{run.paths.root}: none of the {len(records)} videos could be read; see `two-stream check`"
-        )
-    groups = {record.id: record.group for record in records}
-    return ScoreTable(
-        ids=scores.ids,
-        labels=scores.labels,
-        class_names=run.class_names,
-        logits=scores.logits,
-        meta={
-            **_meta(run, experiment, part, skipped, reasons),
-            "views_per_video": float(scores.counts.mean()) if len(scores.counts) else None,
-        },
-        view_logits=scores.view_logits,
-        view_counts=scores.counts if scores.view_logits is not None else None,
-        groups=[groups[name] for name in scores.ids] if any(groups.values()) else None,
-        targets=_targets(run.record, records, scores.ids) if run.record.multi_label else None,
-    )
-
-
-def _targets(record: Record, records: Sequence[VideoRecord], ids: Sequence[str]) -> NDArray[np.bool_]:
-    """Return every class of each scored video, `(N, K)`."""
-    labels = {video.id: video.all_labels for video in records}
-    targets_NK = np.zeros((len(ids), record.num_classes), np.bool_)
-    for row, name in enumerate(ids):
-        targets_NK[row, list(labels[name])] = True
-    return targets_NK
-
-
-def _meta(
-    run: Run, experiment: Experiment, part: Part, skipped: list[str], reasons: dict[str, str]
-) -> dict[str, Any]:
-    return {
-        "run": str(run.paths.root),
-        "name": experiment.name,
-        "checkpoint": run.checkpoint,
-        "epoch": run.meta.get("epoch"),
-        "model_sha256": run.model_sha256,
-        "dataset": run.record.name,
-        "split": experiment.data.split,
-        "part": part,
-        "selection": experiment.train.selection,
-        "skipped": skipped,
-        "skipped_reasons": {name: reasons[name] for name in skipped if name in reasons},
-        **scoring_facts(experiment, run.model, mirror_of(run.record, experiment.data.augment.protocol)),
-    }
 
 
 def extraction_of(run: Run) -> dict[str, Any] | None:

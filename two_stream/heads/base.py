@@ -14,6 +14,11 @@ from two_stream.registry import Registry
 HEADS: Registry[type[Head]] = Registry("head")
 
 
+def space_mean(x_BCTHW: torch.Tensor) -> torch.Tensor:
+    """Return a feature map's mean over space as tokens `x_BTD`."""
+    return x_BCTHW.mean((3, 4)).transpose(1, 2)
+
+
 class Head(nn.Module, ABC):
     """Sums up time: `x_BTD -> z_BD`. Built as `HeadClass(options, features=D, tokens=T)`."""
 
@@ -21,6 +26,8 @@ class Head(nn.Module, ABC):
     """True where the weights fit one number of tokens only."""
     features: int
     """Width of the vector."""
+    needs_maps: bool = False
+    """True where `pool` looks at places, so that tokens averaged over space do not do."""
 
     def __init__(self, options: Any, *, features: int, tokens: int) -> None:
         super().__init__()
@@ -31,9 +38,9 @@ class Head(nn.Module, ABC):
     def pool(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         """Turn a feature map into tokens `x_BTD`; the base takes the mean over space.
 
-        A head that looks at places (non-local) overrides this.
+        A head that looks at places (non-local) overrides this, and sets `needs_maps`.
         """
-        return x_BCTHW.mean((3, 4)).transpose(1, 2)
+        return space_mean(x_BCTHW)
 
     @abstractmethod
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:

@@ -42,6 +42,7 @@ class NonLocal(Head):
     def __init__(self, options: NonLocalHead, *, features: int, tokens: int) -> None:
         super().__init__(options, features=features, tokens=tokens)
         self.block = NonLocalBlock(features, options.inner or features)
+        self.needs_maps = options.over == "space_time"
         self.join: Concatenation | None = None
         if options.pool == "concat":
             self.fixed_length = True

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -13,6 +14,9 @@ from two_stream.errors import CheckpointError
 from two_stream.pretrained.layouts import recognise
 from two_stream.pretrained.reading import read_state, weights_file
 from two_stream.recognizer import Recognizer
+
+_ENDS = ("classifier", "head", "reduction")
+"""what a network ends in; the rest is the backbone proper"""
 
 
 @dataclass
@@ -47,6 +51,7 @@ def load_weights(
     model: Recognizer,
     path: Path | str,
     *,
+    part: Literal["all", "backbone"] = "all",
     new_classifier: bool = False,
     cross_modality: bool = False,
     inflate: bool = False,
@@ -56,6 +61,7 @@ def load_weights(
     Args:
         model: Filled in place; left as it is when anything fails.
         path: A file of ours or of a known code base, a model folder or a run folder.
+        part: `backbone` leaves head and classifier of the checkpoint out, also where they would fit.
         new_classifier: Leave out what the model ends in where it differs: a classifier of another size, another
             kind of head, a block that FRAB or FRMB put in. The backbone must still fit.
         cross_modality: An RGB checkpoint for a flow network: average the first convolution over RGB, repeat it over
@@ -87,7 +93,11 @@ def load_weights(
         else:
             incoming[ours], theirs[ours] = tensor, key
     fitting = _Fitting(model, report, cross_modality, inflate)
-    fitted, misfits = fitting.fit(incoming)
+    loose = {*(_ENDS if new_classifier else ()), *(("classifier", "head") if part == "backbone" else ())}
+    wanted = {
+        k: v for k, v in incoming.items() if part == "all" or _part(model, k) not in ("classifier", "head")
+    }
+    fitted, misfits = fitting.fit(wanted)
     if new_classifier:
         _leave_out_new_parts(model, incoming, fitted, misfits)
     expected = model.state_dict()
@@ -95,7 +105,7 @@ def load_weights(
     report.missing = [k for k in expected if k not in fitted and not k.endswith("num_batches_tracked")]
     report.reshaped = {key: how for key, how in report.reshaped.items() if key in fitted}
     report.unexpected += [theirs[key] for key in incoming if key not in expected]
-    _require_fit(model, report, misfits, theirs, new_classifier)
+    _require_fit(model, report, misfits, theirs, loose)
     report.dropped = [theirs[key] for key in incoming if key not in fitted]
     report.unexpected = []
     model.load_state_dict(fitted, strict=False)
@@ -203,9 +213,9 @@ def _require_fit(
     report: LoadReport,
     misfits: dict[str, str],
     theirs: dict[str, str],
-    new_classifier: bool,
+    loose: Collection[str],
 ) -> None:
-    """Raise where the checkpoint does not fit, with the likeliest cause first."""
+    """Raise where the checkpoint does not fit, with the likeliest cause first; `loose` parts may be missing."""
     trunk = [key for key in model.state_dict() if _part(model, key) == "backbone"]
     absent = [key for key in trunk if key in report.missing and key not in misfits]
     if 2 * len(absent) > len(_counted(set(trunk))):
@@ -222,15 +232,11 @@ def _require_fit(
     if misfits:
         key = next(iter(misfits))
         more = f" and {len(misfits) - 1} more" if len(misfits) > 1 else ""
-        replaced = not new_classifier and {_part(model, key) for key in misfits} <= {
-            "classifier",
-            "reduction",
-        }
+        replaced = not loose and {_part(model, key) for key in misfits} <= {"classifier", "reduction"}
         hint = "; to start what the model ends in afresh set `new_classifier`" if replaced else ""
         raise CheckpointError(
             f"{report.path}: {report.format} weights of another network: {theirs[key]}: {misfits[key]}{more}{hint}"
         )
-    loose = ("classifier", "head", "reduction") if new_classifier else ()
     missing = [key for key in report.missing if _part(model, key) not in loose]
     ours = {their: our for our, their in theirs.items()}
     unexpected = [k for k in report.unexpected if k not in ours or _part(model, ours[k]) not in loose]
@@ -238,7 +244,7 @@ def _require_fit(
         parts = [f"{len(missing)} of the model's tensors are missing ({_few(missing)})"] if missing else []
         parts += [f"{len(unexpected)} are unknown to it ({_few(unexpected)})"] if unexpected else []
         new = [*missing, *(ours.get(key, key) for key in unexpected)]
-        fresh = not new_classifier and all(_part(model, key) != "backbone" for key in new)
+        fresh = not loose and all(_part(model, key) != "backbone" for key in new)
         hint = "; to start them fresh set `new_classifier`" if fresh else ""
         raise CheckpointError(f"{report.path}: {report.format}: {' and '.join(parts)}{hint}")
 

@@ -54,29 +54,34 @@ def write_checksums(folder: Path) -> None:
     fsync_dir(folder)
 
 
-def verify_checksums(folder: Path) -> None:
+def verify_checksums(
+    folder: Path, what: str = "checkpoint", remedy: str = "restore it or train again"
+) -> None:
     """Compare every file of a folder with its recorded SHA-256.
+
+    Args:
+        folder: Written with `write_checksums`.
+        what: What it is, for messages.
+        remedy: What to do about a damaged file.
 
     Raises:
         CheckpointError: The folder, its checksums or a file is missing or damaged; names it.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such checkpoint folder")
+        raise CheckpointError(f"{folder}: no such {what} folder")
     try:
         expected = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
         pairs = [(str(name), str(digest)) for name, digest in expected.items()]
     except (OSError, ValueError, AttributeError):
         raise CheckpointError(
-            f"{folder / CHECKSUMS}: missing or damaged; the checkpoint cannot be trusted"
+            f"{folder / CHECKSUMS}: missing or damaged; the {what} cannot be trusted"
         ) from None
     for name, digest in pairs:
         path = folder / Path(name).name
         if not path.is_file():
-            raise CheckpointError(f"{path}: missing, though {CHECKSUMS} lists it; restore it or train again")
+            raise CheckpointError(f"{path}: missing, though {CHECKSUMS} lists it; {remedy}")
         if sha256(path) != digest:
-            raise CheckpointError(
-                f"{path}: damaged (SHA-256 differs from {CHECKSUMS}); restore it or train again"
-            )
+            raise CheckpointError(f"{path}: damaged (SHA-256 differs from {CHECKSUMS}); {remedy}")
 
 
 def _old(target: Path) -> Path:

@@ -191,8 +191,17 @@ def _trained(job: Job) -> Outcome:
 
 def _features(job: Job) -> Outcome:
     from two_stream.evaluation.features import write_features
+    from two_stream.runtime.device import pick_device, set_deterministic, set_threads
+    from two_stream.training.loop import start_model
 
-    write_features(job.settings(), Path(job.out), train_views=job.train_views, maps=job.maps)
+    experiment = job.settings()
+    device = pick_device(experiment.device)
+    set_threads(experiment.threads)
+    model = start_model(experiment).to(device)
+    set_deterministic(experiment.deterministic, device)
+    write_features(
+        model, experiment, Path(job.out), train_views=job.train_views, maps=job.maps, overwrite=True
+    )
     return Outcome("done", job.key)
 
 

@@ -13,8 +13,10 @@ from torch import nn
 
 from two_stream.config.schema import Experiment, TrainOptions
 from two_stream.data.catalog import load_record
+from two_stream.data.features import FeatureCache
 from two_stream.data.shards import shard_facts
 from two_stream.errors import DataError, TrainingError
+from two_stream.evaluation.features import backbone_sha256
 from two_stream.pretrained import load_library, load_weights, write_model
 from two_stream.recognizer import Recognizer, create_model, settled
 from two_stream.runtime import distributed
@@ -31,6 +33,11 @@ from two_stream.training.sources import TrainingData, training_data
 from two_stream.training.trainer import Trainer, TrainResult
 from two_stream.types import RunPaths
 from two_stream.video.reader import backend_version
+
+_OTHER_BACKBONE = (
+    "give the weights it was made from as `train.init` (with `train.init_part: backbone` the head starts anew), or "
+    "write the features anew with `two-stream features`"
+)
 
 
 def train(experiment: Experiment, *, resume: bool = False, overwrite: bool = False) -> TrainResult:
@@ -72,12 +79,13 @@ def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainRes
         device = pick_device(experiment.device)
         set_deterministic(experiment.deterministic, device)
         classes = load_record(experiment.data.dataset, experiment.data.settings_root).num_classes
-        seed_everything(experiment.seed)
-        model = create_model(experiment.model, classes)
-        if experiment.channels_last:
-            model.channels_last()
+        model = _built(experiment, classes)
         data = training_data(experiment, model.spec, pin=device.type == "cuda")
-        _prepare(model, experiment.train, device, load_init=not continues)
+        if not continues:
+            _load_start(model, experiment.train)
+            if data.features is not None:
+                data.features.check_backbone(backbone_sha256(model), _OTHER_BACKBONE)
+        _prepare(model, experiment.train, device, data.features)
         _check(experiment, model, data)
     _compare_lists(data)
     with ExitStack() as stack:
@@ -128,24 +136,53 @@ def _compare_lists(data: TrainingData) -> None:
         )
 
 
-def _prepare(model: Recognizer, options: TrainOptions, device: torch.device, *, load_init: bool) -> None:
-    """Load the weights to start from, freeze, and set what changes how the backbone is computed.
+def start_model(experiment: Experiment) -> Recognizer:
+    """Return the network as its training begins: fresh values of the seed, then the weights to start from.
 
-    `init` is a whole model, so beside it the library's weights of a backbone are not read.
+    Raises:
+        DataError: The data set, whose classes it needs, is not there.
+        CheckpointError: The weights cannot be read or do not fit.
     """
-    if options.init is None and load_init:
+    classes = load_record(experiment.data.dataset, experiment.data.settings_root).num_classes
+    model = _built(experiment, classes)
+    _load_start(model, experiment.train)
+    return model
+
+
+def _built(experiment: Experiment, classes: int) -> Recognizer:
+    seed_everything(experiment.seed)
+    model = create_model(experiment.model, classes)
+    return model.channels_last() if experiment.channels_last else model
+
+
+def _load_start(model: Recognizer, options: TrainOptions) -> None:
+    """Load the weights to start from; `init` is a whole model, so beside it those of a library are not read."""
+    if options.init is None:
         said = load_library(model)
         if said is not None:
             note(said)
-    elif options.init is not None and load_init:
-        report = load_weights(
-            model,
-            options.init,
-            new_classifier=options.new_classifier,
-            cross_modality=options.cross_modality,
-            inflate=options.inflate,
-        )
-        note(str(report))
+        return
+    report = load_weights(
+        model,
+        options.init,
+        part=options.init_part,
+        new_classifier=options.new_classifier,
+        cross_modality=options.cross_modality,
+        inflate=options.inflate,
+    )
+    note(str(report))
+
+
+def _prepare(
+    model: Recognizer, options: TrainOptions, device: torch.device, features: FeatureCache | None
+) -> None:
+    """Freeze, and set what changes how the backbone is computed, or that it is not."""
+    if features is not None:
+        assert options.freeze_until is not None  # `Experiment` sees to it
+        model.freeze_until(options.freeze_until)
+        model.take_stored(features.layout, features)
+        _check_tokens(model)
+        return
     if options.sync_batchnorm and distributed.world_size() > 1:
         synchronised(model, device)
     if options.freeze_until is not None:
@@ -162,7 +199,7 @@ def _check(experiment: Experiment, model: Recognizer, data: TrainingData) -> Non
     if data.labels is not None:
         build_loss(options, data.labels)
     parameter_groups(model, model.stages(), options.optimizer, options.layer_decay, options.stage_rates)
-    if experiment.data.source == "shards" and experiment.data.shards:
+    if experiment.data.source == "shards" and experiment.data.shards and data.features is None:
         shard_facts(experiment.data.shards, experiment.model.modality)
 
 
@@ -181,9 +218,12 @@ def _facts(experiment: Experiment, device: torch.device) -> dict[str, str]:
         facts["processes"] = str(distributed.world_size())
     if device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(device)
-    if experiment.data.source == "shards" and experiment.data.shards:
+    from_shards = experiment.data.source == "shards" and experiment.data.features is None
+    if from_shards and experiment.data.shards:
         made = shard_facts(experiment.data.shards, experiment.model.modality)
         facts["shards"] = ", ".join(f"{key} {value}" for key, value in made.items())
+    if experiment.data.features is not None:
+        facts["features"] = FeatureCache(experiment.data.features).content
     if experiment.data.source == "videos":
         facts["decoder"] = backend_version(experiment.data.backend)
     return facts

@@ -9,14 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from two_stream.config.load import dump, load_experiment
+from two_stream.config.load import dump, flatten, load_experiment
 from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, warn
 from two_stream.runtime.files import write_json, write_text
 from two_stream.runtime.provenance import environment
-from two_stream.training.tracking import flatten
 from two_stream.types import RunPaths
 
 FREE_ON_RESUME = (

@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 from two_stream.config.schema import Experiment
 from two_stream.data.balance import class_counts
 from two_stream.data.catalog import Record, load_record
+from two_stream.data.features import FeatureCache, view_settings
 from two_stream.data.loader import Share, clip_loader, train_loader
 from two_stream.data.mirror import Mirror, mirror_note, mirror_of
 from two_stream.data.splits import load_part
+from two_stream.data.stored import StoredClips, stored_centred, stored_epoch
+from two_stream.errors import SettingsError
 from two_stream.runtime import distributed
 from two_stream.runtime.console import warn
 from two_stream.training.losses import Labels
@@ -52,6 +56,8 @@ class TrainingData:
     """changes with the videos, their order, labels and frame counts"""
     mirror: Mirror = field(default_factory=Mirror)
     """what the mirror image of a video is an example of"""
+    features: FeatureCache | None = None
+    """stored features that stand in place of clips"""
 
 
 def training_data(experiment: Experiment, spec: InputSpec, *, pin: bool = False) -> TrainingData:
@@ -71,15 +77,13 @@ def training_data(experiment: Experiment, spec: InputSpec, *, pin: bool = False)
     note = mirror_note(record, protocol, experiment.data.augment.flip > 0)
     if note and distributed.is_main():
         warn(note)
-    whole = Share(distributed.rank(), distributed.world_size(), pin=pin)
-
-    def open_epoch(epoch: int, skip: int, *, group: int = 0) -> EpochLoader:
-        share = replace(whole, group=group)
-        return train_loader(experiment, spec, train, record, epoch=epoch, skip_batches=skip, share=share)
-
+    cache = None if experiment.data.features is None else FeatureCache(experiment.data.features)
+    read = _clips if cache is None else partial(_stored, cache)
+    open_epoch, open_validation = read(experiment, spec, record, train, val, pin)
+    lists = fingerprint(train, val, record.classes)
     return TrainingData(
         train=open_epoch,
-        validation=lambda: clip_loader(experiment, spec, val, record, share=whole),
+        validation=open_validation,
         num_train=len(train),
         num_val=len(val),
         class_names=list(record.classes),
@@ -87,8 +91,51 @@ def training_data(experiment: Experiment, spec: InputSpec, *, pin: bool = False)
             record.num_classes, record.multi_label, class_counts(train, record.num_classes), len(train)
         ),
         dataset=record.name,
-        fingerprint=fingerprint(train, val, record.classes),
+        fingerprint=lists if cache is None else f"{lists} {cache.content}",
         mirror=mirror_of(record, protocol),
+        features=cache,
+    )
+
+
+_Opened = tuple[Callable[..., EpochLoader], Callable[[], Iterable[Batch]]]
+
+
+def _clips(
+    experiment: Experiment,
+    spec: InputSpec,
+    record: Record,
+    train: list[VideoRecord],
+    val: list[VideoRecord],
+    pin: bool,
+) -> _Opened:
+    """Return what opens the clips of an epoch and of the validation."""
+    whole = Share(distributed.rank(), distributed.world_size(), pin=pin)
+
+    def open_epoch(epoch: int, skip: int, *, group: int = 0) -> EpochLoader:
+        share = replace(whole, group=group)
+        return train_loader(experiment, spec, train, record, epoch=epoch, skip_batches=skip, share=share)
+
+    return open_epoch, lambda: clip_loader(experiment, spec, val, record, share=whole)
+
+
+def _stored(
+    cache: FeatureCache,
+    experiment: Experiment,
+    spec: InputSpec,
+    record: Record,
+    train: list[VideoRecord],
+    val: list[VideoRecord],
+    pin: bool,
+) -> _Opened:
+    """Return what opens the stored features of an epoch and of the validation."""
+    if distributed.world_size() > 1:
+        raise SettingsError("`data.features` is read by one process; start the run without torchrun")
+    settings = view_settings(experiment.model, spec, experiment.data, record, training=True)
+    cache.check_settings(settings, record.classes)
+    shown, centred = (StoredClips(cache, experiment, part, record) for part in (train, val))
+    return (
+        lambda epoch, skip: stored_epoch(shown, experiment, epoch, skip, pin=pin),
+        lambda: stored_centred(centred, experiment, pin=pin),
     )
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from two_stream.config.load import flatten
 from two_stream.config.schema import Experiment
 from two_stream.runtime.console import say
 from two_stream.runtime.files import write_text
@@ -37,17 +37,6 @@ def write_metrics(paths: RunPaths, history: list[dict[str, Any]]) -> None:
     """
     lines = [json.dumps({key: _plain(value) for key, value in line.items()}) + "\n" for line in history]
     write_text(paths.metrics, "".join(lines))
-
-
-def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings as `a.b.c: value`."""
-    flat: dict[str, Any] = {}
-    for key, value in mapping.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def clock(seconds: float) -> str:

@@ -7,6 +7,7 @@ Of several processes each computes its share of every step, and the main one wri
 
 from __future__ import annotations
 
+import copy
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ from two_stream.training.tracking import Tracker, write_metrics
 from two_stream.training.validate import Validation, validate
 from two_stream.types import RunPaths
 
+SHORT_EPOCHS = 60.0
+"""seconds between checkpoints of a run over stored features, whose epochs take less than writing the whole network"""
 SELECTION_LABELS = {"holdout": "holdout", "paper": "test-selected"}
 
 
@@ -134,6 +137,9 @@ class Trainer:
                 parallel=self.parallel,
             )
         self.progress = Progress()
+        self._least_seconds = SHORT_EPOCHS if data.features is not None else 0.0
+        self._saved_at, self._saved_step = time.monotonic(), -1
+        self._best: tuple[nn.Module, dict[str, Any], dict[str, Any]] | None = None
 
     def _count(self, group: int) -> None:
         """Count the micro-batches of an epoch and its steps of `group` micro-batches each, of all processes."""
@@ -175,8 +181,8 @@ class Trainer:
         weights, state, undamaged = distributed.on_main(lambda: load_newest(self.paths))
         if state["fingerprint"] != self.data.fingerprint:
             error = SettingsError(
-                f"{self.paths.root}: the split lists changed since the run began, so it cannot continue; "
-                "restore them or start over with --overwrite"
+                f"{self.paths.root}: the split lists or stored features changed since the run began, so it cannot "
+                "continue; restore them or start over with --overwrite"
             )
             raise distributed.common(error)
         self._regroup(state.get("group", self.options.accumulate))
@@ -226,9 +232,9 @@ class Trainer:
         tracker = Tracker(self.paths, self.experiment, first_step=first, active=distributed.is_main())
         with closing(tracker), StopRequest() as stop:
             while True:
-                if not self._epoch(stop, tracker):
-                    self._save_last()
                 at = self.progress
+                if not self._epoch(stop, tracker) or (stop and at.step != self._saved_step):
+                    self._save_last()
                 if at.finished or stop:
                     return self._result(interrupted=None if at.finished else stop.signal)
 
@@ -267,7 +273,8 @@ class Trainer:
             loader = self.data.train(at.epoch, at.batch, **dealt)
             feed = Feed(loader, self.device)
         self.stepper.ahead = feed.ahead
-        shown = feed.first() if at.step == 0 and tracker.active else None
+        pictures = at.step == 0 and tracker.active and self.data.features is None
+        shown = feed.first() if pictures else None
         if shown is not None:
             tracker.clips(shown, 0)
         self.model.train()
@@ -347,7 +354,10 @@ class Trainer:
             tracker.hparams({name: at.best_top1, "val_loss": at.best_loss})
         if best:
             self._save_best()
-        self._save_last()
+        if at.finished or time.monotonic() - self._saved_at >= self._least_seconds:
+            self._save_last()
+        elif distributed.is_main():
+            write_metrics(self.paths, at.history)
 
     def _finish_if_due(self) -> None:
         at, patience = self.progress, self.options.early_stopping
@@ -360,20 +370,31 @@ class Trainer:
         """Write the lines so far, then `last/`: a kill between leaves lines that the resumed run writes again."""
         if distributed.is_main():
             write_metrics(self.paths, self.progress.history)
+        if self._best is not None:
+            self._save(self.paths.best, *self._best)
+            self._best = None
         averaged = None if self.stepper.ema is None else self.stepper.ema.module.state_dict()
-        self._save(self.paths.last, self.model, self._state("trained", averaged))
+        self._save(self.paths.last, self.model, self._state("trained", averaged), self._meta())
+        self._saved_at, self._saved_step = time.monotonic(), self.progress.step
 
     def _save_best(self) -> None:
-        """Write `best/`, before `last/`: after a kill between them the epoch is repeated and `best/` with it."""
+        """Write `best/`, before `last/`: after a kill between them the epoch is repeated and `best/` with it.
+
+        Where epochs take seconds a copy is held until `last/` is due.
+        """
         averaged = self.stepper.ema is not None
         other = self.model.state_dict() if averaged else None
-        self._save(self.paths.best, self.evaluated, self._state("averaged" if averaged else "trained", other))
+        best = (self.evaluated, self._state("averaged" if averaged else "trained", other), self._meta())
+        if self._least_seconds:
+            self._best = copy.deepcopy(best)
+        else:
+            self._save(self.paths.best, *best)
 
-    def _save(self, folder: Path, model: nn.Module, state: dict[str, Any]) -> None:
+    def _save(self, folder: Path, model: nn.Module, state: dict[str, Any], meta: dict[str, Any]) -> None:
         """Gather what is divided; let the main process write, and the others wait until it has."""
         model, state = self.parallel.writable(model), self.parallel.whole(state)
         if distributed.is_main():
-            save_checkpoint(folder, model, state, self._meta(), self.write_model)
+            save_checkpoint(folder, model, state, meta, self.write_model)
         distributed.barrier()
 
     def _state(self, holds: str, other: dict[str, Any] | None) -> dict[str, Any]:

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from two_stream.config.load import flatten
 from two_stream.errors import DataError
 from two_stream.training.figures import clip_grid, confusion_figure, flow_to_rgb
-from two_stream.training.tracking import clock, flatten, write_metrics
+from two_stream.training.tracking import clock, write_metrics
 from two_stream.training.validate import validate
 from two_stream.types import Batch, RunPaths
 

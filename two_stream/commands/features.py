@@ -1,0 +1,158 @@
+"""`two-stream features RUN|MODEL|FILE.yaml`: every video through a frozen backbone once, for studies of heads."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from two_stream.commands.common import parse_over, split_positional
+from two_stream.config.base import Options, PositiveInt
+from two_stream.config.load import load_experiment
+from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
+from two_stream.errors import SettingsError
+from two_stream.runtime.console import note, say
+
+if TYPE_CHECKING:
+    from two_stream.data.features import FeatureFacts
+    from two_stream.recognizer import Recognizer
+
+SUMMARY = "Store what a frozen backbone gives for every video and view, for heads to train and be scored on."
+PROG = "two-stream features SOURCE"
+DESCRIPTION = (
+    f"{SUMMARY} SOURCE is a run folder (its backbone), an experiment's YAML (the network as its training begins) or "
+    "the name of a model (see `two-stream models`). Runs then name the folder as `data.features`."
+)
+
+
+class FeatureFlags(Options):
+    """What is stored: the source's own settings, with these flags over them."""
+
+    out: Path | None = None
+    """folder to write; none: `features/<name of the source>-<data set>-split<n>`"""
+    train_views: PositiveInt = 1
+    """augmented clips stored per training video; epoch e learns from number e modulo this"""
+    maps: bool = False
+    """store feature maps, which the non-local head looks at; else tokens in time, a fraction of the size"""
+    parts: tuple[Literal["train", "test"], ...] = ("train", "test")
+    """train: the whole official training list; test: the official test list"""
+    overwrite: bool = False
+    """replace stored features that are there"""
+    checkpoint: Literal["best", "last"] = "best"
+    """of a run folder; best: the selected epoch; last: the newest"""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """seed of the augmented clips, and of a backbone without weights"""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """autocast type in which training clips are computed (`train.precision`); test views: `--evaluate.precision`"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps"""
+    data: DataOptions = DataOptions()
+    """data set and reading; what augments a clip is frozen in"""
+    evaluate: EvaluateOptions = EvaluateOptions()
+    """views of the test part"""
+
+
+def main(args: list[str]) -> int:
+    """Store the features of a data set and print what they cost and how to use them."""
+    name, rest = split_positional(
+        args, "two-stream features", "a run, an experiment file or a model", "demo/runs/rgb"
+    )
+    source = Experiment() if name is None else _experiment(name)
+    flags = parse_over(_defaults(source), rest, PROG, DESCRIPTION)
+    assert name is not None  # without it only --help gets here, and that has exited
+    from two_stream.evaluation.features import write_features
+    from two_stream.runtime.device import set_deterministic, set_threads
+
+    experiment = _with_flags(source, flags)
+    set_threads(experiment.threads)
+    model = _model(name, experiment, flags)
+    set_deterministic(experiment.deterministic, next(model.parameters()).device)
+    out = flags.out or _usual_folder(name, experiment)
+    facts = write_features(
+        model,
+        experiment,
+        out,
+        train_views=flags.train_views,
+        maps=flags.maps,
+        parts=flags.parts,
+        overwrite=flags.overwrite,
+    )
+    _tell(name, out, facts)
+    return 0
+
+
+def _experiment(name: str) -> Experiment:
+    """Return the settings of a run, of a file, or of a named model."""
+    path = Path(name)
+    if path.is_dir():
+        from two_stream.evaluation.run import run_paths
+
+        return load_experiment(run_paths(path).experiment)
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return load_experiment(path)
+    if path.exists():
+        raise SettingsError(
+            f"{PROG}: {name} is a file; expected a run folder, an experiment's YAML or a model"
+        )
+    from two_stream import zoo
+
+    return Experiment(model=zoo.resolve(name))
+
+
+def _defaults(source: Experiment) -> FeatureFlags:
+    return FeatureFlags(
+        seed=source.seed,
+        precision=source.train.precision,
+        device=source.device,
+        data=source.data.model_copy(update={"features": None}),
+        evaluate=source.evaluate,
+    )
+
+
+def _with_flags(source: Experiment, flags: FeatureFlags) -> Experiment:
+    update = {
+        "seed": flags.seed,
+        "device": flags.device,
+        "data": flags.data.model_copy(update={"features": None}),
+        "evaluate": flags.evaluate,
+        "train": source.train.model_copy(update={"precision": flags.precision}),
+    }
+    return source.model_copy(update=update)
+
+
+def _model(name: str, experiment: Experiment, flags: FeatureFlags) -> Recognizer:
+    from two_stream.runtime.device import pick_device
+
+    if Path(name).is_dir():
+        from two_stream.evaluation.run import load_run
+
+        return load_run(name, flags.checkpoint, flags.device).model
+    from two_stream.training.loop import start_model
+
+    model = start_model(experiment)
+    if experiment.train.init is None and not getattr(experiment.model.backbone, "pretrained", False):
+        note("the backbone starts from no weights: its values are drawn by the seed")
+    return model.to(pick_device(flags.device))
+
+
+def _usual_folder(name: str, experiment: Experiment) -> Path:
+    data = experiment.data
+    dataset = Path(data.dataset)
+    label = dataset.parent.name if dataset.suffix else dataset.name
+    return Path("features") / f"{Path(name).stem or 'model'}-{label}-split{data.split}"
+
+
+def _tell(name: str, out: Path, facts: FeatureFacts) -> None:
+    videos = sum(len(part.videos) for part in facts.parts.values())
+    views = sum(part.rows for part in facts.parts.values())
+    size = sum(path.stat().st_size for path in out.iterdir())
+    say(f"{out}: {videos} videos, {views} views, {size / 1e6:.1f} MB, {facts.seconds:.1f} s")
+    start = f", init: {name}, init_part: backbone" if Path(name).is_dir() else ""
+    say(f"to use it: data: {{features: {out}}}, train: {{freeze_until: backbone{start}}}")
+    given = shlex.quote(str(out))
+    flags = f"--data.features {given} --train.freeze-until backbone"
+    if start:
+        flags += f" --train.init {shlex.quote(name)} --train.init-part backbone"
+    say(f"or as flags of `two-stream train`: {flags}")
