@@ -102,7 +102,7 @@ def to_svg(figure: Figure, label: str) -> str:
     text = re.sub(r"font: (?:normal )*([\d.]+)px [^;\"]*", r"font: \1px var(--font)", text)
     text = re.sub(r"font-family: [^;\"]*", "font-family: var(--font)", text)
     safe = label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    return re.sub(r"^<svg", f'<svg role="img" aria-label="{safe}"', text, count=1)
+    return f'<svg role="img" aria-label="{safe}"' + text.removeprefix("<svg")
 
 
 def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str | None:

@@ -1,0 +1,248 @@
+"""The tables of a study's report, as text with what to sort by: every form of the report shows these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from two_stream.evaluation.tables import DASH, percent
+from two_stream.studies.results import Comparison, StudyResult, VariantResult
+
+NO_DIFFERENCE = "no difference shown"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: what is shown and what it sorts by."""
+
+    text: str
+    sort: float | str | None = None
+    """None: sorts last"""
+    strong: bool = False
+    """significant"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose first column names the row."""
+
+    caption: str
+    columns: list[str]
+    numeric: list[bool]
+    """by column"""
+    rows: list[list[Cell]]
+
+    def filled(self) -> Table:
+        """Return the table without columns that say nothing."""
+        kept = [
+            place
+            for place in range(len(self.columns))
+            if place == 0 or any(row[place].text not in ("", DASH) for row in self.rows)
+        ]
+        return Table(
+            self.caption,
+            [self.columns[place] for place in kept],
+            [self.numeric[place] for place in kept],
+            [[row[place] for place in kept] for row in self.rows],
+        )
+
+
+def number(value: float | None, digits: int = 1, scale: float = 1.0, *, signed: bool = False) -> Cell:
+    """Return a number as a cell; a dash for none."""
+    if value is None:
+        return Cell(DASH)
+    return Cell(signed_text(value * scale, digits) if signed else f"{value * scale:,.{digits}f}", value)
+
+
+def signed_text(value: float, digits: int = 1) -> str:
+    """Return a number with its sign, a true minus."""
+    return f"{value:+,.{digits}f}".replace("-", "−")
+
+
+def p_text(p: float) -> str:
+    """Return a p-value as it is written in papers."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def points(value: float, low: float, high: float) -> str:
+    """Return a difference of shares with its interval in points."""
+    return f"{signed_text(100 * value)} [{signed_text(100 * low)}, {signed_text(100 * high)}]"
+
+
+def better_than_baseline(result: StudyResult) -> set[str]:
+    """Return the variants that are significantly better than one they are compared with."""
+    return {one.first for one in result.comparisons if one.significant and one.difference.value > 0}
+
+
+def variants_table(result: StudyResult) -> Table:
+    """Return a row per variant: accuracy, what the tests say, and cost. Bold is only what is significantly better."""
+    better = better_than_baseline(result)
+    seconds = {one.second for one in result.comparisons}
+    against = f"against {next(iter(seconds))} (points)" if len(seconds) == 1 else "compared (points)"
+    more = list(dict.fromkeys(key for variant in result.variants for key in variant.more))
+    whole = all(variant.cost is None or variant.cost.views for variant in result.variants)
+    level = f"{100 * result.level:g} %"
+    makers: list[tuple[str, bool, Callable[[VariantResult], Cell]]] = [
+        ("variant", False, lambda one: Cell(one.name, one.name, one.name in better)),
+        (
+            f"{result.metric} (%) [{level}]",
+            True,
+            lambda one: Cell(percent(one.accuracy), one.accuracy.value, one.name in better),
+        ),
+        ("sd over seeds", True, lambda one: number(one.sd, 1, 100)),
+        (against, False, lambda one: _against(one.name, result.comparisons, named=len(seconds) > 1)),
+        ("published (%)", True, lambda one: number(one.published and one.published.value, 1, 100)),
+        *((f"{key}{_unit(key)}", True, _other(key)) for key in more),
+        ("M parameters", True, lambda one: number(one.cost and one.cost.parameters, 2, 1e-6)),
+        ("G multiply-adds per view", True, lambda one: number(one.cost and one.cost.multiply_adds, 3, 1e-9)),
+        ("views", True, (lambda one: number(one.cost and one.cost.views, 0)) if whole else _nothing),
+        ("ms per view", True, lambda one: number(one.cost and one.cost.latency_ms)),
+        ("MiB", True, lambda one: number(one.cost and one.cost.memory_mib, 0)),
+    ]
+    return Table(
+        _variants_caption(result, level),
+        [label for label, _, _ in makers],
+        [numeric for _, numeric, _ in makers],
+        [[make(variant) for _, _, make in makers] for variant in result.variants],
+    ).filled()
+
+
+def _variants_caption(result: StudyResult, level: str) -> str:
+    parts = [f"Brackets hold {level} intervals."]
+    if result.comparisons:
+        parts.append("Bold: significantly better than what it is compared with, after Holm's correction.")
+    devices = sorted({one.cost.device for one in result.variants if one.cost and one.cost.device})
+    if devices:
+        parts.append(f"Time and memory of the forward pass of one view on {', '.join(devices)}.")
+    sources = sorted({one.published.source for one in result.variants if one.published})
+    if sources:
+        parts.append(f"Published: {'; '.join(sources)}.")
+    return " ".join(parts)
+
+
+def _unit(key: str) -> str:
+    return "" if "(" in key else " (%)"
+
+
+def _other(key: str) -> Callable[[VariantResult], Cell]:
+    return lambda one: number(one.more.get(key), 1, 100)
+
+
+def _nothing(one: VariantResult) -> Cell:
+    del one
+    return Cell(DASH)
+
+
+def _against(name: str, comparisons: Sequence[Comparison], *, named: bool) -> Cell:
+    own = [one for one in comparisons if one.first == name]
+    if not own:
+        return Cell("baseline", 0.0) if any(one.second == name for one in comparisons) else Cell(DASH)
+    texts = []
+    for one in own:
+        said = f"p = {p_text(one.p_holm)}".replace("= <", "<") if one.significant else NO_DIFFERENCE
+        to = f" to {one.second}" if named else ""
+        texts.append(f"{signed_text(100 * one.difference.value)}{to}, {said}")
+    strong = any(one.significant and one.difference.value > 0 for one in own)
+    return Cell("; ".join(texts), own[0].difference.value, strong)
+
+
+def comparisons_table(result: StudyResult) -> Table:
+    """Return a row per comparison, first minus second; bold where the difference is significant."""
+    families = len({one.family for one in result.comparisons}) > 1
+    columns = [
+        ("first − second", False),
+        ("family", False),
+        ("points [95 %]", True),
+        ("clips", True),
+        ("p", True),
+        ("p, Holm", True),
+        ("only first : only second", True),
+        ("detectable (points)", True),
+        ("detectable (clips)", True),
+        ("verdict", False),
+    ]
+    rows = []
+    for one in result.comparisons:
+        gap = one.difference
+        name = f"{one.first} − {one.second}"
+        discordant = sum(test.first_only for test in one.mcnemar), sum(test.second_only for test in one.mcnemar)
+        rows.append(
+            [
+                Cell(name, name, one.significant),
+                Cell(one.family if families else DASH, one.family),
+                Cell(points(gap.value, gap.low, gap.high), gap.value, one.significant),
+                number(one.clips, 1, signed=True),
+                Cell(p_text(one.p), one.p),
+                Cell(p_text(one.p_holm), one.p_holm, one.significant),
+                Cell(f"{discordant[0]} : {discordant[1]}", float(discordant[0] - discordant[1]))
+                if one.mcnemar
+                else Cell(DASH),
+                number(one.detectable, 1, 100),
+                number(one.detectable_clips, 0),
+                Cell(_said(one), _said(one), one.significant),
+            ]
+        )
+    tests = sorted({one.test for one in result.comparisons})
+    caption = (
+        f"Test: {'; '.join(tests)}. Detectable: the smallest true difference found here with 80 % probability. "
+        "Only first : only second counts, over all runs, the videos that one of the two alone gets right."
+    )
+    if not any(one.mcnemar for one in result.comparisons):
+        caption = caption.partition(" Only first")[0]
+    labels = [label.replace("95", f"{100 * result.level:g}") for label, _ in columns]
+    return Table(caption, labels, [numeric for _, numeric in columns], rows).filled()
+
+
+def _said(comparison: Comparison) -> str:
+    if not comparison.significant:
+        return NO_DIFFERENCE
+    return "better" if comparison.difference.value > 0 else "worse"
+
+
+def mcnemar_table(result: StudyResult) -> Table:
+    """Return the exact McNemar test of every cell that two variants share."""
+    rows = [
+        [
+            Cell(f"{one.first} − {one.second}", f"{one.first} − {one.second}"),
+            Cell(test.cell, test.cell),
+            number(test.first_only, 0),
+            number(test.second_only, 0),
+            Cell(p_text(test.p), test.p),
+        ]
+        for one in result.comparisons
+        for test in one.mcnemar
+    ]
+    return Table(
+        "Exact two-sided McNemar tests of single runs, uncorrected.",
+        ["first − second", "runs", "only first right", "only second right", "p"],
+        [False, False, True, True, True],
+        rows,
+    )
+
+
+def runs_table(result: StudyResult) -> Table:
+    """Return a row per run of the study."""
+    rows = [
+        [
+            Cell(one.variant, one.variant),
+            number(one.split, 0),
+            Cell(str(one.seed), float(one.seed)),
+            Cell(one.state, one.state, one.state != "done"),
+            number(one.accuracy, 1, 100),
+            number(one.seconds, 0),
+            Cell(one.key[:12] or DASH, one.key or None),
+            Cell(one.model_sha256[:12] or DASH, one.model_sha256 or None),
+            Cell(one.run or DASH, one.run or None),
+            Cell(" ".join(one.reason.split()) or DASH, one.reason or None),
+        ]
+        for one in result.runs
+    ]
+    return Table(
+        "Key: hash of resolved settings, code and data. Model: SHA-256 of the weights.",
+        [
+            *("variant", "split", "seed", "state", f"{result.metric} (%)", "seconds"),
+            *("key", "model", "folder", "why it failed"),
+        ],
+        [False, True, True, False, True, True, False, False, False, False],
+        rows,
+    ).filled()
