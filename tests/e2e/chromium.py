@@ -100,7 +100,11 @@ class Browser:
     def size(self, width: int, height: int, *, mobile: bool = False) -> None:
         """Set the size of the window in CSS pixels."""
         self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=mobile,
         )
 
     def media(self, kind: str = "", scheme: str = "light") -> None:

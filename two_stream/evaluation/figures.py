@@ -69,18 +69,19 @@ _LABELLED = 60
 
 @contextmanager
 def drawing(
-    height: float, panels: int = 1, *, columns: int = 1, **extra: Any
+    height: float, panels: int = 1, *, columns: int = 1, width: float = WIDTH, **extra: Any
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Yield a figure of the report's width and style with its axes, row by row; turn it into text by `to_svg`.
+    """Yield a figure in the report's style with its axes, row by row; turn it into text by `to_svg`.
 
     Args:
         height: Inches.
         panels: Axes, one under another.
         columns: Axes beside each other in each row; `panels` are filled up to whole rows.
+        width: Inches.
         extra: For `Figure.subplots`.
     """
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(-(-panels // columns), columns, squeeze=False, **extra)
         yield figure, list(axes.flat)
 

@@ -21,9 +21,11 @@ from two_stream.studies.results import Comparison, VariantResult
 
 MORE, LESS, SAME = STREAMS[2], STREAMS[1], MUTED
 """Colours of more, of less and of what is not told apart."""
+WIDTH = 4.5
+"""Inches: as wide as a phone, so that letters keep their size there."""
 _ROW = 0.4
 """Inches of a row with its name above it."""
-_LETTERS = 66
+_LETTERS = 58
 """Of a name above a row; more do not fit."""
 MOST_CLASSES = 20
 """Up to so many classes a figure shows all of them."""
@@ -42,7 +44,7 @@ def forest(comparisons: Sequence[Comparison]) -> str:
         if len(families) > 1:
             rows.append(family)
         rows += [one for one in comparisons if one.family == family]
-    with drawing(_ROW * len(rows) + 0.75) as (figure, (axis,)):
+    with drawing(_ROW * len(rows) + 0.75, width=WIDTH) as (figure, (axis,)):
         axis.axvline(0, color=INK, linewidth=1.0)
         names = []
         for place, row in enumerate(rows):
@@ -86,6 +88,7 @@ def _named(axis: Axes, names: Sequence[tuple[float, str, str]]) -> None:
             xytext=(2, 6),
             textcoords="offset points",
             weight=weight,
+            bbox={"boxstyle": "square,pad=0.05", "facecolor": SURFACE, "edgecolor": "none", "alpha": 0.85},
         )
     axis.set_yticks([])
     axis.spines["left"].set_visible(False)
@@ -102,7 +105,7 @@ def accuracies(
         metric: `top-1` or `mAP`.
         chance: Share that a constant guess gets; marked where it lies near what was reached.
     """
-    with drawing(_ROW * len(variants) + 1.0) as (figure, (axis,)):
+    with drawing(_ROW * len(variants) + 1.0, width=WIDTH) as (figure, (axis,)):
         for place, variant in enumerate(variants):
             dots = [100 * value for value in single.get(variant.name, ())]
             if len(dots) > 1:
@@ -143,7 +146,7 @@ def class_differences(comparison: Comparison, names: Sequence[str]) -> str | Non
     if len(order) > MOST_CLASSES:
         order = order[:_HALF] + order[-_HALF:]
     values = [100 * value for value, _ in order]
-    with drawing(0.21 * len(order) + 0.7) as (figure, (axis,)):
+    with drawing(0.21 * len(order) + 0.7, width=WIDTH) as (figure, (axis,)):
         axis.barh(
             range(len(order)),
             values,
@@ -170,7 +173,7 @@ def confusion_difference(counts_KK: NDArray[np.float64], names: Sequence[str], l
     """
     classes = len(names)
     most = max(1e-9, float(np.abs(counts_KK).max()))
-    with drawing(min(5.2, 1.7 + 0.36 * classes)) as (figure, (axis,)):
+    with drawing(min(WIDTH, 1.7 + 0.36 * classes), width=WIDTH) as (figure, (axis,)):
         cells = [(int(row), int(column)) for row, column in np.argwhere(np.abs(counts_KK) > 0.02 * most)]
         squares = [Rectangle((column - 0.47, row - 0.47), 0.94, 0.94) for row, column in cells]
         tints = [
@@ -180,8 +183,8 @@ def confusion_difference(counts_KK: NDArray[np.float64], names: Sequence[str], l
         axis.add_collection(PatchCollection(squares, facecolors=tints, edgecolors="none"))
         if classes <= 12:
             for row, column in cells:
-                text = f"{counts_KK[row, column]:+.0f}"
-                if text not in ("+0", "-0"):
+                text = f"{counts_KK[row, column]:+.0f}".replace("-", "−")
+                if text not in ("+0", "−0"):
                     axis.text(column, row, text, ha="center", va="center", color=INK, fontsize=8.0)
         axis.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5), xlabel="predicted", ylabel="true")
         axis.set_aspect("equal")
@@ -204,7 +207,11 @@ def learning(histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -
     Returns:
         None without anything to draw.
     """
-    labels = {"val_top1": "validation top-1 (%)", "val_map": "validation mAP (%)", "val_loss": "validation loss"}
+    labels = {
+        "val_top1": "validation top-1 (%)",
+        "val_map": "validation mAP (%)",
+        "val_loss": "validation loss",
+    }
     rows = [row for runs in histories.values() for run in runs for row in run]
     keys = [key for key in labels if any(key in row for row in rows)]
     if not keys:
@@ -212,7 +219,7 @@ def learning(histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -
     if len(histories) > len(STREAMS):
         return _small_multiples(histories, keys[0], labels[keys[0]])
     keys = [key for key in keys if key != "val_top1" or "val_map" not in keys]
-    with drawing(2.2 * len(keys) + 0.4, len(keys), sharex=True) as (figure, axes):
+    with drawing(2.2 * len(keys) + 0.4, len(keys), width=WIDTH, sharex=True) as (figure, axes):
         for axis, key in zip(axes, keys):
             axis.set_title(labels[key])
             for color, (name, runs) in zip(STREAMS, histories.items()):
@@ -229,7 +236,8 @@ def _small_multiples(
 ) -> str:
     across = 2
     down = -(-len(histories) // across)
-    with drawing(1.25 * down + 0.5, len(histories), columns=across, sharex=True, sharey=True) as (figure, axes):
+    size = {"height": 1.25 * down + 0.5, "width": WIDTH}
+    with drawing(**size, panels=len(histories), columns=across, sharex=True, sharey=True) as (figure, axes):
         for axis, (name, runs) in zip(axes, histories.items()):
             axis.set_title(short(name, 30), fontsize=8.5)
             for other in histories.values():
@@ -256,7 +264,9 @@ def _runs(axis: Axes, runs: Sequence[Sequence[Mapping[str, float]]], key: str, c
 def _mean(runs: Sequence[Sequence[Mapping[str, float]]], key: str) -> tuple[list[float], list[float]]:
     """Return the epochs that every run with any value has, and the means there."""
     scale = 1.0 if key.endswith("loss") else 100.0
-    tables = [{row["epoch"]: scale * row[key] for row in run if key in row and "epoch" in row} for run in runs]
+    tables = [
+        {row["epoch"]: scale * row[key] for row in run if key in row and "epoch" in row} for run in runs
+    ]
     tables = [table for table in tables if table]
     if not tables:
         return [], []

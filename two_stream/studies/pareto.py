@@ -10,10 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from two_stream.evaluation.figures import INK, MUTED, STREAMS, drawing, short, to_svg
+from two_stream.studies.figures import WIDTH
 from two_stream.studies.results import VariantResult
 
 _LINE = 0.17
 """Inches between the names of two points."""
+_WITH_INTERVALS = 8
+"""Up to so many points show their intervals."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,9 @@ def front(points: Sequence[CostPoint]) -> list[CostPoint]:
             for other in points
         )
 
-    return sorted((point for point in points if not beaten(point)), key=lambda point: (point.cost, point.name))
+    return sorted(
+        (point for point in points if not beaten(point)), key=lambda point: (point.cost, point.name)
+    )
 
 
 def cost_axes(variants: Sequence[VariantResult]) -> list[tuple[str, list[CostPoint]]]:
@@ -75,7 +80,7 @@ def pareto(variants: Sequence[VariantResult], metric: str) -> str | None:
         return None
     most = max(len(points) for _, points in shown)
     height = max(1.9, _LINE * most + 0.3) + 0.5
-    with drawing(height * len(shown), len(shown)) as (figure, axes):
+    with drawing(height * len(shown), len(shown), width=WIDTH) as (figure, axes):
         for axis, (label, points) in zip(axes, shown):
             _panel(axis, points, metric, label, height)
         return to_svg(figure, f"{metric} against cost")
@@ -93,7 +98,9 @@ def _panel(axis: Axes, points: Sequence[CostPoint], metric: str, label: str, hei
     )
     for point in points:
         color = STREAMS[2] if point in best else MUTED
-        axis.plot([point.cost] * 2, [100 * point.low, 100 * point.high], color=color, linewidth=0.8, alpha=0.5)
+        if len(points) <= _WITH_INTERVALS:
+            ends = [100 * point.low, 100 * point.high]
+            axis.plot([point.cost] * 2, ends, color=color, linewidth=0.8, alpha=0.5)
         axis.plot([point.cost], [100 * point.accuracy], "o", color=color, markersize=6)
     low, high = min(point.cost for point in points), max(point.cost for point in points)
     if high > 8 * low > 0:
@@ -105,6 +112,7 @@ def _panel(axis: Axes, points: Sequence[CostPoint], metric: str, label: str, hei
         axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.ticklabel_format(useOffset=False)
     axis.margins(y=0.06)
+    axis.xaxis.labelpad = 3
     axis.set(xlabel=label, ylabel=f"{metric} (%)")
     _names(axis, points, best, height)
 
@@ -116,7 +124,7 @@ def _names(axis: Axes, points: Sequence[CostPoint], best: Sequence[CostPoint], h
     wanted = [(100 * point.accuracy - low) / (high - low) for point in rising]
     for place, point in zip(spread(wanted, _LINE / (height - 0.5)), rising):
         axis.annotate(
-            short(point.name, 26),
+            short(point.name, 22),
             (point.cost, 100 * point.accuracy),
             xytext=(1.05, place),
             textcoords="axes fraction",
@@ -124,7 +132,15 @@ def _names(axis: Axes, points: Sequence[CostPoint], best: Sequence[CostPoint], h
             fontsize=8.0,
             color=INK if point in best else MUTED,
             weight="bold" if point in best else "normal",
-            arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "alpha": 0.6, "shrinkA": 1, "shrinkB": 3},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": MUTED,
+                "linewidth": 0.5,
+                "alpha": 0.6,
+                "relpos": (0.0, 0.5),
+                "shrinkA": 1,
+                "shrinkB": 3,
+            },
         )
 
 

@@ -98,9 +98,7 @@ def _tables(result: StudyResult) -> dict[str, Any]:
         "runs": tables.runs_table(result) if result.runs else None,
         "matrix": more_tables.fusion_matrix(fusion) if fusion and fusion.pairs else None,
         "pairs": more_tables.pairs_table(fusion) if fusion and fusion.pairs else None,
-        "contributions": more_tables.contributions_table(result)
-        if fusion and fusion.contributions
-        else None,
+        "contributions": more_tables.contributions_table(result) if fusion and fusion.contributions else None,
         "agreement": more_tables.agreement_table(fusion) if fusion and fusion.agreement else None,
         "settings": more_tables.settings_tables(result),
     }

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from two_stream.evaluation.tables import DASH, percent
-from two_stream.studies.results import Comparison, StudyResult, VariantResult
+from two_stream.studies.results import Comparison, Cost, StudyResult, VariantResult
 
 NO_DIFFERENCE = "no difference shown"
 
@@ -80,7 +81,6 @@ def variants_table(result: StudyResult) -> Table:
     seconds = {one.second for one in result.comparisons}
     against = f"against {next(iter(seconds))} (points)" if len(seconds) == 1 else "compared (points)"
     more = list(dict.fromkeys(key for variant in result.variants for key in variant.more))
-    whole = all(variant.cost is None or variant.cost.views for variant in result.variants)
     level = f"{100 * result.level:g} %"
     makers: list[tuple[str, bool, Callable[[VariantResult], Cell]]] = [
         ("variant", False, lambda one: Cell(one.name, one.name, one.name in better)),
@@ -90,14 +90,15 @@ def variants_table(result: StudyResult) -> Table:
             lambda one: Cell(percent(one.accuracy), one.accuracy.value, one.name in better),
         ),
         ("sd over seeds", True, lambda one: number(one.sd, 1, 100)),
-        (against, False, lambda one: _against(one.name, result.comparisons, named=len(seconds) > 1)),
-        ("published (%)", True, lambda one: number(one.published and one.published.value, 1, 100)),
+        (against, True, lambda one: _against(one.name, result.comparisons, named=len(seconds) > 1)),
+        ("verdict", False, lambda one: _verdict(one.name, result.comparisons)),
+        ("published (%)", True, lambda one: number(one.published.value if one.published else None, 1, 100)),
         *((f"{key}{_unit(key)}", True, _other(key)) for key in more),
-        ("M parameters", True, lambda one: number(one.cost and one.cost.parameters, 2, 1e-6)),
-        ("G multiply-adds per view", True, lambda one: number(one.cost and one.cost.multiply_adds, 3, 1e-9)),
-        ("views", True, (lambda one: number(one.cost and one.cost.views, 0)) if whole else _nothing),
-        ("ms per view", True, lambda one: number(one.cost and one.cost.latency_ms)),
-        ("MiB", True, lambda one: number(one.cost and one.cost.memory_mib, 0)),
+        ("M parameters", True, _of_cost(lambda cost: cost.parameters, 2, 1e-6)),
+        ("G multiply-adds per view", True, _of_cost(lambda cost: cost.multiply_adds, 3, 1e-9)),
+        ("views", True, _of_cost(lambda cost: cost.views, 0)),
+        ("ms per view", True, _of_cost(lambda cost: cost.latency_ms, 1)),
+        ("MiB", True, _of_cost(lambda cost: cost.memory_mib, 0)),
     ]
     return Table(
         _variants_caption(result, level),
@@ -128,22 +129,41 @@ def _other(key: str) -> Callable[[VariantResult], Cell]:
     return lambda one: number(one.more.get(key), 1, 100)
 
 
-def _nothing(one: VariantResult) -> Cell:
-    del one
-    return Cell(DASH)
+def _of_cost(
+    read: Callable[[Cost], float | None], digits: int, scale: float = 1.0
+) -> Callable[[VariantResult], Cell]:
+    return lambda one: number(read(one.cost) if one.cost else None, digits, scale)
 
 
 def _against(name: str, comparisons: Sequence[Comparison], *, named: bool) -> Cell:
     own = [one for one in comparisons if one.first == name]
     if not own:
         return Cell("baseline", 0.0) if any(one.second == name for one in comparisons) else Cell(DASH)
-    texts = []
-    for one in own:
-        said = f"p = {p_text(one.p_holm)}".replace("= <", "<") if one.significant else NO_DIFFERENCE
-        to = f" to {one.second}" if named else ""
-        texts.append(f"{signed_text(100 * one.difference.value)}{to}, {said}")
-    strong = any(one.significant and one.difference.value > 0 for one in own)
-    return Cell("; ".join(texts), own[0].difference.value, strong)
+    texts = [signed_text(100 * one.difference.value) + (f" to {one.second}" if named else "") for one in own]
+    return Cell("; ".join(texts), own[0].difference.value, _better(own))
+
+
+def _verdict(name: str, comparisons: Sequence[Comparison]) -> Cell:
+    own = [one for one in comparisons if one.first == name]
+    text = "; ".join(said(one) for one in own)
+    return Cell(text or DASH, text or None, _better(own))
+
+
+def _better(comparisons: Sequence[Comparison]) -> bool:
+    return any(one.significant and one.difference.value > 0 for one in comparisons)
+
+
+def said(comparison: Comparison) -> str:
+    """Return what a comparison allows to be said of its first variant, in a few words."""
+    if not comparison.significant:
+        return NO_DIFFERENCE
+    word = "better" if comparison.difference.value > 0 else "worse"
+    return f"{word} (p {_p_with_sign(comparison.p_holm)})"
+
+
+def _p_with_sign(p: float) -> str:
+    text = p_text(p)
+    return text if text.startswith("<") else f"= {text}"
 
 
 def comparisons_table(result: StudyResult) -> Table:
@@ -165,7 +185,10 @@ def comparisons_table(result: StudyResult) -> Table:
     for one in result.comparisons:
         gap = one.difference
         name = f"{one.first} − {one.second}"
-        discordant = sum(test.first_only for test in one.mcnemar), sum(test.second_only for test in one.mcnemar)
+        discordant = (
+            sum(test.first_only for test in one.mcnemar),
+            sum(test.second_only for test in one.mcnemar),
+        )
         rows.append(
             [
                 Cell(name, name, one.significant),
@@ -179,7 +202,7 @@ def comparisons_table(result: StudyResult) -> Table:
                 else Cell(DASH),
                 number(one.detectable, 1, 100),
                 number(one.detectable_clips, 0),
-                Cell(_said(one), _said(one), one.significant),
+                Cell(said(one), said(one), one.significant),
             ]
         )
     tests = sorted({one.test for one in result.comparisons})
@@ -191,12 +214,6 @@ def comparisons_table(result: StudyResult) -> Table:
         caption = caption.partition(" Only first")[0]
     labels = [label.replace("95", f"{100 * result.level:g}") for label, _ in columns]
     return Table(caption, labels, [numeric for _, numeric in columns], rows).filled()
-
-
-def _said(comparison: Comparison) -> str:
-    if not comparison.significant:
-        return NO_DIFFERENCE
-    return "better" if comparison.difference.value > 0 else "worse"
 
 
 def mcnemar_table(result: StudyResult) -> Table:
@@ -221,7 +238,9 @@ def mcnemar_table(result: StudyResult) -> Table:
 
 
 def runs_table(result: StudyResult) -> Table:
-    """Return a row per run of the study."""
+    """Return a row per run of the study; the folder that holds all run folders is named once, under the table."""
+    parents = {str(PurePath(one.run).parent) for one in result.runs if one.run}
+    shared = len(parents) == 1
     rows = [
         [
             Cell(one.variant, one.variant),
@@ -232,13 +251,14 @@ def runs_table(result: StudyResult) -> Table:
             number(one.seconds, 0),
             Cell(one.key[:12] or DASH, one.key or None),
             Cell(one.model_sha256[:12] or DASH, one.model_sha256 or None),
-            Cell(one.run or DASH, one.run or None),
+            Cell((PurePath(one.run).name if shared else one.run) or DASH, one.run or None),
             Cell(" ".join(one.reason.split()) or DASH, one.reason or None),
         ]
         for one in result.runs
     ]
     return Table(
-        "Key: hash of resolved settings, code and data. Model: SHA-256 of the weights.",
+        "Key: hash of resolved settings, code and data. Model: SHA-256 of the weights."
+        + (f" Folders lie in {parents.pop()}." if shared else ""),
         [
             *("variant", "split", "seed", "state", f"{result.metric} (%)", "seconds"),
             *("key", "model", "folder", "why it failed"),

@@ -19,7 +19,12 @@ from two_stream.studies.results import (
 )
 
 HEADS = ("average", "concatenation", "lstm", "nonlocal", "bert", "bert, 2 layers")
-HOSTILE = ("<b>A|B</b> 50%", "under_score & $x$ #1", "Größe ~ ^{2}\\end", "a name " + "that goes on and on " * 6)
+HOSTILE = (
+    "<b>A|B</b> 50%",
+    "under_score & $x$ #1",
+    "Größe ~ ^{2}\\end",
+    "a name " + "that goes on and on " * 6,
+)
 
 
 def made_result(
@@ -34,11 +39,16 @@ def made_result(
     draw = np.random.default_rng([len(names), classes, seeds])
     videos = 30 * classes
     true = np.linspace(0.62, 0.74, len(names)) + 0.01 * draw.normal(size=len(names))
-    labels = [f"class {index + 1}" if index % 3 else f"Längere Klasse {index + 1}" for index in range(classes)]
-    variants = [_variant(place, name, true[place], classes, seeds, multi_label) for place, name in enumerate(names)]
+    labels = [
+        f"class {index + 1}" if index % 3 else f"Längere Klasse {index + 1}" for index in range(classes)
+    ]
+    variants = [
+        _variant(place, name, float(true[place]), classes, seeds, multi_label)
+        for place, name in enumerate(names)
+    ]
     best = max(variant.accuracy.value for variant in variants)
     variants = [_marked(variant, best) for variant in variants]
-    result = StudyResult(
+    return StudyResult(
         name="made_heads",
         question="Does an order-aware head beat average pooling on a frozen backbone?",
         protocol=f"made split 1, test part · multi-clip × ten-crop · selection holdout · {videos} videos of 60 sources "
@@ -55,7 +65,10 @@ def made_result(
         runs=_runs(variants),
         answer=f"Yes for {names[-1]}: +12.1 points over {names[0]} (p = 0.004 after Holm's correction). For the other "
         "heads no difference is shown.",
-        notes=["Three seeds: the interval over trainings is wide.", "One run failed; its variant has fewer cells."],
+        notes=[
+            "Three seeds: the interval over trainings is wide.",
+            "One run failed; its variant has fewer cells.",
+        ],
         fusion=_fusion(names) if fusion else None,
         settings={name: _settings(name, place) for place, name in enumerate(names)},
         command="two-stream ablate settings/studies/made_heads.yaml",
@@ -64,7 +77,6 @@ def made_result(
         code_version="0.1.0-abcdef123456",
         created="2026-11-21T12:00:00",
     )
-    return result
 
 
 def _variant(
@@ -87,7 +99,8 @@ def _variant(
         per_class=[None if index == 1 else float(value) for index, value in enumerate(per_class)],
         confusion=None if multi_label else counts.tolist(),
         histories={
-            f"split 1, seed {seed}": _history(accuracy, place, seed, multi_label) for seed in range(1, seeds + 1)
+            f"split 1, seed {seed}": _history(accuracy, place, seed, multi_label)
+            for seed in range(1, seeds + 1)
         },
         cost=Cost(
             parameters=33_000_000 + 2_100_000 * place,
@@ -109,7 +122,7 @@ def _history(accuracy: float, place: int, seed: int, multi_label: bool) -> list[
             "epoch": float(epoch + 1),
             "train_loss": float(2.2 * 0.8**epoch),
             "val_loss": float(2.3 * 0.85**epoch + 0.03 * noise[epoch]),
-            key: float(accuracy * (1 - 0.7**(epoch + 1)) + 0.01 * noise[epoch]),
+            key: float(accuracy * (1 - 0.7 ** (epoch + 1)) + 0.01 * noise[epoch]),
         }
         for epoch in range(12)
     ]
@@ -120,8 +133,8 @@ def _marked(variant: VariantResult, best: float) -> VariantResult:
 
 
 def _comparison(variant: VariantResult, base: VariantResult, videos: int, multi_label: bool) -> Comparison:
-    gap = variant.accuracy.value - base.accuracy.value
-    significant = gap > 0.09
+    gap = float(variant.accuracy.value - base.accuracy.value)
+    significant = bool(gap > 0.09)
     half = 0.05
     p = 0.002 if significant else 0.2 + 0.05 * abs(gap)
     named = f"{variant.name} against {base.name}: {100 * gap:+.1f} points"
@@ -137,7 +150,9 @@ def _comparison(variant: VariantResult, base: VariantResult, videos: int, multi_
         significant=significant,
         verdict=f"{named}, better (p = {2 * p:.3f})" if significant else f"{named}, no difference shown",
         bootstrap_p=p,
-        mcnemar=[] if multi_label else [McNemar(f"split 1, seed {seed}", 22 + seed, 9, p) for seed in (1, 2, 3)],
+        mcnemar=[]
+        if multi_label
+        else [McNemar(f"split 1, seed {seed}", 22 + seed, 9, p) for seed in (1, 2, 3)],
         detectable=0.07,
         detectable_clips=round(0.07 * videos),
         videos=videos,
@@ -198,7 +213,7 @@ def _fusion(names: tuple[str, ...]) -> FusionResult:
         ],
         all_streams=Interval(0.81, 0.77, 0.85),
         oracle=0.93,
-        weights={name: 1 / count for name in names},
+        weights=dict.fromkeys(names, 1 / count),
         fitted_on="holdout part, 120 videos",
         tuned=Interval(0.82, 0.78, 0.86),
         agreement=[[1.0 if i == j else 0.7 + 0.01 * abs(i - j) for j in range(count)] for i in range(count)],
