@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +23,12 @@ _FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage"),
     *("--no-first-run", "--disable-extensions", "--disable-background-networking", "--remote-debugging-pipe"),
 )
+_ABOVE = 10
+_START = """import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.dup2(int(sys.argv[2]), 4)
+os.execvp(sys.argv[3], sys.argv[3:])"""
+"""The protocol is spoken over descriptors 3 and 4; those handed on lie above, so that none is overwritten."""
 
 
 def find_chromium() -> str | None:
@@ -71,12 +79,11 @@ class Browser:
         return message
 
     def open(self, page: Path) -> None:
-        """Load a file and wait until it is drawn."""
+        """Load a file and wait until all of it is there."""
         self.events.clear()
         self.call("Page.navigate", url=page.resolve().as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self._next()
-        self.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def complaints(self) -> list[str]:
         """Return the errors and warnings of the console and the exceptions so far."""
@@ -92,8 +99,8 @@ class Browser:
         return found
 
     def evaluate(self, script: str) -> Any:
-        """Return the value of an expression in the page; a promise is awaited."""
-        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        """Return the value of an expression in the page."""
+        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
@@ -131,14 +138,15 @@ def browser(program: str, profile: Path) -> Iterator[Browser]:
     """Start a browser with a profile of its own; it is ended with its children."""
     to_read, to_write = os.pipe()
     from_read, from_write = os.pipe()
-    # the protocol is spoken over descriptors 3 and 4
-    line = f'exec "$0" "$@" 3<&{to_read} 4>&{from_write}'
+    ends = [fcntl.fcntl(end, fcntl.F_DUPFD, _ABOVE) for end in (to_read, from_write)]
     process = subprocess.Popen(
-        ["sh", "-c", line, program, *_FLAGS, f"--user-data-dir={profile}"],
-        pass_fds=(to_read, from_write),
+        [sys.executable, "-c", _START, *map(str, ends), program, *_FLAGS, f"--user-data-dir={profile}"],
+        pass_fds=ends,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+    for end in ends:
+        os.close(end)
     os.close(to_read)
     os.close(from_write)
     try:
