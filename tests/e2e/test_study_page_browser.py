@@ -56,7 +56,7 @@ made_study = load("made_study")
 TWENTY = tuple(f"{head} · {end}" for head in made_study.HEADS[:5] for end in ("none", "frab", "frmb", "late"))
 RESULTS = {
     "two": lambda: made_study.made_result(("average", "bert"), classes=4, seeds=1),
-    "six": lambda: made_study.made_result(fusion=True),
+    "six": lambda: made_study.made_result(classes=12, fusion=True),
     "twenty": lambda: made_study.made_result(TWENTY, classes=101, fusion=True),
     "hostile": lambda: made_study.made_result(made_study.HOSTILE, classes=5, multi_label=True, fusion=True),
 }

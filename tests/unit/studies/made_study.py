@@ -29,7 +29,7 @@ HOSTILE = (
 
 def made_result(
     names: tuple[str, ...] = HEADS,
-    classes: int = 12,
+    classes: int = 4,
     seeds: int = 3,
     *,
     multi_label: bool = False,
