@@ -32,11 +32,12 @@ MOST_CLASSES = 20
 _HALF = MOST_CLASSES // 2
 
 
-def forest(comparisons: Sequence[Comparison]) -> str:
+def forest(comparisons: Sequence[Comparison], level: float = 0.95) -> str:
     """Draw each difference with its interval around the line of no difference; full marks are significant.
 
     Args:
         comparisons: In order; those of one family stand together under its name where there are several families.
+        level: Of the intervals.
     """
     families = list(dict.fromkeys(one.family for one in comparisons))
     rows: list[Comparison | str] = []
@@ -54,7 +55,7 @@ def forest(comparisons: Sequence[Comparison]) -> str:
             names.append((place, f"{row.first} − {row.second}", "normal"))
             _interval(axis, row.difference, place, _colour(row), full=row.significant)
         _named(axis, names)
-        axis.set(ylim=(len(rows) - 0.45, -0.75), xlabel="difference in points, 95 % interval")
+        axis.set(ylim=(len(rows) - 0.45, -0.75), xlabel=f"difference in points, {100 * level:g} % interval")
         axis.margins(x=0.08)
         return to_svg(figure, "differences between variants with their intervals")
 
@@ -124,7 +125,7 @@ def accuracies(
         _named(axis, [(place, variant.name, "normal") for place, variant in enumerate(variants)])
         if 100 * chance > axis.get_xlim()[0] - 5:
             axis.axvline(100 * chance, color=MUTED, linewidth=1.0, linestyle=(0, (3, 3)))
-        marks = [("o", STREAMS[0], 6.0, "mean, 95 % interval")]
+        marks = [("o", STREAMS[0], 6.0, "mean with interval")]
         if any(len(values) > 1 for values in single.values()):
             marks.append(("o", STREAMS[0], 4.0, "single runs"))
         if any(variant.published for variant in variants):

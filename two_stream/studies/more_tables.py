@@ -22,7 +22,11 @@ def fusion_matrix(fusion: FusionResult) -> Table:
     firsts = list(dict.fromkeys(pair.first for pair in fusion.pairs))
     seconds = list(dict.fromkeys(pair.second for pair in fusion.pairs))
     found = {(pair.first, pair.second): pair for pair in fusion.pairs}
-    rows = [[Cell(one, one), *(_fused(found.get((one, two))) for two in seconds)] for one in firsts]
+    values = [pair.accuracy.value for pair in fusion.pairs]
+    low, high = min(values), max(values)
+    rows = [
+        [Cell(one, one), *(_fused(found.get((one, two)), low, high) for two in seconds)] for one in firsts
+    ]
     return Table(
         f"Rule {fusion.rule}: accuracy (%) of each pair fused, in brackets the points over the better of the two "
         "alone. Bold: the interval of the gain lies above 0.",
@@ -32,11 +36,12 @@ def fusion_matrix(fusion: FusionResult) -> Table:
     )
 
 
-def _fused(pair: FusedPair | None) -> Cell:
+def _fused(pair: FusedPair | None, low: float, high: float) -> Cell:
     if pair is None:
         return Cell(DASH)
     text = f"{percent(pair.accuracy.value)} ({signed_text(100 * pair.gain.value)})"
-    return Cell(text, pair.accuracy.value, pair.gain.low > 0)
+    shade = (pair.accuracy.value - low) / (high - low) if high > low else 0.0
+    return Cell(text, pair.accuracy.value, pair.gain.low > 0, shade)
 
 
 def pairs_table(fusion: FusionResult) -> Table:

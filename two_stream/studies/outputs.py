@@ -42,14 +42,14 @@ def variants_csv(result: StudyResult) -> str:
     """Return a row per variant. Accuracies are shares (0 to 1); a value that is not known is empty."""
     better = better_than_baseline(result)
     more = list(dict.fromkeys(key for variant in result.variants for key in variant.more))
-    header = ["variant", *_named(result.metric), "sd", "seeds", "splits", *more]
+    header = ["variant", *_named(result.metric), "sd", "seeds_low", "seeds_high", "seeds", "splits", *more]
     header += ["parameters", "multiply_adds_per_view", "views", "latency_ms", "memory_mib"]
     header += ["published", "published_source", "significantly_better", "best"]
     return _csv(header, [_variant_row(one, more, one.name in better) for one in result.variants])
 
 
 def _variant_row(one: VariantResult, more: Sequence[str], better: bool) -> list[object]:
-    cost, published = one.cost, one.published
+    cost, published, alone = one.cost, one.published, one.seed_interval
     costs = (
         [cost.parameters, cost.multiply_adds, cost.views, cost.latency_ms, cost.memory_mib]
         if cost
@@ -57,6 +57,7 @@ def _variant_row(one: VariantResult, more: Sequence[str], better: bool) -> list[
     )
     return [
         *(one.name, one.accuracy.value, one.accuracy.low, one.accuracy.high, one.sd),
+        *((alone.low, alone.high) if alone else (None, None)),
         *(" ".join(map(str, one.seeds)), " ".join(map(str, one.splits))),
         *(one.more.get(key) for key in more),
         *costs,

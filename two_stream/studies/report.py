@@ -116,7 +116,7 @@ def _figures(result: StudyResult) -> dict[str, str | None]:
         variant.name: list(variant.histories.values()) for variant in result.variants if variant.histories
     }
     return {
-        "forest": figures.forest(result.comparisons) if result.comparisons else None,
+        "forest": figures.forest(result.comparisons, result.level) if result.comparisons else None,
         "accuracies": figures.accuracies(result.variants, single, result.metric, result.chance)
         if result.variants
         else None,

@@ -21,6 +21,8 @@ class Cell:
     """None: sorts last"""
     strong: bool = False
     """significant"""
+    shade: float | None = None
+    """0 to 1: how deep the cell is coloured where a table is a heat map"""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def variants_table(result: StudyResult) -> Table:
         ("verdict", False, lambda one: _verdict(one.name, result.comparisons)),
         ("published (%)", True, lambda one: number(one.published.value if one.published else None, 1, 100)),
         *((f"{key}{_unit(key)}", True, _other(key)) for key in more),
+        (f"seeds alone [{level}]", True, _seeds),
         ("M parameters", True, _of_cost(lambda cost: cost.parameters, 2, 1e-6)),
         ("G multiply-adds per view", True, _of_cost(lambda cost: cost.multiply_adds, 3, 1e-9)),
         ("views", True, _of_cost(lambda cost: cost.views, 0)),
@@ -112,6 +115,13 @@ def _variants_caption(result: StudyResult, level: str) -> str:
     parts = [f"Brackets hold {level} intervals."]
     if result.comparisons:
         parts.append("Bold: significantly better than what it is compared with, after Holm's correction.")
+    best = [one.name for one in result.variants if one.best]
+    if best and len(result.variants) > 1:
+        parts.append(f"Highest mean: {', '.join(best)}.")
+    if result.metric == "top-1":
+        parts.append(f"Always guessing the most frequent class: {percent(result.chance)} %.")
+    if any(one.seed_interval for one in result.variants):
+        parts.append("Seeds alone: interval of the mean over trainings, on these very videos.")
     devices = sorted({one.cost.device for one in result.variants if one.cost and one.cost.device})
     if devices:
         parts.append(f"Time and memory of the forward pass of one view on {', '.join(devices)}.")
@@ -119,6 +129,13 @@ def _variants_caption(result: StudyResult, level: str) -> str:
     if sources:
         parts.append(f"Published: {'; '.join(sources)}.")
     return " ".join(parts)
+
+
+def _seeds(one: VariantResult) -> Cell:
+    found = one.seed_interval
+    if found is None:
+        return Cell(DASH)
+    return Cell(f"[{percent(found.low)}, {percent(found.high)}]", found.low)
 
 
 def _unit(key: str) -> str:

@@ -80,7 +80,7 @@ def test_single_runs_and_published_values_have_marks_only_where_there_are_any():
     result = made_result()
     variants = result.variants
     svg = figures.accuracies(variants, {variants[0].name: [0.5, 0.6]}, "top-1", 0.1)
-    assert {"single runs", "published", "mean, 95 % interval"} <= set(texts(svg))
+    assert {"single runs", "published", "mean with interval"} <= set(texts(svg))
     bare = [type(one)(**{**vars(one), "published": None}) for one in variants]
     shown = set(texts(figures.accuracies(bare, {variants[0].name: [0.5]}, "top-1", 0.1)))
     assert not {"single runs", "published"} & shown

@@ -157,14 +157,24 @@ def test_bold_is_only_what_is_significantly_better(tmp_path):
 def test_columns_and_parts_without_content_are_left_out(tmp_path):
     result = made_result()
     bare = [
-        replace(one, cost=None, published=None, more={}, sd=None, histories={}, confusion=None, per_class=[])
+        replace(
+            one,
+            cost=None,
+            published=None,
+            more={},
+            sd=None,
+            seed_interval=None,
+            histories={},
+            confusion=None,
+            per_class=[],
+        )
         for one in result.variants
     ]
     page, markdown, _, paths = written(
         replace(result, variants=bare, comparisons=[], settings={}, notes=[], definition="", environment={}),
         tmp_path,
     )
-    assert page.tables["Variants"][0] == ["variant", "top-1 (%) [95 %]"]
+    assert page.tables["Variants"][0] == ["variant", "top-1 (%) [95\u00a0%]"]
     assert page.ids == {"variants", "accuracy", "settings", "runs", "reproduce"}  # changes stand for settings
     assert page.figures == ["top-1 of the variants with their intervals"]
     assert "## Comparisons" not in markdown
@@ -216,7 +226,7 @@ def test_multi_label_sets_have_no_confusion(tmp_path):
     assert not any("confusion" in label for label in page.figures)
     assert any(label.startswith("difference by class") for label in page.figures)
     assert "McNemar tests" not in page.tables
-    assert "mAP (%) [95 %]" in page.tables["Variants"][0]
+    assert "mAP (%) [95\u00a0%]" in page.tables["Variants"][0]
     assert "only first" not in page.text + markdown
     assert next(csv.reader(paths[3].open()))[1] == "map"
 
