@@ -34,8 +34,18 @@ _TEX_MARKS = re.compile("|".join(re.escape(mark) for mark in _TEX))
 
 
 def tex(text: object) -> str:
-    """Escape what LaTeX would take for a command; what a line break would end becomes a space."""
-    return _TEX_MARKS.sub(lambda found: _TEX[found.group()], " ".join(str(text).split()))
+    r"""Escape what LaTeX would take for a command; a line break becomes a space.
+
+    A text that begins with a bracket or star would be taken for an option of the `\\` before it; it gets braces.
+    """
+    plain = " ".join(str(text).split())
+    safe = _TEX_MARKS.sub(lambda found: _TEX[found.group()], plain)
+    return "{}" + safe if plain.startswith(("[", "*")) else safe
+
+
+def tidy(markdown: str) -> str:
+    """Return Markdown without spaces at line ends and with single empty lines."""
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+$", "", markdown, flags=re.MULTILINE)).strip() + "\n"
 
 
 def variants_csv(result: StudyResult) -> str:

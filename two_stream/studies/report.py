@@ -49,7 +49,7 @@ def write_study_report(result: StudyResult, out: Path) -> list[Path]:
         ),
     )
     markdown, latex = out.with_suffix(".md"), out.with_suffix(".tex")
-    write_text(markdown, environment.get_template("study.md").render(**facts))
+    write_text(markdown, outputs.tidy(environment.get_template("study.md").render(**facts)))
     write_text(latex, environment.get_template("study.tex").render(**facts))
     written = [out, markdown, latex, out.with_suffix(".csv"), out.with_suffix(".json")]
     write_text(written[3], outputs.variants_csv(result))
@@ -93,6 +93,7 @@ def _tables(result: StudyResult) -> dict[str, Any]:
     fusion = result.fusion
     return {
         "variants": tables.variants_table(result) if result.variants else None,
+        "paper": tables.paper_table(result) if result.variants else None,
         "comparisons": tables.comparisons_table(result) if result.comparisons else None,
         "mcnemar": tables.mcnemar_table(result) if any(one.mcnemar for one in result.comparisons) else None,
         "runs": tables.runs_table(result) if result.runs else None,

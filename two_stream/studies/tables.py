@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 from two_stream.evaluation.tables import DASH, percent
@@ -37,11 +37,16 @@ class Table:
 
     def filled(self) -> Table:
         """Return the table without columns that say nothing."""
-        kept = [
-            place
-            for place in range(len(self.columns))
-            if place == 0 or any(row[place].text not in ("", DASH) for row in self.rows)
-        ]
+        return self.only(
+            [
+                place
+                for place in range(len(self.columns))
+                if place == 0 or any(row[place].text not in ("", DASH) for row in self.rows)
+            ]
+        )
+
+    def only(self, kept: Sequence[int]) -> Table:
+        """Return the table with these columns, by number."""
         return Table(
             self.caption,
             [self.columns[place] for place in kept],
@@ -109,6 +114,25 @@ def variants_table(result: StudyResult) -> Table:
         [numeric for _, numeric, _ in makers],
         [[make(variant) for _, _, make in makers] for variant in result.variants],
     ).filled()
+
+
+def paper_table(result: StudyResult) -> Table:
+    """Return the variants with the few columns that fit on a printed page."""
+    table = variants_table(result)
+    aside = {
+        *(f"{key}{_unit(key)}" for one in result.variants for key in one.more),
+        "views",
+        "ms per view",
+        "MiB",
+    }
+    kept = [
+        place
+        for place, label in enumerate(table.columns)
+        if label not in aside and not label.startswith("seeds alone")
+    ]
+    level = f"{100 * result.level:g} %"
+    bold = " Bold: significantly better than what it is compared with." if result.comparisons else ""
+    return replace(table.only(kept), caption=f"Brackets hold {level} intervals.{bold} {result.protocol}.")
 
 
 def _variants_caption(result: StudyResult, level: str) -> str:

@@ -127,6 +127,9 @@ def test_every_form_says_the_same(tmp_path):
     assert [float(row["difference"]) for row in gaps] == [one.difference.value for one in result.comparisons]
     assert [row["mcnemar_first_only"] for row in gaps] == ["72"] * 5
     assert "![" not in markdown
+    assert not re.search(r"[ \t]$|\n\n\n", markdown, re.MULTILINE)
+    assert "MiB" not in latex  # the few columns that fit on paper
+    assert "G multiply-adds per view" in latex
     assert list(tmp_path.glob(".*")) == []
 
 
@@ -343,4 +346,6 @@ def test_latex_text():
     assert outputs.tex("a_b & 5 % {x}\\y ~ ^ #") == (
         r"a\_b \& 5 \% \{x\}\textbackslash{}y \textasciitilde{} \textasciicircum{} \#"
     )
+    assert outputs.tex("[a]") == "{}[a]"
+    assert outputs.tex("*") == "{}*"
     assert outputs.tex("−3 × 4\n · 5") == r"$-$3 $\times$ 4 $\cdot$ 5"
