@@ -68,11 +68,22 @@ _LABELLED = 60
 
 
 @contextmanager
-def _figure(height: float, panels: int = 1, **extra: Any) -> Iterator[tuple[Figure, list[Axes]]]:
+def drawing(
+    height: float, panels: int = 1, *, columns: int = 1, width: float = WIDTH, **extra: Any
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """Yield a figure in the report's style with its axes, row by row; turn it into text by `to_svg`.
+
+    Args:
+        height: Inches.
+        panels: Axes, one under another.
+        columns: Axes beside each other in each row; `panels` are filled up to whole rows.
+        width: Inches.
+        extra: For `Figure.subplots`.
+    """
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        axes = figure.subplots(panels, 1, squeeze=False, **extra)
-        yield figure, list(axes[:, 0])
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(-(-panels // columns), columns, squeeze=False, **extra)
+        yield figure, list(axes.flat)
 
 
 def to_svg(figure: Figure, label: str) -> str:
@@ -92,7 +103,7 @@ def to_svg(figure: Figure, label: str) -> str:
     text = re.sub(r"font: (?:normal )*([\d.]+)px [^;\"]*", r"font: \1px var(--font)", text)
     text = re.sub(r"font-family: [^;\"]*", "font-family: var(--font)", text)
     safe = label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    return re.sub(r"^<svg", f'<svg role="img" aria-label="{safe}"', text, count=1)
+    return f'<svg role="img" aria-label="{safe}"' + text.removeprefix("<svg")
 
 
 def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str | None:
@@ -115,7 +126,7 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> s
     ]
     if not shown:
         return None
-    with _figure(1.9 * len(shown) + 0.3, len(shown), sharex=True) as (figure, axes):
+    with drawing(1.9 * len(shown) + 0.3, len(shown), sharex=True) as (figure, axes):
         for axis, (title, keys) in zip(axes, shown):
             axis.set_title(title)
             for color, (name, rows) in zip(STREAMS, histories.items()):
@@ -151,7 +162,7 @@ def confusion(counts_KK: NDArray[np.int64], names: Sequence[str]) -> str:
     """Draw a confusion matrix: rows true, columns predicted, shade the share of the true class."""
     classes = len(names)
     side = min(WIDTH, 1.6 + 0.5 * classes)
-    with _figure(side) as (figure, (axis,)):
+    with drawing(side) as (figure, (axis,)):
         totals = counts_KK.sum(axis=1, keepdims=True)
         shares = np.divide(counts_KK, totals, out=np.zeros(counts_KK.shape), where=totals > 0)
         cells = [(int(row), int(column)) for row, column in np.argwhere(counts_KK > 0)]
@@ -174,8 +185,8 @@ def confusion(counts_KK: NDArray[np.int64], names: Sequence[str]) -> str:
         axis.grid(visible=False)
         if classes <= _LABELLED:
             size = 8.0 if classes <= 20 else 4.5
-            axis.set_xticks(range(classes), [_short(name) for name in names], rotation=90, fontsize=size)
-            axis.set_yticks(range(classes), [_short(name) for name in names], fontsize=size)
+            axis.set_xticks(range(classes), [short(name) for name in names], rotation=90, fontsize=size)
+            axis.set_yticks(range(classes), [short(name) for name in names], fontsize=size)
         return to_svg(figure, "confusion matrix")
 
 
@@ -184,7 +195,7 @@ def class_bars(streams: Mapping[str, Sequence[ClassRow]], measure: str = "accura
     *others, (name, rows) = list(streams.items())
     order = sorted(range(len(rows)), key=lambda index: (-(rows[index].accuracy or 0.0), index))
     place = np.arange(len(order))
-    with _figure(0.9 + max(0.13, min(0.3, 7 / len(order))) * len(order)) as (figure, (axis,)):
+    with drawing(0.9 + max(0.13, min(0.3, 7 / len(order))) * len(order)) as (figure, (axis,)):
         values = [100 * (rows[index].accuracy or 0.0) for index in order]
         color = STREAMS[2] if others else STREAMS[0]
         axis.barh(place, values, height=0.62, color=color, alpha=0.55, label=name)
@@ -202,7 +213,7 @@ def class_bars(streams: Mapping[str, Sequence[ClassRow]], measure: str = "accura
                 clip_on=False,
             )
         size = 8.5 if len(order) <= 30 else 6.0
-        labels = [f"{_short(rows[index].name)} ({rows[index].videos})" for index in order]
+        labels = [f"{short(rows[index].name)} ({rows[index].videos})" for index in order]
         axis.set_yticks(place, labels, fontsize=size)
         axis.set(xlim=(0, 100), ylim=(len(order) - 0.4, -0.6), xlabel=f"{measure} (%), videos in brackets")
         axis.grid(visible=False, axis="y")
@@ -213,7 +224,7 @@ def class_bars(streams: Mapping[str, Sequence[ClassRow]], measure: str = "accura
 
 def fusion_curve(curve: Curve) -> str:
     """Draw accuracy over the share of the first stream, with the chosen share marked."""
-    with _figure(2.5) as (figure, (axis,)):
+    with drawing(2.5) as (figure, (axis,)):
         axis.plot(curve.shares, [100 * value for value in curve.accuracies], color=STREAMS[2])
         axis.axvline(curve.chosen, color=MUTED, linewidth=1.0, linestyle=(0, (3, 3)))
         axis.plot([curve.chosen], [100 * curve.accuracy], "o", color=STREAMS[2], markersize=6)
@@ -233,6 +244,7 @@ def fusion_curve(curve: Curve) -> str:
         return to_svg(figure, "accuracy over the fusion weight")
 
 
-def _short(name: str, limit: int = 22) -> str:
+def short(name: str, limit: int = 22) -> str:
+    """Return a name as a figure's text: cut to so many letters, and no formula."""
     text = name.replace("$", r"\$")
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -12,21 +12,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from two_stream.config.load import dump, load_experiment
 from two_stream.config.schema import Experiment
 from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation import figures, metrics, tables
 from two_stream.evaluation.fusion import Curve, fuse, weight_curve
 from two_stream.evaluation.history import read_history
+from two_stream.evaluation.pages import page_templates
 from two_stream.evaluation.scores import find_scores, join, newest_scores, read_scores
 from two_stream.evaluation.thumbnails import strip
 from two_stream.runtime.files import write_json, write_text
 from two_stream.runtime.provenance import code_version
 from two_stream.types import RunPaths, ScoreTable
 
-_TEMPLATES = Path(__file__).parent / "templates"
 _PROVENANCE = (
     *("run", "checkpoint", "epoch", "model_sha256", "dataset", "split", "part", "selection", "protocol"),
     *("clip_length", "stride", "resize", "crop", "precision", "source", "decoder", "flow_algorithm"),
@@ -89,14 +87,7 @@ def write_report(
         out = only.report if only else Path("report.html")
     facts, drawn = _facts(streams, fused, title, mistakes, seed)
     facts["commands"] = _commands(streams, sources, out, rule)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=jinja2.select_autoescape(["html"]),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=tables.percent, cell=_markdown_cell)
+    environment = page_templates()
     page = environment.get_template("report.html").render(facts=facts, **drawn)
     text = environment.get_template("report.md").render(facts=facts)
     write_text(out, page)
@@ -339,11 +330,3 @@ def _train_command(run: RunPaths) -> str:
     """Return the command that trains a run anew, beside it: under its own name it would be refused."""
     name = re.sub(r"[^\w.+-]", "_", f"{run.root.resolve().name}_again")
     return f"two-stream train {shlex.quote(str(run.experiment))} --name {name}"
-
-
-def _markdown_cell(value: object) -> str:
-    """Escape what would end a table cell or start markup."""
-    text = " ".join(str(value).split())
-    for mark in "\\`*_[]<>|":
-        text = text.replace(mark, f"\\{mark}")
-    return text

@@ -1,0 +1,32 @@
+"""How pages are made from templates: what is escaped, and how numbers are written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jinja2
+
+from two_stream.evaluation.tables import percent
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def page_templates(*folders: Path) -> jinja2.Environment:
+    """Return the templates of some folders and, after them, those of a run's report; a missing value is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([*folders, _TEMPLATES]),
+        autoescape=jinja2.select_autoescape(["html"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, cell=markdown_cell)
+    return environment
+
+
+def markdown_cell(value: object) -> str:
+    """Escape what would end a table cell or start markup."""
+    text = " ".join(str(value).split())
+    for mark in "\\`*_[]<>|":
+        text = text.replace(mark, f"\\{mark}")
+    return text

@@ -1,0 +1,119 @@
+"""What a variant costs: counted and measured once per model and machine, kept beside the study."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from two_stream.config.schema import Experiment
+from two_stream.evaluation.network import example_clip, is_exact, ready, resolved
+from two_stream.profiling import multiply_adds, parameter_count
+from two_stream.profiling.memory import PeakMemory
+from two_stream.profiling.timing import device_name, timed
+from two_stream.recognizer import Recognizer
+from two_stream.runtime.device import autocast
+from two_stream.runtime.files import write_json
+from two_stream.runtime.provenance import environment
+from two_stream.studies.results import Cost
+
+_SECONDS = 1.0
+"""of timed passes per model"""
+_MIB = 2**20
+
+
+def measure_cost(
+    experiment: Experiment,
+    num_classes: int,
+    views: float | None,
+    *,
+    device: torch.device,
+    seconds: float = _SECONDS,
+) -> Cost:
+    """Count a variant's parameters and operations, and time the forward pass of one view as it is evaluated.
+
+    The network has random weights, which cost the same; precision, folding and memory format are those of the
+    evaluation. A first pass warms up and counts for memory only.
+
+    Args:
+        experiment: The variant; `threads` is left as the process has it.
+        num_classes: Of its data set.
+        views: Views per video, as evaluated; passed on.
+        device: Where.
+        seconds: How long to time; three passes at least.
+    """
+    model = Recognizer(experiment.model, num_classes).eval().to(device)
+    if experiment.channels_last:
+        model.channels_last()
+    options = resolved(experiment.evaluate, model.spec, device, exact=is_exact(experiment))
+    parameters, operations = parameter_count(model), multiply_adds(model)
+    network = ready(model, options)
+    clip_BCTHW = example_clip(model, model.spec.crop)
+    del model
+    memory = PeakMemory(device)
+
+    def run() -> None:
+        with torch.inference_mode(), autocast(device, options.precision):
+            network(clip_BCTHW)
+
+    run()
+    times = timed(run, device, seconds)
+    return Cost(
+        parameters=parameters,
+        multiply_adds=operations,
+        views=views,
+        latency_ms=statistics.median(times) * 1e3,
+        memory_mib=max(0, memory.peak() - memory.before) / _MIB,
+        device=f"{device_name(device)}, {options.precision}",
+    )
+
+
+def kept_cost(
+    path: Path, experiment: Experiment, num_classes: int, views: float | None, *, device: torch.device
+) -> Cost:
+    """Return a variant's cost from a file, or measure it and keep it there.
+
+    Variants whose models, precision and machine are the same share a measurement; a file that is damaged or of
+    another version is measured anew.
+
+    Args:
+        path: JSON file of costs by key; made when absent.
+        experiment: The variant.
+        num_classes: Of its data set.
+        views: Views per video, as evaluated.
+        device: Where.
+    """
+    key = cost_key(experiment, num_classes, device)
+    kept = _read(path)
+    if key in kept:
+        return replace(kept[key], views=views)
+    cost = measure_cost(experiment, num_classes, views, device=device)
+    write_json(path, {name: asdict(one) for name, one in {**_read(path), key: cost}.items()})
+    return cost
+
+
+def cost_key(experiment: Experiment, num_classes: int, device: torch.device) -> str:
+    """Return the hash of everything a cost depends on: model, classes, evaluation's arithmetic, machine, torch."""
+    facts: dict[str, Any] = {
+        "model": experiment.model.model_dump(mode="json"),
+        "classes": num_classes,
+        "evaluate": experiment.evaluate.model_dump(mode="json", include={"precision", "fold", "compile"}),
+        "exact": is_exact(experiment),
+        "channels_last": experiment.channels_last,
+        "device": device_name(device),
+        "machine": environment()["cpu"],
+        "torch": torch.__version__,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Cost]:
+    try:
+        return {str(key): Cost(**value) for key, value in json.loads(path.read_bytes()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,275 @@
+"""Figures of a study's accuracies and differences, in the style of the run report.
+
+Names stand above what they name, over the whole width: they may be long, and a phone is narrow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
+from matplotlib.colors import to_rgba
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from two_stream.evaluation.figures import INK, MUTED, STREAMS, SURFACE, drawing, short, to_svg
+from two_stream.evaluation.metrics import Interval
+from two_stream.studies.results import Comparison, VariantResult
+
+MORE, LESS, SAME = STREAMS[2], STREAMS[1], MUTED
+"""Colours of more, of less and of what is not told apart."""
+WIDTH = 4.5
+"""Inches: as wide as a phone, so that letters keep their size there."""
+_ROW = 0.4
+"""Inches of a row with its name above it."""
+_LETTERS = 58
+"""Of a name above a row; more do not fit."""
+MOST_CLASSES = 20
+"""Up to so many classes a figure shows all of them."""
+_HALF = MOST_CLASSES // 2
+
+
+def forest(comparisons: Sequence[Comparison], level: float = 0.95) -> str:
+    """Draw each difference with its interval around the line of no difference; full marks are significant.
+
+    Args:
+        comparisons: In order; those of one family stand together under its name where there are several families.
+        level: Of the intervals.
+    """
+    families = list(dict.fromkeys(one.family for one in comparisons))
+    rows: list[Comparison | str] = []
+    for family in families:
+        if len(families) > 1:
+            rows.append(family)
+        rows += [one for one in comparisons if one.family == family]
+    with drawing(_ROW * len(rows) + 0.75, width=WIDTH) as (figure, (axis,)):
+        axis.axvline(0, color=INK, linewidth=1.0)
+        names = []
+        for place, row in enumerate(rows):
+            if isinstance(row, str):
+                names.append((place + 0.3, row, "bold"))
+                continue
+            names.append((place, f"{row.first} − {row.second}", "normal"))
+            _interval(axis, row.difference, place, _colour(row), full=row.significant)
+        _named(axis, names)
+        axis.set(ylim=(len(rows) - 0.45, -0.75), xlabel=f"difference in points, {100 * level:g} % interval")
+        axis.margins(x=0.08)
+        return to_svg(figure, "differences between variants with their intervals")
+
+
+def _colour(comparison: Comparison) -> str:
+    if not comparison.significant:
+        return SAME
+    return MORE if comparison.difference.value > 0 else LESS
+
+
+def _interval(axis: Axes, interval: Interval, place: float, color: str, *, full: bool = True) -> None:
+    axis.plot([100 * interval.low, 100 * interval.high], [place, place], color=color, linewidth=1.8)
+    axis.plot(
+        [100 * interval.value],
+        [place],
+        "o",
+        color=color,
+        markerfacecolor=color if full else SURFACE,
+        markersize=6.0,
+        markeredgewidth=1.5,
+    )
+
+
+def _named(axis: Axes, names: Sequence[tuple[float, str, str]]) -> None:
+    """Write names above rows, from the left edge on."""
+    for place, name, weight in names:
+        axis.annotate(
+            short(name, _LETTERS),
+            (0.0, place),
+            xycoords=axis.get_yaxis_transform(),
+            xytext=(2, 6),
+            textcoords="offset points",
+            weight=weight,
+            bbox={"boxstyle": "square,pad=0.05", "facecolor": SURFACE, "edgecolor": "none", "alpha": 0.85},
+        )
+    axis.set_yticks([])
+    axis.spines["left"].set_visible(False)
+
+
+def accuracies(
+    variants: Sequence[VariantResult], single: Mapping[str, Sequence[float]], metric: str, chance: float
+) -> str:
+    """Draw each variant's accuracy with its interval, a dot for every run, and the published value where there is one.
+
+    Args:
+        variants: From the top.
+        single: By variant: accuracies of its runs.
+        metric: `top-1` or `mAP`.
+        chance: Share that a constant guess gets; marked where it lies near what was reached.
+    """
+    with drawing(_ROW * len(variants) + 1.0, width=WIDTH) as (figure, (axis,)):
+        for place, variant in enumerate(variants):
+            dots = [100 * value for value in single.get(variant.name, ())]
+            if len(dots) > 1:
+                axis.plot(
+                    dots,
+                    [place + 0.22] * len(dots),
+                    "o",
+                    color=STREAMS[0],
+                    alpha=0.55,
+                    markersize=4.0,
+                    markeredgewidth=0,
+                )
+            _interval(axis, variant.accuracy, place, STREAMS[0])
+            if variant.published is not None:
+                axis.plot([100 * variant.published.value], [place], "D", color=STREAMS[1], markersize=5.0)
+        _named(axis, [(place, variant.name, "normal") for place, variant in enumerate(variants)])
+        if 100 * chance > axis.get_xlim()[0] - 5:
+            axis.axvline(100 * chance, color=MUTED, linewidth=1.0, linestyle=(0, (3, 3)))
+        marks = [("o", STREAMS[0], 6.0, "mean with interval")]
+        if any(len(values) > 1 for values in single.values()):
+            marks.append(("o", STREAMS[0], 4.0, "single runs"))
+        if any(variant.published for variant in variants):
+            marks.append(("D", STREAMS[1], 5.0, "published"))
+        for mark, color, size, label in marks:
+            axis.plot([], [], mark, color=color, markersize=size, label=label)
+        figure.legend(loc="outside upper left", ncols=len(marks), handletextpad=0.2, columnspacing=1.2)
+        axis.set(ylim=(len(variants) - 0.4, -0.75), xlabel=f"{metric} (%)")
+        axis.margins(x=0.08)
+        return to_svg(figure, f"{metric} of the variants with their intervals")
+
+
+def class_differences(comparison: Comparison, names: Sequence[str]) -> str | None:
+    """Draw gains and losses by class, sorted; of many classes the largest ones. None where no class is known."""
+    known = [(value, place) for place, value in enumerate(comparison.per_class) if value is not None]
+    if not known:
+        return None
+    order = sorted(known, key=lambda item: (-item[0], item[1]))
+    if len(order) > MOST_CLASSES:
+        order = order[:_HALF] + order[-_HALF:]
+    values = [100 * value for value, _ in order]
+    with drawing(0.21 * len(order) + 0.7, width=WIDTH) as (figure, (axis,)):
+        axis.barh(
+            range(len(order)),
+            values,
+            height=0.66,
+            color=[MORE if value > 0 else LESS for value in values],
+            alpha=0.8,
+        )
+        axis.axvline(0, color=INK, linewidth=1.0)
+        axis.set_yticks(range(len(order)), [short(names[place]) for _, place in order], fontsize=8.0)
+        axis.set(ylim=(len(order) - 0.4, -0.6), xlabel="difference in points")
+        reach = 1.05 * max(1.0, *(abs(value) for value in values))
+        axis.set_xlim(-reach, reach)
+        axis.grid(visible=False, axis="y")
+        return to_svg(figure, f"difference by class, {comparison.first} minus {comparison.second}")
+
+
+def confusion_difference(counts_KK: NDArray[np.float64], names: Sequence[str], label: str) -> str:
+    """Draw a difference of two confusion matrices: rows true, columns predicted, colour who has more.
+
+    Args:
+        counts_KK: Mean counts of the first minus those of the second.
+        names: Classes.
+        label: What it is, for those who do not see it.
+    """
+    classes = len(names)
+    most = max(1e-9, float(np.abs(counts_KK).max()))
+    with drawing(min(WIDTH, 1.7 + 0.36 * classes), width=WIDTH) as (figure, (axis,)):
+        cells = [(int(row), int(column)) for row, column in np.argwhere(np.abs(counts_KK) > 0.02 * most)]
+        squares = [Rectangle((column - 0.47, row - 0.47), 0.94, 0.94) for row, column in cells]
+        tints = [
+            to_rgba(MORE if counts_KK[cell] > 0 else LESS, 0.1 + 0.75 * abs(float(counts_KK[cell])) / most)
+            for cell in cells
+        ]
+        axis.add_collection(PatchCollection(squares, facecolors=tints, edgecolors="none"))
+        if classes <= 12:
+            for row, column in cells:
+                text = f"{counts_KK[row, column]:+.0f}".replace("-", "−")
+                if text not in ("+0", "−0"):
+                    axis.text(column, row, text, ha="center", va="center", color=INK, fontsize=8.0)
+        axis.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5), xlabel="predicted", ylabel="true")
+        axis.set_aspect("equal")
+        axis.grid(visible=False)
+        size = 8.0 if classes <= 12 else 6.5
+        axis.set_xticks(range(classes), [short(name) for name in names], rotation=90, fontsize=size)
+        axis.set_yticks(range(classes), [short(name) for name in names], fontsize=size)
+        return to_svg(figure, label)
+
+
+def learning(histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> str | None:
+    """Draw validation over the epochs, each run thin and the mean of a variant's runs thick.
+
+    With few variants they share their axes, loss and accuracy; with many each has axes of its own, with the others'
+    means behind it.
+
+    Args:
+        histories: By variant: the rows of its runs, with `epoch` and any of `val_loss`, `val_top1`, `val_map`.
+
+    Returns:
+        None without anything to draw.
+    """
+    labels = {
+        "val_top1": "validation top-1 (%)",
+        "val_map": "validation mAP (%)",
+        "val_loss": "validation loss",
+    }
+    rows = [row for runs in histories.values() for run in runs for row in run]
+    keys = [key for key in labels if any(key in row for row in rows)]
+    if not keys:
+        return None
+    if len(histories) > len(STREAMS):
+        return _small_multiples(histories, keys[0], labels[keys[0]])
+    keys = [key for key in keys if key != "val_top1" or "val_map" not in keys]
+    with drawing(2.2 * len(keys) + 0.4, len(keys), width=WIDTH, sharex=True) as (figure, axes):
+        for axis, key in zip(axes, keys):
+            axis.set_title(labels[key])
+            for color, (name, runs) in zip(STREAMS, histories.items()):
+                _runs(axis, runs, key, color, name)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes[-1].set_xlabel("epoch")
+        handles, texts = axes[0].get_legend_handles_labels()
+        figure.legend(handles, texts, loc="outside upper left", ncols=2 if len(texts) > 1 else 1)
+        return to_svg(figure, "learning curves of the variants")
+
+
+def _small_multiples(
+    histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]], key: str, label: str
+) -> str:
+    across = 2
+    down = -(-len(histories) // across)
+    size = {"height": 1.25 * down + 0.5, "width": WIDTH}
+    with drawing(**size, panels=len(histories), columns=across, sharex=True, sharey=True) as (figure, axes):
+        for axis, (name, runs) in zip(axes, histories.items()):
+            axis.set_title(short(name, 30), fontsize=8.5)
+            for other in histories.values():
+                epochs, means = _mean(other, key)
+                axis.plot(epochs, means, color=MUTED, linewidth=0.7, alpha=0.45)
+            _runs(axis, runs, key, STREAMS[0], name)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        for axis in axes[len(histories) :]:
+            axis.set_visible(False)
+        figure.supxlabel("epoch", fontsize=9.0, color=MUTED)
+        figure.supylabel(label, fontsize=9.0, color=MUTED)
+        return to_svg(figure, "learning curves of the variants")
+
+
+def _runs(axis: Axes, runs: Sequence[Sequence[Mapping[str, float]]], key: str, color: str, name: str) -> None:
+    for run in runs if len(runs) > 1 else ():
+        epochs, values = _mean([run], key)
+        axis.plot(epochs, values, color=color, linewidth=0.7, alpha=0.5)
+    epochs, means = _mean(runs, key)
+    mark = "o" if len(epochs) == 1 else None
+    axis.plot(epochs, means, color=color, linewidth=2.0, marker=mark, markersize=4, label=short(name, 32))
+
+
+def _mean(runs: Sequence[Sequence[Mapping[str, float]]], key: str) -> tuple[list[float], list[float]]:
+    """Return the epochs that every run with any value has, and the means there."""
+    scale = 1.0 if key.endswith("loss") else 100.0
+    tables = [
+        {row["epoch"]: scale * row[key] for row in run if key in row and "epoch" in row} for run in runs
+    ]
+    tables = [table for table in tables if table]
+    if not tables:
+        return [], []
+    epochs = sorted(set.intersection(*(set(table) for table in tables)))
+    return epochs, [float(np.mean([table[epoch] for table in tables])) for epoch in epochs]

@@ -1,0 +1,155 @@
+"""Tables of fused streams and of what differs between the settings of variants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from two_stream.evaluation.tables import DASH, percent
+from two_stream.studies.results import FusedPair, FusionResult, StudyResult
+from two_stream.studies.tables import Cell, Table, number, p_text, points, signed_text
+
+_ASIDE = ("name", "runs", "seed", "data.split")
+"""Settings that differ from run to run of one variant."""
+BESIDE = 6
+"""Variants beside each other in a table of settings; more stand in further tables."""
+
+
+def fusion_matrix(fusion: FusionResult) -> Table:
+    """Return a row per RGB stream and a column per flow stream: accuracy fused and the gain over the better one."""
+    firsts = list(dict.fromkeys(pair.first for pair in fusion.pairs))
+    seconds = list(dict.fromkeys(pair.second for pair in fusion.pairs))
+    found = {(pair.first, pair.second): pair for pair in fusion.pairs}
+    values = [pair.accuracy.value for pair in fusion.pairs]
+    low, high = min(values), max(values)
+    rows = [
+        [Cell(one, one), *(_fused(found.get((one, two)), low, high) for two in seconds)] for one in firsts
+    ]
+    return Table(
+        f"Rule {fusion.rule}: accuracy (%) of each pair fused, in brackets the points over the better of the two "
+        "alone. Bold: the interval of the gain lies above 0.",
+        ["", *seconds],
+        [False] + [True] * len(seconds),
+        rows,
+    )
+
+
+def _fused(pair: FusedPair | None, low: float, high: float) -> Cell:
+    if pair is None:
+        return Cell(DASH)
+    text = f"{percent(pair.accuracy.value)} ({signed_text(100 * pair.gain.value)})"
+    shade = (pair.accuracy.value - low) / (high - low) if high > low else 0.0
+    return Cell(text, pair.accuracy.value, pair.gain.low > 0, shade)
+
+
+def pairs_table(fusion: FusionResult) -> Table:
+    """Return a row per pair with the intervals."""
+    rows = [
+        [
+            Cell(f"{pair.first} + {pair.second}", f"{pair.first} + {pair.second}", pair.gain.low > 0),
+            Cell(percent(pair.accuracy), pair.accuracy.value),
+            Cell(pair.better, pair.better),
+            Cell(points(pair.gain.value, pair.gain.low, pair.gain.high), pair.gain.value, pair.gain.low > 0),
+            number(pair.agreement, 1, 100),
+            number(pair.oracle, 1, 100),
+        ]
+        for pair in fusion.pairs
+    ]
+    return Table(
+        "Gain: fused minus the better one, paired. Agreement: videos with the same prediction. Oracle: videos that at "
+        "least one of the two gets right.",
+        ["streams", "fused (%)", "better alone", "gain (points)", "agreement (%)", "oracle (%)"],
+        [False, True, False, True, True, True],
+        rows,
+    )
+
+
+def contributions_table(result: StudyResult) -> Table:
+    """Return what each stream adds to the fusion of all."""
+    fusion = result.fusion
+    assert fusion is not None
+    rows = []
+    for one in fusion.contributions:
+        gap, sure = one.difference, one.p_holm < 1 - result.level
+        rows.append(
+            [
+                Cell(one.stream, one.stream, sure),
+                Cell(points(gap.value, gap.low, gap.high), gap.value, sure),
+                Cell(p_text(one.p), one.p),
+                Cell(p_text(one.p_holm), one.p_holm, sure),
+                number(fusion.weights.get(one.stream), 2),
+            ]
+        )
+    weights = f" Weights were found on the {fusion.fitted_on}." if fusion.weights and fusion.fitted_on else ""
+    return Table(
+        f"The fusion of all minus that without the stream.{weights}",
+        ["stream", "adds (points)", "p", "p, Holm", "weight"],
+        [False, True, True, True, True],
+        rows,
+    ).filled()
+
+
+def agreement_table(fusion: FusionResult) -> Table:
+    """Return the share of videos on which two streams predict the same class."""
+    rows = [
+        [Cell(name, name), *(number(value, 0, 100) for value in shares)]
+        for name, shares in zip(fusion.streams, fusion.agreement)
+    ]
+    return Table(
+        "Videos (%) on which two streams predict the same class.",
+        ["", *fusion.streams],
+        [False] + [True] * len(fusion.streams),
+        rows,
+    )
+
+
+def settings_tables(result: StudyResult) -> list[Table]:
+    """Return the settings that differ between variants, a few variants to a table."""
+    flat = {
+        variant.name: _flat(yaml.safe_load(result.settings[variant.name]))
+        if variant.name in result.settings
+        else {key: _plain(value) for key, value in variant.changes.items()}
+        for variant in result.variants
+    }
+    keys = list(dict.fromkeys(key for values in flat.values() for key in values))
+    differing = [
+        key
+        for key in keys
+        if key not in _ASIDE and len({values.get(key, DASH) for values in flat.values()}) > 1
+    ]
+    names = list(flat)
+    if not differing:
+        return []
+    return [
+        Table(
+            "",
+            ["setting", *names[start : start + BESIDE]],
+            [False] * (1 + len(names[start : start + BESIDE])),
+            [
+                [Cell(key, key), *(Cell(flat[name].get(key, DASH)) for name in names[start : start + BESIDE])]
+                for key in differing
+            ],
+        )
+        for start in range(0, len(names), BESIDE)
+    ]
+
+
+def _flat(value: object, prefix: str = "") -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        return {prefix: _plain(value)}
+    found: dict[str, str] = {}
+    for key, inner in value.items():
+        found |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None:
+        return "null"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)
