@@ -5,8 +5,6 @@ Everything shown is gathered into one dictionary of plain values first; the thre
 
 from __future__ import annotations
 
-import json
-import math
 import re
 import shlex
 from collections.abc import Sequence
@@ -21,6 +19,7 @@ from two_stream.config.schema import Experiment
 from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation import figures, metrics, tables
 from two_stream.evaluation.fusion import Curve, fuse, weight_curve
+from two_stream.evaluation.run_files import history, run_of
 from two_stream.evaluation.scores import find_scores, join, newest_scores, read_scores
 from two_stream.evaluation.thumbnails import strip
 from two_stream.runtime.files import write_json, write_text
@@ -122,7 +121,7 @@ def _gather(sources: Sequence[Path | str], rule: str) -> tuple[list[_Stream], Sc
 
 
 def _stream(table: ScoreTable, name: str) -> _Stream:
-    run = _run_of(table)
+    run = run_of(table)
     experiment = None
     if run is not None:
         try:
@@ -130,15 +129,6 @@ def _stream(table: ScoreTable, name: str) -> _Stream:
         except SettingsError:  # written by another version; the numbers still stand
             experiment = None
     return _Stream(table, name, run, experiment, _holdout_scores(table, run))
-
-
-def _run_of(table: ScoreTable) -> RunPaths | None:
-    """Return the run folder a table lies in, or the one its meta names."""
-    beside = Path(str(table.meta.get("file", ""))).parent.parent
-    for folder in (beside, Path(str(table.meta.get("run", "")))):
-        if str(folder) not in ("", ".") and (folder / "experiment.yaml").is_file():
-            return RunPaths(folder)
-    return None
 
 
 def _holdout_scores(table: ScoreTable, run: RunPaths | None) -> ScoreTable | None:
@@ -161,7 +151,7 @@ def _facts(
         shown.append(_tuned(streams, fused))
     found = tables.lines(shown, seed=seed)
     main = found[len(streams)] if fused is not None else found[0]
-    histories = {stream.name: _history(stream.run) for stream in streams if stream.run is not None}
+    histories = {stream.name: history(stream.run) for stream in streams if stream.run is not None}
     classes = {
         line.name: metrics.per_class(line.table) for line in found[: len(streams) + (fused is not None)]
     }
@@ -234,25 +224,6 @@ def _curve_hint(streams: list[_Stream], fused: ScoreTable | None, curve: Curve |
         return "No fusion-weight curve: it is traced on the holdout part, and these streams share none."
     commands = " && ".join(f"two-stream evaluate {shlex.quote(run)} --part val" for run in lacking)
     return f"The fusion-weight curve is traced on the holdout part; to add it: {commands}"
-
-
-def _history(run: RunPaths | None) -> list[dict[str, float]]:
-    """Return `metrics.jsonl` as flat rows of numbers, one per epoch; a damaged line ends it."""
-    rows: list[dict[str, float]] = []
-    if run is None or not run.metrics.is_file():
-        return rows
-    for line in run.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            break
-        if isinstance(value, dict) and "epoch" in value:
-            rows.append({key: float(item) for key, item in value.items() if _is_number(item)})
-    return rows
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _title(streams: list[_Stream], fused: ScoreTable | None) -> str:

@@ -120,7 +120,7 @@ def _verdict(comparison: Comparison, size: int, *, identical: bool) -> str:
     """Return one sentence that claims no more than the corrected test does."""
     gap, top1 = comparison.difference, bool(comparison.mcnemar)
     after = " after correction" if size > 1 else ""
-    p = f"{_p_text(comparison.p_holm)}{after}"
+    p = f"{p_text(comparison.p_holm)}{after}"
     unit = "points" if top1 else "points of mAP"
     if comparison.significant:
         winner, loser, sign = comparison.first, comparison.second, 1.0
@@ -134,14 +134,15 @@ def _verdict(comparison: Comparison, size: int, *, identical: bool) -> str:
     missed += f" ({comparison.detectable_clips} clips)" if top1 else ""
     told = f"{100 * gap.value:+.1f} {unit} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}], {p}"
     if identical:
-        told = f"right and wrong on the very same of {comparison.videos} clips"
+        told = f"they are right on the very same clips (0 of {comparison.videos} differ)"
     return (
         f"no difference shown between {comparison.first} and {comparison.second}: {told}; "
         f"a difference below about {missed} would be missed here"
     )
 
 
-def _p_text(p: float) -> str:
+def p_text(p: float) -> str:
+    """Return a p value as a sentence has it, never as 0."""
     if p < 0.001:
         return "p < 0.001"
     return f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"

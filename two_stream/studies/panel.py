@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -162,7 +162,7 @@ def panel_of(name: str, tables: Tables) -> Panel:
 
 def _rectangle(tables: Tables) -> dict[Cell, ScoreTable]:
     """Return the tables of the trainings that all splits have."""
-    seeds = _seeds_by_split(tables)
+    seeds = seeds_by_split(tables)
     common = sorted(set.intersection(*map(set, seeds.values())))
     if common:
         return {(split, seed): tables[split, seed] for split in seeds for seed in common}
@@ -180,7 +180,7 @@ def matched(variants: Sequence[Tables]) -> list[dict[Cell, ScoreTable]]:
     Within a split, equal seeds are paired. Where the variants share no seed there, the first, second, … training of
     each are paired, under the first variant's seeds: trainings are independent draws, whatever number started them.
     """
-    seeds = [_seeds_by_split(tables) for tables in variants]
+    seeds = [seeds_by_split(tables) for tables in variants]
     found: list[dict[Cell, ScoreTable]] = [{} for _ in variants]
     for split in sorted(set.intersection(*map(set, seeds))) if seeds else []:
         own = [by_split[split] for by_split in seeds]
@@ -222,9 +222,10 @@ def same_keys(panel: Panel, tables: Tables) -> bool:
     )
 
 
-def _seeds_by_split(tables: Tables) -> dict[int, list[int]]:
+def seeds_by_split(cells: Iterable[Cell]) -> dict[int, list[int]]:
+    """Return the seeds of each split, both ascending."""
     found: dict[int, list[int]] = {}
-    for split, seed in sorted(tables):
+    for split, seed in sorted(cells):
         found.setdefault(split, []).append(seed)
     return found
 

@@ -90,6 +90,7 @@ def crossed(values_GS: Values) -> Estimate:
     if units < 2:
         raise ValueError(f"{units} unit: a spread needs two or more")
     mean = float(values_GS.mean())
+    mean = mean if abs(mean) > 1e-12 else 0.0  # what is left of rounding has no sign
     if np.ptp(values_GS) < 1e-12:
         return Estimate(mean, 1 / units, units - 1.0, units, trainings, constant=True)
     by_unit, by_training = values_GS.mean(axis=1), values_GS.mean(axis=0)

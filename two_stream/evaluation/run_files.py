@@ -1,0 +1,37 @@
+"""The run behind a score table: its folder and its learning curve."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from two_stream.types import RunPaths, ScoreTable
+
+
+def run_of(table: ScoreTable) -> RunPaths | None:
+    """Return the run folder a table lies in, or the one its meta names."""
+    beside = Path(str(table.meta.get("file", ""))).parent.parent
+    for folder in (beside, Path(str(table.meta.get("run", "")))):
+        if str(folder) not in ("", ".") and (folder / "experiment.yaml").is_file():
+            return RunPaths(folder)
+    return None
+
+
+def history(run: RunPaths | None) -> list[dict[str, float]]:
+    """Return `metrics.jsonl` as flat rows of numbers, one per epoch; a damaged line ends it."""
+    rows: list[dict[str, float]] = []
+    if run is None or not run.metrics.is_file():
+        return rows
+    for line in run.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            break
+        if isinstance(value, dict) and "epoch" in value:
+            rows.append({key: float(item) for key, item in value.items() if _is_number(item)})
+    return rows
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,302 @@
+"""Any score files as a study: which of them are one variant, and whether they may be compared at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from two_stream.config.load import dump, load_experiment
+from two_stream.config.schema import Experiment
+from two_stream.errors import ScoreError, SettingsError
+from two_stream.evaluation.metrics import main_value
+from two_stream.evaluation.run_files import history, run_of
+from two_stream.evaluation.scores import find_scores, name_of, newest_scores, read_scores
+from two_stream.evaluation.tables import labels_of
+from two_stream.studies.panel import Cell, seeds_by_split
+from two_stream.studies.results import RunRow
+from two_stream.studies.summary import VariantRuns
+from two_stream.training.run_folder import FREE_ON_RESUME
+from two_stream.training.tracking import flatten
+from two_stream.types import RunPaths, ScoreTable
+
+DATA_KEYS = ("dataset", "part")
+PROTOCOL_KEYS = (
+    *("views", "num_clips", "step", "crops", "aggregate", "sampling", "frame_order", "selection"),
+)
+"""What of a score file's meta must agree before two accuracies may stand side by side."""
+REPLICATE = ("name", "seed", "data.split", "data.features", *FREE_ON_RESUME)
+"""Settings (and everything below them) in which runs of one variant may differ."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A score file and the run it is of."""
+
+    table: ScoreTable
+    run: RunPaths | None
+    experiment: Experiment | None
+
+    @property
+    def file(self) -> str:
+        """Its path."""
+        return name_of(self.table)
+
+    @property
+    def cell(self) -> Cell:
+        """Its split and seed; 1 and 0 where the file does not say."""
+        meta = self.table.meta
+        return _whole(meta.get("split"), 1), _whole(meta.get("seed"), 0)
+
+    @property
+    def key(self) -> str:
+        """The same for runs that differ in nothing but seed, split and what does not change a result.
+
+        A file without its run's settings is a variant of its own; so is a fusion.
+        """
+        if self.experiment is None or self.table.meta.get("kind") == "fused":
+            return self.file
+        settings = flatten(self.experiment.model_dump(mode="json"))
+        kept = {
+            key: value
+            for key, value in settings.items()
+            if not any(key == free or key.startswith(f"{free}.") for free in REPLICATE)
+        }
+        return json.dumps(kept, sort_keys=True, default=str)
+
+
+def read_scored(path: Path | str, part: str = "test") -> Scored:
+    """Read a score file, or the newest one of a run folder, with the settings of its run where they are there.
+
+    Raises:
+        ScoreError: No such file or folder, or it is damaged.
+    """
+    table = read_scores(find_scores(path, part))
+    run = run_of(table)
+    experiment = None
+    if run is not None:
+        try:
+            experiment = load_experiment(run.experiment)
+        except SettingsError:  # written by another version; the scores still stand
+            experiment = None
+    return Scored(table, run, experiment)
+
+
+def grouped(
+    found: Sequence[Scored], groups: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, list[Scored]]:
+    """Bring runs of the same settings but another seed or split together, by the name of their variant.
+
+    Two files of the same settings, split and seed (another protocol, a repetition) are two variants.
+
+    Args:
+        found: The score files.
+        groups: Variants by hand, name -> places in `found`; the others are grouped by their settings.
+
+    Raises:
+        ScoreError: A variant made by hand holds a split and seed twice.
+    """
+    taken = {place for places in (groups or {}).values() for place in places}
+    made: dict[str, list[Scored]] = {}
+    for name, places in (groups or {}).items():
+        made[name] = [found[place] for place in places]
+        _refuse_doubled(name, made[name])
+    rest: list[tuple[str, list[Scored]]] = []
+    for item in (entry for place, entry in enumerate(found) if place not in taken):
+        fitting = (
+            members
+            for key, members in rest
+            if key == item.key and all(item.cell != member.cell for member in members)
+        )
+        members = next(fitting, None)
+        if members is None:
+            rest.append((item.key, [item]))
+        else:
+            members.append(item)
+    names = variant_names([members for _, members in rest], taken=list(made))
+    return made | dict(zip(names, (members for _, members in rest), strict=True))
+
+
+def variant_names(variants: Sequence[Sequence[Scored]], taken: Sequence[str] = ()) -> list[str]:
+    """Return how variants are called: by their runs, else by what their files say; no two alike.
+
+    Where that does not tell them apart the file's name is added, and a number where even that does not.
+    """
+    runs = [_common_name(members) for members in variants]
+    plain = runs if all(runs) else labels_of([members[0].table for members in variants])
+    found: list[str] = []
+    for name, members in zip(plain, variants, strict=True):
+        stem = f"{name} ({Path(members[0].file).stem})"
+        choices = [name] if plain.count(name) == 1 else [stem]
+        choices += [f"{stem} {place}" for place in range(2, len(variants) + 2)]
+        found.append(next(choice for choice in choices if choice not in found and choice not in taken))
+    return found
+
+
+def _common_name(members: Sequence[Scored]) -> str:
+    """Return the run's name, or what the names of several runs begin with alike."""
+    names = [str(item.table.meta.get("name") or (item.run.root.name if item.run else "")) for item in members]
+    if any(item.table.meta.get("kind") == "fused" for item in members):
+        return Path(members[0].file).stem
+    start = names[0]
+    for name in names[1:]:
+        while not name.startswith(start):
+            start = start[:-1]
+    if len(names) == 1:
+        return start
+    for word in ("split", "seed", "run"):
+        start = start.rstrip("-_. ").removesuffix(word)
+    return start.rstrip("-_. ") or names[0]
+
+
+def differences(variants: Mapping[str, Sequence[Scored]]) -> list[str]:
+    """Return what keeps variants from being compared, one line each that names the difference and the files."""
+    every = [item for members in variants.values() for item in members]
+    found = []
+    for key in (*DATA_KEYS, *PROTOCOL_KEYS):
+        values: dict[str, Scored] = {}
+        for item in every:
+            values.setdefault(str(item.table.meta.get(key)), item)
+        if len(values) > 1:
+            told = ", ".join(f"{value} ({item.file})" for value, item in values.items())
+            found.append(f"different {_WORDS.get(key, key)}: {told}")
+    splits = {name: _splits(members) for name, members in variants.items()}
+    if len({tuple(numbers) for numbers in splits.values()}) > 1:
+        told = ", ".join(
+            f"{name} {' and '.join(map(str, numbers))} ({variants[name][0].file})"
+            for name, numbers in splits.items()
+        )
+        found.append(f"different splits: {told}")
+    return found
+
+
+_WORDS = {
+    "dataset": "data sets",
+    "part": "parts",
+    "views": "views",
+    "num_clips": "numbers of clips",
+    "step": "steps between clips",
+    "crops": "crops",
+    "aggregate": "aggregation over views",
+    "sampling": "frame choice",
+    "frame_order": "frame order",
+    "selection": "selection of the checkpoint",
+}
+
+
+def protocol_key(item: Scored) -> str:
+    """Return the same text for score files that may be compared, splits left aside."""
+    return json.dumps([str(item.table.meta.get(key)) for key in (*DATA_KEYS, *PROTOCOL_KEYS)])
+
+
+def check_comparable(variants: Mapping[str, Sequence[Scored]], *, anyway: bool = False) -> list[str]:
+    """Return notes on differences that `anyway` lets pass.
+
+    Raises:
+        ScoreError: Data set, part, splits or protocol differ and `anyway` is false. One line names the difference and
+            the files.
+    """
+    found = differences(variants)
+    if found and not anyway:
+        raise ScoreError(
+            f"{'; '.join(found)}; such accuracies cannot be compared: evaluate the runs alike, "
+            "or compare them all the same with --anyway"
+        )
+    return [f"Compared all the same, in spite of {line}." for line in found]
+
+
+def as_variants(groups: Mapping[str, Sequence[Scored]], *, fit: bool = False) -> list[VariantRuns]:
+    """Return what the statistics need of each variant.
+
+    Args:
+        groups: From `grouped`.
+        fit: Also read the newest holdout scores of each run.
+
+    Raises:
+        ScoreError: With `fit`, a run that has no scores of the holdout part, or a file without a run.
+    """
+    made = []
+    for name, members in groups.items():
+        histories = {
+            f"split {item.cell[0]}, seed {item.cell[1]}": history(item.run)
+            for item in members
+            if item.run is not None
+        }
+        experiment = members[0].experiment
+        made.append(
+            VariantRuns(
+                name=name,
+                levels={"variant": name},
+                changes=_changes(groups, name),
+                tables={item.cell: item.table for item in members},
+                histories={cell: rows for cell, rows in histories.items() if rows},
+                settings=dump(experiment) if experiment is not None else "",
+                holdout={item.cell: _holdout(item) for item in members} if fit else {},
+            )
+        )
+    return made
+
+
+def run_rows(groups: Mapping[str, Sequence[Scored]]) -> list[RunRow]:
+    """Return the list of runs as a report shows it."""
+    return [
+        RunRow(
+            variant=name,
+            split=item.cell[0],
+            seed=item.cell[1],
+            state="done",
+            run=str(item.run.root) if item.run is not None else "",
+            accuracy=main_value(item.table.logits, item.table),
+            scores=item.file,
+            model_sha256=str(item.table.meta.get("model_sha256") or ""),
+        )
+        for name, members in groups.items()
+        for item in members
+    ]
+
+
+def _changes(groups: Mapping[str, Sequence[Scored]], name: str) -> dict[str, Any]:
+    """Return the settings of a variant in which the variants differ."""
+    settings = {
+        other: flatten(members[0].experiment.model_dump(mode="json"))
+        for other, members in groups.items()
+        if members[0].experiment is not None
+    }
+    if name not in settings or len(settings) < 2:
+        return {}
+    own = settings[name]
+    return {
+        key: value
+        for key, value in own.items()
+        if not any(key == free or key.startswith(f"{free}.") for free in REPLICATE)
+        and any(other.get(key) != value for other in settings.values())
+    }
+
+
+def _holdout(item: Scored) -> ScoreTable:
+    if item.run is None:
+        raise ScoreError(
+            f"{item.file}: not in a run folder, so its holdout scores are unknown; leave --fit out"
+        )
+    return read_scores(newest_scores(item.run.root, "val"))
+
+
+def _splits(members: Sequence[Scored]) -> list[int]:
+    return sorted(seeds_by_split([item.cell for item in members]))
+
+
+def _refuse_doubled(name: str, members: Sequence[Scored]) -> None:
+    known: dict[Cell, Scored] = {}
+    for item in members:
+        if item.cell in known:
+            raise ScoreError(
+                f"group {name!r}: {item.file} and {known[item.cell].file} are both split {item.cell[0]}, seed "
+                f"{item.cell[1]}; expected each once"
+            )
+        known[item.cell] = item
+
+
+def _whole(value: object, otherwise: int) -> int:
+    return value if isinstance(value, int) else otherwise
