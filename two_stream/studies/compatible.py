@@ -158,7 +158,7 @@ def differences(variants: Mapping[str, Sequence[Scored]]) -> list[str]:
     for key in (*DATA_KEYS, *PROTOCOL_KEYS):
         values: dict[str, Scored] = {}
         for item in every:
-            values.setdefault(str(item.table.meta.get(key)), item)
+            values.setdefault(_said(item.table.meta, key), item)
         if len(values) > 1:
             told = ", ".join(f"{value} ({item.file})" for value, item in values.items())
             found.append(f"different {_WORDS.get(key, key)}: {told}")
@@ -188,7 +188,14 @@ _WORDS = {
 
 def protocol_key(item: Scored) -> str:
     """Return the same text for score files that may be compared, splits left aside."""
-    return json.dumps([str(item.table.meta.get(key)) for key in (*DATA_KEYS, *PROTOCOL_KEYS)])
+    return json.dumps([_said(item.table.meta, key) for key in (*DATA_KEYS, *PROTOCOL_KEYS)])
+
+
+def _said(meta: Mapping[str, Any], key: str) -> str:
+    """Return a fact of a score file; a fusion that does not say it itself has that of its streams."""
+    if key in meta or not meta.get("sources"):
+        return str(meta.get(key))
+    return " / ".join(dict.fromkeys(_said(source, key) for source in meta["sources"]))
 
 
 def check_comparable(variants: Mapping[str, Sequence[Scored]], *, anyway: bool = False) -> list[str]:

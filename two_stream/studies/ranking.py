@@ -10,20 +10,12 @@ from pathlib import Path
 from two_stream.errors import ScoreError
 from two_stream.evaluation.metrics import Interval
 from two_stream.evaluation.tables import DASH, percent, protocol_line
-from two_stream.studies.comparison import LEVEL, Tested, compare_panels, corrected, p_text
+from two_stream.studies.comparison import LEVEL, Tested, compare_panels, corrected
 from two_stream.studies.compatible import Scored, grouped, protocol_key, read_scored
+from two_stream.studies.lines import p_value
 from two_stream.studies.panel import Panel, panel_of
 
-COLUMNS = (
-    "#",
-    "variant",
-    "accuracy [interval]",
-    "against the first",
-    "modality",
-    "model",
-    "trainings",
-    "date",
-)
+COLUMNS = ("#", "variant", "accuracy [interval]", "behind", "p (Holm)", "modality", "model", "runs", "date")
 
 
 @dataclass(frozen=True)
@@ -33,8 +25,10 @@ class Standing:
     place: int
     name: str
     accuracy: Interval
-    behind: str
-    """what the paired test against the first says; empty for the first itself"""
+    behind: float | None
+    """accuracy of the first minus its own, on the videos of both; None for the first and what cannot be joined to it"""
+    p_holm: float | None
+    """of the paired test against the first, corrected over the board"""
     level_with_first: bool
     """the test cannot tell it from the first"""
     modality: str
@@ -120,36 +114,33 @@ def _boards(members: Sequence[Scored], level: float, damaged: list[str]) -> list
     by_splits: dict[tuple[int, ...], dict[str, Panel]] = {}
     for name, panel in panels.items():
         by_splits.setdefault(tuple(panel.splits), {})[name] = panel
-    return [_board(groups, own, level) for own in by_splits.values()]
+    return [_board(groups, own, level, damaged) for own in by_splits.values()]
 
 
-def _board(groups: dict[str, list[Scored]], panels: dict[str, Panel], level: float) -> Board:
+def _board(
+    groups: dict[str, list[Scored]], panels: dict[str, Panel], level: float, damaged: list[str]
+) -> Board:
     order = sorted(panels, key=lambda name: (-panels[name].estimate().value, name))
     first = order[0]
     tested: dict[str, Tested] = {}
-    told: dict[str, str] = {}
     for name in order[1:]:
         try:
             tested[name] = compare_panels((first, name), (panels[first], panels[name]), level=level)
         except ScoreError as error:
-            told[name] = f"not comparable: {error}"
+            damaged.append(f"{name} is not compared with {first}: {error}")
     known = dict(zip(tested, corrected(list(tested.values()), level), strict=True))
     standings = []
     for place, name in enumerate(order, start=1):
         comparison = known.get(name)
-        if comparison is not None:
-            gap = f"{-100 * comparison.difference.value:+.1f}"
-            word = "behind" if comparison.significant else "no difference shown"
-            told[name] = f"{gap}, {word} ({p_text(comparison.p_holm)})"
-        level_with = comparison is not None and not comparison.significant
         items = groups[name]
         standings.append(
             Standing(
                 place=place,
                 name=name,
                 accuracy=panels[name].interval(level),
-                behind=told.get(name, ""),
-                level_with_first=level_with,
+                behind=comparison.difference.value if comparison is not None else None,
+                p_holm=comparison.p_holm if comparison is not None else None,
+                level_with_first=comparison is not None and not comparison.significant,
                 modality=str(items[0].table.meta.get("modality", DASH)),
                 model=_model(items[0]),
                 splits=panels[name].splits,
@@ -195,7 +186,8 @@ def rows(board: Board) -> list[list[str]]:
             f"{standing.place}" + ("=" if standing.level_with_first else ""),
             standing.name,
             percent(standing.accuracy),
-            standing.behind or DASH,
+            percent(standing.behind),
+            DASH if standing.p_holm is None else p_value(standing.p_holm),
             standing.modality,
             standing.model,
             str(len(standing.seeds) * len(standing.splits)),
