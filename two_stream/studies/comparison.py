@@ -120,7 +120,8 @@ def _verdict(comparison: Comparison, size: int, *, identical: bool) -> str:
     """Return one sentence that claims no more than the corrected test does."""
     gap, top1 = comparison.difference, bool(comparison.mcnemar)
     after = " after correction" if size > 1 else ""
-    p = f"{p_text(comparison.p_holm)}{after}"
+    once = "" if comparison.seeds > 1 else " (one training each)"
+    p = f"{p_text(comparison.p_holm)}{after}{once}"
     unit = "points" if top1 else "points of mAP"
     if comparison.significant:
         winner, loser, sign = comparison.first, comparison.second, 1.0

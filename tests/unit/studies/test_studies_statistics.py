@@ -30,12 +30,18 @@ def test_mcnemar_exact(first_only: int, second_only: int, expected: float) -> No
 
 
 def test_mcnemar_exact_is_the_binomial_tail() -> None:
-    tail = Fraction(2 * sum(math.comb(236, k) for k in range(87)), 2**236)  # Agresti's approval ratings: 150 and 86
+    tail = Fraction(
+        2 * sum(math.comb(236, k) for k in range(87)), 2**236
+    )  # Agresti's approval ratings: 150 and 86
     assert statistics.mcnemar_exact(150, 86) == pytest.approx(float(tail), rel=1e-12)
 
 
-@pytest.mark.parametrize(("first_only", "second_only"), [(9, 1), (8, 2), (7, 2), (6, 0), (5, 0), (12, 3), (12, 4)])
-def test_mcnemars_interval_holds_0_just_where_the_test_does_not_reject(first_only: int, second_only: int) -> None:
+@pytest.mark.parametrize(
+    ("first_only", "second_only"), [(9, 1), (8, 2), (7, 2), (6, 0), (5, 0), (12, 3), (12, 4)]
+)
+def test_mcnemars_interval_holds_0_just_where_the_test_does_not_reject(
+    first_only: int, second_only: int
+) -> None:
     found = statistics.mcnemar_interval(first_only, second_only, 100, 0.95)
     rejects = statistics.mcnemar_exact(first_only, second_only) < 0.05
     assert (found.low > 0) == rejects
@@ -121,7 +127,9 @@ def test_unit_values_are_the_linearised_ratio() -> None:
     assert found.mean() == pytest.approx(values.mean())
     sums, sizes = np.bincount(unit, weights=values[:, 0]), np.bincount(unit)
     rest = sums - values.mean() * sizes
-    expected = math.sqrt((rest**2).sum() / 3 / 4) / sizes.mean()  # Cochran, Sampling Techniques, (6.13) without fpc
+    expected = (
+        math.sqrt((rest**2).sum() / 3 / 4) / sizes.mean()
+    )  # Cochran, Sampling Techniques, (6.13) without fpc
     assert statistics.crossed(found).se == pytest.approx(expected)
 
 
