@@ -101,6 +101,8 @@ def crossed(values_GS: Values) -> Estimate:
     rest = values_GS - by_unit[:, None] - by_training[None, :] + mean
     ms_rest = float((rest**2).sum()) / ((units - 1) * (trainings - 1))
     total = max(ms_trainings + max(ms_units - ms_rest, 0.0), ms_units)
+    if total < 1e-12:  # units agree on average and trainings do, by chance: what is left is their interaction
+        total = ms_rest
     df = units * trainings - 1.0
     if ms_trainings > 0:
         df = min(df, total**2 / (ms_trainings**2 / (trainings - 1)))

@@ -106,6 +106,12 @@ def test_crossed_is_never_surer_than_units_alone() -> None:
     assert math.isfinite(together.df)
 
 
+def test_means_that_agree_by_chance_are_not_certain() -> None:
+    found = statistics.crossed(np.asarray([[1.0, 0.0], [0.0, 1.0]]))
+    assert found.se == pytest.approx(math.sqrt(1.0 / 4))
+    assert found.share_interval(0.95).low < 0.2
+
+
 def test_one_training_is_a_t_test_over_units() -> None:
     values = np.random.default_rng(1).normal(0.3, 1, size=(15, 1))
     found, expected = statistics.crossed(values), stats.ttest_1samp(values[:, 0], 0)
