@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,6 @@ from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation.metrics import main_value
 from two_stream.evaluation.run_files import history, run_of
 from two_stream.evaluation.scores import find_scores, name_of, newest_scores, read_scores
-from two_stream.evaluation.tables import labels_of
 from two_stream.studies.panel import Cell, seeds_by_split
 from two_stream.studies.results import RunRow
 from two_stream.studies.summary import VariantRuns
@@ -27,6 +28,8 @@ PROTOCOL_KEYS = (
     *("views", "num_clips", "step", "crops", "aggregate", "sampling", "frame_order", "selection"),
 )
 """What of a score file's meta must agree before two accuracies may stand side by side."""
+_MARKS = "_. -"
+"""Between the words of a run's name."""
 REPLICATE = ("name", "seed", "data.split", "data.features", *FREE_ON_RESUME)
 """Settings (and everything below them) in which runs of one variant may differ."""
 
@@ -120,12 +123,11 @@ def grouped(
 
 
 def variant_names(variants: Sequence[Sequence[Scored]], taken: Sequence[str] = ()) -> list[str]:
-    """Return how variants are called: by their runs, else by what their files say; no two alike.
+    """Return how variants are called: by their runs, else by their files; no two alike.
 
     Where that does not tell them apart the file's name is added, and a number where even that does not.
     """
-    runs = [_common_name(members) for members in variants]
-    plain = runs if all(runs) else labels_of([members[0].table for members in variants])
+    plain = [_common_name(members) for members in variants]
     found: list[str] = []
     for name, members in zip(plain, variants, strict=True):
         stem = f"{name} ({Path(members[0].file).stem})"
@@ -136,19 +138,24 @@ def variant_names(variants: Sequence[Sequence[Scored]], taken: Sequence[str] = (
 
 
 def _common_name(members: Sequence[Scored]) -> str:
-    """Return the run's name, or what the names of several runs begin with alike."""
-    names = [str(item.table.meta.get("name") or (item.run.root.name if item.run else "")) for item in members]
-    if any(item.table.meta.get("kind") == "fused" for item in members):
-        return Path(members[0].file).stem
-    start = names[0]
-    for name in names[1:]:
-        while not name.startswith(start):
-            start = start[:-1]
+    """Return the run's name, of several what their names begin with alike; of a bare file its own."""
+    names = [_own_name(item) for item in members]
     if len(names) == 1:
-        return start
+        return names[0]
+    start = commonprefix(names)  # noqa: RUF071 - of names, not of paths
+    inside = re.match(rf"(.+)[{_MARKS}]", start)
+    if inside and not all(name[len(start) :].isdigit() for name in names):
+        start = inside[1]  # names part within a word: bert-s|eed1, bert-s|plit2
     for word in ("split", "seed", "run"):
-        start = start.rstrip("-_. ").removesuffix(word)
-    return start.rstrip("-_. ") or names[0]
+        start = start.rstrip(_MARKS).removesuffix(word)
+    return start.rstrip(_MARKS) or names[0]
+
+
+def _own_name(item: Scored) -> str:
+    if item.table.meta.get("kind") == "fused":
+        return Path(item.file).stem
+    run = item.run.root.resolve().name if item.run is not None else Path(item.file).stem
+    return str(item.table.meta.get("name") or run)
 
 
 def differences(variants: Mapping[str, Sequence[Scored]]) -> list[str]:
