@@ -13,8 +13,8 @@ import tyro
 from two_stream.commands.common import parse
 
 if TYPE_CHECKING:
-    from two_stream.studies.compatible import Scored
     from two_stream.studies.results import StudyResult
+    from two_stream.studies.scored import Scored
 
 SUMMARY = "Compare runs or score files on the same videos: intervals, paired tests, what could be seen."
 
@@ -103,7 +103,7 @@ def _result(flags: CompareFlags, args: Sequence[str]) -> StudyResult:
 def _variants(flags: CompareFlags) -> dict[str, list[Scored]]:
     """Return the score files by variant, named as asked for."""
     from two_stream.errors import ScoreError, SettingsError
-    from two_stream.studies.compatible import grouped, read_scored
+    from two_stream.studies.scored import grouped, read_scored
 
     by_hand: dict[str, list[Path]] = {}
     for text in flags.group:

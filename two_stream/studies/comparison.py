@@ -17,6 +17,22 @@ LEVEL = 0.95
 
 
 @dataclass(frozen=True)
+class MainTest:
+    """The test that a comparison is decided by."""
+
+    first: Panel
+    second: Panel
+    """the same cells, videos and rows as the first"""
+    estimate: statistics.Estimate
+    interval: Interval
+    p: float
+    cells: list[McNemar]
+    """empty for a multi-label set"""
+    exact: bool
+    """McNemar's exact test, not the t test"""
+
+
+@dataclass(frozen=True)
 class Tested:
     """A comparison before the correction of its family."""
 
@@ -24,6 +40,34 @@ class Tested:
     estimate: statistics.Estimate
     identical: bool
     """both variants are right and wrong on the very same videos"""
+
+
+def main_test(names: tuple[str, str], panels: tuple[Panel, Panel], level: float = LEVEL) -> MainTest:
+    """Test whether the first variant is better than the second on the cells and videos that both have.
+
+    With several trainings it is the t test of the mean difference over units (source videos, else videos) and
+    trainings, both random; with one training of videos that depend on each other (sources) the t test over units; with
+    one training of independent videos McNemar's exact test. A multi-label set's mAP is always tested by the t test.
+
+    Args:
+        names: What the variants are called.
+        panels: First and second.
+        level: Coverage of the interval.
+
+    Raises:
+        ScoreError: The variants share no split, or the videos of a split differ.
+    """
+    first, second = paired(panels[0], panels[1], names)
+    estimate = statistics.crossed(first.by_unit - second.by_unit)
+    cells = [] if first.multi_label else _mcnemar(first, second)
+    interval, p = estimate.interval(level), estimate.p_zero()
+    exact = not first.multi_label and first.independent and len(first.seeds) == 1
+    if exact:
+        counts = sum(cell.first_only for cell in cells), sum(cell.second_only for cell in cells)
+        p = statistics.mcnemar_exact(*counts)
+        own = statistics.mcnemar_interval(*counts, len(first.unit), level)
+        interval = Interval(interval.value, min(interval.low, own.low), max(interval.high, own.high))
+    return MainTest(first, second, estimate, interval, p, cells, exact)
 
 
 def compare_panels(
@@ -34,11 +78,7 @@ def compare_panels(
     level: float = LEVEL,
     seed: int = 0,
 ) -> Tested:
-    """Test whether the first variant is better than the second on the cells and videos that both have.
-
-    The main test: with several trainings the t test of the mean difference over units (source videos, else videos) and
-    trainings, both random; with one training of videos that depend on each other (sources) the t test over units; with
-    one training of independent videos McNemar's exact test. A multi-label set's mAP is always tested by the t test.
+    """Return everything that is said of two variants: the main test, the others beside it, differences by class.
 
     Args:
         names: What the variants are called.
@@ -53,29 +93,20 @@ def compare_panels(
     Raises:
         ScoreError: The variants share no split, or the videos of a split differ.
     """
-    first, second = paired(panels[0], panels[1], names)
-    by_unit = first.by_unit - second.by_unit
-    estimate = statistics.crossed(by_unit)
-    cells = [] if first.multi_label else _mcnemar(first, second)
-    interval, p = estimate.interval(level), estimate.p_zero()
-    exact = not first.multi_label and first.independent and len(first.seeds) == 1
-    if exact:
-        counts = sum(cell.first_only for cell in cells), sum(cell.second_only for cell in cells)
-        p = statistics.mcnemar_exact(*counts)
-        own = statistics.mcnemar_interval(*counts, len(first.unit), level)
-        interval = Interval(interval.value, min(interval.low, own.low), max(interval.high, own.high))
+    main = main_test(names, panels, level)
+    first, second = main.first, main.second
     comparison = Comparison(
         *names,
         family=family,
-        difference=interval,
-        clips=0.0 if first.multi_label else estimate.value * first.videos,
-        p=p,
-        p_holm=p,
-        test=_test_name(first, exact),
+        difference=main.interval,
+        clips=0.0 if first.multi_label else main.estimate.value * first.videos,
+        p=main.p,
+        p_holm=main.p,
+        test=_test_name(first, main.exact),
         significant=False,
         verdict="",
         bootstrap_p=_bootstrap_p(first, second, level, seed),
-        mcnemar=cells,
+        mcnemar=main.cells,
         detectable=0.0,
         detectable_clips=0,
         videos=round(first.videos),
@@ -84,7 +115,7 @@ def compare_panels(
         per_class=_class_difference(first, second),
     )
     identical = not first.multi_label and bool((first.hits == second.hits).all())
-    return Tested(comparison, estimate, identical)
+    return Tested(comparison, main.estimate, identical)
 
 
 def corrected(tested: Sequence[Tested], level: float = LEVEL) -> list[Comparison]:

@@ -1,161 +1,27 @@
-"""Any score files as a study: which of them are one variant, and whether they may be compared at all."""
+"""May score files be compared? And what the statistics need of them."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from os.path import commonprefix
-from pathlib import Path
 from typing import Any
 
-from two_stream.config.load import dump, load_experiment
-from two_stream.config.schema import Experiment
-from two_stream.errors import ScoreError, SettingsError
+from two_stream.config.load import dump
+from two_stream.errors import ScoreError
 from two_stream.evaluation.metrics import main_value
-from two_stream.evaluation.run_files import history, run_of
-from two_stream.evaluation.scores import find_scores, name_of, newest_scores, read_scores
-from two_stream.studies.panel import Cell, seeds_by_split
+from two_stream.evaluation.run_files import history
+from two_stream.evaluation.scores import newest_scores, read_scores
+from two_stream.studies.panel import seeds_by_split
 from two_stream.studies.results import RunRow
+from two_stream.studies.scored import Scored, varied
 from two_stream.studies.summary import VariantRuns
-from two_stream.training.run_folder import FREE_ON_RESUME
-from two_stream.training.tracking import flatten
-from two_stream.types import RunPaths, ScoreTable
+from two_stream.types import ScoreTable
 
 DATA_KEYS = ("dataset", "part")
 PROTOCOL_KEYS = (
     *("views", "num_clips", "step", "crops", "aggregate", "sampling", "frame_order", "selection"),
 )
 """What of a score file's meta must agree before two accuracies may stand side by side."""
-_MARKS = "_. -"
-"""Between the words of a run's name."""
-REPLICATE = ("name", "seed", "data.split", "data.features", *FREE_ON_RESUME)
-"""Settings (and everything below them) in which runs of one variant may differ."""
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A score file and the run it is of."""
-
-    table: ScoreTable
-    run: RunPaths | None
-    experiment: Experiment | None
-
-    @property
-    def file(self) -> str:
-        """Its path."""
-        return name_of(self.table)
-
-    @property
-    def cell(self) -> Cell:
-        """Its split and seed; 1 and 0 where the file does not say."""
-        meta = self.table.meta
-        return _whole(meta.get("split"), 1), _whole(meta.get("seed"), 0)
-
-    @property
-    def key(self) -> str:
-        """The same for runs that differ in nothing but seed, split and what does not change a result.
-
-        A file without its run's settings is a variant of its own; so is a fusion.
-        """
-        if self.experiment is None or self.table.meta.get("kind") == "fused":
-            return self.file
-        settings = flatten(self.experiment.model_dump(mode="json"))
-        kept = {
-            key: value
-            for key, value in settings.items()
-            if not any(key == free or key.startswith(f"{free}.") for free in REPLICATE)
-        }
-        return json.dumps(kept, sort_keys=True, default=str)
-
-
-def read_scored(path: Path | str, part: str = "test") -> Scored:
-    """Read a score file, or the newest one of a run folder, with the settings of its run where they are there.
-
-    Raises:
-        ScoreError: No such file or folder, or it is damaged.
-    """
-    table = read_scores(find_scores(path, part))
-    run = run_of(table)
-    experiment = None
-    if run is not None:
-        try:
-            experiment = load_experiment(run.experiment)
-        except SettingsError:  # written by another version; the scores still stand
-            experiment = None
-    return Scored(table, run, experiment)
-
-
-def grouped(
-    found: Sequence[Scored], groups: Mapping[str, Sequence[int]] | None = None
-) -> dict[str, list[Scored]]:
-    """Bring runs of the same settings but another seed or split together, by the name of their variant.
-
-    Two files of the same settings, split and seed (another protocol, a repetition) are two variants.
-
-    Args:
-        found: The score files.
-        groups: Variants by hand, name -> places in `found`; the others are grouped by their settings.
-
-    Raises:
-        ScoreError: A variant made by hand holds a split and seed twice.
-    """
-    taken = {place for places in (groups or {}).values() for place in places}
-    made: dict[str, list[Scored]] = {}
-    for name, places in (groups or {}).items():
-        made[name] = [found[place] for place in places]
-        _refuse_doubled(name, made[name])
-    rest: list[tuple[str, list[Scored]]] = []
-    for item in (entry for place, entry in enumerate(found) if place not in taken):
-        fitting = (
-            members
-            for key, members in rest
-            if key == item.key and all(item.cell != member.cell for member in members)
-        )
-        members = next(fitting, None)
-        if members is None:
-            rest.append((item.key, [item]))
-        else:
-            members.append(item)
-    names = variant_names([members for _, members in rest], taken=list(made))
-    return made | dict(zip(names, (members for _, members in rest), strict=True))
-
-
-def variant_names(variants: Sequence[Sequence[Scored]], taken: Sequence[str] = ()) -> list[str]:
-    """Return how variants are called: by their runs, else by their files; no two alike.
-
-    Where that does not tell them apart the file's name is added, and a number where even that does not.
-    """
-    plain = [_common_name(members) for members in variants]
-    found: list[str] = []
-    for name, members in zip(plain, variants, strict=True):
-        stem = f"{name} ({Path(members[0].file).stem})"
-        choices = [name] if plain.count(name) == 1 else [stem]
-        choices += [f"{stem} {place}" for place in range(2, len(variants) + 2)]
-        found.append(next(choice for choice in choices if choice not in found and choice not in taken))
-    return found
-
-
-def _common_name(members: Sequence[Scored]) -> str:
-    """Return the run's name, of several what their names begin with alike; of a bare file its own."""
-    names = [_own_name(item) for item in members]
-    if len(names) == 1:
-        return names[0]
-    start = commonprefix(names)  # noqa: RUF071 - of names, not of paths
-    inside = re.match(rf"(.+)[{_MARKS}]", start)
-    if inside and not all(name[len(start) :].isdigit() for name in names):
-        start = inside[1]  # names part within a word: bert-s|eed1, bert-s|plit2
-    for word in ("split", "seed", "run"):
-        start = start.rstrip(_MARKS).removesuffix(word)
-    return start.rstrip(_MARKS) or names[0]
-
-
-def _own_name(item: Scored) -> str:
-    if item.table.meta.get("kind") == "fused":
-        return Path(item.file).stem
-    run = item.run.root.resolve().name if item.run is not None else Path(item.file).stem
-    return str(item.table.meta.get("name") or run)
 
 
 def differences(variants: Mapping[str, Sequence[Scored]]) -> list[str]:
@@ -274,18 +140,16 @@ def run_rows(groups: Mapping[str, Sequence[Scored]]) -> list[RunRow]:
 def _changes(groups: Mapping[str, Sequence[Scored]], name: str) -> dict[str, Any]:
     """Return the settings of a variant in which the variants differ."""
     settings = {
-        other: flatten(members[0].experiment.model_dump(mode="json"))
+        other: varied(members[0].experiment)
         for other, members in groups.items()
         if members[0].experiment is not None
     }
     if name not in settings or len(settings) < 2:
         return {}
-    own = settings[name]
     return {
         key: value
-        for key, value in own.items()
-        if not any(key == free or key.startswith(f"{free}.") for free in REPLICATE)
-        and any(other.get(key) != value for other in settings.values())
+        for key, value in settings[name].items()
+        if any(other.get(key) != value for other in settings.values())
     }
 
 
@@ -299,18 +163,3 @@ def _holdout(item: Scored) -> ScoreTable:
 
 def _splits(members: Sequence[Scored]) -> list[int]:
     return sorted(seeds_by_split([item.cell for item in members]))
-
-
-def _refuse_doubled(name: str, members: Sequence[Scored]) -> None:
-    known: dict[Cell, Scored] = {}
-    for item in members:
-        if item.cell in known:
-            raise ScoreError(
-                f"group {name!r}: {item.file} and {known[item.cell].file} are both split {item.cell[0]}, seed "
-                f"{item.cell[1]}; expected each once"
-            )
-        known[item.cell] = item
-
-
-def _whole(value: object, otherwise: int) -> int:
-    return value if isinstance(value, int) else otherwise

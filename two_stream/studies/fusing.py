@@ -13,9 +13,10 @@ from two_stream.errors import ScoreError
 from two_stream.evaluation.fusion import fuse
 from two_stream.evaluation.metrics import table_ranks
 from two_stream.evaluation.scores import join
-from two_stream.studies.comparison import LEVEL, compare_panels, corrected
+from two_stream.studies.comparison import LEVEL, main_test
 from two_stream.studies.panel import Cell, Panel, Tables, matched, panel_of
 from two_stream.studies.results import Contribution, FusedPair, FusionResult
+from two_stream.studies.statistics import holm
 from two_stream.types import ScoreTable
 
 ALL = "all streams"
@@ -102,7 +103,7 @@ def _pair(found: _Streams, alone: Mapping[int, Panel], pair: tuple[int, int]) ->
     fused = found.panel(pair)
     better = max(pair, key=lambda index: alone[index].estimate().value)
     names = ("fused", found.names[better])
-    gain = compare_panels(names, (fused, alone[better]), level=found.level).comparison.difference
+    gain = main_test(names, (fused, alone[better]), found.level).interval
     return FusedPair(
         first=found.names[pair[0]],
         second=found.names[pair[1]],
@@ -117,17 +118,18 @@ def _pair(found: _Streams, alone: Mapping[int, Panel], pair: tuple[int, int]) ->
 def _contributions(found: _Streams, everything: Panel) -> list[Contribution]:
     """Return what each stream adds, tests corrected together."""
     places = range(len(found.names))
-    tested = [
-        compare_panels(
+    tests = [
+        main_test(
             (ALL, f"without {found.names[left]}"),
             (everything, found.panel([place for place in places if place != left])),
-            level=found.level,
+            found.level,
         )
         for left in places
     ]
+    adjusted = holm([test.p for test in tests])
     return [
-        Contribution(name, comparison.difference, comparison.p, comparison.p_holm)
-        for name, comparison in zip(found.names, corrected(tested, found.level), strict=True)
+        Contribution(name, test.interval, test.p, p_holm)
+        for name, test, p_holm in zip(found.names, tests, adjusted, strict=True)
     ]
 
 

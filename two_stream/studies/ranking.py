@@ -10,10 +10,12 @@ from pathlib import Path
 from two_stream.errors import ScoreError
 from two_stream.evaluation.metrics import Interval
 from two_stream.evaluation.tables import DASH, percent, protocol_line
-from two_stream.studies.comparison import LEVEL, Tested, compare_panels, corrected
-from two_stream.studies.compatible import Scored, grouped, protocol_key, read_scored
+from two_stream.studies.comparison import LEVEL, main_test
+from two_stream.studies.compatible import protocol_key
 from two_stream.studies.lines import p_value
 from two_stream.studies.panel import Panel, panel_of
+from two_stream.studies.scored import Scored, grouped, read_scored
+from two_stream.studies.statistics import holm
 
 COLUMNS = ("#", "variant", "accuracy [interval]", "behind", "p (Holm)", "modality", "model", "runs", "date")
 
@@ -122,25 +124,26 @@ def _board(
 ) -> Board:
     order = sorted(panels, key=lambda name: (-panels[name].estimate().value, name))
     first = order[0]
-    tested: dict[str, Tested] = {}
+    behind, ps = {}, {}
     for name in order[1:]:
         try:
-            tested[name] = compare_panels((first, name), (panels[first], panels[name]), level=level)
+            test = main_test((first, name), (panels[first], panels[name]), level)
         except ScoreError as error:
             damaged.append(f"{name} is not compared with {first}: {error}")
-    known = dict(zip(tested, corrected(list(tested.values()), level), strict=True))
+            continue
+        behind[name], ps[name] = test.interval.value, test.p
+    adjusted = dict(zip(ps, holm(list(ps.values())), strict=True))
     standings = []
     for place, name in enumerate(order, start=1):
-        comparison = known.get(name)
         items = groups[name]
         standings.append(
             Standing(
                 place=place,
                 name=name,
                 accuracy=panels[name].interval(level),
-                behind=comparison.difference.value if comparison is not None else None,
-                p_holm=comparison.p_holm if comparison is not None else None,
-                level_with_first=comparison is not None and not comparison.significant,
+                behind=behind.get(name),
+                p_holm=adjusted.get(name),
+                level_with_first=name in adjusted and adjusted[name] >= 1 - level,
                 modality=str(items[0].table.meta.get("modality", DASH)),
                 model=_model(items[0]),
                 splits=panels[name].splits,

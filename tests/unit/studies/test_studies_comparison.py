@@ -116,6 +116,23 @@ def test_the_family_is_corrected_together(studio) -> None:
     assert found[2].detectable > found[3].detectable  # a stricter test sees less
 
 
+def test_only_what_the_correction_leaves_is_claimed(studio) -> None:
+    """The same four p values as a family of four and one by one; 5 % is the limit after correction."""
+    item = compared(studio.tables(1.2), studio.tables(1.0, stream=1))
+
+    def claims(ps: list[float], family: str) -> list[bool]:
+        made = [
+            replace(item, comparison=replace(item.comparison, p=p, family=family or f"f{place}"))
+            for place, p in enumerate(ps)
+        ]
+        found = corrected(made)
+        assert [" beats " in entry.verdict for entry in found] == [entry.significant for entry in found]
+        return [entry.significant for entry in found]
+
+    assert claims([0.012, 0.02, 0.03, 0.6], "together") == [True, False, False, False]
+    assert claims([0.012, 0.02, 0.03, 0.6], "") == [True, True, True, False]
+
+
 def test_the_smallest_clip_count_covers_the_detectable_difference(studio) -> None:
     found = corrected([compared(studio.tables(1.1), studio.tables(1.0, stream=1))])[0]
     assert found.detectable_clips - 1 < found.detectable * 120 <= found.detectable_clips
