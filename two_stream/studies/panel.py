@@ -148,6 +148,7 @@ def panel_of(name: str, tables: Tables) -> Panel:
     splits, seeds = sorted({split for split, _ in kept}), sorted({seed for _, seed in kept})
     made: dict[Cell, ScoreTable] = {}
     for split in splits:
+        _refuse_other_holdouts([kept[split, seed] for seed in seeds])
         for seed, table in zip(seeds, join([kept[split, seed] for seed in seeds]), strict=True):
             made[split, seed] = _by_id(table)
     heads = [made[split, seeds[0]] for split in splits]
@@ -158,6 +159,16 @@ def panel_of(name: str, tables: Tables) -> Panel:
     known = len({group for group in groups if group}) > 1
     unit = source_units(ids, groups if known else [""] * len(ids))
     return Panel(made, splits, seeds, unit, int(unit.max()) + 1 if known else None)
+
+
+def _refuse_other_holdouts(tables: Sequence[ScoreTable]) -> None:
+    """Say why the videos of several trainings differ on the holdout part, before `join` names one that is missing."""
+    other = next((table for table in tables[1:] if set(table.ids) != set(tables[0].ids)), None)
+    if other is not None and tables[0].meta.get("part") == "val":
+        raise ScoreError(
+            f"{name_of(other)}: other videos than {name_of(tables[0])}, for every seed has a holdout part of its own; "
+            "compare several trainings on the test part, or one seed at a time"
+        )
 
 
 def _rectangle(tables: Tables) -> dict[Cell, ScoreTable]:

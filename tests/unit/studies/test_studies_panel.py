@@ -42,6 +42,16 @@ def test_a_missing_video_is_named(studio) -> None:
         panel_of("a", tables)
 
 
+def test_holdout_parts_of_several_seeds_are_told_apart(studio) -> None:
+    tables = {(1, seed): studio.table(seed=seed, part="val") for seed in (1, 2)}
+    assert panel_of("a", tables).seeds == [1, 2]
+    tables[1, 2] = replace(tables[1, 2], ids=[f"{name}x" for name in tables[1, 2].ids])
+    with pytest.raises(
+        ScoreError, match="every seed has a holdout part of its own; compare several trainings on"
+    ):
+        panel_of("a", tables)
+
+
 def test_one_source_in_several_splits_is_one_unit(studio) -> None:
     tables = {(split, 1): studio.table(split=split) for split in (1, 2)}
     assert (panel_of("a", tables).units, panel_of("a", tables).groups) == (60, 60)
