@@ -20,6 +20,8 @@ COMMANDS = {
     "features": "store what a frozen backbone gives for every video, for heads to train and be scored on",
     "evaluate": "score the videos of a split with a trained run",
     "fuse": "combine the score files of two or more streams",
+    "compare": "which of any runs or score files is better, on the same videos, with statistics",
+    "leaderboard": "rank all score files below a folder, and say which the tests cannot tell apart",
     "predict": "say what happens in a video, from RGB, flow or both",
     "report": "one self-contained page of what runs and scores show",
     "profile": "parameters, multiply-adds, speed and memory of a model",

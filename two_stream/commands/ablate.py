@@ -14,6 +14,7 @@ from two_stream.errors import SettingsError
 
 if TYPE_CHECKING:
     from two_stream.config.study import Study
+    from two_stream.studies.ablation import Ran
 
 SUMMARY = "Run what is missing of a study, and say with statistics what it shows."
 PROG = "two-stream ablate STUDY.yaml"
@@ -72,10 +73,24 @@ def main(args: list[str]) -> int:
         except KeyboardInterrupt:
             note(f"stopped; what ran is saved, go on with: {command}")
             raise
-    from two_stream.studies.outcome import write_outcome
-
-    write_outcome(ran, source=Path(name), command=command)
+    _report(ran, Path(name), command)
     return 1 if ran.failed else 0
+
+
+def _report(ran: Ran, source: Path, command: str) -> None:
+    """Print what the study shows and write its report beside its runs."""
+    from two_stream.runtime.console import say, warn
+    from two_stream.studies.lines import show
+    from two_stream.studies.outcome import failures, result_of
+    from two_stream.studies.plan import folder_of
+    from two_stream.studies.report import write_study_report
+
+    for line in failures(ran):
+        warn(line)
+    result = result_of(ran, source=source, command=command)
+    files = write_study_report(result, folder_of(ran.study) / "report.html")
+    show(result)
+    say(f"report: {files[0]} (and {', '.join(path.suffix for path in files[1:])} beside it)")
 
 
 def _study(name: str, flags: Flags) -> Study:

@@ -27,6 +27,10 @@ RULES: tuple[str, ...] = get_args(Rule)
 
 _RIDGE = 1e-3
 """Pull on the learned weights; keeps them finite where the holdout is separated perfectly."""
+_ALL_COMBINATIONS = 4
+"""Streams up to which every combination of weights is tried."""
+_ROUNDS = 20
+"""Rounds of the greedy selection of more streams."""
 _ROUND = 12
 """Decimals at which two accuracies count as equal when a weight is chosen."""
 
@@ -203,17 +207,40 @@ def fit_stacking(tables: Sequence[ScoreTable]) -> list[float]:
 def search_weights(tables: Sequence[ScoreTable], rule: str) -> list[float]:
     """Return the weights, summing to 1, of joined tables with the best top-1 (or mAP) under a fixed rule.
 
-    Two streams: steps of 0.01. More: steps of 0.1 over all combinations. Of equals the most even one is taken.
+    Two streams: steps of 0.01. Three and four: steps of 0.1 over all combinations. Of equals the most even one is
+    taken. More streams: greedy selection, see `_selected`.
     """
     if len(tables) == 2:
         shares = np.linspace(0.0, 1.0, 101)
         found = [_judged(tables, rule, (w, 1 - w)) for w in shares]
         share = float(shares[_middle_of_best(np.asarray(found), shares)])
         return [share, 1 - share]
+    if len(tables) > _ALL_COMBINATIONS:
+        return _selected(tables, rule)
     steps = 10
     grid = [point for point in itertools.product(range(steps + 1), repeat=len(tables)) if sum(point) == steps]
     scored = [(round(_judged(tables, rule, point), _ROUND), -max(point), point) for point in grid]
     return [share / steps for share in max(scored)[2]]
+
+
+def _selected(tables: Sequence[ScoreTable], rule: str) -> list[float]:
+    """Return weights by ensemble selection with replacement (Caruana et al. 2004).
+
+    Of all streams once, each round adds one more unit of the stream that helps most (of equals the one with the
+    least weight, then the first); the best round counts, of equals the earliest, which is the most even.
+    """
+    counts = [1] * len(tables)
+    best = (round(_judged(tables, rule, counts), _ROUND), list(counts))
+    for _ in range(_ROUNDS):
+        tried = []
+        for place in range(len(tables)):
+            more = [count + (index == place) for index, count in enumerate(counts)]
+            tried.append((round(_judged(tables, rule, more), _ROUND), -counts[place], -place))
+        found = max(tried)
+        counts[-found[2]] += 1
+        if found[0] > best[0]:
+            best = (found[0], list(counts))
+    return [count / sum(best[1]) for count in best[1]]
 
 
 def _middle_of_best(found: NDArray[np.float64], shares: NDArray[np.float64]) -> int:

@@ -185,9 +185,14 @@ def units(table: ScoreTable) -> tuple[NDArray[np.int64], int | None]:
     """
     if table.groups is None or len(set(table.groups)) < 2:  # a single source has no spread to draw from
         return np.arange(len(table.ids), dtype=np.int64), None
-    keys = [f"g:{group}" if group else f"v:{name}" for group, name in zip(table.groups, table.ids)]
-    _, place = np.unique(np.asarray(keys), return_inverse=True)
-    return place.astype(np.int64), int(place.max()) + 1
+    place = source_units(table.ids, table.groups)
+    return place, int(place.max()) + 1
+
+
+def source_units(ids: Sequence[str], groups: Sequence[str]) -> NDArray[np.int64]:
+    """Return the number `(N,)` of each row's source; a row without one is alone with the rows of its own video."""
+    keys = [f"g:{group}" if group else f"v:{name}" for group, name in zip(groups, ids, strict=True)]
+    return np.asarray(np.unique(np.asarray(keys), return_inverse=True)[1], dtype=np.int64)
 
 
 def bootstrap(
@@ -210,24 +215,47 @@ def bootstrap(
         seed: Seed of the draws.
         resamples: Number of draws.
     """
+    sums, counts = _sums(values, unit, strata)
+    value = float(_class_mean(sums.sum(axis=0, keepdims=True), counts.sum(axis=0, keepdims=True))[0])
+    if share and (values == values[0]).all():
+        total = len(sums)
+        wilson = binomtest(round(value * total), total).proportion_ci(LEVEL, method="wilson")
+        return Interval(value, float(wilson.low), float(wilson.high))
+    means = resampled_means(values, unit, strata, seed=seed, resamples=resamples)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(value, float(low), float(high))
+
+
+def resampled_means(
+    values: NDArray[np.float64],
+    unit: NDArray[np.int64],
+    strata: NDArray[np.int64] | None = None,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> NDArray[np.float64]:
+    """Return the mean of per-video values in each bootstrap resample of units, arguments as in `bootstrap`."""
+    sums, counts = _sums(values, unit, strata)
+    size = len(sums)
+    generator = np.random.default_rng(seed)
+    means = []
+    for start in range(0, resamples, _CHUNK):
+        count = min(_CHUNK, resamples - start)
+        draws = generator.multinomial(size, np.full(size, 1 / size), size=count).astype(np.float64)
+        means.append(_class_mean(draws @ sums, draws @ counts))
+    return np.concatenate(means)
+
+
+def _sums(
+    values: NDArray[np.float64], unit: NDArray[np.int64], strata: NDArray[np.int64] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the sum of the values and the number of videos by unit and stratum."""
     columns = np.zeros_like(unit) if strata is None else strata
     shape = (int(unit.max()) + 1, int(columns.max()) + 1)
     sums, counts = np.zeros(shape), np.zeros(shape)
     np.add.at(sums, (unit, columns), values)
     np.add.at(counts, (unit, columns), 1.0)
-    value = float(_class_mean(sums.sum(axis=0, keepdims=True), counts.sum(axis=0, keepdims=True))[0])
-    if share and (values == values[0]).all():
-        total = shape[0]
-        wilson = binomtest(round(value * total), total).proportion_ci(LEVEL, method="wilson")
-        return Interval(value, float(wilson.low), float(wilson.high))
-    generator = np.random.default_rng(seed)
-    means = []
-    for start in range(0, resamples, _CHUNK):
-        size = min(_CHUNK, resamples - start)
-        draws = generator.multinomial(shape[0], np.full(shape[0], 1 / shape[0]), size=size).astype(np.float64)
-        means.append(_class_mean(draws @ sums, draws @ counts))
-    low, high = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(value, float(low), float(high))
+    return sums, counts
 
 
 def _class_mean(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -274,13 +302,14 @@ def summarise(table: ScoreTable, *, seed: int = 0, top: Sequence[int] = TOP_K) -
         ece=None
         if several or table.meta.get("scale") == "ranking"
         else calibration_error(table.logits, table.labels),
-        chance=_chance(table),
+        chance=chance(table),
         map=_map(table, unit, seed) if several else None,
         map_classes=int(table.targets.any(axis=0).sum()) if table.targets is not None else 0,
     )
 
 
-def _chance(table: ScoreTable) -> float:
+def chance(table: ScoreTable) -> float:
+    """Return the share of the videos with the most frequent class: what a constant guess would get."""
     if table.targets is not None:
         return float(table.targets.mean(axis=0).max())
     return float(np.bincount(table.labels).max() / len(table.labels))

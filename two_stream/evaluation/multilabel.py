@@ -39,7 +39,11 @@ def mean_average_precision(logits_NK: Scores, targets_NK: Targets) -> float:
 
 
 def resampled(
-    tables: list[Scores], targets_NK: Targets, unit: NDArray[np.int64], *, seed: int = 0
+    tables: list[Scores],
+    targets_NK: Targets,
+    unit: NDArray[np.int64],
+    *,
+    seed: int = 0,
 ) -> list[NDArray[np.float64]]:
     """Return the mAP of each array of scores in the same bootstrap resamples of units.
 
@@ -49,15 +53,23 @@ def resampled(
         unit: `(N,)` resampling unit of each video, 0-based.
         seed: Seed of the draws.
     """
-    sums = [np.zeros(RESAMPLES) for _ in tables]
-    counts = np.zeros(RESAMPLES)
     generator = np.random.default_rng(seed)
     size = int(unit.max()) + 1
-    draws = generator.multinomial(size, np.full(size, 1 / size), size=RESAMPLES)
+    draws_RG = generator.multinomial(size, np.full(size, 1 / size), size=RESAMPLES)
+    return reweighted(tables, targets_NK, unit, draws_RG)
+
+
+def reweighted(
+    tables: list[Scores], targets_NK: Targets, unit: NDArray[np.int64], weights_RG: NDArray[np.int64]
+) -> list[NDArray[np.float64]]:
+    """Return the mAP `(R,)` of each array of scores for each row of whole weights `(R, G)` of the units."""
+    rows = len(weights_RG)
+    sums = [np.zeros(rows) for _ in tables]
+    counts = np.zeros(rows)
     classes = np.flatnonzero(targets_NK.any(axis=0))
-    for start in range(0, RESAMPLES, _CHUNK):
+    for start in range(0, rows, _CHUNK):
         part = slice(start, start + _CHUNK)
-        weights_RN = draws[part][:, unit].astype(np.float32)
+        weights_RN = weights_RG[part][:, unit].astype(np.float32)
         for index in classes:
             present = weights_RN @ targets_NK[:, index] > 0
             counts[part] += present

@@ -17,8 +17,8 @@ from two_stream.config.schema import Experiment
 from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation import figures, metrics, tables
 from two_stream.evaluation.fusion import Curve, fuse, weight_curve
-from two_stream.evaluation.history import read_history
 from two_stream.evaluation.pages import page_templates
+from two_stream.evaluation.run_files import history, run_of
 from two_stream.evaluation.scores import find_scores, join, newest_scores, read_scores
 from two_stream.evaluation.thumbnails import strip
 from two_stream.runtime.files import write_json, write_text
@@ -112,7 +112,7 @@ def _gather(sources: Sequence[Path | str], rule: str) -> tuple[list[_Stream], Sc
 
 
 def _stream(table: ScoreTable, name: str) -> _Stream:
-    run = _run_of(table)
+    run = run_of(table)
     experiment = None
     if run is not None:
         try:
@@ -120,15 +120,6 @@ def _stream(table: ScoreTable, name: str) -> _Stream:
         except SettingsError:  # written by another version; the numbers still stand
             experiment = None
     return _Stream(table, name, run, experiment, _holdout_scores(table, run))
-
-
-def _run_of(table: ScoreTable) -> RunPaths | None:
-    """Return the run folder a table lies in, or the one its meta names."""
-    beside = Path(str(table.meta.get("file", ""))).parent.parent
-    for folder in (beside, Path(str(table.meta.get("run", "")))):
-        if str(folder) not in ("", ".") and (folder / "experiment.yaml").is_file():
-            return RunPaths(folder)
-    return None
 
 
 def _holdout_scores(table: ScoreTable, run: RunPaths | None) -> ScoreTable | None:
@@ -151,7 +142,7 @@ def _facts(
         shown.append(_tuned(streams, fused))
     found = tables.lines(shown, seed=seed)
     main = found[len(streams)] if fused is not None else found[0]
-    histories = {stream.name: read_history(stream.run) for stream in streams if stream.run is not None}
+    histories = {stream.name: history(stream.run) for stream in streams if stream.run is not None}
     classes = {
         line.name: metrics.per_class(line.table) for line in found[: len(streams) + (fused is not None)]
     }

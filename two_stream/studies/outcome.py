@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from two_stream.config.load import dump
+from two_stream.config.load import dump, flatten
 from two_stream.config.study import Study
 from two_stream.errors import ScoreError
-from two_stream.evaluation.history import read_history
+from two_stream.evaluation.run_files import history
 from two_stream.evaluation.scores import read_scores
 from two_stream.runtime.console import note
 from two_stream.runtime.device import pick_device
@@ -19,7 +19,7 @@ from two_stream.studies.costs import kept_cost
 from two_stream.studies.plan import Cell, folder_of
 from two_stream.studies.results import Cost, Published, RunRow, StudyResult
 from two_stream.studies.summary import Question, VariantRuns, study_result
-from two_stream.studies.variants import Variant, flat, pairs_of, variants_of
+from two_stream.studies.variants import Variant, pairs_of, variants_of
 from two_stream.types import Part, RunPaths, ScoreTable
 
 Entry = tuple[Cell, Job, Outcome]
@@ -64,7 +64,7 @@ def result_of(ran: Ran, *, source: Path, command: str) -> StudyResult:
 
 def _runs(study: Study, variant: Variant, done: Sequence[Entry]) -> VariantRuns:
     mine = [entry for entry in done if entry[0].variant == variant.name]
-    made = VariantRuns(variant.name, variant.levels, flat(variant.changes), _tables(mine, study.part))
+    made = VariantRuns(variant.name, variant.levels, flatten(variant.changes), _tables(mine, study.part))
     if not mine:
         return made
     reference = study.published.get(variant.name)
@@ -72,7 +72,7 @@ def _runs(study: Study, variant: Variant, done: Sequence[Entry]) -> VariantRuns:
     return replace(
         made,
         histories={
-            f"split {cell.split}, seed {cell.seed}": read_history(RunPaths(Path(outcome.run)))
+            f"split {cell.split}, seed {cell.seed}": history(RunPaths(Path(outcome.run)))
             for cell, _, outcome in mine
         },
         cost=_cost(study, job, made.tables) if study.measure_cost else None,
@@ -137,3 +137,14 @@ def _notes(study: Study) -> list[str]:
             "the heads, and with other seeds it has seen holdout videos, which choose the epoch; no test video."
         )
     return notes
+
+
+def failures(ran: Ran) -> list[str]:
+    """Return a line for every cell without a result."""
+    lines = []
+    for cell, outcome in zip(ran.cells, ran.outcomes, strict=True):
+        if outcome is None:
+            lines.append(f"{cell.title}: not run")
+        elif not outcome.done:
+            lines.append(f"{cell.title}: failed: {outcome.reason}")
+    return lines

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from two_stream.config.load import read_yaml, validate
+from two_stream.config.load import flatten, read_yaml, validate
 from two_stream.config.schema import Experiment
 from two_stream.config.study import Changes, Study
 from two_stream.data.catalog import load_record
@@ -25,7 +25,7 @@ from two_stream.evaluation.run import extraction_settings
 from two_stream.runtime.files import sha256
 from two_stream.runtime.folders import whole_folder
 from two_stream.runtime.provenance import source_digest
-from two_stream.studies.variants import Variant, flat, merged, nested, variants_of
+from two_stream.studies.variants import Variant, merged, nested, variants_of
 from two_stream.training.run_folder import FREE_ON_RESUME
 from two_stream.training.sources import fingerprint
 from two_stream.types import Modality, Part
@@ -212,7 +212,7 @@ def digest_of(facts: Any) -> str:
 
 def identity(experiment: Experiment) -> dict[str, Any]:
     """Return the settings that decide a run's weights."""
-    settings = flat(experiment.model_dump(mode="json"))
+    settings = flatten(experiment.model_dump(mode="json"))
     return {
         key: value
         for key, value in settings.items()

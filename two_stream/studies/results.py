@@ -114,7 +114,7 @@ class Comparison:
     """comparisons of one family share Holm's correction"""
     difference: Interval
     clips: float
-    """the difference in videos of the test part"""
+    """the difference in videos of a split's part; 0 for a multi-label set"""
     p: float
     """of the main test, uncorrected"""
     p_holm: float
@@ -131,7 +131,9 @@ class Comparison:
     detectable: float
     """smallest true difference that would be found here with 80 % probability"""
     detectable_clips: int
+    """0 for a multi-label set"""
     videos: int
+    """of a split's part, a mean over splits"""
     groups: int | None
     seeds: int
     per_class: list[float | None] = field(default_factory=list)
@@ -178,7 +180,7 @@ class FusionResult:
     oracle: float | None = None
     """share of videos that at least one of all streams gets right"""
     weights: dict[str, float] = field(default_factory=dict)
-    """by stream, found on the holdout part; empty: equal"""
+    """by stream, found on the holdout part (a mean over trainings); empty: equal"""
     fitted_on: str = ""
     """what the weights were found on"""
     tuned: Interval | None = None

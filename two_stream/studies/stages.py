@@ -6,12 +6,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from two_stream.config.schema import Experiment
+from two_stream.config.schema import Experiment, TrainOptions
 from two_stream.config.study import Study
 from two_stream.studies.cells import Job, job_of
 from two_stream.studies.plan import Cell, backbone_cell, digest_of, folder_of, named, start_of
 from two_stream.studies.variants import Variant, variants_of
 from two_stream.types import Part
+
+_OF_WEIGHTS = (
+    "init",
+    "init_part",
+    "inflate",
+    "cross_modality",
+    "new_classifier",
+    "precision",
+    "freeze_until",
+)
+"""training settings that decide which frozen backbone there is, and in which precision it computes"""
 
 
 @dataclass(frozen=True)
@@ -111,7 +122,10 @@ def _cache(study: Study, experiment: Experiment, split: int, start: str) -> Job:
     """Return the job that stores the features of a backbone: one for all heads and seeds on it."""
     assert study.features is not None
     plain = experiment.model.model_copy(update={"head": type(experiment.model)().head, "dropout": 0.0})
-    shared = experiment.model_copy(update={"model": plain, "seed": study.seeds[0]})
+    train = {name: getattr(experiment.train, name) for name in _OF_WEIGHTS}
+    shared = experiment.model_copy(
+        update={"model": plain, "seed": study.seeds[0], "train": TrainOptions().model_copy(update=train)}
+    )
     views = digest_of([study.features.model_dump(mode="json"), experiment.evaluate.model_dump(mode="json")])
     cell = named(shared, "features", split, study.seeds[0], start=start, extra=views)
     folder = folder_of(study)

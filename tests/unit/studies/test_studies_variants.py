@@ -6,7 +6,7 @@ import pytest
 
 from two_stream.config.study import Study
 from two_stream.errors import SettingsError
-from two_stream.studies.variants import Variant, flat, merged, nested, pairs_of, variants_of
+from two_stream.studies.variants import Variant, merged, nested, pairs_of, variants_of
 
 
 def study(**facts: object) -> Study:
@@ -75,7 +75,6 @@ def test_a_part_of_another_kind_keeps_nothing_of_the_old_one():
 
 def test_dotted_and_nested_settings_mean_the_same():
     assert nested({"a.b": {"c.d": 1}, "a.e": 2}) == {"a": {"b": {"c": {"d": 1}}, "e": 2}}
-    assert flat({"a": {"b": {"c": 1}, "e": {}}}) == {"a.b.c": 1, "a.e": {}}
 
 
 def pairs(compare: list[dict[str, object]], **facts: object) -> list[tuple[str, str, str]]:

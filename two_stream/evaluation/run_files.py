@@ -1,14 +1,24 @@
-"""The epochs of a run, as its folder keeps them."""
+"""The run behind a score table: its folder and its learning curve."""
 
 from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
-from two_stream.types import RunPaths
+from two_stream.types import RunPaths, ScoreTable
 
 
-def read_history(run: RunPaths | None) -> list[dict[str, float]]:
+def run_of(table: ScoreTable) -> RunPaths | None:
+    """Return the run folder a table lies in, or the one its meta names."""
+    beside = Path(str(table.meta.get("file", ""))).parent.parent
+    for folder in (beside, Path(str(table.meta.get("run", "")))):
+        if str(folder) not in ("", ".") and (folder / "experiment.yaml").is_file():
+            return RunPaths(folder)
+    return None
+
+
+def history(run: RunPaths | None) -> list[dict[str, float]]:
     """Return `metrics.jsonl` as flat rows of numbers, one per epoch; a damaged line ends it."""
     rows: list[dict[str, float]] = []
     if run is None or not run.metrics.is_file():

@@ -1,0 +1,227 @@
+"""`two-stream compare` and `two-stream leaderboard` as they are called."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import pytest
+
+from two_stream import cli
+from two_stream.evaluation.fusion import fuse
+from two_stream.evaluation.scores import read_scores, write_scores
+from two_stream.studies.ranking import leaderboard
+
+
+@pytest.fixture
+def heads(studio) -> list[str]:
+    """Two heads, three trainings each; BERT is better by far."""
+    return [
+        str(studio.run(f"{head}-seed{seed}", skill, head=head, seed=seed))
+        for head, skill in (("average", 0.7), ("bert", 1.7))
+        for seed in (1, 2, 3)
+    ]
+
+
+def compared(capsys, *args: str) -> dict:
+    capsys.readouterr()
+    assert cli.main(["compare", *args, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_compare_groups_seeds_and_tests_the_variants(heads, capsys) -> None:
+    found = compared(capsys, *heads)
+    assert [variant["name"] for variant in found["variants"]] == ["average", "bert"]
+    assert [variant["seeds"] for variant in found["variants"]] == [[1, 2, 3]] * 2
+    (comparison,) = found["comparisons"]
+    assert (comparison["first"], comparison["second"], comparison["seeds"]) == ("bert", "average", 3)
+    assert comparison["significant"]
+    assert found["answer"].startswith("bert beats average by ")
+    assert found["question"] == "Which is better: average or bert?"
+    assert found["command"].startswith("two-stream compare ")
+    assert len(found["runs"]) == 6
+
+
+def test_compare_prints_tables_and_verdicts(heads, capsys) -> None:
+    assert cli.main(["compare", *heads]) == 0
+    shown = capsys.readouterr().out
+    for text in ("top-1 in %", "bert – average", "<0.001", "bert beats average by", "3 trainings each"):
+        assert text in shown
+
+
+def test_compare_writes_the_report(heads, capsys, tmp_path, monkeypatch) -> None:
+    import sys
+    from types import ModuleType
+
+    made = ModuleType("two_stream.studies.report")
+
+    def write_study_report(result, out):
+        out.write_text(result.answer)
+        return [out]
+
+    made.write_study_report = write_study_report
+    monkeypatch.setitem(sys.modules, "two_stream.studies.report", made)
+    out = tmp_path / "page.html"
+    assert cli.main(["compare", *heads, "--out", str(out)]) == 0
+    assert str(out) in capsys.readouterr().out
+    assert out.read_text().startswith("bert beats average by ")
+
+
+def test_baseline_names_groups_and_pairs(studio, capsys) -> None:
+    runs = [str(studio.run(head, head=head)) for head in ("average", "bert", "lstm")]
+
+    def pairs(*args: str) -> list[tuple[str, str]]:
+        found = compared(capsys, *runs, *args)
+        return [(item["first"], item["second"]) for item in found["comparisons"]]
+
+    assert pairs() == [("bert", "average"), ("lstm", "average")]
+    assert pairs("--baseline", "lstm") == [("average", "lstm"), ("bert", "lstm")]
+    assert pairs("--baseline", "2") == [("average", "bert"), ("lstm", "bert")]
+    assert pairs("--all-pairs") == [("average", "bert"), ("average", "lstm"), ("bert", "lstm")]
+    assert pairs("--names", "a,b,c") == [("b", "a"), ("c", "a")]
+    other = str(studio.run("other", head="lstm", seed=2, split=1))
+    found = compared(capsys, *runs[:1], "--group", f"both={runs[1]},{other}")
+    assert [(variant["name"], variant["seeds"]) for variant in found["variants"]] == [
+        ("both", [1, 2]),
+        ("average", [1]),
+    ]
+
+
+def test_compare_fuses(studio, capsys) -> None:
+    runs = [str(studio.run("rgb")), str(studio.run("flow", modality="flow"))]
+    fusion = compared(capsys, *runs, "--fuse", "l2", "--fit")["fusion"]
+    assert fusion["pairs"][0]["first"] == "rgb"
+    assert sum(fusion["weights"].values()) == pytest.approx(1)
+    assert cli.main(["compare", *runs, "--fuse", "l2", "--fit"]) == 0
+    shown = capsys.readouterr().out
+    assert "fusion (l2)" in shown
+    assert "found on the holdout part (120 videos)" in shown
+
+
+def test_compare_uses_the_part_asked_for(studio, capsys) -> None:
+    runs = [str(studio.run("a")), str(studio.run("b", head="bert"))]
+    assert compared(capsys, *runs, "--part", "val")["part"] == "val"
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        ([], "no run or score file given"),
+        (["A"], "one variant (a) is nothing to compare"),
+        (["A", "A"], "a: given twice"),
+        (["A", "B", "--baseline", "berd"], "--baseline is 'berd': no such variant"),
+        (["A", "B", "--baseline", "3"], "--baseline is '3': no such variant"),
+        (["A", "B", "--baseline", "b", "--all-pairs"], "--all-pairs and --baseline contradict"),
+        (["A", "B", "--names", "x"], "--names is 'x': expected 2 different names, for a, b"),
+        (["A", "B", "--group", "x"], "--group is 'x': expected NAME=RUN,RUN"),
+        (["A", "B", "--fit"], "--fit searches the weights of a fusion"),
+        (["A", "B", "--level", "95"], "--level is 95.0: expected a share"),
+        (["A", "C"], "different views: multi ("),
+        (["A", "none"], "none: no such score file or run folder"),
+    ],
+)
+def test_one_line_about_what_is_wrong(studio, capsys, args, line: str) -> None:
+    paths = {
+        "A": str(studio.run("a")),
+        "B": str(studio.run("b", head="bert")),
+        "C": str(studio.run("c", head="lstm", views="single")),
+    }
+    assert cli.main(["compare", *(paths.get(arg, arg) for arg in args)]) == 2
+    shown = capsys.readouterr().err
+    assert line in shown
+    assert shown.count("\n") == 1
+
+
+def test_anyway_compares_and_says_so(studio, capsys) -> None:
+    runs = [str(studio.run("a")), str(studio.run("b", head="bert", views="single"))]
+    found = compared(capsys, *runs, "--anyway")
+    assert found["notes"][0].startswith("Compared all the same, in spite of different views: multi (")
+
+
+def test_videos_that_differ_are_refused_even_then(studio, capsys) -> None:
+    run, other = studio.run("a"), studio.run("b", head="bert")
+    write_scores(other / "scores" / "test_multi_ten_logits.npz", studio.table(videos=119, name="b"))
+    assert cli.main(["compare", str(run), str(other), "--anyway"]) == 2
+    assert "are missing: 'turn right/test_s1_119'" in capsys.readouterr().err
+
+
+def test_the_leaderboard_ranks_and_marks_what_it_cannot_tell_apart(studio, heads) -> None:
+    close = studio.run("lstm-seed1", 1.7, head="lstm")
+    found = leaderboard(studio.root)
+    (board,) = found.boards
+    assert [standing.place for standing in board.standings] == [1, 2, 3]
+    by_name = {standing.name: standing for standing in board.standings}
+    assert board.standings[2].name == "average"
+    assert not by_name["average"].level_with_first
+    assert by_name["average"].p_holm < 0.05
+    second = board.standings[1]
+    assert second.level_with_first
+    assert second.behind >= 0
+    assert by_name["bert"].seeds == [1, 2, 3]
+    assert by_name["lstm-seed1"].files == [str(close / "scores" / "test_multi_ten_logits.npz")]
+    assert by_name["bert"].model == "mobilenetv2_3d + bert"
+    assert found.damaged == []
+
+
+def test_other_data_splits_and_protocols_have_boards_of_their_own(studio) -> None:
+    studio.run("a")
+    studio.run("b", head="bert")
+    studio.run("other-set", dataset="other")
+    studio.run("other-views", views="single")
+    studio.run("split2", head="lstm", split=2)
+    boards = [
+        sorted(standing.name for standing in board.standings) for board in leaderboard(studio.root).boards
+    ]
+    assert sorted(boards) == [["a", "b"], ["other-set"], ["other-views"], ["split2"]]
+
+
+def test_a_fusion_stands_beside_its_streams(studio) -> None:
+    runs = [studio.run("rgb"), studio.run("flow", modality="flow")]
+    tables = [read_scores(run / "scores" / "test_multi_ten_logits.npz") for run in runs]
+    write_scores(studio.root / "fused.npz", fuse(tables, "l2"))
+    (board,) = leaderboard(studio.root).boards
+    assert {standing.name for standing in board.standings} == {"rgb", "flow", "fused"}
+    assert {standing.model for standing in board.standings if standing.name == "fused"} == {"fusion (l2)"}
+
+
+def test_damaged_files_are_listed_and_do_not_stop_the_rest(studio, capsys, tmp_path) -> None:
+    studio.run("a")
+    (studio.root / "a" / "scores" / "test_broken.npz").write_bytes(b"PK\x03\x04 cut off")
+    few = studio.run("few", head="bert")
+    write_scores(few / "scores" / "test_multi_ten_logits.npz", studio.table(videos=60, name="few"))
+    out = tmp_path / "board.csv"
+    assert cli.main(["leaderboard", str(studio.root), "--out", str(out)]) == 1
+    shown = capsys.readouterr()
+    assert "test_broken.npz: not a score file" in shown.err
+    assert "is not compared with" in shown.err
+    rows = list(csv.reader(io.StringIO(out.read_text())))
+    assert rows[0][:3] == ["board", "#", "variant"]
+    assert {row[2] for row in rows[1:]} == {"a", "few"}
+
+
+def test_the_leaderboard_in_other_forms(studio, heads, capsys, tmp_path) -> None:
+    out = tmp_path / "board.md"
+    assert cli.main(["leaderboard", str(studio.root), "--out", str(out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [standing["name"] for standing in found["boards"][0]["standings"]] == ["bert", "average"]
+    text = out.read_text()
+    assert text.startswith("## toy split 1, test part · multi-clip × ten-crop, mean of logits")
+    assert "| 1 | bert | " in text
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (["nowhere"], "nowhere: no such folder"),
+        (["."], "no score file of the test part below it"),
+        ([".", "--out", "x.html"], "--out is x.html: expected a name in .csv or .md"),
+        ([".", "--level", "2"], "--level is 2.0"),
+    ],
+)
+def test_a_leaderboard_of_nothing(tmp_path, monkeypatch, capsys, args, line: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["leaderboard", *args]) == 2
+    shown = capsys.readouterr().err
+    assert line in shown
+    assert shown.count("\n") == 1

@@ -1,0 +1,241 @@
+"""Two variants on the same videos: the tests, and what they allow to be said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from two_stream.evaluation import multilabel
+from two_stream.evaluation.metrics import Interval, per_class
+from two_stream.studies import statistics
+from two_stream.studies.panel import Panel, paired
+from two_stream.studies.results import Comparison, McNemar
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class MainTest:
+    """The test that a comparison is decided by."""
+
+    first: Panel
+    second: Panel
+    """the same cells, videos and rows as the first"""
+    estimate: statistics.Estimate
+    interval: Interval
+    p: float
+    cells: list[McNemar]
+    """empty for a multi-label set"""
+    exact: bool
+    """McNemar's exact test, not the t test"""
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A comparison before the correction of its family."""
+
+    comparison: Comparison
+    estimate: statistics.Estimate
+    identical: bool
+    """both variants are right and wrong on the very same videos"""
+
+
+def main_test(names: tuple[str, str], panels: tuple[Panel, Panel], level: float = LEVEL) -> MainTest:
+    """Test whether the first variant is better than the second on the cells and videos that both have.
+
+    With several trainings it is the t test of the mean difference over units (source videos, else videos) and
+    trainings, both random; with one training of videos that depend on each other (sources) the t test over units; with
+    one training of independent videos McNemar's exact test. A multi-label set's mAP is always tested by the t test.
+
+    Args:
+        names: What the variants are called.
+        panels: First and second.
+        level: Coverage of the interval.
+
+    Raises:
+        ScoreError: The variants share no split, or the videos of a split differ.
+    """
+    first, second = paired(panels[0], panels[1], names)
+    estimate = statistics.crossed(first.by_unit - second.by_unit)
+    cells = [] if first.multi_label else _mcnemar(first, second)
+    interval, p = estimate.interval(level), estimate.p_zero()
+    exact = not first.multi_label and first.independent and len(first.seeds) == 1
+    if exact:
+        counts = sum(cell.first_only for cell in cells), sum(cell.second_only for cell in cells)
+        p = statistics.mcnemar_exact(*counts)
+        own = statistics.mcnemar_interval(*counts, len(first.unit), level)
+        interval = Interval(interval.value, min(interval.low, own.low), max(interval.high, own.high))
+    return MainTest(first, second, estimate, interval, p, cells, exact)
+
+
+def compare_panels(
+    names: tuple[str, str],
+    panels: tuple[Panel, Panel],
+    *,
+    family: str = "",
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Tested:
+    """Return everything that is said of two variants: the main test, the others beside it, differences by class.
+
+    Args:
+        names: What the variants are called.
+        panels: First and second.
+        family: Comparisons of one family are corrected together.
+        level: Coverage of intervals; 1 - level is the level of the tests.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        The comparison, its p value not yet corrected; `corrected` finishes it.
+
+    Raises:
+        ScoreError: The variants share no split, or the videos of a split differ.
+    """
+    main = main_test(names, panels, level)
+    first, second = main.first, main.second
+    comparison = Comparison(
+        *names,
+        family=family,
+        difference=main.interval,
+        clips=0.0 if first.multi_label else main.estimate.value * first.videos,
+        p=main.p,
+        p_holm=main.p,
+        test=_test_name(first, main.exact),
+        significant=False,
+        verdict="",
+        bootstrap_p=_bootstrap_p(first, second, level, seed),
+        mcnemar=main.cells,
+        detectable=0.0,
+        detectable_clips=0,
+        videos=round(first.videos),
+        groups=first.groups,
+        seeds=len(first.seeds),
+        per_class=_class_difference(first, second),
+    )
+    identical = not first.multi_label and bool((first.hits == second.hits).all())
+    return Tested(comparison, main.estimate, identical)
+
+
+def corrected(tested: Sequence[Tested], level: float = LEVEL) -> list[Comparison]:
+    """Return comparisons with p values corrected within each family by Holm's procedure, and their verdicts.
+
+    The detectable difference is that of the strictest step, (1 - level) / size of the family.
+    """
+    found: list[Comparison | None] = [None] * len(tested)
+    for family in dict.fromkeys(item.comparison.family for item in tested):
+        places = [place for place, item in enumerate(tested) if item.comparison.family == family]
+        adjusted = statistics.holm([tested[place].comparison.p for place in places])
+        for place, p_holm in zip(places, adjusted, strict=True):
+            found[place] = _finished(tested[place], p_holm, len(places), level)
+    return [item for item in found if item is not None]
+
+
+def _finished(item: Tested, p_holm: float, size: int, level: float) -> Comparison:
+    estimate = item.estimate
+    smallest = min(1.0, statistics.detectable(estimate.se, estimate.df, (1 - level) / size))
+    comparison = replace(
+        item.comparison,
+        p_holm=p_holm,
+        significant=p_holm < 1 - level,
+        detectable=smallest,
+        detectable_clips=statistics.in_clips(smallest, item.comparison.videos)
+        if item.comparison.mcnemar
+        else 0,
+    )
+    return replace(comparison, verdict=_verdict(comparison, size, identical=item.identical))
+
+
+def _verdict(comparison: Comparison, size: int, *, identical: bool) -> str:
+    """Return one sentence that claims no more than the corrected test does."""
+    gap, top1 = comparison.difference, bool(comparison.mcnemar)
+    after = " after correction" if size > 1 else ""
+    once = "" if comparison.seeds > 1 else " (one training each)"
+    p = f"{p_text(comparison.p_holm)}{after}{once}"
+    unit = "points" if top1 else "points of mAP"
+    if comparison.significant:
+        winner, loser, sign = comparison.first, comparison.second, 1.0
+        if gap.value < 0:
+            winner, loser, sign = loser, winner, -1.0
+        low, high = sorted((sign * gap.low, sign * gap.high))
+        clips = f" ({_count(abs(comparison.clips))} of {comparison.videos} clips)" if top1 else ""
+        size_ = f"{100 * abs(gap.value):.1f} {unit} [{100 * low:.1f}, {100 * high:.1f}]"
+        return f"{winner} beats {loser} by {size_}{clips}, {p}"
+    missed = f"{100 * comparison.detectable:.1f} {unit}"
+    missed += f" ({comparison.detectable_clips} clips)" if top1 else ""
+    told = f"{100 * gap.value:+.1f} {unit} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}], {p}"
+    if identical:
+        told = f"they are right on the very same clips (0 of {comparison.videos} differ)"
+    return (
+        f"no difference shown between {comparison.first} and {comparison.second}: {told}; "
+        f"a difference below about {missed} would be missed here"
+    )
+
+
+def p_text(p: float) -> str:
+    """Return a p value as a sentence has it, never as 0."""
+    if p < 0.001:
+        return "p < 0.001"
+    return f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def _count(clips: float) -> str:
+    return f"{clips:.0f}" if abs(clips - round(clips)) < 0.05 else f"{clips:.1f}"
+
+
+def _test_name(panel: Panel, exact: bool) -> str:
+    if exact:
+        return "McNemar's exact test over videos"
+    unit = f"{panel.units} source videos" if panel.groups is not None else f"{panel.units} videos"
+    if len(panel.seeds) > 1:
+        return f"t test over {unit} and {len(panel.seeds)} trainings, both random"
+    return f"t test over {unit} (one training)"
+
+
+def _mcnemar(first: Panel, second: Panel) -> list[McNemar]:
+    found = []
+    for split_place, split in enumerate(first.splits):
+        rows = first.stratum == split_place
+        for place, seed in enumerate(first.seeds):
+            gap = first.hits[rows, place] - second.hits[rows, place]
+            wins, losses = int((gap > 0).sum()), int((gap < 0).sum())
+            cell = f"split {split}, seed {seed}"
+            found.append(McNemar(cell, wins, losses, statistics.mcnemar_exact(wins, losses)))
+    return found
+
+
+def _bootstrap_p(first: Panel, second: Panel, level: float, seed: int) -> float:
+    if not first.multi_label:
+        gap_V = (first.hits - second.hits).mean(axis=1)
+        return statistics.paired_bootstrap(gap_V, first.unit, first.stratum, level=level, seed=seed)[1]
+    size = first.units
+    draws_RG = np.random.default_rng(seed).multinomial(
+        size, np.full(size, 1 / size), size=multilabel.RESAMPLES
+    )
+    total = np.zeros(len(draws_RG))
+    for cell, table in first.tables.items():
+        assert table.targets is not None
+        unit = first.unit[first.stratum == first.splits.index(cell[0])]
+        both = [table.logits, second.tables[cell].logits]
+        one, two = multilabel.reweighted(both, table.targets, unit, draws_RG)
+        total += (one - two) / len(first.tables)
+    value = float(np.mean(first.by_training) - np.mean(second.by_training))
+    # a resample's mAP is biased, as `multilabel.interval` says; its spread is not
+    return statistics.draws_summary(value, total - total.mean() + value, level)[1]
+
+
+def class_means(panel: Panel) -> list[float | None]:
+    """Return the accuracy (multi-label: average precision) by class, a mean over cells; None without a video."""
+    rows = [[row.accuracy for row in per_class(table)] for table in panel.tables.values()]
+    return [_mean_known(column) for column in zip(*rows, strict=True)]
+
+
+def _mean_known(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _class_difference(first: Panel, second: Panel) -> list[float | None]:
+    pairs = zip(class_means(first), class_means(second), strict=True)
+    return [None if one is None or two is None else one - two for one, two in pairs]

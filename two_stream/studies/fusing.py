@@ -1,0 +1,185 @@
+"""Fusion studies: which streams together are better than alone, and what each of them adds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from two_stream.errors import ScoreError
+from two_stream.evaluation.fusion import fuse
+from two_stream.evaluation.metrics import table_ranks
+from two_stream.evaluation.scores import join
+from two_stream.studies.comparison import LEVEL, main_test
+from two_stream.studies.panel import Cell, Panel, Tables, matched, panel_of
+from two_stream.studies.results import Contribution, FusedPair, FusionResult
+from two_stream.studies.statistics import holm
+from two_stream.types import ScoreTable
+
+ALL = "all streams"
+
+
+@dataclass(frozen=True)
+class _Streams:
+    """The streams' tables of the cells that all have, joined by id."""
+
+    names: list[str]
+    by_cell: dict[Cell, list[ScoreTable]]
+    """in the order of `names`"""
+    rule: str
+    level: float
+
+    def panel(self, chosen: Sequence[int], rule: str | None = None) -> Panel:
+        """Return the panel of some streams fused cell by cell; of one stream its own."""
+        names = " + ".join(self.names[index] for index in chosen)
+        return panel_of(
+            names,
+            {
+                cell: tables[chosen[0]]
+                if len(chosen) == 1
+                else fuse([tables[index] for index in chosen], rule or self.rule)
+                for cell, tables in self.by_cell.items()
+            },
+        )
+
+
+def fusion_study(
+    streams: Mapping[str, Tables],
+    rule: str,
+    *,
+    fit: Mapping[str, Tables] | None = None,
+    level: float = LEVEL,
+) -> FusionResult:
+    """Fuse streams training by training: every RGB with every flow stream, all together, and all but each one.
+
+    Args:
+        streams: Score tables by stream and (split, seed). Where they lack an RGB or a flow stream every two are paired.
+        rule: Fusion rule other than `learned`, with equal weights.
+        fit: Scores of the holdout part by the same models: weights of all streams are searched there, for each
+            training by itself, and the fusion with them is reported as `tuned`. Nothing is ever fitted on the
+            streams' own part.
+        level: Coverage of intervals.
+
+    Raises:
+        ScoreError: Fewer than two streams, no common split, tables that do not join, or fitting data that are not of
+            the holdout part or of other models.
+    """
+    if len(streams) < 2:
+        raise ScoreError(f"a fusion study needs two or more streams, got {len(streams)}")
+    names = list(streams)
+    cells = matched(list(streams.values()))
+    if not cells[0]:
+        raise ScoreError(f"the streams {', '.join(names)} share no split, so they cannot be fused")
+    by_cell = {cell: join([tables[cell] for tables in cells]) for cell in cells[0]}
+    found = _Streams(names, by_cell, rule, level)
+    everything = found.panel(range(len(names)))
+    weights, tuned = _tuned(found, cells, fit) if fit is not None else ({}, None)
+    return FusionResult(
+        rule=rule,
+        streams=names,
+        pairs=_pairs(found),
+        contributions=_contributions(found, everything),
+        all_streams=everything.interval(level),
+        oracle=_oracle(found, range(len(names))),
+        weights=weights,
+        fitted_on=_fitted_on(fit) if fit is not None else "",
+        tuned=tuned.interval(level) if tuned is not None else None,
+        agreement=[[_agreement(found, one, two) for two in range(len(names))] for one in range(len(names))],
+    )
+
+
+def _pairs(found: _Streams) -> list[FusedPair]:
+    modalities = [str(table.meta.get("modality")) for table in next(iter(found.by_cell.values()))]
+    rgb, flow = ([i for i, kind in enumerate(modalities) if kind == wanted] for wanted in ("rgb", "flow"))
+    chosen = list(product(rgb, flow)) or list(combinations(range(len(found.names)), 2))
+    alone = {index: found.panel([index]) for pair in chosen for index in pair}
+    return [_pair(found, alone, pair) for pair in chosen]
+
+
+def _pair(found: _Streams, alone: Mapping[int, Panel], pair: tuple[int, int]) -> FusedPair:
+    fused = found.panel(pair)
+    better = max(pair, key=lambda index: alone[index].estimate().value)
+    names = ("fused", found.names[better])
+    gain = main_test(names, (fused, alone[better]), found.level).interval
+    return FusedPair(
+        first=found.names[pair[0]],
+        second=found.names[pair[1]],
+        accuracy=fused.interval(found.level),
+        better=found.names[better],
+        gain=gain,
+        agreement=_agreement(found, *pair),
+        oracle=_oracle(found, pair),
+    )
+
+
+def _contributions(found: _Streams, everything: Panel) -> list[Contribution]:
+    """Return what each stream adds, tests corrected together."""
+    places = range(len(found.names))
+    tests = [
+        main_test(
+            (ALL, f"without {found.names[left]}"),
+            (everything, found.panel([place for place in places if place != left])),
+            found.level,
+        )
+        for left in places
+    ]
+    adjusted = holm([test.p for test in tests])
+    return [
+        Contribution(name, test.interval, test.p, p_holm)
+        for name, test, p_holm in zip(found.names, tests, adjusted, strict=True)
+    ]
+
+
+def _tuned(
+    found: _Streams, cells: Sequence[Tables], fit: Mapping[str, Tables]
+) -> tuple[dict[str, float], Panel]:
+    """Return weights, a mean over trainings, and the panel fused by each training's own weights."""
+    lacking = [name for name in found.names if not fit.get(name)]
+    if lacking:
+        raise ScoreError(f"no scores of the holdout part for {', '.join(lacking)}; weights need them all")
+    fused, weights = {}, []
+    for cell, tables in found.by_cell.items():
+        holdout = [_holdout_of(fit[name], own[cell], name) for name, own in zip(found.names, cells)]
+        fused[cell] = fuse(tables, found.rule, fit=holdout)
+        weights.append(fused[cell].meta["weights"])
+    means = np.mean(weights, axis=0)
+    return dict(zip(found.names, map(float, means), strict=True)), panel_of("tuned", fused)
+
+
+def _holdout_of(tables: Tables, scored: ScoreTable, name: str) -> ScoreTable:
+    """Return the holdout scores by the model that a table is of: by its checksum, else by split and seed."""
+    for table in tables.values():
+        if table.meta.get("model_sha256") and table.meta["model_sha256"] == scored.meta.get("model_sha256"):
+            return table
+    cell = (int(scored.meta.get("split", 1)), int(scored.meta.get("seed", 0)))
+    if cell not in tables:
+        raise ScoreError(f"{name}: no scores of the holdout part for split {cell[0]}, seed {cell[1]}")
+    return tables[cell]
+
+
+def _fitted_on(fit: Mapping[str, Tables]) -> str:
+    sizes = sorted({len(table.ids) for tables in fit.values() for table in tables.values()})
+    videos = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    return f"the holdout part ({videos} videos), each training by itself"
+
+
+def _agreement(found: _Streams, one: int, two: int) -> float:
+    """Return the share of videos with the same highest class, a mean over cells."""
+    shares = [
+        (tables[one].logits.argmax(axis=1) == tables[two].logits.argmax(axis=1)).mean()
+        for tables in found.by_cell.values()
+    ]
+    return float(np.mean(shares))
+
+
+def _oracle(found: _Streams, chosen: Sequence[int]) -> float:
+    """Return the share of videos that at least one of the streams gets right, a mean over cells."""
+    shares = [_any_right([tables[index] for index in chosen]).mean() for tables in found.by_cell.values()]
+    return float(np.mean(shares))
+
+
+def _any_right(tables: Sequence[ScoreTable]) -> NDArray[np.bool_]:
+    return np.asarray(np.any([table_ranks(table) == 0 for table in tables], axis=0), dtype=np.bool_)

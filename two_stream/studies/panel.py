@@ -1,0 +1,252 @@
+"""A variant's scores as one array: rows are videos of splits, columns are trainings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from two_stream.errors import ScoreError
+from two_stream.evaluation import multilabel
+from two_stream.evaluation.metrics import Interval, main_value, source_units, table_ranks
+from two_stream.evaluation.scores import join, name_of, reorder
+from two_stream.studies.statistics import Estimate, crossed, unit_values
+from two_stream.types import ScoreTable
+
+Cell = tuple[int, int]
+"""(split, seed)"""
+Tables = Mapping[Cell, ScoreTable]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One variant's score tables, split × seed, every split with the same trainings; rows ordered by split and id.
+
+    A training belongs to one split. All splits' trainings with one seed stand in one column and count as one
+    replicate, whose value is the mean over splits.
+    """
+
+    tables: dict[Cell, ScoreTable]
+    splits: list[int]
+    seeds: list[int]
+    unit: NDArray[np.int64]
+    """`(V,)`: source video of each row; one source in several splits is one unit"""
+    groups: int | None
+    """source videos; None when unknown, then every video is a unit"""
+
+    @cached_property
+    def hits(self) -> NDArray[np.float64]:
+        """`(V, S)`: 1 where the video's highest score is right."""
+        columns = [
+            np.concatenate([table_ranks(self.tables[split, seed]) == 0 for split in self.splits])
+            for seed in self.seeds
+        ]
+        return np.stack(columns, axis=1).astype(np.float64)
+
+    @property
+    def first(self) -> ScoreTable:
+        """The table of the first cell."""
+        return self.tables[self.splits[0], self.seeds[0]]
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether values are mAP instead of top-1."""
+        return self.first.targets is not None
+
+    @property
+    def units(self) -> int:
+        """Number of units that are independent of each other."""
+        return int(self.unit.max()) + 1
+
+    @property
+    def independent(self) -> bool:
+        """Whether every row is a unit of its own."""
+        return self.units == len(self.unit)
+
+    @cached_property
+    def stratum(self) -> NDArray[np.int64]:
+        """0-based split of each row."""
+        return np.repeat(np.arange(len(self.splits)), self._sizes)
+
+    @cached_property
+    def weight(self) -> NDArray[np.float64]:
+        """Weight of each row: splits count alike, and videos alike within a split; they sum to 1."""
+        return 1.0 / (len(self.splits) * np.asarray(self._sizes, dtype=np.float64)[self.stratum])
+
+    @property
+    def videos(self) -> float:
+        """Videos of a split's part, on average over the splits."""
+        return len(self.unit) / len(self.splits)
+
+    @property
+    def _sizes(self) -> list[int]:
+        return [len(self.tables[split, self.seeds[0]].ids) for split in self.splits]
+
+    @cached_property
+    def cell_values(self) -> dict[Cell, float]:
+        """Top-1 or mAP of each cell."""
+        return {cell: main_value(table.logits, table) for cell, table in self.tables.items()}
+
+    @property
+    def by_training(self) -> list[float]:
+        """The mean over splits of each training."""
+        return [
+            float(np.mean([self.cell_values[split, seed] for split in self.splits])) for seed in self.seeds
+        ]
+
+    @cached_property
+    def by_unit(self) -> NDArray[np.float64]:
+        """One value per unit and training `(G, S)`, whose means over units are `by_training`.
+
+        Top-1: weighted sums of hits. mAP: jackknife pseudo-values, what leaving the unit out changes, as in the
+        multi-reader analysis of Dorfman, Berbaum and Metz (1992), centred on the training's own mAP.
+        """
+        if not self.multi_label:
+            return unit_values(self.hits, self.weight, self.stratum, self.unit)
+        found = np.zeros((self.units, len(self.seeds)))
+        for place, seed in enumerate(self.seeds):
+            for number, split in enumerate(self.splits):
+                found[:, place] += self._influence(self.tables[split, seed], number) / len(self.splits)
+        return np.asarray(found - found.mean(axis=0) + np.asarray(self.by_training))
+
+    def _influence(self, table: ScoreTable, split: int) -> NDArray[np.float64]:
+        """Return -(G - 1) · the table's mAP without each unit `(G,)`."""
+        assert table.targets is not None
+        without_GG = 1 - np.eye(self.units, dtype=np.int64)
+        unit = self.unit[self.stratum == split]
+        (left,) = multilabel.reweighted([table.logits], table.targets, unit, without_GG)
+        return np.asarray(-(self.units - 1.0) * left)
+
+    def estimate(self) -> Estimate:
+        """Return the accuracy (or mAP) with its standard error over units and trainings."""
+        return crossed(self.by_unit)
+
+    def interval(self, level: float) -> Interval:
+        """Return the accuracy (or mAP) with its interval over units and trainings."""
+        return self.estimate().share_interval(level)
+
+
+def panel_of(name: str, tables: Tables) -> Panel:
+    """Build a variant's panel.
+
+    Every split needs the same trainings: the seeds that all splits have. Where no seed is in all splits the first,
+    second, … seed of each split make a column, called by the seeds of the first split.
+
+    Args:
+        name: What to call the variant in messages.
+        tables: Score table by (split, seed).
+
+    Raises:
+        ScoreError: No table; fewer than two videos; or the tables of a split do not hold the same videos.
+    """
+    if not tables:
+        raise ScoreError(f"{name}: no scores, so there is nothing to compare")
+    kept = _rectangle(tables)
+    splits, seeds = sorted({split for split, _ in kept}), sorted({seed for _, seed in kept})
+    made: dict[Cell, ScoreTable] = {}
+    for split in splits:
+        _refuse_other_holdouts([kept[split, seed] for seed in seeds])
+        for seed, table in zip(seeds, join([kept[split, seed] for seed in seeds]), strict=True):
+            made[split, seed] = _by_id(table)
+    heads = [made[split, seeds[0]] for split in splits]
+    ids = [video for table in heads for video in table.ids]
+    if len(set(ids)) < 2:
+        raise ScoreError(f"{name_of(heads[0])}: {len(set(ids))} video; statistics need two or more")
+    groups = [group for table in heads for group in table.groups or [""] * len(table.ids)]
+    known = len({group for group in groups if group}) > 1
+    unit = source_units(ids, groups if known else [""] * len(ids))
+    return Panel(made, splits, seeds, unit, int(unit.max()) + 1 if known else None)
+
+
+def _refuse_other_holdouts(tables: Sequence[ScoreTable]) -> None:
+    """Say why the videos of several trainings differ on the holdout part, before `join` names one that is missing."""
+    other = next((table for table in tables[1:] if set(table.ids) != set(tables[0].ids)), None)
+    if other is not None and tables[0].meta.get("part") == "val":
+        raise ScoreError(
+            f"{name_of(other)}: other videos than {name_of(tables[0])}, for every seed has a holdout part of its own; "
+            "compare several trainings on the test part, or one seed at a time"
+        )
+
+
+def _rectangle(tables: Tables) -> dict[Cell, ScoreTable]:
+    """Return the tables of the trainings that all splits have."""
+    seeds = seeds_by_split(tables)
+    common = sorted(set.intersection(*map(set, seeds.values())))
+    if common:
+        return {(split, seed): tables[split, seed] for split in seeds for seed in common}
+    columns = seeds[min(seeds)][: min(map(len, seeds.values()))]
+    return {
+        (split, column): tables[split, seed]
+        for split, own in seeds.items()
+        for column, seed in zip(columns, own)
+    }
+
+
+def matched(variants: Sequence[Tables]) -> list[dict[Cell, ScoreTable]]:
+    """Return the cells that all variants have, for a paired comparison; empty where they share no split.
+
+    Within a split, equal seeds are paired. Where the variants share no seed there, the first, second, … training of
+    each are paired, under the first variant's seeds: trainings are independent draws, whatever number started them.
+    """
+    seeds = [seeds_by_split(tables) for tables in variants]
+    found: list[dict[Cell, ScoreTable]] = [{} for _ in variants]
+    for split in sorted(set.intersection(*map(set, seeds))) if seeds else []:
+        own = [by_split[split] for by_split in seeds]
+        common = sorted(set.intersection(*map(set, own)))
+        pairs = [tuple(common)] * len(own) if common else [tuple(numbers) for numbers in own]
+        for row in zip(*pairs):
+            for tables, chosen, seed in zip(variants, found, row, strict=True):
+                chosen[split, row[0]] = tables[split, seed]
+    return found
+
+
+def paired(first: Panel, second: Panel, names: tuple[str, str]) -> tuple[Panel, Panel]:
+    """Return two panels of the same cells and the same videos, row by row.
+
+    Raises:
+        ScoreError: They share no split, or the videos of a split differ.
+    """
+    cells = matched([first.tables, second.tables])
+    if not cells[0]:
+        raise ScoreError(
+            f"{names[0]} and {names[1]} share no split: {_listed(first.splits)} against {_listed(second.splits)}"
+        )
+    for cell, table in cells[0].items():
+        join([table, cells[1][cell]])
+    one, two = (
+        panel if same_keys(panel, tables) else panel_of(name, tables)
+        for name, panel, tables in zip(names, (first, second), cells, strict=True)
+    )
+    if (one.groups is None) != (two.groups is None):  # only one knows the sources: they hold for both
+        known = one if one.groups is not None else two
+        one, two = (replace(panel, unit=known.unit, groups=known.groups) for panel in (one, two))
+    return one, two
+
+
+def same_keys(panel: Panel, tables: Tables) -> bool:
+    """Whether a panel is made of just these tables."""
+    return panel.tables.keys() == tables.keys() and all(
+        panel.tables[cell] is table for cell, table in tables.items()
+    )
+
+
+def seeds_by_split(cells: Iterable[Cell]) -> dict[int, list[int]]:
+    """Return the seeds of each split, both ascending."""
+    found: dict[int, list[int]] = {}
+    for split, seed in sorted(cells):
+        found.setdefault(split, []).append(seed)
+    return found
+
+
+def _by_id(table: ScoreTable) -> ScoreTable:
+    plain = replace(table, view_logits=None, view_counts=None)
+    return reorder(
+        plain, np.asarray(sorted(range(len(table.ids)), key=table.ids.__getitem__), dtype=np.int64)
+    )
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))
