@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from two_stream.config.load import flatten, read_yaml, validate
 from two_stream.config.schema import Experiment
 from two_stream.config.study import Changes, Study
@@ -211,13 +213,29 @@ def digest_of(facts: Any) -> str:
 
 
 def identity(experiment: Experiment) -> dict[str, Any]:
-    """Return the settings that decide a run's weights."""
-    settings = flatten(experiment.model_dump(mode="json"))
+    """Return the settings that decide a run's weights, where they are not the defaults.
+
+    So a new option of a later version, left at its default, makes no other run of it.
+    """
+    settings = flatten(_departures(experiment))
     return {
         key: value
         for key, value in settings.items()
         if not any(key == name or key.startswith(f"{name}.") for name in _FREE)
     }
+
+
+def _departures(options: BaseModel) -> dict[str, Any]:
+    """Return the values that are not their field's default, and the kind of every part."""
+    plain = options.model_dump(mode="json")
+    found: dict[str, Any] = {}
+    for name, field in type(options).model_fields.items():
+        value = getattr(options, name)
+        if isinstance(value, BaseModel):
+            found[name] = _departures(value)
+        elif name == "kind" or value != field.get_default(call_default_factory=True):
+            found[name] = plain[name]
+    return found
 
 
 def start_of(init: Path | None) -> str:

@@ -167,3 +167,13 @@ def test_a_study_file_finds_its_base_beside_it(tmp_path: Path):
     (tmp_path / "t.yaml").write_text(yaml.safe_dump({**text, "seedz": [1]}))
     with pytest.raises(SettingsError, match=r"t.yaml: unknown key `seedz`; did you mean `seeds`"):
         load_study(tmp_path / "t.yaml")
+
+
+def test_an_option_left_at_its_default_is_in_no_key(lists: Path):
+    experiment = plan(study(lists))[1].experiment
+    named = planning.identity(experiment)
+    assert named["model.head.kind"] == "lstm"
+    assert named["model.backbone.kind"] == "mobilenetv2_3d"
+    assert "train.epochs" not in named
+    other = experiment.model_copy(update={"train": experiment.train.model_copy(update={"epochs": 7})})
+    assert planning.identity(other) == named | {"train.epochs": 7}
