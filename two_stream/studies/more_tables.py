@@ -82,7 +82,7 @@ def contributions_table(result: StudyResult) -> Table:
                 number(fusion.weights.get(one.stream), 2),
             ]
         )
-    weights = f" Weights were found on the {fusion.fitted_on}." if fusion.weights and fusion.fitted_on else ""
+    weights = f" Weights were found on {fusion.fitted_on}." if fusion.weights and fusion.fitted_on else ""
     return Table(
         f"The fusion of all minus that without the stream.{weights}",
         ["stream", "adds (points)", "p", "p, Holm", "weight"],

@@ -210,6 +210,7 @@ def _p_with_sign(p: float) -> str:
 def comparisons_table(result: StudyResult) -> Table:
     """Return a row per comparison, first minus second; bold where the difference is significant."""
     families = len({one.family for one in result.comparisons}) > 1
+    counted = result.metric == "top-1"  # a difference of mAP is no number of clips
     columns = [
         ("first − second", False),
         ("family", False),
@@ -235,14 +236,14 @@ def comparisons_table(result: StudyResult) -> Table:
                 Cell(name, name, one.significant),
                 Cell(one.family if families else DASH, one.family),
                 Cell(points(gap.value, gap.low, gap.high), gap.value, one.significant),
-                number(one.clips, 1, signed=True),
+                number(one.clips if counted else None, 1, signed=True),
                 Cell(p_text(one.p), one.p),
                 Cell(p_text(one.p_holm), one.p_holm, one.significant),
                 Cell(f"{discordant[0]} : {discordant[1]}", float(discordant[0] - discordant[1]))
                 if one.mcnemar
                 else Cell(DASH),
                 number(one.detectable, 1, 100),
-                number(one.detectable_clips, 0),
+                number(one.detectable_clips if counted else None, 0),
                 Cell(said(one), said(one), one.significant),
             ]
         )
