@@ -355,3 +355,12 @@ def test_latex_text():
     assert outputs.tex("[a]") == "{}[a]"
     assert outputs.tex("*") == "{}*"
     assert outputs.tex("−3 × 4\n · 5") == r"$-$3 $\times$ 4 $\cdot$ 5"
+
+
+def test_numbers_as_they_are_shown():
+    assert tables.signed_text(-0.04) == "+0.0"
+    assert tables.signed_text(-1234.56) == "−1,234.6"
+    assert tables.p_text(0.00099) == "< 0.001"
+    assert tables.p_text(0.001) == "0.001"
+    assert tables.number(None) == tables.Cell("–")
+    assert tables.number(0.1234, 1, 100) == tables.Cell("12.3", 0.1234)
