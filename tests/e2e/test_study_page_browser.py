@@ -32,13 +32,25 @@ CONTRAST = """[...document.querySelectorAll('p, li, th, td, h1, h2, h3, a, summa
   const linear = v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
   const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
   let behind = one;
-  while (behind && (parse(getComputedStyle(behind).backgroundColor)[3] === 0)) behind = behind.parentElement;
-  const style = getComputedStyle(one);
-  const own = light(parse(one.closest('svg') ? style.fill : style.color));
-  const back = behind ? light(parse(getComputedStyle(behind).backgroundColor)) : 1;
-  return [(Math.max(own, back) + 0.05) / (Math.min(own, back) + 0.05), one.textContent.trim().slice(0, 40)];
+  const ground = part => parse(getComputedStyle(part).backgroundColor);
+  while (behind.parentElement && ground(behind)[3] === 0) behind = behind.parentElement;
+  let back = ground(behind);
+  const svg = one.closest('svg');
+  if (svg) {
+    one.scrollIntoView({ block: 'center' });
+    const box = one.getBoundingClientRect();
+    const below = document.elementsFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+    for (const shape of below.filter(part => part.tagName === 'path' && svg.contains(part)).reverse()) {
+      const style = getComputedStyle(shape);
+      if (style.fill === 'none') continue;
+      const alpha = style.opacity * style.fillOpacity, tint = parse(style.fill);
+      back = back.slice(0, 3).map((value, i) => alpha * tint[i] + (1 - alpha) * value);
+    }
+  }
+  const style = getComputedStyle(one), own = light(parse(svg ? style.fill : style.color)), other = light(back);
+  return [(Math.max(own, other) + 0.05) / (Math.min(own, other) + 0.05), one.textContent.trim().slice(0, 40)];
 }).sort((a, b) => a[0] - b[0])[0]"""
-"""The least contrast of any text with what is behind it (WCAG); a colour without alpha is opaque."""
+"""The least contrast (WCAG) of any text with what is behind it: the page, and in figures the shapes under it."""
 
 
 def load(name: str) -> ModuleType:

@@ -30,6 +30,10 @@ _LETTERS = 58
 MOST_CLASSES = 20
 """Up to so many classes a figure shows all of them."""
 _HALF = MOST_CLASSES // 2
+_NUMBERED = 12
+"""Up to so many classes a difference of confusions shows its numbers."""
+_DEEPEST = 0.42
+"""Of a tint: text stays readable on it, on light and on dark pages."""
 
 
 def forest(comparisons: Sequence[Comparison], level: float = 0.95) -> str:
@@ -178,11 +182,13 @@ def confusion_difference(counts_KK: NDArray[np.float64], names: Sequence[str], l
         cells = [(int(row), int(column)) for row, column in np.argwhere(np.abs(counts_KK) > 0.02 * most)]
         squares = [Rectangle((column - 0.47, row - 0.47), 0.94, 0.94) for row, column in cells]
         tints = [
-            to_rgba(MORE if counts_KK[cell] > 0 else LESS, 0.1 + 0.75 * abs(float(counts_KK[cell])) / most)
+            to_rgba(
+                MORE if counts_KK[cell] > 0 else LESS, 0.06 + _DEEPEST * abs(float(counts_KK[cell])) / most
+            )
             for cell in cells
         ]
         axis.add_collection(PatchCollection(squares, facecolors=tints, edgecolors="none"))
-        if classes <= 12:
+        if classes <= _NUMBERED:
             for row, column in cells:
                 text = f"{counts_KK[row, column]:+.0f}".replace("-", "−")
                 if text not in ("+0", "−0"):
@@ -190,7 +196,7 @@ def confusion_difference(counts_KK: NDArray[np.float64], names: Sequence[str], l
         axis.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5), xlabel="predicted", ylabel="true")
         axis.set_aspect("equal")
         axis.grid(visible=False)
-        size = 8.0 if classes <= 12 else 6.5
+        size = 8.0 if classes <= _NUMBERED else 6.5
         axis.set_xticks(range(classes), [short(name) for name in names], rotation=90, fontsize=size)
         axis.set_yticks(range(classes), [short(name) for name in names], fontsize=size)
         return to_svg(figure, label)

@@ -1,8 +1,9 @@
-"""Tables of fused streams and of what differs between the settings of variants."""
+"""Tables of fused streams, of the settings that differ between variants, and of the runs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 import yaml
@@ -82,7 +83,7 @@ def contributions_table(result: StudyResult) -> Table:
                 number(fusion.weights.get(one.stream), 2),
             ]
         )
-    weights = f" Weights were found on the {fusion.fitted_on}." if fusion.weights and fusion.fitted_on else ""
+    weights = f" Weights were found on {fusion.fitted_on}." if fusion.weights and fusion.fitted_on else ""
     return Table(
         f"The fusion of all minus that without the stream.{weights}",
         ["stream", "adds (points)", "p", "p, Holm", "weight"],
@@ -153,3 +154,34 @@ def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return str(value)
+
+
+def runs_table(result: StudyResult) -> Table:
+    """Return a row per run of the study; the folder that holds all run folders is named once, under the table."""
+    parents = {str(PurePath(one.run).parent) for one in result.runs if one.run}
+    shared = len(parents) == 1
+    rows = [
+        [
+            Cell(one.variant, one.variant),
+            number(one.split, 0),
+            Cell(str(one.seed), float(one.seed)),
+            Cell(one.state, one.state, one.state != "done"),
+            number(one.accuracy, 1, 100),
+            number(one.seconds, 0),
+            Cell(one.key[:12] or DASH, one.key or None),
+            Cell(one.model_sha256[:12] or DASH, one.model_sha256 or None),
+            Cell((PurePath(one.run).name if shared else one.run) or DASH, one.run or None),
+            Cell(" ".join(one.reason.split()) or DASH, one.reason or None),
+        ]
+        for one in result.runs
+    ]
+    return Table(
+        "Key: hash of resolved settings, code and data. Model: SHA-256 of the weights."
+        + (f" Folders lie in {parents.pop()}." if shared else ""),
+        [
+            *("variant", "split", "seed", "state", f"{result.metric} (%)", "seconds"),
+            *("key", "model", "folder", "why it failed"),
+        ],
+        [False, True, True, False, True, True, False, False, False, False],
+        rows,
+    ).filled()

@@ -96,7 +96,7 @@ def _tables(result: StudyResult) -> dict[str, Any]:
         "paper": tables.paper_table(result) if result.variants else None,
         "comparisons": tables.comparisons_table(result) if result.comparisons else None,
         "mcnemar": tables.mcnemar_table(result) if any(one.mcnemar for one in result.comparisons) else None,
-        "runs": tables.runs_table(result) if result.runs else None,
+        "runs": more_tables.runs_table(result) if result.runs else None,
         "matrix": more_tables.fusion_matrix(fusion) if fusion and fusion.pairs else None,
         "pairs": more_tables.pairs_table(fusion) if fusion and fusion.pairs else None,
         "contributions": more_tables.contributions_table(result) if fusion and fusion.contributions else None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePath
 
 from two_stream.evaluation.tables import DASH, percent
 from two_stream.studies.results import Comparison, Cost, StudyResult, VariantResult
@@ -63,8 +62,8 @@ def number(value: float | None, digits: int = 1, scale: float = 1.0, *, signed: 
 
 
 def signed_text(value: float, digits: int = 1) -> str:
-    """Return a number with its sign, a true minus."""
-    return f"{value:+,.{digits}f}".replace("-", "−")
+    """Return a number with its sign, a true minus; what rounds to nothing has a plus."""
+    return f"{round(value, digits) + 0.0:+,.{digits}f}".replace("-", "−")
 
 
 def p_text(p: float) -> str:
@@ -210,6 +209,7 @@ def _p_with_sign(p: float) -> str:
 def comparisons_table(result: StudyResult) -> Table:
     """Return a row per comparison, first minus second; bold where the difference is significant."""
     families = len({one.family for one in result.comparisons}) > 1
+    counted = result.metric == "top-1"  # a difference of mAP is no number of clips
     columns = [
         ("first − second", False),
         ("family", False),
@@ -235,14 +235,14 @@ def comparisons_table(result: StudyResult) -> Table:
                 Cell(name, name, one.significant),
                 Cell(one.family if families else DASH, one.family),
                 Cell(points(gap.value, gap.low, gap.high), gap.value, one.significant),
-                number(one.clips, 1, signed=True),
+                number(one.clips if counted else None, 1, signed=True),
                 Cell(p_text(one.p), one.p),
                 Cell(p_text(one.p_holm), one.p_holm, one.significant),
                 Cell(f"{discordant[0]} : {discordant[1]}", float(discordant[0] - discordant[1]))
                 if one.mcnemar
                 else Cell(DASH),
                 number(one.detectable, 1, 100),
-                number(one.detectable_clips, 0),
+                number(one.detectable_clips if counted else None, 0),
                 Cell(said(one), said(one), one.significant),
             ]
         )
@@ -276,34 +276,3 @@ def mcnemar_table(result: StudyResult) -> Table:
         [False, False, True, True, True],
         rows,
     )
-
-
-def runs_table(result: StudyResult) -> Table:
-    """Return a row per run of the study; the folder that holds all run folders is named once, under the table."""
-    parents = {str(PurePath(one.run).parent) for one in result.runs if one.run}
-    shared = len(parents) == 1
-    rows = [
-        [
-            Cell(one.variant, one.variant),
-            number(one.split, 0),
-            Cell(str(one.seed), float(one.seed)),
-            Cell(one.state, one.state, one.state != "done"),
-            number(one.accuracy, 1, 100),
-            number(one.seconds, 0),
-            Cell(one.key[:12] or DASH, one.key or None),
-            Cell(one.model_sha256[:12] or DASH, one.model_sha256 or None),
-            Cell((PurePath(one.run).name if shared else one.run) or DASH, one.run or None),
-            Cell(" ".join(one.reason.split()) or DASH, one.reason or None),
-        ]
-        for one in result.runs
-    ]
-    return Table(
-        "Key: hash of resolved settings, code and data. Model: SHA-256 of the weights."
-        + (f" Folders lie in {parents.pop()}." if shared else ""),
-        [
-            *("variant", "split", "seed", "state", f"{result.metric} (%)", "seconds"),
-            *("key", "model", "folder", "why it failed"),
-        ],
-        [False, True, True, False, True, True, False, False, False, False],
-        rows,
-    ).filled()

@@ -214,7 +214,7 @@ def _fusion(names: tuple[str, ...]) -> FusionResult:
         all_streams=Interval(0.81, 0.77, 0.85),
         oracle=0.93,
         weights=dict.fromkeys(names, 1 / count),
-        fitted_on="holdout part, 120 videos",
+        fitted_on="the holdout part, 120 videos",
         tuned=Interval(0.82, 0.78, 0.86),
         agreement=[[1.0 if i == j else 0.7 + 0.01 * abs(i - j) for j in range(count)] for i in range(count)],
     )

@@ -231,6 +231,7 @@ def test_multi_label_sets_have_no_confusion(tmp_path):
     assert "McNemar tests" not in page.tables
     assert "mAP (%) [95\u00a0%]" in page.tables["Variants"][0]
     assert "only first" not in page.text + markdown
+    assert not any("clips" in column for column in page.tables["Comparisons"][0])
     assert next(csv.reader(paths[3].open()))[1] == "map"
 
 
@@ -269,6 +270,11 @@ def test_fusion_matrix_has_every_pair(tmp_path):
     lacking = replace(result, fusion=replace(fusion, pairs=fusion.pairs[:-1], all_streams=None, tuned=None))
     assert more_tables.fusion_matrix(lacking.fusion).rows[-1][-1].text == "–"
     written(lacking, tmp_path)
+    plain = replace(result, fusion=replace(fusion, contributions=[]))
+    for text in written(plain, tmp_path)[:2]:
+        shown = text if isinstance(text, str) else text.text
+        weights = "(rgb a 0.25, rgb b 0.25, flow a 0.25, flow b 0.25)"
+        assert f"With weights found on the holdout part, 120 videos {weights}: 82.0 [78.0, 86.0] %." in shown
 
 
 def test_settings_that_differ_stand_beside_each_other(tmp_path):
@@ -349,3 +355,12 @@ def test_latex_text():
     assert outputs.tex("[a]") == "{}[a]"
     assert outputs.tex("*") == "{}*"
     assert outputs.tex("−3 × 4\n · 5") == r"$-$3 $\times$ 4 $\cdot$ 5"
+
+
+def test_numbers_as_they_are_shown():
+    assert tables.signed_text(-0.04) == "+0.0"
+    assert tables.signed_text(-1234.56) == "−1,234.6"
+    assert tables.p_text(0.00099) == "< 0.001"
+    assert tables.p_text(0.001) == "0.001"
+    assert tables.number(None) == tables.Cell("–")
+    assert tables.number(0.1234, 1, 100) == tables.Cell("12.3", 0.1234)
