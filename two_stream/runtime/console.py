@@ -60,7 +60,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     made = Table(title=title or None, title_justify="left", header_style="bold")
     for index, column in enumerate(columns):
         cells = [str(row[index]) for row in rows]
-        numeric = index > 0 and all(cell[:1].isdigit() or cell[:1] in "-–+" for cell in cells if cell)
+        numeric = index > 0 and all(cell[:1].isdigit() or cell[:1] in "-–+<" for cell in cells if cell)
         made.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         made.add_row(*(_plain(cell) for cell in row))

@@ -21,7 +21,7 @@ from two_stream.types import RunPaths, ScoreTable
 
 _MARKS = "_. -"
 """Between the words of a run's name."""
-REPLICATE = ("name", "seed", "data.split", "data.features", *FREE_ON_RESUME)
+REPLICATE = ("name", "seed", "data.split", "data.settings_root", "data.features", *FREE_ON_RESUME)
 """Settings (and everything below them) in which runs of one variant may differ."""
 
 

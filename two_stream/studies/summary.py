@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -93,7 +93,8 @@ def study_result(
     results = [replace(result, best=result.accuracy.value == highest) for result in results]
     lead = next(iter(panels.values()))
     fusion = None
-    told = [*notes, *remarks(variants_without(variants), panels, [*pairs], comparisons)]
+    without = [variant.name for variant in variants if not variant.tables]
+    told = [*notes, *_unused(variants, panels), *remarks(without, panels, pairs, comparisons)]
     if asked.fusion_rule is not None and len(panels) > 1:
         fit = {variant.name: variant.holdout for variant in variants if variant.name in panels}
         complete = all(fit.values())
@@ -127,9 +128,17 @@ def study_result(
     )
 
 
-def variants_without(variants: Sequence[VariantRuns]) -> list[str]:
-    """Return the names of variants that have no scores."""
-    return [variant.name for variant in variants if not variant.tables]
+def _unused(variants: Sequence[VariantRuns], panels: Mapping[str, Panel]) -> list[str]:
+    """Return a note on each variant with trainings that not every split has."""
+    found = []
+    for variant in variants:
+        left = len(variant.tables) - len(panels[variant.name].tables) if variant.tables else 0
+        if left:
+            found.append(
+                f"{variant.name}: {left} of {len(variant.tables)} runs are not counted, because not every split has "
+                "a run with their seed."
+            )
+    return found
 
 
 def _check_names(variants: Sequence[VariantRuns], pairs: Sequence[Pair]) -> None:

@@ -11,7 +11,11 @@ import pytest
 from two_stream import cli
 from two_stream.evaluation.fusion import fuse
 from two_stream.evaluation.scores import read_scores, write_scores
+from two_stream.studies.comparison import main_test
+from two_stream.studies.panel import panel_of
 from two_stream.studies.ranking import leaderboard
+from two_stream.studies.scored import read_scored
+from two_stream.studies.statistics import holm
 
 
 @pytest.fixture
@@ -157,6 +161,16 @@ def test_the_leaderboard_ranks_and_marks_what_it_cannot_tell_apart(studio, heads
     assert by_name["average"].p_holm < 0.05
     second = board.standings[1]
     assert second.level_with_first
+    panels = {
+        standing.name: panel_of(
+            standing.name, {item.cell: item.table for item in map(read_scored, standing.files)}
+        )
+        for standing in board.standings
+    }
+    names = list(panels)
+    ps = [main_test((names[0], name), (panels[names[0]], panels[name])).p for name in names[1:]]
+    assert [standing.p_holm for standing in board.standings[1:]] == pytest.approx(holm(ps))
+    assert holm(ps) != pytest.approx(ps)
     assert second.behind >= 0
     assert by_name["bert"].seeds == [1, 2, 3]
     assert by_name["lstm-seed1"].files == [str(close / "scores" / "test_multi_ten_logits.npz")]

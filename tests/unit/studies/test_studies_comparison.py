@@ -153,6 +153,22 @@ def test_different_seeds_are_paired_in_their_order(studio) -> None:
     assert found.seeds == 3
 
 
+@pytest.mark.parametrize("sources", [True, False])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_turned_round_it_says_the_same(studio, seeds: int, sources: bool) -> None:
+    one, two = (
+        {(1, seed): studio.table(skill, seed=seed, stream=place, sources=sources) for seed in range(seeds)}
+        for place, skill in enumerate((1.2, 0.9))
+    )
+    here, there = compared(one, two).comparison, compared(two, one).comparison
+    assert there.p == pytest.approx(here.p)
+    assert there.difference.value == pytest.approx(-here.difference.value)
+    assert (there.difference.low, there.difference.high) == pytest.approx(
+        (-here.difference.high, -here.difference.low)
+    )
+    assert [cell.p for cell in there.mcnemar] == pytest.approx([cell.p for cell in here.mcnemar])
+
+
 def test_the_result_does_not_depend_on_the_order_of_videos_or_cells(studio) -> None:
     tables = studio.tables(1.1)
     turned = dict(reversed(tables.items()))

@@ -79,6 +79,14 @@ def test_files_without_a_run_and_fusions_stand_alone(studio) -> None:
     assert protocol_key(groups["fused"][0]) == protocol_key(rgb)  # a fusion is scored as its streams were
 
 
+def test_a_fusion_kept_in_a_runs_folder_is_no_training_of_that_run(studio) -> None:
+    one, two = studio.run("a1", seed=1), studio.run("a2", seed=2)
+    fused = two / "scores" / "test_fused.npz"
+    write_scores(fused, fuse([item.table for item in read(one, two)], "l2"))
+    groups = grouped([*read(one), read_scored(fused)])
+    assert {name: len(members) for name, members in groups.items()} == {"a1": 1, "test_fused": 1}
+
+
 def test_groups_by_hand(studio) -> None:
     found = read(studio.run("x"), studio.run("y", head="bert", seed=2), studio.run("z", head="lstm"))
     groups = grouped(found, {"mine": [0, 1]})

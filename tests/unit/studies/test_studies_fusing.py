@@ -9,6 +9,7 @@ from two_stream.errors import ScoreError
 from two_stream.evaluation.fusion import combine, fuse, search_weights
 from two_stream.evaluation.metrics import top_k_accuracy
 from two_stream.studies.fusing import fusion_study
+from two_stream.studies.statistics import holm
 
 SEEDS = (1, 2)
 
@@ -67,7 +68,9 @@ def test_what_each_stream_adds(studio) -> None:
         rest = [tables for name, tables in given.items() if name != part.stream]
         without = accuracy([fuse([tables[1, s] for tables in rest], "logits") for s in SEEDS])
         assert part.difference.value == pytest.approx(everything - without)
-        assert part.p <= part.p_holm <= min(1.0, 4 * part.p) + 1e-12
+    ps = [part.p for part in found.contributions]
+    assert min(ps) < 0.5
+    assert [part.p_holm for part in found.contributions] == pytest.approx(holm(ps))
     adds = {part.stream: part.difference.value for part in found.contributions}
     assert min(adds, key=adds.get) == "noise"
 

@@ -90,6 +90,15 @@ def test_variants_without_scores_are_named_not_compared(studio) -> None:
     assert "Not compared, for lack of scores: lstm – average." in result.notes
 
 
+def test_runs_that_are_not_counted_are_told(studio) -> None:
+    tables = studio.tables()
+    del tables[2, 3]  # failed
+    result = study_result(ASKED, [variant("average", tables), variant("bert", studio.tables(1.5))], [PAIR])
+    told = "average: 1 of 5 runs are not counted, because not every split has a run with their seed."
+    assert result.notes[0] == told
+    assert result.comparisons[0].seeds == 2
+
+
 @pytest.mark.parametrize(
     ("variants", "pairs", "message"),
     [
