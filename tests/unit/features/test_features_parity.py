@@ -27,6 +27,7 @@ from two_stream.data.features import FeatureCache
 from two_stream.errors import CheckpointError, DataError, SettingsError
 from two_stream.evaluation.features import write_features
 from two_stream.evaluation.run import evaluate_run, load_run
+from two_stream.heads import HEADS
 from two_stream.recognizer import Recognizer
 from two_stream.types import FeatureLayout
 
@@ -78,6 +79,28 @@ def test_logits_of_every_view_are_the_same(world: Path, tmp_path: Path, case: st
     assert np.ptp(read.view_logits, axis=0).min() > 1e-2  # and not all views alike
     assert cached.groups == read.groups
     np.testing.assert_array_equal(cached.labels, read.labels)
+
+
+@pytest.mark.parametrize("kind", sorted(HEADS))
+def test_every_head_takes_maps_and_says_whether_tokens_do(world: Path, kind: str) -> None:
+    """A head that pools in its own way and forgets `needs_maps` would be fed wrong tokens in silence."""
+    small = {"lstm": {"hidden": 16}, "bert": {"heads": 4}, "hf_bert": {"heads": 4}}
+    head = {"kind": kind, **small.get(kind, {})}
+    model = settled_model(experiment_of(world, head=head, model={"input": LARGER}).model)
+    clip = torch.randint(0, 256, (2, 3, 8, 48, 48), dtype=torch.uint8)
+    with torch.no_grad():
+        wanted = model(clip).numpy()
+        for maps in (True, False):
+            parts = model.features_to_store(model.normalised(clip), maps=maps)
+            layout = FeatureLayout(tuple(tuple(part.shape[1:]) for part in parts))
+            rows = torch.cat([part.flatten(1) for part in parts], dim=1)
+            if not maps and model.head.needs_maps:
+                with pytest.raises(SettingsError, match="--maps"):
+                    model.take_stored(layout)
+                continue
+            model.take_stored(layout)
+            assert difference(model(rows).numpy(), wanted) < 1e-5
+            model.stored = None
 
 
 @pytest.mark.parametrize("part", ["val", "train"])
