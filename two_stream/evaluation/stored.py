@@ -52,7 +52,8 @@ class StoredViews:
             model: The run's network.
             experiment: Settings, `evaluate` as resolved for this device.
             record: The data set.
-            part: Of the validation and the training part the centred clip and crop are stored.
+            part: Of the validation and the training part the centred clip and crop are stored, in the precision of
+                training, and scored whatever was asked for.
             precision: As asked for; `auto` takes the cache's.
 
         Raises:
@@ -95,14 +96,14 @@ class StoredViews:
     def _evaluate(self, options: EvaluateOptions, part: Part, precision: str) -> EvaluateOptions:
         """Return how the stored views were made, with the rest as asked."""
         facts = self.part.facts
-        if precision not in ("auto", facts.precision):
-            raise SettingsError(
-                f"{self.cache}: the {self.part.name} part was computed in {facts.precision} and `evaluate.precision` "
-                f"is {precision}; give {facts.precision} or auto, {_UNCACHED}"
-            )
         update: dict[str, Any] = {"precision": facts.precision, "fold": facts.folded, "compile": False}
         if part != "test":
             return options.model_copy(update={**update, "views": "single", "crops": "center"})
+        if precision not in ("auto", facts.precision):
+            raise SettingsError(
+                f"{self.cache}: the test part was computed in {facts.precision} and `evaluate.precision` is "
+                f"{precision}; give {facts.precision} or auto, {_UNCACHED}"
+            )
         made = self.cache.facts.evaluate
         keys = ["views", "crops"]
         keys += ["num_clips"] if options.views == "uniform" else []

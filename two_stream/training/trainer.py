@@ -385,8 +385,9 @@ class Trainer:
         averaged = self.stepper.ema is not None
         other = self.model.state_dict() if averaged else None
         best = (self.evaluated, self._state("averaged" if averaged else "trained", other), self._meta())
-        if self._least_seconds:
-            self._best = copy.deepcopy(best)
+        if self._least_seconds:  # what is frozen never changes and needs no copy
+            frozen = {id(p): p for p in self.model.parameters() if not p.requires_grad}
+            self._best = copy.deepcopy(best, frozen)
         else:
             self._save(self.paths.best, *best)
 

@@ -21,7 +21,7 @@ CLASSES = ["left", "right", "stay"]
 INPUT = {"clip_length": 8, "resize": (36, 48), "crop": 32}
 MOBILENET = {"kind": "mobilenetv2_3d", "width": 0.2, "temporal_stride": 4}
 SLOWFAST = {"kind": "slowfast", "width": 0.25, "fast_stride": 1, "alpha": 2}
-BERT = {"kind": "bert", "heads": 4}
+BERT = {"kind": "bert", "heads": 4, "hidden": 64}
 NONLOCAL = {"kind": "nonlocal", "features": 24}
 LARGER = {**INPUT, "resize": (52, 64), "crop": 48}
 """pictures that leave more than one place in the last map"""

@@ -27,6 +27,9 @@ from two_stream.data.features import FeatureCache
 from two_stream.errors import CheckpointError, DataError, SettingsError
 from two_stream.evaluation.features import write_features
 from two_stream.evaluation.run import evaluate_run, load_run
+from two_stream.heads import HEADS
+from two_stream.recognizer import Recognizer
+from two_stream.types import FeatureLayout
 
 CSN = {"kind": "csn", "depth": 26, "width": 0.25, "temporal_stride": 4}
 TIMM = {"kind": "timm", "name": "test_resnet", "temporal_stride": 4}
@@ -72,10 +75,32 @@ def test_logits_of_every_view_are_the_same(world: Path, tmp_path: Path, case: st
     assert len(cached.view_logits) == 3 * clips * 10
     assert difference(cached.view_logits, read.view_logits) < 1e-5
     assert difference(cached.logits, read.logits) < 1e-5
-    assert ("2×2×2" in str(FeatureCache(cache).layout)) == ("input" in CASES[case][3])
+    assert str(FeatureCache(cache).layout).endswith("×2×2") == ("input" in CASES[case][3])
     assert np.ptp(read.view_logits, axis=0).min() > 1e-2  # and not all views alike
     assert cached.groups == read.groups
     np.testing.assert_array_equal(cached.labels, read.labels)
+
+
+@pytest.mark.parametrize("kind", sorted(HEADS))
+def test_every_head_takes_maps_and_says_whether_tokens_do(world: Path, kind: str) -> None:
+    """A head that pools in its own way and forgets `needs_maps` would be fed wrong tokens in silence."""
+    small = {"lstm": {"hidden": 16}, "bert": {"heads": 4}, "hf_bert": {"heads": 4}}
+    head = {"kind": kind, **small.get(kind, {})}
+    model = settled_model(experiment_of(world, head=head, model={"input": LARGER}).model)
+    clip = torch.randint(0, 256, (2, 3, 8, 48, 48), dtype=torch.uint8)
+    with torch.no_grad():
+        wanted = model(clip).numpy()
+        for maps in (True, False):
+            parts = model.features_to_store(model.normalised(clip), maps=maps)
+            layout = FeatureLayout(tuple(tuple(part.shape[1:]) for part in parts))
+            rows = torch.cat([part.flatten(1) for part in parts], dim=1)
+            if not maps and model.head.needs_maps:
+                with pytest.raises(SettingsError, match="--maps"):
+                    model.take_stored(layout)
+                continue
+            model.take_stored(layout)
+            assert difference(model(rows).numpy(), wanted) < 1e-5
+            model.stored = None
 
 
 @pytest.mark.parametrize("part", ["val", "train"])
@@ -123,18 +148,27 @@ def test_multi_label_videos_keep_their_targets(tmp_path: Path) -> None:
     assert difference(cached.logits, read.logits) < 1e-5
 
 
-def test_half_precision_is_kept_as_it_was(world: Path, tmp_path: Path) -> None:
+def test_half_precision_is_kept_as_it_was(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rows are float32, and the head still sees the type that the backbone gave under autocast."""
-    run, cache = make(world, tmp_path, "bert", evaluate={"precision": "bf16", "batch_views": 64})
+    run, cache = make(world, tmp_path, "bert", evaluate={"precision": "bf16"})
+    seen = set()
+    forward = Recognizer.forward_stored
+
+    def watched(self: Recognizer, features_BD: torch.Tensor, layout: FeatureLayout) -> torch.Tensor:
+        seen.add(features_BD.dtype)
+        return forward(self, features_BD, layout)
+
+    monkeypatch.setattr(Recognizer, "forward_stored", watched)
     cached, path = evaluate_run(run, device="cpu")
-    read, _ = evaluate_run(run, device="cpu", uncached=True, out=tmp_path / "read.npz")
     assert path.name == "test_multi_ten_logits_bf16.npz"
-    assert '"dtype": "bfloat16"' in (cache / "features.json").read_text()
-    assert cached.view_logits is not None
-    assert read.view_logits is not None
-    scale = np.abs(read.view_logits).max()
-    assert np.abs(cached.view_logits - read.view_logits).max() < 0.01 * scale
-    assert np.median(np.abs(cached.view_logits - read.view_logits)) == 0.0
+    evaluate_run(run, part="val", device="cpu", out=tmp_path / "val.npz")
+    assert seen == {torch.bfloat16, torch.float32}  # of training clips, computed in `train.precision`
+    read, _ = evaluate_run(run, device="cpu", uncached=True)
+    assert difference(cached.logits, read.logits) < 0.01
+    rows = torch.from_numpy(np.array(FeatureCache(cache).part("test").rows))
+    assert torch.equal(rows.to(torch.bfloat16).float(), rows)
 
 
 def test_no_view_goes_through_the_backbone(

@@ -234,6 +234,25 @@ def test_short_epochs_write_few_checkpoints(
     assert load_run(tmp_path / "run", "last").meta["epoch"] == best["epoch"] == 5
 
 
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_held_checkpoint_is_that_of_the_best_epoch(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema: float
+) -> None:
+    fast = {"epochs": 5, "ema": ema, "optimizer": {"kind": "sgd", "lr": 0.05}}
+    experiment = start(world, tmp_path, train=fast)
+    cache = cache_of(experiment, tmp_path / "cache")
+    found = {}
+    for every in (0.0, 60.0):
+        monkeypatch.setattr(trainer_module, "SHORT_EPOCHS", every)
+        result = train(with_features(experiment.model_copy(update={"name": f"every{every:.0f}"}), cache))
+        assert 0 < result.best_epoch < 5
+        found[every] = weights(result.run.root, "best")
+        assert load_run(result.run.root).meta["epoch"] == result.best_epoch
+        last = weights(result.run.root)
+        assert not torch.equal(found[every]["classifier.weight"], last["classifier.weight"])
+    assert all(torch.equal(found[60.0][name], tensor) for name, tensor in found[0.0].items())
+
+
 def test_backbone_is_not_run(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = start(world, tmp_path)
     cache = cache_of(experiment, tmp_path / "cache")

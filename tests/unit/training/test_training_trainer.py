@@ -261,7 +261,7 @@ def test_lines_after_the_checkpoint_are_written_again(make_trainer: Any) -> None
 
 def test_changed_lists_and_another_network_cannot_resume(make_trainer: Any) -> None:
     make_trainer(epochs=1).fit()
-    with pytest.raises(SettingsError, match="split lists changed"):
+    with pytest.raises(SettingsError, match="split lists or stored features changed"):
         make_trainer(epochs=1, data=replace(memory_data(), fingerprint="other")).restore()
     other = TinyNet()
     other.classifier = torch.nn.Linear(6, 9)
