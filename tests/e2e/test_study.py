@@ -97,10 +97,11 @@ def test_killed_and_interrupted_it_ends_the_same(whole: Path, tmp_path: Path):
     study = write(tmp_path, seeds=[1])
     command = [sys.executable, "-m", "two_stream", "ablate", str(study), "--jobs", "2"]
     for number in (signal.SIGKILL, signal.SIGINT):
+        before = _begun(tmp_path)
         with subprocess.Popen(
             command, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True
         ) as process:
-            _wait_for_training(tmp_path, process)
+            _wait_for_training(tmp_path, process, before)
             os.kill(process.pid, number)
             _, said = process.communicate(timeout=120)
         assert process.returncode in (-signal.SIGKILL, 130)
@@ -114,13 +115,16 @@ def test_killed_and_interrupted_it_ends_the_same(whole: Path, tmp_path: Path):
         np.testing.assert_array_equal(values, theirs[name])
 
 
-def _wait_for_training(folder: Path, process: subprocess.Popen[bytes]) -> None:
+def _begun(folder: Path) -> int:
+    """Return how often a cell was begun or gone on with."""
+    logs = (folder / "out" / "tiny" / "logs").glob("*.log")
+    return sum(log.read_text().count("run folder") for log in logs)
+
+
+def _wait_for_training(folder: Path, process: subprocess.Popen[bytes], before: int) -> None:
     """Wait until a cell is at work (or all is over)."""
     end = time.monotonic() + 120
-    while time.monotonic() < end and process.poll() is None:
-        logs = list((folder / "out" / "tiny" / "logs").glob("*.log"))
-        if any("run folder" in log.read_text() for log in logs):
-            return
+    while time.monotonic() < end and process.poll() is None and _begun(folder) == before:
         time.sleep(0.05)
 
 

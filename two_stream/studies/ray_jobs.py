@@ -39,7 +39,7 @@ def run_on_ray(
     ray = import_ray()
     with connected(ray, address, None):
         gpus = 1.0 / per_gpu if ray.cluster_resources().get("GPU") else 0
-        task = ray.remote(work).options(num_gpus=gpus, max_retries=0)
+        task = ray.remote(work)
         waiting = deque(jobs)
         out: dict[Any, int] = {}
         try:
@@ -47,9 +47,8 @@ def run_on_ray(
                 while waiting and len(out) < _room(ray, gpus):
                     index = waiting.popleft()
                     threads = max(1, jobs[index].settings().threads)
-                    reference = task.options(num_cpus=threads).remote(
-                        jobs[index], str(Path.cwd()), source_digest()
-                    )
+                    placed = task.options(num_cpus=threads, num_gpus=gpus, max_retries=0)
+                    reference = placed.remote(jobs[index], str(Path.cwd()), source_digest())
                     out[reference] = index
                     running.jobs[index] = time.monotonic()
                 ready, _ = ray.wait(list(out), num_returns=1, timeout=TICK)

@@ -11,6 +11,7 @@ import numpy as np
 
 from two_stream.errors import ScoreError
 from two_stream.evaluation import metrics
+from two_stream.evaluation.metrics import Interval
 from two_stream.runtime.provenance import code_version, environment
 from two_stream.studies import statistics
 from two_stream.studies.comparison import LEVEL, Tested, class_means, compare_panels, corrected
@@ -152,6 +153,11 @@ def _check_names(variants: Sequence[VariantRuns], pairs: Sequence[Pair]) -> None
             raise ScoreError(f"a comparison names {unknown!r}; known variants: {', '.join(names)}")
 
 
+def _within_range(interval: Interval) -> Interval:
+    """Return the interval of a share, which a t interval may leave."""
+    return replace(interval, low=max(0.0, interval.low), high=min(1.0, interval.high))
+
+
 def _tested(panels: dict[str, Panel], pair: Pair, level: float) -> Tested:
     family, first, second = pair
     return compare_panels((first, second), (panels[first], panels[second]), family=family, level=level)
@@ -165,7 +171,7 @@ def _variant(variant: VariantRuns, panel: Panel, level: float) -> VariantResult:
         levels=variant.levels,
         changes=variant.changes,
         accuracy=panel.interval(level),
-        seed_interval=statistics.t_interval(values, level) if several else None,
+        seed_interval=_within_range(statistics.t_interval(values, level)) if several else None,
         sd=float(np.std(values, ddof=1)) if several else None,
         seeds=panel.seeds,
         splits=panel.splits,

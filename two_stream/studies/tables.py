@@ -179,13 +179,15 @@ def _against(name: str, comparisons: Sequence[Comparison], *, named: bool) -> Ce
     own = [one for one in comparisons if one.first == name]
     if not own:
         return Cell("baseline", 0.0) if any(one.second == name for one in comparisons) else Cell(DASH)
-    texts = [signed_text(100 * one.difference.value) + (f" to {one.second}" if named else "") for one in own]
-    return Cell("; ".join(texts), own[0].difference.value, _better(own))
+    first = own[0]
+    text = signed_text(100 * first.difference.value) + (f" to {first.second}" if named else "")
+    more = f" (+ {len(own) - 1} below)" if len(own) > 1 else ""
+    return Cell(text + more, first.difference.value, _better(own[:1]))
 
 
 def _verdict(name: str, comparisons: Sequence[Comparison]) -> Cell:
-    own = [one for one in comparisons if one.first == name]
-    text = "; ".join(said(one) for one in own)
+    own = [one for one in comparisons if one.first == name][:1]
+    text = said(own[0]) if own else ""
     return Cell(text or DASH, text or None, _better(own))
 
 

@@ -364,3 +364,16 @@ def test_numbers_as_they_are_shown():
     assert tables.p_text(0.001) == "0.001"
     assert tables.number(None) == tables.Cell("–")
     assert tables.number(0.1234, 1, 100) == tables.Cell("12.3", 0.1234)
+
+
+def test_of_several_comparisons_the_variants_table_names_the_first_and_counts_the_others():
+    made = made_result()
+    first = made.comparisons[0]
+    other = replace(
+        first, second=next(v.name for v in made.variants if v.name not in (first.first, first.second))
+    )
+    table = tables.variants_table(replace(made, comparisons=[first, other]))
+    row = next(row for row in table.rows if row[0].text == first.first)
+    texts = [cell.text for cell in row]
+    assert f"{tables.signed_text(100 * first.difference.value)} to {first.second} (+ 1 below)" in texts
+    assert tables.said(first) in texts
