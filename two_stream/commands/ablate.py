@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import signal
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -51,7 +53,7 @@ class Flags:
 
 
 def main(args: list[str]) -> int:
-    """Run the command; 0 when every cell is done, 1 when some failed, 130 after Ctrl-C."""
+    """Run the command; 0 when every cell is done, 1 when some failed, 130 after Ctrl-C, 143 after SIGTERM."""
     name, rest = split_positional(
         args, "two-stream ablate", "the study file", "settings/studies/demo_heads.yaml"
     )
@@ -68,13 +70,22 @@ def main(args: list[str]) -> int:
         ran = look_at(study, source=name, any_code=flags.any_code)
     else:
         places = Places(flags.jobs, flags.devices, flags.ray)
+        before = signal.signal(signal.SIGTERM, _interrupt)
         try:
             ran = run_study(study, places, source=name, any_code=flags.any_code)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             note(f"stopped; what ran is saved, go on with: {command}")
-            raise
+            return 128 + (stop.args[0] if stop.args else signal.SIGINT)
+        finally:
+            signal.signal(signal.SIGTERM, before)
     _report(ran, Path(name), command)
     return 1 if ran.failed else 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Let SIGTERM end the study as Ctrl-C does: its workers save what they train."""
+    del frame
+    raise KeyboardInterrupt(number)
 
 
 def _report(ran: Ran, source: Path, command: str) -> None:
