@@ -28,7 +28,7 @@ STUDY = {
             "backbone": {"kind": "timm", "name": "test_resnet"},
             "input": {"clip_length": 6, "stride": 2, "resize": [48, 64], "crop": 32},
         },
-        "data": {"workers": 0, "holdout": 0.3},
+        "data": {"workers": 1, "holdout": 0.3},
         "train": {
             "epochs": 2,
             "batch_size": 8,

@@ -13,7 +13,6 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import BinaryIO
 
 from two_stream.studies.cells import Job, Outcome, do, job_from, to_wire
 from two_stream.studies.locks import worker_mark
@@ -23,7 +22,7 @@ def main() -> int:
     """Do jobs until the input ends."""
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     jobs: queue.Queue[Job | None] = queue.Queue()
-    threading.Thread(target=_listen, args=(sys.stdin.buffer, jobs), daemon=True).start()
+    threading.Thread(target=_listen, args=(_input(), jobs), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     mark = None
     while (job := jobs.get()) is not None:
@@ -38,10 +37,25 @@ def main() -> int:
     return 0
 
 
-def _listen(lines: BinaryIO, jobs: queue.Queue[Job | None]) -> None:
+def _input() -> int:
+    """Return a descriptor of the input that nothing else knows of.
+
+    A forked loader process closes `sys.stdin`, and would wait for ever for its lock, which the listening thread holds.
+    """
+    own = os.dup(0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return own
+
+
+def _listen(source: int, jobs: queue.Queue[Job | None]) -> None:
     """Hand on jobs; when the input ends ask the work at hand to stop."""
-    for line in lines:
-        jobs.put(job_from(json.loads(line)))
+    heard = b""
+    while part := os.read(source, 1 << 16):
+        *lines, heard = (heard + part).split(b"\n")
+        for line in lines:
+            jobs.put(job_from(json.loads(line)))
     jobs.put(None)
     os.kill(os.getpid(), signal.SIGTERM)
 
