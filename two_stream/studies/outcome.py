@@ -12,7 +12,7 @@ from two_stream.errors import ScoreError
 from two_stream.evaluation.run_files import history
 from two_stream.evaluation.scores import read_scores
 from two_stream.runtime.console import note
-from two_stream.runtime.device import pick_device
+from two_stream.runtime.device import pick_device, set_threads
 from two_stream.studies.ablation import Ran
 from two_stream.studies.cells import Job, Outcome
 from two_stream.studies.costs import kept_cost
@@ -95,6 +95,7 @@ def _cost(study: Study, job: Job, tables: dict[tuple[int, int], ScoreTable]) -> 
     experiment = job.settings()
     table = next(iter(tables.values()))
     note(f"measuring the cost of {job.title.partition(',')[0]}")
+    set_threads(experiment.threads)
     return kept_cost(
         folder_of(study) / "costs.json",
         experiment,

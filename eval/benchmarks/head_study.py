@@ -1,0 +1,141 @@
+"""A study of heads on a frozen backbone: from stored features, and cell by cell from the videos.
+
+    python eval/benchmarks/head_study.py [--quick] [--rounds 3] [--threads 2]
+
+A *pass* is what one cell reads and computes from the videos: an epoch of training with its validation, and the
+multi-clip, ten-crop evaluation of the test part. Storing the features takes the place of all passes of all cells; six
+heads with three seeds then learn and are scored from them. Both sides' scores are compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import Row, finish, flags, interleaved, median_of, ratio_of
+
+from two_stream.config.load import validate
+from two_stream.config.schema import Experiment
+from two_stream.data.demo import DemoOptions, write_demo_frames
+from two_stream.evaluation.features import write_features
+from two_stream.evaluation.run import evaluate_run
+from two_stream.training.loop import start_model, train
+
+HEADS: dict[str, dict[str, Any]] = {
+    "average": {"kind": "average"},
+    "concat": {"kind": "concat", "features": None},
+    "fc": {"kind": "concat", "features": 256},
+    "lstm": {"kind": "lstm", "hidden": 128, "layers": 1},
+    "nonlocal": {"kind": "nonlocal", "over": "time", "features": 256},
+    "bert": {"kind": "bert", "heads": 4, "hidden": 128},
+}
+SEEDS = (1, 2, 3)
+
+
+def settings(folder: Path, head: str, *, seed: int, epochs: int, **data: Any) -> Experiment:
+    """Return a cell's settings."""
+    given = {
+        "name": f"{head}{seed}{'_stored' if data else ''}",
+        "runs": str(folder / "runs"),
+        "seed": seed,
+        "device": "cpu",
+        "model": {
+            "backbone": {"kind": "resnet3d", "depth": 18, "width": 0.5, "temporal_stride": 4},
+            "head": HEADS[head],
+            "input": {"clip_length": 16, "resize": [96, 128], "crop": 80},
+        },
+        "data": {"dataset": str(folder / "data" / "dataset.yaml"), "workers": 0, **data},
+        "train": {
+            "epochs": epochs,
+            "batch_size": 16,
+            "optimizer": {"kind": "adamw", "lr": 1e-3},
+            "freeze_until": "backbone",
+            "log_images": False,
+            **_start(folder, data),
+        },
+        "evaluate": {"views": "multi", "crops": "ten", "precision": "fp32"},
+    }
+    return validate(Experiment, given, "head_study")
+
+
+def _start(folder: Path, data: dict[str, Any]) -> dict[str, str]:
+    """Return whose backbone a cell has: with stored features that of the first cell, which they were made of."""
+    return {"init": str(folder / "runs" / "average1"), "init_part": "backbone"} if data else {}
+
+
+def cell(experiment: Experiment) -> np.ndarray:
+    """Train and score; return the test logits."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        train(experiment, overwrite=True)
+        table, _ = evaluate_run(experiment.runs / experiment.name, device="cpu")
+    return table.logits
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print and write."""
+    given = flags(__doc__, argv, rounds=3)
+    epochs = 5 if given.quick else 30
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_demo_frames(
+            folder / "data", DemoOptions(theme="order", groups=6 if given.quick else 15), flow=False
+        )
+        first = settings(folder, "average", seed=1, epochs=1)
+        store = folder / "features"
+
+        def stored() -> None:
+            write_features(start_model(first), first, store, overwrite=True)
+
+        times = interleaved({"pass": lambda: cell(first), "features": stored}, rounds=given.rounds)
+        ours = cell(settings(folder, "average", seed=1, epochs=1, features=str(store)))
+        error = float(np.abs(ours - cell(first)).max() / np.abs(ours).max())
+        cells = interleaved(
+            {
+                "cells": lambda: [
+                    cell(settings(folder, head, seed=seed, epochs=epochs, features=str(store)))
+                    for head in HEADS
+                    for seed in SEEDS
+                ],
+            },
+            rounds=1,
+            warm=0,
+        )
+    passes = 1 / ratio_of(times, "pass", "features")
+    one, all_cells = median_of(times["pass"]), median_of(cells["cells"])
+    cost = median_of(times["features"])
+    problem = "" if error < 1e-4 else f"scores differ by {error:.1e}"
+    rows = [
+        Row(
+            "features of a head study, in passes over the videos",
+            "one epoch and one ten-crop evaluation",
+            one,
+            cost,
+            passes,
+            1.5,
+            f"ResNet3D-18 ×0.5, 16×80²; scores of a cell agree to {error:.0e}",
+            "s",
+            at_most=True,
+            problem=problem,
+        ),
+        Row(
+            f"six heads × three seeds, {epochs} epochs each, features included",
+            "one pass",
+            one,
+            cost + all_cells,
+            (cost + all_cells) / one,
+            note=f"{all_cells / len(HEADS) / len(SEEDS):.1f} s a cell; from the videos a cell of {epochs} epochs takes "
+            f"up to {epochs} passes",
+            unit="s",
+            at_most=True,
+        ),
+    ]
+    return finish("head_study", rows, given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
