@@ -122,7 +122,7 @@ def _list(study: Study, name: str, flags: Flags) -> int:
     from two_stream.runtime.console import console, say, table
     from two_stream.studies.ablation import look_at, prepare
 
-    prepare(study)
+    prepare(study, name)
     ran = look_at(study, source=name, any_code=flags.any_code)
     rows = []
     for cell, outcome in zip(ran.cells, ran.outcomes, strict=True):
