@@ -90,7 +90,7 @@ def _report(ran: Ran, source: Path, command: str) -> None:
     result = result_of(ran, source=source, command=command)
     files = write_study_report(result, folder_of(ran.study) / "report.html")
     show(result)
-    say(f"report: {files[0]} (and {', '.join(path.suffix for path in files[1:])} beside it)")
+    say(f"report: {files[0]} (beside it {', '.join(path.name for path in files[1:])})")
 
 
 def _study(name: str, flags: Flags) -> Study:
