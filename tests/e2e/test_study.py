@@ -177,3 +177,21 @@ def test_on_ray_the_numbers_are_the_same(whole: Path, tmp_path: Path, monkeypatc
     assert len(ours) == 2
     for name, values in ours.items():
         np.testing.assert_array_equal(values, theirs[name])
+
+
+def test_heads_on_stored_features_are_scored_anew_in_another_way(whole: Path, tmp_path: Path, monkeypatch):
+    (tmp_path / "data").symlink_to(whole / "data")
+    monkeypatch.chdir(tmp_path)
+    features = {"features": {"backbone": {"model.head.kind": "average"}}, "seeds": [1]}
+    assert main(["ablate", str(write(tmp_path, **features)), "--jobs", "2"]) == 0
+    weights = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("best/*.safetensors")}
+    before = logits(tmp_path)
+    other = {**STUDY["settings"], "evaluate": {**STUDY["settings"]["evaluate"], "crops": "three"}}  # type: ignore[dict-item]
+    study = str(write(tmp_path, **features, settings=other))
+    assert main(["ablate", study, "--jobs", "2"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in weights} == weights
+    for run in before:
+        scores = tmp_path / "out" / "tiny" / "runs" / run / "scores"
+        found = read_scores(scores / "test_single_three_logits.npz")
+        assert found.meta["views_per_video"] == 3.0
+        assert not np.array_equal(found.logits, before[run])

@@ -101,7 +101,7 @@ def _report(ran: Ran, source: Path, command: str) -> None:
     result = result_of(ran, source=source, command=command)
     files = write_study_report(result, folder_of(ran.study) / "report.html")
     show(result)
-    say(f"report: {files[0]} (and {', '.join(path.suffix for path in files[1:])} beside it)")
+    say(f"report: {files[0]} (beside it {', '.join(path.name for path in files[1:])})")
 
 
 def _study(name: str, flags: Flags) -> Study:
@@ -133,7 +133,7 @@ def _list(study: Study, name: str, flags: Flags) -> int:
     from two_stream.runtime.console import console, say, table
     from two_stream.studies.ablation import look_at, prepare
 
-    prepare(study)
+    prepare(study, name)
     ran = look_at(study, source=name, any_code=flags.any_code)
     rows = []
     for cell, outcome in zip(ran.cells, ran.outcomes, strict=True):

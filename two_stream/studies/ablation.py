@@ -6,17 +6,19 @@ import json
 import os
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from two_stream.config.load import dump
 from two_stream.config.study import DemoData, Study
 from two_stream.data.demo import DemoOptions, write_demo_frames
 from two_stream.errors import SettingsError
 from two_stream.runtime.console import note, warn
-from two_stream.studies.cells import Job, Outcome, keep, outcome_of
+from two_stream.runtime.device import pick_device
+from two_stream.studies.cells import Job, Outcome, keep, outcome_of, whole
 from two_stream.studies.live import Board, shown, tell
 from two_stream.studies.locks import study_lock
-from two_stream.studies.plan import Cell, folder_of, plan
+from two_stream.studies.plan import Cell, check, folder_of, plan
 from two_stream.studies.pool import Event, Running, Slot, run_jobs, slots_for
 from two_stream.studies.stages import Stage, stages_of
 
@@ -50,8 +52,13 @@ class Ran:
         return sum(outcome is None or not outcome.done for outcome in self.outcomes)
 
 
-def prepare(study: Study) -> None:
-    """Write the embedded data set where the study asks for it; what is there is kept."""
+def prepare(study: Study, source: object = "study") -> None:
+    """Write the embedded data set where the study asks for it; what is there is kept.
+
+    Raises:
+        SettingsError: The study is wrong; found out before anything is written.
+    """
+    check(study, source)
     if study.demo is not None:
         write_demo_frames(study.demo.out, demo_options(study.demo), flow=study.demo.flow)
 
@@ -77,45 +84,104 @@ def run_study(study: Study, places: Places, *, source: object = "study", any_cod
         DataError: Its data set cannot be read.
         KeyboardInterrupt: It was interrupted; running cells are saved.
     """
-    prepare(study)
+    _check_devices(places.devices)
+    prepare(study, source)
     cells = plan(study, source)
     with study_lock(folder_of(study)):
         stages = stages_of(study, cells, source)
-        for stage in stages[:-1]:
-            outcomes = _run_stage(stage, places, any_code=any_code)
-            broken = [outcome for outcome in outcomes if not outcome.done]
-            if broken:
-                raise SettingsError(f"{stage.what} of the study failed: {broken[0].reason}")
-        found = _run_stage(stages[-1], places, any_code=any_code)
-    return Ran(study, cells, list(found), stages[-1].jobs)
+        jobs = stages[-1].jobs
+        older = _older(stages)
+        if not any_code:
+            _tell_outdated(jobs, older)
+            older = {}
+        before = _so_far(jobs, older)
+        if not all(outcome is not None and outcome.done for outcome in before):
+            moved = _run_first(stages[:-1], places, older)
+            jobs = [_moved(job, moved) for job in jobs]
+        found = _run_stage(replace(stages[-1], jobs=jobs), places, older)
+    return Ran(study, cells, list(found), jobs)
 
 
 def look_at(study: Study, *, source: object = "study", any_code: bool = False) -> Ran:
     """Return what the cells of a study came to so far; runs nothing."""
     cells = plan(study, source)
-    stage = stages_of(study, cells, source)[-1]
-    older = _older(stage.jobs) if any_code else {}
-    found = [outcome_of(job) or older.get(job.loose_key) for job in stage.jobs]
-    return Ran(study, cells, found, stage.jobs)
+    stages = stages_of(study, cells, source)
+    jobs = stages[-1].jobs
+    return Ran(study, cells, _so_far(jobs, _older(stages) if any_code else {}), jobs)
 
 
-def _run_stage(stage: Stage, places: Places, *, any_code: bool) -> list[Outcome]:
+def _check_devices(names: Sequence[str]) -> None:
+    for name in names:
+        try:
+            pick_device(name)
+        except SettingsError:
+            raise SettingsError(
+                f"--devices names {name}, which this machine does not have; without --devices the settings decide"
+            ) from None
+
+
+def _run_first(stages: Sequence[Stage], places: Places, older: Mapping[str, Outcome]) -> dict[str, str]:
+    """Do what the cells need; return, for results by other code, the folders that stand in place of the usual ones.
+
+    Raises:
+        SettingsError: Something failed that cells need.
+    """
+    moved: dict[str, str] = {}
+    for stage in stages:
+        jobs = [_moved(job, moved) for job in stage.jobs]
+        for job, outcome in zip(jobs, _run_stage(replace(stage, jobs=jobs), places, older), strict=True):
+            if not outcome.done:
+                raise SettingsError(f"{job.title} failed, and the study needs it: {outcome.reason}")
+            if outcome.run != job.made:
+                moved[job.made] = outcome.run
+    return moved
+
+
+def _moved(job: Job, moved: Mapping[str, str]) -> Job:
+    """Return a job that starts from weights and stored features where they are."""
+    experiment = job.settings()
+    init, features = (moved.get(str(path)) for path in (experiment.train.init, experiment.data.features))
+    if init is None and features is None:
+        return job
+    if init is not None:
+        train = experiment.train.model_copy(update={"init": Path(init)})
+        experiment = experiment.model_copy(update={"train": train})
+    if features is not None:
+        data = experiment.data.model_copy(update={"features": Path(features)})
+        experiment = experiment.model_copy(update={"data": data})
+    return replace(job, experiment=dump(experiment))
+
+
+def _so_far(jobs: Sequence[Job], older: Mapping[str, Outcome]) -> list[Outcome | None]:
+    """Return how jobs stand, results by other code among them where those are taken."""
+    found = []
+    for job in jobs:
+        outcome = outcome_of(job)
+        if outcome is None and job.loose_key in older and whole(job, older[job.loose_key]):
+            outcome = older[job.loose_key]
+        found.append(outcome)
+    return found
+
+
+def _tell_outdated(jobs: Sequence[Job], older: Mapping[str, Outcome]) -> None:
+    count = sum(job.loose_key in older and outcome_of(job) is None for job in jobs)
+    if count:
+        note(
+            f"{count} of {len(jobs)} cells were made by other code and are run again (--any-code takes them)"
+        )
+
+
+def _run_stage(stage: Stage, places: Places, older: Mapping[str, Outcome]) -> list[Outcome]:
     """Do the jobs of a stage that are not done; return how each of them stands then."""
     slots = _slots(stage.jobs, places)
     board = Board(f"study, {stage.what}", stage.rows, stage.jobs, len(slots))
-    older = _older(stage.jobs)
-    outdated = 0
-    for index, job in enumerate(stage.jobs):
-        before = outcome_of(job)
-        if before is None and job.loose_key in older:
-            outdated += 1
-            before = older[job.loose_key] if any_code else None
-        if before is not None and before.done:
-            board.end(index, before, fresh=False)
-    if outdated:
-        how = "taken as they are" if any_code else "run again (--any-code takes them)"
-        note(f"{outdated} of {len(stage.jobs)} {stage.what} were made by other code and are {how}")
+    for index, outcome in enumerate(_so_far(stage.jobs, older)):
+        if outcome is not None and outcome.done:
+            board.end(index, outcome, fresh=False)
     missing = [index for index in range(len(stage.jobs)) if index not in board.ended]
+    taken = sum(outcome.key != stage.jobs[index].key for index, outcome in board.ended.items())
+    if taken:
+        note(f"{taken} of {len(stage.jobs)} {stage.what} were made by other code and are taken as they are")
     if missing:
         note(
             f"{stage.what}: {len(missing)} of {len(stage.jobs)} to run, {min(len(slots), len(missing))} at a time"
@@ -148,16 +214,22 @@ def _slots(jobs: Sequence[Job], places: Places) -> list[Slot]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = places.jobs
     if count is None:
-        threads = max((job.settings().threads for job in jobs), default=0)
-        count = max(1, cores // threads) if threads and not places.devices else 1
+        settings = [job.settings() for job in jobs]
+        threads = max((experiment.threads for experiment in settings), default=0)
+        on_cpu = (
+            not places.devices
+            and not places.ray
+            and all(pick_device(one.device).type == "cpu" for one in settings)
+        )
+        count = max(1, cores // threads) if threads and on_cpu else 1
     return slots_for(places.devices, count, cores)
 
 
-def _older(jobs: Sequence[Job]) -> dict[str, Outcome]:
-    """Return the results by other code that lie beside those of these jobs, by the key without the code."""
+def _older(stages: Sequence[Stage]) -> dict[str, Outcome]:
+    """Return the results by other code that lie beside those of a study's jobs, by the key without the code."""
     found: dict[str, Outcome] = {}
-    wanted = {job.loose_key for job in jobs}
-    keys = {job.key for job in jobs}
+    jobs = [job for stage in stages for job in stage.jobs]
+    wanted, keys = {job.loose_key for job in jobs}, {job.key for job in jobs}
     for folder in {Path(job.record).parent for job in jobs}:
         for path in sorted(folder.glob("*.json")):
             try:

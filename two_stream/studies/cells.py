@@ -7,17 +7,19 @@ still the same bytes; what a killed process left behind is gone on with.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from two_stream.config.load import dump, validate
+from two_stream.config.load import dump, load_experiment, validate
 from two_stream.config.schema import Experiment
 from two_stream.errors import TwoStreamError
 from two_stream.runtime.files import sha256, write_json
-from two_stream.types import Part
+from two_stream.studies.plan import start_of
+from two_stream.types import Part, RunPaths
 
 Kind = Literal["train", "features"]
 
@@ -52,6 +54,11 @@ class Job:
     device: str = ""
     """empty: as the settings say"""
 
+    @property
+    def made(self) -> str:
+        """The folder it writes."""
+        return self.out or self.run
+
     def settings(self) -> Experiment:
         """Return the experiment, on the device and threads it was given."""
         import yaml
@@ -78,8 +85,10 @@ class Outcome:
     evaluate: str = ""
     """how it was scored, as text"""
     model_sha256: str = ""
+    """of the weights: those it trained, or those whose features it stored"""
     loose_key: str = ""
     run: str = ""
+    """folder it wrote"""
 
     @property
     def done(self) -> bool:
@@ -112,15 +121,26 @@ def outcome_of(job: Job) -> Outcome | None:
         return None
     if outcome.key != job.key or not outcome.done:
         return None if outcome.key != job.key else outcome
-    return outcome if _whole(job, outcome) else None
+    return outcome if whole(job, outcome) else None
 
 
-def _whole(job: Job, outcome: Outcome) -> bool:
+def whole(job: Job, outcome: Outcome) -> bool:
+    """Whether a result is there as it was written: score files made in the way asked for, stored features undamaged."""
     if job.kind == "features":
-        return (Path(job.out) / "features.json").is_file()
+        return _stored(job, outcome)
     if outcome.evaluate != _scoring(job.settings()) or set(job.parts) - set(outcome.scores):
         return False
     return all(_same(Path(file), digest) for file, digest in outcome.scores.values())
+
+
+def _stored(job: Job, outcome: Outcome) -> bool:
+    from two_stream.data.features import FeatureCache
+
+    try:
+        FeatureCache(outcome.run)
+        return outcome.model_sha256 in ("", start_of(job.settings().train.init))
+    except TwoStreamError:
+        return False
 
 
 def _same(path: Path, digest: str) -> bool:
@@ -157,25 +177,28 @@ def do(job: Job) -> Outcome:
 
 def keep(job: Job, outcome: Outcome) -> Outcome:
     """Write down how a job ended."""
-    outcome = replace(outcome, loose_key=job.loose_key, run=job.run)
+    outcome = replace(outcome, loose_key=job.loose_key, run=job.made)
     write_json(Path(job.record), asdict(outcome))
     return outcome
 
 
 def _trained(job: Job) -> Outcome:
     from two_stream.evaluation.metrics import main_value
-    from two_stream.evaluation.run import evaluate_run
+    from two_stream.evaluation.run import evaluate_run, load_run
     from two_stream.training.loop import train
-    from two_stream.types import RunPaths
 
     experiment = job.settings()
     paths = RunPaths(Path(job.run))
-    if train(experiment, resume=paths.experiment.is_file()).interrupted is not None:
+    begun = _begun(experiment, paths)
+    if train(begun or experiment, resume=begun is not None).interrupted is not None:
         return Outcome("interrupted", job.key)
     scores: dict[str, list[str]] = {}
     accuracy = model = None
+    run = load_run(paths.root, "best", experiment.device)
+    data = run.experiment.data.model_copy(update={"features": experiment.data.features})
+    run = replace(run, experiment=run.experiment.model_copy(update={"data": data}))
     for part in job.parts:
-        table, path = evaluate_run(paths.root, part=part, device=experiment.device)
+        table, path = evaluate_run(run, part=part)
         scores[part] = [str(path), sha256(path)]
         if accuracy is None:
             accuracy, model = main_value(table.logits, table), str(table.meta["model_sha256"])
@@ -187,6 +210,24 @@ def _trained(job: Job) -> Outcome:
         evaluate=_scoring(experiment),
         model_sha256=model or "",
     )
+
+
+def _begun(experiment: Experiment, paths: RunPaths) -> Experiment | None:
+    """Return the settings to go on with a run, None where it has still to begin.
+
+    Another evaluation of a head needs other stored features. The training goes on with those that it began with, which
+    hold the same clips (its key says so); where they are gone it begins anew.
+    """
+    if not paths.experiment.is_file():
+        return None
+    before = load_experiment(paths.experiment).data.features
+    if before == experiment.data.features:
+        return experiment
+    if before is None or not (before / "features.json").is_file():
+        shutil.rmtree(paths.root)
+        return None
+    data = experiment.data.model_copy(update={"features": before})
+    return experiment.model_copy(update={"data": data})
 
 
 def _features(job: Job) -> Outcome:
@@ -202,7 +243,7 @@ def _features(job: Job) -> Outcome:
     write_features(
         model, experiment, Path(job.out), train_views=job.train_views, maps=job.maps, overwrite=True
     )
-    return Outcome("done", job.key)
+    return Outcome("done", job.key, model_sha256=start_of(experiment.train.init))
 
 
 def to_wire(value: Job | Outcome) -> bytes:

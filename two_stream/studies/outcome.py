@@ -58,7 +58,7 @@ def result_of(ran: Ran, *, source: Path, command: str) -> StudyResult:
         [_runs(study, variant, done) for variant in variants],
         pairs_of(study, variants),
         runs=_rows(ran),
-        notes=_notes(study),
+        notes=_notes(ran),
     )
 
 
@@ -125,10 +125,20 @@ def _rows(ran: Ran) -> list[RunRow]:
     return rows
 
 
-def _notes(study: Study) -> list[str]:
+def _notes(ran: Ran) -> list[str]:
+    study = ran.study
+    notes = []
+    older = sum(
+        outcome is not None and outcome.done and outcome.key != cell.key
+        for cell, outcome in zip(ran.cells, ran.outcomes, strict=True)
+    )
+    if older:
+        notes.append(
+            f"{older} of {len(ran.cells)} runs were made by another version of the code (--any-code)."
+        )
     if study.features is None:
-        return []
-    notes = [
+        return notes
+    notes += [
         "Heads learn on the stored features of a frozen backbone, which sees the same "
         f"{study.features.train_views} clip(s) of each training video in every epoch."
     ]

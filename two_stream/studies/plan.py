@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,7 +28,7 @@ from two_stream.evaluation.run import extraction_settings
 from two_stream.runtime.files import sha256
 from two_stream.runtime.folders import whole_folder
 from two_stream.runtime.provenance import source_digest
-from two_stream.studies.variants import Variant, merged, nested, variants_of
+from two_stream.studies.variants import Variant, merged, nested, pairs_of, variants_of
 from two_stream.training.run_folder import FREE_ON_RESUME
 from two_stream.training.sources import fingerprint
 from two_stream.types import Modality, Part
@@ -103,16 +104,36 @@ def plan(study: Study, source: object = "study") -> list[Cell]:
         SettingsError: A variant's settings are wrong; names it.
         DataError: The lists of a data set cannot be read.
     """
-    try:
-        variants = variants_of(study)
-    except SettingsError as error:
-        raise SettingsError(f"{source}: {error}") from None
+    variants = check(study, source)
     return [
         _cell(study, variant, split, seed, source)
         for seed in study.seeds
         for split in study.splits
         for variant in variants
     ]
+
+
+def check(study: Study, source: object = "study") -> list[Variant]:
+    """Return a study's variants, after a look at everything that can be wrong with them without any data.
+
+    Raises:
+        SettingsError: Their settings, or what is to be compared, is wrong; names source and variant.
+    """
+    with _naming(source):
+        variants = variants_of(study)
+    for variant in variants:
+        experiment_of(study, variant, study.splits[0], study.seeds[0], source)
+    with _naming(source):
+        pairs_of(study, variants)
+    return variants
+
+
+@contextmanager
+def _naming(source: object) -> Iterator[None]:
+    try:
+        yield
+    except SettingsError as error:
+        raise SettingsError(f"{source}: {error}") from None
 
 
 def experiment_of(study: Study, variant: Variant, split: int, seed: int, source: object) -> Experiment:
@@ -129,11 +150,13 @@ def experiment_of(study: Study, variant: Variant, split: int, seed: int, source:
 
 def _cell(study: Study, variant: Variant, split: int, seed: int, source: object) -> Cell:
     experiment = experiment_of(study, variant, split, seed, source)
-    start = start_of(experiment.train.init)
+    with _naming(f"{source}: variant {variant.name!r}"):
+        start = loose = start_of(experiment.train.init)
     if study.features is not None and study.features.backbone is not None:
-        start = backbone_cell(study, variant, split, source).key
+        backbone = backbone_cell(study, variant, split, source)
+        start, loose = backbone.key, backbone.loose_key
     extra = None if study.features is None else study.features.model_dump(mode="json")
-    return named(experiment, variant.name, split, seed, start=start, extra=extra)
+    return named(experiment, variant.name, split, seed, start=(start, loose), extra=extra)
 
 
 def _frozen(settings: Mapping[str, Any]) -> str:
@@ -152,7 +175,8 @@ def backbone_cell(study: Study, variant: Variant, split: int, source: object) ->
     settings = merged(merged(base_settings(study), kept), nested(study.features.backbone or {}))
     where = f"{source}: `features.backbone` of variant {variant.name!r}"
     experiment = _experiment(study, settings, split, study.seeds[0], where)
-    return named(experiment, "backbone", split, study.seeds[0], start=start_of(experiment.train.init))
+    start = start_of(experiment.train.init)
+    return named(experiment, "backbone", split, study.seeds[0], start=(start, start))
 
 
 def _without(settings: Mapping[str, Any], names: tuple[str, ...]) -> Changes:
@@ -181,7 +205,7 @@ def named(
     split: int,
     seed: int,
     *,
-    start: str = "",
+    start: tuple[str, str] = ("", ""),
     extra: Any = None,
 ) -> Cell:
     """Return a cell with its key, its experiment named after it.
@@ -191,17 +215,12 @@ def named(
         variant: Name of the variant.
         split: Official split.
         seed: Seed.
-        start: Hash of the weights it starts from.
+        start: Hash of the weights it starts from, with the code that made them and without.
         extra: What else decides its weights.
     """
-    facts = {
-        "settings": identity(experiment),
-        "start": start,
-        "data": data_digest(experiment),
-        "extra": extra,
-    }
-    loose = digest_of(facts)
-    key = digest_of([loose, source_digest()])
+    facts = {"settings": identity(experiment), "data": data_digest(experiment), "extra": extra}
+    exact, loose = (digest_of({**facts, "start": digest}) for digest in start)
+    key = digest_of([exact, source_digest()])
     slug = re.sub(r"[^\w.+-]+", "_", variant).strip("_")[:60]
     name = f"{slug}-split{split}-seed{seed}-{key[:8]}"
     return Cell(variant, split, seed, experiment.model_copy(update={"name": name}), key, loose)

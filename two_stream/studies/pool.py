@@ -82,7 +82,7 @@ def run_jobs(jobs: Mapping[int, Job], slots: Sequence[Slot], running: Running) -
 def _give(slot: Slot, index: int, jobs: Mapping[int, Job], selector: selectors.BaseSelector) -> None:
     if slot.process is None or slot.process.poll() is not None:
         slot.process, slot.heard = _started(), b""
-        selector.register(_pipe(slot.process.stdout), selectors.EVENT_READ, slot)
+        selector.register(_pipe(slot.process.stdout), selectors.EVENT_READ, (slot, slot.process))
     slot.job, slot.since = index, time.monotonic()
     job = jobs[index]
     sent = replace(job, device=slot.device or job.device, threads=slot.threads or job.threads)
@@ -109,17 +109,20 @@ def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
 def _ended(jobs: Mapping[int, Job], selector: selectors.BaseSelector) -> Generator[tuple[int, Outcome]]:
     """Wait a moment and yield the jobs that ended, by an answer or by the end of their process."""
     for key, _ in selector.select(TICK):
-        slot: Slot = key.data
+        slot, process = key.data
         heard = os.read(key.fd, 1 << 16)
-        slot.heard += heard
+        if slot.process is process:
+            slot.heard += heard
         if b"\n" in slot.heard and slot.job is not None:
             line, slot.heard = slot.heard.split(b"\n", 1)
             index, slot.job = slot.job, None
             yield index, Outcome(**json.loads(line))
         if not heard:
             selector.unregister(key.fileobj)
-            process, slot.process = slot.process, None
-            if slot.job is not None and process is not None:
+            if slot.process is not process:  # it ended between two jobs, and another one has its place by now
+                continue
+            slot.process = None
+            if slot.job is not None:
                 index, slot.job = slot.job, None
                 yield index, Outcome("failed", jobs[index].key, _death(process, jobs[index]))
 

@@ -103,7 +103,7 @@ def _about_data(panels: Mapping[str, Panel]) -> list[str]:
         )
     if lead.groups is None:
         found.append(
-            "The sources of the videos are unknown: parts of one source count as independent, so that "
+            "The sources of the videos are unknown, or all the same: parts of one count as independent, so that "
             "intervals may be too narrow."
         )
     tables = _tables(panels)

@@ -32,9 +32,9 @@ def write_study_report(result: StudyResult, out: Path) -> list[Path]:
         The paths, the page first.
 
     Raises:
-        SettingsError: The page would overwrite one of the others.
+        SettingsError: The name is not one of a page.
     """
-    if out.suffix.lower() in _BESIDE:
+    if out.suffix.lower() not in (".html", ".htm"):
         raise SettingsError(
             f"{out}: the page is HTML; give a name in .html ({', '.join(_BESIDE)} are written beside it)"
         )

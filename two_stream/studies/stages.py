@@ -99,7 +99,7 @@ def _frozen(study: Study, variant: Variant, cell: Cell, source: object) -> _Froz
     folder, options = folder_of(study), study.features
     train = cell.experiment.train
     backbone = None
-    start = start_of(train.init)
+    start = loose = start_of(train.init)
     if options.backbone is not None:
         first = backbone_cell(study, variant, cell.split, source)
         backbone = job_of(
@@ -110,15 +110,15 @@ def _frozen(study: Study, variant: Variant, cell: Cell, source: object) -> _Froz
             loose_key=first.loose_key,
             parts=(study.part,),
         )
-        start = first.key
+        start, loose = first.key, first.loose_key
         train = train.model_copy(update={"init": first.folder, "init_part": "backbone"})
     experiment = cell.experiment.model_copy(update={"train": train})
-    cache = _cache(study, experiment, cell.split, start)
+    cache = _cache(study, experiment, cell.split, (start, loose))
     data = experiment.data.model_copy(update={"features": Path(cache.out)})
     return _Frozen(backbone, cache, experiment.model_copy(update={"data": data}))
 
 
-def _cache(study: Study, experiment: Experiment, split: int, start: str) -> Job:
+def _cache(study: Study, experiment: Experiment, split: int, start: tuple[str, str]) -> Job:
     """Return the job that stores the features of a backbone: one for all heads and seeds on it."""
     assert study.features is not None
     plain = experiment.model.model_copy(update={"head": type(experiment.model)().head, "dropout": 0.0})

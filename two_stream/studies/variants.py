@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from two_stream.config.load import nearest
+from two_stream.config.load import flatten, nearest
 from two_stream.config.study import SEPARATOR, Against, Changes, Study
 from two_stream.errors import SettingsError
 
@@ -91,6 +91,9 @@ def nested(changes: Mapping[str, Any]) -> dict[str, Any]:
         inner = nested(value) if isinstance(value, Mapping) else value
         for part in reversed([*path, last]):
             inner = {part: inner}
+        twice = sorted(flatten(made).keys() & flatten(inner).keys())
+        if twice:
+            raise SettingsError(f"`{twice[0]}` is set twice, dotted and nested; once is enough")
         made = merged(made, inner)
     return made
 
@@ -98,13 +101,14 @@ def nested(changes: Mapping[str, Any]) -> dict[str, Any]:
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested settings with changes over them.
 
-    A part that gets another `kind` keeps nothing of the old one: its other settings belonged to that.
+    A part that gets another `kind` keeps nothing of the old one: its other settings belonged to that. Settings that
+    stand without any `kind` belong to the one that is still to come.
     """
     made = dict(copy.deepcopy(dict(base)))
     for key, value in changes.items():
         old = made.get(key)
         if isinstance(value, Mapping) and isinstance(old, Mapping):
-            other = "kind" in value and value["kind"] != old.get("kind")
+            other = "kind" in value and "kind" in old and value["kind"] != old["kind"]
             made[key] = merged({} if other else old, value)
         else:
             made[key] = copy.deepcopy(value)
@@ -117,6 +121,8 @@ def pairs_of(study: Study, variants: Sequence[Variant]) -> list[tuple[str, str, 
     Raises:
         SettingsError: A family names a variant, factor or level that does not exist, or compares nothing.
     """
+    if len(variants) < 2:
+        raise SettingsError(f"there is one variant ({variants[0].name}), so nothing to compare; add another")
     families = study.compare or [Against(baseline=variants[0].name)]
     found = []
     for place, family in enumerate(families):

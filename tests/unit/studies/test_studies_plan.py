@@ -10,6 +10,7 @@ import yaml
 from two_stream.config.study import Study
 from two_stream.errors import DataError, SettingsError
 from two_stream.studies import plan as planning
+from two_stream.studies.cells import Job
 from two_stream.studies.plan import Cell, backbone_cell, load_study, plan
 from two_stream.studies.stages import stages_of
 from two_stream.studies.variants import variants_of
@@ -114,6 +115,21 @@ def test_other_code_is_another_key_but_the_same_loose_one(lists: Path, monkeypat
     assert [cell.loose_key for cell in after] == [cell.loose_key for cell in before]
 
 
+def test_other_code_keeps_the_loose_keys_of_heads_on_a_backbone_that_is_trained_first(
+    lists: Path, monkeypatch
+):
+    made = study(lists, features={"backbone": {"model.head.kind": "average"}})
+
+    def jobs() -> list[Job]:
+        return [job for stage in stages_of(made, plan(made), "f") for job in stage.jobs]
+
+    before = jobs()
+    monkeypatch.setattr(planning, "source_digest", lambda: "other")
+    after = jobs()
+    assert not {job.key for job in before} & {job.key for job in after}
+    assert [job.loose_key for job in after] == [job.loose_key for job in before]
+
+
 def test_the_weights_a_run_starts_from_count_by_their_bytes(lists: Path, tmp_path: Path):
     for name, content in (("a.pth", b"1"), ("b.pth", b"1"), ("c.pth", b"2")):
         (tmp_path / name).write_bytes(content)
@@ -123,7 +139,7 @@ def test_the_weights_a_run_starts_from_count_by_their_bytes(lists: Path, tmp_pat
     )
     assert one == same
     assert not set(one) & set(other)
-    with pytest.raises(SettingsError, match=r"`train.init` is .*nothing.pth: no such file"):
+    with pytest.raises(SettingsError, match=r"variant 'average': `train.init` is .*nothing.pth: no such"):
         plan(study(lists, settings={**study(lists).settings, "train.init": str(tmp_path / "nothing.pth")}))
 
 
@@ -132,6 +148,18 @@ def test_a_wrong_variant_is_named(lists: Path):
         plan(study(lists, variants={"bad": {"model.haed": 1}}), "f.yaml")
     with pytest.raises(SettingsError, match=r"f.yaml: `exclude` names 'x'"):
         plan(study(lists, exclude=["x"]), "f.yaml")
+
+
+def test_a_wrong_comparison_is_found_before_anything_runs(lists: Path):
+    with pytest.raises(SettingsError, match=r"f.yaml: `compare\[0\].baseline` names 'averag'.*`average`"):
+        plan(study(lists, compare=[{"baseline": "averag"}]), "f.yaml")
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a b", "a/b", "", "a\n"])
+def test_a_study_is_called_as_a_folder_can_be(lists: Path, name: str):
+    with pytest.raises(ValueError, match="expected letters, digits"):
+        study(lists, name=name)
+    assert study(lists, name="größe+1.0_a-b").name == "größe+1.0_a-b"
 
 
 def test_an_absent_data_set_is_named(lists: Path):

@@ -38,6 +38,8 @@ WORKER = textwrap.dedent(
         time.sleep(float(rest or 0))
         sys.stdout.write(json.dumps({"state": "done", "key": job["key"], "accuracy": 0.5}) + "\\n")
         sys.stdout.flush()
+        if kind == "last":
+            sys.exit(0)
     """
 )
 
@@ -108,6 +110,17 @@ def test_a_crash_is_a_failed_job_and_the_next_gets_a_new_process(tmp_path: Path,
     assert reason in found[11].reason
     assert found[11].key == "k1"
     assert said(tmp_path, 0)[0] == said(tmp_path, 1)[0] != said(tmp_path, 2)[0]
+
+
+def test_a_process_that_ends_between_two_jobs_fails_none(tmp_path: Path):
+    found = {}
+    slot = Slot()
+    for event in run_jobs(jobs(tmp_path, "last", "ok 0.3", "ok"), [slot], Running()):
+        if event is not None:
+            found[event[0]] = event[1].state
+            if event[0] == 10 and slot.process is not None:
+                slot.process.wait()  # it is seen to be over before its pipe is seen to be closed
+    assert found == {10: "done", 11: "done", 12: "done"}
 
 
 def test_what_runs_is_known_and_stopping_lets_it_save(tmp_path: Path):

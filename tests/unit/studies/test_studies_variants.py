@@ -77,6 +77,31 @@ def test_dotted_and_nested_settings_mean_the_same():
     assert nested({"a.b": {"c.d": 1}, "a.e": 2}) == {"a": {"b": {"c": {"d": 1}}, "e": 2}}
 
 
+def test_the_order_of_keys_does_not_matter():
+    wanted = {"model": {"head": {"kind": "lstm", "hidden": 16}}}
+    assert nested({"model.head.hidden": 16, "model.head.kind": "lstm"}) == wanted
+    base = {"model": {"head": {"kind": "bert", "heads": 4}}}
+    hidden, kind = nested({"model.head.hidden": 16}), nested({"model.head.kind": "lstm"})
+    assert merged(base, merged(hidden, kind)) == merged(base, merged(kind, hidden)) == wanted
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model.head.kind": "bert", "model": {"head": {"kind": "lstm"}}},
+        {"model.head": {"kind": "bert"}, "model": {"head.kind": "bert"}},
+    ],
+)
+def test_a_setting_that_stands_twice_is_refused(changes):
+    with pytest.raises(SettingsError, match=r"`model.head.kind` is set twice"):
+        nested(changes)
+
+
+def test_one_variant_is_nothing_to_compare():
+    with pytest.raises(SettingsError, match=r"there is one variant \(a\), so nothing to compare"):
+        pairs([], variants={"a": {}})
+
+
 def pairs(compare: list[dict[str, object]], **facts: object) -> list[tuple[str, str, str]]:
     made = study(**(facts or {"grid": GRID}), compare=compare)
     return pairs_of(made, variants_of(made))
