@@ -119,6 +119,8 @@ def check(study: Study, source: object = "study") -> list[Variant]:
     Raises:
         SettingsError: Their settings, or what is to be compared, is wrong; names source and variant.
     """
+    if set(study.name) == {"."}:
+        raise SettingsError(f"{source}: `name` is {study.name!r}: expected one that a folder can have")
     with _naming(source):
         variants = variants_of(study)
     for variant in variants:
