@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -79,7 +78,7 @@ class Against(Options):
 class Study(Options):
     """One question, many runs."""
 
-    name: str
+    name: Annotated[str, Field(min_length=1, pattern=r"^[\w.+-]+$")]
     """name of the study and of its folder under `out`"""
     question: str
     """what the study is to answer; the headline of its report"""
@@ -117,10 +116,6 @@ class Study(Options):
 
     @model_validator(mode="after")
     def _whole(self) -> Study:
-        if re.fullmatch(r"\w[\w.+-]*", self.name) is None:
-            raise ValueError(
-                f"`name` is {self.name!r}: expected letters, digits, _ . + -, as a folder is called so"
-            )
         if not self.variants and not self.grid:
             raise ValueError("give `variants` or a `grid`: there is nothing to compare")
         for name in ("seeds", "splits"):

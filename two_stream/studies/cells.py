@@ -138,7 +138,7 @@ def _stored(job: Job, outcome: Outcome) -> bool:
 
     try:
         FeatureCache(outcome.run)
-        return outcome.model_sha256 in ("", start_of(job.settings().train.init))
+        return outcome.model_sha256 in ("", start_of(job.settings()))
     except TwoStreamError:
         return False
 
@@ -243,7 +243,7 @@ def _features(job: Job) -> Outcome:
     write_features(
         model, experiment, Path(job.out), train_views=job.train_views, maps=job.maps, overwrite=True
     )
-    return Outcome("done", job.key, model_sha256=start_of(experiment.train.init))
+    return Outcome("done", job.key, model_sha256=start_of(experiment))
 
 
 def to_wire(value: Job | Outcome) -> bytes:

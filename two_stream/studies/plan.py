@@ -119,6 +119,8 @@ def check(study: Study, source: object = "study") -> list[Variant]:
     Raises:
         SettingsError: Their settings, or what is to be compared, is wrong; names source and variant.
     """
+    if set(study.name) == {"."}:
+        raise SettingsError(f"{source}: `name` is {study.name!r}: expected one that a folder can have")
     with _naming(source):
         variants = variants_of(study)
     for variant in variants:
@@ -151,7 +153,7 @@ def experiment_of(study: Study, variant: Variant, split: int, seed: int, source:
 def _cell(study: Study, variant: Variant, split: int, seed: int, source: object) -> Cell:
     experiment = experiment_of(study, variant, split, seed, source)
     with _naming(f"{source}: variant {variant.name!r}"):
-        start = loose = start_of(experiment.train.init)
+        start = loose = start_of(experiment)
     if study.features is not None and study.features.backbone is not None:
         backbone = backbone_cell(study, variant, split, source)
         start, loose = backbone.key, backbone.loose_key
@@ -175,7 +177,7 @@ def backbone_cell(study: Study, variant: Variant, split: int, source: object) ->
     settings = merged(merged(base_settings(study), kept), nested(study.features.backbone or {}))
     where = f"{source}: `features.backbone` of variant {variant.name!r}"
     experiment = _experiment(study, settings, split, study.seeds[0], where)
-    start = start_of(experiment.train.init)
+    start = start_of(experiment)
     return named(experiment, "backbone", split, study.seeds[0], start=(start, start))
 
 
@@ -257,21 +259,24 @@ def _departures(options: BaseModel) -> dict[str, Any]:
     return found
 
 
-def start_of(init: Path | None) -> str:
+def start_of(experiment: Experiment) -> str:
     """Return the hash of the weights a run starts from: a file, or a run folder's best; empty without any.
 
     Raises:
         SettingsError: There is no such file or run.
     """
+    name, init = "train.init", experiment.train.init
+    if init is None:
+        name, init = "model.backbone.weights", getattr(experiment.model.backbone, "weights", None)
     if init is None:
         return ""
     if init.is_file():
         return sha256(init)
-    for name in ("best", "last", "."):
-        weights = whole_folder(init / name) / "model.safetensors"
+    for folder in ("best", "last", "."):
+        weights = whole_folder(init / folder) / "model.safetensors"
         if weights.is_file():
             return sha256(weights)
-    raise SettingsError(f"`train.init` is {init}: no such file, and no run folder with weights")
+    raise SettingsError(f"`{name}` is {init}: no such file, and no run folder with weights")
 
 
 def data_digest(experiment: Experiment) -> str:

@@ -99,7 +99,7 @@ def _frozen(study: Study, variant: Variant, cell: Cell, source: object) -> _Froz
     folder, options = folder_of(study), study.features
     train = cell.experiment.train
     backbone = None
-    start = loose = start_of(train.init)
+    start = loose = start_of(cell.experiment)
     if options.backbone is not None:
         first = backbone_cell(study, variant, cell.split, source)
         backbone = job_of(
