@@ -60,7 +60,7 @@ def main(args: list[str]) -> int:
     flags = parse(Flags, rest, PROG, DESCRIPTION)
     assert name is not None  # without it only --help gets here, and that has exited
     study = _study(name, flags)
-    command = shlex.join(["two-stream", "ablate", *args])
+    command = shlex.join(["two-stream", "ablate", *(arg for arg in args if arg != "--report-only")])
     if flags.dry_run:
         return _list(study, name, flags)
     from two_stream.runtime.console import note
