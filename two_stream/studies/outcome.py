@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from two_stream.config.load import dump, flatten
+from two_stream.config.schema import Experiment
 from two_stream.config.study import Study
 from two_stream.errors import ScoreError
 from two_stream.evaluation.run_files import history
@@ -142,12 +143,20 @@ def _notes(ran: Ran) -> list[str]:
         "Heads learn on the stored features of a frozen backbone, which sees the same "
         f"{study.features.train_views} clip(s) of each training video in every epoch."
     ]
+    if study.features.backbone is None and any(_starts_from_nothing(job.settings()) for job in ran.jobs):
+        notes.append(
+            "The frozen backbone has no trained weights (neither `train.init` nor `pretrained`): its values are random."
+        )
     if study.features.backbone is not None:
         notes.append(
             f"The backbone was trained once, with seed {study.seeds[0]}: the differences between seeds are those of "
             "the heads, and with other seeds it has seen holdout videos, which choose the epoch; no test video."
         )
     return notes
+
+
+def _starts_from_nothing(experiment: Experiment) -> bool:
+    return experiment.train.init is None and not getattr(experiment.model.backbone, "pretrained", False)
 
 
 def failures(ran: Ran) -> list[str]:

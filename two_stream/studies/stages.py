@@ -8,6 +8,8 @@ from pathlib import Path
 
 from two_stream.config.schema import Experiment, TrainOptions
 from two_stream.config.study import Study
+from two_stream.errors import SettingsError
+from two_stream.profiling.costs import meta_model
 from two_stream.studies.cells import Job, job_of
 from two_stream.studies.plan import Cell, backbone_cell, digest_of, folder_of, named, start_of
 from two_stream.studies.variants import Variant, variants_of
@@ -49,6 +51,7 @@ def stages_of(study: Study, cells: Sequence[Cell], source: object) -> list[Stage
     if study.features is None:
         return [_cells(study, cells, [cell.experiment for cell in cells], folder)]
     variants = {variant.name: variant for variant in variants_of(study)}
+    _check_maps(study, cells, source)
     backbones: dict[str, Job] = {}
     caches: dict[str, Job] = {}
     ready: list[Experiment] = []
@@ -63,6 +66,23 @@ def stages_of(study: Study, cells: Sequence[Cell], source: object) -> list[Stage
         _stage("features", caches.values()),
         _cells(study, cells, ready, folder),
     ]
+
+
+def _check_maps(study: Study, cells: Sequence[Cell], source: object) -> None:
+    """Find out before anything is computed whether a head needs what tokens do not hold.
+
+    Raises:
+        SettingsError: Naming the variant.
+    """
+    if study.features is None or study.features.maps:
+        return
+    options = {cell.variant: cell.experiment.model for cell in cells}
+    for name, model in options.items():
+        if any(getattr(head, "needs_maps", False) for head in meta_model(model, 2).heads):
+            raise SettingsError(
+                f"{source}: variant {name!r}: its head looks at places, which stored tokens do not have; "
+                "set `features: {maps: true}`"
+            )
 
 
 def _stage(what: str, jobs: Iterable[Job]) -> Stage:

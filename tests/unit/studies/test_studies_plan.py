@@ -219,3 +219,14 @@ def test_an_option_left_at_its_default_is_in_no_key(lists: Path):
     assert "train.epochs" not in named
     other = experiment.model_copy(update={"train": experiment.train.model_copy(update={"epochs": 7})})
     assert planning.identity(other) == named | {"train.epochs": 7}
+
+
+def test_a_head_that_looks_at_places_needs_maps_and_says_so_before_anything_runs(lists: Path):
+    places = {"average": {}, "places": {"model.head": {"kind": "nonlocal", "over": "space_time"}}}
+    made = study(lists, variants=places, features={})
+    with pytest.raises(
+        SettingsError, match=r"f: variant 'places': its head looks at places.*`features: \{maps: true\}`"
+    ):
+        stages_of(made, plan(made), "f")
+    whole = study(lists, variants=places, features={"maps": True})
+    assert len(stages_of(whole, plan(whole), "f")[-1].jobs) == 4
