@@ -1,11 +1,11 @@
 import json
 import re
 import shlex
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from checked_page import Checker
 
 from two_stream.commands import fuse as fuse_command
 from two_stream.commands import report as report_command
@@ -16,35 +16,6 @@ from two_stream.evaluation.report import write_report
 from two_stream.evaluation.scores import find_scores, join, read_scores, write_scores
 
 HOSTILE = ["<script>alert(1)</script>", "a & b", "c | d", "$e$ `f`"]
-VOID = {"meta", "link", "br", "img", "hr"}
-
-
-class Checker(HTMLParser):
-    """Fails on unbalanced tags; collects what a browser would load and every text."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.loads: list[str] = []
-        self.tags: set[str] = set()
-        self.text = ""
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.loads += [
-            value for name, value in attrs if name in ("src", "href", "srcset", "xlink:href", "data")
-        ]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.loads += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def parsed(path: Path) -> Checker:

@@ -4,9 +4,9 @@ import csv
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
+from checked_page import Checker
 from made_study import HEADS, HOSTILE, made_result
 
 from two_stream.errors import ScoreError, SettingsError
@@ -15,18 +15,13 @@ from two_stream.studies import more_tables, outputs, tables
 from two_stream.studies.report import read_result, write_study_report
 from two_stream.studies.results import RunRow
 
-VOID = {"meta", "link", "br", "img", "hr"}
 
-
-class Page(HTMLParser):
-    """Fails on unbalanced tags; collects what a browser would load, the text, and tables by their label."""
+class Page(Checker):
+    """Also collects figures, sections, bold text, and tables by their label."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.open: list[str] = []
-        self.loads: list[str] = []
         self.figures: list[str] = []
-        self.text = ""
         self.tables: dict[str, list[list[str]]] = {}
         self.bold: set[str] = set()
         self.ids: set[str] = set()
@@ -35,10 +30,8 @@ class Page(HTMLParser):
         assert self.open == []
 
     def handle_starttag(self, tag, attrs):
+        super().handle_starttag(tag, attrs)
         found = dict(attrs)
-        self.loads += [
-            value for name, value in attrs if name in ("src", "href", "srcset", "xlink:href", "data")
-        ]
         if tag == "svg":
             self.figures.append(found["aria-label"])
         if tag == "section":
@@ -50,17 +43,9 @@ class Page(HTMLParser):
             self.tables[self._table].append([])
         if tag in ("td", "th"):
             self.tables[self._table][-1].append("")
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.loads += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.text += data
+        super().handle_data(data)
         if "td" in self.open or "th" in self.open:
             self.tables[self._table][-1][-1] += data
             if "b" in self.open:
