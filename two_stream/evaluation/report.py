@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from two_stream.config.load import dump, load_experiment
+from two_stream.config.load import dump
 from two_stream.config.schema import Experiment
 from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation import figures, metrics, tables
 from two_stream.evaluation.fusion import Curve, fuse, weight_curve
 from two_stream.evaluation.pages import page_templates
-from two_stream.evaluation.run_files import history, run_of
+from two_stream.evaluation.run_files import history, run_of, settings_of
 from two_stream.evaluation.scores import find_scores, join, newest_scores, read_scores
 from two_stream.evaluation.thumbnails import strip
 from two_stream.runtime.files import write_json, write_text
@@ -113,13 +113,7 @@ def _gather(sources: Sequence[Path | str], rule: str) -> tuple[list[_Stream], Sc
 
 def _stream(table: ScoreTable, name: str) -> _Stream:
     run = run_of(table)
-    experiment = None
-    if run is not None:
-        try:
-            experiment = load_experiment(run.experiment)
-        except SettingsError:  # written by another version; the numbers still stand
-            experiment = None
-    return _Stream(table, name, run, experiment, _holdout_scores(table, run))
+    return _Stream(table, name, run, settings_of(run), _holdout_scores(table, run))
 
 
 def _holdout_scores(table: ScoreTable, run: RunPaths | None) -> ScoreTable | None:

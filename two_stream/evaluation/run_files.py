@@ -1,4 +1,4 @@
-"""The run behind a score table: its folder and its learning curve."""
+"""The run behind a score table: its folder, its settings and its learning curve."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import json
 import math
 from pathlib import Path
 
+from two_stream.config.load import load_experiment
+from two_stream.config.schema import Experiment
+from two_stream.errors import SettingsError
 from two_stream.types import RunPaths, ScoreTable
 
 
@@ -16,6 +19,16 @@ def run_of(table: ScoreTable) -> RunPaths | None:
         if str(folder) not in ("", ".") and (folder / "experiment.yaml").is_file():
             return RunPaths(folder)
     return None
+
+
+def settings_of(run: RunPaths | None) -> Experiment | None:
+    """Return a run's settings; None without a run, or where another version wrote them: its numbers still stand."""
+    if run is None:
+        return None
+    try:
+        return load_experiment(run.experiment)
+    except SettingsError:
+        return None
 
 
 def history(run: RunPaths | None) -> list[dict[str, float]]:

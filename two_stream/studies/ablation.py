@@ -91,10 +91,10 @@ def run_study(study: Study, places: Places, *, source: object = "study", any_cod
         stages = stages_of(study, cells, source)
         jobs = stages[-1].jobs
         older = _older(stages)
+        before = _so_far(jobs, older if any_code else {})
         if not any_code:
-            _tell_outdated(jobs, older)
+            _tell_outdated(jobs, before, older)
             older = {}
-        before = _so_far(jobs, older)
         if not all(outcome is not None and outcome.done for outcome in before):
             moved = _run_first(stages[:-1], places, older)
             jobs = [_moved(job, moved) for job in jobs]
@@ -163,8 +163,10 @@ def _so_far(jobs: Sequence[Job], older: Mapping[str, Outcome]) -> list[Outcome |
     return found
 
 
-def _tell_outdated(jobs: Sequence[Job], older: Mapping[str, Outcome]) -> None:
-    count = sum(job.loose_key in older and outcome_of(job) is None for job in jobs)
+def _tell_outdated(
+    jobs: Sequence[Job], before: Sequence[Outcome | None], older: Mapping[str, Outcome]
+) -> None:
+    count = sum(job.loose_key in older and known is None for job, known in zip(jobs, before, strict=True))
     if count:
         note(
             f"{count} of {len(jobs)} cells were made by other code and are run again (--any-code takes them)"

@@ -10,10 +10,10 @@ from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
-from two_stream.config.load import flatten, load_experiment
+from two_stream.config.load import flatten
 from two_stream.config.schema import Experiment
-from two_stream.errors import ScoreError, SettingsError
-from two_stream.evaluation.run_files import run_of
+from two_stream.errors import ScoreError
+from two_stream.evaluation.run_files import run_of, settings_of
 from two_stream.evaluation.scores import find_scores, name_of, read_scores
 from two_stream.studies.panel import Cell
 from two_stream.training.run_folder import FREE_ON_RESUME
@@ -72,13 +72,7 @@ def read_scored(path: Path | str, part: str = "test") -> Scored:
     """
     table = read_scores(find_scores(path, part))
     run = run_of(table)
-    experiment = None
-    if run is not None:
-        try:
-            experiment = load_experiment(run.experiment)
-        except SettingsError:  # written by another version; the scores still stand
-            experiment = None
-    return Scored(table, run, experiment)
+    return Scored(table, run, settings_of(run))
 
 
 def grouped(
