@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 from two_stream.backbones.base import BACKBONES, Backbone, init_convolutions, split_temporal_stride
@@ -38,10 +38,22 @@ WIDTHS_V2 = {
 """Widths of ShuffleNetV2's layers and of its last convolution, by width multiplier."""
 
 
+@fx.wrap
 def shuffled(x_BCTHW: torch.Tensor, groups: int) -> torch.Tensor:
     """Deal the channels of each group out over all groups."""
     b, c, *size = x_BCTHW.shape
     return x_BCTHW.reshape(b, groups, c // groups, *size).transpose(1, 2).reshape(b, c, *size)
+
+
+@fx.wrap
+def averaged(x_BCTHW: torch.Tensor, time: int) -> torch.Tensor:
+    """The shortcut of a unit that halves: frames in groups of `time`, 3×3 places; an odd last frame stands alone."""
+    if x_BCTHW.shape[2] % time:
+        x_BCTHW = torch.cat((x_BCTHW, x_BCTHW[:, :, -1:]), dim=2)
+    border = 1
+    if min(x_BCTHW.shape[3:]) < 3:  # torch pads no map smaller than the kernel
+        x_BCTHW, border = F.pad(x_BCTHW, (1, 1, 1, 1)), 0
+    return F.avg_pool3d(x_BCTHW, (time, 3, 3), (time, 2, 2), (0, border, border))
 
 
 def divisible(channels: int, groups: int) -> int:
@@ -80,21 +92,11 @@ class ShuffleUnit(nn.Module):
         y = shuffled(self.relu(self.bn1(self.conv1(x_BCTHW))), self.groups)
         y = self.bn3(self.conv3(self.bn2(self.conv2(y))))
         if self.time is not None:
-            y = torch.cat((y, self._averaged(x_BCTHW)), dim=1)
+            y = torch.cat((y, averaged(x_BCTHW, self.time)), dim=1)
         elif not self.narrow:
             y = y + x_BCTHW
         out_BCTHW: torch.Tensor = self.relu(y)
         return out_BCTHW
-
-    def _averaged(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """The shortcut: frames in pairs, 3×3 places; an odd last frame stands alone."""
-        time = self.time or 1
-        if x_BCTHW.shape[2] % time:
-            x_BCTHW = torch.cat((x_BCTHW, x_BCTHW[:, :, -1:]), dim=2)
-        border = 1
-        if min(x_BCTHW.shape[3:]) < 3:  # torch pads no map smaller than the kernel
-            x_BCTHW, border = F.pad(x_BCTHW, (1, 1, 1, 1)), 0
-        return F.avg_pool3d(x_BCTHW, (time, 3, 3), (time, 2, 2), (0, border, border))
 
 
 class InvertedShuffle(nn.Module):

@@ -1,0 +1,1 @@
+"""Clip networks turned into networks that take a stream frame by frame, with the same weights."""
