@@ -22,6 +22,7 @@ COMMANDS = {
     "ablate": "run what is missing of a study and say with statistics what it shows",
     "compare": "which of any runs or score files is better, on the same videos, with statistics",
     "leaderboard": "rank all score files below a folder, and say which the tests cannot tell apart",
+    "compress": "prune, quantise or distil a run into a smaller or faster one",
     "predict": "say what happens in a video, from RGB, flow or both",
     "report": "one self-contained page of what runs and scores show",
     "profile": "parameters, multiply-adds, speed and memory of a model",

@@ -60,6 +60,8 @@ class Recognizer(nn.Module):
         self._register_normalisation()
         self.memory_format = torch.preserve_format
         self.stored: FeatureLayout | None = None
+        self.alterations: list[Any] = []
+        """what was done to the layers since they were built from the options (`two_stream.altered`)"""
         self._frozen: list[nn.Module] = []
 
     def _register_normalisation(self) -> None:

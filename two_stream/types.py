@@ -120,10 +120,13 @@ class Batch:
     labels: torch.Tensor
     """int64 `(B,)`; of a multi-label data set float32 `(B, K)`, 1 where the clip has the class"""
     ids: list[str]
+    beside: tuple[torch.Tensor, ...] = ()
+    """clips of the same moments for other networks, for example the flow of RGB clips"""
 
     def pin_memory(self) -> Batch:
         """Return it in memory that a GPU copies from by itself; torch's loader asks for this."""
-        return Batch(self.clips.pin_memory(), self.labels.pin_memory(), self.ids)
+        beside = tuple(clips.pin_memory() for clips in self.beside)
+        return Batch(self.clips.pin_memory(), self.labels.pin_memory(), self.ids, beside)
 
 
 Box = tuple[int, int, int, int]

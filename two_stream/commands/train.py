@@ -15,7 +15,7 @@ from two_stream.runtime import distributed
 
 if TYPE_CHECKING:
     from two_stream.config.recipes import PublishedTraining
-    from two_stream.training.trainer import TrainResult
+    from two_stream.training.result import TrainResult
 
 Action = Callable[[], int]
 SUMMARY = "Train one stream on one split."

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from two_stream.config.augment import AugmentOptions
 from two_stream.config.base import Fraction, NonNegative, Options, Positive, PositiveInt
+from two_stream.config.compress import CompressOptions, NoCompression
 from two_stream.config.losses import AutoLoss, LossOptions
 from two_stream.config.model import ModelOptions
 from two_stream.config.optimization import Cosine, OptimizerOptions, ScheduleOptions, Sgd
@@ -219,6 +220,8 @@ class Experiment(Options):
     """training"""
     evaluate: EvaluateOptions = EvaluateOptions()
     """evaluation"""
+    compress: CompressOptions = NoCompression()
+    """how the run is made from another one; `two-stream compress` fills it in"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
@@ -230,6 +233,15 @@ class Experiment(Options):
             )
         if self.data.features is not None:
             self._features()
+        if self.compress.kind != "none" and self.data.features is not None:
+            raise ValueError(
+                f"`compress.kind: {self.compress.kind}` trains the backbone and `data.features` stands in its place; "
+                "leave one of them out"
+            )
+        if self.compress.kind != "none" and self.train.strategy == "fsdp":
+            raise ValueError(
+                f"`compress.kind: {self.compress.kind}` needs `train.strategy: ddp`, a whole network in each process"
+            )
         if self.data.balance == "classes" and "balanced" in (
             getattr(loss, "weights", None),
             getattr(loss, "pos_weight", None),

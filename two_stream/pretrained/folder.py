@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from two_stream.altered import alter, described, from_description
 from two_stream.config.load import validate
 from two_stream.config.model import ModelOptions
 from two_stream.errors import CheckpointError
@@ -22,6 +23,8 @@ from two_stream.runtime.folders import CHECKSUMS, verify_checksums, write_checks
 FORMAT = "two_stream"
 VERSION = 1
 """Raised when a reader of an older version could misread the file."""
+ALTERED_VERSION = 2
+"""Of a file whose network is not the one its options say: a reader of version 1 would build another."""
 
 
 def write_model(
@@ -41,15 +44,20 @@ def write_model(
         meta: JSON values, for example `{"class_names": [...], "epoch": 3}`.
         carried: Tensors of a published file that the model has no place for, kept for the way back.
     """
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    state: Mapping[str, Any] = model.state_dict()
+    for alteration in model.alterations:
+        state = alteration.tensors(state)
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
     tensors |= {CARRIED + key: tensor.detach().cpu().clone() for key, tensor in (carried or {}).items()}
     header = {
         "format": FORMAT,
-        "version": str(VERSION),
+        "version": str(ALTERED_VERSION if model.alterations else VERSION),
         "model": model.options.model_dump_json(),
         "num_classes": str(model.num_classes),
         "meta": json.dumps(meta, ensure_ascii=False),
     }
+    if model.alterations:
+        header["altered"] = json.dumps(described(model))
     with atomic_path(folder / WEIGHTS) as part:
         save_file(tensors, part, metadata=header)
     write_checksums(folder)
@@ -69,14 +77,21 @@ def read_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Recogn
     header = read_metadata(file)
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{file}: no model of ours; to read foreign weights use `load_weights`")
-    if int(header["version"]) > VERSION:
+    if int(header["version"]) > ALTERED_VERSION:
         raise CheckpointError(
-            f"{file}: written by a newer version (format {header['version']}, this one reads {VERSION}); upgrade"
+            f"{file}: written by a newer version (format {header['version']}, this one reads {ALTERED_VERSION}); "
+            "upgrade"
         )
     options = validate(ModelOptions, json.loads(header["model"]), file)
     model = create_model(options, int(header["num_classes"]))
+    alterations = from_description(json.loads(header.get("altered", "[]")), file)
+    for alteration in alterations:
+        alter(model, alteration)
+    state: dict[str, Any] = {k: v for k, v in read_state(file).items() if not k.startswith(CARRIED)}
+    for alteration in reversed(alterations):
+        state = alteration.state(state)
     try:
-        model.load_state_dict({k: v for k, v in read_state(file).items() if not k.startswith(CARRIED)})
+        model.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(f"{file}: {str(error).splitlines()[-1].strip()}") from None
     meta: dict[str, Any] = json.loads(header["meta"])

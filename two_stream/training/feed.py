@@ -58,7 +58,7 @@ class Feed:
         if self._stream is not None:
             present = torch.cuda.current_stream(self.device)
             present.wait_stream(self._stream)
-            for tensor in (batch.clips, batch.labels):
+            for tensor in (batch.clips, batch.labels, *batch.beside):
                 tensor.record_stream(present)
         return batch
 
@@ -77,9 +77,11 @@ class Feed:
             return
         if self._stream is not None:
             with torch.cuda.stream(self._stream):
-                clips = batch.clips.to(self.device, non_blocking=True)
-                labels = batch.labels.to(self.device, non_blocking=True)
-            batch = Batch(clips, labels, batch.ids)
+                clips, labels, *beside = (
+                    tensor.to(self.device, non_blocking=True)
+                    for tensor in (batch.clips, batch.labels, *batch.beside)
+                )
+            batch = Batch(clips, labels, batch.ids, tuple(beside))
         self._held = (self.loader.position - 1, batch)
 
 

@@ -25,12 +25,14 @@ from two_stream.runtime.device import pick_device, set_deterministic, set_thread
 from two_stream.runtime.seeding import seed_everything
 from two_stream.training.checkpoint import has_checkpoint
 from two_stream.training.compiling import compile_stages
+from two_stream.training.extension import extension_of
 from two_stream.training.losses import build_loss
 from two_stream.training.norms import synchronised
 from two_stream.training.optim import parameter_groups
+from two_stream.training.result import TrainResult
 from two_stream.training.run_folder import began_here, begin_run, check_run, locked, record_environment
 from two_stream.training.sources import TrainingData, training_data
-from two_stream.training.trainer import Trainer, TrainResult
+from two_stream.training.trainer import Trainer
 from two_stream.types import RunPaths
 from two_stream.video.reader import backend_version
 
@@ -80,19 +82,24 @@ def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainRes
         set_deterministic(experiment.deterministic, device)
         classes = load_record(experiment.data.dataset, experiment.data.settings_root).num_classes
         model = _built(experiment, classes)
-        data = training_data(experiment, model.spec, pin=device.type == "cuda")
+        extension = extension_of(experiment)
+        data = extension.data(training_data(experiment, model.spec, pin=device.type == "cuda"))
         if not continues:
             _load_start(model, experiment.train)
             if data.features is not None:
                 data.features.check_backbone(backbone_sha256(model), _OTHER_BACKBONE)
+        extension.start(model, resumed=continues)
         _prepare(model, experiment.train, device, data.features)
         _check(experiment, model, data)
     _compare_lists(data)
     with ExitStack() as stack:
         distributed.on_main(lambda: stack.enter_context(locked(paths)))
-        distributed.on_main(lambda: _open(paths, experiment, device, overwrite=overwrite))
+        facts = _facts(experiment, device) | extension.facts()
+        distributed.on_main(lambda: _open(paths, experiment, facts, overwrite=overwrite))
         note(f"run folder: {paths.root}; curves: tensorboard --logdir {shlex.quote(str(experiment.runs))}")
-        trainer = Trainer(experiment, model, data, paths, device=device, write_model=_write_model)
+        trainer = Trainer(
+            experiment, model, data, paths, device=device, write_model=_write_model, extension=extension
+        )
         if continues:
             trainer.restore()
             at = trainer.progress
@@ -121,9 +128,9 @@ def _start(experiment: Experiment, *, resume: bool, overwrite: bool) -> _Start:
     return _Start(paths, resume, overwrite, has_checkpoint(paths))
 
 
-def _open(paths: RunPaths, experiment: Experiment, device: torch.device, *, overwrite: bool) -> None:
+def _open(paths: RunPaths, experiment: Experiment, facts: dict[str, str], *, overwrite: bool) -> None:
     begin_run(paths, experiment, overwrite=overwrite)
-    record_environment(paths, _facts(experiment, device))
+    record_environment(paths, facts)
 
 
 def _compare_lists(data: TrainingData) -> None:

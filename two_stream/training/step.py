@@ -23,6 +23,7 @@ from two_stream.errors import TrainingError
 from two_stream.runtime import distributed
 from two_stream.runtime.device import autocast
 from two_stream.runtime.seeding import derive
+from two_stream.training.extension import Extension
 from two_stream.training.losses import Labels, build_loss, hits
 from two_stream.training.mixup import mix_batch
 from two_stream.training.parallel import Parallel
@@ -83,6 +84,8 @@ class Stepper:
         self.options = options
         self.num_classes = labels.num_classes
         self.loss = build_loss(options, labels)
+        self.extension: Extension | None = None
+        """what is added to the loss and after each step"""
         self.seed = seed
         self.device = device
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
@@ -148,7 +151,11 @@ class Stepper:
         with autocast(self.device, self.options.precision):
             logits = self.parallel.forward(clips)
         logits_BK = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-        return self.loss(logits_BK, targets), hits(logits_BK.detach(), labels).sum()
+        right = hits(logits_BK.detach(), labels).sum()
+        if self.extension is None:
+            return self.loss(logits_BK, targets), right
+        seen = Batch(clips, labels, batch.ids, batch.beside)
+        return self.extension.loss(self.loss, logits_BK, targets, seen), right
 
     def _update(self, result: StepResult, planned: int, at: Position) -> None:
         if not result.clips:
@@ -176,6 +183,9 @@ class Stepper:
         self.parallel.end_step()
         if self.ema is not None:
             self.ema.update(self.model, step=at.step + 1)
+        if self.extension is not None:
+            averaged = [] if self.ema is None else [self.ema.module]
+            self.extension.stepped([self.model, *averaged], at.step)
 
     def _stop(self, what: str, value: float, ids: list[str], at: Position) -> None:
         """Raise on every process; each names the clips it has to name."""

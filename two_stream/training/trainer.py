@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import time
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -24,12 +23,14 @@ from two_stream.runtime.console import note, progress, warn
 from two_stream.runtime.provenance import code_version
 from two_stream.runtime.seeding import rng_state, set_rng_state
 from two_stream.training.checkpoint import WriteModel, load_newest, save_checkpoint
+from two_stream.training.extension import Extension
 from two_stream.training.feed import Feed
 from two_stream.training.interrupt import StopRequest
 from two_stream.training.losses import Labels
 from two_stream.training.optim import build_optimizer, restore_optimizer
 from two_stream.training.parallel import parallel
 from two_stream.training.progress import Progress
+from two_stream.training.result import TrainResult
 from two_stream.training.schedule import Schedule, build_schedule
 from two_stream.training.short_maps import mind_short_maps
 from two_stream.training.sources import TrainingData
@@ -50,29 +51,6 @@ class Staged(Protocol):
         """Return the named parts from input to classifier."""
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """How a run ended."""
-
-    run: RunPaths
-    epochs: int
-    """epochs that are over"""
-    best_epoch: int
-    """counted from 1; 0 when no epoch is over"""
-    best_top1: float
-    """of a multi-label set mAP"""
-    best_loss: float
-    selection: str
-    """`holdout` or `test-selected`"""
-    finished: bool
-    already_finished: bool = False
-    """there was nothing left to do"""
-    interrupted: int | None = None
-    """number of the signal that stopped it"""
-    metric: str = "top-1"
-    """what the best epoch was picked by"""
-
-
 class Trainer:
     """Trains a model on given data and keeps the run's folder."""
 
@@ -85,6 +63,7 @@ class Trainer:
         *,
         device: torch.device,
         write_model: WriteModel,
+        extension: Extension | None = None,
     ) -> None:
         """Prepare a run from its start.
 
@@ -95,6 +74,7 @@ class Trainer:
             paths: The run's folder.
             device: Where the model goes.
             write_model: Writes the weights of a checkpoint.
+            extension: What is added to the training.
 
         Raises:
             DataError: A part has no videos.
@@ -136,6 +116,9 @@ class Trainer:
                 device=device,
                 parallel=self.parallel,
             )
+        self.stepper.extension = extension
+        if extension is not None:
+            extension.planned(self.steps)
         self.progress = Progress()
         self._least_seconds = SHORT_EPOCHS if data.features is not None else 0.0
         self._saved_at, self._saved_step = time.monotonic(), -1

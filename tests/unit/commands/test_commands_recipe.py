@@ -22,7 +22,7 @@ from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError
 from two_stream.evaluation.scores import read_scores
 from two_stream.pretrained.manifest import read_manifest
-from two_stream.training.trainer import TrainResult
+from two_stream.training.result import TrainResult
 from two_stream.types import RunPaths
 
 RECIPE = ["train", "--recipe", "late-temporal"]
