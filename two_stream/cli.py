@@ -24,6 +24,7 @@ COMMANDS = {
     "leaderboard": "rank all score files below a folder, and say which the tests cannot tell apart",
     "compress": "prune, quantise or distil a run into a smaller or faster one",
     "predict": "say what happens in a video, from RGB, flow or both",
+    "stream": "say what happens in a camera, an RTSP or HTTP stream or a long file, frame by frame",
     "report": "one self-contained page of what runs and scores show",
     "profile": "parameters, multiply-adds, speed and memory of a model",
     "models": "list the named models, or show one",

@@ -56,7 +56,7 @@ def annotate(
             raise VideoError(path, f"is {video.width}×{video.height}: too small to be written as a video")
         rate = Fraction(video.fps or DEFAULT_FPS).limit_denominator(1001)
         overlay = panel(height, width, guesses)
-        with _encoder(part, out, height, width, rate) as (container, stream):
+        with encoder(part, out, height, width, rate) as (container, stream):
             for picture in video.frames():
                 drawn = blend(picture[:height, :width], *overlay)
                 for packet in stream.encode(av.VideoFrame.from_ndarray(drawn, format="rgb24")):
@@ -112,9 +112,21 @@ def _fitting(text: str, scale: float, width: int) -> str:
 
 
 @contextmanager
-def _encoder(
+def encoder(
     part: Path, out: Path, height: int, width: int, rate: Fraction
 ) -> Iterator[tuple[OutputContainer, VideoStream]]:
+    """Open an MP4 file for writing and yield it with its one stream, H.264 or MPEG-4.
+
+    Args:
+        part: Where to write.
+        out: The name that messages give.
+        height: Rows, even.
+        width: Pixels per row, even.
+        rate: Frames per second.
+
+    Raises:
+        VideoError: It cannot be written.
+    """
     codec = next((name for name in CODECS if name in av.codecs_available), CODECS[-1])
     try:
         with av.open(str(part), "w", format="mp4") as container:

@@ -193,7 +193,8 @@ def read_clip(video: Video, numbers: list[int], spec: InputSpec, reading: Readin
     raise VideoError(video.path, _FEWER)
 
 
-def _picture(frame: Frames, reading: Reading) -> Frames:
+def picture_at(frame: Frames, reading: Reading) -> Frames:
+    """Return a decoded picture at the size that extraction would have stored it in."""
     extraction = ExtractOptions(short_side=reading.short_side, size=reading.size)
     height, width = frame.shape[:2]
     return resized(frame, *target_size(height, width, extraction))
@@ -202,7 +203,7 @@ def _picture(frame: Frames, reading: Reading) -> Frames:
 def _rgb(video: Video, spec: InputSpec, reading: Reading, wanted: set[int]) -> Iterator[tuple[int, Frames]]:
     for number, frame in enumerate(video.frames(), start=1):
         if number in wanted:
-            yield number, resize_frames(_picture(frame, reading)[None], spec.resize)[0]
+            yield number, resize_frames(picture_at(frame, reading)[None], spec.resize)[0]
 
 
 def _flow(video: Video, spec: InputSpec, reading: Reading, wanted: set[int]) -> Iterator[tuple[int, Frames]]:
@@ -212,7 +213,7 @@ def _flow(video: Video, spec: InputSpec, reading: Reading, wanted: set[int]) -> 
     for number, frame in enumerate(video.frames()):
         if number not in wanted and number + 1 not in wanted:
             continue
-        current = gray(_picture(frame, reading))
+        current = gray(picture_at(frame, reading))
         if number in wanted:
             assert previous is not None
             yield number, resize_frames(estimator(previous, current)[None], spec.resize)[0]

@@ -20,12 +20,12 @@ from two_stream.config.schema import Experiment
 from two_stream.errors import CheckpointError, DataError, SettingsError
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, progress, warn
+from two_stream.runtime.interrupt import StopRequest
 from two_stream.runtime.provenance import code_version
 from two_stream.runtime.seeding import rng_state, set_rng_state
 from two_stream.training.checkpoint import WriteModel, load_newest, save_checkpoint
 from two_stream.training.extension import Extension
 from two_stream.training.feed import Feed
-from two_stream.training.interrupt import StopRequest
 from two_stream.training.losses import Labels
 from two_stream.training.optim import build_optimizer, restore_optimizer
 from two_stream.training.parallel import parallel

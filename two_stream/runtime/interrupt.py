@@ -1,10 +1,11 @@
-"""Ctrl-C and SIGTERM ask a run to save and leave at its next step; asked twice, it leaves at once."""
+"""Ctrl-C and SIGTERM ask what runs to leave where it can, for example after a step; asked twice, it leaves at once."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -21,7 +22,17 @@ class StopRequest:
         signal: The same for all processes.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, said: str = "stopping after this step", then: Callable[[], None] = lambda: None
+    ) -> None:
+        """Prepare.
+
+        Args:
+            said: What the person is told.
+            then: Called from the signal handler.
+        """
+        self.said = said
+        self.then = then
         self.asked: int | None = None
         self._agreed: int | None = None
         self._pid = os.getpid()
@@ -60,7 +71,8 @@ class StopRequest:
         if self.asked is not None:
             raise KeyboardInterrupt
         self.asked = number
+        self.then()
         if not distributed.is_main():
             return
         # straight to the descriptor: the signal may have come in the middle of a buffered write
-        os.write(2, b"\nstopping after this step; once more to leave at once\n")
+        os.write(2, f"\n{self.said}; once more to leave at once\n".encode())

@@ -1,0 +1,91 @@
+"""Recording and browser window: what is on them is what was shown, and nothing half-written stays."""
+
+from __future__ import annotations
+
+import threading
+import urllib.request
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from two_stream.errors import SettingsError, VideoError
+from two_stream.streaming.recording import Recording, drawn
+from two_stream.streaming.window import Window
+
+GUESSES = [("fight", 0.9), ("noFight", 0.1)]
+
+
+def grey(level: int, size: tuple[int, int] = (65, 97)) -> np.ndarray:
+    return np.full((*size, 3), level, np.uint8)
+
+
+def test_every_picture_is_there_at_its_time(tmp_path: Path) -> None:
+    out = tmp_path / "out.mp4"
+    times = [0.0, 0.04, 0.08, 0.5, 0.54]  # frames were dropped between the third and the fourth
+    recording = Recording(out, 25.0)
+    for level, seconds in zip(range(20, 250, 50), times):
+        recording.add(grey(level), seconds, GUESSES)
+    assert not out.exists()
+    recording.close()
+    with av.open(str(out)) as file:
+        frames = list(file.decode(video=0))
+    assert [round(float(frame.time), 3) for frame in frames] == times
+    levels = [int(frame.to_ndarray(format="rgb24")[-8:].mean()) for frame in frames]
+    assert levels == pytest.approx(range(20, 250, 50), abs=4)
+    shown = frames[0].to_ndarray(format="rgb24")
+    assert shown.shape == (64, 96, 3)
+    assert shown[:20].std() > 10 > shown[-8:].std()  # the band with the classes
+
+
+def test_a_picture_of_another_size_is_one_error_and_no_file(tmp_path: Path) -> None:
+    out = tmp_path / "out.mp4"
+    recording = Recording(out)
+    recording.add(grey(0), 0.0, [])
+    with pytest.raises(VideoError, match="the picture's size changed to 32×32"):
+        for _ in range(50):
+            recording.add(grey(0, (32, 32)), 1.0, [])
+        recording.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["", "no/such/out.mp4"])
+def test_a_target_that_cannot_be_is_refused_at_once(tmp_path: Path, where: str) -> None:
+    with pytest.raises(VideoError, match="is a directory|there is no folder"):
+        Recording(tmp_path / where)
+
+
+def test_a_recording_without_pictures_writes_no_file(tmp_path: Path) -> None:
+    Recording(tmp_path / "out.mp4").close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_browser_gets_the_newest_picture() -> None:
+    window = Window(0)
+    try:
+        with urllib.request.urlopen(window.address, timeout=5) as page:
+            assert b'src="/pictures"' in page.read()
+        window.show(grey(10), GUESSES)  # nobody looks: nothing is drawn
+        assert window._newest == b""
+        stop = threading.Event()
+
+        def feed() -> None:
+            while not stop.wait(0.01):
+                window.show(grey(200), GUESSES)
+
+        feeder = threading.Thread(target=feed)
+        feeder.start()
+        with urllib.request.urlopen(f"{window.address}pictures", timeout=5) as pictures:
+            head = [pictures.readline() for _ in range(4)]
+            jpeg = pictures.read(int(head[2].split(b":")[1]))
+        stop.set()
+        feeder.join()
+        assert head[1].strip() == b"Content-Type: image/jpeg"
+        found = cv2.cvtColor(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        assert np.abs(found.astype(int) - drawn(grey(200), GUESSES)).mean() < 6
+        with pytest.raises(SettingsError, match="cannot listen there"):
+            Window(window._server.server_port)
+    finally:
+        window.close()

@@ -1,0 +1,39 @@
+"""A clip network on a stream predicts what it predicts of the same clips cut out of the whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from two_stream import create_model
+from two_stream.errors import SettingsError
+from two_stream.streaming.sliding import SlidingRecognizer
+
+
+@pytest.mark.parametrize("stride", [None, 1, 3, 8, 11])
+@pytest.mark.parametrize("chunks", [[1] * 40, [40], [7, 1, 13, 19], [25, 15]])
+def test_its_predictions_are_those_of_the_clips(stride: int | None, chunks: list[int]) -> None:
+    torch.manual_seed(0)
+    model = create_model(
+        "efficient3d/squeezenet_1.0",
+        num_classes=3,
+        head={"kind": "lstm"},
+        input={"clip_length": 8, "crop": 32, "resize": (32, 32)},
+    ).eval()
+    network = SlidingRecognizer(model, stride)
+    assert (network.delay, network.receptive_field, network.stride) == (7, 8, stride or 4)
+    stream = torch.randint(0, 256, (1, 3, 40, 32, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        found = torch.cat([network.step(chunk) for chunk in stream.split(chunks, dim=2)], dim=1)
+        starts = range(0, 33, network.stride)
+        wanted = torch.stack([model(stream[:, :, first : first + 8]) for first in starts], dim=1)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+        network.reset()
+        assert network.step(stream[:, :, :7]).shape == (1, 0, 3)
+        torch.testing.assert_close(network.step(stream[:, :, 7:8]), wanted[:, :1], rtol=0, atol=1e-5)
+
+
+def test_no_step_is_refused() -> None:
+    model = create_model("efficient3d/squeezenet_1.0", num_classes=2)
+    with pytest.raises(SettingsError, match="the step of sliding clips is 0 frames"):
+        SlidingRecognizer(model, 0)

@@ -1,0 +1,277 @@
+"""`two-stream stream SOURCE --rgb RUN --flow RUN`: what happens in a camera, an RTSP or HTTP stream, or a long file."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO
+
+import tyro
+
+from two_stream.commands.common import parse
+from two_stream.errors import SettingsError, VideoError
+
+if TYPE_CHECKING:
+    from two_stream.evaluation.run import Run
+    from two_stream.streaming.live import Prediction, Watcher
+    from two_stream.streaming.pipeline import Pipeline, Seen, Stream, StreamNetwork
+    from two_stream.streaming.recording import Recording
+    from two_stream.streaming.window import Window
+    from two_stream.video.live import LiveSource
+
+SUMMARY = "Say what happens while it happens: a camera, an RTSP or HTTP stream, or a long file, one frame at a time."
+PROG = "two-stream stream"
+
+
+@dataclass(frozen=True)
+class StreamFlags:
+    """What is watched by which networks."""
+
+    source: tyro.conf.Positional[str]
+    """video file, number of a camera, or address (rtsp://…, http://…)"""
+    rgb: Path | None = None
+    """run folder of an RGB network"""
+    flow: Path | None = None
+    """run folder of a flow network; with --rgb the two are fused"""
+    top: int = 5
+    """how many classes are shown"""
+    json: str | None = None
+    """file for one line of JSON per prediction; `-` prints them"""
+    annotate: Path | None = None
+    """MP4 file to write with the predictions drawn on it"""
+    window: int | None = None
+    """port at which a browser of this machine sees the live picture (http://127.0.0.1:PORT/); 0 takes a free one"""
+    mode: Literal["auto", "continual", "sliding"] = "auto"
+    """continual: each frame is computed once; sliding: the clip network on sliding clips; auto: continual where the
+    network can be turned into one"""
+    step: int | None = None
+    """sliding: frames of the network between two clips; none: half a clip"""
+    squeeze: Literal["frame", "clip"] = "frame"
+    """continual: what squeeze-and-excitation averages over, the present frame or the length of a clip"""
+    every: int | None = None
+    """source frames per frame of the network; none: as in its clips"""
+    queue: int = 4
+    """frames that may wait while the networks are busy; of a live source older ones are dropped and counted"""
+    paced: bool = False
+    """read a file at its own frame rate, dropping late frames, as if it were live"""
+    patience: float = 60.0
+    """seconds to wait for a live source that went away; 0 ends at once"""
+    limit: float | None = None
+    """stop after so many seconds"""
+    flow_algorithm: Literal["dis", "farneback", "tvl1"] | None = None
+    """none: dis (a run trained on video files: its own)"""
+    rule: Literal["l2", "logits", "probabilities", "rank"] = "l2"
+    """how RGB and flow are fused"""
+    weights: tuple[float, float] | None = None
+    """weights of RGB and flow when both are given; none: equal ones"""
+    short_side: int | None = None
+    """shorter side flow is computed at; none: as the run's frames were extracted, else 256"""
+    checkpoint: Literal["best", "last"] = "best"
+    """which checkpoint of the runs"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps"""
+    threads: Annotated[int, tyro.conf.arg(metavar="INT")] = 0
+    """CPU threads of torch; 0 leaves torch's choice"""
+
+
+def main(args: list[str]) -> int:
+    """Run the command and return its exit code: 0 at the end of a file or limit, 130 after Ctrl-C, 143 SIGTERM."""
+    flags = parse(StreamFlags, args, PROG, SUMMARY)
+    _check(flags)
+    from two_stream.video.live import open_source
+
+    source = open_source(flags.source)  # what cannot be opened is said before models load
+    return _watch(flags, source)
+
+
+def _check(flags: StreamFlags) -> None:
+    """Refuse what can be refused before anything is loaded."""
+    if flags.rgb is None and flags.flow is None:
+        raise SettingsError("no run given: name an RGB run (--rgb RUN), a flow run (--flow RUN) or both")
+    for name in ("top", "queue", "step", "every"):
+        value = getattr(flags, name)
+        if value is not None and value < 1:
+            raise SettingsError(f"--{name} is {value}: expected 1 or more")
+    if flags.patience < 0 or (flags.limit is not None and flags.limit <= 0):
+        raise SettingsError("--patience and --limit are seconds: expected 0 or more, and more than 0")
+    if flags.step is not None and flags.mode == "continual":
+        raise SettingsError("--step is for sliding clips; leave it out, or give --mode sliding")
+    if flags.json == "-" and flags.annotate == Path("-"):
+        raise SettingsError("--annotate - : name the MP4 file to write")
+    if flags.weights is not None:
+        if flags.rgb is None or flags.flow is None:
+            raise SettingsError(
+                "--weights weighs RGB against flow: give both --rgb and --flow, or leave it out"
+            )
+        from two_stream.evaluation.fusion import checked_weights
+
+        checked_weights(flags.weights, 2)
+
+
+def _watch(flags: StreamFlags, source: LiveSource) -> int:
+    from two_stream.runtime.console import note
+    from two_stream.runtime.device import set_threads
+    from two_stream.streaming.live import Watcher
+    from two_stream.streaming.pipeline import Pipeline
+
+    set_threads(flags.threads)
+    runs = _runs(flags)
+    streams = [_stream(flags, run) for run in runs]
+    pipeline = Pipeline(
+        source,
+        streams,
+        queue=flags.queue,
+        patience=flags.patience,
+        paced=flags.paced,
+        keep_passed=flags.annotate is not None,
+        said=note,
+    )
+    watcher = Watcher(pipeline, runs, flags.rule, flags.weights)
+    note(f"{source.name}: {watcher.status.delay}")
+    return _show(flags, pipeline, watcher)
+
+
+def _runs(flags: StreamFlags) -> list[Run]:
+    from two_stream.errors import ScoreError
+    from two_stream.evaluation.run import load_run
+
+    runs = []
+    for path, modality in ((flags.rgb, "rgb"), (flags.flow, "flow")):
+        if path is None:
+            continue
+        run = load_run(path, flags.checkpoint, flags.device)
+        found = run.model.spec.modality
+        if found != modality:
+            raise SettingsError(f"--{modality} {path}: this is a run on {found}; give it with --{found}")
+        runs.append(run)
+    if len({tuple(run.class_names) for run in runs}) > 1:
+        raise ScoreError(f"{flags.rgb} and {flags.flow} know different classes and cannot be fused")
+    return runs
+
+
+def _stream(flags: StreamFlags, run: Run) -> Stream:
+    """Return a run's network, ready to take frames."""
+    from two_stream.evaluation.run import reading_of
+    from two_stream.streaming.pipeline import Stream
+    from two_stream.streaming.prepare import Prepare
+
+    spec = run.model.spec
+    reading = reading_of(run, flow=flags.flow_algorithm, short_side=flags.short_side)
+    return Stream(
+        spec.modality,
+        _network(flags, run),
+        Prepare(spec, reading),
+        every=flags.every or spec.stride,
+        pairs=spec.modality == "flow",
+        device=next(run.model.parameters()).device,
+    )
+
+
+def _network(flags: StreamFlags, run: Run) -> StreamNetwork:
+    """Return the continual network of a run, or its clip network on sliding clips.
+
+    Raises:
+        SettingsError: `--mode continual` and it cannot be converted.
+    """
+    from two_stream.config.schema import EvaluateOptions
+    from two_stream.evaluation.network import Compiled, ready
+    from two_stream.runtime.console import note
+    from two_stream.streaming.sliding import SlidingRecognizer
+
+    model = ready(run.model, EvaluateOptions(precision="fp32"))
+    assert not isinstance(model, Compiled)
+    if flags.mode != "sliding":
+        from two_stream.streaming import convert
+
+        try:
+            return convert(model, squeeze=flags.squeeze)
+        except SettingsError as error:
+            if flags.mode == "continual":
+                raise
+            note(f"{run.paths.root}: {error}; its clip network is run on sliding clips")
+    return SlidingRecognizer(model, flags.step)
+
+
+def _show(flags: StreamFlags, pipeline: Pipeline, watcher: Watcher) -> int:
+    """Run to the end and write what was asked for."""
+    from two_stream.runtime.console import note
+    from two_stream.runtime.interrupt import StopRequest
+    from two_stream.streaming.recording import Recording
+    from two_stream.streaming.screen import Screen
+    from two_stream.streaming.window import Window
+
+    begin = time.monotonic()
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopRequest("leaving", pipeline.stop))
+        lines = _lines(flags.json, stack)
+        recording, window = None, None
+        if flags.annotate is not None:
+            recording = Recording(flags.annotate, pipeline.source.fps)
+            stack.callback(recording.close)
+        if flags.window is not None:
+            window = Window(flags.window)
+            stack.callback(window.close)
+            note(f"live picture: {window.address}")
+        screen = stack.enter_context(Screen(watcher.status))
+        for seen, made in watcher.run(flags.top):
+            if made is not None and lines is not None:
+                _write_line(lines, watcher, made, flags.top)
+            _picture(seen, watcher, recording, window)
+            screen.update()
+            if flags.limit is not None and time.monotonic() - begin > flags.limit:
+                pipeline.stop()
+    _tell(flags, watcher, time.monotonic() - begin)
+    return 0 if stop.asked is None else 128 + stop.asked
+
+
+def _lines(where: str | None, stack: ExitStack) -> TextIO | None:
+    if where is None:
+        return None
+    if where == "-":
+        return sys.stdout
+    try:
+        return stack.enter_context(Path(where).open("w", encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"--json {where}: cannot be written ({error.strerror})") from None
+
+
+def _write_line(lines: TextIO, watcher: Watcher, made: Prediction, count: int) -> None:
+    from two_stream.streaming.live import as_line
+
+    line = as_line(made, watcher.class_names, count, watcher.status.dropped)
+    lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+    lines.flush()  # who reads along sees it now
+
+
+def _picture(seen: Seen, watcher: Watcher, recording: Recording | None, window: Window | None) -> None:
+    guesses = watcher.status.guesses[:3]
+    if recording is not None:
+        rate = watcher.pipeline.source.fps or 25.0
+        for back, picture in zip(range(len(seen.passed), 0, -1), seen.passed):
+            recording.add(picture, max(0.0, seen.frame.seconds - back / rate), guesses)
+        recording.add(seen.frame.picture, seen.frame.seconds, guesses)
+    if window is not None:
+        window.show(seen.frame.picture, guesses)
+
+
+def _tell(flags: StreamFlags, watcher: Watcher, elapsed: float) -> None:
+    from two_stream.runtime.console import note, say, warn
+    from two_stream.streaming.live import described_delay
+    from two_stream.video.live import FileSource
+
+    source, status = watcher.pipeline.source, watcher.status
+    if isinstance(source, FileSource) and source.damage:
+        warn(f"{source.name}: {source.damage}; the frames before it were used")
+    if not status.predictions.total and not source.live and flags.limit is None:
+        delay = described_delay(watcher.pipeline.streams, source.fps)
+        raise VideoError(
+            source.name,
+            f"is over before the first prediction ({delay}); use `two-stream predict` for short videos",
+        )
+    (note if flags.json == "-" else say)(status.summary(elapsed))
+    if flags.annotate is not None and flags.annotate.is_file():
+        note(f"annotated: {flags.annotate}")

@@ -1,0 +1,112 @@
+"""A running stream from source to predictions: the networks, their fusion, and the numbers that are shown."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from two_stream.evaluation.run import Run
+from two_stream.evaluation.video import VideoResult, fuse_results, top
+from two_stream.streaming.pipeline import Pipeline, Seen, Stream
+from two_stream.streaming.screen import Status
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the networks say after a frame."""
+
+    frame: int
+    """number of the frame, from 1"""
+    seconds: float
+    latency: float
+    """seconds from the frame's arrival to the prediction"""
+    probabilities: NDArray[np.float64]
+    """`(K,)`, of all streams together"""
+    logits: dict[str, NDArray[np.float64]]
+    """`(K,)` by stream: of the present frame, or the newest there is"""
+
+
+class Watcher:
+    """Runs a pipeline and keeps the newest prediction.
+
+    Of several networks the one that speaks least often sets the pace; of the others their newest word counts.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        runs: Sequence[Run],
+        rule: str = "l2",
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        self.pipeline = pipeline
+        self.rule, self.weights = rule, weights
+        self.multi_label = runs[0].multi_label
+        self.class_names = runs[0].class_names
+        self.status = Status(pipeline.source.name, described_delay(pipeline.streams, pipeline.source.fps))
+        self._newest: dict[str, NDArray[np.float64]] = {}
+        slowest = max(pipeline.streams, key=lambda one: (one.network.stride * one.every, one.pairs))
+        self._pace = slowest.name
+
+    def run(self, top_k: int) -> Iterator[tuple[Seen, Prediction | None]]:
+        """Yield every frame that networks saw, with the prediction that it completes or none; `status` is kept.
+
+        Raises:
+            VideoError: See `Pipeline.run`.
+        """
+        status = self.status
+        for seen in self.pipeline.run():
+            status.frames.add()
+            status.seconds = seen.frame.seconds
+            status.dropped, status.interruptions = self.pipeline.dropped, self.pipeline.interruptions
+            if seen.begins:
+                self._newest.clear()
+            made = self._predicted(seen)
+            if made is not None:
+                status.predictions.add()
+                status.latency.add(made.latency)
+                status.guesses = top(made.probabilities, self.class_names, top_k)
+            yield seen, made
+
+    def _predicted(self, seen: Seen) -> Prediction | None:
+        self._newest |= seen.logits
+        if self._pace not in seen.logits or len(self._newest) < len(self.pipeline.streams):
+            return None
+        results = [self._result(self._newest[stream.name]) for stream in self.pipeline.streams]
+        chances = fuse_results(results, self.rule, self.weights)
+        late = time.monotonic() - seen.frame.arrived
+        return Prediction(seen.frame.number, seen.frame.seconds, late, chances, dict(self._newest))
+
+    def _result(self, logits_K: NDArray[np.float64]) -> VideoResult:
+        views = logits_K[None].astype(np.float32)
+        return VideoResult(logits_K, 1, None, 1, None, views, multi_label=self.multi_label)
+
+
+def as_line(made: Prediction, names: Sequence[str], count: int, dropped: int) -> dict[str, Any]:
+    """Return a prediction as one line of JSON holds it."""
+    return {
+        "frame": made.frame,
+        "seconds": round(made.seconds, 4),
+        "latency_ms": round(1000 * made.latency, 2),
+        "dropped": dropped,
+        "top": [
+            {"class": name, "probability": share}
+            for name, share in top(made.probabilities, list(names), count)
+        ],
+    }
+
+
+def described_delay(streams: Sequence[Stream], fps: float | None) -> str:
+    """Return after how many frames each network speaks first, and how far a prediction lies behind, in words."""
+    parts = []
+    for stream in streams:
+        first = 1 + stream.network.delay * stream.every + int(stream.pairs)
+        seconds = f" ({first / fps:.1f} s)" if fps else ""
+        every = stream.network.stride * stream.every
+        parts.append(f"{stream.name}: first after {first} frames{seconds}, then every {every}")
+    return "; ".join(parts)

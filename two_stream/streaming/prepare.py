@@ -1,0 +1,59 @@
+"""From a decoded picture to what a network sees of it: the same pixels as `predict` with a single centre crop."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from two_stream.config.schema import EvaluateOptions
+from two_stream.evaluation.video import Reading, picture_at
+from two_stream.evaluation.views import crop_views
+from two_stream.types import InputSpec
+from two_stream.video.base import Image
+from two_stream.video.flow import FlowEstimator, gray
+from two_stream.video.region import Region, fit
+
+
+class Prepare:
+    """Resizes a picture as the run's frames were, or computes the flow to it, and cuts the centre out.
+
+    Not for several threads at once.
+    """
+
+    def __init__(self, spec: InputSpec, reading: Reading) -> None:
+        """Set up.
+
+        Args:
+            spec: What the network expects.
+            reading: Sizes, and the flow algorithm of a flow network.
+        """
+        self.spec = spec
+        self.reading = reading
+        (view,) = crop_views(EvaluateOptions(views="single", crops="center"), spec, reading.mirror)
+        box = view.box
+        self._region = Region(box, (box[2] - box[0], box[3] - box[1]))
+        self._estimator = FlowEstimator(reading.flow) if spec.modality == "flow" else None
+        self._last: tuple[Image, Image] | None = None
+
+    def __call__(self, previous: Image | None, picture: Image) -> torch.Tensor:
+        """Return uint8 `(C, crop, crop)`.
+
+        Args:
+            previous: The picture before, for flow.
+            picture: RGB `(H, W, 3)`.
+        """
+        if self._estimator is None:
+            seen = picture_at(picture, self.reading)
+        else:
+            assert previous is not None
+            seen = self._estimator(self._gray(previous), self._gray(picture))
+        cut = fit(seen, self.spec.resize, self._region)
+        return torch.from_numpy(np.ascontiguousarray(cut.transpose(2, 0, 1)))
+
+    def _gray(self, picture: Image) -> Image:
+        """Return the grey picture that flow is computed on; of two neighbours the first is known from last time."""
+        if self._last is not None and self._last[0] is picture:
+            return self._last[1]
+        made = gray(picture_at(picture, self.reading))
+        self._last = (picture, made)
+        return made

@@ -1,0 +1,112 @@
+"""The annotated copy of a stream: every picture with what the networks last said of it, written in a thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from av.container import OutputContainer
+from av.video.stream import VideoStream
+
+from two_stream.errors import VideoError
+from two_stream.evaluation.annotate import DEFAULT_FPS, blend, encoder, panel
+from two_stream.runtime.files import atomic_path
+from two_stream.streaming.inbox import Inbox
+from two_stream.video.base import Image
+
+Guesses = Sequence[tuple[str, float]]
+_TICKS = 90_000
+"""of the time stamps of a recording, per second"""
+
+
+def drawn(picture: Image, guesses: Guesses) -> Image:
+    """Return a picture, its sides even, with the likeliest classes on it."""
+    height, width = picture.shape[0] // 2 * 2, picture.shape[1] // 2 * 2
+    return blend(picture[:height, :width], *panel(height, width, guesses))
+
+
+class Recording:
+    """Writes an MP4 file while the stream runs; the file is whole once it is closed, and absent before.
+
+    A picture is shown from its own time on, so one that was dropped leaves the one before it standing.
+    """
+
+    def __init__(self, out: Path, fps: float | None = None) -> None:
+        """Prepare a recording.
+
+        Args:
+            out: MP4 file to write.
+            fps: Frame rate, for players; time stamps are the pictures' own.
+
+        Raises:
+            VideoError: It is a folder, or its folder is not there.
+        """
+        if out.is_dir():
+            raise VideoError(out, "is a directory; name the MP4 file to write")
+        if not out.parent.is_dir():
+            raise VideoError(out, f"cannot be written: there is no folder {out.parent}")
+        self.out = out
+        self.fps = fps or DEFAULT_FPS
+        self._inbox: Inbox[tuple[Image, float, Guesses]] = Inbox(8, drop=False)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="recording")
+        self._thread.start()
+
+    def add(self, picture: Image, seconds: float, guesses: Guesses) -> None:
+        """Hand on a picture `(H, W, 3)` and when it is from; waits when the encoder is behind.
+
+        Raises:
+            VideoError: The file cannot be written.
+        """
+        if not self._inbox.put((picture, seconds, tuple(guesses))) and self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """Write what is left and put the file in its place.
+
+        Raises:
+            VideoError: The file cannot be written.
+        """
+        self._inbox.close()
+        self._thread.join()
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _run(self) -> None:
+        try:
+            with ExitStack() as stack:
+                self._write(stack)
+        except BaseException as error:  # noqa: BLE001 - raised again by `add` and `close`
+            self._error = error
+        finally:
+            self._inbox.close(empty=True)
+
+    def _write(self, stack: ExitStack) -> None:
+        file: tuple[OutputContainer, VideoStream] | None = None
+        shape, last = (0, 0), -1
+        while not self._inbox.over:
+            for picture, seconds, guesses in self._inbox.take(timeout=0.5):
+                made = drawn(picture, guesses)
+                if file is None:
+                    shape = made.shape[:2]
+                    part = stack.enter_context(atomic_path(self.out))
+                    rate = Fraction(self.fps).limit_denominator(1001)
+                    file = stack.enter_context(encoder(part, self.out, *shape, rate))
+                    file[1].codec_context.time_base = Fraction(1, _TICKS)
+                if made.shape[:2] != shape:
+                    raise VideoError(
+                        self.out, f"the picture's size changed to {made.shape[1]}×{made.shape[0]}"
+                    )
+                frame = av.VideoFrame.from_ndarray(made, format="rgb24")
+                last = max(last + 1, round(seconds * _TICKS))
+                frame.pts, frame.time_base = last, Fraction(1, _TICKS)
+                for packet in file[1].encode(frame):
+                    file[0].mux(packet)
+        if file is not None:
+            for packet in file[1].encode():
+                file[0].mux(packet)

@@ -1,0 +1,105 @@
+"""What a person sees of a running stream: the likeliest classes and how well the machine keeps up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+from two_stream.runtime.console import err, note
+from two_stream.streaming.meter import Latency, Rate
+
+_BAR = 30
+
+
+@dataclass
+class Status:
+    """How the stream is doing."""
+
+    source: str
+    delay: str
+    """of the networks, in words"""
+    seconds: float = 0.0
+    """of the newest frame, by the source's clock"""
+    guesses: Sequence[tuple[str, float]] = ()
+    dropped: int = 0
+    interruptions: int = 0
+
+    def __post_init__(self) -> None:
+        self.latency, self.frames, self.predictions = Latency(), Rate(), Rate()
+
+    def speed(self) -> str:
+        """Return rates, latencies and losses in one line."""
+        parts = [
+            f"{self.frames.per_second():.1f} frames/s",
+            f"{self.predictions.per_second():.1f} predictions/s",
+        ]
+        return " · ".join([*parts, *self._losses()])
+
+    def summary(self, elapsed: float) -> str:
+        """Return what came of a stream that has ended, after so many seconds."""
+        counts = f"{self.frames.total} frames, {self.predictions.total} predictions in {elapsed:.1f} s"
+        return " · ".join([f"{self.source}: {counts}", *self._losses()])
+
+    def _losses(self) -> list[str]:
+        parts = []
+        median, late = self.latency.percentile(0.5), self.latency.percentile(0.99)
+        if median is not None and late is not None:
+            parts.append(f"latency p50 {1000 * median:.0f} ms, p99 {1000 * late:.0f} ms")
+        parts.append(f"{self.dropped} dropped")
+        if self.interruptions:
+            parts.append(f"{self.interruptions} interruptions")
+        return parts
+
+
+class Screen:
+    """Draws the status on a terminal, or a line every few seconds elsewhere; on standard error."""
+
+    def __init__(self, status: Status, every: float = 2.0) -> None:
+        self.status = status
+        self.every = every
+        self._live = Live(console=err, auto_refresh=False, transient=True) if err.is_terminal else None
+        self._last = 0.0
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self) -> None:
+        """Show the status when it is time to."""
+        now = time.monotonic()
+        if now - self._last < (0.1 if self._live is not None else self.every):
+            return
+        self._last = now
+        if self._live is not None:
+            self._live.update(self._picture(), refresh=True)
+        else:
+            said = " ".join(f"{name} {100 * share:.0f} %" for name, share in self.status.guesses[:1]) or "…"
+            note(f"{self.status.seconds:8.1f} s  {said} · {self.status.speed()}")
+
+    def _picture(self) -> Group:
+        status = self.status
+        width = max((len(name) for name, _ in status.guesses), default=0)
+        lines = [Text(f"{status.source} · {status.seconds:.1f} s", style="bold")]
+        for place, (name, share) in enumerate(status.guesses):
+            bar = "█" * max(1, round(_BAR * share))
+            lines.append(
+                Text(f"  {name:<{width}}  {100 * share:5.1f} %  {bar}", style="" if place else "cyan")
+            )
+        if not status.guesses:
+            lines.append(Text(f"  waiting for the first prediction ({status.delay})", style="dim"))
+        lines.append(Text(status.speed(), style="dim"))
+        return Group(*lines)

@@ -1,0 +1,60 @@
+"""A clip network on a stream: the whole clip is computed again for every prediction.
+
+For networks that cannot be turned into one that takes a frame at a time, and to compare those that can with.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from two_stream.errors import SettingsError
+from two_stream.recognizer import Recognizer
+
+
+class SlidingRecognizer:
+    """Keeps the last clip of a stream and predicts every `stride` frames; a clip is what it is anywhere else.
+
+    Attributes:
+        delay: Number, from 0, of the frame that completes the first clip.
+        stride: Frames from one clip to the next.
+        receptive_field: Frames of a clip.
+    """
+
+    def __init__(self, model: Recognizer, stride: int | None = None) -> None:
+        """Wrap a model.
+
+        Args:
+            model: In evaluation mode.
+            stride: Frames between the starts of clips; None: half a clip.
+
+        Raises:
+            SettingsError: The stride is none.
+        """
+        length = model.spec.clip_length
+        self.model = model
+        self.stride = max(1, length // 2) if stride is None else stride
+        if self.stride < 1:
+            raise SettingsError(f"the step of sliding clips is {self.stride} frames: expected 1 or more")
+        self.delay, self.receptive_field = length - 1, length
+        self._held: torch.Tensor | None = None
+        self._skip = 0
+
+    def reset(self) -> None:
+        """Forget everything seen."""
+        self._held, self._skip = None, 0
+
+    def step(self, frames_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Take the next frames, uint8 `(B, C, n, H, W)`, and return the logits `(B, m, K)` of clips now complete."""
+        if self._skip:  # a stride longer than the clip leaves frames out
+            left = min(self._skip, frames_BCTHW.shape[2])
+            frames_BCTHW, self._skip = frames_BCTHW[:, :, left:], self._skip - left
+        held = frames_BCTHW if self._held is None else torch.cat((self._held, frames_BCTHW), dim=2)
+        logits = []
+        while held.shape[2] >= self.receptive_field:
+            logits.append(self.model(held[:, :, : self.receptive_field]))
+            self._skip += max(0, self.stride - held.shape[2])
+            held = held[:, :, self.stride :]
+        self._held = held.clone()  # not a view that keeps the chunk alive
+        if logits:
+            return torch.stack(logits, dim=1)
+        return frames_BCTHW.new_zeros((len(frames_BCTHW), 0, self.model.num_classes), dtype=torch.float32)
