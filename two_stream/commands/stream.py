@@ -18,8 +18,9 @@ from two_stream.errors import SettingsError, VideoError
 if TYPE_CHECKING:
     from two_stream.evaluation.run import Run
     from two_stream.streaming.live import Prediction, Watcher
-    from two_stream.streaming.pipeline import Pipeline, Seen, Stream, StreamNetwork
+    from two_stream.streaming.pipeline import Pipeline, Seen
     from two_stream.streaming.recording import Recording
+    from two_stream.streaming.track import Stream, StreamNetwork
     from two_stream.streaming.window import Window
     from two_stream.video.live import LiveSource
 
@@ -74,6 +75,8 @@ class StreamFlags:
     """which checkpoint of the runs"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """autocast type; auto: bf16 where the device computes it by itself, as `two-stream evaluate`"""
     threads: Annotated[int, tyro.conf.arg(metavar="INT")] = 0
     """CPU threads of torch; 0 leaves torch's choice"""
 
@@ -130,6 +133,8 @@ def _watch(flags: StreamFlags, source: LiveSource) -> int:
         keep_passed=flags.annotate is not None,
         said=note,
     )
+    if source.live:
+        pipeline.warm_up([(run.model.spec.channels, run.model.spec.crop) for run in runs])
     watcher = Watcher(pipeline, runs, flags.rule, flags.weights)
     note(f"{source.name}: {watcher.status.delay}")
     return _show(flags, pipeline, watcher)
@@ -155,34 +160,42 @@ def _runs(flags: StreamFlags) -> list[Run]:
 
 def _stream(flags: StreamFlags, run: Run) -> Stream:
     """Return a run's network, ready to take frames."""
+    from two_stream.evaluation.network import is_exact
     from two_stream.evaluation.run import reading_of
-    from two_stream.streaming.pipeline import Stream
+    from two_stream.runtime.inference import resolve_precision
     from two_stream.streaming.prepare import Prepare
+    from two_stream.streaming.track import Stream
 
     spec = run.model.spec
+    device = next(run.model.parameters()).device
+    precision = resolve_precision(flags.precision, device, exact=is_exact(run.experiment))
     reading = reading_of(run, flow=flags.flow_algorithm, short_side=flags.short_side)
     return Stream(
         spec.modality,
-        _network(flags, run),
+        _network(flags, run, precision),
         Prepare(spec, reading),
         every=flags.every or spec.stride,
         pairs=spec.modality == "flow",
-        device=next(run.model.parameters()).device,
+        device=device,
+        precision=precision,
     )
 
 
-def _network(flags: StreamFlags, run: Run) -> StreamNetwork:
+def _network(flags: StreamFlags, run: Run, precision: str) -> StreamNetwork:
     """Return the continual network of a run, or its clip network on sliding clips.
 
     Raises:
         SettingsError: `--mode continual` and it cannot be converted.
     """
-    from two_stream.config.schema import EvaluateOptions
-    from two_stream.evaluation.network import Compiled, ready
+    from two_stream.evaluation.network import Compiled, is_exact, ready
     from two_stream.runtime.console import note
     from two_stream.streaming.sliding import SlidingRecognizer
 
-    model = ready(run.model, EvaluateOptions(precision="fp32"))
+    exact = is_exact(run.experiment)
+    usual = run.experiment.evaluate.model_copy(
+        update={"precision": precision, "fold": not exact, "compile": False}
+    )
+    model = ready(run.model, usual)
     assert not isinstance(model, Compiled)
     if flags.mode != "sliding":
         from two_stream.streaming import convert
@@ -249,6 +262,8 @@ def _write_line(lines: TextIO, watcher: Watcher, made: Prediction, count: int) -
 
 def _picture(seen: Seen, watcher: Watcher, recording: Recording | None, window: Window | None) -> None:
     guesses = watcher.status.guesses[:3]
+    if seen.ended:
+        return
     if recording is not None:
         rate = watcher.pipeline.source.fps or 25.0
         for back, picture in zip(range(len(seen.passed), 0, -1), seen.passed):

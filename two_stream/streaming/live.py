@@ -12,17 +12,21 @@ from numpy.typing import NDArray
 
 from two_stream.evaluation.run import Run
 from two_stream.evaluation.video import VideoResult, fuse_results, top
-from two_stream.streaming.pipeline import Pipeline, Seen, Stream
+from two_stream.streaming.pipeline import Pipeline, Seen
 from two_stream.streaming.screen import Status
+from two_stream.streaming.track import Stream
 
 
 @dataclass(frozen=True)
 class Prediction:
     """What the networks say after a frame."""
 
+    first: int
+    """number, from 1, of the frame that its window begins with"""
     frame: int
-    """number of the frame, from 1"""
+    """number of the frame that completed it"""
     seconds: float
+    """when that one was, by the source's clock"""
     latency: float
     """seconds from the frame's arrival to the prediction"""
     probabilities: NDArray[np.float64]
@@ -61,7 +65,7 @@ class Watcher:
         """
         status = self.status
         for seen in self.pipeline.run():
-            status.frames.add()
+            status.frames.add(0 if seen.ended else 1)
             status.seconds = seen.frame.seconds
             status.dropped, status.interruptions = self.pipeline.dropped, self.pipeline.interruptions
             if seen.begins:
@@ -69,18 +73,20 @@ class Watcher:
             made = self._predicted(seen)
             if made is not None:
                 status.predictions.add()
-                status.latency.add(made.latency)
+                if not seen.ended:
+                    status.latency.add(made.latency)
                 status.guesses = top(made.probabilities, self.class_names, top_k)
             yield seen, made
 
     def _predicted(self, seen: Seen) -> Prediction | None:
-        self._newest |= seen.logits
-        if self._pace not in seen.logits or len(self._newest) < len(self.pipeline.streams):
+        self._newest |= {name: said.logits for name, said in seen.said.items()}
+        if self._pace not in seen.said or len(self._newest) < len(self.pipeline.streams):
             return None
         results = [self._result(self._newest[stream.name]) for stream in self.pipeline.streams]
         chances = fuse_results(results, self.rule, self.weights)
         late = time.monotonic() - seen.frame.arrived
-        return Prediction(seen.frame.number, seen.frame.seconds, late, chances, dict(self._newest))
+        first = seen.said[self._pace].first
+        return Prediction(first, seen.frame.number, seen.frame.seconds, late, chances, dict(self._newest))
 
     def _result(self, logits_K: NDArray[np.float64]) -> VideoResult:
         views = logits_K[None].astype(np.float32)
@@ -90,6 +96,7 @@ class Watcher:
 def as_line(made: Prediction, names: Sequence[str], count: int, dropped: int) -> dict[str, Any]:
     """Return a prediction as one line of JSON holds it."""
     return {
+        "first_frame": made.first,
         "frame": made.frame,
         "seconds": round(made.seconds, 4),
         "latency_ms": round(1000 * made.latency, 2),

@@ -11,14 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import groupby
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from two_stream.errors import TwoStreamError, VideoError
+from two_stream.errors import VideoError
 from two_stream.streaming.inbox import Inbox
+from two_stream.streaming.track import Said, Stream, Track
 from two_stream.video.base import Image
 from two_stream.video.live import LiveFrame, LiveSource
 
@@ -28,56 +27,19 @@ _LONGEST_WAIT = 5.0
 """seconds between two attempts to open a source that is gone"""
 
 
-class StreamNetwork(Protocol):
-    """A network that takes a stream: `StreamRecognizer`, or a clip network over sliding windows."""
-
-    @property
-    def delay(self) -> int:
-        """Number, from 0, of the frame after which the first prediction is there."""
-
-    @property
-    def stride(self) -> int:
-        """Frames from one prediction to the next."""
-
-    def step(self, frames_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Take the next frames, uint8 `(1, C, n, H, W)`, and return the logits `(1, m, K)` that they complete."""
-
-    def reset(self) -> None:
-        """Forget everything seen."""
-
-
-@dataclass(frozen=True)
-class Stream:
-    """One network and how frames reach it."""
-
-    name: str
-    """`rgb` or `flow`"""
-    network: StreamNetwork
-    prepare: Callable[[Image | None, Image], torch.Tensor]
-    """previous and present picture to what the network sees of them, uint8 `(C, H, W)`"""
-    every: int = 1
-    """source frames per frame of the network"""
-    pairs: bool = False
-    """it needs the previous picture"""
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-    def wants(self, index: int) -> bool:
-        """Whether the frame of this number, from 0 since the source was opened, is one of the network's."""
-        index -= int(self.pairs)
-        return index >= 0 and index % self.every == 0
-
-
 @dataclass(frozen=True)
 class Seen:
     """A frame that has gone through the pipeline."""
 
     frame: LiveFrame
-    logits: dict[str, NDArray[np.float64]]
-    """`(K,)` of each network that made a prediction with it; mostly of all or of none"""
+    said: dict[str, Said]
+    """by network, of those that made a prediction with it; mostly all or none"""
     passed: tuple[Image, ...] = ()
     """the pictures since the frame before, which no network asked for, when they are kept"""
     begins: bool = False
     """the first frame, or the first after the source was gone: the networks have forgotten what was before"""
+    ended: bool = False
+    """the source is over: the frame was seen before, and this is what its end completes"""
 
 
 @dataclass(frozen=True)
@@ -86,6 +48,9 @@ class _Item:
 
     frame: LiveFrame
     index: int
+    """since the source was opened"""
+    opening: int
+    """which opening of the source that was"""
     previous: Image | None
     passed: tuple[Image, ...]
     inputs: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -128,17 +93,26 @@ class Pipeline:
         self.keep_passed = keep_passed
         self.said = said
         self.interruptions = 0
-        self._read: Inbox[_Item | None] = Inbox(queue, drop=source.live or paced)
-        self._ready: Inbox[_Item | None] = Inbox(2, drop=False)
+        self._read: Inbox[_Item] = Inbox(queue, drop=source.live or paced)
+        self._ready: Inbox[_Item] = Inbox(2, drop=False)
         self._stop = threading.Event()
         self._error: BaseException | None = None
-        self._fed = [0] * len(self.streams)
-        self._begins = True
+        self._tracks = [Track(stream) for stream in self.streams]
+        self._newest: _Item | None = None
 
     @property
     def dropped(self) -> int:
         """Frames left out so far because the networks were busy."""
         return self._read.dropped
+
+    def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Let every network compute a few frames of nothing before the source is opened.
+
+        Args:
+            sizes: Channels and side of each network's frames.
+        """
+        for track, (channels, side) in zip(self._tracks, sizes, strict=True):
+            track.warm_up(side, channels)
 
     def stop(self) -> None:
         """Let the pipeline end at once; may be called from any thread or a signal handler."""
@@ -158,7 +132,9 @@ class Pipeline:
             thread.start()
         try:
             while not self._stop.is_set() and not self._ready.over:
-                yield from self._predict(self._ready.take(_CHUNK, timeout=0.2))
+                yield from self._predicted(self._ready.take(_CHUNK, timeout=0.2))
+            if self._error is None and not self._stop.is_set() and not self.source.live:
+                yield from self._finished()
         finally:
             self._stop.set()
             for box in (self._read, self._ready):
@@ -168,7 +144,7 @@ class Pipeline:
         if self._error is not None:
             raise self._error
 
-    def _guarded(self, work: Callable[[], None], box: Inbox[_Item | None]) -> None:
+    def _guarded(self, work: Callable[[], None], box: Inbox[_Item]) -> None:
         """Run a thread's work; keep its error for the caller, and close what it fills."""
         try:
             work()
@@ -178,8 +154,9 @@ class Pipeline:
             box.close()
 
     def _reading(self) -> None:
-        number, offset, lost = 1, 0.0, None
+        number, offset, lost, opening = 1, 0.0, None, 0
         while not self._stop.is_set():
+            opening += 1
             index, previous = 0, None
             passed: list[Image] = []
             opened = time.monotonic()
@@ -192,7 +169,7 @@ class Pipeline:
                     if self.paced and self._stop.wait(max(0.0, opened + frame.seconds - time.monotonic())):
                         return
                     if any(stream.wants(index) for stream in self.streams):
-                        item = _Item(frame, index, previous, tuple(passed))
+                        item = _Item(frame, index, opening, previous, tuple(passed))
                         passed.clear()
                         if not self._read.put(item):
                             return
@@ -232,57 +209,46 @@ class Pipeline:
         self.said(
             f"{self.source.name}: back after {time.monotonic() - lost[0]:.1f} s; the networks begin anew"
         )
-        self._read.put(None)
 
     def _preparing(self) -> None:
         while not self._read.over and not self._stop.is_set():
             for item in self._read.take(timeout=0.2):
-                if item is not None:
-                    for stream in self.streams:
-                        if stream.wants(item.index):
-                            item.inputs[stream.name] = stream.prepare(item.previous, item.frame.picture)
+                for stream in self.streams:
+                    if stream.wants(item.index):
+                        item.inputs[stream.name] = stream.prepare(item.previous, item.frame.picture)
                 if not self._ready.put(item):
                     return
 
-    def _predict(self, items: list[_Item | None]) -> Iterator[Seen]:
-        """Send a few frames through the networks; a gap among them makes the networks forget."""
-        while items:
-            gap = items.index(None) if None in items else len(items)
-            run = [item for item in items[:gap] if item is not None]
-            if run:
-                yield from self._step(run)
-            if gap < len(items):
-                self._fed, self._begins = [0] * len(self.streams), True
-                for stream in self.streams:
-                    stream.network.reset()
-            items = items[gap + 1 :]
+    def _predicted(self, items: list[_Item]) -> Iterator[Seen]:
+        """Send a few frames through the networks, which begin anew where the source was opened anew."""
+        for _, run in groupby(items, key=lambda item: item.opening):
+            yield from self._step(list(run))
 
     def _step(self, items: list[_Item]) -> Iterator[Seen]:
-        found: list[dict[str, NDArray[np.float64]]] = [{} for _ in items]
-        for place, stream in enumerate(self.streams):
-            mine = [
-                (row, item.inputs[stream.name])
-                for row, item in enumerate(items)
-                if stream.name in item.inputs
-            ]
-            if not mine:
-                continue
-            frames_BCTHW = torch.stack([picture for _, picture in mine], dim=1)[None].to(stream.device)
-            with torch.inference_mode():
-                logits_MK = stream.network.step(frames_BCTHW)[0].double().cpu().numpy()
-            due = [row for at, (row, _) in enumerate(mine) if self._completes(stream, self._fed[place] + at)]
-            self._fed[place] += len(mine)
-            if len(due) != len(logits_MK):
-                raise TwoStreamError(
-                    f"{stream.name}: the network gave {len(logits_MK)} predictions where {len(due)} were due"
-                )
-            for row, logits_K in zip(due, logits_MK, strict=True):
-                found[row][stream.name] = logits_K
-        for item, logits in zip(items, found, strict=True):
-            yield Seen(item.frame, logits, item.passed, self._begins)
-            self._begins = False
+        begins = self._newest is None or self._newest.opening != items[0].opening
+        if begins:
+            for track in self._tracks:
+                track.reset()
+        found: list[dict[str, Said]] = [{} for _ in items]
+        for track in self._tracks:
+            name = track.stream.name
+            rows = [row for row, item in enumerate(items) if name in item.inputs]
+            if rows:
+                numbers = [items[row].frame.number for row in rows]
+                made = track.step(numbers, [items[row].inputs[name] for row in rows])
+                for place, one in made.items():
+                    found[rows[place]][name] = one
+        self._newest = items[-1]
+        for row, (item, said) in enumerate(zip(items, found, strict=True)):
+            yield Seen(item.frame, said, item.passed, begins=begins and row == 0)
 
-    @staticmethod
-    def _completes(stream: Stream, index: int) -> bool:
-        past = index - stream.network.delay
-        return past >= 0 and past % stream.network.stride == 0
+    def _finished(self) -> Iterator[Seen]:
+        """Yield what the end of a file completes, window by window."""
+        if self._newest is None:
+            return
+        windows: dict[int, dict[str, Said]] = {}
+        for track in self._tracks:
+            for said in track.finish():
+                windows.setdefault(said.first, {})[track.stream.name] = said
+        for first in sorted(windows):
+            yield Seen(self._newest.frame, windows[first], ended=True)

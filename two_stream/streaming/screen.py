@@ -68,6 +68,7 @@ class Screen:
         self._last = 0.0
 
     def __enter__(self) -> Self:
+        self._last = time.monotonic()
         if self._live is not None:
             self._live.start()
         return self

@@ -55,6 +55,13 @@ class SlidingRecognizer:
             self._skip += max(0, self.stride - held.shape[2])
             held = held[:, :, self.stride :]
         self._held = held.clone()  # not a view that keeps the chunk alive
-        if logits:
-            return torch.stack(logits, dim=1)
-        return frames_BCTHW.new_zeros((len(frames_BCTHW), 0, self.model.num_classes), dtype=torch.float32)
+        return torch.stack(logits, dim=1) if logits else self._none(len(frames_BCTHW))
+
+    def finish(self) -> torch.Tensor:
+        """Return `(B, 0, K)`, for the end of a stream completes no clip, and forget it."""
+        batch = 1 if self._held is None else len(self._held)
+        self.reset()
+        return self._none(batch)
+
+    def _none(self, batch: int) -> torch.Tensor:
+        return torch.zeros(batch, 0, self.model.num_classes)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from two_stream.errors import TwoStreamError, VideoError
-from two_stream.streaming.pipeline import Pipeline, Seen, Stream
+from two_stream.streaming.pipeline import Pipeline, Seen
+from two_stream.streaming.track import Stream
 from two_stream.video.base import Image
 from two_stream.video.live import LiveSource
 
@@ -61,6 +62,13 @@ class Summing:
                 out.append(sum(self.held[-self.delay - 1 :]))
         return torch.tensor(out).reshape(1, -1, 1)
 
+    def finish(self) -> torch.Tensor:
+        """The windows that begin in the stream and end behind it."""
+        first = max(0, -(-(len(self.held) - self.delay) // self.stride)) * self.stride
+        return torch.tensor(
+            [sum(self.held[at:]) for at in range(first, len(self.held), self.stride)]
+        ).reshape(1, -1, 1)
+
     def reset(self) -> None:
         self.held.clear()
         self.resets += 1
@@ -77,17 +85,21 @@ def difference(previous: Image | None, picture: Image) -> torch.Tensor:
 
 
 def said_of(seen: Sequence[Seen], name: str = "rgb") -> dict[int, float]:
-    return {one.frame.number: float(one.logits[name][0]) for one in seen if name in one.logits}
+    return {one.frame.number: float(one.said[name].logits[0]) for one in seen if name in one.said}
 
 
 def test_every_frame_of_a_file_is_seen_in_order_and_predictions_are_the_windows() -> None:
     network = Summing(delay=2, stride=2)
     pipeline = Pipeline(Script([40], live=False), [Stream("rgb", network, present)])
     seen = list(pipeline.run())
+    *seen, end = seen
     assert [one.frame.number for one in seen] == list(range(1, 41))
     assert said_of(seen) == {n + 1: float(n + n - 1 + n - 2) for n in range(2, 40, 2)}
+    assert [one.said["rgb"].first for one in seen if one.said] == list(range(1, 38, 2))
     assert pipeline.dropped == 0
     assert [one.begins for one in seen] == [True] + [False] * 39
+    assert (end.ended, end.frame.number) == (True, 40)
+    assert (float(end.said["rgb"].logits[0]), end.said["rgb"].first) == (38.0 + 39.0, 39)
 
 
 def test_every_nth_frame_and_the_flow_beside_it() -> None:
@@ -137,7 +149,7 @@ def test_a_source_that_comes_back_is_picked_up_and_the_networks_begin_anew() -> 
             seen.append(one)  # noqa: PERF402 - what came before the error is wanted
     assert said_of(seen) == {3: 3.0, 4: 6.0, 5: 9.0, 8: 18.0, 9: 21.0}  # no window over the gap
     assert [one.frame.number for one in seen if one.begins] == [1, 6]
-    assert (network.resets, pipeline.interruptions) == (1, 2)
+    assert (network.resets, pipeline.interruptions) == (2 + 1, 2)  # and once before anything came
     times = [one.frame.seconds for one in seen]
     assert times == sorted(times)
     assert times[5] - times[4] > 0.4  # the gap counts

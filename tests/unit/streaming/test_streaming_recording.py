@@ -53,7 +53,7 @@ def test_a_picture_of_another_size_is_one_error_and_no_file(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("where", ["", "no/such/out.mp4"])
 def test_a_target_that_cannot_be_is_refused_at_once(tmp_path: Path, where: str) -> None:
-    with pytest.raises(VideoError, match="is a directory|there is no folder"):
+    with pytest.raises(VideoError, match=r"is a directory|there is no folder"):
         Recording(tmp_path / where)
 
 

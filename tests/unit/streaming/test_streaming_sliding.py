@@ -15,7 +15,7 @@ from two_stream.streaming.sliding import SlidingRecognizer
 def test_its_predictions_are_those_of_the_clips(stride: int | None, chunks: list[int]) -> None:
     torch.manual_seed(0)
     model = create_model(
-        "efficient3d/squeezenet_1.0",
+        "efficient3d/mobilenetv2_0.2x",
         num_classes=3,
         head={"kind": "lstm"},
         input={"clip_length": 8, "crop": 32, "resize": (32, 32)},
@@ -34,6 +34,6 @@ def test_its_predictions_are_those_of_the_clips(stride: int | None, chunks: list
 
 
 def test_no_step_is_refused() -> None:
-    model = create_model("efficient3d/squeezenet_1.0", num_classes=2)
+    model = create_model("efficient3d/mobilenetv2_0.2x", num_classes=2)
     with pytest.raises(SettingsError, match="the step of sliding clips is 0 frames"):
         SlidingRecognizer(model, 0)

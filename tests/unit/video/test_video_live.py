@@ -22,13 +22,15 @@ def test_an_http_stream_gives_its_pictures_until_it_dies() -> None:
     with LiveServer(pictures(), fps=50) as server:
         source = open_source(server.address)
         assert isinstance(source, AddressSource)
-        with pytest.raises(VideoError, match="cannot be read|has ended"):
+        with pytest.raises(VideoError, match=r"cannot be read|has ended"):
             for frame in source.numbered(first=5, offset=2.0):
                 levels.append(float(frame.picture.mean()))
                 times.append((frame.number, frame.seconds))
                 if len(levels) == 15:
                     server.close()
-    assert levels[:15] == pytest.approx([10 + 10 * number for number in range(15)], abs=4)
+    first = round(levels[0] / 10)  # what libav reads to find out the format may be lost
+    assert first <= 6
+    assert levels[:10] == pytest.approx([10 * number for number in range(first, first + 10)], abs=4)
     assert [number for number, _ in times[:3]] == [5, 6, 7]
     assert [seconds for _, seconds in times[:3]] == pytest.approx([2.0, 2.02, 2.04], abs=1e-3)
     assert source.fps == pytest.approx(50.0)
@@ -38,7 +40,7 @@ def test_a_stream_that_sends_nothing_any_more_is_noticed(monkeypatch: pytest.Mon
     monkeypatch.setattr(live, "READ_SECONDS", 0.5)
     with LiveServer(pictures(), fps=50) as server:
         threading.Timer(1.5, server.hang.set).start()
-        with pytest.raises(VideoError, match="nothing has come for 0.5 seconds"):
+        with pytest.raises(VideoError, match=r"nothing has come for 0\.5 seconds"):
             for _ in open_source(server.address).numbered():
                 pass
 

@@ -1,0 +1,271 @@
+"""`two-stream stream` as a person runs it: a file, a live address that dies and returns, Ctrl-C, and what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from live_server import LiveServer
+
+from two_stream import create_model, load_run
+from two_stream.cli import main
+from two_stream.config.load import dump
+from two_stream.config.schema import Experiment
+from two_stream.evaluation.run import reading_of
+from two_stream.pretrained import write_model
+from two_stream.streaming.prepare import Prepare
+from two_stream.video.reader import open_video
+
+NAMES = ["wave", "jump", "turn"]
+
+
+def made_run(folder: Path, modality: str = "rgb", head: str = "average", **model) -> Path:
+    """Write a run folder with random weights."""
+    options = {
+        "modality": modality,
+        "backbone": {"kind": "mobilenetv2_3d", "width": 0.2, "temporal_stride": 2},
+        "head": {"kind": head},
+        "input": {"clip_length": 8, "crop": 32, "resize": (36, 48), "stride": 2},
+    }
+    experiment = Experiment.model_validate(
+        {"name": folder.name, "runs": folder.parent, "model": options | model, "data": {"source": "videos"}}
+    )
+    torch.manual_seed(5)
+    recognizer = create_model(experiment.model, len(NAMES))
+    for part in recognizer.modules():  # statistics of pictures, so that classes differ
+        if isinstance(part, torch.nn.BatchNorm3d):
+            part.running_var.fill_(0.05)
+    folder.mkdir(parents=True)
+    (folder / "experiment.yaml").write_text(dump(experiment))
+    write_model(folder / "best", recognizer, {"class_names": NAMES})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rgb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_run(tmp_path_factory.mktemp("runs") / "rgb")
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_run(tmp_path_factory.mktemp("runs") / "flow", "flow", "lstm")
+
+
+@pytest.fixture
+def video(shared: Path) -> Path:
+    return sorted((shared / "data" / "fight2" / "fight").glob("*.mp4"))[0]
+
+
+def pictures() -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    base = generator.integers(0, 255, (12, 16, 3)).astype(np.uint8)
+    return [np.kron(np.roll(base, step, axis=1), np.ones((6, 6, 1), np.uint8)) for step in range(16)]
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_time_line_of_a_file_is_the_clip_network_over_the_whole_of_it(
+    rgb: Path, video: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "lines.jsonl"
+    assert (
+        main(
+            ["stream", str(video), "--rgb", str(rgb), "--json", str(out), "--precision", "fp32", "--top", "3"]
+        )
+        == 0
+    )
+    run = load_run(rgb)
+    prepare = Prepare(run.model.spec, reading_of(run))
+    with open_video(video) as opened:
+        clip = torch.stack([prepare(None, picture) for picture in opened.frames()][::2], dim=1)[None]
+    with torch.inference_mode():
+        (tokens_BTD,) = run.model.forward_features(clip)
+        windows = tokens_BTD[0].unfold(0, 4, 1).mean(-1)  # a clip of 8 frames gives 4 tokens
+        wanted = torch.softmax(run.model.classifier(windows), dim=1).numpy()
+    found = lines(out)
+    assert len(found) == len(wanted)
+    shares = [{one["class"]: one["probability"] for one in line["top"]} for line in found]
+    np.testing.assert_allclose([[share[name] for name in NAMES] for share in shares], wanted, atol=1e-5)
+    assert np.ptp(wanted, axis=0).max() > 0.01  # the line is not flat
+    assert [line["first_frame"] for line in found] == [1 + 4 * place for place in range(len(found))]
+
+
+def test_two_streams_an_annotated_file_and_the_summary(
+    rgb: Path, flow: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, copy = tmp_path / "lines.jsonl", tmp_path / "copy.mp4"
+    flags = ["--rgb", str(rgb), "--flow", str(flow), "--json", str(out), "--annotate", str(copy)]
+    assert main(["stream", str(video), *flags, "--weights", "0.6", "0.4"]) == 0
+    with open_video(video) as opened, av.open(str(copy)) as made:
+        # every picture up to the last that a network saw, at its own time
+        times = [frame.time for frame in made.decode(video=0)]
+        assert opened.num_frames - 2 <= len(times) <= opened.num_frames
+        assert times == pytest.approx([place / opened.fps for place in range(len(times))], abs=1e-3)
+    assert [line["first_frame"] for line in lines(out)][:3] == [2, 6, 10]
+    shown = capsys.readouterr()
+    assert f"{video}: " in shown.out
+    assert "frames," in shown.out
+    assert "0 dropped" in shown.out
+    assert "rgb: first after" in shown.err
+
+
+def test_a_network_without_a_stream_goes_over_sliding_clips(
+    video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = made_run(
+        tmp_path / "timm",
+        backbone={"kind": "timm", "name": "resnet18", "pretrained": False, "temporal": "tsm"},
+    )
+    capsys.readouterr()
+    out = tmp_path / "lines.jsonl"
+    assert main(["stream", str(video), "--rgb", str(run), "--json", str(out)]) == 0
+    assert "its clip network is run on sliding clips" in capsys.readouterr().err
+    assert [line["first_frame"] for line in lines(out)][:3] == [1, 9, 17]
+    assert main(["stream", str(video), "--rgb", str(run), "--mode", "continual"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def watched(address: str, rgb: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "two_stream",
+        "stream",
+        address,
+        "--rgb",
+        str(rgb),
+        "--json",
+        str(out),
+        *more,
+    ]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def until(condition, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+def test_a_live_source_that_dies_and_returns_is_picked_up_and_ctrl_c_leaves(
+    rgb: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "lines.jsonl"
+    server = LiveServer(pictures(), fps=25)
+    process = watched(server.address, rgb, out, "--annotate", str(tmp_path / "copy.mp4"))
+    try:
+        until(lambda: out.exists() and len(lines(out)) > 3)
+        server.close()
+        time.sleep(1.0)
+        before = len(lines(out))
+        server = LiveServer(pictures(), fps=25, port=server.port)
+        until(lambda: len(lines(out)) > before + 3)
+        process.send_signal(signal.SIGINT)
+        told, complaints = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        server.close()
+    assert process.returncode == 130
+    assert "waiting up to 60 s for it to come back" in complaints
+    assert "the networks begin anew" in complaints
+    assert "Traceback" not in complaints
+    assert "1 interruptions" in told
+    seconds = [line["seconds"] for line in lines(out)]
+    assert seconds == sorted(seconds)
+    with av.open(str(tmp_path / "copy.mp4")) as copy:  # whole, although it was interrupted
+        assert sum(1 for _ in copy.decode(video=0)) > 8
+
+
+def test_a_source_that_stays_away_ends_it_with_one_line(rgb: Path, tmp_path: Path) -> None:
+    out = tmp_path / "lines.jsonl"
+    server = LiveServer(pictures(), fps=25)
+    process = watched(server.address, rgb, out, "--patience", "1")
+    try:
+        until(lambda: out.exists() and len(lines(out)) > 1)
+        server.close()
+        _, complaints = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        server.close()
+    assert process.returncode == 2
+    last = complaints.strip().splitlines()[-1]
+    assert last.startswith(f"two-stream: {server.address}: gone for ")
+    assert "Traceback" not in complaints
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["x.mp4"], "no run given: name an RGB run"),
+        (["no.mp4", "--rgb", "RUN"], "no.mp4: no such file"),
+        (["foo://x", "--rgb", "RUN"], "foo://x: unknown scheme 'foo'"),
+        (["VIDEO", "--flow", "RUN"], "this is a run on rgb; give it with --rgb"),
+        (["VIDEO", "--rgb", "RUN", "--queue", "0"], "--queue is 0: expected 1 or more"),
+        (["VIDEO", "--rgb", "RUN", "--weights", "1", "2"], "--weights weighs RGB against flow"),
+        (["VIDEO", "--rgb", "RUN", "--annotate", "/no/such/x.mp4"], "there is no folder /no/such"),
+        (
+            ["VIDEO", "--rgb", "RUN", "--json", "/no/such/x.jsonl"],
+            "--json /no/such/x.jsonl: cannot be written",
+        ),
+        (["VIDEO", "--rgb", "RUN", "--mode", "continual", "--step", "3"], "--step is for sliding clips"),
+        (["http://127.0.0.1:9/", "--rgb", "RUN"], "http://127.0.0.1:9/: cannot be read (connection refused)"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    args: list[str], said: str, rgb: Path, video: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = threading.active_count()
+    given = [str({"RUN": rgb, "VIDEO": video}.get(arg, arg)) for arg in args]
+    assert main(["stream", *given]) == 2
+    complaint = capsys.readouterr().err.strip().splitlines()[-1]
+    assert complaint.startswith("two-stream")
+    assert said in complaint
+    until(lambda: threading.active_count() <= before, 5.0)
+
+
+def test_memory_stays_flat_while_a_stream_goes_on(rgb: Path) -> None:
+    """Thousands of frames through the whole pipeline keep what the first hundreds kept."""
+    import resource
+
+    from two_stream.streaming import convert
+    from two_stream.streaming.pipeline import Pipeline
+    from two_stream.streaming.track import Stream
+    from two_stream.video.live import LiveSource
+
+    class Endless(LiveSource):
+        live = False
+
+        def frames(self):
+            generator = np.random.default_rng(1)
+            for number in range(6000):
+                yield number / 25, generator.integers(0, 255, (36, 48, 3)).astype(np.uint8)
+
+    run = load_run(rgb)
+    network = convert(run.model)
+    stream = Stream("rgb", network, Prepare(run.model.spec, reading_of(run)), every=2)
+    sizes, peaks = [], []
+    for count, _ in enumerate(Pipeline(Endless("noise"), [stream]).run()):
+        if count in (500, 1500, 2990):
+            sizes.append(network.state_bytes())
+            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    assert len(set(sizes)) == 1
+    assert peaks[2] - peaks[0] < 4 * 1024  # KiB
