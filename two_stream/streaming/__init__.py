@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from two_stream.streaming.converting import convert
 from two_stream.streaming.recognizer import StreamRecognizer
+from two_stream.streaming.step import StepNetwork
 
-__all__ = ["StreamRecognizer", "convert"]
+__all__ = ["StepNetwork", "StreamRecognizer", "convert"]

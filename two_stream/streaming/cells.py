@@ -61,6 +61,7 @@ class FrameWise(Cell):
 
     def push(self, inputs: list[torch.Tensor | None], last: bool) -> torch.Tensor | None:
         """Apply the part."""
+        del last
         x = inputs[0]
         return None if x is None else self.function(x)
 
@@ -185,6 +186,7 @@ class Join(Cell):
 
     def push(self, inputs: list[torch.Tensor | None], last: bool) -> torch.Tensor | None:
         """Join as many steps as all inputs have."""
+        del last
         held = [_behind(old, new) for old, new in zip(self._waiting or [None] * len(inputs), inputs)]
         count = min(0 if x is None else x.shape[TIME] for x in held)
         if count == 0:

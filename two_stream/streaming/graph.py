@@ -12,20 +12,20 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from two_stream.backbones import Backbone
-from two_stream.backbones.shufflenet_3d import averaged
 from two_stream.backbones.library import LibraryBackbone
+from two_stream.backbones.shufflenet_3d import averaged
 from two_stream.backbones.slowfast import SlowFast3D
 from two_stream.backbones.timm_net import TimmBackbone
 from two_stream.backbones.tracing import traced
 from two_stream.errors import SettingsError
 from two_stream.streaming.cells import Cell, FrameWise, Join
+from two_stream.streaming.layers import Picked
 from two_stream.streaming.reach import Reach
 from two_stream.streaming.rules import (
     ADDITIONS,
     FUNCTIONS,
     LEAVES,
     Choice,
-    Picked,
     averaging,
     module_cell,
     refused,
@@ -209,9 +209,9 @@ class _Reading:
 
     def _thinned(self, node: fx.Node, value: int) -> int:
         """The fast map averaged to the slow one's rate."""
-        size = node.args[1]
-        length = self.values.get(size[0]) if isinstance(size, tuple) else None  # type: ignore[call-overload]
-        if not isinstance(length, _Size) or length.dimension != 2 or size[1:] != (None, None):  # type: ignore[index]
+        size: Any = node.args[1]
+        length = self.values.get(size[0]) if isinstance(size, tuple) else None
+        if not isinstance(length, _Size) or length.dimension != 2 or size[1:] != (None, None):
             raise refused(node.name, node.target, "it pools to a number of steps, and a stream has no length")
         ratio = self.builder.reach(length.of).stride // self.builder.reach(value).stride
         return self.builder.add(node.name, thinned(ratio), value)

@@ -29,10 +29,11 @@ class TokenWindow(Window):
 
     def compute(self, x: torch.Tensor) -> torch.Tensor:
         """Run the head over every window."""
+        if x.shape[TIME] == self.span:
+            return self.head(x.transpose(1, 2)).unsqueeze(TIME)
         windows = x.unfold(TIME, self.span, self.step)  # (B, D, m, span)
         batch, _, count, _ = windows.shape
-        vectors = self.head(windows.permute(0, 2, 3, 1).flatten(0, 1))
-        return vectors.unflatten(0, (batch, count)).transpose(1, 2)
+        return _in_time(self.head(windows.permute(0, 2, 3, 1).flatten(0, 1)), batch, count)
 
 
 class MapWindow(Window):
@@ -44,11 +45,13 @@ class MapWindow(Window):
 
     def compute(self, x: torch.Tensor) -> torch.Tensor:
         """Run pooling and head over every window."""
+        if x.shape[TIME] == self.span:
+            vector: torch.Tensor = self.head(self.head.pool(x))
+            return vector.unsqueeze(TIME)
         windows = x.unfold(TIME, self.span, self.step)  # (B, C, m, H, W, span)
         batch, _, count = windows.shape[:3]
         maps = windows.permute(0, 2, 1, 5, 3, 4).flatten(0, 1)
-        vectors: torch.Tensor = self.head(self.head.pool(maps))
-        return vectors.unflatten(0, (batch, count)).transpose(1, 2)
+        return _in_time(self.head(self.head.pool(maps)), batch, count)
 
 
 class RunningLstm(Window):
@@ -171,6 +174,11 @@ def _add_dense(model: Recognizer, maps: list[int], tokens: tuple[int, ...], buil
     each = builder.add("places", FrameWise(DenselyClassified(model)), maps[0])
     mean = builder.add("mean", TokenWindow(_time_mean, tokens[0], 1), each)
     builder.add("logits", FrameWise(_behind_time), mean)
+
+
+def _in_time(vectors: torch.Tensor, batch: int, count: int) -> torch.Tensor:
+    """Vectors of windows, stream by stream, to `(B, F, m)`."""
+    return vectors.reshape(batch, count, -1).transpose(1, 2)
 
 
 def _tokens(x_BCTHW: torch.Tensor) -> torch.Tensor:

@@ -109,6 +109,8 @@ class Excitation(Window):
         self._mean: torch.Tensor | None = None
 
     def _means(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[TIME] == self.span:
+            return x.mean((2, 3, 4)).unsqueeze(TIME)
         return x.mean((3, 4)).unfold(TIME, self.span, 1).mean(-1)
 
     def compute(self, x: torch.Tensor) -> torch.Tensor:

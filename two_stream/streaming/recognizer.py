@@ -35,7 +35,7 @@ class StreamRecognizer(nn.Module):
         self.receptive_field = reach.receptive_field
         self._shape: tuple[int, ...] | None = None
         """(batch, height, width) of the stream"""
-        self._done = [[] for _ in nodes]  # type: list[list[int]]
+        self._done: list[list[int]] = [[] for _ in nodes]
         last_reader = {number: place for place, node in enumerate(nodes) for number in node.inputs}
         for number, place in last_reader.items():
             if number >= 0:
@@ -91,7 +91,8 @@ class StreamRecognizer(nn.Module):
         shape = (x.shape[0], *x.shape[3:])
         if self._shape not in (None, shape):
             raise SettingsError(
-                f"frames (batch, height, width) {shape} came into a stream of {self._shape}; call `reset` before another"
+                f"frames (batch, height, width) {shape} came into a stream of {self._shape}; call `reset` before "
+                "another stream"
             )
         self._shape = shape
         return x if x.shape[TIME] else None
