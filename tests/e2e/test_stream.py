@@ -44,7 +44,7 @@ def made_run(folder: Path, modality: str = "rgb", head: str = "average", **model
     recognizer = create_model(experiment.model, len(NAMES))
     for part in recognizer.modules():  # statistics of pictures, so that classes differ
         if isinstance(part, torch.nn.BatchNorm3d):
-            part.running_var.fill_(0.05)
+            part.running_var.fill_(0.3)
     folder.mkdir(parents=True)
     (folder / "experiment.yaml").write_text(dump(experiment))
     write_model(folder / "best", recognizer, {"class_names": NAMES})
@@ -97,7 +97,9 @@ def test_the_time_line_of_a_file_is_the_clip_network_over_the_whole_of_it(
     found = lines(out)
     assert len(found) == len(wanted)
     shares = [{one["class"]: one["probability"] for one in line["top"]} for line in found]
-    np.testing.assert_allclose([[share[name] for name in NAMES] for share in shares], wanted, atol=1e-5)
+    np.testing.assert_allclose(
+        [[share[name] for name in NAMES] for share in shares], wanted, rtol=0, atol=2e-5
+    )
     assert np.ptp(wanted, axis=0).max() > 0.01  # the line is not flat
     assert [line["first_frame"] for line in found] == [1 + 4 * place for place in range(len(found))]
 
@@ -126,7 +128,7 @@ def test_a_network_without_a_stream_goes_over_sliding_clips(
 ) -> None:
     run = made_run(
         tmp_path / "timm",
-        backbone={"kind": "timm", "name": "resnet18", "pretrained": False, "temporal": "tsm"},
+        backbone={"kind": "timm", "name": "resnet18", "tsm": 0.125},
     )
     capsys.readouterr()
     out = tmp_path / "lines.jsonl"
@@ -243,7 +245,7 @@ def test_what_is_wrong_is_one_line(
 
 
 def test_memory_stays_flat_while_a_stream_goes_on(rgb: Path) -> None:
-    """Thousands of frames through the whole pipeline keep what the first hundreds kept."""
+    """Twice as many frames through the whole pipeline keep no more than the first half did."""
     import resource
 
     from two_stream.streaming import convert
@@ -256,16 +258,18 @@ def test_memory_stays_flat_while_a_stream_goes_on(rgb: Path) -> None:
 
         def frames(self):
             generator = np.random.default_rng(1)
-            for number in range(6000):
+            for number in range(2400):
                 yield number / 25, generator.integers(0, 255, (36, 48, 3)).astype(np.uint8)
 
     run = load_run(rgb)
     network = convert(run.model)
     stream = Stream("rgb", network, Prepare(run.model.spec, reading_of(run)), every=2)
-    sizes, peaks = [], []
+    sizes: list[list[int]] = [[], []]
+    peaks: list[list[float]] = [[], []]
     for count, _ in enumerate(Pipeline(Endless("noise"), [stream]).run()):
-        if count in (500, 1500, 2990):
-            sizes.append(network.state_bytes())
-            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    assert len(set(sizes)) == 1
-    assert peaks[2] - peaks[0] < 4 * 1024  # KiB
+        late = count // 600  # the first half and the second
+        sizes[min(late, 1)].append(network.state_bytes())
+        peaks[min(late, 1)].append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    assert len(sizes[1]) >= 600
+    assert max(sizes[1]) == max(sizes[0])
+    assert peaks[1][-1] - peaks[0][-1] < 2 * 1024  # KiB
