@@ -273,3 +273,45 @@ def test_memory_stays_flat_while_a_stream_goes_on(rgb: Path) -> None:
     assert len(sizes[1]) >= 600
     assert max(sizes[1]) == max(sizes[0])
     assert peaks[1][-1] - peaks[0][-1] < 2 * 1024  # KiB
+
+
+def resident(pid: int) -> float:
+    """Memory of a process in MiB."""
+    fields = Path(f"/proc/{pid}/statm").read_text().split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads a process's memory from /proc")
+def test_ten_minutes_of_a_looped_stream(rgb: Path, flow: Path, tmp_path: Path) -> None:
+    """Memory stays flat, what is dropped is counted, a source that dies and returns is picked up, Ctrl-C leaves."""
+    minutes = float(os.environ.get("TWO_STREAM_SOAK_MINUTES", "10"))
+    out = tmp_path / "lines.jsonl"
+    server = LiveServer(pictures(), fps=25)
+    process = watched(server.address, rgb, out, "--flow", str(flow), "--annotate", str(tmp_path / "copy.mp4"))
+    memory: list[float] = []
+    try:
+        until(lambda: out.exists() and len(lines(out)) > 3)
+        begin, died = time.monotonic(), False
+        while time.monotonic() - begin < 60 * minutes:
+            assert process.poll() is None, process.communicate()[1]
+            memory.append(resident(process.pid))
+            if not died and time.monotonic() - begin > 20 * minutes:
+                server.close()
+                time.sleep(3)
+                server, died = LiveServer(pictures(), fps=25, port=server.port), True
+            time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        told, complaints = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        server.close()
+    third = len(memory) // 3
+    print(told, [f"{max(memory[place : place + third]):.0f} MiB" for place in (0, third, 2 * third)])
+    assert process.returncode == 130
+    assert "Traceback" not in complaints
+    assert "1 interruptions" in told
+    found = lines(out)
+    assert found[-1]["seconds"] > 55 * minutes
+    assert found[-1]["frame"] > 0.9 * 25 * 60 * minutes  # numbers go on over what was dropped
+    assert max(memory[2 * third :]) < max(memory[third : 2 * third]) + 4

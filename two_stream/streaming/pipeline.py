@@ -94,7 +94,7 @@ class Pipeline:
         self.said = said
         self.interruptions = 0
         self._read: Inbox[_Item] = Inbox(queue, drop=source.live or paced)
-        self._ready: Inbox[_Item] = Inbox(2, drop=False)
+        self._ready: Inbox[_Item] = Inbox(4, drop=False)
         self._stop = threading.Event()
         self._error: BaseException | None = None
         self._tracks = [Track(stream) for stream in self.streams]
