@@ -23,6 +23,7 @@ COMMANDS = {
     "compare": "which of any runs or score files is better, on the same videos, with statistics",
     "leaderboard": "rank all score files below a folder, and say which the tests cannot tell apart",
     "predict": "say what happens in a video, from RGB, flow or both",
+    "export": "a network with its preprocessing as ONNX, torch.export or AOTInductor, compared with the model",
     "report": "one self-contained page of what runs and scores show",
     "profile": "parameters, multiply-adds, speed and memory of a model",
     "models": "list the named models, or show one",

@@ -130,7 +130,7 @@ class Bert(Head):
             x_BTD = F.normalize(x_BTD, dim=-1)
         x_BTD = self.embed(x_BTD)
         if self.options.class_token:
-            x_BTD = torch.cat((self.class_token.expand(len(x_BTD), -1, -1).to(x_BTD.dtype), x_BTD), dim=1)
+            x_BTD = torch.cat((self.class_token.expand(x_BTD.shape[0], -1, -1).to(x_BTD.dtype), x_BTD), dim=1)
         embedded: torch.Tensor = self.dropout(x_BTD + self.positions)
         return embedded
 

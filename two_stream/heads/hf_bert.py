@@ -45,7 +45,7 @@ class HfBert(Head):
 
     def _sequence(self, x_BTD: torch.Tensor) -> torch.Tensor:
         self.check_tokens(x_BTD)
-        return torch.cat((self.class_token.expand(len(x_BTD), -1, -1).to(x_BTD.dtype), x_BTD), dim=1)
+        return torch.cat((self.class_token.expand(x_BTD.shape[0], -1, -1).to(x_BTD.dtype), x_BTD), dim=1)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """Return the class token's output, `(B, D)`."""
