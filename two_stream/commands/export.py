@@ -126,10 +126,10 @@ def _show(flags: ExportFlags, path: Path, card: ExportCard) -> None:
             f"prediction sees {stream.receptive_field} frames"
         )
     found = card.verified
-    how = f"{100 * found.relative:.2g} % of the largest logit"
-    agreed = f", the same class on {100 * found.agreement:.0f} %" if found.limit is None else ""
+    agreed = f"; the model's class on {100 * found.agreement:.0f} % of them" if found.limit is None else ""
     say(
-        f"  differs from the model by at most {found.largest_difference:.2g} ({how}){agreed}; on {found.clips}"
+        f"  verified on {found.clips}: differs by at most {found.largest_difference:.2g}, {found.relative:.1e} of the "
+        f"largest logit{agreed}"
     )
 
 

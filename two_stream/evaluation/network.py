@@ -107,7 +107,7 @@ def carried_out(
     Raises:
         SettingsError: Another precision than a `ClipNetwork` has, or its compilation, is asked for.
     """
-    if isinstance(model, Recognizer):
+    if not isinstance(model, ClipNetwork):
         return resolved(options, model.spec, device, exact=exact)
     if options.precision not in ("auto", model.precision):
         raise SettingsError(

@@ -10,17 +10,18 @@ from two_stream.data.views import view_loader
 from two_stream.errors import TwoStreamError
 from two_stream.evaluation.any_run import AnyRun
 from two_stream.recognizer import Recognizer
-from two_stream.types import InputSpec
+from two_stream.types import InputSpec, Part
 
 
-def run_clips(run: AnyRun[Recognizer], count: int) -> torch.Tensor | None:
-    """Return the centred clips of videos of the run's training part, as evaluation would cut them.
+def run_clips(run: AnyRun[Recognizer], count: int, part: Part = "train") -> torch.Tensor | None:
+    """Return the centred clips of videos of a side of the run's holdout, as evaluation would cut them.
 
     The test list is not touched: calibration on it would be a look at the answers.
 
     Args:
         run: The run.
         count: How many clips at most, from videos spread over the list.
+        part: `train` or `val`.
 
     Returns:
         uint8 `(N, C, T, H, W)`; None where the data set is not on this machine or cannot be read.
@@ -33,7 +34,7 @@ def run_clips(run: AnyRun[Recognizer], count: int) -> torch.Tensor | None:
             run.record,
             run.model.spec.modality,
             experiment.data.split,
-            "train",
+            part,
             selection=experiment.train.selection,
             holdout=experiment.data.holdout,
             seed=experiment.seed,
@@ -53,12 +54,12 @@ def _single(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"evaluate": evaluate, "data": data})
 
 
-def noise_clips(spec: InputSpec, count: int) -> torch.Tensor:
-    """Return clips of coloured noise, always the same: slow changes in time and space on fine ones.
+def noise_clips(spec: InputSpec, count: int, seed: int = 0) -> torch.Tensor:
+    """Return clips of coloured noise, the same for a seed: slow changes in time and space on fine ones.
 
     White noise alone would reach most networks as one and the same grey.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, spec.channels, 4, 4, 4, generator=generator)
     size = (spec.clip_length, spec.crop, spec.crop)
     smooth = torch.nn.functional.interpolate(coarse, size=size, mode="trilinear", align_corners=False)

@@ -18,6 +18,8 @@ TOLERANCE = 1e-4
 """Largest difference of an exported network's logits, relative to the model's largest logit on the same clips."""
 AGREEMENT = 0.5
 """Least share of clips on which an int8 network must find the same class: below it the scales are wrong."""
+ENOUGH = 10
+"""clips from which on that share says something"""
 BATCHES = (1, 3)
 """Sizes that clips are sent through in: the one that compilers like to take for a constant, and an odd one."""
 
@@ -57,7 +59,7 @@ class Compared:
         Raises:
             ExportError: The two differ by more.
         """
-        if limit is None and self.agreement < AGREEMENT:
+        if limit is None and self.agreement < AGREEMENT and len(self.model) >= ENOUGH:
             raise ExportError(
                 f"int8 finds the model's class on {100 * self.agreement:.0f} % of {len(self.model)} clips; this "
                 "network does not bear 8 bits, or the calibration clips are not like these: export it in fp32"

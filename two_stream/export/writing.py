@@ -23,11 +23,12 @@ from two_stream.export.clips import noise_clips, run_clips
 from two_stream.export.formats import SUFFIXES, Format, format_by_name
 from two_stream.export.graph import EXAMPLE_BATCH, Exportable, Session, program_of
 from two_stream.export.int8 import Int8Options, quantized
-from two_stream.export.verifying import compare, compare_steps
+from two_stream.export.verifying import TOLERANCE, compare, compare_steps
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import note
 from two_stream.runtime.files import atomic_path
 from two_stream.runtime.provenance import code_version, environment
+from two_stream.types import Part
 
 CLIPS = 4
 """that the file and the model are compared on in fp32"""
@@ -76,26 +77,18 @@ def export_run(
     path = out or run.paths.root / f"model{'.int8' if int8 else ''}{SUFFIXES[to]}"
     _check_name(path, to)
     network = _plain(run)
-    spec = run.model.spec
-    wanted = CLIPS if int8 is None else max(CLIPS, int8.clips)
-    clips = run_clips(run, wanted)
-    what = (
-        f"{wanted if clips is None else len(clips)} clips of {'noise' if clips is None else 'its data set'}"
-    )
-    clips = noise_clips(spec, wanted) if clips is None else clips
-    example = noise_clips(spec, EXAMPLE_BATCH)
+    clips, what = _clips(run, CLIPS if int8 is None else int8.clips)
+    example = noise_clips(run.model.spec, EXAMPLE_BATCH)
     exportable = Exportable(network, (example,), ("clip",), ("logits",))
     card = _card(run, to, exportable).model_copy(update={"precision": "int8" if int8 else "fp32"})
 
     def check(session: Session, made_of: Exportable) -> Verified:
         found = compare(session, made_of, clips)
-        return (
-            found.verified(f"{what}, in batches of 1 and 3") if int8 is None else found.verified(what, None)
-        )
+        return found.verified(f"{what}, in batches of 1 and 3", None if int8 else TOLERANCE)
 
     def change(source: Path, target: Path) -> None:
         assert int8 is not None
-        quantized(source, target, clips, int8)
+        quantized(source, target, _clips(run, int8.clips, "train")[0], int8)
 
     return path, _write(form, exportable, card, (path, check), change if int8 else None)
 
@@ -173,6 +166,14 @@ def _write(
         with atomic_path(path) as part:
             built.replace(part)
     return sealed
+
+
+def _clips(run: AnyRun[Recognizer], count: int, part: Part = "val") -> tuple[torch.Tensor, str]:
+    """Return clips of the run's data set where it is here, else of noise; and what they are."""
+    clips = run_clips(run, count, part)
+    if clips is None:
+        return noise_clips(run.model.spec, count, seed=int(part == "val")), f"{count} clips of noise"
+    return clips, f"{len(clips)} clips of the {part} part of {run.record.name}"
 
 
 def _checked(to: Target, int8: Int8Options | None) -> Format:
