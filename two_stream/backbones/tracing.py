@@ -18,21 +18,29 @@ WHOLE: tuple[type[nn.Module], ...] = (SameConv3d, SameMaxPool3d, HalvingPool)
 
 
 class BackboneTracer(fx.Tracer):
-    """Steps into our modules down to torch's own and those of `WHOLE`."""
+    """Steps into our modules down to torch's own, those of `WHOLE` and those of `leaves`."""
+
+    def __init__(self, leaves: tuple[type[nn.Module], ...] = ()) -> None:
+        super().__init__()
+        self.leaves = WHOLE + leaves
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is one node."""
-        return isinstance(m, WHOLE) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
 
 
-def traced(backbone: Backbone) -> fx.GraphModule:
+def traced(backbone: Backbone, leaves: tuple[type[nn.Module], ...] = ()) -> fx.GraphModule:
     """Return a backbone's graph; weights are shared with it. Its output is a list of `FeatureMap`'s tensors.
+
+    Args:
+        backbone: Of any family of ours.
+        leaves: Modules that stay whole beside those of `WHOLE`.
 
     Raises:
         SettingsError: Its code depends on the values that pass (library networks, attention), so it has no one graph.
     """
     try:
-        graph = BackboneTracer().trace(backbone)
+        graph = BackboneTracer(leaves).trace(backbone)
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise SettingsError(

@@ -1,0 +1,224 @@
+"""The parts of a network on a stream: what each keeps of the frames gone by, and what it computes of the new ones.
+
+Every map has time as its third dimension: `(B, C, n, H, W)`, or `(B, D, n)` for tokens, n being however many steps
+have come. A cell computes each of its steps once. It runs in two ways that give the same numbers: `push` takes any
+number of steps and keeps what it must itself; `StepNetwork` takes always the same number and keeps everything outside.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import nn
+
+from two_stream.streaming.reach import Reach, joined
+
+Start = Literal["zeros", "replicate"]
+"""What stands for the frames before the first: every layer's own padding, or its first input again and again."""
+TIME = 2
+_ROOM = 2
+"""A buffer may hold on to a tensor this many times its own length before it is copied out of it."""
+
+
+class Cell(nn.Module, ABC):
+    """One node of the network."""
+
+    @abstractmethod
+    def reach(self, inputs: list[Reach]) -> Reach:
+        """Return how far a step of the output sees, given that of the inputs."""
+
+    @abstractmethod
+    def push(self, inputs: list[torch.Tensor | None], last: bool) -> torch.Tensor | None:
+        """Take the next steps of every input (None: none) and return those that can be computed now.
+
+        Args:
+            inputs: One map per input of the node.
+            last: The stream ends here: what stands behind the last step is padding.
+        """
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget the stream."""
+
+    def state_size(self) -> int:
+        """Return how many numbers are kept from call to call."""
+        return 0
+
+
+class FrameWise(Cell):
+    """A part that looks at each frame by itself."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function  # a module is filed as a part
+
+    def reach(self, inputs: list[Reach]) -> Reach:
+        """Return the input's."""
+        return inputs[0]
+
+    def push(self, inputs: list[torch.Tensor | None], last: bool) -> torch.Tensor | None:
+        """Apply the part."""
+        del last
+        x = inputs[0]
+        return None if x is None else self.function(x)
+
+    def reset(self) -> None:
+        """Nothing is kept."""
+
+
+class Window(Cell):
+    """A part that looks at `span` steps at a time and moves on by `step`; `front` steps of padding come first.
+
+    Attributes:
+        back: Steps of padding at the end of the stream.
+        fill: Value of the padding; minus infinity for max pooling.
+        start: Whether padding repeats the first (last) step instead.
+    """
+
+    def __init__(
+        self,
+        span: int,
+        step: int = 1,
+        *,
+        front: int = 0,
+        back: int = 0,
+        fill: float = 0.0,
+        start: Start = "zeros",
+    ) -> None:
+        super().__init__()
+        self.span = span
+        self.step = step
+        self.front = front
+        self.back = back
+        self.fill = fill
+        self.start = start
+        self._kept: torch.Tensor | None = None
+        self._begun = False
+        self._skip = 0
+
+    @abstractmethod
+    def compute(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the outputs of `(m - 1) * step + span` inputs: m steps."""
+
+    def reach(self, inputs: list[Reach]) -> Reach:
+        """Return the input's, widened by the window."""
+        return inputs[0].windowed(self.span, self.step, self.front)
+
+    def padding(self, x: torch.Tensor, steps: int) -> torch.Tensor:
+        """Return so many steps of padding beside `x`, one step of a map."""
+        shape = list(x.shape)
+        shape[TIME] = steps
+        if self.start == "replicate":
+            return x.expand(shape)
+        return x.new_full(shape, self.fill)
+
+    def closed(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the last inputs with the padding that stands behind them."""
+        if not self.back:
+            return x
+        return torch.cat((x, self.padding(x.narrow(TIME, x.shape[TIME] - 1, 1), self.back)), TIME)
+
+    def push(self, inputs: list[torch.Tensor | None], last: bool) -> torch.Tensor | None:
+        """Return the steps whose window is full now."""
+        full = self._joined(inputs[0])
+        if full is None:
+            return None
+        if last:
+            full = self.closed(full)
+        if self._skip:
+            gone = min(self._skip, full.shape[TIME])
+            self._skip -= gone
+            full = full.narrow(TIME, gone, full.shape[TIME] - gone)
+        length = full.shape[TIME]
+        count = (length - self.span) // self.step + 1 if length >= self.span else 0
+        used = count * self.step
+        self._skip += max(0, used - length)
+        self._keep(full, min(used, length), own=full is not inputs[0])
+        return self.emit(full.narrow(TIME, 0, used - self.step + self.span)) if count else None
+
+    def emit(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute for `push`; a cell that must remember something of it does so here."""
+        return self.compute(x)
+
+    def _joined(self, x: torch.Tensor | None) -> torch.Tensor | None:
+        """Return what is kept and what has come, one behind the other."""
+        if x is None:
+            return self._kept
+        if not self._begun:
+            self._begun = True
+            if self.front:
+                self._kept = self.padding(x.narrow(TIME, 0, 1), self.front)
+        return x if self._kept is None else torch.cat((self._kept, x), TIME)
+
+    def _keep(self, full: torch.Tensor, used: int, own: bool) -> None:
+        """Keep what comes behind the first `used` steps; copied where the whole is not ours, or much longer."""
+        rest = full.shape[TIME] - used
+        if rest == 0:
+            self._kept = None
+            return
+        kept = full.narrow(TIME, used, rest)
+        self._kept = kept if own and full.shape[TIME] <= _ROOM * rest else kept.clone()
+
+    def reset(self) -> None:
+        """Forget the stream."""
+        self._kept, self._begun, self._skip = None, False, 0
+
+    def state_size(self) -> int:
+        """Return how many numbers are kept."""
+        return 0 if self._kept is None else self._kept.numel()
+
+
+class Join(Cell):
+    """Maps added, multiplied or put beside each other: what is ahead waits for what is behind."""
+
+    def __init__(self, function: Callable[..., torch.Tensor], what: str) -> None:
+        super().__init__()
+        self.function = function
+        self.what = what
+        self._waiting: list[torch.Tensor | None] = []
+
+    def reach(self, inputs: list[Reach]) -> Reach:
+        """Return the widest of the inputs'."""
+        return joined(inputs, self.what)
+
+    def push(self, inputs: list[torch.Tensor | None], last: bool) -> torch.Tensor | None:
+        """Join as many steps as all inputs have."""
+        del last
+        held = [_behind(old, new) for old, new in zip(self._waiting or [None] * len(inputs), inputs)]
+        count = min(0 if x is None else x.shape[TIME] for x in held)
+        if count == 0:
+            self._waiting = held
+            return None
+        parts, self._waiting = [], []
+        for x in held:
+            assert x is not None
+            length = x.shape[TIME]
+            parts.append(x if length == count else x.narrow(TIME, 0, count))
+            self._waiting.append(_rest(x, count))
+        return self.function(*parts)
+
+    def reset(self) -> None:
+        """Forget what waits."""
+        self._waiting = []
+
+    def state_size(self) -> int:
+        """Return how many numbers wait."""
+        return sum(0 if x is None else x.numel() for x in self._waiting)
+
+
+def _behind(old: torch.Tensor | None, new: torch.Tensor | None) -> torch.Tensor | None:
+    if old is None or new is None:
+        return new if old is None else old
+    return torch.cat((old, new), TIME)
+
+
+def _rest(x: torch.Tensor, used: int) -> torch.Tensor | None:
+    """Return what comes behind the first `used` steps, copied where it would hold much else in memory."""
+    rest = x.shape[TIME] - used
+    if rest == 0:
+        return None
+    kept = x.narrow(TIME, used, rest)
+    return kept if x.shape[TIME] <= _ROOM * rest else kept.clone()

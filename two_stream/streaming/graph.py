@@ -1,0 +1,245 @@
+"""A backbone's graph of layers read as cells on a stream."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from two_stream.backbones import Backbone
+from two_stream.backbones.library import LibraryBackbone
+from two_stream.backbones.shufflenet_3d import averaged
+from two_stream.backbones.slowfast import SlowFast3D
+from two_stream.backbones.timm_net import TimmBackbone
+from two_stream.backbones.tracing import traced
+from two_stream.errors import SettingsError
+from two_stream.streaming.cells import Cell, FrameWise, Join
+from two_stream.streaming.layers import Picked
+from two_stream.streaming.reach import Reach
+from two_stream.streaming.rules import (
+    ADDITIONS,
+    FUNCTIONS,
+    LEAVES,
+    Choice,
+    averaging,
+    module_cell,
+    refused,
+    thinned,
+)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One cell, where its inputs come from, and what it sees."""
+
+    name: str
+    cell: Cell
+    inputs: tuple[int, ...]
+    """numbers of the nodes it reads; -1 is the stream of frames"""
+    reach: Reach
+
+
+@dataclass(frozen=True)
+class _Size:
+    """The size of a map, or one number of it, which is not known in a stream."""
+
+    of: int
+    dimension: int | None = None
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Channels of a map in equal parts."""
+
+    of: int
+    count: int
+
+
+class Builder:
+    """Collects nodes; numbers are handed out in the order they run."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+
+    def reach(self, number: int) -> Reach:
+        """Return what a node sees."""
+        return Reach() if number < 0 else self.nodes[number].reach
+
+    def add(self, name: str, cell: Cell, *inputs: int) -> int:
+        """Add a node and return its number."""
+        reach = cell.reach([self.reach(number) for number in inputs])
+        self.nodes.append(Node(name, cell, inputs, reach))
+        return len(self.nodes) - 1
+
+
+def backbone_maps(backbone: Backbone, choice: Choice, builder: Builder) -> list[int]:
+    """Add a backbone's cells and return the numbers of its maps, one per pathway.
+
+    Raises:
+        SettingsError: It has no stream; the message names the layer or setting and why.
+    """
+    if isinstance(backbone, SlowFast3D) and backbone.options.spread:
+        raise SettingsError(
+            "backbone slowfast has no stream with `spread: true`: it picks its slow frames by the clip's length; "
+            "set `backbone.spread: false`, every `alpha`-th frame"
+        )
+    if isinstance(backbone, TimmBackbone):
+        return _images(backbone, builder)
+    if isinstance(backbone, LibraryBackbone):
+        raise SettingsError(
+            f"backbone {backbone.options.kind} has no stream: every frame attends to all frames of its clip"
+        )
+    return _Reading(traced(backbone, LEAVES), choice, builder).maps()
+
+
+def _images(backbone: TimmBackbone, builder: Builder) -> list[int]:
+    """Add a 2D network, which sees each frame by itself."""
+    for setting in ("tsm", "inflate"):
+        if getattr(backbone.options, setting):
+            raise SettingsError(
+                f"backbone timm has no stream with `{setting}`: timm's blocks would have to be taken apart; "
+                f"leave `backbone.{setting}` out, or use a 3D network of this project"
+            )
+    value = builder.add("images", FrameWise(backbone.forward_map), -1)
+    step = backbone.temporal_stride[0]
+    if step > 1:
+        value = builder.add("frames_averaged", thinned(step), value)
+    if "reduction" in backbone._modules:
+        value = builder.add("reduction", FrameWise(backbone.reduction), value)
+    return [value]
+
+
+class _Reading:
+    """Reads one graph from input to output."""
+
+    def __init__(self, module: fx.GraphModule, choice: Choice, builder: Builder) -> None:
+        self.module = module
+        self.choice = choice
+        self.builder = builder
+        self.values: dict[fx.Node, Any] = {}
+
+    def maps(self) -> list[int]:
+        """Add every node of the graph and return the numbers of its outputs."""
+        graph = self.module.graph
+        graph.eliminate_dead_code()
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                self.values[node] = -1
+            elif node.op == "output":
+                return [self.values[each] for each in node.args[0]]
+            else:
+                self.values[node] = self._value(node)
+        raise AssertionError("a graph ends in its output")
+
+    def _value(self, node: fx.Node) -> Any:
+        if node.op == "call_module":
+            return self._layer(node)
+        if node.op == "call_method":
+            return self._method(node)
+        if node.op == "call_function":
+            return self._function(node)
+        raise refused(node.name, node.target, "a stream has layers and functions only")
+
+    def _read_alone(self, value: int) -> bool:
+        """Whether one node of the graph reads a map: it may be overwritten then."""
+        readers = sum(len(node.users) for node, each in self.values.items() if each == value)
+        aliases = sum(each == value for each in self.values.values()) - 1
+        return value >= 0 and readers - aliases <= 1 and _makes_its_own(self.builder.nodes[value].cell)
+
+    def _layer(self, node: fx.Node) -> int:
+        value = self._map(node.args[0], node)
+        part = self.module.get_submodule(str(node.target))
+        stride = self.builder.reach(value).stride
+        cell = module_cell(str(node.target), part, self.choice, stride, self._read_alone(value))
+        return value if cell is None else self.builder.add(str(node.target), cell, value)
+
+    def _method(self, node: fx.Node) -> Any:
+        value = self._map(node.args[0], node)
+        if node.target == "chunk" and node.kwargs.get("dim", node.args[-1]) == 1:
+            return _Parts(value, int(node.args[1]))  # type: ignore[arg-type]
+        raise refused(node.name, node.target, "there is no rule for this method")
+
+    def _function(self, node: fx.Node) -> Any:
+        target: Any = node.target
+        if target is getattr and node.args[1] == "shape":
+            return _Size(self._map(node.args[0], node))
+        if target is operator.getitem:
+            return self._item(node)
+        if target in ADDITIONS:
+            inputs = [self._map(each, node) for each in node.args[:2]]
+            return self.builder.add(node.name, Join(torch.add, "a sum"), *inputs)
+        if target is torch.cat:
+            return self._beside(node)
+        value = self._map(node.args[0], node)
+        if target in FUNCTIONS:
+            return self.builder.add(node.name, FrameWise(_bound(target, node.args[1:])), value)
+        if target is averaged:
+            return self.builder.add(node.name, averaging(int(node.args[1])), value)  # type: ignore[arg-type]
+        if target is F.adaptive_avg_pool3d:
+            return self._thinned(node, value)
+        raise refused(node.name, target, "there is no rule for this function")
+
+    def _beside(self, node: fx.Node) -> int:
+        dimension = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+        if dimension != 1:
+            raise refused(
+                node.name, torch.cat, f"it joins dimension {dimension}; a stream joins channels (1)"
+            )
+        inputs = [self._map(each, node) for each in node.args[0]]  # type: ignore[union-attr]
+        return self.builder.add(node.name, Join(_side_by_side, "a concatenation"), *inputs)
+
+    def _item(self, node: fx.Node) -> Any:
+        value, index = self.values[node.args[0]], node.args[1]  # type: ignore[index]
+        if isinstance(value, _Size) and isinstance(index, int):
+            return _Size(value.of, index)
+        if isinstance(value, _Parts) and isinstance(index, int):
+            return self.builder.add(node.name, FrameWise(_part(value.count, index)), value.of)
+        everything = slice(None)
+        if isinstance(value, int) and isinstance(index, tuple) and index[:2] == (everything, everything):
+            steps = index[2]
+            if isinstance(steps, slice) and steps.start is None and steps.stop is None and len(index) == 3:
+                step = int(steps.step or 1)
+                return value if step == 1 else self.builder.add(node.name, Picked(step), value)
+        raise refused(node.name, operator.getitem, f"only every n-th step can be picked, not {index}")
+
+    def _thinned(self, node: fx.Node, value: int) -> int:
+        """The fast map averaged to the slow one's rate."""
+        size: Any = node.args[1]
+        length = self.values.get(size[0]) if isinstance(size, tuple) else None
+        if not isinstance(length, _Size) or length.dimension != 2 or size[1:] != (None, None):
+            raise refused(node.name, node.target, "it pools to a number of steps, and a stream has no length")
+        ratio = self.builder.reach(length.of).stride // self.builder.reach(value).stride
+        return self.builder.add(node.name, thinned(ratio), value)
+
+    def _map(self, argument: Any, node: fx.Node) -> int:
+        value = self.values.get(argument) if isinstance(argument, fx.Node) else None
+        if not isinstance(value, int):
+            raise refused(node.name, node.target, f"it works on {argument}, which is no map")
+        return value
+
+
+def _makes_its_own(cell: Cell) -> bool:
+    """Whether what a cell gives is never a look at what another gave."""
+    if isinstance(cell, FrameWise):
+        return isinstance(cell.function, nn.Module)
+    return not isinstance(cell, Picked)
+
+
+def _side_by_side(*maps: torch.Tensor) -> torch.Tensor:
+    return torch.cat(maps, dim=1)
+
+
+def _part(count: int, index: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x_BCTHW: x_BCTHW.chunk(count, 1)[index]
+
+
+def _bound(
+    function: Callable[..., torch.Tensor], rest: tuple[Any, ...]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a function of a map alone: what is asked for beside it stays, `inplace` does not."""
+    return (lambda x_BCTHW: function(x_BCTHW, *rest)) if rest else function

@@ -1,0 +1,197 @@
+"""Temporal heads on a stream: a window of tokens, of which one comes and one goes, or an LSTM that goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from two_stream.errors import SettingsError
+from two_stream.heads import Head
+from two_stream.heads.base import space_mean
+from two_stream.heads.lstm import Lstm
+from two_stream.recognizer import Recognizer
+from two_stream.streaming.cells import TIME, FrameWise, Join, Window
+from two_stream.streaming.graph import Builder
+from two_stream.streaming.reach import Reach
+
+States = tuple[torch.Tensor, torch.Tensor]
+"""Hidden and cell state of an LSTM, `(layers, B, hidden)` each."""
+
+
+class TokenWindow(Window):
+    """A head over the newest `span` tokens; tokens `(B, D, n)` to vectors `(B, F, m)`."""
+
+    def __init__(self, head: Callable[[torch.Tensor], torch.Tensor], span: int, step: int) -> None:
+        super().__init__(span, step)
+        self.head = head
+
+    def compute(self, x: torch.Tensor) -> torch.Tensor:
+        """Run the head over every window."""
+        if x.shape[TIME] == self.span:
+            return self.head(x.transpose(1, 2)).unsqueeze(TIME)
+        windows = x.unfold(TIME, self.span, self.step)  # (B, D, m, span)
+        batch, _, count, _ = windows.shape
+        return _in_time(self.head(windows.permute(0, 2, 3, 1).flatten(0, 1)), batch, count)
+
+
+class MapWindow(Window):
+    """A head that looks at places, over the newest `span` maps `(B, C, n, H, W)`."""
+
+    def __init__(self, head: Head, span: int, step: int) -> None:
+        super().__init__(span, step)
+        self.head = head
+
+    def compute(self, x: torch.Tensor) -> torch.Tensor:
+        """Run pooling and head over every window."""
+        if x.shape[TIME] == self.span:
+            vector: torch.Tensor = self.head(self.head.pool(x))
+            return vector.unsqueeze(TIME)
+        windows = x.unfold(TIME, self.span, self.step)  # (B, C, m, H, W, span)
+        batch, _, count = windows.shape[:3]
+        maps = windows.permute(0, 2, 1, 5, 3, 4).flatten(0, 1)
+        return _in_time(self.head(self.head.pool(maps)), batch, count)
+
+
+class RunningLstm(Window):
+    """An LSTM over all tokens since the stream began; its output is given after every `step` tokens."""
+
+    def __init__(self, head: Lstm, step: int) -> None:
+        super().__init__(step, step)
+        self.head = head
+        self._states: States | None = None
+
+    def reach(self, inputs: list[Reach]) -> Reach:
+        """Return a reach without end."""
+        found = super().reach(inputs)
+        return Reach(found.stride, found.before, found.after, endless=True)
+
+    def run(self, x: torch.Tensor, states: States | None) -> tuple[torch.Tensor, States]:
+        """Return the outputs `(B, hidden, m)` of `m * step` more tokens, and the new states."""
+        out_BTD, states = self.head.lstm(x.transpose(1, 2), states)
+        return out_BTD[:, self.step - 1 :: self.step].transpose(1, 2), states
+
+    def compute(self, x: torch.Tensor) -> torch.Tensor:
+        """Run from the first token."""
+        return self.run(x, None)[0]
+
+    def emit(self, x: torch.Tensor) -> torch.Tensor:
+        """Go on from where the last call ended."""
+        out, self._states = self.run(x, self._states)
+        return out
+
+    def reset(self) -> None:
+        """Forget the stream."""
+        super().reset()
+        self._states = None
+
+    def state_size(self) -> int:
+        """Return how many numbers are kept."""
+        return super().state_size() + sum(state.numel() for state in self._states or ())
+
+
+class Classified(nn.Module):
+    """Dropout (none in evaluation) and classifier: vectors `(B, F, m)` to logits `(B, m, K)`."""
+
+    def __init__(self, model: Recognizer) -> None:
+        super().__init__()
+        self.classifier = model.classifier
+
+    def forward(self, z_BFM: torch.Tensor) -> torch.Tensor:
+        """Return the logits."""
+        logits_BMK: torch.Tensor = self.classifier(z_BFM.transpose(1, 2))
+        return logits_BMK
+
+
+class DenselyClassified(Classified):
+    """The mean over places of what the classifier says above zero: maps `(B, C, n, H, W)` to `(B, K, n)`."""
+
+    def forward(self, z_BFM: torch.Tensor) -> torch.Tensor:
+        """Return the logits of each step."""
+        places_BTNC = z_BFM.flatten(3).permute(0, 2, 3, 1)
+        logits_BTK = torch.relu(self.classifier(places_BTNC)).mean(2)
+        return logits_BTK.transpose(1, 2)
+
+
+def add_heads(model: Recognizer, maps: list[int], window: int | None, builder: Builder) -> None:
+    """Add what comes behind the backbone; the last node gives logits `(B, m, K)`.
+
+    Args:
+        model: The clip network.
+        maps: Numbers of the backbone's maps, one per pathway.
+        window: Frames of the clip that a prediction is of; None is the model's own, and for an LSTM all frames.
+        builder: Where the nodes are added.
+
+    Raises:
+        SettingsError: The head does not fit a stream or the window.
+    """
+    strides = [builder.reach(number).stride for number in maps]
+    slowest = max(strides)
+    tokens = model.backbone.num_tokens(window or model.spec.clip_length)
+    if model.options.dense:
+        _add_dense(model, maps, tokens, builder)
+        return
+    vectors = []
+    for place, (head, number, count) in enumerate(zip(model.heads, maps, tokens, strict=True)):
+        assert isinstance(head, Head)
+        step, name = slowest // strides[place], f"head{place}"
+        if head.fixed_length and count != head.tokens:
+            raise SettingsError(
+                f"`window` {window}: head {head.options.kind} is built for {head.tokens} tokens and would get {count}; "
+                f"leave it out, or give {model.spec.clip_length}"
+            )
+        vectors.append(
+            _add_head(
+                head, name, number, count if window or not isinstance(head, Lstm) else None, step, builder
+            )
+        )
+    joined = vectors[0]
+    if len(vectors) > 1:
+        joined = builder.add("vectors", Join(_beside, "the heads' vectors"), *vectors)
+    builder.add("classifier", FrameWise(Classified(model)), joined)
+
+
+def _add_head(head: Head, name: str, number: int, count: int | None, step: int, builder: Builder) -> int:
+    if head.needs_maps:
+        assert count is not None
+        return builder.add(name, MapWindow(head, count, step), number)
+    tokens = builder.add(f"{name}_tokens", FrameWise(_tokens), number)
+    if count is not None:
+        return builder.add(name, TokenWindow(head, count, step), tokens)
+    assert isinstance(head, Lstm)
+    if head.options.bidirectional:
+        raise SettingsError(
+            "head lstm has no stream with `bidirectional: true`: it reads from the end; give `window`, and it reads "
+            "the newest frames anew at every step"
+        )
+    return builder.add(name, RunningLstm(head, step), tokens)
+
+
+def _add_dense(model: Recognizer, maps: list[int], tokens: tuple[int, ...], builder: Builder) -> None:
+    if len(maps) > 1:
+        raise SettingsError("this network has no stream: `dense` classifies places of two pathways together")
+    each = builder.add("places", FrameWise(DenselyClassified(model)), maps[0])
+    mean = builder.add("mean", TokenWindow(_time_mean, tokens[0], 1), each)
+    builder.add("logits", FrameWise(_behind_time), mean)
+
+
+def _in_time(vectors: torch.Tensor, batch: int, count: int) -> torch.Tensor:
+    """Vectors of windows, stream by stream, to `(B, F, m)`."""
+    return vectors.reshape(batch, count, -1).transpose(1, 2)
+
+
+def _tokens(x_BCTHW: torch.Tensor) -> torch.Tensor:
+    return space_mean(x_BCTHW).transpose(1, 2)
+
+
+def _time_mean(x_BTD: torch.Tensor) -> torch.Tensor:
+    return x_BTD.mean(1)
+
+
+def _behind_time(x_BKM: torch.Tensor) -> torch.Tensor:
+    return x_BKM.transpose(1, 2)
+
+
+def _beside(*vectors_BFM: torch.Tensor) -> torch.Tensor:
+    return torch.cat(vectors_BFM, dim=1)

@@ -1,0 +1,183 @@
+"""Cells that look at several frames: convolution, pooling, picked frames, squeeze-and-excitation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from two_stream.backbones.i3d import SameConv3d, SameMaxPool3d, same_padding
+from two_stream.backbones.x3d import SqueezeExcitation
+from two_stream.streaming.cells import TIME, Start, Window
+
+Squeeze = Literal["frame", "clip"]
+"""What squeeze-and-excitation averages: each frame by itself, or a window as long as the clip."""
+
+
+class Convolution(Window):
+    """A 3D convolution; padding in time is the window's, padding in space its own."""
+
+    def __init__(self, conv: nn.Conv3d, front: int, back: int, start: Start) -> None:
+        span = (conv.kernel_size[0] - 1) * conv.dilation[0] + 1
+        super().__init__(span, conv.stride[0], front=front, back=back, start=start)
+        self.conv = conv
+        self.space = (0, *_pair(conv.padding))
+
+    def compute(self, x: torch.Tensor) -> torch.Tensor:
+        """Convolve."""
+        conv = self.conv
+        return F.conv3d(x, conv.weight, conv.bias, conv.stride, self.space, conv.dilation, conv.groups)
+
+
+class SameConvolution(Convolution):
+    """A convolution with TensorFlow's SAME padding, as of a clip whose length the step divides."""
+
+    def __init__(self, conv: SameConv3d, start: Start) -> None:
+        super().__init__(conv, 0, 0, start)
+        missing = max(self.span - self.step, 0)
+        self.front, self.back = missing // 2, missing - missing // 2
+
+    def compute(self, x: torch.Tensor) -> torch.Tensor:
+        """Pad height and width as their sizes ask for, and convolve."""
+        conv = self.conv
+        both, behind = _space_padding(x, conv.kernel_size, conv.stride)
+        x = F.pad(x, behind) if any(behind) else x
+        return F.conv3d(x, conv.weight, conv.bias, conv.stride, both)
+
+
+class Pooling(Window):
+    """Max or average pooling: `pool` is a function that pads in space only."""
+
+    def __init__(
+        self,
+        pool: Callable[[torch.Tensor], torch.Tensor],
+        span: int,
+        step: int,
+        *,
+        padding: int = 0,
+        fill: float = 0.0,
+        start: Start = "zeros",
+        partial: Literal["drop", "fill", "repeat"] = "drop",
+    ) -> None:
+        super().__init__(span, step, front=padding, back=padding, fill=fill, start=start)
+        self.pool = pool
+        self.partial = partial
+        """what becomes of a last window that is not full: left out, filled, or its last step repeated"""
+
+    def compute(self, x: torch.Tensor) -> torch.Tensor:
+        """Pool."""
+        return self.pool(x)
+
+    def closed(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the last inputs with what fills the last window."""
+        x = super().closed(x)
+        missing = (self.span - x.shape[TIME]) % self.step
+        if self.partial == "drop" or not missing:
+            return x
+        end = x.narrow(TIME, x.shape[TIME] - 1, 1)
+        shape = [missing if i == TIME else size for i, size in enumerate(x.shape)]
+        more = end.expand(shape) if self.partial == "repeat" else x.new_full(shape, self.fill)
+        return torch.cat((x, more), TIME)
+
+
+class Picked(Window):
+    """Every `step`-th step; `function`, where there is one, is applied to it."""
+
+    def __init__(self, step: int, function: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
+        super().__init__(1, step)
+        self.function = function
+
+    def compute(self, x: torch.Tensor) -> torch.Tensor:
+        """Pick."""
+        picked = x[:, :, :: self.step]
+        return picked if self.function is None else self.function(picked)
+
+
+class Excitation(Window):
+    """Squeeze-and-excitation of each frame by the mean over a window that begins with it, as co3d's `se_scope: clip`.
+
+    At the end of the stream the last full window holds for the rest, so a clip as long as the window gives what the
+    clip network gives.
+    """
+
+    def __init__(self, part: SqueezeExcitation, window: int) -> None:
+        super().__init__(window)
+        self.part = part
+        self._mean: torch.Tensor | None = None
+
+    def _means(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[TIME] == self.span:
+            return x.mean((2, 3, 4)).unsqueeze(TIME)
+        return x.mean((3, 4)).unfold(TIME, self.span, 1).mean(-1)
+
+    def compute(self, x: torch.Tensor) -> torch.Tensor:
+        """Scale all but the last `span - 1` frames."""
+        means_BCT = self._means(x)
+        return excited(self.part, x.narrow(TIME, 0, means_BCT.shape[TIME]), means_BCT)
+
+    def push(self, inputs: list[torch.Tensor | None], last: bool) -> torch.Tensor | None:
+        """Return the frames whose window is full, and at the end all that are left."""
+        done = super().push(inputs, False)
+        rest = self._kept
+        if not last or rest is None:
+            return done
+        mean_BC1 = rest.mean((3, 4)).mean(TIME, keepdim=True) if self._mean is None else self._mean
+        closing = excited(self.part, rest, mean_BC1)
+        return closing if done is None else torch.cat((done, closing), TIME)
+
+    def emit(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute, and remember the last window's mean."""
+        means_BCT = self._means(x)
+        self._mean = means_BCT[:, :, -1:]
+        return excited(self.part, x.narrow(TIME, 0, means_BCT.shape[TIME]), means_BCT)
+
+    def reset(self) -> None:
+        """Forget the stream."""
+        super().reset()
+        self._mean = None
+
+
+class FrameExcitation(nn.Module):
+    """Squeeze-and-excitation of each frame by its own mean over space."""
+
+    def __init__(self, part: SqueezeExcitation) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Return the scaled map."""
+        return excited(self.part, x_BCTHW, x_BCTHW.mean((3, 4)))
+
+
+def excited(part: SqueezeExcitation, x_BCTHW: torch.Tensor, means_BCT: torch.Tensor) -> torch.Tensor:
+    """Scale channels by what the given means say of them."""
+    weight = torch.relu(part.fc1(means_BCT[..., None, None]))
+    scaled_BCTHW: torch.Tensor = x_BCTHW * torch.sigmoid(part.fc2(weight))
+    return scaled_BCTHW
+
+
+def _pair(padding: Sequence[int] | str) -> tuple[int, int]:
+    assert not isinstance(padding, str)
+    return padding[1], padding[2]
+
+
+def same_max_pool(part: SameMaxPool3d) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return max pooling with SAME padding in space and none in time."""
+
+    def pool(x: torch.Tensor) -> torch.Tensor:
+        both, behind = _space_padding(x, part.kernel, part.stride)
+        x = F.pad(x, behind, value=float("-inf")) if any(behind) else x
+        return F.max_pool3d(x, part.kernel, part.stride, both)
+
+    return pool
+
+
+def _space_padding(
+    x: torch.Tensor, kernel: Sequence[int], stride: Sequence[int]
+) -> tuple[tuple[int, int, int], list[int]]:
+    """Return what a layer pads on both sides, and what comes behind too, in the order of `F.pad`."""
+    (high, low), (left, right) = (same_padding(x.shape[i], kernel[i - 2], stride[i - 2]) for i in (3, 4))
+    return (0, high, left), [0, right, 0, low]

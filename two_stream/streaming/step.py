@@ -1,0 +1,215 @@
+"""The stream network with everything it keeps as inputs and outputs: for export, with shapes that never change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from two_stream.streaming.cells import TIME, FrameWise, Join, Window
+from two_stream.streaming.graph import Node
+from two_stream.streaming.heads import RunningLstm
+from two_stream.streaming.recognizer import StreamRecognizer
+
+FRAMES = "frames"
+LOGITS = "logits"
+STEPS = "steps"
+"""Names of the first input, the first output and the first state."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a map gets in each call: `count` steps, of which the first has the number `call * count - lag`."""
+
+    count: int
+    lag: int
+    """steps that it is behind; those with a number below 0 mean nothing"""
+
+    def numbers(self, calls: torch.Tensor) -> torch.Tensor:
+        """Return the numbers of this call's steps, `(count,)`."""
+        return calls * self.count - self.lag + torch.arange(self.count, device=calls.device)
+
+
+class Ledger:
+    """Hands out the states of one call in order and collects the new ones; without states it makes the first ones."""
+
+    def __init__(self, states: list[torch.Tensor] | None) -> None:
+        self.given = states
+        self.first: list[torch.Tensor] = []
+        self.new: list[torch.Tensor] = []
+        self.names: list[str] = []
+
+    def take(self, name: str, first: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return the next state."""
+        self.names.append(name)
+        if self.given is not None:
+            return self.given[len(self.names) - 1]
+        self.first.append(first())
+        return self.first[-1]
+
+    def put(self, state: torch.Tensor) -> None:
+        """Add the state that follows the one just taken."""
+        self.new.append(state)
+
+
+class StepNetwork(nn.Module):
+    """One prediction per call: `frames_per_step` frames and the states go in, logits and the new states come out.
+
+    ::
+
+        network = StepNetwork(convert(model))
+        states = network.initial_states(batch=1, height=112, width=112)
+        for frames_BCTHW in stream:                  # uint8 (B, C, network.frames_per_step, H, W)
+            logits_BK, *states = network(frames_BCTHW, *states)
+
+    The logits of the first `warm_up` calls mean nothing; those of call `warm_up + j` are prediction `j` of
+    `StreamRecognizer.step`. The forward pass asks nothing of the values, so it can be exported; batch size may vary.
+
+    Attributes:
+        frames_per_step: Frames that a call takes.
+        warm_up: Calls before the first prediction.
+    """
+
+    def __init__(self, stream: StreamRecognizer) -> None:
+        super().__init__()
+        self.model = stream.model
+        self.cells = stream.cells
+        self.nodes = stream.nodes
+        self.frames_per_step = stream.stride
+        self.paces: list[Pace] = []
+        for node in self.nodes:
+            self.paces.append(self._pace(node))
+        self.warm_up = self.paces[-1].lag
+
+    def _pace(self, node: Node) -> Pace:
+        inputs = [self._input_pace(number) for number in node.inputs]
+        lag, cell = max(pace.lag for pace in inputs), node.cell
+        if isinstance(cell, Window):
+            lag = -((cell.front + cell.step - cell.span - lag) // cell.step)
+        return Pace(self.frames_per_step // node.reach.stride, lag)
+
+    def _input_pace(self, number: int) -> Pace:
+        return Pace(self.frames_per_step, 0) if number < 0 else self.paces[number]
+
+    @torch.no_grad()
+    def initial_states(self, batch: int, height: int, width: int) -> list[torch.Tensor]:
+        """Return the states of a stream that has not begun, in the order of `state_names`.
+
+        Args:
+            batch: Streams side by side.
+            height: Of the frames.
+            width: Of the frames.
+        """
+        return self._begun(batch, height, width).first
+
+    def state_names(self) -> list[str]:
+        """Return a name for each state, made of its layer's."""
+        return self._begun(1, self.model.spec.crop, self.model.spec.crop).names
+
+    @torch.no_grad()
+    def _begun(self, batch: int, height: int, width: int) -> Ledger:
+        shape = (batch, self.model.spec.channels, self.frames_per_step, height, width)
+        ledger = Ledger(None)
+        self._advance(torch.zeros(shape, dtype=torch.uint8, device=self.model.input_scale.device), ledger)
+        return ledger
+
+    def forward(self, frames_BCTHW: torch.Tensor, *states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Take the next frames.
+
+        Args:
+            frames_BCTHW: uint8 `(B, C, frames_per_step, H, W)`.
+            *states: From `initial_states`, then from the call before.
+
+        Returns:
+            Logits `(B, K)` and the new states.
+        """
+        ledger = Ledger(list(states))
+        logits_BMK = self._advance(frames_BCTHW, ledger)
+        return (logits_BMK[:, 0], *ledger.new)
+
+    def _advance(self, frames_BCTHW: torch.Tensor, ledger: Ledger) -> torch.Tensor:
+        calls = ledger.take(STEPS, lambda: torch.zeros(1, dtype=torch.int64, device=frames_BCTHW.device))
+        ledger.put(calls + 1)
+        x = self.model.normalised(frames_BCTHW)
+        values: list[torch.Tensor] = []
+        for place, node in enumerate(self.nodes):
+            inputs = [x if number < 0 else values[number] for number in node.inputs]
+            values.append(self._computed(place, node, inputs, calls, ledger))
+        return values[-1]
+
+    def _computed(
+        self, place: int, node: Node, inputs: list[torch.Tensor], calls: torch.Tensor, ledger: Ledger
+    ) -> torch.Tensor:
+        paces = [self._input_pace(number) for number in node.inputs]
+        cell, name = node.cell, node.name.replace(".", "_")
+        if isinstance(cell, Window):
+            return _windowed(cell, name, inputs[0], paces[0], self.paces[place], calls, ledger)
+        if isinstance(cell, Join):
+            parts = [
+                _delayed(x, self.paces[place].lag - pace.lag, f"{name}_{number}", ledger)
+                for number, (x, pace) in enumerate(zip(inputs, paces, strict=True))
+            ]
+            return cell.function(*parts)
+        assert isinstance(cell, FrameWise)
+        return cell.function(inputs[0])
+
+
+def _windowed(
+    cell: Window, name: str, x: torch.Tensor, inside: Pace, outside: Pace, calls: torch.Tensor, ledger: Ledger
+) -> torch.Tensor:
+    """Return a window's outputs of one call; what it looks back to is a state."""
+    kept = outside.lag * cell.step + cell.front - inside.lag
+    padded = cell.front > 0
+    if padded and inside.lag and cell.start == "zeros":
+        x = torch.where(_along_time(inside.numbers(calls) >= 0, x), x, cell.fill)
+    if kept > 0:
+        shape = [kept if i == TIME else size for i, size in enumerate(x.shape)]
+        before = ledger.take(name, lambda: x.new_full(shape, cell.fill))
+        full = torch.cat((before, x), TIME)
+        if padded and cell.start == "replicate":
+            full = _replicated(full, kept + inside.lag - calls * inside.count)
+        ledger.put(full.narrow(TIME, inside.count, kept))
+    else:
+        full = x.narrow(TIME, -kept, x.shape[TIME] + kept)
+    full = full.narrow(TIME, 0, (outside.count - 1) * cell.step + cell.span)
+    if isinstance(cell, RunningLstm):
+        return _run_on(cell, name, full, outside, calls, ledger)
+    return cell.compute(full)
+
+
+def _run_on(
+    cell: RunningLstm, name: str, x: torch.Tensor, pace: Pace, calls: torch.Tensor, ledger: Ledger
+) -> torch.Tensor:
+    """Return an LSTM's output of one call; while there are no tokens yet its states stay as they are."""
+    lstm = cell.head.lstm
+    shape = (lstm.num_layers, x.shape[0], lstm.hidden_size)
+    begun = pace.numbers(calls)[:1] >= 0
+    old = [ledger.take(f"{name}_{what}", lambda: x.new_zeros(shape)) for what in ("hidden", "cell")]
+    out, new = cell.run(x, (old[0], old[1]))
+    for before, after in zip(old, new, strict=True):
+        ledger.put(torch.where(begun, after, before))
+    return out
+
+
+def _delayed(x: torch.Tensor, steps: int, name: str, ledger: Ledger) -> torch.Tensor:
+    """Return what came `steps` steps ago."""
+    if steps == 0:
+        return x
+    count = x.shape[TIME]
+    shape = [steps if i == TIME else size for i, size in enumerate(x.shape)]
+    full = torch.cat((ledger.take(name, lambda: x.new_zeros(shape)), x), TIME)
+    ledger.put(full.narrow(TIME, count, steps))
+    return full.narrow(TIME, 0, count)
+
+
+def _replicated(x: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    """Put the step at place `first` (the stream's first one) before it; nothing where it is long gone."""
+    length = x.shape[TIME]
+    places = torch.maximum(torch.arange(length, device=x.device), first.clamp(0, length - 1))
+    return x.index_select(TIME, places)
+
+
+def _along_time(flags: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return flags.view(-1, *[1] * (x.ndim - TIME - 1))
