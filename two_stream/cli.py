@@ -25,6 +25,7 @@ COMMANDS = {
     "compress": "prune, quantise or distil a run into a smaller or faster one",
     "predict": "say what happens in a video, from RGB, flow or both",
     "stream": "say what happens in a camera, an RTSP or HTTP stream or a long file, frame by frame",
+    "export": "a network with its preprocessing as ONNX, torch.export or AOTInductor, compared with the model",
     "report": "one self-contained page of what runs and scores show",
     "profile": "parameters, multiply-adds, speed and memory of a model",
     "models": "list the named models, or show one",

@@ -46,3 +46,9 @@ class TrainingError(TwoStreamError):
     """Training cannot go on, for example because the loss is not finite."""
 
     exit_code = 1
+
+
+class ExportError(TwoStreamError):
+    """A model cannot leave Python in the asked-for form, or what came out computes something else."""
+
+    exit_code = 1

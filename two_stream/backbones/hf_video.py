@@ -66,7 +66,7 @@ class ToMap(nn.Module):
     def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
         """Return `(B, C, T, H, W)`."""
         tokens: torch.Tensor = self.norm(x_BND)[:, self.prefix :]
-        batch, (time, height, width) = len(tokens), self.grid
+        batch, (time, height, width) = tokens.shape[0], self.grid
         if self.time_last:
             return tokens.reshape(batch, height, width, time, -1).permute(0, 4, 3, 1, 2)
         return tokens.reshape(batch, time, height, width, -1).permute(0, 4, 1, 2, 3)

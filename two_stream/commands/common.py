@@ -1,4 +1,4 @@
-"""Flags: tyro over a dataclass or over loaded settings, with every complaint in one line."""
+"""Flags: tyro over a dataclass or over loaded settings, with every complaint in one line; and trained networks."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ import io
 import os
 import re
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 from pydantic import BaseModel, ValidationError
 
 from two_stream.config.load import explain, nearest, union_members
-from two_stream.errors import SettingsError
+from two_stream.errors import CheckpointError, SettingsError
+
+if TYPE_CHECKING:
+    from two_stream.config.schema import Experiment
+    from two_stream.evaluation.any_run import AnyRun
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -191,3 +196,38 @@ def _with_kind(options: M, path: list[str], kind: str) -> M:
     if kind not in members:
         raise SettingsError(f"unknown {name} kind {kind!r}{nearest(kind, list(members))}")
     return options if current.kind == kind else options.model_copy(update={name: members[kind]()})
+
+
+def load_network(path: Path, checkpoint: str = "best", device: str = "auto") -> AnyRun[Any]:
+    """Load a run folder, or a file that `two-stream export` wrote.
+
+    Raises:
+        TwoStreamError: Neither of them, or it cannot be read.
+    """
+    if path.is_file():
+        from two_stream.export import load
+
+        return load(path, device)
+    from two_stream.evaluation.run import load_run
+
+    return load_run(path, checkpoint, device)
+
+
+def network_settings(path: Path) -> Experiment:
+    """Return the settings of a run folder or an exported file, without loading its network.
+
+    Raises:
+        CheckpointError: Neither of them.
+        SettingsError: Its settings are damaged.
+    """
+    if path.is_file():
+        from two_stream.export import read_card
+
+        return read_card(path).settings(path)
+    from two_stream.config.load import load_experiment
+
+    settings = path / "experiment.yaml"
+    if not settings.is_file():
+        what = "not a run folder: it has no experiment.yaml" if path.exists() else "no such run folder"
+        raise CheckpointError(f"{path}: {what} (`two-stream train` writes one)")
+    return load_experiment(settings)

@@ -1,4 +1,4 @@
-"""`two-stream evaluate RUN`: score the videos of a part of the run's data set; `--from-json`: a result file."""
+"""`two-stream evaluate RUN`: score the videos of a part of the data set of a run or export; `--from-json`: a file."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from pydantic import Field
 
-from two_stream.commands.common import parse, parse_over, split_positional
+from two_stream.commands.common import load_network, network_settings, parse, parse_over, split_positional
 from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import SettingsError
 
 if TYPE_CHECKING:
     from two_stream.evaluation.tables import Line
 
-SUMMARY = "Score the videos of a split with a trained run and print the accuracies."
+SUMMARY = (
+    "Score the videos of a split with a trained run, or a file exported from one, and print the accuracies."
+)
 RESULTS = "Evaluate a result file of Efficient-3DCNNs or 3D-ResNets (val.json) against a list of videos."
-PROG = "two-stream evaluate RUN"
+PROG = "two-stream evaluate RUN_OR_EXPORT"
 
 
 class EvaluateFlags(EvaluateOptions):
@@ -27,7 +29,7 @@ class EvaluateFlags(EvaluateOptions):
     part: Literal["test", "val", "train"] = "test"
     """test: the official test list; val and train: the two sides of the holdout"""
     checkpoint: Literal["best", "last"] = "best"
-    """best: the selected epoch; last: the newest"""
+    """best: the selected epoch; last: the newest; an exported file holds one"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     workers: Annotated[int, Field(ge=0, le=256)] | None = None
@@ -35,7 +37,7 @@ class EvaluateFlags(EvaluateOptions):
     uncached: bool = False
     """read the videos also where the run was trained on stored features (`data.features`)"""
     out: Path | None = None
-    """score file to write; none: `RUN/scores/<part>_<protocol>.npz`"""
+    """score file to write; none: `RUN/scores/<part>_<protocol>.npz`, of an exported file `scores/` beside it"""
     results: Path | None = None
     """write the best five classes of each video too, as Efficient-3DCNNs and 3D-ResNets do (val.json); they average
     probabilities (--aggregate probabilities)"""
@@ -50,16 +52,7 @@ def main(args: list[str]) -> int:
     name, rest = split_positional(args, "two-stream evaluate", "the run folder", "demo/runs/rgb --part test")
     default = EvaluateFlags()
     if name is not None:
-        from two_stream.config.load import load_experiment
-        from two_stream.errors import CheckpointError
-
-        settings = Path(name) / "experiment.yaml"
-        if not settings.is_file():
-            what = (
-                "not a run folder: it has no experiment.yaml" if Path(name).exists() else "no such run folder"
-            )
-            raise CheckpointError(f"{name}: {what} (`two-stream train` writes one)")
-        experiment = load_experiment(settings)
+        experiment = network_settings(Path(name))
         default = EvaluateFlags(**experiment.evaluate.model_dump(), device=experiment.device)
     flags = parse_over(default, rest, PROG, SUMMARY)
     assert name is not None  # without it only --help gets here, and that has exited
@@ -67,16 +60,17 @@ def main(args: list[str]) -> int:
 
 
 def _evaluate(folder: Path, flags: EvaluateFlags) -> int:
-    from two_stream.evaluation.run import evaluate_run, load_run
+    from two_stream.evaluation.network import device_of
+    from two_stream.evaluation.run import evaluate_run
     from two_stream.evaluation.tables import lines
     from two_stream.runtime import distributed
-    from two_stream.runtime.device import pick_device, set_deterministic, set_threads
+    from two_stream.runtime.device import set_deterministic, set_threads
 
     distributed.init(cpu_only=flags.device == "cpu")
     with distributed.together():
-        run = load_run(folder, flags.checkpoint, flags.device)
+        run = load_network(folder, flags.checkpoint, flags.device)
         set_threads(run.experiment.threads)
-        set_deterministic(run.experiment.deterministic, pick_device(flags.device))
+        set_deterministic(run.experiment.deterministic, device_of(run.model))
     options = EvaluateOptions(**{key: getattr(flags, key) for key in EvaluateOptions.model_fields})
     table, path = evaluate_run(
         run, options, flags.part, workers=flags.workers, out=flags.out, uncached=flags.uncached

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from two_stream.commands.common import parse
+from two_stream.commands.common import load_network, parse
 from two_stream.errors import SettingsError, TwoStreamError
 
 if TYPE_CHECKING:
     from two_stream.config.schema import EvaluateOptions
-    from two_stream.evaluation.run import Run
+    from two_stream.evaluation.any_run import AnyRun
     from two_stream.evaluation.video import Reading, VideoResult
 
 SUMMARY = "Say what happens in videos, from RGB, flow or both; flow is computed on the fly."
@@ -28,9 +28,9 @@ class PredictFlags:
     videos: tyro.conf.Positional[tuple[Path, ...]]
     """video files"""
     rgb: Path | None = None
-    """run folder of an RGB network"""
+    """run folder of an RGB network, or a file exported from one"""
     flow: Path | None = None
-    """run folder of a flow network; with --rgb the two are fused"""
+    """run folder or exported file of a flow network; with --rgb the two are fused"""
     top: int = 5
     """how many classes are shown"""
     json: str | None = None
@@ -99,16 +99,18 @@ def main(args: list[str]) -> int:
     return _predict_all(flags, runs)
 
 
-def _load(flags: PredictFlags, path: Path, modality: str) -> Run:
-    from two_stream.evaluation.run import load_run
-
-    run = load_run(path, flags.checkpoint, flags.device)
+def _load(flags: PredictFlags, path: Path, modality: str) -> AnyRun[Any]:
+    run = load_network(path, flags.checkpoint, flags.device)
     found = run.model.spec.modality
     if found != modality:
         raise SettingsError(f"--{modality} {path}: this is a run on {found}; give it with --{found}")
     if flags.attention is not None:
         from two_stream.evaluation.attention import check_head
 
+        if path.is_file():
+            raise SettingsError(
+                f"--attention with --{modality} {path}: an exported file gives logits alone; give its run"
+            )
         check_head(run.model, f"--attention with --{modality} {path}")
     return run
 
@@ -124,7 +126,7 @@ def _check_weights(flags: PredictFlags, runs: int) -> None:
     checked_weights(flags.weights, runs)
 
 
-def _predict_all(flags: PredictFlags, runs: list[Run]) -> int:
+def _predict_all(flags: PredictFlags, runs: list[AnyRun[Any]]) -> int:
     from two_stream.runtime.console import err, say
 
     results: list[dict[str, Any]] = []
@@ -179,7 +181,7 @@ def annotated_files(videos: Sequence[Path], where: Path | None, suffix: str = ".
 
 def _predict_one(
     flags: PredictFlags,
-    runs: list[Run],
+    runs: list[AnyRun[Any]],
     how: tuple[list[EvaluateOptions], list[Reading]],
     video: Path,
     files: Sequence[Path | None],
@@ -221,7 +223,7 @@ def _predict_one(
 
 
 def _draw_attention(
-    runs: list[Run],
+    runs: list[AnyRun[Any]],
     how: tuple[list[EvaluateOptions], list[Reading]],
     video: Path,
     out: Path,
@@ -251,7 +253,7 @@ def _draw_attention(
 
 def _draw_timeline(
     flags: PredictFlags,
-    runs: list[Run],
+    runs: list[AnyRun[Any]],
     scored: Sequence[VideoResult],
     how: tuple[list[EvaluateOptions], list[Reading]],
     files: tuple[Path, Path],
@@ -275,7 +277,7 @@ def _draw_timeline(
     draw_timeline(picture, title, found, names, fps)
 
 
-def _options(flags: PredictFlags, run: Run) -> EvaluateOptions:
+def _options(flags: PredictFlags, run: AnyRun[Any]) -> EvaluateOptions:
     from two_stream.config.load import validate
     from two_stream.config.schema import EvaluateOptions
 
@@ -288,13 +290,13 @@ def _options(flags: PredictFlags, run: Run) -> EvaluateOptions:
         if key in given and settings["views"] != views:
             flag = "--" + key.replace("_", "-")
             raise SettingsError(
-                f"{flag} is for {views} views, and {run.paths.root} is scored with {settings['views']} views;"
+                f"{flag} is for {views} views, and {run.source} is scored with {settings['views']} views;"
                 f" add --views {views} or leave {flag} out"
             )
     return validate(EvaluateOptions, settings, "two-stream predict")
 
 
-def _reading(flags: PredictFlags, run: Run) -> Reading:
+def _reading(flags: PredictFlags, run: AnyRun[Any]) -> Reading:
     """Bring pixels to the network as its training frames came, but for what flags say; note where flow differs."""
     from two_stream.evaluation.run import extraction_of, reading_of
     from two_stream.runtime.console import note

@@ -9,6 +9,7 @@ import torch
 from two_stream.config.schema import Experiment
 from two_stream.data.mirror import Mirror
 from two_stream.data.shards import shard_facts
+from two_stream.evaluation.network import ClipNetwork, device_of
 from two_stream.evaluation.views import describe
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
@@ -16,7 +17,9 @@ from two_stream.runtime.provenance import code_version, environment
 from two_stream.video.reader import backend_version
 
 
-def scoring_facts(experiment: Experiment, model: Recognizer, mirror: Mirror | None = None) -> dict[str, Any]:
+def scoring_facts(
+    experiment: Experiment, model: Recognizer | ClipNetwork, mirror: Mirror | None = None
+) -> dict[str, Any]:
     """Return how videos were scored: views, frames, machine and versions."""
     data, evaluate, spec = experiment.data, experiment.evaluate, model.spec
     return {
@@ -46,7 +49,7 @@ def scoring_facts(experiment: Experiment, model: Recognizer, mirror: Mirror | No
         "resize": list(spec.resize),
         "crop": spec.crop,
         "seed": experiment.seed,
-        "device": str(next(model.parameters()).device),
+        "device": str(device_of(model)),
         "threads": torch.get_num_threads(),
         "code_version": code_version(),
         "environment": environment(),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from two_stream.config.schema import EvaluateOptions, Experiment
-from two_stream.errors import TwoStreamError
+from two_stream.errors import SettingsError, TwoStreamError
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import warn
 from two_stream.runtime.inference import compiled, folded, lowered, resolve_precision
@@ -23,6 +24,20 @@ _SIDE = 32
 _MOST_VIEWS = 16
 _CPU_VALUES = 64 * 112**2
 """pixels in time and space of one view per thread; measured on ResNeXt-101 with one and two threads"""
+
+
+class ClipNetwork(nn.Module, ABC):
+    """A network that another runtime than ours computes, on the CPU: uint8 clips `(B, C, T, H, W)` to logits `(B, K)`.
+
+    Attributes:
+        spec: What it expects of a clip.
+        source: The file it was read from, for messages.
+    """
+
+    precision: ClassVar[str] = "fp32"
+    """of what comes in and goes out; there is no choice"""
+    spec: InputSpec
+    source: str
 
 
 class Compiled(nn.Module):
@@ -84,6 +99,33 @@ def resolved(
     )
 
 
+def carried_out(
+    model: Recognizer | ClipNetwork, options: EvaluateOptions, device: torch.device, *, exact: bool
+) -> EvaluateOptions:
+    """Return the options as a network carries them out; see `resolved`. A `ClipNetwork` is what it is.
+
+    Raises:
+        SettingsError: Another precision than a `ClipNetwork` has, or its compilation, is asked for.
+    """
+    if not isinstance(model, ClipNetwork):
+        return resolved(options, model.spec, device, exact=exact)
+    if options.precision not in ("auto", model.precision):
+        raise SettingsError(
+            f"{model.source}: `evaluate.precision` is {options.precision}, and an exported file computes as it was "
+            "written; leave it out (auto)"
+        )
+    if options.compile:
+        raise SettingsError(f"{model.source}: an exported file is not compiled; leave `evaluate.compile` out")
+    fixed = options.model_copy(update={"precision": model.precision, "fold": False})
+    return resolved(fixed, model.spec, device, exact=exact)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where a network computes: where its weights are, and without any on the CPU."""
+    weight = next(model.parameters(), None)
+    return torch.device("cpu") if weight is None else weight.device
+
+
 def usual_batch(spec: InputSpec, device: torch.device) -> int:
     """Return how many views of this size go through a network at once when nothing else is asked for.
 
@@ -95,11 +137,13 @@ def usual_batch(spec: InputSpec, device: torch.device) -> int:
     return max(1, min(_MOST_VIEWS, fitting))
 
 
-def ready(model: Recognizer, options: EvaluateOptions) -> Recognizer | Compiled:
+def ready(model: Recognizer | ClipNetwork, options: EvaluateOptions) -> Recognizer | ClipNetwork | Compiled:
     """Return what scores in a model's place: a copy prepared as the (resolved) options say, or the model itself.
 
     The copy does not train and takes memory of its own; the model stays as it is.
     """
+    if isinstance(model, ClipNetwork):
+        return model
     device = next(model.parameters()).device
     made = model
     if options.fold:

@@ -13,12 +13,12 @@ import torch
 
 from two_stream.config.load import load_experiment
 from two_stream.config.schema import EvaluateOptions, Experiment
-from two_stream.data.catalog import Record, load_record
 from two_stream.data.mirror import Mirror, mirror_note, mirror_of
 from two_stream.data.splits import load_part
 from two_stream.data.views import view_loader
 from two_stream.errors import CheckpointError, DataError, ScoreError, SettingsError
-from two_stream.evaluation.network import is_exact, ready, resolved
+from two_stream.evaluation.any_run import AnyRun
+from two_stream.evaluation.network import carried_out, device_of, is_exact, ready
 from two_stream.evaluation.predict import VideoScores, aggregate_views, score_videos
 from two_stream.evaluation.processes import Skipped, gathered
 from two_stream.evaluation.score_table import score_table
@@ -40,30 +40,8 @@ CHECKPOINTS = ("best", "last")
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(AnyRun[Recognizer]):
     """A finished run, its model ready for scoring."""
-
-    experiment: Experiment
-    model: Recognizer
-    class_names: list[str]
-    paths: RunPaths
-    checkpoint: str
-    meta: dict[str, Any]
-    """what training wrote beside the weights, for example the epoch"""
-
-    @cached_property
-    def record(self) -> Record:
-        """The data set's record.
-
-        Raises:
-            DataError: It is not on this machine.
-        """
-        return load_record(self.experiment.data.dataset, self.experiment.data.settings_root)
-
-    @property
-    def multi_label(self) -> bool:
-        """Whether it was trained on several classes per video."""
-        return bool(self.meta.get("multi_label"))
 
     @cached_property
     def model_sha256(self) -> str:
@@ -122,7 +100,7 @@ def run_paths(path: Path | str) -> RunPaths:
 
 
 def evaluate_run(
-    run: Run | Path | str,
+    run: AnyRun[Any] | Path | str,
     options: EvaluateOptions | None = None,
     part: Part = "test",
     *,
@@ -138,7 +116,7 @@ def evaluate_run(
     videos the centred clip and crop are stored.
 
     Args:
-        run: A loaded run or its folder.
+        run: A loaded run, its folder, or a loaded export (`export.load`).
         options: How to score; default: the run's own.
         part: `test`, or `val` and `train`, the two sides of the holdout.
         checkpoint: `best` or `last`, when `run` is a folder.
@@ -155,12 +133,13 @@ def evaluate_run(
         TwoStreamError: The run, the data set or a video cannot be read; or the classes of model and data set differ.
     """
     with distributed.together():
-        loaded = run if isinstance(run, Run) else load_run(run, checkpoint, device)
-        where = next(loaded.model.parameters()).device
+        loaded = run if isinstance(run, AnyRun) else load_run(run, checkpoint, device)
+        where = device_of(loaded.model)
         experiment = _with_options(loaded, options, workers, where)
         records = _records(loaded, experiment, part)
         stored = None
-        if experiment.data.features is not None and not uncached:
+        recognizer = isinstance(loaded.model, Recognizer)  # others begin with pixels
+        if experiment.data.features is not None and not uncached and recognizer:
             asked = (options or loaded.experiment.evaluate).precision
             stored = StoredViews(loaded.model, experiment, loaded.record, part, asked)
             experiment = stored.experiment
@@ -170,11 +149,10 @@ def evaluate_run(
         else stored.score(records, _aggregate(experiment.evaluate, loaded.record.multi_label))
     )
     scores, skipped = gathered(scores, skipped, [record.id for record in records])
-    facts = {} if stored is None else stored.facts
+    facts = loaded.facts if stored is None else stored.facts
     table = score_table(loaded, experiment, part, records, scores, reasons=dict(skipped), facts=facts)
     evaluate = experiment.evaluate
-    name = slug(evaluate) if loaded.checkpoint == "best" else f"{slug(evaluate)}_{loaded.checkpoint}"
-    path = out or loaded.paths.scores / f"{part}_{name}.npz"
+    path = out or loaded.paths.scores / f"{part}_{slug(evaluate)}{loaded.score_suffix}.npz"
     if distributed.is_main():
         write_scores(path, table)
     table.meta["file"] = str(path)
@@ -182,7 +160,7 @@ def evaluate_run(
 
 
 def _read_and_score(
-    run: Run, experiment: Experiment, records: Sequence[VideoRecord]
+    run: AnyRun[Any], experiment: Experiment, records: Sequence[VideoRecord]
 ) -> tuple[VideoScores, Skipped]:
     """Score this process's share of the videos; return those that could not be read too."""
     evaluate = experiment.evaluate
@@ -202,7 +180,7 @@ def _read_and_score(
     scores = score_videos(
         network,
         loader,
-        device=next(run.model.parameters()).device,
+        device=device_of(run.model),
         precision=evaluate.precision,
         batch_views=evaluate.batch_views or 1,
         aggregate=_aggregate(evaluate, run.record.multi_label),
@@ -212,7 +190,7 @@ def _read_and_score(
     return scores, loader.skipped
 
 
-def _records(run: Run, experiment: Experiment, part: Part) -> list[VideoRecord]:
+def _records(run: AnyRun[Any], experiment: Experiment, part: Part) -> list[VideoRecord]:
     """Return the videos of a part.
 
     Raises:
@@ -222,7 +200,7 @@ def _records(run: Run, experiment: Experiment, part: Part) -> list[VideoRecord]:
     if record.classes != run.class_names:
         raise DataError(
             f"{record.name}: its {len(record.classes)} classes are not the {len(run.class_names)} the model of "
-            f"{run.paths.root} was trained on; give the data set of the run"
+            f"{run.source} was trained on; give the data set of the run"
         )
     return load_part(
         record,
@@ -236,7 +214,7 @@ def _records(run: Run, experiment: Experiment, part: Part) -> list[VideoRecord]:
 
 
 def predict(
-    model_or_run: Recognizer | Run | Path | str | Sequence[Run | Path | str],
+    model_or_run: Recognizer | AnyRun[Any] | Path | str | Sequence[AnyRun[Any] | Path | str],
     video: Path | str,
     *,
     top_k: int = 5,
@@ -270,15 +248,15 @@ def predict(
         names = [str(name) for name in class_names or range(model_or_run.num_classes)]
         result = score_file(model_or_run, video, options or EvaluateOptions(), reading)
         return top(fuse_results([result], rule, weights), names, top_k)
-    several = [model_or_run] if isinstance(model_or_run, (Run, Path, str)) else list(model_or_run)
-    runs = [entry if isinstance(entry, Run) else load_run(entry, device="auto") for entry in several]
+    several = [model_or_run] if isinstance(model_or_run, (AnyRun, Path, str)) else list(model_or_run)
+    runs = [entry if isinstance(entry, AnyRun) else load_run(entry, device="auto") for entry in several]
     views = [options] * len(runs) if options else None
     results = score_with_runs(runs, video, views, [reading] * len(runs) if reading else None)
     return top(fuse_results(results, rule, weights), runs[0].class_names, top_k)
 
 
 def score_with_runs(
-    runs: Sequence[Run],
+    runs: Sequence[AnyRun[Any]],
     video: Path | str,
     options: Sequence[EvaluateOptions] | None = None,
     readings: Sequence[Reading] | None = None,
@@ -299,15 +277,13 @@ def score_with_runs(
         raise ScoreError("no run given; expected an RGB run, a flow run or both")
     for run in runs[1:]:
         if run.class_names != runs[0].class_names:
-            raise ScoreError(
-                f"{run.paths.root} and {runs[0].paths.root} know different classes and cannot be fused"
-            )
+            raise ScoreError(f"{run.source} and {runs[0].source} know different classes and cannot be fused")
     chosen = options or [run.experiment.evaluate for run in runs]
     read = readings or [reading_of(run) for run in runs]
     return [_scored(run, video, views, how) for run, views, how in zip(runs, chosen, read, strict=True)]
 
 
-def _scored(run: Run, video: Path | str, options: EvaluateOptions, reading: Reading) -> VideoResult:
+def _scored(run: AnyRun[Any], video: Path | str, options: EvaluateOptions, reading: Reading) -> VideoResult:
     result = score_file(run.model, video, options, reading)
     if not run.multi_label:
         return result
@@ -321,12 +297,12 @@ def _aggregate(options: EvaluateOptions, multi_label: bool) -> str:
 
 
 def _with_options(
-    run: Run, options: EvaluateOptions | None, workers: int | None, device: torch.device
+    run: AnyRun[Any], options: EvaluateOptions | None, workers: int | None, device: torch.device
 ) -> Experiment:
     """Return the run's settings with what was asked for in their place, as this device carries it out."""
     experiment = run.experiment
     asked = options or experiment.evaluate
-    chosen = resolved(asked, run.model.spec, device, exact=is_exact(experiment))
+    chosen = carried_out(run.model, asked, device, exact=is_exact(experiment))
     update: dict[str, Any] = {"evaluate": chosen}
     if workers is not None:
         if workers < 0:
@@ -335,23 +311,25 @@ def _with_options(
     return experiment.model_copy(update=update)
 
 
-def extraction_of(run: Run) -> dict[str, Any] | None:
-    """Return the extraction settings of the frames a run was trained on; None when they are not on this machine.
+def extraction_of(run: AnyRun[Any]) -> dict[str, Any] | None:
+    """Return the extraction settings of the frames a run was trained on; None where they are not known.
 
     On the fly a video should reach the network as those frames did: the length of a displacement depends on the size
-    of the pictures. A run trained on the video files themselves has the record's size and its own flow algorithm.
+    of the pictures. A run trained on the video files themselves has the record's size and its own flow algorithm. On a
+    machine without the data set an exported file has what was written into it.
     """
     data = run.experiment.data
+    written: dict[str, Any] | None = run.meta.get("extraction")
     if data.source == "videos":
-        made: dict[str, Any] = {"flow": data.flow}
+        made: dict[str, Any] = {**(written or {}), "flow": data.flow}
         with suppress(DataError, SettingsError):  # without its record the algorithm is still known
             made["short_side"] = run.record.short_side
         return made
     try:
         root = run.record.frames_root(run.model.spec.modality)
     except (DataError, SettingsError):
-        return None
-    return extraction_settings(root)
+        return written
+    return extraction_settings(root) or written
 
 
 def extraction_settings(root: Path) -> dict[str, Any] | None:
@@ -365,7 +343,7 @@ def extraction_settings(root: Path) -> dict[str, Any] | None:
 
 
 def reading_of(
-    run: Run, *, backend: str | None = None, flow: str | None = None, short_side: int | None = None
+    run: AnyRun[Any], *, backend: str | None = None, flow: str | None = None, short_side: int | None = None
 ) -> Reading:
     """Return how a video reaches a run's network: at the size of its training frames; what is given wins.
 
@@ -387,11 +365,12 @@ def reading_of(
         size=(int(size[0]), int(size[1])) if size else None,
         sampling=data.sampling,
         protocol=data.augment.protocol,
-        mirror=_mirror(run),
+        mirror=mirror_of_run(run),
     )
 
 
-def _mirror(run: Run) -> Mirror:
+def mirror_of_run(run: AnyRun[Any]) -> Mirror:
+    """Return what a mirrored crop of a run's videos stands for."""
     try:
         record = run.record
     except (DataError, SettingsError):  # without its record a run keeps what training wrote down of it

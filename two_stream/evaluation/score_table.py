@@ -19,11 +19,11 @@ from two_stream.runtime.console import warn
 from two_stream.types import Part, ScoreTable, VideoRecord
 
 if TYPE_CHECKING:
-    from two_stream.evaluation.run import Run
+    from two_stream.evaluation.any_run import AnyRun
 
 
 def score_table(
-    run: Run,
+    run: AnyRun[Any],
     experiment: Experiment,
     part: Part,
     records: Sequence[VideoRecord],
@@ -55,7 +55,7 @@ def score_table(
         warn(f"{len(skipped)} of {len(records)} videos could not be read and are not scored: {first}, …")
     if not scored and distributed.is_main():
         raise ScoreError(
-            f"{run.paths.root}: none of the {len(records)} videos could be read; see `two-stream check`"
+            f"{run.source}: none of the {len(records)} videos could be read; see `two-stream check`"
         )
     groups = {record.id: record.group for record in records}
     return ScoreTable(
@@ -85,7 +85,7 @@ def _targets(record: Record, records: Sequence[VideoRecord], ids: Sequence[str])
 
 
 def _meta(
-    run: Run, experiment: Experiment, part: Part, skipped: list[str], reasons: dict[str, str]
+    run: AnyRun[Any], experiment: Experiment, part: Part, skipped: list[str], reasons: dict[str, str]
 ) -> dict[str, Any]:
     return {
         "run": str(run.paths.root),

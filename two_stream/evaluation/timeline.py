@@ -7,13 +7,14 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from two_stream.config.schema import EvaluateOptions
+from two_stream.evaluation.any_run import AnyRun
 from two_stream.evaluation.predict import aggregate_views
-from two_stream.evaluation.run import Run
 from two_stream.evaluation.video import VideoResult, fuse_results, top
 from two_stream.evaluation.views import clip_frames
 from two_stream.runtime.files import write_text
@@ -32,7 +33,7 @@ class Window:
 
 
 def windows(
-    runs: Sequence[Run],
+    runs: Sequence[AnyRun[Any]],
     scored: Sequence[VideoResult],
     options: Sequence[EvaluateOptions],
     samplings: Sequence[str],

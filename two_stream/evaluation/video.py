@@ -17,7 +17,7 @@ from two_stream.errors import ScoreError, VideoError
 from two_stream.evaluation.batching import Canvas, scored_views
 from two_stream.evaluation.fusion import checked_weights, combine
 from two_stream.evaluation.metrics import probabilities
-from two_stream.evaluation.network import resolved
+from two_stream.evaluation.network import ClipNetwork, carried_out, device_of
 from two_stream.evaluation.predict import aggregate_views
 from two_stream.evaluation.views import assemble, clip_frames, crop_views, views_of_clip
 from two_stream.recognizer import Recognizer
@@ -68,7 +68,7 @@ class VideoResult:
 
 
 def score_file(
-    model: Recognizer,
+    model: Recognizer | ClipNetwork,
     path: Path | str,
     options: EvaluateOptions,
     reading: Reading | None = None,
@@ -79,7 +79,7 @@ def score_file(
     The file is decoded twice: once to count the frames that really decode, once to score them.
 
     Args:
-        model: An RGB or a flow recognizer.
+        model: An RGB or a flow recognizer, or an exported one.
         path: Any video the backend decodes.
         options: Clips, crops, aggregation, batch size, precision.
         reading: Decoder, flow algorithm, sizes.
@@ -90,9 +90,9 @@ def score_file(
         ScoreError: The logits are not finite.
     """
     reading = reading or Reading()
-    device = device or next(model.parameters()).device
+    device = device or device_of(model)
     exact = "paper" in (reading.sampling, reading.protocol)
-    options = resolved(options, model.spec, device, exact=exact)
+    options = carried_out(model, options, device, exact=exact)
     training = model.training
     model.eval()
     try:

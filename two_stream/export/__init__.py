@@ -1,1 +1,43 @@
-"""Networks that leave Python: ONNX, torch.export and AOTInductor files, verified against the model they came from."""
+"""Models that leave Python: ONNX, `torch.export` and AOTInductor files, verified as they are written, read like runs.
+
+Names are imported on first use: the card of a file needs no runtime.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from two_stream.export.card import ExportCard, read_card
+    from two_stream.export.loading import ExportedRun, ExportedStream, load, load_stream
+    from two_stream.export.writing import export_run, export_stream
+
+_HOMES = {
+    "ExportCard": "card",
+    "read_card": "card",
+    "ExportedRun": "loading",
+    "ExportedStream": "loading",
+    "load": "loading",
+    "load_stream": "loading",
+    "export_run": "writing",
+    "export_stream": "writing",
+}
+
+__all__ = [
+    "ExportCard",
+    "ExportedRun",
+    "ExportedStream",
+    "export_run",
+    "export_stream",
+    "load",
+    "load_stream",
+    "read_card",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name from its home on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

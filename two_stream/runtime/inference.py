@@ -92,7 +92,7 @@ def compiled(function: Callable[..., Any], device: torch.device) -> Callable[...
     Compilation happens at the first call and takes from seconds to a minute. What comes out lies in memory that the
     next call overwrites.
     """
-    problem = _no_compiler(device)
+    problem = missing_compiler(device)
     if problem:
         warn(f"not compiled: {problem}")
         return None
@@ -102,7 +102,8 @@ def compiled(function: Callable[..., Any], device: torch.device) -> Callable[...
     return made
 
 
-def _no_compiler(device: torch.device) -> str:
+def missing_compiler(device: torch.device) -> str:
+    """Return what a compilation for a device lacks on this machine; empty where nothing."""
     if device.type == "cuda":
         try:
             import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: F401

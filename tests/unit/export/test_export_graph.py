@@ -1,0 +1,29 @@
+"""The graph of a network: operations said in others, and reasons in one line."""
+
+import pytest
+import torch
+
+from two_stream.errors import ExportError
+from two_stream.export.decompositions import adaptive_average
+from two_stream.export.graph import Exportable, program_of
+
+
+@pytest.mark.parametrize("sizes", [(8, 7, 5), (4, 7, 5), (3, 7, 5), (1, 1, 1), (5, 2, 3)])
+def test_adaptive_average_pooling_is_torchs(sizes):
+    x = torch.randn(2, 3, 8, 7, 5, generator=torch.Generator().manual_seed(0))
+    wanted = torch.nn.functional.adaptive_avg_pool3d(x, sizes)
+    torch.testing.assert_close(adaptive_average(x, list(sizes)), wanted, rtol=1e-5, atol=1e-6)
+
+
+class _LooksAtValues(torch.nn.Module):
+    def forward(self, x):
+        return x.float() if x.sum() > 0 else -x.float()
+
+
+def test_a_network_that_looks_at_values_gives_torchs_reason_in_one_line():
+    example = torch.ones(2, 3, dtype=torch.uint8)
+    with pytest.raises(
+        ExportError, match=r"torch\.export cannot write this network as a graph: \S"
+    ) as caught:
+        program_of(Exportable(_LooksAtValues(), (example,), ("clip",), ("logits",)))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,227 @@
+"""What is not one of our exports, damaged, or could do more than compute: one line each, and nothing of it is run."""
+
+import json
+import shutil
+import sys
+import zipfile
+
+import pytest
+import torch
+
+from two_stream.cli import main as cli
+from two_stream.errors import CheckpointError, SettingsError
+from two_stream.export import load, read_card
+from two_stream.export.program_check import check_program
+
+
+def _video(world):
+    return str(world / "videos" / "left" / "v_g1.mp4")
+
+
+def _one_line(capsys) -> str:
+    found = capsys.readouterr().err
+    assert found.count("\n") == 1, found
+    return found
+
+
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.999])
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_a_changed_byte_is_found(kind, place, request, tmp_path):
+    source = request.getfixturevalue(f"{kind}_file")
+    content = bytearray(source.read_bytes())
+    content[int(place * len(content))] ^= 0xFF
+    file = tmp_path / source.name
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"damaged|cannot be read|without our card"):
+        load(file)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_a_cut_file_is_found(kind, request, tmp_path, world, capsys):
+    source = request.getfixturevalue(f"{kind}_file")
+    file = tmp_path / source.name
+    file.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
+    assert cli(["predict", _video(world), "--rgb", str(file)]) == 2
+    assert str(file) in _one_line(capsys)
+
+
+def test_a_foreign_onnx_file_is_one_line(onnx_file, tmp_path, world, capsys):
+    import onnx
+
+    model = onnx.load(str(onnx_file))
+    del model.metadata_props[:]
+    file = tmp_path / "foreign.onnx"
+    onnx.save(model, str(file))
+    assert cli(["predict", _video(world), "--rgb", str(file)]) == 2
+    assert "an ONNX file without our card; expected one that `two-stream export` wrote" in _one_line(capsys)
+    assert cli(["evaluate", str(file)]) == 2
+    assert "without our card" in _one_line(capsys)
+
+
+def test_other_files_are_one_line(tmp_path, world, capsys):
+    empty, text, archive = (tmp_path / name for name in ("empty.onnx", "text.onnx", "other.pt2"))
+    empty.write_bytes(b"")
+    text.write_text("hello")
+    with zipfile.ZipFile(archive, "w") as made:
+        made.writestr("a/b", "c")
+    for file, words in (
+        (empty, "is empty"),
+        (text, "damaged, or no ONNX file"),
+        (archive, "without our card"),
+    ):
+        assert cli(["evaluate", str(file)]) == 2
+        assert words in _one_line(capsys)
+    assert cli(["evaluate", str(tmp_path / "absent.onnx")]) == 2
+    assert "no such run folder" in _one_line(capsys)
+
+
+def test_a_wrong_stream_is_one_line(pt2_file, world, capsys):
+    assert cli(["predict", _video(world), "--rgb", str(pt2_file)]) == 2
+    assert "this is a run on flow; give it with --flow" in _one_line(capsys)
+
+
+def test_what_an_exported_file_cannot_do_is_one_line(pt2_file, world, capsys):
+    flow = ["--flow", str(pt2_file)]
+    assert cli(["predict", _video(world), *flow, "--attention", "a.png"]) == 2
+    assert "an exported file gives logits alone; give its run" in _one_line(capsys)
+    assert cli(["predict", _video(world), *flow, "--device", "cuda"]) == 2
+    assert "computed on the CPU; leave --device out" in _one_line(capsys)
+    assert cli(["evaluate", str(pt2_file), "--precision", "bf16"]) == 2
+    assert "`evaluate.precision` is bf16, and an exported file computes as it was written" in _one_line(
+        capsys
+    )
+    assert cli(["evaluate", str(pt2_file), "--compile"]) == 2
+    assert "an exported file is not compiled" in _one_line(capsys)
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnxruntime", "onnxscript"])
+def test_a_missing_package_is_said_before_anything_runs(name, world, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, name, None)
+    assert cli(["export", str(world / "rgb")]) == 2
+    assert f'{name}, which is not installed: pip install "two-stream[export]"' in _one_line(capsys)
+
+
+def test_a_missing_compiler_is_said_before_anything_runs(world, monkeypatch, capsys):
+    monkeypatch.setattr("two_stream.runtime.inference.shutil.which", lambda _: None)
+    assert cli(["export", str(world / "rgb"), "--to", "aoti"]) == 2
+    assert "no C++ compiler found (g++ or clang++); install it, or export to pt2" in _one_line(capsys)
+
+
+def test_wrong_words_of_the_command_are_one_line(world, tmp_path, capsys):
+    rgb = str(world / "rgb")
+    for args, words in (
+        (["no_such_model"], "no run folder, model folder or model's name"),
+        ([rgb, "--to", "pt2", "--out", str(tmp_path)], "is a folder; give the file to write"),
+        ([rgb, "--to", "pt2", "--out", "a.onnx"], "a file of format pt2 ends in .pt2; give a.pt2"),
+        ([rgb, "--to", "pt2", "--int8"], "int8 is written to ONNX alone; --to is pt2"),
+        ([rgb, "--stream", "--int8"], "--int8 is for clip networks"),
+        ([rgb, "--int8", "--calibration-clips", "0"], "--calibration-clips is 0: expected 1 or more"),
+    ):
+        assert cli(["export", *args]) == 2, args
+        assert words in _one_line(capsys)
+
+
+def test_clips_of_another_shape_are_refused(pt2_file):
+    with pytest.raises(SettingsError, match=r"it takes uint8 \(batch, 2, 4, 32, 32\)"):
+        load(pt2_file).model(torch.zeros(1, 2, 4, 16, 16, dtype=torch.uint8))
+
+
+def test_a_newer_card_is_refused(pt2_file, tmp_path):
+    file = _rewritten(pt2_file, tmp_path, "extra/two_stream.json", lambda card: card | {"version": 2})
+    with pytest.raises(CheckpointError, match="written by a newer version"):
+        read_card(file)
+
+
+def _rewritten(source, folder, name, change):
+    """Copy an archive with one JSON member changed."""
+    target = folder / "changed.pt2"
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for info in old.infolist():
+            content = old.read(info)
+            if info.filename.endswith(name):
+                content = json.dumps(change(json.loads(content))).encode()
+            new.writestr(info.filename, content)
+    return target
+
+
+def test_our_own_programs_pass_the_check(pt2_file):
+    check_program(pt2_file)
+
+
+def _with_operation(target):
+    def change(model):
+        node = next(n for n in model["graph_module"]["graph"]["nodes"] if "conv3d" in n["target"])
+        node["target"] = target
+        return model
+
+    return change
+
+
+def _with_pickle(config):
+    entry = next(iter(config["config"].values()))
+    entry["use_pickle"] = True
+    return config
+
+
+def _with_expression(model):
+    def walk(value):
+        if isinstance(value, dict):
+            if "expr_str" in value:
+                value["expr_str"] = "__import__('os').system('true')"
+            for inner in value.values():
+                walk(inner)
+        elif isinstance(value, list):
+            for inner in value:
+                walk(inner)
+
+    walk(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("member", "change", "named"),
+    [
+        ("models/model.json", _with_operation("torch.hub.load"), "the operation torch.hub.load"),
+        (
+            "models/model.json",
+            _with_operation("_operator.methodcaller"),
+            "the operation _operator.methodcaller",
+        ),
+        ("models/model.json", _with_expression, "the expression __import__"),
+        ("weights/model_weights_config.json", _with_pickle, "the pickle "),
+        ("constants/model_constants_config.json", _with_pickle, "the pickle "),
+    ],
+)
+def test_a_program_that_could_do_more_is_refused(member, change, named, pt2_file, tmp_path):
+    with pytest.raises(CheckpointError, match=named):
+        check_program(_rewritten(pt2_file, tmp_path, member, change))
+
+
+def test_an_example_that_is_a_pickle_is_refused(pt2_file, tmp_path):
+    class Runs:
+        def __reduce__(self):
+            return (print, ("unpickled",))
+
+    example = tmp_path / "example.pt"
+    torch.save(Runs(), example)
+    target = tmp_path / "changed.pt2"
+    with zipfile.ZipFile(pt2_file) as old, zipfile.ZipFile(target, "w") as new:
+        for info in old.infolist():
+            wanted = info.filename.endswith("sample_inputs/model.pt")
+            new.writestr(info.filename, example.read_bytes() if wanted else old.read(info))
+    with pytest.raises(CheckpointError, match="example input is no plain tensor"):
+        check_program(target)
+
+
+def test_a_second_member_of_a_name_and_old_archives_are_refused(pt2_file, tmp_path):
+    for name, words in (
+        ("models/model.json", "a member twice"),
+        ("data/weights/model.pt", "data/weights/model.pt"),
+    ):
+        target = tmp_path / "changed.pt2"
+        shutil.copy(pt2_file, target)
+        with zipfile.ZipFile(target, "a") as archive:
+            root = archive.namelist()[0].split("/")[0]
+            archive.writestr(f"{root}/x/../{name}" if words == "" else f"{root}/{name}", b"{}")
+        with pytest.raises(CheckpointError, match=words):
+            check_program(target)

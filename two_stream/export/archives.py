@@ -1,0 +1,162 @@
+"""The archives of torch: `torch.export` programs and AOTInductor packages, zip files that hold the card too.
+
+What is checked here is read with Python's zip reader: nothing of an archive is unpickled or run before its content has
+been compared with the digest on its card.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from two_stream.errors import CheckpointError, ExportError, SettingsError
+from two_stream.export.card import ExportCard, Target, parse_card
+from two_stream.export.formats import Format
+from two_stream.export.graph import quiet, reason
+from two_stream.export.program_check import check_program
+from two_stream.runtime.inference import missing_compiler
+
+if TYPE_CHECKING:
+    from two_stream.export.graph import Exportable, Session
+
+_CARD = "extra/two_stream.json"
+
+
+class _Archive(Format):
+    runtime: ClassVar[str] = "torch"
+
+    def seal(self, path: Path, card: ExportCard) -> None:
+        """See `Format.seal`."""
+        sealed = card.model_copy(update={"content_sha256": _content(path)})
+        with zipfile.ZipFile(path, "a") as archive:
+            root = archive.namelist()[0].split("/", 1)[0]
+            archive.writestr(f"{root}/{_CARD}", sealed.model_dump_json())
+
+    def read_card(self, path: Path) -> ExportCard:
+        """See `Format.read_card`."""
+        card = parse_card(_card_text(path), path)
+        if _content(path) != card.content_sha256:
+            raise CheckpointError(f"{path}: damaged (its SHA-256 is not the card's); export the run again")
+        return card
+
+
+class Pt2(_Archive):
+    """A program of `torch.export`, computed by torch."""
+
+    to: ClassVar[Target] = "pt2"
+
+    def check(self) -> None:
+        """See `Format.check`."""
+
+    def write(self, program: torch.export.ExportedProgram, exportable: Exportable, path: Path) -> None:
+        """See `Format.write`."""
+        del exportable  # its names are in the program
+        try:
+            with quiet():
+                torch.export.save(program, path)
+        except Exception as error:  # the serializer names what it cannot write in errors of many classes
+            raise ExportError(f"torch.export cannot write this graph: {reason(error)}") from error
+
+    def open(self, path: Path, card: ExportCard | None = None) -> Session:
+        """See `Format.open`."""
+        check_program(path)
+        try:
+            with quiet():
+                module = torch.export.load(path).module(check_guards=False)
+        except Exception as error:  # of another version of torch: its reader fails in many ways
+            raise CheckpointError(
+                f"{path}: this torch ({torch.__version__}) does not take it{_written_by(card)} ({reason(error)})"
+            ) from error
+        return _computing(module)
+
+
+class Aoti(_Archive):
+    """A package of AOTInductor: machine code for this kind of processor, and the weights."""
+
+    to: ClassVar[Target] = "aoti"
+
+    def check(self) -> None:
+        """See `Format.check`."""
+        problem = missing_compiler(torch.device("cpu"))
+        if problem:
+            raise SettingsError(f"--to aoti compiles the network: {problem}; install it, or export to pt2")
+
+    def write(self, program: torch.export.ExportedProgram, exportable: Exportable, path: Path) -> None:
+        """See `Format.write`."""
+        del exportable
+        from torch._inductor import aoti_compile_and_package
+
+        try:
+            with quiet():
+                aoti_compile_and_package(program, package_path=str(path))
+        except Exception as error:  # the compiler's own messages come in errors of many classes
+            raise ExportError(f"AOTInductor cannot compile this network: {reason(error)}") from error
+
+    def open(self, path: Path, card: ExportCard | None = None) -> Session:
+        """See `Format.open`."""
+        from torch._inductor import aoti_load_package
+
+        try:
+            with quiet():
+                module = aoti_load_package(str(path))
+        except Exception as error:  # another processor, system or torch
+            raise CheckpointError(
+                f"{path}: cannot be loaded here{_written_by(card)} ({reason(error)}); export the run on this machine"
+            ) from error
+        return _computing(module)
+
+
+def target_of(path: Path) -> Target:
+    """Return which of the two an archive is.
+
+    Raises:
+        CheckpointError: No archive, or without our card.
+    """
+    return parse_card(_card_text(path), path).to
+
+
+def _computing(module: Any) -> Session:
+    @torch.inference_mode()
+    def compute(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        found = module(*(value.contiguous() for value in inputs))
+        return tuple(found) if isinstance(found, (tuple, list)) else (found,)
+
+    return compute
+
+
+def _card_text(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.split("/", 1)[-1] == _CARD]
+            if not names:
+                raise CheckpointError(
+                    f"{path}: an archive without our card; expected one that `two-stream export` wrote"
+                )
+            return archive.read(names[-1]).decode()
+    except (zipfile.BadZipFile, UnicodeDecodeError, EOFError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); export the run again") from None
+
+
+def _content(path: Path) -> str:
+    """Return the SHA-256 over names and bytes of all members but the card."""
+    digest = hashlib.sha256()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                if info.filename.split("/", 1)[-1] == _CARD:
+                    continue
+                digest.update(f"{info.filename}\0{info.file_size}\0".encode())
+                with archive.open(info) as member:
+                    while block := member.read(2**20):
+                        digest.update(block)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); export the run again") from None
+    return digest.hexdigest()
+
+
+def _written_by(card: ExportCard | None) -> str:
+    return f" (written by torch {card.environment.get('torch')})" if card else ""

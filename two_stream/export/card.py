@@ -1,0 +1,161 @@
+"""The card that every exported file carries: classes, input, settings, hashes, and how it was verified."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from two_stream.config.load import validate
+from two_stream.config.schema import Experiment
+from two_stream.errors import CheckpointError
+from two_stream.types import InputSpec
+
+KEY = "two_stream"
+"""Name of the card in a file: an entry of ONNX's `metadata_props`; in the archives of torch `extra/two_stream.json`."""
+FORMAT = "two_stream_export"
+VERSION = 1
+"""Raised when a reader of an older version could misread a file."""
+UNSEALED = "0" * 64
+"""`content_sha256` while the content's own digest is not known."""
+
+Target = Literal["onnx", "pt2", "aoti"]
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Port(_Facts):
+    """An input or output of the graph."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    """`batch` is any number from 1; the others are fixed"""
+    dtype: str
+    meaning: str
+
+
+class StateFacts(_Facts):
+    """A state of a streaming network: an input, and under the name `next_<name>` an output."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+    initial: float | None
+    """what the first step gets, in every place; None: `initial_values`"""
+    initial_values: list[float] | None = None
+    """of one stream, the last dimension running fastest"""
+
+
+class StreamFacts(_Facts):
+    """How a streaming network takes in frames."""
+
+    frames_per_step: int
+    """frames that one step takes in (the network's temporal stride)"""
+    delay: int
+    """frames from one that comes in to the prediction it is the centre of"""
+    receptive_field: int
+    """frames that a prediction depends on; the first predictions see fewer"""
+    states: tuple[StateFacts, ...]
+
+
+class Verified(_Facts):
+    """The comparison with the model that stood before the file was put in place."""
+
+    clips: str
+    """what was sent through, and batch sizes"""
+    largest_difference: float
+    """of any logit"""
+    relative: float
+    """to the largest logit of the model"""
+    limit: float | None
+    """of `relative`; None: int8, for which it is not asked"""
+    agreement: float
+    """share of clips with the same likeliest class"""
+
+
+class ExportCard(_Facts):
+    """What a file says of itself."""
+
+    format: Literal["two_stream_export"] = "two_stream_export"
+    version: int = VERSION
+    to: Target
+    kind: Literal["clip", "stream"] = "clip"
+    precision: Literal["fp32", "int8"] = "fp32"
+    name: str
+    run: str
+    """folder of the run as it was called when it was exported"""
+    checkpoint: str
+    class_names: list[str]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    spec: dict[str, Any]
+    """`InputSpec`: how clips are cut from a video; normalisation is inside the graph"""
+    experiment: dict[str, Any]
+    """the run's settings: data set, frame choice, views"""
+    meta: dict[str, Any]
+    """what training wrote beside the weights, and `extraction`: how its frames were made"""
+    stream: StreamFacts | None = None
+    model_sha256: str
+    """of the run's weights file"""
+    content_sha256: str = UNSEALED
+    """of this file with this value left out; see `docs/export.md`"""
+    verified: Verified | None = None
+    code_version: str
+    environment: dict[str, str]
+    created: str
+
+    def input_spec(self) -> InputSpec:
+        """Return what clips must be like."""
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in self.spec.items()
+        }
+        return InputSpec(**values)
+
+    def settings(self, source: Path) -> Experiment:
+        """Return the run's settings.
+
+        Raises:
+            SettingsError: Another version wrote them; names the key.
+        """
+        return validate(Experiment, self.experiment, source)
+
+
+def parse_card(text: str, source: Path) -> ExportCard:
+    """Read a card's JSON.
+
+    Raises:
+        CheckpointError: It is damaged, or of a newer version.
+    """
+    try:
+        card = ExportCard.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise CheckpointError(
+            f"{source}: its card cannot be read (`{where}`: {first['msg']}); export the run again"
+        ) from None
+    if card.version > VERSION:
+        raise CheckpointError(
+            f"{source}: written by a newer version (card {card.version}, this one reads {VERSION}); upgrade"
+        )
+    return card
+
+
+def read_card(path: Path) -> ExportCard:
+    """Return the card of an exported file; nothing of the file is run.
+
+    Raises:
+        CheckpointError: No such file, not one of ours, or damaged.
+        SettingsError: It is ONNX and the package `onnx` is not installed.
+    """
+    from two_stream.export.formats import format_of
+
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; expected one that `two-stream export` wrote")
+    card = format_of(path).read_card(path)
+    if card.content_sha256 == UNSEALED:
+        raise CheckpointError(f"{path}: was never finished; export the run again")
+    return card

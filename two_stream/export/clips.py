@@ -1,0 +1,67 @@
+"""Clips of a run's own videos, to verify and calibrate with."""
+
+from __future__ import annotations
+
+import torch
+
+from two_stream.config.schema import Experiment
+from two_stream.data.splits import load_part
+from two_stream.data.views import view_loader
+from two_stream.errors import TwoStreamError
+from two_stream.evaluation.any_run import AnyRun
+from two_stream.recognizer import Recognizer
+from two_stream.types import InputSpec, Part
+
+
+def run_clips(run: AnyRun[Recognizer], count: int, part: Part = "train") -> torch.Tensor | None:
+    """Return the centred clips of videos of a side of the run's holdout, as evaluation would cut them.
+
+    The test list is not touched: calibration on it would be a look at the answers.
+
+    Args:
+        run: The run.
+        count: How many clips at most, from videos spread over the list.
+        part: `train` or `val`.
+
+    Returns:
+        uint8 `(N, C, T, H, W)`; None where the data set is not on this machine or cannot be read.
+    """
+    experiment = run.experiment
+    try:
+        if run.record.classes != run.class_names:
+            return None
+        videos = load_part(
+            run.record,
+            run.model.spec.modality,
+            experiment.data.split,
+            part,
+            selection=experiment.train.selection,
+            holdout=experiment.data.holdout,
+            seed=experiment.seed,
+        )
+        chosen = videos[:: max(1, len(videos) // count)][:count]
+        loader = view_loader(_single(experiment), run.model.spec, chosen, run.record)
+        found = [views.views[:1] for views in loader]
+    except (TwoStreamError, OSError):
+        return None
+    return torch.cat(found) if found else None
+
+
+def _single(experiment: Experiment) -> Experiment:
+    """Return settings under which a video is its centred clip and crop."""
+    evaluate = experiment.evaluate.model_copy(update={"views": "single", "crops": "center"})
+    data = experiment.data.model_copy(update={"workers": 0, "on_error": "skip"})
+    return experiment.model_copy(update={"evaluate": evaluate, "data": data})
+
+
+def noise_clips(spec: InputSpec, count: int, seed: int = 0) -> torch.Tensor:
+    """Return clips of coloured noise, the same for a seed: slow changes in time and space on fine ones.
+
+    White noise alone would reach most networks as one and the same grey.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, spec.channels, 4, 4, 4, generator=generator)
+    size = (spec.clip_length, spec.crop, spec.crop)
+    smooth = torch.nn.functional.interpolate(coarse, size=size, mode="trilinear", align_corners=False)
+    fine = torch.rand(smooth.shape, generator=generator)
+    return (255 * (0.7 * smooth + 0.3 * fine)).to(torch.uint8)

@@ -1,0 +1,38 @@
+"""Operations that ONNX has no word for, said in others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def adaptive_average(x_BCTHW: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """Adaptive average pooling, one dimension after another: each is multiplied by the matrix of its windows.
+
+    Window i of n over a length L goes from ⌊iL/n⌋ to ⌈(i+1)L/n⌉, as in torch.
+    """
+    for axis, count in zip((2, 3, 4), sizes, strict=True):
+        length = x_BCTHW.shape[axis]
+        if length == count:
+            continue
+        windows = torch.zeros(length, count, dtype=x_BCTHW.dtype, device=x_BCTHW.device)
+        for place in range(count):
+            begin, end = place * length // count, -(-(place + 1) * length // count)
+            windows[begin:end, place] = 1.0 / (end - begin)
+        x_BCTHW = torch.movedim(torch.movedim(x_BCTHW, axis, -1) @ windows, -1, axis)
+    return x_BCTHW
+
+
+_TABLE: dict[Any, Any] = {torch.ops.aten._adaptive_avg_pool3d.default: adaptive_average}
+
+
+def decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Return a graph without the operations that ONNX lacks; the same graph where it has none of them."""
+    used = {node.target for node in program.graph.nodes if node.op == "call_function"}
+    if not used & (_TABLE.keys() | {torch.ops.aten.adaptive_avg_pool3d.default}):
+        return program
+    made: torch.export.ExportedProgram = program.run_decompositions(
+        {**torch.export.default_decompositions(), **_TABLE}
+    )
+    return made

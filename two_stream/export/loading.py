@@ -1,0 +1,175 @@
+"""Exported files as runs: scored by `evaluate` and `predict` like the folder they were made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from two_stream.errors import CheckpointError, SettingsError
+from two_stream.evaluation.any_run import AnyRun
+from two_stream.evaluation.network import ClipNetwork
+from two_stream.export.card import ExportCard, StateFacts, read_card
+from two_stream.export.formats import Format, format_by_name
+from two_stream.runtime.files import sha256
+from two_stream.types import RunPaths
+
+if TYPE_CHECKING:
+    from two_stream.export.graph import Session
+
+
+class ExportedNetwork(ClipNetwork):
+    """The network of an exported file, on the CPU; its runtime starts at the first clip, with torch's threads."""
+
+    def __init__(self, path: Path, card: ExportCard) -> None:
+        super().__init__()
+        self.path = path
+        self.source = str(path)
+        self.card = card
+        self.spec = card.input_spec()
+        self.num_classes = len(card.class_names)
+        self._format: Format = format_by_name(card.to)
+        self._session: Session | None = None
+
+    def forward(self, clip_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Return the logits `(B, K)` of uint8 clips `(B, C, T, H, W)`.
+
+        Raises:
+            SettingsError: Clips of another shape or type than the file takes.
+            CheckpointError: The runtime does not take the file.
+        """
+        wanted = self.card.inputs[0].shape[1:]
+        if clip_BCTHW.dtype != torch.uint8 or tuple(clip_BCTHW.shape[1:]) != wanted:
+            raise SettingsError(
+                f"{self.path}: a clip of shape {tuple(clip_BCTHW.shape)}, {clip_BCTHW.dtype} came in; it takes uint8 "
+                f"(batch, {', '.join(map(str, wanted))})"
+            )
+        if self._session is None:
+            self._session = self._format.open(self.path, self.card)
+        return self._session((clip_BCTHW.cpu(),))[0]
+
+
+@dataclass(frozen=True)
+class ExportedRun(AnyRun[ExportedNetwork]):
+    """An exported clip network with the settings of its run; its scores go to `scores/` beside the file."""
+
+    file: Path
+    card: ExportCard
+
+    @property
+    def model_sha256(self) -> str:
+        """Checksum of the weights file of the run it was made of."""
+        return self.card.model_sha256
+
+    @property
+    def source(self) -> str:
+        """The file."""
+        return str(self.file)
+
+    @property
+    def score_suffix(self) -> str:
+        """The name of the file."""
+        return f"_{self.file.name}"
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What its score files say: which file computed them, and what with."""
+        form = format_by_name(self.card.to)
+        return {
+            "run": self.card.run,
+            "precision": self.card.precision,
+            "exported": {
+                "file": str(self.file),
+                "sha256": sha256(self.file),
+                "to": self.card.to,
+                "runtime": f"{form.runtime} {metadata.version(form.runtime)}",
+                "code_version": self.card.code_version,
+            },
+        }
+
+
+def load(path: Path | str, device: str = "cpu") -> ExportedRun:
+    """Load an exported clip network; `evaluate_run` and `score_with_runs` take it where they take a run.
+
+    Args:
+        path: A file that `two-stream export` wrote. ONNX is data; open pt2 and aoti files of people you trust alone.
+        device: auto or cpu: exported files are computed on the CPU.
+
+    Raises:
+        CheckpointError: No such file, not one of ours, damaged, or a streaming network.
+        SettingsError: Another device; an extra is not installed; settings of another version.
+    """
+    file, card = Path(path), read_card(Path(path))
+    if card.kind != "clip":
+        raise CheckpointError(
+            f"{file}: holds a streaming network, which takes frames one by one; give a clip network (export without "
+            "--stream)"
+        )
+    _check_device(file, device)
+    return ExportedRun(
+        experiment=card.settings(file),
+        model=ExportedNetwork(file, card),
+        class_names=card.class_names,
+        paths=RunPaths(file.parent),
+        checkpoint=card.checkpoint,
+        meta=card.meta,
+        file=file,
+        card=card,
+    )
+
+
+class ExportedStream:
+    """A streaming network of an exported file: `step` takes frames and states, and gives logits and new states."""
+
+    def __init__(self, path: Path, card: ExportCard) -> None:
+        assert card.stream is not None
+        self.card = card
+        self.stream = card.stream
+        self.spec = card.input_spec()
+        self._session = format_by_name(card.to).open(path, card)
+
+    def initial_states(self, batch: int = 1) -> tuple[torch.Tensor, ...]:
+        """Return what the first step gets."""
+        return tuple(_initial(state, batch) for state in self.stream.states)
+
+    def step(
+        self, frames_BCSHW: torch.Tensor, states: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Return the logits `(B, K)` after these uint8 frames, and the states for the next step."""
+        logits_BK, *following = self._session((frames_BCSHW, *states))
+        return logits_BK, tuple(following)
+
+
+def load_stream(path: Path | str, device: str = "cpu") -> ExportedStream:
+    """Load an exported streaming network.
+
+    Raises:
+        CheckpointError: As for `load`; or it is a clip network.
+        SettingsError: As for `load`.
+    """
+    file, card = Path(path), read_card(Path(path))
+    if card.stream is None:
+        raise CheckpointError(f"{file}: holds a clip network; give a streaming one (export with --stream)")
+    _check_device(file, device)
+    return ExportedStream(file, card)
+
+
+def _initial(state: StateFacts, batch: int) -> torch.Tensor:
+    shape = tuple(int(size) for size in state.shape[1:])
+    dtype = getattr(torch, state.dtype)
+    if state.initial is not None:
+        return torch.full((batch, *shape), state.initial, dtype=dtype)
+    one = torch.tensor(state.initial_values, dtype=dtype).reshape(1, *shape)
+    return one.repeat(batch, *(1 for _ in shape))
+
+
+def _check_device(file: Path, device: str) -> None:
+    if device not in ("auto", "cpu"):
+        raise SettingsError(
+            f"device {device!r}: {file} is an exported file, computed on the CPU; leave --device out"
+        )

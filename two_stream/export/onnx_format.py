@@ -1,0 +1,138 @@
+"""ONNX files: written by torch's exporter, computed by ONNX Runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from two_stream.errors import CheckpointError, ExportError, SettingsError
+from two_stream.export.card import KEY, UNSEALED, ExportCard, Target, parse_card
+from two_stream.export.decompositions import decomposed
+from two_stream.export.formats import Format
+from two_stream.export.graph import BATCH, quiet, reason
+from two_stream.runtime.files import write_bytes
+
+if TYPE_CHECKING:
+    from two_stream.export.graph import Exportable, Session
+
+_INSTALL = 'pip install "two-stream[export]"'
+_LIMIT = 2**31 - 2**20
+"""bytes that one protobuf message may have"""
+
+
+class Onnx(Format):
+    """One `.onnx` file with its weights inside; the card is an entry of `metadata_props`."""
+
+    to: ClassVar[Target] = "onnx"
+    runtime: ClassVar[str] = "onnxruntime"
+
+    def check(self) -> None:
+        """See `Format.check`."""
+        for name in ("onnx", "onnxscript", "onnxruntime"):
+            needed(name)
+
+    def write(self, program: torch.export.ExportedProgram, exportable: Exportable, path: Path) -> None:
+        """See `Format.write`."""
+        onnx = needed("onnx")
+        try:
+            # torch's exporter prints what it is doing
+            with quiet(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+                made = torch.onnx.export(
+                    decomposed(program),
+                    dynamo=True,
+                    input_names=list(exportable.input_names),
+                    output_names=list(exportable.output_names),
+                    verbose=False,
+                )
+            assert made is not None
+            model = made.model_proto
+        except Exception as error:  # the exporter wraps whatever goes wrong in classes of its own
+            raise ExportError(f"ONNX cannot say what this network does: {reason(error)}") from error
+        _name_batch(model)
+        if model.ByteSize() > _LIMIT:
+            raise ExportError(
+                f"ONNX keeps at most 2 GB in one file, and this network has {model.ByteSize() / 1e9:.1f} GB; "
+                "export to pt2 or aoti"
+            )
+        onnx.save(model, str(path))
+
+    def seal(self, path: Path, card: ExportCard) -> None:
+        """See `Format.seal`."""
+        onnx = needed("onnx")
+        model = onnx.load(str(path))
+        del model.metadata_props[:]
+        text = card.model_copy(update={"content_sha256": UNSEALED}).model_dump_json()
+        model.metadata_props.add(key=KEY, value=text)
+        content = model.SerializeToString()
+        digest = hashlib.sha256(content).hexdigest()
+        write_bytes(path, content.replace(UNSEALED.encode(), digest.encode(), 1))
+
+    def read_card(self, path: Path) -> ExportCard:
+        """See `Format.read_card`."""
+        onnx = needed("onnx")
+        content = path.read_bytes()
+        try:
+            model = onnx.load_model_from_string(content)
+        except Exception as error:  # protobuf's own DecodeError, of whichever implementation
+            raise CheckpointError(f"{path}: damaged, or no ONNX file ({reason(error)})") from error
+        text = {entry.key: entry.value for entry in model.metadata_props}.get(KEY)
+        if text is None:
+            raise CheckpointError(
+                f"{path}: an ONNX file without our card; expected one that `two-stream export` wrote"
+            )
+        card = parse_card(text, path)
+        written = card.content_sha256
+        unsealed = content.replace(written.encode(), UNSEALED.encode(), 1)
+        if hashlib.sha256(unsealed).hexdigest() != written:
+            raise CheckpointError(f"{path}: damaged (its SHA-256 is not the card's); export the run again")
+        return card
+
+    def open(self, path: Path, card: ExportCard | None = None) -> Session:
+        """See `Format.open`."""
+        del card
+        runtime = needed("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        try:
+            session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions share no base class
+            raise CheckpointError(f"{path}: ONNX Runtime does not take it ({reason(error)})") from error
+        return _computing(session)
+
+
+def needed(name: str) -> Any:
+    """Import a package of the extra `export`.
+
+    Raises:
+        SettingsError: It is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError:
+        raise SettingsError(f"ONNX needs the package {name}, which is not installed: {_INSTALL}") from None
+
+
+def _computing(session: Any) -> Session:
+    names = [port.name for port in session.get_inputs()]
+
+    def compute(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        given = {name: value.contiguous().numpy() for name, value in zip(names, inputs, strict=True)}
+        return tuple(torch.from_numpy(found) for found in session.run(None, given))
+
+    return compute
+
+
+def _name_batch(model: Any) -> None:
+    """Call the free dimension by its name; the exporter calls it by torch's symbol."""
+    symbol = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == symbol:
+                dim.dim_param = BATCH

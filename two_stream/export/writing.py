@@ -1,0 +1,269 @@
+"""Writing an export: graph, comparison with the model, card; the file is whole and right, or absent."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from two_stream.config.schema import EvaluateOptions, Experiment
+from two_stream.errors import SettingsError
+from two_stream.evaluation.any_run import AnyRun
+from two_stream.evaluation.network import is_exact, ready, resolved
+from two_stream.evaluation.run import extraction_of, mirror_of_run
+from two_stream.export.card import ExportCard, Port, StateFacts, StreamFacts, Target, Verified
+from two_stream.export.clips import noise_clips, run_clips
+from two_stream.export.formats import SUFFIXES, Format, format_by_name
+from two_stream.export.graph import EXAMPLE_BATCH, Exportable, Session, program_of
+from two_stream.export.int8 import Int8Options, quantized
+from two_stream.export.verifying import TOLERANCE, compare, compare_steps
+from two_stream.recognizer import Recognizer
+from two_stream.runtime.console import note
+from two_stream.runtime.files import atomic_path
+from two_stream.runtime.provenance import code_version, environment
+from two_stream.types import Part
+
+CLIPS = 4
+"""that the file and the model are compared on in fp32"""
+STEPS = 12
+"""that the step networks are compared on"""
+_PIXELS = "pixels 0..255 of a clip, {order}; frames chosen, resized and cut as `spec` says; normalised inside"
+_ORDERS = {"rgb": "red, green, blue", "flow": "x, y"}
+
+Check = Callable[[Session, Exportable], Verified]
+
+
+class StepModule(Protocol):
+    """A streaming network as `export_stream` takes it: `forward(frames, *states) -> (logits, *states)`."""
+
+    state_names: tuple[str, ...]
+    frames_per_step: int
+    delay: int
+    receptive_field: int
+
+    def initial_states(self, batch: int, height: int, width: int) -> tuple[torch.Tensor, ...]:
+        """Return what the first step gets, the batch in the first dimension of each."""
+
+
+def export_run(
+    run: AnyRun[Recognizer], to: Target = "onnx", out: Path | None = None, *, int8: Int8Options | None = None
+) -> tuple[Path, ExportCard]:
+    """Write a run's network as a file that computes without our code, and compare it with the network.
+
+    Preprocessing is inside: uint8 clips `(B, C, T, H, W)` of any batch to logits `(B, K)`. Weights and activations are
+    fp32 unless `int8` is given; BatchNorm is folded where `evaluate` folds it.
+
+    Args:
+        run: A loaded run.
+        to: `onnx`, `pt2` (torch.export) or `aoti` (compiled for this kind of processor).
+        out: The file; default: `RUN/model` with the format's ending.
+        int8: How to write 8-bit weights and activations; ONNX alone.
+
+    Returns:
+        The file and its card.
+
+    Raises:
+        ExportError: The network cannot be written in this format, or the file computes something else.
+        SettingsError: A package or compiler is not there, or int8 is asked of another format.
+    """
+    form = _checked(to, int8)
+    path = out or run.paths.root / f"model{'.int8' if int8 else ''}{SUFFIXES[to]}"
+    _check_name(path, to)
+    network = _plain(run)
+    clips, what = _clips(run, CLIPS if int8 is None else int8.clips)
+    example = noise_clips(run.model.spec, EXAMPLE_BATCH)
+    exportable = Exportable(network, (example,), ("clip",), ("logits",))
+    card = _card(run, to, exportable).model_copy(update={"precision": "int8" if int8 else "fp32"})
+
+    def check(session: Session, made_of: Exportable) -> Verified:
+        found = compare(session, made_of, clips)
+        return found.verified(f"{what}, in batches of 1 and 3", None if int8 else TOLERANCE)
+
+    def change(source: Path, target: Path) -> None:
+        assert int8 is not None
+        quantized(source, target, _clips(run, int8.clips, "train")[0], int8)
+
+    return path, _write(form, exportable, card, (path, check), change if int8 else None)
+
+
+def export_stream(
+    run: AnyRun[Recognizer], step: nn.Module, to: Target = "onnx", out: Path | None = None
+) -> tuple[Path, ExportCard]:
+    """Write the step network of a run's stream, its states as inputs and outputs; see `export_run`.
+
+    Args:
+        run: The run that the step network was made of.
+        step: A `StepModule`.
+        to: The format.
+        out: The file; default: `RUN/stream` with the format's ending.
+
+    Raises:
+        ExportError: As for `export_run`.
+        SettingsError: As for `export_run`.
+    """
+    form = _checked(to, None)
+    path = out or run.paths.root / f"stream{SUFFIXES[to]}"
+    _check_name(path, to)
+    spec = run.model.spec
+    facts: StepModule = step  # type: ignore[assignment]
+    step = copy.deepcopy(step).cpu().eval()
+    count = facts.frames_per_step * STEPS
+    pixels = noise_clips(replace(spec, clip_length=count), EXAMPLE_BATCH + 1)
+    frames = torch.split(pixels, facts.frames_per_step, dim=2)
+    names = facts.state_names
+    states = facts.initial_states(EXAMPLE_BATCH, spec.crop, spec.crop)
+    inputs = (frames[0][:EXAMPLE_BATCH].contiguous(), *states)
+    exportable = Exportable(step, inputs, ("frames", *names), ("logits", *(f"next_{name}" for name in names)))
+    stream = StreamFacts(
+        frames_per_step=facts.frames_per_step,
+        delay=facts.delay,
+        receptive_field=facts.receptive_field,
+        states=tuple(_state(name, value) for name, value in zip(names, states, strict=True)),
+    )
+    card = _card(run, to, exportable).model_copy(update={"kind": "stream", "stream": stream})
+
+    def check(session: Session, made_of: Exportable) -> Verified:
+        worst: list[Verified] = []
+        for batch in (1, EXAMPLE_BATCH + 1):
+            begin = facts.initial_states(batch, spec.crop, spec.crop)
+            found = compare_steps(session, made_of, [part[:batch].contiguous() for part in frames], begin)
+            worst.append(found.verified(f"{STEPS} steps of noise, for 1 and {EXAMPLE_BATCH + 1} streams"))
+        return max(worst, key=lambda one: one.relative)
+
+    return path, _write(form, exportable, card, (path, check))
+
+
+def _write(
+    form: Format,
+    exportable: Exportable,
+    card: ExportCard,
+    goal: tuple[Path, Check],
+    change: Callable[[Path, Path], None] | None = None,
+) -> ExportCard:
+    """Build beside the goal, compare, seal, and put in place; what is not right is not left behind."""
+    path, check = goal
+    note(f"writing {card.name} as a graph ({card.to})")
+    program = program_of(exportable)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export.", dir=path.parent) as folder:
+        built = Path(folder) / f"graph{SUFFIXES[card.to]}"
+        form.write(program, exportable, built)
+        if change is not None:
+            changed = built.with_name(f"changed{SUFFIXES[card.to]}")
+            change(built, changed)
+            built = changed
+        verified = check(form.open(built), exportable)
+        sealed = card.model_copy(update={"verified": verified})
+        form.seal(built, sealed)
+        form.read_card(built)  # what cannot be read back is not put in place
+        with atomic_path(path) as part:
+            built.replace(part)
+    return sealed
+
+
+def _clips(run: AnyRun[Recognizer], count: int, part: Part = "val") -> tuple[torch.Tensor, str]:
+    """Return clips of the run's data set where it is here, else of noise; and what they are."""
+    clips = run_clips(run, count, part)
+    if clips is None:
+        return noise_clips(run.model.spec, count, seed=int(part == "val")), f"{count} clips of noise"
+    return clips, f"{len(clips)} clips of the {part} part of {run.record.name}"
+
+
+def _checked(to: Target, int8: Int8Options | None) -> Format:
+    form = format_by_name(to)
+    form.check()
+    if int8 is not None and to != "onnx":
+        raise SettingsError(f"int8 is written to ONNX alone; --to is {to}. Leave one of them out")
+    return form
+
+
+def _check_name(path: Path, to: Target) -> None:
+    if path.is_dir():
+        raise SettingsError(
+            f"{path}: is a folder; give the file to write, for example {path / 'model'}{SUFFIXES[to]}"
+        )
+    ending = Path(f"model{SUFFIXES[to]}").suffix
+    if path.suffix != ending:
+        raise SettingsError(
+            f"{path}: a file of format {to} ends in {ending}; give {path.with_suffix(ending)}"
+        )
+
+
+def _plain(run: AnyRun[Recognizer]) -> Recognizer:
+    """Return a copy for the CPU in fp32, folded as `evaluate` would, its weights in the usual order."""
+    copied = copy.deepcopy(run.model).cpu().float().eval()
+    copied.memory_format = torch.preserve_format
+    for weight in (*copied.parameters(), *copied.buffers()):
+        weight.data = weight.data.contiguous()
+    options = resolved(
+        EvaluateOptions(precision="fp32"), copied.spec, torch.device("cpu"), exact=is_exact(run.experiment)
+    )
+    made = ready(copied, options)
+    assert isinstance(made, Recognizer)
+    return made.requires_grad_(False)
+
+
+def _card(run: AnyRun[Recognizer], to: Target, exportable: Exportable) -> ExportCard:
+    spec = run.model.spec
+    with torch.no_grad():
+        outputs = exportable.run(exportable.inputs)
+    meanings = {"logits": "one per class, in the order of `class_names`; larger is likelier"}
+    first = exportable.input_names[0]
+    pixels = _PIXELS.format(order=_ORDERS[spec.modality])
+    mirror = mirror_of_run(run)
+    known = {"extraction": extraction_of(run), "mirror": mirror.allowed, "mirror_labels": mirror.labels}
+    return ExportCard(
+        to=to,
+        name=run.experiment.name,
+        run=str(run.paths.root),
+        checkpoint=run.checkpoint,
+        class_names=run.class_names,
+        inputs=tuple(
+            _port(exportable, name, value, pixels if name == first else "a state of the step before")
+            for name, value in zip(exportable.input_names, exportable.inputs, strict=True)
+        ),
+        outputs=tuple(
+            _port(exportable, name, value, meanings.get(name, "a state for the next step"))
+            for name, value in zip(exportable.output_names, outputs, strict=True)
+        ),
+        spec=asdict(spec),
+        experiment=_as_exported(run.experiment).model_dump(mode="json"),
+        meta={**run.meta, **known},
+        model_sha256=run.model_sha256,
+        code_version=code_version(),
+        environment=environment(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _as_exported(experiment: Experiment) -> Experiment:
+    """Return the settings as the file carries them out: it has one precision and is not compiled by torch."""
+    evaluate = experiment.evaluate.model_copy(update={"precision": "auto", "compile": False})
+    return experiment.model_copy(update={"evaluate": evaluate})
+
+
+def _port(exportable: Exportable, name: str, value: torch.Tensor, meaning: str) -> Port:
+    return Port(name=name, shape=exportable.shape(value), dtype=_dtype(value), meaning=meaning)
+
+
+def _state(name: str, value: torch.Tensor) -> StateFacts:
+    """Describe a state by its first stream; all begin alike."""
+    one = value[0].flatten()
+    alike = bool((one == one[0]).all()) if len(one) else True
+    shape: tuple[int | str, ...] = ("batch", *value.shape[1:])
+    if alike:
+        initial = float(one[0]) if len(one) else 0.0
+        return StateFacts(name=name, shape=shape, dtype=_dtype(value), initial=initial)
+    values = [float(number) for number in one]
+    return StateFacts(name=name, shape=shape, dtype=_dtype(value), initial=None, initial_values=values)
+
+
+def _dtype(value: torch.Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
