@@ -187,7 +187,8 @@ def _network(flags: StreamFlags, run: Run, precision: str) -> StreamNetwork:
     Raises:
         SettingsError: `--mode continual` and it cannot be converted.
     """
-    from two_stream.evaluation.network import Compiled, is_exact, ready
+    from two_stream.evaluation.network import is_exact, ready
+    from two_stream.recognizer import Recognizer
     from two_stream.runtime.console import note
     from two_stream.streaming.sliding import SlidingRecognizer
 
@@ -196,7 +197,7 @@ def _network(flags: StreamFlags, run: Run, precision: str) -> StreamNetwork:
         update={"precision": precision, "fold": not exact, "compile": False}
     )
     model = ready(run.model, usual)
-    assert not isinstance(model, Compiled)
+    assert isinstance(model, Recognizer)  # compiled it would not be one
     if flags.mode != "sliding":
         from two_stream.streaming import convert
 
