@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from two_stream.streaming.converting import convert
+from two_stream.streaming.costs import multiply_adds_per_prediction
 from two_stream.streaming.recognizer import StreamRecognizer
 from two_stream.streaming.step import StepNetwork
 
-__all__ = ["StepNetwork", "StreamRecognizer", "convert"]
+__all__ = ["StepNetwork", "StreamRecognizer", "convert", "multiply_adds_per_prediction"]

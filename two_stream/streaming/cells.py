@@ -178,7 +178,8 @@ class Join(Cell):
         super().__init__()
         self.function = function
         self.what = what
-        self._waiting: list[torch.Tensor | None] = []
+        self._waiting: list[list[torch.Tensor]] = []
+        """per input, what has come and not gone, in order"""
 
     def reach(self, inputs: list[Reach]) -> Reach:
         """Return the widest of the inputs'."""
@@ -187,18 +188,13 @@ class Join(Cell):
     def push(self, inputs: list[torch.Tensor | None], last: bool) -> torch.Tensor | None:
         """Join as many steps as all inputs have."""
         del last
-        held = [_behind(old, new) for old, new in zip(self._waiting or [None] * len(inputs), inputs)]
-        count = min(0 if x is None else x.shape[TIME] for x in held)
-        if count == 0:
-            self._waiting = held
-            return None
-        parts, self._waiting = [], []
-        for x in held:
-            assert x is not None
-            length = x.shape[TIME]
-            parts.append(x if length == count else x.narrow(TIME, 0, count))
-            self._waiting.append(_rest(x, count))
-        return self.function(*parts)
+        if not self._waiting:
+            self._waiting = [[] for _ in inputs]
+        for queue, x in zip(self._waiting, inputs, strict=True):
+            if x is not None:
+                queue.append(x)
+        count = min(sum(x.shape[TIME] for x in queue) for queue in self._waiting)
+        return self.function(*(_taken(queue, count) for queue in self._waiting)) if count else None
 
     def reset(self) -> None:
         """Forget what waits."""
@@ -206,19 +202,19 @@ class Join(Cell):
 
     def state_size(self) -> int:
         """Return how many numbers wait."""
-        return sum(0 if x is None else x.numel() for x in self._waiting)
+        return sum(x.numel() for queue in self._waiting for x in queue)
 
 
-def _behind(old: torch.Tensor | None, new: torch.Tensor | None) -> torch.Tensor | None:
-    if old is None or new is None:
-        return new if old is None else old
-    return torch.cat((old, new), TIME)
-
-
-def _rest(x: torch.Tensor, used: int) -> torch.Tensor | None:
-    """Return what comes behind the first `used` steps, copied where it would hold much else in memory."""
-    rest = x.shape[TIME] - used
-    if rest == 0:
-        return None
-    kept = x.narrow(TIME, used, rest)
-    return kept if x.shape[TIME] <= _ROOM * rest else kept.clone()
+def _taken(queue: list[torch.Tensor], count: int) -> torch.Tensor:
+    """Take the first `count` steps out of a queue; nothing is copied where they came as they go."""
+    parts: list[torch.Tensor] = []
+    while count:
+        x = queue.pop(0)
+        length = x.shape[TIME]
+        if length > count:
+            rest = x.narrow(TIME, count, length - count)
+            queue.insert(0, rest if length <= _ROOM * (length - count) else rest.clone())
+            x = x.narrow(TIME, 0, count)
+        parts.append(x)
+        count -= x.shape[TIME]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, TIME)
