@@ -64,6 +64,7 @@ SCRIPTS = (
     Script("extraction", ("TV-L1 + JPEG extraction with 2 processes",)),
     Script("start_up", ("start of a run to first training step",)),
     Script("attention", (), extra=True),
+    Script("exports", (), extra=True),
     Script("head_study", (), extra=True),
     Script("memory_format", (), extra=True),
     Script("gpu", (), extra=True),

@@ -66,7 +66,8 @@ def main(args: list[str]) -> int:
     if out is None and not run.paths.experiment.is_file():
         from two_stream.export.formats import SUFFIXES
 
-        out = Path(f"{run.experiment.name}{SUFFIXES[flags.to]}")
+        kind = ".stream" if flags.stream else ".int8" if flags.int8 else ""
+        out = Path(f"{run.experiment.name}{kind}{SUFFIXES[flags.to]}")
     path, card = _export(flags, run, out)
     _show(flags, path, card)
     return 0
@@ -76,7 +77,13 @@ def _export(flags: ExportFlags, run: AnyRun[Recognizer], out: Path | None) -> tu
     from two_stream.export import export_run
 
     if flags.stream:
-        raise SettingsError(f"{PROG}: --stream is not there yet")
+        from two_stream.export import Timing, export_stream, plain_copy
+        from two_stream.streaming import StepNetwork, convert
+
+        stream = convert(plain_copy(run))
+        return export_stream(
+            run, StepNetwork(stream), Timing(stream.delay, stream.receptive_field), flags.to, out
+        )
     int8 = None
     if flags.int8:
         from two_stream.export.int8 import Int8Options
@@ -122,8 +129,9 @@ def _show(flags: ExportFlags, path: Path, card: ExportCard) -> None:
     if card.stream is not None:
         stream = card.stream
         say(
-            f"  {len(stream.states)} states; {stream.frames_per_step} frames a step, delay {stream.delay} frames, a "
-            f"prediction sees {stream.receptive_field} frames"
+            f"  and {len(stream.states)} states; a step takes {stream.frames_per_step} frames, the first prediction "
+            f"comes after {stream.delay} frames (the logits of {stream.warm_up} steps before it mean nothing) and sees "
+            f"{'all' if stream.receptive_field is None else stream.receptive_field}"
         )
     found = card.verified
     agreed = f"; the model's class on {100 * found.agreement:.0f} % of them" if found.limit is None else ""

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from two_stream.export.card import ExportCard, read_card
     from two_stream.export.loading import ExportedRun, ExportedStream, load, load_stream
-    from two_stream.export.writing import export_run, export_stream
+    from two_stream.export.stream_writing import Timing, export_stream
+    from two_stream.export.writing import export_run, plain_copy
 
 _HOMES = {
     "ExportCard": "card",
@@ -21,17 +22,21 @@ _HOMES = {
     "load": "loading",
     "load_stream": "loading",
     "export_run": "writing",
-    "export_stream": "writing",
+    "plain_copy": "writing",
+    "Timing": "stream_writing",
+    "export_stream": "stream_writing",
 }
 
 __all__ = [
     "ExportCard",
     "ExportedRun",
     "ExportedStream",
+    "Timing",
     "export_run",
     "export_stream",
     "load",
     "load_stream",
+    "plain_copy",
     "read_card",
 ]
 

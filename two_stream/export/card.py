@@ -24,7 +24,7 @@ Target = Literal["onnx", "pt2", "aoti"]
 
 
 class _Facts(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
 class Port(_Facts):
@@ -43,21 +43,21 @@ class StateFacts(_Facts):
     name: str
     shape: tuple[int | str, ...]
     dtype: str
-    initial: float | None
-    """what the first step gets, in every place; None: `initial_values`"""
-    initial_values: list[float] | None = None
-    """of one stream, the last dimension running fastest"""
+    initial: float
+    """what the first step gets, in every place; before a maximum the text `-Infinity`, as JSON has no such number"""
 
 
 class StreamFacts(_Facts):
     """How a streaming network takes in frames."""
 
     frames_per_step: int
-    """frames that one step takes in (the network's temporal stride)"""
+    """frames that one step takes in, `spec.stride` frames of the video apart (the network's temporal stride)"""
+    warm_up: int
+    """steps whose logits mean nothing: the first prediction is not known yet"""
     delay: int
-    """frames from one that comes in to the prediction it is the centre of"""
-    receptive_field: int
-    """frames that a prediction depends on; the first predictions see fewer"""
+    """frames that come before the one which brings the first prediction"""
+    receptive_field: int | None
+    """frames that a prediction sees; None: all there have been (an LSTM)"""
     states: tuple[StateFacts, ...]
 
 

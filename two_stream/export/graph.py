@@ -21,6 +21,11 @@ EXAMPLE_BATCH = 2
 """Batch of the example: torch takes a 1 for a constant."""
 
 
+def free_shape(tensor: torch.Tensor, axis: int | None) -> tuple[int | str, ...]:
+    """Return a shape with the name of the batch in its dimension."""
+    return tuple(BATCH if place == axis else size for place, size in enumerate(tensor.shape))
+
+
 @dataclass(frozen=True)
 class Exportable:
     """A module with an example of what it takes in."""
@@ -31,10 +36,13 @@ class Exportable:
     """of `EXAMPLE_BATCH` clips or streams"""
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
+    state_axes: tuple[int | None, ...] = ()
+    """which dimension of each state is the batch, where there are states: inputs from the second on, and outputs"""
 
-    def shape(self, tensor: torch.Tensor) -> tuple[int | str, ...]:
-        """Return the shape of an input or output of the example, its first dimension the batch."""
-        return (BATCH, *tensor.shape[1:])
+    @property
+    def axes(self) -> tuple[int | None, ...]:
+        """Which dimension of each input is the batch; None for a state that all streams share."""
+        return (0, *self.state_axes)
 
     @torch.no_grad()
     def run(self, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -50,7 +58,7 @@ def program_of(exportable: Exportable) -> torch.export.ExportedProgram:
         ExportError: Its code cannot be written as one graph; gives torch's reason.
     """
     batch = torch.export.Dim(BATCH, min=1)
-    shapes = tuple({0: batch} for _ in exportable.inputs)
+    shapes = tuple({} if axis is None else {axis: batch} for axis in exportable.axes)
     try:
         with quiet(), torch.no_grad():
             # a StepNetwork takes its states as *args: one entry for all of them

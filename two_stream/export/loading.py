@@ -16,6 +16,7 @@ from two_stream.evaluation.any_run import AnyRun
 from two_stream.evaluation.network import ClipNetwork
 from two_stream.export.card import ExportCard, StateFacts, read_card
 from two_stream.export.formats import Format, format_by_name
+from two_stream.export.graph import BATCH
 from two_stream.runtime.files import sha256
 from two_stream.types import RunPaths
 
@@ -160,12 +161,8 @@ def load_stream(path: Path | str, device: str = "cpu") -> ExportedStream:
 
 
 def _initial(state: StateFacts, batch: int) -> torch.Tensor:
-    shape = tuple(int(size) for size in state.shape[1:])
-    dtype = getattr(torch, state.dtype)
-    if state.initial is not None:
-        return torch.full((batch, *shape), state.initial, dtype=dtype)
-    one = torch.tensor(state.initial_values, dtype=dtype).reshape(1, *shape)
-    return one.repeat(batch, *(1 for _ in shape))
+    shape = [batch if size == BATCH else int(size) for size in state.shape]
+    return torch.full(shape, state.initial, dtype=getattr(torch, state.dtype))
 
 
 def _check_device(file: Path, device: str) -> None:

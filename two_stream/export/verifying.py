@@ -94,7 +94,11 @@ def batches(clips: torch.Tensor) -> Sequence[torch.Tensor]:
 
 
 def compare_steps(
-    session: Session, exportable: Exportable, steps: Sequence[torch.Tensor], states: tuple[torch.Tensor, ...]
+    session: Session,
+    exportable: Exportable,
+    steps: Sequence[torch.Tensor],
+    states: tuple[torch.Tensor, ...],
+    warm_up: int = 0,
 ) -> Compared:
     """Send frames through the step network and the file, each with its own states from step to step.
 
@@ -103,9 +107,10 @@ def compare_steps(
         exportable: The step network.
         steps: Frames `(B, C, S, H, W)` of each step.
         states: What the first step gets.
+        warm_up: Steps whose logits mean nothing.
 
     Returns:
-        The logits of all steps; the states show in those of the later ones.
+        The logits of the steps after them, in which all states show.
     """
     ours, theirs = states, tuple(state.clone() for state in states)
     model, exported = [], []
@@ -115,4 +120,4 @@ def compare_steps(
         model.append(logits)
         exported.append(found)
         ours, theirs = tuple(ours_next), tuple(theirs_next)
-    return Compared(torch.cat(model).float(), torch.cat(exported).float())
+    return Compared(torch.cat(model[warm_up:]).float(), torch.cat(exported[warm_up:]).float())

@@ -5,25 +5,23 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from torch import nn
 
 from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.errors import SettingsError
 from two_stream.evaluation.any_run import AnyRun
 from two_stream.evaluation.network import is_exact, ready, resolved
 from two_stream.evaluation.run import extraction_of, mirror_of_run
-from two_stream.export.card import ExportCard, Port, StateFacts, StreamFacts, Target, Verified
+from two_stream.export.card import ExportCard, Port, Target, Verified
 from two_stream.export.clips import noise_clips, run_clips
 from two_stream.export.formats import SUFFIXES, Format, format_by_name
-from two_stream.export.graph import EXAMPLE_BATCH, Exportable, Session, program_of
+from two_stream.export.graph import EXAMPLE_BATCH, Exportable, Session, free_shape, program_of
 from two_stream.export.int8 import Int8Options, quantized
-from two_stream.export.verifying import TOLERANCE, compare, compare_steps
+from two_stream.export.verifying import TOLERANCE, compare
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import note
 from two_stream.runtime.files import atomic_path
@@ -32,24 +30,10 @@ from two_stream.types import Part
 
 CLIPS = 4
 """that the file and the model are compared on in fp32"""
-STEPS = 12
-"""that the step networks are compared on"""
 _PIXELS = "pixels 0..255 of a clip, {order}; frames chosen, resized and cut as `spec` says; normalised inside"
 _ORDERS = {"rgb": "red, green, blue", "flow": "x, y"}
 
 Check = Callable[[Session, Exportable], Verified]
-
-
-class StepModule(Protocol):
-    """A streaming network as `export_stream` takes it: `forward(frames, *states) -> (logits, *states)`."""
-
-    state_names: tuple[str, ...]
-    frames_per_step: int
-    delay: int
-    receptive_field: int
-
-    def initial_states(self, batch: int, height: int, width: int) -> tuple[torch.Tensor, ...]:
-        """Return what the first step gets, the batch in the first dimension of each."""
 
 
 def export_run(
@@ -73,14 +57,14 @@ def export_run(
         ExportError: The network cannot be written in this format, or the file computes something else.
         SettingsError: A package or compiler is not there, or int8 is asked of another format.
     """
-    form = _checked(to, int8)
+    form = checked_format(to, int8)
     path = out or run.paths.root / f"model{'.int8' if int8 else ''}{SUFFIXES[to]}"
-    _check_name(path, to)
-    network = _plain(run)
+    check_name(path, to)
+    network = plain_copy(run)
     clips, what = _clips(run, CLIPS if int8 is None else int8.clips)
     example = noise_clips(run.model.spec, EXAMPLE_BATCH)
     exportable = Exportable(network, (example,), ("clip",), ("logits",))
-    card = _card(run, to, exportable).model_copy(update={"precision": "int8" if int8 else "fp32"})
+    card = card_of(run, to, exportable).model_copy(update={"precision": "int8" if int8 else "fp32"})
 
     def check(session: Session, made_of: Exportable) -> Verified:
         found = compare(session, made_of, clips)
@@ -90,57 +74,10 @@ def export_run(
         assert int8 is not None
         quantized(source, target, _clips(run, int8.clips, "train")[0], int8)
 
-    return path, _write(form, exportable, card, (path, check), change if int8 else None)
+    return path, written(form, exportable, card, (path, check), change if int8 else None)
 
 
-def export_stream(
-    run: AnyRun[Recognizer], step: nn.Module, to: Target = "onnx", out: Path | None = None
-) -> tuple[Path, ExportCard]:
-    """Write the step network of a run's stream, its states as inputs and outputs; see `export_run`.
-
-    Args:
-        run: The run that the step network was made of.
-        step: A `StepModule`.
-        to: The format.
-        out: The file; default: `RUN/stream` with the format's ending.
-
-    Raises:
-        ExportError: As for `export_run`.
-        SettingsError: As for `export_run`.
-    """
-    form = _checked(to, None)
-    path = out or run.paths.root / f"stream{SUFFIXES[to]}"
-    _check_name(path, to)
-    spec = run.model.spec
-    facts: StepModule = step  # type: ignore[assignment]
-    step = copy.deepcopy(step).cpu().eval()
-    count = facts.frames_per_step * STEPS
-    pixels = noise_clips(replace(spec, clip_length=count), EXAMPLE_BATCH + 1)
-    frames = torch.split(pixels, facts.frames_per_step, dim=2)
-    names = facts.state_names
-    states = facts.initial_states(EXAMPLE_BATCH, spec.crop, spec.crop)
-    inputs = (frames[0][:EXAMPLE_BATCH].contiguous(), *states)
-    exportable = Exportable(step, inputs, ("frames", *names), ("logits", *(f"next_{name}" for name in names)))
-    stream = StreamFacts(
-        frames_per_step=facts.frames_per_step,
-        delay=facts.delay,
-        receptive_field=facts.receptive_field,
-        states=tuple(_state(name, value) for name, value in zip(names, states, strict=True)),
-    )
-    card = _card(run, to, exportable).model_copy(update={"kind": "stream", "stream": stream})
-
-    def check(session: Session, made_of: Exportable) -> Verified:
-        worst: list[Verified] = []
-        for batch in (1, EXAMPLE_BATCH + 1):
-            begin = facts.initial_states(batch, spec.crop, spec.crop)
-            found = compare_steps(session, made_of, [part[:batch].contiguous() for part in frames], begin)
-            worst.append(found.verified(f"{STEPS} steps of noise, for 1 and {EXAMPLE_BATCH + 1} streams"))
-        return max(worst, key=lambda one: one.relative)
-
-    return path, _write(form, exportable, card, (path, check))
-
-
-def _write(
+def written(
     form: Format,
     exportable: Exportable,
     card: ExportCard,
@@ -176,7 +113,12 @@ def _clips(run: AnyRun[Recognizer], count: int, part: Part = "val") -> tuple[tor
     return clips, f"{len(clips)} clips of the {part} part of {run.record.name}"
 
 
-def _checked(to: Target, int8: Int8Options | None) -> Format:
+def checked_format(to: Target, int8: Int8Options | None = None) -> Format:
+    """Return a format that this machine can write.
+
+    Raises:
+        SettingsError: A package or compiler is not there, or int8 is asked of another format than ONNX.
+    """
     form = format_by_name(to)
     form.check()
     if int8 is not None and to != "onnx":
@@ -184,7 +126,12 @@ def _checked(to: Target, int8: Int8Options | None) -> Format:
     return form
 
 
-def _check_name(path: Path, to: Target) -> None:
+def check_name(path: Path, to: Target) -> None:
+    """Refuse a file name that does not end as the format's files do.
+
+    Raises:
+        SettingsError: Names the right ending.
+    """
     if path.is_dir():
         raise SettingsError(
             f"{path}: is a folder; give the file to write, for example {path / 'model'}{SUFFIXES[to]}"
@@ -196,7 +143,7 @@ def _check_name(path: Path, to: Target) -> None:
         )
 
 
-def _plain(run: AnyRun[Recognizer]) -> Recognizer:
+def plain_copy(run: AnyRun[Recognizer]) -> Recognizer:
     """Return a copy for the CPU in fp32, folded as `evaluate` would, its weights in the usual order."""
     copied = copy.deepcopy(run.model).cpu().float().eval()
     copied.memory_format = torch.preserve_format
@@ -210,7 +157,8 @@ def _plain(run: AnyRun[Recognizer]) -> Recognizer:
     return made.requires_grad_(False)
 
 
-def _card(run: AnyRun[Recognizer], to: Target, exportable: Exportable) -> ExportCard:
+def card_of(run: AnyRun[Recognizer], to: Target, exportable: Exportable) -> ExportCard:
+    """Return the card of a file before it is written and compared."""
     spec = run.model.spec
     with torch.no_grad():
         outputs = exportable.run(exportable.inputs)
@@ -226,12 +174,14 @@ def _card(run: AnyRun[Recognizer], to: Target, exportable: Exportable) -> Export
         checkpoint=run.checkpoint,
         class_names=run.class_names,
         inputs=tuple(
-            _port(exportable, name, value, pixels if name == first else "a state of the step before")
-            for name, value in zip(exportable.input_names, exportable.inputs, strict=True)
+            _port(name, value, axis, pixels if name == first else "a state of the step before")
+            for name, value, axis in zip(
+                exportable.input_names, exportable.inputs, exportable.axes, strict=True
+            )
         ),
         outputs=tuple(
-            _port(exportable, name, value, meanings.get(name, "a state for the next step"))
-            for name, value in zip(exportable.output_names, outputs, strict=True)
+            _port(name, value, axis, meanings.get(name, "a state for the next step"))
+            for name, value, axis in zip(exportable.output_names, outputs, exportable.axes, strict=True)
         ),
         spec=asdict(spec),
         experiment=_as_exported(run.experiment).model_dump(mode="json"),
@@ -249,21 +199,10 @@ def _as_exported(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"evaluate": evaluate})
 
 
-def _port(exportable: Exportable, name: str, value: torch.Tensor, meaning: str) -> Port:
-    return Port(name=name, shape=exportable.shape(value), dtype=_dtype(value), meaning=meaning)
+def _port(name: str, value: torch.Tensor, axis: int | None, meaning: str) -> Port:
+    return Port(name=name, shape=free_shape(value, axis), dtype=type_name(value), meaning=meaning)
 
 
-def _state(name: str, value: torch.Tensor) -> StateFacts:
-    """Describe a state by its first stream; all begin alike."""
-    one = value[0].flatten()
-    alike = bool((one == one[0]).all()) if len(one) else True
-    shape: tuple[int | str, ...] = ("batch", *value.shape[1:])
-    if alike:
-        initial = float(one[0]) if len(one) else 0.0
-        return StateFacts(name=name, shape=shape, dtype=_dtype(value), initial=initial)
-    values = [float(number) for number in one]
-    return StateFacts(name=name, shape=shape, dtype=_dtype(value), initial=None, initial_values=values)
-
-
-def _dtype(value: torch.Tensor) -> str:
+def type_name(value: torch.Tensor) -> str:
+    """Return the type of a tensor's numbers, for example `float32`."""
     return str(value.dtype).removeprefix("torch.")

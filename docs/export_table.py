@@ -1,0 +1,208 @@
+"""Export every family of the zoo under every head to ONNX and torch.export, and write `docs/export-table.md`.
+
+    python docs/export_table.py                       # all (half an hour on two cores)
+    python docs/export_table.py --only i3d 'timm *'   # only these rows; the others stay as the page has them
+    python docs/export_table.py --only x3d --aoti     # AOTInductor too (minutes a row)
+    python docs/export_table.py --check               # write nothing; exit code 1 where the page says something else
+
+A row is a network of the family with few layers and small clips: the operations are those of the large ones. Each is
+exported by `two_stream.export.export_run`, which compares the file with the model on batches of 1 and 3 clips and
+refuses what differs by more than 1e-4 of the largest logit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from two_stream.config.load import validate
+from two_stream.config.model import ModelOptions
+from two_stream.config.schema import Experiment
+from two_stream.errors import TwoStreamError
+from two_stream.export import export_run
+from two_stream.export.bare import BareModel
+from two_stream.export.card import Target
+from two_stream.export.clips import noise_clips
+from two_stream.recognizer import Recognizer, create_model
+from two_stream.runtime.files import write_text
+from two_stream.types import RunPaths
+
+PAGE = Path(__file__).resolve().parent / "export-table.md"
+HEADS = ("average", "lstm", "bert")
+TARGETS: tuple[Target, ...] = ("onnx", "pt2", "aoti")
+BEGIN, END = "<!-- table: begin (docs/export_table.py) -->", "<!-- end -->"
+YES = "yes"
+UNTRIED = "–"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family, or a variant of one whose graph has other operations."""
+
+    name: str
+    backbone: dict[str, Any]
+    input: dict[str, Any] = field(default_factory=lambda: {"crop": 32, "clip_length": 16, "resize": [32, 32]})
+    more: dict[str, Any] = field(default_factory=dict)
+    """options of the model beside backbone, head and input"""
+
+    def options(self, head: str) -> ModelOptions:
+        """Return the model under a head."""
+        given = {"backbone": self.backbone, "head": {"kind": head}, "input": self.input, **self.more}
+        return validate(ModelOptions, given, self.name)
+
+
+_SIXTY_FOUR = {"crop": 64, "clip_length": 16, "resize": [64, 64]}
+_FRAMES = {"crop": 64, "clip_length": 4, "resize": [64, 64]}
+_IMAGES = {"clip_length": 2}
+_TINY = {"hidden_size": 48, "num_attention_heads": 2, "num_hidden_layers": 2}
+
+CASES = (
+    Case("resnet3d", {"kind": "resnet3d", "depth": 10}),
+    Case("resnet3d, shortcut A", {"kind": "resnet3d", "depth": 18, "shortcut": "A", "width": 0.25}),
+    Case("resnet3d, preactivation", {"kind": "resnet3d", "depth": 18, "preactivation": True, "width": 0.25}),
+    Case("resnext3d", {"kind": "resnext3d", "depth": 50}),
+    Case("resnext3d, FRAB", {"kind": "resnext3d", "depth": 50}, more={"reduction": "frab"}),
+    Case("resnext3d, FRMB", {"kind": "resnext3d", "depth": 50}, more={"reduction": "frmb"}),
+    Case("r2plus1d", {"kind": "r2plus1d", "depth": 18, "width": 0.25}),
+    Case("i3d", {"kind": "i3d", "width": 0.25}, _SIXTY_FOUR),
+    Case("slowfast, late", {"kind": "slowfast", "width": 0.25}, {**_SIXTY_FOUR, "clip_length": 32}),
+    Case(
+        "slowfast, early",
+        {"kind": "slowfast", "width": 0.25, "fusion": "early"},
+        {**_SIXTY_FOUR, "clip_length": 32},
+    ),
+    Case("slow", {"kind": "slow", "width": 0.25}, _SIXTY_FOUR),
+    Case("slow, i3d", {"kind": "slow", "width": 0.25, "variant": "i3d"}, _SIXTY_FOUR),
+    Case("mobilenet_3d", {"kind": "mobilenet_3d", "width": 0.5}, _SIXTY_FOUR),
+    Case("mobilenetv2_3d", {"kind": "mobilenetv2_3d", "width": 0.45}, _SIXTY_FOUR),
+    Case("shufflenet_3d", {"kind": "shufflenet_3d"}, _SIXTY_FOUR),
+    Case("shufflenetv2_3d", {"kind": "shufflenetv2_3d", "width": 0.25}, _SIXTY_FOUR),
+    Case("squeezenet_3d", {"kind": "squeezenet_3d"}, _SIXTY_FOUR),
+    Case("squeezenet_3d, dense", {"kind": "squeezenet_3d"}, _SIXTY_FOUR, {"dense": True}),
+    Case("c3d", {"kind": "c3d", "width": 0.25}, {}),
+    Case("csn", {"kind": "csn", "depth": 26, "width": 0.5}, _SIXTY_FOUR),
+    Case("densenet3d", {"kind": "densenet3d"}, _SIXTY_FOUR),
+    Case("x3d", {"kind": "x3d", "depth": 1.0}, _SIXTY_FOUR),
+    Case("timm resnet, TSN", {"kind": "timm", "name": "resnet18"}, _FRAMES),
+    Case("timm resnet, TSM", {"kind": "timm", "name": "resnet18", "tsm": 0.125}, {**_FRAMES, "clip_length": 8}),
+    Case("timm resnet, inflated", {"kind": "timm", "name": "resnet18", "inflate": True}, _SIXTY_FOUR),
+    Case("timm convnext", {"kind": "timm", "name": "convnext_atto"}, _FRAMES),
+    Case("timm efficientnet", {"kind": "timm", "name": "efficientnet_b0"}, _FRAMES),
+    Case("timm mobilenetv3", {"kind": "timm", "name": "mobilenetv3_small_050"}, _FRAMES),
+    Case("timm vit", {"kind": "timm", "name": "vit_tiny_patch16_224"}, _IMAGES),
+    Case("timm swin", {"kind": "timm", "name": "swin_tiny_patch4_window7_224"}, _IMAGES),
+    *(
+        Case(
+            f"transformers {name}",
+            {"kind": "hf_video", "architecture": name, "config": {**_TINY, **config}},
+            {},
+        )
+        for name, config in (
+            ("videomae", {"intermediate_size": 96}),
+            ("timesformer", {"intermediate_size": 96}),
+            ("vivit", {"intermediate_size": 96}),
+            ("vjepa2", {"frames_per_clip": 16, "crop_size": 64}),
+        )
+    ),
+)
+"""Every kind of backbone that the zoo names, and what differs within one."""
+
+Found = dict[tuple[str, str], dict[str, str]]
+"""By case and head, by target: `yes`, `–`, or why not."""
+
+
+def model_of(case: Case, head: str) -> Recognizer:
+    """Build a row's network, its BatchNorms half settled on noise so that its logits tell clips apart.
+
+    Wholly settled on a few small clips, they would divide by next to nothing and blow rounding up.
+
+    Raises:
+        SettingsError: Case and head do not go together.
+    """
+    torch.manual_seed(0)
+    model = create_model(case.options(head), num_classes=5)
+    norms = [m for m in model.modules() if isinstance(m, (torch.nn.BatchNorm2d, torch.nn.BatchNorm3d))]
+    for norm in norms:
+        norm.momentum = 0.5
+    with torch.no_grad():
+        model.train()(noise_clips(model.spec, 4, seed=3))
+        logits = model.eval()(noise_clips(model.spec, 3, seed=4))
+    if not float(logits.std(0).max()) > 1e-3 * float(logits.abs().max()):
+        raise AssertionError(f"{case.name}, {head}: logits that do not depend on the clip prove nothing")
+    return model
+
+
+def exported(case: Case, head: str, to: Target) -> str:
+    """Return `yes`, or why a row does not export."""
+    try:
+        model = model_of(case, head)
+        names = [str(label) for label in range(5)]
+        run = BareModel(Experiment(model=model.options), model, names, RunPaths(Path()), "", {})
+        with tempfile.TemporaryDirectory() as folder:
+            export_run(run, to, Path(folder) / ("model.onnx" if to == "onnx" else "model.pt2"))
+    except TwoStreamError as error:
+        return str(error).replace("|", "/").replace("\n", " ")
+    return YES
+
+
+def read_table(page: str) -> Found:
+    """Return what a page's table says."""
+    rows = page.partition(BEGIN)[2].partition(END)[0].strip().splitlines()[2:]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    return {(row[0], row[1]): dict(zip(TARGETS, row[2:], strict=True)) for row in cells}
+
+
+def table(found: Found) -> str:
+    """Return the Markdown table, in the order of the cases."""
+    rows = [["backbone", "head", *TARGETS], ["---"] * (2 + len(TARGETS))]
+    for case in CASES:
+        for head in HEADS:
+            row = found.get((case.name, head), {})
+            rows.append([case.name, head, *(row.get(to, UNTRIED) for to in TARGETS)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def sweep(patterns: list[str], targets: tuple[Target, ...], found: Found) -> Found:
+    """Return a table with the rows that match made anew."""
+    made = {key: dict(row) for key, row in found.items()}
+    for case in CASES:
+        if patterns and not any(fnmatchcase(case.name, pattern) for pattern in patterns):
+            continue
+        for head in HEADS:
+            row = made.setdefault((case.name, head), {})
+            for to in targets:
+                row[to] = exported(case, head, to)
+            print(f"{case.name}, {head}: {', '.join(f'{to} {row[to]}' for to in targets)}", flush=True)
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Sweep, then write or check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="rows by name or pattern")
+    parser.add_argument("--aoti", action="store_true", help="AOTInductor too")
+    parser.add_argument("--check", action="store_true", help="write nothing, compare")
+    given = parser.parse_args(argv)
+    page = PAGE.read_text(encoding="utf-8")
+    before, after = page.partition(BEGIN)[0], page.partition(END)[2]
+    found = sweep(given.only, TARGETS if given.aoti else TARGETS[:2], read_table(page))
+    made = f"{before}{BEGIN}\n\n{table(found)}\n\n{END}{after}"
+    if made == page:
+        return 0
+    if given.check:
+        print(f"{PAGE}: its table is not what exports give; run `python docs/export_table.py`")
+        return 1
+    write_text(PAGE, made)
+    print(PAGE)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

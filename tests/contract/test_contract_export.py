@@ -1,0 +1,60 @@
+"""Which networks export: a few families anew, all of them with `slow`, against the page that lists them."""
+
+import importlib.util
+import sys
+
+import pytest
+
+from two_stream import zoo
+
+pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+
+
+@pytest.fixture(scope="module")
+def page(repository):
+    spec = importlib.util.spec_from_file_location("export_table", repository / "docs" / "export_table.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["export_table"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_has_every_kind_that_the_zoo_names(page):
+    listed = {case.backbone["kind"] for case in page.CASES}
+    assert {record.options.backbone.kind for record in zoo.records()} <= listed
+    architectures = {case.backbone.get("architecture") for case in page.CASES}
+    named = {getattr(record.options.backbone, "architecture", None) for record in zoo.records()}
+    assert named <= architectures | {None}
+    reductions = {case.more.get("reduction", "none") for case in page.CASES}
+    assert {record.options.reduction for record in zoo.records()} <= reductions
+
+
+def test_the_page_lists_every_row_and_says_why_not(page):
+    found = page.read_table(page.PAGE.read_text(encoding="utf-8"))
+    assert set(found) == {(case.name, head) for case in page.CASES for head in page.HEADS}
+    for key, row in found.items():
+        for to in ("onnx", "pt2"):
+            assert row[to] == page.YES or len(row[to]) > 20, (key, to)
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "to"),
+    [
+        ("x3d", "average", "pt2"),
+        ("mobilenet_3d", "bert", "onnx"),
+        ("slowfast, early", "lstm", "onnx"),
+        ("transformers videomae", "bert", "pt2"),
+    ],
+)
+def test_a_few_rows_are_as_the_page_says(page, name, head, to):
+    found = page.read_table(page.PAGE.read_text(encoding="utf-8"))
+    case = next(case for case in page.CASES if case.name == name)
+    assert page.exported(case, head, to) == found[name, head][to] == page.YES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["onnx", "pt2"])
+def test_every_row_is_as_the_page_says(page, to):
+    found = page.read_table(page.PAGE.read_text(encoding="utf-8"))
+    made = page.sweep([], (to,), found)
+    assert made == found
