@@ -53,7 +53,10 @@ class Narrowed(Alteration):
     def describe(self) -> dict[str, Any]:
         """Return sizes and attributes."""
         sizes = {name: {str(dim): size for dim, size in dims.items()} for name, dims in self.sizes.items()}
-        return {"sizes": sizes, "attributes": {name: dict(values) for name, values in self.attributes.items()}}
+        return {
+            "sizes": sizes,
+            "attributes": {name: dict(values) for name, values in self.attributes.items()},
+        }
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> Narrowed:
@@ -98,5 +101,3 @@ def _resize(layer: nn.Module, name: str, sizes: Mapping[int, int]) -> None:
         setattr(layer, name, nn.Parameter(value, requires_grad=old.requires_grad))
     else:
         layer.register_buffer(name, value, persistent=name not in layer._non_persistent_buffers_set)
-
-

@@ -47,9 +47,7 @@ def chosen_layers(model: Recognizer, options: Prune) -> dict[str, Layer]:
     kept = {
         name: layer
         for name, layer in found.items()
-        if pattern.search(name)
-        and name not in first
-        and not (options.skip_classifier and name == CLASSIFIER)
+        if pattern.search(name) and name not in first and not (options.skip_classifier and name == CLASSIFIER)
     }
     if not kept:
         shown = ", ".join(list(found)[:4])

@@ -118,7 +118,8 @@ def reshape_like(model: Recognizer, path: Path) -> None:
     for alteration in _alterations(header, file):
         if not alteration.reshapes:
             raise CheckpointError(
-                f"{file}: an {alteration.kind} network, whose weights cannot be trained on; give the run it was made from"
+                f"{file}: an {alteration.kind} network, whose weights cannot be trained on; give the run it was made "
+                "from"
             )
         alter(model, alteration)
 
