@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -157,7 +158,7 @@ def _prune(made: Recognizer, traced: _Ends, options: Prune, share: float) -> Non
     chosen = chosen_layers(made, options)
     kept = [layer for name, layer in layers.items() if name.startswith("backbone.") and name not in chosen]
     levels = options.by_layer or dict.fromkeys(chosen, share)
-    groups = max((one.groups for one in layers.values() if _is_grouped(one)), default=1)
+    groups = _groups(layers.values())
     by_layer = {layers[name]: min(level, _most(layers[name], groups)) for name, level in levels.items()}
     if options.by_layer:
         kept = []
@@ -182,8 +183,10 @@ def _prune(made: Recognizer, traced: _Ends, options: Prune, share: float) -> Non
     pruner.step()
 
 
-def _is_grouped(layer: Layer) -> bool:
-    return not isinstance(layer, nn.Linear) and 1 < layer.groups < layer.out_channels
+def _groups(layers: Iterable[Layer]) -> int:
+    """Return the largest number of groups of a convolution that is not by channel; 1 where all are plain."""
+    convolutions = [layer for layer in layers if not isinstance(layer, nn.Linear)]
+    return max((int(one.groups) for one in convolutions if one.groups < one.out_channels), default=1)
 
 
 def _most(layer: Layer, groups: int) -> float:

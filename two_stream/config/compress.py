@@ -57,7 +57,7 @@ class Prune(Options):
     @model_validator(mode="after")
     def _consistent(self) -> Prune:
         usual = Prune.model_fields
-        other = ("rule", "initial", "begin", "end", "frequency")
+        other: tuple[str, ...] = ("rule", "initial", "begin", "end", "frequency")
         if self.what == "weights":
             other = ("importance", "target_macs", "round_to")
         for name in other:
