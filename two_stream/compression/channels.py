@@ -54,18 +54,34 @@ def narrow(model: Recognizer, options: Prune) -> None:
     """
     check_narrowable(model, options)
     before = multiply_adds(model)
-    if options.target_macs is None:
-        made, told = _pruned(model, options, options.amount)
-    else:
-        made, told = _within(model, options, options.target_macs * before)
-    alter(model, told)
-    model.load_state_dict(made.state_dict())
-    if model.memory_format is not torch.preserve_format:
-        model.channels_last()
+    if not take_out(model, options):
+        raise SettingsError(
+            f"no channel of {model.options.backbone.kind} would go: `compress.amount` {options.amount:g} takes none of "
+            "the layers named, or they end in the last map, which keeps its width"
+        )
     after = multiply_adds(model)
     note(
         f"channels taken out: {before / 1e9:.4g} to {after / 1e9:.4g} G multiply-adds ({100 * after / before:.1f} %)"
     )
+
+
+def take_out(model: Recognizer, options: Prune) -> bool:
+    """Do what `narrow` does without a word; return whether any channel went.
+
+    Raises:
+        SettingsError: The layers do not fit together afterwards, or the budget cannot be met.
+    """
+    if options.target_macs is None:
+        made, told = _pruned(model, options, options.amount)
+    else:
+        made, told = _within(model, options, options.target_macs * multiply_adds(model))
+    if not told.sizes:
+        return False
+    alter(model, told)
+    model.load_state_dict(made.state_dict())
+    if model.memory_format is not torch.preserve_format:
+        model.channels_last()
+    return True
 
 
 def check_narrowable(model: Recognizer, options: Prune) -> None:
@@ -117,7 +133,7 @@ def _pruned(model: Recognizer, options: Prune, share: float) -> tuple[Recognizer
     """Return a copy that lost a share of its channels, and what tells it from the model.
 
     Raises:
-        SettingsError: Nothing went, or the layers no longer fit together.
+        SettingsError: The layers no longer fit together.
     """
     made = copy.deepcopy(model).eval().requires_grad_(True)
     traced = _Ends(made.backbone).eval()
@@ -140,11 +156,6 @@ def _pruned(model: Recognizer, options: Prune, share: float) -> tuple[Recognizer
             f"channels of {kind} cannot be taken out with these settings ({reason}); prune its weights "
             "(`compress.what: weights`)"
         ) from None
-    if not told.sizes and options.target_macs is None:
-        raise SettingsError(
-            f"no channel of {kind} would go: `compress.amount` {share:g} takes none of the layers named, or they end "
-            "in the last map, which keeps its width"
-        )
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     for name, parameter in made.named_parameters():
         parameter.requires_grad_(flags[name])
