@@ -181,6 +181,8 @@ class Trainer:
             reason = str(failure).splitlines()[-1].strip()
             misfit = CheckpointError(f"{self.paths.last}: does not fit the model ({reason})")
             raise distributed.common(misfit) from None
+        if self.stepper.extension is not None:
+            self.stepper.extension.restored(self.stepper.models)
         self.schedule.load_state_dict(state["schedule"])
         self.stepper.scaler.load_state_dict(state["scaler"])
         self.progress = Progress.from_state(state["progress"])
@@ -324,7 +326,8 @@ class Trainer:
             "seconds": at.seconds + seconds,
             "clips_per_second": at.clips / max(at.seconds, 1e-9),
         }
-        best = at.end_epoch(line, validation)
+        extension = self.stepper.extension
+        best = at.end_epoch(line, validation, counts=extension is None or extension.counts(at.epoch))
         at.step = at.epoch * self.steps  # steps lost to unreadable clips do not shift the schedule
         self.schedule.end_epoch(validation.loss)
         self._finish_if_due()
