@@ -16,6 +16,11 @@ class Alteration(ABC):
 
     kind: ClassVar[str]
 
+    @property
+    def cpu_only(self) -> bool:
+        """Whether the network then computes on a CPU alone, and only as it is: in no other precision, not folded."""
+        return False
+
     @abstractmethod
     def apply(self, model: Recognizer) -> None:
         """Change the layers in place; values of weights need not be right after it, names and shapes must."""

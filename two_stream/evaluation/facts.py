@@ -46,7 +46,7 @@ def scoring_facts(experiment: Experiment, model: Recognizer, mirror: Mirror | No
         "resize": list(spec.resize),
         "crop": spec.crop,
         "seed": experiment.seed,
-        "device": str(next(model.parameters()).device),
+        "device": str(model.device),
         "threads": torch.get_num_threads(),
         "code_version": code_version(),
         "environment": environment(),

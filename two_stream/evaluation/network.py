@@ -65,7 +65,7 @@ def is_exact(experiment: Experiment) -> bool:
 
 
 def resolved(
-    options: EvaluateOptions, spec: InputSpec, device: torch.device, *, exact: bool
+    options: EvaluateOptions, spec: InputSpec, device: torch.device, *, exact: bool, as_it_is: bool = False
 ) -> EvaluateOptions:
     """Return the options as they will be carried out: nothing `auto` any more, no folding where `exact`.
 
@@ -74,7 +74,10 @@ def resolved(
         spec: Input of the network.
         device: Where it will run.
         exact: The evaluation is one of the paper's; see `is_exact`.
+        as_it_is: The network computes in one way only (`Recognizer.cpu_only`): nothing is asked of it beside.
     """
+    if as_it_is:
+        options = options.model_copy(update={"precision": "fp32", "fold": False, "compile": False})
     return options.model_copy(
         update={
             "precision": resolve_precision(options.precision, device, exact=exact),
@@ -100,7 +103,7 @@ def ready(model: Recognizer, options: EvaluateOptions) -> Recognizer | Compiled:
 
     The copy does not train and takes memory of its own; the model stays as it is.
     """
-    device = next(model.parameters()).device
+    device = model.device
     made = model
     if options.fold:
         made = _folded(model)
@@ -129,4 +132,4 @@ def example_clip(model: Recognizer, side: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     shape = (1, spec.channels, spec.clip_length, side, side)
     clip = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    return clip.to(next(model.parameters()).device)
+    return clip.to(model.device)

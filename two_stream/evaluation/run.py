@@ -156,7 +156,7 @@ def evaluate_run(
     """
     with distributed.together():
         loaded = run if isinstance(run, Run) else load_run(run, checkpoint, device)
-        where = next(loaded.model.parameters()).device
+        where = loaded.model.device
         experiment = _with_options(loaded, options, workers, where)
         records = _records(loaded, experiment, part)
         stored = None
@@ -202,7 +202,7 @@ def _read_and_score(
     scores = score_videos(
         network,
         loader,
-        device=next(run.model.parameters()).device,
+        device=run.model.device,
         precision=evaluate.precision,
         batch_views=evaluate.batch_views or 1,
         aggregate=_aggregate(evaluate, run.record.multi_label),
@@ -326,7 +326,8 @@ def _with_options(
     """Return the run's settings with what was asked for in their place, as this device carries it out."""
     experiment = run.experiment
     asked = options or experiment.evaluate
-    chosen = resolved(asked, run.model.spec, device, exact=is_exact(experiment))
+    model = run.model
+    chosen = resolved(asked, model.spec, device, exact=is_exact(experiment), as_it_is=model.cpu_only)
     update: dict[str, Any] = {"evaluate": chosen}
     if workers is not None:
         if workers < 0:

@@ -90,9 +90,9 @@ def score_file(
         ScoreError: The logits are not finite.
     """
     reading = reading or Reading()
-    device = device or next(model.parameters()).device
+    device = device or model.device
     exact = "paper" in (reading.sampling, reading.protocol)
-    options = resolved(options, model.spec, device, exact=exact)
+    options = resolved(options, model.spec, device, exact=exact, as_it_is=model.cpu_only)
     training = model.training
     model.eval()
     try:
