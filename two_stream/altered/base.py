@@ -15,6 +15,9 @@ class Alteration(ABC):
     """A change of a network's layers that can be told in JSON and done again."""
 
     kind: ClassVar[str]
+    reshapes: ClassVar[bool] = False
+    """whether layers only change their sizes: then the network trains and is counted like any other, and what loads or
+    continues its weights does the same to a newly built one"""
 
     @property
     def cpu_only(self) -> bool:

@@ -121,7 +121,9 @@ def _encoded(key: str, value: torch.Tensor | None) -> dict[str, torch.Tensor]:
     if not value.is_quantized:
         return {key: value}
     per_channel = value.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric)
-    scale = value.q_per_channel_scales() if per_channel else torch.tensor(value.q_scale(), dtype=torch.float64)
+    scale = (
+        value.q_per_channel_scales() if per_channel else torch.tensor(value.q_scale(), dtype=torch.float64)
+    )
     zero = value.q_per_channel_zero_points() if per_channel else torch.tensor(value.q_zero_point())
     return {key + _VALUES: value.int_repr(), key + _SCALE: scale, key + _ZERO: zero}
 

@@ -11,7 +11,12 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.ao.quantization import QConfig, QConfigMapping, get_default_qat_qconfig_mapping, get_default_qconfig_mapping
+from torch.ao.quantization import (
+    QConfig,
+    QConfigMapping,
+    get_default_qat_qconfig_mapping,
+    get_default_qconfig_mapping,
+)
 from torch.ao.quantization.backend_config import (
     BackendConfig,
     BackendPatternConfig,

@@ -137,7 +137,7 @@ def _measure(options: Options, model: Recognizer, device: torch.device) -> list[
 def _facts(
     options: Options, model: Recognizer, costs: list[StageCost], speeds: list[Speed]
 ) -> dict[str, Any]:
-    from two_stream.profiling import CONVENTION, FVCORE, fvcore_operations, parameter_count
+    from two_stream.profiling import CONVENTION, FVCORE, fvcore_operations
     from two_stream.runtime.provenance import environment
 
     first = next(speed for speed in speeds if speed.work == "forward")
@@ -145,7 +145,7 @@ def _facts(
         cost.milliseconds = first.stages.get(cost.name)
     return {
         "model": options.model,
-        "parameters": parameter_count(model),
+        "parameters": sum(cost.parameters for cost in costs),
         "multiply_adds": sum(cost.multiply_adds for cost in costs),
         "multiply_adds_convention": CONVENTION,
         "fvcore_operations": fvcore_operations(model),

@@ -9,13 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from two_stream.pretrained.folder import read_model, write_model
+    from two_stream.pretrained.folder import read_model, reshape_like, write_model
     from two_stream.pretrained.library import load_library
     from two_stream.pretrained.loading import LoadReport, load_weights
     from two_stream.pretrained.reading import WEIGHTS, read_state
 
 _HOMES = {
     "read_model": "folder",
+    "reshape_like": "folder",
     "write_model": "folder",
     "load_library": "library",
     "LoadReport": "loading",
@@ -24,7 +25,16 @@ _HOMES = {
     "read_state": "reading",
 }
 
-__all__ = ["WEIGHTS", "LoadReport", "load_library", "load_weights", "read_model", "read_state", "write_model"]
+__all__ = [
+    "WEIGHTS",
+    "LoadReport",
+    "load_library",
+    "load_weights",
+    "read_model",
+    "read_state",
+    "reshape_like",
+    "write_model",
+]
 
 
 def __getattr__(name: str) -> Any:

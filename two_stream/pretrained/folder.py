@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from two_stream.altered import alter, described, from_description
+from two_stream.altered import Alteration, alter, described, from_description
 from two_stream.config.load import validate
 from two_stream.config.model import ModelOptions
 from two_stream.errors import CheckpointError
@@ -85,7 +85,7 @@ def read_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Recogn
         )
     options = validate(ModelOptions, json.loads(header["model"]), file)
     model = create_model(options, int(header["num_classes"]))
-    alterations = from_description(json.loads(header.get("altered", "[]")), file)
+    alterations = _alterations(header, file)
     for alteration in alterations:
         alter(model, alteration)
     state: dict[str, Any] = {k: v for k, v in read_state(file).items() if not k.startswith(CARRIED)}
@@ -100,3 +100,36 @@ def read_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Recogn
         note(f"{folder}: computes in int8, which runs on the CPU")
         device = "cpu"
     return model.to(device).eval(), meta
+
+
+def reshape_like(model: Recognizer, path: Path) -> None:
+    """Give a newly built network's layers the sizes of a file's, where those are not the ones its options say.
+
+    Weights are not loaded. A network that was altered already stays as it is, and files of others say nothing.
+
+    Args:
+        model: Changed in place.
+        path: A file, model folder or run folder.
+
+    Raises:
+        CheckpointError: The file's network computes in another way (int8), so that it cannot be trained on; or its
+            layers are not the model's.
+    """
+    file = weights_file(path)
+    header = read_metadata(file)
+    if header.get("format") != FORMAT or model.alterations:
+        return
+    for alteration in _alterations(header, file):
+        if not (
+            alteration.reshapes or alteration.cpu_only
+        ):  # rounded in float: its training does that itself
+            continue
+        if not alteration.reshapes:
+            raise CheckpointError(
+                f"{file}: an {alteration.kind} network, whose weights cannot be trained on; give the run it was made from"
+            )
+        alter(model, alteration)
+
+
+def _alterations(header: Mapping[str, str], file: Path) -> list[Alteration]:
+    return from_description(json.loads(header.get("altered", "[]")), file)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from two_stream.errors import CheckpointError
+from two_stream.pretrained.folder import reshape_like
 from two_stream.pretrained.layouts import recognise
 from two_stream.pretrained.reading import read_state, weights_file
 from two_stream.recognizer import Recognizer
@@ -59,7 +60,8 @@ def load_weights(
     """Load a checkpoint into a model; every tensor must fit unless a flag says otherwise.
 
     Args:
-        model: Filled in place; left as it is when anything fails.
+        model: Filled in place; its weights are left as they are when anything fails. Where the checkpoint is of a run
+            that lost channels, a model that has them all loses the same ones first.
         path: A file of ours or of a known code base, a model folder or a run folder.
         part: `backbone` leaves head and classifier of the checkpoint out, also where they would fit.
         new_classifier: Leave out what the model ends in where it differs: a classifier of another size, another
@@ -73,6 +75,7 @@ def load_weights(
         CheckpointError: Unreadable, of unknown layout, or not fitting; one line that names the cause.
     """
     file = weights_file(Path(path))
+    reshape_like(model, file)
     state = read_state(file)
     layout = recognise(state)
     if layout is None:

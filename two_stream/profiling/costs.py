@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from two_stream.altered import alter
 from two_stream.config.model import ModelOptions
 from two_stream.recognizer import Recognizer
 
@@ -43,6 +44,18 @@ def meta_model(options: ModelOptions, num_classes: int) -> Recognizer:
         return Recognizer(options, num_classes).eval()
 
 
+def meta_twin(model: Recognizer) -> Recognizer:
+    """Return a model's double without memory for its weights, narrowed as it is.
+
+    An int8 network has a float double, whose parameters and multiply-adds are as many.
+    """
+    twin = meta_model(model.options, model.num_classes)
+    for alteration in model.alterations:
+        if alteration.reshapes:
+            alter(twin, alteration)
+    return twin
+
+
 def parameter_count(model: nn.Module) -> int:
     """Return the number of parameters, frozen ones included."""
     return sum(parameter.numel() for parameter in model.parameters())
@@ -55,7 +68,7 @@ def multiply_adds(model: Recognizer) -> int:
 
 def stage_costs(model: Recognizer) -> list[StageCost]:
     """Return output shape, parameters and multiply-adds of each stage for one clip, counted on the meta device."""
-    twin = meta_model(model.options, model.num_classes)
+    twin = meta_twin(model)
     clip = torch.empty(clip_shape(twin, 1), device="meta", dtype=torch.uint8)
     shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name, _ in callables(twin)}
 
@@ -93,7 +106,7 @@ def clip_shape(model: Recognizer, batch_size: int) -> tuple[int, int, int, int, 
 
 def fvcore_operations(model: Recognizer) -> int:
     """Return the operations of one clip as fvcore would report them; see `FVCORE`."""
-    twin = meta_model(model.options, model.num_classes)
+    twin = meta_twin(model)
     elements = 0
 
     def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:

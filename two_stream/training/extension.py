@@ -52,6 +52,14 @@ class Extension:
     def planned(self, steps_per_epoch: int) -> None:
         """Learn how many optimizer steps an epoch has, before the first of them."""
 
+    def restored(self, models: Sequence[nn.Module]) -> None:
+        """Learn from the weights of a checkpoint, which have just been loaded; `models` as for `stepped`."""
+
+    def counts(self, epoch: int) -> bool:
+        """Whether an epoch (from 0) may be the best one; before it does, early stopping does not count either."""
+        del epoch
+        return True
+
     def loss(self, plain: Loss, logits_BK: torch.Tensor, targets: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return the sum of the losses of a micro-batch.
 
@@ -71,9 +79,6 @@ class Extension:
             models: The network that is trained and, where there is one, its moving average.
             step: Its number.
         """
-
-    def restored(self, model: nn.Module, step: int) -> None:
-        """Learn that a checkpoint was loaded, taken after `step` optimizer steps."""
 
     def trained_beside(self, device: torch.device) -> list[nn.Parameter]:
         """Return parameters, on the device, that learn with the network and are no part of it; `state` holds them."""

@@ -15,12 +15,13 @@ from two_stream.config.schema import Experiment, TrainOptions
 from two_stream.data.catalog import load_record
 from two_stream.data.features import FeatureCache
 from two_stream.data.shards import shard_facts
-from two_stream.errors import DataError, TrainingError
+from two_stream.errors import CheckpointError, DataError, TrainingError
 from two_stream.evaluation.features import backbone_sha256
-from two_stream.pretrained import load_library, load_weights, write_model
+from two_stream.pretrained import load_library, load_weights, reshape_like, write_model
 from two_stream.recognizer import Recognizer, create_model, settled
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, warn
+from two_stream.runtime.folders import whole_folder
 from two_stream.runtime.device import pick_device, set_deterministic, set_threads
 from two_stream.runtime.seeding import seed_everything
 from two_stream.training.checkpoint import has_checkpoint
@@ -84,7 +85,9 @@ def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainRes
         model = _built(experiment, classes)
         extension = extension_of(experiment)
         data = extension.data(training_data(experiment, model.spec, pin=device.type == "cuda"))
-        if not continues:
+        if continues:
+            _reshape_like_run(model, paths)
+        else:
             _load_start(model, experiment.train)
             if data.features is not None:
                 data.features.check_backbone(backbone_sha256(model), _OTHER_BACKBONE)
@@ -144,6 +147,18 @@ def _compare_lists(data: TrainingData) -> None:
                 "the processes read different split lists; give every machine the same `data.settings_root`"
             )
         )
+
+
+def _reshape_like_run(model: Recognizer, paths: RunPaths) -> None:
+    """Give the layers the sizes of a run's checkpoint, which is loaded over them: of `best/` where `last/` is damaged.
+
+    Raises:
+        CheckpointError: Neither can be read.
+    """
+    try:
+        reshape_like(model, whole_folder(paths.last))
+    except CheckpointError:
+        reshape_like(model, whole_folder(paths.best))
 
 
 def start_model(experiment: Experiment) -> Recognizer:

@@ -51,16 +51,17 @@ class Progress:
         self.clips += result.clips
         self.lr = result.lr
 
-    def end_epoch(self, line: dict[str, Any], validation: Validation) -> bool:
+    def end_epoch(self, line: dict[str, Any], validation: Validation, *, counts: bool = True) -> bool:
         """Close the epoch; return whether it is the best so far.
 
         The best epoch has the highest validation top-1 accuracy (mAP of a multi-label set); of equals, the lower
-        validation loss, then the earlier.
+        validation loss, then the earlier. One that does not count is neither the best nor waited for.
         """
         loss = validation.loss if math.isfinite(validation.loss) else math.inf
-        better = (validation.score, -loss) > (self.best_top1, -self.best_loss)
-        self.stale = 0 if loss < self.lowest_loss else self.stale + 1
-        self.lowest_loss = min(loss, self.lowest_loss)
+        better = counts and (validation.score, -loss) > (self.best_top1, -self.best_loss)
+        if counts:
+            self.stale = 0 if loss < self.lowest_loss else self.stale + 1
+            self.lowest_loss = min(loss, self.lowest_loss)
         self.epoch += 1
         if better:
             self.best_epoch, self.best_top1, self.best_loss = self.epoch, validation.score, loss

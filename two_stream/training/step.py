@@ -184,8 +184,12 @@ class Stepper:
         if self.ema is not None:
             self.ema.update(self.model, step=at.step + 1)
         if self.extension is not None:
-            averaged = [] if self.ema is None else [self.ema.module]
-            self.extension.stepped([self.model, *averaged], at.step)
+            self.extension.stepped(self.models, at.step)
+
+    @property
+    def models(self) -> list[nn.Module]:
+        """The network that is trained and, where there is one, its moving average."""
+        return [self.model] if self.ema is None else [self.model, self.ema.module]
 
     def _stop(self, what: str, value: float, ids: list[str], at: Position) -> None:
         """Raise on every process; each names the clips it has to name."""

@@ -184,11 +184,11 @@ class Trainer:
             misfit = CheckpointError(f"{self.paths.last}: does not fit the model ({reason})")
             raise distributed.common(misfit) from None
         self.extension.load_state(state.get("extension", {}))
+        self.extension.restored(self.stepper.models)
         self.schedule.load_state_dict(state["schedule"])
         self.stepper.scaler.load_state_dict(state["scaler"])
         self.progress = Progress.from_state(state["progress"])
         set_rng_state(state["rng"])
-        self.extension.restored(self.model, self.progress.step)
         if distributed.is_main():
             write_metrics(self.paths, self.progress.history)  # lines of lost steps go
         if not undamaged:
@@ -328,7 +328,8 @@ class Trainer:
             "seconds": at.seconds + seconds,
             "clips_per_second": at.clips / max(at.seconds, 1e-9),
         }
-        best = at.end_epoch(line, validation)
+        extension = self.stepper.extension
+        best = at.end_epoch(line, validation, counts=extension is None or extension.counts(at.epoch))
         at.step = at.epoch * self.steps  # steps lost to unreadable clips do not shift the schedule
         self.schedule.end_epoch(validation.loss)
         self._finish_if_due()

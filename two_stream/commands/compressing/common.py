@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel
 
-from two_stream.commands.common import parse_over
+from two_stream.commands.common import parse_over, take_value
 from two_stream.config.load import load_experiment
 from two_stream.config.schema import Experiment
-from two_stream.errors import CheckpointError
+from two_stream.errors import CheckpointError, SettingsError
+
+if TYPE_CHECKING:
+    from two_stream.types import Part
+
+_PARTS = ("test", "val")
+_FINE = 0.1
+"""Of the source's learning rate: what is trained on starts close to where it ends."""
+_SHARE = 3
+"""Of the source's epochs: one in so many."""
 
 
 def source_experiment(run: Path) -> Experiment:
@@ -25,6 +35,81 @@ def source_experiment(run: Path) -> Experiment:
             f"{run}: not a run folder: it has no experiment.yaml (`two-stream train` writes one)"
         )
     return load_experiment(settings)
+
+
+def trained_on(source: Experiment, run: Path, name: str) -> Experiment:
+    """Return the settings of a run that trains a finished one's network on: gently, and for a third of its epochs.
+
+    Args:
+        source: The finished run's settings.
+        run: Its folder, which the new run's stands beside.
+        name: Of the new run.
+    """
+    rate = source.train.optimizer.lr * _FINE
+    train = source.train.model_copy(
+        update={
+            "epochs": max(1, source.train.epochs // _SHARE),
+            "optimizer": source.train.optimizer.model_copy(update={"lr": rate}),
+            "init": run,
+            "init_part": "all",
+            "freeze_until": None,
+            **dict.fromkeys(("cross_modality", "inflate", "new_classifier"), False),
+        }
+    )
+    data = source.data.model_copy(update={"features": None})
+    return source.model_copy(update={"name": name, "runs": run.parent, "train": train, "data": data})
+
+
+def train_and_report(
+    experiment: Experiment, source: Path, part: Part, again: list[str], *, resume: bool, overwrite: bool
+) -> int:
+    """Train the run, score it and its source, and write and show the report; return the exit code.
+
+    Args:
+        experiment: Settings of the run.
+        source: The run it is made from.
+        part: What both are scored on.
+        again: The command's words, to say how an interrupted run goes on.
+        resume: Go on with an interrupted run.
+        overwrite: Start over in an existing folder.
+    """
+    from two_stream.runtime import distributed
+    from two_stream.runtime.console import note
+    from two_stream.training.loop import train
+
+    result = train(experiment, resume=resume, overwrite=overwrite)
+    if result.interrupted is not None:
+        words = [word for word in again if word not in ("--resume", "--overwrite")]
+        note(f"saved after epoch {result.epochs}; continue with: {shlex.join([*words, '--resume'])}")
+        return 128 + result.interrupted
+    if not distributed.is_main():
+        return 0
+    report(source, result.run.root, part)
+    return 0
+
+
+def report(source: Path, made: Path, part: Part) -> None:
+    """Score a run and its source, and write and show the report."""
+    from two_stream.compression.layers import layer_changes
+    from two_stream.compression.report import show_compression, write_compression
+    from two_stream.evaluation.run import load_run
+
+    model = load_run(made).model
+    layers = layer_changes(load_run(source).model, model)
+    device = "cpu" if model.cpu_only else None  # both are measured where both run
+    show_compression(write_compression(source, made, part=part, device=device, layers=layers), made)
+
+
+def take_part(args: list[str], prog: str) -> tuple[Part, list[str]]:
+    """Remove `--part` from the arguments and return its value.
+
+    Raises:
+        SettingsError: It is neither test nor val.
+    """
+    part, args = take_value(args, "--part", prog)
+    if part not in (None, *_PARTS):
+        raise SettingsError(f"{prog}: --part is {part}: expected {' or '.join(_PARTS)}")
+    return cast("Part", part or "test"), args
 
 
 def derived(

@@ -1,0 +1,219 @@
+"""Taking whole channels out: torch-pruning finds which layers share them, ours is what may go and how far.
+
+Fang et al., "DepGraph: Towards Any Structural Pruning" (arXiv 2301.12900). The last map of every pathway keeps its width,
+so that head and classifier stay as they are; with shortcut A (zero channels appended) the residual stream keeps its too,
+because it reaches the last map by name, and only the insides of blocks are narrowed.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from two_stream.altered import alter
+from two_stream.altered.narrowed import Narrowed, narrowed_from
+from two_stream.backbones.base import Backbone
+from two_stream.compression.layers import chosen_layers, first_layers, layers_of
+from two_stream.config.compress import Prune
+from two_stream.errors import SettingsError
+from two_stream.profiling import multiply_adds
+from two_stream.recognizer import Recognizer
+from two_stream.runtime.console import note
+
+REFUSED = {
+    "shufflenet_3d": "its channels are shuffled between groups, which ties every one to others",
+    "shufflenetv2_3d": "half of its channels pass each block by, then all are shuffled, which ties them all together",
+    "timm": "its layers are a library's, which no model file of ours can narrow",
+    "hf_video": "it is a transformer of a library, without channels that could be taken out one by one",
+}
+"""Backbones whose channels are not taken out, and why."""
+_SIDE = 64
+"""pixels of the clip that the layers are traced with, where the network takes it"""
+_MOST = 0.98
+"""share of a layer's channels that goes at most"""
+_SEARCH = 9
+"""halvings in the search for a share that meets a budget: to a five-hundredth"""
+
+
+def narrow(model: Recognizer, options: Prune) -> None:
+    """Take channels out of a network's backbone in place; what is left keeps its weights.
+
+    Args:
+        model: On the CPU.
+        options: Importance, layers, and the share or the budget.
+
+    Raises:
+        SettingsError: torch-pruning is not installed, the backbone cannot be narrowed, no layer is named, or the budget
+            cannot be met.
+    """
+    check_narrowable(model, options)
+    before = multiply_adds(model)
+    if options.target_macs is None:
+        made, told = _pruned(model, options, options.amount)
+    else:
+        made, told = _within(model, options, options.target_macs * before)
+    alter(model, told)
+    model.load_state_dict(made.state_dict())
+    if model.memory_format is not torch.preserve_format:
+        model.channels_last()
+    after = multiply_adds(model)
+    note(
+        f"channels taken out: {before / 1e9:.4g} to {after / 1e9:.4g} G multiply-adds ({100 * after / before:.1f} %)"
+    )
+
+
+def check_narrowable(model: Recognizer, options: Prune) -> None:
+    """Find out what stands against taking channels out, before anything is computed.
+
+    Raises:
+        SettingsError: See `narrow`.
+    """
+    kind = model.options.backbone.kind
+    if kind in REFUSED:
+        raise SettingsError(
+            f"channels of {kind} cannot be taken out: {REFUSED[kind]}; prune its weights (`compress.what: weights`)"
+        )
+    _torch_pruning()
+    if not any(name.startswith("backbone.") for name in chosen_layers(model, options)):
+        raise SettingsError(
+            f"`compress.layers` is {options.layers!r}: channels are taken out of the backbone alone, and it names none "
+            "of its layers"
+        )
+
+
+def _within(model: Recognizer, options: Prune, budget: float) -> tuple[Recognizer, Narrowed]:
+    """Return the network that loses the smallest share of its channels and stays within a budget of multiply-adds."""
+    best = _pruned(model, options, _MOST)
+    lowest = multiply_adds(best[0])
+    if lowest > budget:
+        whole = multiply_adds(model)
+        raise SettingsError(
+            f"`compress.target_macs` is {options.target_macs:g}: these layers go down to {lowest / whole:.3f} of the "
+            "multiply-adds and no further; ask for more than that, or name more layers"
+        )
+    low, high = 0.0, _MOST
+    for _ in range(_SEARCH):
+        share = (low + high) / 2
+        made = _pruned(model, options, share)
+        if multiply_adds(made[0]) <= budget:
+            best, high = made, share
+        else:
+            low = share
+    return best
+
+
+def _pruned(model: Recognizer, options: Prune, share: float) -> tuple[Recognizer, Narrowed]:
+    """Return a copy that lost a share of its channels, and what tells it from the model.
+
+    Raises:
+        SettingsError: Nothing went, or the layers no longer fit together.
+    """
+    made = copy.deepcopy(model).eval().requires_grad_(True)
+    traced = _Ends(made.backbone).eval()
+    kind = model.options.backbone.kind
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")
+            torch.manual_seed(0)  # of random importance
+            _prune(made, traced, options, share)
+        told = narrowed_from(model, made)
+        if any(size == 0 for sizes in told.sizes.values() for size in sizes.values()):
+            raise SettingsError(
+                f"`compress.round_to` is {options.round_to}: a layer would be left without channels; give less"
+            )
+        with torch.no_grad():
+            traced(_clip(made))
+    except (RuntimeError, IndexError, ZeroDivisionError, AssertionError) as error:
+        reason = str(error).strip().splitlines()
+        raise SettingsError(
+            f"channels of {kind} cannot be taken out with these settings ({reason[0] if reason else type(error).__name__}); "
+            "prune its weights (`compress.what: weights`)"
+        ) from None
+    if not told.sizes and options.target_macs is None:
+        raise SettingsError(
+            f"no channel of {kind} would go: `compress.amount` {share:g} takes none of the layers named, or they end in "
+            "the last map, which keeps its width"
+        )
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    for name, parameter in made.named_parameters():
+        parameter.requires_grad_(flags[name])
+    made.alterations = [*model.alterations, told]
+    return made, told
+
+
+def _prune(made: Recognizer, traced: _Ends, options: Prune, share: float) -> None:
+    tp = _torch_pruning()
+    layers = layers_of(made)
+    chosen = chosen_layers(made, options)
+    kept = [layer for name, layer in layers.items() if name.startswith("backbone.") and name not in chosen]
+    by_layer = {layers[name]: level for name, level in options.by_layer.items()}
+    if by_layer:
+        kept = []
+    if options.skip_first:
+        kept += [layers[name] for name in first_layers(made)]
+    pruner = tp.pruner.BasePruner(
+        traced,
+        _clip(made),
+        importance=_importance(tp, options.importance),
+        global_pruning=options.scope == "global",
+        pruning_ratio=0.0 if by_layer else share,
+        pruning_ratio_dict=by_layer or None,
+        max_pruning_ratio=_MOST,
+        ignored_layers=[*traced.ends, *kept],
+        round_to=options.round_to if options.round_to > 1 else None,
+        in_channel_groups={},
+        out_channel_groups={},
+        num_heads={},
+        channel_groups={},
+    )
+    pruner.step()
+
+
+def _importance(tp: Any, name: str) -> Any:
+    if name == "bn":
+        return tp.importance.BNScaleImportance()
+    if name == "random":
+        return tp.importance.RandomImportance()
+    return tp.importance.GroupMagnitudeImportance(p=1 if name == "l1" else 2)
+
+
+class _Ends(nn.Module):
+    """A backbone whose maps end in layers that may not change, so that nothing that reaches them does."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.ends = nn.ModuleList(nn.BatchNorm3d(width) for width in backbone.channels)
+
+    def forward(self, x_BCTHW: torch.Tensor) -> list[torch.Tensor]:
+        """Return the maps of all pathways."""
+        return [end(found.tensor) for end, found in zip(self.ends, self.backbone(x_BCTHW), strict=True)]
+
+
+def _clip(model: Recognizer) -> torch.Tensor:
+    """Return a normalised clip of noise, small where the network takes it small."""
+    spec = model.spec
+    for side in (min(_SIDE, spec.crop), spec.crop):
+        shape = (1, spec.channels, spec.clip_length, side, side)
+        clip = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        try:
+            with torch.no_grad():
+                model.backbone(clip)
+        except RuntimeError:  # smaller than what a layer covers
+            continue
+        return clip
+    return clip
+
+
+def _torch_pruning() -> Any:
+    try:
+        import torch_pruning
+    except ImportError:
+        raise SettingsError(
+            "taking channels out needs torch-pruning; install it with `pip install 'two-stream[compression]'`"
+        ) from None
+    return torch_pruning

@@ -1,0 +1,257 @@
+"""Before and after: what compressing a run changed in accuracy and cost, and whether the accuracy's change is shown.
+
+Costs are measured on this machine in turns; the accuracies are those of score files of the same videos under the same
+protocol, and are compared by the tests of studies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from two_stream.compression.measure import Costs, measure_costs
+from two_stream.config.load import flatten
+from two_stream.config.schema import EvaluateOptions
+from two_stream.errors import ScoreError, SettingsError
+from two_stream.evaluation.metrics import Interval
+from two_stream.evaluation.network import is_exact, resolved
+from two_stream.evaluation.pages import page_templates
+from two_stream.evaluation.run import Run, evaluate_run, load_run
+from two_stream.evaluation.scores import read_scores
+from two_stream.evaluation.tables import protocol_line
+from two_stream.evaluation.views import slug
+from two_stream.profiling.timing import device_name
+from two_stream.runtime.device import pick_device
+from two_stream.runtime.files import write_json, write_text
+from two_stream.runtime.provenance import code_version, environment
+from two_stream.studies.comparison import LEVEL, compare_panels, corrected
+from two_stream.studies.panel import Panel, panel_of
+from two_stream.studies.results import Comparison
+from two_stream.types import Part, ScoreTable
+
+NAME = "compression"
+"""Stem of the report's files in a run folder."""
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Side:
+    """The run before, or the one after."""
+
+    name: str
+    run: str
+    scores: str
+    """its score file"""
+    accuracy: Interval
+    """share; of a multi-label set mAP; 95 % interval over source videos"""
+    costs: Costs
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """One layer's weights before and after."""
+
+    name: str
+    before: str
+    """shape, in words"""
+    after: str
+    sparsity: float
+    """share of the weights after that are 0"""
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """Everything `compression.{html,md,json}` shows."""
+
+    kind: str
+    """prune, quantize or distill"""
+    part: str
+    metric: str
+    protocol: str
+    device: str
+    before: Side
+    after: Side
+    comparison: Comparison
+    """after minus before"""
+    layers: list[LayerChange] = field(default_factory=list)
+    settings: dict[str, str] = field(default_factory=dict)
+    """of the run's `compress` section"""
+    notes: list[str] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+    code_version: str = ""
+    created: str = ""
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """What it shows as a table: what, before, after, change."""
+        one, two = self.before.costs, self.after.costs
+        gap = self.comparison.difference
+        return [
+            [
+                f"{self.metric} (%)",
+                _accuracy(self.before.accuracy),
+                _accuracy(self.after.accuracy),
+                f"{100 * gap.value:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}] points",
+            ],
+            _row("file (MB)", one.file_bytes / 1e6, two.file_bytes / 1e6),
+            _row("parameters (M)", one.parameters / 1e6, two.parameters / 1e6),
+            _row("parameters that are not 0 (M)", one.nonzero / 1e6, two.nonzero / 1e6),
+            _row("multiply-adds per view (G)", one.multiply_adds / 1e9, two.multiply_adds / 1e9),
+            [
+                "latency per view (ms)",
+                _spread(one),
+                _spread(two),
+                _factor(one.latency_ms, two.latency_ms),
+            ],
+            _row("memory, weights and one view (MiB)", one.memory_mib, two.memory_mib),
+        ]
+
+
+COLUMNS = ("", "before", "after", "change")
+
+
+def write_compression(
+    source: Path,
+    made: Path,
+    *,
+    part: Part = "test",
+    options: EvaluateOptions | None = None,
+    device: str | None = None,
+    seconds: float = 1.0,
+    layers: list[LayerChange] | None = None,
+    notes: list[str] | None = None,
+) -> CompressionReport:
+    """Compare a run with the one it was made from; write `compression.html`, `.md` and `.json` into its folder.
+
+    Both are scored under one protocol where they have no such scores yet. Their costs are measured in turns.
+
+    Args:
+        source: Run folder before (of a distilled network: the teacher's).
+        made: Run folder after.
+        part: What is scored.
+        options: Protocol; default: that of `made`.
+        device: Where to score and measure; default: that of `made`.
+        seconds: How long each network is timed.
+        layers: What became of each layer.
+        notes: Caveats to show.
+
+    Raises:
+        TwoStreamError: A run or the data set cannot be read; or the runs know other classes or videos.
+    """
+    given = load_run(made).experiment
+    where = device or given.device
+    runs = [load_run(source, device=where), load_run(made, device=where)]
+    _check(*runs)
+    chosen = options or given.evaluate
+    tables = [scored(run, chosen, part) for run in runs]
+    panels = [_panel(run, table) for run, table in zip(runs, tables, strict=True)]
+    names = _names(*runs)
+    (comparison,) = corrected([compare_panels((names[1], names[0]), (panels[1], panels[0]))])
+    costs = measure_costs(runs, chosen, device=where, seconds=seconds)
+    sides = [
+        Side(name, str(run.paths.root), str(table.meta["file"]), panel.interval(LEVEL), cost)
+        for name, run, table, panel, cost in zip(names, runs, tables, panels, costs, strict=True)
+    ]
+    report = CompressionReport(
+        kind=given.compress.kind,
+        part=part,
+        metric="mAP" if panels[1].multi_label else "top-1",
+        protocol=protocol_line(tables[1].meta),
+        device=device_name(pick_device(where)),
+        before=sides[0],
+        after=sides[1],
+        comparison=comparison,
+        layers=layers or [],
+        settings=_settings(given.compress.model_dump(mode="json")),
+        notes=notes or [],
+        environment=environment(),
+        code_version=code_version(),
+        created=datetime.now(UTC).astimezone().isoformat(timespec="seconds"),
+    )
+    _write(report, made)
+    return report
+
+
+def scored(run: Run, options: EvaluateOptions, part: Part) -> ScoreTable:
+    """Return a run's scores under a protocol: from its score file where that is of these weights, else made now."""
+    model, exact = run.model, is_exact(run.experiment)
+    found = resolved(options, model.spec, model.device, exact=exact, as_it_is=model.cpu_only)
+    path = run.paths.scores / f"{part}_{slug(found)}.npz"
+    if path.is_file():
+        table = read_scores(path)
+        if table.meta.get("model_sha256") == run.model_sha256:
+            return table
+    return evaluate_run(run, options, part)[0]
+
+
+def show_compression(report: CompressionReport, made: Path) -> None:
+    """Print the table, what the test says, and where the page is."""
+    from two_stream.runtime.console import console, say, table
+
+    title = f"{report.after.name} against {report.before.name}"
+    console.print(table(title, COLUMNS, report.rows))
+    say(report.protocol)
+    say(f"costs measured in turns on {report.device}; {report.comparison.test}")
+    for text in report.notes:
+        say(f"note: {text}")
+    say(report.comparison.verdict)
+    say(f"report: {made / NAME}.html")
+
+
+def _check(before: Run, after: Run) -> None:
+    if before.class_names != after.class_names:
+        raise ScoreError(
+            f"{after.paths.root} and {before.paths.root} know different classes and cannot be compared"
+        )
+    if before.experiment.data.split != after.experiment.data.split:
+        raise SettingsError(
+            f"{after.paths.root} is of split {after.experiment.data.split} and {before.paths.root} of split "
+            f"{before.experiment.data.split}; they cannot be compared"
+        )
+
+
+def _panel(run: Run, table: ScoreTable) -> Panel:
+    """Return one run as a panel of one training; seeds are set alike, because the runs are paired by video."""
+    return panel_of(run.paths.root.name, {(run.experiment.data.split, 0): table})
+
+
+def _names(before: Run, after: Run) -> tuple[str, str]:
+    one, two = before.paths.root.resolve().name, after.paths.root.resolve().name
+    return (one, two) if one != two else (f"{one} (before)", f"{two} (after)")
+
+
+def _settings(section: Mapping[str, object]) -> dict[str, str]:
+    return {key: str(value) for key, value in flatten(dict(section)).items() if value not in (None, "", [])}
+
+
+def _write(report: CompressionReport, made: Path) -> None:
+    environment_ = page_templates(_TEMPLATES)
+    facts = {"report": report, "rows": report.rows, "columns": COLUMNS}
+    for suffix in (".html", ".md"):
+        text = environment_.get_template(f"{NAME}{suffix}").render(**facts)
+        write_text(made / f"{NAME}{suffix}", text)
+    plain = asdict(report) | {"columns": list(COLUMNS), "rows": report.rows}
+    write_json(made / f"{NAME}.json", plain)
+
+
+def _accuracy(value: Interval) -> str:
+    return f"{100 * value.value:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+
+
+def _row(what: str, before: float, after: float) -> list[str]:
+    return [what, f"{before:.3g}", f"{after:.3g}", _factor(before, after)]
+
+
+def _factor(before: float, after: float) -> str:
+    """Return how many times less (or more) it is."""
+    if before == after:
+        return "same"
+    if not after or not before:
+        return ""
+    return f"{before / after:.2f}× less" if before > after else f"{after / before:.2f}× more"
+
+
+def _spread(costs: Costs) -> str:
+    return f"{costs.latency_ms:.3g} ({costs.latency_low:.3g} to {costs.latency_high:.3g})"
