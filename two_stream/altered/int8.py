@@ -17,6 +17,8 @@ _VALUES, _SCALE, _ZERO = "#int8", "#scale", "#zero"
 """ends of the names under which a file keeps a quantised weight"""
 _PACKED, _DTYPE = "._packed_params._packed_params", "._packed_params.dtype"
 _NONE = "#none"
+_FEW = 16
+"""more numbers than a range has"""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ class Int8(Alteration):
     def tensors(self, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Write quantised weights as bytes with their scales; the packed ones of linear layers as torch 1 did."""
         made: dict[str, torch.Tensor] = {}
+        if self.fake:  # layers that share a range have it under several names, which a file cannot
+            return {key: value.clone() if value.numel() < _FEW else value for key, value in state.items()}
         for key, value in state.items():
             if key.endswith(_DTYPE):
                 continue

@@ -103,10 +103,10 @@ def use_engine(wanted: str = "auto") -> str:
     found = [name for name in (wanted, *(reversed(ENGINES) if arm else ENGINES)) if name in there]
     if not found or found[0] not in ENGINES:
         raise SettingsError(
-            f"this torch computes no int8 that suits (it has {', '.join(there)}); install one with {' or '.join(ENGINES)}"
+            f"this torch computes no int8 that suits: it has {', '.join(there)}; install one with {' or '.join(ENGINES)}"
         )
     torch.backends.quantized.engine = found[0]
-    return found[0]
+    return str(found[0])
 
 
 def has_vnni() -> bool:
@@ -181,7 +181,8 @@ def prepare(model: Recognizer, config: QConfig, kept: Sequence[str], *, fake: bo
         if name in kept:
             continue
         linear = model.get_submodule(name)
-        vector = torch.zeros(1, linear.in_features)  # type: ignore[arg-type]
+        assert isinstance(linear, nn.Linear)
+        vector = torch.zeros(1, linear.in_features)
         alone = nn.Sequential(linear).train(model.training)
         plain = _mapping(config, (), fake=fake)
         _replace(model, name, made(alone, plain, (vector,), backend_config=backend_config()))
@@ -194,12 +195,12 @@ def convert(model: Recognizer) -> None:
     assert isinstance(backbone, GraphBackbone)
     backbone.graph = moved_in_bytes(convert_fx(backbone.graph, backend_config=backend_config()))
     observed = [
-        name
+        (name, part)
         for name, part in model.named_modules()
         if isinstance(part, fx.GraphModule) and not name.startswith("backbone.")
     ]
-    for name in observed:
-        _replace(model, name, convert_fx(model.get_submodule(name), backend_config=backend_config()))
+    for name, part in observed:
+        _replace(model, name, convert_fx(part, backend_config=backend_config()))
 
 
 def backend_config() -> BackendConfig:
@@ -231,7 +232,16 @@ def _split_padding(backbone: Backbone) -> None:
         sides = [side // 2 for side in kernel] if alone else 0
         plain = nn.Conv3d(part.in_channels, part.out_channels, kernel, stride, sides, bias=False)  # type: ignore[arg-type]
         plain.weight, plain.bias = part.weight, part.bias
-        _replace(backbone, name, plain if alone else nn.Sequential(SamePad3d(kernel, stride), plain))
+        _replace(
+            backbone,
+            name,
+            plain if alone else nn.Sequential(SamePad3d(_triple(kernel), _triple(stride)), plain),
+        )
+
+
+def _triple(sides: tuple[int, ...]) -> tuple[int, int, int]:
+    time, height, width = sides
+    return time, height, width
 
 
 def _linear_names(model: Recognizer) -> list[str]:

@@ -66,14 +66,18 @@ def layer_config(
     if fake:  # weights change with every step, so their range is that of the moment
         weights = MovingAveragePerChannelMinMaxObserver if per_channel else MinMaxNow
         moment = {"averaging_constant": 1.0} if per_channel else {}
-        return QConfig(
-            activation=FakeQuantize.with_args(observer=MovingRange, **unsigned, **moving),
-            weight=FakeQuantize.with_args(observer=weights, **signed, **moment),
+        return _config(
+            FakeQuantize,
+            {"observer": MovingRange, **unsigned, **moving},
+            FakeQuantize,
+            {"observer": weights, **signed, **moment},
         )
-    return QConfig(
-        activation=OBSERVERS[observer].with_args(**unsigned, **moving),
-        weight=(PerChannelMinMaxObserver if per_channel else MinMaxObserver).with_args(**signed),
-    )
+    weight = PerChannelMinMaxObserver if per_channel else MinMaxObserver
+    return _config(OBSERVERS[observer], {**unsigned, **moving}, weight, signed)
+
+
+def _config(activation: Any, options: dict[str, Any], weight: Any, others: dict[str, Any]) -> QConfig:
+    return QConfig(activation.with_args(**options), weight.with_args(**others))  # type: ignore[no-untyped-call]
 
 
 class MinMaxNow(MinMaxObserver):
@@ -82,5 +86,5 @@ class MinMaxNow(MinMaxObserver):
     def forward(self, x_orig: torch.Tensor) -> torch.Tensor:
         """Take in a tensor and return it as it is."""
         self.reset_min_max_vals()
-        found: torch.Tensor = super().forward(x_orig)
+        found: torch.Tensor = super().forward(x_orig)  # type: ignore[no-untyped-call]
         return found

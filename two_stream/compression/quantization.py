@@ -1,4 +1,4 @@
-"""Quantisation: ranges measured on clips of the training part, or trained for with values rounded as int8 rounds them."""
+"""Quantisation: ranges measured on clips of the training part, or training with values rounded as in int8."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from two_stream.altered.int8 import Int8
 from two_stream.altered.ranges import MovingRange
 from two_stream.config.compress import Quantize
 from two_stream.config.schema import Experiment
-from two_stream.data.catalog import load_record
 from two_stream.data.loader import clip_loader
 from two_stream.data.splits import load_part
 from two_stream.errors import CheckpointError, SettingsError
@@ -85,8 +84,8 @@ def check_quantisable(model: Recognizer) -> None:
     kind = model.options.backbone.kind
     if kind in ("timm", "hf_video"):
         raise SettingsError(
-            f"backbone {kind} comes from a library whose code depends on the values that pass, so torch cannot write it "
-            "as a graph of layers to quantise; quantise one of our own families (`two-stream models`)"
+            f"backbone {kind} comes from a library whose code depends on the values that pass, so torch cannot write "
+            "it as a graph of layers to quantise; quantise one of our own families (`two-stream models`)"
         )
 
 

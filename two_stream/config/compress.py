@@ -132,8 +132,8 @@ class Distill(Options):
     teacher_weights: tuple[NonNegative, ...] = ()
     """weight of each teacher in that average; none: equal ones"""
     feature_weight: NonNegative = 0.0
-    """weight of feature transfer (FitNets, 1412.6550): mean square between a teacher's tokens and the student's, brought
-    to the teacher's width by a linear layer that is not kept"""
+    """weight of feature transfer (FitNets, 1412.6550): mean square between a teacher's tokens and the student's,
+    brought to the teacher's width by a linear layer that is not kept"""
     attention_weight: NonNegative = 0.0
     """weight of attention transfer (1612.03928): distance of the maps of squared activations, each of length 1"""
     vector_weight: NonNegative = 0.0

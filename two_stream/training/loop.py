@@ -21,8 +21,8 @@ from two_stream.pretrained import load_library, load_weights, reshape_like, writ
 from two_stream.recognizer import Recognizer, create_model, settled
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, warn
-from two_stream.runtime.folders import whole_folder
 from two_stream.runtime.device import pick_device, set_deterministic, set_threads
+from two_stream.runtime.folders import whole_folder
 from two_stream.runtime.seeding import seed_everything
 from two_stream.training.checkpoint import has_checkpoint
 from two_stream.training.compiling import compile_stages

@@ -94,8 +94,8 @@ def report(source: Path, made: Path, part: Part) -> None:
     from two_stream.compression.report import show_compression, write_compression
     from two_stream.evaluation.run import load_run
 
-    model = load_run(made).model
-    layers = layer_changes(load_run(source).model, model)
+    before, model = load_run(source).model, load_run(made).model
+    layers = layer_changes(before, model) if before.options == model.options else []
     device = "cpu" if model.cpu_only else None  # both are measured where both run
     show_compression(write_compression(source, made, part=part, device=device, layers=layers), made)
 

@@ -25,8 +25,8 @@ PROG = "two-stream compress quantize"
 DESCRIPTION = (
     "Turn a trained run into one that computes in int8 on the CPU, and report both before and after. --method static "
     "(the default) measures ranges on clips of the training part; --method qat trains on with rounded values first. "
-    "Flags of the quantisation have bare names (--clips 128 --keep stem classifier; below they are --compress.clips …); "
-    "every other setting is a flag as for `two-stream train`. --part {test,val}: what both runs are scored on. "
+    "Flags of the quantisation have bare names (--clips 128 --keep stem classifier; below --compress.clips …); every "
+    "other setting is a flag as for `two-stream train`. --part {test,val}: what both runs are scored on. "
     "--resume: go on with an interrupted training. --overwrite: start over in an existing run folder."
 )
 
