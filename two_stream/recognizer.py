@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -75,6 +76,16 @@ class Recognizer(nn.Module):
 
     def _heads(self) -> list[Head]:
         return [head for head in self.heads if isinstance(head, Head)]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is; an int8 network has no parameters to ask."""
+        return self.input_scale.device
+
+    @property
+    def cpu_only(self) -> bool:
+        """Whether it computes in int8: on a CPU alone, and only as it is."""
+        return any(alteration.cpu_only for alteration in self.alterations)
 
     @property
     def head(self) -> Head:
@@ -236,6 +247,11 @@ class Recognizer(nn.Module):
         for stage in self._frozen:
             stage.eval()
         return self
+
+    def hold(self, modules: Iterable[nn.Module]) -> None:
+        """Keep parts in evaluation mode from now on, so that their statistics do not move; they go on learning."""
+        self._frozen += modules
+        self.train(self.training)
 
     def set_gradient_checkpointing(self, on: bool) -> None:
         """Recompute each backbone stage in the backward pass: less memory, about a third more time."""

@@ -19,6 +19,11 @@ class Alteration(ABC):
     """whether layers only change their sizes: then the network trains and is counted like any other, and what loads or
     continues its weights does the same to a newly built one"""
 
+    @property
+    def cpu_only(self) -> bool:
+        """Whether the network then computes on a CPU alone, and only as it is: in no other precision, not folded."""
+        return False
+
     @abstractmethod
     def apply(self, model: Recognizer) -> None:
         """Change the layers in place; values of weights need not be right after it, names and shapes must."""

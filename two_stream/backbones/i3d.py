@@ -66,6 +66,21 @@ class SameConv3d(nn.Conv3d):
         return F.conv3d(x_BCTHW, self.weight, self.bias, self.stride, both)
 
 
+class SamePad3d(nn.Module):
+    """The padding of a `SameConv3d` alone, for networks rewritten layer by layer."""
+
+    def __init__(self, kernel: Triple, stride: Triple) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.stride = stride
+
+    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Put zeros around `(B, C, T, H, W)`."""
+        both, behind = _same_paddings(x_BCTHW, self.kernel, self.stride)
+        sides = [side for number in reversed(both) for side in (number, number)]
+        return F.pad(x_BCTHW, [side + more for side, more in zip(sides, behind, strict=True)])
+
+
 class SameMaxPool3d(nn.Module):
     """Max pooling with SAME padding.
 

@@ -10,10 +10,10 @@ from torch import fx, nn
 
 from two_stream.backbones.base import Backbone
 from two_stream.backbones.densenet3d import HalvingPool
-from two_stream.backbones.i3d import SameConv3d, SameMaxPool3d
+from two_stream.backbones.i3d import SameConv3d, SameMaxPool3d, SamePad3d
 from two_stream.errors import SettingsError
 
-WHOLE: tuple[type[nn.Module], ...] = (SameConv3d, SameMaxPool3d, HalvingPool)
+WHOLE: tuple[type[nn.Module], ...] = (SameConv3d, SamePad3d, SameMaxPool3d, HalvingPool)
 """Modules of ours that are one node; beside them torch's own, and the functions that `shufflenet_3d` wraps."""
 
 

@@ -60,7 +60,6 @@ def main(args: list[str]) -> int:
 
 
 def _evaluate(folder: Path, flags: EvaluateFlags) -> int:
-    from two_stream.evaluation.network import device_of
     from two_stream.evaluation.run import evaluate_run
     from two_stream.evaluation.tables import lines
     from two_stream.runtime import distributed
@@ -70,7 +69,7 @@ def _evaluate(folder: Path, flags: EvaluateFlags) -> int:
     with distributed.together():
         run = load_network(folder, flags.checkpoint, flags.device)
         set_threads(run.experiment.threads)
-        set_deterministic(run.experiment.deterministic, device_of(run.model))
+        set_deterministic(run.experiment.deterministic, run.model.device)
     options = EvaluateOptions(**{key: getattr(flags, key) for key in EvaluateOptions.model_fields})
     table, path = evaluate_run(
         run, options, flags.part, workers=flags.workers, out=flags.out, uncached=flags.uncached

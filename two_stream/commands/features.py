@@ -68,7 +68,7 @@ def main(args: list[str]) -> int:
     experiment = _with_flags(source, flags)
     set_threads(experiment.threads)
     model = _model(name, experiment, flags)
-    set_deterministic(experiment.deterministic, next(model.parameters()).device)
+    set_deterministic(experiment.deterministic, model.device)
     out = flags.out or _usual_folder(name, experiment)
     facts = write_features(
         model,

@@ -167,7 +167,7 @@ def _stream(flags: StreamFlags, run: Run) -> Stream:
     from two_stream.streaming.track import Stream
 
     spec = run.model.spec
-    device = next(run.model.parameters()).device
+    device = run.model.device
     precision = resolve_precision(flags.precision, device, exact=is_exact(run.experiment))
     reading = reading_of(run, flow=flags.flow_algorithm, short_side=flags.short_side)
     return Stream(

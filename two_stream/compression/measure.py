@@ -100,7 +100,8 @@ def _network(
     model: Recognizer, run: Run, options: EvaluateOptions, device: torch.device
 ) -> tuple[Recognizer | Compiled, str]:
     """Return what scores in a model's place, and in which precision."""
-    chosen = resolved(options, model.spec, device, exact=is_exact(run.experiment))
+    exact = is_exact(run.experiment)
+    chosen = resolved(options, model.spec, device, exact=exact, as_it_is=model.cpu_only)
     return ready(model, chosen), chosen.precision
 
 

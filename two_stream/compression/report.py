@@ -176,8 +176,8 @@ def write_compression(
 
 def scored(run: Run, options: EvaluateOptions, part: Part) -> ScoreTable:
     """Return a run's scores under a protocol: from its score file where that is of these weights, else made now."""
-    device = next(run.model.parameters()).device
-    found = resolved(options, run.model.spec, device, exact=is_exact(run.experiment))
+    model, exact = run.model, is_exact(run.experiment)
+    found = resolved(options, model.spec, model.device, exact=exact, as_it_is=model.cpu_only)
     path = run.paths.scores / f"{part}_{slug(found)}.npz"
     if path.is_file():
         table = read_scores(path)

@@ -55,6 +55,8 @@ class ClipItem:
     clip: torch.Tensor
     targets: torch.Tensor | None = None
     """float32 `(K,)`, 1 where the clip has the class; None outside multi-label data sets"""
+    beside: tuple[torch.Tensor, ...] = ()
+    """uint8 clips of the same moment for other networks (`data/beside.py`)"""
 
 
 def failure_of(video_id: str, error: Exception) -> Failure:
@@ -123,19 +125,31 @@ class ClipDataset(Dataset[ClipItem | Failure]):
 
     def is_mirrored(self, index: int) -> bool:
         """Whether the clip of a number is mirrored; it is not read for that."""
+        return self.planned(index)[2].flip
+
+    def planned(self, index: int) -> tuple[VideoRecord, list[int], View, tuple[object, ...]]:
+        """Return what the clip of a number shows, which is not read for that.
+
+        Returns:
+            The video, its frame numbers in the order of time, crop and flip, and the key of `reordered`.
+        """
         again, place = divmod(index, len(self.records))
         record = self.records[place]
-        return self._plan(record, self._generator(record, again))[1].flip
+        numbers, view, _ = self._plan(record, self._generator(record, again))
+        return record, numbers, view, self._order_key(record, again)
 
     def _generator(self, record: VideoRecord, again: int) -> np.random.Generator:
         return rng(self.seed, self.epoch, record.id, *([again] if again else []))
+
+    def _order_key(self, record: VideoRecord, again: int) -> tuple[object, ...]:
+        drawn = (self.seed, self.epoch, again) if self.augment is not None else ()
+        return (*drawn, record.id)
 
     def _item(self, record: VideoRecord, again: int) -> ClipItem:
         spec = self.spec
         generator = self._generator(record, again)
         numbers, view, protocol = self._plan(record, generator)
-        drawn = (self.seed, self.epoch, again) if self.augment is not None else ()
-        numbers = reordered(numbers, self.frame_order, *drawn, record.id)
+        numbers = reordered(numbers, self.frame_order, *self._order_key(record, again))
         region = Region(view.box, (spec.crop, spec.crop), direct=self.resize_once)
         frames = self.source.read(record.id, numbers, spec.resize, region)
         labels = record.all_labels

@@ -170,6 +170,7 @@ def train_loader(
     epoch: int,
     skip_batches: int = 0,
     share: Share | None = None,
+    wrap: Callable[[ClipDataset], Dataset[ClipItem | Failure]] | None = None,
 ) -> Loader[Batch]:
     """Return the batches of one training epoch: shuffled, one augmented clip per video, the last may be smaller.
 
@@ -181,12 +182,14 @@ def train_loader(
         epoch: From 0 or 1 on; decides order and augmentation together with the seed.
         skip_batches: Batches of this epoch that are done already; they are not read.
         share: What this process reads of it; all by default. Shares have no clip in common and leave none out.
+        wrap: Makes the data set that is read of the clips, for example one that adds others beside them.
 
     Raises:
         DataError: No videos, or the folder of frames or videos is absent.
     """
     plan = epoch_plan(experiment, records, epoch)
-    dataset = drawn_clips(experiment, spec, records, record, epoch=epoch)
+    clips = drawn_clips(experiment, spec, records, record, epoch=epoch)
+    dataset = clips if wrap is None else wrap(clips)
     return Loader(dataset, plan, collate_clips, experiment.data, skip=skip_batches, share=share)
 
 
@@ -284,7 +287,8 @@ def collate_clips(items: list[ClipItem | Failure]) -> _Loaded[Batch]:
     labels = (
         torch.stack(targets) if targets else torch.tensor([item.label for item in whole], dtype=torch.int64)
     )
-    return Batch(clips, labels, [item.id for item in whole]), failures
+    beside = tuple(torch.stack(others) for others in zip(*(item.beside for item in whole), strict=True))
+    return Batch(clips, labels, [item.id for item in whole], beside), failures
 
 
 def _multi_label(record: Record) -> int:

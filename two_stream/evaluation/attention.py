@@ -161,7 +161,7 @@ def _ask(
     model: Recognizer, clip_BCTHW: torch.Tensor, names: Sequence[str]
 ) -> tuple[list[NDArray[np.float64]], tuple[str, float]]:
     """Return the weights `(heads, T)` of each pathway and the likeliest class of one clip."""
-    clip_BCTHW = clip_BCTHW.to(next(model.parameters()).device)
+    clip_BCTHW = clip_BCTHW.to(model.device)
     weights = [one[0].double().cpu().numpy() for one in model.attention(clip_BCTHW)]
     was_training = model.training
     model.eval()

@@ -9,7 +9,7 @@ import torch
 from two_stream.config.schema import Experiment
 from two_stream.data.mirror import Mirror
 from two_stream.data.shards import shard_facts
-from two_stream.evaluation.network import ClipNetwork, device_of
+from two_stream.evaluation.network import ClipNetwork
 from two_stream.evaluation.views import describe
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
@@ -49,7 +49,7 @@ def scoring_facts(
         "resize": list(spec.resize),
         "crop": spec.crop,
         "seed": experiment.seed,
-        "device": str(device_of(model)),
+        "device": str(model.device),
         "threads": torch.get_num_threads(),
         "code_version": code_version(),
         "environment": environment(),

@@ -193,8 +193,11 @@ class _Writer:
         self.record = record
         self.train_views = train_views
         self.maps = maps
-        self.device = next(model.parameters()).device
-        evaluate = resolved(experiment.evaluate, model.spec, self.device, exact=is_exact(experiment))
+        self.device = model.device
+        exact = is_exact(experiment)
+        evaluate = resolved(
+            experiment.evaluate, model.spec, self.device, exact=exact, as_it_is=model.cpu_only
+        )
         self.test = evaluate.model_copy(update={"compile": False})
         self.train = self.test.model_copy(update={"precision": experiment.train.precision})
         self.experiment = experiment.model_copy(update={"evaluate": self.test})

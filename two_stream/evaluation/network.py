@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import nn
@@ -38,6 +38,11 @@ class ClipNetwork(nn.Module, ABC):
     """of what comes in and goes out; there is no choice"""
     spec: InputSpec
     source: str
+
+    @property
+    def device(self) -> torch.device:
+        """The CPU."""
+        return torch.device("cpu")
 
 
 class Compiled(nn.Module):
@@ -80,7 +85,7 @@ def is_exact(experiment: Experiment) -> bool:
 
 
 def resolved(
-    options: EvaluateOptions, spec: InputSpec, device: torch.device, *, exact: bool
+    options: EvaluateOptions, spec: InputSpec, device: torch.device, *, exact: bool, as_it_is: bool = False
 ) -> EvaluateOptions:
     """Return the options as they will be carried out: nothing `auto` any more, no folding where `exact`.
 
@@ -89,7 +94,10 @@ def resolved(
         spec: Input of the network.
         device: Where it will run.
         exact: The evaluation is one of the paper's; see `is_exact`.
+        as_it_is: The network computes in one way only (`Recognizer.cpu_only`): nothing is asked of it beside.
     """
+    if as_it_is:
+        options = options.model_copy(update={"precision": "fp32", "fold": False, "compile": False})
     return options.model_copy(
         update={
             "precision": resolve_precision(options.precision, device, exact=exact),
@@ -108,7 +116,7 @@ def carried_out(
         SettingsError: Another precision than a `ClipNetwork` has, or its compilation, is asked for.
     """
     if not isinstance(model, ClipNetwork):
-        return resolved(options, model.spec, device, exact=exact)
+        return resolved(options, model.spec, device, exact=exact, as_it_is=model.cpu_only)
     if options.precision not in ("auto", model.precision):
         raise SettingsError(
             f"{model.source}: `evaluate.precision` is {options.precision}, and an exported file computes as it was "
@@ -118,12 +126,6 @@ def carried_out(
         raise SettingsError(f"{model.source}: an exported file is not compiled; leave `evaluate.compile` out")
     fixed = options.model_copy(update={"precision": model.precision, "fold": False})
     return resolved(fixed, model.spec, device, exact=exact)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Return where a network computes: where its weights are, and without any on the CPU."""
-    weight = next(model.parameters(), None)
-    return torch.device("cpu") if weight is None else weight.device
 
 
 def usual_batch(spec: InputSpec, device: torch.device) -> int:
@@ -137,6 +139,10 @@ def usual_batch(spec: InputSpec, device: torch.device) -> int:
     return max(1, min(_MOST_VIEWS, fitting))
 
 
+@overload
+def ready(model: Recognizer, options: EvaluateOptions) -> Recognizer | Compiled: ...
+@overload
+def ready(model: ClipNetwork, options: EvaluateOptions) -> ClipNetwork: ...
 def ready(model: Recognizer | ClipNetwork, options: EvaluateOptions) -> Recognizer | ClipNetwork | Compiled:
     """Return what scores in a model's place: a copy prepared as the (resolved) options say, or the model itself.
 
@@ -144,7 +150,7 @@ def ready(model: Recognizer | ClipNetwork, options: EvaluateOptions) -> Recogniz
     """
     if isinstance(model, ClipNetwork):
         return model
-    device = next(model.parameters()).device
+    device = model.device
     made = model
     if options.fold:
         made = _folded(model)
@@ -173,4 +179,4 @@ def example_clip(model: Recognizer, side: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     shape = (1, spec.channels, spec.clip_length, side, side)
     clip = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    return clip.to(next(model.parameters()).device)
+    return clip.to(model.device)

@@ -18,7 +18,7 @@ from two_stream.data.splits import load_part
 from two_stream.data.views import view_loader
 from two_stream.errors import CheckpointError, DataError, ScoreError, SettingsError
 from two_stream.evaluation.any_run import AnyRun
-from two_stream.evaluation.network import carried_out, device_of, is_exact, ready
+from two_stream.evaluation.network import carried_out, is_exact, ready
 from two_stream.evaluation.predict import VideoScores, aggregate_views, score_videos
 from two_stream.evaluation.processes import Skipped, gathered
 from two_stream.evaluation.score_table import score_table
@@ -134,7 +134,7 @@ def evaluate_run(
     """
     with distributed.together():
         loaded = run if isinstance(run, AnyRun) else load_run(run, checkpoint, device)
-        where = device_of(loaded.model)
+        where = loaded.model.device
         experiment = _with_options(loaded, options, workers, where)
         records = _records(loaded, experiment, part)
         stored = None
@@ -180,7 +180,7 @@ def _read_and_score(
     scores = score_videos(
         network,
         loader,
-        device=device_of(run.model),
+        device=run.model.device,
         precision=evaluate.precision,
         batch_views=evaluate.batch_views or 1,
         aggregate=_aggregate(evaluate, run.record.multi_label),

@@ -190,7 +190,7 @@ class StoredViews:
     @torch.inference_mode()
     def _logits(self, rows: Sequence[int]) -> NDArray[np.float32]:
         facts = self.part.facts
-        device = next(self.model.parameters()).device
+        device = self.model.device
         values = torch.from_numpy(self.part.rows[rows]).to(device, getattr(torch, facts.dtype))
         with autocast(device, facts.precision):
             logits_VK = self.model.forward_stored(values, self.cache.layout)

@@ -17,7 +17,7 @@ from two_stream.errors import ScoreError, VideoError
 from two_stream.evaluation.batching import Canvas, scored_views
 from two_stream.evaluation.fusion import checked_weights, combine
 from two_stream.evaluation.metrics import probabilities
-from two_stream.evaluation.network import ClipNetwork, carried_out, device_of
+from two_stream.evaluation.network import ClipNetwork, carried_out
 from two_stream.evaluation.predict import aggregate_views
 from two_stream.evaluation.views import assemble, clip_frames, crop_views, views_of_clip
 from two_stream.recognizer import Recognizer
@@ -90,7 +90,7 @@ def score_file(
         ScoreError: The logits are not finite.
     """
     reading = reading or Reading()
-    device = device or device_of(model)
+    device = device or model.device
     exact = "paper" in (reading.sampling, reading.protocol)
     options = carried_out(model, options, device, exact=exact)
     training = model.training

@@ -17,6 +17,7 @@ from two_stream.errors import CheckpointError
 from two_stream.pretrained.layouts import CARRIED
 from two_stream.pretrained.reading import WEIGHTS, read_metadata, read_state, weights_file
 from two_stream.recognizer import Recognizer, create_model
+from two_stream.runtime.console import note
 from two_stream.runtime.files import atomic_path
 from two_stream.runtime.folders import CHECKSUMS, verify_checksums, write_checksums
 
@@ -66,7 +67,7 @@ def write_model(
 def read_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Recognizer, dict[str, Any]]:
     """Build the model of a folder (or run folder: its `best`, else `last`) and return it with its `meta`.
 
-    The model is in evaluation mode on `device`.
+    The model is in evaluation mode on `device`, one that computes in int8 on the CPU.
 
     Raises:
         CheckpointError: Missing, damaged (checksum), foreign, or written by a newer version.
@@ -95,6 +96,9 @@ def read_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Recogn
     except RuntimeError as error:
         raise CheckpointError(f"{file}: {str(error).splitlines()[-1].strip()}") from None
     meta: dict[str, Any] = json.loads(header["meta"])
+    if model.cpu_only and torch.device(device).type != "cpu":
+        note(f"{folder}: computes in int8, which runs on the CPU")
+        device = "cpu"
     return model.to(device).eval(), meta
 
 
@@ -116,6 +120,10 @@ def reshape_like(model: Recognizer, path: Path) -> None:
     if header.get("format") != FORMAT or model.alterations:
         return
     for alteration in _alterations(header, file):
+        if not (
+            alteration.reshapes or alteration.cpu_only
+        ):  # rounded in float: its training does that itself
+            continue
         if not alteration.reshapes:
             raise CheckpointError(
                 f"{file}: an {alteration.kind} network, whose weights cannot be trained on; give the run it was made "

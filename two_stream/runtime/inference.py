@@ -28,16 +28,19 @@ def native_bf16(device: torch.device) -> bool:
     """Whether a device multiplies bfloat16 itself: a GPU from Ampere on, a CPU with AVX-512 BF16 or AMX."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type != "cpu":
-        return False
+    return device.type == "cpu" and bool(cpu_flags() & set(_CPU_BF16))
+
+
+def cpu_flags() -> set[str]:
+    """Return what the CPU says it can compute, in the words of /proc/cpuinfo; empty where there is no such file."""
     try:
         content = Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError:
-        return False
+        return set()
     lines = (
         line.split(":", 1)[-1].split() for line in content.splitlines() if line[:5] in ("flags", "Featu")
     )
-    return bool(set(next(lines, [])) & set(_CPU_BF16))
+    return set(next(lines, []))
 
 
 def resolve_precision(precision: str, device: torch.device, *, exact: bool = False) -> str:

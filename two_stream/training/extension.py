@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from two_stream.recognizer import Recognizer
     from two_stream.training.losses import Loss
     from two_stream.training.sources import TrainingData
-    from two_stream.types import Batch
+    from two_stream.types import Batch, RunPaths
 
 HOMES = {
     "none": "two_stream.training.extension:Extension",
@@ -79,6 +79,21 @@ class Extension:
             models: The network that is trained and, where there is one, its moving average.
             step: Its number.
         """
+
+    def trained_beside(self, device: torch.device) -> list[nn.Parameter]:
+        """Return parameters, on the device, that learn with the network and are no part of it; `state` holds them."""
+        del device
+        return []
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return what a checkpoint must hold beside the network."""
+        return {}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Put `state` back."""
+
+    def finished(self, paths: RunPaths) -> None:
+        """Act on the folder of a run that is trained to its end; also of one that was so before."""
 
     def facts(self) -> dict[str, str]:
         """Return what the run's `environment.json` tells of it."""

@@ -109,7 +109,10 @@ def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainRes
             note(f"resuming {paths.root} at epoch {at.epoch + 1}, step {at.step + 1}")
         elif resume:
             note(f"{paths.root}: no checkpoint yet; starting from the beginning")
-        return trainer.fit()
+        result = trainer.fit()
+        if result.finished:
+            distributed.on_main(lambda: extension.finished(paths))
+        return result
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,17 @@ FREE_ON_RESUME = (
 """settings (and everything below them) that may differ on resume: they do not change what is trained"""
 ENVIRONMENT = "environment.json"
 LOCK = ".lock"
-_OWN = ("last", "best", ".last.old", ".best.old", ".last.new", ".best.new", "scores", "metrics.jsonl")
+_OWN = (
+    "last",
+    "best",
+    "trained",
+    ".last.old",
+    ".best.old",
+    ".last.new",
+    ".best.new",
+    "scores",
+    "metrics.jsonl",
+)
 _OWN_FILES = ("report.html", ENVIRONMENT, "experiment.yaml")
 
 

@@ -8,9 +8,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
+from torch.utils.data import Dataset
+
 from two_stream.config.schema import Experiment
 from two_stream.data.balance import class_counts
 from two_stream.data.catalog import Record, load_record
+from two_stream.data.dataset import ClipDataset, ClipItem, Failure
 from two_stream.data.features import FeatureCache, view_settings
 from two_stream.data.loader import Share, clip_loader, train_loader
 from two_stream.data.mirror import Mirror, mirror_note, mirror_of
@@ -22,6 +25,7 @@ from two_stream.runtime.console import warn
 from two_stream.training.losses import Labels
 from two_stream.types import Batch, InputSpec, Part, VideoRecord
 
+Wrap = Callable[[ClipDataset], Dataset[ClipItem | Failure]]
 _PARTS: tuple[Part, Part] = ("train", "val")
 
 
@@ -42,7 +46,7 @@ class TrainingData:
 
     train: Callable[..., EpochLoader]
     """epoch (from 0) and micro-batches to skip -> loader; in one of several processes that of its share, and then
-    `group=` says how many micro-batches make a step"""
+    `group=` says how many micro-batches make a step; `wrap=` may put other clips beside those of videos"""
     validation: Callable[[], Iterable[Batch]]
     """this process's part"""
     num_train: int
@@ -111,9 +115,11 @@ def _clips(
     """Return what opens the clips of an epoch and of the validation."""
     whole = Share(distributed.rank(), distributed.world_size(), pin=pin)
 
-    def open_epoch(epoch: int, skip: int, *, group: int = 0) -> EpochLoader:
+    def open_epoch(epoch: int, skip: int, *, group: int = 0, wrap: Wrap | None = None) -> EpochLoader:
         share = replace(whole, group=group)
-        return train_loader(experiment, spec, train, record, epoch=epoch, skip_batches=skip, share=share)
+        return train_loader(
+            experiment, spec, train, record, epoch=epoch, skip_batches=skip, share=share, wrap=wrap
+        )
 
     return open_epoch, lambda: clip_loader(experiment, spec, val, record, share=whole)
 

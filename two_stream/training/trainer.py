@@ -105,6 +105,9 @@ class Trainer:
                 stage_rates=options.stage_rates,
                 device=device,
             )
+            beside = extension.trained_beside(device) if extension is not None else []
+            if beside:
+                self.optimizer.add_param_group({"params": beside, "name": "beside"})
             self.schedule = self._schedule()
             self.stepper = Stepper(
                 model,
@@ -116,9 +119,8 @@ class Trainer:
                 device=device,
                 parallel=self.parallel,
             )
-        self.stepper.extension = extension
-        if extension is not None:
-            extension.planned(self.steps)
+        self.extension = self.stepper.extension = extension or Extension(experiment)
+        self.extension.planned(self.steps)
         self.progress = Progress()
         self._least_seconds = SHORT_EPOCHS if data.features is not None else 0.0
         self._saved_at, self._saved_step = time.monotonic(), -1
@@ -181,8 +183,8 @@ class Trainer:
             reason = str(failure).splitlines()[-1].strip()
             misfit = CheckpointError(f"{self.paths.last}: does not fit the model ({reason})")
             raise distributed.common(misfit) from None
-        if self.stepper.extension is not None:
-            self.stepper.extension.restored(self.stepper.models)
+        self.extension.load_state(state.get("extension", {}))
+        self.extension.restored(self.stepper.models)
         self.schedule.load_state_dict(state["schedule"])
         self.stepper.scaler.load_state_dict(state["scaler"])
         self.progress = Progress.from_state(state["progress"])
@@ -392,6 +394,7 @@ class Trainer:
             "other": other,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "extension": self.extension.state(),
             "scaler": self.stepper.scaler.state_dict(),
             "progress": self.progress.state_dict(),
             "rng": rng_state(),

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel
 
-from two_stream.commands.common import parse_over
+from two_stream.commands.common import parse_over, take_value
 from two_stream.config.load import load_experiment
 from two_stream.config.schema import Experiment
-from two_stream.errors import CheckpointError
+from two_stream.errors import CheckpointError, SettingsError
 
 if TYPE_CHECKING:
     from two_stream.types import Part
 
+_PARTS = ("test", "val")
 _FINE = 0.1
 """Of the source's learning rate: what is trained on starts close to where it ends."""
 _SHARE = 3
@@ -72,9 +73,6 @@ def train_and_report(
         resume: Go on with an interrupted run.
         overwrite: Start over in an existing folder.
     """
-    from two_stream.compression.layers import layer_changes
-    from two_stream.compression.report import show_compression, write_compression
-    from two_stream.evaluation.run import load_run
     from two_stream.runtime import distributed
     from two_stream.runtime.console import note
     from two_stream.training.loop import train
@@ -86,10 +84,32 @@ def train_and_report(
         return 128 + result.interrupted
     if not distributed.is_main():
         return 0
-    made = result.run.root
-    layers = layer_changes(load_run(source).model, load_run(made).model)
-    show_compression(write_compression(source, made, part=part, layers=layers), made)
+    report(source, result.run.root, part)
     return 0
+
+
+def report(source: Path, made: Path, part: Part) -> None:
+    """Score a run and its source, and write and show the report."""
+    from two_stream.compression.layers import layer_changes
+    from two_stream.compression.report import show_compression, write_compression
+    from two_stream.evaluation.run import load_run
+
+    before, model = load_run(source).model, load_run(made).model
+    layers = layer_changes(before, model) if before.options == model.options else []
+    device = "cpu" if model.cpu_only else None  # both are measured where both run
+    show_compression(write_compression(source, made, part=part, device=device, layers=layers), made)
+
+
+def take_part(args: list[str], prog: str) -> tuple[Part, list[str]]:
+    """Remove `--part` from the arguments and return its value.
+
+    Raises:
+        SettingsError: It is neither test nor val.
+    """
+    part, args = take_value(args, "--part", prog)
+    if part not in (None, *_PARTS):
+        raise SettingsError(f"{prog}: --part is {part}: expected {' or '.join(_PARTS)}")
+    return cast("Part", part or "test"), args
 
 
 def derived(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 from two_stream.commands.common import split_positional, take_flag, take_value
-from two_stream.commands.compressing.common import derived, source_experiment, train_and_report, trained_on
+from two_stream.commands.compressing.common import (
+    derived,
+    source_experiment,
+    take_part,
+    train_and_report,
+    trained_on,
+)
 from two_stream.config.compress import Prune
 from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError
-
-if TYPE_CHECKING:
-    from two_stream.types import Part
 
 PROG = "two-stream compress prune"
 DESCRIPTION = (
@@ -22,7 +24,6 @@ DESCRIPTION = (
     "writes them (.json), or a CSV with Name, Type and Sparsity. --part {test,val}: what both runs are scored on. "
     "--resume: go on with an interrupted run. --overwrite: start over in an existing run folder."
 )
-_PARTS = ("test", "val")
 
 
 def main(args: list[str]) -> int:
@@ -35,18 +36,14 @@ def main(args: list[str]) -> int:
     resume, args = take_flag(args, "--resume")
     overwrite, args = take_flag(args, "--overwrite")
     levels, args = take_value(args, "--levels", PROG)
-    part, args = take_value(args, "--part", PROG)
-    if part not in (None, *_PARTS):
-        raise SettingsError(f"{PROG}: --part is {part}: expected {' or '.join(_PARTS)}")
+    part, args = take_part(args, PROG)
     name, rest = split_positional(args, PROG, "the run folder", "demo/runs/rgb --amount 0.6")
     run = Path(name or "RUN")
     source = Experiment() if name is None else source_experiment(run)
     default = trained_on(source, run, f"{source.name}_pruned")
     experiment = derived(default, Prune(source=run), rest, f"{PROG} RUN", DESCRIPTION)
     experiment = _checked(experiment, run, None if levels is None else Path(levels))
-    return train_and_report(
-        experiment, run, cast("Part", part or "test"), again, resume=resume, overwrite=overwrite
-    )
+    return train_and_report(experiment, run, part, again, resume=resume, overwrite=overwrite)
 
 
 def _checked(experiment: Experiment, run: Path, levels: Path | None) -> Experiment:

@@ -1,0 +1,246 @@
+"""Quantisation: ranges measured on clips of the training part, or training with values rounded as in int8."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.ao.quantization import FakeQuantize
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from two_stream.altered import alter
+from two_stream.altered.int8 import Int8
+from two_stream.altered.ranges import MovingRange
+from two_stream.config.compress import Quantize
+from two_stream.config.schema import Experiment
+from two_stream.data.loader import clip_loader
+from two_stream.data.splits import load_part
+from two_stream.errors import CheckpointError, SettingsError
+from two_stream.evaluation.run import Run, load_run
+from two_stream.pretrained import read_model, write_model
+from two_stream.recognizer import Recognizer
+from two_stream.runtime import distributed
+from two_stream.runtime.console import note, progress
+from two_stream.runtime.files import sha256
+from two_stream.runtime.folders import replaced_folder, whole_folder
+from two_stream.runtime.seeding import rng
+from two_stream.training.extension import Extension
+from two_stream.training.run_folder import begin_run, check_run, record_environment
+from two_stream.types import RunPaths, VideoRecord
+
+TRAINED = "trained"
+"""Folder of a run in quantisation-aware training for the best epoch's network in float, from which `best` was made."""
+
+
+def int8_of(options: Quantize, *, fake: bool) -> Int8:
+    """Return what a network becomes; `fake` while it is trained."""
+    return Int8(
+        keep=options.keep,
+        observer="moving_average" if fake else options.observer,
+        per_channel=options.per_channel,
+        engine=options.engine,
+        fake=fake,
+        decay=options.range_decay,
+    )
+
+
+def quantise(model: Recognizer, options: Quantize, clips: Iterable[torch.Tensor]) -> None:
+    """Turn a trained network into int8, in place.
+
+    Args:
+        model: On the CPU.
+        options: How.
+        clips: uint8 `(B, C, T, H, W)` batches that ranges of activations are measured on.
+
+    Raises:
+        SettingsError: The backbone has no graph of layers, or `keep` names no layer.
+    """
+    check_quantisable(model)
+    made = int8_of(options, fake=False)
+    model.eval()
+    made.observe(model)
+    for part in model.modules():
+        if isinstance(part, MovingRange):
+            part.train()  # it moves in training only
+    with torch.inference_mode():
+        for clips_BCTHW in clips:
+            model(clips_BCTHW)
+    made.compute(model)
+    model.alterations.append(made)
+
+
+def check_quantisable(model: Recognizer) -> None:
+    """Refuse a network that is quantised already, or one of a library.
+
+    Raises:
+        SettingsError: In one line.
+    """
+    if any(isinstance(alteration, Int8) for alteration in model.alterations):
+        raise SettingsError("the network is quantised already; give the run it was made from")
+    kind = model.options.backbone.kind
+    if kind in ("timm", "hf_video"):
+        raise SettingsError(
+            f"backbone {kind} comes from a library whose code depends on the values that pass, so torch cannot write "
+            "it as a graph of layers to quantise; quantise one of our own families (`two-stream models`)"
+        )
+
+
+def quantise_run(experiment: Experiment, *, overwrite: bool = False) -> RunPaths:
+    """Write the run that is a trained run in int8 (post-training static quantisation).
+
+    Args:
+        experiment: Settings of the run to write; its `compress` section says how, and of which run.
+        overwrite: Remove an earlier run of that name first.
+
+    Raises:
+        SettingsError: The folder is in use, or the network cannot be quantised.
+        CheckpointError: The run cannot be read.
+        DataError: The clips cannot be read.
+    """
+    options = experiment.compress
+    assert isinstance(options, Quantize)
+    assert options.source is not None
+    paths = check_run(experiment, resume=False, overwrite=overwrite)
+    run = load_run(options.source)
+    records = calibration_videos(run, experiment, options.clips)
+    loader = clip_loader(experiment, run.model.spec, records, run.record)
+    digest = run.model_sha256
+    note(f"measuring ranges on {len(records)} clips of the training part")
+    with progress("calibrate", len(records)) as advance:
+        quantise(run.model, options, _counted(loader, advance))
+    begin_run(paths, experiment, overwrite=overwrite)
+    facts = {"quantised": f"{options.source} {digest}", "device": "cpu", "clips": str(len(records))}
+    record_environment(paths, facts)
+    with replaced_folder(paths.best) as folder:
+        write_model(folder, run.model, run.meta)
+    return paths
+
+
+def calibration_videos(run: Run, experiment: Experiment, count: int) -> list[VideoRecord]:
+    """Return videos of the training part, drawn by the seed; all where there are no more."""
+    data = experiment.data
+    videos = load_part(
+        run.record,
+        run.model.spec.modality,
+        data.split,
+        "train",
+        selection=experiment.train.selection,
+        holdout=data.holdout,
+        seed=experiment.seed,
+    )
+    order = rng("calibration", experiment.seed).permutation(len(videos))
+    return [videos[place] for place in order[:count]]
+
+
+def _counted(loader: Iterable[Any], advance: Any) -> Iterable[torch.Tensor]:
+    for batch in loader:
+        yield batch.clips
+        advance(len(batch.ids))
+
+
+class QuantizationAware(Extension):
+    """Rounds weights and activations in training as int8 would; the best epoch's network becomes int8 at the end."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        super().__init__(experiment)
+        assert isinstance(experiment.compress, Quantize)
+        self.options = experiment.compress
+        _check(experiment, self.options)
+        self.steps = 1
+        self.done = 0
+
+    def start(self, model: Recognizer, *, resumed: bool) -> None:
+        """Put the rounding in; BatchNorm is joined to the convolutions and still learns."""
+        del resumed
+        check_quantisable(model)
+        alter(model, int8_of(self.options, fake=True))
+
+    def planned(self, steps_per_epoch: int) -> None:
+        """Keep the length of the training."""
+        self.steps = steps_per_epoch * self.experiment.train.epochs
+
+    def restored(self, models: Sequence[nn.Module]) -> None:
+        """Hold what was held when the checkpoint was taken."""
+        if self.done:
+            self.stepped(models, self.done - 1)
+
+    def stepped(self, models: Sequence[nn.Module], step: int) -> None:
+        """Hold ranges and statistics from their share of the training on."""
+        self.done = step + 1
+        for model in models:
+            assert isinstance(model, Recognizer)
+            if self.done >= self.options.ranges_until * self.steps:
+                for part in model.modules():
+                    if isinstance(part, FakeQuantize) and isinstance(
+                        part.activation_post_process, MovingRange
+                    ):
+                        part.disable_observer()
+            if self.done >= self.options.statistics_until * self.steps:
+                norms = [part for part in model.modules() if isinstance(part, _BatchNorm) and part.training]
+                model.hold(norms)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return how many steps are done."""
+        return {"done": torch.tensor(self.done)}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Put `state` back."""
+        self.done = int(state["done"])
+
+    def finished(self, paths: RunPaths) -> None:
+        """Turn `best/` into int8; what it held stays as `trained/`."""
+        best, trained = whole_folder(paths.best), paths.root / TRAINED
+        model, meta = read_model(best)
+        if model.cpu_only:
+            return
+        with replaced_folder(trained) as folder:
+            shutil.copytree(best, folder, dirs_exist_ok=True)
+        made = int8_of(self.options, fake=False)
+        made.compute(model)
+        model.alterations[-1] = made
+        with replaced_folder(paths.best) as folder:
+            write_model(folder, model, meta)
+        note(f"{paths.best}: computes in int8 now; {trained} keeps the network it was made from, in float")
+
+    def facts(self) -> dict[str, str]:
+        """Say of which weights the network was made."""
+        source = self.options.source
+        return {} if source is None else {"quantised": f"{source} {_digest(source)}"}
+
+
+def _digest(source: Path) -> str:
+    file = whole_folder(source / "best") / "model.safetensors"
+    if not file.is_file():
+        raise CheckpointError(f"{source}: the run to quantise has no {file.name} in `best`")
+    return sha256(file)
+
+
+def _check(experiment: Experiment, options: Quantize) -> None:
+    """Refuse what quantisation-aware training cannot do, in one line."""
+    train = experiment.train
+    if options.method == "static":
+        raise SettingsError(
+            "`compress.method: static` needs no training: use `two-stream compress quantize RUN`; "
+            "to train with rounded values set `compress.method: qat`"
+        )
+    for name, asked in (
+        ("ema", train.ema),
+        ("gradient_checkpointing", train.gradient_checkpointing),
+        ("compile", train.compile),
+        ("sync_batchnorm", train.sync_batchnorm),
+        ("freeze_until", train.freeze_until),
+    ):
+        if asked:
+            raise SettingsError(f"`train.{name}` does not go with quantisation-aware training; leave it out")
+    if train.precision != "fp32":
+        raise SettingsError(
+            f"`train.precision` is {train.precision}: quantisation-aware training rounds float32; expected fp32"
+        )
+    if distributed.world_size() > 1:
+        raise SettingsError(
+            "quantisation-aware training follows the ranges of one process; start it without torchrun"
+        )
