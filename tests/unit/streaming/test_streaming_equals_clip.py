@@ -13,6 +13,7 @@ from stream_reference import (
     each_frame_squeezed,
     frames_of,
     made,
+    side_of,
 )
 
 from two_stream import zoo
@@ -115,7 +116,6 @@ def test_every_network_of_the_zoo_streams_or_says_why_not(name: str, monkeypatch
     if options.head.kind == "lstm":
         pytest.skip("an LSTM that goes on is no window; see test_streaming_heads")
     monkeypatch.setattr(SqueezeExcitation, "forward", each_frame_squeezed)
-    fixed = options.backbone.kind in ("c3d", "timm")
     model, stream = made(name), convert(twin)
     length = stream.delay + 4 * stream.stride
-    assert_near(*predictions_of(model, model.spec.crop if fixed else 32, 64, length))
+    assert_near(*predictions_of(model, side_of(model, 32), 64, length))
