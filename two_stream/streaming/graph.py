@@ -156,7 +156,17 @@ class _Reading:
         part = self.module.get_submodule(str(node.target))
         stride = self.builder.reach(value).stride
         cell = module_cell(str(node.target), part, self.choice, stride, self._read_alone(value))
-        return value if cell is None else self.builder.add(str(node.target), cell, value)
+        if cell is None:
+            return value
+        return self._done(node, value, cell, value, in_place=bool(getattr(part, "inplace", False)))
+
+    def _done(self, node: fx.Node, changed: int, cell: Cell, *inputs: int, in_place: bool) -> int:
+        """Add a node; who reads later what it overwrites in the clip network reads its result."""
+        name = str(node.target) if node.op == "call_module" else node.name
+        number = self.builder.add(name, cell, *inputs)
+        if in_place:
+            self.values.update({each: number for each, value in self.values.items() if value == changed})
+        return number
 
     def _method(self, node: fx.Node) -> Any:
         value = self._map(node.args[0], node)
@@ -172,12 +182,15 @@ class _Reading:
             return self._item(node)
         if target in ADDITIONS:
             inputs = [self._map(each, node) for each in node.args[:2]]
-            return self.builder.add(node.name, Join(torch.add, "a sum"), *inputs)
+            return self._done(
+                node, inputs[0], Join(torch.add, "a sum"), *inputs, in_place=target is operator.iadd
+            )
         if target is torch.cat:
             return self._beside(node)
         value = self._map(node.args[0], node)
         if target in FUNCTIONS:
-            return self.builder.add(node.name, FrameWise(_bound(target, node.args[1:])), value)
+            in_place = bool(node.kwargs.get("inplace", False))
+            return self._done(node, value, FrameWise(_bound(target, node.args[1:])), value, in_place=in_place)
         if target is averaged:
             return self.builder.add(node.name, averaging(int(node.args[1])), value)  # type: ignore[arg-type]
         if target is F.adaptive_avg_pool3d:
