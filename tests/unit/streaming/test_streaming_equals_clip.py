@@ -54,6 +54,8 @@ NETS: dict[str, dict[str, Any]] = {
     "slowfast late": {"kind": "slowfast", "width": 0.125},
     "slowfast early": {"kind": "slowfast", "width": 0.125, "fusion": "early", "alpha": 2},
     "timm": {"kind": "timm", "name": "resnet18", "temporal_stride": 2},
+    "timm shifted": {"kind": "timm", "name": "resnet10t", "tsm": 0.125},
+    "timm inflated": {"kind": "timm", "name": "resnet10t", "inflate": True},
 }
 IN_REACH = 3
 """Length of the streams in receptive fields."""

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from stream_reference import assert_near, clip_predictions, frames_of, made, small
+from stream_reference import assert_near, clip_predictions, frames_of, small
 from torch import nn
 from torch.nn import functional as F
 
@@ -96,12 +96,23 @@ def test_wrong_choices(options: dict, message: str) -> None:
     ("name", "message"),
     [
         ("co3d/slowfast_8x8_r50", "no stream with `spread: true`"),
-        ("timm/resnet50_tsm", "no stream with `tsm`"),
+        ("transformers/videomae_small", "every frame attends to all frames of its clip"),
     ],
 )
 def test_networks_without_a_stream_say_why(name: str, message: str) -> None:
+    with torch.device("meta"):
+        model = create_model(name, 5)
     with pytest.raises(SettingsError, match=message):
-        convert(made(name))
+        convert(model)
+
+
+def test_blocks_of_timm_without_rules_say_why() -> None:
+    model = small(backbone={"kind": "timm", "name": "convnext_atto", "tsm": 0.125})
+    with pytest.raises(
+        SettingsError,
+        match=r"this network has no stream: \w+gamma .*: a stream has layers and functions only",
+    ):
+        convert(model)
 
 
 def test_a_layer_without_a_rule_is_named() -> None:
