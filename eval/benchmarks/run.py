@@ -63,6 +63,14 @@ SCRIPTS = (
     Script("roofline", ("convolution-bound forward, R3D-18 32×112², bf16",)),
     Script("extraction", ("TV-L1 + JPEG extraction with 2 processes",)),
     Script("start_up", ("start of a run to first training step",)),
+    Script(
+        "streaming",
+        (
+            "multiply-adds of a prediction, CoX3D-M",
+            "CPU time of a prediction, CoX3D-M",
+            "peak memory of a stream",
+        ),
+    ),
     Script("attention", (), extra=True),
     Script("exports", (), extra=True),
     Script("head_study", (), extra=True),

@@ -7,11 +7,15 @@ add them up later; ours keep the frames and compute each output once.
 
 from __future__ import annotations
 
+from two_stream.backbones import Backbone
+from two_stream.backbones.library import LibraryBackbone
+from two_stream.backbones.timm_net import TimmBackbone
 from two_stream.errors import SettingsError
 from two_stream.recognizer import Recognizer
 from two_stream.streaming.cells import Start
-from two_stream.streaming.graph import Builder, backbone_maps
+from two_stream.streaming.graph import Builder, graph_maps
 from two_stream.streaming.heads import add_heads
+from two_stream.streaming.images import image_maps
 from two_stream.streaming.layers import Squeeze
 from two_stream.streaming.recognizer import StreamRecognizer
 from two_stream.streaming.rules import Choice
@@ -50,5 +54,16 @@ def convert(
     model.eval()
     builder = Builder()
     choice = Choice(squeeze, start, window or model.spec.clip_length)
-    add_heads(model, backbone_maps(model.backbone, choice, builder), window, builder)
+    add_heads(model, _backbone_maps(model.backbone, choice, builder), window, builder)
     return StreamRecognizer(model, builder.nodes)
+
+
+def _backbone_maps(backbone: Backbone, choice: Choice, builder: Builder) -> list[int]:
+    """Add a backbone's cells and return the numbers of its maps."""
+    if isinstance(backbone, TimmBackbone):
+        return image_maps(backbone, choice, builder)
+    if isinstance(backbone, LibraryBackbone):
+        raise SettingsError(
+            f"backbone {backbone.options.kind} has no stream: every frame attends to all frames of its clip"
+        )
+    return graph_maps(backbone, choice, builder)

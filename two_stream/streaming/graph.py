@@ -12,10 +12,8 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from two_stream.backbones import Backbone
-from two_stream.backbones.library import LibraryBackbone
 from two_stream.backbones.shufflenet_3d import averaged
 from two_stream.backbones.slowfast import SlowFast3D
-from two_stream.backbones.timm_net import TimmBackbone
 from two_stream.backbones.tracing import traced
 from two_stream.errors import SettingsError
 from two_stream.streaming.cells import Cell, FrameWise, Join
@@ -77,8 +75,8 @@ class Builder:
         return len(self.nodes) - 1
 
 
-def backbone_maps(backbone: Backbone, choice: Choice, builder: Builder) -> list[int]:
-    """Add a backbone's cells and return the numbers of its maps, one per pathway.
+def graph_maps(backbone: Backbone, choice: Choice, builder: Builder) -> list[int]:
+    """Add the cells of one of our backbones and return the numbers of its maps, one per pathway.
 
     Raises:
         SettingsError: It has no stream; the message names the layer or setting and why.
@@ -88,33 +86,10 @@ def backbone_maps(backbone: Backbone, choice: Choice, builder: Builder) -> list[
             "backbone slowfast has no stream with `spread: true`: it picks its slow frames by the clip's length; "
             "set `backbone.spread: false`, every `alpha`-th frame"
         )
-    if isinstance(backbone, TimmBackbone):
-        return _images(backbone, builder)
-    if isinstance(backbone, LibraryBackbone):
-        raise SettingsError(
-            f"backbone {backbone.options.kind} has no stream: every frame attends to all frames of its clip"
-        )
-    return _Reading(traced(backbone, LEAVES), choice, builder).maps()
+    return Reading(traced(backbone, LEAVES), choice, builder).maps()
 
 
-def _images(backbone: TimmBackbone, builder: Builder) -> list[int]:
-    """Add a 2D network, which sees each frame by itself."""
-    for setting in ("tsm", "inflate"):
-        if getattr(backbone.options, setting):
-            raise SettingsError(
-                f"backbone timm has no stream with `{setting}`: timm's blocks would have to be taken apart; "
-                f"leave `backbone.{setting}` out, or use a 3D network of this project"
-            )
-    value = builder.add("images", FrameWise(backbone.forward_map), -1)
-    step = backbone.temporal_stride[0]
-    if step > 1:
-        value = builder.add("frames_averaged", thinned(step), value)
-    if "reduction" in backbone._modules:
-        value = builder.add("reduction", FrameWise(backbone.reduction), value)
-    return [value]
-
-
-class _Reading:
+class Reading:
     """Reads one graph from input to output."""
 
     def __init__(self, module: fx.GraphModule, choice: Choice, builder: Builder) -> None:
@@ -138,7 +113,7 @@ class _Reading:
 
     def _value(self, node: fx.Node) -> Any:
         if node.op == "call_module":
-            return self._layer(node)
+            return self.layer(node)
         if node.op == "call_method":
             return self._method(node)
         if node.op == "call_function":
@@ -151,15 +126,26 @@ class _Reading:
         aliases = sum(each == value for each in self.values.values()) - 1
         return value >= 0 and readers - aliases <= 1 and _makes_its_own(self.builder.nodes[value].cell)
 
-    def _layer(self, node: fx.Node) -> int:
-        value = self._map(node.args[0], node)
+    def layer(self, node: fx.Node) -> int:
+        """Add the cell of a module and return its number."""
+        value = self.map(node.args[0], node)
         part = self.module.get_submodule(str(node.target))
         stride = self.builder.reach(value).stride
         cell = module_cell(str(node.target), part, self.choice, stride, self._read_alone(value))
-        return value if cell is None else self.builder.add(str(node.target), cell, value)
+        if cell is None:
+            return value
+        return self._done(node, value, cell, value, in_place=bool(getattr(part, "inplace", False)))
+
+    def _done(self, node: fx.Node, changed: int, cell: Cell, *inputs: int, in_place: bool) -> int:
+        """Add a node; who reads later what it overwrites in the clip network reads its result."""
+        name = str(node.target) if node.op == "call_module" else node.name
+        number = self.builder.add(name, cell, *inputs)
+        if in_place:
+            self.values.update({each: number for each, value in self.values.items() if value == changed})
+        return number
 
     def _method(self, node: fx.Node) -> Any:
-        value = self._map(node.args[0], node)
+        value = self.map(node.args[0], node)
         if node.target == "chunk" and node.kwargs.get("dim", node.args[-1]) == 1:
             return _Parts(value, int(node.args[1]))  # type: ignore[arg-type]
         raise refused(node.name, node.target, "there is no rule for this method")
@@ -167,17 +153,20 @@ class _Reading:
     def _function(self, node: fx.Node) -> Any:
         target: Any = node.target
         if target is getattr and node.args[1] == "shape":
-            return _Size(self._map(node.args[0], node))
+            return _Size(self.map(node.args[0], node))
         if target is operator.getitem:
             return self._item(node)
         if target in ADDITIONS:
-            inputs = [self._map(each, node) for each in node.args[:2]]
-            return self.builder.add(node.name, Join(torch.add, "a sum"), *inputs)
+            inputs = [self.map(each, node) for each in node.args[:2]]
+            return self._done(
+                node, inputs[0], Join(torch.add, "a sum"), *inputs, in_place=target is operator.iadd
+            )
         if target is torch.cat:
             return self._beside(node)
-        value = self._map(node.args[0], node)
+        value = self.map(node.args[0], node)
         if target in FUNCTIONS:
-            return self.builder.add(node.name, FrameWise(_bound(target, node.args[1:])), value)
+            in_place = bool(node.kwargs.get("inplace", False))
+            return self._done(node, value, FrameWise(_bound(target, node.args[1:])), value, in_place=in_place)
         if target is averaged:
             return self.builder.add(node.name, averaging(int(node.args[1])), value)  # type: ignore[arg-type]
         if target is F.adaptive_avg_pool3d:
@@ -190,7 +179,7 @@ class _Reading:
             raise refused(
                 node.name, torch.cat, f"it joins dimension {dimension}; a stream joins channels (1)"
             )
-        inputs = [self._map(each, node) for each in node.args[0]]  # type: ignore[union-attr]
+        inputs = [self.map(each, node) for each in node.args[0]]  # type: ignore[union-attr]
         return self.builder.add(node.name, Join(_side_by_side, "a concatenation"), *inputs)
 
     def _item(self, node: fx.Node) -> Any:
@@ -216,7 +205,8 @@ class _Reading:
         ratio = self.builder.reach(length.of).stride // self.builder.reach(value).stride
         return self.builder.add(node.name, thinned(ratio), value)
 
-    def _map(self, argument: Any, node: fx.Node) -> int:
+    def map(self, argument: Any, node: fx.Node) -> int:
+        """Return the number of a node's input that must be a map."""
         value = self.values.get(argument) if isinstance(argument, fx.Node) else None
         if not isinstance(value, int):
             raise refused(node.name, node.target, f"it works on {argument}, which is no map")

@@ -57,7 +57,7 @@ class StreamRecognizer(nn.Module):
                 in the model's clips.
 
         Returns:
-            Logits `(B, m, K)`, in time order; m is 0 while none can be known.
+            Logits `(B, m, K)`, in time order, of the classifier's type; m is 0 while none can be known.
 
         Raises:
             SettingsError: Channels or number of dimensions are wrong, or batch or size differ from the stream's.
@@ -108,6 +108,7 @@ class StreamRecognizer(nn.Module):
         return values[-1]
 
     def _logits(self, shape: torch.Size | tuple[int, ...], found: torch.Tensor | None) -> torch.Tensor:
-        if found is not None:
-            return found
-        return self.model.classifier.weight.new_zeros((shape[0], 0, self.model.num_classes))
+        weight = self.model.classifier.weight
+        if found is None:
+            return weight.new_zeros((shape[0], 0, self.model.num_classes))
+        return found.to(weight.dtype)  # under autocast too

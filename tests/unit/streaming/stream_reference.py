@@ -25,8 +25,13 @@ def made(name: str = "rgb", **options: Any) -> Recognizer:
         if isinstance(part, (nn.BatchNorm3d, nn.BatchNorm2d)):
             part.momentum = None  # the mean of all that is seen: of one batch
     with torch.no_grad():
-        model.train()(frames_of(model, model.spec.clip_length, side=min(64, model.spec.crop), batch=2))
+        model.train()(frames_of(model, model.spec.clip_length, side=side_of(model, 64), batch=2))
     return model.eval().double()
+
+
+def side_of(model: Recognizer, side: int) -> int:
+    """Return the side of the frames that a network is tried on: a small one, or its own where it takes no other."""
+    return model.spec.crop if model.options.backbone.kind in ("c3d", "timm") else min(side, model.spec.crop)
 
 
 def small(**options: Any) -> Recognizer:

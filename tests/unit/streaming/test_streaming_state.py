@@ -6,11 +6,17 @@ import copy
 
 import pytest
 import torch
-from stream_reference import assert_near, clip_predictions, frames_of, made, small
+from stream_reference import assert_near, clip_predictions, frames_of, small
+from torch import nn
+from torch.nn import functional as F
 
 from two_stream import create_model
+from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import SettingsError
+from two_stream.evaluation.network import ready
 from two_stream.profiling import multiply_adds
+from two_stream.recognizer import Recognizer
+from two_stream.runtime.device import autocast
 from two_stream.runtime.inference import folded
 from two_stream.streaming import convert, multiply_adds_per_prediction
 
@@ -90,12 +96,23 @@ def test_wrong_choices(options: dict, message: str) -> None:
     ("name", "message"),
     [
         ("co3d/slowfast_8x8_r50", "no stream with `spread: true`"),
-        ("timm/resnet50_tsm", "no stream with `tsm`"),
+        ("transformers/videomae_small", "every frame attends to all frames of its clip"),
     ],
 )
 def test_networks_without_a_stream_say_why(name: str, message: str) -> None:
+    with torch.device("meta"):
+        model = create_model(name, 5)
     with pytest.raises(SettingsError, match=message):
-        convert(made(name))
+        convert(model)
+
+
+def test_blocks_of_timm_without_rules_say_why() -> None:
+    model = small(backbone={"kind": "timm", "name": "convnext_atto", "tsm": 0.125})
+    with pytest.raises(
+        SettingsError,
+        match=r"this network has no stream: \w+gamma .*: a stream has layers and functions only",
+    ):
+        convert(model)
 
 
 def test_a_layer_without_a_rule_is_named() -> None:
@@ -105,6 +122,48 @@ def test_a_layer_without_a_rule_is_named() -> None:
         SettingsError, match=r"this network has no stream: stem\.3 \(InstanceNorm3d\): there is no rule"
     ):
         convert(model)
+
+
+class Overwriting(nn.Module):
+    """Reads a map before and after it is overwritten in place, and adds in place to what is read again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(8, 8, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x_BCTHW)
+        before = self.conv(y)
+        after = y + self.relu(y)
+        after += before
+        return torch.cat((after, F.relu(after, inplace=True), y), dim=1)[:, :, ::1]
+
+
+def test_what_is_overwritten_in_place_is_read_as_in_the_clip_network() -> None:
+    model = small()
+    model.backbone.stem.append(Overwriting().double())  # type: ignore[union-attr,operator]
+    model.backbone.stem.append(nn.Conv3d(24, 8, 1).double())  # type: ignore[union-attr,operator]
+    frames = frames_of(model, 120)
+    stream = convert(model.eval())
+    found = torch.cat([*(stream.step(part) for part in frames.split(1, 2)), stream.finish()], 1)
+    assert_near(found, clip_predictions(model, frames))
+
+
+def test_in_bfloat16_as_the_evaluator_runs_it() -> None:
+    model = small().float()
+    frames = frames_of(model, 120)
+    wanted = clip_predictions(model, frames)
+    fast = ready(model, EvaluateOptions(precision="bf16", fold=True, compile=False))
+    assert isinstance(fast, Recognizer)
+    stream = convert(fast)
+    with autocast(torch.device("cpu"), "bf16"):
+        found = torch.cat([*(stream.step(part) for part in frames.split(7, 2)), stream.finish()], 1)
+        same = clip_predictions(fast, frames)
+    assert found.dtype == torch.float32
+    assert same.dtype == torch.bfloat16
+    spread = wanted.std()
+    assert float((found - wanted).abs().max() / spread) < 3 * float((same - wanted).abs().max() / spread)
 
 
 def test_a_folded_network_in_channels_last() -> None:

@@ -23,6 +23,7 @@ NETS: dict[str, dict[str, Any]] = {
     },
     "inception": {"backbone": {"kind": "i3d", "width": 0.125}},
     "shuffled": {"backbone": {"kind": "shufflenet_3d", "width": 0.25, "groups": 3, "temporal_stride": 4}},
+    "shifted": {"backbone": {"kind": "timm", "name": "resnet10t", "tsm": 0.125}},
     "two rates": {"backbone": {"kind": "slowfast", "width": 0.125}},
     "two rates, lstm": {
         "backbone": {"kind": "slowfast", "width": 0.125},

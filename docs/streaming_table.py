@@ -1,0 +1,99 @@
+"""Write the table of `docs/streaming.md`: which networks stream, and what a prediction then costs.
+
+    python docs/streaming_table.py            # about a minute, on the meta device
+    python docs/streaming_table.py --check    # write nothing; exit code 1 where the page is not what would be written
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from two_stream import zoo
+from two_stream.errors import SettingsError
+from two_stream.profiling import meta_model, multiply_adds
+from two_stream.runtime.files import write_text
+from two_stream.streaming import convert, multiply_adds_per_prediction
+
+PAGE = Path(__file__).resolve().parent / "streaming.md"
+CLASSES = 400
+NAMES = (
+    "co3d/x3d_xs",
+    "co3d/x3d_s",
+    "co3d/x3d_m",
+    "co3d/x3d_l",
+    "co3d/slow_8x8_r50",
+    "co3d/i3d_8x8_r50",
+    "co3d/r2plus1d_18",
+    "co3d/slowfast_8x8_r50",
+    "late_temporal/rgb_resneXt3D64f101",
+    "late_temporal/rgb_resneXt3D64f101_bert10_FRMB",
+    "late_temporal/rgb_resneXt3D64f101_FRMB_lstm",
+    "late_temporal/rgb_resneXt3D64f101_concatenation",
+    "late_temporal/rgb_resneXt3D64f101_FRMB_NLB_concatenation",
+    "late_temporal/rgb_slowfast64f_50",
+    "late_temporal/rgb_slowfast64f_50_bert10_FRAB_early",
+    "late_temporal/rgb_I3D64f_bert2",
+    "late_temporal/rgb_r2plus1d_64f_34_bert10",
+    "3dresnets/resnet18",
+    "3dresnets/preresnet50",
+    "3dresnets/densenet121",
+    "efficient3d/resnet18_A",
+    "efficient3d/mobilenet_1.0x",
+    "efficient3d/mobilenetv2_1.0x",
+    "efficient3d/shufflenet_g3_1.0x",
+    "efficient3d/shufflenetv2_1.0x",
+    "efficient3d/squeezenet_1.1",
+    "efficient3d/c3d",
+    "compressed/csn50_ip",
+    "timm/resnet50_tsn",
+    "timm/resnet50_tsm",
+    "timm/resnet18_i3d",
+    "transformers/videomae_base",
+)
+"""One or more of every family of the zoo."""
+HEAD = ("network", "clip", "a prediction every", "delay", "sees", "G multiply-adds of a clip", "of a prediction", "ratio")
+_TABLE = re.compile(r"(<!-- table -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def row(name: str) -> list[str]:
+    """Return the cells of a network."""
+    model = meta_model(zoo.resolve(name), CLASSES)
+    try:
+        stream = convert(model)
+    except SettingsError as error:
+        reason = re.sub("^.*?no stream", "no stream", str(error))
+        return [f"`{name}`", str(model.spec.clip_length), reason, *[""] * 5]
+    clip, each = multiply_adds(model), multiply_adds_per_prediction(model)
+    sees = "all so far" if stream.receptive_field is None else str(stream.receptive_field)
+    frames = [str(model.spec.clip_length), str(stream.stride), str(stream.delay), sees]
+    return [f"`{name}`", *frames, f"{clip / 1e9:.2f}", f"{each / 1e9:.2f}", f"{clip / each:.1f}"]
+
+
+def page(text: str) -> str:
+    """Return the page with its table written anew."""
+    lines = [HEAD, ["---"] * len(HEAD), *(row(name) for name in NAMES)]
+    made = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return _TABLE.sub(lambda found: f"{found[1]}{made}\n{found[2]}", text)
+
+
+def main() -> int:
+    """Write or check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, compare")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    before = PAGE.read_text(encoding="utf-8")
+    after = page(before)
+    if given.check:
+        return int(before != after)
+    write_text(PAGE, after)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
