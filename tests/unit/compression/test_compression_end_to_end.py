@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+import torch
+from small_world import SmallWorld
 
 from two_stream.cli import main
 from two_stream.evaluation.run import load_run
 from two_stream.profiling import multiply_adds
+from two_stream.studies.costs import kept_cost
+from two_stream.training.loop import train
 
-sys.path.append(str(Path(__file__).parents[1] / "unit" / "compression"))
-from small_world import SmallWorld  # noqa: E402
-from two_stream.training.loop import train  # noqa: E402
 
 TRAINED = ["--train.epochs", "2", "--train.optimizer.lr", "0.003"]
 
@@ -65,6 +65,9 @@ def test_pruned_runs_are_ordinary_ones(
     assert main(["fuse", half, pruned, "--out", str(out)]) == 0
     assert main(["compare", str(runs["rgb"]), half, "--json"]) == 0
     assert main(["report", half, pruned, "--out", str(world.root / "report.html")]) == 0
+    page = (world.root / "report.html").read_text()
+    assert page.count("Compression <small>") == 2
+    assert "multiply-adds per view" in (world.root / "report.md").read_text()
     capsys.readouterr()
     assert main(["profile", half, "--seconds", "0.01", "--precision", "fp32", "--json", "-"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -82,6 +85,15 @@ def test_a_training_starts_from_a_narrowed_run_and_goes_on(
     twice = ["--what", "channels", "--amount", "0.3", "--name", "twice", "--train.epochs", "1"]
     assert main(["compress", "prune", str(first), *twice]) == 0
     assert multiply_adds(load_run(first.parent / "twice").model) < multiply_adds(load_run(first).model)
+
+
+def test_a_study_counts_the_narrowed_network(runs: dict[str, Path], tmp_path: Path) -> None:
+    run, cpu = load_run(runs["rgb_half"]), torch.device("cpu")
+    costs = tmp_path / "costs.json"
+    plain = kept_cost(costs, run.experiment, 3, 1.0, device=cpu)
+    cost = kept_cost(costs, run.experiment, 3, 1.0, device=cpu, run=run.paths.root)
+    assert cost.multiply_adds == multiply_adds(run.model) < plain.multiply_adds
+    assert cost.parameters == sum(p.numel() for p in run.model.parameters()) < plain.parameters
 
 
 @pytest.mark.parametrize(
