@@ -15,7 +15,6 @@ from two_stream.profiling import multiply_adds
 from two_stream.studies.costs import kept_cost
 from two_stream.training.loop import train
 
-
 TRAINED = ["--train.epochs", "2", "--train.optimizer.lr", "0.003"]
 
 
@@ -27,9 +26,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
 @pytest.fixture(scope="module")
 def runs(world: SmallWorld) -> dict[str, Path]:
     """An RGB and a flow run, and of each one pruned: RGB to half its multiply-adds, flow of 60 % of its weights."""
-    made = {
-        modality: train(world.experiment(modality, modality)).run.root for modality in ("rgb", "flow")
-    }
+    made = {modality: train(world.experiment(modality, modality)).run.root for modality in ("rgb", "flow")}
     channels = ["--what", "channels", "--target-macs", "0.5", "--name", "rgb_half"]
     assert main(["compress", "prune", str(made["rgb"]), *channels, *TRAINED]) == 0
     assert main(["compress", "prune", str(made["flow"]), "--amount", "0.6", *TRAINED]) == 0
