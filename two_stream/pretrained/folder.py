@@ -132,5 +132,15 @@ def reshape_like(model: Recognizer, path: Path) -> None:
         alter(model, alteration)
 
 
+def alterations_in(path: Path) -> list[dict[str, Any]]:
+    """Return how a file of ours says that its network was altered; empty for an ordinary one.
+
+    Raises:
+        CheckpointError: There is no such file, or it is damaged.
+    """
+    found: list[dict[str, Any]] = json.loads(read_metadata(weights_file(path)).get("altered", "[]"))
+    return found
+
+
 def _alterations(header: Mapping[str, str], file: Path) -> list[Alteration]:
     return from_description(json.loads(header.get("altered", "[]")), file)
