@@ -1,14 +1,15 @@
 """Taking whole channels out: torch-pruning finds which layers share them, ours is what may go and how far.
 
-Fang et al., "DepGraph: Towards Any Structural Pruning" (arXiv 2301.12900). The last map of every pathway keeps its width,
-so that head and classifier stay as they are; with shortcut A (zero channels appended) the residual stream keeps its too,
-because it reaches the last map by name, and only the insides of blocks are narrowed.
+Fang et al., "DepGraph: Towards Any Structural Pruning" (arXiv 2301.12900). The last map of every pathway keeps its
+width, so that head and classifier stay as they are; with shortcut A (zero channels appended) the residual stream keeps
+its too, because its channels reach the last map, and only the insides of blocks are narrowed.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import nn
 from two_stream.altered import alter
 from two_stream.altered.narrowed import Narrowed, narrowed_from
 from two_stream.backbones.base import Backbone
-from two_stream.compression.layers import chosen_layers, first_layers, layers_of
+from two_stream.compression.layers import Layer, chosen_layers, first_layers, layers_of
 from two_stream.config.compress import Prune
 from two_stream.errors import SettingsError
 from two_stream.profiling import multiply_adds
@@ -33,8 +34,9 @@ REFUSED = {
 """Backbones whose channels are not taken out, and why."""
 _SIDE = 64
 """pixels of the clip that the layers are traced with, where the network takes it"""
-_MOST = 0.98
-"""share of a layer's channels that goes at most"""
+_LARGEST = (0.98, 0.9, 0.8, 0.6)
+"""shares from which the search for a budget sets out; ranked globally, layers that would lose everything lose nothing,
+so that a smaller share may take out more"""
 _SEARCH = 9
 """halvings in the search for a share that meets a budget: to a five-hundredth"""
 
@@ -52,18 +54,34 @@ def narrow(model: Recognizer, options: Prune) -> None:
     """
     check_narrowable(model, options)
     before = multiply_adds(model)
-    if options.target_macs is None:
-        made, told = _pruned(model, options, options.amount)
-    else:
-        made, told = _within(model, options, options.target_macs * before)
-    alter(model, told)
-    model.load_state_dict(made.state_dict())
-    if model.memory_format is not torch.preserve_format:
-        model.channels_last()
+    if not take_out(model, options):
+        raise SettingsError(
+            f"no channel of {model.options.backbone.kind} would go: `compress.amount` {options.amount:g} takes none of "
+            "the layers named, or they end in the last map, which keeps its width"
+        )
     after = multiply_adds(model)
     note(
         f"channels taken out: {before / 1e9:.4g} to {after / 1e9:.4g} G multiply-adds ({100 * after / before:.1f} %)"
     )
+
+
+def take_out(model: Recognizer, options: Prune) -> bool:
+    """Do what `narrow` does without a word; return whether any channel went.
+
+    Raises:
+        SettingsError: The layers do not fit together afterwards, or the budget cannot be met.
+    """
+    if options.target_macs is None:
+        made, told = _pruned(model, options, options.amount)
+    else:
+        made, told = _within(model, options, options.target_macs * multiply_adds(model))
+    if not told.sizes:
+        return False
+    alter(model, told)
+    model.load_state_dict(made.state_dict())
+    if model.memory_format is not torch.preserve_format:
+        model.channels_last()
+    return True
 
 
 def check_narrowable(model: Recognizer, options: Prune) -> None:
@@ -87,15 +105,20 @@ def check_narrowable(model: Recognizer, options: Prune) -> None:
 
 def _within(model: Recognizer, options: Prune, budget: float) -> tuple[Recognizer, Narrowed]:
     """Return the network that loses the smallest share of its channels and stays within a budget of multiply-adds."""
-    best = _pruned(model, options, _MOST)
-    lowest = multiply_adds(best[0])
-    if lowest > budget:
-        whole = multiply_adds(model)
+    best, low, high = None, 0.0, 0.0
+    lowest = multiply_adds(model)
+    for high in _LARGEST:
+        made = _pruned(model, options, high)
+        lowest = min(lowest, multiply_adds(made[0]))
+        if lowest <= budget:
+            best = made
+            break
+    if best is None:
         raise SettingsError(
-            f"`compress.target_macs` is {options.target_macs:g}: these layers go down to {lowest / whole:.3f} of the "
-            "multiply-adds and no further; ask for more than that, or name more layers"
+            f"`compress.target_macs` is {options.target_macs:g}: these layers go down to "
+            f"{lowest / multiply_adds(model):.3f} of the multiply-adds and no further; ask for more than that, or name "
+            "more layers"
         )
-    low, high = 0.0, _MOST
     for _ in range(_SEARCH):
         share = (low + high) / 2
         made = _pruned(model, options, share)
@@ -110,7 +133,7 @@ def _pruned(model: Recognizer, options: Prune, share: float) -> tuple[Recognizer
     """Return a copy that lost a share of its channels, and what tells it from the model.
 
     Raises:
-        SettingsError: Nothing went, or the layers no longer fit together.
+        SettingsError: The layers no longer fit together.
     """
     made = copy.deepcopy(model).eval().requires_grad_(True)
     traced = _Ends(made.backbone).eval()
@@ -128,16 +151,11 @@ def _pruned(model: Recognizer, options: Prune, share: float) -> tuple[Recognizer
         with torch.no_grad():
             traced(_clip(made))
     except (RuntimeError, IndexError, ZeroDivisionError, AssertionError) as error:
-        reason = str(error).strip().splitlines()
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SettingsError(
-            f"channels of {kind} cannot be taken out with these settings ({reason[0] if reason else type(error).__name__}); "
-            "prune its weights (`compress.what: weights`)"
+            f"channels of {kind} cannot be taken out with these settings ({reason}); prune its weights "
+            "(`compress.what: weights`)"
         ) from None
-    if not told.sizes and options.target_macs is None:
-        raise SettingsError(
-            f"no channel of {kind} would go: `compress.amount` {share:g} takes none of the layers named, or they end in "
-            "the last map, which keeps its width"
-        )
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     for name, parameter in made.named_parameters():
         parameter.requires_grad_(flags[name])
@@ -150,19 +168,22 @@ def _prune(made: Recognizer, traced: _Ends, options: Prune, share: float) -> Non
     layers = layers_of(made)
     chosen = chosen_layers(made, options)
     kept = [layer for name, layer in layers.items() if name.startswith("backbone.") and name not in chosen]
-    by_layer = {layers[name]: level for name, level in options.by_layer.items()}
-    if by_layer:
+    levels = options.by_layer or dict.fromkeys(chosen, share)
+    groups = _groups(layers.values())
+    by_layer = {layers[name]: min(level, _most(layers[name], groups)) for name, level in levels.items()}
+    if options.by_layer:
         kept = []
+    together = options.scope == "global"
     if options.skip_first:
         kept += [layers[name] for name in first_layers(made)]
     pruner = tp.pruner.BasePruner(
         traced,
         _clip(made),
         importance=_importance(tp, options.importance),
-        global_pruning=options.scope == "global",
-        pruning_ratio=0.0 if by_layer else share,
-        pruning_ratio_dict=by_layer or None,
-        max_pruning_ratio=_MOST,
+        global_pruning=together,
+        pruning_ratio=share if together else 0.0,
+        pruning_ratio_dict=None if together else by_layer,
+        max_pruning_ratio=_LARGEST[0],
         ignored_layers=[*traced.ends, *kept],
         round_to=options.round_to if options.round_to > 1 else None,
         in_channel_groups={},
@@ -171,6 +192,18 @@ def _prune(made: Recognizer, traced: _Ends, options: Prune, share: float) -> Non
         channel_groups={},
     )
     pruner.step()
+
+
+def _groups(layers: Iterable[Layer]) -> int:
+    """Return the largest number of groups of a convolution that is not by channel; 1 where all are plain."""
+    convolutions = [layer for layer in layers if not isinstance(layer, nn.Linear)]
+    return max((int(one.groups) for one in convolutions if one.groups < one.out_channels), default=1)
+
+
+def _most(layer: Layer, groups: int) -> float:
+    """Return the share of a layer that leaves a channel (in each group): torch-pruning leaves it whole otherwise."""
+    width = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    return max(0.0, 1.0 - 1.001 * groups / width)
 
 
 def _importance(tp: Any, name: str) -> Any:

@@ -69,7 +69,7 @@ def first_layers(model: Recognizer) -> set[str]:
     return {name for name, part in model.named_modules() if id(part) in seen}
 
 
-def read_levels(path: Path, names: Sequence[str]) -> dict[str, float]:
+def read_levels(path: Path, names: Sequence[str], what: str = "weights") -> dict[str, float]:
     """Return the share by layer that a file says.
 
     Args:
@@ -78,19 +78,23 @@ def read_levels(path: Path, names: Sequence[str]) -> dict[str, float]:
             other types than Conv3d are passed over, as there.
         names: The network's layers. Names of the published code (`module.features.0.0`) are found by their end; where
             none is known and the file has as many convolutions as the network, they are taken in order.
+        what: What is pruned; a file that says another thing is refused.
 
     Raises:
-        SettingsError: Unreadable, a share out of range, or layers that are not the network's.
+        SettingsError: Unreadable, for another kind of pruning, a share out of range, or layers that are not the
+            network's.
     """
     try:
         text = path.read_text(encoding="utf-8")
-        levels = _from_csv(text) if path.suffix.lower() == ".csv" else _from_json(text)
+        told, levels = _from_csv(text) if path.suffix.lower() == ".csv" else _from_json(text)
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read ({error.strerror}); expected a file of levels") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise SettingsError(
             f"{path}: not a file of levels; expected JSON of layer and share, or a CSV with Name, Type and Sparsity"
         ) from None
+    if told not in (None, what):
+        raise SettingsError(f"{path}: holds levels for {told}, and {what} are pruned; give --what {told}")
     wrong = next((name for name, level in levels.items() if not 0.0 <= level <= 1.0), None)
     if wrong is not None:
         raise SettingsError(f"{path}: {wrong} is {levels[wrong]:g}: expected a share from 0 to 1")
@@ -116,14 +120,15 @@ def _ours(theirs: str, names: Sequence[str]) -> str | None:
     return next((name for name in (bare, f"backbone.{bare}") if name in names), None)
 
 
-def _from_json(text: str) -> dict[str, float]:
+def _from_json(text: str) -> tuple[str | None, dict[str, float]]:
     value = json.loads(text)
-    return {str(name): float(level) for name, level in value.get("levels", value).items()}
+    told = value.get("what") if "levels" in value else None
+    return told, {str(name): float(level) for name, level in value.get("levels", value).items()}
 
 
-def _from_csv(text: str) -> dict[str, float]:
+def _from_csv(text: str) -> tuple[str | None, dict[str, float]]:
     rows = csv.DictReader(text.splitlines())
-    return {row["Name"]: float(row["Sparsity"]) for row in rows if row["Type"] == "Conv3d"}
+    return None, {row["Name"]: float(row["Sparsity"]) for row in rows if row["Type"] == "Conv3d"}
 
 
 def _pattern(text: str) -> re.Pattern[str]:

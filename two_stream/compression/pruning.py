@@ -57,7 +57,7 @@ class Pruning(Extension):
         self.steps = steps_per_epoch
 
     def restored(self, models: Sequence[nn.Module]) -> None:
-        """Read the masks off the weights: what was taken out is 0, and training makes no weight exactly 0."""
+        """Read the masks off the weights: what was taken out is 0, and training leaves nothing else at exactly 0."""
         self.masks = {name: weight != 0 for name, weight in self._weights(models[0]).items()}
 
     def stepped(self, models: Sequence[nn.Module], step: int) -> None:

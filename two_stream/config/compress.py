@@ -23,14 +23,14 @@ class Prune(Options):
     source: Path | None = None
     """run folder of the network that is pruned"""
     what: Literal["weights", "channels"] = "weights"
-    """weights: single weights are set to 0 and stay 0, the layers keep their sizes; channels: whole channels go, so that
-    the network is smaller and faster everywhere"""
+    """weights: single weights are set to 0 and stay 0, the layers keep their sizes; channels: whole channels go, so
+    that the network is smaller and faster everywhere"""
     amount: NonNegative = 0.5
     """share that is taken out (with `rule: sensitivity`: the threshold in standard deviations)"""
     scope: Literal["layer", "global"] = "layer"
     """layer: the same share of every layer; global: the least important of all layers together"""
     rule: Literal["level", "sensitivity"] = "level"
-    """weights: level takes out the share `amount`; sensitivity what is below `amount` standard deviations of its layer"""
+    """weights: level takes out the share `amount`; sensitivity what is not above `amount` standard deviations"""
     importance: Literal["l1", "l2", "bn", "random"] = "l1"
     """channels: what they are ranked by, over all layers that share a channel; bn: BatchNorm's scale"""
     layers: str = ""
@@ -57,7 +57,7 @@ class Prune(Options):
     @model_validator(mode="after")
     def _consistent(self) -> Prune:
         usual = Prune.model_fields
-        other = ("rule", "initial", "begin", "end", "frequency")
+        other: tuple[str, ...] = ("rule", "initial", "begin", "end", "frequency")
         if self.what == "weights":
             other = ("importance", "target_macs", "round_to")
         for name in other:

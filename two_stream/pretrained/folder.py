@@ -126,9 +126,20 @@ def reshape_like(model: Recognizer, path: Path) -> None:
             continue
         if not alteration.reshapes:
             raise CheckpointError(
-                f"{file}: an {alteration.kind} network, whose weights cannot be trained on; give the run it was made from"
+                f"{file}: an {alteration.kind} network, whose weights cannot be trained on; give the run it was made "
+                "from"
             )
         alter(model, alteration)
+
+
+def alterations_in(path: Path) -> list[dict[str, Any]]:
+    """Return how a file of ours says that its network was altered; empty for an ordinary one.
+
+    Raises:
+        CheckpointError: There is no such file, or it is damaged.
+    """
+    found: list[dict[str, Any]] = json.loads(read_metadata(weights_file(path)).get("altered", "[]"))
+    return found
 
 
 def _alterations(header: Mapping[str, str], file: Path) -> list[Alteration]:

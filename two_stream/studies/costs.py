@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 
 from two_stream.config.schema import Experiment
 from two_stream.evaluation.network import example_clip, is_exact, ready, resolved
-from two_stream.profiling import multiply_adds, parameter_count
+from two_stream.pretrained import alterations_in, read_model
+from two_stream.profiling import meta_twin, multiply_adds, parameter_count
 from two_stream.profiling.memory import PeakMemory
 from two_stream.profiling.timing import device_name, timed
 from two_stream.recognizer import Recognizer
@@ -34,6 +36,7 @@ def measure_cost(
     *,
     device: torch.device,
     seconds: float = _SECONDS,
+    run: Path | None = None,
 ) -> Cost:
     """Count a variant's parameters and operations, and time the forward pass of one view as it is evaluated.
 
@@ -46,12 +49,14 @@ def measure_cost(
         views: Views per video, as evaluated; passed on.
         device: Where.
         seconds: How long to time; three passes at least.
+        run: A run of it whose network was altered (narrowed, int8): that very network is measured.
     """
-    model = Recognizer(experiment.model, num_classes).eval().to(device)
+    model = Recognizer(experiment.model, num_classes).eval() if run is None else read_model(run)[0]
+    model = model.to(device)
     if experiment.channels_last:
         model.channels_last()
     options = resolved(experiment.evaluate, model.spec, device, exact=is_exact(experiment))
-    parameters, operations = parameter_count(model), multiply_adds(model)
+    parameters, operations = parameter_count(meta_twin(model)), multiply_adds(model)
     network = ready(model, options)
     clip_BCTHW = example_clip(model, model.spec.crop)
     del model
@@ -74,7 +79,13 @@ def measure_cost(
 
 
 def kept_cost(
-    path: Path, experiment: Experiment, num_classes: int, views: float | None, *, device: torch.device
+    path: Path,
+    experiment: Experiment,
+    num_classes: int,
+    views: float | None,
+    *,
+    device: torch.device,
+    run: Path | None = None,
 ) -> Cost:
     """Return a variant's cost from a file, or measure it and keep it there.
 
@@ -87,17 +98,21 @@ def kept_cost(
         num_classes: Of its data set.
         views: Views per video, as evaluated.
         device: Where.
+        run: A run of the variant; its network counts where it is not the one its settings say.
     """
-    key = cost_key(experiment, num_classes, device)
+    altered = [] if run is None else alterations_in(run)
+    key = cost_key(experiment, num_classes, device, altered)
     kept = _read(path)
     if key in kept:
         return replace(kept[key], views=views)
-    cost = measure_cost(experiment, num_classes, views, device=device)
+    cost = measure_cost(experiment, num_classes, views, device=device, run=run if altered else None)
     write_json(path, {name: asdict(one) for name, one in {**_read(path), key: cost}.items()})
     return cost
 
 
-def cost_key(experiment: Experiment, num_classes: int, device: torch.device) -> str:
+def cost_key(
+    experiment: Experiment, num_classes: int, device: torch.device, altered: Sequence[dict[str, Any]] = ()
+) -> str:
     """Return the hash of everything a cost depends on: model, classes, evaluation's arithmetic, machine, torch."""
     facts: dict[str, Any] = {
         "model": experiment.model.model_dump(mode="json"),
@@ -109,6 +124,8 @@ def cost_key(experiment: Experiment, num_classes: int, device: torch.device) -> 
         "machine": environment()["cpu"],
         "torch": torch.__version__,
     }
+    if altered:
+        facts["altered"] = list(altered)
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

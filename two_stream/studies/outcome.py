@@ -69,14 +69,14 @@ def _runs(study: Study, variant: Variant, done: Sequence[Entry]) -> VariantRuns:
     if not mine:
         return made
     reference = study.published.get(variant.name)
-    _, job, _ = mine[0]
+    _, job, outcome = mine[0]
     return replace(
         made,
         histories={
             f"split {cell.split}, seed {cell.seed}": history(RunPaths(Path(outcome.run)))
             for cell, _, outcome in mine
         },
-        cost=_cost(study, job, made.tables) if study.measure_cost else None,
+        cost=_cost(study, job, outcome, made.tables) if study.measure_cost else None,
         published=None if reference is None else Published(reference.value / 100, reference.source),
         settings=dump(job.settings()),
         holdout=_tables(mine, "val") if study.fusion != "none" else {},
@@ -91,7 +91,7 @@ def _tables(mine: Sequence[Entry], part: Part) -> dict[tuple[int, int], ScoreTab
     }
 
 
-def _cost(study: Study, job: Job, tables: dict[tuple[int, int], ScoreTable]) -> Cost:
+def _cost(study: Study, job: Job, outcome: Outcome, tables: dict[tuple[int, int], ScoreTable]) -> Cost:
     """Measure what a variant costs, or take what was measured on this machine before."""
     experiment = job.settings()
     table = next(iter(tables.values()))
@@ -103,6 +103,7 @@ def _cost(study: Study, job: Job, tables: dict[tuple[int, int], ScoreTable]) -> 
         len(table.class_names),
         table.meta.get("views_per_video"),
         device=pick_device(experiment.device),
+        run=Path(outcome.run) if outcome.run else None,
     )
 
 

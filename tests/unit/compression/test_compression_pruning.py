@@ -139,7 +139,7 @@ def test_a_published_file_of_levels_is_read(rgb_run: Path, tmp_path: Path) -> No
 def test_levels_by_layer_are_what_is_taken(small_world: SmallWorld, rgb_run: Path) -> None:
     levels = {"backbone.layer1.0.conv1": 0.25, "backbone.layer3.0.conv2": 0.5}
     made = train(pruned(small_world, rgb_run, "levels", {"by_layer": levels}, epochs=1)).run.root
-    found = {name: share for name, share in zeros(made).items() if share}
+    found = {name: share for name, share in zeros(made).items() if share > 0.01}
     assert found == pytest.approx(levels, abs=1e-3)
 
 

@@ -59,7 +59,7 @@ def _checked(experiment: Experiment, run: Path, levels: Path | None) -> Experime
     if any(not alteration.reshapes for alteration in model.alterations):
         raise SettingsError(f"{run}: an int8 run cannot be pruned; give the run it was made from")
     if levels is not None:
-        found = read_levels(levels, list(layers_of(model)))
+        found = read_levels(levels, list(layers_of(model)), options.what)
         options = Prune.model_validate({**options.model_dump(), "by_layer": found})
     if options.what == "channels":
         check_narrowable(model, options)
