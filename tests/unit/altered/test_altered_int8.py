@@ -1,4 +1,4 @@
-"""Int8 networks of every family: each layer computes what its float twin does of the same bytes, and a file keeps it."""
+"""Int8 networks of every family: a layer computes what its float twin does of the same bytes; a file keeps it."""
 
 from __future__ import annotations
 
