@@ -66,6 +66,7 @@ SCRIPTS = (
     Script("attention", (), extra=True),
     Script("head_study", (), extra=True),
     Script("memory_format", (), extra=True),
+    Script("quantisation", (), extra=True),
     Script("gpu", (), extra=True),
 )
 

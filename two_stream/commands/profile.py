@@ -141,7 +141,9 @@ def _as_it_is(options: Options) -> Options:
     asked = [f"--precision {name}" for name in options.precision or () if name != "fp32"]
     asked += ["--training"] * options.training + ["--data"] * (options.data is not None)
     if asked:
-        raise SettingsError(f"{PROG}: {options.model} computes in int8, on the CPU, forward only: leave out {asked[0]}")
+        raise SettingsError(
+            f"{PROG}: {options.model} computes in int8, on the CPU, forward only: leave out {asked[0]}"
+        )
     return replace(options, precision=("fp32",))
 
 

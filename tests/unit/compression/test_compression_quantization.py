@@ -180,6 +180,21 @@ def test_a_resumed_run_is_the_same_run(
     assert load_run(made).model.cpu_only
 
 
+def test_a_narrowed_network_becomes_int8_too(small_world: SmallWorld, rgb_run: Path) -> None:
+    given = small_world.experiment("narrow", init=rgb_run, epochs=1).model_dump()
+    section = {"kind": "prune", "source": rgb_run, "what": "channels", "amount": 0.5}
+    narrow = train(Experiment.model_validate({**given, "compress": section})).run.root
+    width = load_run(narrow).model.backbone.get_submodule("layer1.0.conv1").out_channels
+    assert width < load_run(rgb_run).model.backbone.get_submodule("layer1.0.conv1").out_channels  # type: ignore[operator]
+    made = quantise_run(int8(small_world, narrow, "narrow_static", {"clips": 4})).root
+    aware = train(int8(small_world, narrow, "narrow_aware", {"method": "qat"}, epochs=1)).run.root
+    for path in (made, aware):
+        model = load_run(path).model
+        assert [alteration.kind for alteration in model.alterations] == ["narrowed", "int8"]
+        assert model.backbone.graph.get_submodule("layer1.0.conv1").out_channels == width  # type: ignore[union-attr, operator]
+        assert evaluate_run(path)[0].logits.shape == (6, 3)
+
+
 def test_the_command(small_world: SmallWorld, rgb_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--name", "said", "--clips", "6", "--observer", "minmax", "--keep", "classifier"]
     assert quantize.main([str(rgb_run), *flags]) == 0
