@@ -76,8 +76,8 @@ def read_levels(path: Path, names: Sequence[str], what: str = "weights") -> dict
         path: JSON, `{"backbone.layer1.0.conv1": 0.6}` (or with that under `levels`, as `compress sensitivity` writes
             it), or a CSV with the columns Name, Type and Sparsity of compressed-video-classification, whose rows of
             other types than Conv3d are passed over, as there.
-        names: The network's layers. Names of the published code (`module.features.0.0`) are found by their end; where
-            none is known and the file has as many convolutions as the network, they are taken in order.
+        names: The network's layers. Those of the published code (`module.layer1.0.conv1.weight`) are found by what
+            they share with ours; where others are left, as many in the file as in the network, they are taken in order.
         what: What is pruned; a file that says another thing is refused.
 
     Raises:
@@ -103,20 +103,20 @@ def read_levels(path: Path, names: Sequence[str], what: str = "weights") -> dict
 
 def _matched(path: Path, levels: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
     found = {theirs: _ours(theirs, names) for theirs in levels}
-    if all(name is not None for name in found.values()):
-        return {str(found[theirs]): level for theirs, level in levels.items()}
-    convolutions = [name for name in names if name.startswith("backbone.")]
-    if not any(found.values()) and len(convolutions) == len(levels):
-        return dict(zip(convolutions, levels.values(), strict=True))
-    unknown = next(theirs for theirs, name in found.items() if name is None)
-    raise SettingsError(
-        f"{path}: names {unknown!r}, which is no layer of the network{nearest(unknown, list(names))}; it has "
-        f"{len(convolutions)} in the backbone and the file {len(levels)}"
-    )
+    unknown = [theirs for theirs, name in found.items() if name is None]
+    free = [name for name in names if name.startswith("backbone.") and name not in found.values()]
+    if unknown and len(unknown) != len(free):
+        raise SettingsError(
+            f"{path}: names {unknown[0]!r}, which is no layer of the network{nearest(unknown[0], list(names))}; "
+            f"layers of other names are taken in order where the file has them all, and it has {len(unknown)} of "
+            f"{len(free)}"
+        )
+    found |= dict(zip(unknown, free))
+    return {str(found[theirs]): level for theirs, level in levels.items()}
 
 
 def _ours(theirs: str, names: Sequence[str]) -> str | None:
-    bare = theirs.removeprefix("module.")
+    bare = theirs.removeprefix("module.").removesuffix(".weight")
     return next((name for name in (bare, f"backbone.{bare}") if name in names), None)
 
 

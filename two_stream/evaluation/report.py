@@ -18,7 +18,7 @@ from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation import figures, metrics, tables
 from two_stream.evaluation.fusion import Curve, fuse, weight_curve
 from two_stream.evaluation.pages import page_templates
-from two_stream.evaluation.run_files import history, run_of, settings_of
+from two_stream.evaluation.run_files import compression_of, history, run_of, settings_of
 from two_stream.evaluation.scores import find_scores, join, newest_scores, read_scores
 from two_stream.evaluation.thumbnails import strip
 from two_stream.runtime.files import write_json, write_text
@@ -163,6 +163,9 @@ def _facts(
         "measure": measure,
         "per_class": {name: [asdict(row) for row in rows] for name, rows in classes.items()},
         "history": histories,
+        "compression": {
+            stream.name: found for stream in streams if (found := compression_of(stream.run)) is not None
+        },
         "mistakes": _mistakes(main.table, streams, mistakes),
         "skipped": tables.skipped_videos(main.table.meta),
         "settings": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from two_stream.config.load import load_experiment
 from two_stream.config.schema import Experiment
@@ -28,6 +29,19 @@ def settings_of(run: RunPaths | None) -> Experiment | None:
     try:
         return load_experiment(run.experiment)
     except SettingsError:
+        return None
+
+
+def compression_of(run: RunPaths | None) -> dict[str, Any] | None:
+    """Return what `compression.json` says of a compressed run: verdict, columns and rows; None without one."""
+    try:
+        value = json.loads((run.root / "compression.json").read_text(encoding="utf-8")) if run else None
+        return value and {
+            "verdict": value["comparison"]["verdict"],
+            "columns": value["columns"],
+            "rows": value["rows"],
+        }
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

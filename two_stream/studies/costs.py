@@ -64,12 +64,12 @@ def measure_cost(
     del model
     memory = PeakMemory(device)
 
-    def run() -> None:
+    def forward() -> None:
         with torch.inference_mode(), autocast(device, options.precision):
             network(clip_BCTHW)
 
-    run()
-    times = timed(run, device, seconds)
+    forward()
+    times = timed(forward, device, seconds)
     return Cost(
         parameters=parameters,
         multiply_adds=operations,

@@ -120,7 +120,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 def test_a_published_file_of_levels_is_read(rgb_run: Path, tmp_path: Path) -> None:
     model = load_run(rgb_run).model
     names = list(layers_of(model))
-    rows = ["Name,Type,Sparsity", "module.layer1.0.conv1,Conv3d,0.4", "module.layer1.0.bn1,BatchNorm3d,0.6"]
+    rows = [
+        "Name,Type,Sparsity",
+        "module.layer1.0.conv1.weight,Conv3d,0.4",
+        "module.layer1.0.bn1,BatchNorm3d,0.6",
+    ]
     path = tmp_path / "ours.csv"
     path.write_text("\n".join([*rows, "module.layer2.0.conv1,Conv3d,0"]) + "\n")
     assert read_levels(path, names) == {"backbone.layer1.0.conv1": 0.4}
