@@ -75,6 +75,7 @@ SCRIPTS = (
     Script("exports", (), extra=True),
     Script("head_study", (), extra=True),
     Script("memory_format", (), extra=True),
+    Script("quantisation", (), extra=True),
     Script("gpu", (), extra=True),
 )
 

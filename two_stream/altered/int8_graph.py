@@ -103,8 +103,7 @@ def use_engine(wanted: str = "auto") -> str:
     found = [name for name in (wanted, *(reversed(ENGINES) if arm else ENGINES)) if name in there]
     if not found or found[0] not in ENGINES:
         raise SettingsError(
-            f"this torch computes no int8 that suits: it has {', '.join(there)}; install one with "
-            f"{' or '.join(ENGINES)}"
+            f"this torch computes no int8 that suits ({', '.join(there)}); install one with {' or '.join(ENGINES)}"
         )
     torch.backends.quantized.engine = found[0]
     return str(found[0])

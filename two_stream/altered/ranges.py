@@ -66,12 +66,8 @@ def layer_config(
     if fake:  # weights change with every step, so their range is that of the moment
         weights = MovingAveragePerChannelMinMaxObserver if per_channel else MinMaxNow
         moment = {"averaging_constant": 1.0} if per_channel else {}
-        return _config(
-            FakeQuantize,
-            {"observer": MovingRange, **unsigned, **moving},
-            FakeQuantize,
-            {"observer": weights, **signed, **moment},
-        )
+        followed = {"observer": MovingRange, **unsigned, **moving}
+        return _config(FakeQuantize, followed, FakeQuantize, {"observer": weights, **signed, **moment})
     weight = PerChannelMinMaxObserver if per_channel else MinMaxObserver
     return _config(OBSERVERS[observer], {**unsigned, **moving}, weight, signed)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -74,6 +74,8 @@ def main(args: list[str]) -> int:
     experiment = _experiment(options) if options.data is not None else None
     points = _accuracies(options.plot[1:])
     model = _model(options)
+    if model.cpu_only:
+        options, device = _as_it_is(options), model.device
     if experiment is not None:  # a data set that is not there costs no time
         from two_stream.profiling.loading import training_part
 
@@ -132,6 +134,17 @@ def _measure(options: Options, model: Recognizer, device: torch.device) -> list[
             for size in options.batch_size
         ]
     return speeds
+
+
+def _as_it_is(options: Options) -> Options:
+    """Return what can be measured of an int8 network: the forward pass on the CPU, in its own precision."""
+    asked = [f"--precision {name}" for name in options.precision or () if name != "fp32"]
+    asked += ["--training"] * options.training + ["--data"] * (options.data is not None)
+    if asked:
+        raise SettingsError(
+            f"{PROG}: {options.model} computes in int8, on the CPU, forward only: leave out {asked[0]}"
+        )
+    return replace(options, precision=("fp32",))
 
 
 def _facts(

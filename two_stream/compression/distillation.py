@@ -68,7 +68,7 @@ class Teacher:
         """Take in a batch; `seen` and `logits_BK` hold what it makes of it."""
         if self.model.device != device:
             self.model.to(device)
-        with autocast(device, precision):
+        with autocast(device, "fp32" if self.model.cpu_only else precision):
             logits = self.model(clips_BCTHW.to(device, non_blocking=True))
         self.logits_BK = logits.float()
 

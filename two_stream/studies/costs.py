@@ -52,10 +52,12 @@ def measure_cost(
         run: A run of it whose network was altered (narrowed, int8): that very network is measured.
     """
     model = Recognizer(experiment.model, num_classes).eval() if run is None else read_model(run)[0]
+    device = torch.device("cpu") if model.cpu_only else device
     model = model.to(device)
     if experiment.channels_last:
         model.channels_last()
-    options = resolved(experiment.evaluate, model.spec, device, exact=is_exact(experiment))
+    exact = is_exact(experiment)
+    options = resolved(experiment.evaluate, model.spec, device, exact=exact, as_it_is=model.cpu_only)
     parameters, operations = parameter_count(meta_twin(model)), multiply_adds(model)
     network = ready(model, options)
     clip_BCTHW = example_clip(model, model.spec.crop)

@@ -31,10 +31,12 @@ from two_stream.video.sources import Source
 class Probe(torch.nn.Module):
     """Stands for a recognizer and keeps the clips it is given."""
 
+    device = torch.device("cpu")
+    cpu_only = False
+
     def __init__(self, spec) -> None:
         super().__init__()
         self.spec = spec
-        self.anchor = torch.nn.Parameter(torch.zeros(1))
         self.seen: list[torch.Tensor] = []
 
     def forward(self, clip):
