@@ -31,7 +31,8 @@ def made(name: str = "rgb", **options: Any) -> Recognizer:
 
 def side_of(model: Recognizer, side: int) -> int:
     """Return the side of the frames that a network is tried on: a small one, or its own where it takes no other."""
-    return model.spec.crop if model.options.backbone.kind in ("c3d", "timm") else min(side, model.spec.crop)
+    fixed = getattr(model.backbone, "fixed", (None, None))[1] is not None
+    return model.spec.crop if fixed or model.options.backbone.kind == "c3d" else min(side, model.spec.crop)
 
 
 def small(**options: Any) -> Recognizer:
