@@ -10,7 +10,7 @@ import torch
 from small_world import SmallWorld
 
 from two_stream.compression.measure import nonzero_parameters
-from two_stream.compression.report import LayerChange, write_compression
+from two_stream.compression.report import LayerChange, scored, write_compression
 from two_stream.errors import ScoreError
 from two_stream.evaluation.run import load_run
 from two_stream.evaluation.scores import read_scores
@@ -53,15 +53,19 @@ def test_costs_and_accuracies_are_those_of_the_runs(wider: Path, rgb_run: Path) 
 
 
 def test_scores_of_these_weights_are_read_and_not_made_again(
-    wider: Path, rgb_run: Path, monkeypatch: pytest.MonkeyPatch
+    rgb_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_compression(wider, rgb_run, seconds=0.01)
+    run = load_run(rgb_run)
+    made = scored(run, run.experiment.evaluate, "val")
 
     def never(*args: object, **options: object) -> None:
         raise AssertionError("scored again")
 
     monkeypatch.setattr("two_stream.compression.report.evaluate_run", never)
-    assert write_compression(wider, rgb_run, seconds=0.01).after.run == str(rgb_run)
+    assert (scored(run, run.experiment.evaluate, "val").logits == made.logits).all()
+    vars(run)["model_sha256"] = "of other weights"
+    with pytest.raises(AssertionError, match="scored again"):
+        scored(run, run.experiment.evaluate, "val")
 
 
 def test_runs_of_other_classes_are_refused(small_world: SmallWorld, rgb_run: Path, tmp_path: Path) -> None:
