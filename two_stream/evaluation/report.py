@@ -164,7 +164,7 @@ def _facts(
         "per_class": {name: [asdict(row) for row in rows] for name, rows in classes.items()},
         "history": histories,
         "compression": {
-            stream.name: found for stream in streams if (found := compression_of(stream.run)) is not None
+            stream.name: told for stream in streams if (told := compression_of(stream.run)) is not None
         },
         "mistakes": _mistakes(main.table, streams, mistakes),
         "skipped": tables.skipped_videos(main.table.meta),

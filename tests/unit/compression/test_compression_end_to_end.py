@@ -15,7 +15,6 @@ from two_stream.profiling import multiply_adds
 from two_stream.studies.costs import kept_cost
 from two_stream.training.loop import train
 
-
 TRAINED = ["--train.epochs", "2", "--train.optimizer.lr", "0.003"]
 
 
