@@ -1,4 +1,4 @@
-"""Networks in int8 against themselves in fp32 as evaluated (folded, channels-last), side by side in one process.
+"""Networks in int8 against the same in fp32 as they are evaluated (folded, channels-last), side by side.
 
     python eval/benchmarks/quantisation.py [--quick] [--rounds 5] [--threads 2]
 

@@ -17,7 +17,7 @@ from small_world import SmallWorld
 from two_stream.commands.compressing import distill
 from two_stream.compression.distillation import Distillation
 from two_stream.config.schema import Experiment
-from two_stream.data.beside import ClipsBeside, companion, same_moment, scaled_box
+from two_stream.data.beside import ClipsBeside, companion, same_clip, same_moment, scaled_box
 from two_stream.data.catalog import load_record
 from two_stream.data.dataset import ClipItem
 from two_stream.data.loader import drawn_clips
@@ -276,11 +276,14 @@ def test_the_command(
     assert report["kind"] == "distill"
     assert load_run(made).experiment.compress.temperature == 2.0  # type: ignore[union-attr]
     assert "thin_distilled against flow" in capsys.readouterr().out
-    named = ["--teachers", str(rgb_run), "--student", "efficient3d/shufflenetv2_0.25x", "--train.epochs", "1"]
-    named += ["--train.batch-size", "3"]  # of 9 clips: a last batch of one has one value per channel
-    assert distill.main(named) == 0
-    made = rgb_run.parent / "rgb_distilled"
-    assert load_run(made).model.spec.clip_length == 8
+    named = distill._student("efficient3d/shufflenetv2_0.25x", rgb_run)
+    assert named.model.backbone.kind == "shufflenetv2_3d"
+    assert (named.name, named.runs, named.train.init) == ("rgb_distilled", rgb_run.parent, None)
+    assert same_clip(input_spec(named.model), load_run(rgb_run).model.spec)
+    again = distill._student(str(flow_run), rgb_run)
+    assert (again.name, again.model.modality, again.train.init) == ("flow_distilled", "flow", flow_run)
+    taken = distill._teachers(["a", "b", "--fuse", "logits", "--teachers", "c", "--seed", "1"])
+    assert taken == ((Path("a"), Path("b"), Path("c")), ["--fuse", "logits", "--seed", "1"])
     for args, words in (
         ([], "the run folder of a teacher is missing"),
         ([str(rgb_run)], "--student is missing"),
