@@ -57,6 +57,11 @@ def export_run(
         ExportError: The network cannot be written in this format, or the file computes something else.
         SettingsError: A package or compiler is not there, or int8 is asked of another format.
     """
+    if run.model.cpu_only:
+        raise SettingsError(
+            f"{run.paths.root}: computes in int8 by torch's own kernels, which no file can hold; export the run it was "
+            "made from, to ONNX with --int8"
+        )
     form = checked_format(to, int8)
     path = out or run.paths.root / f"model{'.int8' if int8 else ''}{SUFFIXES[to]}"
     check_name(path, to)

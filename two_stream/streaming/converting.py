@@ -51,6 +51,8 @@ def convert(
             raise SettingsError(f"`{name}` {value!r}: expected {' or '.join(expected)}")
     if window is not None and window < 1:
         raise SettingsError(f"`window` {window}: expected a number of frames, 1 or more")
+    if model.cpu_only:
+        raise SettingsError("int8 networks have no stream; convert the network that this one was made from")
     model.eval()
     builder = Builder()
     choice = Choice(squeeze, start, window or model.spec.clip_length)
