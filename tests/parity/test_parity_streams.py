@@ -130,7 +130,7 @@ def test_multiply_adds(name, shared):
         (step - 1) * model.classifier.weight.numel() / 1e9
     )  # theirs counts the classifier for every frame
     assert multiply_adds(model) / 1e9 == pytest.approx(fixture["gmacs_clip"], rel=1e-5)
-    assert found / step == pytest.approx(fixture["gmacs_per_frame"], rel=1e-5)
+    assert found / step == pytest.approx(fixture["gmacs_per_frame"], abs=1e-6)
     assert found / step < 0.8 * fixture["gmacs_per_frame_executed_by_library"]
 
 
