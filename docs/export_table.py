@@ -131,12 +131,13 @@ def model_of(case: Case, head: str) -> Recognizer:
     norms = [m for m in model.modules() if isinstance(m, (torch.nn.BatchNorm2d, torch.nn.BatchNorm3d))]
     for norm in norms:
         norm.momentum = 0.5
-    with torch.no_grad():
-        model.train()(noise_clips(model.spec, 4, seed=3))
-        logits = model.eval()(noise_clips(model.spec, 3, seed=4))
-    if not float(logits.std(0).max()) > 1e-3 * float(logits.abs().max()):
-        raise AssertionError(f"{case.name}, {head}: logits that do not depend on the clip prove nothing")
-    return model
+    for turn in range(60):  # until they do; narrow depthwise networks take many
+        with torch.no_grad():
+            model.train()(noise_clips(model.spec, 4, seed=3 + turn))
+            logits = model.eval()(noise_clips(model.spec, 3, seed=2))
+        if float(logits.std(0).max()) > 1e-2 * float(logits.abs().max()):
+            return model
+    raise AssertionError(f"{case.name}, {head}: logits that do not depend on the clip prove nothing")
 
 
 def exported(case: Case, head: str, to: Target) -> str:

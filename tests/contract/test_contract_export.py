@@ -34,16 +34,16 @@ def test_the_page_lists_every_row_and_says_why_not(page):
     assert set(found) == {(case.name, head) for case in page.CASES for head in page.HEADS}
     for key, row in found.items():
         for to in ("onnx", "pt2"):
-            assert row[to] == page.YES or len(row[to]) > 20, (key, to)
+            assert row[to] in (page.YES, page.UNTRIED) or len(row[to]) > 20, (key, to)
 
 
 @pytest.mark.parametrize(
     ("name", "head", "to"),
     [
-        ("x3d", "average", "pt2"),
-        ("mobilenet_3d", "bert", "onnx"),
+        ("i3d", "average", "pt2"),
+        ("resnet3d, shortcut A", "bert", "onnx"),
         ("slowfast, early", "lstm", "onnx"),
-        ("transformers videomae", "bert", "pt2"),
+        ("timm convnext", "bert", "pt2"),
     ],
 )
 def test_a_few_rows_are_as_the_page_says(page, name, head, to):

@@ -8,7 +8,7 @@ import torch
 
 
 def adaptive_average(x_BCTHW: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-    """Adaptive average pooling, one dimension after another: each is multiplied by the matrix of its windows.
+    """Adaptive average pooling, one dimension after another: the mean of each of its windows.
 
     Window i of n over a length L goes from ⌊iL/n⌋ to ⌈(i+1)L/n⌉, as in torch.
     """
@@ -16,11 +16,9 @@ def adaptive_average(x_BCTHW: torch.Tensor, sizes: list[int]) -> torch.Tensor:
         length = x_BCTHW.shape[axis]
         if length == count:
             continue
-        windows = torch.zeros(length, count, dtype=x_BCTHW.dtype, device=x_BCTHW.device)
-        for place in range(count):
-            begin, end = place * length // count, -(-(place + 1) * length // count)
-            windows[begin:end, place] = 1.0 / (end - begin)
-        x_BCTHW = torch.movedim(torch.movedim(x_BCTHW, axis, -1) @ windows, -1, axis)
+        bounds = [(place * length // count, -(-(place + 1) * length // count)) for place in range(count)]
+        parts = [x_BCTHW.narrow(axis, begin, end - begin).mean(axis) for begin, end in bounds]
+        x_BCTHW = torch.stack(parts, dim=axis)
     return x_BCTHW
 
 

@@ -16,6 +16,8 @@ from two_stream.export.onnx_format import needed
 
 OPERATIONS = ("Conv", "Gemm", "MatMul")
 """What is computed in 8 bits; all else stays fp32."""
+_JOINED = ("Relu", "Clip")
+"""Activations that become part of the rounding behind a convolution: its range is then what they let through."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def quantized(source: Path, target: Path, clips: torch.Tensor, options: Int8Opti
                 str(target),
                 _reader(tools, clips),
                 quant_format=tools.QuantFormat.QDQ,
-                op_types_to_quantize=list(OPERATIONS),
+                op_types_to_quantize=[*OPERATIONS, *_JOINED],
                 per_channel=True,
                 weight_type=tools.QuantType.QInt8,
                 activation_type=tools.QuantType.QUInt8,
