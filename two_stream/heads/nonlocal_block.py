@@ -28,9 +28,9 @@ class NonLocalBlock(nn.Module):
 
     def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
         """Return `x + W(softmax(θ(x) φ(x)ᵀ / √N) g(x))`, `(B, N, D)` for N positions."""
-        y_BND = nn.functional.scaled_dot_product_attention(
-            self.theta(x_BND), self.phi(x_BND), self.g(x_BND), scale=x_BND.shape[1] ** -0.5
-        )
+        query, key, value = (part(x_BND).unsqueeze(1) for part in (self.theta, self.phi, self.g))
+        attended = nn.functional.scaled_dot_product_attention(query, key, value, scale=x_BND.shape[1] ** -0.5)
+        y_BND = attended.squeeze(1)  # one head: ONNX knows attention with heads only
         change_BDN: torch.Tensor = self.norm(self.out(y_BND).transpose(1, 2))
         return x_BND + change_BDN.transpose(1, 2)
 
