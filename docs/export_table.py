@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -91,7 +92,9 @@ CASES = (
     Case("densenet3d", {"kind": "densenet3d"}, _SIXTY_FOUR),
     Case("x3d", {"kind": "x3d", "depth": 1.0}, _SIXTY_FOUR),
     Case("timm resnet, TSN", {"kind": "timm", "name": "resnet18"}, _FRAMES),
-    Case("timm resnet, TSM", {"kind": "timm", "name": "resnet18", "tsm": 0.125}, {**_FRAMES, "clip_length": 8}),
+    Case(
+        "timm resnet, TSM", {"kind": "timm", "name": "resnet18", "tsm": 0.125}, {**_FRAMES, "clip_length": 8}
+    ),
     Case("timm resnet, inflated", {"kind": "timm", "name": "resnet18", "inflate": True}, _SIXTY_FOUR),
     Case("timm convnext", {"kind": "timm", "name": "convnext_atto"}, _FRAMES),
     Case("timm efficientnet", {"kind": "timm", "name": "efficientnet_b0"}, _FRAMES),
@@ -170,8 +173,13 @@ def table(found: Found) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def sweep(patterns: list[str], targets: tuple[Target, ...], found: Found) -> Found:
-    """Return a table with the rows that match made anew."""
+def sweep(
+    patterns: list[str],
+    targets: tuple[Target, ...],
+    found: Found,
+    done: Callable[[Found], object] = lambda _: None,
+) -> Found:
+    """Return a table with the rows that match made anew; `done` gets it after each backbone."""
     made = {key: dict(row) for key, row in found.items()}
     for case in CASES:
         if patterns and not any(fnmatchcase(case.name, pattern) for pattern in patterns):
@@ -181,27 +189,33 @@ def sweep(patterns: list[str], targets: tuple[Target, ...], found: Found) -> Fou
             for to in targets:
                 row[to] = exported(case, head, to)
             print(f"{case.name}, {head}: {', '.join(f'{to} {row[to]}' for to in targets)}", flush=True)
+        done(made)
     return made
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Sweep, then write or check."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Sweep and write, or check."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="rows by name or pattern")
     parser.add_argument("--aoti", action="store_true", help="AOTInductor too")
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
     given = parser.parse_args(argv)
     page = PAGE.read_text(encoding="utf-8")
     before, after = page.partition(BEGIN)[0], page.partition(END)[2]
-    found = sweep(given.only, TARGETS if given.aoti else TARGETS[:2], read_table(page))
-    made = f"{before}{BEGIN}\n\n{table(found)}\n\n{END}{after}"
-    if made == page:
-        return 0
-    if given.check:
+
+    def written(found: Found) -> str:
+        made = f"{before}{BEGIN}\n\n{table(found)}\n\n{END}{after}"
+        if not given.check:
+            write_text(PAGE, made)
+        return made
+
+    targets = TARGETS if given.aoti else TARGETS[:2]
+    made = written(sweep(given.only, targets, read_table(page), written))
+    if given.check and made != page:
         print(f"{PAGE}: its table is not what exports give; run `python docs/export_table.py`")
         return 1
-    write_text(PAGE, made)
-    print(PAGE)
     return 0
 
 

@@ -1,7 +1,7 @@
 """Write the table of `docs/streaming.md`: which networks stream, and what a prediction then costs.
 
-    python docs/streaming_table.py            # about a minute, on the meta device
-    python docs/streaming_table.py --check    # write nothing; exit code 1 where the page is not what would be written
+python docs/streaming_table.py            # about a minute, on the meta device
+python docs/streaming_table.py --check    # write nothing; exit code 1 where the page is not what would be written
 """
 
 from __future__ import annotations
@@ -56,7 +56,16 @@ NAMES = (
     "transformers/videomae_base",
 )
 """One or more of every family of the zoo."""
-HEAD = ("network", "clip", "a prediction every", "delay", "sees", "G multiply-adds of a clip", "of a prediction", "ratio")
+HEAD = (
+    "network",
+    "clip",
+    "a prediction every",
+    "delay",
+    "sees",
+    "G multiply-adds of a clip",
+    "of a prediction",
+    "ratio",
+)
 _TABLE = re.compile(r"(<!-- table -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -83,7 +92,9 @@ def page(text: str) -> str:
 
 def main() -> int:
     """Write or check."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
     given = parser.parse_args()
     torch.set_num_threads(1)
