@@ -256,6 +256,7 @@ def resident(pid: int) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads a process's memory from /proc")
 def test_ten_minutes_of_a_looped_stream(rgb: Path, flow: Path, tmp_path: Path) -> None:
     """Memory stays flat, what is dropped is counted, a source that dies and returns is picked up, Ctrl-C leaves."""
