@@ -102,7 +102,7 @@ def test_a_network_without_a_stream_goes_over_sliding_clips(
 ) -> None:
     run = made_run(
         tmp_path / "timm",
-        backbone={"kind": "timm", "name": "resnet18", "tsm": 0.125},
+        backbone={"kind": "timm", "name": "convnext_atto", "tsm": 0.125},
     )
     capsys.readouterr()
     out = tmp_path / "lines.jsonl"
