@@ -229,7 +229,9 @@ def _show(flags: StreamFlags, pipeline: Pipeline, watcher: Watcher) -> int:
             window = Window(flags.window)
             stack.callback(window.close)
             note(f"live picture: {window.address}")
-        if flags.limit is not None:  # a timer, for a source that is away gives no frame to look at the clock at
+        if (
+            flags.limit is not None
+        ):  # a timer, for a source that is away gives no frame to look at the clock at
             timer = threading.Timer(flags.limit, pipeline.stop)
             timer.daemon = True
             timer.start()

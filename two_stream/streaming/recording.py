@@ -95,7 +95,9 @@ class Recording:
         while not self._inbox.over:
             for picture, seconds, guesses in self._inbox.take(timeout=0.5):
                 if file is not None and picture.shape[:2] != shape:  # a source may change its pictures' size
-                    picture = np.asarray(cv2.resize(picture, shape[::-1], interpolation=cv2.INTER_AREA), np.uint8)
+                    picture = np.asarray(
+                        cv2.resize(picture, shape[::-1], interpolation=cv2.INTER_AREA), np.uint8
+                    )
                 made = drawn(picture, guesses)
                 if file is None:
                     shape = picture.shape[:2]
