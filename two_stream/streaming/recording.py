@@ -103,7 +103,7 @@ class Recording:
                     shape = picture.shape[:2]
                     part = stack.enter_context(atomic_path(self.out))
                     rate = Fraction(self.fps).limit_denominator(1001)
-                    file = stack.enter_context(encoder(part, self.out, *made.shape[:2], rate))
+                    file = stack.enter_context(encoder(part, self.out, made.shape[0], made.shape[1], rate))
                     file[1].codec_context.time_base = Fraction(1, _TICKS)
                 frame = av.VideoFrame.from_ndarray(made, format="rgb24")
                 last = max(last + 1, round(seconds * _TICKS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import tyro
 from pydantic import BaseModel, Field, create_model
@@ -167,12 +167,12 @@ def derived(
 def _show_own_flags(section: BaseModel, prog: str, description: str, own: dict[str, tuple[Any, Any]]) -> None:
     """Print the flags that are the method's own, under their bare names."""
     kind = type(section)
-    hidden = {
-        name: (tyro.conf.Suppress[kind.model_fields[name].annotation], getattr(section, name))
-        for name in _GIVEN
-        if name in kind.model_fields
-    }
-    flags: Any = create_model("Flags", __base__=kind, **hidden, **own)
+    shown: dict[str, Any] = dict(own)
+    for name in _GIVEN:
+        if name in kind.model_fields:
+            annotation: Any = kind.model_fields[name].annotation
+            shown[name] = (Annotated[annotation, tyro.conf.Suppress], getattr(section, name))
+    flags = create_model("Flags", __base__=kind, **shown)
     with suppress(SystemExit):
         parse(flags, ["--help"], prog, description)
 
