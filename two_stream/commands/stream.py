@@ -238,7 +238,8 @@ def _show(flags: StreamFlags, pipeline: Pipeline, watcher: Watcher) -> int:
             stack.callback(timer.cancel)
         screen = stack.enter_context(Screen(watcher.status))
         for seen, made in watcher.run(flags.top):
-            if seen.begins and pipeline.source.live:  # only now its frame rate is known
+            if seen.begins and pipeline.source.live and not watcher.status.interruptions:
+                # only now its frame rate is known
                 note(f"{pipeline.source.name}: {watcher.status.delay}")
             if made is not None and lines is not None:
                 _write_line(lines, watcher, made, flags.top)
