@@ -28,7 +28,9 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = made_run(tmp_path_factory.mktemp("runs") / "int8")
+    folder = made_run(
+        tmp_path_factory.mktemp("runs") / "int8", head="bert"
+    )  # whose linear layers are int8 too
     run = load_run(folder)
     quantise(run.model, Quantize(), [torch.randint(0, 256, (2, 3, 8, 32, 32), dtype=torch.uint8)])
     write_model(folder / "best", run.model, run.meta)
@@ -74,3 +76,15 @@ def test_an_int8_network_stays_in_torch(
     assert complaint.startswith("two-stream: ")
     assert "int8" in complaint
     assert not list(int8.glob("*.onnx")) + list(int8.glob("*.pt2"))
+
+
+def test_no_published_code_and_no_head_takes_an_altered_network(
+    pruned: Path, int8: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run, kind in ((pruned, "narrowed"), (int8, "int8")):
+        out = tmp_path / "back.pth"
+        assert main(["weights", "convert", str(run), "--to", "published", "--out", str(out)]) == 2
+        assert f"its network was altered ({kind})" in capsys.readouterr().err
+        assert not out.exists()
+    assert main(["features", str(int8), "--out", str(tmp_path / "features")]) == 2
+    assert "an int8 network, which no head is trained on" in capsys.readouterr().err

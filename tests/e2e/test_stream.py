@@ -188,6 +188,33 @@ def test_a_source_that_stays_away_ends_it_with_one_line(rgb: Path, tmp_path: Pat
     assert "Traceback" not in complaints
 
 
+def test_the_limit_holds_while_the_source_is_away(rgb: Path, tmp_path: Path) -> None:
+    out = tmp_path / "lines.jsonl"
+    server = LiveServer(pictures(), fps=25)
+    process = watched(server.address, rgb, out, "--limit", "9")
+    try:
+        until(lambda: out.exists() and len(lines(out)) > 0)
+        server.close()
+        begin = time.monotonic()
+        _, complaints = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        server.close()
+    assert process.returncode == 0
+    assert time.monotonic() - begin < 15
+    assert "rgb: first after 79 frames (3.2 s), then every 4" in complaints  # its frame rate is known by then
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(
+    rgb: Path, video: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    assert main(["stream", str(video), "--rgb", str(rgb), "--json", "/dev/full"]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last == "two-stream: --json /dev/full: cannot be written (No space left on device)"
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

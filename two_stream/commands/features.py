@@ -68,6 +68,10 @@ def main(args: list[str]) -> int:
     experiment = _with_flags(source, flags)
     set_threads(experiment.threads)
     model = _model(name, experiment, flags)
+    if model.cpu_only:
+        raise SettingsError(
+            f"{PROG}: {name}: an int8 network, which no head is trained on; give the run it was made from"
+        )
     set_deterministic(experiment.deterministic, model.device)
     out = flags.out or _usual_folder(name, experiment)
     facts = write_features(

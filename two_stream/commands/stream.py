@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TextIO
@@ -16,6 +17,7 @@ from two_stream.commands.common import parse
 from two_stream.errors import SettingsError, VideoError
 
 if TYPE_CHECKING:
+    from two_stream.config.schema import EvaluateOptions
     from two_stream.evaluation.run import Run
     from two_stream.streaming.live import Prediction, Watcher
     from two_stream.streaming.pipeline import Pipeline, Seen
@@ -136,7 +138,8 @@ def _watch(flags: StreamFlags, source: LiveSource) -> int:
     if source.live:
         pipeline.warm_up([(run.model.spec.channels, run.model.spec.crop) for run in runs])
     watcher = Watcher(pipeline, runs, flags.rule, flags.weights)
-    note(f"{source.name}: {watcher.status.delay}")
+    if not source.live:
+        note(f"{source.name}: {watcher.status.delay}")
     return _show(flags, pipeline, watcher)
 
 
@@ -160,43 +163,39 @@ def _runs(flags: StreamFlags) -> list[Run]:
 
 def _stream(flags: StreamFlags, run: Run) -> Stream:
     """Return a run's network, ready to take frames."""
-    from two_stream.evaluation.network import is_exact
+    from two_stream.evaluation.network import carried_out, is_exact
     from two_stream.evaluation.run import reading_of
-    from two_stream.runtime.inference import resolve_precision
     from two_stream.streaming.prepare import Prepare
     from two_stream.streaming.track import Stream
 
     spec = run.model.spec
     device = run.model.device
-    precision = resolve_precision(flags.precision, device, exact=is_exact(run.experiment))
+    asked = run.experiment.evaluate.model_copy(update={"precision": flags.precision, "compile": False})
+    options = carried_out(run.model, asked, device, exact=is_exact(run.experiment))
     reading = reading_of(run, flow=flags.flow_algorithm, short_side=flags.short_side)
     return Stream(
         spec.modality,
-        _network(flags, run, precision),
+        _network(flags, run, options),
         Prepare(spec, reading),
         every=flags.every or spec.stride,
         pairs=spec.modality == "flow",
         device=device,
-        precision=precision,
+        precision=options.precision,
     )
 
 
-def _network(flags: StreamFlags, run: Run, precision: str) -> StreamNetwork:
+def _network(flags: StreamFlags, run: Run, options: EvaluateOptions) -> StreamNetwork:
     """Return the continual network of a run, or its clip network on sliding clips.
 
     Raises:
         SettingsError: `--mode continual` and it cannot be converted.
     """
-    from two_stream.evaluation.network import is_exact, ready
+    from two_stream.evaluation.network import ready
     from two_stream.recognizer import Recognizer
     from two_stream.runtime.console import note
     from two_stream.streaming.sliding import SlidingRecognizer
 
-    exact = is_exact(run.experiment)
-    usual = run.experiment.evaluate.model_copy(
-        update={"precision": precision, "fold": not exact, "compile": False}
-    )
-    model = ready(run.model, usual)
+    model = ready(run.model, options)
     assert isinstance(model, Recognizer)  # compiled it would not be one
     if flags.mode != "sliding":
         from two_stream.streaming import convert
@@ -230,14 +229,22 @@ def _show(flags: StreamFlags, pipeline: Pipeline, watcher: Watcher) -> int:
             window = Window(flags.window)
             stack.callback(window.close)
             note(f"live picture: {window.address}")
+        if (
+            flags.limit is not None
+        ):  # a timer, for a source that is away gives no frame to look at the clock at
+            timer = threading.Timer(flags.limit, pipeline.stop)
+            timer.daemon = True
+            timer.start()
+            stack.callback(timer.cancel)
         screen = stack.enter_context(Screen(watcher.status))
         for seen, made in watcher.run(flags.top):
+            if seen.begins and pipeline.source.live and not watcher.status.interruptions:
+                # only now its frame rate is known
+                note(f"{pipeline.source.name}: {watcher.status.delay}")
             if made is not None and lines is not None:
                 _write_line(lines, watcher, made, flags.top)
             _picture(seen, watcher, recording, window)
             screen.update()
-            if flags.limit is not None and time.monotonic() - begin > flags.limit:
-                pipeline.stop()
     _tell(flags, watcher, time.monotonic() - begin)
     return 0 if stop.asked is None else 128 + stop.asked
 
@@ -257,8 +264,15 @@ def _write_line(lines: TextIO, watcher: Watcher, made: Prediction, count: int) -
     from two_stream.streaming.live import as_line
 
     line = as_line(made, watcher.class_names, count, watcher.status.dropped)
-    lines.write(json.dumps(line, ensure_ascii=False) + "\n")
-    lines.flush()  # who reads along sees it now
+    try:
+        lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+        lines.flush()  # who reads along sees it now
+    except BrokenPipeError:
+        raise  # who read along has gone: no error
+    except OSError as error:
+        with suppress(OSError):
+            lines.close()  # now, for it would complain once more of what it still holds
+        raise VideoError(f"--json {lines.name}", f"cannot be written ({error.strerror})") from None
 
 
 def _picture(seen: Seen, watcher: Watcher, recording: Recording | None, window: Window | None) -> None:

@@ -238,6 +238,12 @@ class Experiment(Options):
                 f"`compress.kind: {self.compress.kind}` trains the backbone and `data.features` stands in its place; "
                 "leave one of them out"
             )
+        source = getattr(self.compress, "source", None)
+        if source is not None and self.train.init is None:
+            raise ValueError(
+                f"`compress.source` is {source} and `train.init` is not set: the weights that are changed are those "
+                f"the run begins with; set `train.init: {source}` and `train.init_part: all` too"
+            )
         if self.compress.kind != "none" and self.train.strategy == "fsdp":
             raise ValueError(
                 f"`compress.kind: {self.compress.kind}` needs `train.strategy: ddp`, a whole network in each process"

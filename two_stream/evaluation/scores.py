@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import zipfile
 import zlib
@@ -26,6 +27,8 @@ _DAMAGED = (
     *(zipfile.BadZipFile, zlib.error),
 )
 """What numpy and zipfile raise for other files: RuntimeError for unknown or encrypted members, TypeError for `.npy`."""
+_OF_NUMPY = re.compile(r".*\ballow_pickle\b.*")
+"""numpy's advice to read what it does not know unsafely, which nobody should follow"""
 _NAMED = 3
 """How many offending videos an error lists."""
 
@@ -71,7 +74,10 @@ def read_scores(path: Path | str) -> ScoreTable:
         raise ScoreError(f"{path}: no such score file; write one with `two-stream evaluate RUN`") from None
     except _DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ScoreError(f"{path}: not a score file, or a damaged one ({reason})") from None
+        reason = _OF_NUMPY.sub("no archive of arrays", reason)
+        raise ScoreError(
+            f"{path}: not a score file, or a damaged one ({reason}); `two-stream evaluate` writes them"
+        ) from None
     try:
         if int(arrays["format"]) > FORMAT:
             raise ScoreError(

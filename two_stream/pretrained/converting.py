@@ -90,9 +90,15 @@ def export_checkpoint(source: Path, out: Path) -> list[str]:
         The names of the written tensors.
 
     Raises:
-        CheckpointError: No published code has this network, or the folder is not one of ours.
+        CheckpointError: No published code has this network (none has an altered one), or the folder is not one of ours.
     """
     model, meta = read_model(source)
+    if model.alterations:
+        what = ", ".join(alteration.kind for alteration in model.alterations)
+        raise CheckpointError(
+            f"{source}: its network was altered ({what}), and no published code builds such a one; give the run it was "
+            "made from"
+        )
     layout = _layout_of(source, model, meta.get("layout"))
     state = published_state(model.state_dict(), layout)
     kept = read_state(weights_file(source))

@@ -70,6 +70,7 @@ class Watcher:
             status.dropped, status.interruptions = self.pipeline.dropped, self.pipeline.interruptions
             if seen.begins:
                 self._newest.clear()
+                status.delay = described_delay(self.pipeline.streams, self.pipeline.source.fps)
             made = self._predicted(seen)
             if made is not None:
                 status.predictions.add()

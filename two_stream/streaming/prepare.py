@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import torch
 
@@ -46,6 +47,8 @@ class Prepare:
             seen = picture_at(picture, self.reading)
         else:
             assert previous is not None
+            if previous.shape != picture.shape:  # the source changed its size between the two
+                previous = np.asarray(cv2.resize(previous, picture.shape[1::-1]), np.uint8)
             seen = self._estimator(self._gray(previous), self._gray(picture))
         cut = fit(seen, self.spec.resize, self._region)
         return torch.from_numpy(np.ascontiguousarray(cut.transpose(2, 0, 1)))

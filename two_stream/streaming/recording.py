@@ -9,6 +9,8 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
+import numpy as np
 from av.container import OutputContainer
 from av.video.stream import VideoStream
 
@@ -32,7 +34,8 @@ def drawn(picture: Image, guesses: Guesses) -> Image:
 class Recording:
     """Writes an MP4 file while the stream runs; the file is whole once it is closed, and absent before.
 
-    A picture is shown from its own time on, so one that was dropped leaves the one before it standing.
+    A picture is shown from its own time on, so one that was dropped leaves the one before it standing. All have the
+    size of the first.
     """
 
     def __init__(self, out: Path, fps: float | None = None) -> None:
@@ -91,17 +94,17 @@ class Recording:
         shape, last = (0, 0), -1
         while not self._inbox.over:
             for picture, seconds, guesses in self._inbox.take(timeout=0.5):
+                if file is not None and picture.shape[:2] != shape:  # a source may change its pictures' size
+                    picture = np.asarray(
+                        cv2.resize(picture, shape[::-1], interpolation=cv2.INTER_AREA), np.uint8
+                    )
                 made = drawn(picture, guesses)
                 if file is None:
-                    shape = made.shape[:2]
+                    shape = picture.shape[:2]
                     part = stack.enter_context(atomic_path(self.out))
                     rate = Fraction(self.fps).limit_denominator(1001)
-                    file = stack.enter_context(encoder(part, self.out, *shape, rate))
+                    file = stack.enter_context(encoder(part, self.out, made.shape[0], made.shape[1], rate))
                     file[1].codec_context.time_base = Fraction(1, _TICKS)
-                if made.shape[:2] != shape:
-                    raise VideoError(
-                        self.out, f"the picture's size changed to {made.shape[1]}×{made.shape[0]}"
-                    )
                 frame = av.VideoFrame.from_ndarray(made, format="rgb24")
                 last = max(last + 1, round(seconds * _TICKS))
                 frame.pts, frame.time_base = last, Fraction(1, _TICKS)

@@ -34,7 +34,8 @@ from two_stream.training.sources import fingerprint
 from two_stream.types import Modality, Part
 
 _PLACES = ("data.features", "data.dataset", "data.settings_root", "data.shards")
-_FREE = (*FREE_ON_RESUME, "name", "train.log_images", "train.init", *_PLACES)
+_RUNS = ("train.init", "compress.source", "compress.teachers")
+_FREE = (*FREE_ON_RESUME, "name", "train.log_images", *_RUNS, *_PLACES)
 """settings that are no part of a key: they decide nothing, or stand in it as the hash of what they point to"""
 _LISTS: tuple[Part, Part] = ("train", "test")
 _OF_FEATURES = ("model.head", "model.dropout", "model.dense")
@@ -154,11 +155,12 @@ def _cell(study: Study, variant: Variant, split: int, seed: int, source: object)
     experiment = experiment_of(study, variant, split, seed, source)
     with _naming(f"{source}: variant {variant.name!r}"):
         start = loose = start_of(experiment)
+        taught = _taught_by(experiment)
     if study.features is not None and study.features.backbone is not None:
         backbone = backbone_cell(study, variant, split, source)
         start, loose = backbone.key, backbone.loose_key
-    extra = None if study.features is None else study.features.model_dump(mode="json")
-    return named(experiment, variant.name, split, seed, start=(start, loose), extra=extra)
+    extra: Any = None if study.features is None else study.features.model_dump(mode="json")
+    return named(experiment, variant.name, split, seed, start=(start, loose), extra=taught or extra)
 
 
 def _frozen(settings: Mapping[str, Any]) -> str:
@@ -270,13 +272,23 @@ def start_of(experiment: Experiment) -> str:
         name, init = "model.backbone.weights", getattr(experiment.model.backbone, "weights", None)
     if init is None:
         return ""
-    if init.is_file():
-        return sha256(init)
+    return _weights_digest(name, init)
+
+
+def _taught_by(experiment: Experiment) -> list[str]:
+    """Return the hashes of the teachers' weights; none without distillation, which goes with no stored features."""
+    teachers = getattr(experiment.compress, "teachers", ())
+    return [_weights_digest("compress.teachers", teacher) for teacher in teachers]
+
+
+def _weights_digest(name: str, where: Path) -> str:
+    if where.is_file():
+        return sha256(where)
     for folder in ("best", "last", "."):
-        weights = whole_folder(init / folder) / "model.safetensors"
+        weights = whole_folder(where / folder) / "model.safetensors"
         if weights.is_file():
             return sha256(weights)
-    raise SettingsError(f"`{name}` is {init}: no such file, and no run folder with weights")
+    raise SettingsError(f"`{name}` is {where}: no such file, and no run folder with weights")
 
 
 def data_digest(experiment: Experiment) -> str:

@@ -24,6 +24,10 @@ from two_stream.video.reader import open_video
 SCHEMES = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp", "srt")
 OPEN_SECONDS, READ_SECONDS = 10.0, 5.0
 """how long opening an address, and waiting for its next packet, may take"""
+_JUMP = 10.0
+"""seconds by which a live source's time stamps may leave the clock before they count as set anew"""
+_CAMERA_DIGITS = 4
+"""more are no camera's number"""
 _NETWORK = "http,https,httpproxy,tcp,tls,udp,rtp,srtp,rtsp,rtsps,rtmp,srt,crypto,hls"
 """protocols a stream may lead to: never a file of this machine"""
 
@@ -67,15 +71,17 @@ class LiveSource(ABC):
 
     def numbered(self, first: int = 1, offset: float = 0.0) -> Iterator[LiveFrame]:
         """Yield its frames, counted from `first`; `offset` is added to their seconds."""
-        begin = time.monotonic()
         zero: float | None = None
-        last = -1.0
+        last, before = 0.0, time.monotonic()
         for number, (stamp, picture) in enumerate(self.frames(), first):
             now = time.monotonic()
-            if stamp is not None and zero is None:
-                zero = stamp
-            seconds = now - begin if stamp is None or zero is None else stamp - zero
-            last = max(last, seconds)  # a stamp that jumps back would turn time round
+            seconds = expected = last + now - before
+            if stamp is not None:
+                zero = stamp - last if zero is None else zero
+                if self.live and not last - _JUMP <= stamp - zero <= expected + _JUMP:
+                    zero = stamp - expected  # its clock was set anew
+                seconds = stamp - zero
+            last, before = max(last, seconds), now  # a stamp that steps back would turn time round
             yield LiveFrame(number, offset + last, now, picture)
 
 
@@ -163,7 +169,9 @@ def open_source(name: str, backend: str = "pyav") -> LiveSource:
     Raises:
         VideoError: A scheme that is not known; or no such file, or no video.
     """
-    if name.isdigit():
+    if name.isascii() and name.isdigit():
+        if len(name) > _CAMERA_DIGITS:
+            raise VideoError(name, "no number of a camera; they count from 0")
         return CameraSource(name)
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", name)
     if scheme is None:

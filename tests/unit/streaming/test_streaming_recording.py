@@ -40,15 +40,16 @@ def test_every_picture_is_there_at_its_time(tmp_path: Path) -> None:
     assert shown[:20].std() > 10 > shown[-8:].std()  # the band with the classes
 
 
-def test_a_picture_of_another_size_is_one_error_and_no_file(tmp_path: Path) -> None:
+def test_pictures_of_another_size_are_brought_to_the_first_ones(tmp_path: Path) -> None:
     out = tmp_path / "out.mp4"
     recording = Recording(out)
-    recording.add(grey(0), 0.0, [])
-    with pytest.raises(VideoError, match="the picture's size changed to 32×32"):
-        for _ in range(50):
-            recording.add(grey(0, (32, 32)), 1.0, [])
-        recording.close()
-    assert list(tmp_path.iterdir()) == []
+    for number, size in enumerate([(65, 97), (65, 97), (32, 32), (130, 194), (65, 97)]):
+        recording.add(grey(20 + 40 * number, size), 0.1 * number, [])
+    recording.close()
+    with av.open(str(out)) as file:
+        frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+    assert [frame.shape for frame in frames] == [(64, 96, 3)] * 5
+    assert [frame[-8:].mean() for frame in frames] == pytest.approx([20, 60, 100, 140, 180], abs=4)
 
 
 @pytest.mark.parametrize("where", ["", "no/such/out.mp4"])

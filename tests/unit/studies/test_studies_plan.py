@@ -107,6 +107,28 @@ def test_another_list_of_videos_is_another_key(lists: Path):
     assert not set(keys(plan(study(lists)))) & set(before)
 
 
+def test_other_weights_of_a_teacher_are_another_key_and_another_place_is_not(lists: Path):
+    def taught(teacher: Path) -> list[str]:
+        changes = {"compress": {"kind": "distill", "teachers": [str(teacher)]}}
+        cells = plan(study(lists, variants={"taught": changes, "plain": {}}))
+        return [cell.key for cell in cells if cell.variant == "taught"]
+
+    for name, content in (("one", b"1"), ("copy", b"1"), ("other", b"2")):
+        weights = lists / name / "best" / "model.safetensors"
+        weights.parent.mkdir(parents=True)
+        weights.write_bytes(content)
+    assert taught(lists / "one") == taught(lists / "copy")
+    assert not set(taught(lists / "one")) & set(taught(lists / "other"))
+    with pytest.raises(SettingsError, match=r"variant 'taught'.*`compress.teachers` is .*gone: no such file"):
+        taught(lists / "gone")
+
+
+def test_what_a_run_is_made_from_is_what_it_begins_with(lists: Path):
+    changes = {"compress": {"kind": "prune", "source": "runs/rgb"}}
+    with pytest.raises(SettingsError, match=r"`compress.source` is runs/rgb and `train.init` is not set"):
+        plan(study(lists, variants={"half": changes, "plain": {}}))
+
+
 def test_other_code_is_another_key_but_the_same_loose_one(lists: Path, monkeypatch):
     before = plan(study(lists))
     monkeypatch.setattr(planning, "source_digest", lambda: "other")

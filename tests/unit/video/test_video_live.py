@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from live_server import LiveServer
 
 from two_stream.errors import VideoError
 from two_stream.video import live
-from two_stream.video.live import AddressSource, CameraSource, FileSource, open_source
+from two_stream.video.live import AddressSource, CameraSource, FileSource, LiveSource, open_source
 
 
 def pictures(count: int = 20) -> list[np.ndarray]:
@@ -64,6 +65,8 @@ def test_a_file_gives_what_the_reader_gives(shared) -> None:
     [
         ("gopher://x/y", "unknown scheme 'gopher'; expected one of rtsp"),
         ("/no/such.mp4", "no such file"),
+        ("99999999999999999999", "no number of a camera"),
+        ("²", "no such file"),
     ],
 )
 def test_what_is_no_source_is_refused_when_it_is_named(name: str, said: str) -> None:
@@ -109,3 +112,34 @@ def test_a_camera_that_is_not_there() -> None:
     assert isinstance(source, CameraSource)
     with pytest.raises(VideoError, match="camera 77: cannot be opened"):
         next(source.numbered())
+
+
+class Clock(LiveSource):
+    """Gives frames whose time stamps are those of a script."""
+
+    def __init__(self, stamps: list[float | None], live: bool = True) -> None:
+        super().__init__("clock")
+        self.stamps, self.live = stamps, live
+
+    def frames(self) -> Iterator[tuple[float | None, np.ndarray]]:
+        for stamp in self.stamps:
+            yield stamp, np.zeros((2, 2, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("stamps", "seconds"),
+    [
+        ([100.0, 100.1, 100.2], [0.0, 0.1, 0.2]),
+        ([100.0, 105.0, 104.9, 105.2], [0.0, 5.0, 5.0, 5.2]),  # a small step back waits
+        ([100.0, 101.0, 0.0, 0.5], [0.0, 1.0, 1.0, 1.5]),  # set anew: goes on from there
+        ([0.0, 1.0, 90000.0, 90000.5], [0.0, 1.0, 1.0, 1.5]),
+        ([None, None, 50.0, 50.5], [0.0, 0.0, 0.0, 0.5]),
+    ],
+)
+def test_time_goes_on_where_a_live_source_sets_its_clock_anew(stamps, seconds) -> None:
+    found = [frame.seconds for frame in Clock(stamps).numbered()]
+    assert found == pytest.approx(seconds, abs=0.05)
+
+
+def test_the_times_of_a_file_are_its_own() -> None:
+    assert [frame.seconds for frame in Clock([0.0, 20.0, 40.0], live=False).numbered()] == [0.0, 20.0, 40.0]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
-from pydantic import BaseModel
+import tyro
+from pydantic import BaseModel, Field, create_model
 
-from two_stream.commands.common import parse_over, take_value
-from two_stream.config.load import load_experiment
+from two_stream.commands.common import parse, parse_over, take_value
+from two_stream.config.compress import NoCompression
+from two_stream.config.load import load_experiment, nearest
 from two_stream.config.schema import Experiment
 from two_stream.errors import CheckpointError, SettingsError
 
@@ -17,6 +20,14 @@ if TYPE_CHECKING:
     from two_stream.types import Part
 
 _PARTS = ("test", "val")
+_GIVEN = ("kind", "source", "teachers", "by_layer")
+"""of a `compress` section: what the command line says in another way"""
+PART = (Literal["test", "val"], Field("test", description="what both runs are scored on"))
+RESUME = (tyro.conf.FlagCreatePairsOff[bool], Field(False, description="go on with an interrupted run"))
+OVERWRITE = (
+    tyro.conf.FlagCreatePairsOff[bool],
+    Field(False, description="start over in an existing run folder"),
+)
 _FINE = 0.1
 """Of the source's learning rate: what is trained on starts close to where it ends."""
 _SHARE = 3
@@ -113,7 +124,12 @@ def take_part(args: list[str], prog: str) -> tuple[Part, list[str]]:
 
 
 def derived(
-    default: Experiment, section: BaseModel, args: list[str], prog: str, description: str
+    default: Experiment,
+    section: BaseModel,
+    args: list[str],
+    prog: str,
+    description: str,
+    own: dict[str, tuple[Any, Any]],
 ) -> Experiment:
     """Parse flags over the settings of the run to be made.
 
@@ -126,12 +142,39 @@ def derived(
         args: The flags.
         prog: Command for messages.
         description: For `--help`.
+        own: The command's other flags for `--help`: type and field by name.
 
     Raises:
         SettingsError: An unknown flag, or values that contradict each other.
     """
+    if "-h" in args or "--help" in args:
+        _show_own_flags(section, prog, description, own)
+        default, args = default.model_copy(update={"compress": NoCompression()}), ["--help"]
+        return parse_over(
+            default, args, prog, "And every setting of the run that is made, as for `two-stream train`."
+        )
+    known = [name.replace("_", "-") for name in (*type(section).model_fields, *own, *Experiment.model_fields)]
+    for arg in args:
+        name = arg.partition("=")[0].removeprefix("--").replace("_", "-")
+        if arg.startswith("--") and "." not in name and name.removeprefix("no-") not in known:
+            raise SettingsError(
+                f"{prog}: unknown flag --{name}{nearest(f'--{name}', [f'--{one}' for one in known])}"
+            )
     whole = default.model_copy(update={"compress": section})
     return parse_over(whole, [_full(arg, section) for arg in args], prog, description)
+
+
+def _show_own_flags(section: BaseModel, prog: str, description: str, own: dict[str, tuple[Any, Any]]) -> None:
+    """Print the flags that are the method's own, under their bare names."""
+    kind = type(section)
+    shown: dict[str, Any] = dict(own)
+    for name in _GIVEN:
+        if name in kind.model_fields:
+            annotation: Any = kind.model_fields[name].annotation
+            shown[name] = (Annotated[annotation, tyro.conf.Suppress], getattr(section, name))
+    flags = create_model("Flags", __base__=kind, **shown)
+    with suppress(SystemExit):
+        parse(flags, ["--help"], prog, description)
 
 
 def _full(arg: str, section: BaseModel) -> str:

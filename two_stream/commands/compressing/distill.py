@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from two_stream.commands.common import take_flag, take_value
 from two_stream.commands.compressing.common import (
+    OVERWRITE,
+    PART,
+    RESUME,
     derived,
     source_experiment,
     take_part,
@@ -21,13 +26,17 @@ from two_stream.errors import SettingsError
 PROG = "two-stream compress distill"
 DESCRIPTION = (
     "Train a network, the student, on its labels and on what trained runs, the teachers, make of the same moments, and "
-    "report it beside the first teacher. Teachers come first or after --teachers. --student is an experiment file, a "
-    "run folder (its network is trained on) or a name of the zoo (with the first teacher's data, input and training). "
-    "Flags of the distillation have bare names (--temperature 4 --feature-weight 1; below --compress.temperature …); "
-    "every other setting is a flag as for `two-stream train`. MARS: an RGB student, a flow teacher, --vector-weight 50 "
-    "--student-weight 1 --distill-weight 0. --part {test,val}: what both are scored on. --resume: go on with an "
-    "interrupted run. --overwrite: start over in an existing run folder."
+    "report it beside the first teacher. Teachers come first or after --teachers. MARS: an RGB student, a flow "
+    "teacher, --vector-weight 50 --student-weight 1 --distill-weight 0."
 )
+_STUDENT = (
+    str,
+    Field(
+        description="an experiment file, a run folder (its network is trained on) or a name of the zoo (with the first "
+        "teacher's data, input and training)"
+    ),
+)
+_OWN = {"student": _STUDENT, "part": PART, "resume": RESUME, "overwrite": OVERWRITE}
 _TAKEN = ("--teachers", "--compress.teachers")
 
 
@@ -47,7 +56,7 @@ def main(args: list[str]) -> int:
     if not wants_help:
         _complain(teachers, student)
     default = Experiment() if wants_help or student is None else _student(student, teachers[0])
-    experiment = derived(default, Distill(teachers=teachers), rest, f"{PROG} RUN", DESCRIPTION)
+    experiment = derived(default, Distill(teachers=teachers), rest, f"{PROG} RUN", DESCRIPTION, _OWN)
     options = experiment.compress
     if not isinstance(options, Distill):
         raise SettingsError(f"{PROG}: --compress.kind is {options.kind}: expected distill")
@@ -91,6 +100,10 @@ def _student(given: str, teacher: Path) -> Experiment:
     if path.is_dir():
         experiment = source_experiment(path)
         return trained_on(experiment, path, f"{experiment.name}_distilled")
+    if path.is_file():
+        raise SettingsError(
+            f"{PROG}: --student {given} is no experiment file (.yaml): expected one, a run folder or a name of the zoo"
+        )
     from two_stream import zoo
 
     model = zoo.resolve(given, modality=taught.model.modality)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import Field
+
 from two_stream.commands.common import split_positional, take_flag, take_value
 from two_stream.commands.compressing.common import (
+    OVERWRITE,
+    PART,
+    RESUME,
     derived,
     source_experiment,
     take_part,
@@ -18,12 +23,18 @@ from two_stream.errors import SettingsError
 
 PROG = "two-stream compress prune"
 DESCRIPTION = (
-    "Take weights or channels out of a trained run, train on what is left, and report both before and after. Flags of "
-    "the pruning have bare names (--what channels --target-macs 0.5; below they are --compress.what …); every other "
-    "setting is a flag as for `two-stream train`. --levels FILE: shares by layer, as `two-stream compress sensitivity` "
-    "writes them (.json), or a CSV with Name, Type and Sparsity. --part {test,val}: what both runs are scored on. "
-    "--resume: go on with an interrupted run. --overwrite: start over in an existing run folder."
+    "Take weights or channels out of a trained run, train on what is left, and report both before and after. For "
+    "example: --what channels --target-macs 0.5"
 )
+_LEVELS = (
+    Path | None,
+    Field(
+        None,
+        description="shares by layer: a .json of `two-stream compress sensitivity`, or a CSV with Name, Type and "
+        "Sparsity",
+    ),
+)
+_OWN = {"levels": _LEVELS, "part": PART, "resume": RESUME, "overwrite": OVERWRITE}
 
 
 def main(args: list[str]) -> int:
@@ -41,7 +52,7 @@ def main(args: list[str]) -> int:
     run = Path(name or "RUN")
     source = Experiment() if name is None else source_experiment(run)
     default = trained_on(source, run, f"{source.name}_pruned")
-    experiment = derived(default, Prune(source=run), rest, f"{PROG} RUN", DESCRIPTION)
+    experiment = derived(default, Prune(source=run), rest, f"{PROG} RUN", DESCRIPTION, _OWN)
     experiment = _checked(experiment, run, None if levels is None else Path(levels))
     return train_and_report(experiment, run, part, again, resume=resume, overwrite=overwrite)
 

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 from two_stream.commands.common import split_positional, take_flag
 from two_stream.commands.compressing.common import (
+    OVERWRITE,
+    PART,
+    RESUME,
     derived,
     report,
     source_experiment,
@@ -25,10 +28,9 @@ PROG = "two-stream compress quantize"
 DESCRIPTION = (
     "Turn a trained run into one that computes in int8 on the CPU, and report both before and after. --method static "
     "(the default) measures ranges on clips of the training part; --method qat trains on with rounded values first. "
-    "Flags of the quantisation have bare names (--clips 128 --keep stem classifier; below --compress.clips …); every "
-    "other setting is a flag as for `two-stream train`. --part {test,val}: what both runs are scored on. "
-    "--resume: go on with an interrupted training. --overwrite: start over in an existing run folder."
+    "For example: --clips 128 --keep stem classifier"
 )
+_OWN = {"part": PART, "resume": RESUME, "overwrite": OVERWRITE}
 
 
 def main(args: list[str]) -> int:
@@ -45,7 +47,7 @@ def main(args: list[str]) -> int:
     run = Path(name or "RUN")
     source = Experiment() if name is None else source_experiment(run)
     default = trained_on(source, run, f"{source.name}_int8")
-    experiment = derived(default, Quantize(source=run), rest, f"{PROG} RUN", DESCRIPTION)
+    experiment = derived(default, Quantize(source=run), rest, f"{PROG} RUN", DESCRIPTION, _OWN)
     options = experiment.compress
     if not isinstance(options, Quantize):
         raise SettingsError(f"{PROG}: --compress.kind is {options.kind}: expected quantize")
