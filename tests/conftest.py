@@ -19,6 +19,9 @@ if "TWO_STREAM_CACHE" not in os.environ:  # nothing of a test is kept in the use
     os.environ["TWO_STREAM_CACHE"] = tempfile.mkdtemp(prefix="two-stream-tests-")
     atexit.register(shutil.rmtree, os.environ["TWO_STREAM_CACHE"], ignore_errors=True)
 torch.set_num_threads(1)  # tiny tensors: threads cost more than they give, and xdist shares the cores
+# Autograd counts the devices at its first backward pass. torch.export registers one more, and after that no process
+# forked from this one could compute gradients: let it count before.
+torch.ones(1, requires_grad=True).sum().backward()
 
 ROOT = Path(__file__).resolve().parents[1]
 
