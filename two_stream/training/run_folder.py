@@ -56,8 +56,9 @@ def check_run(experiment: Experiment, *, resume: bool, overwrite: bool) -> RunPa
         raise SettingsError("--resume and --overwrite contradict each other; keep one")
     if paths.root.exists() and not paths.root.is_dir():
         raise SettingsError(f"{paths.root}: is a file; choose another `name` or `runs`")
-    used = paths.root.is_dir() and any(path.name != LOCK for path in paths.root.iterdir())
-    if used and not _is_run(paths):
+    # a kill may have come right after the folder was made: then it holds a lock and an unfinished temporary file at most
+    used = paths.root.is_dir() and any(not path.name.startswith(".") for path in paths.root.iterdir())
+    if used and not paths.experiment.is_file():
         raise SettingsError(f"{paths.root}: holds files but no run; choose another `name` or `runs`")
     if used and not resume and not overwrite:
         raise SettingsError(
@@ -145,11 +146,6 @@ def _compare(path: Path, before: Experiment, now: Experiment) -> None:
             f"{path}: the run to resume has other settings ({'; '.join(changed)}); "
             "give the old values, or train under another --name"
         )
-
-
-def _is_run(paths: RunPaths) -> bool:
-    """A kill may have come right after the folder was made: then it holds an unfinished temporary file at most."""
-    return paths.experiment.is_file() or all(path.name.startswith(".") for path in paths.root.iterdir())
 
 
 def _clear(paths: RunPaths) -> None:

@@ -78,10 +78,12 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_killed_while_the_settings_were_written(tmp_path: Path) -> None:
-    """A temporary file is all there is: resuming starts over."""
+    """A lock and a temporary file are all there is: the run has still to begin, whether resumed or not."""
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / ".experiment.yaml.abc.part").write_text("na")
-    assert check_run(_experiment(tmp_path), resume=True, overwrite=False).root == tmp_path / "run"
+    for name in (".lock", ".experiment.yaml.abc.part"):
+        (tmp_path / "run" / name).write_text("na")
+    for resume in (True, False):
+        assert check_run(_experiment(tmp_path), resume=resume, overwrite=False).root == tmp_path / "run"
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
