@@ -56,7 +56,7 @@ def check_run(experiment: Experiment, *, resume: bool, overwrite: bool) -> RunPa
         raise SettingsError("--resume and --overwrite contradict each other; keep one")
     if paths.root.exists() and not paths.root.is_dir():
         raise SettingsError(f"{paths.root}: is a file; choose another `name` or `runs`")
-    # a kill may have come right after the folder was made: then it holds a lock and an unfinished temporary file at most
+    # a kill may have come right after the folder was made: then it holds a lock and an unfinished file at most
     used = paths.root.is_dir() and any(not path.name.startswith(".") for path in paths.root.iterdir())
     if used and not paths.experiment.is_file():
         raise SettingsError(f"{paths.root}: holds files but no run; choose another `name` or `runs`")
