@@ -231,3 +231,14 @@ def network_settings(path: Path) -> Experiment:
         what = "not a run folder: it has no experiment.yaml" if path.exists() else "no such run folder"
         raise CheckpointError(f"{path}: {what} (`two-stream train` writes one)")
     return load_experiment(settings)
+
+
+def check_modality(run: AnyRun[Any], path: Path, modality: str) -> None:
+    """Refuse a run given with the flag of the other modality.
+
+    Raises:
+        SettingsError: Naming the flag it goes with.
+    """
+    found = run.model.spec.modality
+    if found != modality:
+        raise SettingsError(f"--{modality} {path}: this is a run on {found}; give it with --{found}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from two_stream.commands.common import load_network, parse
+from two_stream.commands.common import check_modality, load_network, parse
 from two_stream.errors import SettingsError, TwoStreamError
 
 if TYPE_CHECKING:
@@ -101,9 +101,7 @@ def main(args: list[str]) -> int:
 
 def _load(flags: PredictFlags, path: Path, modality: str) -> AnyRun[Any]:
     run = load_network(path, flags.checkpoint, flags.device)
-    found = run.model.spec.modality
-    if found != modality:
-        raise SettingsError(f"--{modality} {path}: this is a run on {found}; give it with --{found}")
+    check_modality(run, path, modality)
     if flags.attention is not None:
         from two_stream.evaluation.attention import check_head
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 import tyro
 
-from two_stream.commands.common import parse
+from two_stream.commands.common import check_modality, parse
 from two_stream.errors import SettingsError, VideoError
 
 if TYPE_CHECKING:
@@ -152,9 +152,7 @@ def _runs(flags: StreamFlags) -> list[Run]:
         if path is None:
             continue
         run = load_run(path, flags.checkpoint, flags.device)
-        found = run.model.spec.modality
-        if found != modality:
-            raise SettingsError(f"--{modality} {path}: this is a run on {found}; give it with --{found}")
+        check_modality(run, path, modality)
         runs.append(run)
     if len({tuple(run.class_names) for run in runs}) > 1:
         raise ScoreError(f"{flags.rgb} and {flags.flow} know different classes and cannot be fused")
@@ -229,9 +227,8 @@ def _show(flags: StreamFlags, pipeline: Pipeline, watcher: Watcher) -> int:
             window = Window(flags.window)
             stack.callback(window.close)
             note(f"live picture: {window.address}")
-        if (
-            flags.limit is not None
-        ):  # a timer, for a source that is away gives no frame to look at the clock at
+        if flags.limit is not None:
+            # a timer, for a source that is away gives no frame to look at the clock at
             timer = threading.Timer(flags.limit, pipeline.stop)
             timer.daemon = True
             timer.start()
@@ -280,7 +277,7 @@ def _picture(seen: Seen, watcher: Watcher, recording: Recording | None, window: 
     if seen.ended:
         return
     if recording is not None:
-        rate = watcher.pipeline.source.fps or 25.0
+        rate = watcher.pipeline.source.fps or recording.fps
         for back, picture in zip(range(len(seen.passed), 0, -1), seen.passed):
             recording.add(picture, max(0.0, seen.frame.seconds - back / rate), guesses)
         recording.add(seen.frame.picture, seen.frame.seconds, guesses)

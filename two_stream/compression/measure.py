@@ -12,7 +12,7 @@ from torch import nn
 from torch.ao.nn.quantized.modules.utils import WeightedQuantizedModule
 
 from two_stream.config.schema import EvaluateOptions
-from two_stream.evaluation.network import Compiled, example_clip, is_exact, ready, resolved
+from two_stream.evaluation.network import Compiled, carried_out, example_clip, is_exact, ready
 from two_stream.evaluation.run import Run, load_run
 from two_stream.profiling import meta_twin, multiply_adds, parameter_count
 from two_stream.profiling.memory import PeakMemory
@@ -101,7 +101,7 @@ def _network(
 ) -> tuple[Recognizer | Compiled, str]:
     """Return what scores in a model's place, and in which precision."""
     exact = is_exact(run.experiment)
-    chosen = resolved(options, model.spec, device, exact=exact, as_it_is=model.cpu_only)
+    chosen = carried_out(model, options, device, exact=exact)
     return ready(model, chosen), chosen.precision
 
 

@@ -16,7 +16,7 @@ from two_stream.config.load import flatten
 from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation.metrics import Interval
-from two_stream.evaluation.network import is_exact, resolved
+from two_stream.evaluation.network import carried_out, is_exact
 from two_stream.evaluation.pages import page_templates
 from two_stream.evaluation.run import Run, evaluate_run, load_run
 from two_stream.evaluation.scores import read_scores
@@ -177,7 +177,7 @@ def write_compression(
 def scored(run: Run, options: EvaluateOptions, part: Part) -> ScoreTable:
     """Return a run's scores under a protocol: from its score file where that is of these weights, else made now."""
     model, exact = run.model, is_exact(run.experiment)
-    found = resolved(options, model.spec, model.device, exact=exact, as_it_is=model.cpu_only)
+    found = carried_out(model, options, model.device, exact=exact)
     path = run.paths.scores / f"{part}_{slug(found)}.npz"
     if path.is_file():
         table = read_scores(path)

@@ -38,7 +38,7 @@ from two_stream.data.transforms import evaluation_views
 from two_stream.data.views import ViewLoader, collate_views, evaluation_clips, view_loader
 from two_stream.errors import DataError, SettingsError
 from two_stream.evaluation.batching import Canvas, Video, scored_views
-from two_stream.evaluation.network import example_clip, is_exact, ready, resolved
+from two_stream.evaluation.network import carried_out, example_clip, is_exact, ready
 from two_stream.evaluation.predict import check_incomplete
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
@@ -195,9 +195,7 @@ class _Writer:
         self.maps = maps
         self.device = model.device
         exact = is_exact(experiment)
-        evaluate = resolved(
-            experiment.evaluate, model.spec, self.device, exact=exact, as_it_is=model.cpu_only
-        )
+        evaluate = carried_out(model, experiment.evaluate, self.device, exact=exact)
         self.test = evaluate.model_copy(update={"compile": False})
         self.train = self.test.model_copy(update={"precision": experiment.train.precision})
         self.experiment = experiment.model_copy(update={"evaluate": self.test})

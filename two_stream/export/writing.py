@@ -14,7 +14,7 @@ import torch
 from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.errors import SettingsError
 from two_stream.evaluation.any_run import AnyRun
-from two_stream.evaluation.network import is_exact, ready, resolved
+from two_stream.evaluation.network import carried_out, is_exact, ready
 from two_stream.evaluation.run import extraction_of, mirror_of_run
 from two_stream.export.card import ExportCard, Port, Target, Verified
 from two_stream.export.clips import noise_clips, run_clips
@@ -154,9 +154,8 @@ def plain_copy(run: AnyRun[Recognizer]) -> Recognizer:
     copied.memory_format = torch.preserve_format
     for weight in (*copied.parameters(), *copied.buffers()):
         weight.data = weight.data.contiguous()
-    options = resolved(
-        EvaluateOptions(precision="fp32"), copied.spec, torch.device("cpu"), exact=is_exact(run.experiment)
-    )
+    plain = EvaluateOptions(precision="fp32")
+    options = carried_out(copied, plain, torch.device("cpu"), exact=is_exact(run.experiment))
     made = ready(copied, options)
     assert isinstance(made, Recognizer)
     return made.requires_grad_(False)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from two_stream.config.schema import Experiment
-from two_stream.evaluation.network import example_clip, is_exact, ready, resolved
+from two_stream.evaluation.network import carried_out, example_clip, is_exact, ready
 from two_stream.pretrained import alterations_in, read_model
 from two_stream.profiling import meta_twin, multiply_adds, parameter_count
 from two_stream.profiling.memory import PeakMemory
@@ -57,7 +57,7 @@ def measure_cost(
     if experiment.channels_last:
         model.channels_last()
     exact = is_exact(experiment)
-    options = resolved(experiment.evaluate, model.spec, device, exact=exact, as_it_is=model.cpu_only)
+    options = carried_out(model, experiment.evaluate, device, exact=exact)
     parameters, operations = parameter_count(meta_twin(model)), multiply_adds(model)
     network = ready(model, options)
     clip_BCTHW = example_clip(model, model.spec.crop)
