@@ -27,10 +27,10 @@ class PredictFlags:
 
     videos: tyro.conf.Positional[tuple[Path, ...]]
     """video files"""
-    rgb: Path | None = None
-    """run folder of an RGB network, or a file exported from one"""
-    flow: Path | None = None
-    """run folder or exported file of a flow network; with --rgb the two are fused"""
+    rgb: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """run folder of an RGB network, or a file exported from one; may be given several times, all are fused"""
+    flow: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """run folder or exported file of a flow network; may be given several times"""
     top: int = 5
     """how many classes are shown"""
     json: str | None = None
@@ -45,9 +45,9 @@ class PredictFlags:
     flow_algorithm: Literal["dis", "tvl1", "farneback"] | None = None
     """none: dis (a run trained on video files: its own); tvl1 is the paper's and about a hundred times slower"""
     rule: Literal["l2", "logits", "probabilities", "rank"] = "l2"
-    """how RGB and flow are fused"""
-    weights: tuple[float, float] | None = None
-    """weights of RGB and flow when both are given; none: equal ones"""
+    """how several runs are fused"""
+    weights: tuple[float, ...] | None = None
+    """one weight per run, those of --rgb first; none: equal ones"""
     views: Literal["single", "multi", "uniform", "sliding"] | None = None
     """none: as the run was evaluated"""
     num_clips: int | None = None
@@ -71,7 +71,7 @@ class PredictFlags:
 def main(args: list[str]) -> int:
     """Run the command and return its exit code: 2 when a video could not be read."""
     flags = parse(PredictFlags, args, "two-stream predict", SUMMARY)
-    folders = [path for path in (flags.rgb, flags.flow) if path is not None]
+    folders = [*flags.rgb, *flags.flow]
     if not flags.videos:
         raise SettingsError("no video given; for example: two-stream predict clip.mp4 --rgb demo/runs/rgb")
     if not folders:
@@ -93,9 +93,8 @@ def main(args: list[str]) -> int:
         open_video(
             flags.videos[0], flags.backend or "pyav"
         ).close()  # what is no video is said before models load
-    runs = [
-        _load(flags, path, modality) for path, modality in ((flags.rgb, "rgb"), (flags.flow, "flow")) if path
-    ]
+    given = [(path, "rgb") for path in flags.rgb] + [(path, "flow") for path in flags.flow]
+    runs = [_load(flags, path, modality) for path, modality in given]
     return _predict_all(flags, runs)
 
 
@@ -118,7 +117,7 @@ def _check_weights(flags: PredictFlags, runs: int) -> None:
     if flags.weights is None:
         return
     if runs == 1:
-        raise SettingsError("--weights weighs RGB against flow: give both --rgb and --flow, or leave it out")
+        raise SettingsError("--weights weighs runs against each other: give several, or leave it out")
     from two_stream.evaluation.fusion import checked_weights
 
     checked_weights(flags.weights, runs)
@@ -199,11 +198,8 @@ def _predict_one(
         "fusion": flags.rule if len(runs) > 1 else None,
         "top": _as_json(top(probabilities, names, flags.top)),
         "streams": {
-            run.model.spec.modality: {
-                "views": one.views,
-                "top": _as_json(top(fuse_results([one]), names, flags.top)),
-            }
-            for run, one in zip(runs, scored)
+            name: {"views": one.views, "top": _as_json(top(fuse_results([one]), names, flags.top))}
+            for name, one in zip(_stream_names(runs), scored)
         },
     }
     if copy is not None:
@@ -218,6 +214,15 @@ def _predict_one(
         _draw_timeline(flags, runs, scored, how, (video, line))
         result["timeline"] = str(line)
     return result
+
+
+def _stream_names(runs: Sequence[AnyRun[Any]]) -> list[str]:
+    """Return the modality of each run; where two runs share one, with the run's name."""
+    modalities = [run.model.spec.modality for run in runs]
+    return [
+        modality if modalities.count(modality) == 1 else f"{modality} · {run.experiment.name}"
+        for modality, run in zip(modalities, runs)
+    ]
 
 
 def _draw_attention(
@@ -266,7 +271,7 @@ def _draw_timeline(
     samplings = [reading.sampling for reading in readings]
     found = windows(runs, scored, options, samplings, rule=flags.rule, weights=flags.weights)
     write_csv(picture.with_suffix(".csv"), found, names, fps, flags.top)
-    streams = " and ".join("RGB" if run.model.spec.modality == "rgb" else "flow" for run in runs)
+    streams = " and ".join("RGB" if name == "rgb" else name for name in _stream_names(runs))
     fused = f", fused by {flags.rule}" if len(runs) > 1 else ""
     clips = {
         f"{views.views} clips of {run.model.spec.clip_length} frames" for run, views in zip(runs, options)
