@@ -217,12 +217,14 @@ def _predict_one(
 
 
 def _stream_names(runs: Sequence[AnyRun[Any]]) -> list[str]:
-    """Return the modality of each run; where two runs share one, with the run's name."""
+    """Return the modality of each run; where two runs share one, with the run's name and a number if need be."""
     modalities = [run.model.spec.modality for run in runs]
-    return [
-        modality if modalities.count(modality) == 1 else f"{modality} · {run.experiment.name}"
-        for modality, run in zip(modalities, runs)
-    ]
+    found: list[str] = []
+    for modality, run in zip(modalities, runs):
+        name = modality if modalities.count(modality) == 1 else f"{modality} · {run.experiment.name}"
+        number = 1 + sum(other == name or other.startswith(f"{name} ") for other in found)
+        found.append(name if number == 1 else f"{name} {number}")
+    return found
 
 
 def _draw_attention(

@@ -199,6 +199,20 @@ def test_predict_and_the_command_read_a_video_alike(world, tmp_path, capsys):
     assert "--flow-algorithm farneback is closer" in capsys.readouterr().err
 
 
+def test_several_runs_of_a_modality_are_fused(world, capsys):
+    video, run = str(world / "videos" / "left" / "v_g1.mp4"), str(world / "rgb")
+    assert cli(["predict", video, "--rgb", run, "--device", "cpu", "--json", "-"]) == 0
+    (alone,) = json.loads(capsys.readouterr().out)
+    again = ["--rgb", run, "--rgb", run, "--flow", str(world / "flow"), "--weights", "1", "3", "0"]
+    assert cli(["predict", video, *again, "--rule", "probabilities", "--device", "cpu", "--json", "-"]) == 0
+    (fused,) = json.loads(capsys.readouterr().out)
+    name = f"rgb · {load_run(run).experiment.name}"
+    assert list(fused["streams"]) == [name, f"{name} 2", "flow"]
+    for one, other in zip(alone["top"], fused["top"]):
+        assert one["class"] == other["class"]
+        assert one["probability"] == pytest.approx(other["probability"], abs=1e-6)
+
+
 def test_weights_are_checked_and_need_two_runs(world, capsys):
     video = str(world / "videos" / "left" / "v_g1.mp4")
     both = ["--rgb", str(world / "rgb"), "--flow", str(world / "flow")]
@@ -208,7 +222,7 @@ def test_weights_are_checked_and_need_two_runs(world, capsys):
         assert words in line
     assert cli(["predict", video, *both[:2], "--weights", "1", "2", "--device", "cpu"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "give both --rgb and --flow" in line
+    assert "give several" in line
     with pytest.raises(ScoreError, match="not all 0"):
         predict([world / "rgb", world / "flow"], video, weights=[0, 0])
     with pytest.raises(ScoreError, match="1 weights for 2"):
