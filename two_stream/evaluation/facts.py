@@ -48,7 +48,7 @@ def scoring_facts(
         "clip_length": spec.clip_length,
         "stride": spec.stride,
         "resize": list(spec.resize),
-        "crop": spec.crop,
+        "crop": spec.crop if isinstance(spec.crop, int) else list(spec.crop),
         "seed": experiment.seed,
         "device": str(model.device),
         "threads": torch.get_num_threads(),
