@@ -1,4 +1,4 @@
-"""From a decoded picture to what a network sees of it: the same pixels as `predict` with a single centre crop."""
+"""From a decoded picture to what a network sees of it: the same pixels as `predict` with a single centred view."""
 
 from __future__ import annotations
 

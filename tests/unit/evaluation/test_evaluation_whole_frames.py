@@ -130,6 +130,7 @@ def test_a_square_network_sees_the_whole_frame_squeezed_wherever_a_view_is_centr
     attention = read_attention(run.model, video, center, reading, CLASSES)
     shares = np.exp(wanted[0]) / np.exp(wanted[0]).sum()
     assert attention.guess == (CLASSES[int(shares.argmax())], pytest.approx(float(shares.max()), abs=1e-4))
+    assert attention.whole_frame
     picture = next(iter(attention.pictures.values()))
     assert picture.shape[:2] == (216, 288)  # 48×64 as in the video, nothing cut off
     clips = run_clips(run, 1, "val")
