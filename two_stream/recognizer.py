@@ -291,7 +291,7 @@ def input_spec(options: ModelOptions) -> InputSpec:
     usual = BACKBONES[options.backbone.kind].default_input(options.backbone, options.modality)
     given = {name: value for name, value in options.input.model_dump().items() if value is not None}
     spec = replace(usual, **given)
-    if spec.crop > min(spec.resize):
+    if any(side > frame for side, frame in zip(spec.size, spec.resize, strict=True)):
         raise SettingsError(
             f"`input.crop` {spec.crop} is larger than the resized frame {spec.resize[0]}×{spec.resize[1]}; "
             "set `input.resize` too"

@@ -43,8 +43,8 @@ class InputSpec:
     """step between neighbouring frames of a clip"""
     resize: tuple[int, int]
     """(height, width) every frame is resized to before cropping, without keeping the aspect ratio"""
-    crop: int
-    """side of the square crop that enters the network"""
+    crop: int | tuple[int, int]
+    """what enters the network: the side of a square, or (height, width)"""
     value_range: tuple[float, float]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -53,6 +53,16 @@ class InputSpec:
     def channels(self) -> int:
         """3 for RGB, 2 for flow."""
         return MODALITY_CHANNELS[self.modality]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of what enters the network."""
+        return (self.crop, self.crop) if isinstance(self.crop, int) else self.crop
+
+
+def size_text(crop: int | Sequence[int]) -> str:
+    """Return the size of a network's input as tables show it: `112²`, or `144×192` (height first)."""
+    return f"{crop}²" if isinstance(crop, int) else "×".join(map(str, crop))
 
 
 @dataclass
@@ -144,7 +154,7 @@ class VideoViews:
     id: str
     label: int
     frames: torch.Tensor
-    """uint8 `(F, H, W, C)`: the distinct frames of these clips, resized"""
+    """uint8 `(F, H, W, C)`: the distinct frames of these clips, resized (whole frames to the network's size)"""
     clips: torch.Tensor
     """int64 `(N, T)`: rows of `frames`, per clip; the same row may stand in many places"""
     boxes: Sequence[Box]

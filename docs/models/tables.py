@@ -21,6 +21,7 @@ import yaml
 
 from two_stream import zoo
 from two_stream.runtime.files import write_json, write_text
+from two_stream.types import size_text
 from two_stream.zoo.costs import FILE, costs
 
 PAGES = Path(__file__).resolve().parent
@@ -40,7 +41,9 @@ def count(record: zoo.ModelRecord) -> dict[str, Any]:
         low, high = counter(few), counter(many)
         each = (high - low) // (_TWO[1] - _TWO[0])
         entry[name] = [low - each * _TWO[0], each]
-    return {**entry, "clip": [few.spec.clip_length, few.spec.stride, few.spec.crop]}
+    spec = few.spec
+    crop = spec.crop if isinstance(spec.crop, int) else list(spec.crop)
+    return {**entry, "clip": [spec.clip_length, spec.stride, crop]}
 
 
 def table(patterns: list[str], published: dict[str, Any]) -> str:
@@ -58,7 +61,7 @@ def _row(record: zoo.ModelRecord, theirs: dict[str, Any]) -> list[str]:
     stride = f" every {cost.stride}" if cost.stride > 1 else ""
     return [
         f"`{record.name}`",
-        f"{cost.frames}{stride} × {cost.crop}²",
+        f"{cost.frames}{stride} × {size_text(cost.crop)}",
         str(classes),
         f"{parameters / 1e6:.2f}",
         str(theirs.get("parameters", "–")),

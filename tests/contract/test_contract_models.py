@@ -153,7 +153,7 @@ def test_usual_sizes_fit_together(backbone, reduction, modality):
     with torch.device("meta"):
         model = Recognizer(options, 101).eval()
         spec, net = model.spec, model.backbone
-        maps = net(torch.empty(1, spec.channels, spec.clip_length, spec.crop, spec.crop))
+        maps = net(torch.empty(1, spec.channels, spec.clip_length, *spec.size))
         assert reduction == "none" or net.channels[0] == 512
         for map_, width, count in zip(maps, net.channels, net.num_tokens(spec.clip_length), strict=True):
             assert map_.tensor.shape[1:3] == (width, count)

@@ -102,7 +102,7 @@ def small(record, head, modality) -> ModelOptions:
 
 def clip_of(model: Recognizer, batch: int) -> torch.Tensor:
     spec = model.spec
-    shape = (batch, spec.channels, spec.clip_length, spec.crop, spec.crop)
+    shape = (batch, spec.channels, spec.clip_length, *spec.size)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
 
 
@@ -130,7 +130,7 @@ def test_every_record_takes_other_heads_and_modality_trains_and_is_exported(reco
         with torch.device("meta"):
             model = Recognizer(small(record, head, modality), CLASSES).eval()
             spec = model.spec
-            clip = torch.empty(2, spec.channels, spec.clip_length, spec.crop, spec.crop)
+            clip = torch.empty(2, spec.channels, spec.clip_length, *spec.size)
             assert model(clip).shape == (2, CLASSES)
     train(record, *one)
     exported(record, *one)

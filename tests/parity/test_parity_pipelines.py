@@ -151,10 +151,10 @@ def test_corner_and_multiscale_boxes(pipelines: dict[str, Any], family: str) -> 
             kind, *rest = name.split("_")
             expected, slack = (y0, x0, y1, x1), 0
             if kind == "CornerCrop":
-                box = corner_box(tuple(scaled), 112, PLACES[rest[0]])
+                box = corner_box(tuple(scaled), (112, 112), PLACES[rest[0]])
             elif kind == "MultiScaleCornerCrop":
                 side = int(min(frame) * scales[int(rest[1])])
-                box = corner_box(frame, side, PLACES[rest[0]])
+                box = corner_box(frame, (side, side), PLACES[rest[0]])
                 slack = int(family == "efficient3d" and rest[0] == "c")
             else:
                 side = int(min(frame) * scales[int(rest[0])])
@@ -169,12 +169,12 @@ def test_co3d_crops(pipelines: dict[str, Any]) -> None:
     seen = 0
     for name, (top, left, height, width) in pipelines["co3d"]["crops"].items():
         frame_height, frame_width, crop = map(int, re.findall(r"\d+", name))
-        views = evaluation_views("three", (frame_height, frame_width), crop)
+        views = evaluation_views("three", (frame_height, frame_width), (crop, crop))
         place = name.split()[1]
         if place in ("center_left", "center", "center_right"):
             box = views[["center_left", "center", "center_right"].index(place)].box
         else:
-            box = corner_box((frame_height, frame_width), crop, place)
+            box = corner_box((frame_height, frame_width), (crop, crop), place)
         assert box == (top, left, top + height, left + width), name
         seen += 1
     assert seen == 15

@@ -170,7 +170,7 @@ def prepare(model: Recognizer, config: QConfig, kept: Sequence[str], *, fake: bo
     graph = traced(model.backbone)
     graph.train(model.training)
     spec = model.spec
-    example = torch.zeros(1, spec.channels, spec.clip_length, spec.crop, spec.crop)
+    example = torch.zeros(1, spec.channels, spec.clip_length, *spec.size)
     mapping = _mapping(config, kept, fake=fake)
     made = prepare_qat_fx if fake else prepare_fx
     custom = PrepareCustomConfig().set_non_traceable_module_classes(list(WHOLE))

@@ -32,7 +32,7 @@ class LibraryBackbone(Backbone):
         """
         given = (("input.clip_length", spec.clip_length), ("input.crop", spec.crop))
         for (name, value), wanted, setting in zip(given, self.fixed, self.setting, strict=True):
-            if wanted is not None and value != wanted:
+            if wanted is not None and value != wanted:  # a rectangle is no square's side either
                 raise SettingsError(
                     f"`{name}` is {value}, but this {self.options.kind} network takes {wanted} only; "
                     f"leave it out or set `{setting}` too"

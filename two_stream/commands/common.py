@@ -30,7 +30,7 @@ _PYDANTIC = re.compile(
 )
 
 _OPTIONAL = re.compile(
-    r"(?:Error parsing )?(?P<flag>\S+): no type matching \{None\}\|(?P<kind>\S+) could be instantiated from "
+    r"(?:Error parsing )?(?P<flag>\S+): no type matching \{None\}\|(?P<kind>.+?) could be instantiated from "
     r"\[(?P<value>[^]]+)\]"
 )
 """a wrong value of a flag that may be left out"""

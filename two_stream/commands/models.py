@@ -10,6 +10,7 @@ import tyro
 
 from two_stream.commands.common import parse
 from two_stream.runtime.console import console, say, table
+from two_stream.types import size_text
 
 if TYPE_CHECKING:
     from two_stream.profiling import StageCost
@@ -86,7 +87,7 @@ def _row(record: ModelRecord, num_classes: int, files: dict[str, list[str]]) -> 
         "full_name": record.name,
         "parameters": parameters,
         "multiply_adds": multiply_adds,
-        "input": f"{cost.frames}×{cost.crop}²",
+        "input": f"{cost.frames}×{size_text(cost.crop)}",
         "modality": record.options.modality,
         "weights": _weights(record, files),
         "summary": record.summary,
@@ -169,6 +170,6 @@ def _describe(model: Recognizer) -> str:
     spec = model.spec
     low, high = spec.value_range
     return (
-        f"{spec.modality}, {spec.clip_length} frames with stride {spec.stride}, {spec.crop}² cut from "
+        f"{spec.modality}, {spec.clip_length} frames with stride {spec.stride}, {size_text(spec.crop)} cut from "
         f"{spec.resize[0]}×{spec.resize[1]}, values {low:g}..{high:g}, mean {spec.mean}, std {spec.std}"
     )

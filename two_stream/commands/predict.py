@@ -54,7 +54,7 @@ class PredictFlags:
     """clips for uniform views"""
     step: int | None = None
     """frames between sliding clips"""
-    crops: Literal["center", "three", "ten"] | None = None
+    crops: Literal["center", "three", "ten", "full"] | None = None
     """none: as the run was evaluated"""
     batch_views: int | None = None
     """views per forward pass"""

@@ -136,7 +136,7 @@ def _watch(flags: StreamFlags, source: LiveSource) -> int:
         said=note,
     )
     if source.live:
-        pipeline.warm_up([(run.model.spec.channels, run.model.spec.crop) for run in runs])
+        pipeline.warm_up([(run.model.spec.channels, run.model.spec.size) for run in runs])
     watcher = Watcher(pipeline, runs, flags.rule, flags.weights)
     if not source.live:
         note(f"{source.name}: {watcher.status.delay}")

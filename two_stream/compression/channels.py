@@ -230,8 +230,9 @@ class _Ends(nn.Module):
 def _clip(model: Recognizer) -> torch.Tensor:
     """Return a normalised clip of noise, small where the network takes it small."""
     spec = model.spec
-    for side in (min(_SIDE, spec.crop), spec.crop):
-        shape = (1, spec.channels, spec.clip_length, side, side)
+    height, width = spec.size
+    for size in ((min(_SIDE, height), min(_SIDE, width)), spec.size):
+        shape = (1, spec.channels, spec.clip_length, *size)
         clip = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         try:
             with torch.no_grad():

@@ -107,7 +107,7 @@ def _network(
 
 def _pass(network: Recognizer | Compiled, device: torch.device, precision: str) -> Any:
     model = network.model if isinstance(network, Compiled) else network
-    clip_BCTHW = example_clip(model, model.spec.crop)
+    clip_BCTHW = example_clip(model)
 
     def run() -> None:
         with torch.inference_mode(), autocast(device, precision):

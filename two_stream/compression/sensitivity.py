@@ -193,7 +193,7 @@ def without_weights(model: Recognizer, name: str, level: float) -> Iterator[None
 
 def latency_of(model: Recognizer) -> float:
     """Return the median milliseconds of a view's forward pass on the CPU."""
-    clip_BCTHW = example_clip(model, model.spec.crop)
+    clip_BCTHW = example_clip(model)
 
     def run() -> None:
         with torch.inference_mode():

@@ -19,17 +19,19 @@ class AugmentOptions(Options):
     clip: Literal["random", "center", "begin"] = "random"
     """which clip of a video a network trains on (`train_t_crop`)"""
     crop: Literal[
-        "multiscale", "random", "center", "corner", "multiscale_random", "resized", "short_side"
+        "multiscale", "random", "center", "corner", "multiscale_random", "resized", "short_side", "full"
     ] = "multiscale"
-    """multiscale: corner crops of several scales (the paper's); random: random place, full scale; corner: a square of
-    one of `scales` in a corner or the centre; multiscale_random: such a square anywhere; resized: any `area` and
-    `ratio`; short_side: random place after scaling the short side by `short_sides`"""
+    """multiscale: corner crops of several scales (the paper's); random: random place, full scale; corner: a box of
+    one of `scales` in a corner or the centre; multiscale_random: such a box anywhere; resized: any `area` and
+    `ratio`; short_side: random place after scaling the short side by `short_sides`; full: the whole frame brought to
+    the network's size, which validation and every centred view then see too"""
     scales: Annotated[tuple[Share, ...], Field(min_length=1)] = (1.0, 0.875, 0.75, 0.66)
-    """side of a multi-scale or corner crop relative to the short side of the resized frame"""
+    """size of a multi-scale or corner crop relative to the largest box of the input's shape in the resized frame (of a
+    square: relative to the frame's short side)"""
     area: tuple[Share, Share] = (0.25, 1.0)
     """smallest and largest area of a resized crop relative to the frame"""
     ratio: tuple[Positive, Positive] = (0.75, 4 / 3)
-    """smallest and largest width of a resized crop relative to its height"""
+    """smallest and largest width of a resized crop relative to its height; the network's input counts as a square"""
     short_sides: tuple[Positive, Positive] = (1.0, 1.25)
     """smallest and largest short side of the frame relative to the network's input, for crop short_side"""
     flip: Fraction = 0.5
@@ -54,6 +56,11 @@ class AugmentOptions(Options):
     """smallest and largest area of an erased box relative to the clip's"""
     protocol: Literal["standard", "paper"] = "standard"
     """paper: published crop offsets (some boxes truncated) and flow x kept as it is when mirrored"""
+
+    @property
+    def whole_frame(self) -> bool:
+        """Whether training clips, and with them all centred views, show whole frames."""
+        return self.crop == "full"
 
     @property
     def colours(self) -> tuple[str, ...]:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from two_stream.config.backbones import (
     C3d,
@@ -68,17 +74,31 @@ class InputOptions(Options):
     """step between neighbouring frames"""
     resize: tuple[PositiveInt, PositiveInt] | None = None
     """height and width a frame is resized to"""
-    crop: PositiveInt | None = None
-    """side of the square crop"""
+    crop: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    """side of the square crop, or height and width of a rectangle"""
     value_range: tuple[float, float] | None = None
     """what pixel values 0 and 255 become before mean and std"""
     mean: tuple[float, ...] | None = None
     std: tuple[Positive, ...] | None = None
 
+    @field_validator("crop", mode="wrap")
+    @classmethod
+    def _size(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            size = check(value)
+        except ValidationError:  # has a complaint for each of the forms
+            raise ValueError(
+                f"{value!r} is no size; expected the side of a square, or height and width as [144, 192], in pixels"
+            ) from None
+        # a square has one spelling, so that equal inputs are equal settings
+        return size[0] if isinstance(size, tuple) and size[0] == size[1] else size
+
     @model_validator(mode="after")
     def _consistent(self) -> InputOptions:
-        if self.resize is not None and self.crop is not None and self.crop > min(self.resize):
-            raise ValueError(f"crop {self.crop} is larger than the resized frame {self.resize}")
+        if self.resize is not None and self.crop is not None:
+            size = (self.crop, self.crop) if isinstance(self.crop, int) else self.crop
+            if size[0] > self.resize[0] or size[1] > self.resize[1]:
+                raise ValueError(f"crop {self.crop} is larger than the resized frame {self.resize}")
         return self
 
 

@@ -14,7 +14,7 @@ from two_stream.config.losses import AutoLoss, LossOptions
 from two_stream.config.model import ModelOptions
 from two_stream.config.optimization import Cosine, OptimizerOptions, ScheduleOptions, Sgd
 
-Crops = Literal["center", "three", "ten"]
+Crops = Literal["center", "three", "ten", "full"]
 
 
 class DataOptions(Options):
@@ -179,7 +179,8 @@ class EvaluateOptions(Options):
     step: PositiveInt | None = None
     """frames between the starts of sliding clips; none is half a clip"""
     crops: Crops = "ten"
-    """center: 1; three: along the longer side; ten: centre and corners, each mirrored"""
+    """center: 1 (after `augment.crop: full` the whole frame); three: along the longer side; ten: centre and corners,
+    each mirrored; full: the whole frame brought to the network's size, and its mirror"""
     aggregate: Literal["logits", "probabilities"] = "logits"
     """what is averaged over the views"""
     batch_views: PositiveInt | None = None

@@ -42,7 +42,7 @@ def same_clip(one: InputSpec, other: InputSpec) -> bool:
     """Whether two networks can take one clip: modality, length, stride and size are alike."""
     return all(
         getattr(one, name) == getattr(other, name)
-        for name in ("modality", "clip_length", "stride", "resize", "crop")
+        for name in ("modality", "clip_length", "stride", "resize", "size")
     )
 
 
@@ -115,7 +115,7 @@ class ClipsBeside(Dataset[ClipItem | Failure]):
         shown = same_moment(numbers, self.clips.spec, spec, other.records[video.id].num_frames)
         shown = reordered(shown, self.clips.frame_order, *key)
         box = scaled_box(view.box, self.clips.spec.resize, spec.resize)
-        region = Region(box, (spec.crop, spec.crop), direct=self.clips.resize_once)
+        region = Region(box, spec.size, direct=self.clips.direct)
         frames = other.source.read(video.id, shown, spec.resize, region)
         if view.flip:
             frames = mirrored(frames, spec.modality, other.protocol)

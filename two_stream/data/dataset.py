@@ -26,6 +26,7 @@ from two_stream.data.transforms import (
     center_box,
     draw_view,
     mirrored,
+    whole_box,
 )
 from two_stream.errors import DataError, TwoStreamError, VideoError
 from two_stream.runtime.seeding import rng
@@ -73,6 +74,7 @@ class ClipDataset(Dataset[ClipItem | Failure]):
         frame_order: `natural`, `shuffled` or `reversed`; see `DataOptions`.
         mirror: Whether a clip may be mirrored, and what class it has then; by default it may and keeps its own.
         multi_label: Classes K of a multi-label data set, whose clips carry `targets`; 0 in other data sets.
+        whole_frame: Whether centred clips show whole frames, as training clips do after `augment.crop: full`.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class ClipDataset(Dataset[ClipItem | Failure]):
         self.frame_order = "natural"
         self.mirror = Mirror()
         self.multi_label = 0
+        self.whole_frame = augment is not None and augment.whole_frame
 
     def __len__(self) -> int:
         return len(self.records)
@@ -138,6 +141,11 @@ class ClipDataset(Dataset[ClipItem | Failure]):
         numbers, view, _ = self._plan(record, self._generator(record, again))
         return record, numbers, view, self._order_key(record, again)
 
+    @property
+    def direct(self) -> bool:
+        """Whether a box is brought to its size in one interpolation; whole frames always are."""
+        return self.resize_once or self.whole_frame
+
     def _generator(self, record: VideoRecord, again: int) -> np.random.Generator:
         return rng(self.seed, self.epoch, record.id, *([again] if again else []))
 
@@ -150,7 +158,7 @@ class ClipDataset(Dataset[ClipItem | Failure]):
         generator = self._generator(record, again)
         numbers, view, protocol = self._plan(record, generator)
         numbers = reordered(numbers, self.frame_order, *self._order_key(record, again))
-        region = Region(view.box, (spec.crop, spec.crop), direct=self.resize_once)
+        region = Region(view.box, spec.size, direct=self.direct)
         frames = self.source.read(record.id, numbers, spec.resize, region)
         labels = record.all_labels
         if view.flip:
@@ -168,7 +176,9 @@ class ClipDataset(Dataset[ClipItem | Failure]):
             clips = sample_clips(
                 name, record.num_frames, spec.clip_length, stride=spec.stride, num_clips=count
             )
-            return clips[0], View(center_box(spec.resize, spec.crop)), "standard"
+            whole = self.whole_frame
+            box = whole_box(spec.resize) if whole else center_box(spec.resize, spec.size)
+            return clips[0], View(box), "standard"
         clips = sample_clips(
             training_protocol(self.sampling, self.augment.clip),
             record.num_frames,

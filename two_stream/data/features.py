@@ -233,7 +233,8 @@ def view_settings(
     read = {"split", "sampling", "frame_order", "scaled_decoding"}
     reading = data.model_dump(mode="json", include={*read, *({"augment", "resize_once"} if training else ())})
     if not training:
-        reading["augment"] = {"protocol": data.augment.protocol}
+        kept = {"protocol", "crop"} if data.augment.whole_frame else {"protocol"}  # centred views follow it
+        reading["augment"] = data.augment.model_dump(mode="json", include=kept)
     mirror = mirror_of(record, data.augment.protocol)
     found = flatten(
         {

@@ -246,7 +246,7 @@ def drawn_clips(
 def centred_clips(
     experiment: Experiment, spec: InputSpec, records: Sequence[VideoRecord], record: Record
 ) -> ClipDataset:
-    """Return the centred clip and crop of every video.
+    """Return the centred clip and crop of every video; of whole frames after `augment.crop: full`.
 
     Raises:
         DataError: The folder of frames or videos is absent.
@@ -254,6 +254,7 @@ def centred_clips(
     data = experiment.data
     source = make_source(record, spec.modality, data)
     dataset = ClipDataset(source, records, spec, sampling=data.sampling)
+    dataset.whole_frame = data.augment.whole_frame
     dataset.frame_order = experiment.data.frame_order
     dataset.multi_label = _multi_label(record)
     return dataset

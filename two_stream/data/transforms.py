@@ -9,7 +9,7 @@ cut and distorted, and mirrors flow without changing its sign; `standard` mends 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, log, sqrt
 
 import cv2
@@ -22,6 +22,8 @@ from two_stream.types import InputSpec, Modality
 
 Box = tuple[int, int, int, int]
 Frames = NDArray[np.uint8]
+Size = tuple[int, int]
+"""(height, width)"""
 
 _GRID = (
     (0, 0),
@@ -57,22 +59,36 @@ class View:
     flip: bool = False
 
 
-def crop_sizes(resize: tuple[int, int], crop: int, scales: Sequence[float]) -> list[tuple[int, int]]:
+def largest_box(frame: Size, shape: Size) -> tuple[float, float]:
+    """Return height and width of the largest box in a frame with the aspect ratio of `shape`; not rounded."""
+    height, width = frame
+    if height * shape[1] <= width * shape[0]:
+        return height, height * shape[1] / shape[0]
+    return width * shape[0] / shape[1], width
+
+
+def crop_sizes(resize: Size, size: Size, scales: Sequence[float]) -> list[Size]:
     """Return the (height, width) candidates of a multi-scale crop, in the published order.
 
-    Sides are `scales` of the shorter side of the frame; height and width differ by one scale at most.
+    Sides are `scales` of the largest box of the input's shape (of a square: of the shorter side of the frame); height
+    and width differ by one scale at most.
     """
-    sides = [int(min(resize) * scale) for scale in scales]
-    sides = [crop if abs(side - crop) < _SNAP else side for side in sides]
+    heights, widths = (
+        [own if abs(int(side * scale) - own) < _SNAP else int(side * scale) for scale in scales]
+        for side, own in zip(largest_box(resize, size), size, strict=True)
+    )
     return [
-        (height, width) for i, height in enumerate(sides) for j, width in enumerate(sides) if abs(i - j) <= 1
+        (height, width)
+        for i, height in enumerate(heights)
+        for j, width in enumerate(widths)
+        if abs(i - j) <= 1
     ]
 
 
 def multiscale_box(
-    resize: tuple[int, int],
-    crop: int,
-    size: tuple[int, int],
+    resize: Size,
+    crop: Size,
+    size: Size,
     place: int,
     protocol: str = "standard",
 ) -> Box:
@@ -80,7 +96,7 @@ def multiscale_box(
 
     Args:
         resize: Height and width of the frame.
-        crop: Side of the network's input; `paper` computes the places from it.
+        crop: Height and width of the network's input; `paper` computes the places from it.
         size: Height and width of the box, one of `crop_sizes`.
         place: One of the 13 places, in the published order.
         protocol: `standard`: places of this box's own size, so that it lies inside and reaches the corners;
@@ -89,39 +105,39 @@ def multiscale_box(
     height, width = resize
     quarter_y, quarter_x = _GRID[place]
     if protocol == "paper":
-        y0 = (height - crop) // 4 * quarter_y
-        x0 = (width - crop) // 4 * quarter_x
+        y0 = (height - crop[0]) // 4 * quarter_y
+        x0 = (width - crop[1]) // 4 * quarter_x
         return y0, x0, min(y0 + size[0], height), min(x0 + size[1], width)
     y0 = (height - size[0]) * quarter_y // 4
     x0 = (width - size[1]) * quarter_x // 4
     return y0, x0, y0 + size[0], x0 + size[1]
 
 
-def center_box(resize: tuple[int, int], crop: int) -> Box:
-    """Return the box of side `crop` in the middle of the frame."""
-    y0, x0 = (resize[0] - crop) // 2, (resize[1] - crop) // 2
-    return y0, x0, y0 + crop, x0 + crop
+def center_box(resize: Size, size: Size) -> Box:
+    """Return the box of `size` in the middle of the frame."""
+    y0, x0 = (resize[0] - size[0]) // 2, (resize[1] - size[1]) // 2
+    return y0, x0, y0 + size[0], x0 + size[1]
 
 
-def corner_box(frame: tuple[int, int], side: int, place: str) -> Box:
-    """Return a square in a corner or the centre of a frame (height, width): 3D-ResNets-PyTorch's corner crop."""
-    bottom, right = frame[0] - side, frame[1] - side
+def corner_box(frame: Size, size: Size, place: str) -> Box:
+    """Return a box of `size` in a corner or the centre of a frame: 3D-ResNets-PyTorch's corner crop."""
+    bottom, right = frame[0] - size[0], frame[1] - size[1]
     if place == "center":  # rounded as torchvision does
         y0, x0 = round(bottom / 2), round(right / 2)
     else:
         y0 = bottom if place.startswith("bottom") else 0
         x0 = right if place.endswith("right") else 0
-    return y0, x0, y0 + side, x0 + side
+    return y0, x0, y0 + size[0], x0 + size[1]
 
 
-def placed_box(frame: tuple[int, int], size: tuple[int, int], y: float, x: float) -> Box:
+def placed_box(frame: Size, size: Size, y: float, x: float) -> Box:
     """Return a box of `size` (height, width) at the shares `y` and `x` (0 to 1) of the free height and width."""
     y0, x0 = round(y * (frame[0] - size[0])), round(x * (frame[1] - size[1]))
     return y0, x0, y0 + size[0], x0 + size[1]
 
 
 def drawn_box(
-    frame: tuple[int, int], area: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+    frame: Size, area: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> Box | None:
     """Draw a box by its area and its ratio of width to height, log-uniform; None where ten draws do not fit."""
     height, width = frame
@@ -136,7 +152,7 @@ def drawn_box(
 
 
 def resized_box(
-    frame: tuple[int, int], area: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+    frame: Size, area: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> Box:
     """Draw the box of torchvision's random resized crop.
 
@@ -152,85 +168,116 @@ def resized_box(
     return y0, x0, y0 + h, x0 + w
 
 
+def whole_box(resize: Size) -> Box:
+    """Return the box that is the whole frame."""
+    return 0, 0, *resize
+
+
 def draw_view(options: AugmentOptions, spec: InputSpec, rng: np.random.Generator) -> View:
     """Draw the crop and the flip of one training clip."""
     height, width = spec.resize
-    if options.crop == "center":
-        box = center_box(spec.resize, spec.crop)
+    if options.whole_frame:
+        box = whole_box(spec.resize)
+    elif options.crop == "center":
+        box = center_box(spec.resize, spec.size)
     elif options.crop == "random":
-        y0 = int(rng.integers(height - spec.crop + 1))
-        x0 = int(rng.integers(width - spec.crop + 1))
-        box = (y0, x0, y0 + spec.crop, x0 + spec.crop)
+        y0 = int(rng.integers(height - spec.size[0] + 1))
+        x0 = int(rng.integers(width - spec.size[1] + 1))
+        box = (y0, x0, y0 + spec.size[0], x0 + spec.size[1])
     elif options.crop == "multiscale":
-        sizes = crop_sizes(spec.resize, spec.crop, options.scales)
+        sizes = crop_sizes(spec.resize, spec.size, options.scales)
         size = sizes[int(rng.integers(len(sizes)))]
         place = int(rng.integers(len(_GRID)))
-        box = multiscale_box(spec.resize, spec.crop, size, place, options.protocol)
+        box = multiscale_box(spec.resize, spec.size, size, place, options.protocol)
     else:
-        box = _draw_square(options, spec, rng)
+        box = _draw_scaled(options, spec, rng)
     return View(box, bool(rng.random() < options.flip))
 
 
-def _draw_square(options: AugmentOptions, spec: InputSpec, rng: np.random.Generator) -> Box:
-    """Draw the box of the crops that are not the paper's: a square, save the resized one."""
-    frame = spec.resize
+def _draw_scaled(options: AugmentOptions, spec: InputSpec, rng: np.random.Generator) -> Box:
+    """Draw the box of the crops that are not the paper's: of the input's shape, save the resized one."""
+    frame, size = spec.resize, spec.size
     if options.crop == "resized":
-        return resized_box(frame, options.area, options.ratio, rng)
+        own = size[1] / size[0]
+        return resized_box(frame, options.area, (options.ratio[0] * own, options.ratio[1] * own), rng)
+    height, width = largest_box(frame, size)
     if options.crop == "short_side":
-        side = round(min(frame) / rng.uniform(*options.short_sides))
+        scale = rng.uniform(*options.short_sides)
+        box = round(height / scale), round(width / scale)
     else:
-        side = int(min(frame) * options.scales[int(rng.integers(len(options.scales)))])
+        scale = options.scales[int(rng.integers(len(options.scales)))]
+        box = int(height * scale), int(width * scale)
     if options.crop == "corner":
-        return corner_box(frame, side, CORNERS[int(rng.integers(len(CORNERS)))])
-    return placed_box(frame, (side, side), float(rng.random()), float(rng.random()))
+        return corner_box(frame, box, CORNERS[int(rng.integers(len(CORNERS)))])
+    return placed_box(frame, box, float(rng.random()), float(rng.random()))
 
 
-def evaluation_views(crops: str, resize: tuple[int, int], crop: int, *, mirrored: bool = True) -> list[View]:
+def seen_by(spec: InputSpec, crops: str, *, whole: bool = False) -> InputSpec:
+    """Return the specification by which the views of an evaluation are cut.
+
+    Whole frames are resized once, straight to the network's size, of which the crop in the centre is then all.
+
+    Args:
+        spec: What the network expects.
+        crops: Of the evaluation.
+        whole: Whether the network was trained on whole frames (`AugmentOptions.whole_frame`), so that a centred view
+            is one.
+    """
+    return replace(spec, resize=spec.size) if crops == "full" or (whole and crops == "center") else spec
+
+
+def evaluation_views(crops: str, resize: Size, size: Size, *, mirrored: bool = True) -> list[View]:
     """Return the crops of an evaluation in their order.
 
     `center` is one; `three` lie along the longer side; `ten` are centre, upper left, upper right, lower left, lower
-    right, then, unless `mirrored` is false, the same five of the mirrored frame.
+    right, then, unless `mirrored` is false, the same five of the mirrored frame; `full` is the centre of a frame that
+    `seen_by` has made all of it, and its mirror.
+
+    Args:
+        crops: One of these names.
+        resize: Height and width of the frames, as `seen_by` says.
+        size: Height and width of a crop.
+        mirrored: Whether there are mirror images.
 
     Raises:
         SettingsError: Unknown crops.
     """
     height, width = resize
-    middle = center_box(resize, crop)
-    if crops == "center":
-        return [View(middle)]
-    bottom, right = height - crop, width - crop
+    middle = center_box(resize, size)
+    bottom, right = height - size[0], width - size[1]
     if crops == "three":
         y, x = middle[0], middle[1]
         corners = [(y, 0), (y, x), (y, right)] if width >= height else [(0, x), (y, x), (bottom, x)]
-        return [View((y0, x0, y0 + crop, x0 + crop)) for y0, x0 in corners]
-    if crops != "ten":
-        raise SettingsError(f"unknown crops {crops!r}; known: center, three, ten")
-    starts = [middle[:2], (0, 0), (0, right), (bottom, 0), (bottom, right)]
-    boxes = [(y0, x0, y0 + crop, x0 + crop) for y0, x0 in starts]
+        return [View((y0, x0, y0 + size[0], x0 + size[1])) for y0, x0 in corners]
+    if crops == "ten":
+        starts = [middle[:2], (0, 0), (0, right), (bottom, 0), (bottom, right)]
+    elif crops in ("center", "full"):
+        starts = [middle[:2]]
+    else:
+        raise SettingsError(f"unknown crops {crops!r}; known: center, three, ten, full")
+    boxes = [(y0, x0, y0 + size[0], x0 + size[1]) for y0, x0 in starts]
     plain = [View(box) for box in boxes]
-    if not mirrored:
+    if crops == "center" or not mirrored:
         return plain
     return plain + [View((y0, width - x1, y1, width - x0), flip=True) for y0, x0, y1, x1 in boxes]
 
 
-def apply_view(frames_THWC: Frames, view: View, crop: int, modality: Modality, protocol: str) -> Frames:
-    """Crop, resize (bilinear) to a square of side `crop` and mirror.
+def apply_view(frames_THWC: Frames, view: View, size: Size, modality: Modality, protocol: str) -> Frames:
+    """Crop, resize (bilinear) to `size` and mirror.
 
     Args:
         frames_THWC: uint8 `(T, H, W, C)`.
         view: Box and flip.
-        crop: Side of the result.
+        size: Height and width of the result.
         modality: The x channel of mirrored flow changes its sign (`255 - x`, the mirror of the mapping of
             ±20 px to 0..255) …
         protocol: … unless this is `paper`.
 
     Returns:
-        uint8 `(T, crop, crop, C)`, contiguous.
+        uint8 `(T, *size, C)`, contiguous.
     """
     y0, x0, y1, x1 = view.box
-    cut = frames_THWC[:, y0:y1, x0:x1]
-    if cut.shape[1:3] != (crop, crop):
-        cut = resize_frames(cut, (crop, crop))
+    cut = resize_frames(frames_THWC[:, y0:y1, x0:x1], size)
     if view.flip:
         cut = mirrored(cut, modality, protocol)
     return np.ascontiguousarray(cut)

@@ -19,9 +19,10 @@ from two_stream.data.loader import Loader
 from two_stream.data.mirror import Mirror, mirror_of
 from two_stream.data.sampling import evaluation_protocol, reordered, sample_clips
 from two_stream.data.source import ClipSource, make_source
-from two_stream.data.transforms import View, evaluation_views
+from two_stream.data.transforms import View, evaluation_views, seen_by, whole_box
 from two_stream.errors import DataError, TwoStreamError
 from two_stream.types import InputSpec, VideoRecord, VideoViews
+from two_stream.video.region import Region
 
 CHUNK_BYTES = 16 * 2**20
 """Resized frames of one chunk: four clips of 64 frames at 128×170. What a video holds in memory does not grow beyond a
@@ -55,6 +56,7 @@ class ViewDataset(Dataset[VideoViews | Failure]):
         protocol: str = "standard",
         chunk_bytes: int = CHUNK_BYTES,
         mirror: Mirror | None = None,
+        whole_frame: bool = False,
     ) -> None:
         """Plan the chunks.
 
@@ -67,6 +69,7 @@ class ViewDataset(Dataset[VideoViews | Failure]):
             protocol: `paper` leaves flow x as it is in mirrored crops.
             chunk_bytes: Frames of a chunk take no more than this, except where a single clip does.
             mirror: Whether there are mirrored crops, and what their logits stand for.
+            whole_frame: Whether a centred crop is the whole frame; see `seen_by`.
 
         Raises:
             SettingsError: A number is out of range, or `paper` with a stride other than 1.
@@ -79,8 +82,10 @@ class ViewDataset(Dataset[VideoViews | Failure]):
         self.sampling = sampling
         self.protocol = protocol
         self.mirror = mirror or Mirror()
-        self.crops = evaluation_views(evaluate.crops, spec.resize, spec.crop, mirrored=self.mirror.allowed)
-        frames = chunk_bytes // (spec.resize[0] * spec.resize[1] * spec.channels)
+        size = seen_by(spec, evaluate.crops, whole=whole_frame).resize
+        self.region = None if size == spec.resize else Region(whole_box(spec.resize), size, direct=True)
+        self.crops = evaluation_views(evaluate.crops, size, spec.size, mirrored=self.mirror.allowed)
+        frames = chunk_bytes // (size[0] * size[1] * spec.channels)
         self.chunks = [
             Chunk(index, part.start, part.stop)
             for index, record in enumerate(records)
@@ -112,7 +117,7 @@ class ViewDataset(Dataset[VideoViews | Failure]):
         every = self._clips(record)
         clips = every[chunk.first : chunk.last]
         distinct = sorted({number for clip in clips for number in clip})
-        frames = self.source.read(record.id, distinct, spec.resize)
+        frames = self.source.read(record.id, distinct, spec.resize, self.region)
         rows = {number: row for row, number in enumerate(distinct)}
         return VideoViews(
             record.id,
@@ -186,6 +191,7 @@ def view_loader(
         sampling=data.sampling,
         protocol=data.augment.protocol,
         mirror=mirror_of(record, data.augment.protocol),
+        whole_frame=data.augment.whole_frame,
     )
     dataset.frame_order = data.frame_order
     views = [0] * len(records)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from two_stream.config.schema import EvaluateOptions
-from two_stream.data.transforms import Frames
+from two_stream.data.transforms import Frames, seen_by
 from two_stream.errors import SettingsError, VideoError
 from two_stream.evaluation.thumbnails import flow_picture
 from two_stream.evaluation.video import Reading, read_clip
@@ -61,12 +61,14 @@ class StreamAttention:
     """clips the video was scored with"""
     fps: float | None
     guess: tuple[str, float]
-    """likeliest class of this clip's centre crop alone, and its probability"""
+    """likeliest class of this clip's centred view alone, and its probability"""
     even: bool
     """whether the class token may look at itself as well, so that an even share is 1 / (steps + 1)"""
     pathways: list[Pathway]
     pictures: dict[int, Frames]
-    """RGB thumbnails of the centre crop, uint8 `(H, W, 3)`, by frame number"""
+    """RGB thumbnails of what the network sees, uint8 `(H, W, 3)`, by frame number"""
+    whole_frame: bool = False
+    """it sees whole frames, not their centre crop"""
 
 
 def check_target(out: Path, videos: Sequence[Path], flag: str = "--attention") -> None:
@@ -117,7 +119,7 @@ def check_head(model: Recognizer, where: str) -> None:
 def read_attention(
     model: Recognizer, path: Path | str, options: EvaluateOptions, reading: Reading, names: Sequence[str]
 ) -> StreamAttention:
-    """Read what a network looks at in the middle clip of a video, of its centre crop.
+    """Read what a network looks at in the middle clip of a video, of its centred view.
 
     Args:
         model: An RGB or a flow recognizer whose head is BERT.
@@ -130,7 +132,7 @@ def read_attention(
         SettingsError: The head has no attention.
         VideoError: The video cannot be read, or is too short for flow.
     """
-    spec = model.spec
+    spec = seen_by(model.spec, "center", whole=reading.whole_frame)
     with open_video(path, reading.backend) as video:
         available = video.num_frames - (spec.modality == "flow")
         if available < 1:
@@ -152,7 +154,16 @@ def read_attention(
         fps = video.fps
     even = bool(getattr(model.options.head, "class_token", True))
     return StreamAttention(
-        spec.modality, numbers, place + 1, len(clips), fps, guess, even, pathways, pictures
+        spec.modality,
+        numbers,
+        place + 1,
+        len(clips),
+        fps,
+        guess,
+        even,
+        pathways,
+        pictures,
+        reading.whole_frame,
     )
 
 

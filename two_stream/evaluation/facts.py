@@ -24,7 +24,8 @@ def scoring_facts(
     data, evaluate, spec = experiment.data, experiment.evaluate, model.spec
     return {
         "modality": spec.modality,
-        "protocol": describe(evaluate, data.sampling, mirror) + _order(data.frame_order),
+        "protocol": describe(evaluate, data.sampling, mirror, whole_frame=data.augment.whole_frame)
+        + _order(data.frame_order),
         "frame_order": data.frame_order,
         "views": evaluate.views,
         "num_clips": evaluate.num_clips if evaluate.views == "uniform" else None,
@@ -47,7 +48,7 @@ def scoring_facts(
         "clip_length": spec.clip_length,
         "stride": spec.stride,
         "resize": list(spec.resize),
-        "crop": spec.crop,
+        "crop": spec.crop if isinstance(spec.crop, int) else list(spec.crop),
         "seed": experiment.seed,
         "device": str(model.device),
         "threads": torch.get_num_threads(),

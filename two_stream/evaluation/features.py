@@ -32,14 +32,14 @@ from two_stream.data.features import (
     view_settings,
 )
 from two_stream.data.loader import centred_clips, drawn_clips
-from two_stream.data.mirror import Mirror, mirror_of
+from two_stream.data.mirror import mirror_of
 from two_stream.data.splits import load_part
-from two_stream.data.transforms import evaluation_views
 from two_stream.data.views import ViewLoader, collate_views, evaluation_clips, view_loader
 from two_stream.errors import DataError, SettingsError
 from two_stream.evaluation.batching import Canvas, Video, scored_views
 from two_stream.evaluation.network import carried_out, example_clip, is_exact, ready
 from two_stream.evaluation.predict import check_incomplete
+from two_stream.evaluation.views import crop_views
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, progress, warn
@@ -47,7 +47,7 @@ from two_stream.runtime.device import autocast
 from two_stream.runtime.files import write_json
 from two_stream.runtime.folders import replaced_folder
 from two_stream.runtime.provenance import code_version, environment
-from two_stream.types import FeatureLayout, InputSpec, VideoRecord, VideoViews
+from two_stream.types import FeatureLayout, VideoRecord, VideoViews
 
 PARTS: tuple[FeaturePart, ...] = ("train", "test")
 _SPARE = 64 * 2**20
@@ -206,7 +206,7 @@ class _Writer:
         """Read a list and count its views."""
         data, spec = self.experiment.data, self.model.spec
         records = load_part(self.record, spec.modality, data.split, part, selection="paper")
-        crops = 1 if part == "train" else len(_crops(self.test, spec, self.mirror))
+        crops = 1 if part == "train" else len(crop_views(self.test, spec, self.mirror))
         videos, first = [], 0
         for video in records:
             clips = CENTRED + self.train_views
@@ -237,7 +237,7 @@ class _Writer:
         network = self.network(options)
         training = network.training
         network.eval()
-        clip = example_clip(network, network.spec.crop)
+        clip = example_clip(network)
         with torch.inference_mode(), autocast(self.device, options.precision):
             found = network.features_to_store(network.normalised(clip), maps=self.maps)
         network.train(training)
@@ -365,7 +365,3 @@ def _unnamed(loader: Iterable[VideoViews]) -> Iterator[VideoViews]:
 
 def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat([part.flatten(1) for part in parts], dim=1)
-
-
-def _crops(options: EvaluateOptions, spec: InputSpec, mirror: Mirror) -> Sequence[Any]:
-    return evaluation_views(options.crops, spec.resize, spec.crop, mirrored=mirror.allowed)

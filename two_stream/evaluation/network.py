@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC
 from collections.abc import Callable
+from math import prod
 from typing import Any, ClassVar, overload
 
 import torch
@@ -135,7 +136,7 @@ def usual_batch(spec: InputSpec, device: torch.device) -> int:
     """
     if device.type != "cpu":
         return _MOST_VIEWS
-    fitting = _CPU_VALUES * torch.get_num_threads() // (spec.clip_length * spec.crop**2)
+    fitting = _CPU_VALUES * torch.get_num_threads() // (spec.clip_length * prod(spec.size))
     return max(1, min(_MOST_VIEWS, fitting))
 
 
@@ -166,17 +167,21 @@ def ready(model: Recognizer | ClipNetwork, options: EvaluateOptions) -> Recogniz
 def _folded(model: Recognizer) -> Recognizer:
     """Fold, seen on a small clip, or on one of full size for a network that takes no other."""
     try:
-        found = folded(model, example_clip(model, min(_SIDE, model.spec.crop)))
+        found = folded(model, example_clip(model, _SIDE))
     except (RuntimeError, TwoStreamError):
-        found = folded(model, example_clip(model, model.spec.crop))
+        found = folded(model, example_clip(model))
     assert isinstance(found, Recognizer)
     return found
 
 
-def example_clip(model: Recognizer, side: int) -> torch.Tensor:
-    """Return a clip of noise `(1, C, T, side, side)`, always the same, uint8, where the model is."""
+def example_clip(model: Recognizer, most: int | None = None) -> torch.Tensor:
+    """Return a clip of noise `(1, C, T, H, W)`, always the same, uint8, where the model is.
+
+    It has the size that the model expects, or where `most` is given no side longer than that.
+    """
     spec = model.spec
     generator = torch.Generator().manual_seed(0)
-    shape = (1, spec.channels, spec.clip_length, side, side)
+    size = [side if most is None else min(side, most) for side in spec.size]
+    shape = (1, spec.channels, spec.clip_length, *size)
     clip = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     return clip.to(model.device)

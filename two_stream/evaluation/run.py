@@ -25,11 +25,11 @@ from two_stream.evaluation.score_table import score_table
 from two_stream.evaluation.scores import write_scores
 from two_stream.evaluation.stored import StoredViews
 from two_stream.evaluation.video import Reading, VideoResult, fuse_results, score_file, top
-from two_stream.evaluation.views import slug
+from two_stream.evaluation.views import same_boxes_note, slug
 from two_stream.pretrained import read_model
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
-from two_stream.runtime.console import warn
+from two_stream.runtime.console import note, warn
 from two_stream.runtime.device import pick_device
 from two_stream.runtime.files import sha256
 from two_stream.runtime.folders import whole_folder
@@ -165,9 +165,13 @@ def _read_and_score(
     """Score this process's share of the videos; return those that could not be read too."""
     evaluate = experiment.evaluate
     with distributed.together():
-        note = mirror_note(run.record, experiment.data.augment.protocol, evaluate.crops == "ten")
-        if note and distributed.is_main():
-            warn(note)
+        mirrors = evaluate.crops in ("ten", "full")
+        wrong = mirror_note(run.record, experiment.data.augment.protocol, mirrors)
+        if wrong and distributed.is_main():
+            warn(wrong)
+        slow = same_boxes_note(evaluate, run.model.spec)
+        if slow and distributed.is_main():
+            note(slow)
         loader = view_loader(
             experiment,
             run.model.spec,
@@ -366,6 +370,7 @@ def reading_of(
         sampling=data.sampling,
         protocol=data.augment.protocol,
         mirror=mirror_of_run(run),
+        whole_frame=data.augment.whole_frame,
     )
 
 

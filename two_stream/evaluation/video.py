@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from two_stream.config.schema import EvaluateOptions
 from two_stream.data.mirror import Mirror
-from two_stream.data.transforms import Frames, resize_frames
+from two_stream.data.transforms import Frames, resize_frames, seen_by
 from two_stream.errors import ScoreError, VideoError
 from two_stream.evaluation.batching import Canvas, scored_views
 from two_stream.evaluation.fusion import checked_weights, combine
@@ -47,6 +47,8 @@ class Reading:
     """`paper`: flow x is kept as it is in mirrored crops"""
     mirror: Mirror = field(default_factory=Mirror)
     """whether there are mirrored crops, and what their logits stand for"""
+    whole_frame: bool = False
+    """whether a centred crop is the whole frame; see `seen_by`"""
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,7 @@ def top(chances: NDArray[np.float64], names: list[str], count: int) -> list[tupl
 def _views(
     video: Video, clips: list[list[int]], spec: InputSpec, options: EvaluateOptions, reading: Reading
 ) -> Iterator[VideoViews]:
+    spec = seen_by(spec, options.crops, whole=reading.whole_frame)
     crops = crop_views(options, spec, reading.mirror)
     wanted = {number for clip in clips for number in clip}
     read = _rgb if spec.modality == "rgb" else _flow

@@ -19,8 +19,15 @@ _CLIPS = {
     "uniform": "uniform clips",
     "sliding": "sliding window",
 }
-_CROPS = {"center": "centre crop", "three": "three-crop", "ten": "ten-crop"}
-_NO_MIRROR = "five-crop (ten-crop without mirror images)"
+_WHOLE = "whole frame"
+_CROPS = {
+    "center": "centre crop",
+    "three": "three-crop",
+    "ten": "ten-crop",
+    "full": f"{_WHOLE} + mirror",
+}
+_NO_MIRROR = {"ten": "five-crop (ten-crop without mirror images)", "full": _WHOLE}
+"""crops with mirror images, without them"""
 
 
 def clip_frames(
@@ -41,9 +48,15 @@ def clip_frames(
 
 
 def crop_views(options: EvaluateOptions, spec: InputSpec, mirror: Mirror | None = None) -> list[View]:
-    """Return the crop boxes `(y0, x0, y1, x1)` in the resized frame, mirrored ones marked, in the published order."""
+    """Return the crop boxes `(y0, x0, y1, x1)` in the resized frame, mirrored ones marked, in the published order.
+
+    Args:
+        options: Crops.
+        spec: Size of frame and crop; for whole frames what `seen_by` returns.
+        mirror: Whether there are mirror images; none: there are.
+    """
     allowed = mirror is None or mirror.allowed
-    return evaluation_views(options.crops, spec.resize, spec.crop, mirrored=allowed)
+    return evaluation_views(options.crops, spec.resize, spec.size, mirrored=allowed)
 
 
 def views_of_clip(
@@ -89,16 +102,31 @@ def assemble(clips: Sequence[Sequence[int]], frames: Iterator[tuple[int, Frames]
             return
 
 
-def describe(options: EvaluateOptions, sampling: str = "standard", mirror: Mirror | None = None) -> str:
-    """Return the protocol as tables name it, for example `multi-clip × ten-crop, mean of logits`."""
+def describe(
+    options: EvaluateOptions,
+    sampling: str = "standard",
+    mirror: Mirror | None = None,
+    *,
+    whole_frame: bool = False,
+) -> str:
+    """Return the protocol as tables name it, for example `multi-clip × ten-crop, mean of logits`.
+
+    Args:
+        options: Clips, crops, aggregation, precision.
+        sampling: Frame choice.
+        mirror: Whether there are mirror images.
+        whole_frame: Whether a centred crop is the whole frame; see `seen_by`.
+    """
     mirror = mirror or Mirror()
     clips = _CLIPS[options.views]
     if options.views == "uniform":
         clips = f"{options.num_clips} uniform clips"
     elif options.views == "sliding":
         clips += f" every {options.step} frames" if options.step else " every half clip"
-    mirrors = options.crops == "ten"
-    crops = _CROPS[options.crops] if mirror.allowed or not mirrors else _NO_MIRROR
+    mirrors = options.crops in _NO_MIRROR
+    crops = _CROPS[options.crops] if mirror.allowed or not mirrors else _NO_MIRROR[options.crops]
+    if whole_frame and options.crops == "center":
+        crops = _WHOLE
     parts = [f"{clips} × {crops}", f"mean of {options.aggregate}"]
     if mirrors and mirror.labels is not None:
         parts.append("mirrored classes exchanged")
@@ -109,6 +137,21 @@ def describe(options: EvaluateOptions, sampling: str = "standard", mirror: Mirro
     if options.precision != "fp32":
         parts.append(options.precision)
     return ", ".join(parts)
+
+
+def same_boxes_note(options: EvaluateOptions, spec: InputSpec) -> str | None:
+    """Return what to say where several crops of a frame are one and the same box, which costs time alone."""
+    if spec.size != spec.resize or options.crops not in ("three", "ten"):
+        return None
+    others = (
+        "full` gives the same scores with a fifth of the work, `center`, which has no mirror, takes a tenth"
+    )
+    if options.crops == "three":
+        others = "center` gives the same scores with a third of the work"
+    return (
+        f"`evaluate.crops: {options.crops}` cuts the same box every time, for the network takes the whole resized "
+        f"frame; `{others}"
+    )
 
 
 def slug(options: EvaluateOptions) -> str:

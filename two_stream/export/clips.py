@@ -61,7 +61,7 @@ def noise_clips(spec: InputSpec, count: int, seed: int = 0) -> torch.Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, spec.channels, 4, 4, 4, generator=generator)
-    size = (spec.clip_length, spec.crop, spec.crop)
+    size = (spec.clip_length, *spec.size)
     smooth = torch.nn.functional.interpolate(coarse, size=size, mode="trilinear", align_corners=False)
     fine = torch.rand(smooth.shape, generator=generator)
     return (255 * (0.7 * smooth + 0.3 * fine)).to(torch.uint8)

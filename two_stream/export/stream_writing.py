@@ -68,8 +68,8 @@ def export_stream(
     path = out or run.paths.root / f"stream{SUFFIXES[to]}"
     check_name(path, to)
     spec, module = run.model.spec, cast(StepModule, step)
-    side, names = spec.crop, module.state_names()
-    begun = {batch: module.initial_states(batch, side, side) for batch in (*_STREAMS, EXAMPLE_BATCH)}
+    names = module.state_names()
+    begun = {batch: module.initial_states(batch, *spec.size) for batch in (*_STREAMS, EXAMPLE_BATCH)}
     axes = tuple(_batch_axis(one, two) for one, two in zip(begun[1], begun[EXAMPLE_BATCH], strict=True))
     steps = module.warm_up + STEPS
     clip = noise_clips(replace(spec, clip_length=module.frames_per_step * steps), max(_STREAMS))

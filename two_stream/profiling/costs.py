@@ -101,7 +101,7 @@ def stage_costs(model: Recognizer) -> list[StageCost]:
 def clip_shape(model: Recognizer, batch_size: int) -> tuple[int, int, int, int, int]:
     """Return `(B, C, T, H, W)` of the clips a model expects."""
     spec = model.spec
-    return batch_size, spec.channels, spec.clip_length, spec.crop, spec.crop
+    return batch_size, spec.channels, spec.clip_length, *spec.size
 
 
 def fvcore_operations(model: Recognizer) -> int:

@@ -34,7 +34,7 @@ def multiply_adds_per_prediction(
     spec = model.spec
 
     def frames(count: int) -> torch.Tensor:
-        return torch.empty(1, spec.channels, count, spec.crop, spec.crop, dtype=torch.uint8, device="meta")
+        return torch.empty(1, spec.channels, count, *spec.size, dtype=torch.uint8, device="meta")
 
     stream.step(frames(stream.delay + 1))
     with FlopCounterMode(display=False) as counter:

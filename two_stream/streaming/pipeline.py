@@ -105,14 +105,14 @@ class Pipeline:
         """Frames left out so far because the networks were busy."""
         return self._read.dropped
 
-    def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
+    def warm_up(self, sizes: Sequence[tuple[int, tuple[int, int]]]) -> None:
         """Let every network compute a few frames of nothing before the source is opened.
 
         Args:
-            sizes: Channels and side of each network's frames.
+            sizes: Channels and (height, width) of each network's frames.
         """
-        for track, (channels, side) in zip(self._tracks, sizes, strict=True):
-            track.warm_up(side, channels)
+        for track, (channels, size) in zip(self._tracks, sizes, strict=True):
+            track.warm_up(size, channels)
 
     def stop(self) -> None:
         """Let the pipeline end at once; may be called from any thread or a signal handler."""

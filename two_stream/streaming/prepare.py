@@ -1,4 +1,4 @@
-"""From a decoded picture to what a network sees of it: the same pixels as `predict` with a single centre crop."""
+"""From a decoded picture to what a network sees of it: the same pixels as `predict` with a single centred view."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from two_stream.config.schema import EvaluateOptions
+from two_stream.data.transforms import seen_by
 from two_stream.evaluation.video import Reading, picture_at
 from two_stream.evaluation.views import crop_views
 from two_stream.types import InputSpec
@@ -28,7 +29,7 @@ class Prepare:
             spec: What the network expects.
             reading: Sizes, and the flow algorithm of a flow network.
         """
-        self.spec = spec
+        self.spec = spec = seen_by(spec, "center", whole=reading.whole_frame)
         self.reading = reading
         (view,) = crop_views(EvaluateOptions(views="single", crops="center"), spec, reading.mirror)
         box = view.box
@@ -37,7 +38,7 @@ class Prepare:
         self._last: tuple[Image, Image] | None = None
 
     def __call__(self, previous: Image | None, picture: Image) -> torch.Tensor:
-        """Return uint8 `(C, crop, crop)`.
+        """Return uint8 `(C, *spec.size)`.
 
         Args:
             previous: The picture before, for flow.

@@ -106,7 +106,7 @@ class StepNetwork(nn.Module):
 
     def state_names(self) -> list[str]:
         """Return a name for each state, made of its layer's."""
-        return self._begun(1, self.model.spec.crop, self.model.spec.crop).names
+        return self._begun(1, *self.model.spec.size).names
 
     @torch.no_grad()
     def _begun(self, batch: int, height: int, width: int) -> Ledger:

@@ -84,10 +84,10 @@ class Track:
         self._fed = 0
         self._numbers: deque[int] = deque(maxlen=self.stream.network.delay + 1)
 
-    def warm_up(self, side: int, channels: int) -> None:
+    def warm_up(self, size: tuple[int, int], channels: int) -> None:
         """Send a few frames through, so that the first ones that count find kernels chosen and memory there."""
         for count in (8, 1, 1):
-            frames_BCTHW = torch.zeros(1, channels, count, side, side, dtype=torch.uint8)
+            frames_BCTHW = torch.zeros(1, channels, count, *size, dtype=torch.uint8)
             self._computed(partial(self.stream.network.step, frames_BCTHW.to(self.stream.device)))
         self.reset()
 

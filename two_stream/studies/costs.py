@@ -60,7 +60,7 @@ def measure_cost(
     options = carried_out(model, experiment.evaluate, device, exact=exact)
     parameters, operations = parameter_count(meta_twin(model)), multiply_adds(model)
     network = ready(model, options)
-    clip_BCTHW = example_clip(model, model.spec.crop)
+    clip_BCTHW = example_clip(model)
     del model
     memory = PeakMemory(device)
 

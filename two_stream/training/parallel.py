@@ -154,7 +154,7 @@ def parallel(model: nn.Module, options: TrainOptions, device: torch.device) -> P
 def clip_shape(model: nn.Module) -> tuple[int, ...] | None:
     """Return `(C, T, H, W)` of a model's clips, where it says so."""
     spec = getattr(model, "spec", None)
-    return None if spec is None else (spec.channels, spec.clip_length, spec.crop, spec.crop)
+    return None if spec is None else (spec.channels, spec.clip_length, *spec.size)
 
 
 def blank(shape: tuple[int, ...] | None, count: int, device: torch.device) -> torch.Tensor:

@@ -23,7 +23,8 @@ class Cost:
     """of one clip: without a class, and per class"""
     frames: int
     stride: int
-    crop: int
+    crop: int | list[int]
+    """side of a square, or height and width"""
 
     def at(self, num_classes: int) -> tuple[int, int]:
         """Return parameters and multiply-adds with this many classes."""

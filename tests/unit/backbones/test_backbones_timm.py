@@ -369,12 +369,14 @@ def test_what_a_network_cannot_do_is_one_line(options, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_crop_that_a_network_of_fixed_size_cannot_take_is_one_line():
-    options = ModelOptions(backbone=TimmNet(name="test_vit"), input={"crop": 96})
+@pytest.mark.parametrize(("crop", "told"), [(96, "96"), ([96, 128], r"\(96, 128\)")])
+def test_a_crop_that_a_network_of_fixed_size_cannot_take_is_one_line(crop, told):
+    options = ModelOptions(backbone=TimmNet(name="test_vit"), input={"crop": crop})
     with pytest.raises(
-        SettingsError, match=r"`input.crop` is 96, .* takes 160 only; .*`backbone.image_size`"
-    ):
+        SettingsError, match=rf"`input.crop` is {told}, .* takes 160 only; .*`backbone.image_size`"
+    ) as caught:
         Recognizer(options, 3)
+    assert "\n" not in str(caught.value)
     net = build(TimmNet(name="test_vit", image_size=SIDE))
     with pytest.raises(
         SettingsError, match="a clip of 2×32×32 came in; this timm network takes 2×64×64 only"

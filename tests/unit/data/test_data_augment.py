@@ -90,7 +90,7 @@ def test_drawn_boxes_lie_inside_and_vary(crop: str) -> None:
     expected = {30, 15} if crop != "short_side" else set(range(24, 31))  # 30 / 1.25 to 30
     assert {height for height, _ in sides} == expected
     if crop == "corner":
-        assert boxes == {corner_box(FRAME, side, place) for side in (30, 15) for place in CORNERS}
+        assert boxes == {corner_box(FRAME, (side, side), place) for side in (30, 15) for place in CORNERS}
 
 
 def jitter(**options: Any) -> np.ndarray:

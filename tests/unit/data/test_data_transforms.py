@@ -26,7 +26,7 @@ from two_stream.errors import SettingsError
 from two_stream.types import InputSpec, Modality
 
 SCALES = (1.0, 0.875, 0.75, 0.66)
-CASES = {"340x256->224": ((256, 340), 224), "170x128->112": ((128, 170), 112)}
+CASES = {"340x256->224": ((256, 340), (224, 224)), "170x128->112": ((128, 170), (112, 112))}
 
 
 def spec(modality: Modality = "rgb", resize: tuple[int, int] = (128, 170), crop: int = 112) -> InputSpec:
@@ -79,15 +79,17 @@ def test_paper_probes_equal_the_reference_pixels(
         box = multiscale_box(resize, crop, sizes[size], place, "paper")
         assert list(box) == probe["box"]
         out = apply_view(clip, View(box, flip), crop, modality, "paper")
-        assert out.shape == (4, crop, crop, clip.shape[-1])
+        assert out.shape == (4, *crop, clip.shape[-1])
         assert out.mean() == pytest.approx(probe["mean"], abs=1e-6)
         first, last = out[0, :, :, 0], out[-1, :, :, -1]
         assert [first[0, 0], last[0, -1], first[-1, 0], last[-1, -1]] == probe["corner"]
 
 
-@pytest.mark.parametrize(("scale", "resize", "crop"), [("1.0", (256, 340), 224), ("0.5", (128, 170), 112)])
+@pytest.mark.parametrize(
+    ("scale", "resize", "crop"), [("1.0", (256, 340), (224, 224)), ("0.5", (128, 170), (112, 112))]
+)
 def test_ten_crops_equal_the_reference(
-    reference: dict[str, Any], scale: str, resize: tuple[int, int], crop: int
+    reference: dict[str, Any], scale: str, resize: tuple[int, int], crop: tuple[int, int]
 ) -> None:
     order = reference["ten_crop"][scale]["order"]
     views = evaluation_views("ten", resize, crop)
@@ -107,26 +109,31 @@ def test_center_boxes_equal_the_reference(reference: dict[str, Any]) -> None:
 
 def test_mirrored_crops_of_an_odd_width_are_those_of_the_mirrored_frame() -> None:
     frame = np.arange(5 * 8, dtype=np.uint8).reshape(1, 5, 8, 1).repeat(3, axis=-1)
-    views = evaluation_views("ten", (5, 8), 3)
+    views = evaluation_views("ten", (5, 8), (3, 3))
     for plain, flipped in zip(views[:5], views[5:]):
         y0, x0, y1, x1 = plain.box
         expected = frame[:, :, ::-1][:, y0:y1, x0:x1]
-        assert (apply_view(frame, flipped, 3, "rgb", "standard") == expected).all()
+        assert (apply_view(frame, flipped, (3, 3), "rgb", "standard") == expected).all()
 
 
 def test_three_crops_lie_along_the_longer_side() -> None:
-    assert [v.box for v in evaluation_views("three", (4, 10), 4)] == [
+    assert [v.box for v in evaluation_views("three", (4, 10), (4, 4))] == [
         (0, 0, 4, 4),
         (0, 3, 4, 7),
         (0, 6, 4, 10),
     ]
-    assert [v.box[0] for v in evaluation_views("three", (10, 4), 4)] == [0, 3, 6]
+    assert [v.box[0] for v in evaluation_views("three", (10, 4), (4, 4))] == [0, 3, 6]
     with pytest.raises(SettingsError, match="five"):
-        evaluation_views("five", (10, 10), 4)
+        evaluation_views("five", (10, 10), (4, 4))
 
 
-@pytest.mark.parametrize(("resize", "crop"), [((128, 170), 112), ((256, 340), 224), ((61, 83), 47)])
-def test_standard_boxes_lie_inside_and_reach_every_corner(resize: tuple[int, int], crop: int) -> None:
+@pytest.mark.parametrize(
+    ("resize", "crop"),
+    [((128, 170), (112, 112)), ((256, 340), (224, 224)), ((61, 83), (47, 47)), ((128, 170), (96, 112))],
+)
+def test_standard_boxes_lie_inside_and_reach_every_corner(
+    resize: tuple[int, int], crop: tuple[int, int]
+) -> None:
     for size in crop_sizes(resize, crop, SCALES):
         boxes = [multiscale_box(resize, crop, size, place) for place in range(13)]
         for y0, x0, y1, x1 in boxes:
@@ -156,7 +163,7 @@ def test_flip_negates_flow_x_unless_paper() -> None:
 def test_apply_view_treats_all_frames_alike_and_keeps_dtype() -> None:
     rng = np.random.default_rng(0)
     frame = rng.integers(0, 256, (40, 50, 2), np.uint8)
-    out = apply_view(np.stack([frame] * 3), View((3, 4, 33, 30), True), 16, "flow", "standard")
+    out = apply_view(np.stack([frame] * 3), View((3, 4, 33, 30), True), (16, 16), "flow", "standard")
     assert out.dtype == np.uint8
     assert out.flags.c_contiguous
     assert (out[0] == out[1]).all()
@@ -169,7 +176,7 @@ def test_draws_follow_the_options_and_the_generator() -> None:
     assert draws == [draw_view(options, spec(), np.random.default_rng(i)) for i in range(300)]
     assert 100 < sum(view.flip for view in draws) < 200
     shapes = {(v.box[2] - v.box[0], v.box[3] - v.box[1]) for v in draws}
-    assert shapes == set(crop_sizes((128, 170), 112, SCALES))
+    assert shapes == set(crop_sizes((128, 170), (112, 112), SCALES))
     middle = draw_view(AugmentOptions(crop="center", flip=0.0), spec(), np.random.default_rng(0))
     assert middle == View((8, 29, 120, 141))
     places = {

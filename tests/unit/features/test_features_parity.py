@@ -116,6 +116,38 @@ def test_training_list_is_scored_on_centred_clips(world: Path, tmp_path: Path, p
     assert difference(cached.logits, read.logits) < 1e-5
 
 
+def test_whole_frames_are_stored_and_not_taken_for_crops(world: Path, tmp_path: Path) -> None:
+    shape = {"input": {"clip_length": 8, "resize": (36, 48), "crop": (28, 44)}}
+    whole = {"augment": {"crop": "full"}}
+    views = {"views": "multi", "crops": "full"}
+    experiment = experiment_of(world, head=BERT, runs=tmp_path, model=shape, data=whole, evaluate=views)
+    model = settled_model(experiment.model)
+    cache = tmp_path / "cache"
+    facts = write_features(model, experiment, cache)
+    assert facts.parts["test"].crops == 2
+    assert facts.settings["model.input.crop"] == [28, 44]
+    run = write_run(with_features(experiment, cache), model)
+    for part, protocol in (
+        ("test", "multi-clip × whole frame + mirror, mean of logits"),
+        ("val", "single clip × whole frame, mean of logits"),
+    ):
+        cached, _ = evaluate_run(run, part=part, device="cpu")  # type: ignore[arg-type]
+        assert cached.meta["protocol"] == protocol
+        loaded = load_run(run)
+        asked = loaded.experiment.evaluate
+        if part == "val":
+            asked = asked.model_copy(update={"views": "single", "crops": "center"})
+        read, _ = evaluate_run(loaded, asked, part, uncached=True, out=tmp_path / "read.npz")  # type: ignore[arg-type]
+        assert read.meta["protocol"] == protocol
+        assert difference(cached.logits, read.logits) < 1e-5
+    other = experiment_of(world, head=BERT, runs=tmp_path, model=shape, evaluate=views)
+    crops = tmp_path / "crops"
+    write_features(model, other, crops, parts=["train"])
+    wrong = write_run(with_features(experiment.model_copy(update={"name": "wrong"}), crops), model)
+    with pytest.raises(SettingsError, match=r"`data.augment.crop` multiscale \(here full\)"):
+        evaluate_run(wrong, part="val", device="cpu")
+
+
 def test_mirrored_crops_of_paired_classes_are_renamed(tmp_path: Path) -> None:
     world = make_world(tmp_path / "pairs", pairs=True)
     run, _ = make(world, tmp_path, "bert")
