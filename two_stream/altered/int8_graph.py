@@ -231,8 +231,14 @@ def _split_padding(backbone: Backbone) -> None:
         alone = all(step == 1 and side % 2 for side, step in zip(kernel, stride, strict=True))
         sides = [side // 2 for side in kernel] if alone else 0
         plain = nn.Conv3d(
-            part.in_channels, part.out_channels, kernel, stride, sides, groups=part.groups, bias=False
-        )  # type: ignore[arg-type]
+            part.in_channels,
+            part.out_channels,
+            kernel,  # type: ignore[arg-type]
+            stride,  # type: ignore[arg-type]
+            sides,  # type: ignore[arg-type]
+            groups=part.groups,
+            bias=False,
+        )
         plain.weight, plain.bias = part.weight, part.bias
         _replace(
             backbone,

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite as efficientnet_lite_pytorch names it, for timm's `tf_efficientnet_lite0` to `lite2` divided into stages.
+"""EfficientNet-Lite as efficientnet_lite_pytorch names it; ours are timm's `tf_efficientnet_lite0` to `lite2`.
 
 The published blocks stand in one row, `_blocks.0.` to `_blocks.15.` or `_blocks.20.`; timm's in seven stages.
 """
