@@ -230,7 +230,15 @@ def _split_padding(backbone: Backbone) -> None:
         kernel, stride = part.kernel_size, part.stride
         alone = all(step == 1 and side % 2 for side, step in zip(kernel, stride, strict=True))
         sides = [side // 2 for side in kernel] if alone else 0
-        plain = nn.Conv3d(part.in_channels, part.out_channels, kernel, stride, sides, bias=False)  # type: ignore[arg-type]
+        plain = nn.Conv3d(
+            part.in_channels,
+            part.out_channels,
+            kernel,  # type: ignore[arg-type]
+            stride,  # type: ignore[arg-type]
+            sides,  # type: ignore[arg-type]
+            groups=part.groups,
+            bias=False,
+        )
         plain.weight, plain.bias = part.weight, part.bias
         _replace(
             backbone,

@@ -157,13 +157,13 @@ class HfVideoBackbone(LibraryBackbone):
         self.reduced = (f"{name}.", "norm.")
         self.channels = (channels,)
 
-    def donor(self, state: Mapping[str, torch.Tensor] | None) -> tuple[HfVideoBackbone, str]:
+    def donor(self, state: Mapping[str, torch.Tensor] | None, source: str) -> tuple[HfVideoBackbone, str]:
         """Return the network for RGB with the weights of `model`.
 
         Raises:
             CheckpointError: They cannot be fetched, are incomplete or do not fit.
         """
-        del state
+        del state, source
         model = str(self.options.model)
         kind = network_class(_architecture(self.options))
 

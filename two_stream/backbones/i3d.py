@@ -56,14 +56,14 @@ def _same_paddings(
 
 
 class SameConv3d(nn.Conv3d):
-    """Convolution with SAME padding. Only what is uneven is copied into a padded clip first."""
+    """Convolution with SAME padding, without dilation. Only what is uneven is copied into a padded clip first."""
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         """`(B, C, T, H, W)` to `ceil(size / stride)` places."""
         both, behind = _same_paddings(x_BCTHW, self.kernel_size, self.stride)
         if any(behind):
             x_BCTHW = F.pad(x_BCTHW, behind)
-        return F.conv3d(x_BCTHW, self.weight, self.bias, self.stride, both)
+        return F.conv3d(x_BCTHW, self.weight, self.bias, self.stride, both, groups=self.groups)
 
 
 class SamePad3d(nn.Module):

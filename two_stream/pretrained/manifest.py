@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from two_stream.config.base import Options, PositiveInt
 from two_stream.config.load import nearest, read_yaml, validate
 from two_stream.errors import CheckpointError, SettingsError
+from two_stream.pretrained.starter import installed_file
 
 MANIFEST = Path("weights") / "manifest.yaml"
 RECORDED = ".sha256"
@@ -56,6 +57,8 @@ class Entry(Options):
     page: _Url | None = None
     """page from which a person may fetch it"""
     mirrors: tuple[_Url, ...] = ()
+    package: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")] | None = None
+    """package of the Python index that brings the file"""
     sha256: _Hex64 | None = None
     sha256_prefix: _Prefix | None = None
     """first digits of the SHA-256, as torch.hub puts them into a file's name"""
@@ -166,6 +169,13 @@ def read_manifest(path: Path) -> Manifest:
         SettingsError: Naming the file, the key, the value and what was expected.
     """
     return validate(Manifest, read_yaml(path), path)
+
+
+def local_file(entry: Entry, folder: Path) -> Path:
+    """Return where a file is: in the folder, else in its installed package; where neither, its place in the folder."""
+    file = folder / entry.file
+    installed = installed_file(entry.package) if entry.package and not file.is_file() else None
+    return installed or file
 
 
 def hashes(file: Path) -> dict[str, str]:

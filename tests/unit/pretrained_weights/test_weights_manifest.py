@@ -21,6 +21,7 @@ from two_stream.pretrained.manifest import (
     read_manifest,
     recorded,
 )
+from two_stream.pretrained.starter import STARTERS
 from two_stream.recognizer import input_spec
 
 ENTRY = """
@@ -69,7 +70,7 @@ def test_a_hash_in_a_files_name_is_checked_and_every_hash_has_its_source(publish
         assert entry.sha256_prefix == (in_name[1] if in_name else None), entry.name
         known = entry.sha256 or entry.sha256_prefix or entry.git_blob
         assert bool(known) == bool(entry.hash_source), entry.name
-        if entry.url is None:
+        if entry.url is None and entry.package is None:
             assert not known, f"{entry.name}: a page has no hash to compare"
 
 
@@ -85,7 +86,9 @@ def test_models_exist_and_agree_with_the_file(published):
     """An entry's network is in the zoo and sees clips as the file's did; an eight-frame file may start longer clips."""
     for entry in published.entries:
         if entry.model is None:
-            assert entry.name.startswith("torchvision-"), f"{entry.name}: which network does it fit?"
+            assert entry.name.startswith(("torchvision-", "efficientnet-lite")), (
+                f"{entry.name}: which network does it fit?"
+            )
             continue
         record = zoo.find(entry.model)
         assert entry.model == record.name
@@ -96,6 +99,13 @@ def test_models_exist_and_agree_with_the_file(published):
         assert spec.clip_length >= told.frames, entry.name
         for ours, theirs in ((spec.mean, told.mean), (spec.std, told.std)):
             assert list(ours) == pytest.approx(list(theirs) * (len(ours) // len(theirs))), entry.name
+
+
+def test_packages_are_those_that_a_training_looks_for(published):
+    listed = {entry.name: entry.package for entry in published.entries if entry.package}
+    assert listed == {
+        name.removeprefix("tf_").replace("_", "-"): package for name, package in STARTERS.items()
+    }
 
 
 def test_layouts_are_those_that_are_recognised(published):

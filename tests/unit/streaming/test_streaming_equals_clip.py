@@ -56,6 +56,7 @@ NETS: dict[str, dict[str, Any]] = {
     "timm": {"kind": "timm", "name": "resnet18", "temporal_stride": 2},
     "timm shifted": {"kind": "timm", "name": "resnet10t", "tsm": 0.125},
     "timm inflated": {"kind": "timm", "name": "resnet10t", "inflate": True},
+    "timm inflated, SAME padding": {"kind": "timm", "name": "tf_efficientnet_lite0", "inflate": True},
 }
 IN_REACH = 3
 """Length of the streams in receptive fields."""
