@@ -68,7 +68,7 @@ def test_a_class_without_videos_is_never_the_answer():
 
 def test_one_class_is_refused():
     vectors = made(5, 4, 2)
-    with pytest.raises(TrainingError, match="^the training part has videos of one class only, .*$"):
+    with pytest.raises(TrainingError, match=r"^the training part has videos of one class only, .*$"):
         fit(Vectors(vectors.rows, np.zeros(5, np.int64), vectors.videos), 1.0, True, 2)
 
 
@@ -79,7 +79,9 @@ def test_clips_of_a_video_weigh_as_much_as_one():
     for balanced in (True, False):
         for one, other in zip(fit(vectors, 0.1, balanced, 3), fit(many, 0.1, balanced, 3), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
-    uneven = Vectors(vectors.rows, vectors.labels, np.maximum(vectors.videos - 2, 0))  # a video of three clips
+    uneven = Vectors(
+        vectors.rows, vectors.labels, np.maximum(vectors.videos - 2, 0)
+    )  # a video of three clips
     assert sample_weights(uneven, False)[:3].tolist() == [1 / 3] * 3
     mass = np.bincount(uneven.labels, sample_weights(uneven, True))
     np.testing.assert_allclose(mass, 58 / 3)
@@ -120,7 +122,10 @@ def test_no_source_stands_on_both_sides_and_every_video_is_held_out_once_per_rep
 
 def test_fewer_sources_than_folds_and_a_class_of_one_source():
     vectors = made(30, 4, 3)
-    groups = ["a" if label < 2 and video % 2 else "b" if label < 2 else "c" for video, label in enumerate(vectors.labels)]
+    groups = [
+        "a" if label < 2 and video % 2 else "b" if label < 2 else "c"
+        for video, label in enumerate(vectors.labels)
+    ]
     chosen = choose(vectors, groups, Logistic())
     assert chosen.folds == 3
     assert all(np.isfinite(row["loss"]) for row in chosen.table)
