@@ -14,7 +14,7 @@ from two_stream.backbones import BACKBONES, Backbone
 from two_stream.config.model import InputOptions, ModelOptions
 from two_stream.errors import SettingsError
 from two_stream.heads import HEADS, Head
-from two_stream.heads.base import space_mean
+from two_stream.heads.base import Standard, space_mean
 from two_stream.types import FeatureLayout, InputSpec
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -28,6 +28,7 @@ class Recognizer(nn.Module):
         num_classes: K.
         spec: What it expects of a clip; the only source of preprocessing facts.
         backbone, heads, dropout, classifier: Its parts; one head per pathway, their vectors joined.
+        standards: What standardises each pathway's tokens before its head; none unless `options.standardize`.
         stored: How the stored features that it takes in place of clips are laid out; None while it takes clips.
     """
 
@@ -53,6 +54,9 @@ class Recognizer(nn.Module):
         self.heads = nn.ModuleList(
             head(options.head, features=features, tokens=count)
             for features, count in zip(self.backbone.channels, tokens, strict=True)
+        )
+        self.standards = nn.ModuleList(
+            Standard(features) for features in self.backbone.channels if options.standardize
         )
         self.dropout = nn.Dropout(options.dropout)
         self.classifier = nn.Linear(sum(head.features for head in self._heads()), num_classes)
@@ -110,8 +114,23 @@ class Recognizer(nn.Module):
 
     def features_of_normalised(self, x_BCTHW: torch.Tensor) -> list[torch.Tensor]:
         """Return the tokens `x_BTD` of each pathway for an already normalised clip."""
-        maps = self.backbone(x_BCTHW)
-        return [head.pool(feature.tensor) for head, feature in zip(self._heads(), maps, strict=True)]
+        return self._pooled([feature.tensor for feature in self.backbone(x_BCTHW)])
+
+    def _pooled(self, views: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return what the heads sum up, of feature maps `(B, C, T, H, W)` or tokens `(B, T, D)`.
+
+        The mean over space of a standardised map is the standardised mean, so heads that do not look at places get the
+        same tokens from either.
+        """
+        tokens = []
+        for place, (head, x) in enumerate(zip(self._heads(), views, strict=True)):
+            standard = self.standards[place] if len(self.standards) else None
+            if standard is not None and head.needs_maps:
+                x = standard(x)
+            if x.ndim == 5:
+                x = head.pool(x)
+            tokens.append(x if standard is None or head.needs_maps else standard(x))
+        return tokens
 
     def forward_features(self, clip_BCTHW: torch.Tensor) -> list[torch.Tensor]:
         """Return the tokens `x_BTD` of each pathway: what the heads sum up."""
@@ -123,10 +142,12 @@ class Recognizer(nn.Module):
             return self._classified_places(x_BCTHW)
         return self._classified(self.features_of_normalised(x_BCTHW))
 
-    def _classified(self, tokens: list[torch.Tensor]) -> torch.Tensor:
+    def _summed_up(self, tokens: list[torch.Tensor]) -> torch.Tensor:
         vectors = [head(x_BTD) for head, x_BTD in zip(self._heads(), tokens, strict=True)]
-        z_BD = vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=1)
-        logits_BK: torch.Tensor = self.classifier(self.dropout(z_BD))
+        return vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=1)
+
+    def _classified(self, tokens: list[torch.Tensor]) -> torch.Tensor:
+        logits_BK: torch.Tensor = self.classifier(self.dropout(self._summed_up(tokens)))
         return logits_BK
 
     def _classified_places(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
@@ -155,11 +176,28 @@ class Recognizer(nn.Module):
 
     def forward_stored(self, features_BD: torch.Tensor, layout: FeatureLayout) -> torch.Tensor:
         """Return the logits `(B, K)` of stored features, one row per view, as the layout says."""
-        parts = torch.split(features_BD, layout.sizes, dim=1)
-        views = [part.reshape(-1, *shape) for part, shape in zip(parts, layout.shapes, strict=True)]
-        if layout.maps:
-            views = [head.pool(x_BCTHW) for head, x_BCTHW in zip(self._heads(), views, strict=True)]
-        return self._classified(views)
+        return self._classified(self._pooled(_unpacked(features_BD, layout)))
+
+    def forward_tokens(self, clips: torch.Tensor) -> list[torch.Tensor]:
+        """Return the backbone's tokens `x_BTD` per pathway, before they are standardised.
+
+        Args:
+            clips: As for `forward`.
+        """
+        if self.stored is None:
+            return self.features_to_store(self.normalised(clips))
+        views = _unpacked(clips, self.stored)
+        return [space_mean(x) if self.stored.maps else x for x in views]
+
+    def forward_vectors(self, clips: torch.Tensor) -> torch.Tensor:
+        """Return `z_BD`, what the classifier sees in evaluation: the heads' vectors joined.
+
+        Args:
+            clips: As for `forward`.
+        """
+        if self.stored is None:
+            return self._summed_up(self.forward_features(clips))
+        return self._summed_up(self._pooled(_unpacked(clips, self.stored)))
 
     def take_stored(self, layout: FeatureLayout, source: object = "the feature cache") -> None:
         """From now on take stored features in place of clips in `forward`; the backbone is not run.
@@ -264,6 +302,12 @@ class Recognizer(nn.Module):
             if weight.ndim in _CHANNELS_LAST:  # those of 2D convolutions have a layout of their own
                 weight.data = weight.data.contiguous(memory_format=_CHANNELS_LAST[weight.ndim])
         return self
+
+
+def _unpacked(features_BD: torch.Tensor, layout: FeatureLayout) -> list[torch.Tensor]:
+    """Return each pathway's tokens or maps of stored features."""
+    parts = torch.split(features_BD, layout.sizes, dim=1)
+    return [part.reshape(-1, *shape) for part, shape in zip(parts, layout.shapes, strict=True)]
 
 
 def settled(options: ModelOptions) -> ModelOptions:

@@ -42,6 +42,10 @@ class Backbone(nn.Module, ABC):
     spatial_stride: tuple[int, ...]
     """Pixels per step of each pathway's map."""
     pathways: tuple[str, ...] = ("main",)
+    modalities: tuple[Modality, ...] = ("rgb", "flow")
+    """What it takes; another one is refused when it is built."""
+    reductions: tuple[str, ...] = ("none", "frab", "frmb")
+    """Which of `ModelOptions.reduction` it has a block for; the others are refused."""
     gradient_checkpointing: bool = False
 
     def __init__(self, options: Any, modality: Modality) -> None:

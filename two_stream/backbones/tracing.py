@@ -1,7 +1,7 @@
 """A backbone's forward pass as a graph of modules and functions (torch.fx), for code that rewrites networks.
 
-Parts whose code asks for the size of what comes in (SAME padding, odd lengths, channel shuffle) stay whole: they are
-one node, and who rewrites the graph must know them.
+Parts whose code asks for the size of what comes in (SAME padding, odd lengths, channel shuffle, cells of a grid) stay
+whole: they are one node, and who rewrites the graph must know them.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from torch import fx, nn
 from two_stream.backbones.base import Backbone
 from two_stream.backbones.densenet3d import HalvingPool
 from two_stream.backbones.i3d import SameConv3d, SameMaxPool3d, SamePad3d
+from two_stream.backbones.motion_grid import CellMeans
 from two_stream.errors import SettingsError
 
-WHOLE: tuple[type[nn.Module], ...] = (SameConv3d, SamePad3d, SameMaxPool3d, HalvingPool)
+WHOLE: tuple[type[nn.Module], ...] = (SameConv3d, SamePad3d, SameMaxPool3d, HalvingPool, CellMeans)
 """Modules of ours that are one node; beside them torch's own, and the functions that `shufflenet_3d` wraps."""
 
 

@@ -30,6 +30,7 @@ REFUSED = {
     "shufflenetv2_3d": "half of its channels pass each block by, then all are shuffled, which ties them all together",
     "timm": "its layers are a library's, which no model file of ours can narrow",
     "hf_video": "it is a transformer of a library, without channels that could be taken out one by one",
+    "motion_grid": "it has no weights",
 }
 """Backbones whose channels are not taken out, and why."""
 _SIDE = 64

@@ -229,3 +229,13 @@ class C3d(Options):
     """height and width of the last map, which the first fully connected layer covers: 4 for a crop of 112"""
     temporal_stride: TemporalStride = 16
     """frames per token; less than 16 leaves the last stages at full rate: more tokens for the head, same weights"""
+
+
+class MotionGrid(Options):
+    """Mean motion in the cells of a grid, frame by frame: flow only, and nothing to learn."""
+
+    kind: Literal["motion_grid"] = "motion_grid"
+    rows: PositiveInt = 3
+    """cells from top to bottom"""
+    columns: PositiveInt = 4
+    """cells from left to right"""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from two_stream.config.base import Fraction, Options, PositiveInt
 
@@ -17,6 +17,29 @@ class AverageHead(Options):
     """tokens averaged at a time, one run after the other; 2 is how Kinetics I3D pools"""
     features: PositiveInt | None = None
     """width of a linear layer (no bias) with ReLU after the mean, as X3D has; none leaves it out"""
+
+
+class MomentsHead(Options):
+    """Statistics of the tokens over time, without weights to learn: the mean, and what is added to it."""
+
+    kind: Literal["moments"] = "moments"
+    spread: bool = True
+    """add the standard deviation over time"""
+    differences: Annotated[int, Field(ge=0)] = 4
+    """add the mean of the last less the mean of the first of so many equal parts of time; 0 leaves it out"""
+    maximum: bool = False
+    """add the largest value over time"""
+    parts: Annotated[int, Field(ge=0)] = 0
+    """add the mean of each of so many equal parts of time; 0 leaves them out"""
+
+    @model_validator(mode="after")
+    def _divided(self) -> MomentsHead:
+        for name in ("differences", "parts"):
+            if getattr(self, name) == 1:
+                raise ValueError(
+                    f"{name} is 1, which is the whole clip: expected 2 or more, or 0 to leave it out"
+                )
+        return self
 
 
 class ConcatHead(Options):

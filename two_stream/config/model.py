@@ -19,6 +19,7 @@ from two_stream.config.backbones import (
     I3d,
     MobileNet,
     MobileNetV2,
+    MotionGrid,
     R2Plus1d,
     ResNet3d,
     ResNeXt3d,
@@ -36,6 +37,7 @@ from two_stream.config.heads import (
     ConcatHead,
     HfBertHead,
     LstmHead,
+    MomentsHead,
     NonLocalHead,
 )
 from two_stream.config.library import HfVideo, TimmNet
@@ -56,12 +58,14 @@ BackboneOptions = Annotated[
     | DenseNet
     | X3d
     | Slow
+    | MotionGrid
     | TimmNet
     | HfVideo,
     Field(discriminator="kind"),
 ]
 HeadOptions = Annotated[
-    AverageHead | ConcatHead | LstmHead | NonLocalHead | BertHead | HfBertHead, Field(discriminator="kind")
+    AverageHead | MomentsHead | ConcatHead | LstmHead | NonLocalHead | BertHead | HfBertHead,
+    Field(discriminator="kind"),
 ]
 
 
@@ -115,6 +119,9 @@ class ModelOptions(Options):
     """width after frab or frmb"""
     head: HeadOptions = BertHead()
     """how time is summed up"""
+    standardize: bool = False
+    """give every channel of the backbone's tokens mean 0 and deviation 1 before the head; measured over the centred
+    clips of the training part when a training begins, then part of the weights"""
     dropout: Fraction = 0.8
     """dropout before the classifier"""
     dense: bool = False
@@ -126,6 +133,10 @@ class ModelOptions(Options):
     def _dense_has_no_head(self) -> ModelOptions:
         if self.dense and self.head != AverageHead():
             raise ValueError("dense classifies places before any head: it needs `head: {kind: average}`")
+        if self.dense and self.standardize:
+            raise ValueError(
+                "standardize changes what a head sees, and dense has none; leave one of them out"
+            )
         return self
 
 
@@ -146,6 +157,8 @@ __all__ = [
     "MobileNet",
     "MobileNetV2",
     "ModelOptions",
+    "MomentsHead",
+    "MotionGrid",
     "NonLocalHead",
     "R2Plus1d",
     "ResNeXt3d",

@@ -43,6 +43,26 @@ class AdamW(Options):
     """decay norms, biases and positions too, as the published code does"""
 
 
+class Logistic(Options):
+    """No steps but the optimum: logistic regression on what a frozen network gives, strength by cross-validation."""
+
+    kind: Literal["logistic"] = "logistic"
+    cs: Annotated[tuple[Positive, ...], Field(min_length=1)] = (
+        1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0,
+    )  # fmt: skip
+    """weights of the loss against the penalty `|w|² / 2`, of which cross-validation picks one; the inputs are
+    standardised, so they mean the same for every network"""
+    folds: Annotated[int, Field(ge=2)] = 5
+    """parts of the cross-validation; source videos stay whole, so there are as many as sources at most"""
+    repeats: PositiveInt = 3
+    """cross-validations with folds drawn anew, whose losses are averaged"""
+    balanced: bool = True
+    """every class weighs as much as any other; false: every video does"""
+    views: Annotated[int, Field(ge=0)] | None = None
+    """augmented clips of each training video to learn from beside its centred one, all together as heavy as one video;
+    none: those that `data.features` holds, without it none"""
+
+
 class Constant(Options):
     """The same rate throughout."""
 
@@ -76,5 +96,5 @@ class Cosine(Options):
     min_lr: NonNegative = 0.0
 
 
-OptimizerOptions = Annotated[Sgd | AdamW, Field(discriminator="kind")]
+OptimizerOptions = Annotated[Sgd | AdamW | Logistic, Field(discriminator="kind")]
 ScheduleOptions = Annotated[Constant | Plateau | MultiStep | Cosine, Field(discriminator="kind")]

@@ -12,7 +12,7 @@ from two_stream.config.base import Fraction, NonNegative, Options, Positive, Pos
 from two_stream.config.compress import CompressOptions, NoCompression
 from two_stream.config.losses import AutoLoss, LossOptions
 from two_stream.config.model import ModelOptions
-from two_stream.config.optimization import Cosine, OptimizerOptions, ScheduleOptions, Sgd
+from two_stream.config.optimization import Cosine, Logistic, OptimizerOptions, ScheduleOptions, Sgd
 
 Crops = Literal["center", "three", "ten", "full"]
 
@@ -96,7 +96,7 @@ class TrainOptions(Options):
     last_group: Literal["step", "drop"] = "step"
     """what becomes of the last forward passes of an epoch, too few for a whole step; drop: nothing, as published"""
     optimizer: OptimizerOptions = Sgd()
-    """update rule"""
+    """update rule; logistic: the classifier's optimum in place of epochs, over a network that is frozen below it"""
     schedule: ScheduleOptions = Cosine()
     """learning rate over time"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -166,6 +166,13 @@ class TrainOptions(Options):
             raise ValueError("ema needs strategy ddp: the averaged weights are not divided")
         if self.strategy == "fsdp" and self.precision == "fp16":
             raise ValueError("strategy fsdp takes precision fp32 or bf16: fp16's loss scale is not divided")
+        if isinstance(self.optimizer, Logistic):
+            plain = TrainOptions()
+            for name in ("loss", "label_smoothing", "mixup", "cutmix", "ema"):
+                if getattr(self, name) != getattr(plain, name):
+                    raise ValueError(
+                        f"{name} changes training steps, and `optimizer: {{kind: logistic}}` has none; leave one out"
+                    )
         return self
 
 
@@ -249,6 +256,16 @@ class Experiment(Options):
             raise ValueError(
                 f"`compress.kind: {self.compress.kind}` needs `train.strategy: ddp`, a whole network in each process"
             )
+        if isinstance(self.train.optimizer, Logistic):
+            if self.data.balance != "none":
+                raise ValueError(
+                    "`data.balance: classes` draws clips for training steps, and `train.optimizer.kind: logistic` has "
+                    "none; set `train.optimizer.balanced: true` in its place"
+                )
+            if self.compress.kind != "none":
+                raise ValueError(
+                    f"`compress.kind: {self.compress.kind}` trains in steps; set `train.optimizer.kind` to sgd or adamw"
+                )
         if self.data.balance == "classes" and "balanced" in (
             getattr(loss, "weights", None),
             getattr(loss, "pos_weight", None),

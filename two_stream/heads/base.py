@@ -59,6 +59,28 @@ class Head(nn.Module, ABC):
             )
 
 
+class Standard(nn.Module):
+    """Less a mean, divided by a deviation, per channel; changes nothing until they are measured."""
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("deviation", torch.ones(features))
+
+    @property
+    def measured(self) -> bool:
+        """Whether it holds statistics."""
+        return bool(self.mean.any()) or not bool((self.deviation == 1.0).all())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return tokens `(B, T, D)` or a map `(B, D, T, H, W)` standardised."""
+        shape = (-1, 1, 1, 1) if x.ndim == 5 else (-1,)
+        return (x - self.mean.view(shape)) / self.deviation.view(shape)
+
+
 class TokenMask(nn.Module):
     """Which tokens may be attended to in training: each time token is kept with probability `keep`.
 

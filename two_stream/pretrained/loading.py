@@ -179,7 +179,7 @@ def _first_convolutions(model: Recognizer) -> set[str]:
 def _part(model: Recognizer, key: str) -> str:
     if key.startswith("classifier."):
         return "classifier"
-    if key.startswith("heads."):
+    if key.startswith(("heads.", "standards.")):  # a head learns on tokens as they were standardised
         return "head"
     if key.startswith(tuple(f"backbone.{prefix}" for prefix in model.backbone.reduced)):
         return "reduction"

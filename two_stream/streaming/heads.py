@@ -136,6 +136,7 @@ def add_heads(model: Recognizer, maps: list[int], window: int | None, builder: B
     for place, (head, number, count) in enumerate(zip(model.heads, maps, tokens, strict=True)):
         assert isinstance(head, Head)
         step, name = slowest // strides[place], f"head{place}"
+        standard = model.standards[place] if len(model.standards) else None
         if head.fixed_length and count != head.tokens:
             raise SettingsError(
                 f"`window` {window}: head {head.options.kind} is built for {head.tokens} tokens and would get {count}; "
@@ -143,7 +144,12 @@ def add_heads(model: Recognizer, maps: list[int], window: int | None, builder: B
             )
         vectors.append(
             _add_head(
-                head, name, number, count if window or not isinstance(head, Lstm) else None, step, builder
+                head,
+                standard,
+                number,
+                (count if window or not isinstance(head, Lstm) else None, step),
+                name,
+                builder,
             )
         )
     joined = vectors[0]
@@ -152,7 +158,17 @@ def add_heads(model: Recognizer, maps: list[int], window: int | None, builder: B
     builder.add("classifier", FrameWise(Classified(model)), joined)
 
 
-def _add_head(head: Head, name: str, number: int, count: int | None, step: int, builder: Builder) -> int:
+def _add_head(
+    head: Head,
+    standard: nn.Module | None,
+    number: int,
+    pace: tuple[int | None, int],
+    name: str,
+    builder: Builder,
+) -> int:
+    count, step = pace
+    if standard is not None:  # of the map: its mean over space is then the standardised token
+        number = builder.add(f"{name}_standard", FrameWise(standard), number)
     if head.needs_maps:
         assert count is not None
         return builder.add(name, MapWindow(head, count, step), number)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from two_stream.backbones.blocks import PaddedIdentity
 from two_stream.backbones.densenet3d import HalvingPool
 from two_stream.backbones.i3d import SameConv3d, SameMaxPool3d
+from two_stream.backbones.motion_grid import CellMeans
 from two_stream.backbones.shufflenet_3d import averaged, shuffled
 from two_stream.backbones.x3d import SqueezeExcitation
 from two_stream.errors import SettingsError
@@ -85,6 +86,8 @@ def module_cell(name: str, part: nn.Module, choice: Choice, stride: int, alone: 
         if part.track_running_stats:
             return FrameWise(part)
         raise refused(name, part, "it normalises by the batch it sees, and a stream is no batch")
+    if isinstance(part, CellMeans):
+        return FrameWise(part)
     if isinstance(part, ACTIVATIONS):
         return FrameWise(_settled_activation(part, alone))
     if isinstance(part, SqueezeExcitation):

@@ -141,7 +141,9 @@ def _frozen(study: Study, variant: Variant, cell: Cell, source: object) -> _Froz
 def _cache(study: Study, experiment: Experiment, split: int, start: tuple[str, str]) -> Job:
     """Return the job that stores the features of a backbone: one for all heads and seeds on it."""
     assert study.features is not None
-    plain = experiment.model.model_copy(update={"head": type(experiment.model)().head, "dropout": 0.0})
+    plain = experiment.model.model_copy(
+        update={"head": type(experiment.model)().head, "dropout": 0.0, "standardize": False}
+    )
     train = {name: getattr(experiment.train, name) for name in _OF_WEIGHTS}
     shared = experiment.model_copy(
         update={"model": plain, "seed": study.seeds[0], "train": TrainOptions().model_copy(update=train)}

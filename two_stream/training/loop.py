@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from two_stream.config.optimization import Logistic
 from two_stream.config.schema import Experiment, TrainOptions
 from two_stream.data.catalog import load_record
 from two_stream.data.features import FeatureCache
@@ -30,8 +31,10 @@ from two_stream.training.extension import extension_of
 from two_stream.training.losses import build_loss
 from two_stream.training.norms import synchronised
 from two_stream.training.optim import parameter_groups
+from two_stream.training.passes import measure_tokens
 from two_stream.training.result import TrainResult
 from two_stream.training.run_folder import began_here, begin_run, check_run, locked, record_environment
+from two_stream.training.solver import Probe, check_probe
 from two_stream.training.sources import TrainingData, training_data
 from two_stream.training.trainer import Trainer
 from two_stream.types import RunPaths
@@ -100,9 +103,15 @@ def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainRes
         facts = _facts(experiment, device) | extension.facts()
         distributed.on_main(lambda: _open(paths, experiment, facts, overwrite=overwrite))
         note(f"run folder: {paths.root}; curves: tensorboard --logdir {shlex.quote(str(experiment.runs))}")
-        trainer = Trainer(
-            experiment, model, data, paths, device=device, write_model=_write_model, extension=extension
-        )
+        if not continues:
+            measure_tokens(model, data, device, experiment.train.precision)
+        trainer: Trainer | Probe
+        if isinstance(experiment.train.optimizer, Logistic):
+            trainer = Probe(experiment, model, data, paths, device=device, write_model=_write_model)
+        else:
+            trainer = Trainer(
+                experiment, model, data, paths, device=device, write_model=_write_model, extension=extension
+            )
         if continues:
             trainer.restore()
             at = trainer.progress
@@ -223,7 +232,10 @@ def _check(experiment: Experiment, model: Recognizer, data: TrainingData) -> Non
     options = experiment.train
     if data.labels is not None:
         build_loss(options, data.labels)
-    parameter_groups(model, model.stages(), options.optimizer, options.layer_decay, options.stage_rates)
+    if isinstance(options.optimizer, Logistic):
+        check_probe(model, data)
+    else:
+        parameter_groups(model, model.stages(), options.optimizer, options.layer_decay, options.stage_rates)
     if experiment.data.source == "shards" and experiment.data.shards and data.features is None:
         shard_facts(experiment.data.shards, experiment.model.modality)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from two_stream.config.optimization import AdamW, OptimizerOptions, Sgd
+from two_stream.config.optimization import AdamW, Logistic, OptimizerOptions, Sgd
 from two_stream.errors import SettingsError
 
 Stages = Sequence[tuple[str, nn.Module]]
@@ -22,7 +22,7 @@ _FUSED = {"cpu", "cuda"}
 def build_optimizer(
     model: nn.Module,
     stages: Stages,
-    options: OptimizerOptions,
+    options: Sgd | AdamW,
     *,
     layer_decay: float = 1.0,
     stage_rates: Mapping[str, float] | None = None,
@@ -46,6 +46,12 @@ def build_optimizer(
             fused=fused and not divided,  # FSDP2 has no fused SGD
         )
     return torch.optim.AdamW(groups, lr=options.lr, betas=options.betas, eps=options.eps, fused=fused)
+
+
+def update_rule(options: OptimizerOptions) -> Sgd | AdamW:
+    """Return the options as those of an optimizer that steps; `training.solver` takes the others."""
+    assert not isinstance(options, Logistic)
+    return options
 
 
 def parameter_groups(

@@ -1,10 +1,17 @@
-"""What a training says when it returns."""
+"""What a training says when it returns, and in its checkpoints."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from two_stream.config.schema import Experiment
+from two_stream.runtime.provenance import code_version
+from two_stream.training.progress import Progress
+from two_stream.training.sources import TrainingData
 from two_stream.types import RunPaths
+
+SELECTION_LABELS = {"holdout": "holdout", "paper": "test-selected"}
 
 
 @dataclass(frozen=True)
@@ -28,3 +35,42 @@ class TrainResult:
     """number of the signal that stopped it"""
     metric: str = "top-1"
     """what the best epoch was picked by"""
+
+
+def result_of(
+    paths: RunPaths, progress: Progress, selection: str, already_finished: bool, interrupted: int | None
+) -> TrainResult:
+    """Return how a run ended that got this far."""
+    return TrainResult(
+        run=paths,
+        epochs=progress.epoch,
+        best_epoch=progress.best_epoch,
+        best_top1=progress.best_top1,
+        best_loss=progress.best_loss,
+        selection=SELECTION_LABELS[selection],
+        finished=progress.finished,
+        already_finished=already_finished,
+        interrupted=interrupted,
+        metric="mAP" if progress.history and "val_map" in progress.history[-1] else "top-1",
+    )
+
+
+def checkpoint_meta(experiment: Experiment, data: TrainingData, progress: Progress) -> dict[str, Any]:
+    """Return what the model file of a checkpoint says of itself."""
+    latest = progress.history[-1] if progress.history else {}
+    return {
+        "class_names": data.class_names,
+        "mirror": data.mirror.allowed,
+        "mirror_labels": data.mirror.labels,
+        "dataset": data.dataset,
+        **({"multi_label": True} if data.labels and data.labels.multi_label else {}),
+        "split": experiment.data.split,
+        "epoch": progress.epoch,
+        "step": progress.step,
+        "selection": SELECTION_LABELS[experiment.train.selection],
+        "val_top1": latest.get("val_top1"),
+        **({"val_map": latest["val_map"]} if "val_map" in latest else {}),
+        "val_loss": latest.get("val_loss"),
+        "seed": experiment.seed,
+        "code_version": code_version(),
+    }

@@ -62,6 +62,10 @@ class TrainingData:
     """what the mirror image of a video is an example of"""
     features: FeatureCache | None = None
     """stored features that stand in place of clips"""
+    centred: Callable[[], Iterable[Batch]] = tuple
+    """this process's part of the centred clips of the training part"""
+    records: Sequence[VideoRecord] = ()
+    """the training part"""
 
 
 def training_data(experiment: Experiment, spec: InputSpec, *, pin: bool = False) -> TrainingData:
@@ -83,7 +87,7 @@ def training_data(experiment: Experiment, spec: InputSpec, *, pin: bool = False)
         warn(note)
     cache = None if experiment.data.features is None else FeatureCache(experiment.data.features)
     read = _clips if cache is None else partial(_stored, cache)
-    open_epoch, open_validation = read(experiment, spec, record, train, val, pin)
+    open_epoch, open_validation, open_centred = read(experiment, spec, record, train, val, pin)
     lists = fingerprint(train, val, record.classes)
     return TrainingData(
         train=open_epoch,
@@ -98,10 +102,12 @@ def training_data(experiment: Experiment, spec: InputSpec, *, pin: bool = False)
         fingerprint=lists if cache is None else f"{lists} {cache.content}",
         mirror=mirror_of(record, protocol),
         features=cache,
+        centred=open_centred,
+        records=train,
     )
 
 
-_Opened = tuple[Callable[..., EpochLoader], Callable[[], Iterable[Batch]]]
+_Opened = tuple[Callable[..., EpochLoader], Callable[[], Iterable[Batch]], Callable[[], Iterable[Batch]]]
 
 
 def _clips(
@@ -112,7 +118,7 @@ def _clips(
     val: list[VideoRecord],
     pin: bool,
 ) -> _Opened:
-    """Return what opens the clips of an epoch and of the validation."""
+    """Return what opens the clips of an epoch, of the validation, and the centred ones of the training part."""
     whole = Share(distributed.rank(), distributed.world_size(), pin=pin)
 
     def open_epoch(epoch: int, skip: int, *, group: int = 0, wrap: Wrap | None = None) -> EpochLoader:
@@ -121,7 +127,12 @@ def _clips(
             experiment, spec, train, record, epoch=epoch, skip_batches=skip, share=share, wrap=wrap
         )
 
-    return open_epoch, lambda: clip_loader(experiment, spec, val, record, share=whole)
+    centred = partial(clip_loader, experiment, spec)
+    return (
+        open_epoch,
+        lambda: centred(val, record, share=whole),
+        lambda: centred(train, record, share=whole),
+    )
 
 
 def _stored(
@@ -133,7 +144,7 @@ def _stored(
     val: list[VideoRecord],
     pin: bool,
 ) -> _Opened:
-    """Return what opens the stored features of an epoch and of the validation."""
+    """Return what opens the stored features in place of those clips."""
     if distributed.world_size() > 1:
         raise SettingsError("`data.features` is read by one process; start the run without torchrun")
     settings = view_settings(experiment.model, spec, experiment.data, record, training=True)
@@ -142,6 +153,7 @@ def _stored(
     return (
         lambda epoch, skip: stored_epoch(shown, experiment, epoch, skip, pin=pin),
         lambda: stored_centred(centred, experiment, pin=pin),
+        lambda: stored_centred(shown, experiment, pin=pin),
     )
 
 

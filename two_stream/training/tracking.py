@@ -90,7 +90,8 @@ class Tracker:
             return
         for key, tag in ((key, tag) for key, tag in _SCALARS.items() if key in line):
             self.writer.add_scalar(tag, line[key], line["step"])
-        self.writer.add_scalar("learning_rate", line["lr"], line["step"])
+        if "lr" in line:
+            self.writer.add_scalar("learning_rate", line["lr"], line["step"])
         if self.images and confusion is not None:
             title = f"epoch {line['epoch']}, top-1 {100 * line['val_top1']:.1f} %"
             figure = confusion_figure(confusion, class_names, title)
@@ -121,14 +122,17 @@ class Tracker:
             self.writer.close()
 
     def _sentence(self, line: dict[str, Any], seconds_left: float) -> str:
-        epochs = self.experiment.train.epochs
+        solved = "lr" not in line
+        epochs = 1 if solved else self.experiment.train.epochs
+        rate = f"C {line['c']:g}" if solved else f"lr {line['lr']:.3g}"
         skipped = f"  {line['skipped']} clips skipped" if line["skipped"] else ""
         precision = f"  val mAP {100 * line['val_map']:.1f} %" if "val_map" in line else ""
         return (
             f"epoch {line['epoch']:>{len(str(epochs))}}/{epochs}"
             f"  loss {line['train_loss']:.4f}  top-1 {100 * line['train_top1']:.1f} %"
             f"  val loss {line['val_loss']:.4f}{precision}  val top-1 {100 * line['val_top1']:.1f} %"
-            f"  top-5 {100 * line['val_top5']:.1f} %  lr {line['lr']:.3g}"
+            f"  top-5 {100 * line['val_top5']:.1f} %"
+            f"  {rate}"
             f"  {line['seconds']:.1f} s  {line['clips_per_second']:.1f} clips/s"
             f"{f'  {clock(seconds_left)} left' if seconds_left else ''}{skipped}{'  best' if line['best'] else ''}"
         )

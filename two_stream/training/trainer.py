@@ -27,10 +27,10 @@ from two_stream.training.checkpoint import WriteModel, load_newest, save_checkpo
 from two_stream.training.extension import Extension
 from two_stream.training.feed import Feed
 from two_stream.training.losses import Labels
-from two_stream.training.optim import build_optimizer, restore_optimizer
+from two_stream.training.optim import build_optimizer, restore_optimizer, update_rule
 from two_stream.training.parallel import parallel
 from two_stream.training.progress import Progress
-from two_stream.training.result import TrainResult
+from two_stream.training.result import SELECTION_LABELS, TrainResult, checkpoint_meta, result_of
 from two_stream.training.schedule import Schedule, build_schedule
 from two_stream.training.short_maps import mind_short_maps
 from two_stream.training.sources import TrainingData
@@ -41,7 +41,6 @@ from two_stream.types import RunPaths
 
 SHORT_EPOCHS = 60.0
 """seconds between checkpoints of a run over stored features, whose epochs take less than writing the whole network"""
-SELECTION_LABELS = {"holdout": "holdout", "paper": "test-selected"}
 
 
 class Staged(Protocol):
@@ -100,7 +99,7 @@ class Trainer:
             self.optimizer = build_optimizer(
                 model,
                 stages,
-                options.optimizer,
+                update_rule(options.optimizer),
                 layer_decay=options.layer_decay,
                 stage_rates=options.stage_rates,
                 device=device,
@@ -146,7 +145,7 @@ class Trainer:
         return build_schedule(
             options.schedule,
             self.optimizer,
-            base_lr=options.optimizer.lr,
+            base_lr=update_rule(options.optimizer).lr,
             steps_per_epoch=self.steps,
             epochs=options.epochs,
         )
@@ -362,7 +361,12 @@ class Trainer:
             self._save(self.paths.best, *self._best)
             self._best = None
         averaged = None if self.stepper.ema is None else self.stepper.ema.module.state_dict()
-        self._save(self.paths.last, self.model, self._state("trained", averaged), self._meta())
+        self._save(
+            self.paths.last,
+            self.model,
+            self._state("trained", averaged),
+            checkpoint_meta(self.experiment, self.data, self.progress),
+        )
         self._saved_at, self._saved_step = time.monotonic(), self.progress.step
 
     def _save_best(self) -> None:
@@ -372,7 +376,11 @@ class Trainer:
         """
         averaged = self.stepper.ema is not None
         other = self.model.state_dict() if averaged else None
-        best = (self.evaluated, self._state("averaged" if averaged else "trained", other), self._meta())
+        best = (
+            self.evaluated,
+            self._state("averaged" if averaged else "trained", other),
+            checkpoint_meta(self.experiment, self.data, self.progress),
+        )
         if self._least_seconds:  # what is frozen never changes and needs no copy
             frozen = {id(p): p for p in self.model.parameters() if not p.requires_grad}
             self._best = copy.deepcopy(best, frozen)
@@ -402,37 +410,6 @@ class Trainer:
             "code_version": code_version(),
         }
 
-    def _meta(self) -> dict[str, Any]:
-        at = self.progress
-        latest = at.history[-1] if at.history else {}
-        return {
-            "class_names": self.data.class_names,
-            "mirror": self.data.mirror.allowed,
-            "mirror_labels": self.data.mirror.labels,
-            "dataset": self.data.dataset,
-            **({"multi_label": True} if self.data.labels and self.data.labels.multi_label else {}),
-            "split": self.experiment.data.split,
-            "epoch": at.epoch,
-            "step": at.step,
-            "selection": SELECTION_LABELS[self.options.selection],
-            "val_top1": latest.get("val_top1"),
-            **({"val_map": latest["val_map"]} if "val_map" in latest else {}),
-            "val_loss": latest.get("val_loss"),
-            "seed": self.experiment.seed,
-            "code_version": code_version(),
-        }
-
     def _result(self, *, already_finished: bool = False, interrupted: int | None = None) -> TrainResult:
-        at = self.progress
-        return TrainResult(
-            run=self.paths,
-            epochs=at.epoch,
-            best_epoch=at.best_epoch,
-            best_top1=at.best_top1,
-            best_loss=at.best_loss,
-            selection=SELECTION_LABELS[self.options.selection],
-            finished=at.finished,
-            already_finished=already_finished,
-            interrupted=interrupted,
-            metric="mAP" if at.history and "val_map" in at.history[-1] else "top-1",
-        )
+        selection = self.options.selection
+        return result_of(self.paths, self.progress, selection, already_finished, interrupted)

@@ -36,7 +36,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "slow": {"width": 0.125},
     "c3d": {"width": 0.125, "side": 2},
 }
-REFUSED = {"timm", "hf_video"}
+REFUSED = {"timm", "hf_video", "motion_grid"}
 HEADS = (
     {"kind": "bert", "heads": 2},
     {"kind": "lstm", "hidden": 12},

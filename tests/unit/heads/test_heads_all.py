@@ -2,11 +2,20 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from two_stream.config.model import AverageHead, BertHead, ConcatHead, HfBertHead, LstmHead, NonLocalHead
+from two_stream.config.model import (
+    AverageHead,
+    BertHead,
+    ConcatHead,
+    HfBertHead,
+    LstmHead,
+    MomentsHead,
+    NonLocalHead,
+)
 from two_stream.errors import SettingsError
 from two_stream.heads import HEADS
 from two_stream.heads.base import TokenMask
@@ -29,6 +38,34 @@ def test_pool_is_the_mean_over_space_in_order_of_time():
     x = torch.arange(2.0 * 3 * 2 * 2).view(1, 2, 3, 2, 2)
     tokens = make(AverageHead()).pool(x)
     assert tokens.tolist() == [[[1.5, 13.5], [5.5, 17.5], [9.5, 21.5]]]
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 10, 16])
+def test_moments_are_what_numpy_says(tokens):
+    head = make(MomentsHead(maximum=True, parts=3))
+    x = torch.randn(2, tokens, 8, generator=torch.Generator().manual_seed(2))
+    a, end = x.numpy(), max(1, tokens // 4)
+    edges = [(i * tokens // 3, max(i * tokens // 3 + 1, (i + 1) * tokens // 3)) for i in range(3)]
+    if tokens % 3 == 0:
+        assert [len(part) for part in np.array_split(np.arange(tokens), 3)] == [b - a for a, b in edges]
+    expected = [a.mean(1), a.std(1), a[:, -end:].mean(1) - a[:, :end].mean(1), a.max(1)]
+    expected += [a[:, begin:stop].mean(1) for begin, stop in edges]
+    assert head.features == 7 * 8
+    np.testing.assert_allclose(head(x).numpy(), np.concatenate(expected, 1), rtol=1e-5, atol=1e-6)
+
+
+def test_moments_of_few_options_are_fewer():
+    assert torch.equal(make(MomentsHead(spread=False, differences=0))(X), make(AverageHead())(X))
+    assert make(MomentsHead(differences=0)).features == 16
+    with pytest.raises(ValueError, match="parts is 1, which is the whole clip"):
+        MomentsHead(parts=1)
+
+
+def test_moments_have_a_gradient_where_nothing_moves():
+    x = torch.ones(2, 3, 8, requires_grad=True)
+    make(MomentsHead())(x).sum().backward()
+    assert x.grad.isfinite().all()
+    torch.testing.assert_close(x.grad.sum(1), torch.ones(2, 8))  # of the mean alone
 
 
 def test_concat_lays_tokens_out_feature_by_feature():

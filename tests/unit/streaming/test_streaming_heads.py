@@ -21,6 +21,7 @@ from two_stream.streaming import convert
 HEADS: dict[str, dict[str, Any]] = {
     "average": {"kind": "average"},
     "average of pairs, wider": {"kind": "average", "window": 2, "features": 8},
+    "moments": {"kind": "moments", "maximum": True, "parts": 3},
     "concat": {"kind": "concat", "features": 8},
     "bert": {"kind": "bert", "hidden": 16, "heads": 2},
     "bert of means": {"kind": "bert", "hidden": 16, "heads": 2, "class_token": False, "normalize": True},

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, create_model
 from two_stream.commands.common import parse, parse_over, take_value
 from two_stream.config.compress import NoCompression
 from two_stream.config.load import load_experiment, nearest
+from two_stream.config.optimization import Logistic, Sgd
 from two_stream.config.schema import Experiment
 from two_stream.errors import CheckpointError, SettingsError
 
@@ -56,11 +57,13 @@ def trained_on(source: Experiment, run: Path, name: str) -> Experiment:
         run: Its folder, which the new run's stands beside.
         name: Of the new run.
     """
-    rate = source.train.optimizer.lr * _FINE
+    rule = source.train.optimizer
+    if isinstance(rule, Logistic):
+        rule = Sgd()
     train = source.train.model_copy(
         update={
             "epochs": max(1, source.train.epochs // _SHARE),
-            "optimizer": source.train.optimizer.model_copy(update={"lr": rate}),
+            "optimizer": rule.model_copy(update={"lr": rule.lr * _FINE}),
             "init": run,
             "init_part": "all",
             "freeze_until": None,

@@ -13,7 +13,7 @@ from two_stream.pretrained.layouts.base import CARRIED, Layout, Pair, State
 OURS = Layout(
     "two_stream",
     lambda s: "classifier.weight" in s and any(key.startswith("backbone.") for key in s),
-    tuple((f"{part}.", f"{part}.") for part in ("backbone", "heads", "classifier")),
+    tuple((f"{part}.", f"{part}.") for part in ("backbone", "standards", "heads", "classifier")),
     unused=(CARRIED,),
 )
 LAYOUTS: tuple[Layout, ...] = (

@@ -1,0 +1,103 @@
+"""Mean motion in the cells of a grid: a backbone that nobody trains, and what a trained flow network has to beat."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+from two_stream.backbones.base import BACKBONES, Backbone
+from two_stream.config.model import MotionGrid
+from two_stream.errors import SettingsError
+from two_stream.types import InputSpec, Modality
+
+FLOW_BOUND = 20.0
+"""pixels that the grey levels 0 and 255 of stored flow stand for, to either side (`two_stream.video.flow`)"""
+
+
+class CellMeans(nn.Module):
+    """Mean of x, y and magnitude over each cell of a grid: `(B, 2, T, H, W)` to `(B, 3 * rows * columns, T, 1, 1)`.
+
+    Channels come cell by cell within a quantity: all cells of x, row by row, then of y, then of the magnitude. Cell i
+    of n spans the pixels `i * H // n` to `(i + 1) * H // n`, so they differ by one pixel at most; a frame with fewer
+    pixels than cells gives a pixel to several.
+    """
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+        self.rows = rows
+        self.columns = columns
+
+    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Return the means, in the units of what came in."""
+        moved = torch.cat((x_BCTHW, torch.linalg.vector_norm(x_BCTHW, dim=1, keepdim=True)), dim=1)
+        height, width = moved.shape[3:]
+        cells = [
+            moved[:, :, :, top:bottom, left:right].mean((3, 4))
+            for top, bottom in _spans(height, self.rows)
+            for left, right in _spans(width, self.columns)
+        ]
+        return torch.stack(cells, dim=2).flatten(1, 2)[..., None, None]
+
+
+def _spans(size: int, parts: int) -> list[tuple[int, int]]:
+    edges = [part * size // parts for part in range(parts + 1)]
+    return [(begin, max(begin + 1, end)) for begin, end in pairwise(edges)]
+
+
+@BACKBONES.register(MotionGrid)
+class MotionGridNet(Backbone):
+    """The grid as a network of one stage: a token per frame of flow."""
+
+    modalities = ("flow",)
+    reductions = ("none",)
+
+    def __init__(self, options: MotionGrid, modality: Modality) -> None:
+        super().__init__(options, modality)
+        self.grid = CellMeans(options.rows, options.columns)
+        self.channels = (3 * options.rows * options.columns,)
+        self.temporal_stride = (1,)
+        self.spatial_stride = (1,)
+
+    @classmethod
+    def default_input(cls, options: MotionGrid, modality: Modality) -> InputSpec:
+        """Return flow in pixels per frame: what is stored, from -20 to 20, and 0 at grey level 127.5.
+
+        Raises:
+            SettingsError: The modality is not flow.
+        """
+        del options
+        if modality != "flow":
+            raise SettingsError(
+                f"backbone motion_grid measures optical flow and `model.modality` is {modality}: expected flow"
+            )
+        return InputSpec(
+            modality=modality,
+            clip_length=16,
+            stride=1,
+            resize=(128, 170),
+            crop=112,
+            value_range=(-FLOW_BOUND, FLOW_BOUND),
+            mean=(0.0, 0.0),
+            std=(1.0, 1.0),
+        )
+
+    def stages(self) -> list[tuple[str, nn.Module]]:
+        """Return grid."""
+        return [("grid", self.grid)]
+
+    def append_block(self, channels: int) -> None:
+        """Refuse: there is no block of this network's own type.
+
+        Raises:
+            SettingsError: Always.
+        """
+        raise SettingsError(
+            f"backbone motion_grid has nothing to learn and no block that narrows its features to {channels}; "
+            "set `model.reduction: none`"
+        )
+
+    def replace_last_block(self, channels: int) -> None:
+        """Refuse, as `append_block`."""
+        self.append_block(channels)

@@ -1,0 +1,49 @@
+"""Statistics of the tokens over time."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from two_stream.config.model import MomentsHead
+from two_stream.heads.base import HEADS, Head
+
+
+@HEADS.register(MomentsHead)
+class Moments(Head):
+    """Mean, deviation, change from beginning to end, maximum and means of parts, for clips of any length.
+
+    It has no weights, so with a frozen backbone the classifier alone learns: a convex problem, which
+    `train.optimizer: {kind: logistic}` solves.
+    """
+
+    def __init__(self, options: MomentsHead, *, features: int, tokens: int) -> None:
+        super().__init__(options, features=features, tokens=tokens)
+        added = options.spread + (options.differences > 0) + options.maximum + options.parts
+        self.features = features * (1 + added)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        """Return `(B, features)`: D values of each statistic, in the order of the options.
+
+        The deviation is the population's (divided by T, as one token must have one: 0). With T tokens part i of n spans
+        `i * T // n` to `(i + 1) * T // n`, at least one token; the first and last part of `differences` have
+        `max(1, T // n)` tokens each, so that neither is the longer one.
+        """
+        options: MomentsHead = self.options
+        count = x_BTD.shape[1]
+        mean_BD = x_BTD.mean(1)
+        found = [mean_BD]
+        if options.spread:
+            # a norm has gradient 0 where nothing changes in time; a square root has none there
+            spread_BD = torch.linalg.vector_norm(x_BTD - mean_BD.unsqueeze(1), dim=1) / math.sqrt(count)
+            found.append(spread_BD)
+        if options.differences:
+            end = max(1, count // options.differences)
+            found.append(x_BTD[:, -end:].mean(1) - x_BTD[:, :end].mean(1))
+        if options.maximum:
+            found.append(x_BTD.amax(1))
+        for part in range(options.parts):
+            begin = part * count // options.parts
+            found.append(x_BTD[:, begin : max(begin + 1, (part + 1) * count // options.parts)].mean(1))
+        return torch.cat(found, dim=1)
