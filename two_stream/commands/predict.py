@@ -48,7 +48,7 @@ class PredictFlags:
     """how RGB and flow are fused"""
     weights: tuple[float, float] | None = None
     """weights of RGB and flow when both are given; none: equal ones"""
-    views: Literal["single", "multi", "uniform", "sliding"] | None = None
+    views: Literal["single", "multi", "uniform", "sliding", "twice"] | None = None
     """none: as the run was evaluated"""
     num_clips: int | None = None
     """clips for uniform views"""

@@ -18,6 +18,7 @@ _CLIPS = {
     "multi": "multi-clip",
     "uniform": "uniform clips",
     "sliding": "sliding window",
+    "twice": "twice-sampled clips",
 }
 _CROPS = {"center": "centre crop", "three": "three-crop", "ten": "ten-crop"}
 _NO_MIRROR = "five-crop (ten-crop without mirror images)"
@@ -92,7 +93,8 @@ def assemble(clips: Sequence[Sequence[int]], frames: Iterator[tuple[int, Frames]
 def describe(options: EvaluateOptions, sampling: str = "standard", mirror: Mirror | None = None) -> str:
     """Return the protocol as tables name it, for example `multi-clip × ten-crop, mean of logits`."""
     mirror = mirror or Mirror()
-    clips = _CLIPS[options.views]
+    whole = sampling == "segments" and options.views != "sliding"
+    clips = _CLIPS["single" if whole and options.views == "multi" else options.views]
     if options.views == "uniform":
         clips = f"{options.num_clips} uniform clips"
     elif options.views == "sliding":
@@ -104,7 +106,9 @@ def describe(options: EvaluateOptions, sampling: str = "standard", mirror: Mirro
         parts.append("mirrored classes exchanged")
     if sampling == "paper":
         parts.append("published frame choice")
-    elif sampling != "standard":
+    elif whole:
+        parts.append("segments of the whole video")
+    elif sampling not in ("standard", "segments"):
         parts.append(f"frame choice of {sampling}")
     if options.precision != "fp32":
         parts.append(options.precision)
