@@ -43,7 +43,9 @@ class Recognizer(nn.Module):
         self.options = options
         self.num_classes = num_classes
         self.spec = input_spec(options)
-        self.backbone: Backbone = BACKBONES[options.backbone.kind](options.backbone, options.modality)
+        self.backbone: Backbone = BACKBONES[options.backbone.kind](
+            options.backbone, options.modality, stack=self.spec.stack
+        )
         if options.reduction == "frab":
             self.backbone.append_block(options.reduced_channels)
         elif options.reduction == "frmb":
@@ -334,7 +336,23 @@ def input_spec(options: ModelOptions) -> InputSpec:
     """
     usual = BACKBONES[options.backbone.kind].default_input(options.backbone, options.modality)
     given = {name: value for name, value in options.input.model_dump().items() if value is not None}
+    if given.get("segments") == "frames":
+        given["segments"] = given.get("clip_length", usual.clip_length)
     spec = replace(usual, **given)
+    if spec.segments and spec.clip_length % spec.segments:
+        raise SettingsError(
+            f"`input.clip_length` {spec.clip_length} is no multiple of `input.segments` {spec.segments}; every segment "
+            "gives as many frames"
+        )
+    fields = len(usual.mean)  # statistics of one flow field are those of each of a stack
+    spec = replace(
+        spec,
+        **{
+            name: values * spec.stack
+            for name in ("mean", "std")
+            if len(values := getattr(spec, name)) == fields
+        },
+    )
     if any(side > frame for side, frame in zip(spec.size, spec.resize, strict=True)):
         raise SettingsError(
             f"`input.crop` {spec.crop} is larger than the resized frame {spec.resize[0]}×{spec.resize[1]}; "

@@ -4,7 +4,7 @@ Suffixes of tensor names: B batch, C channels, T time, H height, W width, K clas
 V views, N videos. `x_BCTHW` is a clip batch, `x_BTD` pooled tokens, `z_BD` one vector per clip.
 
 A *clip* is `uint8` with shape `(B, C, T, H, W)` all the way to the device: RGB has C = 3 in RGB order,
-flow has C = 2 (x, y). Frame numbers are 1-based, as in the file names.
+flow has C = 2 (x, y), or several such pairs one after the other. Frame numbers are 1-based, as in the file names.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class InputSpec:
     clip_length: int
     """frames per clip"""
     stride: int
-    """step between neighbouring frames of a clip"""
+    """step between neighbouring frames of a clip, or of a segment"""
     resize: tuple[int, int]
     """(height, width) every frame is resized to before cropping, without keeping the aspect ratio"""
     crop: int | tuple[int, int]
@@ -48,11 +48,15 @@ class InputSpec:
     value_range: tuple[float, float]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    segments: int = 0
+    """equal parts of the video that a clip takes its frames from, as many of each; 0: a clip is one run of frames"""
+    stack: int = 1
+    """neighbouring flow fields that make one frame, stacked as channels x1, y1, x2, y2, …"""
 
     @property
     def channels(self) -> int:
-        """3 for RGB, 2 for flow."""
-        return MODALITY_CHANNELS[self.modality]
+        """3 for RGB, 2 for flow, times `stack`."""
+        return MODALITY_CHANNELS[self.modality] * self.stack
 
     @property
     def size(self) -> tuple[int, int]:
@@ -162,7 +166,7 @@ class VideoViews:
     flips: Sequence[bool]
     """whether a crop is mirrored left to right, per crop"""
     signed: bool = False
-    """a mirrored crop turns the first channel round (`255 - x`): flow x has a sign"""
+    """a mirrored crop turns every other channel round (`255 - x`), from the first: flow x has a sign"""
     first: int = 0
     """number of the first of these clips in the video"""
     total_clips: int = 0
@@ -188,7 +192,7 @@ class VideoViews:
                 2
             )  # a copy, so the sign may be turned in place: 255 - x is the complement of a byte
             if self.signed:
-                cut[..., 0].bitwise_not_()
+                cut[..., ::2].bitwise_not_()
         return cut
 
     @property

@@ -59,6 +59,7 @@ def _row(record: zoo.ModelRecord, theirs: dict[str, Any]) -> list[str]:
     classes = theirs.get("classes", 400)
     parameters, multiply_adds = cost.at(classes)
     stride = f" every {cost.stride}" if cost.stride > 1 else ""
+    stride = " segments" if record.options.input.segments else stride
     return [
         f"`{record.name}`",
         f"{cost.frames}{stride} × {size_text(cost.crop)}",

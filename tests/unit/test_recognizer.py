@@ -189,8 +189,8 @@ class TwoPaths(Backbone):
     spatial_stride = (1, 1)
     pathways = ("fast", "slow")
 
-    def __init__(self, options, modality):
-        super().__init__(options, modality)
+    def __init__(self, options, modality, stack=1):
+        super().__init__(options, modality, stack)
         self.fast, self.slow = nn.Conv3d(2, 4, 1), nn.Conv3d(2, 6, 1)
 
     def stages(self):

@@ -31,8 +31,8 @@ FLOW_MEAN = (127.5, 127.5)
 class Backbone(nn.Module, ABC):
     """A 3D network without classifier: `x_BCTHW -> [FeatureMap]`, one map per pathway.
 
-    A subclass is built from its options class and the modality. It files its parts under the names that
-    `stages` returns, in the order a clip passes them.
+    A subclass is built from its options class, the modality and the flow fields of a frame. It files its parts
+    under the names that `stages` returns, in the order a clip passes them.
     """
 
     channels: tuple[int, ...]
@@ -48,10 +48,12 @@ class Backbone(nn.Module, ABC):
     """Which of `ModelOptions.reduction` it has a block for; the others are refused."""
     gradient_checkpointing: bool = False
 
-    def __init__(self, options: Any, modality: Modality) -> None:
+    def __init__(self, options: Any, modality: Modality, stack: int = 1) -> None:
         super().__init__()
         self.options = options
         self.modality = modality
+        self.inputs = MODALITY_CHANNELS[modality] * stack
+        """Channels of a clip: see `InputSpec.channels`."""
         self.reduced: tuple[str, ...] = ()
         """Prefixes of the parameters that `append_block` or `replace_last_block` made."""
 

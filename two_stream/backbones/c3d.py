@@ -14,7 +14,7 @@ from torch import nn
 from two_stream.backbones.base import BACKBONES, Backbone, init_convolutions, split_temporal_stride
 from two_stream.config.model import C3d
 from two_stream.errors import SettingsError
-from two_stream.types import MODALITY_CHANNELS, Modality
+from two_stream.types import Modality
 
 GROUPS = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 """Channels of the convolutions before each pooling."""
@@ -31,9 +31,9 @@ class Connected(nn.Sequential):
 class C3D(Backbone):
     """Five groups of convolutions with pooling, two fully connected layers."""
 
-    def __init__(self, options: C3d, modality: Modality) -> None:
-        super().__init__(options, modality)
-        inputs = MODALITY_CHANNELS[modality]
+    def __init__(self, options: C3d, modality: Modality, stack: int = 1) -> None:
+        super().__init__(options, modality, stack)
+        inputs = self.inputs
         strides = [1, *split_temporal_stride(options.temporal_stride, 4)]
         for number, widths in enumerate(GROUPS, start=1):
             group = nn.Sequential()

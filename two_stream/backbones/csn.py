@@ -13,7 +13,7 @@ from two_stream.backbones.base import BACKBONES, split_temporal_stride
 from two_stream.backbones.blocks import ResidualBlock, Stride, conv1x1x1, conv3x3x3
 from two_stream.backbones.resnet3d import ResidualNet
 from two_stream.config.model import Csn
-from two_stream.types import MODALITY_CHANNELS, Modality
+from two_stream.types import Modality
 
 
 class SeparatedBottleneck(ResidualBlock):
@@ -49,12 +49,12 @@ class SeparatedBottleneck(ResidualBlock):
 class ChannelSeparatedNet(ResidualNet):
     """A ResNet of separated bottlenecks; its stem keeps the rate in time."""
 
-    def __init__(self, options: Csn, modality: Modality) -> None:
-        super().__init__(options, modality)
+    def __init__(self, options: Csn, modality: Modality, stack: int = 1) -> None:
+        super().__init__(options, modality, stack)
         inputs = max(1, int(64 * options.width))
         stem = nn.Sequential(
             nn.Conv3d(
-                MODALITY_CHANNELS[modality],
+                self.inputs,
                 inputs,
                 (3, 7, 7),
                 stride=(1, 2, 2),

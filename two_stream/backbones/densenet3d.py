@@ -11,7 +11,7 @@ from torch import nn
 
 from two_stream.backbones.base import BACKBONES, Backbone, init_convolutions, split_temporal_stride
 from two_stream.config.model import DenseNet
-from two_stream.types import MODALITY_CHANNELS, Modality
+from two_stream.types import Modality
 
 LAYERS = {
     121: (6, 12, 24, 16),
@@ -73,12 +73,12 @@ class Transition(nn.Sequential):
 class DenseNet3D(Backbone):
     """Stem, four dense blocks with transitions between them, and a last BatchNorm."""
 
-    def __init__(self, options: DenseNet, modality: Modality) -> None:
-        super().__init__(options, modality)
+    def __init__(self, options: DenseNet, modality: Modality, stack: int = 1) -> None:
+        super().__init__(options, modality, stack)
         pool, *strides = split_temporal_stride(options.temporal_stride, 4)
         channels = 2 * options.growth if options.growth < STEM // 2 else STEM
         self.stem = nn.Sequential(
-            nn.Conv3d(MODALITY_CHANNELS[modality], channels, 7, stride=(1, 2, 2), padding=3, bias=False),
+            nn.Conv3d(self.inputs, channels, 7, stride=(1, 2, 2), padding=3, bias=False),
             nn.BatchNorm3d(channels),
             nn.ReLU(inplace=True),
             nn.MaxPool3d(3, stride=(pool, 2, 2), padding=1),

@@ -23,7 +23,7 @@ from two_stream.backbones.library import (
 )
 from two_stream.config.model import HfVideo
 from two_stream.errors import CheckpointError, SettingsError
-from two_stream.types import MODALITY_CHANNELS, FeatureMap, InputSpec, Modality
+from two_stream.types import FeatureMap, InputSpec, Modality
 
 
 class Stem(nn.Module):
@@ -79,13 +79,17 @@ class HfVideoBackbone(LibraryBackbone):
     options: HfVideo
 
     def __init__(
-        self, options: HfVideo, modality: Modality, make: Callable[[Any], Any] | None = None
+        self,
+        options: HfVideo,
+        modality: Modality,
+        make: Callable[[Any], Any] | None = None,
+        stack: int = 1,
     ) -> None:
         options = settled(options)
-        super().__init__(options, modality)
+        super().__init__(options, modality, stack)
         architecture = _architecture(options)
         config = copy.deepcopy(configuration(options))
-        setattr(config, architecture.channels, MODALITY_CHANNELS[modality])
+        setattr(config, architecture.channels, self.inputs)
         try:
             parts = architecture.build(config, make or network_class(architecture))
         except (ValueError, AttributeError, ZeroDivisionError) as error:  # how the library refuses numbers

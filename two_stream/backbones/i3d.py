@@ -174,12 +174,12 @@ def narrowing_branches(channels: int) -> Branches:
 class InceptionI3D(Backbone):
     """Two convolutions and nine inception modules; of every stage but the first, pooling comes first."""
 
-    def __init__(self, options: I3d, modality: Modality) -> None:
-        super().__init__(options, modality)
+    def __init__(self, options: I3d, modality: Modality, stack: int = 1) -> None:
+        super().__init__(options, modality, stack)
         first, second, third = (max(1, int(width * options.width)) for width in STEM)
         t1, t4, t5 = split_temporal_stride(options.temporal_stride, 3)
         self.stem = nn.Sequential()
-        self.stem.add_module("conv1a", Unit(MODALITY_CHANNELS[modality], first, 7, (t1, 2, 2)))
+        self.stem.add_module("conv1a", Unit(self.inputs, first, 7, (t1, 2, 2)))
         self.stem.add_module("pool2a", SameMaxPool3d((1, 3, 3), (1, 2, 2)))
         self.stem.add_module("conv2b", Unit(first, second))
         self.stem.add_module("conv2c", Unit(second, third, 3))

@@ -11,7 +11,7 @@ from torch import nn
 
 from two_stream.backbones.base import BACKBONES, Backbone, init_convolutions, split_temporal_stride
 from two_stream.config.model import MobileNet
-from two_stream.types import MODALITY_CHANNELS, Modality
+from two_stream.types import Modality
 
 Stride = tuple[int, int, int]
 
@@ -47,11 +47,11 @@ class SeparableConvolution(nn.Module):
 class MobileNet3D(Backbone):
     """Stem and five layers of separable convolutions."""
 
-    def __init__(self, options: MobileNet, modality: Modality) -> None:
-        super().__init__(options, modality)
+    def __init__(self, options: MobileNet, modality: Modality, stack: int = 1) -> None:
+        super().__init__(options, modality, stack)
         inputs = max(1, int(32 * options.width))
         self.stem = nn.Sequential(
-            nn.Conv3d(MODALITY_CHANNELS[modality], inputs, 3, stride=(1, 2, 2), padding=1, bias=False),
+            nn.Conv3d(self.inputs, inputs, 3, stride=(1, 2, 2), padding=1, bias=False),
             nn.BatchNorm3d(inputs),
             nn.ReLU(inplace=True),
         )

@@ -11,7 +11,7 @@ from torch import nn
 
 from two_stream.backbones.base import BACKBONES, Backbone, init_convolutions, split_temporal_stride
 from two_stream.config.model import MobileNetV2
-from two_stream.types import MODALITY_CHANNELS, Modality
+from two_stream.types import Modality
 
 Stride = tuple[int, int, int]
 
@@ -59,11 +59,11 @@ class InvertedResidual(nn.Module):
 class MobileNetV2_3D(Backbone):  # noqa: N801 - the field writes the version so
     """Stem, seven layers of inverted residuals and a pointwise convolution to 1280 channels."""
 
-    def __init__(self, options: MobileNetV2, modality: Modality) -> None:
-        super().__init__(options, modality)
+    def __init__(self, options: MobileNetV2, modality: Modality, stack: int = 1) -> None:
+        super().__init__(options, modality, stack)
         width = options.width
         inputs = max(1, int(32 * width))
-        self.stem = nn.Sequential(*unit(MODALITY_CHANNELS[modality], inputs, 3, (1, 2, 2)))
+        self.stem = nn.Sequential(*unit(self.inputs, inputs, 3, (1, 2, 2)))
         strides = iter(split_temporal_stride(options.temporal_stride, 4))
         for index, (expansion, channels, blocks, halves) in enumerate(LAYERS, start=1):
             outputs = max(1, int(channels * width))

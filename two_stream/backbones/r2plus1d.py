@@ -96,12 +96,12 @@ class Bottleneck2Plus1D(ResidualBlock):
 class R2Plus1D(ResidualNet):
     """R(2+1)D: basic blocks up to depth 34, bottlenecks (width ×4) beyond."""
 
-    def __init__(self, options: R2Plus1d, modality: Modality) -> None:
-        super().__init__(options, modality)
+    def __init__(self, options: R2Plus1d, modality: Modality, stack: int = 1) -> None:
+        super().__init__(options, modality, stack)
         places = 4 if options.stem_pool else 3
         *pool, t2, t3, t4 = split_temporal_stride(options.temporal_stride, places)
         widths = [max(1, int(width * options.width)) for width in (64, 128, 256, 512)]
-        stem = self._make_stem(modality, widths[0])
+        stem = self._make_stem(widths[0])
         if options.stem_pool:
             stem.append(nn.MaxPool3d(3, stride=(*pool, 2, 2), padding=1))
         expansion = 4 if options.depth >= 50 else 1
@@ -125,7 +125,7 @@ class R2Plus1D(ResidualNet):
             std=KINETICS_STD[:channels],
         )
 
-    def _make_stem(self, modality: Modality, outputs: int) -> nn.Sequential:
+    def _make_stem(self, outputs: int) -> nn.Sequential:
         options, time = self.options, self.options.stem_kernel
         if options.stem_middle is None:
             middle = middle_channels(3, outputs, time, space=7)  # of RGB for flow too, as published
@@ -133,7 +133,7 @@ class R2Plus1D(ResidualNet):
             middle = max(1, int(options.stem_middle * options.width))
         stem = nn.Sequential(
             nn.Conv3d(
-                MODALITY_CHANNELS[modality],
+                self.inputs,
                 middle,
                 (1, 7, 7),
                 stride=(1, 2, 2),

@@ -24,7 +24,7 @@ from two_stream.backbones.blocks import (
 )
 from two_stream.config.model import Csn, R2Plus1d, ResNet3d, ResNeXt3d, Slow
 from two_stream.errors import SettingsError
-from two_stream.types import MODALITY_CHANNELS, InputSpec, Modality
+from two_stream.types import InputSpec, Modality
 
 LAYERS = {
     10: (1, 1, 1, 1),
@@ -42,8 +42,10 @@ LAYERS = {
 class ResidualNet(Backbone):
     """Stem, four layers of residual blocks, and after FRAB one block more named `reduction`."""
 
-    def __init__(self, options: ResNet3d | ResNeXt3d | R2Plus1d | Csn | Slow, modality: Modality) -> None:
-        super().__init__(options, modality)
+    def __init__(
+        self, options: ResNet3d | ResNeXt3d | R2Plus1d | Csn | Slow, modality: Modality, stack: int = 1
+    ) -> None:
+        super().__init__(options, modality, stack)
         self.shortcut = "B" if isinstance(options, (Csn, Slow)) else options.shortcut
 
     def build(self, stem: nn.Sequential, inputs: int, widths: list[int], strides: list[int]) -> None:
@@ -105,14 +107,14 @@ class ResidualNet(Backbone):
 class ResNet3D(ResidualNet):
     """3D ResNet: basic blocks up to depth 34, bottlenecks (width ×4) beyond."""
 
-    def __init__(self, options: ResNet3d, modality: Modality) -> None:
-        super().__init__(options, modality)
+    def __init__(self, options: ResNet3d, modality: Modality, stack: int = 1) -> None:
+        super().__init__(options, modality, stack)
         pool, *strides = split_temporal_stride(options.temporal_stride, 4)
         widths = [int(width * options.width) for width in (64, 128, 256, 512)]
         inputs, kernel = widths[0], options.stem_kernel
         stem = [
             nn.Conv3d(
-                MODALITY_CHANNELS[modality],
+                self.inputs,
                 inputs,
                 (kernel, 7, 7),
                 stride=(options.stem_stride, 2, 2),
@@ -147,12 +149,12 @@ class ResNet3D(ResidualNet):
 class ResNeXt3D(ResidualNet):
     """3D ResNeXt: bottlenecks (width ×2) whose middle convolution is grouped."""
 
-    def __init__(self, options: ResNeXt3d, modality: Modality) -> None:
-        super().__init__(options, modality)
+    def __init__(self, options: ResNeXt3d, modality: Modality, stack: int = 1) -> None:
+        super().__init__(options, modality, stack)
         pool, *strides = split_temporal_stride(options.temporal_stride, 4)
         inputs = options.stem_channels
         stem = nn.Sequential(
-            nn.Conv3d(MODALITY_CHANNELS[modality], inputs, 7, stride=(1, 2, 2), padding=3, bias=False),
+            nn.Conv3d(self.inputs, inputs, 7, stride=(1, 2, 2), padding=3, bias=False),
             nn.BatchNorm3d(inputs),
             nn.ReLU(inplace=True),
             nn.MaxPool3d(3, stride=(pool, 2, 2), padding=1),

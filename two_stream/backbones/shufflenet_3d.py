@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from two_stream.backbones.base import BACKBONES, Backbone, init_convolutions, split_temporal_stride
 from two_stream.config.model import ShuffleNet, ShuffleNetV2
 from two_stream.errors import SettingsError
-from two_stream.types import MODALITY_CHANNELS, Modality
+from two_stream.types import Modality
 
 BLOCKS = (4, 8, 4)
 """Blocks in each of the three layers."""
@@ -147,7 +147,7 @@ class Shuffled(Backbone):
         """Fill in stem and layers."""
         pool, *strides = split_temporal_stride(self.options.temporal_stride, 4)
         self.stem = nn.Sequential(
-            nn.Conv3d(MODALITY_CHANNELS[self.modality], stem, 3, stride=(1, 2, 2), padding=1, bias=False),
+            nn.Conv3d(self.inputs, stem, 3, stride=(1, 2, 2), padding=1, bias=False),
             nn.BatchNorm3d(stem),
             nn.ReLU(inplace=True),
             nn.MaxPool3d(3, stride=(pool, 2, 2), padding=1),
@@ -176,8 +176,8 @@ class Shuffled(Backbone):
 class ShuffleNet3D(Shuffled):
     """ShuffleNet: grouped pointwise convolutions."""
 
-    def __init__(self, options: ShuffleNet, modality: Modality) -> None:
-        super().__init__(options, modality)
+    def __init__(self, options: ShuffleNet, modality: Modality, stack: int = 1) -> None:
+        super().__init__(options, modality, stack)
         widths = tuple(int(width * options.width) for width in WIDTHS[options.groups])
         try:
             self.build(widths, max(1, int(STEM * options.width)))
@@ -219,8 +219,8 @@ class ShuffleNet3D(Shuffled):
 class ShuffleNetV2_3D(Shuffled):  # noqa: N801 - the field writes the version so
     """ShuffleNetV2: split channels, and a pointwise convolution at the end."""
 
-    def __init__(self, options: ShuffleNetV2, modality: Modality) -> None:
-        super().__init__(options, modality)
+    def __init__(self, options: ShuffleNetV2, modality: Modality, stack: int = 1) -> None:
+        super().__init__(options, modality, stack)
         *widths, last = WIDTHS_V2[options.width]
         self.build(tuple(widths), STEM)
         self.last = nn.Sequential(*_pointwise(self.channels[0], last), nn.ReLU(inplace=True))

@@ -26,13 +26,13 @@ KERNELS: dict[str, tuple[int, tuple[tuple[int, ...], ...]]] = {
 class SlowNet(ResidualNet):
     """A ResNet of factored bottlenecks; `i3d` halves the length after its first layer."""
 
-    def __init__(self, options: Slow, modality: Modality) -> None:
-        super().__init__(options, modality)
+    def __init__(self, options: Slow, modality: Modality, stack: int = 1) -> None:
+        super().__init__(options, modality, stack)
         inputs = max(1, int(64 * options.width))
         kernel, self.kernels = KERNELS[options.variant]
         stem = nn.Sequential(
             nn.Conv3d(
-                MODALITY_CHANNELS[modality],
+                self.inputs,
                 inputs,
                 (kernel, 7, 7),
                 stride=(1, 2, 2),

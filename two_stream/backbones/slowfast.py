@@ -70,8 +70,8 @@ class Stage(nn.Module):
 class SlowFast3D(Backbone):
     """Two pathways over one clip, slow first; `fusion` says whether they stay apart for the head."""
 
-    def __init__(self, options: SlowFast, modality: Modality) -> None:
-        super().__init__(options, modality)
+    def __init__(self, options: SlowFast, modality: Modality, stack: int = 1) -> None:
+        super().__init__(options, modality, stack)
         slow, fast = int(64 * options.width), int(8 * options.width)
         self.stem = Stage(self._stem(slow, kernel=1), self._stem(fast, kernel=5), self._lateral(fast))
         slow_inputs, fast_inputs = slow + 2 * fast, fast
@@ -91,7 +91,7 @@ class SlowFast3D(Backbone):
     def _stem(self, channels: int, kernel: int) -> nn.Sequential:
         return nn.Sequential(
             nn.Conv3d(
-                MODALITY_CHANNELS[self.modality],
+                self.inputs,
                 channels,
                 (kernel, 7, 7),
                 stride=(1, 2, 2),

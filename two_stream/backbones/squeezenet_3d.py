@@ -11,7 +11,7 @@ from torch import nn
 
 from two_stream.backbones.base import BACKBONES, Backbone, init_convolutions, split_temporal_stride
 from two_stream.config.model import SqueezeNet
-from two_stream.types import MODALITY_CHANNELS, Modality
+from two_stream.types import Modality
 
 POOLED_BEFORE = {"1.0": (0, 2, 4, 7), "1.1": (0, 2, 4, 6)}
 """Fire modules (counted from 0) with max pooling before them; the first one's belongs to the stem."""
@@ -45,13 +45,13 @@ class Fire(nn.Module):
 class SqueezeNet3D(Backbone):
     """Stem with pooling and four stages of fire modules; the second and later stages pool first."""
 
-    def __init__(self, options: SqueezeNet, modality: Modality) -> None:
-        super().__init__(options, modality)
+    def __init__(self, options: SqueezeNet, modality: Modality, stack: int = 1) -> None:
+        super().__init__(options, modality, stack)
         first, *strides = split_temporal_stride(options.temporal_stride, 4)
         kernel, stem = (7, 96) if options.version == "1.0" else (3, 64)
         inputs = max(1, int(stem * options.width))
         self.stem = nn.Sequential(
-            nn.Conv3d(MODALITY_CHANNELS[modality], inputs, kernel, stride=(1, 2, 2), padding=kernel // 2),
+            nn.Conv3d(self.inputs, inputs, kernel, stride=(1, 2, 2), padding=kernel // 2),
             nn.BatchNorm3d(inputs),
             nn.ReLU(inplace=True),
             nn.MaxPool3d(3, stride=(first, 2, 2), padding=1),

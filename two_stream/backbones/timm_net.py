@@ -29,7 +29,7 @@ from two_stream.backbones.timm_parts import take_apart
 from two_stream.backbones.timm_time import TemporalShift, add_shifts, inflate
 from two_stream.config.model import TimmNet
 from two_stream.errors import CheckpointError, SettingsError
-from two_stream.types import MODALITY_CHANNELS, FeatureMap, InputSpec, Modality
+from two_stream.types import FeatureMap, InputSpec, Modality
 
 
 @BACKBONES.register(TimmNet)
@@ -39,13 +39,12 @@ class TimmBackbone(LibraryBackbone):
     options: TimmNet
     setting = ("", "backbone.image_size")
 
-    def __init__(self, options: TimmNet, modality: Modality, net: Any = None) -> None:
-        super().__init__(options, modality)
-        channels = MODALITY_CHANNELS[modality]
+    def __init__(self, options: TimmNet, modality: Modality, net: Any = None, stack: int = 1) -> None:
+        super().__init__(options, modality, stack)
         side, fixed = _side(options)
-        net = create(options, channels) if net is None else net
+        net = create(options, self.inputs) if net is None else net
         self.channels = (int(net.num_features),)
-        parts = take_apart(net, lambda: create(options, channels), side)
+        parts = take_apart(net, lambda: create(options, self.inputs), side)
         if options.tsm:
             add_shifts(parts.stages, options.tsm, options.name)
         if options.inflate:

@@ -76,12 +76,12 @@ class X3DBlock(ResidualBlock):
 class X3D(Backbone):
     """Stem over space and then time, four layers, one pointwise convolution; every frame gives a token."""
 
-    def __init__(self, options: X3d, modality: Modality) -> None:
-        super().__init__(options, modality)
+    def __init__(self, options: X3d, modality: Modality, stack: int = 1) -> None:
+        super().__init__(options, modality, stack)
         inputs = rounded(LAYERS[0][1] * options.width)
         self.stem = nn.Sequential(
             nn.Conv3d(
-                MODALITY_CHANNELS[modality],
+                self.inputs,
                 inputs,
                 (1, 3, 3),
                 stride=(1, 2, 2),

@@ -48,7 +48,7 @@ class PredictFlags:
     """how several runs are fused"""
     weights: tuple[float, ...] | None = None
     """one weight per run, those of --rgb first; none: equal ones"""
-    views: Literal["single", "multi", "uniform", "sliding"] | None = None
+    views: Literal["single", "multi", "uniform", "sliding", "twice"] | None = None
     """none: as the run was evaluated"""
     num_clips: int | None = None
     """clips for uniform views"""

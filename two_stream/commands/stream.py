@@ -56,7 +56,7 @@ class StreamFlags:
     squeeze: Literal["frame", "clip"] = "frame"
     """continual: what squeeze-and-excitation averages over, the present frame or the length of a clip"""
     every: int | None = None
-    """source frames per frame of the network; none: as in its clips"""
+    """source frames per frame of the network; none: as in its clips (of a network of segments: its `input.stride`)"""
     queue: int = 4
     """frames that may wait while the networks are busy; of a live source older ones are dropped and counted"""
     paced: bool = False
@@ -167,6 +167,7 @@ def _stream(flags: StreamFlags, run: Run) -> Stream:
     from two_stream.streaming.track import Stream
 
     spec = run.model.spec
+    _check_input(flags, run)
     device = run.model.device
     asked = run.experiment.evaluate.model_copy(update={"precision": flags.precision, "compile": False})
     options = carried_out(run.model, asked, device, exact=is_exact(run.experiment))
@@ -180,6 +181,29 @@ def _stream(flags: StreamFlags, run: Run) -> Stream:
         device=device,
         precision=options.precision,
     )
+
+
+def _check_input(flags: StreamFlags, run: Run) -> None:
+    """Refuse what a stream cannot give a network; note what stands for segments, which a stream has no end for."""
+    from two_stream.runtime.console import note
+
+    spec, root = run.model.spec, run.paths.root
+    if spec.stack > 1:
+        raise SettingsError(
+            f"{root}: sees stacks of {spec.stack} flow fields, which a stream does not make; give a run with "
+            "`model.input.stack: 1`, or use `two-stream predict`"
+        )
+    if spec.segments not in (0, spec.clip_length):
+        raise SettingsError(
+            f"{root}: takes {spec.clip_length // spec.segments} frames of each of {spec.segments} segments, which a "
+            "stream does not make; give a run with one frame a segment, or use `two-stream predict`"
+        )
+    if spec.segments:
+        every = flags.every or spec.stride
+        note(
+            f"{root}: was trained on segments of whole videos; here its {spec.clip_length} frames lie {every} source "
+            f"frames apart, {(spec.clip_length - 1) * every + 1} in all (--every sets it)"
+        )
 
 
 def _network(flags: StreamFlags, run: Run, options: EvaluateOptions) -> StreamNetwork:

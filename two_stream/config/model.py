@@ -76,6 +76,11 @@ class InputOptions(Options):
     """frames per clip"""
     stride: PositiveInt | None = None
     """step between neighbouring frames"""
+    segments: Annotated[int, Field(ge=0)] | Literal["frames"] | None = None
+    """equal parts of the video, of which a clip takes `clip_length / segments` frames each, `stride` apart; frames: a
+    part per frame; 0: a clip is one run of frames"""
+    stack: PositiveInt | None = None
+    """neighbouring flow fields that make one frame of a flow clip, stacked as channels x1, y1, x2, y2, …"""
     resize: tuple[PositiveInt, PositiveInt] | None = None
     """height and width a frame is resized to"""
     crop: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
@@ -128,6 +133,14 @@ class ModelOptions(Options):
     """classify every place of the map and average what is above zero, as SqueezeNet does; with the average head"""
     input: InputOptions = InputOptions()
     """input of the network where it differs from the backbone's usual one"""
+
+    @model_validator(mode="after")
+    def _only_flow_is_stacked(self) -> ModelOptions:
+        if self.modality == "rgb" and (self.input.stack or 1) > 1:
+            raise ValueError(
+                f"`input.stack` is {self.input.stack}, and only flow is stacked; set `modality: flow`, or leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _dense_has_no_head(self) -> ModelOptions:

@@ -35,8 +35,9 @@ class DataOptions(Options):
     """video decoder when `source` is videos"""
     flow: Literal["tvl1", "dis", "farneback"] = "dis"
     """flow algorithm when `source` is videos"""
-    sampling: Literal["standard", "paper", "efficient3d", "3dresnets", "co3d"] = "standard"
-    """paper: the published frame choice, which never reads the last frame; the others: that of the codebase"""
+    sampling: Literal["standard", "segments", "paper", "efficient3d", "3dresnets", "co3d"] = "standard"
+    """segments: frames from equal parts of the whole video (`model.input.segments`); paper: the published frame choice,
+    which never reads the last frame; the others: that of the codebase"""
     frame_order: Literal["natural", "shuffled", "reversed"] = "natural"
     """order in which the frames of a clip enter the network, in training and evaluation; shuffled is drawn anew in each
     epoch of training and once per video in evaluation; a control that shows whether a network uses time"""
@@ -77,9 +78,9 @@ class DataOptions(Options):
             raise ValueError(
                 f"`augment.clip: {clip}` is not known to `sampling: paper`, which draws it at random"
             )
-        if clip == "begin" and self.sampling == "co3d":
+        if clip == "begin" and self.sampling in ("co3d", "segments"):
             raise ValueError(
-                "`augment.clip: begin` is not known to `sampling: co3d`; expected random or center"
+                f"`augment.clip: begin` is not known to `sampling: {self.sampling}`; expected random or center"
             )
         return self
 
@@ -179,8 +180,9 @@ class TrainOptions(Options):
 class EvaluateOptions(Options):
     """How videos are scored."""
 
-    views: Literal["single", "multi", "uniform", "sliding"] = "multi"
-    """single: one centred clip; multi: non-overlapping, centred; uniform: `num_clips` evenly spread; sliding: `step`"""
+    views: Literal["single", "multi", "uniform", "sliding", "twice"] = "multi"
+    """single: one centred clip; multi: non-overlapping, centred; uniform: `num_clips` evenly spread; sliding: `step`;
+    twice (segments only): a clip of the middle of every segment, and one of its first frames"""
     num_clips: PositiveInt = 10
     """clips per video for uniform views"""
     step: PositiveInt | None = None
@@ -230,6 +232,29 @@ class Experiment(Options):
     """evaluation"""
     compress: CompressOptions = NoCompression()
     """how the run is made from another one; `two-stream compress` fills it in"""
+
+    @model_validator(mode="after")
+    def _segments(self) -> Experiment:
+        """Refuse what contradicts segments; let the model say so where the data does."""
+        data, given = self.data, self.model.input.segments
+        if data.sampling == "segments" and not given:
+            input_ = self.model.input.model_copy(update={"segments": "frames"})
+            object.__setattr__(self, "model", self.model.model_copy(update={"input": input_}))
+        elif given and data.sampling not in ("segments", "standard"):
+            raise ValueError(
+                f"`data.sampling: {data.sampling}` has no segments, and `model.input.segments` is {given}; "
+                "expected `data.sampling: segments` or standard"
+            )
+        elif given and data.augment.clip == "begin":
+            raise ValueError(
+                "`data.augment.clip: begin` is not known to `model.input.segments`; expected random or center"
+            )
+        if self.evaluate.views == "twice" and not self.model.input.segments:
+            raise ValueError(
+                "`evaluate.views: twice` takes the segments of a video twice; set `data.sampling: segments`, or "
+                "uniform views"
+            )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:

@@ -17,8 +17,8 @@ from torch.utils.data import Dataset
 from two_stream.config.schema import Experiment
 from two_stream.data.catalog import Record
 from two_stream.data.dataset import BROKEN, ClipDataset, ClipItem, Failure, as_clip, failure_of
-from two_stream.data.sampling import clip_span, reordered
-from two_stream.data.source import ClipSource, make_source
+from two_stream.data.sampling import clip_span, clips_for, reordered
+from two_stream.data.source import ClipSource, make_source, read_clip
 from two_stream.data.splits import load_part
 from two_stream.data.transforms import mirrored
 from two_stream.errors import DataError, TwoStreamError
@@ -39,10 +39,10 @@ class Companion:
 
 
 def same_clip(one: InputSpec, other: InputSpec) -> bool:
-    """Whether two networks can take one clip: modality, length, stride and size are alike."""
+    """Whether two networks can take one clip: modality, length, stride, segments, stack and size are alike."""
     return all(
         getattr(one, name) == getattr(other, name)
-        for name in ("modality", "clip_length", "stride", "resize", "size")
+        for name in ("modality", "clip_length", "stride", "segments", "stack", "resize", "size")
     )
 
 
@@ -112,11 +112,12 @@ class ClipsBeside(Dataset[ClipItem | Failure]):
     def _beside(self, index: int, other: Companion) -> torch.Tensor:
         video, numbers, view, key = self.clips.planned(index)
         spec = other.spec
-        shown = same_moment(numbers, self.clips.spec, spec, other.records[video.id].num_frames)
+        seen = other.records[video.id]
+        shown = same_moment(numbers, self.clips.spec, spec, seen.num_frames)
         shown = reordered(shown, self.clips.frame_order, *key)
         box = scaled_box(view.box, self.clips.spec.resize, spec.resize)
         region = Region(box, spec.size, direct=self.clips.direct)
-        frames = other.source.read(video.id, shown, spec.resize, region)
+        frames = read_clip(other.source, seen, shown, spec, region)
         if view.flip:
             frames = mirrored(frames, spec.modality, other.protocol)
         return as_clip(frames)
@@ -125,9 +126,9 @@ class ClipsBeside(Dataset[ClipItem | Failure]):
 def same_moment(numbers: Sequence[int], one: InputSpec, other: InputSpec, frames: int) -> list[int]:
     """Return the frame numbers (1-based) of another network's clip of the moment that a clip shows.
 
-    Clips of one length and stride have the same numbers; where the other modality has one frame fewer, the last one
-    stands for it. Another length is laid around the middle of the clip and moved into the video; a video shorter than
-    that is looped from the clip's first frame.
+    Clips of one length, stride and segments have the same numbers; where the other modality has one frame fewer, the
+    last one stands for it. Other segments show the whole video. Another length is laid around the middle of the clip
+    and moved into the video; a video shorter than that is looped from the clip's first frame.
 
     Args:
         numbers: Of the clip, in the order of time.
@@ -135,8 +136,10 @@ def same_moment(numbers: Sequence[int], one: InputSpec, other: InputSpec, frames
         other: The other network's.
         frames: Frames of the video in the other network's modality.
     """
-    if (one.clip_length, one.stride) == (other.clip_length, other.stride):
+    if all(getattr(one, name) == getattr(other, name) for name in ("clip_length", "stride", "segments")):
         return [min(number, frames) for number in numbers]
+    if other.segments:
+        return clips_for(other, "segments-single", frames)[0]
     span = clip_span(other.clip_length, other.stride)
     looped = any(later < earlier for earlier, later in pairwise(numbers))
     if span > frames or looped:

@@ -18,8 +18,14 @@ from torch.utils.data import Dataset
 from two_stream.config.augment import AugmentOptions
 from two_stream.data.mirror import Mirror
 from two_stream.data.pixels import change_pixels
-from two_stream.data.sampling import evaluation_protocol, reordered, sample_clips, training_protocol
-from two_stream.data.source import ClipSource
+from two_stream.data.sampling import (
+    clips_for,
+    evaluation_protocol,
+    reordered,
+    sampling_of,
+    training_protocol,
+)
+from two_stream.data.source import ClipSource, read_clip
 from two_stream.data.transforms import (
     Frames,
     View,
@@ -159,7 +165,7 @@ class ClipDataset(Dataset[ClipItem | Failure]):
         numbers, view, protocol = self._plan(record, generator)
         numbers = reordered(numbers, self.frame_order, *self._order_key(record, again))
         region = Region(view.box, spec.size, direct=self.direct)
-        frames = self.source.read(record.id, numbers, spec.resize, region)
+        frames = read_clip(self.source, record, numbers, spec, region)
         labels = record.all_labels
         if view.flip:
             frames, labels = mirrored(frames, spec.modality, protocol), self.mirror.of(labels)
@@ -170,22 +176,15 @@ class ClipDataset(Dataset[ClipItem | Failure]):
 
     def _plan(self, record: VideoRecord, generator: np.random.Generator) -> tuple[list[int], View, str]:
         """Return the frame numbers, the view and the flip protocol of a video's clip."""
-        spec = self.spec
+        spec, frames = self.spec, record.num_frames
+        sampling = sampling_of(spec, self.sampling)
         if self.augment is None:
-            name, count = evaluation_protocol(self.sampling, "single")
-            clips = sample_clips(
-                name, record.num_frames, spec.clip_length, stride=spec.stride, num_clips=count
-            )
+            name, count = evaluation_protocol(sampling, "single")
+            clips = clips_for(spec, name, frames, num_clips=count)
             whole = self.whole_frame
             box = whole_box(spec.resize) if whole else center_box(spec.resize, spec.size)
             return clips[0], View(box), "standard"
-        clips = sample_clips(
-            training_protocol(self.sampling, self.augment.clip),
-            record.num_frames,
-            spec.clip_length,
-            stride=spec.stride,
-            rng=generator,
-        )
+        clips = clips_for(spec, training_protocol(sampling, self.augment.clip), frames, rng=generator)
         view = draw_view(self.augment, spec, generator)
         return clips[0], replace(view, flip=view.flip and self.mirror.allowed), self.augment.protocol
 

@@ -230,15 +230,19 @@ def view_settings(
     network = model.model_dump(mode="json", include={"modality", "backbone", "reduction", "reduced_channels"})
     if model.reduction == "none":
         del network["reduced_channels"]
+    added = {"segments": 0, "stack": 1}  # not there when the first caches were written
+    expected = {name: value for name, value in asdict(spec).items() if added.get(name) != value}
     read = {"split", "sampling", "frame_order", "scaled_decoding"}
     reading = data.model_dump(mode="json", include={*read, *({"augment", "resize_once"} if training else ())})
+    if data.sampling == "segments":
+        reading["sampling"] = "standard"  # the input says it
     if not training:
         kept = {"protocol", "crop"} if data.augment.whole_frame else {"protocol"}  # centred views follow it
         reading["augment"] = data.augment.model_dump(mode="json", include=kept)
     mirror = mirror_of(record, data.augment.protocol)
     found = flatten(
         {
-            "model": {**network, "input": asdict(spec)},
+            "model": {**network, "input": expected},
             "data": {"dataset": record.name, **reading, "mirror": asdict(mirror)},
         }
     )

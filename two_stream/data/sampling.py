@@ -2,7 +2,8 @@
 
 The `paper-*` protocols reproduce LateTemporalModeling3DCNN frame by frame, quirks included: the last frame of a
 video longer than a clip is never read, the first one is skipped, a second test clip starts only at twice the clip
-length plus three frames. Those named after a family are in `temporal.py`. The others use the whole video.
+length plus three frames. Those named after a family are in `temporal.py`, those of segments in `spread.py`. The others
+use the whole video.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from two_stream.data.spread import SEGMENT_PROTOCOLS, allowed_starts, drawn_starts, segment_starts
 from two_stream.data.temporal import FAMILY_PROTOCOLS, family_clips
 from two_stream.errors import SettingsError
 from two_stream.runtime import seeding
+from two_stream.types import InputSpec
 
 MENDED = ("single", "multi", "uniform", "sliding", "train")
 PAPER = ("paper-single", "paper-multi", "paper-train", "paper-val")
-PROTOCOLS = (*MENDED, *PAPER, *FAMILY_PROTOCOLS)
+PROTOCOLS = (*MENDED, *PAPER, *FAMILY_PROTOCOLS, *SEGMENT_PROTOCOLS)
 
 FAMILIES = ("efficient3d", "3dresnets", "co3d")
 """codebases whose frame choice `data.sampling` can name"""
@@ -41,20 +44,23 @@ def sample_clips(
 
     A video shorter than a clip is looped. `single` is one centred clip; `multi` as many neighbouring clips as fit,
     the rest shared between both ends; `uniform` spreads `num_clips` clips from the first to the last frame; `sliding`
-    starts one every `step` frames and ends with one that reaches the last frame; `train` draws one clip.
+    starts one every `step` frames and ends with one that reaches the last frame; `train` draws one clip. Those of
+    segments take one frame of each of `clip_length` equal parts of the video.
 
     Args:
         protocol: `single`, `multi`, `uniform`, `sliding`, `train`, the published `paper-single`, `paper-multi`,
-            `paper-train`, `paper-val`, or one of a family (`temporal.FAMILY_PROTOCOLS`).
+            `paper-train`, `paper-val`, one of a family (`temporal.FAMILY_PROTOCOLS`) or one of segments
+            (`spread.SEGMENT_PROTOCOLS`).
         num_frames: Frames of the video, at least 1.
         clip_length: Frames of a clip.
         stride: Step between neighbouring frames of a clip; the paper's protocols know only 1.
-        num_clips: Clips of `uniform` (default 10), segments of `paper-train` and `paper-val` (default 1), clips of a
-            family's even choice (its own default).
+        num_clips: Clips of `uniform` and `segments-uniform` (default 10), segments of `paper-train` and `paper-val`
+            (default 1), clips of a family's even choice (its own default).
         step: Frames between the starts of `sliding` clips; default half a clip (a family's: a whole one).
         offset: Frames before the clip (0-based start) for `train` and `<family>-random`; one per segment for
-            `paper-train`.
-        rng: Where `train`, `paper-train` and `<family>-random` draw the offset from when none is given.
+            `paper-train` and `segments-train`.
+        rng: Where `train`, `paper-train`, `segments-train` and `<family>-random` draw the offset from when none is
+            given.
 
     Raises:
         SettingsError: Unknown protocol, a number out of range, or a training protocol without offset and rng.
@@ -64,6 +70,10 @@ def sample_clips(
             raise SettingsError(f"sample_clips: {name} is {value}: expected at least 1")
     if protocol not in PROTOCOLS:
         raise SettingsError(f"unknown sampling protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
+    if protocol in SEGMENT_PROTOCOLS:
+        return segment_clips(
+            protocol, num_frames, (clip_length, 1), stride=stride, num_clips=num_clips, offset=offset, rng=rng
+        )
     if protocol in FAMILY_PROTOCOLS:
         return family_clips(
             protocol,
@@ -90,14 +100,80 @@ def sample_clips(
     return [_looped(start, num_frames, clip_length, stride) for start in starts]
 
 
+def segment_clips(
+    protocol: str,
+    num_frames: int,
+    segments: tuple[int, int],
+    *,
+    stride: int = 1,
+    num_clips: int | None = None,
+    offset: int | Sequence[int] | None = None,
+    rng: np.random.Generator | None = None,
+) -> list[list[int]]:
+    """Return the frame numbers (1-based) of clips of segments; a video that ends inside a segment is looped.
+
+    Args:
+        protocol: One of `spread.SEGMENT_PROTOCOLS`.
+        num_frames: Frames of the video.
+        segments: Equal parts of the video, and frames of each.
+        stride: Step between the frames of a segment.
+        num_clips: Clips of `segments-uniform` (default 10).
+        offset: Start (0-based) of each segment of `segments-train`.
+        rng: Where `segments-train` draws the starts from when none are given.
+
+    Raises:
+        SettingsError: A number out of range, or `segments-train` without offset and rng.
+    """
+    count, frames = segments
+    clips = DEFAULT_CLIPS if num_clips is None else num_clips
+    if clips < 1:
+        raise SettingsError(f"sample_clips: num_clips is {clips}: expected at least 1")
+    if protocol != "segments-train":
+        starts = segment_starts(protocol, num_frames, count, clip_span(frames, stride), clips)
+    elif offset is None and rng is not None:
+        starts = [drawn_starts(num_frames, count, frames, stride, rng)]
+    else:
+        choose = _chooser(offset, rng)
+        allowed = allowed_starts(num_frames, count, frames, stride)
+        starts = [[choose(place, part) for place, part in enumerate(allowed)]]
+    return [
+        [number for start in clip for number in _looped(start, num_frames, frames, stride)] for clip in starts
+    ]
+
+
+def clips_for(
+    spec: InputSpec,
+    protocol: str,
+    num_frames: int,
+    *,
+    num_clips: int | None = None,
+    step: int | None = None,
+    rng: np.random.Generator | None = None,
+) -> list[list[int]]:
+    """Return the frame numbers (1-based) of each clip of a video, as a network expects them; see `sample_clips`."""
+    if protocol in SEGMENT_PROTOCOLS and spec.segments:
+        parts = (spec.segments, spec.clip_length // spec.segments)
+        return segment_clips(protocol, num_frames, parts, stride=spec.stride, num_clips=num_clips, rng=rng)
+    if spec.segments not in (0, spec.clip_length):
+        raise SettingsError(
+            f"sliding clips of a network with {spec.clip_length // spec.segments} frames in each of {spec.segments} "
+            "segments are not defined; take single, twice or uniform clips"
+        )
+    return sample_clips(
+        protocol, num_frames, spec.clip_length, stride=spec.stride, num_clips=num_clips, step=step, rng=rng
+    )
+
+
 def training_protocol(sampling: str, clip: str = "random") -> str:
     """Return the protocol of a training clip.
 
     Args:
-        sampling: `standard`, `paper` or a family, as in `DataOptions.sampling`.
+        sampling: `standard`, `paper`, `segments` or a family, as in `DataOptions.sampling`.
         clip: `random`, `center` or `begin`.
 
     """
+    if sampling == "segments":
+        return {"random": "segments-train", "center": "segments-single"}[clip]
     if sampling == "paper":
         return "paper-train"
     if sampling == "standard":  # a clip from the first frame on has no quirk in either family
@@ -108,13 +184,23 @@ def training_protocol(sampling: str, clip: str = "random") -> str:
 def evaluation_protocol(sampling: str, views: str, num_clips: int | None = None) -> tuple[str, int | None]:
     """Return the protocol of an evaluation's clips and their number, where it has one.
 
-    A family without a choice of its own for these views takes ours.
+    A family without a choice of its own for these views takes ours. A clip of segments spans the video, so `multi` is
+    one of them; `sliding` ones are windows of neighbouring frames.
 
     Args:
-        sampling: `standard`, `paper` or a family, as in `DataOptions.sampling`.
-        views: `single`, `multi`, `uniform` or `sliding`, as in `EvaluateOptions.views`.
+        sampling: `standard`, `paper`, `segments` or a family, as in `DataOptions.sampling`.
+        views: `single`, `multi`, `uniform`, `sliding` or `twice`, as in `EvaluateOptions.views`.
         num_clips: Clips of `uniform`.
+
+    Raises:
+        SettingsError: `twice` without segments.
     """
+    if sampling == "segments" and views != "sliding":
+        return f"segments-{'single' if views == 'multi' else views}", num_clips
+    if views == "twice":
+        raise SettingsError(
+            "views `twice` take the segments of a video twice, and this network has none; take uniform ones"
+        )
     if sampling == "paper" and views in ("single", "multi"):
         return f"paper-{views}", None
     if sampling in FAMILIES and views == "single":
@@ -127,6 +213,11 @@ def evaluation_protocol(sampling: str, views: str, num_clips: int | None = None)
         ("co3d", "uniform"): ("co3d-even", num_clips),
     }
     return family.get((sampling, views), (views, num_clips))
+
+
+def sampling_of(spec: InputSpec, sampling: str) -> str:
+    """Return the frame choice of a network on some data: a network of segments says so itself."""
+    return "segments" if spec.segments else sampling
 
 
 def reordered(clip: Sequence[int], order: str, *key: object) -> list[int]:

@@ -17,7 +17,7 @@ from two_stream.config.schema import DataOptions
 from two_stream.data.catalog import Record
 from two_stream.data.transforms import Frames
 from two_stream.errors import DataError, VideoError
-from two_stream.types import Modality
+from two_stream.types import InputSpec, Modality, VideoRecord
 from two_stream.video.extract import ExtractOptions, resized, target_size
 from two_stream.video.flow import FlowEstimator, gray
 from two_stream.video.frames import read_frames
@@ -51,6 +51,35 @@ class ClipSource(ABC):
         Raises:
             VideoError: Missing, damaged or too short, with the file's name.
         """
+
+
+def read_clip(
+    source: ClipSource,
+    record: VideoRecord,
+    numbers: Sequence[int],
+    spec: InputSpec,
+    region: Region | None = None,
+) -> Frames:
+    """Return the frames of these numbers as they enter a network, uint8 `(len(numbers), H, W, spec.channels)`.
+
+    A frame of a network with `spec.stack` holds the flow fields of `stacked_numbers`; see `ClipSource.read`.
+    """
+    if spec.stack == 1:
+        return source.read(record.id, numbers, spec.resize, region)
+    fields = [field for number in numbers for field in stacked_numbers(number, spec.stack, record.num_frames)]
+    frames = source.read(record.id, fields, spec.resize, region)
+    _, height, width, channels = frames.shape
+    stacks = frames.reshape(len(numbers), spec.stack, height, width, channels).transpose(0, 2, 3, 1, 4)
+    return np.ascontiguousarray(stacks.reshape(len(numbers), height, width, spec.channels))
+
+
+def stacked_numbers(number: int, stack: int, last: int) -> list[int]:
+    """Return the flow fields of one stack: `stack` neighbours from `number` on, moved back where the video ends.
+
+    A video with fewer fields repeats its last one.
+    """
+    first = max(1, min(number, last - stack + 1))
+    return [min(first + place, last) for place in range(stack)]
 
 
 class FrameFolders(ClipSource):

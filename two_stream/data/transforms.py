@@ -291,7 +291,7 @@ def mirrored(frames_THWC: Frames, modality: Modality, protocol: str) -> Frames:
         frames_THWC.shape
     )  # far quicker than [:, :, ::-1]
     if modality == "flow" and protocol != "paper":
-        np.subtract(255, flipped[..., 0], out=flipped[..., 0])
+        np.subtract(255, flipped[..., ::2], out=flipped[..., ::2])
     return flipped
 
 

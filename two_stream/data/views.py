@@ -17,8 +17,8 @@ from two_stream.data.catalog import Record
 from two_stream.data.dataset import BROKEN, Failure, failure_of
 from two_stream.data.loader import Loader
 from two_stream.data.mirror import Mirror, mirror_of
-from two_stream.data.sampling import evaluation_protocol, reordered, sample_clips
-from two_stream.data.source import ClipSource, make_source
+from two_stream.data.sampling import clips_for, evaluation_protocol, reordered, sampling_of
+from two_stream.data.source import ClipSource, make_source, read_clip
 from two_stream.data.transforms import View, evaluation_views, seen_by, whole_box
 from two_stream.errors import DataError, TwoStreamError
 from two_stream.types import InputSpec, VideoRecord, VideoViews
@@ -117,7 +117,7 @@ class ViewDataset(Dataset[VideoViews | Failure]):
         every = self._clips(record)
         clips = every[chunk.first : chunk.last]
         distinct = sorted({number for clip in clips for number in clip})
-        frames = self.source.read(record.id, distinct, spec.resize, self.region)
+        frames = read_clip(self.source, record, distinct, spec, self.region)
         rows = {number: row for row, number in enumerate(distinct)}
         return VideoViews(
             record.id,
@@ -232,15 +232,8 @@ def evaluation_clips(
     Raises:
         SettingsError: A number is out of range, or `paper` with a stride other than 1.
     """
-    name, count = evaluation_protocol(sampling, evaluate.views, evaluate.num_clips)
-    return sample_clips(
-        name,
-        num_frames,
-        spec.clip_length,
-        stride=spec.stride,
-        num_clips=count,
-        step=evaluate.step,
-    )
+    name, count = evaluation_protocol(sampling_of(spec, sampling), evaluate.views, evaluate.num_clips)
+    return clips_for(spec, name, num_frames, num_clips=count, step=evaluate.step)
 
 
 def chunks_of(clips: Sequence[Sequence[int]], frames: int) -> list[range]:
@@ -264,5 +257,5 @@ def boxes_and_flips(crops: Sequence[View]) -> tuple[list[tuple[int, int, int, in
 
 
 def turns_round(spec: InputSpec, protocol: str) -> bool:
-    """Whether a mirrored view changes the sign of its first channel: flow x, unless the protocol is `paper`."""
+    """Whether a mirrored view changes the sign of its x channels: flow has one, unless the protocol is `paper`."""
     return spec.modality == "flow" and protocol != "paper"

@@ -8,6 +8,7 @@ import torch
 
 from two_stream.config.schema import Experiment
 from two_stream.data.mirror import Mirror
+from two_stream.data.sampling import sampling_of
 from two_stream.data.shards import shard_facts
 from two_stream.evaluation.network import ClipNetwork
 from two_stream.evaluation.views import describe
@@ -24,7 +25,9 @@ def scoring_facts(
     data, evaluate, spec = experiment.data, experiment.evaluate, model.spec
     return {
         "modality": spec.modality,
-        "protocol": describe(evaluate, data.sampling, mirror, whole_frame=data.augment.whole_frame)
+        "protocol": describe(
+            evaluate, sampling_of(spec, data.sampling), mirror, whole_frame=data.augment.whole_frame
+        )
         + _order(data.frame_order),
         "frame_order": data.frame_order,
         "views": evaluate.views,
@@ -38,7 +41,7 @@ def scoring_facts(
         "batch_views": evaluate.batch_views,
         "processes": distributed.world_size(),
         "scale": "logits" if evaluate.aggregate == "logits" else "log-probabilities",
-        "sampling": data.sampling,
+        "sampling": "standard" if data.sampling == "segments" else data.sampling,
         "source": data.source,
         "shards": shard_facts(data.shards, spec.modality)
         if data.source == "shards" and data.shards
@@ -47,6 +50,8 @@ def scoring_facts(
         "flow_algorithm": data.flow if data.source == "videos" and spec.modality == "flow" else None,
         "clip_length": spec.clip_length,
         "stride": spec.stride,
+        **({"segments": spec.segments} if spec.segments else {}),
+        **({"stack": spec.stack} if spec.stack > 1 else {}),
         "resize": list(spec.resize),
         "crop": spec.crop if isinstance(spec.crop, int) else list(spec.crop),
         "seed": experiment.seed,

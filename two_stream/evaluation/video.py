@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from two_stream.config.schema import EvaluateOptions
 from two_stream.data.mirror import Mirror
+from two_stream.data.source import stacked_numbers
 from two_stream.data.transforms import Frames, resize_frames, seen_by
 from two_stream.errors import ScoreError, VideoError
 from two_stream.evaluation.batching import Canvas, scored_views
@@ -106,7 +107,7 @@ def score_file(
             if available < 1:
                 raise VideoError(path, "one frame only, and flow needs two; use an RGB run")
             clips = clip_frames(options, model.spec, available, reading.sampling)
-            views = _views(video, clips, model.spec, options, reading)
+            views = _views(video, clips, available, model.spec, options, reading)
             canvas = Canvas(model, device, options.precision, options.batch_views or 1)
             (scored,) = scored_views(views, {}, canvas)
             damage, fps = video.damage, video.fps
@@ -156,13 +157,16 @@ def top(chances: NDArray[np.float64], names: list[str], count: int) -> list[tupl
 
 
 def _views(
-    video: Video, clips: list[list[int]], spec: InputSpec, options: EvaluateOptions, reading: Reading
+    video: Video,
+    clips: list[list[int]],
+    available: int,
+    spec: InputSpec,
+    options: EvaluateOptions,
+    reading: Reading,
 ) -> Iterator[VideoViews]:
     spec = seen_by(spec, options.crops, whole=reading.whole_frame)
     crops = crop_views(options, spec, reading.mirror)
-    wanted = {number for clip in clips for number in clip}
-    read = _rgb if spec.modality == "rgb" else _flow
-    source = read(video, spec, reading, wanted)
+    source = _read(video, spec, reading, {number for clip in clips for number in clip}, available)
     found = 0
     for clip in assemble(clips, source):
         views = views_of_clip(np.stack(clip), crops, spec, reading.protocol)
@@ -190,8 +194,8 @@ def read_clip(video: Video, numbers: list[int], spec: InputSpec, reading: Readin
     Raises:
         VideoError: The video ends before the last of them.
     """
-    read = _rgb if spec.modality == "rgb" else _flow
-    for clip in assemble([numbers], read(video, spec, reading, set(numbers))):
+    available = video.num_frames - (spec.modality == "flow")
+    for clip in assemble([numbers], _read(video, spec, reading, set(numbers), available)):
         return np.stack(clip)
     raise VideoError(video.path, _FEWER)
 
@@ -203,17 +207,36 @@ def picture_at(frame: Frames, reading: Reading) -> Frames:
     return resized(frame, *target_size(height, width, extraction))
 
 
+def _read(
+    video: Video, spec: InputSpec, reading: Reading, wanted: set[int], available: int
+) -> Iterator[tuple[int, Frames]]:
+    """Yield (number, frame as it enters the network) for the wanted of the `available` frames, ascending."""
+    if spec.modality == "rgb":
+        return _rgb(video, spec, reading, wanted)
+    if spec.stack == 1:
+        return _flow(video, spec, reading, wanted)
+    stacks = {number: stacked_numbers(number, spec.stack, available) for number in sorted(wanted)}
+    fields = _flow(video, spec, reading, {field for stack in stacks.values() for field in stack})
+    made = assemble(list(stacks.values()), fields)
+    return ((number, np.concatenate(stack, axis=-1)) for number, stack in zip(stacks, made))
+
+
+def _pictures(video: Video, spec: InputSpec, wanted: set[int]) -> Iterator[tuple[int, Frames]]:
+    """Yield pictures by 0-based index: all of them, of a few spread over the video these alone."""
+    return video.pick(wanted) if spec.segments else enumerate(video.frames())
+
+
 def _rgb(video: Video, spec: InputSpec, reading: Reading, wanted: set[int]) -> Iterator[tuple[int, Frames]]:
-    for number, frame in enumerate(video.frames(), start=1):
-        if number in wanted:
-            yield number, resize_frames(picture_at(frame, reading)[None], spec.resize)[0]
+    for index, frame in _pictures(video, spec, {number - 1 for number in wanted}):
+        if index + 1 in wanted:
+            yield index + 1, resize_frames(picture_at(frame, reading)[None], spec.resize)[0]
 
 
 def _flow(video: Video, spec: InputSpec, reading: Reading, wanted: set[int]) -> Iterator[tuple[int, Frames]]:
     """Yield flow frame n between the pictures n and n + 1, for the wanted n."""
     estimator = FlowEstimator(reading.flow)
     previous: Frames | None = None
-    for number, frame in enumerate(video.frames()):
+    for number, frame in _pictures(video, spec, wanted | {number - 1 for number in wanted}):
         if number not in wanted and number + 1 not in wanted:
             continue
         current = gray(picture_at(frame, reading))

@@ -18,6 +18,7 @@ _CLIPS = {
     "multi": "multi-clip",
     "uniform": "uniform clips",
     "sliding": "sliding window",
+    "twice": "twice-sampled clips",
 }
 _WHOLE = "whole frame"
 _CROPS = {
@@ -118,7 +119,8 @@ def describe(
         whole_frame: Whether a centred crop is the whole frame; see `seen_by`.
     """
     mirror = mirror or Mirror()
-    clips = _CLIPS[options.views]
+    whole = sampling == "segments" and options.views != "sliding"
+    clips = _CLIPS["single" if whole and options.views == "multi" else options.views]
     if options.views == "uniform":
         clips = f"{options.num_clips} uniform clips"
     elif options.views == "sliding":
@@ -132,7 +134,9 @@ def describe(
         parts.append("mirrored classes exchanged")
     if sampling == "paper":
         parts.append("published frame choice")
-    elif sampling != "standard":
+    elif whole:
+        parts.append("segments of the whole video")
+    elif sampling not in ("standard", "segments"):
         parts.append(f"frame choice of {sampling}")
     if options.precision != "fp32":
         parts.append(options.precision)

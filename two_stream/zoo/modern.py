@@ -25,7 +25,8 @@ TIMESFORMER = "Bertasius et al., Is Space-Time Attention All You Need? (TimeSfor
 VIVIT = "Arnab et al., ViViT: A Video Vision Transformer (arXiv 2103.15691)"
 VJEPA2 = "Assran et al., V-JEPA 2: Self-Supervised Video Models (arXiv 2506.09985)"
 
-_EIGHT = InputOptions(clip_length=8, stride=8)
+_EIGHT = InputOptions(clip_length=8, stride=8, segments=8)
+"""the stride is that of a stream, which has no end to count segments to"""
 _SMALL: dict[str, ConfigValue] = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
 
 
@@ -39,11 +40,11 @@ def _starter(**time: Any) -> TimmNet:
 
 
 RECORDS = (
-    _record("timm/resnet50_tsn", TimmNet(name="resnet50"), "ResNet-50 on 8 sparse frames", TSN, input=_EIGHT),
+    _record("timm/resnet50_tsn", TimmNet(name="resnet50"), "ResNet-50 on 8 segments", TSN, input=_EIGHT),
     _record(
         "timm/resnet50_tsm",
         TimmNet(name="resnet50", tsm=0.125),
-        "ResNet-50 with temporal shift, 8 frames",
+        "ResNet-50 with temporal shift, 8 segments",
         TSM,
         input=_EIGHT,
     ),
