@@ -59,3 +59,13 @@ def test_every_row_is_as_the_page_says(page, to):
     found = page.read_table(page.PAGE.read_text(encoding="utf-8"))
     made = page.sweep([], (to,), found)
     assert made == found
+
+
+@pytest.mark.parametrize("to", ["onnx", "pt2"])
+@pytest.mark.parametrize(
+    ("backbone", "modality"),
+    [({"kind": "motion_grid"}, "flow"), ({"kind": "resnet3d", "depth": 10, "width": 0.25}, "rgb")],
+)
+def test_moments_and_standardised_tokens_export(page, backbone, modality, to):
+    case = page.Case("moments", backbone, more={"modality": modality, "standardize": True})
+    assert page.exported(case, "moments", to) == page.YES

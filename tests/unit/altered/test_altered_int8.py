@@ -41,6 +41,7 @@ HEADS = (
     {"kind": "bert", "heads": 2},
     {"kind": "lstm", "hidden": 12},
     {"kind": "concat", "features": 12},
+    {"kind": "moments"},
     {"kind": "nonlocal"},
 )
 

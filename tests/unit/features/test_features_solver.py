@@ -182,7 +182,7 @@ def test_standardised_tokens_have_mean_0_and_deviation_1(
     )  # raw tokens are stored
     torch.testing.assert_close(cached.model.standards[0].mean, standard.mean, rtol=1e-5, atol=1e-6)
     logits = [
-        evaluate_run(r.root, uncached=u, device="cpu")[0].logits for r in (cached, run) for u in (True, False)
+        evaluate_run(r, uncached=u, device="cpu")[0].logits for r in (cached, run) for u in (True, False)
     ]
     for other in logits[1:]:
         assert difference(logits[0], other) < 1e-3

@@ -73,6 +73,12 @@ CASES: dict[str, tuple[dict[str, Any] | None, dict[str, Any], dict[str, Any], bo
     "non-local": (None, NONLOCAL, {"train": {"accumulate": 2}, "model": {"input": LARGER}}, True),
     "slowfast late": (SLOWFAST, BERT, {}, False),
     "frab": (None, BERT, {"model": {"reduction": "frab", "reduced_channels": 64}}, False),
+    "rare classes weighed up": (
+        None,
+        {"kind": "average"},
+        {"train": {"loss": {"kind": "cross_entropy", "weights": "balanced"}}},
+        False,
+    ),
     "linear probe": (None, {"kind": "average"}, {"train": {"freeze_until": "head"}}, False),
 }
 

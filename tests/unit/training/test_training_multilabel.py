@@ -16,6 +16,7 @@ from training_fakes import MemoryLoader, TinyNet, memory_data
 from training_processes import Clips, in_processes, trainer_over
 
 from two_stream.training.losses import Labels
+from two_stream.training.result import checkpoint_meta
 from two_stream.training.sources import TrainingData
 from two_stream.training.trainer import Trainer
 from two_stream.training.validate import validate
@@ -67,7 +68,7 @@ def test_a_multi_label_run_learns_and_picks_its_best_epoch_by_map(
         data=data(), epochs=6, optimizer={"kind": "adamw", "lr": 0.05}, log_images=True, mixup=0.2
     )
     result = trainer.fit()
-    assert trainer._meta()["multi_label"] is True
+    assert checkpoint_meta(trainer.experiment, trainer.data, trainer.progress)["multi_label"] is True
     lines = [json.loads(line) for line in result.run.metrics.read_text().splitlines()]
     precisions = [line["val_map"] for line in lines]
     assert result.metric == "mAP"

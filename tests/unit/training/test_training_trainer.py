@@ -15,6 +15,7 @@ from training_fakes import MemoryLoader, TinyNet, memory_data
 
 from two_stream.errors import CheckpointError, DataError, SettingsError, TrainingError
 from two_stream.training.checkpoint import load_checkpoint
+from two_stream.training.result import checkpoint_meta
 from two_stream.training.tracking import TIME_FIELDS
 from two_stream.training.trainer import Trainer
 from two_stream.types import Batch
@@ -295,4 +296,4 @@ def test_selection_on_the_test_list_is_labelled(make_trainer: Any) -> None:
     trainer = make_trainer(epochs=1, selection="paper")
     assert trainer.fit().selection == "test-selected"
     assert _lines(trainer)[0]["selection"] == "test-selected"
-    assert trainer._meta()["selection"] == "test-selected"
+    assert checkpoint_meta(trainer.experiment, trainer.data, trainer.progress)["selection"] == "test-selected"
