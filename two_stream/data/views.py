@@ -43,6 +43,7 @@ class ViewDataset(Dataset[VideoViews | Failure]):
 
     Attributes:
         chunks: What each item is; the chunks of a video follow each other in the order of its clips.
+        protocol: `paper` leaves flow x as it is in mirrored crops.
     """
 
     def __init__(
@@ -53,7 +54,6 @@ class ViewDataset(Dataset[VideoViews | Failure]):
         evaluate: EvaluateOptions,
         *,
         sampling: str = "standard",
-        protocol: str = "standard",
         chunk_bytes: int = CHUNK_BYTES,
         mirror: Mirror | None = None,
         whole_frame: bool = False,
@@ -66,7 +66,6 @@ class ViewDataset(Dataset[VideoViews | Failure]):
             spec: Clip length, stride, sizes.
             evaluate: Clips and crops.
             sampling: `standard`, `paper` or a family's frame choice.
-            protocol: `paper` leaves flow x as it is in mirrored crops.
             chunk_bytes: Frames of a chunk take no more than this, except where a single clip does.
             mirror: Whether there are mirrored crops, and what their logits stand for.
             whole_frame: Whether a centred crop is the whole frame; see `seen_by`.
@@ -80,7 +79,7 @@ class ViewDataset(Dataset[VideoViews | Failure]):
         self.spec = spec
         self.evaluate = evaluate
         self.sampling = sampling
-        self.protocol = protocol
+        self.protocol = "standard"
         self.mirror = mirror or Mirror()
         size = seen_by(spec, evaluate.crops, whole=whole_frame).resize
         self.region = None if size == spec.resize else Region(whole_box(spec.resize), size, direct=True)
@@ -189,11 +188,11 @@ def view_loader(
         spec,
         experiment.evaluate,
         sampling=data.sampling,
-        protocol=data.augment.protocol,
         mirror=mirror_of(record, data.augment.protocol),
         whole_frame=data.augment.whole_frame,
     )
     dataset.frame_order = data.frame_order
+    dataset.protocol = data.augment.protocol
     views = [0] * len(records)
     for chunk in dataset.chunks:
         views[chunk.record] += dataset.num_views(chunk)

@@ -111,7 +111,8 @@ def test_views_are_the_pixels_of_plain_copies(
     spec = spec_of(modality, length, stride, resize, crop)
     options = EvaluateOptions(views=views, crops=crops, num_clips=3, step=2)
     records = [VideoRecord("video", frames, 1)]
-    data = ViewDataset(source, records, spec, options, protocol=protocol, chunk_bytes=budget)
+    data = ViewDataset(source, records, spec, options, chunk_bytes=budget)
+    data.protocol = protocol
     clips = plain_clips(views, frames, length, stride)
     whole = source.all_frames("video", frames, resize)
     expected = plain_views(whole, clips, crops, crop, modality == "flow" and protocol == "standard")
