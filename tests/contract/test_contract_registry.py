@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
 
 from two_stream.backbones import BACKBONES
 from two_stream.config import model as settings
 from two_stream.config.model import HeadOptions, ModelOptions
 from two_stream.errors import SettingsError
 from two_stream.heads import HEADS
+from two_stream.recognizer import Recognizer
 from two_stream.registry import Registry
 
 
@@ -71,6 +73,26 @@ def test_every_part_has_help_under_its_name():
             assert member.__doc__ != ModelOptions.__doc__
 
 
+@pytest.mark.parametrize("kind", sorted(kinds(settings.BackboneOptions)))
+def test_every_backbone_takes_stacks_of_flow_fields(kind: str) -> None:
+    """The weights that see the clip, found as cross-modality finds them, have a channel per field and axis."""
+    from two_stream.pretrained.loading import _first_convolutions
+
+    backbone: dict[str, object] = {"kind": kind}
+    if kind == "hf_video":
+        backbone["config"] = {"num_hidden_layers": 1}
+    for stack, channels in ((1, 2), (5, 10)):
+        options = ModelOptions.model_validate(
+            {"modality": "flow", "backbone": backbone, "head": {"kind": "average"}, "input": {"stack": stack}}
+        )
+        with torch.device("meta"):
+            model = Recognizer(options, 2)
+        first = _first_convolutions(model)
+        assert first, kind
+        weights = model.state_dict()
+        assert {weights[name].shape[1] for name in first} == {channels}, kind
+
+
 TOY_HEAD = '''
 """The largest value over time."""
 
@@ -95,7 +117,6 @@ from torch import nn
 
 from two_stream.backbones.base import BACKBONES, Backbone
 from two_stream.config.model import ToyNet
-from two_stream.types import MODALITY_CHANNELS
 
 
 @BACKBONES.register(ToyNet)
@@ -105,9 +126,9 @@ class Toy(Backbone):
     temporal_stride = (2,)
     spatial_stride = (2,)
 
-    def __init__(self, options, modality):
-        super().__init__(options, modality)
-        self.stem = nn.Conv3d(MODALITY_CHANNELS[modality], options.width, 3, stride=2, padding=1)
+    def __init__(self, options, modality, stack=1):
+        super().__init__(options, modality, stack)
+        self.stem = nn.Conv3d(self.inputs, options.width, 3, stride=2, padding=1)
         self.channels = (options.width,)
 
     def stages(self):

@@ -250,6 +250,11 @@ def test_inflation_and_cross_modality_together(tmp_path):
     load_weights(model, tmp_path / "r18.pth", inflate=True, cross_modality=True)
     expected = flat.conv1.weight.mean(1) / 7
     torch.testing.assert_close(model.backbone.stem[0].weight[:, 1, 3], expected)
+    stacked = small(backbone=ResNet3d(depth=18), modality="flow", input={"stack": 5})
+    report = load_weights(stacked, tmp_path / "r18.pth", inflate=True, cross_modality=True)
+    assert "repeated over 10 channels" in report.reshaped["backbone.stem.0.weight"]
+    for channel in range(10):
+        torch.testing.assert_close(stacked.backbone.stem[0].weight[:, channel, 3], expected)
 
 
 def test_torchvision_mobilenet_fits_whole(tmp_path):

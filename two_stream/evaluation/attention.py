@@ -207,7 +207,7 @@ def _thumbnails(
     scale = (_THUMBNAIL if len(wanted) <= 8 else _THUMBNAIL // 2) / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     if modality == "flow":
-        cut = [cv2.resize(frames[n][y0:y1, x0:x1], size, interpolation=cv2.INTER_LINEAR) for n in wanted]
+        cut = [cv2.resize(frames[n][y0:y1, x0:x1, :2], size, interpolation=cv2.INTER_LINEAR) for n in wanted]
         return dict(zip(wanted, flow_picture(_brightened(np.stack(cut)))))
     way = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     rows, columns = slice(round(y0 * y), round(y1 * y)), slice(round(x0 * x), round(x1 * x))

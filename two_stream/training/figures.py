@@ -30,14 +30,19 @@ def flow_to_rgb(flow_HW2: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def clip_grid(clips_BCTHW: NDArray[np.uint8], *, clips: int = 4, frames: int = 8) -> NDArray[np.uint8]:
-    """Lay clips out as rows of evenly spread frames, `(rows * H, columns * W, 3)`; flow as a colour wheel."""
+    """Lay clips out as rows of evenly spread frames, `(rows * H, columns * W, 3)`; flow as a colour wheel.
+
+    Of a stack of flow fields the first is shown.
+    """
     chosen = clips_BCTHW[:clips]
     length = chosen.shape[2]
     times = np.unique(np.linspace(0, length - 1, min(frames, length)).round().astype(int))
     rows = []
     for clip_CTHW in chosen:
         images = [clip_CTHW[:, time].transpose(1, 2, 0) for time in times]
-        rows.append(np.concatenate([flow_to_rgb(i) if i.shape[-1] == 2 else i for i in images], axis=1))
+        rows.append(
+            np.concatenate([i if i.shape[-1] == 3 else flow_to_rgb(i[..., :2]) for i in images], axis=1)
+        )
     return np.concatenate(rows, axis=0)
 
 
