@@ -31,6 +31,9 @@ from two_stream.config.model import TimmNet
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.types import FeatureMap, InputSpec, Modality
 
+_PICTURE_DEVIATION = 0.125
+"""5 pixels of the ±20 that stored flow holds, in 0..1"""
+
 
 @BACKBONES.register(TimmNet)
 class TimmBackbone(LibraryBackbone):
@@ -41,9 +44,14 @@ class TimmBackbone(LibraryBackbone):
 
     def __init__(self, options: TimmNet, modality: Modality, net: Any = None, stack: int = 1) -> None:
         super().__init__(options, modality, stack)
+        _check_motion(options, modality, stack)
+        if options.picture and modality == "flow":
+            self.inputs = 3
         side, fixed = _side(options)
         net = create(options, self.inputs) if net is None else net
-        self.channels = (int(net.num_features),)
+        self.seen = 2 if options.difference == "beside" else 1
+        """images of each moment, whose features are joined"""
+        self.channels = (self.seen * int(net.num_features),)
         parts = take_apart(net, lambda: create(options, self.inputs), side)
         if options.tsm:
             add_shifts(parts.stages, options.tsm, options.name)
@@ -57,30 +65,43 @@ class TimmBackbone(LibraryBackbone):
             (name for name, part in self.named_modules() if part is parts.last), None
         )
         self.spatial_stride = (parts.stride,)
-        self.temporal_stride = (options.temporal_stride,)
+        self.temporal_stride = (options.temporal_stride * (1 if options.difference == "none" else 2),)
         self.fixed = (None, side if fixed else None)
 
     @classmethod
     def default_input(cls, options: TimmNet, modality: Modality) -> InputSpec:
         """Return 16 frames, every fourth; size, mean and deviation are those of timm's weights, in 0..1.
 
-        Flow of no motion becomes 0, and its deviation is RGB's on average.
+        Flow of no motion becomes 0, and its deviation is RGB's on average; in a picture 5 pixels become 1. Differences
+        take pairs of neighbouring frames from 16 parts of the video.
         """
         found = _published(options.name)
         mean, std = tuple(found.mean), tuple(found.std)
         if modality == "flow":
             mean, std = flow_statistics((0.0, 1.0), std)
+            std = (_PICTURE_DEVIATION,) * 2 if options.picture else std
         crop, _ = _side(options)
+        pairs = options.difference != "none"
         return InputSpec(
             modality=modality,
-            clip_length=16,
-            stride=4,
+            clip_length=32 if pairs else 16,
+            stride=1 if pairs else 4,
+            segments=16 if pairs else 0,
             resize=usual_resize(crop, found.crop_pct or 0.875),
             crop=crop,
             value_range=(0.0, 1.0),
             mean=mean,
             std=std,
         )
+
+    def check_input(self, spec: InputSpec) -> None:
+        """Refuse a size that the network is not built for, and half pairs of frames."""
+        super().check_input(spec)
+        if self.options.difference != "none" and spec.clip_length % (2 * max(1, spec.segments)):
+            raise SettingsError(
+                f"`backbone.difference` takes pairs of frames, and `input.clip_length` {spec.clip_length} is no "
+                + (f"multiple of twice `input.segments` {spec.segments}" if spec.segments else "even number")
+            )
 
     def stages(self) -> list[tuple[str, nn.Module]]:
         """Return the parts by timm's order and, after FRAB, reduction."""
@@ -110,13 +131,24 @@ class TimmBackbone(LibraryBackbone):
     def forward(self, x_BCTHW: torch.Tensor) -> list[FeatureMap]:
         """Map a normalised clip to one feature map; every frame goes through by itself unless inflated."""
         self.check_clip(x_BCTHW)
-        x_BCTHW = self.forward_map(x_BCTHW)
-        step = self.temporal_stride[0]
+        x_BCTHW = torch.cat([self.forward_map(images) for images in self._images(x_BCTHW)], 1)
+        step = self.options.temporal_stride
         if step > 1:
             x_BCTHW = F.avg_pool3d(x_BCTHW, (step, 1, 1), ceil_mode=True)
         if "reduction" in self._modules:
             x_BCTHW = self.run_stage(self.reduction, x_BCTHW)
         return [FeatureMap(x_BCTHW, self.pathways[0])]
+
+    def _images(self, x_BCTHW: torch.Tensor) -> list[torch.Tensor]:
+        """Return what the network sees of a normalised clip: mostly the clip itself."""
+        if self.modality == "flow":
+            return [_picture(x_BCTHW)] if self.options.picture else [x_BCTHW]
+        if self.options.difference == "none":
+            return [x_BCTHW]
+        first, second = x_BCTHW[:, :, ::2], x_BCTHW[:, :, 1::2]
+        # twice the difference, within what a picture holds: a change of a quarter of the range is a strong one
+        change = (2.0 * (second - first)).clamp(-1.0, 1.0)
+        return [first, change] if self.options.difference == "beside" else [change]
 
     def append_block(self, channels: int) -> None:
         """Add 1×1×1 convolution, BatchNorm and ReLU; after a transformer LayerNorm, linear layer and MLP."""
@@ -151,7 +183,7 @@ class TimmBackbone(LibraryBackbone):
                 self.norm = nn.LayerNorm(channels)
             else:
                 delattr(self, name)
-        self.channels = (channels,)
+        self.channels = (self.seen * channels,)
 
     def donor(self, state: Mapping[str, torch.Tensor] | None, source: str) -> tuple[TimmBackbone, str]:
         """Return the network for RGB with the given tensors, which `source` names, or else with timm's weights.
@@ -177,6 +209,24 @@ class TimmBackbone(LibraryBackbone):
             net.reset_classifier(0)
             return TimmBackbone(options, "rgb", net), source
         raise last
+
+
+def _check_motion(options: TimmNet, modality: Modality, stack: int) -> None:
+    """Refuse differences of flow, and pictures of several flow fields."""
+    if options.difference != "none" and modality == "flow":
+        raise SettingsError(
+            f"`backbone.difference: {options.difference}` is for RGB; leave it out for `model.modality: flow`"
+        )
+    if options.picture and modality == "flow" and stack > 1:
+        raise SettingsError(
+            f"`backbone.picture` shows one flow field, and `input.stack` is {stack}; keep one"
+        )
+
+
+def _picture(x_BCTHW: torch.Tensor) -> torch.Tensor:
+    """Return x, y and magnitude of normalised flow as three channels from -1 to 1, like those of a picture."""
+    magnitude_B1THW = torch.linalg.vector_norm(x_BCTHW, dim=1, keepdim=True)
+    return torch.cat((x_BCTHW, magnitude_B1THW - 1.0), 1).clamp(-1.0, 1.0)
 
 
 def _classes(name: str, state: Mapping[str, torch.Tensor] | None) -> list[int | None]:

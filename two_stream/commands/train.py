@@ -197,7 +197,11 @@ def _summary(result: TrainResult) -> None:
 
     if result.already_finished:
         say(f"{result.run.root}: the run is finished already; nothing to resume")
-    label = "test-selected (published protocol)" if result.selection == "test-selected" else "holdout"
+    labels = {
+        "test-selected": "test-selected (published protocol)",
+        "cross-validated": "folds of the training list",
+    }
+    label = labels.get(result.selection, result.selection)
     say(
         f"best epoch {result.best_epoch} of {result.epochs}: "
         f"validation {result.metric} {100 * result.best_top1:.1f} %, loss {result.best_loss:.4f} "

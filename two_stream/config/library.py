@@ -30,6 +30,12 @@ class TimmNet(Options):
     tsm: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
     """temporal shift: share of the channels that move a frame back, and as many forth (0.125 is the published one);
     0 is off"""
+    difference: Literal["none", "alone", "beside"] = "none"
+    """RGB: every moment is a pair of neighbouring frames, and the network sees their difference (TSN's RGB difference);
+    alone: nothing else; beside: the first frame too, and the features of both are joined"""
+    picture: bool = False
+    """flow: the network sees a picture of x, y and magnitude, so that RGB weights apply as they are; false: two
+    channels, with the RGB kernels averaged"""
     inflate: bool = False
     """make a plain convolutional network 3D: convolutions, norms and pools get a dimension of time"""
     inflate_kernel: Literal[1, 3] = 3
@@ -41,6 +47,10 @@ class TimmNet(Options):
     def _consistent(self) -> TimmNet:
         if self.tsm and self.inflate:
             raise ValueError("tsm shifts the frames of a 2D network and inflate makes it 3D: choose one")
+        if self.inflate and self.difference != "none":
+            raise ValueError(
+                "difference looks at pairs of frames and inflate at all of them together: choose one"
+            )
         if self.weights is not None and not self.pretrained:
             raise ValueError("weights needs `pretrained: true`")
         return self

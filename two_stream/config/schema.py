@@ -143,8 +143,10 @@ class TrainOptions(Options):
     """`init` holds 2D weights: each kernel is repeated over time and divided by its length"""
     new_classifier: bool = False
     """drop the classifier of `init` where its classes differ"""
-    selection: Literal["holdout", "paper"] = "holdout"
-    """holdout: pick the best epoch on a part of the training list; paper: on the test list, as published"""
+    selection: Literal["holdout", "folds", "paper"] = "holdout"
+    """holdout: pick the best epoch on a part of the training list; folds (optimizer logistic): learn from the whole
+    training list, whose validation scores come from the folds that did not see the video; paper: pick on the test list,
+    as published"""
     early_stopping: PositiveInt | None = None
     """epochs without a better validation loss after which training ends"""
     checkpoint_every: PositiveInt | None = None
@@ -157,6 +159,11 @@ class TrainOptions(Options):
         for name in ("cross_modality", "new_classifier", "inflate"):
             if getattr(self, name) and self.init is None:
                 raise ValueError(f"{name} needs `init`, the checkpoint to start from")
+        if self.selection == "folds" and not isinstance(self.optimizer, Logistic):
+            raise ValueError(
+                f"selection folds is the cross-validation of `optimizer: {{kind: logistic}}`, and the optimizer is "
+                f"{self.optimizer.kind}; expected holdout or paper"
+            )
         if self.init_part != "all" and self.init is None:
             raise ValueError("init_part needs `init`, the checkpoint to start from")
         if self.stage_rates and self.layer_decay != 1.0:

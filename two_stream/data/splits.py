@@ -196,14 +196,15 @@ def load_part(
     """Read the videos of a part of a split, each with its source video.
 
     `test` is the official test list. With selection `holdout`, `train` and `val` are the two sides of the training
-    list; with `paper`, `train` is the whole of it and `val` the official test list, as published.
+    list; with `folds` both are the whole of it; with `paper`, `train` is the whole of it and `val` the official test
+    list, as published.
 
     Args:
         record: The data set.
         modality: Which lists; flow lists count their own frames.
         split: Official split, from 1.
         part: `train`, `val` or `test`.
-        selection: `holdout` or `paper`.
+        selection: `holdout`, `folds` or `paper`.
         holdout: Wanted fraction of the validation part.
         seed: Seed of the choice.
 
@@ -213,7 +214,7 @@ def load_part(
     if selection == "paper" and part == "val":
         part = "test"
     records = _read(record, part, modality, split)
-    if part == "test" or selection == "paper":
+    if part == "test" or selection != "holdout":
         return records
     # decided on the union of both lists: a video missing from one of them moves no other to the other side
     everything = {r.id: r for r in records}

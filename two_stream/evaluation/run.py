@@ -22,7 +22,7 @@ from two_stream.evaluation.network import carried_out, is_exact, ready
 from two_stream.evaluation.predict import VideoScores, aggregate_views, score_videos
 from two_stream.evaluation.processes import Skipped, gathered
 from two_stream.evaluation.score_table import score_table
-from two_stream.evaluation.scores import write_scores
+from two_stream.evaluation.scores import read_scores, write_scores
 from two_stream.evaluation.stored import StoredViews
 from two_stream.evaluation.video import Reading, VideoResult, fuse_results, score_file, top
 from two_stream.evaluation.views import same_boxes_note, slug
@@ -37,6 +37,8 @@ from two_stream.types import Part, RunPaths, ScoreTable, VideoRecord
 from two_stream.video.extract import read_manifest
 
 CHECKPOINTS = ("best", "last")
+HELD_OUT = "val_folds.npz"
+"""scores of the training list by the folds of a cross-validation (`train.selection: folds`), written by the training"""
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,8 @@ def evaluate_run(
     """
     with distributed.together():
         loaded = run if isinstance(run, AnyRun) else load_run(run, checkpoint, device)
+        if part == "val" and loaded.experiment.train.selection == "folds":
+            return _held_out(loaded)
         where = loaded.model.device
         experiment = _with_options(loaded, options, workers, where)
         records = _records(loaded, experiment, part)
@@ -157,6 +161,17 @@ def evaluate_run(
         write_scores(path, table)
     table.meta["file"] = str(path)
     return table, path
+
+
+def _held_out(run: AnyRun[Any]) -> tuple[ScoreTable, Path]:
+    """Return the scores that a cross-validation wrote: the network itself has seen every video of the list."""
+    path = run.paths.scores / HELD_OUT
+    if not path.is_file():
+        raise ScoreError(
+            f"{path}: no such file; the run has learned from every video of the training list, and the scores of its "
+            "folds are written by the training alone: train it again with --overwrite"
+        )
+    return read_scores(path), path
 
 
 def _read_and_score(

@@ -12,6 +12,14 @@ from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError
 from two_stream.types import RunPaths, ScoreTable
 
+BASELINE_SCORES = "{part}_fused.npz"
+"""the fused scores in a baseline's folder"""
+
+
+def baseline_folder(runs: Path, dataset: str, split: int) -> Path:
+    """Return where `two-stream baseline` keeps the runs and scores of a data set's split, below the folder of runs."""
+    return runs / "baseline" / f"{dataset}-split{split}"
+
 
 def run_of(table: ScoreTable) -> RunPaths | None:
     """Return the run folder a table lies in, or the one its meta names."""

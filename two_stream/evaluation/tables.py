@@ -109,7 +109,8 @@ def protocol_line(meta: Mapping[str, Any], summary: Summary | None = None) -> st
         parts.append(f"fusion {meta.get('rule')}")
     selection = meta.get("selection")
     if selection:
-        parts.append("test-selected" if selection == "paper" else f"selection {selection}")
+        names = {"paper": "test-selected", "folds": "selection by folds of the training list"}
+        parts.append(names.get(str(selection), f"selection {selection}"))
     if summary is not None:
         videos = f"{summary.videos} videos"
         parts.append(videos + (f" of {summary.groups} sources" if summary.groups is not None else ""))

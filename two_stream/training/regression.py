@@ -74,15 +74,11 @@ def choose(
         stopped: Whether to leave early.
     """
     cs = sorted(options.cs)
-    shown = np.unique(vectors.videos)
-    sources = np.array([groups[video] or f"\0{video}" for video in shown])
-    labels = vectors.labels[[int(np.argmax(vectors.videos == video)) for video in shown]]
-    parts = min(options.folds, len(np.unique(sources)), int(np.bincount(labels).max()))
+    parts, folds = _divided(vectors, groups, options, seed)
     if len(cs) == 1 or parts < 2:
         return Chosen(cs[len(cs) // 2], [], 1)
     sums = np.zeros((len(cs), 3))
-    for held_out in _folds(labels, sources, parts, options.repeats, seed):
-        test = np.isin(vectors.videos, shown[held_out])
+    for test in folds:
         sums += _held_out(vectors, options.balanced, test, cs, stopped)
         if stopped():
             return None
@@ -92,6 +88,47 @@ def choose(
     ]
     best = min(table, key=lambda row: row["loss"])
     return Chosen(best["c"], table, parts)
+
+
+def held_out_logits(
+    vectors: Vectors, groups: Sequence[str], options: Logistic, c: float, num_classes: int, *, seed: int = 0
+) -> tuple[NDArray[np.int64], Floats]:
+    """Return the logits of every training video by the folds that did not see it or its source.
+
+    They are the mean over the rows of a video and over the repeats.
+
+    Args:
+        vectors: The training part.
+        groups: As for `choose`.
+        options: Folds, repeats and balance.
+        c: What `choose` found: its folds are these, so the best C of several looks a little better here than it is.
+        num_classes: K.
+        seed: Of the folds.
+
+    Returns:
+        The numbers of the videos, ascending, and logits `(videos, K)`.
+
+    Raises:
+        TrainingError: There are no two sources to divide.
+    """
+    parts, folds = _divided(vectors, groups, options, seed)
+    if parts < 2:
+        raise TrainingError(
+            "`train.selection: folds` divides the sources of the training list, and there is one; set "
+            "`train.selection: holdout`, or correct `group` in dataset.yaml"
+        )
+    shown = np.unique(vectors.videos)
+    sums, counts = np.zeros((len(shown), num_classes)), np.zeros(len(shown))
+    for test in folds:
+        learned = Vectors(vectors.rows[~test], vectors.labels[~test], vectors.videos[~test])
+        if len(np.unique(learned.labels)) < 2:
+            continue
+        weight, bias = fit(learned, c, options.balanced, num_classes)
+        place = np.searchsorted(shown, vectors.videos[test])
+        np.add.at(sums, place, vectors.rows[test] @ weight.T + bias)
+        np.add.at(counts, place, 1.0)
+    scored = counts > 0
+    return shown[scored], sums[scored] / counts[scored, None]
 
 
 def fit(vectors: Vectors, c: float, balanced: bool, num_classes: int) -> tuple[Floats, Floats]:
@@ -146,6 +183,18 @@ class _Space:
 
     def outwards(self, weight: Floats) -> Floats:
         return weight if self.basis is None else weight @ self.basis.T
+
+
+def _divided(
+    vectors: Vectors, groups: Sequence[str], options: Logistic, seed: int
+) -> tuple[int, Iterator[NDArray[np.bool_]]]:
+    """Return the parts that a cross-validation can have, and which rows each of its folds holds out."""
+    shown = np.unique(vectors.videos)
+    sources = np.array([groups[video] or f"\0{video}" for video in shown])
+    labels = vectors.labels[[int(np.argmax(vectors.videos == video)) for video in shown]]
+    parts = min(options.folds, len(np.unique(sources)), int(np.bincount(labels).max()))
+    folds = _folds(labels, sources, parts, options.repeats, seed) if parts > 1 else iter(())
+    return parts, (np.isin(vectors.videos, shown[held_out]) for held_out in folds)
 
 
 def _folds(

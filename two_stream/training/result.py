@@ -11,7 +11,7 @@ from two_stream.training.progress import Progress
 from two_stream.training.sources import TrainingData
 from two_stream.types import RunPaths
 
-SELECTION_LABELS = {"holdout": "holdout", "paper": "test-selected"}
+SELECTION_LABELS = {"holdout": "holdout", "folds": "cross-validated", "paper": "test-selected"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class TrainResult:
     """of a multi-label set mAP"""
     best_loss: float
     selection: str
-    """`holdout` or `test-selected`"""
+    """one of `SELECTION_LABELS`"""
     finished: bool
     already_finished: bool = False
     """there was nothing left to do"""

@@ -16,6 +16,10 @@ import torch
 from two_stream.config.optimization import Logistic
 from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError
+from two_stream.evaluation.predict import VideoScores
+from two_stream.evaluation.run import HELD_OUT, load_run
+from two_stream.evaluation.score_table import score_table
+from two_stream.evaluation.scores import write_scores
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, progress
@@ -24,11 +28,11 @@ from two_stream.runtime.provenance import code_version
 from two_stream.training.checkpoint import WriteModel, load_newest, save_checkpoint
 from two_stream.training.passes import Vectors, training_vectors
 from two_stream.training.progress import Progress
-from two_stream.training.regression import Chosen, choose, fit
+from two_stream.training.regression import Chosen, choose, fit, held_out_logits
 from two_stream.training.result import SELECTION_LABELS, TrainResult, checkpoint_meta, result_of
 from two_stream.training.sources import TrainingData
 from two_stream.training.tracking import Tracker, write_metrics
-from two_stream.training.validate import Validation, validate
+from two_stream.training.validate import Tally, Validation, validate
 from two_stream.types import RunPaths
 
 
@@ -84,6 +88,8 @@ class Probe:
         self.device = device
         self.write_model = write_model
         self.progress = Progress()
+        self.held_out: VideoScores | None = None
+        """with `train.selection: folds` the training videos, each scored by the folds that did not see it"""
 
     def restore(self) -> None:
         """Read how far the run is: it is finished, or has no checkpoint.
@@ -133,15 +139,7 @@ class Probe:
         with torch.no_grad():
             self.model.classifier.weight.copy_(torch.from_numpy(weight))
             self.model.classifier.bias.copy_(torch.from_numpy(bias))
-        validation = validate(
-            self.model,
-            self.data.validation(),
-            device=self.device,
-            precision=self.experiment.train.precision,
-            num_classes=len(self.data.class_names),
-            total=self.data.num_val,
-            stopped=stopped,
-        )
+        validation = self._validated(vectors, groups, chosen, stopped)
         if validation is None:
             return
         line = self._line(vectors, chosen, validation)
@@ -150,6 +148,31 @@ class Probe:
         self.progress.end_epoch(line, validation)
         self.progress.finished = True
         self._write(validation)
+
+    def _validated(
+        self, vectors: Vectors, groups: list[str], chosen: Chosen, stopped: Any
+    ) -> Validation | None:
+        """Return how good it is on the holdout, or on what each fold held out of the training list."""
+        classes = len(self.data.class_names)
+        if self.experiment.train.selection != "folds":
+            return validate(
+                self.model,
+                self.data.validation(),
+                device=self.device,
+                precision=self.experiment.train.precision,
+                num_classes=classes,
+                total=self.data.num_val,
+                stopped=stopped,
+            )
+        videos, logits = held_out_logits(
+            vectors, groups, self.options, chosen.c, classes, seed=self.experiment.seed
+        )
+        labels = np.array([self.data.records[video].label for video in videos])
+        ids = [self.data.records[video].id for video in videos]
+        self.held_out = VideoScores(ids, labels, logits, None, np.ones(len(ids), np.int64))
+        tally = Tally(classes)
+        tally.add(torch.from_numpy(logits), torch.from_numpy(labels))
+        return tally.result(left=False, multi_label=False)
 
     def _vectors(self, stopped: Any) -> Vectors | None:
         views = self.options.views
@@ -215,3 +238,15 @@ class Probe:
         meta = checkpoint_meta(self.experiment, self.data, self.progress)
         for folder in (self.paths.best, self.paths.last):
             save_checkpoint(folder, self.model, state, meta, self.write_model)
+        if self.held_out is not None:
+            facts = {"protocol": "single clip, folds of the training list", "views": "single"}
+            table = score_table(
+                load_run(self.paths.root),
+                self.experiment,
+                "val",
+                self.data.records,
+                self.held_out,
+                reasons={},
+                facts=facts,
+            )
+            write_scores(self.paths.scores / HELD_OUT, table)

@@ -68,7 +68,7 @@ def validate(
         DataError: There was no clip, or one could not be read.
     """
     model.eval()
-    tally = _Tally(num_classes)
+    tally = Tally(num_classes)
     reading = _Reading(batches, stopped)
     with torch.no_grad(), progress("validate", total) as advance:
         for batch in _in_step(reading, model, device, precision) if lockstep else reading:
@@ -84,8 +84,8 @@ def validate(
     return tally.result(left=reading.left, multi_label=bool(multi_label))
 
 
-class _Tally:
-    """Running sums over this process's clips; the result is that of all processes."""
+class Tally:
+    """Running sums over this process's clips; the result is that of all processes, for classes `num_classes`."""
 
     def __init__(self, num_classes: int) -> None:
         self.loss, self.right1, self.right5, self.clips = 0.0, 0, 0, 0

@@ -1,0 +1,138 @@
+"""The baseline: what linear classifiers on features that nobody trained say about a data set, in minutes.
+
+Three linear probes (RGB frames and flow pictures through an ImageNet network, flow statistics on a grid), each an
+ordinary run with the settings of `baseline.yaml`, and their fusion. A network trained on the data set must beat it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from two_stream.config.load import read_yaml, validate
+from two_stream.config.schema import Experiment
+from two_stream.data.catalog import Record
+from two_stream.data.splits import load_part
+from two_stream.errors import CheckpointError, DataError, TwoStreamError
+from two_stream.evaluation.fusion import fuse
+from two_stream.evaluation.run_files import BASELINE_SCORES, baseline_folder
+from two_stream.evaluation.scores import find_scores, join, read_scores, write_scores
+from two_stream.runtime.console import note, warn
+from two_stream.studies.streams import train_and_score
+from two_stream.studies.variants import merged, nested
+from two_stream.types import Part, RunPaths, ScoreTable
+
+SETTINGS = Path(__file__).with_name("baseline.yaml")
+STREAMS = ("rgb", "flow", "flow_statistics")
+RULE = "probabilities"
+"""How the probes are fused. Cross-validation holds their probabilities back, so each stream's weight in the mean is
+its confidence; normalised logits of two classes would only count votes."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The scores of a data set's baseline on its test part."""
+
+    folder: Path
+    majority: ScoreTable
+    streams: list[ScoreTable]
+    fused: ScoreTable | None
+    """None where there is one stream"""
+    seconds: float
+
+    @property
+    def tables(self) -> list[ScoreTable]:
+        """Majority, streams and fusion, as they are shown."""
+        return [self.majority, *self.streams, *([] if self.fused is None else [self.fused])]
+
+    @property
+    def best(self) -> ScoreTable:
+        """What a network must beat: the fusion, or the only stream."""
+        return self.streams[0] if self.fused is None else self.fused
+
+
+def baseline_settings(stream: str) -> dict[str, Any]:
+    """Return the nested settings of a stream of the baseline, one of `STREAMS`."""
+    every = read_yaml(SETTINGS)
+    return merged(every["common"], every[stream])
+
+
+def run_baseline(
+    record: Record, changes: dict[str, Any], runs: Path, command: str = "two-stream baseline"
+) -> Baseline:
+    """Train, score and fuse the baseline of a split; what an earlier call made is kept.
+
+    Args:
+        record: The data set; streams it has no lists for are left out.
+        changes: Dotted settings for every stream: data set, split, source, seed, device …
+        runs: Folder of the runs; everything goes to `baseline_folder(runs, …)`.
+        command: What continues after an interruption, for the message.
+
+    Raises:
+        CheckpointError: The weights of the ImageNet network are not installed, and there is no flow.
+        DataError: The data set cannot be read, or has several classes per video.
+    """
+    if record.multi_label:
+        raise DataError(
+            f"{record.name}: several classes per video; the baseline classifies videos of one class each"
+        )
+    begin = time.perf_counter()
+    folder = baseline_folder(runs, record.name, int(changes.get("data.split", 1)))
+    chosen = [_experiment(stream, changes, folder) for stream in STREAMS]
+    done: list[RunPaths] = []
+    missing: TwoStreamError | None = None
+    for experiment in chosen:
+        if experiment.model.modality not in record.modalities():
+            continue
+        note(f"baseline: {experiment.name}")
+        try:
+            done.append(RunPaths(train_and_score(experiment, command=command)))
+        except (CheckpointError, DataError) as error:  # no weights installed, no flow extracted
+            warn(f"{error}; the baseline leaves {experiment.name} out")
+            missing = missing or error
+    if not done:
+        raise missing or DataError(
+            f"{record.name}: no list of split {chosen[0].data.split}; see `two-stream prepare`"
+        )
+    tables = {part: _joined(done, part) for part in ("test", "val")}
+    for part, streams in tables.items():
+        if len(streams) > 1:
+            fused = fuse(streams, RULE)
+            fused.meta |= {"baseline": True, "name": "baseline"}
+            write_scores(folder / BASELINE_SCORES.format(part=part), fused)
+    streams = tables["test"]
+    best = read_scores(folder / BASELINE_SCORES.format(part="test")) if len(streams) > 1 else None
+    return Baseline(
+        folder, majority(record, chosen[0], streams[0]), streams, best, time.perf_counter() - begin
+    )
+
+
+def _experiment(stream: str, changes: dict[str, Any], folder: Path) -> Experiment:
+    settings = merged(baseline_settings(stream), nested(changes))
+    return validate(Experiment, settings | {"name": stream, "runs": str(folder)}, SETTINGS)
+
+
+def _joined(runs: Sequence[RunPaths], part: Part) -> list[ScoreTable]:
+    return join([read_scores(find_scores(run.root, part)) for run in runs])
+
+
+def majority(record: Record, experiment: Experiment, like: ScoreTable) -> ScoreTable:
+    """Return the scores of a guesser that knows the class frequencies of the training list, for the same videos."""
+    data = experiment.data
+    train = load_part(record, experiment.model.modality, data.split, "train", selection="paper")
+    counts = np.bincount([video.label for video in train], minlength=record.num_classes)
+    log_prior = np.log(np.maximum(counts, 0.5) / counts.sum())
+    facts = {key: like.meta[key] for key in ("dataset", "split", "part", "selection")}
+    return ScoreTable(
+        like.ids,
+        like.labels,
+        like.class_names,
+        np.tile(log_prior, (len(like.ids), 1)),
+        {**facts, "name": "majority", "kind": "majority", "modality": "majority class"},
+        groups=like.groups,
+    )

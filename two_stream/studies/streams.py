@@ -1,0 +1,50 @@
+"""One stream from its settings to its score files; what an earlier call left is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from two_stream.config.schema import Experiment
+from two_stream.errors import ScoreError
+from two_stream.evaluation.run import evaluate_run, load_run
+from two_stream.evaluation.scores import newest_scores, read_scores
+from two_stream.runtime.console import note
+from two_stream.training.loop import train
+from two_stream.types import Part, RunPaths
+
+
+def train_and_score(
+    experiment: Experiment, parts: Sequence[Part] = ("test", "val"), command: str = "the same command"
+) -> Path:
+    """Train a run to its end and score parts of its data set; a second call does what is missing.
+
+    Args:
+        experiment: Settings of the run.
+        parts: What is scored.
+        command: What continues after an interruption, for the message.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        KeyboardInterrupt: A signal stopped the training; it is saved.
+        TwoStreamError: As for training and evaluation.
+    """
+    paths = RunPaths(experiment.runs / experiment.name)
+    if train(experiment, resume=paths.experiment.is_file()).interrupted is not None:
+        note(f"saved; {command} continues from here")
+        raise KeyboardInterrupt
+    for part in parts:
+        if not _is_scored(paths, part):
+            evaluate_run(paths.root, part=part)
+    return paths.root
+
+
+def _is_scored(paths: RunPaths, part: Part) -> bool:
+    """Whether the newest scores of a part were made by the weights that the run holds."""
+    try:
+        found = read_scores(newest_scores(paths.root, part))
+    except ScoreError:
+        return False
+    return found.meta.get("model_sha256") == load_run(paths.root).model_sha256
