@@ -84,7 +84,7 @@ class Row:
 
 
 def flags(doc: str | None, argv: Sequence[str] | None = None, **defaults: int) -> argparse.Namespace:
-    """Parse what every benchmark understands: `--quick`, `--rounds`, `--threads`, `--out`; sets torch's threads.
+    """Parse what every benchmark understands: `--quick`, `--smoke`, `--rounds`, `--threads`, `--out`; set the threads.
 
     Args:
         doc: The script's docstring, shown as help.
@@ -103,6 +103,11 @@ def argument_parser(doc: str | None, **defaults: int) -> argparse.ArgumentParser
     parser.add_argument(
         "--quick", action="store_true", help="fewer and smaller measurements, for a first look"
     )
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="the smallest form: shows that the script runs, its figures mean nothing",
+    )
     parser.add_argument("--rounds", type=int, default=None, help="turns of each side (5, with --quick 3)")
     parser.add_argument("--threads", type=int, default=defaults.get("threads", 2), help="threads of torch")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON")
@@ -111,7 +116,9 @@ def argument_parser(doc: str | None, **defaults: int) -> argparse.ArgumentParser
 
 
 def prepare(given: argparse.Namespace) -> None:
-    """Fill in the rounds and set torch's threads, when torch is there already."""
+    """Fill in the rounds and set torch's threads, when torch is there already; `--smoke` is `--quick` and smaller."""
+    if given.smoke:
+        given.quick, given.rounds = True, given.rounds or 1
     if given.rounds is None:
         given.rounds = min(3, given.default_rounds) if given.quick else given.default_rounds
     if "torch" in sys.modules:

@@ -10,6 +10,8 @@ of a process of its own per length of video, with its loader process.
 
 from __future__ import annotations
 
+import argparse
+import copy
 import json
 import os
 import resource
@@ -144,15 +146,16 @@ def ours(
     return run
 
 
-def speed(quick: bool, compiled: bool, rounds: int) -> tuple[list[Row], dict[str, Any]]:
+def speed(given: argparse.Namespace) -> tuple[list[Row], dict[str, Any]]:
     """Compare the sides on a few videos."""
+    compiled, rounds = given.compile, min(2, given.rounds) if given.quick else given.rounds
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        lengths = (70, 64) if quick else (150, 130, 90)
+        lengths = (9, 8) if given.smoke else (70, 64) if given.quick else (150, 130, 90)
         videos = [write_frames(root, f"video{place}", n, place) for place, n in enumerate(lengths)]
         record = record_of(root)
-        model = network()
-        fast = network().channels_last()
+        model = smallest_network() if given.smoke else network()
+        fast = copy.deepcopy(model).channels_last()
         found: dict[str, VideoScores] = {}
         base = EvaluateOptions(compile=compiled, precision="fp32")
         sides = {
@@ -167,7 +170,7 @@ def speed(quick: bool, compiled: bool, rounds: int) -> tuple[list[Row], dict[str
         # the best turn counts, so the first one may warm the memory up; only compiling needs a turn of its own
         times = interleaved({name: kept(name) for name in sides}, rounds=rounds, warm=1 if compiled else 0)
     rows, facts = [], {}
-    views = sum(10 * len(sample_clips("multi", n, 64)) for n in lengths)
+    views = sum(10 * len(sample_clips("multi", n, model.spec.clip_length)) for n in lengths)
     before = views / best_of(times["plain"])
     for name, target, bound in (("bf16", 4.0, 0.02), ("fp32", 1.5, 1e-4)):
         gap = difference(found[name], found["plain"])
@@ -209,11 +212,28 @@ def small_network() -> Recognizer:
     return create_model(options, CLASSES).eval().channels_last()
 
 
-def peak(root: Path, frames: int, views: str, quick: bool) -> int:
+def smallest_network() -> Recognizer:
+    """Return a network for `--smoke`, with statistics of its own."""
+    torch.manual_seed(0)
+    options = ModelOptions(
+        backbone=ResNet3d(depth=10, width=0.25),
+        head=AverageHead(),
+        input=InputOptions(clip_length=8, resize=(48, 64), crop=32),
+    )
+    model = create_model(options, CLASSES)
+    settle(model)
+    return model
+
+
+def peak(given: argparse.Namespace) -> int:
     """Score one video in this process and return the most memory that it and its loader took, in MiB."""
-    model = network().channels_last() if views == "multi" and not quick else small_network()
+    root, frames, views, quick = given.peak_in, given.frames, given.views, given.quick
+    if given.smoke:
+        model = smallest_network().channels_last()
+    else:
+        model = network().channels_last() if views == "multi" and not quick else small_network()
     precision = "fp32" if quick else "auto"
-    options = EvaluateOptions(views=views, num_clips=frames // 50, precision=precision)  # type: ignore[arg-type]
+    options = EvaluateOptions(views=views, num_clips=max(1, frames // 50), precision=precision)
     run = ours(model, load_record(root / "dataset.yaml"), [VideoRecord(f"long{frames}", frames, 0)], options)
     run()
     return (_own_peak() + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) // 1024
@@ -227,28 +247,30 @@ def _own_peak() -> int:
     return found[0] if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def memory(quick: bool, threads: int) -> list[Row]:
+def memory(given: argparse.Namespace) -> list[Row]:
     """Compare the peak memory of a long and a short video."""
-    rows = []
+    rows, quick = [], given.quick
+    lengths = (20, 40) if given.smoke else LENGTHS
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        for frames in LENGTHS:
+        for frames in lengths:
             write_frames(root, f"long{frames}", frames, 1)
         record_of(root)
         for views in ("multi",) if quick else ("multi", "uniform", "sliding"):
             line = [sys.executable, __file__, "--peak-in", str(root), "--views", views]
-            line += ["--threads", str(threads), *(["--quick"] if quick else [])]
+            line += ["--threads", str(given.threads), *(["--quick"] if quick else [])]
+            line += ["--smoke"] if given.smoke else []
             made = [
                 subprocess.run(
                     [*line, "--frames", str(frames)], check=True, capture_output=True, text=True
                 ).stdout
-                for frames in LENGTHS
+                for frames in lengths
             ]
             short, long = (float(json.loads(text.splitlines()[-1])) for text in made)
             rows.append(
                 Row(
-                    f"peak memory of ten-crop evaluation, {views}, 1,000 frames",
-                    "100 frames",
+                    f"peak memory of ten-crop evaluation, {views}, {lengths[1]:,} frames",
+                    f"{lengths[0]} frames",
                     short,
                     long,
                     long / short,
@@ -271,11 +293,11 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
     prepare(given)
     if given.peak_in is not None:
-        print(json.dumps(peak(given.peak_in, given.frames, given.views, given.quick)))
+        print(json.dumps(peak(given)))
         return 0
     os.environ.setdefault("OMP_NUM_THREADS", str(given.threads))
-    rows, facts = speed(given.quick, given.compile, min(2, given.rounds) if given.quick else given.rounds)
-    rows += memory(given.quick, given.threads)
+    rows, facts = speed(given)
+    rows += memory(given)
     return finish("evaluation", rows, given, **facts)
 
 

@@ -59,10 +59,10 @@ EXPORTED = (
 COMPILED = Exported("AOTInductor fp32", "aoti")
 
 
-def torch_sides(run: BareModel, clip: torch.Tensor) -> dict[str, Forward]:
-    """Return PyTorch's ways: as `evaluate` runs it, in both precisions, and compiled."""
+def torch_sides(run: BareModel, clip: torch.Tensor, compiling: bool) -> dict[str, Forward]:
+    """Return PyTorch's ways: as `evaluate` runs it, in both precisions, and compiled where asked for."""
     sides: dict[str, Forward] = {}
-    for precision, compiled in (("fp32", False), ("bf16", False), ("bf16", True)):
+    for precision, compiled in (("fp32", False), ("bf16", False), ("bf16", True))[: 3 if compiling else 2]:
         model = run.model.channels_last()
         prepared = ready(model, EvaluateOptions(precision=precision, compile=compiled))
 
@@ -96,14 +96,14 @@ def exported_sides(
     return sides, problems
 
 
-def measure(name: str, forms: tuple[Exported, ...], rounds: int) -> list[Row]:
+def measure(name: str, forms: tuple[Exported, ...], rounds: int, compiling: bool) -> list[Row]:
     """Return the rows of one network."""
     torch.manual_seed(0)
     run = named_model(name, 400)
     clip = noise_clips(run.model.spec, 1)
     with tempfile.TemporaryDirectory() as folder:
         found, problems = exported_sides(run, clip, forms, Path(folder))
-        sides = {**torch_sides(run, clip), **found}
+        sides = {**torch_sides(run, clip, compiling), **found}
         exact = sides[BASELINE]()
         scale = float(exact.abs().max())
         notes = {side: float((run_it() - exact).abs().max()) / scale for side, run_it in sides.items()}
@@ -138,7 +138,8 @@ def main(argv: list[str] | None = None) -> int:
     prepare(given)
     forms = (*EXPORTED, COMPILED) if given.aoti else EXPORTED
     nets = given.net or (QUICK if given.quick else NETS)
-    rows = [row for name in nets for row in measure(name, forms, given.rounds)]
+    forms = forms[:1] if given.smoke else forms
+    rows = [row for name in nets for row in measure(name, forms, given.rounds, compiling=not given.smoke)]
     return finish("exports", rows, given)
 
 

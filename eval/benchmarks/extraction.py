@@ -27,16 +27,17 @@ from two_stream.video.sources import Source
 VIDEOS, HEIGHT, WIDTH = 8, 256, 340
 
 
-def write_video(path: Path, frames: int, seed: int) -> None:
+def write_video(path: Path, frames: int, seed: int, size: tuple[int, int]) -> None:
     """Write texture that drifts, as H.264."""
+    height, width = size
     rng = np.random.default_rng(seed)
-    big = cv2.GaussianBlur(rng.integers(0, 255, (HEIGHT + 200, WIDTH + 200, 3)).astype(np.uint8), (0, 0), 3)
+    big = cv2.GaussianBlur(rng.integers(0, 255, (height + 200, width + 200, 3)).astype(np.uint8), (0, 0), 3)
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx264", rate=25, options={"crf": "18"})
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for k in range(frames):
             window = np.ascontiguousarray(
-                big[2 * k % 100 : 2 * k % 100 + HEIGHT, 3 * k % 100 : 3 * k % 100 + WIDTH]
+                big[2 * k % 100 : 2 * k % 100 + height, 3 * k % 100 : 3 * k % 100 + width]
             )
             out.mux(stream.encode(av.VideoFrame.from_ndarray(window, "rgb24")))
         out.mux(stream.encode())
@@ -88,22 +89,23 @@ def digests(folder: Path) -> dict[str, str]:
 def main(argv: list[str] | None = None) -> int:
     """Measure, print and write."""
     given = flags(__doc__, argv, rounds=2)
-    frames = 7 if given.quick else 13
+    frames = 3 if given.smoke else 7 if given.quick else 13
+    count, height, width = (2, 48, 64) if given.smoke else (VIDEOS, HEIGHT, WIDTH)
     rounds = 1 if given.quick else given.rounds
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        videos = [Source(f"v{k}", root / f"v{k}.mp4") for k in range(VIDEOS)]
+        videos = [Source(f"v{k}", root / f"v{k}.mp4") for k in range(count)]
         for k, video in enumerate(videos):
-            write_video(video.path, frames, k)
+            write_video(video.path, frames, k, (height, width))
         sides = {
             "one": partial(ours, videos, root / "one", 1),
             "two": partial(ours, videos, root / "two", 2),
         }
-        if not given.quick:
+        if given.smoke or not given.quick:
             sides["plain"] = partial(plain_loop, videos, root / "plain")
         times = interleaved(sides, rounds, warm=0)
         same = digests(root / "one") == digests(root / "two")
-    total = VIDEOS * frames
+    total = count * frames
     rates = {side: total / best_of(seconds) for side, seconds in times.items()}
     rows = [
         Row(
@@ -114,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
             rates["two"] / rates["one"],
             1.9,
             unit="frames/s",
-            note=f"{VIDEOS} videos of {frames} frames {WIDTH}×{HEIGHT}, the pool's start too, best turns; equal files",
+            note=f"{count} videos of {frames} frames {width}×{height}, the pool's start too, best turns; equal files",
             problem="" if same else "the files differ",
         )
     ]

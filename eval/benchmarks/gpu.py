@@ -6,11 +6,12 @@ Random clips that lie on the GPU already: this measures networks, not loading. P
 loss, backward, fused SGD) and evaluation views/s; model FLOP utilisation from the multiply-adds (a training step counts
 as three forward passes) and the GEMM rate measured in bf16. A network of grouped convolutions is bound by memory: its
 share is that of the bytes its layers must read and write, at the copy rate measured here. Without CUDA it says so and
-ends.
+ends; with --smoke it takes the CPU.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import sys
 from functools import partial
@@ -23,6 +24,7 @@ from torch.nn import functional as F
 from two_stream.config.schema import EvaluateOptions
 from two_stream.evaluation.network import ready
 from two_stream.profiling import clip_shape, copy_rate, gemm_rate, multiply_adds
+from two_stream.profiling.peak import wait
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.runtime.device import autocast
 
@@ -34,6 +36,9 @@ NETWORKS = (
     ("rgb_r2plus1d_32f_34_bert10", 8, 32, False),
     ("3dresnets/resnet18", 16, 64, False),
 )
+SMALLEST = {"clip_length": 8, "resize": (32, 32), "crop": 32}
+"""input of `--smoke`"""
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FASTER, DENSE, MEMORY = 4.0, 0.4, 0.6
 """targets: times as fast, share of the GEMM peak, share of the memory roof"""
 
@@ -75,7 +80,7 @@ def training(
     loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    torch.cuda.synchronize()
+    wait(clips.device)
 
 
 def scoring(model: nn.Module, clips: torch.Tensor, precision: str) -> torch.Tensor:
@@ -83,19 +88,19 @@ def scoring(model: nn.Module, clips: torch.Tensor, precision: str) -> torch.Tens
     exact_fp32(precision == "fp32")
     with torch.inference_mode(), autocast(clips.device, precision):
         logits = model(clips).float()
-    torch.cuda.synchronize()
+    wait(clips.device)
     return logits.clone()
 
 
-def compare(name: str, batch: int, views: int, bound: bool, rounds: int, quick: bool) -> list[Row]:
+def compare(
+    model: Recognizer, name: str, batch: int, views: int, bound: bool, given: argparse.Namespace
+) -> list[Row]:
     """Return the rows of one network: training and evaluation, each with its speed and its share of the roof."""
-    device = torch.device("cuda")
-    torch.manual_seed(0)
-    plain = create_model(name, 51).to(device)
+    rounds, quick, plain = given.rounds, given.quick, model.to(DEVICE)
     fast = copy.deepcopy(plain).channels_last()
     per_clip = 2.0 * multiply_adds(plain)
-    clips = torch.randint(0, 256, clip_shape(plain, views), dtype=torch.uint8, device=device)
-    labels = torch.arange(batch, device=device) % 51
+    clips = torch.randint(0, 256, clip_shape(plain, views), dtype=torch.uint8, device=DEVICE)
+    labels = torch.arange(batch, device=DEVICE) % 51
     bytes_per_clip = layer_bytes(plain.eval(), clips[:1], 2)
 
     scorer = ready(fast.eval(), EvaluateOptions(precision="bf16", compile=not quick, batch_views=views))
@@ -147,7 +152,6 @@ def _rows(
     note: str,
     unit: str,
 ) -> list[Row]:
-    device = torch.device("cuda")
     rates = {side: batch / median_of(values) for side, values in times.items()}
     exact_fp32(True)
     made = Row(
@@ -160,9 +164,9 @@ def _rows(
         unit=unit,
         note=note,
     )
-    peak = gemm_rate(device, "bf16")
+    peak = gemm_rate(DEVICE, "bf16")
     if bound:
-        roof = copy_rate(device) / moved
+        roof = copy_rate(DEVICE) / moved
         share = Row(
             f"{name}: share of the memory roof",
             "bytes of the layers at the copy rate",
@@ -191,13 +195,15 @@ def _rows(
 def main(argv: list[str] | None = None) -> int:
     """Measure, print and write."""
     given = flags(__doc__, argv, rounds=10)
-    if not torch.cuda.is_available():
+    if DEVICE.type == "cpu" and not given.smoke:
         print("gpu: no CUDA device here, nothing measured")
         return 0
     rows: list[Row] = []
-    for name, batch, views, bound in NETWORKS[: 2 if given.quick else None]:
+    for name, batch, views, bound in NETWORKS[-1:] if given.smoke else NETWORKS[: 2 if given.quick else None]:
+        torch.manual_seed(0)
+        model = create_model(name, 51, **({"input": SMALLEST} if given.smoke else {}))
         try:
-            rows += compare(name, batch, views, bound, given.rounds, given.quick)
+            rows += compare(model, name, batch, views, bound, given)
         except torch.OutOfMemoryError as error:
             rows.append(Row(name, "", None, None, None, problem=str(error).splitlines()[0]))
         torch.cuda.empty_cache()

@@ -37,8 +37,15 @@ HEADS: dict[str, dict[str, Any]] = {
 SEEDS = (1, 2, 3)
 
 
-def settings(folder: Path, head: str, *, seed: int, epochs: int, **data: Any) -> Experiment:
-    """Return a cell's settings."""
+INPUT = {"clip_length": 16, "resize": [96, 128], "crop": 80}
+SMALLEST = {"clip_length": 8, "resize": [36, 48], "crop": 32}
+"""of `--smoke`"""
+
+
+def settings(
+    folder: Path, head: str, size: dict[str, Any], *, seed: int, epochs: int, **data: Any
+) -> Experiment:
+    """Return a cell's settings, for an input of this size."""
     given = {
         "name": f"{head}{seed}{'_stored' if data else ''}",
         "runs": str(folder / "runs"),
@@ -47,7 +54,7 @@ def settings(folder: Path, head: str, *, seed: int, epochs: int, **data: Any) ->
         "model": {
             "backbone": {"kind": "resnet3d", "depth": 18, "width": 0.5, "temporal_stride": 4},
             "head": HEADS[head],
-            "input": {"clip_length": 16, "resize": [96, 128], "crop": 80},
+            "input": size,
         },
         "data": {"dataset": str(folder / "data" / "dataset.yaml"), "workers": 0, **data},
         "train": {
@@ -79,27 +86,28 @@ def cell(experiment: Experiment) -> np.ndarray:
 def main(argv: list[str] | None = None) -> int:
     """Measure, print and write."""
     given = flags(__doc__, argv, rounds=3)
-    epochs = 5 if given.quick else 30
+    epochs = 1 if given.smoke else 5 if given.quick else 30
+    size, seeds = (SMALLEST, SEEDS[:1]) if given.smoke else (INPUT, SEEDS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_demo_frames(
             folder / "data", DemoOptions(theme="order", groups=6 if given.quick else 15), flow=False
         )
-        first = settings(folder, "average", seed=1, epochs=1)
+        first = settings(folder, "average", size, seed=1, epochs=1)
         store = folder / "features"
 
         def stored() -> None:
             write_features(start_model(first), first, store, overwrite=True)
 
         times = interleaved({"pass": lambda: cell(first), "features": stored}, rounds=given.rounds)
-        ours = cell(settings(folder, "average", seed=1, epochs=1, features=str(store)))
+        ours = cell(settings(folder, "average", size, seed=1, epochs=1, features=str(store)))
         error = float(np.abs(ours - cell(first)).max() / np.abs(ours).max())
         cells = interleaved(
             {
                 "cells": lambda: [
-                    cell(settings(folder, head, seed=seed, epochs=epochs, features=str(store)))
+                    cell(settings(folder, head, size, seed=seed, epochs=epochs, features=str(store)))
                     for head in HEADS
-                    for seed in SEEDS
+                    for seed in seeds
                 ],
             },
             rounds=1,
@@ -117,18 +125,18 @@ def main(argv: list[str] | None = None) -> int:
             cost,
             passes,
             1.5,
-            f"ResNet3D-18 ×0.5, 16×80²; scores of a cell agree to {error:.0e}",
+            f"ResNet3D-18 ×0.5, {size['clip_length']}×{size['crop']}²; scores of a cell agree to {error:.0e}",
             "s",
             at_most=True,
             problem=problem,
         ),
         Row(
-            f"six heads × three seeds, {epochs} epochs each, features included",
+            f"{len(HEADS)} heads × {len(seeds)} seeds, {epochs} epochs each, features included",
             "one pass",
             one,
             cost + all_cells,
             (cost + all_cells) / one,
-            note=f"{all_cells / len(HEADS) / len(SEEDS):.1f} s a cell; from the videos a cell of {epochs} epochs takes "
+            note=f"{all_cells / len(HEADS) / len(seeds):.1f} s a cell; from the videos a cell of {epochs} epochs takes "
             f"up to {epochs} passes",
             unit="s",
             at_most=True,

@@ -68,16 +68,15 @@ def write_data(root: Path, videos: int) -> tuple[Record, float]:
 class PlainDataset(Dataset[torch.Tensor]):
     """One float clip per video, image by image. Which frames, crop and flip is told, so that pixels can be compared."""
 
-    def __init__(self, root: Path, records: list[VideoRecord], drawn: ClipDataset, opencv: bool) -> None:
-        self.root, self.records, self.drawn, self.opencv = root, records, drawn, opencv
+    def __init__(self, root: Path, drawn: ClipDataset, opencv: bool) -> None:
+        self.root, self.drawn, self.opencv = root, drawn, opencv
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.drawn)
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """Return `(C, T, H, W)`, 0 to 1."""
-        record = self.records[index]
-        numbers, view, _ = self.drawn._plan(record)
+        record, numbers, view, _ = self.drawn.planned(index)
         y0, x0, y1, x1 = view.box
         images = []
         for number in numbers:
@@ -97,7 +96,7 @@ class PlainDataset(Dataset[torch.Tensor]):
 def plain_loader(record: Record, records: list[VideoRecord], opencv: bool = False) -> Iterable[torch.Tensor]:
     """Return the batches of a plain loader, in the order of the list."""
     drawn = ClipDataset(FrameFolders(record, "rgb"), records, SPEC, augment=AUGMENT, epoch=1)
-    dataset = PlainDataset(record.frames_root("rgb"), records, drawn, opencv)
+    dataset = PlainDataset(record.frames_root("rgb"), drawn, opencv)
     return DataLoader(dataset, batch_size=BATCH, num_workers=1, worker_init_fn=lambda _: cv2.setNumThreads(0))
 
 
@@ -138,7 +137,8 @@ def main(argv: list[str] | None = None) -> int:
     """Measure, print and write."""
     given = flags(__doc__, argv, threads=1)
     with tempfile.TemporaryDirectory() as folder:
-        record, kib = write_data(Path(folder), 16 if given.quick else 48)
+        videos = 2 * BATCH if given.smoke else 16 if given.quick else 48
+        record, kib = write_data(Path(folder), videos)
         pack(record, "rgb", Path(folder) / "shards", PackOptions(processes=0))
         records = load_part(record, "rgb", 1, "train", selection="paper")
         sides: dict[str, dict[str, Any]] = {

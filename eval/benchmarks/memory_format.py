@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     """Measure, print and write."""
     given = flags(__doc__, argv)
     rows, facts = [], {}
-    for name, backbone, frames, side, batch in CASES[: 2 if given.quick else None]:
+    for name, backbone, frames, side, batch in CASES[: 1 if given.smoke else 2 if given.quick else None]:
         clips = torch.randint(0, 256, (batch, 3, frames, side, side), dtype=torch.uint8)
         labels = torch.arange(batch) % 51
         plain = build(backbone, frames, side)

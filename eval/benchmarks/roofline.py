@@ -26,13 +26,13 @@ BATCH = 2
 CPU = torch.device("cpu")
 
 
-def network() -> Recognizer:
-    """Return R3D-18 for 32 frames, with weights drawn from a fixed seed."""
+def network(frames: int, side: int) -> Recognizer:
+    """Return R3D-18, with weights drawn from a fixed seed."""
     torch.manual_seed(0)
     options = ModelOptions(
         backbone=ResNet3d(depth=18, shortcut="B", stem_kernel=3, stem_stride=1, stem_pool=False),
         head=AverageHead(),
-        input=InputOptions(clip_length=32, resize=(128, 170), crop=112),
+        input=InputOptions(clip_length=frames, resize=(side, side), crop=side),
     )
     return create_model(options, 400).eval().channels_last()
 
@@ -60,8 +60,9 @@ def products(precision: str, target: float) -> tuple[Callable[[], None], float, 
 def main(argv: list[str] | None = None) -> int:
     """Measure, print and write."""
     given = flags(__doc__, argv, rounds=7)
-    model = network()
-    clips = torch.randint(0, 256, (BATCH, 3, 32, 112, 112), dtype=torch.uint8)
+    frames, side = (8, 32) if given.smoke else (32, 112)
+    model = network(frames, side)
+    clips = torch.randint(0, 256, (BATCH, 3, frames, side, side), dtype=torch.uint8)
     operations = 2.0 * multiply_adds(model) * BATCH
     problem = torchvision_agrees(model)
     rows, facts = [], {}
@@ -85,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
             bound = 0.03 if precision == "bf16" else 1e-4
             rows.append(
                 Row(
-                    f"convolution-bound forward, R3D-18 32×112², {precision}",
+                    f"convolution-bound forward, R3D-18 {frames}×{side}², {precision}",
                     f"GEMM peak of the machine at {precision}",
                     rates["gemm"],
                     rates["network"],

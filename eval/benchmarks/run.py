@@ -5,8 +5,8 @@
 Each script runs in a process of its own, one after another, and leaves `results/<name>.json` (with --quick
 `results/quick/<name>.json`); this one gathers their rows in `summary.json` beside them; with --only, the other rows are
 those measured last. With --readme the table in `eval/benchmarks/README.md` is written anew. A script that is missing,
-fails or disagrees with its baseline is a row that says so, and the exit code is 1; a target that is not reached is not
-an error.
+fails or disagrees with its baseline is a row that says so; those are named at the end, and the exit code is 1. A target
+that is not reached is not an error.
 """
 
 from __future__ import annotations
@@ -179,12 +179,18 @@ def main(argv: list[str] | None = None) -> int:
         {"quick": given.quick, "columns": COLUMNS, "rows": listed, "seconds": seconds, "environment": facts},
     )
     aimed = [row for row in rows if row.target is not None]
-    print(f"{sum(row.reached is True for row in aimed)} of {len(aimed)} targets reached; {summary}")
+    wrong = [row for row in rows if row.problem]
+    unmeasured = f", {len(wrong)} rows without a figure that counts" if wrong else ""
+    print(
+        f"{sum(row.reached is True for row in aimed)} of {len(aimed)} targets reached{unmeasured}; {summary}"
+    )
     print("seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
     if given.readme:
         write_readme(markdown_table(rows), facts, given.quick)
         print(README)
-    return 1 if any(row.problem for row in rows) else 0
+    for row in wrong:
+        print(f"FAILED {row.name} {row.against}: {row.problem}", file=sys.stderr)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

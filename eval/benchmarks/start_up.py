@@ -102,16 +102,17 @@ def main(argv: list[str] | None = None) -> int:
             subprocess.run([sys.executable, "-c", "import torch"], env=environment, check=True)
 
         times: dict[str, list[float]] = {"torch": [], "train": []}
-        for _ in range(1 + given.rounds):  # the first turn fills the disk cache
+        warm = 0 if given.smoke else 1  # a turn that fills the disk cache
+        for _ in range(warm + given.rounds):
             for name, seconds in interleaved(
                 {"torch": torch_alone, "train": train}, rounds=1, warm=0
             ).items():
                 times[name] += seconds
             end()
-        times = {name: seconds[1:] for name, seconds in times.items()}
+        times = {name: seconds[warm:] for name, seconds in times.items()}
 
     ours = median_of(times["train"])
-    parts = {name: median_of([found[name] for found in phases[1:]]) for name in phases[0]}
+    parts = {name: median_of([found[name] for found in phases[warm:]]) for name in phases[0]}
     shown = ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts.items())
     row = Row(
         "start of a run to first training step",

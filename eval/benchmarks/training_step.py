@@ -29,6 +29,7 @@ from two_stream.config.model import AverageHead, InputOptions, ModelOptions, Res
 from two_stream.config.schema import TrainOptions
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
+from two_stream.training.losses import Labels
 from two_stream.training.optim import build_optimizer
 from two_stream.training.parallel import parallel
 from two_stream.training.schedule import build_schedule
@@ -77,7 +78,7 @@ class OurStep:
         optimizer = build_optimizer(model, model.stages(), chosen.optimizer, device=CPU)
         schedule = build_schedule(chosen.schedule, optimizer, base_lr=LR, steps_per_epoch=1, epochs=1)
         self.stepper = Stepper(
-            model, optimizer, schedule, chosen, num_classes=51, seed=0, device=CPU, parallel=joined
+            model, optimizer, schedule, chosen, labels=Labels(51), seed=0, device=CPU, parallel=joined
         )
         self.count = chosen.accumulate
         self.precision = chosen.precision
@@ -116,10 +117,17 @@ def disagreement(plain: PlainStep, ours: OurStep, bound: float) -> tuple[float, 
     return error, "" if error < bound else f"logits differ by {error:.1e} (bound {bound:.0e})"
 
 
-def noise(count: int, frames: int) -> torch.Tensor:
-    """Return uint8 clips of 112² with smooth spots."""
-    spots = torch.rand(count, 3, max(2, frames // 4), 14, 14) * 255
-    return F.interpolate(spots, size=(frames, 112, 112), mode="trilinear").to(torch.uint8)
+def noise(count: int, frames: int, side: int) -> torch.Tensor:
+    """Return uint8 clips of `side`² with smooth spots."""
+    spots = torch.rand(count, 3, max(2, frames // 4), side // 8, side // 8) * 255
+    return F.interpolate(spots, size=(frames, side, side), mode="trilinear").to(torch.uint8)
+
+
+def refine(model: nn.Module, last: str) -> None:
+    """Let blocks refine by a small scale of their last norm, as trained ones do: random ones enlarge rounding."""
+    for key, module in model.named_modules():
+        if key.endswith(last):
+            nn.init.constant_(module.weight, 0.05)
 
 
 def settle(model: nn.Module, clips: torch.Tensor) -> None:
@@ -160,18 +168,16 @@ def compare(name: str, against: str, sides: dict[str, Any], rounds: int, target:
 def resnext(given: Any) -> list[Row]:
     """ResNeXt-101 BERT FRMB, 64 frames."""
     torch.manual_seed(0)
-    model = create_model("rgb_resneXt3D64f101_bert10_FRMB", 51)
-    for key, module in model.named_modules():
-        if key.endswith(
-            "bn3"
-        ):  # blocks that refine, as trained ones do; random ones scramble, and rounding with it
-            nn.init.constant_(module.weight, 0.05)
-    clips = noise(1 if given.quick else 2, 64)
+    frames, side = (16, 64) if given.smoke else (64, 112)
+    size = {"clip_length": frames, "resize": (side, side), "crop": side} if given.smoke else None
+    model = create_model("rgb_resneXt3D64f101_bert10_FRMB", 51, **({"input": size} if size else {}))
+    refine(model, "bn3")
+    clips = noise(2 if given.smoke or not given.quick else 1, frames, side)
     settle(model, clips)
     mean, std = spec_of(model)
     plain = PlainStep(_Plain(copy.deepcopy(model)), clips, mean, std)
     sides = {"plain": plain, **_ours(model, clips)}
-    name = "training step, ResNeXt-101 64 frames"
+    name = f"training step, ResNeXt-101 {frames} frames"
     return compare(name, "fp32, default layout", sides, given.rounds, 3.0)
 
 
@@ -180,24 +186,25 @@ def torchvision_networks(given: Any) -> list[Row]:
     from torchvision.models.video import r2plus1d_18, r3d_18
 
     rows = []
-    frames = 8 if given.quick else 16
+    frames, side = 8 if given.quick else 16, 32 if given.smoke else 112
     r3d = ModelOptions(
         backbone=ResNet3d(depth=18, shortcut="B", stem_kernel=3, stem_stride=1, stem_pool=False),
         head=AverageHead(),
         dropout=0.0,
-        input=InputOptions(clip_length=frames, resize=(128, 170), crop=112),
+        input=InputOptions(clip_length=frames, resize=(side, side), crop=side),
     )
     for name, theirs, ours in (
         ("R3D-18", r3d_18(weights=None, num_classes=51), create_model(r3d, 51)),
         ("R(2+1)D-18", r2plus1d_18(weights=None, num_classes=51), create_model("kinetics/r2plus1d_18", 51)),
     ):
-        clips = noise(2, frames)
+        clips = noise(2, frames, side)
         mean, std = spec_of(ours)
+        refine(theirs, "conv2.1")
         settle(theirs, (clips.float() - mean.view(1, -1, 1, 1, 1)) / std.view(1, -1, 1, 1, 1))
         adopt(ours, theirs, name)
         sides = {"plain": PlainStep(theirs, clips, mean, std), **_ours(ours, clips)}
         against = f"torchvision's {type(theirs).__name__}, fp32"
-        rows += compare(f"training step, {name} {frames}×112²", against, sides, given.rounds, None)
+        rows += compare(f"training step, {name} {frames}×{side}²", against, sides, given.rounds, None)
     return rows
 
 
@@ -253,6 +260,7 @@ def exchanges(given: Any) -> Row:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     command = [sys.executable, __file__, "--rounds", str(given.rounds), "--worker"]
+    command += ["--smoke"] if given.smoke else []
     processes = []
     for rank in range(2):
         environment = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -275,19 +283,19 @@ def exchanges(given: Any) -> Row:
         rates["every"],
         rates["once"],
         ratio_of(found["times"], "every", "once"),
-        note=f"R3D-18, clips of 8×32²; weights agree to {found['error']:.0e} after the steps",
+        note=f"R3D-18{' ×0.25' if given.smoke else ''}, clips of 8×32²; weights agree to {found['error']:.0e}",
         unit="steps/s",
         problem="" if found["error"] < 1e-4 else f"weights differ by {found['error']:.1e}",
     )
 
 
-def worker(rounds: int) -> None:
+def worker(rounds: int, backbone: ResNet3d) -> None:
     """Make both kinds of step in turns, joined with the other process, and print the times."""
     distributed.init(cpu_only=True)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     options = ModelOptions(
-        backbone=ResNet3d(depth=18, stem_kernel=3),
+        backbone=backbone,
         head=AverageHead(),
         dropout=0.0,
         input=InputOptions(clip_length=8, resize=(32, 32), crop=32),
@@ -331,7 +339,8 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
     prepare(given)
     if given.worker:
-        worker(given.rounds)
+        backbone = ResNet3d(depth=18, stem_kernel=3, width=0.25 if given.smoke else 1.0)
+        worker(given.rounds, backbone)
         return 0
     measured: list[Callable[[Any], list[Row]]] = [resnext, torchvision_networks]
     rows = [row for measure in measured for row in measure(given)]

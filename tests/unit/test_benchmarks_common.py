@@ -100,6 +100,12 @@ def test_the_runner_says_what_is_missing_or_fails(bench, tmp_path, monkeypatch, 
         ("q", "failed: ValueError: pixels differ"),
         ("r", "no such script"),
     ]
-    assert "1 of 1 targets reached" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "1 of 1 targets reached, 3 rows without a figure that counts" in said.out
+    assert said.err.splitlines() == [
+        "FAILED p (bad.py): failed: ValueError: pixels differ",
+        "FAILED q (bad.py): failed: ValueError: pixels differ",
+        "FAILED r (none.py): no such script",
+    ]
     assert bench.run.main(["--quick", "--only", "idle"]) == 0
     assert "1 of 1 targets reached" in capsys.readouterr().out, "what was measured last stays in the table"

@@ -33,7 +33,7 @@ from two_stream.backbones.i3d import SameConv3d, SamePad3d
 from two_stream.backbones.tracing import WHOLE, traced
 from two_stream.errors import SettingsError
 from two_stream.recognizer import Recognizer
-from two_stream.runtime.inference import cpu_flags
+from two_stream.runtime.precision import cpu_flags
 from two_stream.types import FeatureMap, Modality
 
 _VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}

@@ -111,7 +111,7 @@ def main(args: list[str]) -> int:
 def _measure(options: Options, model: Recognizer, device: torch.device) -> list[Speed]:
     from two_stream.profiling import gemm_rate, measure
     from two_stream.profiling.timing import Work
-    from two_stream.runtime.inference import native_bf16
+    from two_stream.runtime.precision import native_bf16
 
     precisions = options.precision or (("fp32", "bf16") if native_bf16(device) else ("fp32",))
     works: tuple[Work, ...] = ("forward", "training") if options.training or options.data else ("forward",)

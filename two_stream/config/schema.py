@@ -202,8 +202,9 @@ class EvaluateOptions(Options):
     batch_views: PositiveInt | None = None
     """views per forward pass; none: 16 on a GPU, on a CPU the few whose values stay close to it (2 of 64 × 112²)"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """autocast type of the forward pass; auto: bf16 where the device computes it by itself (a GPU; a CPU with AVX-512
-    BF16 or AMX) and neither frame choice, flips nor selection are `paper`, else fp32"""
+    """autocast type of the forward pass; auto: bf16 on a GPU that computes it by itself, and on a CPU where a
+    measurement (once, kept in the cache folder) found it at least 1.2 times as fast as fp32; fp32 elsewhere, and where
+    frame choice, flips or selection are `paper`"""
     fold: bool = True
     """join BatchNorm and the convolution before it: faster, logits equal up to rounding; never done for `paper`"""
     compile: bool = False

@@ -10,10 +10,11 @@ from two_stream.config.schema import Experiment
 from two_stream.data.mirror import Mirror
 from two_stream.data.sampling import sampling_of
 from two_stream.data.shards import shard_facts
-from two_stream.evaluation.network import ClipNetwork
+from two_stream.evaluation.network import ClipNetwork, is_exact
 from two_stream.evaluation.views import describe
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
+from two_stream.runtime.precision import precision_reason
 from two_stream.runtime.provenance import code_version, environment
 from two_stream.video.reader import backend_version
 
@@ -36,6 +37,7 @@ def scoring_facts(
         "crops": evaluate.crops,
         "aggregate": evaluate.aggregate,
         "precision": evaluate.precision,
+        "precision_reason": _reason(experiment, model),
         "folded": evaluate.fold,
         "compiled": evaluate.compile,
         "batch_views": evaluate.batch_views,
@@ -60,6 +62,12 @@ def scoring_facts(
         "code_version": code_version(),
         "environment": environment(),
     }
+
+
+def _reason(experiment: Experiment, model: Recognizer | ClipNetwork) -> str | None:
+    """Return what was measured before a precision was chosen; None where there was no choice or nothing to measure."""
+    fixed = isinstance(model, ClipNetwork) or model.cpu_only or is_exact(experiment)
+    return None if fixed or model.device.type != "cpu" else precision_reason(experiment.evaluate.precision)
 
 
 def _order(frame_order: str) -> str:

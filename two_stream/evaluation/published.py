@@ -43,7 +43,7 @@ from two_stream.recognizer import Recognizer, create_model
 from two_stream.runtime.console import note, say, warn
 from two_stream.runtime.device import pick_device
 from two_stream.runtime.files import sha256
-from two_stream.runtime.inference import resolve_precision
+from two_stream.runtime.precision import resolve_precision
 from two_stream.types import Modality, ScoreTable, VideoRecord
 
 BEST = "model_best.pth.tar"

@@ -147,6 +147,10 @@ def evaluate_run(
             asked = (options or loaded.experiment.evaluate).precision
             stored = StoredViews(loaded.model, experiment, loaded.record, part, asked)
             experiment = stored.experiment
+    # processes of one machine may measure differently; all of them compute as the main one does
+    precision = distributed.broadcast_object(experiment.evaluate.precision)
+    evaluate = experiment.evaluate.model_copy(update={"precision": precision})
+    experiment = experiment.model_copy(update={"evaluate": evaluate})
     scores, skipped = (
         _read_and_score(loaded, experiment, records)
         if stored is None
@@ -155,7 +159,6 @@ def evaluate_run(
     scores, skipped = gathered(scores, skipped, [record.id for record in records])
     facts = loaded.facts if stored is None else stored.facts
     table = score_table(loaded, experiment, part, records, scores, reasons=dict(skipped), facts=facts)
-    evaluate = experiment.evaluate
     path = out or loaded.paths.scores / f"{part}_{slug(evaluate)}{loaded.score_suffix}.npz"
     if distributed.is_main():
         write_scores(path, table)

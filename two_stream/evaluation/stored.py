@@ -83,6 +83,7 @@ class StoredViews:
         made = self.cache.facts
         return {
             "source": "features",
+            "precision_reason": None,  # that of the cache
             "features": {
                 "folder": str(self.cache.folder),
                 "content_sha256": self.cache.content,

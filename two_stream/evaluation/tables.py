@@ -105,6 +105,8 @@ def protocol_line(meta: Mapping[str, Any], summary: Summary | None = None) -> st
     ]
     if meta.get("protocol"):
         parts.append(str(meta["protocol"]))
+    if meta.get("precision_reason"):
+        parts.append(str(meta["precision_reason"]))
     if meta.get("kind") == "fused":
         parts.append(f"fusion {meta.get('rule')}")
     selection = meta.get("selection")

@@ -1,11 +1,10 @@
-"""Networks made quick for scoring: which precision a machine computes by itself, BatchNorm folded away, compilation."""
+"""Networks made quick for scoring: BatchNorm folded away, weights in a shorter type, compilation."""
 
 from __future__ import annotations
 
 import copy
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,39 +17,8 @@ Convolution = nn.Conv2d | nn.Conv3d
 BatchNorm = nn.BatchNorm2d | nn.BatchNorm3d
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
-_CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
-"""Flags of /proc/cpuinfo: x86 with AVX-512 BF16 or AMX, ARM with BF16."""
 FOLD_TOLERANCE = 1e-4
 """Largest difference of a folded network on its example, relative to the largest output."""
-
-
-def native_bf16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 itself: a GPU from Ampere on, a CPU with AVX-512 BF16 or AMX."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and bool(cpu_flags() & set(_CPU_BF16))
-
-
-def cpu_flags() -> set[str]:
-    """Return what the CPU says it can compute, in the words of /proc/cpuinfo; empty where there is no such file."""
-    try:
-        content = Path("/proc/cpuinfo").read_text(errors="replace")
-    except OSError:
-        return set()
-    lines = (
-        line.split(":", 1)[-1].split() for line in content.splitlines() if line[:5] in ("flags", "Featu")
-    )
-    return set(next(lines, []))
-
-
-def resolve_precision(precision: str, device: torch.device, *, exact: bool = False) -> str:
-    """Return the precision that `auto` means here: bf16 where the device has it, fp32 elsewhere and where `exact`.
-
-    Any other precision is returned as it is.
-    """
-    if precision != "auto":
-        return precision
-    return "bf16" if native_bf16(device) and not exact else "fp32"
 
 
 @torch.no_grad()

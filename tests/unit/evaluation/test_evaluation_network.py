@@ -11,9 +11,9 @@ from two_stream.config.model import BertHead, MobileNetV2, ModelOptions
 from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment, TrainOptions
 from two_stream.evaluation.network import Compiled, is_exact, ready, resolved, usual_batch
 from two_stream.recognizer import Recognizer, create_model, input_spec
-from two_stream.runtime import inference
+from two_stream.runtime import inference, precision
 from two_stream.runtime.device import autocast
-from two_stream.runtime.inference import folded, native_bf16, resolve_precision
+from two_stream.runtime.inference import folded
 from two_stream.types import InputSpec
 
 CPU = torch.device("cpu")
@@ -153,13 +153,8 @@ def test_only_what_may_be_folded_is(capsys):
     assert "BatchNorm stays as it is" in capsys.readouterr().err
 
 
-def test_auto_is_bf16_only_where_the_machine_has_it_and_nothing_is_of_the_paper(monkeypatch):
-    monkeypatch.setattr(inference, "native_bf16", lambda device: True)
-    assert resolve_precision("auto", CPU) == "bf16"
-    assert resolve_precision("auto", CPU, exact=True) == "fp32"
-    assert resolve_precision("fp16", CPU, exact=True) == "fp16"
-    monkeypatch.setattr(inference, "native_bf16", lambda device: False)
-    assert resolve_precision("auto", CPU) == "fp32"
+def test_what_is_resolved_is_not_auto_and_of_the_paper_not_folded(monkeypatch):
+    monkeypatch.setattr(precision, "native_bf16", lambda device: False)
     asked = EvaluateOptions(precision="auto")
     spec = input_spec(ModelOptions())
     done = resolved(asked, spec, CPU, exact=False)
@@ -177,23 +172,6 @@ def test_a_batch_is_small_on_a_cpu_and_what_was_asked_for_anywhere(monkeypatch):
     assert usual_batch(spec, CPU) == 16
     assert usual_batch(spec, torch.device("cuda")) == 16
     assert resolved(EvaluateOptions(batch_views=7), spec, CPU, exact=False).batch_views == 7
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        ("flags\t: fpu sse avx512_bf16 amx_tile", True),
-        ("flags\t: fpu sse amx_bf16", True),
-        ("Features\t: fp asimd bf16", True),
-        ("flags\t: fpu sse avx512f", False),
-        ("", False),
-    ],
-)
-def test_the_cpu_says_whether_it_has_bf16(monkeypatch, flags, expected):
-    text = f"processor\t: 0\nmodel name\t: bf16 amx_bf16\n{flags}\nbugs\t: none\n"
-    monkeypatch.setattr("pathlib.Path.read_text", lambda *_, **__: text)
-    assert native_bf16(CPU) is expected
-    assert native_bf16(torch.device("mps")) is False
 
 
 def test_exact_is_what_any_part_of_the_paper_asks_for():

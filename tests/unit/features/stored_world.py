@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from two_stream.config.load import dump
 from two_stream.config.model import ModelOptions
@@ -101,7 +102,13 @@ def experiment_of(
 
 
 def settled_model(options: ModelOptions, seed: int = 0) -> Recognizer:
-    """A network whose norms have the statistics of noise, and whose head is far from the identity."""
+    """A network whose norms have the statistics of noise, and whose head is far from the identity.
+
+    Rounding stays small in it, on any processor. A random layer whose ReLU cuts half of the signal off passes a
+    difference on enlarged, and fifty layers a thousand times; norms with a bias of one let most of the signal through.
+    Logits in float32 then lie within 2e-6 of those in float64 (3e-5 with a bias of zero), relative to the largest, so
+    two ways to compute them within 4e-6 of each other: the tests' limit is 1e-5.
+    """
     torch.manual_seed(seed)
     model = create_model(options, num_classes=len(CLASSES))
     norms = [
@@ -109,17 +116,19 @@ def settled_model(options: ModelOptions, seed: int = 0) -> Recognizer:
     ]
     for norm in norms:
         norm.momentum = None
+        torch.nn.init.ones_(norm.bias)
     model.train()
     spec = model.spec
     with torch.no_grad():
-        clips = torch.randint(0, 256, (6, spec.channels, spec.clip_length, 32, 32), dtype=torch.uint8)
+        spots = 255 * torch.rand(6, spec.channels, 2, 4, 4)
+        clips = functional.interpolate(spots, size=(spec.clip_length, 32, 32), mode="trilinear")
         model(clips)
         for norm in norms:
             norm.momentum = 0.1
         for parameter in [*model.heads.parameters(), *model.classifier.parameters()]:
             parameter.add_(0.02 * torch.randn_like(parameter))
         model.eval()
-        model.classifier.weight.div_(model(clips).std(dim=0).min())
+        model.classifier.weight.div_(model(clips).std(dim=0).max())
     return model
 
 
