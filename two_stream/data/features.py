@@ -39,6 +39,8 @@ CENTRED = 1
 AGAIN = "write it anew with `two-stream features`"
 _NO_MATTER = ("model.backbone.pretrained", "model.backbone.weights")
 """where weights come from; what they are is compared by their SHA-256"""
+_ADDED = {"segments": 0, "stack": 1}
+"""parts of the input that the first caches do not name, with what holds for them"""
 
 FeaturePart = Literal["train", "test"]
 
@@ -169,7 +171,9 @@ class FeatureCache:
         """
         if list(classes) != self.facts.classes:
             raise SettingsError(f"{self.folder}: made for another data set or list of classes; {AGAIN}")
-        made = self.facts.settings
+        made, usual = self.facts.settings, {f"model.input.{name}": value for name, value in _ADDED.items()}
+        if "model.input.stride" in settings:
+            made, settings = usual | made, usual | dict(settings)
         wrong = [
             f"`{key}` {made.get(key)} (here {value})"
             for key, value in settings.items()
@@ -230,8 +234,7 @@ def view_settings(
     network = model.model_dump(mode="json", include={"modality", "backbone", "reduction", "reduced_channels"})
     if model.reduction == "none":
         del network["reduced_channels"]
-    added = {"segments": 0, "stack": 1}  # not there when the first caches were written
-    expected = {name: value for name, value in asdict(spec).items() if added.get(name) != value}
+    expected = {name: value for name, value in asdict(spec).items() if _ADDED.get(name) != value}
     read = {"split", "sampling", "frame_order", "scaled_decoding"}
     reading = data.model_dump(mode="json", include={*read, *({"augment", "resize_once"} if training else ())})
     if data.sampling == "segments":

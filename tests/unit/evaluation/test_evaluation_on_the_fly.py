@@ -1,6 +1,7 @@
 """Videos on the fly: scores as those of extracted frames, fused predictions, annotated copies, the command."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -20,6 +21,7 @@ from two_stream.errors import (
     SettingsError,
     VideoError,
 )
+from two_stream.evaluation import video as on_the_fly
 from two_stream.evaluation.annotate import annotate, panel
 from two_stream.evaluation.run import evaluate_run, extraction_of, load_run, predict, reading_of
 from two_stream.evaluation.video import Reading, VideoResult, fuse_results, score_file, top
@@ -79,6 +81,34 @@ def test_a_video_on_the_fly_scores_as_its_extracted_frames(world, modality):
     score_file(probe, video, SMALL, Reading(short_side=48))
     other = (torch.cat(probe.seen).float() - stored).abs().mean()
     assert other > gap  # at half the size displacements are half as long
+
+
+def test_segments_and_stacks_are_made_of_the_frames_of_the_whole_video(world, monkeypatch):
+    """Of 13 pictures and 12 flow fields; only the chosen pictures are brought to size."""
+    video = world / "videos" / "left" / "v_g3.mp4"
+    middle = EvaluateOptions(views="single", crops="center")
+    sized = []
+    whole_picture = on_the_fly.picture_at
+    monkeypatch.setattr(on_the_fly, "picture_at", lambda *given: sized.append(1) or whole_picture(*given))
+
+    def seen(modality, **changes):
+        probe = Probe(replace(load_run(world / modality).model.spec, stride=1, **changes))
+        sized.clear()
+        score_file(probe, video, middle, Reading(short_side=96))
+        return probe.seen[0]
+
+    every = seen("rgb", clip_length=13)
+    assert len(sized) == 13
+    torch.testing.assert_close(
+        seen("rgb", clip_length=4, segments=4), every[:, :, [1, 4, 8, 11]], rtol=0, atol=0
+    )
+    assert len(sized) == 4
+    fields = seen("flow", clip_length=12)
+    stacks = seen("flow", clip_length=3, segments=3, stack=4)
+    assert len(sized) == 11  # the first field and its picture, and the second, are in no stack
+    for place, first in enumerate((2, 6, 8)):  # the third begins at 10, and the fields end at 11
+        expected = fields[:, :, first : first + 4].transpose(1, 2).flatten(1, 2)
+        torch.testing.assert_close(stacks[:, :, place], expected, rtol=0, atol=0)
 
 
 def test_short_videos_loop_and_one_frame_has_no_flow(world, tmp_path):

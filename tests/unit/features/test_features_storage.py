@@ -225,7 +225,17 @@ def test_settings_that_differ_are_named(made: tuple[Experiment, Recognizer, Path
         with pytest.raises(SettingsError, match=words):
             cache.check_settings(settings, record.classes)
     settings = view_settings(model.options, model.spec, experiment.data, record, training=True)
+    assert not {"model.input.segments", "model.input.stack"} & {*settings, *cache.facts.settings}
     cache.check_settings(settings, record.classes)
+    spread = replace(model.spec, segments=model.spec.clip_length)
+    other = view_settings(model.options, spread, experiment.data, record, training=True)
+    with pytest.raises(SettingsError, match=r"`model\.input\.segments` 0 \(here \d+\)"):
+        cache.check_settings(other, record.classes)
+    cache.facts.settings["model.input.segments"] = spread.segments
+    cache.check_settings(other, record.classes)
+    with pytest.raises(SettingsError, match=r"`model\.input\.segments` \d+ \(here 0\)"):
+        cache.check_settings(settings, record.classes)
+    del cache.facts.settings["model.input.segments"]
     with pytest.raises(SettingsError, match="another data set or list of classes"):
         cache.check_settings(settings, record.classes[::-1])
 

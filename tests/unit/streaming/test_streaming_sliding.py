@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
 from two_stream import create_model
+from two_stream.commands.stream import StreamFlags, _check_input
 from two_stream.errors import SettingsError
 from two_stream.streaming.sliding import SlidingRecognizer
 
@@ -37,3 +42,29 @@ def test_no_step_is_refused() -> None:
     model = create_model("efficient3d/mobilenetv2_0.2x", num_classes=2)
     with pytest.raises(SettingsError, match="the step of sliding clips is 0 frames"):
         SlidingRecognizer(model, 0)
+
+
+def test_a_stream_stands_for_segments_of_one_frame_and_for_no_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run(**input_: Any) -> Any:
+        with torch.device("meta"):
+            model = create_model(
+                "efficient3d/mobilenetv2_0.2x",
+                num_classes=3,
+                modality="flow",
+                input={"clip_length": 8, **input_},
+            )
+        return SimpleNamespace(model=model, paths=SimpleNamespace(root=Path("runs/one")))
+
+    flags = StreamFlags("0")
+    _check_input(flags, run())
+    assert capsys.readouterr().err == ""
+    _check_input(flags, run(segments=8, stride=4))
+    assert "8 frames lie 4 source frames apart, 29 in all" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(
+        SettingsError, match="takes 2 frames of each of 4 segments, which a stream does not make"
+    ):
+        _check_input(flags, run(segments=4))
+    with pytest.raises(SettingsError, match="sees stacks of 5 flow fields, which a stream does not make"):
+        _check_input(flags, run(stack=5))
