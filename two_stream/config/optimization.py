@@ -55,7 +55,7 @@ class Logistic(Options):
     folds: Annotated[int, Field(ge=2)] = 5
     """parts of the cross-validation; source videos stay whole, so there are as many as sources at most"""
     repeats: PositiveInt = 3
-    """cross-validations with folds drawn anew, whose losses are averaged"""
+    """cross-validations with other folds each, whose losses are averaged"""
     balanced: bool = True
     """every class weighs as much as any other; false: every video does"""
     views: Annotated[int, Field(ge=0)] | None = None

@@ -192,8 +192,9 @@ def test_statistics_survive_a_second_training_and_old_weights_load(world: Path, 
     steps = {"optimizer": {"kind": "sgd", "lr": 1e-4}, "epochs": 1}
     first = start(world, tmp_path, model={"standardize": True}, train=steps)
     folder = train(first).run.root
-    second = start(world, tmp_path, name="second", model={"standardize": True}, data={"holdout": 0.5})
-    train_on = second.train.model_copy(update={"init": folder, "init_part": "all"})
+    second = start(world, tmp_path, name="second", model={"standardize": True})
+    whole_list = {"init": folder, "init_part": "all", "selection": "paper"}  # others would be measured on it
+    train_on = second.train.model_copy(update=whole_list)
     run = load_run(train(second.model_copy(update={"train": train_on})).run.root)
     assert torch.equal(run.model.standards[0].mean, load_run(folder).model.standards[0].mean)
     assert not run.model.standards[0].mean.eq(0).all()
