@@ -81,6 +81,8 @@ def test_every_backbone_takes_stacks_of_flow_fields(kind: str) -> None:
     backbone: dict[str, object] = {"kind": kind}
     if kind == "hf_video":
         backbone["config"] = {"num_hidden_layers": 1}
+    if kind == "motion_grid":  # nothing to learn, and no first layer
+        return
     for stack, channels in ((1, 2), (5, 10)):
         options = ModelOptions.model_validate(
             {"modality": "flow", "backbone": backbone, "head": {"kind": "average"}, "input": {"stack": stack}}
