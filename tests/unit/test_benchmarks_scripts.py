@@ -19,13 +19,13 @@ SCRIPTS = {
     "loading": "quick",
     "memory_format": "quick",
     "quantisation": "quick",
-    "roofline": "quick",
+    "roofline": "slow",
     "start_up": "slow",
     "streaming": "quick",
     "training_step": "quick",
     "video_reading": "quick",
 }
-"""quick ones take a minute together"""
+"""quick ones take about a minute of CPU time together"""
 CASES = [pytest.param(name, marks=[pytest.mark.slow] * (kind == "slow")) for name, kind in SCRIPTS.items()]
 
 
