@@ -56,7 +56,9 @@ class MotionGridNet(Backbone):
     def __init__(self, options: MotionGrid, modality: Modality, stack: int = 1) -> None:
         super().__init__(options, modality, stack)
         if stack > 1:
-            raise SettingsError(f"`backbone.kind: motion_grid` takes one flow field, and `input.stack` is {stack}")
+            raise SettingsError(
+                f"`backbone.kind: motion_grid` takes one flow field, and `input.stack` is {stack}"
+            )
         self.grid = CellMeans(options.rows, options.columns)
         self.channels = (3 * options.rows * options.columns,)
         self.temporal_stride = (1,)

@@ -10,7 +10,9 @@ from two_stream.errors import ScoreError
 from two_stream.evaluation.run import evaluate_run, load_run
 from two_stream.evaluation.scores import newest_scores, read_scores
 from two_stream.runtime.console import note
+from two_stream.training.checkpoint import has_checkpoint, load_newest
 from two_stream.training.loop import train
+from two_stream.training.run_folder import check_run
 from two_stream.types import Part, RunPaths
 
 
@@ -31,14 +33,18 @@ def train_and_score(
         KeyboardInterrupt: A signal stopped the training; it is saved.
         TwoStreamError: As for training and evaluation.
     """
-    paths = RunPaths(experiment.runs / experiment.name)
-    if train(experiment, resume=paths.experiment.is_file()).interrupted is not None:
+    paths = check_run(experiment, resume=True, overwrite=False)
+    if not _is_finished(paths) and train(experiment, resume=True).interrupted is not None:
         note(f"saved; {command} continues from here")
         raise KeyboardInterrupt
     for part in parts:
         if not _is_scored(paths, part):
             evaluate_run(paths.root, part=part)
     return paths.root
+
+
+def _is_finished(paths: RunPaths) -> bool:
+    return has_checkpoint(paths) and bool(load_newest(paths)[1]["progress"]["finished"])
 
 
 def _is_scored(paths: RunPaths, part: Part) -> bool:
