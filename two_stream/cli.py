@@ -15,7 +15,7 @@ COMMANDS = {
     "extract": "videos -> folders of frames and optical flow",
     "pack": "frame folders or videos -> shards that are read several times as fast, from a disk or object storage",
     "check": "examine videos, frame folders and split lists for what would spoil a run",
-    "auto": "from a prepared data set to the best answer its videos allow: check, baseline, both streams, fusion, report",
+    "auto": "from a prepared data set to the best answer: check, baseline, both streams, fusion, report",
     "baseline": "the accuracy that a network must beat: linear classifiers on features that nobody trained",
     "train": "train one stream on one split",
     "features": "store what a frozen backbone gives for every video, for heads to train and be scored on",

@@ -187,6 +187,24 @@ def join(tables: Sequence[ScoreTable]) -> list[ScoreTable]:
     return [first, *(_align(first, other) for other in tables[1:])]
 
 
+def common(tables: Sequence[ScoreTable]) -> list[ScoreTable]:
+    """Return tables with the videos that all of them have, in the order of the first.
+
+    Raises:
+        ScoreError: There is no such video, or the tables contradict each other.
+    """
+    shared = set(tables[0].ids).intersection(*(table.ids for table in tables[1:]))
+    if not shared:
+        raise ScoreError(f"{name_of(tables[0])} and {name_of(tables[-1])}: no video in common")
+    kept = [
+        reorder(
+            table, np.array([row for row, name in enumerate(table.ids) if name in shared], dtype=np.int64)
+        )
+        for table in tables
+    ]
+    return join(kept)
+
+
 def _align(first: ScoreTable, other: ScoreTable) -> ScoreTable:
     ours, theirs = name_of(first), name_of(other)
     if other.class_names != first.class_names:

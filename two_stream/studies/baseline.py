@@ -39,6 +39,7 @@ class Baseline:
     """The scores of a data set's baseline on its test part."""
 
     folder: Path
+    runs: list[RunPaths]
     majority: ScoreTable
     streams: list[ScoreTable]
     fused: ScoreTable | None
@@ -107,9 +108,8 @@ def run_baseline(
             write_scores(folder / BASELINE_SCORES.format(part=part), fused)
     streams = tables["test"]
     best = read_scores(folder / BASELINE_SCORES.format(part="test")) if len(streams) > 1 else None
-    return Baseline(
-        folder, majority(record, chosen[0], streams[0]), streams, best, time.perf_counter() - begin
-    )
+    guesser = majority(record, chosen[0], streams[0])
+    return Baseline(folder, done, guesser, streams, best, time.perf_counter() - begin)
 
 
 def _experiment(stream: str, changes: dict[str, Any], folder: Path) -> Experiment:

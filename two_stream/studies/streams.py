@@ -34,7 +34,8 @@ def train_and_score(
         TwoStreamError: As for training and evaluation.
     """
     paths = check_run(experiment, resume=True, overwrite=False)
-    if not _is_finished(paths) and train(experiment, resume=True).interrupted is not None:
+    begun = paths.experiment.is_file()
+    if not _is_finished(paths) and train(experiment, resume=begun).interrupted is not None:
         note(f"saved; {command} continues from here")
         raise KeyboardInterrupt
     for part in parts:

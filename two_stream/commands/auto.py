@@ -1,0 +1,197 @@
+"""`two-stream auto DATASET`: from a prepared data set to the best answer that its videos allow."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from two_stream.commands import baseline as baseline_command
+from two_stream.commands.baseline import DataFlags, read_data
+from two_stream.commands.common import parse
+
+if TYPE_CHECKING:
+    from two_stream.data.catalog import Record
+    from two_stream.studies.auto import Candidate
+    from two_stream.types import RunPaths
+
+SUMMARY = (
+    "Check a prepared data set, run the baseline, train both streams by the recipe that fits the machine, evaluate, "
+    "fuse, report, and say which answer to keep. Each step prints its command; a second call continues an earlier one."
+)
+
+
+@dataclass(frozen=True)
+class AutoFlags(DataFlags):
+    """Flags of `two-stream auto`."""
+
+    minutes: float = 20.0
+    """time for everything; where it is short the streams see fewer views or epochs, or are left out"""
+    out: Path | None = None
+    """page to write; none: `RUNS/auto/<data set>-split<n>.html`"""
+
+
+def main(args: list[str]) -> int:
+    """Run the command and return its exit code: 1 when the data set has errors.
+
+    Raises:
+        TwoStreamError: A step failed; what it left is kept.
+    """
+    flags = parse(AutoFlags, args, "two-stream auto", SUMMARY)
+    from two_stream.commands import check
+    from two_stream.errors import SettingsError
+    from two_stream.runtime.console import say
+    from two_stream.studies.auto import candidates, chosen, expected_interval
+    from two_stream.studies.baseline import run_baseline
+
+    if flags.minutes <= 0:
+        raise SettingsError(f"two-stream auto: --minutes is {flags.minutes:g}: expected more than 0")
+    end = time.monotonic() + 60 * flags.minutes
+    record, changes = read_data(flags)
+    _step("1/5 checking the data set", ["check", flags.dataset, *_root(flags)])
+    if check.main([flags.dataset, *_root(flags)]):
+        say("Repair these first: a network learns from what is there.")
+        return 1
+    say(expected_interval(record, (record.modalities() or ["rgb"])[0], flags.split))
+    given = [flags.dataset, *_root(flags), "--split", str(flags.split), "--source", changes["data.source"]]
+    given += ["--runs", str(flags.runs), "--device", flags.device, "--seed", str(flags.seed)]
+    _step("2/5 the baseline, which networks must beat", ["baseline", *given])
+    command = "`two-stream auto` with the same flags"
+    baseline = run_baseline(record, changes, flags.runs, command)
+    baseline_command.show(baseline, seed=flags.seed)
+    networks = _streams(flags, record, changes, baseline.runs, end)
+    _step("4/5 fusing, with weights that the training videos choose", [])
+    found = candidates(baseline.runs, networks)
+    best = chosen(found)
+    _show(found, best, flags)
+    return _answer(flags, record, networks or baseline.runs, best)
+
+
+def _streams(
+    flags: AutoFlags, record: Record, changes: dict[str, Any], baseline: Sequence[RunPaths], end: float
+) -> list[RunPaths]:
+    """Train and score both streams; return their runs."""
+    from two_stream.data.splits import load_part
+    from two_stream.runtime.console import say
+    from two_stream.studies.auto import experiment_of, fit_to_time, recipe
+    from two_stream.studies.streams import train_and_score
+    from two_stream.types import RunPaths
+
+    paces = {run.root.name: run for run in baseline}
+    streams = [modality for modality in record.modalities() if modality in paces]
+    done: list[RunPaths] = []
+    for place, modality in enumerate(streams):
+        path = recipe(modality, flags.settings_root, flags.device)
+        name = f"{record.name}-split{flags.split}-{modality}"
+        experiment = experiment_of(path, changes, name, flags.runs)
+        run = RunPaths(flags.runs / name)
+        videos = sum(
+            len(load_part(record, modality, flags.split, part, selection="paper"))
+            for part in ("train", "test")
+        )
+        left = (end - time.monotonic()) / (len(streams) - place)
+        fitting = experiment if run.last.exists() else fit_to_time(experiment, paces[modality], videos, left)
+        if fitting is None:
+            say(f"3/5 no time is left for the {modality} stream; give more --minutes")
+            continue
+        if run.last.exists():  # an earlier call settled what fits
+            from two_stream.config.load import load_experiment
+
+            fitting = load_experiment(run.experiment)
+        changed = _flags_of(changes) + _differences(experiment, fitting)
+        command = ["train", str(path), *changed, "--name", name, "--runs", str(flags.runs)]
+        _step(f"3/5 the {modality} stream", command)
+        _step("", ["evaluate", str(run.root)])
+        train_and_score(fitting, command="`two-stream auto` with the same flags")
+        done.append(run)
+    return done
+
+
+def _differences(recipe: Any, fitting: Any) -> list[str]:
+    """Return the flags that make a recipe fit the time."""
+    from two_stream.config.load import flatten
+
+    before, after = (flatten(one.model_dump(mode="json")) for one in (recipe, fitting))
+    changed = {
+        key: after[key] for key in ("train.epochs", "train.optimizer.views", "evaluate.crops") if key in after
+    }
+    return _flags_of({key: value for key, value in changed.items() if value != before.get(key)})
+
+
+def _flags_of(changes: Mapping[str, Any]) -> list[str]:
+    return [part for key, value in changes.items() for part in (f"--{key.replace('_', '-')}", str(value))]
+
+
+def _root(flags: AutoFlags) -> list[str]:
+    return [] if flags.settings_root == Path("settings") else ["--settings-root", str(flags.settings_root)]
+
+
+def _step(title: str, command: Sequence[str]) -> None:
+    from two_stream.runtime.console import say
+
+    if title:
+        say(f"\n{title}")
+    if command:
+        say(f"  $ two-stream {shlex.join(command)}")
+
+
+def _show(found: Sequence[Candidate], best: Candidate, flags: AutoFlags) -> None:
+    from two_stream.evaluation import tables
+    from two_stream.runtime.console import console, say, table
+
+    lines = tables.lines([one.test for one in found], seed=flags.seed)
+    columns = ["answer", "training videos, held out", *tables.columns(lines)[1:]]
+    rows = [
+        [one.name, f"{100 * one.validated:.1f}", *cells[1:]] for one, cells in zip(found, tables.rows(lines))
+    ]
+    console.print(table("answers: accuracy in %", columns, rows))
+    if len(found) == 1:
+        say("Only the baseline was run, so it is the answer.")
+    elif best.name == "baseline":
+        say(
+            f"The answer is the baseline: it is better than the networks on the {best.videos} held-out training videos."
+        )
+    else:
+        say(f"The answer is {best.name}: the best on the {best.videos} held-out training videos.")
+    say("The test part played no part in the choice.")
+
+
+def _answer(flags: AutoFlags, record: Record, shown: Sequence[RunPaths], best: Candidate) -> int:
+    """Write the page and the answer, and say how to use it."""
+    from two_stream.commands import report
+    from two_stream.config.load import load_experiment
+    from two_stream.runtime.console import say
+    from two_stream.runtime.files import write_json
+
+    out = flags.out or flags.runs / "auto" / f"{record.name}-split{flags.split}.html"
+    sources = [str(run.root) for run in shown]
+    page = [*sources, "--out", str(out), "--rule", "logits" if best.rule == "learned" else best.rule]
+    _step("5/5 the report", ["report", *page])
+    report.main(page)
+    runs = sorted(
+        zip(best.runs, best.weights),
+        key=lambda pair: load_experiment(pair[0].experiment).model.modality != "rgb",
+    )
+    command = ["two-stream", "predict", "VIDEO"]
+    for run, _ in runs:
+        command += [f"--{load_experiment(run.experiment).model.modality}", str(run.root)]
+    if len(runs) > 1:
+        rule = "logits" if best.rule == "learned" else best.rule
+        command += ["--rule", rule, "--weights", *(f"{weight:.4g}" for _, weight in runs)]
+    write_json(
+        out.with_name(f"{out.stem}_answer.json"),
+        {
+            "answer": best.name,
+            "runs": [str(run.root) for run, _ in runs],
+            "rule": best.rule,
+            "weights": [weight for _, weight in runs],
+            "held_out_accuracy": best.validated,
+            "predict": shlex.join(command),
+        },
+    )
+    say("\nTo classify a video with the answer:")
+    say(f"  $ {shlex.join(command)}")
+    return 0

@@ -1,0 +1,153 @@
+"""From a prepared data set to the answer: which recipe fits, which of the answers the training videos prefer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import two_stream
+from two_stream.config.load import read_yaml, validate
+from two_stream.config.schema import Experiment
+from two_stream.data.catalog import Record
+from two_stream.data.splits import load_part, source_of
+from two_stream.errors import SettingsError
+from two_stream.evaluation.fusion import combine, fuse
+from two_stream.evaluation.metrics import main_value
+from two_stream.evaluation.run_files import history
+from two_stream.evaluation.scores import common, find_scores, read_scores
+from two_stream.runtime.device import pick_device
+from two_stream.studies.baseline import RULE
+from two_stream.studies.variants import merged, nested
+from two_stream.types import Modality, RunPaths, ScoreTable
+
+RECIPES = "own_videos_{modality}{machine}.yaml"
+_Z = 1.96
+_EVALUATED = 1.3
+"""time of the training and test clips together with reading and the cross-validation, in multiples of the passes"""
+
+
+def recipe(modality: Modality, settings_root: Path, device: str) -> Path:
+    """Return the experiment file that fits the machine: on a GPU the network learns, elsewhere its last layer does.
+
+    Raises:
+        SettingsError: The file is neither under the settings nor in the checkout of the package.
+    """
+    name = RECIPES.format(modality=modality, machine="" if pick_device(device).type == "cpu" else "_gpu")
+    places = [settings_root, Path(two_stream.__file__).parents[1] / "settings"]
+    found = next(
+        (place / "experiments" / name for place in places if (place / "experiments" / name).is_file()), None
+    )
+    if found is None:
+        raise SettingsError(
+            f"{places[0] / 'experiments' / name}: no such recipe; give a checkout's settings folder as --settings-root"
+        )
+    return found
+
+
+def experiment_of(path: Path, changes: dict[str, Any], name: str, runs: Path) -> Experiment:
+    """Return a recipe's settings for a data set."""
+    settings = merged(read_yaml(path), nested(changes))
+    return validate(Experiment, settings | {"name": name, "runs": str(runs)}, path)
+
+
+def expected_interval(record: Record, modality: Modality, split: int) -> str:
+    """Return a sentence: how sure an accuracy on the test part can be, before anything is trained.
+
+    Half the width of the 95 % interval at 80 %, if every video says something new, and if every source does only once.
+    """
+    test = load_part(record, modality, split, "test")
+    train = load_part(record, modality, split, "train", selection="paper")
+    sources = len({source_of(video) for video in test})
+    best, worst = (100 * _Z * math.sqrt(0.16 / count) for count in (len(test), sources))
+    width = f"±{best:.0f}" if sources == len(test) else f"±{best:.0f} to ±{worst:.0f}"
+    return (
+        f"{len(train)} training videos of {len({source_of(video) for video in train})} sources, {len(test)} test "
+        f"videos of {sources}, {record.num_classes} classes. An accuracy of 80 % will be known to {width} points (95 % "
+        "interval; the wider, the more alike the videos of one source are)."
+    )
+
+
+def fit_to_time(experiment: Experiment, baseline: RunPaths, videos: int, seconds: float) -> Experiment | None:
+    """Return the experiment as it fits the time, judged by the pace of a baseline's run; None where it cannot.
+
+    Args:
+        experiment: A recipe.
+        baseline: A finished run of the baseline of the same modality, which says how fast this machine is.
+        videos: Of both parts together.
+        seconds: What is left for this stream.
+    """
+    rows = history(baseline)
+    pace = rows[-1].get("clips_per_second", 0.0) if rows else 0.0
+    if not pace:
+        return experiment
+    images = experiment.model.input.clip_length or 16
+    one_pass = _EVALUATED * videos / pace * images / 16
+    if experiment.train.optimizer.kind != "logistic":
+        # a step costs about three forward passes; the test part is scored once
+        epochs = int((seconds - one_pass) / (3 * one_pass))
+        if epochs >= experiment.train.epochs:
+            return experiment
+        train = experiment.train.model_copy(update={"epochs": epochs})
+        return experiment.model_copy(update={"train": train}) if epochs >= 5 else None
+    if 2 * one_pass <= seconds:
+        return experiment
+    if one_pass > seconds:
+        return None
+    solver = experiment.train.optimizer.model_copy(update={"views": 0})
+    return experiment.model_copy(
+        update={
+            "train": experiment.train.model_copy(update={"optimizer": solver}),
+            "evaluate": experiment.evaluate.model_copy(update={"crops": "center"}),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One possible answer: a run, or several that are fused."""
+
+    name: str
+    runs: list[RunPaths]
+    test: ScoreTable
+    rule: str
+    weights: list[float]
+    validated: float
+    """top-1 on the training videos that the networks did not learn from: those of the folds or of the holdout"""
+    videos: int
+    """how many these are"""
+
+
+def candidate(name: str, runs: Sequence[RunPaths], rule: str) -> Candidate:
+    """Fuse the test scores of runs and judge the fusion on their validation scores, over the videos that all have.
+
+    Args:
+        name: What to call it.
+        runs: One or more runs, scored on `test` and `val`.
+        rule: `learned` fits the weights on the validation scores, others weigh the runs alike.
+    """
+    tests, vals = ([read_scores(find_scores(run.root, part)) for run in runs] for part in ("test", "val"))
+    vals = common(vals)
+    if len(runs) == 1:
+        test, weights, rule = tests[0], [1.0], "logits"
+    else:
+        test = fuse(tests, rule, fit=vals if rule == "learned" else None)
+        weights = [float(weight) for weight in test.meta["weights"]]
+    fused = combine([table.logits for table in vals], rule, weights)
+    return Candidate(name, list(runs), test, rule, weights, main_value(fused, vals[0]), len(vals[0].ids))
+
+
+def candidates(baseline: Sequence[RunPaths], networks: Sequence[RunPaths]) -> list[Candidate]:
+    """Return what may be answered: the baseline, the networks, and all of them together."""
+    found = [candidate("baseline", baseline, RULE)]
+    if networks:
+        found.append(candidate("networks", networks, "learned"))
+        found.append(candidate("networks and baseline", [*networks, *baseline], "learned"))
+    return found
+
+
+def chosen(found: Sequence[Candidate]) -> Candidate:
+    """Return the candidate of the highest validation accuracy, of equals the one with the fewest runs."""
+    return max(found, key=lambda one: (round(one.validated, 9), -len(one.runs)))
