@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from two_stream.streaming.recording import Recording
     from two_stream.streaming.track import Stream, StreamNetwork
     from two_stream.streaming.window import Window
+    from two_stream.types import InputSpec
     from two_stream.video.live import LiveSource
 
+_APART = 4
+"""source frames from one segment of several frames to the next"""
 SUMMARY = "Say what happens while it happens: a camera, an RTSP or HTTP stream, or a long file, one frame at a time."
 PROG = "two-stream stream"
 
@@ -56,7 +59,8 @@ class StreamFlags:
     squeeze: Literal["frame", "clip"] = "frame"
     """continual: what squeeze-and-excitation averages over, the present frame or the length of a clip"""
     every: int | None = None
-    """source frames per frame of the network; none: as in its clips (of a network of segments: its `input.stride`)"""
+    """source frames per frame of the network; none: as in its clips (of a network of segments: its `input.stride`, of
+    one with several frames a segment 4 from one segment to the next)"""
     queue: int = 4
     """frames that may wait while the networks are busy; of a live source older ones are dropped and counted"""
     paced: bool = False
@@ -176,7 +180,7 @@ def _stream(flags: StreamFlags, run: Run) -> Stream:
         spec.modality,
         _network(flags, run, options),
         Prepare(spec, reading),
-        every=flags.every or spec.stride,
+        every=1 if _picked(flags, spec) is not None else _distance(flags, spec),
         pairs=spec.modality == "flow",
         device=device,
         precision=options.precision,
@@ -193,17 +197,33 @@ def _check_input(flags: StreamFlags, run: Run) -> None:
             f"{root}: sees stacks of {spec.stack} flow fields, which a stream does not make; give a run with "
             "`model.input.stack: 1`, or use `two-stream predict`"
         )
-    if spec.segments not in (0, spec.clip_length):
+    picked = _picked(flags, spec)
+    if picked is not None and flags.mode == "continual":
         raise SettingsError(
-            f"{root}: takes {spec.clip_length // spec.segments} frames of each of {spec.segments} segments, which a "
-            "stream does not make; give a run with one frame a segment, or use `two-stream predict`"
+            f"{root}: takes {spec.clip_length // spec.segments} frames of each of {spec.segments} segments, which only "
+            "sliding clips have; leave --mode out"
         )
     if spec.segments:
-        every = flags.every or spec.stride
+        every = _distance(flags, spec)
+        seen = (spec.clip_length - 1) * every + 1 if picked is None else picked[-1] + 1
         note(
-            f"{root}: was trained on segments of whole videos; here its {spec.clip_length} frames lie {every} source "
-            f"frames apart, {(spec.clip_length - 1) * every + 1} in all (--every sets it)"
+            f"{root}: was trained on segments of whole videos; here they lie {every} source frames apart, {seen} in "
+            "all (--every sets it)"
         )
+
+
+def _distance(flags: StreamFlags, spec: InputSpec) -> int:
+    """Return the source frames from one frame of the network, or one segment of several, to the next."""
+    together = spec.clip_length // spec.segments if spec.segments else 1
+    return flags.every or (spec.stride if together == 1 else max(_APART, together * spec.stride))
+
+
+def _picked(flags: StreamFlags, spec: InputSpec) -> tuple[int, ...] | None:
+    """Return which frames of a window make a clip where every segment has several; None where they are all."""
+    if spec.segments in (0, spec.clip_length):
+        return None
+    apart, together = _distance(flags, spec), range(spec.clip_length // spec.segments)
+    return tuple(start * apart + place * spec.stride for start in range(spec.segments) for place in together)
 
 
 def _network(flags: StreamFlags, run: Run, options: EvaluateOptions) -> StreamNetwork:
@@ -219,7 +239,8 @@ def _network(flags: StreamFlags, run: Run, options: EvaluateOptions) -> StreamNe
 
     model = ready(run.model, options)
     assert isinstance(model, Recognizer)  # compiled it would not be one
-    if flags.mode != "sliding":
+    picked = _picked(flags, model.spec)
+    if flags.mode != "sliding" and picked is None:
         from two_stream.streaming import convert
 
         try:
@@ -228,7 +249,7 @@ def _network(flags: StreamFlags, run: Run, options: EvaluateOptions) -> StreamNe
             if flags.mode == "continual":
                 raise
             note(f"{run.paths.root}: {error}; its clip network is run on sliding clips")
-    return SlidingRecognizer(model, flags.step)
+    return SlidingRecognizer(model, flags.step, picked)
 
 
 def _show(flags: StreamFlags, pipeline: Pipeline, watcher: Watcher) -> int:

@@ -50,7 +50,7 @@ def _read(args: list[str]) -> Action:
     if recipe is not None:
         return _read_recipe(recipe, args, given, resume=resume, overwrite=overwrite)
     name, rest = split_positional(
-        args, "two-stream train", "the experiment file", "settings/experiments/small.yaml"
+        args, "two-stream train", "the experiment file", "settings/experiments/own_videos_rgb.yaml"
     )
     default = Experiment() if name is None else load_experiment(name)
     experiment = parse_over(default, rest, PROG, DESCRIPTION)

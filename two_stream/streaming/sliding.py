@@ -5,6 +5,8 @@ For networks that cannot be turned into one that takes a frame at a time, and to
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from two_stream.errors import SettingsError
@@ -17,21 +19,25 @@ class SlidingRecognizer:
     Attributes:
         delay: Number, from 0, of the frame that completes the first clip.
         stride: Frames from one clip to the next.
-        receptive_field: Frames of a clip.
+        receptive_field: Frames from the first to the last of a clip.
     """
 
-    def __init__(self, model: Recognizer, stride: int | None = None) -> None:
+    def __init__(
+        self, model: Recognizer, stride: int | None = None, picked: Sequence[int] | None = None
+    ) -> None:
         """Wrap a model.
 
         Args:
             model: In evaluation mode.
             stride: Frames between the starts of clips; None: half a clip.
+            picked: Which frames from the first on make a clip, ascending from 0; None: all, one after the other.
 
         Raises:
             SettingsError: The stride is none.
         """
-        length = model.spec.clip_length
+        length = model.spec.clip_length if picked is None else picked[-1] + 1
         self.model = model
+        self.picked = None if picked is None else torch.tensor(picked)
         self.stride = max(1, length // 2) if stride is None else stride
         if self.stride < 1:
             raise SettingsError(f"the step of sliding clips is {self.stride} frames: expected 1 or more")
@@ -51,7 +57,10 @@ class SlidingRecognizer:
         held = frames_BCTHW if self._held is None else torch.cat((self._held, frames_BCTHW), dim=2)
         logits = []
         while held.shape[2] >= self.receptive_field:
-            logits.append(self.model(held[:, :, : self.receptive_field]))
+            clip = held[:, :, : self.receptive_field]
+            if self.picked is not None:
+                clip = clip.index_select(2, self.picked.to(clip.device))
+            logits.append(self.model(clip))
             self._skip += max(0, self.stride - held.shape[2])
             held = held[:, :, self.stride :]
         self._held = held.clone()  # not a view that keeps the chunk alive

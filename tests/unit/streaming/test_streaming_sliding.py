@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from two_stream import create_model
-from two_stream.commands.stream import StreamFlags, _check_input
+from two_stream.commands.stream import StreamFlags, _check_input, _picked
 from two_stream.errors import SettingsError
 from two_stream.streaming.sliding import SlidingRecognizer
 
@@ -44,7 +44,7 @@ def test_no_step_is_refused() -> None:
         SlidingRecognizer(model, 0)
 
 
-def test_a_stream_stands_for_segments_of_one_frame_and_for_no_others(
+def test_a_stream_takes_segments_of_one_frame_and_of_several(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def run(**input_: Any) -> Any:
@@ -61,10 +61,30 @@ def test_a_stream_stands_for_segments_of_one_frame_and_for_no_others(
     _check_input(flags, run())
     assert capsys.readouterr().err == ""
     _check_input(flags, run(segments=8, stride=4))
-    assert "8 frames lie 4 source frames apart, 29 in all" in " ".join(capsys.readouterr().err.split())
-    with pytest.raises(
-        SettingsError, match="takes 2 frames of each of 4 segments, which a stream does not make"
-    ):
-        _check_input(flags, run(segments=4))
+    assert "they lie 4 source frames apart, 29 in all" in " ".join(capsys.readouterr().err.split())
+    pairs = run(segments=4, stride=1)
+    _check_input(flags, pairs)
+    assert "they lie 4 source frames apart, 14 in all" in " ".join(capsys.readouterr().err.split())
+    assert _picked(flags, pairs.model.spec) == (0, 1, 4, 5, 8, 9, 12, 13)
+    assert _picked(StreamFlags("0", every=6), pairs.model.spec) == (0, 1, 6, 7, 12, 13, 18, 19)
+    with pytest.raises(SettingsError, match="takes 2 frames of each of 4 segments, which only sliding clips"):
+        _check_input(StreamFlags("0", mode="continual"), pairs)
     with pytest.raises(SettingsError, match="sees stacks of 5 flow fields, which a stream does not make"):
         _check_input(flags, run(stack=5))
+
+
+def test_sliding_clips_of_picked_frames() -> None:
+    class Sum(torch.nn.Module):
+        spec = SimpleNamespace(clip_length=4)
+        num_classes = 1
+
+        def forward(self, clip: torch.Tensor) -> torch.Tensor:
+            places = torch.tensor([1.0, 10.0, 100.0, 1000.0])
+            return (clip[:, 0, :, 0, 0].float() * places).sum(1, keepdim=True)
+
+    frames = torch.arange(12, dtype=torch.uint8).view(1, 1, 12, 1, 1)
+    sliding = SlidingRecognizer(Sum(), 2, picked=(0, 1, 4, 5))  # type: ignore[arg-type]
+    found = torch.cat([sliding.step(part) for part in frames.split(5, dim=2)], dim=1)[0, :, 0]
+    assert sliding.delay == 5
+    clips = [(start, start + 1, start + 4, start + 5) for start in range(0, 7, 2)]
+    assert found.tolist() == [a + 10 * b + 100 * c + 1000 * d for a, b, c, d in clips]
