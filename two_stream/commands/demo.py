@@ -46,7 +46,9 @@ def main(args: list[str]) -> int:
     start = time.monotonic()
     _check_folder(options)
     _data(options)
+    _baseline(options)
     runs = [_stream(options, modality) for modality in STREAMS]
+    note("4/4 fusing and reporting")
     fuse.main([*map(str, runs), "--out", str(options.out / "fused.npz")])
     say("")
     report.main([*map(str, runs), "--out", str(options.out / "report.html"), "--title", "Two-Stream demo"])
@@ -88,30 +90,34 @@ def _data(options: Options) -> None:
     from two_stream.data.demo import DemoOptions, write_demo_frames
     from two_stream.runtime.console import note
 
-    note("1/3 writing the videos, their frames and TV-L1 flow")
+    note("1/4 writing the videos, their frames and TV-L1 flow")
     chosen = DemoOptions(seed=options.seed)
     if options.groups is not None:
         chosen = replace(chosen, groups=options.groups)
     write_demo_frames(options.out / "data", chosen)
 
 
+def _baseline(options: Options) -> None:
+    """Run the baseline, which the report shows beside the streams."""
+    from two_stream.commands.baseline import show
+    from two_stream.data.catalog import load_record
+    from two_stream.runtime.console import note
+    from two_stream.studies.baseline import run_baseline
+
+    note("2/4 the baseline: a classifier on features that nobody trained")
+    dataset = options.out / "data" / "dataset.yaml"
+    changes = {"data.dataset": str(dataset), "device": "cpu", "seed": options.seed}
+    show(run_baseline(load_record(dataset), changes, options.out / "runs", "`two-stream demo`"))
+
+
 def _stream(options: Options, modality: Modality) -> Path:
     """Train one stream, score its test and holdout parts, and return its run folder."""
     from two_stream.config.load import dump
-    from two_stream.evaluation.run import evaluate_run
     from two_stream.runtime.console import note
     from two_stream.runtime.files import write_text
-    from two_stream.training.loop import train
-    from two_stream.types import RunPaths
+    from two_stream.studies.streams import train_and_score
 
     experiment = experiment_of(options, modality)
     write_text(options.out / f"{modality}.yaml", dump(experiment))
-    note(f"2/3 training the {modality} stream")
-    paths = RunPaths(experiment.runs / experiment.name)
-    if train(experiment, resume=paths.experiment.is_file()).interrupted is not None:
-        note("saved; `two-stream demo` goes on from here")
-        raise KeyboardInterrupt
-    note(f"3/3 scoring the {modality} stream, ten crops of every clip")
-    for part in PARTS:
-        evaluate_run(paths.root, part=part)
-    return paths.root
+    note(f"3/4 training the {modality} stream, then scoring ten crops of every clip")
+    return train_and_score(experiment, PARTS, "`two-stream demo`")
