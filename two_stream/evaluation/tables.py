@@ -168,8 +168,8 @@ def against_baseline(main: Line, baseline: ScoreTable, *, seed: int = 0) -> str:
     )
     sure = "within chance" if gap.low <= 0 <= gap.high else "beyond chance"
     return (
-        f"The network must beat the baseline: {main.name} is {where} it, difference {100 * gap.value:+.1f}, "
-        f"95 % interval [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]; {sure}."
+        f"The network must beat the baseline: {main.name} is {where} it, 95 % interval "
+        f"[{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]; {sure}."
     )
 
 

@@ -323,10 +323,7 @@ def test_the_baseline_is_a_row_and_a_sentence_and_no_part_of_the_fusion(two, run
         for s in range(4000)
     ]
     numbers = [float(n) for n in re.findall(r"[-+]\d+\.\d", facts["baseline"])]
-    assert numbers[0] == pytest.approx(-100 * gap.mean(), abs=0.051)
-    assert numbers[1:] == pytest.approx(
-        100 * np.quantile(means, (0.025, 0.975)), abs=1.0
-    )  # sources resampled
+    assert numbers == pytest.approx(100 * np.quantile(means, (0.025, 0.975)), abs=1.0)  # sources resampled
     side = "above" if gap.mean() < 0 else "below"
     assert facts["baseline"].startswith(
         f"The network must beat the baseline: fused (l2) is {abs(100 * gap.mean()):.1f} points {side} it, "
