@@ -64,8 +64,15 @@ def test_every_row_is_as_the_page_says(page, to):
 @pytest.mark.parametrize("to", ["onnx", "pt2"])
 @pytest.mark.parametrize(
     ("backbone", "modality"),
-    [({"kind": "motion_grid"}, "flow"), ({"kind": "resnet3d", "depth": 10, "width": 0.25}, "rgb")],
+    [
+        ({"kind": "motion_grid"}, "flow"),
+        ({"kind": "resnet3d", "depth": 10, "width": 0.25}, "rgb"),
+        ({"kind": "timm", "name": "test_resnet", "picture": True}, "flow"),
+        ({"kind": "timm", "name": "test_resnet", "difference": "alone"}, "rgb"),
+        ({"kind": "timm", "name": "test_resnet", "difference": "beside"}, "rgb"),
+    ],
 )
 def test_moments_and_standardised_tokens_export(page, backbone, modality, to):
     case = page.Case("moments", backbone, more={"modality": modality, "standardize": True})
+    case.input["segments"] = 0  # where differences would expect 32 frames of 16
     assert page.exported(case, "moments", to) == page.YES

@@ -93,6 +93,9 @@ class Study(Options):
     its values"""
     exclude: list[str] = Field(default_factory=list)
     """variants left out of the grid"""
+    baseline: bool = False
+    """one variant more, called baseline: the linear probe of `two-stream baseline` for the modality of the base, scored
+    in its own way; it is compared like the others and takes no part in `fusion`"""
     seeds: list[Seed] = Field(default_factory=lambda: [1, 2, 3], min_length=1)
     """seeds of weights, order, augmentation and holdout"""
     splits: list[PositiveInt] = Field(default_factory=lambda: [1], min_length=1)
@@ -116,6 +119,10 @@ class Study(Options):
 
     @model_validator(mode="after")
     def _whole(self) -> Study:
+        if self.baseline and self.part == "val":
+            raise ValueError(
+                "`baseline: true` learns from the whole training list, and `part: val` is a piece of it; leave one out"
+            )
         if not self.variants and not self.grid:
             raise ValueError("give `variants` or a `grid`: there is nothing to compare")
         for name in ("seeds", "splits"):

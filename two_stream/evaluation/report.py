@@ -18,7 +18,7 @@ from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation import figures, metrics, tables
 from two_stream.evaluation.fusion import Curve, fuse, weight_curve
 from two_stream.evaluation.pages import page_templates
-from two_stream.evaluation.run_files import compression_of, history, run_of, settings_of
+from two_stream.evaluation.run_files import compression_of, find_baseline, history, run_of, settings_of
 from two_stream.evaluation.scores import find_scores, join, newest_scores, read_scores
 from two_stream.evaluation.thumbnails import strip
 from two_stream.runtime.files import write_json, write_text
@@ -58,7 +58,8 @@ def write_report(
 
     Args:
         sources: Run folders (their newest test scores) or score files. Two or more streams are also fused, unless one
-            of the files is a fusion already.
+            of the files is a fusion already. The baseline of their data set is shown beside them where its scores are
+            found or given.
         out: The page; JSON and Markdown get its name with another suffix. Default: `report.html` in the run folder of a
             single stream, else in the current folder.
         title: Headline.
@@ -81,12 +82,15 @@ def write_report(
         raise ScoreError(
             "no run or score file given; for example: two-stream report demo/runs/rgb demo/runs/flow"
         )
-    streams, fused = _gather(sources, rule)
+    streams, fused, given = _gather(sources, rule)
     if out is None:
         only = streams[0].run if len(streams) == 1 else None
         out = only.report if only else Path("report.html")
-    facts, drawn = _facts(streams, fused, title, mistakes, seed)
-    facts["commands"] = _commands(streams, sources, out, rule)
+    baseline, told, command = _beside(streams, given)
+    facts, drawn = _facts(streams, fused, baseline, title, mistakes, seed)
+    if told:
+        facts["baseline"] = told
+    facts["commands"] = _commands(streams, sources, out, rule, command if baseline is not None else "")
     environment = page_templates()
     page = environment.get_template("report.html").render(facts=facts, **drawn)
     text = environment.get_template("report.md").render(facts=facts)
@@ -96,9 +100,17 @@ def write_report(
     return [out, out.with_suffix(".json"), out.with_suffix(".md")]
 
 
-def _gather(sources: Sequence[Path | str], rule: str) -> tuple[list[_Stream], ScoreTable | None]:
-    """Read the score files; fuse them when there are several streams and no fusion among them."""
+def _gather(
+    sources: Sequence[Path | str], rule: str
+) -> tuple[list[_Stream], ScoreTable | None, ScoreTable | None]:
+    """Read the score files; fuse them when there are several streams and no fusion among them.
+
+    Returns:
+        Streams, fusion, and a baseline that is among the files: it takes no part in the fusion.
+    """
     found = join([read_scores(find_scores(source)) for source in sources])
+    baseline = next((table for table in found if table.meta.get("baseline")), None)
+    found = [table for table in found if table is not baseline] or found
     given = [table for table in found if table.meta.get("kind") == "fused"]
     plain = [table for table in found if table.meta.get("kind") != "fused"]
     if len(given) > 1:
@@ -107,8 +119,24 @@ def _gather(sources: Sequence[Path | str], rule: str) -> tuple[list[_Stream], Sc
         plain, given = given, []
     streams = [_stream(table, name) for table, name in zip(plain, tables.labels_of(plain))]
     if given:
-        return streams, given[0]
-    return streams, fuse(plain, rule) if len(plain) > 1 else None
+        return streams, given[0], baseline
+    return streams, fuse(plain, rule) if len(plain) > 1 else None, baseline
+
+
+def _beside(streams: list[_Stream], given: ScoreTable | None) -> tuple[ScoreTable | None, str, str]:
+    """Return the baseline's scores of the streams' videos; a line where there are none; and the command for them."""
+    first = streams[0].table
+    if first.meta.get("baseline"):
+        return None, "", ""
+    try:
+        baseline, command = find_baseline(first)
+        baseline = baseline if given is None else given
+        if baseline is not None:
+            return join([first, baseline])[1], "", command
+    except ScoreError as error:
+        return None, f"The baseline is not shown: {error}.", ""
+    hint = f"No baseline of this data set yet. What a network must beat is said by: {command}"
+    return None, hint if command else "", command
 
 
 def _stream(table: ScoreTable, name: str) -> _Stream:
@@ -127,14 +155,19 @@ def _holdout_scores(table: ScoreTable, run: RunPaths | None) -> ScoreTable | Non
 
 
 def _facts(
-    streams: list[_Stream], fused: ScoreTable | None, title: str | None, mistakes: int, seed: int
+    streams: list[_Stream],
+    fused: ScoreTable | None,
+    baseline: ScoreTable | None,
+    title: str | None,
+    mistakes: int,
+    seed: int,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the plain values, and the figures drawn from them."""
     curve = _curve(streams, fused)
     shown = [stream.table for stream in streams] + ([fused] if fused is not None else [])
     if curve is not None and fused is not None and len({*fused.meta["weights"]}) == 1:
         shown.append(_tuned(streams, fused))
-    found = tables.lines(shown, seed=seed)
+    found = tables.lines([*shown, *([] if baseline is None else [baseline])], seed=seed)
     main = found[len(streams)] if fused is not None else found[0]
     histories = {stream.name: history(stream.run) for stream in streams if stream.run is not None}
     classes = {
@@ -155,6 +188,7 @@ def _facts(
         "main": main.name,
         "chance": main.summary.chance,
         "verdict": tables.verdict(fused, [s.table for s in streams], seed=seed) if fused is not None else "",
+        "baseline": "" if baseline is None else tables.against_baseline(main, baseline, seed=seed),
         "agreement": _agreement(streams),
         "curve": asdict(curve) if curve is not None else None,
         "curve_hint": _curve_hint(streams, fused, curve),
@@ -289,8 +323,10 @@ def _provenance(streams: list[_Stream]) -> list[dict[str, Any]]:
     return rows
 
 
-def _commands(streams: list[_Stream], sources: Sequence[Path | str], out: Path, rule: str) -> list[str]:
-    lines = []
+def _commands(
+    streams: list[_Stream], sources: Sequence[Path | str], out: Path, rule: str, baseline: str
+) -> list[str]:
+    lines = [baseline] if baseline else []
     for stream in streams:
         if stream.run is None:
             continue

@@ -54,7 +54,9 @@ def labels_of(tables: Sequence[ScoreTable]) -> list[str]:
 
 
 def label_of(table: ScoreTable, index: int = 0) -> str:
-    """Return how a table is called in a result: its modality, or the rule and weights of a fusion."""
+    """Return how a table is called in a result: its modality, the baseline, or the rule and weights of a fusion."""
+    if table.meta.get("baseline"):
+        return "baseline"
     if table.meta.get("kind") != "fused":
         name = stream_name(table, index)
         return f"{name} (test-selected)" if table.meta.get("selection") == "paper" else name
@@ -151,6 +153,24 @@ def verdict(fused: ScoreTable, streams: Sequence[ScoreTable], *, seed: int = 0) 
     why = "the weaker stream outvotes the better one where they differ"
     sure = "beyond chance" if gap.high < 0 else "within chance: the interval holds 0"
     return f"fusion does not beat the better stream ({best.name}): {points}; {sure}; {why}"
+
+
+def against_baseline(main: Line, baseline: ScoreTable, *, seed: int = 0) -> str:
+    """Return one sentence: is a result above the baseline, by how much, and is that more than chance?
+
+    The tables are joined already.
+    """
+    gap = difference(main.table, baseline, seed=seed)
+    where = (
+        "level with"
+        if gap.value == 0
+        else f"{100 * abs(gap.value):.1f} points {'above' if gap.value > 0 else 'below'}"
+    )
+    sure = "within chance" if gap.low <= 0 <= gap.high else "beyond chance"
+    return (
+        f"The network must beat the baseline: {main.name} is {where} it, 95 % interval "
+        f"[{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]; {sure}."
+    )
 
 
 def _value(interval: Interval | None) -> float | None:

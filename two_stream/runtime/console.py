@@ -50,6 +50,16 @@ def note(message: str) -> None:
     err.print(message, markup=False, soft_wrap=True)
 
 
+@contextmanager
+def results_as_notes() -> Iterator[None]:
+    """Print results on standard error meanwhile: those of a step are progress where the command's own come behind."""
+    before, console.stderr = console.stderr, True
+    try:
+        yield
+    finally:
+        console.stderr = before
+
+
 def warn(message: str) -> None:
     """Print a warning line on standard error."""
     err.print(f"warning: {message}", style="yellow", markup=False, soft_wrap=True)

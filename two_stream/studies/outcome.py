@@ -65,7 +65,13 @@ def result_of(ran: Ran, *, source: Path, command: str) -> StudyResult:
 
 def _runs(study: Study, variant: Variant, done: Sequence[Entry]) -> VariantRuns:
     mine = [entry for entry in done if entry[0].variant == variant.name]
-    made = VariantRuns(variant.name, variant.levels, flatten(variant.changes), _tables(mine, study.part))
+    made = VariantRuns(
+        variant.name,
+        variant.levels,
+        flatten(variant.changes),
+        _tables(mine, study.part),
+        baseline=variant.baseline,
+    )
     if not mine:
         return made
     reference = study.published.get(variant.name)

@@ -28,6 +28,7 @@ from two_stream.evaluation.run import extraction_settings
 from two_stream.runtime.files import sha256
 from two_stream.runtime.folders import whole_folder
 from two_stream.runtime.provenance import source_digest
+from two_stream.studies.baseline import baseline_settings
 from two_stream.studies.variants import Variant, merged, nested, pairs_of, variants_of
 from two_stream.training.run_folder import FREE_ON_RESUME
 from two_stream.training.sources import fingerprint
@@ -37,6 +38,11 @@ _PLACES = ("data.features", "data.dataset", "data.settings_root", "data.shards")
 _RUNS = ("train.init", "compress.source", "compress.teachers")
 _FREE = (*FREE_ON_RESUME, "name", "train.log_images", *_RUNS, *_PLACES)
 """settings that are no part of a key: they decide nothing, or stand in it as the hash of what they point to"""
+_SHARED = {
+    "data": ("dataset", "settings_root", "source", "shards", "backend", "flow", "on_error", "workers"),
+    "": ("device", "threads", "deterministic"),
+}
+"""settings of a study's base that its baseline has too: which videos, read how, and where it runs"""
 _LISTS: tuple[Part, Part] = ("train", "test")
 _OF_FEATURES = ("model.head", "model.dropout", "model.dense")
 """parts of a variant's model that its frozen backbone does not depend on"""
@@ -146,9 +152,21 @@ def experiment_of(study: Study, variant: Variant, split: int, seed: int, source:
         SettingsError: They are wrong; names source and variant.
     """
     settings = merged(base_settings(study), variant.changes)
-    if study.features is not None:
+    if variant.baseline:
+        settings = _of_baseline(settings)
+    elif study.features is not None:
         settings = merged(settings, {"train": {"freeze_until": _frozen(settings)}})
     return _experiment(study, settings, split, seed, f"{source}: variant {variant.name!r}")
+
+
+def _of_baseline(base: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the baseline's probe for the base's modality on the base's data."""
+    settings = baseline_settings((base.get("model") or {}).get("modality", "rgb"))
+    for section, names in _SHARED.items():
+        given = base.get(section) or {} if section else base
+        kept = {name: given[name] for name in names if name in given}
+        settings = merged(settings, {section: kept} if section else kept)
+    return settings
 
 
 def _cell(study: Study, variant: Variant, split: int, seed: int, source: object) -> Cell:
@@ -156,6 +174,8 @@ def _cell(study: Study, variant: Variant, split: int, seed: int, source: object)
     with _naming(f"{source}: variant {variant.name!r}"):
         start = loose = start_of(experiment)
         taught = _taught_by(experiment)
+    if variant.baseline:
+        return named(experiment, variant.name, split, seed, start=(start, loose))
     if study.features is not None and study.features.backbone is not None:
         backbone = backbone_cell(study, variant, split, source)
         start, loose = backbone.key, backbone.loose_key

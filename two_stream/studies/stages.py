@@ -56,6 +56,9 @@ def stages_of(study: Study, cells: Sequence[Cell], source: object) -> list[Stage
     caches: dict[str, Job] = {}
     ready: list[Experiment] = []
     for cell in cells:
+        if variants[cell.variant].baseline:  # a backbone of its own, which is run once per cell anyway
+            ready.append(cell.experiment)
+            continue
         made = _frozen(study, variants[cell.variant], cell, source)
         if made.backbone is not None:
             backbones[made.backbone.key] = made.backbone

@@ -9,7 +9,7 @@ from two_stream.config.schema import Experiment
 from two_stream.errors import ScoreError
 from two_stream.evaluation.run import evaluate_run, load_run
 from two_stream.evaluation.scores import newest_scores, read_scores
-from two_stream.runtime.console import note
+from two_stream.runtime.console import note, results_as_notes
 from two_stream.training.checkpoint import has_checkpoint, load_newest
 from two_stream.training.loop import train
 from two_stream.training.run_folder import check_run
@@ -35,12 +35,13 @@ def train_and_score(
     """
     paths = check_run(experiment, resume=True, overwrite=False)
     begun = paths.experiment.is_file()
-    if not _is_finished(paths) and train(experiment, resume=begun).interrupted is not None:
-        note(f"saved; {command} continues from here")
-        raise KeyboardInterrupt
-    for part in parts:
-        if not _is_scored(paths, part):
-            evaluate_run(paths.root, part=part)
+    with results_as_notes():
+        if not _is_finished(paths) and train(experiment, resume=begun).interrupted is not None:
+            note(f"saved; {command} continues from here")
+            raise KeyboardInterrupt
+        for part in parts:
+            if not _is_scored(paths, part):
+                evaluate_run(paths.root, part=part)
     return paths.root
 
 

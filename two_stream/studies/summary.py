@@ -44,6 +44,8 @@ class VariantRuns:
     """resolved settings as YAML, of its first cell"""
     holdout: dict[Cell, ScoreTable] = field(default_factory=dict)
     """scores of the holdout part by (split, seed), to search fusion weights on; may be left out"""
+    baseline: bool = False
+    """whether it is what the others must beat, which is fused with none of them"""
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,11 @@ def study_result(
     fusion = None
     without = [variant.name for variant in variants if not variant.tables]
     told = [*notes, *_unused(variants, panels), *remarks(without, panels, pairs, comparisons)]
-    if asked.fusion_rule is not None and len(panels) > 1:
-        fit = {variant.name: variant.holdout for variant in variants if variant.name in panels}
+    fused = [variant for variant in variants if variant.name in panels and not variant.baseline]
+    if asked.fusion_rule is not None and len(fused) > 1:
+        fit = {variant.name: variant.holdout for variant in fused}
         complete = all(fit.values())
-        streams = {name: panel.tables for name, panel in panels.items()}
+        streams = {variant.name: panels[variant.name].tables for variant in fused}
         fusion = fusion_study(streams, asked.fusion_rule, fit=fit if complete else None, level=asked.level)
     elif asked.fusion_rule is not None:
         told.append("Fusion was asked for, but only one variant has scores.")

@@ -16,6 +16,8 @@ from two_stream.errors import SettingsError
 
 VARIANT = "variant"
 """Factor that the named `variants` are levels of."""
+BASELINE = "baseline"
+"""Variant that a study has with `baseline: true`, and its level of every factor."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Variant:
     """its level of each factor"""
     changes: dict[str, Any] = field(default_factory=dict)
     """nested settings over the study's base"""
+    baseline: bool = False
+    """whether it is the baseline: its settings are not the study's base"""
 
 
 def variants_of(study: Study) -> list[Variant]:
@@ -44,6 +48,8 @@ def variants_of(study: Study) -> list[Variant]:
         for _, level in combination:
             changes = merged(changes, nested(level))
         found.append(Variant(SEPARATOR.join(names), dict(zip(factors, names)), changes))
+    if study.baseline:
+        found.append(Variant(BASELINE, dict.fromkeys(factors, BASELINE), baseline=True))
     known = [variant.name for variant in found]
     for name in study.exclude:
         if name not in known:

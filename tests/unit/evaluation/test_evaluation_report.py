@@ -1,6 +1,7 @@
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation import figures, metrics, tables, thumbnails
 from two_stream.evaluation.fusion import fuse, weight_curve
 from two_stream.evaluation.report import write_report
-from two_stream.evaluation.scores import find_scores, join, read_scores, write_scores
+from two_stream.evaluation.run_files import BASELINE_SCORES, baseline_folder
+from two_stream.evaluation.scores import find_scores, join, read_scores, reorder, write_scores
 
 HOSTILE = ["<script>alert(1)</script>", "a & b", "c | d", "$e$ `f`"]
 
@@ -278,3 +280,89 @@ def test_verdict_says_how_sure_it_is(two):
     assert f"{100 * gap.value:+.1f} points" in sentence
     assert tables.percent(metrics.Interval(0.8333, 0.75, 0.9)) == "83.3 [75.0, 90.0]"
     assert tables.percent(None) == "–"
+
+
+def baseline_scores(runs, run, *, missing=0, **facts):
+    """The baseline of the made-up data set: it knows the first half of the videos, and guesses the first class else."""
+    table = read_scores(find_scores(run))
+    half = np.arange(len(table.ids)) < len(table.ids) // 2
+    logits = np.eye(len(table.class_names))[np.where(half, table.labels, 0)]
+    order = np.arange(len(table.ids))[::-1][missing:]
+    made = reorder(replace(table, logits=logits), order)
+    made.meta = {"kind": "fused", "rule": "probabilities", "weights": [1.0, 1.0], "baseline": True, **facts}
+    path = baseline_folder(runs.root, "toy", 1) / BASELINE_SCORES.format(part="test")
+    write_scores(path, made)
+    return path
+
+
+def test_the_baseline_is_a_row_and_a_sentence_and_no_part_of_the_fusion(two, runs, tmp_path):
+    without = json.loads(write_report(two, tmp_path / "r.html")[1].read_text())
+    command = f"two-stream baseline toy --split 1 --settings-root {runs.root}/settings --runs {runs.root}"
+    assert (
+        without["baseline"]
+        == f"No baseline of this data set yet. What a network must beat is said by: {command}"
+    )
+    baseline_scores(runs, two[0])
+    page, values, text = write_report(two, tmp_path / "r.html")
+    facts = json.loads(values.read_text())
+    assert [row["name"] for row in facts["streams"]] == [
+        *(row["name"] for row in without["streams"]),
+        "baseline",
+    ]
+    table = read_scores(find_scores(two[0]))
+    right = 30 + int((table.labels[30:] == 0).sum())
+    assert facts["streams"][-1]["top"]["1"]["value"] == pytest.approx(right / 60)
+    fused = without["streams"][2]["top"]["1"]["value"]
+    kept = ("main", "verdict", "confusion", "per_class", "history", "mistakes", "curve", "settings")
+    assert {key: facts[key] for key in kept} == {key: without[key] for key in kept}
+    wrong = fuse(join([read_scores(find_scores(run)) for run in two])).logits.argmax(1) != table.labels
+    gap = np.where(np.arange(60) < 30, 1.0, table.labels == 0) - ~wrong
+    assert fused - right / 60 == pytest.approx(-gap.mean())
+    means = [
+        -gap.reshape(20, 3).mean(1)[np.random.default_rng(s).integers(20, size=20)].mean()
+        for s in range(4000)
+    ]
+    numbers = [float(n) for n in re.findall(r"[-+]\d+\.\d", facts["baseline"])]
+    assert numbers == pytest.approx(100 * np.quantile(means, (0.025, 0.975)), abs=1.0)  # sources resampled
+    side = "above" if gap.mean() < 0 else "below"
+    assert facts["baseline"].startswith(
+        f"The network must beat the baseline: fused (l2) is {abs(100 * gap.mean()):.1f} points {side} it, "
+    )
+    for shown in (parsed(page).text, text.read_text().replace("\\", "")):
+        assert facts["baseline"] in shown
+    assert "| baseline | " in text.read_text()
+    assert facts["commands"][0] == command
+
+
+def test_one_stream_of_a_baseline_is_the_baseline_and_its_own_report_has_none(two, runs, tmp_path):
+    folder = runs.make("rgb", name="baseline/toy-split1/rgb")
+    facts = json.loads(write_report([two[1]], tmp_path / "r.html")[1].read_text())
+    assert [row["name"] for row in facts["streams"]] == ["flow", "baseline"]
+    assert facts["streams"][1]["meta"]["file"] == str(folder / "scores" / "test_multi_ten_logits.npz")
+    assert json.loads(write_report([folder], tmp_path / "b.html")[1].read_text())["baseline"] == ""
+    deep = runs.make("flow", name="studies/s/runs/cell")  # a study's cell: the same folder of runs
+    facts = json.loads(write_report([deep], tmp_path / "r.html")[1].read_text())
+    assert [row["name"] for row in facts["streams"]] == ["flow", "baseline"]
+
+
+def test_a_baseline_among_the_files_is_no_stream_and_one_of_other_videos_is_not_shown(two, runs, tmp_path):
+    path = baseline_scores(runs, two[0])
+    given = json.loads(write_report([*two, path], tmp_path / "r.html")[1].read_text())
+    found = json.loads(write_report(two, tmp_path / "r.html")[1].read_text())
+    assert given["streams"] == found["streams"]
+    alone = json.loads(write_report([path], tmp_path / "r.html")[1].read_text())
+    assert ([row["name"] for row in alone["streams"]], alone["baseline"]) == (["baseline"], "")
+    baseline_scores(runs, two[0], missing=1)
+    facts = json.loads(write_report(two, tmp_path / "r.html")[1].read_text())
+    assert facts["baseline"].startswith(f"The baseline is not shown: {path}: videos of ")
+    assert "baseline" not in [row["name"] for row in facts["streams"]]
+
+
+def test_other_parts_and_several_classes_per_video_have_no_baseline(runs, tmp_path):
+    run = runs.make("rgb")
+    val = run / "scores" / "val_multi_ten_logits.npz"
+    assert json.loads(write_report([val], tmp_path / "r.html")[1].read_text())["baseline"] == ""
+    table = read_scores(find_scores(run))
+    table.targets = np.eye(4, dtype=bool)[table.labels]
+    write_scores(run / "scores" / "test_multi_ten_logits.npz", table)
+    assert json.loads(write_report([run], tmp_path / "r.html")[1].read_text())["baseline"] == ""

@@ -10,13 +10,24 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from stored_world import MOBILENET, NONLOCAL, difference, experiment_of, make_world, settled_model, write_run
+from stored_world import (
+    CLASSES,
+    MOBILENET,
+    NONLOCAL,
+    difference,
+    experiment_of,
+    make_world,
+    settled_model,
+    write_run,
+)
 
+from two_stream.cli import main
 from two_stream.config.schema import Experiment
 from two_stream.data.features import FeatureCache
-from two_stream.errors import SettingsError
+from two_stream.errors import SettingsError, TrainingError
 from two_stream.evaluation.features import write_features
 from two_stream.evaluation.run import evaluate_run, load_run
 from two_stream.recognizer import create_model
@@ -222,3 +233,76 @@ def test_a_stream_standardises_too(head: dict[str, Any]) -> None:
             wanted = [model._classified([tokens[:, i : i + 1]]) for i in range(tokens.shape[1])]
             torch.testing.assert_close(found, torch.stack(wanted, 1), rtol=1e-4, atol=1e-4)
         assert found.shape[1] == tokens.shape[1]
+
+
+FOLDS = {"selection": "folds"}
+
+
+def held_out(experiment: Experiment, run: Any, c: float) -> dict[str, np.ndarray]:
+    """Logits of every training video by a cross-validation written out: a mean over three repeats."""
+    data, network = solver_data(experiment), start_model(experiment).eval()
+    rows: dict[str, np.ndarray] = {}
+    with torch.no_grad():
+        for batch in data.centred():
+            rows |= dict(zip(batch.ids, network.forward_vectors(batch.clips).double().numpy(), strict=True))
+    ids = [record.id for record in data.records]
+    x, labels = np.stack([rows[name] for name in ids]), np.array([record.label for record in data.records])
+    sources = [name.rpartition("_")[2] for name in ids]
+    total = np.zeros((len(ids), 3))
+    for repeat in range(3):
+        parts = StratifiedGroupKFold(3, shuffle=True, random_state=experiment.seed + repeat)
+        for learned, left_out in parts.split(x, labels, sources):
+            assert not {sources[i] for i in learned} & {sources[i] for i in left_out}
+            estimator = LogisticRegression(C=c, class_weight="balanced", tol=1e-10, max_iter=10_000)
+            fold = make_pipeline(StandardScaler(), estimator).fit(x[learned], labels[learned])
+            total[left_out] += fold.decision_function(x[left_out])
+    return dict(zip(ids, total / 3, strict=True))
+
+
+def test_folds_learn_from_the_whole_list_and_score_it_by_what_has_not_seen_it(
+    world: Path, tmp_path: Path, capsys
+) -> None:
+    experiment = start(world, tmp_path, train=FOLDS)
+    result = train(experiment)
+    assert len(solver_data(experiment).records) == 9
+    said = line(result.run.root)
+    assert said["selection"] == "cross-validated"
+    table, path = evaluate_run(result.run.root, part="val")
+    assert path == result.run.scores / "val_folds.npz"
+    wanted = held_out(experiment, load_run(result.run.root), said["c"])
+    assert sorted(table.ids) == sorted(wanted)
+    np.testing.assert_allclose(table.logits, [wanted[name] for name in table.ids], rtol=0, atol=1e-4)
+    assert said["val_top1"] == np.mean(table.logits.argmax(1) == table.labels)
+    assert [CLASSES[label] for label in table.labels] == [name.split("/")[0] for name in table.ids]
+
+    other = train(start(world, tmp_path, {"kind": "average"}, name="other", train=FOLDS)).run.root
+    runs = [str(result.run.root), str(other)]
+    for run in runs:
+        assert main(["evaluate", run]) == 0
+    assert main(["evaluate", runs[0], "--part", "val"]) == 0
+    capsys.readouterr()
+    assert main(["fuse", *runs, "--fit-on-val", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["fitted_on"] == [
+        str(Path(run) / "scores" / "val_folds.npz") for run in runs
+    ]
+    path.unlink()
+    assert main(["evaluate", runs[0], "--part", "val"]) == 2
+    (told,) = capsys.readouterr().err.strip().splitlines()
+    assert "val_folds.npz: no such file; the run has learned from every video" in told
+
+
+def test_folds_belong_to_the_solved_probe(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"selection folds is the cross-validation of `optimizer: \{kind: logi"
+    ):
+        start(world, tmp_path, train={**FOLDS, "optimizer": {"kind": "sgd"}})
+
+
+def test_folds_of_one_source_are_refused(tmp_path: Path) -> None:
+    world = make_world(tmp_path / "one")
+    record = world / "settings" / "toy" / "dataset.yaml"
+    record.write_text(record.read_text().replace(r"_(g\d)$", r"/(v)_g\d$"))
+    with pytest.raises(
+        TrainingError, match=r"^`train.selection: folds` divides the sources .*, and there is one; .*$"
+    ):
+        train(start(world, tmp_path, train=FOLDS))
