@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import warnings
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,15 @@ from two_stream.types import FeatureMap, Modality
 
 _VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
 """CPU flags of instructions that add four products of bytes without overflow"""
+_CAPPED = {
+    "SSE41": "",
+    "AVX": "",
+    "AVX2": "",
+    "AVX512_CORE": "",
+    "AVX2_VNNI": "avx_vnni",
+    "AVX2_VNNI_2": "avx_vnni",
+}
+"""values of `ONEDNN_MAX_CPU_ISA` under which oneDNN leaves VNNI out, or uses only that of 256 bits; others keep all"""
 LAYERS = (nn.Conv3d, nn.Linear)
 
 
@@ -110,8 +120,10 @@ def use_engine(wanted: str = "auto") -> str:
 
 
 def has_vnni() -> bool:
-    """Whether the CPU adds products of bytes without overflow."""
-    return bool(cpu_flags() & _VNNI)
+    """Whether oneDNN adds products of bytes without overflow: the CPU can, and `ONEDNN_MAX_CPU_ISA` lets it."""
+    cap = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA", "")
+    usable = _CAPPED.get(cap.upper())
+    return bool(cpu_flags() & (_VNNI if usable is None else {usable}))
 
 
 @contextmanager

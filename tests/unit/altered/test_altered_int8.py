@@ -12,7 +12,7 @@ from torch.ao.nn import quantized as nnq
 
 from two_stream.altered import alter
 from two_stream.altered.int8 import Int8
-from two_stream.altered.int8_graph import ENGINES, use_engine
+from two_stream.altered.int8_graph import ENGINES, has_vnni, use_engine
 from two_stream.backbones import BACKBONES
 from two_stream.errors import SettingsError
 from two_stream.evaluation.network import ready, resolved
@@ -187,6 +187,30 @@ def test_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("two_stream.altered.int8_graph.ENGINES", ("none",))
     with pytest.raises(SettingsError, match="computes no int8 that suits"):
         use_engine("auto")
+
+
+@pytest.mark.parametrize(
+    ("cap", "flags", "there"),
+    [
+        ("", {"avx2", "avx512_vnni"}, True),
+        ("", {"avx2", "avx512f"}, False),
+        ("AVX2", {"avx_vnni", "avx512_vnni", "amx_int8"}, False),
+        ("avx512_core", {"avx512_vnni"}, False),
+        ("AVX2_VNNI", {"avx512_vnni"}, False),
+        ("AVX2_VNNI", {"avx_vnni"}, True),
+        ("AVX512_CORE_VNNI", {"avx512_vnni"}, True),
+        ("DEFAULT", {"avx512_vnni"}, True),
+    ],
+)
+@pytest.mark.parametrize("variable", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+def test_the_cap_of_onednn_counts(
+    variable: str, cap: str, flags: set[str], there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, cap)
+    monkeypatch.setattr("two_stream.altered.int8_graph.cpu_flags", lambda: flags)
+    assert has_vnni() is there
 
 
 def test_an_int8_network_is_evaluated_as_it_is() -> None:
