@@ -25,6 +25,7 @@ TIMESFORMER = "Bertasius et al., Is Space-Time Attention All You Need? (TimeSfor
 VIVIT = "Arnab et al., ViViT: A Video Vision Transformer (arXiv 2103.15691)"
 VJEPA2 = "Assran et al., V-JEPA 2: Self-Supervised Video Models (arXiv 2506.09985)"
 
+_SIXTEEN = InputOptions(clip_length=16, segments=16)
 _EIGHT = InputOptions(clip_length=8, stride=8, segments=8)
 """the stride is that of a stream, which has no end to count segments to"""
 _SMALL: dict[str, ConfigValue] = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
@@ -66,12 +67,19 @@ RECORDS = (
         "Swin-T, each frame",
         SWIN,
     ),
-    _record("starter/efficientnet_lite0", _starter(), "EfficientNet-Lite0, each frame", EFFICIENTNET),
+    _record(
+        "starter/efficientnet_lite0",
+        _starter(),
+        "EfficientNet-Lite0, 16 segments",
+        EFFICIENTNET,
+        input=_SIXTEEN,
+    ),
     _record(
         "starter/efficientnet_lite0_tsm",
         _starter(tsm=0.125),
-        "EfficientNet-Lite0 with temporal shift",
+        "EfficientNet-Lite0 with temporal shift, 16 segments",
         TSM,
+        input=_SIXTEEN,
     ),
     _record(
         "starter/efficientnet_lite0_i3d", _starter(inflate=True), "EfficientNet-Lite0 inflated to 3D", I3D
