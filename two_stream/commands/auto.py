@@ -16,7 +16,7 @@ from two_stream.commands.common import parse
 if TYPE_CHECKING:
     from two_stream.data.catalog import Record
     from two_stream.studies.auto import Candidate
-    from two_stream.types import RunPaths
+    from two_stream.types import Modality, Part, RunPaths
 
 SUMMARY = (
     "Check a prepared data set, run the baseline, train both streams by the recipe that fits the machine, evaluate, "
@@ -74,40 +74,55 @@ def _streams(
     flags: AutoFlags, record: Record, changes: dict[str, Any], baseline: Sequence[RunPaths], end: float
 ) -> list[RunPaths]:
     """Train and score both streams; return their runs."""
-    from two_stream.data.splits import load_part
+    from two_stream.config.load import load_experiment
     from two_stream.runtime.console import say
-    from two_stream.studies.auto import experiment_of, fit_to_time, recipe
+    from two_stream.studies.auto import experiment_of, fit_to_time, pass_seconds, recipe
     from two_stream.studies.streams import train_and_score
     from two_stream.types import RunPaths
 
     paces = {run.root.name: run for run in baseline}
     streams = [modality for modality in record.modalities() if modality in paces]
+    recipes = {modality: recipe(modality, flags.settings_root, flags.device) for modality in streams}
+    experiments = {
+        modality: experiment_of(path, changes, f"{record.name}-split{flags.split}-{modality}", flags.runs)
+        for modality, path in recipes.items()
+    }
+    needed = {
+        modality: pass_seconds(experiment, paces[modality], _videos(record, modality, flags.split))
+        for modality, experiment in experiments.items()
+    }
     done: list[RunPaths] = []
-    for place, modality in enumerate(streams):
-        path = recipe(modality, flags.settings_root, flags.device)
-        name = f"{record.name}-split{flags.split}-{modality}"
-        experiment = experiment_of(path, changes, name, flags.runs)
-        run = RunPaths(flags.runs / name)
-        videos = sum(
-            len(load_part(record, modality, flags.split, part, selection="paper"))
-            for part in ("train", "test")
-        )
-        left = (end - time.monotonic()) / (len(streams) - place)
-        fitting = experiment if run.last.exists() else fit_to_time(experiment, paces[modality], videos, left)
+    for place, (modality, experiment) in enumerate(experiments.items()):
+        run = RunPaths(flags.runs / experiment.name)
+        left = end - time.monotonic() - sum(needed[later] for later in streams[place + 1 :])
+        fitting = fit_to_time(experiment, needed[modality], left)
+        if run.last.exists():  # an earlier call settled what fits
+            fitting = load_experiment(run.experiment)
         if fitting is None:
             say(f"3/5 no time is left for the {modality} stream; give more --minutes")
             continue
-        if run.last.exists():  # an earlier call settled what fits
-            from two_stream.config.load import load_experiment
-
-            fitting = load_experiment(run.experiment)
         changed = _flags_of(changes) + _differences(experiment, fitting)
-        command = ["train", str(path), *changed, "--name", name, "--runs", str(flags.runs)]
+        command = [
+            "train",
+            str(recipes[modality]),
+            *changed,
+            "--name",
+            experiment.name,
+            "--runs",
+            str(flags.runs),
+        ]
         _step(f"3/5 the {modality} stream", command)
         _step("", ["evaluate", str(run.root)])
         train_and_score(fitting, command="`two-stream auto` with the same flags")
         done.append(run)
     return done
+
+
+def _videos(record: Record, modality: Modality, split: int) -> int:
+    from two_stream.data.splits import load_part
+
+    parts: tuple[Part, Part] = ("train", "test")
+    return sum(len(load_part(record, modality, split, part, selection="paper")) for part in parts)
 
 
 def _differences(recipe: Any, fitting: Any) -> list[str]:

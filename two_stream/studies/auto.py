@@ -16,7 +16,7 @@ from two_stream.data.splits import load_part, source_of
 from two_stream.errors import SettingsError
 from two_stream.evaluation.fusion import combine, fuse
 from two_stream.evaluation.metrics import main_value
-from two_stream.evaluation.run_files import history
+from two_stream.evaluation.run_files import history, settings_of
 from two_stream.evaluation.scores import common, find_scores, read_scores
 from two_stream.runtime.device import pick_device
 from two_stream.studies.baseline import RULE
@@ -25,8 +25,10 @@ from two_stream.types import Modality, RunPaths, ScoreTable
 
 RECIPES = "own_videos_{modality}{machine}.yaml"
 _Z = 1.96
-_EVALUATED = 1.3
-"""time of the training and test clips together with reading and the cross-validation, in multiples of the passes"""
+_BESIDE = 1.3
+"""what reading, cross-validation and the start of the run add to a pass, as a factor"""
+_FEWEST_EPOCHS = 5
+"""of a network that learns; fewer are worth less than the baseline"""
 
 
 def recipe(modality: Modality, settings_root: Path, device: str) -> Path:
@@ -70,28 +72,38 @@ def expected_interval(record: Record, modality: Modality, split: int) -> str:
     )
 
 
-def fit_to_time(experiment: Experiment, baseline: RunPaths, videos: int, seconds: float) -> Experiment | None:
-    """Return the experiment as it fits the time, judged by the pace of a baseline's run; None where it cannot.
+def pass_seconds(experiment: Experiment, baseline: RunPaths, videos: int) -> float:
+    """Return the time that one view of every video takes a recipe's network; 0 where it is not known.
 
     Args:
         experiment: A recipe.
-        baseline: A finished run of the baseline of the same modality, which says how fast this machine is.
-        videos: Of both parts together.
-        seconds: What is left for this stream.
+        baseline: A finished run of the baseline of the same modality: its pace is this machine's.
+        videos: Of the training and the test part together.
     """
     rows = history(baseline)
     pace = rows[-1].get("clips_per_second", 0.0) if rows else 0.0
-    if not pace:
-        return experiment
-    images = experiment.model.input.clip_length or 16
-    one_pass = _EVALUATED * videos / pace * images / 16
+    seen = settings_of(baseline)
+    if not pace or seen is None:
+        return 0.0
+    images = (one.model.input.clip_length or 16 for one in (experiment, seen))
+    return _BESIDE * videos / pace * next(images) / next(images)
+
+
+def fit_to_time(experiment: Experiment, one_pass: float, seconds: float) -> Experiment | None:
+    """Return the experiment as it fits the time; None where it cannot.
+
+    Args:
+        experiment: A recipe.
+        one_pass: From `pass_seconds`.
+        seconds: What is left for this stream.
+    """
     if experiment.train.optimizer.kind != "logistic":
-        # a step costs about three forward passes; the test part is scored once
-        epochs = int((seconds - one_pass) / (3 * one_pass))
-        if epochs >= experiment.train.epochs:
-            return experiment
+        # a training step costs about three forward passes; the test part is scored once
+        epochs = experiment.train.epochs
+        if (1 + 3 * epochs) * one_pass > seconds:
+            epochs = int((seconds / one_pass - 1) / 3)
         train = experiment.train.model_copy(update={"epochs": epochs})
-        return experiment.model_copy(update={"train": train}) if epochs >= 5 else None
+        return experiment.model_copy(update={"train": train}) if epochs >= _FEWEST_EPOCHS else None
     if 2 * one_pass <= seconds:
         return experiment
     if one_pass > seconds:

@@ -18,7 +18,15 @@ from two_stream.data.catalog import load_record
 from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation.metrics import top_k_accuracy
 from two_stream.evaluation.scores import common, newest_scores, read_scores
-from two_stream.studies.auto import Candidate, candidate, chosen, expected_interval, fit_to_time, recipe
+from two_stream.studies.auto import (
+    Candidate,
+    candidate,
+    chosen,
+    expected_interval,
+    fit_to_time,
+    pass_seconds,
+    recipe,
+)
 from two_stream.types import RunPaths, ScoreTable
 
 REPOSITORY = Path(__file__).parents[3]
@@ -98,19 +106,20 @@ def test_short_time_means_fewer_views_then_no_network(answered: Path, settings: 
     experiment = load_experiment(settings / "settings" / "experiments" / "own_videos_flow.yaml")
     run = RunPaths(answered / "baseline" / "toy-split1" / "flow")
     line = json.loads(run.metrics.read_text().splitlines()[0])
-    one_pass = 1.3 * 15 / line["clips_per_second"] * 4 / 16
-    assert fit_to_time(experiment, run, 15, 2.01 * one_pass) == experiment
-    less = fit_to_time(experiment, run, 15, 1.5 * one_pass)
+    one_pass = pass_seconds(experiment, run, 15)
+    assert one_pass == pytest.approx(1.3 * 15 / line["clips_per_second"])
+    assert fit_to_time(experiment, one_pass, 2.01 * one_pass) == experiment
+    less = fit_to_time(experiment, one_pass, 1.5 * one_pass)
     assert less is not None
     assert (less.train.optimizer.views, less.evaluate.crops) == (0, "center")
-    assert fit_to_time(experiment, run, 15, 0.9 * one_pass) is None
+    assert fit_to_time(experiment, one_pass, 0.9 * one_pass) is None
     learning = load_experiment(REPOSITORY / "settings/experiments/own_videos_flow_gpu.yaml")
-    one_pass *= 4  # 16 frames
-    assert fit_to_time(learning, run, 15, 1000 * one_pass) == learning
-    fewer = fit_to_time(learning, run, 15, (1 + 3 * 7.5) * one_pass)
+    assert pass_seconds(learning, run, 15) == pytest.approx(4 * one_pass)  # 16 frames
+    assert fit_to_time(learning, 1.0, 91.0) == learning
+    fewer = fit_to_time(learning, 1.0, 1 + 3 * 7.5)
     assert fewer is not None
     assert fewer.train.epochs == 7
-    assert fit_to_time(learning, run, 15, (1 + 3 * 4.5) * one_pass) is None
+    assert fit_to_time(learning, 1.0, 1 + 3 * 4.5) is None
 
 
 def test_no_time_leaves_the_baseline_as_the_answer(
