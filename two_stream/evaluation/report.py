@@ -210,7 +210,10 @@ def _facts(
     }
     drawn = {
         "figures": {
-            "learning": figures.learning_curves({name: rows for name, rows in histories.items() if rows}),
+            "learning": figures.learning_curves(
+                # a solved probe has an optimum and no curve
+                {name: rows for name, rows in histories.items() if rows and "c" not in rows[0]}
+            ),
             "confusion": figures.confusion(confusion, main.table.class_names)
             if confusion is not None
             else None,
