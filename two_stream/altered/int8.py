@@ -10,7 +10,7 @@ import torch
 
 from two_stream.altered.base import Alteration
 from two_stream.altered.int8_graph import convert, has_vnni, hushed, kept_layers, prepare, use_engine
-from two_stream.altered.ranges import layer_config
+from two_stream.altered.ranges import NARROW, NARROWER, layer_config
 from two_stream.recognizer import Recognizer
 
 _VALUES, _SCALE, _ZERO = "#int8", "#scale", "#zero"
@@ -74,8 +74,11 @@ class Int8(Alteration):
             convert(model)
 
     def _config(self) -> Any:
-        """Kernels for x86 add two products in 16 bits where the CPU has no VNNI: half the range is safe there."""
-        largest = 127 if use_engine(self.engine) == "onednn" and not has_vnni() else 255
+        """Kernels for x86 add two products in 16 bits where the CPU has no VNNI: half the weights are safe there.
+
+        Half the activations are not: a layer's outputs reach beyond the range that was measured.
+        """
+        largest = NARROWER if use_engine(self.engine) == "onednn" and not has_vnni() else NARROW
         return layer_config(
             self.observer, per_channel=self.per_channel, largest=largest, decay=self.decay, fake=self.fake
         )

@@ -45,23 +45,25 @@ OBSERVERS: dict[str, type[MinMaxObserver] | type[HistogramObserver]] = {
 """How the range of activations is found, by its name in the settings."""
 NARROW = 127
 """largest weight: without -128 a symmetric range has as many values on either side, which every engine takes"""
+NARROWER = 64
+"""largest weight where two products are added in 16 bits: 2 · 255 · 64 = 32,640 fits whatever the activations are"""
 
 
 def layer_config(
-    observer: str, *, per_channel: bool, largest: int, decay: float = 0.999, fake: bool = False
+    observer: str, *, per_channel: bool, largest: int = NARROW, decay: float = 0.999, fake: bool = False
 ) -> QConfig:
     """Return how activations and weights are quantised.
 
     Args:
         observer: Key of `OBSERVERS`; with `fake` the moving average whatever it says.
         per_channel: A scale per output channel of a weight; else one per weight.
-        largest: Largest activation, 255, or 127 where sums of two products must fit into 16 bits.
+        largest: Largest weight: `NARROW` or `NARROWER`.
         decay: Of the moving average.
         fake: Round in float, for training.
     """
     scheme = torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric
-    signed = {"dtype": torch.qint8, "qscheme": scheme, "quant_min": -NARROW, "quant_max": NARROW}
-    unsigned = {"dtype": torch.quint8, "quant_min": 0, "quant_max": largest}
+    signed = {"dtype": torch.qint8, "qscheme": scheme, "quant_min": -largest, "quant_max": largest}
+    unsigned = {"dtype": torch.quint8, "quant_min": 0, "quant_max": 255}
     moving = {"decay": decay} if fake or observer == "moving_average" else {}
     if fake:  # weights change with every step, so their range is that of the moment
         weights = MovingAveragePerChannelMinMaxObserver if per_channel else MinMaxNow

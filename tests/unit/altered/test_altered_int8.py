@@ -135,7 +135,8 @@ def test_a_well_behaved_network_says_nearly_the_same(tmp_path: Path) -> None:
         wanted = model(clips(model))
         made = quantised(model)(clips(model))
     noise = (made - wanted).pow(2).mean()
-    assert 10 * torch.log10(wanted.pow(2).mean() / noise) > 20.0
+    # without VNNI weights have half as many steps: twice the rounding, and 4 times, or 6.02 dB, the noise at most
+    assert 10 * torch.log10(wanted.pow(2).mean() / noise) > (20.0 if has_vnni() else 20.0 - 6.02)
     write_model(tmp_path / "int8", model, {})
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("float", "int8")]
     assert sizes[1] < 0.3 * sizes[0]

@@ -44,7 +44,7 @@ def test_validation_does_not_move_a_range() -> None:
 def test_activations_take_the_asymmetric_range(numbers: dict[str, Any], fake: bool, observer: str) -> None:
     x = torch.from_numpy(np.random.default_rng(22).standard_normal(16).astype(np.float32))
     case = numbers["linear_quantisation"]["cases"]["asymmetric_unsigned_8"]
-    follow = layer_config(observer, per_channel=True, largest=255, fake=fake).activation()
+    follow = layer_config(observer, per_channel=True, fake=fake).activation()
     follow(x)
     scale, zero = follow.calculate_qparams()
     assert 1.0 / float(scale) == pytest.approx(case["scale"][0], rel=1e-4)
@@ -59,7 +59,7 @@ def test_activations_take_the_asymmetric_range(numbers: dict[str, Any], fake: bo
 def test_weights_take_the_symmetric_range(numbers: dict[str, Any], fake: bool, per_channel: bool) -> None:
     x = torch.from_numpy(np.random.default_rng(22).standard_normal(16).astype(np.float32))
     case = numbers["linear_quantisation"]["cases"]["symmetric_8"]
-    follow = layer_config("minmax", per_channel=per_channel, largest=255, fake=fake).weight()
+    follow = layer_config("minmax", per_channel=per_channel, fake=fake).weight()
     follow(torch.stack((x, x / 2)) if per_channel else x)
     scale, zero = follow.calculate_qparams()
     # Distiller and torch divide by 127.5 and clamp; ours reaches the largest value with 127 steps on either side
@@ -71,7 +71,7 @@ def test_weights_take_the_symmetric_range(numbers: dict[str, Any], fake: bool, p
 
 def test_the_fake_range_of_weights_is_that_of_the_moment() -> None:
     for per_channel in (True, False):
-        follow = layer_config("minmax", per_channel=per_channel, largest=255, fake=True).weight()
+        follow = layer_config("minmax", per_channel=per_channel, fake=True).weight()
         follow(torch.full((2, 3), 8.0))
         follow(torch.full((2, 3), 2.0))
         assert follow.calculate_qparams()[0].tolist() == pytest.approx(

@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
 class _Specified(TinyNet):
     """Says what clips it takes, as a recognizer does; a process without any must know."""
 
-    spec = SimpleNamespace(channels=3, clip_length=4, crop=6)
+    spec = SimpleNamespace(channels=3, clip_length=4, size=(6, 6))
 
     def __init__(self) -> None:
         super().__init__(dtype=torch.float64)
