@@ -167,7 +167,7 @@ def _show(found: Sequence[Candidate], best: Candidate, flags: AutoFlags) -> None
         say("Only the baseline was run, so it is the answer.")
     elif best.name == "baseline":
         say(
-            f"The answer is the baseline: it is better than the networks on the {best.videos} held-out training videos."
+            f"The answer is the baseline: no network is better on the {best.videos} held-out training videos."
         )
     else:
         say(f"The answer is {best.name}: the best on the {best.videos} held-out training videos.")
