@@ -1,4 +1,4 @@
-"""The linear probe as a run: what stands in place of `Trainer.fit` where `train.optimizer.kind` is `logistic`.
+"""The linear probe as a run: replaces `Trainer.fit` where `train.optimizer.kind` is `logistic`.
 
 A frozen network gives one vector per training clip; the classifier becomes their logistic regression. Nothing is random
 but the folds, and there are no steps, so a run is finished or has not begun: a checkpoint holds no half-way state.

