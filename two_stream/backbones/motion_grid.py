@@ -66,7 +66,7 @@ class MotionGridNet(Backbone):
 
     @classmethod
     def default_input(cls, options: MotionGrid, modality: Modality) -> InputSpec:
-        """Return flow in pixels per frame: what is stored, from -20 to 20, and 0 at grey level 127.5.
+        """Return flow in pixels per frame: what is stored, from -20 to 20, and 0 at grey level 127.5; of whole frames.
 
         Raises:
             SettingsError: The modality is not flow.
@@ -81,7 +81,7 @@ class MotionGridNet(Backbone):
             clip_length=16,
             stride=1,
             resize=(128, 170),
-            crop=112,
+            crop=(128, 170),
             value_range=(-FLOW_BOUND, FLOW_BOUND),
             mean=(0.0, 0.0),
             std=(1.0, 1.0),

@@ -86,3 +86,8 @@ def test_rgb_and_reductions_are_refused():
         SettingsError, match=r"^backbone motion_grid has nothing to learn .*`model.reduction: none`$"
     ):
         grid(reduction="frab")
+
+
+def test_it_sees_whole_frames():
+    spec = grid().spec
+    assert spec.size == spec.resize == (128, 170)

@@ -15,6 +15,7 @@ from two_stream.config.model import AverageHead, ModelOptions, ResNet3d
 from two_stream.pretrained import read_model, read_state
 from two_stream.pretrained.starter import installed_file
 from two_stream.recognizer import Recognizer
+from two_stream.runtime.console import console
 from two_stream.zoo.record import ModelRecord
 
 NAME = "tiny/resnet18"
@@ -29,7 +30,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in ("TWO_STREAM_MIRROR", "TWO_STREAM_WEIGHTS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console, "width", 200)
     (tmp_path / "disk").mkdir()
     torch.save({"state_dict": published(), "best_prec1": np.float64(50.0)}, tmp_path / "disk" / "tiny.pth")
     sha = hashlib.sha256((tmp_path / "disk" / "tiny.pth").read_bytes()).hexdigest()
