@@ -7,9 +7,12 @@ from pathlib import Path
 
 from two_stream.config.schema import Experiment
 from two_stream.errors import ScoreError
-from two_stream.evaluation.run import evaluate_run, load_run
+from two_stream.evaluation.run import evaluate_run
 from two_stream.evaluation.scores import newest_scores, read_scores
+from two_stream.pretrained import WEIGHTS
 from two_stream.runtime.console import note, results_as_notes
+from two_stream.runtime.files import sha256
+from two_stream.runtime.folders import whole_folder
 from two_stream.training.checkpoint import has_checkpoint, load_newest
 from two_stream.training.loop import train
 from two_stream.training.run_folder import check_run
@@ -55,4 +58,5 @@ def _is_scored(paths: RunPaths, part: Part) -> bool:
         found = read_scores(newest_scores(paths.root, part))
     except ScoreError:
         return False
-    return found.meta.get("model_sha256") == load_run(paths.root).model_sha256
+    weights = whole_folder(paths.best) / WEIGHTS
+    return weights.is_file() and found.meta.get("model_sha256") == sha256(weights)
