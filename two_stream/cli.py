@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from two_stream.errors import TwoStreamError
+from two_stream.runtime import distributed
 
 COMMANDS = {
     "demo": "write a small data set, train both streams, evaluate, fuse and report",
@@ -76,7 +77,7 @@ def guarded(action: Callable[[], int], prog: str = "two-stream") -> int:
 
 def run() -> None:
     """Entry point of the console script."""
-    raise SystemExit(main())
+    distributed.exit_process(main())
 
 
 def _help() -> str:

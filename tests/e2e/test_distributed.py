@@ -137,6 +137,32 @@ def test_two_processes_equal_one(experiment_file: Path) -> None:
     assert facts["processes"] == "2"
 
 
+def test_a_joined_process_ends_before_python_shuts_down(tmp_path: Path) -> None:
+    """gloo's threads can abort an interpreter that shuts down, so it never comes to that; alone it does."""
+    script = tmp_path / "ends.py"
+    script.write_text(
+        "import atexit, os, sys\n"
+        "from two_stream.runtime import distributed\n"
+        "class Late:\n"
+        "    def __del__(self, write=os.write):\n"
+        "        write(1, b'shut down')\n"
+        "late = Late()\n"
+        "atexit.register(print, 'exit handler')\n"
+        "distributed.init(cpu_only=True)\n"
+        "print('total', distributed.largest([distributed.rank()])[0], end=' ')\n"
+        "distributed.shutdown()\n"
+        "distributed.exit_process(0)\n"
+    )
+    alone, two = (
+        subprocess.run([*start, str(script)], capture_output=True, text=True, env=ENVIRONMENT)
+        for start in ([sys.executable], [*TORCHRUN, "2"])
+    )
+    assert (alone.returncode, two.returncode) == (0, 0), two.stderr
+    assert alone.stdout == "total 0 exit handler\nshut down"
+    assert two.stdout.count("total 1 ") == two.stdout.count("exit handler") == 2
+    assert "shut down" not in two.stdout
+
+
 @pytest.mark.slow
 def test_a_mistake_is_one_line_from_one_process(experiment_file: Path) -> None:
     """Found out by the main process, by all of them alike, and by one of them while it trains."""

@@ -6,12 +6,14 @@ with one line. Alone, every function is a plain call, and torch is not even impo
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from two_stream.errors import SettingsError, TwoStreamError
 
@@ -31,6 +33,8 @@ _LOST = (
 
 _board: list[Any] = []
 """where the processes leave notes for each other: torch's store, while they are joined"""
+_was_joined: list[bool] = []
+"""not empty once this process has been joined to others"""
 
 
 def rank() -> int:
@@ -120,6 +124,7 @@ def init(*, cpu_only: bool = False) -> bool:
         rank=rank(),
         world_size=world_size(),
     )
+    _was_joined.append(True)
     return True
 
 
@@ -155,6 +160,21 @@ def shutdown() -> None:
     if is_main():  # the board may be kept by this process
         board.wait([f"gone{number}" for number in everyone], TIMEOUT)
     distributed.destroy_process_group()
+
+
+def exit_process(code: int) -> NoReturn:
+    """End this process with an exit code.
+
+    torch keeps gloo's threads after `destroy_process_group` if a DDP network has lived, and while Python shuts down one
+    of them can abort the process ("terminate called without an active exception", exit code -6). So a process that was
+    joined to others ends at once, after its exit handlers.
+    """
+    if not _was_joined:
+        raise SystemExit(code)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def barrier() -> None:

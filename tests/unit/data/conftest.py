@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -13,9 +14,14 @@ from two_stream.data.catalog import Record, load_record
 CLASSES = ("jump", "run", "sit down")
 
 
-def frame_value(video: int, number: int, channel: int) -> int:
-    """The grey level of a frame of a flat picture: tells video, frame and channel apart."""
+def _value(video: int, number: int, channel: int) -> int:
     return 20 * video + 3 * number + 5 * channel
+
+
+@pytest.fixture
+def frame_value() -> Callable[[int, int, int], int]:
+    """The grey level of a frame of `tiny`'s flat pictures, from video, frame and channel."""
+    return _value
 
 
 @pytest.fixture
@@ -29,10 +35,10 @@ def tiny(tmp_path: Path) -> Record:
         folder = root / name
         folder.mkdir(parents=True)
         for number in range(1, 7):
-            write_flat(folder / f"img_{number:05d}.jpg", [frame_value(video, number, c) for c in (2, 1, 0)])
+            write_flat(folder / f"img_{number:05d}.jpg", [_value(video, number, c) for c in (2, 1, 0)])
             if number < 6:
-                write_flat(folder / f"flow_x_{number:05d}.jpg", [frame_value(video, number, 0)])
-                write_flat(folder / f"flow_y_{number:05d}.jpg", [frame_value(video, number, 1)])
+                write_flat(folder / f"flow_x_{number:05d}.jpg", [_value(video, number, 0)])
+                write_flat(folder / f"flow_y_{number:05d}.jpg", [_value(video, number, 1)])
         for split in (1, 2):
             part = "val" if source == split else "train"
             lines.setdefault((part, split), []).append((name, label))

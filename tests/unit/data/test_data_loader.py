@@ -8,7 +8,7 @@ import os
 import pickle
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +37,8 @@ from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.types import Batch, InputSpec, Modality, VideoRecord
 from two_stream.video.flow import flow_clip
 
+FrameValue = Callable[[int, int, int], int]
+
 
 def spec(modality: Modality = "rgb", length: int = 4, stride: int = 1) -> InputSpec:
     channels = 3 if modality == "rgb" else 2
@@ -63,19 +65,15 @@ def same(first: Sequence[Batch], second: Sequence[Batch]) -> bool:
     )
 
 
-def value(video: int, number: int, channel: int) -> int:
-    return 20 * video + 3 * number + 5 * channel
-
-
-def test_folder_source_reads_the_right_frames_in_rgb_order(tiny: Record) -> None:
+def test_folder_source_reads_the_right_frames_in_rgb_order(tiny: Record, frame_value: FrameValue) -> None:
     video = "v_sitdown_g01_c02"
     rgb = FrameFolders(tiny, "rgb").read(video, [6, 1, 1], (12, 16))
     assert rgb.shape == (3, 12, 16, 3)
-    expected = [[value(2, number, channel) for channel in range(3)] for number in (6, 1, 1)]
+    expected = [[frame_value(2, number, channel) for channel in range(3)] for number in (6, 1, 1)]
     assert np.abs(rgb[:, 5, 5].astype(int) - expected).max() <= 2
     flow = FrameFolders(tiny, "flow").read(video, [5], (6, 8))
     assert flow.shape == (1, 6, 8, 2)
-    assert np.abs(flow[0, 3, 3].astype(int) - [value(2, 5, 0), value(2, 5, 1)]).max() <= 2
+    assert np.abs(flow[0, 3, 3].astype(int) - [frame_value(2, 5, 0), frame_value(2, 5, 1)]).max() <= 2
 
 
 def test_folder_source_finds_class_folders_and_flat_ones(tiny: Record) -> None:
@@ -224,18 +222,18 @@ def test_processes_share_the_batches_of_one(tiny: Record, world: int, group: int
         assert [b.ids for b in part] == validation[rank::world]
 
 
-def test_validation_clip_is_centred_and_unchanged(tiny: Record) -> None:
+def test_validation_clip_is_centred_and_unchanged(tiny: Record, frame_value: FrameValue) -> None:
     records = everything(tiny)
     batches = list(clip_loader(experiment(), spec(), records, tiny))
     assert [i for b in batches for i in b.ids] == [r.id for r in records]
     video = int(records[0].id[-2:])
-    expected = [[value(video, number, channel) for number in (2, 3, 4, 5)] for channel in range(3)]
+    expected = [[frame_value(video, number, channel) for number in (2, 3, 4, 5)] for channel in range(3)]
     assert np.abs(batches[0].clips[0, :, :, 4, 4].numpy().astype(int) - expected).max() <= 2
     paper = next(iter(clip_loader(experiment(sampling="paper"), spec(length=3), records, tiny)))
-    assert abs(int(paper.clips[0, 0, 0, 4, 4]) - value(video, 2, 0)) <= 2
+    assert abs(int(paper.clips[0, 0, 0, 4, 4]) - frame_value(video, 2, 0)) <= 2
 
 
-def test_views_are_crop_major(tiny: Record) -> None:
+def test_views_are_crop_major(tiny: Record, frame_value: FrameValue) -> None:
     records = everything(tiny)
     settings = experiment().model_copy(
         update={"evaluate": EvaluateOptions(views="sliding", step=1, crops="ten")}
@@ -245,14 +243,14 @@ def test_views_are_crop_major(tiny: Record) -> None:
     assert item.views.shape == (20, 3, 5, 8, 8)
     video = int(item.id[-2:])
     for view in range(20):
-        expected = value(video, 1 + view % 2, 0)  # two clips, the second one frame later
+        expected = frame_value(video, 1 + view % 2, 0)  # two clips, the second one frame later
         assert abs(int(item.views[view, 0, 0, 4, 4]) - expected) <= 2
 
 
-def test_mirrored_flow_view_is_negated_unless_paper(tiny: Record) -> None:
+def test_mirrored_flow_view_is_negated_unless_paper(tiny: Record, frame_value: FrameValue) -> None:
     records = everything(tiny, "flow")
     video = int(records[0].id[-2:])
-    x = value(video, 1, 0)
+    x = frame_value(video, 1, 0)
     for protocol, mirrored in (("standard", 255 - x), ("paper", x)):
         settings = experiment(augment=AugmentOptions(protocol=protocol))
         item = next(iter(view_loader(settings, spec("flow", 5), records, tiny)))

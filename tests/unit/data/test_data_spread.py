@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tests.unit.data.conftest import frame_value
 from two_stream.config.augment import AugmentOptions
 from two_stream.config.model import InputOptions, ModelOptions, ResNet3d
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
@@ -31,6 +31,7 @@ from two_stream.errors import SettingsError
 from two_stream.recognizer import create_model, input_spec
 from two_stream.types import InputSpec, VideoRecord, VideoViews
 
+FrameValue = Callable[[int, int, int], int]
 SPEC = InputSpec("rgb", 3, 1, (12, 16), 8, (0.0, 1.0), (0.5,) * 3, (0.5,) * 3, segments=3)
 FLOW = replace(SPEC, modality="flow", clip_length=2, segments=2, stack=3, mean=(0.5,) * 6, std=(0.5,) * 6)
 
@@ -166,7 +167,9 @@ def test_views_that_a_network_does_not_have_are_refused() -> None:
         evaluation_clips(EvaluateOptions(views="sliding"), replace(SPEC, clip_length=6), 6)
 
 
-def test_only_the_frames_of_the_segments_are_decoded(tiny: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_frames_of_the_segments_are_decoded(
+    tiny: Record, frame_value: FrameValue, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from two_stream.video import frames
 
     decoded: list[str] = []
@@ -196,7 +199,9 @@ def test_only_the_frames_of_the_segments_are_decoded(tiny: Record, monkeypatch: 
     assert len(decoded) == 6
 
 
-def test_a_stack_holds_the_fields_from_its_number_on_and_ends_with_the_video(tiny: Record) -> None:
+def test_a_stack_holds_the_fields_from_its_number_on_and_ends_with_the_video(
+    tiny: Record, frame_value: FrameValue
+) -> None:
     assert [stacked_numbers(n, 3, 5) for n in (1, 3, 4, 5)] == [[1, 2, 3], [3, 4, 5], [3, 4, 5], [3, 4, 5]]
     assert stacked_numbers(2, 3, 2) == [1, 2, 2]
     source = make_source(tiny, "flow", DataOptions(source="frames"))
