@@ -67,7 +67,8 @@ def main(args: list[str]) -> int:
     found = candidates(baseline.runs, networks)
     best = chosen(found)
     _show(found, best, flags)
-    return _answer(flags, record, networks or baseline.runs, best)
+    shown = next((one for one in found if one.name == "networks"), best) if best.name == "baseline" else best
+    return _answer(flags, record, shown, best)
 
 
 def _streams(
@@ -174,16 +175,22 @@ def _show(found: Sequence[Candidate], best: Candidate, flags: AutoFlags) -> None
     say("The test part played no part in the choice.")
 
 
-def _answer(flags: AutoFlags, record: Record, shown: Sequence[RunPaths], best: Candidate) -> int:
-    """Write the page and the answer, and say how to use it."""
+def _answer(flags: AutoFlags, record: Record, shown: Candidate, best: Candidate) -> int:
+    """Write the page and the answer, and say how to use it.
+
+    Args:
+        flags: Of the command.
+        record: The data set.
+        shown: What the page leads with; the networks where the baseline is the answer, for every page has its row.
+        best: The answer.
+    """
     from two_stream.commands import report
     from two_stream.config.load import load_experiment
     from two_stream.runtime.console import say
     from two_stream.runtime.files import write_json
 
     out = flags.out or flags.runs / "auto" / f"{record.name}-split{flags.split}.html"
-    sources = [str(run.root) for run in shown]
-    page = [*sources, "--out", str(out), "--rule", "logits" if best.rule == "learned" else best.rule]
+    page = [*(str(run.root) for run in shown.runs), "--out", str(out), "--rule", shown.rule]
     _step("5/5 the report", ["report", *page])
     report.main(page)
     runs = sorted(

@@ -23,8 +23,8 @@ class ReportFlags:
     """page to write; none: `report.html` in the run folder, or here with several streams"""
     title: str | None = None
     """headline; none: made from the data set and the streams"""
-    rule: Literal["l2", "logits", "probabilities", "rank"] = "l2"
-    """fusion rule"""
+    rule: Literal["l2", "logits", "probabilities", "rank", "learned"] = "l2"
+    """fusion rule; learned: weights fitted on the holdout scores of the runs"""
     mistakes: int = 8
     """how many of the most confident mistakes are shown"""
     seed: int = 0

@@ -19,7 +19,7 @@ from two_stream.evaluation import figures, metrics, tables
 from two_stream.evaluation.fusion import Curve, fuse, weight_curve
 from two_stream.evaluation.pages import page_templates
 from two_stream.evaluation.run_files import compression_of, find_baseline, history, run_of, settings_of
-from two_stream.evaluation.scores import find_scores, join, newest_scores, read_scores
+from two_stream.evaluation.scores import common, find_scores, join, name_of, newest_scores, read_scores
 from two_stream.evaluation.thumbnails import strip
 from two_stream.runtime.files import write_json, write_text
 from two_stream.runtime.provenance import code_version
@@ -63,7 +63,7 @@ def write_report(
         out: The page; JSON and Markdown get its name with another suffix. Default: `report.html` in the run folder of a
             single stream, else in the current folder.
         title: Headline.
-        rule: Fusion rule.
+        rule: Fusion rule; `learned` fits the weights on the holdout scores of the runs.
         mistakes: Most confident mistakes shown.
         seed: Seed of the bootstrap.
 
@@ -120,7 +120,24 @@ def _gather(
     streams = [_stream(table, name) for table, name in zip(plain, tables.labels_of(plain))]
     if given:
         return streams, given[0], baseline
-    return streams, fuse(plain, rule) if len(plain) > 1 else None, baseline
+    if len(plain) < 2:
+        return streams, None, baseline
+    return streams, fuse(plain, rule, fit=_fit_tables(streams) if rule == "learned" else None), baseline
+
+
+def _fit_tables(streams: list[_Stream]) -> list[ScoreTable]:
+    """Return the holdout scores of every stream, of the videos that all have.
+
+    Raises:
+        ScoreError: A stream has none.
+    """
+    lacking = next((stream for stream in streams if stream.val is None), None)
+    if lacking is not None:
+        raise ScoreError(
+            f"{name_of(lacking.table)}: `--rule learned` fits the weights on the holdout part, and this stream's model "
+            "has no scores of it; run `two-stream evaluate RUN --part val`, or choose another rule"
+        )
+    return common([stream.val for stream in streams if stream.val is not None])
 
 
 def _beside(streams: list[_Stream], given: ScoreTable | None) -> tuple[ScoreTable | None, str, str]:
@@ -165,7 +182,12 @@ def _facts(
     """Return the plain values, and the figures drawn from them."""
     curve = _curve(streams, fused)
     shown = [stream.table for stream in streams] + ([fused] if fused is not None else [])
-    if curve is not None and fused is not None and len({*fused.meta["weights"]}) == 1:
+    if (
+        curve is not None
+        and fused is not None
+        and fused.meta["rule"] != "learned"
+        and len({*fused.meta["weights"]}) == 1
+    ):
         shown.append(_tuned(streams, fused))
     found = tables.lines([*shown, *([] if baseline is None else [baseline])], seed=seed)
     main = found[len(streams)] if fused is not None else found[0]
@@ -230,7 +252,8 @@ def _curve(streams: list[_Stream], fused: ScoreTable | None) -> Curve | None:
     if fused is None or len(streams) != 2 or streams[0].val is None or streams[1].val is None:
         return None
     try:
-        curve = weight_curve(streams[0].val, streams[1].val, str(fused.meta.get("rule", "l2")))
+        rule = str(fused.meta.get("rule", "l2"))
+        curve = weight_curve(streams[0].val, streams[1].val, "logits" if rule == "learned" else rule)
     except ScoreError:  # holdout parts of different seeds
         return None
     return replace(curve, names=(streams[0].name, streams[1].name))

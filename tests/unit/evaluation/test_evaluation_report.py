@@ -87,6 +87,20 @@ def test_curve_needs_holdout_scores_and_tells_how_to_get_them(two, tmp_path):
     assert f"two-stream evaluate {two[1]} --part val" in parsed(page).text
 
 
+def test_learned_weights_are_those_that_fuse_finds(two, tmp_path):
+    facts = json.loads(write_report(two, tmp_path / "r.html", rule="learned")[1].read_text())
+    tests, vals = ([read_scores(find_scores(run, part)) for run in two] for part in ("test", "val"))
+    fused = fuse(tests, "learned", fit=vals)
+    assert facts["main"] == "fused (learned)"
+    assert facts["streams"][2]["meta"]["weights"] == fused.meta["weights"]
+    assert facts["streams"][2]["top"]["1"]["value"] == metrics.top_k_accuracy(fused.logits, fused.labels)
+    assert len(facts["streams"]) == 3  # nothing to search where the weights are fitted
+    assert facts["curve"]["rule"] == "logits"
+    (two[1] / "scores" / "val_multi_ten_logits.npz").unlink()
+    with pytest.raises(ScoreError, match=r"npz: `--rule learned` fits .* on the holdout part"):
+        write_report(two, tmp_path / "r.html", rule="learned")
+
+
 def test_scores_of_another_model_are_not_taken_for_the_holdout(runs, tmp_path):
     folders = [runs.make("rgb"), runs.make("flow")]
     path = folders[0] / "scores" / "val_multi_ten_logits.npz"

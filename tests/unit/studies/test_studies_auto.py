@@ -47,6 +47,10 @@ def settings(world: Path) -> Path:  # noqa: F811
     return world
 
 
+def both(answered: Path) -> list[RunPaths]:
+    return [RunPaths(answered / f"toy-split1-{modality}") for modality in ("rgb", "flow")]
+
+
 def arguments(world: Path, *more: str) -> list[str]:  # noqa: F811
     places = ["--settings-root", str(world / "settings"), "--runs", str(world / "auto"), "--device", "cpu"]
     return ["auto", "toy", *places, *more]
@@ -77,13 +81,20 @@ def test_every_step_says_its_command_and_the_answer_can_be_used(
     )
     page = (answered / "auto" / "toy-split1.html").read_text()
     assert "baseline" in page
+    facts = json.loads((answered / "auto" / "toy-split1.json").read_text())
+    runs = [RunPaths(Path(run)) for run in answer["runs"]]
+    led = candidate("networks", runs if answer["answer"] != "baseline" else both(answered), "learned")
+    main = next(stream for stream in facts["streams"] if stream["name"] == facts["main"])
+    assert (
+        main["meta"]["weights"] == led.weights
+    )  # the page leads with the answer, or with what lost to the baseline
     train = load_experiment(answered / "toy-split1-rgb" / "experiment.yaml")
     assert (train.train.optimizer.views, train.evaluate.crops) == (1, "full")
 
 
 def test_the_answer_is_judged_on_held_out_training_videos(answered: Path) -> None:
-    runs = [RunPaths(answered / f"toy-split1-{modality}") for modality in ("rgb", "flow")]
-    found = candidate("networks", runs, "learned")
+    found = candidate("networks", both(answered), "learned")
+    runs = found.runs
     vals = [read_scores(newest_scores(run.root, "val")) for run in runs]
     fused = sum(weight * table.logits for weight, table in zip(found.weights, vals, strict=True))
     assert found.validated == top_k_accuracy(fused, vals[0].labels)
