@@ -131,7 +131,12 @@ def check(study: Study, source: object = "study") -> list[Variant]:
     with _naming(source):
         variants = variants_of(study)
     for variant in variants:
-        experiment_of(study, variant, study.splits[0], study.seeds[0], source)
+        settings = _settings_of(study, variant)
+        if (
+            study.features is not None and not variant.baseline
+        ):  # its cells will read them; what they cannot is wrong now
+            settings = merged(settings, {"data": {"features": "features"}})
+        _experiment(study, settings, study.splits[0], study.seeds[0], f"{source}: variant {variant.name!r}")
     with _naming(source):
         pairs_of(study, variants)
     return variants
@@ -151,12 +156,18 @@ def experiment_of(study: Study, variant: Variant, split: int, seed: int, source:
     Raises:
         SettingsError: They are wrong; names source and variant.
     """
+    return _experiment(
+        study, _settings_of(study, variant), split, seed, f"{source}: variant {variant.name!r}"
+    )
+
+
+def _settings_of(study: Study, variant: Variant) -> dict[str, Any]:
     settings = merged(base_settings(study), variant.changes)
     if variant.baseline:
-        settings = _of_baseline(settings)
-    elif study.features is not None:
-        settings = merged(settings, {"train": {"freeze_until": _frozen(settings)}})
-    return _experiment(study, settings, split, seed, f"{source}: variant {variant.name!r}")
+        return _of_baseline(settings)
+    if study.features is not None:
+        return merged(settings, {"train": {"freeze_until": _frozen(settings)}})
+    return settings
 
 
 def _of_baseline(base: Mapping[str, Any]) -> dict[str, Any]:
