@@ -17,7 +17,7 @@ from two_stream.errors import CheckpointError, ExportError, SettingsError
 from two_stream.export.card import ExportCard, Target, parse_card
 from two_stream.export.formats import Format
 from two_stream.export.graph import quiet, reason
-from two_stream.export.program_check import check_program
+from two_stream.export.program import Program
 from two_stream.runtime.inference import missing_compiler
 
 if TYPE_CHECKING:
@@ -63,15 +63,7 @@ class Pt2(_Archive):
 
     def open(self, path: Path, card: ExportCard | None = None) -> Session:
         """See `Format.open`."""
-        check_program(path)
-        try:
-            with quiet():
-                module = torch.export.load(path).module(check_guards=False)
-        except Exception as error:  # of another version of torch: its reader fails in many ways
-            raise CheckpointError(
-                f"{path}: this torch ({torch.__version__}) does not take it{_written_by(card)} ({reason(error)})"
-            ) from error
-        return _computing(module)
+        return _computing(Program(path, card))
 
 
 class Aoti(_Archive):
