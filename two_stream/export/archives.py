@@ -7,6 +7,7 @@ been compared with the digest on its card.
 from __future__ import annotations
 
 import hashlib
+import re
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     from two_stream.export.graph import Exportable, Session
 
 _CARD = "extra/two_stream.json"
+_COMPILED = re.compile(r"(^|/)data/aotinductor/|\.(so|dll|dylib|o|cubin)$", re.IGNORECASE)
+_HOLDS: dict[Target, str] = {
+    "aoti": "machine code (an AOTInductor package)",
+    "pt2": "a graph of torch.export",
+}
 
 
 class _Archive(Format):
@@ -103,12 +109,23 @@ class Aoti(_Archive):
 
 
 def target_of(path: Path) -> Target:
-    """Return which of the two an archive is.
+    """Return which of the two an archive is, by what it holds: its card and its name decide nothing.
 
     Raises:
-        CheckpointError: No archive, or without our card.
+        CheckpointError: No archive, or without our card; or its card says something else.
     """
-    return parse_card(_card_text(path), path).to
+    card = parse_card(_card_text(path), path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            compiled = any(_COMPILED.search(name) for name in archive.namelist())
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(f"{path}: damaged ({error}); export the run again") from None
+    found: Target = "aoti" if compiled else "pt2"
+    if card.to != found:
+        raise CheckpointError(
+            f"{path}: its card says {card.to}, and it holds {_HOLDS[found]}; not loaded (export the run again)"
+        )
+    return found
 
 
 def _computing(module: Any) -> Session:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import re
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -87,6 +89,7 @@ class Onnx(Format):
                 f"{path}: an ONNX file without our card; expected one that `two-stream export` wrote"
             )
         card = parse_card(text, path)
+        _check(model, path)
         written = card.content_sha256
         unsealed = content.replace(written.encode(), UNSEALED.encode(), 1)
         if hashlib.sha256(unsealed).hexdigest() != written:
@@ -96,12 +99,14 @@ class Onnx(Format):
     def open(self, path: Path, card: ExportCard | None = None) -> Session:
         """See `Format.open`."""
         del card
-        runtime = needed("onnxruntime")
+        onnx, runtime = needed("onnx"), needed("onnxruntime")
+        content = path.read_bytes()
+        _check(onnx.load_model_from_string(content), path)
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
         try:
-            session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions share no base class
             raise CheckpointError(f"{path}: ONNX Runtime does not take it ({reason(error)})") from error
         return _computing(session)
@@ -117,6 +122,55 @@ def needed(name: str) -> Any:
         return import_module(name)
     except ImportError:
         raise SettingsError(f"ONNX needs the package {name}, which is not installed: {_INSTALL}") from None
+
+
+def _check(model: Any, path: Path) -> None:
+    """Refuse a graph that could do more than compute once through: it would be run with whatever it asks for.
+
+    Raises:
+        CheckpointError: It holds a graph within the graph (a loop may never end), a function, weights in other files,
+            or an operator that is not ONNX's own or does more than compute on tensors; names it.
+    """
+    graph = model.graph
+    found = None
+    if model.functions:
+        found = f"the function {model.functions[0].name[:80]!r}"
+    elif graph.sparse_initializer:
+        found = "sparse weights"
+    elif any(tensor.external_data or tensor.data_location for tensor in graph.initializer):
+        found = "weights in other files"
+    for node in graph.node:
+        if found is not None:
+            break
+        if node.domain not in ("", "ai.onnx") or node.op_type not in _operators():
+            found = f"the operator {f'{node.domain}::' if node.domain else ''}{node.op_type}"[:120]
+        for attribute in node.attribute:
+            if (
+                attribute.HasField("g")
+                or attribute.graphs
+                or attribute.HasField("sparse_tensor")
+                or attribute.ref_attr_name
+            ):
+                found = f"a graph in {node.op_type[:80]}"
+            elif attribute.t.external_data or any(tensor.external_data for tensor in attribute.tensors):
+                found = "weights in other files"
+    if found is not None:
+        raise CheckpointError(
+            f"{path}: holds {found}, which no export of ours does; not loaded (export the run again)"
+        )
+
+
+@cache
+def _operators() -> frozenset[str]:
+    """Return the operators of ONNX's standard that compute tensors from tensors, without a graph inside."""
+    schemas = [one for one in needed("onnx").defs.get_all_schemas() if one.domain == ""]
+    graph = needed("onnx").defs.OpSchema.AttrType.GRAPH
+    return frozenset(
+        one.name
+        for one in schemas
+        if not any(attribute.type == graph for attribute in one.attributes.values())
+        and not re.search("Sequence|Optional|String|Regex|Random|Bernoulli|Multinomial|Image|TfIdf", one.name)
+    )
 
 
 def _computing(session: Any) -> Session:

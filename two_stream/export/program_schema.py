@@ -1,4 +1,4 @@
-"""What the JSON of a `torch.export` file may say: the part of torch's schema (`torch/_export/serde`) that exports use."""
+"""What the JSON of a `torch.export` file may say: what exports use of torch's schema (`torch/_export/serde`)."""
 
 from __future__ import annotations
 

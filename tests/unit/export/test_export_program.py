@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from two_stream.cli import main as cli
 from two_stream.errors import CheckpointError
-from two_stream.export import read_card
+from two_stream.export import load, load_stream, read_card
+from two_stream.export.archives import Aoti
 from two_stream.export.program import Program, operators
 
 MODEL = "models/model.json"
@@ -188,3 +190,32 @@ def test_compressed_members_are_refused(pt2_file: Path, tmp_path: Path) -> None:
         for info in old.infolist():
             new.writestr(info.filename, old.read(info))
     refuses(target, pt2_file, "the compressed member")
+
+
+def test_a_package_is_one_by_what_it_holds(pt2_file: Path, tmp_path: Path) -> None:
+    for name in ("ROOT/data/AOTInductor/model/x.json", "ROOT/data/weights/x.so"):
+        file = with_member(pt2_file, tmp_path, name)
+        with pytest.raises(
+            CheckpointError, match=r"its card says pt2, and it holds machine code .*not loaded"
+        ):
+            load(file)
+
+
+def test_machine_code_needs_trust(pt2_file: Path, tmp_path: Path, world: Path, capsys: Any) -> None:
+    """The card alone is read before that; nothing is loaded."""
+    card = read_card(pt2_file).model_copy(update={"to": "aoti"})
+    file = tmp_path / "model.pt2"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("model/data/aotinductor/model/model.so", b"\x7fELF")
+    Aoti().seal(file, card)
+    with pytest.raises(CheckpointError, match=r"an AOTInductor package: machine code, .*--trust .*model.pt2"):
+        load(file)
+    with pytest.raises(CheckpointError, match=r"`trust=True`"):
+        load_stream(file)
+    video = str(world / "videos" / "left" / "v_g1.mp4")
+    for args in (["evaluate", str(file)], ["predict", video, "--flow", str(file)]):
+        assert cli(args) == 2
+        assert "need no trust" in capsys.readouterr().err
+    trusted = load(file, trust=True)
+    with pytest.raises(CheckpointError, match="cannot be loaded here"):
+        trusted.model(torch.zeros(1, *card.inputs[0].shape[1:], dtype=torch.uint8))

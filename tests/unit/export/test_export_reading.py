@@ -1,6 +1,8 @@
 """What is not one of our exports, damaged, or could do more than compute: one line each, and nothing of it is run."""
 
+import hashlib
 import json
+import shutil
 import sys
 import zipfile
 
@@ -10,6 +12,7 @@ import torch
 from two_stream.cli import main as cli
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.export import load, read_card
+from two_stream.export.card import KEY, UNSEALED
 
 
 def _video(world):
@@ -140,3 +143,83 @@ def _rewritten(source, folder, name, change):
                 content = json.dumps(change(json.loads(content))).encode()
             new.writestr(info.filename, content)
     return target
+
+
+def _resealed(source, target, change):
+    """Change a graph and seal it as ours: the digest is no signature."""
+    import onnx
+
+    card, model = read_card(source), onnx.load(str(source))
+    change(onnx, model)
+    del model.metadata_props[:]
+    text = card.model_copy(update={"content_sha256": UNSEALED}).model_dump_json()
+    model.metadata_props.add(key=KEY, value=text)
+    content = model.SerializeToString()
+    digest = hashlib.sha256(content).hexdigest()
+    target.write_bytes(content.replace(UNSEALED.encode(), digest.encode(), 1))
+    return target
+
+
+def _endless_loop(onnx, model):
+    helper, kinds = onnx.helper, onnx.TensorProto
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Identity", ["x"], ["y"])],
+        "body",
+        [
+            helper.make_tensor_value_info(name, kind, [])
+            for name, kind in (("i", kinds.INT64), ("go", kinds.BOOL), ("x", kinds.FLOAT))
+        ],
+        [
+            helper.make_tensor_value_info(name, kind, [])
+            for name, kind in (("on", kinds.BOOL), ("y", kinds.FLOAT))
+        ],
+    )
+    model.graph.initializer.append(helper.make_tensor("yes", kinds.BOOL, [], [True]))
+    model.graph.initializer.append(helper.make_tensor("start", kinds.FLOAT, [], [0.0]))
+    model.graph.node.append(helper.make_node("Loop", ["", "yes", "start"], ["never"], body=body))
+
+
+def _external(onnx, model):
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", "../../etc/passwd"), ("offset", "0"), ("length", "4")):
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, value
+
+
+def _foreign_operator(onnx, model):
+    model.opset_import.add(domain="com.microsoft", version=1)
+    model.graph.node[0].domain = "com.microsoft"
+
+
+def _function(onnx, model):
+    node = onnx.helper.make_node("Identity", ["a"], ["b"])
+    model.functions.append(onnx.helper.make_function("mine", "f", ["a"], ["b"], [node], []))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_endless_loop, "a graph in Loop"),
+        (_external, "weights in other files"),
+        (_foreign_operator, "the operator com.microsoft::"),
+        (_function, "the function 'f'"),
+        (
+            lambda onnx, model: setattr(model.graph.node[0], "op_type", "RandomNormal"),
+            "the operator RandomNormal",
+        ),
+    ],
+)
+def test_a_resealed_onnx_file_that_could_do_more_is_refused(change, words, onnx_file, tmp_path):
+    with pytest.raises(CheckpointError, match=words):
+        load(_resealed(onnx_file, tmp_path / "model.onnx", change))
+
+
+def test_the_bytes_that_were_checked_are_the_ones_that_run(onnx_file, tmp_path):
+    """A file that changes after it was read is checked again."""
+    file = shutil.copy(onnx_file, tmp_path / "model.onnx")
+    run = load(file)
+    _resealed(onnx_file, tmp_path / "model.onnx", _endless_loop)
+    with pytest.raises(CheckpointError, match="a graph in Loop"):
+        run.model(torch.zeros(1, *run.card.inputs[0].shape[1:], dtype=torch.uint8))
