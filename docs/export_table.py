@@ -4,7 +4,7 @@
     python docs/export_table.py --only i3d 'timm *'   # only these rows; the others stay as the page has them
     python docs/export_table.py --only x3d --aoti     # AOTInductor too (minutes a row)
     python docs/export_table.py --check               # write nothing; exit code 1 where the page says something else
-    python docs/export_table.py --operators           # what a pt2 file may hold: every row, head, stream and timm module
+    python docs/export_table.py --operators           # what a pt2 file may hold: every row, head, stream, timm module
 
 A row is a network of the family with few layers and small clips: the operations are those of the large ones. Each is
 exported by `two_stream.export.export_run`, which compares the file with the model on batches of 1 and 3 clips and
@@ -43,7 +43,7 @@ from two_stream.streaming import StepNetwork, convert
 from two_stream.types import RunPaths
 
 PAGE = Path(__file__).resolve().parent / "export-table.md"
-OPERATORS = Path(__file__).resolve().parents[1] / "two_stream" / "export" / "operators.json"
+OPERATORS = Path(__file__).resolve().parents[1] / "two_stream" / "export" / "operators.txt"
 HEADS = ("average", "lstm", "bert")
 TARGETS: tuple[Target, ...] = ("onnx", "pt2", "aoti")
 BEGIN, END = "<!-- table: begin (docs/export_table.py) -->", "<!-- end -->"
@@ -201,7 +201,6 @@ def sweep(
     return made
 
 
-Operators = dict[str, dict[str, list[str]]]
 _OTHER_HEADS: tuple[dict[str, Any], ...] = (
     {"kind": "concat"},
     {"kind": "nonlocal"},
@@ -226,9 +225,9 @@ _INPUTS: tuple[dict[str, Any], ...] = (
 )
 
 
-def operators(say: Callable[[str], object] = print) -> Operators:
-    """Return every operation of the graphs of every row, head, stream and module of timm, with its arguments' kinds."""
-    found: dict[str, dict[str, set[str]]] = {}
+def operators(say: Callable[[str], object] = print) -> list[str]:
+    """Return every operation of the graphs of every row, head, stream and module of timm."""
+    found: set[str] = set()
     for name, build in _graphs():
         try:
             with quiet(), torch.no_grad():
@@ -242,20 +241,9 @@ def operators(say: Callable[[str], object] = print) -> Operators:
             member = next(one for one in archive.namelist() if one.endswith("models/model.json"))
             nodes = json.loads(archive.read(member))["graph_module"]["graph"]["nodes"]
         before = len(found)
-        for node in nodes:
-            arguments = found.setdefault(node["target"], {})
-            for given in node["inputs"]:
-                kinds = arguments.setdefault(given["name"], set())
-                kinds.update(given["arg"])
-                # a size that the batch decides in one network is a number in another
-                kinds |= (
-                    {"as_int"} if "as_sym_int" in kinds else {"as_ints"} if "as_sym_ints" in kinds else set()
-                )
+        found |= {node["target"] for node in nodes}
         say(f"{name}: {len(found) - before} more, {len(found)}")
-    return {
-        target: {name: sorted(kinds) for name, kinds in sorted(arguments.items())}
-        for target, arguments in sorted(found.items())
-    }
+    return sorted(found)
 
 
 def _graphs() -> Iterator[tuple[str, Callable[[], torch.export.ExportedProgram]]]:
@@ -320,7 +308,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     given = parser.parse_args(argv)
     if given.operators:
-        write_text(OPERATORS, json.dumps(operators(), indent=1) + "\n")
+        write_text(OPERATORS, "\n".join(operators()) + "\n")
         return 0
     page = PAGE.read_text(encoding="utf-8")
     before, after = page.partition(BEGIN)[0], page.partition(END)[2]

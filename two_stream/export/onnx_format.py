@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from two_stream.errors import CheckpointError, ExportError, SettingsError
-from two_stream.export.card import KEY, UNSEALED, ExportCard, Target, parse_card
+from two_stream.export.card import BATCH, KEY, UNSEALED, ExportCard, Target, parse_card
 from two_stream.export.decompositions import decomposed
 from two_stream.export.formats import Format
-from two_stream.export.graph import BATCH, quiet, reason
+from two_stream.export.graph import quiet, reason
 from two_stream.runtime.files import write_bytes
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ needs little: operations from a list of our own, on tensors, numbers and names o
 
 from __future__ import annotations
 
-import json
 import math
 import operator
 import re
@@ -23,8 +22,8 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 from two_stream.errors import CheckpointError
-from two_stream.export.card import ExportCard
-from two_stream.export.graph import BATCH, reason
+from two_stream.export.card import BATCH, ExportCard
+from two_stream.export.graph import reason
 from two_stream.export.program_schema import Config, Graph, Model, Module, Node, Symbol, Value
 
 MEMBERS = re.compile(
@@ -39,7 +38,24 @@ MOST_BYTES = 2**32
 """of one value of the graph at batch 1"""
 MOST_WORK = 2**38
 """bytes of all of them together"""
-_OPERATORS = "operators.json"
+_OPERATORS = "operators.txt"
+_LARGEST = 2**48
+"""size that arithmetic may give"""
+_KINDS = {
+    "Tensor": frozenset({"as_tensor", "as_int", "as_float"}),  # torch takes a number for a tensor of one
+    "List[Tensor]": frozenset({"as_tensors"}),
+    "List[Optional[Tensor]]": frozenset({"as_tensors"}),
+    # types, layouts and memory formats are numbers to torch's signatures
+    "int": frozenset({"as_int", "as_sym_int", "as_scalar_type", "as_memory_format", "as_layout"}),
+    "List[int]": frozenset({"as_ints", "as_sym_ints"}),
+    "float": frozenset({"as_float", "as_int"}),
+    "List[float]": frozenset({"as_floats"}),
+    "bool": frozenset({"as_bool"}),
+    "str": frozenset({"as_string"}),
+    "number": frozenset({"as_int", "as_float", "as_bool", "as_sym_int"}),
+    "Device": frozenset({"as_device"}),
+}
+"""What an argument may be, by its type in an operation's signature."""
 _TYPES = {
     1: torch.uint8,
     2: torch.int8,
@@ -214,9 +230,9 @@ class Program:
             raise self._odd("two inputs of one name")
         last = {name: place for place, node in enumerate(graph.nodes) for name in _read_by(node)}
         for place, node in enumerate(graph.nodes):
-            allowed = operators().get(node.target)
-            if allowed is None:
+            if node.target not in operators():
                 raise self._odd(f"the operation {node.target[:80]!r}")
+            compute, allowed = _operation(node.target)
             arguments: dict[str, Getter] = {}
             for given in node.inputs:
                 if given.arg.kind not in allowed.get(given.name, ()) or given.name in arguments:
@@ -238,7 +254,7 @@ class Program:
                 for name in (*_read_by(node), *made)
                 if last.get(name, place) == place and name not in kept
             ]
-            yield _Step(_function(node.target), arguments, results, list(dict.fromkeys(done)))
+            yield _Step(compute, arguments, results, list(dict.fromkeys(done)))
         lacking = next((name for name in self._outputs if name not in known), None)
         if lacking is not None:
             raise self._odd(f"the output {lacking[:80]!r}, which nothing computes")
@@ -344,26 +360,40 @@ class Program:
 
 
 @cache
-def operators() -> dict[str, dict[str, list[str]]]:
-    """Return what a graph may hold: operations by name and overload, with the kinds that each argument may have.
+def operators() -> frozenset[str]:
+    """Return what a graph may hold: operations by name and overload.
 
-    `docs/export_table.py --operators` writes the list from every family, head and stream.
+    `docs/export_table.py --operators` writes the list from every family, head, stream and module of timm.
     """
-    text = resources.files("two_stream.export").joinpath(_OPERATORS).read_text(encoding="utf-8")
-    found: dict[str, dict[str, list[str]]] = json.loads(text)
-    return found
+    return frozenset(
+        resources.files("two_stream.export").joinpath(_OPERATORS).read_text(encoding="utf-8").split()
+    )
 
 
-def _function(target: str) -> Callable[..., Any]:
-    """Return the operation of a name on our list."""
+@cache
+def _operation(target: str) -> tuple[Callable[..., Any], dict[str, frozenset[str]]]:
+    """Return an operation of the list, and the kinds that each of its arguments may have by torch's own signature."""
     name, overload = target.split(".")[-2:]
     if name == "_operator":
-        return _arithmetic(getattr(operator, overload))
-    return getattr(getattr(torch.ops.aten, name), overload)  # type: ignore[no-any-return]
+        return _arithmetic(getattr(operator, overload)), dict.fromkeys("ab", _KINDS["int"])
+    found = getattr(getattr(torch.ops.aten, name), overload)
+    return found, {argument.name: _kinds(str(argument.type)) for argument in found._schema.arguments}
+
+
+def _kinds(kind: str) -> frozenset[str]:
+    if kind.startswith("Optional["):
+        return _kinds(kind[9:-1]) | {"as_none"}
+    return _KINDS.get(kind, frozenset())
 
 
 def _arithmetic(compute: Callable[[int, int], int]) -> Callable[..., int]:
-    return lambda a, b: compute(a, b)
+    def checked(a: int, b: int) -> int:
+        found = compute(a, b)
+        if abs(found) >= _LARGEST:  # repeated multiplication would not end
+            raise OverflowError(f"a size of more than {_LARGEST:,}")
+        return found
+
+    return checked
 
 
 def _read_by(node: Node) -> list[str]:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+Number = Annotated[
+    float, BeforeValidator(lambda value: _INFINITE.get(value, value) if isinstance(value, str) else value)
+]
+_INFINITE = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
 
 class Strict(BaseModel):
@@ -42,8 +48,8 @@ class Value(Strict):
     as_sym_ints: list[Symbol] | None = None
     as_int: int | None = None
     as_ints: list[int] | None = None
-    as_float: float | None = None
-    as_floats: list[float] | None = None
+    as_float: Number | None = None
+    as_floats: list[Number] | None = None
     as_bool: bool | None = None
     as_none: bool | None = None
     as_string: str | None = None

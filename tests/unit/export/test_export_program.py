@@ -84,8 +84,32 @@ def test_no_operation_of_the_list_reads_files_or_runs_code() -> None:
     for target in operators():
         assert target == "_operator.mul" or target.startswith("torch.ops.aten."), target
         assert "file" not in target, target
-    kinds = {kind for arguments in operators().values() for many in arguments.values() for kind in many}
-    assert not kinds & {"as_graph", "as_custom_obj", "as_operator", "as_expr"}
+
+
+def test_sizes_that_would_never_be_computed_end(pt2_file: Path, tmp_path: Path) -> None:
+    """Squared forty times over, a size of 32 has more digits than there are atoms."""
+
+    def squares(model: Any) -> Any:
+        name = model["graph_module"]["graph"]["inputs"][-1]["as_tensor"]["name"]
+
+        def node(target: str, inputs: dict[str, Any], result: str) -> dict[str, Any]:
+            given = [{"name": key, "arg": value, "kind": 1} for key, value in inputs.items()]
+            made = [{"as_sym_int": {"as_name": result}}]
+            return {"target": target, "inputs": given, "outputs": made, "metadata": {}}
+
+        size = {"self": {"as_tensor": {"name": name}}, "dim": {"as_int": 3}}
+        made = [node("torch.ops.aten.sym_size.int", size, "n0")]
+        for place in range(40):
+            last = {"as_sym_int": {"as_name": f"n{place}"}}
+            made.append(node("_operator.mul", {"a": last, "b": last}, f"n{place + 1}"))
+        nodes(model)[:0] = made
+        return model
+
+    refuses(
+        changed(pt2_file, tmp_path, MODEL, squares),
+        pt2_file,
+        "a graph that cannot be computed .a size of more",
+    )
 
 
 @pytest.mark.parametrize(
@@ -219,3 +243,33 @@ def test_machine_code_needs_trust(pt2_file: Path, tmp_path: Path, world: Path, c
     trusted = load(file, trust=True)
     with pytest.raises(CheckpointError, match="cannot be loaded here"):
         trusted.model(torch.zeros(1, *card.inputs[0].shape[1:], dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c["spec"].update(clip_length=10**9), "clips of 1000000000 frames"),
+        (lambda c: c["spec"].update(clip_length="many"), r"`spec.clip_length`"),
+        (lambda c: c["spec"].update(resize=[10**6, 32]), r"pictures of \(1000000, 32\)"),
+        (lambda c: c["spec"].update(crop=[64, 64]), "cut to"),
+        (lambda c: c["spec"].update(segments=3), "4 frames of 3 segments"),
+        (lambda c: c["spec"].update(std=[0.0, 1.0]), r"std \(0.0, 1.0\)"),
+        (lambda c: c["spec"].update(mean=[0.5]), "mean"),
+        (lambda c: c["spec"].update(modality="sound"), r"`spec.modality`"),
+        (lambda c: c["spec"].pop("stride"), r"`spec.stride`"),
+        (lambda c: c.update(class_names=[]), "0 classes"),
+        (lambda c: c.update(class_names=["a", "a", "b"]), "a class name twice"),
+        (lambda c: c["class_names"].append("one more"), "outputs"),
+        (lambda c: c["inputs"][0].update(shape=["batch", 2, 4, 10**9, 32]), "inputs"),
+        (lambda c: c["inputs"].clear(), "inputs"),
+        (lambda c: c["outputs"][0].update(dtype="float64"), "outputs"),
+        (lambda c: c.update(kind="stream"), "the kind is stream, and streams are not described"),
+    ],
+)
+def test_a_card_that_contradicts_itself_is_one_line(
+    change: Callable[[Any], Any], words: str, pt2_file: Path, tmp_path: Path
+) -> None:
+    file = changed(pt2_file, tmp_path, "extra/two_stream.json", edit(change))
+    with pytest.raises(CheckpointError, match=f"its card contradicts itself: .*{words}") as caught:
+        load(file)
+    assert "\n" not in str(caught.value)
