@@ -37,6 +37,27 @@ READ_BY_TORCH = (
 """names that readers of torch look for, of this and other versions"""
 
 
+STRUCTURES = tuple(
+    json.dumps([1, structure])
+    for structure in (
+        {"__enum__": True, "fqn": "antigravity:x", "name": "y"},
+        {
+            "type": None,
+            "context": json.dumps({"__enum__": True, "fqn": "antigravity:x", "name": "y"}),
+            "children_spec": [],
+        },
+        {
+            "type": "collections.defaultdict",
+            "context": json.dumps(
+                {"default_factory_module": "antigravity", "default_factory_name": "x", "dict_context": []}
+            ),
+            "children_spec": [],
+        },
+    )
+)
+"""structures of Python's arguments whose reading imports a module"""
+
+
 def payloads(marker: Path) -> list[Any]:
     """Return what would leave a mark if it were run, imported, opened or computed."""
     code = f"open({str(marker)!r}, 'w')"
@@ -126,17 +147,17 @@ def pt2_mutations(source: Path, marker: Path, rng: np.random.Generator) -> Itera
                 possible.append((f"member {other}", member(other, content)))
     for name in JSON_MEMBERS:
         value = json.loads(members[name])
-        for place, (key, text) in enumerate(sorted(set(strings(value)))):
-            new = payloads(marker)[place % len(payloads(marker))]
-            possible.append(
-                (
-                    f"{name}: {'key' if key else 'string'} {text[:40]!r} -> {str(new)[:40]!r}",
-                    lambda name=name, value=value, text=text, new=new, key=key: {
-                        **members,
-                        name: json.dumps(replaced(value, text, new, key=key)).encode(),
-                    },
+        for key, text in sorted(set(strings(value))):
+            for new in (*payloads(marker), *(STRUCTURES if "children_spec" in text else ())):
+                possible.append(
+                    (
+                        f"{name}: {'key' if key else 'string'} {text[:40]!r} -> {str(new)[:60]!r}",
+                        lambda name=name, value=value, text=text, new=new, key=key: {
+                            **members,
+                            name: json.dumps(replaced(value, text, new, key=key)).encode(),
+                        },
+                    )
                 )
-            )
         for factor in (-1, 0, 10**6, 2**63):
             possible.append(
                 (
@@ -173,7 +194,7 @@ def judge(labels: list[str], found: list[str]) -> None:
     assert sum(what != "opened" for what in found) > len(found) / 4, "the mutations change nothing"
 
 
-@pytest.mark.parametrize("count", [500, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [500, pytest.param(3000, marks=pytest.mark.slow)])
 def test_pt2_files(count, pt2_file, tmp_path, guarded):
     labels, paths = [], []
     (tmp_path / "files").mkdir()
