@@ -42,7 +42,7 @@ def main() -> None:
     kind, first = sys.argv[1:3]
     opened = getattr(importlib.import_module("openers"), kind)
     opened(Path(first))  # all imports, and torch's own files, are read once here
-    known = set(sys.modules)
+    known = {*sys.modules, "unicodedata"}  # a part of Python that some texts need
     for line in sys.stdin:
         sys.stdout.write(f"{_outcome(opened, Path(line.rstrip()), known)}\n")
         sys.stdout.flush()
@@ -58,7 +58,7 @@ def _outcome(opened: Callable[[Path], Any], path: Path, known: set[str]) -> str:
     with os.fdopen(told, errors="replace") as pipe:
         text = pipe.read(400)
     _, status = os.waitpid(child, 0)
-    return f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else text.replace("\n", "\\n")
+    return f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else text.replace("\n", "⏎")
 
 
 def _child(opened: Callable[[Path], Any], path: Path, known: set[str], tell: int) -> None:

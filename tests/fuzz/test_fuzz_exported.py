@@ -187,7 +187,7 @@ def judge(labels: list[str], found: list[str]) -> None:
         (label, what)
         for label, what in zip(labels, found, strict=True)
         if not (
-            what == "opened" or (what.startswith("refused ") and "\\n" not in what and what.isprintable())
+            what == "opened" or (what.startswith("refused ") and "⏎" not in what and what.isprintable())
         )
     ]
     assert not wrong, f"{len(wrong)} of {len(found)}: {wrong[:5]}"

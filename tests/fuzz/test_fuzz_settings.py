@@ -86,5 +86,5 @@ def test_mutated_experiments(count, tmp_path, guarded) -> None:
         if not what.startswith(("opened", "refused"))
     ]
     assert not wrong, wrong[:5]
-    assert all(what.isprintable() and "\\n" not in what for what in found if what != "opened")
+    assert all(what.isprintable() and "⏎" not in what for what in found if what != "opened")
     assert sum(what.startswith("refused") for what in found) > count / 4

@@ -12,7 +12,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from two_stream.data.source import ClipSource
 from two_stream.data.storage import Storage
 from two_stream.data.transforms import Frames
 from two_stream.errors import DataError, SettingsError, VideoError
+from two_stream.runtime.arrays import read_arrays
 from two_stream.types import MODALITY_CHANNELS, Modality
 from two_stream.video.frames import FLAGS, assemble, decode_picture, joined
 from two_stream.video.region import Region
@@ -87,9 +87,9 @@ def parse_index(content: bytes, name: str) -> ShardIndex:
         DataError: Damaged, or of another version.
     """
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            meta = json.loads(arrays["meta"].tobytes())
-            places, starts, sizes = arrays["places"], arrays["starts"], arrays["sizes"]
+        arrays = read_arrays(io.BytesIO(content))
+        meta = json.loads(arrays["meta"].tobytes())
+        places, starts, sizes = arrays["places"], arrays["starts"], arrays["sizes"]
         if meta["format"] != FORMAT:
             raise DataError(f"{name}: format {meta['format']}, this version reads {FORMAT}; pack again")
         return ShardIndex(
@@ -100,7 +100,7 @@ def parse_index(content: bytes, name: str) -> ShardIndex:
             starts=starts,
             sizes=sizes,
         )
-    except (ValueError, KeyError, TypeError, OSError, EOFError, BadZipFile) as error:
+    except (ValueError, KeyError, TypeError, OSError, OverflowError, RecursionError) as error:
         raise DataError(f"{name}: not an index of shards, or damaged ({error}); pack again") from None
 
 
