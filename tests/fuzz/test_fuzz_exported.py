@@ -186,9 +186,7 @@ def judge(labels: list[str], found: list[str]) -> None:
     wrong = [
         (label, what)
         for label, what in zip(labels, found, strict=True)
-        if not (
-            what == "opened" or (what.startswith("refused ") and "⏎" not in what and what.isprintable())
-        )
+        if not (what == "opened" or (what.startswith("refused ") and "⏎" not in what and what.isprintable()))
     ]
     assert not wrong, f"{len(wrong)} of {len(found)}: {wrong[:5]}"
     assert sum(what != "opened" for what in found) > len(found) / 4, "the mutations change nothing"
