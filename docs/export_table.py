@@ -212,16 +212,13 @@ _OTHER_HEADS: tuple[dict[str, Any], ...] = (
     {"kind": "average", "features": 8},
     {"kind": "average", "window": 2},
 )
+_TIMM = {"kind": "timm", "name": "test_resnet"}
 _INPUTS: tuple[dict[str, Any], ...] = (
     {"backbone": {"kind": "motion_grid"}, "modality": "flow"},
-    {"backbone": {"kind": "timm", "name": "test_resnet", "picture": True}, "modality": "flow"},
-    {"backbone": {"kind": "timm", "name": "test_resnet", "difference": "alone"}},
-    {"backbone": {"kind": "timm", "name": "test_resnet", "difference": "beside"}},
-    {
-        "backbone": {"kind": "timm", "name": "test_resnet"},
-        "input": {"stack": 5, "segments": 8},
-        "modality": "flow",
-    },
+    {"backbone": {**_TIMM, "picture": True}, "modality": "flow"},
+    {"backbone": {**_TIMM, "difference": "alone"}},
+    {"backbone": {**_TIMM, "difference": "beside"}, "standardize": True},
+    {"backbone": _TIMM, "input": {**CASES[0].input, "segments": 8, "stack": 5}, "modality": "flow"},
 )
 
 
@@ -241,7 +238,9 @@ def operators(say: Callable[[str], object] = print) -> list[str]:
             member = next(one for one in archive.namelist() if one.endswith("models/model.json"))
             nodes = json.loads(archive.read(member))["graph_module"]["graph"]["nodes"]
         before = len(found)
-        found |= {node["target"] for node in nodes}
+        found |= {
+            node["target"] for node in nodes if node["target"].startswith(("torch.ops.aten.", "_operator."))
+        }
         say(f"{name}: {len(found) - before} more, {len(found)}")
     return sorted(found)
 
@@ -280,7 +279,7 @@ def _graphs() -> Iterator[tuple[str, Callable[[], torch.export.ExportedProgram]]
         ),
         *_INPUTS,
     ):
-        whole = {"input": CASES[0].input, **options}
+        whole = {"input": {**CASES[0].input, "segments": 0}, "head": {"kind": "moments"}, **options}
         yield str(options), partial(ours, whole, "head")
         yield f"{options}, stream", partial(ours, whole, "head", stream=True)
     for module in timm.list_modules():

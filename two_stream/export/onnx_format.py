@@ -106,10 +106,12 @@ class Onnx(Format):
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
         try:
-            session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            with contextlib.redirect_stdout(io.StringIO()):  # its Python prints before it tries again
+                session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            session.disable_fallback()
         except Exception as error:  # its exceptions share no base class
             raise CheckpointError(f"{path}: ONNX Runtime does not take it ({reason(error)})") from error
-        return _computing(session)
+        return _computing(session, path)
 
 
 def needed(name: str) -> Any:
@@ -173,12 +175,16 @@ def _operators() -> frozenset[str]:
     )
 
 
-def _computing(session: Any) -> Session:
+def _computing(session: Any, path: Path) -> Session:
     names = [port.name for port in session.get_inputs()]
 
     def compute(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         given = {name: value.contiguous().numpy() for name, value in zip(names, inputs, strict=True)}
-        return tuple(torch.from_numpy(found) for found in session.run(None, given))
+        try:
+            found = session.run(None, given)
+        except Exception as error:  # its exceptions share no base class
+            raise CheckpointError(f"{path}: ONNX Runtime cannot compute it ({reason(error)})") from error
+        return tuple(map(torch.from_numpy, found))
 
     return compute
 

@@ -129,8 +129,15 @@ class Program:
         self._check_sizes(card)
 
     def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Compute the outputs from the inputs, in the order of the card."""
-        return self._run(inputs, torch.device("cpu"), self._stored, lambda _: None)
+        """Compute the outputs from the inputs, in the order of the card.
+
+        Raises:
+            CheckpointError: An operation does not take what it is given.
+        """
+        try:
+            return self._run(inputs, torch.device("cpu"), self._stored, lambda _: None)
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{self.path}: its graph cannot be computed ({reason(error)})") from error
 
     def _odd(self, what: str) -> CheckpointError:
         return CheckpointError(
