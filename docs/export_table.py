@@ -4,6 +4,7 @@
     python docs/export_table.py --only i3d 'timm *'   # only these rows; the others stay as the page has them
     python docs/export_table.py --only x3d --aoti     # AOTInductor too (minutes a row)
     python docs/export_table.py --check               # write nothing; exit code 1 where the page says something else
+    python docs/export_table.py --operators           # what a pt2 file may hold: every row, head, stream, timm module
 
 A row is a network of the family with few layers and small clips: the operations are those of the large ones. Each is
 exported by `two_stream.export.export_run`, which compares the file with the model on batches of 1 and 3 clips and
@@ -13,11 +14,15 @@ refuses what differs by more than 1e-4 of the largest logit.
 from __future__ import annotations
 
 import argparse
+import io
+import json
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +36,14 @@ from two_stream.export import export_run
 from two_stream.export.bare import BareModel
 from two_stream.export.card import Target
 from two_stream.export.clips import noise_clips
+from two_stream.export.graph import Exportable, program_of, quiet, reason
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.runtime.files import write_text
+from two_stream.streaming import StepNetwork, convert
 from two_stream.types import RunPaths
 
 PAGE = Path(__file__).resolve().parent / "export-table.md"
+OPERATORS = Path(__file__).resolve().parents[1] / "two_stream" / "export" / "operators.txt"
 HEADS = ("average", "lstm", "bert")
 TARGETS: tuple[Target, ...] = ("onnx", "pt2", "aoti")
 BEGIN, END = "<!-- table: begin (docs/export_table.py) -->", "<!-- end -->"
@@ -193,6 +201,99 @@ def sweep(
     return made
 
 
+_OTHER_HEADS: tuple[dict[str, Any], ...] = (
+    {"kind": "concat"},
+    {"kind": "nonlocal"},
+    {"kind": "nonlocal", "over": "time", "pool": "average"},
+    {"kind": "moments", "maximum": True, "parts": 3},
+    {"kind": "hf_bert"},
+    {"kind": "bert", "class_token": False, "normalize": True},
+    {"kind": "lstm", "bidirectional": True},
+    {"kind": "average", "features": 8},
+    {"kind": "average", "window": 2},
+)
+_TIMM = {"kind": "timm", "name": "test_resnet"}
+_INPUTS: tuple[dict[str, Any], ...] = (
+    {"backbone": {"kind": "motion_grid"}, "modality": "flow"},
+    {"backbone": {**_TIMM, "picture": True}, "modality": "flow"},
+    {"backbone": {**_TIMM, "difference": "alone"}},
+    {"backbone": {**_TIMM, "difference": "beside"}, "standardize": True},
+    {"backbone": _TIMM, "input": {**CASES[0].input, "segments": 8, "stack": 5}, "modality": "flow"},
+)
+
+
+def operators(say: Callable[[str], object] = print) -> list[str]:
+    """Return every operation of the graphs of every row, head, stream and module of timm."""
+    found: set[str] = set()
+    for name, build in _graphs():
+        try:
+            with quiet(), torch.no_grad():
+                program = build()
+            buffer = io.BytesIO()
+            torch.export.save(program, buffer)
+        except Exception as error:  # noqa: BLE001 - what does not export has no operations
+            say(f"{name}: {reason(error)[:100]}")
+            continue
+        with zipfile.ZipFile(buffer) as archive:
+            member = next(one for one in archive.namelist() if one.endswith("models/model.json"))
+            nodes = json.loads(archive.read(member))["graph_module"]["graph"]["nodes"]
+        before = len(found)
+        found |= {
+            node["target"] for node in nodes if node["target"].startswith(("torch.ops.aten.", "_operator."))
+        }
+        say(f"{name}: {len(found) - before} more, {len(found)}")
+    return sorted(found)
+
+
+def _graphs() -> Iterator[tuple[str, Callable[[], torch.export.ExportedProgram]]]:
+    import timm
+
+    def ours(options: dict[str, Any], name: str, *, stream: bool = False) -> torch.export.ExportedProgram:
+        model = (
+            create_model(validate(ModelOptions, options, name), num_classes=5).eval().requires_grad_(False)
+        )
+        if not stream:
+            return program_of(Exportable(model, (noise_clips(model.spec, 2),), ("clip",), ("logits",)))
+        step = StepNetwork(convert(model)).eval()
+        states = step.initial_states(2, *model.spec.size)
+        axes = [
+            next((axis for axis, (a, b) in enumerate(zip(one.shape, two.shape, strict=True)) if a != b), None)
+            for one, two in zip(step.initial_states(1, *model.spec.size), states, strict=True)
+        ]
+        frames = noise_clips(replace(model.spec, clip_length=step.frames_per_step), 2)
+        return program_of(Exportable(step, (frames, *states), ("frames",), ("logits",), tuple(axes)))
+
+    def theirs(name: str) -> torch.export.ExportedProgram:
+        net = timm.create_model(name, num_classes=5).eval().requires_grad_(False)
+        images = torch.zeros(2, *timm.data.resolve_model_data_config(net)["input_size"])
+        return torch.export.export(net, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+
+    for case in CASES:
+        whole = {"backbone": case.backbone, "input": case.input, **case.more}
+        yield case.name, partial(ours, whole, case.name)
+        yield f"{case.name}, stream", partial(ours, whole, case.name, stream=True)
+    for options in (
+        *(
+            {"backbone": CASES[0].backbone, "head": head}
+            for head in ({"kind": "lstm"}, {"kind": "bert"}, *_OTHER_HEADS)
+        ),
+        *_INPUTS,
+    ):
+        whole = {"input": {**CASES[0].input, "segments": 0}, "head": {"kind": "moments"}, **options}
+        yield str(options), partial(ours, whole, "head")
+        yield f"{options}, stream", partial(ours, whole, "head", stream=True)
+    for module in timm.list_modules():
+        names = timm.list_models(module=module)
+        small = [
+            name
+            for mark in ("test_", "atto", "femto", "pico", "nano", "tiny", "xx", "xs", "_s", "_b0")
+            for name in names
+            if mark in name
+        ]
+        if names:
+            yield f"timm {module}", partial(theirs, (small or names)[0])
+
+
 def main(argv: list[str] | None = None) -> int:
     """Sweep and write, or check."""
     parser = argparse.ArgumentParser(
@@ -201,7 +302,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="rows by name or pattern")
     parser.add_argument("--aoti", action="store_true", help="AOTInductor too")
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
+    parser.add_argument(
+        "--operators", action="store_true", help="write the operators that a pt2 file may hold"
+    )
     given = parser.parse_args(argv)
+    if given.operators:
+        write_text(OPERATORS, "\n".join(operators()) + "\n")
+        return 0
     page = PAGE.read_text(encoding="utf-8")
     before, after = page.partition(BEGIN)[0], page.partition(END)[2]
 

@@ -5,6 +5,7 @@ The public names below are stable; each is imported when it is first used, so th
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from two_stream.pretrained import load_weights
     from two_stream.recognizer import create_model
     from two_stream.zoo import list_models
+
+os.environ.setdefault(
+    "OPENCV_IO_MAX_IMAGE_PIXELS", str(2**26)
+)  # OpenCV reads it as it is loaded; its own is 2^30
 
 _HOMES = {
     "create_model": "two_stream.recognizer",

@@ -77,6 +77,7 @@ def guarded(action: Callable[[], int], prog: str = "two-stream") -> int:
 
 def run() -> None:
     """Entry point of the console script."""
+    os.environ["PYTHONSAFEPATH"] = "1"  # no Python that this one starts reads modules from the current folder
     distributed.exit_process(main())
 
 

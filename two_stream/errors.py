@@ -5,12 +5,21 @@ prints it and exits with `exit_code`.
 """
 
 
+def shown(text: str) -> str:
+    """Return text with every character that is not printed (controls, line ends, direction marks) as its escape."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class TwoStreamError(Exception):
     """Base of every error whose message is meant for the person at the terminal."""
 
     exit_code = 2
     told = False
     """Another process of the job shows the message; this one only ends with the code."""
+
+    def __str__(self) -> str:
+        """Return the message in one line that a terminal can show: names in it may be a stranger's."""
+        return shown(super().__str__())
 
 
 class SettingsError(TwoStreamError):

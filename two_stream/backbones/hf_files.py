@@ -12,6 +12,7 @@ from two_stream.backbones.hf_architectures import ARCHITECTURES, Architecture
 from two_stream.backbones.library import reason
 from two_stream.config.model import HfVideo
 from two_stream.errors import SettingsError
+from two_stream.runtime.console import note
 
 _PREPROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")
 
@@ -134,6 +135,8 @@ def _find(model: str, name: str, *, quiet: bool = False) -> Path | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
+    if name == "config.json":  # the first of a model's files
+        note(f"the settings name {model}: from this machine's cache, else from the Hugging Face hub")
     try:
         return Path(hf_hub_download(model, name))
     except (OSError, HFValidationError, EntryNotFoundError) as error:

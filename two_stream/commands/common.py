@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -198,8 +198,10 @@ def _with_kind(options: M, path: list[str], kind: str) -> M:
     return options if current.kind == kind else options.model_copy(update={name: members[kind]()})
 
 
-def load_network(path: Path, checkpoint: str = "best", device: str = "auto") -> AnyRun[Any]:
-    """Load a run folder, or a file that `two-stream export` wrote.
+def load_network(
+    path: Path, checkpoint: str = "best", device: str = "auto", trust: Sequence[Path] = ()
+) -> AnyRun[Any]:
+    """Load a run folder, or a file that `two-stream export` wrote; one of `trust` may hold machine code.
 
     Raises:
         TwoStreamError: Neither of them, or it cannot be read.
@@ -207,7 +209,7 @@ def load_network(path: Path, checkpoint: str = "best", device: str = "auto") -> 
     if path.is_file():
         from two_stream.export import load
 
-        return load(path, device)
+        return load(path, device, trust=any(path.resolve() == one.resolve() for one in trust))
     from two_stream.evaluation.run import load_run
 
     return load_run(path, checkpoint, device)

@@ -32,6 +32,8 @@ class EvaluateFlags(EvaluateOptions):
     """best: the selected epoch; last: the newest; an exported file holds one"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
+    trust: tuple[Path, ...] = ()
+    """AOTInductor packages whose machine code may run; other kinds of exported files need no trust"""
     workers: Annotated[int, Field(ge=0, le=256)] | None = None
     """loader processes; none: as in the run's settings"""
     uncached: bool = False
@@ -67,7 +69,7 @@ def _evaluate(folder: Path, flags: EvaluateFlags) -> int:
 
     distributed.init(cpu_only=flags.device == "cpu")
     with distributed.together():
-        run = load_network(folder, flags.checkpoint, flags.device)
+        run = load_network(folder, flags.checkpoint, flags.device, flags.trust)
         set_threads(run.experiment.threads)
         set_deterministic(run.experiment.deterministic, run.model.device)
     options = EvaluateOptions(**{key: getattr(flags, key) for key in EvaluateOptions.model_fields})

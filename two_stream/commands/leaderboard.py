@@ -65,18 +65,13 @@ def main(args: list[str]) -> int:
 
 def _write(path: Path, found: Leaderboard) -> None:
     """Write all boards as one CSV table, or as Markdown tables."""
-    import csv
-    import io
-
     from two_stream.runtime.files import write_text
+    from two_stream.runtime.text import csv_text
     from two_stream.studies import ranking
 
     if path.suffix.lower() == ".csv":
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("board", *ranking.COLUMNS))
-        writer.writerows([board.title, *row] for board in found.boards for row in ranking.rows(board))
-        write_text(path, text.getvalue())
+        rows = ([board.title, *row] for board in found.boards for row in ranking.rows(board))
+        write_text(path, csv_text(("board", *ranking.COLUMNS), rows))
         return
     lines = []
     for board in found.boards:
@@ -87,4 +82,6 @@ def _write(path: Path, found: Leaderboard) -> None:
 
 
 def _cells(cells: list[str] | tuple[str, ...]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    from two_stream.evaluation.pages import markdown_cell
+
+    return "| " + " | ".join(markdown_cell(cell) for cell in cells) + " |"

@@ -66,6 +66,8 @@ class PredictFlags:
     """which checkpoint of the runs"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
+    trust: tuple[Path, ...] = ()
+    """AOTInductor packages whose machine code may run; other kinds of exported files need no trust"""
 
 
 def main(args: list[str]) -> int:
@@ -99,7 +101,7 @@ def main(args: list[str]) -> int:
 
 
 def _load(flags: PredictFlags, path: Path, modality: str) -> AnyRun[Any]:
-    run = load_network(path, flags.checkpoint, flags.device)
+    run = load_network(path, flags.checkpoint, flags.device, flags.trust)
     check_modality(run, path, modality)
     if flags.attention is not None:
         from two_stream.evaluation.attention import check_head

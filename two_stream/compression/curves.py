@@ -9,12 +9,14 @@ from matplotlib.figure import Figure
 
 from two_stream.compression.sensitivity import Sensitivity
 from two_stream.runtime.files import atomic_path
+from two_stream.runtime.plotting import plain_figures
 
 _LEGEND = 30
 """layers that still fit in a legend"""
 _DPI = 150
 
 
+@plain_figures()
 def draw_sensitivity(found: Sensitivity, target: Path) -> None:
     """Draw top-1 and loss against the share taken out; early layers are dark, late ones light.
 

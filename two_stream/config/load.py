@@ -16,9 +16,32 @@ from two_stream.errors import SettingsError
 
 M = TypeVar("M", bound=BaseModel)
 
+MOST_TEXT, MOST_NODES, MOST_DEPTH = 2**22, 1_000_000, 60
+"""Bytes, values and levels of a settings file; a data set of 100,000 classes has two values a class."""
+
 
 class _UniqueKeyLoader(yaml.SafeLoader):
     """A safe loader that refuses a key given twice instead of keeping the last."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Return the document, after a look at how much it becomes: aliases and merge keys repeat what they name."""
+        node = super().get_single_node()
+        if node is not None and _expanded(node, {}, 0) > MOST_NODES:
+            raise SettingsError(f"its aliases and merge keys make more than {MOST_NODES:,} values of it")
+        return node
+
+
+def _expanded(node: yaml.Node, known: dict[int, int], depth: int) -> int:
+    """Return how many values a node has with every alias written out."""
+    if depth > MOST_DEPTH:
+        raise SettingsError(
+            f"line {node.start_mark.line + 1}: more than {MOST_DEPTH} levels, or an alias of itself"
+        )
+    if id(node) not in known:
+        inner = [] if isinstance(node, yaml.ScalarNode) else node.value
+        children = [one for entry in inner for one in (entry if isinstance(entry, tuple) else (entry,))]
+        known[id(node)] = 1 + sum(_expanded(child, known, depth + 1) for child in children)
+    return known[id(node)]
 
 
 def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -40,18 +63,37 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping.
 
     Raises:
-        SettingsError: No such file, not YAML, a doubled key, or not a mapping.
+        SettingsError: No such file, not YAML, a doubled key, more than settings can have, or not a mapping.
     """
     try:
+        if path.stat().st_size > MOST_TEXT:
+            raise SettingsError(f"{path}: more than {MOST_TEXT >> 20} MB; expected a settings file")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise SettingsError(f"{path}: no such file{_similar_file(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: cannot be read as a settings file ({error})") from None
+    return parse_yaml(text, path)
+
+
+def parse_yaml(text: str, path: object) -> dict[str, Any]:
+    """Parse a YAML mapping; the only place that does.
+
+    Args:
+        text: The document.
+        path: Where it is from; for messages.
+
+    Raises:
+        SettingsError: As for `read_yaml`.
+    """
     try:
         value = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader subclass
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from None
+    except RecursionError:
+        raise SettingsError(f"{path}: more than {MOST_DEPTH} levels; expected a settings file") from None
+    except (ValueError, OverflowError) as error:  # a number or date that Python does not make
+        raise SettingsError(f"{path}: not valid YAML: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""

@@ -13,9 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from two_stream.config.load import validate
+from two_stream.config.load import read_yaml, validate
 from two_stream.data import demo_motion, demo_order
 from two_stream.data.catalog import RECORD_FILE, Record, load_record
 from two_stream.data.demo_drawing import Image, codec_here, encode, look_of
@@ -176,8 +174,8 @@ def _write_lists(out: Path, options: DemoOptions, plan: list[tuple[str, int, int
 
 def _same_manifest(path: Path, wanted: dict[str, Any]) -> bool:
     try:
-        return bool(yaml.safe_load(path.read_text(encoding="utf-8")) == wanted)
-    except (FileNotFoundError, UnicodeDecodeError, yaml.YAMLError):
+        return read_yaml(path) == wanted
+    except SettingsError:
         return False
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from two_stream.data.source import ClipSource
 from two_stream.data.storage import Storage
 from two_stream.data.transforms import Frames
 from two_stream.errors import DataError, SettingsError, VideoError
+from two_stream.runtime.arrays import read_arrays
 from two_stream.types import MODALITY_CHANNELS, Modality
 from two_stream.video.frames import FLAGS, assemble, decode_picture, joined
 from two_stream.video.region import Region
@@ -28,6 +29,8 @@ from two_stream.video.region import Region
 INDEX = "index.npz"
 FORMAT = 1
 """version of the index; another one is refused"""
+MOST_PIXELS = 2**26
+"""of one picture"""
 ENCODINGS = ("raw", "original", "jpeg")
 _BRIDGED = 4
 """frames nobody asked for that are read rather than left out by a read of their own"""
@@ -87,12 +90,12 @@ def parse_index(content: bytes, name: str) -> ShardIndex:
         DataError: Damaged, or of another version.
     """
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            meta = json.loads(arrays["meta"].tobytes())
-            places, starts, sizes = arrays["places"], arrays["starts"], arrays["sizes"]
+        arrays = read_arrays(io.BytesIO(content))
+        meta = json.loads(arrays["meta"].tobytes())
+        places, starts, sizes = arrays["places"], arrays["starts"], arrays["sizes"]
         if meta["format"] != FORMAT:
             raise DataError(f"{name}: format {meta['format']}, this version reads {FORMAT}; pack again")
-        return ShardIndex(
+        found = ShardIndex(
             settings=dict(meta["settings"]),
             names=[str(shard["name"]) for shard in meta["shards"]],
             lengths=[int(shard["bytes"]) for shard in meta["shards"]],
@@ -100,8 +103,43 @@ def parse_index(content: bytes, name: str) -> ShardIndex:
             starts=starts,
             sizes=sizes,
         )
-    except (ValueError, KeyError, TypeError, OSError, EOFError, BadZipFile) as error:
+        _check_places(found)
+        return found
+    except (ValueError, KeyError, TypeError, OSError, OverflowError, RecursionError) as error:
         raise DataError(f"{name}: not an index of shards, or damaged ({error}); pack again") from None
+
+
+def _check_places(index: ShardIndex) -> None:
+    """Find out that every entry lies in a shard beside the index.
+
+    Raises:
+        ValueError: Says what does not.
+    """
+    odd = next((name for name in index.names if not re.fullmatch(r"\w[\w.-]*", name)), None)
+    if odd is not None:
+        raise ValueError(f"the shard {odd!r} is no file name")
+    if len(index.starts) != len(index.sizes) or {index.starts.ndim, index.sizes.ndim} != {1}:
+        raise ValueError(f"{len(index.starts)} beginnings of {len(index.sizes)} entries")
+    if not {index.starts.dtype.kind, index.sizes.dtype.kind} <= {"i", "u"}:
+        raise ValueError("places that are no whole numbers")
+    raw = index.settings["encoding"] == "raw"
+    if raw or index.settings["resize"] is not None:
+        height, width = index.settings["resize"]
+        if not 1 <= int(height) * int(width) <= MOST_PIXELS:
+            raise ValueError(f"pictures of {height} × {width}")
+    each = 2 if index.settings.get("modality") == "flow" else 1
+    for key, video in index.videos.items():
+        entries = range(video.first, video.first + (1 if raw else each * video.frames))
+        if (
+            not 0 <= video.shard < len(index.names)
+            or video.frames < 1
+            or entries.stop > len(index.starts)
+            or video.first < 0
+        ):
+            raise ValueError(f"{key!r} lies outside of the index")
+        starts, sizes = index.starts[entries.start : entries.stop], index.sizes[entries.start : entries.stop]
+        if starts.min() < 0 or sizes.min() < 0 or (starts + sizes).max() > index.lengths[video.shard]:
+            raise ValueError(f"{key!r} lies outside of its shard")
 
 
 class ShardSource(ClipSource):

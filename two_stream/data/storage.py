@@ -17,6 +17,10 @@ _OPEN_FILES = 64
 """files held open per process; a data set may have more shards than a process may have files"""
 
 
+PROTOCOLS = ("file", "s3", "gs", "az", "http", "https", "memory")
+"""Kinds of URL that are opened; memory is fsspec's own, of this process."""
+
+
 def is_url(location: str) -> bool:
     """Tell a URL from a path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", location) is not None
@@ -94,6 +98,11 @@ class Storage:
             self._system = self._filesystem()
 
     def _filesystem(self) -> Any:
+        kind = self.location.split(":", 1)[0].lower()
+        if kind not in PROTOCOLS:  # fsspec has some that run what they are given, or log in elsewhere
+            raise SettingsError(
+                f"{self.location}: {kind} is no place for shards; expected {', '.join(PROTOCOLS)}"
+            )
         try:
             return import_module("fsspec.core").url_to_fs(self.location)[0]
         except ImportError as error:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,6 +17,7 @@ from matplotlib.patches import Rectangle
 
 from two_stream.evaluation.attention import Pathway, StreamAttention
 from two_stream.runtime.files import atomic_path
+from two_stream.runtime.plotting import plain_figures
 
 _INK, _MUTED, _GRID = "#1b1f24", "#5b6570", "#c9d0d8"
 _STREAM = {"rgb": ("RGB", "#2563a8", "Blues"), "flow": ("flow", "#c2570c", "Oranges")}
@@ -25,7 +25,6 @@ _STREAM = {"rgb": ("RGB", "#2563a8", "Blues"), "flow": ("flow", "#c2570c", "Oran
 _STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 8.5,
-    "text.parse_math": False,
     "text.color": _INK,
     "axes.edgecolor": _GRID,
     "axes.labelcolor": _MUTED,
@@ -61,7 +60,7 @@ def draw_attention(out: Path, title: str, subtitle: str, streams: Sequence[Strea
     height = _TOP + sum(_HEADING + film + heat + _BARS + 2 * _GAP + _LABELS for film, heat in sizes)
     suffix = out.suffix.lower().lstrip(".")
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
-    with mpl.rc_context(_STYLE), warnings.catch_warnings(), atomic_path(out) as part:
+    with plain_figures(_STYLE), warnings.catch_warnings(), atomic_path(out) as part:
         warnings.filterwarnings("ignore", "Glyph")  # letters the font lacks are drawn as boxes
         full = _LEFT + width + _RIGHT, height
         column = _Column(Figure(figsize=full, facecolor="white"), full, width)

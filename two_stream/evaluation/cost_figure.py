@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from two_stream.evaluation import metrics
 from two_stream.runtime.files import atomic_path
+from two_stream.runtime.plotting import plain_figures
 from two_stream.types import ScoreTable
 
 _SIZE = (6.4, 4.2)
@@ -63,6 +64,7 @@ def point_of(table: ScoreTable, multiply_adds: int) -> Point:
     )
 
 
+@plain_figures()
 def accuracy_against_cost(points: Sequence[Point], target: Path) -> None:
     """Draw top-1 with its 95 % interval against multiply-adds per video (logarithmic)."""
     figure, axes = _figure()
@@ -87,6 +89,7 @@ def accuracy_against_cost(points: Sequence[Point], target: Path) -> None:
     _save(figure, target)
 
 
+@plain_figures()
 def throughput(name: str, speeds: Sequence[Mapping[str, Any]], target: Path) -> None:
     """Draw clips per second against batch size, a line per pass and precision."""
     figure, axes = _figure()

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from two_stream.evaluation.fusion import Curve
 from two_stream.evaluation.metrics import ClassRow
+from two_stream.runtime.plotting import plain_figures
 
 INK, MUTED, GRID, SURFACE = "#010101", "#020202", "#030303", "#040404"
 STREAMS = ("#050501", "#050502", "#050503", "#050504", "#050505")
@@ -80,7 +80,7 @@ def drawing(
         width: Inches.
         extra: For `Figure.subplots`.
     """
-    with mpl.rc_context(_STYLE):
+    with plain_figures(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(-(-panels // columns), columns, squeeze=False, **extra)
         yield figure, list(axes.flat)
@@ -89,7 +89,7 @@ def drawing(
 def to_svg(figure: Figure, label: str) -> str:
     """Return a figure as an `<svg>` element with theme colours, without prologue and without fixed size."""
     buffer = io.StringIO()
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": label}):
+    with plain_figures({**_STYLE, "svg.hashsalt": label}):
         figure.savefig(
             buffer, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None}
         )

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import jinja2
 
+from two_stream.errors import shown
 from two_stream.evaluation.tables import percent
+from two_stream.runtime.text import shown_lines
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -17,6 +19,7 @@ def page_templates(*folders: Path) -> jinja2.Environment:
         loader=jinja2.FileSystemLoader([*folders, _TEMPLATES]),
         autoescape=jinja2.select_autoescape(["html"]),
         undefined=jinja2.StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -24,9 +27,14 @@ def page_templates(*folders: Path) -> jinja2.Environment:
     return environment
 
 
+def _shown(value: object) -> object:
+    """Return what a template writes without control characters; what is markup already was made by us."""
+    return shown_lines(value) if type(value) is str else value
+
+
 def markdown_cell(value: object) -> str:
     """Escape what would end a table cell or start markup."""
-    text = " ".join(str(value).split())
+    text = shown(" ".join(str(value).split()))
     for mark in "\\`*_[]<>|":
         text = text.replace(mark, f"\\{mark}")
     return text

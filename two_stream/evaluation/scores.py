@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -17,18 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from two_stream.errors import ScoreError
+from two_stream.runtime.arrays import read_arrays
 from two_stream.runtime.files import atomic_path
 from two_stream.types import ScoreTable
 
 FORMAT = 1
 """Version of the file layout; a newer one is refused instead of misread."""
-_DAMAGED = (
-    *(OSError, ValueError, EOFError, AttributeError, KeyError, TypeError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error),
-)
-"""What numpy and zipfile raise for other files: RuntimeError for unknown or encrypted members, TypeError for `.npy`."""
-_OF_NUMPY = re.compile(r".*\ballow_pickle\b.*")
-"""numpy's advice to read what it does not know unsafely, which nobody should follow"""
 _NAMED = 3
 """How many offending videos an error lists."""
 
@@ -68,15 +59,12 @@ def read_scores(path: Path | str) -> ScoreTable:
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        arrays = read_arrays(path)
     except FileNotFoundError:
         raise ScoreError(f"{path}: no such score file; write one with `two-stream evaluate RUN`") from None
-    except _DAMAGED as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        reason = _OF_NUMPY.sub("no archive of arrays", reason)
+    except (OSError, ValueError) as error:
         raise ScoreError(
-            f"{path}: not a score file, or a damaged one ({reason}); `two-stream evaluate` writes them"
+            f"{path}: not a score file, or a damaged one ({error}); `two-stream evaluate` writes them"
         ) from None
     try:
         if int(arrays["format"]) > FORMAT:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from two_stream.evaluation.predict import aggregate_views
 from two_stream.evaluation.video import VideoResult, fuse_results, top
 from two_stream.evaluation.views import clip_frames
 from two_stream.runtime.files import write_text
+from two_stream.runtime.text import csv_text
 
 
 @dataclass(frozen=True)
@@ -76,10 +75,8 @@ def write_csv(
 ) -> None:
     """Write a line per window: frames, seconds (empty without a known rate), best classes and their probabilities."""
     count = min(count, len(names))
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
+    lines: list[list[object]] = []
     ranked = [name for place in range(1, count + 1) for name in (f"class_{place}", f"probability_{place}")]
-    lines.writerow(["window", "first_frame", "last_frame", "start_s", "end_s", *ranked])
     for number, window in enumerate(found, 1):
         start, end = seconds(window, fps)
         best = [
@@ -88,8 +85,9 @@ def write_csv(
             for cell in (name, f"{share:.6f}")
         ]
         times = ["" if at is None else f"{at:.3f}" for at in (start, end)]
-        lines.writerow([number, window.first, window.last, *times, *best])
-    write_text(path, text.getvalue())
+        lines.append([number, window.first, window.last, *times, *best])
+    header = ["window", "first_frame", "last_frame", "start_s", "end_s", *ranked]
+    write_text(path, csv_text(header, lines))
 
 
 def seconds(window: Window, fps: float | None) -> tuple[float | None, float | None]:

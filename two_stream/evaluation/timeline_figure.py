@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from two_stream.evaluation.timeline import Window
 from two_stream.runtime.files import atomic_path
+from two_stream.runtime.plotting import plain_figures
 
 _MOST = 8
 """classes drawn with a line of their own"""
@@ -19,6 +20,7 @@ _SHORTEST = 0.06
 """share of the width below which a stretch gets no name in it"""
 
 
+@plain_figures()
 def draw_timeline(
     path: Path, title: str, found: Sequence[Window], names: Sequence[str], fps: float | None
 ) -> None:

@@ -7,6 +7,7 @@ been compared with the digest on its card.
 from __future__ import annotations
 
 import hashlib
+import re
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,13 +18,18 @@ from two_stream.errors import CheckpointError, ExportError, SettingsError
 from two_stream.export.card import ExportCard, Target, parse_card
 from two_stream.export.formats import Format
 from two_stream.export.graph import quiet, reason
-from two_stream.export.program_check import check_program
+from two_stream.export.program import Program
 from two_stream.runtime.inference import missing_compiler
 
 if TYPE_CHECKING:
     from two_stream.export.graph import Exportable, Session
 
 _CARD = "extra/two_stream.json"
+_COMPILED = re.compile(r"(^|/)data/aotinductor/|\.(so|dll|dylib|o|cubin)$", re.IGNORECASE)
+_HOLDS: dict[Target, str] = {
+    "aoti": "machine code (an AOTInductor package)",
+    "pt2": "a graph of torch.export",
+}
 
 
 class _Archive(Format):
@@ -63,15 +69,7 @@ class Pt2(_Archive):
 
     def open(self, path: Path, card: ExportCard | None = None) -> Session:
         """See `Format.open`."""
-        check_program(path)
-        try:
-            with quiet():
-                module = torch.export.load(path).module(check_guards=False)
-        except Exception as error:  # of another version of torch: its reader fails in many ways
-            raise CheckpointError(
-                f"{path}: this torch ({torch.__version__}) does not take it{_written_by(card)} ({reason(error)})"
-            ) from error
-        return _computing(module)
+        return _computing(Program(path, card))
 
 
 class Aoti(_Archive):
@@ -111,12 +109,23 @@ class Aoti(_Archive):
 
 
 def target_of(path: Path) -> Target:
-    """Return which of the two an archive is.
+    """Return which of the two an archive is, by what it holds: its card and its name decide nothing.
 
     Raises:
-        CheckpointError: No archive, or without our card.
+        CheckpointError: No archive, or without our card; or its card says something else.
     """
-    return parse_card(_card_text(path), path).to
+    card = parse_card(_card_text(path), path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            compiled = any(_COMPILED.search(name) for name in archive.namelist())
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(f"{path}: damaged ({error}); export the run again") from None
+    found: Target = "aoti" if compiled else "pt2"
+    if card.to != found:
+        raise CheckpointError(
+            f"{path}: its card says {card.to}, and it holds {_HOLDS[found]}; not loaded (export the run again)"
+        )
+    return found
 
 
 def _computing(module: Any) -> Session:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from two_stream.config.load import validate
 from two_stream.config.schema import Experiment
@@ -15,10 +17,16 @@ from two_stream.types import InputSpec
 KEY = "two_stream"
 """Name of the card in a file: an entry of ONNX's `metadata_props`; in the archives of torch `extra/two_stream.json`."""
 FORMAT = "two_stream_export"
+BATCH = "batch"
+"""Name of the dimension that is not fixed."""
 VERSION = 1
 """Raised when a reader of an older version could misread a file."""
 UNSEALED = "0" * 64
 """`content_sha256` while the content's own digest is not known."""
+
+MOST_FRAMES, MOST_SIDE, MOST_CLASSES, MOST_NAME, MOST_NUMBERS = 2**14, 2**14, 10**6, 1000, 2**31
+"""Frames of a clip, pixels of a side, classes, characters of a class name, numbers of a tensor at batch 1"""
+_TYPES = ("uint8", "int32", "int64", "float16", "bfloat16", "float32", "float64", "bool")
 
 Target = Literal["onnx", "pt2", "aoti"]
 
@@ -141,7 +149,71 @@ def parse_card(text: str, source: Path) -> ExportCard:
         raise CheckpointError(
             f"{source}: written by a newer version (card {card.version}, this one reads {VERSION}); upgrade"
         )
+    problem = next(_contradictions(card), None)
+    if problem is not None:
+        raise CheckpointError(f"{source}: its card contradicts itself: {problem}; export the run again")
     return card
+
+
+def _contradictions(card: ExportCard) -> Iterator[str]:
+    """Yield what no network of ours can have, before a size of it is used."""
+    try:
+        spec = TypeAdapter(InputSpec).validate_python(card.spec)
+    except ValidationError as error:
+        first = error.errors()[0]
+        yield f"`spec.{'.'.join(map(str, first['loc']))}`: {first['msg']}"
+        return
+    sides = (*spec.resize, *spec.size)
+    if (
+        not 1 <= spec.clip_length <= MOST_FRAMES
+        or not 1 <= spec.stride <= MOST_FRAMES
+        or not 1 <= spec.stack <= 64
+    ):
+        yield f"clips of {spec.clip_length} frames, {spec.stride} apart, in stacks of {spec.stack}"
+    elif not all(1 <= side <= MOST_SIDE for side in sides) or any(
+        c > r for c, r in zip(spec.size, spec.resize)
+    ):
+        yield f"pictures of {spec.resize}, cut to {spec.size}"
+    elif spec.segments and (spec.segments < 0 or spec.clip_length % spec.segments):
+        yield f"{spec.clip_length} frames of {spec.segments} segments"
+    elif len(spec.mean) != spec.channels or len(spec.std) != spec.channels or not all(spec.std):
+        yield f"mean {spec.mean} and std {spec.std} of {spec.channels} channels"
+    elif not 1 <= len(card.class_names) <= MOST_CLASSES or max(map(len, card.class_names)) > MOST_NAME:
+        yield f"{len(card.class_names)} classes, or a name of more than {MOST_NAME} characters"
+    elif len(set(card.class_names)) != len(card.class_names):
+        yield "a class name twice"
+    elif (card.kind == "stream") != (card.stream is not None):
+        yield f"the kind is {card.kind}, and streams are {'' if card.stream else 'not '}described"
+    else:
+        yield from _odd_ports(card, spec)
+
+
+def _odd_ports(card: ExportCard, spec: InputSpec) -> Iterator[str]:
+    """Yield what differs between inputs and outputs and the rest of a card."""
+    stream = card.stream
+    frames = spec.clip_length if stream is None else stream.frames_per_step
+    states = () if stream is None else stream.states
+    wanted = [
+        ((BATCH, spec.channels, frames, *spec.size), "uint8"),
+        *((one.shape, one.dtype) for one in states),
+    ]
+    if [(port.shape, port.dtype) for port in card.inputs] != wanted:
+        yield f"inputs {[(*port.shape, port.dtype) for port in card.inputs][:2]}, and the rest says {wanted[:2]}"
+        return
+    wanted[0] = ((BATCH, len(card.class_names)), "float32")
+    if [(port.shape, port.dtype) for port in card.outputs] != wanted:
+        yield f"outputs {[(*port.shape, port.dtype) for port in card.outputs][:2]}, and the rest says {wanted[:2]}"
+        return
+    for shape, kind in ((port.shape, port.dtype) for port in (*card.inputs, *card.outputs)):
+        fixed = [size for size in shape if size != BATCH]
+        if kind not in _TYPES or not all(isinstance(size, int) and size >= 0 for size in fixed):
+            yield f"a tensor {shape} of {kind}"
+        elif math.prod(int(size) for size in fixed) > MOST_NUMBERS:
+            yield f"a tensor {shape} of more than {MOST_NUMBERS:,} numbers"
+    if stream is not None:
+        counts = (stream.frames_per_step, stream.warm_up, stream.delay, stream.receptive_field or 0)
+        if stream.frames_per_step < 1 or not all(0 <= count <= MOST_NUMBERS for count in counts):
+            yield f"steps of {counts} frames"
 
 
 def read_card(path: Path) -> ExportCard:

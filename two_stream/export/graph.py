@@ -12,11 +12,10 @@ import torch
 from torch import nn
 
 from two_stream.errors import ExportError
+from two_stream.export.card import BATCH
 
 Session = Callable[[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
 """Computes an exported graph: tensors of the inputs, in their order, to those of the outputs; all on the CPU."""
-BATCH = "batch"
-"""Name of the dimension that is not fixed."""
 EXAMPLE_BATCH = 2
 """Batch of the example: torch takes a 1 for a constant."""
 

@@ -14,9 +14,8 @@ import torch
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.evaluation.any_run import AnyRun
 from two_stream.evaluation.network import ClipNetwork
-from two_stream.export.card import ExportCard, StateFacts, read_card
+from two_stream.export.card import BATCH, ExportCard, StateFacts, read_card
 from two_stream.export.formats import Format, format_by_name
-from two_stream.export.graph import BATCH
 from two_stream.runtime.files import sha256
 from two_stream.types import RunPaths
 
@@ -94,18 +93,20 @@ class ExportedRun(AnyRun[ExportedNetwork]):
         }
 
 
-def load(path: Path | str, device: str = "cpu") -> ExportedRun:
+def load(path: Path | str, device: str = "cpu", *, trust: bool = False) -> ExportedRun:
     """Load an exported clip network; `evaluate_run` and `score_with_runs` take it where they take a run.
 
     Args:
-        path: A file that `two-stream export` wrote. ONNX is data; open pt2 and aoti files of people you trust alone.
+        path: A file that `two-stream export` wrote. ONNX and pt2 are data.
         device: auto or cpu: exported files are computed on the CPU.
+        trust: Load an AOTInductor package too. It is machine code, and runs as it is loaded.
 
     Raises:
-        CheckpointError: No such file, not one of ours, damaged, or a streaming network.
+        CheckpointError: No such file, not one of ours, damaged, a streaming network, or a package without `trust`.
         SettingsError: Another device; an extra is not installed; settings of another version.
     """
     file, card = Path(path), read_card(Path(path))
+    _check_trust(file, card, trust)
     if card.kind != "clip":
         raise CheckpointError(
             f"{file}: holds a streaming network, which takes frames one by one; give a clip network (export without "
@@ -146,7 +147,7 @@ class ExportedStream:
         return logits_BK, tuple(following)
 
 
-def load_stream(path: Path | str, device: str = "cpu") -> ExportedStream:
+def load_stream(path: Path | str, device: str = "cpu", *, trust: bool = False) -> ExportedStream:
     """Load an exported streaming network.
 
     Raises:
@@ -154,6 +155,7 @@ def load_stream(path: Path | str, device: str = "cpu") -> ExportedStream:
         SettingsError: As for `load`.
     """
     file, card = Path(path), read_card(Path(path))
+    _check_trust(file, card, trust)
     if card.stream is None:
         raise CheckpointError(f"{file}: holds a clip network; give a streaming one (export with --stream)")
     _check_device(file, device)
@@ -163,6 +165,14 @@ def load_stream(path: Path | str, device: str = "cpu") -> ExportedStream:
 def _initial(state: StateFacts, batch: int) -> torch.Tensor:
     shape = [batch if size == BATCH else int(size) for size in state.shape]
     return torch.full(shape, state.initial, dtype=getattr(torch, state.dtype))
+
+
+def _check_trust(file: Path, card: ExportCard, trust: bool) -> None:
+    if card.to == "aoti" and not trust:
+        raise CheckpointError(
+            f"{file}: an AOTInductor package: machine code, which runs as it is loaded. Give `--trust {file}` (in "
+            "Python `trust=True`) if you trust who made it; ONNX and pt2 files need no trust"
+        )
 
 
 def _check_device(file: Path, device: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import re
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,10 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from two_stream.errors import CheckpointError, ExportError, SettingsError
-from two_stream.export.card import KEY, UNSEALED, ExportCard, Target, parse_card
+from two_stream.export.card import BATCH, KEY, UNSEALED, ExportCard, Target, parse_card
 from two_stream.export.decompositions import decomposed
 from two_stream.export.formats import Format
-from two_stream.export.graph import BATCH, quiet, reason
+from two_stream.export.graph import quiet, reason
 from two_stream.runtime.files import write_bytes
 
 if TYPE_CHECKING:
@@ -87,6 +89,7 @@ class Onnx(Format):
                 f"{path}: an ONNX file without our card; expected one that `two-stream export` wrote"
             )
         card = parse_card(text, path)
+        _check(model, path)
         written = card.content_sha256
         unsealed = content.replace(written.encode(), UNSEALED.encode(), 1)
         if hashlib.sha256(unsealed).hexdigest() != written:
@@ -96,15 +99,19 @@ class Onnx(Format):
     def open(self, path: Path, card: ExportCard | None = None) -> Session:
         """See `Format.open`."""
         del card
-        runtime = needed("onnxruntime")
+        onnx, runtime = needed("onnx"), needed("onnxruntime")
+        content = path.read_bytes()
+        _check(onnx.load_model_from_string(content), path)
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
         try:
-            session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            with contextlib.redirect_stdout(io.StringIO()):  # its Python prints before it tries again
+                session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            session.disable_fallback()
         except Exception as error:  # its exceptions share no base class
             raise CheckpointError(f"{path}: ONNX Runtime does not take it ({reason(error)})") from error
-        return _computing(session)
+        return _computing(session, path)
 
 
 def needed(name: str) -> Any:
@@ -119,12 +126,65 @@ def needed(name: str) -> Any:
         raise SettingsError(f"ONNX needs the package {name}, which is not installed: {_INSTALL}") from None
 
 
-def _computing(session: Any) -> Session:
+def _check(model: Any, path: Path) -> None:
+    """Refuse a graph that could do more than compute once through: it would be run with whatever it asks for.
+
+    Raises:
+        CheckpointError: It holds a graph within the graph (a loop may never end), a function, weights in other files,
+            or an operator that is not ONNX's own or does more than compute on tensors; names it.
+    """
+    graph = model.graph
+    found = None
+    if model.functions:
+        found = f"the function {model.functions[0].name[:80]!r}"
+    elif graph.sparse_initializer:
+        found = "sparse weights"
+    elif any(tensor.external_data or tensor.data_location for tensor in graph.initializer):
+        found = "weights in other files"
+    for node in graph.node:
+        if found is not None:
+            break
+        if node.domain not in ("", "ai.onnx") or node.op_type not in _operators():
+            found = f"the operator {f'{node.domain}::' if node.domain else ''}{node.op_type}"[:120]
+        for attribute in node.attribute:
+            if (
+                attribute.HasField("g")
+                or attribute.graphs
+                or attribute.HasField("sparse_tensor")
+                or attribute.ref_attr_name
+            ):
+                found = f"a graph in {node.op_type[:80]}"
+            elif attribute.t.external_data or any(tensor.external_data for tensor in attribute.tensors):
+                found = "weights in other files"
+    if found is not None:
+        raise CheckpointError(
+            f"{path}: holds {found}, which no export of ours does; not loaded (export the run again)"
+        )
+
+
+@cache
+def _operators() -> frozenset[str]:
+    """Return the operators of ONNX's standard that compute tensors from tensors, without a graph inside."""
+    schemas = [one for one in needed("onnx").defs.get_all_schemas() if one.domain == ""]
+    graph = needed("onnx").defs.OpSchema.AttrType.GRAPH
+    return frozenset(
+        one.name
+        for one in schemas
+        if not any(attribute.type == graph for attribute in one.attributes.values())
+        and not re.search("Sequence|Optional|String|Regex|Random|Bernoulli|Multinomial|Image|TfIdf", one.name)
+    )
+
+
+def _computing(session: Any, path: Path) -> Session:
     names = [port.name for port in session.get_inputs()]
 
     def compute(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         given = {name: value.contiguous().numpy() for name, value in zip(names, inputs, strict=True)}
-        return tuple(torch.from_numpy(found) for found in session.run(None, given))
+        try:
+            found = session.run(None, given)
+        except Exception as error:  # its exceptions share no base class
+            raise CheckpointError(f"{path}: ONNX Runtime cannot compute it ({reason(error)})") from error
+        return tuple(map(torch.from_numpy, found))
 
     return compute
 

@@ -12,6 +12,7 @@ from two_stream.pretrained.layouts.efficientnet_lite import timm_names
 from two_stream.pretrained.reading import read_state
 from two_stream.pretrained.starter import STARTERS, how_to_install, installed_file
 from two_stream.recognizer import Recognizer
+from two_stream.runtime.console import note
 
 
 def load_library(model: Recognizer) -> str | None:
@@ -36,6 +37,8 @@ def load_library(model: Recognizer) -> str | None:
     if file is not None:
         source = backbone.load_pretrained(timm_names(read_state(file)), str(file))
         return f"the backbone starts from {source}"
+    name = getattr(backbone.options, "name", None) or getattr(backbone.options, "model", "")
+    note(f"the settings ask for the weights of {name}: from this machine's cache, else from the network")
     try:
         return f"the backbone starts from {backbone.load_pretrained()}"
     except CheckpointError as error:

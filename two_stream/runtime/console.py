@@ -21,6 +21,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from two_stream.runtime.text import shown_lines
+
 
 def _width(stream: TextIO) -> int | None:
     """A terminal's own width (none); files and pipes get room for whole tables unless COLUMNS says otherwise."""
@@ -42,12 +44,12 @@ class Advance(Protocol):
 
 def say(message: str) -> None:
     """Print a line of result; square brackets are text, not markup."""
-    console.print(message, markup=False, soft_wrap=True)
+    console.print(shown_lines(message), markup=False, soft_wrap=True)
 
 
 def note(message: str) -> None:
     """Print a line about what is happening, on standard error."""
-    err.print(message, markup=False, soft_wrap=True)
+    err.print(shown_lines(message), markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -62,23 +64,23 @@ def results_as_notes() -> Iterator[None]:
 
 def warn(message: str) -> None:
     """Print a warning line on standard error."""
-    err.print(f"warning: {message}", style="yellow", markup=False, soft_wrap=True)
+    err.print(f"warning: {shown_lines(message)}", style="yellow", markup=False, soft_wrap=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
     """Build a table; columns after the first are right-aligned when all their cells look like numbers."""
-    made = Table(title=title or None, title_justify="left", header_style="bold")
+    made = Table(title=_plain(title) or None, title_justify="left", header_style="bold")
     for index, column in enumerate(columns):
         cells = [str(row[index]) for row in rows]
         numeric = index > 0 and all(cell[:1].isdigit() or cell[:1] in "-–+<" for cell in cells if cell)
-        made.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        made.add_column(_plain(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         made.add_row(*(_plain(cell) for cell in row))
     return made
 
 
 def _plain(cell: object) -> str:
-    return str(cell).replace("[", r"\[")
+    return shown_lines(str(cell)).replace("[", r"\[")
 
 
 @contextmanager

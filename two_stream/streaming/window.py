@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 import cv2
 
@@ -16,6 +19,33 @@ _PAGE = b"""<!doctype html><html lang="en"><meta charset="utf-8"><title>two-stre
 <style>body{margin:0;background:#111;height:100vh;display:grid;place-items:center}img{max-width:100vw;max-height:100vh}</style>
 <img src="/pictures" alt="the stream with its likeliest classes"></html>"""
 _BETWEEN = "two-stream-picture"
+MOST_CONNECTIONS = 16
+SILENCE = 10.0
+"""seconds after which a connection that sends or takes nothing is closed"""
+
+
+class _Server(ThreadingHTTPServer):
+    """Answers a bounded number of connections at once; further ones are closed."""
+
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._free = threading.Semaphore(MOST_CONNECTIONS)
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Start a thread for a connection, if one is free."""
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer a connection."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
 
 
 class Window:
@@ -37,10 +67,10 @@ class Window:
         self._watchers = 0
         self._closed = False
         try:
-            self._server = ThreadingHTTPServer((host, port), self._handler())
+            self._server = _Server((host, port), self._handler())
         except OSError as error:
             raise SettingsError(f"--window {port}: cannot listen there ({error.strerror})") from None
-        self._server.daemon_threads = True
+        self._hosts = {host, "localhost", socket.gethostname()}
         self.address = f"http://{host}:{self._server.server_port}/"
         threading.Thread(target=self._server.serve_forever, daemon=True, name="window").start()
 
@@ -67,8 +97,12 @@ class Window:
         window = self
 
         class Handler(BaseHTTPRequestHandler):
+            timeout = SILENCE
+
             def do_GET(self) -> None:
-                if self.path == "/pictures":
+                if not window.answers(self.headers.get("Host", ""), self.headers.get("Sec-Fetch-Site", "")):
+                    self.send_error(403, "this page answers to its own address alone")
+                elif self.path == "/pictures":
                     window.pictures(self)
                 elif self.path == "/":
                     self.send_response(200)
@@ -84,11 +118,31 @@ class Window:
 
         return Handler
 
+    def answers(self, host: str, site: str) -> bool:
+        """Return whether a request is for this page itself.
+
+        A page of another site reaches this machine under a name of its own that points here, or embeds the pictures.
+        An address in numbers is no such name.
+
+        Args:
+            host: The header `Host`.
+            site: The header `Sec-Fetch-Site`: where the request comes from, as browsers say.
+        """
+        name = urlsplit(f"//{host}").hostname or ""
+        if site not in ("", "none", "same-origin"):
+            return False
+        try:
+            ip_address(name)
+        except ValueError:
+            return name in {one.lower() for one in self._hosts}
+        return True
+
     def pictures(self, request: BaseHTTPRequestHandler) -> None:
         """Answer one browser with pictures until it leaves."""
         request.send_response(200)
         request.send_header("Content-Type", f"multipart/x-mixed-replace; boundary={_BETWEEN}")
         request.send_header("Cache-Control", "no-store")
+        request.send_header("Cross-Origin-Resource-Policy", "same-origin")
         request.end_headers()
         with self._changed:
             self._watchers += 1

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from two_stream.config.load import dump, load_experiment, validate
+from two_stream.config.load import dump, load_experiment, parse_yaml, validate
 from two_stream.config.schema import Experiment
 from two_stream.errors import TwoStreamError
 from two_stream.runtime.files import sha256, write_json
@@ -61,9 +61,7 @@ class Job:
 
     def settings(self) -> Experiment:
         """Return the experiment, on the device and threads it was given."""
-        import yaml
-
-        experiment = validate(Experiment, yaml.safe_load(self.experiment), self.title)
+        experiment = validate(Experiment, parse_yaml(self.experiment, self.title), self.title)
         given: dict[str, Any] = {"device": self.device} if self.device else {}
         if self.threads and not experiment.threads:
             given["threads"] = self.threads

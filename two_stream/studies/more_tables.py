@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-import yaml
-
+from two_stream.config.load import parse_yaml
 from two_stream.evaluation.tables import DASH, percent
 from two_stream.studies.results import FusedPair, FusionResult, StudyResult
 from two_stream.studies.tables import Cell, Table, number, p_text, points, signed_text
@@ -109,7 +108,7 @@ def agreement_table(fusion: FusionResult) -> Table:
 def settings_tables(result: StudyResult) -> list[Table]:
     """Return the settings that differ between variants, a few variants to a table."""
     flat = {
-        variant.name: _flat(yaml.safe_load(result.settings[variant.name]))
+        variant.name: _flat(parse_yaml(result.settings[variant.name], variant.name))
         if variant.name in result.settings
         else {key: _plain(value) for key, value in variant.changes.items()}
         for variant in result.variants

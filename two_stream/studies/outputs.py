@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 
+from two_stream.runtime.text import csv_text
 from two_stream.studies.results import StudyResult, VariantResult
 from two_stream.studies.tables import better_than_baseline
 
@@ -55,7 +54,7 @@ def variants_csv(result: StudyResult) -> str:
     header = ["variant", *_named(result.metric), "sd", "seeds_low", "seeds_high", "seeds", "splits", *more]
     header += ["parameters", "multiply_adds_per_view", "views", "latency_ms", "memory_mib"]
     header += ["published", "published_source", "significantly_better", "best"]
-    return _csv(header, [_variant_row(one, more, one.name in better) for one in result.variants])
+    return csv_text(header, [_variant_row(one, more, one.name in better) for one in result.variants])
 
 
 def _variant_row(one: VariantResult, more: Sequence[str], better: bool) -> list[object]:
@@ -94,17 +93,9 @@ def comparisons_csv(result: StudyResult) -> str:
                 *(one.detectable, one.detectable_clips, one.videos, one.groups, one.seeds, one.verdict),
             ]
         )
-    return _csv(header, rows)
+    return csv_text(header, rows)
 
 
 def _named(metric: str) -> list[str]:
     name = metric.replace("-", "").lower()
     return [name, f"{name}_low", f"{name}_high"]
-
-
-def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([["" if value is None else value for value in row] for row in rows])
-    return buffer.getvalue()

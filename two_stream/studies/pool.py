@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import IO
 
 from two_stream.studies.cells import Job, Outcome, to_wire
@@ -93,10 +94,14 @@ def _give(slot: Slot, index: int, jobs: Mapping[int, Job], selector: selectors.B
 
 
 def _started() -> subprocess.Popen[bytes]:
+    # -P: not the current folder, whose modules may be a stranger's; the package is found also where it is not installed
+    package = str(Path(__file__).resolve().parents[2])
+    paths = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
-        [sys.executable, "-m", "two_stream.studies.worker"],
+        [sys.executable, "-P", "-m", "two_stream.studies.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": paths},
         start_new_session=True,  # Ctrl-C is for the study, which tells its workers
     )
 

@@ -262,13 +262,21 @@ def decode_picture(
         wanted: (height, width) that a JPEG may be shrunk towards while it is decoded; None: decode it as it is.
 
     Raises:
-        VideoError: Empty, cut short or no image.
+        VideoError: Empty, cut short, no image, or of more pixels than `OPENCV_IO_MAX_IMAGE_PIXELS`.
     """
     _check_whole(content, name)
     if wanted is not None:
         stored = jpeg_size(content)
         flags |= _REDUCED[reduction(stored, wanted)] if stored else 0
-    picture: Any = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    try:
+        picture: Any = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    except cv2.error as error:
+        limit = os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS", "")
+        large = "IMAGE_PIXELS" in str(error) or "IMAGE_WIDTH" in str(error) or "IMAGE_HEIGHT" in str(error)
+        reason = (
+            f"more than {limit} pixels (OPENCV_IO_MAX_IMAGE_PIXELS)" if large else "not an image, or damaged"
+        )
+        raise VideoError(name, reason) from None
     if picture is None:
         raise VideoError(name, "not an image, or damaged")
     return np.asarray(picture, np.uint8)

@@ -1,5 +1,6 @@
 """What is not one of our exports, damaged, or could do more than compute: one line each, and nothing of it is run."""
 
+import hashlib
 import json
 import shutil
 import sys
@@ -11,7 +12,7 @@ import torch
 from two_stream.cli import main as cli
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.export import load, read_card
-from two_stream.export.program_check import check_program
+from two_stream.export.card import KEY, UNSEALED
 
 
 def _video(world):
@@ -144,84 +145,81 @@ def _rewritten(source, folder, name, change):
     return target
 
 
-def test_our_own_programs_pass_the_check(pt2_file):
-    check_program(pt2_file)
+def _resealed(source, target, change):
+    """Change a graph and seal it as ours: the digest is no signature."""
+    import onnx
+
+    card, model = read_card(source), onnx.load(str(source))
+    change(onnx, model)
+    del model.metadata_props[:]
+    text = card.model_copy(update={"content_sha256": UNSEALED}).model_dump_json()
+    model.metadata_props.add(key=KEY, value=text)
+    content = model.SerializeToString()
+    digest = hashlib.sha256(content).hexdigest()
+    target.write_bytes(content.replace(UNSEALED.encode(), digest.encode(), 1))
+    return target
 
 
-def _with_operation(target):
-    def change(model):
-        node = next(n for n in model["graph_module"]["graph"]["nodes"] if "conv3d" in n["target"])
-        node["target"] = target
-        return model
+def _endless_loop(onnx, model):
+    helper, kinds = onnx.helper, onnx.TensorProto
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Identity", ["x"], ["y"])],
+        "body",
+        [
+            helper.make_tensor_value_info(name, kind, [])
+            for name, kind in (("i", kinds.INT64), ("go", kinds.BOOL), ("x", kinds.FLOAT))
+        ],
+        [
+            helper.make_tensor_value_info(name, kind, [])
+            for name, kind in (("on", kinds.BOOL), ("y", kinds.FLOAT))
+        ],
+    )
+    model.graph.initializer.append(helper.make_tensor("yes", kinds.BOOL, [], [True]))
+    model.graph.initializer.append(helper.make_tensor("start", kinds.FLOAT, [], [0.0]))
+    model.graph.node.append(helper.make_node("Loop", ["", "yes", "start"], ["never"], body=body))
 
-    return change
+
+def _external(onnx, model):
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", "../../etc/passwd"), ("offset", "0"), ("length", "4")):
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, value
 
 
-def _with_pickle(config):
-    entry = next(iter(config["config"].values()))
-    entry["use_pickle"] = True
-    return config
+def _foreign_operator(onnx, model):
+    model.opset_import.add(domain="com.microsoft", version=1)
+    model.graph.node[0].domain = "com.microsoft"
 
 
-def _with_expression(model):
-    def walk(value):
-        if isinstance(value, dict):
-            if "expr_str" in value:
-                value["expr_str"] = "__import__('os').system('true')"
-            for inner in value.values():
-                walk(inner)
-        elif isinstance(value, list):
-            for inner in value:
-                walk(inner)
-
-    walk(model)
-    return model
+def _function(onnx, model):
+    node = onnx.helper.make_node("Identity", ["a"], ["b"])
+    model.functions.append(onnx.helper.make_function("mine", "f", ["a"], ["b"], [node], []))
 
 
 @pytest.mark.parametrize(
-    ("member", "change", "named"),
+    ("change", "words"),
     [
-        ("models/model.json", _with_operation("torch.hub.load"), "the operation torch.hub.load"),
+        (_endless_loop, "a graph in Loop"),
+        (_external, "weights in other files"),
+        (_foreign_operator, "the operator com.microsoft::"),
+        (_function, "the function 'f'"),
         (
-            "models/model.json",
-            _with_operation("_operator.methodcaller"),
-            "the operation _operator.methodcaller",
+            lambda onnx, model: setattr(model.graph.node[0], "op_type", "RandomNormal"),
+            "the operator RandomNormal",
         ),
-        ("models/model.json", _with_expression, "the expression __import__"),
-        ("weights/model_weights_config.json", _with_pickle, "the pickle "),
-        ("constants/model_constants_config.json", _with_pickle, "the pickle "),
     ],
 )
-def test_a_program_that_could_do_more_is_refused(member, change, named, pt2_file, tmp_path):
-    with pytest.raises(CheckpointError, match=named):
-        check_program(_rewritten(pt2_file, tmp_path, member, change))
+def test_a_resealed_onnx_file_that_could_do_more_is_refused(change, words, onnx_file, tmp_path):
+    with pytest.raises(CheckpointError, match=words):
+        load(_resealed(onnx_file, tmp_path / "model.onnx", change))
 
 
-def test_an_example_that_is_a_pickle_is_refused(pt2_file, tmp_path):
-    class Runs:
-        def __reduce__(self):
-            return (print, ("unpickled",))
-
-    example = tmp_path / "example.pt"
-    torch.save(Runs(), example)
-    target = tmp_path / "changed.pt2"
-    with zipfile.ZipFile(pt2_file) as old, zipfile.ZipFile(target, "w") as new:
-        for info in old.infolist():
-            wanted = info.filename.endswith("sample_inputs/model.pt")
-            new.writestr(info.filename, example.read_bytes() if wanted else old.read(info))
-    with pytest.raises(CheckpointError, match="example input is no plain tensor"):
-        check_program(target)
-
-
-def test_a_second_member_of_a_name_and_old_archives_are_refused(pt2_file, tmp_path):
-    for name, words in (
-        ("models/model.json", "a member twice"),
-        ("data/weights/model.pt", "data/weights/model.pt"),
-    ):
-        target = tmp_path / "changed.pt2"
-        shutil.copy(pt2_file, target)
-        with zipfile.ZipFile(target, "a") as archive:
-            root = archive.namelist()[0].split("/")[0]
-            archive.writestr(f"{root}/x/../{name}" if words == "" else f"{root}/{name}", b"{}")
-        with pytest.raises(CheckpointError, match=words):
-            check_program(target)
+def test_the_bytes_that_were_checked_are_the_ones_that_run(onnx_file, tmp_path):
+    """A file that changes after it was read is checked again."""
+    file = shutil.copy(onnx_file, tmp_path / "model.onnx")
+    run = load(file)
+    _resealed(onnx_file, tmp_path / "model.onnx", _endless_loop)
+    with pytest.raises(CheckpointError, match="a graph in Loop"):
+        run.model(torch.zeros(1, *run.card.inputs[0].shape[1:], dtype=torch.uint8))

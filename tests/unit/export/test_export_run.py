@@ -12,7 +12,7 @@ from made_world import settle
 from two_stream.cli import main as cli
 from two_stream.config.model import AverageHead, InputOptions, ModelOptions, ResNet3d
 from two_stream.config.schema import EvaluateOptions, Experiment
-from two_stream.errors import ExportError, SettingsError
+from two_stream.errors import CheckpointError, ExportError, SettingsError
 from two_stream.evaluation.run import evaluate_run, load_run, predict, score_with_runs
 from two_stream.evaluation.scores import read_scores
 from two_stream.export import export_run, load, verifying
@@ -220,6 +220,10 @@ def test_aoti_gives_the_runs_scores(world, tmp_path):
     run = load_run(world / "rgb")
     file, _ = export_run(run, "aoti", tmp_path / "model.aoti.pt2")
     wanted, _ = evaluate_run(run, EvaluateOptions(precision="fp32", views="multi", crops="three"))
-    found, _ = evaluate_run(load(file))
+    for name in ("model.aoti.pt2", "model.onnx"):
+        renamed = file.rename(file.with_name(name))
+        with pytest.raises(CheckpointError, match=r"an AOTInductor package: machine code.*--trust"):
+            load(renamed)
+    found, _ = evaluate_run(load(renamed, trust=True))
     assert np.abs(found.logits - wanted.logits).max() < 1e-4 * np.abs(wanted.logits).max()
     assert found.meta["exported"]["to"] == "aoti"

@@ -16,6 +16,8 @@ from two_stream.export.clips import noise_clips
 from two_stream.recognizer import create_model
 from two_stream.types import RunPaths
 
+WEIGHT = [[1.0, -2.0, 0.5], [0.3, 0.1, -0.7], [0.0, 0.2, 0.1], [-1.0, 0.4, 0.9]]
+
 
 class Counting(torch.nn.Module):
     """A stand-in step network: the last three frames' means, a step counter, and a state whose batch comes second."""
@@ -25,7 +27,7 @@ class Counting(torch.nn.Module):
 
     def __init__(self, *, fresh: bool = True) -> None:
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.tensor([[1.0, -2.0, 0.5], [0.3, 0.1, -0.7]]))
+        self.weight = torch.nn.Parameter(torch.tensor(WEIGHT))
         self.fresh = fresh
 
     def state_names(self):
@@ -35,12 +37,12 @@ class Counting(torch.nn.Module):
         means = torch.full((batch, 3), -1.0)
         if not self.fresh:
             means[:, 0] = 2.0
-        return [torch.zeros(1, dtype=torch.int64), means, torch.zeros(1, batch, 2)]
+        return [torch.zeros(1, dtype=torch.int64), means, torch.zeros(1, batch, 4)]
 
     def forward(self, frames, *states):
         steps, means, slow = states
         new = torch.cat((means, frames.float().mean((1, 3, 4)) / 255), dim=1)[:, -3:]
-        logits = new @ self.weight.T
+        logits = torch.nn.functional.linear(new, self.weight)
         slow = 0.9 * slow + 0.1 * logits[None]
         return logits + slow[0] + 0.01 * steps, steps + 1, new, slow
 
@@ -68,7 +70,7 @@ def test_steps_of_any_number_of_streams_are_the_modules(bare, to, tmp_path):
     assert [(s.name, s.shape, s.dtype, s.initial) for s in card.stream.states] == [
         ("steps", (1,), "int64", 0.0),
         ("means", ("batch", 3), "float32", -1.0),
-        ("slow", (1, "batch", 2), "float32", 0.0),
+        ("slow", (1, "batch", 4), "float32", 0.0),
     ]
     assert (card.stream.frames_per_step, card.stream.warm_up, card.stream.delay) == (2, 1, 3)
     assert [port.name for port in card.inputs] == ["frames", "steps", "means", "slow"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import socket
 import threading
 import urllib.request
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 
 from two_stream.errors import SettingsError, VideoError
 from two_stream.streaming.recording import Recording, drawn
-from two_stream.streaming.window import Window
+from two_stream.streaming.window import MOST_CONNECTIONS, Window
 
 GUESSES = [("fight", 0.9), ("noFight", 0.1)]
 
@@ -88,5 +90,43 @@ def test_a_browser_gets_the_newest_picture() -> None:
         assert np.abs(found.astype(int) - drawn(grey(200), GUESSES)).mean() < 6
         with pytest.raises(SettingsError, match="cannot listen there"):
             Window(window._server.server_port)
+    finally:
+        window.close()
+
+
+def test_the_page_answers_to_its_own_address_alone() -> None:
+    """Not to a name that a stranger's page lets point here, nor to pictures embedded in another page."""
+    window = Window(0)
+    port = window._server.server_port
+    try:
+        for headers, status in (
+            ({"Host": f"localhost:{port}"}, 200),
+            ({"Host": f"127.0.0.1:{port}", "Sec-Fetch-Site": "same-origin"}, 200),
+            ({"Host": f"[::1]:{port}"}, 200),
+            ({"Host": f"evil.example:{port}"}, 403),
+            ({"Host": ""}, 403),
+            ({"Host": f"127.0.0.1.evil.example:{port}"}, 403),
+            ({"Host": f"localhost:{port}", "Sec-Fetch-Site": "cross-site"}, 403),
+        ):
+            asked = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            asked.request("GET", "/", headers=headers)
+            assert asked.getresponse().status == status, headers
+            asked.close()
+    finally:
+        window.close()
+
+
+def test_silent_connections_are_closed_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("two_stream.streaming.window.SILENCE", 1.0)
+    window = Window(0)
+    try:
+        silent = [socket.create_connection(("127.0.0.1", window._server.server_port), 5) for _ in range(20)]
+        ends = [one.recv(1) for one in silent[MOST_CONNECTIONS:]]  # too many: closed at once
+        assert ends == [b""] * 4
+        assert [one.recv(1) for one in silent[:MOST_CONNECTIONS]] == [b""] * MOST_CONNECTIONS
+        for one in silent:
+            one.close()
+        with urllib.request.urlopen(window.address, timeout=5) as page:
+            assert page.status == 200
     finally:
         window.close()

@@ -1,0 +1,69 @@
+"""Reading files of arrays that may be a stranger's: what they declare is compared with what they hold first."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOST_BYTES = int(os.environ.get("TWO_STREAM_MOST_BYTES", 2**32))
+"""What a file of arrays may become in memory; a setting of the environment."""
+
+_MOST_HEADER = 4096
+_HEADER = re.compile(
+    rb"\{'descr': '(?P<kind>[<|](?:[biufc](?:1|2|4|8|16)|[US]\d{1,6}))', 'fortran_order': (?P<order>True|False), "
+    rb"'shape': \((?P<shape>(?:\d{1,15}(?:, ?|,?(?=\))))*)\), \} *\n"
+)
+
+
+def read_arrays(file: Path | IO[bytes]) -> dict[str, NDArray[Any]]:
+    """Read the arrays of an `.npz` file, after a look at the sizes that it declares.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: No archive of plain arrays, damaged, or more than `MOST_BYTES` (`TWO_STREAM_MOST_BYTES`) in memory.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            infos = archive.infolist()
+            total = sum(info.file_size for info in infos)
+            if total > MOST_BYTES:
+                raise ValueError(f"{total:,} bytes of arrays, and TWO_STREAM_MOST_BYTES is {MOST_BYTES:,}")
+            if len({info.filename for info in infos}) != len(infos):
+                raise ValueError("an array twice")
+            found = {}
+            for info in infos:
+                with archive.open(info) as member:
+                    found[info.filename.removesuffix(".npy")] = _read_array(member, info)
+            return found
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"damaged: {error}") from None
+
+
+def _read_array(member: IO[bytes], info: zipfile.ZipInfo) -> NDArray[Any]:
+    """Read one array whose header says how many bytes there are.
+
+    The header is a dictionary as Python writes it. numpy's reader parses it as Python; this takes what numpy writes.
+    """
+    name, magic = info.filename, member.read(8)
+    lengths = {b"\x93NUMPY\x01\x00": 2, b"\x93NUMPY\x02\x00": 4}
+    if magic not in lengths:
+        raise ValueError(f"{name}: no array of numpy's format 1 or 2")
+    length = int.from_bytes(member.read(lengths[magic]), "little")
+    header = _HEADER.fullmatch(member.read(min(length, _MOST_HEADER)))
+    if header is None:
+        raise ValueError(f"{name}: a header that numpy does not write, or not of numbers or text")
+    kind = np.dtype(header["kind"].decode())
+    shape = tuple(int(size) for size in header["shape"].decode().replace(",", " ").split())
+    size = math.prod(shape) * kind.itemsize
+    if member.tell() + size != info.file_size:
+        raise ValueError(f"{name}: {info.file_size:,} bytes for {shape} of {kind}")
+    flat = np.frombuffer(bytearray(member.read(size)), dtype=kind)
+    return flat.reshape(shape, order="F" if header["order"] == b"True" else "C")

@@ -1,0 +1,41 @@
+"""Names that may be a stranger's, where people see them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+
+from two_stream.errors import shown
+
+
+def shown_lines(text: str) -> str:
+    """Return text whose lines a terminal, Markdown or HTML can show: see `shown`."""
+    return "\n".join(map(shown, text.split("\n")))
+
+
+def csv_text(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table as CSV for people and spreadsheets; None is an empty cell.
+
+    A spreadsheet takes a cell that begins with `=`, `+`, `-` or `@` for a formula. Such a text gets a `'` before it,
+    which a spreadsheet does not show; numbers stay.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([_cell(value) for value in row] for row in (header, *rows))
+    return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    if not isinstance(value, str):
+        return "" if value is None else value
+    plain = shown(value)
+    return f"'{plain}" if plain[:1] in tuple("=+-@") and not _is_number(plain) else plain
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
