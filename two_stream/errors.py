@@ -4,10 +4,15 @@ Each message is one line that names the file, key or value, what was expected an
 prints it and exits with `exit_code`.
 """
 
+_SPACES = "\xa0\u2007\u2009\u202f"
+"""spaces of tables, which Python does not count as printable"""
+
 
 def shown(text: str) -> str:
     """Return text with every character that is not printed (controls, line ends, direction marks) as its escape."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in _SPACES else repr(c)[1:-1] for c in text)
 
 
 class TwoStreamError(Exception):
@@ -19,7 +24,7 @@ class TwoStreamError(Exception):
 
     def __str__(self) -> str:
         """Return the message in one line that a terminal can show: names in it may be a stranger's."""
-        return shown(super().__str__())
+        return shown(super().__str__().replace("\n", " "))
 
 
 class SettingsError(TwoStreamError):

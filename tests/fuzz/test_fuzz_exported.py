@@ -37,25 +37,59 @@ READ_BY_TORCH = (
 """names that readers of torch look for, of this and other versions"""
 
 
+_LEAF = {"type": None, "context": None, "children_spec": []}
+KINDS = {True: "key", False: "string", None: "name"}
 STRUCTURES = tuple(
     json.dumps([1, structure])
     for structure in (
-        {"__enum__": True, "fqn": "antigravity:x", "name": "y"},
         {
-            "type": None,
+            "type": "builtins.tuple",
             "context": json.dumps({"__enum__": True, "fqn": "antigravity:x", "name": "y"}),
-            "children_spec": [],
+            "children_spec": [_LEAF],
         },
         {
             "type": "collections.defaultdict",
-            "context": json.dumps(
-                {"default_factory_module": "antigravity", "default_factory_name": "x", "dict_context": []}
-            ),
-            "children_spec": [],
+            "context": {
+                "default_factory_module": "antigravity",
+                "default_factory_name": "x",
+                "dict_context": ["a"],
+            },
+            "children_spec": [_LEAF],
         },
     )
 )
 """structures of Python's arguments whose reading imports a module"""
+
+
+def compiled(marker: Path) -> Members:
+    """Return the members of a package that torch compiles as it loads it, with a compiler that leaves a mark."""
+    lists = (
+        "cflags",
+        "definitions",
+        "include_dirs",
+        "ldflags",
+        "libraries",
+        "libraries_dirs",
+        "passthrough_args",
+    )
+    flags = {
+        "compiler": f"touch {marker};",
+        "compile_only": True,
+        "compile_mode": "",
+        **{name: [] for name in lists},
+    }
+    folder = "data/aotinductor/model/x"
+    return {
+        f"{folder}.wrapper.cpp": b"",
+        f"{folder}.cpp": b"",
+        f"{folder}.o": b"",
+        f"{folder}.wrapper_metadata.json": b'{"AOTI_DEVICE_KEY": "cpu"}',
+        f"{folder}_metadata.json": b'{"AOTI_DEVICE_KEY": "cpu"}',
+        f"{folder}.wrapper_compile_flags.json": json.dumps(flags).encode(),
+        f"{folder}.wrapper_linker_flags.json": json.dumps(flags).encode(),
+        f"{folder}_compile_flags.json": json.dumps(flags).encode(),
+        f"{folder}_linker_flags.json": json.dumps(flags).encode(),
+    }
 
 
 def payloads(marker: Path) -> list[Any]:
@@ -80,6 +114,9 @@ def payloads(marker: Path) -> list[Any]:
     ]
 
 
+Members = dict[str, bytes]
+
+
 def nested(text: str) -> Any:
     """Return the JSON in a string; None where there is none."""
     try:
@@ -102,18 +139,18 @@ def strings(value: Any) -> Iterator[tuple[bool, str]]:
         yield from strings(nested(value))
 
 
-def replaced(value: Any, old: str, new: Any, *, key: bool) -> Any:
-    """Return JSON with one of its keys or strings replaced, wherever it is."""
+def replaced(value: Any, old: str, new: Any, *, key: bool | None) -> Any:
+    """Return JSON with one of its keys (true), strings (false) or both (none) replaced, wherever it is."""
     if isinstance(value, dict):
         return {
-            (str(new) if key and name == old else name): replaced(inner, old, new, key=key)
+            (str(new) if key is not False and name == old else name): replaced(inner, old, new, key=key)
             for name, inner in value.items()
         }
     if isinstance(value, list):
         return [replaced(inner, old, new, key=key) for inner in value]
     if isinstance(value, str) and (inner := nested(value)) is not None and value != old:
         return json.dumps(replaced(inner, old, new, key=key))
-    return new if not key and value == old else value
+    return new if key is not True and value == old else value
 
 
 def numbers(value: Any, change: Callable[[int], Any]) -> Any:
@@ -125,11 +162,10 @@ def numbers(value: Any, change: Callable[[int], Any]) -> Any:
     return change(value) if type(value) is int else value
 
 
-Members = dict[str, bytes]
-
-
-def pt2_mutations(source: Path, marker: Path, rng: np.random.Generator) -> Iterator[tuple[str, Members]]:
-    """Yield a label and the members of a file; keys and strings in a random order, so that a part shows all kinds."""
+def pt2_mutations(
+    source: Path, marker: Path, rng: np.random.Generator
+) -> Iterator[tuple[str, Callable[[], Members]]]:
+    """Yield a label and what makes the members of a file, in a random order: a part of them shows all kinds."""
     with zipfile.ZipFile(source) as archive:
         members = {name.split("/", 1)[1]: archive.read(name) for name in archive.namelist()}
     del members[CARD]
@@ -147,11 +183,13 @@ def pt2_mutations(source: Path, marker: Path, rng: np.random.Generator) -> Itera
                 possible.append((f"member {other}", member(other, content)))
     for name in JSON_MEMBERS:
         value = json.loads(members[name])
-        for key, text in sorted(set(strings(value))):
+        found = set(strings(value))
+        both = {(None, text) for key, text in found if key and (False, text) in found}
+        for key, text in sorted(found | both, key=str):
             for new in (*payloads(marker), *(STRUCTURES if "children_spec" in text else ())):
                 possible.append(
                     (
-                        f"{name}: {'key' if key else 'string'} {text[:40]!r} -> {str(new)[:60]!r}",
+                        f"{name}: {KINDS[key]} {text[:40]!r} -> {str(new)[:60]!r}",
                         lambda name=name, value=value, text=text, new=new, key=key: {
                             **members,
                             name: json.dumps(replaced(value, text, new, key=key)).encode(),
@@ -168,9 +206,15 @@ def pt2_mutations(source: Path, marker: Path, rng: np.random.Generator) -> Itera
                     },
                 )
             )
+    model = json.loads(members[JSON_MEMBERS[0]])
+    entry = model["graph_module"]["graph"]["inputs"][-1]["as_tensor"]["name"]
+    other = json.dumps(replaced(model, entry, payloads(marker)[0], key=None)).encode()
+    possible += [("package", lambda: {**members, **compiled(marker)})]
+    possible += [
+        (f"other {name}", member(name, other)) for name in ("MODELS/model.json", "models/MODEL.json")
+    ]
     for place in rng.permutation(len(possible)):
-        label, make = possible[place]
-        yield label, make()
+        yield possible[place]
 
 
 def write_pt2(path: Path, members: Members, source: Path) -> None:
@@ -197,11 +241,11 @@ def test_pt2_files(count, pt2_file, tmp_path, guarded):
     labels, paths = [], []
     (tmp_path / "files").mkdir()
     marker = tmp_path / "empty" / "marker"
-    for place, (label, members) in enumerate(pt2_mutations(pt2_file, marker, np.random.default_rng(0))):
+    for place, (label, make) in enumerate(pt2_mutations(pt2_file, marker, np.random.default_rng(0))):
         if place == count:
             break
         path = tmp_path / "files" / f"{place}.pt2"
-        write_pt2(path, members, pt2_file)
+        write_pt2(path, make(), pt2_file)
         labels.append(label)
         paths.append(path)
     judge(labels, guarded("exported", pt2_file, paths))

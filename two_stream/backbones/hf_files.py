@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from two_stream.backbones.library import reason
 from two_stream.config.model import HfVideo
 from two_stream.errors import SettingsError
 from two_stream.runtime.console import note
+from two_stream.runtime.text import parse_json
 
 _PREPROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")
 
@@ -154,7 +154,7 @@ def _find(model: str, name: str, *, quiet: bool = False) -> Path | None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SettingsError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(found, dict):

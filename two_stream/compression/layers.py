@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from two_stream.config.compress import Prune
 from two_stream.config.load import nearest
 from two_stream.errors import SettingsError
 from two_stream.recognizer import Recognizer
+from two_stream.runtime.text import parse_json
 
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -121,7 +121,7 @@ def _ours(theirs: str, names: Sequence[str]) -> str | None:
 
 
 def _from_json(text: str) -> tuple[str | None, dict[str, float]]:
-    value = json.loads(text)
+    value = parse_json(text)
     told = value.get("what") if "levels" in value else None
     return told, {str(name): float(level) for name, level in value.get("levels", value).items()}
 

@@ -48,12 +48,9 @@ class Patterns(Options):
     @field_validator("rgb", "flow_x", "flow_y")
     @classmethod
     def _numbered(cls, value: str) -> str:
-        try:
-            distinct = value.format(1) != value.format(2)
-        except (IndexError, KeyError, ValueError):
-            distinct = False
-        if not distinct:
-            raise ValueError(f"{value!r} has no place for the frame's number, such as {{:05d}}")
+        # one plain number: `format` itself takes widths of gigabytes and looks into objects
+        if len(value) > 200 or not re.fullmatch(r"[^{}]*\{(:0?[1-9]?\d?d?)?\}[^{}]*", value):
+            raise ValueError(f"{value[:60]!r} has no place for the frame's number, such as {{:05d}}")
         return value
 
 

@@ -28,7 +28,9 @@ from two_stream.config.schema import DataOptions
 from two_stream.data.catalog import Record
 from two_stream.data.mirror import mirror_of
 from two_stream.errors import CheckpointError, DataError, SettingsError
+from two_stream.runtime.arrays import map_array
 from two_stream.runtime.folders import CHECKSUMS, verify_checksums, whole_folder
+from two_stream.runtime.text import parse_json
 from two_stream.types import FeatureLayout, InputSpec, VideoRecord
 
 FORMAT = 1
@@ -188,7 +190,7 @@ class FeatureCache:
     def _array(self, name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
         path = self._inside / name
         try:
-            found = np.load(path, mmap_mode="r", allow_pickle=False)
+            found = map_array(path)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path}: cannot be read ({error}); {AGAIN}") from None
         if found.dtype != dtype or found.shape != shape:
@@ -273,13 +275,13 @@ def _checked(folder: Path, _stamp: tuple[tuple[str, int, int], ...]) -> tuple[Fe
         )
     verify_checksums(folder, "feature cache", AGAIN)
     try:
-        mapping = json.loads(path.read_text(encoding="utf-8"))
+        mapping = parse_json(path.read_text(encoding="utf-8"))
         made = int(mapping["format"])
     except (OSError, ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path}: missing or damaged; {AGAIN}") from None
     if made != FORMAT:
         raise CheckpointError(f"{path}: of format {made}, this version reads {FORMAT}; {AGAIN}")
     facts = validate(FeatureFacts, mapping, path)
-    sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+    sums = parse_json((folder / CHECKSUMS).read_text(encoding="utf-8"))
     held = [f"{name} {digest}" for name, digest in sorted(sums.items()) if name != FACTS]
     return facts, hashlib.sha256("\n".join([facts.backbone_sha256, *held]).encode()).hexdigest()

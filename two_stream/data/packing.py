@@ -7,7 +7,6 @@ The index is written last, from the notes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -25,6 +24,7 @@ from two_stream.errors import DataError, SettingsError, TwoStreamError
 from two_stream.runtime.console import progress
 from two_stream.runtime.files import sha256, write_bytes
 from two_stream.runtime.provenance import code_version
+from two_stream.runtime.text import parse_json
 from two_stream.types import Modality, Part, VideoRecord
 from two_stream.video.workers import Failure, run_tasks, usable_processes
 
@@ -177,7 +177,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _read_note(path: Path) -> dict[str, Any] | None:
     try:
-        note = json.loads(path.read_text(encoding="utf-8"))
+        note = parse_json(path.read_text(encoding="utf-8"))
         (
             int(note["bytes"]),
             str(note["sha256"]),

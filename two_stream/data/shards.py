@@ -22,6 +22,7 @@ from two_stream.data.storage import Storage
 from two_stream.data.transforms import Frames
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.runtime.arrays import read_arrays
+from two_stream.runtime.text import parse_json
 from two_stream.types import MODALITY_CHANNELS, Modality
 from two_stream.video.frames import FLAGS, assemble, decode_picture, joined
 from two_stream.video.region import Region
@@ -91,7 +92,7 @@ def parse_index(content: bytes, name: str) -> ShardIndex:
     """
     try:
         arrays = read_arrays(io.BytesIO(content))
-        meta = json.loads(arrays["meta"].tobytes())
+        meta = parse_json(arrays["meta"].tobytes())
         places, starts, sizes = arrays["places"], arrays["starts"], arrays["sizes"]
         if meta["format"] != FORMAT:
             raise DataError(f"{name}: format {meta['format']}, this version reads {FORMAT}; pack again")

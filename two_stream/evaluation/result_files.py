@@ -8,7 +8,6 @@ listed video without a result counts as missed and is named.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from two_stream.errors import DataError, ScoreError, SettingsError
 from two_stream.evaluation.metrics import probabilities
+from two_stream.runtime.text import parse_json
 from two_stream.types import ScoreTable
 
 Guesses = list[tuple[str, float]]
@@ -173,7 +173,7 @@ def _hit(guesses: Guesses, classes: Sequence[str], k: int) -> bool:
 
 def _read(path: Path, error: type[DataError] | type[ScoreError]) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise error(f"{path}: no such file") from None
     except (OSError, ValueError) as failure:

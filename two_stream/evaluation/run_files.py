@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from pathlib import Path
@@ -12,6 +11,7 @@ from two_stream.config.load import load_experiment
 from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError
 from two_stream.evaluation.scores import newest_scores, read_scores
+from two_stream.runtime.text import parse_json
 from two_stream.types import RunPaths, ScoreTable
 
 BASELINE_SCORES = "{part}_fused.npz"
@@ -86,7 +86,7 @@ def settings_of(run: RunPaths | None) -> Experiment | None:
 def compression_of(run: RunPaths | None) -> dict[str, Any] | None:
     """Return what `compression.json` says of a compressed run: verdict, columns and rows; None without one."""
     try:
-        value = json.loads((run.root / "compression.json").read_text(encoding="utf-8")) if run else None
+        value = parse_json((run.root / "compression.json").read_text(encoding="utf-8")) if run else None
         return value and {
             "verdict": value["comparison"]["verdict"],
             "columns": value["columns"],
@@ -103,7 +103,7 @@ def history(run: RunPaths | None) -> list[dict[str, float]]:
         return rows
     for line in run.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            value = json.loads(line)
+            value = parse_json(line)
         except ValueError:
             break
         if isinstance(value, dict) and "epoch" in value:

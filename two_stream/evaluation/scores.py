@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from two_stream.errors import ScoreError
 from two_stream.runtime.arrays import read_arrays
 from two_stream.runtime.files import atomic_path
+from two_stream.runtime.text import parse_json
 from two_stream.types import ScoreTable
 
 FORMAT = 1
@@ -71,7 +72,7 @@ def read_scores(path: Path | str) -> ScoreTable:
             raise ScoreError(
                 f"{path}: score format {int(arrays['format'])} is newer than {FORMAT}; update two-stream"
             )
-        meta = json.loads(str(arrays["meta"]))
+        meta = parse_json(str(arrays["meta"]))
         table = ScoreTable(
             ids=[str(name) for name in arrays["ids"]],
             labels=arrays["labels"].astype(np.int64),

@@ -20,6 +20,7 @@ from two_stream.recognizer import Recognizer, create_model
 from two_stream.runtime.console import note
 from two_stream.runtime.files import atomic_path
 from two_stream.runtime.folders import CHECKSUMS, verify_checksums, write_checksums
+from two_stream.runtime.text import parse_json
 
 FORMAT = "two_stream"
 VERSION = 1
@@ -83,7 +84,7 @@ def read_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Recogn
             f"{file}: written by a newer version (format {header['version']}, this one reads {ALTERED_VERSION}); "
             "upgrade"
         )
-    options = validate(ModelOptions, json.loads(header["model"]), file)
+    options = validate(ModelOptions, parse_json(header["model"]), file)
     model = create_model(options, int(header["num_classes"]))
     alterations = _alterations(header, file)
     for alteration in alterations:
@@ -95,7 +96,7 @@ def read_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Recogn
         model.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(f"{file}: {str(error).splitlines()[-1].strip()}") from None
-    meta: dict[str, Any] = json.loads(header["meta"])
+    meta: dict[str, Any] = parse_json(header["meta"])
     if model.cpu_only and torch.device(device).type != "cpu":
         note(f"{folder}: computes in int8, which runs on the CPU")
         device = "cpu"
@@ -138,9 +139,9 @@ def alterations_in(path: Path) -> list[dict[str, Any]]:
     Raises:
         CheckpointError: There is no such file, or it is damaged.
     """
-    found: list[dict[str, Any]] = json.loads(read_metadata(weights_file(path)).get("altered", "[]"))
+    found: list[dict[str, Any]] = parse_json(read_metadata(weights_file(path)).get("altered", "[]"))
     return found
 
 
 def _alterations(header: Mapping[str, str], file: Path) -> list[Alteration]:
-    return from_description(json.loads(header.get("altered", "[]")), file)
+    return from_description(parse_json(header.get("altered", "[]")), file)

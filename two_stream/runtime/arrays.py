@@ -8,7 +8,7 @@ import re
 import zipfile
 import zlib
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,23 +47,44 @@ def read_arrays(file: Path | IO[bytes]) -> dict[str, NDArray[Any]]:
         raise ValueError(f"damaged: {error}") from None
 
 
+def map_array(path: Path) -> NDArray[Any]:
+    """Map the array of an `.npy` file into memory, read-only.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: No plain array, or of another size than the file.
+    """
+    with path.open("rb") as file:
+        kind, shape, order = _read_header(file, path.name, path.stat().st_size)
+        if not math.prod(shape):
+            return np.zeros(shape, kind)
+        return np.memmap(path, kind, "r", file.tell(), shape, order)
+
+
 def _read_array(member: IO[bytes], info: zipfile.ZipInfo) -> NDArray[Any]:
-    """Read one array whose header says how many bytes there are.
+    """Read one array whose header says how many bytes there are."""
+    kind, shape, order = _read_header(member, info.filename, info.file_size)
+    flat = np.frombuffer(bytearray(member.read(math.prod(shape) * kind.itemsize)), dtype=kind)
+    return flat.reshape(shape, order=order)
+
+
+def _read_header(
+    file: IO[bytes], name: str, length: int
+) -> tuple[np.dtype[Any], tuple[int, ...], Literal["C", "F"]]:
+    """Read type, shape and order of an array of `length` bytes with its header.
 
     The header is a dictionary as Python writes it. numpy's reader parses it as Python; this takes what numpy writes.
     """
-    name, magic = info.filename, member.read(8)
+    magic = file.read(8)
     lengths = {b"\x93NUMPY\x01\x00": 2, b"\x93NUMPY\x02\x00": 4}
     if magic not in lengths:
         raise ValueError(f"{name}: no array of numpy's format 1 or 2")
-    length = int.from_bytes(member.read(lengths[magic]), "little")
-    header = _HEADER.fullmatch(member.read(min(length, _MOST_HEADER)))
+    count = int.from_bytes(file.read(lengths[magic]), "little")
+    header = _HEADER.fullmatch(file.read(min(count, _MOST_HEADER)))
     if header is None:
         raise ValueError(f"{name}: a header that numpy does not write, or not of numbers or text")
     kind = np.dtype(header["kind"].decode())
     shape = tuple(int(size) for size in header["shape"].decode().replace(",", " ").split())
-    size = math.prod(shape) * kind.itemsize
-    if member.tell() + size != info.file_size:
-        raise ValueError(f"{name}: {info.file_size:,} bytes for {shape} of {kind}")
-    flat = np.frombuffer(bytearray(member.read(size)), dtype=kind)
-    return flat.reshape(shape, order="F" if header["order"] == b"True" else "C")
+    if file.tell() + math.prod(shape) * kind.itemsize != length:
+        raise ValueError(f"{name}: {length:,} bytes for {shape} of {kind}")
+    return kind, shape, "F" if header["order"] == b"True" else "C"

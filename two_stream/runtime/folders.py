@@ -15,6 +15,7 @@ from pathlib import Path
 
 from two_stream.errors import CheckpointError
 from two_stream.runtime.files import fsync_dir, fsync_file, sha256
+from two_stream.runtime.text import parse_json
 
 CHECKSUMS = "checksums.json"
 
@@ -70,7 +71,7 @@ def verify_checksums(
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such {what} folder")
     try:
-        expected = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        expected = parse_json((folder / CHECKSUMS).read_text(encoding="utf-8"))
         pairs = [(str(name), str(digest)) for name, digest in expected.items()]
     except (OSError, ValueError, AttributeError):
         raise CheckpointError(

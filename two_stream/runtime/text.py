@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from two_stream.errors import shown
 
@@ -12,6 +14,21 @@ from two_stream.errors import shown
 def shown_lines(text: str) -> str:
     """Return text whose lines a terminal, Markdown or HTML can show: see `shown`."""
     return "\n".join(map(shown, text.split("\n")))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON that may be a stranger's.
+
+    Raises:
+        json.JSONDecodeError: It is none, is nested too deeply, or has a number too long to read.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except (RecursionError, UnicodeDecodeError, ValueError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise json.JSONDecodeError(reason, "", 0) from None
 
 
 def csv_text(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:

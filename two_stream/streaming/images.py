@@ -68,9 +68,16 @@ def image_maps(backbone: TimmBackbone, choice: Choice, builder: Builder) -> list
     """Add a network of timm and return the number of its map.
 
     Raises:
-        SettingsError: Its blocks do more with shifted frames than there are rules for.
+        SettingsError: Its blocks do more with shifted frames than there are rules for, or it sees no frames but what is
+            made of them.
     """
-    if backbone.options.tsm or backbone.options.inflate:
+    options = backbone.options
+    if options.picture or options.difference != "none":
+        made = "picture: true" if options.picture else f"difference: {options.difference}"
+        raise SettingsError(
+            f"backbone timm has no stream with `{made}`: it sees no single frames; `--mode sliding` sends whole clips"
+        )
+    if options.tsm or options.inflate:
         value = _mixed(backbone, choice, builder)
     else:
         value = builder.add("images", FrameWise(backbone.forward_map), -1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
@@ -15,6 +14,7 @@ from two_stream.data.demo import DemoOptions, write_demo_frames
 from two_stream.errors import SettingsError
 from two_stream.runtime.console import note, warn
 from two_stream.runtime.device import pick_device
+from two_stream.runtime.text import parse_json
 from two_stream.studies.cells import Job, Outcome, keep, outcome_of, whole
 from two_stream.studies.live import Board, shown, tell
 from two_stream.studies.locks import study_lock
@@ -235,7 +235,7 @@ def _older(stages: Sequence[Stage]) -> dict[str, Outcome]:
     for folder in {Path(job.record).parent for job in jobs}:
         for path in sorted(folder.glob("*.json")):
             try:
-                outcome = Outcome(**json.loads(path.read_text(encoding="utf-8")))
+                outcome = Outcome(**parse_json(path.read_text(encoding="utf-8")))
             except (OSError, ValueError, TypeError):
                 warn(f"{path}: damaged, and not looked at")
                 continue

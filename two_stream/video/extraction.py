@@ -6,7 +6,6 @@ A video is written into a hidden folder beside its place and renamed when it is 
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from two_stream.errors import SettingsError, TwoStreamError, VideoError
 from two_stream.runtime.files import fsync_dir, write_json
+from two_stream.runtime.text import parse_json
 from two_stream.video.flow import ALGORITHMS, FLOW_BOUND, FlowEstimator, FlowMaker, FlowNetwork
 from two_stream.video.frames import FramePatterns, count_frames, numbers_by_name
 from two_stream.video.leftovers import unfinished
@@ -214,7 +214,7 @@ def _changes(manifest: dict[str, Any], job: Job) -> str:
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Return the manifest of a finished frame folder; None where there is none or it is not ours."""
     try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        found = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
         patterns = found["settings"]["patterns"]
         FramePatterns(**patterns)
         int(found["frames"]), int(found["flow_frames"]), int(found["size"]), int(found["mtime_ns"])

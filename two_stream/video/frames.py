@@ -268,18 +268,25 @@ def decode_picture(
     if wanted is not None:
         stored = jpeg_size(content)
         flags |= _REDUCED[reduction(stored, wanted)] if stored else 0
+    limit = int(os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS", 2**26))
+    height, width = jpeg_size(content) or _png_size(content) or (0, 0)
+    large = f"more than {limit} pixels (OPENCV_IO_MAX_IMAGE_PIXELS)"
+    if height * width > limit:  # OpenCV has read that limit only if it was loaded after this package
+        raise VideoError(name, large)
     try:
         picture: Any = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:
-        limit = os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS", "")
-        large = "IMAGE_PIXELS" in str(error) or "IMAGE_WIDTH" in str(error) or "IMAGE_HEIGHT" in str(error)
-        reason = (
-            f"more than {limit} pixels (OPENCV_IO_MAX_IMAGE_PIXELS)" if large else "not an image, or damaged"
-        )
-        raise VideoError(name, reason) from None
+        raise VideoError(name, large if "IMAGE_" in str(error) else "not an image, or damaged") from None
     if picture is None:
         raise VideoError(name, "not an image, or damaged")
     return np.asarray(picture, np.uint8)
+
+
+def _png_size(content: bytes) -> tuple[int, int] | None:
+    """Return (height, width) from a PNG's header; None where there is none."""
+    if not content.startswith(b"\x89PNG\r\n\x1a\n") or len(content) < 24:
+        return None
+    return int.from_bytes(content[20:24], "big"), int.from_bytes(content[16:20], "big")
 
 
 def jpeg_size(content: bytes) -> tuple[int, int] | None:

@@ -115,6 +115,16 @@ def test_blocks_of_timm_without_rules_say_why() -> None:
         convert(model)
 
 
+@pytest.mark.parametrize(
+    ("options", "modality"),
+    [({"picture": True}, "flow"), ({"difference": "alone"}, "rgb"), ({"difference": "beside"}, "rgb")],
+)
+def test_networks_that_see_no_single_frames_have_no_stream(options: dict[str, object], modality: str) -> None:
+    model = small(backbone={"kind": "timm", "name": "test_resnet", **options}, modality=modality)
+    with pytest.raises(SettingsError, match=r"backbone timm has no stream with `(picture|difference)"):
+        convert(model)
+
+
 def test_a_layer_without_a_rule_is_named() -> None:
     model = small()
     model.backbone.stem.append(torch.nn.InstanceNorm3d(8))  # type: ignore[union-attr,operator]

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from two_stream.data.catalog import read_lines
 from two_stream.errors import DataError
+from two_stream.runtime.text import parse_json
 
 T = TypeVar("T")
 _NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number"}
@@ -103,7 +104,7 @@ def read_json(path: Path) -> Any:
     """
     text = "\n".join(read_lines(path))
     try:
-        return json.loads(text.lstrip("\ufeff"))
+        return parse_json(text.lstrip("\ufeff"))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not whole JSON ({error.msg})") from None
 

@@ -12,6 +12,7 @@ from two_stream.data.adapters.annotations import Annotations, Classes, Entry, Sp
 from two_stream.data.adapters.reading import json_objects, number, span, table_rows, typed
 from two_stream.data.catalog import read_lines
 from two_stream.errors import DataError
+from two_stream.runtime.text import parse_json
 
 COLUMNS = ("path", "id", "label", "labels", "start", "end", "group", "fps", "split")
 SEPARATOR = ";"
@@ -79,7 +80,7 @@ def _json_rows(path: Path, suffix: str) -> Iterator[tuple[str, Any]]:
         if not text.strip():
             continue
         try:
-            yield f"{path}:{line}", json.loads(text)
+            yield f"{path}:{line}", parse_json(text)
         except json.JSONDecodeError as error:
             raise DataError(f"{path}:{line}: not whole JSON ({error.msg})") from None
 
