@@ -37,6 +37,7 @@ from two_stream.export.bare import BareModel
 from two_stream.export.card import Target
 from two_stream.export.clips import noise_clips
 from two_stream.export.graph import Exportable, program_of, quiet, reason
+from two_stream.export.stream_writing import batch_axis
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.runtime.files import write_text
 from two_stream.streaming import StepNetwork, convert
@@ -256,10 +257,8 @@ def _graphs() -> Iterator[tuple[str, Callable[[], torch.export.ExportedProgram]]
             return program_of(Exportable(model, (noise_clips(model.spec, 2),), ("clip",), ("logits",)))
         step = StepNetwork(convert(model)).eval()
         states = step.initial_states(2, *model.spec.size)
-        axes = [
-            next((axis for axis, (a, b) in enumerate(zip(one.shape, two.shape, strict=True)) if a != b), None)
-            for one, two in zip(step.initial_states(1, *model.spec.size), states, strict=True)
-        ]
+        single = step.initial_states(1, *model.spec.size)
+        axes = [batch_axis(one, two) for one, two in zip(single, states, strict=True)]
         frames = noise_clips(replace(model.spec, clip_length=step.frames_per_step), 2)
         return program_of(Exportable(step, (frames, *states), ("frames",), ("logits",), tuple(axes)))
 

@@ -10,32 +10,12 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "evaluation"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "export"))
 
-from made_world import make_world
-
-from two_stream.evaluation.run import load_run
-from two_stream.export import export_run
+from exported_files import onnx_file, pt2_file, world  # noqa: F401
 
 HERE = Path(__file__).resolve().parent
 Guarded = Callable[[str, Path, Sequence[Path]], list[str]]
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine videos of three classes, their lists, an RGB and a flow run."""
-    return make_world(tmp_path_factory.mktemp("fuzzed"))
-
-
-@pytest.fixture(scope="session")
-def onnx_file(world: Path) -> Path:
-    pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
-    return export_run(load_run(world / "rgb"), "onnx")[0]
-
-
-@pytest.fixture(scope="session")
-def pt2_file(world: Path) -> Path:
-    return export_run(load_run(world / "flow"), "pt2")[0]
 
 
 @pytest.fixture

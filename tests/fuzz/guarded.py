@@ -1,6 +1,6 @@
 """Opens files one after another, each in a child of its own that may read, compute and refuse, and nothing else.
 
-    python -P guarded.py KIND FIRST < paths        # one path a line
+    python guarded.py KIND FIRST < paths        # one path a line
 
 FIRST is a good file: what opening it imports is what any file may import. One line per file on standard output:
 `opened`, `refused MESSAGE`, `raised ERROR`, `did WHAT` (an audit event that reading does not need), `signal N`.

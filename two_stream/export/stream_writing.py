@@ -70,7 +70,7 @@ def export_stream(
     spec, module = run.model.spec, cast(StepModule, step)
     names = module.state_names()
     begun = {batch: module.initial_states(batch, *spec.size) for batch in (*_STREAMS, EXAMPLE_BATCH)}
-    axes = tuple(_batch_axis(one, two) for one, two in zip(begun[1], begun[EXAMPLE_BATCH], strict=True))
+    axes = tuple(batch_axis(one, two) for one, two in zip(begun[1], begun[EXAMPLE_BATCH], strict=True))
     steps = module.warm_up + STEPS
     clip = noise_clips(replace(spec, clip_length=module.frames_per_step * steps), max(_STREAMS))
     frames = torch.split(clip, module.frames_per_step, dim=2)
@@ -105,7 +105,7 @@ def export_stream(
     return path, written(form, exportable, card, (path, check))
 
 
-def _batch_axis(one: torch.Tensor, several: torch.Tensor) -> int | None:
+def batch_axis(one: torch.Tensor, several: torch.Tensor) -> int | None:
     """Return the dimension that grows with the number of streams; None for a state that they share."""
     grown = [place for place, (a, b) in enumerate(zip(one.shape, several.shape, strict=True)) if a != b]
     return grown[0] if grown else None

@@ -132,9 +132,7 @@ def check(study: Study, source: object = "study") -> list[Variant]:
         variants = variants_of(study)
     for variant in variants:
         settings = _settings_of(study, variant)
-        if (
-            study.features is not None and not variant.baseline
-        ):  # its cells will read them; what they cannot is wrong now
+        if study.features is not None and not variant.baseline:  # what its cells cannot read is wrong now
             settings = merged(settings, {"data": {"features": "features"}})
         _experiment(study, settings, study.splits[0], study.seeds[0], f"{source}: variant {variant.name!r}")
     with _naming(source):

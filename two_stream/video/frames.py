@@ -265,18 +265,20 @@ def decode_picture(
         VideoError: Empty, cut short, no image, or of more pixels than `OPENCV_IO_MAX_IMAGE_PIXELS`.
     """
     _check_whole(content, name)
-    if wanted is not None:
-        stored = jpeg_size(content)
-        flags |= _REDUCED[reduction(stored, wanted)] if stored else 0
+    stored = jpeg_size(content)
+    if wanted is not None and stored:
+        flags |= _REDUCED[reduction(stored, wanted)]
+    height, width = stored or _png_size(content) or (0, 0)
     limit = int(os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS", 2**26))
-    height, width = jpeg_size(content) or _png_size(content) or (0, 0)
-    large = f"more than {limit} pixels (OPENCV_IO_MAX_IMAGE_PIXELS)"
-    if height * width > limit:  # OpenCV has read that limit only if it was loaded after this package
-        raise VideoError(name, large)
+    large = height * width > limit  # OpenCV has read that limit only if it was loaded after this package
+    picture: Any = None
     try:
-        picture: Any = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+        if not large:
+            picture = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:
-        raise VideoError(name, large if "IMAGE_" in str(error) else "not an image, or damaged") from None
+        large = "IMAGE_" in str(error)
+    if large:
+        raise VideoError(name, f"more than {limit} pixels (OPENCV_IO_MAX_IMAGE_PIXELS)")
     if picture is None:
         raise VideoError(name, "not an image, or damaged")
     return np.asarray(picture, np.uint8)

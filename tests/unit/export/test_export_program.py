@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from exported_files import changed
 
 from two_stream.cli import main as cli
 from two_stream.errors import CheckpointError
@@ -19,18 +20,6 @@ from two_stream.export.program import Program, operators
 
 MODEL = "models/model.json"
 Change = Callable[[Any], Any]
-
-
-def changed(source: Path, folder: Path, member: str, change: Change) -> Path:
-    """Copy an archive with one JSON member changed."""
-    target = folder / "changed.pt2"
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
-        for info in old.infolist():
-            content = old.read(info)
-            if info.filename.endswith(member):
-                content = json.dumps(change(json.loads(content))).encode()
-            new.writestr(info.filename, content)
-    return target
 
 
 def with_member(source: Path, folder: Path, name: str, content: bytes = b"{}") -> Path:

@@ -1,13 +1,13 @@
 """What is not one of our exports, damaged, or could do more than compute: one line each, and nothing of it is run."""
 
 import hashlib
-import json
 import shutil
 import sys
 import zipfile
 
 import pytest
 import torch
+from exported_files import changed
 
 from two_stream.cli import main as cli
 from two_stream.errors import CheckpointError, SettingsError
@@ -128,21 +128,9 @@ def test_clips_of_another_shape_are_refused(pt2_file):
 
 
 def test_a_newer_card_is_refused(pt2_file, tmp_path):
-    file = _rewritten(pt2_file, tmp_path, "extra/two_stream.json", lambda card: card | {"version": 2})
+    file = changed(pt2_file, tmp_path, "extra/two_stream.json", lambda card: card | {"version": 2})
     with pytest.raises(CheckpointError, match="written by a newer version"):
         read_card(file)
-
-
-def _rewritten(source, folder, name, change):
-    """Copy an archive with one JSON member changed."""
-    target = folder / "changed.pt2"
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
-        for info in old.infolist():
-            content = old.read(info)
-            if info.filename.endswith(name):
-                content = json.dumps(change(json.loads(content))).encode()
-            new.writestr(info.filename, content)
-    return target
 
 
 def _resealed(source, target, change):
