@@ -147,9 +147,9 @@ def test_a_joined_process_ends_before_python_shuts_down(tmp_path: Path) -> None:
         "    def __del__(self, write=os.write):\n"
         "        write(1, b'shut down')\n"
         "late = Late()\n"
-        "atexit.register(print, 'exit handler')\n"
+        "atexit.register(os.write, 1, b'exit handler\\n')\n"
         "distributed.init(cpu_only=True)\n"
-        "print('total', distributed.largest([distributed.rank()])[0], end=' ')\n"
+        "os.write(1, b'total %d\\n' % distributed.largest([distributed.rank()])[0])\n"
         "distributed.shutdown()\n"
         "distributed.exit_process(0)\n"
     )
@@ -158,8 +158,8 @@ def test_a_joined_process_ends_before_python_shuts_down(tmp_path: Path) -> None:
         for start in ([sys.executable], [*TORCHRUN, "2"])
     )
     assert (alone.returncode, two.returncode) == (0, 0), two.stderr
-    assert alone.stdout == "total 0 exit handler\nshut down"
-    assert two.stdout.count("total 1 ") == two.stdout.count("exit handler") == 2
+    assert alone.stdout == "total 0\nexit handler\nshut down"
+    assert two.stdout.count("total 1\n") == two.stdout.count("exit handler") == 2
     assert "shut down" not in two.stdout
 
 

@@ -264,15 +264,17 @@ def test_memory_stays_flat_while_a_stream_goes_on(rgb: Path) -> None:
 
     run = load_run(rgb)
     network = convert(run.model)
+    frame = torch.zeros(1, 3, 1, *run.model.spec.size, dtype=torch.uint8)
+    most = max(len(network.step(frame)) * network.state_bytes() for _ in range(100))
+    network.reset()
     stream = Stream("rgb", network, Prepare(run.model.spec, reading_of(run)), every=2)
-    sizes: list[list[int]] = [[], []]
+    sizes: list[int] = []
     peaks: list[list[float]] = [[], []]
     for count, _ in enumerate(Pipeline(Endless("noise"), [stream]).run()):
-        late = count // 600  # the first half and the second
-        sizes[min(late, 1)].append(network.state_bytes())
-        peaks[min(late, 1)].append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    assert len(sizes[1]) >= 600
-    assert max(sizes[1]) == max(sizes[0])
+        sizes.append(network.state_bytes())  # depends on how many frames went in at once
+        peaks[min(count // 600, 1)].append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    assert len(sizes) >= 1200
+    assert max(sizes) <= most
     assert peaks[1][-1] - peaks[0][-1] < 2 * 1024  # KiB
 
 
