@@ -4,7 +4,7 @@
     python docs/export_table.py --only i3d 'timm *'   # only these rows; the others stay as the page has them
     python docs/export_table.py --only x3d --aoti     # AOTInductor too (minutes a row)
     python docs/export_table.py --check               # write nothing; exit code 1 where the page says something else
-    python docs/export_table.py --operators           # what a pt2 file may hold: every row, head, stream, timm module
+    python docs/export_table.py --operators           # what a file may hold: every row, head, stream, timm module
 
 A row is a network of the family with few layers and small clips: the operations are those of the large ones. Each is
 exported by `two_stream.export.export_run`, which compares the file with the model on batches of 1 and 3 clips and
@@ -37,6 +37,7 @@ from two_stream.export.bare import BareModel
 from two_stream.export.card import Target
 from two_stream.export.clips import noise_clips
 from two_stream.export.graph import Exportable, program_of, quiet, reason
+from two_stream.export.onnx_format import converted
 from two_stream.export.stream_writing import batch_axis
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.runtime.files import write_text
@@ -44,7 +45,7 @@ from two_stream.streaming import StepNetwork, convert
 from two_stream.types import RunPaths
 
 PAGE = Path(__file__).resolve().parent / "export-table.md"
-OPERATORS = Path(__file__).resolve().parents[1] / "two_stream" / "export" / "operators.txt"
+OPERATORS = Path(__file__).resolve().parents[1] / "two_stream" / "export"
 HEADS = ("average", "lstm", "bert")
 TARGETS: tuple[Target, ...] = ("onnx", "pt2", "aoti")
 BEGIN, END = "<!-- table: begin (docs/export_table.py) -->", "<!-- end -->"
@@ -223,27 +224,29 @@ _INPUTS: tuple[dict[str, Any], ...] = (
 )
 
 
-def operators(say: Callable[[str], object] = print) -> list[str]:
-    """Return every operation of the graphs of every row, head, stream and module of timm."""
-    found: set[str] = set()
+def operators(say: Callable[[str], object] = print) -> tuple[set[str], set[str]]:
+    """Return every operation of the graphs of every row, head, stream and module of timm: in pt2 and in ONNX files."""
+    pt2, onnx = set[str](), {"QuantizeLinear", "DequantizeLinear"}
     for name, build in _graphs():
+        before = len(pt2), len(onnx)
         try:
             with quiet(), torch.no_grad():
                 program = build()
-            buffer = io.BytesIO()
-            torch.export.save(program, buffer)
+            pt2 |= _written(program)
+            onnx |= {node.op_type for node in converted(program).graph.node}
         except Exception as error:  # noqa: BLE001 - what does not export has no operations
             say(f"{name}: {reason(error)[:100]}")
-            continue
-        with zipfile.ZipFile(buffer) as archive:
-            member = next(one for one in archive.namelist() if one.endswith("models/model.json"))
-            nodes = json.loads(archive.read(member))["graph_module"]["graph"]["nodes"]
-        before = len(found)
-        found |= {
-            node["target"] for node in nodes if node["target"].startswith(("torch.ops.aten.", "_operator."))
-        }
-        say(f"{name}: {len(found) - before} more, {len(found)}")
-    return sorted(found)
+        say(f"{name}: {len(pt2) - before[0]} of pt2 and {len(onnx) - before[1]} of ONNX more")
+    return pt2, onnx
+
+
+def _written(program: torch.export.ExportedProgram) -> set[str]:
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    with zipfile.ZipFile(buffer) as archive:
+        member = next(one for one in archive.namelist() if one.endswith("models/model.json"))
+        nodes = json.loads(archive.read(member))["graph_module"]["graph"]["nodes"]
+    return {node["target"] for node in nodes if node["target"].startswith(("torch.ops.aten.", "_operator."))}
 
 
 def _graphs() -> Iterator[tuple[str, Callable[[], torch.export.ExportedProgram]]]:
@@ -301,12 +304,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="rows by name or pattern")
     parser.add_argument("--aoti", action="store_true", help="AOTInductor too")
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
-    parser.add_argument(
-        "--operators", action="store_true", help="write the operators that a pt2 file may hold"
-    )
+    parser.add_argument("--operators", action="store_true", help="write the operations that files may hold")
     given = parser.parse_args(argv)
     if given.operators:
-        write_text(OPERATORS, "\n".join(operators()) + "\n")
+        for to, found in zip(("pt2", "onnx"), operators(), strict=True):
+            write_text(OPERATORS / f"operators_{to}.txt", "\n".join(sorted(found)) + "\n")
         return 0
     page = PAGE.read_text(encoding="utf-8")
     before, after = page.partition(BEGIN)[0], page.partition(END)[2]

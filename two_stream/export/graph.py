@@ -7,6 +7,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Literal
 
 import torch
 from torch import nn
@@ -18,6 +21,16 @@ Session = Callable[[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
 """Computes an exported graph: tensors of the inputs, in their order, to those of the outputs; all on the CPU."""
 EXAMPLE_BATCH = 2
 """Batch of the example: torch takes a 1 for a constant."""
+
+
+@cache
+def operators(to: Literal["onnx", "pt2"]) -> frozenset[str]:
+    """Return the operations that a file may hold, by their names in it (pt2: with the overload).
+
+    `docs/export_table.py --operators` writes the lists from every family, head, stream and module of timm.
+    """
+    listed = resources.files("two_stream.export").joinpath(f"operators_{to}.txt")
+    return frozenset(listed.read_text(encoding="utf-8").split())
 
 
 def free_shape(tensor: torch.Tensor, axis: int | None) -> tuple[int | str, ...]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import re
-from functools import cache
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,7 +16,7 @@ from two_stream.errors import CheckpointError, ExportError, SettingsError
 from two_stream.export.card import BATCH, KEY, UNSEALED, ExportCard, Target, parse_card
 from two_stream.export.decompositions import decomposed
 from two_stream.export.formats import Format
-from two_stream.export.graph import quiet, reason
+from two_stream.export.graph import operators, quiet, reason
 from two_stream.runtime.files import write_bytes
 
 if TYPE_CHECKING:
@@ -42,20 +41,7 @@ class Onnx(Format):
     def write(self, program: torch.export.ExportedProgram, exportable: Exportable, path: Path) -> None:
         """See `Format.write`."""
         onnx = needed("onnx")
-        try:
-            # torch's exporter prints what it is doing
-            with quiet(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-                made = torch.onnx.export(
-                    decomposed(program),
-                    dynamo=True,
-                    input_names=list(exportable.input_names),
-                    output_names=list(exportable.output_names),
-                    verbose=False,
-                )
-            assert made is not None
-            model = made.model_proto
-        except Exception as error:  # the exporter wraps whatever goes wrong in classes of its own
-            raise ExportError(f"ONNX cannot say what this network does: {reason(error)}") from error
+        model = converted(program, exportable.input_names, exportable.output_names)
         _name_batch(model)
         if model.ByteSize() > _LIMIT:
             raise ExportError(
@@ -114,6 +100,30 @@ class Onnx(Format):
         return _computing(session, path)
 
 
+def converted(
+    program: torch.export.ExportedProgram, inputs: Sequence[str] = (), outputs: Sequence[str] = ()
+) -> Any:
+    """Return a graph as an ONNX model with these names of inputs and outputs.
+
+    Raises:
+        ExportError: ONNX has no operations for it; gives the exporter's reason.
+    """
+    try:
+        # torch's exporter prints what it is doing
+        with quiet(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+            made = torch.onnx.export(
+                decomposed(program),
+                dynamo=True,
+                input_names=list(inputs) or None,
+                output_names=list(outputs) or None,
+                verbose=False,
+            )
+        assert made is not None
+        return made.model_proto
+    except Exception as error:  # the exporter wraps whatever goes wrong in classes of its own
+        raise ExportError(f"ONNX cannot say what this network does: {reason(error)}") from error
+
+
 def needed(name: str) -> Any:
     """Import a package of the extra `export`.
 
@@ -131,7 +141,7 @@ def _check(model: Any, path: Path) -> None:
 
     Raises:
         CheckpointError: It holds a graph within the graph (a loop may never end), a function, weights in other files,
-            or an operator that is not ONNX's own or does more than compute on tensors; names it.
+            or an operator that is not on the list; names it.
     """
     graph = model.graph
     found = None
@@ -144,7 +154,7 @@ def _check(model: Any, path: Path) -> None:
     for node in graph.node:
         if found is not None:
             break
-        if node.domain not in ("", "ai.onnx") or node.op_type not in _operators():
+        if node.domain not in ("", "ai.onnx") or node.op_type not in operators("onnx"):
             found = f"the operator {f'{node.domain}::' if node.domain else ''}{node.op_type}"[:120]
         for attribute in node.attribute:
             if (
@@ -160,19 +170,6 @@ def _check(model: Any, path: Path) -> None:
         raise CheckpointError(
             f"{path}: holds {found}, which no export of ours does; not loaded (export the run again)"
         )
-
-
-@cache
-def _operators() -> frozenset[str]:
-    """Return the operators of ONNX's standard that compute tensors from tensors, without a graph inside."""
-    schemas = [one for one in needed("onnx").defs.get_all_schemas() if one.domain == ""]
-    graph = needed("onnx").defs.OpSchema.AttrType.GRAPH
-    return frozenset(
-        one.name
-        for one in schemas
-        if not any(attribute.type == graph for attribute in one.attributes.values())
-        and not re.search("Sequence|Optional|String|Regex|Random|Bernoulli|Multinomial|Image|TfIdf", one.name)
-    )
 
 
 def _computing(session: Any, path: Path) -> Session:

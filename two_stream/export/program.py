@@ -14,7 +14,6 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 
 from two_stream.errors import CheckpointError
 from two_stream.export.card import BATCH, ExportCard
-from two_stream.export.graph import reason
+from two_stream.export.graph import operators, reason
 from two_stream.export.program_schema import Config, Graph, Model, Module, Node, Symbol, Value
 
 MEMBERS = re.compile(
@@ -38,7 +37,6 @@ MOST_BYTES = 2**32
 """of one value of the graph at batch 1"""
 MOST_WORK = 2**38
 """bytes of all of them together"""
-_OPERATORS = "operators.txt"
 _LARGEST = 2**48
 """size that arithmetic may give"""
 _KINDS = {
@@ -237,7 +235,7 @@ class Program:
             raise self._odd("two inputs of one name")
         last = {name: place for place, node in enumerate(graph.nodes) for name in _read_by(node)}
         for place, node in enumerate(graph.nodes):
-            if node.target not in operators():
+            if node.target not in operators("pt2"):
                 raise self._odd(f"the operation {node.target[:80]!r}")
             compute, allowed = _operation(node.target)
             arguments: dict[str, Getter] = {}
@@ -364,17 +362,6 @@ class Program:
         wanted = [[1 if size == BATCH else int(size) for size in port.shape] for port in card.outputs]
         if [list(value.shape) for value in found] != wanted:
             raise self._odd("outputs of other shapes than on its card")
-
-
-@cache
-def operators() -> frozenset[str]:
-    """Return what a graph may hold: operations by name and overload.
-
-    `docs/export_table.py --operators` writes the list from every family, head, stream and module of timm.
-    """
-    return frozenset(
-        resources.files("two_stream.export").joinpath(_OPERATORS).read_text(encoding="utf-8").split()
-    )
 
 
 @cache
