@@ -28,3 +28,19 @@ def settings(path: Path) -> None:
     from two_stream.config.load import load_experiment
 
     load_experiment(path)
+
+
+def shards(path: Path) -> None:
+    """Read the first and last pictures of every video that an index names; `path` is the index."""
+    from two_stream.data.shards import ShardSource
+    from two_stream.errors import VideoError
+
+    source = ShardSource(str(path.parent.parent), "rgb")
+    refused = None
+    for name, video in list(source.index.videos.items())[:20]:
+        try:
+            source.read(name, [1, 2, max(video.frames - 1, 1), video.frames], (16, 24))
+        except VideoError as error:  # of one video: training leaves it out
+            refused = refused or error
+    if refused is not None:
+        raise refused

@@ -1,7 +1,10 @@
-"""Shard indexes that point elsewhere, pictures of gigapixels, URLs of other kinds."""
+"""Shards whose index or pictures were changed, pictures of gigapixels, URLs of other kinds."""
 
 from __future__ import annotations
 
+import io
+import json
+import os
 import resource
 import struct
 import zlib
@@ -12,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from two_stream.data.shards import Packed, ShardIndex, parse_index
+from two_stream.data.shards import INDEX, Packed, ShardIndex, parse_index
 from two_stream.data.storage import Storage
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.video.frames import decode_picture
@@ -89,3 +92,107 @@ def test_other_kinds_of_url_are_not_opened(tmp_path: Path) -> None:
             Storage(url).size("index.npz")
     (tmp_path / "x").write_bytes(b"abc")
     assert Storage(f"file://{tmp_path}").size("x") == 3
+
+
+@pytest.fixture(params=["raw", "jpeg"])
+def packed(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Return the index of four videos of five pictures each in two shards."""
+    rng, folder = np.random.default_rng(0), tmp_path / "good" / "rgb"
+    folder.mkdir(parents=True)
+    raw = request.param == "raw"
+    videos, starts, sizes, lengths = {}, [], [], []
+    for shard in range(2):
+        content = bytearray(bytes(512))
+        for video in range(2):
+            videos[f"v{shard}{video}"] = Packed(shard, 5, len(starts))
+            pictures = [rng.integers(0, 256, (16, 24, 3), np.uint8) for _ in range(5)]
+            parts = [cv2.imencode(".jpg", picture)[1].tobytes() for picture in pictures]
+            for part in [np.stack(pictures).tobytes()] if raw else parts:
+                starts.append(len(content))
+                sizes.append(len(part))
+                content += part
+        (folder / f"00000{shard}.tar").write_bytes(content)
+        lengths.append(len(content))
+    settings = {"modality": "rgb", "encoding": request.param, "resize": [16, 24], "quality": 90}
+    made = ShardIndex(settings, [], [], videos, np.array(starts), np.array(sizes))
+    shards = [{"name": f"00000{n}.tar", "bytes": size, "sha256": ""} for n, size in enumerate(lengths)]
+    (folder / INDEX).write_bytes(made.dump(shards))
+    return folder / INDEX
+
+
+TEXTS = ("", "..", "/etc/passwd", "\x1b[31m\n", "x" * 100_000, "flow", "raw", "original")
+NUMBERS = (-1, 0, 1, 2, 7, 10**6, 2**31, 2**62, 2**63 - 1, -(2**63))
+
+
+@pytest.mark.parametrize("count", [250, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_mutated_shards(count: int, packed: Path, tmp_path: Path, guarded: Any) -> None:
+    """Words and numbers of the index, its arrays' types and shapes, bytes of the archive and of the pictures."""
+    rng = np.random.default_rng(0)
+    with np.load(packed) as file:
+        good = dict(file)
+
+    def one_of(values: Any) -> Any:
+        return values[int(rng.integers(len(values)))]
+
+    def changed(value: Any) -> Any:
+        """Change one thing somewhere within JSON."""
+        if isinstance(value, dict) and value and rng.random() < 0.9:
+            key = one_of(list(value))
+            return {
+                k: changed(v) if k == key else v for k, v in value.items() if k != key or rng.random() < 0.9
+            }
+        if isinstance(value, list) and value and rng.random() < 0.9:
+            place = int(rng.integers(len(value)))
+            return [changed(v) if n == place else v for n, v in enumerate(value)]
+        return one_of([*TEXTS, *NUMBERS, None, [], {}, 1e308, True])
+
+    paths = []
+    for number in range(count):
+        folder = tmp_path / str(number) / "rgb"
+        folder.mkdir(parents=True)
+        for shard in packed.parent.glob("*.tar"):
+            os.link(shard, folder / shard.name)
+        arrays = {name: array.copy() for name, array in good.items()}
+        kind = number % 5
+        if kind == 0:
+            meta = changed(json.loads(good["meta"].tobytes()))
+            arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+        elif kind == 1:
+            array = arrays[one_of(["places", "starts", "sizes"])]
+            array.reshape(-1)[int(rng.integers(array.size))] = one_of(NUMBERS)
+        elif kind == 2:
+            name = one_of(list(arrays))
+            array = arrays[name]
+            arrays[name] = one_of(
+                [
+                    array[:-1],
+                    array.astype(float),
+                    array.astype(np.uint64),
+                    array.astype(str),
+                    array[None],
+                    array[:0],
+                ]
+            )
+        if kind == 3:  # a picture
+            shard = one_of(sorted(folder.glob("*.tar")))
+            content = bytearray(shard.read_bytes())
+            for _ in range(20):
+                content[int(rng.integers(512, len(content)))] = int(rng.integers(256))
+            shard.unlink()
+            shard.write_bytes(content[: len(content) - int(rng.integers(2))])
+        file = io.BytesIO()
+        np.savez_compressed(file, **arrays)
+        content = bytearray(file.getvalue())
+        if kind == 4:
+            for _ in range(int(rng.integers(1, 4))):
+                content[int(rng.integers(len(content)))] = int(rng.integers(256))
+        (folder / INDEX).write_bytes(content)
+        paths.append(folder / INDEX)
+    found = guarded("shards", packed, paths)
+    wrong = [
+        (str(path), what)
+        for path, what in zip(paths, found, strict=True)
+        if not (what == "opened" or (what.startswith("refused ") and "⏎" not in what and what.isprintable()))
+    ]
+    assert not wrong, f"{len(wrong)} of {count}: {wrong[:5]}"
+    assert sum(what != "opened" for what in found) > count / 3

@@ -316,6 +316,8 @@ def read_lines(path: Path) -> list[str]:
         DataError: Missing or not text.
     """
     try:
+        if path.exists() and not path.is_file():  # a device or a pipe may never end
+            raise DataError(f"{path}: no file; expected a text file")
         return path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None

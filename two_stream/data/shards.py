@@ -32,6 +32,8 @@ FORMAT = 1
 """version of the index; another one is refused"""
 MOST_PIXELS = 2**26
 """of one picture"""
+MOST_BYTES = 2**28
+"""of one stored picture"""
 ENCODINGS = ("raw", "original", "jpeg")
 _BRIDGED = 4
 """frames nobody asked for that are read rather than left out by a read of their own"""
@@ -104,43 +106,60 @@ def parse_index(content: bytes, name: str) -> ShardIndex:
             starts=starts,
             sizes=sizes,
         )
-        _check_places(found)
+        _check_places(found, places)
         return found
     except (ValueError, KeyError, TypeError, OSError, OverflowError, RecursionError) as error:
         raise DataError(f"{name}: not an index of shards, or damaged ({error}); pack again") from None
 
 
-def _check_places(index: ShardIndex) -> None:
+def _check_places(index: ShardIndex, places: NDArray[np.int64]) -> None:
     """Find out that every entry lies in a shard beside the index.
+
+    Args:
+        index: What the file says.
+        places: Shard, frames and first entry of each video, `(N, 3)`.
 
     Raises:
         ValueError: Says what does not.
     """
+
+    def check(wrong: NDArray[np.bool_], owner: NDArray[np.int64], where: str) -> None:
+        if wrong.any():
+            raise ValueError(f"{list(index.videos)[owner[int(wrong.argmax())]]!r} lies outside of {where}")
+
     odd = next((name for name in index.names if not re.fullmatch(r"\w[\w.-]*", name)), None)
     if odd is not None:
         raise ValueError(f"the shard {odd!r} is no file name")
-    if len(index.starts) != len(index.sizes) or {index.starts.ndim, index.sizes.ndim} != {1}:
-        raise ValueError(f"{len(index.starts)} beginnings of {len(index.sizes)} entries")
-    if not {index.starts.dtype.kind, index.sizes.dtype.kind} <= {"i", "u"}:
-        raise ValueError("places that are no whole numbers")
-    raw = index.settings["encoding"] == "raw"
-    if raw or index.settings["resize"] is not None:
-        height, width = index.settings["resize"]
-        if not 1 <= int(height) * int(width) <= MOST_PIXELS:
+    starts, sizes, entries = index.starts, index.sizes, len(index.starts)
+    if entries != len(sizes) or {starts.ndim, sizes.ndim} != {1}:
+        raise ValueError(f"{entries} beginnings of {len(sizes)} entries")
+    if {array.dtype for array in (places, starts, sizes)} != {np.dtype(np.int64)}:
+        raise ValueError("places that are no whole numbers of 64 bits")
+    if len(index.videos) != len(places):
+        raise ValueError(f"{len(places)} places of {len(index.videos)} videos")
+    settings = index.settings
+    if settings["encoding"] not in ENCODINGS or settings["modality"] not in MODALITY_CHANNELS:
+        raise ValueError(f"{settings['modality']!r:.40} as {settings['encoding']!r:.40}")
+    raw, flow = settings["encoding"] == "raw", settings["modality"] == "flow"
+    picture = 1
+    if raw or settings["resize"] is not None:
+        height, width = map(int, settings["resize"])
+        if not (1 <= height <= MOST_PIXELS and 1 <= width <= MOST_PIXELS // height):
             raise ValueError(f"pictures of {height} × {width}")
-    each = 2 if index.settings.get("modality") == "flow" else 1
-    for key, video in index.videos.items():
-        entries = range(video.first, video.first + (1 if raw else each * video.frames))
-        if (
-            not 0 <= video.shard < len(index.names)
-            or video.frames < 1
-            or entries.stop > len(index.starts)
-            or video.first < 0
-        ):
-            raise ValueError(f"{key!r} lies outside of the index")
-        starts, sizes = index.starts[entries.start : entries.stop], index.sizes[entries.start : entries.stop]
-        if starts.min() < 0 or sizes.min() < 0 or (starts + sizes).max() > index.lengths[video.shard]:
-            raise ValueError(f"{key!r} lies outside of its shard")
+        picture = height * width * MODALITY_CHANNELS["flow" if flow else "rgb"]
+    shard, frames, first = places.T
+    videos = np.arange(len(places))
+    outside = (shard < 0) | (shard >= len(index.names)) | (frames < 1) | (first < 0) | (first >= entries)
+    count = np.ones_like(frames) if raw else frames.clip(0, entries + 1) * (2 if flow else 1)
+    check(outside | (count > entries - first), videos, "the index")
+    if count.sum() > entries:
+        raise ValueError(f"{entries} entries for {count.sum()} pictures")
+    owner = np.repeat(videos, count)
+    rows = np.arange(len(owner)) + np.repeat(first - np.cumsum(count) + count, count)
+    starts, sizes = starts[rows], sizes[rows]
+    short = (starts < 0) | (sizes < 0) | (sizes > np.array(index.lengths, np.int64)[shard[owner]] - starts)
+    short[1:] |= (owner[1:] == owner[:-1]) & (starts[1:] < starts[:-1] + sizes[:-1])
+    check(short | (sizes // picture < frames[owner] if raw else sizes > MOST_BYTES), owner, "its shard")
 
 
 class ShardSource(ClipSource):
@@ -162,6 +181,9 @@ class ShardSource(ClipSource):
         self.storage = Storage(f"{location.rstrip('/')}/{modality}")
         self.scaled_decoding = scaled_decoding
         self.index = load_index(self.storage)
+        held = self.index.settings["modality"]
+        if held != modality:
+            raise DataError(f"{self.storage.where(INDEX)}: holds {held}, expected {modality}; pack again")
         self._sound: set[int] = set()
 
     def read(

@@ -21,6 +21,8 @@ from two_stream.runtime.seeding import derive
 from two_stream.types import Modality, Part, VideoRecord
 
 MODALITIES: tuple[Modality, ...] = ("rgb", "flow")
+_DIGITS = 7
+"""of a number in a list: five days at 25 frames a second"""
 
 
 def read_list(
@@ -78,6 +80,8 @@ def numbered_records(
             raise DataError(
                 f"{path}:{number}: {parts[2]!r}: several labels; set `multi_label: true` in dataset.yaml or keep one"
             )
+        if any(len(one.lstrip("0")) > _DIGITS for one in (parts[1], *labels)):
+            raise DataError(f"{path}:{number}: {parts[0]!r}: frames and label have {_DIGITS} digits at most")
         if int(parts[1]) < least_frames:
             raise DataError(f"{path}:{number}: {parts[0]!r} has no frames; extract it again or remove it")
         classes = tuple(sorted({int(label) for label in labels}))

@@ -17,13 +17,13 @@ def shown_lines(text: str) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON that may be a stranger's.
+    """Parse JSON that may be a stranger's; bytes are UTF-8.
 
     Raises:
         json.JSONDecodeError: It is none, is nested too deeply, or has a number too long to read.
     """
     try:
-        return json.loads(text)
+        return json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
     except json.JSONDecodeError:
         raise
     except (RecursionError, UnicodeDecodeError, ValueError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,8 @@ VARIANT = "variant"
 """Factor that the named `variants` are levels of."""
 BASELINE = "baseline"
 """Variant that a study has with `baseline: true`, and its level of every factor."""
+MOST_TRAININGS = 10_000
+"""of one study"""
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,15 @@ def variants_of(study: Study) -> list[Variant]:
     """Return every combination of the study's levels, the excluded left out.
 
     Raises:
-        SettingsError: Two variants have the same name, or an excluded one does not exist.
+        SettingsError: There are too many, two have the same name, or an excluded one does not exist.
     """
     factors: dict[str, dict[str, Changes]] = {VARIANT: study.variants} if study.variants else {}
     factors |= {factor: _levels(factor, given) for factor, given in study.grid.items()}
+    number = math.prod(map(len, factors.values())) * len(study.seeds) * len(study.splits)
+    if number > MOST_TRAININGS:
+        raise SettingsError(
+            f"the study asks for {number:,} trainings (variants × seeds × splits); expected {MOST_TRAININGS:,} at most"
+        )
     found = []
     for combination in itertools.product(*(levels.items() for levels in factors.values())):
         names = [name for name, _ in combination]

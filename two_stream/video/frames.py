@@ -33,7 +33,7 @@ _REDUCED = {
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
 """the flag of each reduction, without colour"""
-_FIELD = re.compile(r"\{:0?(\d*)d\}|\{\}")
+_FIELD = re.compile(r"\{:0?(\d{0,2})d\}|\{\}")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class FramePatterns:
         for name, pattern in (("rgb", self.rgb), ("flow_x", self.flow_x), ("flow_y", self.flow_y)):
             if len(_FIELD.findall(pattern)) != 1 or pattern.count("{") != 1 or pattern.count("}") != 1:
                 raise SettingsError(
-                    f"frame pattern {name} is {pattern!r}: expected one place for the number, as in 'img_{{:05d}}.jpg'"
+                    f"frame pattern {name} is {pattern!r}: expected one place for the number, of at most two digits' width, as in 'img_{{:05d}}.jpg'"
                 )
             if Path(pattern).name != pattern or pattern.startswith("."):
                 raise SettingsError(

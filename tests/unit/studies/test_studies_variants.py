@@ -32,6 +32,12 @@ def test_a_grid_is_every_combination_in_the_order_of_the_file():
     )
 
 
+def test_a_grid_of_more_than_anybody_trains_is_refused_before_it_is_made():
+    grid = {f"train.{letter}": list(range(10)) for letter in "abcdefghijklmnopqrst"}
+    with pytest.raises(SettingsError, match="asks for 300,000,000,000,000,000,000 trainings"):
+        variants_of(study(grid=grid))
+
+
 def test_named_variants_are_one_more_factor_beside_a_grid():
     found = variants_of(study(variants={"a": {}, "b": {"seed": 5}}, grid={"train.epochs": [1, 2]}))
     assert [variant.name for variant in found] == ["a · 1", "a · 2", "b · 1", "b · 2"]
