@@ -54,6 +54,7 @@ def test_a_few_rows_are_as_the_page_says(page, name, head, to):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("to", ["onnx", "pt2"])
 def test_every_row_is_as_the_page_says(page, to):
     found = page.read_table(page.PAGE.read_text(encoding="utf-8"))
