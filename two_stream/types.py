@@ -222,7 +222,7 @@ class ScoreTable:
     view_counts: NDArray[np.int64] | None = None
     """`(N,)` views of each video, in the order of `ids`"""
     groups: list[str] | None = None
-    """source video of each row, for grouped bootstrap"""
+    """source video of each row, that its interval counts"""
     targets: NDArray[np.bool_] | None = None
     """`(N, K)`: every class of each video of a multi-label data set, where `labels` holds the first one only"""
 

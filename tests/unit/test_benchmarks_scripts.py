@@ -53,7 +53,7 @@ def benchmarks(repository, monkeypatch):
 
 def test_no_script_is_left_out(benchmarks, monkeypatch):
     assert {script.name for script in load(benchmarks, "run", monkeypatch).SCRIPTS} == set(SCRIPTS)
-    assert {path.stem for path in benchmarks.glob("*.py")} == {*SCRIPTS, "common", "run"}
+    assert {path.stem for path in benchmarks.glob("*.py")} == {*SCRIPTS, "common", "run", "coverage"}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -44,7 +44,7 @@ def main(args: list[str]) -> int:
     from two_stream.commands import check
     from two_stream.errors import SettingsError
     from two_stream.runtime.console import say
-    from two_stream.studies.auto import candidates, chosen, expected_interval
+    from two_stream.studies.auto import candidates, chosen
     from two_stream.studies.baseline import run_baseline
 
     if flags.minutes <= 0:
@@ -55,18 +55,17 @@ def main(args: list[str]) -> int:
     if check.main([flags.dataset, *_root(flags)]):
         say("Repair these first: a network learns from what is there.")
         return 1
-    say(expected_interval(record, (record.modalities() or ["rgb"])[0], flags.split))
     given = [flags.dataset, *_root(flags), "--split", str(flags.split), "--source", changes["data.source"]]
     given += ["--runs", str(flags.runs), "--device", flags.device, "--seed", str(flags.seed)]
     _step("2/5 the baseline, which networks must beat", ["baseline", *given])
     command = "`two-stream auto` with the same flags"
     baseline = run_baseline(record, changes, flags.runs, command)
-    baseline_command.show(baseline, seed=flags.seed)
+    baseline_command.show(baseline)
     networks = _streams(flags, record, changes, baseline.runs, end)
     _step("4/5 fusing, with weights that the training videos choose", [])
     found = candidates(baseline.runs, networks)
     best = chosen(found)
-    _show(found, best, flags)
+    _show(found, best)
     shown = next((one for one in found if one.name == "networks"), best) if best.name == "baseline" else best
     return _answer(flags, record, shown, best)
 
@@ -154,11 +153,11 @@ def _step(title: str, command: Sequence[str]) -> None:
         say(f"  $ two-stream {shlex.join(command)}")
 
 
-def _show(found: Sequence[Candidate], best: Candidate, flags: AutoFlags) -> None:
+def _show(found: Sequence[Candidate], best: Candidate) -> None:
     from two_stream.evaluation import tables
     from two_stream.runtime.console import console, say, table
 
-    lines = tables.lines([one.test for one in found], seed=flags.seed)
+    lines = tables.lines([one.test for one in found])
     columns = ["answer", "training videos, held out", *tables.columns(lines)[1:]]
     rows = [
         [one.name, f"{100 * one.validated:.1f}", *cells[1:]] for one, cells in zip(found, tables.rows(lines))

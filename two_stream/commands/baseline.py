@@ -52,7 +52,7 @@ def main(args: list[str]) -> int:
     from two_stream.studies.baseline import run_baseline
 
     record, changes = read_data(flags)
-    show(run_baseline(record, changes, flags.runs), as_json=flags.json, seed=flags.seed)
+    show(run_baseline(record, changes, flags.runs), as_json=flags.json)
     return 0
 
 
@@ -87,12 +87,12 @@ def read_data(flags: DataFlags) -> tuple[Record, dict[str, Any]]:
     return record, changes
 
 
-def show(baseline: Baseline, *, as_json: bool = False, seed: int = 0) -> None:
+def show(baseline: Baseline, *, as_json: bool = False) -> None:
     """Print the baseline's table and where its scores are."""
     from two_stream.evaluation import tables
     from two_stream.runtime.console import console, say, table
 
-    found = tables.lines(baseline.tables, seed=seed)
+    found = tables.lines(baseline.tables)
     protocol = tables.protocol_line(baseline.best.meta, found[-1].summary)
     if as_json:
         streams = [{"name": line.name, **line.summary.to_json()} for line in found]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -73,6 +74,7 @@ def main(args: list[str]) -> int:
     findings = [finding for target in options.targets for finding in _check(target, options, chosen)]
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     _tell(findings, options.targets)
+    _tell_expected(options)
     counts = {severity: sum(f.severity == severity for f in findings) for severity in SEVERITIES}
     if options.json is not None:
         content = {
@@ -197,6 +199,19 @@ def _patterns(flags: Options, recorded: Mapping[str, str], names: Sequence[str])
     chosen = dict(recorded) or published
     given = {"rgb": flags.rgb_pattern, "flow_x": flags.flow_x_pattern, "flow_y": flags.flow_y_pattern}
     return FramePatterns(**chosen | {key: value for key, value in given.items() if value is not None})
+
+
+def _tell_expected(flags: Options) -> None:
+    """Say how sure an accuracy on each data set can be."""
+    from two_stream.errors import TwoStreamError
+    from two_stream.runtime.console import say
+    from two_stream.studies.auto import expected_interval
+
+    for target in flags.targets:
+        record = _record(Path(target), flags.settings_root)
+        if record is not None:
+            with suppress(TwoStreamError):  # what its lists lack is among the findings
+                say(f"{target}: {expected_interval(record, (record.modalities() or ['rgb'])[0], 1)}")
 
 
 def _tell(findings: Sequence[Finding], targets: Sequence[str]) -> None:

@@ -77,7 +77,7 @@ def _evaluate(folder: Path, flags: EvaluateFlags) -> int:
         run, options, flags.part, workers=flags.workers, out=flags.out, uncached=flags.uncached
     )
     if distributed.is_main():
-        (line,) = lines([table], seed=run.experiment.seed)
+        (line,) = lines([table])
         if flags.results is not None:
             from two_stream.evaluation.result_files import results_of
             from two_stream.runtime.files import write_json

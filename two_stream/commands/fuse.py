@@ -34,8 +34,6 @@ class FuseFlags:
     """which scores of a run folder are fused"""
     out: Path | None = None
     """score file to write"""
-    seed: int = 0
-    """seed of the bootstrap"""
     json: bool = False
     """print the numbers as JSON instead of a table"""
 
@@ -78,8 +76,8 @@ def _show(tables: list[ScoreTable], fused: ScoreTable, flags: FuseFlags) -> None
     from two_stream.evaluation import tables as words
     from two_stream.runtime.console import console, say, table
 
-    found = words.lines([*tables, fused], seed=flags.seed)
-    sentence = words.verdict(fused, tables, seed=flags.seed)
+    found = words.lines([*tables, fused])
+    sentence = words.verdict(fused, tables)
     if flags.json:
         console.print_json(
             data={

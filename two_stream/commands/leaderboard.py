@@ -13,9 +13,7 @@ from two_stream.commands.common import parse
 if TYPE_CHECKING:
     from two_stream.studies.ranking import Leaderboard
 
-SUMMARY = (
-    "Rank all score files below a folder, board by board; = marks what the tests cannot tell from the first."
-)
+SUMMARY = "Rank all score files below a folder, board by board; = marks what tests cannot tell from the best."
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,10 @@ def main(args: list[str]) -> int:
         for board in found.boards:
             say(board.title)
             console.print(table(f"{board.metric} in %", ranking.COLUMNS, ranking.rows(board)))
-        if any(standing.level_with_first for board in found.boards for standing in board.standings):
-            say("= the paired test, corrected over the board, shows no difference from the first")
+        if any(standing.level_with_best for board in found.boards for standing in board.standings):
+            say(
+                "= the paired test, corrected over all pairs, shows no difference from the best with three trainings"
+            )
     for line in found.damaged:
         warn(line)
     if flags.out is not None:

@@ -27,8 +27,6 @@ class ReportFlags:
     """fusion rule; learned: weights fitted on the holdout scores of the runs"""
     mistakes: int = 8
     """how many of the most confident mistakes are shown"""
-    seed: int = 0
-    """seed of the bootstrap"""
 
 
 def main(args: list[str]) -> int:
@@ -38,7 +36,7 @@ def main(args: list[str]) -> int:
     from two_stream.runtime.console import say
 
     written = write_report(
-        flags.sources, flags.out, title=flags.title, rule=flags.rule, mistakes=flags.mistakes, seed=flags.seed
+        flags.sources, flags.out, title=flags.title, rule=flags.rule, mistakes=flags.mistakes
     )
     for path in written:
         say(str(path))

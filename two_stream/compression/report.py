@@ -15,18 +15,18 @@ from two_stream.compression.measure import Costs, measure_costs
 from two_stream.config.load import flatten
 from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import ScoreError, SettingsError
-from two_stream.evaluation.metrics import Interval
 from two_stream.evaluation.network import carried_out, is_exact
 from two_stream.evaluation.pages import page_templates
 from two_stream.evaluation.run import Run, evaluate_run, load_run
 from two_stream.evaluation.scores import read_scores
-from two_stream.evaluation.tables import protocol_line
+from two_stream.evaluation.statistics import LEVEL, Interval
+from two_stream.evaluation.tables import percent, points, protocol_line
 from two_stream.evaluation.views import slug
 from two_stream.profiling.timing import device_name
 from two_stream.runtime.device import pick_device
 from two_stream.runtime.files import write_json, write_text
 from two_stream.runtime.provenance import code_version, environment
-from two_stream.studies.comparison import LEVEL, compare_panels, corrected
+from two_stream.studies.comparison import compare_panels, corrected
 from two_stream.studies.panel import Panel, panel_of
 from two_stream.studies.results import Comparison
 from two_stream.types import Part, ScoreTable
@@ -91,9 +91,9 @@ class CompressionReport:
         return [
             [
                 f"{self.metric} (%)",
-                _accuracy(self.before.accuracy),
-                _accuracy(self.after.accuracy),
-                f"{100 * gap.value:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}] points",
+                percent(self.before.accuracy),
+                percent(self.after.accuracy),
+                f"{points(gap)} points",
             ],
             _row("file (MB)", one.file_bytes / 1e6, two.file_bytes / 1e6),
             _row("parameters (M)", one.parameters / 1e6, two.parameters / 1e6),
@@ -234,10 +234,6 @@ def _write(report: CompressionReport, made: Path) -> None:
         write_text(made / f"{NAME}{suffix}", text)
     plain = asdict(report) | {"columns": list(COLUMNS), "rows": report.rows}
     write_json(made / f"{NAME}.json", plain)
-
-
-def _accuracy(value: Interval) -> str:
-    return f"{100 * value.value:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
 
 
 def _row(what: str, before: float, after: float) -> list[str]:

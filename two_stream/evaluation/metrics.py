@@ -1,4 +1,4 @@
-"""Accuracies of a score table, their 95 % bootstrap intervals, calibration and confusions."""
+"""Accuracies of a score table with their 95 % intervals, calibration and confusions."""
 
 from __future__ import annotations
 
@@ -9,28 +9,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
-from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix as _sklearn_confusion
 
 from two_stream.errors import ScoreError
 from two_stream.evaluation import multilabel
+from two_stream.evaluation.statistics import (
+    LEVEL,
+    Difference,
+    Interval,
+    Sample,
+    difference_of,
+    estimate,
+    estimate_units,
+    smallest_gain,
+)
 from two_stream.types import ScoreTable
 
 TOP_K = (1, 3, 5)
 ECE_BINS = 15
-RESAMPLES = 2000
-LEVEL = 0.95
-_CHUNK = 200
-"""Resamples drawn at once; bounds the memory of the bootstrap."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value between 0 and 1 (or a difference of two) and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,7 @@ class Summary:
 
     videos: int
     groups: int | None
-    """distinct source videos, the unit of the bootstrap; None when unknown, then every video is one"""
+    """distinct source videos; None when unknown, then every video counts as one"""
     top: dict[int, Interval | None]
     """accuracy by k (of a multi-label set: any class of the video counts); None where k is not below the number of
     classes, so that it would always be 1"""
@@ -178,14 +174,13 @@ def calibration_error(logits: NDArray[np.float64], labels: NDArray[np.int64], bi
 
 
 def units(table: ScoreTable) -> tuple[NDArray[np.int64], int | None]:
-    """Return each video's resampling unit `(N,)` and the number of source videos, None when they are unknown.
+    """Return each video's source `(N,)` and the number of sources, None when they are unknown.
 
-    Videos of one source are not independent, so the bootstrap draws sources; a video without a source is its own. With
-    a single source it falls back to drawing videos.
+    Videos of one source are not independent; a video without a source is its own.
     """
-    if table.groups is None or len(set(table.groups)) < 2:  # a single source has no spread to draw from
+    if not any(table.groups or ()):
         return np.arange(len(table.ids), dtype=np.int64), None
-    place = source_units(table.ids, table.groups)
+    place = source_units(table.ids, table.groups or ())
     return place, int(place.max()) + 1
 
 
@@ -195,91 +190,33 @@ def source_units(ids: Sequence[str], groups: Sequence[str]) -> NDArray[np.int64]
     return np.asarray(np.unique(np.asarray(keys), return_inverse=True)[1], dtype=np.int64)
 
 
-def bootstrap(
-    values: NDArray[np.float64],
-    unit: NDArray[np.int64],
-    strata: NDArray[np.int64] | None = None,
-    *,
-    share: bool = True,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> Interval:
-    """Return the mean of per-video values and its 95 % percentile bootstrap interval over units.
+def difference(first: ScoreTable, second: ScoreTable, level: float = LEVEL) -> Difference:
+    """Test whether the top-1 (or mAP) of `first` is above that of `second`; tables joined.
 
-    Args:
-        values: `(N,)`, for example 1 for a hit and 0 for a miss, or the difference of two such vectors.
-        unit: `(N,)` resampling unit of each video, 0-based.
-        strata: `(N,)` class of each video: then the mean over classes of the class means is taken.
-        share: The values are hits and misses. Where they are all 0 or all 1 every resample agrees, which says nothing
-            about the spread; then the Wilson interval for the number of units is given instead of a width of zero.
-        seed: Seed of the draws.
-        resamples: Number of draws.
+    Raises:
+        ScoreError: The tables are not joined.
     """
-    sums, counts = _sums(values, unit, strata)
-    value = float(_class_mean(sums.sum(axis=0, keepdims=True), counts.sum(axis=0, keepdims=True))[0])
-    if share and (values == values[0]).all():
-        total = len(sums)
-        wilson = binomtest(round(value * total), total).proportion_ci(LEVEL, method="wilson")
-        return Interval(value, float(wilson.low), float(wilson.high))
-    means = resampled_means(values, unit, strata, seed=seed, resamples=resamples)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(value, float(low), float(high))
-
-
-def resampled_means(
-    values: NDArray[np.float64],
-    unit: NDArray[np.int64],
-    strata: NDArray[np.int64] | None = None,
-    *,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> NDArray[np.float64]:
-    """Return the mean of per-video values in each bootstrap resample of units, arguments as in `bootstrap`."""
-    sums, counts = _sums(values, unit, strata)
-    size = len(sums)
-    generator = np.random.default_rng(seed)
-    means = []
-    for start in range(0, resamples, _CHUNK):
-        count = min(_CHUNK, resamples - start)
-        draws = generator.multinomial(size, np.full(size, 1 / size), size=count).astype(np.float64)
-        means.append(_class_mean(draws @ sums, draws @ counts))
-    return np.concatenate(means)
-
-
-def _sums(
-    values: NDArray[np.float64], unit: NDArray[np.int64], strata: NDArray[np.int64] | None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the sum of the values and the number of videos by unit and stratum."""
-    columns = np.zeros_like(unit) if strata is None else strata
-    shape = (int(unit.max()) + 1, int(columns.max()) + 1)
-    sums, counts = np.zeros(shape), np.zeros(shape)
-    np.add.at(sums, (unit, columns), values)
-    np.add.at(counts, (unit, columns), 1.0)
-    return sums, counts
-
-
-def _class_mean(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the columns that occur of sums / counts, for each row."""
-    present = counts > 0
-    ratio = np.divide(sums, counts, out=np.zeros_like(sums), where=present)
-    return np.asarray(ratio.sum(axis=1) / np.maximum(present.sum(axis=1), 1))
-
-
-def difference(first: ScoreTable, second: ScoreTable, *, seed: int = 0) -> Interval:
-    """Return top-1 (or mAP) of `first` minus that of `second`, with its paired bootstrap interval; tables joined."""
     if first.ids != second.ids:
         raise ScoreError("a paired difference needs joined tables; use `scores.join` first")
+    unit = units(first)[0]
     if first.targets is not None:
-        both = [first.logits, second.logits]
-        one, two = multilabel.resampled(both, first.targets, units(first)[0], seed=seed)
-        value = main_value(first.logits, first) - main_value(second.logits, first)
-        return Interval(value, *multilabel.interval(one - two, value))
-    hits = [(ranks(table.logits, table.labels) == 0).astype(np.float64) for table in (first, second)]
-    gap = hits[0] - hits[1]
-    return bootstrap(gap, units(first)[0], share=False, seed=seed)
+        one, two = multilabel.pseudo_values([first.logits, second.logits], first.targets, unit)
+        found = estimate_units((one - two)[:, None], multilabel.shares(unit), multilabel.LEAST_UNITS)
+        return Difference(found, found.interval(level), found.p_zero())
+    one, two = (
+        (ranks(table.logits, table.labels) == 0)[:, None].astype(np.float64) for table in (first, second)
+    )
+    return difference_of(one, two, Sample.even(unit), level)
 
 
-def summarise(table: ScoreTable, *, seed: int = 0, top: Sequence[int] = TOP_K) -> Summary:
+def gain(fused: ScoreTable, streams: Sequence[ScoreTable]) -> Interval:
+    """Return how much a fusion is above the best of its streams, whichever that is; tables joined."""
+    levels = (LEVEL, (1 + LEVEL) / 2)
+    tests = [[difference(fused, stream, level).interval for level in levels] for stream in streams]
+    return smallest_gain([(usual, wide) for usual, wide in tests])
+
+
+def summarise(table: ScoreTable, *, top: Sequence[int] = TOP_K) -> Summary:
     """Return the accuracies of a table with their intervals.
 
     Raises:
@@ -297,13 +234,13 @@ def summarise(table: ScoreTable, *, seed: int = 0, top: Sequence[int] = TOP_K) -
     return Summary(
         videos=len(table.ids),
         groups=groups,
-        top={k: bootstrap(hits[k], unit, seed=seed) if k == 1 or k < classes else None for k in top},
-        mean_class=None if several else bootstrap(hits[1], unit, table.labels, seed=seed),
+        top={k: _share(hits[k], Sample.even(unit)) if k == 1 or k < classes else None for k in top},
+        mean_class=None if several else _share(hits[1], Sample.by_class(unit, table.labels)),
         ece=None
         if several or table.meta.get("scale") == "ranking"
         else calibration_error(table.logits, table.labels),
         chance=chance(table),
-        map=_map(table, unit, seed) if several else None,
+        map=_map(table, unit) if several else None,
         map_classes=int(table.targets.any(axis=0).sum()) if table.targets is not None else 0,
     )
 
@@ -315,12 +252,18 @@ def chance(table: ScoreTable) -> float:
     return float(np.bincount(table.labels).max() / len(table.labels))
 
 
-def _map(table: ScoreTable, unit: NDArray[np.int64], seed: int) -> Interval:
+def _share(hits_V: NDArray[np.float64], sample: Sample) -> Interval:
+    found = estimate(hits_V[:, None], sample).share_interval()
+    if sample.stratum.any() and sample.units_by_stratum.min() < 2:  # how its sources differ is unknown
+        return Interval(found.value, 0.0, 1.0, known=False)
+    return found
+
+
+def _map(table: ScoreTable, unit: NDArray[np.int64]) -> Interval:
     assert table.targets is not None
-    (draws,) = multilabel.resampled([table.logits], table.targets, unit, seed=seed)
-    value = main_value(table.logits, table)
-    low, high = multilabel.interval(draws, value)
-    return Interval(value, max(0.0, low), min(1.0, high))
+    (values,) = multilabel.pseudo_values([table.logits], table.targets, unit)
+    found = estimate_units(values[:, None], multilabel.shares(unit), multilabel.LEAST_UNITS)
+    return found.share_interval()
 
 
 def agreement(first: ScoreTable, second: ScoreTable) -> dict[str, int]:

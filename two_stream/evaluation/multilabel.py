@@ -10,10 +10,12 @@ from sklearn.metrics import average_precision_score
 
 from two_stream.errors import ScoreError
 
-RESAMPLES = 1000
-LEVEL = 0.95
+LEAST_UNITS = 10
+"""sources that an interval of a mAP needs; the jackknife of fewer covers too little"""
+BLOCKS = 1000
+"""of more sources, so many groups of them are left out one after another"""
 _CHUNK = 100
-"""Resamples drawn at once; bounds the memory of the bootstrap."""
+"""Rows of weights at once; bounds memory."""
 
 Scores = NDArray[np.float64]
 Targets = NDArray[np.bool_]
@@ -38,25 +40,30 @@ def mean_average_precision(logits_NK: Scores, targets_NK: Targets) -> float:
     return float(np.nanmean(average_precisions(logits_NK, targets_NK)))
 
 
-def resampled(
-    tables: list[Scores],
-    targets_NK: Targets,
-    unit: NDArray[np.int64],
-    *,
-    seed: int = 0,
+def pseudo_values(
+    tables: list[Scores], targets_NK: Targets, unit: NDArray[np.int64], count: int | None = None
 ) -> list[NDArray[np.float64]]:
-    """Return the mAP of each array of scores in the same bootstrap resamples of units.
+    """Return jackknife pseudo-values `(G,)` of the mAP of each array of scores, moved to have that mAP as mean.
+
+    What leaving a unit out changes, as in the multi-reader analysis of Dorfman, Berbaum and Metz (1992). More than
+    `BLOCKS` units are left out in groups (Kott 2001).
 
     Args:
         tables: Arrays `(N, K)` of scores.
         targets_NK: Classes of the videos.
-        unit: `(N,)` resampling unit of each video, 0-based.
-        seed: Seed of the draws.
+        unit: `(N,)` source of each video, 0-based.
+        count: Number of units, where some have no video here.
     """
-    generator = np.random.default_rng(seed)
-    size = int(unit.max()) + 1
-    draws_RG = generator.multinomial(size, np.full(size, 1 / size), size=RESAMPLES)
-    return reweighted(tables, targets_NK, unit, draws_RG)
+    unit = unit % BLOCKS
+    size = min(count or int(unit.max()) + 1, BLOCKS)
+    left = reweighted(tables, targets_NK, unit, 1 - np.eye(size, dtype=np.int64))
+    values = [mean_average_precision(logits_NK, targets_NK) for logits_NK in tables]
+    return [value - (size - 1.0) * (one - one.mean()) for value, one in zip(values, left, strict=True)]
+
+
+def shares(unit: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the part of the videos `(G,)` that each unit, or group of units, of `pseudo_values` has."""
+    return np.bincount(unit % BLOCKS) / len(unit)
 
 
 def reweighted(
@@ -76,16 +83,6 @@ def reweighted(
             for total, logits_NK in zip(sums, tables, strict=True):
                 total[part] += _weighted(logits_NK[:, index], targets_NK[:, index])(weights_RN)
     return [total / np.maximum(counts, 1) for total in sums]
-
-
-def interval(draws: NDArray[np.float64], value: float) -> tuple[float, float]:
-    """Return the 95 % percentile interval of resampled values, moved to be centred as the sample's own value.
-
-    A resample's mAP lies above the sample's (a video drawn twice stands beside itself in the ranking), the more the
-    fewer videos have a class; the interval is moved by that bias.
-    """
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - draws.mean() + value
-    return float(low), float(high)
 
 
 def _weighted(scores_N: Scores, targets_N: Targets) -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:

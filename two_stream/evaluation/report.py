@@ -52,7 +52,6 @@ def write_report(
     title: str | None = None,
     rule: str = "l2",
     mistakes: int = 8,
-    seed: int = 0,
 ) -> list[Path]:
     """Write a report as HTML, JSON and Markdown.
 
@@ -65,7 +64,6 @@ def write_report(
         title: Headline.
         rule: Fusion rule; `learned` fits the weights on the holdout scores of the runs.
         mistakes: Most confident mistakes shown.
-        seed: Seed of the bootstrap.
 
     Returns:
         The three paths.
@@ -87,7 +85,7 @@ def write_report(
         only = streams[0].run if len(streams) == 1 else None
         out = only.report if only else Path("report.html")
     baseline, told, command = _beside(streams, given)
-    facts, drawn = _facts(streams, fused, baseline, title, mistakes, seed)
+    facts, drawn = _facts(streams, fused, baseline, title, mistakes)
     if told:
         facts["baseline"] = told
     facts["commands"] = _commands(streams, sources, out, rule, command if baseline is not None else "")
@@ -177,7 +175,6 @@ def _facts(
     baseline: ScoreTable | None,
     title: str | None,
     mistakes: int,
-    seed: int,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the plain values, and the figures drawn from them."""
     curve = _curve(streams, fused)
@@ -189,7 +186,7 @@ def _facts(
         and len({*fused.meta["weights"]}) == 1
     ):
         shown.append(_tuned(streams, fused))
-    found = tables.lines([*shown, *([] if baseline is None else [baseline])], seed=seed)
+    found = tables.lines([*shown, *([] if baseline is None else [baseline])])
     main = found[len(streams)] if fused is not None else found[0]
     histories = {stream.name: history(stream.run) for stream in streams if stream.run is not None}
     classes = {
@@ -209,8 +206,8 @@ def _facts(
         "streams": [{"name": line.name, **line.summary.to_json(), "meta": line.table.meta} for line in found],
         "main": main.name,
         "chance": main.summary.chance,
-        "verdict": tables.verdict(fused, [s.table for s in streams], seed=seed) if fused is not None else "",
-        "baseline": "" if baseline is None else tables.against_baseline(main, baseline, seed=seed),
+        "verdict": tables.verdict(fused, [s.table for s in streams]) if fused is not None else "",
+        "baseline": "" if baseline is None else tables.against_baseline(main, baseline),
         "agreement": _agreement(streams),
         "curve": asdict(curve) if curve is not None else None,
         "curve_hint": _curve_hint(streams, fused, curve),
@@ -291,7 +288,7 @@ def _headline(line: tables.Line) -> dict[str, str]:
         "metric": "top-1" if summary.map is None else "mAP",
         "name": line.name,
         "value": f"{100 * top.value:.1f} %",
-        "interval": f"{100 * top.low:.1f} – {100 * top.high:.1f} %",
+        "interval": f"{100 * top.low:.1f} – {100 * top.high:.1f} %" if top.known else "unknown",
         "chance": f"{100 * line.summary.chance:.1f} %",
         "correct": correct,
     }

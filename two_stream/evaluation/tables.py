@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from two_stream.evaluation.fusion import stream_name
-from two_stream.evaluation.metrics import Interval, Summary, difference, summarise
+from two_stream.evaluation.metrics import Summary, difference, gain, summarise
+from two_stream.evaluation.statistics import LEVEL, Interval
 from two_stream.types import ScoreTable
 
 COLUMNS = ("stream", "top-1 [95 % CI]", "top-3", "top-5", "mean class", "ECE", "videos")
@@ -26,11 +27,9 @@ class Line:
     summary: Summary
 
 
-def lines(tables: Sequence[ScoreTable], *, seed: int = 0) -> list[Line]:
+def lines(tables: Sequence[ScoreTable]) -> list[Line]:
     """Summarise tables for display."""
-    return [
-        Line(label, table, summarise(table, seed=seed)) for label, table in zip(labels_of(tables), tables)
-    ]
+    return [Line(label, table, summarise(table)) for label, table in zip(labels_of(tables), tables)]
 
 
 def labels_of(tables: Sequence[ScoreTable]) -> list[str]:
@@ -69,13 +68,21 @@ def label_of(table: ScoreTable, index: int = 0) -> str:
 
 
 def percent(value: Interval | float | None, digits: int = 1) -> str:
-    """Return `83.3` for a share or `83.3 [75.0, 90.0]` for one with an interval; a dash for none."""
+    """Return `83.3` for a share, `83.3 [75.0, 90.0]` or `83.3 [unknown]` for one with an interval; a dash for none."""
     if value is None:
         return DASH
     if isinstance(value, Interval):
+        if not value.known:
+            return f"{100 * value.value:.{digits}f} [unknown]"
         low, high = 100 * value.low, 100 * value.high
         return f"{100 * value.value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
     return f"{100 * value:.{digits}f}"
+
+
+def points(gap: Interval) -> str:
+    """Return a difference in points with its interval, signs always shown."""
+    ends = f"{100 * gap.low:+.1f}, {100 * gap.high:+.1f}" if gap.known else "unknown"
+    return f"{100 * gap.value:+.1f} [{ends}]"
 
 
 def rows(found: Sequence[Line]) -> list[list[str]]:
@@ -117,16 +124,33 @@ def protocol_line(meta: Mapping[str, Any], summary: Summary | None = None) -> st
         parts.append(names.get(str(selection), f"selection {selection}"))
     if summary is not None:
         videos = f"{summary.videos} videos"
-        parts.append(videos + (f" of {summary.groups} sources" if summary.groups is not None else ""))
+        parts.append(videos + (f" of {count_sources(summary.groups)}" if summary.groups is not None else ""))
     skipped = skipped_videos(meta)
     if skipped:
         parts.append(f"{len(skipped)} skipped")
     if "seed" in meta:
         parts.append(f"seed {meta['seed']}")
     if summary is not None:
-        unit = "sources" if summary.groups is not None else "videos"
-        parts.append(f"95 % intervals by bootstrap over {unit}")
+        parts.append(interval_words(summary.groups, summary.main))
     return " · ".join(parts)
+
+
+def interval_words(
+    groups: int | None, found: Interval, level: float = LEVEL, *, trainings: bool = False
+) -> str:
+    """Return what the interval of an accuracy (or mAP) of so many sources is over, or why there is none."""
+    if not found.known:
+        number = "videos of unknown source" if groups is None else count_sources(groups)
+        return f"no interval: {number} cannot tell how others differ"
+    over = "" if groups is None else " over sources"
+    over += f"{' over' if groups is None else ' and'} trainings" if trainings else ""
+    unknown = "; sources unknown: videos counted as independent" if groups is None else ""
+    return f"{100 * level:g} % intervals{over}{unknown}"
+
+
+def count_sources(number: int) -> str:
+    """Return `1 source`, `2 sources`."""
+    return f"{number} source{'' if number == 1 else 's'}"
 
 
 def skipped_videos(meta: Mapping[str, Any]) -> list[str]:
@@ -137,40 +161,38 @@ def skipped_videos(meta: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def verdict(fused: ScoreTable, streams: Sequence[ScoreTable], *, seed: int = 0) -> str:
-    """Return one sentence: does the fusion beat the better stream, by how much, and is that more than chance?
-
-    All tables joined already.
-    """
-    best = max(lines(streams, seed=seed), key=lambda line: line.summary.main.value)
-    gap = difference(fused, best.table, seed=seed)
-    points = f"{100 * gap.value:+.1f} points, 95 % interval [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
-    if gap.value > 0:
-        sure = "beyond chance" if gap.low > 0 else "within chance: the interval holds 0"
-        return f"fusion beats the better stream ({best.name}) by {points}; {sure}"
-    if gap.value == 0:
-        return f"fusion equals the better stream ({best.name}): {points}"
-    why = "the weaker stream outvotes the better one where they differ"
-    sure = "beyond chance" if gap.high < 0 else "within chance: the interval holds 0"
-    return f"fusion does not beat the better stream ({best.name}): {points}; {sure}; {why}"
+def verdict(fused: ScoreTable, streams: Sequence[ScoreTable]) -> str:
+    """Return one sentence: does the fusion beat the better stream, and by how much? All tables joined already."""
+    found = gain(fused, streams)
+    best = max(lines(streams), key=lambda line: line.summary.main.value)
+    better = f"the better stream ({best.name})"
+    if found.known and found.low > 0:
+        return f"fusion is higher on these runs than {better}: {_points(found)}"
+    if found.known and found.high < 0:
+        why = "the weaker stream outvotes the better one where they differ"
+        return f"fusion is lower on these runs than {better}: {_points(found)}; {why}"
+    return f"no difference shown between fusion and {better}: {_points(found)}"
 
 
-def against_baseline(main: Line, baseline: ScoreTable, *, seed: int = 0) -> str:
-    """Return one sentence: is a result above the baseline, by how much, and is that more than chance?
+def against_baseline(main: Line, baseline: ScoreTable) -> str:
+    """Return one sentence: is a result above the baseline, and by how much? The tables are joined already."""
+    found = difference(main.table, baseline).interval
+    side = "above" if found.value > 0 else "below"
+    where = f"{100 * abs(found.value):.1f} points {side} it" if found.value else "level with it"
+    sure = "no difference shown"
+    if found.known and not found.low <= 0 <= found.high:
+        sure = f"it is {'higher' if found.value > 0 else 'lower'} on these runs"
+    return f"The network must beat the baseline: {main.name} is {where}, {_ends(found)}; {sure}."
 
-    The tables are joined already.
-    """
-    gap = difference(main.table, baseline, seed=seed)
-    where = (
-        "level with"
-        if gap.value == 0
-        else f"{100 * abs(gap.value):.1f} points {'above' if gap.value > 0 else 'below'}"
-    )
-    sure = "within chance" if gap.low <= 0 <= gap.high else "beyond chance"
-    return (
-        f"The network must beat the baseline: {main.name} is {where} it, 95 % interval "
-        f"[{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]; {sure}."
-    )
+
+def _points(found: Interval) -> str:
+    return f"{100 * found.value:+.1f} points, {_ends(found)}"
+
+
+def _ends(found: Interval) -> str:
+    if not found.known:
+        return "too few sources for an interval"
+    return f"95 % interval [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
 
 
 def _value(interval: Interval | None) -> float | None:

@@ -42,6 +42,12 @@ class Onnx(Format):
         """See `Format.write`."""
         onnx = needed("onnx")
         model = converted(program, exportable.input_names, exportable.output_names)
+        strange = sorted({node.op_type for node in model.graph.node} - operators("onnx"))
+        if strange:
+            raise ExportError(
+                f"an ONNX file of this network would hold {', '.join(strange)}, which no file may (operators_onnx.txt "
+                "lists what may be loaded); export to pt2"
+            )
         _name_batch(model)
         if model.ByteSize() > _LIMIT:
             raise ExportError(

@@ -18,7 +18,7 @@ from two_stream.runtime.text import parse_json
 from two_stream.studies.cells import Job, Outcome, keep, outcome_of, whole
 from two_stream.studies.live import Board, shown, tell
 from two_stream.studies.locks import study_lock
-from two_stream.studies.plan import Cell, check, folder_of, plan
+from two_stream.studies.plan import Cell, check, folder_of, keep_precision, plan
 from two_stream.studies.pool import Event, Running, Slot, run_jobs, slots_for
 from two_stream.studies.stages import Stage, stages_of
 
@@ -86,6 +86,7 @@ def run_study(study: Study, places: Places, *, source: object = "study", any_cod
     """
     _check_devices(places.devices)
     prepare(study, source)
+    keep_precision(study)
     cells = plan(study, source)
     with study_lock(folder_of(study)):
         stages = stages_of(study, cells, source)

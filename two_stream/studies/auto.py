@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import two_stream
 from two_stream.config.load import read_yaml, validate
@@ -18,13 +19,15 @@ from two_stream.evaluation.fusion import combine, fuse
 from two_stream.evaluation.metrics import main_value
 from two_stream.evaluation.run_files import history, settings_of
 from two_stream.evaluation.scores import common, find_scores, read_scores
+from two_stream.evaluation.statistics import LEAST_UNITS
+from two_stream.evaluation.statistics import expected_interval as expected
+from two_stream.evaluation.tables import count_sources
 from two_stream.runtime.device import pick_device
 from two_stream.studies.baseline import RULE
 from two_stream.studies.variants import merged, nested
 from two_stream.types import Modality, RunPaths, ScoreTable
 
 RECIPES = "own_videos_{modality}{machine}.yaml"
-_Z = 1.96
 _BESIDE = 1.3
 """what reading, cross-validation and the start of the run add to a pass, as a factor"""
 _FEWEST_EPOCHS = 5
@@ -56,19 +59,19 @@ def experiment_of(path: Path, changes: dict[str, Any], name: str, runs: Path) ->
 
 
 def expected_interval(record: Record, modality: Modality, split: int) -> str:
-    """Return a sentence: how sure an accuracy on the test part can be, before anything is trained.
-
-    Half the width of the 95 % interval at 80 %, if every video says something new, and if every source does only once.
-    """
+    """Return a sentence: how sure an accuracy on the test part can be, before anything is trained."""
     test = load_part(record, modality, split, "test")
     train = load_part(record, modality, split, "train", selection="paper")
-    sources = len({source_of(video) for video in test})
-    best, worst = (100 * _Z * math.sqrt(0.16 / count) for count in (len(test), sources))
-    width = f"±{best:.0f}" if sources == len(test) else f"±{best:.0f} to ±{worst:.0f}"
+    unit = np.unique([source_of(video) for video in test], return_inverse=True)[1]
+    sources = int(unit.max()) + 1
+    known = "an accuracy will have no interval, for which three test sources are needed"
+    if sources >= LEAST_UNITS:
+        found = expected(unit)
+        half = 50 * (found.high - found.low)
+        known = f"an accuracy of 75 % will be known to about ±{half:.0f} points (95 % interval)"
     return (
-        f"{len(train)} training videos of {len({source_of(video) for video in train})} sources, {len(test)} test "
-        f"videos of {sources}, {record.num_classes} classes. An accuracy of 80 % will be known to {width} points (95 % "
-        "interval; the wider, the more alike the videos of one source are)."
+        f"{len(train)} training videos of {count_sources(len({source_of(video) for video in train}))}, {len(test)} "
+        f"test videos of {count_sources(sources)}, {record.num_classes} classes: {known}."
     )
 
 

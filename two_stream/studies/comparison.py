@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from two_stream.evaluation import multilabel
-from two_stream.evaluation.metrics import Interval, per_class
-from two_stream.studies import statistics
+from two_stream.evaluation import multilabel, statistics
+from two_stream.evaluation.metrics import per_class
+from two_stream.evaluation.statistics import LEVEL, Interval
 from two_stream.studies.panel import Panel, paired
 from two_stream.studies.results import Comparison, McNemar
 
-LEVEL = 0.95
+ENOUGH_TRAININGS = 3
+"""of a variant, before a test says anything about another training of it"""
 
 
 @dataclass(frozen=True)
@@ -58,16 +59,12 @@ def main_test(names: tuple[str, str], panels: tuple[Panel, Panel], level: float 
         ScoreError: The variants share no split, or the videos of a split differ.
     """
     first, second = paired(panels[0], panels[1], names)
-    estimate = statistics.crossed(first.by_unit - second.by_unit)
-    cells = [] if first.multi_label else _mcnemar(first, second)
-    interval, p = estimate.interval(level), estimate.p_zero()
-    exact = not first.multi_label and first.independent and len(first.seeds) == 1
-    if exact:
-        counts = sum(cell.first_only for cell in cells), sum(cell.second_only for cell in cells)
-        p = statistics.mcnemar_exact(*counts)
-        own = statistics.mcnemar_interval(*counts, len(first.unit), level)
-        interval = Interval(interval.value, min(interval.low, own.low), max(interval.high, own.high))
-    return MainTest(first, second, estimate, interval, p, cells, exact)
+    if first.multi_label:
+        values = first.pseudo_values - second.pseudo_values
+        found = statistics.estimate_units(values, multilabel.shares(first.unit), multilabel.LEAST_UNITS)
+        return MainTest(first, second, found, found.interval(level), found.p_zero(), [], exact=False)
+    test = statistics.difference_of(first.hits, second.hits, first.sample, level)
+    return MainTest(first, second, test.estimate, test.interval, test.p, _mcnemar(first, second), test.exact)
 
 
 def compare_panels(
@@ -76,16 +73,14 @@ def compare_panels(
     *,
     family: str = "",
     level: float = LEVEL,
-    seed: int = 0,
 ) -> Tested:
-    """Return everything that is said of two variants: the main test, the others beside it, differences by class.
+    """Return everything that is said of two variants: the main test, McNemar's by cell, differences by class.
 
     Args:
         names: What the variants are called.
         panels: First and second.
         family: Comparisons of one family are corrected together.
         level: Coverage of intervals; 1 - level is the level of the tests.
-        seed: Seed of the bootstrap.
 
     Returns:
         The comparison, its p value not yet corrected; `corrected` finishes it.
@@ -105,7 +100,6 @@ def compare_panels(
         test=_test_name(first, main.exact),
         significant=False,
         verdict="",
-        bootstrap_p=_bootstrap_p(first, second, level, seed),
         mcnemar=main.cells,
         detectable=0.0,
         detectable_clips=0,
@@ -133,12 +127,12 @@ def corrected(tested: Sequence[Tested], level: float = LEVEL) -> list[Comparison
 
 
 def _finished(item: Tested, p_holm: float, size: int, level: float) -> Comparison:
-    estimate = item.estimate
-    smallest = min(1.0, statistics.detectable(estimate.se, estimate.df, (1 - level) / size))
+    estimate, gap = item.estimate, item.comparison.difference
+    smallest = statistics.detectable(estimate.se, estimate.df, (1 - level) / size) if gap.known else 1.0
     comparison = replace(
         item.comparison,
         p_holm=p_holm,
-        significant=p_holm < 1 - level,
+        significant=p_holm < 1 - level and not gap.low <= 0 <= gap.high,
         detectable=smallest,
         detectable_clips=statistics.in_clips(smallest, item.comparison.videos)
         if item.comparison.mcnemar
@@ -150,27 +144,33 @@ def _finished(item: Tested, p_holm: float, size: int, level: float) -> Compariso
 def _verdict(comparison: Comparison, size: int, *, identical: bool) -> str:
     """Return one sentence that claims no more than the corrected test does."""
     gap, top1 = comparison.difference, bool(comparison.mcnemar)
-    after = " after correction" if size > 1 else ""
-    once = "" if comparison.seeds > 1 else " (one training each)"
-    p = f"{p_text(comparison.p_holm)}{after}{once}"
+    p = p_text(comparison.p_holm) + (" after correction" if size > 1 else "")
     unit = "points" if top1 else "points of mAP"
+    few = comparison.seeds < ENOUGH_TRAININGS
+    trainings = "one training" if comparison.seeds == 1 else f"{comparison.seeds} trainings"
     if comparison.significant:
         winner, loser, sign = comparison.first, comparison.second, 1.0
         if gap.value < 0:
             winner, loser, sign = loser, winner, -1.0
         low, high = sorted((sign * gap.low, sign * gap.high))
         clips = f" ({_count(abs(comparison.clips))} of {comparison.videos} clips)" if top1 else ""
-        size_ = f"{100 * abs(gap.value):.1f} {unit} [{100 * low:.1f}, {100 * high:.1f}]"
-        return f"{winner} beats {loser} by {size_}{clips}, {p}"
-    missed = f"{100 * comparison.detectable:.1f} {unit}"
-    missed += f" ({comparison.detectable_clips} clips)" if top1 else ""
+        size_ = f"by {100 * abs(gap.value):.1f} {unit} [{100 * low:.1f}, {100 * high:.1f}]{clips}, {p}"
+        if few:
+            return (
+                f"{winner} is higher than {loser} on these runs {size_}; {trainings} each, others may differ"
+            )
+        return f"{winner} beats {loser} {size_}"
+    start = f"no difference shown between {comparison.first} and {comparison.second}"
+    if not gap.known:
+        return f"{start}: {100 * gap.value:+.1f} {unit}, and too few sources for an interval"
     told = f"{100 * gap.value:+.1f} {unit} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}], {p}"
     if identical:
         told = f"they are right on the very same clips (0 of {comparison.videos} differ)"
-    return (
-        f"no difference shown between {comparison.first} and {comparison.second}: {told}; "
-        f"a difference below about {missed} would be missed here"
-    )
+    if comparison.detectable >= 1:
+        return f"{start}: {told}; no difference could have been seen here, however large"
+    missed = f"{100 * comparison.detectable:.1f} {unit}"
+    missed += f" ({comparison.detectable_clips} clips)" if top1 else ""
+    return f"{start}: {told}; a difference below about {missed} would be missed here"
 
 
 def p_text(p: float) -> str:
@@ -203,26 +203,6 @@ def _mcnemar(first: Panel, second: Panel) -> list[McNemar]:
             cell = f"split {split}, seed {seed}"
             found.append(McNemar(cell, wins, losses, statistics.mcnemar_exact(wins, losses)))
     return found
-
-
-def _bootstrap_p(first: Panel, second: Panel, level: float, seed: int) -> float:
-    if not first.multi_label:
-        gap_V = (first.hits - second.hits).mean(axis=1)
-        return statistics.paired_bootstrap(gap_V, first.unit, first.stratum, level=level, seed=seed)[1]
-    size = first.units
-    draws_RG = np.random.default_rng(seed).multinomial(
-        size, np.full(size, 1 / size), size=multilabel.RESAMPLES
-    )
-    total = np.zeros(len(draws_RG))
-    for cell, table in first.tables.items():
-        assert table.targets is not None
-        unit = first.unit[first.stratum == first.splits.index(cell[0])]
-        both = [table.logits, second.tables[cell].logits]
-        one, two = multilabel.reweighted(both, table.targets, unit, draws_RG)
-        total += (one - two) / len(first.tables)
-    value = float(np.mean(first.by_training) - np.mean(second.by_training))
-    # a resample's mAP is biased, as `multilabel.interval` says; its spread is not
-    return statistics.draws_summary(value, total - total.mean() + value, level)[1]
 
 
 def class_means(panel: Panel) -> list[float | None]:

@@ -60,8 +60,8 @@ _WORDS = {
 
 
 def protocol_key(item: Scored) -> str:
-    """Return the same text for score files that may be compared, splits left aside."""
-    return json.dumps([_said(item.table.meta, key) for key in (*DATA_KEYS, *PROTOCOL_KEYS)])
+    """Return the same text for score files of one board, splits left aside."""
+    return json.dumps([_said(item.table.meta, key) for key in (*DATA_KEYS, *PROTOCOL_KEYS, "precision")])
 
 
 def _said(meta: Mapping[str, Any], key: str) -> str:

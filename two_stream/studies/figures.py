@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from two_stream.evaluation.figures import INK, MUTED, STREAMS, SURFACE, drawing, short, to_svg
-from two_stream.evaluation.metrics import Interval
+from two_stream.evaluation.statistics import Interval
 from two_stream.studies.results import Comparison, VariantResult
 
 MORE, LESS, SAME = STREAMS[2], STREAMS[1], MUTED

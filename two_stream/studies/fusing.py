@@ -13,10 +13,10 @@ from two_stream.errors import ScoreError
 from two_stream.evaluation.fusion import fuse
 from two_stream.evaluation.metrics import table_ranks
 from two_stream.evaluation.scores import join
-from two_stream.studies.comparison import LEVEL, main_test
+from two_stream.evaluation.statistics import LEVEL, holm, smallest_gain
+from two_stream.studies.comparison import main_test
 from two_stream.studies.panel import Cell, Panel, Tables, matched, panel_of
 from two_stream.studies.results import Contribution, FusedPair, FusionResult
-from two_stream.studies.statistics import holm
 from two_stream.types import ScoreTable
 
 ALL = "all streams"
@@ -102,14 +102,17 @@ def _pairs(found: _Streams) -> list[FusedPair]:
 def _pair(found: _Streams, alone: Mapping[int, Panel], pair: tuple[int, int]) -> FusedPair:
     fused = found.panel(pair)
     better = max(pair, key=lambda index: alone[index].estimate().value)
-    names = ("fused", found.names[better])
-    gain = main_test(names, (fused, alone[better]), found.level).interval
+    levels = (found.level, (1 + found.level) / 2)
+    tests = [
+        [main_test(("fused", found.names[place]), (fused, alone[place]), level).interval for level in levels]
+        for place in pair
+    ]
     return FusedPair(
         first=found.names[pair[0]],
         second=found.names[pair[1]],
         accuracy=fused.interval(found.level),
         better=found.names[better],
-        gain=gain,
+        gain=smallest_gain([(usual, wide) for usual, wide in tests]),
         agreement=_agreement(found, *pair),
         oracle=_oracle(found, pair),
     )

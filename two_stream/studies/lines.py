@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from two_stream.evaluation.metrics import Interval
-from two_stream.evaluation.tables import DASH, percent
+from two_stream.evaluation.tables import DASH, percent, points
 from two_stream.runtime.console import console, say, table
-from two_stream.studies.comparison import p_text
+from two_stream.studies.comparison import ENOUGH_TRAININGS, p_text
 from two_stream.studies.results import Comparison, FusionResult, StudyResult, VariantResult
 
 VARIANT_COLUMNS = ("variant", "accuracy [interval]", "sd over seeds", "seeds", "splits", "published")
@@ -43,8 +42,14 @@ def _pair(comparison: Comparison) -> list[str]:
         f"{comparison.clips:+.1f}" if comparison.mcnemar else DASH,
         p_value(comparison.p),
         p_value(comparison.p_holm),
-        SHOWN if comparison.significant else NOT_SHOWN,
+        _said(comparison),
     ]
+
+
+def _said(comparison: Comparison) -> str:
+    if not comparison.significant:
+        return NOT_SHOWN
+    return SHOWN if comparison.seeds >= ENOUGH_TRAININGS else f"{SHOWN} on these runs"
 
 
 def fusion_rows(fusion: FusionResult) -> list[list[str]]:
@@ -75,11 +80,6 @@ def fusion_lines(fusion: FusionResult) -> list[str]:
         weights = ", ".join(f"{name} {weight:.2f}" for name, weight in fusion.weights.items())
         found.append(f"weights {weights}, found on {fusion.fitted_on}: {percent(fusion.tuned)} %")
     return found
-
-
-def points(gap: Interval) -> str:
-    """Return a difference in points with its interval, signs always shown."""
-    return f"{100 * gap.value:+.1f} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}]"
 
 
 def p_value(p: float) -> str:

@@ -51,7 +51,7 @@ def pairs_table(fusion: FusionResult) -> Table:
             Cell(f"{pair.first} + {pair.second}", f"{pair.first} + {pair.second}", pair.gain.low > 0),
             Cell(percent(pair.accuracy), pair.accuracy.value),
             Cell(pair.better, pair.better),
-            Cell(points(pair.gain.value, pair.gain.low, pair.gain.high), pair.gain.value, pair.gain.low > 0),
+            Cell(points(pair.gain), pair.gain.value, pair.gain.low > 0),
             number(pair.agreement, 1, 100),
             number(pair.oracle, 1, 100),
         ]
@@ -76,7 +76,7 @@ def contributions_table(result: StudyResult) -> Table:
         rows.append(
             [
                 Cell(one.stream, one.stream, sure),
-                Cell(points(gap.value, gap.low, gap.high), gap.value, sure),
+                Cell(points(gap), gap.value, sure),
                 Cell(p_text(one.p), one.p),
                 Cell(p_text(one.p_holm), one.p_holm, sure),
                 number(fusion.weights.get(one.stream), 2),

@@ -78,7 +78,7 @@ def _variant_row(one: VariantResult, more: Sequence[str], better: bool) -> list[
 def comparisons_csv(result: StudyResult) -> str:
     """Return a row per comparison, first minus second; differences are shares (-1 to 1)."""
     header = ["first", "second", "family", "difference", "low", "high", "clips", "p", "p_holm", "test"]
-    header += ["significant", "bootstrap_p", "mcnemar_first_only", "mcnemar_second_only"]
+    header += ["significant", "mcnemar_first_only", "mcnemar_second_only"]
     header += ["detectable", "detectable_clips", "videos", "groups", "seeds", "verdict"]
     rows: list[list[object]] = []
     for one in result.comparisons:
@@ -89,7 +89,7 @@ def comparisons_csv(result: StudyResult) -> str:
         rows.append(
             [
                 *(one.first, one.second, one.family, gap.value, gap.low, gap.high),
-                *(one.clips, one.p, one.p_holm, one.test, int(one.significant), one.bootstrap_p, *discordant),
+                *(one.clips, one.p, one.p_holm, one.test, int(one.significant), *discordant),
                 *(one.detectable, one.detectable_clips, one.videos, one.groups, one.seeds, one.verdict),
             ]
         )

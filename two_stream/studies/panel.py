@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from two_stream.errors import ScoreError
 from two_stream.evaluation import multilabel
-from two_stream.evaluation.metrics import Interval, main_value, source_units, table_ranks
+from two_stream.evaluation.metrics import main_value, source_units, table_ranks
 from two_stream.evaluation.scores import join, name_of, reorder
-from two_stream.studies.statistics import Estimate, crossed, unit_values
+from two_stream.evaluation.statistics import Estimate, Interval, Sample, estimate, estimate_units
 from two_stream.types import ScoreTable
 
 Cell = tuple[int, int]
@@ -61,11 +61,6 @@ class Panel:
         """Number of units that are independent of each other."""
         return int(self.unit.max()) + 1
 
-    @property
-    def independent(self) -> bool:
-        """Whether every row is a unit of its own."""
-        return self.units == len(self.unit)
-
     @cached_property
     def stratum(self) -> NDArray[np.int64]:
         """0-based split of each row."""
@@ -97,32 +92,29 @@ class Panel:
             float(np.mean([self.cell_values[split, seed] for split in self.splits])) for seed in self.seeds
         ]
 
+    @property
+    def sample(self) -> Sample:
+        """Weights, strata and units of the rows."""
+        return Sample(self.weight, self.stratum, self.unit)
+
     @cached_property
-    def by_unit(self) -> NDArray[np.float64]:
-        """One value per unit and training `(G, S)`, whose means over units are `by_training`.
-
-        Top-1: weighted sums of hits. mAP: jackknife pseudo-values, what leaving the unit out changes, as in the
-        multi-reader analysis of Dorfman, Berbaum and Metz (1992), centred on the training's own mAP.
-        """
-        if not self.multi_label:
-            return unit_values(self.hits, self.weight, self.stratum, self.unit)
-        found = np.zeros((self.units, len(self.seeds)))
-        for place, seed in enumerate(self.seeds):
+    def pseudo_values(self) -> NDArray[np.float64]:
+        """One value per unit and training `(G, S)` of a multi-label set, whose means over units are `by_training`."""
+        found = []
+        for seed in self.seeds:
+            own = []
             for number, split in enumerate(self.splits):
-                found[:, place] += self._influence(self.tables[split, seed], number) / len(self.splits)
-        return np.asarray(found - found.mean(axis=0) + np.asarray(self.by_training))
-
-    def _influence(self, table: ScoreTable, split: int) -> NDArray[np.float64]:
-        """Return -(G - 1) · the table's mAP without each unit `(G,)`."""
-        assert table.targets is not None
-        without_GG = 1 - np.eye(self.units, dtype=np.int64)
-        unit = self.unit[self.stratum == split]
-        (left,) = multilabel.reweighted([table.logits], table.targets, unit, without_GG)
-        return np.asarray(-(self.units - 1.0) * left)
+                table, unit = self.tables[split, seed], self.unit[self.stratum == number]
+                assert table.targets is not None
+                own += multilabel.pseudo_values([table.logits], table.targets, unit, self.units)
+            found.append(np.mean(own, axis=0))
+        return np.stack(found, axis=1)
 
     def estimate(self) -> Estimate:
         """Return the accuracy (or mAP) with its standard error over units and trainings."""
-        return crossed(self.by_unit)
+        if not self.multi_label:
+            return estimate(self.hits, self.sample)
+        return estimate_units(self.pseudo_values, multilabel.shares(self.unit), multilabel.LEAST_UNITS)
 
     def interval(self, level: float) -> Interval:
         """Return the accuracy (or mAP) with its interval over units and trainings."""
@@ -156,7 +148,7 @@ def panel_of(name: str, tables: Tables) -> Panel:
     if len(set(ids)) < 2:
         raise ScoreError(f"{name_of(heads[0])}: {len(set(ids))} video; statistics need two or more")
     groups = [group for table in heads for group in table.groups or [""] * len(table.ids)]
-    known = len({group for group in groups if group}) > 1
+    known = any(groups)
     unit = source_units(ids, groups if known else [""] * len(ids))
     return Panel(made, splits, seeds, unit, int(unit.max()) + 1 if known else None)
 

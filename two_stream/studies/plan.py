@@ -25,8 +25,10 @@ from two_stream.data.catalog import load_record
 from two_stream.data.splits import load_part
 from two_stream.errors import SettingsError
 from two_stream.evaluation.run import extraction_settings
-from two_stream.runtime.files import sha256
+from two_stream.runtime.device import pick_device
+from two_stream.runtime.files import sha256, write_text
 from two_stream.runtime.folders import whole_folder
+from two_stream.runtime.precision import resolve_precision
 from two_stream.runtime.provenance import source_digest
 from two_stream.studies.baseline import baseline_settings
 from two_stream.studies.variants import Variant, merged, nested, pairs_of, variants_of
@@ -43,6 +45,8 @@ _SHARED = {
     "": ("device", "threads", "deterministic"),
 }
 """settings of a study's base that its baseline has too: which videos, read how, and where it runs"""
+PRECISION = "precision.txt"
+"""in a study's folder: what `evaluate.precision: auto` means there"""
 _LISTS: tuple[Part, Part] = ("train", "test")
 _OF_FEATURES = ("model.head", "model.dropout", "model.dense")
 """parts of a variant's model that its frozen backbone does not depend on"""
@@ -97,7 +101,21 @@ def base_settings(study: Study) -> dict[str, Any]:
     if study.demo is not None:
         where = nested({"data.dataset": str(study.demo.out / "dataset.yaml"), "data.source": "frames"})
         settings = merged(settings, where)
+    kept = folder_of(study) / PRECISION
+    if kept.is_file() and (settings.get("evaluate") or {}).get("precision", "auto") == "auto":
+        settings = merged(settings, {"evaluate": {"precision": kept.read_text(encoding="utf-8").strip()}})
     return settings
+
+
+def keep_precision(study: Study) -> None:
+    """Write into a study's folder, once, which precision `auto` means on the machine that makes it.
+
+    So its cells are scored alike on every machine of a cluster; CPUs without bf16 compute it more slowly.
+    """
+    kept = folder_of(study) / PRECISION
+    if not kept.is_file():
+        device = str(base_settings(study).get("device", "auto"))
+        write_text(kept, resolve_precision("auto", pick_device(device)) + "\n")
 
 
 def plan(study: Study, source: object = "study") -> list[Cell]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import combinations
 from pathlib import Path
 
 from two_stream.errors import ScoreError
-from two_stream.evaluation.metrics import Interval
-from two_stream.evaluation.tables import DASH, percent, protocol_line
-from two_stream.studies.comparison import LEVEL, main_test
+from two_stream.evaluation.statistics import LEVEL, Interval, holm
+from two_stream.evaluation.tables import DASH, count_sources, percent, protocol_line
+from two_stream.studies.comparison import ENOUGH_TRAININGS, main_test
 from two_stream.studies.compatible import protocol_key
 from two_stream.studies.lines import p_value
 from two_stream.studies.panel import Panel, panel_of
 from two_stream.studies.scored import Scored, grouped, read_scored
-from two_stream.studies.statistics import holm
 
 COLUMNS = ("#", "variant", "accuracy [interval]", "behind", "p (Holm)", "modality", "model", "runs", "date")
 
@@ -28,11 +28,12 @@ class Standing:
     name: str
     accuracy: Interval
     behind: float | None
-    """accuracy of the first minus its own, on the videos of both; None for the first and what cannot be joined to it"""
+    """accuracy of the first minus its own; None for the first"""
     p_holm: float | None
-    """of the paired test against the first, corrected over the board"""
-    level_with_first: bool
-    """the test cannot tell it from the first"""
+    """of the paired test against the best that has three trainings, corrected over all pairs of such variants; None for
+    itself and for variants with fewer trainings"""
+    level_with_best: bool
+    """the test cannot tell it from that one"""
     modality: str
     model: str
     """backbone and head"""
@@ -63,8 +64,9 @@ class Leaderboard:
 def leaderboard(root: Path, part: str = "test", level: float = LEVEL) -> Leaderboard:
     """Rank every score file below a folder.
 
-    Files stand on one board when data set, part, splits and protocol agree. The best accuracy comes first, and every
-    other variant is tested against it, corrected by Holm's procedure over the board.
+    Files stand on one board when data set, part, splits and protocol agree; the best accuracy comes first. Variants of
+    three trainings or more are tested in pairs, corrected together by Holm's procedure, for which of them is best is
+    picked by the same data. Of fewer trainings place and interval are all that is said.
 
     Args:
         root: Folder, searched with all folders below it.
@@ -124,15 +126,16 @@ def _board(
 ) -> Board:
     order = sorted(panels, key=lambda name: (-panels[name].estimate().value, name))
     first = order[0]
-    behind, ps = {}, {}
-    for name in order[1:]:
+    tested = [name for name in order if len(panels[name].seeds) >= ENOUGH_TRAININGS]
+    ps = {}
+    for pair in combinations(tested, 2):
         try:
-            test = main_test((first, name), (panels[first], panels[name]), level)
+            ps[pair] = main_test(pair, (panels[pair[0]], panels[pair[1]]), level).p
         except ScoreError as error:
-            damaged.append(f"{name} is not compared with {first}: {error}")
-            continue
-        behind[name], ps[name] = test.interval.value, test.p
-    adjusted = dict(zip(ps, holm(list(ps.values())), strict=True))
+            damaged.append(f"{pair[1]} is not compared with {pair[0]}: {error}")
+    adjusted = {
+        pair[1]: p for pair, p in zip(ps, holm(list(ps.values())), strict=True) if pair[0] == tested[0]
+    }
     standings = []
     for place, name in enumerate(order, start=1):
         items = groups[name]
@@ -141,9 +144,9 @@ def _board(
                 place=place,
                 name=name,
                 accuracy=panels[name].interval(level),
-                behind=behind.get(name),
+                behind=panels[first].estimate().value - panels[name].estimate().value if place > 1 else None,
                 p_holm=adjusted.get(name),
-                level_with_first=name in adjusted and adjusted[name] >= 1 - level,
+                level_with_best=name in adjusted and adjusted[name] >= 1 - level,
                 modality=str(items[0].table.meta.get("modality", DASH)),
                 model=_model(items[0]),
                 splits=panels[name].splits,
@@ -163,7 +166,7 @@ def _title(panel: Panel) -> str:
         key: value for key, value in panel.first.meta.items() if key not in ("seed", "skipped", "sources")
     }
     meta |= {"split": splits, "kind": None}
-    sources = f" of {panel.groups} sources" if panel.groups is not None else ""
+    sources = f" of {count_sources(panel.groups)}" if panel.groups is not None else ""
     return f"{protocol_line(meta)} · {round(panel.videos)} videos{sources}"
 
 
@@ -182,18 +185,24 @@ def _date(items: Sequence[Scored]) -> str:
     return datetime.fromtimestamp(newest).strftime("%Y-%m-%d")
 
 
+def _runs(standing: Standing) -> str:
+    """Return the number of runs; of fewer trainings than a verdict needs in words."""
+    number, few = len(standing.seeds) * len(standing.splits), len(standing.seeds) < ENOUGH_TRAININGS
+    return f"{number} run{'s' if number > 1 else ''}" if few else str(number)
+
+
 def rows(board: Board) -> list[list[str]]:
     """Return the cells of a board's table, in the order of `COLUMNS`, accuracies in per cent."""
     return [
         [
-            f"{standing.place}" + ("=" if standing.level_with_first else ""),
+            f"{standing.place}" + ("=" if standing.level_with_best else ""),
             standing.name,
             percent(standing.accuracy),
             percent(standing.behind),
             DASH if standing.p_holm is None else p_value(standing.p_holm),
             standing.modality,
             standing.model,
-            str(len(standing.seeds) * len(standing.splits)),
+            _runs(standing),
             standing.date,
         ]
         for standing in board.standings

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from two_stream.evaluation.tables import count_sources, interval_words
 from two_stream.studies.panel import Panel, matched
 from two_stream.studies.results import Comparison, VariantResult
 from two_stream.types import ScoreTable
 
 FEW_SOURCES = 20
-"""Below this many units a percentile bootstrap is too narrow, and one source weighs more than 5 %."""
+"""Below this many units one weighs more than 5 %."""
 MANY_TESTS = 10
 
 
@@ -28,12 +29,11 @@ def protocol_of(panels: Mapping[str, Panel], level: float) -> str:
     if selections:
         parts.append("test-selected" if selections == "paper" else f"selection {selections}")
     videos = f"{round(lead.videos)} videos" + (" per split" if len(splits) > 1 else "")
-    parts.append(videos + (f" of {lead.groups} sources" if lead.groups is not None else ""))
+    parts.append(videos + (f" of {count_sources(lead.groups)}" if lead.groups is not None else ""))
     counts = sorted({len(panel.seeds) for panel in panels.values()})
     several = counts[-1] > 1
     parts.append(f"{'–'.join(map(str, counts))} training{'s' if several else ''} each")
-    unit = "sources" if lead.groups is not None else "videos"
-    parts.append(f"{100 * level:g} % intervals over {unit}{' and trainings' if several else ''}")
+    parts.append(interval_words(lead.groups, lead.interval(level), level, trainings=several))
     return " · ".join(parts)
 
 
@@ -66,8 +66,8 @@ def _about_cells(panels: Mapping[str, Panel]) -> list[str]:
     single = [name for name, panel in panels.items() if len(panel.seeds) == 1]
     if single and len(single) == len(panels):
         found.append(
-            "One training each: the intervals do not hold the spread between trainings, and a repetition with "
-            "another seed may turn a difference round."
+            "One training each: the intervals do not hold the spread between trainings, and another seed may turn a "
+            "difference round."
         )
     elif single:
         found.append(f"One training only, so its spread is unknown: {', '.join(single)}.")
@@ -97,14 +97,11 @@ def _about_data(panels: Mapping[str, Panel]) -> list[str]:
     lead = next(iter(panels.values()))
     if lead.units < FEW_SOURCES:
         unit = "source videos" if lead.groups is not None else "videos"
-        found.append(
-            f"Only {lead.units} {unit}: one of them moves the accuracy a lot, and intervals this small a set "
-            "gives are rough."
-        )
+        found.append(f"Only {lead.units} {unit}: one of them moves the accuracy a lot.")
     if lead.groups is None:
         found.append(
-            "The sources of the videos are unknown, or all the same: parts of one count as independent, so that "
-            "intervals may be too narrow."
+            "The sources of the videos are unknown: parts of one count as independent, so that intervals may be too "
+            "narrow."
         )
     tables = _tables(panels)
     if any(table.meta.get("selection") == "paper" for table in tables):
@@ -137,12 +134,17 @@ def answer_of(comparisons: Sequence[Comparison], variants: Sequence[VariantResul
     if len(comparisons) == 1:
         return _sentence(comparisons[0].verdict)
     if not shown:
-        smallest = min(comparison.detectable for comparison in comparisons)
+        missed = [comparison.detectable for comparison in comparisons]
         best = next((variant.name for variant in variants if variant.best), "")
-        return (
-            f"No difference shown in any of {len(comparisons)} comparisons; {best} has the highest mean, which "
-            f"may be chance. Differences below about {100 * smallest:.1f} points would be missed here."
+        start = (
+            f"No difference shown in any of {len(comparisons)} comparisons; {best} has the highest mean, "
+            "which may be chance."
         )
+        if min(missed) >= 1:
+            return f"{start} No difference could have been seen here, however large."
+        low, high = (f"{100 * end:.1f}" for end in (min(missed), max(missed)))
+        sizes = f"{low} points" if low == high else f"{low} to {high} points, by comparison,"
+        return f"{start} Differences below about {sizes} would be missed here."
     strongest = sorted(shown, key=lambda comparison: (comparison.p_holm, -abs(comparison.difference.value)))
     told = [_sentence(comparison.verdict) for comparison in strongest[:2]]
     others = len(shown) - len(told)

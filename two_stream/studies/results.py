@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from two_stream.evaluation.metrics import Interval
+from two_stream.evaluation.statistics import Interval
 
 State = Literal["done", "failed", "missing"]
 
@@ -121,11 +121,9 @@ class Comparison:
     test: str
     """which test that is, in words"""
     significant: bool
-    """p_holm below 1 - level"""
+    """p_holm below 1 - level, and 0 outside of the interval"""
     verdict: str
     """one sentence; says "no difference shown" where nothing is"""
-    bootstrap_p: float
-    """two-sided, paired bootstrap over source videos"""
     mcnemar: list[McNemar]
     """per shared cell; empty for a multi-label set"""
     detectable: float

@@ -54,6 +54,16 @@ class Scored:
             return self.file
         return json.dumps(varied(self.experiment), sort_keys=True, default=str)
 
+    @property
+    def backbone(self) -> str | None:
+        """Checksum of the backbone whose stored features it was scored on."""
+        return (self.table.meta.get("features") or {}).get("backbone_sha256")
+
+
+def _may_join(item: Scored, member: Scored) -> bool:
+    """Tell whether two files may be runs of one variant: within a split their features come from one backbone."""
+    return item.cell != member.cell and (item.cell[0] != member.cell[0] or item.backbone == member.backbone)
+
 
 def varied(experiment: Experiment) -> dict[str, Any]:
     """Return the settings in which variants may differ, dotted: all but those in which runs of one variant may."""
@@ -80,7 +90,8 @@ def grouped(
 ) -> dict[str, list[Scored]]:
     """Bring runs of the same settings but another seed or split together, by the name of their variant.
 
-    Two files of the same settings, split and seed (another protocol, a repetition) are two variants.
+    Two files of the same settings, split and seed (another protocol, a repetition) are two variants; heads on features
+    of two backbones are, too.
 
     Args:
         found: The score files.
@@ -96,12 +107,13 @@ def grouped(
         _refuse_doubled(name, made[name])
     rest: list[tuple[str, list[Scored]]] = []
     for item in (entry for place, entry in enumerate(found) if place not in taken):
-        fitting = (
+        fitting = [
             members
             for key, members in rest
-            if key == item.key and all(item.cell != member.cell for member in members)
-        )
-        members = next(fitting, None)
+            if key == item.key and all(_may_join(item, member) for member in members)
+        ]
+        alike = (members for members in fitting if any(item.backbone == one.backbone for one in members))
+        members = next(alike, next(iter(fitting), None))
         if members is None:
             rest.append((item.key, [item]))
         else:

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from two_stream.errors import ScoreError
-from two_stream.evaluation import metrics
-from two_stream.evaluation.metrics import Interval
+from two_stream.evaluation import metrics, statistics
+from two_stream.evaluation.statistics import LEVEL, Interval
 from two_stream.runtime.provenance import code_version, environment
-from two_stream.studies import statistics
-from two_stream.studies.comparison import LEVEL, Tested, class_means, compare_panels, corrected
+from two_stream.studies.comparison import Tested, class_means, compare_panels, corrected
 from two_stream.studies.fusing import fusion_study
 from two_stream.studies.panel import Cell, Panel, panel_of
 from two_stream.studies.remarks import answer_of, protocol_of, remarks

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from two_stream.evaluation.statistics import Interval
 from two_stream.evaluation.tables import DASH, percent
+from two_stream.studies.comparison import ENOUGH_TRAININGS
 from two_stream.studies.results import Comparison, Cost, StudyResult, VariantResult
 
 NO_DIFFERENCE = "no difference shown"
@@ -71,9 +73,10 @@ def p_text(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def points(value: float, low: float, high: float) -> str:
+def points(gap: Interval) -> str:
     """Return a difference of shares with its interval in points."""
-    return f"{signed_text(100 * value)} [{signed_text(100 * low)}, {signed_text(100 * high)}]"
+    ends = f"{signed_text(100 * gap.low)}, {signed_text(100 * gap.high)}" if gap.known else "unknown"
+    return f"{signed_text(100 * gap.value)} [{ends}]"
 
 
 def better_than_baseline(result: StudyResult) -> set[str]:
@@ -200,6 +203,8 @@ def said(comparison: Comparison) -> str:
     if not comparison.significant:
         return NO_DIFFERENCE
     word = "better" if comparison.difference.value > 0 else "worse"
+    if comparison.seeds < ENOUGH_TRAININGS:
+        word = f"{'higher' if word == 'better' else 'lower'} on these runs"
     return f"{word} (p {_p_with_sign(comparison.p_holm)})"
 
 
@@ -236,7 +241,7 @@ def comparisons_table(result: StudyResult) -> Table:
             [
                 Cell(name, name, one.significant),
                 Cell(one.family if families else DASH, one.family),
-                Cell(points(gap.value, gap.low, gap.high), gap.value, one.significant),
+                Cell(points(gap), gap.value, one.significant),
                 number(one.clips if counted else None, 1, signed=True),
                 Cell(p_text(one.p), one.p),
                 Cell(p_text(one.p_holm), one.p_holm, one.significant),

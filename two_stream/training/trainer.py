@@ -104,9 +104,8 @@ class Trainer:
                 stage_rates=options.stage_rates,
                 device=device,
             )
-            beside = extension.trained_beside(device) if extension is not None else []
-            if beside:
-                self.optimizer.add_param_group({"params": beside, "name": "beside"})
+            if extension is not None:
+                self._train_beside(extension.trained_beside(device))
             self.schedule = self._schedule()
             self.stepper = Stepper(
                 model,
@@ -139,6 +138,15 @@ class Trainer:
             )
             raise distributed.common(error)
         self.steps = -(-self.batches // group)
+
+    def _train_beside(self, parameters: list[nn.Parameter]) -> None:
+        """Give an extension's weights to the optimizer, decayed as the network's own: biases go without."""
+        rule = update_rule(self.experiment.train.optimizer)
+        decayed = [p for p in parameters if rule.decay_all or p.ndim > 1]
+        exempt = [p for p in parameters if not (rule.decay_all or p.ndim > 1)]
+        for part, decay in ((decayed, rule.weight_decay), (exempt, 0.0)):
+            if part:
+                self.optimizer.add_param_group({"params": part, "name": "beside", "weight_decay": decay})
 
     def _schedule(self) -> Schedule:
         options = self.options

@@ -52,7 +52,8 @@ class FramePatterns:
         for name, pattern in (("rgb", self.rgb), ("flow_x", self.flow_x), ("flow_y", self.flow_y)):
             if len(_FIELD.findall(pattern)) != 1 or pattern.count("{") != 1 or pattern.count("}") != 1:
                 raise SettingsError(
-                    f"frame pattern {name} is {pattern!r}: expected one place for the number, of at most two digits' width, as in 'img_{{:05d}}.jpg'"
+                    f"frame pattern {name} is {pattern!r}: expected one place for the number, "
+                    "of at most two digits' width, as in 'img_{:05d}.jpg'"
                 )
             if Path(pattern).name != pattern or pattern.startswith("."):
                 raise SettingsError(

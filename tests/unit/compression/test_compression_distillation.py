@@ -223,6 +223,11 @@ def test_a_resumed_run_is_the_same_run(
     (one, state), (other, again) = (load_checkpoint(run.last) for run in (whole, made))
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert state["extension"].keys() == {"0.weight", "0.bias"}
+    groups = state["optimizer"]["param_groups"]
+    assert [group["weight_decay"] for group in groups if group["name"] == "beside"] == [
+        next(group["weight_decay"] for group in groups if group["name"].startswith("decay")),
+        0.0,
+    ]
     assert all(torch.equal(state["extension"][key], again["extension"][key]) for key in state["extension"])
 
 

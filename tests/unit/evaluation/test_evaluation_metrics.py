@@ -3,6 +3,8 @@ import math
 import numpy as np
 import pytest
 from scipy.special import softmax
+from scipy.stats import binomtest
+from scipy.stats import t as student
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from two_stream.errors import ScoreError
@@ -80,34 +82,38 @@ def test_calibration_error_is_small_for_labels_drawn_from_the_probabilities():
     assert metrics.calibration_error(3 * logits, np.minimum(draws, 3)) > 0.2
 
 
-def test_bootstrap_width_is_the_binomial_one():
-    values = np.zeros(400)
-    values[:300] = 1
-    found = metrics.bootstrap(values, np.arange(400))
-    half = 1.96 * math.sqrt(0.75 * 0.25 / 400)
+def top1(right: np.ndarray, groups: list[str] | None = None):
+    """The top-1 interval of videos of one class that are right or wrong."""
+    table = make(logits_of(np.where(right, 0, 1), classes=3), np.zeros(len(right), np.int64), groups)
+    return metrics.summarise(table).top[1]
+
+
+def test_independent_videos_have_wilsons_interval():
+    right = np.arange(400) < 300
+    found = top1(right)
+    wilson = binomtest(300, 400).proportion_ci(method="wilson")
     assert found.value == 0.75
-    assert found.low == pytest.approx(0.75 - half, abs=0.006)
-    assert found.high == pytest.approx(0.75 + half, abs=0.006)
-    assert found == metrics.bootstrap(values, np.arange(400))
-    assert found != metrics.bootstrap(values, np.arange(400), seed=1)
+    assert (found.low, found.high) == pytest.approx(
+        (wilson.low, wilson.high), abs=1e-3
+    )  # t of 399 for the normal
 
 
 def test_videos_of_one_source_widen_the_interval():
-    hits = np.repeat([1.0, 1.0, 1.0, 0.0] * 5, 10)  # ten clips of a source are right or wrong together
-    alone = metrics.bootstrap(hits, np.arange(200))
-    grouped = metrics.bootstrap(hits, np.repeat(np.arange(20), 10))
+    right = np.repeat([True, True, True, False] * 5, 10)  # ten clips of a source are right or wrong together
+    alone, grouped = top1(right), top1(right, [f"g{n // 10}" for n in range(200)])
     ratio = (grouped.high - grouped.low) / (alone.high - alone.low)
     assert ratio == pytest.approx(math.sqrt(10), rel=0.15)
 
 
 def test_perfect_scores_still_have_an_interval():
-    found = metrics.bootstrap(np.ones(20), np.arange(20))
+    found = top1(np.ones(20, bool))
+    square = student.ppf(0.975, 19) ** 2
     assert found.value == found.high == 1.0
-    assert found.low == pytest.approx(20 / (20 + 1.959964**2))  # Wilson's lower end at 20 of 20
-    assert metrics.bootstrap(np.zeros(20), np.arange(20)).high == pytest.approx(1 - found.low)
+    assert found.low == pytest.approx(20 / (20 + square))  # Wilson's lower end at 20 of 20
+    assert top1(np.zeros(20, bool)).high == pytest.approx(1 - found.low)
 
 
-def test_mean_class_bootstrap_centres_on_the_mean_class_accuracy():
+def test_the_interval_of_the_mean_class_accuracy_holds_it():
     table = make(logits_of(PREDICTED), LABELS)
     found = metrics.summarise(table).mean_class
     assert found.value == pytest.approx(metrics.mean_class_accuracy(table.logits, LABELS))
@@ -129,22 +135,39 @@ def test_summary_leaves_out_what_says_nothing():
         metrics.summarise(make(np.zeros((0, 3)), np.zeros(0, dtype=np.int64)))
 
 
-def test_a_single_source_gives_no_false_certainty():
+@pytest.mark.parametrize("sources", [1, 2])
+def test_fewer_than_three_sources_give_no_interval(sources):
     logits = logits_of(np.asarray([0, 1, 0, 1]), classes=3)
-    found = metrics.summarise(make(logits, np.asarray([0, 1, 1, 0]), ["one"] * 4))
-    assert found.groups is None
-    assert found.top[1].high - found.top[1].low > 0.5
+    table = make(logits, np.asarray([0, 1, 1, 0]), [f"g{n % sources}" for n in range(4)])
+    found = metrics.summarise(table)
+    assert found.groups == sources
+    assert (found.top[1].low, found.top[1].high, found.top[1].known) == (0.0, 1.0, False)
+    assert not metrics.difference(table, table).interval.known
+
+
+def test_a_class_of_one_source_leaves_the_mean_class_accuracy_without_interval():
+    labels = np.asarray([0, 0, 0, 0, 1, 1])
+    groups = ["a", "b", "c", "d", "e", "e"]
+    logits = logits_of(np.asarray([0, 0, 1, 0, 1, 0]), classes=2)
+    found = metrics.summarise(make(logits, labels, groups))
+    assert found.top[1].known
+    assert not found.mean_class.known
+    groups[5] = "f"
+    assert metrics.summarise(make(logits, labels, groups)).mean_class.known
 
 
 def test_paired_difference():
     labels = np.zeros(100, dtype=np.int64)
     first = make(logits_of(np.asarray([0] * 90 + [1] * 10)), labels)
     second = make(logits_of(np.asarray([0] * 80 + [1] * 20)), labels)
-    gap = metrics.difference(first, second)
-    assert gap.value == pytest.approx(0.10)
-    assert gap.low > 0.0  # paired: the ten videos differ in one direction only
+    test = metrics.difference(first, second)
+    assert test.exact
+    assert test.interval.value == pytest.approx(0.10)
+    assert test.interval.low > 0.0  # paired: the ten videos differ in one direction only
+    assert test.p == pytest.approx(2 * 0.5**10)
     same = metrics.difference(first, first)
-    assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
+    assert same.interval.low < same.interval.value == 0.0 < same.interval.high
+    assert same.p == 1.0
     assert metrics.agreement(first, second) == {"both": 80, "only_first": 10, "only_second": 0, "neither": 10}
     second.ids.reverse()
     with pytest.raises(ScoreError, match="joined"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from two_stream.evaluation.metrics import Interval
+from two_stream.evaluation.statistics import Interval
 from two_stream.studies.results import (
     Comparison,
     Contribution,
@@ -52,7 +52,7 @@ def made_result(
         name="made_heads",
         question="Does an order-aware head beat average pooling on a frozen backbone?",
         protocol=f"made split 1, test part · multi-clip × ten-crop · selection holdout · {videos} videos of 60 sources "
-        f"· {seeds} seeds · 95 % intervals by bootstrap over sources",
+        f"· {seeds} seeds · 95 % intervals over sources and trainings",
         metric="mAP" if multi_label else "top-1",
         part="test",
         videos=videos,
@@ -146,10 +146,9 @@ def _comparison(variant: VariantResult, base: VariantResult, videos: int, multi_
         clips=gap * videos,
         p=p,
         p_holm=min(1.0, 2 * p),
-        test="paired permutation over sources",
+        test="t test over 60 source videos and 3 trainings, both random",
         significant=significant,
         verdict=f"{named}, better (p = {2 * p:.3f})" if significant else f"{named}, no difference shown",
-        bootstrap_p=p,
         mcnemar=[]
         if multi_label
         else [McNemar(f"split 1, seed {seed}", 22 + seed, 9, p) for seed in (1, 2, 3)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from scipy.special import log_softmax
+from scipy.stats import t
 from test_studies_baseline import small, world  # noqa: F401
 
 from two_stream import cli
@@ -73,7 +75,7 @@ def test_every_step_says_its_command_and_the_answer_can_be_used(
     commands = [line.strip() for line in said.splitlines() if line.startswith("  $ two-stream")]
     names = [line.split()[2] for line in commands]
     assert names == ["check", "baseline", "train", "evaluate", "train", "evaluate", "report", "predict"]
-    assert "11 training videos of 6 sources, 4 test videos of 2, 2 classes" in said
+    assert "11 training videos of 6 sources, 4 test videos of 2 sources, 2 classes" in said
     answer = json.loads((answered / "auto" / "toy-split1_answer.json").read_text())
     assert answer["predict"] in commands[-1]
     assert all(
@@ -168,9 +170,21 @@ def test_recipes_are_found_under_the_settings_and_in_the_checkout(tmp_path: Path
     assert recipe("rgb", tmp_path, "cpu") == REPOSITORY / "settings/experiments/own_videos_rgb.yaml"
 
 
-def test_the_expected_interval_lies_between_videos_and_sources(settings: Path) -> None:
+def test_the_expected_interval_counts_sources(settings: Path, tmp_path: Path) -> None:
     said = expected_interval(load_record("toy", settings / "settings"), "rgb", 1)
-    assert "known to ±39 to ±55 points" in said  # 1.96 sqrt(.8 .2 / 4), 1.96 sqrt(.8 .2 / 2)
+    assert said.startswith("11 training videos of 6 sources, 4 test videos of 2 sources, 2 classes")
+    assert "no interval, for which three test sources are needed" in said
+    shutil.copytree(settings / "settings", tmp_path / "settings")
+    listed = tmp_path / "settings" / "toy" / "val_rgb_split1.txt"
+    more = [
+        f"{name}/v_g{group} 8 {label}" for group in (0, 9) for label, name in enumerate(("left", "right"))
+    ]
+    listed.write_text("\n".join([listed.read_text().strip(), *more]) + "\n")
+    said = expected_interval(load_record("toy", tmp_path / "settings"), "rgb", 1)
+    assert "8 test videos of 4 sources, 2 classes" in said
+    trials, square = 8 / 1.3, t.ppf(0.975, 3) ** 2  # two videos each, correlation 0.3: 8 / (1 + 0.3)
+    half = math.sqrt(square * (0.75 * 0.25 / trials + square / (4 * trials**2))) / (1 + square / trials)
+    assert f"an accuracy of 75 % will be known to about ±{100 * half:.0f} points (95 % interval)" in said
 
 
 def test_common_keeps_the_videos_that_all_have() -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+from itertools import combinations
 
+import numpy as np
 import pytest
 
 from two_stream import cli
 from two_stream.evaluation.fusion import fuse
 from two_stream.evaluation.scores import read_scores, write_scores
+from two_stream.evaluation.statistics import holm
 from two_stream.studies.comparison import main_test
 from two_stream.studies.panel import panel_of
-from two_stream.studies.ranking import leaderboard
+from two_stream.studies.ranking import leaderboard, rows
 from two_stream.studies.scored import read_scored
-from two_stream.studies.statistics import holm
 
 
 @pytest.fixture
@@ -150,32 +152,65 @@ def test_videos_that_differ_are_refused_even_then(studio, capsys) -> None:
     assert "are missing: 'turn right/test_s1_119'" in capsys.readouterr().err
 
 
-def test_the_leaderboard_ranks_and_marks_what_it_cannot_tell_apart(studio, heads) -> None:
-    close = studio.run("lstm-seed1", 1.7, head="lstm")
+def test_the_leaderboard_tests_every_two_variants_of_three_trainings(studio, heads) -> None:
+    for seed in (1, 2, 3):
+        studio.run(f"lstm-seed{seed}", 1.75, head="lstm", seed=seed)
+    lucky = studio.run("concat-seed1", 2.5, head="concat")
+    for seed in (1, 2):
+        studio.run(f"nonlocal-seed{seed}", 0.2, head="nonlocal", seed=seed)
     found = leaderboard(studio.root)
     (board,) = found.boards
-    assert [standing.place for standing in board.standings] == [1, 2, 3]
     by_name = {standing.name: standing for standing in board.standings}
-    assert board.standings[2].name == "average"
-    assert not by_name["average"].level_with_first
-    assert by_name["average"].p_holm < 0.05
-    second = board.standings[1]
-    assert second.level_with_first
+    names = list(by_name)
+    assert names[0] == "concat-seed1"
+    assert [standing.place for standing in board.standings] == [1, 2, 3, 4, 5]
+    assert by_name["concat-seed1"].files == [str(lucky / "scores" / "test_multi_ten_logits.npz")]
     panels = {
-        standing.name: panel_of(
-            standing.name, {item.cell: item.table for item in map(read_scored, standing.files)}
-        )
-        for standing in board.standings
+        name: panel_of(name, {item.cell: item.table for item in map(read_scored, standing.files)})
+        for name, standing in by_name.items()
     }
-    names = list(panels)
-    ps = [main_test((names[0], name), (panels[names[0]], panels[name])).p for name in names[1:]]
-    assert [standing.p_holm for standing in board.standings[1:]] == pytest.approx(holm(ps))
+    tested = [name for name in names if len(panels[name].seeds) == 3]
+    assert sorted(tested) == ["average", "bert", "lstm"]
+    pairs = list(combinations(tested, 2))
+    ps = [main_test(pair, (panels[pair[0]], panels[pair[1]])).p for pair in pairs]
+    adjusted = dict(zip(pairs, holm(ps), strict=True))
     assert holm(ps) != pytest.approx(ps)
-    assert second.behind >= 0
+    best, close, far = tested
+    assert far == "average"
+    assert by_name[close].p_holm == pytest.approx(adjusted[best, close])
+    assert by_name[far].p_holm == pytest.approx(adjusted[best, far])
+    assert by_name[far].p_holm < 0.05 < by_name[close].p_holm
+    marked = [name for name in names if by_name[name].level_with_best]
+    assert marked == [close]
+    without = [name for name in names if by_name[name].p_holm is None]
+    assert without == ["concat-seed1", best, "nonlocal"]
+    values = {name: np.mean(panel.by_training) for name, panel in panels.items()}
+    assert by_name[names[0]].behind is None
+    for name in names[1:]:
+        assert by_name[name].behind == pytest.approx(values[names[0]] - values[name])
+        assert by_name[name].behind >= 0
+    assert {row[1]: (row[0], row[7]) for row in rows(board)} == {
+        "concat-seed1": ("1", "1 run"),
+        best: ("2", "3"),
+        close: ("3=", "3"),
+        "average": ("4", "3"),
+        "nonlocal": ("5", "2 runs"),
+    }
     assert by_name["bert"].seeds == [1, 2, 3]
-    assert by_name["lstm-seed1"].files == [str(close / "scores" / "test_multi_ten_logits.npz")]
     assert by_name["bert"].model == "mobilenetv2_3d + bert"
     assert found.damaged == []
+
+
+def test_single_runs_are_ranked_and_not_tested(studio, capsys) -> None:
+    studio.run("a", 3.0)
+    studio.run("b", 0.1, head="bert")
+    (board,) = leaderboard(studio.root).boards
+    assert [(one.name, one.p_holm, one.level_with_best) for one in board.standings] == [
+        ("a", None, False),
+        ("b", None, False),
+    ]
+    assert cli.main(["leaderboard", str(studio.root)]) == 0
+    assert "= the paired test" not in capsys.readouterr().out
 
 
 def test_other_data_splits_and_protocols_have_boards_of_their_own(studio) -> None:
@@ -184,10 +219,11 @@ def test_other_data_splits_and_protocols_have_boards_of_their_own(studio) -> Non
     studio.run("other-set", dataset="other")
     studio.run("other-views", views="single")
     studio.run("split2", head="lstm", split=2)
+    studio.run("half", head="lstm", precision="bf16")
     boards = [
         sorted(standing.name for standing in board.standings) for board in leaderboard(studio.root).boards
     ]
-    assert sorted(boards) == [["a", "b"], ["other-set"], ["other-views"], ["split2"]]
+    assert sorted(boards) == [["a", "b"], ["half"], ["other-set"], ["other-views"], ["split2"]]
 
 
 def test_a_fusion_stands_beside_its_streams(studio) -> None:
@@ -200,10 +236,12 @@ def test_a_fusion_stands_beside_its_streams(studio) -> None:
 
 
 def test_damaged_files_are_listed_and_do_not_stop_the_rest(studio, capsys, tmp_path) -> None:
-    studio.run("a")
-    (studio.root / "a" / "scores" / "test_broken.npz").write_bytes(b"PK\x03\x04 cut off")
-    few = studio.run("few", head="bert")
-    write_scores(few / "scores" / "test_multi_ten_logits.npz", studio.table(videos=60, name="few"))
+    for seed in (1, 2, 3):
+        studio.run(f"a-seed{seed}", seed=seed)
+        few = studio.run(f"few-seed{seed}", head="bert", seed=seed)
+        table = studio.table(videos=60, seed=seed, name=few.name, run=str(few))
+        write_scores(few / "scores" / "test_multi_ten_logits.npz", table)
+    (studio.root / "a-seed1" / "scores" / "test_broken.npz").write_bytes(b"PK\x03\x04 cut off")
     out = tmp_path / "board.csv"
     assert cli.main(["leaderboard", str(studio.root), "--out", str(out)]) == 1
     shown = capsys.readouterr()

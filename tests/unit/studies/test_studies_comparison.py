@@ -6,11 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from made_study import made_result
 from scipy import stats
 
 from two_stream.evaluation.metrics import per_class
+from two_stream.evaluation.statistics import Interval
 from two_stream.studies.comparison import compare_panels, corrected
+from two_stream.studies.lines import pair_rows
 from two_stream.studies.panel import panel_of
+from two_stream.studies.tables import said
 from two_stream.types import ScoreTable
 
 NAMES = ("bert", "average")
@@ -46,8 +50,8 @@ def test_one_training_of_independent_videos_is_mcnemars_test() -> None:
     assert found.clips == pytest.approx(8)
     assert found.significant
     assert found.difference.low > 0
-    assert found.verdict.startswith("bert beats average by 20.0 points [")
-    assert found.verdict.endswith("] (8 of 40 clips), p = 0.021 (one training each)")
+    assert found.verdict.startswith("bert is higher than average on these runs by 20.0 points [")
+    assert found.verdict.endswith("] (8 of 40 clips), p = 0.021; one training each, others may differ")
 
 
 def test_the_interval_holds_0_where_mcnemar_does_not_reject() -> None:
@@ -59,7 +63,7 @@ def test_the_interval_holds_0_where_mcnemar_does_not_reject() -> None:
 
 def test_the_worse_variant_named_first_loses() -> None:
     found = corrected([one([0] * 20 + [1] * 20, [1] * 40)])[0]
-    assert found.verdict.startswith("average beats bert by 50.0 points [")
+    assert found.verdict.startswith("average is higher than bert on these runs by 50.0 points [")
     low, high = (float(text) for text in found.verdict.split("[")[1].split("]")[0].split(", "))
     assert 0 < low < 50 < high
 
@@ -81,8 +85,60 @@ def test_several_trainings_are_a_crossed_test(studio) -> None:
     assert found.significant
     assert (found.seeds, found.groups, found.videos) == (3, 60, 120)
     assert len(found.mcnemar) == 6
-    assert "one training" not in found.verdict
-    assert found.bootstrap_p < 0.001
+    assert found.verdict.startswith("bert beats average by ")
+    assert "training" not in found.verdict
+
+
+def pair_cells(comparison) -> list[str]:
+    """The comparison's row on the terminal."""
+    return pair_rows(replace(made_result(("a", "b")), comparisons=[comparison]))[0]
+
+
+def test_two_trainings_are_told_and_say_nothing_of_others(studio) -> None:
+    first, second = ({(1, seed): studio.table(skill, seed=seed) for seed in (1, 2)} for skill in (1.6, 0.8))
+    found = corrected([compared(first, second)])[0]
+    assert found.significant
+    assert found.verdict.startswith("bert is higher than average on these runs by ")
+    assert found.verdict.endswith("; 2 trainings each, others may differ")
+    assert said(found) == f"higher on these runs (p {'< 0.001' if found.p < 0.001 else f'= {found.p:.3f}'})"
+    turned = corrected([compared(second, first)])[0]
+    assert turned.verdict.startswith("average is higher than bert on these runs by ")
+    assert said(turned).startswith("lower on these runs (p ")
+    assert pair_cells(found)[-1] == "difference on these runs"
+    several = corrected([compared(studio.tables(1.6), studio.tables(0.8))])[0]
+    assert (said(several), pair_cells(several)[-1]) == ("better (p < 0.001)", "difference")
+
+
+def test_two_sources_have_no_interval_and_no_verdict() -> None:
+    groups = ["g1"] * 20 + ["g2"] * 20
+    found = corrected([one([1] * 40, [0] * 10 + [1] * 30, groups)])[0]
+    assert found.difference == Interval(pytest.approx(0.25), -1.0, 1.0, known=False)
+    assert (found.p, found.significant, found.detectable) == (1.0, False, 1.0)
+    told = "no difference shown between bert and average: +25.0 points, and too few sources for an interval"
+    assert found.verdict == told
+    assert said(found) == "no difference shown"
+    assert "+25.0 [unknown]" in pair_cells(found)
+
+
+def test_where_nothing_could_be_seen_it_says_so() -> None:
+    """Three sources that disagree: two degrees of freedom and a wide spread."""
+    groups = [f"g{place // 4}" for place in range(12)]
+    found = corrected([one([1] * 8 + [0] * 4, [0] * 4 + [1] * 2 + [0] * 2 + [1] * 4, groups)])[0]
+    assert found.detectable == 1.0
+    assert found.difference.known
+    assert found.verdict.endswith("; no difference could have been seen here, however large")
+
+
+def test_significant_is_where_test_and_interval_agree(studio) -> None:
+    for place, skill in enumerate((1.0, 1.1, 1.2, 1.3, 1.5)):
+        for seeds in ((1,), (1, 2, 3)):
+            first, second = (
+                {(1, seed): studio.table(one, seed=seed, stream=stream) for seed in seeds}
+                for one, stream in ((skill, place), (1.0, 7))
+            )
+            found = corrected([compared(first, second)])[0]
+            gap = found.difference
+            assert found.significant == (found.p < 0.05) == (not gap.low <= 0 <= gap.high)
 
 
 def test_equal_variants_differ_by_nothing_and_the_page_says_what_would_be_missed(studio) -> None:
@@ -198,5 +254,4 @@ def test_multi_label_sets_are_compared_by_map() -> None:
     assert (found.mcnemar, found.clips, found.detectable_clips) == ([], 0.0, 0)
     assert "points of mAP" in found.verdict
     assert "clips" not in found.verdict
-    assert found.bootstrap_p == pytest.approx(2 / 1001)
     assert not corrected([compared(strong, strong)])[0].significant

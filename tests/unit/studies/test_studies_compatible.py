@@ -56,6 +56,23 @@ def test_what_does_not_change_a_result_does_not_part_runs(studio) -> None:
     assert [len(members) for members in grouped(read(one, two, three)).values()] == [2, 1]
 
 
+def test_heads_on_features_of_two_backbones_are_two_variants(studio) -> None:
+    """Within a split; another split may have a backbone of its own."""
+
+    def on(backbone: str, **meta):
+        name = f"bert-{backbone}-split{meta.get('split', 1)}-seed{meta['seed']}"
+        return studio.run(name, head="bert", features={"backbone_sha256": backbone}, **meta)
+
+    found = read(
+        on("aa", seed=1), on("bb", seed=2), on("aa", seed=3), on("bb", seed=4), on("aa", seed=1, split=2)
+    )
+    cells = [[(item.backbone, *item.cell) for item in members] for members in grouped(found).values()]
+    assert cells == [[("aa", 1, 1), ("aa", 1, 3), ("aa", 2, 1)], [("bb", 1, 2), ("bb", 1, 4)]]
+    found = read(on("aa", seed=1), on("cc", seed=1, split=2), on("cc", seed=2, split=2))
+    assert [len(members) for members in grouped(found).values()] == [3]
+    assert read(studio.run("plain"))[0].backbone is None
+
+
 def test_the_same_settings_split_and_seed_twice_are_two_variants(studio) -> None:
     run = studio.run("a")
     other = run / "scores" / "test_single_center_logits.npz"

@@ -8,8 +8,10 @@ import pytest
 from two_stream.errors import ScoreError
 from two_stream.evaluation.fusion import combine, fuse, search_weights
 from two_stream.evaluation.metrics import top_k_accuracy
+from two_stream.evaluation.statistics import holm
+from two_stream.studies.comparison import main_test
 from two_stream.studies.fusing import fusion_study
-from two_stream.studies.statistics import holm
+from two_stream.studies.panel import panel_of
 
 SEEDS = (1, 2)
 
@@ -49,6 +51,23 @@ def test_every_rgb_with_every_flow_stream(studio) -> None:
     ]
     assert pair.agreement == pytest.approx(np.mean(same))
     assert pair.oracle == pytest.approx(np.mean(either))
+
+
+def test_the_gain_is_tested_against_both_streams(studio) -> None:
+    """Berger's intersection-union test: lowest lower end, lowest of the upper ends at half the error."""
+    given = streams(studio)
+    for pair in fusion_study(given, "l2").pairs:
+        tables = [given[name] for name in (pair.first, pair.second)]
+        fused = panel_of("f", {cell: fuse([one[cell] for one in tables], "l2") for cell in tables[0]})
+        tests = {
+            level: [main_test(("f", "s"), (fused, panel_of("s", one)), level).interval for one in tables]
+            for level in (0.95, 0.975)
+        }
+        assert pair.gain.value == pytest.approx(min(test.value for test in tests[0.95]))
+        assert pair.gain.low == pytest.approx(min(test.low for test in tests[0.95]))
+        assert pair.gain.high == pytest.approx(min(test.high for test in tests[0.975]))
+        assert pair.gain.low < pair.gain.value < pair.gain.high
+        assert pair.gain.known
 
 
 def test_streams_of_one_modality_are_paired_with_each_other(studio) -> None:

@@ -11,6 +11,7 @@ from sklearn.metrics import average_precision_score
 from two_stream.errors import ScoreError
 from two_stream.evaluation.metrics import top_k_accuracy
 from two_stream.evaluation.scores import reorder
+from two_stream.evaluation.statistics import Interval, difference_of
 from two_stream.studies.panel import matched, paired, panel_of
 from two_stream.types import ScoreTable
 
@@ -32,7 +33,7 @@ def test_rows_are_joined_by_id_whatever_their_order(studio) -> None:
         for place, (cell, table) in enumerate(tables.items())
     }
     np.testing.assert_array_equal(panel_of("a", tables).hits, panel_of("a", shuffled).hits)
-    np.testing.assert_allclose(panel_of("a", tables).by_unit, panel_of("a", shuffled).by_unit)
+    assert panel_of("a", tables).estimate() == panel_of("a", shuffled).estimate()
 
 
 def test_a_missing_video_is_named(studio) -> None:
@@ -61,21 +62,26 @@ def test_one_source_in_several_splits_is_one_unit(studio) -> None:
     assert panel_of("a", shared).units == 30
 
 
-def test_a_video_without_a_source_is_its_own_unit_and_one_source_is_none(studio) -> None:
+def test_a_video_without_a_source_is_its_own_unit_and_one_source_is_one(studio) -> None:
     table = studio.table(videos=8)
     some = replace(table, groups=["g1", "g1", "g2", "g2", "", "", "", ""])
     assert panel_of("a", {(1, 1): some}).units == 6
     single = replace(table, groups=["g1"] * 8)
-    assert (panel_of("a", {(1, 1): single}).units, panel_of("a", {(1, 1): single}).groups) == (8, None)
-    unknown = panel_of("a", {(1, 1): replace(table, groups=None)})
-    assert (unknown.units, unknown.groups, unknown.independent) == (8, None, True)
+    known = panel_of("a", {(1, 1): single})
+    assert (known.units, known.groups) == (1, 1)
+    assert known.interval(0.95) == Interval(pytest.approx(np.mean(known.hits)), 0.0, 1.0, known=False)
+    for groups in (None, [""] * 8):
+        unknown = panel_of("a", {(1, 1): replace(table, groups=groups)})
+        assert (unknown.units, unknown.groups) == (8, None)
+        assert unknown.interval(0.95).known
 
 
 def test_a_video_in_two_splits_is_not_independent(studio) -> None:
     table = studio.table(sources=False)
     panel = panel_of("a", {(1, 1): table, (2, 1): table})
     assert panel.units == 120
-    assert not panel.independent
+    other = panel_of("b", {(split, 1): studio.table(stream=1, sources=False) for split in (1, 2)})
+    assert not difference_of(panel.hits, other.hits, panel.sample).exact
 
 
 def test_trainings_that_not_all_splits_have_are_left_out(studio) -> None:
@@ -138,6 +144,7 @@ def test_mean_average_precision_by_the_jackknife() -> None:
     order = np.argsort([f"g{g}" for g in range(10)])
     left = np.asarray([score(np.flatnonzero(groups != g)) for g in order])
     pseudo = 10 * whole - 9 * left
-    np.testing.assert_allclose(panel.by_unit[:, 0], pseudo - pseudo.mean() + whole)
+    np.testing.assert_allclose(panel.pseudo_values[:, 0], pseudo - pseudo.mean() + whole)
+    assert panel.pseudo_values.mean(axis=0) == pytest.approx(panel.by_training)
     assert panel.by_training[0] == pytest.approx(whole)
     assert panel.multi_label

@@ -10,8 +10,8 @@ import pytest
 
 from two_stream.errors import ScoreError
 from two_stream.evaluation.metrics import calibration_error, mean_class_accuracy, top_k_accuracy
+from two_stream.evaluation.statistics import t_interval
 from two_stream.studies.results import RunRow
-from two_stream.studies.statistics import t_interval
 from two_stream.studies.summary import Question, VariantRuns, study_result
 
 ASKED = Question("heads", "Does BERT beat pooling?", command="two-stream ablate x.yaml")
@@ -168,7 +168,32 @@ def test_the_answer_claims_only_what_tests_show(studio) -> None:
         [("f", "same", "base"), ("f", "third", "base")],
     )
     assert nothing.answer.startswith("No difference shown in any of 2 comparisons; ")
+    missed = sorted(100 * item.detectable for item in nothing.comparisons)
+    assert (
+        f"about {missed[0]:.1f} to {missed[1]:.1f} points, by comparison, would be missed" in nothing.answer
+    )
     assert study_result(ASKED, variants[:2], []).answer.startswith("Nothing was compared")
+
+
+def test_the_answer_where_nothing_could_be_seen(studio) -> None:
+    few = [
+        variant(f"v{place}", {(1, 1): replace(studio.table(stream=place), groups=["a"] * 60 + ["b"] * 60)})
+        for place in range(3)
+    ]
+    result = study_result(ASKED, few, [("f", "v1", "v0"), ("f", "v2", "v0")])
+    assert result.answer.startswith("No difference shown in any of 2 comparisons; v")
+    assert result.answer.endswith("No difference could have been seen here, however large.")
+    assert [item.accuracy.known for item in result.variants] == [False] * 3
+
+
+def test_one_size_is_named_where_all_comparisons_see_alike(studio) -> None:
+    result = study_result(
+        ASKED,
+        [variant(name, studio.tables(1.0)) for name in ("a", "b", "c")],
+        [("f", "b", "a"), ("f", "c", "a")],
+    )
+    missed = 100 * result.comparisons[0].detectable
+    assert result.answer.endswith(f"Differences below about {missed:.1f} points would be missed here.")
 
 
 def test_fusion_is_part_of_the_study(studio) -> None:
