@@ -132,6 +132,8 @@ def protocol_line(meta: Mapping[str, Any], summary: Summary | None = None) -> st
         parts.append(f"seed {meta['seed']}")
     if summary is not None:
         parts.append(interval_words(summary.groups, summary.main))
+        if summary.main.known and summary.mean_class is not None and not summary.mean_class.known:
+            parts.append("mean class without interval: a class has one source")
     return " · ".join(parts)
 
 

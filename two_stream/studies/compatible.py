@@ -31,7 +31,7 @@ def differences(variants: Mapping[str, Sequence[Scored]]) -> list[str]:
     for key in (*DATA_KEYS, *PROTOCOL_KEYS):
         values: dict[str, Scored] = {}
         for item in every:
-            values.setdefault(_said(item.table.meta, key), item)
+            values.setdefault(said(item.table.meta, key), item)
         if len(values) > 1:
             told = ", ".join(f"{value} ({item.file})" for value, item in values.items())
             found.append(f"different {_WORDS.get(key, key)}: {told}")
@@ -61,14 +61,14 @@ _WORDS = {
 
 def protocol_key(item: Scored) -> str:
     """Return the same text for score files of one board, splits left aside."""
-    return json.dumps([_said(item.table.meta, key) for key in (*DATA_KEYS, *PROTOCOL_KEYS, "precision")])
+    return json.dumps([said(item.table.meta, key) for key in (*DATA_KEYS, *PROTOCOL_KEYS, "precision")])
 
 
-def _said(meta: Mapping[str, Any], key: str) -> str:
+def said(meta: Mapping[str, Any], key: str) -> str:
     """Return a fact of a score file; a fusion that does not say it itself has that of its streams."""
     if key in meta or not meta.get("sources"):
         return str(meta.get(key))
-    return " / ".join(dict.fromkeys(_said(source, key) for source in meta["sources"]))
+    return " / ".join(dict.fromkeys(said(source, key) for source in meta["sources"]))
 
 
 def check_comparable(variants: Mapping[str, Sequence[Scored]], *, anyway: bool = False) -> list[str]:

@@ -12,7 +12,7 @@ from two_stream.errors import ScoreError
 from two_stream.evaluation.statistics import LEVEL, Interval, holm
 from two_stream.evaluation.tables import DASH, count_sources, percent, protocol_line
 from two_stream.studies.comparison import ENOUGH_TRAININGS, main_test
-from two_stream.studies.compatible import protocol_key
+from two_stream.studies.compatible import protocol_key, said
 from two_stream.studies.lines import p_value
 from two_stream.studies.panel import Panel, panel_of
 from two_stream.studies.scored import Scored, grouped, read_scored
@@ -167,7 +167,8 @@ def _title(panel: Panel) -> str:
     }
     meta |= {"split": splits, "kind": None}
     sources = f" of {count_sources(panel.groups)}" if panel.groups is not None else ""
-    return f"{protocol_line(meta)} · {round(panel.videos)} videos{sources}"
+    precision = said(panel.first.meta, "precision").replace("None", "unknown precision")
+    return f"{protocol_line(meta)} · {precision} · {round(panel.videos)} videos{sources}"
 
 
 def _model(item: Scored) -> str:
