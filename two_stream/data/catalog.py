@@ -72,7 +72,8 @@ class Record(Options):
     patterns: Patterns = Patterns()
     """names of the frame files"""
     lists: str = "{part}_{modality}_split{split}.txt"
-    """names of the split lists; `part` is `train` or `val` (the official test list)"""
+    """names of the split lists; `part` is `train`, `val` (the official test list), or `holdout` where the data set
+    brings a validation part of its own"""
     group: str | None = None
     """regular expression over an id whose first group names the source video; `{classes}` stands for any class"""
     groups: Path | None = None
@@ -183,11 +184,18 @@ class Record(Options):
         Raises:
             DataError: The record has no such split.
         """
+        return self._list(_LIST_PART[part], modality, split)
+
+    def holdout_path(self, modality: Modality, split: int) -> Path:
+        """Return the list of the data set's own validation part, which few have; see `list_path`."""
+        return self._list("holdout", modality, split)
+
+    def _list(self, part: str, modality: Modality, split: int) -> Path:
         if not 1 <= split <= self.num_splits:
             raise DataError(
                 f"{self.name} has splits 1 to {self.num_splits}, not {split}; change `data.split`"
             )
-        return self._folder / self.lists.format(part=_LIST_PART[part], modality=modality, split=split)
+        return self._folder / self.lists.format(part=part, modality=modality, split=split)
 
     def modalities(self) -> list[Modality]:
         """Return the modalities whose first training list exists."""

@@ -19,11 +19,11 @@ import yaml
 from two_stream.config.load import nearest, validate
 from two_stream.data.catalog import RECORD_FILE, Record, read_groups
 from two_stream.data.source import FrameFolders
-from two_stream.data.splits import MODALITIES, make_splits, write_list
+from two_stream.data.splits import MODALITIES, SPLIT_WORDS, make_splits, write_list
 from two_stream.errors import DataError, SettingsError, TwoStreamError, VideoError
 from two_stream.runtime.console import progress
 from two_stream.runtime.files import write_text
-from two_stream.types import Modality, VideoRecord
+from two_stream.types import Modality, Part, VideoRecord
 from two_stream.video.frames import count_frames
 from two_stream.video.reader import open_video
 from two_stream.video.sources import Source, collisions, find_sources
@@ -168,6 +168,8 @@ def count_folders(record: Record, ids: Sequence[str]) -> tuple[Counts, list[tupl
 def prepare_folder(videos: Path, name: str, out: Path, options: FolderOptions | None = None) -> Prepared:
     """Make a data set of a folder whose sub-folders are the classes; ids are paths below it without suffix.
 
+    Sub-folders that are called `train`, `val`, `test` and the like, and hold class folders, are the split.
+
     Args:
         videos: The folder.
         name: Name of the data set.
@@ -188,7 +190,11 @@ def prepare_folder(videos: Path, name: str, out: Path, options: FolderOptions | 
             f"{videos}: {loose[0]!r} lies in no class folder; expected {videos}/<class>/<video> "
             f"({len(loose)} such videos)"
         )
-    classes = sorted({_class_of(video_id) for video_id in ids})
+    parts, note = _parts_by_folder(ids, videos)
+    if parts:
+        chosen = replace(chosen, splits=1)
+    label_of = {video_id: PurePosixPath(video_id).parts[1 if parts else 0] for video_id in ids}
+    classes = sorted(set(label_of.values()))
     folder = out / name
     frames = chosen.frames or Path("data") / name
     mapping = _mapping(name, videos, frames, folder, classes, chosen)
@@ -197,22 +203,59 @@ def prepare_folder(videos: Path, name: str, out: Path, options: FolderOptions | 
     counts, failures = _count(record, frames, sources, chosen)
     group_of: Callable[[str], str] = table.__getitem__ if table is not None else record.group_of
     records = [
-        VideoRecord(i, counts[i][0], classes.index(_class_of(i)), group_of(i)) for i in ids if i in counts
+        VideoRecord(i, counts[i][0], classes.index(label_of[i]), group_of(i)) for i in ids if i in counts
     ]
     _enough(records, classes, videos)
-    splits = make_splits(records, chosen.splits, chosen.test_fraction, chosen.seed)
-    _both_sides(splits, videos)
+    side: dict[Part, list[VideoRecord]] = {"train": [], "val": [], "test": []}
+    if parts:
+        for r in records:
+            side[parts[PurePosixPath(r.id).parts[0]]].append(r)
+        splits: Splits = [(side["train"], side["test"])]
+        note = f"{parts_line(splits[0], side['val'])}, from the folders {', '.join(parts)}"
+    else:
+        splits = make_splits(records, chosen.splits, chosen.test_fraction, chosen.seed)
+    _both_sides(splits, videos, "" if parts else _TOO_FEW)
     if table is not None:
         lines = (f"{key} {value}\n" for key, value in sorted(table.items()))
         write_text(folder / GROUPS_FILE, "".join(lines))
-    made = write_dataset(record, mapping, folder, splits, counts)
+    made = write_dataset(record, mapping, folder, splits, counts, side["val"])
     made.failures = failures
-    made.warnings += [*_one_sided(splits, classes), *_ungrouped(record, ids)]
+    why = "" if parts else ": too few source videos"
+    made.warnings += [*([note] if note else []), *_one_sided(splits, classes, why), *_ungrouped(record, ids)]
     return made
 
 
-def _class_of(video_id: str) -> str:
-    return PurePosixPath(video_id).parts[0]
+def _parts_by_folder(ids: Sequence[str], videos: Path) -> tuple[dict[str, Part], str]:
+    """Return the part of the split that each top folder is, none where they are classes, and what to say then.
+
+    Raises:
+        DataError: A split folder with class folders holds a video beside them.
+    """
+    depths: dict[str, int] = {}
+    for video_id in ids:
+        steps = PurePosixPath(video_id).parts
+        depths[steps[0]] = max(depths.get(steps[0], 0), len(steps))
+    words = {top: SPLIT_WORDS[top.lower()] for top in sorted(depths) if top.lower() in SPLIT_WORDS}
+    if not words:
+        return {}, ""
+    found = set(words.values())
+    if len(words) < len(depths) or "train" not in found or len(found) < 2 or min(depths.values()) < 3:
+        return {}, (
+            f"{', '.join(words)} taken as classes, not as a split, which would be top folders of such names only, "
+            "one of them train, each with class folders in it"
+        )
+    loose = [video_id for video_id in ids if len(PurePosixPath(video_id).parts) < 3]
+    if loose:
+        raise DataError(f"{videos}: {loose[0]!r} lies in no class folder ({len(loose)} such videos)")
+    return {top: "test" if part == "val" and "test" not in found else part for top, part in words.items()}, ""
+
+
+def parts_line(
+    split: tuple[Sequence[VideoRecord], Sequence[VideoRecord]], validation: Sequence[object]
+) -> str:
+    """Return a sentence that counts the videos of a split that was given."""
+    own = f"{len(validation)} validation, " if validation else ""
+    return f"the split is the given one: {len(split[0])} training, {own}{len(split[1])} test videos"
 
 
 def _mapping(
@@ -264,7 +307,12 @@ def _ungrouped(record: Record, ids: Sequence[str]) -> list[str]:
 
 
 def write_dataset(
-    record: Record, mapping: Mapping[str, Any] | None, folder: Path, splits: Splits, counts: Counts
+    record: Record,
+    mapping: Mapping[str, Any] | None,
+    folder: Path,
+    splits: Splits,
+    counts: Counts,
+    validation: Sequence[VideoRecord] = (),
 ) -> Prepared:
     """Write the split lists of both modalities, and the record where its content is given.
 
@@ -274,18 +322,26 @@ def write_dataset(
         folder: Where everything goes.
         splits: Training and test videos of each split.
         counts: Frames of each video.
+        validation: The data set's own validation videos, where it has any, of its only split.
     """
     made = Prepared(record, folder / RECORD_FILE, 0, 0)
     for number, (train, test) in enumerate(splits, 1):
-        for part, records in (("train", train), ("test", test)):
-            for index, modality in enumerate(("rgb", "flow")):
-                path = record.list_path(part, modality, number)  # type: ignore[arg-type]
-                write_list(path, [replace(r, num_frames=counts[r.id][index]) for r in records])
-                made.lists.append(path)
+        for index, modality in enumerate(MODALITIES):
+            parts = {
+                record.list_path("train", modality, number): train,
+                record.list_path("test", modality, number): test,
+                record.holdout_path(modality, number): validation,
+            }
+            for path, records in parts.items():
+                if records or path != record.holdout_path(modality, number):
+                    write_list(path, [replace(r, num_frames=counts[r.id][index]) for r in records])
+                    made.lists.append(path)
+                else:
+                    path.unlink(missing_ok=True)  # of an earlier split
     if mapping is not None:  # last: a record without lists would be half a data set
         text = yaml.safe_dump(dict(mapping), sort_keys=False, allow_unicode=True, width=100)
         write_text(folder / RECORD_FILE, f"{MARK}\n{text}")
-    everything = {r.id: r for train, test in splits for r in (*train, *test)}
+    everything = {r.id: r for train, test in splits for r in (*train, *test, *validation)}
     made.videos = len(everything)
     made.sources = len({r.group or r.id for r in everything.values()})
     return made
@@ -340,22 +396,22 @@ def _enough(records: Sequence[VideoRecord], classes: Sequence[str], videos: Path
         )
 
 
-def _both_sides(splits: Splits, videos: Path) -> None:
+_TOO_FEW = ": too few source videos per class; a class needs two, so add videos, or correct --groups or --group-regex"
+
+
+def _both_sides(splits: Splits, videos: Path, why: str) -> None:
     for number, (train, test) in enumerate(splits, 1):
         if not train or not test:
             side = "test" if train else "training"
-            raise DataError(
-                f"{videos}: split {number} would have no {side} video at all: too few source videos per class; "
-                "a class needs two, so add videos, or correct --groups or --group-regex"
-            )
+            raise DataError(f"{videos}: split {number} would have no {side} video at all{why}")
 
 
-def _one_sided(splits: Splits, classes: Sequence[str]) -> list[str]:
+def _one_sided(splits: Splits, classes: Sequence[str], why: str) -> list[str]:
     warnings = []
     for number, (train, test) in enumerate(splits, 1):
         for side, records in (("training", train), ("test", test)):
             lacking = sorted(set(range(len(classes))) - {r.label for r in records})
             if lacking:
                 names = ", ".join(classes[label] for label in lacking)
-                warnings.append(f"split {number} has no {side} video of {names}: too few source videos")
+                warnings.append(f"split {number} has no {side} video of {names}{why}")
     return warnings

@@ -1,8 +1,8 @@
 """Split lists in the published form, and the parts of a split a stage reads.
 
 A line is `folder num_frames label`, in a multi-label data set `folder num_frames label,label,…`. The validation part is
-carved from the official training list, whole source videos at a time; the official test list is touched by evaluation
-only.
+a list of its own where the data set has one, else carved from the official training list, whole source videos at a
+time; the official test list is touched by evaluation only.
 """
 
 from __future__ import annotations
@@ -21,6 +21,13 @@ from two_stream.runtime.seeding import derive
 from two_stream.types import Modality, Part, VideoRecord
 
 MODALITIES: tuple[Modality, ...] = ("rgb", "flow")
+SPLIT_WORDS: dict[str, Part] = {
+    "train": "train",
+    "training": "train",
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing", "eval"), "test"),
+}
+"""what the parts of a split are called, in folders and tables"""
 _DIGITS = 7
 """of a number in a list: five days at 25 frames a second"""
 
@@ -199,9 +206,9 @@ def load_part(
 ) -> list[VideoRecord]:
     """Read the videos of a part of a split, each with its source video.
 
-    `test` is the official test list. With selection `holdout`, `train` and `val` are the two sides of the training
-    list; with `folds` both are the whole of it; with `paper`, `train` is the whole of it and `val` the official test
-    list, as published.
+    `test` is the official test list. With selection `holdout`, `train` and `val` are the training list and the data
+    set's own validation list, or where it has none the two sides of the training list; with `folds` both are the whole
+    training list; with `paper`, `train` is the whole of it and `val` the official test list, as published.
 
     Args:
         record: The data set.
@@ -217,14 +224,18 @@ def load_part(
     """
     if selection == "paper" and part == "val":
         part = "test"
-    records = _read(record, part, modality, split)
-    if part == "test" or selection != "holdout":
+    own = selection == "holdout" and any(record.holdout_path(m, split).is_file() for m in MODALITIES)
+    if own and part == "val":
+        return _read(record, record.holdout_path(modality, split))
+    records = _read(record, record.list_path(part, modality, split))
+    if part == "test" or selection != "holdout" or own:
         return records
     # decided on the union of both lists: a video missing from one of them moves no other to the other side
     everything = {r.id: r for r in records}
     for other in MODALITIES:
-        if other != modality and record.list_path(part, other, split).is_file():
-            everything |= {r.id: r for r in _read(record, part, other, split) if r.id not in everything}
+        path = record.list_path(part, other, split)
+        if other != modality and path.is_file():
+            everything |= {r.id: r for r in _read(record, path) if r.id not in everything}
     chosen = {source_of(r) for r in _holdout(list(everything.values()), holdout, seed)[1]}
     return [r for r in records if (source_of(r) in chosen) == (part == "val")]
 
@@ -232,8 +243,19 @@ def load_part(
 _holdout = holdout  # `load_part` has an argument of that name
 
 
-def _read(record: Record, part: Part, modality: Modality, split: int) -> list[VideoRecord]:
-    path = record.list_path(part, modality, split)
+def own_validation(record: Record, modality: Modality, split: int) -> list[VideoRecord]:
+    """Return the videos of the data set's own validation list; none where it has none."""
+    path = record.holdout_path(modality, split)
+    return _read(record, path) if path.is_file() else []
+
+
+def not_for_test(record: Record, modality: Modality, split: int) -> list[VideoRecord]:
+    """Return every video that a training may see: those of the training list and of the own validation list."""
+    train = load_part(record, modality, split, "train", selection="paper")
+    return [*train, *own_validation(record, modality, split)]
+
+
+def _read(record: Record, path: Path) -> list[VideoRecord]:
     if not path.is_file():
         raise DataError(f"{path}: no such split list; write it with `two-stream prepare`")
     return read_list(

@@ -23,6 +23,7 @@ from two_stream.data.prepare import (
     count_folders,
     count_videos,
     make_record,
+    parts_line,
     relative_path,
     write_dataset,
 )
@@ -109,9 +110,11 @@ def prepare_annotations(kind: str, options: BuildOptions) -> Prepared:
             f"{places.root}: none of the {len(annotations.entries)} listed videos is here ({first[0]}: {first[1]})"
         )
     _settle(mapping, listed, folder)
-    splits, notes = _splits([video for _, video in listed.videos], listed, record.classes)
+    splits, validation, notes = _splits([video for _, video in listed.videos], listed, record.classes)
+    if kind == "table" and any(entry.split for entry, _ in listed.videos):
+        notes.insert(0, parts_line(splits[0], validation))
     made = write_dataset(
-        make_record(mapping, folder), None if kept else mapping, folder, splits, listed.counts
+        make_record(mapping, folder), None if kept else mapping, folder, splits, listed.counts, validation
     )
     made.failures = list(listed.failures.items())
     made.warnings += [*annotations.notes, *notes, *kept]
@@ -239,13 +242,14 @@ def _settle(mapping: dict[str, Any], listed: _Listed, folder: Path) -> None:
 
 def _splits(
     records: Sequence[VideoRecord], listed: _Listed, classes: Sequence[str]
-) -> tuple[Splits, list[str]]:
-    """Return the official split, or one made here where the files have none, and what to say about it."""
+) -> tuple[Splits, list[VideoRecord], list[str]]:
+    """Return the official split, or one made here where the files have none, its validation part, and what to say."""
     if all(not entry.split for entry, _ in listed.videos):
         made = make_splits(records, 1, _TEST_FRACTION, 0)
-        return made, [f"no split is given: about {_TEST_FRACTION:.0%} of every class are the test list"]
-    train, test = (
-        [video for entry, video in listed.videos if entry.split == split] for split in ("train", "test")
+        return made, [], [f"no split is given: about {_TEST_FRACTION:.0%} of every class are the test list"]
+    train, val, test = (
+        [video for entry, video in listed.videos if entry.split == split]
+        for split in ("train", "val", "test")
     )
     notes = []
     for side, videos in (("training", train), ("test", test)):
@@ -254,4 +258,4 @@ def _splits(
             notes.append(f"the {side} list is empty: none of its videos is here")
         elif len(seen) < len(classes):
             notes.append(f"{len(classes) - len(seen)} classes have no {side} video here")
-    return [(train, test)], notes
+    return [(train, test)], val, notes
