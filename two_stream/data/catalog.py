@@ -38,8 +38,15 @@ class Roots(Options):
     flow: Path | None = None
 
 
+class First(Options):
+    """Number in the name of a video's first frame file; frames themselves are counted from 1 everywhere."""
+
+    rgb: Annotated[int, Field(ge=0, lt=10**7)] = 1
+    flow: Annotated[int, Field(ge=0, lt=10**7)] = 1
+
+
 class Patterns(Options):
-    """File names of frames; the number is 1-based."""
+    """File names of frames; numbers begin with `first`."""
 
     rgb: str = "img_{:05d}.jpg"
     flow_x: str = "flow_x_{:05d}.jpg"
@@ -71,6 +78,8 @@ class Record(Options):
     """shorter side of extracted frames in pixels, and of frames whose flow is computed on the fly; null: as is"""
     patterns: Patterns = Patterns()
     """names of the frame files"""
+    first: First = First()
+    """number of the first frame file"""
     lists: str = "{part}_{modality}_split{split}.txt"
     """names of the split lists; `part` is `train`, `val` (the official test list), or `holdout` where the data set
     brings a validation part of its own"""
@@ -145,7 +154,9 @@ class Record(Options):
         """The frame names in the form `video/frames.py` reads."""
         from two_stream.video.frames import FramePatterns
 
-        return FramePatterns(rgb=self.patterns.rgb, flow_x=self.patterns.flow_x, flow_y=self.patterns.flow_y)
+        return FramePatterns(
+            **self.patterns.model_dump(), first_rgb=self.first.rgb, first_flow=self.first.flow
+        )
 
     def resolve(self, path: Path) -> Path:
         """Return a path of the record as one that can be opened, also before the record's own folder exists."""

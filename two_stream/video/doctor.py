@@ -19,7 +19,7 @@ from two_stream.runtime.console import progress
 from two_stream.runtime.files import sha256
 from two_stream.types import Modality
 from two_stream.video.extract import read_manifest
-from two_stream.video.frames import FramePatterns, numbers_by_name, read_picture
+from two_stream.video.frames import FramePatterns, read_picture
 from two_stream.video.reader import backend_version, open_video
 from two_stream.video.sources import video_files
 from two_stream.video.workers import Beat, Failure, run_tasks, usable_processes
@@ -32,7 +32,7 @@ class Finding:
     """One thing found about one subject."""
 
     kind: str
-    """unreadable, timed_out, damaged, too_short, doubled, header_mismatch, missing, rgb_flow_mismatch …"""
+    """unreadable, timed_out, damaged, too_short, doubled, header_mismatch, missing, first_number …"""
     severity: Severity
     subject: str
     """path or name of what it is about"""
@@ -107,7 +107,8 @@ def examine_frame_folders(
 ) -> list[Finding]:
     """List what is wrong with frame folders, in their order.
 
-    Kinds: `missing` (the folder, a modality, or numbers in between), `unreadable` (an empty, cut or, with `decode`,
+    Kinds: `missing` (the folder, a modality, or numbers in between), `first_number` (files before the first),
+    `unreadable` (an empty, cut or, with `decode`,
     damaged image), `rgb_flow_mismatch` (flow must have one picture fewer than RGB; published lists also have as
     many), `too_short`, `damaged` (the video the frames come from was).
 
@@ -200,10 +201,9 @@ def examine_folder(job: _FolderJob, beat: Beat) -> list[Finding]:
     findings: list[Finding] = []
     counts: dict[str, int] = {}
     for modality in job.modalities:
-        for pattern in job.patterns.of(modality):
-            found = numbers_by_name(names, pattern)
+        for pattern, found in zip(job.patterns.of(modality), job.patterns.numbered(names, modality)):
             counts[pattern] = len(found)
-            findings += _numbering(subject, pattern, found)
+            findings += _numbering(subject, pattern, job.patterns.first(modality), found)
             findings += _pictures(job, [found[number] for number in sorted(found)], beat)
     findings += _counts(job, counts)
     manifest = read_manifest(job.folder)
@@ -212,13 +212,21 @@ def examine_folder(job: _FolderJob, beat: Beat) -> list[Finding]:
     return findings
 
 
-def _numbering(subject: str, pattern: str, found: dict[int, str]) -> list[Finding]:
+def _numbering(subject: str, pattern: str, first: int, found: dict[int, str]) -> list[Finding]:
+    if min(found, default=1) < 1:
+        detail = f"begins with {found[min(found)]}, the data set says {pattern.format(first)}; correct `first` in it"
+        return [Finding("first_number", "error", subject, detail)]
     absent = sorted(set(range(1, max(found, default=0) + 1)) - set(found))
     if not absent:
         return []
     more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
     return [
-        Finding("missing", "error", subject, f"{pattern.format(absent[0])}{more} missing in the sequence")
+        Finding(
+            "missing",
+            "error",
+            subject,
+            f"{pattern.format(absent[0] - 1 + first)}{more} missing in the sequence",
+        )
     ]
 
 
