@@ -10,10 +10,10 @@ from pathlib import Path
 from two_stream.data.catalog import Record
 from two_stream.data.segments import Segment, segments_of
 from two_stream.data.source import FrameFolders, find_video, index_videos
-from two_stream.data.splits import MODALITIES, numbered_records
+from two_stream.data.splits import MODALITIES, numbered_records, one_class
 from two_stream.errors import DataError, VideoError
 from two_stream.types import Modality, Part, VideoRecord
-from two_stream.video.doctor import Finding, Severity, examine, examine_frame_folders
+from two_stream.video.doctor import Finding, Listed, Severity, examine, examine_frame_folders
 from two_stream.video.frames import count_frames
 
 PARTS: tuple[Part, ...] = ("train", "test")
@@ -47,7 +47,7 @@ def audit(record: Record, options: AuditOptions | None = None) -> list[Finding]:
 
     Kinds: `missing` (a list, a folder or a file), `unreadable` (a line of another form; a file), `doubled` (an id twice
     in a list), `label` (out of range, or not the same everywhere), `leakage` (a video, or its source, on both sides of
-    a split), `rgb_flow_mismatch`, `too_short`, `imbalance`, `count_mismatch` (list and disk disagree).
+    a split), `rgb_flow_mismatch`, `too_short`, `imbalance`, `one_class`, `count_mismatch` (list and disk disagree).
 
     Args:
         record: The data set.
@@ -75,6 +75,7 @@ def audit(record: Record, options: AuditOptions | None = None) -> list[Finding]:
                 findings += _sides(record, split, modality, lists, ("train", "val"))
                 findings += _sides(record, split, modality, lists, ("val", "test"))
         findings += _streams(record, split, lists)
+    findings += [Finding("one_class", "warning", str(record.folder), said) for said in one_class(record)]
     findings += _on_disk(record, _of_videos(record, everything, findings), chosen)
     return list(dict.fromkeys(findings))
 
@@ -247,16 +248,23 @@ def _on_disk(
         return findings
     root = record.resolve(record.videos)
     index = index_videos(root)
-    paths = []
+    listed: dict[Path, Listed] = {}
     for name in dict.fromkeys(name for records in everything.values() for name in records):
+        needed = {
+            m: records[name].num_frames + (m == "flow")
+            for m, records in everything.items()
+            if name in records
+        }
+        fewer: Severity = "error" if set(needed) - set(folders) else "warning"  # frame folders are read first
         try:
-            paths.append(find_video(index, root, name))
+            path = find_video(index, root, name)
+            listed[path] = Listed(max(needed.values()), fewer, more=not folders and record.segments is None)
         except VideoError as error:
-            severity: Severity = "info" if folders else "error"
-            findings.append(Finding("missing", severity, error.path, error.reason))
+            findings.append(Finding("missing", "info" if folders else "error", error.path, error.reason))
     if options.decode:
         findings += examine(
-            paths,
+            listed,
+            listed=listed,
             min_frames=options.min_frames,
             backend=options.backend,
             processes=options.processes,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -97,6 +98,16 @@ class Record(Options):
     """CSV file `id,video,start,end,first` of ids that are parts of a longer video; see `data/segments.py`"""
 
     _folder: Path = PrivateAttr(default=Path())
+
+    @field_validator("classes", "mirror_pairs", mode="before")
+    @classmethod
+    def _texts(cls, value: object) -> object:
+        for name in _leaves(value):
+            if not isinstance(name, str):
+                raise ValueError(
+                    f"YAML reads an entry as {name!r} and not as a name; put it in quotes, such as 'yes', 'null' or '1'"
+                )
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Record:
@@ -253,6 +264,11 @@ class Record(Options):
         return folder
 
 
+def _leaves(value: object) -> Iterator[object]:
+    for entry in value if isinstance(value, (list, tuple)) else ():
+        yield from _leaves(entry) if isinstance(entry, (list, tuple)) else (entry,)
+
+
 def load_record(dataset: str | Path, settings_root: Path = Path("settings")) -> Record:
     """Read a data set's record.
 
@@ -323,6 +339,7 @@ def read_groups(path: Path) -> dict[str, str]:
         video_id, _, group = line.strip().rpartition(" ")
         if not video_id.strip():
             raise DataError(f"{path}:{number}: {line.strip()!r}: expected `id group`")
+        video_id = video_id.replace("\\", "/")  # written on Windows
         if table.setdefault(video_id.strip(), group) != group:
             raise DataError(f"{path}:{number}: {video_id.strip()!r} has two groups; keep one")
     return table
@@ -337,7 +354,7 @@ def read_lines(path: Path) -> list[str]:
     try:
         if path.exists() and not path.is_file():  # a device or a pipe may never end
             raise DataError(f"{path}: no file; expected a text file")
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -19,7 +19,14 @@ from two_stream.data.catalog import RECORD_FILE, Record, read_groups
 from two_stream.data.counting import Counts, FolderCounts, count_videos, look_and_count, make_record
 from two_stream.data.frame_names import FrameNames
 from two_stream.data.source import FrameFolders
-from two_stream.data.splits import MODALITIES, SPLIT_WORDS, make_splits, write_list
+from two_stream.data.splits import (
+    MODALITIES,
+    SPLIT_WORDS,
+    check_names,
+    make_splits,
+    one_class,
+    write_list,
+)
 from two_stream.errors import DataError, SettingsError
 from two_stream.runtime.files import write_text
 from two_stream.types import Modality, Part, VideoRecord
@@ -105,6 +112,7 @@ def prepare_folder(videos: Path, name: str, out: Path, options: FolderOptions | 
             f"{videos}: {loose[0]!r} lies in no class folder; expected {videos}/<class>/<video> "
             f"({len(loose)} such videos)"
         )
+    check_names(ids, videos)
     parts, note = _parts_by_folder(ids, videos)
     if parts:
         chosen = replace(chosen, splits=1)
@@ -245,7 +253,12 @@ def write_dataset(
         counts: Frames of each video.
         validation: The data set's own validation videos, where it has any, of its only split.
         modalities: Those of which there are frames, or will be; of the others no list stays.
+
+    Raises:
+        DataError: A name that no list can hold; nothing is written.
     """
+    everything = {r.id: r for train, test in splits for r in (*train, *test, *validation)}
+    check_names(everything, folder)
     made = Prepared(record, folder / RECORD_FILE, 0, 0)
     for number, (train, test) in enumerate(splits, 1):
         for index, modality in enumerate(MODALITIES):
@@ -265,10 +278,10 @@ def write_dataset(
         for modality in MODALITIES
         if modality not in modalities
     ]
+    made.warnings += one_class(record)
     if mapping is not None:  # last: a record without lists would be half a data set
         text = yaml.safe_dump(dict(mapping), sort_keys=False, allow_unicode=True, width=100)
         write_text(folder / RECORD_FILE, f"{MARK}\n{text}")
-    everything = {r.id: r for train, test in splits for r in (*train, *test, *validation)}
     made.videos = len(everything)
     made.sources = len({r.group or r.id for r in everything.values()})
     return made

@@ -8,7 +8,7 @@ time; the official test list is touched by evaluation only.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,9 +91,10 @@ def numbered_records(
             raise DataError(f"{path}:{number}: {parts[0]!r}: frames and label have {_DIGITS} digits at most")
         if int(parts[1]) < least_frames:
             raise DataError(f"{path}:{number}: {parts[0]!r} has no frames; extract it again or remove it")
+        name = parts[0].replace("\\", "/")  # written on Windows
         classes = tuple(sorted({int(label) for label in labels}))
         several = classes if multi_label else ()
-        found.append((number, VideoRecord(parts[0], int(parts[1]), classes[0], labels=several)))
+        found.append((number, VideoRecord(name, int(parts[1]), classes[0], labels=several)))
     return found
 
 
@@ -101,6 +102,29 @@ def write_list(path: Path, records: Sequence[VideoRecord]) -> None:
     """Write a split list atomically, one `folder num_frames label` per line; several labels are joined by commas."""
     lines = (f"{r.id} {r.num_frames} {','.join(map(str, r.all_labels))}\n" for r in records)
     write_text(path, "".join(lines))
+
+
+def one_class(record: Record) -> list[str]:
+    """Return what to say of a data set that has nothing to tell apart."""
+    if record.num_classes > 1 or record.multi_label:
+        return []
+    return [f"{record.classes[0]!r} is the only class: whatever is trained will be right, and know nothing"]
+
+
+def check_names(ids: Iterable[str], where: object) -> None:
+    """Refuse ids that a line of a list does not give back.
+
+    Raises:
+        DataError: Names the first.
+    """
+    for name in ids:
+        ends = any(step != step.strip() for step in name.split("/"))
+        other = name.encode(errors="replace").decode() != name  # no UTF-8
+        if ends or other or len(name.splitlines()) != 1 or "\\" in name:
+            raise DataError(
+                f"{where}: a list cannot hold the name {name!r}: no line breaks, no backslashes, no spaces at an end, "
+                "UTF-8 only; rename it"
+            )
 
 
 def source_of(record: VideoRecord) -> str:

@@ -6,7 +6,7 @@ Every video is decoded once from end to end in a process of its own, which is ki
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,10 +45,22 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Listed:
+    """How many frames of a video the lists need."""
+
+    frames: int
+    fewer: Severity = "error"
+    """how bad it is that fewer decode"""
+    more: bool = True
+    """whether more are worth a word; where parts of the video are listed they are none"""
+
+
+@dataclass(frozen=True)
 class _VideoJob:
     path: Path
     backend: str
     min_frames: int
+    listed: Listed | None
 
 
 @dataclass(frozen=True)
@@ -67,12 +79,13 @@ def examine(
     backend: str = "pyav",
     processes: int | None = None,
     patience: float = 60.0,
+    listed: Mapping[Path, Listed] | None = None,
 ) -> list[Finding]:
     """Decode every video to its end and list what is wrong, in order of the paths.
 
     Kinds: `unreadable` (no frame decodes; the reason), `timed_out`, `damaged` (decodes n of the header's m frames),
     `too_short` (fewer than `min_frames`; flow needs two), `doubled` (same content as another file),
-    `header_mismatch` (the header's count is wrong, which harms nothing here).
+    `header_mismatch` (the header's count is wrong, which harms nothing here), `count_mismatch` (the lists').
 
     Args:
         paths: Video files and folders of them (searched below; files of other kinds are left out).
@@ -80,6 +93,7 @@ def examine(
         backend: Decoder.
         processes: Worker processes; None takes all processors, 0 works in this process, without time limit.
         patience: Seconds without a new frame after which a file is given up.
+        listed: What lists say of the files.
 
     Raises:
         SettingsError: The backend is unknown or not installed.
@@ -89,7 +103,7 @@ def examine(
     for path in paths:
         files.extend(video_files(path)[0] if path.is_dir() else [path])
     files = list(dict.fromkeys(files))
-    jobs = [_VideoJob(file, backend, min_frames) for file in files]
+    jobs = [_VideoJob(file, backend, min_frames, (listed or {}).get(file)) for file in files]
     found = _run(examine_video, jobs, [str(file) for file in files], "check videos", processes, patience)
     for file, detail in _doubled(files):
         found[str(file)].append(Finding("doubled", "warning", str(file), detail))
@@ -164,6 +178,10 @@ def examine_video(job: _VideoJob, beat: Beat) -> list[Finding]:
     elif announced and announced != frames:
         detail = f"{frames} frames decode, the header announces {announced}"
         findings.append(Finding("header_mismatch", "info", subject, detail))
+    if job.listed and (frames < job.listed.frames or (job.listed.more and frames > job.listed.frames)):
+        severity = job.listed.fewer if frames < job.listed.frames else "warning"
+        detail = f"{_plural(frames, 'frame')} of the video file decode, the lists say {job.listed.frames}"
+        findings.append(Finding("count_mismatch", severity, subject, detail))
     if frames < job.min_frames:
         detail = f"{_plural(frames, 'frame')}, expected at least {job.min_frames}"
         findings.append(Finding("too_short", "warning", subject, detail))

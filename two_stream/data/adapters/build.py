@@ -138,7 +138,7 @@ def _existing(path: Path, classes: list[str]) -> list[str]:
     Raises:
         DataError: It has other classes.
     """
-    if not path.is_file() or path.read_text(encoding="utf-8").startswith(MARK):
+    if not path.is_file() or path.read_text(encoding="utf-8-sig").startswith(MARK):
         return []
     if read_yaml(path).get("classes") != classes:
         raise DataError(

@@ -112,7 +112,7 @@ def _order(names: set[str]) -> Any:
 
 
 def _entry(row: Row, labels: tuple[int, ...], where: str) -> Entry:
-    text = row.get("path") or row.get("id", "")
+    text = (row.get("path") or row.get("id", "")).replace("\\", "/")
     if not text:
         raise DataError(f"{where}: neither `path` nor `id` names the video")
     split = row.get("split", "").lower()
