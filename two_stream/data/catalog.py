@@ -31,6 +31,14 @@ CLASSES_MARK = "{classes}"
 _LIST_PART: dict[str, str] = {"train": "train", "val": "train", "test": "val"}
 """published lists call the official test list `val`; the validation part is carved from the training list"""
 
+SPLIT_WORDS: dict[str, Part] = {
+    "train": "train",
+    "training": "train",
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing", "eval"), "test"),
+}
+"""what the parts of a split are called, in folders and tables"""
+
 
 class Roots(Options):
     """Folders that hold one frame folder per video, relative to the record's own folder."""

@@ -19,7 +19,7 @@ from two_stream.data.splits import MODALITIES
 from two_stream.errors import TwoStreamError, VideoError
 from two_stream.runtime.console import progress
 from two_stream.types import Modality
-from two_stream.video.frames import frame_numbers
+from two_stream.video.frames import files_in, frame_numbers
 from two_stream.video.reader import open_video
 from two_stream.video.sources import Source, collisions
 from two_stream.video.workers import Beat, Failure, run_tasks, usable_processes
@@ -130,10 +130,10 @@ def count_folders(record: Record, ids: Sequence[str], *, settled: bool = False) 
                     begins[m][video_id] = min(numbers)
             counts = (rgb or flow + 1, flow or rgb - 1)
             if not (rgb or flow) or min(counts) < 1:
-                names = " or ".join(root.patterns.names(m, 1)[0] for m, root in roots.items())
-                made.failures.append(
-                    (video_id, f"{rgb} RGB and {flow} flow frames in its folder (files as {names})")
-                )
+                wanted = " or ".join(root.patterns.names(m, 1)[0] for m, root in roots.items())
+                there = sorted(files_in(next(iter(roots.values())).folder(video_id)))[:2]
+                why = f"{rgb} RGB and {flow} flow frames in its folder, wanted {wanted}; there lie {there}"
+                made.failures.append((video_id, why))
             else:
                 made.counts[video_id] = counts
     for m, numbers_of in begins.items():

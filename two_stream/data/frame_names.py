@@ -54,29 +54,40 @@ def find_patterns(folders: Sequence[Path], given: FrameNames) -> dict[str, str]:
         DataError: The first folder with files has no frames that can be told; says what was tried and what lies there.
         SettingsError: A given name is wrong.
     """
-    found = given.patterns()
-    first: tuple[Path, list[str]] | None = None
-    looked = 0
+    asked = given.patterns()
+    found = dict(asked)
+    looked: list[tuple[Path, list[str]]] = []
+    unclear = False
     for folder in folders:
         names = sorted(name for name in files_in(folder) if not (name[0] == "." or (folder / name).is_dir()))
-        if not names or looked == _LOOKED_AT:
+        if not names or len(looked) == _LOOKED_AT:
             continue
-        looked += 1
-        first = first or (folder, names)
+        looked.append((folder, names))
         patterns = _patterns(names)
         pair = _flow(list(patterns))
         if pair is not None and "flow_x" not in found:
             found |= {"flow_x": patterns[pair[0]], "flow_y": patterns[pair[1]]}
-        rgb = _rgb([parts for parts in patterns if parts not in (pair or ())])
+        rest = [parts for parts in patterns if parts not in (pair or ())]
+        pictures = [parts for parts in rest if "." in parts[1] and "flow" not in parts[0].lower()]
+        rgb = _rgb(pictures)
+        unclear = unclear or (rgb is None and len(pictures) > 1)
         if rgb is not None and "rgb" not in found:
             found["rgb"] = patterns[rgb]
-    if first is not None and not any(_fits(found, key, first[1]) for key in ("rgb", "flow_x")):
-        raise _unknown(*first, given)
+    for name in asked.values():
+        if looked and not any(numbers_by_name(names, name) for _, names in looked):
+            raise DataError(f"{looked[0][0]}: no frame is named {name!r}; there lie {_some(looked[0][1])}")
+    if looked and (not found or (unclear and "rgb" not in found)):
+        tried = ", ".join(f"{stem}00001.jpg" for stem in _STEMS)
+        endings = ", ".join(sorted(_IMAGES))
+        raise DataError(
+            f"{looked[0][0]}: no frames found: tried {tried}, the same with other numbers and endings ({endings}) and "
+            f"any one kind of numbered pictures; there lie {_some(looked[0][1])}; give --rgb-pattern or --flow-pattern"
+        )
     return found
 
 
-def _fits(found: dict[str, str], key: str, names: Sequence[str]) -> bool:
-    return key in found and bool(numbers_by_name(names, found[key]))
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(repr(name) for name in names[:2])}{', …' if len(names) > 2 else ''}"
 
 
 def _patterns(names: Sequence[str]) -> dict[Parts, str]:
@@ -116,22 +127,8 @@ def _flow(kinds: Sequence[Parts]) -> tuple[Parts, Parts] | None:
 
 def _rgb(kinds: Sequence[Parts]) -> Parts | None:
     """Return the kind of a usual name, else the only one there is."""
-    rest = [(before, after) for before, after in kinds if "." in after and "flow" not in before.lower()]
     for stem in _STEMS:
-        known = [parts for parts in rest if parts[0].lower() == stem and parts[1].startswith(".")]
+        known = [parts for parts in kinds if parts[0].lower() == stem and parts[1].startswith(".")]
         if known:
             return known[0]
-    return rest[0] if len(rest) == 1 else None
-
-
-def _unknown(folder: Path, names: Sequence[str], given: FrameNames) -> DataError:
-    lie = f"{', '.join(repr(name) for name in names[:2])}{', …' if len(names) > 2 else ''}"
-    if given.rgb is not None or given.flow is not None:
-        flags = " or ".join(repr(name) for name in (given.rgb, given.flow) if name is not None)
-        return DataError(f"{folder}: no frame is named {flags}; there lie {lie}")
-    tried = ", ".join(f"{stem}00001.jpg" for stem in _STEMS)
-    endings = ", ".join(sorted(_IMAGES))
-    return DataError(
-        f"{folder}: no frames found: tried {tried}, the same with other numbers and endings ({endings}) "
-        f"and any one kind of numbered pictures; there lie {lie}; give --rgb-pattern or --flow-pattern"
-    )
+    return kinds[0] if len(kinds) == 1 else None

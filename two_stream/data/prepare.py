@@ -15,13 +15,12 @@ from typing import Any
 import yaml
 
 from two_stream.config.load import nearest
-from two_stream.data.catalog import RECORD_FILE, Record, read_groups
+from two_stream.data.catalog import RECORD_FILE, SPLIT_WORDS, Record, read_groups
 from two_stream.data.counting import Counts, FolderCounts, count_videos, look_and_count, make_record
 from two_stream.data.frame_names import FrameNames
 from two_stream.data.source import FrameFolders
 from two_stream.data.splits import (
     MODALITIES,
-    SPLIT_WORDS,
     check_names,
     make_splits,
     one_class,

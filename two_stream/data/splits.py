@@ -21,13 +21,6 @@ from two_stream.runtime.seeding import derive
 from two_stream.types import Modality, Part, VideoRecord
 
 MODALITIES: tuple[Modality, ...] = ("rgb", "flow")
-SPLIT_WORDS: dict[str, Part] = {
-    "train": "train",
-    "training": "train",
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
-    **dict.fromkeys(("test", "testing", "eval"), "test"),
-}
-"""what the parts of a split are called, in folders and tables"""
 _DIGITS = 7
 """of a number in a list: five days at 25 frames a second"""
 

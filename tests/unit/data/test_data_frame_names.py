@@ -118,9 +118,13 @@ def test_prepare_leaves_out_by_name_what_begins_elsewhere(
     )
     own = tmp_path / "out" / "t" / "dataset.yaml"
     own.write_text("# mine\nname: t\nclasses: [a, b]\nfirst: {rgb: 3}\nframes: {rgb: ../../f}\n")
+    (tmp_path / "f" / "v0" / "notes.txt").touch()
+    for path in (tmp_path / "f" / "v0").glob("img_*"):
+        path.unlink()
     code, record = prepare()  # a person's number goes before what most folders have
     assert code == 1
     assert record.list_path("test", "rgb", 1).read_text() == "v7 6 1\n"
+    assert "wanted img_00003.jpg or flow_x_00001.jpg; there lie ['notes.txt']" in capsys.readouterr().out
 
 
 def test_no_lists_of_flow_without_flow(
@@ -188,6 +192,15 @@ def test_names_that_cannot_be_told_are_named_and_may_be_given(prepare: Any, tmp_
         prepare("--rgb-pattern", "left{}.png", "--flow-pattern", "h{}.tiff")
     with pytest.raises(SettingsError, match="one place for the number"):
         prepare("--rgb-pattern", "left.png")
+    with pytest.raises(DataError, match=r"no frame is named 'flow_x_\{\}\.tiff'"):
+        prepare("--rgb-pattern", "left{}.png", "--flow-pattern", "flow_{axis}_{}.tiff")
+    for name in IDS:
+        for axis in "xy":
+            (tmp_path / "f" / name / f"flow_{axis}_00001.jpg").touch()
+    with pytest.raises(DataError, match="no frames found"):  # flow alone would be half the data set
+        prepare()
+    for path in (tmp_path / "f").rglob("flow_*"):
+        path.unlink()
     code, record = prepare("--rgb-pattern", "left{}.png")
     assert (code, record.patterns.rgb, record.modalities()) == (0, "left{}.png", ["rgb"])
 

@@ -11,8 +11,7 @@ from typing import Any
 from two_stream.config.load import nearest
 from two_stream.data.adapters.annotations import Annotations, Classes, Entry, Split
 from two_stream.data.adapters.reading import json_objects, number, span, table_rows, typed
-from two_stream.data.catalog import read_lines
-from two_stream.data.splits import SPLIT_WORDS
+from two_stream.data.catalog import SPLIT_WORDS, read_lines
 from two_stream.errors import DataError
 from two_stream.runtime.text import parse_json
 
