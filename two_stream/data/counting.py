@@ -35,6 +35,8 @@ class FolderCounts:
     counts: Counts = field(default_factory=dict)
     failures: list[tuple[str, str]] = field(default_factory=list)
     """(id, reason)"""
+    strange: list[tuple[str, str]] = field(default_factory=list)
+    """those of them whose folder is there, with other files"""
     misnumbered: set[str] = field(default_factory=set)
     """ids among the failures whose files begin elsewhere than the data set's"""
     modalities: list[Modality] = field(default_factory=list)
@@ -133,7 +135,8 @@ def count_folders(record: Record, ids: Sequence[str], *, settled: bool = False) 
                 wanted = " or ".join(root.patterns.names(m, 1)[0] for m, root in roots.items())
                 there = sorted(files_in(next(iter(roots.values())).folder(video_id)))[:2]
                 why = f"{rgb} RGB and {flow} flow frames in its folder, wanted {wanted}; there lie {there}"
-                made.failures.append((video_id, why))
+                made.strange.append((video_id, why))
+                made.failures.append(made.strange[-1])
             else:
                 made.counts[video_id] = counts
     for m, numbers_of in begins.items():
@@ -148,7 +151,8 @@ def count_folders(record: Record, ids: Sequence[str], *, settled: bool = False) 
                 del made.counts[video_id]
                 files = [roots[m].patterns.of(m)[0].format(at) for at in (number, first)]
                 why = f"its files begin with {files[0]}, those of the data set with {files[1]}"
-                made.failures.append((video_id, f"{why} (`first` in dataset.yaml)"))
+                made.strange.append((video_id, f"{why} (`first` in dataset.yaml)"))
+                made.failures.append(made.strange[-1])
                 made.misnumbered.add(video_id)
     return made
 

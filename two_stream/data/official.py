@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -74,8 +75,12 @@ def prepare_official(
             counted = count_folders(at, ids, settled=True)
         else:
             root = FrameFolders(at, "rgb")
-            places = [place for video_id in ids if (place := root.folder(video_id)).is_dir()]
-            counted = look_and_count(mapping, record.folder, ids, places, names or FrameNames())
+            places = []
+            for video_id in ids:
+                with suppress(VideoError):  # several of this name: said where it is counted
+                    places.append(root.folder(video_id))
+            there = [place for place in places if place.is_dir()]
+            counted = look_and_count(mapping, record.folder, ids, there, names or FrameNames())
             record = make_record(mapping, record.folder)
     elif videos is not None:
         if not videos.is_dir():
@@ -87,9 +92,8 @@ def prepare_official(
             f"{name}: give --videos or --frames; the lists need the number of frames of every video"
         )
     if not counted.counts:
-        raise DataError(
-            f"{frames or videos}: none of the {len(ids)} listed videos is here ({counted.failures[0][1]})"
-        )
+        reason = (counted.strange or counted.failures)[0][1]
+        raise DataError(f"{frames or videos}: none of the {len(ids)} listed videos is here ({reason})")
     counts, splits = counted.counts, _known(raw, counted.counts, record)
     made = write_dataset(record, mapping, record.folder, splits, counts, modalities=counted.modalities)
     made.failures = counted.failures

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from adapter_files import frames, write
@@ -17,6 +19,8 @@ from two_stream.data.packing import all_videos
 from two_stream.data.prepare import FolderOptions, Prepared, prepare_folder
 from two_stream.data.splits import load_part, not_for_test
 from two_stream.errors import DataError
+from two_stream.evaluation.features import _Writer
+from two_stream.studies.plan import _digest
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +141,23 @@ def test_a_table_of_training_and_one_more_part(tmp_path: Path, word: str) -> Non
     record = load_record("t", tmp_path)
     assert len(load_part(record, "rgb", 1, "test")) == 4
     assert not record.holdout_path("rgb", 1).exists()
+
+
+def test_stored_features_and_keys_of_studies_know_the_own_validation_part(tmp_path: Path, clip: Path) -> None:
+    _, record = prepared(folders(tmp_path / "v", clip, {"train": 2, "val": 1, "test": 1}), tmp_path)
+    spec, data = SimpleNamespace(modality="rgb"), SimpleNamespace(split=1)
+    writer: Any = SimpleNamespace(
+        record=record,
+        model=SimpleNamespace(spec=spec),
+        experiment=SimpleNamespace(data=data),
+        train_views=1,
+        train=None,
+    )
+    stored = _Writer.plan(writer, "train")
+    assert {video.id.split("/")[0] for video in stored.videos} == {"train", "val"}
+    keys = set()
+    for _ in range(2):
+        keys.add(_digest.__wrapped__(str(record.folder), tmp_path, "rgb", 1, "videos", None))
+        path = record.holdout_path("rgb", 1)
+        path.write_text(path.read_text().splitlines()[0] + "\n")
+    assert len(keys) == 2

@@ -110,7 +110,7 @@ def prepare_annotations(kind: str, options: BuildOptions) -> Prepared:
     counted = _counted(mapping, folder, found, options, kept=bool(kept))
     listed = _listed(annotations, where, counted.counts, dict(counted.failures), options)
     if not listed.videos:
-        first = next(iter(listed.failures.items()))
+        first = next(iter(counted.strange or listed.failures.items()))
         raise DataError(
             f"{places.root}: none of the {len(annotations.entries)} listed videos is here ({first[0]}: {first[1]})"
         )
