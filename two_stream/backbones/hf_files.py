@@ -154,7 +154,7 @@ def _find(model: str, name: str, *, quiet: bool = False) -> Path | None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = parse_json(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise SettingsError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(found, dict):

@@ -16,7 +16,7 @@ from two_stream.commands.common import parse
 if TYPE_CHECKING:
     from two_stream.data.catalog import Record
     from two_stream.studies.auto import Candidate
-    from two_stream.types import Modality, Part, RunPaths
+    from two_stream.types import Modality, RunPaths
 
 SUMMARY = (
     "Check a prepared data set, run the baseline, train both streams by the recipe that fits the machine, evaluate, "
@@ -119,10 +119,9 @@ def _streams(
 
 
 def _videos(record: Record, modality: Modality, split: int) -> int:
-    from two_stream.data.splits import load_part
+    from two_stream.data.splits import load_part, not_for_test
 
-    parts: tuple[Part, Part] = ("train", "test")
-    return sum(len(load_part(record, modality, split, part, selection="paper")) for part in parts)
+    return len(not_for_test(record, modality, split)) + len(load_part(record, modality, split, "test"))
 
 
 def _differences(recipe: Any, fitting: Any) -> list[str]:

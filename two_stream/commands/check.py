@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -163,24 +163,25 @@ def _frame_folders(
     folder: Path, flags: Options
 ) -> dict[tuple[FramePatterns, tuple[Modality, ...]], list[Path]]:
     """Find the frame folders below a folder, by how their files are named and what they hold."""
-    import os
-
+    from two_stream.data.splits import MODALITIES
     from two_stream.video.extract import read_manifest
     from two_stream.video.frames import numbers_by_name
+    from two_stream.video.sources import walk
 
     groups: dict[tuple[FramePatterns, tuple[Modality, ...]], list[Path]] = {}
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for root, names in walk(folder):
         if not names:
             continue
-        manifest = read_manifest(Path(root))
+        manifest = read_manifest(root)
         patterns = _patterns(flags, manifest["settings"]["patterns"] if manifest else {}, names)
+        from_0 = [any(0 in numbers_by_name(names, name) for name in patterns.of(m)) for m in MODALITIES]
+        patterns = replace(patterns, first_rgb=1 - from_0[0], first_flow=1 - from_0[1])  # no record says it
         flow = any(numbers_by_name(names, pattern) for pattern in patterns.of("flow"))
         flow = flow or bool(manifest and manifest["flow_frames"])
         flow = flow or any(name.startswith("flow_x_") for name in names)
         rgb = numbers_by_name(names, patterns.rgb) or any(name.startswith("img_") for name in names)
         if manifest or flow or rgb:
-            groups.setdefault((patterns, ("rgb", "flow") if flow else ("rgb",)), []).append(Path(root))
+            groups.setdefault((patterns, ("rgb", "flow") if flow else ("rgb",)), []).append(root)
     return groups
 
 
@@ -196,7 +197,7 @@ def _patterns(flags: Options, recorded: Mapping[str, str], names: Sequence[str])
         for axis, bare in (("flow_x", "flow_x_{:05d}"), ("flow_y", "flow_y_{:05d}"))
         if numbers_by_name(names, bare) and not numbers_by_name(names, f"{bare}.jpg")
     }
-    chosen = dict(recorded) or published
+    chosen: dict[str, Any] = dict(recorded) or published
     given = {"rgb": flags.rgb_pattern, "flow_x": flags.flow_x_pattern, "flow_y": flags.flow_y_pattern}
     return FramePatterns(**chosen | {key: value for key, value in given.items() if value is not None})
 

@@ -37,6 +37,10 @@ class FolderFlags:
     """instead: regular expression over the id (path without suffix) whose first group is the source"""
     frames: Path | None = None
     """where the frame folders are or will be; default data/NAME"""
+    rgb_pattern: str | None = None
+    """names of RGB frame files, as in img_{:05d}.jpg; found by looking by default"""
+    flow_pattern: str | None = None
+    """names of flow files, as in flow_{axis}_{:05d}.jpg"""
     splits: int = 3
     """splits to make"""
     test_fraction: float = 0.3
@@ -59,6 +63,10 @@ class OfficialFlags:
     """folder of the videos, which are decoded to count frames …"""
     frames: Path | None = None
     """… or folder of the frame folders, whose files are counted"""
+    rgb_pattern: str | None = None
+    """names of RGB frame files, as in img_{:05d}.jpg; found by looking by default"""
+    flow_pattern: str | None = None
+    """names of flow files, as in flow_{axis}_{:05d}.jpg"""
     out: Path = Path("settings")
     """settings folder; lists, and a record where there is none, go to OUT/ucf101/ or OUT/hmdb51/"""
     backend: Literal["pyav", "opencv", "torchcodec"] = "pyav"
@@ -77,6 +85,10 @@ class AdapterFlags:
     """folder of the videos, in class folders or not; decoded to count frames …"""
     frames: Path | None = None
     """… or folder of the frame folders, whose files are counted"""
+    rgb_pattern: str | None = None
+    """names of RGB frame files, as in img_{:05d}.jpg; found by looking by default"""
+    flow_pattern: str | None = None
+    """names of flow files, as in flow_{axis}_{:05d}.jpg"""
     out: Path = Path("settings")
     """settings folder; record, lists, groups and segments go to OUT/NAME/"""
     name: str | None = None
@@ -129,12 +141,14 @@ def _usage() -> None:
 def _folder(args: list[str]) -> Prepared:
     flags = parse(FolderFlags, args, prog="two-stream prepare folder", description=SUMMARY)
 
+    from two_stream.data.frame_names import FrameNames
     from two_stream.data.prepare import FolderOptions, prepare_folder
 
     options = FolderOptions(
         groups=flags.groups,
         group_regex=flags.group_regex,
         frames=flags.frames,
+        names=FrameNames(flags.rgb_pattern, flags.flow_pattern),
         splits=flags.splits,
         test_fraction=flags.test_fraction,
         seed=flags.seed,
@@ -147,6 +161,7 @@ def _folder(args: list[str]) -> Prepared:
 def _official(name: str, args: list[str]) -> Prepared:
     flags = parse(OfficialFlags, args, prog=f"two-stream prepare {name}", description=SUMMARY)
 
+    from two_stream.data.frame_names import FrameNames
     from two_stream.data.official import prepare_official
 
     return prepare_official(
@@ -155,6 +170,7 @@ def _official(name: str, args: list[str]) -> Prepared:
         flags.out,
         videos=flags.videos,
         frames=flags.frames,
+        names=FrameNames(flags.rgb_pattern, flags.flow_pattern),
         backend=flags.backend,
         processes=flags.processes,
     )
@@ -164,6 +180,7 @@ def _adapted(kind: str, args: list[str]) -> Prepared:
     flags = parse(AdapterFlags, args, prog=f"two-stream prepare {kind}", description=SUMMARY)
 
     from two_stream.data.adapters.build import BuildOptions, prepare_annotations
+    from two_stream.data.frame_names import FrameNames
 
     options = BuildOptions(
         annotations=flags.annotations,
@@ -172,6 +189,7 @@ def _adapted(kind: str, args: list[str]) -> Prepared:
         videos=flags.videos,
         frames=flags.frames,
         fps=flags.fps,
+        names=FrameNames(flags.rgb_pattern, flags.flow_pattern),
         backend=flags.backend,
         processes=flags.processes,
     )

@@ -341,7 +341,7 @@ def _class_names(given: str) -> list[str]:
     if given.isdigit():
         return [f"class {index}" for index in range(int(given))]
     try:
-        lines = Path(given).read_text(encoding="utf-8").splitlines()
+        lines = Path(given).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise SettingsError(f"--classes {given}: neither a number nor a readable file ({reason})") from None

@@ -85,7 +85,7 @@ def read_levels(path: Path, names: Sequence[str], what: str = "weights") -> dict
             network's.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         told, levels = _from_csv(text) if path.suffix.lower() == ".csv" else _from_json(text)
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read ({error.strerror}); expected a file of levels") from None

@@ -10,10 +10,10 @@ from pathlib import Path
 from two_stream.data.catalog import Record
 from two_stream.data.segments import Segment, segments_of
 from two_stream.data.source import FrameFolders, find_video, index_videos
-from two_stream.data.splits import MODALITIES, numbered_records
+from two_stream.data.splits import MODALITIES, numbered_records, one_class
 from two_stream.errors import DataError, VideoError
 from two_stream.types import Modality, Part, VideoRecord
-from two_stream.video.doctor import Finding, Severity, examine, examine_frame_folders
+from two_stream.video.doctor import Finding, Listed, Severity, examine, examine_frame_folders
 from two_stream.video.frames import count_frames
 
 PARTS: tuple[Part, ...] = ("train", "test")
@@ -47,7 +47,7 @@ def audit(record: Record, options: AuditOptions | None = None) -> list[Finding]:
 
     Kinds: `missing` (a list, a folder or a file), `unreadable` (a line of another form; a file), `doubled` (an id twice
     in a list), `label` (out of range, or not the same everywhere), `leakage` (a video, or its source, on both sides of
-    a split), `rgb_flow_mismatch`, `too_short`, `imbalance`, `count_mismatch` (list and disk disagree).
+    a split), `rgb_flow_mismatch`, `too_short`, `imbalance`, `one_class`, `count_mismatch` (list and disk disagree).
 
     Args:
         record: The data set.
@@ -59,9 +59,10 @@ def audit(record: Record, options: AuditOptions | None = None) -> list[Finding]:
     used = record.modalities() or list(MODALITIES)
     for split in range(1, record.num_splits + 1):
         lists: Lists = {}
+        own = [m for m in used if record.holdout_path(m, split).is_file()]
         for modality in used:
-            for part in PARTS:
-                path = record.list_path(part, modality, split)
+            for part in (*PARTS, "val") if own else PARTS:
+                path = _path(record, part, modality, split)
                 lists[part, modality] = _read(record, path, chosen.min_frames, findings)
                 for r in lists[part, modality]:
                     first = everything[modality].setdefault(r.id, r)
@@ -69,8 +70,12 @@ def audit(record: Record, options: AuditOptions | None = None) -> list[Finding]:
                         detail = f"{r.id!r} has label {_labels(r)} here, {_labels(first)} in another list"
                         findings.append(Finding("label", "error", str(path), detail))
         for modality in used:
-            findings += _sides(record, split, modality, lists)
+            findings += _sides(record, split, modality, lists, ("train", "test"))
+            if own:
+                findings += _sides(record, split, modality, lists, ("train", "val"))
+                findings += _sides(record, split, modality, lists, ("val", "test"))
         findings += _streams(record, split, lists)
+    findings += [Finding("one_class", "warning", str(record.folder), said) for said in one_class(record)]
     findings += _on_disk(record, _of_videos(record, everything, findings), chosen)
     return list(dict.fromkeys(findings))
 
@@ -142,14 +147,22 @@ def _read(record: Record, path: Path, min_frames: int, findings: list[Finding]) 
     return records
 
 
-def _sides(record: Record, split: int, modality: Modality, lists: Lists) -> list[Finding]:
-    """Compare the training and the test list of one split."""
-    train, test = lists["train", modality], lists["test", modality]
-    subject = str(record.list_path("test", modality, split))
+def _path(record: Record, part: Part, modality: Modality, split: int) -> Path:
+    """Return a list's path; `val` is the data set's own validation list here."""
+    return record.holdout_path(modality, split) if part == "val" else record.list_path(part, modality, split)
+
+
+def _sides(
+    record: Record, split: int, modality: Modality, lists: Lists, parts: tuple[Part, Part]
+) -> list[Finding]:
+    """Compare two lists of one split, the second with the first."""
+    train, test = (lists[part, modality] for part in parts)
+    subject = str(_path(record, parts[1], modality, split))
+    first = {"train": "training", "val": "validation", "test": "test"}[parts[0]]
     findings = []
     both = {r.id for r in train} & {r.id for r in test}
     findings += [
-        Finding("leakage", "error", subject, f"{name!r} is in the training list too") for name in sorted(both)
+        Finding("leakage", "error", subject, f"{name!r} is in the {first} list too") for name in sorted(both)
     ]
     inside: dict[str, set[int]] = defaultdict(set)
     for r in train:
@@ -157,16 +170,15 @@ def _sides(record: Record, split: int, modality: Modality, lists: Lists) -> list
     apart = [r for r in test if r.id not in both and r.group in inside]
     same = sorted({(r.group, r.label) for r in apart if r.label in inside[r.group]})
     for group, label in same:
-        detail = f"source {group!r} has videos of class {_name(record, label)!r} in the training list too"
+        detail = f"source {group!r} has videos of class {_name(record, label)!r} in the {first} list too"
         findings.append(Finding("leakage", "error", subject, detail))
     other = sorted({r.group for r in apart if r.label not in inside[r.group]})
     if other:
-        detail = f"{len(other)} sources have videos of other classes in the training list: {_some(other)}"
+        detail = f"{len(other)} sources have videos of other classes in the {first} list: {_some(other)}"
         findings.append(Finding("leakage", "warning", subject, detail))
-    for part, records in (("train", train), ("test", test)):
+    for part, records in zip(parts, (train, test)):
         if records:
-            path = str(record.list_path(part, modality, split))  # type: ignore[arg-type]
-            findings += _balance(record, path, records)
+            findings += _balance(record, str(_path(record, part, modality, split)), records)
     return findings
 
 
@@ -190,11 +202,11 @@ def _balance(record: Record, subject: str, records: Sequence[VideoRecord]) -> li
 def _streams(record: Record, split: int, lists: Lists) -> list[Finding]:
     """Compare the RGB and the flow list of each part."""
     findings: list[Finding] = []
-    for part in PARTS:
+    for part in dict.fromkeys(part for part, _ in lists):
         rgb, flow = ({r.id: r for r in lists.get((part, m), [])} for m in MODALITIES)
         if not rgb or not flow:
             continue
-        subject = str(record.list_path(part, "flow", split))
+        subject = str(_path(record, part, "flow", split))
         for here, there, what in ((rgb, flow, "RGB"), (flow, rgb, "flow")):
             lone = sorted(set(here) - set(there))
             findings += [
@@ -236,16 +248,23 @@ def _on_disk(
         return findings
     root = record.resolve(record.videos)
     index = index_videos(root)
-    paths = []
+    listed: dict[Path, Listed] = {}
     for name in dict.fromkeys(name for records in everything.values() for name in records):
+        needed = {
+            m: records[name].num_frames + (m == "flow")
+            for m, records in everything.items()
+            if name in records
+        }
+        fewer: Severity = "error" if set(needed) - set(folders) else "warning"  # frame folders are read first
         try:
-            paths.append(find_video(index, root, name))
+            path = find_video(index, root, name)
+            listed[path] = Listed(max(needed.values()), fewer, more=not folders and record.segments is None)
         except VideoError as error:
-            severity: Severity = "info" if folders else "error"
-            findings.append(Finding("missing", severity, error.path, error.reason))
+            findings.append(Finding("missing", "info" if folders else "error", error.path, error.reason))
     if options.decode:
         findings += examine(
-            paths,
+            listed,
+            listed=listed,
             min_frames=options.min_frames,
             backend=options.backend,
             processes=options.processes,

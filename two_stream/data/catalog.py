@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,6 +31,14 @@ CLASSES_MARK = "{classes}"
 _LIST_PART: dict[str, str] = {"train": "train", "val": "train", "test": "val"}
 """published lists call the official test list `val`; the validation part is carved from the training list"""
 
+SPLIT_WORDS: dict[str, Part] = {
+    "train": "train",
+    "training": "train",
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing", "eval"), "test"),
+}
+"""what the parts of a split are called, in folders and tables"""
+
 
 class Roots(Options):
     """Folders that hold one frame folder per video, relative to the record's own folder."""
@@ -38,8 +47,15 @@ class Roots(Options):
     flow: Path | None = None
 
 
+class First(Options):
+    """Number in the name of a video's first frame file; frames themselves are counted from 1 everywhere."""
+
+    rgb: Annotated[int, Field(ge=0, lt=10**7)] = 1
+    flow: Annotated[int, Field(ge=0, lt=10**7)] = 1
+
+
 class Patterns(Options):
-    """File names of frames; the number is 1-based."""
+    """File names of frames; numbers begin with `first`."""
 
     rgb: str = "img_{:05d}.jpg"
     flow_x: str = "flow_x_{:05d}.jpg"
@@ -71,8 +87,11 @@ class Record(Options):
     """shorter side of extracted frames in pixels, and of frames whose flow is computed on the fly; null: as is"""
     patterns: Patterns = Patterns()
     """names of the frame files"""
+    first: First = First()
+    """number of the first frame file"""
     lists: str = "{part}_{modality}_split{split}.txt"
-    """names of the split lists; `part` is `train` or `val` (the official test list)"""
+    """names of the split lists; `part` is `train`, `val` (the official test list), or `holdout` where the data set
+    brings a validation part of its own"""
     group: str | None = None
     """regular expression over an id whose first group names the source video; `{classes}` stands for any class"""
     groups: Path | None = None
@@ -87,6 +106,16 @@ class Record(Options):
     """CSV file `id,video,start,end,first` of ids that are parts of a longer video; see `data/segments.py`"""
 
     _folder: Path = PrivateAttr(default=Path())
+
+    @field_validator("classes", "mirror_pairs", mode="before")
+    @classmethod
+    def _texts(cls, value: object) -> object:
+        for name in _leaves(value):
+            if not isinstance(name, str):
+                raise ValueError(
+                    f"YAML reads an entry as {name!r} and not as a name; put it in quotes, such as 'yes', 'null' or '1'"
+                )
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Record:
@@ -144,7 +173,9 @@ class Record(Options):
         """The frame names in the form `video/frames.py` reads."""
         from two_stream.video.frames import FramePatterns
 
-        return FramePatterns(rgb=self.patterns.rgb, flow_x=self.patterns.flow_x, flow_y=self.patterns.flow_y)
+        return FramePatterns(
+            **self.patterns.model_dump(), first_rgb=self.first.rgb, first_flow=self.first.flow
+        )
 
     def resolve(self, path: Path) -> Path:
         """Return a path of the record as one that can be opened, also before the record's own folder exists."""
@@ -183,11 +214,18 @@ class Record(Options):
         Raises:
             DataError: The record has no such split.
         """
+        return self._list(_LIST_PART[part], modality, split)
+
+    def holdout_path(self, modality: Modality, split: int) -> Path:
+        """Return the list of the data set's own validation part, which few have; see `list_path`."""
+        return self._list("holdout", modality, split)
+
+    def _list(self, part: str, modality: Modality, split: int) -> Path:
         if not 1 <= split <= self.num_splits:
             raise DataError(
                 f"{self.name} has splits 1 to {self.num_splits}, not {split}; change `data.split`"
             )
-        return self._folder / self.lists.format(part=_LIST_PART[part], modality=modality, split=split)
+        return self._folder / self.lists.format(part=part, modality=modality, split=split)
 
     def modalities(self) -> list[Modality]:
         """Return the modalities whose first training list exists."""
@@ -232,6 +270,11 @@ class Record(Options):
         if not folder.is_dir():
             raise DataError(f"{self._folder / RECORD_FILE}: `{key}`: no folder {folder}; {advice}")
         return folder
+
+
+def _leaves(value: object) -> Iterator[object]:
+    for entry in value if isinstance(value, (list, tuple)) else ():
+        yield from _leaves(entry) if isinstance(entry, (list, tuple)) else (entry,)
 
 
 def load_record(dataset: str | Path, settings_root: Path = Path("settings")) -> Record:
@@ -304,6 +347,7 @@ def read_groups(path: Path) -> dict[str, str]:
         video_id, _, group = line.strip().rpartition(" ")
         if not video_id.strip():
             raise DataError(f"{path}:{number}: {line.strip()!r}: expected `id group`")
+        video_id = video_id.replace("\\", "/")  # written on Windows
         if table.setdefault(video_id.strip(), group) != group:
             raise DataError(f"{path}:{number}: {video_id.strip()!r} has two groups; keep one")
     return table
@@ -318,7 +362,7 @@ def read_lines(path: Path) -> list[str]:
     try:
         if path.exists() and not path.is_file():  # a device or a pipe may never end
             raise DataError(f"{path}: no file; expected a text file")
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:

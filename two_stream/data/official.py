@@ -5,23 +5,25 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from two_stream.data.catalog import RECORD_FILE, Record, class_index, load_record, read_lines
-from two_stream.data.packaged import packaged_record
-from two_stream.data.prepare import (
+from two_stream.data.catalog import RECORD_FILE, Record, Roots, class_index, load_record, read_lines
+from two_stream.data.counting import (
     Counts,
-    Prepared,
-    Splits,
+    FolderCounts,
     count_folders,
     count_videos,
+    look_and_count,
     make_record,
-    relative_path,
-    write_dataset,
 )
-from two_stream.data.source import find_video, index_videos
-from two_stream.errors import DataError, VideoError
+from two_stream.data.frame_names import FrameNames
+from two_stream.data.packaged import packaged_record
+from two_stream.data.prepare import Prepared, Splits, relative_path, write_dataset
+from two_stream.data.source import FrameFolders, find_video, index_videos
+from two_stream.data.splits import MODALITIES
+from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.types import VideoRecord
 from two_stream.video.sources import Source
 
@@ -39,6 +41,7 @@ def prepare_official(
     *,
     videos: Path | None = None,
     frames: Path | None = None,
+    names: FrameNames | None = None,
     backend: str = "pyav",
     processes: int | None = None,
 ) -> Prepared:
@@ -50,6 +53,7 @@ def prepare_official(
         settings: Settings folder; where it has no `<name>/dataset.yaml` yet, the package's own is written there.
         videos: Root of the videos, to count frames by decoding.
         frames: Root of the frame folders, to count the files instead; goes before `videos`.
+        names: Names of frame files, where looking does not tell.
         backend: Decoder.
         processes: Worker processes of decoding.
 
@@ -62,22 +66,37 @@ def prepare_official(
     if frames is not None:
         if not frames.is_dir():
             raise DataError(f"{frames}: no such folder of frames")
-        roots = record.frames.model_copy(update={"rgb": frames.absolute(), "flow": frames.absolute()})
-        counts, failures = count_folders(_at(record, frames=roots), ids)
+        at = _at(record, frames=Roots(rgb=frames.absolute(), flow=frames.absolute()))
+        if mapping is None and names not in (None, FrameNames()):
+            raise SettingsError(
+                f"{record.folder / RECORD_FILE} is kept as it is: write the names of frames into its `patterns`"
+            )
+        if mapping is None:
+            counted = count_folders(at, ids, settled=True)
+        else:
+            root = FrameFolders(at, "rgb")
+            places = []
+            for video_id in ids:
+                with suppress(VideoError):  # several of this name: said where it is counted
+                    places.append(root.folder(video_id))
+            there = [place for place in places if place.is_dir()]
+            counted = look_and_count(mapping, record.folder, ids, there, names or FrameNames())
+            record = make_record(mapping, record.folder)
     elif videos is not None:
         if not videos.is_dir():
             raise DataError(f"{videos}: no such folder of videos")
         counts, failures = _count_listed(videos, ids, backend, processes)
+        counted = FolderCounts(counts, failures, modalities=list(MODALITIES))
     else:
         raise DataError(
             f"{name}: give --videos or --frames; the lists need the number of frames of every video"
         )
-    if not counts:
-        raise DataError(
-            f"{frames or videos}: none of the {len(ids)} listed videos is here ({failures[0][1]})"
-        )
-    made = write_dataset(record, mapping, record.folder, _known(raw, counts, record), counts)
-    made.failures = failures
+    if not counted.counts:
+        reason = (counted.strange or counted.failures)[0][1]
+        raise DataError(f"{frames or videos}: none of the {len(ids)} listed videos is here ({reason})")
+    counts, splits = counted.counts, _known(raw, counted.counts, record)
+    made = write_dataset(record, mapping, record.folder, splits, counts, modalities=counted.modalities)
+    made.failures = counted.failures
     return made
 
 

@@ -100,8 +100,8 @@ def all_videos(record: Record, modality: Modality) -> list[VideoRecord]:
     found: dict[str, VideoRecord] = {}
     parts: tuple[Part, ...] = ("train", "test")
     for split in range(1, record.num_splits + 1):
-        for part in parts:
-            path = record.list_path(part, modality, split)
+        lists = [record.list_path(part, modality, split) for part in parts]
+        for path in (*lists, record.holdout_path(modality, split)):
             if not path.is_file():
                 continue
             for video in read_list(path, num_classes=record.num_classes, multi_label=record.multi_label):

@@ -8,29 +8,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import cv2
 import yaml
 
-from two_stream.config.load import nearest, validate
-from two_stream.data.catalog import RECORD_FILE, Record, read_groups
+from two_stream.config.load import nearest
+from two_stream.data.catalog import RECORD_FILE, SPLIT_WORDS, Record, read_groups
+from two_stream.data.counting import Counts, FolderCounts, count_videos, look_and_count, make_record
+from two_stream.data.frame_names import FrameNames
 from two_stream.data.source import FrameFolders
-from two_stream.data.splits import MODALITIES, make_splits, write_list
-from two_stream.errors import DataError, SettingsError, TwoStreamError, VideoError
-from two_stream.runtime.console import progress
+from two_stream.data.splits import (
+    MODALITIES,
+    check_names,
+    make_splits,
+    one_class,
+    write_list,
+)
+from two_stream.errors import DataError, SettingsError
 from two_stream.runtime.files import write_text
-from two_stream.types import Modality, VideoRecord
-from two_stream.video.frames import count_frames
-from two_stream.video.reader import open_video
-from two_stream.video.sources import Source, collisions, find_sources
-from two_stream.video.workers import Beat, Failure, run_tasks, usable_processes
+from two_stream.types import Modality, Part, VideoRecord
+from two_stream.video.sources import Source, find_sources
 
-Counts = dict[str, tuple[int, int]]
-"""RGB and flow frames by video id"""
 GROUPS_FILE = "groups.txt"
 MARK = "# Written by `two-stream prepare`."
 """first line of a record that may be written anew"""
@@ -63,6 +63,8 @@ class FolderOptions:
     """regular expression over the id whose first group is the source"""
     frames: Path | None = None
     """root of the frame folders, where they are or will be; default `data/<name>`"""
+    names: FrameNames = field(default_factory=FrameNames)
+    """names of their files, where looking does not tell"""
     splits: int = 3
     """splits to make"""
     test_fraction: float = 0.3
@@ -84,89 +86,10 @@ class FolderOptions:
             raise SettingsError(f"--test-fraction is {self.test_fraction}: expected more than 0, less than 1")
 
 
-@dataclass(frozen=True)
-class _Job:
-    path: Path
-    backend: str
-
-
-def count_videos(
-    videos: Sequence[Source], *, backend: str = "pyav", processes: int | None = None, patience: float = 60.0
-) -> tuple[Counts, list[tuple[str, str]]]:
-    """Count the frames of videos by decoding them; flow has one fewer.
-
-    Returns:
-        Counts by id, and (id, reason) of the videos that give fewer than two frames.
-    """
-    counts: Counts = {}
-    clashes = collisions(videos)
-    failed = {videos[index].id: reason for index, reason in clashes.items()}
-    todo = [video for index, video in enumerate(videos) if index not in clashes]
-    jobs = [_Job(video.path, backend) for video in todo]
-    chosen = usable_processes() if processes is None else processes
-    with (
-        progress("count frames", total=len(jobs)) as advance,
-        closing(run_tasks(count_one, jobs, processes=chosen, patience=patience)) as answers,
-    ):
-        for index, answer in answers:
-            video_id = todo[index].id
-            if isinstance(answer, Failure):
-                failed[video_id] = answer.reason
-            elif isinstance(answer, str):
-                failed[video_id] = answer
-            elif answer < 2:
-                failed[video_id] = "too short: 1 frame, flow needs 2"
-            else:
-                counts[video_id] = (answer, answer - 1)
-            advance(1, failed=len(failed))
-    return counts, [(video.id, failed[video.id]) for video in videos if video.id in failed]
-
-
-def count_one(job: _Job, beat: Beat) -> int | str:
-    """Return the frames of a video that decode, or why none does."""
-    cv2.setNumThreads(1)
-    try:
-        with open_video(job.path, job.backend) as video:
-            return video.count(beat)
-    except VideoError as error:
-        return error.reason
-    except (TwoStreamError, OSError, MemoryError, cv2.error) as error:
-        return " ".join(str(error).split()) or type(error).__name__
-
-
-def count_folders(record: Record, ids: Sequence[str]) -> tuple[Counts, list[tuple[str, str]]]:
-    """Count the frames in the frame folders of a record; see `count_videos`.
-
-    Where one modality is not there, the other's count stands for it: flow has one frame fewer.
-    """
-    roots: dict[Modality, FrameFolders] = {}
-    for modality in MODALITIES:
-        if getattr(record.frames, modality) is not None:
-            roots[modality] = FrameFolders(record, modality)
-    counts: Counts = {}
-    failures = []
-    with progress("count frames", total=len(ids)) as advance:
-        for video_id in ids:
-            try:
-                found = {
-                    m: count_frames(root.folder(video_id), m, root.patterns) for m, root in roots.items()
-                }
-            except VideoError as error:
-                failures.append((video_id, str(error)))
-                continue
-            finally:
-                advance()
-            rgb, flow = found.get("rgb", 0), found.get("flow", 0)
-            if rgb or flow:
-                counts[video_id] = (rgb or flow + 1, flow or rgb - 1)
-            if min(counts.get(video_id, (0, 0))) < 1:
-                counts.pop(video_id, None)
-                failures.append((video_id, f"{rgb} RGB and {flow} flow frames in its folder"))
-    return counts, failures
-
-
 def prepare_folder(videos: Path, name: str, out: Path, options: FolderOptions | None = None) -> Prepared:
     """Make a data set of a folder whose sub-folders are the classes; ids are paths below it without suffix.
+
+    Sub-folders that are called `train`, `val`, `test` and the like, and hold class folders, are the split.
 
     Args:
         videos: The folder.
@@ -188,31 +111,74 @@ def prepare_folder(videos: Path, name: str, out: Path, options: FolderOptions | 
             f"{videos}: {loose[0]!r} lies in no class folder; expected {videos}/<class>/<video> "
             f"({len(loose)} such videos)"
         )
-    classes = sorted({_class_of(video_id) for video_id in ids})
+    check_names(ids, videos)
+    parts, note = _parts_by_folder(ids, videos)
+    if parts:
+        chosen = replace(chosen, splits=1)
+    label_of = {video_id: PurePosixPath(video_id).parts[1 if parts else 0] for video_id in ids}
+    classes = sorted(set(label_of.values()))
     folder = out / name
     frames = chosen.frames or Path("data") / name
     mapping = _mapping(name, videos, frames, folder, classes, chosen)
     record = make_record(mapping, folder)
     table = _groups_by_id(chosen.groups, ids) if chosen.groups is not None else None
-    counts, failures = _count(record, frames, sources, chosen)
+    counted = _count(mapping, folder, frames, sources, chosen)
+    record, counts = make_record(mapping, folder), counted.counts
     group_of: Callable[[str], str] = table.__getitem__ if table is not None else record.group_of
     records = [
-        VideoRecord(i, counts[i][0], classes.index(_class_of(i)), group_of(i)) for i in ids if i in counts
+        VideoRecord(i, counts[i][0], classes.index(label_of[i]), group_of(i)) for i in ids if i in counts
     ]
     _enough(records, classes, videos)
-    splits = make_splits(records, chosen.splits, chosen.test_fraction, chosen.seed)
-    _both_sides(splits, videos)
+    side: dict[Part, list[VideoRecord]] = {"train": [], "val": [], "test": []}
+    if parts:
+        for r in records:
+            side[parts[PurePosixPath(r.id).parts[0]]].append(r)
+        splits: Splits = [(side["train"], side["test"])]
+        note = f"{parts_line(splits[0], side['val'])}, from the folders {', '.join(parts)}"
+    else:
+        splits = make_splits(records, chosen.splits, chosen.test_fraction, chosen.seed)
+    _both_sides(splits, videos, "" if parts else _TOO_FEW)
     if table is not None:
         lines = (f"{key} {value}\n" for key, value in sorted(table.items()))
         write_text(folder / GROUPS_FILE, "".join(lines))
-    made = write_dataset(record, mapping, folder, splits, counts)
-    made.failures = failures
-    made.warnings += [*_one_sided(splits, classes), *_ungrouped(record, ids)]
+    made = write_dataset(record, mapping, folder, splits, counts, side["val"], counted.modalities)
+    made.failures = counted.failures
+    why = "" if parts else ": too few source videos"
+    made.warnings += [*([note] if note else []), *_one_sided(splits, classes, why), *_ungrouped(record, ids)]
     return made
 
 
-def _class_of(video_id: str) -> str:
-    return PurePosixPath(video_id).parts[0]
+def _parts_by_folder(ids: Sequence[str], videos: Path) -> tuple[dict[str, Part], str]:
+    """Return the part of the split that each top folder is, none where they are classes, and what to say then.
+
+    Raises:
+        DataError: A split folder with class folders holds a video beside them.
+    """
+    depths: dict[str, int] = {}
+    for video_id in ids:
+        steps = PurePosixPath(video_id).parts
+        depths[steps[0]] = max(depths.get(steps[0], 0), len(steps))
+    words = {top: SPLIT_WORDS[top.lower()] for top in sorted(depths) if top.lower() in SPLIT_WORDS}
+    if not words:
+        return {}, ""
+    found = set(words.values())
+    if len(words) < len(depths) or "train" not in found or len(found) < 2 or min(depths.values()) < 3:
+        return {}, (
+            f"{', '.join(words)} taken as classes, not as a split, which would be top folders of such names only, "
+            "one of them train, each with class folders in it"
+        )
+    loose = [video_id for video_id in ids if len(PurePosixPath(video_id).parts) < 3]
+    if loose:
+        raise DataError(f"{videos}: {loose[0]!r} lies in no class folder ({len(loose)} such videos)")
+    return {top: "test" if part == "val" and "test" not in found else part for top, part in words.items()}, ""
+
+
+def parts_line(
+    split: tuple[Sequence[VideoRecord], Sequence[VideoRecord]], validation: Sequence[object]
+) -> str:
+    """Return a sentence that counts the videos of a split that was given."""
+    own = f"{len(validation)} validation, " if validation else ""
+    return f"the split is the given one: {len(split[0])} training, {own}{len(split[1])} test videos"
 
 
 def _mapping(
@@ -234,19 +200,23 @@ def _mapping(
 
 
 def _count(
-    record: Record, frames: Path, sources: Sequence[Source], options: FolderOptions
-) -> tuple[Counts, list[tuple[str, str]]]:
+    mapping: dict[str, Any], folder: Path, frames: Path, sources: Sequence[Source], options: FolderOptions
+) -> FolderCounts:
     """Count frames in the folders that are there, and decode the other videos."""
-    counts: Counts = {}
+    made = FolderCounts(modalities=list(MODALITIES))
     if frames.is_dir():
-        root = FrameFolders(record, "rgb")
-        there = [source.id for source in sources if root.folder(source.id).is_dir()]
-        counts, _ = count_folders(record, there)
-    rest = [source for source in sources if source.id not in counts]
-    more, failures = (
-        count_videos(rest, backend=options.backend, processes=options.processes) if rest else ({}, [])
-    )
-    return {**counts, **more}, failures
+        root = FrameFolders(make_record(mapping, folder), "rgb")
+        there = {source.id: place for source in sources if (place := root.folder(source.id)).is_dir()}
+        found = look_and_count(mapping, folder, list(there), list(there.values()), options.names)
+        made = found if found.modalities else made
+    skipped = {*made.counts, *made.misnumbered}
+    rest = [source for source in sources if source.id not in skipped]
+    made.failures = [(name, why) for name, why in made.failures if name in made.misnumbered]
+    if rest:
+        more, failures = count_videos(rest, backend=options.backend, processes=options.processes)
+        made.counts |= more
+        made.failures += failures
+    return made
 
 
 def _ungrouped(record: Record, ids: Sequence[str]) -> list[str]:
@@ -264,9 +234,15 @@ def _ungrouped(record: Record, ids: Sequence[str]) -> list[str]:
 
 
 def write_dataset(
-    record: Record, mapping: Mapping[str, Any] | None, folder: Path, splits: Splits, counts: Counts
+    record: Record,
+    mapping: Mapping[str, Any] | None,
+    folder: Path,
+    splits: Splits,
+    counts: Counts,
+    validation: Sequence[VideoRecord] = (),
+    modalities: Sequence[Modality] = MODALITIES,
 ) -> Prepared:
-    """Write the split lists of both modalities, and the record where its content is given.
+    """Write the split lists of each modality, and the record where its content is given.
 
     Args:
         record: The data set; its folder is `folder`.
@@ -274,32 +250,40 @@ def write_dataset(
         folder: Where everything goes.
         splits: Training and test videos of each split.
         counts: Frames of each video.
+        validation: The data set's own validation videos, where it has any, of its only split.
+        modalities: Those of which there are frames, or will be; of the others no list stays.
+
+    Raises:
+        DataError: A name that no list can hold; nothing is written.
     """
+    everything = {r.id: r for train, test in splits for r in (*train, *test, *validation)}
+    check_names(everything, folder)
     made = Prepared(record, folder / RECORD_FILE, 0, 0)
     for number, (train, test) in enumerate(splits, 1):
-        for part, records in (("train", train), ("test", test)):
-            for index, modality in enumerate(("rgb", "flow")):
-                path = record.list_path(part, modality, number)  # type: ignore[arg-type]
-                write_list(path, [replace(r, num_frames=counts[r.id][index]) for r in records])
-                made.lists.append(path)
+        for index, modality in enumerate(MODALITIES):
+            parts = {
+                record.list_path("train", modality, number): train,
+                record.list_path("test", modality, number): test,
+                record.holdout_path(modality, number): validation,
+            }
+            for path, records in parts.items():
+                if modality in modalities and (records or path != record.holdout_path(modality, number)):
+                    write_list(path, [replace(r, num_frames=counts[r.id][index]) for r in records])
+                    made.lists.append(path)
+                elif mapping is not None or path == record.holdout_path(modality, number):
+                    path.unlink(missing_ok=True)  # of an earlier time
+    made.warnings += [
+        f"no {modality} frames lie here: no {modality} lists are written; extract them and prepare again"
+        for modality in MODALITIES
+        if modality not in modalities
+    ]
+    made.warnings += one_class(record)
     if mapping is not None:  # last: a record without lists would be half a data set
         text = yaml.safe_dump(dict(mapping), sort_keys=False, allow_unicode=True, width=100)
         write_text(folder / RECORD_FILE, f"{MARK}\n{text}")
-    everything = {r.id: r for train, test in splits for r in (*train, *test)}
     made.videos = len(everything)
     made.sources = len({r.group or r.id for r in everything.values()})
     return made
-
-
-def make_record(mapping: Mapping[str, Any], folder: Path) -> Record:
-    """Return the record of this content that is to lie in a folder.
-
-    Raises:
-        SettingsError: The content is wrong, naming key and value.
-    """
-    record = validate(Record, dict(mapping), folder / RECORD_FILE)
-    record._folder = folder
-    return record
 
 
 def relative_path(path: Path, folder: Path) -> str:
@@ -340,22 +324,22 @@ def _enough(records: Sequence[VideoRecord], classes: Sequence[str], videos: Path
         )
 
 
-def _both_sides(splits: Splits, videos: Path) -> None:
+_TOO_FEW = ": too few source videos per class; a class needs two, so add videos, or correct --groups or --group-regex"
+
+
+def _both_sides(splits: Splits, videos: Path, why: str) -> None:
     for number, (train, test) in enumerate(splits, 1):
         if not train or not test:
             side = "test" if train else "training"
-            raise DataError(
-                f"{videos}: split {number} would have no {side} video at all: too few source videos per class; "
-                "a class needs two, so add videos, or correct --groups or --group-regex"
-            )
+            raise DataError(f"{videos}: split {number} would have no {side} video at all{why}")
 
 
-def _one_sided(splits: Splits, classes: Sequence[str]) -> list[str]:
+def _one_sided(splits: Splits, classes: Sequence[str], why: str) -> list[str]:
     warnings = []
     for number, (train, test) in enumerate(splits, 1):
         for side, records in (("training", train), ("test", test)):
             lacking = sorted(set(range(len(classes))) - {r.label for r in records})
             if lacking:
                 names = ", ".join(classes[label] for label in lacking)
-                warnings.append(f"split {number} has no {side} video of {names}: too few source videos")
+                warnings.append(f"split {number} has no {side} video of {names}{why}")
     return warnings

@@ -101,7 +101,7 @@ def with_frames(record: Record, roots: dict[Modality, Path], ids: Sequence[str])
     names = {"rgb": record.patterns.rgb, "flow_x": record.patterns.flow_x, "flow_y": record.patterns.flow_y}
     if "flow" in here:
         known = [(names["flow_x"], names["flow_y"]), *_FLOW_NAMES]
-        names["flow_x"], names["flow_y"] = _those_there(here["flow"], ids, known)
+        names["flow_x"], names["flow_y"] = _those_there(here["flow"], ids, known, record.first.flow)
     changed = record.model_copy(update={"frames": Roots(**here), "patterns": Patterns(**names)})
     changed._folder = record.folder
     return changed
@@ -136,9 +136,7 @@ def counted(
         folder = folders.folder(video.id)
         count = 0 if skip and not folder.is_dir() else count_frames(folder, modality, folders.patterns)
         if not count and not skip:
-            raise VideoError(
-                folder, f"no {modality} frame named {folders.patterns.of(modality)[0].format(1)}, …"
-            )
+            raise VideoError(folder, f"no {modality} frame named {folders.patterns.names(modality, 1)[0]}, …")
         found.append(replace(video, num_frames=count or 1))
     return found
 
@@ -211,11 +209,13 @@ def _write_record(record: Record, lists: Path) -> None:
     note(f"{lists / RECORD_FILE}: written, so that every command knows the data set")
 
 
-def _those_there(root: Path, ids: Sequence[str], known: Sequence[tuple[str, str]]) -> tuple[str, str]:
+def _those_there(
+    root: Path, ids: Sequence[str], known: Sequence[tuple[str, str]], first: int
+) -> tuple[str, str]:
     for video in ids[:5]:
         for folder in (root / video, *root.glob(f"*/{glob.escape(video)}")):
             for names in known:
-                if (folder / names[0].format(1)).is_file():
+                if (folder / names[0].format(first)).is_file():
                     return names
     return known[0]
 

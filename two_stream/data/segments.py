@@ -55,7 +55,7 @@ def read_segments(path: Path) -> dict[str, Segment]:
             continue
         where = f"{path}:{rows.line_num}"
         try:
-            name, video, start, end, first = row
+            name, video, start, end, first = (cell.replace("\\", "/") for cell in row)
             counted = not start and not end
             segment = Segment(video, None, None, int(first))
             if not counted:

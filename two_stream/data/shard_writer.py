@@ -23,7 +23,7 @@ from two_stream.data.transforms import Frames
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.runtime.files import fsync_dir, write_json
 from two_stream.types import MODALITY_CHANNELS, Modality, VideoRecord
-from two_stream.video.frames import jpeg_size, numbers_by_name, read_content
+from two_stream.video.frames import jpeg_size, read_content
 from two_stream.video.reader import backend_version, open_video
 from two_stream.video.region import fit
 from two_stream.video.workers import Beat
@@ -273,13 +273,13 @@ def _frames(video: VideoRecord, source: FrameFolders | VideoFiles) -> int:
     if not folder.is_dir():
         raise VideoError(folder, "no such folder of frames")
     names = [path.name for path in folder.iterdir()]
-    there = [numbers_by_name(names, pattern) for pattern in source.patterns.of(source.modality)]
+    there = source.patterns.numbered(names, source.modality)
     count = 0
     while count < video.num_frames and all(count + 1 in found for found in there):
         count += 1
     later = sum(number > count for number in there[0])
     if not count or (later and count < video.num_frames):
-        raise VideoError(folder / source.patterns.of(source.modality)[0].format(count + 1), "no such frame")
+        raise VideoError(folder / source.patterns.names(source.modality, count + 1)[0], "no such frame")
     return count
 
 
@@ -325,9 +325,8 @@ def _pictures(
         assert isinstance(source, FrameFolders)  # PackOptions has checked it
         folder = source.folder(video.id)
         for number in range(1, count + 1):
-            yield tuple(
-                read_content(folder / name.format(number)) for name in source.patterns.of(source.modality)
-            )
+            names = source.patterns.names(source.modality, number)
+            yield tuple(read_content(folder / name) for name in names)
         return
     for frame in _resized(shard, video, source, count):
         planes = [frame[..., ::-1]] if shard.modality == "rgb" else [frame[..., 0], frame[..., 1]]

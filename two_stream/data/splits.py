@@ -1,14 +1,14 @@
 """Split lists in the published form, and the parts of a split a stage reads.
 
 A line is `folder num_frames label`, in a multi-label data set `folder num_frames label,label,…`. The validation part is
-carved from the official training list, whole source videos at a time; the official test list is touched by evaluation
-only.
+a list of its own where the data set has one, else carved from the official training list, whole source videos at a
+time; the official test list is touched by evaluation only.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,9 +84,10 @@ def numbered_records(
             raise DataError(f"{path}:{number}: {parts[0]!r}: frames and label have {_DIGITS} digits at most")
         if int(parts[1]) < least_frames:
             raise DataError(f"{path}:{number}: {parts[0]!r} has no frames; extract it again or remove it")
+        name = parts[0].replace("\\", "/")  # written on Windows
         classes = tuple(sorted({int(label) for label in labels}))
         several = classes if multi_label else ()
-        found.append((number, VideoRecord(parts[0], int(parts[1]), classes[0], labels=several)))
+        found.append((number, VideoRecord(name, int(parts[1]), classes[0], labels=several)))
     return found
 
 
@@ -94,6 +95,29 @@ def write_list(path: Path, records: Sequence[VideoRecord]) -> None:
     """Write a split list atomically, one `folder num_frames label` per line; several labels are joined by commas."""
     lines = (f"{r.id} {r.num_frames} {','.join(map(str, r.all_labels))}\n" for r in records)
     write_text(path, "".join(lines))
+
+
+def one_class(record: Record) -> list[str]:
+    """Return what to say of a data set that has nothing to tell apart."""
+    if record.num_classes > 1 or record.multi_label:
+        return []
+    return [f"{record.classes[0]!r} is the only class: whatever is trained will be right, and know nothing"]
+
+
+def check_names(ids: Iterable[str], where: object) -> None:
+    """Refuse ids that a line of a list does not give back.
+
+    Raises:
+        DataError: Names the first.
+    """
+    for name in ids:
+        ends = any(step != step.strip() for step in name.split("/"))
+        other = name.encode(errors="replace").decode() != name  # no UTF-8
+        if ends or other or len(name.splitlines()) != 1 or "\\" in name:
+            raise DataError(
+                f"{where}: a list cannot hold the name {name!r}: no line breaks, no backslashes, no spaces at an end, "
+                "UTF-8 only; rename it"
+            )
 
 
 def source_of(record: VideoRecord) -> str:
@@ -199,9 +223,9 @@ def load_part(
 ) -> list[VideoRecord]:
     """Read the videos of a part of a split, each with its source video.
 
-    `test` is the official test list. With selection `holdout`, `train` and `val` are the two sides of the training
-    list; with `folds` both are the whole of it; with `paper`, `train` is the whole of it and `val` the official test
-    list, as published.
+    `test` is the official test list. With selection `holdout`, `train` and `val` are the training list and the data
+    set's own validation list, or where it has none the two sides of the training list; with `folds` both are the whole
+    training list; with `paper`, `train` is the whole of it and `val` the official test list, as published.
 
     Args:
         record: The data set.
@@ -217,14 +241,18 @@ def load_part(
     """
     if selection == "paper" and part == "val":
         part = "test"
-    records = _read(record, part, modality, split)
-    if part == "test" or selection != "holdout":
+    own = selection == "holdout" and any(record.holdout_path(m, split).is_file() for m in MODALITIES)
+    if own and part == "val":
+        return _read(record, record.holdout_path(modality, split))
+    records = _read(record, record.list_path(part, modality, split))
+    if part == "test" or selection != "holdout" or own:
         return records
     # decided on the union of both lists: a video missing from one of them moves no other to the other side
     everything = {r.id: r for r in records}
     for other in MODALITIES:
-        if other != modality and record.list_path(part, other, split).is_file():
-            everything |= {r.id: r for r in _read(record, part, other, split) if r.id not in everything}
+        path = record.list_path(part, other, split)
+        if other != modality and path.is_file():
+            everything |= {r.id: r for r in _read(record, path) if r.id not in everything}
     chosen = {source_of(r) for r in _holdout(list(everything.values()), holdout, seed)[1]}
     return [r for r in records if (source_of(r) in chosen) == (part == "val")]
 
@@ -232,8 +260,19 @@ def load_part(
 _holdout = holdout  # `load_part` has an argument of that name
 
 
-def _read(record: Record, part: Part, modality: Modality, split: int) -> list[VideoRecord]:
-    path = record.list_path(part, modality, split)
+def own_validation(record: Record, modality: Modality, split: int) -> list[VideoRecord]:
+    """Return the videos of the data set's own validation list; none where it has none."""
+    path = record.holdout_path(modality, split)
+    return _read(record, path) if path.is_file() else []
+
+
+def not_for_test(record: Record, modality: Modality, split: int) -> list[VideoRecord]:
+    """Return every video that a training may see: those of the training list and of the own validation list."""
+    train = load_part(record, modality, split, "train", selection="paper")
+    return [*train, *own_validation(record, modality, split)]
+
+
+def _read(record: Record, path: Path) -> list[VideoRecord]:
     if not path.is_file():
         raise DataError(f"{path}: no such split list; write it with `two-stream prepare`")
     return read_list(

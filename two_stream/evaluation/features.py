@@ -33,7 +33,7 @@ from two_stream.data.features import (
 )
 from two_stream.data.loader import centred_clips, drawn_clips
 from two_stream.data.mirror import mirror_of
-from two_stream.data.splits import load_part
+from two_stream.data.splits import load_part, not_for_test
 from two_stream.data.views import ViewLoader, collate_views, evaluation_clips, view_loader
 from two_stream.errors import DataError, SettingsError
 from two_stream.evaluation.batching import Canvas, Video, scored_views
@@ -205,7 +205,11 @@ class _Writer:
     def plan(self, part: FeaturePart) -> _Plan:
         """Read a list and count its views."""
         data, spec = self.experiment.data, self.model.spec
-        records = load_part(self.record, spec.modality, data.split, part, selection="paper")
+        records = (
+            not_for_test(self.record, spec.modality, data.split)
+            if part == "train"
+            else load_part(self.record, spec.modality, data.split, part)
+        )
         crops = 1 if part == "train" else len(crop_views(self.test, spec, self.mirror))
         videos, first = [], 0
         for video in records:

@@ -173,7 +173,7 @@ def _hit(guesses: Guesses, classes: Sequence[str], k: int) -> bool:
 
 def _read(path: Path, error: type[DataError] | type[ScoreError]) -> Any:
     try:
-        return parse_json(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise error(f"{path}: no such file") from None
     except (OSError, ValueError) as failure:

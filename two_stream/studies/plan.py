@@ -22,7 +22,7 @@ from two_stream.config.load import flatten, read_yaml, validate
 from two_stream.config.schema import Experiment
 from two_stream.config.study import Changes, Study
 from two_stream.data.catalog import load_record
-from two_stream.data.splits import load_part
+from two_stream.data.splits import load_part, own_validation
 from two_stream.errors import SettingsError
 from two_stream.evaluation.run import extraction_settings
 from two_stream.runtime.device import pick_device
@@ -357,5 +357,7 @@ def _digest(dataset: str, root: Path, modality: Modality, split: int, source: st
     made = (
         json.dumps(extraction_settings(record.frames_root(modality))) if source == "frames" else shards or ""
     )
-    text = "\x1f".join([fingerprint(train, test, record.classes), source, made])
+    own = own_validation(record, modality, split)
+    validation = [fingerprint(own, [], record.classes)] if own else []
+    text = "\x1f".join([fingerprint(train, test, record.classes), source, made, *validation])
     return hashlib.sha256(text.encode()).hexdigest()

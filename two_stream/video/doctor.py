@@ -6,7 +6,7 @@ Every video is decoded once from end to end in a process of its own, which is ki
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from two_stream.runtime.console import progress
 from two_stream.runtime.files import sha256
 from two_stream.types import Modality
 from two_stream.video.extract import read_manifest
-from two_stream.video.frames import FramePatterns, numbers_by_name, read_picture
+from two_stream.video.frames import FramePatterns, read_picture
 from two_stream.video.reader import backend_version, open_video
 from two_stream.video.sources import video_files
 from two_stream.video.workers import Beat, Failure, run_tasks, usable_processes
@@ -32,7 +32,7 @@ class Finding:
     """One thing found about one subject."""
 
     kind: str
-    """unreadable, timed_out, damaged, too_short, doubled, header_mismatch, missing, rgb_flow_mismatch …"""
+    """unreadable, timed_out, damaged, too_short, doubled, header_mismatch, missing, first_number …"""
     severity: Severity
     subject: str
     """path or name of what it is about"""
@@ -45,10 +45,22 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Listed:
+    """How many frames of a video the lists need."""
+
+    frames: int
+    fewer: Severity = "error"
+    """how bad it is that fewer decode"""
+    more: bool = True
+    """whether more are worth a word; where parts of the video are listed they are none"""
+
+
+@dataclass(frozen=True)
 class _VideoJob:
     path: Path
     backend: str
     min_frames: int
+    listed: Listed | None
 
 
 @dataclass(frozen=True)
@@ -67,12 +79,13 @@ def examine(
     backend: str = "pyav",
     processes: int | None = None,
     patience: float = 60.0,
+    listed: Mapping[Path, Listed] | None = None,
 ) -> list[Finding]:
     """Decode every video to its end and list what is wrong, in order of the paths.
 
     Kinds: `unreadable` (no frame decodes; the reason), `timed_out`, `damaged` (decodes n of the header's m frames),
     `too_short` (fewer than `min_frames`; flow needs two), `doubled` (same content as another file),
-    `header_mismatch` (the header's count is wrong, which harms nothing here).
+    `header_mismatch` (the header's count is wrong, which harms nothing here), `count_mismatch` (the lists').
 
     Args:
         paths: Video files and folders of them (searched below; files of other kinds are left out).
@@ -80,6 +93,7 @@ def examine(
         backend: Decoder.
         processes: Worker processes; None takes all processors, 0 works in this process, without time limit.
         patience: Seconds without a new frame after which a file is given up.
+        listed: What lists say of the files.
 
     Raises:
         SettingsError: The backend is unknown or not installed.
@@ -89,7 +103,7 @@ def examine(
     for path in paths:
         files.extend(video_files(path)[0] if path.is_dir() else [path])
     files = list(dict.fromkeys(files))
-    jobs = [_VideoJob(file, backend, min_frames) for file in files]
+    jobs = [_VideoJob(file, backend, min_frames, (listed or {}).get(file)) for file in files]
     found = _run(examine_video, jobs, [str(file) for file in files], "check videos", processes, patience)
     for file, detail in _doubled(files):
         found[str(file)].append(Finding("doubled", "warning", str(file), detail))
@@ -107,7 +121,8 @@ def examine_frame_folders(
 ) -> list[Finding]:
     """List what is wrong with frame folders, in their order.
 
-    Kinds: `missing` (the folder, a modality, or numbers in between), `unreadable` (an empty, cut or, with `decode`,
+    Kinds: `missing` (the folder, a modality, or numbers in between), `first_number` (files before the first),
+    `unreadable` (an empty, cut or, with `decode`,
     damaged image), `rgb_flow_mismatch` (flow must have one picture fewer than RGB; published lists also have as
     many), `too_short`, `damaged` (the video the frames come from was).
 
@@ -163,6 +178,10 @@ def examine_video(job: _VideoJob, beat: Beat) -> list[Finding]:
     elif announced and announced != frames:
         detail = f"{frames} frames decode, the header announces {announced}"
         findings.append(Finding("header_mismatch", "info", subject, detail))
+    if job.listed and (frames < job.listed.frames or (job.listed.more and frames > job.listed.frames)):
+        severity = job.listed.fewer if frames < job.listed.frames else "warning"
+        detail = f"{_plural(frames, 'frame')} of the video file decode, the lists say {job.listed.frames}"
+        findings.append(Finding("count_mismatch", severity, subject, detail))
     if frames < job.min_frames:
         detail = f"{_plural(frames, 'frame')}, expected at least {job.min_frames}"
         findings.append(Finding("too_short", "warning", subject, detail))
@@ -200,10 +219,9 @@ def examine_folder(job: _FolderJob, beat: Beat) -> list[Finding]:
     findings: list[Finding] = []
     counts: dict[str, int] = {}
     for modality in job.modalities:
-        for pattern in job.patterns.of(modality):
-            found = numbers_by_name(names, pattern)
+        for pattern, found in zip(job.patterns.of(modality), job.patterns.numbered(names, modality)):
             counts[pattern] = len(found)
-            findings += _numbering(subject, pattern, found)
+            findings += _numbering(subject, pattern, job.patterns.first(modality), found)
             findings += _pictures(job, [found[number] for number in sorted(found)], beat)
     findings += _counts(job, counts)
     manifest = read_manifest(job.folder)
@@ -212,13 +230,21 @@ def examine_folder(job: _FolderJob, beat: Beat) -> list[Finding]:
     return findings
 
 
-def _numbering(subject: str, pattern: str, found: dict[int, str]) -> list[Finding]:
+def _numbering(subject: str, pattern: str, first: int, found: dict[int, str]) -> list[Finding]:
+    if min(found, default=1) < 1:
+        detail = f"begins with {found[min(found)]}, the data set says {pattern.format(first)}; correct `first` in it"
+        return [Finding("first_number", "error", subject, detail)]
     absent = sorted(set(range(1, max(found, default=0) + 1)) - set(found))
     if not absent:
         return []
     more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
     return [
-        Finding("missing", "error", subject, f"{pattern.format(absent[0])}{more} missing in the sequence")
+        Finding(
+            "missing",
+            "error",
+            subject,
+            f"{pattern.format(absent[0] - 1 + first)}{more} missing in the sequence",
+        )
     ]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,7 +91,7 @@ class ExtractOptions:
             "short_side": None if self.size else self.short_side,
             "size": list(self.size) if self.size else None,
             "quality": self.quality,
-            "patterns": asdict(self.patterns),
+            "patterns": self.patterns.written(),
             **({} if self.network is None else self.network.recorded()),
         }
 

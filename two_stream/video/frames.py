@@ -38,14 +38,18 @@ _FIELD = re.compile(r"\{:0?(\d{0,2})d\}|\{\}")
 
 @dataclass(frozen=True)
 class FramePatterns:
-    """Names of the files in a frame folder, with one place for the frame number, counted from 1.
+    """Names of the files in a frame folder, with one place for the frame number.
 
+    Frames are counted from 1 everywhere; where the files begin with another number, only their names shift.
     The published HMDB51 layout has flow files without an extension: `flow_x="flow_x_{:05d}"`.
     """
 
     rgb: str = "img_{:05d}.jpg"
     flow_x: str = "flow_x_{:05d}.jpg"
     flow_y: str = "flow_y_{:05d}.jpg"
+    first_rgb: int = 1
+    """number in the name of the first RGB file"""
+    first_flow: int = 1
 
     def __post_init__(self) -> None:
         """Check that each pattern has one number and names a file of the folder itself."""
@@ -61,10 +65,30 @@ class FramePatterns:
                 )
         if len({self.rgb, self.flow_x, self.flow_y}) < 3:
             raise SettingsError(f"frame patterns must differ: {self.rgb!r}, {self.flow_x!r}, {self.flow_y!r}")
+        if any(not isinstance(first, int) or first < 0 for first in (self.first_rgb, self.first_flow)):
+            raise SettingsError(f"first frames {self.first_rgb!r}, {self.first_flow!r}: expected 0 or more")
 
     def of(self, modality: Modality) -> tuple[str, ...]:
         """Return the patterns of a modality: one for RGB, x and y for flow."""
         return (self.rgb,) if modality == "rgb" else (self.flow_x, self.flow_y)
+
+    def first(self, modality: Modality) -> int:
+        """Return the number in the name of a modality's first file."""
+        return self.first_rgb if modality == "rgb" else self.first_flow
+
+    def names(self, modality: Modality, number: int) -> tuple[str, ...]:
+        """Return the files of a frame, counted from 1."""
+        return tuple(pattern.format(number - 1 + self.first(modality)) for pattern in self.of(modality))
+
+    def numbered(self, names: Sequence[str], modality: Modality) -> list[dict[int, str]]:
+        """Pick the names that fit each pattern of a modality, by frame number counted from 1."""
+        shift = 1 - self.first(modality)
+        found = (numbers_by_name(names, pattern) for pattern in self.of(modality))
+        return [{number + shift: name for number, name in one.items()} for one in found]
+
+    def written(self) -> dict[str, str]:
+        """Return the three names, as manifests keep them."""
+        return {"rgb": self.rgb, "flow_x": self.flow_x, "flow_y": self.flow_y}
 
 
 def numbers_by_name(names: Sequence[str], pattern: str) -> dict[int, str]:
@@ -83,18 +107,23 @@ def numbers_by_name(names: Sequence[str], pattern: str) -> dict[int, str]:
 
 
 def count_frames(folder: Path, modality: Modality, patterns: FramePatterns | None = None) -> int:
-    """Count the frames of a modality in a folder; a flow frame counts when both x and y are there.
+    """Count the frames of a modality in a folder; see `frame_numbers`."""
+    return len(frame_numbers(folder, modality, patterns))
+
+
+def frame_numbers(folder: Path, modality: Modality, patterns: FramePatterns | None = None) -> set[int]:
+    """Return the numbers in the names of a folder's files; a flow frame counts when both x and y are there.
 
     Raises:
         VideoError: There is no such folder.
     """
-    chosen = patterns or FramePatterns()
-    names = _names(folder)
-    sets = [set(numbers_by_name(names, pattern)) for pattern in chosen.of(modality)]
-    return len(set.intersection(*sets))
+    names = files_in(folder)
+    found = [set(numbers_by_name(names, pattern)) for pattern in (patterns or FramePatterns()).of(modality)]
+    return set.intersection(*found)
 
 
-def _names(folder: Path) -> list[str]:
+def files_in(folder: Path) -> list[str]:
+    """Return the names in a folder; see `frame_numbers`."""
     try:
         with os.scandir(folder) as entries:
             return [entry.name for entry in entries]
@@ -133,18 +162,20 @@ def read_frames(
     Raises:
         VideoError: No numbers, or a file is missing, damaged or of another size than the first; names the file.
     """
-    chosen = (patterns or FramePatterns()).of(modality)
+    chosen = patterns or FramePatterns()
     wanted = resize if scaled_decoding else None
 
     def picture(number: int) -> NDArray[np.uint8]:
-        paths = [folder / pattern.format(number) for pattern in chosen]
+        paths = [folder / name for name in chosen.names(modality, number)]
         flags = FLAGS[modality]
         planes = [
             read_picture(path, flags, wanted) if wanted else read_picture(path, flags) for path in paths
         ]
         return joined(planes, paths[-1])
 
-    return assemble(folder, numbers, picture, resize, region, chosen[0])
+    return assemble(
+        folder, numbers, picture, resize, region, lambda number: chosen.names(modality, number)[0]
+    )
 
 
 def assemble(
@@ -153,7 +184,7 @@ def assemble(
     picture: Callable[[int], NDArray[np.uint8]],
     resize: tuple[int, int] | None,
     region: Region | None,
-    frame_name: str = "{}",
+    frame_name: Callable[[int], str] = str,
 ) -> NDArray[np.uint8]:
     """Fill one array with the wanted parts of pictures; each distinct number is asked for once.
 
@@ -163,7 +194,7 @@ def assemble(
         picture: Gives the stored picture `(H, W, C)` of a number.
         resize: See `read_frames`.
         region: See `read_frames`.
-        frame_name: Pattern of a frame's name, for error messages.
+        frame_name: Gives a frame's name, for error messages.
 
     Raises:
         VideoError: No numbers, or pictures of different sizes where none is resized.
@@ -187,7 +218,7 @@ def assemble(
             if resize is None and region is None and stored.shape != out.shape[1:]:
                 size = f"{stored.shape[1]}×{stored.shape[0]}"
                 raise VideoError(
-                    f"{name}/{frame_name.format(number)}",
+                    f"{name}/{frame_name(number)}",
                     f"is {size}, other frames of the folder {out.shape[2]}×{out.shape[1]}",
                 )
             fit(stored, resize, region, out[row])

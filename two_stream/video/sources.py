@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -54,14 +54,33 @@ def video_files(folder: Path) -> tuple[list[Path], int]:
     """
     files: list[Path] = []
     ignored = 0
-    for root, folders, names in os.walk(folder, followlinks=False):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for root, names in walk(folder):
         for name in sorted(names):
             if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES:
-                files.append(Path(root) / name)
+                files.append(root / name)
             else:
                 ignored += 1
     return sorted(files), ignored
+
+
+def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield each folder from this one on and the names of its files; hidden folders are left out.
+
+    Linked folders are followed, after those that lie here, and each real folder is seen once.
+    """
+    seen: set[tuple[int, int]] = set()
+    starts = deque([folder])
+    while starts:
+        for path, folders, names in os.walk(starts.popleft()):
+            root = Path(path)
+            status = root.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            starts += [root / name for name in folders if (root / name).is_symlink()]
+            yield root, names
 
 
 def folder_ids(root: Path, files: Iterable[Path]) -> list[str]:
@@ -94,6 +113,8 @@ def _is_comment(line: str, base: Path) -> bool:
 
 
 def _from_line(line: str, base: Path) -> Source:
+    if "\\" in line and _found(line, base) is None:  # written on Windows
+        line = line.replace("\\", "/")
     head, _, tail = line.replace("\t", " ").rpartition(" ")
     head = head.strip()
     if head and _found(line, base) is None:  # paths may hold spaces: a line that is one is no `path id`

@@ -18,12 +18,21 @@ def write(folder: Path, files: Mapping[str, Any]) -> Path:
     return folder
 
 
-def frames(root: Path, counts: Mapping[str, int], pattern: str = "img_{:05d}.jpg") -> Path:
-    """Make frame folders of so many frames; return their root."""
+def frames(
+    root: Path,
+    counts: Mapping[str, int],
+    pattern: str = "img_{:05d}.jpg",
+    *,
+    first: int = 1,
+    flow: bool = True,
+) -> Path:
+    """Make frame folders of so many frames, with flow or without; return their root."""
     for name, count in counts.items():
         (root / name).mkdir(parents=True)
-        for number in range(1, count + 1):
+        for number in range(first, count + first):
             (root / name / pattern.format(number)).touch()
+            for axis in "xy" if flow and number > first else "":
+                (root / name / f"flow_{axis}_{number - 1:05d}.jpg").touch()
     return root
 
 

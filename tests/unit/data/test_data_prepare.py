@@ -220,6 +220,34 @@ def test_hmdb51_lists_from_frame_folders(
     assert "6368 videos left out" in capsys.readouterr().out
 
 
+def test_official_frames_of_other_names(shared: Path, tmp_path: Path, settings: Path) -> None:
+    """Where no record is there yet, the names are found; a record that is there says them."""
+    lists = shared / "data" / "hmdb51_lists"
+    official_hmdb(tmp_path / "official", load_record("hmdb51", settings), lists)
+    names = [
+        line.rsplit(maxsplit=2)[0] for line in (lists / "val_rgb_split1.txt").read_text().splitlines()[:3]
+    ]
+    folders = [tmp_path / "frames" / name for name in names]
+    folders += [tmp_path / "frames" / top / names[2] for top in ("a", "b")]
+    for folder in (*folders[:2], *folders[3:]):  # the last one lies in two class folders
+        folder.mkdir(parents=True)
+        for number in range(4):
+            (folder / f"{number:03d}.png").touch()
+    flags = ["hmdb51", "--annotations", str(tmp_path / "official"), "--frames", str(tmp_path / "frames")]
+    assert command.main([*flags, "--out", str(tmp_path / "new")]) == 1
+    record = load_record("hmdb51", tmp_path / "new")
+    assert (record.patterns.rgb, record.first.rgb) == ("{:03d}.png", 0)
+    assert record.patterns.flow_x == load_record("hmdb51", settings).patterns.flow_x
+    assert [v.num_frames for v in read_list(record.list_path("test", "rgb", 1))] == [4, 4]
+    assert record.modalities() == ["rgb"]
+    with pytest.raises(
+        DataError, match=r"none of the .* wanted img_00001\.jpg .*there lie \['000\.png', '001\.png'\]"
+    ):
+        command.main([*flags, "--out", str(settings)])
+    with pytest.raises(SettingsError, match="is kept as it is"):
+        command.main([*flags, "--out", str(settings), "--rgb-pattern", "{:03d}.png"])
+
+
 def test_wrong_official_hmdb51_files_are_named(settings: Path, shared: Path, tmp_path: Path) -> None:
     record = load_record("hmdb51", settings)
     with pytest.raises(DataError, match="no such folder"):

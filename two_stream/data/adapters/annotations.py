@@ -9,8 +9,9 @@ from typing import Any, Literal
 from two_stream.config.load import nearest
 from two_stream.errors import DataError
 
-Split = Literal["train", "test", ""]
-"""the official validation part is the `test` list here, as in published lists; empty where the files make no split"""
+Split = Literal["train", "val", "test", ""]
+"""the official validation part is the `test` list here, as in published lists; `val` are rows of a table
+that has test rows too; empty where the files make no split"""
 
 
 @dataclass(frozen=True)

@@ -12,22 +12,28 @@ from two_stream.config.load import read_yaml
 from two_stream.data.adapters import read_annotations
 from two_stream.data.adapters.annotations import Annotations, Entry
 from two_stream.data.adapters.clock import clock_of
-from two_stream.data.adapters.locate import Found, Places, rgb_pattern
-from two_stream.data.catalog import RECORD_FILE, Record
+from two_stream.data.adapters.locate import Found, Places
+from two_stream.data.catalog import RECORD_FILE
+from two_stream.data.counting import (
+    Counts,
+    FolderCounts,
+    count_folders,
+    count_videos,
+    look_and_count,
+    make_record,
+)
+from two_stream.data.frame_names import FrameNames
 from two_stream.data.prepare import (
     GROUPS_FILE,
     MARK,
-    Counts,
     Prepared,
     Splits,
-    count_folders,
-    count_videos,
-    make_record,
+    parts_line,
     relative_path,
     write_dataset,
 )
 from two_stream.data.segments import Segment, write_segments
-from two_stream.data.splits import make_splits
+from two_stream.data.splits import MODALITIES, make_splits
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.runtime.files import write_text
 from two_stream.types import VideoRecord
@@ -53,6 +59,8 @@ class BuildOptions:
     """… or root of the frame folders, whose files are counted"""
     fps: float | None = None
     """frames per second of the frame folders, where neither they nor the annotations say"""
+    names: FrameNames = field(default_factory=FrameNames)
+    """names of frame files, where looking does not tell"""
     backend: str = "pyav"
     """decoder"""
     processes: int | None = None
@@ -98,20 +106,26 @@ def prepare_annotations(kind: str, options: BuildOptions) -> Prepared:
         names: places.find(names) for names in dict.fromkeys(entry.names for entry in annotations.entries)
     }
     found = [place for place in where.values() if isinstance(place, Found)]
-    pattern = rgb_pattern([place.path for place in found]) if frames else None
-    mapping = _mapping(annotations, options, folder, pattern)
-    record = make_record(mapping, folder)
-    counts, failures = _counted(record, found, options)
-    listed = _listed(annotations, where, counts, failures, options)
+    mapping = _mapping(annotations, options, folder)
+    counted = _counted(mapping, folder, found, options, kept=bool(kept))
+    listed = _listed(annotations, where, counted.counts, dict(counted.failures), options)
     if not listed.videos:
-        first = next(iter(listed.failures.items()))
+        first = next(iter(counted.strange or listed.failures.items()))
         raise DataError(
             f"{places.root}: none of the {len(annotations.entries)} listed videos is here ({first[0]}: {first[1]})"
         )
     _settle(mapping, listed, folder)
-    splits, notes = _splits([video for _, video in listed.videos], listed, record.classes)
+    splits, validation, notes = _splits([video for _, video in listed.videos], listed, annotations.classes)
+    if kind == "table" and any(entry.split for entry, _ in listed.videos):
+        notes.insert(0, parts_line(splits[0], validation))
     made = write_dataset(
-        make_record(mapping, folder), None if kept else mapping, folder, splits, listed.counts
+        make_record(mapping, folder),
+        None if kept else mapping,
+        folder,
+        splits,
+        listed.counts,
+        validation,
+        counted.modalities,
     )
     made.failures = list(listed.failures.items())
     made.warnings += [*annotations.notes, *notes, *kept]
@@ -124,7 +138,7 @@ def _existing(path: Path, classes: list[str]) -> list[str]:
     Raises:
         DataError: It has other classes.
     """
-    if not path.is_file() or path.read_text(encoding="utf-8").startswith(MARK):
+    if not path.is_file() or path.read_text(encoding="utf-8-sig").startswith(MARK):
         return []
     if read_yaml(path).get("classes") != classes:
         raise DataError(
@@ -133,15 +147,11 @@ def _existing(path: Path, classes: list[str]) -> list[str]:
     return [f"{path} is kept as it is; compare `groups` and `segments` with what is beside it"]
 
 
-def _mapping(
-    annotations: Annotations, options: BuildOptions, folder: Path, pattern: str | None
-) -> dict[str, Any]:
+def _mapping(annotations: Annotations, options: BuildOptions, folder: Path) -> dict[str, Any]:
     root = relative_path(options.frames or Path("data") / options.name, folder)
     mapping: dict[str, Any] = {"name": options.name, "num_splits": 1, "frames": {"rgb": root, "flow": root}}
     if options.videos is not None:
         mapping["videos"] = relative_path(options.videos, folder)
-    if pattern is not None:
-        mapping["patterns"] = {"rgb": pattern}
     if annotations.group is not None:
         mapping["group"] = annotations.group
     if annotations.multi_label:
@@ -151,15 +161,21 @@ def _mapping(
     return {**mapping, "classes": annotations.classes}
 
 
-def _counted(record: Record, found: Sequence[Found], options: BuildOptions) -> tuple[Counts, dict[str, str]]:
-    """Return the frames of every video that is there, and why others have none."""
+def _counted(
+    mapping: dict[str, Any], folder: Path, found: Sequence[Found], options: BuildOptions, *, kept: bool
+) -> FolderCounts:
+    """Return the frames of what is there, and why others have none; a record that is kept says how files are named."""
     distinct = list({place.id: place for place in found}.values())
-    if options.frames is not None:
-        counts, failures = count_folders(record, [place.id for place in distinct])
-    else:
+    ids = [place.id for place in distinct]
+    if options.frames is None:
         sources = [Source(place.id, place.path) for place in distinct]
         counts, failures = count_videos(sources, backend=options.backend, processes=options.processes)
-    return counts, dict(failures)
+        return FolderCounts(counts, failures, modalities=list(MODALITIES))
+    if not kept:
+        return look_and_count(mapping, folder, ids, [place.path for place in distinct], options.names)
+    own = read_yaml(folder / RECORD_FILE)
+    mapping |= {key: own[key] for key in ("patterns", "first") if key in own}
+    return count_folders(make_record(mapping, folder), ids, settled=True)
 
 
 def _listed(
@@ -239,13 +255,14 @@ def _settle(mapping: dict[str, Any], listed: _Listed, folder: Path) -> None:
 
 def _splits(
     records: Sequence[VideoRecord], listed: _Listed, classes: Sequence[str]
-) -> tuple[Splits, list[str]]:
-    """Return the official split, or one made here where the files have none, and what to say about it."""
+) -> tuple[Splits, list[VideoRecord], list[str]]:
+    """Return the official split, or one made here where the files have none, its validation part, and what to say."""
     if all(not entry.split for entry, _ in listed.videos):
         made = make_splits(records, 1, _TEST_FRACTION, 0)
-        return made, [f"no split is given: about {_TEST_FRACTION:.0%} of every class are the test list"]
-    train, test = (
-        [video for entry, video in listed.videos if entry.split == split] for split in ("train", "test")
+        return made, [], [f"no split is given: about {_TEST_FRACTION:.0%} of every class are the test list"]
+    train, val, test = (
+        [video for entry, video in listed.videos if entry.split == split]
+        for split in ("train", "val", "test")
     )
     notes = []
     for side, videos in (("training", train), ("test", test)):
@@ -254,4 +271,4 @@ def _splits(
             notes.append(f"the {side} list is empty: none of its videos is here")
         elif len(seen) < len(classes):
             notes.append(f"{len(classes) - len(seen)} classes have no {side} video here")
-    return [(train, test)], notes
+    return [(train, test)], val, notes

@@ -70,6 +70,6 @@ def _rate_of(folder: Path) -> float | None:
         found = manifest.get("video", {}).get("fps")
         return float(found) if found else None
     with suppress(OSError, ValueError):
-        rate = float((folder / RATE_FILE).read_text())
+        rate = float((folder / RATE_FILE).read_text(encoding="utf-8-sig"))
         return rate if rate > 0 else None
     return None

@@ -7,14 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from two_stream.data.catalog import Patterns
 from two_stream.data.source import index_videos
 from two_stream.errors import DataError
-from two_stream.video.frames import FramePatterns, count_frames
 from two_stream.video.sources import folder_ids, video_files
-
-_PATTERNS = ("img_{:05d}.jpg", "image_{:05d}.jpg", "{:05d}.jpg", "{:06d}.jpg", "frame{:06d}.jpg")
-"""ours; Efficient-3DCNNs and 3D-ResNets; Jester and Something-Something; others one meets"""
 
 
 @dataclass(frozen=True)
@@ -89,15 +84,3 @@ def _frame_folders(root: Path) -> tuple[dict[str, list[Path]], dict[Path, str]]:
 def _folders(path: Path) -> list[Path]:
     with os.scandir(path) as entries:
         return [path / name for name in sorted(e.name for e in entries if e.is_dir() and e.name[0] != ".")]
-
-
-def rgb_pattern(folders: Sequence[Path]) -> str:
-    """Return how the RGB frames of these folders are named; the usual name where none of them says.
-
-    Only the first few folders with any file are looked at.
-    """
-    for folder in folders[:20]:
-        for pattern in _PATTERNS:
-            if count_frames(folder, "rgb", FramePatterns(rgb=pattern)):
-                return pattern
-    return Patterns().rgb

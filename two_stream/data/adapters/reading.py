@@ -59,9 +59,7 @@ def rows(path: Path, delimiter: str, least: int, form: str) -> Iterator[tuple[st
     for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
-        fields = [
-            field.strip() for field in next(csv.reader([line.lstrip("\ufeff").strip()], delimiter=delimiter))
-        ]
+        fields = [field.strip() for field in next(csv.reader([line.strip()], delimiter=delimiter))]
         if len(fields) < least or not all(fields[:least]):
             raise DataError(f"{path}:{number}: {line.strip()!r}: expected `{form}`")
         yield f"{path}:{number}", fields
@@ -76,8 +74,8 @@ def table_rows(
         DataError: The file is missing, lacks a column, or a line has another number of fields.
     """
     lines = read_lines(path)
-    if lines:
-        lines[0] = lines[0].lstrip("\ufeff")
+    if delimiter == "," and lines and ";" in lines[0] and "," not in lines[0]:
+        delimiter = ";"  # as spreadsheets write it where the comma is the decimal point
     reader = csv.reader((line + "\n" for line in lines), delimiter=delimiter)
     header = [column.strip() for column in next(reader, [])]
     lacking = [column for column in needed if column not in header]
@@ -104,7 +102,7 @@ def read_json(path: Path) -> Any:
     """
     text = "\n".join(read_lines(path))
     try:
-        return parse_json(text.lstrip("\ufeff"))
+        return parse_json(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not whole JSON ({error.msg})") from None
 

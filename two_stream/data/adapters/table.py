@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from two_stream.config.load import nearest
 from two_stream.data.adapters.annotations import Annotations, Classes, Entry, Split
 from two_stream.data.adapters.reading import json_objects, number, span, table_rows, typed
-from two_stream.data.catalog import read_lines
+from two_stream.data.catalog import SPLIT_WORDS, read_lines
 from two_stream.errors import DataError
 from two_stream.runtime.text import parse_json
 
 COLUMNS = ("path", "id", "label", "labels", "start", "end", "group", "fps", "split")
 SEPARATOR = ";"
 """between the `labels` of a video, in CSV and TSV"""
-_SPLITS: dict[str, Split] = {
-    "": "",
-    "train": "train",
-    "training": "train",
-    "val": "test",
-    "valid": "test",
-    "validation": "test",
-    "test": "test",
-    "testing": "test",
-}
+_SPLITS: dict[str, Split] = {"": "", **SPLIT_WORDS}
 Row = dict[str, str]
 
 
@@ -34,7 +26,8 @@ def read_table(path: Path) -> Annotations:
     """Read a table with the columns of `COLUMNS`; `path` or `id`, and `label` or `labels`, are needed.
 
     A column `labels` makes the data set multi-label; its names stand apart by `;`, in JSON in a list. Labels follow the
-    sorted class names, or the numbers where all are whole numbers. Without `split`, one is made.
+    sorted class names, or the numbers where all are whole numbers. Without `split`, one is made. Rows of `val` are the
+    test list, unless there are rows of all three parts.
 
     Raises:
         DataError: Missing, an unknown or missing column, or a wrong value; names the line.
@@ -54,6 +47,8 @@ def read_table(path: Path) -> Annotations:
     if "" in split and len(split) > 1:
         lone = next(entry for entry in entries if not entry.split)
         raise DataError(f"{lone.where}: `split` is empty, other rows have one")
+    if split != {"train", "val", "test"}:
+        entries = [replace(entry, split="test") if entry.split == "val" else entry for entry in entries]
     return Annotations(classes.names, entries, multi_label=multi_label)
 
 
@@ -116,7 +111,7 @@ def _order(names: set[str]) -> Any:
 
 
 def _entry(row: Row, labels: tuple[int, ...], where: str) -> Entry:
-    text = row.get("path") or row.get("id", "")
+    text = (row.get("path") or row.get("id", "")).replace("\\", "/")
     if not text:
         raise DataError(f"{where}: neither `path` nor `id` names the video")
     split = row.get("split", "").lower()
