@@ -119,10 +119,7 @@ def _list(args: list[str]) -> int:
         return 0
     columns = ("name", "model", "classes", "MiB", "hash", "licence", "here", "link")
     rows = [_cells(entry, options.folder) for entry in entries]
-    made = table(f"{len(rows)} published files (--json tells all of each)", columns, rows)
-    for column in made.columns[2:]:
-        column.no_wrap = True
-    console.print(made)
+    console.print(table(f"{len(rows)} published files (--json tells all of each)", columns, rows))
     for entry in entries:
         if entry.package:
             say(f"{entry.name}: {_package(entry, entry.package, options.folder)}")
