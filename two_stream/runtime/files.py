@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,14 +13,17 @@ from typing import Any
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is fsynced and renamed over `path`, else removed."""
+    """Yield a temporary path beside `path`; on success it is fsynced and renamed over `path`, else removed.
+
+    The file's mode is the one that the umask gives, also where a library writes another one (safetensors: 0600).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    part = Path(name)
-    part.chmod(0o644)
+    part = path.parent / f".{path.name}.{os.urandom(4).hex()}.part"
+    part.touch(exist_ok=False)
+    mode = part.stat().st_mode
     try:
         yield part
+        part.chmod(mode)
         fsync_file(part)
         part.replace(path)
         fsync_dir(path.parent)
