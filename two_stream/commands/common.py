@@ -233,7 +233,9 @@ def load_network(
     """
     if path.is_file():
         from two_stream.export import load
+        from two_stream.pretrained.kinds import refuse_checkpoint
 
+        refuse_checkpoint(path, "run")
         return load(path, device, trust=any(path.resolve() == one.resolve() for one in trust))
     from two_stream.evaluation.run import load_run
 
@@ -249,7 +251,9 @@ def network_settings(path: Path) -> Experiment:
     """
     if path.is_file():
         from two_stream.export import read_card
+        from two_stream.pretrained.kinds import refuse_checkpoint
 
+        refuse_checkpoint(path, "run")
         return read_card(path).settings(path)
     from two_stream.config.load import load_experiment
 

@@ -272,12 +272,12 @@ def _verified(manifest: Manifest, target: str, folder: Path) -> str:
 def _described(path: Path) -> str:
     """Say what is in a file that no list knows."""
     from two_stream.pretrained.fetching import unchanged
-    from two_stream.pretrained.layouts import recognise
+    from two_stream.pretrained.layouts import recognise, unwrapped
     from two_stream.pretrained.reading import read_state, weights_file
 
     file = weights_file(path)
     kept = "; its sha256 is as noted" if unchanged(file) else ""
-    state = read_state(file)
+    state, _ = unwrapped(read_state(file))
     layout = recognise(state)
     named = (
         f"names as in {layout.name}"
