@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import tempfile
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -25,6 +25,7 @@ from two_stream.export.verifying import TOLERANCE, compare
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import note
 from two_stream.runtime.files import atomic_path
+from two_stream.runtime.leftovers import clear_leftovers, unfinished
 from two_stream.runtime.provenance import code_version, environment
 from two_stream.types import Part
 
@@ -94,8 +95,11 @@ def written(
     note(f"writing {card.name} as a graph ({card.to})")
     program = program_of(exportable)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export.", dir=path.parent) as folder:
-        built = Path(folder) / f"graph{SUFFIXES[card.to]}"
+    clear_leftovers([path.parent])
+    folder = unfinished(path)
+    folder.mkdir()
+    try:
+        built = folder / f"graph{SUFFIXES[card.to]}"
         form.write(program, exportable, built)
         if change is not None:
             changed = built.with_name(f"changed{SUFFIXES[card.to]}")
@@ -107,6 +111,8 @@ def written(
         form.read_card(built)  # what cannot be read back is not put in place
         with atomic_path(path) as part:
             built.replace(part)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     return sealed
 
 

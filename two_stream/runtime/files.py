@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from two_stream.runtime.leftovers import clear_leftovers, unfinished
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -18,7 +20,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The file's mode is the one that the umask gives, also where a library writes another one (safetensors: 0600).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.parent / f".{path.name}.{os.urandom(4).hex()}.part"
+    clear_leftovers([path.parent])
+    part = unfinished(path.parent / f"{path.name[:40]}.{os.urandom(4).hex()}")
     part.touch(exist_ok=False)
     mode = part.stat().st_mode
     try:
