@@ -25,7 +25,7 @@ from two_stream.data.catalog import Record
 from two_stream.data.dataset import ClipDataset, ClipItem, Failure
 from two_stream.data.mirror import mirror_of
 from two_stream.data.source import make_source
-from two_stream.errors import DataError
+from two_stream.errors import DataError, loader_killed
 from two_stream.runtime.processes import end_with_parent
 from two_stream.runtime.seeding import rng
 from two_stream.types import Batch, InputSpec, VideoRecord
@@ -153,6 +153,11 @@ class Loader(Generic[T]):
                 except RuntimeError as error:
                     if "DataLoader" not in str(error):
                         raise
+                    signalled = any(
+                        (worker.exitcode or 0) < 0 for worker in getattr(iterator, "_workers", ())
+                    )
+                    if killed := loader_killed(error, by_signal=signalled):
+                        raise DataError(killed) from error
                     reason = str(error).splitlines()[0]
                     raise DataError(
                         f"a loader process stopped: {reason}; with `data.workers: 0` the cause is shown in place"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -24,8 +23,7 @@ from two_stream.export.int8 import Int8Options, quantized
 from two_stream.export.verifying import TOLERANCE, compare
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import note
-from two_stream.runtime.files import atomic_path
-from two_stream.runtime.leftovers import clear_leftovers, unfinished
+from two_stream.runtime.files import atomic_path, folder_beside
 from two_stream.runtime.provenance import code_version, environment
 from two_stream.types import Part
 
@@ -94,11 +92,7 @@ def written(
     path, check = goal
     note(f"writing {card.name} as a graph ({card.to})")
     program = program_of(exportable)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    clear_leftovers([path.parent])
-    folder = unfinished(path)
-    folder.mkdir()
-    try:
+    with folder_beside(path) as folder:
         built = folder / f"graph{SUFFIXES[card.to]}"
         form.write(program, exportable, built)
         if change is not None:
@@ -111,8 +105,6 @@ def written(
         form.read_card(built)  # what cannot be read back is not put in place
         with atomic_path(path) as part:
             built.replace(part)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return sealed
 
 
