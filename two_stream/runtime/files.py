@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -110,6 +111,25 @@ def write_text(path: Path, content: str) -> None:
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
     """Write a JSON file atomically, keys in their order."""
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+_CRC = ', "crc32": "'
+
+
+def checked_line(values: dict[str, Any]) -> str:
+    """Return a JSON line that ends in a checksum of what is before it."""
+    text = json.dumps(values, ensure_ascii=False)
+    return text[:-1] + _CRC + _crc(text) + '"}'
+
+
+def is_whole(line: str) -> bool | None:
+    """Tell whether a line is as `checked_line` made it; None where it has no checksum."""
+    text, found, crc = line.rpartition(_CRC)
+    return crc == _crc(text + "}") + '"}' if found else None
+
+
+def _crc(text: str) -> str:
+    return f"{zlib.crc32(text.encode(errors='surrogatepass')):08x}"
 
 
 def sha256(path: Path) -> str:
