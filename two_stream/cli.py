@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
-from two_stream.errors import TwoStreamError
+from two_stream.errors import TwoStreamError, loader_killed
 from two_stream.runtime import distributed
 
 COMMANDS = {
@@ -67,8 +67,11 @@ def guarded(action: Callable[[], int], prog: str = "two-stream") -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a full disk, a read-only folder, a folder where a file is expected
-        return _complain(f"{error.filename or 'file'}: {error.strerror or error}", 1, prog=prog)
+        named = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{named}{error.strerror or error}", 1, prog=prog)
     except RuntimeError as error:
+        if killed := loader_killed(error):  # torch says so wherever the process just is
+            return _complain(killed, 1, prog=prog)
         if type(error).__name__ != "OutOfMemoryError":  # torch's; not imported here
             raise
         return _complain(f"{str(error).splitlines()[0]} (try a smaller batch)", 1, prog=prog)

@@ -31,6 +31,20 @@ class SettingsError(TwoStreamError):
     """A settings file or flag is wrong: unknown key, value out of range, contradiction."""
 
 
+class FullDiskError(TwoStreamError):
+    """A file cannot be written because the disk is full."""
+
+    exit_code = 1
+
+    def __init__(self, path: object, kept: str) -> None:
+        super().__init__(f"{path}: no space left on the disk; {kept}")
+        self.path, self.kept = str(path), kept
+
+    def __reduce__(self) -> tuple[type["FullDiskError"], tuple[str, str]]:
+        """Pickle both parts, so that the error crosses process borders whole."""
+        return (type(self), (self.path, self.kept))
+
+
 class VideoError(TwoStreamError):
     """A video or frame folder cannot be read. Carries the path and the reason apart."""
 
@@ -60,6 +74,22 @@ class TrainingError(TwoStreamError):
     """Training cannot go on, for example because the loss is not finite."""
 
     exit_code = 1
+
+
+def loader_killed(error: BaseException, *, by_signal: bool = False) -> str | None:
+    """Return what to say of torch's report that a loader process was killed, wherever it comes up; None for others.
+
+    Args:
+        error: torch's.
+        by_signal: Known from the processes; torch's words alone do not always tell.
+    """
+    first = (str(error).splitlines() or [""])[0]
+    if "DataLoader worker" not in first or not (by_signal or "killed" in first):
+        return None
+    return (
+        f"a loader process was killed ({first.rstrip('. ')}): most likely there is too little memory. Fewer of them "
+        "(--data.workers, in `evaluate` --workers) need less; training goes on with --resume"
+    )
 
 
 class ExportError(TwoStreamError):

@@ -110,6 +110,45 @@ def test_docs_name_only_files_that_exist(repository: Path) -> None:
     assert not missing, missing
 
 
+IMPORTS = """
+import sys
+sys.modules["resource"] = sys.modules["fcntl"] = None
+import pkgutil, importlib, two_stream
+for module in pkgutil.walk_packages(two_stream.__path__, "two_stream."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+from pathlib import Path
+import torch
+from two_stream.pretrained.fetching import _alone
+from two_stream.profiling import memory
+from two_stream.studies.locks import study_lock
+with study_lock(Path(sys.argv[1])), _alone(Path(sys.argv[1], "a")):
+    pass
+memory._restarted = lambda: False
+print(memory.PeakMemory(torch.device("cpu")).peak() >= 0)
+"""
+
+
+def test_every_module_imports_where_the_system_is_no_unix(tmp_path: Path) -> None:
+    """`resource` and `fcntl` are absent on Windows; extras that are not installed are none of this test's concern."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "True", done.stderr[-2000:]
+
+
+def test_the_readme_activates_before_it_calls(repository: Path) -> None:
+    """A new shell does not find `two-stream` before the environment is active."""
+    commands = [
+        line.strip()
+        for line in (repository / "README.md").read_text().splitlines()
+        if line.startswith("    ")
+    ]
+    first = next(place for place, line in enumerate(commands) if line.startswith("two-stream "))
+    active = next(place for place, line in enumerate(commands) if line.startswith(". .venv/bin/activate"))
+    assert active < first
+
+
 def test_no_module_shadows_an_error(repository: Path) -> None:
     """No bare or blind except, unsafe load or exit in the package (each was seen to break a user's run)."""
     forbidden = ("weights_only=False", "allow_pickle=True", ".cuda()", "sys.exit(", "except:")

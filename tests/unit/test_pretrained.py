@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from two_stream import cli
 from two_stream.config.model import AverageHead, BertHead, LstmHead, MobileNetV2, ModelOptions, ResNet3d
 from two_stream.errors import CheckpointError
 from two_stream.pretrained import WEIGHTS, load_weights, read_model, read_state, write_model
@@ -56,6 +57,71 @@ def test_foreign_weights_land_where_they_belong(tmp_path, prefix):
     assert len(report.used) == len(model.state_dict())
     assert report.missing == report.unexpected == report.dropped == []
     assert report.reshaped == {}
+
+
+@pytest.mark.parametrize("ours", [False, True])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "model.",
+        "net.",
+        "_orig_mod.",
+        "module._orig_mod.",
+        "_orig_mod.module.",
+        "model.net._orig_mod.",
+        "backbone.",
+    ],
+)
+def test_what_trainers_put_before_the_names_is_taken_off(tmp_path, prefix, ours):
+    """Lightning's, torch.compile's and encoders' keys, alone and in one another, ours and a published network's."""
+    source, model = small(seed=1), small(seed=2)
+    state = source.state_dict() if ours else kenshohara(source)
+    load_weights(model, saved(tmp_path, {prefix + key: value for key, value in state.items()}))
+    assert same(source, model)
+
+
+def test_averaged_weights_of_torch_load_and_those_beside_raw_ones_are_mentioned(tmp_path, capsys):
+    raw, averaged = small(seed=1), small(seed=2)
+    swa = torch.optim.swa_utils.AveragedModel(averaged)
+    model = small(seed=3)
+    load_weights(model, saved(tmp_path, swa.state_dict()))
+    assert same(averaged, model)
+    inside = {f"model.{key}": value for key, value in raw.state_dict().items()}
+    inside |= {f"ema_model.{key}": value for key, value in averaged.state_dict().items()}
+    report = load_weights(model, saved(tmp_path, inside | {"loss.weight": torch.ones(2)}))
+    assert same(raw, model)
+    assert "never read (ema_model." in str(report)
+    assert "loss.weight" in report.unused
+    both = {"state_dict": raw.state_dict(), "state_dict_ema": averaged.state_dict()}
+    torch.save(both, tmp_path / "timm.pth")
+    load_weights(model, tmp_path / "timm.pth")
+    assert same(raw, model)
+    assert (
+        "under `state_dict` are read, not the averaged ones under `state_dict_ema`" in capsys.readouterr().err
+    )
+
+
+def test_names_of_no_known_network_stay_as_they_are(tmp_path):
+    with pytest.raises(CheckpointError, match=r"unknown network \(first keys: model.odd.weight\)"):
+        load_weights(small(), saved(tmp_path, {"model.odd.weight": torch.ones(2)}))
+
+
+@pytest.mark.parametrize(
+    "args", [["predict", "FILE"], ["predict", "FILE", "--rgb", "x"], ["evaluate", "FILE"]]
+)
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
+def test_a_checkpoint_given_as_a_video_or_run_is_called_one(tmp_path, capsys, name, args):
+    file = tmp_path / name
+    save_file({"a": torch.ones(2)}, file) if name.endswith("tensors") else torch.save(
+        {"a": torch.ones(2)}, file
+    )
+    assert cli.main([str(file) if arg == "FILE" else arg for arg in args]) == 2
+    said = capsys.readouterr().err.strip()
+    what = "video" if args[0] == "predict" else "run"
+    assert said == (
+        f"two-stream: {file}: a checkpoint, not a {what}; make a run of it with `two-stream weights convert {file} "
+        "--model MODEL --out RUN`"
+    )
 
 
 def test_model_folder_round_trip(tmp_path):

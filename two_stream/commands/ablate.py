@@ -70,20 +70,27 @@ def main(args: list[str]) -> int:
         ran = look_at(study, source=name, any_code=flags.any_code)
     else:
         places = Places(flags.jobs, flags.devices, flags.ray)
-        before = signal.signal(signal.SIGTERM, _interrupt)
+        before = {number: signal.signal(number, _interrupt) for number in _stopping()}
         try:
             ran = run_study(study, places, source=name, any_code=flags.any_code)
         except KeyboardInterrupt as stop:
             note(f"stopped; what ran is saved, go on with: {command}")
             return 128 + (stop.args[0] if stop.args else signal.SIGINT)
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
     _report(ran, Path(name), command)
     return 1 if ran.failed else 0
 
 
+def _stopping() -> list[int]:
+    from two_stream.runtime.interrupt import STOPPING
+
+    return [number for number in STOPPING[1:] if signal.getsignal(number) != signal.SIG_IGN]
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Let SIGTERM end the study as Ctrl-C does: its workers save what they train."""
+    """Let SIGTERM and SIGHUP end the study as Ctrl-C does: its workers save what they train."""
     del frame
     raise KeyboardInterrupt(number)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+"""what tyro adds at a terminal"""
 _RULE = re.compile(r"^[│|\s]*[─-]{5,}")
 _PYDANTIC = re.compile(
     r"Error parsing (?P<where>\S+): \d+ validation errors? for \S+ (?:(?!Value error)(?P<key>[\w.]+) )?(?P<what>.+?) "
@@ -117,7 +120,8 @@ def _cli(kind: type[T], default: Any, args: list[str], prog: str, description: s
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise SettingsError(f"{prog}: {_one_line(complaint.getvalue())}") from None
+        said = _one_line(_COLOUR.sub("", complaint.getvalue()), lambda: _flags(kind, description, given))
+        raise SettingsError(f"{prog}: {said}") from None
     finally:
         if columns is None:
             os.environ.pop("COLUMNS", None)
@@ -125,7 +129,29 @@ def _cli(kind: type[T], default: Any, args: list[str], prog: str, description: s
             os.environ["COLUMNS"] = columns
 
 
-def _one_line(box: str) -> str:
+def _flags(kind: type[Any], description: str, given: dict[str, Any]) -> list[str]:
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told), contextlib.suppress(SystemExit):
+        tyro.cli(tyro.conf.AvoidSubcommands[kind], args=["--help"], description=description, **given)  # type: ignore[valid-type, misc]
+    return list(dict.fromkeys(re.findall(r"(?<![\w`-])--\w[\w.-]*\w", _COLOUR.sub("", told.getvalue()))))
+
+
+def _unknown(words: list[str], flags: list[str]) -> str:
+    """Say which words are no flags and which flags are near: alike, or with the same last part."""
+    told = []
+    for word in [word for word in words if word.startswith("-")] or words[:1]:
+        if not word.startswith("-"):
+            return f"unexpected argument {word!r}; see --help"
+        name = word.partition("=")[0]
+        same = [flag for flag in flags if flag.endswith(f".{name.lstrip('-')}")]
+        close = (same or difflib.get_close_matches(name, flags, n=1, cutoff=0.5))[:3]
+        near = difflib.get_close_matches(name, flags, n=3, cutoff=0.0)
+        what = f"did you mean {' or '.join(f'`{flag}`' for flag in close)}?" if close else ""
+        told.append(f"unknown flag {name}; {what or 'nearest: ' + ', '.join(near)}")
+    return f"{'; '.join(told)}; see --help"
+
+
+def _one_line(box: str, flags: Callable[[], list[str]]) -> str:
     sections: list[list[str]] = [[]]
     for line in box.splitlines():
         if line.startswith(("╭", "╰")):
@@ -137,10 +163,9 @@ def _one_line(box: str) -> str:
     if "╭" not in box and len(sections) > 1:  # output that is not UTF-8 has no box: the title is a section
         sections = sections[1:]
     text = " ".join(part for part in sections[0] if part)
-    unknown = re.match(r"Unrecognized options?: (\S+?),?(?: |$)", text)
+    unknown = re.match(r"Unrecognized options?: (.+)", text)
     if unknown:
-        flags = re.findall(r"--[\w.-]+", " ".join(sections[1])) if len(sections) > 1 else []
-        return f"unknown flag {unknown[1]}{nearest(unknown[1], flags[:1])}; see --help"
+        return _unknown(unknown[1].split(", "), flags())
     wrong = _PYDANTIC.search(text)
     if wrong:
         key = ".".join(part for part in (wrong["where"].lstrip("-"), wrong["key"]) if part)
@@ -208,7 +233,9 @@ def load_network(
     """
     if path.is_file():
         from two_stream.export import load
+        from two_stream.pretrained.kinds import refuse_checkpoint
 
+        refuse_checkpoint(path, "run")
         return load(path, device, trust=any(path.resolve() == one.resolve() for one in trust))
     from two_stream.evaluation.run import load_run
 
@@ -224,7 +251,9 @@ def network_settings(path: Path) -> Experiment:
     """
     if path.is_file():
         from two_stream.export import read_card
+        from two_stream.pretrained.kinds import refuse_checkpoint
 
+        refuse_checkpoint(path, "run")
         return read_card(path).settings(path)
     from two_stream.config.load import load_experiment
 

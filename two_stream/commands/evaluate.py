@@ -66,7 +66,10 @@ def _evaluate(folder: Path, flags: EvaluateFlags) -> int:
     from two_stream.evaluation.tables import lines
     from two_stream.runtime import distributed
     from two_stream.runtime.device import set_deterministic, set_threads
+    from two_stream.runtime.files import check_writable
 
+    for path in filter(None, (flags.out, flags.results)):
+        check_writable(path)
     distributed.init(cpu_only=flags.device == "cpu")
     with distributed.together():
         run = load_network(folder, flags.checkpoint, flags.device, flags.trust)

@@ -53,14 +53,8 @@ def main(args: list[str]) -> int:
     else:
         columns = ("name", "M params", "G MACs", "input", "weights", "source")
         shown = len(columns) - (console.width < _WIDE)  # a name's first part says the source too
-        made = table(
-            f"{len(rows)} models ({options.num_classes} classes)",
-            columns[:shown],
-            [_cells(row)[:shown] for row in rows],
-        )
-        for column in made.columns:
-            column.no_wrap = True
-        console.print(made)
+        title = f"{len(rows)} models ({options.num_classes} classes)"
+        console.print(table(title, columns[:shown], [_cells(row)[:shown] for row in rows]))
     return 0
 
 

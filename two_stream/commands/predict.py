@@ -76,6 +76,10 @@ def main(args: list[str]) -> int:
     folders = [*flags.rgb, *flags.flow]
     if not flags.videos:
         raise SettingsError("no video given; for example: two-stream predict clip.mp4 --rgb demo/runs/rgb")
+    from two_stream.pretrained.kinds import refuse_checkpoint
+
+    for video in flags.videos:
+        refuse_checkpoint(video, "video")
     if not folders:
         raise SettingsError("no run given: name an RGB run (--rgb RUN), a flow run (--flow RUN) or both")
     if flags.top < 1:

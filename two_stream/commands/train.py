@@ -35,7 +35,7 @@ RECIPE_DESCRIPTION = (
 
 
 def main(args: list[str]) -> int:
-    """Run the command and return its exit code: 0 done, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Run the command and return its exit code: 0 done, 130 after Ctrl-C, 143 after SIGTERM, 129 SIGHUP."""
     distributed.hush()
     with distributed.once_per_machine():
         action = _read(args)

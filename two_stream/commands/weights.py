@@ -119,10 +119,7 @@ def _list(args: list[str]) -> int:
         return 0
     columns = ("name", "model", "classes", "MiB", "hash", "licence", "here", "link")
     rows = [_cells(entry, options.folder) for entry in entries]
-    made = table(f"{len(rows)} published files (--json tells all of each)", columns, rows)
-    for column in made.columns[2:]:
-        column.no_wrap = True
-    console.print(made)
+    console.print(table(f"{len(rows)} published files (--json tells all of each)", columns, rows))
     for entry in entries:
         if entry.package:
             say(f"{entry.name}: {_package(entry, entry.package, options.folder)}")
@@ -275,12 +272,12 @@ def _verified(manifest: Manifest, target: str, folder: Path) -> str:
 def _described(path: Path) -> str:
     """Say what is in a file that no list knows."""
     from two_stream.pretrained.fetching import unchanged
-    from two_stream.pretrained.layouts import recognise
+    from two_stream.pretrained.layouts import recognise, unwrapped
     from two_stream.pretrained.reading import read_state, weights_file
 
     file = weights_file(path)
     kept = "; its sha256 is as noted" if unchanged(file) else ""
-    state = read_state(file)
+    state, _ = unwrapped(read_state(file))
     layout = recognise(state)
     named = (
         f"names as in {layout.name}"

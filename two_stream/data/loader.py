@@ -7,6 +7,7 @@ draw no random numbers, so their number changes nothing.
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
@@ -24,7 +25,8 @@ from two_stream.data.catalog import Record
 from two_stream.data.dataset import ClipDataset, ClipItem, Failure
 from two_stream.data.mirror import mirror_of
 from two_stream.data.source import make_source
-from two_stream.errors import DataError
+from two_stream.errors import DataError, loader_killed
+from two_stream.runtime.processes import end_with_parent
 from two_stream.runtime.seeding import rng
 from two_stream.types import Batch, InputSpec, VideoRecord
 
@@ -151,6 +153,11 @@ class Loader(Generic[T]):
                 except RuntimeError as error:
                     if "DataLoader" not in str(error):
                         raise
+                    signalled = any(
+                        (worker.exitcode or 0) < 0 for worker in getattr(iterator, "_workers", ())
+                    )
+                    if killed := loader_killed(error, by_signal=signalled):
+                        raise DataError(killed) from error
                     reason = str(error).splitlines()[0]
                     raise DataError(
                         f"a loader process stopped: {reason}; with `data.workers: 0` the cause is shown in place"
@@ -308,12 +315,17 @@ def _some(records: Sequence[VideoRecord], part: str) -> Sequence[VideoRecord]:
 
 
 def _start_worker(_number: int) -> None:
-    """Leave Ctrl-C and the first SIGTERM, which reach the whole process group, to the main process.
+    """Leave Ctrl-C, SIGHUP and the first SIGTERM, which reach the whole process group, to the main process.
 
-    It saves and then ends its workers; one of them dying first would turn a clean stop into a crash.
+    It saves and then ends its workers; one of them dying first would turn a clean stop into a crash. They end with it.
     """
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None:
+        end_with_parent(parent.pid)
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 

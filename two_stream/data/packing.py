@@ -265,6 +265,7 @@ def _finish(
     videos: dict[str, Packed] = {}
     starts: list[int] = []
     sizes: list[int] = []
+    crcs: list[int] = []
     listed = []
     for shard in shards:
         note = notes[shard.number]
@@ -275,6 +276,7 @@ def _finish(
             videos[video["id"]] = Packed(shard.number, video["frames"], len(starts))
             starts += video["starts"]
             sizes += video["sizes"]
+            crcs += video.get("crcs", ())  # shards of an earlier version have none
             summary.frames += video["frames"]
             if video["frames"] < wanted[video["id"]]:
                 summary.short.append((video["id"], video["frames"], wanted[video["id"]]))
@@ -282,6 +284,8 @@ def _finish(
         summary.bytes += note["bytes"]
     summary.videos = len(videos)
     settings = {**shards[0].settings, "code_version": code_version()}
-    index = ShardIndex(settings, [], [], videos, np.array(starts, np.int64), np.array(sizes, np.int64))
+    places = np.array(starts, np.int64), np.array(sizes, np.int64)
+    whole = len(crcs) == (summary.frames if settings["encoding"] == "raw" else len(starts))
+    index = ShardIndex(settings, [], [], videos, *places, np.array(crcs, np.uint32) if whole else None)
     write_bytes(folder / INDEX, index.dump(listed))
     return summary

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import tarfile
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -249,16 +250,19 @@ def _write_video(
     tar.member(f"{key}.json", json.dumps(about, ensure_ascii=False).encode())
     if shard.options.encoding == "raw":
         frames = _resized(shard, video, source, count)
-        start, size = _write_raw(tar, f"{key}.{shard.modality}.npy", shard, count, _beating(frames, beat))
-        return {"id": video.id, "frames": count, "starts": [start], "sizes": [size]}
-    starts, sizes = [], []
+        start, size, crcs = _write_raw(
+            tar, f"{key}.{shard.modality}.npy", shard, count, _beating(frames, beat)
+        )
+        return {"id": video.id, "frames": count, "starts": [start], "sizes": [size], "crcs": crcs}
+    starts, sizes, crcs = [], [], []
     for number, pictures in enumerate(_pictures(shard, video, source, count), start=1):
         for name, content in zip(_NAMES[shard.modality], pictures, strict=True):
             suffix = "jpg" if jpeg_size(content) else "png"
             starts.append(tar.member(f"{key}.{name}_{number:05d}.{suffix}", content))
             sizes.append(len(content))
+            crcs.append(zlib.crc32(content))
         beat()
-    return {"id": video.id, "frames": count, "starts": starts, "sizes": sizes}
+    return {"id": video.id, "frames": count, "starts": starts, "sizes": sizes, "crcs": crcs}
 
 
 def _frames(video: VideoRecord, source: FrameFolders | VideoFiles) -> int:
@@ -289,18 +293,23 @@ def _beating(frames: Iterator[Frames], beat: Beat) -> Iterator[Frames]:
         yield frame
 
 
-def _write_raw(tar: Tar, name: str, shard: Shard, count: int, frames: Iterator[Frames]) -> tuple[int, int]:
-    """Write frames as one `.npy` member; return the place and number of its pixels' bytes."""
+def _write_raw(
+    tar: Tar, name: str, shard: Shard, count: int, frames: Iterator[Frames]
+) -> tuple[int, int, list[int]]:
+    """Write frames as one `.npy` member; return the place and number of its pixels' bytes, and each frame's CRC-32."""
     shape = (count, *shard.options.resize, MODALITY_CHANNELS[shard.modality])
     head = io.BytesIO()
     np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": shape})
     size = int(np.prod(shape))
     start = tar.add(name, len(head.getvalue()) + size) + len(head.getvalue())
     tar.write(head.getvalue())
+    crcs = []
     for frame in frames:
-        tar.write(np.ascontiguousarray(frame).data.cast("B"))
+        content = np.ascontiguousarray(frame).data.cast("B")
+        tar.write(content)
+        crcs.append(zlib.crc32(content))
     tar.close()
-    return start, size
+    return start, size, crcs
 
 
 def _resized(

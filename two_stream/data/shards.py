@@ -8,8 +8,10 @@ read: shuffling, sampling and resuming are those of frame folders. `packing.py` 
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +62,7 @@ class ShardIndex:
         videos: By id.
         starts: First byte of each entry in its shard.
         sizes: Bytes of each entry.
+        crcs: CRC-32 of each stored picture (raw: of each frame), in the order of the videos; None in older indexes.
     """
 
     settings: dict[str, Any]
@@ -68,6 +71,7 @@ class ShardIndex:
     videos: dict[str, Packed]
     starts: NDArray[np.int64]
     sizes: NDArray[np.int64]
+    crcs: NDArray[np.uint32] | None = None
 
     def dump(self, shards: Sequence[dict[str, Any]]) -> bytes:
         """Return the content of an index file; `shards` holds name, bytes and sha256 of each."""
@@ -75,6 +79,7 @@ class ShardIndex:
         places = np.array([(v.shard, v.frames, v.first) for v in self.videos.values()], np.int64).reshape(
             -1, 3
         )
+        checks: dict[str, Any] = {} if self.crcs is None else {"crcs": self.crcs}
         file = io.BytesIO()
         np.savez_compressed(
             file,
@@ -82,6 +87,7 @@ class ShardIndex:
             places=places,
             starts=self.starts,
             sizes=self.sizes,
+            **checks,
         )
         return file.getvalue()
 
@@ -105,6 +111,7 @@ def parse_index(content: bytes, name: str) -> ShardIndex:
             videos={str(key): Packed(*map(int, row)) for key, row in zip(meta["ids"], places, strict=True)},
             starts=starts,
             sizes=sizes,
+            crcs=arrays.get("crcs"),
         )
         _check_places(found, places)
         return found
@@ -154,6 +161,10 @@ def _check_places(index: ShardIndex, places: NDArray[np.int64]) -> None:
     check(outside | (count > entries - first), videos, "the index")
     if count.sum() > entries:
         raise ValueError(f"{entries} entries for {count.sum()} pictures")
+    crcs = index.crcs
+    pictures = int(frames.sum()) if raw else entries
+    if crcs is not None and (crcs.dtype != np.dtype(np.uint32) or crcs.shape != (pictures,)):
+        raise ValueError(f"{crcs.shape} checksums of {pictures} pictures")
     owner = np.repeat(videos, count)
     rows = np.arange(len(owner)) + np.repeat(first - np.cumsum(count) + count, count)
     starts, sizes = starts[rows], sizes[rows]
@@ -185,6 +196,9 @@ class ShardSource(ClipSource):
         if held != modality:
             raise DataError(f"{self.storage.where(INDEX)}: holds {held}, expected {modality}; pack again")
         self._sound: set[int] = set()
+        before = itertools.accumulate((video.frames for video in self.index.videos.values()), initial=0)
+        self._first_crc = dict(zip(self.index.videos, before))
+        """of raw frames, where their checksums begin"""
 
     def read(
         self, video_id: str, numbers: Sequence[int], resize: tuple[int, int], region: Region | None = None
@@ -196,7 +210,11 @@ class ShardSource(ClipSource):
             SettingsError: The frames were packed at another size.
         """
         video = self._video(video_id, numbers, resize)
-        picture = self._raw(video, numbers) if self.index.settings["encoding"] == "raw" else None
+        picture = (
+            self._raw(video, numbers, self._first_crc[video_id])
+            if self.index.settings["encoding"] == "raw"
+            else None
+        )
         if picture is None:
             picture = self._encoded(video, numbers, resize if self.scaled_decoding else None)
         return assemble(f"{self._name(video)}:{video_id}", numbers, picture, resize, region)
@@ -240,7 +258,7 @@ class ShardSource(ClipSource):
             )
         self._sound.add(shard)
 
-    def _raw(self, video: Packed, numbers: Sequence[int]) -> Callable[[int], Frames]:
+    def _raw(self, video: Packed, numbers: Sequence[int], first_crc: int) -> Callable[[int], Frames]:
         height, width = self.index.settings["resize"]
         shape = (int(height), int(width), MODALITY_CHANNELS[self.modality])
         size = int(np.prod(shape))
@@ -250,7 +268,20 @@ class ShardSource(ClipSource):
             content = self._read(video, start + (first - 1) * size, (last - first + 1) * size)
             block = np.frombuffer(content, np.uint8).reshape(-1, *shape)
             frames.update(zip(range(first, last + 1), block))
-        return frames.__getitem__
+
+        def picture(number: int) -> Frames:
+            self._compare(video, number, frames[number].data, first_crc + number - 1)
+            return frames[number]
+
+        return picture
+
+    def _compare(self, video: Packed, number: int, content: bytes | memoryview, place: int) -> None:
+        """Compare what was read with its checksum: one changed bit of a pixel would be trained on."""
+        if self.index.crcs is not None and zlib.crc32(content) != self.index.crcs[place]:
+            raise VideoError(
+                self._name(video),
+                f"damaged shard: frame {number} of a video differs from its checksum; copy or pack it again",
+            )
 
     def _encoded(
         self, video: Packed, numbers: Sequence[int], wanted: tuple[int, int] | None
@@ -269,6 +300,8 @@ class ShardSource(ClipSource):
 
         def picture(number: int) -> Frames:
             name = f"{self._name(video)}: frame {number}"
+            for place, part in enumerate(found[number], start=video.first + (number - 1) * each):
+                self._compare(video, number, part, place)
             flags = FLAGS[self.modality]
             return joined([decode_picture(part, name, flags, wanted) for part in found[number]], name)
 

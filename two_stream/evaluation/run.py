@@ -31,7 +31,7 @@ from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, warn
 from two_stream.runtime.device import pick_device
-from two_stream.runtime.files import sha256
+from two_stream.runtime.files import check_writable, sha256
 from two_stream.runtime.folders import whole_folder
 from two_stream.types import Part, RunPaths, ScoreTable, VideoRecord
 from two_stream.video.extract import read_manifest
@@ -138,6 +138,8 @@ def evaluate_run(
         loaded = run if isinstance(run, AnyRun) else load_run(run, checkpoint, device)
         if part == "val" and loaded.experiment.train.selection == "folds":
             return _held_out(loaded)
+        if distributed.is_main():
+            check_writable(out or loaded.paths.scores / "scores.npz")
         where = loaded.model.device
         experiment = _with_options(loaded, options, workers, where)
         records = _records(loaded, experiment, part)

@@ -11,6 +11,8 @@ from two_stream.config.load import load_experiment
 from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError
 from two_stream.evaluation.scores import newest_scores, read_scores
+from two_stream.runtime.console import warn
+from two_stream.runtime.files import is_whole
 from two_stream.runtime.text import parse_json
 from two_stream.types import RunPaths, ScoreTable
 
@@ -97,14 +99,19 @@ def compression_of(run: RunPaths | None) -> dict[str, Any] | None:
 
 
 def history(run: RunPaths | None) -> list[dict[str, float]]:
-    """Return `metrics.jsonl` as flat rows of numbers, one per epoch; a damaged line ends it."""
+    """Return `metrics.jsonl` as flat rows of numbers, one per epoch; a damaged line ends it, and is told."""
     rows: list[dict[str, float]] = []
     if run is None or not run.metrics.is_file():
         return rows
-    for line in run.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+    lines = run.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+    checked = any(is_whole(line) for line in lines)  # runs of earlier versions have no checksums
+    for number, line in enumerate(lines, start=1):
         try:
             value = parse_json(line)
         except ValueError:
+            value = None
+        if value is None or (checked and not is_whole(line)):
+            warn(f"{run.metrics}: line {number} is damaged (its checksum differs); the curves end before it")
             break
         if isinstance(value, dict) and "epoch" in value:
             rows.append({key: float(item) for key, item in value.items() if _is_number(item)})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -24,7 +23,7 @@ from two_stream.export.int8 import Int8Options, quantized
 from two_stream.export.verifying import TOLERANCE, compare
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import note
-from two_stream.runtime.files import atomic_path
+from two_stream.runtime.files import atomic_path, folder_beside
 from two_stream.runtime.provenance import code_version, environment
 from two_stream.types import Part
 
@@ -93,9 +92,8 @@ def written(
     path, check = goal
     note(f"writing {card.name} as a graph ({card.to})")
     program = program_of(exportable)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export.", dir=path.parent) as folder:
-        built = Path(folder) / f"graph{SUFFIXES[card.to]}"
+    with folder_beside(path) as folder:
+        built = folder / f"graph{SUFFIXES[card.to]}"
         form.write(program, exportable, built)
         if change is not None:
             changed = built.with_name(f"changed{SUFFIXES[card.to]}")

@@ -14,7 +14,7 @@ from two_stream.config.model import ModelOptions
 from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment, TrainOptions
 from two_stream.errors import CheckpointError
 from two_stream.pretrained.folder import read_model, write_model
-from two_stream.pretrained.layouts import CARRIED, LAYOUTS, OURS, Layout, recognise
+from two_stream.pretrained.layouts import CARRIED, LAYOUTS, OURS, Layout, recognise, unwrapped
 from two_stream.pretrained.loading import LoadReport, load_weights
 from two_stream.pretrained.reading import read_state, weights_file
 from two_stream.recognizer import Recognizer, create_model
@@ -46,7 +46,7 @@ def import_checkpoint(
         CheckpointError: Unreadable, unknown, not fitting the model or the class names.
     """
     source = weights_file(source)
-    state = read_state(source)
+    state, _ = unwrapped(read_state(source))
     layout = recognise(state)
     if layout is None or layout.flat:
         what = "of an unknown network" if layout is None else f"of a {layout.name}: nothing to convert"

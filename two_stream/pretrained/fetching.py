@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -229,10 +228,11 @@ def _by_hand(entry: Entry, folder: Path) -> str:
 @contextmanager
 def _alone(part: Path) -> Iterator[None]:
     """Keep a second process from writing the same partial file. The system lets go when a process ends."""
-    if sys.platform == "win32":
+    try:
+        import fcntl
+    except ImportError:  # Windows
         yield
         return
-    import fcntl
 
     lock = part.with_name(f".{part.name}.lock")
     with lock.open("w") as handle:

@@ -77,6 +77,32 @@ def kind_of(file: Path) -> Kind:
     raise CheckpointError(f"{file}: {_name(file, start, end)}")
 
 
+def refuse_checkpoint(file: Path, wanted: str) -> None:
+    """Refuse a checkpoint that was given as something else.
+
+    Raises:
+        CheckpointError: Says how to make a run of it.
+    """
+    if wanted == "video" and file.suffix not in (
+        ".pth",
+        ".pt",
+        ".tar",
+        ".ckpt",
+        ".safetensors",
+        ".bin",
+        ".pkl",
+    ):
+        return
+    try:
+        kind_of(file)
+    except CheckpointError:
+        return
+    raise CheckpointError(
+        f"{file}: a checkpoint, not a {wanted}; make a run of it with `two-stream weights convert {file} --model MODEL "
+        "--out RUN`"
+    )
+
+
 def _name(file: Path, start: bytes, end: bytes) -> str:
     page = page_instead(start)
     if page is not None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from two_stream.errors import CheckpointError
 from two_stream.pretrained.folder import reshape_like
-from two_stream.pretrained.layouts import recognise
+from two_stream.pretrained.layouts import recognise, unwrapped
 from two_stream.pretrained.reading import read_state, weights_file
 from two_stream.recognizer import Recognizer
 
@@ -37,7 +37,7 @@ class LoadReport:
     dropped: list[str] = field(default_factory=list)
     """left out on request: the old classifier and what else the model has anew"""
     unused: list[str] = field(default_factory=list)
-    """in the file, and read by the published network as little as by ours"""
+    """in the file, and read by the published network as little as by ours, or beside it (losses, averages)"""
 
     def __str__(self) -> str:
         parts = [f"{len(self.used)} tensors used"]
@@ -76,7 +76,7 @@ def load_weights(
     """
     file = weights_file(Path(path))
     reshape_like(model, file)
-    state = read_state(file)
+    state, beside = unwrapped(read_state(file))
     layout = recognise(state)
     if layout is None:
         raise CheckpointError(f"{file}: weights of an unknown network (first keys: {_few(state)})")
@@ -84,7 +84,7 @@ def load_weights(
         raise CheckpointError(
             f"{file}: {layout.name} weights for a 3D network; ask for inflation (`inflate`)"
         )
-    report = LoadReport(str(file), layout.name)
+    report = LoadReport(str(file), layout.name, unused=beside)
     incoming: dict[str, torch.Tensor] = {}
     theirs: dict[str, str] = {}
     for key, tensor in state.items():

@@ -21,12 +21,15 @@ from safetensors import SafetensorError, safe_open
 from two_stream.errors import CheckpointError
 from two_stream.pretrained.caffe2 import TORCH_STAND_INS, Numbers, read_caffe2, refusal
 from two_stream.pretrained.kinds import kind_of
+from two_stream.runtime.console import note
 from two_stream.runtime.folders import whole_folder
 
 WEIGHTS = "model.safetensors"
 """Name of the weights in a model folder."""
 _INNER = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights")
 """Where trainers keep the weights beside their own bookkeeping."""
+_AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?)(_|$)")
+"""Where trainers keep a moving average of the weights beside them."""
 _STAND_INS = threading.Lock()
 """torch keeps one list of permitted names for the whole process."""
 
@@ -43,8 +46,9 @@ def read_state(path: Path | str) -> dict[str, torch.Tensor]:
     file = weights_file(Path(path))
     readers = {"safetensors": _read_safetensors, "torch": _read_torch, "pickle": read_caffe2}
     state = readers[kind_of(file)](file)
-    if state and all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    names = state.keys() - {"n_averaged"}  # torch's AveragedModel counts beside its `module.`
+    if names and all(key.startswith("module.") for key in names):
+        state = {key.removeprefix("module."): tensor for key, tensor in state.items() if key in names}
     if not state:
         raise CheckpointError(f"{file}: it holds no tensors")
     return state
@@ -133,6 +137,11 @@ def _refusal(message: str) -> str:
 def _tensors(file: Path, content: Any) -> dict[str, torch.Tensor]:
     for name in _INNER:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
+            averaged = [key for key in content if key != name and _AVERAGED.search(str(key)) and content[key]]
+            if averaged:
+                note(
+                    f"{file}: the weights under `{name}` are read, not the averaged ones under `{averaged[0]}`"
+                )
             content = content[name]
     if not isinstance(content, dict):
         raise CheckpointError(

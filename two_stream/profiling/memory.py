@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -67,6 +66,23 @@ def _status(key: str) -> int:
     raise KeyError(key)
 
 
+def _windows_peak() -> int:
+    """Return the peak working set, or 0 where the system does not say."""
+    sizes = (
+        ctypes.c_size_t * 9
+    )()  # PROCESS_MEMORY_COUNTERS: two 32-bit fields in the first place, then the peak
+    system = getattr(ctypes, "windll", None)
+    if system is None or not system.psapi.GetProcessMemoryInfo(
+        ctypes.c_void_p(-1), ctypes.byref(sizes), ctypes.sizeof(sizes)
+    ):
+        return 0
+    return sizes[1]
+
+
 def _lifelong() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return _windows_peak()
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return resident if sys.platform == "darwin" else resident * 1024

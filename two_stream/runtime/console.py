@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,6 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from two_stream.runtime.text import shown_lines
 
@@ -67,13 +70,62 @@ def warn(message: str) -> None:
     err.print(f"warning: {shown_lines(message)}", style="yellow", markup=False, soft_wrap=True)
 
 
+class _Table(Table):
+    """A table whose numbers stay whole: where its columns cannot be narrow enough, each row is a list of its cells."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        names = [str(column.header) for column in self.columns]
+        rows = list(zip(*(column.cells for column in self.columns), strict=True))
+        widths = [max(_width_of(text) for text in texts) for texts in zip(names, *rows, strict=True)]
+        least = [
+            max(column.min_width or 1, min(width, _NARROW))
+            for column, width in zip(self.columns, widths, strict=True)
+        ]
+        room = options.max_width - 3 * len(widths) - 1
+        if sum(least) > room:
+            if self.title:
+                yield Text.from_markup(str(self.title), style="italic")
+            for row in rows:
+                told = [
+                    f"{name}: {cell}".removeprefix(": ")
+                    for name, cell in zip(names, row, strict=True)
+                    if cell
+                ]
+                yield from (Text.from_markup(line, overflow="fold") for line in (*told, ""))
+            return
+        while sum(widths) > room:
+            widest = max(range(len(widths)), key=lambda place: (widths[place] > least[place], widths[place]))
+            widths[widest] -= 1
+        for column, width in zip(self.columns, widths, strict=True):
+            column.width = width
+        yield from super().__rich_console__(console, options)
+
+
+def _width_of(text: object) -> int:
+    return max(map(cell_len, Text.from_markup(str(text)).plain.split("\n")))
+
+
+_NARROW = 8
+"""columns of a terminal that words get at least"""
+_NUMBER = re.compile(r"[-+±<]?\b\d[\d.,:×/e]*%?")
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    """Build a table; columns after the first are right-aligned when all their cells look like numbers."""
-    made = Table(title=_plain(title) or None, title_justify="left", header_style="bold")
+    """Build a table; columns after the first are right-aligned when all their cells look like numbers.
+
+    No number is cut: columns of numbers keep the width of their widest cell, others are folded between numbers.
+    """
+    made = _Table(title=_plain(title) or None, title_justify="left", header_style="bold")
     for index, column in enumerate(columns):
-        cells = [str(row[index]) for row in rows]
+        cells = [shown_lines(str(row[index])) for row in rows]
         numeric = index > 0 and all(cell[:1].isdigit() or cell[:1] in "-–+<" for cell in cells if cell)
-        made.add_column(_plain(column), justify="right" if numeric else "left", overflow="fold")
+        whole = cells if numeric else [number for cell in cells for number in _NUMBER.findall(cell)]
+        made.add_column(
+            _plain(column),
+            justify="right" if numeric else "left",
+            overflow="fold",
+            min_width=max(map(cell_len, whole), default=1),
+        )
     for row in rows:
         made.add_row(*(_plain(cell) for cell in row))
     return made

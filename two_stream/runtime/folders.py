@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from two_stream.errors import CheckpointError
-from two_stream.runtime.files import fsync_dir, fsync_file, sha256
+from two_stream.errors import CheckpointError, FullDiskError
+from two_stream.runtime.files import fsync_dir, fsync_file, room_for, sha256
 from two_stream.runtime.text import parse_json
 
 CHECKSUMS = "checksums.json"
@@ -31,11 +31,15 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     _settle(target)
     new = target.parent / f".{target.name}.new"
     shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
+    kept = f"the {target.name}/ before it is kept" if target.is_dir() else "nothing of it is left behind"
     try:
-        yield new
-        write_checksums(new)
-        _swap(new, target)
+        with room_for(target, kept):
+            new.mkdir()
+            yield new
+            write_checksums(new)
+            _swap(new, target)
+    except FullDiskError as error:  # of a file in the new folder
+        raise FullDiskError(error.path.replace(str(new), str(target)), kept) from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

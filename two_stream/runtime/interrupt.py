@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask what runs to leave where it can, for example after a step; asked twice, it leaves at once."""
+"""Ctrl-C, SIGTERM and SIGHUP ask what runs to leave where it can, as after a step; asked twice, it leaves at once."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any
 
 from two_stream.runtime import distributed
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+
 
 class StopRequest:
-    """Context that notes SIGINT and SIGTERM instead of dying of them; handlers are put back at its end.
+    """Context that notes SIGINT, SIGTERM and SIGHUP instead of dying of them; handlers are put back at its end.
 
     Several processes stop together: true is what they last agreed on, so that all of them leave at the same step.
 
@@ -40,8 +42,9 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
+            for number in STOPPING:
+                if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` starts a command
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
@@ -75,4 +78,9 @@ class StopRequest:
         if not distributed.is_main():
             return
         # straight to the descriptor: the signal may have come in the middle of a buffered write
-        os.write(2, f"\n{self.said}; once more to leave at once\n".encode())
+        try:
+            os.write(2, f"\n{self.said}; once more to leave at once\n".encode())
+        except OSError:  # the terminal has gone; nothing that is said later may stop the saving
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 1)
+            os.dup2(nowhere, 2)

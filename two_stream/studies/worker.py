@@ -12,17 +12,21 @@ import queue
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 from two_stream.studies.cells import Job, Outcome, do, job_from, to_wire
 from two_stream.studies.locks import worker_mark
+
+_SAVING = 4.0
+"""seconds to save in when the study's process has gone"""
 
 
 def main() -> int:
     """Do jobs until the input ends."""
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     jobs: queue.Queue[Job | None] = queue.Queue()
-    threading.Thread(target=_listen, args=(_input(), jobs), daemon=True).start()
+    threading.Thread(target=_listen, args=(_input(), jobs, os.getppid()), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     mark = None
     while (job := jobs.get()) is not None:
@@ -49,8 +53,8 @@ def _input() -> int:
     return own
 
 
-def _listen(source: int, jobs: queue.Queue[Job | None]) -> None:
-    """Hand on jobs; when the input ends ask the work at hand to stop."""
+def _listen(source: int, jobs: queue.Queue[Job | None], parent: int) -> None:
+    """Hand on jobs; when the input ends ask the work at hand to stop, and do not outlive the study by much."""
     heard = b""
     while part := os.read(source, 1 << 16):
         *lines, heard = (heard + part).split(b"\n")
@@ -58,6 +62,10 @@ def _listen(source: int, jobs: queue.Queue[Job | None]) -> None:
             jobs.put(job_from(json.loads(line)))
     jobs.put(None)
     os.kill(os.getpid(), signal.SIGTERM)
+    while os.getppid() == parent:  # a study that is stopped waits until its workers have saved
+        time.sleep(0.2)
+    time.sleep(_SAVING)
+    os._exit(1)
 
 
 def _logged(job: Job) -> Outcome:

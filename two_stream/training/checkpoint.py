@@ -17,6 +17,7 @@ from torch import nn
 
 from two_stream.errors import CheckpointError
 from two_stream.runtime.console import warn
+from two_stream.runtime.files import room_for
 from two_stream.runtime.folders import replaced_folder, verify_checksums, whole_folder
 from two_stream.types import RunPaths
 
@@ -34,7 +35,8 @@ def save_checkpoint(
     """Write a checkpoint in place of the folder's present one, which stays until the new one is whole."""
     with replaced_folder(folder) as new:
         write_model(new, model, meta)
-        torch.save({"format": FORMAT, **state}, new / STATE)
+        with room_for(new / STATE):
+            torch.save({"format": FORMAT, **state}, new / STATE)
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

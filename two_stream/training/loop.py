@@ -16,13 +16,14 @@ from two_stream.config.schema import Experiment, TrainOptions
 from two_stream.data.catalog import load_record
 from two_stream.data.features import FeatureCache
 from two_stream.data.shards import shard_facts
-from two_stream.errors import CheckpointError, DataError, TrainingError
+from two_stream.errors import CheckpointError, DataError, FullDiskError, TrainingError, loader_killed
 from two_stream.evaluation.features import backbone_sha256
 from two_stream.pretrained import load_library, load_weights, reshape_like, write_model
 from two_stream.recognizer import Recognizer, create_model, settled
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, warn
 from two_stream.runtime.device import pick_device, set_deterministic, set_threads
+from two_stream.runtime.files import room_for
 from two_stream.runtime.folders import whole_folder
 from two_stream.runtime.seeding import seed_everything
 from two_stream.training.checkpoint import has_checkpoint
@@ -64,7 +65,11 @@ def train(experiment: Experiment, *, resume: bool = False, overwrite: bool = Fal
     distributed.init(cpu_only=experiment.device == "cpu")
     try:
         result = _train(experiment, resume=resume, overwrite=overwrite)
+    except FullDiskError as error:
+        raise FullDiskError(error.path, f"{error.kept}; free some, then go on with --resume") from None
     except RuntimeError as error:
+        if killed := loader_killed(error):
+            raise TrainingError(killed) from None
         if not distributed.lost(error):
             raise
         raise distributed.common(
@@ -118,7 +123,8 @@ def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainRes
             note(f"resuming {paths.root} at epoch {at.epoch + 1}, step {at.step + 1}")
         elif resume:
             note(f"{paths.root}: no checkpoint yet; starting from the beginning")
-        result = trainer.fit()
+        with room_for(paths.root, "the last checkpoint is kept"):
+            result = trainer.fit()
         if result.finished:
             distributed.on_main(lambda: extension.finished(paths))
         return result

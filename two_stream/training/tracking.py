@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -12,12 +11,12 @@ from numpy.typing import NDArray
 from two_stream.config.load import flatten
 from two_stream.config.schema import Experiment
 from two_stream.runtime.console import say
-from two_stream.runtime.files import write_text
+from two_stream.runtime.files import checked_line, write_text
 from two_stream.training.figures import clip_grid, confusion_figure
 from two_stream.types import Batch, RunPaths
 
-TIME_FIELDS = ("seconds", "clips_per_second")
-"""fields of a metrics line that differ from one run to the next"""
+TIME_FIELDS = ("seconds", "clips_per_second", "crc32")
+"""fields of a metrics line that differ from one run to the next; the last is the checksum of the others"""
 _SCALARS = {
     "train_loss": "loss/train",
     "val_loss": "loss/val",
@@ -35,7 +34,7 @@ def write_metrics(paths: RunPaths, history: list[dict[str, Any]]) -> None:
 
     A number that is not finite is written as null, which every JSON reader takes.
     """
-    lines = [json.dumps({key: _plain(value) for key, value in line.items()}) + "\n" for line in history]
+    lines = [checked_line({key: _plain(value) for key, value in line.items()}) + "\n" for line in history]
     write_text(paths.metrics, "".join(lines))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from two_stream.errors import DataError
 from two_stream.runtime.console import progress
+from two_stream.runtime.leftovers import clear_leftovers
 from two_stream.video.extraction import (
     MANIFEST,
     ExtractOptions,
@@ -25,7 +26,6 @@ from two_stream.video.extraction import (
     target_size,
 )
 from two_stream.video.flow import FlowEstimator
-from two_stream.video.leftovers import clear_leftovers
 from two_stream.video.reader import backend_version
 from two_stream.video.sources import Source, collisions
 from two_stream.video.workers import Failure, run_tasks, usable_processes

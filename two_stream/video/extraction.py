@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from two_stream.errors import SettingsError, TwoStreamError, VideoError
 from two_stream.runtime.files import fsync_dir, write_json
+from two_stream.runtime.leftovers import unfinished
 from two_stream.runtime.text import parse_json
 from two_stream.video.flow import ALGORITHMS, FLOW_BOUND, FlowEstimator, FlowMaker, FlowNetwork
 from two_stream.video.frames import FramePatterns, count_frames, numbers_by_name
-from two_stream.video.leftovers import unfinished
 from two_stream.video.reader import Video, backend_version, open_video
 from two_stream.video.sources import Source
 from two_stream.video.workers import Beat

@@ -23,8 +23,8 @@ import cv2
 import numpy as np
 
 from two_stream.errors import DataError, SettingsError
+from two_stream.runtime.leftovers import clear_leftovers, unfinished
 from two_stream.video.extraction import Job, Outcome, extract_one
-from two_stream.video.leftovers import clear_leftovers, unfinished
 from two_stream.video.reader import backend_version
 from two_stream.video.workers import Failure, usable_processes
 

@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
 from two_stream.errors import TwoStreamError
+from two_stream.runtime.processes import end_with_parent
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -174,6 +175,9 @@ class _Slot(Generic[T, R]):
 
 def _serve(connection: Connection, function: Callable[[Any, Beat], Any]) -> None:
     """Body of a worker: take tasks until the other end closes, also when the parent was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None:
+        end_with_parent(parent.pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     last = 0.0
 

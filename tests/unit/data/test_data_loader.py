@@ -405,6 +405,12 @@ def test_dead_worker_is_one_clear_line(tiny: Record, monkeypatch: pytest.MonkeyP
     assert not multiprocessing.active_children()
 
 
+def test_killed_worker_names_memory_and_what_to_do(tiny: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FrameFolders, "read", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(DataError, match=r"too little memory. Fewer of them \(--data.workers.*--resume"):
+        list(clip_loader(experiment(1), spec(), everything(tiny), tiny))
+
+
 def test_leaving_an_epoch_early_ends_its_workers(tiny: Record) -> None:
     loader = train_loader(experiment(2, batch=1), spec(), everything(tiny), tiny, epoch=1)
     for _ in loader:

@@ -288,6 +288,42 @@ def test_a_spoilt_shard_is_named_not_hung_on(noisy: Record, tmp_path: Path, how:
     assert verify(shard.parent) != []
 
 
+@pytest.mark.parametrize("encoding", ["raw", "original", "jpeg"])
+@pytest.mark.parametrize("modality", ["rgb", "flow"])
+def test_one_changed_bit_of_a_frame_is_noticed(
+    noisy: Record, tmp_path: Path, encoding: str, modality: Modality
+) -> None:
+    options = PackOptions(encoding=encoding, resize=SIZE, processes=0)  # type: ignore[arg-type]
+    pack(noisy, modality, tmp_path, options)
+    source = ShardSource(str(tmp_path), modality)
+    assert source.index.crcs is not None
+    shard = tmp_path / modality / "000000.tar"
+    whole = shard.read_bytes()
+    for name, video in source.index.videos.items():
+        numbers = range(1, video.frames + 1)
+        intact = source.read(name, numbers, SIZE)
+        row = video.first
+        place = int(source.index.starts[row]) + int(source.index.sizes[row]) // 2
+        shard.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(VideoError, match=r"000000.tar: damaged shard: frame \d+ of .* pack it again"):
+            source.read(name, numbers, SIZE)
+        shard.write_bytes(whole)
+        assert np.array_equal(source.read(name, numbers, SIZE), intact)
+    index = parse_index((tmp_path / modality / INDEX).read_bytes(), "x")
+    (tmp_path / modality / INDEX).write_bytes(replace(index, crcs=None).dump(_listed(tmp_path / modality)))
+    assert np.array_equal(
+        ShardSource(str(tmp_path), modality).read(name, numbers, SIZE), intact
+    )  # an older pack
+    wrong = replace(index, crcs=index.crcs[1:]).dump(_listed(tmp_path / modality))
+    with pytest.raises(DataError, match="checksums of"):
+        parse_index(wrong, "x")
+
+
+def _listed(folder: Path) -> list[dict[str, object]]:
+    notes = [json.loads(path.read_text()) for path in sorted(folder.glob("[0-9]*.json"))]
+    return [{key: note[key] for key in ("name", "bytes", "sha256")} for note in notes]
+
+
 def test_a_shard_cut_while_it_is_read_is_named(noisy: Record, tmp_path: Path) -> None:
     pack(noisy, "rgb", tmp_path / "out", QUICK)
     source = ShardSource(str(tmp_path / "out"), "rgb")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -27,7 +28,7 @@ from stored_world import (
 )
 
 from two_stream.config.schema import Experiment
-from two_stream.errors import CheckpointError, SettingsError
+from two_stream.errors import CheckpointError, FullDiskError, SettingsError
 from two_stream.evaluation.features import write_features
 from two_stream.evaluation.run import evaluate_run, load_run
 from two_stream.pretrained import load_weights
@@ -209,6 +210,41 @@ def test_interrupted_run_goes_on_bit_for_bit(
     for checkpoint in ("best", "last"):
         ours, theirs = weights(tmp_path / "parts", checkpoint), weights(tmp_path / "whole", checkpoint)
         assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
+@pytest.mark.parametrize("where", ["checkpoint", "events"])
+def test_a_full_disk_is_one_line_and_the_run_goes_on(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """torch's words for a full disk at the second epoch's checkpoint, and TensorBoard's."""
+    monkeypatch.setattr(trainer_module, "SHORT_EPOCHS", 0.0)
+    experiment = start(world, tmp_path, train={"epochs": 3})
+    cache = cache_of(experiment, tmp_path / "cache", train_views=2)
+    whole = with_features(experiment.model_copy(update={"name": "whole"}), cache)
+    parts = whole.model_copy(update={"name": "parts"})
+    train(whole)
+    calls: list[int] = []
+    home, name = (torch, "save") if where == "checkpoint" else (trainer_module.Tracker, "epoch")
+    real = getattr(home, name)
+
+    def full(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == (3 if where == "checkpoint" else 2):  # best and last of an epoch, last of the next
+            raise (
+                RuntimeError("inline_container.cc:672")
+                if where == "checkpoint"
+                else OSError(errno.ENOSPC, "full")
+            )
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(home, name, full)
+    with pytest.raises(
+        FullDiskError, match=r"parts.*: no space left.* kept; free some, then go on with --resume$"
+    ):
+        train(parts)
+    monkeypatch.undo()
+    assert train(parts, resume=True).finished
+    assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
 
 
 def _stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> list[int]:

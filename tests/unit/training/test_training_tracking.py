@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from two_stream.config.load import flatten
 from two_stream.errors import DataError
+from two_stream.evaluation.run_files import history
 from two_stream.training.figures import clip_grid, confusion_figure, flow_to_rgb
 from two_stream.training.tracking import clock, write_metrics
 from two_stream.training.validate import validate
@@ -26,9 +28,29 @@ def test_metrics_lines_are_strict_json(tmp_path: Path) -> None:
     write_metrics(paths, [{"epoch": 1, "val_loss": float("nan")}, {"epoch": 2, "val_loss": float("inf")}])
     lines = paths.metrics.read_text().splitlines()
     assert [json.loads(line, parse_constant=pytest.fail) for line in lines] == [
-        {"epoch": 1, "val_loss": None},
-        {"epoch": 2, "val_loss": None},
+        {"epoch": 1, "val_loss": None, "crc32": "92aa2b96"},
+        {"epoch": 2, "val_loss": None, "crc32": "3d03665c"},
     ]
+
+
+def test_every_changed_byte_of_the_metrics_is_noticed(tmp_path: Path, capsys: Any) -> None:
+    paths = RunPaths(tmp_path)
+    write_metrics(paths, [{"epoch": 1, "loss": 0.25, "val": math.nan}, {"epoch": 2, "loss": 0.125}])
+    rows = [{"epoch": 1.0, "loss": 0.25}, {"epoch": 2.0, "loss": 0.125}]
+    assert history(paths) == rows
+    assert capsys.readouterr().err == ""
+    whole = paths.metrics.read_bytes()
+    for place in range(len(whole)):
+        for bit in (1, 2, 16):
+            paths.metrics.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+            found, said = history(paths), capsys.readouterr().err
+            if found == rows:  # the end of a line may become another line end
+                assert whole[place : place + 1] == b"\n" or said
+            else:
+                assert found == rows[: len(found)]
+                assert f"{paths.metrics}: line {len(found) + 1} is damaged" in said
+    paths.metrics.write_text('{"epoch": 1, "loss": 0.25}\n')  # of an earlier version
+    assert history(paths) == rows[:1]
 
 
 def test_tensorboard_holds_scalars_pictures_and_hparams(make_trainer: Any) -> None:

@@ -124,7 +124,7 @@ def test_resumed_equals_continuous(make_trainer: Any, died_after: int, train: di
     assert len({line["lr"] for line in _lines(whole)}) > 1, "the rate never changed: no test of its state"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_within_one_step(make_trainer: Any, number: signal.Signals) -> None:
     before = signal.getsignal(number)
     trainer = make_trainer("stopped", epochs=3)

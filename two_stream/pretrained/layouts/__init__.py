@@ -32,4 +32,25 @@ def recognise(state: State) -> Layout | None:
     return next((layout for layout in LAYOUTS if layout.recognise(state)), None)
 
 
-__all__ = ["CARRIED", "LAYOUTS", "OURS", "Layout", "Pair", "State", "recognise"]
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.")
+"""What DDP, SWA and torch.compile, Lightning modules and encoders put before the names of a network."""
+
+
+def unwrapped(state: State) -> tuple[State, list[str]]:
+    """Return a state dict under its network's own names, and the keys that are not that network's (losses, averages).
+
+    Names are shortened only where a known layout comes out; else the state is returned as it is.
+    """
+    waiting = [("", state)]
+    for prefix, names in waiting:  # grows: wrappers stand in one another
+        if recognise(names) is not None:
+            return names, [key for key in state if not key.startswith(prefix) and key != "n_averaged"]
+        for wrapper in _WRAPPERS if prefix.count(".") < 4 else ():
+            inner = {
+                key.removeprefix(wrapper): value for key, value in names.items() if key.startswith(wrapper)
+            }
+            waiting += [(prefix + wrapper, inner)] if inner else []
+    return state, []
+
+
+__all__ = ["CARRIED", "LAYOUTS", "OURS", "Layout", "Pair", "State", "recognise", "unwrapped"]
