@@ -205,14 +205,14 @@ def _patterns(flags: Options, recorded: Mapping[str, str], names: Sequence[str])
 def _tell_expected(flags: Options) -> None:
     """Say how sure an accuracy on each data set can be."""
     from two_stream.errors import TwoStreamError
+    from two_stream.evaluation.tables import expected_words
     from two_stream.runtime.console import say
-    from two_stream.studies.auto import expected_interval
 
     for target in flags.targets:
         record = _record(Path(target), flags.settings_root)
         if record is not None:
             with suppress(TwoStreamError):  # what its lists lack is among the findings
-                say(f"{target}: {expected_interval(record, (record.modalities() or ['rgb'])[0], 1)}")
+                say(f"{target}: {expected_words(record, (record.modalities() or ['rgb'])[0], 1)}")
 
 
 def _tell(findings: Sequence[Finding], targets: Sequence[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -176,8 +175,6 @@ def _train(experiment: Experiment, given: list[str], *, resume: bool, overwrite:
     from two_stream.runtime.console import note
     from two_stream.training.loop import train
 
-    if not resume and distributed.is_main():
-        _tell_expected(experiment)
     result = train(experiment, resume=resume, overwrite=overwrite)
     if result.interrupted is not None:
         again = [arg for arg in given if arg not in ("--resume", "--overwrite")]
@@ -187,19 +184,6 @@ def _train(experiment: Experiment, given: list[str], *, resume: bool, overwrite:
         return 128 + result.interrupted
     _summary(result)
     return 0
-
-
-def _tell_expected(experiment: Experiment) -> None:
-    """Say how sure an accuracy on the data set can be."""
-    from two_stream.data.catalog import load_record
-    from two_stream.errors import TwoStreamError
-    from two_stream.runtime.console import note
-    from two_stream.studies.auto import expected_interval
-
-    data = experiment.data
-    with suppress(TwoStreamError):  # training says what is wrong
-        record = load_record(data.dataset, data.settings_root)
-        note(expected_interval(record, experiment.model.modality, data.split))
 
 
 def _program() -> str:

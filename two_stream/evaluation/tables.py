@@ -6,10 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from two_stream.data.catalog import Record
+from two_stream.data.splits import load_part, source_of
 from two_stream.evaluation.fusion import stream_name
 from two_stream.evaluation.metrics import Summary, difference, gain, summarise
-from two_stream.evaluation.statistics import LEVEL, Interval
-from two_stream.types import ScoreTable
+from two_stream.evaluation.statistics import LEAST_UNITS, LEVEL, Interval, expected_interval
+from two_stream.types import Modality, ScoreTable
 
 COLUMNS = ("stream", "top-1 [95 % CI]", "top-3", "top-5", "mean class", "ECE", "videos")
 MULTI_COLUMNS = ("stream", "mAP [95 % CI]", "top-1 [95 % CI]", "top-3", "top-5", "classes", "videos")
@@ -153,6 +157,23 @@ def interval_words(
 def count_sources(number: int) -> str:
     """Return `1 source`, `2 sources`."""
     return f"{number} source{'' if number == 1 else 's'}"
+
+
+def expected_words(record: Record, modality: Modality, split: int) -> str:
+    """Return a sentence: how sure an accuracy on the test part can be, before anything is trained."""
+    test = load_part(record, modality, split, "test")
+    train = load_part(record, modality, split, "train", selection="paper")
+    unit = np.unique([source_of(video) for video in test], return_inverse=True)[1]
+    sources = int(unit.max()) + 1
+    known = "an accuracy will have no interval, for which three test sources are needed"
+    if sources >= LEAST_UNITS:
+        found = expected_interval(unit)
+        half = 50 * (found.high - found.low)
+        known = f"an accuracy of 75 % will be known to about ±{half:.0f} points (95 % interval)"
+    return (
+        f"{len(train)} training videos of {count_sources(len({source_of(video) for video in train}))}, {len(test)} "
+        f"test videos of {count_sources(sources)}, {record.num_classes} classes: {known}."
+    )
 
 
 def skipped_videos(meta: Mapping[str, Any]) -> list[str]:

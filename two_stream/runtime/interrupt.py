@@ -43,7 +43,11 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # only there may handlers be set
             for number in STOPPING:
-                if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` starts a command
+                nohup = (
+                    number not in (signal.SIGINT, signal.SIGTERM)
+                    and signal.getsignal(number) == signal.SIG_IGN
+                )
+                if not nohup:
                     self._before[number] = signal.signal(number, self._note)
         return self
 

@@ -7,21 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import two_stream
 from two_stream.config.load import read_yaml, validate
 from two_stream.config.schema import Experiment
-from two_stream.data.catalog import Record
-from two_stream.data.splits import load_part, source_of
 from two_stream.errors import SettingsError
 from two_stream.evaluation.fusion import combine, fuse
 from two_stream.evaluation.metrics import main_value
 from two_stream.evaluation.run_files import history, settings_of
 from two_stream.evaluation.scores import common, find_scores, read_scores
-from two_stream.evaluation.statistics import LEAST_UNITS
-from two_stream.evaluation.statistics import expected_interval as expected
-from two_stream.evaluation.tables import count_sources
 from two_stream.runtime.device import pick_device
 from two_stream.studies.baseline import RULE
 from two_stream.studies.variants import merged, nested
@@ -56,23 +49,6 @@ def experiment_of(path: Path, changes: dict[str, Any], name: str, runs: Path) ->
     """Return a recipe's settings for a data set."""
     settings = merged(read_yaml(path), nested(changes))
     return validate(Experiment, settings | {"name": name, "runs": str(runs)}, path)
-
-
-def expected_interval(record: Record, modality: Modality, split: int) -> str:
-    """Return a sentence: how sure an accuracy on the test part can be, before anything is trained."""
-    test = load_part(record, modality, split, "test")
-    train = load_part(record, modality, split, "train", selection="paper")
-    unit = np.unique([source_of(video) for video in test], return_inverse=True)[1]
-    sources = int(unit.max()) + 1
-    known = "an accuracy will have no interval, for which three test sources are needed"
-    if sources >= LEAST_UNITS:
-        found = expected(unit)
-        half = 50 * (found.high - found.low)
-        known = f"an accuracy of 75 % will be known to about ±{half:.0f} points (95 % interval)"
-    return (
-        f"{len(train)} training videos of {count_sources(len({source_of(video) for video in train}))}, {len(test)} "
-        f"test videos of {count_sources(sources)}, {record.num_classes} classes: {known}."
-    )
 
 
 def pass_seconds(experiment: Experiment, baseline: RunPaths, videos: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,8 +16,16 @@ from two_stream.config.schema import Experiment, TrainOptions
 from two_stream.data.catalog import load_record
 from two_stream.data.features import FeatureCache
 from two_stream.data.shards import shard_facts
-from two_stream.errors import CheckpointError, DataError, FullDiskError, TrainingError, loader_killed
+from two_stream.errors import (
+    CheckpointError,
+    DataError,
+    FullDiskError,
+    TrainingError,
+    TwoStreamError,
+    loader_killed,
+)
 from two_stream.evaluation.features import backbone_sha256
+from two_stream.evaluation.tables import expected_words
 from two_stream.pretrained import load_library, load_weights, reshape_like, write_model
 from two_stream.recognizer import Recognizer, create_model, settled
 from two_stream.runtime import distributed
@@ -79,6 +87,14 @@ def train(experiment: Experiment, *, resume: bool = False, overwrite: bool = Fal
     return result
 
 
+def _tell_expected(experiment: Experiment) -> None:
+    """Say how sure an accuracy on the data set can be."""
+    data = experiment.data
+    with suppress(TwoStreamError):  # no test list
+        record = load_record(data.dataset, data.settings_root)
+        note(expected_words(record, experiment.model.modality, data.split))
+
+
 def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainResult:
     with distributed.together():
         experiment = experiment.model_copy(update={"model": settled(experiment.model)})
@@ -109,6 +125,7 @@ def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainRes
         distributed.on_main(lambda: _open(paths, experiment, facts, overwrite=overwrite))
         note(f"run folder: {paths.root}; curves: tensorboard --logdir {shlex.quote(str(experiment.runs))}")
         if not continues:
+            _tell_expected(experiment)
             measure_tokens(model, data, device, experiment.train.precision)
         trainer: Trainer | Probe
         if isinstance(experiment.train.optimizer, Logistic):

@@ -14,7 +14,7 @@ from two_stream import cli
     ("error", "line", "code"),
     [
         (PermissionError(13, "Permission denied", "/x/y"), "two-stream: /x/y: Permission denied\n", 1),
-        (OSError(28, "No space left on device"), "two-stream: file: No space left on device\n", 1),
+        (OSError(28, "No space left on device"), "two-stream: No space left on device\n", 1),
         (torch.OutOfMemoryError("CUDA out of memory.\nmore"), "two-stream: CUDA out of memory. (try", 1),
         (KeyboardInterrupt(), "two-stream: interrupted\n", 130),
     ],

@@ -16,7 +16,7 @@ from two_stream.cli import main as cli
 from two_stream.config.load import dump
 from two_stream.config.model import AverageHead, BertHead, InputOptions, MobileNetV2, ModelOptions, SlowFast
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
-from two_stream.errors import VideoError
+from two_stream.errors import FullDiskError, VideoError
 from two_stream.evaluation.attention import Pathway, StreamAttention, read_attention
 from two_stream.evaluation.attention_figure import draw_attention
 from two_stream.evaluation.video import Reading
@@ -278,7 +278,7 @@ def test_picture_is_whole_or_the_old_one(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Figure, "savefig", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(FullDiskError, match="no space left on the disk; what was there before is kept"):
         draw_attention(out, "t", "s", [made_up([[0.5, 0.4]], [[1], [2]])])
     assert out.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [out]

@@ -20,11 +20,11 @@ from two_stream.data.catalog import load_record
 from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation.metrics import top_k_accuracy
 from two_stream.evaluation.scores import common, newest_scores, read_scores
+from two_stream.evaluation.tables import expected_words
 from two_stream.studies.auto import (
     Candidate,
     candidate,
     chosen,
-    expected_interval,
     fit_to_time,
     pass_seconds,
     recipe,
@@ -171,7 +171,7 @@ def test_recipes_are_found_under_the_settings_and_in_the_checkout(tmp_path: Path
 
 
 def test_the_expected_interval_counts_sources(settings: Path, tmp_path: Path) -> None:
-    said = expected_interval(load_record("toy", settings / "settings"), "rgb", 1)
+    said = expected_words(load_record("toy", settings / "settings"), "rgb", 1)
     assert said.startswith("11 training videos of 6 sources, 4 test videos of 2 sources, 2 classes")
     assert "no interval, for which three test sources are needed" in said
     shutil.copytree(settings / "settings", tmp_path / "settings")
@@ -180,7 +180,7 @@ def test_the_expected_interval_counts_sources(settings: Path, tmp_path: Path) ->
         f"{name}/v_g{group} 8 {label}" for group in (0, 9) for label, name in enumerate(("left", "right"))
     ]
     listed.write_text("\n".join([listed.read_text().strip(), *more]) + "\n")
-    said = expected_interval(load_record("toy", tmp_path / "settings"), "rgb", 1)
+    said = expected_words(load_record("toy", tmp_path / "settings"), "rgb", 1)
     assert "8 test videos of 4 sources, 2 classes" in said
     trials, square = 8 / 1.3, t.ppf(0.975, 3) ** 2  # two videos each, correlation 0.3: 8 / (1 + 0.3)
     half = math.sqrt(square * (0.75 * 0.25 / trials + square / (4 * trials**2))) / (1 + square / trials)
