@@ -115,6 +115,9 @@ def test_where_the_system_does_not_end_workers_they_look_for_their_parent(tmp_pa
     parent.kill()
     parent.wait()
     assert parent.stdout.read() == b"", "the pipe closes when the worker has ended"
+    end = time.monotonic() + 5  # a process closes its files a moment before it is gone
+    while lives(worker) and time.monotonic() < end:
+        time.sleep(0.05)
     assert not lives(worker)
     assert processes._LOOK_EVERY < 5
 
