@@ -64,13 +64,14 @@ def main(args: list[str]) -> int:
     if flags.dry_run:
         return _list(study, name, flags)
     from two_stream.runtime.console import note
+    from two_stream.runtime.interrupt import heard
     from two_stream.studies.ablation import Places, look_at, run_study
 
     if flags.report_only:
         ran = look_at(study, source=name, any_code=flags.any_code)
     else:
         places = Places(flags.jobs, flags.devices, flags.ray)
-        before = {number: signal.signal(number, _interrupt) for number in _stopping()}
+        before = {number: signal.signal(number, _interrupt) for number in heard() if number != signal.SIGINT}
         try:
             ran = run_study(study, places, source=name, any_code=flags.any_code)
         except KeyboardInterrupt as stop:
@@ -81,12 +82,6 @@ def main(args: list[str]) -> int:
                 signal.signal(number, handler)
     _report(ran, Path(name), command)
     return 1 if ran.failed else 0
-
-
-def _stopping() -> list[int]:
-    from two_stream.runtime.interrupt import STOPPING
-
-    return [number for number in STOPPING[1:] if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

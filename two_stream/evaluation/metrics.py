@@ -20,7 +20,6 @@ from two_stream.evaluation.statistics import (
     Sample,
     difference_of,
     estimate,
-    estimate_units,
     smallest_gain,
 )
 from two_stream.types import ScoreTable
@@ -201,7 +200,7 @@ def difference(first: ScoreTable, second: ScoreTable, level: float = LEVEL) -> D
     unit = units(first)[0]
     if first.targets is not None:
         one, two = multilabel.pseudo_values([first.logits, second.logits], first.targets, unit)
-        found = estimate_units((one - two)[:, None], multilabel.shares(unit), multilabel.LEAST_UNITS)
+        found = multilabel.estimate((one - two)[:, None], unit)
         return Difference(found, found.interval(level), found.p_zero())
     one, two = (
         (ranks(table.logits, table.labels) == 0)[:, None].astype(np.float64) for table in (first, second)
@@ -262,8 +261,7 @@ def _share(hits_V: NDArray[np.float64], sample: Sample) -> Interval:
 def _map(table: ScoreTable, unit: NDArray[np.int64]) -> Interval:
     assert table.targets is not None
     (values,) = multilabel.pseudo_values([table.logits], table.targets, unit)
-    found = estimate_units(values[:, None], multilabel.shares(unit), multilabel.LEAST_UNITS)
-    return found.share_interval()
+    return multilabel.estimate(values[:, None], unit).share_interval()
 
 
 def agreement(first: ScoreTable, second: ScoreTable) -> dict[str, int]:

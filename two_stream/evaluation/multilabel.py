@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
 from two_stream.errors import ScoreError
+from two_stream.evaluation.statistics import Estimate, estimate_units
 
 LEAST_UNITS = 10
 """sources that an interval of a mAP needs; the jackknife of fewer covers too little"""
@@ -61,9 +62,9 @@ def pseudo_values(
     return [value - (size - 1.0) * (one - one.mean()) for value, one in zip(values, left, strict=True)]
 
 
-def shares(unit: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the part of the videos `(G,)` that each unit, or group of units, of `pseudo_values` has."""
-    return np.bincount(unit % BLOCKS) / len(unit)
+def estimate(values_GS: NDArray[np.float64], unit: NDArray[np.int64]) -> Estimate:
+    """Return the mean of `pseudo_values` of each training, or of their differences, with its standard error."""
+    return estimate_units(values_GS, np.bincount(unit % BLOCKS) / len(unit), LEAST_UNITS)
 
 
 def reweighted(

@@ -99,7 +99,7 @@ def compression_of(run: RunPaths | None) -> dict[str, Any] | None:
 
 
 def history(run: RunPaths | None) -> list[dict[str, float]]:
-    """Return `metrics.jsonl` as flat rows of numbers, one per epoch; a damaged line ends it, and is told."""
+    """Return `metrics.jsonl` as flat rows of numbers, one per epoch; it ends at a damaged line, with a warning."""
     rows: list[dict[str, float]] = []
     if run is None or not run.metrics.is_file():
         return rows

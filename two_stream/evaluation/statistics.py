@@ -63,6 +63,16 @@ class Sample:
         return np.bincount(self.unit, weights=self.weight).astype(np.float64)
 
     @property
+    def effective(self) -> float:
+        """Units of equal size that say as much: (Σn)² / Σn²."""
+        return _effective(self.shares)
+
+    def variance_of_mean(self, correlation: float) -> float:
+        """Return the variance of the mean of videos of variance 1 whose units have this correlation (Kish 1965)."""
+        squares_G = np.bincount(self.unit, weights=self.weight**2)
+        return float((correlation * self.shares**2 + (1 - correlation) * squares_G).sum())
+
+    @property
     def units_by_stratum(self) -> Index:
         """Number of units in each stratum."""
         pairs = np.unique(np.stack([self.stratum, self.unit]), axis=1)
@@ -144,8 +154,7 @@ def estimate(values_VS: Values, sample: Sample, *, share: bool = True) -> Estima
             part at least.
     """
     weight_V, stratum_V, unit_V = sample.weight, sample.stratum, sample.unit
-    share_G, sizes_G = sample.shares, np.bincount(unit_V).astype(np.float64)
-    effective = _effective(share_G)
+    units, effective = int(unit_V.max()) + 1, sample.effective
     mean_V = values_VS.mean(axis=1)
     in_stratum = np.bincount(stratum_V, weights=weight_V)
     sums = np.bincount(stratum_V, weights=values_VS.sum(axis=1))  # of whole numbers: alike for as many hits
@@ -158,23 +167,17 @@ def estimate(values_VS: Values, sample: Sample, *, share: bool = True) -> Estima
     factor_V = 1 / np.sqrt(np.maximum(1 - 2 * part[pair_V] + squares[stratum_V], 1e-12))
     linear = float((np.bincount(unit_V, weights=weight_V * factor_V * rest_V) ** 2).sum())
     correlation = _intraclass(rest_V, unit_V)
-    squares_G = np.bincount(unit_V, weights=weight_V**2)
-
-    def of_mean(rho: float) -> float:
-        """Return the variance of the mean of videos of variance 1."""
-        return float((rho * share_G**2 + (1 - rho) * squares_G).sum())
-
-    sums_GS = np.zeros((len(sizes_G), values_VS.shape[1]))
+    sums_GS = np.zeros((units, values_VS.shape[1]))
     np.add.at(sums_GS, unit_V, weight_V[:, None] * (values_VS - centre[stratum_V][:, None]))
     value = float((in_stratum / in_stratum.sum() * centre).sum())
     spread = float((weight_V * (mean_V - value) ** 2).sum())
     least = max(correlation, 1 / effective)
     return _crossed(
         value,
-        max(linear, spread * of_mean(least if share else correlation)),
-        sums_GS * len(sizes_G),
+        max(linear, spread * sample.variance_of_mean(least if share else correlation)),
+        sums_GS * units,
         effective,
-        1 / of_mean(least),
+        1 / sample.variance_of_mean(least),
         constant=bool(np.ptp(values_VS) < 1e-12),
     )
 
@@ -313,10 +316,8 @@ def expected_interval(unit_V: Index, share: float = 0.75, correlation: float = 0
         correlation: Intraclass correlation of hits within a source.
     """
     sample = Sample.even(unit_V)
-    effective = _effective(sample.shares)
-    squares_G = np.bincount(unit_V, weights=sample.weight**2)
-    rho = max(correlation, 1 / effective)
-    trials = 1 / float((rho * sample.shares**2 + (1 - rho) * squares_G).sum())
+    effective = sample.effective
+    trials = 1 / sample.variance_of_mean(max(correlation, 1 / effective))
     df = max(effective - 1, 1e-3)
     se = sqrt(share * (1 - share) / trials)
     return Estimate(share, se, df, len(sample.shares), effective, trials).share_interval()

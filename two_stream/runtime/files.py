@@ -69,7 +69,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_beside(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `path` to make it in, removed at the end; a full disk is told with `path`."""
+    """Yield an empty folder beside `path` to make it in, removed at the end; an error of a full disk names `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers([path.parent])
     folder = unfinished(path)

@@ -14,6 +14,12 @@ from two_stream.runtime import distributed
 STOPPING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
 
+def heard() -> list[int]:
+    """Return the signals of `STOPPING`, without a SIGHUP that `nohup` lets pass."""
+    always = (signal.SIGINT, signal.SIGTERM)
+    return [number for number in STOPPING if number in always or signal.getsignal(number) != signal.SIG_IGN]
+
+
 class StopRequest:
     """Context that notes SIGINT, SIGTERM and SIGHUP instead of dying of them; handlers are put back at its end.
 
@@ -42,13 +48,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-            for number in STOPPING:
-                nohup = (
-                    number not in (signal.SIGINT, signal.SIGTERM)
-                    and signal.getsignal(number) == signal.SIG_IGN
-                )
-                if not nohup:
-                    self._before[number] = signal.signal(number, self._note)
+            for number in heard():
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(

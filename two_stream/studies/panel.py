@@ -13,7 +13,7 @@ from two_stream.errors import ScoreError
 from two_stream.evaluation import multilabel
 from two_stream.evaluation.metrics import main_value, source_units, table_ranks
 from two_stream.evaluation.scores import join, name_of, reorder
-from two_stream.evaluation.statistics import Estimate, Interval, Sample, estimate, estimate_units
+from two_stream.evaluation.statistics import Estimate, Interval, Sample, estimate
 from two_stream.types import ScoreTable
 
 Cell = tuple[int, int]
@@ -114,7 +114,7 @@ class Panel:
         """Return the accuracy (or mAP) with its standard error over units and trainings."""
         if not self.multi_label:
             return estimate(self.hits, self.sample)
-        return estimate_units(self.pseudo_values, multilabel.shares(self.unit), multilabel.LEAST_UNITS)
+        return multilabel.estimate(self.pseudo_values, self.unit)
 
     def interval(self, level: float) -> Interval:
         """Return the accuracy (or mAP) with its interval over units and trainings."""

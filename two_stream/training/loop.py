@@ -125,7 +125,7 @@ def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainRes
         distributed.on_main(lambda: _open(paths, experiment, facts, overwrite=overwrite))
         note(f"run folder: {paths.root}; curves: tensorboard --logdir {shlex.quote(str(experiment.runs))}")
         if not continues:
-            _tell_expected(experiment)
+            distributed.on_main(lambda: _tell_expected(experiment))
             measure_tokens(model, data, device, experiment.train.precision)
         trainer: Trainer | Probe
         if isinstance(experiment.train.optimizer, Logistic):

@@ -1,4 +1,4 @@
-"""A split that comes as folders or as a table: its parts are the lists, and its validation part is not carved anew."""
+"""A split that comes as folders or as a table: its parts become the lists, and no validation part is carved."""
 
 from __future__ import annotations
 
