@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP ask what runs to leave where it can, as after a step; asked twice, it leaves at once."""
+"""Ctrl-C, SIGTERM and SIGHUP ask what runs to leave where it can, as after a step; a second Ctrl-C leaves at once."""
 
 from __future__ import annotations
 
@@ -77,6 +77,8 @@ class StopRequest:
         if os.getpid() != self._pid:
             return  # a loader process forked from the run, before it sets handlers of its own
         if self.asked is not None:
+            if number not in (signal.SIGINT, signal.SIGTERM):
+                return  # a terminal that closes sends SIGHUP more than once: the shell does, and so does the kernel
             raise KeyboardInterrupt
         self.asked = number
         self.then()
