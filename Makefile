@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 SHELL := /bin/bash
 
-.PHONY: help demo test test-all parity lint format pins clean
+.PHONY: help demo test test-all test-lowest parity lint format pins clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
@@ -26,6 +26,11 @@ test: lint  ## linters, types, import rules and the default tests
 test-all: lint  ## also the slow sweeps
 	$(BIN)/pytest -n 2 -m "slow or not slow" --timeout 3600 tests
 
+test-lowest:  ## the default tests with the lowest versions that setup.cfg allows, in .venv-lowest (8 GB)
+	@test -x .venv-lowest/bin/uv || ($(PYTHON) -m venv .venv-lowest && .venv-lowest/bin/pip install --quiet uv)
+	@.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct -e '.[dev]'
+	.venv-lowest/bin/python -m pytest -n 2 tests
+
 parity: $(STAMP)  ## only the comparisons with reference numbers
 	$(BIN)/pytest -n 2 -m parity tests
 
@@ -35,7 +40,7 @@ lint: $(STAMP)  ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(STAMP)  ## format and mend what can be mended
+format: $(STAMP)  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -45,4 +50,4 @@ pins: $(STAMP)  ## write the installed set to constraints.txt
 	@mv constraints.new constraints.txt
 
 clean:  ## remove .venv, runs and the demo
-	rm -rf .venv runs demo build *.egg-info
+	rm -rf .venv .venv-lowest runs demo build *.egg-info
