@@ -116,7 +116,7 @@ def _about_data(panels: Mapping[str, Panel]) -> list[str]:
     ):
         values = _distinct(tables, key)
         if len(values) > 1:
-            found.append(f"{words}: {', '.join(values)}.")
+            found.append(f"{words}: {'; '.join(values)}.")
     skipped = sorted({str(name) for table in tables for name in table.meta.get("skipped") or []})
     if skipped:
         more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
