@@ -117,6 +117,8 @@ def _cli(kind: type[T], default: Any, args: list[str], prog: str, description: s
                 **given,
             )
             return parsed
+    except ValidationError as error:  # tyro before 1.0.16 lets it through
+        raise SettingsError(f"{prog}: {explain(kind, error)}") from None
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
