@@ -320,14 +320,14 @@ def _as_json(guesses: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
 
 
 def _show(result: dict[str, Any]) -> None:
-    from two_stream.runtime.console import console, say, table, warn
+    from two_stream.runtime.console import bar, console, say, table, warn
 
     streams = result["streams"]
     columns = ["", "class", "probability"]
     rows: list[list[object]] = []
     for place, guess in enumerate(result["top"], start=1):
-        bar = "█" * max(1, round(20 * guess["probability"]))
-        rows.append([place, guess["class"], f"{100 * guess['probability']:5.1f} %  {bar}"])
+        share = guess["probability"]
+        rows.append([place, guess["class"], f"{100 * share:5.1f} %  {bar(share, 20)}"])
     say(result["video"])
     console.print(table("", columns, rows))
     parts = [f"{name}: {one['top'][0]['class']} ({one['views']} views)" for name, one in streams.items()]
