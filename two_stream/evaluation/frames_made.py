@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,6 +11,7 @@ from two_stream.config.load import validate
 from two_stream.config.schema import DataOptions
 from two_stream.data.catalog import Record
 from two_stream.data.shards import load_index, shard_storage
+from two_stream.errors import DataError
 from two_stream.types import Modality
 from two_stream.video.extraction import extraction_settings
 from two_stream.video.flow import ALGORITHMS, AUTO, FLOW_BOUND
@@ -53,8 +55,11 @@ def made_now(data: DataOptions, record: Record, modality: Modality) -> dict[str,
         packed = load_index(shard_storage(data.shards, modality)).settings
         if packed.get("source") == "videos":
             return {"flow": packed.get("flow"), "short_side": packed.get("short_side")}
-        if "extraction" in packed:
+        if packed.get("extraction"):
             return cast(dict[str, Any], packed["extraction"])  # read by `frames_made`
+        with suppress(DataError):  # packed by an earlier version, perhaps from the frames that are there now
+            return extraction_settings(record.frames_root(modality))
+        return None
     return extraction_settings(record.frames_root(modality))
 
 

@@ -19,6 +19,7 @@ from two_stream.data.transforms import resize_frames
 from two_stream.errors import SettingsError
 from two_stream.evaluation import attention
 from two_stream.evaluation import video as on_the_fly
+from two_stream.evaluation.frames_made import made_now
 from two_stream.evaluation.run import evaluate_run, extraction_of, load_run, predict, reading_of
 from two_stream.evaluation.video import Reading
 from two_stream.export import export_run, load
@@ -230,8 +231,19 @@ def test_shards_know_what_they_were_packed_from(world, extracted, tmp_path):
     assert (read("videos", "dis").flow, read("videos", "dis").size) == ("dis", None)
     found = read("frames", "dis")
     assert (found.flow, found.size) == ("farneback", (36, 48))
+
+
+def test_shards_are_enough_where_the_frames_are_not(world, extracted, tmp_path):
+    """Frames of another origin, packed, and no longer on this machine: their kind is not known, and that is all."""
+    run = load_run(run_on(tmp_path, world, extracted, "dis"))
+    for path in (tmp_path / "frames").rglob(".done.json"):
+        path.unlink()
+    pack(run.record, "flow", tmp_path / "shards", PackOptions(resize=(36, 48), encoding="raw", processes=0))
     shutil.rmtree(tmp_path / "frames")
-    (tmp_path / "frames" / "flow").mkdir(parents=True)
+    data = run.experiment.data.model_copy(update={"source": "shards", "shards": str(tmp_path / "shards")})
+    packed = replace(run, experiment=run.experiment.model_copy(update={"data": data}))
+    assert made_now(data, packed.record, "flow") is None
+    evaluate_run(packed, ONE)
 
 
 def test_what_training_wrote_down_goes_before_what_lies_there_now(world, extracted, tmp_path, capsys):
