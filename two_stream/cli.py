@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -81,6 +82,9 @@ def guarded(action: Callable[[], int], prog: str = "two-stream") -> int:
 def run() -> None:
     """Entry point of the console script."""
     os.environ["PYTHONSAFEPATH"] = "1"  # no Python that this one starts reads modules from the current folder
+    for stream in (sys.stdout, sys.stderr):  # a Windows code page has no bars, and not every class's name
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     distributed.exit_process(main())
 
 

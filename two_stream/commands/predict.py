@@ -42,8 +42,9 @@ class PredictFlags:
     timeline: Path | None = None
     """PNG, PDF or SVG file to draw what happens when, window by window, and a CSV file beside it; a folder with several
     videos (one PNG and CSV each). Windows slide by half a clip, or by --step, unless --views says otherwise"""
-    flow_algorithm: Literal["dis", "tvl1", "farneback"] | None = None
-    """none: dis (a run trained on video files: its own); tvl1 is the paper's and about a hundred times slower"""
+    flow_algorithm: Literal["auto", "dis", "farneback", "tvl1"] = "auto"
+    """auto: the kind the run was trained on if dis or farneback, else dis with a warning; tvl1 is the paper's and about
+    a hundred times slower"""
     rule: Literal["l2", "logits", "probabilities", "rank"] = "l2"
     """how several runs are fused"""
     weights: tuple[float, ...] | None = None
@@ -308,20 +309,10 @@ def _options(flags: PredictFlags, run: AnyRun[Any]) -> EvaluateOptions:
 
 
 def _reading(flags: PredictFlags, run: AnyRun[Any]) -> Reading:
-    """Bring pixels to the network as its training frames came, but for what flags say; note where flow differs."""
-    from two_stream.evaluation.run import extraction_of, reading_of
-    from two_stream.runtime.console import note
+    """Bring pixels to the network as its training frames came, but for what flags say."""
+    from two_stream.evaluation.run import reading_of
 
-    reading = reading_of(run, backend=flags.backend, flow=flags.flow_algorithm, short_side=flags.short_side)
-    if run.model.spec.modality != "flow":
-        return reading
-    trained = (extraction_of(run) or {}).get("flow")
-    if trained not in (None, "none", reading.flow):
-        note(
-            f"the flow network was trained on {trained} flow and reads {reading.flow} here;"
-            f" --flow-algorithm {trained} is closer"
-        )
-    return reading
+    return reading_of(run, backend=flags.backend, flow=flags.flow_algorithm, short_side=flags.short_side)
 
 
 def _as_json(guesses: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
@@ -329,14 +320,14 @@ def _as_json(guesses: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
 
 
 def _show(result: dict[str, Any]) -> None:
-    from two_stream.runtime.console import console, say, table, warn
+    from two_stream.runtime.console import bar, console, say, table, warn
 
     streams = result["streams"]
     columns = ["", "class", "probability"]
     rows: list[list[object]] = []
     for place, guess in enumerate(result["top"], start=1):
-        bar = "█" * max(1, round(20 * guess["probability"]))
-        rows.append([place, guess["class"], f"{100 * guess['probability']:5.1f} %  {bar}"])
+        share = guess["probability"]
+        rows.append([place, guess["class"], f"{100 * share:5.1f} %  {bar(share, 20)}"])
     say(result["video"])
     console.print(table("", columns, rows))
     parts = [f"{name}: {one['top'][0]['class']} ({one['views']} views)" for name, one in streams.items()]

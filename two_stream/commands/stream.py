@@ -69,8 +69,9 @@ class StreamFlags:
     """seconds to wait for a live source that went away; 0 ends at once"""
     limit: float | None = None
     """stop after so many seconds"""
-    flow_algorithm: Literal["dis", "farneback", "tvl1"] | None = None
-    """none: dis (a run trained on video files: its own)"""
+    flow_algorithm: Literal["auto", "dis", "farneback", "tvl1"] = "auto"
+    """auto: the kind the run was trained on if dis or farneback, else dis with a warning; tvl1 is the paper's and about
+    a hundred times slower"""
     rule: Literal["l2", "logits", "probabilities", "rank"] = "l2"
     """how RGB and flow are fused"""
     weights: tuple[float, float] | None = None

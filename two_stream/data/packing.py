@@ -284,6 +284,9 @@ def _finish(
         summary.bytes += note["bytes"]
     summary.videos = len(videos)
     settings = {**shards[0].settings, "code_version": code_version()}
+    made = [(notes[shard.number] or {}).get("extraction") for shard in shards]
+    if all(one == made[0] for one in made) and made[0]:
+        settings["extraction"] = made[0]  # they may have been packed at different times
     places = np.array(starts, np.int64), np.array(sizes, np.int64)
     whole = len(crcs) == (summary.frames if settings["encoding"] == "raw" else len(starts))
     index = ShardIndex(settings, [], [], videos, *places, np.array(crcs, np.uint32) if whole else None)

@@ -24,6 +24,7 @@ from two_stream.data.transforms import Frames
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.runtime.files import fsync_dir, write_json
 from two_stream.types import MODALITY_CHANNELS, Modality, VideoRecord
+from two_stream.video.extraction import extraction_settings
 from two_stream.video.frames import jpeg_size, read_content
 from two_stream.video.reader import backend_version, open_video
 from two_stream.video.region import fit
@@ -177,6 +178,7 @@ def write_shard(shard: Shard, beat: Beat) -> dict[str, Any]:
         "sha256": digest,
         "settings": shard.settings,
         "plan": shard.plan,
+        "extraction": extraction_settings(source.root) if isinstance(source, FrameFolders) else None,
         "failed": failed,
         "videos": videos,
     }

@@ -189,7 +189,7 @@ class ShardSource(ClipSource):
             SettingsError: The URL's kind is not known or not installed.
         """
         super().__init__(modality)
-        self.storage = Storage(f"{location.rstrip('/')}/{modality}")
+        self.storage = shard_storage(location, modality)
         self.scaled_decoding = scaled_decoding
         self.index = load_index(self.storage)
         held = self.index.settings["modality"]
@@ -323,6 +323,11 @@ class ShardSource(ClipSource):
         return self.storage.where(self.index.names[video.shard])
 
 
+def shard_storage(location: str, modality: Modality) -> Storage:
+    """Return where a modality's shards lie under a folder or URL."""
+    return Storage(f"{location.rstrip('/')}/{modality}")
+
+
 def load_index(storage: Storage) -> ShardIndex:
     """Read the index of a folder of shards.
 
@@ -345,7 +350,7 @@ def shard_facts(location: str, modality: Modality) -> dict[str, Any]:
     Raises:
         DataError: There is no index.
     """
-    settings = load_index(Storage(f"{location.rstrip('/')}/{modality}")).settings
+    settings = load_index(shard_storage(location, modality)).settings
     kept = ("encoding", "resize", "quality", "exact", "source", "decoder", "flow", "code_version")
     return {"location": location, **{key: settings[key] for key in kept if settings.get(key) is not None}}
 

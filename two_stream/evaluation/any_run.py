@@ -37,6 +37,11 @@ class AnyRun(Generic[N_co]):
         """
         return load_record(self.experiment.data.dataset, self.experiment.data.settings_root)
 
+    @cached_property
+    def warned(self) -> set[str]:
+        """Warnings that were given and are not repeated for every video."""
+        return set()
+
     @property
     def multi_label(self) -> bool:
         """Whether it was trained on several classes per video."""

@@ -18,6 +18,7 @@ from two_stream.data.splits import load_part
 from two_stream.data.views import view_loader
 from two_stream.errors import CheckpointError, DataError, ScoreError, SettingsError
 from two_stream.evaluation.any_run import AnyRun
+from two_stream.evaluation.frames_made import FramesMade, frames_made, made_now, other_flow, other_frames
 from two_stream.evaluation.network import carried_out, is_exact, ready
 from two_stream.evaluation.predict import VideoScores, aggregate_views, score_videos
 from two_stream.evaluation.processes import Skipped, gathered
@@ -34,7 +35,7 @@ from two_stream.runtime.device import pick_device
 from two_stream.runtime.files import check_writable, sha256
 from two_stream.runtime.folders import whole_folder
 from two_stream.types import Part, RunPaths, ScoreTable, VideoRecord
-from two_stream.video.extract import read_manifest
+from two_stream.video.flow import AUTO, computed_flow
 
 CHECKPOINTS = ("best", "last")
 HELD_OUT = "val_folds.npz"
@@ -200,6 +201,9 @@ def _read_and_score(
             rank=distributed.rank(),
             world=distributed.world_size(),
         )
+        changed = _other_frames(run)
+        if changed and distributed.is_main():
+            warn(changed)
         network = ready(run.model, evaluate)
     scores = score_videos(
         network,
@@ -212,6 +216,16 @@ def _read_and_score(
         total=len(records),
     )
     return scores, loader.skipped
+
+
+def _other_frames(run: AnyRun[Any]) -> str | None:
+    """Say where the frames of the data set are no longer made like those the run was trained on."""
+    modality = run.model.spec.modality
+    written, now = run.meta.get("extraction"), made_now(run.experiment.data, run.record, modality)
+    if not written or now is None:
+        return None
+    then = frames_made(written, run.source)
+    return other_frames(run.source, then, frames_made(now, run.record.name), run.record, modality)
 
 
 def _records(run: AnyRun[Any], experiment: Experiment, part: Part) -> list[VideoRecord]:
@@ -256,7 +270,8 @@ def predict(
         top_k: How many classes to return.
         options: Views; default: each run's own.
         reading: Decoder, flow algorithm and frame size; default: as each run's training frames were made (see
-            `reading_of`), and for a bare model as `two-stream extract` would by default.
+            `reading_of`, which takes another flow algorithm too), and for a bare model pictures as `two-stream extract`
+            makes them by default, and DIS.
         rule: Fusion rule of several runs.
         weights: One per run, for several runs.
         class_names: Names for a bare model; default: numbers.
@@ -270,6 +285,10 @@ def predict(
     """
     if isinstance(model_or_run, Recognizer):
         names = [str(name) for name in class_names or range(model_or_run.num_classes)]
+        asked = (reading or Reading()).flow
+        line = other_flow("the model", None, computed_flow(None, asked), asked)
+        if line is not None and model_or_run.spec.modality == "flow":
+            warn(line)
         result = score_file(model_or_run, video, options or EvaluateOptions(), reading)
         return top(fuse_results([result], rule, weights), names, top_k)
     several = [model_or_run] if isinstance(model_or_run, (AnyRun, Path, str)) else list(model_or_run)
@@ -303,7 +322,14 @@ def score_with_runs(
         if run.class_names != runs[0].class_names:
             raise ScoreError(f"{run.source} and {runs[0].source} know different classes and cannot be fused")
     chosen = options or [run.experiment.evaluate for run in runs]
-    read = readings or [reading_of(run) for run in runs]
+    read = (
+        [
+            replace(reading, flow=_flow_read(run, reading.flow))
+            for run, reading in zip(runs, readings, strict=True)
+        ]
+        if readings
+        else [reading_of(run) for run in runs]
+    )
     return [_scored(run, video, views, how) for run, views, how in zip(runs, chosen, read, strict=True)]
 
 
@@ -339,31 +365,19 @@ def extraction_of(run: AnyRun[Any]) -> dict[str, Any] | None:
     """Return the extraction settings of the frames a run was trained on; None where they are not known.
 
     On the fly a video should reach the network as those frames did: the length of a displacement depends on the size
-    of the pictures. A run trained on the video files themselves has the record's size and its own flow algorithm. On a
-    machine without the data set an exported file has what was written into it.
+    of the pictures, and flow of another kind is another input. What training wrote down counts, else what the data set
+    says now, if it has the classes of the network.
     """
-    data = run.experiment.data
     written: dict[str, Any] | None = run.meta.get("extraction")
-    if data.source == "videos":
-        made: dict[str, Any] = {**(written or {}), "flow": data.flow}
-        with suppress(DataError, SettingsError):  # without its record the algorithm is still known
-            made["short_side"] = run.record.short_side
-        return made
-    try:
-        root = run.record.frames_root(run.model.spec.modality)
-    except (DataError, SettingsError):
+    if written:
         return written
-    return extraction_settings(root) or written
-
-
-def extraction_settings(root: Path) -> dict[str, Any] | None:
-    """Return the settings that frames under a folder were extracted with; None for frames of another origin."""
-    for folder in (root, *(path for path in sorted(root.iterdir()) if path.is_dir())):
-        for video in (folder, *(path for path in sorted(folder.iterdir())[:3] if path.is_dir())):
-            manifest = read_manifest(video)
-            if manifest is not None:
-                return dict(manifest["settings"])
-    return None
+    data = run.experiment.data
+    with suppress(DataError, SettingsError):
+        if run.record.classes == run.class_names:
+            return made_now(data, run.record, run.model.spec.modality)
+        return None
+    # without the record of a run on video files the algorithm is still known
+    return {"flow": data.flow} if data.source == "videos" else None
 
 
 def reading_of(
@@ -374,24 +388,41 @@ def reading_of(
     Args:
         run: The run; the size of its frames counts where it is known, else that of `Reading`.
         backend: Decoder.
-        flow: Flow algorithm; by default DIS, which keeps up with a video where TV-L1 takes a hundred times as long. A
-            run that was trained on video files keeps its own.
+        flow: Flow algorithm; by default the one of its training frames where that is quick, else DIS with a warning
+            (see `computed_flow`).
         short_side: Shorter side in pixels that flow is computed at.
     """
     usual = Reading()
     data = run.experiment.data
-    made = extraction_of(run) or {}
-    size = made.get("size") if short_side is None else None
+    made = _frames_made(run)
     return Reading(
         backend=backend or (data.backend if data.source == "videos" else usual.backend),
-        flow=flow or (data.flow if data.source == "videos" else usual.flow),
-        short_side=made.get("short_side", usual.short_side) if short_side is None else short_side,
-        size=(int(size[0]), int(size[1])) if size else None,
+        flow=_flow_read(run, flow or AUTO),
+        short_side=made.short_side if short_side is None else short_side,
+        size=made.size if short_side is None else None,
         sampling=data.sampling,
         protocol=data.augment.protocol,
         mirror=mirror_of_run(run),
         whole_frame=data.augment.whole_frame,
+        bound=made.flow_bound,
     )
+
+
+def _frames_made(run: AnyRun[Any]) -> FramesMade:
+    return frames_made(extraction_of(run), run.source)
+
+
+def _flow_read(run: AnyRun[Any], asked: str) -> str:
+    """Return the kind of flow a run reads of a raw video; a kind it was not trained on is said once."""
+    if run.model.spec.modality != "flow":
+        return asked
+    trained = _frames_made(run).flow
+    computed = computed_flow(trained, asked)
+    line = other_flow(run.source, trained, computed, asked)
+    if line is not None and line not in run.warned:
+        run.warned.add(line)
+        warn(line)
+    return computed
 
 
 def mirror_of_run(run: AnyRun[Any]) -> Mirror:

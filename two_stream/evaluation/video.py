@@ -24,7 +24,7 @@ from two_stream.evaluation.views import assemble, clip_frames, crop_views, views
 from two_stream.recognizer import Recognizer
 from two_stream.types import InputSpec, VideoViews
 from two_stream.video.extract import ExtractOptions, resized, target_size
-from two_stream.video.flow import FlowEstimator, gray
+from two_stream.video.flow import AUTO, FLOW_BOUND, FlowEstimator, computed_flow, gray
 from two_stream.video.reader import Video, open_video
 
 _FEWER = "gave fewer frames when read again than when counted; the file is damaged"
@@ -36,8 +36,8 @@ class Reading:
 
     backend: str = "pyav"
     """decoder"""
-    flow: str = "dis"
-    """flow algorithm, for a flow network"""
+    flow: str = AUTO
+    """flow algorithm, for a flow network; auto: as `computed_flow` chooses for the run, without a run DIS"""
     short_side: int | None = 256
     """pixels of the shorter side before flow is computed and frames are resized; None keeps the video's size"""
     size: tuple[int, int] | None = None
@@ -50,6 +50,16 @@ class Reading:
     """whether there are mirrored crops, and what their logits stand for"""
     whole_frame: bool = False
     """whether a centred crop is the whole frame; see `seen_by`"""
+    bound: float = FLOW_BOUND
+    """pixels of the longest displacement"""
+
+    def estimator(self) -> FlowEstimator:
+        """Return what computes the flow.
+
+        Raises:
+            SettingsError: There is no such algorithm.
+        """
+        return FlowEstimator(computed_flow(None, self.flow), self.bound)
 
 
 @dataclass(frozen=True)
@@ -234,7 +244,7 @@ def _rgb(video: Video, spec: InputSpec, reading: Reading, wanted: set[int]) -> I
 
 def _flow(video: Video, spec: InputSpec, reading: Reading, wanted: set[int]) -> Iterator[tuple[int, Frames]]:
     """Yield flow frame n between the pictures n and n + 1, for the wanted n."""
-    estimator = FlowEstimator(reading.flow)
+    estimator = reading.estimator()
     previous: Frames | None = None
     for number, frame in _pictures(video, spec, wanted | {number - 1 for number in wanted}):
         if number not in wanted and number + 1 not in wanted:

@@ -55,6 +55,11 @@ def note(message: str) -> None:
     err.print(shown_lines(message), markup=False, soft_wrap=True)
 
 
+def bar(share: float, length: int) -> str:
+    """Return a bar for a share of 1, at most so many columns long, in characters that the output has."""
+    return ("█" if console.encoding.startswith("utf") else "#") * max(1, round(length * share))
+
+
 @contextmanager
 def results_as_notes() -> Iterator[None]:
     """Print results on standard error meanwhile: those of a step are progress where the command's own come behind."""

@@ -78,7 +78,11 @@ def job() -> str:
         return f"torchrun {os.environ['TORCHELASTIC_RUN_ID']}"
     parent = os.getppid()
     stat = Path(f"/proc/{parent}/stat")
-    begun = stat.read_text().rpartition(")")[2].split()[19] if stat.exists() else ""
+    begun = (
+        stat.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[19]
+        if stat.exists()
+        else ""
+    )
     return f"torchrun {parent} {begun}".strip()
 
 

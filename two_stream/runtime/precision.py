@@ -57,7 +57,7 @@ def native_bf16(device: torch.device) -> bool:
 def cpu_flags() -> set[str]:
     """Return what the CPU says it can compute, in the words of /proc/cpuinfo; empty where there is no such file."""
     try:
-        content = Path("/proc/cpuinfo").read_text(errors="replace")
+        content = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return set()
     lines = (

@@ -12,7 +12,7 @@ from two_stream.evaluation.video import Reading, picture_at
 from two_stream.evaluation.views import crop_views
 from two_stream.types import InputSpec
 from two_stream.video.base import Image
-from two_stream.video.flow import FlowEstimator, gray
+from two_stream.video.flow import gray
 from two_stream.video.region import Region, fit
 
 
@@ -34,7 +34,7 @@ class Prepare:
         (view,) = crop_views(EvaluateOptions(views="single", crops="center"), spec, reading.mirror)
         box = view.box
         self._region = Region(box, (box[2] - box[0], box[3] - box[1]))
-        self._estimator = FlowEstimator(reading.flow) if spec.modality == "flow" else None
+        self._estimator = reading.estimator() if spec.modality == "flow" else None
         self._last: tuple[Image, Image] | None = None
 
     def __call__(self, previous: Image | None, picture: Image) -> torch.Tensor:

@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from two_stream.runtime.console import err, note
+from two_stream.runtime.console import bar, err, note
 from two_stream.streaming.meter import Latency, Rate
 
 _BAR = 30
@@ -96,10 +96,8 @@ class Screen:
         width = max((len(name) for name, _ in status.guesses), default=0)
         lines = [Text(f"{status.source} · {status.seconds:.1f} s", style="bold")]
         for place, (name, share) in enumerate(status.guesses):
-            bar = "█" * max(1, round(_BAR * share))
-            lines.append(
-                Text(f"  {name:<{width}}  {100 * share:5.1f} %  {bar}", style="" if place else "cyan")
-            )
+            line = f"  {name:<{width}}  {100 * share:5.1f} %  {bar(share, _BAR)}"
+            lines.append(Text(line, style="" if place else "cyan"))
         if not status.guesses:
             lines.append(Text(f"  waiting for the first prediction ({status.delay})", style="dim"))
         lines.append(Text(status.speed(), style="dim"))

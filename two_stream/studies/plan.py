@@ -24,7 +24,6 @@ from two_stream.config.study import Changes, Study
 from two_stream.data.catalog import load_record
 from two_stream.data.splits import load_part, own_validation
 from two_stream.errors import SettingsError
-from two_stream.evaluation.run import extraction_settings
 from two_stream.runtime.device import pick_device
 from two_stream.runtime.files import sha256, write_text
 from two_stream.runtime.folders import whole_folder
@@ -35,6 +34,7 @@ from two_stream.studies.variants import Variant, merged, nested, pairs_of, varia
 from two_stream.training.run_folder import FREE_ON_RESUME
 from two_stream.training.sources import fingerprint
 from two_stream.types import Modality, Part
+from two_stream.video.extraction import extraction_settings
 
 _PLACES = ("data.features", "data.dataset", "data.settings_root", "data.shards")
 _RUNS = ("train.init", "compress.source", "compress.teachers")

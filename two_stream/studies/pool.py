@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-import selectors
-import signal
+import queue
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
@@ -49,6 +49,10 @@ class Running:
     """job -> time it began (monotonic)"""
 
 
+_Heard = tuple[Slot, subprocess.Popen[bytes], bytes]
+"""what a process said; nothing: its output has ended"""
+_KILLED = 9
+"""number of SIGKILL, a name that Windows does not know"""
 Event = tuple[int, Outcome] | None
 """A job and how it ended; None: nothing happened for a moment."""
 
@@ -64,26 +68,26 @@ def run_jobs(jobs: Mapping[int, Job], slots: Sequence[Slot], running: Running) -
         running: Kept up to date.
     """
     waiting = deque(jobs)
-    with selectors.DefaultSelector() as selector:
-        try:
-            while waiting or any(slot.job is not None for slot in slots):
-                for slot in slots:
-                    if slot.job is None and waiting:
-                        _give(slot, waiting.popleft(), jobs, selector)
-                running.jobs = {slot.job: slot.since for slot in slots if slot.job is not None}
-                ended = list(_ended(jobs, selector))
-                yield from ended
-                if not ended:
-                    yield None
-        finally:
-            running.jobs = {}
-            _stop(slots)
+    heard: queue.Queue[_Heard] = queue.Queue()
+    try:
+        while waiting or any(slot.job is not None for slot in slots):
+            for slot in slots:
+                if slot.job is None and waiting:
+                    _give(slot, waiting.popleft(), jobs, heard)
+            running.jobs = {slot.job: slot.since for slot in slots if slot.job is not None}
+            ended = list(_ended(jobs, heard))
+            yield from ended
+            if not ended:
+                yield None
+    finally:
+        running.jobs = {}
+        _stop(slots)
 
 
-def _give(slot: Slot, index: int, jobs: Mapping[int, Job], selector: selectors.BaseSelector) -> None:
+def _give(slot: Slot, index: int, jobs: Mapping[int, Job], heard: queue.Queue[_Heard]) -> None:
     if slot.process is None or slot.process.poll() is not None:
         slot.process, slot.heard = _started(), b""
-        selector.register(_pipe(slot.process.stdout), selectors.EVENT_READ, (slot, slot.process))
+        threading.Thread(target=_listen, args=(slot, slot.process, heard), daemon=True).start()
     slot.job, slot.since = index, time.monotonic()
     job = jobs[index]
     sent = replace(job, device=slot.device or job.device, threads=slot.threads or job.threads)
@@ -106,26 +110,32 @@ def _started() -> subprocess.Popen[bytes]:
     )
 
 
+def _listen(slot: Slot, process: subprocess.Popen[bytes], heard: queue.Queue[_Heard]) -> None:
+    """Pass on what a process says; Windows can wait for several pipes in threads alone."""
+    with _pipe(process.stdout) as said:
+        while part := os.read(said.fileno(), 1 << 16):
+            heard.put((slot, process, part))
+    heard.put((slot, process, b""))
+
+
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
     assert pipe is not None
     return pipe
 
 
-def _ended(jobs: Mapping[int, Job], selector: selectors.BaseSelector) -> Generator[tuple[int, Outcome]]:
+def _ended(jobs: Mapping[int, Job], heard: queue.Queue[_Heard]) -> Generator[tuple[int, Outcome]]:
     """Wait a moment and yield the jobs that ended, by an answer or by the end of their process."""
-    for key, _ in selector.select(TICK):
-        slot, process = key.data
-        heard = os.read(key.fd, 1 << 16)
+    with suppress(queue.Empty):
+        slot, process, said = heard.get(timeout=TICK)
         if slot.process is process:
-            slot.heard += heard
+            slot.heard += said
         if b"\n" in slot.heard and slot.job is not None:
             line, slot.heard = slot.heard.split(b"\n", 1)
             index, slot.job = slot.job, None
             yield index, Outcome(**json.loads(line))
-        if not heard:
-            selector.unregister(key.fileobj)
-            if slot.process is not process:  # it ended between two jobs, and another one has its place by now
-                continue
+        if (
+            not said and slot.process is process
+        ):  # else it ended between two jobs, and another has its place by now
             slot.process = None
             if slot.job is not None:
                 index, slot.job = slot.job, None
@@ -134,7 +144,7 @@ def _ended(jobs: Mapping[int, Job], selector: selectors.BaseSelector) -> Generat
 
 def _death(process: subprocess.Popen[bytes], job: Job) -> str:
     code = process.wait()
-    if code == -signal.SIGKILL:
+    if code == -_KILLED:
         return f"its process was killed (signal 9: often too little memory; fewer --jobs need less); see {job.log}"
     what = f"signal {-code}" if code < 0 else f"exit code {code}"
     return f"its process ended with {what}; see {job.log}"
@@ -153,7 +163,6 @@ def _stop(slots: Sequence[Slot]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        _pipe(process.stdout).close()
 
 
 def slots_for(devices: Sequence[str], jobs: int, cores: int) -> list[Slot]:

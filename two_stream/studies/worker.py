@@ -61,7 +61,10 @@ def _listen(source: int, jobs: queue.Queue[Job | None], parent: int) -> None:
         for line in lines:
             jobs.put(job_from(json.loads(line)))
     jobs.put(None)
-    os.kill(os.getpid(), signal.SIGTERM)
+    if os.name == "nt":
+        signal.raise_signal(signal.SIGTERM)  # there, os.kill ends the process
+    else:
+        os.kill(os.getpid(), signal.SIGTERM)  # to the thread that works, which may be waiting for something
     while os.getppid() == parent:  # a study that is stopped waits until its workers have saved
         time.sleep(0.2)
     time.sleep(_SAVING)

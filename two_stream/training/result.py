@@ -63,6 +63,7 @@ def checkpoint_meta(experiment: Experiment, data: TrainingData, progress: Progre
         "mirror": data.mirror.allowed,
         "mirror_labels": data.mirror.labels,
         "dataset": data.dataset,
+        **({"extraction": data.extraction} if data.extraction else {}),
         **({"multi_label": True} if data.labels and data.labels.multi_label else {}),
         "split": experiment.data.split,
         "epoch": progress.epoch,

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch.utils.data import Dataset
 
@@ -20,6 +20,7 @@ from two_stream.data.mirror import Mirror, mirror_note, mirror_of
 from two_stream.data.splits import load_part
 from two_stream.data.stored import StoredClips, stored_centred, stored_epoch
 from two_stream.errors import SettingsError
+from two_stream.evaluation.frames_made import made_now
 from two_stream.runtime import distributed
 from two_stream.runtime.console import warn
 from two_stream.training.losses import Labels
@@ -56,6 +57,8 @@ class TrainingData:
     labels: Labels | None = None
     """of the training part; None: one class per clip, their frequencies unknown"""
     dataset: str = ""
+    extraction: dict[str, Any] | None = None
+    """how the frames are made, where that is known"""
     fingerprint: str = ""
     """changes with the videos, their order, labels and frame counts"""
     mirror: Mirror = field(default_factory=Mirror)
@@ -99,6 +102,7 @@ def training_data(experiment: Experiment, spec: InputSpec, *, pin: bool = False)
             record.num_classes, record.multi_label, class_counts(train, record.num_classes), len(train)
         ),
         dataset=record.name,
+        extraction=made_now(experiment.data, record, spec.modality) if cache is None else None,
         fingerprint=lists if cache is None else f"{lists} {cache.content}",
         mirror=mirror_of(record, protocol),
         features=cache,

@@ -223,6 +223,16 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return dict(found)
 
 
+def extraction_settings(root: Path) -> dict[str, Any] | None:
+    """Return the settings that frames under a folder were extracted with; None for frames of another origin."""
+    for folder in (root, *(path for path in sorted(root.iterdir()) if path.is_dir())):
+        for video in (folder, *(path for path in sorted(folder.iterdir())[:3] if path.is_dir())):
+            manifest = read_manifest(video)
+            if manifest is not None:
+                return dict(manifest["settings"])
+    return None
+
+
 def _write_all(job: Job, part: Path, beat: Beat, outcome: Outcome) -> None:
     """Stream the frames of a video into `part` and its manifest last; few frames are in memory at a time."""
     options, path = job.options, job.source.path

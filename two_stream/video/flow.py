@@ -18,8 +18,23 @@ from two_stream.errors import SettingsError
 
 ALGORITHMS = ("tvl1", "dis", "farneback")
 """tvl1: TV-L1, the paper's, slow; dis: dense inverse search, medium preset, fast; farneback: Farnebäck."""
+QUICK = ("dis", "farneback")
+"""Computed in about a second a clip; TV-L1 takes a hundred times as long, RAFT a GPU and its weights."""
+AUTO = "auto"
 FLOW_BOUND = 20.0
 """Displacements beyond this many pixels are clipped."""
+
+
+def computed_flow(trained: str | None, asked: str = AUTO) -> str:
+    """Return the algorithm whose flow a network reads of a raw video: the one rule for every path.
+
+    Args:
+        trained: The kind of flow it was trained on; None is not known.
+        asked: An algorithm, which is then taken; auto: the kind it was trained on where that is `QUICK`, else DIS.
+    """
+    if asked != AUTO:
+        return asked
+    return trained if trained in QUICK else QUICK[0]
 
 
 class FlowMaker(Protocol):
@@ -50,8 +65,8 @@ class FlowNetwork(Protocol):
 class FlowEstimator:
     """One optical-flow algorithm, ready for many pairs of frames of any size."""
 
-    def __init__(self, algorithm: str = "tvl1") -> None:
-        """Set up an algorithm.
+    def __init__(self, algorithm: str = "tvl1", bound: float = FLOW_BOUND) -> None:
+        """Set up an algorithm whose displacements are stored up to `bound` pixels.
 
         Raises:
             SettingsError: The name is unknown, or this OpenCV build lacks the algorithm.
@@ -63,7 +78,7 @@ class FlowEstimator:
             )
         if algorithm not in ALGORITHMS:
             raise SettingsError(f"unknown flow algorithm {algorithm!r}; known: {', '.join(ALGORITHMS)}")
-        self.algorithm = algorithm
+        self.algorithm, self.bound = algorithm, bound
         self._estimate = _estimator(algorithm)
 
     def flow(self, previous: NDArray[np.uint8], current: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -72,7 +87,7 @@ class FlowEstimator:
 
     def __call__(self, previous: NDArray[np.uint8], current: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the flow between two grey pictures `(H, W)` as stored: uint8 `(H, W, 2)`."""
-        return quantize(self._estimate(previous, current))
+        return quantize(self._estimate(previous, current), self.bound)
 
     def flows(self, pictures: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
         """Yield the stored flow between each RGB picture and the next; one picture is kept at a time."""

@@ -261,7 +261,7 @@ def work(job: Job, mark: str, patience: float) -> Outcome:
         raise DataError(f"machine {socket.gethostname()} does not see {Path(mark).parent}")
     _tidy(str(job.final.parent))
     last = time.monotonic()
-    with Path(os.devnull).open("w") as nowhere:
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
 
         def beat() -> None:
             nonlocal last

@@ -203,7 +203,7 @@ def test_a_run_on_video_files_predicts_as_it_is_scored(world, tmp_path):
 
 
 def test_predict_and_the_command_read_a_video_alike(world, tmp_path, capsys):
-    """The size of the run's frames reaches both; flow is DIS unless asked for, and the command says so."""
+    """The size and the flow of the run's frames reach both; other flow is asked for, and the command says so."""
     video = world / "videos" / "right" / "v_g3.mp4"
     extract(
         [Source("right/v_g3", video)],
@@ -216,7 +216,7 @@ def test_predict_and_the_command_read_a_video_alike(world, tmp_path, capsys):
     record = {"name": "toy", "classes": CLASSES, "frames": frames}
     (settings / "dataset.yaml").write_text(yaml.safe_dump(record))
     folder = write_run(tmp_path, "flow", settings_root=tmp_path / "settings", source="frames")
-    assert reading_of(load_run(folder)) == Reading(short_side=None, size=(40, 56))
+    assert reading_of(load_run(folder)) == Reading(flow="farneback", short_side=None, size=(40, 56))
     found = predict(folder, video, top_k=3)
     assert cli(["predict", str(video), "--flow", str(folder), "--top", "3", "--json", "-"]) == 0
     (answer,) = json.loads(capsys.readouterr().out)

@@ -112,6 +112,14 @@ def test_a_crash_is_a_failed_job_and_the_next_gets_a_new_process(tmp_path: Path,
     assert said(tmp_path, 0)[0] == said(tmp_path, 1)[0] != said(tmp_path, 2)[0]
 
 
+def test_a_crash_is_told_where_sigkill_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Windows does not know it, and can wait for pipes in threads alone."""
+    monkeypatch.delattr(signal, "SIGKILL")
+    monkeypatch.setitem(sys.modules, "selectors", None)
+    ((_, outcome),) = outcomes(jobs(tmp_path, "die 15"), [Slot()])
+    assert "its process ended with signal 15" in outcome.reason
+
+
 def test_a_process_that_ends_between_two_jobs_fails_none(tmp_path: Path):
     found = {}
     slot = Slot()
