@@ -15,7 +15,7 @@ import numpy as np
 
 from two_stream.errors import VideoError
 from two_stream.video.backend_pyav import PyavVideo
-from two_stream.video.base import Image, Picture, Video
+from two_stream.video.base import Decoded, Image, Video
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
@@ -35,10 +35,10 @@ class OpencvVideo(Video):
             first = next(walk, None)
             if first is None:
                 raise VideoError(path, f"OpenCV cannot decode {seen.codec}; use backend pyav")
-            self.height, self.width = first().shape[:2]
+            self.height, self.width = first.picture().shape[:2]
         self.damage = None
 
-    def _walk(self) -> Generator[Picture]:
+    def _walk(self) -> Generator[Decoded]:
         capture = cv2.VideoCapture(str(self.path.absolute()), cv2.CAP_FFMPEG)
         number = 0
 
@@ -54,7 +54,8 @@ class OpencvVideo(Video):
         try:
             while capture.grab():
                 number += 1
-                yield picture
+                stamp = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+                yield Decoded(picture, stamp if stamp or number == 1 else None)  # 0 is "none" too
         finally:
             capture.release()
         if self.header_frames and number < self.header_frames:

@@ -23,7 +23,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from two_stream.errors import VideoError
-from two_stream.video.base import Image, Picture, Video, existing_file, silent, turned
+from two_stream.video.base import Decoded, Image, Video, existing_file, silent, turned
 from two_stream.video.index import Index, load, store
 from two_stream.video.packets import index_of_packets, starts_as
 
@@ -64,19 +64,28 @@ class PyavVideo(Video):
         self._looked = False
         self._reformatter = VideoReformatter()
 
-    def _walk(self) -> Generator[Picture]:
+    def _walk(self) -> Generator[Decoded]:
         for _, frame in self._decode():
-            yield partial(self._picture, frame)
+            yield self._decoded(frame)
+
+    def _decoded(self, frame: VideoFrame) -> Decoded:
+        lasts = float(frame.duration * frame.time_base) if frame.time_base else None
+        return Decoded(partial(self._picture, frame), frame.time, lasts)
 
     def _count_frames(self, beat: Callable[[], None]) -> int:
         pts: list[int | None] = []
         keys: list[int] = []
         prints: list[int] = []
-        for number, frame in self._decode():
-            pts.append(frame.pts)
-            prints.append(_fingerprint(frame))
-            if frame.key_frame:
-                keys.append(number)
+
+        def noted() -> Iterator[Decoded]:
+            for number, frame in self._decode():
+                pts.append(frame.pts)
+                prints.append(_fingerprint(frame))
+                if frame.key_frame:
+                    keys.append(number)
+                yield self._decoded(frame)
+
+        for _ in self._ticking(noted()):
             beat()
         self._index = index = Index(pts, keys, prints)
         store(self.path, version(), Index(kind="none") if self.damage else index)

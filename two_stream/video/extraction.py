@@ -22,6 +22,7 @@ from two_stream.runtime.files import fsync_dir, write_json
 from two_stream.runtime.leftovers import unfinished
 from two_stream.runtime.text import parse_json
 from two_stream.video.flow import ALGORITHMS, FLOW_BOUND, FlowEstimator, FlowMaker, FlowNetwork
+from two_stream.video.clock import uneven
 from two_stream.video.frames import FramePatterns, count_frames, numbers_by_name
 from two_stream.video.reader import Video, backend_version, open_video
 from two_stream.video.sources import Source
@@ -254,7 +255,13 @@ def _write_all(job: Job, part: Path, beat: Beat, outcome: Outcome) -> None:
             "flow_frames": flows,
             "height": height,
             "width": width,
-            "video": {"height": video.height, "width": video.width, "fps": video.fps, "codec": video.codec},
+            "video": {
+                "height": video.height,
+                "width": video.width,
+                "fps": video.fps,
+                "codec": video.codec,
+                "times": uneven(video.times),
+            },
             "damage": video.damage,
             "warnings": outcome.warnings,
             "backend_version": backend_version(options.backend),

@@ -99,11 +99,9 @@ class FileSource(LiveSource):
             self.fps = video.fps
 
     def frames(self) -> Iterator[tuple[float | None, Image]]:
-        """Yield every frame that decodes; its time follows from its number."""
+        """Yield every frame that decodes, with the time that the file says."""
         with open_video(self.name, self.backend) as video:
-            rate = video.fps
-            for number, picture in enumerate(video.frames()):
-                yield (number / rate if rate else None), picture
+            yield from video.timed_frames()
             self.damage = video.damage
 
 
