@@ -21,7 +21,10 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 class OpencvVideo(Video):
-    """A video read through OpenCV, from the first frame on (its seeking is not exact)."""
+    """A video read through OpenCV, from the first frame on (its seeking is not exact).
+
+    OpenCV decodes the first video stream only; where the best is another one, PyAV decodes it.
+    """
 
     def __init__(self, path: Path) -> None:
         # PyAV looks first: it says why a file is no video, and OpenCV crashes on a name that is not UTF-8.
@@ -31,6 +34,7 @@ class OpencvVideo(Video):
             os.fsencode(path).decode("utf-8")
         except UnicodeDecodeError:
             raise VideoError(path, "OpenCV needs a UTF-8 file name; rename it or use backend pyav") from None
+        self._instead = None if seen.leads else seen
         with closing(self._walk()) as walk:
             first = next(walk, None)
             if first is None:
@@ -39,6 +43,10 @@ class OpencvVideo(Video):
         self.damage = None
 
     def _walk(self) -> Generator[Decoded]:
+        if self._instead is not None:
+            yield from self._instead._walk()
+            self.damage = self._instead.damage
+            return
         capture = cv2.VideoCapture(str(self.path.absolute()), cv2.CAP_FFMPEG)
         number = 0
 

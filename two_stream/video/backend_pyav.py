@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -32,6 +33,8 @@ _LIST_FORMATS = frozenset({"concat", "hls", "applehttp", "dash", "sdp", "imf", "
 _PICTURE_FORMATS = frozenset({"image2", "image2pipe", "ico"})
 _PAYS = 48
 """frames to jump over below which decoding them is as quick as a seek and what leads to it"""
+_LOOKED_AT = 200
+"""packets of a file with several video streams that are looked at to tell a cover picture"""
 _OPEN_OPTIONS = {"protocol_whitelist": "file"}  # a play list must not reach the network
 
 
@@ -40,6 +43,7 @@ class PyavVideo(Video):
 
     Attributes:
         stream_index: Place of the video stream among all streams of the file.
+        leads: Whether it is the first one of moving pictures.
         quarter_turns: Counter-clockwise quarter turns that delivered frames have been given.
     """
 
@@ -53,6 +57,7 @@ class PyavVideo(Video):
                 header_frames=stream.frames or None,
             )
             self.stream_index = stream.index
+            self.leads = stream.index == _moving(container)[0].index
             first, why = _first_frame(container, stream)
         if first is None:
             announced = f"; the header announces {self.header_frames}" if self.header_frames else ""
@@ -210,18 +215,21 @@ class PyavVideo(Video):
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a file and pick its first moving-picture stream, as OpenCV does.
+    """Open a file and pick the stream that FFmpeg calls the best, never a cover picture, flagged as one or not.
 
     Raises:
         VideoError: Not a video; the reason is plain.
     """
     existing_file(path)
+    with _container(path) as container:
+        yield container, _video_stream(path, container)
+
+
+def _container(path: Path) -> InputContainer:
     try:  # "file:" keeps libav from reading a colon in the name as a protocol
-        container = av.open(f"file:{path}", options=dict(_OPEN_OPTIONS), metadata_errors="replace")
+        return av.open(f"file:{path}", options=dict(_OPEN_OPTIONS), metadata_errors="replace")
     except (av.FFmpegError, ValueError, OSError) as error:
         raise VideoError(path, f"not a video, or its header is damaged ({_plain(error)})") from None
-    with container:
-        yield container, _video_stream(path, container)
 
 
 def _video_stream(path: Path, container: InputContainer) -> VideoStream:
@@ -232,17 +240,34 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
         raise VideoError(path, f"not a video (a play list, {form})")
     if form in _PICTURE_FORMATS or form.endswith("_pipe"):
         raise VideoError(path, "an image, not a video")
-    moving = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
+    moving = _moving(container)
     if not moving:
         cover = " with a cover picture" if container.streams.video else ""
         what = "audio only" if container.streams.audio else "no audio stream either"
         raise VideoError(path, f"no video stream ({what}{cover})")
-    stream = moving[0]
+    stream = moving[0] if len(moving) == 1 else _best(path, container, moving)
     if stream.codec_context is None:
         raise VideoError(path, "its video codec is not known to this build of libav")
     stream.thread_type = "NONE"
     stream.codec_context.thread_count = 1
     return stream
+
+
+def _moving(container: InputContainer) -> list[VideoStream]:
+    return [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
+
+
+def _best(path: Path, container: InputContainer, moving: list[VideoStream]) -> VideoStream:
+    """Return FFmpeg's best stream, among those of more than one picture where there are any."""
+    packets: Counter[int] = Counter()
+    with _container(path) as again, suppress(av.FFmpegError, ValueError, MemoryError):
+        for packet in again.demux([again.streams[stream.index] for stream in moving]):
+            packets[packet.stream.index] += packet.size > 0
+            if packets.total() >= _LOOKED_AT:
+                break
+    several = [stream for stream in moving if packets[stream.index] > 1] or moving
+    best = container.streams.best("video")
+    return next((stream for stream in several if best is not None and stream.index == best.index), several[0])
 
 
 def _first_frame(container: InputContainer, stream: VideoStream) -> tuple[VideoFrame | None, str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+from av.video.stream import VideoStream
 
 from two_stream.errors import VideoError
 from two_stream.video.base import Image, existing_file
@@ -136,9 +137,9 @@ class AddressSource(LiveSource):
             with av.open(
                 self.name, options=options, timeout=(OPEN_SECONDS, READ_SECONDS), metadata_errors="replace"
             ) as container:
-                if not container.streams.video:
+                stream = container.streams.best("video")
+                if not isinstance(stream, VideoStream):
                     raise VideoError(self.name, "a stream without video")
-                stream = container.streams.video[0]
                 stream.thread_type = "SLICE"  # threads over frames would hold some of them back
                 rate = stream.average_rate or stream.guessed_rate
                 self.fps = float(rate) if rate and 0 < rate <= 1000 else None
