@@ -130,7 +130,9 @@ class Encoder:
         self.part, self.out, self.size = part, out, size
         self.fps = fps or DEFAULT_FPS
         self.codec = next((name for name in CODECS if name in av.codecs_available), CODECS[-1])
-        self._ticks = 120_000 if self.codec == "libx264" else 60_000  # MPEG-4 knows no more than 65535 a second
+        self._ticks = (
+            120_000 if self.codec == "libx264" else 60_000
+        )  # MPEG-4 knows no more than 65535 a second
         self._last, self._end = -1, 0
         self._stack = ExitStack()
 
@@ -148,7 +150,11 @@ class Encoder:
             stream.height, stream.width = self.size
             stream.pix_fmt = "yuv420p"
             if self.codec == "libx264":
-                stream.options = {"crf": "20", "preset": "veryfast", "bf": "0"}  # so the file's length is true
+                stream.options = {
+                    "crf": "20",
+                    "preset": "veryfast",
+                    "bf": "0",
+                }  # so the file's length is true
             else:
                 stream.bit_rate = max(400_000, self.size[0] * self.size[1] * 4)
             stream.codec_context.time_base = Fraction(1, self._ticks)

@@ -16,6 +16,7 @@ import numpy as np
 from two_stream.errors import VideoError
 from two_stream.video.backend_pyav import PyavVideo
 from two_stream.video.base import Decoded, Image, Video
+from two_stream.video.containers import flaw
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
@@ -66,6 +67,7 @@ class OpencvVideo(Video):
                 yield Decoded(picture, stamp if stamp or number == 1 else None)  # 0 is "none" too
         finally:
             capture.release()
+        self.damage = flaw(self.path)
         if self.header_frames and number < self.header_frames:
             self.damage = f"decoding stops after frame {number}: the header announces {self.header_frames}"
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.container import InputContainer
+from av.packet import Packet
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
@@ -25,6 +26,8 @@ from av.video.stream import VideoStream
 
 from two_stream.errors import VideoError
 from two_stream.video.base import Decoded, Image, Video, existing_file, silent, turned
+from two_stream.video.containers import flaw
+from two_stream.video.gaps import hole, stated_end
 from two_stream.video.index import Index, load, store
 from two_stream.video.packets import index_of_packets, starts_as
 
@@ -33,6 +36,9 @@ _LIST_FORMATS = frozenset({"concat", "hls", "applehttp", "dash", "sdp", "imf", "
 _PICTURE_FORMATS = frozenset({"image2", "image2pipe", "ico"})
 _PAYS = 48
 """frames to jump over below which decoding them is as quick as a seek and what leads to it"""
+_ENTROPY_CODED = frozenset({"vp8", "vp9", "av1", "libdav1d"})
+_ZEROS = bytes(256)
+"""more in a row than these codecs ever write"""
 _LOOKED_AT = 200
 """packets of a file with several video streams that are looked at to tell a cover picture"""
 _OPEN_OPTIONS = {"protocol_whitelist": "file"}  # a play list must not reach the network
@@ -99,6 +105,8 @@ class PyavVideo(Video):
     def _decode(self, start: int = 0) -> Generator[tuple[int, VideoFrame]]:
         """Decode frames from `start` (0, or a key frame of the index), with their numbers."""
         corrupt: list[int] = []
+        torn = 0
+        seconds: list[float] = []
         stamp: int | None = None
         number = start
         with opened(self.path) as (container, stream):
@@ -109,18 +117,27 @@ class PyavVideo(Video):
                 container.seek(stamp, stream=stream, backward=True, any_frame=False)
             try:
                 for packet in container.demux(stream):
+                    torn += packet.is_corrupt or _emptied(packet, stream)
                     for frame in packet.decode():
                         if stamp is not None and frame.pts is not None and frame.pts < stamp:
                             continue  # presented before the key frame: may lean on frames that were jumped
                         if frame.is_corrupt:
                             corrupt.append(number)
+                        seconds += [frame.time] if frame.time is not None else []
                         yield number, frame
                         number += 1
             except (av.FFmpegError, ValueError, MemoryError) as error:
                 self.damage = f"decoding stops after frame {number}: {_plain(error)}"
-        if corrupt and not self.damage:
-            more = f" and {len(corrupt) - 1} more" if len(corrupt) > 1 else ""
-            self.damage = f"frame {corrupt[0] + 1}{more} marked corrupt by the decoder"
+            if start or self.damage:
+                return
+            self.damage = flaw(self.path)
+            if corrupt and not self.damage:
+                more = f" and {len(corrupt) - 1} more" if len(corrupt) > 1 else ""
+                self.damage = f"frame {corrupt[0] + 1}{more} marked corrupt by the decoder"
+            if torn and not self.damage:
+                self.damage = f"{torn} of its packets are not whole"
+            if not self.damage:
+                self.damage = hole(seconds, stated_end(container, stream), container.format.name)
 
     def _pick(self, wanted: list[int]) -> Iterator[tuple[int, Image]]:
         if self._index is None and wanted[0] >= _PAYS:
@@ -268,6 +285,15 @@ def _best(path: Path, container: InputContainer, moving: list[VideoStream]) -> V
     several = [stream for stream in moving if packets[stream.index] > 1] or moving
     best = container.streams.best("video")
     return next((stream for stream in several if best is not None and stream.index == best.index), several[0])
+
+
+def _emptied(packet: Packet[VideoStream], stream: VideoStream) -> bool:
+    """Tell whether part of a packet was overwritten with zeros, which decoders may take for pictures."""
+    codec = stream.codec_context.name
+    zeroless = codec in _ENTROPY_CODED or (  # as in MP4: nothing stands between its units
+        codec in ("h264", "hevc") and (stream.codec_context.extradata or b"").startswith(b"\x01")
+    )
+    return zeroless and packet.size >= len(_ZEROS) and _ZEROS in bytes(packet)
 
 
 def _first_frame(container: InputContainer, stream: VideoStream) -> tuple[VideoFrame | None, str]:

@@ -15,6 +15,7 @@ import numpy as np
 from two_stream.errors import SettingsError, VideoError
 from two_stream.video.backend_pyav import PyavVideo
 from two_stream.video.base import Decoded, Image, Video
+from two_stream.video.containers import flaw
 
 _INSTALL = "pip install two-stream[torchcodec]"
 
@@ -70,6 +71,7 @@ class TorchcodecVideo(Video):
                 return
             picture = partial(np.ascontiguousarray, np.rot90(_pixels(frame), self._turns))
             yield Decoded(picture, frame.pts_seconds, frame.duration_seconds)
+        self.damage = flaw(self.path)
 
     def _pick(self, wanted: list[int]) -> Iterator[tuple[int, Image]]:
         done = 0

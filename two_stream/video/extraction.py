@@ -245,6 +245,8 @@ def _write_all(job: Job, part: Path, beat: Beat, outcome: Outcome) -> None:
         outcome.frames, outcome.flow_frames = frames, flows
         if video.damage:
             outcome.warnings.append(f"damaged: {video.damage}")
+        elif video.header_frames and abs(video.header_frames - frames) > 1:
+            outcome.warnings.append(f"{frames} frames decode, the header announces {video.header_frames}")
         if frames == 1 and maker is not None:
             outcome.warnings.append("too short for flow: one frame")
         manifest = {

@@ -27,7 +27,9 @@ def run_of(modality, clip_length=8):
 
 def result_of(frames, clips, seed=0):
     views = np.random.default_rng(seed).standard_normal((3 * clips, 2)).astype(np.float32)
-    return VideoResult(views.mean(0).astype(np.float64), frames, np.arange(frames + 1) / 10, 3 * clips, None, views)
+    return VideoResult(
+        views.mean(0).astype(np.float64), frames, np.arange(frames + 1) / 10, 3 * clips, None, views
+    )
 
 
 def test_a_window_is_the_mean_of_its_own_crops():

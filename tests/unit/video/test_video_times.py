@@ -68,7 +68,9 @@ def test_the_clock_goes_on_over_missing_stamps_and_ones_set_anew():
     assert told([7.0, None, 7.6], 4.0)[0] == pytest.approx([0, 0.25, 0.6])
     assert told([None, None], 4.0)[1] == pytest.approx([0, 0.25, 0.5])
     assert told([None, None])[1] is None
-    assert told([9.0, 9.1, 0.0, 0.1], 10.0)[0] == pytest.approx([0, 0.1, 0.2, 0.3])  # a second recording begins
+    assert told([9.0, 9.1, 0.0, 0.1], 10.0)[0] == pytest.approx(
+        [0, 0.1, 0.2, 0.3]
+    )  # a second recording begins
     assert told([1.0], lasts=3.0)[1] == pytest.approx([0, 3])
     assert told([])[1] is None
 
