@@ -343,7 +343,7 @@ def _show(result: dict[str, Any]) -> None:
     fusion = f" · fused by {result['fusion']}" if result["fusion"] else ""
     say(f"{result['frames']} frames · {' · '.join(parts)}{fusion}")
     if result["damage"]:
-        warn(f"{result['video']}: {result['damage']}; the frames before it were used")
+        warn(f"{result['video']}: {result['damage']}; the frames that decode were used")
     if "annotated" in result:
         say(f"annotated: {result['annotated']}")
     if "attention" in result:

@@ -335,7 +335,7 @@ def _tell(flags: StreamFlags, watcher: Watcher, elapsed: float) -> None:
 
     source, status = watcher.pipeline.source, watcher.status
     if isinstance(source, FileSource) and source.damage:
-        warn(f"{source.name}: {source.damage}; the frames before it were used")
+        warn(f"{source.name}: {source.damage}; the frames that decode were used")
     if not status.predictions.total and not source.live and flags.limit is None:
         delay = described_delay(watcher.pipeline.streams, source)
         raise VideoError(

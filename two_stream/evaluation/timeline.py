@@ -32,7 +32,7 @@ class Window:
     start: float | None = None
     """when its first picture appears, in seconds from the first of the video, where the file tells"""
     end: float | None = None
-    """when its last picture is over"""
+    """when its last picture is over, which is when the next one appears"""
 
 
 def windows(

@@ -64,7 +64,7 @@ class VideoResult:
     """`(frames + 1,)` seconds at which each frame appears and the last one ends, where the file tells; see `Video`"""
     views: int
     damage: str | None
-    """why decoding stopped early; the frames before it were scored"""
+    """what is wrong with the file; the frames that decode were scored"""
     view_logits: NDArray[np.float32] = field(repr=False)
     """`(V, K)`, crop-major as in a score file"""
     multi_label: bool = False

@@ -290,10 +290,9 @@ def _best(path: Path, container: InputContainer, moving: list[VideoStream]) -> V
 def _emptied(packet: Packet[VideoStream], stream: VideoStream) -> bool:
     """Tell whether part of a packet was overwritten with zeros, which decoders may take for pictures."""
     codec = stream.codec_context.name
-    zeroless = codec in _ENTROPY_CODED or (  # as in MP4: nothing stands between its units
-        codec in ("h264", "hevc") and (stream.codec_context.extradata or b"").startswith(b"\x01")
-    )
-    return zeroless and packet.size >= len(_ZEROS) and _ZEROS in bytes(packet)
+    # H.264 and HEVC as in MP4: nothing stands between their units
+    whole = codec in ("h264", "hevc") and (stream.codec_context.extradata or b"").startswith(b"\x01")
+    return (whole or codec in _ENTROPY_CODED) and packet.size >= len(_ZEROS) and _ZEROS in bytes(packet)
 
 
 def _first_frame(container: InputContainer, stream: VideoStream) -> tuple[VideoFrame | None, str]:

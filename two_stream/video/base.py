@@ -49,8 +49,8 @@ class Video(ABC):
         fps: Average frames per second, None where the file does not say.
         codec: Name of the video codec, for example "h264".
         header_frames: Frames the header announces, None where it announces none. Often wrong.
-        damage: Why decoding stopped early or which frames are marked corrupt; None as far as was decoded. It is
-            final once `num_frames` was asked for or `frames()` ran to its end.
+        damage: Why decoding stopped early, which frames are marked corrupt, or where the file is cut or holed; None as
+            far as was decoded. It is final once `num_frames` was asked for or `frames()` ran to its end.
     """
 
     def __init__(self, path: Path, codec: str, fps: float | None, header_frames: int | None) -> None:

@@ -7,6 +7,7 @@ decoded here. Kinds of files without an end or a size (raw streams, MPEG program
 from __future__ import annotations
 
 import os
+import re
 import warnings
 import zlib
 from collections.abc import Callable
@@ -257,6 +258,39 @@ def _ivf(file: BinaryIO, size: int) -> None:
     _chain(file, 32, size, lambda head, place: ("its frame", place + 12 + _number(head[:4], "little")))
 
 
+def _mxf(file: BinaryIO, size: int) -> None:
+    def part(head: bytes, place: int) -> tuple[str, int]:
+        if head[:4] != b"\x06\x0e\x2b\x34" or len(head) < 26:
+            raise _lost(place, "a key")
+        more = head[16] & 0x7F if head[16] & 0x80 else 0
+        length = _number(head[17 : 17 + more]) if more else head[16]
+        return "its part", place + 17 + more + length
+
+    _chain(file, 0, size, part)
+
+
+def _y4m(file: BinaryIO, size: int) -> None:
+    head = _at(file, 0, 1024).partition(b"\n")[0].decode("ascii", "replace")
+    fields = {field[0]: field[1:] for field in head.split()[1:]}
+    colour = fields.get("C", "420")
+    if not (fields.get("W", "").isdigit() and fields.get("H", "").isdigit()):
+        return
+    width, height = int(fields["W"]), int(fields["H"])
+    across = {"420": 2, "422": 2, "411": 4}.get(colour[:3], 1)
+    down = 2 if colour[:3] == "420" else 1
+    planes = width * height * (2 if "alpha" in colour else 1)
+    if colour[:4] != "mono":
+        planes += 2 * -(-width // across) * -(-height // down)
+    planes *= 2 if re.search(r"(p|mono)1\d", colour) else 1
+
+    def frame(head: bytes, place: int) -> tuple[str, int]:
+        if head[:5] != b"FRAME"[: len(head)]:
+            raise _lost(place, "FRAME")
+        return "its frame", place + len(head.partition(b"\n")[0]) + 1 + planes
+
+    _chain(file, len(head) + 1, size, frame)
+
+
 def _ts(file: BinaryIO, size: int, each: int = _TS, skip: int = 0) -> None:
     """Look at the mark and the counter of every packet, which rises by one in each that carries something."""
     counters: dict[int, int] = {}
@@ -294,6 +328,8 @@ _KINDS: tuple[tuple[Callable[[bytes], bool], Callable[[BinaryIO, int], None]], .
     (lambda head: head[:4] == b"OggS", _ogg),
     (lambda head: head[:4] == b"\x30\x26\xb2\x75", _asf),
     (lambda head: head[:4] == b"DKIF", _ivf),
+    (lambda head: head[:4] == b"\x06\x0e\x2b\x34", _mxf),
+    (lambda head: head[:10] == b"YUV4MPEG2 ", _y4m),
     (lambda head: head[:1] + head[_TS : _TS + 1] == b"GG", _ts),
     (lambda head: head[4:5] + head[196:197] == b"GG", lambda file, size: _ts(file, size, 192, 4)),
 )
