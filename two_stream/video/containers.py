@@ -22,6 +22,8 @@ _AT_ONCE = 20_000
 """of them looked at together"""
 _APPENDED = 1024
 """bytes that a program may have appended to a GIF file"""
+_BEGINNINGS = {".gif": "GIF8", ".ts": "a packet", ".mts": "a packet", ".m2ts": "a packet"}
+"""what files of these suffixes begin with"""
 
 
 class _FlawError(Exception):
@@ -38,8 +40,8 @@ def flaw(path: Path) -> str | None:
                 if looks(head):
                     check(file, size)
                     return None
-            if path.suffix.lower() == ".gif":  # libav takes its name for it
-                raise _lost(0, "GIF8")
+            if path.suffix.lower() in _BEGINNINGS:  # libav takes its name for it
+                raise _lost(0, _BEGINNINGS[path.suffix.lower()])
     except _FlawError as found:
         return str(found)
     except OSError:
@@ -133,6 +135,7 @@ def _or_rest(
 
 _CLUSTER, _SEGMENT = 0x1F43B675, 0x18538067
 _TOP = {0x1A45DFA3, 0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367}
+_NAMED = {_CLUSTER: "cluster", _SEGMENT: "segment", 0xA3: "block", 0xA0: "group of blocks"}
 _INSIDE = {0xE7, 0x5854, 0xA7, 0xAB, 0xA3, 0xA0, 0xAF, 0xEC, 0xBF}
 
 
@@ -148,7 +151,7 @@ def _matroska(file: BinaryIO, size: int) -> None:
         if wide > 4 or more > 8 or len(head) < more or kind not in {_CLUSTER, _SEGMENT, *_TOP, *_INSIDE}:
             raise _lost(place, "an element")
         length = _number(head[:more]) & ((1 << 7 * more) - 1)
-        body, name = place + wide + more, f"its element {kind:X}"
+        body, name = place + wide + more, f"its {_NAMED.get(kind, f'element {kind:X}')}"
         known = length != (1 << 7 * more) - 1
         if known and body + length > size:
             raise _FlawError(f"the file is cut: it ends at byte {size}, and {name} at byte {body + length}")
@@ -332,4 +335,5 @@ _KINDS: tuple[tuple[Callable[[bytes], bool], Callable[[BinaryIO, int], None]], .
     (lambda head: head[:10] == b"YUV4MPEG2 ", _y4m),
     (lambda head: head[:1] + head[_TS : _TS + 1] == b"GG", _ts),
     (lambda head: head[4:5] + head[196:197] == b"GG", lambda file, size: _ts(file, size, 192, 4)),
+    (lambda head: head[:1] + head[204:205] == b"GG", lambda file, size: _ts(file, size, 204)),
 )

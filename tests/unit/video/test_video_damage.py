@@ -183,12 +183,15 @@ def test_nothing_is_said_without_the_name_of_the_file(whole, tmp_path, capfd):
     assert [line for line in lines if str(tmp_path) not in line] == []
 
 
-def test_a_file_whose_beginning_is_gone_is_named(whole, tmp_path):
-    path = next(path for path in whole.values() if path.suffix == ".gif")
-    content = path.read_bytes()
+@pytest.mark.parametrize("suffix", [".gif", ".ts", ".m2ts"])
+def test_a_file_whose_beginning_is_gone_is_named(whole, suffix, tmp_path):
+    content = next(path for path in whole.values() if path.suffix == suffix).read_bytes()
+    path = tmp_path / f"v{suffix}"
     for length in (6, 200):
-        (tmp_path / "v.gif").write_bytes(bytes(length) + content[length:])
-        assert told(tmp_path / "v.gif")
+        path.write_bytes(bytes(length) + content[length:])
+        assert told(path)
+        path.write_bytes(content[:length] + b"inserted" + content[length:])
+        assert told(path)
 
 
 def test_extract_says_how_many_frames_the_header_promises(tmp_path):
