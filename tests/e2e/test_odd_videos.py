@@ -29,6 +29,11 @@ def probed(shared):
         opencv = int(re.search(r"dec=(\d+)", cv)[1])
         found[name] = (int(header[1]) if header else None, opencv, int(decoded[1]) if decoded else 0)
     assert len(found) == 57
+    found["torchcodec/nasa_13013.mp4"] = (
+        390,
+        390,
+        390,
+    )  # its second video is FFmpeg's best; the probe read the first
     return found
 
 
@@ -123,6 +128,8 @@ def test_check_finishes_and_names_every_bad_file(shared, probed):
         kinds = set(by_name.get(name, {}))
         assert ("unreadable" in kinds) == (expected == 0), name
         assert ("too_short" in kinds) == (expected == 1), name
+    named = {name for name, found in by_name.items() if {"damaged", "header_mismatch"} & set(found)}
+    assert named == {"decord/corrupted.mp4", "mp4parse/no_timescale.mp4"}
     assert by_name["decord/corrupted.mp4"]["damaged"].startswith("28 of the header's 50 frames decode; ")
     assert by_name["mp4parse/no_timescale.mp4"]["damaged"].startswith("8 frames decode; ")
     assert by_name["mmaction2/part_1.mp4"]["doubled"] == f"same content as {folder}/mmaction2/part_0.mp4"

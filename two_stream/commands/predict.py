@@ -276,17 +276,17 @@ def _draw_timeline(
 
     video, picture = files
     options, readings = how
-    names, fps = runs[0].class_names, scored[0].fps
+    names = runs[0].class_names
     samplings = [reading.sampling for reading in readings]
     found = windows(runs, scored, options, samplings, rule=flags.rule, weights=flags.weights)
-    write_csv(picture.with_suffix(".csv"), found, names, fps, flags.top)
+    write_csv(picture.with_suffix(".csv"), found, names, flags.top)
     streams = " and ".join("RGB" if name == "rgb" else name for name in _stream_names(runs))
     fused = f", fused by {flags.rule}" if len(runs) > 1 else ""
     clips = {
         f"{views.views} clips of {run.model.spec.clip_length} frames" for run, views in zip(runs, options)
     }
     title = f"{video.name}: {streams}{fused}; {len(found)} windows, {' and '.join(sorted(clips))}"
-    draw_timeline(picture, title, found, names, fps)
+    draw_timeline(picture, title, found, names)
 
 
 def _options(flags: PredictFlags, run: AnyRun[Any]) -> EvaluateOptions:
@@ -334,7 +334,7 @@ def _show(result: dict[str, Any]) -> None:
     fusion = f" · fused by {result['fusion']}" if result["fusion"] else ""
     say(f"{result['frames']} frames · {' · '.join(parts)}{fusion}")
     if result["damage"]:
-        warn(f"{result['video']}: {result['damage']}; the frames before it were used")
+        warn(f"{result['video']}: {result['damage']}; the frames that decode were used")
     if "annotated" in result:
         say(f"annotated: {result['annotated']}")
     if "attention" in result:

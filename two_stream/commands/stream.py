@@ -323,10 +323,8 @@ def _picture(seen: Seen, watcher: Watcher, recording: Recording | None, window: 
     if seen.ended:
         return
     if recording is not None:
-        rate = watcher.pipeline.source.fps or recording.fps
-        for back, picture in zip(range(len(seen.passed), 0, -1), seen.passed):
-            recording.add(picture, max(0.0, seen.frame.seconds - back / rate), guesses)
-        recording.add(seen.frame.picture, seen.frame.seconds, guesses)
+        for frame in (*seen.passed, seen.frame):
+            recording.add(frame.picture, frame.seconds, guesses)
     if window is not None:
         window.show(seen.frame.picture, guesses)
 
@@ -338,9 +336,9 @@ def _tell(flags: StreamFlags, watcher: Watcher, elapsed: float) -> None:
 
     source, status = watcher.pipeline.source, watcher.status
     if isinstance(source, FileSource) and source.damage:
-        warn(f"{source.name}: {source.damage}; the frames before it were used")
+        warn(f"{source.name}: {source.damage}; the frames that decode were used")
     if not status.predictions.total and not source.live and flags.limit is None:
-        delay = described_delay(watcher.pipeline.streams, source.fps)
+        delay = described_delay(watcher.pipeline.streams, source)
         raise VideoError(
             source.name,
             f"is over before the first prediction ({delay}); use `two-stream predict` for short videos",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import av
 import cv2
 import numpy as np
-from av.container import OutputContainer
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
@@ -30,7 +31,7 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 def annotate(
     path: Path | str, out: Path, guesses: Sequence[tuple[str, float]], *, backend: str = "pyav"
 ) -> str:
-    """Write a video with its likeliest classes and a bar for each on a dark band, at the frame rate of the source.
+    """Write a video with its likeliest classes and a bar for each on a dark band; every frame keeps its time.
 
     Sides are cut to even numbers, as H.264 wants. Sound is left out. The file is whole or absent.
 
@@ -54,16 +55,14 @@ def annotate(
         height, width = video.height // 2 * 2, video.width // 2 * 2
         if height < 2 or width < 2:
             raise VideoError(path, f"is {video.width}×{video.height}: too small to be written as a video")
-        rate = Fraction(video.fps or DEFAULT_FPS).limit_denominator(1001)
         overlay = panel(height, width, guesses)
-        with encoder(part, out, height, width, rate) as (container, stream):
-            for picture in video.frames():
-                drawn = blend(picture[:height, :width], *overlay)
-                for packet in stream.encode(av.VideoFrame.from_ndarray(drawn, format="rgb24")):
-                    container.mux(packet)
-            for packet in stream.encode():
-                container.mux(packet)
-            return str(stream.codec_context.name)
+        with Encoder(part, out, (height, width), video.fps) as encoder:
+            for number, (seconds, picture) in enumerate(video.timed_frames()):
+                at = number / encoder.fps if seconds is None else seconds
+                encoder.add(blend(picture[:height, :width], *overlay), at)
+            if video.times is not None:
+                encoder.end(float(video.times[-1]))
+            return encoder.codec
 
 
 def panel(
@@ -111,32 +110,90 @@ def _fitting(text: str, scale: float, width: int) -> str:
     return plain
 
 
-@contextmanager
-def encoder(
-    part: Path, out: Path, height: int, width: int, rate: Fraction
-) -> Iterator[tuple[OutputContainer, VideoStream]]:
-    """Open an MP4 file for writing and yield it with its one stream, H.264 or MPEG-4.
+class Encoder:
+    """An MP4 file with one stream, H.264 or MPEG-4, of pictures that are each shown from their own time on.
 
-    Args:
-        part: Where to write.
-        out: The name that messages give.
-        height: Rows, even.
-        width: Pixels per row, even.
-        rate: Frames per second.
-
-    Raises:
-        VideoError: It cannot be written.
+    Attributes:
+        codec: Name of the encoder used.
+        fps: Frame rate told to players.
     """
-    codec = next((name for name in CODECS if name in av.codecs_available), CODECS[-1])
-    try:
-        with av.open(str(part), "w", format="mp4") as container:
-            stream = container.add_stream(codec, rate=rate)
+
+    def __init__(self, part: Path, out: Path, size: tuple[int, int], fps: float | None) -> None:
+        """Prepare a file; it is opened by `with`.
+
+        Args:
+            part: Where to write.
+            out: The name that messages give.
+            size: Rows and pixels per row, even.
+            fps: Frames per second, for players; time stamps are the pictures' own.
+        """
+        self.part, self.out, self.size = part, out, size
+        self.fps = fps or DEFAULT_FPS
+        self.codec = next((name for name in CODECS if name in av.codecs_available), CODECS[-1])
+        self._ticks = (
+            120_000 if self.codec == "libx264" else 60_000
+        )  # MPEG-4 knows no more than 65535 a second
+        self._last, self._end = -1, 0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Open the file.
+
+        Raises:
+            VideoError: It cannot be written.
+        """
+        with self._named():
+            self._container = self._stack.enter_context(av.open(str(self.part), "w", format="mp4"))
+            rate = Fraction(self.fps).limit_denominator(1001)
+            stream = self._container.add_stream(self.codec, rate=rate)
             assert isinstance(stream, VideoStream)  # the codecs above are all for video
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            if codec == "libx264":
-                stream.options = {"crf": "20", "preset": "veryfast"}
+            stream.height, stream.width = self.size
+            stream.pix_fmt = "yuv420p"
+            if self.codec == "libx264":
+                stream.options = {
+                    "crf": "20",
+                    "preset": "veryfast",
+                    "bf": "0",
+                }  # so the file's length is true
             else:
-                stream.bit_rate = max(400_000, height * width * 4)
-            yield container, stream
-    except av.FFmpegError as error:
-        raise VideoError(out, f"cannot be written ({error.strerror or error})") from None
+                stream.bit_rate = max(400_000, self.size[0] * self.size[1] * 4)
+            stream.codec_context.time_base = Fraction(1, self._ticks)
+            self._stream = stream
+        return self
+
+    def add(self, picture: NDArray[np.uint8], seconds: float) -> None:
+        """Write a picture of the file's size that is shown from `seconds` on, after the one before.
+
+        Raises:
+            VideoError: The file cannot be written.
+        """
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        self._last = max(self._last + 1, round(seconds * self._ticks))
+        frame.pts, frame.time_base = self._last, Fraction(1, self._ticks)
+        self._mux(frame)
+
+    def end(self, seconds: float) -> None:
+        """Say when the last picture is over; else it is shown as long as the one before."""
+        self._end = round(seconds * self._ticks)
+
+    def _mux(self, frame: av.VideoFrame | None) -> None:
+        with self._named():
+            for packet in self._stream.encode(frame):
+                if packet.pts == self._last and self._end > self._last:
+                    packet.duration = self._end - self._last
+                self._container.mux(packet)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._named(), self._stack:
+            if kind is None:
+                self._mux(None)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Let what FFmpeg says of the file name it."""
+        try:
+            yield
+        except av.FFmpegError as error:
+            raise VideoError(self.out, f"cannot be written ({error.strerror or error})") from None

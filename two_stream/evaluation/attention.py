@@ -59,7 +59,8 @@ class StreamAttention:
     """which clip of the video this is, from 1"""
     clips: int
     """clips the video was scored with"""
-    fps: float | None
+    times: NDArray[np.float64] | None
+    """seconds at which the video's pictures appear and the last one ends; see `Video.times`"""
     guess: tuple[str, float]
     """likeliest class of this clip's centred view alone, and its probability"""
     even: bool
@@ -151,14 +152,14 @@ def read_attention(
         ]
         wanted = sorted({number for pathway in pathways for number in pathway.shown})
         pictures = _thumbnails(video, dict(zip(numbers, frames)), wanted, center[0].box, spec.modality)
-        fps = video.fps
+        times = video.times
     even = bool(getattr(model.options.head, "class_token", True))
     return StreamAttention(
         spec.modality,
         numbers,
         place + 1,
         len(clips),
-        fps,
+        times,
         guess,
         even,
         pathways,

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
 
 from two_stream.evaluation.attention import Pathway, StreamAttention
 from two_stream.runtime.files import atomic_path
@@ -233,12 +234,12 @@ def _number(axis: Axes, place: tuple[float, float], value: float, step_width: fl
 
 
 def _time(axis: Axes, stream: StreamAttention, pathway: Pathway, step_width: float) -> None:
-    """Label the steps with their frames and, where the frame rate is known, seconds."""
+    """Label the steps with their frames and, where the file tells, seconds."""
     wide = step_width >= _WIDE
     every = 1 if wide else max(1, round(0.62 / step_width))
     places = range(0, len(pathway.frames), every)
-    axis.set_xticks(places, [_label(pathway.frames[step], stream.fps, wide) for step in places])
-    seconds = " and seconds" if stream.fps else ""
+    axis.set_xticks(places, [_label(pathway.frames[step], stream.times, wide) for step in places])
+    seconds = " and seconds" if stream.times is not None else ""
     first = "" if wide else ", where it begins"
     rest = 100 * (1 - float(pathway.weights.sum(axis=1).mean()))
     own = f"; {rest:.0f} % is the class token's attention to itself" if stream.even else ""
@@ -249,11 +250,11 @@ def _unit(stream: StreamAttention) -> str:
     return "flow frames" if stream.modality == "flow" else "frames"
 
 
-def _label(numbers: Sequence[int], fps: float | None, wide: bool) -> str:
+def _label(numbers: Sequence[int], times: NDArray[np.float64] | None, wide: bool) -> str:
     """Return the span of a step, or its beginning where there is no room."""
     lines = [_spans(numbers) if wide else f"{numbers[0]}"]
-    if fps:
-        start, end = (numbers[0] - 1) / fps, numbers[-1] / fps
+    if times is not None:
+        start, end = times[numbers[0] - 1], times[numbers[-1]]
         lines.append(f"{start:.2f}–{end:.2f} s" if wide and end > start else f"{start:.2f} s")
     return "\n".join(lines)
 

@@ -29,6 +29,10 @@ class Window:
     """and of its last one; a video shorter than a clip is looped, and this is its end"""
     probabilities: NDArray[np.float64]
     """`(K,)`"""
+    start: float | None = None
+    """when its first picture appears, in seconds from the first of the video, where the file tells"""
+    end: float | None = None
+    """when its last picture is over, which is when the next one appears"""
 
 
 def windows(
@@ -61,35 +65,29 @@ def windows(
         clips.append([(min(clip), min(max(clip) + flow, result.frames)) for clip in chosen])
         by_crop = result.view_logits.reshape(-1, len(chosen), result.view_logits.shape[-1])
         streams.append([aggregate_views(by_crop[:, n], views.aggregate) for n in range(len(chosen))])
-    made = []
+    made, times = [], scored[0].times
     for number in range(min(map(len, clips))):
         seen = [replace(result, logits=stream[number]) for result, stream in zip(scored, streams)]
         ends = [stream[number] for stream in clips]
         probabilities = fuse_results(seen, rule, weights)
-        made.append(Window(min(end[0] for end in ends), max(end[1] for end in ends), probabilities))
+        first, last = min(end[0] for end in ends), max(end[1] for end in ends)
+        span = (None, None) if times is None else (float(times[first - 1]), float(times[last]))
+        made.append(Window(first, last, probabilities, *span))
     return made
 
 
-def write_csv(
-    path: Path, found: Sequence[Window], names: Sequence[str], fps: float | None, count: int
-) -> None:
-    """Write a line per window: frames, seconds (empty without a known rate), best classes and their probabilities."""
+def write_csv(path: Path, found: Sequence[Window], names: Sequence[str], count: int) -> None:
+    """Write a line per window: frames, seconds (empty where unknown), best classes and their probabilities."""
     count = min(count, len(names))
     lines: list[list[object]] = []
     ranked = [name for place in range(1, count + 1) for name in (f"class_{place}", f"probability_{place}")]
     for number, window in enumerate(found, 1):
-        start, end = seconds(window, fps)
         best = [
             cell
             for name, share in top(window.probabilities, list(names), count)
             for cell in (name, f"{share:.6f}")
         ]
-        times = ["" if at is None else f"{at:.3f}" for at in (start, end)]
+        times = ["" if at is None else f"{at:.3f}" for at in (window.start, window.end)]
         lines.append([number, window.first, window.last, *times, *best])
     header = ["window", "first_frame", "last_frame", "start_s", "end_s", *ranked]
     write_text(path, csv_text(header, lines))
-
-
-def seconds(window: Window, fps: float | None) -> tuple[float | None, float | None]:
-    """Return when a window begins and ends, in seconds from the first picture; None without a known rate."""
-    return ((window.first - 1) / fps, window.last / fps) if fps else (None, None)

@@ -21,10 +21,8 @@ _SHORTEST = 0.06
 
 
 @plain_figures()
-def draw_timeline(
-    path: Path, title: str, found: Sequence[Window], names: Sequence[str], fps: float | None
-) -> None:
-    """Draw the windows of a video.
+def draw_timeline(path: Path, title: str, found: Sequence[Window], names: Sequence[str]) -> None:
+    """Draw the windows of a video, over seconds, or over frame numbers where the file tells no time.
 
     Each window is drawn around its middle, over the step to its neighbours: windows overlap, their drawings do not.
 
@@ -33,11 +31,9 @@ def draw_timeline(
         title: Line above.
         found: Windows in order.
         names: Class names.
-        fps: Pictures per second; None draws frame numbers.
     """
     shares = np.stack([window.probabilities for window in found])
-    scale = fps or 1.0
-    edges = _edges(found) / scale
+    edges = _edges(found)
     best = shares.argmax(axis=1)
     counts = np.bincount(best, minlength=len(names))
     leading = [int(k) for k in np.argsort(-counts, kind="stable") if counts[k]][:_MOST]
@@ -74,16 +70,22 @@ def draw_timeline(
     lower.set_yticks([])
     lower.set_ylabel("likeliest", fontsize=8)
     lower.set_xlim(edges[0], edges[-1])
-    lower.set_xlabel("seconds" if fps else "frame")
+    lower.set_xlabel("frame" if found[0].start is None else "seconds")
     with atomic_path(path) as part:
         figure.savefig(part, format=path.suffix[1:].lower(), dpi=150)
 
 
 def _edges(found: Sequence[Window]) -> np.ndarray:
-    """Return the borders between the windows' drawings, in pictures from the first: half-way between their middles."""
-    middles = np.asarray([(window.first - 1 + window.last) / 2 for window in found])
-    between = (middles[:-1] + middles[1:]) / 2
-    return np.asarray([found[0].first - 1, *between, found[-1].last], dtype=np.float64)
+    """Return the borders between the windows' drawings: half-way between their middles."""
+    spans = np.asarray(
+        [
+            (window.first - 1, window.last) if window.start is None else (window.start, window.end)
+            for window in found
+        ],
+        np.float64,
+    )
+    middles = spans.mean(axis=1)
+    return np.asarray([spans[0, 0], *(middles[:-1] + middles[1:]) / 2, spans[-1, 1]])
 
 
 def _stretches(best: np.ndarray) -> list[tuple[int, int]]:

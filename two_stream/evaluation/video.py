@@ -70,10 +70,11 @@ class VideoResult:
     """`(K,)`"""
     frames: int
     """frames that decode"""
-    fps: float | None
+    times: NDArray[np.float64] | None
+    """`(frames + 1,)` seconds at which each frame appears and the last one ends, where the file tells; see `Video`"""
     views: int
     damage: str | None
-    """why decoding stopped early; the frames before it were scored"""
+    """what is wrong with the file; the frames that decode were scored"""
     view_logits: NDArray[np.float32] = field(repr=False)
     """`(V, K)`, crop-major as in a score file"""
     multi_label: bool = False
@@ -120,11 +121,11 @@ def score_file(
             views = _views(video, clips, available, model.spec, options, reading)
             canvas = Canvas(model, device, options.precision, options.batch_views or 1)
             (scored,) = scored_views(views, {}, canvas)
-            damage, fps = video.damage, video.fps
+            damage, times = video.damage, video.times
     finally:
         model.train(training)
     logits = scored.logits
-    return VideoResult(aggregate_views(logits, options.aggregate), frames, fps, len(logits), damage, logits)
+    return VideoResult(aggregate_views(logits, options.aggregate), frames, times, len(logits), damage, logits)
 
 
 def fuse_results(

@@ -15,6 +15,7 @@ from two_stream.evaluation.video import VideoResult, fuse_results, top
 from two_stream.streaming.pipeline import Pipeline, Seen
 from two_stream.streaming.screen import Status
 from two_stream.streaming.track import Stream
+from two_stream.video.live import LiveSource
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Watcher:
         self.rule, self.weights = rule, weights
         self.multi_label = runs[0].multi_label
         self.class_names = runs[0].class_names
-        self.status = Status(pipeline.source.name, described_delay(pipeline.streams, pipeline.source.fps))
+        self.status = Status(pipeline.source.name, described_delay(pipeline.streams, pipeline.source))
         self._newest: dict[str, NDArray[np.float64]] = {}
         slowest = max(pipeline.streams, key=lambda one: (one.network.stride * one.every, one.pairs))
         self._pace = slowest.name
@@ -70,7 +71,7 @@ class Watcher:
             status.dropped, status.interruptions = self.pipeline.dropped, self.pipeline.interruptions
             if seen.begins:
                 self._newest.clear()
-                status.delay = described_delay(self.pipeline.streams, self.pipeline.source.fps)
+                status.delay = described_delay(self.pipeline.streams, self.pipeline.source)
             made = self._predicted(seen)
             if made is not None:
                 status.predictions.add()
@@ -109,8 +110,12 @@ def as_line(made: Prediction, names: Sequence[str], count: int, dropped: int) ->
     }
 
 
-def described_delay(streams: Sequence[Stream], fps: float | None) -> str:
-    """Return after how many frames each network speaks first, and how far a prediction lies behind, in words."""
+def described_delay(streams: Sequence[Stream], source: LiveSource) -> str:
+    """Return after how many frames each network speaks first, and how far a prediction lies behind, in words.
+
+    Of a file, whose frames may come at any distance, its mean rate would tell no true seconds.
+    """
+    fps = source.fps if source.live else None
     parts = []
     for stream in streams:
         first = 1 + stream.network.delay * stream.every + int(stream.pairs)

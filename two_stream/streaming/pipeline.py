@@ -34,8 +34,8 @@ class Seen:
     frame: LiveFrame
     said: dict[str, Said]
     """by network, of those that made a prediction with it; mostly all or none"""
-    passed: tuple[Image, ...] = ()
-    """the pictures since the frame before, which no network asked for, when they are kept"""
+    passed: tuple[LiveFrame, ...] = ()
+    """the frames since the one before, which no network asked for, when they are kept"""
     begins: bool = False
     """the first frame, or the first after the source was gone: the networks have forgotten what was before"""
     ended: bool = False
@@ -52,7 +52,7 @@ class _Item:
     opening: int
     """which opening of the source that was"""
     previous: Image | None
-    passed: tuple[Image, ...]
+    passed: tuple[LiveFrame, ...]
     inputs: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
@@ -83,7 +83,7 @@ class Pipeline:
             queue: Frames that may wait for their turn.
             patience: Seconds that a live source may be gone.
             paced: Read a file at its own frame rate, as if it were live.
-            keep_passed: Hand on the pictures between those that networks want.
+            keep_passed: Hand on the frames between those that networks want.
             said: Told what happens to the source.
         """
         self.source = source
@@ -158,7 +158,7 @@ class Pipeline:
         while not self._stop.is_set():
             opening += 1
             index, previous = 0, None
-            passed: list[Image] = []
+            passed: list[LiveFrame] = []
             opened = time.monotonic()
             frame: LiveFrame | None = None
             try:
@@ -174,7 +174,7 @@ class Pipeline:
                         if not self._read.put(item):
                             return
                     elif self.keep_passed:
-                        passed.append(frame.picture)
+                        passed.append(frame)
                     previous, index = frame.picture, index + 1
                     if self._stop.is_set():
                         return

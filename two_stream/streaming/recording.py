@@ -5,24 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import cv2
 import numpy as np
-from av.container import OutputContainer
-from av.video.stream import VideoStream
 
 from two_stream.errors import VideoError
-from two_stream.evaluation.annotate import DEFAULT_FPS, blend, encoder, panel
+from two_stream.evaluation.annotate import Encoder, blend, panel
 from two_stream.runtime.files import atomic_path
 from two_stream.streaming.inbox import Inbox
 from two_stream.video.base import Image
 
 Guesses = Sequence[tuple[str, float]]
-_TICKS = 90_000
-"""of the time stamps of a recording, per second"""
 
 
 def drawn(picture: Image, guesses: Guesses) -> Image:
@@ -53,7 +47,7 @@ class Recording:
         if not out.parent.is_dir():
             raise VideoError(out, f"cannot be written: there is no folder {out.parent}")
         self.out = out
-        self.fps = fps or DEFAULT_FPS
+        self.fps = fps
         self._inbox: Inbox[tuple[Image, float, Guesses]] = Inbox(8, drop=False)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="recording")
@@ -90,8 +84,8 @@ class Recording:
             self._inbox.close(empty=True)
 
     def _write(self, stack: ExitStack) -> None:
-        file: tuple[OutputContainer, VideoStream] | None = None
-        shape, last = (0, 0), -1
+        file: Encoder | None = None
+        shape = (0, 0)
         while not self._inbox.over:
             for picture, seconds, guesses in self._inbox.take(timeout=0.5):
                 if file is not None and picture.shape[:2] != shape:  # a source may change its pictures' size
@@ -102,14 +96,5 @@ class Recording:
                 if file is None:
                     shape = picture.shape[:2]
                     part = stack.enter_context(atomic_path(self.out))
-                    rate = Fraction(self.fps).limit_denominator(1001)
-                    file = stack.enter_context(encoder(part, self.out, made.shape[0], made.shape[1], rate))
-                    file[1].codec_context.time_base = Fraction(1, _TICKS)
-                frame = av.VideoFrame.from_ndarray(made, format="rgb24")
-                last = max(last + 1, round(seconds * _TICKS))
-                frame.pts, frame.time_base = last, Fraction(1, _TICKS)
-                for packet in file[1].encode(frame):
-                    file[0].mux(packet)
-        if file is not None:
-            for packet in file[1].encode():
-                file[0].mux(packet)
+                    file = stack.enter_context(Encoder(part, self.out, made.shape[:2], self.fps))
+                file.add(made, seconds)

@@ -15,13 +15,17 @@ import numpy as np
 
 from two_stream.errors import VideoError
 from two_stream.video.backend_pyav import PyavVideo
-from two_stream.video.base import Image, Picture, Video
+from two_stream.video.base import Decoded, Image, Video
+from two_stream.video.containers import flaw
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 class OpencvVideo(Video):
-    """A video read through OpenCV, from the first frame on (its seeking is not exact)."""
+    """A video read through OpenCV, from the first frame on (its seeking is not exact).
+
+    OpenCV decodes the first video stream only; where the best is another one, PyAV decodes it.
+    """
 
     def __init__(self, path: Path) -> None:
         # PyAV looks first: it says why a file is no video, and OpenCV crashes on a name that is not UTF-8.
@@ -31,14 +35,19 @@ class OpencvVideo(Video):
             os.fsencode(path).decode("utf-8")
         except UnicodeDecodeError:
             raise VideoError(path, "OpenCV needs a UTF-8 file name; rename it or use backend pyav") from None
+        self._instead = None if seen.leads else seen
         with closing(self._walk()) as walk:
             first = next(walk, None)
             if first is None:
                 raise VideoError(path, f"OpenCV cannot decode {seen.codec}; use backend pyav")
-            self.height, self.width = first().shape[:2]
+            self.height, self.width = first.picture().shape[:2]
         self.damage = None
 
-    def _walk(self) -> Generator[Picture]:
+    def _walk(self) -> Generator[Decoded]:
+        if self._instead is not None:
+            yield from self._instead._walk()
+            self.damage = self._instead.damage
+            return
         capture = cv2.VideoCapture(str(self.path.absolute()), cv2.CAP_FFMPEG)
         number = 0
 
@@ -54,9 +63,11 @@ class OpencvVideo(Video):
         try:
             while capture.grab():
                 number += 1
-                yield picture
+                stamp = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+                yield Decoded(picture, stamp if stamp or number == 1 else None)  # 0 is "none" too
         finally:
             capture.release()
+        self.damage = flaw(self.path)
         if self.header_frames and number < self.header_frames:
             self.damage = f"decoding stops after frame {number}: the header announces {self.header_frames}"
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -17,13 +18,16 @@ from pathlib import Path
 import av
 import numpy as np
 from av.container import InputContainer
+from av.packet import Packet
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from two_stream.errors import VideoError
-from two_stream.video.base import Image, Picture, Video, existing_file, silent, turned
+from two_stream.video.base import Decoded, Image, Video, existing_file, silent, turned
+from two_stream.video.containers import flaw
+from two_stream.video.gaps import hole, stated_end
 from two_stream.video.index import Index, load, store
 from two_stream.video.packets import index_of_packets, starts_as
 
@@ -32,6 +36,11 @@ _LIST_FORMATS = frozenset({"concat", "hls", "applehttp", "dash", "sdp", "imf", "
 _PICTURE_FORMATS = frozenset({"image2", "image2pipe", "ico"})
 _PAYS = 48
 """frames to jump over below which decoding them is as quick as a seek and what leads to it"""
+_ENTROPY_CODED = frozenset({"vp8", "vp9", "av1", "libdav1d"})
+_ZEROS = bytes(256)
+"""more in a row than these codecs ever write"""
+_LOOKED_AT = 200
+"""packets of a file with several video streams that are looked at to tell a cover picture"""
 _OPEN_OPTIONS = {"protocol_whitelist": "file"}  # a play list must not reach the network
 
 
@@ -40,6 +49,7 @@ class PyavVideo(Video):
 
     Attributes:
         stream_index: Place of the video stream among all streams of the file.
+        leads: Whether it is the first one of moving pictures.
         quarter_turns: Counter-clockwise quarter turns that delivered frames have been given.
     """
 
@@ -53,6 +63,7 @@ class PyavVideo(Video):
                 header_frames=stream.frames or None,
             )
             self.stream_index = stream.index
+            self.leads = stream.index == _moving(container)[0].index
             first, why = _first_frame(container, stream)
         if first is None:
             announced = f"; the header announces {self.header_frames}" if self.header_frames else ""
@@ -64,19 +75,28 @@ class PyavVideo(Video):
         self._looked = False
         self._reformatter = VideoReformatter()
 
-    def _walk(self) -> Generator[Picture]:
+    def _walk(self) -> Generator[Decoded]:
         for _, frame in self._decode():
-            yield partial(self._picture, frame)
+            yield self._decoded(frame)
+
+    def _decoded(self, frame: VideoFrame) -> Decoded:
+        lasts = float(frame.duration * frame.time_base) if frame.time_base else None
+        return Decoded(partial(self._picture, frame), frame.time, lasts)
 
     def _count_frames(self, beat: Callable[[], None]) -> int:
         pts: list[int | None] = []
         keys: list[int] = []
         prints: list[int] = []
-        for number, frame in self._decode():
-            pts.append(frame.pts)
-            prints.append(_fingerprint(frame))
-            if frame.key_frame:
-                keys.append(number)
+
+        def noted() -> Iterator[Decoded]:
+            for number, frame in self._decode():
+                pts.append(frame.pts)
+                prints.append(_fingerprint(frame))
+                if frame.key_frame:
+                    keys.append(number)
+                yield self._decoded(frame)
+
+        for _ in self._ticking(noted()):
             beat()
         self._index = index = Index(pts, keys, prints)
         store(self.path, version(), Index(kind="none") if self.damage else index)
@@ -85,6 +105,8 @@ class PyavVideo(Video):
     def _decode(self, start: int = 0) -> Generator[tuple[int, VideoFrame]]:
         """Decode frames from `start` (0, or a key frame of the index), with their numbers."""
         corrupt: list[int] = []
+        torn = 0
+        seconds: list[float] = []
         stamp: int | None = None
         number = start
         with opened(self.path) as (container, stream):
@@ -95,18 +117,27 @@ class PyavVideo(Video):
                 container.seek(stamp, stream=stream, backward=True, any_frame=False)
             try:
                 for packet in container.demux(stream):
+                    torn += packet.is_corrupt or _emptied(packet, stream)
                     for frame in packet.decode():
                         if stamp is not None and frame.pts is not None and frame.pts < stamp:
                             continue  # presented before the key frame: may lean on frames that were jumped
                         if frame.is_corrupt:
                             corrupt.append(number)
+                        seconds += [frame.time] if frame.time is not None else []
                         yield number, frame
                         number += 1
             except (av.FFmpegError, ValueError, MemoryError) as error:
                 self.damage = f"decoding stops after frame {number}: {_plain(error)}"
-        if corrupt and not self.damage:
-            more = f" and {len(corrupt) - 1} more" if len(corrupt) > 1 else ""
-            self.damage = f"frame {corrupt[0] + 1}{more} marked corrupt by the decoder"
+            if start or self.damage:
+                return
+            self.damage = flaw(self.path)
+            if corrupt and not self.damage:
+                more = f" and {len(corrupt) - 1} more" if len(corrupt) > 1 else ""
+                self.damage = f"frame {corrupt[0] + 1}{more} marked corrupt by the decoder"
+            if torn and not self.damage:
+                self.damage = f"{torn} of its packets are not whole"
+            if not self.damage:
+                self.damage = hole(seconds, stated_end(container, stream), container.format.name)
 
     def _pick(self, wanted: list[int]) -> Iterator[tuple[int, Image]]:
         if self._index is None and wanted[0] >= _PAYS:
@@ -201,18 +232,21 @@ class PyavVideo(Video):
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a file and pick its first moving-picture stream, as OpenCV does.
+    """Open a file and pick the stream that FFmpeg calls the best, never a cover picture, flagged as one or not.
 
     Raises:
         VideoError: Not a video; the reason is plain.
     """
     existing_file(path)
+    with _container(path) as container:
+        yield container, _video_stream(path, container)
+
+
+def _container(path: Path) -> InputContainer:
     try:  # "file:" keeps libav from reading a colon in the name as a protocol
-        container = av.open(f"file:{path}", options=dict(_OPEN_OPTIONS), metadata_errors="replace")
+        return av.open(f"file:{path}", options=dict(_OPEN_OPTIONS), metadata_errors="replace")
     except (av.FFmpegError, ValueError, OSError) as error:
         raise VideoError(path, f"not a video, or its header is damaged ({_plain(error)})") from None
-    with container:
-        yield container, _video_stream(path, container)
 
 
 def _video_stream(path: Path, container: InputContainer) -> VideoStream:
@@ -223,17 +257,42 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
         raise VideoError(path, f"not a video (a play list, {form})")
     if form in _PICTURE_FORMATS or form.endswith("_pipe"):
         raise VideoError(path, "an image, not a video")
-    moving = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
+    moving = _moving(container)
     if not moving:
         cover = " with a cover picture" if container.streams.video else ""
         what = "audio only" if container.streams.audio else "no audio stream either"
         raise VideoError(path, f"no video stream ({what}{cover})")
-    stream = moving[0]
+    stream = moving[0] if len(moving) == 1 else _best(path, container, moving)
     if stream.codec_context is None:
         raise VideoError(path, "its video codec is not known to this build of libav")
     stream.thread_type = "NONE"
     stream.codec_context.thread_count = 1
     return stream
+
+
+def _moving(container: InputContainer) -> list[VideoStream]:
+    return [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
+
+
+def _best(path: Path, container: InputContainer, moving: list[VideoStream]) -> VideoStream:
+    """Return FFmpeg's best stream, among those of more than one picture where there are any."""
+    packets: Counter[int] = Counter()
+    with _container(path) as again, suppress(av.FFmpegError, ValueError, MemoryError):
+        for packet in again.demux([again.streams[stream.index] for stream in moving]):
+            packets[packet.stream.index] += packet.size > 0
+            if packets.total() >= _LOOKED_AT:
+                break
+    several = [stream for stream in moving if packets[stream.index] > 1] or moving
+    best = container.streams.best("video")
+    return next((stream for stream in several if best is not None and stream.index == best.index), several[0])
+
+
+def _emptied(packet: Packet[VideoStream], stream: VideoStream) -> bool:
+    """Tell whether part of a packet was overwritten with zeros, which decoders may take for pictures."""
+    codec = stream.codec_context.name
+    # H.264 and HEVC as in MP4: nothing stands between their units
+    whole = codec in ("h264", "hevc") and (stream.codec_context.extradata or b"").startswith(b"\x01")
+    return (whole or codec in _ENTROPY_CODED) and packet.size >= len(_ZEROS) and _ZEROS in bytes(packet)
 
 
 def _first_frame(container: InputContainer, stream: VideoStream) -> tuple[VideoFrame | None, str]:

@@ -14,7 +14,8 @@ import numpy as np
 
 from two_stream.errors import SettingsError, VideoError
 from two_stream.video.backend_pyav import PyavVideo
-from two_stream.video.base import Image, Picture, Video
+from two_stream.video.base import Decoded, Image, Video
+from two_stream.video.containers import flaw
 
 _INSTALL = "pip install two-stream[torchcodec]"
 
@@ -52,7 +53,7 @@ class TorchcodecVideo(Video):
                 str(path), stream_index=seen.stream_index, dimension_order="NHWC", num_ffmpeg_threads=1
             )
             self._listed = len(self._decoder)
-            first = self._frame(0)
+            first = _pixels(self._decoder.get_frame_at(0))
         except (RuntimeError, ValueError, IndexError) as error:
             raise VideoError(path, f"torchcodec cannot decode {seen.codec} ({_first_line(error)})") from None
         # torchcodec may or may not rotate, by version; 180° cannot be told from a shape, and is left to it.
@@ -61,17 +62,16 @@ class TorchcodecVideo(Video):
             self._turns = seen.quarter_turns
         self.height, self.width = seen.height, seen.width
 
-    def _frame(self, index: int) -> Image:
-        return np.asarray(self._decoder.get_frame_at(index).data.numpy(), np.uint8)
-
-    def _walk(self) -> Generator[Picture]:
+    def _walk(self) -> Generator[Decoded]:
         for index in range(self._listed):
             try:
-                frame = self._frame(index)
+                frame = self._decoder.get_frame_at(index)
             except (RuntimeError, ValueError, IndexError) as error:
                 self.damage = f"decoding stops after frame {index}: {_first_line(error)}"
                 return
-            yield partial(np.ascontiguousarray, np.rot90(frame, self._turns))
+            picture = partial(np.ascontiguousarray, np.rot90(_pixels(frame), self._turns))
+            yield Decoded(picture, frame.pts_seconds, frame.duration_seconds)
+        self.damage = flaw(self.path)
 
     def _pick(self, wanted: list[int]) -> Iterator[tuple[int, Image]]:
         done = 0
@@ -86,6 +86,10 @@ class TorchcodecVideo(Video):
             done += len(some)
         if done < len(wanted):
             yield from super()._pick(wanted[done:])
+
+
+def _pixels(frame: Any) -> Image:
+    return np.asarray(frame.data.numpy(), np.uint8)
 
 
 def _first_line(error: BaseException) -> str:

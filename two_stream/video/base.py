@@ -7,17 +7,29 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from two_stream.errors import VideoError
+from two_stream.video.clock import Clock
 
 Image = NDArray[np.uint8]
 """A picture `(H, W, 3)` in RGB order, or `(H, W)`."""
 Picture = Callable[[], Image]
 """Converts the frame just decoded to RGB; valid until the next frame is asked for."""
+
+
+class Decoded(NamedTuple):
+    """A frame as a backend gives it."""
+
+    picture: Picture
+    stamp: float | None = None
+    """when the file says that it appears, in seconds of the file's own clock"""
+    lasts: float | None = None
+    """for how many seconds, where the file says so"""
+
 
 _SUFFIXES = (
     ".3g2 .3gp .264 .265 .asf .avi .divx .dv .f4v .flv .gif .h264 .h265 .hevc .ivf .m2ts .m2v .m4v .mjpeg .mjpg "
@@ -37,8 +49,8 @@ class Video(ABC):
         fps: Average frames per second, None where the file does not say.
         codec: Name of the video codec, for example "h264".
         header_frames: Frames the header announces, None where it announces none. Often wrong.
-        damage: Why decoding stopped early or which frames are marked corrupt; None as far as was decoded. It is
-            final once `num_frames` was asked for or `frames()` ran to its end.
+        damage: Why decoding stopped early, which frames are marked corrupt, or where the file is cut or holed; None as
+            far as was decoded. It is final once `num_frames` was asked for or `frames()` ran to its end.
     """
 
     def __init__(self, path: Path, codec: str, fps: float | None, header_frames: int | None) -> None:
@@ -50,10 +62,11 @@ class Video(ABC):
         self.height = 0
         self.damage: str | None = None
         self._count: int | None = None
+        self._times: NDArray[np.float64] | None = None
 
     @abstractmethod
-    def _walk(self) -> Generator[Picture]:
-        """Decode from the first frame on, yielding one converter per frame; sets `damage` instead of raising."""
+    def _walk(self) -> Generator[Decoded]:
+        """Decode from the first frame on; sets `damage` instead of raising."""
 
     @property
     def num_frames(self) -> int:
@@ -68,16 +81,36 @@ class Video(ABC):
 
     def _count_frames(self, beat: Callable[[], None]) -> int:
         count = 0
-        for _ in self._walk():
+        for _ in self._ticking(self._walk()):
             count += 1
             beat()
         return count
 
+    @property
+    def times(self) -> NDArray[np.float64] | None:
+        """Seconds `(num_frames + 1,)` at which each frame appears, the first at 0, and at which the last one ends.
+
+        By the file's time stamps; by its rate for frames that have none. None where the file tells neither.
+        """
+        self.count()
+        return self._times
+
+    def _ticking(self, walk: Iterable[Decoded]) -> Iterator[tuple[float | None, Picture]]:
+        """Go through the whole file and know its times at the end."""
+        clock = Clock(self.fps)
+        for picture, stamp, lasts in walk:
+            yield clock.tick(stamp, lasts), picture
+        self._times = clock.edges()
+
     def frames(self) -> Iterator[Image]:
         """Decode every frame in order; each is uint8 `(H, W, 3)`, RGB. One frame is held at a time."""
+        return (picture for _, picture in self.timed_frames())
+
+    def timed_frames(self) -> Iterator[tuple[float | None, Image]]:
+        """Decode every frame in order and say when it appears, in seconds from the first; see `times` and `frames`."""
         number = 0
-        for number, picture in enumerate(self._walk(), start=1):  # noqa: B007 - used after the loop
-            yield picture()
+        for number, (seconds, picture) in enumerate(self._ticking(self._walk()), start=1):  # noqa: B007 - used after the loop
+            yield seconds, picture()
         self._count = number
 
     def read(self, indices: Sequence[int]) -> Image:
@@ -112,9 +145,9 @@ class Video(ABC):
         places = set(wanted)
         number = -1
         with closing(self._walk()) as walk:
-            for number, picture in enumerate(walk):
+            for number, decoded in enumerate(walk):
                 if number in places:
-                    yield number, picture()
+                    yield number, decoded.picture()
                 if number == wanted[-1]:
                     return
         reason = f" ({self.damage})" if self.damage else ""

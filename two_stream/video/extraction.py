@@ -21,6 +21,7 @@ from two_stream.errors import SettingsError, TwoStreamError, VideoError
 from two_stream.runtime.files import fsync_dir, write_json
 from two_stream.runtime.leftovers import unfinished
 from two_stream.runtime.text import parse_json
+from two_stream.video.clock import uneven
 from two_stream.video.flow import ALGORITHMS, FLOW_BOUND, FlowEstimator, FlowMaker, FlowNetwork
 from two_stream.video.frames import FramePatterns, count_frames, numbers_by_name
 from two_stream.video.reader import Video, backend_version, open_video
@@ -254,6 +255,8 @@ def _write_all(job: Job, part: Path, beat: Beat, outcome: Outcome) -> None:
         outcome.frames, outcome.flow_frames = frames, flows
         if video.damage:
             outcome.warnings.append(f"damaged: {video.damage}")
+        elif (video.header_frames or 0) - frames > 1:
+            outcome.warnings.append(f"{frames} frames decode, the header announces {video.header_frames}")
         if frames == 1 and maker is not None:
             outcome.warnings.append("too short for flow: one frame")
         manifest = {
@@ -264,7 +267,13 @@ def _write_all(job: Job, part: Path, beat: Beat, outcome: Outcome) -> None:
             "flow_frames": flows,
             "height": height,
             "width": width,
-            "video": {"height": video.height, "width": video.width, "fps": video.fps, "codec": video.codec},
+            "video": {
+                "height": video.height,
+                "width": video.width,
+                "fps": video.fps,
+                "codec": video.codec,
+                "times": uneven(video.times),
+            },
             "damage": video.damage,
             "warnings": outcome.warnings,
             "backend_version": backend_version(options.backend),

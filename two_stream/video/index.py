@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from two_stream.runtime.cache import cache_folder, keep
 
-_FORMAT = 1
+_FORMAT = 2
 Kind = Literal["decoded", "packets", "none"]
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+from av.video.stream import VideoStream
 
 from two_stream.errors import VideoError
 from two_stream.video.base import Image, existing_file
@@ -99,11 +100,9 @@ class FileSource(LiveSource):
             self.fps = video.fps
 
     def frames(self) -> Iterator[tuple[float | None, Image]]:
-        """Yield every frame that decodes; its time follows from its number."""
+        """Yield every frame that decodes, with the time that the file says."""
         with open_video(self.name, self.backend) as video:
-            rate = video.fps
-            for number, picture in enumerate(video.frames()):
-                yield (number / rate if rate else None), picture
+            yield from video.timed_frames()
             self.damage = video.damage
 
 
@@ -138,9 +137,9 @@ class AddressSource(LiveSource):
             with av.open(
                 self.name, options=options, timeout=(OPEN_SECONDS, READ_SECONDS), metadata_errors="replace"
             ) as container:
-                if not container.streams.video:
+                stream = container.streams.best("video")
+                if not isinstance(stream, VideoStream):
                     raise VideoError(self.name, "a stream without video")
-                stream = container.streams.video[0]
                 stream.thread_type = "SLICE"  # threads over frames would hold some of them back
                 rate = stream.average_rate or stream.guessed_rate
                 self.fps = float(rate) if rate and 0 < rate <= 1000 else None

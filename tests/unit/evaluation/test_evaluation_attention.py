@@ -136,7 +136,7 @@ def test_weights_are_the_models_for_the_middle_clip(video, modality):
     model = model_of(modality)
     stream = read_attention(model, video, MULTI, READING, NAMES)
     assert stream.numbers == list(range(10, 18))
-    assert (stream.clip, stream.clips, stream.fps, stream.modality) == (2, 3, 10.0, modality)
+    assert (stream.clip, stream.clips, stream.times[1], stream.modality) == (2, 3, 0.1, modality)
     clip = clip_by_hand(video, stream.numbers, modality)
     expected = model.attention(clip)[0][0].numpy()
     (pathway,) = stream.pathways
@@ -217,7 +217,7 @@ def test_each_pathway_has_its_own_windows(video):
 def made_up(weights, frames, **changes) -> StreamAttention:
     pathway = Pathway("main", np.asarray(weights, np.float64), frames)
     given = {"modality": "rgb", "numbers": [n for step in frames for n in step], "clip": 1, "clips": 1}
-    given |= {"fps": 10.0, "guess": ("$wave$", 0.755), "even": True, "pathways": [pathway]}
+    given |= {"times": np.arange(999) / 10, "guess": ("$wave$", 0.755), "even": True, "pathways": [pathway]}
     given |= {"pictures": {n: np.full((9, 12, 3), n, np.uint8) for n in pathway.shown}}
     return StreamAttention(**{**given, **changes})
 
@@ -248,7 +248,7 @@ def test_picture_holds_the_numbers_the_frames_and_the_mean(tmp_path, drawn):
 
 
 def test_without_class_token_an_even_share_is_one_step_of_all(tmp_path, drawn):
-    stream = made_up([[0.7, 0.3]], [[1], [2]], even=False, fps=None)
+    stream = made_up([[0.7, 0.3]], [[1], [2]], even=False, times=None)
     draw_attention(tmp_path / "a.svg", "t", "s", [stream])
     (bars,) = bars_of(drawn[0])
     np.testing.assert_allclose(bars.lines[0].get_ydata(), [50, 50])

@@ -27,13 +27,16 @@ def run_of(modality, clip_length=8):
 
 def result_of(frames, clips, seed=0):
     views = np.random.default_rng(seed).standard_normal((3 * clips, 2)).astype(np.float32)
-    return VideoResult(views.mean(0).astype(np.float64), frames, 10.0, 3 * clips, None, views)
+    return VideoResult(
+        views.mean(0).astype(np.float64), frames, np.arange(frames + 1) / 10, 3 * clips, None, views
+    )
 
 
 def test_a_window_is_the_mean_of_its_own_crops():
     scored = result_of(21, 5)  # starts 1, 5, 9, 13, and 14 to reach the end
     found = windows([run_of("rgb")], [scored], [OPTIONS], ["standard"])
     assert [(w.first, w.last) for w in found] == [(1, 8), (5, 12), (9, 16), (13, 20), (14, 21)]
+    assert [(w.start, w.end) for w in found[:2]] == [(0.0, 0.8), (0.4, 1.2)]
     views = scored.view_logits.reshape(3, 5, 2)  # crop-major
     for number, window in enumerate(found):
         np.testing.assert_allclose(window.probabilities, softmax(views[:, number].mean(0)), rtol=1e-6)
@@ -47,7 +50,7 @@ def test_streams_meet_window_by_window():
         "flow 8 lies between 8 and 9"
     )
     means = [rgb.view_logits.reshape(3, 5, 2)[:, 2].mean(0), flow.view_logits.reshape(3, 4, 2)[:, 2].mean(0)]
-    seen = [VideoResult(mean.astype(np.float64), 21, 10.0, 3, None, mean[None]) for mean in means]
+    seen = [VideoResult(mean.astype(np.float64), 21, None, 3, None, mean[None]) for mean in means]
     wanted = fuse_results(seen, "probabilities", (3.0, 1.0))
     np.testing.assert_allclose(found[2].probabilities, wanted, rtol=1e-6)
 
@@ -57,10 +60,10 @@ def test_a_short_video_is_one_window_up_to_its_end():
     assert (window.first, window.last) == (1, 5)
 
 
-@pytest.mark.parametrize(("fps", "times"), [(10.0, ["0.400", "1.200"]), (None, ["", ""])])
-def test_the_csv_names_frames_seconds_and_the_best_classes(tmp_path, fps, times):
-    found = [Window(1, 8, np.asarray([0.9, 0.1])), Window(5, 12, np.asarray([0.25, 0.75]))]
-    write_csv(tmp_path / "t.csv", found, NAMES, fps, 5)
+@pytest.mark.parametrize(("span", "times"), [((0.4, 1.2), ["0.400", "1.200"]), ((), ["", ""])])
+def test_the_csv_names_frames_seconds_and_the_best_classes(tmp_path, span, times):
+    found = [Window(1, 8, np.asarray([0.9, 0.1])), Window(5, 12, np.asarray([0.25, 0.75]), *span)]
+    write_csv(tmp_path / "t.csv", found, NAMES, 5)
     lines = list(csv.reader((tmp_path / "t.csv").read_text().splitlines()))
     ranked = ["class_1", "probability_1", "class_2", "probability_2"]
     assert lines[0] == ["window", "first_frame", "last_frame", "start_s", "end_s", *ranked]
@@ -72,6 +75,6 @@ def test_the_picture_divides_the_video_among_its_windows(tmp_path):
     np.testing.assert_array_equal(_edges(found), [0, 6, 10, 16])
     assert _stretches(np.asarray([0, 0, 1])) == [(0, 2), (2, 3)]
     assert _stretches(np.asarray([1])) == [(0, 1)]
-    draw_timeline(tmp_path / "t.svg", "a walk", found, NAMES, None)
+    draw_timeline(tmp_path / "t.svg", "a walk", found, NAMES)
     text = (tmp_path / "t.svg").read_text()
     assert "<svg" in text

@@ -117,7 +117,7 @@ def test_every_nth_frame_and_the_flow_beside_it() -> None:
 def test_pictures_that_no_network_wants_are_handed_on_when_asked() -> None:
     stream = Stream("rgb", Summing(delay=0), present, every=4)
     seen = list(Pipeline(Script([9], live=False), [stream], keep_passed=True).run())
-    assert [[int(p[0, 0, 0]) for p in one.passed] for one in seen] == [[], [1, 2, 3], [5, 6, 7]]
+    assert [[int(p.picture[0, 0, 0]) for p in one.passed] for one in seen] == [[], [1, 2, 3], [5, 6, 7]]
     assert not any(one.passed for one in Pipeline(Script([9], live=False), [stream]).run())
 
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from two_stream.data.segments import frames_between
 from two_stream.errors import VideoError
@@ -52,6 +53,10 @@ def clock_of(
             times = frame_times(file)
             if times is not None and len(times) == count:
                 return Clock(count, times=times)
+    elif folder is not None:
+        times = _recorded(folder).get("times", [])  # none where the rate is steady
+        if len(times) == count + 1:
+            return Clock(count, times=times[:-1])
     rate = wanted or fps
     if rate is None and folder is not None:
         rate = _rate_of(folder)
@@ -64,11 +69,16 @@ def clock_of(
     return Clock(count, fps=rate)
 
 
+def _recorded(folder: Path) -> dict[str, Any]:
+    """Return what extraction noted of the video; nothing where the folder is not ours."""
+    found = (read_manifest(folder) or {}).get("video")
+    return found if isinstance(found, dict) else {}
+
+
 def _rate_of(folder: Path) -> float | None:
-    manifest = read_manifest(folder)
-    if manifest is not None:
-        found = manifest.get("video", {}).get("fps")
-        return float(found) if found else None
+    found = _recorded(folder).get("fps")
+    if found:
+        return float(found)
     with suppress(OSError, ValueError):
         rate = float((folder / RATE_FILE).read_text(encoding="utf-8-sig"))
         return rate if rate > 0 else None
