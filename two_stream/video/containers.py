@@ -20,6 +20,8 @@ _TS = 188
 """bytes of a packet of an MPEG transport stream"""
 _AT_ONCE = 20_000
 """of them looked at together"""
+_INDEX = 1 << 20
+"""bytes of the longest segment index: 65,535 entries of 12 bytes"""
 _APPENDED = 1024
 """bytes that a program may have appended to a GIF file"""
 _BEGINNINGS = {".gif": "GIF8", ".ts": "a packet", ".mts": "a packet", ".m2ts": "a packet"}
@@ -44,6 +46,8 @@ def flaw(path: Path) -> str | None:
                 raise _lost(0, _BEGINNINGS[path.suffix.lower()])
     except _FlawError as found:
         return str(found)
+    except RecursionError:
+        return "the file is damaged: its lists are nested too deeply"
     except OSError:
         return None  # whoever decodes it says why
     return None
@@ -67,6 +71,8 @@ def _chain(file: BinaryIO, start: int, end: int, step: Callable[[bytes, int], tu
         name, after = step(_at(file, start, 32), start)
         if after > end:
             raise _FlawError(f"the file is cut: it ends at byte {end}, and {name} at byte {after}")
+        if after <= start:
+            raise _lost(start, "a size")
         start = after
 
 
@@ -91,7 +97,7 @@ def _mp4(file: BinaryIO, size: int) -> None:
             raise _lost(place, "a box")
         name = f"its box {kind.decode('latin-1')}"
         if kind == b"sidx":
-            _segments(_at(file, place, length), place + length, size)
+            _segments(_at(file, place, min(length, _INDEX)), place + length, size)
         return name, place + (_number(head[8:16]) if length == 1 else length)
 
     _chain(file, 0, size, box)
@@ -305,14 +311,14 @@ def _ts(file: BinaryIO, size: int, each: int = _TS, skip: int = 0) -> None:
         if len(wrong):
             raise _lost((first + int(wrong[0])) * each, "a packet")
         names = (packets[:, 1] & 0x1F) << 8 | packets[:, 2]
-        anew = (packets[:, 3] & 0x20 != 0) & (packets[:, 4] > 0) & (packets[:, 5] & 0x80 != 0)
+        restarts = (packets[:, 3] & 0x20 != 0) & (packets[:, 4] > 0) & (packets[:, 5] & 0x80 != 0)
         for name in np.unique(names[names != 0x1FFF]).tolist():
             carry = np.flatnonzero((names == name) & (packets[:, 3] & 0x10 != 0))
             count = packets[carry, 3] & 0x0F
             if not len(count):
                 continue
             steps = np.diff(count, prepend=counters.get(name, (count[0] - 1) & 0x0F)) & 0x0F
-            gaps = np.flatnonzero((steps > 1) & ~anew[carry])  # 0: sent twice
+            gaps = np.flatnonzero((steps > 1) & ~restarts[carry])  # 0: sent twice
             if len(gaps):
                 place = (first + int(carry[gaps[0]])) * each
                 raise _FlawError(f"the file is damaged before byte {place}: packets are missing there")

@@ -214,3 +214,21 @@ def test_the_gap_and_the_stated_end_by_hand():
     )
     assert hole([0, 1, 2, 3, 3.1, 3.2, 3.3, 3.4, 5, 5.1, 5.2, 5.3, 5.4, 9], None, "mpegts") is None
     assert hole([], 4.0, "mpegts") is None
+
+
+def test_sizes_that_lead_nowhere_end_the_walk(tmp_path):
+    box = (32).to_bytes(4, "big") + b"ftyp" + bytes(24)
+    nowhere = (1).to_bytes(4, "big") + b"free" + bytes(24)  # its 64-bit size is 0
+    index = (0xFFFFFFF0).to_bytes(4, "big") + b"sidx" + bytes(24)
+    nested = b"".join(
+        b"LIST" + (12 * (2000 - level) - 8).to_bytes(4, "little") + b"rec " for level in range(2000)
+    )
+    deep = b"RIFF" + (4 + len(nested)).to_bytes(4, "little") + b"AVI " + nested
+    for content, said in (
+        (box + nowhere, "damaged at byte 32"),
+        (box + index, "the file is cut"),
+        (deep, "nested too deeply"),
+    ):
+        path = tmp_path / "made.mp4"
+        path.write_bytes(content)
+        assert said in (flaw(path) or "")
