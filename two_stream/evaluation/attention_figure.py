@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ _INK, _MUTED, _GRID = "#1b1f24", "#5b6570", "#c9d0d8"
 _STREAM = {"rgb": ("RGB", "#2563a8", "Blues"), "flow": ("flow", "#c2570c", "Oranges")}
 """Name of a stream, the colour of its bars (the report's) and the scale of its heat map."""
 _STYLE: Any = {
-    "font.family": "sans-serif",
     "font.size": 8.5,
     "text.color": _INK,
     "axes.edgecolor": _GRID,
@@ -60,8 +58,7 @@ def draw_attention(out: Path, title: str, subtitle: str, streams: Sequence[Strea
     height = _TOP + sum(_HEADING + film + heat + _BARS + 2 * _GAP + _LABELS for film, heat in sizes)
     suffix = out.suffix.lower().lstrip(".")
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
-    with plain_figures(_STYLE), warnings.catch_warnings(), atomic_path(out) as part:
-        warnings.filterwarnings("ignore", "Glyph")  # letters the font lacks are drawn as boxes
+    with plain_figures(_STYLE), atomic_path(out) as part:
         full = _LEFT + width + _RIGHT, height
         column = _Column(Figure(figsize=full, facecolor="white"), full, width)
         column.text(0.32, _short(title, round(width * 8)), size=13, weight="bold")

@@ -35,7 +35,6 @@ _THEME = {
 }
 _STYLE: Any = {
     "svg.fonttype": "none",
-    "font.family": "sans-serif",
     "font.size": 9.0,
     "axes.edgecolor": GRID,
     "axes.labelcolor": MUTED,

@@ -8,8 +8,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from two_stream.runtime.plotting import plain_figures
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -48,9 +46,11 @@ def clip_grid(clips_BCTHW: NDArray[np.uint8], *, clips: int = 4, frames: int = 8
     return np.concatenate(rows, axis=0)
 
 
-@plain_figures()
 def confusion_figure(confusion_KK: NDArray[np.int64], class_names: list[str], title: str) -> Figure:
-    """Draw a confusion matrix: colour is the share of the true class, numbers are clips where they fit."""
+    """Draw a confusion matrix: colour is the share of the true class, numbers are clips where they fit.
+
+    Called, and turned into pixels, under `plain_figures`.
+    """
     from matplotlib.figure import Figure
 
     count = len(class_names)
