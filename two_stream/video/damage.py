@@ -30,7 +30,7 @@ _ZEROS = bytes(64)
 """no compressor writes that many in a row but for something flat"""
 _PIXELS_A_ZERO = 4096
 """of a flat picture, WebP writes a zero for 10,000 pixels"""
-_TOLD = 20
+_TOLD = 5
 """damaged pictures named per process"""
 _LOCK = threading.Lock()
 _told: set[str] = set()

@@ -25,7 +25,7 @@ def written(text, line=28):
 
 
 @letters
-@pytest.mark.parametrize("text", ("élan", "прыжок", "跳ぶ", "안녕", "שלום"))
+@pytest.mark.parametrize("text", ["élan", "прыжок", "跳ぶ", "안녕", "שלום"])
 def test_letters_are_kept(text):
     drawn = written(text)
     assert drawn.any()
@@ -41,7 +41,7 @@ def test_what_is_written_from_the_right_is_drawn_so():
 
 
 @pytest.mark.parametrize("text", ODD)
-@pytest.mark.parametrize("face", ("own", "none"))
+@pytest.mark.parametrize("face", ["own", "none"])
 def test_no_text_is_too_odd(text, face, monkeypatch):
     if face == "none":
         monkeypatch.setattr(lettering, "_FACE", None)

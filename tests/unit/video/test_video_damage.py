@@ -66,7 +66,7 @@ def test_a_zeroed_stretch_is_noticed_wherever_it_lies(form, capfd):
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("form", ("baseline", "optimised", "gray", "restarts"))
+@pytest.mark.parametrize("form", ["baseline", "optimised", "gray", "restarts"])
 def test_half_a_jpeg_with_an_end_is_noticed(form, capfd):
     content = FORMS[form](drawn())
     said = damage_of(content[: len(content) // 2] + b"\xff\xd9")
@@ -116,7 +116,7 @@ def test_reading_warns_once_with_the_name_and_not_without_end(tmp_path, capfd, m
             read_picture(path, FLAGS["rgb"])
     said = capfd.readouterr().err.splitlines()
     assert said[0].startswith(f"warning: {paths[0]}: damaged (Corrupt JPEG data: premature end")
-    assert len(said) == 21
+    assert len(said) == 6
     assert said[-1].endswith("`two-stream check --decode` names them all")
 
 
