@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import tyro
 from two_stream.commands.common import parse
 from two_stream.errors import SettingsError, TwoStreamError
 from two_stream.runtime.console import console, note, say, table
+from two_stream.runtime.text import json_text
 
 if TYPE_CHECKING:
     from two_stream.pretrained.fetching import Sources
@@ -115,7 +115,7 @@ def _list(args: list[str]) -> int:
     options = parse(ListOptions, args, prog=f"{_PROG} list", description=_COMMANDS["list"][1])
     entries = _manifest(options.manifest).matching(options.pattern)
     if options.json:
-        say(json.dumps([_row(entry, options.folder) for entry in entries], indent=2, ensure_ascii=False))
+        say(json_text([_row(entry, options.folder) for entry in entries], indent=2))
         return 0
     columns = ("name", "model", "classes", "MiB", "hash", "licence", "here", "link")
     rows = [_cells(entry, options.folder) for entry in entries]

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
+from two_stream.errors import shown
 from two_stream.evaluation.attention import Pathway, StreamAttention
 from two_stream.runtime.files import atomic_path
 from two_stream.runtime.plotting import plain_figures
@@ -81,7 +82,7 @@ class _Column:
     def text(self, height: float, text: str, **style: Any) -> None:
         """Write a line whose baseline is `height` further down."""
         self.used += height
-        self.figure.text(_LEFT / self.full[0], 1 - self.used / self.full[1], text, **style)
+        self.figure.text(_LEFT / self.full[0], 1 - self.used / self.full[1], shown(text), **style)
 
     def axes(self, height: float, steps: int) -> Axes:
         """Return axes over the whole width with one unit per step in time, step 0 around 0."""
@@ -142,7 +143,7 @@ def _headings(stream: StreamAttention, pathway: Pathway) -> tuple[str, str]:
     shown = "whole frame" if stream.whole_frame else "centre crop"
     return (
         f"{name}{part}: this view alone says {_short(label, 40)}, {100 * share:.0f} %",
-        f"clip {stream.clip} of {stream.clips}, {shown}: {span}{note}",
+        f"clip {stream.clip} of {stream.clips}, {view}: {span}{note}",
     )
 
 

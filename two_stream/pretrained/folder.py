@@ -20,7 +20,7 @@ from two_stream.recognizer import Recognizer, create_model
 from two_stream.runtime.console import note
 from two_stream.runtime.files import atomic_path
 from two_stream.runtime.folders import CHECKSUMS, verify_checksums, write_checksums
-from two_stream.runtime.text import parse_json
+from two_stream.runtime.text import json_text, parse_json
 
 FORMAT = "two_stream"
 VERSION = 1
@@ -56,7 +56,7 @@ def write_model(
         "version": str(ALTERED_VERSION if model.alterations else VERSION),
         "model": model.options.model_dump_json(),
         "num_classes": str(model.num_classes),
-        "meta": json.dumps(meta, ensure_ascii=False),
+        "meta": json_text(meta),
     }
     if model.alterations:
         header["altered"] = json.dumps(described(model))
