@@ -140,7 +140,7 @@ def _headings(stream: StreamAttention, pathway: Pathway) -> tuple[str, str]:
     looped = f", looped to {len(numbers)}" if again else ""
     span = f"{_unit(stream)} {numbers[0]} to {max(numbers) if again else numbers[-1]}{every}{looped}"
     note = "; hue: direction, brightness: length" if stream.modality == "flow" else ""
-    shown = "whole frame" if stream.whole_frame else "centre crop"
+    view = "whole frame" if stream.whole_frame else "centre crop"
     return (
         f"{name}{part}: this view alone says {_short(label, 40)}, {100 * share:.0f} %",
         f"clip {stream.clip} of {stream.clips}, {view}: {span}{note}",

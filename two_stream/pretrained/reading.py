@@ -23,6 +23,7 @@ from two_stream.pretrained.caffe2 import TORCH_STAND_INS, Numbers, read_caffe2, 
 from two_stream.pretrained.kinds import kind_of
 from two_stream.runtime.console import note
 from two_stream.runtime.folders import whole_folder
+from two_stream.runtime.text import is_utf8
 
 WEIGHTS = "model.safetensors"
 """Name of the weights in a model folder."""
@@ -75,15 +76,21 @@ def read_metadata(file: Path) -> dict[str, str]:
     if kind_of(file) != "safetensors":
         return {}
     try:
-        with safe_open(file, framework="pt") as opened:
+        with _opened(file) as opened:
             return dict(opened.metadata() or {})
     except SafetensorError as error:
         raise CheckpointError(f"{file}: damaged safetensors file ({error})") from None
 
 
+def _opened(file: Path) -> Any:
+    if not is_utf8(file):
+        raise CheckpointError(f"{file}: its path is not UTF-8, and safetensors opens no other; rename it")
+    return safe_open(file, framework="pt", device="cpu")
+
+
 def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
     try:
-        with safe_open(file, framework="pt", device="cpu") as opened:
+        with _opened(file) as opened:
             return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - no mapping
     except SafetensorError as error:
         raise CheckpointError(f"{file}: damaged safetensors file, perhaps truncated ({error})") from None

@@ -104,7 +104,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a UTF-8 text file atomically; bytes of names that are not UTF-8 become `\\udce9`, as everywhere."""
+    r"""Write a UTF-8 text file atomically; bytes of names that are not UTF-8 become `\udce9`, as everywhere."""
     write_bytes(path, content.encode(errors="backslashreplace"))
 
 

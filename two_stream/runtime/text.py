@@ -31,10 +31,15 @@ def parse_json(text: str | bytes) -> Any:
         raise json.JSONDecodeError(reason, "", 0) from None
 
 
-def json_text(value: Any, **options: Any) -> str:
-    """Return a value as JSON with the letters of its texts; what is not printed is escaped.
+def is_utf8(name: object) -> bool:
+    """Tell whether a path can be told to libraries that know UTF-8 only (safetensors, TensorBoard)."""
+    return not any("\ud800" <= c <= "\udfff" for c in str(name))
 
-    So are bytes of file names that are not UTF-8: `\\udce9`, from which a reader gets the same name.
+
+def json_text(value: Any, **options: Any) -> str:
+    r"""Return a value as JSON with the letters of its texts; what is not printed is escaped.
+
+    So are bytes of file names that are not UTF-8: `\udce9`, from which a reader gets the same name.
 
     Args:
         value: Of JSON's kinds.
