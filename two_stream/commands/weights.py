@@ -86,6 +86,8 @@ class ConvertOptions:
     """file with a class name on each line, in the classifier's order, or the number of classes to expect"""
     dataset: str | None = None
     """data set it was trained on, for `two-stream evaluate` and the names of the classes; for example hmdb51"""
+    averaged: bool = False
+    """of a checkpoint that holds a moving average (EMA, SWA) beside the weights themselves, convert the average"""
     split: int = 1
     """split it was trained on"""
     folder: Path = Path("weights")
@@ -293,6 +295,10 @@ def _convert(args: list[str]) -> int:
     from two_stream.pretrained.converting import export_checkpoint, import_checkpoint
 
     if options.to == "published":
+        if options.averaged:
+            raise SettingsError(
+                f"{_PROG} convert: --averaged says nothing with `--to published`; leave it out"
+            )
         for flag in ("model", "classes", "dataset"):
             if getattr(options, flag) is not None:
                 raise SettingsError(
@@ -310,7 +316,7 @@ def _convert(args: list[str]) -> int:
 
         data = DataOptions(dataset=options.dataset, split=options.split)
         names = names or list(load_record(options.dataset, data.settings_root).classes)
-    say(str(import_checkpoint(file, options.out, model, names, data)))
+    say(str(import_checkpoint(file, options.out, model, names, data, averaged=options.averaged)))
     then = "`two-stream evaluate`, `predict`" if data else "`two-stream predict`"
     say(f"{options.out}: a run folder of {model}; {then} and `--train.init` take it")
     return 0
