@@ -11,6 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from two_stream.evaluation import lettering
+from two_stream.evaluation.figures import confusion
 from two_stream.runtime import plotting
 from two_stream.runtime.plotting import plain_figures
 
@@ -74,3 +75,11 @@ def test_figures_are_silent_about_letters_and_ask_other_fonts(tmp_path, monkeypa
             drawn(text)
         monkeypatch.setattr(plotting, "_MORE_FONTS", ("No Such Font", "STIXGeneral"))
         assert drawn(rare) != without
+
+
+def test_names_in_the_figures_of_a_report_are_text_and_nothing_else():
+    drawn = confusion(np.eye(3, dtype=np.int64), ["$\\frac{$", "\x1b[31mred", "\udce9"])
+    assert ">$\\frac{$</text>" in drawn
+    assert ">\\x1b[31mred</text>" in drawn
+    assert ">\\udce9</text>" in drawn
+    assert "\x1b" not in drawn
