@@ -198,13 +198,12 @@ def assemble(
         frame_name: Gives a frame's name, for error messages.
 
     Raises:
-        VideoError: No numbers, or pictures of different sizes: one of them is not of this video.
+        VideoError: No numbers, or pictures of different sizes where none is resized.
     """
     if not len(numbers):
         raise VideoError(name, "no frame numbers asked for")
     out: NDArray[np.uint8] | None = None
     rows: dict[int, int] = {}
-    size: tuple[int, ...] = ()
     for row, number in enumerate(numbers):
         if number in rows:
             assert out is not None
@@ -213,15 +212,15 @@ def assemble(
         rows[number] = row
         stored = picture(int(number))
         if out is None:
-            size = stored.shape
             first = fit(stored, resize, region)
             out = np.empty((len(numbers), *first.shape), np.uint8)
             out[0] = first
         else:
-            if stored.shape != size:
+            if resize is None and region is None and stored.shape != out.shape[1:]:
+                size = f"{stored.shape[1]}×{stored.shape[0]}"
                 raise VideoError(
                     f"{name}/{frame_name(number)}",
-                    f"is {stored.shape[1]}×{stored.shape[0]}, other frames of the folder {size[1]}×{size[0]}",
+                    f"is {size}, other frames of the folder {out.shape[2]}×{out.shape[1]}",
                 )
             fit(stored, resize, region, out[row])
     assert out is not None

@@ -154,6 +154,7 @@ def test_frames_of_another_size_are_named(tmp_path):
         for name, size in (("i2.png", "24×32"), ("y2.png", "16×12"))
     ]
     with pytest.raises(VideoError, match=r"i2\.png: is 24×32, other frames of the folder 32×24"):
-        read_frames(tmp_path, [1, 2, 3], "rgb", patterns, resize=(24, 24))
+        read_frames(tmp_path, [1, 2, 3], "rgb", patterns)
+    assert read_frames(tmp_path, [1, 2, 3], "rgb", patterns, resize=(24, 24)).shape == (3, 24, 24, 3)
     with pytest.raises(VideoError, match=r"y2\.png: differs in size"):
         read_frames(tmp_path, [1, 2], "flow", patterns, resize=(24, 24))
