@@ -348,3 +348,66 @@ def test_report_reads_as_one_line(tmp_path):
     assert "120 tensors used" in text
     assert "2 start fresh (classifier.weight, classifier.bias)" in text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "state_dict_ema",
+        "ema_state_dict",
+        "model_ema",
+        "ema",
+        "EMA",
+        "averaged_model",
+        "swa_state_dict",
+        "ema-model",
+    ],
+)
+def test_averaged_weights_are_taken_when_they_are_asked_for(tmp_path, capsys, where):
+    raw, averaged, model = small(seed=1), small(seed=2), small(seed=3)
+    for kept in (averaged.state_dict(), {"module": averaged.state_dict(), "decay": 0.9}):
+        torch.save({"state_dict": raw.state_dict(), where: kept, "ema_decay": 0.9}, tmp_path / "both.pth")
+        load_weights(model, tmp_path / "both.pth")
+        assert same(raw, model)
+        assert f"not the averaged ones under `{where}`; `train.init_averaged" in capsys.readouterr().err
+        load_weights(model, tmp_path / "both.pth", averaged=True)
+        assert same(averaged, model)
+        torch.save({where: kept, "optimizer": {"lr": 0.1}}, tmp_path / "alone.pth")
+        load_weights(small(seed=3), tmp_path / "alone.pth")
+        assert "there are no others" in capsys.readouterr().err
+
+
+def test_averaged_weights_among_the_others_and_absent_ones(tmp_path, capsys):
+    raw, averaged, model = small(seed=1), small(seed=2), small(seed=3)
+    for plain, mean in (("", "ema."), ("model.", "ema_model."), ("", "averaged_model.module.")):
+        names = {f"{plain}{key}": value for key, value in raw.state_dict().items()}
+        names |= {f"{mean}{key}": value for key, value in averaged.state_dict().items()}
+        file = saved(tmp_path, names)
+        report = str(load_weights(model, file))
+        assert same(raw, model)
+        assert mean.split(".")[0] in capsys.readouterr().err + report
+        load_weights(model, file, averaged=True)
+        assert same(averaged, model)
+    torch.save({"state_dict": raw.state_dict(), "ema": 0.9}, tmp_path / "raw.pth")
+    with pytest.raises(CheckpointError, match="no averaged weights beside the others"):
+        load_weights(model, tmp_path / "raw.pth", averaged=True)
+    assert capsys.readouterr().err == ""
+    load_weights(model, tmp_path / "raw.pth")
+    assert same(raw, model)
+    assert capsys.readouterr().err == ""
+
+
+def test_averaged_weights_of_a_run_of_ours(tmp_path):
+    raw, averaged, model = small(seed=1), small(seed=2), small(seed=3)
+    write_model(tmp_path / "last", raw, {})
+    torch.save({"holds": "trained", "other": averaged.state_dict()}, tmp_path / "last" / "state.pt")
+    load_weights(model, tmp_path / "last")
+    assert same(raw, model)
+    load_weights(model, tmp_path / "last", averaged=True)
+    assert same(averaged, model)
+    torch.save({"holds": "averaged", "other": averaged.state_dict()}, tmp_path / "last" / "state.pt")
+    load_weights(model, tmp_path / "last", averaged=True)
+    assert same(raw, model)
+    torch.save({"holds": "trained", "other": None}, tmp_path / "last" / "state.pt")
+    with pytest.raises(CheckpointError, match=r"no averaged weights: the run had no `train\.ema`"):
+        load_weights(model, tmp_path / "last", averaged=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -115,9 +114,10 @@ def _run(flags: ExportFlags) -> AnyRun[Recognizer]:
 
 def _show(flags: ExportFlags, path: Path, card: ExportCard) -> None:
     from two_stream.runtime.console import say
+    from two_stream.runtime.text import json_text
 
     if flags.json:
-        say(json.dumps({"file": str(path), **card.model_dump(mode="json")}, indent=2, ensure_ascii=False))
+        say(json_text({"file": str(path), **card.model_dump(mode="json")}, indent=2))
         return
     assert card.verified is not None
     first, logits = card.inputs[0], card.outputs[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import tyro
 
 from two_stream.commands.common import parse
 from two_stream.runtime.console import console, say, table
+from two_stream.runtime.text import json_text
 from two_stream.types import size_text
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def main(args: list[str]) -> int:
     files = _files()
     rows = [_row(record, options.num_classes, files) for record in records]
     if options.json:
-        say(json.dumps(rows, indent=2, ensure_ascii=False))
+        say(json_text(rows, indent=2))
     else:
         columns = ("name", "M params", "G MACs", "input", "weights", "source")
         shown = len(columns) - (console.width < _WIDE)  # a name's first part says the source too
@@ -128,7 +128,7 @@ def _show(record: ModelRecord, options: Options) -> None:
             "options": record.options.model_dump(mode="json"),
             "stages": [asdict(cost) for cost in costs],
         }
-        say(json.dumps(found, indent=2, ensure_ascii=False))
+        say(json_text(found, indent=2))
         return
     say(f"{record.alias or record.name}: {record.summary}")
     say(f"  also       {record.name}" if record.alias else f"  source     {record.source}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +131,7 @@ def _check_weights(flags: PredictFlags, runs: int) -> None:
 
 def _predict_all(flags: PredictFlags, runs: list[AnyRun[Any]]) -> int:
     from two_stream.runtime.console import err, say
+    from two_stream.runtime.text import json_text
 
     results: list[dict[str, Any]] = []
     code = 0
@@ -154,7 +154,7 @@ def _predict_all(flags: PredictFlags, runs: list[AnyRun[Any]]) -> int:
         if flags.json != "-":
             _show(result)
     if flags.json == "-":
-        say(json.dumps(results, indent=2, ensure_ascii=False))
+        say(json_text(results, indent=2))
     elif flags.json is not None:
         from two_stream.runtime.files import write_json
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +11,7 @@ import tyro
 from two_stream.commands.common import parse
 from two_stream.errors import SettingsError
 from two_stream.runtime.console import console, note, say, table
+from two_stream.runtime.text import json_text
 
 if TYPE_CHECKING:
     import torch
@@ -99,7 +99,7 @@ def main(args: list[str]) -> int:
     if points:
         found["accuracies"] = [asdict(point) for point in points]
     if str(options.json) == "-":
-        say(json.dumps(found, indent=2, ensure_ascii=False))
+        say(json_text(found, indent=2))
     else:
         _tell(options, found, costs, speeds)
         if loading is not None:

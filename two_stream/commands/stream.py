@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
@@ -304,11 +303,12 @@ def _lines(where: str | None, stack: ExitStack) -> TextIO | None:
 
 
 def _write_line(lines: TextIO, watcher: Watcher, made: Prediction, count: int) -> None:
+    from two_stream.runtime.text import json_text
     from two_stream.streaming.live import as_line
 
     line = as_line(made, watcher.class_names, count, watcher.status.dropped)
     try:
-        lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+        lines.write(json_text(line) + "\n")
         lines.flush()  # who reads along sees it now
     except BrokenPipeError:
         raise  # who read along has gone: no error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import tyro
 from two_stream.commands.common import parse
 from two_stream.errors import SettingsError, TwoStreamError
 from two_stream.runtime.console import console, note, say, table
+from two_stream.runtime.text import json_text
 
 if TYPE_CHECKING:
     from two_stream.pretrained.fetching import Sources
@@ -86,6 +86,8 @@ class ConvertOptions:
     """file with a class name on each line, in the classifier's order, or the number of classes to expect"""
     dataset: str | None = None
     """data set it was trained on, for `two-stream evaluate` and the names of the classes; for example hmdb51"""
+    averaged: bool = False
+    """of a checkpoint that holds a moving average (EMA, SWA) beside the weights themselves, convert the average"""
     split: int = 1
     """split it was trained on"""
     folder: Path = Path("weights")
@@ -115,7 +117,7 @@ def _list(args: list[str]) -> int:
     options = parse(ListOptions, args, prog=f"{_PROG} list", description=_COMMANDS["list"][1])
     entries = _manifest(options.manifest).matching(options.pattern)
     if options.json:
-        say(json.dumps([_row(entry, options.folder) for entry in entries], indent=2, ensure_ascii=False))
+        say(json_text([_row(entry, options.folder) for entry in entries], indent=2))
         return 0
     columns = ("name", "model", "classes", "MiB", "hash", "licence", "here", "link")
     rows = [_cells(entry, options.folder) for entry in entries]
@@ -293,6 +295,10 @@ def _convert(args: list[str]) -> int:
     from two_stream.pretrained.converting import export_checkpoint, import_checkpoint
 
     if options.to == "published":
+        if options.averaged:
+            raise SettingsError(
+                f"{_PROG} convert: --averaged says nothing with `--to published`; leave it out"
+            )
         for flag in ("model", "classes", "dataset"):
             if getattr(options, flag) is not None:
                 raise SettingsError(
@@ -310,7 +316,7 @@ def _convert(args: list[str]) -> int:
 
         data = DataOptions(dataset=options.dataset, split=options.split)
         names = names or list(load_record(options.dataset, data.settings_root).classes)
-    say(str(import_checkpoint(file, options.out, model, names, data)))
+    say(str(import_checkpoint(file, options.out, model, names, data, averaged=options.averaged)))
     then = "`two-stream evaluate`, `predict`" if data else "`two-stream predict`"
     say(f"{options.out}: a run folder of {model}; {then} and `--train.init` take it")
     return 0

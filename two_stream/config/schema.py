@@ -137,6 +137,8 @@ class TrainOptions(Options):
     """checkpoint to start from: a run folder, ours or a foreign file"""
     init_part: Literal["all", "backbone"] = "all"
     """what is taken of `init`; backbone: head and classifier start anew, whatever `init` ends in"""
+    init_averaged: bool = False
+    """of a checkpoint that holds a moving average (EMA, SWA) beside the weights themselves, start from the average"""
     cross_modality: bool = False
     """`init` is an RGB checkpoint for a flow network: the first convolution is averaged over RGB and repeated"""
     inflate: bool = False
@@ -156,7 +158,7 @@ class TrainOptions(Options):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainOptions:
-        for name in ("cross_modality", "new_classifier", "inflate"):
+        for name in ("cross_modality", "new_classifier", "inflate", "init_averaged"):
             if getattr(self, name) and self.init is None:
                 raise ValueError(f"{name} needs `init`, the checkpoint to start from")
         if self.selection == "folds" and not isinstance(self.optimizer, Logistic):

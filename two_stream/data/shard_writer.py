@@ -23,6 +23,7 @@ from two_stream.data.source import FrameFolders, VideoFiles
 from two_stream.data.transforms import Frames
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.runtime.files import fsync_dir, write_json
+from two_stream.runtime.text import json_text
 from two_stream.types import MODALITY_CHANNELS, Modality, VideoRecord
 from two_stream.video.extraction import extraction_settings
 from two_stream.video.frames import jpeg_size, read_content
@@ -249,7 +250,7 @@ def _write_video(
         "frames": count,
         **{name: shard.settings[name] for name in ("dataset", "modality", "encoding", "resize", "exact")},
     }
-    tar.member(f"{key}.json", json.dumps(about, ensure_ascii=False).encode())
+    tar.member(f"{key}.json", json_text(about).encode())
     if shard.options.encoding == "raw":
         frames = _resized(shard, video, source, count)
         start, size, crcs = _write_raw(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ from two_stream.data.storage import Storage
 from two_stream.data.transforms import Frames
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.runtime.arrays import read_arrays
-from two_stream.runtime.text import parse_json
+from two_stream.runtime.text import json_text, parse_json
 from two_stream.types import MODALITY_CHANNELS, Modality
 from two_stream.video.frames import FLAGS, assemble, decode_picture, joined
 from two_stream.video.region import Region
@@ -83,7 +82,7 @@ class ShardIndex:
         file = io.BytesIO()
         np.savez_compressed(
             file,
-            meta=np.frombuffer(json.dumps(meta, ensure_ascii=False).encode(), np.uint8),
+            meta=np.frombuffer(json_text(meta).encode(), np.uint8),
             places=places,
             starts=self.starts,
             sizes=self.sizes,

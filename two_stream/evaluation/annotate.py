@@ -16,6 +16,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from two_stream.errors import VideoError
+from two_stream.evaluation.lettering import write
 from two_stream.runtime.files import atomic_path
 from two_stream.video.reader import open_video
 
@@ -25,7 +26,6 @@ DEFAULT_FPS = 25.0
 """For a video that does not say."""
 _SHOWN = 3
 _BAR = (79, 191, 174)
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def annotate(
@@ -75,7 +75,6 @@ def panel(
     shown = list(guesses[: max(1, min(_SHOWN, (height // 2) // line))])
     band = min(height, line * len(shown) + line // 2)
     opacity[:band] = 0.6
-    scale = cv2.getFontScaleFromHeight(_FONT, max(5, line // 2), 1)
     for row, (label, share) in enumerate(shown):
         baseline = line * (row + 1) - line // 6
         cv2.rectangle(
@@ -85,9 +84,8 @@ def panel(
             (79, 191, 174),
             -1,
         )
-        text = _fitting(f"{label} {100 * share:.0f} %", scale, width - 6)
         tint = (255, 255, 255) if row == 0 else (190, 196, 204)
-        cv2.putText(color, text, (3, baseline - 1), _FONT, scale, tint, 1, cv2.LINE_AA)
+        write(color, f"{label} {100 * share:.0f} %", (3, baseline - 1), line, tint)
     opacity[color.max(axis=2) > 0] = 1.0
     return color, opacity
 
@@ -101,13 +99,6 @@ def blend(
     share = opacity_HW1[:band]
     drawn[:band] = np.rint(drawn[:band] * (1 - share) + color_HWC[:band] * share).astype(np.uint8)
     return drawn
-
-
-def _fitting(text: str, scale: float, width: int) -> str:
-    plain = text.encode("ascii", "replace").decode("ascii")  # OpenCV's fonts draw nothing else
-    while len(plain) > 4 and cv2.getTextSize(plain, _FONT, scale, 1)[0][0] > width:
-        plain = plain[:-4] + "..."
-    return plain
 
 
 class Encoder:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from two_stream.errors import shown
 from two_stream.evaluation.attention import Pathway, StreamAttention
 from two_stream.runtime.files import atomic_path
 from two_stream.runtime.plotting import plain_figures
@@ -24,7 +24,6 @@ _INK, _MUTED, _GRID = "#1b1f24", "#5b6570", "#c9d0d8"
 _STREAM = {"rgb": ("RGB", "#2563a8", "Blues"), "flow": ("flow", "#c2570c", "Oranges")}
 """Name of a stream, the colour of its bars (the report's) and the scale of its heat map."""
 _STYLE: Any = {
-    "font.family": "sans-serif",
     "font.size": 8.5,
     "text.color": _INK,
     "axes.edgecolor": _GRID,
@@ -61,8 +60,7 @@ def draw_attention(out: Path, title: str, subtitle: str, streams: Sequence[Strea
     height = _TOP + sum(_HEADING + film + heat + _BARS + 2 * _GAP + _LABELS for film, heat in sizes)
     suffix = out.suffix.lower().lstrip(".")
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
-    with plain_figures(_STYLE), warnings.catch_warnings(), atomic_path(out) as part:
-        warnings.filterwarnings("ignore", "Glyph")  # letters the font lacks are drawn as boxes
+    with plain_figures(_STYLE), atomic_path(out) as part:
         full = _LEFT + width + _RIGHT, height
         column = _Column(Figure(figsize=full, facecolor="white"), full, width)
         column.text(0.32, _short(title, round(width * 8)), size=13, weight="bold")
@@ -85,7 +83,7 @@ class _Column:
     def text(self, height: float, text: str, **style: Any) -> None:
         """Write a line whose baseline is `height` further down."""
         self.used += height
-        self.figure.text(_LEFT / self.full[0], 1 - self.used / self.full[1], text, **style)
+        self.figure.text(_LEFT / self.full[0], 1 - self.used / self.full[1], shown(text), **style)
 
     def axes(self, height: float, steps: int) -> Axes:
         """Return axes over the whole width with one unit per step in time, step 0 around 0."""
@@ -143,10 +141,10 @@ def _headings(stream: StreamAttention, pathway: Pathway) -> tuple[str, str]:
     looped = f", looped to {len(numbers)}" if again else ""
     span = f"{_unit(stream)} {numbers[0]} to {max(numbers) if again else numbers[-1]}{every}{looped}"
     note = "; hue: direction, brightness: length" if stream.modality == "flow" else ""
-    shown = "whole frame" if stream.whole_frame else "centre crop"
+    view = "whole frame" if stream.whole_frame else "centre crop"
     return (
         f"{name}{part}: this view alone says {_short(label, 40)}, {100 * share:.0f} %",
-        f"clip {stream.clip} of {stream.clips}, {shown}: {span}{note}",
+        f"clip {stream.clip} of {stream.clips}, {view}: {span}{note}",
     )
 
 

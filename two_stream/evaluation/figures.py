@@ -20,9 +20,11 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from two_stream.errors import shown
 from two_stream.evaluation.fusion import Curve
 from two_stream.evaluation.metrics import ClassRow
 from two_stream.runtime.plotting import plain_figures
+from two_stream.runtime.text import shown_lines
 
 INK, MUTED, GRID, SURFACE = "#010101", "#020202", "#030303", "#040404"
 STREAMS = ("#050501", "#050502", "#050503", "#050504", "#050505")
@@ -35,7 +37,6 @@ _THEME = {
 }
 _STYLE: Any = {
     "svg.fonttype": "none",
-    "font.family": "sans-serif",
     "font.size": 9.0,
     "axes.edgecolor": GRID,
     "axes.labelcolor": MUTED,
@@ -93,7 +94,7 @@ def to_svg(figure: Figure, label: str) -> str:
         figure.savefig(
             buffer, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None}
         )
-    text = buffer.getvalue()
+    text = shown_lines(buffer.getvalue())
     text = text[text.index("<svg") :]
     for marker, variable in _THEME.items():
         text = text.replace(marker, variable)
@@ -245,6 +246,6 @@ def fusion_curve(curve: Curve) -> str:
 
 
 def short(name: str, limit: int = 22) -> str:
-    """Return a name as a figure's text: cut to so many letters, and no formula."""
-    text = name.replace("$", r"\$")
+    """Return a name as a figure's text, cut to so many letters."""
+    text = shown(name)
     return text if len(text) <= limit else text[: limit - 1] + "…"

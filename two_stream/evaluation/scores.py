@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from two_stream.errors import ScoreError
 from two_stream.runtime.arrays import read_arrays
 from two_stream.runtime.files import atomic_path
-from two_stream.runtime.text import parse_json
+from two_stream.runtime.text import json_text, parse_json
 from two_stream.types import ScoreTable
 
 FORMAT = 1
@@ -39,7 +38,7 @@ def write_scores(path: Path, table: ScoreTable) -> None:
         "labels": np.asarray(table.labels, dtype=np.int64),
         "class_names": np.asarray(table.class_names, dtype=np.str_),
         "logits": np.asarray(table.logits, dtype=np.float64),
-        "meta": np.asarray(json.dumps(meta, ensure_ascii=False, sort_keys=True)),
+        "meta": np.asarray(json_text(meta, sort_keys=True)),
     }
     if table.view_logits is not None and table.view_counts is not None:
         arrays["view_logits"] = np.asarray(table.view_logits, dtype=np.float32)

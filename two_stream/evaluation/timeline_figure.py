@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from two_stream.errors import shown
 from two_stream.evaluation.timeline import Window
 from two_stream.runtime.files import atomic_path
 from two_stream.runtime.plotting import plain_figures
@@ -32,18 +33,19 @@ def draw_timeline(path: Path, title: str, found: Sequence[Window], names: Sequen
         found: Windows in order.
         names: Class names.
     """
+    title, names = shown(title), [shown(name) for name in names]
     shares = np.stack([window.probabilities for window in found])
     edges = _edges(found)
     best = shares.argmax(axis=1)
     counts = np.bincount(best, minlength=len(names))
     leading = [int(k) for k in np.argsort(-counts, kind="stable") if counts[k]][:_MOST]
     others = [int(k) for k in np.argsort(-shares.max(axis=0), kind="stable") if k not in leading]
-    shown = leading + others[: max(0, min(3, len(names)) - len(leading))]
+    drawn = leading + others[: max(0, min(3, len(names)) - len(leading))]
     palette = colormaps["tab10"]
-    colours = {k: palette(place % 10) for place, k in enumerate(shown)}
+    colours = {k: palette(place % 10) for place, k in enumerate(drawn)}
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
-    for k in shown:
+    for k in drawn:
         upper.stairs(
             100 * shares[:, k], edges, baseline=None, color=colours[k], linewidth=1.6, label=names[k]
         )

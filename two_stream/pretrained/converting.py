@@ -28,6 +28,8 @@ def import_checkpoint(
     model: str | ModelOptions,
     class_names: list[str] | None = None,
     data: DataOptions | None = None,
+    *,
+    averaged: bool = False,
 ) -> LoadReport:
     """Write a published checkpoint as a run folder of ours, with as many classes as its classifier has.
 
@@ -41,12 +43,13 @@ def import_checkpoint(
         model: The network the file belongs to, by its name in the zoo or by its options.
         class_names: Names of the classes, in the order of the classifier.
         data: Data set and split it was trained on, where that is known.
+        averaged: See `read_state`.
 
     Raises:
         CheckpointError: Unreadable, unknown, not fitting the model or the class names.
     """
     source = weights_file(source)
-    state, _ = unwrapped(read_state(source))
+    state, _ = unwrapped(read_state(source, averaged=averaged))
     layout = recognise(state)
     if layout is None or layout.flat:
         what = "of an unknown network" if layout is None else f"of a {layout.name}: nothing to convert"
@@ -65,7 +68,7 @@ def import_checkpoint(
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         raise CheckpointError(f"{out}: exists already; name another folder")
     recognizer = create_model(model, classes)
-    report = load_weights(recognizer, source)
+    report = load_weights(recognizer, source, averaged=averaged)
     back = published_state(recognizer.state_dict(), layout)
     carried = {key: tensor for key, tensor in state.items() if not _same(back.get(key), tensor)}
     meta = {

@@ -20,7 +20,7 @@ from two_stream.recognizer import Recognizer, create_model
 from two_stream.runtime.console import note
 from two_stream.runtime.files import atomic_path
 from two_stream.runtime.folders import CHECKSUMS, verify_checksums, write_checksums
-from two_stream.runtime.text import parse_json
+from two_stream.runtime.text import is_utf8, json_text, parse_json
 
 FORMAT = "two_stream"
 VERSION = 1
@@ -56,10 +56,14 @@ def write_model(
         "version": str(ALTERED_VERSION if model.alterations else VERSION),
         "model": model.options.model_dump_json(),
         "num_classes": str(model.num_classes),
-        "meta": json.dumps(meta, ensure_ascii=False),
+        "meta": json_text(meta),
     }
     if model.alterations:
         header["altered"] = json.dumps(described(model))
+    if not is_utf8(folder):
+        raise CheckpointError(
+            f"{folder}: its path is not UTF-8, and safetensors writes to no other; choose another"
+        )
     with atomic_path(folder / WEIGHTS) as part:
         save_file(tensors, part, metadata=header)
     write_checksums(folder)

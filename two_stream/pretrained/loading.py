@@ -56,6 +56,7 @@ def load_weights(
     new_classifier: bool = False,
     cross_modality: bool = False,
     inflate: bool = False,
+    averaged: bool = False,
 ) -> LoadReport:
     """Load a checkpoint into a model; every tensor must fit unless a flag says otherwise.
 
@@ -70,13 +71,14 @@ def load_weights(
             the flow's channels (Wang et al., arXiv 1507.02159).
         inflate: 2D weights for a 3D network: repeat each kernel over time and divide by its length, so that a still
             clip gives the image's response (Carreira and Zisserman, arXiv 1705.07750).
+        averaged: See `read_state`.
 
     Raises:
         CheckpointError: Unreadable, of unknown layout, or not fitting; one line that names the cause.
     """
     file = weights_file(Path(path))
     reshape_like(model, file)
-    state, beside = unwrapped(read_state(file))
+    state, beside = unwrapped(read_state(file, averaged=averaged))
     layout = recognise(state)
     if layout is None:
         raise CheckpointError(f"{file}: weights of an unknown network (first keys: {_few(state)})")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ from typing import Any
 
 from two_stream.errors import FullDiskError, SettingsError, TwoStreamError
 from two_stream.runtime.leftovers import clear_leftovers, unfinished
+from two_stream.runtime.text import json_text
 
 _FULL = re.compile(
     r"No space left|os error 28\b|inline_container\.cc|PytorchStreamWriter|\d requested and \d+ written"
@@ -104,13 +104,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write a UTF-8 text file atomically."""
-    write_bytes(path, content.encode())
+    r"""Write a UTF-8 text file atomically; bytes of names that are not UTF-8 become `\udce9`, as everywhere."""
+    write_bytes(path, content.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
     """Write a JSON file atomically, keys in their order."""
-    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value, indent=indent) + "\n")
 
 
 _CRC = ', "crc32": "'
@@ -118,7 +118,7 @@ _CRC = ', "crc32": "'
 
 def checked_line(values: dict[str, Any]) -> str:
     """Return a JSON line that ends in a checksum of what is before it."""
-    text = json.dumps(values, ensure_ascii=False)
+    text = json_text(values)
     return text[:-1] + _CRC + _crc(text) + '"}'
 
 

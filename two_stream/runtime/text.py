@@ -31,6 +31,26 @@ def parse_json(text: str | bytes) -> Any:
         raise json.JSONDecodeError(reason, "", 0) from None
 
 
+def is_utf8(name: object) -> bool:
+    """Tell whether a path can be told to libraries that know UTF-8 only (safetensors, TensorBoard)."""
+    return not any("\ud800" <= c <= "\udfff" for c in str(name))
+
+
+def json_text(value: Any, **options: Any) -> str:
+    r"""Return a value as JSON with the letters of its texts; what is not printed is escaped.
+
+    So are bytes of file names that are not UTF-8: `\udce9`, from which a reader gets the same name.
+
+    Args:
+        value: Of JSON's kinds.
+        options: For `json.dumps`.
+    """
+    text = json.dumps(value, ensure_ascii=False, **options)
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+
+
 def csv_text(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     """Return a table as CSV for people and spreadsheets; None is an empty cell.
 

@@ -18,6 +18,7 @@ from two_stream.types import Part
 _OF_WEIGHTS = (
     "init",
     "init_part",
+    "init_averaged",
     "inflate",
     "cross_modality",
     "new_classifier",

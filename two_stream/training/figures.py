@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from two_stream.runtime.plotting import plain_figures
+from two_stream.errors import shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,11 +48,14 @@ def clip_grid(clips_BCTHW: NDArray[np.uint8], *, clips: int = 4, frames: int = 8
     return np.concatenate(rows, axis=0)
 
 
-@plain_figures()
 def confusion_figure(confusion_KK: NDArray[np.int64], class_names: list[str], title: str) -> Figure:
-    """Draw a confusion matrix: colour is the share of the true class, numbers are clips where they fit."""
+    """Draw a confusion matrix: colour is the share of the true class, numbers are clips where they fit.
+
+    Called, and turned into pixels, under `plain_figures`.
+    """
     from matplotlib.figure import Figure
 
+    class_names = [shown(name) for name in class_names]
     count = len(class_names)
     side = float(np.clip(2.5 + 0.32 * count, 4.0, 16.0))
     figure = Figure(figsize=(side, side), dpi=100, layout="constrained")

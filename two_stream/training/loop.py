@@ -226,6 +226,7 @@ def _load_start(model: Recognizer, options: TrainOptions) -> None:
         new_classifier=options.new_classifier,
         cross_modality=options.cross_modality,
         inflate=options.inflate,
+        averaged=options.init_averaged,
     )
     note(str(report))
 

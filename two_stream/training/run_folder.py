@@ -16,6 +16,7 @@ from two_stream.runtime import distributed
 from two_stream.runtime.console import note, warn
 from two_stream.runtime.files import write_json, write_text
 from two_stream.runtime.provenance import environment
+from two_stream.runtime.text import is_utf8
 from two_stream.types import RunPaths
 
 FREE_ON_RESUME = (
@@ -54,6 +55,10 @@ def check_run(experiment: Experiment, *, resume: bool, overwrite: bool) -> RunPa
     paths = RunPaths(experiment.runs / experiment.name)
     if resume and overwrite:
         raise SettingsError("--resume and --overwrite contradict each other; keep one")
+    if not is_utf8(paths.root):
+        raise SettingsError(
+            f"{paths.root}: not UTF-8, as TensorBoard and safetensors need; choose other `runs`"
+        )
     if paths.root.exists() and not paths.root.is_dir():
         raise SettingsError(f"{paths.root}: is a file; choose another `name` or `runs`")
     # a kill may have come right after the folder was made: then it holds a lock and an unfinished file at most

@@ -12,6 +12,7 @@ from two_stream.config.load import flatten
 from two_stream.config.schema import Experiment
 from two_stream.runtime.console import say
 from two_stream.runtime.files import checked_line, write_text
+from two_stream.runtime.plotting import plain_figures
 from two_stream.training.figures import clip_grid, confusion_figure
 from two_stream.types import Batch, RunPaths
 
@@ -93,8 +94,9 @@ class Tracker:
             self.writer.add_scalar("learning_rate", line["lr"], line["step"])
         if self.images and confusion is not None:
             title = f"epoch {line['epoch']}, top-1 {100 * line['val_top1']:.1f} %"
-            figure = confusion_figure(confusion, class_names, title)
-            self.writer.add_figure("validation/confusion", figure, line["step"], close=False)
+            with plain_figures():
+                figure = confusion_figure(confusion, class_names, title)
+                self.writer.add_figure("validation/confusion", figure, line["step"], close=False)
         self.writer.flush()
         say(self._sentence(line, seconds_left))
 

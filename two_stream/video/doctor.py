@@ -5,7 +5,7 @@ Every video is decoded once from end to end in a process of its own, which is ki
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ from two_stream.runtime.console import progress
 from two_stream.runtime.files import sha256
 from two_stream.types import Modality
 from two_stream.video.extract import read_manifest
-from two_stream.video.frames import FramePatterns, read_picture
+from two_stream.video.frames import FLAGS, FramePatterns, content_of, decoded
 from two_stream.video.reader import backend_version, open_video
 from two_stream.video.sources import video_files
 from two_stream.video.workers import Beat, Failure, run_tasks, usable_processes
@@ -122,9 +122,9 @@ def examine_frame_folders(
     """List what is wrong with frame folders, in their order.
 
     Kinds: `missing` (the folder, a modality, or numbers in between), `first_number` (files before the first),
-    `unreadable` (an empty, cut or, with `decode`,
-    damaged image), `rgb_flow_mismatch` (flow must have one picture fewer than RGB; published lists also have as
-    many), `too_short`, `damaged` (the video the frames come from was).
+    `unreadable` (an empty or cut image, or no image), `damaged` (with `decode`: an image that decodes to wrong pixels;
+    or the video the frames come from was), `size_mismatch` (with `decode`: an image of another size than most),
+    `rgb_flow_mismatch` (flow must have one picture fewer than RGB; published lists also have as many), `too_short`.
 
     Args:
         folders: One folder per video.
@@ -219,10 +219,13 @@ def examine_folder(job: _FolderJob, beat: Beat) -> list[Finding]:
     findings: list[Finding] = []
     counts: dict[str, int] = {}
     for modality in job.modalities:
+        sizes: dict[Path, tuple[int, ...]] = {}
         for pattern, found in zip(job.patterns.of(modality), job.patterns.numbered(names, modality)):
             counts[pattern] = len(found)
             findings += _numbering(subject, pattern, job.patterns.first(modality), found)
-            findings += _pictures(job, [found[number] for number in sorted(found)], beat)
+            paths = [job.folder / found[number] for number in sorted(found)]
+            findings += _pictures(paths, job.decode, FLAGS[modality], sizes, beat)
+        findings += _odd_sizes(sizes)
     findings += _counts(job, counts)
     manifest = read_manifest(job.folder)
     if manifest and manifest.get("damage"):
@@ -248,23 +251,42 @@ def _numbering(subject: str, pattern: str, first: int, found: dict[int, str]) ->
     ]
 
 
-def _pictures(job: _FolderJob, names: Sequence[str], beat: Beat) -> list[Finding]:
+def _pictures(
+    paths: Sequence[Path], decode: bool, flags: int, sizes: dict[Path, tuple[int, ...]], beat: Beat
+) -> list[Finding]:
+    """Look at images; the (width, height) of those that were decoded are added to `sizes`."""
     findings: list[Finding] = []
-    for name in names:
-        path = job.folder / name
+    for path in paths:
         try:
-            if job.decode:
-                read_picture(path, cv2.IMREAD_UNCHANGED)
-            else:
-                _peek(path)
+            if not _peek(path) or decode:
+                picture, damage = decoded(content_of(path), path, flags)
+                sizes[path] = picture.shape[1::-1]
+                if damage:
+                    detail = f"decodes with wrong pixels ({damage})"
+                    findings.append(Finding("damaged", "error", str(path), detail))
         except VideoError as error:
             findings.append(Finding("unreadable", "error", str(path), error.reason))
         beat()
     return findings
 
 
-def _peek(path: Path) -> None:
-    """Look at the two ends of an image file.
+def _odd_sizes(sizes: dict[Path, tuple[int, ...]]) -> list[Finding]:
+    """Find images of another size than most; flow x and y are one kind."""
+    return [
+        Finding(
+            "size_mismatch",
+            "error",
+            str(path),
+            f"is {size[0]}×{size[1]}, other frames of the folder {most[0]}×{most[1]}",
+        )
+        for most, _ in Counter(sizes.values()).most_common(1)
+        for path, size in sizes.items()
+        if size != most
+    ]
+
+
+def _peek(path: Path) -> bool:
+    """Look at the two ends of an image file; False where they tell nothing, as it is no JPEG.
 
     Raises:
         VideoError: It is empty, or a JPEG file without its end marker.
@@ -281,8 +303,7 @@ def _peek(path: Path) -> None:
         raise VideoError(path, "empty file (0 bytes)")
     if head == b"\xff\xd8" and b"\xff\xd9" not in tail:
         raise VideoError(path, "truncated JPEG: its end is missing")
-    if head != b"\xff\xd8":
-        read_picture(path, cv2.IMREAD_UNCHANGED)
+    return head == b"\xff\xd8"
 
 
 def _counts(job: _FolderJob, counts: dict[str, int]) -> list[Finding]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from two_stream.errors import SettingsError, VideoError
 from two_stream.types import Modality
+from two_stream.video.damage import damage_in, decoder_words, tell_damage
 from two_stream.video.region import Region, fit, reduction
 
 _JPEG_START = b"\xff\xd8"
@@ -248,7 +249,7 @@ def read_picture(path: Path, flags: int, wanted: tuple[int, int] | None = None) 
     Raises:
         VideoError: The file is missing, empty, cut short or no image.
     """
-    return decode_picture(_content(path), path, flags, wanted)
+    return decode_picture(content_of(path), path, flags, wanted)
 
 
 def read_content(path: Path) -> bytes:
@@ -257,14 +258,19 @@ def read_content(path: Path) -> bytes:
     Raises:
         VideoError: The file is missing, empty, a cut JPEG or neither JPEG nor PNG.
     """
-    content = _content(path)
+    content = content_of(path)
     _check_whole(content, path)
     if not content.startswith((_JPEG_START, _PNG_START)):
         raise VideoError(path, "neither a JPEG nor a PNG image")
     return content
 
 
-def _content(path: Path) -> bytes:
+def content_of(path: Path) -> bytes:
+    """Return a frame file's bytes.
+
+    Raises:
+        VideoError: Missing or unreadable.
+    """
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -285,6 +291,20 @@ def _check_whole(content: bytes, name: Path | str) -> None:
 def decode_picture(
     content: bytes, name: Path | str, flags: int, wanted: tuple[int, int] | None = None
 ) -> NDArray[np.uint8]:
+    """Decode an image; see `decoded`. A damaged one is warned of by name.
+
+    Raises:
+        VideoError: See `decoded`.
+    """
+    picture, damage = decoded(content, name, flags, wanted)
+    if damage:
+        tell_damage(str(name), damage)
+    return picture
+
+
+def decoded(
+    content: bytes, name: Path | str, flags: int, wanted: tuple[int, int] | None = None
+) -> tuple[NDArray[np.uint8], str]:
     """Decode an image; `flags` are OpenCV's, the channel order is that of the flags.
 
     Args:
@@ -292,6 +312,9 @@ def decode_picture(
         name: Of the file, for error messages.
         flags: How to decode.
         wanted: (height, width) that a JPEG may be shrunk towards while it is decoded; None: decode it as it is.
+
+    Returns:
+        The picture, and what shows that it is damaged (empty: nothing does).
 
     Raises:
         VideoError: Empty, cut short, no image, or of more pixels than `OPENCV_IO_MAX_IMAGE_PIXELS`.
@@ -304,16 +327,18 @@ def decode_picture(
     limit = int(os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS", 2**26))
     large = height * width > limit  # OpenCV has read that limit only if it was loaded after this package
     picture: Any = None
+    words: list[str] = []
     try:
         if not large:
-            picture = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+            with decoder_words() as words:
+                picture = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:
         large = "IMAGE_" in str(error)
     if large:
         raise VideoError(name, f"more than {limit} pixels (OPENCV_IO_MAX_IMAGE_PIXELS)")
     if picture is None:
         raise VideoError(name, "not an image, or damaged")
-    return np.asarray(picture, np.uint8)
+    return np.asarray(picture, np.uint8), damage_in(content, words, picture.shape[0] * picture.shape[1])
 
 
 def _png_size(content: bytes) -> tuple[int, int] | None:

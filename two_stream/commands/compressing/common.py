@@ -67,7 +67,7 @@ def trained_on(source: Experiment, run: Path, name: str) -> Experiment:
             "init": run,
             "init_part": "all",
             "freeze_until": None,
-            **dict.fromkeys(("cross_modality", "inflate", "new_classifier"), False),
+            **dict.fromkeys(("cross_modality", "inflate", "new_classifier", "init_averaged"), False),
         }
     )
     data = source.data.model_copy(update={"features": None})

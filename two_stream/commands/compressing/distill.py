@@ -109,7 +109,7 @@ def _student(given: str, teacher: Path) -> Experiment:
     model = zoo.resolve(given, modality=taught.model.modality)
     model = model.model_copy(update={"input": taught.model.input})
     anew: dict[str, Any] = {"init": None, "init_part": "all", "freeze_until": None}
-    anew |= dict.fromkeys(("cross_modality", "inflate", "new_classifier"), False)
+    anew |= dict.fromkeys(("cross_modality", "inflate", "new_classifier", "init_averaged"), False)
     return taught.model_copy(
         update={
             "name": f"{taught.name}_distilled",
