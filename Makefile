@@ -28,8 +28,11 @@ test-all: lint  ## also the slow sweeps
 
 test-lowest:  ## the default tests with the lowest versions that setup.cfg allows, in .venv-lowest (8 GB)
 	@test -x .venv-lowest/bin/uv || ($(PYTHON) -m venv .venv-lowest && .venv-lowest/bin/pip install --quiet uv)
-	@.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct -e '.[dev]'
-	.venv-lowest/bin/python -m pytest -n 2 tests
+	@.venv-lowest/bin/uv venv --quiet --allow-existing --python $(PYTHON) .venv-lowest/tested
+	@.venv-lowest/bin/uv pip compile --quiet --resolution lowest-direct --extra dev setup.cfg -o .venv-lowest/versions.txt
+	@.venv-lowest/bin/uv pip sync --quiet --python .venv-lowest/tested/bin/python .venv-lowest/versions.txt
+	@.venv-lowest/bin/uv pip install --quiet --no-deps --python .venv-lowest/tested/bin/python -e .
+	.venv-lowest/tested/bin/python -m pytest -n 2 tests
 
 parity: $(STAMP)  ## only the comparisons with reference numbers
 	$(BIN)/pytest -n 2 -m parity tests
