@@ -94,7 +94,9 @@ def small(record, head, modality) -> ModelOptions:
         with torch.device("meta"):
             model = Recognizer(tried, CLASSES).eval()
             model(torch.empty(1, model.spec.channels, FRAMES, SIDE, SIDE))
-        if max(model.backbone.spatial_stride) > SIDE:  # which a forward pass on meta does not notice before torch 2.14
+        if (
+            max(model.backbone.spatial_stride) > SIDE
+        ):  # which a forward pass on meta does not notice before torch 2.14
             return validate(ModelOptions, base, record.name)
     except (SettingsError, RuntimeError):  # its size is part of the network
         return validate(ModelOptions, base, record.name)

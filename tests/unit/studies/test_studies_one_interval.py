@@ -6,12 +6,14 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from two_stream import cli
-from two_stream.evaluation.metrics import summarise
+from two_stream.config.schema import Experiment
 from two_stream.evaluation.scores import read_scores, write_scores
 from two_stream.types import ScoreTable
 
@@ -62,8 +64,23 @@ def shuffled(table: ScoreTable) -> ScoreTable:
     return replace(moved, groups=groups, targets=targets)
 
 
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `evaluate` take a score file for the run whose network gave it."""
+    experiment = Experiment()
+    network = SimpleNamespace(experiment=experiment, model=SimpleNamespace(device=torch.device("cpu")))
+    monkeypatch.setattr("two_stream.commands.evaluate.network_settings", lambda folder: experiment)
+    monkeypatch.setattr(
+        "two_stream.commands.evaluate.load_network",
+        lambda folder, *_: SimpleNamespace(**vars(network), file=folder),
+    )
+    monkeypatch.setattr(
+        "two_stream.evaluation.run.evaluate_run", lambda run, *_, **__: (read_scores(run.file), run.file)
+    )
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_every_command_tells_the_same_interval(studio, tmp_path: Path, capsys, case: str) -> None:
+def test_every_command_tells_the_same_interval(studio, scored, tmp_path: Path, capsys, case: str) -> None:
     files = []
     for name, skill in (("rgb", 1.2), ("flow", 0.9)):
         (file,) = studio.run(name, skill, modality=name).glob("scores/test_*.npz")
@@ -85,7 +102,7 @@ def test_every_command_tells_the_same_interval(studio, tmp_path: Path, capsys, c
     assert cli.main(["report", *map(str, files), "--out", str(page)]) == 0
     reported = json.loads(page.with_suffix(".json").read_text())["streams"]
     for place, (file, name) in enumerate(zip(files, ("rgb", "flow"), strict=True)):
-        evaluated = stated(json.loads(json.dumps(summarise(read_scores(file)).to_json())))
+        evaluated = stated(printed(capsys, "evaluate", file, "--json", "--device", "cpu"))
         assert evaluated["low"] <= evaluated["value"] <= evaluated["high"] + 1e-12
         assert evaluated["known"] == (case != "two sources")
         expected = pytest.approx(evaluated, abs=1e-12)
