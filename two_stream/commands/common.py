@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 from pydantic import BaseModel, ValidationError
@@ -117,8 +117,6 @@ def _cli(kind: type[T], default: Any, args: list[str], prog: str, description: s
                 **given,
             )
             return parsed
-    except ValidationError as error:  # tyro before 1.0.16 lets it through
-        raise SettingsError(f"{prog}: {explain(cast(type[BaseModel], kind), error)}") from None
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

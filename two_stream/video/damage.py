@@ -10,8 +10,8 @@ import re
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import BinaryIO
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from two_stream.runtime.console import warn
 
@@ -34,18 +34,29 @@ _TOLD = 5
 """damaged pictures named per process"""
 _LOCK = threading.Lock()
 _told: set[str] = set()
-_scratch: list[BinaryIO] = []
+_scratch: list[int] = []
 
 
 def _renew() -> None:
     """Give a forked process a lock and a file of its own."""
     global _LOCK
     _LOCK = threading.Lock()
-    _scratch.clear()
+    while _scratch:
+        os.close(_scratch.pop())
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew)
+
+
+def _scratch_file() -> int:
+    """Open a file for the process's life: in memory where the system has such files, so that no full disk matters."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("decoder_words")
+    descriptor, name = tempfile.mkstemp()
+    with suppress(OSError):  # Windows removes no open file
+        Path(name).unlink()
+    return descriptor
 
 
 @contextmanager
@@ -59,8 +70,8 @@ def decoder_words() -> Iterator[list[str]]:
             yield words
             return
         if not _scratch:
-            _scratch.append(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115 - for the process's life
-        scratch = _scratch[0].fileno()
+            _scratch.append(_scratch_file())
+        scratch = _scratch[0]
         try:
             os.dup2(scratch, 2)
             yield words

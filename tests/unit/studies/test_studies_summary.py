@@ -131,8 +131,8 @@ def test_caveats(studio) -> None:
     assert "sources of the videos are unknown" in notes_of(studio, cells(sources=False), cells(sources=False))
     assert "Test-selected" in notes_of(studio, cells(selection="paper"), cells(selection="paper", stream=1))
     mixed = notes_of(studio, cells(), cells(code_version="0.2.0", precision="bf16"))
-    assert "different versions of the code: 0.1.0, 0.2.0." in mixed
-    assert "different precision: fp32, bf16." in mixed
+    assert "different versions of the code: 0.1.0; 0.2.0." in mixed
+    assert "different precision: fp32; bf16." in mixed
     assert "1 videos could not be read" in notes_of(studio, cells(skipped=["x"]), cells(skipped=["x"]))
     other = {(1, seed): studio.table(seed=seed, stream=1) for seed in (5, 6)}
     assert "trainings are paired in their order: bert – average" in notes_of(studio, cells(), other)
