@@ -136,6 +136,15 @@ def test_check_names_the_samples(tmp_path, shared, capfd):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("name", ["jpeg_60k", "png_bomb60k", "png_bomb_valid", "pnm_bomb"])
+def test_samples_of_too_many_pixels_are_refused_by_name(shared, name):
+    sample = shared / "cases" / "images" / f"{name}.bin"
+    if not sample.exists():
+        pytest.skip("../shared/cases is not on this machine")
+    with pytest.raises(VideoError, match=rf"{name}\.bin: more than 67108864 pixels"):
+        read_picture(sample, cv2.IMREAD_COLOR)
+
+
 def test_frames_of_another_size_are_named(tmp_path):
     def write(name, height, width):
         cv2.imwrite(str(tmp_path / name), drawn(height, width)[..., 0])
