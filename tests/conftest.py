@@ -20,6 +20,8 @@ for name, usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SI
     number = getattr(signal, name, None)  # started with nohup or in the background, they are ignored
     if number is not None and signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, usual)
+# OpenCV reads it when it opens its first video, which in a test may be before `backend_opencv` is imported.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 if "TWO_STREAM_CACHE" not in os.environ:  # nothing of a test is kept in the user's own cache
     os.environ["TWO_STREAM_CACHE"] = tempfile.mkdtemp(prefix="two-stream-tests-")
     atexit.register(shutil.rmtree, os.environ["TWO_STREAM_CACHE"], ignore_errors=True)

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import cv2
+
 from two_stream.runtime.console import warn
 
 _SPOKEN = re.compile(
@@ -72,11 +74,15 @@ def decoder_words() -> Iterator[list[str]]:
         if not _scratch:
             _scratch.append(_scratch_file())
         scratch = _scratch[0]
+        level = cv2.utils.logging.setLogLevel(
+            cv2.utils.logging.LOG_LEVEL_ERROR
+        )  # so libtiff's errors are written
         try:
             os.dup2(scratch, 2)
             yield words
         finally:
             os.dup2(before, 2)
+            cv2.utils.logging.setLogLevel(level)
             said = os.lseek(scratch, 0, os.SEEK_CUR)
             if said:
                 os.lseek(scratch, 0, os.SEEK_SET)
