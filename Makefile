@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 SHELL := /bin/bash
 
-.PHONY: help demo test test-all test-lowest parity lint format pins clean
+.PHONY: help demo test cover test-all test-lowest parity lint format pins clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
@@ -19,6 +19,9 @@ demo: $(STAMP)  ## make a small data set, train two streams, evaluate, fuse, rep
 	$(BIN)/two-stream demo
 
 test: lint  ## linters, types, import rules and the default tests
+	$(BIN)/pytest -n 2 tests
+
+cover: $(STAMP)  ## line coverage of the default tests (twice as slow)
 	$(BIN)/coverage erase
 	$(BIN)/pytest -n 2 --cov --cov-report= tests
 	$(BIN)/coverage report
