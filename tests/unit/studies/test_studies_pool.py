@@ -87,7 +87,8 @@ def test_one_slot_does_one_after_another_in_one_process(tmp_path: Path):
 
 def test_two_slots_work_at_once_each_on_its_device(tmp_path: Path):
     slots = slots_for(["cuda:0", "cuda:1"], 1, 8)
-    found = outcomes(jobs(tmp_path, "ok 4", "ok 0.1", "ok 0.1"), slots)  # long enough for any start of a process
+    # the first is longer than a process may take to start
+    found = outcomes(jobs(tmp_path, "ok 4", "ok 0.1", "ok 0.1"), slots)
     assert [index for index, _ in found] == [11, 12, 10]
     assert [said(tmp_path, number)[1:] for number in range(3)] == [
         ["cuda:0", "4"],
