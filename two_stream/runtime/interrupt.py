@@ -11,13 +11,15 @@ from typing import Any
 
 from two_stream.runtime import distributed
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+_REQUESTS = (signal.SIGINT, signal.SIGTERM)
+STOPPING = (*_REQUESTS, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
 
 def heard() -> list[int]:
     """Return the signals of `STOPPING`, without a SIGHUP that `nohup` lets pass."""
-    always = (signal.SIGINT, signal.SIGTERM)
-    return [number for number in STOPPING if number in always or signal.getsignal(number) != signal.SIG_IGN]
+    return [
+        number for number in STOPPING if number in _REQUESTS or signal.getsignal(number) != signal.SIG_IGN
+    ]
 
 
 class StopRequest:
@@ -77,7 +79,7 @@ class StopRequest:
         if os.getpid() != self._pid:
             return  # a loader process forked from the run, before it sets handlers of its own
         if self.asked is not None:
-            if number not in (signal.SIGINT, signal.SIGTERM):
+            if number not in _REQUESTS:
                 return  # a terminal that closes sends SIGHUP more than once: the shell does, and so does the kernel
             raise KeyboardInterrupt
         self.asked = number

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 class Clock:
     """Told each frame's time stamp in order of presentation; its seconds begin at 0 and never run backwards.
 
-    A frame without a stamp comes one frame after the one before. Stamps that step back were set anew: time goes on.
+    A frame without a stamp comes one frame after the one before. If stamps step back, time continues
+    from there.
     """
 
     def __init__(self, fps: float | None) -> None:

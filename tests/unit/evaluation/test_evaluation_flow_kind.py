@@ -247,7 +247,7 @@ def test_shards_are_enough_where_the_frames_are_not(world, extracted, tmp_path):
 
 
 def test_what_training_wrote_down_goes_before_what_lies_there_now(world, extracted, tmp_path, capsys):
-    """Frames that were extracted anew are no longer those the network learned from, and `evaluate` says so."""
+    """`evaluate` warns when the frames were extracted again with other settings than the network's training frames."""
     folder = run_on(tmp_path, world, extracted, "dis")
     run = load_run(folder)
     evaluate_run(run, ONE)

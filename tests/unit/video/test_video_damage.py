@@ -141,7 +141,7 @@ def test_bytes_behind_the_end_are_no_damage(whole, tmp_path):
 
 @pytest.mark.parametrize("suffix", [".mkv", ".ts"])
 def test_a_gap_in_a_steady_rhythm_is_named(tmp_path, suffix):
-    """What was lost before the file was packed anew leaves no other trace."""
+    """Packets lost before remuxing leave no other trace than the gap."""
     source, path = (
         make(tmp_path / "v.ts", Codec("libx264", ".ts", options={"g": "1", "bf": "0"})),
         tmp_path / f"w{suffix}",

@@ -108,14 +108,14 @@ def _student(given: str, teacher: Path) -> Experiment:
 
     model = zoo.resolve(given, modality=taught.model.modality)
     model = model.model_copy(update={"input": taught.model.input})
-    anew: dict[str, Any] = {"init": None, "init_part": "all", "freeze_until": None}
-    anew |= dict.fromkeys(("cross_modality", "inflate", "new_classifier", "init_averaged"), False)
+    fresh: dict[str, Any] = {"init": None, "init_part": "all", "freeze_until": None}
+    fresh |= dict.fromkeys(("cross_modality", "inflate", "new_classifier", "init_averaged"), False)
     return taught.model_copy(
         update={
             "name": f"{taught.name}_distilled",
             "runs": teacher.parent,
             "model": model,
-            "train": taught.train.model_copy(update=anew),
+            "train": taught.train.model_copy(update=fresh),
             "data": taught.data.model_copy(update={"features": None}),
         }
     )
