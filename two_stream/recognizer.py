@@ -68,7 +68,7 @@ class Recognizer(nn.Module):
         self.memory_format = torch.preserve_format
         self.stored: FeatureLayout | None = None
         self.alterations: list[Any] = []
-        """what was done to the layers since they were built from the options (`two_stream.altered`)"""
+        """what was done to the layers since they were built from the options (`two_stream.surgery`)"""
         self._frozen: list[nn.Module] = []
 
     def _register_normalisation(self) -> None:

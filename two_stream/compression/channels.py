@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from two_stream.altered import alter
-from two_stream.altered.narrowed import Narrowed, narrowed_from
 from two_stream.backbones.base import Backbone
 from two_stream.compression.layers import Layer, chosen_layers, first_layers, layers_of
 from two_stream.config.compress import Prune
@@ -24,6 +22,8 @@ from two_stream.errors import SettingsError
 from two_stream.profiling import multiply_adds
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import note
+from two_stream.surgery import alter
+from two_stream.surgery.narrowed import Narrowed, narrowed_from
 
 REFUSED = {
     "shufflenet_3d": "its channels are shuffled between groups, which ties every one to others",

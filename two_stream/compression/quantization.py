@@ -12,9 +12,6 @@ from torch import nn
 from torch.ao.quantization import FakeQuantize
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from two_stream.altered import alter
-from two_stream.altered.int8 import Int8
-from two_stream.altered.ranges import MovingRange
 from two_stream.config.compress import Quantize
 from two_stream.config.schema import Experiment
 from two_stream.data.loader import clip_loader
@@ -28,6 +25,9 @@ from two_stream.runtime.console import note, progress
 from two_stream.runtime.files import sha256
 from two_stream.runtime.folders import replaced_folder, whole_folder
 from two_stream.runtime.seeding import rng
+from two_stream.surgery import alter
+from two_stream.surgery.int8 import Int8
+from two_stream.surgery.ranges import MovingRange
 from two_stream.training.extension import Extension
 from two_stream.training.run_folder import begin_run, check_run, record_environment
 from two_stream.types import RunPaths, VideoRecord

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from two_stream.altered import Alteration, alter, described, from_description
 from two_stream.config.load import validate
 from two_stream.config.model import ModelOptions
 from two_stream.errors import CheckpointError
@@ -21,6 +20,7 @@ from two_stream.runtime.console import note
 from two_stream.runtime.files import atomic_path
 from two_stream.runtime.folders import CHECKSUMS, verify_checksums, write_checksums
 from two_stream.runtime.text import is_utf8, json_text, parse_json
+from two_stream.surgery import Alteration, alter, described, from_description
 
 FORMAT = "two_stream"
 VERSION = 1

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from two_stream.altered import alter
 from two_stream.config.model import ModelOptions
 from two_stream.recognizer import Recognizer
+from two_stream.surgery import alter
 
 CONVENTION = "one multiply-add is one multiplication with its addition: half the FLOPs torch counts"
 FVCORE = (

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from two_stream.altered import described, from_description
 from two_stream.backbones import BACKBONES
 from two_stream.compression.channels import REFUSED, narrow
 from two_stream.config.compress import Prune
@@ -19,6 +18,7 @@ from two_stream.errors import CheckpointError, SettingsError
 from two_stream.pretrained import load_weights, read_model, write_model
 from two_stream.profiling import multiply_adds, parameter_count, stage_costs
 from two_stream.recognizer import Recognizer
+from two_stream.surgery import described, from_description
 
 SMALL: dict[str, dict[str, Any]] = {
     "resnet3d": {"depth": 10, "width": 0.25},

@@ -28,13 +28,13 @@ from torch.ao.quantization.backend_config import (
 from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
 
-from two_stream.altered.int8_moves import FUNCTIONS, MODULES, moved_in_bytes
 from two_stream.backbones import Backbone
 from two_stream.backbones.i3d import SameConv3d, SamePad3d
 from two_stream.backbones.tracing import WHOLE, traced
 from two_stream.errors import SettingsError
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.precision import cpu_flags
+from two_stream.surgery.int8_moves import FUNCTIONS, MODULES, moved_in_bytes
 from two_stream.types import FeatureMap, Modality
 
 _VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}

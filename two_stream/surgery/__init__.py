@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from two_stream.altered.base import Alteration
 from two_stream.errors import CheckpointError
 from two_stream.recognizer import Recognizer
+from two_stream.surgery.base import Alteration
 
-HOMES = {"narrowed": "two_stream.altered.narrowed:Narrowed", "int8": "two_stream.altered.int8:Int8"}
+HOMES = {"narrowed": "two_stream.surgery.narrowed:Narrowed", "int8": "two_stream.surgery.int8:Int8"}
 """Class of each kind."""
 
 __all__ = ["Alteration", "alter", "described", "from_description"]

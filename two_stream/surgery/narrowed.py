@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from two_stream.altered.base import Alteration
 from two_stream.errors import CheckpointError
 from two_stream.recognizer import Recognizer
+from two_stream.surgery.base import Alteration
 
 _ATTRIBUTES = ("in_channels", "out_channels", "groups", "num_features", "in_features", "out_features")
 """What torch's layers remember of their sizes."""

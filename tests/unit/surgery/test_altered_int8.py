@@ -10,14 +10,14 @@ import torch
 from torch import fx, nn
 from torch.ao.nn import quantized as nnq
 
-from two_stream.altered import alter
-from two_stream.altered.int8 import Int8
-from two_stream.altered.int8_graph import ENGINES, has_vnni, use_engine
 from two_stream.backbones import BACKBONES
 from two_stream.errors import SettingsError
 from two_stream.evaluation.network import ready, resolved
 from two_stream.pretrained import read_model, write_model
 from two_stream.recognizer import Recognizer, create_model
+from two_stream.surgery import alter
+from two_stream.surgery.int8 import Int8
+from two_stream.surgery.int8_graph import ENGINES, has_vnni, use_engine
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "resnet3d": {"depth": 10, "width": 0.25, "shortcut": "A"},
@@ -185,7 +185,7 @@ def test_wrong_patterns(keep: tuple[str, ...], words: str) -> None:
 def test_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert use_engine("auto") in ENGINES
     assert use_engine("an engine of another machine") in ENGINES
-    monkeypatch.setattr("two_stream.altered.int8_graph.ENGINES", ("none",))
+    monkeypatch.setattr("two_stream.surgery.int8_graph.ENGINES", ("none",))
     with pytest.raises(SettingsError, match="computes no int8 that suits"):
         use_engine("auto")
 
@@ -210,7 +210,7 @@ def test_the_cap_of_onednn_counts(
     for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, cap)
-    monkeypatch.setattr("two_stream.altered.int8_graph.cpu_flags", lambda: flags)
+    monkeypatch.setattr("two_stream.surgery.int8_graph.cpu_flags", lambda: flags)
     assert has_vnni() is there
 
 

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from two_stream.altered.base import Alteration
-from two_stream.altered.int8_graph import convert, has_vnni, hushed, kept_layers, prepare, use_engine
-from two_stream.altered.ranges import NARROW, NARROWER, layer_config
 from two_stream.recognizer import Recognizer
+from two_stream.surgery.base import Alteration
+from two_stream.surgery.int8_graph import convert, has_vnni, hushed, kept_layers, prepare, use_engine
+from two_stream.surgery.ranges import NARROW, NARROWER, layer_config
 
 _VALUES, _SCALE, _ZERO = "#int8", "#scale", "#zero"
 """ends of the names under which a file keeps a quantised weight"""
