@@ -121,7 +121,7 @@ from pathlib import Path
 import torch
 from two_stream.pretrained.fetching import _alone
 from two_stream.profiling import memory
-from two_stream.studies.locks import study_lock
+from two_stream.runtime.locks import study_lock
 with study_lock(Path(sys.argv[1])), _alone(Path(sys.argv[1], "a")):
     pass
 memory._restarted = lambda: False

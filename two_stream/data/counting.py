@@ -18,11 +18,11 @@ from two_stream.data.source import FrameFolders
 from two_stream.data.splits import MODALITIES
 from two_stream.errors import TwoStreamError, VideoError
 from two_stream.runtime.console import progress
+from two_stream.runtime.workers import Beat, Failure, run_tasks, usable_processes
 from two_stream.types import Modality
 from two_stream.video.frames import files_in, frame_numbers
 from two_stream.video.reader import open_video
 from two_stream.video.sources import Source, collisions
-from two_stream.video.workers import Beat, Failure, run_tasks, usable_processes
 
 Counts = dict[str, tuple[int, int]]
 """RGB and flow frames by video id"""

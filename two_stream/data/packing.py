@@ -25,8 +25,8 @@ from two_stream.runtime.console import progress
 from two_stream.runtime.files import sha256, write_bytes
 from two_stream.runtime.provenance import code_version
 from two_stream.runtime.text import parse_json
+from two_stream.runtime.workers import Failure, run_tasks, usable_processes
 from two_stream.types import Modality, Part, VideoRecord
-from two_stream.video.workers import Failure, run_tasks, usable_processes
 
 __all__ = ["PackOptions", "PackSummary", "all_videos", "pack", "plan", "verify"]
 

@@ -14,10 +14,10 @@ from two_stream.data.demo import DemoOptions, write_demo_frames
 from two_stream.errors import SettingsError
 from two_stream.runtime.console import note, warn
 from two_stream.runtime.device import pick_device
+from two_stream.runtime.locks import study_lock
 from two_stream.runtime.text import parse_json
 from two_stream.studies.cells import Job, Outcome, keep, outcome_of, whole
 from two_stream.studies.live import Board, shown, tell
-from two_stream.studies.locks import study_lock
 from two_stream.studies.plan import Cell, check, folder_of, keep_precision, plan
 from two_stream.studies.pool import Event, Running, Slot, run_jobs, slots_for
 from two_stream.studies.stages import Stage, stages_of

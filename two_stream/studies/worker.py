@@ -15,8 +15,8 @@ import threading
 import time
 from pathlib import Path
 
+from two_stream.runtime.locks import worker_mark
 from two_stream.studies.cells import Job, Outcome, do, job_from, to_wire
-from two_stream.studies.locks import worker_mark
 
 _SAVING = 4.0
 """seconds to save in when the study's process has gone"""

@@ -17,12 +17,12 @@ import cv2
 from two_stream.errors import TwoStreamError, VideoError
 from two_stream.runtime.console import progress
 from two_stream.runtime.files import sha256
+from two_stream.runtime.workers import Beat, Failure, run_tasks, usable_processes
 from two_stream.types import Modality
 from two_stream.video.extract import read_manifest
 from two_stream.video.frames import FLAGS, FramePatterns, content_of, decoded
 from two_stream.video.reader import backend_version, open_video
 from two_stream.video.sources import video_files
-from two_stream.video.workers import Beat, Failure, run_tasks, usable_processes
 
 Severity = Literal["error", "warning", "info"]
 

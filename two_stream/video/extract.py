@@ -15,6 +15,7 @@ from typing import Any
 from two_stream.errors import DataError
 from two_stream.runtime.console import progress
 from two_stream.runtime.leftovers import clear_leftovers
+from two_stream.runtime.workers import Failure, run_tasks, usable_processes
 from two_stream.video.extraction import (
     MANIFEST,
     ExtractOptions,
@@ -28,7 +29,6 @@ from two_stream.video.extraction import (
 from two_stream.video.flow import FlowEstimator
 from two_stream.video.reader import backend_version
 from two_stream.video.sources import Source, collisions
-from two_stream.video.workers import Failure, run_tasks, usable_processes
 
 __all__ = [
     "MANIFEST",

@@ -21,12 +21,12 @@ from two_stream.errors import SettingsError, TwoStreamError, VideoError
 from two_stream.runtime.files import fsync_dir, write_json
 from two_stream.runtime.leftovers import unfinished
 from two_stream.runtime.text import parse_json
+from two_stream.runtime.workers import Beat
 from two_stream.video.clock import uneven
 from two_stream.video.flow import ALGORITHMS, FLOW_BOUND, FlowEstimator, FlowMaker, FlowNetwork
 from two_stream.video.frames import FramePatterns, count_frames, numbers_by_name
 from two_stream.video.reader import Video, backend_version, open_video
 from two_stream.video.sources import Source
-from two_stream.video.workers import Beat
 
 MANIFEST = ".done.json"
 """Name of the manifest in a finished frame folder."""

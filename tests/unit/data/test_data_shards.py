@@ -30,9 +30,9 @@ from two_stream.data.source import FrameFolders, VideoFiles
 from two_stream.data.splits import load_part
 from two_stream.data.storage import Storage
 from two_stream.errors import DataError, SettingsError, TwoStreamError, VideoError
+from two_stream.runtime.workers import Failure
 from two_stream.types import Batch, InputSpec, Modality, VideoRecord
 from two_stream.video.region import Region
-from two_stream.video.workers import Failure
 
 SIZE = (9, 13)
 QUICK = PackOptions(resize=SIZE, processes=0, shard_frames=20)

@@ -27,7 +27,7 @@ def burn(place, *_):
 """
 POOL = f"""{BURN}
 if __name__ == "__main__":
-    from two_stream.video.workers import run_tasks
+    from two_stream.runtime.workers import run_tasks
     list(run_tasks(burn, [sys.argv[1]] * 2, processes=2, patience=100.0))
 """
 LOADER = f"""{BURN}

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from two_stream.errors import VideoError
-from two_stream.video.workers import Failure, run_tasks
+from two_stream.runtime.workers import Failure, run_tasks
 
 
 def task(item, beat):
