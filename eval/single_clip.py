@@ -14,10 +14,10 @@ sys.path[:] = [str(HERE.parent), *(entry for entry in sys.path if Path(entry).re
 def run() -> int:
     """Parse the flags and score."""
     from two_stream.commands.common import parse
-    from two_stream.config.evaluators import OneStreamFlags
+    from two_stream.late_temporal.flags import OneStreamFlags
 
     flags = parse(OneStreamFlags, sys.argv[1:], "single_clip.py", "Single-clip test (spatial_demo_bert.py).")
-    from two_stream.evaluation.published import evaluate_one
+    from two_stream.late_temporal.evaluators import evaluate_one
 
     evaluate_one(flags, "single")
     return 0

@@ -14,9 +14,9 @@ import yaml
 from two_stream import zoo
 from two_stream.commands.common import parse_over
 from two_stream.config.load import load_experiment
-from two_stream.config.recipes import PublishedTraining, describe
 from two_stream.config.schema import Experiment
 from two_stream.data.catalog import load_record
+from two_stream.late_temporal.training import PublishedTraining, describe
 from two_stream.recognizer import Recognizer
 
 FOLDER = Path("settings/experiments/late_temporal")

@@ -14,7 +14,7 @@ from two_stream.config.schema import Experiment
 from two_stream.runtime import distributed
 
 if TYPE_CHECKING:
-    from two_stream.config.recipes import PublishedTraining
+    from two_stream.late_temporal.training import PublishedTraining
     from two_stream.training.result import TrainResult
 
 Action = Callable[[], int]
@@ -60,7 +60,7 @@ def _read(args: list[str]) -> Action:
 def _read_recipe(recipe: str, args: list[str], given: list[str], *, resume: bool, overwrite: bool) -> Action:
     """Return what the flags of a published trainer ask for: to train, or to score."""
     from two_stream import zoo
-    from two_stream.config.recipes import (
+    from two_stream.late_temporal.training import (
         SOURCE,
         PublishedTraining,
         check_recipe,
@@ -75,7 +75,7 @@ def _read_recipe(recipe: str, args: list[str], given: list[str], *, resume: bool
     record = zoo.find(flags.arch)
     bare = record.name.partition("/")[2]
 
-    from two_stream.data.published import training_record
+    from two_stream.late_temporal.layout import training_record
 
     dataset = training_record(flags.dataset, flags.settings)
     default = describe(flags, record.options, arch=bare, dataset=dataset, init=None)
@@ -99,8 +99,8 @@ def _with_start(
     A run that goes on keeps those it began with, whatever lies in the weights folder by now. With `-c` and no run of
     ours, the checkpoint of the published trainer is one to start from.
     """
-    from two_stream.config.recipes import STARTS
-    from two_stream.evaluation.published import checkpoint_path
+    from two_stream.late_temporal.evaluators import checkpoint_path
+    from two_stream.late_temporal.training import STARTS
     from two_stream.runtime.console import note
 
     if experiment.train.init is not None:  # --train.init was given
@@ -152,8 +152,8 @@ def _evaluate(experiment: Experiment, flags: PublishedTraining, arch: str) -> in
         table, path = evaluate_run(loaded, options, "test", workers=flags.workers)
         show(lines([table])[0], path, as_json=False)
         return 0
-    from two_stream.config.evaluators import OneStreamFlags
-    from two_stream.evaluation.published import evaluate_one
+    from two_stream.late_temporal.evaluators import evaluate_one
+    from two_stream.late_temporal.flags import OneStreamFlags
 
     evaluate_one(
         OneStreamFlags(

@@ -14,12 +14,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from two_stream import zoo
-from two_stream.config.evaluators import EvaluatorFlags, OneStreamFlags, TwoStreamFlags
 from two_stream.config.load import load_experiment
-from two_stream.config.recipes import run_name
 from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment
 from two_stream.data.catalog import Patterns, Record
-from two_stream.data.published import (
+from two_stream.data.splits import read_list
+from two_stream.data.views import view_loader
+from two_stream.errors import CheckpointError, ScoreError, SettingsError
+from two_stream.evaluation.facts import scoring_facts
+from two_stream.evaluation.fusion import fuse
+from two_stream.evaluation.network import ready
+from two_stream.evaluation.predict import VideoScores, score_videos
+from two_stream.evaluation.scores import write_scores
+from two_stream.evaluation.views import slug
+from two_stream.late_temporal.flags import EvaluatorFlags, OneStreamFlags, TwoStreamFlags
+from two_stream.late_temporal.layout import (
     ROOTS,
     counted,
     find_frames,
@@ -28,16 +36,8 @@ from two_stream.data.published import (
     pattern_of,
     with_frames,
 )
-from two_stream.data.splits import read_list
-from two_stream.data.views import view_loader
-from two_stream.errors import CheckpointError, ScoreError, SettingsError
-from two_stream.evaluation.facts import scoring_facts
-from two_stream.evaluation.fusion import fuse
-from two_stream.evaluation.network import ready
-from two_stream.evaluation.predict import VideoScores, score_videos
-from two_stream.evaluation.published_lines import our_table, published_lines
-from two_stream.evaluation.scores import write_scores
-from two_stream.evaluation.views import slug
+from two_stream.late_temporal.lines import our_table, published_lines
+from two_stream.late_temporal.training import run_name
 from two_stream.pretrained import WEIGHTS, load_weights
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.runtime.console import note, say, warn

@@ -1,0 +1,1 @@
+"""Runs, evaluators, flags and folders of LateTemporalModeling3DCNN, in its own words."""
