@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from common import Row, best_of, finish, flags, interleaved
 
-from two_stream.video.extract import ExtractOptions, extract
+from two_stream.video.extraction.many_videos import ExtractOptions, extract
 from two_stream.video.sources import Source
 
 VIDEOS, HEIGHT, WIDTH = 8, 256, 340

@@ -61,7 +61,7 @@ def prepare(root: Path, groups: int) -> Path:
     from two_stream.config.load import dump
     from two_stream.data.catalog import load_record
     from two_stream.data.demo import DemoOptions, write_demo
-    from two_stream.video.extract import ExtractOptions, extract
+    from two_stream.video.extraction.many_videos import ExtractOptions, extract
     from two_stream.video.sources import find_sources
 
     record = load_record(write_demo(root / "data", options=DemoOptions(seed=1, groups=groups)))

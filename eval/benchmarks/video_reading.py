@@ -24,7 +24,7 @@ from common import Row, finish, flags, interleaved, median_of, ratio_of
 from numpy.typing import NDArray
 
 from two_stream.runtime.cache import VARIABLE
-from two_stream.video.reader import open_video
+from two_stream.video.decoding.reader import open_video
 
 FRAMES, LENGTH, HEIGHT, WIDTH = 1000, 64, 256, 340
 Clip = NDArray[np.uint8]

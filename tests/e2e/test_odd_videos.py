@@ -10,9 +10,9 @@ import pytest
 
 from two_stream.commands.extract import main
 from two_stream.errors import VideoError
+from two_stream.video.decoding.reader import open_video
 from two_stream.video.doctor import examine
 from two_stream.video.frames import count_frames
-from two_stream.video.reader import open_video
 
 AUDIO = "no video stream (audio only)"
 NOTHING = "encrypted or empty: no frame decodes"

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from two_stream.errors import DataError, SettingsError
-from two_stream.video.extract import ExtractOptions, extract
+from two_stream.video.extraction.many_videos import ExtractOptions, extract
 from two_stream.video.sources import find_sources
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "video"))
@@ -163,8 +163,8 @@ class Cluster:
 def test_machines_that_see_or_have_something_else_are_named(tmp_path, monkeypatch):
     import ray.util.scheduling_strategies as strategies
 
-    from two_stream.video import ray_pool
-    from two_stream.video.extraction import Job
+    from two_stream.video.extraction import ray_pool
+    from two_stream.video.extraction.one_video import Job
 
     monkeypatch.setattr(strategies, "NodeAffinitySchedulingStrategy", lambda node, soft: node)
     clips(tmp_path / "in", [2])
@@ -195,8 +195,8 @@ def test_a_task_without_progress_ends_its_process(tmp_path, seconds, code):
     script = f"""
 import time
 from pathlib import Path
-from two_stream.video import ray_pool
-from two_stream.video.extraction import ExtractOptions, Job
+from two_stream.video.extraction import ray_pool
+from two_stream.video.extraction.one_video import ExtractOptions, Job
 from two_stream.video.sources import Source
 
 def hang(job, beat):

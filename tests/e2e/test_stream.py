@@ -22,7 +22,7 @@ from two_stream import load_run
 from two_stream.cli import main
 from two_stream.evaluation.run import reading_of
 from two_stream.streaming.prepare import Prepare
-from two_stream.video.reader import open_video
+from two_stream.video.decoding.reader import open_video
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +252,7 @@ def test_memory_stays_flat_while_a_stream_goes_on(rgb: Path) -> None:
     from two_stream.streaming import convert
     from two_stream.streaming.pipeline import Pipeline
     from two_stream.streaming.track import Stream
-    from two_stream.video.live import LiveSource
+    from two_stream.video.decoding.live import LiveSource
 
     class Endless(LiveSource):
         live = False

@@ -14,7 +14,7 @@ import av
 import pytest
 
 from two_stream.errors import VideoError
-from two_stream.video.reader import open_video
+from two_stream.video.decoding.reader import open_video
 
 EACH = 40
 KINDS = ("cut", "zeros", "flips", "swap", "insert")

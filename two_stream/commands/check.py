@@ -91,8 +91,8 @@ def _check(target: str, flags: Options, options: AuditOptions) -> list[Finding]:
     from two_stream.data.audit import audit
     from two_stream.data.catalog import known_datasets
     from two_stream.errors import DataError
+    from two_stream.video.decoding.reader import VIDEO_SUFFIXES
     from two_stream.video.doctor import examine
-    from two_stream.video.reader import VIDEO_SUFFIXES
 
     path = Path(target)
     record = _record(path, flags.settings_root)
@@ -164,7 +164,7 @@ def _frame_folders(
 ) -> dict[tuple[FramePatterns, tuple[Modality, ...]], list[Path]]:
     """Find the frame folders below a folder, by how their files are named and what they hold."""
     from two_stream.data.splits import MODALITIES
-    from two_stream.video.extract import read_manifest
+    from two_stream.video.extraction.many_videos import read_manifest
     from two_stream.video.frames import numbers_by_name
     from two_stream.video.sources import walk
 

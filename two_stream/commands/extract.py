@@ -11,7 +11,7 @@ import tyro
 from two_stream.commands.common import parse
 
 if TYPE_CHECKING:
-    from two_stream.video.extract import ExtractSummary
+    from two_stream.video.extraction.many_videos import ExtractSummary
     from two_stream.video.flow import FlowNetwork
 
 SUMMARY = "videos -> folders of frames and optical flow"
@@ -70,7 +70,7 @@ def main(args: list[str]) -> int:
 
     from two_stream.errors import SettingsError
     from two_stream.runtime.files import write_json
-    from two_stream.video.extract import ExtractOptions, extract
+    from two_stream.video.extraction.many_videos import ExtractOptions, extract
     from two_stream.video.frames import FramePatterns
     from two_stream.video.sources import find_sources
 

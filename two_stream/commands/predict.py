@@ -93,7 +93,7 @@ def main(args: list[str]) -> int:
         from two_stream.evaluation.attention import check_target
 
         check_target(flags.timeline, flags.videos, "--timeline")
-    from two_stream.video.reader import open_video
+    from two_stream.video.decoding.reader import open_video
 
     if len(flags.videos) == 1:
         open_video(

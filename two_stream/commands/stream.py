@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from two_stream.streaming.track import Stream, StreamNetwork
     from two_stream.streaming.window import Window
     from two_stream.types import InputSpec
-    from two_stream.video.live import LiveSource
+    from two_stream.video.decoding.live import LiveSource
 
 _APART = 4
 """source frames from one segment of several frames to the next"""
@@ -91,7 +91,7 @@ def main(args: list[str]) -> int:
     """Run the command and return its exit code: 0 at the end of a file or limit, 130 after Ctrl-C, 143 SIGTERM."""
     flags = parse(StreamFlags, args, PROG, SUMMARY)
     _check(flags)
-    from two_stream.video.live import open_source
+    from two_stream.video.decoding.live import open_source
 
     source = open_source(flags.source)  # what cannot be opened is said before models load
     return _watch(flags, source)
@@ -332,7 +332,7 @@ def _picture(seen: Seen, watcher: Watcher, recording: Recording | None, window: 
 def _tell(flags: StreamFlags, watcher: Watcher, elapsed: float) -> None:
     from two_stream.runtime.console import note, say, warn
     from two_stream.streaming.live import described_delay
-    from two_stream.video.live import FileSource
+    from two_stream.video.decoding.live import FileSource
 
     source, status = watcher.pipeline.source, watcher.status
     if isinstance(source, FileSource) and source.damage:

@@ -20,8 +20,8 @@ from two_stream.errors import TwoStreamError, VideoError
 from two_stream.runtime.console import progress
 from two_stream.runtime.workers import Beat, Failure, run_tasks, usable_processes
 from two_stream.types import Modality
+from two_stream.video.decoding.reader import open_video
 from two_stream.video.frames import files_in, frame_numbers
-from two_stream.video.reader import open_video
 from two_stream.video.sources import Source, collisions
 
 Counts = dict[str, tuple[int, int]]

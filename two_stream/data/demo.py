@@ -24,7 +24,7 @@ from two_stream.runtime.console import progress
 from two_stream.runtime.files import atomic_path, write_json
 from two_stream.runtime.seeding import rng
 from two_stream.types import VideoRecord
-from two_stream.video.extract import ExtractOptions, extract
+from two_stream.video.extraction.many_videos import ExtractOptions, extract
 from two_stream.video.sources import find_sources
 
 MANIFEST = "demo.json"

@@ -26,9 +26,9 @@ from two_stream.runtime.files import fsync_dir, write_json
 from two_stream.runtime.text import json_text
 from two_stream.runtime.workers import Beat
 from two_stream.types import MODALITY_CHANNELS, Modality, VideoRecord
-from two_stream.video.extraction import extraction_settings
+from two_stream.video.decoding.reader import backend_version, open_video
+from two_stream.video.extraction.one_video import extraction_settings
 from two_stream.video.frames import jpeg_size, read_content
-from two_stream.video.reader import backend_version, open_video
 from two_stream.video.region import fit
 
 _BLOCK = 512

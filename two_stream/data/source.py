@@ -18,10 +18,10 @@ from two_stream.data.catalog import Record
 from two_stream.data.transforms import Frames
 from two_stream.errors import DataError, VideoError
 from two_stream.types import InputSpec, Modality, VideoRecord
-from two_stream.video.extract import ExtractOptions, resized, target_size
+from two_stream.video.decoding.reader import Video, open_video
+from two_stream.video.extraction.many_videos import ExtractOptions, resized, target_size
 from two_stream.video.flow import FlowEstimator, gray
 from two_stream.video.frames import read_frames
-from two_stream.video.reader import Video, open_video
 from two_stream.video.region import Region, fit
 from two_stream.video.sources import folder_ids, video_files
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from two_stream.errors import VideoError
 from two_stream.evaluation.lettering import write
 from two_stream.runtime.files import atomic_path
-from two_stream.video.reader import open_video
+from two_stream.video.decoding.reader import open_video
 
 CODECS = ("libx264", "mpeg4")
 """Tried in this order: H.264, and MPEG-4 where this FFmpeg has no H.264 encoder."""

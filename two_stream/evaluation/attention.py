@@ -21,7 +21,7 @@ from two_stream.evaluation.video import Reading, read_clip
 from two_stream.evaluation.views import clip_frames, crop_views, views_of_clip
 from two_stream.recognizer import Recognizer
 from two_stream.types import Modality
-from two_stream.video.reader import Video, open_video
+from two_stream.video.decoding.reader import Video, open_video
 
 SUFFIXES = (".png", ".pdf", ".svg")
 """Kinds of picture that can be written."""

@@ -16,7 +16,7 @@ from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
 from two_stream.runtime.precision import precision_reason
 from two_stream.runtime.provenance import code_version, environment
-from two_stream.video.reader import backend_version
+from two_stream.video.decoding.reader import backend_version
 
 
 def scoring_facts(

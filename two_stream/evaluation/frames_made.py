@@ -13,7 +13,7 @@ from two_stream.data.catalog import Record
 from two_stream.data.shards import load_index, shard_storage
 from two_stream.errors import DataError
 from two_stream.types import Modality
-from two_stream.video.extraction import extraction_settings
+from two_stream.video.extraction.one_video import extraction_settings
 from two_stream.video.flow import ALGORITHMS, AUTO, FLOW_BOUND
 
 _Side = Annotated[int, Field(ge=8, le=16384)]

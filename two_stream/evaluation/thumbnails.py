@@ -16,8 +16,8 @@ from two_stream.data.segments import segments_of
 from two_stream.data.source import FrameFolders, VideoFiles
 from two_stream.errors import TwoStreamError
 from two_stream.types import Modality
+from two_stream.video.decoding.reader import open_video
 from two_stream.video.frames import count_frames, read_frames
-from two_stream.video.reader import open_video
 
 FRAMES = 6
 HEIGHT = 72

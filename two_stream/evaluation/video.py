@@ -23,9 +23,9 @@ from two_stream.evaluation.predict import aggregate_views
 from two_stream.evaluation.views import assemble, clip_frames, crop_views, views_of_clip
 from two_stream.recognizer import Recognizer
 from two_stream.types import InputSpec, VideoViews
-from two_stream.video.extract import ExtractOptions, resized, target_size
+from two_stream.video.decoding.reader import Video, open_video
+from two_stream.video.extraction.many_videos import ExtractOptions, resized, target_size
 from two_stream.video.flow import AUTO, FLOW_BOUND, FlowEstimator, computed_flow, gray
-from two_stream.video.reader import Video, open_video
 
 _FEWER = "gave fewer frames when read again than when counted; the file is damaged"
 

@@ -15,7 +15,7 @@ from two_stream.evaluation.video import VideoResult, fuse_results, top
 from two_stream.streaming.pipeline import Pipeline, Seen
 from two_stream.streaming.screen import Status
 from two_stream.streaming.track import Stream
-from two_stream.video.live import LiveSource
+from two_stream.video.decoding.live import LiveSource
 
 
 @dataclass(frozen=True)

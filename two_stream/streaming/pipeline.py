@@ -18,8 +18,8 @@ import torch
 from two_stream.errors import VideoError
 from two_stream.streaming.inbox import Inbox
 from two_stream.streaming.track import Said, Stream, Track
-from two_stream.video.base import Image
-from two_stream.video.live import LiveFrame, LiveSource
+from two_stream.video.decoding.base import Image
+from two_stream.video.decoding.live import LiveFrame, LiveSource
 
 _CHUNK = 8
 """frames that go through the networks at once when so many wait"""

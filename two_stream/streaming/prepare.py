@@ -11,7 +11,7 @@ from two_stream.data.transforms import seen_by
 from two_stream.evaluation.video import Reading, picture_at
 from two_stream.evaluation.views import crop_views
 from two_stream.types import InputSpec
-from two_stream.video.base import Image
+from two_stream.video.decoding.base import Image
 from two_stream.video.flow import gray
 from two_stream.video.region import Region, fit
 

@@ -14,7 +14,7 @@ from two_stream.errors import VideoError
 from two_stream.evaluation.annotate import Encoder, blend, panel
 from two_stream.runtime.files import atomic_path
 from two_stream.streaming.inbox import Inbox
-from two_stream.video.base import Image
+from two_stream.video.decoding.base import Image
 
 Guesses = Sequence[tuple[str, float]]
 

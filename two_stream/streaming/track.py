@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from two_stream.errors import TwoStreamError
 from two_stream.runtime.device import autocast
-from two_stream.video.base import Image
+from two_stream.video.decoding.base import Image
 
 
 class StreamNetwork(Protocol):

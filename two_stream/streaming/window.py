@@ -13,7 +13,7 @@ import cv2
 
 from two_stream.errors import SettingsError
 from two_stream.streaming.recording import Guesses, drawn
-from two_stream.video.base import Image
+from two_stream.video.decoding.base import Image
 
 _PAGE = b"""<!doctype html><html lang="en"><meta charset="utf-8"><title>two-stream</title>
 <style>body{margin:0;background:#111;height:100vh;display:grid;place-items:center}img{max-width:100vw;max-height:100vh}</style>

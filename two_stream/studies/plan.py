@@ -34,7 +34,7 @@ from two_stream.studies.variants import Variant, merged, nested, pairs_of, varia
 from two_stream.training.run_folder import FREE_ON_RESUME
 from two_stream.training.sources import fingerprint
 from two_stream.types import Modality, Part
-from two_stream.video.extraction import extraction_settings
+from two_stream.video.extraction.one_video import extraction_settings
 
 _PLACES = ("data.features", "data.dataset", "data.settings_root", "data.shards")
 _RUNS = ("train.init", "compress.source", "compress.teachers")

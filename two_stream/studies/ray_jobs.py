@@ -17,7 +17,7 @@ from two_stream.errors import DataError
 from two_stream.runtime.provenance import source_digest
 from two_stream.studies.cells import Job, Outcome, do
 from two_stream.studies.pool import TICK, Event, Running
-from two_stream.video.ray_pool import cancel, connected, import_ray, reason_of
+from two_stream.video.extraction.ray_pool import cancel, connected, import_ray, reason_of
 
 
 def run_on_ray(

@@ -47,7 +47,7 @@ from two_stream.training.solver import Probe, check_probe
 from two_stream.training.sources import TrainingData, training_data
 from two_stream.training.trainer import Trainer
 from two_stream.types import RunPaths
-from two_stream.video.reader import backend_version
+from two_stream.video.decoding.reader import backend_version
 
 _OTHER_BACKBONE = (
     "give the weights it was made from as `train.init` (with `train.init_part: backbone` the head starts anew), or "

@@ -19,9 +19,9 @@ from two_stream.runtime.console import progress
 from two_stream.runtime.files import sha256
 from two_stream.runtime.workers import Beat, Failure, run_tasks, usable_processes
 from two_stream.types import Modality
-from two_stream.video.extract import read_manifest
+from two_stream.video.decoding.reader import backend_version, open_video
+from two_stream.video.extraction.many_videos import read_manifest
 from two_stream.video.frames import FLAGS, FramePatterns, content_of, decoded
-from two_stream.video.reader import backend_version, open_video
 from two_stream.video.sources import video_files
 
 Severity = Literal["error", "warning", "info"]

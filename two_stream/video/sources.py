@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from two_stream.errors import DataError
-from two_stream.video.base import VIDEO_SUFFIXES
+from two_stream.video.decoding.base import VIDEO_SUFFIXES
 
 _LIST_SUFFIXES = frozenset({".txt", ".lst", ".list", ".csv"})
 

@@ -23,7 +23,7 @@ from two_stream.data.demo_order import CLASSES as ORDERS
 from two_stream.data.demo_order import colour_at
 from two_stream.data.splits import load_part
 from two_stream.errors import SettingsError
-from two_stream.video.reader import open_video
+from two_stream.video.decoding.reader import open_video
 
 SMALL = DemoOptions(groups=3, min_frames=4, max_frames=5)
 GROUPS = 15

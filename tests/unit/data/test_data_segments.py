@@ -25,9 +25,9 @@ from two_stream.data.splits import load_part
 from two_stream.data.views import view_loader
 from two_stream.errors import DataError, VideoError
 from two_stream.types import InputSpec
-from two_stream.video.extract import ExtractOptions, extract
+from two_stream.video.decoding.times import frame_times
+from two_stream.video.extraction.many_videos import ExtractOptions, extract
 from two_stream.video.sources import Source
-from two_stream.video.times import frame_times
 
 
 def film(path: Path, shown: list[float]) -> Path:

@@ -22,8 +22,8 @@ from two_stream.evaluation.attention_figure import draw_attention
 from two_stream.evaluation.video import Reading
 from two_stream.pretrained import write_model
 from two_stream.recognizer import Recognizer, create_model
+from two_stream.video.decoding.reader import open_video
 from two_stream.video.flow import FlowEstimator, gray
-from two_stream.video.reader import open_video
 
 NAMES = ["left", "right", "stay"]
 HEIGHT, WIDTH, FPS = 48, 64, 10

@@ -24,9 +24,9 @@ from two_stream.evaluation.run import evaluate_run, extraction_of, load_run, pre
 from two_stream.evaluation.video import Reading
 from two_stream.export import export_run, load
 from two_stream.streaming.prepare import Prepare
-from two_stream.video.extract import ExtractOptions, extract, resized
+from two_stream.video.decoding.reader import open_video
+from two_stream.video.extraction.many_videos import ExtractOptions, extract, resized
 from two_stream.video.flow import FlowEstimator, gray, quantize
-from two_stream.video.reader import open_video
 from two_stream.video.sources import find_sources
 
 ONE = SMALL.model_copy(update={"views": "single", "crops": "center"})

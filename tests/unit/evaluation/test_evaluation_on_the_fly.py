@@ -25,8 +25,8 @@ from two_stream.evaluation import video as on_the_fly
 from two_stream.evaluation.annotate import annotate, panel
 from two_stream.evaluation.run import evaluate_run, extraction_of, load_run, predict, reading_of
 from two_stream.evaluation.video import Reading, VideoResult, fuse_results, score_file, top
-from two_stream.video.extract import ExtractOptions, extract
-from two_stream.video.reader import open_video
+from two_stream.video.decoding.reader import open_video
+from two_stream.video.extraction.many_videos import ExtractOptions, extract
 from two_stream.video.sources import Source
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from two_stream.cli import main
-from two_stream.video.reader import open_video
+from two_stream.video.decoding.reader import open_video
 
 sys.path.append(str(Path(__file__).parents[1] / "video"))
 from video_clips import make

@@ -25,7 +25,7 @@ from two_stream.pretrained import write_model
 from two_stream.recognizer import create_model
 from two_stream.streaming.prepare import Prepare
 from two_stream.training.loop import train
-from two_stream.video.reader import open_video
+from two_stream.video.decoding.reader import open_video
 
 FULL = EvaluateOptions(views="single", crops="full", batch_views=3, keep_views=True, precision="fp32")
 MOBILENET = {"kind": "mobilenetv2_3d", "width": 0.2}

@@ -13,8 +13,8 @@ import torch
 from two_stream.errors import TwoStreamError, VideoError
 from two_stream.streaming.pipeline import Pipeline, Seen
 from two_stream.streaming.track import Stream
-from two_stream.video.base import Image
-from two_stream.video.live import LiveSource
+from two_stream.video.decoding.base import Image
+from two_stream.video.decoding.live import LiveSource
 
 
 def marked(number: int) -> Image:

@@ -13,7 +13,7 @@ import torch
 from two_stream import create_model
 from two_stream.evaluation.video import Reading, read_clip
 from two_stream.streaming.prepare import Prepare
-from two_stream.video.reader import open_video
+from two_stream.video.decoding.reader import open_video
 
 
 @pytest.mark.parametrize("modality", ["rgb", "flow"])

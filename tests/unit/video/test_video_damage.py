@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from video_clips import FRAMES, H264, Codec, make
 
-from two_stream.video.containers import flaw
+from two_stream.video.decoding.containers import flaw
+from two_stream.video.decoding.gaps import hole
+from two_stream.video.decoding.reader import open_video
 from two_stream.video.doctor import examine
-from two_stream.video.extract import ExtractOptions, Source, extract
-from two_stream.video.gaps import hole
-from two_stream.video.reader import open_video
+from two_stream.video.extraction.many_videos import ExtractOptions, Source, extract
 
 KINDS = [
     H264,

@@ -11,7 +11,7 @@ from video_clips import CODECS, FRAMES, H264, make, make_audio, make_cut, pictur
 
 from two_stream.video import doctor
 from two_stream.video.doctor import examine, examine_frame_folders
-from two_stream.video.extract import ExtractOptions, Source, extract
+from two_stream.video.extraction.many_videos import ExtractOptions, Source, extract
 
 
 def told(findings, subject):

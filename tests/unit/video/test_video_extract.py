@@ -17,7 +17,7 @@ from video_clips import CODECS, FRAMES, H264, make, make_audio, make_cut, number
 
 from two_stream.commands.extract import main
 from two_stream.errors import DataError, SettingsError
-from two_stream.video.extract import ExtractOptions, extract, read_manifest, target_size
+from two_stream.video.extraction.many_videos import ExtractOptions, extract, read_manifest, target_size
 from two_stream.video.flow import FlowEstimator
 from two_stream.video.frames import FramePatterns, count_frames, read_frames
 from two_stream.video.sources import Source, collisions, find_sources, folder_ids
@@ -378,7 +378,7 @@ def test_wrong_options_are_named():
 
 
 def test_the_longest_video_is_begun_first_and_the_summary_keeps_the_order(tmp_path, monkeypatch):
-    from two_stream.video import extract as module
+    from two_stream.video.extraction import many_videos as module
 
     begun = []
 

@@ -10,8 +10,8 @@ import pytest
 from live_server import LiveServer
 
 from two_stream.errors import VideoError
-from two_stream.video import live
-from two_stream.video.live import AddressSource, CameraSource, FileSource, LiveSource, open_source
+from two_stream.video.decoding import live
+from two_stream.video.decoding.live import AddressSource, CameraSource, FileSource, LiveSource, open_source
 
 
 def pictures(count: int = 20) -> list[np.ndarray]:

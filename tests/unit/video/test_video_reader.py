@@ -12,8 +12,8 @@ import pytest
 from video_clips import CODECS, FRAMES, H264, make, make_audio, make_cut, numbers_of, picture
 
 from two_stream.errors import SettingsError, VideoError
-from two_stream.video.backend_pyav import PyavVideo
-from two_stream.video.reader import BACKENDS, backend_version, open_video
+from two_stream.video.decoding.backend_pyav import PyavVideo
+from two_stream.video.decoding.reader import BACKENDS, backend_version, open_video
 
 ORDER = [17, 3, 3, 23, 0, 9, 10, 8, 17]
 

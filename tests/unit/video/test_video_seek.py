@@ -12,10 +12,10 @@ from video_clips import CODECS, Codec, make
 
 from two_stream.errors import VideoError
 from two_stream.runtime.cache import cache_folder, keep
-from two_stream.video import backend_pyav, index
-from two_stream.video.backend_pyav import PyavVideo, opened, version
-from two_stream.video.packets import index_of_packets, starts_as
-from two_stream.video.reader import open_video
+from two_stream.video.decoding import backend_pyav, index
+from two_stream.video.decoding.backend_pyav import PyavVideo, opened, version
+from two_stream.video.decoding.packets import index_of_packets, starts_as
+from two_stream.video.decoding.reader import open_video
 
 LONG = 150
 GOP = Codec("libx264", ".mp4", options={"bf": "2", "g": "12", "x264-params": "scenecut=0"})

@@ -8,9 +8,9 @@ import av
 import pytest
 from video_clips import FRAMES, numbers_of, picture
 
+from two_stream.video.decoding.reader import open_video
 from two_stream.video.doctor import examine
-from two_stream.video.extract import ExtractOptions, Source, extract
-from two_stream.video.reader import open_video
+from two_stream.video.extraction.many_videos import ExtractOptions, Source, extract
 
 BACKENDS = ["pyav", "opencv"]
 

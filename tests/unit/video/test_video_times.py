@@ -9,11 +9,11 @@ from video_clips import CODECS, FRAMES, H264, Codec, make
 
 from two_stream.data.adapters.clock import clock_of
 from two_stream.evaluation.annotate import annotate
-from two_stream.video.clock import Clock, uneven
-from two_stream.video.extract import ExtractOptions, Source, extract, read_manifest
-from two_stream.video.live import open_source
-from two_stream.video.reader import open_video
-from two_stream.video.times import frame_times
+from two_stream.video.decoding.clock import Clock, uneven
+from two_stream.video.decoding.live import open_source
+from two_stream.video.decoding.reader import open_video
+from two_stream.video.decoding.times import frame_times
+from two_stream.video.extraction.many_videos import ExtractOptions, Source, extract, read_manifest
 
 SLOW, FAST = 8, 16
 STAMPS = [500 * n for n in range(SLOW)] + [500 * (SLOW - 1) + 20 * n for n in range(1, FAST + 1)]

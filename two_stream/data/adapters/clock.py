@@ -11,9 +11,9 @@ from typing import Any
 
 from two_stream.data.segments import frames_between
 from two_stream.errors import VideoError
-from two_stream.video.extract import read_manifest
-from two_stream.video.reader import open_video
-from two_stream.video.times import frame_times
+from two_stream.video.decoding.reader import open_video
+from two_stream.video.decoding.times import frame_times
+from two_stream.video.extraction.many_videos import read_manifest
 
 RATE_FILE = "fps"
 """file in a frame folder, as the scripts of 3D-ResNets-PyTorch write it"""

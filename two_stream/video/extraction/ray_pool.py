@@ -25,8 +25,8 @@ import numpy as np
 from two_stream.errors import DataError, SettingsError
 from two_stream.runtime.leftovers import clear_leftovers, unfinished
 from two_stream.runtime.workers import Failure, usable_processes
-from two_stream.video.extraction import Job, Outcome, extract_one
-from two_stream.video.reader import backend_version
+from two_stream.video.decoding.reader import backend_version
+from two_stream.video.extraction.one_video import Job, Outcome, extract_one
 
 LOCAL = "local"
 """Address that stands for a Ray instance started here and ended with the run."""

@@ -22,10 +22,10 @@ from two_stream.runtime.files import fsync_dir, write_json
 from two_stream.runtime.leftovers import unfinished
 from two_stream.runtime.text import parse_json
 from two_stream.runtime.workers import Beat
-from two_stream.video.clock import uneven
+from two_stream.video.decoding.clock import uneven
+from two_stream.video.decoding.reader import Video, backend_version, open_video
 from two_stream.video.flow import ALGORITHMS, FLOW_BOUND, FlowEstimator, FlowMaker, FlowNetwork
 from two_stream.video.frames import FramePatterns, count_frames, numbers_by_name
-from two_stream.video.reader import Video, backend_version, open_video
 from two_stream.video.sources import Source
 
 MANIFEST = ".done.json"

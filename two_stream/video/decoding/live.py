@@ -19,8 +19,8 @@ import numpy as np
 from av.video.stream import VideoStream
 
 from two_stream.errors import VideoError
-from two_stream.video.base import Image, existing_file
-from two_stream.video.reader import open_video
+from two_stream.video.decoding.base import Image, existing_file
+from two_stream.video.decoding.reader import open_video
 
 SCHEMES = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp", "srt")
 OPEN_SECONDS, READ_SECONDS = 10.0, 5.0

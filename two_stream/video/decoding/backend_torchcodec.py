@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from two_stream.errors import SettingsError, VideoError
-from two_stream.video.backend_pyav import PyavVideo
-from two_stream.video.base import Decoded, Image, Video
-from two_stream.video.containers import flaw
+from two_stream.video.decoding.backend_pyav import PyavVideo
+from two_stream.video.decoding.base import Decoded, Image, Video
+from two_stream.video.decoding.containers import flaw
 
 _INSTALL = "pip install two-stream[torchcodec]"
 

@@ -17,7 +17,7 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from two_stream.video.index import Index
+from two_stream.video.decoding.index import Index
 
 PROVEN = 32
 """frames decoded from the beginning to see that packets and frames agree"""

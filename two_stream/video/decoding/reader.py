@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import cast
 
 from two_stream.errors import SettingsError
-from two_stream.video.base import VIDEO_SUFFIXES, Video
+from two_stream.video.decoding.base import VIDEO_SUFFIXES, Video
 
 BACKENDS = ("pyav", "opencv", "torchcodec")
 """Names of the decoders; the first is the default."""
@@ -44,4 +44,4 @@ def backend_version(backend: str) -> str:
 def _module(backend: str) -> ModuleType:
     if backend not in BACKENDS:
         raise SettingsError(f"unknown video backend {backend!r}; known: {', '.join(BACKENDS)}")
-    return import_module(f"two_stream.video.backend_{backend}")
+    return import_module(f"two_stream.video.decoding.backend_{backend}")

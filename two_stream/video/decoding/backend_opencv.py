@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 
 from two_stream.errors import VideoError
-from two_stream.video.backend_pyav import PyavVideo
-from two_stream.video.base import Decoded, Image, Video
-from two_stream.video.containers import flaw
+from two_stream.video.decoding.backend_pyav import PyavVideo
+from two_stream.video.decoding.base import Decoded, Image, Video
+from two_stream.video.decoding.containers import flaw
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 

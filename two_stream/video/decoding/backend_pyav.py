@@ -25,11 +25,11 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from two_stream.errors import VideoError
-from two_stream.video.base import Decoded, Image, Video, existing_file, silent, turned
-from two_stream.video.containers import flaw
-from two_stream.video.gaps import hole, stated_end
-from two_stream.video.index import Index, load, store
-from two_stream.video.packets import index_of_packets, starts_as
+from two_stream.video.decoding.base import Decoded, Image, Video, existing_file, silent, turned
+from two_stream.video.decoding.containers import flaw
+from two_stream.video.decoding.gaps import hole, stated_end
+from two_stream.video.decoding.index import Index, load, store
+from two_stream.video.decoding.packets import index_of_packets, starts_as
 
 _TEXT_FORMATS = frozenset({"tty", "bin", "xbin", "adf", "idf"})  # libav draws text files as ANSI art
 _LIST_FORMATS = frozenset({"concat", "hls", "applehttp", "dash", "sdp", "imf", "lavfi"})

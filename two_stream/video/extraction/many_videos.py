@@ -16,7 +16,8 @@ from two_stream.errors import DataError
 from two_stream.runtime.console import progress
 from two_stream.runtime.leftovers import clear_leftovers
 from two_stream.runtime.workers import Failure, run_tasks, usable_processes
-from two_stream.video.extraction import (
+from two_stream.video.decoding.reader import backend_version
+from two_stream.video.extraction.one_video import (
     MANIFEST,
     ExtractOptions,
     Job,
@@ -27,7 +28,6 @@ from two_stream.video.extraction import (
     target_size,
 )
 from two_stream.video.flow import FlowEstimator
-from two_stream.video.reader import backend_version
 from two_stream.video.sources import Source, collisions
 
 __all__ = [
@@ -152,7 +152,7 @@ def _answers(jobs: Sequence[Job], ray: str | None) -> Generator[tuple[int, Outco
         return
     options = jobs[0].options
     if ray is not None:
-        from two_stream.video.ray_pool import extract_on_ray
+        from two_stream.video.extraction.ray_pool import extract_on_ray
 
         with closing(extract_on_ray(jobs, ray)) as answers:
             yield from answers

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from two_stream.video.backend_pyav import opened, version
-from two_stream.video.index import load
-from two_stream.video.packets import index_of_packets
-from two_stream.video.reader import open_video
+from two_stream.video.decoding.backend_pyav import opened, version
+from two_stream.video.decoding.index import load
+from two_stream.video.decoding.packets import index_of_packets
+from two_stream.video.decoding.reader import open_video
 
 
 def frame_times(path: Path) -> list[float] | None:

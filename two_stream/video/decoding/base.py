@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from two_stream.errors import VideoError
-from two_stream.video.clock import Clock
+from two_stream.video.decoding.clock import Clock
 
 Image = NDArray[np.uint8]
 """A picture `(H, W, 3)` in RGB order, or `(H, W)`."""

@@ -1,0 +1,1 @@
+"""Decodes videos: one reader over several decoder backends."""

@@ -1,0 +1,1 @@
+"""Extracts RGB frames and optical flow from videos into folders."""
