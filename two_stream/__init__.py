@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from two_stream.data.sampling import sample_clips
+    from two_stream.data.clips.sampling import sample_clips
     from two_stream.evaluation.fusion import fuse
     from two_stream.evaluation.run import load_run, predict
     from two_stream.pretrained import load_weights
@@ -27,7 +27,7 @@ _HOMES = {
     "load_weights": "two_stream.pretrained",
     "load_run": "two_stream.evaluation.run",
     "predict": "two_stream.evaluation.run",
-    "sample_clips": "two_stream.data.sampling",
+    "sample_clips": "two_stream.data.clips.sampling",
     "fuse": "two_stream.evaluation.fusion",
 }
 

@@ -29,10 +29,10 @@ from torchvision.transforms.functional import to_tensor
 
 from two_stream.config.schema import AugmentOptions, DataOptions, Experiment, TrainOptions
 from two_stream.data.catalog import Record, load_record
-from two_stream.data.dataset import ClipDataset
-from two_stream.data.loader import train_loader
-from two_stream.data.packing import PackOptions, pack
-from two_stream.data.source import FrameFolders
+from two_stream.data.clips.dataset import ClipDataset
+from two_stream.data.clips.loader import train_loader
+from two_stream.data.packing.pack import PackOptions, pack
+from two_stream.data.sources.choose import FrameFolders
 from two_stream.data.splits import load_part
 from two_stream.types import InputSpec, VideoRecord
 

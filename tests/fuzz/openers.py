@@ -32,7 +32,7 @@ def settings(path: Path) -> None:
 
 def shards(path: Path) -> None:
     """Read the first and last pictures of every video that an index names; `path` is the index."""
-    from two_stream.data.shards import ShardSource
+    from two_stream.data.sources.shards import ShardSource
     from two_stream.errors import VideoError
 
     source = ShardSource(str(path.parent.parent), "rgb")

@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import pytest
 
-from two_stream.data.sampling import sample_clips
-from two_stream.data.temporal import efficient_windows
-from two_stream.data.transforms import corner_box, evaluation_views, placed_box
+from two_stream.data.clips.families import efficient_windows
+from two_stream.data.clips.sampling import sample_clips
+from two_stream.data.clips.transforms import corner_box, evaluation_views, placed_box
 
 
 @pytest.fixture(scope="module")

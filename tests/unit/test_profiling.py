@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from two_stream.config.model import AverageHead, HfBertHead, LstmHead, ModelOptions, NonLocalHead, ResNet3d
-from two_stream.data.dataset import ClipItem
+from two_stream.data.clips.dataset import ClipItem
 from two_stream.profiling import (
     clip_shape,
     fvcore_operations,

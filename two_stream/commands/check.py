@@ -14,8 +14,8 @@ import tyro
 from two_stream.commands.common import parse
 
 if TYPE_CHECKING:
-    from two_stream.data.audit import AuditOptions
     from two_stream.data.catalog import Record
+    from two_stream.data.prepare.audit import AuditOptions
     from two_stream.types import Modality
     from two_stream.video.doctor import Finding
     from two_stream.video.frames import FramePatterns
@@ -62,7 +62,7 @@ def main(args: list[str]) -> int:
     """
     options = parse(Options, args, prog="two-stream check", description=SUMMARY)
 
-    from two_stream.data.audit import AuditOptions
+    from two_stream.data.prepare.audit import AuditOptions
     from two_stream.errors import SettingsError
     from two_stream.runtime.files import write_json
 
@@ -88,8 +88,8 @@ def main(args: list[str]) -> int:
 
 def _check(target: str, flags: Options, options: AuditOptions) -> list[Finding]:
     from two_stream.config.load import nearest
-    from two_stream.data.audit import audit
     from two_stream.data.catalog import known_datasets
+    from two_stream.data.prepare.audit import audit
     from two_stream.errors import DataError
     from two_stream.video.decoding.reader import VIDEO_SUFFIXES
     from two_stream.video.doctor import examine

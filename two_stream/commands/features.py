@@ -16,7 +16,7 @@ from two_stream.errors import SettingsError
 from two_stream.runtime.console import note, say
 
 if TYPE_CHECKING:
-    from two_stream.data.features import FeatureFacts
+    from two_stream.evaluation.features.cache import FeatureFacts
     from two_stream.recognizer import Recognizer
 
 SUMMARY = "Store what a frozen backbone gives for every video and view, for heads to train and be scored on."
@@ -62,7 +62,7 @@ def main(args: list[str]) -> int:
     source = Experiment() if name is None else _experiment(name)
     flags = parse_over(_defaults(source), rest, PROG, DESCRIPTION)
     assert name is not None  # without it only --help gets here, and that has exited
-    from two_stream.evaluation.features import write_features
+    from two_stream.evaluation.features.extract_features import write_features
     from two_stream.runtime.device import set_deterministic, set_threads
 
     experiment = _with_flags(source, flags)

@@ -13,7 +13,7 @@ from two_stream.config.load import nearest
 from two_stream.errors import SettingsError
 
 if TYPE_CHECKING:
-    from two_stream.data.prepare import Prepared
+    from two_stream.data.prepare.folders import Prepared
 
 SUMMARY = "videos or official split files -> a data set's record and split lists"
 OFFICIAL = ("ucf101", "hmdb51")
@@ -120,13 +120,13 @@ def main(args: list[str]) -> int:
 
 
 def _kinds() -> list[str]:
-    from two_stream.data.adapters import ADAPTERS
+    from two_stream.data.prepare.adapters import ADAPTERS
 
     return ["folder", *OFFICIAL, *ADAPTERS]
 
 
 def _usage() -> None:
-    from two_stream.data.adapters import ADAPTERS
+    from two_stream.data.prepare.adapters import ADAPTERS
     from two_stream.runtime.console import say
 
     say(f"usage: two-stream prepare {{{','.join(_kinds())}}} …\n\n{SUMMARY}\n")
@@ -141,8 +141,8 @@ def _usage() -> None:
 def _folder(args: list[str]) -> Prepared:
     flags = parse(FolderFlags, args, prog="two-stream prepare folder", description=SUMMARY)
 
-    from two_stream.data.frame_names import FrameNames
-    from two_stream.data.prepare import FolderOptions, prepare_folder
+    from two_stream.data.prepare.folders import FolderOptions, prepare_folder
+    from two_stream.data.prepare.frame_names import FrameNames
 
     options = FolderOptions(
         groups=flags.groups,
@@ -161,8 +161,8 @@ def _folder(args: list[str]) -> Prepared:
 def _official(name: str, args: list[str]) -> Prepared:
     flags = parse(OfficialFlags, args, prog=f"two-stream prepare {name}", description=SUMMARY)
 
-    from two_stream.data.frame_names import FrameNames
-    from two_stream.data.official import prepare_official
+    from two_stream.data.prepare.frame_names import FrameNames
+    from two_stream.data.prepare.official import prepare_official
 
     return prepare_official(
         name,
@@ -179,8 +179,8 @@ def _official(name: str, args: list[str]) -> Prepared:
 def _adapted(kind: str, args: list[str]) -> Prepared:
     flags = parse(AdapterFlags, args, prog=f"two-stream prepare {kind}", description=SUMMARY)
 
-    from two_stream.data.adapters.build import BuildOptions, prepare_annotations
-    from two_stream.data.frame_names import FrameNames
+    from two_stream.data.prepare.adapters.build import BuildOptions, prepare_annotations
+    from two_stream.data.prepare.frame_names import FrameNames
 
     options = BuildOptions(
         annotations=flags.annotations,

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from two_stream.config.compress import Quantize
 from two_stream.config.schema import Experiment
-from two_stream.data.loader import clip_loader
+from two_stream.data.clips.loader import clip_loader
 from two_stream.data.splits import load_part
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.evaluation.run import Run, load_run

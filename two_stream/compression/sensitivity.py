@@ -20,7 +20,7 @@ from two_stream.compression.layers import chosen_layers
 from two_stream.compression.masks import kept, level_threshold
 from two_stream.compression.measure import nonzero_parameters
 from two_stream.config.compress import Prune
-from two_stream.data.loader import clip_loader
+from two_stream.data.clips.loader import clip_loader
 from two_stream.data.splits import load_part
 from two_stream.errors import DataError, SettingsError
 from two_stream.evaluation import multilabel

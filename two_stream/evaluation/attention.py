@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from two_stream.config.schema import EvaluateOptions
-from two_stream.data.transforms import Frames, seen_by
+from two_stream.data.clips.transforms import Frames, seen_by
 from two_stream.errors import SettingsError, VideoError
 from two_stream.evaluation.thumbnails import flow_picture
 from two_stream.evaluation.video import Reading, read_clip

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from two_stream.config.load import validate
 from two_stream.config.schema import DataOptions
 from two_stream.data.catalog import Record
-from two_stream.data.shards import load_index, shard_storage
+from two_stream.data.sources.shards import load_index, shard_storage
 from two_stream.errors import DataError
 from two_stream.types import Modality
 from two_stream.video.extraction.one_video import extraction_settings

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from two_stream.config.schema import Experiment
 from two_stream.data.catalog import load_record
-from two_stream.data.segments import segments_of
-from two_stream.data.source import FrameFolders, VideoFiles
+from two_stream.data.sources.choose import FrameFolders, VideoFiles
+from two_stream.data.sources.segments import segments_of
 from two_stream.errors import TwoStreamError
 from two_stream.types import Modality
 from two_stream.video.decoding.reader import open_video

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from two_stream.config.schema import EvaluateOptions
+from two_stream.data.clips.transforms import Frames, resize_frames, seen_by
 from two_stream.data.mirror import Mirror
-from two_stream.data.source import stacked_numbers
-from two_stream.data.transforms import Frames, resize_frames, seen_by
+from two_stream.data.sources.choose import stacked_numbers
 from two_stream.errors import ScoreError, VideoError
 from two_stream.evaluation.batching import Canvas, scored_views
 from two_stream.evaluation.fusion import checked_weights, combine

@@ -17,8 +17,8 @@ from two_stream import zoo
 from two_stream.config.load import load_experiment
 from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment
 from two_stream.data.catalog import Patterns, Record
+from two_stream.data.clips.views import view_loader
 from two_stream.data.splits import read_list
-from two_stream.data.views import view_loader
 from two_stream.errors import CheckpointError, ScoreError, SettingsError
 from two_stream.evaluation.facts import scoring_facts
 from two_stream.evaluation.fusion import fuse

@@ -13,7 +13,7 @@ import torch
 
 from two_stream.config.schema import DataOptions, Experiment
 from two_stream.data.catalog import Record, load_record
-from two_stream.data.loader import Loader, collate_clips, train_loader
+from two_stream.data.clips.loader import Loader, collate_clips, train_loader
 from two_stream.data.splits import load_part
 from two_stream.profiling.peak import wait
 from two_stream.types import Batch, InputSpec, VideoRecord

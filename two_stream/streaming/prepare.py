@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from two_stream.config.schema import EvaluateOptions
-from two_stream.data.transforms import seen_by
+from two_stream.data.clips.transforms import seen_by
 from two_stream.evaluation.video import Reading, picture_at
 from two_stream.evaluation.views import crop_views
 from two_stream.types import InputSpec

@@ -132,7 +132,7 @@ def whole(job: Job, outcome: Outcome) -> bool:
 
 
 def _stored(job: Job, outcome: Outcome) -> bool:
-    from two_stream.data.features import FeatureCache
+    from two_stream.evaluation.features.cache import FeatureCache
 
     try:
         FeatureCache(outcome.run)
@@ -229,7 +229,7 @@ def _begun(experiment: Experiment, paths: RunPaths) -> Experiment | None:
 
 
 def _features(job: Job) -> Outcome:
-    from two_stream.evaluation.features import write_features
+    from two_stream.evaluation.features.extract_features import write_features
     from two_stream.runtime.device import pick_device, set_deterministic, set_threads
     from two_stream.training.loop import start_model
 

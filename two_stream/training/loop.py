@@ -14,8 +14,7 @@ from torch import nn
 from two_stream.config.optimization import Logistic
 from two_stream.config.schema import Experiment, TrainOptions
 from two_stream.data.catalog import load_record
-from two_stream.data.features import FeatureCache
-from two_stream.data.shards import shard_facts
+from two_stream.data.sources.shards import shard_facts
 from two_stream.errors import (
     CheckpointError,
     DataError,
@@ -24,7 +23,8 @@ from two_stream.errors import (
     TwoStreamError,
     loader_killed,
 )
-from two_stream.evaluation.features import backbone_sha256
+from two_stream.evaluation.features.cache import FeatureCache
+from two_stream.evaluation.features.extract_features import backbone_sha256
 from two_stream.evaluation.tables import expected_words
 from two_stream.pretrained import load_library, load_weights, reshape_like, write_model
 from two_stream.recognizer import Recognizer, create_model, settled

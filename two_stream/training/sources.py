@@ -11,15 +11,15 @@ from typing import Any, Protocol
 from torch.utils.data import Dataset
 
 from two_stream.config.schema import Experiment
-from two_stream.data.balance import class_counts
 from two_stream.data.catalog import Record, load_record
-from two_stream.data.dataset import ClipDataset, ClipItem, Failure
-from two_stream.data.features import FeatureCache, view_settings
-from two_stream.data.loader import Share, clip_loader, train_loader
+from two_stream.data.clips.balance import class_counts
+from two_stream.data.clips.dataset import ClipDataset, ClipItem, Failure
+from two_stream.data.clips.loader import Share, clip_loader, train_loader
 from two_stream.data.mirror import Mirror, mirror_note, mirror_of
 from two_stream.data.splits import load_part
-from two_stream.data.stored import StoredClips, stored_centred, stored_epoch
 from two_stream.errors import SettingsError
+from two_stream.evaluation.features.batches import StoredClips, stored_centred, stored_epoch
+from two_stream.evaluation.features.cache import FeatureCache, view_settings
 from two_stream.evaluation.frames_made import made_now
 from two_stream.runtime import distributed
 from two_stream.runtime.console import warn

@@ -17,10 +17,10 @@ from small_world import SmallWorld
 from two_stream.commands.compressing import distill
 from two_stream.compression.distillation import Distillation
 from two_stream.config.schema import Experiment
-from two_stream.data.beside import ClipsBeside, companion, same_clip, same_moment, scaled_box
 from two_stream.data.catalog import load_record
-from two_stream.data.dataset import ClipItem
-from two_stream.data.loader import drawn_clips
+from two_stream.data.clips.companions import ClipsBeside, companion, same_clip, same_moment, scaled_box
+from two_stream.data.clips.dataset import ClipItem
+from two_stream.data.clips.loader import drawn_clips
 from two_stream.data.splits import load_part
 from two_stream.errors import DataError, SettingsError
 from two_stream.evaluation.run import evaluate_run, load_run

@@ -12,10 +12,10 @@ import pytest
 from adapter_files import frames, write
 
 from two_stream.commands import prepare as command
-from two_stream.data.adapters import ADAPTERS, read_annotations
-from two_stream.data.adapters.build import BuildOptions, prepare_annotations
 from two_stream.data.catalog import Record, load_record
-from two_stream.data.prepare import Prepared
+from two_stream.data.prepare.adapters import ADAPTERS, read_annotations
+from two_stream.data.prepare.adapters.build import BuildOptions, prepare_annotations
+from two_stream.data.prepare.folders import Prepared
 from two_stream.data.splits import load_part
 from two_stream.errors import DataError, SettingsError
 

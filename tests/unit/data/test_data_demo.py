@@ -16,11 +16,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from two_stream.data.catalog import load_record
-from two_stream.data.demo import DemoOptions, render, write_demo
-from two_stream.data.demo_drawing import encode
-from two_stream.data.demo_motion import CLASSES, PAIRS, state
-from two_stream.data.demo_order import CLASSES as ORDERS
-from two_stream.data.demo_order import colour_at
+from two_stream.data.demo.demo import DemoOptions, render, write_demo
+from two_stream.data.demo.drawing import encode
+from two_stream.data.demo.motion import CLASSES, PAIRS, state
+from two_stream.data.demo.order import CLASSES as ORDERS
+from two_stream.data.demo.order import colour_at
 from two_stream.data.splits import load_part
 from two_stream.errors import SettingsError
 from two_stream.video.decoding.reader import open_video

@@ -11,15 +11,15 @@ import pytest
 from adapter_files import frames, write
 
 from two_stream.commands import prepare as command
-from two_stream.data.audit import AuditOptions, audit
 from two_stream.data.catalog import Record, load_record
-from two_stream.data.demo import DemoOptions, render
-from two_stream.data.demo_drawing import encode
-from two_stream.data.packing import all_videos
-from two_stream.data.prepare import FolderOptions, Prepared, prepare_folder
+from two_stream.data.demo.demo import DemoOptions, render
+from two_stream.data.demo.drawing import encode
+from two_stream.data.packing.pack import all_videos
+from two_stream.data.prepare.audit import AuditOptions, audit
+from two_stream.data.prepare.folders import FolderOptions, Prepared, prepare_folder
 from two_stream.data.splits import load_part, not_for_test
 from two_stream.errors import DataError
-from two_stream.evaluation.features import _Writer
+from two_stream.evaluation.features.extract_features import _Writer
 from two_stream.studies.plan import _digest
 
 

@@ -25,14 +25,14 @@ from two_stream.config.schema import (
     TrainOptions,
 )
 from two_stream.data.catalog import Record, load_record
-from two_stream.data.dataset import ClipDataset, ClipItem
-from two_stream.data.demo import DemoOptions, render
-from two_stream.data.demo_drawing import encode
-from two_stream.data.loader import Share, clip_loader, epoch_order, train_loader
-from two_stream.data.source import FrameFolders, VideoFiles, find_video, index_videos
+from two_stream.data.clips.dataset import ClipDataset, ClipItem
+from two_stream.data.clips.loader import Share, clip_loader, epoch_order, train_loader
+from two_stream.data.clips.transforms import resize_frames
+from two_stream.data.clips.views import view_loader
+from two_stream.data.demo.demo import DemoOptions, render
+from two_stream.data.demo.drawing import encode
+from two_stream.data.sources.choose import FrameFolders, VideoFiles, find_video, index_videos
 from two_stream.data.splits import load_part
-from two_stream.data.transforms import resize_frames
-from two_stream.data.views import view_loader
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.types import Batch, InputSpec, Modality, VideoRecord
 from two_stream.video.flow import flow_clip

@@ -15,13 +15,13 @@ from two_stream.commands import prepare as command
 from two_stream.commands.weights import _class_names
 from two_stream.compression.layers import read_levels
 from two_stream.config.load import read_yaml
-from two_stream.data.adapters import read_annotations
-from two_stream.data.audit import AuditOptions, audit
 from two_stream.data.catalog import Record, load_record, read_groups
-from two_stream.data.demo import DemoOptions, render
-from two_stream.data.demo_drawing import encode
-from two_stream.data.prepare import FolderOptions, prepare_folder
-from two_stream.data.segments import read_segments
+from two_stream.data.demo.demo import DemoOptions, render
+from two_stream.data.demo.drawing import encode
+from two_stream.data.prepare.adapters import read_annotations
+from two_stream.data.prepare.audit import AuditOptions, audit
+from two_stream.data.prepare.folders import FolderOptions, prepare_folder
+from two_stream.data.sources.segments import read_segments
 from two_stream.data.splits import load_part, read_list
 from two_stream.errors import DataError, SettingsError
 from two_stream.video.sources import find_sources, video_files

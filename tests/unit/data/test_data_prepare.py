@@ -9,11 +9,11 @@ import pytest
 
 from two_stream.commands import prepare as command
 from two_stream.data.catalog import Record, load_record
-from two_stream.data.demo import DemoOptions, render
-from two_stream.data.demo_drawing import encode
-from two_stream.data.official import hmdb51_splits, prepare_official, ucf101_splits
-from two_stream.data.prepare import FolderOptions, prepare_folder
-from two_stream.data.source import VideoFiles
+from two_stream.data.demo.demo import DemoOptions, render
+from two_stream.data.demo.drawing import encode
+from two_stream.data.prepare.folders import FolderOptions, prepare_folder
+from two_stream.data.prepare.official import hmdb51_splits, prepare_official, ucf101_splits
+from two_stream.data.sources.choose import VideoFiles
 from two_stream.data.splits import load_part, read_list
 from two_stream.errors import DataError, SettingsError
 

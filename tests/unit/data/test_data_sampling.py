@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from two_stream.config.schema import DataOptions
-from two_stream.data.sampling import (
+from two_stream.data.clips.sampling import (
     clip_span,
     evaluation_protocol,
     paper_train_offsets,

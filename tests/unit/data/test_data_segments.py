@@ -14,15 +14,21 @@ import yaml
 from adapter_files import frames, write
 
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
-from two_stream.data.adapters.build import BuildOptions, prepare_annotations
-from two_stream.data.adapters.clock import clock_of
-from two_stream.data.audit import audit
 from two_stream.data.catalog import Record, load_record
-from two_stream.data.packing import PackOptions, pack
-from two_stream.data.segments import Segment, SegmentSource, frames_between, read_segments, write_segments
-from two_stream.data.source import VideoFiles, make_source
+from two_stream.data.clips.views import view_loader
+from two_stream.data.packing.pack import PackOptions, pack
+from two_stream.data.prepare.adapters.build import BuildOptions, prepare_annotations
+from two_stream.data.prepare.adapters.clock import clock_of
+from two_stream.data.prepare.audit import audit
+from two_stream.data.sources.choose import VideoFiles, make_source
+from two_stream.data.sources.segments import (
+    Segment,
+    SegmentSource,
+    frames_between,
+    read_segments,
+    write_segments,
+)
 from two_stream.data.splits import load_part
-from two_stream.data.views import view_loader
 from two_stream.errors import DataError, VideoError
 from two_stream.types import InputSpec
 from two_stream.video.decoding.times import frame_times

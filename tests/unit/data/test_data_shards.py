@@ -18,17 +18,17 @@ import torch
 
 from two_stream.cli import main
 from two_stream.config.schema import AugmentOptions, DataOptions, Experiment, TrainOptions
-from two_stream.data import shard_writer
 from two_stream.data.catalog import Record, load_record
-from two_stream.data.demo import DemoOptions, render
-from two_stream.data.demo_drawing import encode
-from two_stream.data.loader import clip_loader, train_loader
-from two_stream.data.packing import PackOptions, _without_culprit, all_videos, pack, plan, verify
-from two_stream.data.shard_writer import Shard, Tar
-from two_stream.data.shards import INDEX, ShardSource, key_of, parse_index, runs
-from two_stream.data.source import FrameFolders, VideoFiles
+from two_stream.data.clips.loader import clip_loader, train_loader
+from two_stream.data.demo.demo import DemoOptions, render
+from two_stream.data.demo.drawing import encode
+from two_stream.data.packing import shard_writer
+from two_stream.data.packing.pack import PackOptions, _without_culprit, all_videos, pack, plan, verify
+from two_stream.data.packing.shard_writer import Shard, Tar
+from two_stream.data.sources.choose import FrameFolders, VideoFiles
+from two_stream.data.sources.shards import INDEX, ShardSource, key_of, parse_index, runs
+from two_stream.data.sources.storage import Storage
 from two_stream.data.splits import load_part
-from two_stream.data.storage import Storage
 from two_stream.errors import DataError, SettingsError, TwoStreamError, VideoError
 from two_stream.runtime.workers import Failure
 from two_stream.types import Batch, InputSpec, Modality, VideoRecord
@@ -386,7 +386,7 @@ def test_more_shards_than_files_may_be_open(
     noisy: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pack(noisy, "rgb", tmp_path / "out", replace(QUICK, shard_frames=1))
-    monkeypatch.setattr("two_stream.data.storage._OPEN_FILES", 3)
+    monkeypatch.setattr("two_stream.data.sources.storage._OPEN_FILES", 3)
     source = ShardSource(str(tmp_path / "out"), "rgb")
     for video in all_videos(noisy, "rgb"):
         expected = FrameFolders(noisy, "rgb").read(video.id, [2], SIZE)

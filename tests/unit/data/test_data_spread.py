@@ -19,14 +19,14 @@ from pydantic import ValidationError
 from two_stream.config.augment import AugmentOptions
 from two_stream.config.model import InputOptions, ModelOptions, ResNet3d
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
-from two_stream.data.beside import same_clip, same_moment
 from two_stream.data.catalog import Record
-from two_stream.data.dataset import ClipDataset, ClipItem
-from two_stream.data.sampling import sample_clips, segment_clips
-from two_stream.data.source import make_source, read_clip, stacked_numbers
-from two_stream.data.spread import allowed_starts, drawn_starts, sampled_parts, uniform_parts
-from two_stream.data.transforms import mirrored
-from two_stream.data.views import ViewDataset, evaluation_clips
+from two_stream.data.clips.companions import same_clip, same_moment
+from two_stream.data.clips.dataset import ClipDataset, ClipItem
+from two_stream.data.clips.sampling import sample_clips, segment_clips
+from two_stream.data.clips.spread import allowed_starts, drawn_starts, sampled_parts, uniform_parts
+from two_stream.data.clips.transforms import mirrored
+from two_stream.data.clips.views import ViewDataset, evaluation_clips
+from two_stream.data.sources.choose import make_source, read_clip, stacked_numbers
 from two_stream.errors import SettingsError
 from two_stream.recognizer import create_model, input_spec
 from two_stream.types import InputSpec, VideoRecord, VideoViews

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from two_stream.config.schema import AugmentOptions
-from two_stream.data.transforms import (
+from two_stream.data.clips.transforms import (
     View,
     apply_view,
     center_box,

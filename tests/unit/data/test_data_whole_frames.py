@@ -11,11 +11,9 @@ import pytest
 
 from two_stream.config.load import dump, validate
 from two_stream.config.schema import AugmentOptions, EvaluateOptions, Experiment
-from two_stream.data.beside import ClipsBeside, Companion
-from two_stream.data.dataset import ClipDataset, ClipItem
-from two_stream.data.mirror import Mirror
-from two_stream.data.source import ClipSource
-from two_stream.data.transforms import (
+from two_stream.data.clips.companions import ClipsBeside, Companion
+from two_stream.data.clips.dataset import ClipDataset, ClipItem
+from two_stream.data.clips.transforms import (
     Frames,
     center_box,
     corner_box,
@@ -25,7 +23,9 @@ from two_stream.data.transforms import (
     largest_box,
     multiscale_box,
 )
-from two_stream.data.views import ViewDataset
+from two_stream.data.clips.views import ViewDataset
+from two_stream.data.mirror import Mirror
+from two_stream.data.sources.choose import ClipSource
 from two_stream.errors import SettingsError
 from two_stream.runtime.seeding import rng
 from two_stream.types import InputSpec, Modality, VideoRecord, VideoViews, size_text

@@ -9,10 +9,10 @@ import pytest
 
 from two_stream.config.augment import AugmentOptions
 from two_stream.config.schema import EvaluateOptions
-from two_stream.data.dataset import ClipDataset, ClipItem
-from two_stream.data.sampling import reordered
-from two_stream.data.source import ClipSource
-from two_stream.data.views import ViewDataset
+from two_stream.data.clips.dataset import ClipDataset, ClipItem
+from two_stream.data.clips.sampling import reordered
+from two_stream.data.clips.views import ViewDataset
+from two_stream.data.sources.choose import ClipSource
 from two_stream.types import InputSpec, VideoRecord, VideoViews
 from two_stream.video.region import Region
 

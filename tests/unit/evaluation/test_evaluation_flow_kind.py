@@ -13,9 +13,9 @@ import yaml
 from made_world import CLASSES, SMALL, write_run
 
 from two_stream.cli import main as cli
-from two_stream.data.packing import pack
-from two_stream.data.shard_writer import PackOptions
-from two_stream.data.transforms import resize_frames
+from two_stream.data.clips.transforms import resize_frames
+from two_stream.data.packing.pack import pack
+from two_stream.data.packing.shard_writer import PackOptions
 from two_stream.errors import SettingsError
 from two_stream.evaluation import attention
 from two_stream.evaluation import video as on_the_fly

@@ -14,8 +14,8 @@ from made_world import CLASSES, SMALL, write_run, write_video
 from two_stream.cli import main as cli
 from two_stream.commands.predict import annotated_files
 from two_stream.config.schema import EvaluateOptions
+from two_stream.data.clips.views import view_loader
 from two_stream.data.splits import load_part
-from two_stream.data.views import view_loader
 from two_stream.errors import (
     ScoreError,
     SettingsError,

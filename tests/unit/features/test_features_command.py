@@ -11,7 +11,7 @@ from stored_world import experiment_of, settled_model, write_run
 
 from two_stream.cli import main
 from two_stream.config.load import dump
-from two_stream.data.features import FeatureCache
+from two_stream.evaluation.features.cache import FeatureCache
 from two_stream.evaluation.scores import read_scores
 
 SMALL = ["--evaluate.crops", "center", "--evaluate.views", "single", "--device", "cpu"]
@@ -95,7 +95,7 @@ def test_wrong_source_is_one_line(
 def test_interrupted_command_leaves_nothing(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from two_stream.evaluation import features as writing
+    from two_stream.evaluation.features import extract_features as writing
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

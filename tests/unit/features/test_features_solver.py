@@ -26,9 +26,9 @@ from stored_world import (
 
 from two_stream.cli import main
 from two_stream.config.schema import Experiment
-from two_stream.data.features import FeatureCache
 from two_stream.errors import SettingsError, TrainingError
-from two_stream.evaluation.features import write_features
+from two_stream.evaluation.features.cache import FeatureCache
+from two_stream.evaluation.features.extract_features import write_features
 from two_stream.evaluation.run import evaluate_run, load_run
 from two_stream.recognizer import create_model
 from two_stream.streaming import convert

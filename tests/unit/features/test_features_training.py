@@ -29,7 +29,7 @@ from stored_world import (
 
 from two_stream.config.schema import Experiment
 from two_stream.errors import CheckpointError, FullDiskError, SettingsError
-from two_stream.evaluation.features import write_features
+from two_stream.evaluation.features.extract_features import write_features
 from two_stream.evaluation.run import evaluate_run, load_run
 from two_stream.pretrained import load_weights
 from two_stream.recognizer import create_model
@@ -396,9 +396,9 @@ def test_init_part_takes_the_backbone_alone(world: Path, tmp_path: Path) -> None
 
 def test_balanced_epochs_show_the_next_clip_of_a_repeated_video(world: Path, tmp_path: Path) -> None:
     from two_stream.data.catalog import load_record
-    from two_stream.data.features import FeatureCache
     from two_stream.data.splits import load_part
-    from two_stream.data.stored import StoredClips
+    from two_stream.evaluation.features.batches import StoredClips
+    from two_stream.evaluation.features.cache import FeatureCache
 
     experiment = start(world, tmp_path, MOBILENET)
     cache = FeatureCache(cache_of(experiment, tmp_path / "cache", train_views=2))

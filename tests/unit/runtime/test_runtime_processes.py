@@ -33,7 +33,7 @@ if __name__ == "__main__":
 LOADER = f"""{BURN}
 if __name__ == "__main__":
     from torch.utils.data import DataLoader
-    from two_stream.data.loader import _start_worker
+    from two_stream.data.clips.loader import _start_worker
     class Clips:
         def __len__(self): return 4
         def __getitem__(self, index): burn(sys.argv[1])

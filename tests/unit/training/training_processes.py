@@ -15,7 +15,7 @@ import torch
 from training_fakes import CLASSES, TinyNet, write_tensors
 
 from two_stream.config.schema import Experiment
-from two_stream.data.loader import Share
+from two_stream.data.clips.loader import Share
 from two_stream.errors import DataError, TwoStreamError
 from two_stream.runtime import distributed
 from two_stream.training.sources import TrainingData

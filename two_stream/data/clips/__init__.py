@@ -1,0 +1,1 @@
+"""Training clips and evaluation views: frame sampling, transforms, data sets, loaders."""

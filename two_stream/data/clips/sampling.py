@@ -1,0 +1,366 @@
+"""Which frames a clip is made of. All frame numbers are 1-based, as in the file names.
+
+The `paper-*` protocols reproduce LateTemporalModeling3DCNN frame by frame, quirks included: the last frame of a
+video longer than a clip is never read, the first one is skipped, a second test clip starts only at twice the clip
+length plus three frames. Those named after a family are in `temporal.py`, those of segments in `spread.py`. The others
+use the whole video.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from two_stream.data.clips.families import FAMILY_PROTOCOLS, family_clips
+from two_stream.data.clips.spread import SEGMENT_PROTOCOLS, allowed_starts, drawn_starts, segment_starts
+from two_stream.errors import SettingsError
+from two_stream.runtime import seeding
+from two_stream.types import InputSpec
+
+MENDED = ("single", "multi", "uniform", "sliding", "train")
+PAPER = ("paper-single", "paper-multi", "paper-train", "paper-val")
+PROTOCOLS = (*MENDED, *PAPER, *FAMILY_PROTOCOLS, *SEGMENT_PROTOCOLS)
+
+FAMILIES = ("efficient3d", "3dresnets", "co3d")
+"""codebases whose frame choice `data.sampling` can name"""
+
+DEFAULT_CLIPS = 10
+"""clips of the `uniform` protocol when their number is not given"""
+
+
+def sample_clips(
+    protocol: str,
+    num_frames: int,
+    clip_length: int,
+    *,
+    stride: int = 1,
+    num_clips: int | None = None,
+    step: int | None = None,
+    offset: int | Sequence[int] | None = None,
+    rng: np.random.Generator | None = None,
+) -> list[list[int]]:
+    """Return the frame numbers (1-based) of each clip of a video.
+
+    A video shorter than a clip is looped. `single` is one centred clip; `multi` as many neighbouring clips as fit,
+    the rest shared between both ends; `uniform` spreads `num_clips` clips from the first to the last frame; `sliding`
+    starts one every `step` frames and ends with one that reaches the last frame; `train` draws one clip. Those of
+    segments take one frame of each of `clip_length` equal parts of the video.
+
+    Args:
+        protocol: `single`, `multi`, `uniform`, `sliding`, `train`, the published `paper-single`, `paper-multi`,
+            `paper-train`, `paper-val`, one of a family (`temporal.FAMILY_PROTOCOLS`) or one of segments
+            (`spread.SEGMENT_PROTOCOLS`).
+        num_frames: Frames of the video, at least 1.
+        clip_length: Frames of a clip.
+        stride: Step between neighbouring frames of a clip; the paper's protocols know only 1.
+        num_clips: Clips of `uniform` and `segments-uniform` (default 10), segments of `paper-train` and `paper-val`
+            (default 1), clips of a family's even choice (its own default).
+        step: Frames between the starts of `sliding` clips; default half a clip (a family's: a whole one).
+        offset: Frames before the clip (0-based start) for `train` and `<family>-random`; one per segment for
+            `paper-train` and `segments-train`.
+        rng: Where `train`, `paper-train`, `segments-train` and `<family>-random` draw the offset from when none is
+            given.
+
+    Raises:
+        SettingsError: Unknown protocol, a number out of range, or a training protocol without offset and rng.
+    """
+    for name, value in (("num_frames", num_frames), ("clip_length", clip_length), ("stride", stride)):
+        if value < 1:
+            raise SettingsError(f"sample_clips: {name} is {value}: expected at least 1")
+    if protocol not in PROTOCOLS:
+        raise SettingsError(f"unknown sampling protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
+    if protocol in SEGMENT_PROTOCOLS:
+        return segment_clips(
+            protocol, num_frames, (clip_length, 1), stride=stride, num_clips=num_clips, offset=offset, rng=rng
+        )
+    if protocol in FAMILY_PROTOCOLS:
+        return family_clips(
+            protocol,
+            num_frames,
+            clip_length,
+            stride=stride,
+            num_clips=num_clips,
+            step=step,
+            choose=_chooser(offset, rng),
+            draw=_real_chooser(offset, rng),
+        )
+    if protocol in PAPER:
+        if stride != 1:
+            raise SettingsError(
+                f"sampling protocol {protocol!r} has stride 1, not {stride}; use a standard one"
+            )
+        if protocol in ("paper-train", "paper-val"):
+            return _paper_segments(protocol, num_frames, clip_length, num_clips or 1, _chooser(offset, rng))
+        starts = _paper_test_starts(protocol, num_frames, clip_length)
+    elif protocol == "train":
+        starts = [_chooser(offset, rng)(0, train_offsets(num_frames, clip_length, stride))]
+    else:
+        starts = _mended_starts(protocol, num_frames, clip_length, stride, num_clips, step)
+    return [_looped(start, num_frames, clip_length, stride) for start in starts]
+
+
+def segment_clips(
+    protocol: str,
+    num_frames: int,
+    segments: tuple[int, int],
+    *,
+    stride: int = 1,
+    num_clips: int | None = None,
+    offset: int | Sequence[int] | None = None,
+    rng: np.random.Generator | None = None,
+) -> list[list[int]]:
+    """Return the frame numbers (1-based) of clips of segments; a video that ends inside a segment is looped.
+
+    Args:
+        protocol: One of `spread.SEGMENT_PROTOCOLS`.
+        num_frames: Frames of the video.
+        segments: Equal parts of the video, and frames of each.
+        stride: Step between the frames of a segment.
+        num_clips: Clips of `segments-uniform` (default 10).
+        offset: Start (0-based) of each segment of `segments-train`.
+        rng: Where `segments-train` draws the starts from when none are given.
+
+    Raises:
+        SettingsError: A number out of range, or `segments-train` without offset and rng.
+    """
+    count, frames = segments
+    clips = DEFAULT_CLIPS if num_clips is None else num_clips
+    if clips < 1:
+        raise SettingsError(f"sample_clips: num_clips is {clips}: expected at least 1")
+    if protocol != "segments-train":
+        starts = segment_starts(protocol, num_frames, count, clip_span(frames, stride), clips)
+    elif offset is None and rng is not None:
+        starts = [drawn_starts(num_frames, count, frames, stride, rng)]
+    else:
+        choose = _chooser(offset, rng)
+        allowed = allowed_starts(num_frames, count, frames, stride)
+        starts = [[choose(place, part) for place, part in enumerate(allowed)]]
+    return [
+        [number for start in clip for number in _looped(start, num_frames, frames, stride)] for clip in starts
+    ]
+
+
+def clips_for(
+    spec: InputSpec,
+    protocol: str,
+    num_frames: int,
+    *,
+    num_clips: int | None = None,
+    step: int | None = None,
+    rng: np.random.Generator | None = None,
+) -> list[list[int]]:
+    """Return the frame numbers (1-based) of each clip of a video, as a network expects them; see `sample_clips`."""
+    if protocol in SEGMENT_PROTOCOLS and spec.segments:
+        parts = (spec.segments, spec.clip_length // spec.segments)
+        return segment_clips(protocol, num_frames, parts, stride=spec.stride, num_clips=num_clips, rng=rng)
+    if spec.segments not in (0, spec.clip_length):
+        raise SettingsError(
+            f"sliding clips of a network with {spec.clip_length // spec.segments} frames in each of {spec.segments} "
+            "segments are not defined; take single, twice or uniform clips"
+        )
+    return sample_clips(
+        protocol, num_frames, spec.clip_length, stride=spec.stride, num_clips=num_clips, step=step, rng=rng
+    )
+
+
+def training_protocol(sampling: str, clip: str = "random") -> str:
+    """Return the protocol of a training clip.
+
+    Args:
+        sampling: `standard`, `paper`, `segments` or a family, as in `DataOptions.sampling`.
+        clip: `random`, `center` or `begin`.
+
+    """
+    if sampling == "segments":
+        return {"random": "segments-train", "center": "segments-single"}[clip]
+    if sampling == "paper":
+        return "paper-train"
+    if sampling == "standard":  # a clip from the first frame on has no quirk in either family
+        return {"random": "train", "center": "single", "begin": "efficient3d-begin"}[clip]
+    return f"{sampling}-{clip}"
+
+
+def evaluation_protocol(sampling: str, views: str, num_clips: int | None = None) -> tuple[str, int | None]:
+    """Return the protocol of an evaluation's clips and their number, where it has one.
+
+    A family without a choice of its own for these views takes ours. A clip of segments spans the video, so `multi` is
+    one of them; `sliding` ones are windows of neighbouring frames.
+
+    Args:
+        sampling: `standard`, `paper`, `segments` or a family, as in `DataOptions.sampling`.
+        views: `single`, `multi`, `uniform`, `sliding` or `twice`, as in `EvaluateOptions.views`.
+        num_clips: Clips of `uniform`.
+
+    Raises:
+        SettingsError: `twice` without segments.
+    """
+    if sampling == "segments" and views != "sliding":
+        return f"segments-{'single' if views == 'multi' else views}", num_clips
+    if views == "twice":
+        raise SettingsError(
+            "views `twice` take the segments of a video twice, and this network has none; take uniform ones"
+        )
+    if sampling == "paper" and views in ("single", "multi"):
+        return f"paper-{views}", None
+    if sampling in FAMILIES and views == "single":
+        return f"{sampling}-center", 1
+    family = {
+        ("efficient3d", "sliding"): ("efficient3d-windows", 0),
+        ("efficient3d", "uniform"): ("efficient3d-windows", num_clips),
+        ("3dresnets", "sliding"): ("3dresnets-sliding", None),
+        ("3dresnets", "uniform"): ("3dresnets-even", num_clips),
+        ("co3d", "uniform"): ("co3d-even", num_clips),
+    }
+    return family.get((sampling, views), (views, num_clips))
+
+
+def sampling_of(spec: InputSpec, sampling: str) -> str:
+    """Return the frame choice of a network on some data: a network of segments says so itself."""
+    return "segments" if spec.segments else sampling
+
+
+def reordered(clip: Sequence[int], order: str, *key: object) -> list[int]:
+    """Return the frame numbers of a clip in the order in which they enter the network.
+
+    Args:
+        clip: Frame numbers in the order of time.
+        order: `natural`, `reversed`, or `shuffled`: a permutation that depends on `key` alone.
+        key: What the permutation is drawn from, for example seed, epoch and video.
+    """
+    if order == "reversed":
+        return list(clip[::-1])
+    if order == "shuffled":
+        return [clip[place] for place in seeding.rng("frame order", *key).permutation(len(clip))]
+    return list(clip)
+
+
+def clip_span(clip_length: int, stride: int) -> int:
+    """Return the frames from the first to the last frame of a clip, both counted."""
+    return (clip_length - 1) * stride + 1
+
+
+def train_offsets(num_frames: int, clip_length: int, stride: int = 1) -> range:
+    """Return the starts (0-based) a training clip may have.
+
+    Every start at which the clip fits; for a video shorter than a clip, which is looped, every frame.
+    """
+    last = num_frames - clip_span(clip_length, stride)
+    return range(last + 1) if last >= 0 else range(num_frames)
+
+
+def paper_train_offsets(num_frames: int, clip_length: int, segments: int = 1) -> list[range]:
+    """Return, per segment, the starts (0-based) the published training protocol draws from.
+
+    The published code counts one frame too few when the video is longer than a clip, and multiplies the drawn offset
+    by the number of the segment when it is not, so that the first segment always starts at the first frame.
+    """
+    if num_frames <= clip_length:
+        return [
+            range(0, segment * (num_frames - 1) + 1, max(segment, 1)) if segment else range(1)
+            for segment in range(segments)
+        ]
+    shift, slack = _paper_grid(num_frames, clip_length, segments)
+    return [range(segment * shift, segment * shift + slack + 1) for segment in range(segments)]
+
+
+def _chooser(
+    offset: int | Sequence[int] | None, rng: np.random.Generator | None
+) -> Callable[[int, range], int]:
+    """Return a function (segment, allowed starts) -> start: the given offset, or a draw."""
+
+    def choose(segment: int, allowed: range) -> int:
+        if offset is None:
+            if rng is None:
+                raise SettingsError("sample_clips: a training protocol needs `offset` or `rng`")
+            return allowed[int(rng.integers(len(allowed)))]
+        given = offset if isinstance(offset, int) else offset[segment]
+        if given not in allowed:
+            raise SettingsError(
+                f"sample_clips: offset {given} is out of range: expected {allowed[0]} to {allowed[-1]}"
+            )
+        return given
+
+    return choose
+
+
+def _real_chooser(
+    offset: int | Sequence[int] | None, rng: np.random.Generator | None
+) -> Callable[[float], float]:
+    """Return a function (largest start) -> start, a real number: the given offset, or a draw."""
+
+    def choose(largest: float) -> float:
+        if isinstance(offset, int):
+            return float(offset)
+        if rng is None:
+            raise SettingsError("sample_clips: a training protocol needs `offset` or `rng`")
+        return float(rng.uniform(0.0, largest))
+
+    return choose
+
+
+def _looped(start: int, num_frames: int, clip_length: int, stride: int) -> list[int]:
+    return [(start + index * stride) % num_frames + 1 for index in range(clip_length)]
+
+
+def _mended_starts(
+    protocol: str, num_frames: int, clip_length: int, stride: int, num_clips: int | None, step: int | None
+) -> list[int]:
+    slack = num_frames - clip_span(clip_length, stride)
+    if protocol == "uniform":
+        count = DEFAULT_CLIPS if num_clips is None else num_clips
+        if count < 1:
+            raise SettingsError(f"sample_clips: num_clips is {count}: expected at least 1")
+        if slack <= 0 or count == 1:
+            return [max(slack, 0) // 2] * count
+        return [round(slack * index / (count - 1)) for index in range(count)]
+    if slack <= 0:
+        return [0]
+    if protocol == "single":
+        return [slack // 2]
+    if protocol == "multi":
+        length = clip_length * stride
+        count = 1 + slack // length
+        return [(slack - (count - 1) * length) // 2 + index * length for index in range(count)]
+    step = max(1, clip_span(clip_length, stride) // 2) if step is None else step
+    if step < 1:
+        raise SettingsError(f"sample_clips: step is {step}: expected at least 1")
+    starts = list(range(0, slack + 1, step))
+    return starts if starts[-1] == slack else [*starts, slack]
+
+
+def _paper_grid(num_frames: int, clip_length: int, segments: int) -> tuple[int, int]:
+    """Return the distance between segments and the room inside one, as published (one frame is lost)."""
+    average = (num_frames - 1) // segments
+    if average >= clip_length:
+        return average, average - clip_length
+    shift = (num_frames - 1 - clip_length) // segments
+    return shift, shift
+
+
+def _paper_segments(
+    protocol: str, num_frames: int, clip_length: int, segments: int, choose: Callable[[int, range], int]
+) -> list[list[int]]:
+    if protocol == "paper-train":
+        allowed = paper_train_offsets(num_frames, clip_length, segments)
+        starts = [choose(segment, starts) for segment, starts in enumerate(allowed)]
+    elif num_frames <= clip_length:
+        starts = [segment * ((num_frames - 1) // segments) for segment in range(segments)]
+    else:
+        shift, slack = _paper_grid(num_frames, clip_length, segments)
+        # one more frame of rounding where the segments do not overlap: both branches are the published ones
+        middle = (slack + 1) // 2 if shift - slack == clip_length else slack // 2
+        starts = [segment * shift + middle for segment in range(segments)]
+    return [_looped(start, num_frames, clip_length, 1) for start in starts]
+
+
+def _paper_test_starts(protocol: str, num_frames: int, clip_length: int) -> list[int]:
+    if num_frames <= clip_length:
+        return [0]
+    if protocol == "paper-single":
+        return [(num_frames - clip_length) // 2]
+    count = (num_frames - 3) // clip_length
+    if count < 1:
+        return [0]
+    first = (num_frames - count * clip_length) // 2
+    return [first + index * clip_length for index in range(count)]

@@ -1,0 +1,260 @@
+"""The views of each video for evaluation: frames read and resized once, long videos in chunks of neighbouring clips.
+
+What a worker sends is the distinct frames of a chunk, which rows of them make a clip, and the boxes of the crops. Crops
+are cut where the network is, while a batch is put together; nothing is copied per view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import Dataset
+
+from two_stream.config.schema import EvaluateOptions, Experiment
+from two_stream.data.catalog import Record
+from two_stream.data.clips.dataset import BROKEN, Failure, failure_of
+from two_stream.data.clips.loader import Loader
+from two_stream.data.clips.sampling import clips_for, evaluation_protocol, reordered, sampling_of
+from two_stream.data.clips.transforms import View, evaluation_views, seen_by, whole_box
+from two_stream.data.mirror import Mirror, mirror_of
+from two_stream.data.sources.choose import ClipSource, make_source, read_clip
+from two_stream.errors import DataError, TwoStreamError
+from two_stream.types import InputSpec, VideoRecord, VideoViews
+from two_stream.video.region import Region
+
+CHUNK_BYTES = 16 * 2**20
+"""Resized frames of one chunk: four clips of 64 frames at 128×170. What a video holds in memory does not grow beyond a
+few of these, however long it is; much less, and overlapping clips would have many frames read twice."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Clips `first` to `last` (exclusive) of a video: what is read at once."""
+
+    record: int
+    first: int
+    last: int
+
+
+class ViewDataset(Dataset[VideoViews | Failure]):
+    """Every view (clip × crop) of each video, one item per chunk of clips.
+
+    Attributes:
+        chunks: What each item is; the chunks of a video follow each other in the order of its clips.
+        protocol: `paper` leaves flow x as it is in mirrored crops.
+    """
+
+    def __init__(
+        self,
+        source: ClipSource,
+        records: Sequence[VideoRecord],
+        spec: InputSpec,
+        evaluate: EvaluateOptions,
+        *,
+        sampling: str = "standard",
+        chunk_bytes: int = CHUNK_BYTES,
+        mirror: Mirror | None = None,
+        whole_frame: bool = False,
+    ) -> None:
+        """Plan the chunks.
+
+        Args:
+            source: Where frames come from.
+            records: Videos, in any order.
+            spec: Clip length, stride, sizes.
+            evaluate: Clips and crops.
+            sampling: `standard`, `paper` or a family's frame choice.
+            chunk_bytes: Frames of a chunk take no more than this, except where a single clip does.
+            mirror: Whether there are mirrored crops, and what their logits stand for.
+            whole_frame: Whether a centred crop is the whole frame; see `seen_by`.
+
+        Raises:
+            SettingsError: A number is out of range, or `paper` with a stride other than 1.
+        """
+        self.frame_order = "natural"
+        self.source = source
+        self.records = records
+        self.spec = spec
+        self.evaluate = evaluate
+        self.sampling = sampling
+        self.protocol = "standard"
+        self.mirror = mirror or Mirror()
+        size = seen_by(spec, evaluate.crops, whole=whole_frame).resize
+        self.region = None if size == spec.resize else Region(whole_box(spec.resize), size, direct=True)
+        self.crops = evaluation_views(evaluate.crops, size, spec.size, mirrored=self.mirror.allowed)
+        frames = chunk_bytes // (size[0] * size[1] * spec.channels)
+        self.chunks = [
+            Chunk(index, part.start, part.stop)
+            for index, record in enumerate(records)
+            for part in chunks_of(self._clips(record), frames)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, index: int) -> VideoViews | Failure:
+        """Read a chunk; a broken video gives a `Failure`."""
+        chunk = self.chunks[index]
+        record = self.records[chunk.record]
+        try:
+            return self._views(record, chunk)
+        except (*BROKEN, TwoStreamError) as error:
+            return failure_of(record.id, error)
+
+    def num_views(self, chunk: Chunk) -> int:
+        """Return how many forward passes of one clip a chunk takes."""
+        return (chunk.last - chunk.first) * len(self.crops)
+
+    def _clips(self, record: VideoRecord) -> list[list[int]]:
+        clips = evaluation_clips(self.evaluate, self.spec, record.num_frames, self.sampling)
+        return [reordered(clip, self.frame_order, record.id) for clip in clips]
+
+    def _views(self, record: VideoRecord, chunk: Chunk) -> VideoViews:
+        spec = self.spec
+        every = self._clips(record)
+        clips = every[chunk.first : chunk.last]
+        distinct = sorted({number for clip in clips for number in clip})
+        frames = read_clip(self.source, record, distinct, spec, self.region)
+        rows = {number: row for row, number in enumerate(distinct)}
+        return VideoViews(
+            record.id,
+            record.label,
+            torch.from_numpy(frames),
+            torch.tensor([[rows[number] for number in clip] for clip in clips]),
+            *boxes_and_flips(self.crops),
+            signed=turns_round(spec, self.protocol),
+            first=chunk.first,
+            total_clips=len(every),
+            mirror_labels=self.mirror.labels,
+        )
+
+
+class ViewLoader(Loader[VideoViews]):
+    """Chunks in the order of the videos; with `on_error: skip` a broken chunk leaves the whole video out.
+
+    Chunks of it may be out before the broken one is met. Whoever puts the video together finds it incomplete, and its
+    id in `skipped`.
+    """
+
+    def __iter__(self) -> Iterator[VideoViews]:
+        """Read the chunks.
+
+        Raises:
+            DataError: A video cannot be read and `on_error` is `raise`; or a worker died.
+        """
+        for item in super().__iter__():
+            if not self._left_out(item.id):
+                yield item
+
+    def _left_out(self, video_id: str) -> bool:
+        return any(name == video_id for name, _ in self.skipped[-1:])
+
+    def _meet(self, failure: Failure) -> None:
+        if not self._left_out(failure.id):  # its other chunks need no second line
+            super()._meet(failure)
+
+
+def view_loader(
+    experiment: Experiment,
+    spec: InputSpec,
+    records: Sequence[VideoRecord],
+    record: Record,
+    *,
+    rank: int = 0,
+    world: int = 1,
+) -> ViewLoader:
+    """Return the views of every video, in the records' order.
+
+    Args:
+        experiment: Data and evaluation settings.
+        spec: What the network expects.
+        records: The videos.
+        record: The data set.
+        rank: Number of this process among `world`; each reads whole videos of its own, none is read twice.
+        world: Processes that score together.
+
+    Raises:
+        DataError: No videos, or the folder of frames or videos is absent.
+        SettingsError: A number is out of range, or `paper` with a stride other than 1.
+    """
+    if not records:
+        raise DataError("the evaluation part has no videos; check the split list and `data.holdout`")
+    data = experiment.data
+    dataset = ViewDataset(
+        make_source(record, spec.modality, data),
+        records,
+        spec,
+        experiment.evaluate,
+        sampling=data.sampling,
+        mirror=mirror_of(record, data.augment.protocol),
+        whole_frame=data.augment.whole_frame,
+    )
+    dataset.frame_order = data.frame_order
+    dataset.protocol = data.augment.protocol
+    views = [0] * len(records)
+    for chunk in dataset.chunks:
+        views[chunk.record] += dataset.num_views(chunk)
+    mine = set(share(views, rank, world))
+    plan = [[index] for index, chunk in enumerate(dataset.chunks) if chunk.record in mine]
+    return ViewLoader(dataset, plan, collate_views, data)
+
+
+def share(work: Sequence[int], rank: int, world: int) -> list[int]:
+    """Return which pieces of work are this process's, in ascending order.
+
+    The largest pieces are dealt first, each to the process that has least, so that all end at about the same time.
+    Every process works out the same deal; each piece has exactly one owner.
+    """
+    loads = [0] * world
+    mine = []
+    for index in sorted(range(len(work)), key=lambda index: (-work[index], index)):
+        owner = min(range(world), key=lambda process: (loads[process], process))
+        loads[owner] += work[index]
+        if owner == rank:
+            mine.append(index)
+    return sorted(mine)
+
+
+def collate_views(items: list[VideoViews | Failure]) -> tuple[VideoViews | None, list[Failure]]:
+    """Unwrap the one chunk of a plan's entry."""
+    (item,) = items
+    return (None, [item]) if isinstance(item, Failure) else (item, [])
+
+
+def evaluation_clips(
+    evaluate: EvaluateOptions, spec: InputSpec, num_frames: int, sampling: str = "standard"
+) -> list[list[int]]:
+    """Return the frame numbers (1-based) of each clip of an evaluation.
+
+    Raises:
+        SettingsError: A number is out of range, or `paper` with a stride other than 1.
+    """
+    name, count = evaluation_protocol(sampling_of(spec, sampling), evaluate.views, evaluate.num_clips)
+    return clips_for(spec, name, num_frames, num_clips=count, step=evaluate.step)
+
+
+def chunks_of(clips: Sequence[Sequence[int]], frames: int) -> list[range]:
+    """Cut the clips of a video into runs of neighbours with at most so many distinct frames, one clip at least."""
+    if len({number for clip in clips for number in clip}) <= frames:
+        return [range(len(clips))]
+    found: list[range] = []
+    start, held = 0, set(clips[0])
+    for place, clip in enumerate(clips[1:], start=1):
+        joined = held | set(clip)
+        if len(joined) > frames:
+            found.append(range(start, place))
+            start, joined = place, set(clip)
+        held = joined
+    return [*found, range(start, len(clips))]
+
+
+def boxes_and_flips(crops: Sequence[View]) -> tuple[list[tuple[int, int, int, int]], list[bool]]:
+    """Return the two columns of a list of crops."""
+    return [view.box for view in crops], [view.flip for view in crops]
+
+
+def turns_round(spec: InputSpec, protocol: str) -> bool:
+    """Whether a mirrored view changes the sign of its x channels: flow has one, unless the protocol is `paper`."""
+    return spec.modality == "flow" and protocol != "paper"

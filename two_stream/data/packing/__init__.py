@@ -1,0 +1,1 @@
+"""Packs data sets into tar shards."""

@@ -1,0 +1,1 @@
+"""Makes data set records and split lists, and checks them."""

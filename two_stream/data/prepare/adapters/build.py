@@ -1,0 +1,274 @@
+"""From annotations and the videos that are there to a catalogue record, split lists, groups and segments."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from two_stream.config.load import read_yaml
+from two_stream.data.catalog import RECORD_FILE
+from two_stream.data.prepare.adapters import read_annotations
+from two_stream.data.prepare.adapters.annotations import Annotations, Entry
+from two_stream.data.prepare.adapters.clock import clock_of
+from two_stream.data.prepare.adapters.locate import Found, Places
+from two_stream.data.prepare.counting import (
+    Counts,
+    FolderCounts,
+    count_folders,
+    count_videos,
+    look_and_count,
+    make_record,
+)
+from two_stream.data.prepare.folders import (
+    GROUPS_FILE,
+    MARK,
+    Prepared,
+    Splits,
+    parts_line,
+    relative_path,
+    write_dataset,
+)
+from two_stream.data.prepare.frame_names import FrameNames
+from two_stream.data.sources.segments import Segment, write_segments
+from two_stream.data.splits import MODALITIES, make_splits
+from two_stream.errors import DataError, SettingsError, VideoError
+from two_stream.runtime.files import write_text
+from two_stream.types import VideoRecord
+from two_stream.video.sources import Source
+
+SEGMENTS_FILE = "segments.csv"
+_TEST_FRACTION = 0.3
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """Where things lie and how frames are counted."""
+
+    annotations: Path
+    """the official file or folder"""
+    name: str
+    """name of the data set"""
+    out: Path = Path("settings")
+    """settings folder; everything goes to `<out>/<name>/`"""
+    videos: Path | None = None
+    """root of the videos, which are decoded to count frames …"""
+    frames: Path | None = None
+    """… or root of the frame folders, whose files are counted"""
+    fps: float | None = None
+    """frames per second of the frame folders, where neither they nor the annotations say"""
+    names: FrameNames = field(default_factory=FrameNames)
+    """names of frame files, where looking does not tell"""
+    backend: str = "pyav"
+    """decoder"""
+    processes: int | None = None
+    """videos decoded at a time; all processors by default"""
+
+
+@dataclass
+class _Listed:
+    """What goes into the lists."""
+
+    videos: list[tuple[Entry, VideoRecord]] = field(default_factory=list)
+    counts: Counts = field(default_factory=dict)
+    segments: dict[str, Segment] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    """reason by id"""
+
+
+def prepare_annotations(kind: str, options: BuildOptions) -> Prepared:
+    """Write record, lists, groups and segments of a data set from its official files.
+
+    A listed video that is not there, or cannot be read, is left out and named.
+
+    Args:
+        kind: One of `ADAPTERS`.
+        options: Where things lie.
+
+    Raises:
+        DataError: An annotation file is wrong, none of its videos is there, or another record is in the way.
+        SettingsError: Neither videos nor frames given, or an unknown kind.
+    """
+    if options.videos is None and options.frames is None:
+        raise SettingsError(
+            f"{kind}: give --videos or --frames; the lists need the number of frames of every video"
+        )
+    if options.fps is not None and options.fps <= 0:
+        raise SettingsError(f"--fps is {options.fps}: expected more than 0")
+    annotations = read_annotations(kind, options.annotations)
+    folder = options.out / options.name
+    kept = _existing(folder / RECORD_FILE, annotations.classes)
+    frames = options.frames is not None
+    places = Places(options.frames or options.videos or Path(), frames=frames)
+    where = {
+        names: places.find(names) for names in dict.fromkeys(entry.names for entry in annotations.entries)
+    }
+    found = [place for place in where.values() if isinstance(place, Found)]
+    mapping = _mapping(annotations, options, folder)
+    counted = _counted(mapping, folder, found, options, kept=bool(kept))
+    listed = _listed(annotations, where, counted.counts, dict(counted.failures), options)
+    if not listed.videos:
+        first = next(iter(counted.strange or listed.failures.items()))
+        raise DataError(
+            f"{places.root}: none of the {len(annotations.entries)} listed videos is here ({first[0]}: {first[1]})"
+        )
+    _settle(mapping, listed, folder)
+    splits, validation, notes = _splits([video for _, video in listed.videos], listed, annotations.classes)
+    if kind == "table" and any(entry.split for entry, _ in listed.videos):
+        notes.insert(0, parts_line(splits[0], validation))
+    made = write_dataset(
+        make_record(mapping, folder),
+        None if kept else mapping,
+        folder,
+        splits,
+        listed.counts,
+        validation,
+        counted.modalities,
+    )
+    made.failures = list(listed.failures.items())
+    made.warnings += [*annotations.notes, *notes, *kept]
+    return made
+
+
+def _existing(path: Path, classes: list[str]) -> list[str]:
+    """Return a note where a record that a person has written stays.
+
+    Raises:
+        DataError: It has other classes.
+    """
+    if not path.is_file() or path.read_text(encoding="utf-8-sig").startswith(MARK):
+        return []
+    if read_yaml(path).get("classes") != classes:
+        raise DataError(
+            f"{path}: this record has other classes; give another --name or --out, or move it away"
+        )
+    return [f"{path} is kept as it is; compare `groups` and `segments` with what is beside it"]
+
+
+def _mapping(annotations: Annotations, options: BuildOptions, folder: Path) -> dict[str, Any]:
+    root = relative_path(options.frames or Path("data") / options.name, folder)
+    mapping: dict[str, Any] = {"name": options.name, "num_splits": 1, "frames": {"rgb": root, "flow": root}}
+    if options.videos is not None:
+        mapping["videos"] = relative_path(options.videos, folder)
+    if annotations.group is not None:
+        mapping["group"] = annotations.group
+    if annotations.multi_label:
+        mapping["multi_label"] = True
+    if annotations.mirror_pairs:
+        mapping["mirror_pairs"] = [list(pair) for pair in annotations.mirror_pairs]
+    return {**mapping, "classes": annotations.classes}
+
+
+def _counted(
+    mapping: dict[str, Any], folder: Path, found: Sequence[Found], options: BuildOptions, *, kept: bool
+) -> FolderCounts:
+    """Return the frames of what is there, and why others have none; a record that is kept says how files are named."""
+    distinct = list({place.id: place for place in found}.values())
+    ids = [place.id for place in distinct]
+    if options.frames is None:
+        sources = [Source(place.id, place.path) for place in distinct]
+        counts, failures = count_videos(sources, backend=options.backend, processes=options.processes)
+        return FolderCounts(counts, failures, modalities=list(MODALITIES))
+    if not kept:
+        return look_and_count(mapping, folder, ids, [place.path for place in distinct], options.names)
+    own = read_yaml(folder / RECORD_FILE)
+    mapping |= {key: own[key] for key in ("patterns", "first") if key in own}
+    return count_folders(make_record(mapping, folder), ids, settled=True)
+
+
+def _listed(
+    annotations: Annotations,
+    where: dict[tuple[str, ...], Found | str],
+    counts: Counts,
+    failures: dict[str, str],
+    options: BuildOptions,
+) -> _Listed:
+    made = _Listed()
+    parts: Counter[str] = Counter()
+    videos = Places(options.videos, frames=False) if options.videos and options.frames else None
+    for entry in annotations.entries:
+        place = where[entry.names]
+        if isinstance(place, str):
+            made.failures[entry.names[0]] = place
+            continue
+        if place.id not in counts:
+            made.failures[place.id] = failures[place.id]
+            continue
+        parts[place.id] += 1
+        name = place.id
+        try:
+            span = _span(entry, place, counts[place.id][0], options, videos)
+        except VideoError as error:
+            made.failures[place.id] = error.reason
+            continue
+        if entry.seconds or span.start > 1:
+            name = f"{place.id}#{parts[place.id]}"
+        if name in made.counts:
+            made.failures[entry.id] = f"its file {place.path} is that of another line already"
+            continue
+        flow = min(len(span) - 1, counts[place.id][1] - (span.start - 1))
+        if flow < 1:
+            made.failures[name] = (
+                f"{len(span)} of the {counts[place.id][0]} frames lie in this part, flow needs 2"
+            )
+            continue
+        if name != place.id:
+            start, end = entry.seconds or (None, None)
+            made.segments[name] = Segment(place.id, start, end, span.start)
+        made.counts[name] = (len(span), flow)
+        several = entry.labels if annotations.multi_label else ()
+        video = VideoRecord(name, len(span), entry.labels[0], entry.group or place.id, several)
+        made.videos.append((entry, video))
+    return made
+
+
+def _span(entry: Entry, place: Found, count: int, options: BuildOptions, videos: Places | None) -> range:
+    """Return the frames of an entry; see `VideoError` of `clock_of`."""
+    if entry.frames is not None:
+        return range(entry.frames[0], min(entry.frames[1], count + 1))
+    if entry.seconds is None:
+        return range(1, count + 1)
+    file = place.path if options.frames is None else None
+    if videos is not None:
+        other = videos.find(entry.names)
+        file = other.path if isinstance(other, Found) else None
+    folder = place.path if options.frames is not None else None
+    clock = clock_of(file, folder, count, entry.fps, options.fps)
+    return clock.between(*entry.seconds)
+
+
+def _settle(mapping: dict[str, Any], listed: _Listed, folder: Path) -> None:
+    """Write the groups and the segments, and name them in the record."""
+    classes = mapping.pop("classes")
+    if listed.segments or any(entry.group for entry, _ in listed.videos):
+        mapping.pop("group", None)
+        mapping["groups"] = GROUPS_FILE
+        lines = (f"{video.id} {'_'.join(video.group.split())}\n" for _, video in listed.videos)
+        write_text(folder / GROUPS_FILE, "".join(lines))
+    if listed.segments:
+        mapping["segments"] = SEGMENTS_FILE
+        write_segments(folder / SEGMENTS_FILE, listed.segments)
+    mapping["classes"] = classes
+
+
+def _splits(
+    records: Sequence[VideoRecord], listed: _Listed, classes: Sequence[str]
+) -> tuple[Splits, list[VideoRecord], list[str]]:
+    """Return the official split, or one made here where the files have none, its validation part, and what to say."""
+    if all(not entry.split for entry, _ in listed.videos):
+        made = make_splits(records, 1, _TEST_FRACTION, 0)
+        return made, [], [f"no split is given: about {_TEST_FRACTION:.0%} of every class are the test list"]
+    train, val, test = (
+        [video for entry, video in listed.videos if entry.split == split]
+        for split in ("train", "val", "test")
+    )
+    notes = []
+    for side, videos in (("training", train), ("test", test)):
+        seen = {label for video in videos for label in video.all_labels}
+        if not videos:
+            notes.append(f"the {side} list is empty: none of its videos is here")
+        elif len(seen) < len(classes):
+            notes.append(f"{len(classes) - len(seen)} classes have no {side} video here")
+    return [(train, test)], val, notes

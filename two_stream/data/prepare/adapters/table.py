@@ -1,0 +1,137 @@
+"""Any data set as a table: CSV, TSV, JSON or JSON lines with one video, or one part of a video, per row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from two_stream.config.load import nearest
+from two_stream.data.catalog import SPLIT_WORDS, read_lines
+from two_stream.data.prepare.adapters.annotations import Annotations, Classes, Entry, Split
+from two_stream.data.prepare.adapters.reading import json_objects, number, span, table_rows, typed
+from two_stream.errors import DataError
+from two_stream.runtime.text import parse_json
+
+COLUMNS = ("path", "id", "label", "labels", "start", "end", "group", "fps", "split")
+SEPARATOR = ";"
+"""between the `labels` of a video, in CSV and TSV"""
+_SPLITS: dict[str, Split] = {"": "", **SPLIT_WORDS}
+Row = dict[str, str]
+
+
+def read_table(path: Path) -> Annotations:
+    """Read a table with the columns of `COLUMNS`; `path` or `id`, and `label` or `labels`, are needed.
+
+    A column `labels` makes the data set multi-label; its names stand apart by `;`, in JSON in a list. Labels follow the
+    sorted class names, or the numbers where all are whole numbers. Without `split`, one is made. Rows of `val` are the
+    test list, unless there are rows of all three parts.
+
+    Raises:
+        DataError: Missing, an unknown or missing column, or a wrong value; names the line.
+    """
+    rows = list(_rows(path))
+    if not rows:
+        raise DataError(f"{path}: the table has no rows")
+    multi_label = any(row.get("labels") for _, row in rows)
+    named = [_classes_of(row, where) for where, row in rows]
+    names = {name for found in named for name in found}
+    classes = Classes(sorted(names, key=_order(names)), path)
+    entries = [
+        _entry(row, tuple(sorted(classes.label(name, where) for name in found)), where)
+        for (where, row), found in zip(rows, named, strict=True)
+    ]
+    split = {entry.split for entry in entries}
+    if "" in split and len(split) > 1:
+        lone = next(entry for entry in entries if not entry.split)
+        raise DataError(f"{lone.where}: `split` is empty, other rows have one")
+    if split != {"train", "val", "test"}:
+        entries = [replace(entry, split="test") if entry.split == "val" else entry for entry in entries]
+    return Annotations(classes.names, entries, multi_label=multi_label)
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Row]]:
+    suffix = path.suffix.lower()
+    if suffix in (".json", ".jsonl"):
+        yield from ((where, _texts(value, where)) for where, value in _json_rows(path, suffix))
+        return
+    if suffix not in (".csv", ".tsv"):
+        raise DataError(f"{path}: expected a .csv, .tsv, .json or .jsonl file")
+    first = True
+    for where, row in table_rows(path, (), "\t" if suffix == ".tsv" else ","):
+        if first:
+            _known(row, f"{path}:1")
+            first = False
+        yield where, row
+
+
+def _json_rows(path: Path, suffix: str) -> Iterator[tuple[str, Any]]:
+    if suffix == ".json":
+        yield from json_objects(path)
+        return
+    for line, text in enumerate(read_lines(path), 1):
+        if not text.strip():
+            continue
+        try:
+            yield f"{path}:{line}", parse_json(text)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{line}: not whole JSON ({error.msg})") from None
+
+
+def _texts(value: Any, where: str) -> Row:
+    """Return a JSON row as a table would have it."""
+    item = typed(value, dict, where)
+    _known(item, where)
+    row = {}
+    for name, content in item.items():
+        if name == "labels":
+            content = SEPARATOR.join(str(entry) for entry in typed(content, list, f"{where}.labels"))
+        row[name] = "" if content is None else str(content)
+    return row
+
+
+def _known(row: dict[str, Any], where: str) -> None:
+    for name in row:
+        if name not in COLUMNS:
+            raise DataError(f"{where}: unknown column {name!r}{nearest(name, list(COLUMNS))}")
+
+
+def _classes_of(row: Row, where: str) -> list[str]:
+    several = [name.strip() for name in row.get("labels", "").split(SEPARATOR) if name.strip()]
+    one = row.get("label", "")
+    if bool(several) == bool(one):
+        raise DataError(f"{where}: expected a class in `label`, or several in `labels`")
+    return list(dict.fromkeys(several)) or [one]
+
+
+def _order(names: set[str]) -> Any:
+    return int if all(name.isdecimal() for name in names) else str
+
+
+def _entry(row: Row, labels: tuple[int, ...], where: str) -> Entry:
+    text = (row.get("path") or row.get("id", "")).replace("\\", "/")
+    if not text:
+        raise DataError(f"{where}: neither `path` nor `id` names the video")
+    split = row.get("split", "").lower()
+    if split not in _SPLITS:
+        raise DataError(f"{where}: `split` is {row['split']!r}: expected train, val or test")
+    stem = PurePosixPath(text).with_suffix("") if row.get("path") else PurePosixPath(text)
+    seconds = None
+    if row.get("start") or row.get("end"):
+        start = number(row.get("start") or "0", where, "`start`")
+        seconds = span(start, number(row.get("end", ""), where, "`end`"), where)
+    fps = number(row["fps"], where, "`fps`") if row.get("fps") else None
+    if fps == 0:
+        raise DataError(f"{where}: `fps` is 0: expected more")
+    return Entry(
+        str(stem),
+        (str(stem),),
+        labels,
+        _SPLITS[split],
+        where,
+        seconds=seconds,
+        group=row.get("group", ""),
+        fps=fps,
+    )

@@ -1,0 +1,1 @@
+"""Where the pixels of clips come from: frame folders, video files, parts of videos, packed shards."""

@@ -1,0 +1,143 @@
+"""Parts of longer videos, read by time: nothing is cut, nothing is copied.
+
+A segment has an id of its own in the split lists. A CSV file beside them, `id,video,start,end,first`, says which video
+it lies in, from which second to which, and the number (1-based) of the video's frame that it begins with; how many
+frames it has stands in the lists. Flow frame n lies between the pictures n and n + 1, in a segment as in its video.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from two_stream.data.catalog import Record, read_lines
+from two_stream.data.clips.transforms import Frames
+from two_stream.data.sources.choose import ClipSource
+from two_stream.errors import DataError, VideoError
+from two_stream.runtime.files import write_text
+from two_stream.video.region import Region
+
+COLUMNS = ("id", "video", "start", "end", "first")
+_SLACK = 1e-6
+"""frames; a time such as 0.3 s × 10 per second must not fall short of frame 3"""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Where a segment lies."""
+
+    video: str
+    """id of the video: its path below the root, without suffix"""
+    start: float | None
+    """seconds; None, as `end`, where the annotations count frames"""
+    end: float | None
+    first: int
+    """number of the video's frame that is the segment's frame 1"""
+
+
+def read_segments(path: Path) -> dict[str, Segment]:
+    """Read a file of segments.
+
+    Raises:
+        DataError: Missing, or a wrong or doubled line, named as `file:line`.
+    """
+    rows = csv.reader(read_lines(path))
+    if tuple(next(rows, ())) != COLUMNS:
+        raise DataError(f"{path}:1: expected the columns {','.join(COLUMNS)}")
+    found: dict[str, Segment] = {}
+    for row in rows:
+        if not row:
+            continue
+        where = f"{path}:{rows.line_num}"
+        try:
+            name, video, start, end, first = (cell.replace("\\", "/") for cell in row)
+            counted = not start and not end
+            segment = Segment(video, None, None, int(first))
+            if not counted:
+                segment = replace(segment, start=float(start), end=float(end))
+        except ValueError:
+            raise DataError(f"{where}: {','.join(row)!r}: expected {','.join(COLUMNS)}") from None
+        if not name or not video:
+            raise DataError(f"{where}: a segment needs an id and a video")
+        if not counted and not 0 <= float(start) < float(end) < math.inf:
+            raise DataError(f"{where}: {name!r} lasts from {start} to {end} s: expected 0 <= start < end")
+        if segment.first < 1:
+            raise DataError(f"{where}: {name!r} begins with frame {first}; frames count from 1")
+        if name in found:
+            raise DataError(f"{where}: {name!r} stands there twice; remove one line")
+        found[name] = segment
+    return found
+
+
+def write_segments(path: Path, segments: Mapping[str, Segment]) -> None:
+    """Write a file of segments atomically."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(COLUMNS)
+    for name, s in segments.items():
+        seconds = ("" if time is None else f"{time:.6g}" for time in (s.start, s.end))
+        rows.writerow((name, s.video, *seconds, s.first))
+    write_text(path, text.getvalue())
+
+
+def segments_of(record: Record) -> dict[str, Segment]:
+    """Return the segments of a data set by id; none where its videos are whole.
+
+    Raises:
+        DataError: The record names a file that is missing or wrong.
+    """
+    return read_segments(record.resolve(record.segments)) if record.segments is not None else {}
+
+
+def frames_between(
+    start: float, end: float, count: int, *, fps: float | None = None, times: Sequence[float] | None = None
+) -> range:
+    """Return the numbers (1-based) of the frames on the screen from `start` on and before `end`.
+
+    The frame shown at `start` is the first one and the frame shown at `end` is not among them, so segments that follow
+    each other share no frame and leave none out. At a constant rate that is `floor(start * fps) + 1` up to
+    `floor(end * fps)`, as in 3D-ResNets-PyTorch `datasets/activitynet.py`.
+
+    Args:
+        start: Seconds.
+        end: Seconds.
+        count: Frames of the video.
+        fps: Frames per second, where `times` are not known.
+        times: Second at which each frame appears, ascending; right for videos of variable rate too.
+    """
+    if times:
+        apart = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
+        borders = [*times, times[-1] + apart]
+        slack = _SLACK * apart
+        first, stop = (bisect_right(borders, time + slack) for time in (start, end))
+    else:
+        assert fps is not None
+        first, stop = (math.floor(time * fps + _SLACK) + 1 for time in (start, end))
+    return range(max(first, 1), min(stop, count + 1))
+
+
+class SegmentSource(ClipSource):
+    """A source whose ids may be segments of its videos."""
+
+    def __init__(self, videos: ClipSource, segments: Mapping[str, Segment]) -> None:
+        """Wrap the source of whole videos; ids that are no segment are read from it as they are."""
+        super().__init__(videos.modality)
+        self.videos = videos
+        self.segments = segments
+
+    def read(
+        self, video_id: str, numbers: Sequence[int], resize: tuple[int, int], region: Region | None = None
+    ) -> Frames:
+        """See `ClipSource.read`; numbers count from the beginning of the segment."""
+        segment = self.segments.get(video_id)
+        if segment is None:
+            return self.videos.read(video_id, numbers, resize, region)
+        if min(numbers) < 1:
+            raise VideoError(video_id, f"frame {min(numbers)} asked for; frames of a segment count from 1")
+        shifted = [segment.first - 1 + number for number in numbers]
+        return self.videos.read(segment.video, shifted, resize, region)

@@ -1,0 +1,377 @@
+"""Packed clips: WebDataset tar shards with an index of where each frame lies, read from a disk or object storage.
+
+`ROOT/<modality>/000000.tar` … hold one sample per video (`key.json`, then its frames); `tar` and the webdataset library
+read them front to back. `index.npz` beside them gives every frame's place, so that any clip of any video is one ranged
+read: shuffling, sampling and resuming are those of frame folders. `packing.py` writes them.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from two_stream.data.clips.transforms import Frames
+from two_stream.data.sources.choose import ClipSource
+from two_stream.data.sources.storage import Storage
+from two_stream.errors import DataError, SettingsError, VideoError
+from two_stream.runtime.arrays import read_arrays
+from two_stream.runtime.text import json_text, parse_json
+from two_stream.types import MODALITY_CHANNELS, Modality
+from two_stream.video.frames import FLAGS, assemble, decode_picture, joined
+from two_stream.video.region import Region
+
+INDEX = "index.npz"
+FORMAT = 1
+"""version of the index; another one is refused"""
+MOST_PIXELS = 2**26
+"""of one picture"""
+MOST_BYTES = 2**28
+"""of one stored picture"""
+ENCODINGS = ("raw", "original", "jpeg")
+_BRIDGED = 4
+"""frames nobody asked for that are read rather than left out by a read of their own"""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Where a video's frames lie."""
+
+    shard: int
+    frames: int
+    first: int
+    """row of its first entry in `starts` and `sizes`: one per video (raw), or one per stored picture"""
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """What `index.npz` says.
+
+    Attributes:
+        settings: How the frames were packed: modality, encoding, resize, quality, exact, source, versions.
+        names: File name of each shard.
+        lengths: Bytes of each shard.
+        videos: By id.
+        starts: First byte of each entry in its shard.
+        sizes: Bytes of each entry.
+        crcs: CRC-32 of each stored picture (raw: of each frame), in the order of the videos; None in older indexes.
+    """
+
+    settings: dict[str, Any]
+    names: list[str]
+    lengths: list[int]
+    videos: dict[str, Packed]
+    starts: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    crcs: NDArray[np.uint32] | None = None
+
+    def dump(self, shards: Sequence[dict[str, Any]]) -> bytes:
+        """Return the content of an index file; `shards` holds name, bytes and sha256 of each."""
+        meta = {"format": FORMAT, "settings": self.settings, "shards": list(shards), "ids": list(self.videos)}
+        places = np.array([(v.shard, v.frames, v.first) for v in self.videos.values()], np.int64).reshape(
+            -1, 3
+        )
+        checks: dict[str, Any] = {} if self.crcs is None else {"crcs": self.crcs}
+        file = io.BytesIO()
+        np.savez_compressed(
+            file,
+            meta=np.frombuffer(json_text(meta).encode(), np.uint8),
+            places=places,
+            starts=self.starts,
+            sizes=self.sizes,
+            **checks,
+        )
+        return file.getvalue()
+
+
+def parse_index(content: bytes, name: str) -> ShardIndex:
+    """Read the content of an index file.
+
+    Raises:
+        DataError: Damaged, or of another version.
+    """
+    try:
+        arrays = read_arrays(io.BytesIO(content))
+        meta = parse_json(arrays["meta"].tobytes())
+        places, starts, sizes = arrays["places"], arrays["starts"], arrays["sizes"]
+        if meta["format"] != FORMAT:
+            raise DataError(f"{name}: format {meta['format']}, this version reads {FORMAT}; pack again")
+        found = ShardIndex(
+            settings=dict(meta["settings"]),
+            names=[str(shard["name"]) for shard in meta["shards"]],
+            lengths=[int(shard["bytes"]) for shard in meta["shards"]],
+            videos={str(key): Packed(*map(int, row)) for key, row in zip(meta["ids"], places, strict=True)},
+            starts=starts,
+            sizes=sizes,
+            crcs=arrays.get("crcs"),
+        )
+        _check_places(found, places)
+        return found
+    except (ValueError, KeyError, TypeError, OSError, OverflowError, RecursionError) as error:
+        raise DataError(f"{name}: not an index of shards, or damaged ({error}); pack again") from None
+
+
+def _check_places(index: ShardIndex, places: NDArray[np.int64]) -> None:
+    """Find out that every entry lies in a shard beside the index.
+
+    Args:
+        index: What the file says.
+        places: Shard, frames and first entry of each video, `(N, 3)`.
+
+    Raises:
+        ValueError: Says what does not.
+    """
+
+    def check(wrong: NDArray[np.bool_], owner: NDArray[np.int64], where: str) -> None:
+        if wrong.any():
+            raise ValueError(f"{list(index.videos)[owner[int(wrong.argmax())]]!r} lies outside of {where}")
+
+    odd = next((name for name in index.names if not re.fullmatch(r"\w[\w.-]*", name)), None)
+    if odd is not None:
+        raise ValueError(f"the shard {odd!r} is no file name")
+    starts, sizes, entries = index.starts, index.sizes, len(index.starts)
+    if entries != len(sizes) or {starts.ndim, sizes.ndim} != {1}:
+        raise ValueError(f"{entries} beginnings of {len(sizes)} entries")
+    if {array.dtype for array in (places, starts, sizes)} != {np.dtype(np.int64)}:
+        raise ValueError("places that are no whole numbers of 64 bits")
+    if len(index.videos) != len(places):
+        raise ValueError(f"{len(places)} places of {len(index.videos)} videos")
+    settings = index.settings
+    if settings["encoding"] not in ENCODINGS or settings["modality"] not in MODALITY_CHANNELS:
+        raise ValueError(f"{settings['modality']!r:.40} as {settings['encoding']!r:.40}")
+    raw, flow = settings["encoding"] == "raw", settings["modality"] == "flow"
+    picture = 1
+    if raw or settings["resize"] is not None:
+        height, width = map(int, settings["resize"])
+        if not (1 <= height <= MOST_PIXELS and 1 <= width <= MOST_PIXELS // height):
+            raise ValueError(f"pictures of {height} × {width}")
+        picture = height * width * MODALITY_CHANNELS["flow" if flow else "rgb"]
+    shard, frames, first = places.T
+    videos = np.arange(len(places))
+    outside = (shard < 0) | (shard >= len(index.names)) | (frames < 1) | (first < 0) | (first >= entries)
+    count = np.ones_like(frames) if raw else frames.clip(0, entries + 1) * (2 if flow else 1)
+    check(outside | (count > entries - first), videos, "the index")
+    if count.sum() > entries:
+        raise ValueError(f"{entries} entries for {count.sum()} pictures")
+    crcs = index.crcs
+    pictures = int(frames.sum()) if raw else entries
+    if crcs is not None and (crcs.dtype != np.dtype(np.uint32) or crcs.shape != (pictures,)):
+        raise ValueError(f"{crcs.shape} checksums of {pictures} pictures")
+    owner = np.repeat(videos, count)
+    rows = np.arange(len(owner)) + np.repeat(first - np.cumsum(count) + count, count)
+    starts, sizes = starts[rows], sizes[rows]
+    short = (starts < 0) | (sizes < 0) | (sizes > np.array(index.lengths, np.int64)[shard[owner]] - starts)
+    short[1:] |= (owner[1:] == owner[:-1]) & (starts[1:] < starts[:-1] + sizes[:-1])
+    check(short | (sizes // picture < frames[owner] if raw else sizes > MOST_BYTES), owner, "its shard")
+
+
+class ShardSource(ClipSource):
+    """Packed shards, as `two-stream pack` writes them."""
+
+    def __init__(self, location: str, modality: Modality, *, scaled_decoding: bool = False) -> None:
+        """Read the index.
+
+        Args:
+            location: Folder or URL that holds `rgb/` and `flow/`.
+            modality: Which of them.
+            scaled_decoding: See `DataOptions`; counts where stored pictures are larger than the input.
+
+        Raises:
+            DataError: There is no index, or it is damaged.
+            SettingsError: The URL's kind is not known or not installed.
+        """
+        super().__init__(modality)
+        self.storage = shard_storage(location, modality)
+        self.scaled_decoding = scaled_decoding
+        self.index = load_index(self.storage)
+        held = self.index.settings["modality"]
+        if held != modality:
+            raise DataError(f"{self.storage.where(INDEX)}: holds {held}, expected {modality}; pack again")
+        self._sound: set[int] = set()
+        before = itertools.accumulate((video.frames for video in self.index.videos.values()), initial=0)
+        self._first_crc = dict(zip(self.index.videos, before))
+        """of raw frames, where their checksums begin"""
+
+    def read(
+        self, video_id: str, numbers: Sequence[int], resize: tuple[int, int], region: Region | None = None
+    ) -> Frames:
+        """See `ClipSource.read`.
+
+        Raises:
+            VideoError: The video is not packed, too short, or its shard is missing or cut; names the shard.
+            SettingsError: The frames were packed at another size.
+        """
+        video = self._video(video_id, numbers, resize)
+        picture = (
+            self._raw(video, numbers, self._first_crc[video_id])
+            if self.index.settings["encoding"] == "raw"
+            else None
+        )
+        if picture is None:
+            picture = self._encoded(video, numbers, resize if self.scaled_decoding else None)
+        return assemble(f"{self._name(video)}:{video_id}", numbers, picture, resize, region)
+
+    def _video(self, video_id: str, numbers: Sequence[int], resize: tuple[int, int]) -> Packed:
+        packed = self.index.settings["resize"]
+        if packed is not None and tuple(packed) != tuple(resize):
+            raise SettingsError(
+                f"{self.storage.location}: packed at {packed[0]}×{packed[1]} (height × width), the model takes "
+                f"{resize[0]}×{resize[1]}; pack again with --resize {resize[0]} {resize[1]}"
+            )
+        video = self.index.videos.get(video_id)
+        if video is None:
+            raise VideoError(
+                self.storage.where(INDEX),
+                f"no video {video_id!r} among the {len(self.index.videos)} packed; pack again with the lists that "
+                "name it",
+            )
+        wrong = [number for number in numbers if not 1 <= number <= video.frames]
+        if wrong:
+            raise VideoError(
+                f"{self._name(video)}:{video_id}", f"frame {wrong[0]} asked for, {video.frames} are packed"
+            )
+        self._check(video.shard)
+        return video
+
+    def _check(self, shard: int) -> None:
+        """Look at a shard's size once, before it is read from."""
+        if shard in self._sound:
+            return
+        name, expected = self.index.names[shard], self.index.lengths[shard]
+        try:
+            size = self.storage.size(name)
+        except OSError as error:
+            raise VideoError(self.storage.where(name), f"missing shard ({_reason(error)})") from None
+        if size != expected:
+            what = "truncated shard" if size < expected else "changed shard"
+            raise VideoError(
+                self.storage.where(name),
+                f"{what}: {size} bytes, its index says {expected}; copy or pack it again",
+            )
+        self._sound.add(shard)
+
+    def _raw(self, video: Packed, numbers: Sequence[int], first_crc: int) -> Callable[[int], Frames]:
+        height, width = self.index.settings["resize"]
+        shape = (int(height), int(width), MODALITY_CHANNELS[self.modality])
+        size = int(np.prod(shape))
+        start = int(self.index.starts[video.first])
+        frames: dict[int, Frames] = {}
+        for first, last in runs(numbers):
+            content = self._read(video, start + (first - 1) * size, (last - first + 1) * size)
+            block = np.frombuffer(content, np.uint8).reshape(-1, *shape)
+            frames.update(zip(range(first, last + 1), block))
+
+        def picture(number: int) -> Frames:
+            self._compare(video, number, frames[number].data, first_crc + number - 1)
+            return frames[number]
+
+        return picture
+
+    def _compare(self, video: Packed, number: int, content: bytes | memoryview, place: int) -> None:
+        """Compare what was read with its checksum: one changed bit of a pixel would be trained on."""
+        if self.index.crcs is not None and zlib.crc32(content) != self.index.crcs[place]:
+            raise VideoError(
+                self._name(video),
+                f"damaged shard: frame {number} of a video differs from its checksum; copy or pack it again",
+            )
+
+    def _encoded(
+        self, video: Packed, numbers: Sequence[int], wanted: tuple[int, int] | None
+    ) -> Callable[[int], Frames]:
+        """Read pictures of `numbers` (flow: x and y, one after the other) and decode them when they are asked for."""
+        each = 1 if self.modality == "rgb" else 2
+        found: dict[int, list[bytes]] = {}
+        for first, last in runs(numbers):
+            rows = slice(video.first + (first - 1) * each, video.first + last * each)
+            starts, sizes = self.index.starts[rows], self.index.sizes[rows]
+            begin = int(starts[0])
+            content = self._read(video, begin, int(starts[-1] + sizes[-1]) - begin)
+            parts = [content[s - begin : s - begin + n] for s, n in zip(starts.tolist(), sizes.tolist())]
+            for place, number in enumerate(range(first, last + 1)):
+                found[number] = parts[place * each : (place + 1) * each]
+
+        def picture(number: int) -> Frames:
+            name = f"{self._name(video)}: frame {number}"
+            for place, part in enumerate(found[number], start=video.first + (number - 1) * each):
+                self._compare(video, number, part, place)
+            flags = FLAGS[self.modality]
+            return joined([decode_picture(part, name, flags, wanted) for part in found[number]], name)
+
+        return picture
+
+    def _read(self, video: Packed, start: int, count: int) -> bytes:
+        name = self.index.names[video.shard]
+        try:
+            content = self.storage.read(name, start, count)
+        except OSError as error:
+            raise VideoError(self.storage.where(name), f"cannot be read ({_reason(error)})") from None
+        if len(content) != count:
+            raise VideoError(
+                self.storage.where(name), "truncated shard: it ends before a frame its index names"
+            )
+        return content
+
+    def _name(self, video: Packed) -> str:
+        return self.storage.where(self.index.names[video.shard])
+
+
+def shard_storage(location: str, modality: Modality) -> Storage:
+    """Return where a modality's shards lie under a folder or URL."""
+    return Storage(f"{location.rstrip('/')}/{modality}")
+
+
+def load_index(storage: Storage) -> ShardIndex:
+    """Read the index of a folder of shards.
+
+    Raises:
+        DataError: There is none, or it is damaged.
+    """
+    try:
+        content = storage.read(INDEX, 0, storage.size(INDEX))
+    except OSError as error:
+        raise DataError(
+            f"{storage.where(INDEX)}: no index of shards here ({_reason(error)}); `two-stream pack` writes one when "
+            "all shards are done"
+        ) from None
+    return parse_index(content, storage.where(INDEX))
+
+
+def shard_facts(location: str, modality: Modality) -> dict[str, Any]:
+    """Return where packed frames lie and how they were made, as runs and score files record it.
+
+    Raises:
+        DataError: There is no index.
+    """
+    settings = load_index(shard_storage(location, modality)).settings
+    kept = ("encoding", "resize", "quality", "exact", "source", "decoder", "flow", "code_version")
+    return {"location": location, **{key: settings[key] for key in kept if settings.get(key) is not None}}
+
+
+def runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield (first, last) of the stretches that hold all numbers; small gaps are read along."""
+    distinct = sorted(set(numbers))
+    first = last = distinct[0] if distinct else 0
+    for number in distinct[1:]:
+        if number - last > _BRIDGED:
+            yield first, last
+            first = number
+        last = number
+    if distinct:
+        yield first, last
+
+
+def key_of(video_id: str) -> str:
+    """Return a video's key in a shard: WebDataset ends a key at the first dot of its last part."""
+    key = video_id.replace("%", "%25").replace(".", "%2E")
+    return f"%5F{key[1:]}" if key.startswith("__") else key
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or " ".join(str(error).split()) or type(error).__name__).lower()

@@ -1,0 +1,1 @@
+"""Stored features: written once per video, read by head trainings and evaluations."""
