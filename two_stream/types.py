@@ -13,13 +13,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
 
+Frames: TypeAlias = "NDArray[np.uint8]"
+"""uint8 frames of a clip, `(T, H, W, C)`"""
 Modality = Literal["rgb", "flow"]
 Part = Literal["train", "val", "test"]
 """`train` and `val` are the two sides of the holdout carved from the official training list (with selection

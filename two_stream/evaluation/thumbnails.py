@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from two_stream.config.schema import Experiment
 from two_stream.data.catalog import load_record
-from two_stream.data.sources.choose import FrameFolders, VideoFiles
+from two_stream.data.sources.files import FrameFolders, VideoFiles
 from two_stream.data.sources.segments import segments_of
 from two_stream.errors import TwoStreamError
 from two_stream.types import Modality

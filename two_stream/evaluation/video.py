@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from two_stream.config.schema import EvaluateOptions
-from two_stream.data.clips.transforms import Frames, resize_frames, seen_by
+from two_stream.data.clips.transforms import resize_frames, seen_by
 from two_stream.data.mirror import Mirror
-from two_stream.data.sources.choose import stacked_numbers
+from two_stream.data.sources.base import stacked_numbers
 from two_stream.errors import ScoreError, VideoError
 from two_stream.evaluation.batching import Canvas, scored_views
 from two_stream.evaluation.fusion import checked_weights, combine
@@ -22,7 +22,7 @@ from two_stream.evaluation.network import ClipNetwork, carried_out
 from two_stream.evaluation.predict import aggregate_views
 from two_stream.evaluation.views import assemble, clip_frames, crop_views, views_of_clip
 from two_stream.recognizer import Recognizer
-from two_stream.types import InputSpec, VideoViews
+from two_stream.types import Frames, InputSpec, VideoViews
 from two_stream.video.decoding.reader import Video, open_video
 from two_stream.video.extraction.many_videos import ExtractOptions, resized, target_size
 from two_stream.video.flow import AUTO, FLOW_BOUND, FlowEstimator, computed_flow, gray

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from two_stream.config.load import dump, validate
 from two_stream.data.catalog import RECORD_FILE, Patterns, Record, Roots, load_record
-from two_stream.data.sources.choose import FrameFolders
+from two_stream.data.sources.files import FrameFolders
 from two_stream.data.splits import MODALITIES, read_list
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.runtime.console import note

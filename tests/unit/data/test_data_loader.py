@@ -31,7 +31,7 @@ from two_stream.data.clips.transforms import resize_frames
 from two_stream.data.clips.views import view_loader
 from two_stream.data.demo.demo import DemoOptions, render
 from two_stream.data.demo.drawing import encode
-from two_stream.data.sources.choose import FrameFolders, VideoFiles, find_video, index_videos
+from two_stream.data.sources.files import FrameFolders, VideoFiles, find_video, index_videos
 from two_stream.data.splits import load_part
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.types import Batch, InputSpec, Modality, VideoRecord

@@ -13,7 +13,7 @@ from two_stream.data.clips.dataset import ClipDataset, ClipItem
 from two_stream.data.clips.loader import clip_loader, collate_clips, train_loader
 from two_stream.data.clips.views import ViewDataset, ViewLoader, collate_views
 from two_stream.data.mirror import Mirror, mirror_note, mirror_of
-from two_stream.data.sources.choose import ClipSource
+from two_stream.data.sources.base import ClipSource
 from two_stream.data.splits import load_part
 from two_stream.evaluation.predict import score_videos
 from two_stream.evaluation.views import describe

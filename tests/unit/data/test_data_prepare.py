@@ -13,7 +13,7 @@ from two_stream.data.demo.demo import DemoOptions, render
 from two_stream.data.demo.drawing import encode
 from two_stream.data.prepare.folders import FolderOptions, prepare_folder
 from two_stream.data.prepare.official import hmdb51_splits, prepare_official, ucf101_splits
-from two_stream.data.sources.choose import VideoFiles
+from two_stream.data.sources.files import VideoFiles
 from two_stream.data.splits import load_part, read_list
 from two_stream.errors import DataError, SettingsError
 

@@ -20,7 +20,8 @@ from two_stream.data.packing.pack import PackOptions, pack
 from two_stream.data.prepare.adapters.build import BuildOptions, prepare_annotations
 from two_stream.data.prepare.adapters.clock import clock_of
 from two_stream.data.prepare.audit import audit
-from two_stream.data.sources.choose import VideoFiles, make_source
+from two_stream.data.sources.choose import make_source
+from two_stream.data.sources.files import VideoFiles
 from two_stream.data.sources.segments import (
     Segment,
     SegmentSource,

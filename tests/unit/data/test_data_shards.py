@@ -25,7 +25,7 @@ from two_stream.data.demo.drawing import encode
 from two_stream.data.packing import shard_writer
 from two_stream.data.packing.pack import PackOptions, _without_culprit, all_videos, pack, plan, verify
 from two_stream.data.packing.shard_writer import Shard, Tar
-from two_stream.data.sources.choose import FrameFolders, VideoFiles
+from two_stream.data.sources.files import FrameFolders, VideoFiles
 from two_stream.data.sources.shards import INDEX, ShardSource, key_of, parse_index, runs
 from two_stream.data.sources.storage import Storage
 from two_stream.data.splits import load_part

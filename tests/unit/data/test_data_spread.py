@@ -26,7 +26,8 @@ from two_stream.data.clips.sampling import sample_clips, segment_clips
 from two_stream.data.clips.spread import allowed_starts, drawn_starts, sampled_parts, uniform_parts
 from two_stream.data.clips.transforms import mirrored
 from two_stream.data.clips.views import ViewDataset, evaluation_clips
-from two_stream.data.sources.choose import make_source, read_clip, stacked_numbers
+from two_stream.data.sources.base import read_clip, stacked_numbers
+from two_stream.data.sources.choose import make_source
 from two_stream.errors import SettingsError
 from two_stream.recognizer import create_model, input_spec
 from two_stream.types import InputSpec, VideoRecord, VideoViews

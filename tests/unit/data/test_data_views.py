@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from two_stream.config.schema import DataOptions, EvaluateOptions
-from two_stream.data.clips.transforms import Frames
 from two_stream.data.clips.views import ViewDataset, ViewLoader, chunks_of, collate_views, share
-from two_stream.data.sources.choose import ClipSource
+from two_stream.data.sources.base import ClipSource
 from two_stream.errors import DataError, SettingsError, VideoError
-from two_stream.types import InputSpec, VideoRecord, VideoViews
+from two_stream.types import Frames, InputSpec, VideoRecord, VideoViews
 from two_stream.video.region import Region
 
 

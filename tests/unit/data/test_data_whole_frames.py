@@ -14,7 +14,6 @@ from two_stream.config.schema import AugmentOptions, EvaluateOptions, Experiment
 from two_stream.data.clips.companions import ClipsBeside, Companion
 from two_stream.data.clips.dataset import ClipDataset, ClipItem
 from two_stream.data.clips.transforms import (
-    Frames,
     center_box,
     corner_box,
     crop_sizes,
@@ -25,10 +24,10 @@ from two_stream.data.clips.transforms import (
 )
 from two_stream.data.clips.views import ViewDataset
 from two_stream.data.mirror import Mirror
-from two_stream.data.sources.choose import ClipSource
+from two_stream.data.sources.base import ClipSource
 from two_stream.errors import SettingsError
 from two_stream.runtime.seeding import rng
-from two_stream.types import InputSpec, Modality, VideoRecord, VideoViews, size_text
+from two_stream.types import Frames, InputSpec, Modality, VideoRecord, VideoViews, size_text
 from two_stream.video.region import Region, fit
 
 STORED = (50, 70)

@@ -12,7 +12,7 @@ from two_stream.config.schema import EvaluateOptions
 from two_stream.data.clips.dataset import ClipDataset, ClipItem
 from two_stream.data.clips.sampling import reordered
 from two_stream.data.clips.views import ViewDataset
-from two_stream.data.sources.choose import ClipSource
+from two_stream.data.sources.base import ClipSource
 from two_stream.types import InputSpec, VideoRecord, VideoViews
 from two_stream.video.region import Region
 

@@ -19,7 +19,8 @@ from two_stream.data.catalog import Record
 from two_stream.data.clips.dataset import BROKEN, ClipDataset, ClipItem, Failure, as_clip, failure_of
 from two_stream.data.clips.sampling import clip_span, clips_for, reordered
 from two_stream.data.clips.transforms import mirrored
-from two_stream.data.sources.choose import ClipSource, make_source, read_clip
+from two_stream.data.sources.base import ClipSource, read_clip
+from two_stream.data.sources.choose import make_source
 from two_stream.data.splits import load_part
 from two_stream.errors import DataError, TwoStreamError
 from two_stream.types import Box, InputSpec, Modality, VideoRecord

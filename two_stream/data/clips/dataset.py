@@ -24,12 +24,12 @@ from two_stream.data.clips.sampling import (
     sampling_of,
     training_protocol,
 )
-from two_stream.data.clips.transforms import Frames, View, center_box, draw_view, mirrored, whole_box
+from two_stream.data.clips.transforms import View, center_box, draw_view, mirrored, whole_box
 from two_stream.data.mirror import Mirror
-from two_stream.data.sources.choose import ClipSource, read_clip
+from two_stream.data.sources.base import ClipSource, read_clip
 from two_stream.errors import DataError, TwoStreamError, VideoError
 from two_stream.runtime.seeding import rng
-from two_stream.types import InputSpec, VideoRecord
+from two_stream.types import Frames, InputSpec, VideoRecord
 from two_stream.video.region import Region
 
 BROKEN = (VideoError, DataError, OSError, cv2.error)

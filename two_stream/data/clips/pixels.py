@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from two_stream.config.augment import AugmentOptions
-from two_stream.data.clips.transforms import Frames, drawn_box
-from two_stream.types import InputSpec
+from two_stream.data.clips.transforms import drawn_box
+from two_stream.types import Frames, InputSpec
 
 NO_MOTION = 128
 """pixel value of flow that stands still"""

@@ -14,14 +14,12 @@ from math import exp, log, sqrt
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from two_stream.config.augment import AugmentOptions
 from two_stream.errors import SettingsError
-from two_stream.types import InputSpec, Modality
+from two_stream.types import Frames, InputSpec, Modality
 
 Box = tuple[int, int, int, int]
-Frames = NDArray[np.uint8]
 Size = tuple[int, int]
 """(height, width)"""
 

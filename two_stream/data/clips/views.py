@@ -19,7 +19,8 @@ from two_stream.data.clips.loader import Loader
 from two_stream.data.clips.sampling import clips_for, evaluation_protocol, reordered, sampling_of
 from two_stream.data.clips.transforms import View, evaluation_views, seen_by, whole_box
 from two_stream.data.mirror import Mirror, mirror_of
-from two_stream.data.sources.choose import ClipSource, make_source, read_clip
+from two_stream.data.sources.base import ClipSource, read_clip
+from two_stream.data.sources.choose import make_source
 from two_stream.errors import DataError, TwoStreamError
 from two_stream.types import InputSpec, VideoRecord, VideoViews
 from two_stream.video.region import Region

@@ -18,14 +18,13 @@ import cv2
 import numpy as np
 
 from two_stream.data.catalog import Record
-from two_stream.data.clips.transforms import Frames
-from two_stream.data.sources.choose import FrameFolders, VideoFiles
+from two_stream.data.sources.files import FrameFolders, VideoFiles
 from two_stream.data.sources.shards import ENCODINGS, key_of
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.runtime.files import fsync_dir, write_json
 from two_stream.runtime.text import json_text
 from two_stream.runtime.workers import Beat
-from two_stream.types import MODALITY_CHANNELS, Modality, VideoRecord
+from two_stream.types import MODALITY_CHANNELS, Frames, Modality, VideoRecord
 from two_stream.video.decoding.reader import backend_version, open_video
 from two_stream.video.extraction.one_video import extraction_settings
 from two_stream.video.frames import jpeg_size, read_content

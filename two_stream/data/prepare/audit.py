@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from two_stream.data.catalog import Record
-from two_stream.data.sources.choose import FrameFolders, find_video, index_videos
+from two_stream.data.sources.files import FrameFolders, find_video, index_videos
 from two_stream.data.sources.segments import Segment, segments_of
 from two_stream.data.splits import MODALITIES, numbered_records, one_class
 from two_stream.errors import DataError, VideoError

@@ -14,7 +14,7 @@ import cv2
 from two_stream.config.load import validate
 from two_stream.data.catalog import RECORD_FILE, Patterns, Record
 from two_stream.data.prepare.frame_names import FrameNames, find_patterns
-from two_stream.data.sources.choose import FrameFolders
+from two_stream.data.sources.files import FrameFolders
 from two_stream.data.splits import MODALITIES
 from two_stream.errors import TwoStreamError, VideoError
 from two_stream.runtime.console import progress

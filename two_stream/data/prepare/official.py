@@ -21,7 +21,7 @@ from two_stream.data.prepare.counting import (
 )
 from two_stream.data.prepare.folders import Prepared, Splits, relative_path, write_dataset
 from two_stream.data.prepare.frame_names import FrameNames
-from two_stream.data.sources.choose import FrameFolders, find_video, index_videos
+from two_stream.data.sources.files import FrameFolders, find_video, index_videos
 from two_stream.data.splits import MODALITIES
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.types import VideoRecord

@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from two_stream.data.catalog import Record, read_lines
-from two_stream.data.clips.transforms import Frames
-from two_stream.data.sources.choose import ClipSource
+from two_stream.data.sources.base import ClipSource
 from two_stream.errors import DataError, VideoError
 from two_stream.runtime.files import write_text
+from two_stream.types import Frames
 from two_stream.video.region import Region
 
 COLUMNS = ("id", "video", "start", "end", "first")

@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from two_stream.data.clips.transforms import Frames
-from two_stream.data.sources.choose import ClipSource
+from two_stream.data.sources.base import ClipSource
 from two_stream.data.sources.storage import Storage
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.runtime.arrays import read_arrays
 from two_stream.runtime.text import json_text, parse_json
-from two_stream.types import MODALITY_CHANNELS, Modality
+from two_stream.types import MODALITY_CHANNELS, Frames, Modality
 from two_stream.video.frames import FLAGS, assemble, decode_picture, joined
 from two_stream.video.region import Region
 

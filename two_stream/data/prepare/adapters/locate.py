@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from two_stream.data.sources.choose import index_videos
+from two_stream.data.sources.files import index_videos
 from two_stream.errors import DataError
 from two_stream.video.sources import folder_ids, video_files
 

@@ -1,0 +1,158 @@
+"""Frame folders and video files as sources of clips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from two_stream.data.catalog import Record
+from two_stream.data.sources.base import ClipSource
+from two_stream.errors import VideoError
+from two_stream.types import Frames, Modality
+from two_stream.video.decoding.reader import Video, open_video
+from two_stream.video.extraction.many_videos import ExtractOptions, resized, target_size
+from two_stream.video.flow import FlowEstimator, gray
+from two_stream.video.frames import read_frames
+from two_stream.video.region import Region, fit
+from two_stream.video.sources import folder_ids, video_files
+
+
+class FrameFolders(ClipSource):
+    """Frame folders as `two-stream extract` writes them, or published ones."""
+
+    def __init__(self, record: Record, modality: Modality, *, scaled_decoding: bool = False) -> None:
+        super().__init__(modality)
+        self.root = record.frames_root(modality)
+        self.patterns = record.frame_patterns
+        self.scaled_decoding = scaled_decoding
+
+    def read(
+        self, video_id: str, numbers: Sequence[int], resize: tuple[int, int], region: Region | None = None
+    ) -> Frames:
+        """See `ClipSource.read`."""
+        return read_frames(
+            self.folder(video_id),
+            numbers,
+            self.modality,
+            self.patterns,
+            resize,
+            region,
+            scaled_decoding=self.scaled_decoding,
+        )
+
+    def folder(self, video_id: str) -> Path:
+        """Return a video's folder: `root/id`, else the one of that name outside a class folder, or inside one.
+
+        An id that names its class (`class/video`) never finds the folder of another class. One that is not there is
+        returned as `root/id`.
+
+        Raises:
+            VideoError: An id without class that several class folders hold.
+        """
+        direct = self.root / video_id
+        if direct.is_dir():
+            return direct
+        name = Path(video_id).name
+        if name != video_id:
+            return self.root / name if (self.root / name).is_dir() else direct
+        found = [parent / name for parent in self._class_folders if (parent / name).is_dir()]
+        if len(found) > 1:
+            raise VideoError(direct, f"several frame folders of this name ({_some(found, self.root)})")
+        return found[0] if found else direct
+
+    @cached_property
+    def _class_folders(self) -> list[Path]:
+        return sorted(path for path in self.root.iterdir() if path.is_dir())
+
+
+class VideoFiles(ClipSource):
+    """The video files; flow is computed on the fly.
+
+    Pictures take the size that extraction gives them first, so that a displacement in pixels, and the sharpness of a
+    picture, mean the same in both sources.
+    """
+
+    def __init__(self, record: Record, modality: Modality, backend: str, algorithm: str) -> None:
+        super().__init__(modality)
+        self.root = record.videos_root()
+        self.backend = backend
+        self.algorithm = algorithm
+        self.size = ExtractOptions(short_side=record.short_side)
+
+    def read(
+        self, video_id: str, numbers: Sequence[int], resize: tuple[int, int], region: Region | None = None
+    ) -> Frames:
+        """See `ClipSource.read`."""
+        with open_video(self.path(video_id), self.backend) as video:
+            frames = self.stored(video, sorted(set(numbers)))
+            made = {number: fit(frame, resize, region) for number, frame in frames}
+        return np.stack([made[number] for number in numbers])
+
+    def stored(self, video: Video, wanted: Sequence[int]) -> Iterator[tuple[int, Frames]]:
+        """Yield (number, frame) for ascending distinct numbers, as extraction would store them."""
+        return self._rgb(video, wanted) if self.modality == "rgb" else self._flow(video, wanted)
+
+    def path(self, video_id: str) -> Path:
+        """Return a video's file.
+
+        Raises:
+            VideoError: None under the root, or several.
+        """
+        return find_video(self.index, self.root, video_id)
+
+    @cached_property
+    def index(self) -> dict[str, list[Path]]:
+        """Every video under the root by its name; built once."""
+        return index_videos(self.root)
+
+    def _rgb(self, video: Video, wanted: Sequence[int]) -> Iterator[tuple[int, Frames]]:
+        height, width = target_size(video.height, video.width, self.size)
+        for index, picture in video.pick(number - 1 for number in wanted):
+            yield index + 1, resized(picture, height, width)
+
+    def _flow(self, video: Video, wanted: Sequence[int]) -> Iterator[tuple[int, Frames]]:
+        height, width = target_size(video.height, video.width, self.size)
+        starts = set(wanted)
+        estimator = FlowEstimator(self.algorithm)
+        before: Frames | None = None
+        for index, picture in video.pick({number - 1 for number in starts} | starts):
+            current = gray(resized(picture, height, width))
+            if before is not None and index in starts:
+                yield index, estimator(before, current)
+            before = current
+
+
+def index_videos(root: Path) -> dict[str, list[Path]]:
+    """Return every video file below a folder by id (see `folder_ids`), path without suffix, and bare name."""
+    files = video_files(root)[0]
+    index: dict[str, list[Path]] = {}
+    for video_id, path in zip(folder_ids(root, files), files):
+        for key in {video_id, path.relative_to(root).with_suffix("").as_posix(), path.stem}:
+            index.setdefault(key, []).append(path)
+    return index
+
+
+def find_video(index: dict[str, list[Path]], root: Path, video_id: str) -> Path:
+    """Look a video up by id, else by its bare name; the same rules as for frame folders.
+
+    An id that names its class finds, apart from its own file, only one outside the class folders. An id without class
+    may lie in any of them, if in one only.
+
+    Raises:
+        VideoError: None, or several.
+    """
+    name = Path(video_id).name
+    outside = [path for path in index.get(name, []) if path.parent == root]
+    found = (index.get(video_id) or outside) if name != video_id else (outside or index.get(name, []))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise VideoError(root / video_id, "no video file of this name")
+    raise VideoError(root / video_id, f"several video files of this name ({_some(found, root)})")
+
+
+def _some(paths: Sequence[Path], root: Path) -> str:
+    return ", ".join(path.relative_to(root).as_posix() for path in paths[:3])
