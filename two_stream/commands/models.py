@@ -93,7 +93,7 @@ def _files() -> dict[str, list[str]]:
     """Return the names of the listed weight files by the full name of their model; none outside a checkout."""
     from two_stream import zoo
     from two_stream.errors import TwoStreamError
-    from two_stream.pretrained.manifest import find_manifest, read_manifest
+    from two_stream.pretrained.files.manifest import find_manifest, read_manifest
 
     try:
         entries = read_manifest(find_manifest()).entries

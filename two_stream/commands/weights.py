@@ -17,8 +17,8 @@ from two_stream.runtime.console import console, note, say, table
 from two_stream.runtime.text import json_text
 
 if TYPE_CHECKING:
-    from two_stream.pretrained.fetching import Sources
-    from two_stream.pretrained.manifest import Entry, Manifest
+    from two_stream.pretrained.files.fetch import Sources
+    from two_stream.pretrained.files.manifest import Entry, Manifest
 
 SUMMARY = "list, fetch, verify and convert published checkpoints"
 _PROG = "two-stream weights"
@@ -130,7 +130,7 @@ def _list(args: list[str]) -> int:
 
 def _package(entry: Entry, package: str, folder: Path) -> str:
     """Return where the file of a package is, or how to get it."""
-    from two_stream.pretrained.manifest import local_file
+    from two_stream.pretrained.files.manifest import local_file
     from two_stream.pretrained.starter import how_to_install
 
     file = local_file(entry, folder)
@@ -138,7 +138,7 @@ def _package(entry: Entry, package: str, folder: Path) -> str:
 
 
 def _row(entry: Entry, folder: Path) -> dict[str, Any]:
-    from two_stream.pretrained.manifest import local_file
+    from two_stream.pretrained.files.manifest import local_file
 
     file = local_file(entry, folder)
     return {
@@ -150,7 +150,7 @@ def _row(entry: Entry, folder: Path) -> dict[str, Any]:
 
 
 def _cells(entry: Entry, folder: Path) -> tuple[str, ...]:
-    from two_stream.pretrained.manifest import local_file
+    from two_stream.pretrained.files.manifest import local_file
 
     file = local_file(entry, folder)
     size = file.stat().st_size if file.is_file() else entry.size
@@ -167,8 +167,8 @@ def _cells(entry: Entry, folder: Path) -> tuple[str, ...]:
 
 
 def _here(entry: Entry, folder: Path) -> str:
-    from two_stream.pretrained.download import PART
-    from two_stream.pretrained.manifest import local_file
+    from two_stream.pretrained.files.download import PART
+    from two_stream.pretrained.files.manifest import local_file
 
     file = local_file(entry, folder)
     if file.is_file():
@@ -182,8 +182,8 @@ def _fetch(args: list[str]) -> int:
         raise SettingsError(f"{_PROG} fetch: which files? Give names, as `{_PROG} list` shows them")
     manifest = _manifest(options.manifest)
     entries = [entry for name in options.names for entry in _named(manifest, name)]
-    from two_stream.pretrained.download import Patience
-    from two_stream.pretrained.fetching import fetch
+    from two_stream.pretrained.files.download import Patience
+    from two_stream.pretrained.files.fetch import fetch
 
     sources = _sources(options)
     code = 0
@@ -207,7 +207,7 @@ _HOW = {"present": "there already", "copied": "copied", "downloaded": "fetched"}
 
 
 def _sources(options: FetchOptions) -> Sources:
-    from two_stream.pretrained.fetching import Sources
+    from two_stream.pretrained.files.fetch import Sources
 
     local = options.source or (
         Path(os.environ["TWO_STREAM_WEIGHTS"]) if os.environ.get("TWO_STREAM_WEIGHTS") else None
@@ -232,7 +232,7 @@ def _named(manifest: Manifest, name: str) -> list[Entry]:
 
 def _verify(args: list[str]) -> int:
     options = parse(VerifyOptions, args, prog=f"{_PROG} verify", description=_COMMANDS["verify"][1])
-    from two_stream.pretrained.manifest import local_file
+    from two_stream.pretrained.files.manifest import local_file
 
     manifest = _manifest(options.manifest)
     targets = options.targets or tuple(
@@ -257,7 +257,7 @@ def _located(manifest: Manifest, target: str, folder: Path) -> tuple[Path, Entry
     path = Path(target)
     if path.exists():
         return path, next((one for one in manifest.entries if path.name == one.file), None)
-    from two_stream.pretrained.manifest import local_file
+    from two_stream.pretrained.files.manifest import local_file
 
     entry = manifest.find(target)
     return local_file(entry, folder), entry
@@ -265,7 +265,7 @@ def _located(manifest: Manifest, target: str, folder: Path) -> tuple[Path, Entry
 
 def _verified(manifest: Manifest, target: str, folder: Path) -> str:
     """Check one name or file and say what the check is worth."""
-    from two_stream.pretrained.fetching import check
+    from two_stream.pretrained.files.fetch import check
 
     file, entry = _located(manifest, target, folder)
     return _described(file) if entry is None else f"{file}: OK: {check(entry, file)}"
@@ -273,7 +273,7 @@ def _verified(manifest: Manifest, target: str, folder: Path) -> str:
 
 def _described(path: Path) -> str:
     """Say what is in a file that no list knows."""
-    from two_stream.pretrained.fetching import unchanged
+    from two_stream.pretrained.files.fetch import unchanged
     from two_stream.pretrained.layouts import recognise, unwrapped
     from two_stream.pretrained.reading import read_state, weights_file
 
@@ -329,7 +329,7 @@ def _to_convert(options: ConvertOptions) -> tuple[Path, str]:
         return path, options.model
     file, entry = _located(_manifest(options.manifest), options.source, options.folder)
     if entry is not None and not path.exists():
-        from two_stream.pretrained.fetching import check
+        from two_stream.pretrained.files.fetch import check
 
         check(entry, file)
     model = options.model or (entry.model if entry else None)
@@ -356,7 +356,7 @@ def _class_names(given: str) -> list[str]:
 
 
 def _manifest(given: Path | None) -> Manifest:
-    from two_stream.pretrained.manifest import find_manifest, read_manifest
+    from two_stream.pretrained.files.manifest import find_manifest, read_manifest
 
     return read_manifest(find_manifest(given))
 

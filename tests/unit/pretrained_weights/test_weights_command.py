@@ -137,7 +137,7 @@ def test_a_package_is_listed_verified_or_named(here, capsys, monkeypatch, reposi
     assert capsys.readouterr().out == f"{file}: OK: sha256 as published\n"
     assert run("fetch", "efficientnet-lite0", "--manifest", str(published)) == 0
     assert capsys.readouterr().out == f"efficientnet-lite0: {file} (there already; sha256 as published)\n"
-    monkeypatch.setattr("two_stream.pretrained.manifest.installed_file", lambda _: None)
+    monkeypatch.setattr("two_stream.pretrained.files.manifest.installed_file", lambda _: None)
     for command in ("fetch", "verify"):
         assert run(command, "efficientnet-lite0", "--manifest", str(published)) == 2
         error = capsys.readouterr().err

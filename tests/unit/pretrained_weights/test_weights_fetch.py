@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from two_stream.errors import CheckpointError, SettingsError
-from two_stream.pretrained import download as download_module
-from two_stream.pretrained.download import Patience
-from two_stream.pretrained.fetching import Sources, check, fetch
-from two_stream.pretrained.manifest import Classes, Entry, Preprocessing
+from two_stream.pretrained.files import download as download_module
+from two_stream.pretrained.files.download import Patience
+from two_stream.pretrained.files.fetch import Sources, check, fetch
+from two_stream.pretrained.files.manifest import Classes, Entry, Preprocessing
 
 CONTENT = bytes(range(256)) * 4096  # one MiB
 SHA = hashlib.sha256(CONTENT).hexdigest()

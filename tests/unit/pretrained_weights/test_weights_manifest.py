@@ -12,8 +12,7 @@ import pytest
 
 from two_stream import zoo
 from two_stream.errors import CheckpointError, SettingsError
-from two_stream.pretrained.layouts import LAYOUTS
-from two_stream.pretrained.manifest import (
+from two_stream.pretrained.files.manifest import (
     Manifest,
     find_manifest,
     hashes,
@@ -21,6 +20,7 @@ from two_stream.pretrained.manifest import (
     read_manifest,
     recorded,
 )
+from two_stream.pretrained.layouts import LAYOUTS
 from two_stream.pretrained.starter import STARTERS
 from two_stream.recognizer import input_spec
 
@@ -176,7 +176,7 @@ def test_the_manifest_is_found_or_asked_for(tmp_path, monkeypatch, repository):
     with pytest.raises(SettingsError, match=r"gone\.yaml: no such manifest"):
         find_manifest(Path("gone.yaml"))
     monkeypatch.setattr(
-        "two_stream.pretrained.manifest.__file__", str(tmp_path / "site" / "a" / "b" / "c.py")
+        "two_stream.pretrained.files.manifest.__file__", str(tmp_path / "site" / "a" / "b" / "c.py")
     )
     mine.unlink()
     with pytest.raises(SettingsError, match=r"no weights/manifest\.yaml here .*--manifest FILE"):

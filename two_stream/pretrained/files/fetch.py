@@ -11,9 +11,9 @@ from typing import Literal
 from urllib.parse import quote, urlsplit
 
 from two_stream.errors import CheckpointError, SettingsError
-from two_stream.pretrained.download import PART, DeadLinkError, Patience, discard, download
+from two_stream.pretrained.files.download import PART, DeadLinkError, Patience, discard, download
+from two_stream.pretrained.files.manifest import RECORDED, Entry, hashes, local_file, mismatch, recorded
 from two_stream.pretrained.kinds import page_instead
-from two_stream.pretrained.manifest import RECORDED, Entry, hashes, local_file, mismatch, recorded
 from two_stream.pretrained.starter import how_to_install
 from two_stream.runtime.files import fsync_dir, fsync_file, write_text
 

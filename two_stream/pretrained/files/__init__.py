@@ -1,0 +1,1 @@
+"""Published weight files: the list of them, downloads and checks."""
