@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from two_stream.data.clips.sampling import sample_clips
-    from two_stream.evaluation.fusion import fuse
-    from two_stream.evaluation.run import load_run, predict
+    from two_stream.evaluation.runs.run import load_run, predict
+    from two_stream.evaluation.scores.fusion import fuse
     from two_stream.pretrained import load_weights
     from two_stream.recognizer import create_model
     from two_stream.zoo import list_models
@@ -25,10 +25,10 @@ _HOMES = {
     "create_model": "two_stream.recognizer",
     "list_models": "two_stream.zoo",
     "load_weights": "two_stream.pretrained",
-    "load_run": "two_stream.evaluation.run",
-    "predict": "two_stream.evaluation.run",
+    "load_run": "two_stream.evaluation.runs.run",
+    "predict": "two_stream.evaluation.runs.run",
     "sample_clips": "two_stream.data.clips.sampling",
-    "fuse": "two_stream.evaluation.fusion",
+    "fuse": "two_stream.evaluation.scores.fusion",
 }
 
 __all__ = ["create_model", "fuse", "list_models", "load_run", "load_weights", "predict", "sample_clips"]

@@ -28,9 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest, norm
 
-from two_stream.evaluation import multilabel
-from two_stream.evaluation.metrics import gain, summarise
-from two_stream.evaluation.statistics import Sample, difference_of, estimate, holm
+from two_stream.evaluation.scores import multilabel
+from two_stream.evaluation.scores.metrics import gain, summarise
+from two_stream.evaluation.scores.statistics import Sample, difference_of, estimate, holm
 from two_stream.runtime.files import write_json
 from two_stream.runtime.provenance import environment
 from two_stream.types import ScoreTable

@@ -35,8 +35,8 @@ from two_stream.config.model import AverageHead, InputOptions, ModelOptions, Res
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.clips.views import view_loader
-from two_stream.evaluation.network import ready, resolved
-from two_stream.evaluation.predict import VideoScores, score_videos
+from two_stream.evaluation.scoring.network import ready, resolved
+from two_stream.evaluation.scoring.score import VideoScores, score_videos
 from two_stream.recognizer import Recognizer
 from two_stream.types import VideoRecord
 

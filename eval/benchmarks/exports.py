@@ -20,7 +20,7 @@ from common import Row, argument_parser, finish, interleaved, median_of, prepare
 
 from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import TwoStreamError
-from two_stream.evaluation.network import ready
+from two_stream.evaluation.scoring.network import ready
 from two_stream.export import export_run, load
 from two_stream.export.bare import BareModel, named_model
 from two_stream.export.card import Target

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from two_stream.config.schema import EvaluateOptions
-from two_stream.evaluation.network import ready
+from two_stream.evaluation.scoring.network import ready
 from two_stream.profiling import clip_shape, copy_rate, gemm_rate, multiply_adds
 from two_stream.profiling.peak import wait
 from two_stream.recognizer import Recognizer, create_model

@@ -20,7 +20,7 @@ from two_stream import create_model
 from two_stream.compression.quantization import quantise
 from two_stream.config.compress import Quantize
 from two_stream.config.schema import EvaluateOptions
-from two_stream.evaluation.network import ready
+from two_stream.evaluation.scoring.network import ready
 from two_stream.pretrained import write_model
 from two_stream.recognizer import Recognizer
 

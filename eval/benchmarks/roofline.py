@@ -17,7 +17,7 @@ from common import Row, finish, flags, interleaved, median_of, ratio_of
 
 from two_stream.config.model import AverageHead, InputOptions, ModelOptions, ResNet3d
 from two_stream.config.schema import EvaluateOptions
-from two_stream.evaluation.network import ready
+from two_stream.evaluation.scoring.network import ready
 from two_stream.profiling import multiply_adds, quickest_product
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.runtime.device import autocast

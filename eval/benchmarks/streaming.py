@@ -18,7 +18,7 @@ from common import Row, finish, flags, interleaved, median_of, ratio_of
 from torch import nn
 
 from two_stream import create_model
-from two_stream.evaluation.network import example_clip
+from two_stream.evaluation.scoring.network import example_clip
 from two_stream.profiling import multiply_adds
 from two_stream.profiling.memory import PeakMemory
 from two_stream.recognizer import Recognizer

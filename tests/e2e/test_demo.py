@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from two_stream.cli import main
-from two_stream.evaluation.scores import read_scores
+from two_stream.evaluation.scores.files import read_scores
 
 
 @pytest.fixture(scope="module")

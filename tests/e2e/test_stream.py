@@ -20,7 +20,7 @@ from written_runs import NAMES, made_run
 
 from two_stream import load_run
 from two_stream.cli import main
-from two_stream.evaluation.run import reading_of
+from two_stream.evaluation.runs.run import reading_of
 from two_stream.streaming.prepare import Prepare
 from two_stream.video.decoding.reader import open_video
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from two_stream.cli import main
-from two_stream.evaluation.scores import read_scores
+from two_stream.evaluation.scores.files import read_scores
 
 STUDY = {
     "name": "tiny",

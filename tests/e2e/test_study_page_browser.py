@@ -185,7 +185,7 @@ def test_page_without_script_is_whole(tab, pages):
 
 
 def test_report_of_runs_has_no_complaint_either(tab, tmp_path):
-    from two_stream.evaluation.report import write_report
+    from two_stream.evaluation.report.run_report import write_report
 
     runs = load("made_runs").Runs(tmp_path / "runs")
     page = write_report([runs.make("rgb"), runs.make("flow")], tmp_path / "r.html", mistakes=2)[0]

@@ -18,7 +18,7 @@ def exported(path: Path) -> None:
 
 def scores(path: Path) -> None:
     """Read a score file."""
-    from two_stream.evaluation.scores import read_scores
+    from two_stream.evaluation.scores.files import read_scores
 
     read_scores(path)
 

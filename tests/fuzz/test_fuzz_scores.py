@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from two_stream.errors import ScoreError
-from two_stream.evaluation.scores import read_scores, write_scores
+from two_stream.evaluation.scores.files import read_scores, write_scores
 from two_stream.types import ScoreTable
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, logsumexp
 
-from two_stream.evaluation.result_files import evaluate_results, read_results, read_truth, results_of
+from two_stream.evaluation.scores.result_files import evaluate_results, read_results, read_truth, results_of
 from two_stream.types import ScoreTable
 
 pytestmark = pytest.mark.parity

@@ -153,13 +153,13 @@ def _step(title: str, command: Sequence[str]) -> None:
 
 
 def _show(found: Sequence[Candidate], best: Candidate) -> None:
-    from two_stream.evaluation import tables
+    from two_stream.evaluation.scores import words
     from two_stream.runtime.console import console, say, table
 
-    lines = tables.lines([one.test for one in found])
-    columns = ["answer", "training videos, held out", *tables.columns(lines)[1:]]
+    lines = words.lines([one.test for one in found])
+    columns = ["answer", "training videos, held out", *words.columns(lines)[1:]]
     rows = [
-        [one.name, f"{100 * one.validated:.1f}", *cells[1:]] for one, cells in zip(found, tables.rows(lines))
+        [one.name, f"{100 * one.validated:.1f}", *cells[1:]] for one, cells in zip(found, words.rows(lines))
     ]
     console.print(table("answers: accuracy in %", columns, rows))
     if len(found) == 1:

@@ -89,15 +89,15 @@ def read_data(flags: DataFlags) -> tuple[Record, dict[str, Any]]:
 
 def show(baseline: Baseline, *, as_json: bool = False) -> None:
     """Print the baseline's table and where its scores are."""
-    from two_stream.evaluation import tables
+    from two_stream.evaluation.scores import words
     from two_stream.runtime.console import console, say, table
 
-    found = tables.lines(baseline.tables)
-    protocol = tables.protocol_line(baseline.best.meta, found[-1].summary)
+    found = words.lines(baseline.tables)
+    protocol = words.protocol_line(baseline.best.meta, found[-1].summary)
     if as_json:
         streams = [{"name": line.name, **line.summary.to_json()} for line in found]
         console.print_json(data={"streams": streams, "protocol": protocol, "folder": str(baseline.folder)})
         return
-    console.print(table("baseline: accuracy in %", tables.columns(found), tables.rows(found)))
+    console.print(table("baseline: accuracy in %", words.columns(found), words.rows(found)))
     say(protocol)
     say(f"A network must beat this. Runs and scores: {baseline.folder} ({baseline.seconds:.0f} s)")

@@ -205,7 +205,7 @@ def _patterns(flags: Options, recorded: Mapping[str, str], names: Sequence[str])
 def _tell_expected(flags: Options) -> None:
     """Say how sure an accuracy on each data set can be."""
     from two_stream.errors import TwoStreamError
-    from two_stream.evaluation.tables import expected_words
+    from two_stream.evaluation.scores.words import expected_words
     from two_stream.runtime.console import say
 
     for target in flags.targets:

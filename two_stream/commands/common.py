@@ -19,7 +19,7 @@ from two_stream.errors import CheckpointError, SettingsError
 
 if TYPE_CHECKING:
     from two_stream.config.schema import Experiment
-    from two_stream.evaluation.any_run import AnyRun
+    from two_stream.evaluation.runs.any_run import AnyRun
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
@@ -237,7 +237,7 @@ def load_network(
 
         refuse_checkpoint(path, "run")
         return load(path, device, trust=any(path.resolve() == one.resolve() for one in trust))
-    from two_stream.evaluation.run import load_run
+    from two_stream.evaluation.runs.run import load_run
 
     return load_run(path, checkpoint, device)
 

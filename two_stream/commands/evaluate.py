@@ -14,7 +14,7 @@ from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import SettingsError
 
 if TYPE_CHECKING:
-    from two_stream.evaluation.tables import Line
+    from two_stream.evaluation.scores.words import Line
 
 SUMMARY = (
     "Score the videos of a split with a trained run, or a file exported from one, and print the accuracies."
@@ -62,8 +62,8 @@ def main(args: list[str]) -> int:
 
 
 def _evaluate(folder: Path, flags: EvaluateFlags) -> int:
-    from two_stream.evaluation.run import evaluate_run
-    from two_stream.evaluation.tables import lines
+    from two_stream.evaluation.runs.run import evaluate_run
+    from two_stream.evaluation.scores.words import lines
     from two_stream.runtime import distributed
     from two_stream.runtime.device import set_deterministic, set_threads
     from two_stream.runtime.files import check_writable
@@ -82,7 +82,7 @@ def _evaluate(folder: Path, flags: EvaluateFlags) -> int:
     if distributed.is_main():
         (line,) = lines([table])
         if flags.results is not None:
-            from two_stream.evaluation.result_files import results_of
+            from two_stream.evaluation.scores.result_files import results_of
             from two_stream.runtime.files import write_json
 
             write_json(flags.results, results_of(table))
@@ -93,17 +93,17 @@ def _evaluate(folder: Path, flags: EvaluateFlags) -> int:
 
 def show(line: Line, path: Path, *, as_json: bool) -> None:
     """Print one scored table: numbers, protocol, where the file is."""
-    from two_stream.evaluation import tables
+    from two_stream.evaluation.scores import words
     from two_stream.runtime.console import console, say, table
 
     meta = line.table.meta
     if as_json:
         console.print_json(data={"scores": str(path), **line.summary.to_json(), "meta": _plain(meta)})
         return
-    console.print(table(f"{meta['name']}: accuracy in %", tables.columns([line]), tables.rows([line])))
-    say(tables.protocol_line(meta, line.summary))
+    console.print(table(f"{meta['name']}: accuracy in %", words.columns([line]), words.rows([line])))
+    say(words.protocol_line(meta, line.summary))
     if meta.get("selection") == "paper":
-        say(tables.PAPER_WARNING)
+        say(words.PAPER_WARNING)
     say(f"scores: {path}")
 
 
@@ -136,7 +136,7 @@ class ResultFlags:
 def _results(args: list[str]) -> int:
     """Evaluate a result file; 1 when listed videos have no result."""
     flags = parse(ResultFlags, args, "two-stream evaluate", RESULTS)
-    from two_stream.evaluation.result_files import evaluate_results, read_results
+    from two_stream.evaluation.scores.result_files import evaluate_results, read_results
     from two_stream.runtime.console import console, say, table, warn
 
     found = evaluate_results(
@@ -163,7 +163,7 @@ def _truth(flags: ResultFlags) -> dict[str, tuple[str, ...]]:
             "--from-json needs --truth: an annotation JSON, or a data set's name or dataset.yaml"
         )
     if flags.truth.endswith(".json"):
-        from two_stream.evaluation.result_files import read_truth
+        from two_stream.evaluation.scores.result_files import read_truth
 
         return read_truth(Path(flags.truth), flags.subset)
     from two_stream.data.catalog import load_record

@@ -12,7 +12,7 @@ from two_stream.commands.common import parse
 from two_stream.errors import SettingsError, TwoStreamError
 
 if TYPE_CHECKING:
-    from two_stream.evaluation.any_run import AnyRun
+    from two_stream.evaluation.runs.any_run import AnyRun
     from two_stream.export.card import ExportCard
     from two_stream.recognizer import Recognizer
 
@@ -98,7 +98,7 @@ def _export(flags: ExportFlags, run: AnyRun[Recognizer], out: Path | None) -> tu
 
 def _run(flags: ExportFlags) -> AnyRun[Recognizer]:
     """Load what is exported."""
-    from two_stream.evaluation.run import load_run
+    from two_stream.evaluation.runs.run import load_run
     from two_stream.export.bare import named_model, stored_model
 
     path = Path(flags.model)

@@ -91,7 +91,7 @@ def _experiment(name: str) -> Experiment:
     """Return the settings of a run, of a file, or of a named model."""
     path = Path(name)
     if path.is_dir():
-        from two_stream.evaluation.run import run_paths
+        from two_stream.evaluation.runs.run import run_paths
 
         return load_experiment(run_paths(path).experiment)
     if path.suffix.lower() in (".yaml", ".yml"):
@@ -130,7 +130,7 @@ def _model(name: str, experiment: Experiment, flags: FeatureFlags) -> Recognizer
     from two_stream.runtime.device import pick_device
 
     if Path(name).is_dir():
-        from two_stream.evaluation.run import load_run
+        from two_stream.evaluation.runs.run import load_run
 
         return load_run(name, flags.checkpoint, flags.device).model
     from two_stream.training.loop import start_model

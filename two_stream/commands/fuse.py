@@ -41,8 +41,8 @@ class FuseFlags:
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
     flags = parse(FuseFlags, args, "two-stream fuse", SUMMARY)
-    from two_stream.evaluation.fusion import fuse
-    from two_stream.evaluation.scores import find_scores, join, read_scores, write_scores
+    from two_stream.evaluation.scores.files import find_scores, join, read_scores, write_scores
+    from two_stream.evaluation.scores.fusion import fuse
     from two_stream.runtime.console import warn
 
     tables = join([read_scores(find_scores(path, flags.part)) for path in flags.scores])
@@ -58,7 +58,7 @@ def main(args: list[str]) -> int:
 
 def _fit_tables(flags: FuseFlags) -> list[ScoreTable] | None:
     """Return the holdout tables: those named, or for `learned` those of the given runs."""
-    from two_stream.evaluation.scores import find_scores, read_scores
+    from two_stream.evaluation.scores.files import find_scores, read_scores
 
     if flags.fit:
         return [read_scores(find_scores(path, "val")) for path in flags.fit]
@@ -73,7 +73,7 @@ def _fit_tables(flags: FuseFlags) -> list[ScoreTable] | None:
 
 
 def _show(tables: list[ScoreTable], fused: ScoreTable, flags: FuseFlags) -> None:
-    from two_stream.evaluation import tables as words
+    from two_stream.evaluation.scores import words
     from two_stream.runtime.console import console, say, table
 
     found = words.lines([*tables, fused])

@@ -14,8 +14,8 @@ from two_stream.errors import SettingsError, TwoStreamError
 
 if TYPE_CHECKING:
     from two_stream.config.schema import EvaluateOptions
-    from two_stream.evaluation.any_run import AnyRun
-    from two_stream.evaluation.video import Reading, VideoResult
+    from two_stream.evaluation.runs.any_run import AnyRun
+    from two_stream.evaluation.scoring.video import Reading, VideoResult
 
 SUMMARY = "Say what happens in videos, from RGB, flow or both; flow is computed on the fly."
 
@@ -86,11 +86,11 @@ def main(args: list[str]) -> int:
         raise SettingsError(f"--top is {flags.top}: expected 1 or more")
     _check_weights(flags, len(folders))
     if flags.attention is not None:
-        from two_stream.evaluation.attention import check_target
+        from two_stream.evaluation.pictures.attention import check_target
 
         check_target(flags.attention, flags.videos)
     if flags.timeline is not None:
-        from two_stream.evaluation.attention import check_target
+        from two_stream.evaluation.pictures.attention import check_target
 
         check_target(flags.timeline, flags.videos, "--timeline")
     from two_stream.video.decoding.reader import open_video
@@ -108,7 +108,7 @@ def _load(flags: PredictFlags, path: Path, modality: str) -> AnyRun[Any]:
     run = load_network(path, flags.checkpoint, flags.device, flags.trust)
     check_modality(run, path, modality)
     if flags.attention is not None:
-        from two_stream.evaluation.attention import check_head
+        from two_stream.evaluation.pictures.attention import check_head
 
         if path.is_file():
             raise SettingsError(
@@ -124,7 +124,7 @@ def _check_weights(flags: PredictFlags, runs: int) -> None:
         return
     if runs == 1:
         raise SettingsError("--weights weighs runs against each other: give several, or leave it out")
-    from two_stream.evaluation.fusion import checked_weights
+    from two_stream.evaluation.scores.fusion import checked_weights
 
     checked_weights(flags.weights, runs)
 
@@ -190,8 +190,8 @@ def _predict_one(
     video: Path,
     files: Sequence[Path | None],
 ) -> dict[str, Any]:
-    from two_stream.evaluation.run import score_with_runs
-    from two_stream.evaluation.video import fuse_results, top
+    from two_stream.evaluation.runs.run import score_with_runs
+    from two_stream.evaluation.scoring.video import fuse_results, top
 
     names = runs[0].class_names
     options, readings = how
@@ -210,7 +210,7 @@ def _predict_one(
         },
     }
     if copy is not None:
-        from two_stream.evaluation.annotate import annotate
+        from two_stream.evaluation.pictures.annotate import annotate
 
         annotate(video, copy, top(probabilities, names, 3), backend=readings[0].backend)
         result["annotated"] = str(copy)
@@ -241,8 +241,8 @@ def _draw_attention(
     out: Path,
     result: dict[str, Any],
 ) -> None:
-    from two_stream.evaluation.attention import read_attention
-    from two_stream.evaluation.attention_figure import draw_attention
+    from two_stream.evaluation.pictures.attention import read_attention
+    from two_stream.evaluation.pictures.attention_figure import draw_attention
 
     streams = [
         read_attention(run.model, video, views, reading, run.class_names)
@@ -271,8 +271,8 @@ def _draw_timeline(
     files: tuple[Path, Path],
 ) -> None:
     """Write the picture `files[1]` about the video `files[0]`, and the CSV file beside it."""
-    from two_stream.evaluation.timeline import windows, write_csv
-    from two_stream.evaluation.timeline_figure import draw_timeline
+    from two_stream.evaluation.pictures.timeline import windows, write_csv
+    from two_stream.evaluation.pictures.timeline_figure import draw_timeline
 
     video, picture = files
     options, readings = how
@@ -310,7 +310,7 @@ def _options(flags: PredictFlags, run: AnyRun[Any]) -> EvaluateOptions:
 
 def _reading(flags: PredictFlags, run: AnyRun[Any]) -> Reading:
     """Bring pixels to the network as its training frames came, but for what flags say."""
-    from two_stream.evaluation.run import reading_of
+    from two_stream.evaluation.runs.run import reading_of
 
     return reading_of(run, backend=flags.backend, flow=flags.flow_algorithm, short_side=flags.short_side)
 

@@ -244,7 +244,7 @@ def _write(options: Options, found: dict[str, Any], points: list[Any], speeds: l
         write_json(options.json, found)
         note(f"wrote {options.json}")
     if options.plot:
-        from two_stream.evaluation import cost_figure
+        from two_stream.evaluation.pictures import cost_figure
 
         target = options.plot[0]
         if points:
@@ -258,8 +258,8 @@ def _accuracies(files: tuple[Path, ...]) -> list[Any]:
     """Read the score files before anything is measured, so that a wrong one costs no time."""
     if not files:
         return []
-    from two_stream.evaluation.cost_figure import point_of
-    from two_stream.evaluation.scores import find_scores, read_scores
+    from two_stream.evaluation.pictures.cost_figure import point_of
+    from two_stream.evaluation.scores.files import find_scores, read_scores
     from two_stream.profiling import multiply_adds
 
     found = []

@@ -32,7 +32,7 @@ class ReportFlags:
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
     flags = parse(ReportFlags, args, "two-stream report", SUMMARY)
-    from two_stream.evaluation.report import write_report
+    from two_stream.evaluation.report.run_report import write_report
     from two_stream.runtime.console import say
 
     written = write_report(

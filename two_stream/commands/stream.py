@@ -17,7 +17,7 @@ from two_stream.errors import SettingsError, VideoError
 
 if TYPE_CHECKING:
     from two_stream.config.schema import EvaluateOptions
-    from two_stream.evaluation.run import Run
+    from two_stream.evaluation.runs.run import Run
     from two_stream.streaming.live import Prediction, Watcher
     from two_stream.streaming.pipeline import Pipeline, Seen
     from two_stream.streaming.recording import Recording
@@ -116,7 +116,7 @@ def _check(flags: StreamFlags) -> None:
             raise SettingsError(
                 "--weights weighs RGB against flow: give both --rgb and --flow, or leave it out"
             )
-        from two_stream.evaluation.fusion import checked_weights
+        from two_stream.evaluation.scores.fusion import checked_weights
 
         checked_weights(flags.weights, 2)
 
@@ -149,7 +149,7 @@ def _watch(flags: StreamFlags, source: LiveSource) -> int:
 
 def _runs(flags: StreamFlags) -> list[Run]:
     from two_stream.errors import ScoreError
-    from two_stream.evaluation.run import load_run
+    from two_stream.evaluation.runs.run import load_run
 
     runs = []
     for path, modality in ((flags.rgb, "rgb"), (flags.flow, "flow")):
@@ -165,8 +165,8 @@ def _runs(flags: StreamFlags) -> list[Run]:
 
 def _stream(flags: StreamFlags, run: Run) -> Stream:
     """Return a run's network, ready to take frames."""
-    from two_stream.evaluation.network import carried_out, is_exact
-    from two_stream.evaluation.run import reading_of
+    from two_stream.evaluation.runs.run import reading_of
+    from two_stream.evaluation.scoring.network import carried_out, is_exact
     from two_stream.streaming.prepare import Prepare
     from two_stream.streaming.track import Stream
 
@@ -232,7 +232,7 @@ def _network(flags: StreamFlags, run: Run, options: EvaluateOptions) -> StreamNe
     Raises:
         SettingsError: `--mode continual` and it cannot be converted.
     """
-    from two_stream.evaluation.network import ready
+    from two_stream.evaluation.scoring.network import ready
     from two_stream.recognizer import Recognizer
     from two_stream.runtime.console import note
     from two_stream.streaming.sliding import SlidingRecognizer

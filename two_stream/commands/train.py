@@ -145,8 +145,8 @@ def _evaluate(experiment: Experiment, flags: PublishedTraining, arch: str) -> in
     options = EvaluateOptions(views="single", crops="center", precision=experiment.evaluate.precision)
     if (run / "experiment.yaml").is_file():
         from two_stream.commands.evaluate import show
-        from two_stream.evaluation.run import evaluate_run, load_run
-        from two_stream.evaluation.tables import lines
+        from two_stream.evaluation.runs.run import evaluate_run, load_run
+        from two_stream.evaluation.scores.words import lines
 
         loaded = load_run(run, "best", experiment.device)
         table, path = evaluate_run(loaded, options, "test", workers=flags.workers)

@@ -28,7 +28,7 @@ from two_stream.config.schema import Experiment
 from two_stream.data.catalog import load_record
 from two_stream.data.clips.companions import ClipsBeside, companion, same_clip
 from two_stream.errors import SettingsError
-from two_stream.evaluation.run import Run, load_run
+from two_stream.evaluation.runs.run import Run, load_run
 from two_stream.recognizer import Recognizer, input_spec
 from two_stream.runtime import distributed
 from two_stream.runtime.device import autocast, pick_device

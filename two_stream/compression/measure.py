@@ -12,8 +12,8 @@ from torch import nn
 from torch.ao.nn.quantized.modules.utils import WeightedQuantizedModule
 
 from two_stream.config.schema import EvaluateOptions
-from two_stream.evaluation.network import Compiled, carried_out, example_clip, is_exact, ready
-from two_stream.evaluation.run import Run, load_run
+from two_stream.evaluation.runs.run import Run, load_run
+from two_stream.evaluation.scoring.network import Compiled, carried_out, example_clip, is_exact, ready
 from two_stream.profiling import meta_twin, multiply_adds, parameter_count
 from two_stream.profiling.memory import PeakMemory
 from two_stream.profiling.timing import timed

@@ -17,7 +17,7 @@ from two_stream.config.schema import Experiment
 from two_stream.data.clips.loader import clip_loader
 from two_stream.data.splits import load_part
 from two_stream.errors import CheckpointError, SettingsError
-from two_stream.evaluation.run import Run, load_run
+from two_stream.evaluation.runs.run import Run, load_run
 from two_stream.pretrained import read_model, write_model
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed

@@ -15,13 +15,13 @@ from two_stream.compression.measure import Costs, measure_costs
 from two_stream.config.load import flatten
 from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import ScoreError, SettingsError
-from two_stream.evaluation.network import carried_out, is_exact
-from two_stream.evaluation.pages import page_templates
-from two_stream.evaluation.run import Run, evaluate_run, load_run
-from two_stream.evaluation.scores import read_scores
-from two_stream.evaluation.statistics import LEVEL, Interval
-from two_stream.evaluation.tables import percent, points, protocol_line
-from two_stream.evaluation.views import slug
+from two_stream.evaluation.report.html import page_templates
+from two_stream.evaluation.runs.run import Run, evaluate_run, load_run
+from two_stream.evaluation.scores.files import read_scores
+from two_stream.evaluation.scores.statistics import LEVEL, Interval
+from two_stream.evaluation.scores.words import percent, points, protocol_line
+from two_stream.evaluation.scoring.network import carried_out, is_exact
+from two_stream.evaluation.scoring.views import slug
 from two_stream.profiling.timing import device_name
 from two_stream.runtime.device import pick_device
 from two_stream.runtime.files import write_json, write_text

@@ -23,9 +23,9 @@ from two_stream.config.compress import Prune
 from two_stream.data.clips.loader import clip_loader
 from two_stream.data.splits import load_part
 from two_stream.errors import DataError, SettingsError
-from two_stream.evaluation import multilabel
-from two_stream.evaluation.network import example_clip
-from two_stream.evaluation.run import Run
+from two_stream.evaluation.runs.run import Run
+from two_stream.evaluation.scores import multilabel
+from two_stream.evaluation.scoring.network import example_clip
 from two_stream.profiling import multiply_adds
 from two_stream.profiling.timing import timed
 from two_stream.recognizer import Recognizer

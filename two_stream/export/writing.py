@@ -12,9 +12,9 @@ import torch
 
 from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.errors import SettingsError
-from two_stream.evaluation.any_run import AnyRun
-from two_stream.evaluation.network import carried_out, is_exact, ready
-from two_stream.evaluation.run import extraction_of, mirror_of_run
+from two_stream.evaluation.runs.any_run import AnyRun
+from two_stream.evaluation.runs.run import extraction_of, mirror_of_run
+from two_stream.evaluation.scoring.network import carried_out, is_exact, ready
 from two_stream.export.card import ExportCard, Port, Target, Verified
 from two_stream.export.clips import noise_clips, run_clips
 from two_stream.export.formats import SUFFIXES, Format, format_by_name

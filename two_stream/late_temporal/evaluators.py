@@ -20,12 +20,12 @@ from two_stream.data.catalog import Patterns, Record
 from two_stream.data.clips.views import view_loader
 from two_stream.data.splits import read_list
 from two_stream.errors import CheckpointError, ScoreError, SettingsError
-from two_stream.evaluation.facts import scoring_facts
-from two_stream.evaluation.fusion import fuse
-from two_stream.evaluation.network import ready
-from two_stream.evaluation.predict import VideoScores, score_videos
-from two_stream.evaluation.scores import write_scores
-from two_stream.evaluation.views import slug
+from two_stream.evaluation.runs.facts import scoring_facts
+from two_stream.evaluation.scores.files import write_scores
+from two_stream.evaluation.scores.fusion import fuse
+from two_stream.evaluation.scoring.network import ready
+from two_stream.evaluation.scoring.score import VideoScores, score_videos
+from two_stream.evaluation.scoring.views import slug
 from two_stream.late_temporal.flags import EvaluatorFlags, OneStreamFlags, TwoStreamFlags
 from two_stream.late_temporal.layout import (
     ROOTS,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from two_stream.evaluation import tables
-from two_stream.evaluation.metrics import confusion_matrix
+from two_stream.evaluation.scores import words
+from two_stream.evaluation.scores.metrics import confusion_matrix
 from two_stream.runtime.console import console, say, table
 from two_stream.types import ScoreTable
 
@@ -40,10 +40,10 @@ def published_lines(made: ScoreTable, places: Sequence[str], seconds: float, how
 
 def our_table(made: Sequence[ScoreTable], paths: Sequence[Path]) -> None:
     """Print our own table: intervals, protocol, how the checkpoint was picked, where the scores are."""
-    found = tables.lines(made)
-    console.print(table("accuracy in %", tables.COLUMNS, tables.rows(found)))
-    say(tables.protocol_line(made[-1].meta, found[-1].summary))
+    found = words.lines(made)
+    console.print(table("accuracy in %", words.COLUMNS, words.rows(found)))
+    say(words.protocol_line(made[-1].meta, found[-1].summary))
     if made[-1].meta.get("selection") == "paper":
-        say(tables.PAPER_WARNING)
+        say(words.PAPER_WARNING)
     for path in paths:
         say(f"scores: {path}")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from two_stream.evaluation.run import Run
-from two_stream.evaluation.video import VideoResult, fuse_results, top
+from two_stream.evaluation.runs.run import Run
+from two_stream.evaluation.scoring.video import VideoResult, fuse_results, top
 from two_stream.streaming.pipeline import Pipeline, Seen
 from two_stream.streaming.screen import Status
 from two_stream.streaming.track import Stream

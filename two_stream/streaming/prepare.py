@@ -8,8 +8,8 @@ import torch
 
 from two_stream.config.schema import EvaluateOptions
 from two_stream.data.clips.transforms import seen_by
-from two_stream.evaluation.video import Reading, picture_at
-from two_stream.evaluation.views import crop_views
+from two_stream.evaluation.scoring.video import Reading, picture_at
+from two_stream.evaluation.scoring.views import crop_views
 from two_stream.types import InputSpec
 from two_stream.video.decoding.base import Image
 from two_stream.video.flow import gray

@@ -11,10 +11,10 @@ import two_stream
 from two_stream.config.load import read_yaml, validate
 from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError
-from two_stream.evaluation.fusion import combine, fuse
-from two_stream.evaluation.metrics import main_value
-from two_stream.evaluation.run_files import history, settings_of
-from two_stream.evaluation.scores import common, find_scores, read_scores
+from two_stream.evaluation.runs.lookup import history, settings_of
+from two_stream.evaluation.scores.files import common, find_scores, read_scores
+from two_stream.evaluation.scores.fusion import combine, fuse
+from two_stream.evaluation.scores.metrics import main_value
 from two_stream.runtime.device import pick_device
 from two_stream.studies.baseline import RULE
 from two_stream.studies.variants import merged, nested

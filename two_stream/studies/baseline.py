@@ -19,9 +19,9 @@ from two_stream.config.schema import Experiment
 from two_stream.data.catalog import Record
 from two_stream.data.splits import load_part
 from two_stream.errors import CheckpointError, DataError, TwoStreamError
-from two_stream.evaluation.fusion import fuse
-from two_stream.evaluation.run_files import BASELINE_SCORES, baseline_folder
-from two_stream.evaluation.scores import find_scores, join, read_scores, write_scores
+from two_stream.evaluation.runs.lookup import BASELINE_SCORES, baseline_folder
+from two_stream.evaluation.scores.files import find_scores, join, read_scores, write_scores
+from two_stream.evaluation.scores.fusion import fuse
 from two_stream.runtime.console import note, warn
 from two_stream.studies.streams import train_and_score
 from two_stream.studies.variants import merged, nested

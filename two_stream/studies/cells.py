@@ -181,8 +181,8 @@ def keep(job: Job, outcome: Outcome) -> Outcome:
 
 
 def _trained(job: Job) -> Outcome:
-    from two_stream.evaluation.metrics import main_value
-    from two_stream.evaluation.run import evaluate_run, load_run
+    from two_stream.evaluation.runs.run import evaluate_run, load_run
+    from two_stream.evaluation.scores.metrics import main_value
     from two_stream.training.loop import train
 
     experiment = job.settings()

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from two_stream.evaluation import multilabel, statistics
-from two_stream.evaluation.metrics import per_class
-from two_stream.evaluation.statistics import LEVEL, Interval
+from two_stream.evaluation.scores import multilabel, statistics
+from two_stream.evaluation.scores.metrics import per_class
+from two_stream.evaluation.scores.statistics import LEVEL, Interval
 from two_stream.studies.panel import Panel, paired
 from two_stream.studies.results import Comparison, McNemar
 

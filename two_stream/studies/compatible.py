@@ -8,9 +8,9 @@ from typing import Any
 
 from two_stream.config.load import dump
 from two_stream.errors import ScoreError
-from two_stream.evaluation.metrics import main_value
-from two_stream.evaluation.run_files import history
-from two_stream.evaluation.scores import newest_scores, read_scores
+from two_stream.evaluation.runs.lookup import history
+from two_stream.evaluation.scores.files import newest_scores, read_scores
+from two_stream.evaluation.scores.metrics import main_value
 from two_stream.studies.panel import seeds_by_split
 from two_stream.studies.results import RunRow
 from two_stream.studies.scored import Scored, varied

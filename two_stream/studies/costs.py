@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from two_stream.config.schema import Experiment
-from two_stream.evaluation.network import carried_out, example_clip, is_exact, ready
+from two_stream.evaluation.scoring.network import carried_out, example_clip, is_exact, ready
 from two_stream.pretrained import alterations_in, read_model
 from two_stream.profiling import meta_twin, multiply_adds, parameter_count
 from two_stream.profiling.memory import PeakMemory

@@ -15,8 +15,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from two_stream.evaluation.figures import INK, MUTED, STREAMS, SURFACE, drawing, short, to_svg
-from two_stream.evaluation.statistics import Interval
+from two_stream.evaluation.report.svg import INK, MUTED, STREAMS, SURFACE, drawing, short, to_svg
+from two_stream.evaluation.scores.statistics import Interval
 from two_stream.studies.results import Comparison, VariantResult
 
 MORE, LESS, SAME = STREAMS[2], STREAMS[1], MUTED

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from two_stream.errors import ScoreError
-from two_stream.evaluation.fusion import fuse
-from two_stream.evaluation.metrics import table_ranks
-from two_stream.evaluation.scores import join
-from two_stream.evaluation.statistics import LEVEL, holm, smallest_gain
+from two_stream.evaluation.scores.files import join
+from two_stream.evaluation.scores.fusion import fuse
+from two_stream.evaluation.scores.metrics import table_ranks
+from two_stream.evaluation.scores.statistics import LEVEL, holm, smallest_gain
 from two_stream.studies.comparison import main_test
 from two_stream.studies.panel import Cell, Panel, Tables, matched, panel_of
 from two_stream.studies.results import Contribution, FusedPair, FusionResult

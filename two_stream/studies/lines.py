@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from two_stream.evaluation.tables import DASH, percent, points
+from two_stream.evaluation.scores.words import DASH, percent, points
 from two_stream.runtime.console import console, say, table
 from two_stream.studies.comparison import ENOUGH_TRAININGS, p_text
 from two_stream.studies.results import Comparison, FusionResult, StudyResult, VariantResult

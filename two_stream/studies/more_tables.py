@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from two_stream.config.load import parse_yaml
-from two_stream.evaluation.tables import DASH, percent
+from two_stream.evaluation.scores.words import DASH, percent
 from two_stream.studies.results import FusedPair, FusionResult, StudyResult
 from two_stream.studies.tables import Cell, Table, number, p_text, points, signed_text
 

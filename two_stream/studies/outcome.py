@@ -10,8 +10,8 @@ from two_stream.config.load import dump, flatten
 from two_stream.config.schema import Experiment
 from two_stream.config.study import Study
 from two_stream.errors import ScoreError
-from two_stream.evaluation.run_files import history
-from two_stream.evaluation.scores import read_scores
+from two_stream.evaluation.runs.lookup import history
+from two_stream.evaluation.scores.files import read_scores
 from two_stream.runtime.console import note
 from two_stream.runtime.device import pick_device, set_threads
 from two_stream.studies.ablation import Ran

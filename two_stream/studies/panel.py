@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from two_stream.errors import ScoreError
-from two_stream.evaluation import multilabel
-from two_stream.evaluation.metrics import main_value, source_units, table_ranks
-from two_stream.evaluation.scores import join, name_of, reorder
-from two_stream.evaluation.statistics import Estimate, Interval, Sample, estimate
+from two_stream.evaluation.scores import multilabel
+from two_stream.evaluation.scores.files import join, name_of, reorder
+from two_stream.evaluation.scores.metrics import main_value, source_units, table_ranks
+from two_stream.evaluation.scores.statistics import Estimate, Interval, Sample, estimate
 from two_stream.types import ScoreTable
 
 Cell = tuple[int, int]

@@ -9,8 +9,8 @@ from itertools import combinations
 from pathlib import Path
 
 from two_stream.errors import ScoreError
-from two_stream.evaluation.statistics import LEVEL, Interval, holm
-from two_stream.evaluation.tables import DASH, count_sources, percent, protocol_line
+from two_stream.evaluation.scores.statistics import LEVEL, Interval, holm
+from two_stream.evaluation.scores.words import DASH, count_sources, percent, protocol_line
 from two_stream.studies.comparison import ENOUGH_TRAININGS, main_test
 from two_stream.studies.compatible import protocol_key, said
 from two_stream.studies.lines import p_value

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from two_stream.errors import ScoreError, SettingsError
-from two_stream.evaluation.pages import page_templates
+from two_stream.evaluation.report.html import page_templates
 from two_stream.runtime.files import write_json, write_text
 from two_stream.studies import figures, more_tables, outputs, tables
 from two_stream.studies.class_by_class import class_views

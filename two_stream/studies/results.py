@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from two_stream.evaluation.statistics import Interval
+from two_stream.evaluation.scores.statistics import Interval
 
 State = Literal["done", "failed", "missing"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from two_stream.config.schema import Experiment
 from two_stream.errors import ScoreError
-from two_stream.evaluation.run import evaluate_run
-from two_stream.evaluation.scores import newest_scores, read_scores
+from two_stream.evaluation.runs.run import evaluate_run
+from two_stream.evaluation.scores.files import newest_scores, read_scores
 from two_stream.pretrained import WEIGHTS
 from two_stream.runtime.console import note, results_as_notes
 from two_stream.runtime.files import sha256

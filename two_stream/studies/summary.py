@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from two_stream.errors import ScoreError
-from two_stream.evaluation import metrics, statistics
-from two_stream.evaluation.statistics import LEVEL, Interval
+from two_stream.evaluation.scores import metrics, statistics
+from two_stream.evaluation.scores.statistics import LEVEL, Interval
 from two_stream.runtime.provenance import code_version, environment
 from two_stream.studies.comparison import Tested, class_means, compare_panels, corrected
 from two_stream.studies.fusing import fusion_study

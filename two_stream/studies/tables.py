@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from two_stream.evaluation.statistics import Interval
-from two_stream.evaluation.tables import DASH, percent
+from two_stream.evaluation.scores.statistics import Interval
+from two_stream.evaluation.scores.words import DASH, percent
 from two_stream.studies.comparison import ENOUGH_TRAININGS
 from two_stream.studies.results import Comparison, Cost, StudyResult, VariantResult
 

@@ -16,11 +16,11 @@ import torch
 from two_stream.config.optimization import Logistic
 from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError
-from two_stream.evaluation.network import ready
-from two_stream.evaluation.predict import VideoScores
-from two_stream.evaluation.run import HELD_OUT, load_run
-from two_stream.evaluation.score_table import score_table
-from two_stream.evaluation.scores import write_scores
+from two_stream.evaluation.runs.run import HELD_OUT, load_run
+from two_stream.evaluation.runs.score_table import score_table
+from two_stream.evaluation.scores.files import write_scores
+from two_stream.evaluation.scoring.network import ready
+from two_stream.evaluation.scoring.score import VideoScores
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, progress

@@ -12,7 +12,7 @@ import yaml
 from two_stream.commands import profile
 from two_stream.config.model import AverageHead, ModelOptions, ResNet3d
 from two_stream.errors import DataError, ScoreError, SettingsError
-from two_stream.evaluation.scores import write_scores
+from two_stream.evaluation.scores.files import write_scores
 from two_stream.pretrained import write_model
 from two_stream.profiling import peak
 from two_stream.recognizer import Recognizer

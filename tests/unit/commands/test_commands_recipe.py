@@ -19,7 +19,7 @@ from two_stream.config.augment import AugmentOptions
 from two_stream.config.load import dump, load_experiment
 from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError
-from two_stream.evaluation.scores import read_scores
+from two_stream.evaluation.scores.files import read_scores
 from two_stream.late_temporal.training import SGD_ARCHITECTURES, STARTS, own_flags
 from two_stream.pretrained.files.manifest import read_manifest
 from two_stream.training.result import TrainResult

@@ -23,7 +23,7 @@ from two_stream.data.clips.dataset import ClipItem
 from two_stream.data.clips.loader import drawn_clips
 from two_stream.data.splits import load_part
 from two_stream.errors import DataError, SettingsError
-from two_stream.evaluation.run import evaluate_run, load_run
+from two_stream.evaluation.runs.run import evaluate_run, load_run
 from two_stream.recognizer import input_spec
 from two_stream.training.checkpoint import load_checkpoint
 from two_stream.training.loop import train

@@ -10,7 +10,7 @@ import torch
 from small_world import SmallWorld
 
 from two_stream.cli import main
-from two_stream.evaluation.run import load_run
+from two_stream.evaluation.runs.run import load_run
 from two_stream.profiling import multiply_adds
 from two_stream.studies.costs import kept_cost
 from two_stream.training.loop import train

@@ -15,7 +15,7 @@ from two_stream.compression.layers import chosen_layers, layers_of, read_levels
 from two_stream.compression.pruning import Pruning
 from two_stream.config.compress import Prune
 from two_stream.errors import SettingsError
-from two_stream.evaluation.run import load_run
+from two_stream.evaluation.runs.run import load_run
 from two_stream.training.checkpoint import load_checkpoint
 from two_stream.training.loop import train
 from two_stream.training.validate import Validation

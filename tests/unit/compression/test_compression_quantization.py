@@ -17,7 +17,7 @@ from two_stream.commands.compressing import quantize
 from two_stream.compression.quantization import QuantizationAware, calibration_videos, quantise_run
 from two_stream.config.schema import Experiment
 from two_stream.errors import CheckpointError, SettingsError
-from two_stream.evaluation.run import evaluate_run, load_run
+from two_stream.evaluation.runs.run import evaluate_run, load_run
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.surgery.ranges import MovingRange
 from two_stream.training.loop import train

@@ -12,8 +12,8 @@ from small_world import SmallWorld
 from two_stream.compression.measure import nonzero_parameters
 from two_stream.compression.report import LayerChange, scored, write_compression
 from two_stream.errors import ScoreError
-from two_stream.evaluation.run import load_run
-from two_stream.evaluation.scores import read_scores
+from two_stream.evaluation.runs.run import load_run
+from two_stream.evaluation.scores.files import read_scores
 from two_stream.pretrained import write_model
 from two_stream.training.loop import train
 

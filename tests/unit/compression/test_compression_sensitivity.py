@@ -20,7 +20,7 @@ from two_stream.compression.measure import nonzero_parameters
 from two_stream.compression.sensitivity import Point, Sensitivity, fixed_clips, measure_sensitivity
 from two_stream.config.compress import Prune
 from two_stream.errors import SettingsError
-from two_stream.evaluation.run import load_run
+from two_stream.evaluation.runs.run import load_run
 from two_stream.profiling import multiply_adds
 
 INSIDE = r"layer[12]\.0\.conv"

@@ -15,8 +15,8 @@ from two_stream.data.clips.views import ViewDataset, ViewLoader, collate_views
 from two_stream.data.mirror import Mirror, mirror_note, mirror_of
 from two_stream.data.sources.base import ClipSource
 from two_stream.data.splits import load_part
-from two_stream.evaluation.predict import score_videos
-from two_stream.evaluation.views import describe
+from two_stream.evaluation.scoring.score import score_videos
+from two_stream.evaluation.scoring.views import describe
 from two_stream.types import InputSpec, VideoRecord
 from two_stream.video.region import Region
 

@@ -12,7 +12,7 @@ import yaml
 from two_stream.config.load import dump
 from two_stream.config.model import ModelOptions
 from two_stream.config.schema import DataOptions, Experiment
-from two_stream.evaluation.scores import write_scores
+from two_stream.evaluation.scores.files import write_scores
 from two_stream.types import ScoreTable
 
 NOISE = {"rgb": 1.6, "flow": 1.3}

@@ -17,9 +17,9 @@ from two_stream.config.load import dump
 from two_stream.config.model import AverageHead, BertHead, InputOptions, MobileNetV2, ModelOptions, SlowFast
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
 from two_stream.errors import FullDiskError, VideoError
-from two_stream.evaluation.attention import Pathway, StreamAttention, read_attention
-from two_stream.evaluation.attention_figure import draw_attention
-from two_stream.evaluation.video import Reading
+from two_stream.evaluation.pictures.attention import Pathway, StreamAttention, read_attention
+from two_stream.evaluation.pictures.attention_figure import draw_attention
+from two_stream.evaluation.scoring.video import Reading
 from two_stream.pretrained import write_model
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.video.decoding.reader import open_video
@@ -348,7 +348,7 @@ def test_head_without_attention_is_refused_before_scoring(video, run_folders, tm
     def scored(*args):
         raise AssertionError("the video was scored")
 
-    monkeypatch.setattr("two_stream.evaluation.run.score_file", scored)
+    monkeypatch.setattr("two_stream.evaluation.runs.run.score_file", scored)
     run = run_folders / "pooled"
     out = tmp_path / "a.png"
     assert cli(["predict", str(video), "--rgb", str(run), "--device", "cpu", "--attention", str(out)]) == 2

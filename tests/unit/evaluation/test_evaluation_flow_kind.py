@@ -17,11 +17,11 @@ from two_stream.data.clips.transforms import resize_frames
 from two_stream.data.packing.pack import pack
 from two_stream.data.packing.shard_writer import PackOptions
 from two_stream.errors import SettingsError
-from two_stream.evaluation import attention
-from two_stream.evaluation import video as on_the_fly
-from two_stream.evaluation.frames_made import made_now
-from two_stream.evaluation.run import evaluate_run, extraction_of, load_run, predict, reading_of
-from two_stream.evaluation.video import Reading
+from two_stream.evaluation.pictures import attention
+from two_stream.evaluation.runs.frames_made import made_now
+from two_stream.evaluation.runs.run import evaluate_run, extraction_of, load_run, predict, reading_of
+from two_stream.evaluation.scoring import video as on_the_fly
+from two_stream.evaluation.scoring.video import Reading
 from two_stream.export import export_run, load
 from two_stream.streaming.prepare import Prepare
 from two_stream.video.decoding.reader import open_video

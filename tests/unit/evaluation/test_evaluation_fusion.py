@@ -6,9 +6,9 @@ import pytest
 from scipy.special import softmax
 
 from two_stream.errors import ScoreError
-from two_stream.evaluation import fusion
-from two_stream.evaluation.fusion import fuse, weight_curve
-from two_stream.evaluation.metrics import top_k_accuracy
+from two_stream.evaluation.scores import fusion
+from two_stream.evaluation.scores.fusion import fuse, weight_curve
+from two_stream.evaluation.scores.metrics import top_k_accuracy
 from two_stream.types import ScoreTable
 
 

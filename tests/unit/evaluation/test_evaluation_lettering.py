@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from two_stream.evaluation import lettering
-from two_stream.evaluation.figures import confusion
+from two_stream.evaluation.pictures import lettering
+from two_stream.evaluation.report.svg import confusion
 from two_stream.runtime import plotting
 from two_stream.runtime.plotting import plain_figures
 

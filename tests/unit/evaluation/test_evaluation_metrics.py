@@ -8,7 +8,7 @@ from scipy.stats import t as student
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from two_stream.errors import ScoreError
-from two_stream.evaluation import metrics
+from two_stream.evaluation.scores import metrics
 from two_stream.types import ScoreTable
 
 NAMES = ["a", "b", "c"]

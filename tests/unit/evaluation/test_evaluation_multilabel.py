@@ -13,10 +13,10 @@ from sklearn.metrics import average_precision_score
 
 from two_stream.commands import fuse as fuse_command
 from two_stream.errors import ScoreError
-from two_stream.evaluation import fusion, metrics, multilabel, tables
-from two_stream.evaluation.report import write_report
-from two_stream.evaluation.scores import read_scores, write_scores
-from two_stream.evaluation.video import VideoResult, fuse_results
+from two_stream.evaluation.report.run_report import write_report
+from two_stream.evaluation.scores import fusion, metrics, multilabel, words
+from two_stream.evaluation.scores.files import read_scores, write_scores
+from two_stream.evaluation.scoring.video import VideoResult, fuse_results
 from two_stream.types import ScoreTable
 
 
@@ -121,8 +121,8 @@ def test_the_table_shows_map_and_the_report_says_what_is_left_out(tmp_path: Path
     for seed, noise in ((1, 0.7), (2, 1.4)):
         write_scores(tmp_path / f"{seed}.npz", make(noise, seed))
         paths.append(tmp_path / f"{seed}.npz")
-    found = tables.lines([read_scores(path) for path in paths])
-    headings, (first, _) = tables.columns(found), tables.rows(found)
+    found = words.lines([read_scores(path) for path in paths])
+    headings, (first, _) = words.columns(found), words.rows(found)
     assert dict(zip(headings, first))["classes"] == "3"
     assert first[1].startswith(f"{100 * found[0].summary.main.value:.1f} [")
     page, facts, text = write_report(paths, tmp_path / "report.html")
@@ -195,7 +195,7 @@ def test_nine_sources_give_no_interval_of_map() -> None:
         found = metrics.summarise(table)
         assert found.map is not None
         assert found.map.known == known
-        assert ("no interval: 9 sources" in tables.protocol_line(table.meta, found)) != known
+        assert ("no interval: 9 sources" in words.protocol_line(table.meta, found)) != known
 
 
 def test_many_sources_are_left_out_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from two_stream.backbones import BACKBONES
 from two_stream.config.model import BertHead, MobileNetV2, ModelOptions
 from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment, TrainOptions
-from two_stream.evaluation.network import Compiled, is_exact, ready, resolved, usual_batch
+from two_stream.evaluation.scoring.network import Compiled, is_exact, ready, resolved, usual_batch
 from two_stream.recognizer import Recognizer, create_model, input_spec
 from two_stream.runtime import inference, precision
 from two_stream.runtime.device import autocast

@@ -21,10 +21,10 @@ from two_stream.errors import (
     SettingsError,
     VideoError,
 )
-from two_stream.evaluation import video as on_the_fly
-from two_stream.evaluation.annotate import annotate, panel
-from two_stream.evaluation.run import evaluate_run, extraction_of, load_run, predict, reading_of
-from two_stream.evaluation.video import Reading, VideoResult, fuse_results, score_file, top
+from two_stream.evaluation.pictures.annotate import annotate, panel
+from two_stream.evaluation.runs.run import evaluate_run, extraction_of, load_run, predict, reading_of
+from two_stream.evaluation.scoring import video as on_the_fly
+from two_stream.evaluation.scoring.video import Reading, VideoResult, fuse_results, score_file, top
 from two_stream.video.decoding.reader import open_video
 from two_stream.video.extraction.many_videos import ExtractOptions, extract
 from two_stream.video.sources import Source

@@ -8,8 +8,8 @@ from torch import nn
 
 from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import ScoreError, SettingsError
-from two_stream.evaluation.predict import aggregate_views, score_videos
-from two_stream.evaluation.views import (
+from two_stream.evaluation.scoring.score import aggregate_views, score_videos
+from two_stream.evaluation.scoring.views import (
     assemble,
     clip_frames,
     crop_views,

@@ -14,8 +14,8 @@ from two_stream import create_model, load_weights
 from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment
 from two_stream.data.catalog import load_record
 from two_stream.data.clips.views import view_loader
-from two_stream.evaluation.fusion import combine
-from two_stream.evaluation.predict import score_videos
+from two_stream.evaluation.scores.fusion import combine
+from two_stream.evaluation.scoring.score import score_videos
 from two_stream.types import VideoRecord
 
 pytestmark = pytest.mark.parity

@@ -13,12 +13,14 @@ from scipy.stats import t as student
 from two_stream.commands import fuse as fuse_command
 from two_stream.commands import report as report_command
 from two_stream.errors import ScoreError, SettingsError
-from two_stream.evaluation import figures, metrics, tables, thumbnails
-from two_stream.evaluation.fusion import fuse, weight_curve
-from two_stream.evaluation.report import write_report
-from two_stream.evaluation.run_files import BASELINE_SCORES, baseline_folder
-from two_stream.evaluation.scores import find_scores, join, read_scores, reorder, write_scores
-from two_stream.evaluation.statistics import Interval
+from two_stream.evaluation.pictures import thumbnails
+from two_stream.evaluation.report import svg
+from two_stream.evaluation.report.run_report import write_report
+from two_stream.evaluation.runs.lookup import BASELINE_SCORES, baseline_folder
+from two_stream.evaluation.scores import metrics, words
+from two_stream.evaluation.scores.files import find_scores, join, read_scores, reorder, write_scores
+from two_stream.evaluation.scores.fusion import fuse, weight_curve
+from two_stream.evaluation.scores.statistics import Interval
 
 HOSTILE = ["<script>alert(1)</script>", "a & b", "c | d", "$e$ `f`"]
 
@@ -44,11 +46,11 @@ def test_page_numbers_json_and_markdown_agree_with_the_metrics(two, tmp_path):
     assert facts["streams"][2]["top"]["1"]["value"] == summary.top[1].value
     assert [row["name"] for row in facts["streams"]][:3] == ["rgb", "flow", "fused (l2)"]
     assert facts["confusion"] == metrics.confusion_matrix(fused.logits, fused.labels).tolist()
-    assert facts["verdict"] == tables.verdict(fused, streams)
-    shown = tables.percent(summary.top[1])
+    assert facts["verdict"] == words.verdict(fused, streams)
+    shown = words.percent(summary.top[1])
     assert shown in parsed(page).text
     assert shown.replace("[", r"\[").replace("]", r"\]") in text.read_text()
-    for line in tables.rows(tables.lines(streams)):
+    for line in words.rows(words.lines(streams)):
         assert line[1] in parsed(page).text
     assert "multi-clip × ten-crop, mean of logits" in parsed(page).text
     assert "60 videos of 20 sources" in parsed(page).text
@@ -164,11 +166,11 @@ def test_two_streams_of_one_modality_both_show(runs, tmp_path):
 def test_labels_are_told_apart_by_run_then_by_number(runs):
     tables_ = [read_scores(find_scores(runs.make("rgb", name=name))) for name in ("a", "b")]
     flow = read_scores(find_scores(runs.make("flow")))
-    assert tables.labels_of([*tables_, tables_[0], flow]) == ["rgb · a", "rgb · b", "rgb · a 2", "flow"]
+    assert words.labels_of([*tables_, tables_[0], flow]) == ["rgb · a", "rgb · b", "rgb · a 2", "flow"]
     for table in tables_:
         del table.meta["name"]
-    assert tables.labels_of([*tables_, flow]) == ["rgb", "rgb 2", "flow"]
-    assert [line.name for line in tables.lines(tables_)] == ["rgb", "rgb 2"]
+    assert words.labels_of([*tables_, flow]) == ["rgb", "rgb 2", "flow"]
+    assert [line.name for line in words.lines(tables_)] == ["rgb", "rgb 2"]
 
 
 @pytest.mark.parametrize("suffix", [".json", ".md", ".JSON"])
@@ -228,19 +230,19 @@ def test_score_files_without_a_run_are_enough(two, tmp_path):
 def test_figures_of_few_and_many_classes(classes):
     names = [f"class {i}" for i in range(classes)]
     counts = np.eye(classes, dtype=np.int64) * 3
-    svg = figures.confusion(counts, names)
-    assert svg.startswith("<svg")
-    assert ("class 1<" in svg) == (classes < 101)
-    assert (">3</text>" in svg) == (classes == 2)
+    drawn = svg.confusion(counts, names)
+    assert drawn.startswith("<svg")
+    assert ("class 1<" in drawn) == (classes < 101)
+    assert (">3</text>" in drawn) == (classes == 2)
     rows = [metrics.ClassRow(name, 3, 3, 1.0, "", 0) for name in names]
-    assert "class 0 (3)" in figures.class_bars({"rgb": rows, "fused": rows})
+    assert "class 0 (3)" in svg.class_bars({"rgb": rows, "fused": rows})
 
 
 def test_learning_curves_leave_out_what_is_not_there():
-    assert figures.learning_curves({}) is None
-    svg = figures.learning_curves({"rgb": [{"epoch": 1.0, "val_loss": 1.0}]})
-    assert ">loss<" in svg
-    assert "learning rate" not in svg
+    assert svg.learning_curves({}) is None
+    drawn = svg.learning_curves({"rgb": [{"epoch": 1.0, "val_loss": 1.0}]})
+    assert ">loss<" in drawn
+    assert "learning rate" not in drawn
 
 
 def test_flow_is_drawn_by_direction_and_length():
@@ -294,14 +296,14 @@ def test_verdict_says_how_sure_it_is(two):
     streams = join([read_scores(find_scores(run)) for run in two])
     worse = fuse(streams, weights=[1, 0])
     best = max(streams, key=lambda t: metrics.top_k_accuracy(t.logits, t.labels))
-    sentence = tables.verdict(worse, streams)
+    sentence = words.verdict(worse, streams)
     gap = metrics.gain(worse, streams)
     assert gap.value == metrics.difference(worse, best).interval.value
     assert f"{100 * gap.value:+.1f} points" in sentence
     assert ("no difference shown" in sentence) == (gap.low <= 0 <= gap.high)
-    assert tables.percent(Interval(0.8333, 0.75, 0.9)) == "83.3 [75.0, 90.0]"
-    assert tables.percent(Interval(0.8333, 0, 1, known=False)) == "83.3 [unknown]"
-    assert tables.percent(None) == "–"
+    assert words.percent(Interval(0.8333, 0.75, 0.9)) == "83.3 [75.0, 90.0]"
+    assert words.percent(Interval(0.8333, 0, 1, known=False)) == "83.3 [unknown]"
+    assert words.percent(None) == "–"
 
 
 def baseline_scores(runs, run, *, missing=0, **facts):

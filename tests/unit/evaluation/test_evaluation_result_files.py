@@ -9,7 +9,7 @@ import yaml
 
 from two_stream.cli import main as cli
 from two_stream.errors import DataError, ScoreError, SettingsError
-from two_stream.evaluation.result_files import evaluate_results, read_results, read_truth
+from two_stream.evaluation.scores.result_files import evaluate_results, read_results, read_truth
 
 GUESSES = {"a/v1": [{"label": "jump", "score": 0.7}, {"label": "run", "score": 0.3}]}
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from two_stream.errors import ScoreError
-from two_stream.evaluation.scores import find_scores, join, read_scores, reorder, write_scores
+from two_stream.evaluation.scores.files import find_scores, join, read_scores, reorder, write_scores
 from two_stream.types import ScoreTable
 
 

@@ -10,9 +10,9 @@ import pytest
 from scipy.special import softmax
 
 from two_stream.config.schema import EvaluateOptions
-from two_stream.evaluation.timeline import Window, windows, write_csv
-from two_stream.evaluation.timeline_figure import _edges, _stretches, draw_timeline
-from two_stream.evaluation.video import VideoResult, fuse_results
+from two_stream.evaluation.pictures.timeline import Window, windows, write_csv
+from two_stream.evaluation.pictures.timeline_figure import _edges, _stretches, draw_timeline
+from two_stream.evaluation.scoring.video import VideoResult, fuse_results
 from two_stream.types import InputSpec
 
 OPTIONS = EvaluateOptions(views="sliding", step=4, crops="three")

@@ -12,13 +12,13 @@ from made_world import CLASSES, settle
 from two_stream.config.load import dump, load_experiment
 from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.data.mirror import Mirror
-from two_stream.evaluation import run as run_module
-from two_stream.evaluation.attention import read_attention
-from two_stream.evaluation.network import example_clip
-from two_stream.evaluation.run import evaluate_run, load_run, reading_of
-from two_stream.evaluation.scores import read_scores
-from two_stream.evaluation.video import Reading, picture_at, score_file
-from two_stream.evaluation.views import describe, same_boxes_note, slug
+from two_stream.evaluation.pictures.attention import read_attention
+from two_stream.evaluation.runs import run as run_module
+from two_stream.evaluation.runs.run import evaluate_run, load_run, reading_of
+from two_stream.evaluation.scores.files import read_scores
+from two_stream.evaluation.scoring.network import example_clip
+from two_stream.evaluation.scoring.video import Reading, picture_at, score_file
+from two_stream.evaluation.scoring.views import describe, same_boxes_note, slug
 from two_stream.export import export_run, load
 from two_stream.export.clips import run_clips
 from two_stream.pretrained import write_model

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "evaluation"))
 
 from made_world import make_world
 
-from two_stream.evaluation.run import load_run
+from two_stream.evaluation.runs.run import load_run
 from two_stream.export import export_run
 
 torch.set_num_threads(1)  # tiny networks: a second thread only waits

@@ -13,8 +13,8 @@ from two_stream.cli import main as cli
 from two_stream.config.model import AverageHead, InputOptions, ModelOptions, ResNet3d
 from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.errors import CheckpointError, ExportError, SettingsError
-from two_stream.evaluation.run import evaluate_run, load_run, predict, score_with_runs
-from two_stream.evaluation.scores import read_scores
+from two_stream.evaluation.runs.run import evaluate_run, load_run, predict, score_with_runs
+from two_stream.evaluation.scores.files import read_scores
 from two_stream.export import export_run, load, verifying
 from two_stream.export.bare import BareModel
 from two_stream.export.clips import noise_clips, run_clips
@@ -99,7 +99,7 @@ def test_away_from_the_data_set_a_video_is_still_read_as_written(world, onnx_fil
     run = replace(run, experiment=run.experiment.model_copy(update={"data": _elsewhere(run)}))
     file, card = export_run(run, "pt2", tmp_path / "model.pt2")
     assert card.meta["extraction"] == {"short_side": 40, "size": [30, 44]}
-    from two_stream.evaluation.run import reading_of
+    from two_stream.evaluation.runs.run import reading_of
 
     assert reading_of(load(file)).size == (30, 44)
     assert "of noise" in card.verified.clips

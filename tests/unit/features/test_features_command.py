@@ -12,7 +12,7 @@ from stored_world import experiment_of, settled_model, write_run
 from two_stream.cli import main
 from two_stream.config.load import dump
 from two_stream.evaluation.features.cache import FeatureCache
-from two_stream.evaluation.scores import read_scores
+from two_stream.evaluation.scores.files import read_scores
 
 SMALL = ["--evaluate.crops", "center", "--evaluate.views", "single", "--device", "cpu"]
 

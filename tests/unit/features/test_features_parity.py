@@ -26,7 +26,7 @@ from two_stream.backbones import Backbone
 from two_stream.errors import CheckpointError, DataError, SettingsError
 from two_stream.evaluation.features.cache import FeatureCache
 from two_stream.evaluation.features.extract_features import write_features
-from two_stream.evaluation.run import evaluate_run, load_run
+from two_stream.evaluation.runs.run import evaluate_run, load_run
 from two_stream.heads import HEADS
 from two_stream.recognizer import Recognizer
 from two_stream.types import FeatureLayout

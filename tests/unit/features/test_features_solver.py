@@ -29,7 +29,7 @@ from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError, TrainingError
 from two_stream.evaluation.features.cache import FeatureCache
 from two_stream.evaluation.features.extract_features import write_features
-from two_stream.evaluation.run import evaluate_run, load_run
+from two_stream.evaluation.runs.run import evaluate_run, load_run
 from two_stream.recognizer import create_model
 from two_stream.streaming import convert
 from two_stream.training import solver

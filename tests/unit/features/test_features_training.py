@@ -30,7 +30,7 @@ from stored_world import (
 from two_stream.config.schema import Experiment
 from two_stream.errors import CheckpointError, FullDiskError, SettingsError
 from two_stream.evaluation.features.extract_features import write_features
-from two_stream.evaluation.run import evaluate_run, load_run
+from two_stream.evaluation.runs.run import evaluate_run, load_run
 from two_stream.pretrained import load_weights
 from two_stream.recognizer import create_model
 from two_stream.training import trainer as trainer_module

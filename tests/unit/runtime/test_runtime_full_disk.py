@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from two_stream import cli
 from two_stream.errors import FullDiskError, SettingsError
-from two_stream.evaluation import scores
+from two_stream.evaluation.scores import files
 from two_stream.runtime.files import check_writable, folder_beside, room_for, write_bytes
 from two_stream.runtime.folders import replaced_folder
 
@@ -79,7 +79,7 @@ def test_fuse_says_it_in_one_line(tmp_path, monkeypatch, capsys):
         made = scores.ScoreTable(
             ["x", "y", "z"], np.array([0, 1, 0]), ["k", "l"], logits, dict(meta, name=name)
         )
-        scores.write_scores(tmp_path / f"{name}.npz", made)
+        files.write_scores(tmp_path / f"{name}.npz", made)
 
     def full(*args, **kwargs):
         raise FULL[0]

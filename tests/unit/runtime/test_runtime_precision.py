@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
-from two_stream.evaluation.facts import scoring_facts
-from two_stream.evaluation.network import resolved
-from two_stream.evaluation.tables import protocol_line
+from two_stream.evaluation.runs.facts import scoring_facts
+from two_stream.evaluation.scores.words import protocol_line
+from two_stream.evaluation.scoring.network import resolved
 from two_stream.recognizer import create_model
 from two_stream.runtime import precision
 from two_stream.runtime.precision import Speedup, native_bf16, precision_reason, resolve_precision

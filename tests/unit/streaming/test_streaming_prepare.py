@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from two_stream import create_model
-from two_stream.evaluation.video import Reading, read_clip
+from two_stream.evaluation.scoring.video import Reading, read_clip
 from two_stream.streaming.prepare import Prepare
 from two_stream.video.decoding.reader import open_video
 

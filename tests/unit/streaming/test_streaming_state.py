@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from two_stream import create_model
 from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import SettingsError
-from two_stream.evaluation.network import ready
+from two_stream.evaluation.scoring.network import ready
 from two_stream.profiling import multiply_adds
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.device import autocast

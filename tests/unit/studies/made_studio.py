@@ -11,7 +11,7 @@ import yaml
 
 from two_stream.config.load import dump
 from two_stream.config.schema import Experiment
-from two_stream.evaluation.scores import write_scores
+from two_stream.evaluation.scores.files import write_scores
 from two_stream.types import ScoreTable
 
 CLASSES = ["wave", "clap", "turn left", "turn right"]

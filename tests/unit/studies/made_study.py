@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from two_stream.evaluation.statistics import Interval
+from two_stream.evaluation.scores.statistics import Interval
 from two_stream.studies.results import (
     Comparison,
     Contribution,

@@ -18,9 +18,9 @@ from two_stream import cli
 from two_stream.config.load import load_experiment
 from two_stream.data.catalog import load_record
 from two_stream.errors import ScoreError, SettingsError
-from two_stream.evaluation.metrics import top_k_accuracy
-from two_stream.evaluation.scores import common, newest_scores, read_scores
-from two_stream.evaluation.tables import expected_words
+from two_stream.evaluation.scores.files import common, newest_scores, read_scores
+from two_stream.evaluation.scores.metrics import top_k_accuracy
+from two_stream.evaluation.scores.words import expected_words
 from two_stream.studies.auto import (
     Candidate,
     candidate,

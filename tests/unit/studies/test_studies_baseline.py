@@ -16,8 +16,8 @@ from two_stream import cli
 from two_stream.config.study import Study
 from two_stream.data.catalog import load_record
 from two_stream.errors import CheckpointError, SettingsError
-from two_stream.evaluation import tables as words
-from two_stream.evaluation.scores import newest_scores, read_scores
+from two_stream.evaluation.scores import words
+from two_stream.evaluation.scores.files import newest_scores, read_scores
 from two_stream.studies import baseline, streams
 from two_stream.studies import plan as planning
 from two_stream.studies.ablation import Places, run_study

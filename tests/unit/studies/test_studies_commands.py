@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from two_stream import cli
-from two_stream.evaluation.fusion import fuse
-from two_stream.evaluation.scores import read_scores, write_scores
-from two_stream.evaluation.statistics import holm
+from two_stream.evaluation.scores.files import read_scores, write_scores
+from two_stream.evaluation.scores.fusion import fuse
+from two_stream.evaluation.scores.statistics import holm
 from two_stream.studies.comparison import main_test
 from two_stream.studies.panel import panel_of
 from two_stream.studies.ranking import leaderboard, rows

@@ -9,8 +9,8 @@ import pytest
 from made_study import made_result
 from scipy import stats
 
-from two_stream.evaluation.metrics import per_class
-from two_stream.evaluation.statistics import Interval
+from two_stream.evaluation.scores.metrics import per_class
+from two_stream.evaluation.scores.statistics import Interval
 from two_stream.studies.comparison import compare_panels, corrected
 from two_stream.studies.lines import pair_rows
 from two_stream.studies.panel import panel_of

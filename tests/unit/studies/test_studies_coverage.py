@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from two_stream.evaluation import statistics
-from two_stream.evaluation.statistics import Sample
+from two_stream.evaluation.scores import statistics
+from two_stream.evaluation.scores.statistics import Sample
 
 CLAIMS = ("accuracies", "mean-class", "map", "fusion", "boards", "independent")
 """what must hold; `few-trainings` shows what does not"""

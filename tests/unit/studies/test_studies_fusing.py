@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from two_stream.errors import ScoreError
-from two_stream.evaluation.fusion import combine, fuse, search_weights
-from two_stream.evaluation.metrics import top_k_accuracy
-from two_stream.evaluation.statistics import holm
+from two_stream.evaluation.scores.fusion import combine, fuse, search_weights
+from two_stream.evaluation.scores.metrics import top_k_accuracy
+from two_stream.evaluation.scores.statistics import holm
 from two_stream.studies.comparison import main_test
 from two_stream.studies.fusing import fusion_study
 from two_stream.studies.panel import panel_of

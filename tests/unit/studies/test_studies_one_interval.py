@@ -14,7 +14,7 @@ import torch
 
 from two_stream import cli
 from two_stream.config.schema import Experiment
-from two_stream.evaluation.scores import read_scores, write_scores
+from two_stream.evaluation.scores.files import read_scores, write_scores
 from two_stream.types import ScoreTable
 
 
@@ -75,7 +75,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda folder, *_: SimpleNamespace(**vars(network), file=folder),
     )
     monkeypatch.setattr(
-        "two_stream.evaluation.run.evaluate_run", lambda run, *_, **__: (read_scores(run.file), run.file)
+        "two_stream.evaluation.runs.run.evaluate_run", lambda run, *_, **__: (read_scores(run.file), run.file)
     )
 
 

@@ -9,9 +9,9 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from two_stream.errors import ScoreError
-from two_stream.evaluation.metrics import top_k_accuracy
-from two_stream.evaluation.scores import reorder
-from two_stream.evaluation.statistics import Interval, difference_of
+from two_stream.evaluation.scores.files import reorder
+from two_stream.evaluation.scores.metrics import top_k_accuracy
+from two_stream.evaluation.scores.statistics import Interval, difference_of
 from two_stream.studies.panel import matched, paired, panel_of
 from two_stream.types import ScoreTable
 

@@ -10,7 +10,7 @@ from checked_page import Checker
 from made_study import HEADS, HOSTILE, made_result
 
 from two_stream.errors import ScoreError, SettingsError
-from two_stream.evaluation.metrics import Interval
+from two_stream.evaluation.scores.metrics import Interval
 from two_stream.studies import more_tables, outputs, tables
 from two_stream.studies.report import read_result, write_study_report
 from two_stream.studies.results import RunRow

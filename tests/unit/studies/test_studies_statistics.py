@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from two_stream.evaluation import statistics
-from two_stream.evaluation.statistics import Interval, Sample
+from two_stream.evaluation.scores import statistics
+from two_stream.evaluation.scores.statistics import Interval, Sample
 
 SHAPES = [(5, 8), (10, 4), (20, 2), (40, 1)]
 """sources × videos of each: 40 videos"""

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from two_stream.errors import ScoreError
-from two_stream.evaluation.metrics import calibration_error, mean_class_accuracy, top_k_accuracy
-from two_stream.evaluation.statistics import t_interval
+from two_stream.evaluation.scores.metrics import calibration_error, mean_class_accuracy, top_k_accuracy
+from two_stream.evaluation.scores.statistics import t_interval
 from two_stream.studies.results import RunRow
 from two_stream.studies.summary import Question, VariantRuns, study_result
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from two_stream.evaluation import statistics
+from two_stream.evaluation.scores import statistics
 
 
 @pytest.mark.parametrize(

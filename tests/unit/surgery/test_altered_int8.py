@@ -12,7 +12,7 @@ from torch.ao.nn import quantized as nnq
 
 from two_stream.backbones import BACKBONES
 from two_stream.errors import SettingsError
-from two_stream.evaluation.network import ready, resolved
+from two_stream.evaluation.scoring.network import ready, resolved
 from two_stream.pretrained import read_model, write_model
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.surgery import alter

@@ -16,7 +16,7 @@ from torch import nn
 
 from two_stream.config.load import flatten
 from two_stream.errors import DataError
-from two_stream.evaluation.run_files import history
+from two_stream.evaluation.runs.lookup import history
 from two_stream.training.figures import clip_grid, confusion_figure, flow_to_rgb
 from two_stream.training.tracking import clock, write_metrics
 from two_stream.training.validate import validate

@@ -106,7 +106,7 @@ def report(source: Path, made: Path, part: Part) -> None:
     """Score a run and its source, and write and show the report."""
     from two_stream.compression.layers import layer_changes
     from two_stream.compression.report import show_compression, write_compression
-    from two_stream.evaluation.run import load_run
+    from two_stream.evaluation.runs.run import load_run
 
     before, model = load_run(source).model, load_run(made).model
     layers = layer_changes(before, model) if before.options == model.options else []

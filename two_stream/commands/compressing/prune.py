@@ -61,7 +61,7 @@ def _checked(experiment: Experiment, run: Path, levels: Path | None) -> Experime
     """Return the settings with the shares of a file; refuse what cannot be pruned before anything is computed."""
     from two_stream.compression.channels import check_narrowable
     from two_stream.compression.layers import chosen_layers, layers_of, read_levels
-    from two_stream.evaluation.run import load_run
+    from two_stream.evaluation.runs.run import load_run
 
     options = experiment.compress
     if not isinstance(options, Prune):

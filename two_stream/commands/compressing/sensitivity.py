@@ -71,7 +71,7 @@ def main(args: list[str]) -> int:
     from two_stream.compression.channels import check_narrowable
     from two_stream.compression.choice import choose_levels
     from two_stream.compression.sensitivity import fixed_clips, measure_sensitivity
-    from two_stream.evaluation.run import load_run
+    from two_stream.evaluation.runs.run import load_run
     from two_stream.runtime.device import set_threads
 
     set_threads(flags.threads)

@@ -13,7 +13,6 @@ from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.data.catalog import Record
 from two_stream.data.mirror import mirror_of
 from two_stream.errors import DataError, SettingsError
-from two_stream.evaluation.batching import Video
 from two_stream.evaluation.features.cache import (
     FeatureCache,
     FeaturePart,
@@ -23,8 +22,9 @@ from two_stream.evaluation.features.cache import (
     view_settings,
 )
 from two_stream.evaluation.features.extract_features import backbone_sha256
-from two_stream.evaluation.predict import VideoScores, collected
-from two_stream.evaluation.processes import Skipped
+from two_stream.evaluation.scoring.batching import Video
+from two_stream.evaluation.scoring.processes import Skipped
+from two_stream.evaluation.scoring.score import VideoScores, collected
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
 from two_stream.runtime.device import autocast

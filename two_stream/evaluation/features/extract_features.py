@@ -27,7 +27,6 @@ from two_stream.data.clips.views import ViewLoader, collate_views, evaluation_cl
 from two_stream.data.mirror import mirror_of
 from two_stream.data.splits import load_part, not_for_test
 from two_stream.errors import DataError, SettingsError
-from two_stream.evaluation.batching import Canvas, Video, scored_views
 from two_stream.evaluation.features.cache import (
     CENTRED,
     FACTS,
@@ -37,9 +36,10 @@ from two_stream.evaluation.features.cache import (
     StoredVideo,
     view_settings,
 )
-from two_stream.evaluation.network import carried_out, example_clip, is_exact, ready
-from two_stream.evaluation.predict import check_incomplete
-from two_stream.evaluation.views import crop_views
+from two_stream.evaluation.scoring.batching import Canvas, Video, scored_views
+from two_stream.evaluation.scoring.network import carried_out, example_clip, is_exact, ready
+from two_stream.evaluation.scoring.score import check_incomplete
+from two_stream.evaluation.scoring.views import crop_views
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, progress, warn

@@ -16,7 +16,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from two_stream.errors import VideoError
-from two_stream.evaluation.lettering import write
+from two_stream.evaluation.pictures.lettering import write
 from two_stream.runtime.files import atomic_path
 from two_stream.video.decoding.reader import open_video
 

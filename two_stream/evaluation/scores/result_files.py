@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from two_stream.errors import DataError, ScoreError, SettingsError
-from two_stream.evaluation.metrics import probabilities
+from two_stream.evaluation.scores.metrics import probabilities
 from two_stream.runtime.text import parse_json
 from two_stream.types import ScoreTable
 

@@ -12,7 +12,7 @@ from scipy.special import log_expit, log_softmax, logsumexp
 from torch import nn
 
 from two_stream.errors import ScoreError, SettingsError
-from two_stream.evaluation.batching import Canvas, Video, scored_views
+from two_stream.evaluation.scoring.batching import Canvas, Video, scored_views
 from two_stream.runtime.console import progress
 from two_stream.runtime.precision import resolve_precision
 from two_stream.types import VideoViews

@@ -10,8 +10,8 @@ from two_stream.config.schema import Experiment
 from two_stream.data.clips.sampling import sampling_of
 from two_stream.data.mirror import Mirror
 from two_stream.data.sources.shards import shard_facts
-from two_stream.evaluation.network import ClipNetwork, is_exact
-from two_stream.evaluation.views import describe
+from two_stream.evaluation.scoring.network import ClipNetwork, is_exact
+from two_stream.evaluation.scoring.views import describe
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
 from two_stream.runtime.precision import precision_reason

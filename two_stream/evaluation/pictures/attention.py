@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from two_stream.config.schema import EvaluateOptions
 from two_stream.data.clips.transforms import seen_by
 from two_stream.errors import SettingsError, VideoError
-from two_stream.evaluation.thumbnails import flow_picture
-from two_stream.evaluation.video import Reading, read_clip
-from two_stream.evaluation.views import clip_frames, crop_views, views_of_clip
+from two_stream.evaluation.pictures.thumbnails import flow_picture
+from two_stream.evaluation.scoring.video import Reading, read_clip
+from two_stream.evaluation.scoring.views import clip_frames, crop_views, views_of_clip
 from two_stream.recognizer import Recognizer
 from two_stream.types import Frames, Modality
 from two_stream.video.decoding.reader import Video, open_video

@@ -15,12 +15,13 @@ from typing import Any
 from two_stream.config.load import dump
 from two_stream.config.schema import Experiment
 from two_stream.errors import ScoreError, SettingsError
-from two_stream.evaluation import figures, metrics, tables
-from two_stream.evaluation.fusion import Curve, fuse, weight_curve
-from two_stream.evaluation.pages import page_templates
-from two_stream.evaluation.run_files import compression_of, find_baseline, history, run_of, settings_of
-from two_stream.evaluation.scores import common, find_scores, join, name_of, newest_scores, read_scores
-from two_stream.evaluation.thumbnails import strip
+from two_stream.evaluation.pictures.thumbnails import strip
+from two_stream.evaluation.report import svg
+from two_stream.evaluation.report.html import page_templates
+from two_stream.evaluation.runs.lookup import compression_of, find_baseline, history, run_of, settings_of
+from two_stream.evaluation.scores import metrics, words
+from two_stream.evaluation.scores.files import common, find_scores, join, name_of, newest_scores, read_scores
+from two_stream.evaluation.scores.fusion import Curve, fuse, weight_curve
 from two_stream.runtime.files import write_json, write_text
 from two_stream.runtime.provenance import code_version
 from two_stream.types import RunPaths, ScoreTable
@@ -115,7 +116,7 @@ def _gather(
         raise ScoreError(f"{len(given)} fused score files given; a report shows one fusion")
     if not plain:
         plain, given = given, []
-    streams = [_stream(table, name) for table, name in zip(plain, tables.labels_of(plain))]
+    streams = [_stream(table, name) for table, name in zip(plain, words.labels_of(plain))]
     if given:
         return streams, given[0], baseline
     if len(plain) < 2:
@@ -186,7 +187,7 @@ def _facts(
         and len({*fused.meta["weights"]}) == 1
     ):
         shown.append(_tuned(streams, fused))
-    found = tables.lines([*shown, *([] if baseline is None else [baseline])])
+    found = words.lines([*shown, *([] if baseline is None else [baseline])])
     main = found[len(streams)] if fused is not None else found[0]
     histories = {stream.name: history(stream.run) for stream in streams if stream.run is not None}
     classes = {
@@ -199,15 +200,15 @@ def _facts(
     facts: dict[str, Any] = {
         "title": title or _title(streams, fused),
         "headline": _headline(main),
-        "protocol": tables.protocol_line(main.table.meta, main.summary),
-        "warning": tables.PAPER_WARNING if main.table.meta.get("selection") == "paper" else "",
-        "columns": list(tables.columns(found)),
-        "rows": tables.rows(found),
+        "protocol": words.protocol_line(main.table.meta, main.summary),
+        "warning": words.PAPER_WARNING if main.table.meta.get("selection") == "paper" else "",
+        "columns": list(words.columns(found)),
+        "rows": words.rows(found),
         "streams": [{"name": line.name, **line.summary.to_json(), "meta": line.table.meta} for line in found],
         "main": main.name,
         "chance": main.summary.chance,
-        "verdict": tables.verdict(fused, [s.table for s in streams]) if fused is not None else "",
-        "baseline": "" if baseline is None else tables.against_baseline(main, baseline),
+        "verdict": words.verdict(fused, [s.table for s in streams]) if fused is not None else "",
+        "baseline": "" if baseline is None else words.against_baseline(main, baseline),
         "agreement": _agreement(streams),
         "curve": asdict(curve) if curve is not None else None,
         "curve_hint": _curve_hint(streams, fused, curve),
@@ -220,7 +221,7 @@ def _facts(
             stream.name: told for stream in streams if (told := compression_of(stream.run)) is not None
         },
         "mistakes": _mistakes(main.table, streams, mistakes),
-        "skipped": tables.skipped_videos(main.table.meta),
+        "skipped": words.skipped_videos(main.table.meta),
         "settings": {
             stream.name: dump(stream.experiment) for stream in streams if stream.experiment is not None
         },
@@ -229,15 +230,13 @@ def _facts(
     }
     drawn = {
         "figures": {
-            "learning": figures.learning_curves(
+            "learning": svg.learning_curves(
                 # a solved probe has an optimum and no curve
                 {name: rows for name, rows in histories.items() if rows and "c" not in rows[0]}
             ),
-            "confusion": figures.confusion(confusion, main.table.class_names)
-            if confusion is not None
-            else None,
-            "classes": figures.class_bars(classes, measure),
-            "curve": figures.fusion_curve(curve) if curve is not None else None,
+            "confusion": svg.confusion(confusion, main.table.class_names) if confusion is not None else None,
+            "classes": svg.class_bars(classes, measure),
+            "curve": svg.fusion_curve(curve) if curve is not None else None,
         },
         "strips": _strips(facts["mistakes"], streams),
     }
@@ -279,7 +278,7 @@ def _title(streams: list[_Stream], fused: ScoreTable | None) -> str:
     return f"{meta.get('dataset', 'scores')}, split {meta.get('split', '?')}: {names}{kind}"
 
 
-def _headline(line: tables.Line) -> dict[str, str]:
+def _headline(line: words.Line) -> dict[str, str]:
     top, summary = line.summary.main, line.summary
     correct = f"{round(top.value * summary.videos)} of {summary.videos} videos"
     if summary.map is not None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
 from two_stream.errors import ScoreError
-from two_stream.evaluation.statistics import Estimate, estimate_units
+from two_stream.evaluation.scores.statistics import Estimate, estimate_units
 
 LEAST_UNITS = 10
 """sources that an interval of a mAP needs; the jackknife of fewer covers too little"""

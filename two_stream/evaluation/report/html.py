@@ -7,7 +7,7 @@ from pathlib import Path
 import jinja2
 
 from two_stream.errors import shown
-from two_stream.evaluation.tables import percent
+from two_stream.evaluation.scores.words import percent
 from two_stream.runtime.text import shown_lines
 
 _TEMPLATES = Path(__file__).parent / "templates"

@@ -10,9 +10,9 @@ import numpy as np
 
 from two_stream.data.catalog import Record
 from two_stream.data.splits import load_part, source_of
-from two_stream.evaluation.fusion import stream_name
-from two_stream.evaluation.metrics import Summary, difference, gain, summarise
-from two_stream.evaluation.statistics import LEAST_UNITS, LEVEL, Interval, expected_interval
+from two_stream.evaluation.scores.fusion import stream_name
+from two_stream.evaluation.scores.metrics import Summary, difference, gain, summarise
+from two_stream.evaluation.scores.statistics import LEAST_UNITS, LEVEL, Interval, expected_interval
 from two_stream.types import Modality, ScoreTable
 
 COLUMNS = ("stream", "top-1 [95 % CI]", "top-3", "top-5", "mean class", "ECE", "videos")

@@ -12,8 +12,8 @@ from scipy.special import expit, softmax
 from sklearn.metrics import confusion_matrix as _sklearn_confusion
 
 from two_stream.errors import ScoreError
-from two_stream.evaluation import multilabel
-from two_stream.evaluation.statistics import (
+from two_stream.evaluation.scores import multilabel
+from two_stream.evaluation.scores.statistics import (
     LEVEL,
     Difference,
     Interval,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from two_stream.errors import ScoreError
-from two_stream.evaluation.predict import VideoScores
+from two_stream.evaluation.scoring.score import VideoScores
 from two_stream.runtime import distributed
 
 Skipped = list[tuple[str, str]]

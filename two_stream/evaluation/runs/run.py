@@ -17,16 +17,16 @@ from two_stream.data.clips.views import view_loader
 from two_stream.data.mirror import Mirror, mirror_note, mirror_of
 from two_stream.data.splits import load_part
 from two_stream.errors import CheckpointError, DataError, ScoreError, SettingsError
-from two_stream.evaluation.any_run import AnyRun
 from two_stream.evaluation.features.cached_views import StoredViews
-from two_stream.evaluation.frames_made import FramesMade, frames_made, made_now, other_flow, other_frames
-from two_stream.evaluation.network import carried_out, is_exact, ready
-from two_stream.evaluation.predict import VideoScores, aggregate_views, score_videos
-from two_stream.evaluation.processes import Skipped, gathered
-from two_stream.evaluation.score_table import score_table
-from two_stream.evaluation.scores import read_scores, write_scores
-from two_stream.evaluation.video import Reading, VideoResult, fuse_results, score_file, top
-from two_stream.evaluation.views import same_boxes_note, slug
+from two_stream.evaluation.runs.any_run import AnyRun
+from two_stream.evaluation.runs.frames_made import FramesMade, frames_made, made_now, other_flow, other_frames
+from two_stream.evaluation.runs.score_table import score_table
+from two_stream.evaluation.scores.files import read_scores, write_scores
+from two_stream.evaluation.scoring.network import carried_out, is_exact, ready
+from two_stream.evaluation.scoring.processes import Skipped, gathered
+from two_stream.evaluation.scoring.score import VideoScores, aggregate_views, score_videos
+from two_stream.evaluation.scoring.video import Reading, VideoResult, fuse_results, score_file, top
+from two_stream.evaluation.scoring.views import same_boxes_note, slug
 from two_stream.pretrained import read_model
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed

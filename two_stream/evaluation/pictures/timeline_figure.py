@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from two_stream.errors import shown
-from two_stream.evaluation.timeline import Window
+from two_stream.evaluation.pictures.timeline import Window
 from two_stream.runtime.files import atomic_path
 from two_stream.runtime.plotting import plain_figures
 

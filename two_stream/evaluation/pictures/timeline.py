@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from two_stream.config.schema import EvaluateOptions
-from two_stream.evaluation.any_run import AnyRun
-from two_stream.evaluation.predict import aggregate_views
-from two_stream.evaluation.video import VideoResult, fuse_results, top
-from two_stream.evaluation.views import clip_frames
+from two_stream.evaluation.runs.any_run import AnyRun
+from two_stream.evaluation.scoring.score import aggregate_views
+from two_stream.evaluation.scoring.video import VideoResult, fuse_results, top
+from two_stream.evaluation.scoring.views import clip_frames
 from two_stream.runtime.files import write_text
 from two_stream.runtime.text import csv_text
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from two_stream.errors import ScoreError
-from two_stream.evaluation.network import Compiled
+from two_stream.evaluation.scoring.network import Compiled
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.device import autocast
 from two_stream.types import VideoViews

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from two_stream.config.schema import Experiment
 from two_stream.data.catalog import Record, load_record
-from two_stream.evaluation.network import ClipNetwork
+from two_stream.evaluation.scoring.network import ClipNetwork
 from two_stream.recognizer import Recognizer
 from two_stream.types import RunPaths
 

@@ -15,12 +15,12 @@ from two_stream.data.clips.transforms import resize_frames, seen_by
 from two_stream.data.mirror import Mirror
 from two_stream.data.sources.base import stacked_numbers
 from two_stream.errors import ScoreError, VideoError
-from two_stream.evaluation.batching import Canvas, scored_views
-from two_stream.evaluation.fusion import checked_weights, combine
-from two_stream.evaluation.metrics import probabilities
-from two_stream.evaluation.network import ClipNetwork, carried_out
-from two_stream.evaluation.predict import aggregate_views
-from two_stream.evaluation.views import assemble, clip_frames, crop_views, views_of_clip
+from two_stream.evaluation.scores.fusion import checked_weights, combine
+from two_stream.evaluation.scores.metrics import probabilities
+from two_stream.evaluation.scoring.batching import Canvas, scored_views
+from two_stream.evaluation.scoring.network import ClipNetwork, carried_out
+from two_stream.evaluation.scoring.score import aggregate_views
+from two_stream.evaluation.scoring.views import assemble, clip_frames, crop_views, views_of_clip
 from two_stream.recognizer import Recognizer
 from two_stream.types import Frames, InputSpec, VideoViews
 from two_stream.video.decoding.reader import Video, open_video

@@ -21,8 +21,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from two_stream.errors import shown
-from two_stream.evaluation.fusion import Curve
-from two_stream.evaluation.metrics import ClassRow
+from two_stream.evaluation.scores.fusion import Curve
+from two_stream.evaluation.scores.metrics import ClassRow
 from two_stream.runtime.plotting import plain_figures
 from two_stream.runtime.text import shown_lines
 

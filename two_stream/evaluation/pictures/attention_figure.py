@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from two_stream.errors import shown
-from two_stream.evaluation.attention import Pathway, StreamAttention
+from two_stream.evaluation.pictures.attention import Pathway, StreamAttention
 from two_stream.runtime.files import atomic_path
 from two_stream.runtime.plotting import plain_figures
 

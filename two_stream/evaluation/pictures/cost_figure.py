@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from two_stream.evaluation import metrics
+from two_stream.evaluation.scores import metrics
 from two_stream.runtime.files import atomic_path
 from two_stream.runtime.plotting import plain_figures
 from two_stream.types import ScoreTable

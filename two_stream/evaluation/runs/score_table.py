@@ -12,14 +12,14 @@ from two_stream.config.schema import Experiment
 from two_stream.data.catalog import Record
 from two_stream.data.mirror import mirror_of
 from two_stream.errors import ScoreError
-from two_stream.evaluation.facts import scoring_facts
-from two_stream.evaluation.predict import VideoScores
+from two_stream.evaluation.runs.facts import scoring_facts
+from two_stream.evaluation.scoring.score import VideoScores
 from two_stream.runtime import distributed
 from two_stream.runtime.console import warn
 from two_stream.types import Part, ScoreTable, VideoRecord
 
 if TYPE_CHECKING:
-    from two_stream.evaluation.any_run import AnyRun
+    from two_stream.evaluation.runs.any_run import AnyRun
 
 
 def score_table(

@@ -18,8 +18,8 @@ from scipy.special import expit, log_expit, log_softmax, softmax
 from scipy.stats import rankdata
 
 from two_stream.errors import ScoreError
-from two_stream.evaluation.metrics import main_value
-from two_stream.evaluation.scores import join, name_of
+from two_stream.evaluation.scores.files import join, name_of
+from two_stream.evaluation.scores.metrics import main_value
 from two_stream.types import ScoreTable
 
 Rule = Literal["l2", "logits", "probabilities", "rank", "learned"]

@@ -10,7 +10,7 @@ from typing import Any
 from two_stream.config.load import load_experiment
 from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError
-from two_stream.evaluation.scores import newest_scores, read_scores
+from two_stream.evaluation.scores.files import newest_scores, read_scores
 from two_stream.runtime.console import warn
 from two_stream.runtime.files import is_whole
 from two_stream.runtime.text import parse_json

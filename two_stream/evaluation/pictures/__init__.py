@@ -1,0 +1,1 @@
+"""Figures and annotated videos of predictions."""

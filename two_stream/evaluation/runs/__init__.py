@@ -1,0 +1,1 @@
+"""Finished runs: loading, scoring, and how their scores were made."""

@@ -1,0 +1,1 @@
+"""Scores the views of videos with a network."""
