@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from two_stream.recognizer import Recognizer
-from two_stream.studies.plan import experiment_of, load_study
-from two_stream.studies.variants import pairs_of, variants_of
+from two_stream.studies.running.plan import experiment_of, load_study
+from two_stream.studies.running.variants import pairs_of, variants_of
 
 FILES = sorted((Path(__file__).parents[2] / "settings" / "studies").glob("*.yaml"))
 

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 from chromium import NAMES, Browser, browser, find_chromium
 
-from two_stream.studies.report import write_study_report
+from two_stream.studies.report.study_report import write_study_report
 
 ROOT = Path(__file__).resolve().parents[1]
 OPEN = "document.querySelectorAll('details').forEach(one => { one.open = true; })"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from two_stream.studies import pool
+from two_stream.studies.running import pool
 
 
 def test_workers_take_no_modules_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

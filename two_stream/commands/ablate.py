@@ -16,7 +16,7 @@ from two_stream.errors import SettingsError
 
 if TYPE_CHECKING:
     from two_stream.config.study import Study
-    from two_stream.studies.ablation import Ran
+    from two_stream.studies.running.ablation import Ran
 
 SUMMARY = "Run what is missing of a study, and say with statistics what it shows."
 PROG = "two-stream ablate STUDY.yaml"
@@ -65,7 +65,7 @@ def main(args: list[str]) -> int:
         return _list(study, name, flags)
     from two_stream.runtime.console import note
     from two_stream.runtime.interrupt import heard
-    from two_stream.studies.ablation import Places, look_at, run_study
+    from two_stream.studies.running.ablation import Places, look_at, run_study
 
     if flags.report_only:
         ran = look_at(study, source=name, any_code=flags.any_code)
@@ -93,10 +93,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _report(ran: Ran, source: Path, command: str) -> None:
     """Print what the study shows and write its report beside its runs."""
     from two_stream.runtime.console import say, warn
-    from two_stream.studies.lines import show
-    from two_stream.studies.outcome import failures, result_of
-    from two_stream.studies.plan import folder_of
-    from two_stream.studies.report import write_study_report
+    from two_stream.studies.report.study_report import write_study_report
+    from two_stream.studies.report.terminal import show
+    from two_stream.studies.result import failures, result_of
+    from two_stream.studies.running.plan import folder_of
 
     for line in failures(ran):
         warn(line)
@@ -110,7 +110,7 @@ def _study(name: str, flags: Flags) -> Study:
     """Return the study with the flags over it."""
     from two_stream.config.load import validate
     from two_stream.config.study import Study
-    from two_stream.studies.plan import load_study
+    from two_stream.studies.running.plan import load_study
 
     if flags.jobs is not None and flags.jobs < 1:
         raise SettingsError(f"--jobs is {flags.jobs}: expected 1 or more")
@@ -133,7 +133,7 @@ def _study(name: str, flags: Flags) -> Study:
 
 def _list(study: Study, name: str, flags: Flags) -> int:
     from two_stream.runtime.console import console, say, table
-    from two_stream.studies.ablation import look_at, prepare
+    from two_stream.studies.running.ablation import look_at, prepare
 
     prepare(study, name)
     ran = look_at(study, source=name, any_code=flags.any_code)

@@ -77,7 +77,7 @@ def _streams(
     from two_stream.config.load import load_experiment
     from two_stream.runtime.console import say
     from two_stream.studies.auto import experiment_of, fit_to_time, pass_seconds, recipe
-    from two_stream.studies.streams import train_and_score
+    from two_stream.studies.running.streams import train_and_score
     from two_stream.types import RunPaths
 
     paces = {run.root.name: run for run in baseline}

@@ -13,8 +13,8 @@ import tyro
 from two_stream.commands.common import parse
 
 if TYPE_CHECKING:
-    from two_stream.studies.results import StudyResult
-    from two_stream.studies.scored import Scored
+    from two_stream.studies.statistics.results import StudyResult
+    from two_stream.studies.statistics.scored import Scored
 
 SUMMARY = "Compare runs or score files on the same videos: intervals, paired tests, what could be seen."
 
@@ -59,11 +59,11 @@ def main(args: list[str]) -> int:
     if flags.json:
         console.print_json(data=asdict(result))
     else:
-        from two_stream.studies.lines import show
+        from two_stream.studies.report.terminal import show
 
         show(result)
     if flags.out is not None:
-        from two_stream.studies.report import write_study_report
+        from two_stream.studies.report.study_report import write_study_report
 
         for path in write_study_report(result, flags.out):
             (note if flags.json else say)(str(path))
@@ -72,8 +72,8 @@ def main(args: list[str]) -> int:
 
 def _result(flags: CompareFlags, args: Sequence[str]) -> StudyResult:
     from two_stream.errors import SettingsError
-    from two_stream.studies.compatible import as_variants, check_comparable, run_rows
-    from two_stream.studies.summary import Question, study_result
+    from two_stream.studies.statistics.compatible import as_variants, check_comparable, run_rows
+    from two_stream.studies.statistics.summary import Question, study_result
 
     if not 0.5 <= flags.level < 1:
         raise SettingsError(f"--level is {flags.level}: expected a share from 0.5 to below 1, such as 0.95")
@@ -105,7 +105,7 @@ def _result(flags: CompareFlags, args: Sequence[str]) -> StudyResult:
 def _variants(flags: CompareFlags) -> dict[str, list[Scored]]:
     """Return the score files by variant, named as asked for."""
     from two_stream.errors import ScoreError, SettingsError
-    from two_stream.studies.scored import grouped, read_scored
+    from two_stream.studies.statistics.scored import grouped, read_scored
 
     by_hand: dict[str, list[Path]] = {}
     for text in flags.group:

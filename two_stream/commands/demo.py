@@ -115,7 +115,7 @@ def _stream(options: Options, modality: Modality) -> Path:
     from two_stream.config.load import dump
     from two_stream.runtime.console import note
     from two_stream.runtime.files import write_text
-    from two_stream.studies.streams import train_and_score
+    from two_stream.studies.running.streams import train_and_score
 
     experiment = experiment_of(options, modality)
     write_text(options.out / f"{modality}.yaml", dump(experiment))

@@ -11,7 +11,7 @@ import tyro
 from two_stream.commands.common import parse
 
 if TYPE_CHECKING:
-    from two_stream.studies.ranking import Leaderboard
+    from two_stream.studies.leaderboard import Leaderboard
 
 SUMMARY = "Rank all score files below a folder, board by board; = marks what tests cannot tell from the best."
 
@@ -37,19 +37,19 @@ def main(args: list[str]) -> int:
     flags = parse(LeaderboardFlags, args, "two-stream leaderboard", SUMMARY)
     from two_stream.errors import SettingsError
     from two_stream.runtime.console import console, say, table, warn
-    from two_stream.studies import ranking
+    from two_stream.studies import leaderboard
 
     if flags.out is not None and flags.out.suffix.lower() not in (".csv", ".md"):
         raise SettingsError(f"--out is {flags.out}: expected a name in .csv or .md")
     if not 0.5 <= flags.level < 1:
         raise SettingsError(f"--level is {flags.level}: expected a share from 0.5 to below 1, such as 0.95")
-    found = ranking.leaderboard(flags.runs, flags.part, flags.level)
+    found = leaderboard.leaderboard(flags.runs, flags.part, flags.level)
     if flags.json:
         console.print_json(data=asdict(found))
     else:
         for board in found.boards:
             say(board.title)
-            console.print(table(f"{board.metric} in %", ranking.COLUMNS, ranking.rows(board)))
+            console.print(table(f"{board.metric} in %", leaderboard.COLUMNS, leaderboard.rows(board)))
         if any(standing.level_with_best for board in found.boards for standing in board.standings):
             say(
                 "= the paired test, corrected over all pairs, shows no difference from the best with three trainings"
@@ -67,17 +67,17 @@ def _write(path: Path, found: Leaderboard) -> None:
     """Write all boards as one CSV table, or as Markdown tables."""
     from two_stream.runtime.files import write_text
     from two_stream.runtime.text import csv_text
-    from two_stream.studies import ranking
+    from two_stream.studies import leaderboard
 
     if path.suffix.lower() == ".csv":
-        rows = ([board.title, *row] for board in found.boards for row in ranking.rows(board))
-        write_text(path, csv_text(("board", *ranking.COLUMNS), rows))
+        rows = ([board.title, *row] for board in found.boards for row in leaderboard.rows(board))
+        write_text(path, csv_text(("board", *leaderboard.COLUMNS), rows))
         return
     lines = []
     for board in found.boards:
         lines += [f"## {board.title}", "", f"{board.metric} in %", ""]
-        lines += [_cells(ranking.COLUMNS), _cells(["---"] * len(ranking.COLUMNS))]
-        lines += [*map(_cells, ranking.rows(board)), ""]
+        lines += [_cells(leaderboard.COLUMNS), _cells(["---"] * len(leaderboard.COLUMNS))]
+        lines += [*map(_cells, leaderboard.rows(board)), ""]
     write_text(path, "\n".join(lines))
 
 

@@ -26,9 +26,9 @@ from two_stream.profiling.timing import device_name
 from two_stream.runtime.device import pick_device
 from two_stream.runtime.files import write_json, write_text
 from two_stream.runtime.provenance import code_version, environment
-from two_stream.studies.comparison import compare_panels, corrected
-from two_stream.studies.panel import Panel, panel_of
-from two_stream.studies.results import Comparison
+from two_stream.studies.statistics.comparison import compare_panels, corrected
+from two_stream.studies.statistics.panel import Panel, panel_of
+from two_stream.studies.statistics.results import Comparison
 from two_stream.types import Part, ScoreTable
 
 NAME = "compression"

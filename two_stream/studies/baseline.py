@@ -23,8 +23,8 @@ from two_stream.evaluation.runs.lookup import BASELINE_SCORES, baseline_folder
 from two_stream.evaluation.scores.files import find_scores, join, read_scores, write_scores
 from two_stream.evaluation.scores.fusion import fuse
 from two_stream.runtime.console import note, warn
-from two_stream.studies.streams import train_and_score
-from two_stream.studies.variants import merged, nested
+from two_stream.studies.running.streams import train_and_score
+from two_stream.studies.running.variants import merged, nested
 from two_stream.types import Part, RunPaths, ScoreTable
 
 SETTINGS = Path(__file__).with_name("baseline.yaml")

@@ -22,7 +22,7 @@ from two_stream.recognizer import Recognizer
 from two_stream.runtime.device import autocast
 from two_stream.runtime.files import write_json
 from two_stream.runtime.provenance import environment
-from two_stream.studies.results import Cost
+from two_stream.studies.statistics.results import Cost
 
 _SECONDS = 1.0
 """of timed passes per model"""

@@ -20,7 +20,7 @@ from two_stream.data.prepare.folders import FolderOptions, Prepared, prepare_fol
 from two_stream.data.splits import load_part, not_for_test
 from two_stream.errors import DataError
 from two_stream.evaluation.features.extract_features import _Writer
-from two_stream.studies.plan import _digest
+from two_stream.studies.running.plan import _digest
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,7 @@ def test_fuse_says_it_in_one_line(tmp_path, monkeypatch, capsys):
     }
     for name in ("a", "b"):
         logits = np.random.default_rng(0).normal(size=(3, 2))
-        made = scores.ScoreTable(
+        made = files.ScoreTable(
             ["x", "y", "z"], np.array([0, 1, 0]), ["k", "l"], logits, dict(meta, name=name)
         )
         files.write_scores(tmp_path / f"{name}.npz", made)

@@ -41,14 +41,14 @@ if __name__ == "__main__":
 """
 STUDY = f"""{BURN}
 if __name__ == "__main__":
-    from two_stream.studies import worker
+    from two_stream.studies.running import worker
     if len(sys.argv) == 3:
         worker.do = lambda job: burn(sys.argv[1])
         import signal
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a job that takes long to save
         raise SystemExit(worker.main())
     import subprocess
-    from two_stream.studies.cells import Job, to_wire
+    from two_stream.studies.running.cells import Job, to_wire
     place = Path(sys.argv[1])
     (place / ".cells").mkdir()
     (place / ".workers").touch()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from two_stream.evaluation.scores.statistics import Interval
-from two_stream.studies.results import (
+from two_stream.studies.statistics.results import (
     Comparison,
     Contribution,
     Cost,

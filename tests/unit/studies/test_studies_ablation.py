@@ -12,11 +12,11 @@ import yaml
 from two_stream.config.study import Study
 from two_stream.errors import SettingsError
 from two_stream.runtime.files import sha256, write_text
-from two_stream.studies import ablation, cells
-from two_stream.studies import plan as planning
-from two_stream.studies.ablation import Places, look_at, run_study
-from two_stream.studies.cells import Job, Outcome, keep
-from two_stream.studies.pool import Event, Running, Slot
+from two_stream.studies.running import ablation, cells
+from two_stream.studies.running import plan as planning
+from two_stream.studies.running.ablation import Places, look_at, run_study
+from two_stream.studies.running.cells import Job, Outcome, keep
+from two_stream.studies.running.pool import Event, Running, Slot
 
 
 @pytest.fixture

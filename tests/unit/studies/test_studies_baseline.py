@@ -18,14 +18,15 @@ from two_stream.data.catalog import load_record
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.evaluation.scores import words
 from two_stream.evaluation.scores.files import newest_scores, read_scores
-from two_stream.studies import baseline, streams
-from two_stream.studies import plan as planning
-from two_stream.studies.ablation import Places, run_study
+from two_stream.studies import baseline
 from two_stream.studies.baseline import run_baseline
-from two_stream.studies.outcome import result_of
-from two_stream.studies.plan import check, plan
-from two_stream.studies.stages import stages_of
-from two_stream.studies.variants import pairs_of, variants_of
+from two_stream.studies.result import result_of
+from two_stream.studies.running import plan as planning
+from two_stream.studies.running import streams
+from two_stream.studies.running.ablation import Places, run_study
+from two_stream.studies.running.plan import check, plan
+from two_stream.studies.running.stages import stages_of
+from two_stream.studies.running.variants import pairs_of, variants_of
 
 CLASSES = ["left", "right"]
 SIZE = (48, 64)

@@ -12,9 +12,9 @@ from two_stream.config.load import dump
 from two_stream.config.schema import Experiment
 from two_stream.errors import DataError
 from two_stream.runtime.files import sha256
-from two_stream.studies import cells
-from two_stream.studies.cells import Job, Outcome, do, job_from, job_of, outcome_of, to_wire
-from two_stream.studies.live import Board
+from two_stream.studies.running import cells
+from two_stream.studies.running.cells import Job, Outcome, do, job_from, job_of, outcome_of, to_wire
+from two_stream.studies.running.live import Board
 
 
 @pytest.fixture

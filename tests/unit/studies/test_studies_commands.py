@@ -14,10 +14,10 @@ from two_stream import cli
 from two_stream.evaluation.scores.files import read_scores, write_scores
 from two_stream.evaluation.scores.fusion import fuse
 from two_stream.evaluation.scores.statistics import holm
-from two_stream.studies.comparison import main_test
-from two_stream.studies.panel import panel_of
-from two_stream.studies.ranking import leaderboard, rows
-from two_stream.studies.scored import read_scored
+from two_stream.studies.leaderboard import leaderboard, rows
+from two_stream.studies.statistics.comparison import main_test
+from two_stream.studies.statistics.panel import panel_of
+from two_stream.studies.statistics.scored import read_scored
 
 
 @pytest.fixture
@@ -60,14 +60,14 @@ def test_compare_writes_the_report(heads, capsys, tmp_path, monkeypatch) -> None
     import sys
     from types import ModuleType
 
-    made = ModuleType("two_stream.studies.report")
+    made = ModuleType("two_stream.studies.report.study_report")
 
     def write_study_report(result, out):
         out.write_text(result.answer)
         return [out]
 
     made.write_study_report = write_study_report
-    monkeypatch.setitem(sys.modules, "two_stream.studies.report", made)
+    monkeypatch.setitem(sys.modules, "two_stream.studies.report.study_report", made)
     out = tmp_path / "page.html"
     assert cli.main(["compare", *heads, "--out", str(out)]) == 0
     assert str(out) in capsys.readouterr().out

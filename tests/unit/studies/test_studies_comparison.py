@@ -11,10 +11,10 @@ from scipy import stats
 
 from two_stream.evaluation.scores.metrics import per_class
 from two_stream.evaluation.scores.statistics import Interval
-from two_stream.studies.comparison import compare_panels, corrected
-from two_stream.studies.lines import pair_rows
-from two_stream.studies.panel import panel_of
-from two_stream.studies.tables import said
+from two_stream.studies.report.terminal import pair_rows
+from two_stream.studies.report.variant_tables import said
+from two_stream.studies.statistics.comparison import compare_panels, corrected
+from two_stream.studies.statistics.panel import panel_of
 from two_stream.types import ScoreTable
 
 NAMES = ("bert", "average")

@@ -10,8 +10,8 @@ import yaml
 from two_stream.errors import ScoreError
 from two_stream.evaluation.scores.files import read_scores, write_scores
 from two_stream.evaluation.scores.fusion import fuse
-from two_stream.studies.compatible import as_variants, check_comparable, protocol_key, run_rows
-from two_stream.studies.scored import grouped, read_scored
+from two_stream.studies.statistics.compatible import as_variants, check_comparable, protocol_key, run_rows
+from two_stream.studies.statistics.scored import grouped, read_scored
 
 
 def read(*paths):

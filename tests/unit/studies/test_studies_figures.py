@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from made_study import HEADS, made_result
 
-from two_stream.studies import figures
-from two_stream.studies.pareto import CostPoint, cost_axes, front, pareto, spread
-from two_stream.studies.results import Cost
+from two_stream.studies.report import figures
+from two_stream.studies.report.pareto import CostPoint, cost_axes, front, pareto, spread
+from two_stream.studies.statistics.results import Cost
 
 
 def point(name, cost, accuracy):

@@ -9,11 +9,11 @@ import yaml
 
 from two_stream.config.study import Study
 from two_stream.errors import DataError, SettingsError
-from two_stream.studies import plan as planning
-from two_stream.studies.cells import Job
-from two_stream.studies.plan import Cell, backbone_cell, load_study, plan
-from two_stream.studies.stages import stages_of
-from two_stream.studies.variants import variants_of
+from two_stream.studies.running import plan as planning
+from two_stream.studies.running.cells import Job
+from two_stream.studies.running.plan import Cell, backbone_cell, load_study, plan
+from two_stream.studies.running.stages import stages_of
+from two_stream.studies.running.variants import variants_of
 
 
 @pytest.fixture

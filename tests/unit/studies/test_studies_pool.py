@@ -15,9 +15,9 @@ import pytest
 
 from two_stream.errors import SettingsError
 from two_stream.runtime.locks import study_lock
-from two_stream.studies import pool
-from two_stream.studies.cells import Job, Outcome
-from two_stream.studies.pool import Running, Slot, run_jobs, slots_for
+from two_stream.studies.running import pool
+from two_stream.studies.running.cells import Job, Outcome
+from two_stream.studies.running.pool import Running, Slot, run_jobs, slots_for
 
 WORKER = textwrap.dedent(
     """
@@ -155,7 +155,7 @@ def test_slots_share_the_processor():
 LIFE_LINE = """
 import sys, time
 from pathlib import Path
-from two_stream.studies import worker
+from two_stream.studies.running import worker
 def slow(job):
     Path(job.log).parent.mkdir(parents=True, exist_ok=True)
     Path(job.record).with_suffix(".began").write_text("x")

@@ -11,8 +11,8 @@ import pytest
 from two_stream.errors import ScoreError
 from two_stream.evaluation.scores.metrics import calibration_error, mean_class_accuracy, top_k_accuracy
 from two_stream.evaluation.scores.statistics import t_interval
-from two_stream.studies.results import RunRow
-from two_stream.studies.summary import Question, VariantRuns, study_result
+from two_stream.studies.statistics.results import RunRow
+from two_stream.studies.statistics.summary import Question, VariantRuns, study_result
 
 ASKED = Question("heads", "Does BERT beat pooling?", command="two-stream ablate x.yaml")
 PAIR = ("against average", "bert", "average")

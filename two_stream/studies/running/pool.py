@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
-from two_stream.studies.cells import Job, Outcome, to_wire
+from two_stream.studies.running.cells import Job, Outcome, to_wire
 
 TICK = 0.5
 """seconds between looks at what runs"""
@@ -102,7 +102,7 @@ def _started() -> subprocess.Popen[bytes]:
     package = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "two_stream.studies.worker"],
+        [sys.executable, "-P", "-m", "two_stream.studies.running.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": paths},

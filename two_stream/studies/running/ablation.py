@@ -16,11 +16,11 @@ from two_stream.runtime.console import note, warn
 from two_stream.runtime.device import pick_device
 from two_stream.runtime.locks import study_lock
 from two_stream.runtime.text import parse_json
-from two_stream.studies.cells import Job, Outcome, keep, outcome_of, whole
-from two_stream.studies.live import Board, shown, tell
-from two_stream.studies.plan import Cell, check, folder_of, keep_precision, plan
-from two_stream.studies.pool import Event, Running, Slot, run_jobs, slots_for
-from two_stream.studies.stages import Stage, stages_of
+from two_stream.studies.running.cells import Job, Outcome, keep, outcome_of, whole
+from two_stream.studies.running.live import Board, shown, tell
+from two_stream.studies.running.plan import Cell, check, folder_of, keep_precision, plan
+from two_stream.studies.running.pool import Event, Running, Slot, run_jobs, slots_for
+from two_stream.studies.running.stages import Stage, stages_of
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def _run_missing(jobs: Mapping[int, Job], slots: list[Slot], places: Places, boa
 def _events(jobs: Mapping[int, Job], slots: list[Slot], places: Places, running: Running) -> Generator[Event]:
     if places.ray is None:
         return run_jobs(jobs, slots, running)
-    from two_stream.studies.ray_jobs import run_on_ray
+    from two_stream.studies.running.ray_jobs import run_on_ray
 
     return run_on_ray(jobs, places.ray, running, per_gpu=places.jobs or 1)
 

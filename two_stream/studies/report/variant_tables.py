@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from two_stream.evaluation.scores.statistics import Interval
 from two_stream.evaluation.scores.words import DASH, percent
-from two_stream.studies.comparison import ENOUGH_TRAININGS
-from two_stream.studies.results import Comparison, Cost, StudyResult, VariantResult
+from two_stream.studies.statistics.comparison import ENOUGH_TRAININGS
+from two_stream.studies.statistics.results import Comparison, Cost, StudyResult, VariantResult
 
 NO_DIFFERENCE = "no difference shown"
 

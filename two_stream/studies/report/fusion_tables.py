@@ -8,8 +8,8 @@ from typing import Any
 
 from two_stream.config.load import parse_yaml
 from two_stream.evaluation.scores.words import DASH, percent
-from two_stream.studies.results import FusedPair, FusionResult, StudyResult
-from two_stream.studies.tables import Cell, Table, number, p_text, points, signed_text
+from two_stream.studies.report.variant_tables import Cell, Table, number, p_text, points, signed_text
+from two_stream.studies.statistics.results import FusedPair, FusionResult, StudyResult
 
 _ASIDE = ("name", "runs", "seed", "data.split")
 """Settings that differ from run to run of one variant."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from two_stream.evaluation.report.svg import INK, MUTED, STREAMS, SURFACE, drawing, short, to_svg
 from two_stream.evaluation.scores.statistics import Interval
-from two_stream.studies.results import Comparison, VariantResult
+from two_stream.studies.statistics.results import Comparison, VariantResult
 
 MORE, LESS, SAME = STREAMS[2], STREAMS[1], MUTED
 """Colours of more, of less and of what is not told apart."""

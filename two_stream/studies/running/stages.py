@@ -10,9 +10,9 @@ from two_stream.config.schema import Experiment, TrainOptions
 from two_stream.config.study import Study
 from two_stream.errors import SettingsError
 from two_stream.profiling.costs import meta_model
-from two_stream.studies.cells import Job, job_of
-from two_stream.studies.plan import Cell, backbone_cell, digest_of, folder_of, named, start_of
-from two_stream.studies.variants import Variant, variants_of
+from two_stream.studies.running.cells import Job, job_of
+from two_stream.studies.running.plan import Cell, backbone_cell, digest_of, folder_of, named, start_of
+from two_stream.studies.running.variants import Variant, variants_of
 from two_stream.types import Part
 
 _OF_WEIGHTS = (

@@ -10,8 +10,8 @@ import numpy as np
 from two_stream.evaluation.scores import multilabel, statistics
 from two_stream.evaluation.scores.metrics import per_class
 from two_stream.evaluation.scores.statistics import LEVEL, Interval
-from two_stream.studies.panel import Panel, paired
-from two_stream.studies.results import Comparison, McNemar
+from two_stream.studies.statistics.panel import Panel, paired
+from two_stream.studies.statistics.results import Comparison, McNemar
 
 ENOUGH_TRAININGS = 3
 """of a variant, before a test says anything about another training of it"""

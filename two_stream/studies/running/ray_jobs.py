@@ -15,8 +15,8 @@ from typing import Any
 
 from two_stream.errors import DataError
 from two_stream.runtime.provenance import source_digest
-from two_stream.studies.cells import Job, Outcome, do
-from two_stream.studies.pool import TICK, Event, Running
+from two_stream.studies.running.cells import Job, Outcome, do
+from two_stream.studies.running.pool import TICK, Event, Running
 from two_stream.video.extraction.ray_pool import cancel, connected, import_ray, reason_of
 
 

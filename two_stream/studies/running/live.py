@@ -12,8 +12,8 @@ from rich.live import Live
 from rich.table import Table
 
 from two_stream.runtime.console import err, note
-from two_stream.studies.cells import Job, Outcome
-from two_stream.studies.pool import Running
+from two_stream.studies.running.cells import Job, Outcome
+from two_stream.studies.running.pool import Running
 
 
 class Board:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 
 from two_stream.runtime.text import csv_text
-from two_stream.studies.results import StudyResult, VariantResult
-from two_stream.studies.tables import better_than_baseline
+from two_stream.studies.report.variant_tables import better_than_baseline
+from two_stream.studies.statistics.results import StudyResult, VariantResult
 
 _TEX = {
     "\\": r"\textbackslash{}",

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from two_stream.studies.figures import MOST_CLASSES, class_differences, confusion_difference
-from two_stream.studies.results import Comparison, StudyResult
-from two_stream.studies.tables import Cell, Table, number
+from two_stream.studies.report.figures import MOST_CLASSES, class_differences, confusion_difference
+from two_stream.studies.report.variant_tables import Cell, Table, number
+from two_stream.studies.statistics.results import Comparison, StudyResult
 
 _PAIRS = 12
 """Comparisons shown; significant and large ones come first."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from two_stream.evaluation.scores.words import count_sources, interval_words
-from two_stream.studies.panel import Panel, matched
-from two_stream.studies.results import Comparison, VariantResult
+from two_stream.studies.statistics.panel import Panel, matched
+from two_stream.studies.statistics.results import Comparison, VariantResult
 from two_stream.types import ScoreTable
 
 FEW_SOURCES = 20

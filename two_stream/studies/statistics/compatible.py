@@ -11,10 +11,10 @@ from two_stream.errors import ScoreError
 from two_stream.evaluation.runs.lookup import history
 from two_stream.evaluation.scores.files import newest_scores, read_scores
 from two_stream.evaluation.scores.metrics import main_value
-from two_stream.studies.panel import seeds_by_split
-from two_stream.studies.results import RunRow
-from two_stream.studies.scored import Scored, varied
-from two_stream.studies.summary import VariantRuns
+from two_stream.studies.statistics.panel import seeds_by_split
+from two_stream.studies.statistics.results import RunRow
+from two_stream.studies.statistics.scored import Scored, varied
+from two_stream.studies.statistics.summary import VariantRuns
 from two_stream.types import ScoreTable
 
 DATA_KEYS = ("dataset", "part")

@@ -14,13 +14,13 @@ from two_stream.evaluation.runs.lookup import history
 from two_stream.evaluation.scores.files import read_scores
 from two_stream.runtime.console import note
 from two_stream.runtime.device import pick_device, set_threads
-from two_stream.studies.ablation import Ran
-from two_stream.studies.cells import Job, Outcome
 from two_stream.studies.costs import kept_cost
-from two_stream.studies.plan import Cell, folder_of
-from two_stream.studies.results import Cost, Published, RunRow, StudyResult
-from two_stream.studies.summary import Question, VariantRuns, study_result
-from two_stream.studies.variants import Variant, pairs_of, variants_of
+from two_stream.studies.running.ablation import Ran
+from two_stream.studies.running.cells import Job, Outcome
+from two_stream.studies.running.plan import Cell, folder_of
+from two_stream.studies.running.variants import Variant, pairs_of, variants_of
+from two_stream.studies.statistics.results import Cost, Published, RunRow, StudyResult
+from two_stream.studies.statistics.summary import Question, VariantRuns, study_result
 from two_stream.types import Part, RunPaths, ScoreTable
 
 Entry = tuple[Cell, Job, Outcome]

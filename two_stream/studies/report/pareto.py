@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from two_stream.evaluation.report.svg import INK, MUTED, STREAMS, drawing, short, to_svg
-from two_stream.studies.figures import WIDTH
-from two_stream.studies.results import VariantResult
+from two_stream.studies.report.figures import WIDTH
+from two_stream.studies.statistics.results import VariantResult
 
 _LINE = 0.17
 """Inches between the names of two points."""

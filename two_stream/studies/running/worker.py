@@ -1,7 +1,7 @@
-"""A process that does the jobs of a study: one line in, one line out, everything it says into the job's log.
+"""A process that does the jobs of a study: one line in, one line out, all output into the job's log.
 
-Started as `python -m two_stream.studies.worker`. Its standard input is also its life line: when the study's own process
-has gone, however it went, the input ends, and the worker saves what it is training and goes too.
+Started as `python -m two_stream.studies.running.worker`. When the study's own process ends for whatever reason, the
+standard input ends too. The worker then saves what it is training and exits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from two_stream.runtime.locks import worker_mark
-from two_stream.studies.cells import Job, Outcome, do, job_from, to_wire
+from two_stream.studies.running.cells import Job, Outcome, do, job_from, to_wire
 
 _SAVING = 4.0
 """seconds to save in when the study's process has gone"""

@@ -15,7 +15,7 @@ from two_stream.config.schema import Experiment
 from two_stream.errors import ScoreError
 from two_stream.evaluation.runs.lookup import run_of, settings_of
 from two_stream.evaluation.scores.files import find_scores, name_of, read_scores
-from two_stream.studies.panel import Cell
+from two_stream.studies.statistics.panel import Cell
 from two_stream.training.run_folder import FREE_ON_RESUME
 from two_stream.types import RunPaths, ScoreTable
 

@@ -13,11 +13,11 @@ from two_stream.errors import ScoreError
 from two_stream.evaluation.scores import metrics, statistics
 from two_stream.evaluation.scores.statistics import LEVEL, Interval
 from two_stream.runtime.provenance import code_version, environment
-from two_stream.studies.comparison import Tested, class_means, compare_panels, corrected
-from two_stream.studies.fusing import fusion_study
-from two_stream.studies.panel import Cell, Panel, panel_of
-from two_stream.studies.remarks import answer_of, protocol_of, remarks
-from two_stream.studies.results import Cost, Published, RunRow, StudyResult, VariantResult
+from two_stream.studies.statistics.comparison import Tested, class_means, compare_panels, corrected
+from two_stream.studies.statistics.fusing import fusion_study
+from two_stream.studies.statistics.panel import Cell, Panel, panel_of
+from two_stream.studies.statistics.remarks import answer_of, protocol_of, remarks
+from two_stream.studies.statistics.results import Cost, Published, RunRow, StudyResult, VariantResult
 from two_stream.types import ScoreTable
 
 Pair = tuple[str, str, str]

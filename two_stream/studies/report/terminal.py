@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from two_stream.evaluation.scores.words import DASH, percent, points
 from two_stream.runtime.console import console, say, table
-from two_stream.studies.comparison import ENOUGH_TRAININGS, p_text
-from two_stream.studies.results import Comparison, FusionResult, StudyResult, VariantResult
+from two_stream.studies.statistics.comparison import ENOUGH_TRAININGS, p_text
+from two_stream.studies.statistics.results import Comparison, FusionResult, StudyResult, VariantResult
 
 VARIANT_COLUMNS = ("variant", "accuracy [interval]", "sd over seeds", "seeds", "splits", "published")
 PAIR_COLUMNS = ("first – second", "difference [interval]", "clips", "p", "p (Holm)", "verdict")

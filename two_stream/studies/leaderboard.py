@@ -11,11 +11,11 @@ from pathlib import Path
 from two_stream.errors import ScoreError
 from two_stream.evaluation.scores.statistics import LEVEL, Interval, holm
 from two_stream.evaluation.scores.words import DASH, count_sources, percent, protocol_line
-from two_stream.studies.comparison import ENOUGH_TRAININGS, main_test
-from two_stream.studies.compatible import protocol_key, said
-from two_stream.studies.lines import p_value
-from two_stream.studies.panel import Panel, panel_of
-from two_stream.studies.scored import Scored, grouped, read_scored
+from two_stream.studies.report.terminal import p_value
+from two_stream.studies.statistics.comparison import ENOUGH_TRAININGS, main_test
+from two_stream.studies.statistics.compatible import protocol_key, said
+from two_stream.studies.statistics.panel import Panel, panel_of
+from two_stream.studies.statistics.scored import Scored, grouped, read_scored
 
 COLUMNS = ("#", "variant", "accuracy [interval]", "behind", "p (Holm)", "modality", "model", "runs", "date")
 

@@ -14,9 +14,9 @@ from two_stream.evaluation.scores.files import join
 from two_stream.evaluation.scores.fusion import fuse
 from two_stream.evaluation.scores.metrics import table_ranks
 from two_stream.evaluation.scores.statistics import LEVEL, holm, smallest_gain
-from two_stream.studies.comparison import main_test
-from two_stream.studies.panel import Cell, Panel, Tables, matched, panel_of
-from two_stream.studies.results import Contribution, FusedPair, FusionResult
+from two_stream.studies.statistics.comparison import main_test
+from two_stream.studies.statistics.panel import Cell, Panel, Tables, matched, panel_of
+from two_stream.studies.statistics.results import Contribution, FusedPair, FusionResult
 from two_stream.types import ScoreTable
 
 ALL = "all streams"

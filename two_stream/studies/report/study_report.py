@@ -11,10 +11,10 @@ from pydantic import TypeAdapter, ValidationError
 from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation.report.html import page_templates
 from two_stream.runtime.files import write_json, write_text
-from two_stream.studies import figures, more_tables, outputs, tables
-from two_stream.studies.class_by_class import class_views
-from two_stream.studies.pareto import pareto
-from two_stream.studies.results import StudyResult
+from two_stream.studies.report import figures, fusion_tables, outputs, variant_tables
+from two_stream.studies.report.class_by_class import class_views
+from two_stream.studies.report.pareto import pareto
+from two_stream.studies.statistics.results import StudyResult
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _BESIDE = (".json", ".md", ".csv", ".tex")
@@ -92,16 +92,20 @@ def _tables(result: StudyResult) -> dict[str, Any]:
     """Return every table of the report by name; None where there is nothing to show."""
     fusion = result.fusion
     return {
-        "variants": tables.variants_table(result) if result.variants else None,
-        "paper": tables.paper_table(result) if result.variants else None,
-        "comparisons": tables.comparisons_table(result) if result.comparisons else None,
-        "mcnemar": tables.mcnemar_table(result) if any(one.mcnemar for one in result.comparisons) else None,
-        "runs": more_tables.runs_table(result) if result.runs else None,
-        "matrix": more_tables.fusion_matrix(fusion) if fusion and fusion.pairs else None,
-        "pairs": more_tables.pairs_table(fusion) if fusion and fusion.pairs else None,
-        "contributions": more_tables.contributions_table(result) if fusion and fusion.contributions else None,
-        "agreement": more_tables.agreement_table(fusion) if fusion and fusion.agreement else None,
-        "settings": more_tables.settings_tables(result),
+        "variants": variant_tables.variants_table(result) if result.variants else None,
+        "paper": variant_tables.paper_table(result) if result.variants else None,
+        "comparisons": variant_tables.comparisons_table(result) if result.comparisons else None,
+        "mcnemar": variant_tables.mcnemar_table(result)
+        if any(one.mcnemar for one in result.comparisons)
+        else None,
+        "runs": fusion_tables.runs_table(result) if result.runs else None,
+        "matrix": fusion_tables.fusion_matrix(fusion) if fusion and fusion.pairs else None,
+        "pairs": fusion_tables.pairs_table(fusion) if fusion and fusion.pairs else None,
+        "contributions": fusion_tables.contributions_table(result)
+        if fusion and fusion.contributions
+        else None,
+        "agreement": fusion_tables.agreement_table(fusion) if fusion and fusion.agreement else None,
+        "settings": fusion_tables.settings_tables(result),
     }
 
 

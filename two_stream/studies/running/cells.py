@@ -18,7 +18,7 @@ from two_stream.config.load import dump, load_experiment, parse_yaml, validate
 from two_stream.config.schema import Experiment
 from two_stream.errors import TwoStreamError
 from two_stream.runtime.files import sha256, write_json
-from two_stream.studies.plan import start_of
+from two_stream.studies.running.plan import start_of
 from two_stream.types import Part, RunPaths
 
 Kind = Literal["train", "features"]
