@@ -24,7 +24,7 @@ from two_stream.config.schema import Experiment
 from two_stream.data.demo.demo import DemoOptions, write_demo_frames
 from two_stream.evaluation.features.extract_features import write_features
 from two_stream.evaluation.runs.run import evaluate_run
-from two_stream.training.loop import start_model, train
+from two_stream.training.train import start_model, train
 
 HEADS: dict[str, dict[str, Any]] = {
     "average": {"kind": "average"},

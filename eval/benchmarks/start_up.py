@@ -29,7 +29,7 @@ def mark(name):
 from two_stream.cli import main
 import two_stream.commands.train
 mark("settings")
-import two_stream.training.loop as loop
+import two_stream.training.train as loop
 mark("imports")
 from two_stream.training.trainer import Trainer
 from two_stream.training.step import Stepper

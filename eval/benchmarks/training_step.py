@@ -31,7 +31,7 @@ from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
 from two_stream.training.losses import Labels
 from two_stream.training.optim import build_optimizer
-from two_stream.training.parallel import parallel
+from two_stream.training.parallel.join import parallel
 from two_stream.training.schedule import build_schedule
 from two_stream.training.short_maps import mind_short_maps
 from two_stream.training.step import Position, Stepper

@@ -133,7 +133,7 @@ def _model(name: str, experiment: Experiment, flags: FeatureFlags) -> Recognizer
         from two_stream.evaluation.runs.run import load_run
 
         return load_run(name, flags.checkpoint, flags.device).model
-    from two_stream.training.loop import start_model
+    from two_stream.training.train import start_model
 
     model = start_model(experiment)
     if experiment.train.init is None and not getattr(experiment.model.backbone, "pretrained", False):

@@ -173,7 +173,7 @@ def _evaluate(experiment: Experiment, flags: PublishedTraining, arch: str) -> in
 
 def _train(experiment: Experiment, given: list[str], *, resume: bool, overwrite: bool) -> int:
     from two_stream.runtime.console import note
-    from two_stream.training.loop import train
+    from two_stream.training.train import train
 
     result = train(experiment, resume=resume, overwrite=overwrite)
     if result.interrupted is not None:

@@ -33,9 +33,9 @@ from two_stream.recognizer import Recognizer, input_spec
 from two_stream.runtime import distributed
 from two_stream.runtime.device import autocast, pick_device
 from two_stream.runtime.seeding import derive
+from two_stream.training.data import TrainingData
 from two_stream.training.extension import Extension
 from two_stream.training.losses import Loss
-from two_stream.training.sources import TrainingData
 from two_stream.types import Batch, InputSpec
 
 

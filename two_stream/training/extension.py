@@ -18,8 +18,8 @@ from two_stream.config.schema import Experiment
 
 if TYPE_CHECKING:
     from two_stream.recognizer import Recognizer
+    from two_stream.training.data import TrainingData
     from two_stream.training.losses import Loss
-    from two_stream.training.sources import TrainingData
     from two_stream.types import Batch, RunPaths
 
 HOMES = {

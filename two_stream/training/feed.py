@@ -8,7 +8,7 @@ import torch
 
 from two_stream.errors import TwoStreamError
 from two_stream.runtime import distributed
-from two_stream.training.sources import EpochLoader
+from two_stream.training.data import EpochLoader
 from two_stream.types import Batch
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from two_stream.config.schema import Experiment
 from two_stream.runtime.provenance import code_version
+from two_stream.training.data import TrainingData
 from two_stream.training.progress import Progress
-from two_stream.training.sources import TrainingData
 from two_stream.types import RunPaths
 
 SELECTION_LABELS = {"holdout": "holdout", "folds": "cross-validated", "paper": "test-selected"}

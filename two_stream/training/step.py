@@ -26,7 +26,7 @@ from two_stream.runtime.seeding import derive
 from two_stream.training.extension import Extension
 from two_stream.training.losses import Labels, build_loss, hits
 from two_stream.training.mixup import mix_batch
-from two_stream.training.parallel import Parallel
+from two_stream.training.parallel.base import Parallel
 from two_stream.training.schedule import Schedule
 from two_stream.types import Batch
 

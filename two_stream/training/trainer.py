@@ -24,16 +24,16 @@ from two_stream.runtime.interrupt import StopRequest
 from two_stream.runtime.provenance import code_version
 from two_stream.runtime.seeding import rng_state, set_rng_state
 from two_stream.training.checkpoint import WriteModel, load_newest, save_checkpoint
+from two_stream.training.data import TrainingData
 from two_stream.training.extension import Extension
 from two_stream.training.feed import Feed
 from two_stream.training.losses import Labels
 from two_stream.training.optim import build_optimizer, restore_optimizer, update_rule
-from two_stream.training.parallel import parallel
+from two_stream.training.parallel.join import parallel
 from two_stream.training.progress import Progress
 from two_stream.training.result import SELECTION_LABELS, TrainResult, checkpoint_meta, result_of
 from two_stream.training.schedule import Schedule, build_schedule
 from two_stream.training.short_maps import mind_short_maps
-from two_stream.training.sources import TrainingData
 from two_stream.training.step import Position, Stepper
 from two_stream.training.tracking import Tracker, write_metrics
 from two_stream.training.validate import Validation, validate

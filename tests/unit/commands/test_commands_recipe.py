@@ -58,7 +58,7 @@ def asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
             root = RunPaths(experiment.runs / experiment.name)
             return TrainResult(root, 1, 1, 0.5, 1.0, "test-selected", finished=True)
 
-        monkeypatch.setattr("two_stream.training.loop.train", train)
+        monkeypatch.setattr("two_stream.training.train.train", train)
         assert main([*RECIPE, *args]) == 0
         return got[0]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_world import SmallWorld
 
-from two_stream.training.loop import train
+from two_stream.training.train import train
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ from two_stream.errors import DataError, SettingsError
 from two_stream.evaluation.runs.run import evaluate_run, load_run
 from two_stream.recognizer import input_spec
 from two_stream.training.checkpoint import load_checkpoint
-from two_stream.training.loop import train
+from two_stream.training.train import train
 
 
 def student(
@@ -167,8 +167,8 @@ def test_a_student_learns_from_its_teacher(small_world: SmallWorld, rgb_run: Pat
 
 
 def test_the_loss_is_the_weighted_sum(small_world: SmallWorld, rgb_run: Path, flow_run: Path) -> None:
+    from two_stream.training.data import training_data
     from two_stream.training.losses import evaluation_loss
-    from two_stream.training.sources import training_data
 
     weights = {"student_weight": 0.5, "distill_weight": 0.25, "vector_weight": 3.0, "attention_weight": 2.0}
     experiment = student(small_world, [rgb_run, flow_run], "sum", **weights)

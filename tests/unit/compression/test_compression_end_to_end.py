@@ -13,7 +13,7 @@ from two_stream.cli import main
 from two_stream.evaluation.runs.run import load_run
 from two_stream.profiling import multiply_adds
 from two_stream.studies.costs import kept_cost
-from two_stream.training.loop import train
+from two_stream.training.train import train
 
 TRAINED = ["--train.epochs", "2", "--train.optimizer.lr", "0.003"]
 

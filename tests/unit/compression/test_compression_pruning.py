@@ -17,7 +17,7 @@ from two_stream.config.compress import Prune
 from two_stream.errors import SettingsError
 from two_stream.evaluation.runs.run import load_run
 from two_stream.training.checkpoint import load_checkpoint
-from two_stream.training.loop import train
+from two_stream.training.train import train
 from two_stream.training.validate import Validation
 
 

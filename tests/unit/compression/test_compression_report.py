@@ -15,7 +15,7 @@ from two_stream.errors import ScoreError
 from two_stream.evaluation.runs.run import load_run
 from two_stream.evaluation.scores.files import read_scores
 from two_stream.pretrained import write_model
-from two_stream.training.loop import train
+from two_stream.training.train import train
 
 
 @pytest.fixture(scope="module")

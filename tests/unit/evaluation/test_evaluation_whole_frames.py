@@ -24,7 +24,7 @@ from two_stream.export.clips import run_clips
 from two_stream.pretrained import write_model
 from two_stream.recognizer import create_model
 from two_stream.streaming.prepare import Prepare
-from two_stream.training.loop import train
+from two_stream.training.train import train
 from two_stream.video.decoding.reader import open_video
 
 FULL = EvaluateOptions(views="single", crops="full", batch_views=3, keep_views=True, precision="fp32")

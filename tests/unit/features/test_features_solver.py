@@ -32,8 +32,8 @@ from two_stream.evaluation.features.extract_features import write_features
 from two_stream.evaluation.runs.run import evaluate_run, load_run
 from two_stream.recognizer import create_model
 from two_stream.streaming import convert
-from two_stream.training import solver
-from two_stream.training.loop import start_model, train
+from two_stream.training.linear_probe import solver
+from two_stream.training.train import start_model, train
 
 MOMENTS = {"kind": "moments", "differences": 2}
 PROBE = {"kind": "logistic", "cs": (0.01, 0.1, 1.0)}
@@ -99,7 +99,7 @@ def test_a_probe_is_the_pipeline_and_a_run_like_any_other(world: Path, tmp_path:
 
 
 def solver_data(experiment: Experiment) -> Any:
-    from two_stream.training.sources import training_data
+    from two_stream.training.data import training_data
 
     return training_data(experiment, create_model(experiment.model, 3).spec)
 

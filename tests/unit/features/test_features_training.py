@@ -34,7 +34,7 @@ from two_stream.evaluation.runs.run import evaluate_run, load_run
 from two_stream.pretrained import load_weights
 from two_stream.recognizer import create_model
 from two_stream.training import trainer as trainer_module
-from two_stream.training.loop import start_model, train
+from two_stream.training.train import start_model, train
 
 LINES = ("train_loss", "val_loss", "train_top1", "val_top1", "lr")
 CENTER = {"views": "single", "crops": "center"}

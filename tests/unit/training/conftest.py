@@ -12,7 +12,7 @@ from torch import nn
 from training_fakes import TinyNet, memory_data, write_tensors
 
 from two_stream.config.schema import Experiment
-from two_stream.training.sources import TrainingData
+from two_stream.training.data import TrainingData
 from two_stream.training.trainer import Trainer
 from two_stream.types import RunPaths
 

@@ -15,9 +15,9 @@ from sklearn.metrics import average_precision_score
 from training_fakes import MemoryLoader, TinyNet, memory_data
 from training_processes import Clips, in_processes, trainer_over
 
+from two_stream.training.data import TrainingData
 from two_stream.training.losses import Labels
 from two_stream.training.result import checkpoint_meta
-from two_stream.training.sources import TrainingData
 from two_stream.training.trainer import Trainer
 from two_stream.training.validate import validate
 from two_stream.types import Batch

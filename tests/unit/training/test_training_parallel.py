@@ -18,7 +18,7 @@ from training_fakes import CLASSES, TinyNet
 from training_processes import Clips, Outcome, in_processes, trainer_over
 
 from two_stream.training.checkpoint import load_checkpoint
-from two_stream.training.norms import SpanningBatchNorm, synchronised
+from two_stream.training.parallel.batchnorm import SpanningBatchNorm, synchronised
 from two_stream.training.tracking import TIME_FIELDS
 
 LEARNING = {

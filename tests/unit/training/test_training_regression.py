@@ -12,9 +12,9 @@ from sklearn.preprocessing import StandardScaler
 
 from two_stream.config.optimization import Logistic
 from two_stream.errors import TrainingError
-from two_stream.training import regression
-from two_stream.training.passes import Vectors
-from two_stream.training.regression import ABSENT, choose, fit, sample_weights
+from two_stream.training.linear_probe import regression
+from two_stream.training.linear_probe.passes import Vectors
+from two_stream.training.linear_probe.regression import ABSENT, choose, fit, sample_weights
 
 
 def made(videos: int, width: int, classes: int, seed: int = 0, apart: float = 1.0) -> Vectors:

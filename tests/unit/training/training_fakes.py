@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from two_stream.training.sources import TrainingData
+from two_stream.training.data import TrainingData
 from two_stream.types import Batch
 
 CLASSES = ["up", "down", "left"]

@@ -18,7 +18,7 @@ from two_stream.config.schema import Experiment
 from two_stream.data.clips.loader import Share
 from two_stream.errors import DataError, TwoStreamError
 from two_stream.runtime import distributed
-from two_stream.training.sources import TrainingData
+from two_stream.training.data import TrainingData
 from two_stream.training.trainer import Trainer
 from two_stream.types import Batch, RunPaths
 

@@ -89,7 +89,7 @@ def train_and_report(
     """
     from two_stream.runtime import distributed
     from two_stream.runtime.console import note
-    from two_stream.training.loop import train
+    from two_stream.training.train import train
 
     result = train(experiment, resume=resume, overwrite=overwrite)
     if result.interrupted is not None:

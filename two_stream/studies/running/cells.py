@@ -183,7 +183,7 @@ def keep(job: Job, outcome: Outcome) -> Outcome:
 def _trained(job: Job) -> Outcome:
     from two_stream.evaluation.runs.run import evaluate_run, load_run
     from two_stream.evaluation.scores.metrics import main_value
-    from two_stream.training.loop import train
+    from two_stream.training.train import train
 
     experiment = job.settings()
     paths = RunPaths(Path(job.run))
@@ -231,7 +231,7 @@ def _begun(experiment: Experiment, paths: RunPaths) -> Experiment | None:
 def _features(job: Job) -> Outcome:
     from two_stream.evaluation.features.extract_features import write_features
     from two_stream.runtime.device import pick_device, set_deterministic, set_threads
-    from two_stream.training.loop import start_model
+    from two_stream.training.train import start_model
 
     experiment = job.settings()
     device = pick_device(experiment.device)

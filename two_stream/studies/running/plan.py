@@ -31,8 +31,8 @@ from two_stream.runtime.precision import resolve_precision
 from two_stream.runtime.provenance import source_digest
 from two_stream.studies.baseline import baseline_settings
 from two_stream.studies.running.variants import Variant, merged, nested, pairs_of, variants_of
+from two_stream.training.data import fingerprint
 from two_stream.training.run_folder import FREE_ON_RESUME
-from two_stream.training.sources import fingerprint
 from two_stream.types import Modality, Part
 from two_stream.video.extraction.one_video import extraction_settings
 

@@ -14,8 +14,8 @@ from two_stream.runtime.console import note, results_as_notes
 from two_stream.runtime.files import sha256
 from two_stream.runtime.folders import whole_folder
 from two_stream.training.checkpoint import has_checkpoint, load_newest
-from two_stream.training.loop import train
 from two_stream.training.run_folder import check_run
+from two_stream.training.train import train
 from two_stream.types import Part, RunPaths
 
 

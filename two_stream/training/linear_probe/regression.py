@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from two_stream.config.optimization import Logistic
 from two_stream.errors import TrainingError
-from two_stream.training.passes import Vectors, scales
+from two_stream.training.linear_probe.passes import Vectors, scales
 
 Floats = NDArray[np.float64]
 _MOST_STEPS = 10_000

@@ -19,8 +19,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from two_stream.runtime import distributed
-from two_stream.training.norms import RunningStatistics
-from two_stream.training.parallel import Parallel, blank, clip_shape
+from two_stream.training.parallel.base import Parallel, blank, clip_shape
+from two_stream.training.parallel.batchnorm import RunningStatistics
 
 
 class Sharded(Parallel):

@@ -36,15 +36,15 @@ from two_stream.runtime.folders import whole_folder
 from two_stream.runtime.seeding import seed_everything
 from two_stream.training.checkpoint import has_checkpoint
 from two_stream.training.compiling import compile_stages
+from two_stream.training.data import TrainingData, training_data
 from two_stream.training.extension import extension_of
+from two_stream.training.linear_probe.passes import measure_tokens
+from two_stream.training.linear_probe.solver import Probe, check_probe
 from two_stream.training.losses import build_loss
-from two_stream.training.norms import synchronised
 from two_stream.training.optim import parameter_groups
-from two_stream.training.passes import measure_tokens
+from two_stream.training.parallel.batchnorm import synchronised
 from two_stream.training.result import TrainResult
 from two_stream.training.run_folder import began_here, begin_run, check_run, locked, record_environment
-from two_stream.training.solver import Probe, check_probe
-from two_stream.training.sources import TrainingData, training_data
 from two_stream.training.trainer import Trainer
 from two_stream.types import RunPaths
 from two_stream.video.decoding.reader import backend_version

@@ -27,11 +27,11 @@ from two_stream.runtime.console import note, progress
 from two_stream.runtime.interrupt import StopRequest
 from two_stream.runtime.provenance import code_version
 from two_stream.training.checkpoint import WriteModel, load_newest, save_checkpoint
-from two_stream.training.passes import Vectors, training_vectors
+from two_stream.training.data import TrainingData
+from two_stream.training.linear_probe.passes import Vectors, training_vectors
+from two_stream.training.linear_probe.regression import Chosen, choose, fit, held_out_logits
 from two_stream.training.progress import Progress
-from two_stream.training.regression import Chosen, choose, fit, held_out_logits
 from two_stream.training.result import SELECTION_LABELS, TrainResult, checkpoint_meta, result_of
-from two_stream.training.sources import TrainingData
 from two_stream.training.tracking import Tracker, write_metrics
 from two_stream.training.validate import Tally, Validation, validate
 from two_stream.types import RunPaths

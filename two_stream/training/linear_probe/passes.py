@@ -16,7 +16,7 @@ from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
 from two_stream.runtime.console import progress
 from two_stream.runtime.device import autocast
-from two_stream.training.sources import TrainingData
+from two_stream.training.data import TrainingData
 from two_stream.types import Batch
 
 CONSTANT = 1e-6

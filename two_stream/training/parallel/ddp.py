@@ -1,0 +1,83 @@
+"""DDP: a whole copy of the network per process, gradients averaged while they are computed."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from two_stream.runtime import distributed
+from two_stream.training.parallel.base import Parallel, blank, clip_shape
+from two_stream.training.parallel.batchnorm import RunningStatistics
+
+_NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+_BUFFERS_APART: dict[str, Any] = {"forward_sync_buffers" if _NEW_NAME else "broadcast_buffers": False}
+
+
+class Replicas(Parallel):
+    """A whole copy of the network per process; gradients are averaged while they are computed."""
+
+    def __init__(self, model: nn.Module, device: torch.device, *, spanning: bool) -> None:
+        super().__init__(model, device)
+        self.world = distributed.world_size()
+        self.spanning = spanning
+        self.statistics = None if spanning else RunningStatistics(model)
+        self._shape = clip_shape(model)
+        # a pointwise convolution's layouts differ in name only
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        # buffers: RunningStatistics does better; no static graph: a process without a micro-batch has another one
+        self._wrapped = DistributedDataParallel(
+            _Entry(model),
+            device_ids=[device.index] if device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            **_BUFFERS_APART,
+        )
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        """Return the logits of a micro-batch."""
+        self._shape = tuple(clips.shape[1:])
+        logits: torch.Tensor = self._wrapped(clips)
+        return logits
+
+    def idle(self, *, last: bool) -> torch.Tensor | None:
+        """Take part in the exchange of gradients, and of BatchNorm's statistics where they span the processes."""
+        if self.spanning:  # the others wait in each of its layers
+            return self.forward(blank(self._shape, 0, self.device)).sum()
+        return cast(torch.Tensor, self._wrapped(None)) if last else None
+
+    @contextmanager
+    def row(self, active: int, *, last: bool) -> Iterator[None]:
+        """Exchange gradients in the last row only."""
+        if self.statistics is not None:
+            self.statistics.begin_row(active)
+        if last:
+            yield
+            return
+        with self._wrapped.no_sync():
+            yield
+
+    def end_step(self) -> None:
+        """Average BatchNorm's running statistics."""
+        if self.statistics is not None:
+            self.statistics.end_step()
+
+
+class _Entry(nn.Module):
+    """What DDP sees: the model, or no clips and a zero that depends on every weight."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, clips: torch.Tensor | None) -> torch.Tensor:
+        if clips is not None:
+            logits: torch.Tensor = self.model(clips)
+            return logits
+        weights = [p for p in self.model.parameters() if p.requires_grad]
+        return torch.stack([p[(0,) * p.ndim].float() for p in weights]).sum() * 0.0
