@@ -24,7 +24,7 @@ from two_stream.profiling.memory import PeakMemory
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.inference import folded
 from two_stream.streaming import convert, multiply_adds_per_prediction
-from two_stream.streaming.rules import Choice, module_cell
+from two_stream.streaming.network.rules import Choice, module_cell
 
 BOUND = 1e-4
 """largest difference of the logits of one clip by itself, relative to the largest"""

@@ -18,11 +18,11 @@ from two_stream.errors import SettingsError, VideoError
 if TYPE_CHECKING:
     from two_stream.config.schema import EvaluateOptions
     from two_stream.evaluation.runs.run import Run
-    from two_stream.streaming.live import Prediction, Watcher
-    from two_stream.streaming.pipeline import Pipeline, Seen
-    from two_stream.streaming.recording import Recording
-    from two_stream.streaming.track import Stream, StreamNetwork
-    from two_stream.streaming.window import Window
+    from two_stream.streaming.live.pipeline import Pipeline, Seen
+    from two_stream.streaming.live.recording import Recording
+    from two_stream.streaming.live.track import Stream, StreamNetwork
+    from two_stream.streaming.live.watcher import Prediction, Watcher
+    from two_stream.streaming.live.window import Window
     from two_stream.types import InputSpec
     from two_stream.video.decoding.live import LiveSource
 
@@ -124,8 +124,8 @@ def _check(flags: StreamFlags) -> None:
 def _watch(flags: StreamFlags, source: LiveSource) -> int:
     from two_stream.runtime.console import note
     from two_stream.runtime.device import set_threads
-    from two_stream.streaming.live import Watcher
-    from two_stream.streaming.pipeline import Pipeline
+    from two_stream.streaming.live.pipeline import Pipeline
+    from two_stream.streaming.live.watcher import Watcher
 
     set_threads(flags.threads)
     runs = _runs(flags)
@@ -167,8 +167,8 @@ def _stream(flags: StreamFlags, run: Run) -> Stream:
     """Return a run's network, ready to take frames."""
     from two_stream.evaluation.runs.run import reading_of
     from two_stream.evaluation.scoring.network import carried_out, is_exact
-    from two_stream.streaming.prepare import Prepare
-    from two_stream.streaming.track import Stream
+    from two_stream.streaming.live.prepare import Prepare
+    from two_stream.streaming.live.track import Stream
 
     spec = run.model.spec
     _check_input(flags, run)
@@ -235,7 +235,7 @@ def _network(flags: StreamFlags, run: Run, options: EvaluateOptions) -> StreamNe
     from two_stream.evaluation.scoring.network import ready
     from two_stream.recognizer import Recognizer
     from two_stream.runtime.console import note
-    from two_stream.streaming.sliding import SlidingRecognizer
+    from two_stream.streaming.live.sliding import SlidingRecognizer
 
     model = ready(run.model, options)
     assert isinstance(model, Recognizer)  # compiled it would not be one
@@ -256,9 +256,9 @@ def _show(flags: StreamFlags, pipeline: Pipeline, watcher: Watcher) -> int:
     """Run to the end and write what was asked for."""
     from two_stream.runtime.console import note
     from two_stream.runtime.interrupt import StopRequest
-    from two_stream.streaming.recording import Recording
-    from two_stream.streaming.screen import Screen
-    from two_stream.streaming.window import Window
+    from two_stream.streaming.live.recording import Recording
+    from two_stream.streaming.live.screen import Screen
+    from two_stream.streaming.live.window import Window
 
     begin = time.monotonic()
     with ExitStack() as stack:
@@ -304,7 +304,7 @@ def _lines(where: str | None, stack: ExitStack) -> TextIO | None:
 
 def _write_line(lines: TextIO, watcher: Watcher, made: Prediction, count: int) -> None:
     from two_stream.runtime.text import json_text
-    from two_stream.streaming.live import as_line
+    from two_stream.streaming.live.watcher import as_line
 
     line = as_line(made, watcher.class_names, count, watcher.status.dropped)
     try:
@@ -331,7 +331,7 @@ def _picture(seen: Seen, watcher: Watcher, recording: Recording | None, window: 
 
 def _tell(flags: StreamFlags, watcher: Watcher, elapsed: float) -> None:
     from two_stream.runtime.console import note, say, warn
-    from two_stream.streaming.live import described_delay
+    from two_stream.streaming.live.watcher import described_delay
     from two_stream.video.decoding.live import FileSource
 
     source, status = watcher.pipeline.source, watcher.status

@@ -23,7 +23,7 @@ from two_stream.evaluation.runs.run import evaluate_run, extraction_of, load_run
 from two_stream.evaluation.scoring import video as on_the_fly
 from two_stream.evaluation.scoring.video import Reading
 from two_stream.export import export_run, load
-from two_stream.streaming.prepare import Prepare
+from two_stream.streaming.live.prepare import Prepare
 from two_stream.video.decoding.reader import open_video
 from two_stream.video.extraction.many_videos import ExtractOptions, extract, resized
 from two_stream.video.flow import FlowEstimator, gray, quantize

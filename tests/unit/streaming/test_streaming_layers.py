@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from two_stream.streaming.cells import Window
-from two_stream.streaming.reach import Reach
-from two_stream.streaming.rules import Choice, module_cell
+from two_stream.streaming.network.cells import Window
+from two_stream.streaming.network.reach import Reach
+from two_stream.streaming.network.rules import Choice, module_cell
 
 CHOICE = Choice("frame", "zeros", 4)
 CONVOLUTIONS: dict[str, dict[str, Any]] = {

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from two_stream.errors import SettingsError, VideoError
-from two_stream.streaming.recording import Recording, drawn
-from two_stream.streaming.window import MOST_CONNECTIONS, Window
+from two_stream.streaming.live.recording import Recording, drawn
+from two_stream.streaming.live.window import MOST_CONNECTIONS, Window
 
 GUESSES = [("fight", 0.9), ("noFight", 0.1)]
 
@@ -117,7 +117,7 @@ def test_the_page_answers_to_its_own_address_alone() -> None:
 
 
 def test_silent_connections_are_closed_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("two_stream.streaming.window.SILENCE", 1.0)
+    monkeypatch.setattr("two_stream.streaming.live.window.SILENCE", 1.0)
     window = Window(0)
     try:
         silent = [socket.create_connection(("127.0.0.1", window._server.server_port), 5) for _ in range(20)]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from two_stream.streaming.cells import TIME, FrameWise, Join, Window
-from two_stream.streaming.graph import Node
-from two_stream.streaming.heads import RunningLstm
-from two_stream.streaming.recognizer import StreamRecognizer
+from two_stream.streaming.network.cells import TIME, FrameWise, Join, Window
+from two_stream.streaming.network.graph import Node
+from two_stream.streaming.network.heads import RunningLstm
+from two_stream.streaming.network.recognizer import StreamRecognizer
 
 FRAMES = "frames"
 LOGITS = "logits"

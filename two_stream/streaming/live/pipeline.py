@@ -16,8 +16,8 @@ from itertools import groupby
 import torch
 
 from two_stream.errors import VideoError
-from two_stream.streaming.inbox import Inbox
-from two_stream.streaming.track import Said, Stream, Track
+from two_stream.streaming.live.inbox import Inbox
+from two_stream.streaming.live.track import Said, Stream, Track
 from two_stream.video.decoding.base import Image
 from two_stream.video.decoding.live import LiveFrame, LiveSource
 

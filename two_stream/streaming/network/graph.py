@@ -16,10 +16,10 @@ from two_stream.backbones.shufflenet_3d import averaged
 from two_stream.backbones.slowfast import SlowFast3D
 from two_stream.backbones.tracing import traced
 from two_stream.errors import SettingsError
-from two_stream.streaming.cells import Cell, FrameWise, Join
-from two_stream.streaming.layers import Picked
-from two_stream.streaming.reach import Reach
-from two_stream.streaming.rules import (
+from two_stream.streaming.network.cells import Cell, FrameWise, Join
+from two_stream.streaming.network.layers import Picked
+from two_stream.streaming.network.reach import Reach
+from two_stream.streaming.network.rules import (
     ADDITIONS,
     FUNCTIONS,
     LEAVES,

@@ -7,8 +7,8 @@ from torch import nn
 
 from two_stream.errors import SettingsError
 from two_stream.recognizer import Recognizer
-from two_stream.streaming.cells import TIME
-from two_stream.streaming.graph import Node
+from two_stream.streaming.network.cells import TIME
+from two_stream.streaming.network.graph import Node
 
 
 class StreamRecognizer(nn.Module):

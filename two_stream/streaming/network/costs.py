@@ -7,9 +7,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from two_stream.profiling.costs import meta_model
 from two_stream.recognizer import Recognizer
-from two_stream.streaming.cells import Start
-from two_stream.streaming.converting import convert
-from two_stream.streaming.layers import Squeeze
+from two_stream.streaming.network.cells import Start
+from two_stream.streaming.network.converting import convert
+from two_stream.streaming.network.layers import Squeeze
 
 
 def multiply_adds_per_prediction(

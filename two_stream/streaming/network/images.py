@@ -11,9 +11,9 @@ from two_stream.backbones.timm_net import TimmBackbone
 from two_stream.backbones.timm_time import TemporalShift
 from two_stream.backbones.tracing import BackboneTracer
 from two_stream.errors import SettingsError
-from two_stream.streaming.cells import TIME, FrameWise, Start, Window
-from two_stream.streaming.graph import Builder, Reading
-from two_stream.streaming.rules import Choice, thinned
+from two_stream.streaming.network.cells import TIME, FrameWise, Start, Window
+from two_stream.streaming.network.graph import Builder, Reading
+from two_stream.streaming.network.rules import Choice, thinned
 
 
 class OnImages(nn.Module):

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import cv2
 
 from two_stream.errors import SettingsError
-from two_stream.streaming.recording import Guesses, drawn
+from two_stream.streaming.live.recording import Guesses, drawn
 from two_stream.video.decoding.base import Image
 
 _PAGE = b"""<!doctype html><html lang="en"><meta charset="utf-8"><title>two-stream</title>

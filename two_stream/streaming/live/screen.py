@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from two_stream.runtime.console import bar, err, note
-from two_stream.streaming.meter import Latency, Rate
+from two_stream.streaming.live.meter import Latency, Rate
 
 _BAR = 30
 

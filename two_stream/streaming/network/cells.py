@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from two_stream.streaming.reach import Reach, joined
+from two_stream.streaming.network.reach import Reach, joined
 
 Start = Literal["zeros", "replicate"]
 """What stands for the frames before the first: every layer's own padding, or its first input again and again."""

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from two_stream.evaluation.runs.run import Run
 from two_stream.evaluation.scoring.video import VideoResult, fuse_results, top
-from two_stream.streaming.pipeline import Pipeline, Seen
-from two_stream.streaming.screen import Status
-from two_stream.streaming.track import Stream
+from two_stream.streaming.live.pipeline import Pipeline, Seen
+from two_stream.streaming.live.screen import Status
+from two_stream.streaming.live.track import Stream
 from two_stream.video.decoding.live import LiveSource
 
 

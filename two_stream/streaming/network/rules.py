@@ -19,8 +19,8 @@ from two_stream.backbones.motion_grid import CellMeans
 from two_stream.backbones.shufflenet_3d import averaged, shuffled
 from two_stream.backbones.x3d import SqueezeExcitation
 from two_stream.errors import SettingsError
-from two_stream.streaming.cells import Cell, FrameWise, Start
-from two_stream.streaming.layers import (
+from two_stream.streaming.network.cells import Cell, FrameWise, Start
+from two_stream.streaming.network.layers import (
     Convolution,
     Excitation,
     FrameExcitation,

@@ -12,13 +12,13 @@ from two_stream.backbones.library import LibraryBackbone
 from two_stream.backbones.timm_net import TimmBackbone
 from two_stream.errors import SettingsError
 from two_stream.recognizer import Recognizer
-from two_stream.streaming.cells import Start
-from two_stream.streaming.graph import Builder, graph_maps
-from two_stream.streaming.heads import add_heads
-from two_stream.streaming.images import image_maps
-from two_stream.streaming.layers import Squeeze
-from two_stream.streaming.recognizer import StreamRecognizer
-from two_stream.streaming.rules import Choice
+from two_stream.streaming.network.cells import Start
+from two_stream.streaming.network.graph import Builder, graph_maps
+from two_stream.streaming.network.heads import add_heads
+from two_stream.streaming.network.images import image_maps
+from two_stream.streaming.network.layers import Squeeze
+from two_stream.streaming.network.recognizer import StreamRecognizer
+from two_stream.streaming.network.rules import Choice
 
 
 def convert(

@@ -13,7 +13,7 @@ import numpy as np
 from two_stream.errors import VideoError
 from two_stream.evaluation.pictures.annotate import Encoder, blend, panel
 from two_stream.runtime.files import atomic_path
-from two_stream.streaming.inbox import Inbox
+from two_stream.streaming.live.inbox import Inbox
 from two_stream.video.decoding.base import Image
 
 Guesses = Sequence[tuple[str, float]]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from two_stream.backbones.i3d import SameConv3d, SameMaxPool3d, same_padding
 from two_stream.backbones.x3d import SqueezeExcitation
-from two_stream.streaming.cells import TIME, Start, Window
+from two_stream.streaming.network.cells import TIME, Start, Window
 
 Squeeze = Literal["frame", "clip"]
 """What squeeze-and-excitation averages: each frame by itself, or a window as long as the clip."""

@@ -1,0 +1,1 @@
+"""Live prediction from cameras, streams and files."""

@@ -1,0 +1,1 @@
+"""Clip networks converted to networks that take one frame at a time."""
