@@ -9,11 +9,11 @@ from itertools import accumulate
 from typing import Literal
 
 from two_stream.compression.masks import apply_masks, level_masks
-from two_stream.compression.measure import nonzero_parameters
 from two_stream.compression.sensitivity import Point, Sensitivity, latency_of, narrowed_copy
 from two_stream.config.compress import Prune
 from two_stream.errors import SettingsError
 from two_stream.profiling import multiply_adds
+from two_stream.profiling.network_cost import nonzero_parameters
 from two_stream.recognizer import Recognizer
 
 Measure = Literal["parameters", "macs", "latency"]

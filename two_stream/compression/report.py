@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from two_stream.compression.measure import Costs, measure_costs
 from two_stream.config.load import flatten
 from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import ScoreError, SettingsError
@@ -22,6 +21,7 @@ from two_stream.evaluation.scores.statistics import LEVEL, Interval
 from two_stream.evaluation.scores.words import percent, points, protocol_line
 from two_stream.evaluation.scoring.network import carried_out, is_exact
 from two_stream.evaluation.scoring.views import slug
+from two_stream.profiling.network_cost import Costs, measure_costs
 from two_stream.profiling.timing import device_name
 from two_stream.runtime.device import pick_device
 from two_stream.runtime.files import write_json, write_text

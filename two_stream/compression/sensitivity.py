@@ -18,7 +18,6 @@ import torch
 from two_stream.compression.channels import take_out
 from two_stream.compression.layers import chosen_layers
 from two_stream.compression.masks import kept, level_threshold
-from two_stream.compression.measure import nonzero_parameters
 from two_stream.config.compress import Prune
 from two_stream.data.clips.loader import clip_loader
 from two_stream.data.splits import load_part
@@ -27,6 +26,7 @@ from two_stream.evaluation.runs.run import Run
 from two_stream.evaluation.scores import multilabel
 from two_stream.evaluation.scoring.network import example_clip
 from two_stream.profiling import multiply_adds
+from two_stream.profiling.network_cost import nonzero_parameters
 from two_stream.profiling.timing import timed
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import progress

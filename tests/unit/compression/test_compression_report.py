@@ -9,12 +9,12 @@ import pytest
 import torch
 from small_world import SmallWorld
 
-from two_stream.compression.measure import nonzero_parameters
 from two_stream.compression.report import LayerChange, scored, write_compression
 from two_stream.errors import ScoreError
 from two_stream.evaluation.runs.run import load_run
 from two_stream.evaluation.scores.files import read_scores
 from two_stream.pretrained import write_model
+from two_stream.profiling.network_cost import nonzero_parameters
 from two_stream.training.train import train
 
 

@@ -16,12 +16,12 @@ from two_stream.compression.channels import narrow
 from two_stream.compression.choice import choose_levels
 from two_stream.compression.layers import layers_of, read_levels
 from two_stream.compression.masks import kept, level_threshold
-from two_stream.compression.measure import nonzero_parameters
 from two_stream.compression.sensitivity import Point, Sensitivity, fixed_clips, measure_sensitivity
 from two_stream.config.compress import Prune
 from two_stream.errors import SettingsError
 from two_stream.evaluation.runs.run import load_run
 from two_stream.profiling import multiply_adds
+from two_stream.profiling.network_cost import nonzero_parameters
 
 INSIDE = r"layer[12]\.0\.conv"
 
