@@ -13,7 +13,7 @@ sys.path[:] = [str(HERE.parent), *(entry for entry in sys.path if Path(entry).re
 
 def run() -> int:
     """Parse the flags and score."""
-    from two_stream.commands.common import parse
+    from two_stream.commands.flags import parse
     from two_stream.late_temporal.flags import OneStreamFlags
 
     flags = parse(OneStreamFlags, sys.argv[1:], "multi_clip.py", "Multi-clip test (spatial_demo3D.py).")

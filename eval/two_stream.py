@@ -13,7 +13,7 @@ sys.path[:] = [str(HERE.parent), *(entry for entry in sys.path if Path(entry).re
 
 def run() -> int:
     """Parse the flags, score both streams and fuse them."""
-    from two_stream.commands.common import parse
+    from two_stream.commands.flags import parse
     from two_stream.late_temporal.flags import TwoStreamFlags
 
     flags = parse(TwoStreamFlags, sys.argv[1:], "two_stream.py", "Two-stream test (combined_demo.py).")

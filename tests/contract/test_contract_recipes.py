@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from two_stream import zoo
-from two_stream.commands.common import parse_over
+from two_stream.commands.flags import parse_over
 from two_stream.config.load import load_experiment
 from two_stream.config.schema import Experiment
 from two_stream.data.catalog import load_record

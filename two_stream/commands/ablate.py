@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from two_stream.commands.common import parse, split_positional
+from two_stream.commands.flags import parse, split_positional
 from two_stream.errors import SettingsError
 
 if TYPE_CHECKING:

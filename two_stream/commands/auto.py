@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from two_stream.commands import baseline as baseline_command
 from two_stream.commands.baseline import DataFlags, read_data
-from two_stream.commands.common import parse
+from two_stream.commands.flags import parse
 
 if TYPE_CHECKING:
     from two_stream.data.catalog import Record

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from two_stream.commands.common import parse
+from two_stream.commands.flags import parse
 
 if TYPE_CHECKING:
     from two_stream.studies.statistics.results import StudyResult

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from two_stream.commands.common import parse
+from two_stream.commands.flags import parse
 
 if TYPE_CHECKING:
     from two_stream.config.schema import Experiment

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from pydantic import Field
 
-from two_stream.commands.common import load_network, network_settings, parse, parse_over, split_positional
+from two_stream.commands.flags import parse, parse_over, split_positional
+from two_stream.commands.networks import load_network, network_settings
 from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import SettingsError
 

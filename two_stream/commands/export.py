@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from two_stream.commands.common import parse
+from two_stream.commands.flags import parse
 from two_stream.errors import SettingsError, TwoStreamError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def main(args: list[str]) -> int:
         raise SettingsError(f"{PROG}: --calibration-clips is {flags.calibration_clips}: expected 1 or more")
     if flags.stream and flags.int8:
         raise SettingsError(f"{PROG}: --int8 is for clip networks; leave it or --stream out")
-    from two_stream.export.formats import format_by_name
+    from two_stream.export.opening import format_by_name
 
     format_by_name(flags.to).check()  # what is not installed is said before the network loads
     run = _run(flags)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from two_stream.commands.common import parse_over, split_positional
+from two_stream.commands.flags import parse_over, split_positional
 from two_stream.config.base import Options, PositiveInt
 from two_stream.config.load import load_experiment
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from two_stream.commands.common import parse
+from two_stream.commands.flags import parse
 
 if TYPE_CHECKING:
     from two_stream.types import ScoreTable

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from two_stream.commands.common import parse
+from two_stream.commands.flags import parse
 from two_stream.runtime.console import console, say, table
 from two_stream.runtime.text import json_text
 from two_stream.types import size_text

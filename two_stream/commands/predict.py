@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from two_stream.commands.common import check_modality, load_network, parse
+from two_stream.commands.flags import parse
+from two_stream.commands.networks import check_modality, load_network
 from two_stream.errors import SettingsError, TwoStreamError
 
 if TYPE_CHECKING:

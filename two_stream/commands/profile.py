@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from two_stream.commands.common import parse
+from two_stream.commands.flags import parse
 from two_stream.errors import SettingsError
 from two_stream.runtime.console import console, note, say, table
 from two_stream.runtime.text import json_text

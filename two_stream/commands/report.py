@@ -8,7 +8,7 @@ from typing import Literal
 
 import tyro
 
-from two_stream.commands.common import parse
+from two_stream.commands.flags import parse
 
 SUMMARY = "Write report.html (self-contained), report.json and report.md from runs or score files."
 

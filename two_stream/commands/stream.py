@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 import tyro
 
-from two_stream.commands.common import check_modality, parse
+from two_stream.commands.flags import parse
+from two_stream.commands.networks import check_modality
 from two_stream.errors import SettingsError, VideoError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from two_stream.commands.common import parse, parse_over, split_positional, take_flag, take_value
+from two_stream.commands.flags import parse, parse_over, split_positional, take_flag, take_value
 from two_stream.config.load import load_experiment
 from two_stream.config.schema import Experiment
 from two_stream.runtime import distributed

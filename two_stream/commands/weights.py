@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from two_stream.commands.common import parse
+from two_stream.commands.flags import parse
 from two_stream.errors import SettingsError, TwoStreamError
 from two_stream.runtime.console import console, note, say, table
 from two_stream.runtime.text import json_text

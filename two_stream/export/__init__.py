@@ -9,14 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from two_stream.export.card import ExportCard, read_card
+    from two_stream.export.card import ExportCard
     from two_stream.export.loading import ExportedRun, ExportedStream, load, load_stream
+    from two_stream.export.opening import read_card
     from two_stream.export.stream_writing import Timing, export_stream
     from two_stream.export.writing import export_run, plain_copy
 
 _HOMES = {
     "ExportCard": "card",
-    "read_card": "card",
+    "read_card": "opening",
     "ExportedRun": "loading",
     "ExportedStream": "loading",
     "load": "loading",

@@ -214,20 +214,3 @@ def _odd_ports(card: ExportCard, spec: InputSpec) -> Iterator[str]:
         counts = (stream.frames_per_step, stream.warm_up, stream.delay, stream.receptive_field or 0)
         if stream.frames_per_step < 1 or not all(0 <= count <= MOST_NUMBERS for count in counts):
             yield f"steps of {counts} frames"
-
-
-def read_card(path: Path) -> ExportCard:
-    """Return the card of an exported file; nothing of the file is run.
-
-    Raises:
-        CheckpointError: No such file, not one of ours, or damaged.
-        SettingsError: It is ONNX and the package `onnx` is not installed.
-    """
-    from two_stream.export.formats import format_of
-
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; expected one that `two-stream export` wrote")
-    card = format_of(path).read_card(path)
-    if card.content_sha256 == UNSEALED:
-        raise CheckpointError(f"{path}: was never finished; export the run again")
-    return card

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
-
-from two_stream.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +13,6 @@ if TYPE_CHECKING:
     from two_stream.export.graph import Exportable, Session
 
 SUFFIXES: dict[Target, str] = {"onnx": ".onnx", "pt2": ".pt2", "aoti": ".aoti.pt2"}
-_HOMES = {"onnx": ("onnx_format", "Onnx"), "pt2": ("archives", "Pt2"), "aoti": ("archives", "Aoti")}
 
 
 class Format(ABC):
@@ -71,27 +67,3 @@ class Format(ABC):
             CheckpointError: The runtime does not take the file.
             SettingsError: The runtime is not installed.
         """
-
-
-def format_by_name(to: Target) -> Format:
-    """Return a format."""
-    module, name = _HOMES[to]
-    made: Format = getattr(import_module(f"two_stream.export.{module}"), name)()
-    return made
-
-
-def format_of(path: Path) -> Format:
-    """Return the format of a file, known by its content.
-
-    Raises:
-        CheckpointError: A folder, empty, or an archive without our card.
-    """
-    with path.open("rb") as file:
-        head = file.read(4)
-    if not head:
-        raise CheckpointError(f"{path}: is empty; export the run again")
-    if not head.startswith(b"PK"):
-        return format_by_name("onnx")
-    from two_stream.export.archives import target_of
-
-    return format_by_name(target_of(path))

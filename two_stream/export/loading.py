@@ -14,8 +14,9 @@ import torch
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.evaluation.runs.any_run import AnyRun
 from two_stream.evaluation.scoring.network import ClipNetwork
-from two_stream.export.card import BATCH, ExportCard, StateFacts, read_card
-from two_stream.export.formats import Format, format_by_name
+from two_stream.export.card import BATCH, ExportCard, StateFacts
+from two_stream.export.formats import Format
+from two_stream.export.opening import format_by_name, read_card
 from two_stream.runtime.files import sha256
 from two_stream.types import RunPaths
 

@@ -17,9 +17,10 @@ from two_stream.evaluation.runs.run import extraction_of, mirror_of_run
 from two_stream.evaluation.scoring.network import carried_out, is_exact, ready
 from two_stream.export.card import ExportCard, Port, Target, Verified
 from two_stream.export.clips import noise_clips, run_clips
-from two_stream.export.formats import SUFFIXES, Format, format_by_name
+from two_stream.export.formats import SUFFIXES, Format
 from two_stream.export.graph import EXAMPLE_BATCH, Exportable, Session, free_shape, program_of
 from two_stream.export.int8 import Int8Options, quantized
+from two_stream.export.opening import format_by_name
 from two_stream.export.verifying import TOLERANCE, compare
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import note

@@ -14,7 +14,7 @@ import yaml
 
 from two_stream import zoo
 from two_stream.cli import main
-from two_stream.commands.common import take_value
+from two_stream.commands.flags import take_value
 from two_stream.config.augment import AugmentOptions
 from two_stream.config.load import dump, load_experiment
 from two_stream.config.schema import Experiment

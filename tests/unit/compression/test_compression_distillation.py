@@ -14,7 +14,7 @@ import torch
 import yaml
 from small_world import SmallWorld
 
-from two_stream.commands.compressing import distill
+from two_stream.commands.compress import distill
 from two_stream.compression.distillation import Distillation
 from two_stream.config.schema import Experiment
 from two_stream.data.catalog import load_record

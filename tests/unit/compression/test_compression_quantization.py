@@ -13,7 +13,7 @@ import torch
 from small_world import SmallWorld
 from torch.ao.quantization import FakeQuantize
 
-from two_stream.commands.compressing import quantize
+from two_stream.commands.compress import quantize
 from two_stream.compression.quantization import QuantizationAware, calibration_videos, quantise_run
 from two_stream.config.schema import Experiment
 from two_stream.errors import CheckpointError, SettingsError

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from two_stream import create_model
-from two_stream.commands.common import parse
+from two_stream.commands.flags import parse
 from two_stream.data.catalog import load_record
 from two_stream.errors import CheckpointError, DataError, SettingsError, TwoStreamError, VideoError
 from two_stream.evaluation.report.run_report import write_report

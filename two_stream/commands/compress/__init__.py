@@ -29,7 +29,7 @@ def main(args: list[str]) -> int:
     method, rest = args[0], args[1:]
     if method not in METHODS:
         raise SettingsError(f"two-stream compress: unknown method {method!r}{nearest(method, list(METHODS))}")
-    code: int = import_module(f"two_stream.commands.compressing.{method}").main(rest)
+    code: int = import_module(f"two_stream.commands.compress.{method}").main(rest)
     return code
 
 

@@ -7,8 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from two_stream.commands.common import take_flag, take_value
-from two_stream.commands.compressing.common import (
+from two_stream.commands.compress.common import (
     OVERWRITE,
     PART,
     RESUME,
@@ -18,6 +17,7 @@ from two_stream.commands.compressing.common import (
     train_and_report,
     trained_on,
 )
+from two_stream.commands.flags import take_flag, take_value
 from two_stream.config.compress import Distill
 from two_stream.config.load import load_experiment
 from two_stream.config.schema import Experiment

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from two_stream.commands.common import parse, split_positional
+from two_stream.commands.flags import parse, split_positional
 from two_stream.config.compress import Prune
 from two_stream.errors import SettingsError
 

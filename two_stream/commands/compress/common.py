@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import tyro
 from pydantic import BaseModel, Field, create_model
 
-from two_stream.commands.common import parse, parse_over, take_value
+from two_stream.commands.flags import parse, parse_over, take_value
 from two_stream.config.compress import NoCompression
 from two_stream.config.load import load_experiment, nearest
 from two_stream.config.optimization import Logistic, Sgd

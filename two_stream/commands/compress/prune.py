@@ -6,8 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from two_stream.commands.common import split_positional, take_flag, take_value
-from two_stream.commands.compressing.common import (
+from two_stream.commands.compress.common import (
     OVERWRITE,
     PART,
     RESUME,
@@ -17,6 +16,7 @@ from two_stream.commands.compressing.common import (
     train_and_report,
     trained_on,
 )
+from two_stream.commands.flags import split_positional, take_flag, take_value
 from two_stream.config.compress import Prune
 from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError

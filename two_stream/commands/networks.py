@@ -1,0 +1,65 @@
+"""A trained network named on the command line: a run folder, or a file that `two-stream export` wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from two_stream.errors import CheckpointError, SettingsError
+
+if TYPE_CHECKING:
+    from two_stream.config.schema import Experiment
+    from two_stream.evaluation.runs.any_run import AnyRun
+
+
+def load_network(
+    path: Path, checkpoint: str = "best", device: str = "auto", trust: Sequence[Path] = ()
+) -> AnyRun[Any]:
+    """Load a run folder, or a file that `two-stream export` wrote; one of `trust` may hold machine code.
+
+    Raises:
+        TwoStreamError: Neither of them, or it cannot be read.
+    """
+    if path.is_file():
+        from two_stream.export import load
+        from two_stream.pretrained.kinds import refuse_checkpoint
+
+        refuse_checkpoint(path, "run")
+        return load(path, device, trust=any(path.resolve() == one.resolve() for one in trust))
+    from two_stream.evaluation.runs.run import load_run
+
+    return load_run(path, checkpoint, device)
+
+
+def network_settings(path: Path) -> Experiment:
+    """Return the settings of a run folder or an exported file, without loading its network.
+
+    Raises:
+        CheckpointError: Neither of them.
+        SettingsError: Its settings are damaged.
+    """
+    if path.is_file():
+        from two_stream.export import read_card
+        from two_stream.pretrained.kinds import refuse_checkpoint
+
+        refuse_checkpoint(path, "run")
+        return read_card(path).settings(path)
+    from two_stream.config.load import load_experiment
+
+    settings = path / "experiment.yaml"
+    if not settings.is_file():
+        what = "not a run folder: it has no experiment.yaml" if path.exists() else "no such run folder"
+        raise CheckpointError(f"{path}: {what} (`two-stream train` writes one)")
+    return load_experiment(settings)
+
+
+def check_modality(run: AnyRun[Any], path: Path, modality: str) -> None:
+    """Refuse a run given with the flag of the other modality.
+
+    Raises:
+        SettingsError: Naming the flag it goes with.
+    """
+    found = run.model.spec.modality
+    if found != modality:
+        raise SettingsError(f"--{modality} {path}: this is a run on {found}; give it with --{found}")
