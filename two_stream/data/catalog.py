@@ -103,7 +103,7 @@ class Record(Options):
     mirror_pairs: tuple[tuple[str, str], ...] = ()
     """pairs of classes that a mirror turns into each other, such as a swipe to the left and one to the right"""
     segments: Path | None = None
-    """CSV file `id,video,start,end,first` of ids that are parts of a longer video; see `data/segments.py`"""
+    """CSV file `id,video,start,end,first` of ids that are parts of a longer video; see `data/sources/segments.py`"""
 
     _folder: Path = PrivateAttr(default=Path())
 

@@ -1,7 +1,7 @@
 """The published evaluators: their flags become our views, score tables and fusion; their lines are printed.
 
-Quirks kept under protocol `paper` live where the work is done: frame choice in `data/sampling.py`, flow mirrored
-without its sign and the order of the ten crops in `data/transforms.py`. One lives here: the two-stream evaluator counts
+Quirks kept under protocol `paper` live where the work is done: frame choice in `data/clips/sampling.py`, flow mirrored
+without its sign and the order of the ten crops in `data/clips/transforms.py`. One lives here: the two-stream evaluator counts
 the flow files of a folder, and chooses RGB frames by the number that the flow list gives.
 """
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from two_stream.config.load import read_yaml, validate
+from two_stream.config.load import validate
 from two_stream.config.schema import Experiment
 from two_stream.data.catalog import Record
 from two_stream.data.splits import load_part
@@ -24,10 +24,9 @@ from two_stream.evaluation.scores.files import find_scores, join, read_scores, w
 from two_stream.evaluation.scores.fusion import fuse
 from two_stream.runtime.console import note, warn
 from two_stream.studies.running.streams import train_and_score
-from two_stream.studies.running.variants import merged, nested
+from two_stream.studies.running.variants import SETTINGS, baseline_settings, merged, nested
 from two_stream.types import Part, RunPaths, ScoreTable
 
-SETTINGS = Path(__file__).with_name("baseline.yaml")
 STREAMS = ("rgb", "flow", "flow_statistics")
 RULE = "probabilities"
 """How the probes are fused. Cross-validation holds their probabilities back, so each stream's weight in the mean is
@@ -55,12 +54,6 @@ class Baseline:
     def best(self) -> ScoreTable:
         """What a network must beat: the fusion, or the only stream."""
         return self.streams[0] if self.fused is None else self.fused
-
-
-def baseline_settings(stream: str) -> dict[str, Any]:
-    """Return the nested settings of a stream of the baseline, one of `STREAMS`."""
-    every = read_yaml(SETTINGS)
-    return merged(every["common"], every[stream])
 
 
 def run_baseline(

@@ -18,11 +18,10 @@ from two_stream.data.catalog import load_record
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.evaluation.scores import words
 from two_stream.evaluation.scores.files import newest_scores, read_scores
-from two_stream.studies import baseline
-from two_stream.studies.baseline import run_baseline
+from two_stream.studies.baseline import STREAMS, run_baseline
 from two_stream.studies.result import result_of
 from two_stream.studies.running import plan as planning
-from two_stream.studies.running import streams
+from two_stream.studies.running import streams, variants
 from two_stream.studies.running.ablation import Places, run_study
 from two_stream.studies.running.plan import check, plan
 from two_stream.studies.running.stages import stages_of
@@ -67,14 +66,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def small(tmp_path_factory: pytest.TempPathFactory):
     """The baseline's own settings at a size that takes seconds."""
-    settings = yaml.safe_load(baseline.SETTINGS.read_text())
+    settings = yaml.safe_load(variants.SETTINGS.read_text())
     settings["common"]["model"]["input"] = {"clip_length": 4, "segments": 4, "resize": SIZE, "crop": SIZE}
     settings["common"]["data"]["workers"] = 0
     settings["common"]["train"]["optimizer"] |= {"cs": [0.01, 0.1], "repeats": 1}
     path = tmp_path_factory.mktemp("small") / "baseline.yaml"
     path.write_text(yaml.safe_dump(json.loads(json.dumps(settings))))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(baseline, "SETTINGS", path)
+        patch.setattr(variants, "SETTINGS", path)
         yield
 
 
@@ -96,7 +95,7 @@ def changes(world: Path) -> dict[str, object]:
 
 def test_the_fusion_is_the_mean_of_the_probes_probabilities(made: Path) -> None:
     for part in ("test", "val"):
-        found = [read_scores(newest_scores(made / name, part)) for name in baseline.STREAMS]
+        found = [read_scores(newest_scores(made / name, part)) for name in STREAMS]
         fused = read_scores(made / f"{part}_fused.npz")
         assert len(fused.ids) == {"test": 4, "val": 11}[part]
         mean = np.mean(
@@ -125,7 +124,7 @@ def test_json_and_a_second_call_that_computes_nothing(world: Path, made: Path, m
     rows = {row["name"]: row["top"]["1"]["value"] for row in said["streams"]}
     assert list(rows) == ["majority class", "rgb", "flow · flow", "flow · flow_statistics", "baseline"]
     assert rows["majority class"] == 0.5  # `left` for all of two and two
-    for name, label in zip(baseline.STREAMS, list(rows)[1:4], strict=True):
+    for name, label in zip(STREAMS, list(rows)[1:4], strict=True):
         table = read_scores(newest_scores(made / name))
         assert rows[label] == np.mean(table.logits.argmax(1) == table.labels)
     assert said["folder"] == str(made)

@@ -56,7 +56,7 @@ class ClipItem:
     targets: torch.Tensor | None = None
     """float32 `(K,)`, 1 where the clip has the class; None outside multi-label data sets"""
     beside: tuple[torch.Tensor, ...] = ()
-    """uint8 clips of the same moment for other networks (`data/beside.py`)"""
+    """uint8 clips of the same moment for other networks (`data/clips/companions.py`)"""
 
 
 def failure_of(video_id: str, error: Exception) -> Failure:

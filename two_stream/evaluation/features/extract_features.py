@@ -1,4 +1,4 @@
-"""Writing stored features: every view of every video through the frozen backbone once (`data/features.py` reads them).
+"""Writing stored features: every view of every video through the frozen backbone once (`cache.py` reads them).
 
 The views are those of training and evaluation, read by the same data sets and computed by the same network (folded, in
 the precision of training or of evaluation), so that a head sees what it would see without the cache.

@@ -151,7 +151,7 @@ def _pooling(name: str, part: nn.Module) -> Cell:
             count_include_pad=part.count_include_pad,
         )
         return _pooled(pool, kernel, stride, padding=padding[0])
-    raise refused(name, part, "there is no rule for it in `streaming/rules.py`")
+    raise refused(name, part, "there is no rule for it in `streaming/network/rules.py`")
 
 
 def _pooled(

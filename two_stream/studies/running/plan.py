@@ -29,8 +29,14 @@ from two_stream.runtime.files import sha256, write_text
 from two_stream.runtime.folders import whole_folder
 from two_stream.runtime.precision import resolve_precision
 from two_stream.runtime.provenance import source_digest
-from two_stream.studies.baseline import baseline_settings
-from two_stream.studies.running.variants import Variant, merged, nested, pairs_of, variants_of
+from two_stream.studies.running.variants import (
+    Variant,
+    baseline_settings,
+    merged,
+    nested,
+    pairs_of,
+    variants_of,
+)
 from two_stream.training.data import fingerprint
 from two_stream.training.run_folder import FREE_ON_RESUME
 from two_stream.types import Modality, Part

@@ -7,11 +7,12 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from two_stream.config.load import flatten, nearest
+from two_stream.config.load import flatten, nearest, read_yaml
 from two_stream.config.study import SEPARATOR, Against, Changes, Study
 from two_stream.errors import SettingsError
 
@@ -206,3 +207,12 @@ def _along(family: Against, variants: Sequence[Variant], where: str) -> list[tup
 def _known(name: str, known: list[str], where: str) -> None:
     if name not in known:
         raise SettingsError(f"`{where}` names {name!r}, which does not exist here{nearest(name, known)}")
+
+
+SETTINGS = Path(__file__).with_name("baseline.yaml")
+
+
+def baseline_settings(stream: str) -> dict[str, Any]:
+    """Return the nested settings of a stream of the baseline, one of `STREAMS`."""
+    every = read_yaml(SETTINGS)
+    return merged(every["common"], every[stream])
