@@ -19,15 +19,15 @@ demo: $(STAMP)  ## make a small data set, train two streams, evaluate, fuse, rep
 	$(BIN)/two-stream demo
 
 test: lint  ## linters, types, import rules and the default tests
-	$(BIN)/pytest -n 2 tests
+	$(BIN)/pytest -n 2 --dist loadgroup tests
 
 cover: $(STAMP)  ## line coverage of the default tests (twice as slow)
 	$(BIN)/coverage erase
-	$(BIN)/pytest -n 2 --cov --cov-report= tests
+	$(BIN)/pytest -n 2 --dist loadgroup --cov --cov-report= tests
 	$(BIN)/coverage report
 
 test-all: lint  ## also the slow sweeps
-	$(BIN)/pytest -n 2 -m "slow or not slow" --timeout 3600 tests
+	$(BIN)/pytest -n 2 --dist loadgroup -m "slow or not slow" --timeout 3600 tests
 
 test-lowest:  ## the default tests with the lowest versions that setup.cfg allows, in .venv-lowest (8 GB)
 	@test -x .venv-lowest/bin/uv || ($(PYTHON) -m venv .venv-lowest && .venv-lowest/bin/pip install --quiet uv)
@@ -35,10 +35,10 @@ test-lowest:  ## the default tests with the lowest versions that setup.cfg allow
 	@.venv-lowest/bin/uv pip compile --quiet --resolution lowest-direct --extra dev setup.cfg -o .venv-lowest/versions.txt
 	@.venv-lowest/bin/uv pip sync --quiet --python .venv-lowest/tested/bin/python .venv-lowest/versions.txt
 	@.venv-lowest/bin/uv pip install --quiet --no-deps --python .venv-lowest/tested/bin/python -e .
-	.venv-lowest/tested/bin/python -m pytest -n 2 tests
+	.venv-lowest/tested/bin/python -m pytest -n 2 --dist loadgroup tests
 
 parity: $(STAMP)  ## only the comparisons with reference numbers
-	$(BIN)/pytest -n 2 -m parity tests
+	$(BIN)/pytest -n 2 --dist loadgroup -m parity tests
 
 lint: $(STAMP)  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

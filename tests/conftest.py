@@ -54,8 +54,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(str(line))
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out long sweeps and what needs the internet, unless `-m` names them: `-m parity` stays the quick one."""
+    """Leave out long sweeps and what needs the internet, unless `-m` names them: `-m parity` stays the quick one.
+
+    Tests that share a fixture of their file or folder run in one process (`--dist loadgroup`), so it is made once.
+    """
+    for item in items:
+        made = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009 - no public name
+        places = {each.baseid for defined in made for each in defined if each.scope != "function"} - {
+            "",
+            "tests",
+        }
+        if places:
+            item.add_marker(pytest.mark.xdist_group(min(places, key=len)))
     asked = config.option.markexpr
     for mark in ("slow", "network"):
         if mark not in asked:
