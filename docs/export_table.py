@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from two_stream.config.load import validate
+from two_stream.config.load import validate_settings
 from two_stream.config.model import ModelOptions
 from two_stream.config.schema import Experiment
 from two_stream.errors import TwoStreamError
@@ -66,7 +66,7 @@ class Case:
     def options(self, head: str) -> ModelOptions:
         """Return the model under a head."""
         given = {"backbone": self.backbone, "head": {"kind": head}, "input": self.input, **self.more}
-        return validate(ModelOptions, given, self.name)
+        return validate_settings(ModelOptions, given, self.name)
 
 
 _SIXTY_FOUR = {"crop": 64, "clip_length": 16, "resize": [64, 64]}
@@ -254,7 +254,7 @@ def _graphs() -> Iterator[tuple[str, Callable[[], torch.export.ExportedProgram]]
 
     def ours(options: dict[str, Any], name: str, *, stream: bool = False) -> torch.export.ExportedProgram:
         model = (
-            create_model(validate(ModelOptions, options, name), num_classes=5).eval().requires_grad_(False)
+            create_model(validate_settings(ModelOptions, options, name), num_classes=5).eval().requires_grad_(False)
         )
         if not stream:
             return program_of(Exportable(model, (noise_clips(model.spec, 2),), ("clip",), ("logits",)))

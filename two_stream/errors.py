@@ -8,7 +8,7 @@ _SPACES = "\xa0\u2007\u2009\u202f"
 """spaces of tables, which Python does not count as printable"""
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     """Return text with every character that is not printed (controls, line ends, direction marks) as its escape."""
     if text.isprintable():
         return text
@@ -24,7 +24,7 @@ class TwoStreamError(Exception):
 
     def __str__(self) -> str:
         """Return the message in one line that a terminal can show: names in it may be a stranger's."""
-        return shown(super().__str__().replace("\n", " "))
+        return printable(super().__str__().replace("\n", " "))
 
 
 class SettingsError(TwoStreamError):

@@ -39,7 +39,7 @@ class Recognizer(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise SettingsError(f"num_classes is {num_classes}: expected 1 or more")
-        options = settled(options)
+        options = resolve_options(options)
         self.options = options
         self.num_classes = num_classes
         self.spec = input_spec(options)
@@ -160,7 +160,7 @@ class Recognizer(nn.Module):
         return logits_BNK.mean(1)
 
     def forward(self, clip_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return the logits `(B, K)` of a clip of pixel values 0..255; or of stored features (`take_stored`)."""
+        """Return the logits `(B, K)` of clips with pixel values 0..255, or of features (`use_cached_features`)."""
         if self.stored is not None:
             return self.forward_stored(clip_BCTHW, self.stored)
         return self.forward_normalised(self.normalised(clip_BCTHW))
@@ -201,7 +201,7 @@ class Recognizer(nn.Module):
             return self._summed_up(self.forward_features(clips))
         return self._summed_up(self._pooled(_unpacked(clips, self.stored)))
 
-    def take_stored(self, layout: FeatureLayout, source: object = "the feature cache") -> None:
+    def use_cached_features(self, layout: FeatureLayout, source: object = "the feature cache") -> None:
         """From now on take stored features in place of clips in `forward`; the backbone is not run.
 
         Raises:
@@ -312,7 +312,7 @@ def _unpacked(features_BD: torch.Tensor, layout: FeatureLayout) -> list[torch.Te
     return [part.reshape(-1, *shape) for part, shape in zip(parts, layout.shapes, strict=True)]
 
 
-def settled(options: ModelOptions) -> ModelOptions:
+def resolve_options(options: ModelOptions) -> ModelOptions:
     """Return options from which the model can be built without a file or network outside; mostly the given ones.
 
     A backbone that reads its shape from a folder or hub gets it written out, and the input with it.
@@ -320,7 +320,7 @@ def settled(options: ModelOptions) -> ModelOptions:
     Raises:
         SettingsError: What is outside cannot be read.
     """
-    backbone = BACKBONES[options.backbone.kind].settled(options.backbone)
+    backbone = BACKBONES[options.backbone.kind].resolved(options.backbone)
     if backbone == options.backbone:
         return options
     given = input_spec(options)

@@ -30,7 +30,7 @@ from scipy.stats import binomtest, norm
 
 from two_stream.evaluation.scores import multilabel
 from two_stream.evaluation.scores.metrics import gain, summarise
-from two_stream.evaluation.scores.statistics import Sample, difference_of, estimate, holm
+from two_stream.evaluation.scores.statistics import Sample, difference_of, estimate_mean, holm
 from two_stream.runtime.files import write_json
 from two_stream.runtime.provenance import environment
 from two_stream.types import ScoreTable
@@ -172,7 +172,7 @@ def accuracies(sets: int) -> Iterator[Cell]:
             unit = world.units(rng)
             first, second = world.hits(unit, rng, (0.0, 0.0))
             sample = Sample.even(unit)
-            found = estimate(first, sample)
+            found = estimate_mean(first, sample)
             ends = found.share_interval()
             if len(unit) < 2 or not ends.known:
                 share.unknown += 1
@@ -328,7 +328,7 @@ def independent(sets: int) -> Iterator[Cell]:
         for _ in range(sets):
             unit = np.arange(videos)
             first, second = world.hits(unit, rng, (0.0, 0.0))
-            ends = estimate(first, Sample.even(unit)).share_interval()
+            ends = estimate_mean(first, Sample.even(unit)).share_interval()
             share.add(held=ends.low <= accuracy <= ends.high, width=ends.high - ends.low, effective=videos)
             test = difference_of(first, second, Sample.even(unit))
             out = not test.interval.low <= 0 <= test.interval.high

@@ -35,7 +35,7 @@ from two_stream.config.model import AverageHead, InputOptions, ModelOptions, Res
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.clips.views import view_loader
-from two_stream.evaluation.scoring.network import ready, resolved
+from two_stream.evaluation.scoring.network import prepare_for_inference, resolved
 from two_stream.evaluation.scoring.score import VideoScores, score_videos
 from two_stream.recognizer import Recognizer
 from two_stream.types import VideoRecord
@@ -131,7 +131,7 @@ def ours(
     """Return the evaluation of a data set's part with these options, the network made ready."""
     options = resolved(asked, model.spec, CPU, exact=False)
     experiment = Experiment(data=DataOptions(workers=1), evaluate=options)
-    prepared = ready(model, options)
+    prepared = prepare_for_inference(model, options)
 
     def run() -> VideoScores:
         loader = view_loader(experiment, model.spec, videos, record)

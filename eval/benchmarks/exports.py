@@ -20,7 +20,7 @@ from common import Row, argument_parser, finish, interleaved, median_of, prepare
 
 from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import TwoStreamError
-from two_stream.evaluation.scoring.network import ready
+from two_stream.evaluation.scoring.network import prepare_for_inference
 from two_stream.export import export_run, load
 from two_stream.export.bare import BareModel, named_model
 from two_stream.export.card import Target
@@ -64,7 +64,7 @@ def torch_sides(run: BareModel, clip: torch.Tensor, compiling: bool) -> dict[str
     sides: dict[str, Forward] = {}
     for precision, compiled in (("fp32", False), ("bf16", False), ("bf16", True))[: 3 if compiling else 2]:
         model = run.model.channels_last()
-        prepared = ready(model, EvaluateOptions(precision=precision, compile=compiled))
+        prepared = prepare_for_inference(model, EvaluateOptions(precision=precision, compile=compiled))
 
         def forward(prepared: torch.nn.Module = prepared, precision: str = precision) -> torch.Tensor:
             with torch.inference_mode(), autocast(CPU, precision):

@@ -21,7 +21,8 @@ import cv2
 import numpy as np
 from common import Row, best_of, finish, flags, interleaved
 
-from two_stream.video.extraction.many_videos import ExtractOptions, extract
+from two_stream.video.extraction.many_videos import extract
+from two_stream.video.extraction.one_video import ExtractOptions
 from two_stream.video.sources import Source
 
 VIDEOS, HEIGHT, WIDTH = 8, 256, 340

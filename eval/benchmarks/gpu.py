@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from two_stream.config.schema import EvaluateOptions
-from two_stream.evaluation.scoring.network import ready
+from two_stream.evaluation.scoring.network import prepare_for_inference
 from two_stream.profiling import clip_shape, copy_rate, gemm_rate, multiply_adds
 from two_stream.profiling.peak import wait
 from two_stream.recognizer import Recognizer, create_model
@@ -103,7 +103,9 @@ def compare(
     labels = torch.arange(batch, device=DEVICE) % 51
     bytes_per_clip = layer_bytes(plain.eval(), clips[:1], 2)
 
-    scorer = ready(fast.eval(), EvaluateOptions(precision="bf16", compile=not quick, batch_views=views))
+    scorer = prepare_for_inference(
+        fast.eval(), EvaluateOptions(precision="bf16", compile=not quick, batch_views=views)
+    )
     error = float((scoring(plain, clips, "fp32") - scoring(scorer, clips, "bf16")).abs().max())
     scale = float(scoring(plain, clips, "fp32").abs().max())
     times = interleaved(

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from common import Row, finish, flags, interleaved, median_of, ratio_of
 
-from two_stream.config.load import validate
+from two_stream.config.load import validate_settings
 from two_stream.config.schema import Experiment
 from two_stream.data.demo.demo import DemoOptions, write_demo_frames
 from two_stream.evaluation.features.extract_features import write_features
@@ -67,7 +67,7 @@ def settings(
         },
         "evaluate": {"views": "multi", "crops": "ten", "precision": "fp32"},
     }
-    return validate(Experiment, given, "head_study")
+    return validate_settings(Experiment, given, "head_study")
 
 
 def _start(folder: Path, data: dict[str, Any]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from two_stream import create_model
 from two_stream.compression.quantization import quantise
 from two_stream.config.compress import Quantize
 from two_stream.config.schema import EvaluateOptions
-from two_stream.evaluation.scoring.network import ready
+from two_stream.evaluation.scoring.network import prepare_for_inference
 from two_stream.pretrained import write_model
 from two_stream.recognizer import Recognizer
 
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     rows, facts = [], {}
     clip = torch.randint(0, 256, (1, 3, 16, 112, 112), dtype=torch.uint8)
     for name in NAMES[1:2] if given.smoke else NAMES[: 2 if given.quick else None]:
-        plain = ready(built(name), EvaluateOptions(precision="fp32", fold=True))
+        plain = prepare_for_inference(built(name), EvaluateOptions(precision="fp32", fold=True))
         small = built(name)
         size = megabytes(small)
         quantise(small, Quantize(observer="minmax"), [clip])

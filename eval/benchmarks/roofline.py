@@ -17,7 +17,7 @@ from common import Row, finish, flags, interleaved, median_of, ratio_of
 
 from two_stream.config.model import AverageHead, InputOptions, ModelOptions, ResNet3d
 from two_stream.config.schema import EvaluateOptions
-from two_stream.evaluation.scoring.network import ready
+from two_stream.evaluation.scoring.network import prepare_for_inference
 from two_stream.profiling import multiply_adds, quickest_product
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.runtime.device import autocast
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     with torch.inference_mode():
         exact = model(clips)
         for precision, target in (("bf16", 0.5), ("fp32", None)):
-            prepared = ready(model, EvaluateOptions(precision=precision))
+            prepared = prepare_for_inference(model, EvaluateOptions(precision=precision))
 
             def forward(prepared: torch.nn.Module = prepared, precision: str = precision) -> torch.Tensor:
                 with autocast(CPU, precision):

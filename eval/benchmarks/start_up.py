@@ -57,18 +57,19 @@ sys.exit(main(sys.argv[1:]))
 
 def prepare(root: Path, groups: int) -> Path:
     """Write the demo's data and return its settings for the RGB stream."""
-    from two_stream.commands.demo import Options, experiment_of
+    from two_stream.commands.demo import Options, demo_experiment
     from two_stream.config.load import dump
     from two_stream.data.catalog import load_record
     from two_stream.data.demo.demo import DemoOptions, write_demo
-    from two_stream.video.extraction.many_videos import ExtractOptions, extract
+    from two_stream.video.extraction.many_videos import extract
+    from two_stream.video.extraction.one_video import ExtractOptions
     from two_stream.video.sources import find_sources
 
     record = load_record(write_demo(root / "data", options=DemoOptions(seed=1, groups=groups)))
     sources, _ = find_sources(record.videos_root())
     extract(sources, record.frames_root("rgb"), ExtractOptions(flow="none", short_side=None))
     path = root / "rgb.yaml"
-    path.write_text(dump(experiment_of(Options(out=root), "rgb")), encoding="utf-8")
+    path.write_text(dump(demo_experiment(Options(out=root), "rgb")), encoding="utf-8")
     return path
 
 

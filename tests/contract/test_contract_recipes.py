@@ -16,7 +16,7 @@ from two_stream.commands.flags import parse_over
 from two_stream.config.load import load_experiment
 from two_stream.config.schema import Experiment
 from two_stream.data.catalog import load_record
-from two_stream.late_temporal.training import PublishedTraining, describe
+from two_stream.late_temporal.training import PublishedTraining, describe_training
 from two_stream.recognizer import Recognizer
 
 FOLDER = Path("settings/experiments/late_temporal")
@@ -181,7 +181,7 @@ def test_files_say_what_the_published_trainer_would_do(name: str) -> None:
     assert arch is not None
     flags = PublishedTraining(arch=arch, dataset=dataset, batch_size=8, iter_size=16)
     ours = load_experiment(path_of(name))
-    published = describe(
+    published = describe_training(
         flags, ours.model, arch=arch, dataset=(dataset, dataset, Path("settings")), init=None
     )
     assert ours.model_copy(update={"name": published.name}) == published

@@ -9,7 +9,7 @@ from itertools import cycle
 import pytest
 import torch
 
-from two_stream.config.load import validate
+from two_stream.config.load import validate_settings
 from two_stream.config.model import ModelOptions
 from two_stream.errors import SettingsError
 from two_stream.recognizer import Recognizer
@@ -89,7 +89,7 @@ def small(record, head, modality) -> ModelOptions:
     }
     base["input"] |= {"mean": None, "std": None}
     sizes = {"clip_length": FRAMES, "resize": (SIDE, SIDE), "crop": SIDE}
-    tried = validate(ModelOptions, base | {"input": base["input"] | sizes}, record.name)
+    tried = validate_settings(ModelOptions, base | {"input": base["input"] | sizes}, record.name)
     try:
         with torch.device("meta"):
             model = Recognizer(tried, CLASSES).eval()
@@ -97,9 +97,9 @@ def small(record, head, modality) -> ModelOptions:
         if (
             max(model.backbone.spatial_stride) > SIDE
         ):  # which a forward pass on meta does not notice before torch 2.14
-            return validate(ModelOptions, base, record.name)
+            return validate_settings(ModelOptions, base, record.name)
     except (SettingsError, RuntimeError):  # its size is part of the network
-        return validate(ModelOptions, base, record.name)
+        return validate_settings(ModelOptions, base, record.name)
     return tried
 
 

@@ -14,7 +14,6 @@ import pytest
 from two_stream.cli import COMMANDS, main
 from two_stream.config.load import load_experiment
 
-FILE_LINES = 450
 FUNCTION_LINES = 80
 PARAMETERS = 8
 
@@ -23,13 +22,34 @@ def sources(repository: Path) -> list[Path]:
     return sorted((repository / "two_stream").rglob("*.py"))
 
 
-def test_files_stay_small(repository: Path) -> None:
-    long = {
-        str(p.relative_to(repository)): n
-        for p in sources(repository)
-        if (n := len(p.read_text().splitlines())) > FILE_LINES
+def test_public_names_occur_once(repository: Path) -> None:
+    """A class, or a function that another package imports, is found by its name alone."""
+    homes: dict[str, set[str]] = {}
+    classes, shared = set(), set()
+    for path in sources(repository):
+        module = ".".join(path.relative_to(repository).with_suffix("").parts).removesuffix(".__init__")
+        tree = ast.parse(path.read_text())
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, set()).add(module)
+                if isinstance(node, ast.ClassDef):
+                    classes.add(node.name)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("two_stream."):
+                assert node.module is not None
+                if node.module.split(".")[1:2] != module.split(".")[1:2]:
+                    shared |= {(node.module, alias.name) for alias in node.names}
+    twice = {
+        name: sorted(found)
+        for name, found in homes.items()
+        if len(found) > 1 and name not in ("Options", "main")
     }
-    assert not long, f"split these files (limit {FILE_LINES} lines): {long}"
+    bad = {
+        name: found
+        for name, found in twice.items()
+        if name in classes or any((home, name) in shared for home in found)
+    }
+    assert not bad, f"rename all but one of each: {bad}"
 
 
 def test_functions_stay_small(repository: Path) -> None:

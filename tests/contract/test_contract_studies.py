@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from two_stream.recognizer import Recognizer
-from two_stream.studies.running.plan import experiment_of, load_study
+from two_stream.studies.running.plan import load_study, variant_experiment
 from two_stream.studies.running.variants import pairs_of, variants_of
 
 FILES = sorted((Path(__file__).parents[2] / "settings" / "studies").glob("*.yaml"))
@@ -28,7 +28,7 @@ def test_a_study_that_comes_along_is_whole(path: Path):
     assert pairs_of(study, variants)
     for variant in variants:
         for split in study.splits:
-            experiment_of(study, variant, split, study.seeds[0], path)
+            variant_experiment(study, variant, split, study.seeds[0], path)
     header = "".join(line for line in path.read_text().splitlines() if line.startswith("#"))
     for word in (f"two-stream ablate settings/studies/{path.name}", "Time"):
         assert word in header, f"{path}: its header does not say {word!r}"
@@ -39,7 +39,7 @@ def test_variants_are_different_networks_or_trainings(path: Path):
     study = load_study(path)
     seen = {}
     for variant in variants_of(study):
-        experiment = experiment_of(study, variant, study.splits[0], study.seeds[0], path)
+        experiment = variant_experiment(study, variant, study.splits[0], study.seeds[0], path)
         text = experiment.model_dump_json()
         assert text not in seen, f"{path}: {variant.name!r} is the same as {seen.get(text)!r}"
         seen[text] = variant.name
@@ -50,5 +50,5 @@ def test_variants_are_different_networks_or_trainings(path: Path):
 def test_the_network_of_every_variant_can_be_built(path: Path):
     study = load_study(path)
     for variant in variants_of(study):
-        experiment = experiment_of(study, variant, study.splits[0], study.seeds[0], path)
+        experiment = variant_experiment(study, variant, study.splits[0], study.seeds[0], path)
         Recognizer(experiment.model, 51)

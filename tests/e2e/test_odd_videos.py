@@ -11,7 +11,7 @@ import pytest
 from two_stream.commands.extract import main
 from two_stream.errors import VideoError
 from two_stream.video.decoding.reader import open_video
-from two_stream.video.doctor import examine
+from two_stream.video.doctor import examine_videos
 from two_stream.video.frames import count_frames
 
 AUDIO = "no video stream (audio only)"
@@ -122,7 +122,7 @@ def test_extract_finishes_and_names_every_bad_file(shared, probed, tmp_path):
 def test_check_finishes_and_names_every_bad_file(shared, probed):
     folder = shared / "data/odd"
     by_name = {}
-    for finding in examine([folder], patience=30.0):
+    for finding in examine_videos([folder], patience=30.0):
         by_name.setdefault(finding.subject.removeprefix(f"{folder}/"), {})[finding.kind] = finding.detail
     for name, (_, _, expected) in probed.items():
         kinds = set(by_name.get(name, {}))

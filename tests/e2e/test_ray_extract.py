@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from two_stream.errors import DataError, SettingsError
-from two_stream.video.extraction.many_videos import ExtractOptions, extract
+from two_stream.video.extraction.many_videos import extract
+from two_stream.video.extraction.one_video import ExtractOptions
 from two_stream.video.sources import find_sources
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "video"))
@@ -164,14 +165,14 @@ def test_machines_that_see_or_have_something_else_are_named(tmp_path, monkeypatc
     import ray.util.scheduling_strategies as strategies
 
     from two_stream.video.extraction import ray_pool
-    from two_stream.video.extraction.one_video import Job
+    from two_stream.video.extraction.one_video import ExtractionJob
 
     monkeypatch.setattr(strategies, "NodeAffinitySchedulingStrategy", lambda node, soft: node)
     clips(tmp_path / "in", [2])
     mark = tmp_path / "out" / "mark"
     mark.parent.mkdir()
     mark.touch()
-    jobs = [Job(source, mark.parent, OPTIONS) for source in find_sources(tmp_path / "in")[0]]
+    jobs = [ExtractionJob(source, mark.parent, OPTIONS) for source in find_sources(tmp_path / "in")[0]]
     ray_pool._probe(Cluster(), jobs, mark)
     with pytest.raises(DataError, match=f"machine there does not see {mark.parent} as this one does"):
         ray_pool._probe(Cluster(missing=[str(mark)]), jobs, mark)

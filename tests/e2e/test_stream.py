@@ -251,7 +251,7 @@ def test_memory_stays_flat_while_a_stream_goes_on(rgb: Path) -> None:
 
     from two_stream.streaming import convert
     from two_stream.streaming.live.pipeline import Pipeline
-    from two_stream.streaming.live.track import Stream
+    from two_stream.streaming.live.track import NetworkTrack
     from two_stream.video.decoding.live import LiveSource
 
     class Endless(LiveSource):
@@ -267,7 +267,7 @@ def test_memory_stays_flat_while_a_stream_goes_on(rgb: Path) -> None:
     frame = torch.zeros(1, 3, 1, *run.model.spec.size, dtype=torch.uint8)
     most = max(len(network.step(frame)) * network.state_bytes() for _ in range(100))
     network.reset()
-    stream = Stream("rgb", network, Prepare(run.model.spec, reading_of(run)), every=2)
+    stream = NetworkTrack("rgb", network, Prepare(run.model.spec, reading_of(run)), every=2)
     sizes: list[int] = []
     peaks: list[list[float]] = [[], []]
     for count, _ in enumerate(Pipeline(Endless("noise"), [stream]).run()):

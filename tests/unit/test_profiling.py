@@ -18,7 +18,7 @@ from two_stream.profiling import (
     peak,
     stage_costs,
 )
-from two_stream.profiling.loading import LoadingCost, verdict
+from two_stream.profiling.loading import LoadingCost, loading_verdict
 from two_stream.profiling.memory import PeakMemory
 from two_stream.recognizer import Recognizer
 from two_stream.zoo import find
@@ -148,16 +148,18 @@ def loading(**changed):
 
 
 def test_the_sentence_names_the_limit():
-    assert verdict(loading(), 9.0, "training, fp32") == (
+    assert loading_verdict(loading(), 9.0, "training, fp32") == (
         "the loader gives 14 clips/s with 2 workers, the model takes 9.0 (training, fp32): the model is the limit"
     )
     # 50 clips/s × 70 ms: 3.5 processors
     assert loading().workers_for(50.0) == 4
-    assert verdict(loading(), 50.0, "x").endswith(
+    assert loading_verdict(loading(), 50.0, "x").endswith(
         "the loader is the limit; 4 workers with a processor each would keep up"
     )
-    assert verdict(loading(workers=1), 14.5, "x").startswith("the loader gives 14 clips/s with 1 worker,")
-    assert verdict(loading(), 14.5, "x").endswith("they are about equal")
+    assert loading_verdict(loading(workers=1), 14.5, "x").startswith(
+        "the loader gives 14 clips/s with 1 worker,"
+    )
+    assert loading_verdict(loading(), 14.5, "x").endswith("they are about equal")
 
 
 def test_loading_adds_up_reading_apart_from_the_rest(monkeypatch):

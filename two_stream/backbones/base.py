@@ -78,7 +78,7 @@ class Backbone(nn.Module, ABC):
         )
 
     @classmethod
-    def settled(cls, options: Any) -> Any:
+    def resolved(cls, options: Any) -> Any:
         """Return options that build the same network without any file or network outside; mostly the given ones."""
         return options
 

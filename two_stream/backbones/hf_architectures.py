@@ -20,7 +20,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass
-class Parts:
+class TransformerParts:
     """A network of the library without pooling, classifier and what only its training needs."""
 
     embed: nn.Module
@@ -35,7 +35,7 @@ class Architecture:
 
     config: str
     """name of its configuration class"""
-    build: Callable[[Any, Callable[[Any], Any]], Parts]
+    build: Callable[[Any, Callable[[Any], Any]], TransformerParts]
     """configuration and how to make a model of the class `model` from one -> parts"""
     model: str
     """name of its model class"""
@@ -92,7 +92,7 @@ class SinusoidStem(nn.Module):
         return tokens + self.positions.to(tokens.dtype)
 
 
-def _videomae(config: Any, make: Callable[[Any], Any]) -> Parts:
+def _videomae(config: Any, make: Callable[[Any], Any]) -> TransformerParts:
     whole = config.num_frames
     config.num_frames = (
         config.tubelet_size
@@ -101,27 +101,27 @@ def _videomae(config: Any, make: Callable[[Any], Any]) -> Parts:
     config.num_frames = whole
     places = (whole // config.tubelet_size) * (config.image_size // config.patch_size) ** 2
     embed = SinusoidStem(net.embeddings.patch_embeddings, places, config.hidden_size)
-    return Parts(embed, list(net.encoder.layer), net.layernorm or nn.Identity())
+    return TransformerParts(embed, list(net.encoder.layer), net.layernorm or nn.Identity())
 
 
-def _timesformer(config: Any, make: Callable[[Any], Any]) -> Parts:
+def _timesformer(config: Any, make: Callable[[Any], Any]) -> TransformerParts:
     if config.attention_type == "space_only":
         raise SettingsError(
             "`backbone.config`: attention_type space_only has no tokens over time; use the timm kind, or "
             "divided_space_time"
         )
     net = make(config)
-    return Parts(net.embeddings, list(net.encoder.layer), net.layernorm)
+    return TransformerParts(net.embeddings, list(net.encoder.layer), net.layernorm)
 
 
-def _vivit(config: Any, make: Callable[[Any], Any]) -> Parts:
+def _vivit(config: Any, make: Callable[[Any], Any]) -> TransformerParts:
     net = make(config)
-    return Parts(net.embeddings, list(net.layers), net.layernorm)
+    return TransformerParts(net.embeddings, list(net.layers), net.layernorm)
 
 
-def _vjepa2(config: Any, make: Callable[[Any], Any]) -> Parts:
+def _vjepa2(config: Any, make: Callable[[Any], Any]) -> TransformerParts:
     encoder = make(config).encoder
-    return Parts(encoder.embeddings, list(encoder.layer), encoder.layernorm)
+    return TransformerParts(encoder.embeddings, list(encoder.layer), encoder.layernorm)
 
 
 ARCHITECTURES = {

@@ -18,7 +18,7 @@ _PREPROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")
 
 
 @dataclass(frozen=True)
-class Preprocessing:
+class TransformerPreprocessing:
     """What a model's own preprocessing does to pixels."""
 
     value_range: tuple[float, float]
@@ -26,7 +26,7 @@ class Preprocessing:
     std: tuple[float, ...]
 
 
-def settled(options: HfVideo) -> HfVideo:
+def resolve_architecture(options: HfVideo) -> HfVideo:
     """Return options whose architecture and configuration are written out, so that `model` need not be there.
 
     Raises:
@@ -85,11 +85,11 @@ def configuration(options: HfVideo) -> Any:
     return made
 
 
-def preprocessing(options: HfVideo) -> Preprocessing:
+def preprocessing(options: HfVideo) -> TransformerPreprocessing:
     """Return what the file of `model` says of pixel values, or where there is none what the network's authors used."""
     assert options.architecture is not None
     usual = ARCHITECTURES[options.architecture]
-    default = Preprocessing(usual.value_range, usual.mean, usual.std)
+    default = TransformerPreprocessing(usual.value_range, usual.mean, usual.std)
     if options.model is None:
         return default
     path = next((found for name in _PREPROCESSORS if (found := _find(options.model, name, quiet=True))), None)
@@ -100,9 +100,9 @@ def preprocessing(options: HfVideo) -> Preprocessing:
     low = -1.0 if given.get("offset") else 0.0
     high = 255 * scale + low
     if not given.get("do_normalize", True):
-        return Preprocessing((low, high), (0.0,) * 3, (1.0,) * 3)
+        return TransformerPreprocessing((low, high), (0.0,) * 3, (1.0,) * 3)
     mean, std = given.get("image_mean", usual.mean), given.get("image_std", usual.std)
-    return Preprocessing((low, high), tuple(map(float, mean)), tuple(map(float, std)))
+    return TransformerPreprocessing((low, high), tuple(map(float, mean)), tuple(map(float, std)))
 
 
 def network_class(architecture: Architecture) -> Any:

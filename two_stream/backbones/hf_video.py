@@ -11,7 +11,7 @@ from torch import nn
 
 from two_stream.backbones.base import BACKBONES
 from two_stream.backbones.hf_architectures import ARCHITECTURES, Architecture
-from two_stream.backbones.hf_files import configuration, network_class, preprocessing, settled
+from two_stream.backbones.hf_files import configuration, network_class, preprocessing, resolve_architecture
 from two_stream.backbones.library import (
     READING_ERRORS,
     LibraryBackbone,
@@ -85,7 +85,7 @@ class HfVideoBackbone(LibraryBackbone):
         make: Callable[[Any], Any] | None = None,
         stack: int = 1,
     ) -> None:
-        options = settled(options)
+        options = resolve_architecture(options)
         super().__init__(options, modality, stack)
         architecture = _architecture(options)
         config = copy.deepcopy(configuration(options))
@@ -109,9 +109,9 @@ class HfVideoBackbone(LibraryBackbone):
         self.setting = (f"backbone.config.{architecture.frames}", f"backbone.config.{architecture.side}")
 
     @classmethod
-    def settled(cls, options: HfVideo) -> HfVideo:
+    def resolved(cls, options: HfVideo) -> HfVideo:
         """Return options with the configuration of `model` written out."""
-        return settled(options)
+        return resolve_architecture(options)
 
     @classmethod
     def default_input(cls, options: HfVideo, modality: Modality) -> InputSpec:
@@ -119,7 +119,7 @@ class HfVideoBackbone(LibraryBackbone):
 
         Without such a file the values are the authors'. Flow of no motion becomes the middle of the range.
         """
-        options = settled(options)
+        options = resolve_architecture(options)
         architecture, config = _architecture(options), configuration(options)
         pixels = preprocessing(options)
         mean, std = pixels.mean, pixels.std

@@ -49,7 +49,7 @@ class FactoredBottleneck(ResidualBlock):
         return y_BCTHW
 
 
-class Stage(nn.Module):
+class SlowFastStage(nn.Module):
     """A stage of both pathways; `lateral`, where there is one, adds what the fast one saw to the slow one."""
 
     def __init__(self, slow: nn.Module, fast: nn.Module, lateral: nn.Module | None = None) -> None:
@@ -73,7 +73,7 @@ class SlowFast3D(Backbone):
     def __init__(self, options: SlowFast, modality: Modality, stack: int = 1) -> None:
         super().__init__(options, modality, stack)
         slow, fast = int(64 * options.width), int(8 * options.width)
-        self.stem = Stage(self._stem(slow, kernel=1), self._stem(fast, kernel=5), self._lateral(fast))
+        self.stem = SlowFastStage(self._stem(slow, kernel=1), self._stem(fast, kernel=5), self._lateral(fast))
         slow_inputs, fast_inputs = slow + 2 * fast, fast
         for index, blocks in enumerate(LAYERS[options.depth], start=1):
             scale = 2 ** (index - 1)
@@ -83,7 +83,7 @@ class SlowFast3D(Backbone):
             fast_layer = self._layer(fast_inputs, fast * scale, blocks, 3, stride)
             slow_inputs, fast_inputs = 4 * slow * scale, 4 * fast * scale
             lateral = self._lateral(fast_inputs) if index < 4 else None
-            self.add_module(f"layer{index}", Stage(slow_layer, fast_layer, lateral))
+            self.add_module(f"layer{index}", SlowFastStage(slow_layer, fast_layer, lateral))
             slow_inputs += 2 * fast_inputs if index < 4 else 0
         self._describe(slow_inputs, fast_inputs)
         init_convolutions(self)
@@ -189,7 +189,7 @@ class SlowFast3D(Backbone):
         """Add a block after layer4: slow 2048 → `channels`; joined early, fast 256 → a fourth of that too."""
         slow, fast = self.widths
         narrowed = self._fast_channels(channels)
-        self.reduction = Stage(
+        self.reduction = SlowFastStage(
             _narrowing(slow, channels), _narrowing(fast, narrowed) if narrowed else nn.Identity()
         )
         self.reduced = ("reduction.",)

@@ -19,7 +19,7 @@ Layout = Literal["nchw", "nhwc", "tokens"]
 
 
 @dataclass
-class Parts:
+class TimmParts:
     """A network of timm without its classifier."""
 
     stages: list[tuple[str, nn.Module]]
@@ -36,7 +36,7 @@ class Parts:
     """stages behind that block whose width is the block's"""
 
 
-def take_apart(net: Any, twin: Callable[[], Any], side: int) -> Parts:
+def take_apart(net: Any, twin: Callable[[], Any], side: int) -> TimmParts:
     """Divide a network into stages.
 
     Args:
@@ -51,7 +51,7 @@ def take_apart(net: Any, twin: Callable[[], Any], side: int) -> Parts:
     from timm.models import swin_transformer as swin
     from timm.models import vision_transformer as vit
 
-    families: list[tuple[Any, Callable[[Any], Parts]]] = [
+    families: list[tuple[Any, Callable[[Any], TimmParts]]] = [
         (resnet.ResNet, _resnet),
         (convnext.ConvNeXt, _convnext),
         (regnet.RegNet, _regnet),
@@ -100,48 +100,48 @@ class Whole(nn.Module):
         return features
 
 
-def _resnet(net: Any) -> Parts:
+def _resnet(net: Any) -> TimmParts:
     stem = nn.Sequential(net.conv1, net.bn1, net.act1, net.maxpool)
     layers = [(f"layer{index}", net.get_submodule(f"layer{index}")) for index in (1, 2, 3, 4)]
-    return Parts([("stem", stem), *layers], stride=_stride(net), last=net.layer4)
+    return TimmParts([("stem", stem), *layers], stride=_stride(net), last=net.layer4)
 
 
-def _convnext(net: Any) -> Parts:
+def _convnext(net: Any) -> TimmParts:
     stages = [(f"stage{index}", stage) for index, stage in enumerate(net.stages, start=1)]
-    parts = Parts([("stem", net.stem), *stages], stride=_stride(net), last=net.stages[-1].blocks)
+    parts = TimmParts([("stem", net.stem), *stages], stride=_stride(net), last=net.stages[-1].blocks)
     if next(net.norm_pre.parameters(), None) is not None:
         parts.stages.append(("norm", net.norm_pre))
         parts.last = None
     return parts
 
 
-def _regnet(net: Any) -> Parts:
+def _regnet(net: Any) -> TimmParts:
     stages = [(f"stage{index}", net.get_submodule(f"s{index}")) for index in (1, 2, 3, 4)]
-    parts = Parts([("stem", net.stem), *stages], stride=_stride(net), last=net.s4)
+    parts = TimmParts([("stem", net.stem), *stages], stride=_stride(net), last=net.s4)
     if next(net.final_conv.parameters(), None) is not None:
         parts.stages.append(("last", net.final_conv))
         parts.after = ("last",)
     return parts
 
 
-def _efficientnet(net: Any) -> Parts:
+def _efficientnet(net: Any) -> TimmParts:
     """EfficientNet, MobileNetV2 (which end in a convolution that widens) and MobileNetV3 (whose head has it)."""
     from timm.models.mobilenetv3 import MobileNetV3
 
     stages = [(f"stage{index}", stage) for index, stage in enumerate(net.blocks, start=1)]
     stem = nn.Sequential(net.conv_stem, net.bn1)
-    parts = Parts([("stem", stem), *stages], stride=_stride(net), last=net.blocks[-1])
+    parts = TimmParts([("stem", stem), *stages], stride=_stride(net), last=net.blocks[-1])
     if type(net).forward_features is not MobileNetV3.forward_features:
         parts.stages.append(("last", nn.Sequential(net.conv_head, net.bn2)))
         parts.after = ("last",)
     return parts
 
 
-def _vit(net: Any) -> Parts:
+def _vit(net: Any) -> TimmParts:
     blocks, norm = [nn.Sequential(block) for block in net.blocks], net.norm
     named = [(f"block{index}", block) for index, block in enumerate(blocks, start=1)]
     stride = int(net.patch_embed.feat_ratio())  # a hybrid has convolutions before its patches
-    return Parts(
+    return TimmParts(
         [("stem", VitStem(net)), *named, ("norm", norm)],
         "tokens",
         stride=stride,
@@ -151,23 +151,23 @@ def _vit(net: Any) -> Parts:
     )
 
 
-def _swin(net: Any) -> Parts:
+def _swin(net: Any) -> TimmParts:
     stages = [(f"stage{index}", stage) for index, stage in enumerate(net.layers, start=1)]
     last = net.layers[-1].blocks
     parts = [("stem", net.patch_embed), *stages, ("norm", net.norm)]
-    return Parts(parts, "nhwc", stride=_stride(net), last=last, after=("norm",))
+    return TimmParts(parts, "nhwc", stride=_stride(net), last=last, after=("norm",))
 
 
-def _features(net: Any) -> Parts:
+def _features(net: Any) -> TimmParts:
     """VGG and DenseNet: one chain of layers."""
-    return Parts([("features", net.features)], stride=_stride(net))
+    return TimmParts([("features", net.features)], stride=_stride(net))
 
 
 def _stride(net: Any) -> int:
     return int(net.feature_info[-1]["reduction"])
 
 
-def _whole(net: Any, twin: Callable[[], Any], side: int) -> Parts:
+def _whole(net: Any, twin: Callable[[], Any], side: int) -> TimmParts:
     """See on the meta device what comes out and which weights it does not depend on; those stay as they are."""
     what = type(net).__name__
     with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():
@@ -186,11 +186,11 @@ def _whole(net: Any, twin: Callable[[], Any], side: int) -> Parts:
     stages: list[tuple[str, nn.Module]] = [("net", Whole(net))]
     if out.ndim == 4:
         first = out.shape[1] == net.num_features
-        return Parts(stages, "nchw" if first else "nhwc", stride=side // out.shape[2 if first else 1])
+        return TimmParts(stages, "nchw" if first else "nhwc", stride=side // out.shape[2 if first else 1])
     prefix = int(getattr(net, "num_prefix_tokens", 0))
     places = round((out.shape[1] - prefix) ** 0.5)
     if places**2 + prefix != out.shape[1]:
         raise SettingsError(
             f"timm's {what} gives {out.shape[1]} tokens, which is no square map; choose another"
         )
-    return Parts(stages, "tokens", stride=side // places, prefix=prefix)
+    return TimmParts(stages, "tokens", stride=side // places, prefix=prefix)

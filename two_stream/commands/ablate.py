@@ -65,12 +65,12 @@ def main(args: list[str]) -> int:
         return _list(study, name, flags)
     from two_stream.runtime.console import note
     from two_stream.runtime.interrupt import heard
-    from two_stream.studies.running.ablation import Places, look_at, run_study
+    from two_stream.studies.running.ablation import StudyWorkers, look_at, run_study
 
     if flags.report_only:
         ran = look_at(study, source=name, any_code=flags.any_code)
     else:
-        places = Places(flags.jobs, flags.devices, flags.ray)
+        places = StudyWorkers(flags.jobs, flags.devices, flags.ray)
         before = {number: signal.signal(number, _interrupt) for number in heard() if number != signal.SIGINT}
         try:
             ran = run_study(study, places, source=name, any_code=flags.any_code)
@@ -94,21 +94,21 @@ def _report(ran: Ran, source: Path, command: str) -> None:
     """Print what the study shows and write its report beside its runs."""
     from two_stream.runtime.console import say, warn
     from two_stream.studies.report.study_report import write_study_report
-    from two_stream.studies.report.terminal import show
-    from two_stream.studies.result import failures, result_of
+    from two_stream.studies.report.terminal import print_study
+    from two_stream.studies.result import failures, summarize_study
     from two_stream.studies.running.plan import folder_of
 
     for line in failures(ran):
         warn(line)
-    result = result_of(ran, source=source, command=command)
+    result = summarize_study(ran, source=source, command=command)
     files = write_study_report(result, folder_of(ran.study) / "report.html")
-    show(result)
+    print_study(result)
     say(f"report: {files[0]} (beside it {', '.join(path.name for path in files[1:])})")
 
 
 def _study(name: str, flags: Flags) -> Study:
     """Return the study with the flags over it."""
-    from two_stream.config.load import validate
+    from two_stream.config.load import validate_settings
     from two_stream.config.study import Study
     from two_stream.studies.running.plan import load_study
 
@@ -128,14 +128,14 @@ def _study(name: str, flags: Flags) -> Study:
         given["out"] = flags.out
     if not flags.cost:
         given["measure_cost"] = False
-    return validate(Study, {**study.model_dump(), **given}, name) if given else study
+    return validate_settings(Study, {**study.model_dump(), **given}, name) if given else study
 
 
 def _list(study: Study, name: str, flags: Flags) -> int:
     from two_stream.runtime.console import console, say, table
-    from two_stream.studies.running.ablation import look_at, prepare
+    from two_stream.studies.running.ablation import look_at, prepare_data
 
-    prepare(study, name)
+    prepare_data(study, name)
     ran = look_at(study, source=name, any_code=flags.any_code)
     rows = []
     for cell, outcome in zip(ran.cells, ran.outcomes, strict=True):

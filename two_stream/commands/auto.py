@@ -76,7 +76,7 @@ def _streams(
     """Train and score both streams; return their runs."""
     from two_stream.config.load import load_experiment
     from two_stream.runtime.console import say
-    from two_stream.studies.auto import experiment_of, fit_to_time, pass_seconds, recipe
+    from two_stream.studies.auto import fit_to_time, pass_seconds, recipe, recipe_experiment
     from two_stream.studies.running.streams import train_and_score
     from two_stream.types import RunPaths
 
@@ -84,7 +84,7 @@ def _streams(
     streams = [modality for modality in record.modalities() if modality in paces]
     recipes = {modality: recipe(modality, flags.settings_root, flags.device) for modality in streams}
     experiments = {
-        modality: experiment_of(path, changes, f"{record.name}-split{flags.split}-{modality}", flags.runs)
+        modality: recipe_experiment(path, changes, f"{record.name}-split{flags.split}-{modality}", flags.runs)
         for modality, path in recipes.items()
     }
     needed = {

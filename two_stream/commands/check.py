@@ -92,7 +92,7 @@ def _check(target: str, flags: Options, options: AuditOptions) -> list[Finding]:
     from two_stream.data.prepare.audit import audit
     from two_stream.errors import DataError
     from two_stream.video.decoding.reader import VIDEO_SUFFIXES
-    from two_stream.video.doctor import examine
+    from two_stream.video.doctor import examine_videos
 
     path = Path(target)
     record = _record(path, flags.settings_root)
@@ -105,7 +105,7 @@ def _check(target: str, flags: Options, options: AuditOptions) -> list[Finding]:
         raise DataError(
             f"{target}: neither a file or folder nor a data set under {flags.settings_root}{hint}"
         )
-    return examine(
+    return examine_videos(
         [path],
         min_frames=options.min_frames,
         backend=options.backend,
@@ -128,7 +128,7 @@ def _record(path: Path, settings_root: Path) -> Record | None:
 def _check_folder(folder: Path, flags: Options, options: AuditOptions) -> list[Finding]:
     """Check the videos below a folder and, where there are any, the frame folders."""
     from two_stream.errors import DataError
-    from two_stream.video.doctor import examine, examine_frame_folders
+    from two_stream.video.doctor import examine_frame_folders, examine_videos
     from two_stream.video.sources import video_files
 
     videos, _ = video_files(folder)
@@ -140,7 +140,7 @@ def _check_folder(folder: Path, flags: Options, options: AuditOptions) -> list[F
         )
     findings: list[Finding] = []
     if videos:
-        findings += examine(
+        findings += examine_videos(
             videos,
             min_frames=options.min_frames,
             backend=options.backend,
@@ -164,7 +164,7 @@ def _frame_folders(
 ) -> dict[tuple[FramePatterns, tuple[Modality, ...]], list[Path]]:
     """Find the frame folders below a folder, by how their files are named and what they hold."""
     from two_stream.data.splits import MODALITIES
-    from two_stream.video.extraction.many_videos import read_manifest
+    from two_stream.video.extraction.one_video import read_extraction_manifest
     from two_stream.video.frames import numbers_by_name
     from two_stream.video.sources import walk
 
@@ -172,7 +172,7 @@ def _frame_folders(
     for root, names in walk(folder):
         if not names:
             continue
-        manifest = read_manifest(root)
+        manifest = read_extraction_manifest(root)
         patterns = _patterns(flags, manifest["settings"]["patterns"] if manifest else {}, names)
         from_0 = [any(0 in numbers_by_name(names, name) for name in patterns.of(m)) for m in MODALITIES]
         patterns = replace(patterns, first_rgb=1 - from_0[0], first_flow=1 - from_0[1])  # no record says it

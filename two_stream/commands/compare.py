@@ -14,7 +14,7 @@ from two_stream.commands.flags import parse
 
 if TYPE_CHECKING:
     from two_stream.studies.statistics.results import StudyResult
-    from two_stream.studies.statistics.scored import Scored
+    from two_stream.studies.statistics.scored import ScoredRun
 
 SUMMARY = "Compare runs or score files on the same videos: intervals, paired tests, what could be seen."
 
@@ -59,9 +59,9 @@ def main(args: list[str]) -> int:
     if flags.json:
         console.print_json(data=asdict(result))
     else:
-        from two_stream.studies.report.terminal import show
+        from two_stream.studies.report.terminal import print_study
 
-        show(result)
+        print_study(result)
     if flags.out is not None:
         from two_stream.studies.report.study_report import write_study_report
 
@@ -102,7 +102,7 @@ def _result(flags: CompareFlags, args: Sequence[str]) -> StudyResult:
     )
 
 
-def _variants(flags: CompareFlags) -> dict[str, list[Scored]]:
+def _variants(flags: CompareFlags) -> dict[str, list[ScoredRun]]:
     """Return the score files by variant, named as asked for."""
     from two_stream.errors import ScoreError, SettingsError
     from two_stream.studies.statistics.scored import grouped, read_scored

@@ -57,9 +57,9 @@ def main(args: list[str]) -> int:
     return 0
 
 
-def experiment_of(options: Options, modality: Modality) -> Experiment:
+def demo_experiment(options: Options, modality: Modality) -> Experiment:
     """Return the settings of one stream: `demo.yaml` with the modality, the paths and the flags."""
-    from two_stream.config.load import read_yaml, validate
+    from two_stream.config.load import read_yaml, validate_settings
     from two_stream.config.schema import Experiment
 
     path = Path(__file__).with_name("demo.yaml")
@@ -69,7 +69,7 @@ def experiment_of(options: Options, modality: Modality) -> Experiment:
     settings["data"].update(dataset=str(options.out / "data" / "dataset.yaml"))
     if options.epochs is not None:
         settings["train"]["epochs"] = options.epochs
-    return validate(Experiment, settings, path)
+    return validate_settings(Experiment, settings, path)
 
 
 def _check_folder(options: Options) -> None:
@@ -79,7 +79,7 @@ def _check_folder(options: Options) -> None:
 
     for modality in STREAMS:
         path = options.out / f"{modality}.yaml"
-        if path.is_file() and path.read_text(encoding="utf-8") != dump(experiment_of(options, modality)):
+        if path.is_file() and path.read_text(encoding="utf-8") != dump(demo_experiment(options, modality)):
             raise SettingsError(
                 f"{options.out}: holds a demo with other settings; remove it or give another --out"
             )
@@ -117,7 +117,7 @@ def _stream(options: Options, modality: Modality) -> Path:
     from two_stream.runtime.files import write_text
     from two_stream.studies.running.streams import train_and_score
 
-    experiment = experiment_of(options, modality)
+    experiment = demo_experiment(options, modality)
     write_text(options.out / f"{modality}.yaml", dump(experiment))
     note(f"3/4 training the {modality} stream, then scoring ten crops of every clip")
     return train_and_score(experiment, PARTS, "`two-stream demo`")

@@ -72,7 +72,7 @@ def _evaluate(folder: Path, flags: EvaluateFlags) -> int:
     for path in filter(None, (flags.out, flags.results)):
         check_writable(path)
     distributed.init(cpu_only=flags.device == "cpu")
-    with distributed.together():
+    with distributed.raise_on_all_ranks():
         run = load_network(folder, flags.checkpoint, flags.device, flags.trust)
         set_threads(run.experiment.threads)
         set_deterministic(run.experiment.deterministic, run.model.device)

@@ -70,7 +70,8 @@ def main(args: list[str]) -> int:
 
     from two_stream.errors import SettingsError
     from two_stream.runtime.files import write_json
-    from two_stream.video.extraction.many_videos import ExtractOptions, extract
+    from two_stream.video.extraction.many_videos import extract
+    from two_stream.video.extraction.one_video import ExtractOptions
     from two_stream.video.frames import FramePatterns
     from two_stream.video.sources import find_sources
 

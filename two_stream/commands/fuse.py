@@ -77,7 +77,7 @@ def _show(tables: list[ScoreTable], fused: ScoreTable, flags: FuseFlags) -> None
     from two_stream.runtime.console import console, say, table
 
     found = words.lines([*tables, fused])
-    sentence = words.verdict(fused, tables)
+    sentence = words.fusion_verdict(fused, tables)
     if flags.json:
         console.print_json(
             data={

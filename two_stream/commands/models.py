@@ -93,10 +93,10 @@ def _files() -> dict[str, list[str]]:
     """Return the names of the listed weight files by the full name of their model; none outside a checkout."""
     from two_stream import zoo
     from two_stream.errors import TwoStreamError
-    from two_stream.pretrained.files.manifest import find_manifest, read_manifest
+    from two_stream.pretrained.files.manifest import find_manifest, read_published
 
     try:
-        entries = read_manifest(find_manifest()).entries
+        entries = read_published(find_manifest()).entries
     except TwoStreamError:
         return {}
     found: dict[str, list[str]] = {}

@@ -16,7 +16,7 @@ from two_stream.errors import SettingsError, TwoStreamError
 if TYPE_CHECKING:
     from two_stream.config.schema import EvaluateOptions
     from two_stream.evaluation.runs.any_run import AnyRun
-    from two_stream.evaluation.scoring.video import Reading, VideoResult
+    from two_stream.evaluation.scoring.video import VideoInput, VideoResult
 
 SUMMARY = "Say what happens in videos, from RGB, flow or both; flow is computed on the fly."
 
@@ -187,7 +187,7 @@ def annotated_files(videos: Sequence[Path], where: Path | None, suffix: str = ".
 def _predict_one(
     flags: PredictFlags,
     runs: list[AnyRun[Any]],
-    how: tuple[list[EvaluateOptions], list[Reading]],
+    how: tuple[list[EvaluateOptions], list[VideoInput]],
     video: Path,
     files: Sequence[Path | None],
 ) -> dict[str, Any]:
@@ -237,7 +237,7 @@ def _stream_names(runs: Sequence[AnyRun[Any]]) -> list[str]:
 
 def _draw_attention(
     runs: list[AnyRun[Any]],
-    how: tuple[list[EvaluateOptions], list[Reading]],
+    how: tuple[list[EvaluateOptions], list[VideoInput]],
     video: Path,
     out: Path,
     result: dict[str, Any],
@@ -268,7 +268,7 @@ def _draw_timeline(
     flags: PredictFlags,
     runs: list[AnyRun[Any]],
     scored: Sequence[VideoResult],
-    how: tuple[list[EvaluateOptions], list[Reading]],
+    how: tuple[list[EvaluateOptions], list[VideoInput]],
     files: tuple[Path, Path],
 ) -> None:
     """Write the picture `files[1]` about the video `files[0]`, and the CSV file beside it."""
@@ -291,7 +291,7 @@ def _draw_timeline(
 
 
 def _options(flags: PredictFlags, run: AnyRun[Any]) -> EvaluateOptions:
-    from two_stream.config.load import validate
+    from two_stream.config.load import validate_settings
     from two_stream.config.schema import EvaluateOptions
 
     keys = ("views", "num_clips", "step", "crops", "batch_views")
@@ -306,10 +306,10 @@ def _options(flags: PredictFlags, run: AnyRun[Any]) -> EvaluateOptions:
                 f"{flag} is for {views} views, and {run.source} is scored with {settings['views']} views;"
                 f" add --views {views} or leave {flag} out"
             )
-    return validate(EvaluateOptions, settings, "two-stream predict")
+    return validate_settings(EvaluateOptions, settings, "two-stream predict")
 
 
-def _reading(flags: PredictFlags, run: AnyRun[Any]) -> Reading:
+def _reading(flags: PredictFlags, run: AnyRun[Any]) -> VideoInput:
     """Bring pixels to the network as its training frames came, but for what flags say."""
     from two_stream.evaluation.runs.run import reading_of
 

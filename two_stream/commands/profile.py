@@ -86,13 +86,13 @@ def main(args: list[str]) -> int:
     speeds = _measure(options, model, device)
     loading, sentence = None, ""
     if experiment is not None:
-        from two_stream.profiling.loading import measure_loading, verdict
+        from two_stream.profiling.loading import loading_verdict, measure_loading
 
         loading = measure_loading(experiment, model.spec, device, seconds=options.seconds)
         steps = [speed for speed in speeds if speed.work == "training"]
         own = [speed for speed in steps if speed.precision == experiment.train.precision]
         best = max(own or steps, key=lambda speed: speed.clips_per_second)
-        sentence = verdict(loading, best.clips_per_second, f"training, {best.precision}")
+        sentence = loading_verdict(loading, best.clips_per_second, f"training, {best.precision}")
     found = _facts(options, model, costs, speeds)
     if loading is not None:
         found["data"] = {**loading.as_dict(), "verdict": sentence}

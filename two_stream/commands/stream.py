@@ -19,11 +19,11 @@ from two_stream.errors import SettingsError, VideoError
 if TYPE_CHECKING:
     from two_stream.config.schema import EvaluateOptions
     from two_stream.evaluation.runs.run import Run
-    from two_stream.streaming.live.pipeline import Pipeline, Seen
+    from two_stream.streaming.live.pipeline import FrameResult, Pipeline
     from two_stream.streaming.live.recording import Recording
-    from two_stream.streaming.live.track import Stream, StreamNetwork
+    from two_stream.streaming.live.track import NetworkTrack, StreamNetwork
     from two_stream.streaming.live.watcher import Prediction, Watcher
-    from two_stream.streaming.live.window import Window
+    from two_stream.streaming.live.window import BrowserWindow
     from two_stream.types import InputSpec
     from two_stream.video.decoding.live import LiveSource
 
@@ -164,20 +164,20 @@ def _runs(flags: StreamFlags) -> list[Run]:
     return runs
 
 
-def _stream(flags: StreamFlags, run: Run) -> Stream:
+def _stream(flags: StreamFlags, run: Run) -> NetworkTrack:
     """Return a run's network, ready to take frames."""
     from two_stream.evaluation.runs.run import reading_of
-    from two_stream.evaluation.scoring.network import carried_out, is_exact
+    from two_stream.evaluation.scoring.network import is_exact, resolve_evaluation
     from two_stream.streaming.live.prepare import Prepare
-    from two_stream.streaming.live.track import Stream
+    from two_stream.streaming.live.track import NetworkTrack
 
     spec = run.model.spec
     _check_input(flags, run)
     device = run.model.device
     asked = run.experiment.evaluate.model_copy(update={"precision": flags.precision, "compile": False})
-    options = carried_out(run.model, asked, device, exact=is_exact(run.experiment))
+    options = resolve_evaluation(run.model, asked, device, exact=is_exact(run.experiment))
     reading = reading_of(run, flow=flags.flow_algorithm, short_side=flags.short_side)
-    return Stream(
+    return NetworkTrack(
         spec.modality,
         _network(flags, run, options),
         Prepare(spec, reading),
@@ -233,12 +233,12 @@ def _network(flags: StreamFlags, run: Run, options: EvaluateOptions) -> StreamNe
     Raises:
         SettingsError: `--mode continual` and it cannot be converted.
     """
-    from two_stream.evaluation.scoring.network import ready
+    from two_stream.evaluation.scoring.network import prepare_for_inference
     from two_stream.recognizer import Recognizer
     from two_stream.runtime.console import note
     from two_stream.streaming.live.sliding import SlidingRecognizer
 
-    model = ready(run.model, options)
+    model = prepare_for_inference(run.model, options)
     assert isinstance(model, Recognizer)  # compiled it would not be one
     picked = _picked(flags, model.spec)
     if flags.mode != "sliding" and picked is None:
@@ -259,7 +259,7 @@ def _show(flags: StreamFlags, pipeline: Pipeline, watcher: Watcher) -> int:
     from two_stream.runtime.interrupt import StopRequest
     from two_stream.streaming.live.recording import Recording
     from two_stream.streaming.live.screen import Screen
-    from two_stream.streaming.live.window import Window
+    from two_stream.streaming.live.window import BrowserWindow
 
     begin = time.monotonic()
     with ExitStack() as stack:
@@ -270,7 +270,7 @@ def _show(flags: StreamFlags, pipeline: Pipeline, watcher: Watcher) -> int:
             recording = Recording(flags.annotate, pipeline.source.fps)
             stack.callback(recording.close)
         if flags.window is not None:
-            window = Window(flags.window)
+            window = BrowserWindow(flags.window)
             stack.callback(window.close)
             note(f"live picture: {window.address}")
         if flags.limit is not None:
@@ -319,7 +319,9 @@ def _write_line(lines: TextIO, watcher: Watcher, made: Prediction, count: int) -
         raise VideoError(f"--json {lines.name}", f"cannot be written ({error.strerror})") from None
 
 
-def _picture(seen: Seen, watcher: Watcher, recording: Recording | None, window: Window | None) -> None:
+def _picture(
+    seen: FrameResult, watcher: Watcher, recording: Recording | None, window: BrowserWindow | None
+) -> None:
     guesses = watcher.status.guesses[:3]
     if seen.ended:
         return

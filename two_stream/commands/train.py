@@ -35,7 +35,7 @@ RECIPE_DESCRIPTION = (
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code: 0 done, 130 after Ctrl-C, 143 after SIGTERM, 129 SIGHUP."""
-    distributed.hush()
+    distributed.silence_other_ranks()
     with distributed.once_per_machine():
         action = _read(args)
     return action()
@@ -64,9 +64,9 @@ def _read_recipe(recipe: str, args: list[str], given: list[str], *, resume: bool
         SOURCE,
         PublishedTraining,
         check_recipe,
-        describe,
+        describe_training,
         own_flags,
-        remarks,
+        training_remarks,
     )
 
     check_recipe(recipe)
@@ -78,7 +78,7 @@ def _read_recipe(recipe: str, args: list[str], given: list[str], *, resume: bool
     from two_stream.late_temporal.layout import training_record
 
     dataset = training_record(flags.dataset, flags.settings)
-    default = describe(flags, record.options, arch=bare, dataset=dataset, init=None)
+    default = describe_training(flags, record.options, arch=bare, dataset=dataset, init=None)
     experiment = parse_over(default, ours, SOURCE, RECIPE_DESCRIPTION)
     if flags.evaluate:
         return partial(_evaluate, experiment, flags, bare)
@@ -86,7 +86,7 @@ def _read_recipe(recipe: str, args: list[str], given: list[str], *, resume: bool
     experiment = _with_start(experiment, flags, bare, dataset[0], resume=resume)
     from two_stream.runtime.console import note
 
-    for line in remarks(flags, bare):
+    for line in training_remarks(flags, bare):
         note(line)
     return partial(_train, experiment, given, resume=resume, overwrite=overwrite)
 

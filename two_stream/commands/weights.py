@@ -18,7 +18,7 @@ from two_stream.runtime.text import json_text
 
 if TYPE_CHECKING:
     from two_stream.pretrained.files.fetch import Sources
-    from two_stream.pretrained.files.manifest import Entry, Manifest
+    from two_stream.pretrained.files.manifest import Manifest, PublishedFile
 
 SUMMARY = "list, fetch, verify and convert published checkpoints"
 _PROG = "two-stream weights"
@@ -128,7 +128,7 @@ def _list(args: list[str]) -> int:
     return 0
 
 
-def _package(entry: Entry, package: str, folder: Path) -> str:
+def _package(entry: PublishedFile, package: str, folder: Path) -> str:
     """Return where the file of a package is, or how to get it."""
     from two_stream.pretrained.files.manifest import local_file
     from two_stream.pretrained.starter import how_to_install
@@ -137,7 +137,7 @@ def _package(entry: Entry, package: str, folder: Path) -> str:
     return str(file) if file.is_file() else how_to_install(package)
 
 
-def _row(entry: Entry, folder: Path) -> dict[str, Any]:
+def _row(entry: PublishedFile, folder: Path) -> dict[str, Any]:
     from two_stream.pretrained.files.manifest import local_file
 
     file = local_file(entry, folder)
@@ -149,7 +149,7 @@ def _row(entry: Entry, folder: Path) -> dict[str, Any]:
     }
 
 
-def _cells(entry: Entry, folder: Path) -> tuple[str, ...]:
+def _cells(entry: PublishedFile, folder: Path) -> tuple[str, ...]:
     from two_stream.pretrained.files.manifest import local_file
 
     file = local_file(entry, folder)
@@ -166,7 +166,7 @@ def _cells(entry: Entry, folder: Path) -> tuple[str, ...]:
     )
 
 
-def _here(entry: Entry, folder: Path) -> str:
+def _here(entry: PublishedFile, folder: Path) -> str:
     from two_stream.pretrained.files.download import PART
     from two_stream.pretrained.files.manifest import local_file
 
@@ -221,7 +221,7 @@ def _sources(options: FetchOptions) -> Sources:
     )
 
 
-def _named(manifest: Manifest, name: str) -> list[Entry]:
+def _named(manifest: Manifest, name: str) -> list[PublishedFile]:
     if not set("*?[") & set(name):
         return [manifest.find(name)]
     found = manifest.matching(name)
@@ -252,7 +252,7 @@ def _verify(args: list[str]) -> int:
     return code
 
 
-def _located(manifest: Manifest, target: str, folder: Path) -> tuple[Path, Entry | None]:
+def _located(manifest: Manifest, target: str, folder: Path) -> tuple[Path, PublishedFile | None]:
     """Return the file that a path or a name stands for, and what is published of it."""
     path = Path(target)
     if path.exists():
@@ -265,10 +265,10 @@ def _located(manifest: Manifest, target: str, folder: Path) -> tuple[Path, Entry
 
 def _verified(manifest: Manifest, target: str, folder: Path) -> str:
     """Check one name or file and say what the check is worth."""
-    from two_stream.pretrained.files.fetch import check
+    from two_stream.pretrained.files.fetch import verify_file
 
     file, entry = _located(manifest, target, folder)
-    return _described(file) if entry is None else f"{file}: OK: {check(entry, file)}"
+    return _described(file) if entry is None else f"{file}: OK: {verify_file(entry, file)}"
 
 
 def _described(path: Path) -> str:
@@ -329,9 +329,9 @@ def _to_convert(options: ConvertOptions) -> tuple[Path, str]:
         return path, options.model
     file, entry = _located(_manifest(options.manifest), options.source, options.folder)
     if entry is not None and not path.exists():
-        from two_stream.pretrained.files.fetch import check
+        from two_stream.pretrained.files.fetch import verify_file
 
-        check(entry, file)
+        verify_file(entry, file)
     model = options.model or (entry.model if entry else None)
     if model is None:
         raise SettingsError(
@@ -356,9 +356,9 @@ def _class_names(given: str) -> list[str]:
 
 
 def _manifest(given: Path | None) -> Manifest:
-    from two_stream.pretrained.files.manifest import find_manifest, read_manifest
+    from two_stream.pretrained.files.manifest import find_manifest, read_published
 
-    return read_manifest(find_manifest(given))
+    return read_published(find_manifest(given))
 
 
 def _help() -> str:

@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import Literal
 
 from two_stream.compression.masks import apply_masks, level_masks
-from two_stream.compression.sensitivity import Point, Sensitivity, latency_of, narrowed_copy
+from two_stream.compression.sensitivity import Sensitivity, SensitivityPoint, latency_of, narrowed_copy
 from two_stream.config.compress import Prune
 from two_stream.errors import SettingsError
 from two_stream.profiling import multiply_adds
@@ -23,7 +23,7 @@ _LEAST = 1e-6
 
 
 @dataclass(frozen=True)
-class Choice:
+class LevelChoice:
     """Shares that meet a budget."""
 
     levels: Levels
@@ -38,7 +38,7 @@ class Choice:
 
 def choose_levels(
     model: Recognizer, found: Sensitivity, options: Prune, measure: Measure, budget: float
-) -> Choice:
+) -> LevelChoice:
     """Choose a share for each layer.
 
     Greedy: of all next levels of all layers take the one with the smallest loss for what it saves by itself, apply what
@@ -82,7 +82,7 @@ def choose_levels(
         loss += step.loss
         reached = cost(_applied(model, options, levels)) / whole
     ordered = {layer: levels[layer] for layer in found.layers if layer in levels}
-    return Choice(ordered, measure, budget, reached, loss)
+    return LevelChoice(ordered, measure, budget, reached, loss)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _steps(found: Sensitivity, layer: str, measure: Measure) -> list[_Step]:
     return steps
 
 
-def _value(point: Point, measure: Measure) -> float:
+def _value(point: SensitivityPoint, measure: Measure) -> float:
     if measure == "parameters":
         return point.parameters
     if measure == "macs":
@@ -138,7 +138,7 @@ def _applied(model: Recognizer, options: Prune, levels: Levels) -> Recognizer:
     return made
 
 
-def best_points(found: Sensitivity) -> Sequence[tuple[str, list[Point]]]:
+def best_points(found: Sensitivity) -> Sequence[tuple[str, list[SensitivityPoint]]]:
     """Return each layer with its points by rising level, the layers that bear most first."""
     rows = [
         (layer, sorted((p for p in found.points if p.layer == layer), key=lambda p: p.level))

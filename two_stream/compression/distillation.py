@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from two_stream.compression.transfer import (
-    Seen,
+    LayerOutputs,
     attention_loss,
     feature_loss,
     fused_targets,
@@ -54,7 +54,7 @@ class Teacher:
         """
         self.run: Run = load_run(path)
         self.model = self.run.model.requires_grad_(False)
-        self.seen = Seen().watch(self.model)
+        self.seen = LayerOutputs().watch(self.model)
         self.shares_clips = same_clip(self.model.spec, student)
         self.logits_BK = torch.zeros(0)
 
@@ -86,7 +86,7 @@ class Distillation(Extension):
             )
         self.spec = input_spec(experiment.model)
         self.teachers = [Teacher(path, self.spec) for path in self.options.teachers]
-        self.seen = Seen()
+        self.seen = LayerOutputs()
         self.adapters = nn.ModuleList()
         self._check()
 

@@ -23,7 +23,7 @@ from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, progress
 from two_stream.runtime.files import sha256
-from two_stream.runtime.folders import replaced_folder, whole_folder
+from two_stream.runtime.folders import complete_folder, replaced_folder
 from two_stream.runtime.seeding import rng
 from two_stream.surgery import alter
 from two_stream.surgery.int8 import Int8
@@ -193,7 +193,7 @@ class QuantizationAware(Extension):
 
     def finished(self, paths: RunPaths) -> None:
         """Turn `best/` into int8; what it held stays as `trained/`."""
-        best, trained = whole_folder(paths.best), paths.root / TRAINED
+        best, trained = complete_folder(paths.best), paths.root / TRAINED
         model, meta = read_model(best)
         if model.cpu_only:
             return
@@ -213,7 +213,7 @@ class QuantizationAware(Extension):
 
 
 def _digest(source: Path) -> str:
-    file = whole_folder(source / "best") / "model.safetensors"
+    file = complete_folder(source / "best") / "model.safetensors"
     if not file.is_file():
         raise CheckpointError(f"{source}: the run to quantise has no {file.name} in `best`")
     return sha256(file)

@@ -18,10 +18,10 @@ from two_stream.evaluation.report.html import page_templates
 from two_stream.evaluation.runs.run import Run, evaluate_run, load_run
 from two_stream.evaluation.scores.files import read_scores
 from two_stream.evaluation.scores.statistics import LEVEL, Interval
-from two_stream.evaluation.scores.words import percent, points, protocol_line
-from two_stream.evaluation.scoring.network import carried_out, is_exact
+from two_stream.evaluation.scores.words import difference_in_points, percent, protocol_line
+from two_stream.evaluation.scoring.network import is_exact, resolve_evaluation
 from two_stream.evaluation.scoring.views import slug
-from two_stream.profiling.network_cost import Costs, measure_costs
+from two_stream.profiling.network_cost import NetworkCosts, measure_networks
 from two_stream.profiling.timing import device_name
 from two_stream.runtime.device import pick_device
 from two_stream.runtime.files import write_json, write_text
@@ -46,7 +46,7 @@ class Side:
     """its score file"""
     accuracy: Interval
     """share; of a multi-label set mAP; 95 % interval over source videos"""
-    costs: Costs
+    costs: NetworkCosts
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class CompressionReport:
                 f"{self.metric} (%)",
                 percent(self.before.accuracy),
                 percent(self.after.accuracy),
-                f"{points(gap)} points",
+                f"{difference_in_points(gap)} points",
             ],
             _row("file (MB)", one.file_bytes / 1e6, two.file_bytes / 1e6),
             _row("parameters (M)", one.parameters / 1e6, two.parameters / 1e6),
@@ -149,7 +149,7 @@ def write_compression(
     panels = [_panel(run, table) for run, table in zip(runs, tables, strict=True)]
     names = _names(*runs)
     (comparison,) = corrected([compare_panels((names[1], names[0]), (panels[1], panels[0]))])
-    costs = measure_costs(runs, chosen, device=where, seconds=seconds)
+    costs = measure_networks(runs, chosen, device=where, seconds=seconds)
     sides = [
         Side(name, str(run.paths.root), str(table.meta["file"]), panel.interval(LEVEL), cost)
         for name, run, table, panel, cost in zip(names, runs, tables, panels, costs, strict=True)
@@ -177,7 +177,7 @@ def write_compression(
 def scored(run: Run, options: EvaluateOptions, part: Part) -> ScoreTable:
     """Return a run's scores under a protocol: from its score file where that is of these weights, else made now."""
     model, exact = run.model, is_exact(run.experiment)
-    found = carried_out(model, options, model.device, exact=exact)
+    found = resolve_evaluation(model, options, model.device, exact=exact)
     path = run.paths.scores / f"{part}_{slug(found)}.npz"
     if path.is_file():
         table = read_scores(path)
@@ -249,5 +249,5 @@ def _factor(before: float, after: float) -> str:
     return f"{before / after:.2f}× less" if before > after else f"{after / before:.2f}× more"
 
 
-def _spread(costs: Costs) -> str:
+def _spread(costs: NetworkCosts) -> str:
     return f"{costs.latency_ms:.3g} ({costs.latency_low:.3g} to {costs.latency_high:.3g})"

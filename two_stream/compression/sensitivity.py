@@ -38,7 +38,7 @@ _LATENCY_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
-class Point:
+class SensitivityPoint:
     """The network with one layer pruned."""
 
     layer: str
@@ -65,8 +65,8 @@ class Sensitivity:
     part: str
     clips: int
     seed: int
-    base: Point
-    points: list[Point]
+    base: SensitivityPoint
+    points: list[SensitivityPoint]
     shared: dict[str, str] = field(default_factory=dict)
     """layers whose channels are another one's too: measured under that one's name"""
     fixed: list[str] = field(default_factory=list)
@@ -135,7 +135,7 @@ def measure_sensitivity(
     model = run.model.cpu().eval()
     score = _scorer(batches, latency=latency)
     base = score(model, "", 0.0)
-    found: list[Point] = []
+    found: list[SensitivityPoint] = []
     shared: dict[str, str] = {}
     fixed: list[str] = []
     names = [
@@ -203,16 +203,18 @@ def latency_of(model: Recognizer) -> float:
     return median(timed(run, torch.device("cpu"), _LATENCY_SECONDS)) * 1e3
 
 
-def _scorer(batches: Sequence[Batch], *, latency: bool) -> Callable[[Recognizer, str, float], Point]:
+def _scorer(
+    batches: Sequence[Batch], *, latency: bool
+) -> Callable[[Recognizer, str, float], SensitivityPoint]:
     labels = torch.cat([batch.labels for batch in batches])
 
-    def score(model: Recognizer, layer: str, level: float) -> Point:
+    def score(model: Recognizer, layer: str, level: float) -> SensitivityPoint:
         with torch.inference_mode():
             logits_BK = torch.cat([model(batch.clips) for batch in batches])
         ranked = logits_BK.topk(min(5, logits_BK.shape[1]), dim=1).indices
         several = labels.ndim == 2
         hits = labels.gather(1, ranked) > 0 if several else ranked == labels.unsqueeze(1)
-        return Point(
+        return SensitivityPoint(
             layer,
             level,
             float(hits[:, 0].double().mean()),

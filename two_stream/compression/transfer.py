@@ -19,7 +19,7 @@ from two_stream.types import FeatureMap
 
 
 @dataclass
-class Seen:
+class LayerOutputs:
     """What a network made of the batch it saw last."""
 
     maps: list[torch.Tensor] = field(default_factory=list)
@@ -27,7 +27,7 @@ class Seen:
     vector: torch.Tensor | None = None
     """`(B, D)`: what the head gives, before dropout and classifier, float32"""
 
-    def watch(self, model: Recognizer) -> Seen:
+    def watch(self, model: Recognizer) -> LayerOutputs:
         """Take in what a model makes of every batch from now on; return itself."""
 
         # functions, not methods: a copy of the model (its moving average) must not copy what watches it

@@ -106,7 +106,7 @@ def parse_yaml(text: str, path: object) -> dict[str, Any]:
     return value
 
 
-def validate(model: type[M], mapping: dict[str, Any], source: object) -> M:
+def validate_settings(model: type[M], mapping: dict[str, Any], source: object) -> M:
     """Build a settings object; the first complaint becomes a SettingsError that starts with `source`."""
     try:
         return model.model_validate(mapping)
@@ -153,11 +153,11 @@ def load_experiment(path: Path | str) -> Experiment:
     Raises:
         SettingsError: Naming the file, the key, the value and what was expected.
     """
-    return validate(Experiment, read_yaml(Path(path)), path)
+    return validate_settings(Experiment, read_yaml(Path(path)), path)
 
 
 def dump(options: BaseModel) -> str:
-    """Return settings as YAML that `validate` reads back to an equal object."""
+    """Return settings as YAML that `validate_settings` reads back to an equal object."""
     return yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 

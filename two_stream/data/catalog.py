@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from two_stream.config.base import Options, PositiveInt
-from two_stream.config.load import nearest, read_yaml, validate
+from two_stream.config.load import nearest, read_yaml, validate_settings
 from two_stream.data.packaged import packaged_names, packaged_record
 from two_stream.errors import DataError
 from two_stream.types import MODALITY_CHANNELS, Modality, Part
@@ -298,7 +298,7 @@ def load_record(dataset: str | Path, settings_root: Path = Path("settings")) -> 
         path = settings_root / given / RECORD_FILE
         if not path.is_file():
             return _packaged_record(given, path, settings_root)
-    record = validate(Record, read_yaml(path), path)
+    record = validate_settings(Record, read_yaml(path), path)
     record._folder = path.parent
     return record
 
@@ -309,7 +309,7 @@ def _packaged_record(given: Path, path: Path, settings_root: Path) -> Record:
     if mapping is None:
         known = known_datasets(settings_root)
         raise DataError(f"{path}: no such data set{nearest(given.name, known)} (or give a path)")
-    record = validate(Record, mapping, path)
+    record = validate_settings(Record, mapping, path)
     record._folder = path.parent
     return record
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from two_stream.config.load import validate
+from two_stream.config.load import validate_settings
 from two_stream.config.schema import Experiment
 from two_stream.errors import CheckpointError
 from two_stream.types import InputSpec
@@ -128,7 +128,7 @@ class ExportCard(_Facts):
         Raises:
             SettingsError: Another version wrote them; names the key.
         """
-        return validate(Experiment, self.experiment, source)
+        return validate_settings(Experiment, self.experiment, source)
 
 
 def parse_card(text: str, source: Path) -> ExportCard:

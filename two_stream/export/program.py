@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 from two_stream.errors import CheckpointError
 from two_stream.export.card import BATCH, ExportCard
 from two_stream.export.graph import operators, reason
-from two_stream.export.program_schema import Config, Graph, Model, Module, Node, Symbol, Value
+from two_stream.export.program_schema import Config, Graph, Model, Module, ProgramNode, Symbol, Value
 
 MEMBERS = re.compile(
     r"data/weights/(weight_\d+|model_weights_config\.json)|data/constants/(tensor_\d+|model_constants_config\.json)"
@@ -390,7 +390,7 @@ def _arithmetic(compute: Callable[[int, int], int]) -> Callable[..., int]:
     return checked
 
 
-def _read_by(node: Node) -> list[str]:
+def _read_by(node: ProgramNode) -> list[str]:
     """Return the names of the values that a step reads."""
     found: list[str] = []
     for given in node.inputs:

@@ -72,7 +72,7 @@ class Input(Strict):
     kind: int | None = None
 
 
-class Node(Strict):
+class ProgramNode(Strict):
     """An operation."""
 
     target: str
@@ -88,7 +88,7 @@ class Graph(Strict):
 
     inputs: list[Value]
     outputs: list[Value]
-    nodes: list[Node]
+    nodes: list[ProgramNode]
     tensor_values: Any
     sym_int_values: Any
     sym_bool_values: Any
@@ -112,7 +112,7 @@ class Buffer(Strict):
     persistent: bool | None = None
 
 
-class Constant(Strict):
+class ConstantValue(Strict):
     """A tensor of the code."""
 
     arg: Named
@@ -130,7 +130,7 @@ class Spec(Strict):
 
     parameter: Parameter | None = None
     buffer: Buffer | None = None
-    tensor_constant: Constant | None = None
+    tensor_constant: ConstantValue | None = None
     user_input: User | None = None
     user_output: User | None = None
 

@@ -14,7 +14,7 @@ from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.errors import SettingsError
 from two_stream.evaluation.runs.any_run import AnyRun
 from two_stream.evaluation.runs.run import extraction_of, mirror_of_run
-from two_stream.evaluation.scoring.network import carried_out, is_exact, ready
+from two_stream.evaluation.scoring.network import is_exact, prepare_for_inference, resolve_evaluation
 from two_stream.export.card import ExportCard, Port, Target, Verified
 from two_stream.export.clips import noise_clips, run_clips
 from two_stream.export.formats import SUFFIXES, Format
@@ -154,8 +154,8 @@ def plain_copy(run: AnyRun[Recognizer]) -> Recognizer:
     for weight in (*copied.parameters(), *copied.buffers()):
         weight.data = weight.data.contiguous()
     plain = EvaluateOptions(precision="fp32")
-    options = carried_out(copied, plain, torch.device("cpu"), exact=is_exact(run.experiment))
-    made = ready(copied, options)
+    options = resolve_evaluation(copied, plain, torch.device("cpu"), exact=is_exact(run.experiment))
+    made = prepare_for_inference(copied, options)
     assert isinstance(made, Recognizer)
     return made.requires_grad_(False)
 

@@ -1,8 +1,8 @@
-"""The published evaluators: their flags become our views, score tables and fusion; their lines are printed.
+"""The published evaluators: their flags become our views, score tables and fusion, and their lines are printed.
 
-Quirks kept under protocol `paper` live where the work is done: frame choice in `data/clips/sampling.py`, flow mirrored
-without its sign and the order of the ten crops in `data/clips/transforms.py`. One lives here: the two-stream evaluator counts
-the flow files of a folder, and chooses RGB frames by the number that the flow list gives.
+Quirks of protocol `paper` are implemented where the work is done: frame choice in `data/clips/sampling.py`, flow mirrored
+without a change of sign and the order of the ten crops in `data/clips/transforms.py`. One is implemented here: the
+two-stream evaluator counts the flow files of a folder, and chooses RGB frames by the number that the flow list gives.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from two_stream.errors import CheckpointError, ScoreError, SettingsError
 from two_stream.evaluation.runs.facts import scoring_facts
 from two_stream.evaluation.scores.files import write_scores
 from two_stream.evaluation.scores.fusion import fuse
-from two_stream.evaluation.scoring.network import ready
+from two_stream.evaluation.scoring.network import prepare_for_inference
 from two_stream.evaluation.scoring.score import VideoScores, score_videos
 from two_stream.evaluation.scoring.views import slug
 from two_stream.late_temporal.flags import EvaluatorFlags, OneStreamFlags, TwoStreamFlags
@@ -53,7 +53,7 @@ Views = Literal["multi", "single"]
 
 
 @dataclass(frozen=True)
-class Stream:
+class EvaluatedStream:
     """One network to be scored, everything about it found."""
 
     model: str
@@ -156,7 +156,7 @@ def _begin(flags: EvaluatorFlags) -> None:
         note(line)
 
 
-def _stream(arch: str, given: Path | None, record: Record, split: int) -> Stream:
+def _stream(arch: str, given: Path | None, record: Record, split: int) -> EvaluatedStream:
     """Find a network's checkpoint.
 
     Raises:
@@ -176,7 +176,7 @@ def _stream(arch: str, given: Path | None, record: Record, split: int) -> Stream
         raise CheckpointError(f"{file}: no such checkpoint of {arch}")
     settings = next((p for p in (file, *file.parents[:2]) if (p / "experiment.yaml").is_file()), None)
     selection = "paper" if settings is None else load_experiment(settings / "experiment.yaml").train.selection
-    return Stream(name, bare, file, place if given is None else str(given), selection)
+    return EvaluatedStream(name, bare, file, place if given is None else str(given), selection)
 
 
 def _videos(
@@ -224,7 +224,11 @@ def _views(flags: EvaluatorFlags, views: Views) -> EvaluateOptions:
 
 
 def _score(
-    stream: Stream, flags: EvaluatorFlags, record: Record, videos: Sequence[VideoRecord], views: Views
+    stream: EvaluatedStream,
+    flags: EvaluatorFlags,
+    record: Record,
+    videos: Sequence[VideoRecord],
+    views: Views,
 ) -> ScoreTable:
     """Build the network, load its checkpoint and score the videos."""
     device = pick_device(flags.device)
@@ -251,7 +255,7 @@ def _score(
     say(f"we got {len(videos)} test videos")
     loader = view_loader(experiment, model.spec, videos, record)
     scores = score_videos(
-        ready(model, experiment.evaluate),
+        prepare_for_inference(model, experiment.evaluate),
         loader,
         device=device,
         precision=experiment.evaluate.precision,
@@ -264,7 +268,7 @@ def _score(
     )
 
 
-def _load(model: Recognizer, stream: Stream, record: Record) -> None:
+def _load(model: Recognizer, stream: EvaluatedStream, record: Record) -> None:
     try:
         report = load_weights(model, stream.file)
     except CheckpointError as error:
@@ -273,7 +277,7 @@ def _load(model: Recognizer, stream: Stream, record: Record) -> None:
     note(str(report))
 
 
-def _origin(stream: Stream) -> dict[str, Any]:
+def _origin(stream: EvaluatedStream) -> dict[str, Any]:
     """Return which file the weights came from."""
     inside = [stream.file / WEIGHTS, stream.file / "best" / WEIGHTS, stream.file / "last" / WEIGHTS]
     file = stream.file if stream.file.is_file() else next((p for p in inside if p.is_file()), None)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from two_stream.config.load import dump, validate
+from two_stream.config.load import dump, validate_settings
 from two_stream.data.catalog import RECORD_FILE, Patterns, Record, Roots, load_record
 from two_stream.data.sources.files import FrameFolders
 from two_stream.data.splits import MODALITIES, read_list
@@ -204,7 +204,7 @@ def _write_record(record: Record, lists: Path) -> None:
             "groups": None,
         }
     )
-    validate(Record, made.model_dump(), lists / RECORD_FILE)
+    validate_settings(Record, made.model_dump(), lists / RECORD_FILE)
     write_text(lists / RECORD_FILE, f"# Written for the published split lists beside it.\n{dump(made)}")
     note(f"{lists / RECORD_FILE}: written, so that every command knows the data set")
 

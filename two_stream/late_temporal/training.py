@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import tyro
 from pydantic import BaseModel
 
-from two_stream.config.load import nearest, validate
+from two_stream.config.load import nearest, validate_settings
 from two_stream.config.model import ModelOptions
 from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError
@@ -199,7 +199,7 @@ def run_name(dataset: str, arch: str, split: int) -> str:
     return f"{dataset}_{arch}_split{split}"
 
 
-def describe(
+def describe_training(
     flags: PublishedTraining,
     model: ModelOptions,
     *,
@@ -259,10 +259,10 @@ def describe(
         },
     }
     made = {"name": run_name(name, arch, flags.split), "model": model, "data": data, "train": train}
-    return validate(Experiment, made | {"evaluate": {"views": "multi", "crops": "ten"}}, SOURCE)
+    return validate_settings(Experiment, made | {"evaluate": {"views": "multi", "crops": "ten"}}, SOURCE)
 
 
-def remarks(flags: PublishedTraining, arch: str) -> list[str]:
+def training_remarks(flags: PublishedTraining, arch: str) -> list[str]:
     """Return a line for each given flag that has no meaning here."""
     found = []
     if flags.start_epoch:

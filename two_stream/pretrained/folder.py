@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from two_stream.config.load import validate
+from two_stream.config.load import validate_settings
 from two_stream.config.model import ModelOptions
 from two_stream.errors import CheckpointError
 from two_stream.pretrained.layouts import CARRIED
@@ -88,7 +88,7 @@ def read_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Recogn
             f"{file}: written by a newer version (format {header['version']}, this one reads {ALTERED_VERSION}); "
             "upgrade"
         )
-    options = validate(ModelOptions, parse_json(header["model"]), file)
+    options = validate_settings(ModelOptions, parse_json(header["model"]), file)
     model = create_model(options, int(header["num_classes"]))
     alterations = _alterations(header, file)
     for alteration in alterations:

@@ -22,7 +22,7 @@ from two_stream.errors import CheckpointError
 from two_stream.pretrained.caffe2 import TORCH_STAND_INS, Numbers, read_caffe2, refusal
 from two_stream.pretrained.kinds import kind_of
 from two_stream.runtime.console import note
-from two_stream.runtime.folders import whole_folder
+from two_stream.runtime.folders import complete_folder
 from two_stream.runtime.text import is_utf8
 
 WEIGHTS = "model.safetensors"
@@ -77,7 +77,7 @@ def weights_file(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such file or folder; expected a checkpoint or a run folder")
-    for folder in (path, whole_folder(path / "best"), whole_folder(path / "last")):
+    for folder in (path, complete_folder(path / "best"), complete_folder(path / "last")):
         if (folder / WEIGHTS).is_file():
             return folder / WEIGHTS
     raise CheckpointError(f"{path}: no {WEIGHTS} in it, nor in best/ or last/; expected a run folder")

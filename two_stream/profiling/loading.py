@@ -189,7 +189,7 @@ def _together(loader: Loader[Batch], data: DataOptions, seconds: float) -> float
     return count / max(last - start, 1e-9)
 
 
-def verdict(loading: LoadingCost, model_clips_per_second: float, what: str) -> str:
+def loading_verdict(loading: LoadingCost, model_clips_per_second: float, what: str) -> str:
     """Say in one sentence what holds a run back."""
     loader, model = loading.clips_per_second, model_clips_per_second
     workers = f"{loading.workers} workers" if loading.workers != 1 else "1 worker"

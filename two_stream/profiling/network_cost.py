@@ -13,13 +13,19 @@ from torch.ao.nn.quantized.modules.utils import WeightedQuantizedModule
 
 from two_stream.config.schema import EvaluateOptions
 from two_stream.evaluation.runs.run import Run, load_run
-from two_stream.evaluation.scoring.network import Compiled, carried_out, example_clip, is_exact, ready
+from two_stream.evaluation.scoring.network import (
+    Compiled,
+    example_clip,
+    is_exact,
+    prepare_for_inference,
+    resolve_evaluation,
+)
 from two_stream.profiling import meta_twin, multiply_adds, parameter_count
 from two_stream.profiling.memory import PeakMemory
 from two_stream.profiling.timing import timed
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.device import autocast, pick_device
-from two_stream.runtime.folders import whole_folder
+from two_stream.runtime.folders import complete_folder
 
 _TURNS = 5
 """How often each network is timed, the networks taking turns."""
@@ -28,7 +34,7 @@ _MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Costs:
+class NetworkCosts:
     """What one network is on disk and takes for one view."""
 
     file_bytes: int
@@ -48,9 +54,9 @@ class Costs:
     """peak of loading and one view's forward pass, weights included, over what the process held before"""
 
 
-def measure_costs(
+def measure_networks(
     runs: Sequence[Run], options: EvaluateOptions, *, device: str, seconds: float = 1.0
-) -> list[Costs]:
+) -> list[NetworkCosts]:
     """Count and measure several runs' networks, as `options` would evaluate them.
 
     Args:
@@ -71,7 +77,7 @@ def measure_costs(
     del networks, passes
     memory = _memory(runs, options, where)
     return [
-        Costs(
+        NetworkCosts(
             file_bytes=_file_bytes(run),
             parameters=parameter_count(meta_twin(run.model)),
             nonzero=nonzero_parameters(run.model),
@@ -101,8 +107,8 @@ def _network(
 ) -> tuple[Recognizer | Compiled, str]:
     """Return what scores in a model's place, and in which precision."""
     exact = is_exact(run.experiment)
-    chosen = carried_out(model, options, device, exact=exact)
-    return ready(model, chosen), chosen.precision
+    chosen = resolve_evaluation(model, options, device, exact=exact)
+    return prepare_for_inference(model, chosen), chosen.precision
 
 
 def _pass(network: Recognizer | Compiled, device: torch.device, precision: str) -> Any:
@@ -133,4 +139,4 @@ def _memory(runs: Sequence[Run], options: EvaluateOptions, device: torch.device)
 
 
 def _file_bytes(run: Run) -> int:
-    return (whole_folder(run.paths.root / run.checkpoint) / "model.safetensors").stat().st_size
+    return (complete_folder(run.paths.root / run.checkpoint) / "model.safetensors").stat().st_size

@@ -30,7 +30,7 @@ def cache_folder() -> Path | None:
     return base / "two-stream"
 
 
-def keep(path: Path, content: bytes) -> bool:
+def write_cached(path: Path, content: bytes) -> bool:
     """Write a file that may be lost: whole or absent, not flushed to the disk; False where that is not possible.
 
     Several processes may write the same file at once; one of them wins.

@@ -109,7 +109,7 @@ def init(*, cpu_only: bool = False) -> bool:
 
     if distributed.is_initialized():
         return True
-    hush()
+    silence_other_ranks()
     gpu = torch.cuda.is_available() and not cpu_only
     if gpu:
         if local_rank() >= torch.cuda.device_count():
@@ -132,7 +132,7 @@ def init(*, cpu_only: bool = False) -> bool:
     return True
 
 
-def hush() -> None:
+def silence_other_ranks() -> None:
     """Silence messages and progress of every process but the main one."""
     if not is_main():
         from two_stream.runtime import console
@@ -251,12 +251,12 @@ def on_main(action: Callable[[], T]) -> T:
             error = caught
     result, error = broadcast_object((result, error))
     if error is not None:
-        raise common(error)
+        raise shared_error(error)
     return result  # type: ignore[return-value]
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def raise_on_all_ranks() -> Iterator[None]:
     """A block that each process runs for itself; an error of any of them is raised on all at its end.
 
     What runs in it may not itself exchange anything with the other processes.
@@ -280,16 +280,16 @@ def raise_first(error: TwoStreamError | None) -> None:
         return
     for number, found in enumerate(all_objects(error)):
         if found is not None:
-            raise common(error if number == rank() and error is not None else found)
+            raise shared_error(error if number == rank() and error is not None else found)
 
 
-def common(error: E) -> E:
+def shared_error(error: E) -> E:
     """Return an error that every process raises, marked so that the main one alone shows it."""
     error.told = not is_main()
     return error
 
 
-def lost(error: BaseException) -> bool:
+def is_peer_failure(error: BaseException) -> bool:
     """Whether an error only says that another process has gone."""
     return world_size() > 1 and any(part in str(error) for part in _LOST)
 

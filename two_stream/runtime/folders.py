@@ -1,7 +1,7 @@
 """Folders that are whole or absent: swapped in at once, checked by SHA-256 when read.
 
 A folder cannot be renamed over another that has files in it, so a swap takes two renames. Between them the
-name is missing for a moment; `whole_folder` then gives the predecessor, which keeps a hidden name until the new
+name is missing for a moment; `complete_folder` then gives the predecessor, which keeps a hidden name until the new
 folder is in place. Whatever the moment of a kill, the name leads to one whole folder.
 """
 
@@ -44,7 +44,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def whole_folder(target: Path) -> Path:
+def complete_folder(target: Path) -> Path:
     """Return the folder to read: `target`, or its predecessor where a kill fell between the two renames."""
     old = _old(target)
     return old if not target.exists() and old.is_dir() else target

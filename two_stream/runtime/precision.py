@@ -16,7 +16,7 @@ from statistics import median
 import torch
 from torch.nn import functional
 
-from two_stream.runtime.cache import cache_folder, keep
+from two_stream.runtime.cache import cache_folder, write_cached
 from two_stream.runtime.provenance import environment
 
 _CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
@@ -104,7 +104,7 @@ def bf16_speedup() -> Speedup:
         kept = None if path is None else _read(path)
         _found[key] = kept or _measure()
         if path is not None and kept is None:
-            keep(path, json.dumps(asdict(_found[key])).encode())
+            write_cached(path, json.dumps(asdict(_found[key])).encode())
     return _found[key]
 
 

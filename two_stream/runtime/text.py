@@ -8,12 +8,12 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from two_stream.errors import shown
+from two_stream.errors import printable
 
 
 def shown_lines(text: str) -> str:
-    """Return text whose lines a terminal, Markdown or HTML can show: see `shown`."""
-    return "\n".join(map(shown, text.split("\n")))
+    """Return text whose lines a terminal, Markdown or HTML can show: see `printable`."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -66,7 +66,7 @@ def csv_text(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
 def _cell(value: object) -> object:
     if not isinstance(value, str):
         return "" if value is None else value
-    plain = shown(value)
+    plain = printable(value)
     return f"'{plain}" if plain[:1] in tuple("=+-@") and not _is_number(plain) else plain
 
 

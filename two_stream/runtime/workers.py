@@ -30,7 +30,7 @@ _START_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
-class Failure:
+class TaskFailure:
     """A task whose process crashed, hung or raised what the task did not foresee."""
 
     reason: str
@@ -47,7 +47,7 @@ def usable_processes() -> int:
 
 def run_tasks(
     function: Callable[[T, Beat], R], items: Sequence[T], *, processes: int, patience: float
-) -> Generator[tuple[int, R | Failure]]:
+) -> Generator[tuple[int, R | TaskFailure]]:
     """Run `function(item, beat)` on every item and yield (index, result or Failure) as they finish.
 
     Args:
@@ -121,7 +121,7 @@ class _Slot(Generic[T, R]):
         except OSError:  # it died in between; `poll` will find out
             self._heard = 0.0
 
-    def poll(self, patience: float) -> tuple[int, R | Failure] | None:
+    def poll(self, patience: float) -> tuple[int, R | TaskFailure] | None:
         """Take in what the worker has said; return a finished task's answer."""
         try:
             while self.connection.poll():
@@ -131,7 +131,7 @@ class _Slot(Generic[T, R]):
                     self.free = self._ready = True
                 elif what != "beat":
                     self.free = True
-                    return self._finish(Failure(value, "raised") if what == "raised" else value)
+                    return self._finish(TaskFailure(value, "raised") if what == "raised" else value)
         except (EOFError, OSError):
             return self._lost(self._obituary(), "crashed")
         if not self.process.is_alive() and not self.connection.poll():
@@ -141,18 +141,18 @@ class _Slot(Generic[T, R]):
             return self._lost(f"timed out: no progress for {limit:g} s, killed", "hung")
         return None
 
-    def _finish(self, answer: R | Failure) -> tuple[int, R | Failure]:
+    def _finish(self, answer: R | TaskFailure) -> tuple[int, R | TaskFailure]:
         index, self._index = self._index, None
         assert index is not None
         return index, answer
 
-    def _lost(self, reason: str, kind: str) -> tuple[int, R | Failure] | None:
+    def _lost(self, reason: str, kind: str) -> tuple[int, R | TaskFailure] | None:
         self.alive = False
         if self._index is None:
             if not self._ready:
                 raise TwoStreamError(f"a worker process cannot start ({reason}); try --processes 0")
             return None
-        return self._finish(Failure(reason, kind))
+        return self._finish(TaskFailure(reason, kind))
 
     def _obituary(self) -> str:
         self.process.join(5)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import two_stream
-from two_stream.config.load import read_yaml, validate
+from two_stream.config.load import read_yaml, validate_settings
 from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError
 from two_stream.evaluation.runs.lookup import history, settings_of
-from two_stream.evaluation.scores.files import common, find_scores, read_scores
+from two_stream.evaluation.scores.files import find_scores, keep_common_videos, read_scores
 from two_stream.evaluation.scores.fusion import combine, fuse
 from two_stream.evaluation.scores.metrics import main_value
 from two_stream.runtime.device import pick_device
@@ -45,10 +45,10 @@ def recipe(modality: Modality, settings_root: Path, device: str) -> Path:
     return found
 
 
-def experiment_of(path: Path, changes: dict[str, Any], name: str, runs: Path) -> Experiment:
+def recipe_experiment(path: Path, changes: dict[str, Any], name: str, runs: Path) -> Experiment:
     """Return a recipe's settings for a data set."""
     settings = merged(read_yaml(path), nested(changes))
-    return validate(Experiment, settings | {"name": name, "runs": str(runs)}, path)
+    return validate_settings(Experiment, settings | {"name": name, "runs": str(runs)}, path)
 
 
 def pass_seconds(experiment: Experiment, baseline: RunPaths, videos: int) -> float:
@@ -120,7 +120,7 @@ def candidate(name: str, runs: Sequence[RunPaths], rule: str) -> Candidate:
         rule: `learned` fits the weights on the validation scores, others weigh the runs alike.
     """
     tests, vals = ([read_scores(find_scores(run.root, part)) for run in runs] for part in ("test", "val"))
-    vals = common(vals)
+    vals = keep_common_videos(vals)
     if len(runs) == 1:
         test, weights, rule = tests[0], [1.0], "logits"
     else:

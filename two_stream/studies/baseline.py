@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from two_stream.config.load import validate
+from two_stream.config.load import validate_settings
 from two_stream.config.schema import Experiment
 from two_stream.data.catalog import Record
 from two_stream.data.splits import load_part
@@ -107,7 +107,7 @@ def run_baseline(
 
 def _experiment(stream: str, changes: dict[str, Any], folder: Path) -> Experiment:
     settings = merged(baseline_settings(stream), nested(changes))
-    return validate(Experiment, settings | {"name": stream, "runs": str(folder)}, SETTINGS)
+    return validate_settings(Experiment, settings | {"name": stream, "runs": str(folder)}, SETTINGS)
 
 
 def _joined(runs: Sequence[RunPaths], part: Part) -> list[ScoreTable]:

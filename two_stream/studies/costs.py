@@ -13,7 +13,12 @@ from typing import Any
 import torch
 
 from two_stream.config.schema import Experiment
-from two_stream.evaluation.scoring.network import carried_out, example_clip, is_exact, ready
+from two_stream.evaluation.scoring.network import (
+    example_clip,
+    is_exact,
+    prepare_for_inference,
+    resolve_evaluation,
+)
 from two_stream.pretrained import alterations_in, read_model
 from two_stream.profiling import meta_twin, multiply_adds, parameter_count
 from two_stream.profiling.memory import PeakMemory
@@ -22,7 +27,7 @@ from two_stream.recognizer import Recognizer
 from two_stream.runtime.device import autocast
 from two_stream.runtime.files import write_json
 from two_stream.runtime.provenance import environment
-from two_stream.studies.statistics.results import Cost
+from two_stream.studies.statistics.results import VariantCost
 
 _SECONDS = 1.0
 """of timed passes per model"""
@@ -37,7 +42,7 @@ def measure_cost(
     device: torch.device,
     seconds: float = _SECONDS,
     run: Path | None = None,
-) -> Cost:
+) -> VariantCost:
     """Count a variant's parameters and operations, and time the forward pass of one view as it is evaluated.
 
     The network has random weights, which cost the same; precision, folding and memory format are those of the
@@ -57,9 +62,9 @@ def measure_cost(
     if experiment.channels_last:
         model.channels_last()
     exact = is_exact(experiment)
-    options = carried_out(model, experiment.evaluate, device, exact=exact)
+    options = resolve_evaluation(model, experiment.evaluate, device, exact=exact)
     parameters, operations = parameter_count(meta_twin(model)), multiply_adds(model)
-    network = ready(model, options)
+    network = prepare_for_inference(model, options)
     clip_BCTHW = example_clip(model)
     del model
     memory = PeakMemory(device)
@@ -70,7 +75,7 @@ def measure_cost(
 
     forward()
     times = timed(forward, device, seconds)
-    return Cost(
+    return VariantCost(
         parameters=parameters,
         multiply_adds=operations,
         views=views,
@@ -88,7 +93,7 @@ def kept_cost(
     *,
     device: torch.device,
     run: Path | None = None,
-) -> Cost:
+) -> VariantCost:
     """Return a variant's cost from a file, or measure it and keep it there.
 
     Variants whose models, precision and machine are the same share a measurement; a file that is damaged or of
@@ -131,8 +136,8 @@ def cost_key(
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _read(path: Path) -> dict[str, Cost]:
+def _read(path: Path) -> dict[str, VariantCost]:
     try:
-        return {str(key): Cost(**value) for key, value in json.loads(path.read_bytes()).items()}
+        return {str(key): VariantCost(**value) for key, value in json.loads(path.read_bytes()).items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}

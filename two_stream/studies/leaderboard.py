@@ -13,9 +13,9 @@ from two_stream.evaluation.scores.statistics import LEVEL, Interval, holm
 from two_stream.evaluation.scores.words import DASH, count_sources, percent, protocol_line
 from two_stream.studies.report.terminal import p_value
 from two_stream.studies.statistics.comparison import ENOUGH_TRAININGS, main_test
-from two_stream.studies.statistics.compatible import protocol_key, said
+from two_stream.studies.statistics.compatible import protocol_key, stated_fact
 from two_stream.studies.statistics.panel import Panel, panel_of
-from two_stream.studies.statistics.scored import Scored, grouped, read_scored
+from two_stream.studies.statistics.scored import ScoredRun, grouped, read_scored
 
 COLUMNS = ("#", "variant", "accuracy [interval]", "behind", "p (Holm)", "modality", "model", "runs", "date")
 
@@ -45,7 +45,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Board:
+class RankedTable:
     """Variants on the same data, splits and protocol, best first."""
 
     title: str
@@ -57,7 +57,7 @@ class Board:
 class Leaderboard:
     """All boards of a folder, and the files that could not be read."""
 
-    boards: list[Board]
+    boards: list[RankedTable]
     damaged: list[str] = field(default_factory=list)
 
 
@@ -84,14 +84,14 @@ def leaderboard(root: Path, part: str = "test", level: float = LEVEL) -> Leaderb
         raise ScoreError(
             f"{root}: no score file of the {part} part below it{broken}; `two-stream evaluate RUN` writes one"
         )
-    alike: dict[str, list[Scored]] = {}
+    alike: dict[str, list[ScoredRun]] = {}
     for item in found:
         alike.setdefault(protocol_key(item), []).append(item)
     boards = [board for members in alike.values() for board in _boards(members, level, damaged)]
     return Leaderboard(sorted(boards, key=lambda board: board.title), damaged)
 
 
-def _read_all(root: Path, part: str) -> tuple[list[Scored], list[str]]:
+def _read_all(root: Path, part: str) -> tuple[list[ScoredRun], list[str]]:
     found, damaged = [], []
     for path in sorted(root.rglob("*.npz")):
         if any(folder.name.startswith(".") for folder in path.relative_to(root).parents):
@@ -106,7 +106,7 @@ def _read_all(root: Path, part: str) -> tuple[list[Scored], list[str]]:
     return found, damaged
 
 
-def _boards(members: Sequence[Scored], level: float, damaged: list[str]) -> list[Board]:
+def _boards(members: Sequence[ScoredRun], level: float, damaged: list[str]) -> list[RankedTable]:
     """Return the boards of score files of one protocol, one for each set of splits."""
     groups = grouped(members)
     panels: dict[str, Panel] = {}
@@ -122,8 +122,8 @@ def _boards(members: Sequence[Scored], level: float, damaged: list[str]) -> list
 
 
 def _board(
-    groups: dict[str, list[Scored]], panels: dict[str, Panel], level: float, damaged: list[str]
-) -> Board:
+    groups: dict[str, list[ScoredRun]], panels: dict[str, Panel], level: float, damaged: list[str]
+) -> RankedTable:
     order = sorted(panels, key=lambda name: (-panels[name].estimate().value, name))
     first = order[0]
     tested = [name for name in order if len(panels[name].seeds) >= ENOUGH_TRAININGS]
@@ -156,7 +156,7 @@ def _board(
             )
         )
     lead = panels[first]
-    return Board(_title(lead), "mAP" if lead.multi_label else "top-1", standings)
+    return RankedTable(_title(lead), "mAP" if lead.multi_label else "top-1", standings)
 
 
 def _title(panel: Panel) -> str:
@@ -167,11 +167,11 @@ def _title(panel: Panel) -> str:
     }
     meta |= {"split": splits, "kind": None}
     sources = f" of {count_sources(panel.groups)}" if panel.groups is not None else ""
-    precision = said(panel.first.meta, "precision").replace("None", "unknown precision")
+    precision = stated_fact(panel.first.meta, "precision").replace("None", "unknown precision")
     return f"{protocol_line(meta)} · {precision} · {round(panel.videos)} videos{sources}"
 
 
-def _model(item: Scored) -> str:
+def _model(item: ScoredRun) -> str:
     if item.table.meta.get("kind") == "fused":
         return f"fusion ({item.table.meta.get('rule')})"
     if item.experiment is None:
@@ -181,7 +181,7 @@ def _model(item: Scored) -> str:
     return f"{model.backbone.kind}{reduction} + {model.head.kind}"
 
 
-def _date(items: Sequence[Scored]) -> str:
+def _date(items: Sequence[ScoredRun]) -> str:
     newest = max(Path(item.file).stat().st_mtime for item in items)
     return datetime.fromtimestamp(newest).strftime("%Y-%m-%d")
 
@@ -192,7 +192,7 @@ def _runs(standing: Standing) -> str:
     return f"{number} run{'s' if number > 1 else ''}" if few else str(number)
 
 
-def rows(board: Board) -> list[list[str]]:
+def rows(board: RankedTable) -> list[list[str]]:
     """Return the cells of a board's table, in the order of `COLUMNS`, accuracies in per cent."""
     return [
         [

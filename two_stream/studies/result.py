@@ -16,18 +16,18 @@ from two_stream.runtime.console import note
 from two_stream.runtime.device import pick_device, set_threads
 from two_stream.studies.costs import kept_cost
 from two_stream.studies.running.ablation import Ran
-from two_stream.studies.running.cells import Job, Outcome
+from two_stream.studies.running.cells import StudyJob, StudyOutcome
 from two_stream.studies.running.plan import Cell, folder_of
 from two_stream.studies.running.variants import Variant, pairs_of, variants_of
-from two_stream.studies.statistics.results import Cost, Published, RunRow, StudyResult
+from two_stream.studies.statistics.results import Published, RunRow, StudyResult, VariantCost
 from two_stream.studies.statistics.summary import Question, VariantRuns, study_result
 from two_stream.types import Part, RunPaths, ScoreTable
 
-Entry = tuple[Cell, Job, Outcome]
+Entry = tuple[Cell, StudyJob, StudyOutcome]
 """A cell that is done."""
 
 
-def result_of(ran: Ran, *, source: Path, command: str) -> StudyResult:
+def summarize_study(ran: Ran, *, source: Path, command: str) -> StudyResult:
     """Run the statistics over what the cells of a study came to, and measure what its variants cost.
 
     Args:
@@ -97,7 +97,9 @@ def _tables(mine: Sequence[Entry], part: Part) -> dict[tuple[int, int], ScoreTab
     }
 
 
-def _cost(study: Study, job: Job, outcome: Outcome, tables: dict[tuple[int, int], ScoreTable]) -> Cost:
+def _cost(
+    study: Study, job: StudyJob, outcome: StudyOutcome, tables: dict[tuple[int, int], ScoreTable]
+) -> VariantCost:
     """Measure what a variant costs, or take what was measured on this machine before."""
     experiment = job.settings()
     table = next(iter(tables.values()))

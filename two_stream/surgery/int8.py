@@ -10,7 +10,7 @@ import torch
 
 from two_stream.recognizer import Recognizer
 from two_stream.surgery.base import Alteration
-from two_stream.surgery.int8_graph import convert, has_vnni, hushed, kept_layers, prepare, use_engine
+from two_stream.surgery.int8_graph import convert, has_vnni, hushed, insert_observers, kept_layers, use_engine
 from two_stream.surgery.ranges import NARROW, NARROWER, layer_config
 
 _VALUES, _SCALE, _ZERO = "#int8", "#scale", "#zero"
@@ -64,7 +64,7 @@ class Int8(Alteration):
         training = model.training
         with hushed():
             model.train(self.fake)
-            prepare(model, self._config(), kept, fake=self.fake)
+            insert_observers(model, self._config(), kept, fake=self.fake)
         model.train(training)
 
     def compute(self, model: Recognizer) -> None:

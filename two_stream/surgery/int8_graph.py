@@ -166,7 +166,7 @@ def kept_layers(model: Recognizer, patterns: Sequence[str]) -> set[str]:
     return kept
 
 
-def prepare(model: Recognizer, config: QConfig, kept: Sequence[str], *, fake: bool) -> None:
+def insert_observers(model: Recognizer, config: QConfig, kept: Sequence[str], *, fake: bool) -> None:
     """Put observers (or, with `fake`, rounding) around the layers of a model, in place; BatchNorm is joined to them.
 
     Args:
@@ -201,7 +201,7 @@ def prepare(model: Recognizer, config: QConfig, kept: Sequence[str], *, fake: bo
 
 
 def convert(model: Recognizer) -> None:
-    """Turn what `prepare` observed into layers that compute in int8, in place."""
+    """Turn what `insert_observers` observed into layers that compute in int8, in place."""
     model.cpu().eval()
     backbone = model.backbone
     assert isinstance(backbone, GraphBackbone)

@@ -18,7 +18,7 @@ from torch import nn
 from two_stream.errors import CheckpointError
 from two_stream.runtime.console import warn
 from two_stream.runtime.files import room_for
-from two_stream.runtime.folders import replaced_folder, verify_checksums, whole_folder
+from two_stream.runtime.folders import complete_folder, replaced_folder, verify_checksums
 from two_stream.types import RunPaths
 
 WEIGHTS = "model.safetensors"
@@ -60,7 +60,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
 
 def has_checkpoint(paths: RunPaths) -> bool:
     """Whether a run has something to continue from."""
-    return whole_folder(paths.last).is_dir()
+    return complete_folder(paths.last).is_dir()
 
 
 def load_newest(paths: RunPaths) -> tuple[dict[str, torch.Tensor], dict[str, Any], bool]:
@@ -75,11 +75,11 @@ def load_newest(paths: RunPaths) -> tuple[dict[str, torch.Tensor], dict[str, Any
         CheckpointError: Both are damaged or missing; names the first damaged file.
     """
     try:
-        return (*load_checkpoint(whole_folder(paths.last)), True)
+        return (*load_checkpoint(complete_folder(paths.last)), True)
     except CheckpointError as error:
-        if not whole_folder(paths.best).is_dir():
+        if not complete_folder(paths.best).is_dir():
             raise
-        weights, state = load_checkpoint(whole_folder(paths.best))
+        weights, state = load_checkpoint(complete_folder(paths.best))
         warn(f"{error}")
         epoch = state["progress"]["epoch"]
         warn(f"continuing from {paths.best} instead, after epoch {epoch}; the steps since are repeated")

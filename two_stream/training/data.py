@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from two_stream.config.schema import Experiment
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.clips.balance import class_counts
-from two_stream.data.clips.dataset import ClipDataset, ClipItem, Failure
+from two_stream.data.clips.dataset import ClipDataset, ClipFailure, ClipItem
 from two_stream.data.clips.loader import Share, clip_loader, train_loader
 from two_stream.data.mirror import Mirror, mirror_note, mirror_of
 from two_stream.data.splits import load_part
@@ -26,7 +26,7 @@ from two_stream.runtime.console import warn
 from two_stream.training.losses import Labels
 from two_stream.types import Batch, InputSpec, Part, VideoRecord
 
-Wrap = Callable[[ClipDataset], Dataset[ClipItem | Failure]]
+Wrap = Callable[[ClipDataset], Dataset[ClipItem | ClipFailure]]
 _PARTS: tuple[Part, Part] = ("train", "val")
 
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from two_stream.errors import shown
+from two_stream.errors import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,7 +55,7 @@ def confusion_figure(confusion_KK: NDArray[np.int64], class_names: list[str], ti
     """
     from matplotlib.figure import Figure
 
-    class_names = [shown(name) for name in class_names]
+    class_names = [printable(name) for name in class_names]
     count = len(class_names)
     side = float(np.clip(2.5 + 0.32 * count, 4.0, 16.0))
     figure = Figure(figsize=(side, side), dpi=100, layout="constrained")

@@ -37,7 +37,7 @@ class TrainResult:
     """what the best epoch was picked by"""
 
 
-def result_of(
+def training_result(
     paths: RunPaths, progress: Progress, selection: str, already_finished: bool, interrupted: int | None
 ) -> TrainResult:
     """Return how a run ended that got this far."""

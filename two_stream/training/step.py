@@ -116,7 +116,7 @@ class Stepper:
         share = planned / world  # the exchange takes the mean over the processes, and the sum is wanted
         for first in range(0, count, world):
             batch, last = next(batches, None), first + world >= count
-            with self.parallel.row(min(world, count - first), last=last):
+            with self.parallel.micro_step(min(world, count - first), last=last):
                 if batch is None:
                     self._idle(last=last)
                     continue
@@ -199,7 +199,7 @@ class Stepper:
             f"the {what} is not finite ({value}) in epoch {at.epoch + 1}, step {at.step + 1}; "
             f"clips of the step: {', '.join(named)}; look at them, or lower the learning rate or set `train.clip_grad`"
         )
-        raise distributed.common(error)
+        raise distributed.shared_error(error)
 
 
 def _wide(device: torch.device) -> torch.device:

@@ -27,12 +27,12 @@ from two_stream.evaluation.features.cache import FeatureCache
 from two_stream.evaluation.features.extract_features import backbone_sha256
 from two_stream.evaluation.scores.words import expected_words
 from two_stream.pretrained import load_library, load_weights, reshape_like, write_model
-from two_stream.recognizer import Recognizer, create_model, settled
+from two_stream.recognizer import Recognizer, create_model, resolve_options
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, warn
 from two_stream.runtime.device import pick_device, set_deterministic, set_threads
 from two_stream.runtime.files import room_for
-from two_stream.runtime.folders import whole_folder
+from two_stream.runtime.folders import complete_folder
 from two_stream.runtime.seeding import seed_everything
 from two_stream.training.checkpoint import has_checkpoint
 from two_stream.training.compiling import compile_stages
@@ -78,9 +78,9 @@ def train(experiment: Experiment, *, resume: bool = False, overwrite: bool = Fal
     except RuntimeError as error:
         if killed := loader_killed(error):
             raise TrainingError(killed) from None
-        if not distributed.lost(error):
+        if not distributed.is_peer_failure(error):
             raise
-        raise distributed.common(
+        raise distributed.shared_error(
             TrainingError("another process of the run has gone, so this one ends too; see what it said")
         ) from None
     distributed.shutdown()
@@ -96,12 +96,12 @@ def _tell_expected(experiment: Experiment) -> None:
 
 
 def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainResult:
-    with distributed.together():
-        experiment = experiment.model_copy(update={"model": settled(experiment.model)})
+    with distributed.raise_on_all_ranks():
+        experiment = experiment.model_copy(update={"model": resolve_options(experiment.model)})
     start = distributed.on_main(lambda: _start(experiment, resume=resume, overwrite=overwrite))
     paths, resume, overwrite = start.paths, start.resume, start.overwrite
     continues = resume and start.has_checkpoint
-    with distributed.together():
+    with distributed.raise_on_all_ranks():
         set_threads(experiment.threads)
         device = pick_device(experiment.device)
         set_deterministic(experiment.deterministic, device)
@@ -174,7 +174,7 @@ def _open(paths: RunPaths, experiment: Experiment, facts: dict[str, str], *, ove
 def _compare_lists(data: TrainingData) -> None:
     """Refuse to train on different lists at once, as two machines may have them."""
     if len(set(distributed.all_objects(data.fingerprint))) > 1:
-        raise distributed.common(
+        raise distributed.shared_error(
             DataError(
                 "the processes read different split lists; give every machine the same `data.settings_root`"
             )
@@ -188,9 +188,9 @@ def _reshape_like_run(model: Recognizer, paths: RunPaths) -> None:
         CheckpointError: Neither can be read.
     """
     try:
-        reshape_like(model, whole_folder(paths.last))
+        reshape_like(model, complete_folder(paths.last))
     except CheckpointError:
-        reshape_like(model, whole_folder(paths.best))
+        reshape_like(model, complete_folder(paths.best))
 
 
 def start_model(experiment: Experiment) -> Recognizer:
@@ -238,7 +238,7 @@ def _prepare(
     if features is not None:
         assert options.freeze_until is not None  # `Experiment` sees to it
         model.freeze_until(options.freeze_until)
-        model.take_stored(features.layout, features)
+        model.use_cached_features(features.layout, features)
         _check_tokens(model)
         return
     if options.sync_batchnorm and distributed.world_size() > 1:

@@ -31,7 +31,7 @@ from two_stream.training.losses import Labels
 from two_stream.training.optim import build_optimizer, restore_optimizer, update_rule
 from two_stream.training.parallel.join import parallel
 from two_stream.training.progress import Progress
-from two_stream.training.result import SELECTION_LABELS, TrainResult, checkpoint_meta, result_of
+from two_stream.training.result import SELECTION_LABELS, TrainResult, checkpoint_meta, training_result
 from two_stream.training.schedule import Schedule, build_schedule
 from two_stream.training.short_maps import mind_short_maps
 from two_stream.training.step import Position, Stepper
@@ -81,7 +81,7 @@ class Trainer:
         options = experiment.train
         for part, count in (("training", data.num_train), ("validation", data.num_val)):
             if not count:
-                raise distributed.common(
+                raise distributed.shared_error(
                     DataError(f"the {part} part has no videos; check the split list and `data.holdout`")
                 )
         self.experiment = experiment
@@ -95,7 +95,7 @@ class Trainer:
         mind_short_maps(self.model, device, options.precision)
         self.parallel = parallel(self.model, options, device)
         stages = cast(Staged, model).stages()
-        with distributed.together():
+        with distributed.raise_on_all_ranks():
             self.optimizer = build_optimizer(
                 model,
                 stages,
@@ -136,7 +136,7 @@ class Trainer:
                 f"the training part has {clips} videos, too few for one step of {group} × {options.batch_size} clips; "
                 "lower `train.accumulate` or set `train.last_group: step`"
             )
-            raise distributed.common(error)
+            raise distributed.shared_error(error)
         self.steps = -(-self.batches // group)
 
     def _train_beside(self, parameters: list[nn.Parameter]) -> None:
@@ -176,7 +176,7 @@ class Trainer:
                 f"{self.paths.root}: the split lists or stored features changed since the run began, so it cannot "
                 "continue; restore them or start over with --overwrite"
             )
-            raise distributed.common(error)
+            raise distributed.shared_error(error)
         self._regroup(state.get("group", self.options.accumulate))
         trained, averaged = (weights, state["other"])
         if state["holds"] == "averaged":
@@ -189,7 +189,7 @@ class Trainer:
         except (RuntimeError, ValueError) as failure:
             reason = str(failure).splitlines()[-1].strip()
             misfit = CheckpointError(f"{self.paths.last}: does not fit the model ({reason})")
-            raise distributed.common(misfit) from None
+            raise distributed.shared_error(misfit) from None
         self.extension.load_state(state.get("extension", {}))
         self.extension.restored(self.stepper.models)
         self.schedule.load_state_dict(state["schedule"])
@@ -240,7 +240,7 @@ class Trainer:
                 return False
             self.progress.batch = self.batches
         begin = time.perf_counter()
-        with distributed.together():
+        with distributed.raise_on_all_ranks():
             loader = self.data.validation()
         validation = validate(
             self.evaluated,
@@ -263,7 +263,7 @@ class Trainer:
         """Make the remaining steps of the epoch, or those until a stop is asked for."""
         at = self.progress
         dealt = {} if distributed.world_size() == 1 else {"group": self.group}
-        with distributed.together():
+        with distributed.raise_on_all_ranks():
             loader = self.data.train(at.epoch, at.batch, **dealt)
             feed = Feed(loader, self.device)
         self.stepper.ahead = feed.ahead
@@ -316,7 +316,7 @@ class Trainer:
     def _end_epoch(self, validation: Validation, seconds: float, tracker: Tracker) -> None:
         at = self.progress
         if not at.clips:
-            raise distributed.common(
+            raise distributed.shared_error(
                 DataError("no training clip could be read; run `two-stream check` on the data set")
             )
         line = {
@@ -420,4 +420,4 @@ class Trainer:
 
     def _result(self, *, already_finished: bool = False, interrupted: int | None = None) -> TrainResult:
         selection = self.options.selection
-        return result_of(self.paths, self.progress, selection, already_finished, interrupted)
+        return training_result(self.paths, self.progress, selection, already_finished, interrupted)

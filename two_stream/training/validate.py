@@ -128,7 +128,7 @@ class Tally:
         if anyone_left:
             return None
         if not clips:
-            raise distributed.common(
+            raise distributed.shared_error(
                 DataError("no validation clip could be read; run `two-stream check` on the data set")
             )
         confusion = None if multi_label else np.array(cells, dtype=np.int64).reshape(self.confusion.shape)

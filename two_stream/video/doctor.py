@@ -17,10 +17,10 @@ import cv2
 from two_stream.errors import TwoStreamError, VideoError
 from two_stream.runtime.console import progress
 from two_stream.runtime.files import sha256
-from two_stream.runtime.workers import Beat, Failure, run_tasks, usable_processes
+from two_stream.runtime.workers import Beat, TaskFailure, run_tasks, usable_processes
 from two_stream.types import Modality
 from two_stream.video.decoding.reader import backend_version, open_video
-from two_stream.video.extraction.many_videos import read_manifest
+from two_stream.video.extraction.one_video import read_extraction_manifest
 from two_stream.video.frames import FLAGS, FramePatterns, content_of, decoded
 from two_stream.video.sources import video_files
 
@@ -72,7 +72,7 @@ class _FolderJob:
     decode: bool
 
 
-def examine(
+def examine_videos(
     paths: Iterable[Path],
     *,
     min_frames: int = 2,
@@ -152,7 +152,7 @@ def _run(
         closing(run_tasks(function, jobs, processes=count, patience=patience)) as answers,
     ):
         for index, answer in answers:
-            if isinstance(answer, Failure):
+            if isinstance(answer, TaskFailure):
                 kind = "timed_out" if answer.kind == "hung" else "unreadable"
                 answer = [Finding(kind, "error", names[index], answer.reason)]
             found[names[index]] = list(answer)
@@ -227,7 +227,7 @@ def examine_folder(job: _FolderJob, beat: Beat) -> list[Finding]:
             findings += _pictures(paths, job.decode, FLAGS[modality], sizes, beat)
         findings += _odd_sizes(sizes)
     findings += _counts(job, counts)
-    manifest = read_manifest(job.folder)
+    manifest = read_extraction_manifest(job.folder)
     if manifest and manifest.get("damage"):
         findings.append(Finding("damaged", "warning", subject, f"its video: {manifest['damage']}"))
     return findings

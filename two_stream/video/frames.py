@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from two_stream.errors import SettingsError, VideoError
 from two_stream.types import Modality
 from two_stream.video.damage import damage_in, decoder_words, tell_damage
-from two_stream.video.region import Region, fit, reduction
+from two_stream.video.region import Region, fit_frame, reduction
 
 _JPEG_START = b"\xff\xd8"
 _JPEG_END = b"\xff\xd9"
@@ -26,7 +26,7 @@ FLAGS: dict[str, int] = {
     "rgb": cv2.IMREAD_COLOR_RGB if _READS_RGB else cv2.IMREAD_COLOR,
     "flow": cv2.IMREAD_GRAYSCALE,
 }
-"""how a stored picture of a modality is decoded; `joined` makes a frame of the result"""
+"""how a stored picture of a modality is decoded; `join_decoded` makes a frame of the result"""
 _REDUCED = {
     1: 0,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
@@ -172,14 +172,14 @@ def read_frames(
         planes = [
             read_picture(path, flags, wanted) if wanted else read_picture(path, flags) for path in paths
         ]
-        return joined(planes, paths[-1])
+        return join_decoded(planes, paths[-1])
 
-    return assemble(
+    return assemble_frames(
         folder, numbers, picture, resize, region, lambda number: chosen.names(modality, number)[0]
     )
 
 
-def assemble(
+def assemble_frames(
     name: Path | str,
     numbers: Sequence[int],
     picture: Callable[[int], NDArray[np.uint8]],
@@ -212,7 +212,7 @@ def assemble(
         rows[number] = row
         stored = picture(int(number))
         if out is None:
-            first = fit(stored, resize, region)
+            first = fit_frame(stored, resize, region)
             out = np.empty((len(numbers), *first.shape), np.uint8)
             out[0] = first
         else:
@@ -222,12 +222,12 @@ def assemble(
                     f"{name}/{frame_name(number)}",
                     f"is {size}, other frames of the folder {out.shape[2]}×{out.shape[1]}",
                 )
-            fit(stored, resize, region, out[row])
+            fit_frame(stored, resize, region, out[row])
     assert out is not None
     return out
 
 
-def joined(planes: Sequence[NDArray[np.uint8]], second: Path | str) -> NDArray[np.uint8]:
+def join_decoded(planes: Sequence[NDArray[np.uint8]], second: Path | str) -> NDArray[np.uint8]:
     """Make one picture of what was decoded with `FLAGS`: RGB, or flow x and y.
 
     Flow is resized as one picture of two channels, as the published evaluators do: OpenCV rounds single planes

@@ -32,7 +32,7 @@ class Region:
     direct: bool = False
 
 
-def fit(
+def fit_frame(
     picture: Image, resize: tuple[int, int] | None, region: Region | None = None, out: Image | None = None
 ) -> Image:
     """Resize a picture `(H, W, C)` and cut the wanted part out of it.

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from two_stream.config.load import validate
+from two_stream.config.load import validate_settings
 from two_stream.config.model import ModelOptions
 from two_stream.errors import SettingsError
 from two_stream.zoo import co3d, families, kinetics, late_temporal, modern
@@ -70,7 +70,7 @@ def resolve(name_or_options: str | ModelOptions, **changes: Any) -> ModelOptions
     base = options.model_dump()
     if changes.get("modality", options.modality) != options.modality:
         base["input"].update(_other_modality(base["input"]))
-    return validate(ModelOptions, _merge(base, changes), source)
+    return validate_settings(ModelOptions, _merge(base, changes), source)
 
 
 def _other_modality(input_: dict[str, Any]) -> dict[str, Any]:

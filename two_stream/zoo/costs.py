@@ -14,7 +14,7 @@ FILE = Path(__file__).with_name("costs.json")
 
 
 @dataclass(frozen=True)
-class Cost:
+class ModelCost:
     """Parameters and multiply-adds of a clip, by the number of classes, and the clip."""
 
     parameters: tuple[int, int]
@@ -32,11 +32,11 @@ class Cost:
 
 
 @cache
-def costs() -> dict[str, Cost]:
+def costs() -> dict[str, ModelCost]:
     """Return the costs of every model by its full name."""
     found = json.loads(FILE.read_text(encoding="utf-8"))
     return {
-        name: Cost(
+        name: ModelCost(
             (entry["parameters"][0], entry["parameters"][1]),
             (entry["multiply_adds"][0], entry["multiply_adds"][1]),
             *entry["clip"],

@@ -12,7 +12,7 @@ from two_stream.backbones.hf_architectures import ARCHITECTURES
 from two_stream.config.model import HfVideo, ModelOptions
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.pretrained import load_library, load_weights, read_model, write_model
-from two_stream.recognizer import Recognizer, settled
+from two_stream.recognizer import Recognizer, resolve_options
 
 SHARED = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 SMALL = {
@@ -184,7 +184,7 @@ def test_a_run_folder_is_enough_when_the_models_folder_has_gone(kind, tmp_path):
         assert torch.equal(again(x), model(x))
     assert again.spec == model.spec
     assert again.spec.mean == (0.4, 0.5, 0.6)
-    assert settled(again.options) == again.options
+    assert resolve_options(again.options) == again.options
     with pytest.raises(CheckpointError, match=r"the weights of .*library cannot be read or fetched \(.*\)"):
         load_library(again)
 
@@ -211,7 +211,7 @@ def test_pixels_are_what_the_models_file_says(tmp_path):
 
 def test_a_changed_number_in_config_overrides_the_models_file(tmp_path):
     saved("timesformer", tmp_path)
-    options = settled(
+    options = resolve_options(
         ModelOptions(backbone=HfVideo(model=str(tmp_path), config={"attention_type": "joint_space_time"}))
     )
     assert options.backbone.architecture == "timesformer"

@@ -16,7 +16,7 @@ from two_stream.compression.channels import narrow
 from two_stream.compression.choice import choose_levels
 from two_stream.compression.layers import layers_of, read_levels
 from two_stream.compression.masks import kept, level_threshold
-from two_stream.compression.sensitivity import Point, Sensitivity, fixed_clips, measure_sensitivity
+from two_stream.compression.sensitivity import Sensitivity, SensitivityPoint, fixed_clips, measure_sensitivity
 from two_stream.config.compress import Prune
 from two_stream.errors import SettingsError
 from two_stream.evaluation.runs.run import load_run
@@ -87,13 +87,15 @@ def made_up(run: Path, losses: dict[str, tuple[float, float]]) -> Sensitivity:
     model = load_run(run).model
     whole = nonzero_parameters(model)
     points = [
-        Point(
+        SensitivityPoint(
             name, level, 0.0, 0.0, 1.0 + loss, whole - int(level * layers_of(model)[name].weight.numel()), 1
         )
         for name, pair in losses.items()
         for level, loss in zip((0.5, 0.9), pair, strict=True)
     ]
-    return Sensitivity("run", "weights", "val", 1, 0, Point("", 0.0, 0.0, 0.0, 1.0, whole, 1), points)
+    return Sensitivity(
+        "run", "weights", "val", 1, 0, SensitivityPoint("", 0.0, 0.0, 0.0, 1.0, whole, 1), points
+    )
 
 
 def test_cheap_layers_are_pruned_first_and_the_budget_is_met(rgb_run: Path) -> None:

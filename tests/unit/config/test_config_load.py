@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from two_stream.config.load import dump, load_experiment, validate
+from two_stream.config.load import dump, load_experiment, validate_settings
 from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError
 
@@ -24,7 +24,7 @@ def complaint(tmp_path: Path, text: str) -> str:
 
 
 def test_dump_reads_back_equal() -> None:
-    experiment = validate(
+    experiment = validate_settings(
         Experiment,
         {
             "model": {"head": {"kind": "lstm", "hidden": 7}, "input": {"resize": [8, 9]}},
@@ -32,7 +32,7 @@ def test_dump_reads_back_equal() -> None:
         },
         "x",
     )
-    assert validate(Experiment, yaml.safe_load(dump(experiment)), "x") == experiment
+    assert validate_settings(Experiment, yaml.safe_load(dump(experiment)), "x") == experiment
 
 
 def test_scientific_notation_without_dot_is_a_number(tmp_path: Path) -> None:

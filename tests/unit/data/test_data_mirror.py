@@ -16,7 +16,7 @@ from two_stream.data.mirror import Mirror, mirror_note, mirror_of
 from two_stream.data.sources.base import ClipSource
 from two_stream.data.splits import load_part
 from two_stream.evaluation.scoring.score import score_videos
-from two_stream.evaluation.scoring.views import describe
+from two_stream.evaluation.scoring.views import describe_views
 from two_stream.types import InputSpec, VideoRecord
 from two_stream.video.region import Region
 
@@ -140,11 +140,15 @@ def test_without_mirror_images_five_crops_are_left_and_the_protocol_says_so():
     assert ten.view_logits is not None
     np.testing.assert_array_equal(five.view_logits, ten.view_logits[:10])
     options = EvaluateOptions(precision="fp32")
-    assert "five-crop (ten-crop without mirror images)" in describe(options, mirror=Mirror(allowed=False))
-    assert describe(options, mirror=PAIRS).endswith("mirrored classes exchanged")
+    assert "five-crop (ten-crop without mirror images)" in describe_views(
+        options, mirror=Mirror(allowed=False)
+    )
+    assert describe_views(options, mirror=PAIRS).endswith("mirrored classes exchanged")
     single = EvaluateOptions(crops="center")
     assert (
-        describe(single, mirror=PAIRS) == describe(single, mirror=Mirror(allowed=False)) == describe(single)
+        describe_views(single, mirror=PAIRS)
+        == describe_views(single, mirror=Mirror(allowed=False))
+        == describe_views(single)
     )
 
 

@@ -30,7 +30,7 @@ from two_stream.data.sources.shards import INDEX, ShardSource, key_of, parse_ind
 from two_stream.data.sources.storage import Storage
 from two_stream.data.splits import load_part
 from two_stream.errors import DataError, SettingsError, TwoStreamError, VideoError
-from two_stream.runtime.workers import Failure
+from two_stream.runtime.workers import TaskFailure
 from two_stream.types import Batch, InputSpec, Modality, VideoRecord
 from two_stream.video.region import Region
 
@@ -446,14 +446,14 @@ def test_a_video_that_kills_its_process_is_left_out_once(noisy: Record, tmp_path
     records = tuple(all_videos(noisy, "rgb")[:2])
     shard = Shard(tmp_path, 0, records, noisy, "rgb", QUICK, QUICK.recorded(noisy, "rgb"))
     with pytest.raises(TwoStreamError, match=r"000000\.tar: cannot be packed \(killed\)"):
-        _without_culprit(shard, Failure("killed"))
+        _without_culprit(shard, TaskFailure("killed"))
     shard.at.write_text(records[1].id)
-    again = _without_culprit(shard, Failure("killed"))
+    again = _without_culprit(shard, TaskFailure("killed"))
     note = shard_writer.write_shard(again, lambda: None)
     assert note["failed"] == [(records[1].id, "killed")]
     assert [video["id"] for video in note["videos"]] == [records[0].id]
     with pytest.raises(TwoStreamError, match="No space left"):
-        _without_culprit(again, Failure("OSError: No space left", "raised"))
+        _without_culprit(again, TaskFailure("OSError: No space left", "raised"))
 
 
 def test_the_command(noisy: Record, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from two_stream.config.load import dump, validate
+from two_stream.config.load import dump, validate_settings
 from two_stream.config.schema import AugmentOptions, EvaluateOptions, Experiment
 from two_stream.data.clips.companions import ClipsBeside, Companion
 from two_stream.data.clips.dataset import ClipDataset, ClipItem
@@ -28,7 +28,7 @@ from two_stream.data.sources.base import ClipSource
 from two_stream.errors import SettingsError
 from two_stream.runtime.seeding import rng
 from two_stream.types import Frames, InputSpec, Modality, VideoRecord, VideoViews, size_text
-from two_stream.video.region import Region, fit
+from two_stream.video.region import Region, fit_frame
 
 STORED = (50, 70)
 """of the frames below, neither resized nor cut"""
@@ -41,7 +41,7 @@ class Stored(ClipSource):
         self, video_id: str, numbers: Sequence[int], resize: tuple[int, int], region: Region | None = None
     ) -> Frames:
         frames = stored(self.modality, max(numbers))
-        return np.stack([fit(frames[number - 1], resize, region) for number in numbers])
+        return np.stack([fit_frame(frames[number - 1], resize, region) for number in numbers])
 
 
 def stored(modality: str, count: int) -> Frames:
@@ -64,7 +64,7 @@ def shrunk(modality: str, count: int, size: tuple[int, int]) -> Frames:
     [(48, (48, 48), 48), ([48, 64], (48, 64), (48, 64)), ([48, 48], (48, 48), 48)],
 )
 def test_a_crop_is_read_and_written_as_given(given: Any, size: tuple[int, int], kept: Any) -> None:
-    read = validate(Experiment, {"model": {"input": {"crop": given}}}, "file")
+    read = validate_settings(Experiment, {"model": {"input": {"crop": given}}}, "file")
     assert read.model.input.crop == kept
     assert spec_of((48, 64), read.model.input.crop).size == size
     written = dump(read)
@@ -77,14 +77,14 @@ def test_what_is_no_size_is_one_line(given: Any) -> None:
     with pytest.raises(
         SettingsError, match=r"`model.input.crop`: .* is no size; .* as \[144, 192\]"
     ) as caught:
-        validate(Experiment, {"model": {"input": {"crop": given}}}, "file")
+        validate_settings(Experiment, {"model": {"input": {"crop": given}}}, "file")
     assert "\n" not in str(caught.value)
 
 
 def test_a_crop_fits_the_frame_side_by_side() -> None:
-    validate(Experiment, {"model": {"input": {"resize": [48, 64], "crop": [40, 64]}}}, "file")
+    validate_settings(Experiment, {"model": {"input": {"resize": [48, 64], "crop": [40, 64]}}}, "file")
     with pytest.raises(SettingsError, match=r"crop \(64, 40\) is larger than the resized frame \(48, 64\)"):
-        validate(Experiment, {"model": {"input": {"resize": [48, 64], "crop": [64, 40]}}}, "file")
+        validate_settings(Experiment, {"model": {"input": {"resize": [48, 64], "crop": [64, 40]}}}, "file")
 
 
 def test_rectangles_by_hand() -> None:

@@ -19,7 +19,7 @@ from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
 from two_stream.errors import FullDiskError, VideoError
 from two_stream.evaluation.pictures.attention import Pathway, StreamAttention, read_attention
 from two_stream.evaluation.pictures.attention_figure import draw_attention
-from two_stream.evaluation.scoring.video import Reading
+from two_stream.evaluation.scoring.video import VideoInput
 from two_stream.pretrained import write_model
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.video.decoding.reader import open_video
@@ -31,7 +31,7 @@ RESIZE, CROP = (36, 48), 32
 TOP, LEFT = 2, 8
 """upper left corner of the centre crop in the resized frame"""
 MULTI = EvaluateOptions(views="multi", crops="ten")
-READING = Reading(short_side=None)
+READING = VideoInput(short_side=None)
 
 
 def write_video(path: Path, pictures: list[np.ndarray]) -> Path:
@@ -163,7 +163,7 @@ def test_of_two_clips_the_first_is_drawn_and_short_videos_are_looped(tmp_path):
 
 
 def test_published_frame_choice_is_followed(video):
-    paper = Reading(short_side=None, sampling="paper")
+    paper = VideoInput(short_side=None, sampling="paper")
     stream = read_attention(model_of(), video, EvaluateOptions(views="single"), paper, NAMES)
     assert stream.numbers == list(range(10, 18))  # (27 - 8) // 2 frames before it
     multi = read_attention(model_of(), video, MULTI, paper, NAMES)
@@ -294,7 +294,7 @@ def test_command_stacks_both_streams(video, run_folders, tmp_path, drawn, capsys
     assert out.read_bytes().startswith(b"\x89PNG")
     (figure,) = drawn
     expected = [
-        read_attention(model_of(name, seed=seed), video, MULTI, Reading(), NAMES).pathways[0].weights
+        read_attention(model_of(name, seed=seed), video, MULTI, VideoInput(), NAMES).pathways[0].weights
         for seed, name in enumerate(("rgb", "flow"))
     ]
     for axis, weights in zip(heat_maps(figure), expected, strict=True):

@@ -21,11 +21,12 @@ from two_stream.evaluation.pictures import attention
 from two_stream.evaluation.runs.frames_made import made_now
 from two_stream.evaluation.runs.run import evaluate_run, extraction_of, load_run, predict, reading_of
 from two_stream.evaluation.scoring import video as on_the_fly
-from two_stream.evaluation.scoring.video import Reading
+from two_stream.evaluation.scoring.video import VideoInput
 from two_stream.export import export_run, load
 from two_stream.streaming.live.prepare import Prepare
 from two_stream.video.decoding.reader import open_video
-from two_stream.video.extraction.many_videos import ExtractOptions, extract, resized
+from two_stream.video.extraction.many_videos import extract
+from two_stream.video.extraction.one_video import ExtractOptions, resized
 from two_stream.video.flow import FlowEstimator, gray, quantize
 from two_stream.video.sources import find_sources
 
@@ -144,11 +145,13 @@ def test_python_takes_a_kind_too_and_says_a_line_once_per_run(world, extracted, 
     assert capsys.readouterr().err.count("was trained on tvl1 flow") == 1
     fed.clear()
     predict(run, video, options=ONE, reading=reading_of(run, flow="tvl1"))
-    predict(run, video, options=ONE, reading=Reading(flow="tvl1", size=SIZE))
+    predict(run, video, options=ONE, reading=VideoInput(flow="tvl1", size=SIZE))
     for clip in fed:
         np.testing.assert_array_equal(clip, wanted(video, "tvl1", folder))
     farneback = load_run(run_on(tmp_path / "other", world, extracted, "farneback"))
-    predict(farneback, video, options=ONE, reading=Reading(size=SIZE))  # a reading that leaves the kind open
+    predict(
+        farneback, video, options=ONE, reading=VideoInput(size=SIZE)
+    )  # a reading that leaves the kind open
     np.testing.assert_array_equal(fed[-1], wanted(video, "farneback", folder))
     assert capsys.readouterr().err == ""
 
@@ -167,7 +170,7 @@ def test_a_kind_that_nobody_recorded_is_dis_with_a_line(world, extracted, video,
 def test_a_model_without_a_run_has_a_line_too(world, video, capsys):
     predict(load_run(world / "flow").model, video, options=ONE)
     assert "nothing says which kind of flow it was trained on; it reads dis here" in capsys.readouterr().err
-    predict(load_run(world / "flow").model, video, options=ONE, reading=Reading(flow="dis"))
+    predict(load_run(world / "flow").model, video, options=ONE, reading=VideoInput(flow="dis"))
     predict(load_run(world / "rgb").model, video, options=ONE)
     assert capsys.readouterr().err == ""
 
@@ -198,11 +201,13 @@ def test_nonsense_in_a_record_is_one_line(world, extracted, tmp_path, key):
 
 
 def test_the_attention_figure_is_of_the_same_flow(world, extracted, video, tmp_path, monkeypatch):
-    """It reads a clip through the `Reading` of the command."""
+    """It reads a clip through the `VideoInput` of the command."""
     run = load_run(run_on(tmp_path, world, extracted, "farneback"))
     with open_video(video) as opened:
         clip = attention.read_clip(opened, [1, 2, 3, 4], run.model.spec, reading_of(run))
-        ours = attention.read_clip(opened, [1, 2, 3, 4], run.model.spec, Reading(flow="farneback", size=SIZE))
+        ours = attention.read_clip(
+            opened, [1, 2, 3, 4], run.model.spec, VideoInput(flow="farneback", size=SIZE)
+        )
     np.testing.assert_array_equal(clip, ours)
 
 
@@ -222,7 +227,7 @@ def test_shards_know_what_they_were_packed_from(world, extracted, tmp_path):
     folder = run_on(tmp_path, world, extracted, "farneback", size=[36, 48])
     run = load_run(folder)
 
-    def read(source: str, flow: str) -> Reading:
+    def read(source: str, flow: str) -> VideoInput:
         options = PackOptions(source=source, flow=flow, resize=(36, 48), encoding="raw", processes=0)
         pack(run.record, "flow", tmp_path / source, options)
         data = run.experiment.data.model_copy(update={"source": "shards", "shards": str(tmp_path / source)})

@@ -9,7 +9,13 @@ from torch import nn
 from two_stream.backbones import BACKBONES
 from two_stream.config.model import BertHead, MobileNetV2, ModelOptions
 from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment, TrainOptions
-from two_stream.evaluation.scoring.network import Compiled, is_exact, ready, resolved, usual_batch
+from two_stream.evaluation.scoring.network import (
+    Compiled,
+    is_exact,
+    prepare_for_inference,
+    resolved,
+    usual_batch,
+)
 from two_stream.recognizer import Recognizer, create_model, input_spec
 from two_stream.runtime import inference, precision
 from two_stream.runtime.device import autocast
@@ -91,14 +97,16 @@ CONVOLVING = sorted(kind for kind in BACKBONES if kind != "motion_grid")
 @pytest.mark.parametrize("kind", CONVOLVING)
 def test_every_backbone_folds_whole_and_gives_the_same_logits(kind, reduction):
     model = network(kind, reduction=reduction, reduced_channels=64)
-    made = ready(model, EvaluateOptions())
+    made = prepare_for_inference(model, EvaluateOptions())
     assert made is not model
     assert norms(made) == 0 or kind in NORM_FIRST
     x = clips(model)
     expected = model(x)
     assert float(expected.std()) > 0
     assert gap(made(x), expected) < 1e-4
-    last = ready(network(kind, reduction=reduction, reduced_channels=64).channels_last(), EvaluateOptions())
+    last = prepare_for_inference(
+        network(kind, reduction=reduction, reduced_channels=64).channels_last(), EvaluateOptions()
+    )
     assert gap(last(x), expected) < 1e-4
 
 
@@ -107,7 +115,7 @@ def test_every_backbone_folds_whole_and_gives_the_same_logits(kind, reduction):
 def test_bf16_weights_are_what_autocast_would_make_of_them(kind):
     model = network(kind)
     plain = folded(model, clips(model))
-    made = ready(model, EvaluateOptions(precision="bf16"))
+    made = prepare_for_inference(model, EvaluateOptions(precision="bf16"))
     assert {p.weight.dtype for p in made.modules() if isinstance(p, (nn.Conv2d, nn.Conv3d))} == {
         torch.bfloat16
     }
@@ -189,7 +197,7 @@ def tiny() -> Recognizer:
 @torch.no_grad()
 def test_nothing_asked_for_is_the_model_itself():
     model = tiny()
-    assert ready(model, EvaluateOptions(fold=False)) is model
+    assert prepare_for_inference(model, EvaluateOptions(fold=False)) is model
 
 
 @torch.no_grad()
@@ -197,7 +205,7 @@ def test_without_a_compiler_or_where_it_fails_the_network_itself_answers(monkeyp
     model = tiny()
     options = EvaluateOptions(fold=False, compile=True)
     monkeypatch.setattr(inference.shutil, "which", lambda name: None)
-    assert not isinstance(ready(model, options), Compiled)
+    assert not isinstance(prepare_for_inference(model, options), Compiled)
     assert capsys.readouterr().err.count("not compiled: no C++ compiler found") == 1
 
     def failing(*_: object) -> torch.Tensor:
@@ -221,6 +229,6 @@ def test_without_a_compiler_or_where_it_fails_the_network_itself_answers(monkeyp
 @torch.inference_mode()
 def test_compiled_logits_are_the_same():
     model = tiny().channels_last()
-    made = ready(model, EvaluateOptions(compile=True))
+    made = prepare_for_inference(model, EvaluateOptions(compile=True))
     assert isinstance(made, Compiled)
     assert gap(made(clips(model)), model(clips(model))) < 1e-4

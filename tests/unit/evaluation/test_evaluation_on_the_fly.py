@@ -24,9 +24,10 @@ from two_stream.errors import (
 from two_stream.evaluation.pictures.annotate import annotate, panel
 from two_stream.evaluation.runs.run import evaluate_run, extraction_of, load_run, predict, reading_of
 from two_stream.evaluation.scoring import video as on_the_fly
-from two_stream.evaluation.scoring.video import Reading, VideoResult, fuse_results, score_file, top
+from two_stream.evaluation.scoring.video import VideoInput, VideoResult, fuse_results, score_file, top
 from two_stream.video.decoding.reader import open_video
-from two_stream.video.extraction.many_videos import ExtractOptions, extract
+from two_stream.video.extraction.many_videos import extract
+from two_stream.video.extraction.one_video import ExtractOptions
 from two_stream.video.sources import Source
 
 
@@ -69,7 +70,7 @@ def test_a_video_on_the_fly_scores_as_its_extracted_frames(world, modality):
     ]  # stored crop by crop, live clip by clip
     stored = views.views[order].float()
     probe = Probe(run.model.spec)
-    found = score_file(probe, video, SMALL, Reading(short_side=96))
+    found = score_file(probe, video, SMALL, VideoInput(short_side=96))
     assert (found.frames, found.views) == (13, 9)
     live = torch.cat(probe.seen)
     assert live.dtype == torch.uint8
@@ -78,7 +79,7 @@ def test_a_video_on_the_fly_scores_as_its_extracted_frames(world, modality):
     assert gap < 1.5
     assert gap < 0.2 * shuffled
     probe = Probe(run.model.spec)
-    score_file(probe, video, SMALL, Reading(short_side=48))
+    score_file(probe, video, SMALL, VideoInput(short_side=48))
     other = (torch.cat(probe.seen).float() - stored).abs().mean()
     assert other > gap  # at half the size displacements are half as long
 
@@ -94,7 +95,7 @@ def test_segments_and_stacks_are_made_of_the_frames_of_the_whole_video(world, mo
     def seen(modality, **changes):
         probe = Probe(replace(load_run(world / modality).model.spec, stride=1, **changes))
         sized.clear()
-        score_file(probe, video, middle, Reading(short_side=96))
+        score_file(probe, video, middle, VideoInput(short_side=96))
         return probe.seen[0]
 
     every = seen("rgb", clip_length=13)
@@ -185,9 +186,9 @@ def test_a_run_on_video_files_predicts_as_it_is_scored(world, tmp_path):
     )
     run = load_run(folder)
     assert extraction_of(run) == {"short_side": 40, "flow": "farneback"}
-    expected = Reading("opencv", "farneback", 40, None, "paper", "paper")
+    expected = VideoInput("opencv", "farneback", 40, None, "paper", "paper")
     assert reading_of(run) == expected
-    assert reading_of(run, backend="pyav", flow="dis", short_side=96) == Reading(
+    assert reading_of(run, backend="pyav", flow="dis", short_side=96) == VideoInput(
         "pyav", "dis", 96, None, "paper", "paper"
     )
     table, _ = evaluate_run(run, out=tmp_path / "s.npz")
@@ -196,10 +197,10 @@ def test_a_run_on_video_files_predicts_as_it_is_scored(world, tmp_path):
     video = world / "videos" / "left" / "v_g3.mp4"
     found = dict(predict(run, video, top_k=3))
     assert [found[name] for name in CLASSES] == pytest.approx(shares.tolist(), abs=1e-4)
-    plain = dict(predict(run, video, top_k=3, reading=Reading()))
+    plain = dict(predict(run, video, top_k=3, reading=VideoInput()))
     assert [plain[name] for name in CLASSES] != pytest.approx(shares.tolist(), abs=1e-4)
     (settings / "dataset.yaml").unlink()  # the data set is elsewhere: the algorithm is still known
-    assert reading_of(load_run(folder)) == Reading("opencv", "farneback", 256, None, "paper", "paper")
+    assert reading_of(load_run(folder)) == VideoInput("opencv", "farneback", 256, None, "paper", "paper")
 
 
 def test_predict_and_the_command_read_a_video_alike(world, tmp_path, capsys):
@@ -216,14 +217,14 @@ def test_predict_and_the_command_read_a_video_alike(world, tmp_path, capsys):
     record = {"name": "toy", "classes": CLASSES, "frames": frames}
     (settings / "dataset.yaml").write_text(yaml.safe_dump(record))
     folder = write_run(tmp_path, "flow", settings_root=tmp_path / "settings", source="frames")
-    assert reading_of(load_run(folder)) == Reading(flow="farneback", short_side=None, size=(40, 56))
+    assert reading_of(load_run(folder)) == VideoInput(flow="farneback", short_side=None, size=(40, 56))
     found = predict(folder, video, top_k=3)
     assert cli(["predict", str(video), "--flow", str(folder), "--top", "3", "--json", "-"]) == 0
     (answer,) = json.loads(capsys.readouterr().out)
     assert [(guess["class"], guess["probability"]) for guess in answer["top"]] == [
         (name, pytest.approx(share)) for name, share in found
     ]
-    usual = predict(folder, video, top_k=3, reading=Reading())
+    usual = predict(folder, video, top_k=3, reading=VideoInput())
     assert dict(usual) != pytest.approx(dict(found), abs=1e-4)
     assert cli(["predict", str(video), "--flow", str(folder), "--flow-algorithm", "dis", "--json", "-"]) == 0
     assert "--flow-algorithm farneback is closer" in capsys.readouterr().err

@@ -10,10 +10,10 @@ from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation.scoring.score import aggregate_views, score_videos
 from two_stream.evaluation.scoring.views import (
-    assemble,
+    assemble_clips,
     clip_frames,
     crop_views,
-    describe,
+    describe_views,
     slug,
     views_of_clip,
 )
@@ -137,11 +137,13 @@ def test_clips_follow_the_options():
 
 
 def test_protocol_is_named_and_no_two_share_a_file_name():
-    assert describe(EvaluateOptions(precision="fp32")) == "multi-clip × ten-crop, mean of logits"
+    assert describe_views(EvaluateOptions(precision="fp32")) == "multi-clip × ten-crop, mean of logits"
     paper = EvaluateOptions(views="single", crops="center", precision="fp32")
-    assert describe(paper, "paper").endswith("published frame choice")
-    assert describe(EvaluateOptions(views="uniform", num_clips=3)).startswith("3 uniform clips ×")
-    assert describe(EvaluateOptions(views="sliding", step=4)).startswith("sliding window every 4 frames")
+    assert describe_views(paper, "paper").endswith("published frame choice")
+    assert describe_views(EvaluateOptions(views="uniform", num_clips=3)).startswith("3 uniform clips ×")
+    assert describe_views(EvaluateOptions(views="sliding", step=4)).startswith(
+        "sliding window every 4 frames"
+    )
     assert slug(EvaluateOptions(precision="fp32")) == "multi_ten_logits"
     views = [("single", 10, None), ("multi", 10, None), ("uniform", 3, None), ("uniform", 10, None)]
     options = [
@@ -154,7 +156,7 @@ def test_protocol_is_named_and_no_two_share_a_file_name():
         for precision in ("fp32", "bf16")
     ]
     assert len({slug(entry) for entry in options}) == len(options)
-    assert len({describe(entry) for entry in options}) == len(options)
+    assert len({describe_views(entry) for entry in options}) == len(options)
 
 
 def test_ten_crops_of_a_clip_are_its_boxes():
@@ -175,10 +177,10 @@ def test_assemble_streams_clips_and_forgets_what_is_done():
             alive.append(number)
             yield number, np.asarray([number])
 
-    made = [[int(frame[0]) for frame in clip] for clip in assemble(clips, frames())]
+    made = [[int(frame[0]) for frame in clip] for clip in assemble_clips(clips, frames())]
     assert made == [[2, 2, 1], [1, 2, 3], [3, 4, 5], [9, 10, 9]]
     assert alive[-1] == 10  # nothing is read past the last frame needed
-    short = list(assemble([[1, 2], [3, 4]], ((n, np.asarray([n])) for n in (1, 2, 3))))
+    short = list(assemble_clips([[1, 2], [3, 4]], ((n, np.asarray([n])) for n in (1, 2, 3))))
     assert len(short) == 1
 
 

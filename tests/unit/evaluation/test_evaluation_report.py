@@ -46,7 +46,7 @@ def test_page_numbers_json_and_markdown_agree_with_the_metrics(two, tmp_path):
     assert facts["streams"][2]["top"]["1"]["value"] == summary.top[1].value
     assert [row["name"] for row in facts["streams"]][:3] == ["rgb", "flow", "fused (l2)"]
     assert facts["confusion"] == metrics.confusion_matrix(fused.logits, fused.labels).tolist()
-    assert facts["verdict"] == words.verdict(fused, streams)
+    assert facts["verdict"] == words.fusion_verdict(fused, streams)
     shown = words.percent(summary.top[1])
     assert shown in parsed(page).text
     assert shown.replace("[", r"\[").replace("]", r"\]") in text.read_text()
@@ -296,7 +296,7 @@ def test_verdict_says_how_sure_it_is(two):
     streams = join([read_scores(find_scores(run)) for run in two])
     worse = fuse(streams, weights=[1, 0])
     best = max(streams, key=lambda t: metrics.top_k_accuracy(t.logits, t.labels))
-    sentence = words.verdict(worse, streams)
+    sentence = words.fusion_verdict(worse, streams)
     gap = metrics.gain(worse, streams)
     assert gap.value == metrics.difference(worse, best).interval.value
     assert f"{100 * gap.value:+.1f} points" in sentence

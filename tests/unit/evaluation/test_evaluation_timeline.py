@@ -10,7 +10,7 @@ import pytest
 from scipy.special import softmax
 
 from two_stream.config.schema import EvaluateOptions
-from two_stream.evaluation.pictures.timeline import Window, windows, write_csv
+from two_stream.evaluation.pictures.timeline import TimelineWindow, windows, write_csv
 from two_stream.evaluation.pictures.timeline_figure import _edges, _stretches, draw_timeline
 from two_stream.evaluation.scoring.video import VideoResult, fuse_results
 from two_stream.types import InputSpec
@@ -62,7 +62,10 @@ def test_a_short_video_is_one_window_up_to_its_end():
 
 @pytest.mark.parametrize(("span", "times"), [((0.4, 1.2), ["0.400", "1.200"]), ((), ["", ""])])
 def test_the_csv_names_frames_seconds_and_the_best_classes(tmp_path, span, times):
-    found = [Window(1, 8, np.asarray([0.9, 0.1])), Window(5, 12, np.asarray([0.25, 0.75]), *span)]
+    found = [
+        TimelineWindow(1, 8, np.asarray([0.9, 0.1])),
+        TimelineWindow(5, 12, np.asarray([0.25, 0.75]), *span),
+    ]
     write_csv(tmp_path / "t.csv", found, NAMES, 5)
     lines = list(csv.reader((tmp_path / "t.csv").read_text().splitlines()))
     ranked = ["class_1", "probability_1", "class_2", "probability_2"]
@@ -71,7 +74,10 @@ def test_the_csv_names_frames_seconds_and_the_best_classes(tmp_path, span, times
 
 
 def test_the_picture_divides_the_video_among_its_windows(tmp_path):
-    found = [Window(first, first + 7, np.asarray([p, 1 - p])) for first, p in ((1, 0.9), (5, 0.8), (9, 0.2))]
+    found = [
+        TimelineWindow(first, first + 7, np.asarray([p, 1 - p]))
+        for first, p in ((1, 0.9), (5, 0.8), (9, 0.2))
+    ]
     np.testing.assert_array_equal(_edges(found), [0, 6, 10, 16])
     assert _stretches(np.asarray([0, 0, 1])) == [(0, 2), (2, 3)]
     assert _stretches(np.asarray([1])) == [(0, 1)]

@@ -17,8 +17,8 @@ from two_stream.evaluation.runs import run as run_module
 from two_stream.evaluation.runs.run import evaluate_run, load_run, reading_of
 from two_stream.evaluation.scores.files import read_scores
 from two_stream.evaluation.scoring.network import example_clip
-from two_stream.evaluation.scoring.video import Reading, picture_at, score_file
-from two_stream.evaluation.scoring.views import describe, same_boxes_note, slug
+from two_stream.evaluation.scoring.video import VideoInput, picture_at, score_file
+from two_stream.evaluation.scoring.views import describe_views, same_boxes_note, slug
 from two_stream.export import export_run, load
 from two_stream.export.clips import run_clips
 from two_stream.pretrained import write_model
@@ -74,7 +74,7 @@ def whole_clip(path, numbers, size) -> torch.Tensor:
     """Frames of a video at (height, width) as `(1, C, T, H, W)`: of the size of extraction, then whole at their own."""
     with open_video(path) as video:
         frames = list(video.read([number - 1 for number in numbers]))
-    frames = [cv2.resize(picture_at(frame, Reading()), size[::-1]) for frame in frames]
+    frames = [cv2.resize(picture_at(frame, VideoInput()), size[::-1]) for frame in frames]
     return torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2)[None]
 
 
@@ -172,12 +172,12 @@ def test_the_same_box_many_times_is_told_and_full_gives_its_scores(world, monkey
 
 def test_protocols_have_names_of_their_own() -> None:
     assert slug(EvaluateOptions(crops="full", precision="fp32")) == "multi_full_logits"
-    without = describe(FULL, mirror=Mirror(allowed=False))
+    without = describe_views(FULL, mirror=Mirror(allowed=False))
     assert without == "single clip × whole frame, mean of logits"
-    pairs = describe(FULL, mirror=Mirror(labels=(1, 0)))
+    pairs = describe_views(FULL, mirror=Mirror(labels=(1, 0)))
     assert pairs == "single clip × whole frame + mirror, mean of logits, mirrored classes exchanged"
     center = EvaluateOptions(views="single", crops="center", precision="fp32")
-    assert describe(center) == "single clip × centre crop, mean of logits"
+    assert describe_views(center) == "single clip × centre crop, mean of logits"
 
 
 def test_the_example_clip_has_the_networks_size_or_less() -> None:

@@ -96,9 +96,9 @@ def test_every_head_takes_maps_and_says_whether_tokens_do(world: Path, kind: str
             rows = torch.cat([part.flatten(1) for part in parts], dim=1)
             if not maps and model.head.needs_maps:
                 with pytest.raises(SettingsError, match="--maps"):
-                    model.take_stored(layout)
+                    model.use_cached_features(layout)
                 continue
-            model.take_stored(layout)
+            model.use_cached_features(layout)
             assert difference(model(rows).numpy(), wanted) < 1e-5
             model.stored = None
 

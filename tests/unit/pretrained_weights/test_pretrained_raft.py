@@ -10,7 +10,7 @@ from torchvision.models.optical_flow import Raft_Small_Weights, raft_small
 
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.pretrained.raft import Raft, RaftFlow
-from two_stream.video.extraction.many_videos import ExtractOptions
+from two_stream.video.extraction.one_video import ExtractOptions
 from two_stream.video.flow import quantize
 
 

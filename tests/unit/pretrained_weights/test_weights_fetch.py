@@ -17,8 +17,8 @@ import pytest
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.pretrained.files import download as download_module
 from two_stream.pretrained.files.download import Patience
-from two_stream.pretrained.files.fetch import Sources, check, fetch
-from two_stream.pretrained.files.manifest import Classes, Entry, Preprocessing
+from two_stream.pretrained.files.fetch import Sources, fetch, verify_file
+from two_stream.pretrained.files.manifest import Preprocessing, PublishedFile, WeightsClasses
 
 CONTENT = bytes(range(256)) * 4096  # one MiB
 SHA = hashlib.sha256(CONTENT).hexdigest()
@@ -115,7 +115,7 @@ def _answer(handler: http.server.BaseHTTPRequestHandler, site: Site) -> None:
     handler.wfile.flush()
 
 
-def entry(site: Site | None = None, **changes: object) -> Entry:
+def entry(site: Site | None = None, **changes: object) -> PublishedFile:
     settings: dict[str, object] = {
         "name": "small",
         "title": "Small",
@@ -127,17 +127,17 @@ def entry(site: Site | None = None, **changes: object) -> Entry:
         "modality": "rgb",
         "layout": "none",
         "preprocessing": Preprocessing(frames=8, size=32, value_range=(0, 1), mean=(0.5,), std=(0.5,)),
-        "classes": Classes(count=3, set="three"),
+        "classes": WeightsClasses(count=3, set="three"),
         "source": "here",
     }
-    return Entry.model_validate(settings | changes)
+    return PublishedFile.model_validate(settings | changes)
 
 
-def get(made: Entry, folder: Path, **options: object):
+def get(made: PublishedFile, folder: Path, **options: object):
     return fetch(made, folder, Sources(**options), patience=IMPATIENT)
 
 
-def complaint(made: Entry, folder: Path, **options: object) -> str:
+def complaint(made: PublishedFile, folder: Path, **options: object) -> str:
     with pytest.raises(CheckpointError) as caught:
         get(made, folder, **options)
     assert "\n" not in str(caught.value)
@@ -296,7 +296,7 @@ def test_without_a_published_hash_the_one_found_is_noted_and_watched(site, tmp_p
     made = entry(site, sha256=None)
     done = get(made, tmp_path)
     assert done.assurance == f"no hash is published; its sha256 is {SHA}, noted in w.pth.sha256"
-    assert check(made, done.file) == "no hash is published; unchanged since it was fetched"
+    assert verify_file(made, done.file) == "no hash is published; unchanged since it was fetched"
     done.file.write_bytes(CONTENT[:-1] + b"!")
     with pytest.raises(CheckpointError, match=rf"expected sha256 {SHA} \(noted when it was fetched\), got "):
         get(made, tmp_path)

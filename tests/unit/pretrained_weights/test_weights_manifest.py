@@ -17,7 +17,7 @@ from two_stream.pretrained.files.manifest import (
     find_manifest,
     hashes,
     mismatch,
-    read_manifest,
+    read_published,
     recorded,
 )
 from two_stream.pretrained.layouts import LAYOUTS
@@ -41,7 +41,7 @@ entries:
 
 @pytest.fixture(scope="module")
 def published(repository: Path) -> Manifest:
-    return read_manifest(repository / "weights" / "manifest.yaml")
+    return read_published(repository / "weights" / "manifest.yaml")
 
 
 def written(folder: Path, text: str) -> Path:
@@ -151,14 +151,14 @@ def test_git_ignores_what_is_fetched(repository, published):
 def test_mistakes_in_a_manifest_are_one_line(tmp_path, change, complaint):
     path = written(tmp_path, ENTRY.replace(*change))
     with pytest.raises(SettingsError) as caught:
-        read_manifest(path)
+        read_published(path)
     assert complaint in str(caught.value)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
 
 
 def test_finding_and_matching(tmp_path):
-    manifest = read_manifest(written(tmp_path, ENTRY))
+    manifest = read_published(written(tmp_path, ENTRY))
     assert manifest.find("small") is manifest.find("w.pth")
     assert [entry.name for entry in manifest.matching("SMA")] == ["small"]
     assert manifest.matching("sma?") == []
@@ -189,7 +189,7 @@ def test_hashes_and_their_comparison(tmp_path):
     found = hashes(file)
     assert found["sha256"] == hashlib.sha256(b"hello\n").hexdigest()
     assert found["git_blob"] == "ce013625030ba8dba906f756967f9e9ca394464a"  # git hash-object
-    manifest = read_manifest(written(tmp_path, ENTRY))
+    manifest = read_published(written(tmp_path, ENTRY))
     (entry,) = manifest.entries
     assert mismatch(entry, file) is None
     assert mismatch(entry.model_copy(update={"size": 7}), file) == "expected 7 bytes, got 6"

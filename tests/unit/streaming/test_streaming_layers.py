@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from two_stream.streaming.network.cells import Window
+from two_stream.streaming.network.cells import WindowCell
 from two_stream.streaming.network.reach import Reach
-from two_stream.streaming.network.rules import Choice, module_cell
+from two_stream.streaming.network.rules import CellChoice, module_cell
 
-CHOICE = Choice("frame", "zeros", 4)
+CHOICE = CellChoice("frame", "zeros", 4)
 CONVOLUTIONS: dict[str, dict[str, Any]] = {
     "plain": {"kernel_size": 3, "padding": 1},
     "no padding": {"kernel_size": (3, 1, 1)},
@@ -39,9 +39,9 @@ def streamed(cell: Any, x: torch.Tensor, chunk: int) -> torch.Tensor:
     return torch.cat([part for part in found if part is not None], 2)
 
 
-def cell_of(part: nn.Module, choice: Choice = CHOICE) -> Window:
+def cell_of(part: nn.Module, choice: CellChoice = CHOICE) -> WindowCell:
     cell = module_cell("layer", part.eval(), choice, 1, False)
-    assert isinstance(cell, Window)
+    assert isinstance(cell, WindowCell)
     return cell
 
 
@@ -70,7 +70,7 @@ def test_convolution_equals_the_library(name: str, start: Any) -> None:
     torch.manual_seed(0)
     part = nn.Conv3d(4, 8, **CONVOLUTIONS[name])
     theirs = co.Conv3d.build_from(part, temporal_fill=start)
-    cell = cell_of(part, Choice("frame", start, 4))
+    cell = cell_of(part, CellChoice("frame", start, 4))
     x = torch.randn(2, 4, 23, 6, 6)
     with torch.inference_mode():
         for number in range(23):

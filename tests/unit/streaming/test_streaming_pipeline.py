@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from two_stream.errors import TwoStreamError, VideoError
-from two_stream.streaming.live.pipeline import Pipeline, Seen
-from two_stream.streaming.live.track import Stream
+from two_stream.streaming.live.pipeline import FrameResult, Pipeline
+from two_stream.streaming.live.track import NetworkTrack
 from two_stream.video.decoding.base import Image
 from two_stream.video.decoding.live import LiveSource
 
@@ -84,13 +84,13 @@ def difference(previous: Image | None, picture: Image) -> torch.Tensor:
     return torch.from_numpy(picture - previous).permute(2, 0, 1)
 
 
-def said_of(seen: Sequence[Seen], name: str = "rgb") -> dict[int, float]:
+def said_of(seen: Sequence[FrameResult], name: str = "rgb") -> dict[int, float]:
     return {one.frame.number: float(one.said[name].logits[0]) for one in seen if name in one.said}
 
 
 def test_every_frame_of_a_file_is_seen_in_order_and_predictions_are_the_windows() -> None:
     network = Summing(delay=2, stride=2)
-    pipeline = Pipeline(Script([40], live=False), [Stream("rgb", network, present)])
+    pipeline = Pipeline(Script([40], live=False), [NetworkTrack("rgb", network, present)])
     seen = list(pipeline.run())
     *seen, end = seen
     assert [one.frame.number for one in seen] == list(range(1, 41))
@@ -106,8 +106,8 @@ def test_every_nth_frame_and_the_flow_beside_it() -> None:
     """Flow frame n lies between the pictures n and n + 1, so the flow network's frames are complete one later."""
     rgb, flow = Summing(delay=0), Summing(delay=0)
     streams = [
-        Stream("rgb", rgb, present, every=3),
-        Stream("flow", flow, difference, every=3, pairs=True),
+        NetworkTrack("rgb", rgb, present, every=3),
+        NetworkTrack("flow", flow, difference, every=3, pairs=True),
     ]
     seen = list(Pipeline(Script([10], live=False), streams).run())
     assert said_of(seen) == {1: 0.0, 4: 3.0, 7: 6.0, 10: 9.0}
@@ -115,7 +115,7 @@ def test_every_nth_frame_and_the_flow_beside_it() -> None:
 
 
 def test_pictures_that_no_network_wants_are_handed_on_when_asked() -> None:
-    stream = Stream("rgb", Summing(delay=0), present, every=4)
+    stream = NetworkTrack("rgb", Summing(delay=0), present, every=4)
     seen = list(Pipeline(Script([9], live=False), [stream], keep_passed=True).run())
     assert [[int(p.picture[0, 0, 0]) for p in one.passed] for one in seen] == [[], [1, 2, 3], [5, 6, 7]]
     assert not any(one.passed for one in Pipeline(Script([9], live=False), [stream]).run())
@@ -123,8 +123,10 @@ def test_pictures_that_no_network_wants_are_handed_on_when_asked() -> None:
 
 def test_a_live_source_drops_late_frames_and_the_count_adds_up() -> None:
     network = Summing(delay=0, pause=0.02)
-    pipeline = Pipeline(Script([200], pause=0.001), [Stream("rgb", network, present)], queue=2, patience=0)
-    seen: list[Seen] = []
+    pipeline = Pipeline(
+        Script([200], pause=0.001), [NetworkTrack("rgb", network, present)], queue=2, patience=0
+    )
+    seen: list[FrameResult] = []
     with pytest.raises(VideoError, match="the stream has ended"):
         for one in pipeline.run():
             seen.append(one)  # noqa: PERF402 - what came before the error is wanted
@@ -138,12 +140,12 @@ def test_a_source_that_comes_back_is_picked_up_and_the_networks_begin_anew() -> 
     network, told = Summing(delay=2), []
     pipeline = Pipeline(
         Script([5, 0, 4], pause=0.001),
-        [Stream("rgb", network, present)],
+        [NetworkTrack("rgb", network, present)],
         queue=50,
         patience=1.2,
         said=told.append,
     )
-    seen: list[Seen] = []
+    seen: list[FrameResult] = []
     with pytest.raises(VideoError, match=r"script: gone for \d+ seconds \(connection refused\)"):
         for one in pipeline.run():
             seen.append(one)  # noqa: PERF402 - what came before the error is wanted
@@ -160,7 +162,7 @@ def test_a_source_that_comes_back_is_picked_up_and_the_networks_begin_anew() -> 
 def test_a_source_that_was_never_there_is_one_error_at_once() -> None:
     begin = time.monotonic()
     with pytest.raises(VideoError, match="connection refused"):
-        list(Pipeline(Script([0]), [Stream("rgb", Summing(), present)]).run())
+        list(Pipeline(Script([0]), [NetworkTrack("rgb", Summing(), present)]).run())
     assert time.monotonic() - begin < 5.0
 
 
@@ -169,13 +171,13 @@ def test_an_error_in_a_thread_reaches_the_caller() -> None:
         raise ValueError("no such size")
 
     with pytest.raises(ValueError, match="no such size"):
-        list(Pipeline(Script([5], live=False), [Stream("rgb", Summing(), broken)]).run())
+        list(Pipeline(Script([5], live=False), [NetworkTrack("rgb", Summing(), broken)]).run())
 
 
 def test_a_network_that_miscounts_is_an_error() -> None:
     network = Summing(delay=2)
     network.delay = 2
-    stream = Stream("rgb", network, present)
+    stream = NetworkTrack("rgb", network, present)
     wrong = Summing(delay=3)
     network.step = wrong.step  # type: ignore[method-assign]
     with pytest.raises(TwoStreamError, match="rgb: the network gave 0 predictions where 1 were due"):
@@ -184,7 +186,7 @@ def test_a_network_that_miscounts_is_an_error() -> None:
 
 def test_stop_ends_it_and_its_threads() -> None:
     before = threading.active_count()
-    pipeline = Pipeline(Script([10_000], pause=0.001), [Stream("rgb", Summing(delay=0), present)])
+    pipeline = Pipeline(Script([10_000], pause=0.001), [NetworkTrack("rgb", Summing(delay=0), present)])
     count = 0
     for _ in pipeline.run():
         count += 1
@@ -199,5 +201,7 @@ def test_stop_ends_it_and_its_threads() -> None:
 
 def test_a_paced_file_keeps_its_own_time() -> None:
     begin = time.monotonic()
-    list(Pipeline(Script([6], live=False), [Stream("rgb", Summing(delay=0), present)], paced=True).run())
+    list(
+        Pipeline(Script([6], live=False), [NetworkTrack("rgb", Summing(delay=0), present)], paced=True).run()
+    )
     assert time.monotonic() - begin >= 0.5  # six frames at 10 a second

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from two_stream import create_model
-from two_stream.evaluation.scoring.video import Reading, read_clip
+from two_stream.evaluation.scoring.video import VideoInput, read_clip
 from two_stream.streaming.live.prepare import Prepare
 from two_stream.video.decoding.reader import open_video
 
 
 @pytest.mark.parametrize("modality", ["rgb", "flow"])
-@pytest.mark.parametrize("reading", [Reading(), Reading(short_side=None), Reading(size=(90, 120))])
-def test_the_pixels_are_those_of_a_centred_crop(shared, modality, reading: Reading) -> None:
+@pytest.mark.parametrize("reading", [VideoInput(), VideoInput(short_side=None), VideoInput(size=(90, 120))])
+def test_the_pixels_are_those_of_a_centred_crop(shared, modality, reading: VideoInput) -> None:
     video = sorted((shared / "data" / "fight2" / "fight").glob("*.mp4"))[0]
     spec = create_model("efficient3d/squeezenet_1.0", num_classes=2, modality=modality).spec
     spec = replace(spec, clip_length=4)
@@ -39,6 +39,6 @@ def test_flow_goes_on_where_the_source_changes_its_size() -> None:
     spec = create_model("efficient3d/squeezenet_1.0", num_classes=2, modality="flow").spec
     texture = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8), (0, 0), 3)
     larger = cv2.resize(texture, (240, 180))
-    found = Prepare(spec, Reading())(texture, larger)
-    still = Prepare(spec, Reading())(larger, larger)
+    found = Prepare(spec, VideoInput())(texture, larger)
+    still = Prepare(spec, VideoInput())(larger, larger)
     assert (found.float() - still.float()).abs().mean() < 2  # of 255 steps: the picture stood still

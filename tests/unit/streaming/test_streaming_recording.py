@@ -15,7 +15,7 @@ import pytest
 
 from two_stream.errors import SettingsError, VideoError
 from two_stream.streaming.live.recording import Recording, drawn
-from two_stream.streaming.live.window import MOST_CONNECTIONS, Window
+from two_stream.streaming.live.window import MOST_CONNECTIONS, BrowserWindow
 
 GUESSES = [("fight", 0.9), ("noFight", 0.1)]
 
@@ -66,7 +66,7 @@ def test_a_recording_without_pictures_writes_no_file(tmp_path: Path) -> None:
 
 
 def test_a_browser_gets_the_newest_picture() -> None:
-    window = Window(0)
+    window = BrowserWindow(0)
     try:
         with urllib.request.urlopen(window.address, timeout=5) as page:
             assert b'src="/pictures"' in page.read()
@@ -89,14 +89,14 @@ def test_a_browser_gets_the_newest_picture() -> None:
         found = cv2.cvtColor(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
         assert np.abs(found.astype(int) - drawn(grey(200), GUESSES)).mean() < 6
         with pytest.raises(SettingsError, match="cannot listen there"):
-            Window(window._server.server_port)
+            BrowserWindow(window._server.server_port)
     finally:
         window.close()
 
 
 def test_the_page_answers_to_its_own_address_alone() -> None:
     """Not to a name that a stranger's page lets point here, nor to pictures embedded in another page."""
-    window = Window(0)
+    window = BrowserWindow(0)
     port = window._server.server_port
     try:
         for headers, status in (
@@ -118,7 +118,7 @@ def test_the_page_answers_to_its_own_address_alone() -> None:
 
 def test_silent_connections_are_closed_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("two_stream.streaming.live.window.SILENCE", 1.0)
-    window = Window(0)
+    window = BrowserWindow(0)
     try:
         silent = [socket.create_connection(("127.0.0.1", window._server.server_port), 5) for _ in range(20)]
         ends = [one.recv(1) for one in silent[MOST_CONNECTIONS:]]  # too many: closed at once

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from two_stream import create_model
 from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import SettingsError
-from two_stream.evaluation.scoring.network import ready
+from two_stream.evaluation.scoring.network import prepare_for_inference
 from two_stream.profiling import multiply_adds
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.device import autocast
@@ -164,7 +164,7 @@ def test_in_bfloat16_as_the_evaluator_runs_it() -> None:
     model = small().float()
     frames = frames_of(model, 120)
     wanted = clip_predictions(model, frames)
-    fast = ready(model, EvaluateOptions(precision="bf16", fold=True, compile=False))
+    fast = prepare_for_inference(model, EvaluateOptions(precision="bf16", fold=True, compile=False))
     assert isinstance(fast, Recognizer)
     stream = convert(fast)
     with autocast(torch.device("cpu"), "bf16"):

@@ -8,13 +8,13 @@ from two_stream.evaluation.scores.statistics import Interval
 from two_stream.studies.statistics.results import (
     Comparison,
     Contribution,
-    Cost,
     FusedPair,
     FusionResult,
     McNemar,
     Published,
     RunRow,
     StudyResult,
+    VariantCost,
     VariantResult,
 )
 
@@ -102,7 +102,7 @@ def _variant(
             f"split 1, seed {seed}": _history(accuracy, place, seed, multi_label)
             for seed in range(1, seeds + 1)
         },
-        cost=Cost(
+        cost=VariantCost(
             parameters=33_000_000 + 2_100_000 * place,
             multiply_adds=8_300_000_000 + 12_000_000 * (place % 4),
             views=20.0,

@@ -14,8 +14,8 @@ from two_stream.errors import SettingsError
 from two_stream.runtime.files import sha256, write_text
 from two_stream.studies.running import ablation, cells
 from two_stream.studies.running import plan as planning
-from two_stream.studies.running.ablation import Places, look_at, run_study
-from two_stream.studies.running.cells import Job, Outcome, keep
+from two_stream.studies.running.ablation import StudyWorkers, look_at, run_study
+from two_stream.studies.running.cells import StudyJob, StudyOutcome, record_outcome
 from two_stream.studies.running.pool import Event, Running, Slot
 
 
@@ -43,11 +43,11 @@ def study(tmp_path: Path) -> Study:
 
 
 @pytest.fixture
-def done(monkeypatch) -> list[Job]:
+def done(monkeypatch) -> list[StudyJob]:
     """The jobs in the order in which they were done, each at once."""
-    found: list[Job] = []
+    found: list[StudyJob] = []
 
-    def run(jobs: Mapping[int, Job], slots: Sequence[Slot], running: Running) -> Generator[Event]:
+    def run(jobs: Mapping[int, StudyJob], slots: Sequence[Slot], running: Running) -> Generator[Event]:
         for index, job in jobs.items():
             found.append(job)
             scores = {}
@@ -56,45 +56,47 @@ def done(monkeypatch) -> list[Job]:
                 write_text(path, job.key)
                 scores = {"test": [str(path), sha256(path)]}
             scoring = cells._scoring(job.settings())
-            yield index, keep(job, Outcome("done", job.key, scores=scores, evaluate=scoring))
+            yield index, record_outcome(job, StudyOutcome("done", job.key, scores=scores, evaluate=scoring))
 
     monkeypatch.setattr(ablation, "run_jobs", run)
     monkeypatch.setattr(cells, "_stored", lambda job, outcome: True)
     return found
 
 
-def titles(done: list[Job]) -> list[str]:
+def titles(done: list[StudyJob]) -> list[str]:
     return [job.title for job in done]
 
 
 ALL = ["backbone, split 1", "features, split 1", "average, split 1, seed 1", "lstm, split 1, seed 1"]
 
 
-def test_what_needs_what_is_done_first_and_once(study: Study, done: list[Job]):
-    run_study(study, Places())
+def test_what_needs_what_is_done_first_and_once(study: Study, done: list[StudyJob]):
+    run_study(study, StudyWorkers())
     assert titles(done) == ALL
-    run_study(study, Places())
+    run_study(study, StudyWorkers())
     assert titles(done) == ALL
 
 
-def test_what_no_missing_cell_needs_is_not_made_again(study: Study, done: list[Job], monkeypatch):
-    run_study(study, Places())
+def test_what_no_missing_cell_needs_is_not_made_again(study: Study, done: list[StudyJob], monkeypatch):
+    run_study(study, StudyWorkers())
     monkeypatch.setattr(cells, "_stored", lambda job, outcome: False)  # the features were removed
-    run_study(study, Places())
+    run_study(study, StudyWorkers())
     assert titles(done) == ALL
     (Path(done[-1].run) / "scores.npz").unlink()
-    run_study(study, Places())
+    run_study(study, StudyWorkers())
     assert titles(done)[4:] == ["features, split 1", "lstm, split 1, seed 1"]
 
 
-def test_other_code_runs_everything_again_unless_any_is_taken(study: Study, done: list[Job], monkeypatch):
-    run_study(study, Places())
+def test_other_code_runs_everything_again_unless_any_is_taken(
+    study: Study, done: list[StudyJob], monkeypatch
+):
+    run_study(study, StudyWorkers())
     backbone, features = done[:2]
     monkeypatch.setattr(planning, "source_digest", lambda: "other")
     more = study.model_copy(update={"seeds": [1, 2]})
     assert look_at(study).failed == 2
     assert look_at(study, any_code=True).failed == 0
-    ran = run_study(more, Places(), any_code=True)
+    ran = run_study(more, StudyWorkers(), any_code=True)
     assert titles(done)[4:] == ["average, split 1, seed 2", "lstm, split 1, seed 2"]
     taken = done[-1].settings()
     assert str(taken.train.init) == backbone.run
@@ -103,27 +105,27 @@ def test_other_code_runs_everything_again_unless_any_is_taken(study: Study, done
         *(False, False),
         *(True, True),
     ]
-    run_study(study, Places())
+    run_study(study, StudyWorkers())
     assert titles(done)[6:] == ALL
 
 
 def test_results_by_other_code_count_only_under_the_same_evaluation(study: Study, done, monkeypatch):
-    run_study(study, Places())
+    run_study(study, StudyWorkers())
     monkeypatch.setattr(planning, "source_digest", lambda: "other")
     other = study.model_copy(update={"settings": {**study.settings, "evaluate.crops": "three"}})
     assert look_at(other, any_code=True).failed == 2
 
 
-def test_a_missing_device_is_one_line_before_anything_is_done(study: Study, done: list[Job]):
+def test_a_missing_device_is_one_line_before_anything_is_done(study: Study, done: list[StudyJob]):
     with pytest.raises(SettingsError, match="--devices names cuda:77, which this machine does not have"):
-        run_study(study, Places(devices=("cuda:77",)))
+        run_study(study, StudyWorkers(devices=("cuda:77",)))
     assert not done
 
 
 def test_jobs_share_a_processor_but_not_unasked_a_gpu(study: Study, monkeypatch):
     jobs = look_at(study).jobs
     monkeypatch.setattr(ablation.os, "sched_getaffinity", lambda _: set(range(8)))
-    assert len(ablation._slots(jobs, Places())) == 8
+    assert len(ablation._slots(jobs, StudyWorkers())) == 8
     monkeypatch.setattr(ablation, "pick_device", lambda name: torch.device("cuda"))
-    assert len(ablation._slots(jobs, Places())) == 1
-    assert len(ablation._slots(jobs, Places(jobs=3))) == 3
+    assert len(ablation._slots(jobs, StudyWorkers())) == 1
+    assert len(ablation._slots(jobs, StudyWorkers(jobs=3))) == 3

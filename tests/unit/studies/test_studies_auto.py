@@ -18,7 +18,7 @@ from two_stream import cli
 from two_stream.config.load import load_experiment
 from two_stream.data.catalog import load_record
 from two_stream.errors import ScoreError, SettingsError
-from two_stream.evaluation.scores.files import common, newest_scores, read_scores
+from two_stream.evaluation.scores.files import keep_common_videos, newest_scores, read_scores
 from two_stream.evaluation.scores.metrics import top_k_accuracy
 from two_stream.evaluation.scores.words import expected_words
 from two_stream.studies.auto import (
@@ -192,16 +192,16 @@ def test_common_keeps_the_videos_that_all_have() -> None:
         logits = log_softmax(np.array([[ord(name), 100.0] for name in ids]), axis=1)
         return ScoreTable(list(ids), np.zeros(len(ids), np.int64), ["x", "y"], logits)
 
-    one, other = common([made("badc"), made("dxb")])
+    one, other = keep_common_videos([made("badc"), made("dxb")])
     assert one.ids == other.ids == ["b", "d"]
     np.testing.assert_array_equal(one.logits, other.logits)
     with pytest.raises(ScoreError, match="no video in common"):
-        common([made("ab"), made("cd")])
+        keep_common_videos([made("ab"), made("cd")])
 
 
 def test_folds_need_the_solver() -> None:
     with pytest.raises(SettingsError, match="expected holdout or paper"):
-        from two_stream.config.load import validate
+        from two_stream.config.load import validate_settings
         from two_stream.config.schema import Experiment
 
-        validate(Experiment, {"train": {"selection": "folds"}}, "x")
+        validate_settings(Experiment, {"train": {"selection": "folds"}}, "x")

@@ -19,11 +19,11 @@ from two_stream.errors import CheckpointError, SettingsError
 from two_stream.evaluation.scores import words
 from two_stream.evaluation.scores.files import newest_scores, read_scores
 from two_stream.studies.baseline import STREAMS, run_baseline
-from two_stream.studies.result import result_of
+from two_stream.studies.result import summarize_study
 from two_stream.studies.running import plan as planning
 from two_stream.studies.running import streams, variants
-from two_stream.studies.running.ablation import Places, run_study
-from two_stream.studies.running.plan import check, plan
+from two_stream.studies.running.ablation import StudyWorkers, run_study
+from two_stream.studies.running.plan import check_study, plan
 from two_stream.studies.running.stages import stages_of
 from two_stream.studies.running.variants import pairs_of, variants_of
 
@@ -222,7 +222,7 @@ def test_a_study_whose_baseline_makes_no_sense_is_refused(world: Path) -> None:
     ):
         study(world, part="val")
     with pytest.raises(SettingsError, match="two variants are called 'baseline'"):
-        check(study(world, variants={"baseline": {}}))
+        check_study(study(world, variants={"baseline": {}}))
 
 
 def test_it_reads_videos_also_where_the_others_read_stored_features(world: Path, made: Path) -> None:
@@ -231,9 +231,9 @@ def test_it_reads_videos_also_where_the_others_read_stored_features(world: Path,
     features, cells = stages_of(given, plan(given), "f")
     assert [job.settings().data.features is None for job in cells.jobs] == [False, False, True]
     assert len(features.jobs) == 1
-    ran = run_study(given, Places())
+    ran = run_study(given, StudyWorkers())
     assert ran.failed == 0
-    result = result_of(ran, source=Path("none.yaml"), command="")
+    result = summarize_study(ran, source=Path("none.yaml"), command="")
     by_name = {variant.name: variant for variant in result.variants}
     probe = read_scores(newest_scores(made / "rgb"))
     assert by_name["baseline"].accuracy.value == np.mean(probe.logits.argmax(1) == probe.labels)

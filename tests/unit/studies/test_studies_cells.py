@@ -13,31 +13,33 @@ from two_stream.config.schema import Experiment
 from two_stream.errors import DataError
 from two_stream.runtime.files import sha256
 from two_stream.studies.running import cells
-from two_stream.studies.running.cells import Job, Outcome, do, job_from, job_of, outcome_of, to_wire
-from two_stream.studies.running.live import Board
+from two_stream.studies.running.cells import StudyJob, StudyOutcome, do, job_from, job_of, outcome_of, to_wire
+from two_stream.studies.running.live import LiveTable
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
+def job(tmp_path: Path) -> StudyJob:
     experiment = Experiment(name="a-1", runs=tmp_path / "runs")
     return job_of(experiment, tmp_path, title="a, seed 1", key="key", loose_key="loose", parts=("test",))
 
 
 @pytest.fixture
-def scored(job: Job, monkeypatch, tmp_path: Path) -> Path:
+def scored(job: StudyJob, monkeypatch, tmp_path: Path) -> Path:
     """A training that writes a score file at once."""
     path = tmp_path / "scores.npz"
 
-    def trained(job: Job) -> Outcome:
+    def trained(job: StudyJob) -> StudyOutcome:
         path.write_bytes(b"scores")
         scores = {"test": [str(path), sha256(path)]}
-        return Outcome("done", job.key, accuracy=0.5, scores=scores, evaluate=cells._scoring(job.settings()))
+        return StudyOutcome(
+            "done", job.key, accuracy=0.5, scores=scores, evaluate=cells._scoring(job.settings())
+        )
 
     monkeypatch.setattr(cells, "_trained", trained)
     return path
 
 
-def test_a_job_travels(job: Job):
+def test_a_job_travels(job: StudyJob):
     assert job_from(json.loads(to_wire(job))) == job
     assert job.settings() == Experiment(name="a-1", runs=Path(job.run).parent)
     placed = replace(job, device="cuda:1", threads=3).settings()
@@ -46,7 +48,7 @@ def test_a_job_travels(job: Job):
     assert own.threads == 1
 
 
-def test_a_done_job_counts_while_its_scores_are_the_same_bytes(job: Job, scored: Path):
+def test_a_done_job_counts_while_its_scores_are_the_same_bytes(job: StudyJob, scored: Path):
     assert outcome_of(job) is None
     outcome = do(job)
     assert outcome_of(job) == outcome
@@ -59,7 +61,7 @@ def test_a_done_job_counts_while_its_scores_are_the_same_bytes(job: Job, scored:
     assert outcome_of(job) is None
 
 
-def test_scoring_in_another_way_is_done_again_without_another_key(job: Job, scored: Path):
+def test_scoring_in_another_way_is_done_again_without_another_key(job: StudyJob, scored: Path):
     do(job)
     other = Experiment.model_validate(
         {"name": "a-1", "runs": str(Path(job.run).parent), "evaluate": {"crops": "center"}}
@@ -75,8 +77,8 @@ def test_scoring_in_another_way_is_done_again_without_another_key(job: Job, scor
         (MemoryError(), "MemoryError"),
     ],
 )
-def test_a_mistake_is_kept_with_its_reason_and_tried_again(job: Job, monkeypatch, error, reason):
-    def failing(job: Job) -> Outcome:
+def test_a_mistake_is_kept_with_its_reason_and_tried_again(job: StudyJob, monkeypatch, error, reason):
+    def failing(job: StudyJob) -> StudyOutcome:
         raise error
 
     monkeypatch.setattr(cells, "_trained", failing)
@@ -87,25 +89,25 @@ def test_a_mistake_is_kept_with_its_reason_and_tried_again(job: Job, monkeypatch
     assert kept.reason.startswith(reason)
 
 
-def test_an_interrupted_job_leaves_no_outcome(job: Job, monkeypatch):
-    monkeypatch.setattr(cells, "_trained", lambda job: Outcome("interrupted", job.key))
+def test_an_interrupted_job_leaves_no_outcome(job: StudyJob, monkeypatch):
+    monkeypatch.setattr(cells, "_trained", lambda job: StudyOutcome("interrupted", job.key))
     assert do(job).state == "interrupted"
     assert not Path(job.record).exists()
 
 
-def test_a_damaged_record_is_no_result(job: Job, scored: Path):
+def test_a_damaged_record_is_no_result(job: StudyJob, scored: Path):
     do(job)
     for text in ("{", "[]", '{"state": "done"', '{"statement": 1}'):
         Path(job.record).write_text(text)
         assert outcome_of(job) is None
 
 
-def test_the_board_counts_and_foretells(job: Job, tmp_path: Path):
+def test_the_board_counts_and_foretells(job: StudyJob, tmp_path: Path):
     jobs = [replace(job, run=str(tmp_path / name), epochs=4, title=name) for name in ("a", "b", "c", "d")]
-    board = Board("study", ["x", "x", "y", "y"], jobs, slots=2)
+    board = LiveTable("study", ["x", "x", "y", "y"], jobs, slots=2)
     assert board.left() is None
-    board.end(0, Outcome("done", seconds=100.0, accuracy=0.25))
-    board.end(1, Outcome("failed", reason="too hot"))
+    board.end(0, StudyOutcome("done", seconds=100.0, accuracy=0.25))
+    board.end(1, StudyOutcome("failed", reason="too hot"))
     board.running.jobs = {2: 0.0}
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "metrics.jsonl").write_text("{}\n{}\n{}\n")

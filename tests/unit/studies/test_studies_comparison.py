@@ -12,7 +12,7 @@ from scipy import stats
 from two_stream.evaluation.scores.metrics import per_class
 from two_stream.evaluation.scores.statistics import Interval
 from two_stream.studies.report.terminal import pair_rows
-from two_stream.studies.report.variant_tables import said
+from two_stream.studies.report.variant_tables import comparison_words
 from two_stream.studies.statistics.comparison import compare_panels, corrected
 from two_stream.studies.statistics.panel import panel_of
 from two_stream.types import ScoreTable
@@ -100,13 +100,16 @@ def test_two_trainings_are_told_and_say_nothing_of_others(studio) -> None:
     assert found.significant
     assert found.verdict.startswith("bert is higher than average on these runs by ")
     assert found.verdict.endswith("; 2 trainings each, others may differ")
-    assert said(found) == f"higher on these runs (p {'< 0.001' if found.p < 0.001 else f'= {found.p:.3f}'})"
+    assert (
+        comparison_words(found)
+        == f"higher on these runs (p {'< 0.001' if found.p < 0.001 else f'= {found.p:.3f}'})"
+    )
     turned = corrected([compared(second, first)])[0]
     assert turned.verdict.startswith("average is higher than bert on these runs by ")
-    assert said(turned).startswith("lower on these runs (p ")
+    assert comparison_words(turned).startswith("lower on these runs (p ")
     assert pair_cells(found)[-1] == "difference on these runs"
     several = corrected([compared(studio.tables(1.6), studio.tables(0.8))])[0]
-    assert (said(several), pair_cells(several)[-1]) == ("better (p < 0.001)", "difference")
+    assert (comparison_words(several), pair_cells(several)[-1]) == ("better (p < 0.001)", "difference")
 
 
 def test_two_sources_have_no_interval_and_no_verdict() -> None:
@@ -116,7 +119,7 @@ def test_two_sources_have_no_interval_and_no_verdict() -> None:
     assert (found.p, found.significant, found.detectable) == (1.0, False, 1.0)
     told = "no difference shown between bert and average: +25.0 points, and too few sources for an interval"
     assert found.verdict == told
-    assert said(found) == "no difference shown"
+    assert comparison_words(found) == "no difference shown"
     assert "+25.0 [unknown]" in pair_cells(found)
 
 

@@ -8,7 +8,7 @@ from made_study import HEADS, made_result
 
 from two_stream.studies.report import figures
 from two_stream.studies.report.pareto import CostPoint, cost_axes, front, pareto, spread
-from two_stream.studies.statistics.results import Cost
+from two_stream.studies.statistics.results import VariantCost
 
 
 def point(name, cost, accuracy):
@@ -32,7 +32,7 @@ def test_cost_of_a_video_where_all_views_are_known():
     assert latencies[1].cost == 42.5
     first = result.variants[0]
     without = [
-        type(first)(**{**vars(first), "cost": Cost(1, 2_000_000_000, None, None, None)}),
+        type(first)(**{**vars(first), "cost": VariantCost(1, 2_000_000_000, None, None, None)}),
         *result.variants[1:],
     ]
     (label, points), (_, latencies) = cost_axes(without)

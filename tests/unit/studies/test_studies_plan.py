@@ -10,7 +10,7 @@ import yaml
 from two_stream.config.study import Study
 from two_stream.errors import DataError, SettingsError
 from two_stream.studies.running import plan as planning
-from two_stream.studies.running.cells import Job
+from two_stream.studies.running.cells import StudyJob
 from two_stream.studies.running.plan import Cell, backbone_cell, load_study, plan
 from two_stream.studies.running.stages import stages_of
 from two_stream.studies.running.variants import variants_of
@@ -142,7 +142,7 @@ def test_other_code_keeps_the_loose_keys_of_heads_on_a_backbone_that_is_trained_
 ):
     made = study(lists, features={"backbone": {"model.head.kind": "average"}})
 
-    def jobs() -> list[Job]:
+    def jobs() -> list[StudyJob]:
         return [job for stage in stages_of(made, plan(made), "f") for job in stage.jobs]
 
     before = jobs()

@@ -16,7 +16,7 @@ import pytest
 from two_stream.errors import SettingsError
 from two_stream.runtime.locks import study_lock
 from two_stream.studies.running import pool
-from two_stream.studies.running.cells import Job, Outcome
+from two_stream.studies.running.cells import StudyJob, StudyOutcome
 from two_stream.studies.running.pool import Running, Slot, run_jobs, slots_for
 
 WORKER = textwrap.dedent(
@@ -58,16 +58,16 @@ def _fake_worker(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(pool, "TICK", 0.05)
 
 
-def jobs(tmp_path: Path, *titles: str) -> dict[int, Job]:
+def jobs(tmp_path: Path, *titles: str) -> dict[int, StudyJob]:
     return {
-        10 + number: Job(
+        10 + number: StudyJob(
             title, "", str(tmp_path / f"{number}.json"), str(tmp_path / f"{number}.log"), f"k{number}"
         )
         for number, title in enumerate(titles)
     }
 
 
-def outcomes(given: dict[int, Job], slots: list[Slot]) -> list[tuple[int, Outcome]]:
+def outcomes(given: dict[int, StudyJob], slots: list[Slot]) -> list[tuple[int, StudyOutcome]]:
     return [event for event in run_jobs(given, slots, Running()) if event is not None]
 
 
@@ -168,7 +168,7 @@ raise SystemExit(worker.main())
 def test_a_worker_ends_when_the_study_has_gone_and_the_next_study_waits_for_it(tmp_path: Path):
     with study_lock(tmp_path):
         pass
-    job = Job("t", "", str(tmp_path / "cells" / "a.json"), str(tmp_path / "a.log"), "k")
+    job = StudyJob("t", "", str(tmp_path / "cells" / "a.json"), str(tmp_path / "a.log"), "k")
     (tmp_path / "cells").mkdir()
     worker = subprocess.Popen(
         [sys.executable, "-c", LIFE_LINE], stdin=subprocess.PIPE, stdout=subprocess.PIPE

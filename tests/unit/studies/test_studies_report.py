@@ -349,8 +349,8 @@ def test_numbers_as_they_are_shown():
     assert variant_tables.signed_text(-1234.56) == "−1,234.6"
     assert variant_tables.p_text(0.00099) == "< 0.001"
     assert variant_tables.p_text(0.001) == "0.001"
-    assert variant_tables.number(None) == variant_tables.Cell("–")
-    assert variant_tables.number(0.1234, 1, 100) == variant_tables.Cell("12.3", 0.1234)
+    assert variant_tables.number(None) == variant_tables.TableCell("–")
+    assert variant_tables.number(0.1234, 1, 100) == variant_tables.TableCell("12.3", 0.1234)
 
 
 def test_of_several_comparisons_the_variants_table_names_the_first_and_counts_the_others():
@@ -365,4 +365,4 @@ def test_of_several_comparisons_the_variants_table_names_the_first_and_counts_th
     assert (
         f"{variant_tables.signed_text(100 * first.difference.value)} to {first.second} (+ 1 below)" in texts
     )
-    assert variant_tables.said(first) in texts
+    assert variant_tables.comparison_words(first) in texts

@@ -33,7 +33,7 @@ def test_equal_sources_that_differ_are_a_t_test_of_their_means(each: int) -> Non
     unit = equal_sources(15, each)
     values = generator.normal(0.2, 0.3, size=15)[unit] + 0.1 * generator.normal(size=len(unit))
     means = values.reshape(15, each).mean(axis=1)
-    found = statistics.estimate(column(values), Sample.even(unit), share=False)
+    found = statistics.estimate_mean(column(values), Sample.even(unit), share=False)
     expected = stats.ttest_1samp(means, 0)
     assert found.value == pytest.approx(values.mean())
     assert found.se**2 == pytest.approx(means.var(ddof=1) / 15)
@@ -47,9 +47,9 @@ def test_equal_sources_that_differ_are_a_t_test_of_their_means(each: int) -> Non
 def test_sources_that_agree_too_well_are_no_surer_than_independent_videos() -> None:
     """Each source has one hit and one miss: its means do not differ at all, which is chance."""
     unit, values = equal_sources(10, 2), column([1, 0] * 10)
-    found = statistics.estimate(values, Sample.even(unit), share=False)
+    found = statistics.estimate_mean(values, Sample.even(unit), share=False)
     assert found.se**2 == pytest.approx(0.25 / 20)
-    share = statistics.estimate(values, Sample.even(unit))
+    share = statistics.estimate_mean(values, Sample.even(unit))
     assert share.se**2 == pytest.approx(0.25 * (0.1 / 10 + 0.9 / 20))  # ρ = 1 / 10 at least
 
 
@@ -92,7 +92,7 @@ def test_the_variance_is_the_larger_of_linearised_and_intraclass() -> None:
         hits = (generator.random(len(unit)) < chances[unit]).astype(float)
         for share in (True, False):
             linear, intraclass = by_hand(hits, unit, share=share)
-            found = statistics.estimate(column(hits), Sample.even(unit), share=share)
+            found = statistics.estimate_mean(column(hits), Sample.even(unit), share=share)
             assert found.se**2 == pytest.approx(max(linear, intraclass))
             assert found.df == pytest.approx(sizes.sum() ** 2 / (sizes**2).sum() - 1)
             larger.append(linear > intraclass)
@@ -113,14 +113,14 @@ def test_the_intraclass_correlation_of_shrout_and_fleiss() -> None:
 @pytest.mark.parametrize("hits", [30, 1000, 1400, 1960, 1999, 2000])
 def test_of_single_videos_it_is_wilsons_interval(hits: int) -> None:
     values = column([1] * hits + [0] * (2000 - hits))
-    found = statistics.estimate(values, Sample.even(np.arange(2000))).share_interval()
+    found = statistics.estimate_mean(values, Sample.even(np.arange(2000))).share_interval()
     expected = stats.binomtest(hits, 2000).proportion_ci(0.95, method="wilson")
     # t of 1,999 instead of the normal quantile: 0.06 % wider
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=3e-5)
 
 
 def test_of_few_single_videos_it_is_wilsons_with_the_quantile_of_t() -> None:
-    found = statistics.estimate(column([1] * 45 + [0] * 5), Sample.even(np.arange(50))).share_interval()
+    found = statistics.estimate_mean(column([1] * 45 + [0] * 5), Sample.even(np.arange(50))).share_interval()
     square, n = stats.t.ppf(0.975, 49) ** 2, 49  # the variance has n - 1 below
     ends = np.roots(
         [1 + square / n, -(2 * 0.9 + square / n), 0.9**2]
@@ -134,7 +134,7 @@ def test_of_few_single_videos_it_is_wilsons_with_the_quantile_of_t() -> None:
 def test_sources_of_one_fate_count_once(right: int) -> None:
     """Five videos of each source, right or wrong together: Wilson's interval of the sources."""
     values = column(np.repeat([1] * right + [0] * (300 - right), 5))
-    found = statistics.estimate(values, Sample.even(equal_sources(300, 5))).share_interval()
+    found = statistics.estimate_mean(values, Sample.even(equal_sources(300, 5))).share_interval()
     expected = stats.binomtest(right, 300).proportion_ci(0.95, method="wilson")
     # of all right no correlation is seen, so that one of 1 / 300 is supposed
     limit = 0.001 if right < 300 else 0.011
@@ -142,7 +142,7 @@ def test_sources_of_one_fate_count_once(right: int) -> None:
 
 
 def test_all_right_counts_by_the_correlation_that_is_supposed() -> None:
-    found = statistics.estimate(column([1] * 40), Sample.even(equal_sources(5, 8)))
+    found = statistics.estimate_mean(column([1] * 40), Sample.even(equal_sources(5, 8)))
     assert found.trials == pytest.approx(1 / (0.2 / 5 + 0.8 / 40))  # ρ = 1 / 5
     square = stats.t.ppf(0.975, 4) ** 2
     shown = found.share_interval()
@@ -158,7 +158,7 @@ def test_more_right_never_lowers_an_end(sources: int, each: int) -> None:
     for right in range(41):
         hits = np.ones(40)
         hits[spread[: 40 - right]] = 0
-        ends.append(statistics.estimate(column(hits), Sample.even(unit)).share_interval())
+        ends.append(statistics.estimate_mean(column(hits), Sample.even(unit)).share_interval())
     assert [end.value for end in ends] == pytest.approx(np.arange(41) / 40)
     assert (np.diff([end.low for end in ends]) > 0).all()
     assert (np.diff([end.high for end in ends]) > 0).all()
@@ -173,22 +173,22 @@ def test_fewer_than_three_sources_say_nothing(sources: int) -> None:
     generator = np.random.default_rng(3)
     unit = equal_sources(sources, 20)
     hits, other = (column(generator.random(len(unit)) < chance) for chance in (0.9, 0.1))
-    found = statistics.estimate(hits, Sample.even(unit)).share_interval()
+    found = statistics.estimate_mean(hits, Sample.even(unit)).share_interval()
     assert found == Interval(pytest.approx(hits.mean()), 0.0, 1.0, known=False)
     test = statistics.difference_of(hits, other, Sample.even(unit))
     assert test.interval == Interval(pytest.approx(hits.mean() - other.mean()), -1.0, 1.0, known=False)
     assert (test.p, test.exact) == (1.0, False)
     three = np.concatenate([[sources, sources + 1][: 3 - sources], unit])
     more = column(np.concatenate([np.ones(3 - sources), hits[:, 0]]))
-    assert statistics.estimate(more, Sample.even(three)).share_interval().known
+    assert statistics.estimate_mean(more, Sample.even(three)).share_interval().known
 
 
 def test_a_dominating_source_leaves_fewer_degrees_of_freedom() -> None:
     generator = np.random.default_rng(4)
     even, one = equal_sources(11, 20), np.repeat(np.arange(11), [120] + [10] * 10)
     hits = column(generator.random(220) < 0.7)
-    plain = statistics.estimate(hits, Sample.even(even))
-    found = statistics.estimate(hits, Sample.even(one))
+    plain = statistics.estimate_mean(hits, Sample.even(even))
+    found = statistics.estimate_mean(hits, Sample.even(one))
     assert plain.df == pytest.approx(10)
     assert found.effective == pytest.approx(220**2 / (120**2 + 10 * 10**2))  # 3.14
     assert found.df == pytest.approx(found.effective - 1)
@@ -200,7 +200,7 @@ def test_splits_weigh_alike_whatever_their_size() -> None:
     values = column([1.0, 1.0, 0.0, 0.0, 0.0, 1.0])
     stratum = np.asarray([0, 0, 1, 1, 1, 1])
     weight = np.where(stratum == 0, 1 / 4, 1 / 8)
-    found = statistics.estimate(values, Sample(weight, stratum, np.arange(6)))
+    found = statistics.estimate_mean(values, Sample(weight, stratum, np.arange(6)))
     assert found.value == pytest.approx((1.0 + 0.25) / 2)
 
 
@@ -212,7 +212,7 @@ def test_classes_are_the_strata_of_sampling_theory() -> None:
     unit = equal_sources(sum(counts), each)
     values = 0.5 + 0.2 * generator.normal(size=sum(counts))[unit] + 0.02 * generator.normal(size=len(unit))
     sample = Sample.by_class(unit, label)
-    found = statistics.estimate(column(values), sample)
+    found = statistics.estimate_mean(column(values), sample)
     means = values.reshape(-1, each).mean(axis=1)
     by_class = np.split(means, np.cumsum(counts)[:-1])
     assert found.value == pytest.approx(np.mean([own.mean() for own in by_class]))
@@ -234,7 +234,7 @@ def test_classes_are_the_strata_of_sampling_theory() -> None:
 def test_within_a_class_only_its_own_mean_counts() -> None:
     """Classes of 0 and 1 throughout: sources agree within their class, so that only the spread of videos is left."""
     unit, label = equal_sources(10, 4), equal_sources(2, 20)
-    found = statistics.estimate(column(label), Sample.by_class(unit, label), share=False)
+    found = statistics.estimate_mean(column(label), Sample.by_class(unit, label), share=False)
     assert found.se**2 == pytest.approx(0.25 / 40)
 
 
@@ -260,7 +260,7 @@ def test_trainings_are_the_readers_of_the_analysis_of_variance(each: int) -> Non
     assert units > rest  # so that the published formula stands as it is
     assert trainings > units
     unit = equal_sources(12, each)
-    found = statistics.estimate(means[unit], Sample.even(unit), share=False)
+    found = statistics.estimate_mean(means[unit], Sample.even(unit), share=False)
     variance = (trainings + units - rest) / 36
     assert found.se**2 == pytest.approx(variance)
     assert found.df == pytest.approx(2 * (trainings + units - rest) / trainings)  # Hillis 2007, not squared
@@ -277,23 +277,23 @@ def test_several_trainings_are_never_surer_than_their_mean_as_one() -> None:
     values = np.repeat(generator.normal(size=(10, 1)), 3, axis=1)
     values = values + np.asarray([[1e-9, 0, -1e-9]])  # trainings agree: there is one training's knowledge
     sample = Sample.even(np.arange(10))
-    alone = statistics.estimate(values[:, 1:2], sample, share=False)
-    together = statistics.estimate(values, sample, share=False)
+    alone = statistics.estimate_mean(values[:, 1:2], sample, share=False)
+    together = statistics.estimate_mean(values, sample, share=False)
     assert together.se == pytest.approx(alone.se)
     assert (together.df, alone.df) == pytest.approx((9, 9))
     for _ in range(50):
         unit = np.sort(generator.integers(0, 9, size=40))
         unit = np.unique(unit, return_inverse=True)[1]
         hits = (generator.random((40, 3)) < generator.random((40, 1))).astype(float)
-        mean = statistics.estimate(hits.mean(axis=1, keepdims=True), Sample.even(unit))
-        found = statistics.estimate(hits, Sample.even(unit))
+        mean = statistics.estimate_mean(hits.mean(axis=1, keepdims=True), Sample.even(unit))
+        found = statistics.estimate_mean(hits, Sample.even(unit))
         assert found.se >= mean.se * (1 - 1e-9)
         assert found.df <= mean.df
 
 
 def test_means_that_agree_by_chance_are_not_certain() -> None:
     """Every video is right in one of two trainings: only what trainings make of a video is left."""
-    found = statistics.estimate(np.asarray([[1.0, 0.0], [0.0, 1.0]] * 3), Sample.even(np.arange(6)))
+    found = statistics.estimate_mean(np.asarray([[1.0, 0.0], [0.0, 1.0]] * 3), Sample.even(np.arange(6)))
     rest = two_way(np.asarray([[1.0, 0.0], [0.0, 1.0]] * 3))[2]
     assert found.se == pytest.approx(math.sqrt(rest / 12))
     assert not found.constant
@@ -307,13 +307,13 @@ def test_means_that_agree_by_chance_are_not_certain() -> None:
 
 def test_constant_values_keep_an_interval() -> None:
     """No discordant video in 30: the true difference may still be a few points (the rule of three)."""
-    none = statistics.estimate(np.zeros((30, 1)), Sample.even(np.arange(30)), share=False)
+    none = statistics.estimate_mean(np.zeros((30, 1)), Sample.even(np.arange(30)), share=False)
     assert none.p_zero() == 1.0
     shown = none.interval(0.95)
     assert shown.high == pytest.approx(1 - 0.025 ** (1 / 30))
     assert shown.low == -shown.high
     assert none.se == pytest.approx(1 / 30)
-    every = statistics.estimate(np.ones((30, 1)), Sample.even(equal_sources(6, 5)), share=False)
+    every = statistics.estimate_mean(np.ones((30, 1)), Sample.even(equal_sources(6, 5)), share=False)
     assert every.p_zero() == pytest.approx(2 * 0.5**6)  # the sign test of six sources
     assert every.interval(0.95).high == 1.0
     assert every.interval(0.95).low == pytest.approx(2 * 0.025 ** (1 / 6) - 1)
@@ -321,7 +321,7 @@ def test_constant_values_keep_an_interval() -> None:
 
 @pytest.mark.parametrize("sources", [4, 5, 6, 7, 12])
 def test_of_constant_values_interval_and_test_agree(sources: int) -> None:
-    found = statistics.estimate(np.ones((sources, 1)), Sample.even(np.arange(sources)), share=False)
+    found = statistics.estimate_mean(np.ones((sources, 1)), Sample.even(np.arange(sources)), share=False)
     assert (found.interval(0.95).low > 0) == (found.p_zero() < 0.05) == (sources >= 6)
 
 

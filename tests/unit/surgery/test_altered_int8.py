@@ -12,7 +12,7 @@ from torch.ao.nn import quantized as nnq
 
 from two_stream.backbones import BACKBONES
 from two_stream.errors import SettingsError
-from two_stream.evaluation.scoring.network import ready, resolved
+from two_stream.evaluation.scoring.network import prepare_for_inference, resolved
 from two_stream.pretrained import read_model, write_model
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.surgery import alter
@@ -222,4 +222,4 @@ def test_an_int8_network_is_evaluated_as_it_is() -> None:
     asked = EvaluateOptions(precision="bf16", fold=True, compile=True)
     options = resolved(asked, model.spec, model.device, exact=False, as_it_is=model.cpu_only)
     assert (options.precision, options.fold, options.compile) == ("fp32", False, False)
-    assert ready(model, options) is model
+    assert prepare_for_inference(model, options) is model

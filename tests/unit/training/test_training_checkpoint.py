@@ -11,7 +11,7 @@ from training_fakes import TinyNet, write_tensors
 
 from two_stream.errors import CheckpointError
 from two_stream.runtime import folders
-from two_stream.runtime.folders import replaced_folder, verify_checksums, whole_folder
+from two_stream.runtime.folders import complete_folder, replaced_folder, verify_checksums
 from two_stream.training.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -25,7 +25,7 @@ def _write(target: Path, text: str) -> None:
 
 
 def _read(target: Path) -> str:
-    folder = whole_folder(target)
+    folder = complete_folder(target)
     verify_checksums(folder)
     return (folder / "a.txt").read_text()
 

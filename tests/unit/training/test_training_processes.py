@@ -33,7 +33,7 @@ def test_alone_everything_is_a_plain_call() -> None:
     assert distributed.gather_numbers([1.5, 2]) == [[1.5, 2]]
     assert distributed.largest([3, -1]) == [3, -1]
     assert distributed.on_main(lambda: 7) == 7
-    with pytest.raises(DataError, match="mine"), distributed.together():
+    with pytest.raises(DataError, match="mine"), distributed.raise_on_all_ranks():
         raise DataError("mine")
     distributed.barrier()
     distributed.shutdown()
@@ -60,7 +60,7 @@ def test_exchanges() -> None:
 
 def test_an_error_of_one_is_raised_by_all_and_shown_by_the_main_one() -> None:
     def in_one(rank: int) -> None:
-        with distributed.together():
+        with distributed.raise_on_all_ranks():
             if rank == 1:
                 raise VideoError("a.mp4", "cannot be read")
 
@@ -81,10 +81,10 @@ def test_an_error_of_one_is_raised_by_all_and_shown_by_the_main_one() -> None:
 
 def test_what_only_says_that_another_has_gone_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     closed = RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:2437")
-    assert not distributed.lost(closed), "alone, nobody can go"
+    assert not distributed.is_peer_failure(closed), "alone, nobody can go"
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert distributed.lost(closed)
-    assert not distributed.lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert distributed.is_peer_failure(closed)
+    assert not distributed.is_peer_failure(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from two_stream.config.optimization import Logistic
 from two_stream.errors import TrainingError
 from two_stream.training.linear_probe import regression
 from two_stream.training.linear_probe.passes import Vectors
-from two_stream.training.linear_probe.regression import ABSENT, choose, fit, sample_weights
+from two_stream.training.linear_probe.regression import ABSENT, choose, fit_regression, sample_weights
 
 
 def made(videos: int, width: int, classes: int, seed: int = 0, apart: float = 1.0) -> Vectors:
@@ -39,7 +39,7 @@ def pipeline(c: float, **options: object) -> object:
 def test_it_is_scikit_learns_pipeline(balanced, width, c):
     vectors = made(80, width, 3)
     vectors.rows[:, 2] = 0.1  # a constant channel
-    weight, bias = fit(vectors, c, balanced, 3)
+    weight, bias = fit_regression(vectors, c, balanced, 3)
     wanted = pipeline(c, class_weight="balanced" if balanced else None).fit(vectors.rows, vectors.labels)
     logits = vectors.rows @ weight.T + bias
     np.testing.assert_allclose(logits, wanted.decision_function(vectors.rows), rtol=0, atol=1e-4)
@@ -47,7 +47,7 @@ def test_it_is_scikit_learns_pipeline(balanced, width, c):
 
 def test_two_classes_share_the_one_logit():
     vectors = made(60, 4, 2)
-    weight, bias = fit(vectors, 0.3, True, 2)
+    weight, bias = fit_regression(vectors, 0.3, True, 2)
     wanted = pipeline(0.3, class_weight="balanced").fit(vectors.rows, vectors.labels)
     logits = vectors.rows @ weight.T + bias
     np.testing.assert_allclose(logits[:, 1] - logits[:, 0], wanted.decision_function(vectors.rows), atol=1e-4)
@@ -57,8 +57,8 @@ def test_two_classes_share_the_one_logit():
 def test_a_class_without_videos_is_never_the_answer():
     vectors = made(60, 4, 3)
     moved = Vectors(vectors.rows, np.array([0, 2, 4])[vectors.labels], vectors.videos)
-    weight, bias = fit(moved, 1.0, True, 6)
-    three, three_bias = fit(vectors, 1.0, True, 3)
+    weight, bias = fit_regression(moved, 1.0, True, 6)
+    three, three_bias = fit_regression(vectors, 1.0, True, 3)
     np.testing.assert_array_equal(weight[[0, 2, 4]], three)
     np.testing.assert_array_equal(bias[[0, 2, 4]], three_bias)
     logits = moved.rows @ weight.T + bias
@@ -69,7 +69,7 @@ def test_a_class_without_videos_is_never_the_answer():
 def test_one_class_is_refused():
     vectors = made(5, 4, 2)
     with pytest.raises(TrainingError, match=r"^the training part has videos of one class only, .*$"):
-        fit(Vectors(vectors.rows, np.zeros(5, np.int64), vectors.videos), 1.0, True, 2)
+        fit_regression(Vectors(vectors.rows, np.zeros(5, np.int64), vectors.videos), 1.0, True, 2)
 
 
 def test_clips_of_a_video_weigh_as_much_as_one():
@@ -77,7 +77,9 @@ def test_clips_of_a_video_weigh_as_much_as_one():
     twice = np.concatenate((np.arange(60), np.arange(60), np.arange(60)))
     many = Vectors(vectors.rows[twice], vectors.labels[twice], vectors.videos[twice])
     for balanced in (True, False):
-        for one, other in zip(fit(vectors, 0.1, balanced, 3), fit(many, 0.1, balanced, 3), strict=True):
+        for one, other in zip(
+            fit_regression(vectors, 0.1, balanced, 3), fit_regression(many, 0.1, balanced, 3), strict=True
+        ):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
     uneven = Vectors(
         vectors.rows, vectors.labels, np.maximum(vectors.videos - 2, 0)

@@ -13,8 +13,10 @@ from video_clips import FRAMES, H264, Codec, make
 from two_stream.video.decoding.containers import flaw
 from two_stream.video.decoding.gaps import hole
 from two_stream.video.decoding.reader import open_video
-from two_stream.video.doctor import examine
-from two_stream.video.extraction.many_videos import ExtractOptions, Source, extract
+from two_stream.video.doctor import examine_videos
+from two_stream.video.extraction.many_videos import extract
+from two_stream.video.extraction.one_video import ExtractOptions
+from two_stream.video.sources import Source
 
 KINDS = [
     H264,
@@ -58,7 +60,10 @@ def whole(tmp_path_factory):
 
 def told(path, backend="pyav"):
     """Return what check says of a file; "unreadable" where not one frame decodes."""
-    return [f"{finding.kind}: {finding.detail}" for finding in examine([path], backend=backend, processes=0)]
+    return [
+        f"{finding.kind}: {finding.detail}"
+        for finding in examine_videos([path], backend=backend, processes=0)
+    ]
 
 
 @pytest.mark.parametrize("kind", [str(codec) for codec in KINDS])

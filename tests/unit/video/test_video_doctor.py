@@ -10,8 +10,10 @@ import pytest
 from video_clips import CODECS, FRAMES, H264, make, make_audio, make_cut, picture
 
 from two_stream.video import doctor
-from two_stream.video.doctor import examine, examine_frame_folders
-from two_stream.video.extraction.many_videos import ExtractOptions, Source, extract
+from two_stream.video.doctor import examine_frame_folders, examine_videos
+from two_stream.video.extraction.many_videos import extract
+from two_stream.video.extraction.one_video import ExtractOptions
+from two_stream.video.sources import Source
 
 
 def told(findings, subject):
@@ -34,7 +36,7 @@ def test_videos_by_name(tmp_path):
     (tmp_path / "notes.txt").write_text("left out")
     absent = tmp_path / "absent.mp4"
 
-    findings = examine([tmp_path, absent], processes=0)
+    findings = examine_videos([tmp_path, absent], processes=0)
     assert told(findings, fine) == []
     assert told(findings, twin) == [("doubled", "warning")]
     assert told(findings, one) == [("too_short", "warning")]
@@ -55,8 +57,10 @@ def test_videos_by_name(tmp_path):
 
 def test_min_frames(tmp_path):
     path = make(tmp_path / "clip.mp4")
-    assert examine([path], processes=0, min_frames=FRAMES) == []
-    assert told(examine([path], processes=0, min_frames=FRAMES + 1), path) == [("too_short", "warning")]
+    assert examine_videos([path], processes=0, min_frames=FRAMES) == []
+    assert told(examine_videos([path], processes=0, min_frames=FRAMES + 1), path) == [
+        ("too_short", "warning")
+    ]
 
 
 @pytest.mark.timeout(90)
@@ -64,7 +68,7 @@ def test_a_file_that_hangs_or_kills_its_decoder_is_named_and_the_rest_examined(t
     paths = [make(tmp_path / f"{name}.mp4") for name in ("fine", "hang", "kill", "last")]
     (tmp_path / "last.mp4").write_text("no video")
     monkeypatch.setattr(doctor, "examine_video", sick_examine)
-    findings = examine(paths, processes=2, patience=1.5)
+    findings = examine_videos(paths, processes=2, patience=1.5)
     told_all = [(finding.kind, finding.subject) for finding in findings if finding.kind != "doubled"]
     assert told_all == [
         ("timed_out", str(paths[1])),

@@ -17,7 +17,8 @@ from video_clips import CODECS, FRAMES, H264, make, make_audio, make_cut, number
 
 from two_stream.commands.extract import main
 from two_stream.errors import DataError, SettingsError
-from two_stream.video.extraction.many_videos import ExtractOptions, extract, read_manifest, target_size
+from two_stream.video.extraction.many_videos import extract
+from two_stream.video.extraction.one_video import ExtractOptions, read_extraction_manifest, target_size
 from two_stream.video.flow import FlowEstimator
 from two_stream.video.frames import FramePatterns, count_frames, read_frames
 from two_stream.video.sources import Source, collisions, find_sources, folder_ids
@@ -43,7 +44,7 @@ def test_frames_and_flow_land_under_their_numbers(tmp_path):
     assert count_frames(folder, "rgb") == FRAMES
     assert count_frames(folder, "flow") == FRAMES - 1
     assert numbers_of(read_frames(folder, range(1, FRAMES + 1), "rgb")) == list(range(FRAMES))
-    manifest = read_manifest(folder)
+    manifest = read_extraction_manifest(folder)
     assert (manifest["frames"], manifest["flow_frames"]) == (FRAMES, FRAMES - 1)
     assert manifest["backend_version"].startswith("pyav ")
     assert manifest["settings"]["flow"] == "dis"
@@ -200,7 +201,7 @@ def test_every_failure_is_listed_and_the_rest_is_done(tmp_path):
     assert by_id["sound"]["reason"] == "no video stream (audio only)"
     for name in ("twin.avi", "twin.mp4"):
         assert (by_id[name]["status"], by_id[name]["frames"]) == ("written", FRAMES)
-        assert read_manifest(tmp_path / "out" / name)["source"] == str(folder / name)
+        assert read_extraction_manifest(tmp_path / "out" / name)["source"] == str(folder / name)
         assert count_frames(tmp_path / "out" / name, "flow") == FRAMES - 1
     assert by_id["sub/one"]["warnings"] == ["too short for flow: one frame"]
     assert (by_id["sub/one"]["frames"], by_id["sub/one"]["flow_frames"]) == (1, 0)
@@ -354,7 +355,7 @@ def test_a_killed_run_leaves_whole_folders_and_is_finished_by_the_next(tmp_path,
     finished = {path.name: path.stat().st_ino for path in out.glob("v*")}
     assert 1 <= len(finished) < 5
     for name in finished:
-        assert read_manifest(out / name)["frames"] == count_frames(out / name, "rgb") == 14
+        assert read_extraction_manifest(out / name)["frames"] == count_frames(out / name, "rgb") == 14
     summary = extract(find_sources(folder)[0], out, ExtractOptions(flow="tvl1", short_side=32, processes=2))
     assert {one.id for one in summary.by_status("skipped")} >= set(finished)
     assert summary.failed == []
@@ -422,6 +423,6 @@ def test_a_network_s_flow_is_stored_and_recorded(tmp_path):
     assert count_frames(folder, "rgb") == FRAMES
     stored = read_frames(folder, [1, FRAMES - 1], "flow")
     np.testing.assert_array_equal(stored, np.broadcast_to([134, 140], stored.shape))
-    assert read_manifest(folder)["settings"]["flow_model"] == "shift"
+    assert read_extraction_manifest(folder)["settings"]["flow_model"] == "shift"
     refused = extract(source, tmp_path / "out", ExtractOptions(flow="dis", short_side=None, processes=0))
     assert "flow raft -> dis" in refused.failed[0].reason

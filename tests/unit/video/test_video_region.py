@@ -10,7 +10,7 @@ import pytest
 
 from two_stream.errors import VideoError
 from two_stream.video.frames import jpeg_size, read_frames
-from two_stream.video.region import Region, fit, reduction
+from two_stream.video.region import Region, fit_frame, reduction
 
 RNG = np.random.default_rng(0)
 STORED = [(256, 340), (128, 170), (240, 320), (100, 90), (512, 680), (512, 340), (384, 510)]
@@ -33,28 +33,30 @@ def test_a_region_has_the_pixels_of_resizing_cutting_and_resizing(
     for box in BOXES:
         expected = step_by_step(picture, box)
         region = Region(box, (112, 112))
-        np.testing.assert_array_equal(fit(picture, (128, 170), region), expected)
-        fit(picture, (128, 170), region, out[1])
+        np.testing.assert_array_equal(fit_frame(picture, (128, 170), region), expected)
+        fit_frame(picture, (128, 170), region, out[1])
         np.testing.assert_array_equal(out[1], expected)
     assert not out[0].any()
-    whole = fit(picture, (128, 170))
+    whole = fit_frame(picture, (128, 170))
     np.testing.assert_array_equal(whole, cv2.resize(picture, (170, 128)))
-    np.testing.assert_array_equal(fit(picture, None), picture)
+    np.testing.assert_array_equal(fit_frame(picture, None), picture)
 
 
 def test_one_interpolation_covers_the_same_place() -> None:
     ramp = np.repeat(np.linspace(0, 250, 340)[None, :, None], 256, 0).repeat(3, 2).astype(np.uint8)
     ramp[..., 1] = np.linspace(0, 250, 256).astype(np.uint8)[:, None]
     for box in ((0, 0, 84, 84), (44, 86, 128, 170), (10, 30, 122, 142)):
-        twice = fit(ramp, (128, 170), Region(box, (112, 112))).astype(int)
-        once = fit(ramp, (128, 170), Region(box, (112, 112), direct=True))
+        twice = fit_frame(ramp, (128, 170), Region(box, (112, 112))).astype(int)
+        once = fit_frame(ramp, (128, 170), Region(box, (112, 112), direct=True))
         assert np.abs(twice - once).max() <= 2
     fine = RNG.integers(0, 256, (256, 340, 3), np.uint8)
     region = Region((0, 0, 84, 84), (112, 112), direct=True)
-    np.testing.assert_array_equal(fit(fine, (128, 170), region), cv2.resize(fine[:168, :168], (112, 112)))
+    np.testing.assert_array_equal(
+        fit_frame(fine, (128, 170), region), cv2.resize(fine[:168, :168], (112, 112))
+    )
     small = RNG.integers(0, 256, (128, 170, 3), np.uint8)
     np.testing.assert_array_equal(
-        fit(small, (128, 170), region), cv2.resize(np.ascontiguousarray(small[:84, :84]), (112, 112))
+        fit_frame(small, (128, 170), region), cv2.resize(np.ascontiguousarray(small[:84, :84]), (112, 112))
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from video_clips import CODECS, Codec, make
 
 from two_stream.errors import VideoError
-from two_stream.runtime.cache import cache_folder, keep
+from two_stream.runtime.cache import cache_folder, write_cached
 from two_stream.video.decoding import backend_pyav, index
 from two_stream.video.decoding.backend_pyav import PyavVideo, opened, version
 from two_stream.video.decoding.packets import index_of_packets, starts_as
@@ -255,9 +255,9 @@ def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         tmp_path / ".cache" / "two-stream",
         tmp_path / "Library" / "Caches" / "two-stream",
     )
-    assert keep(tmp_path / "a" / "b", b"1")
+    assert write_cached(tmp_path / "a" / "b", b"1")
     assert (tmp_path / "a" / "b").read_bytes() == b"1"
-    assert not keep(tmp_path / "a" / "b" / "c", b"1")
+    assert not write_cached(tmp_path / "a" / "b" / "c", b"1")
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
 
 

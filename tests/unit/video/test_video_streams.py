@@ -9,8 +9,10 @@ import pytest
 from video_clips import FRAMES, numbers_of, picture
 
 from two_stream.video.decoding.reader import open_video
-from two_stream.video.doctor import examine
-from two_stream.video.extraction.many_videos import ExtractOptions, Source, extract
+from two_stream.video.doctor import examine_videos
+from two_stream.video.extraction.many_videos import extract
+from two_stream.video.extraction.one_video import ExtractOptions
+from two_stream.video.sources import Source
 
 BACKENDS = ["pyav", "opencv"]
 
@@ -48,7 +50,7 @@ def test_an_unflagged_cover_picture_in_front_is_left_out(tmp_path, backend, size
     assert numbers_of(video.frames()) == list(range(FRAMES))
     assert numbers_of(video.read([20, 3])) == [20, 3]
     assert video.damage is None
-    assert examine([path], backend=backend, processes=0) == []
+    assert examine_videos([path], backend=backend, processes=0) == []
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -64,7 +66,7 @@ def test_the_sample_file_where_it_is(shared, tmp_path, backend):
     path = shared / "cases/video/cover_first.mkv"
     if not path.is_file():
         pytest.skip(f"{path} is not on this machine")
-    assert examine([path], backend=backend, processes=0) == []
+    assert examine_videos([path], backend=backend, processes=0) == []
     options = ExtractOptions(flow="none", short_side=None, processes=0, backend=backend)
     (outcome,) = extract([Source("v", path)], tmp_path, options).outcomes
     assert (outcome.frames, outcome.warnings) == (24, [])

@@ -13,7 +13,9 @@ from two_stream.video.decoding.clock import Clock, uneven
 from two_stream.video.decoding.live import open_source
 from two_stream.video.decoding.reader import open_video
 from two_stream.video.decoding.times import frame_times
-from two_stream.video.extraction.many_videos import ExtractOptions, Source, extract, read_manifest
+from two_stream.video.extraction.many_videos import extract
+from two_stream.video.extraction.one_video import ExtractOptions, read_extraction_manifest
+from two_stream.video.sources import Source
 
 SLOW, FAST = 8, 16
 STAMPS = [500 * n for n in range(SLOW)] + [500 * (SLOW - 1) + 20 * n for n in range(1, FAST + 1)]
@@ -85,7 +87,7 @@ def test_segments_of_frame_folders_go_by_the_time_stamps_too(tmp_path):
     path = make(tmp_path / "v.webm", VARIABLE[3], stamps=STAMPS)
     options = ExtractOptions(flow="none", short_side=None, processes=0)
     extract([Source("v", path), Source("steady", make(tmp_path / "s.mp4"))], tmp_path / "out", options)
-    assert read_manifest(tmp_path / "out" / "steady")["video"]["times"] == []
+    assert read_extraction_manifest(tmp_path / "out" / "steady")["video"]["times"] == []
     for clock in (
         clock_of(None, tmp_path / "out" / "v", FRAMES, None, None),
         clock_of(path, None, FRAMES, None, None),

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from two_stream.errors import VideoError
-from two_stream.runtime.workers import Failure, run_tasks
+from two_stream.runtime.workers import TaskFailure, run_tasks
 
 
 def task(item, beat):
@@ -50,10 +50,10 @@ def test_one_bad_task_costs_one_task():
         6: 70,
         7: 80,
     }  # slow beats, so it may take long
-    assert answers[1] == Failure("the worker process was killed by SIGKILL", "crashed")
-    assert answers[3] == Failure("timed out: no progress for 2 s, killed", "hung")
-    assert answers[4] == Failure("the worker process ended with exit code 3", "crashed")
-    assert isinstance(answers[5], Failure)
+    assert answers[1] == TaskFailure("the worker process was killed by SIGKILL", "crashed")
+    assert answers[3] == TaskFailure("timed out: no progress for 2 s, killed", "hung")
+    assert answers[4] == TaskFailure("the worker process ended with exit code 3", "crashed")
+    assert isinstance(answers[5], TaskFailure)
     assert answers[5].kind == "raised"
     assert "VideoError: a.mp4: broken (test_video_workers.py:" in answers[5].reason
 
@@ -61,7 +61,7 @@ def test_one_bad_task_costs_one_task():
 @pytest.mark.timeout(60)
 def test_an_answer_that_cannot_travel_costs_one_task():
     answers = dict(run_tasks(task, [("unpicklable", 1), ("fine", 2)], processes=1, patience=20.0))
-    assert isinstance(answers[0], Failure)
+    assert isinstance(answers[0], TaskFailure)
     assert answers[1] == 20
 
 

@@ -13,7 +13,7 @@ from two_stream.config.compress import Prune
 from two_stream.errors import SettingsError
 
 if TYPE_CHECKING:
-    from two_stream.compression.choice import Choice
+    from two_stream.compression.choice import LevelChoice
     from two_stream.compression.sensitivity import Sensitivity
 
 PROG = "two-stream compress sensitivity"
@@ -146,7 +146,7 @@ def _write(found: Sensitivity, folder: Path) -> None:
         draw_sensitivity(found, stem.with_suffix(suffix))
 
 
-def _show(found: Sensitivity, choice: Choice | None, folder: Path, run: str, *, as_json: bool) -> None:
+def _show(found: Sensitivity, choice: LevelChoice | None, folder: Path, run: str, *, as_json: bool) -> None:
     from dataclasses import asdict
 
     from two_stream.compression.choice import best_points

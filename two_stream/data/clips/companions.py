@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from two_stream.config.schema import Experiment
 from two_stream.data.catalog import Record
-from two_stream.data.clips.dataset import BROKEN, ClipDataset, ClipItem, Failure, as_clip, failure_of
+from two_stream.data.clips.dataset import BROKEN, ClipDataset, ClipFailure, ClipItem, as_clip, failure_of
 from two_stream.data.clips.sampling import clip_span, clips_for, reordered
 from two_stream.data.clips.transforms import mirrored
 from two_stream.data.sources.base import ClipSource, read_clip
@@ -90,7 +90,7 @@ def _training_videos(experiment: Experiment, record: Record, modality: Modality)
     return {video.id: video for video in part}
 
 
-class ClipsBeside(Dataset[ClipItem | Failure]):
+class ClipsBeside(Dataset[ClipItem | ClipFailure]):
     """The clips of a training, each with those of its companions."""
 
     def __init__(self, clips: ClipDataset, companions: Sequence[Companion]) -> None:
@@ -100,10 +100,10 @@ class ClipsBeside(Dataset[ClipItem | Failure]):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, index: int) -> ClipItem | Failure:
-        """Read a clip and its companions; a video of which one cannot be read gives a `Failure`."""
+    def __getitem__(self, index: int) -> ClipItem | ClipFailure:
+        """Read a clip and its companions; a video of which one cannot be read gives a `ClipFailure`."""
         item = self.clips[index]
-        if isinstance(item, Failure):
+        if isinstance(item, ClipFailure):
             return item
         try:
             return replace(item, beside=tuple(self._beside(index, other) for other in self.companions))

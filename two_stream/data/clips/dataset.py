@@ -2,7 +2,7 @@
 
 Offsets, crops and flips of a training clip are drawn from (seed, epoch, video id) and from nothing else, so they depend
 neither on the number of workers nor on where a run was interrupted. A video that cannot be read becomes a
-`Failure` with its reason; the loader decides what follows from it.
+`ClipFailure` with its reason; the loader decides what follows from it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BROKEN = (VideoError, DataError, OSError, cv2.error)
 
 
 @dataclass(frozen=True)
-class Failure:
+class ClipFailure:
     """A video that gave no clip."""
 
     id: str
@@ -59,14 +59,14 @@ class ClipItem:
     """uint8 clips of the same moment for other networks (`data/clips/companions.py`)"""
 
 
-def failure_of(video_id: str, error: Exception) -> Failure:
+def failure_of(video_id: str, error: Exception) -> ClipFailure:
     """Return what a dataset gives in place of a video that cannot be read."""
     broken = isinstance(error, BROKEN)
     reason = " ".join(str(error).split())
-    return Failure(video_id, reason, None if broken or not isinstance(error, TwoStreamError) else error)
+    return ClipFailure(video_id, reason, None if broken or not isinstance(error, TwoStreamError) else error)
 
 
-class ClipDataset(Dataset[ClipItem | Failure]):
+class ClipDataset(Dataset[ClipItem | ClipFailure]):
     """One clip per video: drawn and augmented in training, centred otherwise.
 
     Attributes:
@@ -116,8 +116,8 @@ class ClipDataset(Dataset[ClipItem | Failure]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> ClipItem | Failure:
-        """Read one clip; a broken video gives a `Failure`. Counting past the end reads other clips of the videos."""
+    def __getitem__(self, index: int) -> ClipItem | ClipFailure:
+        """Read one clip; a damaged video gives a `ClipFailure`. An index past the end reads another clip of a video."""
         again, place = divmod(index, len(self.records))
         record = self.records[place]
         try:

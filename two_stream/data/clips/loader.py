@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from two_stream.config.schema import DataOptions, Experiment
 from two_stream.data.catalog import Record
 from two_stream.data.clips.balance import balanced_order
-from two_stream.data.clips.dataset import ClipDataset, ClipItem, Failure
+from two_stream.data.clips.dataset import ClipDataset, ClipFailure, ClipItem
 from two_stream.data.mirror import mirror_of
 from two_stream.data.sources.choose import make_source
 from two_stream.errors import DataError, loader_killed
@@ -31,7 +31,7 @@ from two_stream.runtime.seeding import rng
 from two_stream.types import Batch, InputSpec, VideoRecord
 
 T = TypeVar("T")
-_Loaded = tuple[T | None, list[Failure]]
+_Loaded = tuple[T | None, list[ClipFailure]]
 
 WORKER_TIMEOUT = 1800.0
 """seconds after which a worker that delivers nothing is given up"""
@@ -80,7 +80,7 @@ class Loader(Generic[T]):
         """Plan a pass.
 
         Args:
-            dataset: Gives an item or a `Failure` per index.
+            dataset: Gives an item or a `ClipFailure` per index.
             plan: Indices of each batch.
             collate: Joins the items of a batch, apart from failures.
             data: Workers and `on_error`.
@@ -118,7 +118,7 @@ class Loader(Generic[T]):
                 if loaded is not None:
                     yield loaded
 
-    def _meet(self, failure: Failure) -> None:
+    def _meet(self, failure: ClipFailure) -> None:
         if failure.error is not None:
             raise failure.error
         if self._data.on_error == "raise":
@@ -177,7 +177,7 @@ def train_loader(
     epoch: int,
     skip_batches: int = 0,
     share: Share | None = None,
-    wrap: Callable[[ClipDataset], Dataset[ClipItem | Failure]] | None = None,
+    wrap: Callable[[ClipDataset], Dataset[ClipItem | ClipFailure]] | None = None,
 ) -> Loader[Batch]:
     """Return the batches of one training epoch: shuffled, one augmented clip per video, the last may be smaller.
 
@@ -284,10 +284,10 @@ def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
     return [int(index) for index in rng("order", seed, epoch).permutation(count)]
 
 
-def collate_clips(items: list[ClipItem | Failure]) -> _Loaded[Batch]:
+def collate_clips(items: list[ClipItem | ClipFailure]) -> _Loaded[Batch]:
     """Join clips to a batch `(B, C, T, H, W)`; None when none is whole."""
     whole = [item for item in items if isinstance(item, ClipItem)]
-    failures = [item for item in items if isinstance(item, Failure)]
+    failures = [item for item in items if isinstance(item, ClipFailure)]
     if not whole:
         return None, failures
     clips = torch.stack([item.clip for item in whole])

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.data.catalog import Record
-from two_stream.data.clips.dataset import BROKEN, Failure, failure_of
+from two_stream.data.clips.dataset import BROKEN, ClipFailure, failure_of
 from two_stream.data.clips.loader import Loader
 from two_stream.data.clips.sampling import clips_for, evaluation_protocol, reordered, sampling_of
 from two_stream.data.clips.transforms import View, evaluation_views, seen_by, whole_box
@@ -39,7 +39,7 @@ class Chunk:
     last: int
 
 
-class ViewDataset(Dataset[VideoViews | Failure]):
+class ViewDataset(Dataset[VideoViews | ClipFailure]):
     """Every view (clip × crop) of each video, one item per chunk of clips.
 
     Attributes:
@@ -95,8 +95,8 @@ class ViewDataset(Dataset[VideoViews | Failure]):
     def __len__(self) -> int:
         return len(self.chunks)
 
-    def __getitem__(self, index: int) -> VideoViews | Failure:
-        """Read a chunk; a broken video gives a `Failure`."""
+    def __getitem__(self, index: int) -> VideoViews | ClipFailure:
+        """Read a chunk; a broken video gives a `ClipFailure`."""
         chunk = self.chunks[index]
         record = self.records[chunk.record]
         try:
@@ -152,7 +152,7 @@ class ViewLoader(Loader[VideoViews]):
     def _left_out(self, video_id: str) -> bool:
         return any(name == video_id for name, _ in self.skipped[-1:])
 
-    def _meet(self, failure: Failure) -> None:
+    def _meet(self, failure: ClipFailure) -> None:
         if not self._left_out(failure.id):  # its other chunks need no second line
             super()._meet(failure)
 
@@ -218,10 +218,10 @@ def share(work: Sequence[int], rank: int, world: int) -> list[int]:
     return sorted(mine)
 
 
-def collate_views(items: list[VideoViews | Failure]) -> tuple[VideoViews | None, list[Failure]]:
+def collate_views(items: list[VideoViews | ClipFailure]) -> tuple[VideoViews | None, list[ClipFailure]]:
     """Unwrap the one chunk of a plan's entry."""
     (item,) = items
-    return (None, [item]) if isinstance(item, Failure) else (item, [])
+    return (None, [item]) if isinstance(item, ClipFailure) else (item, [])
 
 
 def evaluation_clips(

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from two_stream.config.load import read_yaml, validate
+from two_stream.config.load import read_yaml, validate_settings
 from two_stream.data.catalog import RECORD_FILE, Record, load_record
 from two_stream.data.demo import motion, order
 from two_stream.data.demo.drawing import Image, codec_here, encode, look_of
@@ -24,7 +24,8 @@ from two_stream.runtime.console import progress
 from two_stream.runtime.files import atomic_path, write_json
 from two_stream.runtime.seeding import rng
 from two_stream.types import VideoRecord
-from two_stream.video.extraction.many_videos import ExtractOptions, extract
+from two_stream.video.extraction.many_videos import extract
+from two_stream.video.extraction.one_video import ExtractOptions
 from two_stream.video.sources import find_sources
 
 MANIFEST = "demo.json"
@@ -160,7 +161,7 @@ def _write_lists(out: Path, options: DemoOptions, plan: list[tuple[str, int, int
         "group": r"_(g\d+)_c\d+$",
         "classes": list(options.classes),
     }
-    record = validate(Record, mapping, out / RECORD_FILE)
+    record = validate_settings(Record, mapping, out / RECORD_FILE)
     record._folder = out
     ids = [_id(name, group, take) for name, group, take, _ in plan]
     counts = {video_id: (frames, frames - 1) for video_id, (*_, frames) in zip(ids, plan)}

@@ -25,7 +25,7 @@ from two_stream.runtime.console import progress
 from two_stream.runtime.files import sha256, write_bytes
 from two_stream.runtime.provenance import code_version
 from two_stream.runtime.text import parse_json
-from two_stream.runtime.workers import Failure, run_tasks, usable_processes
+from two_stream.runtime.workers import TaskFailure, run_tasks, usable_processes
 from two_stream.types import Modality, Part, VideoRecord
 
 __all__ = ["PackOptions", "PackSummary", "all_videos", "pack", "plan", "verify"]
@@ -233,7 +233,7 @@ def _write_missing(missing: list[Shard], notes: dict[int, dict[str, Any] | None]
                 write_shard, missing, processes=min(processes, len(missing)), patience=options.patience
             ):
                 shard = missing[index]
-                if isinstance(answer, Failure):
+                if isinstance(answer, TaskFailure):
                     again.append(_without_culprit(shard, answer))
                     continue
                 notes[shard.number] = answer
@@ -241,7 +241,7 @@ def _write_missing(missing: list[Shard], notes: dict[int, dict[str, Any] | None]
             missing = again
 
 
-def _without_culprit(shard: Shard, failure: Failure) -> Shard:
+def _without_culprit(shard: Shard, failure: TaskFailure) -> Shard:
     """Return the shard without the video whose decoder crashed or hung.
 
     Raises:

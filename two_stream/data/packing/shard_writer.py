@@ -28,7 +28,7 @@ from two_stream.types import MODALITY_CHANNELS, Frames, Modality, VideoRecord
 from two_stream.video.decoding.reader import backend_version, open_video
 from two_stream.video.extraction.one_video import extraction_settings
 from two_stream.video.frames import jpeg_size, read_content
-from two_stream.video.region import fit
+from two_stream.video.region import fit_frame
 
 _BLOCK = 512
 """a tar file is made of blocks of this size"""
@@ -325,7 +325,7 @@ def _resized(
         return
     with open_video(source.path(video.id), source.backend) as opened:
         for _, frame in source.stored(opened, range(1, count + 1)):
-            yield fit(frame, resize)
+            yield fit_frame(frame, resize)
 
 
 def _pictures(

@@ -13,7 +13,7 @@ from two_stream.data.sources.segments import Segment, segments_of
 from two_stream.data.splits import MODALITIES, numbered_records, one_class
 from two_stream.errors import DataError, VideoError
 from two_stream.types import Modality, Part, VideoRecord
-from two_stream.video.doctor import Finding, Listed, Severity, examine, examine_frame_folders
+from two_stream.video.doctor import Finding, Listed, Severity, examine_frame_folders, examine_videos
 from two_stream.video.frames import count_frames
 
 PARTS: tuple[Part, ...] = ("train", "test")
@@ -262,7 +262,7 @@ def _on_disk(
         except VideoError as error:
             findings.append(Finding("missing", "info" if folders else "error", error.path, error.reason))
     if options.decode:
-        findings += examine(
+        findings += examine_videos(
             listed,
             listed=listed,
             min_frames=options.min_frames,

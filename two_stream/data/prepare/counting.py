@@ -11,14 +11,14 @@ from typing import Any
 
 import cv2
 
-from two_stream.config.load import validate
+from two_stream.config.load import validate_settings
 from two_stream.data.catalog import RECORD_FILE, Patterns, Record
 from two_stream.data.prepare.frame_names import FrameNames, find_patterns
 from two_stream.data.sources.files import FrameFolders
 from two_stream.data.splits import MODALITIES
 from two_stream.errors import TwoStreamError, VideoError
 from two_stream.runtime.console import progress
-from two_stream.runtime.workers import Beat, Failure, run_tasks, usable_processes
+from two_stream.runtime.workers import Beat, TaskFailure, run_tasks, usable_processes
 from two_stream.types import Modality
 from two_stream.video.decoding.reader import open_video
 from two_stream.video.frames import files_in, frame_numbers
@@ -71,7 +71,7 @@ def count_videos(
     ):
         for index, answer in answers:
             video_id = todo[index].id
-            if isinstance(answer, Failure):
+            if isinstance(answer, TaskFailure):
                 failed[video_id] = answer.reason
             elif isinstance(answer, str):
                 failed[video_id] = answer
@@ -194,6 +194,6 @@ def make_record(mapping: Mapping[str, Any], folder: Path) -> Record:
     Raises:
         SettingsError: The content is wrong, naming key and value.
     """
-    record = validate(Record, dict(mapping), folder / RECORD_FILE)
+    record = validate_settings(Record, dict(mapping), folder / RECORD_FILE)
     record._folder = folder
     return record

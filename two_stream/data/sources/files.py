@@ -13,10 +13,10 @@ from two_stream.data.sources.base import ClipSource
 from two_stream.errors import VideoError
 from two_stream.types import Frames, Modality
 from two_stream.video.decoding.reader import Video, open_video
-from two_stream.video.extraction.many_videos import ExtractOptions, resized, target_size
+from two_stream.video.extraction.one_video import ExtractOptions, resized, target_size
 from two_stream.video.flow import FlowEstimator, gray
 from two_stream.video.frames import read_frames
-from two_stream.video.region import Region, fit
+from two_stream.video.region import Region, fit_frame
 from two_stream.video.sources import folder_ids, video_files
 
 
@@ -88,7 +88,7 @@ class VideoFiles(ClipSource):
         """See `ClipSource.read`."""
         with open_video(self.path(video_id), self.backend) as video:
             frames = self.stored(video, sorted(set(numbers)))
-            made = {number: fit(frame, resize, region) for number, frame in frames}
+            made = {number: fit_frame(frame, resize, region) for number, frame in frames}
         return np.stack([made[number] for number in numbers])
 
     def stored(self, video: Video, wanted: Sequence[int]) -> Iterator[tuple[int, Frames]]:

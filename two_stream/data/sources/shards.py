@@ -24,7 +24,7 @@ from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.runtime.arrays import read_arrays
 from two_stream.runtime.text import json_text, parse_json
 from two_stream.types import MODALITY_CHANNELS, Frames, Modality
-from two_stream.video.frames import FLAGS, assemble, decode_picture, joined
+from two_stream.video.frames import FLAGS, assemble_frames, decode_picture, join_decoded
 from two_stream.video.region import Region
 
 INDEX = "index.npz"
@@ -215,7 +215,7 @@ class ShardSource(ClipSource):
         )
         if picture is None:
             picture = self._encoded(video, numbers, resize if self.scaled_decoding else None)
-        return assemble(f"{self._name(video)}:{video_id}", numbers, picture, resize, region)
+        return assemble_frames(f"{self._name(video)}:{video_id}", numbers, picture, resize, region)
 
     def _video(self, video_id: str, numbers: Sequence[int], resize: tuple[int, int]) -> Packed:
         packed = self.index.settings["resize"]
@@ -301,7 +301,7 @@ class ShardSource(ClipSource):
             for place, part in enumerate(found[number], start=video.first + (number - 1) * each):
                 self._compare(video, number, part, place)
             flags = FLAGS[self.modality]
-            return joined([decode_picture(part, name, flags, wanted) for part in found[number]], name)
+            return join_decoded([decode_picture(part, name, flags, wanted) for part in found[number]], name)
 
         return picture
 

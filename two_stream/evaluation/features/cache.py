@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from two_stream.config.base import Options, PositiveInt
-from two_stream.config.load import flatten, validate
+from two_stream.config.load import flatten, validate_settings
 from two_stream.config.model import ModelOptions
 from two_stream.config.schema import DataOptions
 from two_stream.data.catalog import Record
 from two_stream.data.mirror import mirror_of
 from two_stream.errors import CheckpointError, DataError, SettingsError
 from two_stream.runtime.arrays import map_array
-from two_stream.runtime.folders import CHECKSUMS, verify_checksums, whole_folder
+from two_stream.runtime.folders import CHECKSUMS, complete_folder, verify_checksums
 from two_stream.runtime.text import parse_json
 from two_stream.types import FeatureLayout, InputSpec, VideoRecord
 
@@ -130,7 +130,7 @@ class FeatureCache:
             CheckpointError: It is missing, no feature cache, damaged, or of another format; names the file.
         """
         self.folder = Path(folder)
-        inside = whole_folder(self.folder)
+        inside = complete_folder(self.folder)
         self.facts, self.content = _checked(inside, _stamp(inside))
         self.layout = FeatureLayout(self.facts.shapes)
         self._inside = inside
@@ -281,7 +281,7 @@ def _checked(folder: Path, _stamp: tuple[tuple[str, int, int], ...]) -> tuple[Fe
         raise CheckpointError(f"{path}: missing or damaged; {AGAIN}") from None
     if made != FORMAT:
         raise CheckpointError(f"{path}: of format {made}, this version reads {FORMAT}; {AGAIN}")
-    facts = validate(FeatureFacts, mapping, path)
+    facts = validate_settings(FeatureFacts, mapping, path)
     sums = parse_json((folder / CHECKSUMS).read_text(encoding="utf-8"))
     held = [f"{name} {digest}" for name, digest in sorted(sums.items()) if name != FACTS]
     return facts, hashlib.sha256("\n".join([facts.backbone_sha256, *held]).encode()).hexdigest()

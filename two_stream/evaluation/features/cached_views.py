@@ -22,7 +22,7 @@ from two_stream.evaluation.features.cache import (
     view_settings,
 )
 from two_stream.evaluation.features.extract_features import backbone_sha256
-from two_stream.evaluation.scoring.batching import Video
+from two_stream.evaluation.scoring.batching import VideoProgress
 from two_stream.evaluation.scoring.processes import Skipped
 from two_stream.evaluation.scoring.score import VideoScores, collected
 from two_stream.recognizer import Recognizer
@@ -156,9 +156,9 @@ class StoredViews:
             self.model.train(training)
         return scores, skipped
 
-    def _videos(self, found: Sequence[tuple[VideoRecord, StoredVideo]]) -> Iterator[Video]:
+    def _videos(self, found: Sequence[tuple[VideoRecord, StoredVideo]]) -> Iterator[VideoProgress]:
         """Yield every video with the logits of its views; those of neighbours are computed together."""
-        waiting: list[tuple[Video, range]] = []
+        waiting: list[tuple[VideoProgress, range]] = []
         for record, stored in found:
             video, rows = self._video(record, stored)
             waiting.append((video, rows))
@@ -168,17 +168,19 @@ class StoredViews:
         if waiting:
             yield from self._filled(waiting)
 
-    def _video(self, record: VideoRecord, stored: StoredVideo) -> tuple[Video, range]:
+    def _video(self, record: VideoRecord, stored: StoredVideo) -> tuple[VideoProgress, range]:
         if self.part.name == "train":
-            return Video(record.id, record.label, 1, 1, flips=[False]), range(stored.first, stored.first + 1)
+            return VideoProgress(record.id, record.label, 1, 1, flips=[False]), range(
+                stored.first, stored.first + 1
+            )
         crops = self.part.facts.crops
         rows = range(stored.first, stored.first + stored.clips * crops)
         flips = [bool(flag) for flag in self.part.mirrored[rows.start : rows.stop : stored.clips]]
-        video = Video(record.id, record.label, stored.clips, crops, flips=flips)
+        video = VideoProgress(record.id, record.label, stored.clips, crops, flips=flips)
         video.mirror_labels = self.mirror.labels
         return video, rows
 
-    def _filled(self, waiting: Sequence[tuple[Video, range]]) -> Iterator[Video]:
+    def _filled(self, waiting: Sequence[tuple[VideoProgress, range]]) -> Iterator[VideoProgress]:
         rows = [row for _, rows in waiting for row in rows]
         blocks = [self._logits(rows[start : start + _BATCH]) for start in range(0, len(rows), _BATCH)]
         logits = np.concatenate(blocks)

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.data.catalog import Record, load_record
-from two_stream.data.clips.dataset import ClipDataset, Failure
+from two_stream.data.clips.dataset import ClipDataset, ClipFailure
 from two_stream.data.clips.loader import centred_clips, drawn_clips
 from two_stream.data.clips.views import ViewLoader, collate_views, evaluation_clips, view_loader
 from two_stream.data.mirror import mirror_of
@@ -36,8 +36,13 @@ from two_stream.evaluation.features.cache import (
     StoredVideo,
     view_settings,
 )
-from two_stream.evaluation.scoring.batching import Canvas, Video, scored_views
-from two_stream.evaluation.scoring.network import carried_out, example_clip, is_exact, ready
+from two_stream.evaluation.scoring.batching import Canvas, VideoProgress, scored_views
+from two_stream.evaluation.scoring.network import (
+    example_clip,
+    is_exact,
+    prepare_for_inference,
+    resolve_evaluation,
+)
 from two_stream.evaluation.scoring.score import check_incomplete
 from two_stream.evaluation.scoring.views import crop_views
 from two_stream.recognizer import Recognizer
@@ -195,7 +200,7 @@ class _Writer:
         self.maps = maps
         self.device = model.device
         exact = is_exact(experiment)
-        evaluate = carried_out(model, experiment.evaluate, self.device, exact=exact)
+        evaluate = resolve_evaluation(model, experiment.evaluate, self.device, exact=exact)
         self.test = evaluate.model_copy(update={"compile": False})
         self.train = self.test.model_copy(update={"precision": experiment.train.precision})
         self.experiment = experiment.model_copy(update={"evaluate": self.test})
@@ -233,7 +238,7 @@ class _Writer:
         """Return the network as evaluation prepares it; one at a time is held."""
         if self._network is None or self._network[0] != options:
             self._network = None
-            self._network = (options, cast(Recognizer, ready(self.model, options)))
+            self._network = (options, cast(Recognizer, prepare_for_inference(self.model, options)))
         return self._network[1]
 
     def probe(self, options: EvaluateOptions) -> tuple[FeatureLayout, str]:
@@ -282,11 +287,11 @@ class _Writer:
 
     def _fill(
         self, plan: _Plan, loader: ViewLoader, rows: NDArray[np.float32], mirrored: NDArray[np.bool_]
-    ) -> dict[str, Video]:
+    ) -> dict[str, VideoProgress]:
         """Compute every view; return all videos that were met."""
         network = self.network(plan.options)
         first = {video.id: video.first for video in plan.videos}
-        videos: dict[str, Video] = {}
+        videos: dict[str, VideoProgress] = {}
         training = network.training
         network.eval()
         canvas = Canvas(
@@ -332,7 +337,7 @@ class _Writer:
                 mirrored[video.first + number] = clips.is_mirrored(place)
 
 
-class TrainingViews(Dataset[VideoViews | Failure]):
+class TrainingViews(Dataset[VideoViews | ClipFailure]):
     """The clips of each video in several data sets over the same videos, as views: all of one video in a row."""
 
     def __init__(self, clips: Sequence[ClipDataset]) -> None:
@@ -341,11 +346,11 @@ class TrainingViews(Dataset[VideoViews | Failure]):
     def __len__(self) -> int:
         return len(self.clips) * len(self.clips[0])
 
-    def __getitem__(self, index: int) -> VideoViews | Failure:
-        """Read a clip; a broken video gives a `Failure`."""
+    def __getitem__(self, index: int) -> VideoViews | ClipFailure:
+        """Read a clip; a broken video gives a `ClipFailure`."""
         place, number = divmod(index, len(self.clips))
         item = self.clips[number][place]
-        if isinstance(item, Failure):
+        if isinstance(item, ClipFailure):
             return item
         frames_THWC = item.clip.permute(1, 2, 3, 0)
         count, height, width, _ = frames_THWC.shape

@@ -17,7 +17,7 @@ from two_stream.config.schema import EvaluateOptions
 from two_stream.data.clips.transforms import seen_by
 from two_stream.errors import SettingsError, VideoError
 from two_stream.evaluation.pictures.thumbnails import flow_picture
-from two_stream.evaluation.scoring.video import Reading, read_clip
+from two_stream.evaluation.scoring.video import VideoInput, read_clip
 from two_stream.evaluation.scoring.views import clip_frames, crop_views, views_of_clip
 from two_stream.recognizer import Recognizer
 from two_stream.types import Frames, Modality
@@ -118,7 +118,7 @@ def check_head(model: Recognizer, where: str) -> None:
 
 
 def read_attention(
-    model: Recognizer, path: Path | str, options: EvaluateOptions, reading: Reading, names: Sequence[str]
+    model: Recognizer, path: Path | str, options: EvaluateOptions, reading: VideoInput, names: Sequence[str]
 ) -> StreamAttention:
     """Read what a network looks at in the middle clip of a video, of its centred view.
 

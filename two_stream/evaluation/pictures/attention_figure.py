@@ -15,7 +15,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from two_stream.errors import shown
+from two_stream.errors import printable
 from two_stream.evaluation.pictures.attention import Pathway, StreamAttention
 from two_stream.runtime.files import atomic_path
 from two_stream.runtime.plotting import plain_figures
@@ -83,7 +83,7 @@ class _Column:
     def text(self, height: float, text: str, **style: Any) -> None:
         """Write a line whose baseline is `height` further down."""
         self.used += height
-        self.figure.text(_LEFT / self.full[0], 1 - self.used / self.full[1], shown(text), **style)
+        self.figure.text(_LEFT / self.full[0], 1 - self.used / self.full[1], printable(text), **style)
 
     def axes(self, height: float, steps: int) -> Axes:
         """Return axes over the whole width with one unit per step in time, step 0 around 0."""

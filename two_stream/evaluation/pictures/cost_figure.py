@@ -20,7 +20,7 @@ _DPI = 150
 
 
 @dataclass(frozen=True)
-class Point:
+class FigurePoint:
     """One score file: what it reaches and what a video costs."""
 
     name: str
@@ -43,7 +43,7 @@ class Point:
         return self.multiply_adds * (self.views or 1.0)
 
 
-def point_of(table: ScoreTable, multiply_adds: int) -> Point:
+def point_of(table: ScoreTable, multiply_adds: int) -> FigurePoint:
     """Return the point of a score file whose model takes this many multiply-adds a clip."""
     found = metrics.summarise(table, top=(1,)).top[1]
     assert found is not None  # top-1 is always there
@@ -51,7 +51,7 @@ def point_of(table: ScoreTable, multiply_adds: int) -> Point:
     views = float(counts.mean()) if counts is not None else None
     if views is None and table.meta.get("views_per_video"):
         views = float(table.meta["views_per_video"])
-    return Point(
+    return FigurePoint(
         name=str(table.meta.get("name") or Path(str(table.meta.get("file", "scores"))).stem),
         file=str(table.meta.get("file", "")),
         accuracy=found.value,
@@ -65,7 +65,7 @@ def point_of(table: ScoreTable, multiply_adds: int) -> Point:
 
 
 @plain_figures()
-def accuracy_against_cost(points: Sequence[Point], target: Path) -> None:
+def accuracy_against_cost(points: Sequence[FigurePoint], target: Path) -> None:
     """Draw top-1 with its 95 % interval against multiply-adds per video (logarithmic)."""
     figure, axes = _figure()
     counted = all(

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from two_stream.errors import shown
+from two_stream.errors import printable
 
 _FACE: Any = cv2.FontFace("sans") if hasattr(cv2, "FontFace") else None
 """OpenCV 5's font with the letters of most scripts; `?` stands for the others"""
@@ -37,7 +37,7 @@ def write(
         tint: RGB.
     """
     # OpenCV 5 sets no accents on letters, and crashes on lone surrogates
-    plain = unicodedata.normalize("NFC", shown(text[:_LONGEST]))
+    plain = unicodedata.normalize("NFC", printable(text[:_LONGEST]))
     size, scale = max(8, round(0.62 * line)), cv2.getFontScaleFromHeight(_FONT, max(5, line // 2), 1)
     if _FACE is None:
         bare = (c for c in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(c))

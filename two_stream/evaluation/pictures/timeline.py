@@ -20,7 +20,7 @@ from two_stream.runtime.text import csv_text
 
 
 @dataclass(frozen=True)
-class Window:
+class TimelineWindow:
     """One position of the sliding clip."""
 
     first: int
@@ -43,7 +43,7 @@ def windows(
     *,
     rule: str = "l2",
     weights: Sequence[float] | None = None,
-) -> list[Window]:
+) -> list[TimelineWindow]:
     """Return the windows of one video in order, fused where there are several streams.
 
     The n-th window of a stream meets the n-th of the others. Flow has one frame less, so its last window may lie a
@@ -72,11 +72,11 @@ def windows(
         probabilities = fuse_results(seen, rule, weights)
         first, last = min(end[0] for end in ends), max(end[1] for end in ends)
         span = (None, None) if times is None else (float(times[first - 1]), float(times[last]))
-        made.append(Window(first, last, probabilities, *span))
+        made.append(TimelineWindow(first, last, probabilities, *span))
     return made
 
 
-def write_csv(path: Path, found: Sequence[Window], names: Sequence[str], count: int) -> None:
+def write_csv(path: Path, found: Sequence[TimelineWindow], names: Sequence[str], count: int) -> None:
     """Write a line per window: frames, seconds (empty where unknown), best classes and their probabilities."""
     count = min(count, len(names))
     lines: list[list[object]] = []

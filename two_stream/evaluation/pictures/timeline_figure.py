@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from two_stream.errors import shown
-from two_stream.evaluation.pictures.timeline import Window
+from two_stream.errors import printable
+from two_stream.evaluation.pictures.timeline import TimelineWindow
 from two_stream.runtime.files import atomic_path
 from two_stream.runtime.plotting import plain_figures
 
@@ -22,7 +22,7 @@ _SHORTEST = 0.06
 
 
 @plain_figures()
-def draw_timeline(path: Path, title: str, found: Sequence[Window], names: Sequence[str]) -> None:
+def draw_timeline(path: Path, title: str, found: Sequence[TimelineWindow], names: Sequence[str]) -> None:
     """Draw the windows of a video, over seconds, or over frame numbers where the file tells no time.
 
     Each window is drawn around its middle, over the step to its neighbours: windows overlap, their drawings do not.
@@ -33,7 +33,7 @@ def draw_timeline(path: Path, title: str, found: Sequence[Window], names: Sequen
         found: Windows in order.
         names: Class names.
     """
-    title, names = shown(title), [shown(name) for name in names]
+    title, names = printable(title), [printable(name) for name in names]
     shares = np.stack([window.probabilities for window in found])
     edges = _edges(found)
     best = shares.argmax(axis=1)
@@ -77,7 +77,7 @@ def draw_timeline(path: Path, title: str, found: Sequence[Window], names: Sequen
         figure.savefig(part, format=path.suffix[1:].lower(), dpi=150)
 
 
-def _edges(found: Sequence[Window]) -> np.ndarray:
+def _edges(found: Sequence[TimelineWindow]) -> np.ndarray:
     """Return the borders between the windows' drawings: half-way between their middles."""
     spans = np.asarray(
         [

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jinja2
 
-from two_stream.errors import shown
+from two_stream.errors import printable
 from two_stream.evaluation.scores.words import percent
 from two_stream.runtime.text import shown_lines
 
@@ -34,7 +34,7 @@ def _shown(value: object) -> object:
 
 def markdown_cell(value: object) -> str:
     """Escape what would end a table cell or start markup."""
-    text = shown(" ".join(str(value).split()))
+    text = printable(" ".join(str(value).split()))
     for mark in "\\`*_[]<>|":
         text = text.replace(mark, f"\\{mark}")
     return text

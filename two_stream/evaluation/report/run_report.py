@@ -20,7 +20,14 @@ from two_stream.evaluation.report import svg
 from two_stream.evaluation.report.html import page_templates
 from two_stream.evaluation.runs.lookup import compression_of, find_baseline, history, run_of, settings_of
 from two_stream.evaluation.scores import metrics, words
-from two_stream.evaluation.scores.files import common, find_scores, join, name_of, newest_scores, read_scores
+from two_stream.evaluation.scores.files import (
+    find_scores,
+    join,
+    keep_common_videos,
+    name_of,
+    newest_scores,
+    read_scores,
+)
 from two_stream.evaluation.scores.fusion import Curve, fuse, weight_curve
 from two_stream.runtime.files import write_json, write_text
 from two_stream.runtime.provenance import code_version
@@ -136,7 +143,7 @@ def _fit_tables(streams: list[_Stream]) -> list[ScoreTable]:
             f"{name_of(lacking.table)}: `--rule learned` fits the weights on the holdout part, and this stream's model "
             "has no scores of it; run `two-stream evaluate RUN --part val`, or choose another rule"
         )
-    return common([stream.val for stream in streams if stream.val is not None])
+    return keep_common_videos([stream.val for stream in streams if stream.val is not None])
 
 
 def _beside(streams: list[_Stream], given: ScoreTable | None) -> tuple[ScoreTable | None, str, str]:
@@ -207,7 +214,7 @@ def _facts(
         "streams": [{"name": line.name, **line.summary.to_json(), "meta": line.table.meta} for line in found],
         "main": main.name,
         "chance": main.summary.chance,
-        "verdict": words.verdict(fused, [s.table for s in streams]) if fused is not None else "",
+        "verdict": words.fusion_verdict(fused, [s.table for s in streams]) if fused is not None else "",
         "baseline": "" if baseline is None else words.against_baseline(main, baseline),
         "agreement": _agreement(streams),
         "curve": asdict(curve) if curve is not None else None,

@@ -20,7 +20,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from two_stream.errors import shown
+from two_stream.errors import printable
 from two_stream.evaluation.scores.fusion import Curve
 from two_stream.evaluation.scores.metrics import ClassRow
 from two_stream.runtime.plotting import plain_figures
@@ -120,15 +120,15 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> s
         ("mAP (%)", ("val_map",)),
         ("learning rate", ("lr",)),
     ]
-    shown = [
+    present = [
         (title, keys)
         for title, keys in panels
         if any(key in row for rows in histories.values() for row in rows for key in keys)
     ]
-    if not shown:
+    if not present:
         return None
-    with drawing(1.9 * len(shown) + 0.3, len(shown), sharex=True) as (figure, axes):
-        for axis, (title, keys) in zip(axes, shown):
+    with drawing(1.9 * len(present) + 0.3, len(present), sharex=True) as (figure, axes):
+        for axis, (title, keys) in zip(axes, present):
             axis.set_title(title)
             for color, (name, rows) in zip(STREAMS, histories.items()):
                 for key in keys:
@@ -247,5 +247,5 @@ def fusion_curve(curve: Curve) -> str:
 
 def short(name: str, limit: int = 22) -> str:
     """Return a name as a figure's text, cut to so many letters."""
-    text = shown(name)
+    text = printable(name)
     return text if len(text) <= limit else text[: limit - 1] + "…"

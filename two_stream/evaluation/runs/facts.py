@@ -11,7 +11,7 @@ from two_stream.data.clips.sampling import sampling_of
 from two_stream.data.mirror import Mirror
 from two_stream.data.sources.shards import shard_facts
 from two_stream.evaluation.scoring.network import ClipNetwork, is_exact
-from two_stream.evaluation.scoring.views import describe
+from two_stream.evaluation.scoring.views import describe_views
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
 from two_stream.runtime.precision import precision_reason
@@ -26,7 +26,7 @@ def scoring_facts(
     data, evaluate, spec = experiment.data, experiment.evaluate, model.spec
     return {
         "modality": spec.modality,
-        "protocol": describe(
+        "protocol": describe_views(
             evaluate, sampling_of(spec, data.sampling), mirror, whole_frame=data.augment.whole_frame
         )
         + _order(data.frame_order),

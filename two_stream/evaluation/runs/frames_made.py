@@ -7,7 +7,7 @@ from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from two_stream.config.load import validate
+from two_stream.config.load import validate_settings
 from two_stream.config.schema import DataOptions
 from two_stream.data.catalog import Record
 from two_stream.data.sources.shards import load_index, shard_storage
@@ -40,7 +40,7 @@ def frames_made(settings: object, source: str) -> FramesMade:
     known: Any = settings or {}
     if isinstance(known, dict) and known.get("flow") == "none":
         known = known | {"flow": None}
-    return validate(FramesMade, known, f"{source}: how its frames were made")
+    return validate_settings(FramesMade, known, f"{source}: how its frames were made")
 
 
 def made_now(data: DataOptions, record: Record, modality: Modality) -> dict[str, Any] | None:

@@ -22,10 +22,10 @@ from two_stream.evaluation.runs.any_run import AnyRun
 from two_stream.evaluation.runs.frames_made import FramesMade, frames_made, made_now, other_flow, other_frames
 from two_stream.evaluation.runs.score_table import score_table
 from two_stream.evaluation.scores.files import read_scores, write_scores
-from two_stream.evaluation.scoring.network import carried_out, is_exact, ready
+from two_stream.evaluation.scoring.network import is_exact, prepare_for_inference, resolve_evaluation
 from two_stream.evaluation.scoring.processes import Skipped, gathered
 from two_stream.evaluation.scoring.score import VideoScores, aggregate_views, score_videos
-from two_stream.evaluation.scoring.video import Reading, VideoResult, fuse_results, score_file, top
+from two_stream.evaluation.scoring.video import VideoInput, VideoResult, fuse_results, score_file, top
 from two_stream.evaluation.scoring.views import same_boxes_note, slug
 from two_stream.pretrained import read_model
 from two_stream.recognizer import Recognizer
@@ -33,7 +33,7 @@ from two_stream.runtime import distributed
 from two_stream.runtime.console import note, warn
 from two_stream.runtime.device import pick_device
 from two_stream.runtime.files import check_writable, sha256
-from two_stream.runtime.folders import whole_folder
+from two_stream.runtime.folders import complete_folder
 from two_stream.types import Part, RunPaths, ScoreTable, VideoRecord
 from two_stream.video.flow import AUTO, computed_flow
 
@@ -49,7 +49,7 @@ class Run(AnyRun[Recognizer]):
     @cached_property
     def model_sha256(self) -> str:
         """Checksum of the weights file."""
-        return sha256(whole_folder(self.paths.root / self.checkpoint) / "model.safetensors")
+        return sha256(complete_folder(self.paths.root / self.checkpoint) / "model.safetensors")
 
 
 def load_run(path: Path | str, checkpoint: str = "best", device: str = "cpu") -> Run:
@@ -68,9 +68,9 @@ def load_run(path: Path | str, checkpoint: str = "best", device: str = "cpu") ->
     if checkpoint not in CHECKPOINTS:
         raise CheckpointError(f"unknown checkpoint {checkpoint!r}; expected best or last")
     experiment = load_experiment(paths.experiment)
-    folder = whole_folder(paths.root / checkpoint)
+    folder = complete_folder(paths.root / checkpoint)
     if not folder.is_dir():
-        there = [name for name in CHECKPOINTS if whole_folder(paths.root / name).is_dir()]
+        there = [name for name in CHECKPOINTS if complete_folder(paths.root / name).is_dir()]
         hint = f"; it has `{there[0]}`" if there else "; train it first (`two-stream train`)"
         raise CheckpointError(f"{folder}: the run has no checkpoint {checkpoint!r}{hint}")
     model, meta = read_model(folder, pick_device(device))
@@ -135,7 +135,7 @@ def evaluate_run(
     Raises:
         TwoStreamError: The run, the data set or a video cannot be read; or the classes of model and data set differ.
     """
-    with distributed.together():
+    with distributed.raise_on_all_ranks():
         loaded = run if isinstance(run, AnyRun) else load_run(run, checkpoint, device)
         if part == "val" and loaded.experiment.train.selection == "folds":
             return _held_out(loaded)
@@ -185,7 +185,7 @@ def _read_and_score(
 ) -> tuple[VideoScores, Skipped]:
     """Score this process's share of the videos; return those that could not be read too."""
     evaluate = experiment.evaluate
-    with distributed.together():
+    with distributed.raise_on_all_ranks():
         mirrors = evaluate.crops in ("ten", "full")
         wrong = mirror_note(run.record, experiment.data.augment.protocol, mirrors)
         if wrong and distributed.is_main():
@@ -204,7 +204,7 @@ def _read_and_score(
         changed = _other_frames(run)
         if changed and distributed.is_main():
             warn(changed)
-        network = ready(run.model, evaluate)
+        network = prepare_for_inference(run.model, evaluate)
     scores = score_videos(
         network,
         loader,
@@ -257,7 +257,7 @@ def predict(
     *,
     top_k: int = 5,
     options: EvaluateOptions | None = None,
-    reading: Reading | None = None,
+    reading: VideoInput | None = None,
     rule: str = "l2",
     weights: Sequence[float] | None = None,
     class_names: Sequence[str] | None = None,
@@ -285,7 +285,7 @@ def predict(
     """
     if isinstance(model_or_run, Recognizer):
         names = [str(name) for name in class_names or range(model_or_run.num_classes)]
-        asked = (reading or Reading()).flow
+        asked = (reading or VideoInput()).flow
         line = other_flow("the model", None, computed_flow(None, asked), asked)
         if line is not None and model_or_run.spec.modality == "flow":
             warn(line)
@@ -302,7 +302,7 @@ def score_with_runs(
     runs: Sequence[AnyRun[Any]],
     video: Path | str,
     options: Sequence[EvaluateOptions] | None = None,
-    readings: Sequence[Reading] | None = None,
+    readings: Sequence[VideoInput] | None = None,
 ) -> list[VideoResult]:
     """Score one video with each of several runs.
 
@@ -333,7 +333,9 @@ def score_with_runs(
     return [_scored(run, video, views, how) for run, views, how in zip(runs, chosen, read, strict=True)]
 
 
-def _scored(run: AnyRun[Any], video: Path | str, options: EvaluateOptions, reading: Reading) -> VideoResult:
+def _scored(
+    run: AnyRun[Any], video: Path | str, options: EvaluateOptions, reading: VideoInput
+) -> VideoResult:
     result = score_file(run.model, video, options, reading)
     if not run.multi_label:
         return result
@@ -352,7 +354,7 @@ def _with_options(
     """Return the run's settings with what was asked for in their place, as this device carries it out."""
     experiment = run.experiment
     asked = options or experiment.evaluate
-    chosen = carried_out(run.model, asked, device, exact=is_exact(experiment))
+    chosen = resolve_evaluation(run.model, asked, device, exact=is_exact(experiment))
     update: dict[str, Any] = {"evaluate": chosen}
     if workers is not None:
         if workers < 0:
@@ -382,20 +384,20 @@ def extraction_of(run: AnyRun[Any]) -> dict[str, Any] | None:
 
 def reading_of(
     run: AnyRun[Any], *, backend: str | None = None, flow: str | None = None, short_side: int | None = None
-) -> Reading:
+) -> VideoInput:
     """Return how a video reaches a run's network: at the size of its training frames; what is given wins.
 
     Args:
-        run: The run; the size of its frames counts where it is known, else that of `Reading`.
+        run: The run; the size of its frames counts where it is known, else that of `VideoInput`.
         backend: Decoder.
         flow: Flow algorithm; by default the one of its training frames where that is quick, else DIS with a warning
             (see `computed_flow`).
         short_side: Shorter side in pixels that flow is computed at.
     """
-    usual = Reading()
+    usual = VideoInput()
     data = run.experiment.data
     made = _frames_made(run)
-    return Reading(
+    return VideoInput(
         backend=backend or (data.backend if data.source == "videos" else usual.backend),
         flow=_flow_read(run, flow or AUTO),
         short_side=made.short_side if short_side is None else short_side,

@@ -30,7 +30,7 @@ def write_scores(path: Path, table: ScoreTable) -> None:
     Raises:
         ScoreError: The table contradicts itself (shapes, doubled id, label out of range, logit not finite).
     """
-    check(table, str(path))
+    check_table(table, str(path))
     meta = {key: value for key, value in table.meta.items() if key != "file"}
     arrays: dict[str, NDArray[Any]] = {
         "format": np.asarray(FORMAT),
@@ -87,7 +87,7 @@ def read_scores(path: Path | str) -> ScoreTable:
         raise ScoreError(f"{path}: not a score file: the part {error} is missing") from None
     except (TypeError, ValueError) as error:
         raise ScoreError(f"{path}: a damaged score file ({str(error).splitlines()[0]})") from None
-    check(table, str(path))
+    check_table(table, str(path))
     return table
 
 
@@ -120,7 +120,7 @@ def find_scores(path: Path | str, part: str = "test") -> Path:
     return path
 
 
-def check(table: ScoreTable, where: str) -> None:
+def check_table(table: ScoreTable, where: str) -> None:
     """Refuse a table that contradicts itself.
 
     Raises:
@@ -170,12 +170,12 @@ def join(tables: Sequence[ScoreTable]) -> list[ScoreTable]:
     if not tables:
         raise ScoreError("no score tables given; expected at least one")
     for table in tables:
-        check(table, name_of(table))
+        check_table(table, name_of(table))
     first = tables[0]
     return [first, *(_align(first, other) for other in tables[1:])]
 
 
-def common(tables: Sequence[ScoreTable]) -> list[ScoreTable]:
+def keep_common_videos(tables: Sequence[ScoreTable]) -> list[ScoreTable]:
     """Return tables with the videos that all of them have, in the order of the first.
 
     Raises:

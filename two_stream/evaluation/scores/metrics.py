@@ -19,7 +19,7 @@ from two_stream.evaluation.scores.statistics import (
     Interval,
     Sample,
     difference_of,
-    estimate,
+    estimate_mean,
     smallest_gain,
 )
 from two_stream.types import ScoreTable
@@ -200,7 +200,7 @@ def difference(first: ScoreTable, second: ScoreTable, level: float = LEVEL) -> D
     unit = units(first)[0]
     if first.targets is not None:
         one, two = multilabel.pseudo_values([first.logits, second.logits], first.targets, unit)
-        found = multilabel.estimate((one - two)[:, None], unit)
+        found = multilabel.estimate_map((one - two)[:, None], unit)
         return Difference(found, found.interval(level), found.p_zero())
     one, two = (
         (ranks(table.logits, table.labels) == 0)[:, None].astype(np.float64) for table in (first, second)
@@ -252,7 +252,7 @@ def chance(table: ScoreTable) -> float:
 
 
 def _share(hits_V: NDArray[np.float64], sample: Sample) -> Interval:
-    found = estimate(hits_V[:, None], sample).share_interval()
+    found = estimate_mean(hits_V[:, None], sample).share_interval()
     if sample.stratum.any() and sample.units_by_stratum.min() < 2:  # how its sources differ is unknown
         return Interval(found.value, 0.0, 1.0, known=False)
     return found
@@ -261,7 +261,7 @@ def _share(hits_V: NDArray[np.float64], sample: Sample) -> Interval:
 def _map(table: ScoreTable, unit: NDArray[np.int64]) -> Interval:
     assert table.targets is not None
     (values,) = multilabel.pseudo_values([table.logits], table.targets, unit)
-    return multilabel.estimate(values[:, None], unit).share_interval()
+    return multilabel.estimate_map(values[:, None], unit).share_interval()
 
 
 def agreement(first: ScoreTable, second: ScoreTable) -> dict[str, int]:

@@ -62,7 +62,7 @@ def pseudo_values(
     return [value - (size - 1.0) * (one - one.mean()) for value, one in zip(values, left, strict=True)]
 
 
-def estimate(values_GS: NDArray[np.float64], unit: NDArray[np.int64]) -> Estimate:
+def estimate_map(values_GS: NDArray[np.float64], unit: NDArray[np.int64]) -> Estimate:
     """Return the mean of `pseudo_values` of each training, or of their differences, with its standard error."""
     return estimate_units(values_GS, np.bincount(unit % BLOCKS) / len(unit), LEAST_UNITS)
 

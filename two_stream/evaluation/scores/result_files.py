@@ -26,7 +26,7 @@ Guesses = list[tuple[str, float]]
 
 
 @dataclass(frozen=True)
-class Found:
+class EvaluatedFile:
     """What an evaluated result file came to."""
 
     videos: int
@@ -133,7 +133,7 @@ def evaluate_results(
     top: Sequence[int] = (1, 5),
     *,
     ignore_unseen: bool = False,
-) -> Found:
+) -> EvaluatedFile:
     """Return hit@k of a result file: the share of videos one of whose true classes is among the k best.
 
     Args:
@@ -155,7 +155,7 @@ def evaluate_results(
             f"no video of the ground truth has a result: it lists {next(iter(truth))!r} …, the results are of {some}"
         )
     counted = seen if ignore_unseen else list(truth)
-    return Found(
+    return EvaluatedFile(
         videos=len(truth),
         unseen=tuple(video for video in truth if video not in results),
         unlisted=tuple(video for video in results if video not in truth),

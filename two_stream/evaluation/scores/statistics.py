@@ -137,7 +137,7 @@ class Estimate:
         return float(min(1.0, 2 * student.sf(abs(self.value) / self.se, self.df)))
 
 
-def estimate(values_VS: Values, sample: Sample, *, share: bool = True) -> Estimate:
+def estimate_mean(values_VS: Values, sample: Sample, *, share: bool = True) -> Estimate:
     """Return the weighted mean of videos × trainings with a standard error for units and trainings being random.
 
     A mean over videos is a ratio of sums over units. Its variance over units is the larger of two: that of the
@@ -280,7 +280,7 @@ def difference_of(first_VS: Values, second_VS: Values, sample: Sample, level: fl
     interval is the wider of the two.
     """
     gap_VS = first_VS - second_VS
-    found = estimate(gap_VS, sample, share=False)
+    found = estimate_mean(gap_VS, sample, share=False)
     interval = found.interval(level)
     if gap_VS.shape[1] > 1 or found.units < max(len(gap_VS), LEAST_UNITS):
         return Difference(found, interval, found.p_zero())

@@ -83,7 +83,7 @@ def percent(value: Interval | float | None, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f}"
 
 
-def points(gap: Interval) -> str:
+def difference_in_points(gap: Interval) -> str:
     """Return a difference in points with its interval, signs always shown."""
     ends = f"{100 * gap.low:+.1f}, {100 * gap.high:+.1f}" if gap.known else "unknown"
     return f"{100 * gap.value:+.1f} [{ends}]"
@@ -184,7 +184,7 @@ def skipped_videos(meta: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def verdict(fused: ScoreTable, streams: Sequence[ScoreTable]) -> str:
+def fusion_verdict(fused: ScoreTable, streams: Sequence[ScoreTable]) -> str:
     """Return one sentence: does the fusion beat the better stream, and by how much? All tables joined already."""
     found = gain(fused, streams)
     best = max(lines(streams), key=lambda line: line.summary.main.value)

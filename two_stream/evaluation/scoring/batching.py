@@ -21,7 +21,7 @@ _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
-class Video:
+class VideoProgress:
     """A video on its way: its views come in chunks and are scored in as many batches as it takes."""
 
     id: str
@@ -73,10 +73,10 @@ class Video:
 
 
 @dataclass
-class Scored:
+class ScoredViews:
     """Views of one video that shared a batch."""
 
-    video: Video
+    video: VideoProgress
     rows: list[int]
     """their numbers in the video"""
 
@@ -151,7 +151,9 @@ class Canvas:
         return made[:count].to(torch.float32, copy=self.fixed)
 
 
-def scored_views(loader: Iterable[VideoViews], videos: dict[str, Video], canvas: Canvas) -> Iterator[Video]:
+def scored_views(
+    loader: Iterable[VideoViews], videos: dict[str, VideoProgress], canvas: Canvas
+) -> Iterator[VideoProgress]:
     """Score what a loader gives and yield each video as it becomes complete.
 
     Every forward pass but the last has as many views as the canvas. On a GPU the results of a batch are fetched when
@@ -166,7 +168,7 @@ def scored_views(loader: Iterable[VideoViews], videos: dict[str, Video], canvas:
         ScoreError: A video comes without views or twice, or its logits are not finite; names it.
     """
     behind = 0 if canvas.device.type == "cpu" else 1
-    waiting: deque[tuple[list[Scored], torch.Tensor]] = deque()
+    waiting: deque[tuple[list[ScoredViews], torch.Tensor]] = deque()
     for owners in _drawn(loader, videos, canvas):
         waiting.append((owners, canvas.logits(sum(len(owner.rows) for owner in owners))))
         if len(waiting) > behind:
@@ -175,17 +177,19 @@ def scored_views(loader: Iterable[VideoViews], videos: dict[str, Video], canvas:
         yield from _handed_out(*waiting.popleft())
 
 
-def _drawn(loader: Iterable[VideoViews], videos: dict[str, Video], canvas: Canvas) -> Iterator[list[Scored]]:
+def _drawn(
+    loader: Iterable[VideoViews], videos: dict[str, VideoProgress], canvas: Canvas
+) -> Iterator[list[ScoredViews]]:
     """Yield which views are on the canvas each time that it is full, and at the end."""
-    owners: list[Scored] = []
+    owners: list[ScoredViews] = []
     place = 0
     for item in loader:
         video = _met(item, videos)
         chunk = _moved(item, canvas.device)
-        mine: Scored | None = None
+        mine: ScoredViews | None = None
         for index in range(chunk.num_views):
             if mine is None:
-                mine = Scored(video, [])
+                mine = ScoredViews(video, [])
                 owners.append(mine)
             canvas.draw(place, chunk.view(index))
             crop, clip = divmod(index, len(chunk.clips))
@@ -198,12 +202,12 @@ def _drawn(loader: Iterable[VideoViews], videos: dict[str, Video], canvas: Canva
         yield owners
 
 
-def _met(item: VideoViews, videos: dict[str, Video]) -> Video:
+def _met(item: VideoViews, videos: dict[str, VideoProgress]) -> VideoProgress:
     if not item.num_views:
         raise ScoreError(f"{item.id}: the video came without a view, so it cannot be scored")
     video = videos.get(item.id)
     if video is None:
-        video = Video(item.id, item.label, item.total_clips or len(item.clips), len(item.boxes))
+        video = VideoProgress(item.id, item.label, item.total_clips or len(item.clips), len(item.boxes))
         video.flips, video.mirror_labels = item.flips, item.mirror_labels
         videos[item.id] = video
     elif item.first == 0:
@@ -219,7 +223,7 @@ def _moved(item: VideoViews, device: torch.device) -> VideoViews:
     return replace(item, frames=frames.to(device, non_blocking=True))
 
 
-def _handed_out(owners: list[Scored], logits_VK: torch.Tensor) -> Iterator[Video]:
+def _handed_out(owners: list[ScoredViews], logits_VK: torch.Tensor) -> Iterator[VideoProgress]:
     """Give each video its rows; yield those that are complete, in order."""
     values = logits_VK.cpu().numpy()
     start = 0

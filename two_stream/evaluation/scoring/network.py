@@ -109,7 +109,7 @@ def resolved(
     )
 
 
-def carried_out(
+def resolve_evaluation(
     model: Recognizer | ClipNetwork, options: EvaluateOptions, device: torch.device, *, exact: bool
 ) -> EvaluateOptions:
     """Return the options as a network carries them out; see `resolved`. A `ClipNetwork` is what it is.
@@ -142,10 +142,12 @@ def usual_batch(spec: InputSpec, device: torch.device) -> int:
 
 
 @overload
-def ready(model: Recognizer, options: EvaluateOptions) -> Recognizer | Compiled: ...
+def prepare_for_inference(model: Recognizer, options: EvaluateOptions) -> Recognizer | Compiled: ...
 @overload
-def ready(model: ClipNetwork, options: EvaluateOptions) -> ClipNetwork: ...
-def ready(model: Recognizer | ClipNetwork, options: EvaluateOptions) -> Recognizer | ClipNetwork | Compiled:
+def prepare_for_inference(model: ClipNetwork, options: EvaluateOptions) -> ClipNetwork: ...
+def prepare_for_inference(
+    model: Recognizer | ClipNetwork, options: EvaluateOptions
+) -> Recognizer | ClipNetwork | Compiled:
     """Return what scores in a model's place: a copy prepared as the (resolved) options say, or the model itself.
 
     The copy does not train and takes memory of its own; the model stays as it is.

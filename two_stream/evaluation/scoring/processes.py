@@ -29,7 +29,7 @@ def gathered(scores: VideoScores, skipped: Skipped, order: Sequence[str]) -> tup
     try:
         parts = distributed.gather_objects((scores, list(skipped)))
     except RuntimeError as error:
-        if not distributed.lost(error):
+        if not distributed.is_peer_failure(error):
             raise
         raise ScoreError("another process of this evaluation has stopped; its own message says why") from None
     if parts is None:

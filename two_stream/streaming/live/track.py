@@ -39,7 +39,7 @@ class StreamNetwork(Protocol):
 
 
 @dataclass(frozen=True)
-class Stream:
+class NetworkTrack:
     """One network and how frames reach it."""
 
     name: str
@@ -62,7 +62,7 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class Said:
+class WindowLogits:
     """What a network says of one window."""
 
     logits: NDArray[np.float64]
@@ -74,7 +74,7 @@ class Said:
 class Track:
     """Counts the frames of a network, so that each prediction is known by its window."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: NetworkTrack) -> None:
         self.stream = stream
         self.reset()
 
@@ -91,7 +91,7 @@ class Track:
             self._computed(partial(self.stream.network.step, frames_BCTHW.to(self.stream.device)))
         self.reset()
 
-    def step(self, numbers: Sequence[int], pictures: Sequence[torch.Tensor]) -> dict[int, Said]:
+    def step(self, numbers: Sequence[int], pictures: Sequence[torch.Tensor]) -> dict[int, WindowLogits]:
         """Give the network its next frames.
 
         Args:
@@ -118,9 +118,9 @@ class Track:
             raise TwoStreamError(
                 f"{stream.name}: the network gave {len(logits_MK)} predictions where {len(due)} were due"
             )
-        return {place: Said(row, first) for (place, first), row in zip(due, logits_MK, strict=True)}
+        return {place: WindowLogits(row, first) for (place, first), row in zip(due, logits_MK, strict=True)}
 
-    def finish(self) -> list[Said]:
+    def finish(self) -> list[WindowLogits]:
         """Return what the end of the stream completes; windows begin where frames came, or where they should have."""
         network = self.stream.network
         logits_MK = self._computed(network.finish)
@@ -129,7 +129,7 @@ class Track:
         found = []
         for place, row in enumerate(logits_MK):
             at = (done + place) * network.stride - last  # among the frames still known by number
-            found.append(Said(row, held[at] if 0 <= at < len(held) else held[-1]))
+            found.append(WindowLogits(row, held[at] if 0 <= at < len(held) else held[-1]))
         return found
 
     def _computed(self, work: Callable[[], torch.Tensor]) -> NDArray[np.float64]:

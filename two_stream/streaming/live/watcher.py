@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from two_stream.evaluation.runs.run import Run
 from two_stream.evaluation.scoring.video import VideoResult, fuse_results, top
-from two_stream.streaming.live.pipeline import Pipeline, Seen
+from two_stream.streaming.live.pipeline import FrameResult, Pipeline
 from two_stream.streaming.live.screen import Status
-from two_stream.streaming.live.track import Stream
+from two_stream.streaming.live.track import NetworkTrack
 from two_stream.video.decoding.live import LiveSource
 
 
@@ -58,7 +58,7 @@ class Watcher:
         slowest = max(pipeline.streams, key=lambda one: (one.network.stride * one.every, one.pairs))
         self._pace = slowest.name
 
-    def run(self, top_k: int) -> Iterator[tuple[Seen, Prediction | None]]:
+    def run(self, top_k: int) -> Iterator[tuple[FrameResult, Prediction | None]]:
         """Yield every frame that networks saw, with the prediction that it completes or none; `status` is kept.
 
         Raises:
@@ -80,7 +80,7 @@ class Watcher:
                 status.guesses = top(made.probabilities, self.class_names, top_k)
             yield seen, made
 
-    def _predicted(self, seen: Seen) -> Prediction | None:
+    def _predicted(self, seen: FrameResult) -> Prediction | None:
         self._newest |= {name: said.logits for name, said in seen.said.items()}
         if self._pace not in seen.said or len(self._newest) < len(self.pipeline.streams):
             return None
@@ -110,7 +110,7 @@ def as_line(made: Prediction, names: Sequence[str], count: int, dropped: int) ->
     }
 
 
-def described_delay(streams: Sequence[Stream], source: LiveSource) -> str:
+def described_delay(streams: Sequence[NetworkTrack], source: LiveSource) -> str:
     """Return after how many frames each network speaks first, and how far a prediction lies behind, in words.
 
     Of a file, whose frames may come at any distance, its mean rate would tell no true seconds.

@@ -48,7 +48,7 @@ class _Server(ThreadingHTTPServer):
             self._free.release()
 
 
-class Window:
+class BrowserWindow:
     """Serves the newest picture to any number of browsers; slow ones miss pictures."""
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:

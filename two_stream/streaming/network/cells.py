@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from two_stream.streaming.network.reach import Reach, joined
+from two_stream.streaming.network.reach import Reach, join_reaches
 
 Start = Literal["zeros", "replicate"]
 """What stands for the frames before the first: every layer's own padding, or its first input again and again."""
@@ -23,7 +23,7 @@ _ROOM = 2
 """A buffer may hold on to a tensor this many times its own length before it is copied out of it."""
 
 
-class Cell(nn.Module, ABC):
+class StreamCell(nn.Module, ABC):
     """One node of the network."""
 
     @abstractmethod
@@ -48,7 +48,7 @@ class Cell(nn.Module, ABC):
         return 0
 
 
-class FrameWise(Cell):
+class FrameWise(StreamCell):
     """A part that looks at each frame by itself."""
 
     def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -69,7 +69,7 @@ class FrameWise(Cell):
         """Nothing is kept."""
 
 
-class Window(Cell):
+class WindowCell(StreamCell):
     """A part that looks at `span` steps at a time and moves on by `step`; `front` steps of padding come first.
 
     Attributes:
@@ -171,7 +171,7 @@ class Window(Cell):
         return 0 if self._kept is None else self._kept.numel()
 
 
-class Join(Cell):
+class Join(StreamCell):
     """Maps added, multiplied or put beside each other: what is ahead waits for what is behind."""
 
     def __init__(self, function: Callable[..., torch.Tensor], what: str) -> None:
@@ -183,7 +183,7 @@ class Join(Cell):
 
     def reach(self, inputs: list[Reach]) -> Reach:
         """Return the widest of the inputs'."""
-        return joined(inputs, self.what)
+        return join_reaches(inputs, self.what)
 
     def push(self, inputs: list[torch.Tensor | None], last: bool) -> torch.Tensor | None:
         """Join as many steps as all inputs have."""

@@ -18,7 +18,7 @@ from two_stream.streaming.network.heads import add_heads
 from two_stream.streaming.network.images import image_maps
 from two_stream.streaming.network.layers import Squeeze
 from two_stream.streaming.network.recognizer import StreamRecognizer
-from two_stream.streaming.network.rules import Choice
+from two_stream.streaming.network.rules import CellChoice
 
 
 def convert(
@@ -55,12 +55,12 @@ def convert(
         raise SettingsError("int8 networks have no stream; convert the network that this one was made from")
     model.eval()
     builder = Builder()
-    choice = Choice(squeeze, start, window or model.spec.clip_length)
+    choice = CellChoice(squeeze, start, window or model.spec.clip_length)
     add_heads(model, _backbone_maps(model.backbone, choice, builder), window, builder)
     return StreamRecognizer(model, builder.nodes)
 
 
-def _backbone_maps(backbone: Backbone, choice: Choice, builder: Builder) -> list[int]:
+def _backbone_maps(backbone: Backbone, choice: CellChoice, builder: Builder) -> list[int]:
     """Add a backbone's cells and return the numbers of its maps."""
     if isinstance(backbone, TimmBackbone):
         return image_maps(backbone, choice, builder)

@@ -16,14 +16,14 @@ from two_stream.backbones.shufflenet_3d import averaged
 from two_stream.backbones.slowfast import SlowFast3D
 from two_stream.backbones.tracing import traced
 from two_stream.errors import SettingsError
-from two_stream.streaming.network.cells import Cell, FrameWise, Join
+from two_stream.streaming.network.cells import FrameWise, Join, StreamCell
 from two_stream.streaming.network.layers import Picked
 from two_stream.streaming.network.reach import Reach
 from two_stream.streaming.network.rules import (
     ADDITIONS,
     FUNCTIONS,
     LEAVES,
-    Choice,
+    CellChoice,
     averaging,
     module_cell,
     refused,
@@ -32,11 +32,11 @@ from two_stream.streaming.network.rules import (
 
 
 @dataclass(frozen=True)
-class Node:
+class LayerNode:
     """One cell, where its inputs come from, and what it sees."""
 
     name: str
-    cell: Cell
+    cell: StreamCell
     inputs: tuple[int, ...]
     """numbers of the nodes it reads; -1 is the stream of frames"""
     reach: Reach
@@ -62,20 +62,20 @@ class Builder:
     """Collects nodes; numbers are handed out in the order they run."""
 
     def __init__(self) -> None:
-        self.nodes: list[Node] = []
+        self.nodes: list[LayerNode] = []
 
     def reach(self, number: int) -> Reach:
         """Return what a node sees."""
         return Reach() if number < 0 else self.nodes[number].reach
 
-    def add(self, name: str, cell: Cell, *inputs: int) -> int:
+    def add(self, name: str, cell: StreamCell, *inputs: int) -> int:
         """Add a node and return its number."""
         reach = cell.reach([self.reach(number) for number in inputs])
-        self.nodes.append(Node(name, cell, inputs, reach))
+        self.nodes.append(LayerNode(name, cell, inputs, reach))
         return len(self.nodes) - 1
 
 
-def graph_maps(backbone: Backbone, choice: Choice, builder: Builder) -> list[int]:
+def graph_maps(backbone: Backbone, choice: CellChoice, builder: Builder) -> list[int]:
     """Add the cells of one of our backbones and return the numbers of its maps, one per pathway.
 
     Raises:
@@ -86,13 +86,13 @@ def graph_maps(backbone: Backbone, choice: Choice, builder: Builder) -> list[int
             "backbone slowfast has no stream with `spread: true`: it picks its slow frames by the clip's length; "
             "set `backbone.spread: false`, every `alpha`-th frame"
         )
-    return Reading(traced(backbone, LEAVES), choice, builder).maps()
+    return GraphReader(traced(backbone, LEAVES), choice, builder).maps()
 
 
-class Reading:
+class GraphReader:
     """Reads one graph from input to output."""
 
-    def __init__(self, module: fx.GraphModule, choice: Choice, builder: Builder) -> None:
+    def __init__(self, module: fx.GraphModule, choice: CellChoice, builder: Builder) -> None:
         self.module = module
         self.choice = choice
         self.builder = builder
@@ -136,7 +136,7 @@ class Reading:
             return value
         return self._done(node, value, cell, value, in_place=bool(getattr(part, "inplace", False)))
 
-    def _done(self, node: fx.Node, changed: int, cell: Cell, *inputs: int, in_place: bool) -> int:
+    def _done(self, node: fx.Node, changed: int, cell: StreamCell, *inputs: int, in_place: bool) -> int:
         """Add a node; who reads later what it overwrites in the clip network reads its result."""
         name = str(node.target) if node.op == "call_module" else node.name
         number = self.builder.add(name, cell, *inputs)
@@ -213,7 +213,7 @@ class Reading:
         return value
 
 
-def _makes_its_own(cell: Cell) -> bool:
+def _makes_its_own(cell: StreamCell) -> bool:
     """Whether what a cell gives is never a look at what another gave."""
     if isinstance(cell, FrameWise):
         return isinstance(cell.function, nn.Module)

@@ -12,7 +12,7 @@ from two_stream.heads import Head
 from two_stream.heads.base import space_mean
 from two_stream.heads.lstm import Lstm
 from two_stream.recognizer import Recognizer
-from two_stream.streaming.network.cells import TIME, FrameWise, Join, Window
+from two_stream.streaming.network.cells import TIME, FrameWise, Join, WindowCell
 from two_stream.streaming.network.graph import Builder
 from two_stream.streaming.network.reach import Reach
 
@@ -20,7 +20,7 @@ States = tuple[torch.Tensor, torch.Tensor]
 """Hidden and cell state of an LSTM, `(layers, B, hidden)` each."""
 
 
-class TokenWindow(Window):
+class TokenWindow(WindowCell):
     """A head over the newest `span` tokens; tokens `(B, D, n)` to vectors `(B, F, m)`."""
 
     def __init__(self, head: Callable[[torch.Tensor], torch.Tensor], span: int, step: int) -> None:
@@ -36,7 +36,7 @@ class TokenWindow(Window):
         return _in_time(self.head(windows.permute(0, 2, 3, 1).flatten(0, 1)), batch, count)
 
 
-class MapWindow(Window):
+class MapWindow(WindowCell):
     """A head that looks at places, over the newest `span` maps `(B, C, n, H, W)`."""
 
     def __init__(self, head: Head, span: int, step: int) -> None:
@@ -54,7 +54,7 @@ class MapWindow(Window):
         return _in_time(self.head(self.head.pool(maps)), batch, count)
 
 
-class RunningLstm(Window):
+class RunningLstm(WindowCell):
     """An LSTM over all tokens since the stream began; its output is given after every `step` tokens."""
 
     def __init__(self, head: Lstm, step: int) -> None:

@@ -11,9 +11,9 @@ from two_stream.backbones.timm_net import TimmBackbone
 from two_stream.backbones.timm_time import TemporalShift
 from two_stream.backbones.tracing import BackboneTracer
 from two_stream.errors import SettingsError
-from two_stream.streaming.network.cells import TIME, FrameWise, Start, Window
-from two_stream.streaming.network.graph import Builder, Reading
-from two_stream.streaming.network.rules import Choice, thinned
+from two_stream.streaming.network.cells import TIME, FrameWise, Start, WindowCell
+from two_stream.streaming.network.graph import Builder, GraphReader
+from two_stream.streaming.network.rules import CellChoice, thinned
 
 
 class OnImages(nn.Module):
@@ -30,7 +30,7 @@ class OnImages(nn.Module):
         return y_NCHW.reshape(batch, count, *y_NCHW.shape[1:]).transpose(1, TIME)
 
 
-class Shift(Window):
+class Shift(WindowCell):
     """TSM's shift: the first channels are the next frame's, the second ones the frame's before."""
 
     def __init__(self, share: float, start: Start) -> None:
@@ -52,7 +52,7 @@ class _ShiftTracer(fx.Tracer):
         return isinstance(m, TemporalShift) or not any(isinstance(p, TemporalShift) for p in m.modules())
 
 
-class _ShiftReading(Reading):
+class _ShiftReading(GraphReader):
     """Reads a graph whose layers see images, but for the shifts."""
 
     def layer(self, node: fx.Node) -> int:
@@ -64,7 +64,7 @@ class _ShiftReading(Reading):
         return self.builder.add(name, FrameWise(OnImages(part)), value)
 
 
-def image_maps(backbone: TimmBackbone, choice: Choice, builder: Builder) -> list[int]:
+def image_maps(backbone: TimmBackbone, choice: CellChoice, builder: Builder) -> list[int]:
     """Add a network of timm and return the number of its map.
 
     Raises:
@@ -89,7 +89,7 @@ def image_maps(backbone: TimmBackbone, choice: Choice, builder: Builder) -> list
     return [value]
 
 
-def _mixed(backbone: TimmBackbone, choice: Choice, builder: Builder) -> int:
+def _mixed(backbone: TimmBackbone, choice: CellChoice, builder: Builder) -> int:
     """Add the stages of a network whose frames see each other."""
     if backbone.layout != "nchw":
         raise SettingsError(
@@ -98,7 +98,7 @@ def _mixed(backbone: TimmBackbone, choice: Choice, builder: Builder) -> int:
         )
     names = [name for name in backbone.names if name in backbone._modules]
     stages = nn.Sequential(OrderedDict((name, backbone.get_submodule(name)) for name in names))
-    reading = _ShiftReading if backbone.options.tsm else Reading
+    reading = _ShiftReading if backbone.options.tsm else GraphReader
     tracer = _ShiftTracer() if backbone.options.tsm else BackboneTracer()
     try:
         graph = tracer.trace(stages)

@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 from two_stream.backbones.i3d import SameConv3d, SameMaxPool3d, same_padding
 from two_stream.backbones.x3d import SqueezeExcitation
-from two_stream.streaming.network.cells import TIME, Start, Window
+from two_stream.streaming.network.cells import TIME, Start, WindowCell
 
 Squeeze = Literal["frame", "clip"]
 """What squeeze-and-excitation averages: each frame by itself, or a window as long as the clip."""
 
 
-class Convolution(Window):
+class Convolution(WindowCell):
     """A 3D convolution; padding in time is the window's, padding in space its own."""
 
     def __init__(self, conv: nn.Conv3d, front: int, back: int, start: Start) -> None:
@@ -48,7 +48,7 @@ class SameConvolution(Convolution):
         return F.conv3d(x, conv.weight, conv.bias, conv.stride, both, groups=conv.groups)
 
 
-class Pooling(Window):
+class Pooling(WindowCell):
     """Max or average pooling: `pool` is a function that pads in space only."""
 
     def __init__(
@@ -83,7 +83,7 @@ class Pooling(Window):
         return torch.cat((x, more), TIME)
 
 
-class Picked(Window):
+class Picked(WindowCell):
     """Every `step`-th step; `function`, where there is one, is applied to it."""
 
     def __init__(self, step: int, function: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
@@ -96,7 +96,7 @@ class Picked(Window):
         return picked if self.function is None else self.function(picked)
 
 
-class Excitation(Window):
+class Excitation(WindowCell):
     """Squeeze-and-excitation of each frame by the mean over a window that begins with it, as co3d's `se_scope: clip`.
 
     At the end of the stream the last full window holds for the rest, so a clip as long as the window gives what the

@@ -35,7 +35,7 @@ class Reach:
         )
 
 
-def joined(reaches: list[Reach], what: str) -> Reach:
+def join_reaches(reaches: list[Reach], what: str) -> Reach:
     """Return the reach of maps that are added or put beside each other.
 
     Raises:

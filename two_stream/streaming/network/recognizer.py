@@ -8,7 +8,7 @@ from torch import nn
 from two_stream.errors import SettingsError
 from two_stream.recognizer import Recognizer
 from two_stream.streaming.network.cells import TIME
-from two_stream.streaming.network.graph import Node
+from two_stream.streaming.network.graph import LayerNode
 
 
 class StreamRecognizer(nn.Module):
@@ -25,7 +25,7 @@ class StreamRecognizer(nn.Module):
         padding: How many of them lie before the stream at the first prediction.
     """
 
-    def __init__(self, model: Recognizer, nodes: list[Node]) -> None:
+    def __init__(self, model: Recognizer, nodes: list[LayerNode]) -> None:
         super().__init__()
         self.model = model
         self.nodes = nodes

@@ -19,7 +19,7 @@ from two_stream.backbones.motion_grid import CellMeans
 from two_stream.backbones.shufflenet_3d import averaged, shuffled
 from two_stream.backbones.x3d import SqueezeExcitation
 from two_stream.errors import SettingsError
-from two_stream.streaming.network.cells import Cell, FrameWise, Start
+from two_stream.streaming.network.cells import FrameWise, Start, StreamCell
 from two_stream.streaming.network.layers import (
     Convolution,
     Excitation,
@@ -50,7 +50,7 @@ _LOWEST = float("-inf")
 
 
 @dataclass(frozen=True)
-class Choice:
+class CellChoice:
     """What the caller of `convert` decides about every layer."""
 
     squeeze: Squeeze
@@ -59,13 +59,15 @@ class Choice:
     """frames that the squeeze looks at where it is `clip`"""
 
 
-def module_cell(name: str, part: nn.Module, choice: Choice, stride: int, alone: bool) -> Cell | None:
+def module_cell(
+    name: str, part: nn.Module, choice: CellChoice, stride: int, alone: bool
+) -> StreamCell | None:
     """Return the cell of a layer; None where it changes nothing.
 
     Args:
         name: Its name, for messages.
         part: The layer.
-        choice: See `Choice`.
+        choice: See `CellChoice`.
         stride: Frames per step of what goes in.
         alone: Nobody else reads what goes in, so the layer may overwrite it.
 
@@ -101,7 +103,7 @@ def module_cell(name: str, part: nn.Module, choice: Choice, stride: int, alone: 
     return _pooling(name, part)
 
 
-def _convolution(name: str, part: nn.Conv3d, start: Start) -> Cell:
+def _convolution(name: str, part: nn.Conv3d, start: Start) -> StreamCell:
     if isinstance(part.padding, str) or part.padding_mode != "zeros":
         raise refused(
             name, part, f"its padding is {part.padding!r}, {part.padding_mode}; expected numbers of zeros"
@@ -111,7 +113,7 @@ def _convolution(name: str, part: nn.Conv3d, start: Start) -> Cell:
     return Convolution(part, part.padding[0], part.padding[0], start)
 
 
-def _pooling(name: str, part: nn.Module) -> Cell:
+def _pooling(name: str, part: nn.Module) -> StreamCell:
     if isinstance(part, HalvingPool):
         size = (part.time, 2, 2)
         return _pooled(partial(F.avg_pool3d, kernel_size=size), size, size, partial="repeat")
@@ -159,19 +161,19 @@ def _pooled(
     kernel: tuple[int, ...],
     stride: tuple[int, ...],
     **more: Any,
-) -> Cell:
+) -> StreamCell:
     if _each_frame(kernel, stride):
         return FrameWise(pool)
     return Pooling(pool, kernel[0], stride[0], **more)
 
 
-def averaging(time: int) -> Cell:
+def averaging(time: int) -> StreamCell:
     """Return the cell of `shufflenet_3d.averaged`."""
     function = partial(averaged, time=time)
     return FrameWise(function) if time == 1 else Pooling(function, time, time, partial="repeat")
 
 
-def thinned(time: int) -> Cell:
+def thinned(time: int) -> StreamCell:
     """Return the cell that averages runs of `time` steps."""
     return Pooling(partial(F.avg_pool3d, kernel_size=(time, 1, 1)), time, time)
 

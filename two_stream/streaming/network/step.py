@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from two_stream.streaming.network.cells import TIME, FrameWise, Join, Window
-from two_stream.streaming.network.graph import Node
+from two_stream.streaming.network.cells import TIME, FrameWise, Join, WindowCell
+from two_stream.streaming.network.graph import LayerNode
 from two_stream.streaming.network.heads import RunningLstm
 from two_stream.streaming.network.recognizer import StreamRecognizer
 
@@ -83,10 +83,10 @@ class StepNetwork(nn.Module):
             self.paces.append(self._pace(node))
         self.warm_up = self.paces[-1].lag
 
-    def _pace(self, node: Node) -> Pace:
+    def _pace(self, node: LayerNode) -> Pace:
         inputs = [self._input_pace(number) for number in node.inputs]
         lag, cell = max(pace.lag for pace in inputs), node.cell
-        if isinstance(cell, Window):
+        if isinstance(cell, WindowCell):
             lag = -((cell.front + cell.step - cell.span - lag) // cell.step)
         return Pace(self.frames_per_step // node.reach.stride, lag)
 
@@ -140,11 +140,11 @@ class StepNetwork(nn.Module):
         return values[-1]
 
     def _computed(
-        self, place: int, node: Node, inputs: list[torch.Tensor], calls: torch.Tensor, ledger: Ledger
+        self, place: int, node: LayerNode, inputs: list[torch.Tensor], calls: torch.Tensor, ledger: Ledger
     ) -> torch.Tensor:
         paces = [self._input_pace(number) for number in node.inputs]
         cell, name = node.cell, node.name.replace(".", "_")
-        if isinstance(cell, Window):
+        if isinstance(cell, WindowCell):
             return _windowed(cell, name, inputs[0], paces[0], self.paces[place], calls, ledger)
         if isinstance(cell, Join):
             parts = [
@@ -157,7 +157,13 @@ class StepNetwork(nn.Module):
 
 
 def _windowed(
-    cell: Window, name: str, x: torch.Tensor, inside: Pace, outside: Pace, calls: torch.Tensor, ledger: Ledger
+    cell: WindowCell,
+    name: str,
+    x: torch.Tensor,
+    inside: Pace,
+    outside: Pace,
+    calls: torch.Tensor,
+    ledger: Ledger,
 ) -> torch.Tensor:
     """Return a window's outputs of one call; what it looks back to is a state."""
     kept = outside.lag * cell.step + cell.front - inside.lag

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from two_stream.studies.report.figures import MOST_CLASSES, class_differences, confusion_difference
-from two_stream.studies.report.variant_tables import Cell, Table, number
+from two_stream.studies.report.variant_tables import Table, TableCell, number
 from two_stream.studies.statistics.results import Comparison, StudyResult
 
 _PAIRS = 12
@@ -87,15 +87,15 @@ def _cell_row(
     place: tuple[int, int],
     counts: dict[str, list[list[float]] | None],
     one: Comparison,
-) -> list[Cell]:
+) -> list[TableCell]:
     true, predicted = place
     first, second = counts[one.first], counts[one.second]
     assert first is not None
     assert second is not None
     a, b = first[true][predicted], second[true][predicted]
     return [
-        Cell(names[true], names[true]),
-        Cell(names[predicted], names[predicted]),
+        TableCell(names[true], names[true]),
+        TableCell(names[predicted], names[predicted]),
         number(a),
         number(b),
         number(a - b, signed=True),

@@ -8,7 +8,14 @@ from typing import Any
 
 from two_stream.config.load import parse_yaml
 from two_stream.evaluation.scores.words import DASH, percent
-from two_stream.studies.report.variant_tables import Cell, Table, number, p_text, points, signed_text
+from two_stream.studies.report.variant_tables import (
+    Table,
+    TableCell,
+    number,
+    p_text,
+    points_with_interval,
+    signed_text,
+)
 from two_stream.studies.statistics.results import FusedPair, FusionResult, StudyResult
 
 _ASIDE = ("name", "runs", "seed", "data.split")
@@ -25,7 +32,8 @@ def fusion_matrix(fusion: FusionResult) -> Table:
     values = [pair.accuracy.value for pair in fusion.pairs]
     low, high = min(values), max(values)
     rows = [
-        [Cell(one, one), *(_fused(found.get((one, two)), low, high) for two in seconds)] for one in firsts
+        [TableCell(one, one), *(_fused(found.get((one, two)), low, high) for two in seconds)]
+        for one in firsts
     ]
     return Table(
         f"Rule {fusion.rule}: accuracy (%) of each pair fused, in brackets the points over the better of the two "
@@ -36,22 +44,22 @@ def fusion_matrix(fusion: FusionResult) -> Table:
     )
 
 
-def _fused(pair: FusedPair | None, low: float, high: float) -> Cell:
+def _fused(pair: FusedPair | None, low: float, high: float) -> TableCell:
     if pair is None:
-        return Cell(DASH)
+        return TableCell(DASH)
     text = f"{percent(pair.accuracy.value)} ({signed_text(100 * pair.gain.value)})"
     shade = (pair.accuracy.value - low) / (high - low) if high > low else 0.0
-    return Cell(text, pair.accuracy.value, pair.gain.low > 0, shade)
+    return TableCell(text, pair.accuracy.value, pair.gain.low > 0, shade)
 
 
 def pairs_table(fusion: FusionResult) -> Table:
     """Return a row per pair with the intervals."""
     rows = [
         [
-            Cell(f"{pair.first} + {pair.second}", f"{pair.first} + {pair.second}", pair.gain.low > 0),
-            Cell(percent(pair.accuracy), pair.accuracy.value),
-            Cell(pair.better, pair.better),
-            Cell(points(pair.gain), pair.gain.value, pair.gain.low > 0),
+            TableCell(f"{pair.first} + {pair.second}", f"{pair.first} + {pair.second}", pair.gain.low > 0),
+            TableCell(percent(pair.accuracy), pair.accuracy.value),
+            TableCell(pair.better, pair.better),
+            TableCell(points_with_interval(pair.gain), pair.gain.value, pair.gain.low > 0),
             number(pair.agreement, 1, 100),
             number(pair.oracle, 1, 100),
         ]
@@ -75,10 +83,10 @@ def contributions_table(result: StudyResult) -> Table:
         gap, sure = one.difference, one.p_holm < 1 - result.level
         rows.append(
             [
-                Cell(one.stream, one.stream, sure),
-                Cell(points(gap), gap.value, sure),
-                Cell(p_text(one.p), one.p),
-                Cell(p_text(one.p_holm), one.p_holm, sure),
+                TableCell(one.stream, one.stream, sure),
+                TableCell(points_with_interval(gap), gap.value, sure),
+                TableCell(p_text(one.p), one.p),
+                TableCell(p_text(one.p_holm), one.p_holm, sure),
                 number(fusion.weights.get(one.stream), 2),
             ]
         )
@@ -94,7 +102,7 @@ def contributions_table(result: StudyResult) -> Table:
 def agreement_table(fusion: FusionResult) -> Table:
     """Return the share of videos on which two streams predict the same class."""
     rows = [
-        [Cell(name, name), *(number(value, 0, 100) for value in shares)]
+        [TableCell(name, name), *(number(value, 0, 100) for value in shares)]
         for name, shares in zip(fusion.streams, fusion.agreement)
     ]
     return Table(
@@ -128,7 +136,10 @@ def settings_tables(result: StudyResult) -> list[Table]:
             ["setting", *names[start : start + BESIDE]],
             [False] * (1 + len(names[start : start + BESIDE])),
             [
-                [Cell(key, key), *(Cell(flat[name].get(key, DASH)) for name in names[start : start + BESIDE])]
+                [
+                    TableCell(key, key),
+                    *(TableCell(flat[name].get(key, DASH)) for name in names[start : start + BESIDE]),
+                ]
                 for key in differing
             ],
         )
@@ -161,16 +172,16 @@ def runs_table(result: StudyResult) -> Table:
     shared = len(parents) == 1
     rows = [
         [
-            Cell(one.variant, one.variant),
+            TableCell(one.variant, one.variant),
             number(one.split, 0),
-            Cell(str(one.seed), float(one.seed)),
-            Cell(one.state, one.state, one.state != "done"),
+            TableCell(str(one.seed), float(one.seed)),
+            TableCell(one.state, one.state, one.state != "done"),
             number(one.accuracy, 1, 100),
             number(one.seconds, 0),
-            Cell(one.key[:12] or DASH, one.key or None),
-            Cell(one.model_sha256[:12] or DASH, one.model_sha256 or None),
-            Cell((PurePath(one.run).name if shared else one.run) or DASH, one.run or None),
-            Cell(" ".join(one.reason.split()) or DASH, one.reason or None),
+            TableCell(one.key[:12] or DASH, one.key or None),
+            TableCell(one.model_sha256[:12] or DASH, one.model_sha256 or None),
+            TableCell((PurePath(one.run).name if shared else one.run) or DASH, one.run or None),
+            TableCell(" ".join(one.reason.split()) or DASH, one.reason or None),
         ]
         for one in result.runs
     ]

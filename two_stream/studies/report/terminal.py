@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from two_stream.evaluation.scores.words import DASH, percent, points
+from two_stream.evaluation.scores.words import DASH, difference_in_points, percent
 from two_stream.runtime.console import console, say, table
 from two_stream.studies.statistics.comparison import ENOUGH_TRAININGS, p_text
 from two_stream.studies.statistics.results import Comparison, FusionResult, StudyResult, VariantResult
@@ -38,7 +38,7 @@ def pair_rows(result: StudyResult) -> list[list[str]]:
 def _pair(comparison: Comparison) -> list[str]:
     return [
         f"{comparison.first} – {comparison.second}",
-        points(comparison.difference),
+        difference_in_points(comparison.difference),
         f"{comparison.clips:+.1f}" if comparison.mcnemar else DASH,
         p_value(comparison.p),
         p_value(comparison.p_holm),
@@ -58,7 +58,7 @@ def fusion_rows(fusion: FusionResult) -> list[list[str]]:
         [
             f"{pair.first} + {pair.second}",
             percent(pair.accuracy),
-            f"{points(pair.gain)} over {pair.better}",
+            f"{difference_in_points(pair.gain)} over {pair.better}",
             percent(pair.agreement),
             percent(pair.oracle),
         ]
@@ -72,8 +72,8 @@ def fusion_rows(fusion: FusionResult) -> list[list[str]]:
 def fusion_lines(fusion: FusionResult) -> list[str]:
     """Return what each stream adds, and the weights found on the holdout part."""
     found = [
-        f"{part.stream} adds {points(part.difference)} points to the fusion of all, {p_text(part.p_holm)} "
-        "after correction"
+        f"{part.stream} adds {difference_in_points(part.difference)} points to the fusion of all, "
+        f"{p_text(part.p_holm)} after correction"
         for part in fusion.contributions
     ]
     if fusion.weights:
@@ -87,7 +87,7 @@ def p_value(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def show(result: StudyResult) -> None:
+def print_study(result: StudyResult) -> None:
     """Print what a study says."""
     console.print(table(f"{result.metric} in %", VARIANT_COLUMNS, variant_rows(result)))
     if result.comparisons:

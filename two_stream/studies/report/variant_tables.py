@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from two_stream.evaluation.scores.statistics import Interval
 from two_stream.evaluation.scores.words import DASH, percent
 from two_stream.studies.statistics.comparison import ENOUGH_TRAININGS
-from two_stream.studies.statistics.results import Comparison, Cost, StudyResult, VariantResult
+from two_stream.studies.statistics.results import Comparison, StudyResult, VariantCost, VariantResult
 
 NO_DIFFERENCE = "no difference shown"
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """One cell: what is shown and what it sorts by."""
 
     text: str
@@ -34,7 +34,7 @@ class Table:
     columns: list[str]
     numeric: list[bool]
     """by column"""
-    rows: list[list[Cell]]
+    rows: list[list[TableCell]]
 
     def filled(self) -> Table:
         """Return the table without columns that say nothing."""
@@ -56,11 +56,11 @@ class Table:
         )
 
 
-def number(value: float | None, digits: int = 1, scale: float = 1.0, *, signed: bool = False) -> Cell:
+def number(value: float | None, digits: int = 1, scale: float = 1.0, *, signed: bool = False) -> TableCell:
     """Return a number as a cell; a dash for none."""
     if value is None:
-        return Cell(DASH)
-    return Cell(signed_text(value * scale, digits) if signed else f"{value * scale:,.{digits}f}", value)
+        return TableCell(DASH)
+    return TableCell(signed_text(value * scale, digits) if signed else f"{value * scale:,.{digits}f}", value)
 
 
 def signed_text(value: float, digits: int = 1) -> str:
@@ -73,7 +73,7 @@ def p_text(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def points(gap: Interval) -> str:
+def points_with_interval(gap: Interval) -> str:
     """Return a difference of shares with its interval in points."""
     ends = f"{signed_text(100 * gap.low)}, {signed_text(100 * gap.high)}" if gap.known else "unknown"
     return f"{signed_text(100 * gap.value)} [{ends}]"
@@ -91,12 +91,12 @@ def variants_table(result: StudyResult) -> Table:
     against = f"against {next(iter(seconds))} (points)" if len(seconds) == 1 else "compared (points)"
     more = list(dict.fromkeys(key for variant in result.variants for key in variant.more))
     level = f"{100 * result.level:g} %"
-    makers: list[tuple[str, bool, Callable[[VariantResult], Cell]]] = [
-        ("variant", False, lambda one: Cell(one.name, one.name, one.name in better)),
+    makers: list[tuple[str, bool, Callable[[VariantResult], TableCell]]] = [
+        ("variant", False, lambda one: TableCell(one.name, one.name, one.name in better)),
         (
             f"{result.metric} (%) [{level}]",
             True,
-            lambda one: Cell(percent(one.accuracy), one.accuracy.value, one.name in better),
+            lambda one: TableCell(percent(one.accuracy), one.accuracy.value, one.name in better),
         ),
         ("sd over seeds", True, lambda one: number(one.sd, 1, 100)),
         (against, True, lambda one: _against(one.name, result.comparisons, named=len(seconds) > 1)),
@@ -157,48 +157,50 @@ def _variants_caption(result: StudyResult, level: str) -> str:
     return " ".join(parts)
 
 
-def _seeds(one: VariantResult) -> Cell:
+def _seeds(one: VariantResult) -> TableCell:
     found = one.seed_interval
     if found is None:
-        return Cell(DASH)
-    return Cell(f"[{percent(found.low)}, {percent(found.high)}]", found.low)
+        return TableCell(DASH)
+    return TableCell(f"[{percent(found.low)}, {percent(found.high)}]", found.low)
 
 
 def _unit(key: str) -> str:
     return "" if "(" in key else " (%)"
 
 
-def _other(key: str) -> Callable[[VariantResult], Cell]:
+def _other(key: str) -> Callable[[VariantResult], TableCell]:
     return lambda one: number(one.more.get(key), 1, 100)
 
 
 def _of_cost(
-    read: Callable[[Cost], float | None], digits: int, scale: float = 1.0
-) -> Callable[[VariantResult], Cell]:
+    read: Callable[[VariantCost], float | None], digits: int, scale: float = 1.0
+) -> Callable[[VariantResult], TableCell]:
     return lambda one: number(read(one.cost) if one.cost else None, digits, scale)
 
 
-def _against(name: str, comparisons: Sequence[Comparison], *, named: bool) -> Cell:
+def _against(name: str, comparisons: Sequence[Comparison], *, named: bool) -> TableCell:
     own = [one for one in comparisons if one.first == name]
     if not own:
-        return Cell("baseline", 0.0) if any(one.second == name for one in comparisons) else Cell(DASH)
+        return (
+            TableCell("baseline", 0.0) if any(one.second == name for one in comparisons) else TableCell(DASH)
+        )
     first = own[0]
     text = signed_text(100 * first.difference.value) + (f" to {first.second}" if named else "")
     more = f" (+ {len(own) - 1} below)" if len(own) > 1 else ""
-    return Cell(text + more, first.difference.value, _better(own[:1]))
+    return TableCell(text + more, first.difference.value, _better(own[:1]))
 
 
-def _verdict(name: str, comparisons: Sequence[Comparison]) -> Cell:
+def _verdict(name: str, comparisons: Sequence[Comparison]) -> TableCell:
     own = [one for one in comparisons if one.first == name][:1]
-    text = said(own[0]) if own else ""
-    return Cell(text or DASH, text or None, _better(own))
+    text = comparison_words(own[0]) if own else ""
+    return TableCell(text or DASH, text or None, _better(own))
 
 
 def _better(comparisons: Sequence[Comparison]) -> bool:
     return any(one.significant and one.difference.value > 0 for one in comparisons)
 
 
-def said(comparison: Comparison) -> str:
+def comparison_words(comparison: Comparison) -> str:
     """Return what a comparison allows to be said of its first variant, in a few words."""
     if not comparison.significant:
         return NO_DIFFERENCE
@@ -239,18 +241,18 @@ def comparisons_table(result: StudyResult) -> Table:
         )
         rows.append(
             [
-                Cell(name, name, one.significant),
-                Cell(one.family if families else DASH, one.family),
-                Cell(points(gap), gap.value, one.significant),
+                TableCell(name, name, one.significant),
+                TableCell(one.family if families else DASH, one.family),
+                TableCell(points_with_interval(gap), gap.value, one.significant),
                 number(one.clips if counted else None, 1, signed=True),
-                Cell(p_text(one.p), one.p),
-                Cell(p_text(one.p_holm), one.p_holm, one.significant),
-                Cell(f"{discordant[0]} : {discordant[1]}", float(discordant[0] - discordant[1]))
+                TableCell(p_text(one.p), one.p),
+                TableCell(p_text(one.p_holm), one.p_holm, one.significant),
+                TableCell(f"{discordant[0]} : {discordant[1]}", float(discordant[0] - discordant[1]))
                 if one.mcnemar
-                else Cell(DASH),
+                else TableCell(DASH),
                 number(one.detectable, 1, 100),
                 number(one.detectable_clips if counted else None, 0),
-                Cell(said(one), said(one), one.significant),
+                TableCell(comparison_words(one), comparison_words(one), one.significant),
             ]
         )
     tests = sorted({one.test for one in result.comparisons})
@@ -268,11 +270,11 @@ def mcnemar_table(result: StudyResult) -> Table:
     """Return the exact McNemar test of every cell that two variants share."""
     rows = [
         [
-            Cell(f"{one.first} − {one.second}", f"{one.first} − {one.second}"),
-            Cell(test.cell, test.cell),
+            TableCell(f"{one.first} − {one.second}", f"{one.first} − {one.second}"),
+            TableCell(test.cell, test.cell),
             number(test.first_only, 0),
             number(test.second_only, 0),
-            Cell(p_text(test.p), test.p),
+            TableCell(p_text(test.p), test.p),
         ]
         for one in result.comparisons
         for test in one.mcnemar

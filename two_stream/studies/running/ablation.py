@@ -16,15 +16,15 @@ from two_stream.runtime.console import note, warn
 from two_stream.runtime.device import pick_device
 from two_stream.runtime.locks import study_lock
 from two_stream.runtime.text import parse_json
-from two_stream.studies.running.cells import Job, Outcome, keep, outcome_of, whole
-from two_stream.studies.running.live import Board, shown, tell
-from two_stream.studies.running.plan import Cell, check, folder_of, keep_precision, plan
+from two_stream.studies.running.cells import StudyJob, StudyOutcome, outcome_of, record_outcome, whole
+from two_stream.studies.running.live import LiveTable, show_live, tell
+from two_stream.studies.running.plan import Cell, check_study, folder_of, keep_precision, plan
 from two_stream.studies.running.pool import Event, Running, Slot, run_jobs, slots_for
-from two_stream.studies.running.stages import Stage, stages_of
+from two_stream.studies.running.stages import StudyStage, stages_of
 
 
 @dataclass(frozen=True)
-class Places:
+class StudyWorkers:
     """Where the cells of a study run."""
 
     jobs: int | None = None
@@ -41,9 +41,9 @@ class Ran:
 
     study: Study
     cells: list[Cell]
-    outcomes: list[Outcome | None]
+    outcomes: list[StudyOutcome | None]
     """of each cell; None: not run"""
-    jobs: list[Job]
+    jobs: list[StudyJob]
     """of each cell"""
 
     @property
@@ -52,13 +52,13 @@ class Ran:
         return sum(outcome is None or not outcome.done for outcome in self.outcomes)
 
 
-def prepare(study: Study, source: object = "study") -> None:
+def prepare_data(study: Study, source: object = "study") -> None:
     """Write the embedded data set where the study asks for it; what is there is kept.
 
     Raises:
         SettingsError: The study is wrong; found out before anything is written.
     """
-    check(study, source)
+    check_study(study, source)
     if study.demo is not None:
         write_demo_frames(study.demo.out, demo_options(study.demo), flow=study.demo.flow)
 
@@ -68,7 +68,7 @@ def demo_options(demo: DemoData) -> DemoOptions:
     return DemoOptions(seed=demo.seed, theme=demo.theme, groups=demo.groups, takes=demo.takes)
 
 
-def run_study(study: Study, places: Places, *, source: object = "study", any_code: bool = False) -> Ran:
+def run_study(study: Study, places: StudyWorkers, *, source: object = "study", any_code: bool = False) -> Ran:
     """Run the cells that are missing, and return what all of them came to.
 
     A cell that fails is noted and does not stop the others; a study that is interrupted or killed goes on where it was.
@@ -85,7 +85,7 @@ def run_study(study: Study, places: Places, *, source: object = "study", any_cod
         KeyboardInterrupt: It was interrupted; running cells are saved.
     """
     _check_devices(places.devices)
-    prepare(study, source)
+    prepare_data(study, source)
     keep_precision(study)
     cells = plan(study, source)
     with study_lock(folder_of(study)):
@@ -121,7 +121,9 @@ def _check_devices(names: Sequence[str]) -> None:
             ) from None
 
 
-def _run_first(stages: Sequence[Stage], places: Places, older: Mapping[str, Outcome]) -> dict[str, str]:
+def _run_first(
+    stages: Sequence[StudyStage], places: StudyWorkers, older: Mapping[str, StudyOutcome]
+) -> dict[str, str]:
     """Do what the cells need; return, for results by other code, the folders that stand in place of the usual ones.
 
     Raises:
@@ -138,7 +140,7 @@ def _run_first(stages: Sequence[Stage], places: Places, older: Mapping[str, Outc
     return moved
 
 
-def _moved(job: Job, moved: Mapping[str, str]) -> Job:
+def _moved(job: StudyJob, moved: Mapping[str, str]) -> StudyJob:
     """Return a job that starts from weights and stored features where they are."""
     experiment = job.settings()
     init, features = (moved.get(str(path)) for path in (experiment.train.init, experiment.data.features))
@@ -153,7 +155,7 @@ def _moved(job: Job, moved: Mapping[str, str]) -> Job:
     return replace(job, experiment=dump(experiment))
 
 
-def _so_far(jobs: Sequence[Job], older: Mapping[str, Outcome]) -> list[Outcome | None]:
+def _so_far(jobs: Sequence[StudyJob], older: Mapping[str, StudyOutcome]) -> list[StudyOutcome | None]:
     """Return how jobs stand, results by other code among them where those are taken."""
     found = []
     for job in jobs:
@@ -165,7 +167,7 @@ def _so_far(jobs: Sequence[Job], older: Mapping[str, Outcome]) -> list[Outcome |
 
 
 def _tell_outdated(
-    jobs: Sequence[Job], before: Sequence[Outcome | None], older: Mapping[str, Outcome]
+    jobs: Sequence[StudyJob], before: Sequence[StudyOutcome | None], older: Mapping[str, StudyOutcome]
 ) -> None:
     count = sum(job.loose_key in older and known is None for job, known in zip(jobs, before, strict=True))
     if count:
@@ -174,10 +176,12 @@ def _tell_outdated(
         )
 
 
-def _run_stage(stage: Stage, places: Places, older: Mapping[str, Outcome]) -> list[Outcome]:
+def _run_stage(
+    stage: StudyStage, places: StudyWorkers, older: Mapping[str, StudyOutcome]
+) -> list[StudyOutcome]:
     """Do the jobs of a stage that are not done; return how each of them stands then."""
     slots = _slots(stage.jobs, places)
-    board = Board(f"study, {stage.what}", stage.rows, stage.jobs, len(slots))
+    board = LiveTable(f"study, {stage.what}", stage.rows, stage.jobs, len(slots))
     for index, outcome in enumerate(_so_far(stage.jobs, older)):
         if outcome is not None and outcome.done:
             board.end(index, outcome, fresh=False)
@@ -193,19 +197,23 @@ def _run_stage(stage: Stage, places: Places, older: Mapping[str, Outcome]) -> li
     return [board.ended[index] for index in range(len(stage.jobs))]
 
 
-def _run_missing(jobs: Mapping[int, Job], slots: list[Slot], places: Places, board: Board) -> None:
-    with shown(board), closing(_events(jobs, slots, places, board.running)) as events:
+def _run_missing(
+    jobs: Mapping[int, StudyJob], slots: list[Slot], places: StudyWorkers, board: LiveTable
+) -> None:
+    with show_live(board), closing(_events(jobs, slots, places, board.running)) as events:
         for event in events:
             if event is None:
                 continue
             index, outcome = event
             if outcome.state == "failed":
-                outcome = keep(jobs[index], outcome)
+                outcome = record_outcome(jobs[index], outcome)
             board.end(index, outcome)
             tell(board, index)
 
 
-def _events(jobs: Mapping[int, Job], slots: list[Slot], places: Places, running: Running) -> Generator[Event]:
+def _events(
+    jobs: Mapping[int, StudyJob], slots: list[Slot], places: StudyWorkers, running: Running
+) -> Generator[Event]:
     if places.ray is None:
         return run_jobs(jobs, slots, running)
     from two_stream.studies.running.ray_jobs import run_on_ray
@@ -213,7 +221,7 @@ def _events(jobs: Mapping[int, Job], slots: list[Slot], places: Places, running:
     return run_on_ray(jobs, places.ray, running, per_gpu=places.jobs or 1)
 
 
-def _slots(jobs: Sequence[Job], places: Places) -> list[Slot]:
+def _slots(jobs: Sequence[StudyJob], places: StudyWorkers) -> list[Slot]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = places.jobs
     if count is None:
@@ -228,15 +236,15 @@ def _slots(jobs: Sequence[Job], places: Places) -> list[Slot]:
     return slots_for(places.devices, count, cores)
 
 
-def _older(stages: Sequence[Stage]) -> dict[str, Outcome]:
+def _older(stages: Sequence[StudyStage]) -> dict[str, StudyOutcome]:
     """Return the results by other code that lie beside those of a study's jobs, by the key without the code."""
-    found: dict[str, Outcome] = {}
+    found: dict[str, StudyOutcome] = {}
     jobs = [job for stage in stages for job in stage.jobs]
     wanted, keys = {job.loose_key for job in jobs}, {job.key for job in jobs}
     for folder in {Path(job.record).parent for job in jobs}:
         for path in sorted(folder.glob("*.json")):
             try:
-                outcome = Outcome(**parse_json(path.read_text(encoding="utf-8")))
+                outcome = StudyOutcome(**parse_json(path.read_text(encoding="utf-8")))
             except (OSError, ValueError, TypeError):
                 warn(f"{path}: damaged, and not looked at")
                 continue

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from two_stream.config.load import dump, load_experiment, parse_yaml, validate
+from two_stream.config.load import dump, load_experiment, parse_yaml, validate_settings
 from two_stream.config.schema import Experiment
 from two_stream.errors import TwoStreamError
 from two_stream.runtime.files import sha256, write_json
@@ -25,7 +25,7 @@ Kind = Literal["train", "features"]
 
 
 @dataclass(frozen=True)
-class Job:
+class StudyJob:
     """Something to do in a process of its own; plain values, so that it travels."""
 
     title: str
@@ -61,7 +61,7 @@ class Job:
 
     def settings(self) -> Experiment:
         """Return the experiment, on the device and threads it was given."""
-        experiment = validate(Experiment, parse_yaml(self.experiment, self.title), self.title)
+        experiment = validate_settings(Experiment, parse_yaml(self.experiment, self.title), self.title)
         given: dict[str, Any] = {"device": self.device} if self.device else {}
         if self.threads and not experiment.threads:
             given["threads"] = self.threads
@@ -69,7 +69,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StudyOutcome:
     """How a job ended."""
 
     state: Literal["done", "failed", "interrupted"]
@@ -94,9 +94,9 @@ class Outcome:
         return self.state == "done"
 
 
-def job_of(experiment: Experiment, study: Path, **facts: Any) -> Job:
-    """Return the job of a run; `facts` are the other fields of `Job`."""
-    return Job(
+def job_of(experiment: Experiment, study: Path, **facts: Any) -> StudyJob:
+    """Return the job of a run; `facts` are the other fields of `StudyJob`."""
+    return StudyJob(
         experiment=dump(experiment),
         record=str(study / "cells" / f"{experiment.name}.json"),
         log=str(study / "logs" / f"{experiment.name}.log"),
@@ -106,7 +106,7 @@ def job_of(experiment: Experiment, study: Path, **facts: Any) -> Job:
     )
 
 
-def outcome_of(job: Job) -> Outcome | None:
+def outcome_of(job: StudyJob) -> StudyOutcome | None:
     """Return how a job ended, None where it has still to be done.
 
     That is so too when its score files are gone or changed, when it was scored in another way, or when other settings,
@@ -114,7 +114,7 @@ def outcome_of(job: Job) -> Outcome | None:
     """
     try:
         kept = json.loads(Path(job.record).read_text(encoding="utf-8"))
-        outcome = Outcome(**kept)
+        outcome = StudyOutcome(**kept)
     except (OSError, ValueError, TypeError):
         return None
     if outcome.key != job.key or not outcome.done:
@@ -122,7 +122,7 @@ def outcome_of(job: Job) -> Outcome | None:
     return outcome if whole(job, outcome) else None
 
 
-def whole(job: Job, outcome: Outcome) -> bool:
+def whole(job: StudyJob, outcome: StudyOutcome) -> bool:
     """Whether a result is there as it was written: score files made in the way asked for, stored features undamaged."""
     if job.kind == "features":
         return _stored(job, outcome)
@@ -131,7 +131,7 @@ def whole(job: Job, outcome: Outcome) -> bool:
     return all(_same(Path(file), digest) for file, digest in outcome.scores.values())
 
 
-def _stored(job: Job, outcome: Outcome) -> bool:
+def _stored(job: StudyJob, outcome: StudyOutcome) -> bool:
     from two_stream.evaluation.features.cache import FeatureCache
 
     try:
@@ -149,7 +149,7 @@ def _scoring(experiment: Experiment) -> str:
     return json.dumps(experiment.evaluate.model_dump(mode="json"), sort_keys=True)
 
 
-def do(job: Job) -> Outcome:
+def do(job: StudyJob) -> StudyOutcome:
     """Do a job, in this process, and keep how it ended; a mistake in it becomes its outcome.
 
     Raises:
@@ -159,28 +159,28 @@ def do(job: Job) -> Outcome:
     try:
         outcome = _features(job) if job.kind == "features" else _trained(job)
     except TwoStreamError as error:
-        outcome = Outcome("failed", job.key, " ".join(str(error).split()))
+        outcome = StudyOutcome("failed", job.key, " ".join(str(error).split()))
     except (RuntimeError, MemoryError, OSError, ValueError, ArithmeticError, LookupError, TypeError) as error:
         import traceback
 
         traceback.print_exc()
         reason = " ".join(str(error).split())[:300]
-        outcome = Outcome("failed", job.key, f"{type(error).__name__}: {reason} (see {job.log})")
+        outcome = StudyOutcome("failed", job.key, f"{type(error).__name__}: {reason} (see {job.log})")
     if outcome.state == "interrupted":
         return outcome
     before = outcome_of(job) if outcome.done else None
     seconds = time.monotonic() - begin + (before.seconds if before else 0.0)
-    return keep(job, replace(outcome, seconds=seconds))
+    return record_outcome(job, replace(outcome, seconds=seconds))
 
 
-def keep(job: Job, outcome: Outcome) -> Outcome:
+def record_outcome(job: StudyJob, outcome: StudyOutcome) -> StudyOutcome:
     """Write down how a job ended."""
     outcome = replace(outcome, loose_key=job.loose_key, run=job.made)
     write_json(Path(job.record), asdict(outcome))
     return outcome
 
 
-def _trained(job: Job) -> Outcome:
+def _trained(job: StudyJob) -> StudyOutcome:
     from two_stream.evaluation.runs.run import evaluate_run, load_run
     from two_stream.evaluation.scores.metrics import main_value
     from two_stream.training.train import train
@@ -189,7 +189,7 @@ def _trained(job: Job) -> Outcome:
     paths = RunPaths(Path(job.run))
     begun = _begun(experiment, paths)
     if train(begun or experiment, resume=begun is not None).interrupted is not None:
-        return Outcome("interrupted", job.key)
+        return StudyOutcome("interrupted", job.key)
     scores: dict[str, list[str]] = {}
     accuracy = model = None
     run = load_run(paths.root, "best", experiment.device)
@@ -200,7 +200,7 @@ def _trained(job: Job) -> Outcome:
         scores[part] = [str(path), sha256(path)]
         if accuracy is None:
             accuracy, model = main_value(table.logits, table), str(table.meta["model_sha256"])
-    return Outcome(
+    return StudyOutcome(
         "done",
         job.key,
         accuracy=accuracy,
@@ -228,7 +228,7 @@ def _begun(experiment: Experiment, paths: RunPaths) -> Experiment | None:
     return experiment.model_copy(update={"data": data})
 
 
-def _features(job: Job) -> Outcome:
+def _features(job: StudyJob) -> StudyOutcome:
     from two_stream.evaluation.features.extract_features import write_features
     from two_stream.runtime.device import pick_device, set_deterministic, set_threads
     from two_stream.training.train import start_model
@@ -241,15 +241,15 @@ def _features(job: Job) -> Outcome:
     write_features(
         model, experiment, Path(job.out), train_views=job.train_views, maps=job.maps, overwrite=True
     )
-    return Outcome("done", job.key, model_sha256=start_of(experiment))
+    return StudyOutcome("done", job.key, model_sha256=start_of(experiment))
 
 
-def to_wire(value: Job | Outcome) -> bytes:
+def to_wire(value: StudyJob | StudyOutcome) -> bytes:
     """Return a job or an outcome as one line."""
     return json.dumps(asdict(value)).encode() + b"\n"
 
 
-def job_from(values: Mapping[str, Any]) -> Job:
+def job_from(values: Mapping[str, Any]) -> StudyJob:
     """Read a job back."""
     parts: Sequence[Part] = values["parts"]
-    return Job(**{**values, "parts": tuple(parts)})
+    return StudyJob(**{**values, "parts": tuple(parts)})

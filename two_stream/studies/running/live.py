@@ -12,14 +12,14 @@ from rich.live import Live
 from rich.table import Table
 
 from two_stream.runtime.console import err, note
-from two_stream.studies.running.cells import Job, Outcome
+from two_stream.studies.running.cells import StudyJob, StudyOutcome
 from two_stream.studies.running.pool import Running
 
 
-class Board:
+class LiveTable:
     """What is known of a study's jobs while they run."""
 
-    def __init__(self, what: str, rows: Sequence[str], jobs: Sequence[Job], slots: int) -> None:
+    def __init__(self, what: str, rows: Sequence[str], jobs: Sequence[StudyJob], slots: int) -> None:
         """Prepare an empty board.
 
         Args:
@@ -32,12 +32,12 @@ class Board:
         self.rows = list(rows)
         self.jobs = list(jobs)
         self.slots = slots
-        self.ended: dict[int, Outcome] = {}
+        self.ended: dict[int, StudyOutcome] = {}
         self.running = Running()
         self._fresh: list[float] = []
         self._begin = time.monotonic()
 
-    def end(self, index: int, outcome: Outcome, *, fresh: bool = True) -> None:
+    def end(self, index: int, outcome: StudyOutcome, *, fresh: bool = True) -> None:
         """Note how a job ended; `fresh`: just now, so that its time tells how long others take."""
         self.ended[index] = outcome
         if fresh and outcome.done:
@@ -65,10 +65,10 @@ class Board:
         count = f"[{len(self.ended)}/{len(self.jobs)}]"
         if not outcome.done:
             return f"{count} {job.title}: failed: {outcome.reason}"
-        shown = "" if outcome.accuracy is None else f"{100 * outcome.accuracy:.1f} %, "
+        accuracy = "" if outcome.accuracy is None else f"{100 * outcome.accuracy:.1f} %, "
         left = self.left()
         rest = f"; about {_span(left)} left" if left and len(self.ended) < len(self.jobs) else ""
-        return f"{count} {job.title}: {shown}{outcome.seconds:.0f} s{rest}"
+        return f"{count} {job.title}: {accuracy}{outcome.seconds:.0f} s{rest}"
 
     def table(self) -> Table:
         """Return the board as a table, a line per row."""
@@ -118,7 +118,7 @@ def _span(seconds: float) -> str:
 
 
 @contextmanager
-def shown(board: Board) -> Iterator[None]:
+def show_live(board: LiveTable) -> Iterator[None]:
     """Show a board while jobs run: a live table on a terminal, nothing by itself elsewhere."""
     if not err.is_terminal:
         yield
@@ -127,7 +127,7 @@ def shown(board: Board) -> Iterator[None]:
         yield
 
 
-def tell(board: Board, index: int) -> None:
+def tell(board: LiveTable, index: int) -> None:
     """Tell of a job's end: a line; on a terminal only of a failure, the table shows the rest."""
     if not err.is_terminal or not board.ended[index].done:
         note(board.line(index))

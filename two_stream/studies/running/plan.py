@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from two_stream.config.load import flatten, read_yaml, validate
+from two_stream.config.load import flatten, read_yaml, validate_settings
 from two_stream.config.schema import Experiment
 from two_stream.config.study import Changes, Study
 from two_stream.data.catalog import load_record
@@ -26,7 +26,7 @@ from two_stream.data.splits import load_part, own_validation
 from two_stream.errors import SettingsError
 from two_stream.runtime.device import pick_device
 from two_stream.runtime.files import sha256, write_text
-from two_stream.runtime.folders import whole_folder
+from two_stream.runtime.folders import complete_folder
 from two_stream.runtime.precision import resolve_precision
 from two_stream.runtime.provenance import source_digest
 from two_stream.studies.running.variants import (
@@ -88,7 +88,7 @@ def load_study(path: Path | str) -> Study:
         SettingsError: Naming the file, the key, the value and what was expected.
     """
     path = Path(path)
-    study = validate(Study, read_yaml(path), path)
+    study = validate_settings(Study, read_yaml(path), path)
     if study.base is not None and not study.base.is_absolute():
         beside = path.parent / study.base
         study = study.model_copy(update={"base": beside if beside.is_file() else study.base})
@@ -135,7 +135,7 @@ def plan(study: Study, source: object = "study") -> list[Cell]:
         SettingsError: A variant's settings are wrong; names it.
         DataError: The lists of a data set cannot be read.
     """
-    variants = check(study, source)
+    variants = check_study(study, source)
     return [
         _cell(study, variant, split, seed, source)
         for seed in study.seeds
@@ -144,7 +144,7 @@ def plan(study: Study, source: object = "study") -> list[Cell]:
     ]
 
 
-def check(study: Study, source: object = "study") -> list[Variant]:
+def check_study(study: Study, source: object = "study") -> list[Variant]:
     """Return a study's variants, after a look at everything that can be wrong with them without any data.
 
     Raises:
@@ -172,7 +172,7 @@ def _naming(source: object) -> Iterator[None]:
         raise SettingsError(f"{source}: {error}") from None
 
 
-def experiment_of(study: Study, variant: Variant, split: int, seed: int, source: object) -> Experiment:
+def variant_experiment(study: Study, variant: Variant, split: int, seed: int, source: object) -> Experiment:
     """Return the settings of a variant on a split with a seed; looks at no data.
 
     Raises:
@@ -203,7 +203,7 @@ def _of_baseline(base: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cell(study: Study, variant: Variant, split: int, seed: int, source: object) -> Cell:
-    experiment = experiment_of(study, variant, split, seed, source)
+    experiment = variant_experiment(study, variant, split, seed, source)
     with _naming(f"{source}: variant {variant.name!r}"):
         start = loose = start_of(experiment)
         taught = _taught_by(experiment)
@@ -250,7 +250,7 @@ def _without(settings: Mapping[str, Any], names: tuple[str, ...]) -> Changes:
 
 def _experiment(study: Study, settings: Mapping[str, Any], split: int, seed: int, where: str) -> Experiment:
     folder = {"runs": str(folder_of(study) / "runs"), "seed": seed, "data": {"split": split}}
-    experiment = validate(Experiment, merged(settings, folder), where)
+    experiment = validate_settings(Experiment, merged(settings, folder), where)
     if study.part == "val" and experiment.train.selection == "paper":
         raise SettingsError(f"{where}: `part: val` is the test part under `train.selection: paper`")
     return experiment
@@ -338,7 +338,7 @@ def _weights_digest(name: str, where: Path) -> str:
     if where.is_file():
         return sha256(where)
     for folder in ("best", "last", "."):
-        weights = whole_folder(where / folder) / "model.safetensors"
+        weights = complete_folder(where / folder) / "model.safetensors"
         if weights.is_file():
             return sha256(weights)
     raise SettingsError(f"`{name}` is {where}: no such file, and no run folder with weights")

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
-from two_stream.studies.running.cells import Job, Outcome, to_wire
+from two_stream.studies.running.cells import StudyJob, StudyOutcome, to_wire
 
 TICK = 0.5
 """seconds between looks at what runs"""
@@ -53,11 +53,11 @@ _Heard = tuple[Slot, subprocess.Popen[bytes], bytes]
 """what a process said; nothing: its output has ended"""
 _KILLED = 9
 """number of SIGKILL, a name that Windows does not know"""
-Event = tuple[int, Outcome] | None
+Event = tuple[int, StudyOutcome] | None
 """A job and how it ended; None: nothing happened for a moment."""
 
 
-def run_jobs(jobs: Mapping[int, Job], slots: Sequence[Slot], running: Running) -> Generator[Event]:
+def run_jobs(jobs: Mapping[int, StudyJob], slots: Sequence[Slot], running: Running) -> Generator[Event]:
     """Do jobs and yield (index, outcome) as they end, and None from time to time.
 
     Closing the generator stops the processes; they save what they train first.
@@ -84,7 +84,7 @@ def run_jobs(jobs: Mapping[int, Job], slots: Sequence[Slot], running: Running) -
         _stop(slots)
 
 
-def _give(slot: Slot, index: int, jobs: Mapping[int, Job], heard: queue.Queue[_Heard]) -> None:
+def _give(slot: Slot, index: int, jobs: Mapping[int, StudyJob], heard: queue.Queue[_Heard]) -> None:
     if slot.process is None or slot.process.poll() is not None:
         slot.process, slot.heard = _started(), b""
         threading.Thread(target=_listen, args=(slot, slot.process, heard), daemon=True).start()
@@ -123,7 +123,7 @@ def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
     return pipe
 
 
-def _ended(jobs: Mapping[int, Job], heard: queue.Queue[_Heard]) -> Generator[tuple[int, Outcome]]:
+def _ended(jobs: Mapping[int, StudyJob], heard: queue.Queue[_Heard]) -> Generator[tuple[int, StudyOutcome]]:
     """Wait a moment and yield the jobs that ended, by an answer or by the end of their process."""
     with suppress(queue.Empty):
         slot, process, said = heard.get(timeout=TICK)
@@ -132,17 +132,17 @@ def _ended(jobs: Mapping[int, Job], heard: queue.Queue[_Heard]) -> Generator[tup
         if b"\n" in slot.heard and slot.job is not None:
             line, slot.heard = slot.heard.split(b"\n", 1)
             index, slot.job = slot.job, None
-            yield index, Outcome(**json.loads(line))
+            yield index, StudyOutcome(**json.loads(line))
         if (
             not said and slot.process is process
         ):  # else it ended between two jobs, and another has its place by now
             slot.process = None
             if slot.job is not None:
                 index, slot.job = slot.job, None
-                yield index, Outcome("failed", jobs[index].key, _death(process, jobs[index]))
+                yield index, StudyOutcome("failed", jobs[index].key, _death(process, jobs[index]))
 
 
-def _death(process: subprocess.Popen[bytes], job: Job) -> str:
+def _death(process: subprocess.Popen[bytes], job: StudyJob) -> str:
     code = process.wait()
     if code == -_KILLED:
         return f"its process was killed (signal 9: often too little memory; fewer --jobs need less); see {job.log}"

@@ -15,13 +15,13 @@ from typing import Any
 
 from two_stream.errors import DataError
 from two_stream.runtime.provenance import source_digest
-from two_stream.studies.running.cells import Job, Outcome, do
+from two_stream.studies.running.cells import StudyJob, StudyOutcome, do
 from two_stream.studies.running.pool import TICK, Event, Running
 from two_stream.video.extraction.ray_pool import cancel, connected, import_ray, reason_of
 
 
 def run_on_ray(
-    jobs: Mapping[int, Job], address: str, running: Running, *, per_gpu: int = 1
+    jobs: Mapping[int, StudyJob], address: str, running: Running, *, per_gpu: int = 1
 ) -> Generator[Event]:
     """Do jobs on a cluster and yield (index, outcome) as they end, and None from time to time.
 
@@ -69,15 +69,15 @@ def _room(ray: Any, gpus: float) -> int:
     return max(1, int(there.get("GPU", 0) / gpus) if gpus else int(there.get("CPU", 1)))
 
 
-def _outcome(ray: Any, reference: Any, job: Job) -> Outcome:
+def _outcome(ray: Any, reference: Any, job: StudyJob) -> StudyOutcome:
     try:
-        outcome: Outcome = ray.get(reference)
+        outcome: StudyOutcome = ray.get(reference)
     except ray.exceptions.RayError as error:
-        return Outcome("failed", job.key, reason_of(error))
+        return StudyOutcome("failed", job.key, reason_of(error))
     return outcome
 
 
-def work(job: Job, folder: str, code: str) -> Outcome:
+def work(job: StudyJob, folder: str, code: str) -> StudyOutcome:
     """Body of a task: do a job where the study's own process works, with one thread unless the settings say more.
 
     Raises:

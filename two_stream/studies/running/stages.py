@@ -10,7 +10,7 @@ from two_stream.config.schema import Experiment, TrainOptions
 from two_stream.config.study import Study
 from two_stream.errors import SettingsError
 from two_stream.profiling.costs import meta_model
-from two_stream.studies.running.cells import Job, job_of
+from two_stream.studies.running.cells import StudyJob, job_of
 from two_stream.studies.running.plan import Cell, backbone_cell, digest_of, folder_of, named, start_of
 from two_stream.studies.running.variants import Variant, variants_of
 from two_stream.types import Part
@@ -29,11 +29,11 @@ _OF_WEIGHTS = (
 
 
 @dataclass(frozen=True)
-class Stage:
+class StudyStage:
     """Jobs that need nothing of each other."""
 
     what: str
-    jobs: list[Job]
+    jobs: list[StudyJob]
     rows: list[str]
     """row of each job in the live table"""
 
@@ -46,15 +46,15 @@ def parts_of(study: Study, experiment: Experiment) -> tuple[Part, ...]:
     )
 
 
-def stages_of(study: Study, cells: Sequence[Cell], source: object) -> list[Stage]:
+def stages_of(study: Study, cells: Sequence[Cell], source: object) -> list[StudyStage]:
     """Return everything that is to be done for these cells, done or not."""
     folder = folder_of(study)
     if study.features is None:
         return [_cells(study, cells, [cell.experiment for cell in cells], folder)]
     variants = {variant.name: variant for variant in variants_of(study)}
     _check_maps(study, cells, source)
-    backbones: dict[str, Job] = {}
-    caches: dict[str, Job] = {}
+    backbones: dict[str, StudyJob] = {}
+    caches: dict[str, StudyJob] = {}
     ready: list[Experiment] = []
     for cell in cells:
         if variants[cell.variant].baseline:  # a backbone of its own, which is run once per cell anyway
@@ -89,12 +89,12 @@ def _check_maps(study: Study, cells: Sequence[Cell], source: object) -> None:
             )
 
 
-def _stage(what: str, jobs: Iterable[Job]) -> Stage:
+def _stage(what: str, jobs: Iterable[StudyJob]) -> StudyStage:
     listed = list(jobs)
-    return Stage(what, listed, [job.title for job in listed])
+    return StudyStage(what, listed, [job.title for job in listed])
 
 
-def _cells(study: Study, cells: Sequence[Cell], ready: Sequence[Experiment], folder: Path) -> Stage:
+def _cells(study: Study, cells: Sequence[Cell], ready: Sequence[Experiment], folder: Path) -> StudyStage:
     jobs = [
         job_of(
             experiment,
@@ -106,15 +106,15 @@ def _cells(study: Study, cells: Sequence[Cell], ready: Sequence[Experiment], fol
         )
         for cell, experiment in zip(cells, ready, strict=True)
     ]
-    return Stage("cells", jobs, [cell.variant for cell in cells])
+    return StudyStage("cells", jobs, [cell.variant for cell in cells])
 
 
 @dataclass(frozen=True)
 class _Frozen:
     """What a cell on a frozen backbone needs first, and its settings then."""
 
-    backbone: Job | None
-    cache: Job
+    backbone: StudyJob | None
+    cache: StudyJob
     experiment: Experiment
 
 
@@ -142,7 +142,7 @@ def _frozen(study: Study, variant: Variant, cell: Cell, source: object) -> _Froz
     return _Frozen(backbone, cache, experiment.model_copy(update={"data": data}))
 
 
-def _cache(study: Study, experiment: Experiment, split: int, start: tuple[str, str]) -> Job:
+def _cache(study: Study, experiment: Experiment, split: int, start: tuple[str, str]) -> StudyJob:
     """Return the job that stores the features of a backbone: one for all heads and seeds on it."""
     assert study.features is not None
     plain = experiment.model.model_copy(

@@ -12,7 +12,7 @@ from two_stream.evaluation.scores.files import newest_scores, read_scores
 from two_stream.pretrained import WEIGHTS
 from two_stream.runtime.console import note, results_as_notes
 from two_stream.runtime.files import sha256
-from two_stream.runtime.folders import whole_folder
+from two_stream.runtime.folders import complete_folder
 from two_stream.training.checkpoint import has_checkpoint, load_newest
 from two_stream.training.run_folder import check_run
 from two_stream.training.train import train
@@ -58,5 +58,5 @@ def _is_scored(paths: RunPaths, part: Part) -> bool:
         found = read_scores(newest_scores(paths.root, part))
     except ScoreError:
         return False
-    weights = whole_folder(paths.best) / WEIGHTS
+    weights = complete_folder(paths.best) / WEIGHTS
     return weights.is_file() and found.meta.get("model_sha256") == sha256(weights)

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from two_stream.runtime.locks import worker_mark
-from two_stream.studies.running.cells import Job, Outcome, do, job_from, to_wire
+from two_stream.studies.running.cells import StudyJob, StudyOutcome, do, job_from, to_wire
 
 _SAVING = 4.0
 """seconds to save in when the study's process has gone"""
@@ -25,7 +25,7 @@ _SAVING = 4.0
 def main() -> int:
     """Do jobs until the input ends."""
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
-    jobs: queue.Queue[Job | None] = queue.Queue()
+    jobs: queue.Queue[StudyJob | None] = queue.Queue()
     threading.Thread(target=_listen, args=(_input(), jobs, os.getppid()), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     mark = None
@@ -53,7 +53,7 @@ def _input() -> int:
     return own
 
 
-def _listen(source: int, jobs: queue.Queue[Job | None], parent: int) -> None:
+def _listen(source: int, jobs: queue.Queue[StudyJob | None], parent: int) -> None:
     """Hand on jobs; when the input ends ask the work at hand to stop, and do not outlive the study by much."""
     heard = b""
     while part := os.read(source, 1 << 16):
@@ -71,7 +71,7 @@ def _listen(source: int, jobs: queue.Queue[Job | None], parent: int) -> None:
     os._exit(1)
 
 
-def _logged(job: Job) -> Outcome:
+def _logged(job: StudyJob) -> StudyOutcome:
     """Do a job with standard output and error going to its log."""
     Path(job.log).parent.mkdir(parents=True, exist_ok=True)
     with Path(job.log).open("ab", buffering=0) as log:

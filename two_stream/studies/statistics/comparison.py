@@ -61,7 +61,7 @@ def main_test(names: tuple[str, str], panels: tuple[Panel, Panel], level: float 
     first, second = paired(panels[0], panels[1], names)
     if first.multi_label:
         values = first.pseudo_values - second.pseudo_values
-        found = multilabel.estimate(values, first.unit)
+        found = multilabel.estimate_map(values, first.unit)
         return MainTest(first, second, found, found.interval(level), found.p_zero(), [], exact=False)
     test = statistics.difference_of(first.hits, second.hits, first.sample, level)
     return MainTest(first, second, test.estimate, test.interval, test.p, _mcnemar(first, second), test.exact)

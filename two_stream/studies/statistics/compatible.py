@@ -13,7 +13,7 @@ from two_stream.evaluation.scores.files import newest_scores, read_scores
 from two_stream.evaluation.scores.metrics import main_value
 from two_stream.studies.statistics.panel import seeds_by_split
 from two_stream.studies.statistics.results import RunRow
-from two_stream.studies.statistics.scored import Scored, varied
+from two_stream.studies.statistics.scored import ScoredRun, varied
 from two_stream.studies.statistics.summary import VariantRuns
 from two_stream.types import ScoreTable
 
@@ -24,14 +24,14 @@ PROTOCOL_KEYS = (
 """What of a score file's meta must agree before two accuracies may stand side by side."""
 
 
-def differences(variants: Mapping[str, Sequence[Scored]]) -> list[str]:
+def differences(variants: Mapping[str, Sequence[ScoredRun]]) -> list[str]:
     """Return what keeps variants from being compared, one line each that names the difference and the files."""
     every = [item for members in variants.values() for item in members]
     found = []
     for key in (*DATA_KEYS, *PROTOCOL_KEYS):
-        values: dict[str, Scored] = {}
+        values: dict[str, ScoredRun] = {}
         for item in every:
-            values.setdefault(said(item.table.meta, key), item)
+            values.setdefault(stated_fact(item.table.meta, key), item)
         if len(values) > 1:
             told = ", ".join(f"{value} ({item.file})" for value, item in values.items())
             found.append(f"different {_WORDS.get(key, key)}: {told}")
@@ -59,19 +59,21 @@ _WORDS = {
 }
 
 
-def protocol_key(item: Scored) -> str:
+def protocol_key(item: ScoredRun) -> str:
     """Return the same text for score files of one board, splits left aside."""
-    return json.dumps([said(item.table.meta, key) for key in (*DATA_KEYS, *PROTOCOL_KEYS, "precision")])
+    return json.dumps(
+        [stated_fact(item.table.meta, key) for key in (*DATA_KEYS, *PROTOCOL_KEYS, "precision")]
+    )
 
 
-def said(meta: Mapping[str, Any], key: str) -> str:
+def stated_fact(meta: Mapping[str, Any], key: str) -> str:
     """Return a fact of a score file; a fusion that does not say it itself has that of its streams."""
     if key in meta or not meta.get("sources"):
         return str(meta.get(key))
-    return " / ".join(dict.fromkeys(said(source, key) for source in meta["sources"]))
+    return " / ".join(dict.fromkeys(stated_fact(source, key) for source in meta["sources"]))
 
 
-def check_comparable(variants: Mapping[str, Sequence[Scored]], *, anyway: bool = False) -> list[str]:
+def check_comparable(variants: Mapping[str, Sequence[ScoredRun]], *, anyway: bool = False) -> list[str]:
     """Return notes on differences that `anyway` lets pass.
 
     Raises:
@@ -87,7 +89,7 @@ def check_comparable(variants: Mapping[str, Sequence[Scored]], *, anyway: bool =
     return [f"Compared all the same, in spite of {line}." for line in found]
 
 
-def as_variants(groups: Mapping[str, Sequence[Scored]], *, fit: bool = False) -> list[VariantRuns]:
+def as_variants(groups: Mapping[str, Sequence[ScoredRun]], *, fit: bool = False) -> list[VariantRuns]:
     """Return what the statistics need of each variant.
 
     Args:
@@ -119,7 +121,7 @@ def as_variants(groups: Mapping[str, Sequence[Scored]], *, fit: bool = False) ->
     return made
 
 
-def run_rows(groups: Mapping[str, Sequence[Scored]]) -> list[RunRow]:
+def run_rows(groups: Mapping[str, Sequence[ScoredRun]]) -> list[RunRow]:
     """Return the list of runs as a report shows it."""
     return [
         RunRow(
@@ -137,7 +139,7 @@ def run_rows(groups: Mapping[str, Sequence[Scored]]) -> list[RunRow]:
     ]
 
 
-def _changes(groups: Mapping[str, Sequence[Scored]], name: str) -> dict[str, Any]:
+def _changes(groups: Mapping[str, Sequence[ScoredRun]], name: str) -> dict[str, Any]:
     """Return the settings of a variant in which the variants differ."""
     settings = {
         other: varied(members[0].experiment)
@@ -153,7 +155,7 @@ def _changes(groups: Mapping[str, Sequence[Scored]], name: str) -> dict[str, Any
     }
 
 
-def _holdout(item: Scored) -> ScoreTable:
+def _holdout(item: ScoredRun) -> ScoreTable:
     if item.run is None:
         raise ScoreError(
             f"{item.file}: not in a run folder, so its holdout scores are unknown; leave --fit out"
@@ -161,5 +163,5 @@ def _holdout(item: Scored) -> ScoreTable:
     return read_scores(newest_scores(item.run.root, "val"))
 
 
-def _splits(members: Sequence[Scored]) -> list[int]:
+def _splits(members: Sequence[ScoredRun]) -> list[int]:
     return sorted(seeds_by_split([item.cell for item in members]))

@@ -13,7 +13,7 @@ from two_stream.errors import ScoreError
 from two_stream.evaluation.scores import multilabel
 from two_stream.evaluation.scores.files import join, name_of, reorder
 from two_stream.evaluation.scores.metrics import main_value, source_units, table_ranks
-from two_stream.evaluation.scores.statistics import Estimate, Interval, Sample, estimate
+from two_stream.evaluation.scores.statistics import Estimate, Interval, Sample, estimate_mean
 from two_stream.types import ScoreTable
 
 Cell = tuple[int, int]
@@ -113,8 +113,8 @@ class Panel:
     def estimate(self) -> Estimate:
         """Return the accuracy (or mAP) with its standard error over units and trainings."""
         if not self.multi_label:
-            return estimate(self.hits, self.sample)
-        return multilabel.estimate(self.pseudo_values, self.unit)
+            return estimate_mean(self.hits, self.sample)
+        return multilabel.estimate_map(self.pseudo_values, self.unit)
 
     def interval(self, level: float) -> Interval:
         """Return the accuracy (or mAP) with its interval over units and trainings."""

@@ -37,7 +37,7 @@ def protocol_of(panels: Mapping[str, Panel], level: float) -> str:
     return " · ".join(parts)
 
 
-def remarks(
+def study_remarks(
     without: Sequence[str],
     panels: Mapping[str, Panel],
     pairs: Sequence[tuple[str, str, str]],

@@ -38,7 +38,7 @@ class RunRow:
 
 
 @dataclass(frozen=True)
-class Cost:
+class VariantCost:
     """What one view costs, measured on one machine for all variants."""
 
     parameters: int
@@ -87,7 +87,7 @@ class VariantResult:
     """mean counts over cells, row true, column predicted; None: multi-label"""
     histories: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     """by cell ("split 1, seed 2"): the rows of `metrics.jsonl`"""
-    cost: Cost | None = None
+    cost: VariantCost | None = None
     published: Published | None = None
     best: bool = False
     """no variant has a higher mean; says nothing of significance"""

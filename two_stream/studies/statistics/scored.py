@@ -26,7 +26,7 @@ REPLICATE = ("name", "seed", "data.split", "data.settings_root", "data.features"
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredRun:
     """A score file and the run it is of."""
 
     table: ScoreTable
@@ -60,7 +60,7 @@ class Scored:
         return (self.table.meta.get("features") or {}).get("backbone_sha256")
 
 
-def _may_join(item: Scored, member: Scored) -> bool:
+def _may_join(item: ScoredRun, member: ScoredRun) -> bool:
     """Tell whether two files may be runs of one variant: within a split their features come from one backbone."""
     return item.cell != member.cell and (item.cell[0] != member.cell[0] or item.backbone == member.backbone)
 
@@ -74,7 +74,7 @@ def varied(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def read_scored(path: Path | str, part: str = "test") -> Scored:
+def read_scored(path: Path | str, part: str = "test") -> ScoredRun:
     """Read a score file, or the newest one of a run folder, with the settings of its run where they are there.
 
     Raises:
@@ -82,12 +82,12 @@ def read_scored(path: Path | str, part: str = "test") -> Scored:
     """
     table = read_scores(find_scores(path, part))
     run = run_of(table)
-    return Scored(table, run, settings_of(run))
+    return ScoredRun(table, run, settings_of(run))
 
 
 def grouped(
-    found: Sequence[Scored], groups: Mapping[str, Sequence[int]] | None = None
-) -> dict[str, list[Scored]]:
+    found: Sequence[ScoredRun], groups: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, list[ScoredRun]]:
     """Bring runs of the same settings but another seed or split together, by the name of their variant.
 
     Two files of the same settings, split and seed (another protocol, a repetition) are two variants; heads on features
@@ -101,11 +101,11 @@ def grouped(
         ScoreError: A variant made by hand holds a split and seed twice.
     """
     taken = {place for places in (groups or {}).values() for place in places}
-    made: dict[str, list[Scored]] = {}
+    made: dict[str, list[ScoredRun]] = {}
     for name, places in (groups or {}).items():
         made[name] = [found[place] for place in places]
         _refuse_doubled(name, made[name])
-    rest: list[tuple[str, list[Scored]]] = []
+    rest: list[tuple[str, list[ScoredRun]]] = []
     for item in (entry for place, entry in enumerate(found) if place not in taken):
         fitting = [
             members
@@ -122,7 +122,7 @@ def grouped(
     return made | dict(zip(names, (members for _, members in rest), strict=True))
 
 
-def variant_names(variants: Sequence[Sequence[Scored]], taken: Sequence[str] = ()) -> list[str]:
+def variant_names(variants: Sequence[Sequence[ScoredRun]], taken: Sequence[str] = ()) -> list[str]:
     """Return how variants are called: by their runs, else by their files; no two alike.
 
     Where that does not tell them apart the file's name is added, and a number where even that does not.
@@ -137,7 +137,7 @@ def variant_names(variants: Sequence[Sequence[Scored]], taken: Sequence[str] = (
     return found
 
 
-def _common_name(members: Sequence[Scored]) -> str:
+def _common_name(members: Sequence[ScoredRun]) -> str:
     """Return the run's name, of several what their names begin with alike; of a bare file its own."""
     names = [_own_name(item) for item in members]
     if len(names) == 1:
@@ -151,15 +151,15 @@ def _common_name(members: Sequence[Scored]) -> str:
     return start.rstrip(_MARKS) or names[0]
 
 
-def _own_name(item: Scored) -> str:
+def _own_name(item: ScoredRun) -> str:
     if item.table.meta.get("kind") == "fused":
         return Path(item.file).stem
     run = item.run.root.resolve().name if item.run is not None else Path(item.file).stem
     return str(item.table.meta.get("name") or run)
 
 
-def _refuse_doubled(name: str, members: Sequence[Scored]) -> None:
-    known: dict[Cell, Scored] = {}
+def _refuse_doubled(name: str, members: Sequence[ScoredRun]) -> None:
+    known: dict[Cell, ScoredRun] = {}
     for item in members:
         if item.cell in known:
             raise ScoreError(

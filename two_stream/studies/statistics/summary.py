@@ -16,8 +16,8 @@ from two_stream.runtime.provenance import code_version, environment
 from two_stream.studies.statistics.comparison import Tested, class_means, compare_panels, corrected
 from two_stream.studies.statistics.fusing import fusion_study
 from two_stream.studies.statistics.panel import Cell, Panel, panel_of
-from two_stream.studies.statistics.remarks import answer_of, protocol_of, remarks
-from two_stream.studies.statistics.results import Cost, Published, RunRow, StudyResult, VariantResult
+from two_stream.studies.statistics.remarks import answer_of, protocol_of, study_remarks
+from two_stream.studies.statistics.results import Published, RunRow, StudyResult, VariantCost, VariantResult
 from two_stream.types import ScoreTable
 
 Pair = tuple[str, str, str]
@@ -37,7 +37,7 @@ class VariantRuns:
     """scores of the compared part by (split, seed)"""
     histories: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     """rows of `metrics.jsonl` by cell ("split 1, seed 2")"""
-    cost: Cost | None = None
+    cost: VariantCost | None = None
     published: Published | None = None
     settings: str = ""
     """resolved settings as YAML, of its first cell"""
@@ -96,7 +96,7 @@ def study_result(
     lead = next(iter(panels.values()))
     fusion = None
     without = [variant.name for variant in variants if not variant.tables]
-    told = [*notes, *_unused(variants, panels), *remarks(without, panels, pairs, comparisons)]
+    told = [*notes, *_unused(variants, panels), *study_remarks(without, panels, pairs, comparisons)]
     fused = [variant for variant in variants if variant.name in panels and not variant.baseline]
     if asked.fusion_rule is not None and len(fused) > 1:
         fit = {variant.name: variant.holdout for variant in fused}

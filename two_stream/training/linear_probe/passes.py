@@ -55,7 +55,7 @@ def measure_tokens(model: Recognizer, data: TrainingData, device: torch.device, 
         return
     model.to(device).eval()
     sums = [np.zeros(2 * len(standard.mean) + 1) for standard in standards]
-    with distributed.together():
+    with distributed.raise_on_all_ranks():
         for batch in _shown(data.centred(), "measuring tokens", data.num_train):
             with autocast(device, precision):
                 tokens = model.forward_tokens(batch.clips.to(device))
@@ -66,7 +66,7 @@ def measure_tokens(model: Recognizer, data: TrainingData, device: torch.device, 
     for standard, part in zip(standards, np.split(flat, np.cumsum([len(s) for s in sums])[:-1]), strict=True):
         count, width = part[0], len(standard.mean)
         if not count:
-            raise distributed.common(
+            raise distributed.shared_error(
                 DataError("no training clip could be read; run `two-stream check` on the data set")
             )
         mean = part[1 : width + 1] / count

@@ -123,7 +123,7 @@ def held_out_logits(
         learned = Vectors(vectors.rows[~test], vectors.labels[~test], vectors.videos[~test])
         if len(np.unique(learned.labels)) < 2:
             continue
-        weight, bias = fit(learned, c, options.balanced, num_classes)
+        weight, bias = fit_regression(learned, c, options.balanced, num_classes)
         place = np.searchsorted(shown, vectors.videos[test])
         np.add.at(sums, place, vectors.rows[test] @ weight.T + bias)
         np.add.at(counts, place, 1.0)
@@ -131,7 +131,7 @@ def held_out_logits(
     return shown[scored], sums[scored] / counts[scored, None]
 
 
-def fit(vectors: Vectors, c: float, balanced: bool, num_classes: int) -> tuple[Floats, Floats]:
+def fit_regression(vectors: Vectors, c: float, balanced: bool, num_classes: int) -> tuple[Floats, Floats]:
     """Return weight `(K, D)` and bias `(K,)` on vectors as they come: their standardisation is folded in.
 
     A class without a row gets weight 0 and the bias `ABSENT`.

@@ -19,7 +19,7 @@ from two_stream.errors import SettingsError
 from two_stream.evaluation.runs.run import HELD_OUT, load_run
 from two_stream.evaluation.runs.score_table import score_table
 from two_stream.evaluation.scores.files import write_scores
-from two_stream.evaluation.scoring.network import ready
+from two_stream.evaluation.scoring.network import prepare_for_inference
 from two_stream.evaluation.scoring.score import VideoScores
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
@@ -29,9 +29,9 @@ from two_stream.runtime.provenance import code_version
 from two_stream.training.checkpoint import WriteModel, load_newest, save_checkpoint
 from two_stream.training.data import TrainingData
 from two_stream.training.linear_probe.passes import Vectors, training_vectors
-from two_stream.training.linear_probe.regression import Chosen, choose, fit, held_out_logits
+from two_stream.training.linear_probe.regression import Chosen, choose, fit_regression, held_out_logits
 from two_stream.training.progress import Progress
-from two_stream.training.result import SELECTION_LABELS, TrainResult, checkpoint_meta, result_of
+from two_stream.training.result import SELECTION_LABELS, TrainResult, checkpoint_meta, training_result
 from two_stream.training.tracking import Tracker, write_metrics
 from two_stream.training.validate import Tally, Validation, validate
 from two_stream.types import RunPaths
@@ -116,10 +116,10 @@ class Probe:
         """
         selection = self.experiment.train.selection
         if self.progress.finished:
-            return result_of(self.paths, self.progress, selection, True, None)
+            return training_result(self.paths, self.progress, selection, True, None)
         with StopRequest("stopping") as stop:
             self._fit(lambda: stop.asked is not None)
-            return result_of(
+            return training_result(
                 self.paths, self.progress, selection, False, None if self.progress.finished else stop.signal
             )
 
@@ -136,7 +136,7 @@ class Probe:
         if chosen is None:
             return
         self._tell(chosen, vectors)
-        weight, bias = fit(vectors, chosen.c, self.options.balanced, self.model.num_classes)
+        weight, bias = fit_regression(vectors, chosen.c, self.options.balanced, self.model.num_classes)
         with torch.no_grad():
             self.model.classifier.weight.copy_(torch.from_numpy(weight))
             self.model.classifier.bias.copy_(torch.from_numpy(bias))
@@ -181,7 +181,9 @@ class Probe:
         if views is None:
             views = 0 if cache is None else cache.facts.train_views
         # nothing below the classifier learns, so the network may be joined as for evaluation: twice as fast
-        network = self.model if cache is not None else ready(self.model, self.experiment.evaluate)
+        network = (
+            self.model if cache is not None else prepare_for_inference(self.model, self.experiment.evaluate)
+        )
         assert isinstance(network, Recognizer)
         return training_vectors(
             network,

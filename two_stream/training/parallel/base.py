@@ -36,7 +36,7 @@ class Parallel:
         return None
 
     @contextmanager
-    def row(self, active: int, *, last: bool) -> Iterator[None]:
+    def micro_step(self, active: int, *, last: bool) -> Iterator[None]:
         """Surround forward and backward pass of a row in which `active` processes have a micro-batch."""
         del active, last
         yield

@@ -30,7 +30,7 @@ class RunningStatistics:
         self._momenta: list[float] = []
         self._counted: torch.Tensor | None = None
 
-    def begin_row(self, active: int) -> None:
+    def begin_micro_step(self, active: int) -> None:
         """Get ready for a row in which the first `active` processes have a micro-batch; all processes call it."""
         if active == self.active:
             return

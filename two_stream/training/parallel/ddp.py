@@ -52,10 +52,10 @@ class Replicas(Parallel):
         return cast(torch.Tensor, self._wrapped(None)) if last else None
 
     @contextmanager
-    def row(self, active: int, *, last: bool) -> Iterator[None]:
+    def micro_step(self, active: int, *, last: bool) -> Iterator[None]:
         """Exchange gradients in the last row only."""
         if self.statistics is not None:
-            self.statistics.begin_row(active)
+            self.statistics.begin_micro_step(active)
         if last:
             yield
             return

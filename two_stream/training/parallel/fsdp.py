@@ -61,10 +61,10 @@ class Sharded(Parallel):
                 module.training = True
 
     @contextmanager
-    def row(self, active: int, *, last: bool) -> Iterator[None]:
+    def micro_step(self, active: int, *, last: bool) -> Iterator[None]:
         """Reduce gradients in the last row only."""
         if self.statistics is not None:
-            self.statistics.begin_row(active)
+            self.statistics.begin_micro_step(active)
         cast(FSDPModule, self.model).set_requires_gradient_sync(last)
         yield
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from two_stream.runtime.cache import cache_folder, keep
+from two_stream.runtime.cache import cache_folder, write_cached
 
 _FORMAT = 2
 Kind = Literal["decoded", "packets", "none"]
@@ -95,7 +95,7 @@ def store(path: Path, decoder: str, index: Index) -> bool:
         return False
     counts = [len(index.pts), len(index.keys), len(index.prints)]
     header["made"] = {"kind": index.kind, "counts": counts, "crc": zlib.crc32(payload)}
-    return keep(place, json.dumps(header).encode() + b"\n" + payload)
+    return write_cached(place, json.dumps(header).encode() + b"\n" + payload)
 
 
 def _unpack(made: dict[str, Any], payload: bytes) -> Index:

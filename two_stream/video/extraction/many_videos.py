@@ -1,6 +1,6 @@
 """Videos to frame folders, many at a time: on the processors of this machine, or on a Ray cluster.
 
-Each video is done whole or not at all (see `extraction.py`); the next run skips what is finished and redoes the rest.
+Each video is done whole or not at all (see `one_video.py`); the next run skips what is finished and redoes the rest.
 """
 
 from __future__ import annotations
@@ -15,32 +15,16 @@ from typing import Any
 from two_stream.errors import DataError
 from two_stream.runtime.console import progress
 from two_stream.runtime.leftovers import clear_leftovers
-from two_stream.runtime.workers import Failure, run_tasks, usable_processes
+from two_stream.runtime.workers import TaskFailure, run_tasks, usable_processes
 from two_stream.video.decoding.reader import backend_version
 from two_stream.video.extraction.one_video import (
-    MANIFEST,
+    ExtractionJob,
+    ExtractionOutcome,
     ExtractOptions,
-    Job,
-    Outcome,
     extract_one,
-    read_manifest,
-    resized,
-    target_size,
 )
 from two_stream.video.flow import FlowEstimator
 from two_stream.video.sources import Source, collisions
-
-__all__ = [
-    "MANIFEST",
-    "ExtractOptions",
-    "ExtractSummary",
-    "Outcome",
-    "Source",
-    "extract",
-    "read_manifest",
-    "resized",
-    "target_size",
-]
 
 _PER_GPU = 2
 """Processes that share a GPU: one decodes and encodes while the other computes."""
@@ -50,17 +34,17 @@ _PER_GPU = 2
 class ExtractSummary:
     """What became of every video, in the order given."""
 
-    outcomes: list[Outcome]
+    outcomes: list[ExtractionOutcome]
     seconds: float
     settings: dict[str, Any]
     backend_version: str
 
-    def by_status(self, status: str) -> list[Outcome]:
+    def by_status(self, status: str) -> list[ExtractionOutcome]:
         """Return the outcomes "written", "skipped" or "failed"."""
         return [outcome for outcome in self.outcomes if outcome.status == status]
 
     @property
-    def failed(self) -> list[Outcome]:
+    def failed(self) -> list[ExtractionOutcome]:
         """The videos without a frame folder, each with its reason."""
         return self.by_status("failed")
 
@@ -110,20 +94,20 @@ def extract(
         raise DataError(f"{out}: cannot be made an output folder ({error.strerror})") from None
     start = time.monotonic()
     clashes = collisions(videos)
-    outcomes: dict[int, Outcome] = {
-        index: Outcome(videos[index].id, str(videos[index].path), "failed", reason=reason)
+    outcomes: dict[int, ExtractionOutcome] = {
+        index: ExtractionOutcome(videos[index].id, str(videos[index].path), "failed", reason=reason)
         for index, reason in clashes.items()
     }
     todo = longest_first(videos, [index for index in range(len(videos)) if index not in clashes])
-    jobs = [Job(videos[index], out, chosen, place=place) for place, index in enumerate(todo)]
+    jobs = [ExtractionJob(videos[index], out, chosen, place=place) for place, index in enumerate(todo)]
     places = {out, *(job.final.parent for job in jobs)}
     clear_leftovers(places)
     try:
         with progress("extract", total=len(jobs)) as advance, closing(_answers(jobs, ray)) as answers:
             for place, answer in answers:
                 source = jobs[place].source
-                if isinstance(answer, Failure):
-                    answer = Outcome(source.id, str(source.path), "failed", reason=answer.reason)
+                if isinstance(answer, TaskFailure):
+                    answer = ExtractionOutcome(source.id, str(source.path), "failed", reason=answer.reason)
                 outcomes[todo[place]] = replace(answer, path=str(source.path))
                 frames = sum(one.frames for one in outcomes.values() if one.status == "written")
                 advance(1, fps=f"{frames / (time.monotonic() - start):.1f}", failed=_failures(outcomes))
@@ -145,7 +129,9 @@ def longest_first(videos: Sequence[Source], indices: Sequence[int]) -> list[int]
     return sorted(indices, key=size, reverse=True)
 
 
-def _answers(jobs: Sequence[Job], ray: str | None) -> Generator[tuple[int, Outcome | Failure]]:
+def _answers(
+    jobs: Sequence[ExtractionJob], ray: str | None
+) -> Generator[tuple[int, ExtractionOutcome | TaskFailure]]:
     """Run the jobs, here or on Ray."""
     if not jobs:
         yield from ()
@@ -174,5 +160,5 @@ def _processes(options: ExtractOptions) -> int:
     return usable_processes()
 
 
-def _failures(outcomes: dict[int, Outcome]) -> int:
+def _failures(outcomes: dict[int, ExtractionOutcome]) -> int:
     return sum(outcome.status == "failed" for outcome in outcomes.values())

@@ -98,7 +98,7 @@ class ExtractOptions:
 
 
 @dataclass
-class Outcome:
+class ExtractionOutcome:
     """What became of one video."""
 
     id: str
@@ -113,7 +113,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Job:
+class ExtractionJob:
     """One video to extract; it crosses process and machine borders."""
 
     source: Source
@@ -130,12 +130,12 @@ class Job:
         return self.out / self.source.id
 
 
-def extract_one(job: Job, beat: Beat) -> Outcome:
+def extract_one(job: ExtractionJob, beat: Beat) -> ExtractionOutcome:
     """Extract one video; what a person or a file can cause becomes a failed outcome."""
     if job.threads:
         cv2.setNumThreads(job.threads)
     start = time.monotonic()
-    outcome = Outcome(job.source.id, str(job.source.path), "failed")
+    outcome = ExtractionOutcome(job.source.id, str(job.source.path), "failed")
     try:
         _extract(job, beat, outcome)
     except VideoError as error:
@@ -150,7 +150,7 @@ def extract_one(job: Job, beat: Beat) -> Outcome:
     return outcome
 
 
-def _extract(job: Job, beat: Beat, outcome: Outcome) -> None:
+def _extract(job: ExtractionJob, beat: Beat, outcome: ExtractionOutcome) -> None:
     final = job.final
     if final.is_dir() and _finished(final, job, outcome):
         outcome.status = "skipped"
@@ -167,13 +167,13 @@ def _extract(job: Job, beat: Beat, outcome: Outcome) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _finished(final: Path, job: Job, outcome: Outcome) -> bool:
+def _finished(final: Path, job: ExtractionJob, outcome: ExtractionOutcome) -> bool:
     """Tell whether a folder is whole and wanted as it is.
 
     Raises:
         VideoError: It was made otherwise, or holds what extraction did not write, and must not be replaced unasked.
     """
-    manifest = read_manifest(final)
+    manifest = read_extraction_manifest(final)
     patterns = job.options.patterns
     if manifest is not None:
         changed = _changes(manifest, job)
@@ -201,7 +201,7 @@ def _finished(final: Path, job: Job, outcome: Outcome) -> bool:
     return False
 
 
-def _changes(manifest: dict[str, Any], job: Job) -> str:
+def _changes(manifest: dict[str, Any], job: ExtractionJob) -> str:
     """Say in what a folder's settings and source differ from those asked for; empty when in nothing."""
     wanted, made = job.options.recorded(), manifest["settings"]
     changes = [f"{key} {made.get(key)} -> {wanted[key]}" for key in wanted if made.get(key) != wanted[key]]
@@ -212,7 +212,7 @@ def _changes(manifest: dict[str, Any], job: Job) -> str:
     return ", ".join(changes)
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
+def read_extraction_manifest(folder: Path) -> dict[str, Any] | None:
     """Return the manifest of a finished frame folder; None where there is none or it is not ours."""
     try:
         found = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -228,13 +228,13 @@ def extraction_settings(root: Path) -> dict[str, Any] | None:
     """Return the settings that frames under a folder were extracted with; None for frames of another origin."""
     for folder in (root, *(path for path in sorted(root.iterdir()) if path.is_dir())):
         for video in (folder, *(path for path in sorted(folder.iterdir())[:3] if path.is_dir())):
-            manifest = read_manifest(video)
+            manifest = read_extraction_manifest(video)
             if manifest is not None:
                 return dict(manifest["settings"])
     return None
 
 
-def _write_all(job: Job, part: Path, beat: Beat, outcome: Outcome) -> None:
+def _write_all(job: ExtractionJob, part: Path, beat: Beat, outcome: ExtractionOutcome) -> None:
     """Stream the frames of a video into `part` and its manifest last; few frames are in memory at a time."""
     options, path = job.options, job.source.path
     maker = _flow_maker(job)
@@ -283,7 +283,7 @@ def _write_all(job: Job, part: Path, beat: Beat, outcome: Outcome) -> None:
     write_json(part / MANIFEST, manifest)
 
 
-def _flow_maker(job: Job) -> FlowMaker | None:
+def _flow_maker(job: ExtractionJob) -> FlowMaker | None:
     if job.options.flow == "none":
         return None
     if job.options.network is not None:

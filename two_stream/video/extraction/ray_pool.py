@@ -24,9 +24,9 @@ import numpy as np
 
 from two_stream.errors import DataError, SettingsError
 from two_stream.runtime.leftovers import clear_leftovers, unfinished
-from two_stream.runtime.workers import Failure, usable_processes
+from two_stream.runtime.workers import TaskFailure, usable_processes
 from two_stream.video.decoding.reader import backend_version
-from two_stream.video.extraction.one_video import Job, Outcome, extract_one
+from two_stream.video.extraction.one_video import ExtractionJob, ExtractionOutcome, extract_one
 
 LOCAL = "local"
 """Address that stands for a Ray instance started here and ended with the run."""
@@ -43,7 +43,9 @@ _STORE = 80 * 2**20
 _BEAT_EVERY = 0.5
 
 
-def extract_on_ray(jobs: Sequence[Job], address: str) -> Generator[tuple[int, Outcome | Failure]]:
+def extract_on_ray(
+    jobs: Sequence[ExtractionJob], address: str
+) -> Generator[tuple[int, ExtractionOutcome | TaskFailure]]:
     """Run extraction jobs on a cluster and yield (index, outcome or failure) as they finish.
 
     A task whose process dies is tried once more, on another machine when its own is gone. Closing the generator
@@ -128,7 +130,7 @@ def _answering(address: str) -> None:
         ) from None
 
 
-def _absolute(job: Job) -> Job:
+def _absolute(job: ExtractionJob) -> ExtractionJob:
     """Return a job that means the same in another working folder, with one thread: Ray counts processors."""
     source = replace(job.source, path=job.source.path.absolute())
     return replace(job, source=source, out=job.out.absolute(), threads=job.options.threads or 1)
@@ -139,19 +141,19 @@ def versions(backend: str) -> dict[str, str]:
     return {"decoder": backend_version(backend), "opencv": cv2.__version__, "numpy": np.__version__}
 
 
-def examine(mark: str, folders: list[str], backend: str) -> dict[str, Any]:
+def examine_machine(mark: str, folders: list[str], backend: str) -> dict[str, Any]:
     """Say, on a machine of the cluster, what it sees and has."""
     missing = [name for name in (mark, *folders) if not Path(name).exists()]
     return {"host": socket.gethostname(), "missing": missing, "versions": versions(backend)}
 
 
-def _probe(ray: Any, jobs: Sequence[Job], mark: Path) -> None:
-    """Run `examine` on every machine and refuse those that would write other files, or none."""
+def _probe(ray: Any, jobs: Sequence[ExtractionJob], mark: Path) -> None:
+    """Run `examine_machine` on every machine and refuse those that would write other files, or none."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     backend = jobs[0].options.backend
     folders = sorted({str(job.source.path.absolute().parent) for job in jobs})
-    task = ray.remote(examine)
+    task = ray.remote(examine_machine)
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     if not nodes:
         raise SettingsError("--ray: the cluster has no machine with processors")
@@ -188,7 +190,9 @@ def _probe(ray: Any, jobs: Sequence[Job], mark: Path) -> None:
             )
 
 
-def _run(ray: Any, jobs: Sequence[Job], mark: Path) -> Generator[tuple[int, Outcome | Failure]]:
+def _run(
+    ray: Any, jobs: Sequence[ExtractionJob], mark: Path
+) -> Generator[tuple[int, ExtractionOutcome | TaskFailure]]:
     options = jobs[0].options
     gpus = _GPU_SHARE if options.network is not None and ray.cluster_resources().get("GPU") else 0
     task = ray.remote(work).options(num_cpus=job_threads(jobs), num_gpus=gpus, max_retries=1)
@@ -206,12 +210,12 @@ def _run(ray: Any, jobs: Sequence[Job], mark: Path) -> Generator[tuple[int, Outc
                 try:
                     yield place, ray.get(reference)
                 except ray.exceptions.RayError as error:
-                    yield place, Failure(reason_of(error))
+                    yield place, TaskFailure(reason_of(error))
     finally:
         cancel(ray, list(running))
 
 
-def job_threads(jobs: Sequence[Job]) -> int:
+def job_threads(jobs: Sequence[ExtractionJob]) -> int:
     """Return the processors one task takes."""
     return max(1, jobs[0].threads)
 
@@ -252,7 +256,7 @@ def reason_of(error: Exception) -> str:
     return known.get(kind) or f"{kind}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
-def work(job: Job, mark: str, patience: float) -> Outcome:
+def work(job: ExtractionJob, mark: str, patience: float) -> ExtractionOutcome:
     """Body of a task: extract one video, and die when it makes no progress for `patience` seconds.
 
     The alarm is a thread of the interpreter's C side, since a decoder that hangs may hold Python's own lock.

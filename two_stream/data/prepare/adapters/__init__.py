@@ -13,7 +13,7 @@ from pathlib import Path
 from two_stream.config.load import nearest
 from two_stream.data.packaged import packaged_record
 from two_stream.data.prepare.adapters.activitynet import read_activitynet
-from two_stream.data.prepare.adapters.annotations import Annotations, Entry
+from two_stream.data.prepare.adapters.annotations import AnnotatedVideo, Annotations
 from two_stream.data.prepare.adapters.charades import read_charades
 from two_stream.data.prepare.adapters.codebase_json import read_codebase_json
 from two_stream.data.prepare.adapters.diving48 import read_diving48
@@ -25,7 +25,7 @@ from two_stream.data.prepare.adapters.stair import read_stair
 from two_stream.data.prepare.adapters.table import read_table
 from two_stream.errors import SettingsError
 
-__all__ = ["ADAPTERS", "Adapter", "Annotations", "Entry", "read_annotations"]
+__all__ = ["ADAPTERS", "Adapter", "AnnotatedVideo", "Annotations", "read_annotations"]
 
 
 @dataclass(frozen=True)

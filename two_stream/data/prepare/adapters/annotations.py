@@ -15,7 +15,7 @@ that has test rows too; empty where the files make no split"""
 
 
 @dataclass(frozen=True)
-class Entry:
+class AnnotatedVideo:
     """One video, or one part of a longer video."""
 
     id: str
@@ -42,7 +42,7 @@ class Annotations:
     """What the files of a data set say."""
 
     classes: list[str]
-    entries: list[Entry]
+    entries: list[AnnotatedVideo]
     multi_label: bool = False
     mirror_pairs: Sequence[tuple[str, str]] = ()
     """see `Record`"""
@@ -61,7 +61,7 @@ class Annotations:
         """
         if not self.entries:
             raise DataError("the annotation files list no video with a class")
-        seen: dict[tuple[object, ...], Entry] = {}
+        seen: dict[tuple[object, ...], AnnotatedVideo] = {}
         kept = []
         for entry in self.entries:
             several = (entry.seconds, entry.labels) if entry.seconds else ()  # one time may show two classes
@@ -78,7 +78,7 @@ class Annotations:
         self.entries = kept
 
 
-class Classes:
+class AnnotatedClasses:
     """Class names in the order of their labels, as one file gives them."""
 
     def __init__(self, names: Sequence[str], where: object) -> None:

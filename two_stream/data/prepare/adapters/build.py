@@ -11,9 +11,9 @@ from typing import Any
 from two_stream.config.load import read_yaml
 from two_stream.data.catalog import RECORD_FILE
 from two_stream.data.prepare.adapters import read_annotations
-from two_stream.data.prepare.adapters.annotations import Annotations, Entry
+from two_stream.data.prepare.adapters.annotations import AnnotatedVideo, Annotations
 from two_stream.data.prepare.adapters.clock import clock_of
-from two_stream.data.prepare.adapters.locate import Found, Places
+from two_stream.data.prepare.adapters.locate import LocatedVideo, VideoIndex
 from two_stream.data.prepare.counting import (
     Counts,
     FolderCounts,
@@ -71,7 +71,7 @@ class BuildOptions:
 class _Listed:
     """What goes into the lists."""
 
-    videos: list[tuple[Entry, VideoRecord]] = field(default_factory=list)
+    videos: list[tuple[AnnotatedVideo, VideoRecord]] = field(default_factory=list)
     counts: Counts = field(default_factory=dict)
     segments: dict[str, Segment] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
@@ -101,11 +101,11 @@ def prepare_annotations(kind: str, options: BuildOptions) -> Prepared:
     folder = options.out / options.name
     kept = _existing(folder / RECORD_FILE, annotations.classes)
     frames = options.frames is not None
-    places = Places(options.frames or options.videos or Path(), frames=frames)
+    places = VideoIndex(options.frames or options.videos or Path(), frames=frames)
     where = {
         names: places.find(names) for names in dict.fromkeys(entry.names for entry in annotations.entries)
     }
-    found = [place for place in where.values() if isinstance(place, Found)]
+    found = [place for place in where.values() if isinstance(place, LocatedVideo)]
     mapping = _mapping(annotations, options, folder)
     counted = _counted(mapping, folder, found, options, kept=bool(kept))
     listed = _listed(annotations, where, counted.counts, dict(counted.failures), options)
@@ -162,7 +162,7 @@ def _mapping(annotations: Annotations, options: BuildOptions, folder: Path) -> d
 
 
 def _counted(
-    mapping: dict[str, Any], folder: Path, found: Sequence[Found], options: BuildOptions, *, kept: bool
+    mapping: dict[str, Any], folder: Path, found: Sequence[LocatedVideo], options: BuildOptions, *, kept: bool
 ) -> FolderCounts:
     """Return the frames of what is there, and why others have none; a record that is kept says how files are named."""
     distinct = list({place.id: place for place in found}.values())
@@ -180,14 +180,14 @@ def _counted(
 
 def _listed(
     annotations: Annotations,
-    where: dict[tuple[str, ...], Found | str],
+    where: dict[tuple[str, ...], LocatedVideo | str],
     counts: Counts,
     failures: dict[str, str],
     options: BuildOptions,
 ) -> _Listed:
     made = _Listed()
     parts: Counter[str] = Counter()
-    videos = Places(options.videos, frames=False) if options.videos and options.frames else None
+    videos = VideoIndex(options.videos, frames=False) if options.videos and options.frames else None
     for entry in annotations.entries:
         place = where[entry.names]
         if isinstance(place, str):
@@ -224,7 +224,9 @@ def _listed(
     return made
 
 
-def _span(entry: Entry, place: Found, count: int, options: BuildOptions, videos: Places | None) -> range:
+def _span(
+    entry: AnnotatedVideo, place: LocatedVideo, count: int, options: BuildOptions, videos: VideoIndex | None
+) -> range:
     """Return the frames of an entry; see `VideoError` of `clock_of`."""
     if entry.frames is not None:
         return range(entry.frames[0], min(entry.frames[1], count + 1))
@@ -233,7 +235,7 @@ def _span(entry: Entry, place: Found, count: int, options: BuildOptions, videos:
     file = place.path if options.frames is None else None
     if videos is not None:
         other = videos.find(entry.names)
-        file = other.path if isinstance(other, Found) else None
+        file = other.path if isinstance(other, LocatedVideo) else None
     folder = place.path if options.frames is not None else None
     clock = clock_of(file, folder, count, entry.fps, options.fps)
     return clock.between(*entry.seconds)

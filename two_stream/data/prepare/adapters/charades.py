@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from two_stream.data.prepare.adapters.annotations import Annotations, Classes, Entry, Split
+from two_stream.data.prepare.adapters.annotations import AnnotatedClasses, AnnotatedVideo, Annotations, Split
 from two_stream.data.prepare.adapters.reading import find_file, number, rows, table_rows
 from two_stream.errors import DataError
 
@@ -22,8 +22,8 @@ def read_charades(path: Path) -> Annotations:
     for place, (where, code, _) in enumerate(named):
         if code != f"c{place:03d}":
             raise DataError(f"{where}: class {code}, expected c{place:03d}")
-    codes = Classes([code for _, code, _ in named], file)
-    classes = Classes([name for _, _, name in named], file)
+    codes = AnnotatedClasses([code for _, code, _ in named], file)
+    classes = AnnotatedClasses([name for _, _, name in named], file)
     parts: list[tuple[Split, Path]] = [
         ("train", find_file(path, "Charades_v1_train.csv", "*train.csv")),
         ("test", find_file(path, "Charades_v1_test.csv", "*test.csv")),
@@ -35,14 +35,16 @@ def read_charades(path: Path) -> Annotations:
             if not row["id"]:
                 raise DataError(f"{where}: `id` is empty")
             if labels:
-                entries.append(Entry(row["id"], (row["id"],), labels, split, where, group=row["subject"]))
+                entries.append(
+                    AnnotatedVideo(row["id"], (row["id"],), labels, split, where, group=row["subject"])
+                )
             else:
                 empty += 1
     notes = [f"{empty} videos have no action and are left out"] if empty else []
     return Annotations(classes.names, entries, multi_label=True, notes=notes)
 
 
-def _labels(actions: str, codes: Classes, where: str) -> tuple[int, ...]:
+def _labels(actions: str, codes: AnnotatedClasses, where: str) -> tuple[int, ...]:
     labels = set()
     for action in filter(None, (text.strip() for text in actions.split(";"))):
         fields = action.split()

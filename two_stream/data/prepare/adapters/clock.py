@@ -13,14 +13,14 @@ from two_stream.data.sources.segments import frames_between
 from two_stream.errors import VideoError
 from two_stream.video.decoding.reader import open_video
 from two_stream.video.decoding.times import frame_times
-from two_stream.video.extraction.many_videos import read_manifest
+from two_stream.video.extraction.one_video import read_extraction_manifest
 
 RATE_FILE = "fps"
 """file in a frame folder, as the scripts of 3D-ResNets-PyTorch write it"""
 
 
 @dataclass(frozen=True)
-class Clock:
+class VideoClock:
     """When the frames of a video are shown."""
 
     count: int
@@ -35,7 +35,7 @@ class Clock:
 @lru_cache(maxsize=8)  # the parts of a video follow each other in the files
 def clock_of(
     file: Path | None, folder: Path | None, count: int, fps: float | None, wanted: float | None
-) -> Clock:
+) -> VideoClock:
     """Return the clock of a video.
 
     Args:
@@ -52,11 +52,11 @@ def clock_of(
         with suppress(VideoError):
             times = frame_times(file)
             if times is not None and len(times) == count:
-                return Clock(count, times=times)
+                return VideoClock(count, times=times)
     elif folder is not None:
         times = _recorded(folder).get("times", [])  # none where the rate is steady
         if len(times) == count + 1:
-            return Clock(count, times=times[:-1])
+            return VideoClock(count, times=times[:-1])
     rate = wanted or fps
     if rate is None and folder is not None:
         rate = _rate_of(folder)
@@ -66,12 +66,12 @@ def clock_of(
     if rate is None:
         where = folder or file
         raise VideoError(where, f"nothing tells the frames per second of {where}; give --fps")
-    return Clock(count, fps=rate)
+    return VideoClock(count, fps=rate)
 
 
 def _recorded(folder: Path) -> dict[str, Any]:
     """Return what extraction noted of the video; nothing where the folder is not ours."""
-    found = (read_manifest(folder) or {}).get("video")
+    found = (read_extraction_manifest(folder) or {}).get("video")
     return found if isinstance(found, dict) else {}
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from two_stream.data.prepare.adapters.annotations import Annotations, Classes, Entry, Split
+from two_stream.data.prepare.adapters.annotations import AnnotatedClasses, AnnotatedVideo, Annotations, Split
 from two_stream.data.prepare.adapters.reading import key, read_json, span, typed
 from two_stream.errors import DataError
 
@@ -30,8 +30,8 @@ def read_codebase_json(path: Path, prefix: str = "") -> Annotations:
         DataError: Missing, no whole JSON, or a wrong value; names the key.
     """
     content = typed(read_json(path), dict, str(path))
-    classes = Classes(_names(content, path), path)
-    entries: list[Entry] = []
+    classes = AnnotatedClasses(_names(content, path), path)
+    entries: list[AnnotatedVideo] = []
     without = 0
     for where, video_id, item in _items(content, path):
         subset = key(item, "subset", str, where)
@@ -80,8 +80,8 @@ def _stem(video_id: str) -> str:
 
 
 def _entries(
-    item: dict[str, Any], name: str, prefix: str, split: Split, classes: Classes, where: str
-) -> Iterator[Entry]:
+    item: dict[str, Any], name: str, prefix: str, split: Split, classes: AnnotatedClasses, where: str
+) -> Iterator[AnnotatedVideo]:
     annotations = item.get("annotations")
     place = f"{where}.annotations"
     names = tuple(dict.fromkeys((f"{prefix}{name}", name)))
@@ -89,7 +89,7 @@ def _entries(
         label = classes.label(key(annotations, "label", str, place), f"{place}.label")
         frames = _frames(annotations["segment"], f"{place}.segment") if "segment" in annotations else None
         named = (f"{classes.names[label]}/{name}", *names)
-        yield Entry(name, named, (label,), split, where, frames=frames)
+        yield AnnotatedVideo(name, named, (label,), split, where, frames=frames)
         return
     fps = key(item, "fps", float, where) if "fps" in item else None
     if fps is not None and fps <= 0:
@@ -99,7 +99,9 @@ def _entries(
         part = typed(value, dict, inner)
         label = classes.label(key(part, "label", str, inner), f"{inner}.label")
         seconds = _pair(key(part, "segment", list, inner), f"{inner}.segment")
-        yield Entry(name, names, (label,), split, inner, seconds=span(*seconds, inner), group=name, fps=fps)
+        yield AnnotatedVideo(
+            name, names, (label,), split, inner, seconds=span(*seconds, inner), group=name, fps=fps
+        )
 
 
 def _pair(value: list[Any], where: str) -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from two_stream.data.prepare.adapters.annotations import Annotations, Classes, Entry, Split
+from two_stream.data.prepare.adapters.annotations import AnnotatedClasses, AnnotatedVideo, Annotations, Split
 from two_stream.data.prepare.adapters.reading import find_file, json_objects, key, read_json, typed
 from two_stream.errors import DataError
 
@@ -25,7 +25,7 @@ def read_diving48(path: Path) -> Annotations:
     for place, terms in enumerate(typed(read_json(vocabulary), list, str(vocabulary))):
         where = f"{vocabulary}: [{place}]"
         names.append(", ".join(typed(term, str, where) for term in typed(terms, list, where)))
-    classes = Classes(names, vocabulary)
+    classes = AnnotatedClasses(names, vocabulary)
     parts: list[tuple[Split, Path]] = [
         ("train", find_file(path, "Diving48*train.json", "*train.json")),
         ("test", find_file(path, "Diving48*test.json", "*test.json")),
@@ -39,5 +39,5 @@ def read_diving48(path: Path) -> Annotations:
             start, end = key(item, "start_frame", int, where), key(item, "end_frame", int, where)
             if not 0 <= start < end:
                 raise DataError(f"{where}: frames {start} to {end}: expected 0 <= start_frame < end_frame")
-            entries.append(Entry(name, (name,), (label,), split, where, frames=(start + 1, end + 1)))
+            entries.append(AnnotatedVideo(name, (name,), (label,), split, where, frames=(start + 1, end + 1)))
     return Annotations(classes.names, entries, group=GROUP)

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from two_stream.data.prepare.adapters.annotations import Annotations, Classes, Entry, Split, left_right_pairs
+from two_stream.data.prepare.adapters.annotations import (
+    AnnotatedClasses,
+    AnnotatedVideo,
+    Annotations,
+    Split,
+    left_right_pairs,
+)
 from two_stream.data.prepare.adapters.reading import find_file, find_optional, rows
 from two_stream.errors import DataError
 
@@ -24,7 +30,7 @@ def read_jester(path: Path) -> Annotations:
     labels = find_optional(path, "jester*labels.csv", "*labels.csv")
     parts: list[tuple[Split, Path]]
     if labels is not None:
-        classes = Classes([fields[0] for _, fields in rows(labels, ";", 1, "class")], labels)
+        classes = AnnotatedClasses([fields[0] for _, fields in rows(labels, ";", 1, "class")], labels)
         parts = [
             ("train", find_file(path, "jester*train.csv", "*train.csv")),
             ("test", find_file(path, "jester*validation.csv", "*validation.csv")),
@@ -42,7 +48,9 @@ def read_jester(path: Path) -> Annotations:
             for split, file in parts
             for where, fields in rows(file, " ", 2, "id number")
         ]
-    entries = [Entry(name, (name,), (label,), split, where) for split, where, name, label in numbered]
+    entries = [
+        AnnotatedVideo(name, (name,), (label,), split, where) for split, where, name, label in numbered
+    ]
     pairs = left_right_pairs(classes.names, TURNS)
     return Annotations(classes.names, entries, mirror_pairs=pairs)
 
@@ -52,16 +60,16 @@ def _official(path: Path) -> Iterator[tuple[str, str, str]]:
         yield where, name, label
 
 
-def _numbered_classes(path: Path) -> Classes:
+def _numbered_classes(path: Path) -> AnnotatedClasses:
     names: list[str] = []
     for where, fields in rows(path, " ", 2, "1 class"):
         if fields[0] != str(len(names) + 1):
             raise DataError(f"{where}: class {fields[1]!r} has number {fields[0]}, expected {len(names) + 1}")
         names.append(" ".join(fields[1:]))
-    return Classes(names, path)
+    return AnnotatedClasses(names, path)
 
 
-def _label(text: str, classes: Classes, where: str) -> int:
+def _label(text: str, classes: AnnotatedClasses, where: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= len(classes.names):
         raise DataError(f"{where}: class number {text!r}: expected 1 to {len(classes.names)}")
     return int(text) - 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from two_stream.data.prepare.adapters.annotations import Annotations, Classes, Entry, Split
+from two_stream.data.prepare.adapters.annotations import AnnotatedClasses, AnnotatedVideo, Annotations, Split
 from two_stream.data.prepare.adapters.codebase_json import read_codebase_json
 from two_stream.data.prepare.adapters.reading import find_file, number, span, table_rows
 from two_stream.errors import DataError
@@ -36,7 +36,7 @@ def read_kinetics(path: Path) -> Annotations:
         for column in ("label", "youtube_id"):
             if not row[column]:
                 raise DataError(f"{where}: `{column}` is empty")
-    classes = Classes(sorted({row["label"] for _, _, row in listed}), path)
+    classes = AnnotatedClasses(sorted({row["label"] for _, _, row in listed}), path)
     entries = []
     for split, where, row in listed:
         start, end = span(
@@ -46,5 +46,5 @@ def read_kinetics(path: Path) -> Annotations:
         )
         name = f"{row['youtube_id']}_{int(start):06d}_{int(end):06d}"
         label = classes.label(row["label"], where)
-        entries.append(Entry(name, (name, row["youtube_id"]), (label,), split, where))
+        entries.append(AnnotatedVideo(name, (name, row["youtube_id"]), (label,), split, where))
     return Annotations(classes.names, entries, group=GROUP)

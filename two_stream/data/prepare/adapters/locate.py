@@ -13,7 +13,7 @@ from two_stream.video.sources import folder_ids, video_files
 
 
 @dataclass(frozen=True)
-class Found:
+class LocatedVideo:
     """A video that is there."""
 
     id: str
@@ -22,7 +22,7 @@ class Found:
     """the file, or the folder of frames"""
 
 
-class Places:
+class VideoIndex:
     """Everything below a root by id and by bare name."""
 
     def __init__(self, root: Path, *, frames: bool) -> None:
@@ -48,7 +48,7 @@ class Places:
                 dict(zip(files, folder_ids(root, files), strict=True)),
             )
 
-    def find(self, names: Sequence[str]) -> Found | str:
+    def find(self, names: Sequence[str]) -> LocatedVideo | str:
         """Return the first of some names that is there, or why there is none.
 
         A name with its class folder is looked up as it is, one without in every class folder.
@@ -59,7 +59,7 @@ class Places:
                 shown = ", ".join(path.relative_to(self.root).as_posix() for path in places[:3])
                 return f"several of this name ({shown})"
             if places:
-                return Found(self._ids[places[0]], places[0])
+                return LocatedVideo(self._ids[places[0]], places[0])
         return f"no {self._what} of this name"
 
     def _relative(self, name: str) -> str:

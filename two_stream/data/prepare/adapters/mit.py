@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from two_stream.data.prepare.adapters.annotations import Annotations, Classes, Entry, Split
+from two_stream.data.prepare.adapters.annotations import AnnotatedClasses, AnnotatedVideo, Annotations, Split
 from two_stream.data.prepare.adapters.codebase_json import read_codebase_json
 from two_stream.data.prepare.adapters.reading import find_file, rows
 from two_stream.errors import DataError
@@ -28,14 +28,14 @@ def read_mit(path: Path) -> Annotations:
         for where, (video, name, *_) in rows(file, ",", 2, "class/video.mp4,class,…"):
             stem = PurePosixPath(video).with_suffix("")
             names = tuple(dict.fromkeys((str(stem), stem.name)))
-            entries.append(Entry(str(stem), names, (classes.label(name, where),), split, where))
+            entries.append(AnnotatedVideo(str(stem), names, (classes.label(name, where),), split, where))
     return Annotations(classes.names, entries)
 
 
-def _classes(path: Path) -> Classes:
+def _classes(path: Path) -> AnnotatedClasses:
     names: list[str] = []
     for where, (name, label, *_) in rows(path, ",", 2, "class,label"):
         if label != str(len(names)):
             raise DataError(f"{where}: class {name!r} has label {label}, expected {len(names)}")
         names.append(name)
-    return Classes(names, path)
+    return AnnotatedClasses(names, path)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from two_stream.data.prepare.adapters.annotations import Annotations, Classes, Entry, Split, left_right_pairs
+from two_stream.data.prepare.adapters.annotations import (
+    AnnotatedClasses,
+    AnnotatedVideo,
+    Annotations,
+    Split,
+    left_right_pairs,
+)
 from two_stream.data.prepare.adapters.reading import find_file, json_objects, key, read_json, typed
 from two_stream.errors import DataError
 
@@ -29,11 +35,11 @@ def read_ssv2(path: Path) -> Annotations:
             name = key(item, "id", str, where)
             template = key(item, "template", str, where).replace("[", "").replace("]", "")
             label = classes.label(template, f"{where}.template")
-            entries.append(Entry(name, (name,), (label,), split, where))
+            entries.append(AnnotatedVideo(name, (name,), (label,), split, where))
     return Annotations(classes.names, entries, mirror_pairs=left_right_pairs(classes.names))
 
 
-def _classes(path: Path) -> Classes:
+def _classes(path: Path) -> AnnotatedClasses:
     by_label: dict[int, str] = {}
     for name, text in typed(read_json(path), dict, str(path)).items():
         where = f"{path}: {name!r}"
@@ -44,4 +50,4 @@ def _classes(path: Path) -> Classes:
     if sorted(by_label) != list(range(len(by_label))):
         lacking = next(label for label in range(len(by_label)) if label not in by_label)
         raise DataError(f"{path}: no class has label {lacking}; is the file whole?")
-    return Classes([by_label[label] for label in range(len(by_label))], path)
+    return AnnotatedClasses([by_label[label] for label in range(len(by_label))], path)

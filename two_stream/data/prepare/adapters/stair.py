@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from two_stream.data.prepare.adapters.annotations import Annotations, Classes, Entry, Split
+from two_stream.data.prepare.adapters.annotations import AnnotatedClasses, AnnotatedVideo, Annotations, Split
 from two_stream.data.prepare.adapters.reading import find_file, find_optional, rows, table_rows
 from two_stream.errors import DataError
 
@@ -19,7 +19,7 @@ def read_stair(path: Path) -> Annotations:
     """
     inside = path / "data" if (path / "data").is_dir() else path
     actions = find_optional(path, "actionlist.csv") or find_file(inside, "actionlist.csv")
-    classes = Classes([row[NAME] for _, row in table_rows(actions, (NAME,))], actions)
+    classes = AnnotatedClasses([row[NAME] for _, row in table_rows(actions, (NAME,))], actions)
     parts: list[tuple[Split, Path]] = [
         ("train", find_file(inside, "videolist_train.txt")),
         ("test", find_file(inside, "videolist_val.txt")),
@@ -33,5 +33,5 @@ def read_stair(path: Path) -> Annotations:
                 raise DataError(
                     f"{where}: {stem.parts[0]!r} is class {label + 1} of {actions.name}, not {number}"
                 )
-            entries.append(Entry(str(stem), (str(stem), stem.name), (label,), split, where))
+            entries.append(AnnotatedVideo(str(stem), (str(stem), stem.name), (label,), split, where))
     return Annotations(classes.names, entries)

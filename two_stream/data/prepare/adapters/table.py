@@ -10,7 +10,7 @@ from typing import Any
 
 from two_stream.config.load import nearest
 from two_stream.data.catalog import SPLIT_WORDS, read_lines
-from two_stream.data.prepare.adapters.annotations import Annotations, Classes, Entry, Split
+from two_stream.data.prepare.adapters.annotations import AnnotatedClasses, AnnotatedVideo, Annotations, Split
 from two_stream.data.prepare.adapters.reading import json_objects, number, span, table_rows, typed
 from two_stream.errors import DataError
 from two_stream.runtime.text import parse_json
@@ -38,7 +38,7 @@ def read_table(path: Path) -> Annotations:
     multi_label = any(row.get("labels") for _, row in rows)
     named = [_classes_of(row, where) for where, row in rows]
     names = {name for found in named for name in found}
-    classes = Classes(sorted(names, key=_order(names)), path)
+    classes = AnnotatedClasses(sorted(names, key=_order(names)), path)
     entries = [
         _entry(row, tuple(sorted(classes.label(name, where) for name in found)), where)
         for (where, row), found in zip(rows, named, strict=True)
@@ -110,7 +110,7 @@ def _order(names: set[str]) -> Any:
     return int if all(name.isdecimal() for name in names) else str
 
 
-def _entry(row: Row, labels: tuple[int, ...], where: str) -> Entry:
+def _entry(row: Row, labels: tuple[int, ...], where: str) -> AnnotatedVideo:
     text = (row.get("path") or row.get("id", "")).replace("\\", "/")
     if not text:
         raise DataError(f"{where}: neither `path` nor `id` names the video")
@@ -125,7 +125,7 @@ def _entry(row: Row, labels: tuple[int, ...], where: str) -> Entry:
     fps = number(row["fps"], where, "`fps`") if row.get("fps") else None
     if fps == 0:
         raise DataError(f"{where}: `fps` is 0: expected more")
-    return Entry(
+    return AnnotatedVideo(
         str(stem),
         (str(stem),),
         labels,
