@@ -1,8 +1,9 @@
 """The published evaluators: their flags become our views, score tables and fusion, and their lines are printed.
 
-Quirks of protocol `paper` are implemented where the work is done: frame choice in `data/clips/sampling.py`, flow mirrored
-without a change of sign and the order of the ten crops in `data/clips/transforms.py`. One is implemented here: the
-two-stream evaluator counts the flow files of a folder, and chooses RGB frames by the number that the flow list gives.
+Quirks of protocol `paper` are implemented where the work is done: frame choice in `data/clips/sampling.py`, flow
+mirrored without a change of sign and the order of the ten crops in `data/clips/transforms.py`. One is implemented
+here: the two-stream evaluator counts the flow files of a folder, and chooses RGB frames by the number that the flow
+list gives.
 """
 
 from __future__ import annotations
