@@ -14,13 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers.videos import H264, make
 from two_stream.errors import DataError, SettingsError
 from two_stream.video.extraction.many_videos import extract
 from two_stream.video.extraction.one_video import ExtractOptions
 from two_stream.video.sources import find_sources
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "video"))
-from video_clips import H264, make
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason='Ray is not installed (pip install "two-stream[ray]")'

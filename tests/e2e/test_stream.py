@@ -15,9 +15,9 @@ import av
 import numpy as np
 import pytest
 import torch
-from live_server import LiveServer
-from written_runs import NAMES, made_run
 
+from tests.helpers.runs import NAMES, made_run
+from tests.helpers.server import LiveServer
 from two_stream import load_run
 from two_stream.cli import main
 from two_stream.evaluation.runs.run import reading_of

@@ -1,4 +1,4 @@
-"""Runs `guarded.py` over mutated files; the exported networks are those of the export's tests."""
+"""Opens mutated files in processes of their own."""
 
 from __future__ import annotations
 
@@ -10,11 +10,6 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "export"))
-
-from exported_files import onnx_file, pt2_file, world  # noqa: F401
-
-HERE = Path(__file__).resolve().parent
 Guarded = Callable[[str, Path, Sequence[Path]], list[str]]
 
 
@@ -26,7 +21,7 @@ def guarded(tmp_path: Path) -> Guarded:
         folder = tmp_path / "empty"
         folder.mkdir(exist_ok=True)
         made = subprocess.run(
-            [sys.executable, str(HERE / "guarded.py"), kind, str(first)],
+            [sys.executable, "-m", "tests.helpers.guarded", kind, str(first)],
             input="".join(f"{path}\n" for path in paths),
             capture_output=True,
             text=True,
