@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -73,6 +75,23 @@ def numbers_of(frames: np.ndarray) -> list[int]:
     return found
 
 
+@contextmanager
+def usual_priority() -> Iterator[None]:
+    """Restore the scheduling of this thread.
+
+    SVT-AV1, when run as root, makes the thread that starts it SCHED_FIFO at priority 99. Processes started later
+    inherit that, and busy ones leave no processor time to any other process of the machine.
+    """
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
+
+
 def make(
     path: Path,
     codec: Codec = H264,
@@ -88,7 +107,7 @@ def make(
     except av.FFmpegError:
         pytest.skip(f"this PyAV has no encoder {codec.name}")
     pictures = [picture(number) for number in range(FRAMES)] if frames is None else frames
-    with av.open(str(path), "w", options=container_options or {}) as container:
+    with usual_priority(), av.open(str(path), "w", options=container_options or {}) as container:
         rate = Fraction(1000) if stamps else Fraction(25)
         stream = container.add_stream(codec.name, rate=rate, options=dict(codec.options))
         stream.height, stream.width = pictures[0].shape[:2]
