@@ -58,7 +58,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out long sweeps and what needs the internet, unless `-m` names them: `-m parity` stays the quick one.
+    """Leave out `slow`, `network` and `integration` tests unless `-m` names them: `-m parity` stays the quick one.
 
     Tests that share a fixture of their file or folder run in one process (`--dist loadgroup`), so it is made once.
     Fixtures of this file are shared by all processes (`made_once`).
@@ -71,7 +71,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if places and config.pluginmanager.hasplugin("xdist"):
             item.add_marker(pytest.mark.xdist_group(min(places, key=len)))
     asked = config.option.markexpr
-    for mark in ("slow", "network"):
+    for mark in ("slow", "network", "integration"):
         if mark not in asked:
             left = [item for item in items if item.get_closest_marker(mark)]
             config.hook.pytest_deselected(items=left)

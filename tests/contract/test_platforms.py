@@ -100,6 +100,7 @@ def lacking(data: Path, commands: list[list[str]], **environment: str) -> subpro
     )
 
 
+@pytest.mark.integration
 def test_a_run_is_trained_scored_and_asked_without_what_windows_lacks(data: Path) -> None:
     """Locks, signals, forks and limits of POSIX are absent; loaders are spawned; output is a code page, not UTF-8."""
     video, folder = str(next((data / "videos").glob("*.avi"))), str(data / "runs" / "tiny")

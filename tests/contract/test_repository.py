@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -78,19 +79,38 @@ def test_every_command_has_a_module_with_its_summary(repository: Path) -> None:
         assert isinstance(module.SUMMARY, str)
 
 
-@pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_help_needs_no_heavy_module(name: str) -> None:
-    """Half a second is the promise; torch, cv2, av and transformers are what would break it."""
-    code = (
-        "import sys\nfrom two_stream.cli import main\n"
-        "try:\n    main([sys.argv[1], '--help'])\n"
-        "except SystemExit as stop:\n    assert stop.code in (0, None), stop.code\n"
-        "heavy = {'torch', 'cv2', 'av', 'transformers', 'sklearn', 'matplotlib', 'scipy'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, check=False)
+HELP = """
+import contextlib, io, json, sys
+from two_stream.cli import COMMANDS, main
+for name in COMMANDS:
+    before = set(sys.modules)
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        try:
+            code = main([name, "--help"])
+        except SystemExit as stop:
+            code = stop.code
+    heavy = {"torch", "cv2", "av", "transformers", "sklearn", "matplotlib", "scipy"} & (set(sys.modules) - before)
+    print(json.dumps([name, code, shown.getvalue(), sorted(heavy)]))
+"""
+
+
+@pytest.fixture(scope="module")
+def helps() -> dict[str, tuple[int | None, str, list[str]]]:
+    """Exit code, text and newly imported heavy modules of every command's help, asked for in one process."""
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "usage: two-stream " + name in done.stdout
+    return {
+        name: (code, shown, heavy) for name, code, shown, heavy in map(json.loads, done.stdout.splitlines())
+    }
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_help_needs_no_heavy_module(helps: dict[str, tuple[int | None, str, list[str]]], name: str) -> None:
+    """Half a second is the promise; torch, cv2, av and transformers are what would break it."""
+    code, shown, heavy = helps[name]
+    assert code in (0, None)
+    assert not heavy
+    assert "usage: two-stream " + name in shown
 
 
 def test_unknown_command_names_its_neighbour(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ import yaml
 from two_stream.training.checkpoint import load_checkpoint
 from two_stream.training.tracking import TIME_FIELDS
 
+pytestmark = pytest.mark.integration
 CLASSES = ["left", "right", "still"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]

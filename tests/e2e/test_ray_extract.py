@@ -40,6 +40,7 @@ def clips(folder: Path, lengths: list[int]) -> None:
         make(place / f"v{number}.mp4", H264, frames)
 
 
+@pytest.mark.integration
 @needs_ray
 @pytest.mark.timeout(240)
 def test_ray_writes_the_files_of_the_local_pool(tmp_path, monkeypatch):
@@ -70,6 +71,7 @@ def test_ray_writes_the_files_of_the_local_pool(tmp_path, monkeypatch):
     assert digests(tmp_path / "ray") == digests(tmp_path / "pool")
 
 
+@pytest.mark.integration
 @needs_ray
 @pytest.mark.timeout(120)
 def test_interrupted_on_ray_leaves_nothing_half_written(tmp_path):
@@ -188,6 +190,7 @@ def test_machines_that_see_or_have_something_else_are_named(tmp_path, monkeypatc
         ray_pool.work(jobs[0], str(mark), 60.0)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("seconds", "code"), [(30, 1), (0, 0)])
 def test_a_task_without_progress_ends_its_process(tmp_path, seconds, code):
     (tmp_path / "mark").touch()

@@ -23,6 +23,7 @@ from two_stream.cli import main
 from two_stream.training.checkpoint import load_checkpoint
 from two_stream.training.tracking import TIME_FIELDS
 
+pytestmark = pytest.mark.integration
 CLASSES = ["left", "right", "still"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 ATTEMPTS = 5

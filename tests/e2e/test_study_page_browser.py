@@ -13,6 +13,7 @@ from tests.helpers.runs import Runs
 from tests.helpers.studies import HEADS, HOSTILE, made_result
 from two_stream.studies.report.study_report import write_study_report
 
+pytestmark = pytest.mark.integration
 OPEN = "document.querySelectorAll('details').forEach(one => { one.open = true; })"
 FIGURES = """[...document.querySelectorAll('figure')].map(figure => {
   const svg = figure.querySelector('svg');
