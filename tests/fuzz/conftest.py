@@ -10,7 +10,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.runs import made_run
+
 Guarded = Callable[[str, Path, Sequence[Path]], list[str]]
+
+
+@pytest.fixture(scope="session")
+def pt2_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PT2 file of few layers: every mutation of it is loaded, which takes time for each layer."""
+    from two_stream.evaluation.runs.run import load_run
+    from two_stream.export import export_run
+
+    small = {"kind": "resnet3d", "depth": 10, "width": 0.125}
+    run = made_run(tmp_path_factory.mktemp("pt2") / "run", "flow", backbone=small)
+    return export_run(load_run(run), "pt2")[0]
 
 
 @pytest.fixture

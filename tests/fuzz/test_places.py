@@ -124,7 +124,7 @@ TEXTS = ("", "..", "/etc/passwd", "\x1b[31m\n", "x" * 100_000, "flow", "raw", "o
 NUMBERS = (-1, 0, 1, 2, 7, 10**6, 2**31, 2**62, 2**63 - 1, -(2**63))
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [250, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_mutated_shards(count: int, packed: Path, tmp_path: Path, guarded: Any) -> None:
     """Words and numbers of the index, its arrays' types and shapes, bytes of the archive and of the pictures."""
     rng = np.random.default_rng(0)
