@@ -132,3 +132,25 @@ def write_small_frames(folder: Path, shift: int, seed: int) -> None:
         flow = np.full((36, 40), 127 + 40 * shift, np.uint8)
         cv2.imwrite(str(folder / f"flow_x_{number + 1:05d}.jpg"), flow)
         cv2.imwrite(str(folder / f"flow_y_{number + 1:05d}.jpg"), np.full((36, 40), 127, np.uint8))
+
+
+def write_rolled_dataset(root: Path, *, val: slice) -> Path:
+    """Write 15 folders of ten frames, three classes (rolled to the left, to the right, not at all); return `root`."""
+    folder = root / "settings" / "tiny"
+    folder.mkdir(parents=True)
+    lines = []
+    for label, name in enumerate(SMALL_CLASSES):
+        for source in range(5):
+            video = f"{name}_g{source}"
+            frames = folder / "frames" / video
+            frames.mkdir(parents=True)
+            texture = np.random.default_rng(10 * label + source).integers(0, 255, (36, 40, 3), dtype=np.uint8)
+            for number in range(1, 11):
+                rolled = np.roll(texture, 2 * (label - 1) * number, axis=1)
+                cv2.imwrite(str(frames / f"img_{number:05d}.jpg"), rolled)
+            lines.append(f"{video} 10 {label}\n")
+    record = {"name": "tiny", "classes": SMALL_CLASSES, "frames": {"rgb": "frames"}, "group": r"_(g\d+)$"}
+    (folder / "dataset.yaml").write_text(yaml.safe_dump(record))
+    (folder / "train_rgb_split1.txt").write_text("".join(lines))
+    (folder / "val_rgb_split1.txt").write_text("".join(lines[val]))
+    return root

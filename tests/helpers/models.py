@@ -18,10 +18,10 @@ from two_stream.recognizer import Recognizer
 CLASSES = 5
 
 
-def network(num_classes: int = 3, *, seed: int = 0, **options: Any) -> Recognizer:
+def network(classes: int = 3, *, seed: int = 0, **options: Any) -> Recognizer:
     """Build a network with random weights; keyword arguments are fields of `ModelOptions`."""
     torch.manual_seed(seed)
-    return Recognizer(ModelOptions(**options), num_classes)
+    return Recognizer(ModelOptions(**options), classes)
 
 
 def made(name: str = "rgb", **options: Any) -> Recognizer:

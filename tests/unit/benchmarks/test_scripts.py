@@ -22,11 +22,12 @@ SCRIPTS = {
     "roofline": "slow",
     "start_up": "slow",
     "streaming": "quick",
-    "training_step": "quick",
+    "training_step": "integration",
     "video_reading": "quick",
 }
-"""quick ones take about a minute of CPU time together"""
-CASES = [pytest.param(name, marks=[pytest.mark.slow] * (kind == "slow")) for name, kind in SCRIPTS.items()]
+"""quick ones take less than a minute of CPU time together; `training_step` starts two processes"""
+MARKS = {"quick": (), "integration": pytest.mark.integration, "slow": pytest.mark.slow}
+CASES = [pytest.param(name, marks=MARKS[kind]) for name, kind in SCRIPTS.items()]
 
 
 def load(folder, name, monkeypatch):

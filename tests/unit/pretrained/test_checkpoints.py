@@ -2,26 +2,25 @@
 
 import os
 import pickle
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.helpers.models import network
 from two_stream import cli
-from two_stream.config.model import AverageHead, BertHead, LstmHead, MobileNetV2, ModelOptions, ResNet3d
+from two_stream.config.model import AverageHead, BertHead, LstmHead, MobileNetV2, ResNet3d
 from two_stream.errors import CheckpointError
 from two_stream.pretrained import WEIGHTS, load_weights, read_model, read_state, write_model
 from two_stream.recognizer import Recognizer
 
-
-def small(classes=3, seed=0, **options) -> Recognizer:
-    torch.manual_seed(seed)
-    settings = {
-        "backbone": ResNet3d(depth=18, width=0.125),
-        "head": AverageHead(),
-        "input": {"clip_length": 16, "crop": 32},
-    }
-    return Recognizer(ModelOptions(**(settings | options)), classes)
+small = partial(
+    network,
+    backbone=ResNet3d(depth=18, width=0.125),
+    head=AverageHead(),
+    input={"clip_length": 16, "crop": 32},
+)
 
 
 def kenshohara(model: Recognizer, prefix: str = "") -> dict[str, torch.Tensor]:

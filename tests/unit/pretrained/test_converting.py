@@ -1,10 +1,13 @@
 """Published checkpoint to a model folder of ours and back: the same tensors, bit for bit."""
 
+from functools import partial
+
 import pytest
 import torch
 
+from tests.helpers.models import network
 from two_stream import load_run, load_weights
-from two_stream.config.model import AverageHead, BertHead, I3d, ModelOptions, NonLocalHead, ResNet3d, SlowFast
+from two_stream.config.model import AverageHead, BertHead, I3d, NonLocalHead, ResNet3d, SlowFast
 from two_stream.errors import CheckpointError
 from two_stream.pretrained import read_model, read_state, write_model
 from two_stream.pretrained.converting import export_checkpoint, import_checkpoint, published_state
@@ -20,9 +23,7 @@ def layout(name: str):
     return next(one for one in LAYOUTS if one.name.startswith(name))
 
 
-def network(**options) -> Recognizer:
-    torch.manual_seed(0)
-    return Recognizer(ModelOptions(**(SMALL | options)), 5)
+small = partial(network, 5, **SMALL)
 
 
 def published(tmp_path, model: Recognizer, name: str, **more: torch.Tensor):
@@ -47,8 +48,8 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "options", "more"), CASES, ids=[case[0] for case in CASES])
 def test_there_and_back_every_tensor_is_the_same(tmp_path, name, options, more):
-    source, state = published(tmp_path, network(**options), name, **more)
-    report = import_checkpoint(source, tmp_path / "ours", network(**options).options)
+    source, state = published(tmp_path, small(**options), name, **more)
+    report = import_checkpoint(source, tmp_path / "ours", small(**options).options)
     assert report.unused == list(more)
     names = export_checkpoint(tmp_path / "ours", tmp_path / "back.pth.tar")
     back = read_state(tmp_path / "back.pth.tar")
@@ -58,9 +59,9 @@ def test_there_and_back_every_tensor_is_the_same(tmp_path, name, options, more):
 
 
 def test_the_folder_gives_the_logits_of_the_published_file(tmp_path):
-    source, _ = published(tmp_path, network(**EARLY), "late_temporal SlowFast FRMB early")
+    source, _ = published(tmp_path, small(**EARLY), "late_temporal SlowFast FRMB early")
     names = ["brush", "cartwheel", "catch", "chew", "clap"]
-    import_checkpoint(source, tmp_path / "ours", network(**EARLY).options, names)
+    import_checkpoint(source, tmp_path / "ours", small(**EARLY).options, names)
     model, meta = read_model(tmp_path / "ours")
     assert meta["class_names"] == names
     assert meta["source"]["file"] == "model_best.pth.tar"
@@ -72,8 +73,8 @@ def test_the_folder_gives_the_logits_of_the_published_file(tmp_path):
 
 
 def test_the_folder_is_a_run_with_the_published_protocol(tmp_path):
-    source, _ = published(tmp_path, network(**EARLY), "late_temporal SlowFast FRMB early")
-    import_checkpoint(source, tmp_path / "my run", network(**EARLY).options, list("abcde"))
+    source, _ = published(tmp_path, small(**EARLY), "late_temporal SlowFast FRMB early")
+    import_checkpoint(source, tmp_path / "my run", small(**EARLY).options, list("abcde"))
     run = load_run(tmp_path / "my run")
     assert run.class_names == list("abcde")
     settings = run.experiment
@@ -84,11 +85,11 @@ def test_the_folder_is_a_run_with_the_published_protocol(tmp_path):
 
 def test_doubled_names_that_differ_survive_the_way_back(tmp_path):
     """A file in which the two names of one parameter hold different tensors: the later counts, both come back."""
-    _, state = published(tmp_path, network(**EARLY), "late_temporal SlowFast FRMB early")
+    _, state = published(tmp_path, small(**EARLY), "late_temporal SlowFast FRMB early")
     state["model.s5.pathway0_res2.conv1.weight"] = torch.full((16, 256, 1, 1, 1), 7.0)
     mapper = state.pop("mapper_slow.conv1.weight")
     torch.save({"state_dict": state | {"mapper_slow.conv1.weight": mapper}}, tmp_path / "a.pth.tar")
-    import_checkpoint(tmp_path / "a.pth.tar", tmp_path / "ours", network(**EARLY).options)
+    import_checkpoint(tmp_path / "a.pth.tar", tmp_path / "ours", small(**EARLY).options)
     model, _ = read_model(tmp_path / "ours")
     assert torch.equal(model.state_dict()["backbone.layer4.slow.2.conv1.weight"], mapper)
     export_checkpoint(tmp_path / "ours", tmp_path / "back.pth.tar")
@@ -97,7 +98,7 @@ def test_doubled_names_that_differ_survive_the_way_back(tmp_path):
 
 def test_a_trained_run_is_published_under_its_name(tmp_path):
 
-    model = network(backbone=ResNet3d(depth=10, width=0.125), head=AverageHead())
+    model = small(backbone=ResNet3d(depth=10, width=0.125), head=AverageHead())
     write_model(tmp_path / "run" / "best", model, {"class_names": list("abcde"), "epoch": 4})
     export_checkpoint(tmp_path / "run", tmp_path / "out.pth.tar")
     content = torch.load(tmp_path / "out.pth.tar", weights_only=True)
@@ -106,7 +107,7 @@ def test_a_trained_run_is_published_under_its_name(tmp_path):
 
 
 def test_what_cannot_be_converted_is_said_in_one_line(tmp_path):
-    model = network(backbone=ResNet3d(depth=10, width=0.125), head=AverageHead())
+    model = small(backbone=ResNet3d(depth=10, width=0.125), head=AverageHead())
     source, _ = published(tmp_path, model, "resnet3d")
 
     def fails(match, call):
@@ -118,7 +119,7 @@ def test_what_cannot_be_converted_is_said_in_one_line(tmp_path):
         "5 classes in the file, 2 class names",
         lambda: import_checkpoint(source, tmp_path / "o", model.options, ["a", "b"]),
     )
-    wrong = network(backbone=ResNet3d(depth=18, width=0.125), head=AverageHead()).options
+    wrong = small(backbone=ResNet3d(depth=18, width=0.125), head=AverageHead()).options
     fails("missing", lambda: import_checkpoint(source, tmp_path / "o", wrong))
     assert not (tmp_path / "o").exists()
     torch.save({"state_dict": {"a": torch.zeros(2)}}, tmp_path / "strange.pth")
@@ -129,7 +130,7 @@ def test_what_cannot_be_converted_is_said_in_one_line(tmp_path):
     fails("exists already", lambda: import_checkpoint(source, tmp_path / "ours", model.options))
     fails("of ours already", lambda: import_checkpoint(tmp_path / "ours", tmp_path / "o", model.options))
     fails("no model of ours", lambda: export_checkpoint(source, tmp_path / "x.pth.tar"))
-    odd = network(backbone=SlowFast(width=0.125), head=NonLocalHead())
+    odd = small(backbone=SlowFast(width=0.125), head=NonLocalHead())
 
     write_model(tmp_path / "odd", odd, {"class_names": list("abcde")})
     fails(

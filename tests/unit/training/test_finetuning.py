@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from two_stream.config.model import BertHead, MobileNetV2, ModelOptions
+from tests.helpers.models import network
+from two_stream.config.model import BertHead, MobileNetV2
 from two_stream.errors import SettingsError
 from two_stream.recognizer import Recognizer, create_model
 
@@ -89,13 +90,8 @@ def test_ft_portion_last_layer_trains_the_same_tensors(
 
 
 def small(head: bool = True) -> Recognizer:
-    torch.manual_seed(0)
-    options = ModelOptions(
-        backbone=MobileNetV2(width=0.25),
-        input={"clip_length": 8, "crop": 32},
-        **({"head": BertHead(hidden=32, heads=2)} if head else {}),
-    )
-    return create_model(options, 3)
+    own = {"head": BertHead(hidden=32, heads=2)} if head else {}
+    return network(backbone=MobileNetV2(width=0.25), input={"clip_length": 8, "crop": 32}, **own)
 
 
 def saved_bytes(model: Recognizer, clips: torch.Tensor) -> int:
