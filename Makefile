@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 SHELL := /bin/bash
 
-.PHONY: help demo test cover test-all test-lowest parity lint format pins clean
+.PHONY: help demo test test-integration cover test-all test-lowest parity lint format pins clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
@@ -21,13 +21,16 @@ demo: $(STAMP)  ## make a small data set, train two streams, evaluate, fuse, rep
 test: lint  ## linters, types, import rules and the default tests
 	$(BIN)/pytest -n 2 --dist loadgroup tests
 
-cover: $(STAMP)  ## line coverage of the default tests (twice as slow)
+test-integration: $(STAMP)  ## torchrun, Ray, killed processes and the browser
+	$(BIN)/pytest -n 2 --dist loadgroup -m integration tests
+
+cover: $(STAMP)  ## line coverage of the default and integration tests (twice as slow)
 	$(BIN)/coverage erase
-	$(BIN)/pytest -n 2 --dist loadgroup --cov --cov-report= tests
+	$(BIN)/pytest -n 2 --dist loadgroup -m "integration or not integration" --cov --cov-report= tests
 	$(BIN)/coverage report
 
-test-all: lint  ## also the slow sweeps
-	$(BIN)/pytest -n 2 --dist loadgroup -m "slow or not slow" --timeout 3600 tests
+test-all: lint  ## every test, the slow sweeps too
+	$(BIN)/pytest -n 2 --dist loadgroup -m "slow or integration or not slow" --timeout 3600 tests
 
 test-lowest:  ## the default tests with the lowest versions that setup.cfg allows, in .venv-lowest (8 GB)
 	@test -x .venv-lowest/bin/uv || ($(PYTHON) -m venv .venv-lowest && .venv-lowest/bin/pip install --quiet uv)

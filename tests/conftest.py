@@ -14,6 +14,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from filelock import FileLock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 for name, usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
@@ -30,6 +31,7 @@ torch.set_num_threads(1)  # tiny tensors: threads cost more than they give, and 
 # forked from this one could compute gradients: let it count before.
 torch.ones(1, requires_grad=True).sum().backward()
 
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -56,20 +58,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out long sweeps and what needs the internet, unless `-m` names them: `-m parity` stays the quick one.
+    """Leave out `slow`, `network` and `integration` tests unless `-m` names them: `-m parity` stays the quick one.
 
     Tests that share a fixture of their file or folder run in one process (`--dist loadgroup`), so it is made once.
+    Fixtures of this file are shared by all processes (`made_once`).
     """
     for item in items:
         made = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009 - no public name
-        places = {each.baseid for defined in made for each in defined if each.scope != "function"} - {
-            "",
-            "tests",
-        }
+        local = [each for defined in made for each in defined if each.baseid not in ("", "tests")]
+        places = {each.baseid for each in local if each.scope == "session"}
+        places |= {item.nodeid.split("::")[0] for each in local if each.scope == "module"}
         if places and config.pluginmanager.hasplugin("xdist"):
             item.add_marker(pytest.mark.xdist_group(min(places, key=len)))
     asked = config.option.markexpr
-    for mark in ("slow", "network"):
+    for mark in ("slow", "network", "integration"):
         if mark not in asked:
             left = [item for item in items if item.get_closest_marker(mark)]
             config.hook.pytest_deselected(items=left)
@@ -99,3 +101,54 @@ def deterministic(shared: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """Fill a folder once per test run: the processes of xdist wait for the one that fills it, and read it."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+
+    def once(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, done = base / name, base / f"{name}.done"
+        with FileLock(base / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def exported_world(made_once: MadeOnce) -> Path:
+    """Nine videos of three classes, their lists, an RGB and a flow run."""
+    from tests.helpers.runs import make_world  # not above: few tests need the package's heavy modules
+
+    return made_once("exported", make_world)
+
+
+@pytest.fixture(scope="session")
+def onnx_file(exported_world: Path, made_once: MadeOnce) -> Path:
+    """The RGB run as an ONNX file."""
+    pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+    return _exported(exported_world / "rgb", "onnx", made_once)
+
+
+@pytest.fixture(scope="session")
+def pt2_file(exported_world: Path, made_once: MadeOnce) -> Path:
+    """The flow run as a PT2 file."""
+    return _exported(exported_world / "flow", "pt2", made_once)
+
+
+def _exported(run: Path, kind: str, made_once: MadeOnce) -> Path:
+    def fill(folder: Path) -> None:
+        from two_stream.evaluation.runs.run import load_run
+        from two_stream.export import export_run
+
+        (folder / "path").write_text(str(export_run(load_run(run), kind)[0]))
+
+    return Path((made_once(f"exported-{kind}", fill) / "path").read_text())

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from written_runs import made_run
 
+from tests.helpers.runs import made_run
 from two_stream import load_run
 from two_stream.cli import main
 from two_stream.compression.channels import narrow

@@ -14,13 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers.videos import H264, make
 from two_stream.errors import DataError, SettingsError
 from two_stream.video.extraction.many_videos import extract
 from two_stream.video.extraction.one_video import ExtractOptions
 from two_stream.video.sources import find_sources
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "video"))
-from video_clips import H264, make
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason='Ray is not installed (pip install "two-stream[ray]")'
@@ -42,6 +40,7 @@ def clips(folder: Path, lengths: list[int]) -> None:
         make(place / f"v{number}.mp4", H264, frames)
 
 
+@pytest.mark.integration
 @needs_ray
 @pytest.mark.timeout(240)
 def test_ray_writes_the_files_of_the_local_pool(tmp_path, monkeypatch):
@@ -72,6 +71,7 @@ def test_ray_writes_the_files_of_the_local_pool(tmp_path, monkeypatch):
     assert digests(tmp_path / "ray") == digests(tmp_path / "pool")
 
 
+@pytest.mark.integration
 @needs_ray
 @pytest.mark.timeout(120)
 def test_interrupted_on_ray_leaves_nothing_half_written(tmp_path):
@@ -190,6 +190,7 @@ def test_machines_that_see_or_have_something_else_are_named(tmp_path, monkeypatc
         ray_pool.work(jobs[0], str(mark), 60.0)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("seconds", "code"), [(30, 1), (0, 0)])
 def test_a_task_without_progress_ends_its_process(tmp_path, seconds, code):
     (tmp_path / "mark").touch()

@@ -13,17 +13,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
 import torch
 import yaml
 
+from tests.helpers.datasets import write_rolled_dataset
 from two_stream.cli import main
 from two_stream.training.checkpoint import load_checkpoint
 from two_stream.training.tracking import TIME_FIELDS
 
-CLASSES = ["left", "right", "still"]
+pytestmark = pytest.mark.integration
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 ATTEMPTS = 5
 """on a busy machine a run may be over before this process looks at it again"""
@@ -32,19 +31,7 @@ ATTEMPTS = 5
 @pytest.fixture(scope="module")
 def experiment_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An experiment over 15 short frame folders of three classes, small enough for a run of seconds."""
-    root = tmp_path_factory.mktemp("resume")
-    dataset = root / "settings" / "tiny"
-    dataset.mkdir(parents=True)
-    lines = []
-    for label, name in enumerate(CLASSES):
-        for source in range(5):
-            video = f"{name}_g{source}"
-            _write_frames(dataset / "frames" / video, shift=label - 1, seed=10 * label + source)
-            lines.append(f"{video} 10 {label}\n")
-    record = {"name": "tiny", "classes": CLASSES, "frames": {"rgb": "frames"}, "group": r"_(g\d+)$"}
-    (dataset / "dataset.yaml").write_text(yaml.safe_dump(record))
-    (dataset / "train_rgb_split1.txt").write_text("".join(lines))
-    (dataset / "val_rgb_split1.txt").write_text("".join(lines[:3]))
+    root = write_rolled_dataset(tmp_path_factory.mktemp("resume"), val=slice(3))
     experiment = {
         "name": "run",
         "runs": str(root / "runs"),
@@ -73,13 +60,6 @@ def experiment_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = root / "tiny.yaml"
     path.write_text(yaml.safe_dump(experiment))
     return path
-
-
-def _write_frames(folder: Path, shift: int, seed: int) -> None:
-    folder.mkdir(parents=True)
-    texture = np.random.default_rng(seed).integers(0, 255, (36, 40, 3), dtype=np.uint8)
-    for number in range(1, 11):
-        cv2.imwrite(str(folder / f"img_{number:05d}.jpg"), np.roll(texture, 2 * shift * number, axis=1))
 
 
 @pytest.fixture(scope="module")

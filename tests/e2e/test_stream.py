@@ -15,9 +15,9 @@ import av
 import numpy as np
 import pytest
 import torch
-from live_server import LiveServer
-from written_runs import NAMES, made_run
 
+from tests.helpers.runs import NAMES, made_run
+from tests.helpers.server import LiveServer
 from two_stream import load_run
 from two_stream.cli import main
 from two_stream.evaluation.runs.run import reading_of
@@ -142,6 +142,7 @@ def until(condition, seconds: float = 60.0) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.integration
 def test_a_live_source_that_dies_and_returns_is_picked_up_and_ctrl_c_leaves(
     rgb: Path, tmp_path: Path
 ) -> None:
@@ -171,6 +172,7 @@ def test_a_live_source_that_dies_and_returns_is_picked_up_and_ctrl_c_leaves(
         assert sum(1 for _ in copy.decode(video=0)) > 8
 
 
+@pytest.mark.integration
 def test_a_source_that_stays_away_ends_it_with_one_line(rgb: Path, tmp_path: Path) -> None:
     out = tmp_path / "lines.jsonl"
     server = LiveServer(pictures(), fps=25)
@@ -188,6 +190,7 @@ def test_a_source_that_stays_away_ends_it_with_one_line(rgb: Path, tmp_path: Pat
     assert "Traceback" not in complaints
 
 
+@pytest.mark.integration
 def test_the_limit_holds_while_the_source_is_away(rgb: Path, tmp_path: Path) -> None:
     out = tmp_path / "lines.jsonl"
     server = LiveServer(pictures(), fps=25)

@@ -92,6 +92,7 @@ def test_what_is_done_is_not_done_again(whole: Path, monkeypatch, capsys):
     assert {path: path.stat().st_mtime_ns for path in (whole / "out").rglob("*.safetensors")} == before
 
 
+@pytest.mark.integration
 def test_killed_and_interrupted_it_ends_the_same(whole: Path, tmp_path: Path):
     (tmp_path / "data").symlink_to(whole / "data")
     study = write(tmp_path, seeds=[1])
@@ -168,6 +169,7 @@ def test_a_wrong_call_is_one_line(tmp_path: Path, monkeypatch, capsys, args, wor
     assert said.count("\n") == 1
 
 
+@pytest.mark.integration
 def test_on_ray_the_numbers_are_the_same(whole: Path, tmp_path: Path, monkeypatch):
     pytest.importorskip("ray")
     (tmp_path / "data").symlink_to(whole / "data")
@@ -183,12 +185,12 @@ def test_heads_on_stored_features_are_scored_anew_in_another_way(whole: Path, tm
     (tmp_path / "data").symlink_to(whole / "data")
     monkeypatch.chdir(tmp_path)
     features = {"features": {"backbone": {"model.head.kind": "average"}}, "seeds": [1]}
-    assert main(["ablate", str(write(tmp_path, **features)), "--jobs", "2"]) == 0
+    assert main(["ablate", str(write(tmp_path, **features)), "--jobs", "1"]) == 0
     weights = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("best/*.safetensors")}
     before = logits(tmp_path)
     other = {**STUDY["settings"], "evaluate": {**STUDY["settings"]["evaluate"], "crops": "three"}}  # type: ignore[dict-item]
     study = str(write(tmp_path, **features, settings=other))
-    assert main(["ablate", study, "--jobs", "2"]) == 0
+    assert main(["ablate", study, "--jobs", "1"]) == 0
     assert {path: path.stat().st_mtime_ns for path in weights} == weights
     for run in before:
         scores = tmp_path / "out" / "tiny" / "runs" / run / "scores"

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from chromium import NAMES, Browser, browser, find_chromium
 
+from tests.helpers.browser import NAMES, Browser, browser, find_chromium
+from tests.helpers.runs import Runs
+from tests.helpers.studies import HEADS, HOSTILE, made_result
 from two_stream.studies.report.study_report import write_study_report
 
-ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.integration
 OPEN = "document.querySelectorAll('details').forEach(one => { one.open = true; })"
 FIGURES = """[...document.querySelectorAll('figure')].map(figure => {
   const svg = figure.querySelector('svg');
@@ -53,24 +53,12 @@ CONTRAST = """[...document.querySelectorAll('p, li, th, td, h1, h2, h3, a, summa
 """The least contrast (WCAG) of any text with what is behind it: the page, and in figures the shapes under it."""
 
 
-def load(name: str) -> ModuleType:
-    """Load a helper of the unit tests."""
-    found = next((ROOT / "unit").rglob(f"{name}.py"))
-    spec = importlib.util.spec_from_file_location(name, found)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-made_study = load("made_study")
-TWENTY = tuple(f"{head} · {end}" for head in made_study.HEADS[:5] for end in ("none", "frab", "frmb", "late"))
+TWENTY = tuple(f"{head} · {end}" for head in HEADS[:5] for end in ("none", "frab", "frmb", "late"))
 RESULTS = {
-    "two": lambda: made_study.made_result(("average", "bert"), classes=4, seeds=1),
-    "six": lambda: made_study.made_result(classes=12, fusion=True),
-    "twenty": lambda: made_study.made_result(TWENTY, classes=101, fusion=True),
-    "hostile": lambda: made_study.made_result(made_study.HOSTILE, classes=5, multi_label=True, fusion=True),
+    "two": lambda: made_result(("average", "bert"), classes=4, seeds=1),
+    "six": lambda: made_result(classes=12, fusion=True),
+    "twenty": lambda: made_result(TWENTY, classes=101, fusion=True),
+    "hostile": lambda: made_result(HOSTILE, classes=5, multi_label=True, fusion=True),
 }
 
 
@@ -114,7 +102,7 @@ def test_headers_sort_by_value_not_by_letters(tab, pages):
     tab.size(1280, 900)
     tab.open(pages["six"])
     heads = tab.evaluate("[...document.querySelectorAll('#variants thead th')].map(one => one.textContent)")
-    names, given = tab.evaluate(COLUMN % 0), list(made_study.HEADS)
+    names, given = tab.evaluate(COLUMN % 0), list(HEADS)
     assert names == given
     place = heads.index("ECE (%)")  # 5.0 … 10.0: as text 10.0 would come first
     tab.evaluate(PRESS % place)
@@ -139,7 +127,7 @@ def test_headers_are_reached_and_pressed_by_keyboard(tab, pages):
     tab.evaluate("document.querySelector('#variants thead th button').focus()")
     for kind in ("keyDown", "keyUp"):
         tab.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", text="\r")
-    assert tab.evaluate(COLUMN % 0) == sorted(made_study.HEADS)
+    assert tab.evaluate(COLUMN % 0) == sorted(HEADS)
     outline = "getComputedStyle(document.activeElement).outlineStyle"
     assert tab.evaluate(outline) == "solid"
 
@@ -177,7 +165,7 @@ def test_page_without_script_is_whole(tab, pages):
     try:
         tab.size(1280, 900)
         tab.open(pages["six"])
-        assert tab.evaluate(COLUMN % 0) == list(made_study.HEADS)
+        assert tab.evaluate(COLUMN % 0) == list(HEADS)
         assert tab.evaluate("document.querySelectorAll('thead button').length") == 0
         assert min(row[1] for row in tab.evaluate(FIGURES)[:4]) > 150
     finally:
@@ -187,7 +175,7 @@ def test_page_without_script_is_whole(tab, pages):
 def test_report_of_runs_has_no_complaint_either(tab, tmp_path):
     from two_stream.evaluation.report.run_report import write_report
 
-    runs = load("made_runs").Runs(tmp_path / "runs")
+    runs = Runs(tmp_path / "runs")
     page = write_report([runs.make("rgb"), runs.make("flow")], tmp_path / "r.html", mistakes=2)[0]
     for width in (360, 1280):
         tab.size(width, 800, mobile=width == 360)

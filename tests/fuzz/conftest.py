@@ -1,4 +1,4 @@
-"""Runs `guarded.py` over mutated files; the exported networks are those of the export's tests."""
+"""Opens mutated files in processes of their own."""
 
 from __future__ import annotations
 
@@ -10,12 +10,20 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit" / "export"))
+from tests.helpers.runs import made_run
 
-from exported_files import onnx_file, pt2_file, world  # noqa: F401
-
-HERE = Path(__file__).resolve().parent
 Guarded = Callable[[str, Path, Sequence[Path]], list[str]]
+
+
+@pytest.fixture(scope="session")
+def pt2_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PT2 file of few layers: every mutation of it is loaded, which takes time for each layer."""
+    from two_stream.evaluation.runs.run import load_run
+    from two_stream.export import export_run
+
+    small = {"kind": "resnet3d", "depth": 10, "width": 0.125}
+    run = made_run(tmp_path_factory.mktemp("pt2") / "run", "flow", backbone=small)
+    return export_run(load_run(run), "pt2")[0]
 
 
 @pytest.fixture
@@ -26,7 +34,7 @@ def guarded(tmp_path: Path) -> Guarded:
         folder = tmp_path / "empty"
         folder.mkdir(exist_ok=True)
         made = subprocess.run(
-            [sys.executable, str(HERE / "guarded.py"), kind, str(first)],
+            [sys.executable, "-m", "tests.helpers.guarded", kind, str(first)],
             input="".join(f"{path}\n" for path in paths),
             capture_output=True,
             text=True,

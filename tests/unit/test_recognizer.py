@@ -1,29 +1,30 @@
 """The joined model: pixels in, logits out; freezing, options by name, several pathways."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
+from tests.helpers.models import network
 from two_stream.backbones.base import BACKBONES, Backbone
 from two_stream.config.model import AverageHead, BertHead, ConcatHead, LstmHead, ModelOptions, ResNet3d
 from two_stream.errors import SettingsError
-from two_stream.recognizer import Recognizer, create_model, input_spec
+from two_stream.recognizer import create_model, input_spec
 from two_stream.types import FeatureMap
 from two_stream.zoo import find, list_models, records, resolve
 
 SMALL = ResNet3d(depth=10, width=0.125, temporal_stride=4)
 
 
-def small(**options) -> Recognizer:
-    torch.manual_seed(0)
-    settings = {
-        "backbone": SMALL,
-        "head": BertHead(heads=2),
-        "input": {"clip_length": 8, "crop": 32},
-        "modality": "flow",
-        "dropout": 0.5,
-    }
-    return Recognizer(ModelOptions(**(settings | options)), 3)
+small = partial(
+    network,
+    backbone=SMALL,
+    head=BertHead(heads=2),
+    input={"clip_length": 8, "crop": 32},
+    modality="flow",
+    dropout=0.5,
+)
 
 
 def clip(batch=2, channels=2, frames=8):

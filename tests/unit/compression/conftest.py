@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_world import SmallWorld
 
+from tests.helpers.datasets import SmallWorld
 from two_stream.training.train import train
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_runs import Runs
-from made_world import make_world
+
+from tests.helpers.runs import Runs, make_world
 
 torch.set_num_threads(1)  # tiny networks: a second thread only waits
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from training_fakes import TinyNet, memory_data, write_tensors
 
+from tests.helpers.training import TinyNet, memory_data, write_tensors
 from two_stream.config.schema import Experiment
 from two_stream.training.data import TrainingData
 from two_stream.training.trainer import Trainer

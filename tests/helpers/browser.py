@@ -1,0 +1,195 @@
+"""A headless Chromium spoken to over two pipes: the DevTools protocol, JSON messages that end in a zero byte."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+_PATIENCE = 60.0
+"""seconds"""
+_FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage"),
+    *("--no-first-run", "--disable-extensions", "--disable-background-networking", "--remote-debugging-pipe"),
+)
+_ABOVE = 10
+_START = """import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.dup2(int(sys.argv[2]), 4)
+os.execvp(sys.argv[3], sys.argv[3:])"""
+"""The protocol is spoken over descriptors 3 and 4; those handed on lie above, so that none is overwritten."""
+
+
+def find_chromium() -> str | None:
+    """Return the browser: what TWO_STREAM_CHROMIUM names, else the first one on the path."""
+    named = os.environ.get("TWO_STREAM_CHROMIUM")
+    return named or next((found for name in NAMES if (found := shutil.which(name))), None)
+
+
+class Browser:
+    """One tab."""
+
+    def __init__(self, send: int, receive: int) -> None:
+        self._send, self._receive = send, receive
+        self._buffer = b""
+        self._number = 0
+        self._session: str | None = None
+        self.events: list[dict[str, Any]] = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """Send a command and return its result; what happens meanwhile is kept in `events`."""
+        self._number += 1
+        message: dict[str, Any] = {"id": self._number, "method": method, "params": params}
+        if self._session is not None:
+            message["sessionId"] = self._session
+        os.write(self._send, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._next()
+            if answer.get("id") == self._number:
+                assert "error" not in answer, f"{method}: {answer['error']}"
+                return answer["result"]
+
+    def _next(self) -> dict[str, Any]:
+        end = time.monotonic() + _PATIENCE
+        while b"\0" not in self._buffer:
+            ready, _, _ = select.select([self._receive], [], [], max(0.0, end - time.monotonic()))
+            assert ready, f"the browser said nothing for {_PATIENCE:.0f} s"
+            chunk = os.read(self._receive, 1 << 20)
+            assert chunk, "the browser ended"
+            self._buffer += chunk
+        text, _, self._buffer = self._buffer.partition(b"\0")
+        message: dict[str, Any] = json.loads(text)
+        if "method" in message:
+            self.events.append(message)
+        return message
+
+    def open(self, page: Path) -> None:
+        """Load a file and wait until all of it is there."""
+        self.events.clear()
+        self.call("Page.navigate", url=page.resolve().as_uri())
+        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+            self._next()
+
+    def complaints(self) -> list[str]:
+        """Return the errors and warnings of the console and the exceptions so far."""
+        found = []
+        for event in self.events:
+            params = event["params"]
+            if event["method"] == "Runtime.exceptionThrown":
+                found.append(json.dumps(params["exceptionDetails"]))
+            elif event["method"] == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
+                found.append(params["entry"]["text"])
+            elif event["method"] == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning"):
+                found.append(json.dumps(params["args"]))
+        return found
+
+    def evaluate(self, script: str) -> Any:
+        """Return the value of an expression in the page."""
+        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def size(self, width: int, height: int, *, mobile: bool = False) -> None:
+        """Set the size of the window in CSS pixels."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=mobile,
+        )
+
+    def media(self, kind: str = "", scheme: str = "light") -> None:
+        """Pretend to be paper (`print`) or a screen, in a light or dark scheme."""
+        self.call(
+            "Emulation.setEmulatedMedia",
+            media=kind,
+            features=[{"name": "prefers-color-scheme", "value": scheme}],
+        )
+
+    def screenshot(self, path: Path, *, whole: bool = False) -> None:
+        """Write what is seen, or the whole page, as PNG."""
+        data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
+        path.write_bytes(base64.b64decode(data))
+
+    def pdf(self) -> bytes:
+        """Return the page printed as the page itself asks for."""
+        answer = self.call("Page.printToPDF", preferCSSPageSize=True, printBackground=True)
+        return base64.b64decode(answer["data"])
+
+
+@contextmanager
+def browser(program: str, profile: Path) -> Iterator[Browser]:
+    """Start a browser with a profile of its own; it is ended with its children."""
+    to_read, to_write = os.pipe()
+    from_read, from_write = os.pipe()
+    ends = [fcntl.fcntl(end, fcntl.F_DUPFD, _ABOVE) for end in (to_read, from_write)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", _START, *map(str, ends), program, *_FLAGS, f"--user-data-dir={profile}"],
+        pass_fds=ends,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    for end in ends:
+        os.close(end)
+    os.close(to_read)
+    os.close(from_write)
+    try:
+        made = Browser(to_write, from_read)
+        yield made
+        made._session = None
+        made.call("Browser.close")
+        process.wait(timeout=20)
+    finally:
+        os.close(to_write)
+        os.close(from_read)
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+VOID = {"meta", "link", "br", "img", "hr"}
+
+
+class Checker(HTMLParser):
+    """Fails on unbalanced tags; collects what a browser would load and every text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loads: list[str] = []
+        self.tags: set[str] = set()
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.loads += [
+            value for name, value in attrs if name in ("src", "href", "srcset", "xlink:href", "data")
+        ]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.loads += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data

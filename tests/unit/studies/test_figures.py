@@ -1,0 +1,128 @@
+"""Figures of a study: the front, names that do not cover each other, means of curves."""
+
+import re
+
+import numpy as np
+import pytest
+
+from tests.helpers.studies import HEADS, made_result
+from two_stream.studies.report import figures
+from two_stream.studies.report.pareto import CostPoint, cost_axes, front, pareto, spread
+from two_stream.studies.statistics.results import VariantCost
+
+
+def point(name, cost, accuracy):
+    return CostPoint(name, cost, accuracy, accuracy - 0.1, accuracy + 0.1)
+
+
+def test_front_is_what_nothing_beats():
+    points = [
+        *(point("dear", 9.0, 0.8), point("worse and dear", 9.0, 0.7), point("cheap", 1.0, 0.5)),
+        *(point("middle", 4.0, 0.8), point("equal", 1.0, 0.5), point("cheap and poor", 1.0, 0.4)),
+    ]
+    assert [one.name for one in front(points)] == ["cheap", "equal", "middle"]
+    assert front([]) == []
+
+
+def test_cost_of_a_video_where_all_views_are_known():
+    result = made_result()
+    (label, points), (second, latencies) = cost_axes(result.variants)
+    assert (label, second) == ("G multiply-adds per video", "milliseconds per view")
+    assert points[0].cost == pytest.approx(8.3 * 20)
+    assert latencies[1].cost == 42.5
+    first = result.variants[0]
+    without = [
+        type(first)(**{**vars(first), "cost": VariantCost(1, 2_000_000_000, None, None, None)}),
+        *result.variants[1:],
+    ]
+    (label, points), (_, latencies) = cost_axes(without)
+    assert label == "G multiply-adds per view"
+    assert points[0].cost == 2.0
+    assert len(latencies) == len(HEADS) - 1
+    assert cost_axes(result.variants[:1]) == []
+    assert pareto([], "top-1") is None
+
+
+def test_places_are_moved_apart_as_little_as_possible():
+    assert spread([0.0, 1.0, 2.0], 0.5) == [0.0, 1.0, 2.0]
+    assert spread([1.0, 1.0], 0.5) == pytest.approx([0.75, 1.25])
+    assert spread([0.0, 0.9, 1.0, 1.1, 5.0], 0.5) == pytest.approx([0.0, 0.5, 1.0, 1.5, 5.0])
+    draw = np.random.default_rng(0)
+    for count in (3, 10, 20):
+        places = sorted(draw.uniform(size=count).tolist())
+        moved = spread(places, 0.06)
+        assert min(np.diff(moved)) > 0.06 - 1e-12
+        assert np.mean(moved) == pytest.approx(np.mean(places))  # pushed both ways alike
+    assert spread([], 0.1) == []
+
+
+def texts(svg):
+    return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+
+
+def test_every_comparison_and_family_is_named_in_the_forest():
+    one, two, *_ = made_result().comparisons
+    plain = texts(figures.forest([one, two]))
+    assert f"{one.first} − {one.second}" in plain
+    assert one.family not in plain
+    both = texts(figures.forest([one, type(two)(**{**vars(two), "family": "other"})]))
+    assert {one.family, "other"} <= set(both)
+
+
+def test_a_name_too_long_for_its_row_is_cut():
+    svg = figures.forest(
+        [type(one)(**{**vars(one), "first": "x" * 90}) for one in made_result().comparisons[:1]]
+    )
+    assert "x" * 57 + "…" in texts(svg)
+
+
+def test_single_runs_and_published_values_have_marks_only_where_there_are_any():
+    result = made_result()
+    variants = result.variants
+    svg = figures.accuracies(variants, {variants[0].name: [0.5, 0.6]}, "top-1", 0.1)
+    assert {"single runs", "published", "mean with interval"} <= set(texts(svg))
+    bare = [type(one)(**{**vars(one), "published": None}) for one in variants]
+    shown = set(texts(figures.accuracies(bare, {variants[0].name: [0.5]}, "top-1", 0.1)))
+    assert not {"single runs", "published"} & shown
+
+
+def test_mean_curves_take_the_epochs_that_all_runs_have():
+    runs = [
+        [{"epoch": 1.0, "val_top1": 0.2}, {"epoch": 2.0, "val_top1": 0.4}, {"epoch": 3.0, "val_top1": 0.9}],
+        [{"epoch": 1.0, "val_top1": 0.4}, {"epoch": 2.0, "val_top1": 0.6}],
+        [{"epoch": 1.0, "val_loss": 2.0}],
+    ]
+    assert figures._mean(runs, "val_top1") == ([1.0, 2.0], pytest.approx([30.0, 50.0]))
+    assert figures._mean(runs, "val_loss") == ([1.0], [2.0])
+    assert figures._mean(runs, "lr") == ([], [])
+    assert figures.learning({"a": [[{"epoch": 1.0, "lr": 0.1}]]}) is None
+    assert figures.learning({}) is None
+
+
+@pytest.mark.parametrize("count", [1, 5, 6, 7, 20])
+def test_learning_curves_of_few_and_many_variants(count):
+    runs = [
+        [{"epoch": 1.0, "val_top1": 0.2, "val_loss": 1.0}, {"epoch": 2.0, "val_top1": 0.4, "val_loss": 0.5}]
+    ]
+    svg = figures.learning({f"variant {place}": runs * 2 for place in range(count)})
+    shown = texts(svg)
+    assert all(f"variant {place}" in shown for place in range(count))
+    assert ("validation loss" in shown) == (count <= 5)
+
+
+def test_class_differences_are_sorted_and_cut():
+    one = made_result(classes=30).comparisons[0]
+    names = [f"c{place}" for place in range(30)]
+    shown = [text for text in texts(figures.class_differences(one, names)) if re.fullmatch(r"c\d+", text)]
+    values = [one.per_class[int(name[1:])] for name in shown]
+    known = sorted((value for value in one.per_class if value is not None), reverse=True)
+    assert values == known[:10] + known[-10:]
+    nothing = type(one)(**{**vars(one), "per_class": [None] * 30})
+    assert figures.class_differences(nothing, names) is None
+
+
+def test_confusion_differences_write_signed_counts():
+    gap = np.array([[3.0, -2.0], [0.2, 0.0]])
+    shown = texts(figures.confusion_difference(gap, ["a", "b"], "x"))
+    assert {"+3", "−2"} <= set(shown)
+    assert "+0" not in shown
