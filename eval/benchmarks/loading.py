@@ -31,7 +31,7 @@ from two_stream.config.schema import AugmentOptions, DataOptions, Experiment, Tr
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.clips.dataset import ClipDataset
 from two_stream.data.clips.loader import train_loader
-from two_stream.data.packing.pack import PackOptions, pack
+from two_stream.data.packing import PackOptions, pack
 from two_stream.data.sources.files import FrameFolders
 from two_stream.data.splits import load_part
 from two_stream.types import InputSpec, VideoRecord

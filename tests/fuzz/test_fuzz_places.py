@@ -15,8 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from two_stream.data.sources.shards import INDEX, Packed, ShardIndex, parse_index
-from two_stream.data.sources.storage import Storage
+from two_stream.data.sources.shards import INDEX, Packed, ShardIndex, Storage, parse_index
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.video.frames import decode_picture
 

@@ -12,7 +12,7 @@ from two_stream.commands.flags import parse
 
 if TYPE_CHECKING:
     from two_stream.data.catalog import Record
-    from two_stream.data.packing.pack import PackOptions, PackSummary
+    from two_stream.data.packing import PackOptions, PackSummary
     from two_stream.types import Modality
 
 SUMMARY = (
@@ -74,7 +74,7 @@ def main(args: list[str]) -> int:
     options = parse(Options, args, prog="two-stream pack", description=DESCRIPTION)
 
     from two_stream.data.catalog import load_record
-    from two_stream.data.packing.pack import PackOptions, verify
+    from two_stream.data.packing import PackOptions, verify
     from two_stream.runtime.console import say
     from two_stream.runtime.files import write_json
 
@@ -109,7 +109,7 @@ def main(args: list[str]) -> int:
 
 
 def _pack(record: Record, modality: Modality, out: str, how: PackOptions) -> PackSummary:
-    from two_stream.data.packing.pack import pack
+    from two_stream.data.packing import pack
 
     summary = pack(record, modality, out, how)
     _tell(summary, how)

@@ -141,8 +141,8 @@ def _usage() -> None:
 def _folder(args: list[str]) -> Prepared:
     flags = parse(FolderFlags, args, prog="two-stream prepare folder", description=SUMMARY)
 
+    from two_stream.data.prepare.counting import FrameNames
     from two_stream.data.prepare.folders import FolderOptions, prepare_folder
-    from two_stream.data.prepare.frame_names import FrameNames
 
     options = FolderOptions(
         groups=flags.groups,
@@ -161,7 +161,7 @@ def _folder(args: list[str]) -> Prepared:
 def _official(name: str, args: list[str]) -> Prepared:
     flags = parse(OfficialFlags, args, prog=f"two-stream prepare {name}", description=SUMMARY)
 
-    from two_stream.data.prepare.frame_names import FrameNames
+    from two_stream.data.prepare.counting import FrameNames
     from two_stream.data.prepare.official import prepare_official
 
     return prepare_official(
@@ -180,7 +180,7 @@ def _adapted(kind: str, args: list[str]) -> Prepared:
     flags = parse(AdapterFlags, args, prog=f"two-stream prepare {kind}", description=SUMMARY)
 
     from two_stream.data.prepare.adapters.build import BuildOptions, prepare_annotations
-    from two_stream.data.prepare.frame_names import FrameNames
+    from two_stream.data.prepare.counting import FrameNames
 
     options = BuildOptions(
         annotations=flags.annotations,

@@ -26,7 +26,7 @@ from two_stream.compression.transfer import (
 from two_stream.config.compress import Distill
 from two_stream.config.schema import Experiment
 from two_stream.data.catalog import load_record
-from two_stream.data.clips.companions import ClipsBeside, companion, same_clip
+from two_stream.data.clips.dataset import ClipsBeside, companion, same_clip
 from two_stream.errors import SettingsError
 from two_stream.evaluation.runs.run import Run, load_run
 from two_stream.recognizer import Recognizer, input_spec

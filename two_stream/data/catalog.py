@@ -9,22 +9,23 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from two_stream.config.base import Options, PositiveInt
 from two_stream.config.load import nearest, read_yaml, validate_settings
-from two_stream.data.packaged import packaged_names, packaged_record
 from two_stream.errors import DataError
 from two_stream.types import MODALITY_CHANNELS, Modality, Part
 
 if TYPE_CHECKING:
     from two_stream.video.frames import FramePatterns
 
+PACKAGED = Path(__file__).parent / "records"
 RECORD_FILE = "dataset.yaml"
 CLASSES_MARK = "{classes}"
 """in a group pattern: any class name, the longest first"""
@@ -367,3 +368,53 @@ def read_lines(path: Path) -> list[str]:
         raise DataError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as a text file ({error})") from None
+
+
+def packaged_record(name: str) -> dict[str, Any] | None:
+    """Return the content of the record of a data set; None where the package has none of this name."""
+    path = PACKAGED / f"{name}.yaml"
+    return read_yaml(path) if Path(name).name == name and path.is_file() else None
+
+
+def packaged_names() -> set[str]:
+    """Return the names of the data sets whose records come with the package."""
+    return {path.stem for path in PACKAGED.glob("*.yaml")}
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """The facts of a data set about mirrored videos, as a stage carries them out."""
+
+    allowed: bool = True
+    """false: nothing is mirrored"""
+    labels: tuple[int, ...] | None = None
+    """label of the mirror image by the label of the video; None: the mirror changes no class"""
+
+    def of(self, labels: Sequence[int]) -> tuple[int, ...]:
+        """Return the labels of the mirror image of a video with these labels, ascending."""
+        return tuple(sorted(labels if self.labels is None else (self.labels[label] for label in labels)))
+
+
+def mirror_of(record: Record, protocol: str = "standard") -> Mirror:
+    """Return the mirror facts of a data set; protocol `paper` knows none and mirrors everything, as published."""
+    if protocol == "paper":
+        return Mirror()
+    return Mirror(record.mirror, record.mirror_labels if record.mirror_pairs else None)
+
+
+def mirror_note(record: Record, protocol: str, mirrors: bool) -> str | None:
+    """Return what to say where protocol `paper` mirrors a data set whose classes a mirror changes.
+
+    Args:
+        record: The data set.
+        protocol: `standard` or `paper`.
+        mirrors: Whether the stage mirrors at all.
+    """
+    if protocol != "paper" or not mirrors or (record.mirror and not record.mirror_pairs):
+        return None
+    what = (
+        "mirrored clips keep their class although the data set pairs classes that a mirror exchanges"
+        if record.mirror
+        else "clips are mirrored although the data set says `mirror: false`"
+    )
+    return f"{record.name}: {what}, as the published code does; `data.augment.protocol: standard` honours it"

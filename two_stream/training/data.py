@@ -11,11 +11,9 @@ from typing import Any, Protocol
 from torch.utils.data import Dataset
 
 from two_stream.config.schema import Experiment
-from two_stream.data.catalog import Record, load_record
-from two_stream.data.clips.balance import class_counts
+from two_stream.data.catalog import Mirror, Record, load_record, mirror_note, mirror_of
 from two_stream.data.clips.dataset import ClipDataset, ClipFailure, ClipItem
-from two_stream.data.clips.loader import Share, clip_loader, train_loader
-from two_stream.data.mirror import Mirror, mirror_note, mirror_of
+from two_stream.data.clips.loader import Share, class_counts, clip_loader, train_loader
 from two_stream.data.splits import load_part
 from two_stream.errors import SettingsError
 from two_stream.evaluation.features.batches import StoredClips, stored_centred, stored_epoch

@@ -18,8 +18,7 @@ from two_stream.commands.compress import distill
 from two_stream.compression.distillation import Distillation
 from two_stream.config.schema import Experiment
 from two_stream.data.catalog import load_record
-from two_stream.data.clips.companions import ClipsBeside, companion, same_clip, same_moment, scaled_box
-from two_stream.data.clips.dataset import ClipItem
+from two_stream.data.clips.dataset import ClipItem, ClipsBeside, companion, same_clip, same_moment, scaled_box
 from two_stream.data.clips.loader import drawn_clips
 from two_stream.data.splits import load_part
 from two_stream.errors import DataError, SettingsError

@@ -29,8 +29,7 @@ from two_stream.data.clips.dataset import ClipDataset, ClipItem
 from two_stream.data.clips.loader import Share, clip_loader, epoch_order, train_loader
 from two_stream.data.clips.transforms import resize_frames
 from two_stream.data.clips.views import view_loader
-from two_stream.data.demo.demo import DemoOptions, render
-from two_stream.data.demo.drawing import encode
+from two_stream.data.demo import DemoOptions, encode, render
 from two_stream.data.sources.files import FrameFolders, VideoFiles, find_video, index_videos
 from two_stream.data.splits import load_part
 from two_stream.errors import DataError, SettingsError, VideoError

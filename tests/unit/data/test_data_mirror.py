@@ -8,11 +8,10 @@ import torch
 from torch import nn
 
 from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment, TrainOptions
-from two_stream.data.catalog import Record
+from two_stream.data.catalog import Mirror, Record, mirror_note, mirror_of
 from two_stream.data.clips.dataset import ClipDataset, ClipItem
 from two_stream.data.clips.loader import clip_loader, collate_clips, train_loader
 from two_stream.data.clips.views import ViewDataset, ViewLoader, collate_views
-from two_stream.data.mirror import Mirror, mirror_note, mirror_of
 from two_stream.data.sources.base import ClipSource
 from two_stream.data.splits import load_part
 from two_stream.evaluation.scoring.score import score_videos

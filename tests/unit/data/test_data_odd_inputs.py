@@ -16,8 +16,7 @@ from two_stream.commands.weights import _class_names
 from two_stream.compression.layers import read_levels
 from two_stream.config.load import read_yaml
 from two_stream.data.catalog import Record, load_record, read_groups
-from two_stream.data.demo.demo import DemoOptions, render
-from two_stream.data.demo.drawing import encode
+from two_stream.data.demo import DemoOptions, encode, render
 from two_stream.data.prepare.adapters import read_annotations
 from two_stream.data.prepare.audit import AuditOptions, audit
 from two_stream.data.prepare.folders import FolderOptions, prepare_folder

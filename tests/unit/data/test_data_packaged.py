@@ -10,8 +10,7 @@ import pytest
 from adapter_files import frames, write
 
 from two_stream.commands import prepare as command
-from two_stream.data.catalog import known_datasets, load_record
-from two_stream.data.packaged import PACKAGED, packaged_names
+from two_stream.data.catalog import PACKAGED, known_datasets, load_record, packaged_names
 from two_stream.data.prepare.adapters import ADAPTERS, read_annotations
 from two_stream.errors import DataError
 

@@ -9,8 +9,7 @@ import pytest
 
 from two_stream.commands import prepare as command
 from two_stream.data.catalog import Record, load_record
-from two_stream.data.demo.demo import DemoOptions, render
-from two_stream.data.demo.drawing import encode
+from two_stream.data.demo import DemoOptions, encode, render
 from two_stream.data.prepare.folders import FolderOptions, prepare_folder
 from two_stream.data.prepare.official import hmdb51_splits, prepare_official, ucf101_splits
 from two_stream.data.sources.files import VideoFiles

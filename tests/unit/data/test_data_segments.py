@@ -16,9 +16,8 @@ from adapter_files import frames, write
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.clips.views import view_loader
-from two_stream.data.packing.pack import PackOptions, pack
-from two_stream.data.prepare.adapters.build import BuildOptions, prepare_annotations
-from two_stream.data.prepare.adapters.clock import clock_of
+from two_stream.data.packing import PackOptions, pack
+from two_stream.data.prepare.adapters.build import BuildOptions, clock_of, prepare_annotations
 from two_stream.data.prepare.audit import audit
 from two_stream.data.sources.choose import make_source
 from two_stream.data.sources.files import VideoFiles

@@ -18,16 +18,22 @@ import torch
 
 from two_stream.cli import main
 from two_stream.config.schema import AugmentOptions, DataOptions, Experiment, TrainOptions
+from two_stream.data import packing
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.clips.loader import clip_loader, train_loader
-from two_stream.data.demo.demo import DemoOptions, render
-from two_stream.data.demo.drawing import encode
-from two_stream.data.packing import shard_writer
-from two_stream.data.packing.pack import PackOptions, _without_culprit, all_videos, pack, plan, verify
-from two_stream.data.packing.shard_writer import Shard, Tar
+from two_stream.data.demo import DemoOptions, encode, render
+from two_stream.data.packing import (
+    PackOptions,
+    Shard,
+    Tar,
+    _without_culprit,
+    all_videos,
+    pack,
+    plan,
+    verify,
+)
 from two_stream.data.sources.files import FrameFolders, VideoFiles
-from two_stream.data.sources.shards import INDEX, ShardSource, key_of, parse_index, runs
-from two_stream.data.sources.storage import Storage
+from two_stream.data.sources.shards import INDEX, ShardSource, Storage, key_of, parse_index, runs
 from two_stream.data.splits import load_part
 from two_stream.errors import DataError, SettingsError, TwoStreamError, VideoError
 from two_stream.runtime.workers import TaskFailure
@@ -181,14 +187,14 @@ def shards_of(folder: Path) -> dict[str, tuple[int, bytes]]:
 def test_a_stopped_pack_goes_on_and_ends_the_same(
     noisy: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = shard_writer._write_video
+    original = packing._write_video
 
     def stop(tar: Tar, shard: Shard, video: VideoRecord, *rest: object) -> object:
         if video.id == "v_run_g02_c04":
             raise KeyboardInterrupt
         return original(tar, shard, video, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(shard_writer, "_write_video", stop)
+    monkeypatch.setattr(packing, "_write_video", stop)
     with pytest.raises(KeyboardInterrupt):
         pack(noisy, "rgb", tmp_path / "out", QUICK)
     monkeypatch.undo()
@@ -386,7 +392,7 @@ def test_more_shards_than_files_may_be_open(
     noisy: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pack(noisy, "rgb", tmp_path / "out", replace(QUICK, shard_frames=1))
-    monkeypatch.setattr("two_stream.data.sources.storage._OPEN_FILES", 3)
+    monkeypatch.setattr("two_stream.data.sources.shards._OPEN_FILES", 3)
     source = ShardSource(str(tmp_path / "out"), "rgb")
     for video in all_videos(noisy, "rgb"):
         expected = FrameFolders(noisy, "rgb").read(video.id, [2], SIZE)
@@ -449,7 +455,7 @@ def test_a_video_that_kills_its_process_is_left_out_once(noisy: Record, tmp_path
         _without_culprit(shard, TaskFailure("killed"))
     shard.at.write_text(records[1].id)
     again = _without_culprit(shard, TaskFailure("killed"))
-    note = shard_writer.write_shard(again, lambda: None)
+    note = packing.write_shard(again, lambda: None)
     assert note["failed"] == [(records[1].id, "killed")]
     assert [video["id"] for video in note["videos"]] == [records[0].id]
     with pytest.raises(TwoStreamError, match="No space left"):

@@ -20,10 +20,15 @@ from two_stream.config.augment import AugmentOptions
 from two_stream.config.model import InputOptions, ModelOptions, ResNet3d
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
 from two_stream.data.catalog import Record
-from two_stream.data.clips.companions import same_clip, same_moment
-from two_stream.data.clips.dataset import ClipDataset, ClipItem
-from two_stream.data.clips.sampling import sample_clips, segment_clips
-from two_stream.data.clips.spread import allowed_starts, drawn_starts, sampled_parts, uniform_parts
+from two_stream.data.clips.dataset import ClipDataset, ClipItem, same_clip, same_moment
+from two_stream.data.clips.sampling import (
+    allowed_starts,
+    drawn_starts,
+    sample_clips,
+    sampled_parts,
+    segment_clips,
+    uniform_parts,
+)
 from two_stream.data.clips.transforms import mirrored
 from two_stream.data.clips.views import ViewDataset, evaluation_clips
 from two_stream.data.sources.base import read_clip, stacked_numbers

@@ -11,8 +11,8 @@ import pytest
 
 from two_stream.config.load import dump, validate_settings
 from two_stream.config.schema import AugmentOptions, EvaluateOptions, Experiment
-from two_stream.data.clips.companions import ClipsBeside, Companion
-from two_stream.data.clips.dataset import ClipDataset, ClipItem
+from two_stream.data.catalog import Mirror
+from two_stream.data.clips.dataset import ClipDataset, ClipItem, ClipsBeside, Companion
 from two_stream.data.clips.transforms import (
     center_box,
     corner_box,
@@ -23,7 +23,6 @@ from two_stream.data.clips.transforms import (
     multiscale_box,
 )
 from two_stream.data.clips.views import ViewDataset
-from two_stream.data.mirror import Mirror
 from two_stream.data.sources.base import ClipSource
 from two_stream.errors import SettingsError
 from two_stream.runtime.seeding import rng

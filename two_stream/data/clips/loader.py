@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import signal
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,14 +17,13 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 import cv2
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from two_stream.config.schema import DataOptions, Experiment
-from two_stream.data.catalog import Record
-from two_stream.data.clips.balance import balanced_order
+from two_stream.data.catalog import Record, mirror_of
 from two_stream.data.clips.dataset import ClipDataset, ClipFailure, ClipItem
-from two_stream.data.mirror import mirror_of
 from two_stream.data.sources.choose import make_source
 from two_stream.errors import DataError, loader_killed
 from two_stream.runtime.processes import end_with_parent
@@ -282,6 +282,30 @@ def epoch_plan(experiment: Experiment, records: Sequence[VideoRecord], epoch: in
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
     """Return the order of an epoch: a permutation that depends on seed and epoch alone."""
     return [int(index) for index in rng("order", seed, epoch).permutation(count)]
+
+
+def balanced_order(records: Sequence[VideoRecord], seed: int, epoch: int) -> list[int]:
+    """Return as many draws with replacement as there are videos; it depends on seed and epoch alone.
+
+    A video is drawn with a probability inverse to the size of its class (the mean over its classes, where it has
+    several). The second draw of video i in an epoch is `i + len(records)`, the third `i + 2 * len(records)`, so that
+    each has a clip and augmentation of its own.
+    """
+    counts = Counter(label for record in records for label in record.all_labels)
+    share = np.array([np.mean([1.0 / counts[label] for label in record.all_labels]) for record in records])
+    drawn = rng("order", seed, epoch).choice(len(records), size=len(records), p=share / share.sum())
+    seen: Counter[int] = Counter()
+    order = []
+    for index in map(int, drawn):
+        order.append(index + seen[index] * len(records))
+        seen[index] += 1
+    return order
+
+
+def class_counts(records: Sequence[VideoRecord], num_classes: int) -> tuple[int, ...]:
+    """Return the videos of each class; one with several classes counts in each."""
+    counts = Counter(label for record in records for label in record.all_labels)
+    return tuple(counts[label] for label in range(num_classes))
 
 
 def collate_clips(items: list[ClipItem | ClipFailure]) -> _Loaded[Batch]:

@@ -1,23 +1,57 @@
-"""Which frames a clip is made of. All frame numbers are 1-based, as in the file names.
+"""Frame choice: which frames of a video make up a clip. Frame numbers are 1-based, as in file names; starts 0-based.
 
-The `paper-*` protocols reproduce LateTemporalModeling3DCNN frame by frame, quirks included: the last frame of a
-video longer than a clip is never read, the first one is skipped, a second test clip starts only at twice the clip
-length plus three frames. Those named after a family are in `temporal.py`, those of segments in `spread.py`. The others
-use the whole video.
+The protocols `single`, `multi`, `uniform`, `sliding` and `train` use the whole video. The others reproduce published
+code frame by frame, quirks included:
+
+- `paper-*` (LateTemporalModeling3DCNN): the last frame of a video longer than a clip is never read, the first one is
+  skipped, and a second test clip starts only at twice the clip length plus three frames.
+- `efficient3d-*` (Efficient-3DCNNs): a window of `clip_length * stride` neighbouring frames, looped from its own first
+  frame, then thinned. The random start is never the last possible one. `windows` keeps a video of one frame, which the
+  published data set leaves out.
+- `3dresnets-*` (3D-ResNets-PyTorch): the video is thinned first, so a start is a place in the thinned list. `even` and
+  `sliding` take only their starts from it and cut neighbouring frames, as its `main.py` does under `--sample_t_stride`;
+  `windows` cuts first and thins each window. A short last window is looped from its own first frame.
+- `co3d-*` (PySlowFast): frames spread over `[start, start + clip_length * stride - 1]`, clamped to the video and
+  truncated, so they lie slightly further apart than `stride`.
+- `segments-*` (TSN, arXiv 1608.00859): the video is cut into equal parts and every part gives some frames, as in
+  mmaction2's `SampleFrames` (one clip of the whole video, or two by twice-sampling) and `UniformSample` (several clips,
+  which share the parts).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import ceil
 
 import numpy as np
 
-from two_stream.data.clips.families import FAMILY_PROTOCOLS, family_clips
-from two_stream.data.clips.spread import SEGMENT_PROTOCOLS, allowed_starts, drawn_starts, segment_starts
 from two_stream.errors import SettingsError
 from two_stream.runtime import seeding
 from two_stream.types import InputSpec
 
+FAMILY_PROTOCOLS = (
+    "efficient3d-random",
+    "efficient3d-begin",
+    "efficient3d-center",
+    "efficient3d-windows",
+    "efficient3d-loop",
+    "3dresnets-random",
+    "3dresnets-begin",
+    "3dresnets-center",
+    "3dresnets-even",
+    "3dresnets-sliding",
+    "3dresnets-windows",
+    "co3d-random",
+    "co3d-even",
+    "co3d-center",
+)
+TRAINING = ("random", "center", "begin")
+"""choices that give one clip of every video, however short"""
+
+EVEN_CLIPS = {"efficient3d-windows": 3, "3dresnets-even": 3, "co3d-even": 10, "co3d-center": 1}
+"""clips per video when their number is not given: the published defaults"""
+
+SEGMENT_PROTOCOLS = ("segments-train", "segments-single", "segments-twice", "segments-uniform")
 MENDED = ("single", "multi", "uniform", "sliding", "train")
 PAPER = ("paper-single", "paper-multi", "paper-train", "paper-val")
 PROTOCOLS = (*MENDED, *PAPER, *FAMILY_PROTOCOLS, *SEGMENT_PROTOCOLS)
@@ -364,3 +398,221 @@ def _paper_test_starts(protocol: str, num_frames: int, clip_length: int) -> list
         return [0]
     first = (num_frames - count * clip_length) // 2
     return [first + index * clip_length for index in range(count)]
+
+
+Choose = Callable[[int, range], int]
+"""(segment, allowed starts) -> start"""
+
+
+def family_clips(
+    protocol: str,
+    num_frames: int,
+    clip_length: int,
+    *,
+    stride: int,
+    num_clips: int | None,
+    step: int | None,
+    choose: Choose,
+    draw: Callable[[float], float],
+) -> list[list[int]]:
+    """Return the frame numbers (1-based) of each clip; numbers are checked already.
+
+    Args:
+        protocol: One of `FAMILY_PROTOCOLS`.
+        num_frames: Frames of the video.
+        clip_length: Frames of a clip.
+        stride: `downsample`, `sample_t_stride` or the sampling rate.
+        num_clips: Clips of the even ones; 0 asks `efficient3d-windows` for neighbouring windows (its test part).
+        step: Frames between the starts of sliding windows; default a window.
+        choose: Picks a start of `efficient3d-random` and `3dresnets-random`.
+        draw: Picks the start of `co3d-random`, a real number from 0 to its argument.
+
+    Raises:
+        SettingsError: `3dresnets-even` of one clip, where the published code divides by zero.
+    """
+    family, _, kind = protocol.partition("-")
+    frames = range(1, num_frames + 1)
+    count = EVEN_CLIPS.get(protocol, 1) if num_clips is None else num_clips
+    if family == "co3d":
+        return _co3d(kind, num_frames, clip_length, stride, count, draw)
+    if kind in TRAINING:
+        thinned = frames[::stride] if family == "3dresnets" else frames
+        size = clip_length if family == "3dresnets" else clip_length * stride
+        start = _start(kind, len(thinned), size, choose)
+        window = looped(thinned[start : start + size], size)
+        return [window if family == "3dresnets" else window[::stride]]
+    if protocol == "efficient3d-loop":
+        return [looped(frames, max(num_frames, clip_length * stride))]
+    if protocol == "efficient3d-windows":
+        windows = efficient_windows(num_frames, clip_length, count) or [(1, num_frames)]
+        size = clip_length * stride
+        return [looped(range(first, last + 1), size)[::stride] for first, last in windows]
+    if protocol == "3dresnets-windows":
+        size = clip_length * stride
+        found = _windows(frames, size, step or size, None)
+        return [window[::stride] for window in found]
+    thinned = frames[::stride]
+    if protocol == "3dresnets-sliding":
+        return _windows(thinned, clip_length, step or clip_length, None)
+    if count < 2:
+        raise SettingsError(f"sample_clips: num_clips is {count}: expected at least 2 for {protocol!r}")
+    apart = max(1, ceil((len(thinned) - 1 - clip_length) / (count - 1)))
+    return _windows(thinned, clip_length, apart, count)
+
+
+def looped(frames: Sequence[int], size: int) -> list[int]:
+    """Return the first `size` frames, going back to the front where there are fewer (`LoopPadding`)."""
+    return [frames[place % len(frames)] for place in range(size)]
+
+
+def efficient_windows(num_frames: int, clip_length: int, samples: int) -> list[tuple[int, int]]:
+    """Return the first and last frame of each sample Efficient-3DCNNs makes of a video.
+
+    With 0 samples neighbouring windows, otherwise evenly spaced ones (often more than asked for, as published); the
+    last frame never begins a window, so a video of one frame gives none. One sample is the whole video.
+    """
+    if samples == 1:
+        return [(1, num_frames)]
+    step = clip_length
+    if samples > 1:
+        step = max(1, ceil((num_frames - 1 - clip_length) / (samples - 1)))
+    return [(first, min(num_frames, first + clip_length - 1)) for first in range(1, num_frames, step)]
+
+
+def _start(kind: str, count: int, size: int, choose: Choose) -> int:
+    if kind == "begin":
+        return 0
+    if kind == "center":
+        return max(0, count // 2 - size // 2)
+    return choose(0, range(max(0, count - size - 1) + 1))
+
+
+def _windows(thinned: range, size: int, step: int, most: int | None) -> list[list[int]]:
+    """Return windows of neighbouring frames that begin at every `step`-th frame of the list, up to a short one."""
+    found: list[list[int]] = []
+    last = thinned[-1]
+    for first in thinned[::step]:
+        window = range(first, min(first + size, last + 1))
+        found.append(looped(window, size))
+        if len(window) < size or len(found) == most:
+            break
+    return found
+
+
+def _co3d(
+    kind: str, num_frames: int, clip_length: int, stride: int, count: int, draw: Callable[[float], float]
+) -> list[list[int]]:
+    span = clip_length * stride
+    room = float(max(num_frames - span, 0))
+    if kind == "random":
+        starts = [draw(room)]
+    elif kind == "even":
+        starts = [room * clip / count for clip in range(count)]
+    else:
+        starts = [max(0.0, num_frames * (2 * clip + 1) / (2 * count) - span / 2) for clip in range(count)]
+    return [_spread(start, start + span - 1, num_frames, clip_length) for start in starts]
+
+
+def _spread(start: float, end: float, num_frames: int, clip_length: int) -> list[int]:
+    """Return evenly spread frames with torch.linspace's float32 rounding, which the truncation makes visible.
+
+    It counts from both ends with fused multiply-adds, so sums are exact (float64 here) and rounded once.
+    """
+    first, last = np.float32(start), np.float32(end)
+    apart = np.float64((last - first) / np.float32(max(clip_length - 1, 1)))
+    place = np.arange(clip_length, dtype=np.float64)
+    exact = np.where(
+        place < clip_length // 2, first + apart * place, last - apart * (clip_length - 1 - place)
+    )
+    places = exact.astype(np.float32).clip(0, num_frames - 1)
+    return [int(value) + 1 for value in places]
+
+
+def segment_starts(
+    protocol: str, num_frames: int, segments: int, span: int, num_clips: int
+) -> list[list[int]]:
+    """Return the start (0-based) of every segment, per clip of an evaluation.
+
+    `segments-single` takes the middle of each part; several frames of a segment are laid from the first frame to the
+    last. `segments-twice` adds the clip of the parts' first frames; of several frames a segment that of
+    `segments-uniform`. `segments-uniform` divides each part among `num_clips` clips.
+
+    Args:
+        protocol: One of `SEGMENT_PROTOCOLS` but `segments-train`.
+        num_frames: Frames of the video.
+        segments: Parts.
+        span: Frames from the first to the last frame of a segment, both counted.
+        num_clips: Clips of `segments-uniform`.
+    """
+    if protocol == "segments-uniform":
+        return [_shared(num_frames, segments, span, clip, num_clips) for clip in range(num_clips)]
+    places = range(segments)
+    room = max(0, num_frames - span)
+    if span == 1:
+        part = num_frames / segments
+        clips = [[int(place * part + part / 2) for place in places], [int(place * part) for place in places]]
+    else:
+        apart = room / max(1, segments - 1)
+        single = [round(place * apart) for place in places] if segments > 1 else [room // 2]
+        clips = [single, _shared(num_frames, segments, span, 0, 1)]
+    return clips if protocol == "segments-twice" else clips[:1]
+
+
+def drawn_starts(
+    num_frames: int, segments: int, frames: int, stride: int, rng: np.random.Generator
+) -> list[int]:
+    """Draw the start (0-based) of every segment of a training clip.
+
+    At even odds as either sampler draws it: `UniformSample` reaches every frame of the video, while the parts of
+    `SampleFrames` have whole numbers of frames, and leave up to a frame per part at the end to the other.
+    """
+    if rng.random() < 0.5:
+        return [
+            int(rng.integers(part.start, part.stop))
+            for part in uniform_parts(num_frames, segments, frames, stride)
+        ]
+    allowed = sampled_parts(num_frames, segments, frames, stride)
+    starts = [int(rng.integers(part.start, part.stop)) for part in allowed]
+    return sorted(starts) if allowed[0] == allowed[-1] else starts
+
+
+def allowed_starts(num_frames: int, segments: int, frames: int, stride: int) -> list[range]:
+    """Return, per segment, the starts a training clip may have: those of either sampler, and what lies between."""
+    both = (parts(num_frames, segments, frames, stride) for parts in (sampled_parts, uniform_parts))
+    return [range(min(a[0], b[0]), max(a[-1], b[-1]) + 1) for a, b in zip(*both)]
+
+
+def uniform_parts(num_frames: int, segments: int, frames: int, stride: int) -> list[range]:
+    """Return, per segment, the starts that `UniformSample` draws from; neighbouring parts share the frame between."""
+    part = max(0, num_frames - 1 - (frames - 1) * stride) / segments
+    return [range(round(place * part), round((place + 1) * part) + 1) for place in range(segments)]
+
+
+def sampled_parts(num_frames: int, segments: int, frames: int, stride: int) -> list[range]:
+    """Return, per segment, the starts that `SampleFrames` draws from.
+
+    Where the video has too few frames for parts of its own, but more than a segment takes in, every segment may start
+    anywhere, and what is drawn is sorted. In a shorter one the starts are fixed, and the last of them may lie behind
+    the end, where a video is looped.
+
+    Args:
+        num_frames: Frames of the video.
+        segments: Parts.
+        frames: Frames of a segment.
+        stride: Step between them.
+    """
+    taken = frames * stride
+    part = (num_frames - taken + 1) // segments
+    if part > 0:
+        return [range(place * part, (place + 1) * part) for place in range(segments)]
+    if num_frames > max(segments, taken):
+        return [range(num_frames - taken + 1)] * segments
+    apart = (num_frames - taken + 1) / segments if part == 0 else 0.0
+    return [range(start, start + 1) for start in (round(place * apart) for place in range(segments))]
+
+
+def _shared(num_frames: int, segments: int, span: int, clip: int, num_clips: int) -> list[int]:
+    """Return the starts of one of several clips that share the parts, rounded as `UniformSample` does."""
+    part = max(0, num_frames - span) / segments
+    inside = int(part / (num_clips + 1) * (clip + 1))
+    return [round(place * part) + inside for place in range(segments)]

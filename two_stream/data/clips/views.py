@@ -13,12 +13,11 @@ import torch
 from torch.utils.data import Dataset
 
 from two_stream.config.schema import EvaluateOptions, Experiment
-from two_stream.data.catalog import Record
+from two_stream.data.catalog import Mirror, Record, mirror_of
 from two_stream.data.clips.dataset import BROKEN, ClipFailure, failure_of
 from two_stream.data.clips.loader import Loader
 from two_stream.data.clips.sampling import clips_for, evaluation_protocol, reordered, sampling_of
 from two_stream.data.clips.transforms import View, evaluation_views, seen_by, whole_box
-from two_stream.data.mirror import Mirror, mirror_of
 from two_stream.data.sources.base import ClipSource, read_clip
 from two_stream.data.sources.choose import make_source
 from two_stream.errors import DataError, TwoStreamError

@@ -16,8 +16,14 @@ import yaml
 
 from two_stream.config.load import nearest
 from two_stream.data.catalog import RECORD_FILE, SPLIT_WORDS, Record, read_groups
-from two_stream.data.prepare.counting import Counts, FolderCounts, count_videos, look_and_count, make_record
-from two_stream.data.prepare.frame_names import FrameNames
+from two_stream.data.prepare.counting import (
+    Counts,
+    FolderCounts,
+    FrameNames,
+    count_videos,
+    look_and_count,
+    make_record,
+)
 from two_stream.data.sources.files import FrameFolders
 from two_stream.data.splits import (
     MODALITIES,

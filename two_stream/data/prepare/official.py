@@ -9,18 +9,25 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from two_stream.data.catalog import RECORD_FILE, Record, Roots, class_index, load_record, read_lines
-from two_stream.data.packaged import packaged_record
+from two_stream.data.catalog import (
+    RECORD_FILE,
+    Record,
+    Roots,
+    class_index,
+    load_record,
+    packaged_record,
+    read_lines,
+)
 from two_stream.data.prepare.counting import (
     Counts,
     FolderCounts,
+    FrameNames,
     count_folders,
     count_videos,
     look_and_count,
     make_record,
 )
 from two_stream.data.prepare.folders import Prepared, Splits, relative_path, write_dataset
-from two_stream.data.prepare.frame_names import FrameNames
 from two_stream.data.sources.files import FrameFolders, find_video, index_videos
 from two_stream.data.splits import MODALITIES
 from two_stream.errors import DataError, SettingsError, VideoError

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 
 from two_stream.config.schema import Experiment
-from two_stream.data.catalog import Record
+from two_stream.data.catalog import Record, mirror_of
 from two_stream.data.clips.dataset import many_hot
 from two_stream.data.clips.loader import batches_of, epoch_plan
-from two_stream.data.mirror import mirror_of
 from two_stream.errors import DataError
 from two_stream.evaluation.features.cache import CENTRED, FeatureCache, StoredVideo, stored_video
 from two_stream.types import Batch, VideoRecord

@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from two_stream.config.schema import EvaluateOptions, Experiment
-from two_stream.data.catalog import Record, load_record
+from two_stream.data.catalog import Record, load_record, mirror_of
 from two_stream.data.clips.dataset import ClipDataset, ClipFailure
 from two_stream.data.clips.loader import centred_clips, drawn_clips
 from two_stream.data.clips.views import ViewLoader, collate_views, evaluation_clips, view_loader
-from two_stream.data.mirror import mirror_of
 from two_stream.data.splits import load_part, not_for_test
 from two_stream.errors import DataError, SettingsError
 from two_stream.evaluation.features.cache import (

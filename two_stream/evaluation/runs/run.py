@@ -13,8 +13,8 @@ import torch
 
 from two_stream.config.load import load_experiment
 from two_stream.config.schema import EvaluateOptions, Experiment
+from two_stream.data.catalog import Mirror, mirror_note, mirror_of
 from two_stream.data.clips.views import view_loader
-from two_stream.data.mirror import Mirror, mirror_note, mirror_of
 from two_stream.data.splits import load_part
 from two_stream.errors import CheckpointError, DataError, ScoreError, SettingsError
 from two_stream.evaluation.features.cached_views import StoredViews

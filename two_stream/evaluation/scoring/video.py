@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from two_stream.config.schema import EvaluateOptions
+from two_stream.data.catalog import Mirror
 from two_stream.data.clips.transforms import resize_frames, seen_by
-from two_stream.data.mirror import Mirror
 from two_stream.data.sources.base import stacked_numbers
 from two_stream.errors import ScoreError, VideoError
 from two_stream.evaluation.scores.fusion import checked_weights, combine

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from two_stream.config.schema import EvaluateOptions
+from two_stream.data.catalog import Mirror
 from two_stream.data.clips.transforms import View, evaluation_views
 from two_stream.data.clips.views import boxes_and_flips, evaluation_clips, turns_round
-from two_stream.data.mirror import Mirror
 from two_stream.types import Frames, InputSpec, VideoViews
 
 _CLIPS = {

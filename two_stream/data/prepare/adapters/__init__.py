@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from two_stream.config.load import nearest
-from two_stream.data.packaged import packaged_record
-from two_stream.data.prepare.adapters.activitynet import read_activitynet
+from two_stream.data.catalog import packaged_record
 from two_stream.data.prepare.adapters.annotations import AnnotatedVideo, Annotations
 from two_stream.data.prepare.adapters.charades import read_charades
-from two_stream.data.prepare.adapters.codebase_json import read_codebase_json
+from two_stream.data.prepare.adapters.codebase_json import read_activitynet, read_codebase_json
 from two_stream.data.prepare.adapters.diving48 import read_diving48
 from two_stream.data.prepare.adapters.jester import read_jester
 from two_stream.data.prepare.adapters.kinetics import read_kinetics

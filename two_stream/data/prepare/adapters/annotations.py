@@ -1,13 +1,22 @@
-"""The common form of what annotation files say."""
+"""The form in which adapters return annotation files, and helpers that read such files.
+
+Every error names the file and the line, or the key in a JSON file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 from two_stream.config.load import nearest
+from two_stream.data.catalog import read_lines
 from two_stream.errors import DataError
+from two_stream.runtime.text import parse_json
 
 Split = Literal["train", "val", "test", ""]
 """the official validation part is the `test` list here, as in published lists; `val` are rows of a table
@@ -127,3 +136,160 @@ def left_right_pairs(classes: Sequence[str], also: Mapping[str, str] | None = No
 
 def _like(word: str, model: str) -> str:
     return word[:1].upper() + word[1:] if model[:1].isupper() else word
+
+
+T = TypeVar("T")
+_NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number"}
+
+
+def find_file(folder: Path, *patterns: str) -> Path:
+    """Return the one file of a folder that a pattern (any case) fits; earlier patterns go first.
+
+    Raises:
+        DataError: No such folder, no such file, or several.
+    """
+    found = find_optional(folder, *patterns)
+    if found is None:
+        raise DataError(f"{folder}: no file {' or '.join(patterns)} here")
+    return found
+
+
+def find_optional(folder: Path, *patterns: str) -> Path | None:
+    """Return the one file of a folder that a pattern fits, or None; see `find_file`."""
+    if not folder.is_dir():
+        what = "is a file; give the folder it lies in" if folder.exists() else "no such folder"
+        raise DataError(f"{folder}: {what}")
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
+    for pattern in patterns:
+        found = [name for name in names if fnmatch(name.lower(), pattern.lower())]
+        if len(found) > 1:
+            raise DataError(f"{folder}: {found[0]} and {found[1]} both look like {pattern}; keep one there")
+        if found:
+            return folder / found[0]
+    return None
+
+
+def rows(path: Path, delimiter: str, least: int, form: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield (`file:line`, fields) of a file without header; blank lines are left out.
+
+    Args:
+        path: The file.
+        delimiter: Between fields.
+        least: Fewest fields of a line.
+        form: What a line looks like, for the message.
+
+    Raises:
+        DataError: The file is missing, or a line has too few fields.
+    """
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        fields = [field.strip() for field in next(csv.reader([line.strip()], delimiter=delimiter))]
+        if len(fields) < least or not all(fields[:least]):
+            raise DataError(f"{path}:{number}: {line.strip()!r}: expected `{form}`")
+        yield f"{path}:{number}", fields
+
+
+def table_rows(
+    path: Path, needed: Sequence[str], delimiter: str = ","
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield (`file:line`, row by column) of a file whose first line names the columns.
+
+    Raises:
+        DataError: The file is missing, lacks a column, or a line has another number of fields.
+    """
+    lines = read_lines(path)
+    if delimiter == "," and lines and ";" in lines[0] and "," not in lines[0]:
+        delimiter = ";"  # as spreadsheets write it where the comma is the decimal point
+    reader = csv.reader((line + "\n" for line in lines), delimiter=delimiter)
+    header = [column.strip() for column in next(reader, [])]
+    lacking = [column for column in needed if column not in header]
+    if lacking:
+        raise DataError(f"{path}:1: no column {lacking[0]!r}; expected {delimiter.join(needed)}")
+    end = reader.line_num
+    for fields in reader:
+        begin, end = end + 1, reader.line_num
+        if not any(field.strip() for field in fields):
+            continue
+        if len(fields) != len(header):
+            raise DataError(
+                f"{path}:{begin}: {len(fields)} fields, the first line names {len(header)} columns; "
+                "is the file whole?"
+            )
+        yield f"{path}:{begin}", dict(zip(header, (field.strip() for field in fields), strict=True))
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        DataError: Missing, or no whole JSON; names the line.
+    """
+    text = "\n".join(read_lines(path))
+    try:
+        return parse_json(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: not whole JSON ({error.msg})") from None
+
+
+def typed(value: Any, kind: type[T], where: str) -> T:
+    """Return a value of a JSON file, checked; a whole number may stand for a number.
+
+    Raises:
+        DataError: Of another kind; names the place.
+    """
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)  # type: ignore[return-value]
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        shown = json.dumps(value, ensure_ascii=False)
+        shown = shown if len(shown) <= 60 else f"{shown[:57]}…"
+        raise DataError(f"{where}: {shown}: expected {_NAMES[kind]}")
+    return value
+
+
+def key(container: dict[str, Any], name: str, kind: type[T], where: str) -> T:
+    """Return an entry of a JSON object, checked.
+
+    Raises:
+        DataError: Missing or of another kind; names the place.
+    """
+    if name not in container:
+        raise DataError(f"{where}: no key {name!r}")
+    return typed(container[name], kind, f"{where}.{name}")
+
+
+def number(text: str, where: str, what: str) -> float:
+    """Return a number written in a text file.
+
+    Raises:
+        DataError: Not a finite number of at least 0; names the place.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise DataError(f"{where}: {what} is {text!r}: expected a number of at least 0")
+    return value
+
+
+def span(start: float, end: float, where: str) -> tuple[float, float]:
+    """Return start and end of a part, in seconds.
+
+    Raises:
+        DataError: It does not end after it starts; names the place.
+    """
+    if not 0 <= start < end:
+        raise DataError(f"{where}: from {start:g} to {end:g} s: expected 0 <= start < end")
+    return start, end
+
+
+def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the objects of a JSON list, each after where it stands, `file: [place]`.
+
+    Raises:
+        DataError: Missing, no JSON, no list, or an entry that is no object.
+    """
+    for place, value in enumerate(typed(read_json(path), list, str(path))):
+        where = f"{path}: [{place}]"
+        yield where, typed(value, dict, where)

@@ -1,10 +1,13 @@
-"""From annotations and the videos that are there to a catalogue record, split lists, groups and segments."""
+"""Makes a catalogue record, split lists, groups and segments of annotation files and the videos that exist."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,10 @@ from two_stream.config.load import read_yaml
 from two_stream.data.catalog import RECORD_FILE
 from two_stream.data.prepare.adapters import read_annotations
 from two_stream.data.prepare.adapters.annotations import AnnotatedVideo, Annotations
-from two_stream.data.prepare.adapters.clock import clock_of
-from two_stream.data.prepare.adapters.locate import LocatedVideo, VideoIndex
 from two_stream.data.prepare.counting import (
     Counts,
     FolderCounts,
+    FrameNames,
     count_folders,
     count_videos,
     look_and_count,
@@ -31,13 +33,16 @@ from two_stream.data.prepare.folders import (
     relative_path,
     write_dataset,
 )
-from two_stream.data.prepare.frame_names import FrameNames
-from two_stream.data.sources.segments import Segment, write_segments
+from two_stream.data.sources.files import index_videos
+from two_stream.data.sources.segments import Segment, frames_between, write_segments
 from two_stream.data.splits import MODALITIES, make_splits
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.runtime.files import write_text
 from two_stream.types import VideoRecord
-from two_stream.video.sources import Source
+from two_stream.video.decoding.reader import open_video
+from two_stream.video.decoding.times import frame_times
+from two_stream.video.extraction.one_video import read_extraction_manifest
+from two_stream.video.sources import Source, folder_ids, video_files
 
 SEGMENTS_FILE = "segments.csv"
 _TEST_FRACTION = 0.3
@@ -274,3 +279,147 @@ def _splits(
         elif len(seen) < len(classes):
             notes.append(f"{len(classes) - len(seen)} classes have no {side} video here")
     return [(train, test)], val, notes
+
+
+@dataclass(frozen=True)
+class LocatedVideo:
+    """A video that is there."""
+
+    id: str
+    """its path below the root, without suffix"""
+    path: Path
+    """the file, or the folder of frames"""
+
+
+class VideoIndex:
+    """Everything below a root by id and by bare name."""
+
+    def __init__(self, root: Path, *, frames: bool) -> None:
+        """Look at the folder once.
+
+        Args:
+            root: Folder of videos, or of frame folders.
+            frames: The latter.
+
+        Raises:
+            DataError: No such folder.
+        """
+        if not root.is_dir():
+            raise DataError(f"{root}: no such folder of {'frames' if frames else 'videos'}")
+        self.root = root
+        self._what = "frame folder" if frames else "video file"
+        if frames:
+            self._index, self._ids = _frame_folders(root)
+        else:
+            files = video_files(root)[0]
+            self._index, self._ids = (
+                index_videos(root),
+                dict(zip(files, folder_ids(root, files), strict=True)),
+            )
+
+    def find(self, names: Sequence[str]) -> LocatedVideo | str:
+        """Return the first of some names that is there, or why there is none.
+
+        A name with its class folder is looked up as it is, one without in every class folder.
+        """
+        for name in names:
+            places = self._index.get(self._relative(name), [])
+            if len(places) > 1:
+                shown = ", ".join(path.relative_to(self.root).as_posix() for path in places[:3])
+                return f"several of this name ({shown})"
+            if places:
+                return LocatedVideo(self._ids[places[0]], places[0])
+        return f"no {self._what} of this name"
+
+    def _relative(self, name: str) -> str:
+        path = Path(name)
+        if path.is_absolute() and path.is_relative_to(self.root.absolute()):
+            return path.relative_to(self.root.absolute()).as_posix()
+        return path.as_posix()
+
+
+def _frame_folders(root: Path) -> tuple[dict[str, list[Path]], dict[Path, str]]:
+    """Return the folders without sub-folders, one or two levels below the root, by id and bare name, and their ids."""
+    index: dict[str, list[Path]] = {}
+    ids: dict[Path, str] = {}
+    for top in _folders(root):
+        for path in _folders(top) or [top]:
+            ids[path] = path.relative_to(root).as_posix()
+            for key in {ids[path], path.name}:
+                index.setdefault(key, []).append(path)
+    return index, ids
+
+
+def _folders(path: Path) -> list[Path]:
+    with os.scandir(path) as entries:
+        return [path / name for name in sorted(e.name for e in entries if e.is_dir() and e.name[0] != ".")]
+
+
+RATE_FILE = "fps"
+"""file in a frame folder, as the scripts of 3D-ResNets-PyTorch write it"""
+
+
+@dataclass(frozen=True)
+class VideoClock:
+    """When the frames of a video are shown."""
+
+    count: int
+    fps: float | None = None
+    times: Sequence[float] | None = None
+
+    def between(self, start: float, end: float) -> range:
+        """Return the numbers of the frames from `start` to `end`, in seconds; see `frames_between`."""
+        return frames_between(start, end, self.count, fps=self.fps, times=self.times)
+
+
+@lru_cache(maxsize=8)  # the parts of a video follow each other in the files
+def clock_of(
+    file: Path | None, folder: Path | None, count: int, fps: float | None, wanted: float | None
+) -> VideoClock:
+    """Return the clock of a video.
+
+    Args:
+        file: The video, where it is at hand.
+        folder: Its frame folder, where that is read; the video's time stamps hold if it has as many frames.
+        count: Frames.
+        fps: Rate in the annotations.
+        wanted: Rate that a person has given for the frame folders; goes before everything but time stamps.
+
+    Raises:
+        VideoError: Nothing tells the rate.
+    """
+    if file is not None:
+        with suppress(VideoError):
+            times = frame_times(file)
+            if times is not None and len(times) == count:
+                return VideoClock(count, times=times)
+    elif folder is not None:
+        times = _recorded(folder).get("times", [])  # none where the rate is steady
+        if len(times) == count + 1:
+            return VideoClock(count, times=times[:-1])
+    rate = wanted or fps
+    if rate is None and folder is not None:
+        rate = _rate_of(folder)
+    elif rate is None and file is not None:
+        with open_video(file) as video:
+            rate = video.fps
+    if rate is None:
+        where = folder or file
+        raise VideoError(where, f"nothing tells the frames per second of {where}; give --fps")
+    return VideoClock(count, fps=rate)
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """Return what extraction noted of the video; nothing where the folder is not ours."""
+    found = (read_extraction_manifest(folder) or {}).get("video")
+    return found if isinstance(found, dict) else {}
+
+
+def _rate_of(folder: Path) -> float | None:
+    found = _recorded(folder).get("fps")
+    if found:
+        return float(found)
+    with suppress(OSError, ValueError):
+        rate = float((folder / RATE_FILE).read_text(encoding="utf-8-sig"))
+        return rate if rate > 0 else None
+    return None

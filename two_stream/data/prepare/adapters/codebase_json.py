@@ -11,8 +11,17 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from two_stream.data.prepare.adapters.annotations import AnnotatedClasses, AnnotatedVideo, Annotations, Split
-from two_stream.data.prepare.adapters.reading import key, read_json, span, typed
+from two_stream.data.prepare.adapters.annotations import (
+    AnnotatedClasses,
+    AnnotatedVideo,
+    Annotations,
+    Split,
+    find_file,
+    key,
+    read_json,
+    span,
+    typed,
+)
 from two_stream.errors import DataError
 
 _PARTS: dict[str, Split] = {"training": "train", "validation": "test"}
@@ -116,3 +125,17 @@ def _frames(value: Any, where: str) -> tuple[int, int]:
     if not (start.is_integer() and stop.is_integer() and 0 <= start < stop):
         raise DataError(f"{where}: {value}: expected whole frame numbers, the second after the first")
     return max(int(start), 1), int(stop)
+
+
+def read_activitynet(path: Path) -> Annotations:
+    """Read the official file (or the folder it lies in): every annotated segment is an entry of its own.
+
+    Labels follow the leaves of the taxonomy, as in 3D-ResNets-PyTorch `datasets/activitynet.py`, unless the file has
+    `labels`. `fps`, where 3D-ResNets' scripts have added it, goes for videos whose own time stamps cannot be read.
+    Videos are called `v_<id>` or `<id>`.
+
+    Raises:
+        DataError: Missing, no whole JSON, or a wrong value; names the key.
+    """
+    file = find_file(path, "activity_net*.json", "*.json") if path.is_dir() else path
+    return read_codebase_json(file, prefix="v_")

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from two_stream.data.prepare.adapters.annotations import AnnotatedClasses, AnnotatedVideo, Annotations, Split
-from two_stream.data.prepare.adapters.reading import find_file, json_objects, key, read_json, typed
+from two_stream.data.prepare.adapters.annotations import (
+    AnnotatedClasses,
+    AnnotatedVideo,
+    Annotations,
+    Split,
+    find_file,
+    json_objects,
+    key,
+    read_json,
+    typed,
+)
 from two_stream.errors import DataError
 
 GROUP = r"(?:^|/)([\w-]{11})_\d{5}$"

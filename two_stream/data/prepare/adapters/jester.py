@@ -10,9 +10,11 @@ from two_stream.data.prepare.adapters.annotations import (
     AnnotatedVideo,
     Annotations,
     Split,
+    find_file,
+    find_optional,
     left_right_pairs,
+    rows,
 )
-from two_stream.data.prepare.adapters.reading import find_file, find_optional, rows
 from two_stream.errors import DataError
 
 TURNS = {"clockwise": "counterclockwise", "counterclockwise": "clockwise"}

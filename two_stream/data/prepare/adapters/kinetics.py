@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from two_stream.data.prepare.adapters.annotations import AnnotatedClasses, AnnotatedVideo, Annotations, Split
+from two_stream.data.prepare.adapters.annotations import (
+    AnnotatedClasses,
+    AnnotatedVideo,
+    Annotations,
+    Split,
+    find_file,
+    number,
+    span,
+    table_rows,
+)
 from two_stream.data.prepare.adapters.codebase_json import read_codebase_json
-from two_stream.data.prepare.adapters.reading import find_file, number, span, table_rows
 from two_stream.errors import DataError
 
 COLUMNS = ("label", "youtube_id", "time_start", "time_end")

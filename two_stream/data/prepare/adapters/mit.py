@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from two_stream.data.prepare.adapters.annotations import AnnotatedClasses, AnnotatedVideo, Annotations, Split
+from two_stream.data.prepare.adapters.annotations import (
+    AnnotatedClasses,
+    AnnotatedVideo,
+    Annotations,
+    Split,
+    find_file,
+    rows,
+)
 from two_stream.data.prepare.adapters.codebase_json import read_codebase_json
-from two_stream.data.prepare.adapters.reading import find_file, rows
 from two_stream.errors import DataError
 
 

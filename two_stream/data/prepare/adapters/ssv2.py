@@ -9,9 +9,13 @@ from two_stream.data.prepare.adapters.annotations import (
     AnnotatedVideo,
     Annotations,
     Split,
+    find_file,
+    json_objects,
+    key,
     left_right_pairs,
+    read_json,
+    typed,
 )
-from two_stream.data.prepare.adapters.reading import find_file, json_objects, key, read_json, typed
 from two_stream.errors import DataError
 
 

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 
-from two_stream.data.prepare.adapters.annotations import AnnotatedClasses, AnnotatedVideo, Annotations, Split
-from two_stream.data.prepare.adapters.reading import find_file, find_optional, rows, table_rows
+from two_stream.data.prepare.adapters.annotations import (
+    AnnotatedClasses,
+    AnnotatedVideo,
+    Annotations,
+    Split,
+    find_file,
+    find_optional,
+    rows,
+    table_rows,
+)
 from two_stream.errors import DataError
 
 NAME = "English category"

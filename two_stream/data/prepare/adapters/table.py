@@ -10,8 +10,17 @@ from typing import Any
 
 from two_stream.config.load import nearest
 from two_stream.data.catalog import SPLIT_WORDS, read_lines
-from two_stream.data.prepare.adapters.annotations import AnnotatedClasses, AnnotatedVideo, Annotations, Split
-from two_stream.data.prepare.adapters.reading import json_objects, number, span, table_rows, typed
+from two_stream.data.prepare.adapters.annotations import (
+    AnnotatedClasses,
+    AnnotatedVideo,
+    Annotations,
+    Split,
+    json_objects,
+    number,
+    span,
+    table_rows,
+    typed,
+)
 from two_stream.errors import DataError
 from two_stream.runtime.text import parse_json
 
