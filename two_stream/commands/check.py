@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from two_stream.commands.flags import parse
+from two_stream.data.options import AuditOptions
 
 if TYPE_CHECKING:
     from two_stream.data.catalog import Record
-    from two_stream.data.prepare.audit import AuditOptions
     from two_stream.types import Modality
     from two_stream.video.doctor import Finding
     from two_stream.video.frames import FramePatterns
@@ -26,26 +26,16 @@ _SHOWN = 40
 """findings of one kind shown in the terminal; the JSON file has all"""
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(AuditOptions):
     """Flags of `two-stream check`."""
 
     targets: tyro.conf.Positional[tuple[str, ...]]
     """data sets (name or dataset.yaml), folders of videos or of frame folders, or videos"""
     json: Path | None = None
     """file for every finding"""
-    decode: bool = False
-    """of a data set, decode every video and every frame file too (videos given directly always are)"""
-    min_frames: int = 2
-    """fewest frames of a video that is long enough"""
     settings_root: Path = Path("settings")
     """folder that holds the named data sets"""
-    backend: Literal["pyav", "opencv", "torchcodec"] = "pyav"
-    """video decoder"""
-    processes: int | None = None
-    """videos looked at at a time; all processors by default, 0 works in the main process"""
-    patience: float = 60.0
-    """seconds without a new frame after which a video is given up"""
     rgb_pattern: str | None = None
     """names of RGB frames in a folder of frame folders, as for `extract`; by default as each was extracted"""
     flow_x_pattern: str | None = None
@@ -62,16 +52,12 @@ def main(args: list[str]) -> int:
     """
     options = parse(Options, args, prog="two-stream check", description=SUMMARY)
 
-    from two_stream.data.prepare.audit import AuditOptions
     from two_stream.errors import SettingsError
     from two_stream.runtime.files import write_json
 
     if not options.targets:
         raise SettingsError("two-stream check: what is to be checked? Give a data set, folders or videos")
-    chosen = AuditOptions(
-        options.min_frames, options.decode, options.backend, options.processes, options.patience
-    )
-    findings = [finding for target in options.targets for finding in _check(target, options, chosen)]
+    findings = [finding for target in options.targets for finding in _check(target, options)]
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     _tell(findings, options.targets)
     _tell_expected(options)
@@ -86,7 +72,7 @@ def main(args: list[str]) -> int:
     return 1 if counts["error"] else 0
 
 
-def _check(target: str, flags: Options, options: AuditOptions) -> list[Finding]:
+def _check(target: str, flags: Options) -> list[Finding]:
     from two_stream.config.load import nearest
     from two_stream.data.catalog import known_datasets
     from two_stream.data.prepare.audit import audit
@@ -97,9 +83,9 @@ def _check(target: str, flags: Options, options: AuditOptions) -> list[Finding]:
     path = Path(target)
     record = _record(path, flags.settings_root)
     if record is not None:
-        return audit(record, options)
+        return audit(record, flags)
     if path.is_dir():
-        return _check_folder(path, flags, options)
+        return _check_folder(path, flags)
     if not path.exists() and path.suffix.lower() not in VIDEO_SUFFIXES:
         hint = nearest(path.name, known_datasets(flags.settings_root))
         raise DataError(
@@ -107,10 +93,10 @@ def _check(target: str, flags: Options, options: AuditOptions) -> list[Finding]:
         )
     return examine_videos(
         [path],
-        min_frames=options.min_frames,
-        backend=options.backend,
-        processes=options.processes,
-        patience=options.patience,
+        min_frames=flags.min_frames,
+        backend=flags.backend,
+        processes=flags.processes,
+        patience=flags.patience,
     )
 
 
@@ -125,7 +111,7 @@ def _record(path: Path, settings_root: Path) -> Record | None:
     return None
 
 
-def _check_folder(folder: Path, flags: Options, options: AuditOptions) -> list[Finding]:
+def _check_folder(folder: Path, flags: Options) -> list[Finding]:
     """Check the videos below a folder and, where there are any, the frame folders."""
     from two_stream.errors import DataError
     from two_stream.video.doctor import examine_frame_folders, examine_videos
@@ -142,19 +128,19 @@ def _check_folder(folder: Path, flags: Options, options: AuditOptions) -> list[F
     if videos:
         findings += examine_videos(
             videos,
-            min_frames=options.min_frames,
-            backend=options.backend,
-            processes=options.processes,
-            patience=options.patience,
+            min_frames=flags.min_frames,
+            backend=flags.backend,
+            processes=flags.processes,
+            patience=flags.patience,
         )
     for (patterns, modalities), folders in groups.items():
         findings += examine_frame_folders(
             folders,
             patterns=patterns,
             modalities=modalities,
-            min_frames=options.min_frames,
-            decode=options.decode,
-            processes=options.processes,
+            min_frames=flags.min_frames,
+            decode=flags.decode,
+            processes=flags.processes,
         )
     return findings
 

@@ -6,10 +6,9 @@ files are named and which videos come from one source; the split lists lie besid
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +22,7 @@ from two_stream.errors import DataError
 from two_stream.types import MODALITY_CHANNELS, Modality, Part
 
 if TYPE_CHECKING:
+    from two_stream.config.schema import DataOptions
     from two_stream.video.frames import FramePatterns
 
 PACKAGED = Path(__file__).parent / "records"
@@ -297,21 +297,33 @@ def load_record(dataset: str | Path, settings_root: Path = Path("settings")) -> 
         path = given / RECORD_FILE
     else:
         path = settings_root / given / RECORD_FILE
-        if not path.is_file():
-            return _packaged_record(given, path, settings_root)
-    record = validate_settings(Record, read_yaml(path), path)
-    record._folder = path.parent
-    return record
+        if not path.is_file():  # not prepared yet: its lists will be written to that folder
+            mapping = packaged_record(str(given))
+            if mapping is None:
+                hint = nearest(given.name, known_datasets(settings_root))
+                raise DataError(f"{path}: no such data set{hint} (or give a path)")
+            return make_record(mapping, path.parent)
+    return make_record(read_yaml(path), path.parent, path)
 
 
-def _packaged_record(given: Path, path: Path, settings_root: Path) -> Record:
-    """Return the package's record of a data set that is not prepared yet; its lists will lie beside `path`."""
-    mapping = packaged_record(str(given))
-    if mapping is None:
-        known = known_datasets(settings_root)
-        raise DataError(f"{path}: no such data set{nearest(given.name, known)} (or give a path)")
-    record = validate_settings(Record, mapping, path)
-    record._folder = path.parent
+def dataset_record(data: DataOptions) -> Record:
+    """Read the record of the data set that the settings of an experiment name; see `load_record`."""
+    return load_record(data.dataset, data.settings_root)
+
+
+def make_record(mapping: Mapping[str, Any], folder: Path, source: Path | None = None) -> Record:
+    """Return the record with this content, for a folder that need not exist yet.
+
+    Args:
+        mapping: Content of a `dataset.yaml`.
+        folder: Folder of the record and its split lists; relative paths of the content start here.
+        source: File to name in errors; `dataset.yaml` in the folder by default.
+
+    Raises:
+        SettingsError: The content is wrong; names key and value.
+    """
+    record = validate_settings(Record, dict(mapping), source or folder / RECORD_FILE)
+    record._folder = folder
     return record
 
 
@@ -319,20 +331,6 @@ def known_datasets(settings_root: Path) -> list[str]:
     """Return the names under the settings folder and those that come with the package, sorted."""
     prepared = {path.parent.name for path in settings_root.glob(f"*/{RECORD_FILE}")}
     return sorted(prepared | packaged_names())
-
-
-def class_index(record: Record, name: str) -> int:
-    """Return the label of a class name, whatever its case.
-
-    Raises:
-        DataError: Unknown; the nearest name is given.
-    """
-    lowered = [known.lower() for known in record.classes]
-    if name.lower() in lowered:
-        return lowered.index(name.lower())
-    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
-    hint = f"; did you mean {record.classes[lowered.index(close[0])]!r}?" if close else ""
-    raise DataError(f"{record.name} has no class {name!r}{hint}")
 
 
 def read_groups(path: Path) -> dict[str, str]:

@@ -33,8 +33,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from two_stream.config.load import read_yaml, validate_settings
-from two_stream.data.catalog import RECORD_FILE, Record, load_record
+from two_stream.config.load import read_yaml
+from two_stream.data.catalog import Record, load_record, make_record
 from two_stream.data.prepare.folders import write_dataset
 from two_stream.data.splits import make_splits
 from two_stream.errors import DataError, SettingsError
@@ -391,8 +391,7 @@ def _write_lists(out: Path, options: DemoOptions, plan: list[tuple[str, int, int
         "group": r"_(g\d+)_c\d+$",
         "classes": list(options.classes),
     }
-    record = validate_settings(Record, mapping, out / RECORD_FILE)
-    record._folder = out
+    record = make_record(mapping, out)
     ids = [_id(name, group, take) for name, group, take, _ in plan]
     counts = {video_id: (frames, frames - 1) for video_id, (*_, frames) in zip(ids, plan)}
     records = [

@@ -17,14 +17,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
 
 from two_stream.data.catalog import Record
+from two_stream.data.options import PackOptions
 from two_stream.data.sources.files import FrameFolders, VideoFiles
-from two_stream.data.sources.shards import ENCODINGS, INDEX, Packed, ShardIndex, is_url, key_of
+from two_stream.data.sources.shards import INDEX, Packed, ShardIndex, is_url, key_of
 from two_stream.data.splits import read_list
 from two_stream.errors import DataError, SettingsError, TwoStreamError, VideoError
 from two_stream.runtime.console import progress
@@ -42,63 +43,10 @@ _BLOCK = 512
 """a tar file is made of blocks of this size"""
 _AT_ONCE = 32
 """frames in memory"""
+_PATIENCE = 600.0
+"""seconds without a new frame after which a shard is given up"""
 _NAMES = {"rgb": ("img",), "flow": ("flow_x", "flow_y")}
 _BROKEN = (VideoError, DataError, cv2.error)
-
-
-@dataclass(frozen=True)
-class PackOptions:
-    """How a data set is packed."""
-
-    encoding: Literal["raw", "original", "jpeg"] = "raw"
-    resize: tuple[int, int] = (128, 170)
-    """(height, width) of raw and jpeg frames"""
-    quality: int = 95
-    """of jpeg frames"""
-    source: Literal["frames", "videos"] = "frames"
-    backend: str = "pyav"
-    flow: str = "dis"
-    shard_frames: int = 10_000
-    """frames after which a new shard begins"""
-    processes: int | None = None
-    """shards written at a time; None takes all processors, 0 works in this process"""
-    patience: float = 600.0
-    """seconds without a new frame after which a shard is given up"""
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        """Check ranges; the message names the flag."""
-        if self.encoding not in ENCODINGS:
-            raise SettingsError(f"--encoding is {self.encoding!r}: expected one of {', '.join(ENCODINGS)}")
-        if self.encoding == "original" and self.source == "videos":
-            raise SettingsError(
-                "--encoding original keeps the files of frame folders: with --source videos use raw or jpeg"
-            )
-        if not 1 <= self.quality <= 100:
-            raise SettingsError(f"--quality is {self.quality}: expected 1 to 100")
-        if any(not 8 <= side <= 16384 for side in self.resize):
-            raise SettingsError(f"--resize is {self.resize}: expected HEIGHT WIDTH of 8 to 16384 pixels")
-        if self.shard_frames < 1:
-            raise SettingsError(f"--shard-frames is {self.shard_frames}: expected 1 or more")
-        if self.processes is not None and self.processes < 0:
-            raise SettingsError(f"--processes is {self.processes}: expected 0 or more")
-
-    def recorded(self, record: Record, modality: Modality) -> dict[str, Any]:
-        """Return what decides the content of the shards, as their index keeps it."""
-        videos = self.source == "videos"
-        return {
-            "dataset": record.name,
-            "modality": modality,
-            "encoding": self.encoding,
-            "resize": None if self.encoding == "original" else list(self.resize),
-            "quality": self.quality if self.encoding == "jpeg" else None,
-            "exact": self.encoding != "jpeg",
-            "source": self.source,
-            "decoder": backend_version(self.backend) if videos else f"opencv {cv2.__version__}",
-            "short_side": record.short_side if videos else None,
-            "flow": self.flow if videos and modality == "flow" else None,
-            "shard_frames": self.shard_frames,
-        }
 
 
 @dataclass(frozen=True)
@@ -175,7 +123,7 @@ def pack(record: Record, modality: Modality, out: Path | str, options: PackOptio
         )
     folder = Path(out) / modality
     source_of_frames(record, modality, options)  # a missing root is one error, not one per video
-    settings = options.recorded(record, modality)
+    settings = _settings(options, record, modality)
     shards = [
         Shard(folder, number, videos, record, modality, options, settings)
         for number, videos in enumerate(plan(all_videos(record, modality), options.shard_frames))
@@ -336,7 +284,7 @@ def _write_missing(missing: list[Shard], notes: dict[int, dict[str, Any] | None]
         while missing:
             again: list[Shard] = []
             for index, answer in run_tasks(
-                write_shard, missing, processes=min(processes, len(missing)), patience=options.patience
+                write_shard, missing, processes=min(processes, len(missing)), patience=_PATIENCE
             ):
                 shard = missing[index]
                 if isinstance(answer, TaskFailure):
@@ -398,6 +346,24 @@ def _finish(
     index = ShardIndex(settings, [], [], videos, *places, np.array(crcs, np.uint32) if whole else None)
     write_bytes(folder / INDEX, index.dump(listed))
     return summary
+
+
+def _settings(options: PackOptions, record: Record, modality: Modality) -> dict[str, Any]:
+    """Return what decides the content of the shards, as their index records it."""
+    videos = options.source == "videos"
+    return {
+        "dataset": record.name,
+        "modality": modality,
+        "encoding": options.encoding,
+        "resize": None if options.encoding == "original" else list(options.size),
+        "quality": options.quality if options.encoding == "jpeg" else None,
+        "exact": options.encoding != "jpeg",
+        "source": options.source,
+        "decoder": backend_version(options.backend) if videos else f"opencv {cv2.__version__}",
+        "short_side": record.short_side if videos else None,
+        "flow": options.flow if videos and modality == "flow" else None,
+        "shard_frames": options.shard_frames,
+    }
 
 
 def source_of_frames(record: Record, modality: Modality, options: PackOptions) -> FrameFolders | VideoFiles:
@@ -570,7 +536,7 @@ def _write_raw(
     tar: Tar, name: str, shard: Shard, count: int, frames: Iterator[Frames]
 ) -> tuple[int, int, list[int]]:
     """Write frames as one `.npy` member; return the place and number of its pixels' bytes, and each frame's CRC-32."""
-    shape = (count, *shard.options.resize, MODALITY_CHANNELS[shard.modality])
+    shape = (count, *shard.options.size, MODALITY_CHANNELS[shard.modality])
     head = io.BytesIO()
     np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": shape})
     size = int(np.prod(shape))
@@ -589,7 +555,7 @@ def _resized(
     shard: Shard, video: VideoRecord, source: FrameFolders | VideoFiles, count: int
 ) -> Iterator[Frames]:
     """Yield the frames as a network's input, before it is cropped."""
-    resize = shard.options.resize
+    resize = shard.options.size
     if isinstance(source, FrameFolders):
         for first in range(1, count + 1, _AT_ONCE):
             yield from source.read(video.id, range(first, min(first + _AT_ONCE, count + 1)), resize)

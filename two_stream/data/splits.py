@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from two_stream.config.schema import Experiment
 from two_stream.data.catalog import Record, read_lines
 from two_stream.errors import DataError
 from two_stream.runtime.files import write_text
@@ -173,7 +174,7 @@ def choose_groups(
     return chosen
 
 
-def holdout(
+def carve_holdout(
     records: Sequence[VideoRecord], fraction: float, seed: int
 ) -> tuple[list[VideoRecord], list[VideoRecord]]:
     """Carve a validation part from a training list: stratified, whole source videos, same for RGB and flow.
@@ -253,11 +254,31 @@ def load_part(
         path = record.list_path(part, other, split)
         if other != modality and path.is_file():
             everything |= {r.id: r for r in _read(record, path) if r.id not in everything}
-    chosen = {source_of(r) for r in _holdout(list(everything.values()), holdout, seed)[1]}
+    chosen = {source_of(r) for r in carve_holdout(list(everything.values()), holdout, seed)[1]}
     return [r for r in records if (source_of(r) in chosen) == (part == "val")]
 
 
-_holdout = holdout  # `load_part` has an argument of that name
+def experiment_part(
+    experiment: Experiment, record: Record, part: Part, modality: Modality | None = None
+) -> list[VideoRecord]:
+    """Read the videos of a part as the settings of an experiment choose them; see `load_part`.
+
+    Args:
+        experiment: Its split, selection, holdout and seed.
+        record: The data set.
+        part: `train`, `val` or `test`.
+        modality: Which lists; those of the experiment's model by default.
+    """
+    data = experiment.data
+    return load_part(
+        record,
+        modality or experiment.model.modality,
+        data.split,
+        part,
+        selection=experiment.train.selection,
+        holdout=data.holdout,
+        seed=experiment.seed,
+    )
 
 
 def own_validation(record: Record, modality: Modality, split: int) -> list[VideoRecord]:

@@ -102,9 +102,7 @@ def with_frames(record: Record, roots: dict[Modality, Path], ids: Sequence[str])
     if "flow" in here:
         known = [(names["flow_x"], names["flow_y"]), *_FLOW_NAMES]
         names["flow_x"], names["flow_y"] = _those_there(here["flow"], ids, known, record.first.flow)
-    changed = record.model_copy(update={"frames": Roots(**here), "patterns": Patterns(**names)})
-    changed._folder = record.folder
-    return changed
+    return record.model_copy(update={"frames": Roots(**here), "patterns": Patterns(**names)})
 
 
 def counted(

@@ -13,8 +13,9 @@ from adapter_files import frames, write
 
 from two_stream.commands import prepare as command
 from two_stream.data.catalog import Record, load_record
+from two_stream.data.options import AnnotationOptions
 from two_stream.data.prepare.adapters import ADAPTERS, read_annotations
-from two_stream.data.prepare.adapters.build import BuildOptions, prepare_annotations
+from two_stream.data.prepare.adapters.build import prepare_annotations
 from two_stream.data.prepare.folders import Prepared
 from two_stream.data.splits import load_part
 from two_stream.errors import DataError, SettingsError
@@ -22,7 +23,7 @@ from two_stream.errors import DataError, SettingsError
 
 def prepared(kind: str, annotations: Path, root: Path, **options: Any) -> tuple[Prepared, Record]:
     out = annotations.parent / "settings"
-    made = prepare_annotations(kind, BuildOptions(annotations, kind, out, frames=root, **options))
+    made = prepare_annotations(kind, AnnotationOptions(annotations, kind, out, frames=root, **options))
     return made, load_record(kind, out)
 
 

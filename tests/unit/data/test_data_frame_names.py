@@ -14,8 +14,9 @@ from adapter_files import frames, write
 from two_stream.commands import check
 from two_stream.commands import prepare as command
 from two_stream.data.catalog import Record, load_record
+from two_stream.data.options import FrameNames
 from two_stream.data.packing import PackOptions, pack
-from two_stream.data.prepare.counting import FrameNames, find_patterns
+from two_stream.data.prepare.counting import find_patterns
 from two_stream.data.sources.files import FrameFolders
 from two_stream.data.sources.shards import ShardSource
 from two_stream.errors import DataError, SettingsError, VideoError

@@ -13,9 +13,10 @@ from adapter_files import frames, write
 from two_stream.commands import prepare as command
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.demo import DemoOptions, encode, render
+from two_stream.data.options import AuditOptions, FolderOptions
 from two_stream.data.packing import all_videos
-from two_stream.data.prepare.audit import AuditOptions, audit
-from two_stream.data.prepare.folders import FolderOptions, Prepared, prepare_folder
+from two_stream.data.prepare.audit import audit
+from two_stream.data.prepare.folders import Prepared, prepare_folder
 from two_stream.data.splits import load_part, not_for_test
 from two_stream.errors import DataError
 from two_stream.evaluation.features.extract_features import _Writer

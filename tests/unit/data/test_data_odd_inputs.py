@@ -17,9 +17,10 @@ from two_stream.compression.layers import read_levels
 from two_stream.config.load import read_yaml
 from two_stream.data.catalog import Record, load_record, read_groups
 from two_stream.data.demo import DemoOptions, encode, render
+from two_stream.data.options import AuditOptions, FolderOptions
 from two_stream.data.prepare.adapters import read_annotations
-from two_stream.data.prepare.audit import AuditOptions, audit
-from two_stream.data.prepare.folders import FolderOptions, prepare_folder
+from two_stream.data.prepare.audit import audit
+from two_stream.data.prepare.folders import prepare_folder
 from two_stream.data.sources.segments import read_segments
 from two_stream.data.splits import load_part, read_list
 from two_stream.errors import DataError, SettingsError

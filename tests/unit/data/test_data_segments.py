@@ -16,8 +16,9 @@ from adapter_files import frames, write
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.clips.views import view_loader
+from two_stream.data.options import AnnotationOptions
 from two_stream.data.packing import PackOptions, pack
-from two_stream.data.prepare.adapters.build import BuildOptions, clock_of, prepare_annotations
+from two_stream.data.prepare.adapters.build import clock_of, prepare_annotations
 from two_stream.data.prepare.audit import audit
 from two_stream.data.sources.choose import make_source
 from two_stream.data.sources.files import VideoFiles
@@ -113,7 +114,7 @@ def untrimmed(tmp_path: Path) -> Record:
     table = "id,label,start,end,split\nsteady,a,0.5,1.5,train\nsteady,b,1.5,9,train\n"
     table += "variable,a,0.0,0.5,train\nvariable,b,0.9,5,test\n"
     write(tmp_path, {"t.csv": table})
-    options = BuildOptions(tmp_path / "t.csv", "cut", tmp_path, videos=tmp_path / "videos", processes=0)
+    options = AnnotationOptions(tmp_path / "t.csv", "cut", tmp_path, videos=tmp_path / "videos", processes=0)
     made = prepare_annotations("table", options)
     assert not made.failures
     return load_record("cut", tmp_path)
@@ -161,7 +162,7 @@ def test_segments_are_evaluated_from_videos_and_from_frame_folders(
         data=DataOptions(source=source, workers=0), evaluate=EvaluateOptions(views="multi", crops="center")
     )
     videos = load_part(record, "rgb", 1, "train", selection="paper")
-    read = {item.id: item for item in view_loader(chosen, spec, videos, record)}
+    read = {item.id: item for item in view_loader(chosen.data, chosen.evaluate, spec, videos, record)}
     assert list(read) == ["steady#1", "steady#2", "variable#1"]
     levels = read["steady#2"].frames[:, 24, 32, 0].int().numpy()
     assert np.abs(levels - 8 * np.arange(15, 24)).max() <= 3
@@ -191,7 +192,7 @@ def test_frame_folders_hold_more_than_their_segments(tmp_path: Path) -> None:
         tmp_path,
         {"t.csv": "id,label,start,end,fps,split\nx,a,0,1,10,train\nx,b,1,9,10,test\nx,b,5,9,10,test\n"},
     )
-    made = prepare_annotations("table", BuildOptions(tmp_path / "t.csv", "cut", tmp_path, frames=root))
+    made = prepare_annotations("table", AnnotationOptions(tmp_path / "t.csv", "cut", tmp_path, frames=root))
     assert made.failures == [("x#3", "0 of the 40 frames lie in this part, flow needs 2")]
     record = load_record("cut", tmp_path)
     assert not [f for f in audit(record) if f.kind == "count_mismatch"]

@@ -15,12 +15,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from clip_batches import centred_batches, train_batches
 
 from two_stream.cli import main
 from two_stream.config.schema import AugmentOptions, DataOptions, Experiment, TrainOptions
 from two_stream.data import packing
 from two_stream.data.catalog import Record, load_record
-from two_stream.data.clips.loader import clip_loader, train_loader
 from two_stream.data.demo import DemoOptions, encode, render
 from two_stream.data.packing import (
     PackOptions,
@@ -73,7 +73,7 @@ def videos(record: Record, modality: Modality = "rgb") -> list[VideoRecord]:
 
 
 def batches(settings: Experiment, record: Record, modality: Modality = "rgb", epoch: int = 1) -> list[Batch]:
-    return list(train_loader(settings, spec(modality), videos(record, modality), record, epoch=epoch))
+    return list(train_batches(settings, spec(modality), videos(record, modality), record, epoch=epoch))
 
 
 def same(first: list[Batch], second: list[Batch]) -> bool:
@@ -97,7 +97,7 @@ def test_batches_are_those_of_the_folders(
         assert same(folders, batches(experiment(tmp_path / "out"), noisy, modality, epoch))
     assert same(folders, batches(experiment(tmp_path / "out", workers=2), noisy, modality, 2))
     centred = [
-        list(clip_loader(settings, spec(modality), videos(noisy, modality), noisy))
+        list(centred_batches(settings, spec(modality), videos(noisy, modality), noisy))
         for settings in (experiment(), experiment(tmp_path / "out"))
     ]
     assert same(*centred)
@@ -283,7 +283,7 @@ def test_a_spoilt_shard_is_named_not_hung_on(noisy: Record, tmp_path: Path, how:
         batches(experiment(tmp_path / "out", workers), noisy)
     assert "\n" not in str(caught.value)
     settings = experiment(tmp_path / "out", workers, on_error="skip")
-    loader = train_loader(settings, spec(), videos(noisy), noisy, epoch=1)
+    loader = train_batches(settings, spec(), videos(noisy), noisy, epoch=1)
     seen = [name for batch in loader for name in batch.ids]
     lost = {name for name, _ in loader.skipped}
     index = parse_index((shard.parent / INDEX).read_bytes(), "index")
@@ -342,7 +342,7 @@ def test_a_shard_cut_while_it_is_read_is_named(noisy: Record, tmp_path: Path) ->
 
 def test_other_sizes_indexes_and_settings_are_refused_in_one_line(noisy: Record, tmp_path: Path) -> None:
     pack(noisy, "rgb", tmp_path / "out", QUICK)
-    loader = train_loader(experiment(tmp_path / "out"), spec(resize=(12, 16)), videos(noisy), noisy, epoch=1)
+    loader = train_batches(experiment(tmp_path / "out"), spec(resize=(12, 16)), videos(noisy), noisy, epoch=1)
     with pytest.raises(SettingsError, match=r"packed at 9×13 .* takes 12×16; pack again with --resize 12 16"):
         list(loader)
     with pytest.raises(DataError, match=r"flow/index\.npz: no index of shards here"):

@@ -188,14 +188,16 @@ def test_only_the_frames_of_the_segments_are_decoded(
     monkeypatch.setattr(frames, "read_picture", counted)
     record = VideoRecord("v_jump_g00_c00", 6, 0)
     data = DataOptions(source="frames")
-    clips = ClipDataset(make_source(tiny, "rgb", data), [record], SPEC, sampling="segments")
+    clips = ClipDataset(make_source(tiny, "rgb", data), [record], SPEC, DataOptions(sampling="segments"))
     item = clips[0]
     assert isinstance(item, ClipItem)
     assert decoded == ["img_00002.jpg", "img_00004.jpg", "img_00006.jpg"]
     assert item.clip[0, :, 4, 4].tolist() == pytest.approx([frame_value(0, n, 0) for n in (2, 4, 6)], abs=2)
     decoded.clear()
     middle = AugmentOptions(clip="center", crop="center", flip=0.0)
-    trained = ClipDataset(make_source(tiny, "rgb", data), [record], SPEC, augment=middle)[0]
+    trained = ClipDataset(
+        make_source(tiny, "rgb", data), [record], SPEC, DataOptions(augment=middle), epoch=0
+    )[0]
     assert isinstance(trained, ClipItem)
     assert torch.equal(trained.clip, item.clip)
     assert len(decoded) == 3

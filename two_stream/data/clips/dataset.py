@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from two_stream.config.augment import AugmentOptions
-from two_stream.config.schema import Experiment
-from two_stream.data.catalog import Mirror, Record
+from two_stream.config.schema import DataOptions, Experiment
+from two_stream.data.catalog import Mirror, Record, mirror_of
 from two_stream.data.clips.sampling import (
     clip_span,
     clips_for,
@@ -30,10 +29,10 @@ from two_stream.data.clips.sampling import (
 from two_stream.data.clips.transforms import View, center_box, change_pixels, draw_view, mirrored, whole_box
 from two_stream.data.sources.base import ClipSource, read_clip
 from two_stream.data.sources.choose import make_source
-from two_stream.data.splits import load_part
+from two_stream.data.splits import experiment_part
 from two_stream.errors import DataError, TwoStreamError, VideoError
 from two_stream.runtime.seeding import rng
-from two_stream.types import Box, Frames, InputSpec, Modality, VideoRecord
+from two_stream.types import Box, Frames, InputSpec, VideoRecord
 from two_stream.video.region import Region
 
 BROKEN = (VideoError, DataError, OSError, cv2.error)
@@ -71,26 +70,19 @@ def failure_of(video_id: str, error: Exception) -> ClipFailure:
 
 
 class ClipDataset(Dataset[ClipItem | ClipFailure]):
-    """One clip per video: drawn and augmented in training, centred otherwise.
-
-    Attributes:
-        frame_order: `natural`, `shuffled` or `reversed`; see `DataOptions`.
-        mirror: Whether a clip may be mirrored, and what class it has then; by default it may and keeps its own.
-        multi_label: Classes K of a multi-label data set, whose clips carry `targets`; 0 in other data sets.
-        whole_frame: Whether centred clips show whole frames, as training clips do after `augment.crop: full`.
-    """
+    """One clip per video: drawn and augmented in training, centred otherwise."""
 
     def __init__(
         self,
         source: ClipSource,
         records: Sequence[VideoRecord],
         spec: InputSpec,
+        data: DataOptions | None = None,
         *,
-        sampling: str = "standard",
-        augment: AugmentOptions | None = None,
         seed: int = 0,
-        epoch: int = 0,
-        resize_once: bool = False,
+        epoch: int | None = None,
+        mirror: Mirror | None = None,
+        multi_label: int = 0,
     ) -> None:
         """Describe the clips.
 
@@ -98,24 +90,25 @@ class ClipDataset(Dataset[ClipItem | ClipFailure]):
             source: Where frames come from.
             records: Videos, in any order.
             spec: Clip length, stride, sizes.
-            sampling: `standard`, `paper` or a family's.
-            augment: Training: one drawn clip, crop and flip; None: the centred clip and crop.
+            data: Frame choice, frame order and augmentation.
             seed: Seed of the draws.
-            epoch: Another one gives other draws.
-            resize_once: See `DataOptions`.
+            epoch: Training: one drawn clip, crop and flip, other ones in every epoch; None: the centred clip and crop,
+                or the whole frame after `augment.crop: full`.
+            mirror: Whether a clip may be mirrored, and its class then; by default it may and keeps its class.
+            multi_label: Classes K of a multi-label data set, whose clips carry `targets`; 0 in other data sets.
         """
         self.source = source
         self.records = records
         self.spec = spec
-        self.sampling = sampling
-        self.augment = augment
+        self.data = data or DataOptions()
         self.seed = seed
         self.epoch = epoch
-        self.resize_once = resize_once
-        self.frame_order = "natural"
-        self.mirror = Mirror()
-        self.multi_label = 0
-        self.whole_frame = augment is not None and augment.whole_frame
+        self.mirror = mirror or Mirror()
+        self.multi_label = multi_label
+        self.frame_order = self.data.frame_order
+        self.whole_frame = self.data.augment.whole_frame
+        self.direct = self.whole_frame or (epoch is not None and self.data.resize_once)
+        """whether a box is brought to its size in one interpolation; whole frames always are"""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -144,16 +137,11 @@ class ClipDataset(Dataset[ClipItem | ClipFailure]):
         numbers, view, _ = self._plan(record, self._generator(record, again))
         return record, numbers, view, self._order_key(record, again)
 
-    @property
-    def direct(self) -> bool:
-        """Whether a box is brought to its size in one interpolation; whole frames always are."""
-        return self.resize_once or self.whole_frame
-
     def _generator(self, record: VideoRecord, again: int) -> np.random.Generator:
-        return rng(self.seed, self.epoch, record.id, *([again] if again else []))
+        return rng(self.seed, self.epoch or 0, record.id, *([again] if again else []))
 
     def _order_key(self, record: VideoRecord, again: int) -> tuple[object, ...]:
-        drawn = (self.seed, self.epoch, again) if self.augment is not None else ()
+        drawn = (self.seed, self.epoch, again) if self.epoch is not None else ()
         return (*drawn, record.id)
 
     def _item(self, record: VideoRecord, again: int) -> ClipItem:
@@ -166,24 +154,49 @@ class ClipDataset(Dataset[ClipItem | ClipFailure]):
         labels = record.all_labels
         if view.flip:
             frames, labels = mirrored(frames, spec.modality, protocol), self.mirror.of(labels)
-        if self.augment is not None:
-            frames = change_pixels(frames, self.augment, spec, generator)
+        if self.epoch is not None:
+            frames = change_pixels(frames, self.data.augment, spec, generator)
         targets = many_hot(labels, self.multi_label) if self.multi_label else None
         return ClipItem(record.id, labels[0], as_clip(frames), targets)
 
     def _plan(self, record: VideoRecord, generator: np.random.Generator) -> tuple[list[int], View, str]:
         """Return the frame numbers, the view and the flip protocol of a video's clip."""
         spec, frames = self.spec, record.num_frames
-        sampling = sampling_of(spec, self.sampling)
-        if self.augment is None:
+        sampling, augment = sampling_of(spec, self.data.sampling), self.data.augment
+        if self.epoch is None:
             name, count = evaluation_protocol(sampling, "single")
             clips = clips_for(spec, name, frames, num_clips=count)
-            whole = self.whole_frame
-            box = whole_box(spec.resize) if whole else center_box(spec.resize, spec.size)
+            box = whole_box(spec.resize) if self.whole_frame else center_box(spec.resize, spec.size)
             return clips[0], View(box), "standard"
-        clips = clips_for(spec, training_protocol(sampling, self.augment.clip), frames, rng=generator)
-        view = draw_view(self.augment, spec, generator)
-        return clips[0], replace(view, flip=view.flip and self.mirror.allowed), self.augment.protocol
+        clips = clips_for(spec, training_protocol(sampling, augment.clip), frames, rng=generator)
+        view = draw_view(augment, spec, generator)
+        return clips[0], replace(view, flip=view.flip and self.mirror.allowed), augment.protocol
+
+
+def open_clips(
+    data: DataOptions,
+    spec: InputSpec,
+    records: Sequence[VideoRecord],
+    record: Record,
+    *,
+    seed: int = 0,
+    epoch: int | None = None,
+) -> ClipDataset:
+    """Return one clip per video of a data set, read as the settings say; see `ClipDataset`.
+
+    Raises:
+        DataError: The folder of frames or videos does not exist.
+    """
+    return ClipDataset(
+        make_source(record, spec.modality, data),
+        records,
+        spec,
+        data,
+        seed=seed,
+        epoch=epoch,
+        mirror=mirror_of(record, data.augment.protocol),
+        multi_label=record.num_classes if record.multi_label else 0,
+    )
 
 
 def many_hot(labels: Sequence[int], num_classes: int) -> torch.Tensor:
@@ -242,30 +255,15 @@ def companion(experiment: Experiment, record: Record, spec: InputSpec, protocol:
         raise DataError(
             f"`data.shards` holds {modality} frames and a teacher sees {spec.modality}; read `frames` or `videos`"
         )
-    found = _training_videos(experiment, record, spec.modality)
-    missing = next(
-        (name for name in _training_videos(experiment, record, modality) if name not in found), None
-    )
+    found = {video.id: video for video in experiment_part(experiment, record, "train", spec.modality)}
+    own = experiment_part(experiment, record, "train")
+    missing = next((video.id for video in own if video.id not in found), None)
     if missing is not None:
         raise DataError(
-            f"{record.name}: the {spec.modality} list of split {data.split} has no {missing!r}, which a teacher of "
-            "that modality must see; add it, or leave the video out of the other list too"
+            f"{record.name}: the {spec.modality} list of split {data.split} lacks {missing!r}, which a teacher of that "
+            "modality needs; add the video, or remove it from the other list too"
         )
     return Companion(make_source(record, spec.modality, data), spec, found, protocol)
-
-
-def _training_videos(experiment: Experiment, record: Record, modality: Modality) -> dict[str, VideoRecord]:
-    data = experiment.data
-    part = load_part(
-        record,
-        modality,
-        data.split,
-        "train",
-        selection=experiment.train.selection,
-        holdout=data.holdout,
-        seed=experiment.seed,
-    )
-    return {video.id: video for video in part}
 
 
 class ClipsBeside(Dataset[ClipItem | ClipFailure]):

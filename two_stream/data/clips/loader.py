@@ -21,14 +21,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from two_stream.config.schema import DataOptions, Experiment
-from two_stream.data.catalog import Record, mirror_of
+from two_stream.config.schema import DataOptions
 from two_stream.data.clips.dataset import ClipDataset, ClipFailure, ClipItem
-from two_stream.data.sources.choose import make_source
 from two_stream.errors import DataError, loader_killed
 from two_stream.runtime.processes import end_with_parent
 from two_stream.runtime.seeding import rng
-from two_stream.types import Batch, InputSpec, VideoRecord
+from two_stream.types import Batch, VideoRecord
 
 T = TypeVar("T")
 _Loaded = tuple[T | None, list[ClipFailure]]
@@ -114,16 +112,17 @@ class Loader(Generic[T]):
             for number, (loaded, failures) in zip(self.numbers, entries, strict=True):
                 self.position = number + 1
                 for failure in failures:
-                    self._meet(failure)
+                    self.handle_failure(failure)
                 if loaded is not None:
                     yield loaded
 
-    def _meet(self, failure: ClipFailure) -> None:
+    def handle_failure(self, failure: ClipFailure) -> None:
+        """Raise the error of a video that gave no clip, or note the video as skipped (`on_error: skip`)."""
         if failure.error is not None:
             raise failure.error
         if self._data.on_error == "raise":
             raise DataError(
-                f"video {failure.id!r} cannot be read: {failure.reason}; mend it, or leave such videos out with "
+                f"video {failure.id!r} cannot be read: {failure.reason}. Fix the file, or skip unreadable videos with "
                 "`data.on_error: skip`"
             )
         self.skipped.append((failure.id, failure.reason))
@@ -168,115 +167,51 @@ class Loader(Generic[T]):
             atexit.unregister(end)
 
 
-def train_loader(
-    experiment: Experiment,
-    spec: InputSpec,
-    records: Sequence[VideoRecord],
-    record: Record,
+def clip_loader(
+    clips: ClipDataset,
+    batch_size: int,
     *,
-    epoch: int,
     skip_batches: int = 0,
     share: Share | None = None,
     wrap: Callable[[ClipDataset], Dataset[ClipItem | ClipFailure]] | None = None,
 ) -> Loader[Batch]:
-    """Return the batches of one training epoch: shuffled, one augmented clip per video, the last may be smaller.
+    """Return the batches of a pass over clips: shuffled for a training epoch, else in the order of the videos.
 
     Args:
-        experiment: Data and training settings, seed.
-        spec: What the network expects.
-        records: The training part.
-        record: The data set.
-        epoch: From 0 or 1 on; decides order and augmentation together with the seed.
+        clips: One clip per video; their seed and epoch decide the order.
+        batch_size: Clips per batch; the last batch may be smaller.
         skip_batches: Batches of this epoch that are done already; they are not read.
-        share: What this process reads of it; all by default. Shares have no clip in common and leave none out.
-        wrap: Makes the data set that is read of the clips, for example one that adds others beside them.
-
-    Raises:
-        DataError: No videos, or the folder of frames or videos is absent.
-    """
-    plan = epoch_plan(experiment, records, epoch)
-    clips = drawn_clips(experiment, spec, records, record, epoch=epoch)
-    dataset = clips if wrap is None else wrap(clips)
-    return Loader(dataset, plan, collate_clips, experiment.data, skip=skip_batches, share=share)
-
-
-def clip_loader(
-    experiment: Experiment,
-    spec: InputSpec,
-    records: Sequence[VideoRecord],
-    record: Record,
-    *,
-    share: Share | None = None,
-) -> Loader[Batch]:
-    """Return the centred clip and crop of every video in the records' order, in batches of the training size.
-
-    Of several processes each reads every so-many-th batch.
-
-    Raises:
-        DataError: No videos, or the folder of frames or videos is absent.
-    """
-    plan = batches_of(range(len(_some(records, "validation"))), experiment.train.batch_size)
-    dataset = centred_clips(experiment, spec, records, record)
-    return Loader(dataset, plan, collate_clips, experiment.data, share=share)
-
-
-def drawn_clips(
-    experiment: Experiment,
-    spec: InputSpec,
-    records: Sequence[VideoRecord],
-    record: Record,
-    *,
-    epoch: int,
-) -> ClipDataset:
-    """Return the augmented clips of an epoch, one per video; `train_loader` has the arguments.
-
-    Raises:
-        DataError: The folder of frames or videos is absent.
-    """
-    data = experiment.data
-    dataset = ClipDataset(
-        make_source(record, spec.modality, data),
-        records,
-        spec,
-        sampling=data.sampling,
-        augment=data.augment,
-        seed=experiment.seed,
-        epoch=epoch,
-        resize_once=data.resize_once,
-    )
-    dataset.frame_order = data.frame_order
-    dataset.mirror = mirror_of(record, data.augment.protocol)
-    dataset.multi_label = _multi_label(record)
-    return dataset
-
-
-def centred_clips(
-    experiment: Experiment, spec: InputSpec, records: Sequence[VideoRecord], record: Record
-) -> ClipDataset:
-    """Return the centred clip and crop of every video; of whole frames after `augment.crop: full`.
-
-    Raises:
-        DataError: The folder of frames or videos is absent.
-    """
-    data = experiment.data
-    source = make_source(record, spec.modality, data)
-    dataset = ClipDataset(source, records, spec, sampling=data.sampling)
-    dataset.whole_frame = data.augment.whole_frame
-    dataset.frame_order = experiment.data.frame_order
-    dataset.multi_label = _multi_label(record)
-    return dataset
-
-
-def epoch_plan(experiment: Experiment, records: Sequence[VideoRecord], epoch: int) -> list[list[int]]:
-    """Return which clips make each batch of an epoch; `ClipDataset` says what a number past the end is.
+        share: Which batches this process reads; all by default. Shares are disjoint and cover the epoch.
+        wrap: Makes the data set that is read from the clips, for example one that adds clips for other networks.
 
     Raises:
         DataError: No videos.
     """
-    order = epoch_order(len(_some(records, "training")), experiment.seed, epoch)
-    if experiment.data.balance == "classes":
-        order = balanced_order(records, experiment.seed, epoch)
-    return batches_of(order, experiment.train.batch_size)
+    plan = epoch_plan(clips.records, clips.data, batch_size, clips.seed, clips.epoch)
+    dataset = clips if wrap is None else wrap(clips)
+    return Loader(dataset, plan, collate_clips, clips.data, skip=skip_batches, share=share)
+
+
+def epoch_plan(
+    records: Sequence[VideoRecord], data: DataOptions, batch_size: int, seed: int, epoch: int | None
+) -> list[list[int]]:
+    """Return which clips make each batch of an epoch, or of a pass in order where `epoch` is None.
+
+    See `ClipDataset.__getitem__` for numbers past the end.
+
+    Raises:
+        DataError: No videos.
+    """
+    if not records:
+        part = "validation" if epoch is None else "training"
+        raise DataError(f"the {part} part has no videos; check the split list and `data.holdout`")
+    if epoch is None:
+        order: Sequence[int] = range(len(records))
+    elif data.balance == "classes":
+        order = balanced_order(records, seed, epoch)
+    else:
+        order = epoch_order(len(records), seed, epoch)
+    return batches_of(order, batch_size)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
@@ -323,19 +258,9 @@ def collate_clips(items: list[ClipItem | ClipFailure]) -> _Loaded[Batch]:
     return Batch(clips, labels, [item.id for item in whole], beside), failures
 
 
-def _multi_label(record: Record) -> int:
-    return record.num_classes if record.multi_label else 0
-
-
 def batches_of(order: Sequence[int], size: int) -> list[list[int]]:
     """Cut an order into batches; the last may be smaller."""
     return [list(order[start : start + size]) for start in range(0, len(order), size)]
-
-
-def _some(records: Sequence[VideoRecord], part: str) -> Sequence[VideoRecord]:
-    if not records:
-        raise DataError(f"the {part} part has no videos; check the split list and `data.holdout`")
-    return records
 
 
 def _start_worker(_number: int) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import Dataset
 
-from two_stream.config.schema import EvaluateOptions, Experiment
+from two_stream.config.schema import DataOptions, EvaluateOptions
 from two_stream.data.catalog import Mirror, Record, mirror_of
 from two_stream.data.clips.dataset import BROKEN, ClipFailure, failure_of
 from two_stream.data.clips.loader import Loader
@@ -43,7 +43,6 @@ class ViewDataset(Dataset[VideoViews | ClipFailure]):
 
     Attributes:
         chunks: What each item is; the chunks of a video follow each other in the order of its clips.
-        protocol: `paper` leaves flow x as it is in mirrored crops.
     """
 
     def __init__(
@@ -52,11 +51,10 @@ class ViewDataset(Dataset[VideoViews | ClipFailure]):
         records: Sequence[VideoRecord],
         spec: InputSpec,
         evaluate: EvaluateOptions,
+        data: DataOptions | None = None,
         *,
-        sampling: str = "standard",
         chunk_bytes: int = CHUNK_BYTES,
         mirror: Mirror | None = None,
-        whole_frame: bool = False,
     ) -> None:
         """Plan the chunks.
 
@@ -65,23 +63,20 @@ class ViewDataset(Dataset[VideoViews | ClipFailure]):
             records: Videos, in any order.
             spec: Clip length, stride, sizes.
             evaluate: Clips and crops.
-            sampling: `standard`, `paper` or a family's frame choice.
-            chunk_bytes: Frames of a chunk take no more than this, except where a single clip does.
+            data: Frame choice, frame order, flip protocol, and whether a centred crop is the whole frame (`seen_by`).
+            chunk_bytes: Largest size of the frames of a chunk, unless a single clip is larger.
             mirror: Whether there are mirrored crops, and what their logits stand for.
-            whole_frame: Whether a centred crop is the whole frame; see `seen_by`.
 
         Raises:
             SettingsError: A number is out of range, or `paper` with a stride other than 1.
         """
-        self.frame_order = "natural"
         self.source = source
         self.records = records
         self.spec = spec
         self.evaluate = evaluate
-        self.sampling = sampling
-        self.protocol = "standard"
+        self.data = data or DataOptions()
         self.mirror = mirror or Mirror()
-        size = seen_by(spec, evaluate.crops, whole=whole_frame).resize
+        size = seen_by(spec, evaluate.crops, whole=self.data.augment.whole_frame).resize
         self.region = None if size == spec.resize else Region(whole_box(spec.resize), size, direct=True)
         self.crops = evaluation_views(evaluate.crops, size, spec.size, mirrored=self.mirror.allowed)
         frames = chunk_bytes // (size[0] * size[1] * spec.channels)
@@ -108,8 +103,8 @@ class ViewDataset(Dataset[VideoViews | ClipFailure]):
         return (chunk.last - chunk.first) * len(self.crops)
 
     def _clips(self, record: VideoRecord) -> list[list[int]]:
-        clips = evaluation_clips(self.evaluate, self.spec, record.num_frames, self.sampling)
-        return [reordered(clip, self.frame_order, record.id) for clip in clips]
+        clips = evaluation_clips(self.evaluate, self.spec, record.num_frames, self.data.sampling)
+        return [reordered(clip, self.data.frame_order, record.id) for clip in clips]
 
     def _views(self, record: VideoRecord, chunk: Chunk) -> VideoViews:
         spec = self.spec
@@ -124,7 +119,7 @@ class ViewDataset(Dataset[VideoViews | ClipFailure]):
             torch.from_numpy(frames),
             torch.tensor([[rows[number] for number in clip] for clip in clips]),
             *boxes_and_flips(self.crops),
-            signed=turns_round(spec, self.protocol),
+            signed=turns_round(spec, self.data.augment.protocol),
             first=chunk.first,
             total_clips=len(every),
             mirror_labels=self.mirror.labels,
@@ -151,13 +146,15 @@ class ViewLoader(Loader[VideoViews]):
     def _left_out(self, video_id: str) -> bool:
         return any(name == video_id for name, _ in self.skipped[-1:])
 
-    def _meet(self, failure: ClipFailure) -> None:
+    def handle_failure(self, failure: ClipFailure) -> None:
+        """See `Loader.handle_failure`; a video is noted once."""
         if not self._left_out(failure.id):  # its other chunks need no second line
-            super()._meet(failure)
+            super().handle_failure(failure)
 
 
 def view_loader(
-    experiment: Experiment,
+    data: DataOptions,
+    evaluate: EvaluateOptions,
     spec: InputSpec,
     records: Sequence[VideoRecord],
     record: Record,
@@ -168,7 +165,8 @@ def view_loader(
     """Return the views of every video, in the records' order.
 
     Args:
-        experiment: Data and evaluation settings.
+        data: How videos are read.
+        evaluate: Clips and crops.
         spec: What the network expects.
         records: The videos.
         record: The data set.
@@ -181,18 +179,14 @@ def view_loader(
     """
     if not records:
         raise DataError("the evaluation part has no videos; check the split list and `data.holdout`")
-    data = experiment.data
     dataset = ViewDataset(
         make_source(record, spec.modality, data),
         records,
         spec,
-        experiment.evaluate,
-        sampling=data.sampling,
+        evaluate,
+        data,
         mirror=mirror_of(record, data.augment.protocol),
-        whole_frame=data.augment.whole_frame,
     )
-    dataset.frame_order = data.frame_order
-    dataset.protocol = data.augment.protocol
     views = [0] * len(records)
     for chunk in dataset.chunks:
         views[chunk.record] += dataset.num_views(chunk)

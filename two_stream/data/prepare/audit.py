@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from two_stream.data.catalog import Record
+from two_stream.data.options import AuditOptions
 from two_stream.data.sources.files import FrameFolders, find_video, index_videos
 from two_stream.data.sources.segments import Segment, segments_of
 from two_stream.data.splits import MODALITIES, numbered_records, one_class
@@ -21,22 +22,6 @@ IMBALANCE = 3.0
 """ratio of the largest to the smallest class of a list above which it is mentioned"""
 _NAMED = 3
 """examples given by name where one finding stands for many"""
-
-
-@dataclass(frozen=True)
-class AuditOptions:
-    """What is looked at and how hard."""
-
-    min_frames: int = 2
-    """fewest frames of a video that is long enough"""
-    decode: bool = False
-    """decode every video, or every frame file, to its end"""
-    backend: str = "pyav"
-    """video decoder"""
-    processes: int | None = None
-    """worker processes; None takes all processors"""
-    patience: float = 60.0
-    """seconds without a new frame after which a video is given up"""
 
 
 Lists = dict[tuple[Part, Modality], list[VideoRecord]]

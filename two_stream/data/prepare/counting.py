@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cv2
 
-from two_stream.config.load import validate_settings
-from two_stream.data.catalog import RECORD_FILE, Patterns, Record
+from two_stream.data.catalog import Patterns, Record, make_record
+from two_stream.data.options import FrameNames
 from two_stream.data.sources.files import FrameFolders
 from two_stream.data.splits import MODALITIES
-from two_stream.errors import DataError, SettingsError, TwoStreamError, VideoError
+from two_stream.errors import DataError, TwoStreamError, VideoError
 from two_stream.runtime.console import progress
 from two_stream.runtime.workers import Beat, TaskFailure, run_tasks, usable_processes
 from two_stream.types import Modality
 from two_stream.video.decoding.reader import open_video
-from two_stream.video.frames import FramePatterns, files_in, frame_numbers, numbers_by_name
+from two_stream.video.frames import files_in, frame_numbers, numbers_by_name
 from two_stream.video.sources import Source, collisions
 
 _IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
@@ -32,32 +33,6 @@ _LOOKED_AT = 20
 """folders that are looked at, of those with any file"""
 Parts = tuple[str, str]
 """what stands before and after the number"""
-
-
-@dataclass(frozen=True)
-class FrameNames:
-    """Names of frames that a person gives."""
-
-    rgb: str | None = None
-    """as in `img_{:05d}.jpg`"""
-    flow: str | None = None
-    """as in `flow_{axis}_{:05d}.jpg`"""
-
-    def patterns(self) -> dict[str, str]:
-        """Return them as the `patterns` of a record.
-
-        Raises:
-            SettingsError: One has no place for the number, or none for the axis.
-        """
-        found = {} if self.rgb is None else {"rgb": self.rgb}
-        if self.flow is not None:
-            if "{axis}" not in self.flow:
-                raise SettingsError(
-                    f"--flow-pattern {self.flow!r}: expected x and y as {{axis}}, as in 'flow_{{axis}}_{{:05d}}.jpg'"
-                )
-            found |= {f"flow_{axis}": self.flow.replace("{axis}", axis) for axis in "xy"}
-        FramePatterns(**found)  # type: ignore[arg-type]
-        return found
 
 
 def find_patterns(folders: Sequence[Path], given: FrameNames) -> dict[str, str]:
@@ -168,12 +143,6 @@ class FolderCounts:
     """number in the name of the first file"""
 
 
-@dataclass(frozen=True)
-class _Job:
-    path: Path
-    backend: str
-
-
 def count_videos(
     videos: Sequence[Source], *, backend: str = "pyav", processes: int | None = None, patience: float = 60.0
 ) -> tuple[Counts, list[tuple[str, str]]]:
@@ -186,11 +155,12 @@ def count_videos(
     clashes = collisions(videos)
     failed = {videos[index].id: reason for index, reason in clashes.items()}
     todo = [video for index, video in enumerate(videos) if index not in clashes]
-    jobs = [_Job(video.path, backend) for video in todo]
+    count = partial(count_one, backend=backend)
+    paths = [video.path for video in todo]
     chosen = usable_processes() if processes is None else processes
     with (
-        progress("count frames", total=len(jobs)) as advance,
-        closing(run_tasks(count_one, jobs, processes=chosen, patience=patience)) as answers,
+        progress("count frames", total=len(paths)) as advance,
+        closing(run_tasks(count, paths, processes=chosen, patience=patience)) as answers,
     ):
         for index, answer in answers:
             video_id = todo[index].id
@@ -206,11 +176,11 @@ def count_videos(
     return counts, [(video.id, failed[video.id]) for video in videos if video.id in failed]
 
 
-def count_one(job: _Job, beat: Beat) -> int | str:
+def count_one(path: Path, beat: Beat, backend: str) -> int | str:
     """Return the frames of a video that decode, or why none does."""
     cv2.setNumThreads(1)
     try:
-        with open_video(job.path, job.backend) as video:
+        with open_video(path, backend) as video:
             return video.count(beat)
     except VideoError as error:
         return error.reason
@@ -309,14 +279,3 @@ def look_and_count(
         mapping["first"] = {"rgb": 1, "flow": 1} | made.first
     mapping["classes"] = classes
     return made
-
-
-def make_record(mapping: Mapping[str, Any], folder: Path) -> Record:
-    """Return the record of this content that is to lie in a folder.
-
-    Raises:
-        SettingsError: The content is wrong, naming key and value.
-    """
-    record = validate_settings(Record, dict(mapping), folder / RECORD_FILE)
-    record._folder = folder
-    return record

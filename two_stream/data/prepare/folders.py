@@ -15,14 +15,13 @@ from typing import Any
 import yaml
 
 from two_stream.config.load import nearest
-from two_stream.data.catalog import RECORD_FILE, SPLIT_WORDS, Record, read_groups
+from two_stream.data.catalog import RECORD_FILE, SPLIT_WORDS, Record, make_record, read_groups
+from two_stream.data.options import FolderOptions
 from two_stream.data.prepare.counting import (
     Counts,
     FolderCounts,
-    FrameNames,
     count_videos,
     look_and_count,
-    make_record,
 )
 from two_stream.data.sources.files import FrameFolders
 from two_stream.data.splits import (
@@ -32,7 +31,7 @@ from two_stream.data.splits import (
     one_class,
     write_list,
 )
-from two_stream.errors import DataError, SettingsError
+from two_stream.errors import DataError
 from two_stream.runtime.files import write_text
 from two_stream.types import Modality, Part, VideoRecord
 from two_stream.video.sources import Source, find_sources
@@ -57,39 +56,6 @@ class Prepared:
     failures: list[tuple[str, str]] = field(default_factory=list)
     """(id, reason) of the videos left out"""
     warnings: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class FolderOptions:
-    """How a folder of videos becomes a data set."""
-
-    groups: Path | None = None
-    """file of lines `id group` that gives each video's source; ids may leave out the class folder"""
-    group_regex: str | None = None
-    """regular expression over the id whose first group is the source"""
-    frames: Path | None = None
-    """root of the frame folders, where they are or will be; default `data/<name>`"""
-    names: FrameNames = field(default_factory=FrameNames)
-    """names of their files, where looking does not tell"""
-    splits: int = 3
-    """splits to make"""
-    test_fraction: float = 0.3
-    """wanted part of each class in a test list"""
-    seed: int = 0
-    """seed of the splits"""
-    backend: str = "pyav"
-    """decoder that counts frames"""
-    processes: int | None = None
-    """worker processes that decode; None takes all processors"""
-
-    def __post_init__(self) -> None:
-        """Check ranges; the message names the flag."""
-        if self.groups is not None and self.group_regex is not None:
-            raise SettingsError("--groups and --group-regex both name the source videos; give one")
-        if self.splits < 1:
-            raise SettingsError(f"--splits is {self.splits}: expected at least 1")
-        if not 0.0 < self.test_fraction < 1.0:
-            raise SettingsError(f"--test-fraction is {self.test_fraction}: expected more than 0, less than 1")
 
 
 def prepare_folder(videos: Path, name: str, out: Path, options: FolderOptions | None = None) -> Prepared:
@@ -213,7 +179,7 @@ def _count(
     if frames.is_dir():
         root = FrameFolders(make_record(mapping, folder), "rgb")
         there = {source.id: place for source in sources if (place := root.folder(source.id)).is_dir()}
-        found = look_and_count(mapping, folder, list(there), list(there.values()), options.names)
+        found = look_and_count(mapping, folder, list(there), list(there.values()), options)
         made = found if found.modalities else made
     skipped = {*made.counts, *made.misnumbered}
     rest = [source for source in sources if source.id not in skipped]

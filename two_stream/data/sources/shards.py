@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from two_stream.data.options import ENCODINGS
 from two_stream.data.sources.base import ClipSource
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.runtime.arrays import read_arrays
@@ -36,7 +37,6 @@ MOST_PIXELS = 2**26
 """of one picture"""
 MOST_BYTES = 2**28
 """of one stored picture"""
-ENCODINGS = ("raw", "original", "jpeg")
 _BRIDGED = 4
 """frames nobody asked for that are read rather than left out by a read of their own"""
 

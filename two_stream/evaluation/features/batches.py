@@ -137,7 +137,7 @@ def stored_epoch(
     clips: StoredClips, experiment: Experiment, epoch: int, skip: int, *, pin: bool
 ) -> StoredLoader:
     """Return the batches of a training epoch, in the order in which `train_loader` gives the clips."""
-    plan = epoch_plan(experiment, clips.records, epoch)
+    plan = epoch_plan(clips.records, experiment.data, experiment.train.batch_size, experiment.seed, epoch)
     return StoredLoader(clips, plan, epoch=epoch, skip=skip, pin=pin)
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from two_stream.config.load import nearest
-from two_stream.data.catalog import read_lines
+from two_stream.data.catalog import packaged_record, read_lines
 from two_stream.errors import DataError
 from two_stream.runtime.text import parse_json
 
 Split = Literal["train", "val", "test", ""]
-"""the official validation part is the `test` list here, as in published lists; `val` are rows of a table
-that has test rows too; empty where the files make no split"""
+"""the official validation part is the `test` list here, as in published lists; `val` are rows of a table that also has
+test rows; empty where the files make no split"""
 
 
 @dataclass(frozen=True)
@@ -43,30 +43,31 @@ class AnnotatedVideo:
     group: str = ""
     """source video or person"""
     fps: float | None = None
-    """frames per second, where the files say them"""
+    """frames per second, where the files give them"""
 
 
 @dataclass
 class Annotations:
-    """What the files of a data set say."""
+    """The content of the annotation files of a data set."""
 
     classes: list[str]
     entries: list[AnnotatedVideo]
+    splits: Sequence[tuple[Sequence[str], Sequence[str]]] = ()
+    """training and test ids of each official split, in the order of the files, where there are several; the split lists
+    then hold the ids of the files, wherever below the root the videos are"""
     multi_label: bool = False
     mirror_pairs: Sequence[tuple[str, str]] = ()
     """see `Record`"""
     group: str | None = None
     """regular expression over an id whose first group is the source video"""
     notes: list[str] = field(default_factory=list)
-    """what a person should know, one line each"""
+    """notes for the user, one line each"""
 
     def check(self) -> None:
-        """Refuse what no list can hold: no videos, a class twice, a video with two classes or on both sides.
-
-        An entry that only repeats another is dropped, with a note.
+        """Check that the split lists can hold the entries; an entry that only repeats another is dropped, with a note.
 
         Raises:
-            DataError: Names both places.
+            DataError: No videos, or a video with two classes or in two parts; names both places.
         """
         if not self.entries:
             raise DataError("the annotation files list no video with a class")
@@ -79,30 +80,36 @@ class Annotations:
                 kept.append(entry)
             elif first.labels != entry.labels or first.split != entry.split:
                 raise DataError(
-                    f"{entry.where}: {entry.id!r} stands at {first.where} already, with another class or in "
-                    "another part; keep one"
+                    f"{entry.where}: {entry.id!r} is also at {first.where}, with another class or in another part; "
+                    "keep one"
                 )
         if len(kept) < len(self.entries):
-            self.notes.append(f"{len(self.entries) - len(kept)} lines repeat another line and are left out")
+            self.notes.append(f"{len(self.entries) - len(kept)} lines repeat another line and are skipped")
         self.entries = kept
 
 
 class AnnotatedClasses:
     """Class names in the order of their labels, as one file gives them."""
 
-    def __init__(self, names: Sequence[str], where: object) -> None:
+    def __init__(self, names: Sequence[str], where: object, *, any_case: bool = False) -> None:
         """Take the names.
+
+        Args:
+            names: The classes.
+            where: File to name in errors.
+            any_case: Find a class whatever the case of its name.
 
         Raises:
             DataError: None at all, or one twice.
         """
         self.names = list(names)
         if not self.names:
-            raise DataError(f"{where}: names no class")
+            raise DataError(f"{where}: no class names")
         self._labels = {name: label for label, name in enumerate(self.names)}
         if len(self._labels) < len(self.names):
             doubled = next(name for name in self.names if self.names.count(name) > 1)
             raise DataError(f"{where}: class {doubled!r} is listed twice")
+        self._lowered = {name.lower(): name for name in self.names} if any_case else {}
 
     def label(self, name: Any, where: str) -> int:
         """Return the label of a class.
@@ -110,9 +117,17 @@ class AnnotatedClasses:
         Raises:
             DataError: Unknown; names the place and the nearest class.
         """
+        name = self._lowered.get(str(name).lower(), name)
         if name not in self._labels:
-            raise DataError(f"{where}: {name!r} is no class{nearest(str(name), self.names)}")
+            raise DataError(f"{where}: {name!r} is not a class{nearest(str(name), self.names)}")
         return self._labels[name]
+
+
+def packaged_classes(name: str) -> AnnotatedClasses:
+    """Return the classes of a data set whose record comes with the package, whatever the case of their names."""
+    mapping = packaged_record(name)
+    assert mapping is not None
+    return AnnotatedClasses(mapping["classes"], name, any_case=True)
 
 
 def left_right_pairs(classes: Sequence[str], also: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
