@@ -1,4 +1,4 @@
-"""`two-stream check`: what is wrong with videos, frame folders or a data set, by name."""
+"""`two-stream check`: finds problems of videos, frame folders and data sets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from two_stream.video.doctor import Finding
     from two_stream.video.frames import FramePatterns
 
-SUMMARY = "find unreadable, short, doubled, missing and leaking videos, by name"
+SUMMARY = "find unreadable, short, repeated, missing and leaking videos"
 SEVERITIES = ("error", "warning", "info")
 _SHOWN = 40
 """findings of one kind shown in the terminal; the JSON file has all"""
@@ -56,11 +56,11 @@ def main(args: list[str]) -> int:
     from two_stream.runtime.files import write_json
 
     if not options.targets:
-        raise SettingsError("two-stream check: what is to be checked? Give a data set, folders or videos")
+        raise SettingsError("two-stream check: nothing to check; give a data set, folders or videos")
     findings = [finding for target in options.targets for finding in _check(target, options)]
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
-    _tell(findings, options.targets)
-    _tell_expected(options)
+    _report(findings, options.targets)
+    _report_precision(options)
     counts = {severity: sum(f.severity == severity for f in findings) for severity in SEVERITIES}
     if options.json is not None:
         content = {
@@ -161,7 +161,7 @@ def _frame_folders(
         manifest = read_extraction_manifest(root)
         patterns = _patterns(flags, manifest["settings"]["patterns"] if manifest else {}, names)
         from_0 = [any(0 in numbers_by_name(names, name) for name in patterns.of(m)) for m in MODALITIES]
-        patterns = replace(patterns, first_rgb=1 - from_0[0], first_flow=1 - from_0[1])  # no record says it
+        patterns = replace(patterns, first_rgb=1 - from_0[0], first_flow=1 - from_0[1])  # there is no record
         flow = any(numbers_by_name(names, pattern) for pattern in patterns.of("flow"))
         flow = flow or bool(manifest and manifest["flow_frames"])
         flow = flow or any(name.startswith("flow_x_") for name in names)
@@ -172,7 +172,7 @@ def _frame_folders(
 
 
 def _patterns(flags: Options, recorded: Mapping[str, str], names: Sequence[str]) -> FramePatterns:
-    """Return how a folder's files are named: as the flags say, else its manifest, else as the files look.
+    """Return how a folder's files are named: from the flags, else its manifest, else the files.
 
     The published HMDB51 layout has no manifest, and flow files without a suffix.
     """
@@ -188,8 +188,8 @@ def _patterns(flags: Options, recorded: Mapping[str, str], names: Sequence[str])
     return FramePatterns(**chosen | {key: value for key, value in given.items() if value is not None})
 
 
-def _tell_expected(flags: Options) -> None:
-    """Say how sure an accuracy on each data set can be."""
+def _report_precision(flags: Options) -> None:
+    """Report how precise an accuracy on each data set can be."""
     from two_stream.errors import TwoStreamError
     from two_stream.evaluation.scores.words import expected_words
     from two_stream.runtime.console import say
@@ -197,11 +197,11 @@ def _tell_expected(flags: Options) -> None:
     for target in flags.targets:
         record = _record(Path(target), flags.settings_root)
         if record is not None:
-            with suppress(TwoStreamError):  # what its lists lack is among the findings
+            with suppress(TwoStreamError):  # missing lists are among the findings
                 say(f"{target}: {expected_words(record, (record.modalities() or ['rgb'])[0], 1)}")
 
 
-def _tell(findings: Sequence[Finding], targets: Sequence[str]) -> None:
+def _report(findings: Sequence[Finding], targets: Sequence[str]) -> None:
     from two_stream.runtime.console import console, say, table
 
     kinds = Counter((finding.severity, finding.kind) for finding in findings)
@@ -220,5 +220,5 @@ def _tell(findings: Sequence[Finding], targets: Sequence[str]) -> None:
         for row in rows:
             say("{}: {}: {}: {}".format(*row))
     counts = Counter[str](finding.severity for finding in findings)
-    said = ", ".join(f"{counts[s]} {name}" for s, name in zip(SEVERITIES, ("errors", "warnings", "notes")))
-    say(f"{', '.join(targets)}: {said}")
+    summary = ", ".join(f"{counts[s]} {name}" for s, name in zip(SEVERITIES, ("errors", "warnings", "notes")))
+    say(f"{', '.join(targets)}: {summary}")

@@ -22,7 +22,7 @@ SUMMARY = (
 DESCRIPTION = (
     f"{SUMMARY}. Every video of the data set's lists becomes one sample of a WebDataset tar file in OUT/rgb or "
     "OUT/flow; train with `--data.source shards --data.shards OUT` (or the URL of a copy): the same batches for the "
-    "same seed. Run it again to go on after a stop; finished shards are kept."
+    "same seed. Run it again to continue after an interruption; finished shards are kept."
 )
 
 
@@ -108,17 +108,17 @@ def _report(summary: PackSummary, how: PackOptions) -> None:
     from two_stream.runtime.console import say, warn
 
     for name, packed, listed in summary.short:
-        warn(f"{name}: {packed} frames packed, its list says {listed}")
+        warn(f"{name}: {packed} frames packed, its list has {listed}")
     for name, reason in summary.failed:
         say(f"failed: {name}: {reason}")
     there = summary.shards - summary.written
     parts = [f"{summary.videos} videos, {summary.frames} frames in {summary.shards} shards"]
     parts.append(f"{_size(summary.bytes)}, {_size(summary.bytes / max(1, summary.frames))} a frame")
-    parts.append(f"{summary.written} written, {there} there before")
+    parts.append(f"{summary.written} written, {there} existed")
     if summary.failed:
         parts.append(f"{len(summary.failed)} videos failed (run again to retry their shards)")
     if how.encoding == "jpeg":
-        parts.append("not the very pixels of the source")
+        parts.append("pixels differ from the source")
     say(f"{summary.folder}: {'; '.join(parts)}")
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "videos or official split files -> a data set's record and split lists"
 NAMED = 10
-"""videos left out that are named; of a large data set thousands may be missing"""
+"""most videos named as left out; a large data set may lack thousands"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
-"""Catalogue records: everything the package knows about a data set stands in one YAML file.
+"""Data set records: one YAML file holds everything the package knows about a data set.
 
-`<settings_root>/<name>/dataset.yaml` gives the classes, the number of splits, where frames and videos lie, how the
-files are named and which videos come from one source; the split lists lie beside it. A new data set needs no code.
+`<settings_root>/<name>/dataset.yaml` gives the classes, the number of splits, the folders of frames and videos, the
+names of the files and which videos come from one source. The split lists are in the same folder. A new data set needs
+no code. The records of published data sets come with the package.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ SPLIT_WORDS: dict[str, Part] = {
     **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing", "eval"), "test"),
 }
-"""what the parts of a split are called, in folders and tables"""
+"""names of the parts of a split, in folders and tables"""
 
 
 class Roots(Options):
@@ -92,17 +93,17 @@ class Record(Options):
     """number of the first frame file"""
     lists: str = "{part}_{modality}_split{split}.txt"
     """names of the split lists; `part` is `train`, `val` (the official test list), or `holdout` where the data set
-    brings a validation part of its own"""
+    has its own validation part"""
     group: str | None = None
-    """regular expression over an id whose first group names the source video; `{classes}` stands for any class"""
+    """regular expression over an id whose first group names the source video; `{classes}` matches any class name"""
     groups: Path | None = None
-    """file of lines `id group`, in place of `group`"""
+    """file of lines `id group`, instead of `group`"""
     multi_label: bool = False
     """a video may have several classes, in the lists as `3,17`: a sigmoid per class in training, mAP in evaluation"""
     mirror: bool = True
-    """false: the mirror image of a video is no video of the data set, so nothing is ever mirrored"""
+    """false: the mirror image of a video is not a valid video of the data set, so nothing is mirrored"""
     mirror_pairs: tuple[tuple[str, str], ...] = ()
-    """pairs of classes that a mirror turns into each other, such as a swipe to the left and one to the right"""
+    """pairs of classes that mirroring exchanges, such as a swipe to the left and one to the right"""
     segments: Path | None = None
     """CSV file `id,video,start,end,first` of ids that are parts of a longer video; see `data/sources/segments.py`"""
 
@@ -114,7 +115,7 @@ class Record(Options):
         for name in _leaves(value):
             if not isinstance(name, str):
                 raise ValueError(
-                    f"YAML reads an entry as {name!r} and not as a name; put it in quotes, such as 'yes', 'null' or '1'"
+                    f"YAML reads an entry as {name!r} and not as text; put it in quotes, such as 'yes', 'null' or '1'"
                 )
         return value
 
@@ -127,7 +128,7 @@ class Record(Options):
         if missing:
             raise ValueError(f"`lists` is {self.lists!r}: {', '.join(missing)} is missing")
         if self.group is not None and self.groups is not None:
-            raise ValueError("`group` and `groups` both name the source videos; keep one")
+            raise ValueError("`group` and `groups` both give the source videos; keep one")
         if self.group is not None:
             try:
                 found = re.compile(self.group.replace(CLASSES_MARK, "x")).groups
@@ -141,11 +142,11 @@ class Record(Options):
     def _check_mirror(self) -> None:
         named = [name for pair in self.mirror_pairs for name in pair]
         if named and not self.mirror:
-            raise ValueError("`mirror: false` mirrors nothing, so `mirror_pairs` says nothing; keep one")
+            raise ValueError("`mirror: false` and `mirror_pairs` contradict each other; keep one")
         for name in named:
             if name not in self.classes:
                 raise ValueError(
-                    f"`mirror_pairs` names {name!r}, which is no class{nearest(name, self.classes)}"
+                    f"`mirror_pairs` names {name!r}, which is not a class{nearest(name, self.classes)}"
                 )
             if named.count(name) > 1:
                 raise ValueError(f"`mirror_pairs` names {name!r} twice; a class has one mirror image")
@@ -179,14 +180,14 @@ class Record(Options):
         )
 
     def resolve(self, path: Path) -> Path:
-        """Return a path of the record as one that can be opened, also before the record's own folder exists."""
+        """Return a path of the record relative to its folder, which need not exist yet."""
         return Path(os.path.normpath(self._folder / path.expanduser()))
 
     def frames_root(self, modality: Modality) -> Path:
         """Return the folder of a modality's frame folders.
 
         Raises:
-            DataError: The record names none, or the folder is absent.
+            DataError: The record has none, or the folder does not exist.
         """
         root = getattr(self.frames, modality)
         if root is None:
@@ -200,7 +201,7 @@ class Record(Options):
         """Return the folder of the video files.
 
         Raises:
-            DataError: The record names none, or the folder is absent.
+            DataError: The record has none, or the folder does not exist.
         """
         if self.videos is None:
             raise DataError(
@@ -218,7 +219,7 @@ class Record(Options):
         return self._list(_LIST_PART[part], modality, split)
 
     def holdout_path(self, modality: Modality, split: int) -> Path:
-        """Return the list of the data set's own validation part, which few have; see `list_path`."""
+        """Return the path of the list of the data set's own validation part, which few have; see `list_path`."""
         return self._list("holdout", modality, split)
 
     def _list(self, part: str, modality: Modality, split: int) -> Path:
@@ -235,10 +236,10 @@ class Record(Options):
         return [modality for modality in known if self.list_path("train", modality, 1).is_file()]
 
     def group_of(self, video_id: str) -> str:
-        """Return the source video of a video; a video the pattern does not fit is its own source.
+        """Return the source video of a video; a video that the pattern does not match is its own source.
 
         Raises:
-            DataError: The file of groups is missing or does not know the video.
+            DataError: The file of groups is missing or lacks the video.
         """
         if self.groups is not None:
             if video_id not in self._group_table:
@@ -250,7 +251,7 @@ class Record(Options):
         return (found[1] or video_id) if found else video_id
 
     def fits_group(self, video_id: str) -> bool:
-        """Tell whether the group pattern finds a source in an id."""
+        """Whether the group pattern finds a source in an id."""
         found = self._group_pattern.search(video_id) if self._group_pattern else None
         return bool(found and found[1])
 
@@ -369,7 +370,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def packaged_record(name: str) -> dict[str, Any] | None:
-    """Return the content of the record of a data set; None where the package has none of this name."""
+    """Return the content of a record that comes with the package; None where it has none of this name."""
     path = PACKAGED / f"{name}.yaml"
     return read_yaml(path) if Path(name).name == name and path.is_file() else None
 
@@ -381,7 +382,7 @@ def packaged_names() -> set[str]:
 
 @dataclass(frozen=True)
 class Mirror:
-    """The facts of a data set about mirrored videos, as a stage carries them out."""
+    """Whether videos of a data set may be mirrored, and the labels of their mirror images."""
 
     allowed: bool = True
     """false: nothing is mirrored"""
@@ -394,25 +395,19 @@ class Mirror:
 
 
 def mirror_of(record: Record, protocol: str = "standard") -> Mirror:
-    """Return the mirror facts of a data set; protocol `paper` knows none and mirrors everything, as published."""
+    """Return the mirror facts of a data set; protocol `paper` mirrors everything and keeps labels, as published."""
     if protocol == "paper":
         return Mirror()
     return Mirror(record.mirror, record.mirror_labels if record.mirror_pairs else None)
 
 
 def mirror_note(record: Record, protocol: str, mirrors: bool) -> str | None:
-    """Return what to say where protocol `paper` mirrors a data set whose classes a mirror changes.
-
-    Args:
-        record: The data set.
-        protocol: `standard` or `paper`.
-        mirrors: Whether the stage mirrors at all.
-    """
+    """Return a warning where `mirrors` holds and protocol `paper` mirrors a data set whose classes a mirror changes."""
     if protocol != "paper" or not mirrors or (record.mirror and not record.mirror_pairs):
         return None
     what = (
         "mirrored clips keep their class although the data set pairs classes that a mirror exchanges"
         if record.mirror
-        else "clips are mirrored although the data set says `mirror: false`"
+        else "clips are mirrored although the data set has `mirror: false`"
     )
-    return f"{record.name}: {what}, as the published code does; `data.augment.protocol: standard` honours it"
+    return f"{record.name}: {what}, as the published code does; `data.augment.protocol: standard` respects it"

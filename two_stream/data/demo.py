@@ -57,7 +57,7 @@ Image = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Look:
-    """What all videos of one source share."""
+    """What all videos of a source share."""
 
     discs: tuple[Image, Image]
     """RGBA pictures"""
@@ -114,7 +114,7 @@ def scrolled(background: Image, shift: NDArray[np.float64], width: int, height: 
 def stamp(
     picture: NDArray[np.float32], disc: Image, x: float, y: float, diameter: float, degrees: float
 ) -> None:
-    """Blend a disc into a picture; what sticks out at the top or bottom appears at the other end."""
+    """Blend a disc into a picture; what exceeds the top or bottom appears at the opposite side."""
     height, width = picture.shape[:2]
     side = disc.shape[0]
     matrix = cv2.getRotationMatrix2D(((side - 1) / 2, (side - 1) / 2), -degrees, diameter / side)
@@ -141,7 +141,7 @@ def encode(path: Path, frames: list[Image], codec: str) -> None:
     import av
     from av.video.stream import VideoStream
 
-    # a fixed quantiser: x264's rate control was seen to write other bytes for one call in forty
+    # a fixed quantiser: x264's rate control wrote different bytes in about one of forty calls
     options = {"qp": "14", "preset": "veryfast"} if codec == "libx264" else {"qmin": "1", "qmax": "3"}
     with av.open(str(path), "w", format="mp4") as container:
         stream = cast(VideoStream, container.add_stream(codec, rate=Fraction(_FPS), options=options))
@@ -220,7 +220,7 @@ def _to_and_fro(phase: float) -> float:
 ORDER_CLASSES = tuple("".join(order) for order in itertools.permutations("rgb"))
 COLOURS = {"r": (225, 45, 45), "g": (45, 190, 60), "b": (50, 80, 225)}
 _JITTER = 0.06
-"""how far a change of colour may lie from its third, in parts of the video"""
+"""largest shift of a colour change from its third, as a fraction of the video"""
 _TINT = 0.65
 """share of the colour in a disc's picture"""
 
@@ -276,7 +276,7 @@ class DemoOptions:
     takes: int = 1
     """videos per class and source"""
     height: int = 48
-    """small, because TV-L1 takes most of the demo's time and its cost follows the pixels"""
+    """small, because TV-L1 takes most of the demo's time and its cost grows with the pixels"""
     width: int = 64
     min_frames: int = 25
     """two clips of 12 frames in RGB and in flow"""
@@ -308,14 +308,14 @@ class DemoOptions:
 def write_demo(out: Path, *, seed: int = 0, groups: int = 15, options: DemoOptions | None = None) -> Path:
     """Write the data set: `videos/<class>/<class>_gNN_cNN.mp4`, split lists and the record.
 
-    The same options write the same videos. Finished videos are kept, so an interrupted call can be repeated; the
-    record comes last.
+    The same options write the same videos. Finished videos are kept, so an interrupted call can be repeated; the record
+    is written last.
 
     Args:
         out: Folder of the data set.
         seed: Seed of everything random.
         groups: Sources; each gives one video of every class.
-        options: Everything else; goes before `seed` and `groups`.
+        options: All options; replaces `seed` and `groups`.
 
     Returns:
         The path of `dataset.yaml`.
@@ -331,7 +331,7 @@ def write_demo(out: Path, *, seed: int = 0, groups: int = 15, options: DemoOptio
         keep = _same_manifest(out / MANIFEST, wanted)
         if not keep:
             write_json(out / MANIFEST, wanted)
-        (out / "frames").mkdir(parents=True, exist_ok=True)  # where extraction is to write
+        (out / "frames").mkdir(parents=True, exist_ok=True)  # extraction writes here
         plan = list(_plan(chosen))
         with progress("write demo videos", total=len(plan)) as advance:
             for name, group, take, _ in plan:
@@ -347,7 +347,7 @@ def write_demo(out: Path, *, seed: int = 0, groups: int = 15, options: DemoOptio
 
 
 def write_demo_frames(out: Path, options: DemoOptions, *, flow: bool = True) -> Record:
-    """Write the data set with the frames of its videos, and their TV-L1 flow if asked for; what is there is kept.
+    """Write the data set with the frames of its videos, and optionally their TV-L1 flow; existing files are kept.
 
     Raises:
         DataError: No video encoder, the folder cannot be written, or a video cannot be read back.

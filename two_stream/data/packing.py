@@ -1,7 +1,7 @@
-"""Packs a data set: every video of its lists, one sample each, shard by shard.
+"""Packs a data set into tar shards: every video of its lists, one sample each.
 
-Which videos make a shard follows from the lists alone. A shard is written under a hidden name, renamed when it is
-whole, and gets a note of what it holds (`000000.json`); a pack that was killed goes on with the shards that have none.
+The lists alone decide which videos make a shard. A shard is written under a hidden name, renamed when it is complete,
+and gets a note of its content (`000000.json`); after an interruption, packing continues with the shards without a note.
 The index is written last, from the notes.
 """
 
@@ -40,9 +40,9 @@ from two_stream.video.frames import jpeg_size, read_content
 from two_stream.video.region import fit_frame
 
 _BLOCK = 512
-"""a tar file is made of blocks of this size"""
+"""bytes of a block of a tar file"""
 _AT_ONCE = 32
-"""frames in memory"""
+"""frames read at a time"""
 _PATIENCE = 600.0
 """seconds without a new frame after which a shard is given up"""
 _NAMES = {"rgb": ("img",), "flow": ("flow_x", "flow_y")}
@@ -51,7 +51,7 @@ _BROKEN = (VideoError, DataError, cv2.error)
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard to write; crosses process borders."""
+    """One shard to write; sent to worker processes."""
 
     folder: Path
     number: int
@@ -61,7 +61,7 @@ class Shard:
     options: PackOptions
     settings: dict[str, Any]
     bad: tuple[tuple[str, str], ...] = ()
-    """(id, reason) of videos that killed a process before"""
+    """(id, reason) of videos that killed a process in an earlier attempt"""
 
     @property
     def name(self) -> str:
@@ -70,7 +70,7 @@ class Shard:
 
     @property
     def note(self) -> Path:
-        """File that says what the finished shard holds."""
+        """File with the content of the finished shard."""
         return self.folder / f"{self.number:06d}.json"
 
     @property
@@ -80,21 +80,21 @@ class Shard:
 
     @property
     def plan(self) -> str:
-        """Checksum of what the shard is to hold."""
+        """Checksum of the planned content of the shard."""
         wanted = [(v.id, v.num_frames, v.label) for v in self.videos]
         return hashlib.sha256(json.dumps([self.settings, wanted]).encode()).hexdigest()
 
 
 @dataclass
 class PackSummary:
-    """What a pack has made."""
+    """Result of packing."""
 
     folder: Path
     videos: int = 0
     frames: int = 0
     shards: int = 0
     written: int = 0
-    """shards written by this run; the others were there"""
+    """shards written by this call; the others existed"""
     bytes: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
     """(id, reason) of the videos that are not in the shards"""
@@ -122,7 +122,7 @@ def pack(record: Record, modality: Modality, out: Path | str, options: PackOptio
             f"{record.name}: its videos are segments of longer ones, which cannot be packed; read frames or videos"
         )
     folder = Path(out) / modality
-    source_of_frames(record, modality, options)  # a missing root is one error, not one per video
+    source_of_frames(record, modality, options)  # a missing root is a single error, not one per video
     settings = _settings(options, record, modality)
     shards = [
         Shard(folder, number, videos, record, modality, options, settings)
@@ -131,7 +131,7 @@ def pack(record: Record, modality: Modality, out: Path | str, options: PackOptio
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{folder}: cannot be made an output folder ({error.strerror})") from None
+        raise DataError(f"{folder}: cannot be created as output folder ({error.strerror})") from None
     with _alone(folder):
         for leftover in [*folder.glob(".[0-9]*.part"), *folder.glob(".[0-9]*.at")]:
             with suppress(OSError):
@@ -140,13 +140,13 @@ def pack(record: Record, modality: Modality, out: Path | str, options: PackOptio
         _refuse_others(shards, notes)
         missing = [shard for shard in shards if notes[shard.number] is None]
         if missing:
-            (folder / INDEX).unlink(missing_ok=True)  # it would name places of old shards
+            (folder / INDEX).unlink(missing_ok=True)  # it would point into old shards
             _write_missing(missing, notes)
         return _finish(folder, shards, notes, len(missing))
 
 
 def all_videos(record: Record, modality: Modality) -> list[VideoRecord]:
-    """Return every video of every list, sorted by id; where lists differ in its frames, the most.
+    """Return every video of every list, sorted by id; where lists differ in the number of frames, the largest.
 
     Raises:
         DataError: No list of this modality, or a wrong one.
@@ -171,7 +171,7 @@ def all_videos(record: Record, modality: Modality) -> list[VideoRecord]:
 
 
 def plan(videos: Sequence[VideoRecord], shard_frames: int) -> list[tuple[VideoRecord, ...]]:
-    """Divide videos, in their order, into shards of about so many frames."""
+    """Divide videos, in order, into shards of about `shard_frames` frames."""
     shards: list[list[VideoRecord]] = [[]]
     held = 0
     for video in videos:
@@ -184,7 +184,7 @@ def plan(videos: Sequence[VideoRecord], shard_frames: int) -> list[tuple[VideoRe
 
 
 def verify(folder: Path) -> list[str]:
-    """Compare every shard of a folder with its note; return a line per one that is missing or damaged.
+    """Compare every shard of a folder with its note; return a line per shard that is missing or damaged.
 
     Raises:
         DataError: There are no shards.
@@ -201,16 +201,16 @@ def verify(folder: Path) -> list[str]:
         elif not tar.is_file():
             wrong.append(f"{tar}: missing")
         elif tar.stat().st_size != note["bytes"] or sha256(tar) != note["sha256"]:
-            wrong.append(f"{tar}: damaged (its note has another size or SHA-256); remove it and pack again")
+            wrong.append(f"{tar}: damaged (size or SHA-256 differ from its note); remove it and pack again")
     return wrong
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keep a second pack out of a folder, where the system has file locks.
+    """Prevent two packs in one folder, where the system has file locks.
 
     Raises:
-        DataError: Another one is at work.
+        DataError: Another process is packing here.
     """
     try:
         import fcntl
@@ -221,7 +221,9 @@ def _alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DataError(f"{folder}: another `two-stream pack` is writing here; wait for it") from None
+            raise DataError(
+                f"{folder}: another `two-stream pack` is writing here; wait for it to finish"
+            ) from None
         except OSError:  # a file system without locks
             pass
         yield
@@ -245,7 +247,7 @@ def _read_note(path: Path) -> dict[str, Any] | None:
 
 
 def _finished(shard: Shard) -> dict[str, Any] | None:
-    """Return the note of a shard that is whole, as planned and without failures."""
+    """Return the note of a shard that is complete, as planned and without failures."""
     note = _read_note(shard.note)
     tar = shard.folder / shard.name
     if note is None or note["plan"] != shard.plan or note["failed"]:
@@ -254,7 +256,7 @@ def _finished(shard: Shard) -> dict[str, Any] | None:
 
 
 def _refuse_others(shards: Sequence[Shard], notes: dict[int, dict[str, Any] | None]) -> None:
-    """Refuse to mix with, or to write over, shards of other settings or lists, unless asked to."""
+    """Refuse shards of other settings or lists in the folder, or remove them with `overwrite`."""
     folder, options = shards[0].folder, shards[0].options
     planned = {shard.number: shard for shard in shards}
     for path in sorted(folder.glob("[0-9]*.json")):
@@ -269,14 +271,14 @@ def _refuse_others(shards: Sequence[Shard], notes: dict[int, dict[str, Any] | No
             ]
             what = ", ".join(changes) or "the split lists have changed"
             raise DataError(
-                f"{folder} holds other shards: {what}; --overwrite packs anew, or choose another --out"
+                f"{folder} holds other shards: {what}; replace them with --overwrite, or choose another --out"
             )
-        for old in (folder / INDEX, path, path.with_suffix(".tar")):  # the note before what it vouches for
+        for old in (folder / INDEX, path, path.with_suffix(".tar")):  # the note before its shard
             old.unlink(missing_ok=True)
 
 
 def _write_missing(missing: list[Shard], notes: dict[int, dict[str, Any] | None]) -> None:
-    """Write shards; a video that kills its process is left out of its shard, which is then tried again."""
+    """Write shards; a shard whose process is killed is tried again without the video that was being packed."""
     options = missing[0].options
     processes = usable_processes() if options.processes is None else options.processes
     total = sum(video.num_frames for shard in missing for video in shard.videos)
@@ -299,7 +301,7 @@ def _without_culprit(shard: Shard, failure: TaskFailure) -> Shard:
     """Return the shard without the video whose decoder crashed or hung.
 
     Raises:
-        TwoStreamError: Something else went wrong, such as a full disk.
+        TwoStreamError: Another cause, such as a full disk.
     """
     try:
         culprit = shard.at.read_text(encoding="utf-8")
@@ -330,7 +332,7 @@ def _finish(
             videos[video["id"]] = Packed(shard.number, video["frames"], len(starts))
             starts += video["starts"]
             sizes += video["sizes"]
-            crcs += video.get("crcs", ())  # shards of an earlier version have none
+            crcs += video.get("crcs", ())  # missing in shards of an earlier version
             summary.frames += video["frames"]
             if video["frames"] < wanted[video["id"]]:
                 summary.short.append((video["id"], video["frames"], wanted[video["id"]]))
@@ -340,7 +342,7 @@ def _finish(
     settings = {**shards[0].settings, "code_version": code_version()}
     made = [(notes[shard.number] or {}).get("extraction") for shard in shards]
     if all(one == made[0] for one in made) and made[0]:
-        settings["extraction"] = made[0]  # they may have been packed at different times
+        settings["extraction"] = made[0]  # shards may have been packed at different times
     places = np.array(starts, np.int64), np.array(sizes, np.int64)
     whole = len(crcs) == (summary.frames if settings["encoding"] == "raw" else len(starts))
     index = ShardIndex(settings, [], [], videos, *places, np.array(crcs, np.uint32) if whole else None)
@@ -378,14 +380,14 @@ def source_of_frames(record: Record, modality: Modality, options: PackOptions) -
 
 
 def write_shard(shard: Shard, beat: Beat) -> dict[str, Any]:
-    """Write one shard and its note, and return the note. A video that cannot be read is left out and named.
+    """Write one shard and its note, and return the note. A video that cannot be read is recorded as failed.
 
     Raises:
         OSError: The disk is full, or the folder cannot be written.
     """
     cv2.setNumThreads(1)
     source = source_of_frames(shard.record, shard.modality, shard.options)
-    # a worker whose parent was killed may write for a moment more: never into the file of its successor
+    # a worker whose parent was killed may still write for a moment, but not into its successor's file
     part = shard.folder / f".{shard.name}.{os.getpid()}.part"
     failed: list[tuple[str, str]] = []
     with part.open("wb") as file:
@@ -426,7 +428,7 @@ def write_shard(shard: Shard, beat: Beat) -> dict[str, Any]:
 
 
 class Tar:
-    """A tar file of plain members, written from its beginning; what was written last can be taken back."""
+    """A tar file of plain members, written sequentially; the latest writes can be undone."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -434,35 +436,35 @@ class Tar:
         self._at = 0
 
     def add(self, name: str, size: int) -> int:
-        """Begin a member of so many bytes; return the place of its first one. `write` and `close` follow."""
+        """Begin a member of `size` bytes; return the position of its first byte. `write` and `close` follow."""
         info = tarfile.TarInfo(name)
         info.size = size
         self.write(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
         return self._at
 
     def write(self, content: bytes | memoryview) -> None:
-        """Go on with what is written."""
+        """Append content."""
         self._file.write(content)
         self._hash.update(content)
         self._at += len(content)
 
     def close(self) -> None:
-        """Fill the last block of a member."""
+        """Pad the last block of a member."""
         self.write(bytes(-self._at % _BLOCK))
 
     def member(self, name: str, content: bytes) -> int:
-        """Write a whole member; return the place of its first byte."""
+        """Write a complete member; return the position of its first byte."""
         start = self.add(name, len(content))
         self.write(content)
         self.close()
         return start
 
     def mark(self) -> tuple[int, Any]:
-        """Return what `back_to` takes."""
+        """Return the current position, for `back_to`."""
         return self._at, self._hash.copy()
 
     def back_to(self, mark: tuple[int, Any]) -> None:
-        """Forget what was written since the mark."""
+        """Undo everything written since the mark."""
         self._at, self._hash = mark[0], mark[1].copy()
         self._file.seek(self._at)
         self._file.truncate()
@@ -476,7 +478,7 @@ class Tar:
 def _write_video(
     tar: Tar, shard: Shard, video: VideoRecord, source: FrameFolders | VideoFiles, beat: Beat
 ) -> dict[str, Any]:
-    """Write one sample; return its id, frames and the places of its entries."""
+    """Write one sample; return its id, frames and the positions of its entries."""
     count = _frames(video, source)
     key = key_of(video.id)
     about = {
@@ -505,7 +507,7 @@ def _write_video(
 
 
 def _frames(video: VideoRecord, source: FrameFolders | VideoFiles) -> int:
-    """Return how many frames to pack: those of the list, or of the folder where it has fewer.
+    """Return how many frames to pack: those of the list, or of the folder if that has fewer.
 
     Raises:
         VideoError: The folder is missing or has no first frame.
@@ -535,7 +537,7 @@ def _beating(frames: Iterator[Frames], beat: Beat) -> Iterator[Frames]:
 def _write_raw(
     tar: Tar, name: str, shard: Shard, count: int, frames: Iterator[Frames]
 ) -> tuple[int, int, list[int]]:
-    """Write frames as one `.npy` member; return the place and number of its pixels' bytes, and each frame's CRC-32."""
+    """Write frames as one `.npy` member; return the position and number of its pixel bytes, and each frame's CRC-32."""
     shape = (count, *shard.options.size, MODALITY_CHANNELS[shard.modality])
     head = io.BytesIO()
     np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": shape})

@@ -258,7 +258,7 @@ TABLE_DAMAGES = {
     "some splits": ("t.csv", "path,label,split\nx,a,train\ny,a,\n", r"t\.csv:3: `split` is empty"),
     "fields": ("t.tsv", "path\tlabel\nx\ta\tb\n", r"t\.tsv:2: 3 fields"),
     "empty": ("t.csv", "", r"t\.csv: the table has no rows"),
-    "JSON lines": ("t.jsonl", '{"id": "x", "label": "a"}\n{"id": \n', r"t\.jsonl:2: not whole JSON"),
+    "JSON lines": ("t.jsonl", '{"id": "x", "label": "a"}\n{"id": \n', r"t\.jsonl:2: not complete JSON"),
     "JSON": ("t.json", '[{"id": "x", "labels": "a"}]', r't\.json: \[0\]\.labels: "a": expected a list'),
     "suffix": ("t.txt", "x a\n", r"t\.txt: expected a \.csv"),
     "rate": ("t.csv", "path,label,fps\nx,a,0\n", r"t\.csv:2: `fps` is 0"),
@@ -312,7 +312,7 @@ def test_one_file_for_two_lines_and_several_files_for_one(tmp_path: Path) -> Non
     counts = {"ccccccccccc": 5, "a/aaaaaaaaaaa_000001_000011": 5, "b/aaaaaaaaaaa_000001_000011": 5}
     made, record = prepared("kinetics400", write(tmp_path / "o", content), frames(tmp_path / "f", counts))
     reasons = dict(made.failures)
-    assert "is that of another line already" in reasons["ccccccccccc_000005_000015"]
+    assert "is already used by another line" in reasons["ccccccccccc_000005_000015"]
     assert reasons["aaaaaaaaaaa_000001_000011"].startswith(
         "several of this name (a/aaaaaaaaaaa_000001_000011"
     )

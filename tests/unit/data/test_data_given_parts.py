@@ -80,7 +80,7 @@ def test_folders_that_are_no_split_are_classes_and_one_line_says_so(
 ) -> None:
     made, record = prepared(folders(tmp_path / "v", clip, dict.fromkeys(tops, 3)), tmp_path)
     assert record.classes == sorted(tops)
-    assert [w for w in made.warnings if "taken as classes" in w] == made.warnings[:1]
+    assert [w for w in made.warnings if "used as classes" in w] == made.warnings[:1]
 
 
 def test_videos_right_in_the_folders_make_them_classes(tmp_path: Path, clip: Path) -> None:
@@ -90,9 +90,9 @@ def test_videos_right_in_the_folders_make_them_classes(tmp_path: Path, clip: Pat
             shutil.copy(clip, tmp_path / "v" / top / f"{number}.mp4")
     made, record = prepared(tmp_path / "v", tmp_path)
     assert record.classes == ["test", "train"]
-    assert "taken as classes" in made.warnings[0]
+    assert "used as classes" in made.warnings[0]
     folders(tmp_path / "v", clip, {"train": 1, "test": 1})
-    with pytest.raises(DataError, match=r"'test/0' lies in no class folder \(8 such"):
+    with pytest.raises(DataError, match=r"'test/0' is not in a class folder \(8 such"):
         prepared(tmp_path / "v", tmp_path)
 
 
@@ -101,7 +101,7 @@ def test_plain_classes_are_told_nothing(tmp_path: Path, clip: Path) -> None:
         folders(tmp_path / "v", clip, {name: 2}, ("deep",))
     made, record = prepared(tmp_path / "v", tmp_path)
     assert record.classes == ["run", "trains"]
-    assert not any("taken as classes" in w for w in made.warnings)
+    assert not any("used as classes" in w for w in made.warnings)
 
 
 def test_leaks_into_the_own_validation_part_are_found(tmp_path: Path, clip: Path) -> None:

@@ -186,7 +186,7 @@ def test_backslashes_of_windows(tmp_path: Path, clip: Path) -> None:
     (source,) = find_sources(tmp_path / "v.txt")[0]
     assert (source.id, source.path) == ("run/v0", tmp_path / "run" / "v0.mp4")
     write(tmp_path, {"l.txt": "run\\v0 5 0\nrun/v0 5 0\n"})
-    with pytest.raises(DataError, match="stands on line 1 already"):
+    with pytest.raises(DataError, match="is already on line 1"):
         read_list(tmp_path / "l.txt")
 
 

@@ -136,7 +136,7 @@ def test_folders_that_cannot_become_a_data_set(tmp_path: Path, videos: Path, cli
     flat = tmp_path / "flat"
     flat.mkdir()
     shutil.copy(clip, flat / "a.mp4")
-    with pytest.raises(DataError, match="'a' lies in no class folder"):
+    with pytest.raises(DataError, match="'a' is not in a class folder"):
         prepare_folder(flat, "x", out, quick())
     with pytest.raises(DataError, match="all videos come from one source"):
         prepare_folder(videos, "x", out, quick(group_regex="(s)"))
@@ -155,7 +155,7 @@ def test_a_split_needs_two_sides(tmp_path: Path, clip: Path) -> None:
     for name in CLASSES:
         (tmp_path / "videos" / name).mkdir(parents=True)
         shutil.copy(clip, tmp_path / "videos" / name)
-    with pytest.raises(DataError, match="split 1 would have no test video at all") as caught:
+    with pytest.raises(DataError, match="split 1 would have no test video") as caught:
         prepare_folder(tmp_path / "videos", "x", tmp_path, quick())
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "x").exists()
@@ -243,7 +243,7 @@ def test_official_frames_of_other_names(shared: Path, tmp_path: Path, settings: 
     assert [v.num_frames for v in read_list(record.list_path("test", "rgb", 1))] == [4, 4]
     assert record.modalities() == ["rgb"]
     with pytest.raises(
-        DataError, match=r"none of the .* wanted img_00001\.jpg .*there lie \['000\.png', '001\.png'\]"
+        DataError, match=r"none of the .* wanted img_00001\.jpg .*its files are \['000\.png', '001\.png'\]"
     ):
         command.main([*flags, "--out", str(settings)])
     with pytest.raises(SettingsError, match="is kept as it is"):

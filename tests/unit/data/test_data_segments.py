@@ -98,7 +98,7 @@ def test_time_stamps_of_a_video_of_variable_rate(tmp_path: Path) -> None:
 
 def test_the_rate_of_a_frame_folder(tmp_path: Path) -> None:
     folder = frames(tmp_path, {"v": 3}) / "v"
-    with pytest.raises(VideoError, match=r"nothing tells the frames per second of .*; give --fps"):
+    with pytest.raises(VideoError, match=r"the frames per second of .* are unknown; give --fps"):
         clock_of(None, folder, 3, None, None)
     assert clock_of(None, folder, 3, None, 12.0).fps == 12.0
     assert clock_of(None, folder, 3, 15.0, None).fps == 15.0
@@ -175,7 +175,7 @@ def test_the_doctor_looks_at_videos_not_at_segments(untrimmed: Record) -> None:
     segments = read_segments(path)
     write_segments(path, {**segments, "steady#9": Segment("steady", 0, 1, 1)})
     details = [finding.detail for finding in audit(untrimmed)]
-    assert "1 segments stand in no list: 'steady#9'" in details
+    assert "1 segments are in no list: 'steady#9'" in details
     write_segments(path, {**segments, "steady#1": Segment("gone", 0.5, 1.5, 6)})
     missing = [f for f in audit(untrimmed) if f.kind == "missing" and f.severity == "error"]
     assert [Path(f.subject).name for f in missing] == ["gone"]
@@ -217,7 +217,7 @@ def test_shards_refuse_segments_in_one_line(untrimmed: Record, tmp_path: Path) -
         ("a,v,0,nan,1", r"segments\.csv:4: 'a' lasts from 0 to nan s"),
         ("a,v,0,1,0", r"segments\.csv:4: 'a' begins with frame 0; frames count from 1"),
         (",v,0,1,1", r"segments\.csv:4: a segment needs an id and a video"),
-        ("first,v,0,1,1", r"segments\.csv:4: 'first' stands there twice"),
+        ("first,v,0,1,1", r"segments\.csv:4: 'first' is listed twice"),
     ],
 )
 def test_wrong_segments_name_the_line(tmp_path: Path, line: str, said: str) -> None:

@@ -265,7 +265,7 @@ def test_a_folder_shorter_than_its_list_is_packed_as_far_as_it_goes(noisy: Recor
     assert summary.short == [("v_run_g02_c04", 5, 6)]
     source = ShardSource(str(tmp_path / "out"), "rgb")
     assert source.read("v_run_g02_c04", [5], SIZE).shape == (1, *SIZE, 3)
-    with pytest.raises(VideoError, match=r"v_run_g02_c04: frame 6 asked for, 5 are packed"):
+    with pytest.raises(VideoError, match=r"v_run_g02_c04: frame 6 requested, 5 are packed"):
         source.read("v_run_g02_c04", [6], SIZE)
 
 
@@ -450,7 +450,7 @@ def test_videos_are_packed_as_they_would_be_read(tmp_path: Path, modality: Modal
 
 def test_a_video_that_kills_its_process_is_left_out_once(noisy: Record, tmp_path: Path) -> None:
     records = tuple(all_videos(noisy, "rgb")[:2])
-    shard = Shard(tmp_path, 0, records, noisy, "rgb", QUICK, QUICK.recorded(noisy, "rgb"))
+    shard = Shard(tmp_path, 0, records, noisy, "rgb", QUICK, packing._settings(QUICK, noisy, "rgb"))
     with pytest.raises(TwoStreamError, match=r"000000\.tar: cannot be packed \(killed\)"):
         _without_culprit(shard, TaskFailure("killed"))
     shard.at.write_text(records[1].id)

@@ -44,7 +44,7 @@ def test_lists_survive_a_round_trip_with_spaces(tmp_path: Path) -> None:
         ("a 3\n", r"l\.txt:1"),
         ("a 0 1\n", r"l\.txt:1: 'a' has no frames"),
         ("a 3 0\n\nb 3 7\n", r"l\.txt:3: label 7: expected 0 to 1"),
-        ("a 3 0\na 3 0\n", r"l\.txt:2: 'a' stands on line 1 already"),
+        ("a 3 0\na 3 0\n", r"l\.txt:2: 'a' is already on line 1"),
         ("a 10000000 0\n", r"l\.txt:1: 'a': frames and label have 7 digits at most"),
         (f"a 3 {'9' * 5000}\n", r"l\.txt:1: 'a': frames and label have 7 digits at most"),
         ("\n", r"l\.txt: the list is empty"),

@@ -1,8 +1,10 @@
 """Clips of a part of a data set, one item per video; the views of an evaluation are in `views.py`.
 
-Offsets, crops and flips of a training clip are drawn from (seed, epoch, video id) and from nothing else, so they depend
-neither on the number of workers nor on where a run was interrupted. A video that cannot be read becomes a
-`ClipFailure` with its reason; the loader decides what follows from it.
+Offsets, crops and flips of a training clip are drawn from (seed, epoch, video id) only, so they depend neither on the
+number of workers nor on where a run was interrupted. A video that cannot be read becomes a `ClipFailure` with its
+reason; the loader raises it or skips the video. Companions are clips of the same moments for other networks: of the
+other modality, or of another length or size. They show the same part of the picture, mirrored alike; colour changes and
+erased boxes are applied to the training clip only.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from two_stream.types import Box, Frames, InputSpec, VideoRecord
 from two_stream.video.region import Region
 
 BROKEN = (VideoError, DataError, OSError, cv2.error)
-"""What reading raises when a video is at fault."""
+"""errors that a damaged or missing video raises"""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class ClipFailure:
     id: str
     reason: str
     error: TwoStreamError | None = None
-    """set when the cause is not this video, for example a decoder that is not installed"""
+    """set when the video is not the cause, for example where a decoder is not installed"""
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,11 @@ class ClipItem:
     targets: torch.Tensor | None = None
     """float32 `(K,)`, 1 where the clip has the class; None outside multi-label data sets"""
     beside: tuple[torch.Tensor, ...] = ()
-    """uint8 clips of the same moment for other networks (`data/clips/companions.py`)"""
+    """uint8 clips of the same moment for other networks; see `ClipsBeside`"""
 
 
 def failure_of(video_id: str, error: Exception) -> ClipFailure:
-    """Return what a dataset gives in place of a video that cannot be read."""
+    """Return the item of a video that cannot be read."""
     broken = isinstance(error, BROKEN)
     reason = " ".join(str(error).split())
     return ClipFailure(video_id, reason, None if broken or not isinstance(error, TwoStreamError) else error)
@@ -123,11 +125,11 @@ class ClipDataset(Dataset[ClipItem | ClipFailure]):
             return failure_of(record.id, error)
 
     def is_mirrored(self, index: int) -> bool:
-        """Whether the clip of a number is mirrored; it is not read for that."""
+        """Whether the clip of an index is mirrored; the clip is not read."""
         return self.planned(index)[2].flip
 
     def planned(self, index: int) -> tuple[VideoRecord, list[int], View, tuple[object, ...]]:
-        """Return what the clip of a number shows, which is not read for that.
+        """Return what the clip of an index shows; the clip is not read.
 
         Returns:
             The video, its frame numbers in the order of time, crop and flip, and the key of `reordered`.
@@ -212,26 +214,26 @@ def as_clip(frames_THWC: Frames) -> torch.Tensor:
     clip = np.empty((channels, count, height, width), np.uint8)
     planes = [plane.reshape(count * height, width) for plane in clip]
     rows = np.ascontiguousarray(frames_THWC).reshape(count * height, width, channels)
-    for plane, made in zip(planes, cv2.split(rows, planes)):  # several times as quick as numpy's transpose
-        if not np.may_share_memory(plane, made):  # OpenCV writes in place; nothing promises that
+    for plane, made in zip(planes, cv2.split(rows, planes)):  # several times as fast as numpy's transpose
+        if not np.may_share_memory(plane, made):  # OpenCV writes in place, but does not guarantee it
             plane[...] = made
     return torch.from_numpy(clip)
 
 
 @dataclass(frozen=True)
 class Companion:
-    """What another network sees of the videos."""
+    """The clips of another network."""
 
     source: ClipSource
     spec: InputSpec
     records: Mapping[str, VideoRecord]
-    """by id; of its modality, whose frames they count"""
+    """by id, with the frame counts of its modality"""
     protocol: str
-    """`augment.protocol` of its training, which says what a mirror does to flow"""
+    """`augment.protocol` of its training, which decides how mirroring changes flow"""
 
 
 def same_clip(one: InputSpec, other: InputSpec) -> bool:
-    """Whether two networks can take one clip: modality, length, stride, segments, stack and size are alike."""
+    """Whether two networks take the same clips: modality, length, stride, segments, stack and size are equal."""
     return all(
         getattr(one, name) == getattr(other, name)
         for name in ("modality", "clip_length", "stride", "segments", "stack", "resize", "size")
@@ -239,7 +241,7 @@ def same_clip(one: InputSpec, other: InputSpec) -> bool:
 
 
 def companion(experiment: Experiment, record: Record, spec: InputSpec, protocol: str) -> Companion:
-    """Return what gives another network's clips beside the training clips of an experiment.
+    """Return the source of another network's clips of the training videos of an experiment.
 
     Args:
         experiment: Of the network that is trained.
@@ -253,7 +255,7 @@ def companion(experiment: Experiment, record: Record, spec: InputSpec, protocol:
     data, modality = experiment.data, experiment.model.modality
     if data.source == "shards" and spec.modality != modality:
         raise DataError(
-            f"`data.shards` holds {modality} frames and a teacher sees {spec.modality}; read `frames` or `videos`"
+            f"`data.shards` holds {modality} frames and the teacher takes {spec.modality}; read `frames` or `videos`"
         )
     found = {video.id: video for video in experiment_part(experiment, record, "train", spec.modality)}
     own = experiment_part(experiment, record, "train")
@@ -267,7 +269,7 @@ def companion(experiment: Experiment, record: Record, spec: InputSpec, protocol:
 
 
 class ClipsBeside(Dataset[ClipItem | ClipFailure]):
-    """The clips of a training, each with those of its companions."""
+    """The clips of a training, each with the clips of its companions."""
 
     def __init__(self, clips: ClipDataset, companions: Sequence[Companion]) -> None:
         self.clips = clips
@@ -277,7 +279,7 @@ class ClipsBeside(Dataset[ClipItem | ClipFailure]):
         return len(self.clips)
 
     def __getitem__(self, index: int) -> ClipItem | ClipFailure:
-        """Read a clip and its companions; a video of which one cannot be read gives a `ClipFailure`."""
+        """Read a clip and its companions; a video where any of them cannot be read gives a `ClipFailure`."""
         item = self.clips[index]
         if isinstance(item, ClipFailure):
             return item
@@ -303,9 +305,9 @@ class ClipsBeside(Dataset[ClipItem | ClipFailure]):
 def same_moment(numbers: Sequence[int], one: InputSpec, other: InputSpec, frames: int) -> list[int]:
     """Return the frame numbers (1-based) of another network's clip of the moment that a clip shows.
 
-    Clips of one length, stride and segments have the same numbers; where the other modality has one frame fewer, the
-    last one stands for it. Other segments show the whole video. Another length is laid around the middle of the clip
-    and moved into the video; a video shorter than that is looped from the clip's first frame.
+    Clips of equal length, stride and segments have the same numbers; where the other modality has one frame fewer, its
+    last frame is repeated. Other segments cover the whole video. A clip of another length is centred on the middle of
+    the given clip and shifted into the video; a video that is too short is looped from the clip's first frame.
 
     Args:
         numbers: Of the clip, in the order of time.

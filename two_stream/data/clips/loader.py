@@ -1,7 +1,7 @@
 """Loaders: batches of training and validation clips.
 
-The order of an epoch comes from (seed, epoch); a resumed epoch skips batches without reading them. Worker processes
-draw no random numbers, so their number changes nothing.
+The order of an epoch depends on (seed, epoch); a resumed epoch skips batches without reading them. Worker processes
+draw no random numbers, so their number does not change the batches.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ T = TypeVar("T")
 _Loaded = tuple[T | None, list[ClipFailure]]
 
 WORKER_TIMEOUT = 1800.0
-"""seconds after which a worker that delivers nothing is given up"""
+"""seconds without a batch after which a worker is given up"""
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which batches of an epoch one of several processes reads.
+    """The batches of an epoch that one of several processes reads.
 
-    The epoch's batches are those of a single process. Every `group` of them in a row make one optimizer step; within
-    a group they are dealt out one after another.
+    The epoch's batches are those of a single process. Every `group` consecutive batches make one optimizer
+    step; within a group they are assigned to the processes in turn.
     """
 
     rank: int = 0
@@ -48,7 +48,7 @@ class Share:
     group: int = 0
     """0 is one batch per process"""
     pin: bool = False
-    """put batches into memory that a GPU copies from by itself"""
+    """put batches into page-locked memory, for asynchronous copies to a GPU"""
 
     def numbers(self, start: int, stop: int) -> list[int]:
         """Return the numbers of this process's batches among `start` … `stop - 1`; `start` begins a group."""
@@ -57,12 +57,11 @@ class Share:
 
 
 class Loader(Generic[T]):
-    """Yields what a plan of indices asks for, in its order.
+    """Yields the batches of a plan of indices, in order.
 
     Attributes:
-        skipped: (id, reason) of the videos left out since the iteration began (`on_error: skip`).
-        position: One more than the number, in the whole plan, of the entry read last, empty ones included; the number
-            to give as `skip_batches` to go on from here.
+        skipped: (id, reason) of the videos skipped since the iteration began (`on_error: skip`).
+        position: Batches of the full plan that are done, empty ones included; the `skip_batches` that continues here.
     """
 
     def __init__(
@@ -82,8 +81,8 @@ class Loader(Generic[T]):
             plan: Indices of each batch.
             collate: Joins the items of a batch, apart from failures.
             data: Workers and `on_error`.
-            skip: Batches of the plan to leave out at the start, unread.
-            share: Which of the others to read; all of them by default.
+            skip: Batches at the start of the plan that are not read.
+            share: Which of the others to read; all by default.
         """
         self.dataset = dataset
         self.plan = [list(batch) for batch in plan]
@@ -137,12 +136,14 @@ class Loader(Generic[T]):
             worker_init_fn=_start_worker,
             timeout=WORKER_TIMEOUT if workers else 0,
             pin_memory=self._pin,
-            # without a generator of its own a loader draws from torch's global one, and a resumed run drifts
+            # without its own generator a loader draws from torch's global one, and a resumed run would differ
             generator=torch.Generator(),
         )
         iterator = iter(loader)
         end = partial(_end_workers, iterator)
-        atexit.register(end)  # an exception on its way out may hold this generator until the interpreter ends
+        atexit.register(
+            end
+        )  # a propagating exception may keep this generator alive until the interpreter exits
         try:
             while True:
                 try:
@@ -159,7 +160,7 @@ class Loader(Generic[T]):
                         raise DataError(killed) from error
                     reason = str(error).splitlines()[0]
                     raise DataError(
-                        f"a loader process stopped: {reason}; with `data.workers: 0` the cause is shown in place"
+                        f"a loader process stopped: {reason}. Set `data.workers: 0` to see the cause"
                     ) from error
                 yield loaded
         finally:
@@ -244,7 +245,7 @@ def class_counts(records: Sequence[VideoRecord], num_classes: int) -> tuple[int,
 
 
 def collate_clips(items: list[ClipItem | ClipFailure]) -> _Loaded[Batch]:
-    """Join clips to a batch `(B, C, T, H, W)`; None when none is whole."""
+    """Join clips to a batch `(B, C, T, H, W)`; None when no clip could be read."""
     whole = [item for item in items if isinstance(item, ClipItem)]
     failures = [item for item in items if isinstance(item, ClipFailure)]
     if not whole:
@@ -264,9 +265,9 @@ def batches_of(order: Sequence[int], size: int) -> list[list[int]]:
 
 
 def _start_worker(_number: int) -> None:
-    """Leave Ctrl-C, SIGHUP and the first SIGTERM, which reach the whole process group, to the main process.
+    """Let only the main process handle Ctrl-C, SIGHUP and the first SIGTERM, which reach the whole process group.
 
-    It saves and then ends its workers; one of them dying first would turn a clean stop into a crash. They end with it.
+    It saves a checkpoint and then ends its workers; a worker that died first would turn a clean stop into a crash.
     """
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
@@ -279,15 +280,15 @@ def _start_worker(_number: int) -> None:
 
 
 def _end_workers(iterator: Any) -> None:
-    """End the workers of a pass for good.
+    """End the workers of a pass.
 
-    One that is stuck in a decoder sees no SIGTERM, which is all that torch and multiprocessing send, and the process
-    would wait for it at its exit.
+    A worker stuck in a decoder does not react to SIGTERM, the only signal that torch and multiprocessing send, and the
+    process would wait for it at exit.
     """
     shut_down = getattr(iterator, "_shutdown_workers", None)
     if shut_down is None:  # no workers
         return
-    shut_down()  # asks first, and tells torch that the end of its workers is no accident
+    shut_down()  # a regular stop, so that torch does not report the workers as crashed
     for worker in iterator._workers:
         if worker.is_alive():
             worker.kill()

@@ -52,12 +52,12 @@ EVEN_CLIPS = {"efficient3d-windows": 3, "3dresnets-even": 3, "co3d-even": 10, "c
 """clips per video when their number is not given: the published defaults"""
 
 SEGMENT_PROTOCOLS = ("segments-train", "segments-single", "segments-twice", "segments-uniform")
-MENDED = ("single", "multi", "uniform", "sliding", "train")
+STANDARD = ("single", "multi", "uniform", "sliding", "train")
 PAPER = ("paper-single", "paper-multi", "paper-train", "paper-val")
-PROTOCOLS = (*MENDED, *PAPER, *FAMILY_PROTOCOLS, *SEGMENT_PROTOCOLS)
+PROTOCOLS = (*STANDARD, *PAPER, *FAMILY_PROTOCOLS, *SEGMENT_PROTOCOLS)
 
 FAMILIES = ("efficient3d", "3dresnets", "co3d")
-"""codebases whose frame choice `data.sampling` can name"""
+"""codebases whose frame choice `data.sampling` accepts"""
 
 DEFAULT_CLIPS = 10
 """clips of the `uniform` protocol when their number is not given"""
@@ -83,13 +83,12 @@ def sample_clips(
 
     Args:
         protocol: `single`, `multi`, `uniform`, `sliding`, `train`, the published `paper-single`, `paper-multi`,
-            `paper-train`, `paper-val`, one of a family (`temporal.FAMILY_PROTOCOLS`) or one of segments
-            (`spread.SEGMENT_PROTOCOLS`).
+            `paper-train`, `paper-val`, one of `FAMILY_PROTOCOLS` or one of `SEGMENT_PROTOCOLS`.
         num_frames: Frames of the video, at least 1.
         clip_length: Frames of a clip.
         stride: Step between neighbouring frames of a clip; the paper's protocols know only 1.
         num_clips: Clips of `uniform` and `segments-uniform` (default 10), segments of `paper-train` and `paper-val`
-            (default 1), clips of a family's even choice (its own default).
+            (default 1), clips of a family's even choice (default: the published number).
         step: Frames between the starts of `sliding` clips; default half a clip (a family's: a whole one).
         offset: Frames before the clip (0-based start) for `train` and `<family>-random`; one per segment for
             `paper-train` and `segments-train`.
@@ -130,7 +129,7 @@ def sample_clips(
     elif protocol == "train":
         starts = [_chooser(offset, rng)(0, train_offsets(num_frames, clip_length, stride))]
     else:
-        starts = _mended_starts(protocol, num_frames, clip_length, stride, num_clips, step)
+        starts = _standard_starts(protocol, num_frames, clip_length, stride, num_clips, step)
     return [_looped(start, num_frames, clip_length, stride) for start in starts]
 
 
@@ -147,7 +146,7 @@ def segment_clips(
     """Return the frame numbers (1-based) of clips of segments; a video that ends inside a segment is looped.
 
     Args:
-        protocol: One of `spread.SEGMENT_PROTOCOLS`.
+        protocol: One of `SEGMENT_PROTOCOLS`.
         num_frames: Frames of the video.
         segments: Equal parts of the video, and frames of each.
         stride: Step between the frames of a segment.
@@ -204,7 +203,6 @@ def training_protocol(sampling: str, clip: str = "random") -> str:
     Args:
         sampling: `standard`, `paper`, `segments` or a family, as in `DataOptions.sampling`.
         clip: `random`, `center` or `begin`.
-
     """
     if sampling == "segments":
         return {"random": "segments-train", "center": "segments-single"}[clip]
@@ -218,8 +216,8 @@ def training_protocol(sampling: str, clip: str = "random") -> str:
 def evaluation_protocol(sampling: str, views: str, num_clips: int | None = None) -> tuple[str, int | None]:
     """Return the protocol of an evaluation's clips and their number, where it has one.
 
-    A family without a choice of its own for these views takes ours. A clip of segments spans the video, so `multi` is
-    one of them; `sliding` ones are windows of neighbouring frames.
+    A family without its own choice for these views uses the standard one. A clip of segments spans the video, so
+    `multi` is a single clip; `sliding` clips are windows of neighbouring frames.
 
     Args:
         sampling: `standard`, `paper`, `segments` or a family, as in `DataOptions.sampling`.
@@ -233,7 +231,7 @@ def evaluation_protocol(sampling: str, views: str, num_clips: int | None = None)
         return f"segments-{'single' if views == 'multi' else views}", num_clips
     if views == "twice":
         raise SettingsError(
-            "views `twice` take the segments of a video twice, and this network has none; take uniform ones"
+            "views `twice` take the segments of a video twice, and this network has none; use uniform views"
         )
     if sampling == "paper" and views in ("single", "multi"):
         return f"paper-{views}", None
@@ -250,7 +248,7 @@ def evaluation_protocol(sampling: str, views: str, num_clips: int | None = None)
 
 
 def sampling_of(spec: InputSpec, sampling: str) -> str:
-    """Return the frame choice of a network on some data: a network of segments says so itself."""
+    """Return the frame choice of a network: `segments` for a network of segments, else the one of the data."""
     return "segments" if spec.segments else sampling
 
 
@@ -286,8 +284,8 @@ def train_offsets(num_frames: int, clip_length: int, stride: int = 1) -> range:
 def paper_train_offsets(num_frames: int, clip_length: int, segments: int = 1) -> list[range]:
     """Return, per segment, the starts (0-based) the published training protocol draws from.
 
-    The published code counts one frame too few when the video is longer than a clip, and multiplies the drawn offset
-    by the number of the segment when it is not, so that the first segment always starts at the first frame.
+    The published code counts one frame too few when the video is longer than a clip. Otherwise it multiplies the drawn
+    offset by the number of the segment, so that the first segment always starts at the first frame.
     """
     if num_frames <= clip_length:
         return [
@@ -337,7 +335,7 @@ def _looped(start: int, num_frames: int, clip_length: int, stride: int) -> list[
     return [(start + index * stride) % num_frames + 1 for index in range(clip_length)]
 
 
-def _mended_starts(
+def _standard_starts(
     protocol: str, num_frames: int, clip_length: int, stride: int, num_clips: int | None, step: int | None
 ) -> list[int]:
     slack = num_frames - clip_span(clip_length, stride)
@@ -415,14 +413,14 @@ def family_clips(
     choose: Choose,
     draw: Callable[[float], float],
 ) -> list[list[int]]:
-    """Return the frame numbers (1-based) of each clip; numbers are checked already.
+    """Return the frame numbers (1-based) of each clip of a family protocol.
 
     Args:
         protocol: One of `FAMILY_PROTOCOLS`.
         num_frames: Frames of the video.
         clip_length: Frames of a clip.
         stride: `downsample`, `sample_t_stride` or the sampling rate.
-        num_clips: Clips of the even ones; 0 asks `efficient3d-windows` for neighbouring windows (its test part).
+        num_clips: Clips of the even ones; 0 gives neighbouring windows for `efficient3d-windows` (its test part).
         step: Frames between the starts of sliding windows; default a window.
         choose: Picks a start of `efficient3d-random` and `3dresnets-random`.
         draw: Picks the start of `co3d-random`, a real number from 0 to its argument.
@@ -461,14 +459,14 @@ def family_clips(
 
 
 def looped(frames: Sequence[int], size: int) -> list[int]:
-    """Return the first `size` frames, going back to the front where there are fewer (`LoopPadding`)."""
+    """Return the first `size` frames, starting over where there are fewer (`LoopPadding`)."""
     return [frames[place % len(frames)] for place in range(size)]
 
 
 def efficient_windows(num_frames: int, clip_length: int, samples: int) -> list[tuple[int, int]]:
     """Return the first and last frame of each sample Efficient-3DCNNs makes of a video.
 
-    With 0 samples neighbouring windows, otherwise evenly spaced ones (often more than asked for, as published); the
+    0 samples give neighbouring windows, others evenly spaced windows (often more than requested, as published). The
     last frame never begins a window, so a video of one frame gives none. One sample is the whole video.
     """
     if samples == 1:
@@ -488,7 +486,7 @@ def _start(kind: str, count: int, size: int, choose: Choose) -> int:
 
 
 def _windows(thinned: range, size: int, step: int, most: int | None) -> list[list[int]]:
-    """Return windows of neighbouring frames that begin at every `step`-th frame of the list, up to a short one."""
+    """Return windows of neighbouring frames that begin at every `step`-th frame of the list; a short one ends them."""
     found: list[list[int]] = []
     last = thinned[-1]
     for first in thinned[::step]:
@@ -563,8 +561,8 @@ def drawn_starts(
 ) -> list[int]:
     """Draw the start (0-based) of every segment of a training clip.
 
-    At even odds as either sampler draws it: `UniformSample` reaches every frame of the video, while the parts of
-    `SampleFrames` have whole numbers of frames, and leave up to a frame per part at the end to the other.
+    Either sampler is used with probability 1/2: `UniformSample` reaches every frame of the video; the parts of
+    `SampleFrames` have whole numbers of frames, and may leave out up to one frame per part at the end.
     """
     if rng.random() < 0.5:
         return [
@@ -577,7 +575,7 @@ def drawn_starts(
 
 
 def allowed_starts(num_frames: int, segments: int, frames: int, stride: int) -> list[range]:
-    """Return, per segment, the starts a training clip may have: those of either sampler, and what lies between."""
+    """Return, per segment, the starts a training clip may have: those of either sampler, and the frames between."""
     both = (parts(num_frames, segments, frames, stride) for parts in (sampled_parts, uniform_parts))
     return [range(min(a[0], b[0]), max(a[-1], b[-1]) + 1) for a, b in zip(*both)]
 
@@ -591,9 +589,9 @@ def uniform_parts(num_frames: int, segments: int, frames: int, stride: int) -> l
 def sampled_parts(num_frames: int, segments: int, frames: int, stride: int) -> list[range]:
     """Return, per segment, the starts that `SampleFrames` draws from.
 
-    Where the video has too few frames for parts of its own, but more than a segment takes in, every segment may start
-    anywhere, and what is drawn is sorted. In a shorter one the starts are fixed, and the last of them may lie behind
-    the end, where a video is looped.
+    Where the video has too few frames for separate parts, but more than a segment covers, every segment may start
+    anywhere, and the draws are sorted. In a shorter video the starts are fixed, and the last of them may be after the
+    end; the video is then looped.
 
     Args:
         num_frames: Frames of the video.
@@ -612,7 +610,7 @@ def sampled_parts(num_frames: int, segments: int, frames: int, stride: int) -> l
 
 
 def _shared(num_frames: int, segments: int, span: int, clip: int, num_clips: int) -> list[int]:
-    """Return the starts of one of several clips that share the parts, rounded as `UniformSample` does."""
+    """Return the starts of one of several clips that share the parts, rounded like `UniformSample`."""
     part = max(0, num_frames - span) / segments
     inside = int(part / (num_clips + 1) * (clip + 1))
     return [round(place * part) + inside for place in range(segments)]

@@ -2,8 +2,8 @@
 
 Arrays are `(T, H, W, C)` frames already resized to the `resize` of the input specification. Boxes are
 `(y0, x0, y1, x1)` in those frames, lower bounds inclusive, upper exclusive. Protocol `paper` places multi-scale
-crops at offsets computed from the network's crop size whatever the box's size, so that some boxes stick out and are
-cut and distorted, and mirrors flow without changing its sign; `standard` mends both.
+crops at offsets computed from the network's crop size whatever the box's size, so that some boxes exceed the frame and
+are cut and distorted, and mirrors flow without changing its sign; `standard` corrects both.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ _GRID = (
 )
 """the 13 places of a multi-scale crop, in quarters of the free height and width, in the published order"""
 _SNAP = 3
-"""a crop side nearer than this to the network's is the network's"""
+"""pixels; a crop side that differs by less from the network's is set to it"""
 
 
 CORNERS = ("center", "top_left", "top_right", "bottom_left", "bottom_right")
 """places of a corner crop"""
 _TRIES = 10
-"""draws of a resized crop before the centre is taken, as in torchvision"""
+"""draws of a resized crop before the centre is used, as in torchvision"""
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def resized_box(
 
 
 def whole_box(resize: Size) -> Box:
-    """Return the box that is the whole frame."""
+    """Return the box of the whole frame."""
     return 0, 0, *resize
 
 
@@ -195,7 +195,7 @@ def draw_view(options: AugmentOptions, spec: InputSpec, rng: np.random.Generator
 
 
 def _draw_scaled(options: AugmentOptions, spec: InputSpec, rng: np.random.Generator) -> Box:
-    """Draw the box of the crops that are not the paper's: of the input's shape, save the resized one."""
+    """Draw the box of the crops that the paper does not have; all but `resized` have the input's shape."""
     frame, size = spec.resize, spec.size
     if options.crop == "resized":
         own = size[1] / size[0]
@@ -215,13 +215,13 @@ def _draw_scaled(options: AugmentOptions, spec: InputSpec, rng: np.random.Genera
 def seen_by(spec: InputSpec, crops: str, *, whole: bool = False) -> InputSpec:
     """Return the specification by which the views of an evaluation are cut.
 
-    Whole frames are resized once, straight to the network's size, of which the crop in the centre is then all.
+    Whole frames are resized once, directly to the network's size; the centre crop is then the whole frame.
 
     Args:
         spec: What the network expects.
         crops: Of the evaluation.
-        whole: Whether the network was trained on whole frames (`AugmentOptions.whole_frame`), so that a centred view
-            is one.
+        whole: Whether the network was trained on whole frames (`AugmentOptions.whole_frame`), so that a centred
+            view is the whole frame.
     """
     return replace(spec, resize=spec.size) if crops == "full" or (whole and crops == "center") else spec
 
@@ -230,8 +230,8 @@ def evaluation_views(crops: str, resize: Size, size: Size, *, mirrored: bool = T
     """Return the crops of an evaluation in their order.
 
     `center` is one; `three` lie along the longer side; `ten` are centre, upper left, upper right, lower left, lower
-    right, then, unless `mirrored` is false, the same five of the mirrored frame; `full` is the centre of a frame that
-    `seen_by` has made all of it, and its mirror.
+    right, then, unless `mirrored` is false, the same five of the mirrored frame; `full` is the whole
+    frame, resized as `seen_by` says, and its mirror image.
 
     Args:
         crops: One of these names.
@@ -289,7 +289,7 @@ def mirrored(frames_THWC: Frames, modality: Modality, protocol: str) -> Frames:
     rows = np.ascontiguousarray(frames_THWC).reshape(count * height, width, channels)
     flipped = np.asarray(cv2.flip(rows, 1), np.uint8).reshape(
         frames_THWC.shape
-    )  # far quicker than [:, :, ::-1]
+    )  # much faster than [:, :, ::-1]
     if modality == "flow" and protocol != "paper":
         np.subtract(255, flipped[..., ::2], out=flipped[..., ::2])
     return flipped
@@ -306,7 +306,7 @@ def resize_frames(frames_THWC: Frames, resize: tuple[int, int]) -> Frames:
 
 
 NO_MOTION = 128
-"""pixel value of flow that stands still"""
+"""pixel value of zero flow"""
 _ERASED_RATIO = (0.3, 1 / 0.3)
 """width to height of an erased box"""
 
@@ -314,11 +314,11 @@ _ERASED_RATIO = (0.3, 1 / 0.3)
 def change_pixels(
     frames_THWC: Frames, options: AugmentOptions, spec: InputSpec, rng: np.random.Generator
 ) -> Frames:
-    """Change the pixels of a clip as the options say; without any of these options it comes back as it is.
+    """Change the pixels of a clip as the options say; without these options it is returned unchanged.
 
     Args:
         frames_THWC: uint8 `(T, H, W, C)`, cropped and mirrored already.
-        options: Colours are changed of RGB only; settings for a flow network refuse them.
+        options: Colour options apply to RGB only.
         spec: Modality and normalisation: an erased box of RGB has the mean that is subtracted.
         rng: The clip's generator.
     """
@@ -332,7 +332,7 @@ def change_pixels(
         size = (frames_THWC.shape[1], frames_THWC.shape[2])
         box = drawn_box(size, options.erase_area, _ERASED_RATIO, rng)
         if box is not None:
-            frames_THWC = frames_THWC.copy()  # what was read may be a view of something larger
+            frames_THWC = frames_THWC.copy()  # the frames may be a view of a larger array
             frames_THWC[:, box[0] : box[2], box[1] : box[3]] = erased_value(spec)
     return frames_THWC
 
@@ -364,7 +364,7 @@ def _colour_changes(options: AugmentOptions) -> Iterator[Callable[[torch.Tensor]
 
 @contextmanager
 def _seeded(rng: np.random.Generator) -> Iterator[None]:
-    """Let torch's generator, from which torchvision draws, follow the clip's, and put it back."""
+    """Seed torch's global generator, which torchvision uses, from the clip's, and restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng.integers(2**63)))
         yield

@@ -1,7 +1,7 @@
 """The views of each video for evaluation: frames read and resized once, long videos in chunks of neighbouring clips.
 
-What a worker sends is the distinct frames of a chunk, which rows of them make a clip, and the boxes of the crops. Crops
-are cut where the network is, while a batch is put together; nothing is copied per view.
+A worker sends the distinct frames of a chunk, the rows of them that make each clip, and the boxes of the crops. Crops
+are cut on the network's device while a batch is assembled; nothing is copied per view.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from two_stream.types import InputSpec, VideoRecord, VideoViews
 from two_stream.video.region import Region
 
 CHUNK_BYTES = 16 * 2**20
-"""Resized frames of one chunk: four clips of 64 frames at 128×170. What a video holds in memory does not grow beyond a
-few of these, however long it is; much less, and overlapping clips would have many frames read twice."""
+"""size of the resized frames of one chunk: four clips of 64 frames at 128×170. It bounds the memory of long videos;
+with much smaller chunks, many frames of overlapping clips would be read twice"""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class ViewDataset(Dataset[VideoViews | ClipFailure]):
             evaluate: Clips and crops.
             data: Frame choice, frame order, flip protocol, and whether a centred crop is the whole frame (`seen_by`).
             chunk_bytes: Largest size of the frames of a chunk, unless a single clip is larger.
-            mirror: Whether there are mirrored crops, and what their logits stand for.
+            mirror: Whether there are mirrored crops, and the classes of their logits.
 
         Raises:
             SettingsError: A number is out of range, or `paper` with a stride other than 1.
@@ -127,10 +127,9 @@ class ViewDataset(Dataset[VideoViews | ClipFailure]):
 
 
 class ViewLoader(Loader[VideoViews]):
-    """Chunks in the order of the videos; with `on_error: skip` a broken chunk leaves the whole video out.
+    """Chunks in the order of the videos; with `on_error: skip` an unreadable chunk skips its whole video.
 
-    Chunks of it may be out before the broken one is met. Whoever puts the video together finds it incomplete, and its
-    id in `skipped`.
+    Earlier chunks of the video may have been yielded already; its id is then in `skipped`.
     """
 
     def __iter__(self) -> Iterator[VideoViews]:
@@ -170,8 +169,8 @@ def view_loader(
         spec: What the network expects.
         records: The videos.
         record: The data set.
-        rank: Number of this process among `world`; each reads whole videos of its own, none is read twice.
-        world: Processes that score together.
+        rank: Rank of this process; every video is read by one process.
+        world: Number of processes.
 
     Raises:
         DataError: No videos, or the folder of frames or videos is absent.
@@ -196,10 +195,10 @@ def view_loader(
 
 
 def share(work: Sequence[int], rank: int, world: int) -> list[int]:
-    """Return which pieces of work are this process's, in ascending order.
+    """Return the indices of this process's pieces of work, ascending.
 
-    The largest pieces are dealt first, each to the process that has least, so that all end at about the same time.
-    Every process works out the same deal; each piece has exactly one owner.
+    The largest pieces are assigned first, each to the process with the smallest load, so that all finish at about the
+    same time. Every process computes the same assignment.
     """
     loads = [0] * world
     mine = []
@@ -212,7 +211,7 @@ def share(work: Sequence[int], rank: int, world: int) -> list[int]:
 
 
 def collate_views(items: list[VideoViews | ClipFailure]) -> tuple[VideoViews | None, list[ClipFailure]]:
-    """Unwrap the one chunk of a plan's entry."""
+    """Return the single chunk of a plan's entry."""
     (item,) = items
     return (None, [item]) if isinstance(item, ClipFailure) else (item, [])
 
@@ -230,7 +229,7 @@ def evaluation_clips(
 
 
 def chunks_of(clips: Sequence[Sequence[int]], frames: int) -> list[range]:
-    """Cut the clips of a video into runs of neighbours with at most so many distinct frames, one clip at least."""
+    """Cut the clips of a video into runs with at most `frames` distinct frames each, or a single clip."""
     if len({number for clip in clips for number in clip}) <= frames:
         return [range(len(clips))]
     found: list[range] = []
@@ -245,7 +244,7 @@ def chunks_of(clips: Sequence[Sequence[int]], frames: int) -> list[range]:
 
 
 def boxes_and_flips(crops: Sequence[View]) -> tuple[list[tuple[int, int, int, int]], list[bool]]:
-    """Return the two columns of a list of crops."""
+    """Return the boxes and the flips of crops."""
     return [view.box for view in crops], [view.flip for view in crops]
 
 

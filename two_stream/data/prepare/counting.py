@@ -27,19 +27,19 @@ from two_stream.video.sources import Source, collisions
 
 _IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 _STEMS = ("img_", "image_", "", "frame", "frame_")
-"""ours; Efficient-3DCNNs and 3D-ResNets; Jester and Something-Something; others one meets"""
+"""ours; Efficient-3DCNNs and 3D-ResNets; Jester and Something-Something; other usual ones"""
 _NUMBERED = re.compile(r"([^{}]*?)(\d+)([^{}\d]*)", re.ASCII)
 _LOOKED_AT = 20
-"""folders that are looked at, of those with any file"""
+"""folders with files that are examined at most"""
 Parts = tuple[str, str]
-"""what stands before and after the number"""
+"""the text before and after the number"""
 
 
 def find_patterns(folders: Sequence[Path], given: FrameNames) -> dict[str, str]:
-    """Return the `patterns` of a record that fit the files of these folders; what is given is not looked for.
+    """Return the `patterns` of a record that fit the files of these folders; given names are not searched for.
 
     Raises:
-        DataError: The first folder with files has no frames that can be told; says what was tried and what lies there.
+        DataError: The frames of the first folder with files cannot be identified; names what was tried and its files.
         SettingsError: A given name is wrong.
     """
     asked = given.patterns()
@@ -63,13 +63,15 @@ def find_patterns(folders: Sequence[Path], given: FrameNames) -> dict[str, str]:
             found["rgb"] = patterns[rgb]
     for name in asked.values():
         if looked and not any(numbers_by_name(names, name) for _, names in looked):
-            raise DataError(f"{looked[0][0]}: no frame is named {name!r}; there lie {_some(looked[0][1])}")
+            raise DataError(
+                f"{looked[0][0]}: no frame is named {name!r}; its files are {_some(looked[0][1])}"
+            )
     if looked and (not found or (unclear and "rgb" not in found)):
         tried = ", ".join(f"{stem}00001.jpg" for stem in _STEMS)
         endings = ", ".join(sorted(_IMAGES))
         raise DataError(
             f"{looked[0][0]}: no frames found: tried {tried}, the same with other numbers and endings ({endings}) and "
-            f"any one kind of numbered pictures; there lie {_some(looked[0][1])}; give --rgb-pattern or --flow-pattern"
+            f"one kind of numbered pictures; its files are {_some(looked[0][1])}; give --rgb-pattern or --flow-pattern"
         )
     return found
 
@@ -79,7 +81,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _patterns(names: Sequence[str]) -> dict[Parts, str]:
-    """Return the pattern of each kind of numbered file, by what stands before and after the number."""
+    """Return the pattern of each kind of numbered file, by the text before and after the number."""
     digits: dict[Parts, list[str]] = defaultdict(list)
     for name in names:
         stem, dot, ending = name.rpartition(".")
@@ -114,7 +116,7 @@ def _flow(kinds: Sequence[Parts]) -> tuple[Parts, Parts] | None:
 
 
 def _rgb(kinds: Sequence[Parts]) -> Parts | None:
-    """Return the kind of a usual name, else the only one there is."""
+    """Return the kind with a usual name, else the only kind."""
     for stem in _STEMS:
         known = [parts for parts in kinds if parts[0].lower() == stem and parts[1].startswith(".")]
         if known:
@@ -128,17 +130,17 @@ Counts = dict[str, tuple[int, int]]
 
 @dataclass
 class FolderCounts:
-    """What is in frame folders."""
+    """Frames found in frame folders."""
 
     counts: Counts = field(default_factory=dict)
     failures: list[tuple[str, str]] = field(default_factory=list)
     """(id, reason)"""
     strange: list[tuple[str, str]] = field(default_factory=list)
-    """those of them whose folder is there, with other files"""
+    """the failures whose folder exists, with other files"""
     misnumbered: set[str] = field(default_factory=set)
-    """ids among the failures whose files begin elsewhere than the data set's"""
+    """ids among the failures whose files begin with another number than the data set's"""
     modalities: list[Modality] = field(default_factory=list)
-    """those of which there is any frame"""
+    """modalities with any frame"""
     first: dict[Modality, int] = field(default_factory=dict)
     """number in the name of the first file"""
 
@@ -177,7 +179,7 @@ def count_videos(
 
 
 def count_one(path: Path, beat: Beat, backend: str) -> int | str:
-    """Return the frames of a video that decode, or why none does."""
+    """Return the number of frames of a video that can be decoded, or why none can."""
     cv2.setNumThreads(1)
     try:
         with open_video(path, backend) as video:
@@ -188,16 +190,16 @@ def count_one(path: Path, beat: Beat, backend: str) -> int | str:
         return " ".join(str(error).split()) or type(error).__name__
 
 
-def count_folders(record: Record, ids: Sequence[str], *, settled: bool = False) -> FolderCounts:
+def count_folders(record: Record, ids: Sequence[str], *, fixed_first: bool = False) -> FolderCounts:
     """Count the frames in the frame folders of a record.
 
-    Where one modality is not there, the other's count stands for it: flow has one frame fewer. Folders whose files
-    begin with another number than those of the data set are left out by name.
+    Where one modality is missing, its count follows from the other: flow has one frame fewer. Folders whose files begin
+    with another number than those of the data set are reported as failures.
 
     Args:
         record: The data set.
         ids: Videos to count.
-        settled: The record says with which number files begin; else most folders do.
+        fixed_first: The record decides the number of the first file; otherwise the majority of the folders does.
 
     Raises:
         DataError: No such folder of frames.
@@ -227,7 +229,9 @@ def count_folders(record: Record, ids: Sequence[str], *, settled: bool = False) 
             if not (rgb or flow) or min(counts) < 1:
                 wanted = " or ".join(root.patterns.names(m, 1)[0] for m, root in roots.items())
                 there = sorted(files_in(next(iter(roots.values())).folder(video_id)))[:2]
-                why = f"{rgb} RGB and {flow} flow frames in its folder, wanted {wanted}; there lie {there}"
+                why = (
+                    f"{rgb} RGB and {flow} flow frames in its folder, wanted {wanted}; its files are {there}"
+                )
                 made.strange.append((video_id, why))
                 made.failures.append(made.strange[-1])
             else:
@@ -238,7 +242,7 @@ def count_folders(record: Record, ids: Sequence[str], *, settled: bool = False) 
         made.modalities.append(m)
         usual = Counter(numbers_of.values())
         first = min(usual, key=lambda number: (-usual[number], number != 1, number))
-        made.first[m] = first = roots[m].patterns.first(m) if settled else first
+        made.first[m] = first = roots[m].patterns.first(m) if fixed_first else first
         for video_id, number in numbers_of.items():
             if number != first and video_id in made.counts:
                 del made.counts[video_id]
@@ -257,17 +261,17 @@ def look_and_count(
     places: Sequence[Path],
     names: FrameNames,
 ) -> FolderCounts:
-    """Count frame folders, and write into a record's content how their files are named and numbered.
+    """Count frame folders, and add the names and numbering of their files to a record's content.
 
     Args:
         mapping: Content of the record.
-        folder: Where the record is to lie.
+        folder: Folder of the record.
         ids: Videos to count.
         places: Their frame folders.
-        names: Names that a person gives.
+        names: Names given by the user.
 
     Raises:
-        DataError: Names that cannot be told.
+        DataError: Names that cannot be found.
         SettingsError: A given name is wrong.
     """
     classes = mapping.pop("classes")

@@ -172,25 +172,25 @@ def find_file(folder: Path, *patterns: str) -> Path:
 def find_optional(folder: Path, *patterns: str) -> Path | None:
     """Return the one file of a folder that a pattern fits, or None; see `find_file`."""
     if not folder.is_dir():
-        what = "is a file; give the folder it lies in" if folder.exists() else "no such folder"
+        what = "is a file; give its folder" if folder.exists() else "no such folder"
         raise DataError(f"{folder}: {what}")
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
     for pattern in patterns:
         found = [name for name in names if fnmatch(name.lower(), pattern.lower())]
         if len(found) > 1:
-            raise DataError(f"{folder}: {found[0]} and {found[1]} both look like {pattern}; keep one there")
+            raise DataError(f"{folder}: {found[0]} and {found[1]} both look like {pattern}; keep one of them")
         if found:
             return folder / found[0]
     return None
 
 
 def rows(path: Path, delimiter: str, least: int, form: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield (`file:line`, fields) of a file without header; blank lines are left out.
+    """Yield (`file:line`, fields) of a file without header; blank lines are skipped.
 
     Args:
         path: The file.
         delimiter: Between fields.
-        least: Fewest fields of a line.
+        least: Smallest number of fields of a line.
         form: What a line looks like, for the message.
 
     Raises:
@@ -229,7 +229,7 @@ def table_rows(
         if len(fields) != len(header):
             raise DataError(
                 f"{path}:{begin}: {len(fields)} fields, the first line names {len(header)} columns; "
-                "is the file whole?"
+                "is the file complete?"
             )
         yield f"{path}:{begin}", dict(zip(header, (field.strip() for field in fields), strict=True))
 
@@ -238,13 +238,13 @@ def read_json(path: Path) -> Any:
     """Return the content of a JSON file.
 
     Raises:
-        DataError: Missing, or no whole JSON; names the line.
+        DataError: Missing, or incomplete JSON; names the line.
     """
     text = "\n".join(read_lines(path))
     try:
         return parse_json(text)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: not whole JSON ({error.msg})") from None
+        raise DataError(f"{path}:{error.lineno}: not complete JSON ({error.msg})") from None
 
 
 def typed(value: Any, kind: type[T], where: str) -> T:

@@ -49,7 +49,7 @@ _TEST_FRACTION = 0.3
 
 @dataclass
 class _Listed:
-    """What goes into the lists."""
+    """Content of the lists."""
 
     videos: list[tuple[AnnotatedVideo, VideoRecord]] = field(default_factory=list)
     counts: Counts = field(default_factory=dict)
@@ -163,7 +163,7 @@ def _counted(
     *,
     kept: bool,
 ) -> FolderCounts:
-    """Return the frames of what is there, and why others have none; a record that is kept says how files are named."""
+    """Return the frames of the located videos; a record that is kept decides how files are named."""
     distinct = list({place.id: place for place in found}.values())
     ids = [place.id for place in distinct]
     if options.frames is None:
@@ -174,7 +174,7 @@ def _counted(
         return look_and_count(mapping, folder, ids, [place.path for place in distinct], options)
     own = read_yaml(folder / RECORD_FILE)
     mapping |= {key: own[key] for key in ("patterns", "first") if key in own}
-    return count_folders(make_record(mapping, folder), ids, settled=True)
+    return count_folders(make_record(mapping, folder), ids, fixed_first=True)
 
 
 def _listed(
@@ -206,14 +206,14 @@ def _listed(
         if entry.seconds or span.start > 1:
             name = f"{place.id}#{parts[place.id]}"
         if name in made.counts:
-            made.failures[entry.id] = f"its file {place.path} is that of another line already"
+            made.failures[entry.id] = f"its file {place.path} is already used by another line"
             continue
         flow = counts[place.id][1]
         if not annotations.splits:
             flow = min(len(span) - 1, flow - (span.start - 1))
         if flow < 1:
             made.failures[name] = (
-                f"{len(span)} of the {counts[place.id][0]} frames lie in this part, flow needs 2"
+                f"{len(span)} of the {counts[place.id][0]} frames are in this part, flow needs 2"
             )
             continue
         if name != place.id:
@@ -234,7 +234,7 @@ def _span(
     options: AnnotationOptions,
     videos: VideoIndex | None,
 ) -> range:
-    """Return the frames of an entry; see `VideoError` of `clock_of`."""
+    """Return the frames of an entry; `clock_of` raises the `VideoError`."""
     if entry.frames is not None:
         return range(entry.frames[0], min(entry.frames[1], count + 1))
     if entry.seconds is None:
@@ -249,7 +249,7 @@ def _span(
 
 
 def _write_groups_and_segments(mapping: dict[str, Any], listed: _Listed, folder: Path) -> None:
-    """Write the groups and the segments, and name them in the record."""
+    """Write the files of groups and segments, and add them to the record."""
     classes = mapping.pop("classes")
     if listed.segments or any(entry.group for entry, _ in listed.videos):
         mapping.pop("group", None)
@@ -289,7 +289,7 @@ def _splits(
 
 @dataclass(frozen=True)
 class LocatedVideo:
-    """A video that is there."""
+    """A video that was found."""
 
     id: str
     """its path below the root, without suffix"""
@@ -298,14 +298,14 @@ class LocatedVideo:
 
 
 class VideoIndex:
-    """Everything below a root by id and by bare name."""
+    """The videos or frame folders below a root, by id and by bare name."""
 
     def __init__(self, root: Path, *, frames: bool) -> None:
-        """Look at the folder once.
+        """Scan the folder once.
 
         Args:
             root: Folder of videos, or of frame folders.
-            frames: The latter.
+            frames: Whether they are frame folders.
 
         Raises:
             DataError: No such folder.
@@ -324,7 +324,7 @@ class VideoIndex:
             )
 
     def find(self, names: Sequence[str]) -> LocatedVideo | str:
-        """Return the first of some names that is there, or why there is none.
+        """Return the first of some names that exists, or why none does.
 
         A name with its class folder is looked up as it is, one without in every class folder.
         """
@@ -362,12 +362,12 @@ def _folders(path: Path) -> list[Path]:
 
 
 RATE_FILE = "fps"
-"""file in a frame folder, as the scripts of 3D-ResNets-PyTorch write it"""
+"""file in a frame folder, written by the scripts of 3D-ResNets-PyTorch"""
 
 
 @dataclass(frozen=True)
 class VideoClock:
-    """When the frames of a video are shown."""
+    """Times at which the frames of a video are shown."""
 
     count: int
     fps: float | None = None
@@ -378,21 +378,21 @@ class VideoClock:
         return frames_between(start, end, self.count, fps=self.fps, times=self.times)
 
 
-@lru_cache(maxsize=8)  # the parts of a video follow each other in the files
+@lru_cache(maxsize=8)  # the parts of a video are adjacent in the files
 def clock_of(
     file: Path | None, folder: Path | None, count: int, fps: float | None, wanted: float | None
 ) -> VideoClock:
     """Return the clock of a video.
 
     Args:
-        file: The video, where it is at hand.
-        folder: Its frame folder, where that is read; the video's time stamps hold if it has as many frames.
+        file: The video, where it is available.
+        folder: Its frame folder, where that is read; the video's time stamps are used if it has as many frames.
         count: Frames.
         fps: Rate in the annotations.
-        wanted: Rate that a person has given for the frame folders; goes before everything but time stamps.
+        wanted: Rate given by the user for the frame folders; takes precedence over everything but time stamps.
 
     Raises:
-        VideoError: Nothing tells the rate.
+        VideoError: The rate is unknown.
     """
     if file is not None:
         with suppress(VideoError):
@@ -400,7 +400,7 @@ def clock_of(
             if times is not None and len(times) == count:
                 return VideoClock(count, times=times)
     elif folder is not None:
-        times = _recorded(folder).get("times", [])  # none where the rate is steady
+        times = _recorded(folder).get("times", [])  # missing where the rate is constant
         if len(times) == count + 1:
             return VideoClock(count, times=times[:-1])
     rate = wanted or fps
@@ -411,12 +411,12 @@ def clock_of(
             rate = video.fps
     if rate is None:
         where = folder or file
-        raise VideoError(where, f"nothing tells the frames per second of {where}; give --fps")
+        raise VideoError(where, f"the frames per second of {where} are unknown; give --fps")
     return VideoClock(count, fps=rate)
 
 
 def _recorded(folder: Path) -> dict[str, Any]:
-    """Return what extraction noted of the video; nothing where the folder is not ours."""
+    """Return what extraction recorded about the video; empty for folders of other programs."""
     found = (read_extraction_manifest(folder) or {}).get("video")
     return found if isinstance(found, dict) else {}
 
