@@ -149,7 +149,7 @@ def _frame_folders(
     folder: Path, flags: Options
 ) -> dict[tuple[FramePatterns, tuple[Modality, ...]], list[Path]]:
     """Find the frame folders below a folder, by how their files are named and what they hold."""
-    from two_stream.data.splits import MODALITIES
+    from two_stream.data.catalog import MODALITIES
     from two_stream.video.extraction.one_video import read_extraction_manifest
     from two_stream.video.frames import numbers_by_name
     from two_stream.video.sources import walk

@@ -20,7 +20,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from two_stream.config.base import Options, PositiveInt
 from two_stream.config.load import nearest, read_yaml, validate_settings
 from two_stream.errors import DataError
-from two_stream.types import MODALITY_CHANNELS, Modality, Part
+from two_stream.types import Modality, Part
 
 if TYPE_CHECKING:
     from two_stream.config.schema import DataOptions
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PACKAGED = Path(__file__).parent / "records"
 RECORD_FILE = "dataset.yaml"
+MODALITIES: tuple[Modality, ...] = ("rgb", "flow")
 CLASSES_MARK = "{classes}"
 """in a group pattern: any class name, the longest first"""
 _LIST_PART: dict[str, str] = {"train": "train", "val": "train", "test": "val"}
@@ -231,9 +232,7 @@ class Record(Options):
 
     def modalities(self) -> list[Modality]:
         """Return the modalities whose first training list exists."""
-        known: list[Modality] = ["rgb", "flow"]
-        assert set(known) == set(MODALITY_CHANNELS)
-        return [modality for modality in known if self.list_path("train", modality, 1).is_file()]
+        return [modality for modality in MODALITIES if self.list_path("train", modality, 1).is_file()]
 
     def group_of(self, video_id: str) -> str:
         """Return the source video of a video; a video that the pattern does not match is its own source.
@@ -331,7 +330,7 @@ def make_record(mapping: Mapping[str, Any], folder: Path, source: Path | None = 
 def known_datasets(settings_root: Path) -> list[str]:
     """Return the names under the settings folder and those that come with the package, sorted."""
     prepared = {path.parent.name for path in settings_root.glob(f"*/{RECORD_FILE}")}
-    return sorted(prepared | packaged_names())
+    return sorted(prepared | {path.stem for path in PACKAGED.glob("*.yaml")})
 
 
 def read_groups(path: Path) -> dict[str, str]:
@@ -373,11 +372,6 @@ def packaged_record(name: str) -> dict[str, Any] | None:
     """Return the content of a record that comes with the package; None where it has none of this name."""
     path = PACKAGED / f"{name}.yaml"
     return read_yaml(path) if Path(name).name == name and path.is_file() else None
-
-
-def packaged_names() -> set[str]:
-    """Return the names of the data sets whose records come with the package."""
-    return {path.stem for path in PACKAGED.glob("*.yaml")}
 
 
 @dataclass(frozen=True)

@@ -305,26 +305,19 @@ class DemoOptions:
         return _CLASSES[self.theme]
 
 
-def write_demo(out: Path, *, seed: int = 0, groups: int = 15, options: DemoOptions | None = None) -> Path:
+def write_demo(out: Path, options: DemoOptions | None = None) -> Path:
     """Write the data set: `videos/<class>/<class>_gNN_cNN.mp4`, split lists and the record.
 
     The same options write the same videos. Finished videos are kept, so an interrupted call can be repeated; the record
     is written last.
 
-    Args:
-        out: Folder of the data set.
-        seed: Seed of everything random.
-        groups: Sources; each gives one video of every class.
-        options: All options; replaces `seed` and `groups`.
-
     Returns:
-        The path of `dataset.yaml`.
+        The path of `dataset.yaml` in the folder `out`.
 
     Raises:
         DataError: No video encoder, or the folder cannot be written.
-        SettingsError: Options out of range.
     """
-    chosen = options or DemoOptions(seed=seed, groups=groups)
+    chosen = options or DemoOptions()
     codec = codec_here()
     wanted = {**asdict(chosen), "codec": codec, "version": 2}
     try:
@@ -352,7 +345,7 @@ def write_demo_frames(out: Path, options: DemoOptions, *, flow: bool = True) -> 
     Raises:
         DataError: No video encoder, the folder cannot be written, or a video cannot be read back.
     """
-    record = load_record(write_demo(out, options=options))
+    record = load_record(write_demo(out, options))
     sources, _ = find_sources(record.videos_root())
     summary = extract(
         sources, record.frames_root("rgb"), ExtractOptions(flow="tvl1" if flow else "none", short_side=None)

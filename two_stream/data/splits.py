@@ -15,13 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from two_stream.config.schema import Experiment
-from two_stream.data.catalog import Record, read_lines
+from two_stream.data.catalog import MODALITIES, Record, read_lines
 from two_stream.errors import DataError
 from two_stream.runtime.files import write_text
 from two_stream.runtime.seeding import derive
 from two_stream.types import Modality, Part, VideoRecord
 
-MODALITIES: tuple[Modality, ...] = ("rgb", "flow")
 _DIGITS = 7
 """of a number in a list: five days at 25 frames a second"""
 

@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from two_stream.config.load import dump, validate_settings
-from two_stream.data.catalog import RECORD_FILE, Patterns, Record, Roots, load_record
+from two_stream.data.catalog import MODALITIES, RECORD_FILE, Patterns, Record, Roots, load_record
 from two_stream.data.sources.files import FrameFolders
-from two_stream.data.splits import MODALITIES, read_list
+from two_stream.data.splits import read_list
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.runtime.console import note
 from two_stream.runtime.files import write_text

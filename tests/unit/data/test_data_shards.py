@@ -473,7 +473,7 @@ def test_the_command(noisy: Record, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert f"--data.source shards --data.shards {out}" in shown
     assert json.loads((tmp_path / "s.json").read_text())["flow"]["frames"] == 60
     assert main(["pack", *common, "--resize", "9", "13"]) == 0
-    assert "0 written, 1 there before" in capsys.readouterr().out
+    assert "0 written, 1 existed" in capsys.readouterr().out
     shard = tmp_path / "out" / "rgb" / "000000.tar"
     content = shard.read_bytes()
     shard.write_bytes(content[:2000] + bytes([content[2000] ^ 1]) + content[2001:])

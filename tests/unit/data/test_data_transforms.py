@@ -13,7 +13,6 @@ import pytest
 from two_stream.config.schema import AugmentOptions
 from two_stream.data.clips.transforms import (
     View,
-    apply_view,
     center_box,
     crop_sizes,
     draw_view,
@@ -24,6 +23,16 @@ from two_stream.data.clips.transforms import (
 )
 from two_stream.errors import SettingsError
 from two_stream.types import InputSpec, Modality
+
+
+def apply_view(
+    frames: np.ndarray, view: View, size: tuple[int, int], modality: Any, protocol: str
+) -> np.ndarray:
+    """Crop, resize and mirror."""
+    y0, x0, y1, x1 = view.box
+    cut = resize_frames(frames[:, y0:y1, x0:x1], size)
+    return np.ascontiguousarray(mirrored(cut, modality, protocol) if view.flip else cut)
+
 
 SCALES = (1.0, 0.875, 0.75, 0.66)
 CASES = {"340x256->224": ((256, 340), (224, 224)), "170x128->112": ((128, 170), (112, 112))}

@@ -108,7 +108,7 @@ def sample_clips(
             protocol, num_frames, (clip_length, 1), stride=stride, num_clips=num_clips, offset=offset, rng=rng
         )
     if protocol in FAMILY_PROTOCOLS:
-        return family_clips(
+        return _family_clips(
             protocol,
             num_frames,
             clip_length,
@@ -145,24 +145,15 @@ def segment_clips(
 ) -> list[list[int]]:
     """Return the frame numbers (1-based) of clips of segments; a video that ends inside a segment is looped.
 
-    Args:
-        protocol: One of `SEGMENT_PROTOCOLS`.
-        num_frames: Frames of the video.
-        segments: Equal parts of the video, and frames of each.
-        stride: Step between the frames of a segment.
-        num_clips: Clips of `segments-uniform` (default 10).
-        offset: Start (0-based) of each segment of `segments-train`.
-        rng: Where `segments-train` draws the starts from when none are given.
-
-    Raises:
-        SettingsError: A number out of range, or `segments-train` without offset and rng.
+    `segments` are the equal parts of the video and the frames of each; `offset` gives the start (0-based) of each
+    segment of `segments-train`, which are drawn from `rng` otherwise. See `sample_clips` for the rest.
     """
     count, frames = segments
     clips = DEFAULT_CLIPS if num_clips is None else num_clips
     if clips < 1:
         raise SettingsError(f"sample_clips: num_clips is {clips}: expected at least 1")
     if protocol != "segments-train":
-        starts = segment_starts(protocol, num_frames, count, clip_span(frames, stride), clips)
+        starts = _segment_starts(protocol, num_frames, count, clip_span(frames, stride), clips)
     elif offset is None and rng is not None:
         starts = [drawn_starts(num_frames, count, frames, stride, rng)]
     else:
@@ -398,11 +389,7 @@ def _paper_test_starts(protocol: str, num_frames: int, clip_length: int) -> list
     return [first + index * clip_length for index in range(count)]
 
 
-Choose = Callable[[int, range], int]
-"""(segment, allowed starts) -> start"""
-
-
-def family_clips(
+def _family_clips(
     protocol: str,
     num_frames: int,
     clip_length: int,
@@ -410,23 +397,13 @@ def family_clips(
     stride: int,
     num_clips: int | None,
     step: int | None,
-    choose: Choose,
+    choose: Callable[[int, range], int],
     draw: Callable[[float], float],
 ) -> list[list[int]]:
-    """Return the frame numbers (1-based) of each clip of a family protocol.
+    """Return the frame numbers (1-based) of each clip of a family protocol; see `sample_clips`.
 
-    Args:
-        protocol: One of `FAMILY_PROTOCOLS`.
-        num_frames: Frames of the video.
-        clip_length: Frames of a clip.
-        stride: `downsample`, `sample_t_stride` or the sampling rate.
-        num_clips: Clips of the even ones; 0 gives neighbouring windows for `efficient3d-windows` (its test part).
-        step: Frames between the starts of sliding windows; default a window.
-        choose: Picks a start of `efficient3d-random` and `3dresnets-random`.
-        draw: Picks the start of `co3d-random`, a real number from 0 to its argument.
-
-    Raises:
-        SettingsError: `3dresnets-even` of one clip, where the published code divides by zero.
+    `choose` gives the start of `efficient3d-random` and `3dresnets-random`, `draw` that of `co3d-random`, a real number
+    from 0 to its argument. With 0 clips `efficient3d-windows` gives neighbouring windows (its test part).
     """
     family, _, kind = protocol.partition("-")
     frames = range(1, num_frames + 1)
@@ -452,7 +429,7 @@ def family_clips(
     thinned = frames[::stride]
     if protocol == "3dresnets-sliding":
         return _windows(thinned, clip_length, step or clip_length, None)
-    if count < 2:
+    if count < 2:  # the published code divides by zero
         raise SettingsError(f"sample_clips: num_clips is {count}: expected at least 2 for {protocol!r}")
     apart = max(1, ceil((len(thinned) - 1 - clip_length) / (count - 1)))
     return _windows(thinned, clip_length, apart, count)
@@ -477,7 +454,7 @@ def efficient_windows(num_frames: int, clip_length: int, samples: int) -> list[t
     return [(first, min(num_frames, first + clip_length - 1)) for first in range(1, num_frames, step)]
 
 
-def _start(kind: str, count: int, size: int, choose: Choose) -> int:
+def _start(kind: str, count: int, size: int, choose: Callable[[int, range], int]) -> int:
     if kind == "begin":
         return 0
     if kind == "center":
@@ -526,21 +503,14 @@ def _spread(start: float, end: float, num_frames: int, clip_length: int) -> list
     return [int(value) + 1 for value in places]
 
 
-def segment_starts(
+def _segment_starts(
     protocol: str, num_frames: int, segments: int, span: int, num_clips: int
 ) -> list[list[int]]:
     """Return the start (0-based) of every segment, per clip of an evaluation.
 
-    `segments-single` takes the middle of each part; several frames of a segment are laid from the first frame to the
-    last. `segments-twice` adds the clip of the parts' first frames; of several frames a segment that of
-    `segments-uniform`. `segments-uniform` divides each part among `num_clips` clips.
-
-    Args:
-        protocol: One of `SEGMENT_PROTOCOLS` but `segments-train`.
-        num_frames: Frames of the video.
-        segments: Parts.
-        span: Frames from the first to the last frame of a segment, both counted.
-        num_clips: Clips of `segments-uniform`.
+    `segments-single` takes the middle of each part; segments of several frames are spread from the first frame to the
+    last. `segments-twice` adds the clip of the parts' first frames, or with several frames per segment that of
+    `segments-uniform`. `segments-uniform` divides each part among `num_clips` clips. A segment spans `span` frames.
     """
     if protocol == "segments-uniform":
         return [_shared(num_frames, segments, span, clip, num_clips) for clip in range(num_clips)]
@@ -592,12 +562,6 @@ def sampled_parts(num_frames: int, segments: int, frames: int, stride: int) -> l
     Where the video has too few frames for separate parts, but more than a segment covers, every segment may start
     anywhere, and the draws are sorted. In a shorter video the starts are fixed, and the last of them may be after the
     end; the video is then looped.
-
-    Args:
-        num_frames: Frames of the video.
-        segments: Parts.
-        frames: Frames of a segment.
-        stride: Step between them.
     """
     taken = frames * stride
     part = (num_frames - taken + 1) // segments

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from two_stream.data.catalog import Record
+from two_stream.data.catalog import MODALITIES, Record
 from two_stream.data.options import AuditOptions
 from two_stream.data.sources.files import FrameFolders, find_video, index_videos
 from two_stream.data.sources.segments import Segment, segments_of
-from two_stream.data.splits import MODALITIES, numbered_records, one_class
+from two_stream.data.splits import numbered_records, one_class
 from two_stream.errors import DataError, VideoError
 from two_stream.types import Modality, Part, VideoRecord
 from two_stream.video.doctor import Finding, Listed, Severity, examine_frame_folders, examine_videos

@@ -13,10 +13,9 @@ from typing import Any
 
 import cv2
 
-from two_stream.data.catalog import Patterns, Record, make_record
+from two_stream.data.catalog import MODALITIES, Patterns, Record, make_record
 from two_stream.data.options import FrameNames
 from two_stream.data.sources.files import FrameFolders
-from two_stream.data.splits import MODALITIES
 from two_stream.errors import DataError, TwoStreamError, VideoError
 from two_stream.runtime.console import progress
 from two_stream.runtime.workers import Beat, TaskFailure, run_tasks, usable_processes

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from two_stream.config.load import nearest
-from two_stream.data.catalog import RECORD_FILE, SPLIT_WORDS, Record, make_record, read_groups
+from two_stream.data.catalog import MODALITIES, RECORD_FILE, SPLIT_WORDS, Record, make_record, read_groups
 from two_stream.data.options import FolderOptions
 from two_stream.data.prepare.counting import (
     Counts,
@@ -24,13 +24,7 @@ from two_stream.data.prepare.counting import (
     look_and_count,
 )
 from two_stream.data.sources.files import FrameFolders
-from two_stream.data.splits import (
-    MODALITIES,
-    check_names,
-    make_splits,
-    one_class,
-    write_list,
-)
+from two_stream.data.splits import check_names, make_splits, one_class, write_list
 from two_stream.errors import DataError
 from two_stream.runtime.files import write_text
 from two_stream.types import Modality, Part, VideoRecord

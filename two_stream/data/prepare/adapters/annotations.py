@@ -1,6 +1,7 @@
 """The form in which adapters return annotation files, and helpers that read such files.
 
-Every error names the file and the line, or the key in a JSON file.
+Every reader raises a `DataError` where the file is missing or a value is wrong; it names the file and the line, or the
+key in a JSON file.
 """
 
 from __future__ import annotations
@@ -158,11 +159,7 @@ _NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number
 
 
 def find_file(folder: Path, *patterns: str) -> Path:
-    """Return the one file of a folder that a pattern (any case) fits; earlier patterns go first.
-
-    Raises:
-        DataError: No such folder, no such file, or several.
-    """
+    """Return the one file of a folder that a pattern (any case) fits; earlier patterns go first."""
     found = find_optional(folder, *patterns)
     if found is None:
         raise DataError(f"{folder}: no file {' or '.join(patterns)} here")
@@ -187,14 +184,7 @@ def find_optional(folder: Path, *patterns: str) -> Path | None:
 def rows(path: Path, delimiter: str, least: int, form: str) -> Iterator[tuple[str, list[str]]]:
     """Yield (`file:line`, fields) of a file without header; blank lines are skipped.
 
-    Args:
-        path: The file.
-        delimiter: Between fields.
-        least: Smallest number of fields of a line.
-        form: What a line looks like, for the message.
-
-    Raises:
-        DataError: The file is missing, or a line has too few fields.
+    A line needs at least `least` fields; `form` shows in the error what a line looks like.
     """
     for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
@@ -208,11 +198,7 @@ def rows(path: Path, delimiter: str, least: int, form: str) -> Iterator[tuple[st
 def table_rows(
     path: Path, needed: Sequence[str], delimiter: str = ","
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield (`file:line`, row by column) of a file whose first line names the columns.
-
-    Raises:
-        DataError: The file is missing, lacks a column, or a line has another number of fields.
-    """
+    """Yield (`file:line`, row by column) of a file whose first line names the columns."""
     lines = read_lines(path)
     if delimiter == "," and lines and ";" in lines[0] and "," not in lines[0]:
         delimiter = ";"  # as spreadsheets write it where the comma is the decimal point
@@ -235,11 +221,7 @@ def table_rows(
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file.
-
-    Raises:
-        DataError: Missing, or incomplete JSON; names the line.
-    """
+    """Return the content of a JSON file."""
     text = "\n".join(read_lines(path))
     try:
         return parse_json(text)
@@ -248,11 +230,7 @@ def read_json(path: Path) -> Any:
 
 
 def typed(value: Any, kind: type[T], where: str) -> T:
-    """Return a value of a JSON file, checked; a whole number may stand for a number.
-
-    Raises:
-        DataError: Of another kind; names the place.
-    """
+    """Return a value of a JSON file, checked; a whole number may stand for a number."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)  # type: ignore[return-value]
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -263,22 +241,14 @@ def typed(value: Any, kind: type[T], where: str) -> T:
 
 
 def key(container: dict[str, Any], name: str, kind: type[T], where: str) -> T:
-    """Return an entry of a JSON object, checked.
-
-    Raises:
-        DataError: Missing or of another kind; names the place.
-    """
+    """Return an entry of a JSON object, checked."""
     if name not in container:
         raise DataError(f"{where}: no key {name!r}")
     return typed(container[name], kind, f"{where}.{name}")
 
 
 def number(text: str, where: str, what: str) -> float:
-    """Return a number written in a text file.
-
-    Raises:
-        DataError: Not a finite number of at least 0; names the place.
-    """
+    """Return a number written in a text file."""
     try:
         value = float(text)
     except ValueError:
@@ -289,22 +259,14 @@ def number(text: str, where: str, what: str) -> float:
 
 
 def span(start: float, end: float, where: str) -> tuple[float, float]:
-    """Return start and end of a part, in seconds.
-
-    Raises:
-        DataError: It does not end after it starts; names the place.
-    """
+    """Return start and end of a part, in seconds."""
     if not 0 <= start < end:
         raise DataError(f"{where}: from {start:g} to {end:g} s: expected 0 <= start < end")
     return start, end
 
 
 def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the objects of a JSON list, each after where it stands, `file: [place]`.
-
-    Raises:
-        DataError: Missing, no JSON, no list, or an entry that is no object.
-    """
+    """Yield the objects of a JSON list, each after where it stands, `file: [place]`."""
     for place, value in enumerate(typed(read_json(path), list, str(path))):
         where = f"{path}: [{place}]"
         yield where, typed(value, dict, where)

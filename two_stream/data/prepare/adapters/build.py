@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from two_stream.config.load import read_yaml
-from two_stream.data.catalog import RECORD_FILE, Record, make_record, packaged_record
+from two_stream.data.catalog import MODALITIES, RECORD_FILE, Record, make_record, packaged_record
 from two_stream.data.options import AnnotationOptions
 from two_stream.data.prepare.adapters import read_annotations
 from two_stream.data.prepare.adapters.annotations import AnnotatedVideo, Annotations
@@ -34,7 +34,7 @@ from two_stream.data.prepare.folders import (
 )
 from two_stream.data.sources.files import index_videos
 from two_stream.data.sources.segments import Segment, frames_between, write_segments
-from two_stream.data.splits import MODALITIES, make_splits
+from two_stream.data.splits import make_splits
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.runtime.files import write_text
 from two_stream.types import VideoRecord
