@@ -57,7 +57,7 @@ def test_absent_folder_is_named(tmp_path: Path) -> None:
         ("group: abc\n", "needs a group in parentheses"),
         ("group: (a)\ngroups: g.txt\n", "keep one"),
         ("lists: '{part}_{split}.txt'\n", r"\{modality\} is missing"),
-        ("mirror_pairs: [[a, c]]\n", "`mirror_pairs` names 'c', which is no class"),
+        ("mirror_pairs: [[a, c]]\n", "`mirror_pairs` names 'c', which is not a class"),
         ("mirror_pairs: [[a, b], [b, a]]\n", "names 'b' twice|names 'a' twice"),
         ("mirror_pairs: [[a, a]]\n", "names 'a' twice"),
         ("mirror_pairs: [[a, b]]\nmirror: false\n", "keep one"),
