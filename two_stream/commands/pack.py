@@ -55,7 +55,7 @@ def main(args: list[str]) -> int:
     options = parse(Options, args, prog="two-stream pack", description=DESCRIPTION)
 
     from two_stream.data.catalog import load_record
-    from two_stream.data.packing import verify
+    from two_stream.data.packing import verify_shards
     from two_stream.runtime.console import say
     from two_stream.runtime.files import write_json
 
@@ -67,7 +67,7 @@ def main(args: list[str]) -> int:
     for modality in chosen:
         summaries.append(_pack(record, modality, options.out, how))
         if options.verify:
-            wrong = verify(summaries[-1].folder)
+            wrong = verify_shards(summaries[-1].folder)
             damaged += wrong
             for line in wrong or [f"{summaries[-1].folder}: all checksums agree"]:
                 say(line)

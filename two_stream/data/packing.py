@@ -126,7 +126,7 @@ def pack(record: Record, modality: Modality, out: Path | str, options: PackOptio
     settings = _settings(options, record, modality)
     shards = [
         Shard(folder, number, videos, record, modality, options, settings)
-        for number, videos in enumerate(plan(all_videos(record, modality), options.shard_frames))
+        for number, videos in enumerate(plan_shards(all_videos(record, modality), options.shard_frames))
     ]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -170,7 +170,7 @@ def all_videos(record: Record, modality: Modality) -> list[VideoRecord]:
     return [found[name] for name in sorted(found)]
 
 
-def plan(videos: Sequence[VideoRecord], shard_frames: int) -> list[tuple[VideoRecord, ...]]:
+def plan_shards(videos: Sequence[VideoRecord], shard_frames: int) -> list[tuple[VideoRecord, ...]]:
     """Divide videos, in order, into shards of about `shard_frames` frames."""
     shards: list[list[VideoRecord]] = [[]]
     held = 0
@@ -183,7 +183,7 @@ def plan(videos: Sequence[VideoRecord], shard_frames: int) -> list[tuple[VideoRe
     return [tuple(shard) for shard in shards]
 
 
-def verify(folder: Path) -> list[str]:
+def verify_shards(folder: Path) -> list[str]:
     """Compare every shard of a folder with its note; return a line per shard that is missing or damaged.
 
     Raises:

@@ -97,7 +97,7 @@ def write_list(path: Path, records: Sequence[VideoRecord]) -> None:
     write_text(path, "".join(lines))
 
 
-def one_class(record: Record) -> list[str]:
+def single_class_warning(record: Record) -> list[str]:
     """Return a warning about a data set with a single class."""
     if record.num_classes > 1 or record.multi_label:
         return []
@@ -288,7 +288,7 @@ def own_validation(record: Record, modality: Modality, split: int) -> list[Video
     return _read(record, path) if path.is_file() else []
 
 
-def not_for_test(record: Record, modality: Modality, split: int) -> list[VideoRecord]:
+def all_training_videos(record: Record, modality: Modality, split: int) -> list[VideoRecord]:
     """Return the videos of the training list and of the data set's own validation list."""
     train = load_part(record, modality, split, "train", selection="paper")
     return [*train, *own_validation(record, modality, split)]

@@ -17,7 +17,7 @@ from two_stream.data.options import AuditOptions, FolderOptions
 from two_stream.data.packing import all_videos
 from two_stream.data.prepare.audit import audit
 from two_stream.data.prepare.folders import Prepared, prepare_folder
-from two_stream.data.splits import load_part, not_for_test
+from two_stream.data.splits import all_training_videos, load_part
 from two_stream.errors import DataError
 from two_stream.evaluation.features.extract_features import _Writer
 from two_stream.studies.running.plan import _digest
@@ -57,7 +57,7 @@ def test_folders_named_train_val_and_test_are_the_split(tmp_path: Path, clip: Pa
     assert {v.id.split("/")[0] for v in load_part(record, "flow", 1, "val")} == {"valid"}
     assert "8 training, 4 validation, 2 test videos" in made.warnings[0]
     assert counts(record, "paper") == [8, 2, 2]
-    assert len(not_for_test(record, "rgb", 1)) == 12
+    assert len(all_training_videos(record, "rgb", 1)) == 12
     assert len(all_videos(record, "rgb")) == made.videos == 14
     assert not [f for f in audit(record, AuditOptions(processes=0)) if f.severity == "error"]
     shutil.rmtree(root / "valid")  # the validation list of before does not stay

@@ -29,11 +29,11 @@ from two_stream.data.packing import (
     _without_culprit,
     all_videos,
     pack,
-    plan,
-    verify,
+    plan_shards,
+    verify_shards,
 )
 from two_stream.data.sources.files import FrameFolders, VideoFiles
-from two_stream.data.sources.shards import INDEX, ShardSource, Storage, key_of, parse_index, runs
+from two_stream.data.sources.shards import INDEX, ShardSource, Storage, frame_ranges, key_of, parse_index
 from two_stream.data.splits import load_part
 from two_stream.errors import DataError, SettingsError, TwoStreamError, VideoError
 from two_stream.runtime.workers import TaskFailure
@@ -166,9 +166,9 @@ def test_only_the_frames_asked_for_are_read(
 
 
 def test_stretches_of_numbers() -> None:
-    assert list(runs([9, 1, 2, 2, 4])) == [(1, 4), (9, 9)]
-    assert list(runs([5])) == [(5, 5)]
-    assert list(runs([])) == []
+    assert list(frame_ranges([9, 1, 2, 2, 4])) == [(1, 4), (9, 9)]
+    assert list(frame_ranges([5])) == [(5, 5)]
+    assert list(frame_ranges([])) == []
 
 
 def test_jpeg_is_smaller_and_says_that_it_differs(noisy: Record, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_stopped_pack_goes_on_and_ends_the_same(
     assert all(after[name][0] == inode for name, (inode, _) in before.items())
     assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
     assert pack(noisy, "rgb", tmp_path / "out", QUICK).written == 0
-    assert verify(folder) == []
+    assert verify_shards(folder) == []
 
 
 def test_processes_change_nothing(noisy: Record, tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_other_settings_and_lists_are_refused_unless_overwritten(noisy: Record, 
     other = replace(QUICK, resize=(8, 10), shard_frames=1000)
     with pytest.raises(DataError, match=r"holds other shards: resize \[9, 13\] -> \[8, 10\], .*--overwrite"):
         pack(noisy, "rgb", tmp_path / "out", other)
-    assert verify(tmp_path / "out" / "rgb") == []
+    assert verify_shards(tmp_path / "out" / "rgb") == []
     pack(noisy, "rgb", tmp_path / "out", replace(other, overwrite=True))
     assert [path.name for path in (tmp_path / "out" / "rgb").glob("*.tar")] == ["000000.tar"]
     path = noisy.list_path("train", "rgb", 1)
@@ -291,7 +291,7 @@ def test_a_spoilt_shard_is_named_not_hung_on(noisy: Record, tmp_path: Path, how:
         video.id for video in videos(noisy)
     }
     assert len(seen) + len(lost) == len(videos(noisy))
-    assert verify(shard.parent) != []
+    assert verify_shards(shard.parent) != []
 
 
 @pytest.mark.parametrize("encoding", ["raw", "original", "jpeg"])
@@ -407,7 +407,7 @@ def test_keys_and_plans() -> None:
     assert key_of("__x__") == "%5F_x__"
     assert len({key_of(name) for name in ("a.b", "a%2Eb", "a_b")}) == 3
     records = [VideoRecord(str(n), frames, 0) for n, frames in enumerate((6, 6, 9, 30, 1))]
-    assert [[v.id for v in shard] for shard in plan(records, 15)] == [["0", "1"], ["2"], ["3"], ["4"]]
+    assert [[v.id for v in shard] for shard in plan_shards(records, 15)] == [["0", "1"], ["2"], ["3"], ["4"]]
 
 
 def test_long_and_foreign_ids_survive(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from two_stream.data.clips.sampling import (
     segment_clips,
     uniform_parts,
 )
-from two_stream.data.clips.transforms import mirrored
+from two_stream.data.clips.transforms import mirror_frames
 from two_stream.data.clips.views import ViewDataset, evaluation_clips
 from two_stream.data.sources.base import read_clip, stacked_numbers
 from two_stream.data.sources.choose import make_source
@@ -228,8 +228,8 @@ def test_a_mirrored_stack_turns_every_x_round(tiny: Record) -> None:
     expected = frames[:, :, ::-1].copy()
     for channel in (0, 2, 4):
         expected[..., channel] = 255 - expected[..., channel]
-    assert np.array_equal(mirrored(frames, "flow", "standard"), expected)
-    assert np.array_equal(mirrored(frames, "flow", "paper"), frames[:, :, ::-1])
+    assert np.array_equal(mirror_frames(frames, "flow", "standard"), expected)
+    assert np.array_equal(mirror_frames(frames, "flow", "paper"), frames[:, :, ::-1])
     views = ViewDataset(source, [record], FLOW, EvaluateOptions(views="single", crops="ten"))[0]
     assert isinstance(views, VideoViews)
     plain, turned = views.view(0), views.view(5)

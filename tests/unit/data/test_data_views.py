@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions
-from two_stream.data.clips.views import ViewDataset, ViewLoader, chunks_of, collate_views, share
+from two_stream.data.clips.views import ViewDataset, ViewLoader, assign_work, chunks_of, collate_views
 from two_stream.data.sources.base import ClipSource
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.types import Frames, InputSpec, VideoRecord, VideoViews
@@ -211,7 +211,7 @@ def test_a_stride_the_paper_does_not_know_is_refused_before_anything_is_read():
 @pytest.mark.parametrize("world", [1, 2, 3, 9])
 def test_shares_are_disjoint_whole_and_even(world):
     work = [10, 10, 150, 20, 10, 30, 10]
-    shares = [share(work, rank, world) for rank in range(world)]
+    shares = [assign_work(work, rank, world) for rank in range(world)]
     assert sorted(index for part in shares for index in part) == list(range(len(work)))
     assert all(a < b for part in shares for a, b in pairwise(part))
     loads = sorted(sum(work[index] for index in part) for part in shares)

@@ -9,7 +9,7 @@ import pytest
 
 from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions
 from two_stream.data.clips.dataset import ClipDataset, ClipItem
-from two_stream.data.clips.sampling import reordered
+from two_stream.data.clips.sampling import reorder_frames
 from two_stream.data.clips.views import ViewDataset
 from two_stream.data.sources.base import ClipSource
 from two_stream.types import InputSpec, VideoRecord, VideoViews
@@ -74,7 +74,7 @@ def test_training_draws_a_new_order_in_every_epoch_and_scoring_one_per_video():
 
 def test_an_order_depends_on_its_key_alone():
     clip = list(range(1, 33))
-    assert reordered(clip, "shuffled", "v") == reordered(clip, "shuffled", "v")
-    assert reordered(clip, "shuffled", "v") != reordered(clip, "shuffled", "w")
-    first = [reordered(clip, "shuffled", number)[0] for number in range(400)]
+    assert reorder_frames(clip, "shuffled", "v") == reorder_frames(clip, "shuffled", "v")
+    assert reorder_frames(clip, "shuffled", "v") != reorder_frames(clip, "shuffled", "w")
+    first = [reorder_frames(clip, "shuffled", number)[0] for number in range(400)]
     assert len(set(first)) == 32  # every frame may come first

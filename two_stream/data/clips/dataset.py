@@ -24,11 +24,18 @@ from two_stream.data.clips.sampling import (
     clip_span,
     clips_for,
     evaluation_protocol,
-    reordered,
+    reorder_frames,
     sampling_of,
     training_protocol,
 )
-from two_stream.data.clips.transforms import View, center_box, change_pixels, draw_view, mirrored, whole_box
+from two_stream.data.clips.transforms import (
+    View,
+    center_box,
+    change_pixels,
+    draw_view,
+    mirror_frames,
+    whole_box,
+)
 from two_stream.data.sources.base import ClipSource, read_clip
 from two_stream.data.sources.choose import make_source
 from two_stream.data.splits import experiment_part
@@ -132,7 +139,7 @@ class ClipDataset(Dataset[ClipItem | ClipFailure]):
         """Return what the clip of an index shows; the clip is not read.
 
         Returns:
-            The video, its frame numbers in the order of time, crop and flip, and the key of `reordered`.
+            The video, its frame numbers in the order of time, crop and flip, and the key of `reorder_frames`.
         """
         again, place = divmod(index, len(self.records))
         record = self.records[place]
@@ -150,12 +157,12 @@ class ClipDataset(Dataset[ClipItem | ClipFailure]):
         spec = self.spec
         generator = self._generator(record, again)
         numbers, view, protocol = self._plan(record, generator)
-        numbers = reordered(numbers, self.frame_order, *self._order_key(record, again))
+        numbers = reorder_frames(numbers, self.frame_order, *self._order_key(record, again))
         region = Region(view.box, spec.size, direct=self.direct)
         frames = read_clip(self.source, record, numbers, spec, region)
         labels = record.all_labels
         if view.flip:
-            frames, labels = mirrored(frames, spec.modality, protocol), self.mirror.of(labels)
+            frames, labels = mirror_frames(frames, spec.modality, protocol), self.mirror.of(labels)
         if self.epoch is not None:
             frames = change_pixels(frames, self.data.augment, spec, generator)
         targets = many_hot(labels, self.multi_label) if self.multi_label else None
@@ -293,12 +300,12 @@ class ClipsBeside(Dataset[ClipItem | ClipFailure]):
         spec = other.spec
         seen = other.records[video.id]
         shown = same_moment(numbers, self.clips.spec, spec, seen.num_frames)
-        shown = reordered(shown, self.clips.frame_order, *key)
+        shown = reorder_frames(shown, self.clips.frame_order, *key)
         box = scaled_box(view.box, self.clips.spec.resize, spec.resize)
         region = Region(box, spec.size, direct=self.clips.direct)
         frames = read_clip(other.source, seen, shown, spec, region)
         if view.flip:
-            frames = mirrored(frames, spec.modality, other.protocol)
+            frames = mirror_frames(frames, spec.modality, other.protocol)
         return as_clip(frames)
 
 

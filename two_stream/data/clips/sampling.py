@@ -243,7 +243,7 @@ def sampling_of(spec: InputSpec, sampling: str) -> str:
     return "segments" if spec.segments else sampling
 
 
-def reordered(clip: Sequence[int], order: str, *key: object) -> list[int]:
+def reorder_frames(clip: Sequence[int], order: str, *key: object) -> list[int]:
     """Return the frame numbers of a clip in the order in which they enter the network.
 
     Args:

@@ -188,7 +188,7 @@ def _draw_scaled(options: AugmentOptions, spec: InputSpec, rng: np.random.Genera
     return placed_box(frame, box, float(rng.random()), float(rng.random()))
 
 
-def seen_by(spec: InputSpec, crops: str, *, whole: bool = False) -> InputSpec:
+def view_spec(spec: InputSpec, crops: str, *, whole: bool = False) -> InputSpec:
     """Return the specification by which the views of an evaluation are cut.
 
     Whole frames are resized once, directly to the network's size; the centre crop is then the whole frame.
@@ -205,7 +205,7 @@ def evaluation_views(crops: str, resize: Size, size: Size, *, mirrored: bool = T
     Args:
         crops: `center` is one crop; `three` lie along the longer side; `ten` are centre, upper left, upper right, lower
             left, lower right, then the same five of the mirrored frame; `full` is the whole frame and its mirror image.
-        resize: Height and width of the frames; see `seen_by`.
+        resize: Height and width of the frames; see `view_spec`.
         size: Height and width of a crop.
         mirrored: false leaves out the mirror images.
 
@@ -232,7 +232,7 @@ def evaluation_views(crops: str, resize: Size, size: Size, *, mirrored: bool = T
     return plain + [View((y0, width - x1, y1, width - x0), flip=True) for y0, x0, y1, x1 in boxes]
 
 
-def mirrored(frames_THWC: Frames, modality: Modality, protocol: str) -> Frames:
+def mirror_frames(frames_THWC: Frames, modality: Modality, protocol: str) -> Frames:
     """Mirror uint8 frames `(T, H, W, C)` left to right.
 
     The x channels of mirrored flow change their sign (`255 - x`, as ±20 px are stored as 0 to 255), unless the protocol

@@ -16,8 +16,8 @@ from two_stream.config.schema import DataOptions, EvaluateOptions
 from two_stream.data.catalog import Mirror, Record, mirror_of
 from two_stream.data.clips.dataset import BROKEN, ClipFailure, failure_of
 from two_stream.data.clips.loader import Loader
-from two_stream.data.clips.sampling import clips_for, evaluation_protocol, reordered, sampling_of
-from two_stream.data.clips.transforms import View, evaluation_views, seen_by, whole_box
+from two_stream.data.clips.sampling import clips_for, evaluation_protocol, reorder_frames, sampling_of
+from two_stream.data.clips.transforms import View, evaluation_views, view_spec, whole_box
 from two_stream.data.sources.base import ClipSource, read_clip
 from two_stream.data.sources.choose import make_source
 from two_stream.errors import DataError, TwoStreamError
@@ -63,7 +63,7 @@ class ViewDataset(Dataset[VideoViews | ClipFailure]):
             records: Videos, in any order.
             spec: Clip length, stride, sizes.
             evaluate: Clips and crops.
-            data: Frame choice, frame order, flip protocol, and whether a centred crop is the whole frame (`seen_by`).
+            data: Frame choice, frame order, flip protocol, and whether a centred crop is the whole frame (`view_spec`).
             chunk_bytes: Largest size of the frames of a chunk, unless a single clip is larger.
             mirror: Whether there are mirrored crops, and the classes of their logits.
 
@@ -76,7 +76,7 @@ class ViewDataset(Dataset[VideoViews | ClipFailure]):
         self.evaluate = evaluate
         self.data = data or DataOptions()
         self.mirror = mirror or Mirror()
-        size = seen_by(spec, evaluate.crops, whole=self.data.augment.whole_frame).resize
+        size = view_spec(spec, evaluate.crops, whole=self.data.augment.whole_frame).resize
         self.region = None if size == spec.resize else Region(whole_box(spec.resize), size, direct=True)
         self.crops = evaluation_views(evaluate.crops, size, spec.size, mirrored=self.mirror.allowed)
         frames = chunk_bytes // (size[0] * size[1] * spec.channels)
@@ -104,7 +104,7 @@ class ViewDataset(Dataset[VideoViews | ClipFailure]):
 
     def _clips(self, record: VideoRecord) -> list[list[int]]:
         clips = evaluation_clips(self.evaluate, self.spec, record.num_frames, self.data.sampling)
-        return [reordered(clip, self.data.frame_order, record.id) for clip in clips]
+        return [reorder_frames(clip, self.data.frame_order, record.id) for clip in clips]
 
     def _views(self, record: VideoRecord, chunk: Chunk) -> VideoViews:
         spec = self.spec
@@ -119,7 +119,7 @@ class ViewDataset(Dataset[VideoViews | ClipFailure]):
             torch.from_numpy(frames),
             torch.tensor([[rows[number] for number in clip] for clip in clips]),
             *boxes_and_flips(self.crops),
-            signed=turns_round(spec, self.data.augment.protocol),
+            signed=changes_flow_sign(spec, self.data.augment.protocol),
             first=chunk.first,
             total_clips=len(every),
             mirror_labels=self.mirror.labels,
@@ -189,12 +189,12 @@ def view_loader(
     views = [0] * len(records)
     for chunk in dataset.chunks:
         views[chunk.record] += dataset.num_views(chunk)
-    mine = set(share(views, rank, world))
+    mine = set(assign_work(views, rank, world))
     plan = [[index] for index, chunk in enumerate(dataset.chunks) if chunk.record in mine]
     return ViewLoader(dataset, plan, collate_views, data)
 
 
-def share(work: Sequence[int], rank: int, world: int) -> list[int]:
+def assign_work(work: Sequence[int], rank: int, world: int) -> list[int]:
     """Return the indices of this process's pieces of work, ascending.
 
     The largest pieces are assigned first, each to the process with the smallest load, so that all finish at about the
@@ -248,6 +248,6 @@ def boxes_and_flips(crops: Sequence[View]) -> tuple[list[tuple[int, int, int, in
     return [view.box for view in crops], [view.flip for view in crops]
 
 
-def turns_round(spec: InputSpec, protocol: str) -> bool:
+def changes_flow_sign(spec: InputSpec, protocol: str) -> bool:
     """Whether a mirrored view changes the sign of its x channels: flow has one, unless the protocol is `paper`."""
     return spec.modality == "flow" and protocol != "paper"

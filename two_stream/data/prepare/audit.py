@@ -11,7 +11,7 @@ from two_stream.data.catalog import MODALITIES, Record
 from two_stream.data.options import AuditOptions
 from two_stream.data.sources.files import FrameFolders, find_video, index_videos
 from two_stream.data.sources.segments import Segment, segments_of
-from two_stream.data.splits import numbered_records, one_class
+from two_stream.data.splits import numbered_records, single_class_warning
 from two_stream.errors import DataError, VideoError
 from two_stream.types import Modality, Part, VideoRecord
 from two_stream.video.doctor import Finding, Listed, Severity, examine_frame_folders, examine_videos
@@ -60,7 +60,9 @@ def audit(record: Record, options: AuditOptions | None = None) -> list[Finding]:
                 findings += _sides(record, split, modality, lists, ("train", "val"))
                 findings += _sides(record, split, modality, lists, ("val", "test"))
         findings += _streams(record, split, lists)
-    findings += [Finding("one_class", "warning", str(record.folder), detail) for detail in one_class(record)]
+    findings += [
+        Finding("one_class", "warning", str(record.folder), detail) for detail in single_class_warning(record)
+    ]
     findings += _on_disk(record, _of_videos(record, everything, findings), chosen)
     return list(dict.fromkeys(findings))
 

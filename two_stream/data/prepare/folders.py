@@ -24,7 +24,7 @@ from two_stream.data.prepare.counting import (
     look_and_count,
 )
 from two_stream.data.sources.files import FrameFolders
-from two_stream.data.splits import check_names, make_splits, one_class, write_list
+from two_stream.data.splits import check_names, make_splits, single_class_warning, write_list
 from two_stream.errors import DataError
 from two_stream.runtime.files import write_text
 from two_stream.types import Modality, Part, VideoRecord
@@ -242,7 +242,7 @@ def write_dataset(
         for modality in MODALITIES
         if modality not in modalities
     ]
-    made.warnings += one_class(record)
+    made.warnings += single_class_warning(record)
     if mapping is not None:  # last: a record without lists is an incomplete data set
         text = yaml.safe_dump(dict(mapping), sort_keys=False, allow_unicode=True, width=100)
         write_text(folder / RECORD_FILE, f"{MARK}\n{text}")

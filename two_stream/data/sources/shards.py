@@ -260,7 +260,7 @@ class ShardSource(ClipSource):
         size = int(np.prod(shape))
         start = int(self.index.starts[video.first])
         frames: dict[int, Frames] = {}
-        for first, last in runs(numbers):
+        for first, last in frame_ranges(numbers):
             content = self._read(video, start + (first - 1) * size, (last - first + 1) * size)
             block = np.frombuffer(content, np.uint8).reshape(-1, *shape)
             frames.update(zip(range(first, last + 1), block))
@@ -285,7 +285,7 @@ class ShardSource(ClipSource):
         """Read pictures of `numbers` (flow: x and y, one after the other) and decode each on demand."""
         each = 1 if self.modality == "rgb" else 2
         found: dict[int, list[bytes]] = {}
-        for first, last in runs(numbers):
+        for first, last in frame_ranges(numbers):
             rows = slice(video.first + (first - 1) * each, video.first + last * each)
             starts, sizes = self.index.starts[rows], self.index.sizes[rows]
             begin = int(starts[0])
@@ -351,7 +351,7 @@ def shard_facts(location: str, modality: Modality) -> dict[str, Any]:
     return {"location": location, **{key: settings[key] for key in kept if settings.get(key) is not None}}
 
 
-def runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+def frame_ranges(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Yield (first, last) of the ranges that cover all numbers; small gaps are included."""
     distinct = sorted(set(numbers))
     first = last = distinct[0] if distinct else 0

@@ -23,7 +23,7 @@ from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.data.catalog import Record, dataset_record, mirror_of
 from two_stream.data.clips.dataset import ClipDataset, ClipFailure, open_clips
 from two_stream.data.clips.views import ViewLoader, collate_views, evaluation_clips, view_loader
-from two_stream.data.splits import load_part, not_for_test
+from two_stream.data.splits import all_training_videos, load_part
 from two_stream.errors import DataError, SettingsError
 from two_stream.evaluation.features.cache import (
     CENTRED,
@@ -209,7 +209,7 @@ class _Writer:
         """Read a list and count its views."""
         data, spec = self.experiment.data, self.model.spec
         records = (
-            not_for_test(self.record, spec.modality, data.split)
+            all_training_videos(self.record, spec.modality, data.split)
             if part == "train"
             else load_part(self.record, spec.modality, data.split, part)
         )

@@ -181,7 +181,7 @@ def find_optional(folder: Path, *patterns: str) -> Path | None:
     return None
 
 
-def rows(path: Path, delimiter: str, least: int, form: str) -> Iterator[tuple[str, list[str]]]:
+def read_fields(path: Path, delimiter: str, least: int, form: str) -> Iterator[tuple[str, list[str]]]:
     """Yield (`file:line`, fields) of a file without header; blank lines are skipped.
 
     A line needs at least `least` fields; `form` shows in the error what a line looks like.
@@ -195,7 +195,7 @@ def rows(path: Path, delimiter: str, least: int, form: str) -> Iterator[tuple[st
         yield f"{path}:{number}", fields
 
 
-def table_rows(
+def read_table_rows(
     path: Path, needed: Sequence[str], delimiter: str = ","
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield (`file:line`, row by column) of a file whose first line names the columns."""
@@ -229,7 +229,7 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}:{error.lineno}: not complete JSON ({error.msg})") from None
 
 
-def typed(value: Any, kind: type[T], where: str) -> T:
+def check_type(value: Any, kind: type[T], where: str) -> T:
     """Return a value of a JSON file, checked; a whole number may stand for a number."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)  # type: ignore[return-value]
@@ -240,14 +240,14 @@ def typed(value: Any, kind: type[T], where: str) -> T:
     return value
 
 
-def key(container: dict[str, Any], name: str, kind: type[T], where: str) -> T:
+def json_value(container: dict[str, Any], name: str, kind: type[T], where: str) -> T:
     """Return an entry of a JSON object, checked."""
     if name not in container:
         raise DataError(f"{where}: no key {name!r}")
-    return typed(container[name], kind, f"{where}.{name}")
+    return check_type(container[name], kind, f"{where}.{name}")
 
 
-def number(text: str, where: str, what: str) -> float:
+def parse_number(text: str, where: str, what: str) -> float:
     """Return a number written in a text file."""
     try:
         value = float(text)
@@ -258,7 +258,7 @@ def number(text: str, where: str, what: str) -> float:
     return value
 
 
-def span(start: float, end: float, where: str) -> tuple[float, float]:
+def check_span(start: float, end: float, where: str) -> tuple[float, float]:
     """Return start and end of a part, in seconds."""
     if not 0 <= start < end:
         raise DataError(f"{where}: from {start:g} to {end:g} s: expected 0 <= start < end")
@@ -267,6 +267,6 @@ def span(start: float, end: float, where: str) -> tuple[float, float]:
 
 def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the objects of a JSON list, each after where it stands, `file: [place]`."""
-    for place, value in enumerate(typed(read_json(path), list, str(path))):
+    for place, value in enumerate(check_type(read_json(path), list, str(path))):
         where = f"{path}: [{place}]"
-        yield where, typed(value, dict, where)
+        yield where, check_type(value, dict, where)

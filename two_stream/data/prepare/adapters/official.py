@@ -16,18 +16,18 @@ from two_stream.data.prepare.adapters.annotations import (
     AnnotatedVideo,
     Annotations,
     Split,
+    check_span,
+    check_type,
     find_file,
     find_optional,
     json_objects,
-    key,
+    json_value,
     left_right_pairs,
-    number,
     packaged_classes,
+    parse_number,
+    read_fields,
     read_json,
-    rows,
-    span,
-    table_rows,
-    typed,
+    read_table_rows,
 )
 from two_stream.errors import DataError
 
@@ -42,7 +42,7 @@ def read_ucf101(path: Path) -> Annotations:
     """
     classes = packaged_classes("ucf101")
     if (path / "classInd.txt").is_file():
-        for where, (place, *words) in rows(path / "classInd.txt", " ", 2, "1 ApplyEyeMakeup"):
+        for where, (place, *words) in read_fields(path / "classInd.txt", " ", 2, "1 ApplyEyeMakeup"):
             name = " ".join(words)
             label = classes.label(name, where)
             if place != str(label + 1):
@@ -51,7 +51,7 @@ def read_ucf101(path: Path) -> Annotations:
 
     def read_list(file: Path) -> list[str]:
         names = []
-        for where, fields in rows(file, " ", 1, "Class/video.avi"):
+        for where, fields in read_fields(file, " ", 1, "Class/video.avi"):
             video = PurePosixPath(fields[0])
             if len(video.parts) != 2:
                 raise DataError(f"{where}: {fields[0]!r}: expected `Class/video.avi`")
@@ -115,7 +115,7 @@ def read_kinetics(path: Path) -> Annotations:
     listed = [
         (split, where, row)
         for split, file in _two_lists(path, ("*train*.csv",), ("*val*.csv",))
-        for where, row in table_rows(file, columns)
+        for where, row in read_table_rows(file, columns)
     ]
     for _, where, row in listed:
         for column in columns[:2]:
@@ -124,8 +124,8 @@ def read_kinetics(path: Path) -> Annotations:
     classes = AnnotatedClasses(sorted({row["label"] for _, _, row in listed}), path)
     entries = []
     for split, where, row in listed:
-        start, end = (number(row[column], where, f"`{column}`") for column in columns[2:])
-        span(start, end, where)
+        start, end = (parse_number(row[column], where, f"`{column}`") for column in columns[2:])
+        check_span(start, end, where)
         name = f"{row['youtube_id']}_{int(start):06d}_{int(end):06d}"
         label = classes.label(row["label"], where)
         entries.append(AnnotatedVideo(name, (name, row["youtube_id"]), (label,), split, where))
@@ -141,15 +141,15 @@ def read_jester(path: Path) -> Annotations:
     entries = []
     labels = find_optional(path, "jester*labels.csv", "*labels.csv")
     if labels is not None:
-        classes = AnnotatedClasses([fields[0] for _, fields in rows(labels, ";", 1, "class")], labels)
+        classes = AnnotatedClasses([fields[0] for _, fields in read_fields(labels, ";", 1, "class")], labels)
         train, test = ("jester*train.csv", "*train.csv"), ("jester*validation.csv", "*validation.csv")
         for split, file in _two_lists(path, train, test):
-            for where, (name, text, *_) in rows(file, ";", 2, "id;label"):
+            for where, (name, text, *_) in read_fields(file, ";", 2, "id;label"):
                 entries.append(AnnotatedVideo(name, (name,), (classes.label(text, where),), split, where))
     else:
         names: list[str] = []
         numbers = find_file(path, "classInd.txt", "jester*labels.csv")
-        for where, fields in rows(numbers, " ", 2, "1 class"):
+        for where, fields in read_fields(numbers, " ", 2, "1 class"):
             if fields[0] != str(len(names) + 1):
                 raise DataError(
                     f"{where}: class {fields[1]!r} has number {fields[0]}, expected {len(names) + 1}"
@@ -157,7 +157,7 @@ def read_jester(path: Path) -> Annotations:
             names.append(" ".join(fields[1:]))
         classes = AnnotatedClasses(names, numbers)
         for split, file in _two_lists(path, ("trainlist.txt",), ("vallist.txt",)):
-            for where, (name, text, *_) in rows(file, " ", 2, "id number"):
+            for where, (name, text, *_) in read_fields(file, " ", 2, "id number"):
                 if not text.isdecimal() or not 1 <= int(text) <= len(names):
                     raise DataError(f"{where}: class number {text!r}: expected 1 to {len(names)}")
                 entries.append(AnnotatedVideo(name, (name,), (int(text) - 1,), split, where))
@@ -174,7 +174,7 @@ def read_ssv2(path: Path) -> Annotations:
     """
     file = find_file(path, "something*labels.json", "*labels.json")
     by_label: dict[int, str] = {}
-    for name, text in typed(read_json(file), dict, str(file)).items():
+    for name, text in check_type(read_json(file), dict, str(file)).items():
         where = f"{file}: {name!r}"
         if not str(text).isdecimal():
             raise DataError(f"{where}: label {text!r}: expected a whole number")
@@ -188,8 +188,8 @@ def read_ssv2(path: Path) -> Annotations:
     train, test = ("something*train.json", "*train.json"), ("something*validation.json", "*validation.json")
     for split, listed in _two_lists(path, train, test):
         for where, item in json_objects(listed):
-            name = key(item, "id", str, where)
-            template = key(item, "template", str, where).replace("[", "").replace("]", "")
+            name = json_value(item, "id", str, where)
+            template = json_value(item, "template", str, where).replace("[", "").replace("]", "")
             label = classes.label(template, f"{where}.template")
             entries.append(AnnotatedVideo(name, (name,), (label,), split, where))
     return Annotations(classes.names, entries, mirror_pairs=left_right_pairs(classes.names))
@@ -204,14 +204,14 @@ def read_mit(path: Path) -> Annotations:
         return read_codebase_json(path)
     file = find_file(path, "moments_categories.txt")
     names: list[str] = []
-    for where, (name, label, *_) in rows(file, ",", 2, "class,label"):
+    for where, (name, label, *_) in read_fields(file, ",", 2, "class,label"):
         if label != str(len(names)):
             raise DataError(f"{where}: class {name!r} has label {label}, expected {len(names)}")
         names.append(name)
     classes = AnnotatedClasses(names, file)
     entries = []
     for split, listed in _two_lists(path, ("trainingSet.csv",), ("validationSet.csv",)):
-        for where, (video, name, *_) in rows(listed, ",", 2, "class/video.mp4,class,…"):
+        for where, (video, name, *_) in read_fields(listed, ",", 2, "class/video.mp4,class,…"):
             stem = PurePosixPath(video).with_suffix("")
             places = tuple(dict.fromkeys((str(stem), stem.name)))
             entries.append(AnnotatedVideo(str(stem), places, (classes.label(name, where),), split, where))
@@ -226,19 +226,22 @@ def read_diving48(path: Path) -> Annotations:
     """
     vocabulary = find_file(path, "Diving48_vocab.json", "*vocab*.json")
     names = []
-    for place, terms in enumerate(typed(read_json(vocabulary), list, str(vocabulary))):
+    for place, terms in enumerate(check_type(read_json(vocabulary), list, str(vocabulary))):
         where = f"{vocabulary}: [{place}]"
-        names.append(", ".join(typed(term, str, where) for term in typed(terms, list, where)))
+        names.append(", ".join(check_type(term, str, where) for term in check_type(terms, list, where)))
     classes = AnnotatedClasses(names, vocabulary)
     entries = []
     for split, file in _two_lists(
         path, ("Diving48*train.json", "*train.json"), ("Diving48*test.json", "*test.json")
     ):
         for where, item in json_objects(file):
-            name, label = key(item, "vid_name", str, where), key(item, "label", int, where)
+            name, label = json_value(item, "vid_name", str, where), json_value(item, "label", int, where)
             if not 0 <= label < len(names):
                 raise DataError(f"{where}.label: {label}: expected 0 to {len(names) - 1}")
-            start, end = key(item, "start_frame", int, where), key(item, "end_frame", int, where)
+            start, end = (
+                json_value(item, "start_frame", int, where),
+                json_value(item, "end_frame", int, where),
+            )
             if not 0 <= start < end:
                 raise DataError(f"{where}: frames {start} to {end}: expected 0 <= start_frame < end_frame")
             entries.append(AnnotatedVideo(name, (name,), (label,), split, where, frames=(start + 1, end + 1)))
@@ -254,10 +257,10 @@ def read_stair(path: Path) -> Annotations:
     column = "English category"
     inside = path / "data" if (path / "data").is_dir() else path
     actions = find_optional(path, "actionlist.csv") or find_file(inside, "actionlist.csv")
-    classes = AnnotatedClasses([row[column] for _, row in table_rows(actions, (column,))], actions)
+    classes = AnnotatedClasses([row[column] for _, row in read_table_rows(actions, (column,))], actions)
     entries = []
     for split, file in _two_lists(inside, ("videolist_train.txt",), ("videolist_val.txt",)):
-        for where, (video, place, *_) in rows(file, " ", 2, "class/video.mp4 number"):
+        for where, (video, place, *_) in read_fields(file, " ", 2, "class/video.mp4 number"):
             stem = PurePosixPath(video).with_suffix("")
             label = classes.label(stem.parts[0], where)
             if place != str(label + 1):
@@ -275,7 +278,9 @@ def read_charades(path: Path) -> Annotations:
     learn or to score: it is left out, with a note.
     """
     file = find_file(path, "Charades_v1_classes.txt", "*classes.txt")
-    named = [(where, fields[0], " ".join(fields[1:])) for where, fields in rows(file, " ", 2, "c000 name")]
+    named = [
+        (where, fields[0], " ".join(fields[1:])) for where, fields in read_fields(file, " ", 2, "c000 name")
+    ]
     for place, (where, code, _) in enumerate(named):
         if code != f"c{place:03d}":
             raise DataError(f"{where}: class {code}, expected c{place:03d}")
@@ -285,14 +290,14 @@ def read_charades(path: Path) -> Annotations:
     for split, listed in _two_lists(
         path, ("Charades_v1_train.csv", "*train.csv"), ("Charades_v1_test.csv", "*test.csv")
     ):
-        for where, row in table_rows(listed, ("id", "subject", "actions")):
+        for where, row in read_table_rows(listed, ("id", "subject", "actions")):
             labels = set()
             for action in filter(None, (text.strip() for text in row["actions"].split(";"))):
                 fields = action.split()
                 if len(fields) != 3:
                     raise DataError(f"{where}: action {action!r}: expected `c092 11.90 21.20`")
                 for text in fields[1:]:
-                    number(text, where, "a time of an action")
+                    parse_number(text, where, "a time of an action")
                 labels.add(codes.label(fields[0], where))
             name = row["id"]
             if not name:
@@ -330,12 +335,12 @@ def read_codebase_json(path: Path, prefix: str = "") -> Annotations:
         path: The file.
         prefix: Files may be called `<prefix><id>`.
     """
-    content = typed(read_json(path), dict, str(path))
+    content = check_type(read_json(path), dict, str(path))
     classes = AnnotatedClasses(_names(content, path), path)
     entries: list[AnnotatedVideo] = []
     without = 0
     for where, video_id, item in _items(content, path):
-        subset = key(item, "subset", str, where)
+        subset = json_value(item, "subset", str, where)
         if subset == "testing":  # published without classes
             without += 1
             continue
@@ -355,28 +360,28 @@ def _two_lists(path: Path, train: tuple[str, ...], test: tuple[str, ...]) -> lis
 
 def _names(content: dict[str, Any], path: Path) -> list[str]:
     if "labels" in content:
-        labels = key(content, "labels", list, f"{path}:")
-        return [typed(name, str, f"{path}: labels[{place}]") for place, name in enumerate(labels)]
+        labels = json_value(content, "labels", list, f"{path}:")
+        return [check_type(name, str, f"{path}: labels[{place}]") for place, name in enumerate(labels)]
     if "taxonomy" not in content:
         raise DataError(f"{path}: neither `labels` nor `taxonomy` names the classes")
-    nodes = key(content, "taxonomy", list, f"{path}:")
+    nodes = json_value(content, "taxonomy", list, f"{path}:")
     named = []
     for place, value in enumerate(nodes):
         where = f"{path}: taxonomy[{place}]"
-        node = typed(value, dict, where)
-        named.append((node.get("nodeId"), node.get("parentId"), key(node, "nodeName", str, where)))
+        node = check_type(value, dict, where)
+        named.append((node.get("nodeId"), node.get("parentId"), json_value(node, "nodeName", str, where)))
     parents = {parent for _, parent, _ in named}
     return [name for node, _, name in named if node not in parents]
 
 
 def _items(content: dict[str, Any], path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    database = key(content, "database", dict, f"{path}:")
+    database = json_value(content, "database", dict, f"{path}:")
     for name, value in database.items():
         where = f"{path}: database.{name}"
-        item = typed(value, dict, where)
+        item = check_type(value, dict, where)
         if name in ("training", "validation", "testing") and "subset" not in item:
             for inner, inner_value in item.items():
-                yield f"{where}.{inner}", inner, typed(inner_value, dict, f"{where}.{inner}")
+                yield f"{where}.{inner}", inner, check_type(inner_value, dict, f"{where}.{inner}")
         else:
             yield where, name, item
 
@@ -388,33 +393,33 @@ def _entries(
     place = f"{where}.annotations"
     names = tuple(dict.fromkeys((f"{prefix}{name}", name)))
     if isinstance(annotations, dict):
-        label = classes.label(key(annotations, "label", str, place), f"{place}.label")
+        label = classes.label(json_value(annotations, "label", str, place), f"{place}.label")
         frames = _frames(annotations["segment"], f"{place}.segment") if "segment" in annotations else None
         named = (f"{classes.names[label]}/{name}", *names)
         yield AnnotatedVideo(name, named, (label,), split, where, frames=frames)
         return
-    fps = key(item, "fps", float, where) if "fps" in item else None
+    fps = json_value(item, "fps", float, where) if "fps" in item else None
     if fps is not None and fps <= 0:
         raise DataError(f"{where}.fps: {fps:g}: expected more than 0")
-    for index, value in enumerate(typed(annotations, list, place)):
+    for index, value in enumerate(check_type(annotations, list, place)):
         inner = f"{place}[{index}]"
-        part = typed(value, dict, inner)
-        label = classes.label(key(part, "label", str, inner), f"{inner}.label")
-        seconds = _pair(key(part, "segment", list, inner), f"{inner}.segment")
+        part = check_type(value, dict, inner)
+        label = classes.label(json_value(part, "label", str, inner), f"{inner}.label")
+        seconds = _pair(json_value(part, "segment", list, inner), f"{inner}.segment")
         yield AnnotatedVideo(
-            name, names, (label,), split, inner, seconds=span(*seconds, inner), group=name, fps=fps
+            name, names, (label,), split, inner, seconds=check_span(*seconds, inner), group=name, fps=fps
         )
 
 
 def _pair(value: list[Any], where: str) -> tuple[float, float]:
     if len(value) != 2:
         raise DataError(f"{where}: {len(value)} values: expected start and end")
-    start, end = (typed(entry, float, where) for entry in value)
+    start, end = (check_type(entry, float, where) for entry in value)
     return start, end
 
 
 def _frames(value: Any, where: str) -> tuple[int, int]:
-    start, stop = _pair(typed(value, list, where), where)
+    start, stop = _pair(check_type(value, list, where), where)
     if not (start.is_integer() and stop.is_integer() and 0 <= start < stop):
         raise DataError(f"{where}: {value}: expected whole frame numbers, the second after the first")
     return max(int(start), 1), int(stop)

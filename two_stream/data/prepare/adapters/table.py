@@ -15,11 +15,11 @@ from two_stream.data.prepare.adapters.annotations import (
     AnnotatedVideo,
     Annotations,
     Split,
+    check_span,
+    check_type,
     json_objects,
-    number,
-    span,
-    table_rows,
-    typed,
+    parse_number,
+    read_table_rows,
 )
 from two_stream.errors import DataError
 from two_stream.runtime.text import parse_json
@@ -69,7 +69,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Row]]:
     if suffix not in (".csv", ".tsv"):
         raise DataError(f"{path}: expected a .csv, .tsv, .json or .jsonl file")
     first = True
-    for where, row in table_rows(path, (), "\t" if suffix == ".tsv" else ","):
+    for where, row in read_table_rows(path, (), "\t" if suffix == ".tsv" else ","):
         if first:
             _known(row, f"{path}:1")
             first = False
@@ -91,12 +91,12 @@ def _json_rows(path: Path, suffix: str) -> Iterator[tuple[str, Any]]:
 
 def _texts(value: Any, where: str) -> Row:
     """Return a JSON row as a table would have it."""
-    item = typed(value, dict, where)
+    item = check_type(value, dict, where)
     _known(item, where)
     row = {}
     for name, content in item.items():
         if name == "labels":
-            content = SEPARATOR.join(str(entry) for entry in typed(content, list, f"{where}.labels"))
+            content = SEPARATOR.join(str(entry) for entry in check_type(content, list, f"{where}.labels"))
         row[name] = "" if content is None else str(content)
     return row
 
@@ -129,9 +129,9 @@ def _entry(row: Row, labels: tuple[int, ...], where: str) -> AnnotatedVideo:
     stem = PurePosixPath(text).with_suffix("") if row.get("path") else PurePosixPath(text)
     seconds = None
     if row.get("start") or row.get("end"):
-        start = number(row.get("start") or "0", where, "`start`")
-        seconds = span(start, number(row.get("end", ""), where, "`end`"), where)
-    fps = number(row["fps"], where, "`fps`") if row.get("fps") else None
+        start = parse_number(row.get("start") or "0", where, "`start`")
+        seconds = check_span(start, parse_number(row.get("end", ""), where, "`end`"), where)
+    fps = parse_number(row["fps"], where, "`fps`") if row.get("fps") else None
     if fps == 0:
         raise DataError(f"{where}: `fps` is 0: expected more")
     return AnnotatedVideo(
