@@ -32,7 +32,7 @@ from torchvision.transforms.functional import to_tensor
 
 from two_stream import create_model, sample_clips
 from two_stream.config.model import AverageHead, InputOptions, ModelOptions, ResNet3d
-from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
+from two_stream.config.schema import DataOptions, EvaluateOptions
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.clips.views import view_loader
 from two_stream.evaluation.scoring.network import prepare_for_inference, resolved
@@ -130,11 +130,10 @@ def ours(
 ) -> Callable[[], VideoScores]:
     """Return the evaluation of a data set's part with these options, the network made ready."""
     options = resolved(asked, model.spec, CPU, exact=False)
-    experiment = Experiment(data=DataOptions(workers=1), evaluate=options)
     prepared = prepare_for_inference(model, options)
 
     def run() -> VideoScores:
-        loader = view_loader(experiment, model.spec, videos, record)
+        loader = view_loader(DataOptions(workers=1), options, model.spec, videos, record)
         return score_videos(
             prepared,
             loader,

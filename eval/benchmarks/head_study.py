@@ -21,7 +21,7 @@ from common import Row, finish, flags, interleaved, median_of, ratio_of
 
 from two_stream.config.load import validate_settings
 from two_stream.config.schema import Experiment
-from two_stream.data.demo.demo import DemoOptions, write_demo_frames
+from two_stream.data.demo import DemoOptions, write_demo_frames
 from two_stream.evaluation.features.extract_features import write_features
 from two_stream.evaluation.runs.run import evaluate_run
 from two_stream.training.train import start_model, train

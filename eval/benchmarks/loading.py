@@ -27,11 +27,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import to_tensor
 
-from two_stream.config.schema import AugmentOptions, DataOptions, Experiment, TrainOptions
+from two_stream.config.schema import AugmentOptions, DataOptions
 from two_stream.data.catalog import Record, load_record
-from two_stream.data.clips.dataset import ClipDataset
-from two_stream.data.clips.loader import train_loader
-from two_stream.data.packing.pack import PackOptions, pack
+from two_stream.data.clips.dataset import ClipDataset, open_clips
+from two_stream.data.clips.loader import clip_loader
+from two_stream.data.packing import PackOptions, pack
 from two_stream.data.sources.files import FrameFolders
 from two_stream.data.splits import load_part
 from two_stream.types import InputSpec, VideoRecord
@@ -95,17 +95,15 @@ class PlainDataset(Dataset[torch.Tensor]):
 
 def plain_loader(record: Record, records: list[VideoRecord], opencv: bool = False) -> Iterable[torch.Tensor]:
     """Return the batches of a plain loader, in the order of the list."""
-    drawn = ClipDataset(FrameFolders(record, "rgb"), records, SPEC, augment=AUGMENT, epoch=1)
+    drawn = ClipDataset(FrameFolders(record, "rgb"), records, SPEC, DataOptions(augment=AUGMENT), epoch=1)
     dataset = PlainDataset(record.frames_root("rgb"), drawn, opencv)
     return DataLoader(dataset, batch_size=BATCH, num_workers=1, worker_init_fn=lambda _: cv2.setNumThreads(0))
 
 
 def our_loader(record: Record, records: list[VideoRecord], **data: Any) -> Any:
     """Return the batches of the training loader."""
-    experiment = Experiment(
-        data=DataOptions(workers=1, augment=AUGMENT, **data), train=TrainOptions(batch_size=BATCH)
-    )
-    return train_loader(experiment, SPEC, records, record, epoch=1)
+    options = DataOptions(workers=1, augment=AUGMENT, **data)
+    return clip_loader(open_clips(options, SPEC, records, record, epoch=1), BATCH)
 
 
 def rate(loader: Iterable[Any]) -> float:

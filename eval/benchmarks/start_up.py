@@ -60,7 +60,7 @@ def prepare(root: Path, groups: int) -> Path:
     from two_stream.commands.demo import Options, demo_experiment
     from two_stream.config.load import dump
     from two_stream.data.catalog import load_record
-    from two_stream.data.demo.demo import DemoOptions, write_demo
+    from two_stream.data.demo import DemoOptions, write_demo
     from two_stream.video.extraction.many_videos import extract
     from two_stream.video.extraction.one_video import ExtractOptions
     from two_stream.video.sources import find_sources

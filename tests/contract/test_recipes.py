@@ -15,7 +15,7 @@ from two_stream import zoo
 from two_stream.commands.flags import parse_over
 from two_stream.config.load import load_experiment
 from two_stream.config.schema import Experiment
-from two_stream.data.catalog import load_record
+from two_stream.data.catalog import dataset_record
 from two_stream.late_temporal.training import PublishedTraining, describe_training
 from two_stream.recognizer import Recognizer
 
@@ -100,7 +100,7 @@ def test_the_commands_of_the_header_train_each_split(name: str) -> None:
         assert experiment.data.split == split
         assert experiment.name == f"{name}_split{split}"
         assert experiment.data.dataset == dataset
-        record = load_record(experiment.data.dataset, experiment.data.settings_root)
+        record = dataset_record(experiment.data)
         assert record.num_splits == len(SPLITS)
         assert len(record.classes) == CLASSES[dataset]
         assert experiment.model.modality == row.split("_")[0]

@@ -15,8 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from two_stream.data.sources.shards import INDEX, Packed, ShardIndex, parse_index
-from two_stream.data.sources.storage import Storage
+from two_stream.data.sources.shards import INDEX, Packed, ShardIndex, Storage, parse_index
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.video.frames import decode_picture
 
@@ -47,15 +46,15 @@ def test_a_sound_index_is_read() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"names": ["../../../etc/passwd"]}, "the shard '../../../etc/passwd' is no file name"),
-        ({"names": ["/etc/passwd"]}, "is no file name"),
-        ({"names": [".."]}, "is no file name"),
-        ({"videos": {"a": Packed(1, 3, 0)}}, "'a' lies outside of the index"),
-        ({"videos": {"a": Packed(0, 10**12, 0)}}, "'a' lies outside of the index"),
-        ({"videos": {"a": Packed(0, 3, -3)}}, "'a' lies outside of the index"),
-        ({"sizes": np.full(6, 10**12)}, "'a' lies outside of its shard"),
-        ({"starts": np.full(6, -1)}, "'a' lies outside of its shard"),
-        ({"sizes": np.full(5, 100)}, "6 beginnings of 5 entries"),
+        ({"names": ["../../../etc/passwd"]}, "the shard '../../../etc/passwd' is not a file name"),
+        ({"names": ["/etc/passwd"]}, "is not a file name"),
+        ({"names": [".."]}, "is not a file name"),
+        ({"videos": {"a": Packed(1, 3, 0)}}, "'a' is outside the index"),
+        ({"videos": {"a": Packed(0, 10**12, 0)}}, "'a' is outside the index"),
+        ({"videos": {"a": Packed(0, 3, -3)}}, "'a' is outside the index"),
+        ({"sizes": np.full(6, 10**12)}, "'a' is outside its shard"),
+        ({"starts": np.full(6, -1)}, "'a' is outside its shard"),
+        ({"sizes": np.full(5, 100)}, "6 start positions for 5 entries"),
         ({"sizes": np.full(6, 100.0)}, "no whole numbers"),
         ({"settings": {**SETTINGS, "encoding": "raw", "resize": [10**6, 10**6]}}, "pictures of 1000000"),
     ],
@@ -87,7 +86,7 @@ def test_a_picture_of_gigapixels_is_refused_before_it_is_decoded() -> None:
 def test_other_kinds_of_url_are_not_opened(tmp_path: Path) -> None:
     for url in ("ssh://host/x", "github://a:b@c/x", "reference://x", "ftp://host/x", "hf://datasets/x"):
         with pytest.raises(
-            SettingsError, match=r"is no place for shards; expected file, s3, gs, az, http, https"
+            SettingsError, match=r"shards cannot be read from .* URLs; expected file, s3, gs, az, http, https"
         ):
             Storage(url).size("index.npz")
     (tmp_path / "x").write_bytes(b"abc")

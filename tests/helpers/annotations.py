@@ -174,12 +174,12 @@ DAMAGES = {
     "kinetics: both sides": (
         "kinetics400",
         damage(KINETICS, "kinetics_val.csv", "zumba,ddddddddddd,5,15", "zumba,ccccccccccc,0,10"),
-        r"val\.csv:3: .* stands at .*train\.csv:2 already",
+        r"val\.csv:3: .* is also at .*train\.csv:2",
     ),
     "jester: class": (
         "jester",
         damage(JESTER, "jester-v1-train.csv", "Swiping Right", "Swiping Rigth"),
-        r"train\.csv:1: 'Swiping Rigth' is no class.*Swiping Right",
+        r"train\.csv:1: 'Swiping Rigth' is not a class.*Swiping Right",
     ),
     "jester: cut off": (
         "jester",
@@ -204,12 +204,12 @@ DAMAGES = {
     "ssv2: cut off": (
         "ssv2",
         damage(SSV2, "something-something-v2-train.json", "}]", "},"),
-        r"train\.json:1: not whole JSON",
+        r"train\.json:1: not complete JSON",
     ),
     "ssv2: class": (
         "ssv2",
         damage(SSV2, "something-something-v2-validation.json", "camera left", "camera lift"),
-        r"validation\.json: \[0\]\.template: .* is no class",
+        r"validation\.json: \[0\]\.template: .* is not a class",
     ),
     "ssv2: key": (
         "ssv2",
@@ -229,7 +229,7 @@ DAMAGES = {
     "activitynet: class": (
         "activitynet",
         damage(NET, "activity_net.json", '"label": "Archery"', '"label": "Archerie"'),
-        r"annotations\[0\]\.label: 'Archerie' is no class",
+        r"annotations\[0\]\.label: 'Archerie' is not a class",
     ),
     "activitynet: subset": (
         "activitynet",
@@ -254,7 +254,7 @@ DAMAGES = {
     "mit: class": (
         "mit",
         damage(MIT, "trainingSet.csv", ",clapping", ",claping"),
-        r"trainingSet\.csv:1: 'claping' is no class",
+        r"trainingSet\.csv:1: 'claping' is not a class",
     ),
     "mit: order": (
         "mit",
@@ -290,7 +290,7 @@ DAMAGES = {
     "stair: class": (
         "stair",
         damage(STAIR, "data/videolist_val.txt", "drinking", "drnking"),
-        r"videolist_val\.txt:1: 'drnking' is no class",
+        r"videolist_val\.txt:1: 'drnking' is not a class",
     ),
     "charades: action": (
         "charades",
@@ -300,7 +300,7 @@ DAMAGES = {
     "charades: class": (
         "charades",
         damage(CHARADES, "Charades_v1_test.csv", "c000", "c157"),
-        r"test\.csv:2: 'c157' is no class",
+        r"test\.csv:2: 'c157' is not a class",
     ),
     "charades: order": (
         "charades",

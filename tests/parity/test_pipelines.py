@@ -12,8 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from two_stream.data.clips.families import efficient_windows
-from two_stream.data.clips.sampling import sample_clips
+from two_stream.data.clips.sampling import efficient_windows, sample_clips
 from two_stream.data.clips.transforms import corner_box, evaluation_views, placed_box
 
 

@@ -119,9 +119,9 @@ def _streams(
 
 
 def _videos(record: Record, modality: Modality, split: int) -> int:
-    from two_stream.data.splits import load_part, not_for_test
+    from two_stream.data.splits import all_training_videos, load_part
 
-    return len(not_for_test(record, modality, split)) + len(load_part(record, modality, split, "test"))
+    return len(all_training_videos(record, modality, split)) + len(load_part(record, modality, split, "test"))
 
 
 def _differences(recipe: Any, fitting: Any) -> list[str]:

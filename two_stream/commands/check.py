@@ -1,4 +1,4 @@
-"""`two-stream check`: what is wrong with videos, frame folders or a data set, by name."""
+"""`two-stream check`: finds problems of videos, frame folders and data sets."""
 
 from __future__ import annotations
 
@@ -7,45 +7,35 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from two_stream.commands.flags import parse
+from two_stream.data.options import AuditOptions
 
 if TYPE_CHECKING:
     from two_stream.data.catalog import Record
-    from two_stream.data.prepare.audit import AuditOptions
     from two_stream.types import Modality
     from two_stream.video.doctor import Finding
     from two_stream.video.frames import FramePatterns
 
-SUMMARY = "find unreadable, short, doubled, missing and leaking videos, by name"
+SUMMARY = "find unreadable, short, repeated, missing and leaking videos"
 SEVERITIES = ("error", "warning", "info")
 _SHOWN = 40
 """findings of one kind shown in the terminal; the JSON file has all"""
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(AuditOptions):
     """Flags of `two-stream check`."""
 
     targets: tyro.conf.Positional[tuple[str, ...]]
     """data sets (name or dataset.yaml), folders of videos or of frame folders, or videos"""
     json: Path | None = None
     """file for every finding"""
-    decode: bool = False
-    """of a data set, decode every video and every frame file too (videos given directly always are)"""
-    min_frames: int = 2
-    """fewest frames of a video that is long enough"""
     settings_root: Path = Path("settings")
     """folder that holds the named data sets"""
-    backend: Literal["pyav", "opencv", "torchcodec"] = "pyav"
-    """video decoder"""
-    processes: int | None = None
-    """videos looked at at a time; all processors by default, 0 works in the main process"""
-    patience: float = 60.0
-    """seconds without a new frame after which a video is given up"""
     rgb_pattern: str | None = None
     """names of RGB frames in a folder of frame folders, as for `extract`; by default as each was extracted"""
     flow_x_pattern: str | None = None
@@ -62,19 +52,15 @@ def main(args: list[str]) -> int:
     """
     options = parse(Options, args, prog="two-stream check", description=SUMMARY)
 
-    from two_stream.data.prepare.audit import AuditOptions
     from two_stream.errors import SettingsError
     from two_stream.runtime.files import write_json
 
     if not options.targets:
-        raise SettingsError("two-stream check: what is to be checked? Give a data set, folders or videos")
-    chosen = AuditOptions(
-        options.min_frames, options.decode, options.backend, options.processes, options.patience
-    )
-    findings = [finding for target in options.targets for finding in _check(target, options, chosen)]
+        raise SettingsError("two-stream check: nothing to check; give a data set, folders or videos")
+    findings = [finding for target in options.targets for finding in _check(target, options)]
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
-    _tell(findings, options.targets)
-    _tell_expected(options)
+    _report(findings, options.targets)
+    _report_precision(options)
     counts = {severity: sum(f.severity == severity for f in findings) for severity in SEVERITIES}
     if options.json is not None:
         content = {
@@ -86,7 +72,7 @@ def main(args: list[str]) -> int:
     return 1 if counts["error"] else 0
 
 
-def _check(target: str, flags: Options, options: AuditOptions) -> list[Finding]:
+def _check(target: str, flags: Options) -> list[Finding]:
     from two_stream.config.load import nearest
     from two_stream.data.catalog import known_datasets
     from two_stream.data.prepare.audit import audit
@@ -97,9 +83,9 @@ def _check(target: str, flags: Options, options: AuditOptions) -> list[Finding]:
     path = Path(target)
     record = _record(path, flags.settings_root)
     if record is not None:
-        return audit(record, options)
+        return audit(record, flags)
     if path.is_dir():
-        return _check_folder(path, flags, options)
+        return _check_folder(path, flags)
     if not path.exists() and path.suffix.lower() not in VIDEO_SUFFIXES:
         hint = nearest(path.name, known_datasets(flags.settings_root))
         raise DataError(
@@ -107,10 +93,10 @@ def _check(target: str, flags: Options, options: AuditOptions) -> list[Finding]:
         )
     return examine_videos(
         [path],
-        min_frames=options.min_frames,
-        backend=options.backend,
-        processes=options.processes,
-        patience=options.patience,
+        min_frames=flags.min_frames,
+        backend=flags.backend,
+        processes=flags.processes,
+        patience=flags.patience,
     )
 
 
@@ -125,7 +111,7 @@ def _record(path: Path, settings_root: Path) -> Record | None:
     return None
 
 
-def _check_folder(folder: Path, flags: Options, options: AuditOptions) -> list[Finding]:
+def _check_folder(folder: Path, flags: Options) -> list[Finding]:
     """Check the videos below a folder and, where there are any, the frame folders."""
     from two_stream.errors import DataError
     from two_stream.video.doctor import examine_frame_folders, examine_videos
@@ -142,19 +128,19 @@ def _check_folder(folder: Path, flags: Options, options: AuditOptions) -> list[F
     if videos:
         findings += examine_videos(
             videos,
-            min_frames=options.min_frames,
-            backend=options.backend,
-            processes=options.processes,
-            patience=options.patience,
+            min_frames=flags.min_frames,
+            backend=flags.backend,
+            processes=flags.processes,
+            patience=flags.patience,
         )
     for (patterns, modalities), folders in groups.items():
         findings += examine_frame_folders(
             folders,
             patterns=patterns,
             modalities=modalities,
-            min_frames=options.min_frames,
-            decode=options.decode,
-            processes=options.processes,
+            min_frames=flags.min_frames,
+            decode=flags.decode,
+            processes=flags.processes,
         )
     return findings
 
@@ -163,7 +149,7 @@ def _frame_folders(
     folder: Path, flags: Options
 ) -> dict[tuple[FramePatterns, tuple[Modality, ...]], list[Path]]:
     """Find the frame folders below a folder, by how their files are named and what they hold."""
-    from two_stream.data.splits import MODALITIES
+    from two_stream.data.catalog import MODALITIES
     from two_stream.video.extraction.one_video import read_extraction_manifest
     from two_stream.video.frames import numbers_by_name
     from two_stream.video.sources import walk
@@ -175,7 +161,7 @@ def _frame_folders(
         manifest = read_extraction_manifest(root)
         patterns = _patterns(flags, manifest["settings"]["patterns"] if manifest else {}, names)
         from_0 = [any(0 in numbers_by_name(names, name) for name in patterns.of(m)) for m in MODALITIES]
-        patterns = replace(patterns, first_rgb=1 - from_0[0], first_flow=1 - from_0[1])  # no record says it
+        patterns = replace(patterns, first_rgb=1 - from_0[0], first_flow=1 - from_0[1])  # there is no record
         flow = any(numbers_by_name(names, pattern) for pattern in patterns.of("flow"))
         flow = flow or bool(manifest and manifest["flow_frames"])
         flow = flow or any(name.startswith("flow_x_") for name in names)
@@ -186,7 +172,7 @@ def _frame_folders(
 
 
 def _patterns(flags: Options, recorded: Mapping[str, str], names: Sequence[str]) -> FramePatterns:
-    """Return how a folder's files are named: as the flags say, else its manifest, else as the files look.
+    """Return how a folder's files are named: from the flags, else its manifest, else the files.
 
     The published HMDB51 layout has no manifest, and flow files without a suffix.
     """
@@ -202,8 +188,8 @@ def _patterns(flags: Options, recorded: Mapping[str, str], names: Sequence[str])
     return FramePatterns(**chosen | {key: value for key, value in given.items() if value is not None})
 
 
-def _tell_expected(flags: Options) -> None:
-    """Say how sure an accuracy on each data set can be."""
+def _report_precision(flags: Options) -> None:
+    """Report how precise an accuracy on each data set can be."""
     from two_stream.errors import TwoStreamError
     from two_stream.evaluation.scores.words import expected_words
     from two_stream.runtime.console import say
@@ -211,11 +197,11 @@ def _tell_expected(flags: Options) -> None:
     for target in flags.targets:
         record = _record(Path(target), flags.settings_root)
         if record is not None:
-            with suppress(TwoStreamError):  # what its lists lack is among the findings
+            with suppress(TwoStreamError):  # missing lists are among the findings
                 say(f"{target}: {expected_words(record, (record.modalities() or ['rgb'])[0], 1)}")
 
 
-def _tell(findings: Sequence[Finding], targets: Sequence[str]) -> None:
+def _report(findings: Sequence[Finding], targets: Sequence[str]) -> None:
     from two_stream.runtime.console import console, say, table
 
     kinds = Counter((finding.severity, finding.kind) for finding in findings)
@@ -234,5 +220,5 @@ def _tell(findings: Sequence[Finding], targets: Sequence[str]) -> None:
         for row in rows:
             say("{}: {}: {}: {}".format(*row))
     counts = Counter[str](finding.severity for finding in findings)
-    said = ", ".join(f"{counts[s]} {name}" for s, name in zip(SEVERITIES, ("errors", "warnings", "notes")))
-    say(f"{', '.join(targets)}: {said}")
+    summary = ", ".join(f"{counts[s]} {name}" for s, name in zip(SEVERITIES, ("errors", "warnings", "notes")))
+    say(f"{', '.join(targets)}: {summary}")

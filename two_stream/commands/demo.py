@@ -87,7 +87,7 @@ def _check_folder(options: Options) -> None:
 
 def _data(options: Options) -> None:
     """Write the videos, then their frames and TV-L1 flow; what is there already is kept."""
-    from two_stream.data.demo.demo import DemoOptions, write_demo_frames
+    from two_stream.data.demo import DemoOptions, write_demo_frames
     from two_stream.runtime.console import note
 
     note("1/4 writing the videos, their frames and TV-L1 flow")

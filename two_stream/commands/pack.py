@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from two_stream.commands.flags import parse
+from two_stream.data.options import PackOptions
 
 if TYPE_CHECKING:
     from two_stream.data.catalog import Record
-    from two_stream.data.packing.pack import PackOptions, PackSummary
+    from two_stream.data.packing import PackSummary
     from two_stream.types import Modality
 
 SUMMARY = (
@@ -21,12 +22,12 @@ SUMMARY = (
 DESCRIPTION = (
     f"{SUMMARY}. Every video of the data set's lists becomes one sample of a WebDataset tar file in OUT/rgb or "
     "OUT/flow; train with `--data.source shards --data.shards OUT` (or the URL of a copy): the same batches for the "
-    "same seed. Run it again to go on after a stop; finished shards are kept."
+    "same seed. Run it again to continue after an interruption; finished shards are kept."
 )
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(PackOptions):
     """Flags of `two-stream pack`."""
 
     dataset: tyro.conf.Positional[str]
@@ -35,30 +36,10 @@ class Options:
     """folder for the shards"""
     modality: Literal["rgb", "flow", "both"] = "rgb"
     """which frames"""
-    encoding: Literal["raw", "original", "jpeg"] = "raw"
-    """raw: resized pixels, the fastest and largest (64 KiB a frame at 128x170 RGB); original: the JPEG files as they
-    are, for any input size; both give the very pixels of the folders; jpeg: resized, then JPEG again, the smallest,
-    with other pixels, which the index says"""
-    resize: tuple[int, int] | None = None
-    """HEIGHT WIDTH of raw and jpeg frames: the model's input before it is cropped; 128 170 by default"""
     like: Path | None = None
-    """experiment file or run folder whose model says --resize"""
-    quality: int = 95
-    """JPEG quality of --encoding jpeg, 1 to 100"""
-    source: Literal["frames", "videos"] = "frames"
-    """frames: folders written by `two-stream extract`; videos: the files themselves, flow computed on the way"""
-    backend: Literal["pyav", "opencv", "torchcodec"] = "pyav"
-    """video decoder of --source videos"""
-    flow: Literal["tvl1", "dis", "farneback"] = "dis"
-    """flow algorithm of --source videos"""
+    """experiment file or run folder whose model decides --resize"""
     settings_root: Path = Path("settings")
     """folder of the named data sets"""
-    shard_frames: int = 10_000
-    """frames after which a new shard begins"""
-    processes: int | None = None
-    """shards written at a time; all processors by default, 0 works in the main process"""
-    overwrite: bool = False
-    """replace shards that were packed with other settings or lists"""
     verify: bool = False
     """afterwards compare every shard with its checksum"""
     json: Path | None = None
@@ -74,29 +55,19 @@ def main(args: list[str]) -> int:
     options = parse(Options, args, prog="two-stream pack", description=DESCRIPTION)
 
     from two_stream.data.catalog import load_record
-    from two_stream.data.packing.pack import PackOptions, verify
+    from two_stream.data.packing import verify_shards
     from two_stream.runtime.console import say
     from two_stream.runtime.files import write_json
 
     record = load_record(options.dataset, options.settings_root)
-    how = PackOptions(
-        encoding=options.encoding,
-        resize=_resize(options),
-        quality=options.quality,
-        source=options.source,
-        backend=options.backend,
-        flow=options.flow,
-        shard_frames=options.shard_frames,
-        processes=options.processes,
-        overwrite=options.overwrite,
-    )
+    how = options if options.like is None else replace(options, resize=_size_of(options.like, options))
     chosen: tuple[Modality, ...] = ("rgb", "flow") if options.modality == "both" else (options.modality,)
     summaries = []
     damaged: list[str] = []
     for modality in chosen:
         summaries.append(_pack(record, modality, options.out, how))
         if options.verify:
-            wrong = verify(summaries[-1].folder)
+            wrong = verify_shards(summaries[-1].folder)
             damaged += wrong
             for line in wrong or [f"{summaries[-1].folder}: all checksums agree"]:
                 say(line)
@@ -109,18 +80,15 @@ def main(args: list[str]) -> int:
 
 
 def _pack(record: Record, modality: Modality, out: str, how: PackOptions) -> PackSummary:
-    from two_stream.data.packing.pack import pack
+    from two_stream.data.packing import pack
 
     summary = pack(record, modality, out, how)
-    _tell(summary, how)
+    _report(summary, how)
     return summary
 
 
-def _resize(options: Options) -> tuple[int, int]:
-    """Return the size of the frames: as given, as a model takes them, or the default."""
-    if options.like is None:
-        return options.resize or (128, 170)
-
+def _size_of(like: Path, options: Options) -> tuple[int, int]:
+    """Return the frame size that the model of a run or experiment takes."""
     from two_stream.config.load import load_experiment
     from two_stream.errors import SettingsError
 
@@ -131,26 +99,26 @@ def _resize(options: Options) -> tuple[int, int]:
 
     from two_stream.recognizer import create_model
 
-    file = options.like / "experiment.yaml" if options.like.is_dir() else options.like
-    with torch.device("meta"):  # its input is asked for, not its weights
+    file = like / "experiment.yaml" if like.is_dir() else like
+    with torch.device("meta"):  # only its input size is needed
         return create_model(load_experiment(file).model, 2).spec.resize
 
 
-def _tell(summary: PackSummary, how: PackOptions) -> None:
+def _report(summary: PackSummary, how: PackOptions) -> None:
     from two_stream.runtime.console import say, warn
 
     for name, packed, listed in summary.short:
-        warn(f"{name}: {packed} frames packed, its list says {listed}")
+        warn(f"{name}: {packed} frames packed, its list has {listed}")
     for name, reason in summary.failed:
         say(f"failed: {name}: {reason}")
     there = summary.shards - summary.written
     parts = [f"{summary.videos} videos, {summary.frames} frames in {summary.shards} shards"]
     parts.append(f"{_size(summary.bytes)}, {_size(summary.bytes / max(1, summary.frames))} a frame")
-    parts.append(f"{summary.written} written, {there} there before")
+    parts.append(f"{summary.written} written, {there} existed")
     if summary.failed:
         parts.append(f"{len(summary.failed)} videos failed (run again to retry their shards)")
     if how.encoding == "jpeg":
-        parts.append("not the very pixels of the source")
+        parts.append("pixels differ from the source")
     say(f"{summary.folder}: {'; '.join(parts)}")
 
 

@@ -25,8 +25,8 @@ from two_stream.compression.transfer import (
 )
 from two_stream.config.compress import Distill
 from two_stream.config.schema import Experiment
-from two_stream.data.catalog import load_record
-from two_stream.data.clips.companions import ClipsBeside, companion, same_clip
+from two_stream.data.catalog import dataset_record
+from two_stream.data.clips.dataset import ClipsBeside, companion, same_clip
 from two_stream.errors import SettingsError
 from two_stream.evaluation.runs.run import Run, load_run
 from two_stream.recognizer import Recognizer, input_spec
@@ -135,8 +135,7 @@ class Distillation(Extension):
         others = [teacher for teacher in self.teachers if not teacher.shares_clips]
         if not others:
             return data
-        settings = self.experiment.data
-        record = load_record(settings.dataset, settings.settings_root)
+        record = dataset_record(self.experiment.data)
         companions = [
             companion(
                 self.experiment, record, teacher.model.spec, teacher.run.experiment.data.augment.protocol

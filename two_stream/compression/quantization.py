@@ -14,8 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from two_stream.config.compress import Quantize
 from two_stream.config.schema import Experiment
+from two_stream.data.clips.dataset import open_clips
 from two_stream.data.clips.loader import clip_loader
-from two_stream.data.splits import load_part
+from two_stream.data.splits import experiment_part
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.evaluation.runs.run import Run, load_run
 from two_stream.pretrained import read_model, write_model
@@ -107,7 +108,8 @@ def quantise_run(experiment: Experiment, *, overwrite: bool = False) -> RunPaths
     paths = check_run(experiment, resume=False, overwrite=overwrite)
     run = load_run(options.source)
     records = calibration_videos(run, experiment, options.clips)
-    loader = clip_loader(experiment, run.model.spec, records, run.record)
+    clips = open_clips(experiment.data, run.model.spec, records, run.record)
+    loader = clip_loader(clips, experiment.train.batch_size)
     digest = run.model_sha256
     note(f"measuring ranges on {len(records)} clips of the training part")
     with progress("calibrate", len(records)) as advance:
@@ -122,16 +124,7 @@ def quantise_run(experiment: Experiment, *, overwrite: bool = False) -> RunPaths
 
 def calibration_videos(run: Run, experiment: Experiment, count: int) -> list[VideoRecord]:
     """Return videos of the training part, drawn by the seed; all where there are no more."""
-    data = experiment.data
-    videos = load_part(
-        run.record,
-        run.model.spec.modality,
-        data.split,
-        "train",
-        selection=experiment.train.selection,
-        holdout=data.holdout,
-        seed=experiment.seed,
-    )
+    videos = experiment_part(experiment, run.record, "train", run.model.spec.modality)
     order = rng("calibration", experiment.seed).permutation(len(videos))
     return [videos[place] for place in order[:count]]
 

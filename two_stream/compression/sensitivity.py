@@ -19,6 +19,7 @@ from two_stream.compression.channels import take_out
 from two_stream.compression.layers import chosen_layers
 from two_stream.compression.masks import kept, level_threshold
 from two_stream.config.compress import Prune
+from two_stream.data.clips.dataset import open_clips
 from two_stream.data.clips.loader import clip_loader
 from two_stream.data.splits import load_part
 from two_stream.errors import DataError, SettingsError
@@ -105,7 +106,8 @@ def fixed_clips(run: Run, part: Part, count: int | None, seed: int) -> list[Batc
     if count is not None and count < len(records):
         chosen = rng(seed, "sensitivity").permutation(len(records))[:count]
         records = [records[place] for place in sorted(chosen)]
-    return list(clip_loader(run.experiment, run.model.spec, records, run.record))
+    clips = open_clips(data, run.model.spec, records, run.record)
+    return list(clip_loader(clips, run.experiment.train.batch_size))
 
 
 def measure_sensitivity(

@@ -1,31 +1,34 @@
-"""Catalogue records: everything the package knows about a data set stands in one YAML file.
+"""Data set records: one YAML file holds everything the package knows about a data set.
 
-`<settings_root>/<name>/dataset.yaml` gives the classes, the number of splits, where frames and videos lie, how the
-files are named and which videos come from one source; the split lists lie beside it. A new data set needs no code.
+`<settings_root>/<name>/dataset.yaml` gives the classes, the number of splits, the folders of frames and videos, the
+names of the files and which videos come from one source. The split lists are in the same folder. A new data set needs
+no code. The records of published data sets come with the package.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from two_stream.config.base import Options, PositiveInt
 from two_stream.config.load import nearest, read_yaml, validate_settings
-from two_stream.data.packaged import packaged_names, packaged_record
 from two_stream.errors import DataError
-from two_stream.types import MODALITY_CHANNELS, Modality, Part
+from two_stream.types import Modality, Part
 
 if TYPE_CHECKING:
+    from two_stream.config.schema import DataOptions
     from two_stream.video.frames import FramePatterns
 
+PACKAGED = Path(__file__).parent / "records"
 RECORD_FILE = "dataset.yaml"
+MODALITIES: tuple[Modality, ...] = ("rgb", "flow")
 CLASSES_MARK = "{classes}"
 """in a group pattern: any class name, the longest first"""
 _LIST_PART: dict[str, str] = {"train": "train", "val": "train", "test": "val"}
@@ -37,7 +40,7 @@ SPLIT_WORDS: dict[str, Part] = {
     **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing", "eval"), "test"),
 }
-"""what the parts of a split are called, in folders and tables"""
+"""names of the parts of a split, in folders and tables"""
 
 
 class Roots(Options):
@@ -91,17 +94,17 @@ class Record(Options):
     """number of the first frame file"""
     lists: str = "{part}_{modality}_split{split}.txt"
     """names of the split lists; `part` is `train`, `val` (the official test list), or `holdout` where the data set
-    brings a validation part of its own"""
+    has its own validation part"""
     group: str | None = None
-    """regular expression over an id whose first group names the source video; `{classes}` stands for any class"""
+    """regular expression over an id whose first group names the source video; `{classes}` matches any class name"""
     groups: Path | None = None
-    """file of lines `id group`, in place of `group`"""
+    """file of lines `id group`, instead of `group`"""
     multi_label: bool = False
     """a video may have several classes, in the lists as `3,17`: a sigmoid per class in training, mAP in evaluation"""
     mirror: bool = True
-    """false: the mirror image of a video is no video of the data set, so nothing is ever mirrored"""
+    """false: the mirror image of a video is not a valid video of the data set, so nothing is mirrored"""
     mirror_pairs: tuple[tuple[str, str], ...] = ()
-    """pairs of classes that a mirror turns into each other, such as a swipe to the left and one to the right"""
+    """pairs of classes that mirroring exchanges, such as a swipe to the left and one to the right"""
     segments: Path | None = None
     """CSV file `id,video,start,end,first` of ids that are parts of a longer video; see `data/sources/segments.py`"""
 
@@ -113,7 +116,7 @@ class Record(Options):
         for name in _leaves(value):
             if not isinstance(name, str):
                 raise ValueError(
-                    f"YAML reads an entry as {name!r} and not as a name; put it in quotes, such as 'yes', 'null' or '1'"
+                    f"YAML reads an entry as {name!r} and not as text; put it in quotes, such as 'yes', 'null' or '1'"
                 )
         return value
 
@@ -126,7 +129,7 @@ class Record(Options):
         if missing:
             raise ValueError(f"`lists` is {self.lists!r}: {', '.join(missing)} is missing")
         if self.group is not None and self.groups is not None:
-            raise ValueError("`group` and `groups` both name the source videos; keep one")
+            raise ValueError("`group` and `groups` both give the source videos; keep one")
         if self.group is not None:
             try:
                 found = re.compile(self.group.replace(CLASSES_MARK, "x")).groups
@@ -140,11 +143,11 @@ class Record(Options):
     def _check_mirror(self) -> None:
         named = [name for pair in self.mirror_pairs for name in pair]
         if named and not self.mirror:
-            raise ValueError("`mirror: false` mirrors nothing, so `mirror_pairs` says nothing; keep one")
+            raise ValueError("`mirror: false` and `mirror_pairs` contradict each other; keep one")
         for name in named:
             if name not in self.classes:
                 raise ValueError(
-                    f"`mirror_pairs` names {name!r}, which is no class{nearest(name, self.classes)}"
+                    f"`mirror_pairs` names {name!r}, which is not a class{nearest(name, self.classes)}"
                 )
             if named.count(name) > 1:
                 raise ValueError(f"`mirror_pairs` names {name!r} twice; a class has one mirror image")
@@ -178,14 +181,14 @@ class Record(Options):
         )
 
     def resolve(self, path: Path) -> Path:
-        """Return a path of the record as one that can be opened, also before the record's own folder exists."""
+        """Return a path of the record relative to its folder, which need not exist yet."""
         return Path(os.path.normpath(self._folder / path.expanduser()))
 
     def frames_root(self, modality: Modality) -> Path:
         """Return the folder of a modality's frame folders.
 
         Raises:
-            DataError: The record names none, or the folder is absent.
+            DataError: The record has none, or the folder does not exist.
         """
         root = getattr(self.frames, modality)
         if root is None:
@@ -199,7 +202,7 @@ class Record(Options):
         """Return the folder of the video files.
 
         Raises:
-            DataError: The record names none, or the folder is absent.
+            DataError: The record has none, or the folder does not exist.
         """
         if self.videos is None:
             raise DataError(
@@ -217,7 +220,7 @@ class Record(Options):
         return self._list(_LIST_PART[part], modality, split)
 
     def holdout_path(self, modality: Modality, split: int) -> Path:
-        """Return the list of the data set's own validation part, which few have; see `list_path`."""
+        """Return the path of the list of the data set's own validation part, which few have; see `list_path`."""
         return self._list("holdout", modality, split)
 
     def _list(self, part: str, modality: Modality, split: int) -> Path:
@@ -229,15 +232,13 @@ class Record(Options):
 
     def modalities(self) -> list[Modality]:
         """Return the modalities whose first training list exists."""
-        known: list[Modality] = ["rgb", "flow"]
-        assert set(known) == set(MODALITY_CHANNELS)
-        return [modality for modality in known if self.list_path("train", modality, 1).is_file()]
+        return [modality for modality in MODALITIES if self.list_path("train", modality, 1).is_file()]
 
     def group_of(self, video_id: str) -> str:
-        """Return the source video of a video; a video the pattern does not fit is its own source.
+        """Return the source video of a video; a video that the pattern does not match is its own source.
 
         Raises:
-            DataError: The file of groups is missing or does not know the video.
+            DataError: The file of groups is missing or lacks the video.
         """
         if self.groups is not None:
             if video_id not in self._group_table:
@@ -249,7 +250,7 @@ class Record(Options):
         return (found[1] or video_id) if found else video_id
 
     def fits_group(self, video_id: str) -> bool:
-        """Tell whether the group pattern finds a source in an id."""
+        """Whether the group pattern finds a source in an id."""
         found = self._group_pattern.search(video_id) if self._group_pattern else None
         return bool(found and found[1])
 
@@ -296,42 +297,40 @@ def load_record(dataset: str | Path, settings_root: Path = Path("settings")) -> 
         path = given / RECORD_FILE
     else:
         path = settings_root / given / RECORD_FILE
-        if not path.is_file():
-            return _packaged_record(given, path, settings_root)
-    record = validate_settings(Record, read_yaml(path), path)
-    record._folder = path.parent
-    return record
+        if not path.is_file():  # not prepared yet: its lists will be written to that folder
+            mapping = packaged_record(str(given))
+            if mapping is None:
+                hint = nearest(given.name, known_datasets(settings_root))
+                raise DataError(f"{path}: no such data set{hint} (or give a path)")
+            return make_record(mapping, path.parent)
+    return make_record(read_yaml(path), path.parent, path)
 
 
-def _packaged_record(given: Path, path: Path, settings_root: Path) -> Record:
-    """Return the package's record of a data set that is not prepared yet; its lists will lie beside `path`."""
-    mapping = packaged_record(str(given))
-    if mapping is None:
-        known = known_datasets(settings_root)
-        raise DataError(f"{path}: no such data set{nearest(given.name, known)} (or give a path)")
-    record = validate_settings(Record, mapping, path)
-    record._folder = path.parent
+def dataset_record(data: DataOptions) -> Record:
+    """Read the record of the data set that the settings of an experiment name; see `load_record`."""
+    return load_record(data.dataset, data.settings_root)
+
+
+def make_record(mapping: Mapping[str, Any], folder: Path, source: Path | None = None) -> Record:
+    """Return the record with this content, for a folder that need not exist yet.
+
+    Args:
+        mapping: Content of a `dataset.yaml`.
+        folder: Folder of the record and its split lists; relative paths of the content start here.
+        source: File to name in errors; `dataset.yaml` in the folder by default.
+
+    Raises:
+        SettingsError: The content is wrong; names key and value.
+    """
+    record = validate_settings(Record, dict(mapping), source or folder / RECORD_FILE)
+    record._folder = folder
     return record
 
 
 def known_datasets(settings_root: Path) -> list[str]:
     """Return the names under the settings folder and those that come with the package, sorted."""
     prepared = {path.parent.name for path in settings_root.glob(f"*/{RECORD_FILE}")}
-    return sorted(prepared | packaged_names())
-
-
-def class_index(record: Record, name: str) -> int:
-    """Return the label of a class name, whatever its case.
-
-    Raises:
-        DataError: Unknown; the nearest name is given.
-    """
-    lowered = [known.lower() for known in record.classes]
-    if name.lower() in lowered:
-        return lowered.index(name.lower())
-    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
-    hint = f"; did you mean {record.classes[lowered.index(close[0])]!r}?" if close else ""
-    raise DataError(f"{record.name} has no class {name!r}{hint}")
+    return sorted(prepared | {path.stem for path in PACKAGED.glob("*.yaml")})
 
 
 def read_groups(path: Path) -> dict[str, str]:
@@ -367,3 +366,42 @@ def read_lines(path: Path) -> list[str]:
         raise DataError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read as a text file ({error})") from None
+
+
+def packaged_record(name: str) -> dict[str, Any] | None:
+    """Return the content of a record that comes with the package; None where it has none of this name."""
+    path = PACKAGED / f"{name}.yaml"
+    return read_yaml(path) if Path(name).name == name and path.is_file() else None
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """Whether videos of a data set may be mirrored, and the labels of their mirror images."""
+
+    allowed: bool = True
+    """false: nothing is mirrored"""
+    labels: tuple[int, ...] | None = None
+    """label of the mirror image by the label of the video; None: the mirror changes no class"""
+
+    def of(self, labels: Sequence[int]) -> tuple[int, ...]:
+        """Return the labels of the mirror image of a video with these labels, ascending."""
+        return tuple(sorted(labels if self.labels is None else (self.labels[label] for label in labels)))
+
+
+def mirror_of(record: Record, protocol: str = "standard") -> Mirror:
+    """Return the mirror facts of a data set; protocol `paper` mirrors everything and keeps labels, as published."""
+    if protocol == "paper":
+        return Mirror()
+    return Mirror(record.mirror, record.mirror_labels if record.mirror_pairs else None)
+
+
+def mirror_note(record: Record, protocol: str, mirrors: bool) -> str | None:
+    """Return a warning where `mirrors` holds and protocol `paper` mirrors a data set whose classes a mirror changes."""
+    if protocol != "paper" or not mirrors or (record.mirror and not record.mirror_pairs):
+        return None
+    what = (
+        "mirrored clips keep their class although the data set pairs classes that a mirror exchanges"
+        if record.mirror
+        else "clips are mirrored although the data set has `mirror: false`"
+    )
+    return f"{record.name}: {what}, as the published code does; `data.augment.protocol: standard` respects it"

@@ -1,8 +1,8 @@
-"""Split lists in the published form, and the parts of a split a stage reads.
+"""Split lists in the published form, and the parts of a split.
 
 A line is `folder num_frames label`, in a multi-label data set `folder num_frames label,label,…`. The validation part is
-a list of its own where the data set has one, else carved from the official training list, whole source videos at a
-time; the official test list is touched by evaluation only.
+the data set's own validation list where it has one, else carved from the official training list, all videos of a source
+together. Only evaluation reads the official test list.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from two_stream.data.catalog import Record, read_lines
+from two_stream.config.schema import Experiment
+from two_stream.data.catalog import MODALITIES, Record, read_lines
 from two_stream.errors import DataError
 from two_stream.runtime.files import write_text
 from two_stream.runtime.seeding import derive
 from two_stream.types import Modality, Part, VideoRecord
 
-MODALITIES: tuple[Modality, ...] = ("rgb", "flow")
 _DIGITS = 7
 """of a number in a list: five days at 25 frames a second"""
 
@@ -39,7 +39,7 @@ def read_list(
         path: The list.
         num_classes: Labels must be below it.
         group_of: Gives a video's source from its id.
-        least_frames: Fewest frames a line may give; 0 where they are counted later.
+        least_frames: Smallest number of frames a line may give; 0 where they are counted later.
         multi_label: A line may give several labels.
 
     Raises:
@@ -50,7 +50,7 @@ def read_list(
     for number, record in numbered_records(path, least_frames, multi_label=multi_label):
         where = f"{path}:{number}"
         if record.id in seen:
-            raise DataError(f"{where}: {record.id!r} stands on line {seen[record.id]} already; remove one")
+            raise DataError(f"{where}: {record.id!r} is already on line {seen[record.id]}; remove one")
         if num_classes is not None and max(record.all_labels) >= num_classes:
             raise DataError(f"{where}: label {max(record.all_labels)}: expected 0 to {num_classes - 1}")
         seen[record.id] = number
@@ -97,15 +97,17 @@ def write_list(path: Path, records: Sequence[VideoRecord]) -> None:
     write_text(path, "".join(lines))
 
 
-def one_class(record: Record) -> list[str]:
-    """Return what to say of a data set that has nothing to tell apart."""
+def single_class_warning(record: Record) -> list[str]:
+    """Return a warning about a data set with a single class."""
     if record.num_classes > 1 or record.multi_label:
         return []
-    return [f"{record.classes[0]!r} is the only class: whatever is trained will be right, and know nothing"]
+    return [
+        f"{record.classes[0]!r} is the only class: every prediction will be right, and nothing is learned"
+    ]
 
 
 def check_names(ids: Iterable[str], where: object) -> None:
-    """Refuse ids that a line of a list does not give back.
+    """Check that a list can hold these ids.
 
     Raises:
         DataError: Names the first.
@@ -121,7 +123,7 @@ def check_names(ids: Iterable[str], where: object) -> None:
 
 
 def source_of(record: VideoRecord) -> str:
-    """Return a video's source; without one it is its own."""
+    """Return the source of a video; one without a group is its own source."""
     return record.group or record.id
 
 
@@ -130,14 +132,14 @@ def choose_groups(
 ) -> set[str]:
     """Choose source videos that hold about a fraction of every class.
 
-    Sources are tried in an order that depends on their names and the seed alone, and taken when that brings the class
-    counts nearer to the wanted ones. A class with two or more sources always keeps one on either side.
+    Sources are tried in an order that depends only on their names and the seed, and taken when that brings the class
+    counts closer to the wanted ones. A class with two or more sources always keeps one on either side.
 
     Args:
         records: Videos with label and group; their order does not matter, nor do frame counts.
         fraction: Wanted part of each class, 0 to 1.
         seed: Another one gives another choice.
-        used: Sources to take only when no other is left.
+        used: Sources to take only when all others are taken.
     """
     labels = sorted({label for record in records for label in record.all_labels})
     column = {label: index for index, label in enumerate(labels)}
@@ -163,7 +165,7 @@ def choose_groups(
         if leaves_some(group) and gain(group) > 1e-12:
             chosen.add(group)
             taken += counts[group]
-    for index in range(len(labels)):  # a class too coarse to come near its fraction still gets one source
+    for index in range(len(labels)):  # a class with too few sources to reach its fraction still gets one
         if taken[index] == 0:
             holders = [g for g in order if g not in chosen and counts[g][index] and leaves_some(g)]
             if holders:
@@ -173,10 +175,10 @@ def choose_groups(
     return chosen
 
 
-def holdout(
+def carve_holdout(
     records: Sequence[VideoRecord], fraction: float, seed: int
 ) -> tuple[list[VideoRecord], list[VideoRecord]]:
-    """Carve a validation part from a training list: stratified, whole source videos, same for RGB and flow.
+    """Carve a validation part from a training list: stratified, by source video, the same for RGB and flow.
 
     Returns:
         The training and the validation part, each in the order of `records`.
@@ -224,8 +226,8 @@ def load_part(
     """Read the videos of a part of a split, each with its source video.
 
     `test` is the official test list. With selection `holdout`, `train` and `val` are the training list and the data
-    set's own validation list, or where it has none the two sides of the training list; with `folds` both are the whole
-    training list; with `paper`, `train` is the whole of it and `val` the official test list, as published.
+    set's own validation list, or where it has none the two sides of the training list; with `folds` both are the full
+    training list; with `paper`, `train` is the full training list and `val` the official test list, as published.
 
     Args:
         record: The data set.
@@ -247,17 +249,37 @@ def load_part(
     records = _read(record, record.list_path(part, modality, split))
     if part == "test" or selection != "holdout" or own:
         return records
-    # decided on the union of both lists: a video missing from one of them moves no other to the other side
+    # decided on the union of both lists: a video missing from one list must not change the side of another video
     everything = {r.id: r for r in records}
     for other in MODALITIES:
         path = record.list_path(part, other, split)
         if other != modality and path.is_file():
             everything |= {r.id: r for r in _read(record, path) if r.id not in everything}
-    chosen = {source_of(r) for r in _holdout(list(everything.values()), holdout, seed)[1]}
+    chosen = {source_of(r) for r in carve_holdout(list(everything.values()), holdout, seed)[1]}
     return [r for r in records if (source_of(r) in chosen) == (part == "val")]
 
 
-_holdout = holdout  # `load_part` has an argument of that name
+def experiment_part(
+    experiment: Experiment, record: Record, part: Part, modality: Modality | None = None
+) -> list[VideoRecord]:
+    """Read the videos of a part as the settings of an experiment choose them; see `load_part`.
+
+    Args:
+        experiment: Its split, selection, holdout and seed.
+        record: The data set.
+        part: `train`, `val` or `test`.
+        modality: Which lists; those of the experiment's model by default.
+    """
+    data = experiment.data
+    return load_part(
+        record,
+        modality or experiment.model.modality,
+        data.split,
+        part,
+        selection=experiment.train.selection,
+        holdout=data.holdout,
+        seed=experiment.seed,
+    )
 
 
 def own_validation(record: Record, modality: Modality, split: int) -> list[VideoRecord]:
@@ -266,8 +288,8 @@ def own_validation(record: Record, modality: Modality, split: int) -> list[Video
     return _read(record, path) if path.is_file() else []
 
 
-def not_for_test(record: Record, modality: Modality, split: int) -> list[VideoRecord]:
-    """Return every video that a training may see: those of the training list and of the own validation list."""
+def all_training_videos(record: Record, modality: Modality, split: int) -> list[VideoRecord]:
+    """Return the videos of the training list and of the data set's own validation list."""
     train = load_part(record, modality, split, "train", selection="paper")
     return [*train, *own_validation(record, modality, split)]
 

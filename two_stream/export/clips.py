@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from two_stream.config.schema import Experiment
 from two_stream.data.clips.views import view_loader
-from two_stream.data.splits import load_part
+from two_stream.data.splits import experiment_part
 from two_stream.errors import TwoStreamError
 from two_stream.evaluation.runs.any_run import AnyRun
 from two_stream.recognizer import Recognizer
@@ -30,28 +29,16 @@ def run_clips(run: AnyRun[Recognizer], count: int, part: Part = "train") -> torc
     try:
         if run.record.classes != run.class_names:
             return None
-        videos = load_part(
-            run.record,
-            run.model.spec.modality,
-            experiment.data.split,
-            part,
-            selection=experiment.train.selection,
-            holdout=experiment.data.holdout,
-            seed=experiment.seed,
-        )
+        videos = experiment_part(experiment, run.record, part, run.model.spec.modality)
         chosen = videos[:: max(1, len(videos) // count)][:count]
-        loader = view_loader(_single(experiment), run.model.spec, chosen, run.record)
+        # a video is its centred clip and crop
+        evaluate = experiment.evaluate.model_copy(update={"views": "single", "crops": "center"})
+        data = experiment.data.model_copy(update={"workers": 0, "on_error": "skip"})
+        loader = view_loader(data, evaluate, run.model.spec, chosen, run.record)
         found = [views.views[:1] for views in loader]
     except (TwoStreamError, OSError):
         return None
     return torch.cat(found) if found else None
-
-
-def _single(experiment: Experiment) -> Experiment:
-    """Return settings under which a video is its centred clip and crop."""
-    evaluate = experiment.evaluate.model_copy(update={"views": "single", "crops": "center"})
-    data = experiment.data.model_copy(update={"workers": 0, "on_error": "skip"})
-    return experiment.model_copy(update={"evaluate": evaluate, "data": data})
 
 
 def noise_clips(spec: InputSpec, count: int, seed: int = 0) -> torch.Tensor:

@@ -254,7 +254,7 @@ def _score(
         evaluate=_views(flags, views),
     )
     say(f"we got {len(videos)} test videos")
-    loader = view_loader(experiment, model.spec, videos, record)
+    loader = view_loader(experiment.data, experiment.evaluate, model.spec, videos, record)
     scores = score_videos(
         prepare_for_inference(model, experiment.evaluate),
         loader,

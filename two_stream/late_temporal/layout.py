@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from two_stream.config.load import dump, validate_settings
-from two_stream.data.catalog import RECORD_FILE, Patterns, Record, Roots, load_record
+from two_stream.data.catalog import MODALITIES, RECORD_FILE, Patterns, Record, Roots, load_record
 from two_stream.data.sources.files import FrameFolders
-from two_stream.data.splits import MODALITIES, read_list
+from two_stream.data.splits import read_list
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.runtime.console import note
 from two_stream.runtime.files import write_text
@@ -102,9 +102,7 @@ def with_frames(record: Record, roots: dict[Modality, Path], ids: Sequence[str])
     if "flow" in here:
         known = [(names["flow_x"], names["flow_y"]), *_FLOW_NAMES]
         names["flow_x"], names["flow_y"] = _those_there(here["flow"], ids, known, record.first.flow)
-    changed = record.model_copy(update={"frames": Roots(**here), "patterns": Patterns(**names)})
-    changed._folder = record.folder
-    return changed
+    return record.model_copy(update={"frames": Roots(**here), "patterns": Patterns(**names)})
 
 
 def counted(

@@ -12,9 +12,10 @@ import cv2
 import torch
 
 from two_stream.config.schema import DataOptions, Experiment
-from two_stream.data.catalog import Record, load_record
-from two_stream.data.clips.loader import Loader, collate_clips, train_loader
-from two_stream.data.splits import load_part
+from two_stream.data.catalog import Record, dataset_record
+from two_stream.data.clips.dataset import open_clips
+from two_stream.data.clips.loader import Loader, clip_loader, collate_clips
+from two_stream.data.splits import experiment_part
 from two_stream.profiling.peak import wait
 from two_stream.types import Batch, InputSpec, VideoRecord
 
@@ -95,7 +96,8 @@ def measure_loading(
     """
     record, records = training_part(experiment, spec)
     data = experiment.data
-    plan = train_loader(experiment, spec, records, record, epoch=0)
+    clips = open_clips(experiment.data, spec, records, record, seed=experiment.seed, epoch=0)
+    plan = clip_loader(clips, experiment.train.batch_size)
     together = _together(plan, data, seconds)
     times, count = _alone(plan, device, seconds)
     return LoadingCost(
@@ -115,18 +117,8 @@ def training_part(experiment: Experiment, spec: InputSpec) -> tuple[Record, list
     Raises:
         DataError: The data set or its split list cannot be read.
     """
-    data = experiment.data
-    record = load_record(data.dataset, data.settings_root)
-    records = load_part(
-        record,
-        spec.modality,
-        data.split,
-        "train",
-        selection=experiment.train.selection,
-        holdout=data.holdout,
-        seed=experiment.seed,
-    )
-    return record, records
+    record = dataset_record(experiment.data)
+    return record, experiment_part(experiment, record, "train", spec.modality)
 
 
 def _alone(loader: Any, device: torch.device, seconds: float) -> tuple[dict[str, float], int]:
@@ -149,7 +141,7 @@ def _alone(loader: Any, device: torch.device, seconds: float) -> tuple[dict[str,
             batch, failures = collate_clips(items)
             joined = time.perf_counter()
             for failure in failures:
-                loader._meet(failure)
+                loader.handle_failure(failure)
             if batch is None:
                 continue
             wait(device)

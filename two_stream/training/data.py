@@ -11,12 +11,10 @@ from typing import Any, Protocol
 from torch.utils.data import Dataset
 
 from two_stream.config.schema import Experiment
-from two_stream.data.catalog import Record, load_record
-from two_stream.data.clips.balance import class_counts
-from two_stream.data.clips.dataset import ClipDataset, ClipFailure, ClipItem
-from two_stream.data.clips.loader import Share, clip_loader, train_loader
-from two_stream.data.mirror import Mirror, mirror_note, mirror_of
-from two_stream.data.splits import load_part
+from two_stream.data.catalog import Mirror, Record, mirror_note, mirror_of
+from two_stream.data.clips.dataset import ClipDataset, ClipFailure, ClipItem, open_clips
+from two_stream.data.clips.loader import Share, class_counts, clip_loader
+from two_stream.data.splits import experiment_part
 from two_stream.errors import SettingsError
 from two_stream.evaluation.features.batches import StoredClips, stored_centred, stored_epoch
 from two_stream.evaluation.features.cache import FeatureCache, view_settings
@@ -71,19 +69,21 @@ class TrainingData:
     """the training part"""
 
 
-def training_data(experiment: Experiment, spec: InputSpec, *, pin: bool = False) -> TrainingData:
+def training_data(
+    experiment: Experiment, record: Record, spec: InputSpec, *, pin: bool = False
+) -> TrainingData:
     """Read the lists of an experiment; clips are read when iterated.
 
     Args:
         experiment: Settings.
+        record: The data set.
         spec: What the network expects.
         pin: Read into memory that a GPU copies from by itself.
 
     Raises:
         DataError: A record, list or folder is missing or wrong.
     """
-    record = load_record(experiment.data.dataset, experiment.data.settings_root)
-    train, val = (_part(experiment, spec, record, part) for part in _PARTS)
+    train, val = (experiment_part(experiment, record, part) for part in _PARTS)
     protocol = experiment.data.augment.protocol
     note = mirror_note(record, protocol, experiment.data.augment.flip > 0)
     if note and distributed.is_main():
@@ -123,20 +123,18 @@ def _clips(
     pin: bool,
 ) -> _Opened:
     """Return what opens the clips of an epoch, of the validation, and the centred ones of the training part."""
+    data, size = experiment.data, experiment.train.batch_size
     whole = Share(distributed.rank(), distributed.world_size(), pin=pin)
 
     def open_epoch(epoch: int, skip: int, *, group: int = 0, wrap: Wrap | None = None) -> EpochLoader:
+        clips = open_clips(data, spec, train, record, seed=experiment.seed, epoch=epoch)
         share = replace(whole, group=group)
-        return train_loader(
-            experiment, spec, train, record, epoch=epoch, skip_batches=skip, share=share, wrap=wrap
-        )
+        return clip_loader(clips, size, skip_batches=skip, share=share, wrap=wrap)
 
-    centred = partial(clip_loader, experiment, spec)
-    return (
-        open_epoch,
-        lambda: centred(val, record, share=whole),
-        lambda: centred(train, record, share=whole),
-    )
+    def open_centred(videos: list[VideoRecord]) -> Iterable[Batch]:
+        return clip_loader(open_clips(data, spec, videos, record), size, share=whole)
+
+    return open_epoch, partial(open_centred, val), partial(open_centred, train)
 
 
 def _stored(
@@ -158,18 +156,6 @@ def _stored(
         lambda epoch, skip: stored_epoch(shown, experiment, epoch, skip, pin=pin),
         lambda: stored_centred(centred, experiment, pin=pin),
         lambda: stored_centred(shown, experiment, pin=pin),
-    )
-
-
-def _part(experiment: Experiment, spec: InputSpec, record: Record, part: Part) -> list[VideoRecord]:
-    return load_part(
-        record,
-        spec.modality,
-        experiment.data.split,
-        part,
-        selection=experiment.train.selection,
-        holdout=experiment.data.holdout,
-        seed=experiment.seed,
     )
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from two_stream.config.optimization import Logistic
 from two_stream.config.schema import Experiment, TrainOptions
-from two_stream.data.catalog import load_record
+from two_stream.data.catalog import Record, dataset_record
 from two_stream.data.sources.shards import shard_facts
 from two_stream.errors import (
     CheckpointError,
@@ -87,12 +87,10 @@ def train(experiment: Experiment, *, resume: bool = False, overwrite: bool = Fal
     return result
 
 
-def _tell_expected(experiment: Experiment) -> None:
+def _tell_expected(experiment: Experiment, record: Record) -> None:
     """Say how sure an accuracy on the data set can be."""
-    data = experiment.data
     with suppress(TwoStreamError):  # no test list
-        record = load_record(data.dataset, data.settings_root)
-        note(expected_words(record, experiment.model.modality, data.split))
+        note(expected_words(record, experiment.model.modality, experiment.data.split))
 
 
 def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainResult:
@@ -105,10 +103,10 @@ def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainRes
         set_threads(experiment.threads)
         device = pick_device(experiment.device)
         set_deterministic(experiment.deterministic, device)
-        classes = load_record(experiment.data.dataset, experiment.data.settings_root).num_classes
-        model = _built(experiment, classes)
+        record = dataset_record(experiment.data)
+        model = _built(experiment, record.num_classes)
         extension = extension_of(experiment)
-        data = extension.data(training_data(experiment, model.spec, pin=device.type == "cuda"))
+        data = extension.data(training_data(experiment, record, model.spec, pin=device.type == "cuda"))
         if continues:
             _reshape_like_run(model, paths)
         else:
@@ -125,7 +123,7 @@ def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainRes
         distributed.on_main(lambda: _open(paths, experiment, facts, overwrite=overwrite))
         note(f"run folder: {paths.root}; curves: tensorboard --logdir {shlex.quote(str(experiment.runs))}")
         if not continues:
-            distributed.on_main(lambda: _tell_expected(experiment))
+            distributed.on_main(lambda: _tell_expected(experiment, record))
             measure_tokens(model, data, device, experiment.train.precision)
         trainer: Trainer | Probe
         if isinstance(experiment.train.optimizer, Logistic):
@@ -200,8 +198,7 @@ def start_model(experiment: Experiment) -> Recognizer:
         DataError: The data set, whose classes it needs, is not there.
         CheckpointError: The weights cannot be read or do not fit.
     """
-    classes = load_record(experiment.data.dataset, experiment.data.settings_root).num_classes
-    model = _built(experiment, classes)
+    model = _built(experiment, dataset_record(experiment.data).num_classes)
     _load_start(model, experiment.train)
     return model
 

@@ -17,10 +17,16 @@ from tests.helpers.datasets import SmallWorld
 from two_stream.commands.compress import distill
 from two_stream.compression.distillation import Distillation
 from two_stream.config.schema import Experiment
-from two_stream.data.catalog import load_record
-from two_stream.data.clips.companions import ClipsBeside, companion, same_clip, same_moment, scaled_box
-from two_stream.data.clips.dataset import ClipItem
-from two_stream.data.clips.loader import drawn_clips
+from two_stream.data.catalog import dataset_record, load_record
+from two_stream.data.clips.dataset import (
+    ClipItem,
+    ClipsBeside,
+    companion,
+    open_clips,
+    same_clip,
+    same_moment,
+    scaled_box,
+)
 from two_stream.data.splits import load_part
 from two_stream.errors import DataError, SettingsError
 from two_stream.evaluation.runs.run import evaluate_run, load_run
@@ -93,7 +99,7 @@ def beside(root: Path, modality: str, other: str, options: dict[str, Any], epoch
     spec = input_spec(type(taught).model_validate({**taught.model_dump(), "input": {**MARKED, **options}}))
     record = load_record("marked", root)
     videos = load_part(record, modality, 1, "train")  # type: ignore[arg-type]
-    clips = drawn_clips(experiment, input_spec(experiment.model), videos, record, epoch=epoch)
+    clips = open_clips(experiment.data, input_spec(experiment.model), videos, record, epoch=epoch)
     return ClipsBeside(clips, [companion(experiment, record, spec, "standard")])
 
 
@@ -173,7 +179,7 @@ def test_the_loss_is_the_weighted_sum(small_world: SmallWorld, rgb_run: Path, fl
     weights = {"student_weight": 0.5, "distill_weight": 0.25, "vector_weight": 3.0, "attention_weight": 2.0}
     experiment = student(small_world, [rgb_run, flow_run], "sum", **weights)
     extension = Distillation(experiment)
-    data = extension.data(training_data(experiment, extension.spec))
+    data = extension.data(training_data(experiment, dataset_record(experiment.data), extension.spec))
     model = load_run(rgb_run).model
     extension.start(model, resumed=False)
     batch = next(iter(data.train(0, 0)))

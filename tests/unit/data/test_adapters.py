@@ -13,8 +13,9 @@ from tests.helpers import annotations as files
 from tests.helpers.annotations import frames, write
 from two_stream.commands import prepare as command
 from two_stream.data.catalog import Record, load_record
+from two_stream.data.options import AnnotationOptions
 from two_stream.data.prepare.adapters import ADAPTERS, read_annotations
-from two_stream.data.prepare.adapters.build import BuildOptions, prepare_annotations
+from two_stream.data.prepare.adapters.build import prepare_annotations
 from two_stream.data.prepare.folders import Prepared
 from two_stream.data.splits import load_part
 from two_stream.errors import DataError, SettingsError
@@ -22,7 +23,7 @@ from two_stream.errors import DataError, SettingsError
 
 def prepared(kind: str, annotations: Path, root: Path, **options: Any) -> tuple[Prepared, Record]:
     out = annotations.parent / "settings"
-    made = prepare_annotations(kind, BuildOptions(annotations, kind, out, frames=root, **options))
+    made = prepare_annotations(kind, AnnotationOptions(annotations, kind, out, frames=root, **options))
     return made, load_record(kind, out)
 
 
@@ -257,7 +258,7 @@ TABLE_DAMAGES = {
     "some splits": ("t.csv", "path,label,split\nx,a,train\ny,a,\n", r"t\.csv:3: `split` is empty"),
     "fields": ("t.tsv", "path\tlabel\nx\ta\tb\n", r"t\.tsv:2: 3 fields"),
     "empty": ("t.csv", "", r"t\.csv: the table has no rows"),
-    "JSON lines": ("t.jsonl", '{"id": "x", "label": "a"}\n{"id": \n', r"t\.jsonl:2: not whole JSON"),
+    "JSON lines": ("t.jsonl", '{"id": "x", "label": "a"}\n{"id": \n', r"t\.jsonl:2: not complete JSON"),
     "JSON": ("t.json", '[{"id": "x", "labels": "a"}]', r't\.json: \[0\]\.labels: "a": expected a list'),
     "suffix": ("t.txt", "x a\n", r"t\.txt: expected a \.csv"),
     "rate": ("t.csv", "path,label,fps\nx,a,0\n", r"t\.csv:2: `fps` is 0"),
@@ -311,7 +312,7 @@ def test_one_file_for_two_lines_and_several_files_for_one(tmp_path: Path) -> Non
     counts = {"ccccccccccc": 5, "a/aaaaaaaaaaa_000001_000011": 5, "b/aaaaaaaaaaa_000001_000011": 5}
     made, record = prepared("kinetics400", write(tmp_path / "o", content), frames(tmp_path / "f", counts))
     reasons = dict(made.failures)
-    assert "is that of another line already" in reasons["ccccccccccc_000005_000015"]
+    assert "is already used by another line" in reasons["ccccccccccc_000005_000015"]
     assert reasons["aaaaaaaaaaa_000001_000011"].startswith(
         "several of this name (a/aaaaaaaaaaa_000001_000011"
     )

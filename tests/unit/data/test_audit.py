@@ -11,9 +11,9 @@ import pytest
 
 from two_stream.commands import check as command
 from two_stream.data.catalog import Record, load_record
-from two_stream.data.demo.demo import DemoOptions, render
-from two_stream.data.demo.drawing import encode
-from two_stream.data.prepare.audit import AuditOptions, audit
+from two_stream.data.demo import DemoOptions, encode, render
+from two_stream.data.options import AuditOptions
+from two_stream.data.prepare.audit import audit
 from two_stream.errors import DataError, SettingsError
 from two_stream.video.doctor import Finding
 

@@ -15,8 +15,14 @@ from torchvision.transforms.v2 import functional
 
 from two_stream.config.augment import AugmentOptions
 from two_stream.config.schema import Experiment
-from two_stream.data.clips.pixels import change_pixels, erased_value
-from two_stream.data.clips.transforms import CORNERS, corner_box, draw_view, resized_box
+from two_stream.data.clips.transforms import (
+    CORNERS,
+    change_pixels,
+    corner_box,
+    draw_view,
+    erased_value,
+    resized_box,
+)
 from two_stream.types import InputSpec, Modality
 
 FRAME = (30, 40)

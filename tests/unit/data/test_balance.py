@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from two_stream.data.clips.balance import balanced_order, class_counts
+from two_stream.data.clips.loader import balanced_order, class_counts
 from two_stream.types import VideoRecord
 
 RARE = [VideoRecord(f"v{i}", 10, 1 if i < 5 else 0) for i in range(100)]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from two_stream.data.catalog import Record, class_index, load_record, read_groups
+from two_stream.data.catalog import Record, load_record, read_groups
+from two_stream.data.prepare.adapters.annotations import AnnotatedClasses
 from two_stream.data.splits import read_list
 from two_stream.errors import DataError, SettingsError
 from two_stream.video.frames import FramePatterns
@@ -56,7 +57,7 @@ def test_absent_folder_is_named(tmp_path: Path) -> None:
         ("group: abc\n", "needs a group in parentheses"),
         ("group: (a)\ngroups: g.txt\n", "keep one"),
         ("lists: '{part}_{split}.txt'\n", r"\{modality\} is missing"),
-        ("mirror_pairs: [[a, c]]\n", "`mirror_pairs` names 'c', which is no class"),
+        ("mirror_pairs: [[a, c]]\n", "`mirror_pairs` names 'c', which is not a class"),
         ("mirror_pairs: [[a, b], [b, a]]\n", "names 'b' twice|names 'a' twice"),
         ("mirror_pairs: [[a, a]]\n", "names 'a' twice"),
         ("mirror_pairs: [[a, b]]\nmirror: false\n", "keep one"),
@@ -102,9 +103,11 @@ def test_groups_from_a_file_or_a_pattern(tmp_path: Path) -> None:
 def test_class_index_ignores_case_and_names_the_nearest(repository: Path) -> None:
     ucf = load_record("ucf101", repository / "settings")
     assert ucf.num_classes == 101
-    assert [class_index(ucf, n) for n in ("ApplyEyeMakeup", "HandStandPushups", "YoYo")] == [0, 36, 100]
-    with pytest.raises(DataError, match="did you mean 'YoYo'"):
-        class_index(ucf, "YoYoo")
+    classes = AnnotatedClasses(ucf.classes, "x", any_case=True)
+    labels = [classes.label(n, "x") for n in ("ApplyEyeMakeup", "HandStandPushups", "YoYo")]
+    assert labels == [0, 36, 100]
+    with pytest.raises(DataError, match="did you mean `YoYo`"):
+        classes.label("YoYoo", "x")
 
 
 def test_ucf101_sources(repository: Path) -> None:

@@ -16,11 +16,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from two_stream.data.catalog import load_record
-from two_stream.data.demo.demo import DemoOptions, render, write_demo
-from two_stream.data.demo.drawing import encode
-from two_stream.data.demo.motion import CLASSES, PAIRS, state
-from two_stream.data.demo.order import CLASSES as ORDERS
-from two_stream.data.demo.order import colour_at
+from two_stream.data.demo import MOTION_CLASSES as CLASSES
+from two_stream.data.demo import MOTION_PAIRS as PAIRS
+from two_stream.data.demo import ORDER_CLASSES as ORDERS
+from two_stream.data.demo import DemoOptions, colour_at, disc_state, encode, render, write_demo
 from two_stream.data.splits import load_part
 from two_stream.errors import SettingsError
 from two_stream.video.decoding.reader import open_video
@@ -98,7 +97,7 @@ def test_a_class_played_backwards_is_its_partner() -> None:
     times = np.linspace(0, 2, 41)
     for first, second in PAIRS:
         for side in (0, 1):
-            forward = np.array([state(first, side, start, t) for t in times])
+            forward = np.array([disc_state(first, side, start, t) for t in times])
             end = start.copy()
             # the state at the end, as another video's start
             if first == "rise":
@@ -107,7 +106,7 @@ def test_a_class_played_backwards_is_its_partner() -> None:
                 end[2] = forward[-1, 2]
             else:
                 end[3] = (start[3] + times[-1]) % 1.0
-            backward = np.array([state(second, side, end, t) for t in times])
+            backward = np.array([disc_state(second, side, end, t) for t in times])
             turn = (backward[::-1] - forward + 0.5) % 1.0 - 0.5
             assert np.abs(turn).max() < 1e-9
             assert np.ptp(forward, axis=0).max() > 0.2
@@ -117,7 +116,7 @@ def test_states_are_uniform_in_every_frame_of_every_class() -> None:
     rng = np.random.default_rng(0)
     for name in CLASSES:
         for time in (0.0, 0.37, 1.9):
-            drawn = np.array([state(name, 0, rng.uniform(size=4), time) for _ in range(4000)])
+            drawn = np.array([disc_state(name, 0, rng.uniform(size=4), time) for _ in range(4000)])
             drawn[:, 1] = (drawn[:, 1] - 0.34) / 0.24
             for column in drawn.T:
                 counts, _ = np.histogram(column, bins=8, range=(0, 1))

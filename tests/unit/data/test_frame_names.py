@@ -14,8 +14,9 @@ from tests.helpers.annotations import frames, write
 from two_stream.commands import check
 from two_stream.commands import prepare as command
 from two_stream.data.catalog import Record, load_record
-from two_stream.data.packing.pack import PackOptions, pack
-from two_stream.data.prepare.frame_names import FrameNames, find_patterns
+from two_stream.data.options import FrameNames
+from two_stream.data.packing import PackOptions, pack
+from two_stream.data.prepare.counting import find_patterns
 from two_stream.data.sources.files import FrameFolders
 from two_stream.data.sources.shards import ShardSource
 from two_stream.errors import DataError, SettingsError, VideoError
@@ -124,7 +125,7 @@ def test_prepare_leaves_out_by_name_what_begins_elsewhere(
     code, record = prepare()  # a person's number goes before what most folders have
     assert code == 1
     assert record.list_path("test", "rgb", 1).read_text() == "v7 6 1\n"
-    assert "wanted img_00003.jpg or flow_x_00001.jpg; there lie ['notes.txt']" in capsys.readouterr().out
+    assert "wanted img_00003.jpg or flow_x_00001.jpg; its files are ['notes.txt']" in capsys.readouterr().out
 
 
 def test_no_lists_of_flow_without_flow(
@@ -186,7 +187,7 @@ def test_names_that_cannot_be_told_are_named_and_may_be_given(prepare: Any, tmp_
         prepare()
     assert "--rgb-pattern" in str(e.value)
     assert "\n" not in str(e.value)
-    with pytest.raises(DataError, match=r"no frame is named 'middle\{\}\.png'; there lie 'h1\.tiff'"):
+    with pytest.raises(DataError, match=r"no frame is named 'middle\{\}\.png'; its files are 'h1\.tiff'"):
         prepare("--rgb-pattern", "middle{}.png")
     with pytest.raises(SettingsError, match=r"--flow-pattern 'h\{\}\.tiff': expected x and y as \{axis\}"):
         prepare("--rgb-pattern", "left{}.png", "--flow-pattern", "h{}.tiff")

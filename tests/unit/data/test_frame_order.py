@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from two_stream.config.augment import AugmentOptions
-from two_stream.config.schema import EvaluateOptions
+from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions
 from two_stream.data.clips.dataset import ClipDataset, ClipItem
-from two_stream.data.clips.sampling import reordered
+from two_stream.data.clips.sampling import reorder_frames
 from two_stream.data.clips.views import ViewDataset
 from two_stream.data.sources.base import ClipSource
 from two_stream.types import InputSpec, VideoRecord, VideoViews
@@ -34,16 +33,15 @@ class Numbered(ClipSource):
 
 
 def trained(order: str, epoch: int = 0) -> list[list[int]]:
-    augment = AugmentOptions(crop="center", flip=0.0)
-    data = ClipDataset(Numbered(), VIDEOS, SPEC, augment=augment, seed=3, epoch=epoch)
-    data.frame_order = order
+    options = DataOptions(frame_order=order, augment=AugmentOptions(crop="center", flip=0.0))  # type: ignore[arg-type]
+    data = ClipDataset(Numbered(), VIDEOS, SPEC, options, seed=3, epoch=epoch)
     items = [data[index] for index in range(2)]
     return [item.clip[0, :, 0, 0].tolist() for item in items if isinstance(item, ClipItem)]
 
 
 def scored(order: str) -> list[list[int]]:
-    data = ViewDataset(Numbered(), VIDEOS, SPEC, EvaluateOptions(crops="center"))
-    data.frame_order = order
+    options = DataOptions(frame_order=order)  # type: ignore[arg-type]
+    data = ViewDataset(Numbered(), VIDEOS, SPEC, EvaluateOptions(crops="center"), options)
     items = [data[index] for index in range(len(data))]
     return [
         clip[0, :, 0, 0].tolist() for item in items if isinstance(item, VideoViews) for clip in item.views
@@ -51,8 +49,7 @@ def scored(order: str) -> list[list[int]]:
 
 
 def validated(order: str) -> list[list[int]]:
-    data = ClipDataset(Numbered(), VIDEOS, SPEC)
-    data.frame_order = order
+    data = ClipDataset(Numbered(), VIDEOS, SPEC, DataOptions(frame_order=order))  # type: ignore[arg-type]
     items = [data[index] for index in range(2)]
     return [item.clip[0, :, 0, 0].tolist() for item in items if isinstance(item, ClipItem)]
 
@@ -77,7 +74,7 @@ def test_training_draws_a_new_order_in_every_epoch_and_scoring_one_per_video():
 
 def test_an_order_depends_on_its_key_alone():
     clip = list(range(1, 33))
-    assert reordered(clip, "shuffled", "v") == reordered(clip, "shuffled", "v")
-    assert reordered(clip, "shuffled", "v") != reordered(clip, "shuffled", "w")
-    first = [reordered(clip, "shuffled", number)[0] for number in range(400)]
+    assert reorder_frames(clip, "shuffled", "v") == reorder_frames(clip, "shuffled", "v")
+    assert reorder_frames(clip, "shuffled", "v") != reorder_frames(clip, "shuffled", "w")
+    first = [reorder_frames(clip, "shuffled", number)[0] for number in range(400)]
     assert len(set(first)) == 32  # every frame may come first

@@ -12,12 +12,12 @@ import pytest
 from tests.helpers.annotations import frames, write
 from two_stream.commands import prepare as command
 from two_stream.data.catalog import Record, load_record
-from two_stream.data.demo.demo import DemoOptions, render
-from two_stream.data.demo.drawing import encode
-from two_stream.data.packing.pack import all_videos
-from two_stream.data.prepare.audit import AuditOptions, audit
-from two_stream.data.prepare.folders import FolderOptions, Prepared, prepare_folder
-from two_stream.data.splits import load_part, not_for_test
+from two_stream.data.demo import DemoOptions, encode, render
+from two_stream.data.options import AuditOptions, FolderOptions
+from two_stream.data.packing import all_videos
+from two_stream.data.prepare.audit import audit
+from two_stream.data.prepare.folders import Prepared, prepare_folder
+from two_stream.data.splits import all_training_videos, load_part
 from two_stream.errors import DataError
 from two_stream.evaluation.features.extract_features import _Writer
 from two_stream.studies.running.plan import _digest
@@ -57,7 +57,7 @@ def test_folders_named_train_val_and_test_are_the_split(tmp_path: Path, clip: Pa
     assert {v.id.split("/")[0] for v in load_part(record, "flow", 1, "val")} == {"valid"}
     assert "8 training, 4 validation, 2 test videos" in made.warnings[0]
     assert counts(record, "paper") == [8, 2, 2]
-    assert len(not_for_test(record, "rgb", 1)) == 12
+    assert len(all_training_videos(record, "rgb", 1)) == 12
     assert len(all_videos(record, "rgb")) == made.videos == 14
     assert not [f for f in audit(record, AuditOptions(processes=0)) if f.severity == "error"]
     shutil.rmtree(root / "valid")  # the validation list of before does not stay
@@ -80,7 +80,7 @@ def test_folders_that_are_no_split_are_classes_and_one_line_says_so(
 ) -> None:
     made, record = prepared(folders(tmp_path / "v", clip, dict.fromkeys(tops, 3)), tmp_path)
     assert record.classes == sorted(tops)
-    assert [w for w in made.warnings if "taken as classes" in w] == made.warnings[:1]
+    assert [w for w in made.warnings if "used as classes" in w] == made.warnings[:1]
 
 
 def test_videos_right_in_the_folders_make_them_classes(tmp_path: Path, clip: Path) -> None:
@@ -90,9 +90,9 @@ def test_videos_right_in_the_folders_make_them_classes(tmp_path: Path, clip: Pat
             shutil.copy(clip, tmp_path / "v" / top / f"{number}.mp4")
     made, record = prepared(tmp_path / "v", tmp_path)
     assert record.classes == ["test", "train"]
-    assert "taken as classes" in made.warnings[0]
+    assert "used as classes" in made.warnings[0]
     folders(tmp_path / "v", clip, {"train": 1, "test": 1})
-    with pytest.raises(DataError, match=r"'test/0' lies in no class folder \(8 such"):
+    with pytest.raises(DataError, match=r"'test/0' is not in a class folder \(8 such"):
         prepared(tmp_path / "v", tmp_path)
 
 
@@ -101,7 +101,7 @@ def test_plain_classes_are_told_nothing(tmp_path: Path, clip: Path) -> None:
         folders(tmp_path / "v", clip, {name: 2}, ("deep",))
     made, record = prepared(tmp_path / "v", tmp_path)
     assert record.classes == ["run", "trains"]
-    assert not any("taken as classes" in w for w in made.warnings)
+    assert not any("used as classes" in w for w in made.warnings)
 
 
 def test_leaks_into_the_own_validation_part_are_found(tmp_path: Path, clip: Path) -> None:

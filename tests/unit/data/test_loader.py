@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers.clip_batches import centred_batches, train_batches
 from two_stream.config.schema import (
     AugmentOptions,
     DataOptions,
@@ -26,11 +27,10 @@ from two_stream.config.schema import (
 )
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.clips.dataset import ClipDataset, ClipItem
-from two_stream.data.clips.loader import Share, clip_loader, epoch_order, train_loader
+from two_stream.data.clips.loader import Share, epoch_order
 from two_stream.data.clips.transforms import resize_frames
 from two_stream.data.clips.views import view_loader
-from two_stream.data.demo.demo import DemoOptions, render
-from two_stream.data.demo.drawing import encode
+from two_stream.data.demo import DemoOptions, encode, render
 from two_stream.data.sources.files import FrameFolders, VideoFiles, find_video, index_videos
 from two_stream.data.splits import load_part
 from two_stream.errors import DataError, SettingsError, VideoError
@@ -126,7 +126,7 @@ def test_no_video_file_stands_in_for_one_of_another_class(tmp_path: Path) -> Non
 
 def test_train_batches_hold_every_video_once_and_differ_by_epoch(tiny: Record) -> None:
     records = everything(tiny)
-    loader = train_loader(experiment(), spec(), records, tiny, epoch=1)
+    loader = train_batches(experiment(), spec(), records, tiny, epoch=1)
     batches = list(loader)
     assert len(loader) == len(batches) == 4
     assert [len(b.ids) for b in batches] == [3, 3, 3, 1]
@@ -136,21 +136,21 @@ def test_train_batches_hold_every_video_once_and_differ_by_epoch(tiny: Record) -
     assert batches[0].labels.dtype == torch.int64
     labels = {r.id: r.label for r in records}
     assert all(labels[i] == int(n) for b in batches for i, n in zip(b.ids, b.labels))
-    again = list(train_loader(experiment(), spec(), records, tiny, epoch=1))
+    again = list(train_batches(experiment(), spec(), records, tiny, epoch=1))
     assert same(batches, again)
-    other = list(train_loader(experiment(), spec(), records, tiny, epoch=2))
+    other = list(train_batches(experiment(), spec(), records, tiny, epoch=2))
     assert [b.ids for b in other] != [b.ids for b in batches]
     assert epoch_order(10, 0, 1) != epoch_order(10, 1, 1)
 
 
 def test_clip_draw_depends_on_seed_epoch_and_id_only(tiny: Record) -> None:
     records = everything(tiny)
-    first = {i: c for b in train_loader(experiment(), spec(), records, tiny, epoch=3) for i, c in pairs(b)}
-    reordered = train_loader(experiment(batch=5), spec(), records[::-1], tiny, epoch=3)
+    first = {i: c for b in train_batches(experiment(), spec(), records, tiny, epoch=3) for i, c in pairs(b)}
+    reordered = train_batches(experiment(batch=5), spec(), records[::-1], tiny, epoch=3)
     for batch in reordered:
         for video_id, clip in pairs(batch):
             assert torch.equal(clip, first[video_id])
-    later = {i: c for b in train_loader(experiment(), spec(), records, tiny, epoch=4) for i, c in pairs(b)}
+    later = {i: c for b in train_batches(experiment(), spec(), records, tiny, epoch=4) for i, c in pairs(b)}
     assert any(not torch.equal(later[i], first[i]) for i in first)
 
 
@@ -161,8 +161,8 @@ def pairs(batch: Batch) -> list[tuple[str, torch.Tensor]]:
 @pytest.mark.parametrize("modality", ["rgb", "flow"])
 def test_workers_change_nothing(tiny: Record, modality: Modality) -> None:
     records = everything(tiny, modality)
-    alone = list(train_loader(experiment(0), spec(modality), records, tiny, epoch=7))
-    two = list(train_loader(experiment(2), spec(modality), records, tiny, epoch=7))
+    alone = list(train_batches(experiment(0), spec(modality), records, tiny, epoch=7))
+    two = list(train_batches(experiment(2), spec(modality), records, tiny, epoch=7))
     assert len(alone) == 4
     assert same(alone, two)
 
@@ -171,7 +171,7 @@ def test_loader_leaves_the_global_generators_alone(tiny: Record) -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
     for workers in (0, 1):
-        list(train_loader(experiment(workers), spec(), everything(tiny), tiny, epoch=1))
+        list(train_batches(experiment(workers), spec(), everything(tiny), tiny, epoch=1))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -180,7 +180,7 @@ def test_resumed_epoch_goes_on_where_it_was(
     tiny: Record, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = everything(tiny)
-    whole = list(train_loader(experiment(), spec(), records, tiny, epoch=2))
+    whole = list(train_batches(experiment(), spec(), records, tiny, epoch=2))
     read: list[str] = []
     original = FrameFolders.read
 
@@ -189,25 +189,25 @@ def test_resumed_epoch_goes_on_where_it_was(
         return original(self, video_id, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(FrameFolders, "read", noting)
-    rest = train_loader(experiment(workers), spec(), records, tiny, epoch=2, skip_batches=2)
+    rest = train_batches(experiment(workers), spec(), records, tiny, epoch=2, skip_batches=2)
     assert len(rest) == 2
     assert same(list(rest), whole[2:])
     assert rest.position == 4
     if workers == 0:
         assert sorted(read) == sorted(i for b in whole[2:] for i in b.ids)
-    assert list(train_loader(experiment(), spec(), records, tiny, epoch=2, skip_batches=4)) == []
+    assert list(train_batches(experiment(), spec(), records, tiny, epoch=2, skip_batches=4)) == []
 
 
 @pytest.mark.parametrize(("world", "group"), [(2, 2), (2, 4), (3, 3), (2, 3), (4, 8)])
 def test_processes_share_the_batches_of_one(tiny: Record, world: int, group: int) -> None:
     """Every batch of an epoch is read once, by the process whose turn it is within the step; none is filled up."""
     records = everything(tiny)[:9]
-    whole = [b.ids for b in train_loader(experiment(), spec(), records, tiny, epoch=1)]
+    whole = [b.ids for b in train_batches(experiment(), spec(), records, tiny, epoch=1)]
     for skip in (0, group):
         dealt: dict[int, list[str]] = {}
         for rank in range(world):
             share = Share(rank, world, group)
-            loader = train_loader(
+            loader = train_batches(
                 experiment(), spec(), records, tiny, epoch=1, skip_batches=skip, share=share
             )
             for batch in loader:
@@ -216,20 +216,20 @@ def test_processes_share_the_batches_of_one(tiny: Record, world: int, group: int
                 assert number not in dealt
                 dealt[number] = batch.ids
         assert dealt == dict(enumerate(whole[skip:], start=skip))
-    validation = [b.ids for b in clip_loader(experiment(), spec(), records, tiny)]
+    validation = [b.ids for b in centred_batches(experiment(), spec(), records, tiny)]
     for rank in range(world):
-        part = clip_loader(experiment(), spec(), records, tiny, share=Share(rank, world))
+        part = centred_batches(experiment(), spec(), records, tiny, share=Share(rank, world))
         assert [b.ids for b in part] == validation[rank::world]
 
 
 def test_validation_clip_is_centred_and_unchanged(tiny: Record, frame_value: FrameValue) -> None:
     records = everything(tiny)
-    batches = list(clip_loader(experiment(), spec(), records, tiny))
+    batches = list(centred_batches(experiment(), spec(), records, tiny))
     assert [i for b in batches for i in b.ids] == [r.id for r in records]
     video = int(records[0].id[-2:])
     expected = [[frame_value(video, number, channel) for number in (2, 3, 4, 5)] for channel in range(3)]
     assert np.abs(batches[0].clips[0, :, :, 4, 4].numpy().astype(int) - expected).max() <= 2
-    paper = next(iter(clip_loader(experiment(sampling="paper"), spec(length=3), records, tiny)))
+    paper = next(iter(centred_batches(experiment(sampling="paper"), spec(length=3), records, tiny)))
     assert abs(int(paper.clips[0, 0, 0, 4, 4]) - frame_value(video, 2, 0)) <= 2
 
 
@@ -238,7 +238,7 @@ def test_views_are_crop_major(tiny: Record, frame_value: FrameValue) -> None:
     settings = experiment().model_copy(
         update={"evaluate": EvaluateOptions(views="sliding", step=1, crops="ten")}
     )
-    item = next(iter(view_loader(settings, spec(length=5), records, tiny)))
+    item = next(iter(view_loader(settings.data, settings.evaluate, spec(length=5), records, tiny)))
     assert (item.id, item.label) == (records[0].id, records[0].label)
     assert item.views.shape == (20, 3, 5, 8, 8)
     video = int(item.id[-2:])
@@ -253,7 +253,7 @@ def test_mirrored_flow_view_is_negated_unless_paper(tiny: Record, frame_value: F
     x = frame_value(video, 1, 0)
     for protocol, mirrored in (("standard", 255 - x), ("paper", x)):
         settings = experiment(augment=AugmentOptions(protocol=protocol))
-        item = next(iter(view_loader(settings, spec("flow", 5), records, tiny)))
+        item = next(iter(view_loader(settings.data, settings.evaluate, spec("flow", 5), records, tiny)))
         assert abs(int(item.views[0, 0, 0, 4, 4]) - x) <= 2
         assert abs(int(item.views[5, 0, 0, 4, 4]) - mirrored) <= 2
 
@@ -278,15 +278,22 @@ def test_broken_frame_stops_with_its_name_or_is_skipped(tiny: Record, how: str, 
     name = spoil(tiny, how)
     records = everything(tiny)
     with pytest.raises(DataError, match=name) as caught:
-        list(clip_loader(experiment(workers), spec(), records, tiny))
+        list(centred_batches(experiment(workers), spec(), records, tiny))
     assert "img_00003.jpg" in str(caught.value)
     assert "\n" not in str(caught.value)
-    loader = clip_loader(experiment(workers, on_error="skip"), spec(), records, tiny)
+    loader = centred_batches(experiment(workers, on_error="skip"), spec(), records, tiny)
     ids = [i for b in loader for i in b.ids]
     assert ids == [r.id for r in records if r.id != name]
     assert [video for video, _ in loader.skipped] == [name]
     assert "img_00003.jpg" in loader.skipped[0][1]
-    views = view_loader(experiment(workers, on_error="skip"), spec(), records, tiny)
+    settings = experiment(workers, on_error="skip")
+    views = view_loader(
+        settings.data,
+        settings.evaluate,
+        spec(),
+        records,
+        tiny,
+    )
     assert [v.id for v in views] == ids
     assert not multiprocessing.active_children()
 
@@ -294,7 +301,7 @@ def test_broken_frame_stops_with_its_name_or_is_skipped(tiny: Record, how: str, 
 def test_batch_of_broken_videos_yields_nothing_but_counts(tiny: Record) -> None:
     name = spoil(tiny, "missing")
     records = everything(tiny)
-    loader = clip_loader(experiment(batch=1, on_error="skip"), spec(), records, tiny)
+    loader = centred_batches(experiment(batch=1, on_error="skip"), spec(), records, tiny)
     batches = list(loader)
     assert len(batches) == len(records) - 1
     assert loader.position == len(loader) == len(records)
@@ -304,15 +311,15 @@ def test_batch_of_broken_videos_yields_nothing_but_counts(tiny: Record) -> None:
 def test_missing_folder_and_empty_part_are_named(tiny: Record) -> None:
     records = [VideoRecord("v_none_g00_c00", 6, 0)]
     with pytest.raises(DataError, match="v_none_g00_c00"):
-        list(clip_loader(experiment(), spec(), records, tiny))
+        list(centred_batches(experiment(), spec(), records, tiny))
     with pytest.raises(DataError, match="training part has no videos"):
-        train_loader(experiment(), spec(), [], tiny, epoch=1)
+        train_batches(experiment(), spec(), [], tiny, epoch=1)
 
 
 def test_wrong_setting_in_a_worker_is_not_skipped(tiny: Record) -> None:
     settings = experiment(2, sampling="paper", on_error="skip")
     with pytest.raises(SettingsError, match="stride 1") as caught:
-        list(clip_loader(settings, spec(stride=2), everything(tiny), tiny))
+        list(centred_batches(settings, spec(stride=2), everything(tiny), tiny))
     assert "\n" not in str(caught.value)
 
 
@@ -357,7 +364,6 @@ def test_flow_on_the_fly_lies_between_neighbouring_frames(filmed: Record) -> Non
 
 def test_short_side_decides_the_size_flow_is_computed_at(filmed: Record) -> None:
     halved = filmed.model_copy(update={"short_side": 24})
-    halved._folder = filmed.folder
     full = VideoFiles(filmed, "flow", "pyav", "dis").read("rise_g01", list(range(1, 25)), (24, 32))
     half = VideoFiles(halved, "flow", "pyav", "dis").read("rise_g01", list(range(1, 25)), (24, 32))
     lengths = [np.abs(flow[..., 1].astype(float) - 127.5).mean() for flow in (full, half)]
@@ -388,7 +394,7 @@ def test_loader_reads_videos_of_both_streams(filmed: Record) -> None:
         ]
         wide = replace(spec(modality, 12), resize=(48, 64), crop=40)  # type: ignore[arg-type]
         settings = experiment(0, source="videos", on_error="skip")
-        loader = view_loader(settings, wide, records, filmed)
+        loader = view_loader(settings.data, settings.evaluate, wide, records, filmed)
         items = list(loader)
         assert [v.views.shape[0] for v in items] == [20, 20]
         assert [video for video, _ in loader.skipped] == ["rise/broken"]
@@ -400,7 +406,7 @@ def test_dead_worker_is_one_clear_line(tiny: Record, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(FrameFolders, "read", die)
     with pytest.raises(DataError, match="loader process stopped") as caught:
-        list(clip_loader(experiment(1), spec(), everything(tiny), tiny))
+        list(centred_batches(experiment(1), spec(), everything(tiny), tiny))
     assert "\n" not in str(caught.value)
     assert not multiprocessing.active_children()
 
@@ -408,11 +414,11 @@ def test_dead_worker_is_one_clear_line(tiny: Record, monkeypatch: pytest.MonkeyP
 def test_killed_worker_names_memory_and_what_to_do(tiny: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FrameFolders, "read", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(DataError, match=r"too little memory. Fewer of them \(--data.workers.*--resume"):
-        list(clip_loader(experiment(1), spec(), everything(tiny), tiny))
+        list(centred_batches(experiment(1), spec(), everything(tiny), tiny))
 
 
 def test_leaving_an_epoch_early_ends_its_workers(tiny: Record) -> None:
-    loader = train_loader(experiment(2, batch=1), spec(), everything(tiny), tiny, epoch=1)
+    loader = train_batches(experiment(2, batch=1), spec(), everything(tiny), tiny, epoch=1)
     for _ in loader:
         assert len(multiprocessing.active_children()) == 2
         break
@@ -435,7 +441,7 @@ def test_a_worker_stuck_in_a_decoder_does_not_outlive_its_epoch(
     monkeypatch.setattr(FrameFolders, "read", stick)
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.3)
     records = sorted(everything(tiny), key=lambda r: r.id.endswith("_g05_c11"))
-    loader = clip_loader(experiment(1, batch=len(records) - 1), spec(), records, tiny)
+    loader = centred_batches(experiment(1, batch=len(records) - 1), spec(), records, tiny)
     for _ in loader:
         time.sleep(0.5)  # the next batch has begun
         assert len(multiprocessing.active_children()) == 1
@@ -447,8 +453,10 @@ def test_a_worker_stuck_in_a_decoder_does_not_outlive_its_epoch(
 def test_datasets_survive_pickling(tiny: Record, filmed: Record) -> None:
     """Where processes are spawned (macOS, Windows) the dataset travels to the workers in a pickle."""
     for dataset in (
-        train_loader(experiment(), spec(), everything(tiny), tiny, epoch=1).dataset,
-        clip_loader(experiment(source="videos"), spec(), [VideoRecord("rise_g01", 25, 0)], filmed).dataset,
+        train_batches(experiment(), spec(), everything(tiny), tiny, epoch=1).dataset,
+        centred_batches(
+            experiment(source="videos"), spec(), [VideoRecord("rise_g01", 25, 0)], filmed
+        ).dataset,
     ):
         copy = pickle.loads(pickle.dumps(dataset))
         assert torch.equal(copy[0].clip, dataset[0].clip)  # type: ignore[union-attr]
@@ -460,25 +468,25 @@ def test_a_balanced_epoch_repeats_resumes_and_divides(tiny: Record) -> None:
         :1
     ]
     settings = experiment(balance="classes")
-    whole = list(train_loader(settings, spec(), records, tiny, epoch=3))
+    whole = list(train_batches(settings, spec(), records, tiny, epoch=3))
     assert sum(len(b.ids) for b in whole) == len(records)
-    assert same(whole, list(train_loader(experiment(2, balance="classes"), spec(), records, tiny, epoch=3)))
-    assert same(whole[1:], list(train_loader(settings, spec(), records, tiny, epoch=3, skip_batches=1)))
+    assert same(whole, list(train_batches(experiment(2, balance="classes"), spec(), records, tiny, epoch=3)))
+    assert same(whole[1:], list(train_batches(settings, spec(), records, tiny, epoch=3, skip_batches=1)))
     shares = [
-        list(train_loader(settings, spec(), records, tiny, epoch=3, share=Share(rank, 2))) for rank in (0, 1)
+        list(train_batches(settings, spec(), records, tiny, epoch=3, share=Share(rank, 2))) for rank in (0, 1)
     ]
     assert same(whole[::2], shares[0])
     assert same(whole[1::2], shares[1])
     drawn = [
         pair
         for epoch in range(6)
-        for b in train_loader(settings, spec(), records, tiny, epoch=epoch)
+        for b in train_batches(settings, spec(), records, tiny, epoch=epoch)
         for pair in pairs(b)
     ]
     rare = [clip for video_id, clip in drawn if video_id == records[-1].id]
     assert len(rare) > len(drawn) / 6
     assert len({clip.numpy().tobytes() for clip in rare}) > 1
-    plain = ClipDataset(FrameFolders(tiny, "rgb"), records, spec(length=1), augment=AugmentOptions())
+    plain = ClipDataset(FrameFolders(tiny, "rgb"), records, spec(length=1), DataOptions(), epoch=0)
     again = [plain[len(records) - 1 + times * len(records)] for times in range(12)]
     assert {item.id for item in again} == {records[-1].id}
     assert len({item.clip.numpy().tobytes() for item in again if isinstance(item, ClipItem)}) > 3
@@ -490,10 +498,10 @@ def test_augmented_clips_do_not_depend_on_workers(tiny: Record, modality: Modali
     augment = AugmentOptions.model_validate({"crop": "resized", "erase": 0.5, **colours})
     records = everything(tiny, modality)
     alone, two = (
-        list(train_loader(experiment(workers, augment=augment), spec(modality), records, tiny, epoch=1))
+        list(train_batches(experiment(workers, augment=augment), spec(modality), records, tiny, epoch=1))
         for workers in (0, 2)
     )
     assert same(alone, two)
-    plain = list(train_loader(experiment(), spec(modality), records, tiny, epoch=1))
+    plain = list(train_batches(experiment(), spec(modality), records, tiny, epoch=1))
     assert not same(alone, plain)
     assert alone[0].clips.shape == plain[0].clips.shape

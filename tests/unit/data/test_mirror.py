@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from tests.helpers.clip_batches import centred_batches, train_batches
 from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment, TrainOptions
-from two_stream.data.catalog import Record
+from two_stream.data.catalog import Mirror, Record, mirror_note, mirror_of
 from two_stream.data.clips.dataset import ClipDataset, ClipItem
-from two_stream.data.clips.loader import clip_loader, collate_clips, train_loader
+from two_stream.data.clips.loader import collate_clips
 from two_stream.data.clips.views import ViewDataset, ViewLoader, collate_views
-from two_stream.data.mirror import Mirror, mirror_note, mirror_of
 from two_stream.data.sources.base import ClipSource
 from two_stream.data.splits import load_part
 from two_stream.evaluation.scoring.score import score_videos
@@ -58,8 +58,11 @@ def item(
     multi_label: int = 0,
     augment: AugmentOptions | None = FLIP,
 ) -> ClipItem:
-    data = ClipDataset(Pictures(videos), [video], SPEC, augment=augment)
-    data.mirror, data.multi_label = mirror or Mirror(), multi_label
+    options = DataOptions() if augment is None else DataOptions(augment=augment)
+    epoch = None if augment is None else 0
+    data = ClipDataset(
+        Pictures(videos), [video], SPEC, options, epoch=epoch, mirror=mirror, multi_label=multi_label
+    )
     made = data[0]
     assert isinstance(made, ClipItem)
     return made
@@ -174,23 +177,22 @@ def test_the_loaders_take_the_facts_from_the_record(tiny: Record) -> None:
     """All clips mirrored: `jump` and `run` exchange, `sit down` stays; validation clips are as they are."""
     facts = {"mirror_pairs": (("jump", "run"),), "multi_label": True}
     several = tiny.model_copy(update=facts)
-    several._folder = tiny.folder
     videos = [VideoRecord(r.id, r.num_frames, r.label, labels=(r.label,)) for r in everything(tiny)]
     chosen = Experiment(
         data=DataOptions(workers=0, augment=AugmentOptions(flip=1.0)), train=TrainOptions(batch_size=4)
     )
     spec = InputSpec("rgb", 4, 1, (12, 16), 8, (0.0, 255.0), (0.0,) * 3, (1.0,) * 3)
     own = {r.id: r.label for r in videos}
-    for batch in train_loader(chosen, spec, videos, several, epoch=0):
+    for batch in train_batches(chosen, spec, videos, several, epoch=0):
         expected = [several.mirror_labels[own[name]] for name in batch.ids]
         assert batch.labels.dtype == torch.float32
         assert batch.labels.argmax(1).tolist() == expected
         assert batch.labels.sum(1).tolist() == [1.0] * len(batch.ids)
-    for batch in clip_loader(chosen, spec, videos, several):
+    for batch in centred_batches(chosen, spec, videos, several):
         assert batch.labels.argmax(1).tolist() == [own[name] for name in batch.ids]
     paper = chosen.data.model_copy(update={"augment": AugmentOptions(flip=1.0, protocol="paper")})
     published = chosen.model_copy(update={"data": paper})
-    for batch in train_loader(published, spec, videos, several, epoch=0):
+    for batch in train_batches(published, spec, videos, several, epoch=0):
         assert batch.labels.argmax(1).tolist() == [own[name] for name in batch.ids]
 
 

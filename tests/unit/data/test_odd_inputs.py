@@ -16,11 +16,11 @@ from two_stream.commands.weights import _class_names
 from two_stream.compression.layers import read_levels
 from two_stream.config.load import read_yaml
 from two_stream.data.catalog import Record, load_record, read_groups
-from two_stream.data.demo.demo import DemoOptions, render
-from two_stream.data.demo.drawing import encode
+from two_stream.data.demo import DemoOptions, encode, render
+from two_stream.data.options import AuditOptions, FolderOptions
 from two_stream.data.prepare.adapters import read_annotations
-from two_stream.data.prepare.audit import AuditOptions, audit
-from two_stream.data.prepare.folders import FolderOptions, prepare_folder
+from two_stream.data.prepare.audit import audit
+from two_stream.data.prepare.folders import prepare_folder
 from two_stream.data.sources.segments import read_segments
 from two_stream.data.splits import load_part, read_list
 from two_stream.errors import DataError, SettingsError
@@ -186,7 +186,7 @@ def test_backslashes_of_windows(tmp_path: Path, clip: Path) -> None:
     (source,) = find_sources(tmp_path / "v.txt")[0]
     assert (source.id, source.path) == ("run/v0", tmp_path / "run" / "v0.mp4")
     write(tmp_path, {"l.txt": "run\\v0 5 0\nrun/v0 5 0\n"})
-    with pytest.raises(DataError, match="stands on line 1 already"):
+    with pytest.raises(DataError, match="is already on line 1"):
         read_list(tmp_path / "l.txt")
 
 

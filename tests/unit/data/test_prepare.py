@@ -9,10 +9,11 @@ import pytest
 
 from two_stream.commands import prepare as command
 from two_stream.data.catalog import Record, load_record
-from two_stream.data.demo.demo import DemoOptions, render
-from two_stream.data.demo.drawing import encode
-from two_stream.data.prepare.folders import FolderOptions, prepare_folder
-from two_stream.data.prepare.official import hmdb51_splits, prepare_official, ucf101_splits
+from two_stream.data.demo import DemoOptions, encode, render
+from two_stream.data.options import AnnotationOptions, FolderOptions
+from two_stream.data.prepare.adapters import read_annotations
+from two_stream.data.prepare.adapters.build import prepare_annotations
+from two_stream.data.prepare.folders import prepare_folder
 from two_stream.data.sources.files import VideoFiles
 from two_stream.data.splits import load_part, read_list
 from two_stream.errors import DataError, SettingsError
@@ -135,7 +136,7 @@ def test_folders_that_cannot_become_a_data_set(tmp_path: Path, videos: Path, cli
     flat = tmp_path / "flat"
     flat.mkdir()
     shutil.copy(clip, flat / "a.mp4")
-    with pytest.raises(DataError, match="'a' lies in no class folder"):
+    with pytest.raises(DataError, match="'a' is not in a class folder"):
         prepare_folder(flat, "x", out, quick())
     with pytest.raises(DataError, match="all videos come from one source"):
         prepare_folder(videos, "x", out, quick(group_regex="(s)"))
@@ -154,7 +155,7 @@ def test_a_split_needs_two_sides(tmp_path: Path, clip: Path) -> None:
     for name in CLASSES:
         (tmp_path / "videos" / name).mkdir(parents=True)
         shutil.copy(clip, tmp_path / "videos" / name)
-    with pytest.raises(DataError, match="split 1 would have no test video at all") as caught:
+    with pytest.raises(DataError, match="split 1 would have no test video") as caught:
         prepare_folder(tmp_path / "videos", "x", tmp_path, quick())
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "x").exists()
@@ -195,12 +196,13 @@ def test_hmdb51_official_files_give_the_published_lists(settings: Path, shared: 
     lists = shared / "data" / "hmdb51_lists"
     record = load_record("hmdb51", settings)
     official_hmdb(tmp_path / "official", record, lists)
-    splits = hmdb51_splits(tmp_path / "official", record)
-    for split, parts in enumerate(splits, 1):
+    annotations = read_annotations("hmdb51", tmp_path / "official")
+    label_of = {entry.id: entry.labels[0] for entry in annotations.entries}
+    for split, parts in enumerate(annotations.splits, 1):
         for part, found in zip(("train", "val"), parts):
             published = {(r.id, r.label) for r in read_list(lists / f"{part}_rgb_split{split}.txt")}
             assert len(found) == len(published) == (3570 if part == "train" else 1530)
-            assert set(found) == published
+            assert {(name, label_of[name]) for name in found} == published
 
 
 def test_hmdb51_lists_from_frame_folders(
@@ -241,7 +243,7 @@ def test_official_frames_of_other_names(shared: Path, tmp_path: Path, settings: 
     assert [v.num_frames for v in read_list(record.list_path("test", "rgb", 1))] == [4, 4]
     assert record.modalities() == ["rgb"]
     with pytest.raises(
-        DataError, match=r"none of the .* wanted img_00001\.jpg .*there lie \['000\.png', '001\.png'\]"
+        DataError, match=r"none of the .* wanted img_00001\.jpg .*its files are \['000\.png', '001\.png'\]"
     ):
         command.main([*flags, "--out", str(settings)])
     with pytest.raises(SettingsError, match="is kept as it is"):
@@ -251,15 +253,15 @@ def test_official_frames_of_other_names(shared: Path, tmp_path: Path, settings: 
 def test_wrong_official_hmdb51_files_are_named(settings: Path, shared: Path, tmp_path: Path) -> None:
     record = load_record("hmdb51", settings)
     with pytest.raises(DataError, match="no such folder"):
-        hmdb51_splits(tmp_path / "official", record)
+        read_annotations("hmdb51", tmp_path / "official")
     official_hmdb(tmp_path / "official", record, shared / "data" / "hmdb51_lists")
     wave = tmp_path / "official" / "wave_test_split2.txt"
     wave.write_text("a.avi 1\nb.avi 3\n")
     with pytest.raises(DataError, match=r"wave_test_split2\.txt:2"):
-        hmdb51_splits(tmp_path / "official", record)
+        read_annotations("hmdb51", tmp_path / "official")
     wave.unlink()
     with pytest.raises(DataError, match=r"wave_test_split2\.txt: no such file"):
-        hmdb51_splits(tmp_path / "official", record)
+        read_annotations("hmdb51", tmp_path / "official")
 
 
 def test_ucf101_official_files(settings: Path, tmp_path: Path, clip: Path) -> None:
@@ -276,18 +278,17 @@ def test_ucf101_official_files(settings: Path, tmp_path: Path, clip: Path) -> No
         shutil.copy(clip, root / f"{name}.avi")
     (root / "HandstandPushups").mkdir()
     shutil.copy(clip, root / "HandstandPushups" / "v_HandStandPushups_g09_c02.avi")
-    made = prepare_official("ucf101", folder, settings, videos=root, processes=0)
+    made = prepare_annotations("ucf101", AnnotationOptions(folder, out=settings, videos=root, processes=0))
     assert made.failures == []
     text = (settings / "ucf101" / "train_flow_split3.txt").read_text()
     assert text == "v_ApplyEyeMakeup_g08_c01 4 0\nv_HandStandPushups_g09_c02 4 36\n"
     assert (settings / "ucf101" / "val_rgb_split1.txt").read_text() == "v_ApplyEyeMakeup_g01_c01 5 0\n"
-    record = load_record("ucf101", settings)
-    assert len(ucf101_splits(folder, record)) == 3
-    with pytest.raises(DataError, match="give --videos or --frames"):
-        prepare_official("ucf101", folder, settings)
+    assert len(read_annotations("ucf101", folder).splits) == 3
+    with pytest.raises(SettingsError, match="give --videos or --frames"):
+        prepare_annotations("ucf101", AnnotationOptions(folder, out=settings))
     (folder / "testlist02.txt").write_text("YoYoo/v_x.avi\n")
-    with pytest.raises(DataError, match=r"testlist02\.txt:1: .*did you mean 'YoYo'"):
-        ucf101_splits(folder, record)
+    with pytest.raises(DataError, match=r"testlist02\.txt:1: .*did you mean `YoYo`"):
+        read_annotations("ucf101", folder)
     (folder / "classInd.txt").write_text("2 ApplyEyeMakeup\n")
     with pytest.raises(DataError, match=r"classInd\.txt:1: class 'ApplyEyeMakeup' has number 2"):
-        ucf101_splits(folder, record)
+        read_annotations("ucf101", folder)

@@ -16,9 +16,9 @@ from tests.helpers.annotations import frames, write
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.clips.views import view_loader
-from two_stream.data.packing.pack import PackOptions, pack
-from two_stream.data.prepare.adapters.build import BuildOptions, prepare_annotations
-from two_stream.data.prepare.adapters.clock import clock_of
+from two_stream.data.options import AnnotationOptions
+from two_stream.data.packing import PackOptions, pack
+from two_stream.data.prepare.adapters.build import clock_of, prepare_annotations
 from two_stream.data.prepare.audit import audit
 from two_stream.data.sources.choose import make_source
 from two_stream.data.sources.files import VideoFiles
@@ -98,7 +98,7 @@ def test_time_stamps_of_a_video_of_variable_rate(tmp_path: Path) -> None:
 
 def test_the_rate_of_a_frame_folder(tmp_path: Path) -> None:
     folder = frames(tmp_path, {"v": 3}) / "v"
-    with pytest.raises(VideoError, match=r"nothing tells the frames per second of .*; give --fps"):
+    with pytest.raises(VideoError, match=r"the frames per second of .* are unknown; give --fps"):
         clock_of(None, folder, 3, None, None)
     assert clock_of(None, folder, 3, None, 12.0).fps == 12.0
     assert clock_of(None, folder, 3, 15.0, None).fps == 15.0
@@ -114,7 +114,7 @@ def untrimmed(tmp_path: Path) -> Record:
     table = "id,label,start,end,split\nsteady,a,0.5,1.5,train\nsteady,b,1.5,9,train\n"
     table += "variable,a,0.0,0.5,train\nvariable,b,0.9,5,test\n"
     write(tmp_path, {"t.csv": table})
-    options = BuildOptions(tmp_path / "t.csv", "cut", tmp_path, videos=tmp_path / "videos", processes=0)
+    options = AnnotationOptions(tmp_path / "t.csv", "cut", tmp_path, videos=tmp_path / "videos", processes=0)
     made = prepare_annotations("table", options)
     assert not made.failures
     return load_record("cut", tmp_path)
@@ -162,7 +162,7 @@ def test_segments_are_evaluated_from_videos_and_from_frame_folders(
         data=DataOptions(source=source, workers=0), evaluate=EvaluateOptions(views="multi", crops="center")
     )
     videos = load_part(record, "rgb", 1, "train", selection="paper")
-    read = {item.id: item for item in view_loader(chosen, spec, videos, record)}
+    read = {item.id: item for item in view_loader(chosen.data, chosen.evaluate, spec, videos, record)}
     assert list(read) == ["steady#1", "steady#2", "variable#1"]
     levels = read["steady#2"].frames[:, 24, 32, 0].int().numpy()
     assert np.abs(levels - 8 * np.arange(15, 24)).max() <= 3
@@ -175,7 +175,7 @@ def test_the_doctor_looks_at_videos_not_at_segments(untrimmed: Record) -> None:
     segments = read_segments(path)
     write_segments(path, {**segments, "steady#9": Segment("steady", 0, 1, 1)})
     details = [finding.detail for finding in audit(untrimmed)]
-    assert "1 segments stand in no list: 'steady#9'" in details
+    assert "1 segments are in no list: 'steady#9'" in details
     write_segments(path, {**segments, "steady#1": Segment("gone", 0.5, 1.5, 6)})
     missing = [f for f in audit(untrimmed) if f.kind == "missing" and f.severity == "error"]
     assert [Path(f.subject).name for f in missing] == ["gone"]
@@ -192,7 +192,7 @@ def test_frame_folders_hold_more_than_their_segments(tmp_path: Path) -> None:
         tmp_path,
         {"t.csv": "id,label,start,end,fps,split\nx,a,0,1,10,train\nx,b,1,9,10,test\nx,b,5,9,10,test\n"},
     )
-    made = prepare_annotations("table", BuildOptions(tmp_path / "t.csv", "cut", tmp_path, frames=root))
+    made = prepare_annotations("table", AnnotationOptions(tmp_path / "t.csv", "cut", tmp_path, frames=root))
     assert made.failures == [("x#3", "0 of the 40 frames lie in this part, flow needs 2")]
     record = load_record("cut", tmp_path)
     assert not [f for f in audit(record) if f.kind == "count_mismatch"]
@@ -217,7 +217,7 @@ def test_shards_refuse_segments_in_one_line(untrimmed: Record, tmp_path: Path) -
         ("a,v,0,nan,1", r"segments\.csv:4: 'a' lasts from 0 to nan s"),
         ("a,v,0,1,0", r"segments\.csv:4: 'a' begins with frame 0; frames count from 1"),
         (",v,0,1,1", r"segments\.csv:4: a segment needs an id and a video"),
-        ("first,v,0,1,1", r"segments\.csv:4: 'first' stands there twice"),
+        ("first,v,0,1,1", r"segments\.csv:4: 'first' is listed twice"),
     ],
 )
 def test_wrong_segments_name_the_line(tmp_path: Path, line: str, said: str) -> None:

@@ -16,18 +16,24 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers.clip_batches import centred_batches, train_batches
 from two_stream.cli import main
 from two_stream.config.schema import AugmentOptions, DataOptions, Experiment, TrainOptions
+from two_stream.data import packing
 from two_stream.data.catalog import Record, load_record
-from two_stream.data.clips.loader import clip_loader, train_loader
-from two_stream.data.demo.demo import DemoOptions, render
-from two_stream.data.demo.drawing import encode
-from two_stream.data.packing import shard_writer
-from two_stream.data.packing.pack import PackOptions, _without_culprit, all_videos, pack, plan, verify
-from two_stream.data.packing.shard_writer import Shard, Tar
+from two_stream.data.demo import DemoOptions, encode, render
+from two_stream.data.packing import (
+    PackOptions,
+    Shard,
+    Tar,
+    _without_culprit,
+    all_videos,
+    pack,
+    plan_shards,
+    verify_shards,
+)
 from two_stream.data.sources.files import FrameFolders, VideoFiles
-from two_stream.data.sources.shards import INDEX, ShardSource, key_of, parse_index, runs
-from two_stream.data.sources.storage import Storage
+from two_stream.data.sources.shards import INDEX, ShardSource, Storage, frame_ranges, key_of, parse_index
 from two_stream.data.splits import load_part
 from two_stream.errors import DataError, SettingsError, TwoStreamError, VideoError
 from two_stream.runtime.workers import TaskFailure
@@ -67,7 +73,7 @@ def videos(record: Record, modality: Modality = "rgb") -> list[VideoRecord]:
 
 
 def batches(settings: Experiment, record: Record, modality: Modality = "rgb", epoch: int = 1) -> list[Batch]:
-    return list(train_loader(settings, spec(modality), videos(record, modality), record, epoch=epoch))
+    return list(train_batches(settings, spec(modality), videos(record, modality), record, epoch=epoch))
 
 
 def same(first: list[Batch], second: list[Batch]) -> bool:
@@ -91,7 +97,7 @@ def test_batches_are_those_of_the_folders(
         assert same(folders, batches(experiment(tmp_path / "out"), noisy, modality, epoch))
     assert same(folders, batches(experiment(tmp_path / "out", workers=2), noisy, modality, 2))
     centred = [
-        list(clip_loader(settings, spec(modality), videos(noisy, modality), noisy))
+        list(centred_batches(settings, spec(modality), videos(noisy, modality), noisy))
         for settings in (experiment(), experiment(tmp_path / "out"))
     ]
     assert same(*centred)
@@ -160,9 +166,9 @@ def test_only_the_frames_asked_for_are_read(
 
 
 def test_stretches_of_numbers() -> None:
-    assert list(runs([9, 1, 2, 2, 4])) == [(1, 4), (9, 9)]
-    assert list(runs([5])) == [(5, 5)]
-    assert list(runs([])) == []
+    assert list(frame_ranges([9, 1, 2, 2, 4])) == [(1, 4), (9, 9)]
+    assert list(frame_ranges([5])) == [(5, 5)]
+    assert list(frame_ranges([])) == []
 
 
 def test_jpeg_is_smaller_and_says_that_it_differs(noisy: Record, tmp_path: Path) -> None:
@@ -181,14 +187,14 @@ def shards_of(folder: Path) -> dict[str, tuple[int, bytes]]:
 def test_a_stopped_pack_goes_on_and_ends_the_same(
     noisy: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = shard_writer._write_video
+    original = packing._write_video
 
     def stop(tar: Tar, shard: Shard, video: VideoRecord, *rest: object) -> object:
         if video.id == "v_run_g02_c04":
             raise KeyboardInterrupt
         return original(tar, shard, video, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(shard_writer, "_write_video", stop)
+    monkeypatch.setattr(packing, "_write_video", stop)
     with pytest.raises(KeyboardInterrupt):
         pack(noisy, "rgb", tmp_path / "out", QUICK)
     monkeypatch.undo()
@@ -209,7 +215,7 @@ def test_a_stopped_pack_goes_on_and_ends_the_same(
     assert all(after[name][0] == inode for name, (inode, _) in before.items())
     assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
     assert pack(noisy, "rgb", tmp_path / "out", QUICK).written == 0
-    assert verify(folder) == []
+    assert verify_shards(folder) == []
 
 
 def test_processes_change_nothing(noisy: Record, tmp_path: Path) -> None:
@@ -227,7 +233,7 @@ def test_other_settings_and_lists_are_refused_unless_overwritten(noisy: Record, 
     other = replace(QUICK, resize=(8, 10), shard_frames=1000)
     with pytest.raises(DataError, match=r"holds other shards: resize \[9, 13\] -> \[8, 10\], .*--overwrite"):
         pack(noisy, "rgb", tmp_path / "out", other)
-    assert verify(tmp_path / "out" / "rgb") == []
+    assert verify_shards(tmp_path / "out" / "rgb") == []
     pack(noisy, "rgb", tmp_path / "out", replace(other, overwrite=True))
     assert [path.name for path in (tmp_path / "out" / "rgb").glob("*.tar")] == ["000000.tar"]
     path = noisy.list_path("train", "rgb", 1)
@@ -259,7 +265,7 @@ def test_a_folder_shorter_than_its_list_is_packed_as_far_as_it_goes(noisy: Recor
     assert summary.short == [("v_run_g02_c04", 5, 6)]
     source = ShardSource(str(tmp_path / "out"), "rgb")
     assert source.read("v_run_g02_c04", [5], SIZE).shape == (1, *SIZE, 3)
-    with pytest.raises(VideoError, match=r"v_run_g02_c04: frame 6 asked for, 5 are packed"):
+    with pytest.raises(VideoError, match=r"v_run_g02_c04: frame 6 requested, 5 are packed"):
         source.read("v_run_g02_c04", [6], SIZE)
 
 
@@ -277,7 +283,7 @@ def test_a_spoilt_shard_is_named_not_hung_on(noisy: Record, tmp_path: Path, how:
         batches(experiment(tmp_path / "out", workers), noisy)
     assert "\n" not in str(caught.value)
     settings = experiment(tmp_path / "out", workers, on_error="skip")
-    loader = train_loader(settings, spec(), videos(noisy), noisy, epoch=1)
+    loader = train_batches(settings, spec(), videos(noisy), noisy, epoch=1)
     seen = [name for batch in loader for name in batch.ids]
     lost = {name for name, _ in loader.skipped}
     index = parse_index((shard.parent / INDEX).read_bytes(), "index")
@@ -285,7 +291,7 @@ def test_a_spoilt_shard_is_named_not_hung_on(noisy: Record, tmp_path: Path, how:
         video.id for video in videos(noisy)
     }
     assert len(seen) + len(lost) == len(videos(noisy))
-    assert verify(shard.parent) != []
+    assert verify_shards(shard.parent) != []
 
 
 @pytest.mark.parametrize("encoding", ["raw", "original", "jpeg"])
@@ -336,7 +342,7 @@ def test_a_shard_cut_while_it_is_read_is_named(noisy: Record, tmp_path: Path) ->
 
 def test_other_sizes_indexes_and_settings_are_refused_in_one_line(noisy: Record, tmp_path: Path) -> None:
     pack(noisy, "rgb", tmp_path / "out", QUICK)
-    loader = train_loader(experiment(tmp_path / "out"), spec(resize=(12, 16)), videos(noisy), noisy, epoch=1)
+    loader = train_batches(experiment(tmp_path / "out"), spec(resize=(12, 16)), videos(noisy), noisy, epoch=1)
     with pytest.raises(SettingsError, match=r"packed at 9×13 .* takes 12×16; pack again with --resize 12 16"):
         list(loader)
     with pytest.raises(DataError, match=r"flow/index\.npz: no index of shards here"):
@@ -386,7 +392,7 @@ def test_more_shards_than_files_may_be_open(
     noisy: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pack(noisy, "rgb", tmp_path / "out", replace(QUICK, shard_frames=1))
-    monkeypatch.setattr("two_stream.data.sources.storage._OPEN_FILES", 3)
+    monkeypatch.setattr("two_stream.data.sources.shards._OPEN_FILES", 3)
     source = ShardSource(str(tmp_path / "out"), "rgb")
     for video in all_videos(noisy, "rgb"):
         expected = FrameFolders(noisy, "rgb").read(video.id, [2], SIZE)
@@ -401,7 +407,7 @@ def test_keys_and_plans() -> None:
     assert key_of("__x__") == "%5F_x__"
     assert len({key_of(name) for name in ("a.b", "a%2Eb", "a_b")}) == 3
     records = [VideoRecord(str(n), frames, 0) for n, frames in enumerate((6, 6, 9, 30, 1))]
-    assert [[v.id for v in shard] for shard in plan(records, 15)] == [["0", "1"], ["2"], ["3"], ["4"]]
+    assert [[v.id for v in shard] for shard in plan_shards(records, 15)] == [["0", "1"], ["2"], ["3"], ["4"]]
 
 
 def test_long_and_foreign_ids_survive(tmp_path: Path) -> None:
@@ -444,12 +450,12 @@ def test_videos_are_packed_as_they_would_be_read(tmp_path: Path, modality: Modal
 
 def test_a_video_that_kills_its_process_is_left_out_once(noisy: Record, tmp_path: Path) -> None:
     records = tuple(all_videos(noisy, "rgb")[:2])
-    shard = Shard(tmp_path, 0, records, noisy, "rgb", QUICK, QUICK.recorded(noisy, "rgb"))
+    shard = Shard(tmp_path, 0, records, noisy, "rgb", QUICK, packing._settings(QUICK, noisy, "rgb"))
     with pytest.raises(TwoStreamError, match=r"000000\.tar: cannot be packed \(killed\)"):
         _without_culprit(shard, TaskFailure("killed"))
     shard.at.write_text(records[1].id)
     again = _without_culprit(shard, TaskFailure("killed"))
-    note = shard_writer.write_shard(again, lambda: None)
+    note = packing.write_shard(again, lambda: None)
     assert note["failed"] == [(records[1].id, "killed")]
     assert [video["id"] for video in note["videos"]] == [records[0].id]
     with pytest.raises(TwoStreamError, match="No space left"):
@@ -467,7 +473,7 @@ def test_the_command(noisy: Record, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert f"--data.source shards --data.shards {out}" in shown
     assert json.loads((tmp_path / "s.json").read_text())["flow"]["frames"] == 60
     assert main(["pack", *common, "--resize", "9", "13"]) == 0
-    assert "0 written, 1 there before" in capsys.readouterr().out
+    assert "0 written, 1 existed" in capsys.readouterr().out
     shard = tmp_path / "out" / "rgb" / "000000.tar"
     content = shard.read_bytes()
     shard.write_bytes(content[:2000] + bytes([content[2000] ^ 1]) + content[2001:])

@@ -10,8 +10,8 @@ import pytest
 
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.splits import (
+    carve_holdout,
     choose_groups,
-    holdout,
     load_part,
     make_splits,
     read_list,
@@ -44,7 +44,7 @@ def test_lists_survive_a_round_trip_with_spaces(tmp_path: Path) -> None:
         ("a 3\n", r"l\.txt:1"),
         ("a 0 1\n", r"l\.txt:1: 'a' has no frames"),
         ("a 3 0\n\nb 3 7\n", r"l\.txt:3: label 7: expected 0 to 1"),
-        ("a 3 0\na 3 0\n", r"l\.txt:2: 'a' stands on line 1 already"),
+        ("a 3 0\na 3 0\n", r"l\.txt:2: 'a' is already on line 1"),
         ("a 10000000 0\n", r"l\.txt:1: 'a': frames and label have 7 digits at most"),
         (f"a 3 {'9' * 5000}\n", r"l\.txt:1: 'a': frames and label have 7 digits at most"),
         ("\n", r"l\.txt: the list is empty"),
@@ -75,7 +75,7 @@ def test_every_label_of_a_video_counts_when_a_part_is_held_out() -> None:
         for source in "abcdefgh"
         for i in range(2)
     ]
-    train, val = holdout(records, 0.2, seed=1)
+    train, val = carve_holdout(records, 0.2, seed=1)
     assert all(any(1 in r.labels for r in side) for side in (train, val))
 
 
@@ -86,18 +86,18 @@ def test_missing_list_is_one_line(tmp_path: Path) -> None:
 
 def test_holdout_is_grouped_stratified_and_repeatable() -> None:
     records = videos(*[(label, f"s{label}-{source}", 3) for label in range(4) for source in range(10)])
-    train, val = holdout(records, 0.2, seed=3)
+    train, val = carve_holdout(records, 0.2, seed=3)
     assert not {r.group for r in train} & {r.group for r in val}
     assert Counter(r.label for r in val) == dict.fromkeys(range(4), 6)
     assert sorted((*train, *val), key=records.index) == records
     shuffled = [records[i] for i in np.random.default_rng(0).permutation(len(records))]
-    assert {r.id for r in holdout(shuffled, 0.2, seed=3)[1]} == {r.id for r in val}
-    assert {r.id for r in holdout(records, 0.2, seed=4)[1]} != {r.id for r in val}
+    assert {r.id for r in carve_holdout(shuffled, 0.2, seed=3)[1]} == {r.id for r in val}
+    assert {r.id for r in carve_holdout(records, 0.2, seed=4)[1]} != {r.id for r in val}
 
 
 def test_sources_of_several_classes_stay_whole() -> None:
     records = videos(*[(label, f"g{source}", 2) for label in range(5) for source in range(10)])
-    train, val = holdout(records, 0.3, seed=0)
+    train, val = carve_holdout(records, 0.3, seed=0)
     assert len({r.group for r in val}) == 3
     assert not {r.group for r in train} & {r.group for r in val}
 
@@ -106,7 +106,7 @@ def test_no_class_loses_its_training_videos() -> None:
     # class 0 has one source, class 1 two uneven ones, and a large source holds both
     records = videos((0, "only", 9), (1, "large", 20), (1, "small", 1), (2, "x", 5), (2, "y", 5))
     for seed in range(20):
-        train, val = holdout(records, 0.2, seed)
+        train, val = carve_holdout(records, 0.2, seed)
         assert {r.label for r in train} == {0, 1, 2}
         assert {r.label for r in val} == {1, 2}  # class 0 cannot be on both sides
 
@@ -116,13 +116,13 @@ def test_a_class_of_one_source_stays_even_where_that_source_suits_the_others() -
     rest = [(label, f"s{label}", 8) for label in range(1, 31)]
     records = videos((0, "mixed", 3), *others, *rest)
     for seed in range(5):
-        train, _ = holdout(records, 0.2, seed)
+        train, _ = carve_holdout(records, 0.2, seed)
         assert sum(r.label == 0 for r in train) == 3
 
 
 def test_one_source_per_class_cannot_be_held_out() -> None:
     with pytest.raises(DataError, match="single source"):
-        holdout(videos((0, "a", 5), (1, "b", 5)), 0.2, 0)
+        carve_holdout(videos((0, "a", 5), (1, "b", 5)), 0.2, 0)
 
 
 def test_a_removed_video_moves_no_other_far() -> None:

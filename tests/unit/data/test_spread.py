@@ -20,11 +20,16 @@ from two_stream.config.augment import AugmentOptions
 from two_stream.config.model import InputOptions, ModelOptions, ResNet3d
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
 from two_stream.data.catalog import Record
-from two_stream.data.clips.companions import same_clip, same_moment
-from two_stream.data.clips.dataset import ClipDataset, ClipItem
-from two_stream.data.clips.sampling import sample_clips, segment_clips
-from two_stream.data.clips.spread import allowed_starts, drawn_starts, sampled_parts, uniform_parts
-from two_stream.data.clips.transforms import mirrored
+from two_stream.data.clips.dataset import ClipDataset, ClipItem, same_clip, same_moment
+from two_stream.data.clips.sampling import (
+    allowed_starts,
+    drawn_starts,
+    sample_clips,
+    sampled_parts,
+    segment_clips,
+    uniform_parts,
+)
+from two_stream.data.clips.transforms import mirror_frames
 from two_stream.data.clips.views import ViewDataset, evaluation_clips
 from two_stream.data.sources.base import read_clip, stacked_numbers
 from two_stream.data.sources.choose import make_source
@@ -183,14 +188,16 @@ def test_only_the_frames_of_the_segments_are_decoded(
     monkeypatch.setattr(frames, "read_picture", counted)
     record = VideoRecord("v_jump_g00_c00", 6, 0)
     data = DataOptions(source="frames")
-    clips = ClipDataset(make_source(tiny, "rgb", data), [record], SPEC, sampling="segments")
+    clips = ClipDataset(make_source(tiny, "rgb", data), [record], SPEC, DataOptions(sampling="segments"))
     item = clips[0]
     assert isinstance(item, ClipItem)
     assert decoded == ["img_00002.jpg", "img_00004.jpg", "img_00006.jpg"]
     assert item.clip[0, :, 4, 4].tolist() == pytest.approx([frame_value(0, n, 0) for n in (2, 4, 6)], abs=2)
     decoded.clear()
     middle = AugmentOptions(clip="center", crop="center", flip=0.0)
-    trained = ClipDataset(make_source(tiny, "rgb", data), [record], SPEC, augment=middle)[0]
+    trained = ClipDataset(
+        make_source(tiny, "rgb", data), [record], SPEC, DataOptions(augment=middle), epoch=0
+    )[0]
     assert isinstance(trained, ClipItem)
     assert torch.equal(trained.clip, item.clip)
     assert len(decoded) == 3
@@ -221,8 +228,8 @@ def test_a_mirrored_stack_turns_every_x_round(tiny: Record) -> None:
     expected = frames[:, :, ::-1].copy()
     for channel in (0, 2, 4):
         expected[..., channel] = 255 - expected[..., channel]
-    assert np.array_equal(mirrored(frames, "flow", "standard"), expected)
-    assert np.array_equal(mirrored(frames, "flow", "paper"), frames[:, :, ::-1])
+    assert np.array_equal(mirror_frames(frames, "flow", "standard"), expected)
+    assert np.array_equal(mirror_frames(frames, "flow", "paper"), frames[:, :, ::-1])
     views = ViewDataset(source, [record], FLOW, EvaluateOptions(views="single", crops="ten"))[0]
     assert isinstance(views, VideoViews)
     plain, turned = views.view(0), views.view(5)

@@ -13,17 +13,26 @@ import pytest
 from two_stream.config.schema import AugmentOptions
 from two_stream.data.clips.transforms import (
     View,
-    apply_view,
     center_box,
     crop_sizes,
     draw_view,
     evaluation_views,
-    mirrored,
+    mirror_frames,
     multiscale_box,
     resize_frames,
 )
 from two_stream.errors import SettingsError
 from two_stream.types import InputSpec, Modality
+
+
+def apply_view(
+    frames: np.ndarray, view: View, size: tuple[int, int], modality: Any, protocol: str
+) -> np.ndarray:
+    """Crop, resize and mirror."""
+    y0, x0, y1, x1 = view.box
+    cut = resize_frames(frames[:, y0:y1, x0:x1], size)
+    return np.ascontiguousarray(mirror_frames(cut, modality, protocol) if view.flip else cut)
+
 
 SCALES = (1.0, 0.875, 0.75, 0.66)
 CASES = {"340x256->224": ((256, 340), (224, 224)), "170x128->112": ((128, 170), (112, 112))}
@@ -150,13 +159,13 @@ def test_flip_negates_flow_x_unless_paper() -> None:
     clip = np.zeros((2, 1, 3, 2), np.uint8)
     clip[..., 0] = [0, 100, 255]
     clip[..., 1] = [1, 2, 3]
-    standard = mirrored(clip, "flow", "standard")
+    standard = mirror_frames(clip, "flow", "standard")
     assert standard[0, 0, :, 0].tolist() == [0, 155, 255]
     assert standard[0, 0, :, 1].tolist() == [3, 2, 1]
-    paper = mirrored(clip, "flow", "paper")
+    paper = mirror_frames(clip, "flow", "paper")
     assert paper[0, 0, :, 0].tolist() == [255, 100, 0]
     rgb = np.repeat(clip[..., :1], 3, axis=-1)
-    assert mirrored(rgb, "rgb", "standard")[0, 0, :, 0].tolist() == [255, 100, 0]
+    assert mirror_frames(rgb, "rgb", "standard")[0, 0, :, 0].tolist() == [255, 100, 0]
     assert clip[0, 0, :, 0].tolist() == [0, 100, 255]  # the input is left alone
 
 

@@ -8,8 +8,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from two_stream.config.schema import DataOptions, EvaluateOptions
-from two_stream.data.clips.views import ViewDataset, ViewLoader, chunks_of, collate_views, share
+from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions
+from two_stream.data.clips.views import ViewDataset, ViewLoader, assign_work, chunks_of, collate_views
 from two_stream.data.sources.base import ClipSource
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.types import Frames, InputSpec, VideoRecord, VideoViews
@@ -110,8 +110,14 @@ def test_views_are_the_pixels_of_plain_copies(
     spec = spec_of(modality, length, stride, resize, crop)
     options = EvaluateOptions(views=views, crops=crops, num_clips=3, step=2)
     records = [VideoRecord("video", frames, 1)]
-    data = ViewDataset(source, records, spec, options, chunk_bytes=budget)
-    data.protocol = protocol
+    data = ViewDataset(
+        source,
+        records,
+        spec,
+        options,
+        DataOptions(augment=AugmentOptions(protocol=protocol)),
+        chunk_bytes=budget,
+    )
     clips = plain_clips(views, frames, length, stride)
     whole = source.all_frames("video", frames, resize)
     expected = plain_views(whole, clips, crops, crop, modality == "flow" and protocol == "standard")
@@ -197,13 +203,15 @@ def test_two_broken_videos_in_a_row_are_both_named():
 def test_a_stride_the_paper_does_not_know_is_refused_before_anything_is_read():
     spec = spec_of("rgb", 4, 2, (4, 4), 4)
     with pytest.raises(SettingsError, match="stride 1"):
-        ViewDataset(Memory("rgb"), [VideoRecord("a", 9, 0)], spec, EvaluateOptions(), sampling="paper")
+        ViewDataset(
+            Memory("rgb"), [VideoRecord("a", 9, 0)], spec, EvaluateOptions(), DataOptions(sampling="paper")
+        )
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 9])
 def test_shares_are_disjoint_whole_and_even(world):
     work = [10, 10, 150, 20, 10, 30, 10]
-    shares = [share(work, rank, world) for rank in range(world)]
+    shares = [assign_work(work, rank, world) for rank in range(world)]
     assert sorted(index for part in shares for index in part) == list(range(len(work)))
     assert all(a < b for part in shares for a, b in pairwise(part))
     loads = sorted(sum(work[index] for index in part) for part in shares)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from two_stream.config.load import dump, validate_settings
-from two_stream.config.schema import AugmentOptions, EvaluateOptions, Experiment
-from two_stream.data.clips.companions import ClipsBeside, Companion
-from two_stream.data.clips.dataset import ClipDataset, ClipItem
+from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment
+from two_stream.data.catalog import Mirror
+from two_stream.data.clips.dataset import ClipDataset, ClipItem, ClipsBeside, Companion
 from two_stream.data.clips.transforms import (
     center_box,
     corner_box,
@@ -23,7 +23,6 @@ from two_stream.data.clips.transforms import (
     multiscale_box,
 )
 from two_stream.data.clips.views import ViewDataset
-from two_stream.data.mirror import Mirror
 from two_stream.data.sources.base import ClipSource
 from two_stream.errors import SettingsError
 from two_stream.runtime.seeding import rng
@@ -182,18 +181,29 @@ def test_centred_views_are_whole_after_training_on_whole_frames(crop: Any) -> No
     y, x = (40 - spec.size[0]) // 2, (60 - spec.size[1]) // 2
     resized = shrunk("rgb", 4, (40, 60))[:, y : y + spec.size[0], x : x + spec.size[1]]
     np.testing.assert_array_equal(cropped.clip.permute(1, 2, 3, 0).numpy(), resized)
-    centred.whole_frame = True
+    full = DataOptions(augment=AugmentOptions(crop="full"))
+    centred = ClipDataset(source, records, spec, full)
     for flip, dataset in (
         (0, centred),
-        (0, ClipDataset(source, records, spec, augment=AugmentOptions(crop="full", flip=0.0))),
-        (1, ClipDataset(source, records, spec, augment=AugmentOptions(crop="full", flip=1.0))),
+        (
+            0,
+            ClipDataset(
+                source, records, spec, DataOptions(augment=AugmentOptions(crop="full", flip=0.0)), epoch=0
+            ),
+        ),
+        (
+            1,
+            ClipDataset(
+                source, records, spec, DataOptions(augment=AugmentOptions(crop="full", flip=1.0)), epoch=0
+            ),
+        ),
     ):
         item = dataset[0]
         assert isinstance(item, ClipItem)
         found = item.clip.permute(1, 2, 3, 0).numpy()
         np.testing.assert_array_equal(found, wanted[:, :, ::-1] if flip else wanted)
     for crops, whole in (("center", True), ("three", False)):
-        views = ViewDataset(source, records, spec, EvaluateOptions(crops=crops), whole_frame=True)[0]
+        views = ViewDataset(source, records, spec, EvaluateOptions(crops=crops), full)[0]
         assert isinstance(views, VideoViews)
         same = np.array_equal(views.view(0).numpy(), wanted)
         assert same == whole
@@ -202,7 +212,9 @@ def test_centred_views_are_whole_after_training_on_whole_frames(crop: Any) -> No
 def test_a_teacher_beside_sees_the_whole_frame_too() -> None:
     spec, other = spec_of((40, 60), 32), spec_of((36, 48), (28, 44), "flow")
     records = [VideoRecord("v", 5, 0)]
-    clips = ClipDataset(Stored("rgb"), records, spec, augment=AugmentOptions(crop="full", flip=0.0))
+    clips = ClipDataset(
+        Stored("rgb"), records, spec, DataOptions(augment=AugmentOptions(crop="full", flip=0.0)), epoch=0
+    )
     beside = Companion(Stored("flow"), other, {"v": VideoRecord("v", 5, 0)}, "standard")
     item = ClipsBeside(clips, [beside])[0]
     assert isinstance(item, ClipItem)

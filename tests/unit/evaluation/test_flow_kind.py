@@ -15,8 +15,7 @@ from tests.helpers.datasets import CLASSES
 from tests.helpers.runs import SMALL, write_run
 from two_stream.cli import main as cli
 from two_stream.data.clips.transforms import resize_frames
-from two_stream.data.packing.pack import pack
-from two_stream.data.packing.shard_writer import PackOptions
+from two_stream.data.packing import PackOptions, pack
 from two_stream.errors import SettingsError
 from two_stream.evaluation.pictures import attention
 from two_stream.evaluation.runs.frames_made import made_now

@@ -66,7 +66,9 @@ def test_a_video_on_the_fly_scores_as_its_extracted_frames(world, modality):
     assert extraction_of(run)["short_side"] == 96
     record = run.record
     records = [r for r in load_part(record, modality, 1, "test") if r.id == "left/v_g3"]
-    (views,) = list(view_loader(run.experiment, run.model.spec, records, record))
+    (views,) = list(
+        view_loader(run.experiment.data, run.experiment.evaluate, run.model.spec, records, record)
+    )
     order = [
         crop * 3 + clip for clip in range(3) for crop in range(3)
     ]  # stored crop by crop, live clip by clip

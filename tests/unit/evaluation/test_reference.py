@@ -65,7 +65,9 @@ def scores(networks, record, modality, views, crops):
         data=DataOptions(sampling="paper", workers=0, augment=AugmentOptions(protocol="paper")),
         evaluate=EvaluateOptions(views=views, crops=crops),
     )
-    loader = view_loader(experiment, model.spec, [VideoRecord("demo", FRAMES[modality], 0)], record)
+    loader = view_loader(
+        experiment.data, experiment.evaluate, model.spec, [VideoRecord("demo", FRAMES[modality], 0)], record
+    )
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

@@ -14,7 +14,7 @@ import yaml
 from tests.helpers.runs import write_run
 from two_stream.cli import main as cli
 from two_stream.config.schema import EvaluateOptions
-from two_stream.data.mirror import Mirror
+from two_stream.data.catalog import Mirror
 from two_stream.errors import (
     CheckpointError,
     DataError,

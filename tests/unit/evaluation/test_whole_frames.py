@@ -12,7 +12,7 @@ from tests.helpers.datasets import CLASSES
 from tests.helpers.models import settle
 from two_stream.config.load import dump, load_experiment
 from two_stream.config.schema import EvaluateOptions, Experiment
-from two_stream.data.mirror import Mirror
+from two_stream.data.catalog import Mirror
 from two_stream.evaluation.pictures.attention import read_attention
 from two_stream.evaluation.runs import run as run_module
 from two_stream.evaluation.runs.run import evaluate_run, load_run, reading_of

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.videos import CODECS, FRAMES, H264, Codec, make
-from two_stream.data.prepare.adapters.clock import clock_of
+from two_stream.data.prepare.adapters.build import clock_of
 from two_stream.evaluation.pictures.annotate import annotate
 from two_stream.video.decoding.clock import Clock, uneven
 from two_stream.video.decoding.live import open_source

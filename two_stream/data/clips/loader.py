@@ -1,7 +1,7 @@
 """Loaders: batches of training and validation clips.
 
-The order of an epoch comes from (seed, epoch); a resumed epoch skips batches without reading them. Worker processes
-draw no random numbers, so their number changes nothing.
+The order of an epoch depends on (seed, epoch); a resumed epoch skips batches without reading them. Worker processes
+draw no random numbers, so their number does not change the batches.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import signal
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,33 +17,30 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 import cv2
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from two_stream.config.schema import DataOptions, Experiment
-from two_stream.data.catalog import Record
-from two_stream.data.clips.balance import balanced_order
+from two_stream.config.schema import DataOptions
 from two_stream.data.clips.dataset import ClipDataset, ClipFailure, ClipItem
-from two_stream.data.mirror import mirror_of
-from two_stream.data.sources.choose import make_source
 from two_stream.errors import DataError, loader_killed
 from two_stream.runtime.processes import end_with_parent
 from two_stream.runtime.seeding import rng
-from two_stream.types import Batch, InputSpec, VideoRecord
+from two_stream.types import Batch, VideoRecord
 
 T = TypeVar("T")
 _Loaded = tuple[T | None, list[ClipFailure]]
 
 WORKER_TIMEOUT = 1800.0
-"""seconds after which a worker that delivers nothing is given up"""
+"""seconds without a batch after which a worker is given up"""
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which batches of an epoch one of several processes reads.
+    """The batches of an epoch that one of several processes reads.
 
-    The epoch's batches are those of a single process. Every `group` of them in a row make one optimizer step; within
-    a group they are dealt out one after another.
+    The epoch's batches are those of a single process. Every `group` consecutive batches make one optimizer
+    step; within a group they are assigned to the processes in turn.
     """
 
     rank: int = 0
@@ -50,7 +48,7 @@ class Share:
     group: int = 0
     """0 is one batch per process"""
     pin: bool = False
-    """put batches into memory that a GPU copies from by itself"""
+    """put batches into page-locked memory, for asynchronous copies to a GPU"""
 
     def numbers(self, start: int, stop: int) -> list[int]:
         """Return the numbers of this process's batches among `start` … `stop - 1`; `start` begins a group."""
@@ -59,12 +57,11 @@ class Share:
 
 
 class Loader(Generic[T]):
-    """Yields what a plan of indices asks for, in its order.
+    """Yields the batches of a plan of indices, in order.
 
     Attributes:
-        skipped: (id, reason) of the videos left out since the iteration began (`on_error: skip`).
-        position: One more than the number, in the whole plan, of the entry read last, empty ones included; the number
-            to give as `skip_batches` to go on from here.
+        skipped: (id, reason) of the videos skipped since the iteration began (`on_error: skip`).
+        position: Batches of the full plan that are done, empty ones included; the `skip_batches` that continues here.
     """
 
     def __init__(
@@ -84,8 +81,8 @@ class Loader(Generic[T]):
             plan: Indices of each batch.
             collate: Joins the items of a batch, apart from failures.
             data: Workers and `on_error`.
-            skip: Batches of the plan to leave out at the start, unread.
-            share: Which of the others to read; all of them by default.
+            skip: Batches at the start of the plan that are not read.
+            share: Which of the others to read; all by default.
         """
         self.dataset = dataset
         self.plan = [list(batch) for batch in plan]
@@ -114,16 +111,17 @@ class Loader(Generic[T]):
             for number, (loaded, failures) in zip(self.numbers, entries, strict=True):
                 self.position = number + 1
                 for failure in failures:
-                    self._meet(failure)
+                    self.handle_failure(failure)
                 if loaded is not None:
                     yield loaded
 
-    def _meet(self, failure: ClipFailure) -> None:
+    def handle_failure(self, failure: ClipFailure) -> None:
+        """Raise the error of a video that gave no clip, or note the video as skipped (`on_error: skip`)."""
         if failure.error is not None:
             raise failure.error
         if self._data.on_error == "raise":
             raise DataError(
-                f"video {failure.id!r} cannot be read: {failure.reason}; mend it, or leave such videos out with "
+                f"video {failure.id!r} cannot be read: {failure.reason}. Fix the file, or skip unreadable videos with "
                 "`data.on_error: skip`"
             )
         self.skipped.append((failure.id, failure.reason))
@@ -138,12 +136,14 @@ class Loader(Generic[T]):
             worker_init_fn=_start_worker,
             timeout=WORKER_TIMEOUT if workers else 0,
             pin_memory=self._pin,
-            # without a generator of its own a loader draws from torch's global one, and a resumed run drifts
+            # without its own generator a loader draws from torch's global one, and a resumed run would differ
             generator=torch.Generator(),
         )
         iterator = iter(loader)
         end = partial(_end_workers, iterator)
-        atexit.register(end)  # an exception on its way out may hold this generator until the interpreter ends
+        atexit.register(
+            end
+        )  # a propagating exception may keep this generator alive until the interpreter exits
         try:
             while True:
                 try:
@@ -160,7 +160,7 @@ class Loader(Generic[T]):
                         raise DataError(killed) from error
                     reason = str(error).splitlines()[0]
                     raise DataError(
-                        f"a loader process stopped: {reason}; with `data.workers: 0` the cause is shown in place"
+                        f"a loader process stopped: {reason}. Set `data.workers: 0` to see the cause"
                     ) from error
                 yield loaded
         finally:
@@ -168,115 +168,51 @@ class Loader(Generic[T]):
             atexit.unregister(end)
 
 
-def train_loader(
-    experiment: Experiment,
-    spec: InputSpec,
-    records: Sequence[VideoRecord],
-    record: Record,
+def clip_loader(
+    clips: ClipDataset,
+    batch_size: int,
     *,
-    epoch: int,
     skip_batches: int = 0,
     share: Share | None = None,
     wrap: Callable[[ClipDataset], Dataset[ClipItem | ClipFailure]] | None = None,
 ) -> Loader[Batch]:
-    """Return the batches of one training epoch: shuffled, one augmented clip per video, the last may be smaller.
+    """Return the batches of a pass over clips: shuffled for a training epoch, else in the order of the videos.
 
     Args:
-        experiment: Data and training settings, seed.
-        spec: What the network expects.
-        records: The training part.
-        record: The data set.
-        epoch: From 0 or 1 on; decides order and augmentation together with the seed.
+        clips: One clip per video; their seed and epoch decide the order.
+        batch_size: Clips per batch; the last batch may be smaller.
         skip_batches: Batches of this epoch that are done already; they are not read.
-        share: What this process reads of it; all by default. Shares have no clip in common and leave none out.
-        wrap: Makes the data set that is read of the clips, for example one that adds others beside them.
-
-    Raises:
-        DataError: No videos, or the folder of frames or videos is absent.
-    """
-    plan = epoch_plan(experiment, records, epoch)
-    clips = drawn_clips(experiment, spec, records, record, epoch=epoch)
-    dataset = clips if wrap is None else wrap(clips)
-    return Loader(dataset, plan, collate_clips, experiment.data, skip=skip_batches, share=share)
-
-
-def clip_loader(
-    experiment: Experiment,
-    spec: InputSpec,
-    records: Sequence[VideoRecord],
-    record: Record,
-    *,
-    share: Share | None = None,
-) -> Loader[Batch]:
-    """Return the centred clip and crop of every video in the records' order, in batches of the training size.
-
-    Of several processes each reads every so-many-th batch.
-
-    Raises:
-        DataError: No videos, or the folder of frames or videos is absent.
-    """
-    plan = batches_of(range(len(_some(records, "validation"))), experiment.train.batch_size)
-    dataset = centred_clips(experiment, spec, records, record)
-    return Loader(dataset, plan, collate_clips, experiment.data, share=share)
-
-
-def drawn_clips(
-    experiment: Experiment,
-    spec: InputSpec,
-    records: Sequence[VideoRecord],
-    record: Record,
-    *,
-    epoch: int,
-) -> ClipDataset:
-    """Return the augmented clips of an epoch, one per video; `train_loader` has the arguments.
-
-    Raises:
-        DataError: The folder of frames or videos is absent.
-    """
-    data = experiment.data
-    dataset = ClipDataset(
-        make_source(record, spec.modality, data),
-        records,
-        spec,
-        sampling=data.sampling,
-        augment=data.augment,
-        seed=experiment.seed,
-        epoch=epoch,
-        resize_once=data.resize_once,
-    )
-    dataset.frame_order = data.frame_order
-    dataset.mirror = mirror_of(record, data.augment.protocol)
-    dataset.multi_label = _multi_label(record)
-    return dataset
-
-
-def centred_clips(
-    experiment: Experiment, spec: InputSpec, records: Sequence[VideoRecord], record: Record
-) -> ClipDataset:
-    """Return the centred clip and crop of every video; of whole frames after `augment.crop: full`.
-
-    Raises:
-        DataError: The folder of frames or videos is absent.
-    """
-    data = experiment.data
-    source = make_source(record, spec.modality, data)
-    dataset = ClipDataset(source, records, spec, sampling=data.sampling)
-    dataset.whole_frame = data.augment.whole_frame
-    dataset.frame_order = experiment.data.frame_order
-    dataset.multi_label = _multi_label(record)
-    return dataset
-
-
-def epoch_plan(experiment: Experiment, records: Sequence[VideoRecord], epoch: int) -> list[list[int]]:
-    """Return which clips make each batch of an epoch; `ClipDataset` says what a number past the end is.
+        share: Which batches this process reads; all by default. Shares are disjoint and cover the epoch.
+        wrap: Makes the data set that is read from the clips, for example one that adds clips for other networks.
 
     Raises:
         DataError: No videos.
     """
-    order = epoch_order(len(_some(records, "training")), experiment.seed, epoch)
-    if experiment.data.balance == "classes":
-        order = balanced_order(records, experiment.seed, epoch)
-    return batches_of(order, experiment.train.batch_size)
+    plan = epoch_plan(clips.records, clips.data, batch_size, clips.seed, clips.epoch)
+    dataset = clips if wrap is None else wrap(clips)
+    return Loader(dataset, plan, collate_clips, clips.data, skip=skip_batches, share=share)
+
+
+def epoch_plan(
+    records: Sequence[VideoRecord], data: DataOptions, batch_size: int, seed: int, epoch: int | None
+) -> list[list[int]]:
+    """Return which clips make each batch of an epoch, or of a pass in order where `epoch` is None.
+
+    See `ClipDataset.__getitem__` for numbers past the end.
+
+    Raises:
+        DataError: No videos.
+    """
+    if not records:
+        part = "validation" if epoch is None else "training"
+        raise DataError(f"the {part} part has no videos; check the split list and `data.holdout`")
+    if epoch is None:
+        order: Sequence[int] = range(len(records))
+    elif data.balance == "classes":
+        order = balanced_order(records, seed, epoch)
+    else:
+        order = epoch_order(len(records), seed, epoch)
+    return batches_of(order, batch_size)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
@@ -284,8 +220,32 @@ def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
     return [int(index) for index in rng("order", seed, epoch).permutation(count)]
 
 
+def balanced_order(records: Sequence[VideoRecord], seed: int, epoch: int) -> list[int]:
+    """Return as many draws with replacement as there are videos; it depends on seed and epoch alone.
+
+    A video is drawn with a probability inverse to the size of its class (the mean over its classes, where it has
+    several). The second draw of video i in an epoch is `i + len(records)`, the third `i + 2 * len(records)`, so that
+    each has a clip and augmentation of its own.
+    """
+    counts = Counter(label for record in records for label in record.all_labels)
+    share = np.array([np.mean([1.0 / counts[label] for label in record.all_labels]) for record in records])
+    drawn = rng("order", seed, epoch).choice(len(records), size=len(records), p=share / share.sum())
+    seen: Counter[int] = Counter()
+    order = []
+    for index in map(int, drawn):
+        order.append(index + seen[index] * len(records))
+        seen[index] += 1
+    return order
+
+
+def class_counts(records: Sequence[VideoRecord], num_classes: int) -> tuple[int, ...]:
+    """Return the videos of each class; one with several classes counts in each."""
+    counts = Counter(label for record in records for label in record.all_labels)
+    return tuple(counts[label] for label in range(num_classes))
+
+
 def collate_clips(items: list[ClipItem | ClipFailure]) -> _Loaded[Batch]:
-    """Join clips to a batch `(B, C, T, H, W)`; None when none is whole."""
+    """Join clips to a batch `(B, C, T, H, W)`; None when no clip could be read."""
     whole = [item for item in items if isinstance(item, ClipItem)]
     failures = [item for item in items if isinstance(item, ClipFailure)]
     if not whole:
@@ -299,25 +259,15 @@ def collate_clips(items: list[ClipItem | ClipFailure]) -> _Loaded[Batch]:
     return Batch(clips, labels, [item.id for item in whole], beside), failures
 
 
-def _multi_label(record: Record) -> int:
-    return record.num_classes if record.multi_label else 0
-
-
 def batches_of(order: Sequence[int], size: int) -> list[list[int]]:
     """Cut an order into batches; the last may be smaller."""
     return [list(order[start : start + size]) for start in range(0, len(order), size)]
 
 
-def _some(records: Sequence[VideoRecord], part: str) -> Sequence[VideoRecord]:
-    if not records:
-        raise DataError(f"the {part} part has no videos; check the split list and `data.holdout`")
-    return records
-
-
 def _start_worker(_number: int) -> None:
-    """Leave Ctrl-C, SIGHUP and the first SIGTERM, which reach the whole process group, to the main process.
+    """Let only the main process handle Ctrl-C, SIGHUP and the first SIGTERM, which reach the whole process group.
 
-    It saves and then ends its workers; one of them dying first would turn a clean stop into a crash. They end with it.
+    It saves a checkpoint and then ends its workers; a worker that died first would turn a clean stop into a crash.
     """
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
@@ -330,15 +280,15 @@ def _start_worker(_number: int) -> None:
 
 
 def _end_workers(iterator: Any) -> None:
-    """End the workers of a pass for good.
+    """End the workers of a pass.
 
-    One that is stuck in a decoder sees no SIGTERM, which is all that torch and multiprocessing send, and the process
-    would wait for it at its exit.
+    A worker stuck in a decoder does not react to SIGTERM, the only signal that torch and multiprocessing send, and the
+    process would wait for it at exit.
     """
     shut_down = getattr(iterator, "_shutdown_workers", None)
     if shut_down is None:  # no workers
         return
-    shut_down()  # asks first, and tells torch that the end of its workers is no accident
+    shut_down()  # a regular stop, so that torch does not report the workers as crashed
     for worker in iterator._workers:
         if worker.is_alive():
             worker.kill()

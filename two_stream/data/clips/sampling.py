@@ -1,29 +1,63 @@
-"""Which frames a clip is made of. All frame numbers are 1-based, as in the file names.
+"""Frame choice: which frames of a video make up a clip. Frame numbers are 1-based, as in file names; starts 0-based.
 
-The `paper-*` protocols reproduce LateTemporalModeling3DCNN frame by frame, quirks included: the last frame of a
-video longer than a clip is never read, the first one is skipped, a second test clip starts only at twice the clip
-length plus three frames. Those named after a family are in `temporal.py`, those of segments in `spread.py`. The others
-use the whole video.
+The protocols `single`, `multi`, `uniform`, `sliding` and `train` use the whole video. The others reproduce published
+code frame by frame, quirks included:
+
+- `paper-*` (LateTemporalModeling3DCNN): the last frame of a video longer than a clip is never read, the first one is
+  skipped, and a second test clip starts only at twice the clip length plus three frames.
+- `efficient3d-*` (Efficient-3DCNNs): a window of `clip_length * stride` neighbouring frames, looped from its own first
+  frame, then thinned. The random start is never the last possible one. `windows` keeps a video of one frame, which the
+  published data set leaves out.
+- `3dresnets-*` (3D-ResNets-PyTorch): the video is thinned first, so a start is a place in the thinned list. `even` and
+  `sliding` take only their starts from it and cut neighbouring frames, as its `main.py` does under `--sample_t_stride`;
+  `windows` cuts first and thins each window. A short last window is looped from its own first frame.
+- `co3d-*` (PySlowFast): frames spread over `[start, start + clip_length * stride - 1]`, clamped to the video and
+  truncated, so they lie slightly further apart than `stride`.
+- `segments-*` (TSN, arXiv 1608.00859): the video is cut into equal parts and every part gives some frames, as in
+  mmaction2's `SampleFrames` (one clip of the whole video, or two by twice-sampling) and `UniformSample` (several clips,
+  which share the parts).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import ceil
 
 import numpy as np
 
-from two_stream.data.clips.families import FAMILY_PROTOCOLS, family_clips
-from two_stream.data.clips.spread import SEGMENT_PROTOCOLS, allowed_starts, drawn_starts, segment_starts
 from two_stream.errors import SettingsError
 from two_stream.runtime import seeding
 from two_stream.types import InputSpec
 
-MENDED = ("single", "multi", "uniform", "sliding", "train")
+FAMILY_PROTOCOLS = (
+    "efficient3d-random",
+    "efficient3d-begin",
+    "efficient3d-center",
+    "efficient3d-windows",
+    "efficient3d-loop",
+    "3dresnets-random",
+    "3dresnets-begin",
+    "3dresnets-center",
+    "3dresnets-even",
+    "3dresnets-sliding",
+    "3dresnets-windows",
+    "co3d-random",
+    "co3d-even",
+    "co3d-center",
+)
+TRAINING = ("random", "center", "begin")
+"""choices that give one clip of every video, however short"""
+
+EVEN_CLIPS = {"efficient3d-windows": 3, "3dresnets-even": 3, "co3d-even": 10, "co3d-center": 1}
+"""clips per video when their number is not given: the published defaults"""
+
+SEGMENT_PROTOCOLS = ("segments-train", "segments-single", "segments-twice", "segments-uniform")
+STANDARD = ("single", "multi", "uniform", "sliding", "train")
 PAPER = ("paper-single", "paper-multi", "paper-train", "paper-val")
-PROTOCOLS = (*MENDED, *PAPER, *FAMILY_PROTOCOLS, *SEGMENT_PROTOCOLS)
+PROTOCOLS = (*STANDARD, *PAPER, *FAMILY_PROTOCOLS, *SEGMENT_PROTOCOLS)
 
 FAMILIES = ("efficient3d", "3dresnets", "co3d")
-"""codebases whose frame choice `data.sampling` can name"""
+"""codebases whose frame choice `data.sampling` accepts"""
 
 DEFAULT_CLIPS = 10
 """clips of the `uniform` protocol when their number is not given"""
@@ -49,13 +83,12 @@ def sample_clips(
 
     Args:
         protocol: `single`, `multi`, `uniform`, `sliding`, `train`, the published `paper-single`, `paper-multi`,
-            `paper-train`, `paper-val`, one of a family (`temporal.FAMILY_PROTOCOLS`) or one of segments
-            (`spread.SEGMENT_PROTOCOLS`).
+            `paper-train`, `paper-val`, one of `FAMILY_PROTOCOLS` or one of `SEGMENT_PROTOCOLS`.
         num_frames: Frames of the video, at least 1.
         clip_length: Frames of a clip.
         stride: Step between neighbouring frames of a clip; the paper's protocols know only 1.
         num_clips: Clips of `uniform` and `segments-uniform` (default 10), segments of `paper-train` and `paper-val`
-            (default 1), clips of a family's even choice (its own default).
+            (default 1), clips of a family's even choice (default: the published number).
         step: Frames between the starts of `sliding` clips; default half a clip (a family's: a whole one).
         offset: Frames before the clip (0-based start) for `train` and `<family>-random`; one per segment for
             `paper-train` and `segments-train`.
@@ -75,7 +108,7 @@ def sample_clips(
             protocol, num_frames, (clip_length, 1), stride=stride, num_clips=num_clips, offset=offset, rng=rng
         )
     if protocol in FAMILY_PROTOCOLS:
-        return family_clips(
+        return _family_clips(
             protocol,
             num_frames,
             clip_length,
@@ -96,7 +129,7 @@ def sample_clips(
     elif protocol == "train":
         starts = [_chooser(offset, rng)(0, train_offsets(num_frames, clip_length, stride))]
     else:
-        starts = _mended_starts(protocol, num_frames, clip_length, stride, num_clips, step)
+        starts = _standard_starts(protocol, num_frames, clip_length, stride, num_clips, step)
     return [_looped(start, num_frames, clip_length, stride) for start in starts]
 
 
@@ -112,24 +145,15 @@ def segment_clips(
 ) -> list[list[int]]:
     """Return the frame numbers (1-based) of clips of segments; a video that ends inside a segment is looped.
 
-    Args:
-        protocol: One of `spread.SEGMENT_PROTOCOLS`.
-        num_frames: Frames of the video.
-        segments: Equal parts of the video, and frames of each.
-        stride: Step between the frames of a segment.
-        num_clips: Clips of `segments-uniform` (default 10).
-        offset: Start (0-based) of each segment of `segments-train`.
-        rng: Where `segments-train` draws the starts from when none are given.
-
-    Raises:
-        SettingsError: A number out of range, or `segments-train` without offset and rng.
+    `segments` are the equal parts of the video and the frames of each; `offset` gives the start (0-based) of each
+    segment of `segments-train`, which are drawn from `rng` otherwise. See `sample_clips` for the rest.
     """
     count, frames = segments
     clips = DEFAULT_CLIPS if num_clips is None else num_clips
     if clips < 1:
         raise SettingsError(f"sample_clips: num_clips is {clips}: expected at least 1")
     if protocol != "segments-train":
-        starts = segment_starts(protocol, num_frames, count, clip_span(frames, stride), clips)
+        starts = _segment_starts(protocol, num_frames, count, clip_span(frames, stride), clips)
     elif offset is None and rng is not None:
         starts = [drawn_starts(num_frames, count, frames, stride, rng)]
     else:
@@ -170,7 +194,6 @@ def training_protocol(sampling: str, clip: str = "random") -> str:
     Args:
         sampling: `standard`, `paper`, `segments` or a family, as in `DataOptions.sampling`.
         clip: `random`, `center` or `begin`.
-
     """
     if sampling == "segments":
         return {"random": "segments-train", "center": "segments-single"}[clip]
@@ -184,8 +207,8 @@ def training_protocol(sampling: str, clip: str = "random") -> str:
 def evaluation_protocol(sampling: str, views: str, num_clips: int | None = None) -> tuple[str, int | None]:
     """Return the protocol of an evaluation's clips and their number, where it has one.
 
-    A family without a choice of its own for these views takes ours. A clip of segments spans the video, so `multi` is
-    one of them; `sliding` ones are windows of neighbouring frames.
+    A family without its own choice for these views uses the standard one. A clip of segments spans the video, so
+    `multi` is a single clip; `sliding` clips are windows of neighbouring frames.
 
     Args:
         sampling: `standard`, `paper`, `segments` or a family, as in `DataOptions.sampling`.
@@ -199,7 +222,7 @@ def evaluation_protocol(sampling: str, views: str, num_clips: int | None = None)
         return f"segments-{'single' if views == 'multi' else views}", num_clips
     if views == "twice":
         raise SettingsError(
-            "views `twice` take the segments of a video twice, and this network has none; take uniform ones"
+            "views `twice` take the segments of a video twice, and this network has none; use uniform views"
         )
     if sampling == "paper" and views in ("single", "multi"):
         return f"paper-{views}", None
@@ -216,11 +239,11 @@ def evaluation_protocol(sampling: str, views: str, num_clips: int | None = None)
 
 
 def sampling_of(spec: InputSpec, sampling: str) -> str:
-    """Return the frame choice of a network on some data: a network of segments says so itself."""
+    """Return the frame choice of a network: `segments` for a network of segments, else the one of the data."""
     return "segments" if spec.segments else sampling
 
 
-def reordered(clip: Sequence[int], order: str, *key: object) -> list[int]:
+def reorder_frames(clip: Sequence[int], order: str, *key: object) -> list[int]:
     """Return the frame numbers of a clip in the order in which they enter the network.
 
     Args:
@@ -252,8 +275,8 @@ def train_offsets(num_frames: int, clip_length: int, stride: int = 1) -> range:
 def paper_train_offsets(num_frames: int, clip_length: int, segments: int = 1) -> list[range]:
     """Return, per segment, the starts (0-based) the published training protocol draws from.
 
-    The published code counts one frame too few when the video is longer than a clip, and multiplies the drawn offset
-    by the number of the segment when it is not, so that the first segment always starts at the first frame.
+    The published code counts one frame too few when the video is longer than a clip. Otherwise it multiplies the drawn
+    offset by the number of the segment, so that the first segment always starts at the first frame.
     """
     if num_frames <= clip_length:
         return [
@@ -303,7 +326,7 @@ def _looped(start: int, num_frames: int, clip_length: int, stride: int) -> list[
     return [(start + index * stride) % num_frames + 1 for index in range(clip_length)]
 
 
-def _mended_starts(
+def _standard_starts(
     protocol: str, num_frames: int, clip_length: int, stride: int, num_clips: int | None, step: int | None
 ) -> list[int]:
     slack = num_frames - clip_span(clip_length, stride)
@@ -364,3 +387,194 @@ def _paper_test_starts(protocol: str, num_frames: int, clip_length: int) -> list
         return [0]
     first = (num_frames - count * clip_length) // 2
     return [first + index * clip_length for index in range(count)]
+
+
+def _family_clips(
+    protocol: str,
+    num_frames: int,
+    clip_length: int,
+    *,
+    stride: int,
+    num_clips: int | None,
+    step: int | None,
+    choose: Callable[[int, range], int],
+    draw: Callable[[float], float],
+) -> list[list[int]]:
+    """Return the frame numbers (1-based) of each clip of a family protocol; see `sample_clips`.
+
+    `choose` gives the start of `efficient3d-random` and `3dresnets-random`, `draw` that of `co3d-random`, a real number
+    from 0 to its argument. With 0 clips `efficient3d-windows` gives neighbouring windows (its test part).
+    """
+    family, _, kind = protocol.partition("-")
+    frames = range(1, num_frames + 1)
+    count = EVEN_CLIPS.get(protocol, 1) if num_clips is None else num_clips
+    if family == "co3d":
+        return _co3d(kind, num_frames, clip_length, stride, count, draw)
+    if kind in TRAINING:
+        thinned = frames[::stride] if family == "3dresnets" else frames
+        size = clip_length if family == "3dresnets" else clip_length * stride
+        start = _start(kind, len(thinned), size, choose)
+        window = looped(thinned[start : start + size], size)
+        return [window if family == "3dresnets" else window[::stride]]
+    if protocol == "efficient3d-loop":
+        return [looped(frames, max(num_frames, clip_length * stride))]
+    if protocol == "efficient3d-windows":
+        windows = efficient_windows(num_frames, clip_length, count) or [(1, num_frames)]
+        size = clip_length * stride
+        return [looped(range(first, last + 1), size)[::stride] for first, last in windows]
+    if protocol == "3dresnets-windows":
+        size = clip_length * stride
+        found = _windows(frames, size, step or size, None)
+        return [window[::stride] for window in found]
+    thinned = frames[::stride]
+    if protocol == "3dresnets-sliding":
+        return _windows(thinned, clip_length, step or clip_length, None)
+    if count < 2:  # the published code divides by zero
+        raise SettingsError(f"sample_clips: num_clips is {count}: expected at least 2 for {protocol!r}")
+    apart = max(1, ceil((len(thinned) - 1 - clip_length) / (count - 1)))
+    return _windows(thinned, clip_length, apart, count)
+
+
+def looped(frames: Sequence[int], size: int) -> list[int]:
+    """Return the first `size` frames, starting over where there are fewer (`LoopPadding`)."""
+    return [frames[place % len(frames)] for place in range(size)]
+
+
+def efficient_windows(num_frames: int, clip_length: int, samples: int) -> list[tuple[int, int]]:
+    """Return the first and last frame of each sample Efficient-3DCNNs makes of a video.
+
+    0 samples give neighbouring windows, others evenly spaced windows (often more than requested, as published). The
+    last frame never begins a window, so a video of one frame gives none. One sample is the whole video.
+    """
+    if samples == 1:
+        return [(1, num_frames)]
+    step = clip_length
+    if samples > 1:
+        step = max(1, ceil((num_frames - 1 - clip_length) / (samples - 1)))
+    return [(first, min(num_frames, first + clip_length - 1)) for first in range(1, num_frames, step)]
+
+
+def _start(kind: str, count: int, size: int, choose: Callable[[int, range], int]) -> int:
+    if kind == "begin":
+        return 0
+    if kind == "center":
+        return max(0, count // 2 - size // 2)
+    return choose(0, range(max(0, count - size - 1) + 1))
+
+
+def _windows(thinned: range, size: int, step: int, most: int | None) -> list[list[int]]:
+    """Return windows of neighbouring frames that begin at every `step`-th frame of the list; a short one ends them."""
+    found: list[list[int]] = []
+    last = thinned[-1]
+    for first in thinned[::step]:
+        window = range(first, min(first + size, last + 1))
+        found.append(looped(window, size))
+        if len(window) < size or len(found) == most:
+            break
+    return found
+
+
+def _co3d(
+    kind: str, num_frames: int, clip_length: int, stride: int, count: int, draw: Callable[[float], float]
+) -> list[list[int]]:
+    span = clip_length * stride
+    room = float(max(num_frames - span, 0))
+    if kind == "random":
+        starts = [draw(room)]
+    elif kind == "even":
+        starts = [room * clip / count for clip in range(count)]
+    else:
+        starts = [max(0.0, num_frames * (2 * clip + 1) / (2 * count) - span / 2) for clip in range(count)]
+    return [_spread(start, start + span - 1, num_frames, clip_length) for start in starts]
+
+
+def _spread(start: float, end: float, num_frames: int, clip_length: int) -> list[int]:
+    """Return evenly spread frames with torch.linspace's float32 rounding, which the truncation makes visible.
+
+    It counts from both ends with fused multiply-adds, so sums are exact (float64 here) and rounded once.
+    """
+    first, last = np.float32(start), np.float32(end)
+    apart = np.float64((last - first) / np.float32(max(clip_length - 1, 1)))
+    place = np.arange(clip_length, dtype=np.float64)
+    exact = np.where(
+        place < clip_length // 2, first + apart * place, last - apart * (clip_length - 1 - place)
+    )
+    places = exact.astype(np.float32).clip(0, num_frames - 1)
+    return [int(value) + 1 for value in places]
+
+
+def _segment_starts(
+    protocol: str, num_frames: int, segments: int, span: int, num_clips: int
+) -> list[list[int]]:
+    """Return the start (0-based) of every segment, per clip of an evaluation.
+
+    `segments-single` takes the middle of each part; segments of several frames are spread from the first frame to the
+    last. `segments-twice` adds the clip of the parts' first frames, or with several frames per segment that of
+    `segments-uniform`. `segments-uniform` divides each part among `num_clips` clips. A segment spans `span` frames.
+    """
+    if protocol == "segments-uniform":
+        return [_shared(num_frames, segments, span, clip, num_clips) for clip in range(num_clips)]
+    places = range(segments)
+    room = max(0, num_frames - span)
+    if span == 1:
+        part = num_frames / segments
+        clips = [[int(place * part + part / 2) for place in places], [int(place * part) for place in places]]
+    else:
+        apart = room / max(1, segments - 1)
+        single = [round(place * apart) for place in places] if segments > 1 else [room // 2]
+        clips = [single, _shared(num_frames, segments, span, 0, 1)]
+    return clips if protocol == "segments-twice" else clips[:1]
+
+
+def drawn_starts(
+    num_frames: int, segments: int, frames: int, stride: int, rng: np.random.Generator
+) -> list[int]:
+    """Draw the start (0-based) of every segment of a training clip.
+
+    Either sampler is used with probability 1/2: `UniformSample` reaches every frame of the video; the parts of
+    `SampleFrames` have whole numbers of frames, and may leave out up to one frame per part at the end.
+    """
+    if rng.random() < 0.5:
+        return [
+            int(rng.integers(part.start, part.stop))
+            for part in uniform_parts(num_frames, segments, frames, stride)
+        ]
+    allowed = sampled_parts(num_frames, segments, frames, stride)
+    starts = [int(rng.integers(part.start, part.stop)) for part in allowed]
+    return sorted(starts) if allowed[0] == allowed[-1] else starts
+
+
+def allowed_starts(num_frames: int, segments: int, frames: int, stride: int) -> list[range]:
+    """Return, per segment, the starts a training clip may have: those of either sampler, and the frames between."""
+    both = (parts(num_frames, segments, frames, stride) for parts in (sampled_parts, uniform_parts))
+    return [range(min(a[0], b[0]), max(a[-1], b[-1]) + 1) for a, b in zip(*both)]
+
+
+def uniform_parts(num_frames: int, segments: int, frames: int, stride: int) -> list[range]:
+    """Return, per segment, the starts that `UniformSample` draws from; neighbouring parts share the frame between."""
+    part = max(0, num_frames - 1 - (frames - 1) * stride) / segments
+    return [range(round(place * part), round((place + 1) * part) + 1) for place in range(segments)]
+
+
+def sampled_parts(num_frames: int, segments: int, frames: int, stride: int) -> list[range]:
+    """Return, per segment, the starts that `SampleFrames` draws from.
+
+    Where the video has too few frames for separate parts, but more than a segment covers, every segment may start
+    anywhere, and the draws are sorted. In a shorter video the starts are fixed, and the last of them may be after the
+    end; the video is then looped.
+    """
+    taken = frames * stride
+    part = (num_frames - taken + 1) // segments
+    if part > 0:
+        return [range(place * part, (place + 1) * part) for place in range(segments)]
+    if num_frames > max(segments, taken):
+        return [range(num_frames - taken + 1)] * segments
+    apart = (num_frames - taken + 1) / segments if part == 0 else 0.0
+    return [range(start, start + 1) for start in (round(place * apart) for place in range(segments))]
+
+
+def _shared(num_frames: int, segments: int, span: int, clip: int, num_clips: int) -> list[int]:
+    """Return the starts of one of several clips that share the parts, rounded like `UniformSample`."""
+    part = max(0, num_frames - span) / segments
+    inside = int(part / (num_clips + 1) * (clip + 1))
+    return [round(place * part) + inside for place in range(segments)]

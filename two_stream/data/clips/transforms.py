@@ -2,51 +2,39 @@
 
 Arrays are `(T, H, W, C)` frames already resized to the `resize` of the input specification. Boxes are
 `(y0, x0, y1, x1)` in those frames, lower bounds inclusive, upper exclusive. Protocol `paper` places multi-scale
-crops at offsets computed from the network's crop size whatever the box's size, so that some boxes stick out and are
-cut and distorted, and mirrors flow without changing its sign; `standard` mends both.
+crops at offsets computed from the network's crop size whatever the box's size, so that some boxes exceed the frame and
+are cut and distorted, and mirrors flow without changing its sign; `standard` corrects both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import exp, log, sqrt
 
 import cv2
 import numpy as np
+import torch
 
 from two_stream.config.augment import AugmentOptions
 from two_stream.errors import SettingsError
-from two_stream.types import Frames, InputSpec, Modality
+from two_stream.types import Box, Frames, InputSpec, Modality
 
-Box = tuple[int, int, int, int]
 Size = tuple[int, int]
 """(height, width)"""
 
-_GRID = (
-    (0, 0),
-    (0, 4),
-    (4, 0),
-    (4, 4),
-    (2, 2),
-    (0, 2),
-    (4, 2),
-    (2, 0),
-    (2, 4),
-    (1, 1),
-    (1, 3),
-    (3, 1),
-    (3, 3),
-)
+_GRID = [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)]
+_GRID += [(0, 2), (4, 2), (2, 0), (2, 4), (1, 1), (1, 3), (3, 1), (3, 3)]
 """the 13 places of a multi-scale crop, in quarters of the free height and width, in the published order"""
 _SNAP = 3
-"""a crop side nearer than this to the network's is the network's"""
+"""pixels; a crop side that differs by less from the network's is set to it"""
 
 
 CORNERS = ("center", "top_left", "top_right", "bottom_left", "bottom_right")
 """places of a corner crop"""
 _TRIES = 10
-"""draws of a resized crop before the centre is taken, as in torchvision"""
+"""draws of a resized crop before the centre is used, as in torchvision"""
 
 
 @dataclass(frozen=True)
@@ -83,13 +71,7 @@ def crop_sizes(resize: Size, size: Size, scales: Sequence[float]) -> list[Size]:
     ]
 
 
-def multiscale_box(
-    resize: Size,
-    crop: Size,
-    size: Size,
-    place: int,
-    protocol: str = "standard",
-) -> Box:
+def multiscale_box(resize: Size, crop: Size, size: Size, place: int, protocol: str = "standard") -> Box:
     """Return the box of a multi-scale crop.
 
     Args:
@@ -106,31 +88,29 @@ def multiscale_box(
         y0 = (height - crop[0]) // 4 * quarter_y
         x0 = (width - crop[1]) // 4 * quarter_x
         return y0, x0, min(y0 + size[0], height), min(x0 + size[1], width)
-    y0 = (height - size[0]) * quarter_y // 4
-    x0 = (width - size[1]) * quarter_x // 4
-    return y0, x0, y0 + size[0], x0 + size[1]
+    return _box_at((height - size[0]) * quarter_y // 4, (width - size[1]) * quarter_x // 4, size)
 
 
 def center_box(resize: Size, size: Size) -> Box:
     """Return the box of `size` in the middle of the frame."""
-    y0, x0 = (resize[0] - size[0]) // 2, (resize[1] - size[1]) // 2
-    return y0, x0, y0 + size[0], x0 + size[1]
+    return _box_at((resize[0] - size[0]) // 2, (resize[1] - size[1]) // 2, size)
 
 
 def corner_box(frame: Size, size: Size, place: str) -> Box:
     """Return a box of `size` in a corner or the centre of a frame: 3D-ResNets-PyTorch's corner crop."""
     bottom, right = frame[0] - size[0], frame[1] - size[1]
     if place == "center":  # rounded as torchvision does
-        y0, x0 = round(bottom / 2), round(right / 2)
-    else:
-        y0 = bottom if place.startswith("bottom") else 0
-        x0 = right if place.endswith("right") else 0
-    return y0, x0, y0 + size[0], x0 + size[1]
+        return _box_at(round(bottom / 2), round(right / 2), size)
+    y0 = bottom if place.startswith("bottom") else 0
+    return _box_at(y0, right if place.endswith("right") else 0, size)
 
 
 def placed_box(frame: Size, size: Size, y: float, x: float) -> Box:
     """Return a box of `size` (height, width) at the shares `y` and `x` (0 to 1) of the free height and width."""
-    y0, x0 = round(y * (frame[0] - size[0])), round(x * (frame[1] - size[1]))
+    return _box_at(round(y * (frame[0] - size[0])), round(x * (frame[1] - size[1])), size)
+
+
+def _box_at(y0: int, x0: int, size: Size) -> Box:
     return y0, x0, y0 + size[0], x0 + size[1]
 
 
@@ -144,8 +124,7 @@ def drawn_box(
         shape = exp(rng.uniform(log(ratio[0]), log(ratio[1])))
         w, h = round(sqrt(pixels * shape)), round(sqrt(pixels / shape))
         if 0 < w <= width and 0 < h <= height:
-            y0, x0 = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
-            return y0, x0, y0 + h, x0 + w
+            return _box_at(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), (h, w))
     return None
 
 
@@ -162,12 +141,11 @@ def resized_box(
         return box
     shape = min(max(width / height, ratio[0]), ratio[1])
     w, h = (width, round(width / shape)) if shape > width / height else (round(height * shape), height)
-    y0, x0 = (height - h) // 2, (width - w) // 2
-    return y0, x0, y0 + h, x0 + w
+    return center_box(frame, (h, w))
 
 
 def whole_box(resize: Size) -> Box:
-    """Return the box that is the whole frame."""
+    """Return the box of the whole frame."""
     return 0, 0, *resize
 
 
@@ -181,7 +159,7 @@ def draw_view(options: AugmentOptions, spec: InputSpec, rng: np.random.Generator
     elif options.crop == "random":
         y0 = int(rng.integers(height - spec.size[0] + 1))
         x0 = int(rng.integers(width - spec.size[1] + 1))
-        box = (y0, x0, y0 + spec.size[0], x0 + spec.size[1])
+        box = _box_at(y0, x0, spec.size)
     elif options.crop == "multiscale":
         sizes = crop_sizes(spec.resize, spec.size, options.scales)
         size = sizes[int(rng.integers(len(sizes)))]
@@ -193,7 +171,7 @@ def draw_view(options: AugmentOptions, spec: InputSpec, rng: np.random.Generator
 
 
 def _draw_scaled(options: AugmentOptions, spec: InputSpec, rng: np.random.Generator) -> Box:
-    """Draw the box of the crops that are not the paper's: of the input's shape, save the resized one."""
+    """Draw the box of the crops that the paper does not have; all but `resized` have the input's shape."""
     frame, size = spec.resize, spec.size
     if options.crop == "resized":
         own = size[1] / size[0]
@@ -210,16 +188,13 @@ def _draw_scaled(options: AugmentOptions, spec: InputSpec, rng: np.random.Genera
     return placed_box(frame, box, float(rng.random()), float(rng.random()))
 
 
-def seen_by(spec: InputSpec, crops: str, *, whole: bool = False) -> InputSpec:
+def view_spec(spec: InputSpec, crops: str, *, whole: bool = False) -> InputSpec:
     """Return the specification by which the views of an evaluation are cut.
 
-    Whole frames are resized once, straight to the network's size, of which the crop in the centre is then all.
+    Whole frames are resized once, directly to the network's size; the centre crop is then the whole frame.
 
-    Args:
-        spec: What the network expects.
-        crops: Of the evaluation.
-        whole: Whether the network was trained on whole frames (`AugmentOptions.whole_frame`), so that a centred view
-            is one.
+    `whole` says that the network was trained on whole frames (`AugmentOptions.whole_frame`), so that a centred view is
+    the whole frame.
     """
     return replace(spec, resize=spec.size) if crops == "full" or (whole and crops == "center") else spec
 
@@ -227,15 +202,12 @@ def seen_by(spec: InputSpec, crops: str, *, whole: bool = False) -> InputSpec:
 def evaluation_views(crops: str, resize: Size, size: Size, *, mirrored: bool = True) -> list[View]:
     """Return the crops of an evaluation in their order.
 
-    `center` is one; `three` lie along the longer side; `ten` are centre, upper left, upper right, lower left, lower
-    right, then, unless `mirrored` is false, the same five of the mirrored frame; `full` is the centre of a frame that
-    `seen_by` has made all of it, and its mirror.
-
     Args:
-        crops: One of these names.
-        resize: Height and width of the frames, as `seen_by` says.
+        crops: `center` is one crop; `three` lie along the longer side; `ten` are centre, upper left, upper right, lower
+            left, lower right, then the same five of the mirrored frame; `full` is the whole frame and its mirror image.
+        resize: Height and width of the frames; see `view_spec`.
         size: Height and width of a crop.
-        mirrored: Whether there are mirror images.
+        mirrored: false leaves out the mirror images.
 
     Raises:
         SettingsError: Unknown crops.
@@ -246,48 +218,30 @@ def evaluation_views(crops: str, resize: Size, size: Size, *, mirrored: bool = T
     if crops == "three":
         y, x = middle[0], middle[1]
         corners = [(y, 0), (y, x), (y, right)] if width >= height else [(0, x), (y, x), (bottom, x)]
-        return [View((y0, x0, y0 + size[0], x0 + size[1])) for y0, x0 in corners]
+        return [View(_box_at(*corner, size)) for corner in corners]
     if crops == "ten":
         starts = [middle[:2], (0, 0), (0, right), (bottom, 0), (bottom, right)]
     elif crops in ("center", "full"):
         starts = [middle[:2]]
     else:
         raise SettingsError(f"unknown crops {crops!r}; known: center, three, ten, full")
-    boxes = [(y0, x0, y0 + size[0], x0 + size[1]) for y0, x0 in starts]
+    boxes = [_box_at(*start, size) for start in starts]
     plain = [View(box) for box in boxes]
     if crops == "center" or not mirrored:
         return plain
     return plain + [View((y0, width - x1, y1, width - x0), flip=True) for y0, x0, y1, x1 in boxes]
 
 
-def apply_view(frames_THWC: Frames, view: View, size: Size, modality: Modality, protocol: str) -> Frames:
-    """Crop, resize (bilinear) to `size` and mirror.
+def mirror_frames(frames_THWC: Frames, modality: Modality, protocol: str) -> Frames:
+    """Mirror uint8 frames `(T, H, W, C)` left to right.
 
-    Args:
-        frames_THWC: uint8 `(T, H, W, C)`.
-        view: Box and flip.
-        size: Height and width of the result.
-        modality: The x channel of mirrored flow changes its sign (`255 - x`, the mirror of the mapping of
-            ±20 px to 0..255) …
-        protocol: … unless this is `paper`.
-
-    Returns:
-        uint8 `(T, *size, C)`, contiguous.
+    The x channels of mirrored flow change their sign (`255 - x`, as ±20 px are stored as 0 to 255), unless the protocol
+    is `paper`.
     """
-    y0, x0, y1, x1 = view.box
-    cut = resize_frames(frames_THWC[:, y0:y1, x0:x1], size)
-    if view.flip:
-        cut = mirrored(cut, modality, protocol)
-    return np.ascontiguousarray(cut)
-
-
-def mirrored(frames_THWC: Frames, modality: Modality, protocol: str) -> Frames:
-    """Mirror frames left to right; see `apply_view` for the sign of flow x."""
     count, height, width, channels = frames_THWC.shape
     rows = np.ascontiguousarray(frames_THWC).reshape(count * height, width, channels)
-    flipped = np.asarray(cv2.flip(rows, 1), np.uint8).reshape(
-        frames_THWC.shape
-    )  # far quicker than [:, :, ::-1]
+    flipped = np.asarray(cv2.flip(rows, 1), np.uint8)  # much faster than [:, :, ::-1]
+    flipped = flipped.reshape(frames_THWC.shape)
     if modality == "flow" and protocol != "paper":
         np.subtract(255, flipped[..., ::2], out=flipped[..., ::2])
     return flipped
@@ -301,3 +255,68 @@ def resize_frames(frames_THWC: Frames, resize: tuple[int, int]) -> Frames:
     channels = frames_THWC.shape[-1]
     resized = np.stack([cv2.resize(np.ascontiguousarray(frame), (width, height)) for frame in frames_THWC])
     return np.asarray(resized.reshape(len(resized), height, width, channels), np.uint8)
+
+
+NO_MOTION = 128
+"""pixel value of zero flow"""
+_ERASED_RATIO = (0.3, 1 / 0.3)
+"""width to height of an erased box"""
+
+
+def change_pixels(
+    frames_THWC: Frames, options: AugmentOptions, spec: InputSpec, rng: np.random.Generator
+) -> Frames:
+    """Change the pixels of a clip as the options say; without these options it is returned unchanged.
+
+    Args:
+        frames_THWC: uint8 `(T, H, W, C)`, cropped and mirrored already.
+        options: Colour options apply to RGB only.
+        spec: Modality and normalisation: an erased box of RGB has the mean that is subtracted.
+        rng: The clip's generator.
+    """
+    if options.colours and spec.modality == "rgb":
+        clip_TCHW = torch.from_numpy(np.ascontiguousarray(frames_THWC)).permute(0, 3, 1, 2)
+        with _seeded(rng):
+            for change in _colour_changes(options):
+                clip_TCHW = change(clip_TCHW)
+        frames_THWC = np.ascontiguousarray(clip_TCHW.permute(0, 2, 3, 1).numpy())
+    if options.erase and rng.random() < options.erase:
+        size = (frames_THWC.shape[1], frames_THWC.shape[2])
+        box = drawn_box(size, options.erase_area, _ERASED_RATIO, rng)
+        if box is not None:
+            frames_THWC = frames_THWC.copy()  # the frames may be a view of a larger array
+            frames_THWC[:, box[0] : box[2], box[1] : box[3]] = erased_value(spec)
+    return frames_THWC
+
+
+def erased_value(spec: InputSpec) -> list[int]:
+    """Return the pixel value of an erased box per channel: no motion, or the mean that normalisation subtracts."""
+    if spec.modality == "flow":
+        return [NO_MOTION] * spec.channels
+    low, high = spec.value_range
+    return [min(255, max(0, round(255 * (mean - low) / (high - low)))) for mean in spec.mean]
+
+
+def _colour_changes(options: AugmentOptions) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+    from torchvision.transforms import v2
+
+    jitter = {name: getattr(options, name) for name in ("brightness", "contrast", "saturation", "hue")}
+    if any(jitter.values()):
+        yield v2.ColorJitter(**jitter)
+    if options.grayscale:
+        yield v2.RandomGrayscale(options.grayscale)
+    if options.rand_augment:
+        yield v2.RandAugment(
+            options.rand_augment,
+            options.rand_magnitude,
+            interpolation=v2.InterpolationMode.BILINEAR,
+            fill=NO_MOTION,
+        )
+
+
+@contextmanager
+def _seeded(rng: np.random.Generator) -> Iterator[None]:
+    """Seed torch's global generator, which torchvision uses, from the clip's, and restore it afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng.integers(2**63)))
+        yield

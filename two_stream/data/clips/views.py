@@ -1,7 +1,7 @@
 """The views of each video for evaluation: frames read and resized once, long videos in chunks of neighbouring clips.
 
-What a worker sends is the distinct frames of a chunk, which rows of them make a clip, and the boxes of the crops. Crops
-are cut where the network is, while a batch is put together; nothing is copied per view.
+A worker sends the distinct frames of a chunk, the rows of them that make each clip, and the boxes of the crops. Crops
+are cut on the network's device while a batch is assembled; nothing is copied per view.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import Dataset
 
-from two_stream.config.schema import EvaluateOptions, Experiment
-from two_stream.data.catalog import Record
+from two_stream.config.schema import DataOptions, EvaluateOptions
+from two_stream.data.catalog import Mirror, Record, mirror_of
 from two_stream.data.clips.dataset import BROKEN, ClipFailure, failure_of
 from two_stream.data.clips.loader import Loader
-from two_stream.data.clips.sampling import clips_for, evaluation_protocol, reordered, sampling_of
-from two_stream.data.clips.transforms import View, evaluation_views, seen_by, whole_box
-from two_stream.data.mirror import Mirror, mirror_of
+from two_stream.data.clips.sampling import clips_for, evaluation_protocol, reorder_frames, sampling_of
+from two_stream.data.clips.transforms import View, evaluation_views, view_spec, whole_box
 from two_stream.data.sources.base import ClipSource, read_clip
 from two_stream.data.sources.choose import make_source
 from two_stream.errors import DataError, TwoStreamError
@@ -26,8 +25,8 @@ from two_stream.types import InputSpec, VideoRecord, VideoViews
 from two_stream.video.region import Region
 
 CHUNK_BYTES = 16 * 2**20
-"""Resized frames of one chunk: four clips of 64 frames at 128×170. What a video holds in memory does not grow beyond a
-few of these, however long it is; much less, and overlapping clips would have many frames read twice."""
+"""size of the resized frames of one chunk: four clips of 64 frames at 128×170. It bounds the memory of long videos;
+with much smaller chunks, many frames of overlapping clips would be read twice"""
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,6 @@ class ViewDataset(Dataset[VideoViews | ClipFailure]):
 
     Attributes:
         chunks: What each item is; the chunks of a video follow each other in the order of its clips.
-        protocol: `paper` leaves flow x as it is in mirrored crops.
     """
 
     def __init__(
@@ -53,11 +51,10 @@ class ViewDataset(Dataset[VideoViews | ClipFailure]):
         records: Sequence[VideoRecord],
         spec: InputSpec,
         evaluate: EvaluateOptions,
+        data: DataOptions | None = None,
         *,
-        sampling: str = "standard",
         chunk_bytes: int = CHUNK_BYTES,
         mirror: Mirror | None = None,
-        whole_frame: bool = False,
     ) -> None:
         """Plan the chunks.
 
@@ -66,23 +63,20 @@ class ViewDataset(Dataset[VideoViews | ClipFailure]):
             records: Videos, in any order.
             spec: Clip length, stride, sizes.
             evaluate: Clips and crops.
-            sampling: `standard`, `paper` or a family's frame choice.
-            chunk_bytes: Frames of a chunk take no more than this, except where a single clip does.
-            mirror: Whether there are mirrored crops, and what their logits stand for.
-            whole_frame: Whether a centred crop is the whole frame; see `seen_by`.
+            data: Frame choice, frame order, flip protocol, and whether a centred crop is the whole frame (`view_spec`).
+            chunk_bytes: Largest size of the frames of a chunk, unless a single clip is larger.
+            mirror: Whether there are mirrored crops, and the classes of their logits.
 
         Raises:
             SettingsError: A number is out of range, or `paper` with a stride other than 1.
         """
-        self.frame_order = "natural"
         self.source = source
         self.records = records
         self.spec = spec
         self.evaluate = evaluate
-        self.sampling = sampling
-        self.protocol = "standard"
+        self.data = data or DataOptions()
         self.mirror = mirror or Mirror()
-        size = seen_by(spec, evaluate.crops, whole=whole_frame).resize
+        size = view_spec(spec, evaluate.crops, whole=self.data.augment.whole_frame).resize
         self.region = None if size == spec.resize else Region(whole_box(spec.resize), size, direct=True)
         self.crops = evaluation_views(evaluate.crops, size, spec.size, mirrored=self.mirror.allowed)
         frames = chunk_bytes // (size[0] * size[1] * spec.channels)
@@ -109,8 +103,8 @@ class ViewDataset(Dataset[VideoViews | ClipFailure]):
         return (chunk.last - chunk.first) * len(self.crops)
 
     def _clips(self, record: VideoRecord) -> list[list[int]]:
-        clips = evaluation_clips(self.evaluate, self.spec, record.num_frames, self.sampling)
-        return [reordered(clip, self.frame_order, record.id) for clip in clips]
+        clips = evaluation_clips(self.evaluate, self.spec, record.num_frames, self.data.sampling)
+        return [reorder_frames(clip, self.data.frame_order, record.id) for clip in clips]
 
     def _views(self, record: VideoRecord, chunk: Chunk) -> VideoViews:
         spec = self.spec
@@ -125,7 +119,7 @@ class ViewDataset(Dataset[VideoViews | ClipFailure]):
             torch.from_numpy(frames),
             torch.tensor([[rows[number] for number in clip] for clip in clips]),
             *boxes_and_flips(self.crops),
-            signed=turns_round(spec, self.protocol),
+            signed=changes_flow_sign(spec, self.data.augment.protocol),
             first=chunk.first,
             total_clips=len(every),
             mirror_labels=self.mirror.labels,
@@ -133,10 +127,9 @@ class ViewDataset(Dataset[VideoViews | ClipFailure]):
 
 
 class ViewLoader(Loader[VideoViews]):
-    """Chunks in the order of the videos; with `on_error: skip` a broken chunk leaves the whole video out.
+    """Chunks in the order of the videos; with `on_error: skip` an unreadable chunk skips its whole video.
 
-    Chunks of it may be out before the broken one is met. Whoever puts the video together finds it incomplete, and its
-    id in `skipped`.
+    Earlier chunks of the video may have been yielded already; its id is then in `skipped`.
     """
 
     def __iter__(self) -> Iterator[VideoViews]:
@@ -152,13 +145,15 @@ class ViewLoader(Loader[VideoViews]):
     def _left_out(self, video_id: str) -> bool:
         return any(name == video_id for name, _ in self.skipped[-1:])
 
-    def _meet(self, failure: ClipFailure) -> None:
+    def handle_failure(self, failure: ClipFailure) -> None:
+        """See `Loader.handle_failure`; a video is noted once."""
         if not self._left_out(failure.id):  # its other chunks need no second line
-            super()._meet(failure)
+            super().handle_failure(failure)
 
 
 def view_loader(
-    experiment: Experiment,
+    data: DataOptions,
+    evaluate: EvaluateOptions,
     spec: InputSpec,
     records: Sequence[VideoRecord],
     record: Record,
@@ -169,12 +164,13 @@ def view_loader(
     """Return the views of every video, in the records' order.
 
     Args:
-        experiment: Data and evaluation settings.
+        data: How videos are read.
+        evaluate: Clips and crops.
         spec: What the network expects.
         records: The videos.
         record: The data set.
-        rank: Number of this process among `world`; each reads whole videos of its own, none is read twice.
-        world: Processes that score together.
+        rank: Rank of this process; every video is read by one process.
+        world: Number of processes.
 
     Raises:
         DataError: No videos, or the folder of frames or videos is absent.
@@ -182,31 +178,27 @@ def view_loader(
     """
     if not records:
         raise DataError("the evaluation part has no videos; check the split list and `data.holdout`")
-    data = experiment.data
     dataset = ViewDataset(
         make_source(record, spec.modality, data),
         records,
         spec,
-        experiment.evaluate,
-        sampling=data.sampling,
+        evaluate,
+        data,
         mirror=mirror_of(record, data.augment.protocol),
-        whole_frame=data.augment.whole_frame,
     )
-    dataset.frame_order = data.frame_order
-    dataset.protocol = data.augment.protocol
     views = [0] * len(records)
     for chunk in dataset.chunks:
         views[chunk.record] += dataset.num_views(chunk)
-    mine = set(share(views, rank, world))
+    mine = set(assign_work(views, rank, world))
     plan = [[index] for index, chunk in enumerate(dataset.chunks) if chunk.record in mine]
     return ViewLoader(dataset, plan, collate_views, data)
 
 
-def share(work: Sequence[int], rank: int, world: int) -> list[int]:
-    """Return which pieces of work are this process's, in ascending order.
+def assign_work(work: Sequence[int], rank: int, world: int) -> list[int]:
+    """Return the indices of this process's pieces of work, ascending.
 
-    The largest pieces are dealt first, each to the process that has least, so that all end at about the same time.
-    Every process works out the same deal; each piece has exactly one owner.
+    The largest pieces are assigned first, each to the process with the smallest load, so that all finish at about the
+    same time. Every process computes the same assignment.
     """
     loads = [0] * world
     mine = []
@@ -219,7 +211,7 @@ def share(work: Sequence[int], rank: int, world: int) -> list[int]:
 
 
 def collate_views(items: list[VideoViews | ClipFailure]) -> tuple[VideoViews | None, list[ClipFailure]]:
-    """Unwrap the one chunk of a plan's entry."""
+    """Return the single chunk of a plan's entry."""
     (item,) = items
     return (None, [item]) if isinstance(item, ClipFailure) else (item, [])
 
@@ -237,7 +229,7 @@ def evaluation_clips(
 
 
 def chunks_of(clips: Sequence[Sequence[int]], frames: int) -> list[range]:
-    """Cut the clips of a video into runs of neighbours with at most so many distinct frames, one clip at least."""
+    """Cut the clips of a video into runs with at most `frames` distinct frames each, or a single clip."""
     if len({number for clip in clips for number in clip}) <= frames:
         return [range(len(clips))]
     found: list[range] = []
@@ -252,10 +244,10 @@ def chunks_of(clips: Sequence[Sequence[int]], frames: int) -> list[range]:
 
 
 def boxes_and_flips(crops: Sequence[View]) -> tuple[list[tuple[int, int, int, int]], list[bool]]:
-    """Return the two columns of a list of crops."""
+    """Return the boxes and the flips of crops."""
     return [view.box for view in crops], [view.flip for view in crops]
 
 
-def turns_round(spec: InputSpec, protocol: str) -> bool:
+def changes_flow_sign(spec: InputSpec, protocol: str) -> bool:
     """Whether a mirrored view changes the sign of its x channels: flow has one, unless the protocol is `paper`."""
     return spec.modality == "flow" and protocol != "paper"

@@ -1,16 +1,17 @@
-"""The data doctor's eye for data sets: lists against each other, and lists against the disk."""
+"""Checks a data set: its split lists against each other, and the lists against the files on disk."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from two_stream.data.catalog import Record
+from two_stream.data.catalog import MODALITIES, Record
+from two_stream.data.options import AuditOptions
 from two_stream.data.sources.files import FrameFolders, find_video, index_videos
 from two_stream.data.sources.segments import Segment, segments_of
-from two_stream.data.splits import MODALITIES, numbered_records, one_class
+from two_stream.data.splits import numbered_records, single_class_warning
 from two_stream.errors import DataError, VideoError
 from two_stream.types import Modality, Part, VideoRecord
 from two_stream.video.doctor import Finding, Listed, Severity, examine_frame_folders, examine_videos
@@ -18,32 +19,16 @@ from two_stream.video.frames import count_frames
 
 PARTS: tuple[Part, ...] = ("train", "test")
 IMBALANCE = 3.0
-"""ratio of the largest to the smallest class of a list above which it is mentioned"""
+"""ratio of the largest to the smallest class of a list above which it is reported"""
 _NAMED = 3
-"""examples given by name where one finding stands for many"""
-
-
-@dataclass(frozen=True)
-class AuditOptions:
-    """What is looked at and how hard."""
-
-    min_frames: int = 2
-    """fewest frames of a video that is long enough"""
-    decode: bool = False
-    """decode every video, or every frame file, to its end"""
-    backend: str = "pyav"
-    """video decoder"""
-    processes: int | None = None
-    """worker processes; None takes all processors"""
-    patience: float = 60.0
-    """seconds without a new frame after which a video is given up"""
+"""examples named in a finding about many videos"""
 
 
 Lists = dict[tuple[Part, Modality], list[VideoRecord]]
 
 
 def audit(record: Record, options: AuditOptions | None = None) -> list[Finding]:
-    """List what is wrong with a data set: its split lists, then the files they name.
+    """Return the problems of a data set: of its split lists, then of the files they name.
 
     Kinds: `missing` (a list, a folder or a file), `unreadable` (a line of another form; a file), `doubled` (an id twice
     in a list), `label` (out of range, or not the same everywhere), `leakage` (a video, or its source, on both sides of
@@ -51,7 +36,7 @@ def audit(record: Record, options: AuditOptions | None = None) -> list[Finding]:
 
     Args:
         record: The data set.
-        options: How hard to look.
+        options: How thoroughly to check.
     """
     chosen = options or AuditOptions()
     findings: list[Finding] = []
@@ -75,7 +60,9 @@ def audit(record: Record, options: AuditOptions | None = None) -> list[Finding]:
                 findings += _sides(record, split, modality, lists, ("train", "val"))
                 findings += _sides(record, split, modality, lists, ("val", "test"))
         findings += _streams(record, split, lists)
-    findings += [Finding("one_class", "warning", str(record.folder), said) for said in one_class(record)]
+    findings += [
+        Finding("one_class", "warning", str(record.folder), detail) for detail in single_class_warning(record)
+    ]
     findings += _on_disk(record, _of_videos(record, everything, findings), chosen)
     return list(dict.fromkeys(findings))
 
@@ -83,7 +70,7 @@ def audit(record: Record, options: AuditOptions | None = None) -> list[Finding]:
 def _of_videos(
     record: Record, everything: dict[Modality, dict[str, VideoRecord]], findings: list[Finding]
 ) -> dict[Modality, dict[str, VideoRecord]]:
-    """Return what the lists expect on disk: whole videos, of those with segments the frames up to the last end."""
+    """Return the videos that the lists need on disk; a video with segments is needed up to the last segment's end."""
     used = {modality: records for modality, records in everything.items() if records}
     if record.segments is None:
         return used
@@ -96,7 +83,7 @@ def _of_videos(
     listed = {name for records in used.values() for name in records}
     unused = sorted(set(segments) - listed)
     if unused:
-        detail = f"{len(unused)} segments stand in no list: {_some(unused)}"
+        detail = f"{len(unused)} segments are in no list: {_some(unused)}"
         findings.append(Finding("missing", "warning", subject, detail))
     return {modality: _whole(records, segments) for modality, records in used.items()}
 
@@ -112,13 +99,13 @@ def _whole(records: dict[str, VideoRecord], segments: dict[str, Segment]) -> dic
 
 
 def _read(record: Record, path: Path, min_frames: int, findings: list[Finding]) -> list[VideoRecord]:
-    """Read a list as far as it can be read; a doubled id is kept once."""
+    """Read a list as far as possible; a repeated id is kept once."""
 
     def add(kind: str, severity: Severity, detail: str) -> None:
         findings.append(Finding(kind, severity, str(path), detail))
 
     if not path.is_file():
-        add("missing", "error", "no such split list; `two-stream prepare` writes it")
+        add("missing", "error", "no such split list; write it with `two-stream prepare`")
         return []
     try:
         lines = numbered_records(path, multi_label=record.multi_label)
@@ -129,7 +116,7 @@ def _read(record: Record, path: Path, min_frames: int, findings: list[Finding]) 
     records = []
     for number, r in lines:
         if r.id in first:
-            add("doubled", "error", f"{r.id!r} stands on lines {first[r.id]} and {number}")
+            add("doubled", "error", f"{r.id!r} is on lines {first[r.id]} and {number}")
             continue
         first[r.id] = number
         if max(r.all_labels) >= record.num_classes:
@@ -193,7 +180,7 @@ def _balance(record: Record, subject: str, records: Sequence[VideoRecord]) -> li
         most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
         detail = (
             f"{_name(record, most)!r} has {counts[most]} videos, {_name(record, least)!r} {counts[least]}; "
-            "read mean-class accuracy beside top-1"
+            "report mean-class accuracy as well as top-1"
         )
         findings.append(Finding("imbalance", "warning", subject, detail))
     return findings
@@ -234,7 +221,7 @@ def _on_disk(
         root = getattr(record.frames, modality)
         if root is None or not record.resolve(root).is_dir():
             where = record.resolve(root) if root else "`frames` of the record"
-            detail = f"no {modality} frames here yet; `two-stream extract` writes them"
+            detail = f"no {modality} frames here yet; write them with `two-stream extract`"
             findings.append(Finding("missing", "info", str(where), detail))
             continue
         folders[modality] = FrameFolders(record, modality)
@@ -244,7 +231,7 @@ def _on_disk(
     if record.videos is None or not record.resolve(record.videos).is_dir():
         if not folders and everything:
             where = str(record.resolve(record.videos) if record.videos else record.folder)
-            findings.append(Finding("missing", "error", where, "neither frame folders nor videos are here"))
+            findings.append(Finding("missing", "error", where, "neither frame folders nor videos exist"))
         return findings
     root = record.resolve(record.videos)
     index = index_videos(root)
@@ -255,7 +242,9 @@ def _on_disk(
             for m, records in everything.items()
             if name in records
         }
-        fewer: Severity = "error" if set(needed) - set(folders) else "warning"  # frame folders are read first
+        fewer: Severity = (
+            "error" if set(needed) - set(folders) else "warning"
+        )  # frame folders take precedence
         try:
             path = find_video(index, root, name)
             listed[path] = Listed(max(needed.values()), fewer, more=not folders and record.segments is None)
@@ -274,17 +263,17 @@ def _on_disk(
 
 
 def _counted(folders: FrameFolders, records: Iterable[VideoRecord], *, parts: bool) -> list[Finding]:
-    """Compare the frame counts of the lists with the folders; where only `parts` are listed, more are no wonder."""
+    """Compare the frame counts of the lists with the folders; where only `parts` are listed, more are expected."""
     findings = []
     for r in records:
         try:
             folder = folders.folder(r.id)
             found = count_frames(folder, folders.modality, folders.patterns)
         except VideoError:
-            continue  # the folder itself is looked at by the doctor
+            continue  # reported by `_folder_health`
         if found and found != r.num_frames and not (parts and found > r.num_frames):
             severity: Severity = "error" if found < r.num_frames else "warning"
-            detail = f"{found} {folders.modality} frames, the lists say {r.num_frames}"
+            detail = f"{found} {folders.modality} frames, the lists have {r.num_frames}"
             findings.append(Finding("count_mismatch", severity, str(folder), detail))
     return findings
 
@@ -294,7 +283,7 @@ def _folder_health(
     everything: dict[Modality, dict[str, VideoRecord]],
     options: AuditOptions,
 ) -> list[Finding]:
-    """Let the doctor look at every listed frame folder, once where both streams share it."""
+    """Check every listed frame folder, once where both streams share it."""
     wanted: dict[Path, list[Modality]] = defaultdict(list)
     findings: list[Finding] = []
     for modality, root in folders.items():

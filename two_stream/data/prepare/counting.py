@@ -1,28 +1,127 @@
-"""How many frames videos and frame folders have, and with which number a folder's files begin."""
+"""Counts the frames of videos and frame folders, and finds out how the files of frame folders are named."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cv2
 
-from two_stream.config.load import validate_settings
-from two_stream.data.catalog import RECORD_FILE, Patterns, Record
-from two_stream.data.prepare.frame_names import FrameNames, find_patterns
+from two_stream.data.catalog import MODALITIES, Patterns, Record, make_record
+from two_stream.data.options import FrameNames
 from two_stream.data.sources.files import FrameFolders
-from two_stream.data.splits import MODALITIES
-from two_stream.errors import TwoStreamError, VideoError
+from two_stream.errors import DataError, TwoStreamError, VideoError
 from two_stream.runtime.console import progress
 from two_stream.runtime.workers import Beat, TaskFailure, run_tasks, usable_processes
 from two_stream.types import Modality
 from two_stream.video.decoding.reader import open_video
-from two_stream.video.frames import files_in, frame_numbers
+from two_stream.video.frames import files_in, frame_numbers, numbers_by_name
 from two_stream.video.sources import Source, collisions
+
+_IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
+_STEMS = ("img_", "image_", "", "frame", "frame_")
+"""ours; Efficient-3DCNNs and 3D-ResNets; Jester and Something-Something; other usual ones"""
+_NUMBERED = re.compile(r"([^{}]*?)(\d+)([^{}\d]*)", re.ASCII)
+_LOOKED_AT = 20
+"""folders with files that are examined at most"""
+Parts = tuple[str, str]
+"""the text before and after the number"""
+
+
+def find_patterns(folders: Sequence[Path], given: FrameNames) -> dict[str, str]:
+    """Return the `patterns` of a record that fit the files of these folders; given names are not searched for.
+
+    Raises:
+        DataError: The frames of the first folder with files cannot be identified; names what was tried and its files.
+        SettingsError: A given name is wrong.
+    """
+    asked = given.patterns()
+    found = dict(asked)
+    looked: list[tuple[Path, list[str]]] = []
+    unclear = False
+    for folder in folders:
+        names = sorted(name for name in files_in(folder) if not (name[0] == "." or (folder / name).is_dir()))
+        if not names or len(looked) == _LOOKED_AT:
+            continue
+        looked.append((folder, names))
+        patterns = _patterns(names)
+        pair = _flow(list(patterns))
+        if pair is not None and "flow_x" not in found:
+            found |= {"flow_x": patterns[pair[0]], "flow_y": patterns[pair[1]]}
+        rest = [parts for parts in patterns if parts not in (pair or ())]
+        pictures = [parts for parts in rest if "." in parts[1] and "flow" not in parts[0].lower()]
+        rgb = _rgb(pictures)
+        unclear = unclear or (rgb is None and len(pictures) > 1)
+        if rgb is not None and "rgb" not in found:
+            found["rgb"] = patterns[rgb]
+    for name in asked.values():
+        if looked and not any(numbers_by_name(names, name) for _, names in looked):
+            raise DataError(
+                f"{looked[0][0]}: no frame is named {name!r}; its files are {_some(looked[0][1])}"
+            )
+    if looked and (not found or (unclear and "rgb" not in found)):
+        tried = ", ".join(f"{stem}00001.jpg" for stem in _STEMS)
+        endings = ", ".join(sorted(_IMAGES))
+        raise DataError(
+            f"{looked[0][0]}: no frames found: tried {tried}, the same with other numbers and endings ({endings}) and "
+            f"one kind of numbered pictures; its files are {_some(looked[0][1])}; give --rgb-pattern or --flow-pattern"
+        )
+    return found
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(repr(name) for name in names[:2])}{', …' if len(names) > 2 else ''}"
+
+
+def _patterns(names: Sequence[str]) -> dict[Parts, str]:
+    """Return the pattern of each kind of numbered file, by the text before and after the number."""
+    digits: dict[Parts, list[str]] = defaultdict(list)
+    for name in names:
+        stem, dot, ending = name.rpartition(".")
+        stem, ending = (stem, dot + ending) if dot else (name, "")
+        match = _NUMBERED.fullmatch(stem)
+        if match and (ending.lower() in _IMAGES or not ending) and not set("{}") & set(ending):
+            digits[match[1], match[3] + ending].append(match[2])
+    return {
+        (before, after): f"{before}{{{_width(numbers)}}}{after}"
+        for (before, after), numbers in digits.items()
+    }
+
+
+def _width(numbers: Sequence[str]) -> str:
+    padded = [len(number) for number in numbers if number[0] == "0" and len(number) > 1]
+    return f":0{min(padded)}d" if padded and min(padded) < 100 else ""
+
+
+def _flow(kinds: Sequence[Parts]) -> tuple[Parts, Parts] | None:
+    """Return the two kinds that differ in an x and a y, or a u and a v, only; those called flow first."""
+    pairs = []
+    for before, after in kinds:
+        for place, letter in enumerate(before):
+            other = before[:place] + {"x": "y", "u": "v"}.get(letter, letter) + before[place + 1 :]
+            if other != before and (other, after) in kinds:
+                pairs.append(((before, after), (other, after)))
+        for place, letter in enumerate(after.partition(".")[0]):
+            other = after[:place] + {"x": "y", "u": "v"}.get(letter, letter) + after[place + 1 :]
+            if other != after and (before, other) in kinds:
+                pairs.append(((before, after), (before, other)))
+    return min(pairs, key=lambda pair: ("flow" not in pair[0][0], pair)) if pairs else None
+
+
+def _rgb(kinds: Sequence[Parts]) -> Parts | None:
+    """Return the kind with a usual name, else the only kind."""
+    for stem in _STEMS:
+        known = [parts for parts in kinds if parts[0].lower() == stem and parts[1].startswith(".")]
+        if known:
+            return known[0]
+    return kinds[0] if len(kinds) == 1 else None
+
 
 Counts = dict[str, tuple[int, int]]
 """RGB and flow frames by video id"""
@@ -30,25 +129,19 @@ Counts = dict[str, tuple[int, int]]
 
 @dataclass
 class FolderCounts:
-    """What is in frame folders."""
+    """Frames found in frame folders."""
 
     counts: Counts = field(default_factory=dict)
     failures: list[tuple[str, str]] = field(default_factory=list)
     """(id, reason)"""
     strange: list[tuple[str, str]] = field(default_factory=list)
-    """those of them whose folder is there, with other files"""
+    """the failures whose folder exists, with other files"""
     misnumbered: set[str] = field(default_factory=set)
-    """ids among the failures whose files begin elsewhere than the data set's"""
+    """ids among the failures whose files begin with another number than the data set's"""
     modalities: list[Modality] = field(default_factory=list)
-    """those of which there is any frame"""
+    """modalities with any frame"""
     first: dict[Modality, int] = field(default_factory=dict)
     """number in the name of the first file"""
-
-
-@dataclass(frozen=True)
-class _Job:
-    path: Path
-    backend: str
 
 
 def count_videos(
@@ -63,11 +156,12 @@ def count_videos(
     clashes = collisions(videos)
     failed = {videos[index].id: reason for index, reason in clashes.items()}
     todo = [video for index, video in enumerate(videos) if index not in clashes]
-    jobs = [_Job(video.path, backend) for video in todo]
+    count = partial(count_one, backend=backend)
+    paths = [video.path for video in todo]
     chosen = usable_processes() if processes is None else processes
     with (
-        progress("count frames", total=len(jobs)) as advance,
-        closing(run_tasks(count_one, jobs, processes=chosen, patience=patience)) as answers,
+        progress("count frames", total=len(paths)) as advance,
+        closing(run_tasks(count, paths, processes=chosen, patience=patience)) as answers,
     ):
         for index, answer in answers:
             video_id = todo[index].id
@@ -83,11 +177,11 @@ def count_videos(
     return counts, [(video.id, failed[video.id]) for video in videos if video.id in failed]
 
 
-def count_one(job: _Job, beat: Beat) -> int | str:
-    """Return the frames of a video that decode, or why none does."""
+def count_one(path: Path, beat: Beat, backend: str) -> int | str:
+    """Return the number of frames of a video that can be decoded, or why none can."""
     cv2.setNumThreads(1)
     try:
-        with open_video(job.path, job.backend) as video:
+        with open_video(path, backend) as video:
             return video.count(beat)
     except VideoError as error:
         return error.reason
@@ -95,16 +189,16 @@ def count_one(job: _Job, beat: Beat) -> int | str:
         return " ".join(str(error).split()) or type(error).__name__
 
 
-def count_folders(record: Record, ids: Sequence[str], *, settled: bool = False) -> FolderCounts:
+def count_folders(record: Record, ids: Sequence[str], *, fixed_first: bool = False) -> FolderCounts:
     """Count the frames in the frame folders of a record.
 
-    Where one modality is not there, the other's count stands for it: flow has one frame fewer. Folders whose files
-    begin with another number than those of the data set are left out by name.
+    Where one modality is missing, its count follows from the other: flow has one frame fewer. Folders whose files begin
+    with another number than those of the data set are reported as failures.
 
     Args:
         record: The data set.
         ids: Videos to count.
-        settled: The record says with which number files begin; else most folders do.
+        fixed_first: The record decides the number of the first file; otherwise the majority of the folders does.
 
     Raises:
         DataError: No such folder of frames.
@@ -134,7 +228,9 @@ def count_folders(record: Record, ids: Sequence[str], *, settled: bool = False) 
             if not (rgb or flow) or min(counts) < 1:
                 wanted = " or ".join(root.patterns.names(m, 1)[0] for m, root in roots.items())
                 there = sorted(files_in(next(iter(roots.values())).folder(video_id)))[:2]
-                why = f"{rgb} RGB and {flow} flow frames in its folder, wanted {wanted}; there lie {there}"
+                why = (
+                    f"{rgb} RGB and {flow} flow frames in its folder, wanted {wanted}; its files are {there}"
+                )
                 made.strange.append((video_id, why))
                 made.failures.append(made.strange[-1])
             else:
@@ -145,7 +241,7 @@ def count_folders(record: Record, ids: Sequence[str], *, settled: bool = False) 
         made.modalities.append(m)
         usual = Counter(numbers_of.values())
         first = min(usual, key=lambda number: (-usual[number], number != 1, number))
-        made.first[m] = first = roots[m].patterns.first(m) if settled else first
+        made.first[m] = first = roots[m].patterns.first(m) if fixed_first else first
         for video_id, number in numbers_of.items():
             if number != first and video_id in made.counts:
                 del made.counts[video_id]
@@ -164,17 +260,17 @@ def look_and_count(
     places: Sequence[Path],
     names: FrameNames,
 ) -> FolderCounts:
-    """Count frame folders, and write into a record's content how their files are named and numbered.
+    """Count frame folders, and add the names and numbering of their files to a record's content.
 
     Args:
         mapping: Content of the record.
-        folder: Where the record is to lie.
+        folder: Folder of the record.
         ids: Videos to count.
         places: Their frame folders.
-        names: Names that a person gives.
+        names: Names given by the user.
 
     Raises:
-        DataError: Names that cannot be told.
+        DataError: Names that cannot be found.
         SettingsError: A given name is wrong.
     """
     classes = mapping.pop("classes")
@@ -186,14 +282,3 @@ def look_and_count(
         mapping["first"] = {"rgb": 1, "flow": 1} | made.first
     mapping["classes"] = classes
     return made
-
-
-def make_record(mapping: Mapping[str, Any], folder: Path) -> Record:
-    """Return the record of this content that is to lie in a folder.
-
-    Raises:
-        SettingsError: The content is wrong, naming key and value.
-    """
-    record = validate_settings(Record, dict(mapping), folder / RECORD_FILE)
-    record._folder = folder
-    return record

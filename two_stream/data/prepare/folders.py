@@ -1,7 +1,7 @@
-"""From videos, or official split files, to a catalogue record and split lists.
+"""Makes the record and the split lists of a data set from a folder of videos.
 
-Frames are counted where frame folders exist, else by decoding every video once in several processes; a video that
-gives none is reported and left out of the lists.
+Frames are counted in the frame folders where they exist, else by decoding every video once in several processes. A
+video without frames is reported and left out of the lists.
 """
 
 from __future__ import annotations
@@ -15,32 +15,31 @@ from typing import Any
 import yaml
 
 from two_stream.config.load import nearest
-from two_stream.data.catalog import RECORD_FILE, SPLIT_WORDS, Record, read_groups
-from two_stream.data.prepare.counting import Counts, FolderCounts, count_videos, look_and_count, make_record
-from two_stream.data.prepare.frame_names import FrameNames
-from two_stream.data.sources.files import FrameFolders
-from two_stream.data.splits import (
-    MODALITIES,
-    check_names,
-    make_splits,
-    one_class,
-    write_list,
+from two_stream.data.catalog import MODALITIES, RECORD_FILE, SPLIT_WORDS, Record, make_record, read_groups
+from two_stream.data.options import FolderOptions
+from two_stream.data.prepare.counting import (
+    Counts,
+    FolderCounts,
+    count_videos,
+    look_and_count,
 )
-from two_stream.errors import DataError, SettingsError
+from two_stream.data.sources.files import FrameFolders
+from two_stream.data.splits import check_names, make_splits, single_class_warning, write_list
+from two_stream.errors import DataError
 from two_stream.runtime.files import write_text
 from two_stream.types import Modality, Part, VideoRecord
 from two_stream.video.sources import Source, find_sources
 
 GROUPS_FILE = "groups.txt"
 MARK = "# Written by `two-stream prepare`."
-"""first line of a record that may be written anew"""
+"""first line of a record that may be overwritten"""
 Splits = Sequence[tuple[Sequence[VideoRecord], Sequence[VideoRecord]]]
 """training and test videos of every split"""
 
 
 @dataclass
 class Prepared:
-    """What `prepare` wrote and what it left out."""
+    """What `prepare` wrote, and the videos it left out."""
 
     record: Record
     path: Path
@@ -53,43 +52,10 @@ class Prepared:
     warnings: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class FolderOptions:
-    """How a folder of videos becomes a data set."""
-
-    groups: Path | None = None
-    """file of lines `id group` that gives each video's source; ids may leave out the class folder"""
-    group_regex: str | None = None
-    """regular expression over the id whose first group is the source"""
-    frames: Path | None = None
-    """root of the frame folders, where they are or will be; default `data/<name>`"""
-    names: FrameNames = field(default_factory=FrameNames)
-    """names of their files, where looking does not tell"""
-    splits: int = 3
-    """splits to make"""
-    test_fraction: float = 0.3
-    """wanted part of each class in a test list"""
-    seed: int = 0
-    """seed of the splits"""
-    backend: str = "pyav"
-    """decoder that counts frames"""
-    processes: int | None = None
-    """worker processes that decode; None takes all processors"""
-
-    def __post_init__(self) -> None:
-        """Check ranges; the message names the flag."""
-        if self.groups is not None and self.group_regex is not None:
-            raise SettingsError("--groups and --group-regex both name the source videos; give one")
-        if self.splits < 1:
-            raise SettingsError(f"--splits is {self.splits}: expected at least 1")
-        if not 0.0 < self.test_fraction < 1.0:
-            raise SettingsError(f"--test-fraction is {self.test_fraction}: expected more than 0, less than 1")
-
-
 def prepare_folder(videos: Path, name: str, out: Path, options: FolderOptions | None = None) -> Prepared:
     """Make a data set of a folder whose sub-folders are the classes; ids are paths below it without suffix.
 
-    Sub-folders that are called `train`, `val`, `test` and the like, and hold class folders, are the split.
+    Sub-folders named `train`, `val`, `test` or similar that hold class folders are used as the split.
 
     Args:
         videos: The folder.
@@ -98,8 +64,7 @@ def prepare_folder(videos: Path, name: str, out: Path, options: FolderOptions | 
         options: Grouping, splits, counting.
 
     Raises:
-        DataError: No class folders or no videos, a video without group, or too few sources for a split, one of whose
-            sides would be empty.
+        DataError: No class folders or no videos, a video without group, or too few sources for both sides of a split.
         SettingsError: A wrong name or regular expression.
     """
     chosen = options or FolderOptions()
@@ -108,7 +73,7 @@ def prepare_folder(videos: Path, name: str, out: Path, options: FolderOptions | 
     loose = [video_id for video_id in ids if "/" not in video_id]
     if loose:
         raise DataError(
-            f"{videos}: {loose[0]!r} lies in no class folder; expected {videos}/<class>/<video> "
+            f"{videos}: {loose[0]!r} is not in a class folder; expected {videos}/<class>/<video> "
             f"({len(loose)} such videos)"
         )
     check_names(ids, videos)
@@ -149,10 +114,10 @@ def prepare_folder(videos: Path, name: str, out: Path, options: FolderOptions | 
 
 
 def _parts_by_folder(ids: Sequence[str], videos: Path) -> tuple[dict[str, Part], str]:
-    """Return the part of the split that each top folder is, none where they are classes, and what to say then.
+    """Return the part of the split of each top folder, empty where the folders are classes, and a note in that case.
 
     Raises:
-        DataError: A split folder with class folders holds a video beside them.
+        DataError: A split folder holds a video outside its class folders.
     """
     depths: dict[str, int] = {}
     for video_id in ids:
@@ -164,12 +129,12 @@ def _parts_by_folder(ids: Sequence[str], videos: Path) -> tuple[dict[str, Part],
     found = set(words.values())
     if len(words) < len(depths) or "train" not in found or len(found) < 2 or min(depths.values()) < 3:
         return {}, (
-            f"{', '.join(words)} taken as classes, not as a split, which would be top folders of such names only, "
-            "one of them train, each with class folders in it"
+            f"{', '.join(words)} used as classes, not as a split: a split needs only top folders of such names, one "
+            "of them train, each with class folders"
         )
     loose = [video_id for video_id in ids if len(PurePosixPath(video_id).parts) < 3]
     if loose:
-        raise DataError(f"{videos}: {loose[0]!r} lies in no class folder ({len(loose)} such videos)")
+        raise DataError(f"{videos}: {loose[0]!r} is not in a class folder ({len(loose)} such videos)")
     return {top: "test" if part == "val" and "test" not in found else part for top, part in words.items()}, ""
 
 
@@ -202,12 +167,12 @@ def _mapping(
 def _count(
     mapping: dict[str, Any], folder: Path, frames: Path, sources: Sequence[Source], options: FolderOptions
 ) -> FolderCounts:
-    """Count frames in the folders that are there, and decode the other videos."""
+    """Count frames in the frame folders that exist, and decode the other videos."""
     made = FolderCounts(modalities=list(MODALITIES))
     if frames.is_dir():
         root = FrameFolders(make_record(mapping, folder), "rgb")
         there = {source.id: place for source in sources if (place := root.folder(source.id)).is_dir()}
-        found = look_and_count(mapping, folder, list(there), list(there.values()), options.names)
+        found = look_and_count(mapping, folder, list(there), list(there.values()), options)
         made = found if found.modalities else made
     skipped = {*made.counts, *made.misnumbered}
     rest = [source for source in sources if source.id not in skipped]
@@ -225,12 +190,12 @@ def _ungrouped(record: Record, ids: Sequence[str]) -> list[str]:
     if record.group is None:
         return [
             "without --groups or --group-regex every video is its own source; clips cut from one video may then "
-            "stand on both sides of a split"
+            "be on both sides of a split"
         ]
     lost = [video_id for video_id in ids if not record.fits_group(video_id)]
     if not lost:
         return []
-    return [f"--group-regex does not fit {len(lost)} ids, such as {lost[0]!r}; each is its own source"]
+    return [f"--group-regex does not match {len(lost)} ids, such as {lost[0]!r}; each is its own source"]
 
 
 def write_dataset(
@@ -247,14 +212,14 @@ def write_dataset(
     Args:
         record: The data set; its folder is `folder`.
         mapping: Content of `dataset.yaml`; None leaves the file as it is.
-        folder: Where everything goes.
+        folder: Output folder.
         splits: Training and test videos of each split.
         counts: Frames of each video.
         validation: The data set's own validation videos, where it has any, of its only split.
-        modalities: Those of which there are frames, or will be; of the others no list stays.
+        modalities: Those with frames, now or later; lists of the others are removed.
 
     Raises:
-        DataError: A name that no list can hold; nothing is written.
+        DataError: A name that a list cannot hold; nothing is written.
     """
     everything = {r.id: r for train, test in splits for r in (*train, *test, *validation)}
     check_names(everything, folder)
@@ -271,14 +236,14 @@ def write_dataset(
                     write_list(path, [replace(r, num_frames=counts[r.id][index]) for r in records])
                     made.lists.append(path)
                 elif mapping is not None or path == record.holdout_path(modality, number):
-                    path.unlink(missing_ok=True)  # of an earlier time
+                    path.unlink(missing_ok=True)  # written by an earlier call
     made.warnings += [
-        f"no {modality} frames lie here: no {modality} lists are written; extract them and prepare again"
+        f"no {modality} frames found, so no {modality} lists are written; extract them and prepare again"
         for modality in MODALITIES
         if modality not in modalities
     ]
-    made.warnings += one_class(record)
-    if mapping is not None:  # last: a record without lists would be half a data set
+    made.warnings += single_class_warning(record)
+    if mapping is not None:  # last: a record without lists is an incomplete data set
         text = yaml.safe_dump(dict(mapping), sort_keys=False, allow_unicode=True, width=100)
         write_text(folder / RECORD_FILE, f"{MARK}\n{text}")
     made.videos = len(everything)
@@ -287,7 +252,7 @@ def write_dataset(
 
 
 def relative_path(path: Path, folder: Path) -> str:
-    """Return a path relative to a folder, so that both can move together; absolute where only the root joins them."""
+    """Return a path relative to a folder, so that both can be moved together; absolute if only the root is shared."""
     target, start = path.resolve(), folder.resolve()
     if target.anchor == os.path.commonpath([target, start]):
         return target.as_posix()
@@ -314,13 +279,13 @@ def _groups_by_id(path: Path, ids: Sequence[str]) -> dict[str, str]:
 
 def _enough(records: Sequence[VideoRecord], classes: Sequence[str], videos: Path) -> None:
     if not records:
-        raise DataError(f"{videos}: not one video can be read; `two-stream check {videos}` says why")
+        raise DataError(f"{videos}: no video can be read; see `two-stream check {videos}` for the reasons")
     if len({r.group or r.id for r in records}) < 2:
         raise DataError(f"{videos}: all videos come from one source; a split needs at least two")
     empty = sorted(set(range(len(classes))) - {r.label for r in records})
     if empty:
         raise DataError(
-            f"{videos}: no video of class {classes[empty[0]]!r} can be read; mend or remove the class"
+            f"{videos}: no video of class {classes[empty[0]]!r} can be read; fix its videos or remove the class"
         )
 
 
@@ -331,7 +296,7 @@ def _both_sides(splits: Splits, videos: Path, why: str) -> None:
     for number, (train, test) in enumerate(splits, 1):
         if not train or not test:
             side = "test" if train else "training"
-            raise DataError(f"{videos}: split {number} would have no {side} video at all{why}")
+            raise DataError(f"{videos}: split {number} would have no {side} video{why}")
 
 
 def _one_sided(splits: Splits, classes: Sequence[str], why: str) -> list[str]:

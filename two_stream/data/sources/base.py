@@ -1,7 +1,7 @@
-"""Reads frames by number, from whatever keeps them.
+"""The interface of frame sources, and the reading of a clip.
 
 Every source gives uint8 `(T, H, W, C)` frames by 1-based number, resized to the input specification. Flow frame n lies
-between the pictures n and n + 1, in a folder as on the fly.
+between the pictures n and n + 1, whether it is stored or computed on the fly.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ClipSource(ABC):
             video_id: Id of the video in the split list.
             numbers: Frame numbers of the modality.
             resize: Height and width of whole frames.
-            region: The part of them that is wanted, and its size; None is all of them.
+            region: Part of the frames to return, and its size; None returns whole frames.
 
         Returns:
             uint8 `(len(numbers), H, W, C)`, contiguous; height and width are those of the region, else `resize`; C is 3
@@ -63,7 +63,7 @@ def read_clip(
 
 
 def stacked_numbers(number: int, stack: int, last: int) -> list[int]:
-    """Return the flow fields of one stack: `stack` neighbours from `number` on, moved back where the video ends.
+    """Return the flow fields of one stack: `stack` neighbours from `number` on, shifted back at the end of a video.
 
     A video with fewer fields repeats its last one.
     """

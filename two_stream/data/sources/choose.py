@@ -1,4 +1,4 @@
-"""Chooses where clips are read from: frame folders, video files, parts of longer videos or packed shards."""
+"""Creates the source of clips: frame folders, video files, segments of longer videos or packed shards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def make_source(record: Record, modality: Modality, data: DataOptions) -> ClipSo
     """Return the source that the settings name.
 
     Raises:
-        DataError: The record names no such folder, or it is absent.
+        DataError: The record has no such folder, or it does not exist.
     """
     if data.source == "shards":
         if record.segments is not None:

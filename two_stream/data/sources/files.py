@@ -44,13 +44,13 @@ class FrameFolders(ClipSource):
         )
 
     def folder(self, video_id: str) -> Path:
-        """Return a video's folder: `root/id`, else the one of that name outside a class folder, or inside one.
+        """Return a video's folder: `root/id`, else a folder of that name directly in the root or in a class folder.
 
-        An id that names its class (`class/video`) never finds the folder of another class. One that is not there is
-        returned as `root/id`.
+        An id with a class (`class/video`) never matches the folder of another class. Where no folder exists, `root/id`
+        is returned.
 
         Raises:
-            VideoError: An id without class that several class folders hold.
+            VideoError: Several class folders hold an id without class.
         """
         direct = self.root / video_id
         if direct.is_dir():
@@ -71,8 +71,8 @@ class FrameFolders(ClipSource):
 class VideoFiles(ClipSource):
     """The video files; flow is computed on the fly.
 
-    Pictures take the size that extraction gives them first, so that a displacement in pixels, and the sharpness of a
-    picture, mean the same in both sources.
+    Pictures are first resized as extraction resizes them, so that displacements in pixels and sharpness are the same in
+    both sources.
     """
 
     def __init__(self, record: Record, modality: Modality, backend: str, algorithm: str) -> None:
@@ -136,10 +136,10 @@ def index_videos(root: Path) -> dict[str, list[Path]]:
 
 
 def find_video(index: dict[str, list[Path]], root: Path, video_id: str) -> Path:
-    """Look a video up by id, else by its bare name; the same rules as for frame folders.
+    """Find a video by id, else by its bare name, with the rules of frame folders.
 
-    An id that names its class finds, apart from its own file, only one outside the class folders. An id without class
-    may lie in any of them, if in one only.
+    An id with a class matches its own file, else a file outside the class folders. An id without class may be in any
+    class folder, but only in one.
 
     Raises:
         VideoError: None, or several.

@@ -1,8 +1,8 @@
-"""Parts of longer videos, read by time: nothing is cut, nothing is copied.
+"""Segments of longer videos, read from the videos without cutting or copying.
 
-A segment has an id of its own in the split lists. A CSV file beside them, `id,video,start,end,first`, says which video
-it lies in, from which second to which, and the number (1-based) of the video's frame that it begins with; how many
-frames it has stands in the lists. Flow frame n lies between the pictures n and n + 1, in a segment as in its video.
+A segment has its own id in the split lists, which also give its number of frames. A CSV file in the same folder,
+`id,video,start,end,first`, gives its video, its start and end in seconds, and the number (1-based) of the video's frame
+that it begins with. Flow frame n lies between the pictures n and n + 1, as in the video.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from two_stream.video.region import Region
 
 COLUMNS = ("id", "video", "start", "end", "first")
 _SLACK = 1e-6
-"""frames; a time such as 0.3 s × 10 per second must not fall short of frame 3"""
+"""frames; tolerance for rounding, so that 0.3 s × 10 per second is frame 3"""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Where a segment lies."""
+    """Place of a segment in a video."""
 
     video: str
     """id of the video: its path below the root, without suffix"""
     start: float | None
-    """seconds; None, as `end`, where the annotations count frames"""
+    """seconds; start and end are None where the annotations count frames"""
     end: float | None
     first: int
     """number of the video's frame that is the segment's frame 1"""
@@ -67,9 +67,9 @@ def read_segments(path: Path) -> dict[str, Segment]:
         if not counted and not 0 <= float(start) < float(end) < math.inf:
             raise DataError(f"{where}: {name!r} lasts from {start} to {end} s: expected 0 <= start < end")
         if segment.first < 1:
-            raise DataError(f"{where}: {name!r} begins with frame {first}; frames count from 1")
+            raise DataError(f"{where}: {name!r} begins with frame {first}; frames are counted from 1")
         if name in found:
-            raise DataError(f"{where}: {name!r} stands there twice; remove one line")
+            raise DataError(f"{where}: {name!r} is listed twice; remove one line")
         found[name] = segment
     return found
 
@@ -86,10 +86,10 @@ def write_segments(path: Path, segments: Mapping[str, Segment]) -> None:
 
 
 def segments_of(record: Record) -> dict[str, Segment]:
-    """Return the segments of a data set by id; none where its videos are whole.
+    """Return the segments of a data set by id; none where it has no segments.
 
     Raises:
-        DataError: The record names a file that is missing or wrong.
+        DataError: The file is missing or wrong.
     """
     return read_segments(record.resolve(record.segments)) if record.segments is not None else {}
 
@@ -97,18 +97,17 @@ def segments_of(record: Record) -> dict[str, Segment]:
 def frames_between(
     start: float, end: float, count: int, *, fps: float | None = None, times: Sequence[float] | None = None
 ) -> range:
-    """Return the numbers (1-based) of the frames on the screen from `start` on and before `end`.
+    """Return the numbers (1-based) of the frames shown from `start` (inclusive) to `end` (exclusive).
 
-    The frame shown at `start` is the first one and the frame shown at `end` is not among them, so segments that follow
-    each other share no frame and leave none out. At a constant rate that is `floor(start * fps) + 1` up to
+    Consecutive segments therefore share no frame and skip none. At a constant rate that is `floor(start * fps) + 1` to
     `floor(end * fps)`, as in 3D-ResNets-PyTorch `datasets/activitynet.py`.
 
     Args:
         start: Seconds.
         end: Seconds.
         count: Frames of the video.
-        fps: Frames per second, where `times` are not known.
-        times: Second at which each frame appears, ascending; right for videos of variable rate too.
+        fps: Frames per second, where `times` are unknown.
+        times: Second at which each frame appears, ascending; needed for videos of variable rate.
     """
     if times:
         apart = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
@@ -125,7 +124,7 @@ class SegmentSource(ClipSource):
     """A source whose ids may be segments of its videos."""
 
     def __init__(self, videos: ClipSource, segments: Mapping[str, Segment]) -> None:
-        """Wrap the source of whole videos; ids that are no segment are read from it as they are."""
+        """Wrap the source of whole videos; ids that are not segments are read from it unchanged."""
         super().__init__(videos.modality)
         self.videos = videos
         self.segments = segments
@@ -138,6 +137,8 @@ class SegmentSource(ClipSource):
         if segment is None:
             return self.videos.read(video_id, numbers, resize, region)
         if min(numbers) < 1:
-            raise VideoError(video_id, f"frame {min(numbers)} asked for; frames of a segment count from 1")
+            raise VideoError(
+                video_id, f"frame {min(numbers)} requested; frames of a segment are counted from 1"
+            )
         shifted = [segment.first - 1 + number for number in numbers]
         return self.videos.read(segment.video, shifted, resize, region)

@@ -1,25 +1,28 @@
 """Packed clips: WebDataset tar shards with an index of where each frame lies, read from a disk or object storage.
 
 `ROOT/<modality>/000000.tar` … hold one sample per video (`key.json`, then its frames); `tar` and the webdataset library
-read them front to back. `index.npz` beside them gives every frame's place, so that any clip of any video is one ranged
-read: shuffling, sampling and resuming are those of frame folders. `packing.py` writes them.
+read them sequentially. `index.npz` in the same folder gives the position of every frame, so that any clip of any video
+is one ranged read: shuffling, sampling and resuming work as with frame folders. `data/packing.py` writes them.
 """
 
 from __future__ import annotations
 
 import io
 import itertools
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from importlib import import_module
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from two_stream.data.options import ENCODINGS
 from two_stream.data.sources.base import ClipSource
-from two_stream.data.sources.storage import Storage
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.runtime.arrays import read_arrays
 from two_stream.runtime.text import json_text, parse_json
@@ -29,19 +32,18 @@ from two_stream.video.region import Region
 
 INDEX = "index.npz"
 FORMAT = 1
-"""version of the index; another one is refused"""
+"""version of the index; other versions are refused"""
 MOST_PIXELS = 2**26
 """of one picture"""
 MOST_BYTES = 2**28
 """of one stored picture"""
-ENCODINGS = ("raw", "original", "jpeg")
 _BRIDGED = 4
-"""frames nobody asked for that are read rather than left out by a read of their own"""
+"""largest gap between requested frames, in frames, that is read along instead of starting another read"""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Where a video's frames lie."""
+    """Position of a video's frames."""
 
     shard: int
     frames: int
@@ -51,7 +53,7 @@ class Packed:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """What `index.npz` says.
+    """Content of `index.npz`.
 
     Attributes:
         settings: How the frames were packed: modality, encoding, resize, quality, exact, source, versions.
@@ -118,28 +120,24 @@ def parse_index(content: bytes, name: str) -> ShardIndex:
 
 
 def _check_places(index: ShardIndex, places: NDArray[np.int64]) -> None:
-    """Find out that every entry lies in a shard beside the index.
-
-    Args:
-        index: What the file says.
-        places: Shard, frames and first entry of each video, `(N, 3)`.
+    """Check that every entry lies within a shard; `places` are shard, frames and first entry of each video, `(N, 3)`.
 
     Raises:
-        ValueError: Says what does not.
+        ValueError: An entry is out of range, or the arrays do not fit each other.
     """
 
     def check(wrong: NDArray[np.bool_], owner: NDArray[np.int64], where: str) -> None:
         if wrong.any():
-            raise ValueError(f"{list(index.videos)[owner[int(wrong.argmax())]]!r} lies outside of {where}")
+            raise ValueError(f"{list(index.videos)[owner[int(wrong.argmax())]]!r} is outside {where}")
 
     odd = next((name for name in index.names if not re.fullmatch(r"\w[\w.-]*", name)), None)
     if odd is not None:
-        raise ValueError(f"the shard {odd!r} is no file name")
+        raise ValueError(f"the shard {odd!r} is not a file name")
     starts, sizes, entries = index.starts, index.sizes, len(index.starts)
     if entries != len(sizes) or {starts.ndim, sizes.ndim} != {1}:
-        raise ValueError(f"{entries} beginnings of {len(sizes)} entries")
+        raise ValueError(f"{entries} start positions for {len(sizes)} entries")
     if {array.dtype for array in (places, starts, sizes)} != {np.dtype(np.int64)}:
-        raise ValueError("places that are no whole numbers of 64 bits")
+        raise ValueError("positions that are not 64-bit integers")
     if len(index.videos) != len(places):
         raise ValueError(f"{len(places)} places of {len(index.videos)} videos")
     settings = index.settings
@@ -180,11 +178,11 @@ class ShardSource(ClipSource):
         Args:
             location: Folder or URL that holds `rgb/` and `flow/`.
             modality: Which of them.
-            scaled_decoding: See `DataOptions`; counts where stored pictures are larger than the input.
+            scaled_decoding: See `DataOptions`; has an effect where stored pictures are larger than the input.
 
         Raises:
-            DataError: There is no index, or it is damaged.
-            SettingsError: The URL's kind is not known or not installed.
+            DataError: The index is missing or damaged.
+            SettingsError: The kind of URL is unknown or its library is not installed.
         """
         super().__init__(modality)
         self.storage = shard_storage(location, modality)
@@ -196,7 +194,7 @@ class ShardSource(ClipSource):
         self._sound: set[int] = set()
         before = itertools.accumulate((video.frames for video in self.index.videos.values()), initial=0)
         self._first_crc = dict(zip(self.index.videos, before))
-        """of raw frames, where their checksums begin"""
+        """raw frames: index of each video's first checksum"""
 
     def read(
         self, video_id: str, numbers: Sequence[int], resize: tuple[int, int], region: Region | None = None
@@ -234,13 +232,13 @@ class ShardSource(ClipSource):
         wrong = [number for number in numbers if not 1 <= number <= video.frames]
         if wrong:
             raise VideoError(
-                f"{self._name(video)}:{video_id}", f"frame {wrong[0]} asked for, {video.frames} are packed"
+                f"{self._name(video)}:{video_id}", f"frame {wrong[0]} requested, {video.frames} are packed"
             )
         self._check(video.shard)
         return video
 
     def _check(self, shard: int) -> None:
-        """Look at a shard's size once, before it is read from."""
+        """Check a shard's size once, before the first read."""
         if shard in self._sound:
             return
         name, expected = self.index.names[shard], self.index.lengths[shard]
@@ -252,7 +250,7 @@ class ShardSource(ClipSource):
             what = "truncated shard" if size < expected else "changed shard"
             raise VideoError(
                 self.storage.where(name),
-                f"{what}: {size} bytes, its index says {expected}; copy or pack it again",
+                f"{what}: {size} bytes, expected {expected}; copy or pack it again",
             )
         self._sound.add(shard)
 
@@ -262,7 +260,7 @@ class ShardSource(ClipSource):
         size = int(np.prod(shape))
         start = int(self.index.starts[video.first])
         frames: dict[int, Frames] = {}
-        for first, last in runs(numbers):
+        for first, last in frame_ranges(numbers):
             content = self._read(video, start + (first - 1) * size, (last - first + 1) * size)
             block = np.frombuffer(content, np.uint8).reshape(-1, *shape)
             frames.update(zip(range(first, last + 1), block))
@@ -274,7 +272,7 @@ class ShardSource(ClipSource):
         return picture
 
     def _compare(self, video: Packed, number: int, content: bytes | memoryview, place: int) -> None:
-        """Compare what was read with its checksum: one changed bit of a pixel would be trained on."""
+        """Compare what was read with its checksum, so that no changed pixel enters training."""
         if self.index.crcs is not None and zlib.crc32(content) != self.index.crcs[place]:
             raise VideoError(
                 self._name(video),
@@ -284,10 +282,10 @@ class ShardSource(ClipSource):
     def _encoded(
         self, video: Packed, numbers: Sequence[int], wanted: tuple[int, int] | None
     ) -> Callable[[int], Frames]:
-        """Read pictures of `numbers` (flow: x and y, one after the other) and decode them when they are asked for."""
+        """Read pictures of `numbers` (flow: x and y, one after the other) and decode each on demand."""
         each = 1 if self.modality == "rgb" else 2
         found: dict[int, list[bytes]] = {}
-        for first, last in runs(numbers):
+        for first, last in frame_ranges(numbers):
             rows = slice(video.first + (first - 1) * each, video.first + last * each)
             starts, sizes = self.index.starts[rows], self.index.sizes[rows]
             begin = int(starts[0])
@@ -322,7 +320,7 @@ class ShardSource(ClipSource):
 
 
 def shard_storage(location: str, modality: Modality) -> Storage:
-    """Return where a modality's shards lie under a folder or URL."""
+    """Return the storage of a modality's shards under a folder or URL."""
     return Storage(f"{location.rstrip('/')}/{modality}")
 
 
@@ -330,7 +328,7 @@ def load_index(storage: Storage) -> ShardIndex:
     """Read the index of a folder of shards.
 
     Raises:
-        DataError: There is none, or it is damaged.
+        DataError: The index is missing or damaged.
     """
     try:
         content = storage.read(INDEX, 0, storage.size(INDEX))
@@ -343,7 +341,7 @@ def load_index(storage: Storage) -> ShardIndex:
 
 
 def shard_facts(location: str, modality: Modality) -> dict[str, Any]:
-    """Return where packed frames lie and how they were made, as runs and score files record it.
+    """Return the location of packed frames and how they were made, as runs and score files record it.
 
     Raises:
         DataError: There is no index.
@@ -353,8 +351,8 @@ def shard_facts(location: str, modality: Modality) -> dict[str, Any]:
     return {"location": location, **{key: settings[key] for key in kept if settings.get(key) is not None}}
 
 
-def runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield (first, last) of the stretches that hold all numbers; small gaps are read along."""
+def frame_ranges(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield (first, last) of the ranges that cover all numbers; small gaps are included."""
     distinct = sorted(set(numbers))
     first = last = distinct[0] if distinct else 0
     for number in distinct[1:]:
@@ -374,3 +372,114 @@ def key_of(video_id: str) -> str:
 
 def _reason(error: OSError) -> str:
     return (error.strerror or " ".join(str(error).split()) or type(error).__name__).lower()
+
+
+T = TypeVar("T")
+
+_OPEN_FILES = 64
+"""files kept open per process; a data set may have more shards than a process may open files"""
+
+
+PROTOCOLS = ("file", "s3", "gs", "az", "http", "https", "memory")
+"""supported kinds of URL; memory is fsspec's in-process storage"""
+
+
+def is_url(location: str) -> bool:
+    """Tell a URL from a path."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", location) is not None
+
+
+class Storage:
+    """A folder, or a URL through fsspec, whose files are read in ranges. Safe to fork and to send to a worker."""
+
+    def __init__(self, location: str) -> None:
+        """Name the place; nothing is opened yet.
+
+        Args:
+            location: A path, or a URL such as `s3://bucket/folder`.
+        """
+        self.location = location
+        self.remote = is_url(location)
+        self._pid = 0
+        self._files: dict[str, BinaryIO] = {}
+        self._system: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pid": 0, "_files": {}, "_system": None}
+
+    def where(self, name: str) -> str:
+        """Return a file's full name."""
+        return f"{self.location}/{name}" if self.remote else str(Path(self.location).expanduser() / name)
+
+    def size(self, name: str) -> int:
+        """Return a file's bytes.
+
+        Raises:
+            OSError: Missing, or the storage cannot be reached.
+            SettingsError: The kind of URL is unknown or its library is not installed.
+        """
+        self._open_after_fork()
+        if self.remote:
+            return int(_call_storage(lambda: self._system.info(self.where(name))["size"]))
+        return Path(self.where(name)).stat().st_size
+
+    def read(self, name: str, start: int, count: int) -> bytes:
+        """Return a range of a file's bytes; fewer where it ends before.
+
+        Raises:
+            OSError: Missing, or the storage cannot be reached.
+            SettingsError: The kind of URL is unknown or its library is not installed.
+        """
+        self._open_after_fork()
+        if self.remote:
+            end = start + count
+            return bytes(_call_storage(lambda: self._system.cat_file(self.where(name), start=start, end=end)))
+        file = self._opened(name)
+        file.seek(start)
+        content = file.read(count)
+        while 0 < len(content) < count:  # a single read may return fewer bytes
+            more = file.read(count - len(content))
+            if not more:
+                break
+            content += more
+        return content
+
+    def _opened(self, name: str) -> BinaryIO:
+        if name not in self._files:
+            while len(self._files) >= _OPEN_FILES:
+                self._files.pop(next(iter(self._files))).close()
+            self._files[name] = Path(self.where(name)).open("rb", buffering=0)  # noqa: SIM115 - it stays open
+        return self._files[name]
+
+    def _open_after_fork(self) -> None:
+        """Open files again after a fork: the child shares file positions and connections with its parent."""
+        if self._pid == os.getpid():
+            return
+        self._files = {}
+        self._pid = os.getpid()
+        if self.remote:
+            self._system = self._filesystem()
+
+    def _filesystem(self) -> Any:
+        kind = self.location.split(":", 1)[0].lower()
+        if kind not in PROTOCOLS:  # some of fsspec's run commands or log in to other hosts
+            raise SettingsError(
+                f"{self.location}: shards cannot be read from {kind} URLs; expected {', '.join(PROTOCOLS)}"
+            )
+        try:
+            return import_module("fsspec.core").url_to_fs(self.location)[0]
+        except ImportError as error:
+            what = " ".join(str(error).split())
+            raise SettingsError(f"{self.location}: {what}; pip install two-stream[shards]") from None
+        except ValueError as error:
+            raise SettingsError(f"{self.location}: {' '.join(str(error).split())}") from None
+
+
+def _call_storage(call: Callable[[], T]) -> T:
+    """Call a storage library and turn its own errors into OSError."""
+    try:
+        return call()
+    except OSError:
+        raise
+    except Exception as error:  # any error of the library; the caller names the file
+        raise OSError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 
 from two_stream.config.schema import Experiment
-from two_stream.data.catalog import Record
+from two_stream.data.catalog import Record, mirror_of
 from two_stream.data.clips.dataset import many_hot
 from two_stream.data.clips.loader import batches_of, epoch_plan
-from two_stream.data.mirror import mirror_of
 from two_stream.errors import DataError
 from two_stream.evaluation.features.cache import CENTRED, FeatureCache, StoredVideo, stored_video
 from two_stream.types import Batch, VideoRecord
@@ -138,7 +137,7 @@ def stored_epoch(
     clips: StoredClips, experiment: Experiment, epoch: int, skip: int, *, pin: bool
 ) -> StoredLoader:
     """Return the batches of a training epoch, in the order in which `train_loader` gives the clips."""
-    plan = epoch_plan(experiment, clips.records, epoch)
+    plan = epoch_plan(clips.records, experiment.data, experiment.train.batch_size, experiment.seed, epoch)
     return StoredLoader(clips, plan, epoch=epoch, skip=skip, pin=pin)
 
 

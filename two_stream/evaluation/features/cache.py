@@ -25,8 +25,7 @@ from two_stream.config.base import Options, PositiveInt
 from two_stream.config.load import flatten, validate_settings
 from two_stream.config.model import ModelOptions
 from two_stream.config.schema import DataOptions
-from two_stream.data.catalog import Record
-from two_stream.data.mirror import mirror_of
+from two_stream.data.catalog import Record, mirror_of
 from two_stream.errors import CheckpointError, DataError, SettingsError
 from two_stream.runtime.arrays import map_array
 from two_stream.runtime.folders import CHECKSUMS, complete_folder, verify_checksums

@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from two_stream.config.schema import EvaluateOptions, Experiment
-from two_stream.data.catalog import Record
-from two_stream.data.mirror import mirror_of
+from two_stream.data.catalog import Record, mirror_of
 from two_stream.errors import DataError, SettingsError
 from two_stream.evaluation.features.cache import (
     FeatureCache,

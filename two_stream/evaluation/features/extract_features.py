@@ -20,12 +20,10 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from two_stream.config.schema import EvaluateOptions, Experiment
-from two_stream.data.catalog import Record, load_record
-from two_stream.data.clips.dataset import ClipDataset, ClipFailure
-from two_stream.data.clips.loader import centred_clips, drawn_clips
+from two_stream.data.catalog import Record, dataset_record, mirror_of
+from two_stream.data.clips.dataset import ClipDataset, ClipFailure, open_clips
 from two_stream.data.clips.views import ViewLoader, collate_views, evaluation_clips, view_loader
-from two_stream.data.mirror import mirror_of
-from two_stream.data.splits import load_part, not_for_test
+from two_stream.data.splits import all_training_videos, load_part
 from two_stream.errors import DataError, SettingsError
 from two_stream.evaluation.features.cache import (
     CENTRED,
@@ -103,7 +101,7 @@ def write_features(
     """
     _check(model, experiment, out, train_views, overwrite=overwrite)
     begin = time.perf_counter()
-    record = load_record(experiment.data.dataset, experiment.data.settings_root)
+    record = dataset_record(experiment.data)
     writer = _Writer(model, experiment, record, train_views, maps)
     plans = [writer.plan(part) for part in PARTS if part in parts]
     layout, _ = writer.probe(plans[0].options)
@@ -211,7 +209,7 @@ class _Writer:
         """Read a list and count its views."""
         data, spec = self.experiment.data, self.model.spec
         records = (
-            not_for_test(self.record, spec.modality, data.split)
+            all_training_videos(self.record, spec.modality, data.split)
             if part == "train"
             else load_part(self.record, spec.modality, data.split, part)
         )
@@ -316,7 +314,7 @@ class _Writer:
 
     def _loader(self, plan: _Plan) -> ViewLoader:
         if plan.part == "test":
-            return view_loader(self.experiment, self.model.spec, plan.records, self.record)
+            return view_loader(self.experiment.data, self.test, self.model.spec, plan.records, self.record)
         views = TrainingViews(self._clips(plan))
         return ViewLoader(
             views, [[index] for index in range(len(views))], collate_views, self.experiment.data
@@ -324,10 +322,16 @@ class _Writer:
 
     def _clips(self, plan: _Plan) -> list[ClipDataset]:
         """Return the centred clips and those of the first epochs, one data set each."""
-        where = (self.experiment, self.model.spec, plan.records, self.record)
         return [
-            centred_clips(*where),
-            *(drawn_clips(*where, epoch=epoch) for epoch in range(self.train_views)),
+            open_clips(
+                self.experiment.data,
+                self.model.spec,
+                plan.records,
+                self.record,
+                seed=self.experiment.seed,
+                epoch=epoch,
+            )
+            for epoch in (None, *range(self.train_views))
         ]
 
     def _mark(self, plan: _Plan, mirrored: NDArray[np.bool_]) -> None:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from two_stream.config.schema import EvaluateOptions
-from two_stream.data.clips.transforms import seen_by
+from two_stream.data.clips.transforms import view_spec
 from two_stream.errors import SettingsError, VideoError
 from two_stream.evaluation.pictures.thumbnails import flow_picture
 from two_stream.evaluation.scoring.video import VideoInput, read_clip
@@ -133,7 +133,7 @@ def read_attention(
         SettingsError: The head has no attention.
         VideoError: The video cannot be read, or is too short for flow.
     """
-    spec = seen_by(model.spec, "center", whole=reading.whole_frame)
+    spec = view_spec(model.spec, "center", whole=reading.whole_frame)
     with open_video(path, reading.backend) as video:
         available = video.num_frames - (spec.modality == "flow")
         if available < 1:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from two_stream.config.schema import Experiment
-from two_stream.data.catalog import load_record
+from two_stream.data.catalog import dataset_record
 from two_stream.data.sources.files import FrameFolders, VideoFiles
 from two_stream.data.sources.segments import segments_of
 from two_stream.errors import TwoStreamError
@@ -82,7 +82,7 @@ def _sources(experiment: Experiment, modality: str) -> list[tuple[str, Modality]
 
 
 def _frames(experiment: Experiment, video_id: str, source: str, modality: Modality) -> NDArray[np.uint8]:
-    record = load_record(experiment.data.dataset, experiment.data.settings_root)
+    record = dataset_record(experiment.data)
     segment = segments_of(record).get(video_id) if record.segments is not None else None
     if segment is not None:
         video_id = segment.video  # a look at the whole video it is a part of

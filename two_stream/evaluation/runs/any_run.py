@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from two_stream.config.schema import Experiment
-from two_stream.data.catalog import Record, load_record
+from two_stream.data.catalog import Record, dataset_record
 from two_stream.evaluation.scoring.network import ClipNetwork
 from two_stream.recognizer import Recognizer
 from two_stream.types import RunPaths
@@ -35,7 +35,7 @@ class AnyRun(Generic[N_co]):
         Raises:
             DataError: It is not on this machine.
         """
-        return load_record(self.experiment.data.dataset, self.experiment.data.settings_root)
+        return dataset_record(self.experiment.data)
 
     @cached_property
     def warned(self) -> set[str]:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from two_stream.config.schema import Experiment
+from two_stream.data.catalog import Mirror
 from two_stream.data.clips.sampling import sampling_of
-from two_stream.data.mirror import Mirror
 from two_stream.data.sources.shards import shard_facts
 from two_stream.evaluation.scoring.network import ClipNetwork, is_exact
 from two_stream.evaluation.scoring.views import describe_views

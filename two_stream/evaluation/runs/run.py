@@ -13,9 +13,9 @@ import torch
 
 from two_stream.config.load import load_experiment
 from two_stream.config.schema import EvaluateOptions, Experiment
+from two_stream.data.catalog import Mirror, mirror_note, mirror_of
 from two_stream.data.clips.views import view_loader
-from two_stream.data.mirror import Mirror, mirror_note, mirror_of
-from two_stream.data.splits import load_part
+from two_stream.data.splits import experiment_part
 from two_stream.errors import CheckpointError, DataError, ScoreError, SettingsError
 from two_stream.evaluation.features.cached_views import StoredViews
 from two_stream.evaluation.runs.any_run import AnyRun
@@ -194,7 +194,8 @@ def _read_and_score(
         if slow and distributed.is_main():
             note(slow)
         loader = view_loader(
-            experiment,
+            experiment.data,
+            evaluate,
             run.model.spec,
             records,
             run.record,
@@ -240,15 +241,7 @@ def _records(run: AnyRun[Any], experiment: Experiment, part: Part) -> list[Video
             f"{record.name}: its {len(record.classes)} classes are not the {len(run.class_names)} the model of "
             f"{run.source} was trained on; give the data set of the run"
         )
-    return load_part(
-        record,
-        run.model.spec.modality,
-        experiment.data.split,
-        part,
-        selection=experiment.train.selection,
-        holdout=experiment.data.holdout,
-        seed=experiment.seed,
-    )
+    return experiment_part(experiment, record, part, run.model.spec.modality)
 
 
 def predict(

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from two_stream.config.schema import Experiment
-from two_stream.data.catalog import Record
-from two_stream.data.mirror import mirror_of
+from two_stream.data.catalog import Record, mirror_of
 from two_stream.errors import ScoreError
 from two_stream.evaluation.runs.facts import scoring_facts
 from two_stream.evaluation.scoring.score import VideoScores

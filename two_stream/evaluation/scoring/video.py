@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from two_stream.config.schema import EvaluateOptions
-from two_stream.data.clips.transforms import resize_frames, seen_by
-from two_stream.data.mirror import Mirror
+from two_stream.data.catalog import Mirror
+from two_stream.data.clips.transforms import resize_frames, view_spec
 from two_stream.data.sources.base import stacked_numbers
 from two_stream.errors import ScoreError, VideoError
 from two_stream.evaluation.scores.fusion import checked_weights, combine
@@ -49,7 +49,7 @@ class VideoInput:
     mirror: Mirror = field(default_factory=Mirror)
     """whether there are mirrored crops, and what their logits stand for"""
     whole_frame: bool = False
-    """whether a centred crop is the whole frame; see `seen_by`"""
+    """whether a centred crop is the whole frame; see `view_spec`"""
     bound: float = FLOW_BOUND
     """pixels of the longest displacement"""
 
@@ -175,7 +175,7 @@ def _views(
     options: EvaluateOptions,
     reading: VideoInput,
 ) -> Iterator[VideoViews]:
-    spec = seen_by(spec, options.crops, whole=reading.whole_frame)
+    spec = view_spec(spec, options.crops, whole=reading.whole_frame)
     crops = crop_views(options, spec, reading.mirror)
     source = _read(video, spec, reading, {number for clip in clips for number in clip}, available)
     found = 0

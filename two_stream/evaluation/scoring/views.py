@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from two_stream.config.schema import EvaluateOptions
+from two_stream.data.catalog import Mirror
 from two_stream.data.clips.transforms import View, evaluation_views
-from two_stream.data.clips.views import boxes_and_flips, evaluation_clips, turns_round
-from two_stream.data.mirror import Mirror
+from two_stream.data.clips.views import boxes_and_flips, changes_flow_sign, evaluation_clips
 from two_stream.types import Frames, InputSpec, VideoViews
 
 _CLIPS = {
@@ -73,7 +73,7 @@ def views_of_clip(
     """
     rows = torch.arange(len(frames_THWC))[None]
     boxes, flips = boxes_and_flips(crops)
-    signed = turns_round(spec, protocol)
+    signed = changes_flow_sign(spec, protocol)
     return VideoViews("video", 0, torch.from_numpy(frames_THWC), rows, boxes, flips, signed)
 
 

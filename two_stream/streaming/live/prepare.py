@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from two_stream.config.schema import EvaluateOptions
-from two_stream.data.clips.transforms import seen_by
+from two_stream.data.clips.transforms import view_spec
 from two_stream.evaluation.scoring.video import VideoInput, picture_at
 from two_stream.evaluation.scoring.views import crop_views
 from two_stream.types import InputSpec
@@ -29,7 +29,7 @@ class Prepare:
             spec: What the network expects.
             reading: Sizes, and the flow algorithm of a flow network.
         """
-        self.spec = spec = seen_by(spec, "center", whole=reading.whole_frame)
+        self.spec = spec = view_spec(spec, "center", whole=reading.whole_frame)
         self.reading = reading
         (view,) = crop_views(EvaluateOptions(views="single", crops="center"), spec, reading.mirror)
         box = view.box

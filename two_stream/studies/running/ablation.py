@@ -10,7 +10,7 @@ from pathlib import Path
 
 from two_stream.config.load import dump
 from two_stream.config.study import DemoData, Study
-from two_stream.data.demo.demo import DemoOptions, write_demo_frames
+from two_stream.data.demo import DemoOptions, write_demo_frames
 from two_stream.errors import SettingsError
 from two_stream.runtime.console import note, warn
 from two_stream.runtime.device import pick_device

@@ -92,9 +92,10 @@ def test_a_probe_is_the_pipeline_and_a_run_like_any_other(world: Path, tmp_path:
 
 
 def solver_data(experiment: Experiment) -> Any:
+    from two_stream.data.catalog import dataset_record
     from two_stream.training.data import training_data
 
-    return training_data(experiment, create_model(experiment.model, 3).spec)
+    return training_data(experiment, dataset_record(experiment.data), create_model(experiment.model, 3).spec)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tests.helpers.models import difference, settled_model
 from tests.helpers.runs import MOBILENET, SLOWFAST, experiment_of
 from two_stream.config.schema import Experiment
 from two_stream.data.catalog import load_record
-from two_stream.data.clips.loader import centred_clips, drawn_clips
+from two_stream.data.clips.dataset import open_clips
 from two_stream.data.splits import load_part
 from two_stream.errors import CheckpointError, DataError, SettingsError
 from two_stream.evaluation.features import extract_features as writing
@@ -54,8 +54,8 @@ def test_rows_are_the_tokens_of_the_clips(made: tuple[Experiment, Recognizer, Pa
     cache = FeatureCache(out)
     record = load_record("toy", experiment.data.settings_root)
     records = load_part(record, "rgb", 1, "train", selection="paper")
-    where = (experiment, model.spec, records, record)
-    sets = [centred_clips(*where), drawn_clips(*where, epoch=0), drawn_clips(*where, epoch=1)]
+    where = (experiment.data, model.spec, records, record)
+    sets = [open_clips(*where, seed=experiment.seed, epoch=epoch) for epoch in (None, 0, 1)]
     part = cache.part("train")
     assert list(part.videos) == [video.id for video in records]
     assert part.rows.shape == (27, cache.layout.width)

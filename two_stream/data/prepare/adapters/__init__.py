@@ -1,7 +1,6 @@
-"""Official annotation files of data sets, one file per data set, and the table that names them.
+"""The kinds of annotation files that `two-stream prepare` reads, all into the same form.
 
-`read_annotations(kind, path)` gives every one of them in the same form; `build.py` makes a record and split lists of
-it.
+`official.py` reads the files of published data sets, `table.py` tables; `build.py` makes a record and split lists.
 """
 
 from __future__ import annotations
@@ -11,21 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from two_stream.config.load import nearest
-from two_stream.data.packaged import packaged_record
-from two_stream.data.prepare.adapters.activitynet import read_activitynet
-from two_stream.data.prepare.adapters.annotations import AnnotatedVideo, Annotations
-from two_stream.data.prepare.adapters.charades import read_charades
-from two_stream.data.prepare.adapters.codebase_json import read_codebase_json
-from two_stream.data.prepare.adapters.diving48 import read_diving48
-from two_stream.data.prepare.adapters.jester import read_jester
-from two_stream.data.prepare.adapters.kinetics import read_kinetics
-from two_stream.data.prepare.adapters.mit import read_mit
-from two_stream.data.prepare.adapters.ssv2 import read_ssv2
-from two_stream.data.prepare.adapters.stair import read_stair
+from two_stream.data.catalog import packaged_record
+from two_stream.data.prepare.adapters import official
+from two_stream.data.prepare.adapters.annotations import Annotations
 from two_stream.data.prepare.adapters.table import read_table
 from two_stream.errors import SettingsError
-
-__all__ = ["ADAPTERS", "Adapter", "AnnotatedVideo", "Annotations", "read_annotations"]
 
 
 @dataclass(frozen=True)
@@ -41,21 +30,39 @@ class Adapter:
 
 _KINETICS = "folder of kinetics_train.csv and kinetics_val.csv (label,youtube_id,time_start,time_end,split)"
 ADAPTERS = {
-    "kinetics400": Adapter(read_kinetics, _KINETICS, 400),
-    "kinetics600": Adapter(read_kinetics, _KINETICS, 600),
-    "kinetics700": Adapter(read_kinetics, _KINETICS, 700),
-    "jester": Adapter(read_jester, "folder of jester-v1-labels.csv, -train.csv and -validation.csv", 27),
+    "ucf101": Adapter(
+        official.read_ucf101, "folder of trainlist01.txt, testlist01.txt … (ucfTrainTestlist)", 101
+    ),
+    "hmdb51": Adapter(
+        official.read_hmdb51, "folder of <class>_test_split1.txt … (testTrainMulti_7030_splits)", 51
+    ),
+    "kinetics400": Adapter(official.read_kinetics, _KINETICS, 400),
+    "kinetics600": Adapter(official.read_kinetics, _KINETICS, 600),
+    "kinetics700": Adapter(official.read_kinetics, _KINETICS, 700),
+    "jester": Adapter(
+        official.read_jester, "folder of jester-v1-labels.csv, -train.csv and -validation.csv", 27
+    ),
     "ssv2": Adapter(
-        read_ssv2, "folder of something-something-v2-labels.json, -train.json and -validation.json", 174
+        official.read_ssv2,
+        "folder of something-something-v2-labels.json, -train.json and -validation.json",
+        174,
     ),
-    "activitynet": Adapter(read_activitynet, "activity_net.v1-3.min.json", 200),
-    "mit": Adapter(read_mit, "folder of moments_categories.txt, trainingSet.csv and validationSet.csv"),
-    "diving48": Adapter(read_diving48, "folder of Diving48_vocab.json and Diving48_V2_{train,test}.json", 48),
-    "stair": Adapter(read_stair, "folder of actionlist.csv, videolist_train.txt and videolist_val.txt", 100),
+    "activitynet": Adapter(official.read_activitynet, "activity_net.v1-3.min.json", 200),
+    "mit": Adapter(
+        official.read_mit, "folder of moments_categories.txt, trainingSet.csv and validationSet.csv"
+    ),
+    "diving48": Adapter(
+        official.read_diving48, "folder of Diving48_vocab.json and Diving48_V2_{train,test}.json", 48
+    ),
+    "stair": Adapter(
+        official.read_stair, "folder of actionlist.csv, videolist_train.txt and videolist_val.txt", 100
+    ),
     "charades": Adapter(
-        read_charades, "folder of Charades_v1_classes.txt and Charades_v1_{train,test}.csv", 157
+        official.read_charades, "folder of Charades_v1_classes.txt and Charades_v1_{train,test}.csv", 157
     ),
-    "json": Adapter(read_codebase_json, "JSON file of Efficient-3DCNNs or 3D-ResNets (ucf101_01.json …)"),
+    "json": Adapter(
+        official.read_codebase_json, "JSON file of Efficient-3DCNNs or 3D-ResNets (ucf101_01.json …)"
+    ),
     "table": Adapter(
         read_table, "CSV, TSV, JSON or JSON lines: path, label or labels, split, start, end, group, fps"
     ),
@@ -68,7 +75,7 @@ def read_annotations(kind: str, path: Path) -> Annotations:
 
     Raises:
         SettingsError: Unknown kind.
-        DataError: A file is missing, partial or of another form, named as `file:line` or by the key in a JSON file.
+        DataError: A file is missing, incomplete or of another form; names `file:line`, or the key in a JSON file.
     """
     if kind not in ADAPTERS:
         raise SettingsError(f"two-stream prepare: unknown kind {kind!r}{nearest(kind, list(ADAPTERS))}")
@@ -79,7 +86,7 @@ def read_annotations(kind: str, path: Path) -> Annotations:
 
 
 def _compared(kind: str, classes: list[str]) -> list[str]:
-    """Return what to say where files name other classes than the whole data set has."""
+    """Return notes where the files name other classes than the data set has."""
     notes = []
     expected = ADAPTERS[kind].classes
     if expected is not None and len(classes) != expected:

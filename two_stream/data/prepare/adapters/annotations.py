@@ -1,17 +1,27 @@
-"""The common form of what annotation files say."""
+"""The form in which adapters return annotation files, and helpers that read such files.
+
+Every reader raises a `DataError` where the file is missing or a value is wrong; it names the file and the line, or the
+key in a JSON file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 from two_stream.config.load import nearest
+from two_stream.data.catalog import packaged_record, read_lines
 from two_stream.errors import DataError
+from two_stream.runtime.text import parse_json
 
 Split = Literal["train", "val", "test", ""]
-"""the official validation part is the `test` list here, as in published lists; `val` are rows of a table
-that has test rows too; empty where the files make no split"""
+"""the official validation part is the `test` list here, as in published lists; `val` are rows of a table that also has
+test rows; empty where the files make no split"""
 
 
 @dataclass(frozen=True)
@@ -34,30 +44,31 @@ class AnnotatedVideo:
     group: str = ""
     """source video or person"""
     fps: float | None = None
-    """frames per second, where the files say them"""
+    """frames per second, where the files give them"""
 
 
 @dataclass
 class Annotations:
-    """What the files of a data set say."""
+    """The content of the annotation files of a data set."""
 
     classes: list[str]
     entries: list[AnnotatedVideo]
+    splits: Sequence[tuple[Sequence[str], Sequence[str]]] = ()
+    """training and test ids of each official split, in the order of the files, where there are several; the split lists
+    then hold the ids of the files, wherever below the root the videos are"""
     multi_label: bool = False
     mirror_pairs: Sequence[tuple[str, str]] = ()
     """see `Record`"""
     group: str | None = None
     """regular expression over an id whose first group is the source video"""
     notes: list[str] = field(default_factory=list)
-    """what a person should know, one line each"""
+    """notes for the user, one line each"""
 
     def check(self) -> None:
-        """Refuse what no list can hold: no videos, a class twice, a video with two classes or on both sides.
-
-        An entry that only repeats another is dropped, with a note.
+        """Check that the split lists can hold the entries; an entry that only repeats another is dropped, with a note.
 
         Raises:
-            DataError: Names both places.
+            DataError: No videos, or a video with two classes or in two parts; names both places.
         """
         if not self.entries:
             raise DataError("the annotation files list no video with a class")
@@ -70,30 +81,36 @@ class Annotations:
                 kept.append(entry)
             elif first.labels != entry.labels or first.split != entry.split:
                 raise DataError(
-                    f"{entry.where}: {entry.id!r} stands at {first.where} already, with another class or in "
-                    "another part; keep one"
+                    f"{entry.where}: {entry.id!r} is also at {first.where}, with another class or in another part; "
+                    "keep one"
                 )
         if len(kept) < len(self.entries):
-            self.notes.append(f"{len(self.entries) - len(kept)} lines repeat another line and are left out")
+            self.notes.append(f"{len(self.entries) - len(kept)} lines repeat another line and are skipped")
         self.entries = kept
 
 
 class AnnotatedClasses:
     """Class names in the order of their labels, as one file gives them."""
 
-    def __init__(self, names: Sequence[str], where: object) -> None:
+    def __init__(self, names: Sequence[str], where: object, *, any_case: bool = False) -> None:
         """Take the names.
+
+        Args:
+            names: The classes.
+            where: File to name in errors.
+            any_case: Find a class whatever the case of its name.
 
         Raises:
             DataError: None at all, or one twice.
         """
         self.names = list(names)
         if not self.names:
-            raise DataError(f"{where}: names no class")
+            raise DataError(f"{where}: no class names")
         self._labels = {name: label for label, name in enumerate(self.names)}
         if len(self._labels) < len(self.names):
             doubled = next(name for name in self.names if self.names.count(name) > 1)
             raise DataError(f"{where}: class {doubled!r} is listed twice")
+        self._lowered = {name.lower(): name for name in self.names} if any_case else {}
 
     def label(self, name: Any, where: str) -> int:
         """Return the label of a class.
@@ -101,9 +118,17 @@ class AnnotatedClasses:
         Raises:
             DataError: Unknown; names the place and the nearest class.
         """
+        name = self._lowered.get(str(name).lower(), name)
         if name not in self._labels:
-            raise DataError(f"{where}: {name!r} is no class{nearest(str(name), self.names)}")
+            raise DataError(f"{where}: {name!r} is not a class{nearest(str(name), self.names)}")
         return self._labels[name]
+
+
+def packaged_classes(name: str) -> AnnotatedClasses:
+    """Return the classes of a data set whose record comes with the package, whatever the case of their names."""
+    mapping = packaged_record(name)
+    assert mapping is not None
+    return AnnotatedClasses(mapping["classes"], name, any_case=True)
 
 
 def left_right_pairs(classes: Sequence[str], also: Mapping[str, str] | None = None) -> list[tuple[str, str]]:
@@ -127,3 +152,121 @@ def left_right_pairs(classes: Sequence[str], also: Mapping[str, str] | None = No
 
 def _like(word: str, model: str) -> str:
     return word[:1].upper() + word[1:] if model[:1].isupper() else word
+
+
+T = TypeVar("T")
+_NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number"}
+
+
+def find_file(folder: Path, *patterns: str) -> Path:
+    """Return the one file of a folder that a pattern (any case) fits; earlier patterns go first."""
+    found = find_optional(folder, *patterns)
+    if found is None:
+        raise DataError(f"{folder}: no file {' or '.join(patterns)} here")
+    return found
+
+
+def find_optional(folder: Path, *patterns: str) -> Path | None:
+    """Return the one file of a folder that a pattern fits, or None; see `find_file`."""
+    if not folder.is_dir():
+        what = "is a file; give its folder" if folder.exists() else "no such folder"
+        raise DataError(f"{folder}: {what}")
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
+    for pattern in patterns:
+        found = [name for name in names if fnmatch(name.lower(), pattern.lower())]
+        if len(found) > 1:
+            raise DataError(f"{folder}: {found[0]} and {found[1]} both look like {pattern}; keep one of them")
+        if found:
+            return folder / found[0]
+    return None
+
+
+def read_fields(path: Path, delimiter: str, least: int, form: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield (`file:line`, fields) of a file without header; blank lines are skipped.
+
+    A line needs at least `least` fields; `form` shows in the error what a line looks like.
+    """
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        fields = [field.strip() for field in next(csv.reader([line.strip()], delimiter=delimiter))]
+        if len(fields) < least or not all(fields[:least]):
+            raise DataError(f"{path}:{number}: {line.strip()!r}: expected `{form}`")
+        yield f"{path}:{number}", fields
+
+
+def read_table_rows(
+    path: Path, needed: Sequence[str], delimiter: str = ","
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield (`file:line`, row by column) of a file whose first line names the columns."""
+    lines = read_lines(path)
+    if delimiter == "," and lines and ";" in lines[0] and "," not in lines[0]:
+        delimiter = ";"  # as spreadsheets write it where the comma is the decimal point
+    reader = csv.reader((line + "\n" for line in lines), delimiter=delimiter)
+    header = [column.strip() for column in next(reader, [])]
+    lacking = [column for column in needed if column not in header]
+    if lacking:
+        raise DataError(f"{path}:1: no column {lacking[0]!r}; expected {delimiter.join(needed)}")
+    end = reader.line_num
+    for fields in reader:
+        begin, end = end + 1, reader.line_num
+        if not any(field.strip() for field in fields):
+            continue
+        if len(fields) != len(header):
+            raise DataError(
+                f"{path}:{begin}: {len(fields)} fields, the first line names {len(header)} columns; "
+                "is the file complete?"
+            )
+        yield f"{path}:{begin}", dict(zip(header, (field.strip() for field in fields), strict=True))
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file."""
+    text = "\n".join(read_lines(path))
+    try:
+        return parse_json(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: not complete JSON ({error.msg})") from None
+
+
+def check_type(value: Any, kind: type[T], where: str) -> T:
+    """Return a value of a JSON file, checked; a whole number may stand for a number."""
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)  # type: ignore[return-value]
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        shown = json.dumps(value, ensure_ascii=False)
+        shown = shown if len(shown) <= 60 else f"{shown[:57]}…"
+        raise DataError(f"{where}: {shown}: expected {_NAMES[kind]}")
+    return value
+
+
+def json_value(container: dict[str, Any], name: str, kind: type[T], where: str) -> T:
+    """Return an entry of a JSON object, checked."""
+    if name not in container:
+        raise DataError(f"{where}: no key {name!r}")
+    return check_type(container[name], kind, f"{where}.{name}")
+
+
+def parse_number(text: str, where: str, what: str) -> float:
+    """Return a number written in a text file."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise DataError(f"{where}: {what} is {text!r}: expected a number of at least 0")
+    return value
+
+
+def check_span(start: float, end: float, where: str) -> tuple[float, float]:
+    """Return start and end of a part, in seconds."""
+    if not 0 <= start < end:
+        raise DataError(f"{where}: from {start:g} to {end:g} s: expected 0 <= start < end")
+    return start, end
+
+
+def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the objects of a JSON list, each after where it stands, `file: [place]`."""
+    for place, value in enumerate(check_type(read_json(path), list, str(path))):
+        where = f"{path}: [{place}]"
+        yield where, check_type(value, dict, where)

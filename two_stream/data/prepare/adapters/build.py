@@ -1,26 +1,27 @@
-"""From annotations and the videos that are there to a catalogue record, split lists, groups and segments."""
+"""Makes a catalogue record, split lists, groups and segments of annotation files and the videos that exist."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from two_stream.config.load import read_yaml
-from two_stream.data.catalog import RECORD_FILE
+from two_stream.data.catalog import MODALITIES, RECORD_FILE, Record, make_record, packaged_record
+from two_stream.data.options import AnnotationOptions
 from two_stream.data.prepare.adapters import read_annotations
 from two_stream.data.prepare.adapters.annotations import AnnotatedVideo, Annotations
-from two_stream.data.prepare.adapters.clock import clock_of
-from two_stream.data.prepare.adapters.locate import LocatedVideo, VideoIndex
 from two_stream.data.prepare.counting import (
     Counts,
     FolderCounts,
     count_folders,
     count_videos,
     look_and_count,
-    make_record,
 )
 from two_stream.data.prepare.folders import (
     GROUPS_FILE,
@@ -31,45 +32,24 @@ from two_stream.data.prepare.folders import (
     relative_path,
     write_dataset,
 )
-from two_stream.data.prepare.frame_names import FrameNames
-from two_stream.data.sources.segments import Segment, write_segments
-from two_stream.data.splits import MODALITIES, make_splits
+from two_stream.data.sources.files import index_videos
+from two_stream.data.sources.segments import Segment, frames_between, write_segments
+from two_stream.data.splits import make_splits
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.runtime.files import write_text
 from two_stream.types import VideoRecord
-from two_stream.video.sources import Source
+from two_stream.video.decoding.reader import open_video
+from two_stream.video.decoding.times import frame_times
+from two_stream.video.extraction.one_video import read_extraction_manifest
+from two_stream.video.sources import Source, folder_ids, video_files
 
 SEGMENTS_FILE = "segments.csv"
 _TEST_FRACTION = 0.3
 
 
-@dataclass(frozen=True)
-class BuildOptions:
-    """Where things lie and how frames are counted."""
-
-    annotations: Path
-    """the official file or folder"""
-    name: str
-    """name of the data set"""
-    out: Path = Path("settings")
-    """settings folder; everything goes to `<out>/<name>/`"""
-    videos: Path | None = None
-    """root of the videos, which are decoded to count frames …"""
-    frames: Path | None = None
-    """… or root of the frame folders, whose files are counted"""
-    fps: float | None = None
-    """frames per second of the frame folders, where neither they nor the annotations say"""
-    names: FrameNames = field(default_factory=FrameNames)
-    """names of frame files, where looking does not tell"""
-    backend: str = "pyav"
-    """decoder"""
-    processes: int | None = None
-    """videos decoded at a time; all processors by default"""
-
-
 @dataclass
 class _Listed:
-    """What goes into the lists."""
+    """Content of the lists."""
 
     videos: list[tuple[AnnotatedVideo, VideoRecord]] = field(default_factory=list)
     counts: Counts = field(default_factory=dict)
@@ -78,18 +58,18 @@ class _Listed:
     """reason by id"""
 
 
-def prepare_annotations(kind: str, options: BuildOptions) -> Prepared:
+def prepare_annotations(kind: str, options: AnnotationOptions) -> Prepared:
     """Write record, lists, groups and segments of a data set from its official files.
 
-    A listed video that is not there, or cannot be read, is left out and named.
+    A listed video that does not exist, or cannot be read, is left out and named.
 
     Args:
         kind: One of `ADAPTERS`.
-        options: Where things lie.
+        options: Where things are.
 
     Raises:
-        DataError: An annotation file is wrong, none of its videos is there, or another record is in the way.
-        SettingsError: Neither videos nor frames given, or an unknown kind.
+        DataError: An annotation file is wrong, none of its videos exists, or the folder has a record of other classes.
+        SettingsError: Neither videos nor frames given, an unknown kind, or frame names for a record that is kept.
     """
     if options.videos is None and options.frames is None:
         raise SettingsError(
@@ -98,58 +78,71 @@ def prepare_annotations(kind: str, options: BuildOptions) -> Prepared:
     if options.fps is not None and options.fps <= 0:
         raise SettingsError(f"--fps is {options.fps}: expected more than 0")
     annotations = read_annotations(kind, options.annotations)
-    folder = options.out / options.name
-    kept = _existing(folder / RECORD_FILE, annotations.classes)
-    frames = options.frames is not None
-    places = VideoIndex(options.frames or options.videos or Path(), frames=frames)
-    where = {
-        names: places.find(names) for names in dict.fromkeys(entry.names for entry in annotations.entries)
-    }
+    folder = options.out / (options.name or (options.annotations.stem if kind in ("json", "table") else kind))
+    kept = _is_kept(folder / RECORD_FILE, annotations)
+    if kept and options.frames is not None and options.patterns():
+        raise SettingsError(
+            f"{folder / RECORD_FILE} is kept as it is: write the names of frames into its `patterns`"
+        )
+    places = VideoIndex(options.frames or options.videos or Path(), frames=options.frames is not None)
+    where = {entry.names: places.find(entry.names) for entry in annotations.entries}
+    if annotations.splits:
+        where = {n: replace(p, id=n[0]) if isinstance(p, LocatedVideo) else p for n, p in where.items()}
     found = [place for place in where.values() if isinstance(place, LocatedVideo)]
-    mapping = _mapping(annotations, options, folder)
-    counted = _counted(mapping, folder, found, options, kept=bool(kept))
-    listed = _listed(annotations, where, counted.counts, dict(counted.failures), options)
+    mapping = _mapping(kind, annotations, options, folder, kept=kept)
+    counted = _counted(mapping, folder, found, options, kept=kept)
+    listed = _listed(annotations, where, counted, options, make_record(mapping, folder))
     if not listed.videos:
         first = next(iter(counted.strange or listed.failures.items()))
         raise DataError(
             f"{places.root}: none of the {len(annotations.entries)} listed videos is here ({first[0]}: {first[1]})"
         )
-    _settle(mapping, listed, folder)
-    splits, validation, notes = _splits([video for _, video in listed.videos], listed, annotations.classes)
+    _write_groups_and_segments(mapping, listed, folder)
+    record = make_record(mapping, folder)
+    splits, validation, notes = _splits(annotations, listed, record.num_splits)
     if kind == "table" and any(entry.split for entry, _ in listed.videos):
         notes.insert(0, parts_line(splits[0], validation))
+    if kept and not annotations.splits:
+        notes.append(
+            f"{folder / RECORD_FILE} is kept as it is; compare its `groups` and `segments` with the files in its folder"
+        )
     made = write_dataset(
-        make_record(mapping, folder),
-        None if kept else mapping,
-        folder,
-        splits,
-        listed.counts,
-        validation,
-        counted.modalities,
+        record, None if kept else mapping, folder, splits, listed.counts, validation, counted.modalities
     )
     made.failures = list(listed.failures.items())
-    made.warnings += [*annotations.notes, *notes, *kept]
+    made.warnings += [*annotations.notes, *notes]
     return made
 
 
-def _existing(path: Path, classes: list[str]) -> list[str]:
-    """Return a note where a record that a person has written stays.
+def _is_kept(path: Path, annotations: Annotations) -> bool:
+    """Tell whether a record stays as it is: one that a user has written, or one of a data set with several splits.
 
     Raises:
         DataError: It has other classes.
     """
-    if not path.is_file() or path.read_text(encoding="utf-8-sig").startswith(MARK):
-        return []
-    if read_yaml(path).get("classes") != classes:
+    if not path.is_file():
+        return False
+    if not annotations.splits and path.read_text(encoding="utf-8-sig").startswith(MARK):
+        return False
+    if read_yaml(path).get("classes") != annotations.classes:
         raise DataError(
             f"{path}: this record has other classes; give another --name or --out, or move it away"
         )
-    return [f"{path} is kept as it is; compare `groups` and `segments` with what is beside it"]
+    return True
 
 
-def _mapping(annotations: Annotations, options: BuildOptions, folder: Path) -> dict[str, Any]:
-    root = relative_path(options.frames or Path("data") / options.name, folder)
-    mapping: dict[str, Any] = {"name": options.name, "num_splits": 1, "frames": {"rgb": root, "flow": root}}
+def _mapping(
+    kind: str, annotations: Annotations, options: AnnotationOptions, folder: Path, *, kept: bool
+) -> dict[str, Any]:
+    """Return the content of the record."""
+    if annotations.splits:  # everything that the files do not say is in the record of the package
+        base = read_yaml(folder / RECORD_FILE) if kept else packaged_record(kind)
+        mapping = {**(base or {}), "name": folder.name}
+    else:
+        root = relative_path(Path("data") / folder.name, folder)
+        mapping = {"name": folder.name, "num_splits": 1, "frames": {"rgb": root, "flow": root}}
+    if options.frames is not None:
+        mapping["frames"] = dict.fromkeys(("rgb", "flow"), relative_path(options.frames, folder))
     if options.videos is not None:
         mapping["videos"] = relative_path(options.videos, folder)
     if annotations.group is not None:
@@ -158,13 +151,19 @@ def _mapping(annotations: Annotations, options: BuildOptions, folder: Path) -> d
         mapping["multi_label"] = True
     if annotations.mirror_pairs:
         mapping["mirror_pairs"] = [list(pair) for pair in annotations.mirror_pairs]
+    mapping.pop("classes", None)  # last in the file
     return {**mapping, "classes": annotations.classes}
 
 
 def _counted(
-    mapping: dict[str, Any], folder: Path, found: Sequence[LocatedVideo], options: BuildOptions, *, kept: bool
+    mapping: dict[str, Any],
+    folder: Path,
+    found: Sequence[LocatedVideo],
+    options: AnnotationOptions,
+    *,
+    kept: bool,
 ) -> FolderCounts:
-    """Return the frames of what is there, and why others have none; a record that is kept says how files are named."""
+    """Return the frames of the located videos; a record that is kept decides how files are named."""
     distinct = list({place.id: place for place in found}.values())
     ids = [place.id for place in distinct]
     if options.frames is None:
@@ -172,20 +171,21 @@ def _counted(
         counts, failures = count_videos(sources, backend=options.backend, processes=options.processes)
         return FolderCounts(counts, failures, modalities=list(MODALITIES))
     if not kept:
-        return look_and_count(mapping, folder, ids, [place.path for place in distinct], options.names)
+        return look_and_count(mapping, folder, ids, [place.path for place in distinct], options)
     own = read_yaml(folder / RECORD_FILE)
     mapping |= {key: own[key] for key in ("patterns", "first") if key in own}
-    return count_folders(make_record(mapping, folder), ids, settled=True)
+    return count_folders(make_record(mapping, folder), ids, fixed_first=True)
 
 
 def _listed(
     annotations: Annotations,
     where: dict[tuple[str, ...], LocatedVideo | str],
-    counts: Counts,
-    failures: dict[str, str],
-    options: BuildOptions,
+    counted: FolderCounts,
+    options: AnnotationOptions,
+    record: Record,
 ) -> _Listed:
     made = _Listed()
+    counts, failures = counted.counts, dict(counted.failures)
     parts: Counter[str] = Counter()
     videos = VideoIndex(options.videos, frames=False) if options.videos and options.frames else None
     for entry in annotations.entries:
@@ -206,12 +206,14 @@ def _listed(
         if entry.seconds or span.start > 1:
             name = f"{place.id}#{parts[place.id]}"
         if name in made.counts:
-            made.failures[entry.id] = f"its file {place.path} is that of another line already"
+            made.failures[entry.id] = f"its file {place.path} is already used by another line"
             continue
-        flow = min(len(span) - 1, counts[place.id][1] - (span.start - 1))
+        flow = counts[place.id][1]
+        if not annotations.splits:
+            flow = min(len(span) - 1, flow - (span.start - 1))
         if flow < 1:
             made.failures[name] = (
-                f"{len(span)} of the {counts[place.id][0]} frames lie in this part, flow needs 2"
+                f"{len(span)} of the {counts[place.id][0]} frames are in this part, flow needs 2"
             )
             continue
         if name != place.id:
@@ -219,15 +221,20 @@ def _listed(
             made.segments[name] = Segment(place.id, start, end, span.start)
         made.counts[name] = (len(span), flow)
         several = entry.labels if annotations.multi_label else ()
-        video = VideoRecord(name, len(span), entry.labels[0], entry.group or place.id, several)
+        group = entry.group or (record.group_of(name) if annotations.splits else place.id)
+        video = VideoRecord(name, len(span), entry.labels[0], group, several)
         made.videos.append((entry, video))
     return made
 
 
 def _span(
-    entry: AnnotatedVideo, place: LocatedVideo, count: int, options: BuildOptions, videos: VideoIndex | None
+    entry: AnnotatedVideo,
+    place: LocatedVideo,
+    count: int,
+    options: AnnotationOptions,
+    videos: VideoIndex | None,
 ) -> range:
-    """Return the frames of an entry; see `VideoError` of `clock_of`."""
+    """Return the frames of an entry; `clock_of` raises the `VideoError`."""
     if entry.frames is not None:
         return range(entry.frames[0], min(entry.frames[1], count + 1))
     if entry.seconds is None:
@@ -241,8 +248,8 @@ def _span(
     return clock.between(*entry.seconds)
 
 
-def _settle(mapping: dict[str, Any], listed: _Listed, folder: Path) -> None:
-    """Write the groups and the segments, and name them in the record."""
+def _write_groups_and_segments(mapping: dict[str, Any], listed: _Listed, folder: Path) -> None:
+    """Write the files of groups and segments, and add them to the record."""
     classes = mapping.pop("classes")
     if listed.segments or any(entry.group for entry, _ in listed.videos):
         mapping.pop("group", None)
@@ -256,11 +263,15 @@ def _settle(mapping: dict[str, Any], listed: _Listed, folder: Path) -> None:
 
 
 def _splits(
-    records: Sequence[VideoRecord], listed: _Listed, classes: Sequence[str]
+    annotations: Annotations, listed: _Listed, num_splits: int
 ) -> tuple[Splits, list[VideoRecord], list[str]]:
-    """Return the official split, or one made here where the files have none, its validation part, and what to say."""
+    """Return the official splits, or one made here where the files have none, the validation part, and notes."""
+    if annotations.splits:
+        by_id = {video.id: video for _, video in listed.videos}
+        sides = [[[by_id[i] for i in ids if i in by_id] for ids in split] for split in annotations.splits]
+        return [(train, test) for train, test in sides[:num_splits]], [], []
     if all(not entry.split for entry, _ in listed.videos):
-        made = make_splits(records, 1, _TEST_FRACTION, 0)
+        made = make_splits([video for _, video in listed.videos], 1, _TEST_FRACTION, 0)
         return made, [], [f"no split is given: about {_TEST_FRACTION:.0%} of every class are the test list"]
     train, val, test = (
         [video for entry, video in listed.videos if entry.split == split]
@@ -271,6 +282,150 @@ def _splits(
         seen = {label for video in videos for label in video.all_labels}
         if not videos:
             notes.append(f"the {side} list is empty: none of its videos is here")
-        elif len(seen) < len(classes):
-            notes.append(f"{len(classes) - len(seen)} classes have no {side} video here")
+        elif len(seen) < len(annotations.classes):
+            notes.append(f"{len(annotations.classes) - len(seen)} classes have no {side} video here")
     return [(train, test)], val, notes
+
+
+@dataclass(frozen=True)
+class LocatedVideo:
+    """A video that was found."""
+
+    id: str
+    """its path below the root, without suffix"""
+    path: Path
+    """the file, or the folder of frames"""
+
+
+class VideoIndex:
+    """The videos or frame folders below a root, by id and by bare name."""
+
+    def __init__(self, root: Path, *, frames: bool) -> None:
+        """Scan the folder once.
+
+        Args:
+            root: Folder of videos, or of frame folders.
+            frames: Whether they are frame folders.
+
+        Raises:
+            DataError: No such folder.
+        """
+        if not root.is_dir():
+            raise DataError(f"{root}: no such folder of {'frames' if frames else 'videos'}")
+        self.root = root
+        self._what = "frame folder" if frames else "video file"
+        if frames:
+            self._index, self._ids = _frame_folders(root)
+        else:
+            files = video_files(root)[0]
+            self._index, self._ids = (
+                index_videos(root),
+                dict(zip(files, folder_ids(root, files), strict=True)),
+            )
+
+    def find(self, names: Sequence[str]) -> LocatedVideo | str:
+        """Return the first of some names that exists, or why none does.
+
+        A name with its class folder is looked up as it is, one without in every class folder.
+        """
+        for name in names:
+            places = self._index.get(self._relative(name), [])
+            if len(places) > 1:
+                shown = ", ".join(path.relative_to(self.root).as_posix() for path in places[:3])
+                return f"several of this name ({shown})"
+            if places:
+                return LocatedVideo(self._ids[places[0]], places[0])
+        return f"no {self._what} of this name"
+
+    def _relative(self, name: str) -> str:
+        path = Path(name)
+        if path.is_absolute() and path.is_relative_to(self.root.absolute()):
+            return path.relative_to(self.root.absolute()).as_posix()
+        return path.as_posix()
+
+
+def _frame_folders(root: Path) -> tuple[dict[str, list[Path]], dict[Path, str]]:
+    """Return the folders without sub-folders, one or two levels below the root, by id and bare name, and their ids."""
+    index: dict[str, list[Path]] = {}
+    ids: dict[Path, str] = {}
+    for top in _folders(root):
+        for path in _folders(top) or [top]:
+            ids[path] = path.relative_to(root).as_posix()
+            for key in {ids[path], path.name}:
+                index.setdefault(key, []).append(path)
+    return index, ids
+
+
+def _folders(path: Path) -> list[Path]:
+    with os.scandir(path) as entries:
+        return [path / name for name in sorted(e.name for e in entries if e.is_dir() and e.name[0] != ".")]
+
+
+RATE_FILE = "fps"
+"""file in a frame folder, written by the scripts of 3D-ResNets-PyTorch"""
+
+
+@dataclass(frozen=True)
+class VideoClock:
+    """Times at which the frames of a video are shown."""
+
+    count: int
+    fps: float | None = None
+    times: Sequence[float] | None = None
+
+    def between(self, start: float, end: float) -> range:
+        """Return the numbers of the frames from `start` to `end`, in seconds; see `frames_between`."""
+        return frames_between(start, end, self.count, fps=self.fps, times=self.times)
+
+
+@lru_cache(maxsize=8)  # the parts of a video are adjacent in the files
+def clock_of(
+    file: Path | None, folder: Path | None, count: int, fps: float | None, wanted: float | None
+) -> VideoClock:
+    """Return the clock of a video.
+
+    Args:
+        file: The video, where it is available.
+        folder: Its frame folder, where that is read; the video's time stamps are used if it has as many frames.
+        count: Frames.
+        fps: Rate in the annotations.
+        wanted: Rate given by the user for the frame folders; takes precedence over everything but time stamps.
+
+    Raises:
+        VideoError: The rate is unknown.
+    """
+    if file is not None:
+        with suppress(VideoError):
+            times = frame_times(file)
+            if times is not None and len(times) == count:
+                return VideoClock(count, times=times)
+    elif folder is not None:
+        times = _recorded(folder).get("times", [])  # missing where the rate is constant
+        if len(times) == count + 1:
+            return VideoClock(count, times=times[:-1])
+    rate = wanted or fps
+    if rate is None and folder is not None:
+        rate = _rate_of(folder)
+    elif rate is None and file is not None:
+        with open_video(file) as video:
+            rate = video.fps
+    if rate is None:
+        where = folder or file
+        raise VideoError(where, f"the frames per second of {where} are unknown; give --fps")
+    return VideoClock(count, fps=rate)
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """Return what extraction recorded about the video; empty for folders of other programs."""
+    found = (read_extraction_manifest(folder) or {}).get("video")
+    return found if isinstance(found, dict) else {}
+
+
+def _rate_of(folder: Path) -> float | None:
+    found = _recorded(folder).get("fps")
+    if found:
+        return float(found)
+    with suppress(OSError, ValueError):
+        rate = float((folder / RATE_FILE).read_text(encoding="utf-8-sig"))
+        return rate if rate > 0 else None
+    return None

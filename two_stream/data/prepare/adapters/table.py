@@ -10,8 +10,17 @@ from typing import Any
 
 from two_stream.config.load import nearest
 from two_stream.data.catalog import SPLIT_WORDS, read_lines
-from two_stream.data.prepare.adapters.annotations import AnnotatedClasses, AnnotatedVideo, Annotations, Split
-from two_stream.data.prepare.adapters.reading import json_objects, number, span, table_rows, typed
+from two_stream.data.prepare.adapters.annotations import (
+    AnnotatedClasses,
+    AnnotatedVideo,
+    Annotations,
+    Split,
+    check_span,
+    check_type,
+    json_objects,
+    parse_number,
+    read_table_rows,
+)
 from two_stream.errors import DataError
 from two_stream.runtime.text import parse_json
 
@@ -25,9 +34,9 @@ Row = dict[str, str]
 def read_table(path: Path) -> Annotations:
     """Read a table with the columns of `COLUMNS`; `path` or `id`, and `label` or `labels`, are needed.
 
-    A column `labels` makes the data set multi-label; its names stand apart by `;`, in JSON in a list. Labels follow the
-    sorted class names, or the numbers where all are whole numbers. Without `split`, one is made. Rows of `val` are the
-    test list, unless there are rows of all three parts.
+    A column `labels` makes the data set multi-label; names are separated by `;`, in JSON they are a list. Labels follow
+    the sorted class names, or the numbers where all names are integers. Without `split`, a split is made. Rows of `val`
+    are the test list, unless there are rows of all three parts.
 
     Raises:
         DataError: Missing, an unknown or missing column, or a wrong value; names the line.
@@ -60,7 +69,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Row]]:
     if suffix not in (".csv", ".tsv"):
         raise DataError(f"{path}: expected a .csv, .tsv, .json or .jsonl file")
     first = True
-    for where, row in table_rows(path, (), "\t" if suffix == ".tsv" else ","):
+    for where, row in read_table_rows(path, (), "\t" if suffix == ".tsv" else ","):
         if first:
             _known(row, f"{path}:1")
             first = False
@@ -77,17 +86,17 @@ def _json_rows(path: Path, suffix: str) -> Iterator[tuple[str, Any]]:
         try:
             yield f"{path}:{line}", parse_json(text)
         except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{line}: not whole JSON ({error.msg})") from None
+            raise DataError(f"{path}:{line}: not complete JSON ({error.msg})") from None
 
 
 def _texts(value: Any, where: str) -> Row:
     """Return a JSON row as a table would have it."""
-    item = typed(value, dict, where)
+    item = check_type(value, dict, where)
     _known(item, where)
     row = {}
     for name, content in item.items():
         if name == "labels":
-            content = SEPARATOR.join(str(entry) for entry in typed(content, list, f"{where}.labels"))
+            content = SEPARATOR.join(str(entry) for entry in check_type(content, list, f"{where}.labels"))
         row[name] = "" if content is None else str(content)
     return row
 
@@ -120,9 +129,9 @@ def _entry(row: Row, labels: tuple[int, ...], where: str) -> AnnotatedVideo:
     stem = PurePosixPath(text).with_suffix("") if row.get("path") else PurePosixPath(text)
     seconds = None
     if row.get("start") or row.get("end"):
-        start = number(row.get("start") or "0", where, "`start`")
-        seconds = span(start, number(row.get("end", ""), where, "`end`"), where)
-    fps = number(row["fps"], where, "`fps`") if row.get("fps") else None
+        start = parse_number(row.get("start") or "0", where, "`start`")
+        seconds = check_span(start, parse_number(row.get("end", ""), where, "`end`"), where)
+    fps = parse_number(row["fps"], where, "`fps`") if row.get("fps") else None
     if fps == 0:
         raise DataError(f"{where}: `fps` is 0: expected more")
     return AnnotatedVideo(

@@ -1,0 +1,160 @@
+"""Options of `two-stream prepare`, `check` and `pack`; the commands add their own flags to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from two_stream.errors import SettingsError
+
+Decoder = Literal["pyav", "opencv", "torchcodec"]
+Encoding = Literal["raw", "original", "jpeg"]
+ENCODINGS: tuple[str, ...] = get_args(Encoding)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameNames:
+    """How the frame files are named, where it cannot be found from the files."""
+
+    rgb_pattern: str | None = None
+    """names of RGB frame files, as in img_{:05d}.jpg; by default found from the files"""
+    flow_pattern: str | None = None
+    """names of flow files, as in flow_{axis}_{:05d}.jpg"""
+
+    def patterns(self) -> dict[str, str]:
+        """Return the given names as the `patterns` of a record.
+
+        Raises:
+            SettingsError: A name has no place for the number, or none for the axis.
+        """
+        from two_stream.video.frames import FramePatterns
+
+        found = {} if self.rgb_pattern is None else {"rgb": self.rgb_pattern}
+        if self.flow_pattern is not None:
+            if "{axis}" not in self.flow_pattern:
+                raise SettingsError(
+                    f"--flow-pattern {self.flow_pattern!r}: expected x and y as {{axis}}, as in "
+                    "'flow_{axis}_{:05d}.jpg'"
+                )
+            found |= {f"flow_{axis}": self.flow_pattern.replace("{axis}", axis) for axis in "xy"}
+        FramePatterns(**found)  # type: ignore[arg-type]
+        return found
+
+
+@dataclass(frozen=True)
+class FolderOptions(FrameNames):
+    """How a folder of videos becomes a data set."""
+
+    groups: Path | None = None
+    """file of lines `id group`: videos of one group come from one source and stay on one side of every split; ids may
+    leave out the class folder"""
+    group_regex: str | None = None
+    """instead: regular expression over the id (path without suffix) whose first group is the source"""
+    frames: Path | None = None
+    """where the frame folders are or will be; default data/NAME"""
+    splits: int = 3
+    """splits to make"""
+    test_fraction: float = 0.3
+    """part of each class in a test list"""
+    seed: int = 0
+    """seed of the splits"""
+    backend: Decoder = "pyav"
+    """decoder that counts frames"""
+    processes: int | None = None
+    """videos decoded at a time; all processors by default"""
+
+    def __post_init__(self) -> None:
+        """Check ranges; the message names the flag."""
+        if self.groups is not None and self.group_regex is not None:
+            raise SettingsError("--groups and --group-regex both name the source videos; give one")
+        if self.splits < 1:
+            raise SettingsError(f"--splits is {self.splits}: expected at least 1")
+        if not 0.0 < self.test_fraction < 1.0:
+            raise SettingsError(f"--test-fraction is {self.test_fraction}: expected more than 0, less than 1")
+
+
+@dataclass(frozen=True)
+class AnnotationOptions(FrameNames):
+    """Where the files of a data set are and how frames are counted."""
+
+    annotations: Path
+    """official file, or folder of the official files (see `docs/datasets.md`)"""
+    name: str | None = None
+    """name of the data set; default: the kind, of `json` and `table` the file's name"""
+    out: Path = Path("settings")
+    """settings folder; record, lists, groups and segments go to OUT/NAME/"""
+    videos: Path | None = None
+    """folder of the videos, in class folders or not; decoded to count frames …"""
+    frames: Path | None = None
+    """… or folder of the frame folders, whose files are counted"""
+    fps: float | None = None
+    """frames per second of the frame folders, to find segments given in seconds, where nothing else gives it"""
+    backend: Decoder = "pyav"
+    """decoder that counts frames"""
+    processes: int | None = None
+    """videos decoded at a time; all processors by default"""
+
+
+@dataclass(frozen=True)
+class AuditOptions:
+    """How thoroughly a data set is checked."""
+
+    min_frames: int = 2
+    """videos with fewer frames are reported as too short"""
+    decode: bool = False
+    """of a data set, decode every video and every frame file too (videos given directly always are)"""
+    backend: Decoder = "pyav"
+    """video decoder"""
+    processes: int | None = None
+    """videos checked at a time; all processors by default, 0 works in the main process"""
+    patience: float = 60.0
+    """seconds without a new frame after which a video is given up"""
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """How a data set is packed."""
+
+    encoding: Encoding = "raw"
+    """raw: resized pixels, the fastest and largest (64 KiB a frame at 128x170 RGB); original: the JPEG files as they
+    are, for any input size; both give exactly the pixels of the folders; jpeg: resized, then JPEG again, the smallest,
+    with other pixels, which the index records"""
+    resize: tuple[int, int] | None = None
+    """HEIGHT WIDTH of raw and jpeg frames: the model's input before it is cropped; 128 170 by default"""
+    quality: int = 95
+    """JPEG quality of --encoding jpeg, 1 to 100"""
+    source: Literal["frames", "videos"] = "frames"
+    """frames: folders written by `two-stream extract`; videos: the files themselves, flow computed on the fly"""
+    backend: Decoder = "pyav"
+    """video decoder of --source videos"""
+    flow: Literal["tvl1", "dis", "farneback"] = "dis"
+    """flow algorithm of --source videos"""
+    shard_frames: int = 10_000
+    """frames after which a new shard begins"""
+    processes: int | None = None
+    """shards written at a time; all processors by default, 0 works in the main process"""
+    overwrite: bool = False
+    """replace shards that were packed with other settings or lists"""
+
+    def __post_init__(self) -> None:
+        """Check ranges; the message names the flag."""
+        if self.encoding not in ENCODINGS:
+            raise SettingsError(f"--encoding is {self.encoding!r}: expected one of {', '.join(ENCODINGS)}")
+        if self.encoding == "original" and self.source == "videos":
+            raise SettingsError(
+                "--encoding original keeps the files of frame folders: with --source videos use raw or jpeg"
+            )
+        if not 1 <= self.quality <= 100:
+            raise SettingsError(f"--quality is {self.quality}: expected 1 to 100")
+        if any(not 8 <= side <= 16384 for side in self.size):
+            raise SettingsError(f"--resize is {self.size}: expected HEIGHT WIDTH of 8 to 16384 pixels")
+        if self.shard_frames < 1:
+            raise SettingsError(f"--shard-frames is {self.shard_frames}: expected 1 or more")
+        if self.processes is not None and self.processes < 0:
+            raise SettingsError(f"--processes is {self.processes}: expected 0 or more")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of raw and jpeg frames."""
+        return self.resize or (128, 170)

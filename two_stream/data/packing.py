@@ -1,0 +1,588 @@
+"""Packs a data set into tar shards: every video of its lists, one sample each.
+
+The lists alone decide which videos make a shard. A shard is written under a hidden name, renamed when it is complete,
+and gets a note of its content (`000000.json`); after an interruption, packing continues with the shards without a note.
+The index is written last, from the notes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import cv2
+import numpy as np
+
+from two_stream.data.catalog import Record
+from two_stream.data.options import PackOptions
+from two_stream.data.sources.files import FrameFolders, VideoFiles
+from two_stream.data.sources.shards import INDEX, Packed, ShardIndex, is_url, key_of
+from two_stream.data.splits import read_list
+from two_stream.errors import DataError, SettingsError, TwoStreamError, VideoError
+from two_stream.runtime.console import progress
+from two_stream.runtime.files import fsync_dir, sha256, write_bytes, write_json
+from two_stream.runtime.provenance import code_version
+from two_stream.runtime.text import json_text, parse_json
+from two_stream.runtime.workers import Beat, TaskFailure, run_tasks, usable_processes
+from two_stream.types import MODALITY_CHANNELS, Frames, Modality, Part, VideoRecord
+from two_stream.video.decoding.reader import backend_version, open_video
+from two_stream.video.extraction.one_video import extraction_settings
+from two_stream.video.frames import jpeg_size, read_content
+from two_stream.video.region import fit_frame
+
+_BLOCK = 512
+"""bytes of a block of a tar file"""
+_AT_ONCE = 32
+"""frames read at a time"""
+_PATIENCE = 600.0
+"""seconds without a new frame after which a shard is given up"""
+_NAMES = {"rgb": ("img",), "flow": ("flow_x", "flow_y")}
+_BROKEN = (VideoError, DataError, cv2.error)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard to write; sent to worker processes."""
+
+    folder: Path
+    number: int
+    videos: tuple[VideoRecord, ...]
+    record: Record
+    modality: Modality
+    options: PackOptions
+    settings: dict[str, Any]
+    bad: tuple[tuple[str, str], ...] = ()
+    """(id, reason) of videos that killed a process in an earlier attempt"""
+
+    @property
+    def name(self) -> str:
+        """File name of the shard."""
+        return f"{self.number:06d}.tar"
+
+    @property
+    def note(self) -> Path:
+        """File with the content of the finished shard."""
+        return self.folder / f"{self.number:06d}.json"
+
+    @property
+    def at(self) -> Path:
+        """File that names the video being packed."""
+        return self.folder / f".{self.number:06d}.at"
+
+    @property
+    def plan(self) -> str:
+        """Checksum of the planned content of the shard."""
+        wanted = [(v.id, v.num_frames, v.label) for v in self.videos]
+        return hashlib.sha256(json.dumps([self.settings, wanted]).encode()).hexdigest()
+
+
+@dataclass
+class PackSummary:
+    """Result of packing."""
+
+    folder: Path
+    videos: int = 0
+    frames: int = 0
+    shards: int = 0
+    written: int = 0
+    """shards written by this call; the others existed"""
+    bytes: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    """(id, reason) of the videos that are not in the shards"""
+    short: list[tuple[str, int, int]] = field(default_factory=list)
+    """(id, frames packed, frames of the list)"""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as JSON-ready values."""
+        return {**asdict(self), "folder": str(self.folder)}
+
+
+def pack(record: Record, modality: Modality, out: Path | str, options: PackOptions) -> PackSummary:
+    """Pack every video of a data set's lists in one modality into `out/<modality>`.
+
+    Raises:
+        SettingsError: `out` is a URL.
+        DataError: No lists, no frames, or `out` holds shards of other settings or lists.
+    """
+    if is_url(str(out)):
+        raise SettingsError(
+            f"--out is {str(out)!r}: pack into a local folder, then copy it there (aws s3 sync, gsutil)"
+        )
+    if record.segments is not None:
+        raise DataError(
+            f"{record.name}: its videos are segments of longer ones, which cannot be packed; read frames or videos"
+        )
+    folder = Path(out) / modality
+    source_of_frames(record, modality, options)  # a missing root is a single error, not one per video
+    settings = _settings(options, record, modality)
+    shards = [
+        Shard(folder, number, videos, record, modality, options, settings)
+        for number, videos in enumerate(plan_shards(all_videos(record, modality), options.shard_frames))
+    ]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be created as output folder ({error.strerror})") from None
+    with _alone(folder):
+        for leftover in [*folder.glob(".[0-9]*.part"), *folder.glob(".[0-9]*.at")]:
+            with suppress(OSError):
+                leftover.unlink()
+        notes = {shard.number: _finished(shard) for shard in shards}
+        _refuse_others(shards, notes)
+        missing = [shard for shard in shards if notes[shard.number] is None]
+        if missing:
+            (folder / INDEX).unlink(missing_ok=True)  # it would point into old shards
+            _write_missing(missing, notes)
+        return _finish(folder, shards, notes, len(missing))
+
+
+def all_videos(record: Record, modality: Modality) -> list[VideoRecord]:
+    """Return every video of every list, sorted by id; where lists differ in the number of frames, the largest.
+
+    Raises:
+        DataError: No list of this modality, or a wrong one.
+    """
+    found: dict[str, VideoRecord] = {}
+    parts: tuple[Part, ...] = ("train", "test")
+    for split in range(1, record.num_splits + 1):
+        lists = [record.list_path(part, modality, split) for part in parts]
+        for path in (*lists, record.holdout_path(modality, split)):
+            if not path.is_file():
+                continue
+            for video in read_list(path, num_classes=record.num_classes, multi_label=record.multi_label):
+                known = found.get(video.id)
+                if known is None or known.num_frames < video.num_frames:
+                    found[video.id] = video
+    if not found:
+        path = record.list_path("train", modality, 1)
+        raise DataError(
+            f"{path}: no split list of {record.name} for {modality}; write it with `two-stream prepare`"
+        )
+    return [found[name] for name in sorted(found)]
+
+
+def plan_shards(videos: Sequence[VideoRecord], shard_frames: int) -> list[tuple[VideoRecord, ...]]:
+    """Divide videos, in order, into shards of about `shard_frames` frames."""
+    shards: list[list[VideoRecord]] = [[]]
+    held = 0
+    for video in videos:
+        if shards[-1] and held + video.num_frames > shard_frames:
+            shards.append([])
+            held = 0
+        shards[-1].append(video)
+        held += video.num_frames
+    return [tuple(shard) for shard in shards]
+
+
+def verify_shards(folder: Path) -> list[str]:
+    """Compare every shard of a folder with its note; return a line per shard that is missing or damaged.
+
+    Raises:
+        DataError: There are no shards.
+    """
+    notes = sorted(folder.glob("[0-9]*.json"))
+    if not notes:
+        raise DataError(f"{folder}: no shards here (expected 000000.tar, 000000.json, …)")
+    wrong = []
+    for path in notes:
+        note = _read_note(path)
+        tar = path.with_suffix(".tar")
+        if note is None:
+            wrong.append(f"{path}: damaged note; pack again")
+        elif not tar.is_file():
+            wrong.append(f"{tar}: missing")
+        elif tar.stat().st_size != note["bytes"] or sha256(tar) != note["sha256"]:
+            wrong.append(f"{tar}: damaged (size or SHA-256 differ from its note); remove it and pack again")
+    return wrong
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Prevent two packs in one folder, where the system has file locks.
+
+    Raises:
+        DataError: Another process is packing here.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(
+                f"{folder}: another `two-stream pack` is writing here; wait for it to finish"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+        with suppress(OSError):
+            (folder / ".lock").unlink()
+
+
+def _read_note(path: Path) -> dict[str, Any] | None:
+    try:
+        note = parse_json(path.read_text(encoding="utf-8"))
+        (
+            int(note["bytes"]),
+            str(note["sha256"]),
+            str(note["plan"]),
+            list(note["videos"]),
+            dict(note["settings"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return dict(note)
+
+
+def _finished(shard: Shard) -> dict[str, Any] | None:
+    """Return the note of a shard that is complete, as planned and without failures."""
+    note = _read_note(shard.note)
+    tar = shard.folder / shard.name
+    if note is None or note["plan"] != shard.plan or note["failed"]:
+        return None
+    return note if tar.is_file() and tar.stat().st_size == note["bytes"] else None
+
+
+def _refuse_others(shards: Sequence[Shard], notes: dict[int, dict[str, Any] | None]) -> None:
+    """Refuse shards of other settings or lists in the folder, or remove them with `overwrite`."""
+    folder, options = shards[0].folder, shards[0].options
+    planned = {shard.number: shard for shard in shards}
+    for path in sorted(folder.glob("[0-9]*.json")):
+        number = int(path.stem) if path.stem.isdecimal() else -1
+        note = _read_note(path)
+        if note is None or (number in planned and (notes[number] or note["plan"] == planned[number].plan)):
+            continue
+        if not options.overwrite:
+            wanted, made = shards[0].settings, note["settings"]
+            changes = [
+                f"{key} {made.get(key)} -> {wanted[key]}" for key in wanted if made.get(key) != wanted[key]
+            ]
+            what = ", ".join(changes) or "the split lists have changed"
+            raise DataError(
+                f"{folder} holds other shards: {what}; replace them with --overwrite, or choose another --out"
+            )
+        for old in (folder / INDEX, path, path.with_suffix(".tar")):  # the note before its shard
+            old.unlink(missing_ok=True)
+
+
+def _write_missing(missing: list[Shard], notes: dict[int, dict[str, Any] | None]) -> None:
+    """Write shards; a shard whose process is killed is tried again without the video that was being packed."""
+    options = missing[0].options
+    processes = usable_processes() if options.processes is None else options.processes
+    total = sum(video.num_frames for shard in missing for video in shard.videos)
+    with progress(f"packing {missing[0].modality}", total) as advance:
+        while missing:
+            again: list[Shard] = []
+            for index, answer in run_tasks(
+                write_shard, missing, processes=min(processes, len(missing)), patience=_PATIENCE
+            ):
+                shard = missing[index]
+                if isinstance(answer, TaskFailure):
+                    again.append(_without_culprit(shard, answer))
+                    continue
+                notes[shard.number] = answer
+                advance(sum(video.num_frames for video in shard.videos), shard=shard.name)
+            missing = again
+
+
+def _without_culprit(shard: Shard, failure: TaskFailure) -> Shard:
+    """Return the shard without the video whose decoder crashed or hung.
+
+    Raises:
+        TwoStreamError: Another cause, such as a full disk.
+    """
+    try:
+        culprit = shard.at.read_text(encoding="utf-8")
+    except OSError:
+        culprit = ""
+    known = {name for name, _ in shard.bad}
+    if failure.kind == "raised" or culprit in known or culprit not in {video.id for video in shard.videos}:
+        raise TwoStreamError(f"{shard.folder / shard.name}: cannot be packed ({failure.reason})")
+    return replace(shard, bad=(*shard.bad, (culprit, failure.reason)))
+
+
+def _finish(
+    folder: Path, shards: Sequence[Shard], notes: dict[int, dict[str, Any] | None], written: int
+) -> PackSummary:
+    """Write the index from the notes."""
+    summary = PackSummary(folder, shards=len(shards), written=written)
+    videos: dict[str, Packed] = {}
+    starts: list[int] = []
+    sizes: list[int] = []
+    crcs: list[int] = []
+    listed = []
+    for shard in shards:
+        note = notes[shard.number]
+        assert note is not None
+        listed.append({"name": shard.name, "bytes": note["bytes"], "sha256": note["sha256"]})
+        wanted = {video.id: video.num_frames for video in shard.videos}
+        for video in note["videos"]:
+            videos[video["id"]] = Packed(shard.number, video["frames"], len(starts))
+            starts += video["starts"]
+            sizes += video["sizes"]
+            crcs += video.get("crcs", ())  # missing in shards of an earlier version
+            summary.frames += video["frames"]
+            if video["frames"] < wanted[video["id"]]:
+                summary.short.append((video["id"], video["frames"], wanted[video["id"]]))
+        summary.failed += [(name, reason) for name, reason in note["failed"]]
+        summary.bytes += note["bytes"]
+    summary.videos = len(videos)
+    settings = {**shards[0].settings, "code_version": code_version()}
+    made = [(notes[shard.number] or {}).get("extraction") for shard in shards]
+    if all(one == made[0] for one in made) and made[0]:
+        settings["extraction"] = made[0]  # shards may have been packed at different times
+    places = np.array(starts, np.int64), np.array(sizes, np.int64)
+    whole = len(crcs) == (summary.frames if settings["encoding"] == "raw" else len(starts))
+    index = ShardIndex(settings, [], [], videos, *places, np.array(crcs, np.uint32) if whole else None)
+    write_bytes(folder / INDEX, index.dump(listed))
+    return summary
+
+
+def _settings(options: PackOptions, record: Record, modality: Modality) -> dict[str, Any]:
+    """Return what decides the content of the shards, as their index records it."""
+    videos = options.source == "videos"
+    return {
+        "dataset": record.name,
+        "modality": modality,
+        "encoding": options.encoding,
+        "resize": None if options.encoding == "original" else list(options.size),
+        "quality": options.quality if options.encoding == "jpeg" else None,
+        "exact": options.encoding != "jpeg",
+        "source": options.source,
+        "decoder": backend_version(options.backend) if videos else f"opencv {cv2.__version__}",
+        "short_side": record.short_side if videos else None,
+        "flow": options.flow if videos and modality == "flow" else None,
+        "shard_frames": options.shard_frames,
+    }
+
+
+def source_of_frames(record: Record, modality: Modality, options: PackOptions) -> FrameFolders | VideoFiles:
+    """Return where frames are packed from.
+
+    Raises:
+        DataError: The record names no such folder, or it is absent.
+    """
+    if options.source == "videos":
+        return VideoFiles(record, modality, options.backend, options.flow)
+    return FrameFolders(record, modality)
+
+
+def write_shard(shard: Shard, beat: Beat) -> dict[str, Any]:
+    """Write one shard and its note, and return the note. A video that cannot be read is recorded as failed.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written.
+    """
+    cv2.setNumThreads(1)
+    source = source_of_frames(shard.record, shard.modality, shard.options)
+    # a worker whose parent was killed may still write for a moment, but not into its successor's file
+    part = shard.folder / f".{shard.name}.{os.getpid()}.part"
+    failed: list[tuple[str, str]] = []
+    with part.open("wb") as file:
+        tar = Tar(file)
+        videos = []
+        for video in shard.videos:
+            reason = dict(shard.bad).get(video.id)
+            mark = tar.mark()
+            if reason is None:
+                shard.at.write_text(video.id, encoding="utf-8")
+                try:
+                    videos.append(_write_video(tar, shard, video, source, beat))
+                    continue
+                except _BROKEN as error:
+                    reason = " ".join(str(error).split())
+            tar.back_to(mark)
+            failed.append((video.id, reason))
+        size, digest = tar.end()
+        file.flush()
+        os.fsync(file.fileno())
+    shard.note.unlink(missing_ok=True)  # of an earlier shard of this number
+    part.replace(shard.folder / shard.name)
+    fsync_dir(shard.folder)
+    note = {
+        "name": shard.name,
+        "bytes": size,
+        "sha256": digest,
+        "settings": shard.settings,
+        "plan": shard.plan,
+        "extraction": extraction_settings(source.root) if isinstance(source, FrameFolders) else None,
+        "failed": failed,
+        "videos": videos,
+    }
+    write_json(shard.note, note, indent=None)
+    with suppress(FileNotFoundError):
+        shard.at.unlink()
+    return note
+
+
+class Tar:
+    """A tar file of plain members, written sequentially; the latest writes can be undone."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self._at = 0
+
+    def add(self, name: str, size: int) -> int:
+        """Begin a member of `size` bytes; return the position of its first byte. `write` and `close` follow."""
+        info = tarfile.TarInfo(name)
+        info.size = size
+        self.write(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
+        return self._at
+
+    def write(self, content: bytes | memoryview) -> None:
+        """Append content."""
+        self._file.write(content)
+        self._hash.update(content)
+        self._at += len(content)
+
+    def close(self) -> None:
+        """Pad the last block of a member."""
+        self.write(bytes(-self._at % _BLOCK))
+
+    def member(self, name: str, content: bytes) -> int:
+        """Write a complete member; return the position of its first byte."""
+        start = self.add(name, len(content))
+        self.write(content)
+        self.close()
+        return start
+
+    def mark(self) -> tuple[int, Any]:
+        """Return the current position, for `back_to`."""
+        return self._at, self._hash.copy()
+
+    def back_to(self, mark: tuple[int, Any]) -> None:
+        """Undo everything written since the mark."""
+        self._at, self._hash = mark[0], mark[1].copy()
+        self._file.seek(self._at)
+        self._file.truncate()
+
+    def end(self) -> tuple[int, str]:
+        """Write the end of the file; return its size and SHA-256."""
+        self.write(bytes(2 * _BLOCK))
+        return self._at, self._hash.hexdigest()
+
+
+def _write_video(
+    tar: Tar, shard: Shard, video: VideoRecord, source: FrameFolders | VideoFiles, beat: Beat
+) -> dict[str, Any]:
+    """Write one sample; return its id, frames and the positions of its entries."""
+    count = _frames(video, source)
+    key = key_of(video.id)
+    about = {
+        "id": video.id,
+        "label": video.label,
+        "class": shard.record.classes[video.label],
+        "frames": count,
+        **{name: shard.settings[name] for name in ("dataset", "modality", "encoding", "resize", "exact")},
+    }
+    tar.member(f"{key}.json", json_text(about).encode())
+    if shard.options.encoding == "raw":
+        frames = _resized(shard, video, source, count)
+        start, size, crcs = _write_raw(
+            tar, f"{key}.{shard.modality}.npy", shard, count, _beating(frames, beat)
+        )
+        return {"id": video.id, "frames": count, "starts": [start], "sizes": [size], "crcs": crcs}
+    starts, sizes, crcs = [], [], []
+    for number, pictures in enumerate(_pictures(shard, video, source, count), start=1):
+        for name, content in zip(_NAMES[shard.modality], pictures, strict=True):
+            suffix = "jpg" if jpeg_size(content) else "png"
+            starts.append(tar.member(f"{key}.{name}_{number:05d}.{suffix}", content))
+            sizes.append(len(content))
+            crcs.append(zlib.crc32(content))
+        beat()
+    return {"id": video.id, "frames": count, "starts": starts, "sizes": sizes, "crcs": crcs}
+
+
+def _frames(video: VideoRecord, source: FrameFolders | VideoFiles) -> int:
+    """Return how many frames to pack: those of the list, or of the folder if that has fewer.
+
+    Raises:
+        VideoError: The folder is missing or has no first frame.
+    """
+    if isinstance(source, VideoFiles):
+        return video.num_frames
+    folder = source.folder(video.id)
+    if not folder.is_dir():
+        raise VideoError(folder, "no such folder of frames")
+    names = [path.name for path in folder.iterdir()]
+    there = source.patterns.numbered(names, source.modality)
+    count = 0
+    while count < video.num_frames and all(count + 1 in found for found in there):
+        count += 1
+    later = sum(number > count for number in there[0])
+    if not count or (later and count < video.num_frames):
+        raise VideoError(folder / source.patterns.names(source.modality, count + 1)[0], "no such frame")
+    return count
+
+
+def _beating(frames: Iterator[Frames], beat: Beat) -> Iterator[Frames]:
+    for frame in frames:
+        beat()
+        yield frame
+
+
+def _write_raw(
+    tar: Tar, name: str, shard: Shard, count: int, frames: Iterator[Frames]
+) -> tuple[int, int, list[int]]:
+    """Write frames as one `.npy` member; return the position and number of its pixel bytes, and each frame's CRC-32."""
+    shape = (count, *shard.options.size, MODALITY_CHANNELS[shard.modality])
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    size = int(np.prod(shape))
+    start = tar.add(name, len(head.getvalue()) + size) + len(head.getvalue())
+    tar.write(head.getvalue())
+    crcs = []
+    for frame in frames:
+        content = np.ascontiguousarray(frame).data.cast("B")
+        tar.write(content)
+        crcs.append(zlib.crc32(content))
+    tar.close()
+    return start, size, crcs
+
+
+def _resized(
+    shard: Shard, video: VideoRecord, source: FrameFolders | VideoFiles, count: int
+) -> Iterator[Frames]:
+    """Yield the frames as a network's input, before it is cropped."""
+    resize = shard.options.size
+    if isinstance(source, FrameFolders):
+        for first in range(1, count + 1, _AT_ONCE):
+            yield from source.read(video.id, range(first, min(first + _AT_ONCE, count + 1)), resize)
+        return
+    with open_video(source.path(video.id), source.backend) as opened:
+        for _, frame in source.stored(opened, range(1, count + 1)):
+            yield fit_frame(frame, resize)
+
+
+def _pictures(
+    shard: Shard, video: VideoRecord, source: FrameFolders | VideoFiles, count: int
+) -> Iterator[tuple[bytes, ...]]:
+    """Yield the files of each frame: one for RGB, x and y for flow."""
+    if shard.options.encoding == "original":
+        assert isinstance(source, FrameFolders)  # PackOptions has checked it
+        folder = source.folder(video.id)
+        for number in range(1, count + 1):
+            names = source.patterns.names(source.modality, number)
+            yield tuple(read_content(folder / name) for name in names)
+        return
+    for frame in _resized(shard, video, source, count):
+        planes = [frame[..., ::-1]] if shard.modality == "rgb" else [frame[..., 0], frame[..., 1]]
+        yield tuple(_jpeg(plane, shard.options.quality) for plane in planes)
+
+
+def _jpeg(picture: Frames, quality: int) -> bytes:
+    _, content = cv2.imencode(".jpg", np.ascontiguousarray(picture), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return content.tobytes()

@@ -1,1 +1,0 @@
-"""Packs data sets into tar shards."""
