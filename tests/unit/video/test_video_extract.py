@@ -385,7 +385,7 @@ def test_the_longest_video_is_begun_first_and_the_summary_keeps_the_order(tmp_pa
 
     def note(job, beat):
         begun.append(job.source.id)
-        return module.Outcome(job.source.id, str(job.source.path), "written")
+        return module.ExtractionOutcome(job.source.id, str(job.source.path), "written")
 
     sources = []
     for name, size in (("a", 10), ("b", 30), ("c", 20), ("d", 30)):
