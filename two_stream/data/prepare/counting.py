@@ -21,8 +21,8 @@ from two_stream.runtime.console import progress
 from two_stream.runtime.workers import Beat, TaskFailure, run_tasks, usable_processes
 from two_stream.types import Modality
 from two_stream.video.decoding.reader import open_video
-from two_stream.video.frames import files_in, frame_numbers
-from two_stream.video.sources import Source, collisions
+from two_stream.video.frames import frame_numbers, list_file_names
+from two_stream.video.sources import Source, find_collisions
 
 Counts = dict[str, tuple[int, int]]
 """RGB and flow frames by video id"""
@@ -60,7 +60,7 @@ def count_videos(
         Counts by id, and (id, reason) of the videos that give fewer than two frames.
     """
     counts: Counts = {}
-    clashes = collisions(videos)
+    clashes = find_collisions(videos)
     failed = {videos[index].id: reason for index, reason in clashes.items()}
     todo = [video for index, video in enumerate(videos) if index not in clashes]
     jobs = [_Job(video.path, backend) for video in todo]
@@ -133,7 +133,7 @@ def count_folders(record: Record, ids: Sequence[str], *, settled: bool = False) 
             counts = (rgb or flow + 1, flow or rgb - 1)
             if not (rgb or flow) or min(counts) < 1:
                 wanted = " or ".join(root.patterns.names(m, 1)[0] for m, root in roots.items())
-                there = sorted(files_in(next(iter(roots.values())).folder(video_id)))[:2]
+                there = sorted(list_file_names(next(iter(roots.values())).folder(video_id)))[:2]
                 why = f"{rgb} RGB and {flow} flow frames in its folder, wanted {wanted}; there lie {there}"
                 made.strange.append((video_id, why))
                 made.failures.append(made.strange[-1])

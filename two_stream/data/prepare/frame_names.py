@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from two_stream.errors import DataError, SettingsError
-from two_stream.video.frames import FramePatterns, files_in, numbers_by_name
+from two_stream.video.frames import FramePatterns, list_file_names, names_by_number
 
 _IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 _STEMS = ("img_", "image_", "", "frame", "frame_")
@@ -59,7 +59,9 @@ def find_patterns(folders: Sequence[Path], given: FrameNames) -> dict[str, str]:
     looked: list[tuple[Path, list[str]]] = []
     unclear = False
     for folder in folders:
-        names = sorted(name for name in files_in(folder) if not (name[0] == "." or (folder / name).is_dir()))
+        names = sorted(
+            name for name in list_file_names(folder) if not (name[0] == "." or (folder / name).is_dir())
+        )
         if not names or len(looked) == _LOOKED_AT:
             continue
         looked.append((folder, names))
@@ -74,7 +76,7 @@ def find_patterns(folders: Sequence[Path], given: FrameNames) -> dict[str, str]:
         if rgb is not None and "rgb" not in found:
             found["rgb"] = patterns[rgb]
     for name in asked.values():
-        if looked and not any(numbers_by_name(names, name) for _, names in looked):
+        if looked and not any(names_by_number(names, name) for _, names in looked):
             raise DataError(f"{looked[0][0]}: no frame is named {name!r}; there lie {_some(looked[0][1])}")
     if looked and (not found or (unclear and "rgb" not in found)):
         tried = ", ".join(f"{stem}00001.jpg" for stem in _STEMS)

@@ -11,8 +11,8 @@ from typing import Any
 
 from two_stream.data.sources.segments import frames_between
 from two_stream.errors import VideoError
+from two_stream.video.decoding.backend_pyav import frame_times
 from two_stream.video.decoding.reader import open_video
-from two_stream.video.decoding.times import frame_times
 from two_stream.video.extraction.one_video import read_extraction_manifest
 
 RATE_FILE = "fps"
