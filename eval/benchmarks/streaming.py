@@ -24,7 +24,7 @@ from two_stream.profiling.memory import PeakMemory
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.inference import folded
 from two_stream.streaming import convert, multiply_adds_per_prediction
-from two_stream.streaming.network.rules import CellChoice, module_cell
+from two_stream.streaming.network.layers import CellChoice, make_cell
 
 BOUND = 1e-4
 """largest difference of the logits of one clip by itself, relative to the largest"""
@@ -125,7 +125,7 @@ def library_row(rounds: int) -> Row:
     channels, side = LAYER
     part = nn.Conv3d(channels, channels, 3, padding=1, groups=channels, bias=False).eval()
     theirs = co.Conv3d.build_from(part, temporal_fill="zeros")
-    ours = module_cell("layer", part, CellChoice("frame", "zeros", 16), 1, False)
+    ours = make_cell("layer", part, CellChoice("frame", "zeros", 16), 1, False)
     assert ours is not None
     frame = torch.randn(1, channels, 1, side, side)
     with torch.inference_mode():

@@ -173,21 +173,21 @@ def test_machines_that_see_or_have_something_else_are_named(tmp_path, monkeypatc
     mark.parent.mkdir()
     mark.touch()
     jobs = [ExtractionJob(source, mark.parent, OPTIONS) for source in find_sources(tmp_path / "in")[0]]
-    ray_pool._probe(Cluster(), jobs, mark)
+    ray_pool._check_machines(Cluster(), jobs, mark)
     with pytest.raises(DataError, match=f"machine there does not see {mark.parent} as this one does"):
-        ray_pool._probe(Cluster(missing=[str(mark)]), jobs, mark)
+        ray_pool._check_machines(Cluster(missing=[str(mark)]), jobs, mark)
     with pytest.raises(DataError, match=f"machine there does not see {tmp_path / 'in'} as"):
-        ray_pool._probe(Cluster(missing=[str(tmp_path / "in")]), jobs, mark)
+        ray_pool._check_machines(Cluster(missing=[str(tmp_path / "in")]), jobs, mark)
     other = {**ray_pool.versions("pyav"), "opencv": "4.10"}
     with pytest.raises(SettingsError, match=r"machine there has opencv 4\.10 \(here "):
-        ray_pool._probe(Cluster(versions=other), jobs, mark)
+        ray_pool._check_machines(Cluster(versions=other), jobs, mark)
     with pytest.raises(SettingsError, match=r"machine there cannot run two-stream .*no module"):
-        ray_pool._probe(Cluster(missing=RuntimeError("no module")), jobs, mark)
+        ray_pool._check_machines(Cluster(missing=RuntimeError("no module")), jobs, mark)
     mark.unlink()
     with pytest.raises(DataError, match="machine here does not see"):
-        ray_pool._probe(Cluster(), jobs, mark)
+        ray_pool._check_machines(Cluster(), jobs, mark)
     with pytest.raises(DataError, match="does not see"):
-        ray_pool.work(jobs[0], str(mark), 60.0)
+        ray_pool.run_extraction_task(jobs[0], str(mark), 60.0)
 
 
 @pytest.mark.integration
@@ -205,9 +205,9 @@ def hang(job, beat):
     beat()
     time.sleep({seconds})
 
-ray_pool.extract_one = hang
+ray_pool.extract_video = hang
 job = Job(Source("v", Path("v.mp4")), Path({str(tmp_path)!r}), ExtractOptions(flow="none"))
-ray_pool.work(job, {str(tmp_path / "mark")!r}, 0.5)
+ray_pool.run_extraction_task(job, {str(tmp_path / "mark")!r}, 0.5)
 time.sleep(1.0)  # the alarm is off when the task is done
 """
     done = subprocess.run(

@@ -21,7 +21,7 @@ from tests.helpers.server import LiveServer
 from two_stream import load_run
 from two_stream.cli import main
 from two_stream.evaluation.runs.run import reading_of
-from two_stream.streaming.live.prepare import Prepare
+from two_stream.streaming.live.networks import Prepare
 from two_stream.video.decoding.reader import open_video
 
 
@@ -253,8 +253,8 @@ def test_memory_stays_flat_while_a_stream_goes_on(rgb: Path) -> None:
     import resource
 
     from two_stream.streaming import convert
+    from two_stream.streaming.live.networks import NetworkTrack
     from two_stream.streaming.live.pipeline import Pipeline
-    from two_stream.streaming.live.track import NetworkTrack
     from two_stream.video.decoding.live import LiveSource
 
     class Endless(LiveSource):

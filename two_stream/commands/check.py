@@ -151,21 +151,21 @@ def _frame_folders(
     """Find the frame folders below a folder, by how their files are named and what they hold."""
     from two_stream.data.catalog import MODALITIES
     from two_stream.video.extraction.one_video import read_extraction_manifest
-    from two_stream.video.frames import numbers_by_name
-    from two_stream.video.sources import walk
+    from two_stream.video.frames import names_by_number
+    from two_stream.video.sources import walk_folders
 
     groups: dict[tuple[FramePatterns, tuple[Modality, ...]], list[Path]] = {}
-    for root, names in walk(folder):
+    for root, names in walk_folders(folder):
         if not names:
             continue
         manifest = read_extraction_manifest(root)
         patterns = _patterns(flags, manifest["settings"]["patterns"] if manifest else {}, names)
-        from_0 = [any(0 in numbers_by_name(names, name) for name in patterns.of(m)) for m in MODALITIES]
+        from_0 = [any(0 in names_by_number(names, name) for name in patterns.of(m)) for m in MODALITIES]
         patterns = replace(patterns, first_rgb=1 - from_0[0], first_flow=1 - from_0[1])  # there is no record
-        flow = any(numbers_by_name(names, pattern) for pattern in patterns.of("flow"))
+        flow = any(names_by_number(names, pattern) for pattern in patterns.of("flow"))
         flow = flow or bool(manifest and manifest["flow_frames"])
         flow = flow or any(name.startswith("flow_x_") for name in names)
-        rgb = numbers_by_name(names, patterns.rgb) or any(name.startswith("img_") for name in names)
+        rgb = names_by_number(names, patterns.rgb) or any(name.startswith("img_") for name in names)
         if manifest or flow or rgb:
             groups.setdefault((patterns, ("rgb", "flow") if flow else ("rgb",)), []).append(root)
     return groups
@@ -176,12 +176,12 @@ def _patterns(flags: Options, recorded: Mapping[str, str], names: Sequence[str])
 
     The published HMDB51 layout has no manifest, and flow files without a suffix.
     """
-    from two_stream.video.frames import FramePatterns, numbers_by_name
+    from two_stream.video.frames import FramePatterns, names_by_number
 
     published = {
         axis: bare
         for axis, bare in (("flow_x", "flow_x_{:05d}"), ("flow_y", "flow_y_{:05d}"))
-        if numbers_by_name(names, bare) and not numbers_by_name(names, f"{bare}.jpg")
+        if names_by_number(names, bare) and not names_by_number(names, f"{bare}.jpg")
     }
     chosen: dict[str, Any] = dict(recorded) or published
     given = {"rgb": flags.rgb_pattern, "flow_x": flags.flow_x_pattern, "flow_y": flags.flow_y_pattern}

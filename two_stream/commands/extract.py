@@ -1,4 +1,4 @@
-"""`two-stream extract`: videos to folders of frames and optical flow."""
+"""`two-stream extract`: writes folders of frames and optical flow from videos."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ class Options:
     """Flags of `two-stream extract`."""
 
     source: tyro.conf.Positional[Path]
-    """folder of videos (searched below), a single video, or a text file with a video per line (`path` or `path id`)"""
+    """folder of videos (searched recursively), a video, or a text file with a video per line (`path` or `path id`)"""
     out: Path
-    """folder that gets one sub-folder per video"""
+    """folder for one sub-folder per video"""
     flow: Literal["tvl1", "dis", "farneback", "raft", "none"] = "tvl1"
     """optical flow: tvl1 is the paper's and slow (1 to 2 frames/s per process), dis about 90 times as fast; raft is a
-    network that wants a GPU, and --flow-weights"""
+    network that needs --flow-weights, and a GPU to be fast"""
     flow_weights: Path | None = None
     """file of torchvision's raft_small or raft_large weights, for --flow raft"""
     flow_device: str = "auto"
-    """where raft computes: auto (CUDA, else the CPU), cpu, cuda or cuda:N"""
+    """device of raft: auto (CUDA, else the CPU), cpu, cuda or cuda:N"""
     flow_batch: int = 8
-    """pairs of pictures that raft takes at a time"""
+    """batch size of raft, in pairs of pictures"""
     short_side: int | None = None
     """pixels of the shorter side, aspect ratio kept; 0 keeps the size of the video; 256 when no size is given"""
     size: tuple[int, int] | None = None
     """fixed HEIGHT WIDTH, for example 256 340, instead of --short-side"""
     processes: int | None = None
-    """videos worked on at a time; all processors by default, 0 works in the main process"""
+    """worker processes; all processors by default, 0 works in the main process"""
     ray: str | None = None
-    """work on a Ray cluster whose machines share the paths: HOST:PORT, auto, or local for one started here"""
+    """use a Ray cluster whose machines share the paths: HOST:PORT, auto, or local for one started here"""
     backend: Literal["pyav", "opencv", "torchcodec"] = "pyav"
     """video decoder"""
     quality: int = 95
     """JPEG quality, 1 to 100"""
     overwrite: bool = False
-    """redo videos that were extracted with other settings or have changed since"""
+    """redo videos that were extracted with other settings, or have changed since"""
     rgb_pattern: str = "img_{:05d}.jpg"
     """names of RGB frames"""
     flow_x_pattern: str = "flow_x_{:05d}.jpg"
@@ -55,16 +55,16 @@ class Options:
     flow_y_pattern: str = "flow_y_{:05d}.jpg"
     """names of flow y"""
     patience: float = 600.0
-    """seconds without a new frame after which a video is given up"""
+    """seconds without a new frame after which a video is skipped"""
     json: Path | None = None
     """file for the summary"""
 
 
 def main(args: list[str]) -> int:
-    """Extract; 0 when every video has its frames, 1 when one failed.
+    """Run the command; return 0 if every video was extracted, 1 if one failed.
 
     Raises:
-        TwoStreamError: Wrong flags, no videos, an output folder that cannot be written.
+        TwoStreamError: Wrong flags, no videos, or an output folder that cannot be written.
     """
     options = parse(Options, args, prog="two-stream extract", description=SUMMARY)
 
@@ -95,14 +95,14 @@ def main(args: list[str]) -> int:
         ),
         ray=options.ray,
     )
-    _tell(summary, options.out, ignored)
+    _print_summary(summary, options.out, ignored)
     if options.json is not None:
         write_json(options.json, {"source": str(options.source), "ignored": ignored, **summary.as_dict()})
     return 1 if summary.failed else 0
 
 
 def _network(options: Options) -> FlowNetwork | None:
-    """Return the flow network that the flags name; a contradiction is left to `ExtractOptions`."""
+    """Return the flow network of the flags; `ExtractOptions` checks contradictions."""
     if options.flow_weights is None:
         return None
     from two_stream.pretrained.raft import Raft
@@ -110,7 +110,7 @@ def _network(options: Options) -> FlowNetwork | None:
     return Raft.from_file(options.flow_weights, device=options.flow_device, batch=options.flow_batch)
 
 
-def _tell(summary: ExtractSummary, out: Path, ignored: int) -> None:
+def _print_summary(summary: ExtractSummary, out: Path, ignored: int) -> None:
     from two_stream.runtime.console import console, say, table, warn
 
     for outcome in summary.outcomes:

@@ -19,11 +19,10 @@ from two_stream.errors import SettingsError, VideoError
 if TYPE_CHECKING:
     from two_stream.config.schema import EvaluateOptions
     from two_stream.evaluation.runs.run import Run
+    from two_stream.streaming.live.networks import NetworkTrack, StreamNetwork
+    from two_stream.streaming.live.outputs import BrowserWindow, Recording
     from two_stream.streaming.live.pipeline import FrameResult, Pipeline
-    from two_stream.streaming.live.recording import Recording
-    from two_stream.streaming.live.track import NetworkTrack, StreamNetwork
     from two_stream.streaming.live.watcher import Prediction, Watcher
-    from two_stream.streaming.live.window import BrowserWindow
     from two_stream.types import InputSpec
     from two_stream.video.decoding.live import LiveSource
 
@@ -168,8 +167,7 @@ def _stream(flags: StreamFlags, run: Run) -> NetworkTrack:
     """Return a run's network, ready to take frames."""
     from two_stream.evaluation.runs.run import reading_of
     from two_stream.evaluation.scoring.network import is_exact, resolve_evaluation
-    from two_stream.streaming.live.prepare import Prepare
-    from two_stream.streaming.live.track import NetworkTrack
+    from two_stream.streaming.live.networks import NetworkTrack, Prepare
 
     spec = run.model.spec
     _check_input(flags, run)
@@ -236,7 +234,7 @@ def _network(flags: StreamFlags, run: Run, options: EvaluateOptions) -> StreamNe
     from two_stream.evaluation.scoring.network import prepare_for_inference
     from two_stream.recognizer import Recognizer
     from two_stream.runtime.console import note
-    from two_stream.streaming.live.sliding import SlidingRecognizer
+    from two_stream.streaming.live.networks import SlidingRecognizer
 
     model = prepare_for_inference(run.model, options)
     assert isinstance(model, Recognizer)  # compiled it would not be one
@@ -257,9 +255,8 @@ def _show(flags: StreamFlags, pipeline: Pipeline, watcher: Watcher) -> int:
     """Run to the end and write what was asked for."""
     from two_stream.runtime.console import note
     from two_stream.runtime.interrupt import StopRequest
-    from two_stream.streaming.live.recording import Recording
+    from two_stream.streaming.live.outputs import BrowserWindow, Recording
     from two_stream.streaming.live.screen import Screen
-    from two_stream.streaming.live.window import BrowserWindow
 
     begin = time.monotonic()
     with ExitStack() as stack:
@@ -305,9 +302,9 @@ def _lines(where: str | None, stack: ExitStack) -> TextIO | None:
 
 def _write_line(lines: TextIO, watcher: Watcher, made: Prediction, count: int) -> None:
     from two_stream.runtime.text import json_text
-    from two_stream.streaming.live.watcher import as_line
+    from two_stream.streaming.live.watcher import prediction_record
 
-    line = as_line(made, watcher.class_names, count, watcher.status.dropped)
+    line = prediction_record(made, watcher.class_names, count, watcher.status.dropped)
     try:
         lines.write(json_text(line) + "\n")
         lines.flush()  # who reads along sees it now
@@ -334,14 +331,14 @@ def _picture(
 
 def _tell(flags: StreamFlags, watcher: Watcher, elapsed: float) -> None:
     from two_stream.runtime.console import note, say, warn
-    from two_stream.streaming.live.watcher import described_delay
+    from two_stream.streaming.live.watcher import describe_delay
     from two_stream.video.decoding.live import FileSource
 
     source, status = watcher.pipeline.source, watcher.status
     if isinstance(source, FileSource) and source.damage:
         warn(f"{source.name}: {source.damage}; the frames that decode were used")
     if not status.predictions.total and not source.live and flags.limit is None:
-        delay = described_delay(watcher.pipeline.streams, source)
+        delay = describe_delay(watcher.pipeline.streams, source)
         raise VideoError(
             source.name,
             f"is over before the first prediction ({delay}); use `two-stream predict` for short videos",

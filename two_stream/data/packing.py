@@ -36,7 +36,7 @@ from two_stream.runtime.workers import Beat, TaskFailure, run_tasks, usable_proc
 from two_stream.types import MODALITY_CHANNELS, Frames, Modality, Part, VideoRecord
 from two_stream.video.decoding.reader import backend_version, open_video
 from two_stream.video.extraction.one_video import extraction_settings
-from two_stream.video.frames import jpeg_size, read_content
+from two_stream.video.frames import jpeg_size, read_image_bytes
 from two_stream.video.region import fit_frame
 
 _BLOCK = 512
@@ -576,7 +576,7 @@ def _pictures(
         folder = source.folder(video.id)
         for number in range(1, count + 1):
             names = source.patterns.names(source.modality, number)
-            yield tuple(read_content(folder / name) for name in names)
+            yield tuple(read_image_bytes(folder / name) for name in names)
         return
     for frame in _resized(shard, video, source, count):
         planes = [frame[..., ::-1]] if shard.modality == "rgb" else [frame[..., 0], frame[..., 1]]

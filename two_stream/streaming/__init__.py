@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from two_stream.streaming.network.converting import convert
-from two_stream.streaming.network.costs import multiply_adds_per_prediction
-from two_stream.streaming.network.recognizer import StreamRecognizer
+from two_stream.streaming.network.recognizer import StreamRecognizer, convert, multiply_adds_per_prediction
 from two_stream.streaming.network.step import StepNetwork
 
 __all__ = ["StepNetwork", "StreamRecognizer", "convert", "multiply_adds_per_prediction"]

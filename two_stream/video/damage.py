@@ -1,6 +1,7 @@
-"""Pictures that decode, but from damaged data: what C decoders say on standard error, and what they pass over.
+"""Finds pictures that decode from damaged data, by messages of C decoders and by zeroed data that they accept.
 
-libjpeg, libpng, libtiff and OpenCV write to file descriptor 2, without the file's name. It is caught per picture.
+libjpeg, libpng, libtiff and OpenCV write messages to file descriptor 2, without the file's name. They are captured per
+picture: no binding returns them, and a second decoder would double the time.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import cv2
 
 from two_stream.runtime.console import warn
 
-_SPOKEN = re.compile(
+_MESSAGE = re.compile(
     r"Corrupt JPEG data|Premature end of JPEG|Inconsistent progression|Invalid SOS param|Unknown Adobe color"
     r"|Warning: unknown JFIF|Application transferred too|libpng |\[ ?(?:INFO|WARN|ERROR|FATAL) ?:\d+@|> "
 )
-"""how the lines of decoders begin; others come from other threads and are passed on"""
+"""beginnings of decoders' lines; other lines come from other threads and are passed on"""
 _DAMAGE = re.compile(
     r"(?:Corrupt JPEG data: (?!bad ICC)|Premature end of JPEG|Inconsistent progression|libpng error"
     r"|\[(?:ERROR|FATAL):).*"
@@ -29,13 +30,13 @@ _DAMAGE = re.compile(
 """lines that mean wrong pixels; odd profiles and unknown tags do not"""
 _CODE_PLACE = re.compile(r"^\[[^]]*\] \S+ \S+:\d+ ")
 _ZEROS = bytes(64)
-"""no compressor writes that many in a row but for something flat"""
-_PIXELS_A_ZERO = 4096
-"""of a flat picture, WebP writes a zero for 10,000 pixels"""
-_TOLD = 5
+"""compressors write such a run only for flat areas"""
+_PIXELS_PER_ZERO = 4096
+"""of a flat picture; WebP writes a zero for 10,000 pixels"""
+_MOST_WARNINGS = 5
 """damaged pictures named per process"""
 _LOCK = threading.Lock()
-_told: set[str] = set()
+_warned: set[str] = set()
 _scratch: list[int] = []
 
 
@@ -52,7 +53,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _scratch_file() -> int:
-    """Open a file for the process's life: in memory where the system has such files, so that no full disk matters."""
+    """Open a file for the life of the process: in memory if possible, so that a full disk does not matter."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("decoder_words")
     descriptor, name = tempfile.mkstemp()
@@ -62,50 +63,48 @@ def _scratch_file() -> int:
 
 
 @contextmanager
-def decoder_words() -> Iterator[list[str]]:
-    """Catch what decoders say meanwhile; the list is filled at the end. One picture of a process at a time."""
-    words: list[str] = []
+def capture_decoder_messages() -> Iterator[list[str]]:
+    """Capture decoders' messages into the list, which is filled at exit. One picture of a process at a time."""
+    messages: list[str] = []
     with _LOCK:
         try:
             before = os.dup(2)
         except OSError:  # a process without standard error
-            yield words
+            yield messages
             return
         if not _scratch:
             _scratch.append(_scratch_file())
         scratch = _scratch[0]
-        level = cv2.utils.logging.setLogLevel(
-            cv2.utils.logging.LOG_LEVEL_ERROR
-        )  # so libtiff's errors are written
+        level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # for libtiff's errors
         try:
             os.dup2(scratch, 2)
-            yield words
+            yield messages
         finally:
             os.dup2(before, 2)
             cv2.utils.logging.setLogLevel(level)
-            said = os.lseek(scratch, 0, os.SEEK_CUR)
-            if said:
+            written = os.lseek(scratch, 0, os.SEEK_CUR)
+            if written:
                 os.lseek(scratch, 0, os.SEEK_SET)
-                lines = os.read(scratch, said).splitlines(keepends=True)
+                lines = os.read(scratch, written).splitlines(keepends=True)
                 os.lseek(scratch, 0, os.SEEK_SET)
                 os.ftruncate(scratch, 0)
                 texts = [line.decode(errors="replace").rstrip() for line in lines]
-                words += [text for text in texts if _SPOKEN.match(text)]
-                others = [line for line, text in zip(lines, texts) if text and not _SPOKEN.match(text)]
+                messages += [text for text in texts if _MESSAGE.match(text)]
+                others = [line for line, text in zip(lines, texts) if text and not _MESSAGE.match(text)]
                 if others:
                     os.write(before, b"".join(others))
             os.close(before)
 
 
-def damage_in(content: bytes, words: list[str], pixels: int) -> str:
-    """Return what shows that a picture, which decoded, is damaged; empty where nothing does.
+def find_picture_damage(content: bytes, messages: list[str], pixels: int) -> str:
+    """Return the sign of damage of a picture that decoded; empty if there is none.
 
     Args:
         content: The file's bytes.
-        words: What the decoder said.
-        pixels: Of the decoded picture.
+        messages: The decoder's messages.
+        pixels: Number of pixels of the decoded picture.
     """
-    for text in words:
+    for text in messages:
         if _DAMAGE.match(text):
             return _CODE_PLACE.sub("", text)
     if _ZEROS in content and _has_hole(content, pixels):
@@ -118,14 +117,14 @@ def _has_hole(content: bytes, pixels: int) -> bool:
         return _ZEROS in _busy_scan(content)
     webp = content[:4] == b"RIFF" and content[8:12] == b"WEBP"
     jp2 = content[4:8] == b"jP  " or content.startswith(b"\xff\x4f\xff\x51")
-    return (webp or jp2) and bytes(len(_ZEROS) + pixels // _PIXELS_A_ZERO) in content
+    return (webp or jp2) and bytes(len(_ZEROS) + pixels // _PIXELS_PER_ZERO) in content
 
 
 def _busy_scan(content: bytes) -> bytes:
-    """Return the data of a JPEG where zeros would be a block of nothing but edges; empty where they may be flat.
+    """Return a JPEG's data if zeros in it cannot come from a flat area, else nothing.
 
     The first symbol of a Huffman table is the code of zeros. If it is not "end of block" for brightness, 64 zero bytes
-    set all 63 coefficients of a block at least. Files of several scans are left to libjpeg.
+    set at least all 63 coefficients of a block. Files with several scans are left to libjpeg.
     """
     at, first = 2, {}
     while at + 4 <= len(content) and content[at] == 0xFF:
@@ -133,13 +132,14 @@ def _busy_scan(content: bytes) -> bytes:
         if kind == 0xFF:
             at += 1
             continue
-        part = content[at + 4 : at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")]
+        length = int.from_bytes(content[at + 2 : at + 4])
+        part = content[at + 4 : at + 2 + length]
         if 0xC2 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
             return b""
         while kind == 0xC4 and len(part) > 17:
             first[part[0]] = part[17]
             part = part[17 + sum(part[1:17]) :]
-        at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+        at += 2 + length
         if kind == 0xDA:
             scan = content[at : content.rfind(b"\xff\xd9")]
             table = 0x10 | (part[2] & 15) if len(part) > 2 else 0
@@ -147,12 +147,12 @@ def _busy_scan(content: bytes) -> bytes:
     return b""
 
 
-def tell_damage(name: str, damage: str) -> None:
-    """Warn of a picture that decoded from damaged data, once; after some, that there are more."""
-    if name in _told or len(_told) > _TOLD:
+def warn_of_damage(name: str, damage: str) -> None:
+    """Warn once of a picture that decoded from damaged data; after some warnings, say that there may be more."""
+    if name in _warned or len(_warned) > _MOST_WARNINGS:
         return
-    _told.add(name)
-    if len(_told) <= _TOLD:
+    _warned.add(name)
+    if len(_warned) <= _MOST_WARNINGS:
         warn(f"{name}: damaged ({damage}): pixels may be wrong")
     else:
         warn(f"{name} and perhaps more are damaged; `two-stream check --decode` names them all")

@@ -1,6 +1,6 @@
-"""The data doctor's eye for files: what is wrong with videos and frame folders, by name, without hanging.
+"""Checks video files and frame folders, for `two-stream check`.
 
-Every video is decoded once from end to end in a process of its own, which is killed when it makes no progress.
+Every video is decoded once from end to end in a worker process, which is killed if it makes no progress.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from two_stream.runtime.workers import Beat, TaskFailure, run_tasks, usable_proc
 from two_stream.types import Modality
 from two_stream.video.decoding.reader import backend_version, open_video
 from two_stream.video.extraction.one_video import read_extraction_manifest
-from two_stream.video.frames import FLAGS, FramePatterns, content_of, decoded
+from two_stream.video.frames import FLAGS, FramePatterns, check_complete, decode_with_damage, read_file_bytes
 from two_stream.video.sources import video_files
 
 Severity = Literal["error", "warning", "info"]
@@ -29,15 +29,15 @@ Severity = Literal["error", "warning", "info"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found about one subject."""
+    """One problem of one file, folder or list."""
 
     kind: str
     """unreadable, timed_out, damaged, too_short, doubled, header_mismatch, missing, first_number …"""
     severity: Severity
     subject: str
-    """path or name of what it is about"""
+    """path or name of the file or list"""
     detail: str
-    """one line, plain words"""
+    """one line"""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
@@ -46,13 +46,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Listed:
-    """How many frames of a video the lists need."""
+    """The number of frames of a video according to the lists."""
 
     frames: int
     fewer: Severity = "error"
-    """how bad it is that fewer decode"""
+    """severity if fewer frames decode"""
     more: bool = True
-    """whether more are worth a word; where parts of the video are listed they are none"""
+    """whether more frames are reported; not if parts of the video are listed"""
 
 
 @dataclass(frozen=True)
@@ -81,19 +81,19 @@ def examine_videos(
     patience: float = 60.0,
     listed: Mapping[Path, Listed] | None = None,
 ) -> list[Finding]:
-    """Decode every video to its end and list what is wrong, in order of the paths.
+    """Decode every video to its end and list the problems, in order of the paths.
 
     Kinds: `unreadable` (no frame decodes; the reason), `timed_out`, `damaged` (decodes n of the header's m frames),
     `too_short` (fewer than `min_frames`; flow needs two), `doubled` (same content as another file),
-    `header_mismatch` (the header's count is wrong, which harms nothing here), `count_mismatch` (the lists').
+    `header_mismatch` (the header's count is wrong, which is harmless here), `count_mismatch` (the lists' count is).
 
     Args:
-        paths: Video files and folders of them (searched below; files of other kinds are left out).
-        min_frames: Fewest frames of a video that is long enough.
+        paths: Video files and folders of them (searched recursively; other files are left out).
+        min_frames: Smallest number of frames that is long enough.
         backend: Decoder.
-        processes: Worker processes; None takes all processors, 0 works in this process, without time limit.
-        patience: Seconds without a new frame after which a file is given up.
-        listed: What lists say of the files.
+        processes: Worker processes; None uses all processors, 0 works in this process, without a time limit.
+        patience: Seconds without a new frame after which a file is skipped.
+        listed: Frame counts of the lists, by file.
 
     Raises:
         SettingsError: The backend is unknown or not installed.
@@ -119,20 +119,20 @@ def examine_frame_folders(
     decode: bool = False,
     processes: int | None = None,
 ) -> list[Finding]:
-    """List what is wrong with frame folders, in their order.
+    """List the problems of frame folders, in their order.
 
     Kinds: `missing` (the folder, a modality, or numbers in between), `first_number` (files before the first),
     `unreadable` (an empty or cut image, or no image), `damaged` (with `decode`: an image that decodes to wrong pixels;
-    or the video the frames come from was), `size_mismatch` (with `decode`: an image of another size than most),
-    `rgb_flow_mismatch` (flow must have one picture fewer than RGB; published lists also have as many), `too_short`.
+    or the source video was damaged), `size_mismatch` (with `decode`: an image of another size than most),
+    `rgb_flow_mismatch` (flow must have one picture fewer than RGB, or as many as in published lists), `too_short`.
 
     Args:
         folders: One folder per video.
         patterns: Names of the files.
-        modalities: What each folder should hold.
-        min_frames: Fewest RGB frames of a video that is long enough.
-        decode: Decode every image instead of looking at its two ends only.
-        processes: Worker processes; None takes all processors, 0 works in this process.
+        modalities: What each folder should contain.
+        min_frames: Smallest number of RGB frames that is long enough.
+        decode: Decode every image instead of reading only its first and last bytes.
+        processes: Worker processes; None uses all processors, 0 works in this process.
     """
     listed = list(folders)
     chosen = patterns or FramePatterns()
@@ -161,7 +161,7 @@ def _run(
 
 
 def examine_video(job: _VideoJob, beat: Beat) -> list[Finding]:
-    """Decode one video to its end and say what is wrong with it."""
+    """Decode one video to its end and list its problems."""
     subject = str(job.path)
     try:
         with open_video(job.path, job.backend) as video:
@@ -195,11 +195,9 @@ def _doubled(files: Sequence[Path]) -> list[tuple[Path, str]]:
         if file.is_file() and file.stat().st_size:
             by_size[file.stat().st_size].append(file)
     twins: list[tuple[Path, str]] = []
-    for alike in by_size.values():
-        if len(alike) < 2:
-            continue
+    for same_size in by_size.values():
         first: dict[str, Path] = {}
-        for file in alike:
+        for file in same_size if len(same_size) > 1 else ():
             try:
                 digest = sha256(file)
             except OSError:  # unreadable: reported as such already
@@ -211,7 +209,7 @@ def _doubled(files: Sequence[Path]) -> list[tuple[Path, str]]:
 
 
 def examine_folder(job: _FolderJob, beat: Beat) -> list[Finding]:
-    """Look at one frame folder and say what is wrong with it."""
+    """List the problems of one frame folder."""
     subject = str(job.folder)
     if not job.folder.is_dir():
         return [Finding("missing", "error", subject, "no such folder of frames")]
@@ -220,46 +218,40 @@ def examine_folder(job: _FolderJob, beat: Beat) -> list[Finding]:
     counts: dict[str, int] = {}
     for modality in job.modalities:
         sizes: dict[Path, tuple[int, ...]] = {}
-        for pattern, found in zip(job.patterns.of(modality), job.patterns.numbered(names, modality)):
-            counts[pattern] = len(found)
-            findings += _numbering(subject, pattern, job.patterns.first(modality), found)
-            paths = [job.folder / found[number] for number in sorted(found)]
-            findings += _pictures(paths, job.decode, FLAGS[modality], sizes, beat)
-        findings += _odd_sizes(sizes)
-    findings += _counts(job, counts)
+        for pattern, files in zip(job.patterns.of(modality), job.patterns.numbered(names, modality)):
+            counts[pattern] = len(files)
+            findings += _check_numbers(subject, pattern, job.patterns.first(modality), files)
+            paths = [job.folder / files[number] for number in sorted(files)]
+            findings += _check_pictures(paths, job.decode, FLAGS[modality], sizes, beat)
+        findings += _check_sizes(sizes)
+    findings += _check_counts(job, counts)
     manifest = read_extraction_manifest(job.folder)
     if manifest and manifest.get("damage"):
         findings.append(Finding("damaged", "warning", subject, f"its video: {manifest['damage']}"))
     return findings
 
 
-def _numbering(subject: str, pattern: str, first: int, found: dict[int, str]) -> list[Finding]:
-    if min(found, default=1) < 1:
-        detail = f"begins with {found[min(found)]}, the data set says {pattern.format(first)}; correct `first` in it"
+def _check_numbers(subject: str, pattern: str, first: int, files: dict[int, str]) -> list[Finding]:
+    if min(files, default=1) < 1:
+        detail = f"begins with {files[min(files)]}, the data set says {pattern.format(first)}; correct `first` in it"
         return [Finding("first_number", "error", subject, detail)]
-    absent = sorted(set(range(1, max(found, default=0) + 1)) - set(found))
+    absent = sorted(set(range(1, max(files, default=0) + 1)) - set(files))
     if not absent:
         return []
     more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-    return [
-        Finding(
-            "missing",
-            "error",
-            subject,
-            f"{pattern.format(absent[0] - 1 + first)}{more} missing in the sequence",
-        )
-    ]
+    detail = f"{pattern.format(absent[0] - 1 + first)}{more} missing in the sequence"
+    return [Finding("missing", "error", subject, detail)]
 
 
-def _pictures(
+def _check_pictures(
     paths: Sequence[Path], decode: bool, flags: int, sizes: dict[Path, tuple[int, ...]], beat: Beat
 ) -> list[Finding]:
-    """Look at images; the (width, height) of those that were decoded are added to `sizes`."""
+    """Check images; add the (width, height) of those that were decoded to `sizes`."""
     findings: list[Finding] = []
     for path in paths:
         try:
-            if not _peek(path) or decode:
-                picture, damage = decoded(content_of(path), path, flags)
+            if decode or not _check_ends(path):
+                picture, damage = decode_with_damage(read_file_bytes(path), path, flags)
                 sizes[path] = picture.shape[1::-1]
                 if damage:
                     detail = f"decodes with wrong pixels ({damage})"
@@ -270,23 +262,19 @@ def _pictures(
     return findings
 
 
-def _odd_sizes(sizes: dict[Path, tuple[int, ...]]) -> list[Finding]:
-    """Find images of another size than most; flow x and y are one kind."""
-    return [
-        Finding(
-            "size_mismatch",
-            "error",
-            str(path),
-            f"is {size[0]}×{size[1]}, other frames of the folder {most[0]}×{most[1]}",
-        )
-        for most, _ in Counter(sizes.values()).most_common(1)
-        for path, size in sizes.items()
-        if size != most
-    ]
+def _check_sizes(sizes: dict[Path, tuple[int, ...]]) -> list[Finding]:
+    """Find images of another size than most; flow x and y are compared together."""
+    findings = []
+    for (width, height), _ in Counter(sizes.values()).most_common(1):
+        for path, size in sizes.items():
+            if size != (width, height):
+                detail = f"is {size[0]}×{size[1]}, other frames of the folder {width}×{height}"
+                findings.append(Finding("size_mismatch", "error", str(path), detail))
+    return findings
 
 
-def _peek(path: Path) -> bool:
-    """Look at the two ends of an image file; False where they tell nothing, as it is no JPEG.
+def _check_ends(path: Path) -> bool:
+    """Check the first and last bytes of an image file; return whether it is a JPEG, of which they tell enough.
 
     Raises:
         VideoError: It is empty, or a JPEG file without its end marker.
@@ -299,14 +287,10 @@ def _peek(path: Path) -> bool:
             tail = file.read()
     except OSError as error:
         raise VideoError(path, f"cannot be read ({error.strerror})") from None
-    if not head:
-        raise VideoError(path, "empty file (0 bytes)")
-    if head == b"\xff\xd8" and b"\xff\xd9" not in tail:
-        raise VideoError(path, "truncated JPEG: its end is missing")
-    return head == b"\xff\xd8"
+    return check_complete(head, tail, path)
 
 
-def _counts(job: _FolderJob, counts: dict[str, int]) -> list[Finding]:
+def _check_counts(job: _FolderJob, counts: dict[str, int]) -> list[Finding]:
     subject, patterns = str(job.folder), job.patterns
     findings: list[Finding] = []
     rgb = counts.get(patterns.rgb)

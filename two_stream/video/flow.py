@@ -1,13 +1,14 @@
 """Optical flow between consecutive frames, stored as the published two-stream data is: 8 bits, ±20 pixels.
 
-A displacement of v pixels becomes round((v + 20) * 255 / 40). Rest lies at 127.5, between two values; the
-published code's rounding (half to even) stores it as 128, which reads back as +0.08 pixels.
-x grows to the right, y grows downwards: texture that moves right has positive x, texture that falls positive y.
+A displacement of v pixels is stored as round((v + 20) * 255 / 40). Zero maps to 127.5, between two values; the
+published code's rounding (half to even) stores it as 128, which is read as +0.08 pixels.
+x increases to the right, y downwards: texture that moves right has positive x, texture that falls positive y.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from typing import Any, Protocol
 
 import cv2
@@ -19,18 +20,18 @@ from two_stream.errors import SettingsError
 ALGORITHMS = ("tvl1", "dis", "farneback")
 """tvl1: TV-L1, the paper's, slow; dis: dense inverse search, medium preset, fast; farneback: Farnebäck."""
 QUICK = ("dis", "farneback")
-"""Computed in about a second a clip; TV-L1 takes a hundred times as long, RAFT a GPU and its weights."""
+"""Take about a second per clip; TV-L1 takes a hundred times as long, RAFT needs a GPU and weights."""
 AUTO = "auto"
 FLOW_BOUND = 20.0
 """Displacements beyond this many pixels are clipped."""
 
 
-def computed_flow(trained: str | None, asked: str = AUTO) -> str:
-    """Return the algorithm whose flow a network reads of a raw video: the one rule for every path.
+def choose_flow_algorithm(trained: str | None, asked: str = AUTO) -> str:
+    """Return the flow algorithm that a network's raw videos are read with, in every command.
 
     Args:
-        trained: The kind of flow it was trained on; None is not known.
-        asked: An algorithm, which is then taken; auto: the kind it was trained on where that is `QUICK`, else DIS.
+        trained: The algorithm it was trained on; None if unknown.
+        asked: An algorithm to use; auto: the one it was trained on if that is `QUICK`, else DIS.
     """
     if asked != AUTO:
         return asked
@@ -38,7 +39,7 @@ def computed_flow(trained: str | None, asked: str = AUTO) -> str:
 
 
 class FlowMaker(Protocol):
-    """Turns the pictures of a video into the flow between neighbours."""
+    """Computes the flow between consecutive pictures of a video."""
 
     def flows(self, pictures: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
         """Yield the stored flow, uint8 `(H, W, 2)`, between each RGB picture `(H, W, 3)` and the next."""
@@ -46,35 +47,38 @@ class FlowMaker(Protocol):
 
 
 class FlowNetwork(Protocol):
-    """A flow algorithm that needs weights, described so that it can be sent to other processes and machines."""
+    """A flow algorithm with weights, in a form that can be sent to other processes and machines."""
 
     @property
     def gpus(self) -> int:
-        """GPUs of this machine that it computes on; 0 is the CPU."""
+        """Number of GPUs of this machine it computes on; 0 for the CPU."""
         ...
 
     def recorded(self) -> dict[str, Any]:
-        """Return what decides its output, for the manifest."""
+        """Return the settings that determine its output, for the manifest."""
         ...
 
     def maker(self, place: int, threads: int) -> FlowMaker:
-        """Return it ready for work in this process; `place` spreads jobs over GPUs, `threads` 0 leaves the CPU's."""
+        """Load it in this process; `place` spreads jobs over GPUs, `threads` 0 keeps the CPU's number of threads."""
         ...
 
 
 class FlowEstimator:
-    """One optical-flow algorithm, ready for many pairs of frames of any size."""
+    """One optical-flow algorithm for any number of frames of any size.
+
+    Args:
+        algorithm: One of `ALGORITHMS`.
+        bound: Displacements beyond so many pixels are clipped.
+
+    Raises:
+        SettingsError: The name is unknown, or this OpenCV build lacks the algorithm.
+    """
 
     def __init__(self, algorithm: str = "tvl1", bound: float = FLOW_BOUND) -> None:
-        """Set up an algorithm whose displacements are stored up to `bound` pixels.
-
-        Raises:
-            SettingsError: The name is unknown, or this OpenCV build lacks the algorithm.
-        """
         if algorithm == "raft":
             raise SettingsError(
                 "flow raft is computed at extraction only (`two-stream extract --flow raft --flow-weights FILE`); "
-                f"on the fly there are {', '.join(ALGORITHMS)}"
+                f"for raw videos use one of {', '.join(ALGORITHMS)}"
             )
         if algorithm not in ALGORITHMS:
             raise SettingsError(f"unknown flow algorithm {algorithm!r}; known: {', '.join(ALGORITHMS)}")
@@ -82,7 +86,7 @@ class FlowEstimator:
         self._estimate = _estimator(algorithm)
 
     def flow(self, previous: NDArray[np.uint8], current: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the flow from one grey picture `(H, W)` to the next as float32 `(H, W, 2)`, in pixels (x, y)."""
+        """Return the flow between two grey pictures `(H, W)` as float32 `(H, W, 2)`, in pixels (x, y)."""
         return self._estimate(previous, current)
 
     def __call__(self, previous: NDArray[np.uint8], current: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -91,12 +95,8 @@ class FlowEstimator:
 
     def flows(self, pictures: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
         """Yield the stored flow between each RGB picture and the next; one picture is kept at a time."""
-        previous: NDArray[np.uint8] | None = None
-        for picture in pictures:
-            current = gray(picture)
-            if previous is not None:
-                yield self(previous, current)
-            previous = current
+        for previous, current in pairwise(map(to_gray, pictures)):
+            yield self(previous, current)
 
 
 def _estimator(algorithm: str) -> Callable[[NDArray[np.uint8], NDArray[np.uint8]], NDArray[np.float32]]:
@@ -113,30 +113,22 @@ def _estimator(algorithm: str) -> Callable[[NDArray[np.uint8], NDArray[np.uint8]
                 "this OpenCV has no TV-L1 flow: pip uninstall the other opencv packages, then "
                 "pip install --force-reinstall opencv-contrib-python-headless"
             ) from None
-    smallest = _SMALLEST[algorithm]
+    smallest = 64 if algorithm == "dis" else 16  # the pyramids fail on pictures of fewer pixels
+
+    def pad(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        down, right = (max(0, smallest - side) for side in picture.shape)
+        if down or right:
+            picture = np.asarray(
+                cv2.copyMakeBorder(picture, 0, down, 0, right, cv2.BORDER_REPLICATE), np.uint8
+            )
+        return np.ascontiguousarray(picture)  # DIS refuses a view
 
     def estimate(previous: NDArray[np.uint8], current: NDArray[np.uint8]) -> NDArray[np.float32]:
         height, width = previous.shape
-        pad_y, pad_x = max(0, smallest - height), max(0, smallest - width)
-        if pad_y or pad_x:  # the pyramids fail on pictures of a few pixels
-            previous = _padded(previous, pad_y, pad_x)
-            current = _padded(current, pad_y, pad_x)
-        found: NDArray[np.float32] = method.calc(_whole(previous), _whole(current), None)
-        return found[:height, :width]
+        flow: NDArray[np.float32] = method.calc(pad(previous), pad(current), None)
+        return flow[:height, :width]
 
     return estimate
-
-
-_SMALLEST = {"dis": 64, "tvl1": 16}
-
-
-def _whole(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(picture)  # DIS refuses a view
-
-
-def _padded(picture: NDArray[np.uint8], down: int, right: int) -> NDArray[np.uint8]:
-    made = cv2.copyMakeBorder(picture, 0, down, 0, right, cv2.BORDER_REPLICATE)
-    return np.asarray(made, np.uint8)
 
 
 def _farneback(previous: NDArray[np.uint8], current: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -156,7 +148,7 @@ def _farneback(previous: NDArray[np.uint8], current: NDArray[np.uint8]) -> NDArr
 
 
 def quantize(flow: NDArray[np.floating[Any]], bound: float = FLOW_BOUND) -> NDArray[np.uint8]:
-    """Clip displacements in pixels to ±`bound` and map them to 0..255; values that are no number become rest."""
+    """Clip displacements in pixels to ±`bound` and map them to 0..255; NaN counts as zero displacement."""
     clean = np.nan_to_num(np.asarray(flow, np.float32), nan=0.0, posinf=bound, neginf=-bound)
     scaled = (np.clip(clean, -bound, bound) + np.float32(bound)) * np.float32(255.0 / (2.0 * bound))
     return np.asarray(np.rint(scaled), np.uint8)
@@ -167,8 +159,8 @@ def dequantize(stored: NDArray[np.uint8], bound: float = FLOW_BOUND) -> NDArray[
     return stored.astype(np.float32) * np.float32(2.0 * bound / 255.0) - np.float32(bound)
 
 
-def gray(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Turn an RGB picture `(H, W, 3)` into the grey one `(H, W)` that flow is computed on."""
+def to_gray(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Convert an RGB picture `(H, W, 3)` to the grey one `(H, W)` that flow is computed on."""
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Frame folders: how their files are named, read and counted."""
+"""Frame folders: naming, reading and counting of their files."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from two_stream.errors import SettingsError, VideoError
 from two_stream.types import Modality
-from two_stream.video.damage import damage_in, decoder_words, tell_damage
-from two_stream.video.region import Region, fit_frame, reduction
+from two_stream.video.damage import capture_decoder_messages, find_picture_damage, warn_of_damage
+from two_stream.video.region import Region, fit_frame, jpeg_reduction
 
 _JPEG_START = b"\xff\xd8"
 _JPEG_END = b"\xff\xd9"
@@ -26,22 +26,22 @@ FLAGS: dict[str, int] = {
     "rgb": cv2.IMREAD_COLOR_RGB if _READS_RGB else cv2.IMREAD_COLOR,
     "flow": cv2.IMREAD_GRAYSCALE,
 }
-"""how a stored picture of a modality is decoded; `join_decoded` makes a frame of the result"""
+"""OpenCV flags that decode the stored pictures of a modality; `join_decoded` makes a frame of the result"""
 _REDUCED = {
     1: 0,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
-"""the flag of each reduction, without colour"""
+"""flag of each reduction, without colour"""
 _FIELD = re.compile(r"\{:0?(\d{0,2})d\}|\{\}")
 
 
 @dataclass(frozen=True)
 class FramePatterns:
-    """Names of the files in a frame folder, with one place for the frame number.
+    """Names of the files in a frame folder, each with one field for the frame number.
 
-    Frames are counted from 1 everywhere; where the files begin with another number, only their names shift.
+    Frames are counted from 1 everywhere; if the files begin with another number, only their names shift.
     The published HMDB51 layout has flow files without an extension: `flow_x="flow_x_{:05d}"`.
     """
 
@@ -53,16 +53,14 @@ class FramePatterns:
     first_flow: int = 1
 
     def __post_init__(self) -> None:
-        """Check that each pattern has one number and names a file of the folder itself."""
+        """Check that each pattern has one number and names a file directly in the folder."""
         for name, pattern in (("rgb", self.rgb), ("flow_x", self.flow_x), ("flow_y", self.flow_y)):
             if len(_FIELD.findall(pattern)) != 1 or pattern.count("{") != 1 or pattern.count("}") != 1:
-                raise SettingsError(
-                    f"frame pattern {name} is {pattern!r}: expected one place for the number, "
-                    "of at most two digits' width, as in 'img_{:05d}.jpg'"
-                )
+                expected = "one field for the number, of at most two digits' width, as in 'img_{:05d}.jpg'"
+                raise SettingsError(f"frame pattern {name} is {pattern!r}: expected {expected}")
             if Path(pattern).name != pattern or pattern.startswith("."):
                 raise SettingsError(
-                    f"frame pattern {name} is {pattern!r}: expected a plain, visible file name"
+                    f"frame pattern {name} is {pattern!r}: expected a visible file name without a folder"
                 )
         if len({self.rgb, self.flow_x, self.flow_y}) < 3:
             raise SettingsError(f"frame patterns must differ: {self.rgb!r}, {self.flow_x!r}, {self.flow_y!r}")
@@ -82,20 +80,20 @@ class FramePatterns:
         return tuple(pattern.format(number - 1 + self.first(modality)) for pattern in self.of(modality))
 
     def numbered(self, names: Sequence[str], modality: Modality) -> list[dict[int, str]]:
-        """Pick the names that fit each pattern of a modality, by frame number counted from 1."""
+        """Return the names that match each pattern of a modality, by frame number counted from 1."""
         shift = 1 - self.first(modality)
-        found = (numbers_by_name(names, pattern) for pattern in self.of(modality))
-        return [{number + shift: name for number, name in one.items()} for one in found]
+        matches = (names_by_number(names, pattern) for pattern in self.of(modality))
+        return [{number + shift: name for number, name in one.items()} for one in matches]
 
     def written(self) -> dict[str, str]:
-        """Return the three names, as manifests keep them."""
+        """Return the three names, as manifests store them."""
         return {"rgb": self.rgb, "flow_x": self.flow_x, "flow_y": self.flow_y}
 
 
-def numbers_by_name(names: Sequence[str], pattern: str) -> dict[int, str]:
-    """Pick the names that fit a pattern, by frame number."""
+def names_by_number(names: Sequence[str], pattern: str) -> dict[int, str]:
+    """Return the names that match a pattern, by frame number."""
     field = _FIELD.search(pattern)
-    assert field is not None  # FramePatterns has checked it
+    assert field is not None  # checked by FramePatterns
     before, after = pattern[: field.start()], pattern[field.end() :]
     digits = rf"\d{{{field[1]},}}" if field[1] else r"\d+"
     matcher = re.compile(rf"{re.escape(before)}({digits}){re.escape(after)}", re.ASCII)
@@ -113,18 +111,18 @@ def count_frames(folder: Path, modality: Modality, patterns: FramePatterns | Non
 
 
 def frame_numbers(folder: Path, modality: Modality, patterns: FramePatterns | None = None) -> set[int]:
-    """Return the numbers in the names of a folder's files; a flow frame counts when both x and y are there.
+    """Return the numbers in the names of a folder's files; a flow frame counts if both x and y exist.
 
     Raises:
-        VideoError: There is no such folder.
+        VideoError: No such folder.
     """
-    names = files_in(folder)
-    found = [set(numbers_by_name(names, pattern)) for pattern in (patterns or FramePatterns()).of(modality)]
+    names = list_file_names(folder)
+    found = [set(names_by_number(names, pattern)) for pattern in (patterns or FramePatterns()).of(modality)]
     return set.intersection(*found)
 
 
-def files_in(folder: Path) -> list[str]:
-    """Return the names in a folder; see `frame_numbers`."""
+def list_file_names(folder: Path) -> list[str]:
+    """Return the names in a folder, with the errors of `frame_numbers`."""
     try:
         with os.scandir(folder) as entries:
             return [entry.name for entry in entries]
@@ -148,14 +146,13 @@ def read_frames(
     """Read frames of a folder by number; each distinct number is decoded once.
 
     Args:
-        folder: A folder as `two-stream extract` writes it.
+        folder: A folder as written by `two-stream extract`.
         numbers: 1-based frame numbers, any order, repeats allowed.
         modality: "rgb" or "flow".
         patterns: Names of the files; None for the default ones.
-        resize: (height, width) by bilinear interpolation, as the published code; None keeps the stored size.
-        region: The part of the resized frames that is wanted; None is all of them.
-        scaled_decoding: Let libjpeg shrink pictures of twice `resize` or more while it decodes: less work, other
-            pixels.
+        resize: (height, width) by bilinear interpolation, as in the published code; None keeps the stored size.
+        region: The part of the resized frames to return; None returns all.
+        scaled_decoding: Let libjpeg shrink pictures of at least twice `resize` while decoding: faster, other pixels.
 
     Returns:
         uint8 `(T, H, W, C)`; C is 3 (RGB order) or 2 (flow x, y).
@@ -163,45 +160,39 @@ def read_frames(
     Raises:
         VideoError: No numbers, or a file is missing, damaged or of another size than the first; names the file.
     """
-    chosen = patterns or FramePatterns()
+    names = (patterns or FramePatterns()).names
     wanted = resize if scaled_decoding else None
 
-    def picture(number: int) -> NDArray[np.uint8]:
-        paths = [folder / name for name in chosen.names(modality, number)]
-        flags = FLAGS[modality]
-        planes = [
-            read_picture(path, flags, wanted) if wanted else read_picture(path, flags) for path in paths
-        ]
-        return join_decoded(planes, paths[-1])
+    def read(number: int) -> NDArray[np.uint8]:
+        paths = [folder / name for name in names(modality, number)]
+        return join_decoded([read_picture(path, FLAGS[modality], wanted) for path in paths], paths[-1])
 
-    return assemble_frames(
-        folder, numbers, picture, resize, region, lambda number: chosen.names(modality, number)[0]
-    )
+    return assemble_frames(folder, numbers, read, resize, region, lambda number: names(modality, number)[0])
 
 
 def assemble_frames(
     name: Path | str,
     numbers: Sequence[int],
-    picture: Callable[[int], NDArray[np.uint8]],
+    read: Callable[[int], NDArray[np.uint8]],
     resize: tuple[int, int] | None,
     region: Region | None,
     frame_name: Callable[[int], str] = str,
 ) -> NDArray[np.uint8]:
-    """Fill one array with the wanted parts of pictures; each distinct number is asked for once.
+    """Fill one array with parts of pictures; each distinct number is read once. `resize`, `region`: see `read_frames`.
 
     Args:
-        name: What is read, for error messages.
+        name: Name of the folder or file, for error messages.
         numbers: Frame numbers in the order of the result, repeats allowed.
-        picture: Gives the stored picture `(H, W, C)` of a number.
-        resize: See `read_frames`.
-        region: See `read_frames`.
-        frame_name: Gives a frame's name, for error messages.
+        read: Returns the stored picture `(H, W, C)` of a number.
+        resize: (height, width) of the whole pictures.
+        region: The part of them to return.
+        frame_name: Returns a frame's name, for error messages.
 
     Raises:
-        VideoError: No numbers, or pictures of different sizes where none is resized.
+        VideoError: No numbers, or pictures of different sizes and neither `resize` nor `region`.
     """
     if not len(numbers):
-        raise VideoError(name, "no frame numbers asked for")
+        raise VideoError(name, "no frame numbers given")
     out: NDArray[np.uint8] | None = None
     rows: dict[int, int] = {}
     for row, number in enumerate(numbers):
@@ -210,28 +201,25 @@ def assemble_frames(
             out[row] = out[rows[number]]
             continue
         rows[number] = row
-        stored = picture(int(number))
+        stored = read(int(number))
         if out is None:
             first = fit_frame(stored, resize, region)
             out = np.empty((len(numbers), *first.shape), np.uint8)
             out[0] = first
-        else:
-            if resize is None and region is None and stored.shape != out.shape[1:]:
-                size = f"{stored.shape[1]}×{stored.shape[0]}"
-                raise VideoError(
-                    f"{name}/{frame_name(number)}",
-                    f"is {size}, other frames of the folder {out.shape[2]}×{out.shape[1]}",
-                )
-            fit_frame(stored, resize, region, out[row])
+            continue
+        if resize is None and region is None and stored.shape != out.shape[1:]:
+            sizes = f"is {stored.shape[1]}×{stored.shape[0]}, other frames of the folder {out.shape[2]}×{out.shape[1]}"
+            raise VideoError(f"{name}/{frame_name(number)}", sizes)
+        fit_frame(stored, resize, region, out[row])
     assert out is not None
     return out
 
 
 def join_decoded(planes: Sequence[NDArray[np.uint8]], second: Path | str) -> NDArray[np.uint8]:
-    """Make one picture of what was decoded with `FLAGS`: RGB, or flow x and y.
+    """Make one picture of planes decoded with `FLAGS`: RGB, or flow x and y.
 
-    Flow is resized as one picture of two channels, as the published evaluators do: OpenCV rounds single planes
-    otherwise.
+    Flow is later resized as one picture of two channels, as in the published evaluators: OpenCV rounds single planes
+    differently.
 
     Raises:
         VideoError: x and y differ in size; names the second file.
@@ -244,28 +232,28 @@ def join_decoded(planes: Sequence[NDArray[np.uint8]], second: Path | str) -> NDA
 
 
 def read_picture(path: Path, flags: int, wanted: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """Read an image file whatever its suffix; see `decode_picture`.
+    """Read an image file, whatever its suffix; see `decode_picture`.
 
     Raises:
-        VideoError: The file is missing, empty, cut short or no image.
+        VideoError: The file is missing, empty, cut or not an image.
     """
-    return decode_picture(content_of(path), path, flags, wanted)
+    return decode_picture(read_file_bytes(path), path, flags, wanted)
 
 
-def read_content(path: Path) -> bytes:
+def read_image_bytes(path: Path) -> bytes:
     """Return an image file's bytes.
 
     Raises:
         VideoError: The file is missing, empty, a cut JPEG or neither JPEG nor PNG.
     """
-    content = content_of(path)
-    _check_whole(content, path)
+    content = read_file_bytes(path)
+    check_complete(content, content, path)
     if not content.startswith((_JPEG_START, _PNG_START)):
         raise VideoError(path, "neither a JPEG nor a PNG image")
     return content
 
 
-def content_of(path: Path) -> bytes:
+def read_file_bytes(path: Path) -> bytes:
     """Return a frame file's bytes.
 
     Raises:
@@ -280,57 +268,59 @@ def content_of(path: Path) -> bytes:
         raise VideoError(path, f"cannot be read ({error.strerror})") from None
 
 
-def _check_whole(content: bytes, name: Path | str) -> None:
-    if not content:
+def check_complete(head: bytes, tail: bytes, name: Path | str) -> bool:
+    """Check the first and last bytes of an image file; return whether it is a JPEG.
+
+    Raises:
+        VideoError: It is empty, or a JPEG without its end marker: some OpenCV builds fill the missing part with grey.
+    """
+    if not head:
         raise VideoError(name, "empty file (0 bytes)")
-    # Some OpenCV builds fill the missing half of a cut JPEG with grey and call it read.
-    if content.startswith(_JPEG_START) and _JPEG_END not in content[-1024:]:
+    is_jpeg = head.startswith(_JPEG_START)
+    if is_jpeg and _JPEG_END not in tail[-1024:]:
         raise VideoError(name, "truncated JPEG: its end is missing")
+    return is_jpeg
 
 
 def decode_picture(
     content: bytes, name: Path | str, flags: int, wanted: tuple[int, int] | None = None
 ) -> NDArray[np.uint8]:
-    """Decode an image; see `decoded`. A damaged one is warned of by name.
-
-    Raises:
-        VideoError: See `decoded`.
-    """
-    picture, damage = decoded(content, name, flags, wanted)
+    """Decode an image as `decode_with_damage`, with its errors; warn of a damaged one by name."""
+    picture, damage = decode_with_damage(content, name, flags, wanted)
     if damage:
-        tell_damage(str(name), damage)
+        warn_of_damage(str(name), damage)
     return picture
 
 
-def decoded(
+def decode_with_damage(
     content: bytes, name: Path | str, flags: int, wanted: tuple[int, int] | None = None
 ) -> tuple[NDArray[np.uint8], str]:
-    """Decode an image; `flags` are OpenCV's, the channel order is that of the flags.
+    """Decode an image.
 
     Args:
         content: The file's bytes.
-        name: Of the file, for error messages.
-        flags: How to decode.
-        wanted: (height, width) that a JPEG may be shrunk towards while it is decoded; None: decode it as it is.
+        name: Name of the file, for error messages.
+        flags: OpenCV's flags; they determine the order of channels.
+        wanted: (height, width) towards which a JPEG may be shrunk while decoding; None decodes the full size.
 
     Returns:
-        The picture, and what shows that it is damaged (empty: nothing does).
+        The picture, and the sign of damage (empty if there is none).
 
     Raises:
-        VideoError: Empty, cut short, no image, or of more pixels than `OPENCV_IO_MAX_IMAGE_PIXELS`.
+        VideoError: Empty, cut, not an image, or of more pixels than `OPENCV_IO_MAX_IMAGE_PIXELS`.
     """
-    _check_whole(content, name)
+    check_complete(content, content, name)
     stored = jpeg_size(content)
     if wanted is not None and stored:
-        flags |= _REDUCED[reduction(stored, wanted)]
+        flags |= _REDUCED[jpeg_reduction(stored, wanted)]
     height, width = stored or _png_size(content) or (0, 0)
     limit = int(os.environ.get("OPENCV_IO_MAX_IMAGE_PIXELS", 2**26))
     large = height * width > limit  # OpenCV has read that limit only if it was loaded after this package
     picture: Any = None
-    words: list[str] = []
+    messages: list[str] = []
     try:
         if not large:
-            with decoder_words() as words:
+            with capture_decoder_messages() as messages:
                 picture = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:
         large = "IMAGE_" in str(error)
@@ -338,24 +328,24 @@ def decoded(
         raise VideoError(name, f"more than {limit} pixels (OPENCV_IO_MAX_IMAGE_PIXELS)")
     if picture is None:
         raise VideoError(name, "not an image, or damaged")
-    return np.asarray(picture, np.uint8), damage_in(content, words, picture.shape[0] * picture.shape[1])
+    return np.asarray(picture, np.uint8), find_picture_damage(
+        content, messages, picture.shape[0] * picture.shape[1]
+    )
 
 
 def _png_size(content: bytes) -> tuple[int, int] | None:
-    """Return (height, width) from a PNG's header; None where there is none."""
+    """Return (height, width) from a PNG's header; None for other content."""
     if not content.startswith(b"\x89PNG\r\n\x1a\n") or len(content) < 24:
         return None
-    return int.from_bytes(content[20:24], "big"), int.from_bytes(content[16:20], "big")
+    return int.from_bytes(content[20:24]), int.from_bytes(content[16:20])
 
 
 def jpeg_size(content: bytes) -> tuple[int, int] | None:
-    """Return (height, width) from a JPEG's frame header; None where there is none."""
+    """Return (height, width) from a JPEG's frame header; None if there is none."""
     at = 2
     while content.startswith(_JPEG_START) and at + 9 <= len(content) and content[at] == 0xFF:
         kind = content[at + 1]
         if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # a start of frame, of any process
-            return int.from_bytes(content[at + 5 : at + 7], "big"), int.from_bytes(
-                content[at + 7 : at + 9], "big"
-            )
-        at += 1 if kind == 0xFF else 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+            return int.from_bytes(content[at + 5 : at + 7]), int.from_bytes(content[at + 7 : at + 9])
+        at += 1 if kind == 0xFF else 2 + int.from_bytes(content[at + 2 : at + 4])
     return None

@@ -1,7 +1,6 @@
-"""From a stored picture to the pixels a clip needs: resize, cut, resize again, with nothing done twice.
+"""Resizes and crops stored pictures to what a clip needs, without work whose result is discarded.
 
-The pixels are those of the plain way (resize the whole picture, cut, resize the part), bit for bit; what is left out is
-work whose result is thrown away.
+The pixels are bit-identical to those of the direct way: resize the picture, crop, resize the part.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ Image = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Region:
-    """The part of resized frames that is wanted, and the size it is brought to.
+    """A part of resized frames, and the size it is resized to.
 
     Attributes:
         box: `(y0, x0, y1, x1)` in pixels of the resized frame, upper bounds exclusive.
         size: (height, width) of the result, bilinear.
-        direct: Interpolate once, from the stored picture straight to `size`, in place of twice. The box then snaps to
-            whole pixels of the stored picture, so the result differs a little.
+        direct: Interpolate once, from the stored picture directly to `size`. The box is rounded to whole pixels of
+            the stored picture, so the result differs slightly.
     """
 
     box: tuple[int, int, int, int]
@@ -35,13 +34,9 @@ class Region:
 def fit_frame(
     picture: Image, resize: tuple[int, int] | None, region: Region | None = None, out: Image | None = None
 ) -> Image:
-    """Resize a picture `(H, W, C)` and cut the wanted part out of it.
+    """Resize a stored picture `(H, W, C)` to `resize` (height, width) bilinearly, and crop the region.
 
-    Args:
-        picture: As stored.
-        resize: (height, width) of the whole picture, bilinear; None keeps the stored size.
-        region: The part; None is the whole.
-        out: Where to write; None returns an array of its own (or the picture, where nothing is to do).
+    The result is written into `out`; without it a new array is returned, or the picture itself if nothing changes.
     """
     size = resize or (picture.shape[0], picture.shape[1])
     if region is None:
@@ -50,7 +45,7 @@ def fit_frame(
     if region.direct and picture.shape[:2] != size:
         return _scaled(_stored_part(picture, size, region.box), region.size, out)
     shrink = _whole_shrink(picture, size)
-    if shrink is not None:  # neighbours outside the box have no say in it
+    if shrink is not None:  # pixels outside the box have no influence
         ky, kx = shrink
         stored = picture[ky * y0 : ky * y1, kx * x0 : kx * x1]
         if (y1 - y0, x1 - x0) == region.size:
@@ -59,11 +54,10 @@ def fit_frame(
     return _scaled(_scaled(picture, size)[y0:y1, x0:x1], region.size, out)
 
 
-def reduction(stored: tuple[int, int], wanted: tuple[int, int]) -> int:
-    """Return by what (1, 2, 4 or 8) libjpeg may shrink a picture while it decodes, so that it stays large enough."""
-    return max(
-        k for k in (1, 2, 4, 8) if k == 1 or all(have >= k * want for have, want in zip(stored, wanted))
-    )
+def jpeg_reduction(stored: tuple[int, int], wanted: tuple[int, int]) -> int:
+    """Return the factor (1, 2, 4 or 8) by which libjpeg may shrink a picture and keep it large enough."""
+    smallest = min(have // want for have, want in zip(stored, wanted))
+    return max(k for k in (1, 2, 4, 8) if k <= max(smallest, 1))
 
 
 def _scaled(picture: Image, size: tuple[int, int], out: Image | None = None) -> Image:
@@ -81,9 +75,9 @@ def _scaled(picture: Image, size: tuple[int, int], out: Image | None = None) -> 
 
 
 def _whole_shrink(picture: Image, size: tuple[int, int]) -> tuple[int, int] | None:
-    """Return the factors of a shrinkage by powers of two; None where the resize is another one.
+    """Return the factors of a reduction by 1, 2 or 4; None for other sizes.
 
-    With these factors each result depends on its own cell of stored pixels only, and the arithmetic is exact.
+    With these factors each result depends only on its own cell of stored pixels, and the arithmetic is exact.
     """
     factors = []
     for have, want in zip(picture.shape, size):

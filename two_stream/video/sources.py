@@ -1,4 +1,4 @@
-"""Which videos are meant by a folder, a list or a single file, and under which ids they are known."""
+"""Finds the videos of a folder, a list or a single file, and their ids."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ class Source:
 def find_sources(source: Path) -> tuple[list[Source], int]:
     """List the videos of a folder (recursive), of a text file with one video per line, or a single video.
 
-    In a folder ids are those of `folder_ids`; in a list they are the paths as written, without suffix,
-    where these are relative, or what follows the path on its line (`path id`). A line of a list that is `#`, or
-    begins with `#` and a space, is a comment.
+    The ids of a folder are those of `folder_ids`. In a list, an id is the relative path as written, without suffix, or
+    the second word of the line (`path id`). A line that is `#`, or begins with `#` and a space, is a comment.
 
     Returns:
-        The sources in order of their ids (a list keeps its order), and how many other files were left out.
+        The sources in order of their ids (a list keeps its order), and the number of other files.
 
     Raises:
         DataError: There is no such file or folder, or no video in it.
@@ -50,11 +49,11 @@ def find_sources(source: Path) -> tuple[list[Source], int]:
 def video_files(folder: Path) -> tuple[list[Path], int]:
     """Return the files below a folder with a video's suffix, sorted, and the number of other files.
 
-    Hidden files and folders (`._clip.mp4` of macOS, our own half-written folders) are left out.
+    Hidden files and folders (`._clip.mp4` of macOS, unfinished frame folders) are left out.
     """
     files: list[Path] = []
     ignored = 0
-    for root, names in walk(folder):
+    for root, names in walk_folders(folder):
         for name in sorted(names):
             if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES:
                 files.append(root / name)
@@ -63,10 +62,10 @@ def video_files(folder: Path) -> tuple[list[Path], int]:
     return sorted(files), ignored
 
 
-def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yield each folder from this one on and the names of its files; hidden folders are left out.
+def walk_folders(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield this folder and each one below with the names of its files; hidden folders are left out.
 
-    Linked folders are followed, after those that lie here, and each real folder is seen once.
+    Linked folders are followed, after the others, and each real folder is visited once.
     """
     seen: set[tuple[int, int]] = set()
     starts = deque([folder])
@@ -86,13 +85,11 @@ def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
 def folder_ids(root: Path, files: Iterable[Path]) -> list[str]:
     """Return the id of each file below a folder: its relative path without suffix.
 
-    Files that differ in the suffix only (`test.avi`, `test.mp4`) keep it, so that each has a name of its own.
+    Files that differ only in the suffix (`test.avi`, `test.mp4`) keep it, so that ids are unique.
     """
-    relative = [file.relative_to(root) for file in files]
-    shared = Counter(path.with_suffix("") for path in relative)
-    return [
-        (path if shared[path.with_suffix("")] > 1 else path.with_suffix("")).as_posix() for path in relative
-    ]
+    relative = [(file.relative_to(root), file.relative_to(root).with_suffix("")) for file in files]
+    shared = Counter(short for _, short in relative)
+    return [(path if shared[short] > 1 else short).as_posix() for path, short in relative]
 
 
 def _listed(path: Path) -> list[Source]:
@@ -101,33 +98,35 @@ def _listed(path: Path) -> list[Source]:
     except (UnicodeDecodeError, OSError):
         raise DataError(f"{path}: not a readable text list of videos (expected one path per line)") from None
     stripped = [line.strip() for line in lines]
-    kept = [line for line in stripped if line and not _is_comment(line, path.parent)]
-    if not kept:
+    entries = [line for line in stripped if line and not _is_comment(line, path.parent)]
+    if not entries:
         raise DataError(f"{path}: the list of videos is empty (expected one path per line)")
-    return [_from_line(line, path.parent) for line in kept]
+    return [_parse_line(line, path.parent) for line in entries]
 
 
 def _is_comment(line: str, base: Path) -> bool:
-    """Tell `# remark` from a video such as HMDB51's `#20_Rhythm_clap_u_nm_np1_fr_goo_0.avi`."""
-    return not line.split()[0].strip("#") and _found(line, base) is None
+    """Distinguish `# remark` from a video such as HMDB51's `#20_Rhythm_clap_u_nm_np1_fr_goo_0.avi`."""
+    return not line.split()[0].strip("#") and _locate(line, base) is None
 
 
-def _from_line(line: str, base: Path) -> Source:
-    if "\\" in line and _found(line, base) is None:  # written on Windows
+def _parse_line(line: str, base: Path) -> Source:
+    if "\\" in line and _locate(line, base) is None:  # written on Windows
         line = line.replace("\\", "/")
     head, _, tail = line.replace("\t", " ").rpartition(" ")
     head = head.strip()
-    if head and _found(line, base) is None:  # paths may hold spaces: a line that is one is no `path id`
-        path = _found(head, base)
+    if (
+        head and _locate(line, base) is None
+    ):  # paths may contain spaces: a line that is a path is not `path id`
+        path = _locate(head, base)
         if path is not None or Path(head).suffix.lower() in VIDEO_SUFFIXES:
             return Source(tail, path or base / head)
     written = PurePosixPath(line).with_suffix("") if PurePosixPath(line).name else PurePosixPath(line)
     plain = not written.is_absolute() and ".." not in written.parts
-    return Source(str(written) if plain else written.name, _found(line, base) or base / line)
+    return Source(str(written) if plain else written.name, _locate(line, base) or base / line)
 
 
-def _found(text: str, base: Path) -> Path | None:
-    """Look a listed path up beside its list first, then in the working folder."""
+def _locate(text: str, base: Path) -> Path | None:
+    """Find a listed path, first relative to its list, then to the working folder."""
     for candidate in (base / text, Path(text)):
         try:
             if candidate.exists():
@@ -137,11 +136,8 @@ def _found(text: str, base: Path) -> Path | None:
     return None
 
 
-def collisions(sources: Iterable[Source]) -> dict[int, str]:
-    """Find the sources whose folders would meet, by index, each with a reason that names both.
-
-    Two sources meet when their ids are equal, or when one id is a parent folder of the other.
-    """
+def find_collisions(sources: Iterable[Source]) -> dict[int, str]:
+    """Return reasons by index for sources whose ids are equal, one in the folder of another, or no folder names."""
     listed = list(sources)
     by_id: dict[str, list[int]] = defaultdict(list)
     for index, source in enumerate(listed):
@@ -150,19 +146,17 @@ def collisions(sources: Iterable[Source]) -> dict[int, str]:
     for name, indices in by_id.items():
         if len(indices) > 1:
             paths = " and ".join(str(listed[index].path) for index in indices)
-            for index in indices:
-                reasons[index] = (
-                    f"several videos have the id {name!r}: {paths}; rename one, or list `path id`"
-                )
+            reason = f"several videos have the id {name!r}: {paths}; rename one, or list `path id`"
+            reasons.update(dict.fromkeys(indices, reason))
         for parent in PurePosixPath(name).parents:
             if str(parent) in by_id and str(parent) != name:
                 other = by_id[str(parent)][0]
-                why = f"the folder of id {str(parent)!r} would hold that of {name!r}"
+                why = f"the folder of id {str(parent)!r} would contain that of {name!r}"
                 files = f"{listed[other].path} and {listed[indices[0]].path}"
                 for index in [*indices, *by_id[str(parent)]]:
                     reasons.setdefault(index, f"{why}: {files}; rename one, or list `path id`")
     for index, source in enumerate(listed):
         parts = PurePosixPath(source.id).parts
         if not parts or PurePosixPath(source.id).is_absolute() or ".." in parts or "\\" in source.id:
-            reasons[index] = f"id {source.id!r} is no relative folder name"
+            reasons[index] = f"id {source.id!r} is not a relative folder name"
     return reasons

@@ -32,7 +32,7 @@ from two_stream.data.sources.segments import (
 from two_stream.data.splits import load_part
 from two_stream.errors import DataError, VideoError
 from two_stream.types import InputSpec
-from two_stream.video.decoding.times import frame_times
+from two_stream.video.decoding.backend_pyav import frame_times
 from two_stream.video.extraction.many_videos import extract
 from two_stream.video.extraction.one_video import ExtractOptions
 from two_stream.video.sources import Source

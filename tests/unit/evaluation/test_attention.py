@@ -23,7 +23,7 @@ from two_stream.evaluation.scoring.video import VideoInput
 from two_stream.pretrained import write_model
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.video.decoding.reader import open_video
-from two_stream.video.flow import FlowEstimator, gray
+from two_stream.video.flow import FlowEstimator, to_gray
 
 NAMES = ["left", "right", "stay"]
 HEIGHT, WIDTH, FPS = 48, 64, 10
@@ -121,7 +121,7 @@ def clip_by_hand(path: Path, numbers: list[int], modality: str) -> torch.Tensor:
         frames = opened.read([number - 1 for number in range(1, opened.num_frames + 1)])
     if modality == "flow":
         estimate = FlowEstimator("dis")
-        wanted = [estimate(gray(frames[number - 1]), gray(frames[number])) for number in numbers]
+        wanted = [estimate(to_gray(frames[number - 1]), to_gray(frames[number])) for number in numbers]
     else:
         wanted = [frames[number - 1] for number in numbers]
     small = np.stack([cv2.resize(frame, RESIZE[::-1]) for frame in wanted])

@@ -23,11 +23,11 @@ from two_stream.evaluation.runs.run import evaluate_run, extraction_of, load_run
 from two_stream.evaluation.scoring import video as on_the_fly
 from two_stream.evaluation.scoring.video import VideoInput
 from two_stream.export import export_run, load
-from two_stream.streaming.live.prepare import Prepare
+from two_stream.streaming.live.networks import Prepare
 from two_stream.video.decoding.reader import open_video
 from two_stream.video.extraction.many_videos import extract
-from two_stream.video.extraction.one_video import ExtractOptions, resized
-from two_stream.video.flow import FlowEstimator, gray, quantize
+from two_stream.video.extraction.one_video import ExtractOptions, resize_frame
+from two_stream.video.flow import FlowEstimator, quantize, to_gray
 from two_stream.video.sources import find_sources
 
 ONE = SMALL.model_copy(update={"views": "single", "crops": "center"})
@@ -64,7 +64,7 @@ def wanted(
 ) -> np.ndarray:
     """Return the clip (T, crop, crop, 2) that the algorithm makes of a video's first five pictures."""
     with open_video(video) as opened:
-        pictures = [gray(resized(frame, *size)) for frame in opened.read(range(5))]
+        pictures = [to_gray(resize_frame(frame, *size)) for frame in opened.read(range(5))]
     estimator, spec = FlowEstimator(kind), load_run(run).model.spec
     flow = np.stack([quantize(estimator.flow(*pair), bound) for pair in itertools.pairwise(pictures)])
     top, left = ((side - spec.crop) // 2 for side in spec.resize)

@@ -24,7 +24,7 @@ from two_stream.export import export_run, load
 from two_stream.export.clips import run_clips
 from two_stream.pretrained import write_model
 from two_stream.recognizer import create_model
-from two_stream.streaming.live.prepare import Prepare
+from two_stream.streaming.live.networks import Prepare
 from two_stream.training.train import train
 from two_stream.video.decoding.reader import open_video
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from two_stream.streaming.live.inbox import Inbox
+from two_stream.streaming.live.pipeline import Inbox
 
 
 def test_a_full_inbox_drops_its_oldest_and_counts_them() -> None:

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from two_stream.streaming.network.cells import WindowCell
-from two_stream.streaming.network.reach import Reach
-from two_stream.streaming.network.rules import CellChoice, module_cell
+from two_stream.streaming.network.cells import Reach, WindowCell
+from two_stream.streaming.network.layers import CellChoice, make_cell
 
 CHOICE = CellChoice("frame", "zeros", 4)
 CONVOLUTIONS: dict[str, dict[str, Any]] = {
@@ -40,7 +39,7 @@ def streamed(cell: Any, x: torch.Tensor, chunk: int) -> torch.Tensor:
 
 
 def cell_of(part: nn.Module, choice: CellChoice = CHOICE) -> WindowCell:
-    cell = module_cell("layer", part.eval(), choice, 1, False)
+    cell = make_cell("layer", part.eval(), choice, 1, False)
     assert isinstance(cell, WindowCell)
     return cell
 

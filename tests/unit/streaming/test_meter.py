@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from two_stream.streaming.live.meter import Latency, Rate
+from two_stream.streaming.live.screen import Latency, Rate
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.9, 0.99])

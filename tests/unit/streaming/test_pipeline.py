@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from two_stream.errors import TwoStreamError, VideoError
+from two_stream.streaming.live.networks import NetworkTrack
 from two_stream.streaming.live.pipeline import FrameResult, Pipeline
-from two_stream.streaming.live.track import NetworkTrack
 from two_stream.video.decoding.base import Image
 from two_stream.video.decoding.live import LiveSource
 

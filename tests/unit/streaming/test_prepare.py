@@ -12,7 +12,7 @@ import torch
 
 from two_stream import create_model
 from two_stream.evaluation.scoring.video import VideoInput, read_clip
-from two_stream.streaming.live.prepare import Prepare
+from two_stream.streaming.live.networks import Prepare
 from two_stream.video.decoding.reader import open_video
 
 

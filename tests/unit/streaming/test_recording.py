@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from two_stream.errors import SettingsError, VideoError
-from two_stream.streaming.live.recording import Recording, drawn
-from two_stream.streaming.live.window import MOST_CONNECTIONS, BrowserWindow
+from two_stream.streaming.live.outputs import MOST_CONNECTIONS, BrowserWindow, Recording, draw_guesses
 
 GUESSES = [("fight", 0.9), ("noFight", 0.1)]
 
@@ -87,7 +86,7 @@ def test_a_browser_gets_the_newest_picture() -> None:
         feeder.join()
         assert head[1].strip() == b"Content-Type: image/jpeg"
         found = cv2.cvtColor(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-        assert np.abs(found.astype(int) - drawn(grey(200), GUESSES)).mean() < 6
+        assert np.abs(found.astype(int) - draw_guesses(grey(200), GUESSES)).mean() < 6
         with pytest.raises(SettingsError, match="cannot listen there"):
             BrowserWindow(window._server.server_port)
     finally:
@@ -117,7 +116,7 @@ def test_the_page_answers_to_its_own_address_alone() -> None:
 
 
 def test_silent_connections_are_closed_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("two_stream.streaming.live.window.SILENCE", 1.0)
+    monkeypatch.setattr("two_stream.streaming.live.outputs.SILENCE", 1.0)
     window = BrowserWindow(0)
     try:
         silent = [socket.create_connection(("127.0.0.1", window._server.server_port), 5) for _ in range(20)]

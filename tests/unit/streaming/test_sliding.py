@@ -12,7 +12,7 @@ import torch
 from two_stream import create_model
 from two_stream.commands.stream import StreamFlags, _check_input, _picked
 from two_stream.errors import SettingsError
-from two_stream.streaming.live.sliding import SlidingRecognizer
+from two_stream.streaming.live.networks import SlidingRecognizer
 
 
 @pytest.mark.parametrize("stride", [None, 1, 3, 8, 11])

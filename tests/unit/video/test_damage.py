@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.videos import FRAMES, H264, Codec, make
-from two_stream.video.decoding.containers import flaw
-from two_stream.video.decoding.gaps import hole
+from two_stream.video.decoding.integrity import find_file_damage, find_missing_frames
 from two_stream.video.decoding.reader import open_video
 from two_stream.video.doctor import examine_videos
 from two_stream.video.extraction.many_videos import extract
@@ -157,7 +156,7 @@ def test_a_gap_in_a_steady_rhythm_is_named(tmp_path, suffix):
             if packet.dts is not None and number not in (10, 11, 12):
                 packet.stream = stream
                 written.mux(packet)
-    assert flaw(path) is None
+    assert find_file_damage(path) is None
     (line,) = told(path)
     assert "no frame for 0.16 s after frame 10, where the others are 0.04 s apart" in line
 
@@ -210,15 +209,20 @@ def test_extract_says_how_many_frames_the_header_promises(tmp_path):
 
 def test_the_gap_and_the_stated_end_by_hand():
     steady = [n / 25 for n in range(20)]
-    assert hole(steady, 0.8, "matroska,webm") is None
-    assert hole(steady, 0.85, "matroska,webm") is None  # one frame less may be a matter of rounding
-    assert "ends at 0.88 s, its last frame is at 0.76 s" in hole(steady, 0.88, "matroska,webm")
-    assert hole(steady, 0.88, "mov,mp4,m4a,3gp,3g2,mj2") is None
-    assert "no frame for 2 s after frame 20" in hole(
+    assert find_missing_frames(steady, 0.8, "matroska,webm") is None
+    assert (
+        find_missing_frames(steady, 0.85, "matroska,webm") is None
+    )  # one frame less may be a matter of rounding
+    assert "ends at 0.88 s, its last frame is at 0.76 s" in find_missing_frames(steady, 0.88, "matroska,webm")
+    assert find_missing_frames(steady, 0.88, "mov,mp4,m4a,3gp,3g2,mj2") is None
+    assert "no frame for 2 s after frame 20" in find_missing_frames(
         [*steady, *(2.76 + n / 25 for n in range(5))], None, "mpegts"
     )
-    assert hole([0, 1, 2, 3, 3.1, 3.2, 3.3, 3.4, 5, 5.1, 5.2, 5.3, 5.4, 9], None, "mpegts") is None
-    assert hole([], 4.0, "mpegts") is None
+    assert (
+        find_missing_frames([0, 1, 2, 3, 3.1, 3.2, 3.3, 3.4, 5, 5.1, 5.2, 5.3, 5.4, 9], None, "mpegts")
+        is None
+    )
+    assert find_missing_frames([], 4.0, "mpegts") is None
 
 
 def test_sizes_that_lead_nowhere_end_the_walk(tmp_path):
@@ -236,4 +240,4 @@ def test_sizes_that_lead_nowhere_end_the_walk(tmp_path):
     ):
         path = tmp_path / "made.mp4"
         path.write_bytes(content)
-        assert said in (flaw(path) or "")
+        assert said in (find_file_damage(path) or "")

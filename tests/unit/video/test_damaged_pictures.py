@@ -13,7 +13,7 @@ from PIL import Image
 from two_stream.errors import VideoError
 from two_stream.video import damage
 from two_stream.video.doctor import examine_frame_folders
-from two_stream.video.frames import FLAGS, FramePatterns, decoded, read_frames, read_picture
+from two_stream.video.frames import FLAGS, FramePatterns, decode_with_damage, read_frames, read_picture
 
 
 def drawn(height=120, width=160):
@@ -51,7 +51,7 @@ FORMS = {
 
 def damage_of(content):
     try:
-        return decoded(content, "x", FLAGS["rgb"])[1]
+        return decode_with_damage(content, "x", FLAGS["rgb"])[1]
     except VideoError as error:
         return error.reason
 
@@ -96,18 +96,18 @@ def test_intact_pictures_of_any_encoder_are_not_named(capfd):
 
 
 def test_words_of_decoders_are_taken_and_others_passed_on(capfd):
-    with damage.decoder_words() as words:
+    with damage.capture_decoder_messages() as words:
         os.write(2, b"Corrupt JPEG data: 3 extraneous bytes before marker 0xd9\n\x1b[2Kanother thread's\n")
     assert words == ["Corrupt JPEG data: 3 extraneous bytes before marker 0xd9"]
     assert capfd.readouterr().err == "\x1b[2Kanother thread's\n"
-    with damage.decoder_words() as words:
+    with damage.capture_decoder_messages() as words:
         os.write(2, b"libpng warning: iCCP: known incorrect sRGB profile\n")
-    assert damage.damage_in(b"\x89PNG", words, 1) == ""
+    assert damage.find_picture_damage(b"\x89PNG", words, 1) == ""
     assert capfd.readouterr().err == ""
 
 
 def test_reading_warns_once_with_the_name_and_not_without_end(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(damage, "_told", set())
+    monkeypatch.setattr(damage, "_warned", set())
     content = FORMS["baseline"](drawn())
     content = content[: len(content) // 2] + b"\xff\xd9"
     paths = [tmp_path / f"img_{number:05d}.jpg" for number in range(1, 31)]

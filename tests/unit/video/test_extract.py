@@ -18,10 +18,10 @@ from tests.helpers.videos import CODECS, FRAMES, H264, make, make_audio, make_cu
 from two_stream.commands.extract import main
 from two_stream.errors import DataError, SettingsError
 from two_stream.video.extraction.many_videos import extract
-from two_stream.video.extraction.one_video import ExtractOptions, read_extraction_manifest, target_size
+from two_stream.video.extraction.one_video import ExtractOptions, frame_size, read_extraction_manifest
 from two_stream.video.flow import FlowEstimator
 from two_stream.video.frames import FramePatterns, count_frames, read_frames
-from two_stream.video.sources import Source, collisions, find_sources, folder_ids
+from two_stream.video.sources import Source, find_collisions, find_sources, folder_ids
 
 QUICK = ExtractOptions(flow="dis", short_side=None, processes=0)
 
@@ -68,10 +68,10 @@ def test_stored_flow_is_that_of_the_algorithm(tmp_path, algorithm):
 
 
 def test_sizes():
-    assert target_size(240, 320, ExtractOptions(short_side=256)) == (256, 341)
-    assert target_size(1280, 720, ExtractOptions(short_side=256)) == (455, 256)
-    assert target_size(240, 320, ExtractOptions(size=(256, 340))) == (256, 340)
-    assert target_size(240, 320, ExtractOptions(short_side=None)) == (240, 320)
+    assert frame_size(240, 320, ExtractOptions(short_side=256)) == (256, 341)
+    assert frame_size(1280, 720, ExtractOptions(short_side=256)) == (455, 256)
+    assert frame_size(240, 320, ExtractOptions(size=(256, 340))) == (256, 340)
+    assert frame_size(240, 320, ExtractOptions(short_side=None)) == (240, 320)
 
 
 def test_published_names_without_extension(tmp_path):
@@ -120,9 +120,7 @@ def test_half_finished_is_redone(tmp_path):
     (out / "clip" / ".done.json").unlink()
     outcome = extract(source, out, QUICK).outcomes[0]
     assert outcome.status == "written"
-    assert outcome.warnings == [
-        f"replaced {2 * FRAMES - 2 + FRAMES} files of a folder that was never finished"
-    ]
+    assert outcome.warnings == [f"replaced {2 * FRAMES - 2 + FRAMES} files of an unfinished folder"]
 
 
 def test_what_is_no_frame_is_never_deleted(tmp_path):
@@ -131,7 +129,7 @@ def test_what_is_no_frame_is_never_deleted(tmp_path):
     (out / "clip" / "thesis.pdf").write_text("years of work")
     outcome = extract(source, out, ExtractOptions(flow="none", processes=0, overwrite=True)).outcomes[0]
     assert outcome.status == "failed"
-    assert "holds what is no frame (thesis.pdf)" in outcome.reason
+    assert "holds a file that is no frame (thesis.pdf)" in outcome.reason
     assert (out / "clip" / "thesis.pdf").read_text() == "years of work"
 
 
@@ -228,7 +226,7 @@ def test_command_lines_that_cannot_work(tmp_path):
         main([str(tmp_path), "--out", out, "--size", "64", "80", "--short-side", "64"])
     with pytest.raises(SettingsError, match="quality"):
         main([str(tmp_path), "--out", out, "--quality", "0"])
-    with pytest.raises(DataError, match="cannot be made an output folder"):
+    with pytest.raises(DataError, match="cannot create the output folder"):
         main([str(tmp_path), "--out", str(tmp_path / "clip.mp4" / "x"), "--processes", "0"])
 
 
@@ -307,7 +305,7 @@ def test_files_that_differ_in_the_suffix_keep_it_in_their_ids(tmp_path):
 def test_equal_ids_of_a_list_are_refused(tmp_path):
     (tmp_path / "list.txt").write_text("twin.avi\ntwin.mp4\nlone.mp4\n")
     sources, _ = find_sources(tmp_path / "list.txt")
-    found = collisions(sources)
+    found = find_collisions(sources)
     assert sorted(found) == [0, 1]
     for index in (0, 1):
         assert found[index] == (
@@ -317,9 +315,9 @@ def test_equal_ids_of_a_list_are_refused(tmp_path):
 
 
 def test_folders_that_would_meet_are_refused():
-    found = collisions([Source(name, Path("v.mp4")) for name in ("a", "a/b", "c", "../d", "ab")])
+    found = find_collisions([Source(name, Path("v.mp4")) for name in ("a", "a/b", "c", "../d", "ab")])
     assert sorted(found) == [0, 1, 3]
-    assert "'a' would hold that of 'a/b'" in found[0]
+    assert "'a' would contain that of 'a/b'" in found[0]
     assert "no relative folder name" in found[3]
 
 
@@ -385,14 +383,14 @@ def test_the_longest_video_is_begun_first_and_the_summary_keeps_the_order(tmp_pa
 
     def note(job, beat):
         begun.append(job.source.id)
-        return module.Outcome(job.source.id, str(job.source.path), "written")
+        return module.ExtractionOutcome(job.source.id, str(job.source.path), "written")
 
     sources = []
     for name, size in (("a", 10), ("b", 30), ("c", 20), ("d", 30)):
         (tmp_path / name).write_bytes(bytes(size))
         sources.append(Source(name, tmp_path / name))
     sources.append(Source("gone", tmp_path / "gone"))
-    monkeypatch.setattr(module, "extract_one", note)
+    monkeypatch.setattr(module, "extract_video", note)
     summary = extract(sources, tmp_path / "out", QUICK)
     assert begun == ["b", "d", "c", "a", "gone"]
     assert [outcome.id for outcome in summary.outcomes] == ["a", "b", "c", "d", "gone"]

@@ -8,7 +8,7 @@ import pytest
 
 from two_stream.errors import SettingsError, VideoError
 from two_stream.video import frames as module
-from two_stream.video.frames import FramePatterns, count_frames, numbers_by_name, read_frames
+from two_stream.video.frames import FramePatterns, count_frames, names_by_number, read_frames
 
 PUBLISHED = FramePatterns(flow_x="flow_x_{:05d}", flow_y="flow_y_{:05d}")
 
@@ -105,13 +105,13 @@ def test_patterns_pick_exactly_their_names():
         "img_0000012.jpg",
         "ximg_00002.jpg",
     ]
-    assert numbers_by_name(names, "img_{:05d}.jpg") == {
+    assert names_by_number(names, "img_{:05d}.jpg") == {
         1: "img_00001.jpg",
         12: "img_00012.jpg",
         100000: "img_100000.jpg",
     }
-    assert numbers_by_name(["7", "07", "x"], "{}") == {7: "7"}
-    assert numbers_by_name(["a.b1", "axb2"], "a.b{:d}") == {1: "a.b1"}
+    assert names_by_number(["7", "07", "x"], "{}") == {7: "7"}
+    assert names_by_number(["a.b1", "axb2"], "a.b{:d}") == {1: "a.b1"}
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_a_stream_that_sends_nothing_any_more_is_noticed(monkeypatch: pytest.Mon
     monkeypatch.setattr(live, "READ_SECONDS", 0.5)
     with LiveServer(pictures(), fps=50) as server:
         threading.Timer(1.5, server.hang.set).start()
-        with pytest.raises(VideoError, match=r"nothing has come for 0\.5 seconds"):
+        with pytest.raises(VideoError, match=r"no data for 0\.5 seconds"):
             for _ in open_source(server.address).numbered():
                 pass
 
@@ -65,7 +65,7 @@ def test_a_file_gives_what_the_reader_gives(shared) -> None:
     [
         ("gopher://x/y", "unknown scheme 'gopher'; expected one of rtsp"),
         ("/no/such.mp4", "no such file"),
-        ("99999999999999999999", "no number of a camera"),
+        ("99999999999999999999", "not a camera number"),
         ("²", "no such file"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 
 from two_stream.errors import VideoError
 from two_stream.video.frames import jpeg_size, read_frames
-from two_stream.video.region import Region, fit_frame, reduction
+from two_stream.video.region import Region, fit_frame, jpeg_reduction
 
 RNG = np.random.default_rng(0)
 STORED = [(256, 340), (128, 170), (240, 320), (100, 90), (512, 680), (512, 340), (384, 510)]
@@ -61,11 +61,11 @@ def test_one_interpolation_covers_the_same_place() -> None:
 
 
 def test_how_far_a_jpeg_may_shrink() -> None:
-    assert reduction((256, 340), (128, 170)) == 2
-    assert reduction((255, 340), (128, 170)) == 1
-    assert reduction((1080, 1920), (128, 170)) == 8
-    assert reduction((520, 700), (128, 170)) == 4
-    assert reduction((100, 100), (128, 170)) == 1
+    assert jpeg_reduction((256, 340), (128, 170)) == 2
+    assert jpeg_reduction((255, 340), (128, 170)) == 1
+    assert jpeg_reduction((1080, 1920), (128, 170)) == 8
+    assert jpeg_reduction((520, 700), (128, 170)) == 4
+    assert jpeg_reduction((100, 100), (128, 170)) == 1
 
 
 def test_scaled_decoding_is_near_and_never_smaller_than_asked_for(tmp_path: Path) -> None:

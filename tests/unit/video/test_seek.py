@@ -13,8 +13,8 @@ from tests.helpers.videos import CODECS, Codec, make
 from two_stream.errors import VideoError
 from two_stream.runtime.cache import cache_folder, write_cached
 from two_stream.video.decoding import backend_pyav, index
-from two_stream.video.decoding.backend_pyav import PyavVideo, opened, version
-from two_stream.video.decoding.packets import index_of_packets, starts_as
+from two_stream.video.decoding.backend_pyav import PyavVideo, open_stream, version
+from two_stream.video.decoding.index import read_packet_index, starts_like_index
 from two_stream.video.decoding.reader import open_video
 
 LONG = 150
@@ -76,9 +76,9 @@ def test_a_fresh_file_is_read_from_the_key_frame_before(film: Path, truth: np.nd
 
 def test_the_index_of_a_full_pass_replaces_that_of_the_packets(film: Path, truth: np.ndarray) -> None:
     Spy(film).read([100])
-    assert index.load(film, version()).kind == "packets"
+    assert index.load_frame_index(film, version()).kind == "packets"
     assert open_video(film).num_frames == LONG
-    kept = index.load(film, version())
+    kept = index.load_frame_index(film, version())
     assert (kept.kind, len(kept.pts), len(kept.prints)) == ("decoded", LONG, LONG)
     assert kept.keys == list(range(0, LONG, 12))
     video = Spy(film)
@@ -100,12 +100,12 @@ def test_every_codec_gives_the_same_frames_with_and_without_an_index(
 
 
 def believed(path: Path) -> bool:
-    with opened(path) as (container, stream):
-        found = index_of_packets(container, stream)
+    with open_stream(path, 0) as (container, stream):
+        found = read_packet_index(container, stream)
     if found is None:
         return False
-    with opened(path) as (container, stream):
-        return starts_as(container, stream, found)
+    with open_stream(path, 0) as (container, stream):
+        return starts_like_index(container, stream, found)
 
 
 def test_packets_are_believed_only_where_key_frames_are_safe(tmp_path: Path) -> None:
@@ -127,10 +127,10 @@ def test_recovery_points_are_no_key_frames(tmp_path: Path) -> None:
     """Intra refresh marks packets as key frames from which only part of the picture is right at first."""
     for codec in CODECS[1:3]:
         path = make(tmp_path / f"clip{codec.suffix}", codec, moving(60))
-        with opened(path) as (container, stream):
+        with open_stream(path, 0) as (container, stream):
             flagged = sum(packet.is_keyframe for packet in container.demux(stream))
-        with opened(path) as (container, stream):
-            found = index_of_packets(container, stream)
+        with open_stream(path, 0) as (container, stream):
+            found = read_packet_index(container, stream)
         assert found is None or len(found.keys) < flagged or flagged == 1
 
 
@@ -139,7 +139,7 @@ def test_an_edit_that_hides_frames_takes_a_full_pass(tmp_path: Path, film: Path,
     at = content.find(b"elst")
     assert at > 0
     start = int.from_bytes(content[at + 16 : at + 20], "big")
-    with opened(film) as (_, stream):
+    with open_stream(film, 0) as (_, stream):
         step = round(1 / (25 * stream.time_base))
     moved = (start + 5 * step).to_bytes(4, "big")
     path = tmp_path / "edited.mp4"
@@ -165,47 +165,47 @@ def test_a_damaged_file_keeps_the_frames_and_the_end_of_a_full_pass(film: Path, 
         np.testing.assert_array_equal(picked(open_video(path), [60, 61]), np.stack(whole[60:62]))
         with pytest.raises(VideoError, match=f"only {len(whole)} frames decode"):
             open_video(path).read([len(whole)])
-    assert index.load(path, version()).kind == "none"
+    assert index.load_frame_index(path, version()).kind == "none"
 
 
 @pytest.mark.parametrize("wrong", ["stamp", "print"])
 def test_a_wrong_index_is_given_up_for_good(film: Path, truth: np.ndarray, wrong: str) -> None:
     assert open_video(film).num_frames == LONG
-    kept = index.load(film, version())
+    kept = index.load_frame_index(film, version())
     lie = index.Index(kept.pts.copy(), list(kept.keys), kept.prints.copy())
     if wrong == "stamp":
         lie.pts[100:] += 1
     else:
         lie.prints[102] ^= 1
-    index.store(film, version(), lie)
+    index.store_frame_index(film, version(), lie)
     video = Spy(film)
     np.testing.assert_array_equal(picked(video, [98, 99, 103]), truth[[98, 99, 103]])
     assert video.starts == [96, 0]
-    assert index.load(film, version()).kind == "none"
+    assert index.load_frame_index(film, version()).kind == "none"
 
 
 def test_packets_that_lie_are_replaced_by_a_full_pass(film: Path, truth: np.ndarray) -> None:
     Spy(film).read([100])
-    kept = index.load(film, version())
+    kept = index.load_frame_index(film, version())
     pts = kept.pts.copy()
     pts[105:] += 1
-    index.store(film, version(), index.Index(pts, list(kept.keys), kind="packets"))
+    index.store_frame_index(film, version(), index.Index(pts, list(kept.keys), kind="packets"))
     video = Spy(film)
     np.testing.assert_array_equal(picked(video, range(100, 110)), truth[100:110])
     assert video.starts == [96, 0, 96]  # refuted, a full pass, and on from a key frame
-    assert index.load(film, version()).kind == "decoded"
+    assert index.load_frame_index(film, version()).kind == "decoded"
 
 
 def test_an_index_belongs_to_one_state_of_one_file_and_one_decoder(film: Path, tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     shutil.copy(film, path)
     open_video(path).read([100])
-    assert index.load(path, version()) is not None
-    assert index.load(path, "pyav 1.0") is None
+    assert index.load_frame_index(path, version()) is not None
+    assert index.load_frame_index(path, "pyav 1.0") is None
     os.utime(path, ns=(1, 1))
-    assert index.load(path, version()) is None
-    assert index.load(film, version()) is None
-    assert index.load(tmp_path / "absent.mp4", version()) is None
+    assert index.load_frame_index(path, version()) is None
+    assert index.load_frame_index(film, version()) is None
+    assert index.load_frame_index(tmp_path / "absent.mp4", version()) is None
 
 
 def test_damaged_caches_and_places_that_cannot_be_written(
@@ -216,7 +216,7 @@ def test_damaged_caches_and_places_that_cannot_be_written(
     content = file.read_bytes()
     for spoilt in (b"", content[:-3], content[:40], b"{}\n", content[:-1] + b"\x01\x02"):
         file.write_bytes(spoilt)
-        assert index.load(film, version()) is None
+        assert index.load_frame_index(film, version()) is None
         np.testing.assert_array_equal(open_video(film).read([100]), truth[[100]])
     (tmp_path / "file").write_text("no folder")
     for place in (str(tmp_path / "file"), "off", ""):
@@ -224,7 +224,7 @@ def test_damaged_caches_and_places_that_cannot_be_written(
         video = Spy(film)
         np.testing.assert_array_equal(video.read([100]), truth[[100]])
         assert video.starts == [96]
-        assert not index.store(film, version(), index.Index(kind="none"))
+        assert not index.store_frame_index(film, version(), index.Index(kind="none"))
 
 
 def test_files_whose_packets_cannot_be_believed_take_one_full_pass_and_no_more(

@@ -9,10 +9,10 @@ import pytest
 from tests.helpers.videos import CODECS, FRAMES, H264, Codec, make
 from two_stream.data.prepare.adapters.build import clock_of
 from two_stream.evaluation.pictures.annotate import annotate
-from two_stream.video.decoding.clock import Clock, uneven
+from two_stream.video.decoding.backend_pyav import frame_times
+from two_stream.video.decoding.base import Clock, uneven_times
 from two_stream.video.decoding.live import open_source
 from two_stream.video.decoding.reader import open_video
-from two_stream.video.decoding.times import frame_times
 from two_stream.video.extraction.many_videos import extract
 from two_stream.video.extraction.one_video import ExtractOptions, read_extraction_manifest
 from two_stream.video.sources import Source
@@ -46,7 +46,7 @@ def test_every_decoder_tells_the_time_stamps(codec, backend, tmp_path):
 def test_a_steady_rate_stays_one_whatever_the_first_stamp(codec, tmp_path):
     video = open_video(make(tmp_path / f"v{codec.suffix}", codec))
     assert video.times == pytest.approx(np.arange(FRAMES + 1) / 25, abs=1e-3)
-    assert uneven(video.times) == []
+    assert uneven_times(video.times) == []
 
 
 def test_the_sample_file_where_it_is(shared):

@@ -21,8 +21,8 @@ from two_stream.runtime.console import progress
 from two_stream.runtime.workers import Beat, TaskFailure, run_tasks, usable_processes
 from two_stream.types import Modality
 from two_stream.video.decoding.reader import open_video
-from two_stream.video.frames import files_in, frame_numbers, numbers_by_name
-from two_stream.video.sources import Source, collisions
+from two_stream.video.frames import frame_numbers, list_file_names, names_by_number
+from two_stream.video.sources import Source, find_collisions
 
 _IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 _STEMS = ("img_", "image_", "", "frame", "frame_")
@@ -46,7 +46,9 @@ def find_patterns(folders: Sequence[Path], given: FrameNames) -> dict[str, str]:
     looked: list[tuple[Path, list[str]]] = []
     unclear = False
     for folder in folders:
-        names = sorted(name for name in files_in(folder) if not (name[0] == "." or (folder / name).is_dir()))
+        names = sorted(
+            name for name in list_file_names(folder) if not (name[0] == "." or (folder / name).is_dir())
+        )
         if not names or len(looked) == _LOOKED_AT:
             continue
         looked.append((folder, names))
@@ -61,7 +63,7 @@ def find_patterns(folders: Sequence[Path], given: FrameNames) -> dict[str, str]:
         if rgb is not None and "rgb" not in found:
             found["rgb"] = patterns[rgb]
     for name in asked.values():
-        if looked and not any(numbers_by_name(names, name) for _, names in looked):
+        if looked and not any(names_by_number(names, name) for _, names in looked):
             raise DataError(
                 f"{looked[0][0]}: no frame is named {name!r}; its files are {_some(looked[0][1])}"
             )
@@ -153,7 +155,7 @@ def count_videos(
         Counts by id, and (id, reason) of the videos that give fewer than two frames.
     """
     counts: Counts = {}
-    clashes = collisions(videos)
+    clashes = find_collisions(videos)
     failed = {videos[index].id: reason for index, reason in clashes.items()}
     todo = [video for index, video in enumerate(videos) if index not in clashes]
     count = partial(count_one, backend=backend)
@@ -227,7 +229,7 @@ def count_folders(record: Record, ids: Sequence[str], *, fixed_first: bool = Fal
             counts = (rgb or flow + 1, flow or rgb - 1)
             if not (rgb or flow) or min(counts) < 1:
                 wanted = " or ".join(root.patterns.names(m, 1)[0] for m, root in roots.items())
-                there = sorted(files_in(next(iter(roots.values())).folder(video_id)))[:2]
+                there = sorted(list_file_names(next(iter(roots.values())).folder(video_id)))[:2]
                 why = (
                     f"{rgb} RGB and {flow} flow frames in its folder, wanted {wanted}; its files are {there}"
                 )

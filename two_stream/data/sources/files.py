@@ -13,8 +13,8 @@ from two_stream.data.sources.base import ClipSource
 from two_stream.errors import VideoError
 from two_stream.types import Frames, Modality
 from two_stream.video.decoding.reader import Video, open_video
-from two_stream.video.extraction.one_video import ExtractOptions, resized, target_size
-from two_stream.video.flow import FlowEstimator, gray
+from two_stream.video.extraction.one_video import ExtractOptions, frame_size, resize_frame
+from two_stream.video.flow import FlowEstimator, to_gray
 from two_stream.video.frames import read_frames
 from two_stream.video.region import Region, fit_frame
 from two_stream.video.sources import folder_ids, video_files
@@ -109,17 +109,17 @@ class VideoFiles(ClipSource):
         return index_videos(self.root)
 
     def _rgb(self, video: Video, wanted: Sequence[int]) -> Iterator[tuple[int, Frames]]:
-        height, width = target_size(video.height, video.width, self.size)
+        height, width = frame_size(video.height, video.width, self.size)
         for index, picture in video.pick(number - 1 for number in wanted):
-            yield index + 1, resized(picture, height, width)
+            yield index + 1, resize_frame(picture, height, width)
 
     def _flow(self, video: Video, wanted: Sequence[int]) -> Iterator[tuple[int, Frames]]:
-        height, width = target_size(video.height, video.width, self.size)
+        height, width = frame_size(video.height, video.width, self.size)
         starts = set(wanted)
         estimator = FlowEstimator(self.algorithm)
         before: Frames | None = None
         for index, picture in video.pick({number - 1 for number in starts} | starts):
-            current = gray(resized(picture, height, width))
+            current = to_gray(resize_frame(picture, height, width))
             if before is not None and index in starts:
                 yield index, estimator(before, current)
             before = current

@@ -35,7 +35,7 @@ from two_stream.runtime.device import pick_device
 from two_stream.runtime.files import check_writable, sha256
 from two_stream.runtime.folders import complete_folder
 from two_stream.types import Part, RunPaths, ScoreTable, VideoRecord
-from two_stream.video.flow import AUTO, computed_flow
+from two_stream.video.flow import AUTO, choose_flow_algorithm
 
 CHECKPOINTS = ("best", "last")
 HELD_OUT = "val_folds.npz"
@@ -279,7 +279,7 @@ def predict(
     if isinstance(model_or_run, Recognizer):
         names = [str(name) for name in class_names or range(model_or_run.num_classes)]
         asked = (reading or VideoInput()).flow
-        line = other_flow("the model", None, computed_flow(None, asked), asked)
+        line = other_flow("the model", None, choose_flow_algorithm(None, asked), asked)
         if line is not None and model_or_run.spec.modality == "flow":
             warn(line)
         result = score_file(model_or_run, video, options or EvaluateOptions(), reading)
@@ -384,7 +384,7 @@ def reading_of(
         run: The run; the size of its frames counts where it is known, else that of `VideoInput`.
         backend: Decoder.
         flow: Flow algorithm; by default the one of its training frames where that is quick, else DIS with a warning
-            (see `computed_flow`).
+            (see `choose_flow_algorithm`).
         short_side: Shorter side in pixels that flow is computed at.
     """
     usual = VideoInput()
@@ -412,7 +412,7 @@ def _flow_read(run: AnyRun[Any], asked: str) -> str:
     if run.model.spec.modality != "flow":
         return asked
     trained = _frames_made(run).flow
-    computed = computed_flow(trained, asked)
+    computed = choose_flow_algorithm(trained, asked)
     line = other_flow(run.source, trained, computed, asked)
     if line is not None and line not in run.warned:
         run.warned.add(line)

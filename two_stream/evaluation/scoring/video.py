@@ -24,8 +24,8 @@ from two_stream.evaluation.scoring.views import assemble_clips, clip_frames, cro
 from two_stream.recognizer import Recognizer
 from two_stream.types import Frames, InputSpec, VideoViews
 from two_stream.video.decoding.reader import Video, open_video
-from two_stream.video.extraction.one_video import ExtractOptions, resized, target_size
-from two_stream.video.flow import AUTO, FLOW_BOUND, FlowEstimator, computed_flow, gray
+from two_stream.video.extraction.one_video import ExtractOptions, frame_size, resize_frame
+from two_stream.video.flow import AUTO, FLOW_BOUND, FlowEstimator, choose_flow_algorithm, to_gray
 
 _FEWER = "gave fewer frames when read again than when counted; the file is damaged"
 
@@ -37,7 +37,7 @@ class VideoInput:
     backend: str = "pyav"
     """decoder"""
     flow: str = AUTO
-    """flow algorithm, for a flow network; auto: as `computed_flow` chooses for the run, without a run DIS"""
+    """flow algorithm, for a flow network; auto: as `choose_flow_algorithm` chooses for the run, without a run DIS"""
     short_side: int | None = 256
     """pixels of the shorter side before flow is computed and frames are resized; None keeps the video's size"""
     size: tuple[int, int] | None = None
@@ -59,7 +59,7 @@ class VideoInput:
         Raises:
             SettingsError: There is no such algorithm.
         """
-        return FlowEstimator(computed_flow(None, self.flow), self.bound)
+        return FlowEstimator(choose_flow_algorithm(None, self.flow), self.bound)
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def picture_at(frame: Frames, reading: VideoInput) -> Frames:
     """Return a decoded picture at the size that extraction would have stored it in."""
     extraction = ExtractOptions(short_side=reading.short_side, size=reading.size)
     height, width = frame.shape[:2]
-    return resized(frame, *target_size(height, width, extraction))
+    return resize_frame(frame, *frame_size(height, width, extraction))
 
 
 def _read(
@@ -254,7 +254,7 @@ def _flow(
     for number, frame in _pictures(video, spec, wanted | {number - 1 for number in wanted}):
         if number not in wanted and number + 1 not in wanted:
             continue
-        current = gray(picture_at(frame, reading))
+        current = to_gray(picture_at(frame, reading))
         if number in wanted:
             assert previous is not None
             yield number, resize_frames(estimator(previous, current)[None], spec.resize)[0]

@@ -53,7 +53,7 @@ def crop_views(options: EvaluateOptions, spec: InputSpec, mirror: Mirror | None 
 
     Args:
         options: Crops.
-        spec: Size of frame and crop; for whole frames what `seen_by` returns.
+        spec: Size of frame and crop; for whole frames what `view_spec` returns.
         mirror: Whether there are mirror images; none: there are.
     """
     allowed = mirror is None or mirror.allowed
@@ -118,7 +118,7 @@ def describe_views(
         options: Clips, crops, aggregation, precision.
         sampling: Frame choice.
         mirror: Whether there are mirror images.
-        whole_frame: Whether a centred crop is the whole frame; see `seen_by`.
+        whole_frame: Whether a centred crop is the whole frame; see `view_spec`.
     """
     mirror = mirror or Mirror()
     whole = sampling == "segments" and options.views != "sliding"

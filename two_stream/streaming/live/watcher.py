@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from two_stream.evaluation.runs.run import Run
 from two_stream.evaluation.scoring.video import VideoResult, fuse_results, top
+from two_stream.streaming.live.networks import NetworkTrack
 from two_stream.streaming.live.pipeline import FrameResult, Pipeline
 from two_stream.streaming.live.screen import Status
-from two_stream.streaming.live.track import NetworkTrack
 from two_stream.video.decoding.live import LiveSource
 
 
@@ -53,7 +53,7 @@ class Watcher:
         self.rule, self.weights = rule, weights
         self.multi_label = runs[0].multi_label
         self.class_names = runs[0].class_names
-        self.status = Status(pipeline.source.name, described_delay(pipeline.streams, pipeline.source))
+        self.status = Status(pipeline.source.name, describe_delay(pipeline.streams, pipeline.source))
         self._newest: dict[str, NDArray[np.float64]] = {}
         slowest = max(pipeline.streams, key=lambda one: (one.network.stride * one.every, one.pairs))
         self._pace = slowest.name
@@ -71,7 +71,7 @@ class Watcher:
             status.dropped, status.interruptions = self.pipeline.dropped, self.pipeline.interruptions
             if seen.begins:
                 self._newest.clear()
-                status.delay = described_delay(self.pipeline.streams, self.pipeline.source)
+                status.delay = describe_delay(self.pipeline.streams, self.pipeline.source)
             made = self._predicted(seen)
             if made is not None:
                 status.predictions.add()
@@ -95,7 +95,7 @@ class Watcher:
         return VideoResult(logits_K, 1, None, 1, None, views, multi_label=self.multi_label)
 
 
-def as_line(made: Prediction, names: Sequence[str], count: int, dropped: int) -> dict[str, Any]:
+def prediction_record(made: Prediction, names: Sequence[str], count: int, dropped: int) -> dict[str, Any]:
     """Return a prediction as one line of JSON holds it."""
     return {
         "first_frame": made.first,
@@ -110,7 +110,7 @@ def as_line(made: Prediction, names: Sequence[str], count: int, dropped: int) ->
     }
 
 
-def described_delay(streams: Sequence[NetworkTrack], source: LiveSource) -> str:
+def describe_delay(streams: Sequence[NetworkTrack], source: LiveSource) -> str:
     """Return after how many frames each network speaks first, and how far a prediction lies behind, in words.
 
     Of a file, whose frames may come at any distance, its mean rate would tell no true seconds.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,20 +15,21 @@ from torch.nn import functional as F
 from two_stream.backbones import Backbone
 from two_stream.backbones.shufflenet_3d import averaged
 from two_stream.backbones.slowfast import SlowFast3D
-from two_stream.backbones.tracing import traced
+from two_stream.backbones.timm_net import TimmBackbone
+from two_stream.backbones.timm_time import TemporalShift
+from two_stream.backbones.tracing import BackboneTracer, traced
 from two_stream.errors import SettingsError
-from two_stream.streaming.network.cells import FrameWise, Join, StreamCell
-from two_stream.streaming.network.layers import Picked
-from two_stream.streaming.network.reach import Reach
-from two_stream.streaming.network.rules import (
+from two_stream.streaming.network.cells import TIME, FrameWise, Join, Reach, Start, StreamCell, WindowCell
+from two_stream.streaming.network.layers import (
     ADDITIONS,
     FUNCTIONS,
     LEAVES,
     CellChoice,
-    averaging,
-    module_cell,
-    refused,
-    thinned,
+    Picked,
+    make_averaging,
+    make_cell,
+    make_thinning,
+    no_stream_error,
 )
 
 
@@ -75,7 +77,7 @@ class Builder:
         return len(self.nodes) - 1
 
 
-def graph_maps(backbone: Backbone, choice: CellChoice, builder: Builder) -> list[int]:
+def add_graph(backbone: Backbone, choice: CellChoice, builder: Builder) -> list[int]:
     """Add the cells of one of our backbones and return the numbers of its maps, one per pathway.
 
     Raises:
@@ -118,7 +120,7 @@ class GraphReader:
             return self._method(node)
         if node.op == "call_function":
             return self._function(node)
-        raise refused(node.name, node.target, "a stream has layers and functions only")
+        raise no_stream_error(node.name, node.target, "a stream has layers and functions only")
 
     def _read_alone(self, value: int) -> bool:
         """Whether one node of the graph reads a map: it may be overwritten then."""
@@ -131,7 +133,7 @@ class GraphReader:
         value = self.map(node.args[0], node)
         part = self.module.get_submodule(str(node.target))
         stride = self.builder.reach(value).stride
-        cell = module_cell(str(node.target), part, self.choice, stride, self._read_alone(value))
+        cell = make_cell(str(node.target), part, self.choice, stride, self._read_alone(value))
         if cell is None:
             return value
         return self._done(node, value, cell, value, in_place=bool(getattr(part, "inplace", False)))
@@ -148,7 +150,7 @@ class GraphReader:
         value = self.map(node.args[0], node)
         if node.target == "chunk" and node.kwargs.get("dim", node.args[-1]) == 1:
             return _Parts(value, int(node.args[1]))  # type: ignore[arg-type]
-        raise refused(node.name, node.target, "there is no rule for this method")
+        raise no_stream_error(node.name, node.target, "there is no rule for this method")
 
     def _function(self, node: fx.Node) -> Any:
         target: Any = node.target
@@ -168,15 +170,15 @@ class GraphReader:
             in_place = bool(node.kwargs.get("inplace", False))
             return self._done(node, value, FrameWise(_bound(target, node.args[1:])), value, in_place=in_place)
         if target is averaged:
-            return self.builder.add(node.name, averaging(int(node.args[1])), value)  # type: ignore[arg-type]
+            return self.builder.add(node.name, make_averaging(int(node.args[1])), value)  # type: ignore[arg-type]
         if target is F.adaptive_avg_pool3d:
             return self._thinned(node, value)
-        raise refused(node.name, target, "there is no rule for this function")
+        raise no_stream_error(node.name, target, "there is no rule for this function")
 
     def _beside(self, node: fx.Node) -> int:
         dimension = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
         if dimension != 1:
-            raise refused(
+            raise no_stream_error(
                 node.name, torch.cat, f"it joins dimension {dimension}; a stream joins channels (1)"
             )
         inputs = [self.map(each, node) for each in node.args[0]]  # type: ignore[union-attr]
@@ -194,22 +196,24 @@ class GraphReader:
             if isinstance(steps, slice) and steps.start is None and steps.stop is None and len(index) == 3:
                 step = int(steps.step or 1)
                 return value if step == 1 else self.builder.add(node.name, Picked(step), value)
-        raise refused(node.name, operator.getitem, f"only every n-th step can be picked, not {index}")
+        raise no_stream_error(node.name, operator.getitem, f"only every n-th step can be picked, not {index}")
 
     def _thinned(self, node: fx.Node, value: int) -> int:
         """The fast map averaged to the slow one's rate."""
         size: Any = node.args[1]
         length = self.values.get(size[0]) if isinstance(size, tuple) else None
         if not isinstance(length, _Size) or length.dimension != 2 or size[1:] != (None, None):
-            raise refused(node.name, node.target, "it pools to a number of steps, and a stream has no length")
+            raise no_stream_error(
+                node.name, node.target, "it pools to a number of steps, and a stream has no length"
+            )
         ratio = self.builder.reach(length.of).stride // self.builder.reach(value).stride
-        return self.builder.add(node.name, thinned(ratio), value)
+        return self.builder.add(node.name, make_thinning(ratio), value)
 
     def map(self, argument: Any, node: fx.Node) -> int:
         """Return the number of a node's input that must be a map."""
         value = self.values.get(argument) if isinstance(argument, fx.Node) else None
         if not isinstance(value, int):
-            raise refused(node.name, node.target, f"it works on {argument}, which is no map")
+            raise no_stream_error(node.name, node.target, f"it works on {argument}, which is no map")
         return value
 
 
@@ -233,3 +237,97 @@ def _bound(
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return a function of a map alone: what is asked for beside it stays, `inplace` does not."""
     return (lambda x_BCTHW: function(x_BCTHW, *rest)) if rest else function
+
+
+class OnImages(nn.Module):
+    """A 2D part applied to every frame of a map `(B, C, n, H, W)`."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Return the frames' maps as one."""
+        batch, count = x_BCTHW.shape[0], x_BCTHW.shape[TIME]
+        y_NCHW: torch.Tensor = self.part(x_BCTHW.transpose(1, TIME).flatten(0, 1))
+        return y_NCHW.reshape(batch, count, *y_NCHW.shape[1:]).transpose(1, TIME)
+
+
+class Shift(WindowCell):
+    """TSM's shift: the first channels are the next frame's, the second ones the frame's before."""
+
+    def __init__(self, share: float, start: Start) -> None:
+        super().__init__(3, front=1, back=1, start=start)
+        self.share = share
+
+    def compute(self, x: torch.Tensor) -> torch.Tensor:
+        """Return every frame between the first and the last, shifted."""
+        count = int(x.shape[1] * self.share)
+        following, preceding, rest = x[:, :count, 2:], x[:, count : 2 * count, :-2], x[:, 2 * count :, 1:-1]
+        return torch.cat((following, preceding, rest), dim=1)
+
+
+class _ShiftTracer(fx.Tracer):
+    """Steps into what holds a shift; everything else is one part that sees images."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        del module_qualified_name
+        return isinstance(m, TemporalShift) or not any(isinstance(p, TemporalShift) for p in m.modules())
+
+
+class _ShiftReading(GraphReader):
+    """Reads a graph whose layers see images, but for the shifts."""
+
+    def layer(self, node: fx.Node) -> int:
+        value, name = self.map(node.args[0], node), str(node.target)
+        part = self.module.get_submodule(name)
+        if isinstance(part, TemporalShift):
+            value = self.builder.add(f"{name}.shift", Shift(part.share, self.choice.start), value)
+            part = part.layer
+        return self.builder.add(name, FrameWise(OnImages(part)), value)
+
+
+def add_image_network(backbone: TimmBackbone, choice: CellChoice, builder: Builder) -> list[int]:
+    """Add a network of timm and return the number of its map.
+
+    Raises:
+        SettingsError: Its blocks do more with shifted frames than there are rules for, or it sees no frames but what is
+            made of them.
+    """
+    options = backbone.options
+    if options.picture or options.difference != "none":
+        made = "picture: true" if options.picture else f"difference: {options.difference}"
+        raise SettingsError(
+            f"backbone timm has no stream with `{made}`: it sees no single frames; `--mode sliding` sends whole clips"
+        )
+    if options.tsm or options.inflate:
+        value = _mixed(backbone, choice, builder)
+    else:
+        value = builder.add("images", FrameWise(backbone.forward_map), -1)
+    step = backbone.temporal_stride[0]
+    if step > 1:
+        value = builder.add("frames_averaged", make_thinning(step), value)
+    if "reduction" in backbone._modules:
+        value = builder.add("reduction", FrameWise(backbone.reduction), value)
+    return [value]
+
+
+def _mixed(backbone: TimmBackbone, choice: CellChoice, builder: Builder) -> int:
+    """Add the stages of a network whose frames see each other."""
+    if backbone.layout != "nchw":
+        raise SettingsError(
+            f"backbone timm has no stream with `tsm` in {backbone.options.name}: its maps have channels last; "
+            "use a ResNet, RegNet, EfficientNet or MobileNet"
+        )
+    names = [name for name in backbone.names if name in backbone._modules]
+    stages = nn.Sequential(OrderedDict((name, backbone.get_submodule(name)) for name in names))
+    reading = _ShiftReading if backbone.options.tsm else GraphReader
+    tracer = _ShiftTracer() if backbone.options.tsm else BackboneTracer()
+    try:
+        graph = tracer.trace(stages)
+    except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SettingsError(f"backbone timm has no stream in {backbone.options.name}: {reason}") from None
+    output = graph.output_node()
+    output.args = ([output.args[0]],)
+    return reading(fx.GraphModule(stages, graph), choice, builder).maps()[0]

@@ -12,9 +12,8 @@ from two_stream.heads import Head
 from two_stream.heads.base import space_mean
 from two_stream.heads.lstm import Lstm
 from two_stream.recognizer import Recognizer
-from two_stream.streaming.network.cells import TIME, FrameWise, Join, WindowCell
+from two_stream.streaming.network.cells import TIME, FrameWise, Join, Reach, WindowCell
 from two_stream.streaming.network.graph import Builder
-from two_stream.streaming.network.reach import Reach
 
 States = tuple[torch.Tensor, torch.Tensor]
 """Hidden and cell state of an LSTM, `(layers, B, hidden)` each."""

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from two_stream.backbones import Backbone
+from two_stream.backbones.library import LibraryBackbone
+from two_stream.backbones.timm_net import TimmBackbone
 from two_stream.errors import SettingsError
+from two_stream.profiling.costs import meta_model
 from two_stream.recognizer import Recognizer
-from two_stream.streaming.network.cells import TIME
-from two_stream.streaming.network.graph import LayerNode
+from two_stream.streaming.network.cells import TIME, Start
+from two_stream.streaming.network.graph import Builder, LayerNode, add_graph, add_image_network
+from two_stream.streaming.network.heads import add_heads
+from two_stream.streaming.network.layers import CellChoice, Squeeze
 
 
 class StreamRecognizer(nn.Module):
@@ -112,3 +119,85 @@ class StreamRecognizer(nn.Module):
         if found is None:
             return weight.new_zeros((shape[0], 0, self.model.num_classes))
         return found.to(weight.dtype)  # under autocast too
+
+
+def convert(
+    model: Recognizer, *, window: int | None = None, squeeze: Squeeze = "frame", start: Start = "zeros"
+) -> StreamRecognizer:
+    """Return a network that takes frames one by one (or many at a time) and shares the model's weights.
+
+    The model is switched to evaluation. It may have its BatchNorms folded away and its weights in bfloat16
+    (`evaluation.network.ready`). With zero padding the stream's predictions are those that the clip network gives of
+    the whole stream as one long clip, a window of it for each; squeeze-and-excitation differs, see `squeeze`.
+
+    Args:
+        model: A trained clip network.
+        window: Frames that a prediction is of, as a clip's; None is the model's clip length, and for an LSTM everything
+            since the stream began.
+        squeeze: What squeeze-and-excitation (X3D) averages. `frame`: each frame by itself, which costs no delay and
+            differs from the clip network by design. `clip`: the window that begins with the frame; each of these
+            layers waits for it.
+        start: What stands for the frames before the first and behind the last: `zeros`, every layer's own padding as
+            in a clip, or `replicate`, the first (last) input of every layer again and again.
+
+    Raises:
+        SettingsError: A layer or head has no stream; the message names it and says why.
+    """
+    for name, value, expected in (
+        ("squeeze", squeeze, ("frame", "clip")),
+        ("start", start, ("zeros", "replicate")),
+    ):
+        if value not in expected:
+            raise SettingsError(f"`{name}` {value!r}: expected {' or '.join(expected)}")
+    if window is not None and window < 1:
+        raise SettingsError(f"`window` {window}: expected a number of frames, 1 or more")
+    if model.cpu_only:
+        raise SettingsError("int8 networks have no stream; convert the network that this one was made from")
+    model.eval()
+    builder = Builder()
+    choice = CellChoice(squeeze, start, window or model.spec.clip_length)
+    add_heads(model, _backbone_maps(model.backbone, choice, builder), window, builder)
+    return StreamRecognizer(model, builder.nodes)
+
+
+def _backbone_maps(backbone: Backbone, choice: CellChoice, builder: Builder) -> list[int]:
+    """Add a backbone's cells and return the numbers of its maps."""
+    if isinstance(backbone, TimmBackbone):
+        return add_image_network(backbone, choice, builder)
+    if isinstance(backbone, LibraryBackbone):
+        raise SettingsError(
+            f"backbone {backbone.options.kind} has no stream: every frame attends to all frames of its clip"
+        )
+    return add_graph(backbone, choice, builder)
+
+
+def multiply_adds_per_prediction(
+    model: Recognizer, *, window: int | None = None, squeeze: Squeeze = "frame", start: Start = "zeros"
+) -> int:
+    """Return the multiply-adds of one more prediction of a running stream, counted on the meta device.
+
+    By the convention of `profiling.costs`; to be compared with `profiling.multiply_adds`, which is of one clip, and so
+    of one prediction of clips that slide along.
+
+    Args:
+        model: The clip network; its options count, not its weights.
+        window: As for `convert`, like the rest.
+        squeeze: What squeeze-and-excitation averages.
+        start: What stands for the frames before the first.
+
+    Raises:
+        SettingsError: It has no stream.
+    """
+    twin = meta_model(model.options, model.num_classes)
+    stream = convert(twin, window=window, squeeze=squeeze, start=start)
+    spec = model.spec
+
+    def frames(count: int) -> torch.Tensor:
+        return torch.empty(1, spec.channels, count, *spec.size, dtype=torch.uint8, device="meta")
+
+    stream.step(frames(stream.delay + 1))
+    with FlopCounterMode(display=False) as counter:
+        found = stream.step(frames(stream.stride))
+    assert found.shape[1] == 1
+    flops: int = counter.get_total_flops()
+    return flops // 2

@@ -17,7 +17,7 @@ from two_stream.errors import DataError
 from two_stream.runtime.provenance import source_digest
 from two_stream.studies.running.cells import StudyJob, StudyOutcome, do
 from two_stream.studies.running.pool import TICK, Event, Running
-from two_stream.video.extraction.ray_pool import cancel, connected, import_ray, reason_of
+from two_stream.video.extraction.ray_pool import cancel_tasks, connect_ray, describe_ray_error, import_ray
 
 
 def run_on_ray(
@@ -37,7 +37,7 @@ def run_on_ray(
         SettingsError: Ray is not installed or not reachable.
     """
     ray = import_ray()
-    with connected(ray, address, None):
+    with connect_ray(ray, address, None):
         gpus = 1.0 / per_gpu if ray.cluster_resources().get("GPU") else 0
         task = ray.remote(work)
         waiting = deque(jobs)
@@ -60,7 +60,7 @@ def run_on_ray(
                     yield None
         finally:
             running.jobs.clear()
-            cancel(ray, list(out))
+            cancel_tasks(ray, list(out))
 
 
 def _room(ray: Any, gpus: float) -> int:
@@ -73,7 +73,7 @@ def _outcome(ray: Any, reference: Any, job: StudyJob) -> StudyOutcome:
     try:
         outcome: StudyOutcome = ray.get(reference)
     except ray.exceptions.RayError as error:
-        return StudyOutcome("failed", job.key, reason_of(error))
+        return StudyOutcome("failed", job.key, describe_ray_error(error))
     return outcome
 
 

@@ -1,4 +1,4 @@
-"""The OpenCV backend: faster at plain files, silent about damage, unable to decode AV1."""
+"""The OpenCV backend: faster with plain files, does not report damage, cannot decode AV1."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # must stand before OpenCV opens its first video
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # must be set before OpenCV opens its first video
 
 import cv2
 import numpy as np
@@ -16,7 +16,6 @@ import numpy as np
 from two_stream.errors import VideoError
 from two_stream.video.decoding.backend_pyav import PyavVideo
 from two_stream.video.decoding.base import Decoded, Image, Video
-from two_stream.video.decoding.containers import flaw
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
@@ -24,11 +23,11 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 class OpencvVideo(Video):
     """A video read through OpenCV, from the first frame on (its seeking is not exact).
 
-    OpenCV decodes the first video stream only; where the best is another one, PyAV decodes it.
+    OpenCV decodes the first video stream only; if the best stream is another one, PyAV decodes it.
     """
 
     def __init__(self, path: Path) -> None:
-        # PyAV looks first: it says why a file is no video, and OpenCV crashes on a name that is not UTF-8.
+        # PyAV opens it first: it says why a file is no video, and OpenCV crashes on a name that is not UTF-8.
         seen = PyavVideo(path)
         super().__init__(path, seen.codec, seen.fps, seen.header_frames)
         try:
@@ -41,12 +40,12 @@ class OpencvVideo(Video):
             if first is None:
                 raise VideoError(path, f"OpenCV cannot decode {seen.codec}; use backend pyav")
             self.height, self.width = first.picture().shape[:2]
-        self.damage = None
 
     def _walk(self) -> Generator[Decoded]:
         if self._instead is not None:
             yield from self._instead._walk()
-            self.damage = self._instead.damage
+            self._stopped, self._suspicion = self._instead._stopped, self._instead._suspicion
+            self._at_end = self._instead._at_end
             return
         capture = cv2.VideoCapture(str(self.path.absolute()), cv2.CAP_FFMPEG)
         number = 0
@@ -64,15 +63,15 @@ class OpencvVideo(Video):
             while capture.grab():
                 number += 1
                 stamp = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-                yield Decoded(picture, stamp if stamp or number == 1 else None)  # 0 is "none" too
+                yield Decoded(picture, stamp if stamp or number == 1 else None)  # 0 also means none
         finally:
             capture.release()
-        self.damage = flaw(self.path)
+        self._at_end = True
         if self.header_frames and number < self.header_frames:
-            self.damage = f"decoding stops after frame {number}: the header announces {self.header_frames}"
+            self._stopped = f"decoding stops after frame {number}: the header announces {self.header_frames}"
 
 
 def version() -> str:
-    """Return OpenCV's version and that of the libavcodec it carries."""
+    """Return OpenCV's version and that of its libavcodec."""
     codec = re.search(r"avcodec:\s+YES \((\S+?)\)", cv2.getBuildInformation())
     return f"opencv {cv2.__version__} (libavcodec {codec[1] if codec else 'unknown'})"

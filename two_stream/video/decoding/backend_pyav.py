@@ -1,7 +1,7 @@
-"""The default backend: PyAV, whose wheel carries libav and its codecs (H.264, HEVC, AV1, VP8/9, MPEG-4 …).
+"""The default backend: PyAV, whose wheel contains libav and its codecs (H.264, HEVC, AV1, VP8/9, MPEG-4 …).
 
-One decoding thread: libav conceals damage differently with every number of threads, so more of them would make
-the frames of a damaged file depend on the machine. Videos, not frames, are what is worked on in parallel.
+One decoding thread: libav conceals damage differently with every number of threads, so with more threads the frames of
+a damaged file would depend on the machine. Parallel work is over videos, not over frames.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import zlib
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import av
@@ -25,36 +25,42 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from two_stream.errors import VideoError
-from two_stream.video.decoding.base import Decoded, Image, Video, existing_file, silent, turned
-from two_stream.video.decoding.containers import flaw
-from two_stream.video.decoding.gaps import hole, stated_end
-from two_stream.video.decoding.index import Index, load, store
-from two_stream.video.decoding.packets import index_of_packets, starts_as
+from two_stream.video.decoding.base import Decoded, Image, Video, check_file, ignore_beat, rotate_picture
+from two_stream.video.decoding.index import (
+    Index,
+    load_frame_index,
+    read_packet_index,
+    starts_like_index,
+    store_frame_index,
+)
+from two_stream.video.decoding.integrity import find_missing_frames, read_stated_end
 
 _TEXT_FORMATS = frozenset({"tty", "bin", "xbin", "adf", "idf"})  # libav draws text files as ANSI art
 _LIST_FORMATS = frozenset({"concat", "hls", "applehttp", "dash", "sdp", "imf", "lavfi"})
 _PICTURE_FORMATS = frozenset({"image2", "image2pipe", "ico"})
 _PAYS = 48
-"""frames to jump over below which decoding them is as quick as a seek and what leads to it"""
+"""gap in frames below which decoding through is as fast as a seek"""
 _ENTROPY_CODED = frozenset({"vp8", "vp9", "av1", "libdav1d"})
 _ZEROS = bytes(256)
-"""more in a row than these codecs ever write"""
-_LOOKED_AT = 200
-"""packets of a file with several video streams that are looked at to tell a cover picture"""
-_OPEN_OPTIONS = {"protocol_whitelist": "file"}  # a play list must not reach the network
+"""a longer run of zeros than these codecs ever write"""
+_PEEKED = 200
+"""packets of a file with several video streams that are read to recognise a cover picture"""
+_DECODING_ERRORS = (av.FFmpegError, ValueError, MemoryError)
 
 
 class PyavVideo(Video):
     """A video read through PyAV.
 
     Attributes:
-        stream_index: Place of the video stream among all streams of the file.
-        leads: Whether it is the first one of moving pictures.
-        quarter_turns: Counter-clockwise quarter turns that delivered frames have been given.
+        stream_index: Index of the video stream among all streams of the file.
+        leads: Whether it is the first stream of moving pictures.
+        quarter_turns: Counter-clockwise quarter turns applied to returned frames.
     """
 
     def __init__(self, path: Path) -> None:
-        with opened(path) as (container, stream):
+        check_file(path)
+        with _open_container(path) as container:
+            stream, packets = _choose_stream(path, container)
             rate = stream.average_rate or stream.guessed_rate
             super().__init__(
                 path,
@@ -63,8 +69,8 @@ class PyavVideo(Video):
                 header_frames=stream.frames or None,
             )
             self.stream_index = stream.index
-            self.leads = stream.index == _moving(container)[0].index
-            first, why = _first_frame(container, stream)
+            self.leads = stream.index == _moving_streams(container)[0].index
+            first, why = _decode_first(chain(packets, container.demux(stream)))
         if first is None:
             announced = f"; the header announces {self.header_frames}" if self.header_frames else ""
             raise VideoError(path, f"encrypted or empty: no frame decodes ({why}{announced})")
@@ -72,44 +78,44 @@ class PyavVideo(Video):
         self.quarter_turns = _quarter_turns(first)
         self.width, self.height = self._size[:: -1 if self.quarter_turns % 2 else 1]
         self._index: Index | None = None
-        self._looked = False
+        self._searched_index = False
         self._reformatter = VideoReformatter()
 
     def _walk(self) -> Generator[Decoded]:
         for _, frame in self._decode():
-            yield self._decoded(frame)
+            yield self._describe(frame)
 
-    def _decoded(self, frame: VideoFrame) -> Decoded:
+    def _describe(self, frame: VideoFrame) -> Decoded:
         lasts = float(frame.duration * frame.time_base) if frame.time_base else None
-        return Decoded(partial(self._picture, frame), frame.time, lasts)
+        return Decoded(partial(self._to_rgb, frame), frame.time, lasts)
 
     def _count_frames(self, beat: Callable[[], None]) -> int:
         pts: list[int | None] = []
         keys: list[int] = []
         prints: list[int] = []
 
-        def noted() -> Iterator[Decoded]:
+        def collect() -> Iterator[Decoded]:
             for number, frame in self._decode():
                 pts.append(frame.pts)
                 prints.append(_fingerprint(frame))
                 if frame.key_frame:
                     keys.append(number)
-                yield self._decoded(frame)
+                yield self._describe(frame)
 
-        for _ in self._ticking(noted()):
+        for _ in self._timed(collect()):
             beat()
         self._index = index = Index(pts, keys, prints)
-        store(self.path, version(), Index(kind="none") if self.damage else index)
+        store_frame_index(self.path, version(), Index(kind="none") if self.damage else index)
         return len(pts)
 
     def _decode(self, start: int = 0) -> Generator[tuple[int, VideoFrame]]:
         """Decode frames from `start` (0, or a key frame of the index), with their numbers."""
         corrupt: list[int] = []
-        torn = 0
+        incomplete = 0
         seconds: list[float] = []
         stamp: int | None = None
         number = start
-        with opened(self.path) as (container, stream):
+        with open_stream(self.path, self.stream_index) as (container, stream):
             if start and self._index is not None:
                 known = self._index.pts[start]
                 assert known is not None
@@ -117,60 +123,61 @@ class PyavVideo(Video):
                 container.seek(stamp, stream=stream, backward=True, any_frame=False)
             try:
                 for packet in container.demux(stream):
-                    torn += packet.is_corrupt or _emptied(packet, stream)
+                    incomplete += packet.is_corrupt or _has_zeroed_part(packet, stream)
                     for frame in packet.decode():
                         if stamp is not None and frame.pts is not None and frame.pts < stamp:
-                            continue  # presented before the key frame: may lean on frames that were jumped
+                            continue  # shown before the key frame: may refer to frames that were skipped
                         if frame.is_corrupt:
                             corrupt.append(number)
                         seconds += [frame.time] if frame.time is not None else []
                         yield number, frame
                         number += 1
-            except (av.FFmpegError, ValueError, MemoryError) as error:
-                self.damage = f"decoding stops after frame {number}: {_plain(error)}"
-            if start or self.damage:
+            except _DECODING_ERRORS as error:
+                self._stopped = f"decoding stops after frame {number}: {_describe_error(error)}"
+            if start or self._stopped:
                 return
-            self.damage = flaw(self.path)
-            if corrupt and not self.damage:
+            self._at_end = True
+            if corrupt:
                 more = f" and {len(corrupt) - 1} more" if len(corrupt) > 1 else ""
-                self.damage = f"frame {corrupt[0] + 1}{more} marked corrupt by the decoder"
-            if torn and not self.damage:
-                self.damage = f"{torn} of its packets are not whole"
-            if not self.damage:
-                self.damage = hole(seconds, stated_end(container, stream), container.format.name)
+                self._suspicion = f"frame {corrupt[0] + 1}{more} marked corrupt by the decoder"
+            elif incomplete:
+                self._suspicion = f"{incomplete} of its packets are incomplete"
+            else:
+                end = read_stated_end(container, stream)
+                self._suspicion = find_missing_frames(seconds, end, container.format.name)
 
     def _pick(self, wanted: list[int]) -> Iterator[tuple[int, Image]]:
         if self._index is None and wanted[0] >= _PAYS:
             self._index = self._find_index()
         while wanted:
-            start, run = self._run(wanted)
+            start, run = self._next_run(wanted)
+            if not start:
+                yield from super()._pick(wanted)
+                return
             done = 0
-            if start:
-                for number, picture in self._pick_from(start, run):
-                    done += 1
-                    yield number, picture
-                if done == len(run):
-                    wanted = wanted[done:]
-                    continue
-                wanted = wanted[done:]
-                if self._refute():
-                    continue
-            yield from super()._pick(wanted)
-            return
+            for number, picture in self._pick_from(start, run):
+                done += 1
+                yield number, picture
+            wanted = wanted[done:]
+            if done < len(run) and not self._discard_index():
+                yield from super()._pick(wanted)
+                return
 
-    def _run(self, wanted: list[int]) -> tuple[int, list[int]]:
-        """Return the key frame to start at (0: read on from the beginning) and the frames to read from there."""
+    def _next_run(self, wanted: list[int]) -> tuple[int, list[int]]:
+        """Return the key frame to start at (0: the beginning) and the frames to read from there."""
         index = self._index
         if index is None or self.damage or not len(index.pts) or wanted[-1] >= len(index.pts):
             return 0, wanted
         start = index.start_before(wanted[0])
         for place, (before, after) in enumerate(pairwise(wanted), start=1):
-            if index.start_before(after) > before + _PAYS:  # a second seek is cheaper than what lies between
+            if (
+                index.start_before(after) > before + _PAYS
+            ):  # a second seek is faster than decoding what lies between
                 return start, wanted[:place]
         return start, wanted
 
     def _pick_from(self, start: int, run: list[int]) -> Iterator[tuple[int, Image]]:
-        """Yield frames from a key frame on; ends early at a frame that is not provably the one the index knows."""
+        """Yield frames from a key frame on; stop at a frame that cannot be verified against the index."""
         index, places, last = self._index, set(run), run[-1]
         assert index is not None
         try:
@@ -181,135 +188,170 @@ class PyavVideo(Video):
                     if len(index.prints) and _fingerprint(frame) != index.prints[number]:
                         break
                     if number in places:
-                        yield number, self._picture(frame)
+                        yield number, self._to_rgb(frame)
                     if number == last:
                         return
         except av.FFmpegError:  # the container cannot seek
             pass
-        self.damage = None  # a walk from the beginning finds it, where there is any
+        self._stopped = None  # a walk from the beginning finds any damage
 
     def _find_index(self) -> Index | None:
-        """Return the index kept from before, or one of the packets, or one of a full pass where that can be kept."""
-        if self._looked:
+        """Return the stored index, else one made from packets, else one of a full pass if that can be stored."""
+        if self._searched_index:
             return None
-        self._looked = True
-        decoder = version()
-        index = load(self.path, decoder)
+        self._searched_index = True
+        index = load_frame_index(self.path, version())
         if index is not None:
             return index
-        with opened(self.path) as (container, stream):
-            index = index_of_packets(container, stream)
+        with open_stream(self.path, self.stream_index) as (container, stream):
+            index = read_packet_index(container, stream)
         if index is not None:
-            with opened(self.path) as (container, stream):
-                if starts_as(container, stream, index):
-                    store(self.path, decoder, index)
+            with open_stream(self.path, self.stream_index) as (container, stream):
+                if starts_like_index(container, stream, index):
+                    store_frame_index(self.path, version(), index)
                     return index
-        if store(self.path, decoder, Index(kind="none")):  # else every opening would take the full pass again
-            self._count = self._count_frames(silent)
+        # without a place to store an index, every opening would take the full pass again
+        if store_frame_index(self.path, version(), Index(kind="none")):
+            self._count = self._count_frames(ignore_beat)
         return self._index
 
-    def _refute(self) -> bool:
-        """Give up an index that a seek has contradicted, for later openings too; tell whether a better one is there."""
+    def _discard_index(self) -> bool:
+        """Discard an index that a seek has contradicted, also the stored one; return whether there is a better one."""
         index, self._index = self._index, None
-        self._looked = True
-        kept = store(self.path, version(), Index(kind="none"))
-        if not kept or index is None or index.kind != "packets":
+        self._searched_index = True
+        stored = store_frame_index(self.path, version(), Index(kind="none"))
+        if not stored or index is None or index.kind != "packets":
             return False
-        self._count = self._count_frames(silent)
+        self._count = self._count_frames(ignore_beat)
         return True
 
-    def _picture(self, frame: VideoFrame) -> Image:
-        """Convert to RGB by the file's own colour matrix, at the first frame's size, turned as its header says."""
+    def _to_rgb(self, frame: VideoFrame) -> Image:
+        """Convert by the file's own colour matrix, at the first frame's size, rotated as its header says."""
         width, height = self._size
         try:
-            made = self._reformatter.reformat(frame, width, height, "rgb24", threads=1)
-        except (av.FFmpegError, ValueError):  # a colour space swscale does not know: take the usual one
-            made = frame.reformat(
+            converted = self._reformatter.reformat(frame, width, height, "rgb24", threads=1)
+        except (av.FFmpegError, ValueError):  # a colour space unknown to swscale: use the most common one
+            converted = frame.reformat(
                 width=width, height=height, format="rgb24", src_colorspace="ITU601", dst_colorspace="ITU601"
             )
-        return turned(made.to_ndarray(), self.quarter_turns)
+        return rotate_picture(converted.to_ndarray(), self.quarter_turns)
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a file and pick the stream that FFmpeg calls the best, never a cover picture, flagged as one or not.
+def open_stream(path: Path, stream_index: int) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open a file at its beginning, with one decoding thread.
 
     Raises:
-        VideoError: Not a video; the reason is plain.
+        VideoError: Not a video.
     """
-    existing_file(path)
-    with _container(path) as container:
-        yield container, _video_stream(path, container)
+    check_file(path)
+    with _open_container(path) as container:
+        stream = container.streams[stream_index]
+        assert isinstance(stream, VideoStream)
+        _use_one_thread(stream)
+        yield container, stream
 
 
-def _container(path: Path) -> InputContainer:
+def frame_times(path: Path) -> list[float] | None:
+    """Return the second at which each frame appears, the first at 0; None if the file does not say.
+
+    Taken from packets that are reliable enough, else from decoded frames.
+
+    Raises:
+        VideoError: Not a video.
+    """
+    video = PyavVideo(path)
+    with open_stream(path, video.stream_index) as (container, stream):
+        index = load_frame_index(path, version()) or read_packet_index(container, stream)
+        base = stream.time_base
+    if index is None or not len(index.pts) or not index.unique or base is None:
+        return None if video.times is None else video.times[:-1].tolist()
+    stamps = [int(stamp) for stamp in index.pts if stamp is not None]
+    return [float((stamp - stamps[0]) * base) for stamp in stamps]
+
+
+def _open_container(path: Path) -> InputContainer:
+    options = {"protocol_whitelist": "file"}  # a playlist must not reach the network
     try:  # "file:" keeps libav from reading a colon in the name as a protocol
-        return av.open(f"file:{path}", options=dict(_OPEN_OPTIONS), metadata_errors="replace")
+        return av.open(f"file:{path}", options=options, metadata_errors="replace")
     except (av.FFmpegError, ValueError, OSError) as error:
-        raise VideoError(path, f"not a video, or its header is damaged ({_plain(error)})") from None
+        raise VideoError(path, f"not a video, or its header is damaged ({_describe_error(error)})") from None
 
 
-def _video_stream(path: Path, container: InputContainer) -> VideoStream:
+def _choose_stream(path: Path, container: InputContainer) -> tuple[VideoStream, list[Packet[VideoStream]]]:
+    """Choose the stream that FFmpeg calls the best, but no cover picture, whether flagged as one or not.
+
+    Returns:
+        The stream, and its packets that were read to choose it.
+    """
     form = container.format.name
     if form in _TEXT_FORMATS:
         raise VideoError(path, "not a video (a text file)")
     if form in _LIST_FORMATS:
-        raise VideoError(path, f"not a video (a play list, {form})")
+        raise VideoError(path, f"not a video (a playlist, {form})")
     if form in _PICTURE_FORMATS or form.endswith("_pipe"):
         raise VideoError(path, "an image, not a video")
-    moving = _moving(container)
+    moving = _moving_streams(container)
     if not moving:
         cover = " with a cover picture" if container.streams.video else ""
         what = "audio only" if container.streams.audio else "no audio stream either"
         raise VideoError(path, f"no video stream ({what}{cover})")
-    stream = moving[0] if len(moving) == 1 else _best(path, container, moving)
+    stream, packets = moving[0], []
+    if len(moving) > 1:
+        packets = _peek(container, moving)
+        counts = Counter(packet.stream.index for packet in packets)
+        several = [one for one in moving if counts[one.index] > 1] or moving
+        best = container.streams.best("video")
+        stream = next((one for one in several if best is not None and one.index == best.index), several[0])
     if stream.codec_context is None:
-        raise VideoError(path, "its video codec is not known to this build of libav")
-    stream.thread_type = "NONE"
-    stream.codec_context.thread_count = 1
-    return stream
+        raise VideoError(path, "this build of libav does not know its video codec")
+    _use_one_thread(stream)
+    return stream, [packet for packet in packets if packet.stream.index == stream.index]
 
 
-def _moving(container: InputContainer) -> list[VideoStream]:
+def _moving_streams(container: InputContainer) -> list[VideoStream]:
     return [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
 
 
-def _best(path: Path, container: InputContainer, moving: list[VideoStream]) -> VideoStream:
-    """Return FFmpeg's best stream, among those of more than one picture where there are any."""
-    packets: Counter[int] = Counter()
-    with _container(path) as again, suppress(av.FFmpegError, ValueError, MemoryError):
-        for packet in again.demux([again.streams[stream.index] for stream in moving]):
-            packets[packet.stream.index] += packet.size > 0
-            if packets.total() >= _LOOKED_AT:
+def _peek(container: InputContainer, streams: list[VideoStream]) -> list[Packet[VideoStream]]:
+    packets: list[Packet[VideoStream]] = []
+    with suppress(*_DECODING_ERRORS):
+        for packet in container.demux(streams):
+            if packet.size:  # empty ones flush the decoder at the end of the file
+                packets.append(packet)
+            if len(packets) >= _PEEKED:
                 break
-    several = [stream for stream in moving if packets[stream.index] > 1] or moving
-    best = container.streams.best("video")
-    return next((stream for stream in several if best is not None and stream.index == best.index), several[0])
+    return packets
 
 
-def _emptied(packet: Packet[VideoStream], stream: VideoStream) -> bool:
-    """Tell whether part of a packet was overwritten with zeros, which decoders may take for pictures."""
+def _use_one_thread(stream: VideoStream) -> None:
+    stream.thread_type = "NONE"
+    stream.codec_context.thread_count = 1
+
+
+def _has_zeroed_part(packet: Packet[VideoStream], stream: VideoStream) -> bool:
+    """Return whether part of a packet was overwritten with zeros, which decoders may take for pictures."""
     codec = stream.codec_context.name
     # H.264 and HEVC as in MP4: nothing stands between their units
-    whole = codec in ("h264", "hevc") and (stream.codec_context.extradata or b"").startswith(b"\x01")
-    return (whole or codec in _ENTROPY_CODED) and packet.size >= len(_ZEROS) and _ZEROS in bytes(packet)
+    gapless = codec in ("h264", "hevc") and (stream.codec_context.extradata or b"").startswith(b"\x01")
+    return (gapless or codec in _ENTROPY_CODED) and packet.size >= len(_ZEROS) and _ZEROS in bytes(packet)
 
 
-def _first_frame(container: InputContainer, stream: VideoStream) -> tuple[VideoFrame | None, str]:
+def _decode_first(packets: Iterable[Packet[VideoStream]]) -> tuple[VideoFrame | None, str]:
     """Return the first frame, or None and why there is none."""
-    packets = 0
+    count = 0
     try:
-        for packet in container.demux(stream):
-            packets += packet.size > 0
+        for packet in packets:
+            count += packet.size > 0
             for frame in packet.decode():
                 return frame, ""
-    except (av.FFmpegError, ValueError, MemoryError) as error:
-        return None, _plain(error)
-    return None, f"{packets} packets, no frame" if packets else "the file holds no video packets"
+    except _DECODING_ERRORS as error:
+        return None, _describe_error(error)
+    return None, f"{count} packets, no frame" if count else "the file holds no video packets"
 
 
 def _quarter_turns(frame: VideoFrame) -> int:
-    """Counter-clockwise quarter turns that the display matrix asks for; 0 for anything but a multiple of 90°.
+    """Counter-clockwise quarter turns of the display matrix; 0 for anything but a multiple of 90°.
 
     A broken matrix yields -2147483648.
     """
@@ -321,19 +363,17 @@ def _quarter_turns(frame: VideoFrame) -> int:
 
 def _fingerprint(frame: VideoFrame) -> int:
     plane = frame.planes[0]
-    rows = np.frombuffer(memoryview(plane), np.uint8)[: plane.height * plane.line_size].reshape(
-        plane.height, plane.line_size
-    )
+    content = np.frombuffer(memoryview(plane), np.uint8)[: plane.height * plane.line_size]
     used = min(plane.line_size, plane.width * max(1, frame.format.components[0].bits // 8))
-    return zlib.crc32(rows[::4, :used].tobytes())
+    return zlib.crc32(content.reshape(plane.height, plane.line_size)[::4, :used].tobytes())
 
 
-def _plain(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(text)[:1].lower() + str(text)[1:]
+def _describe_error(error: BaseException) -> str:
+    text = str(getattr(error, "strerror", None) or str(error) or type(error).__name__)
+    return text[:1].lower() + text[1:]
 
 
 def version() -> str:
-    """Return PyAV's version and that of the libavcodec it carries."""
+    """Return PyAV's version and that of its libavcodec."""
     codec = ".".join(map(str, av.library_versions["libavcodec"]))
     return f"pyav {av.__version__} (libavcodec {codec})"

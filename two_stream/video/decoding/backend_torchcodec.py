@@ -15,7 +15,6 @@ import numpy as np
 from two_stream.errors import SettingsError, VideoError
 from two_stream.video.decoding.backend_pyav import PyavVideo
 from two_stream.video.decoding.base import Decoded, Image, Video
-from two_stream.video.decoding.containers import flaw
 
 _INSTALL = "pip install two-stream[torchcodec]"
 
@@ -31,14 +30,12 @@ def _decoder_class() -> Any:
     try:
         return importlib.import_module("torchcodec.decoders").VideoDecoder
     except (ImportError, OSError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SettingsError(
-            f"backend torchcodec cannot load FFmpeg's libraries ({first}); install FFmpeg"
-        ) from None
+        reason = f"backend torchcodec cannot load FFmpeg's libraries ({_first_line(error)}); install FFmpeg"
+        raise SettingsError(reason) from None
 
 
 _AT_ONCE = 16
-"""frames asked for together; all of them are in memory"""
+"""frames read per call; all of them are in memory"""
 
 
 class TorchcodecVideo(Video):
@@ -46,7 +43,7 @@ class TorchcodecVideo(Video):
 
     def __init__(self, path: Path) -> None:
         decoder_class = _decoder_class()
-        seen = PyavVideo(path)  # says why a file is no video, and which stream and rotation are meant
+        seen = PyavVideo(path)  # says why a file is no video, and which stream and rotation to use
         super().__init__(path, seen.codec, seen.fps, seen.header_frames)
         try:
             self._decoder = decoder_class(
@@ -56,10 +53,8 @@ class TorchcodecVideo(Video):
             first = _pixels(self._decoder.get_frame_at(0))
         except (RuntimeError, ValueError, IndexError) as error:
             raise VideoError(path, f"torchcodec cannot decode {seen.codec} ({_first_line(error)})") from None
-        # torchcodec may or may not rotate, by version; 180° cannot be told from a shape, and is left to it.
-        self._turns = 1 if first.shape[:2] != (seen.height, seen.width) else 0
-        if self._turns:
-            self._turns = seen.quarter_turns
+        # torchcodec may or may not rotate, by version; a turn of 180° does not show in the shape, and is left to it.
+        self._turns = seen.quarter_turns if first.shape[:2] != (seen.height, seen.width) else 0
         self.height, self.width = seen.height, seen.width
 
     def _walk(self) -> Generator[Decoded]:
@@ -67,11 +62,11 @@ class TorchcodecVideo(Video):
             try:
                 frame = self._decoder.get_frame_at(index)
             except (RuntimeError, ValueError, IndexError) as error:
-                self.damage = f"decoding stops after frame {index}: {_first_line(error)}"
+                self._stopped = f"decoding stops after frame {index}: {_first_line(error)}"
                 return
             picture = partial(np.ascontiguousarray, np.rot90(_pixels(frame), self._turns))
             yield Decoded(picture, frame.pts_seconds, frame.duration_seconds)
-        self.damage = flaw(self.path)
+        self._at_end = True
 
     def _pick(self, wanted: list[int]) -> Iterator[tuple[int, Image]]:
         done = 0

@@ -1,9 +1,18 @@
-"""What is known about a video's frames, so that a read may begin at a key frame; kept between runs.
+"""Indexes of a video's frames, so that a read may begin at a key frame; stored between runs.
 
-An index is `decoded` (one full pass: time stamps, key frames and a checksum of each frame's pixels), made from
-`packets` (time stamps and key frames of a file whose packets can be believed, nothing decoded), or `none` (time stamps
-do not identify frames, or the file is damaged: read from its beginning). Files lie in the user's cache folder
-(`TWO_STREAM_CACHE`), one per video, known by path, size and time of change.
+An index is of one of three kinds:
+
+- `decoded`: from one full pass, with time stamps, key frames and a checksum of each frame's pixels.
+- `packets`: time stamps and key frames of a file whose packets are reliable. Nothing is decoded: demuxing a thousand
+  frames takes as long as decoding twenty.
+- `none`: time stamps do not identify frames, or the file is damaged. It is read from its beginning.
+
+Packets are reliable if the codec's key frames can be told from mere recovery points, every packet has a time stamp,
+none occurs twice, none is marked corrupt or discarded, their number is the header's, parameter sets do not change in
+between, and the first frames decode in the order of the stamps. Packets do not show damage inside one that has not been
+decoded: a full pass may end there, and a seek behind it still works.
+
+Files lie in the user's cache folder (`TWO_STREAM_CACHE`), one per video, identified by path, size and time of change.
 """
 
 from __future__ import annotations
@@ -13,93 +22,100 @@ import json
 import os
 import zlib
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+import av
 import numpy as np
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from two_stream.runtime.cache import cache_folder, write_cached
 
 _FORMAT = 2
-Kind = Literal["decoded", "packets", "none"]
+_VERIFIED = 32
+"""frames decoded from the beginning to verify that packets and frames agree"""
+_KEYS = {"h264": frozenset({5}), "hevc": frozenset({19, 20})}
+"""types of the NAL units after which nothing refers to earlier pictures"""
+_SETS = {"h264": frozenset({7, 8}), "hevc": frozenset({32, 33, 34})}
+"""types of the NAL units that change how pictures are decoded"""
+_PLAIN = frozenset({"vp9", "mjpeg"})
+"""codecs whose packets marked as key frames always are"""
 
 
 @dataclass
 class Index:
-    """Frames in order of presentation, numbered from 0."""
+    """Frames in presentation order, numbered from 0."""
 
     pts: list[int | None] | NDArray[np.int64] = field(default_factory=list)
     """time stamp of each frame"""
     keys: list[int] = field(default_factory=list)
-    """frames that can be decoded without those before them, ascending"""
+    """frames that can be decoded without earlier ones, ascending"""
     prints: list[int] | NDArray[np.uint32] = field(default_factory=list)
-    """checksum of every fourth row of each frame's first plane; empty where nothing was decoded"""
-    kind: Kind = "decoded"
+    """checksum of every fourth row of each frame's first plane; empty if nothing was decoded"""
+    kind: Literal["decoded", "packets", "none"] = "decoded"
 
     def start_before(self, frame: int) -> int:
-        """Return the last key frame at or before `frame`, 0 where time stamps do not identify frames."""
+        """Return the last key frame at or before `frame`, 0 if time stamps do not identify frames."""
         place = bisect_right(self.keys, frame)
         return self.keys[place - 1] if place and self.unique else 0
 
     @cached_property
     def unique(self) -> bool:
-        """Whether time stamps are all there and strictly rise."""
+        """Whether every frame has a time stamp, and they strictly increase."""
         if isinstance(self.pts, np.ndarray):
             return bool((np.diff(self.pts) > 0).all())
         known = [stamp for stamp in self.pts if stamp is not None]
         return len(known) == len(self.pts) and all(a < b for a, b in pairwise(known))
 
 
-def load(path: Path, decoder: str) -> Index | None:
-    """Return the kept index of a file; None where there is none, or it was made of another state of the file.
+def load_frame_index(path: Path, decoder: str) -> Index | None:
+    """Return a file's stored index; None if there is none, or it was made of another state of the file.
 
     Args:
         path: The video.
-        decoder: Name and version of what decodes; pixels differ between versions.
+        decoder: Name and version of the decoder; pixels differ between versions.
     """
-    place = _place(path)
+    place = _index_file(path)
     if place is None:
         return None
     try:
-        content = place.read_bytes()
-        first, _, payload = content.partition(b"\n")
+        first, _, payload = place.read_bytes().partition(b"\n")
         found = json.loads(first)
-        if (
-            found != {**_header(path, decoder), "made": found["made"]}
-            or zlib.crc32(payload) != found["made"]["crc"]
-        ):
+        made = found.pop("made")
+        if found != _header(path, decoder) or zlib.crc32(payload) != made["crc"]:
             return None
-        return _unpack(found["made"], payload)
-    except (OSError, ValueError, KeyError, TypeError):
+        return _unpack(made, payload)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def store(path: Path, decoder: str, index: Index) -> bool:
-    """Keep an index; False where that is not possible."""
-    place = _place(path)
+def store_frame_index(path: Path, decoder: str, index: Index) -> bool:
+    """Store an index; False if that is not possible."""
+    place = _index_file(path)
     if place is None:
         return False
     if index.kind == "none" or not index.unique:
         index = Index(kind="none")
+    parts = ((index.pts, "<i8"), (index.keys, "<i8"), (index.prints, "<u4"))
     try:
-        payload = b"".join(
-            np.asarray(values, kind).tobytes()
-            for values, kind in ((index.pts, "<i8"), (index.keys, "<i8"), (index.prints, "<u4"))
-        )
+        payload = b"".join(np.asarray(values, kind).tobytes() for values, kind in parts)
         header = _header(path, decoder)
     except (OSError, OverflowError):
         return False
-    counts = [len(index.pts), len(index.keys), len(index.prints)]
+    counts = [len(values) for values, _ in parts]
     header["made"] = {"kind": index.kind, "counts": counts, "crc": zlib.crc32(payload)}
     return write_cached(place, json.dumps(header).encode() + b"\n" + payload)
 
 
 def _unpack(made: dict[str, Any], payload: bytes) -> Index:
-    """Raise ValueError where counts and content differ."""
+    """Raise ValueError if counts and content differ."""
     frames, keys, prints = (int(count) for count in made["counts"])
     middle, end = 8 * frames, 8 * (frames + keys)
     if len(payload) != end + 4 * prints or made["kind"] not in ("decoded", "packets", "none"):
@@ -123,9 +139,110 @@ def _header(path: Path, decoder: str) -> dict[str, Any]:
     }
 
 
-def _place(path: Path) -> Path | None:
+def _index_file(path: Path) -> Path | None:
     folder = cache_folder()
-    if folder is None:
-        return None
     name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:40]
-    return folder / "video-index" / name[:2] / f"{name}.idx"
+    return None if folder is None else folder / "video-index" / name[:2] / f"{name}.idx"
+
+
+def read_packet_index(container: InputContainer, stream: VideoStream) -> Index | None:
+    """Read a newly opened file to its end; return its index, or None if its packets are not reliable."""
+    codec = stream.codec_context.name
+    if codec not in _KEYS and codec not in _PLAIN:
+        return None
+    stamps: list[int] = []
+    keys: list[int] = []
+    try:
+        for packet in container.demux(stream):
+            if packet.size == 0:  # the last one, which flushes the decoder
+                continue
+            if packet.pts is None or packet.is_corrupt or packet.is_discard:
+                return None
+            is_key = _is_key(packet, codec, stream)
+            if is_key is None:
+                return None
+            if is_key:
+                keys.append(packet.pts)
+            stamps.append(packet.pts)
+    except (av.FFmpegError, ValueError, MemoryError):
+        return None
+    # frames that the decoder holds back from the start; known since PyAV 18
+    depth = int(getattr(stream.codec_context, "reorder_depth", 0) or 0)
+    return _sort_packets(stamps, keys, stream.frames, depth)
+
+
+def starts_like_index(container: InputContainer, stream: VideoStream, index: Index) -> bool:
+    """Return whether the first frames of a newly opened file decode with the time stamps of the index."""
+    count = min(_VERIFIED, len(index.pts))
+    number = 0
+    try:
+        for packet in container.demux(stream):
+            for frame in packet.decode():
+                if frame.is_corrupt or frame.pts != index.pts[number]:
+                    return False
+                number += 1
+                if number == count:
+                    return True
+    except (av.FFmpegError, ValueError, MemoryError):
+        return False
+    return False
+
+
+def _sort_packets(stamps: list[int], keys: list[int], announced: int, depth: int) -> Index | None:
+    """Sort the time stamps of the packets; None if frames will have other ones.
+
+    Args:
+        stamps: In the order of the file.
+        keys: Those of key frames.
+        announced: Number of frames in the header, 0 if not stated.
+        depth: Frames that the decoder holds back to put them in order.
+    """
+    if not stamps or not keys or (announced and announced != len(stamps)):
+        return None
+    read = np.asarray(stamps, np.int64)
+    order = np.argsort(read, kind="stable")
+    shown = read[order]
+    if (np.diff(shown) <= 0).any() or keys[0] != shown[0] or stamps[0] != shown[0]:
+        return None
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    late = np.arange(len(order)) - rank  # by how much a packet comes after its place in presentation order
+    # a decoder that learns of a larger delay in between may drop a frame there
+    if late.max() > max(depth, late[:_VERIFIED].max()):
+        return None
+    places = np.searchsorted(shown, np.asarray(sorted(keys), np.int64))
+    return Index(shown, places.tolist(), kind="packets")
+
+
+def _is_key(packet: Packet[VideoStream], codec: str, stream: VideoStream) -> bool | None:
+    """Return whether decoding can begin at a packet; None if parameter sets change in between."""
+    if codec in _PLAIN:
+        return bool(packet.is_keyframe)
+    extradata = stream.codec_context.extradata or b""
+    units = list(_unit_types(bytes(packet), codec, extradata))
+    sets = _SETS[codec].intersection(units)
+    if not _KEYS[codec].intersection(units):
+        return None if sets else False
+    if not extradata.startswith(b"\x01"):  # the header of the file has no parameter sets
+        return sets == _SETS[codec]
+    return None if sets else True
+
+
+def _unit_types(content: bytes, codec: str, extradata: bytes) -> Iterator[int]:
+    """Yield the types of a packet's NAL units."""
+
+    def unit_type(head: int) -> int:
+        return head & 31 if codec == "h264" else head >> 1 & 63
+
+    if extradata.startswith(b"\x01"):  # length-prefixed, as in MP4 and Matroska
+        at_size = 4 if codec == "h264" else 21
+        width = (extradata[at_size] & 3) + 1 if len(extradata) > at_size else 4
+        at = 0
+        while at + width < len(content):
+            yield unit_type(content[at + width])
+            at += width + int.from_bytes(content[at : at + width], "big")
+        return
+    at = content.find(b"\x00\x00\x01")
+    while at >= 0 and at + 3 < len(content):
+        yield unit_type(content[at + 3])
+        at = content.find(b"\x00\x00\x01", at + 3)

@@ -1,7 +1,7 @@
-"""Videos read by frame index, exactly, whatever the container: the door to the decoder backends.
+"""Opens videos with one of the decoder backends.
 
-Frame index means order of presentation among the frames that really decode; a header's count is never trusted.
-Decoders pick different frames and pixels, so a run records `backend_version`.
+Frames are read by index, exactly: the position in presentation order among the frames that really decode. A header's
+count is never trusted. Decoders return different frames and pixels, so a run records `backend_version`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from two_stream.errors import SettingsError
 from two_stream.video.decoding.base import VIDEO_SUFFIXES, Video
 
 BACKENDS = ("pyav", "opencv", "torchcodec")
-"""Names of the decoders; the first is the default."""
+"""Names of the backends; the first is the default."""
 _CLASSES = {"pyav": "PyavVideo", "opencv": "OpencvVideo", "torchcodec": "TorchcodecVideo"}
 
 __all__ = ["BACKENDS", "VIDEO_SUFFIXES", "Video", "backend_version", "open_video"]
@@ -25,7 +25,7 @@ def open_video(path: str | Path, backend: str = "pyav") -> Video:
     """Open a video file with one of `BACKENDS`.
 
     Raises:
-        VideoError: The file is missing, empty, not a video, or not one frame of it decodes; the reason is plain.
+        VideoError: The file is missing, empty, not a video, or not one frame of it decodes.
         SettingsError: The backend is unknown or not installed.
     """
     module = _module(backend)
@@ -33,7 +33,7 @@ def open_video(path: str | Path, backend: str = "pyav") -> Video:
 
 
 def backend_version(backend: str) -> str:
-    """Return a backend's name and version as runs record it, e.g. `pyav 18.1.0 (libavcodec 62.28.102)`.
+    """Return a backend's name and version as a run records it, e.g. `pyav 18.1.0 (libavcodec 62.28.102)`.
 
     Raises:
         SettingsError: The backend is unknown or not installed.

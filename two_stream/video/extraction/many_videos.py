@@ -1,6 +1,6 @@
-"""Videos to frame folders, many at a time: on the processors of this machine, or on a Ray cluster.
+"""Extracts many videos in parallel, on the processors of this machine or on a Ray cluster.
 
-Each video is done whole or not at all (see `one_video.py`); the next run skips what is finished and redoes the rest.
+Each video is extracted completely or not at all (see `one_video.py`); the next run skips finished ones.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from two_stream.video.extraction.one_video import (
     ExtractionJob,
     ExtractionOutcome,
     ExtractOptions,
-    extract_one,
+    extract_video,
 )
 from two_stream.video.flow import FlowEstimator
-from two_stream.video.sources import Source, collisions
+from two_stream.video.sources import Source, find_collisions
 
 _PER_GPU = 2
-"""Processes that share a GPU: one decodes and encodes while the other computes."""
+"""processes that share a GPU: one decodes and encodes while the other computes"""
 
 
 @dataclass
 class ExtractSummary:
-    """What became of every video, in the order given."""
+    """The outcome of every video, in the order given."""
 
     outcomes: list[ExtractionOutcome]
     seconds: float
@@ -45,12 +45,12 @@ class ExtractSummary:
 
     @property
     def failed(self) -> list[ExtractionOutcome]:
-        """The videos without a frame folder, each with its reason."""
+        """Videos without a frame folder, each with its reason."""
         return self.by_status("failed")
 
     @property
     def frames_per_second(self) -> float:
-        """Frames written per second of wall clock, all processes together."""
+        """Frames written per second of wall-clock time, by all processes together."""
         return sum(outcome.frames for outcome in self.by_status("written")) / max(self.seconds, 1e-9)
 
     def as_dict(self) -> dict[str, Any]:
@@ -68,20 +68,19 @@ class ExtractSummary:
 def extract(
     videos: Sequence[Source], out: Path, options: ExtractOptions | None = None, *, ray: str | None = None
 ) -> ExtractSummary:
-    """Write the frame folder `<out>/<id>` of every video, several at a time, with a progress display.
+    """Write the frame folder `<out>/<id>` of every video, several in parallel, with a progress display.
 
-    Never raises for a single video: one that fails is listed in the summary with its reason. Ctrl-C leaves no
-    half-written folder behind.
+    A video that fails raises no error: the summary lists it with its reason. Ctrl-C leaves no unfinished folder.
 
     Args:
-        videos: What to extract.
-        out: Folder that gets one folder per video.
-        options: How.
-        ray: Address of a Ray cluster (`host:port`, `auto`, `ray://…`) whose machines see the same paths, or `local`
-            for one started here; None uses this machine's processors without Ray. The files are the same.
+        videos: The videos to extract.
+        out: Folder for one frame folder per video.
+        options: Settings; None for the default ones.
+        ray: Address of a Ray cluster (`host:port`, `auto`, `ray://…`) whose machines share the paths, or `local` for
+            one started here; None uses this machine's processors without Ray. The files are the same.
 
     Raises:
-        DataError: The output folder cannot be written, or a machine of the cluster does not see the same paths.
+        DataError: The output folder cannot be written, or a machine of the cluster does not share the paths.
         SettingsError: The backend, the flow algorithm or Ray is unknown, not installed or not reachable.
     """
     chosen = options or ExtractOptions()
@@ -91,14 +90,11 @@ def extract(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{out}: cannot be made an output folder ({error.strerror})") from None
+        raise DataError(f"{out}: cannot create the output folder ({error.strerror})") from None
     start = time.monotonic()
-    clashes = collisions(videos)
-    outcomes: dict[int, ExtractionOutcome] = {
-        index: ExtractionOutcome(videos[index].id, str(videos[index].path), "failed", reason=reason)
-        for index, reason in clashes.items()
-    }
-    todo = longest_first(videos, [index for index in range(len(videos)) if index not in clashes])
+    clashes = find_collisions(videos)
+    outcomes = {index: _failed(videos[index], reason) for index, reason in clashes.items()}
+    todo = sort_longest_first(videos, [index for index in range(len(videos)) if index not in clashes])
     jobs = [ExtractionJob(videos[index], out, chosen, place=place) for place, index in enumerate(todo)]
     places = {out, *(job.final.parent for job in jobs)}
     clear_leftovers(places)
@@ -107,23 +103,24 @@ def extract(
             for place, answer in answers:
                 source = jobs[place].source
                 if isinstance(answer, TaskFailure):
-                    answer = ExtractionOutcome(source.id, str(source.path), "failed", reason=answer.reason)
+                    answer = _failed(source, answer.reason)
                 outcomes[todo[place]] = replace(answer, path=str(source.path))
                 frames = sum(one.frames for one in outcomes.values() if one.status == "written")
-                advance(1, fps=f"{frames / (time.monotonic() - start):.1f}", failed=_failures(outcomes))
+                failed = sum(one.status == "failed" for one in outcomes.values())
+                advance(1, fps=f"{frames / (time.monotonic() - start):.1f}", failed=failed)
     finally:
         clear_leftovers(places)
     ordered = [outcomes[index] for index in range(len(videos))]
     return ExtractSummary(ordered, time.monotonic() - start, chosen.recorded(), version)
 
 
-def longest_first(videos: Sequence[Source], indices: Sequence[int]) -> list[int]:
-    """Return the indices by falling file size: a long video begun last would keep the others' processors waiting."""
+def sort_longest_first(videos: Sequence[Source], indices: Sequence[int]) -> list[int]:
+    """Return the indices by decreasing file size: a long video started last would leave the other processors idle."""
 
     def size(index: int) -> int:
         try:
             return videos[index].path.stat().st_size
-        except OSError:  # it will be told when its turn comes
+        except OSError:  # reported when it is extracted
             return 0
 
     return sorted(indices, key=size, reverse=True)
@@ -134,7 +131,6 @@ def _answers(
 ) -> Generator[tuple[int, ExtractionOutcome | TaskFailure]]:
     """Run the jobs, here or on Ray."""
     if not jobs:
-        yield from ()
         return
     options = jobs[0].options
     if ray is not None:
@@ -143,22 +139,17 @@ def _answers(
         with closing(extract_on_ray(jobs, ray)) as answers:
             yield from answers
         return
-    processes = _processes(options)
+    processes = options.processes
+    if processes is None:
+        gpus = options.network.gpus if options.network is not None else 0
+        processes = min(usable_processes(), _PER_GPU * gpus) if gpus else usable_processes()
     busy = min(processes, len(jobs))
-    # few videos share all processors
+    # if there are few videos, each uses several processors
     threads = options.threads or (max(1, usable_processes() // busy) if busy else 0)
     local = [replace(job, threads=threads) for job in jobs]
-    with closing(run_tasks(extract_one, local, processes=processes, patience=options.patience)) as done:
+    with closing(run_tasks(extract_video, local, processes=processes, patience=options.patience)) as done:
         yield from done
 
 
-def _processes(options: ExtractOptions) -> int:
-    if options.processes is not None:
-        return options.processes
-    if options.network is not None and options.network.gpus:
-        return min(usable_processes(), _PER_GPU * options.network.gpus)
-    return usable_processes()
-
-
-def _failures(outcomes: dict[int, ExtractionOutcome]) -> int:
-    return sum(outcome.status == "failed" for outcome in outcomes.values())
+def _failed(source: Source, reason: str) -> ExtractionOutcome:
+    return ExtractionOutcome(source.id, str(source.path), "failed", reason=reason)

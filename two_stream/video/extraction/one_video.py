@@ -1,13 +1,14 @@
-"""One video to one frame folder: RGB and optical flow as JPEG, whole or absent.
+"""Extracts one video into a frame folder: RGB and optical flow as JPEG.
 
-A video is written into a hidden folder beside its place and renamed when it is complete, with a manifest
-(`.done.json`) of how it was made. Whatever kills a run, a folder under its final name is whole.
+A video is written into a hidden folder, which is renamed when it is complete, with a manifest (`.done.json`) of its
+settings. Whatever ends a run, a folder under its final name is complete.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,10 +23,10 @@ from two_stream.runtime.files import fsync_dir, write_json
 from two_stream.runtime.leftovers import unfinished
 from two_stream.runtime.text import parse_json
 from two_stream.runtime.workers import Beat
-from two_stream.video.decoding.clock import uneven
-from two_stream.video.decoding.reader import Video, backend_version, open_video
+from two_stream.video.decoding.base import uneven_times
+from two_stream.video.decoding.reader import backend_version, open_video
 from two_stream.video.flow import ALGORITHMS, FLOW_BOUND, FlowEstimator, FlowMaker, FlowNetwork
-from two_stream.video.frames import FramePatterns, count_frames, numbers_by_name
+from two_stream.video.frames import FramePatterns, count_frames, names_by_number
 from two_stream.video.sources import Source
 
 MANIFEST = ".done.json"
@@ -34,16 +35,16 @@ MANIFEST = ".done.json"
 
 @dataclass(frozen=True)
 class ExtractOptions:
-    """How videos become frame folders."""
+    """Settings of extraction."""
 
     flow: Literal["tvl1", "dis", "farneback", "raft", "none"] = "tvl1"
     """flow algorithm; none writes RGB only"""
     network: FlowNetwork | None = None
-    """the network with its weights, for flow raft (see `two_stream.pretrained.raft`)"""
+    """the network and its weights, for flow raft (see `two_stream.pretrained.raft`)"""
     short_side: int | None = 256
     """pixels of the shorter side, aspect ratio kept; None keeps the size of the video"""
     size: tuple[int, int] | None = None
-    """fixed (height, width); goes before `short_side`"""
+    """fixed (height, width); overrides `short_side`"""
     backend: str = "pyav"
     """decoder"""
     quality: int = 95
@@ -51,13 +52,13 @@ class ExtractOptions:
     patterns: FramePatterns = field(default_factory=FramePatterns)
     """names of the files"""
     overwrite: bool = False
-    """redo what was extracted with other settings"""
+    """redo videos that were extracted with other settings"""
     processes: int | None = None
-    """worker processes; None takes all processors, 0 works in this process"""
+    """worker processes; None uses all processors, 0 works in this process"""
     threads: int | None = None
-    """OpenCV's threads per process; None shares out the processors"""
+    """OpenCV's threads per process; None divides the processors"""
     patience: float = 600.0
-    """seconds without a new frame after which a video is given up"""
+    """seconds without a new frame after which a video is skipped"""
 
     def __post_init__(self) -> None:
         """Check ranges; the message names the flag."""
@@ -84,7 +85,7 @@ class ExtractOptions:
             raise SettingsError(f"--threads is {self.threads}: expected 1 or more")
 
     def recorded(self) -> dict[str, Any]:
-        """Return what decides the pixels and names of the files: a change of any of it asks for a new extraction."""
+        """Return the settings that determine pixels and names of the files; if one changes, extraction is redone."""
         return {
             "backend": self.backend,
             "flow": self.flow,
@@ -99,7 +100,7 @@ class ExtractOptions:
 
 @dataclass
 class ExtractionOutcome:
-    """What became of one video."""
+    """The outcome of one video."""
 
     id: str
     path: str
@@ -114,15 +115,15 @@ class ExtractionOutcome:
 
 @dataclass(frozen=True)
 class ExtractionJob:
-    """One video to extract; it crosses process and machine borders."""
+    """One video to extract; it is sent to other processes and machines."""
 
     source: Source
     out: Path
     options: ExtractOptions
     threads: int = 0
-    """OpenCV's threads while it works on this video; 0 leaves them as they are"""
+    """OpenCV's threads for this video; 0 keeps the current number"""
     place: int = 0
-    """number of the job: spreads networks over the GPUs of a machine"""
+    """number of the job, to spread networks over the GPUs of a machine"""
 
     @property
     def final(self) -> Path:
@@ -130,8 +131,8 @@ class ExtractionJob:
         return self.out / self.source.id
 
 
-def extract_one(job: ExtractionJob, beat: Beat) -> ExtractionOutcome:
-    """Extract one video; what a person or a file can cause becomes a failed outcome."""
+def extract_video(job: ExtractionJob, beat: Beat) -> ExtractionOutcome:
+    """Extract one video; errors of the input or the system become a failed outcome."""
     if job.threads:
         cv2.setNumThreads(job.threads)
     start = time.monotonic()
@@ -152,7 +153,7 @@ def extract_one(job: ExtractionJob, beat: Beat) -> ExtractionOutcome:
 
 def _extract(job: ExtractionJob, beat: Beat, outcome: ExtractionOutcome) -> None:
     final = job.final
-    if final.is_dir() and _finished(final, job, outcome):
+    if final.is_dir() and _is_finished(final, job, outcome):
         outcome.status = "skipped"
         return
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -161,17 +162,17 @@ def _extract(job: ExtractionJob, beat: Beat, outcome: ExtractionOutcome) -> None
     try:
         part.mkdir()
         _write_all(job, part, beat, outcome)
-        _settle(part, final)
+        _move_into_place(part, final)
         outcome.status = "written"
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _finished(final: Path, job: ExtractionJob, outcome: ExtractionOutcome) -> bool:
-    """Tell whether a folder is whole and wanted as it is.
+def _is_finished(final: Path, job: ExtractionJob, outcome: ExtractionOutcome) -> bool:
+    """Return whether a folder is complete, with the job's settings.
 
     Raises:
-        VideoError: It was made otherwise, or holds what extraction did not write, and must not be replaced unasked.
+        VideoError: It has other settings, or contains other files, and must not be replaced without --overwrite.
     """
     manifest = read_extraction_manifest(final)
     patterns = job.options.patterns
@@ -190,19 +191,18 @@ def _finished(final: Path, job: ExtractionJob, outcome: ExtractionOutcome) -> bo
     known = [patterns.rgb, patterns.flow_x, patterns.flow_y]
     if manifest is not None:
         known += [str(name) for name in manifest["settings"]["patterns"].values()]
-    ours = {name for pattern in known for name in numbers_by_name(names, pattern).values()}
-    strange = sorted(set(names) - ours)
-    if strange:
-        raise VideoError(
-            final, f"{final} holds what is no frame ({strange[0]}); move it away or choose another --out"
-        )
+    ours = {name for pattern in known for name in names_by_number(names, pattern).values()}
+    others = sorted(set(names) - ours)
+    if others:
+        reason = f"{final} holds a file that is no frame ({others[0]}); move it away or choose another --out"
+        raise VideoError(final, reason)
     if names and manifest is None:
-        outcome.warnings.append(f"replaced {len(names)} files of a folder that was never finished")
+        outcome.warnings.append(f"replaced {len(names)} files of an unfinished folder")
     return False
 
 
 def _changes(manifest: dict[str, Any], job: ExtractionJob) -> str:
-    """Say in what a folder's settings and source differ from those asked for; empty when in nothing."""
+    """Describe how a folder's settings and source differ from the job's; empty if they do not."""
     wanted, made = job.options.recorded(), manifest["settings"]
     changes = [f"{key} {made.get(key)} -> {wanted[key]}" for key in wanted if made.get(key) != wanted[key]]
     if job.source.path.is_file():
@@ -213,7 +213,7 @@ def _changes(manifest: dict[str, Any], job: ExtractionJob) -> str:
 
 
 def read_extraction_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest of a finished frame folder; None where there is none or it is not ours."""
+    """Return the manifest of a finished frame folder; None if there is none or it is not valid."""
     try:
         found = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
         patterns = found["settings"]["patterns"]
@@ -235,23 +235,32 @@ def extraction_settings(root: Path) -> dict[str, Any] | None:
 
 
 def _write_all(job: ExtractionJob, part: Path, beat: Beat, outcome: ExtractionOutcome) -> None:
-    """Stream the frames of a video into `part` and its manifest last; few frames are in memory at a time."""
+    """Write the frames of a video into `part`, then its manifest; few frames are in memory at a time."""
     options, path = job.options, job.source.path
     maker = _flow_maker(job)
     with open_video(path, options.backend) as video:
         status = path.stat()
-        height, width = target_size(video.height, video.width, options)
-        pictures = _Pictures(video, (height, width), part, options, beat)
-        flows = 0
+        height, width = frame_size(video.height, video.width, options)
+        frames = flows = 0
+
+        def pictures() -> Iterator[NDArray[np.uint8]]:
+            """Write each RGB frame as it passes on to the flow."""
+            nonlocal frames
+            for frame in video.frames():
+                frames += 1
+                picture = resize_frame(frame, height, width)
+                bgr = np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), np.uint8)
+                _write_jpeg(part / options.patterns.rgb.format(frames), bgr, options.quality)
+                beat()
+                yield picture
+
         if maker is None:
-            for _ in pictures:
-                pass
+            deque(pictures(), maxlen=0)
         else:
-            for flows, flow in enumerate(maker.flows(pictures), start=1):
+            for flows, flow in enumerate(maker.flows(pictures()), start=1):
                 _write_jpeg(part / options.patterns.flow_x.format(flows), flow[..., 0], options.quality)
                 _write_jpeg(part / options.patterns.flow_y.format(flows), flow[..., 1], options.quality)
                 beat()
-        frames = pictures.count
         outcome.frames, outcome.flow_frames = frames, flows
         if video.damage:
             outcome.warnings.append(f"damaged: {video.damage}")
@@ -272,7 +281,7 @@ def _write_all(job: ExtractionJob, part: Path, beat: Beat, outcome: ExtractionOu
                 "width": video.width,
                 "fps": video.fps,
                 "codec": video.codec,
-                "times": uneven(video.times),
+                "times": uneven_times(video.times),
             },
             "damage": video.damage,
             "warnings": outcome.warnings,
@@ -291,28 +300,8 @@ def _flow_maker(job: ExtractionJob) -> FlowMaker | None:
     return FlowEstimator(job.options.flow)
 
 
-class _Pictures:
-    """The frames of a video at the size they are stored at; each is written as it passes."""
-
-    def __init__(
-        self, video: Video, size: tuple[int, int], part: Path, options: ExtractOptions, beat: Beat
-    ) -> None:
-        self.video, self.size, self.part, self.options, self.beat = video, size, part, options, beat
-        self.count = 0
-
-    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        name, quality = self.options.patterns.rgb, self.options.quality
-        for frame in self.video.frames():
-            self.count += 1
-            picture = resized(frame, *self.size)
-            bgr = np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), np.uint8)
-            _write_jpeg(self.part / name.format(self.count), bgr, quality)
-            self.beat()
-            yield picture
-
-
-def target_size(height: int, width: int, options: ExtractOptions) -> tuple[int, int]:
-    """Return (height, width) of the stored frames of a video of the given size."""
+def frame_size(height: int, width: int, options: ExtractOptions) -> tuple[int, int]:
+    """Return (height, width) of the stored frames for a video of the given size."""
     if options.size is not None:
         return options.size
     if options.short_side is None:
@@ -321,8 +310,8 @@ def target_size(height: int, width: int, options: ExtractOptions) -> tuple[int, 
     return round(height * options.short_side / short), round(width * options.short_side / short)
 
 
-def resized(picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Resize `(H, W, 3)`: averaging over areas when shrinking, so that fine texture does not flicker, else bilinear."""
+def resize_frame(picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Resize `(H, W, 3)`: by area averaging if it shrinks, so that fine texture does not flicker, else bilinearly."""
     if picture.shape[:2] == (height, width):
         return picture
     shrinks = height * width < picture.shape[0] * picture.shape[1]
@@ -331,7 +320,7 @@ def resized(picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.u
 
 
 def _write_jpeg(path: Path, picture: NDArray[np.uint8], quality: int) -> None:
-    """Encode first, then write: the name of the file need not end in `.jpg`."""
+    """Encode, then write: the file's name need not end in `.jpg`."""
     done, content = cv2.imencode(".jpg", np.ascontiguousarray(picture), [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise VideoError(
@@ -340,8 +329,8 @@ def _write_jpeg(path: Path, picture: NDArray[np.uint8], quality: int) -> None:
     path.write_bytes(content.tobytes())
 
 
-def _settle(part: Path, final: Path) -> None:
-    """Rename a complete folder to its place; one that stands there steps aside first and is then removed."""
+def _move_into_place(part: Path, final: Path) -> None:
+    """Rename a complete folder to its final name; an existing folder is renamed first and removed afterwards."""
     aside = part.with_suffix(".old")
     if final.exists():
         final.rename(aside)

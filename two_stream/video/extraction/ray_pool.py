@@ -1,7 +1,7 @@
-"""Extraction on a Ray cluster: the same jobs and the same files as the local pool, on the processors of many machines.
+"""Runs extraction jobs on a Ray cluster, with the same files as the local pool.
 
-The machines write to the output folder themselves, so all of them must see it, and the videos, under the same paths.
-A first task on each of them checks that, and that its libraries are this machine's: other decoders give other pixels.
+The machines write to the output folder themselves, so the output folder and the videos must have the same paths on all
+of them. A first task on each machine checks the paths and library versions: other decoders return other pixels.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from two_stream.errors import DataError, SettingsError
 from two_stream.runtime.leftovers import clear_leftovers, unfinished
 from two_stream.runtime.workers import TaskFailure, usable_processes
 from two_stream.video.decoding.reader import backend_version
-from two_stream.video.extraction.one_video import ExtractionJob, ExtractionOutcome, extract_one
+from two_stream.video.extraction.one_video import ExtractionJob, ExtractionOutcome, extract_video
 
 LOCAL = "local"
-"""Address that stands for a Ray instance started here and ended with the run."""
+"""address of a Ray instance that is started here and ends with the run"""
 
-_PROBE_SECONDS = 120.0
-_KNOCK_SECONDS = 5.0
+_CHECK_SECONDS = 120.0
+_CONNECT_SECONDS = 5.0
 _END_SECONDS = 15.0
-"""How long a cancelled task may take to remove its unfinished folder."""
-_WAITING = 2
-"""Tasks handed out per processor: one at work, one ready."""
+"""time for a cancelled task to remove its unfinished folder"""
+_TASKS_PER_CPU = 2
+"""submitted tasks per processor: one running, one waiting"""
 _GPU_SHARE = 0.5
 _STORE = 80 * 2**20
-"""Bytes of the local object store, its smallest: nothing large passes through it."""
+"""bytes of the local object store, its minimum: nothing large passes through it"""
 _BEAT_EVERY = 0.5
 
 
@@ -48,25 +48,25 @@ def extract_on_ray(
 ) -> Generator[tuple[int, ExtractionOutcome | TaskFailure]]:
     """Run extraction jobs on a cluster and yield (index, outcome or failure) as they finish.
 
-    A task whose process dies is tried once more, on another machine when its own is gone. Closing the generator
-    (Ctrl-C) cancels the tasks, which remove what they had begun.
+    A task whose process dies is retried once, on another machine if its own is gone. Closing the generator (Ctrl-C)
+    cancels the tasks, which remove their unfinished folders.
 
     Args:
-        jobs: All of one run, most work first.
+        jobs: All jobs of a run, longest first.
         address: `host:port`, `auto`, `ray://…`, or `local`.
 
     Raises:
         SettingsError: Ray is not installed or not reachable, or a machine has other versions.
-        DataError: A machine does not see the same paths.
+        DataError: A machine does not have the same paths.
     """
     ray = import_ray()
     options = jobs[0].options
     out = jobs[0].out.absolute()
     mark = unfinished(out / "ray")
-    with connected(ray, address, options.processes):
+    with connect_ray(ray, address, options.processes):
         mark.write_text("two-stream extract is running on Ray\n", encoding="utf-8")
         try:
-            _probe(ray, jobs, mark)
+            _check_machines(ray, jobs, mark)
             yield from _run(ray, [_absolute(job) for job in jobs], mark)
         finally:
             mark.unlink(missing_ok=True)
@@ -88,16 +88,16 @@ def import_ray() -> Any:
 
 
 @contextmanager
-def connected(ray: Any, address: str, processes: int | None) -> Iterator[None]:
-    """Join a cluster, or start one here; a connection that was there before stays."""
+def connect_ray(ray: Any, address: str, processes: int | None) -> Iterator[None]:
+    """Connect to a cluster, or start one here; an existing connection is used and kept."""
     if ray.is_initialized():
         yield
         return
-    _answering(address)
+    _check_address(address)
     common = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
     try:
         if address == LOCAL:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics are sent
             count = usable_processes() if processes is None else max(1, processes)
             ray.init(num_cpus=count, include_dashboard=False, object_store_memory=_STORE, **common)
         else:
@@ -113,13 +113,13 @@ def connected(ray: Any, address: str, processes: int | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _answering(address: str) -> None:
-    """Knock at the address first: Ray itself would try for more than ten minutes."""
+def _check_address(address: str) -> None:
+    """Open a connection first: Ray itself would try for more than ten minutes."""
     if address in (LOCAL, "auto"):
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
     except ValueError:
         raise SettingsError(
             f"--ray is {address!r}: expected HOST:PORT, ray://HOST:PORT, auto or local"
@@ -131,24 +131,24 @@ def _answering(address: str) -> None:
 
 
 def _absolute(job: ExtractionJob) -> ExtractionJob:
-    """Return a job that means the same in another working folder, with one thread: Ray counts processors."""
+    """Return a job with absolute paths, and one thread: Ray counts processors."""
     source = replace(job.source, path=job.source.path.absolute())
     return replace(job, source=source, out=job.out.absolute(), threads=job.options.threads or 1)
 
 
 def versions(backend: str) -> dict[str, str]:
-    """Return the versions that decide pixels: decoder and OpenCV."""
+    """Return the versions that determine pixels: decoder and OpenCV."""
     return {"decoder": backend_version(backend), "opencv": cv2.__version__, "numpy": np.__version__}
 
 
 def examine_machine(mark: str, folders: list[str], backend: str) -> dict[str, Any]:
-    """Say, on a machine of the cluster, what it sees and has."""
+    """Return, on a machine of the cluster, which paths it lacks and which versions it has."""
     missing = [name for name in (mark, *folders) if not Path(name).exists()]
     return {"host": socket.gethostname(), "missing": missing, "versions": versions(backend)}
 
 
-def _probe(ray: Any, jobs: Sequence[ExtractionJob], mark: Path) -> None:
-    """Run `examine_machine` on every machine and refuse those that would write other files, or none."""
+def _check_machines(ray: Any, jobs: Sequence[ExtractionJob], mark: Path) -> None:
+    """Run `examine_machine` on every machine and raise if one would write other files, or none."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     backend = jobs[0].options.backend
@@ -157,26 +157,24 @@ def _probe(ray: Any, jobs: Sequence[ExtractionJob], mark: Path) -> None:
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     if not nodes:
         raise SettingsError("--ray: the cluster has no machine with processors")
-    asked = []
+    references = []
     for node in nodes:
         strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        asked.append(
-            task.options(num_cpus=0, max_retries=0, scheduling_strategy=strategy).remote(
-                str(mark), folders, backend
-            )
-        )
+        pinned = task.options(num_cpus=0, max_retries=0, scheduling_strategy=strategy)
+        references.append(pinned.remote(str(mark), folders, backend))
     here = versions(backend)
-    for node, reference in zip(nodes, asked, strict=True):
+    for node, reference in zip(nodes, references, strict=True):
         name = node.get("NodeManagerHostname") or node.get("NodeManagerAddress")
         try:
-            found = ray.get(reference, timeout=_PROBE_SECONDS)
+            found = ray.get(reference, timeout=_CHECK_SECONDS)
         except ray.exceptions.RayError as error:
+            why = describe_ray_error(error)
             raise SettingsError(
-                f"--ray: machine {name} cannot run two-stream ({reason_of(error)}); install the same version there"
+                f"--ray: machine {name} cannot run two-stream ({why}); install the same version there"
             ) from None
         if found["missing"]:
-            lost = found["missing"][0]
-            what = str(mark.parent) if lost == str(mark) else lost
+            first = found["missing"][0]
+            what = str(mark.parent) if first == str(mark) else first
             raise DataError(
                 f"--ray: machine {name} does not see {what} as this one does; extraction on a cluster needs videos "
                 "and --out on a file system that all machines share under the same paths"
@@ -195,12 +193,14 @@ def _run(
 ) -> Generator[tuple[int, ExtractionOutcome | TaskFailure]]:
     options = jobs[0].options
     gpus = _GPU_SHARE if options.network is not None and ray.cluster_resources().get("GPU") else 0
-    task = ray.remote(work).options(num_cpus=job_threads(jobs), num_gpus=gpus, max_retries=1)
+    task = ray.remote(run_extraction_task).options(
+        num_cpus=max(1, jobs[0].threads), num_gpus=gpus, max_retries=1
+    )
     waiting = deque(range(len(jobs)))
     running: dict[Any, int] = {}
     try:
         while waiting or running:
-            for _ in range(_room(ray, options.processes) - len(running)):
+            for _ in range(_most_tasks(ray, options.processes) - len(running)):
                 if waiting:
                     place = waiting.popleft()
                     running[task.remote(jobs[place], str(mark), options.patience)] = place
@@ -210,24 +210,19 @@ def _run(
                 try:
                     yield place, ray.get(reference)
                 except ray.exceptions.RayError as error:
-                    yield place, TaskFailure(reason_of(error))
+                    yield place, TaskFailure(describe_ray_error(error))
     finally:
-        cancel(ray, list(running))
+        cancel_tasks(ray, list(running))
 
 
-def job_threads(jobs: Sequence[ExtractionJob]) -> int:
-    """Return the processors one task takes."""
-    return max(1, jobs[0].threads)
+def _most_tasks(ray: Any, processes: int | None) -> int:
+    """Return how many tasks may be submitted; the cluster may grow or shrink during a run."""
+    most = int(ray.cluster_resources().get("CPU", 1)) * _TASKS_PER_CPU
+    return max(1, most if processes is None else min(most, max(1, processes)))
 
 
-def _room(ray: Any, processes: int | None) -> int:
-    """Return how many tasks may be out: the cluster may have grown since the last look."""
-    there = int(ray.cluster_resources().get("CPU", 1)) * _WAITING
-    return max(1, there if processes is None else min(there, max(1, processes)))
-
-
-def cancel(ray: Any, running: list[Any]) -> None:
-    """Interrupt what runs, so that it tidies up; end by force what does not heed."""
+def cancel_tasks(ray: Any, running: list[Any]) -> None:
+    """Interrupt running tasks, so that they clean up; kill those that do not end in time."""
     for reference in running:
         with suppress(ray.exceptions.RayError, ValueError):
             ray.cancel(reference, force=False, recursive=False)
@@ -239,8 +234,8 @@ def cancel(ray: Any, running: list[Any]) -> None:
             ray.cancel(reference, force=True, recursive=False)
 
 
-def reason_of(error: Exception) -> str:
-    """Turn Ray's page about a failed task into one line."""
+def describe_ray_error(error: Exception) -> str:
+    """Summarise Ray's long text about a failed task in one line."""
     cause = getattr(error, "cause", None)
     if cause is not None:
         line = (str(cause).strip().splitlines() or [""])[0]
@@ -256,14 +251,14 @@ def reason_of(error: Exception) -> str:
     return known.get(kind) or f"{kind}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
-def work(job: ExtractionJob, mark: str, patience: float) -> ExtractionOutcome:
-    """Body of a task: extract one video, and die when it makes no progress for `patience` seconds.
+def run_extraction_task(job: ExtractionJob, mark: str, patience: float) -> ExtractionOutcome:
+    """Extract one video in a task; end the process if it makes no progress for `patience` seconds.
 
-    The alarm is a thread of the interpreter's C side, since a decoder that hangs may hold Python's own lock.
+    The timer is a C thread of the interpreter, because a hanging decoder may hold Python's lock.
     """
-    if not Path(mark).exists():  # a machine that joined after the others were asked
+    if not Path(mark).exists():  # a machine that joined after the check
         raise DataError(f"machine {socket.gethostname()} does not see {Path(mark).parent}")
-    _tidy(str(job.final.parent))
+    _clear_leftovers_once(str(job.final.parent))
     last = time.monotonic()
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
 
@@ -276,12 +271,12 @@ def work(job: ExtractionJob, mark: str, patience: float) -> ExtractionOutcome:
 
         faulthandler.dump_traceback_later(patience, exit=True, file=nowhere)
         try:
-            return extract_one(job, beat)
+            return extract_video(job, beat)
         finally:
             faulthandler.cancel_dump_traceback_later()
 
 
 @functools.cache
-def _tidy(parent: str) -> None:
-    """Remove, once per worker and folder, what dead workers of this machine left."""
+def _clear_leftovers_once(parent: str) -> None:
+    """Remove, once per worker and folder, unfinished folders of dead workers of this machine."""
     clear_leftovers([Path(parent)])

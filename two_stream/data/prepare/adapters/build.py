@@ -38,8 +38,8 @@ from two_stream.data.splits import make_splits
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.runtime.files import write_text
 from two_stream.types import VideoRecord
+from two_stream.video.decoding.backend_pyav import frame_times
 from two_stream.video.decoding.reader import open_video
-from two_stream.video.decoding.times import frame_times
 from two_stream.video.extraction.one_video import read_extraction_manifest
 from two_stream.video.sources import Source, folder_ids, video_files
 

@@ -1,7 +1,7 @@
-"""Whether the file around a video is whole, by what it says of itself: sizes, ends, counters and checksums.
+"""Finds cut and damaged video files: by a container's own sizes, ends, counters and checksums, and by time stamps.
 
-Decoders are silent about what is missing: libav reads what is there of a file that was cut, and stops. Nothing is
-decoded here. Kinds of files without an end or a size (raw streams, MPEG program streams) cannot be judged.
+Decoders do not report missing parts: libav reads a cut file as far as it goes, and stops. Nothing is decoded here.
+Formats without an end or a size (raw streams, MPEG program streams) cannot be judged.
 """
 
 from __future__ import annotations
@@ -10,46 +10,56 @@ import os
 import re
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
 _TS = 188
 """bytes of a packet of an MPEG transport stream"""
-_AT_ONCE = 20_000
-"""of them looked at together"""
+_CHUNK = 20_000
+"""packets of a transport stream that are checked together"""
 _INDEX = 1 << 20
 """bytes of the longest segment index: 65,535 entries of 12 bytes"""
 _APPENDED = 1024
 """bytes that a program may have appended to a GIF file"""
 _BEGINNINGS = {".gif": "GIF8", ".ts": "a packet", ".mts": "a packet", ".m2ts": "a packet"}
 """what files of these suffixes begin with"""
+_GAPPED = frozenset({"matroska,webm", "mpegts", "mpeg", "flv", "asf", "ogg"})
+"""containers in which a lost part leaves a gap in time; the others list their frames with their times"""
+_FEWEST = 12
+"""frames needed to tell a steady rate"""
+_number = int.from_bytes
 
 
-class _FlawError(Exception):
-    """What is wrong, in plain words."""
+class _FileDamageError(Exception):
+    """Its text says what is wrong with the file."""
 
 
-def flaw(path: Path) -> str | None:
-    """Return what is wrong with the file around a video; None where nothing is, or its kind cannot be judged."""
+def find_file_damage(path: Path) -> str | None:
+    """Return what is wrong with a video's container file; None if nothing is, or its format cannot be judged."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             head = file.read(1024)
-            for looks, check in _KINDS:
-                if looks(head):
+            for matches, check in _FORMATS:
+                if matches(head):
                     check(file, size)
                     return None
-            if path.suffix.lower() in _BEGINNINGS:  # libav takes its name for it
+            if path.suffix.lower() in _BEGINNINGS:  # libav trusts its name
                 raise _lost(0, _BEGINNINGS[path.suffix.lower()])
-    except _FlawError as found:
-        return str(found)
+    except _FileDamageError as error:
+        return str(error)
     except RecursionError:
         return "the file is damaged: its lists are nested too deeply"
     except OSError:
-        return None  # whoever decodes it says why
+        return None  # the decoder reports it
     return None
 
 
@@ -59,29 +69,26 @@ def _at(file: BinaryIO, place: int, count: int) -> bytes:
 
 
 def _chain(file: BinaryIO, start: int, end: int, step: Callable[[bytes, int], tuple[str, int]]) -> None:
-    """Follow the parts of a file, each of which says where it ends.
-
-    Args:
-        file: The file.
-        start: Where the first one begins.
-        end: Where the file ends.
-        step: Makes of the first 32 bytes of a part and its place its name and end.
-    """
+    """Follow the parts of a file; `step` maps the first 32 bytes of a part and its place to its name and end."""
     while start < end:
         name, after = step(_at(file, start, 32), start)
         if after > end:
-            raise _FlawError(f"the file is cut: it ends at byte {end}, and {name} at byte {after}")
+            raise _cut(end, name, after)
         if after <= start:
             raise _lost(start, "a size")
         start = after
 
 
-def _lost(place: int, what: str) -> _FlawError:
-    return _FlawError(f"the file is damaged at byte {place}: {what} expected")
+def _lost(place: int, what: str) -> _FileDamageError:
+    return _FileDamageError(f"the file is damaged at byte {place}: {what} expected")
 
 
-def _number(content: bytes, order: str = "big") -> int:
-    return int.from_bytes(content, "little" if order == "little" else "big")
+def _cut(size: int, name: str, end: int) -> _FileDamageError:
+    return _FileDamageError(f"the file is cut: it ends at byte {size}, and {name} at byte {end}")
+
+
+def _without_end(size: int) -> _FileDamageError:
+    return _FileDamageError(f"the file is cut: it ends at byte {size} without an end marker")
 
 
 def _mp4(file: BinaryIO, size: int) -> None:
@@ -89,11 +96,8 @@ def _mp4(file: BinaryIO, size: int) -> None:
         length, kind = _number(head[:4]), head[4:8]
         if length == 0:  # up to the end
             return "", size
-        if (
-            len(head) < 8
-            or length in range(2, 8)
-            or not all(32 <= byte < 127 or byte == 0xA9 for byte in kind)
-        ):
+        has_name = all(32 <= byte < 127 or byte == 0xA9 for byte in kind)
+        if len(head) < 8 or length in range(2, 8) or not has_name:
             raise _lost(place, "a box")
         name = f"its box {kind.decode('latin-1')}"
         if kind == b"sidx":
@@ -112,7 +116,7 @@ def _segments(index: bytes, place: int, size: int) -> None:
     parts = (_number(index[at + 4 + 12 * n : at + 8 + 12 * n]) & 0x7FFFFFFF for n in range(count))
     end = place + first + sum(parts)
     if end > size:
-        raise _FlawError(f"the file is cut: it ends at byte {size}, and its last segment at byte {end}")
+        raise _cut(size, "its last segment", end)
 
 
 def _avi(file: BinaryIO, size: int) -> None:
@@ -123,20 +127,16 @@ def _avi(file: BinaryIO, size: int) -> None:
         name, end = f"its chunk {kind.decode('latin-1')}", place + 8 + length + length % 2
         if kind in (b"RIFF", b"LIST") and length:
             if end - length % 2 > size:
-                raise _FlawError(f"the file is cut: it ends at byte {size}, and {name} at byte {end}")
+                raise _cut(size, name, end)
             if head[8:12] in (b"AVI ", b"AVIX", b"movi", b"rec "):
                 _chain(file, place + 12, min(end, size), chunk)
         return name, min(end, size) if end - length % 2 <= size else end
 
+    def chunk_or_rest(head: bytes, place: int) -> tuple[str, int]:  # programs may append anything
+        return chunk(head, place) if head[:4] == b"RIFF" else ("", size)
+
     if _number(_at(file, 4, 4), "little"):  # 0: never finished, or a stream
-        _chain(file, 0, size, _or_rest(chunk, size))
-
-
-def _or_rest(
-    step: Callable[[bytes, int], tuple[str, int]], size: int
-) -> Callable[[bytes, int], tuple[str, int]]:
-    """Let what follows the last part of a file be anything: programs append what they like."""
-    return lambda head, place: step(head, place) if head[:4] == b"RIFF" else ("", size)
+        _chain(file, 0, size, chunk_or_rest)
 
 
 _CLUSTER, _SEGMENT = 0x1F43B675, 0x18538067
@@ -160,9 +160,13 @@ def _matroska(file: BinaryIO, size: int) -> None:
         body, name = place + wide + more, f"its {_NAMED.get(kind, f'element {kind:X}')}"
         known = length != (1 << 7 * more) - 1
         if known and body + length > size:
-            raise _FlawError(f"the file is cut: it ends at byte {size}, and {name} at byte {body + length}")
-        if known and kind in _TOP | {_CLUSTER}:
-            _sum(_at(file, body, length) if _at(file, body, 2) == b"\xbf\x84" else b"", place)
+            raise _cut(size, name, body + length)
+        if known and kind in _TOP | {_CLUSTER} and _at(file, body, 2) == b"\xbf\x84":
+            content = _at(file, body, length)  # begins with a checksum of the rest
+            if zlib.crc32(content[6:]) != _number(content[2:6], "little"):
+                raise _FileDamageError(
+                    f"the file is damaged behind byte {place}: the checksum of this part differs"
+                )
         if kind == _SEGMENT and known:
             rest[0] = body + length
         return name, body if kind in (_CLUSTER, _SEGMENT) else body + length
@@ -170,35 +174,28 @@ def _matroska(file: BinaryIO, size: int) -> None:
     _chain(file, 0, size, element)
 
 
-def _sum(content: bytes, place: int) -> None:
-    """Compare the checksum that an element begins with."""
-    if content and zlib.crc32(content[6:]) != _number(content[2:6], "little"):
-        raise _FlawError(f"the file is damaged behind byte {place}: the checksum of this part differs")
-
-
 def _gif(file: BinaryIO, size: int) -> None:
-    file.seek(0)
-    content = file.read()
-    at = 13 + _colours(content[10])
+    content = _at(file, 0, size)
+    at = 13 + _colour_table(content[10])
     while at < size and content[at] != 0x3B:
         if content[at] == 0x21:
             at += 2
         elif content[at] == 0x2C and at + 9 < size:
-            at += 11 + _colours(content[at + 9])
+            at += 11 + _colour_table(content[at + 9])
         else:
             raise _lost(at, "a block")
         while at < size and content[at]:
             at += 1 + content[at]
         at += 1
     if at >= size:
-        raise _FlawError(f"the file is cut: it ends at byte {size} without the mark of its end")
+        raise _without_end(size)
     if size - at > _APPENDED:
-        raise _FlawError(f"the file is damaged: the mark of its end is at byte {at} of {size}")
-    _pictures(file)
+        raise _FileDamageError(f"the file is damaged: its end marker is at byte {at} of {size}")
+    _unpack_pictures(file)
 
 
-def _pictures(file: BinaryIO) -> None:
-    """Unpack the pictures of a GIF file: libav and OpenCV fill what is missing in them with anything."""
+def _unpack_pictures(file: BinaryIO) -> None:
+    """Unpack the pictures of a GIF file: libav and OpenCV fill missing parts with arbitrary pixels."""
     from PIL import Image  # comes with matplotlib
 
     number = 0
@@ -209,16 +206,14 @@ def _pictures(file: BinaryIO) -> None:
                 image.seek(number)
                 image.load()
                 number += 1
-    except EOFError:
-        return
-    except Image.DecompressionBombError:
+    except (EOFError, Image.DecompressionBombError):
         return
     except (OSError, ValueError, SyntaxError) as error:
-        raise _FlawError(f"picture {number + 1} of the file is damaged ({error})") from None
+        raise _FileDamageError(f"picture {number + 1} of the file is damaged ({error})") from None
 
 
-def _colours(flags: int) -> int:
-    """Return the bytes of a table of colours."""
+def _colour_table(flags: int) -> int:
+    """Return the length of a colour table in bytes."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
@@ -227,9 +222,8 @@ def _flv(file: BinaryIO, size: int) -> None:
         if len(head) >= 11 and head[0] & 0x1F not in (8, 9, 18):
             raise _lost(place, "a tag")
         end = place + 11 + _number(head[1:4])
-        return "its tag", min(
-            end + 4, size
-        ) if end <= size else end  # its size once more, which may be missing
+        # then its size once more, which may be missing
+        return "its tag", min(end + 4, size) if end <= size else end
 
     _chain(file, _number(_at(file, 5, 4)) + 4, size, tag)
 
@@ -244,13 +238,15 @@ def _ogg(file: BinaryIO, size: int) -> None:
         stream, number = head[14:18], _number(head[18:22], "little")
         before = pages.get(stream)
         if before is not None and number > before[0] + 1:
-            raise _FlawError(f"the file is damaged at byte {place}: page {number} follows page {before[0]}")
+            raise _FileDamageError(
+                f"the file is damaged at byte {place}: page {number} follows page {before[0]}"
+            )
         pages[stream] = (number, bool(len(head) > 5 and head[5] & 4))
         return "its page", place + 27 + len(lacing) + sum(lacing)
 
     _chain(file, 0, size, page)
     if not any(last for _, last in pages.values()):
-        raise _FlawError(f"the file is cut: it ends at byte {size} without the mark of its end")
+        raise _without_end(size)
 
 
 def _asf(file: BinaryIO, size: int) -> None:
@@ -301,11 +297,11 @@ def _y4m(file: BinaryIO, size: int) -> None:
 
 
 def _ts(file: BinaryIO, size: int, each: int = _TS, skip: int = 0) -> None:
-    """Look at the mark and the counter of every packet, which rises by one in each that carries something."""
+    """Check the marker and the counter of every packet; the counter rises by one in each packet with a payload."""
     counters: dict[int, int] = {}
     file.seek(0)
-    for first in range(0, size // each, _AT_ONCE):
-        packets = np.frombuffer(file.read(each * _AT_ONCE), np.uint8)
+    for first in range(0, size // each, _CHUNK):
+        packets = np.frombuffer(file.read(each * _CHUNK), np.uint8)
         packets = packets[: len(packets) // each * each].reshape(-1, each)[:, skip : skip + 12].astype(int)
         wrong = np.flatnonzero((packets[:, 0] != 0x47) | (packets[:, 1] & 0x80 != 0))
         if len(wrong):
@@ -321,14 +317,14 @@ def _ts(file: BinaryIO, size: int, each: int = _TS, skip: int = 0) -> None:
             gaps = np.flatnonzero((steps > 1) & ~restarts[carry])  # 0: sent twice
             if len(gaps):
                 place = (first + int(carry[gaps[0]])) * each
-                raise _FlawError(f"the file is damaged before byte {place}: packets are missing there")
+                raise _FileDamageError(f"the file is damaged before byte {place}: packets are missing there")
             counters[name] = int(count[-1])
     if size % each:
-        raise _FlawError(f"the file is cut: it ends at byte {size}, inside a packet of {each} bytes")
+        raise _FileDamageError(f"the file is cut: it ends at byte {size}, inside a packet of {each} bytes")
 
 
 _BOXES = (b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"styp", b"sidx", b"pnot")
-_KINDS: tuple[tuple[Callable[[bytes], bool], Callable[[BinaryIO, int], None]], ...] = (
+_FORMATS: tuple[tuple[Callable[[bytes], bool], Callable[[BinaryIO, int], None]], ...] = (
     (lambda head: head[4:8] in _BOXES, _mp4),
     (lambda head: head[:4] == b"RIFF" and head[8:12] == b"AVI ", _avi),
     (lambda head: head[:4] == b"\x1a\x45\xdf\xa3", _matroska),
@@ -343,3 +339,44 @@ _KINDS: tuple[tuple[Callable[[bytes], bool], Callable[[BinaryIO, int], None]], .
     (lambda head: head[4:5] + head[196:197] == b"GG", lambda file, size: _ts(file, size, 192, 4)),
     (lambda head: head[:1] + head[204:205] == b"GG", lambda file, size: _ts(file, size, 204)),
 )
+
+
+def read_stated_end(container: InputContainer, stream: VideoStream) -> float | None:
+    """Return the second at which the video ends by the header of a Matroska or Flash file."""
+    if container.format.name not in ("matroska,webm", "flv"):
+        return None
+    for key, value in stream.metadata.items():
+        if key.upper().startswith("DURATION"):
+            with suppress(ValueError):  # the text is free
+                hours, minutes, seconds = map(float, value.split(":"))
+                return 3600 * hours + 60 * minutes + seconds
+    if len(container.streams) > 1 or container.duration is None:  # sound may last longer
+        return None
+    return container.duration / 1e6
+
+
+def find_missing_frames(stamps: Sequence[float], end: float | None, kind: str) -> str | None:
+    """Describe where frames are missing; None if none are.
+
+    A gap counts only in a file of otherwise constant frame rate.
+
+    Args:
+        stamps: When frames appear, in seconds.
+        end: When the last one ends, by the header.
+        kind: Name of the container format.
+    """
+    if kind not in _GAPPED or not stamps:
+        return None
+    gaps = np.diff(np.sort(np.asarray(stamps)))
+    if end is not None and end - max(stamps) > 2.5 * (gaps.max() if len(gaps) else end):
+        return f"the header says that the video ends at {end:.3g} s, its last frame is at {max(stamps):.3g} s"
+    if len(stamps) < _FEWEST:
+        return None
+    usual = float(np.median(gaps))
+    odd = np.flatnonzero(np.abs(gaps - usual) > usual / 4 + 0.0015)
+    if not len(odd) or len(odd) > max(1, len(gaps) // 50) or gaps.max() <= 2.5 * usual:
+        return None
+    place = int(gaps.argmax())
+    return (
+        f"no frame for {gaps[place]:.3g} s after frame {place + 1}, where the others are {usual:.3g} s apart"
+    )

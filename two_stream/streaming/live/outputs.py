@@ -1,25 +1,121 @@
-"""The live picture in a browser: a page of this machine, also where there is no screen to open a window on."""
+"""The annotated copy of a stream: every picture with what the networks last said of it, written in a thread."""
 
 from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import cv2
+import numpy as np
 
-from two_stream.errors import SettingsError
-from two_stream.streaming.live.recording import Guesses, drawn
+from two_stream.errors import SettingsError, VideoError
+from two_stream.evaluation.pictures.annotate import Encoder, blend, panel
+from two_stream.runtime.files import atomic_path
+from two_stream.streaming.live.pipeline import Inbox
 from two_stream.video.decoding.base import Image
+
+Guesses = Sequence[tuple[str, float]]
+
+
+def draw_guesses(picture: Image, guesses: Guesses) -> Image:
+    """Return a picture, its sides even, with the likeliest classes on it."""
+    height, width = picture.shape[0] // 2 * 2, picture.shape[1] // 2 * 2
+    return blend(picture[:height, :width], *panel(height, width, guesses))
+
+
+class Recording:
+    """Writes an MP4 file while the stream runs; the file is whole once it is closed, and absent before.
+
+    A picture is shown from its own time on, so one that was dropped leaves the one before it standing. All have the
+    size of the first.
+    """
+
+    def __init__(self, out: Path, fps: float | None = None) -> None:
+        """Prepare a recording.
+
+        Args:
+            out: MP4 file to write.
+            fps: Frame rate, for players; time stamps are the pictures' own.
+
+        Raises:
+            VideoError: It is a folder, or its folder is not there.
+        """
+        if out.is_dir():
+            raise VideoError(out, "is a directory; name the MP4 file to write")
+        if not out.parent.is_dir():
+            raise VideoError(out, f"cannot be written: there is no folder {out.parent}")
+        self.out = out
+        self.fps = fps
+        self._inbox: Inbox[tuple[Image, float, Guesses]] = Inbox(8, drop=False)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="recording")
+        self._thread.start()
+
+    def add(self, picture: Image, seconds: float, guesses: Guesses) -> None:
+        """Hand on a picture `(H, W, 3)` and when it is from; waits when the encoder is behind.
+
+        Raises:
+            VideoError: The file cannot be written.
+        """
+        if not self._inbox.put((picture, seconds, tuple(guesses))) and self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """Write what is left and put the file in its place.
+
+        Raises:
+            VideoError: The file cannot be written.
+        """
+        self._inbox.close()
+        self._thread.join()
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _run(self) -> None:
+        try:
+            with ExitStack() as stack:
+                self._write(stack)
+        except BaseException as error:  # noqa: BLE001 - raised again by `add` and `close`
+            self._error = error
+        finally:
+            self._inbox.close(empty=True)
+
+    def _write(self, stack: ExitStack) -> None:
+        file: Encoder | None = None
+        shape = (0, 0)
+        while not self._inbox.over:
+            for picture, seconds, guesses in self._inbox.take(timeout=0.5):
+                if file is not None and picture.shape[:2] != shape:  # a source may change its pictures' size
+                    picture = np.asarray(
+                        cv2.resize(picture, shape[::-1], interpolation=cv2.INTER_AREA), np.uint8
+                    )
+                made = draw_guesses(picture, guesses)
+                if file is None:
+                    shape = picture.shape[:2]
+                    part = stack.enter_context(atomic_path(self.out))
+                    file = stack.enter_context(Encoder(part, self.out, made.shape[:2], self.fps))
+                file.add(made, seconds)
+
 
 _PAGE = b"""<!doctype html><html lang="en"><meta charset="utf-8"><title>two-stream</title>
 <style>body{margin:0;background:#111;height:100vh;display:grid;place-items:center}img{max-width:100vw;max-height:100vh}</style>
 <img src="/pictures" alt="the stream with its likeliest classes"></html>"""
+
+
 _BETWEEN = "two-stream-picture"
+
+
 MOST_CONNECTIONS = 16
+
+
 SILENCE = 10.0
 """seconds after which a connection that sends or takes nothing is closed"""
 
@@ -78,7 +174,7 @@ class BrowserWindow:
         """Show a picture `(H, W, 3)`; nothing is drawn while nobody looks."""
         if not self._watchers:
             return
-        there, jpeg = cv2.imencode(".jpg", cv2.cvtColor(drawn(picture, guesses), cv2.COLOR_RGB2BGR))
+        there, jpeg = cv2.imencode(".jpg", cv2.cvtColor(draw_guesses(picture, guesses), cv2.COLOR_RGB2BGR))
         if there:
             with self._changed:
                 self._newest = jpeg.tobytes()
