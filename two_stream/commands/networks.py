@@ -10,7 +10,7 @@ from two_stream.errors import CheckpointError, SettingsError
 
 if TYPE_CHECKING:
     from two_stream.config.schema import Experiment
-    from two_stream.evaluation.runs.any_run import AnyRun
+    from two_stream.evaluation.runs.run import AnyRun
 
 
 def load_network(

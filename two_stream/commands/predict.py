@@ -15,7 +15,7 @@ from two_stream.errors import SettingsError, TwoStreamError
 
 if TYPE_CHECKING:
     from two_stream.config.schema import EvaluateOptions
-    from two_stream.evaluation.runs.any_run import AnyRun
+    from two_stream.evaluation.runs.run import AnyRun
     from two_stream.evaluation.scoring.video import VideoInput, VideoResult
 
 SUMMARY = "Say what happens in videos, from RGB, flow or both; flow is computed on the fly."
@@ -242,8 +242,7 @@ def _draw_attention(
     out: Path,
     result: dict[str, Any],
 ) -> None:
-    from two_stream.evaluation.pictures.attention import read_attention
-    from two_stream.evaluation.pictures.attention_figure import draw_attention
+    from two_stream.evaluation.pictures.attention import draw_attention, read_attention
 
     streams = [
         read_attention(run.model, video, views, reading, run.class_names)
@@ -272,8 +271,7 @@ def _draw_timeline(
     files: tuple[Path, Path],
 ) -> None:
     """Write the picture `files[1]` about the video `files[0]`, and the CSV file beside it."""
-    from two_stream.evaluation.pictures.timeline import windows, write_csv
-    from two_stream.evaluation.pictures.timeline_figure import draw_timeline
+    from two_stream.evaluation.pictures.timeline import draw_timeline, windows, write_csv
 
     video, picture = files
     options, readings = how

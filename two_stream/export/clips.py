@@ -8,7 +8,7 @@ from two_stream.config.schema import Experiment
 from two_stream.data.clips.views import view_loader
 from two_stream.data.splits import load_part
 from two_stream.errors import TwoStreamError
-from two_stream.evaluation.runs.any_run import AnyRun
+from two_stream.evaluation.runs.run import AnyRun
 from two_stream.recognizer import Recognizer
 from two_stream.types import InputSpec, Part
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from two_stream import zoo
 from two_stream.config.load import load_experiment
 from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment
@@ -21,9 +23,11 @@ from two_stream.data.catalog import Patterns, Record
 from two_stream.data.clips.views import view_loader
 from two_stream.data.splits import read_list
 from two_stream.errors import CheckpointError, ScoreError, SettingsError
-from two_stream.evaluation.runs.facts import scoring_facts
+from two_stream.evaluation.runs.run import scoring_facts
+from two_stream.evaluation.scores import words
 from two_stream.evaluation.scores.files import write_scores
 from two_stream.evaluation.scores.fusion import fuse
+from two_stream.evaluation.scores.metrics import confusion_matrix
 from two_stream.evaluation.scoring.network import prepare_for_inference
 from two_stream.evaluation.scoring.score import VideoScores, score_videos
 from two_stream.evaluation.scoring.views import slug
@@ -37,11 +41,10 @@ from two_stream.late_temporal.layout import (
     pattern_of,
     with_frames,
 )
-from two_stream.late_temporal.lines import our_table, published_lines
 from two_stream.late_temporal.training import run_name
 from two_stream.pretrained import WEIGHTS, load_weights
 from two_stream.recognizer import Recognizer, create_model
-from two_stream.runtime.console import note, say, warn
+from two_stream.runtime.console import console, note, say, table, warn
 from two_stream.runtime.device import pick_device
 from two_stream.runtime.files import sha256
 from two_stream.runtime.precision import resolve_precision
@@ -317,3 +320,39 @@ def _table(
         meta | facts | {"scored": len(scores.ids)},
         groups=[groups[name] for name in scores.ids] if known else None,
     )
+
+
+def published_lines(made: ScoreTable, places: Sequence[str], seconds: float, how: tuple[str, str]) -> None:
+    """Print the lines that the published evaluators print.
+
+    Args:
+        made: The scores.
+        places: Where the checkpoints lie.
+        seconds: Mean time of a video; the published lines give each video's too.
+        how: Views (`multi` or `single`) and crops.
+    """
+    order = np.argsort(-made.logits, axis=1, kind="stable")
+    count = len(made.ids)
+    for row, (label, found) in enumerate(zip(made.labels.tolist(), order[:, 0].tolist(), strict=True), 1):
+        say(f"Sample {row}/{count}: GT: {label}, Prediction: {found}")
+    seen = np.union1d(made.labels, order[:, 0])
+    say(str(confusion_matrix(made.logits, made.labels)[np.ix_(seen, seen)]))
+    hits = order[:, :3] == made.labels[:, None]
+    say(f"Accuracy with mean calculation is {hits[:, 0].mean():.4f}")
+    say(f"top3 accuracy {hits.any(1).mean():.4f}")
+    for place in places:
+        say(place)
+    say(f"Mean Estimated Time {seconds:.4f}")
+    say("multiple clips" if how[0] == "multi" else "one clips")
+    say("10 crops" if how[1] == "ten" else "single crop")
+
+
+def our_table(made: Sequence[ScoreTable], paths: Sequence[Path]) -> None:
+    """Print our own table: intervals, protocol, how the checkpoint was picked, where the scores are."""
+    found = words.lines(made)
+    console.print(table("accuracy in %", words.COLUMNS, words.rows(found)))
+    say(words.protocol_line(made[-1].meta, found[-1].summary))
+    if made[-1].meta.get("selection") == "paper":
+        say(words.PAPER_WARNING)
+    for path in paths:
+        say(f"scores: {path}")

@@ -18,9 +18,14 @@ from two_stream.data.clips.loader import Share, clip_loader, train_loader
 from two_stream.data.mirror import Mirror, mirror_note, mirror_of
 from two_stream.data.splits import load_part
 from two_stream.errors import SettingsError
-from two_stream.evaluation.features.batches import StoredClips, stored_centred, stored_epoch
-from two_stream.evaluation.features.cache import FeatureCache, view_settings
-from two_stream.evaluation.runs.frames_made import made_now
+from two_stream.evaluation.features.cache import (
+    FeatureCache,
+    StoredClips,
+    stored_centred,
+    stored_epoch,
+    view_settings,
+)
+from two_stream.evaluation.runs.run import made_now
 from two_stream.runtime import distributed
 from two_stream.runtime.console import warn
 from two_stream.training.losses import Labels

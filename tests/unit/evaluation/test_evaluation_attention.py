@@ -17,8 +17,7 @@ from two_stream.config.load import dump
 from two_stream.config.model import AverageHead, BertHead, InputOptions, MobileNetV2, ModelOptions, SlowFast
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
 from two_stream.errors import FullDiskError, VideoError
-from two_stream.evaluation.pictures.attention import Pathway, StreamAttention, read_attention
-from two_stream.evaluation.pictures.attention_figure import draw_attention
+from two_stream.evaluation.pictures.attention import Pathway, StreamAttention, draw_attention, read_attention
 from two_stream.evaluation.scoring.video import VideoInput
 from two_stream.pretrained import write_model
 from two_stream.recognizer import Recognizer, create_model

@@ -11,8 +11,7 @@ import torch
 from two_stream.config.model import InputOptions, MobileNetV2, ModelOptions
 from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import ScoreError
-from two_stream.evaluation.scoring.processes import merged
-from two_stream.evaluation.scoring.score import score_videos
+from two_stream.evaluation.scoring.score import merged, score_videos
 from two_stream.evaluation.scoring.views import crop_views, views_of_clip
 from two_stream.recognizer import create_model
 from two_stream.types import VideoViews

@@ -18,8 +18,14 @@ from two_stream.data.packing.pack import pack
 from two_stream.data.packing.shard_writer import PackOptions
 from two_stream.errors import SettingsError
 from two_stream.evaluation.pictures import attention
-from two_stream.evaluation.runs.frames_made import made_now
-from two_stream.evaluation.runs.run import evaluate_run, extraction_of, load_run, predict, reading_of
+from two_stream.evaluation.runs.run import (
+    evaluate_run,
+    extraction_of,
+    load_run,
+    made_now,
+    predict,
+    reading_of,
+)
 from two_stream.evaluation.scoring import video as on_the_fly
 from two_stream.evaluation.scoring.video import VideoInput
 from two_stream.export import export_run, load

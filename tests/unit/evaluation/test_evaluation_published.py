@@ -20,10 +20,9 @@ from two_stream.data.catalog import load_record
 from two_stream.errors import CheckpointError, DataError, SettingsError, TwoStreamError, VideoError
 from two_stream.evaluation.report.run_report import write_report
 from two_stream.evaluation.scores.files import read_scores
-from two_stream.late_temporal.evaluators import evaluate_one, evaluate_two
+from two_stream.late_temporal.evaluators import evaluate_one, evaluate_two, published_lines
 from two_stream.late_temporal.flags import EvaluatorFlags, OneStreamFlags, TwoStreamFlags
 from two_stream.late_temporal.layout import counted, find_record, pattern_of, training_record, with_frames
-from two_stream.late_temporal.lines import published_lines
 from two_stream.pretrained import write_model
 from two_stream.types import ScoreTable, VideoRecord
 

@@ -10,8 +10,14 @@ import pytest
 from scipy.special import softmax
 
 from two_stream.config.schema import EvaluateOptions
-from two_stream.evaluation.pictures.timeline import TimelineWindow, windows, write_csv
-from two_stream.evaluation.pictures.timeline_figure import _edges, _stretches, draw_timeline
+from two_stream.evaluation.pictures.timeline import (
+    TimelineWindow,
+    _edges,
+    _stretches,
+    draw_timeline,
+    windows,
+    write_csv,
+)
 from two_stream.evaluation.scoring.video import VideoResult, fuse_results
 from two_stream.types import InputSpec
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
-from two_stream.evaluation.runs.facts import scoring_facts
+from two_stream.evaluation.runs.run import scoring_facts
 from two_stream.evaluation.scores.words import protocol_line
 from two_stream.evaluation.scoring.network import resolved
 from two_stream.recognizer import create_model

@@ -11,27 +11,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
 from two_stream.config.base import Options, PositiveInt
 from two_stream.config.load import flatten, validate_settings
 from two_stream.config.model import ModelOptions
-from two_stream.config.schema import DataOptions
+from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
 from two_stream.data.catalog import Record
+from two_stream.data.clips.dataset import many_hot
+from two_stream.data.clips.loader import batches_of, epoch_plan
 from two_stream.data.mirror import mirror_of
 from two_stream.errors import CheckpointError, DataError, SettingsError
+from two_stream.evaluation.scoring.batching import VideoProgress
+from two_stream.evaluation.scoring.score import Skipped, VideoScores, collected
+from two_stream.recognizer import Recognizer
+from two_stream.runtime import distributed
 from two_stream.runtime.arrays import map_array
+from two_stream.runtime.device import autocast
 from two_stream.runtime.folders import CHECKSUMS, complete_folder, verify_checksums
 from two_stream.runtime.text import parse_json
-from two_stream.types import FeatureLayout, InputSpec, VideoRecord
+from two_stream.types import Batch, FeatureLayout, InputSpec, Part, VideoRecord
 
 FORMAT = 1
 """raised when a reader of an older version could misread the folder"""
@@ -285,3 +293,316 @@ def _checked(folder: Path, _stamp: tuple[tuple[str, int, int], ...]) -> tuple[Fe
     sums = parse_json((folder / CHECKSUMS).read_text(encoding="utf-8"))
     held = [f"{name} {digest}" for name, digest in sorted(sums.items()) if name != FACTS]
     return facts, hashlib.sha256("\n".join([facts.backbone_sha256, *held]).encode()).hexdigest()
+
+
+def backbone_sha256(model: Recognizer) -> str:
+    """Return the SHA-256 of names and values of a backbone's weights and statistics, reduction block included."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.backbone.state_dict().items()):
+        if name.endswith("num_batches_tracked"):  # counts steps, changes no output
+            continue
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        values = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(values.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class StoredClips:
+    """The stored training rows of some videos, by the numbers that `epoch_plan` deals out.
+
+    Epoch e shows augmented clip e, counted round and round over those that are stored; a video drawn again in the same
+    epoch shows the next one.
+    """
+
+    def __init__(
+        self, cache: FeatureCache, experiment: Experiment, records: Sequence[VideoRecord], record: Record
+    ) -> None:
+        """Look the videos up.
+
+        Raises:
+            DataError: One is not stored; or could not be read and `data.on_error` is `raise`.
+            CheckpointError: The training part was not stored.
+        """
+        self.records = records
+        self.part = cache.part("train")
+        self.views = cache.facts.train_views
+        self.mirror = mirror_of(record, experiment.data.augment.protocol)
+        self.num_classes = record.num_classes
+        self.multi_label = record.multi_label
+        same = experiment.train.precision == self.part.facts.precision
+        self.dtype = getattr(torch, self.part.facts.dtype) if same else torch.float32
+        self.videos: list[StoredVideo | None] = []
+        for video in records:
+            stored = stored_video(cache, self.part, video)
+            if stored is None and experiment.data.on_error == "raise":
+                raise DataError(
+                    f"video {video.id!r} could not be read when {cache} was written: "
+                    f"{self.part.facts.skipped[video.id]}; leave such videos out with `data.on_error: skip`"
+                )
+            self.videos.append(stored)
+
+    def batch(self, numbers: Sequence[int], epoch: int | None) -> tuple[Batch, list[tuple[str, str]]]:
+        """Return a batch, and the videos of it that are not there with the reason.
+
+        Args:
+            numbers: Of videos; past the end they count the videos again, as `ClipDataset` does.
+            epoch: Whose augmented clips; None takes the centred ones.
+        """
+        rows: list[int] = []
+        ids: list[str] = []
+        labels: list[tuple[int, ...]] = []
+        skipped: list[tuple[str, str]] = []
+        for number in numbers:
+            again, place = divmod(number, len(self.records))
+            record, stored = self.records[place], self.videos[place]
+            if stored is None:
+                skipped.append((record.id, self.part.facts.skipped[record.id]))
+                continue
+            row = stored.first if epoch is None else stored.first + CENTRED + (epoch + again) % self.views
+            rows.append(row)
+            ids.append(record.id)
+            shown = record.all_labels
+            labels.append(self.mirror.of(shown) if self.part.mirrored[row] else shown)
+        features_BD = torch.from_numpy(np.asarray(self.part.rows[rows])).to(self.dtype)
+        return Batch(features_BD, self._targets(labels), ids), skipped
+
+    def _targets(self, labels: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        if self.multi_label and labels:
+            return torch.stack([many_hot(each, self.num_classes) for each in labels])
+        return torch.tensor([each[0] for each in labels], dtype=torch.int64)
+
+
+class StoredLoader:
+    """One pass over stored clips; never yields an empty batch.
+
+    Attributes:
+        position: One more than the number, in the pass, of the batch read last.
+        skipped: (id, reason) of the videos left out since the iteration began.
+    """
+
+    def __init__(
+        self,
+        clips: StoredClips,
+        plan: Sequence[Sequence[int]],
+        *,
+        epoch: int | None,
+        skip: int = 0,
+        pin: bool = False,
+    ) -> None:
+        """Plan a pass.
+
+        Args:
+            clips: What is read.
+            plan: Numbers of the videos of each batch.
+            epoch: Whose augmented clips; None takes the centred ones.
+            skip: Batches of the plan to leave out at the start.
+            pin: Read into memory that a GPU copies from by itself.
+        """
+        self.clips = clips
+        self.plan = plan
+        self.epoch = epoch
+        self.skip = skip
+        self.pin = pin
+        self.position = skip
+        self.skipped: list[tuple[str, str]] = []
+
+    def __len__(self) -> int:
+        """Batches to read (with `on_error: skip`, at most)."""
+        return len(self.plan) - self.skip
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Read the plan."""
+        self.skipped, self.position = [], self.skip
+        for number in range(self.skip, len(self.plan)):
+            batch, skipped = self.clips.batch(self.plan[number], self.epoch)
+            self.position = number + 1
+            self.skipped += skipped
+            if batch.ids:
+                yield batch.pin_memory() if self.pin else batch
+
+
+def stored_epoch(
+    clips: StoredClips, experiment: Experiment, epoch: int, skip: int, *, pin: bool
+) -> StoredLoader:
+    """Return the batches of a training epoch, in the order in which `train_loader` gives the clips."""
+    plan = epoch_plan(experiment, clips.records, epoch)
+    return StoredLoader(clips, plan, epoch=epoch, skip=skip, pin=pin)
+
+
+def stored_centred(clips: StoredClips, experiment: Experiment, *, pin: bool) -> StoredLoader:
+    """Return the centred clip of every video, in batches of the training size."""
+    plan = batches_of(range(len(clips.records)), experiment.train.batch_size)
+    return StoredLoader(clips, plan, epoch=None, pin=pin)
+
+
+__all__ = ["StoredClips", "StoredLoader", "stored_centred", "stored_epoch"]
+
+
+_BATCH = 64
+"""rows of a forward pass"""
+_UNCACHED = "or read the videos (`two-stream evaluate RUN --uncached`)"
+
+
+class StoredViews:
+    """The stored views of a part, checked against a run's network and settings.
+
+    Attributes:
+        experiment: The settings that the scores then have: views, precision and folding are the cache's.
+        facts: What a score file says about where the scores come from.
+    """
+
+    def __init__(
+        self, model: Recognizer, experiment: Experiment, record: Record, part: Part, precision: str
+    ) -> None:
+        """Open the cache that `experiment.data.features` names.
+
+        Args:
+            model: The run's network.
+            experiment: Settings, `evaluate` as resolved for this device.
+            record: The data set.
+            part: Of the validation and the training part the centred clip and crop are stored, in the precision of
+                training, and scored whatever was asked for.
+            precision: As asked for; `auto` takes the cache's.
+
+        Raises:
+            SettingsError: Other views, another precision or other settings were stored; names them.
+            CheckpointError: The cache is missing or damaged, or of another backbone.
+        """
+        assert experiment.data.features is not None
+        cache = FeatureCache(experiment.data.features)
+        model.check_stored(cache.layout, cache)
+        settings = view_settings(model.options, model.spec, experiment.data, record, training=False)
+        cache.check_settings(settings, record.classes)
+        cache.check_backbone(
+            backbone_sha256(model), f"give the cache that the run was trained on, {_UNCACHED}"
+        )
+        stored: FeaturePart = "test" if part == "test" else "train"
+        self.model = model
+        self.cache = cache
+        self.part: StoredPart = cache.part(stored)
+        self.mirror = mirror_of(record, experiment.data.augment.protocol)
+        evaluate = self._evaluate(experiment.evaluate, part, precision)
+        self.experiment = experiment.model_copy(update={"evaluate": evaluate})
+        self.on_error = experiment.data.on_error
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Where the scores come from."""
+        made = self.cache.facts
+        return {
+            "source": "features",
+            "precision_reason": None,  # that of the cache
+            "features": {
+                "folder": str(self.cache.folder),
+                "content_sha256": self.cache.content,
+                "backbone_sha256": made.backbone_sha256,
+                "holds": str(self.cache.layout),
+                "code_version": made.code_version,
+                "device": made.environment.get("device"),
+            },
+        }
+
+    def _evaluate(self, options: EvaluateOptions, part: Part, precision: str) -> EvaluateOptions:
+        """Return how the stored views were made, with the rest as asked."""
+        facts = self.part.facts
+        update: dict[str, Any] = {"precision": facts.precision, "fold": facts.folded, "compile": False}
+        if part != "test":
+            return options.model_copy(update={**update, "views": "single", "crops": "center"})
+        if precision not in ("auto", facts.precision):
+            raise SettingsError(
+                f"{self.cache}: the test part was computed in {facts.precision} and `evaluate.precision` is "
+                f"{precision}; give {facts.precision} or auto, {_UNCACHED}"
+            )
+        made = self.cache.facts.evaluate
+        keys = ["views", "crops"]
+        keys += ["num_clips"] if options.views == "uniform" else []
+        keys += ["step"] if options.views == "sliding" else []
+        wrong = [
+            f"`evaluate.{key}` {made[key]} (here {getattr(options, key)})"
+            for key in keys
+            if made[key] != getattr(options, key)
+        ]
+        if wrong:
+            raise SettingsError(
+                f"{self.cache}: the views were stored with {', '.join(wrong)}; give the same, write the cache anew, "
+                f"{_UNCACHED}"
+            )
+        return options.model_copy(update=update)
+
+    def score(self, records: Sequence[VideoRecord], aggregate: str) -> tuple[VideoScores, Skipped]:
+        """Score the videos of a list; of several processes the main one scores them all.
+
+        Returns:
+            The scores, and the videos that could not be read when the cache was written.
+
+        Raises:
+            DataError: A video is not stored; or could not be read and `data.on_error` is `raise`.
+        """
+        found: list[tuple[VideoRecord, StoredVideo]] = []
+        skipped: Skipped = []
+        for record in records if distributed.is_main() else []:
+            video = stored_video(self.cache, self.part, record)
+            if video is not None:
+                found.append((record, video))
+                continue
+            reason = self.part.facts.skipped[record.id]
+            if self.on_error == "raise":
+                raise DataError(
+                    f"video {record.id!r} could not be read when {self.cache} was written: {reason}"
+                )
+            skipped.append((record.id, reason))
+        training = self.model.training
+        self.model.eval()
+        try:
+            scores = collected(
+                self._videos(found),
+                aggregate=aggregate,
+                keep_views=self.experiment.evaluate.keep_views,
+                total=len(found),
+            )
+        finally:
+            self.model.train(training)
+        return scores, skipped
+
+    def _videos(self, found: Sequence[tuple[VideoRecord, StoredVideo]]) -> Iterator[VideoProgress]:
+        """Yield every video with the logits of its views; those of neighbours are computed together."""
+        waiting: list[tuple[VideoProgress, range]] = []
+        for record, stored in found:
+            video, rows = self._video(record, stored)
+            waiting.append((video, rows))
+            if sum(len(each) for _, each in waiting) >= _BATCH:
+                yield from self._filled(waiting)
+                waiting = []
+        if waiting:
+            yield from self._filled(waiting)
+
+    def _video(self, record: VideoRecord, stored: StoredVideo) -> tuple[VideoProgress, range]:
+        if self.part.name == "train":
+            return VideoProgress(record.id, record.label, 1, 1, flips=[False]), range(
+                stored.first, stored.first + 1
+            )
+        crops = self.part.facts.crops
+        rows = range(stored.first, stored.first + stored.clips * crops)
+        flips = [bool(flag) for flag in self.part.mirrored[rows.start : rows.stop : stored.clips]]
+        video = VideoProgress(record.id, record.label, stored.clips, crops, flips=flips)
+        video.mirror_labels = self.mirror.labels
+        return video, rows
+
+    def _filled(self, waiting: Sequence[tuple[VideoProgress, range]]) -> Iterator[VideoProgress]:
+        rows = [row for _, rows in waiting for row in rows]
+        blocks = [self._logits(rows[start : start + _BATCH]) for start in range(0, len(rows), _BATCH)]
+        logits = np.concatenate(blocks)
+        start = 0
+        for video, own in waiting:
+            video.take(list(range(len(own))), logits[start : start + len(own)])
+            start += len(own)
+            yield video
+
+    @torch.inference_mode()
+    def _logits(self, rows: Sequence[int]) -> NDArray[np.float32]:
+        facts = self.part.facts
+        device = self.model.device
+        values = torch.from_numpy(self.part.rows[rows]).to(device, getattr(torch, facts.dtype))
+        with autocast(device, facts.precision):
+            logits_VK = self.model.forward_stored(values, self.cache.layout)
+        return logits_VK.float().cpu().numpy()

@@ -6,7 +6,6 @@ the precision of training or of evaluation), so that a head sees what it would s
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,6 +33,7 @@ from two_stream.evaluation.features.cache import (
     FeaturePart,
     PartFacts,
     StoredVideo,
+    backbone_sha256,
     view_settings,
 )
 from two_stream.evaluation.scoring.batching import Canvas, VideoProgress, scored_views
@@ -57,18 +57,6 @@ from two_stream.types import FeatureLayout, VideoRecord, VideoViews
 PARTS: tuple[FeaturePart, ...] = ("train", "test")
 _SPARE = 64 * 2**20
 """bytes of the disk that are left alone"""
-
-
-def backbone_sha256(model: Recognizer) -> str:
-    """Return the SHA-256 of names and values of a backbone's weights and statistics, reduction block included."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.backbone.state_dict().items()):
-        if name.endswith("num_batches_tracked"):  # counts steps, changes no output
-            continue
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        values = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(values.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def write_features(

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from two_stream.config.schema import EvaluateOptions
 from two_stream.data.clips.transforms import seen_by
-from two_stream.errors import SettingsError, VideoError
+from two_stream.errors import SettingsError, VideoError, printable
 from two_stream.evaluation.pictures.thumbnails import flow_picture
 from two_stream.evaluation.scoring.video import VideoInput, read_clip
 from two_stream.evaluation.scoring.views import clip_frames, crop_views, views_of_clip
 from two_stream.recognizer import Recognizer
+from two_stream.runtime.files import atomic_path
+from two_stream.runtime.plotting import plain_figures
 from two_stream.types import Frames, Modality
 from two_stream.video.decoding.reader import Video, open_video
 
@@ -228,3 +236,256 @@ def _brightened(flow_THWC: Frames) -> Frames:
     longest = float(np.percentile(np.hypot(centred[..., 0], centred[..., 1]), 99.5))
     factor = min(_LOUDEST, max(1.0, 127.5 / max(longest, 1.0)))
     return np.asarray(np.clip(np.rint(127.5 + factor * centred), 0, 255), np.uint8)
+
+
+_INK, _MUTED, _GRID = "#1b1f24", "#5b6570", "#c9d0d8"
+_STREAM = {"rgb": ("RGB", "#2563a8", "Blues"), "flow": ("flow", "#c2570c", "Oranges")}
+"""Name of a stream, the colour of its bars (the report's) and the scale of its heat map."""
+_STYLE: Any = {
+    "font.size": 8.5,
+    "text.color": _INK,
+    "axes.edgecolor": _GRID,
+    "axes.labelcolor": _MUTED,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "xtick.major.size": 0.0,
+    "ytick.major.size": 0.0,
+    "svg.hashsalt": "attention",
+}
+_LEFT, _RIGHT, _TOP = 0.72, 0.78, 0.66
+"""Margins in inches: names of the heads, colour bar, title."""
+_HEADING, _BARS, _LABELS, _GAP = 0.52, 0.62, 0.66, 0.07
+"""Heights in inches."""
+_WIDTHS = 6.6, 12.0
+"""Least and largest width of the panels in inches."""
+_DPI = 144
+_WIDE = 1.0
+"""A column of so many inches has room for the whole span of its frames."""
+
+
+def draw_attention(out: Path, title: str, subtitle: str, streams: Sequence[StreamAttention]) -> None:
+    """Draw a panel per stream and pathway. The file is whole or absent.
+
+    Args:
+        out: PNG, PDF or SVG file, told by its suffix.
+        title: What is predicted for the video.
+        subtitle: A second line in small letters.
+        streams: What to draw, from the top.
+    """
+    panels = [(stream, pathway) for stream in streams for pathway in stream.pathways]
+    width = float(np.clip(1.65 * max(pathway.weights.shape[1] for _, pathway in panels), *_WIDTHS))
+    sizes = [_heights(stream, pathway, width) for stream, pathway in panels]
+    height = _TOP + sum(_HEADING + film + heat + _BARS + 2 * _GAP + _LABELS for film, heat in sizes)
+    suffix = out.suffix.lower().lstrip(".")
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
+    with plain_figures(_STYLE), atomic_path(out) as part:
+        full = _LEFT + width + _RIGHT, height
+        column = _Column(Figure(figsize=full, facecolor="white"), full, width)
+        column.text(0.32, _short(title, round(width * 8)), size=13, weight="bold")
+        column.text(0.22, subtitle, color=_MUTED)
+        column.used = _TOP
+        for (stream, pathway), (film, heat) in zip(panels, sizes):
+            _panel(column, stream, pathway, film, heat)
+        column.figure.savefig(part, format=suffix, dpi=_DPI, metadata=metadata)
+
+
+@dataclass
+class _Column:
+    """Where the next thing goes: from the top down, in inches, so that pictures keep their shape."""
+
+    figure: Figure
+    full: tuple[float, float]
+    width: float
+    used: float = 0.0
+
+    def text(self, height: float, text: str, **style: Any) -> None:
+        """Write a line whose baseline is `height` further down."""
+        self.used += height
+        self.figure.text(_LEFT / self.full[0], 1 - self.used / self.full[1], printable(text), **style)
+
+    def axes(self, height: float, steps: int) -> Axes:
+        """Return axes over the whole width with one unit per step in time, step 0 around 0."""
+        self.used += height
+        axis = self.figure.add_axes(self._box(_LEFT, self.width, height))
+        axis.set_xlim(-0.5, steps - 0.5)
+        return axis
+
+    def beside(self, height: float) -> Axes:
+        """Return narrow axes to the right of those just made."""
+        return self.figure.add_axes(self._box(_LEFT + self.width + 0.12, 0.11, height))
+
+    def _box(self, left: float, width: float, height: float) -> tuple[float, float, float, float]:
+        across, down = self.full
+        return left / across, 1 - self.used / down, width / across, height / down
+
+
+def _heights(stream: StreamAttention, pathway: Pathway, width: float) -> tuple[float, float]:
+    """Return the heights of film and heat map."""
+    heads, steps = pathway.weights.shape
+    rows, columns = stream.pictures[pathway.shown[0]].shape[:2]
+    return min(2.2, width / steps * rows / columns), float(np.clip(0.26 * heads, 0.4, 3.2))
+
+
+def _panel(column: _Column, stream: StreamAttention, pathway: Pathway, film: float, heat: float) -> None:
+    steps = pathway.weights.shape[1]
+    step_width = column.width / steps
+    first, second = _headings(stream, pathway)
+    start = column.used
+    column.text(0.24, first, size=10, weight="bold")
+    column.text(0.18, second, color=_MUTED)
+    column.used = start + _HEADING
+    _film(column.axes(film, steps), stream, pathway, film / step_width)
+    column.used += _GAP
+    image = _heat(column.axes(heat, steps), pathway, _STREAM[stream.modality][2], step_width)
+    scale = column.figure.colorbar(image, cax=column.beside(heat))
+    scale.outline.set_visible(False)
+    scale.ax.set_title("%", size=7.5, color=_MUTED, pad=3)
+    column.used += _GAP
+    bars = column.axes(_BARS, steps)
+    _bars(bars, stream, pathway, step_width)
+    _time(bars, stream, pathway, step_width)
+    column.used += _LABELS
+
+
+def _headings(stream: StreamAttention, pathway: Pathway) -> tuple[str, str]:
+    """Say which stream and which clip is drawn."""
+    name = _STREAM[stream.modality][0]
+    part = f", {pathway.name} pathway" if len(stream.pathways) > 1 else ""
+    label, share = stream.guess
+    numbers = stream.numbers
+    step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
+    every = f", every {_nth(step)}" if step > 1 else ""
+    again = any(b <= a for a, b in itertools.pairwise(numbers))
+    looped = f", looped to {len(numbers)}" if again else ""
+    span = f"{_unit(stream)} {numbers[0]} to {max(numbers) if again else numbers[-1]}{every}{looped}"
+    note = "; hue: direction, brightness: length" if stream.modality == "flow" else ""
+    view = "whole frame" if stream.whole_frame else "centre crop"
+    return (
+        f"{name}{part}: this view alone says {_short(label, 40)}, {100 * share:.0f} %",
+        f"clip {stream.clip} of {stream.clips}, {view}: {span}{note}",
+    )
+
+
+def _film(axis: Axes, stream: StreamAttention, pathway: Pathway, ratio: float) -> None:
+    """Draw the middle frame of each step, with a border around the one looked at most.
+
+    Args:
+        axis: From 0 to 1 in height.
+        stream: Its pictures.
+        pathway: Its steps.
+        ratio: Height of the axes over the width of a step.
+    """
+    mean = pathway.weights.mean(axis=0)
+    gap = 0.02 if len(mean) <= 16 else 0.04
+    for step, number in enumerate(pathway.shown):
+        picture = stream.pictures[number]
+        half = min(0.5, ratio * picture.shape[1] / picture.shape[0] / 2) - gap
+        left, right = step - half, step + half
+        axis.imshow(picture, extent=(left, right, 0, 1), aspect="auto", interpolation="lanczos")
+        if step == mean.argmax():
+            colour = _STREAM[stream.modality][1]
+            axis.add_patch(
+                Rectangle((left, 0), 2 * half, 1, edgecolor=colour, linewidth=2, fill=False, clip_on=False)
+            )
+    axis.set(xlim=(-0.5, len(mean) - 0.5), ylim=(0, 1))
+    axis.axis("off")
+
+
+def _heat(axis: Axes, pathway: Pathway, colours: str, step_width: float) -> AxesImage:
+    """Draw heads × steps in per cent, with the numbers in the cells."""
+    percent_HT = 100 * pathway.weights
+    heads, steps = percent_HT.shape
+    top = max(float(percent_HT.max()), 200 / (steps + 1))  # an even share stays pale
+    image = axis.imshow(
+        percent_HT, cmap=colours, vmin=0, vmax=top, aspect="auto", interpolation="nearest", resample=False
+    )
+    for head, step in np.ndindex(heads, steps):
+        value = float(percent_HT[head, step])
+        tint = "white" if value > 0.6 * top else _INK
+        _number(axis, (step, head), value, step_width, color=tint, va="center")
+    axis.set_yticks(range(heads), [f"head {head + 1}" for head in range(heads)])
+    axis.set_xticks([])
+    axis.set_xticks(np.arange(steps - 1) + 0.5, minor=True)
+    axis.set_yticks(np.arange(heads - 1) + 0.5, minor=True)
+    axis.grid(which="minor", color="white", linewidth=0.8)
+    axis.tick_params(which="minor", length=0)
+    axis.spines[:].set_visible(False)
+    return image
+
+
+def _bars(axis: Axes, stream: StreamAttention, pathway: Pathway, step_width: float) -> None:
+    """Draw the mean over the heads, and the share of each step if the class token looked at all alike."""
+    mean = 100 * pathway.weights.mean(axis=0)
+    even = 100 / (len(mean) + int(stream.even))
+    top = 1.12 * max(float(mean.max()), even)
+    colour = _STREAM[stream.modality][1]
+    most = int(mean.argmax())
+    tints = [colour if step == most else f"{colour}66" for step in range(len(mean))]
+    axis.bar(range(len(mean)), mean, width=0.8, color=tints)
+    for step, value in enumerate(mean):
+        tint = "white" if step == most else _INK
+        _number(axis, (step, 0.05 * top), float(value), step_width, color=tint, va="bottom")
+    axis.axhline(even, color=_MUTED, linewidth=0.9, linestyle=(0, (3, 3)), zorder=0)
+    axis.annotate(
+        "even share",
+        (1, even),
+        (4, 0),
+        axis.get_yaxis_transform(),
+        "offset points",
+        va="center",
+        size=7.5,
+        color=_MUTED,
+    )
+    axis.set_ylim(0, top)
+    axis.set_yticks([top / 2], ["mean"])
+    axis.spines[["top", "left", "right"]].set_visible(False)
+
+
+def _number(axis: Axes, place: tuple[float, float], value: float, step_width: float, **style: Any) -> None:
+    """Write a percentage into a cell, as exactly as there is room."""
+    if step_width < 0.15:
+        return
+    text = f"{value:.1f}" if step_width >= 0.3 else f"{value:.0f}"
+    axis.text(*place, text, ha="center", size=8 if step_width > 0.5 else 6, **style)
+
+
+def _time(axis: Axes, stream: StreamAttention, pathway: Pathway, step_width: float) -> None:
+    """Label the steps with their frames and, where the file tells, seconds."""
+    wide = step_width >= _WIDE
+    every = 1 if wide else max(1, round(0.62 / step_width))
+    places = range(0, len(pathway.frames), every)
+    axis.set_xticks(places, [_label(pathway.frames[step], stream.times, wide) for step in places])
+    seconds = " and seconds" if stream.times is not None else ""
+    first = "" if wide else ", where it begins"
+    rest = 100 * (1 - float(pathway.weights.sum(axis=1).mean()))
+    own = f"; {rest:.0f} % is the class token's attention to itself" if stream.even else ""
+    axis.set_xlabel(f"{_unit(stream)}{seconds} of each step{first}{own}", size=8)
+
+
+def _unit(stream: StreamAttention) -> str:
+    return "flow frames" if stream.modality == "flow" else "frames"
+
+
+def _label(numbers: Sequence[int], times: NDArray[np.float64] | None, wide: bool) -> str:
+    """Return the span of a step, or its beginning where there is no room."""
+    lines = [_spans(numbers) if wide else f"{numbers[0]}"]
+    if times is not None:
+        start, end = times[numbers[0] - 1], times[numbers[-1]]
+        lines.append(f"{start:.2f}–{end:.2f} s" if wide and end > start else f"{start:.2f} s")
+    return "\n".join(lines)
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """Return `5–20`, or `29–30, 1–14` where a short video starts again."""
+    starts = [0, *(i for i in range(1, len(numbers)) if numbers[i] <= numbers[i - 1]), len(numbers)]
+    spans = [(numbers[a], numbers[b - 1]) for a, b in itertools.pairwise(starts)]
+    text = ", ".join(f"{a}–{b}" if a < b else f"{a}" for a, b in spans[:2])
+    return text if len(spans) <= 2 else f"{text}, …"
+
+
+def _nth(step: int) -> str:
+    return {2: "2nd", 3: "3rd"}.get(step, f"{step}th")
+
+
+def _short(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -7,26 +7,33 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Generic, TypeVar, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
-from two_stream.config.load import load_experiment
-from two_stream.config.schema import EvaluateOptions, Experiment
+from two_stream.config.load import load_experiment, validate_settings
+from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
+from two_stream.data.catalog import Record, load_record
+from two_stream.data.clips.sampling import sampling_of
 from two_stream.data.clips.views import view_loader
 from two_stream.data.mirror import Mirror, mirror_note, mirror_of
+from two_stream.data.sources.shards import load_index, shard_facts, shard_storage
 from two_stream.data.splits import load_part
 from two_stream.errors import CheckpointError, DataError, ScoreError, SettingsError
-from two_stream.evaluation.features.cached_views import StoredViews
-from two_stream.evaluation.runs.any_run import AnyRun
-from two_stream.evaluation.runs.frames_made import FramesMade, frames_made, made_now, other_flow, other_frames
-from two_stream.evaluation.runs.score_table import score_table
+from two_stream.evaluation.features.cache import StoredViews
 from two_stream.evaluation.scores.files import read_scores, write_scores
-from two_stream.evaluation.scoring.network import is_exact, prepare_for_inference, resolve_evaluation
-from two_stream.evaluation.scoring.processes import Skipped, gathered
-from two_stream.evaluation.scoring.score import VideoScores, aggregate_views, score_videos
+from two_stream.evaluation.scoring.network import (
+    ClipNetwork,
+    is_exact,
+    prepare_for_inference,
+    resolve_evaluation,
+)
+from two_stream.evaluation.scoring.score import Skipped, VideoScores, aggregate_views, gathered, score_videos
 from two_stream.evaluation.scoring.video import VideoInput, VideoResult, fuse_results, score_file, top
-from two_stream.evaluation.scoring.views import same_boxes_note, slug
+from two_stream.evaluation.scoring.views import describe_views, same_boxes_note, slug
 from two_stream.pretrained import read_model
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
@@ -34,8 +41,68 @@ from two_stream.runtime.console import note, warn
 from two_stream.runtime.device import pick_device
 from two_stream.runtime.files import check_writable, sha256
 from two_stream.runtime.folders import complete_folder
-from two_stream.types import Part, RunPaths, ScoreTable, VideoRecord
-from two_stream.video.flow import AUTO, computed_flow
+from two_stream.runtime.precision import precision_reason
+from two_stream.runtime.provenance import code_version, environment
+from two_stream.types import Modality, Part, RunPaths, ScoreTable, VideoRecord
+from two_stream.video.decoding.reader import backend_version
+from two_stream.video.extraction.one_video import extraction_settings
+from two_stream.video.flow import ALGORITHMS, AUTO, FLOW_BOUND, computed_flow
+
+N_co = TypeVar("N_co", bound=Recognizer | ClipNetwork, covariant=True)
+
+
+@dataclass(frozen=True)
+class AnyRun(Generic[N_co]):
+    """A network with the settings it was trained with, ready for scoring."""
+
+    experiment: Experiment
+    model: N_co
+    class_names: list[str]
+    paths: RunPaths
+    """where scores go; of an exported file the folder it lies in"""
+    checkpoint: str
+    meta: dict[str, Any]
+    """what training wrote beside the weights, for example the epoch"""
+
+    @cached_property
+    def record(self) -> Record:
+        """The data set's record.
+
+        Raises:
+            DataError: It is not on this machine.
+        """
+        return load_record(self.experiment.data.dataset, self.experiment.data.settings_root)
+
+    @cached_property
+    def warned(self) -> set[str]:
+        """Warnings that were given and are not repeated for every video."""
+        return set()
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether it was trained on several classes per video."""
+        return bool(self.meta.get("multi_label"))
+
+    @property
+    def model_sha256(self) -> str:
+        """Checksum of the weights file of the run."""
+        raise NotImplementedError
+
+    @property
+    def source(self) -> str:
+        """The folder or file it was read from, for messages."""
+        return str(self.paths.root)
+
+    @property
+    def score_suffix(self) -> str:
+        """What the names of its score files end in, so that none replaces another's."""
+        return "" if self.checkpoint == "best" else f"_{self.checkpoint}"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What its score files say in addition to, or in place of, the usual."""
+        return {}
+
 
 CHECKPOINTS = ("best", "last")
 HELD_OUT = "val_folds.npz"
@@ -435,3 +502,215 @@ def mirror_of_run(run: AnyRun[Any]) -> Mirror:
         labels = run.meta.get("mirror_labels")
         return Mirror(bool(run.meta.get("mirror", True)), tuple(labels) if labels else None)
     return mirror_of(record, run.experiment.data.augment.protocol)
+
+
+def score_table(
+    run: AnyRun[Any],
+    experiment: Experiment,
+    part: Part,
+    records: Sequence[VideoRecord],
+    scores: VideoScores,
+    *,
+    reasons: dict[str, str],
+    facts: dict[str, Any],
+) -> ScoreTable:
+    """Put the scores of a run into a table that says how they were made.
+
+    Args:
+        run: Which network.
+        experiment: Settings as they were carried out.
+        part: Part of the data set.
+        records: Its videos.
+        scores: Of those that could be read.
+        reasons: Why the others could not, by id.
+        facts: What to say beside the usual, or in its place.
+
+    Raises:
+        ScoreError: No video could be read.
+    """
+    scored = set(scores.ids)
+    if not distributed.is_main():  # its share of the videos; the rest are another's, not unreadable
+        records = [record for record in records if record.id in scored or record.id in reasons]
+    skipped = [record.id for record in records if record.id not in scored]
+    if skipped:
+        first = f"{skipped[0]} ({reasons.get(skipped[0], 'unreadable')})"
+        warn(f"{len(skipped)} of {len(records)} videos could not be read and are not scored: {first}, …")
+    if not scored and distributed.is_main():
+        raise ScoreError(
+            f"{run.source}: none of the {len(records)} videos could be read; see `two-stream check`"
+        )
+    groups = {record.id: record.group for record in records}
+    return ScoreTable(
+        ids=scores.ids,
+        labels=scores.labels,
+        class_names=run.class_names,
+        logits=scores.logits,
+        meta={
+            **_meta(run, experiment, part, skipped, reasons),
+            **facts,
+            "views_per_video": float(scores.counts.mean()) if len(scores.counts) else None,
+        },
+        view_logits=scores.view_logits,
+        view_counts=scores.counts if scores.view_logits is not None else None,
+        groups=[groups[name] for name in scores.ids] if any(groups.values()) else None,
+        targets=_targets(run.record, records, scores.ids) if run.record.multi_label else None,
+    )
+
+
+def _targets(record: Record, records: Sequence[VideoRecord], ids: Sequence[str]) -> NDArray[np.bool_]:
+    """Return every class of each scored video, `(N, K)`."""
+    labels = {video.id: video.all_labels for video in records}
+    targets_NK = np.zeros((len(ids), record.num_classes), np.bool_)
+    for row, name in enumerate(ids):
+        targets_NK[row, list(labels[name])] = True
+    return targets_NK
+
+
+def _meta(
+    run: AnyRun[Any], experiment: Experiment, part: Part, skipped: list[str], reasons: dict[str, str]
+) -> dict[str, Any]:
+    return {
+        "run": str(run.paths.root),
+        "name": experiment.name,
+        "checkpoint": run.checkpoint,
+        "epoch": run.meta.get("epoch"),
+        "model_sha256": run.model_sha256,
+        "dataset": run.record.name,
+        "split": experiment.data.split,
+        "part": part,
+        "selection": experiment.train.selection,
+        "skipped": skipped,
+        "skipped_reasons": {name: reasons[name] for name in skipped if name in reasons},
+        **scoring_facts(experiment, run.model, mirror_of(run.record, experiment.data.augment.protocol)),
+    }
+
+
+def scoring_facts(
+    experiment: Experiment, model: Recognizer | ClipNetwork, mirror: Mirror | None = None
+) -> dict[str, Any]:
+    """Return how videos were scored: views, frames, machine and versions."""
+    data, evaluate, spec = experiment.data, experiment.evaluate, model.spec
+    return {
+        "modality": spec.modality,
+        "protocol": describe_views(
+            evaluate, sampling_of(spec, data.sampling), mirror, whole_frame=data.augment.whole_frame
+        )
+        + _order(data.frame_order),
+        "frame_order": data.frame_order,
+        "views": evaluate.views,
+        "num_clips": evaluate.num_clips if evaluate.views == "uniform" else None,
+        "step": evaluate.step,
+        "crops": evaluate.crops,
+        "aggregate": evaluate.aggregate,
+        "precision": evaluate.precision,
+        "precision_reason": _reason(experiment, model),
+        "folded": evaluate.fold,
+        "compiled": evaluate.compile,
+        "batch_views": evaluate.batch_views,
+        "processes": distributed.world_size(),
+        "scale": "logits" if evaluate.aggregate == "logits" else "log-probabilities",
+        "sampling": "standard" if data.sampling == "segments" else data.sampling,
+        "source": data.source,
+        "shards": shard_facts(data.shards, spec.modality)
+        if data.source == "shards" and data.shards
+        else None,
+        "decoder": backend_version(data.backend) if data.source == "videos" else None,
+        "flow_algorithm": data.flow if data.source == "videos" and spec.modality == "flow" else None,
+        "clip_length": spec.clip_length,
+        "stride": spec.stride,
+        **({"segments": spec.segments} if spec.segments else {}),
+        **({"stack": spec.stack} if spec.stack > 1 else {}),
+        "resize": list(spec.resize),
+        "crop": spec.crop if isinstance(spec.crop, int) else list(spec.crop),
+        "seed": experiment.seed,
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+        "code_version": code_version(),
+        "environment": environment(),
+    }
+
+
+def _reason(experiment: Experiment, model: Recognizer | ClipNetwork) -> str | None:
+    """Return what was measured before a precision was chosen; None where there was no choice or nothing to measure."""
+    fixed = isinstance(model, ClipNetwork) or model.cpu_only or is_exact(experiment)
+    return None if fixed or model.device.type != "cpu" else precision_reason(experiment.evaluate.precision)
+
+
+def _order(frame_order: str) -> str:
+    return "" if frame_order == "natural" else f", frames {frame_order}"
+
+
+_Side = Annotated[int, Field(ge=8, le=16384)]
+
+
+class FramesMade(BaseModel):
+    """What decides a displacement's value, of the settings that frames were extracted with."""
+
+    model_config = ConfigDict(frozen=True)  # extraction records more
+
+    flow: str | None = None
+    """kind of flow; None is not known"""
+    flow_bound: Annotated[float, Field(gt=0, le=1000)] = FLOW_BOUND
+    short_side: _Side | None = 256
+    size: tuple[_Side, _Side] | None = None
+
+
+def frames_made(settings: object, source: str) -> FramesMade:
+    """Read recorded settings.
+
+    Raises:
+        SettingsError: A value is none that extraction writes; names `source` and the key.
+    """
+    known: Any = settings or {}
+    if isinstance(known, dict) and known.get("flow") == "none":
+        known = known | {"flow": None}
+    return validate_settings(FramesMade, known, f"{source}: how its frames were made")
+
+
+def made_now(data: DataOptions, record: Record, modality: Modality) -> dict[str, Any] | None:
+    """Return the settings by which the frames are made that these options read; None where nothing says so.
+
+    Raises:
+        DataError: The frames or shards are not on this machine.
+    """
+    if data.source == "videos":
+        return {"flow": data.flow, "short_side": record.short_side}
+    if data.source == "shards" and data.shards is not None:
+        packed = load_index(shard_storage(data.shards, modality)).settings
+        if packed.get("source") == "videos":
+            return {"flow": packed.get("flow"), "short_side": packed.get("short_side")}
+        if packed.get("extraction"):
+            return cast(dict[str, Any], packed["extraction"])  # read by `frames_made`
+        with suppress(DataError):  # packed by an earlier version, perhaps from the frames that are there now
+            return extraction_settings(record.frames_root(modality))
+        return None
+    return extraction_settings(record.frames_root(modality))
+
+
+def other_flow(name: str, trained: str | None, computed: str, asked: str = AUTO) -> str | None:
+    """Return what is to be said of a flow network that reads `computed` flow of a raw video; None: nothing."""
+    if trained is None and asked == AUTO:
+        return (
+            f"{name}: nothing says which kind of flow it was trained on; it reads {computed} here, and "
+            f"--flow-algorithm {' or '.join(kind for kind in ALGORITHMS if kind != computed)} if asked for"
+        )
+    if trained in (None, computed):
+        return None
+    advice = (
+        f"--flow-algorithm {trained} is closer (Python: `reading_of(run, flow={trained!r})`)"
+        if trained in ALGORITHMS
+        else f"`two-stream extract --flow {trained}` and `two-stream evaluate` are closer"
+    )
+    return f"{name}: was trained on {trained} flow and reads {computed} here; {advice}"
+
+
+def other_frames(
+    run: str, then: FramesMade, now: FramesMade, record: Record, modality: Modality
+) -> str | None:
+    """Return what is to be said of a network whose data set has other frames than it was trained on; None: nothing."""
+    keys = [key for key in FramesMade.model_fields if modality == "flow" or not key.startswith("flow")]
+    first = next((key for key in keys if getattr(then, key) != getattr(now, key)), None)
+    if first is None:
+        return None
+    old, new = (f"{first} {getattr(made, first)}" for made in (then, now))
+    return f"{run}: was trained on frames of {old}, and those of {record.name} are of {new}; extract them as they were"

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
+from sklearn.metrics import average_precision_score
 from sklearn.metrics import confusion_matrix as _sklearn_confusion
 
 from two_stream.errors import ScoreError
-from two_stream.evaluation.scores import multilabel
+from two_stream.evaluation.scores import metrics
 from two_stream.evaluation.scores.statistics import (
     LEVEL,
     Difference,
+    Estimate,
     Interval,
     Sample,
     difference_of,
     estimate_mean,
+    estimate_units,
     smallest_gain,
 )
 from two_stream.types import ScoreTable
@@ -95,7 +98,7 @@ def table_ranks(table: ScoreTable) -> NDArray[np.int64]:
 def main_value(logits: NDArray[np.float64], table: ScoreTable) -> float:
     """Return what scores `(N, K)` of a table's videos are judged by: mAP where it is multi-label, else top-1."""
     if table.targets is not None:
-        return multilabel.mean_average_precision(logits, table.targets)
+        return metrics.mean_average_precision(logits, table.targets)
     return top_k_accuracy(logits, table.labels)
 
 
@@ -145,7 +148,7 @@ def per_class(table: ScoreTable) -> list[ClassRow]:
 
 def _multi_label_rows(table: ScoreTable, targets_NK: NDArray[np.bool_]) -> list[ClassRow]:
     first = table.logits.argmax(axis=1)
-    found = multilabel.average_precisions(table.logits, targets_NK)
+    found = metrics.average_precisions(table.logits, targets_NK)
     return [
         ClassRow(
             name=name,
@@ -199,8 +202,8 @@ def difference(first: ScoreTable, second: ScoreTable, level: float = LEVEL) -> D
         raise ScoreError("a paired difference needs joined tables; use `scores.join` first")
     unit = units(first)[0]
     if first.targets is not None:
-        one, two = multilabel.pseudo_values([first.logits, second.logits], first.targets, unit)
-        found = multilabel.estimate_map((one - two)[:, None], unit)
+        one, two = metrics.pseudo_values([first.logits, second.logits], first.targets, unit)
+        found = metrics.estimate_map((one - two)[:, None], unit)
         return Difference(found, found.interval(level), found.p_zero())
     one, two = (
         (ranks(table.logits, table.labels) == 0)[:, None].astype(np.float64) for table in (first, second)
@@ -260,8 +263,8 @@ def _share(hits_V: NDArray[np.float64], sample: Sample) -> Interval:
 
 def _map(table: ScoreTable, unit: NDArray[np.int64]) -> Interval:
     assert table.targets is not None
-    (values,) = multilabel.pseudo_values([table.logits], table.targets, unit)
-    return multilabel.estimate_map(values[:, None], unit).share_interval()
+    (values,) = metrics.pseudo_values([table.logits], table.targets, unit)
+    return metrics.estimate_map(values[:, None], unit).share_interval()
 
 
 def agreement(first: ScoreTable, second: ScoreTable) -> dict[str, int]:
@@ -290,3 +293,99 @@ def probabilities(logits: NDArray[np.float64], *, multi_label: bool = False) -> 
     if multi_label:
         return np.asarray(expit(logits), dtype=np.float64)
     return np.asarray(softmax(logits, axis=-1), dtype=np.float64)
+
+
+LEAST_UNITS = 10
+"""sources that an interval of a mAP needs; the jackknife of fewer covers too little"""
+BLOCKS = 1000
+"""of more sources, so many groups of them are left out one after another"""
+_CHUNK = 100
+"""Rows of weights at once; bounds memory."""
+
+Scores = NDArray[np.float64]
+Targets = NDArray[np.bool_]
+
+
+def average_precisions(logits_NK: Scores, targets_NK: Targets) -> NDArray[np.float64]:
+    """Return the average precision of each class `(K,)`, NaN for a class that no video has."""
+    found = np.full(logits_NK.shape[1], np.nan)
+    for index in np.flatnonzero(targets_NK.any(axis=0)):
+        found[index] = average_precision_score(targets_NK[:, index], logits_NK[:, index])
+    return found
+
+
+def mean_average_precision(logits_NK: Scores, targets_NK: Targets) -> float:
+    """Return the mean of the average precisions of the classes that occur (macro mAP).
+
+    Raises:
+        ScoreError: No video has a class.
+    """
+    if not targets_NK.any():
+        raise ScoreError("no video has a class, so there is no mean average precision")
+    return float(np.nanmean(average_precisions(logits_NK, targets_NK)))
+
+
+def pseudo_values(
+    tables: list[Scores], targets_NK: Targets, unit: NDArray[np.int64], count: int | None = None
+) -> list[NDArray[np.float64]]:
+    """Return jackknife pseudo-values `(G,)` of the mAP of each array of scores, moved to have that mAP as mean.
+
+    What leaving a unit out changes, as in the multi-reader analysis of Dorfman, Berbaum and Metz (1992). More than
+    `BLOCKS` units are left out in groups (Kott 2001).
+
+    Args:
+        tables: Arrays `(N, K)` of scores.
+        targets_NK: Classes of the videos.
+        unit: `(N,)` source of each video, 0-based.
+        count: Number of units, where some have no video here.
+    """
+    unit = unit % BLOCKS
+    size = min(count or int(unit.max()) + 1, BLOCKS)
+    left = reweighted(tables, targets_NK, unit, 1 - np.eye(size, dtype=np.int64))
+    values = [mean_average_precision(logits_NK, targets_NK) for logits_NK in tables]
+    return [value - (size - 1.0) * (one - one.mean()) for value, one in zip(values, left, strict=True)]
+
+
+def estimate_map(values_GS: NDArray[np.float64], unit: NDArray[np.int64]) -> Estimate:
+    """Return the mean of `pseudo_values` of each training, or of their differences, with its standard error."""
+    return estimate_units(values_GS, np.bincount(unit % BLOCKS) / len(unit), LEAST_UNITS)
+
+
+def reweighted(
+    tables: list[Scores], targets_NK: Targets, unit: NDArray[np.int64], weights_RG: NDArray[np.int64]
+) -> list[NDArray[np.float64]]:
+    """Return the mAP `(R,)` of each array of scores for each row of whole weights `(R, G)` of the units."""
+    rows = len(weights_RG)
+    sums = [np.zeros(rows) for _ in tables]
+    counts = np.zeros(rows)
+    classes = np.flatnonzero(targets_NK.any(axis=0))
+    for start in range(0, rows, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        weights_RN = weights_RG[part][:, unit].astype(np.float32)
+        for index in classes:
+            present = weights_RN @ targets_NK[:, index] > 0
+            counts[part] += present
+            for total, logits_NK in zip(sums, tables, strict=True):
+                total[part] += _weighted(logits_NK[:, index], targets_NK[:, index])(weights_RN)
+    return [total / np.maximum(counts, 1) for total in sums]
+
+
+def _weighted(scores_N: Scores, targets_N: Targets) -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:
+    """Return a function: whole weights `(R, N)` of the videos -> average precision `(R,)`, 0 where the class is absent.
+
+    The sum over the videos that have the class of the precision at their score; equal scores pass together.
+    """
+    order = np.argsort(-scores_N, kind="stable")
+    ranked = scores_N[order]
+    positives = np.flatnonzero(targets_N[order])
+    ends = np.searchsorted(-ranked, -ranked[positives], side="right") - 1  # last place of an equal score
+    counted = np.searchsorted(positives, ends, side="right") - 1
+
+    def measure(weights_RN: NDArray[np.float32]) -> NDArray[np.float64]:
+        passed_RN = np.cumsum(weights_RN[:, order], axis=1)  # whole numbers, exact in float32
+        own = weights_RN[:, order[positives]].astype(np.float64)
+        found = np.cumsum(own, axis=1)[:, counted]
+        precision = found / np.maximum(passed_RN[:, ends], 1.0)
+        return np.asarray((own * precision).sum(axis=1) / np.maximum(own.sum(axis=1), 1.0))
+
+    return measure
