@@ -221,19 +221,44 @@ def evaluate_run(
     precision = distributed.broadcast_object(experiment.evaluate.precision)
     evaluate = experiment.evaluate.model_copy(update={"precision": precision})
     experiment = experiment.model_copy(update={"evaluate": evaluate})
-    scores, skipped = (
-        _read_and_score(loaded, experiment, records)
-        if stored is None
-        else stored.score(records, _aggregate(experiment.evaluate, loaded.record.multi_label))
-    )
-    scores, skipped = gathered(scores, skipped, [record.id for record in records])
-    facts = loaded.facts if stored is None else stored.facts
-    table = score_table(loaded, experiment, part, records, scores, reasons=dict(skipped), facts=facts)
+    table = score_part(loaded, experiment, part, records, stored)
     path = out or loaded.paths.scores / f"{part}_{slug(evaluate)}{loaded.score_suffix}.npz"
     if distributed.is_main():
         write_scores(path, table)
     table.meta["file"] = str(path)
     return table, path
+
+
+def score_part(
+    run: AnyRun[Any],
+    experiment: Experiment,
+    part: Part,
+    records: Sequence[VideoRecord],
+    stored: StoredViews | None = None,
+) -> ScoreTable:
+    """Score the videos of a part, each process of several its share.
+
+    Args:
+        run: The network.
+        experiment: Settings with resolved `evaluate`.
+        part: Part of the data set.
+        records: Its videos.
+        stored: Cached features to score instead of the videos.
+
+    Returns:
+        The scores of all videos on the main process; on the others the scores of their share.
+
+    Raises:
+        TwoStreamError: A video cannot be read, or none can.
+    """
+    if stored is None:
+        scores, skipped = _read_and_score(run, experiment, records)
+    else:
+        aggregate = _aggregate(experiment.evaluate, run.record.multi_label)
+        scores, skipped = stored.score(records, aggregate)
+    scores, skipped = gathered(scores, skipped, [record.id for record in records])
+    facts = run.facts if stored is None else stored.facts
+    return score_table(run, experiment, part, records, scores, reasons=dict(skipped), facts=facts)
 
 
 def _held_out(run: AnyRun[Any]) -> tuple[ScoreTable, Path]:
@@ -287,9 +312,9 @@ def _read_and_score(
 
 def _other_frames(run: AnyRun[Any]) -> str | None:
     """Say where the frames of the data set are no longer made like those the run was trained on."""
-    modality = run.model.spec.modality
-    written, now = run.meta.get("extraction"), made_now(run.experiment.data, run.record, modality)
-    if not written or now is None:
+    modality, written = run.model.spec.modality, run.meta.get("extraction")
+    now = made_now(run.experiment.data, run.record, modality) if written else None
+    if now is None:
         return None
     then = frames_made(written, run.source)
     return other_frames(run.source, then, frames_made(now, run.record.name), run.record, modality)

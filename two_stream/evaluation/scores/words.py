@@ -13,6 +13,7 @@ from two_stream.data.splits import load_part, source_of
 from two_stream.evaluation.scores.fusion import stream_name
 from two_stream.evaluation.scores.metrics import Summary, difference, gain, summarise
 from two_stream.evaluation.scores.statistics import LEAST_UNITS, LEVEL, Interval, expected_interval
+from two_stream.runtime.console import console, say, table
 from two_stream.types import Modality, ScoreTable
 
 COLUMNS = ("stream", "top-1 [95 % CI]", "top-3", "top-5", "mean class", "ECE", "videos")
@@ -97,6 +98,15 @@ def rows(found: Sequence[Line]) -> list[list[str]]:
 def columns(found: Sequence[Line]) -> tuple[str, ...]:
     """Return the headings of the accuracy table."""
     return MULTI_COLUMNS if found[0].summary.map is not None else COLUMNS
+
+
+def print_accuracies(title: str, found: Sequence[Line]) -> None:
+    """Print the accuracy table, and the protocol of the last line with its warning."""
+    meta = found[-1].table.meta
+    console.print(table(title, columns(found), rows(found)))
+    say(protocol_line(meta, found[-1].summary))
+    if meta.get("selection") == "paper":
+        say(PAPER_WARNING)
 
 
 def _cells(name: str, summary: Summary) -> list[str]:
