@@ -77,7 +77,7 @@ class PublishedRun(AnyRun[Recognizer]):
     published_record: Record
 
     @property
-    def record(self) -> Record:  # type: ignore[override]
+    def record(self) -> Record:
         """The data set, with the frames that the flags name."""
         return self.published_record
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from two_stream.config.model import InputOptions, MobileNetV2, ModelOptions
-from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import ScoreError
 from two_stream.evaluation.scoring.score import merged, score_videos
 from two_stream.evaluation.scoring.views import crop_views, views_of_clip
@@ -41,7 +40,7 @@ def video(model, name: str, frames: int, seed: int, *, crops: str = "ten", signe
     """A video of noise, a clip every two frames."""
     spec = model.spec
     noise = np.random.default_rng(seed).integers(0, 256, (frames, *spec.resize, spec.channels), np.uint8)
-    item = views_of_clip(noise, crop_views(EvaluateOptions(crops=crops), spec), spec)
+    item = views_of_clip(noise, crop_views(crops, spec), spec)
     rows = torch.arange(0, frames - 3, 2)[:, None] + torch.arange(4)
     return replace(
         item, id=name, clips=rows, label=seed, total_clips=len(rows), signed=signed and item.signed

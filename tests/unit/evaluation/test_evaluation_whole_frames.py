@@ -163,7 +163,7 @@ def test_the_same_box_many_times_is_told_and_full_gives_its_scores(world, monkey
     monkeypatch.setattr(run_module, "note", said.append)
     ten, _ = evaluate_run(run, FULL.model_copy(update={"crops": "ten"}))
     assert len(said) == 1
-    assert "cuts the same box every time" in said[0]
+    assert "repeats the same box" in said[0]
     full, _ = evaluate_run(run, FULL)
     assert len(said) == 1
     np.testing.assert_allclose(full.logits, ten.logits, atol=1e-4 * float(np.abs(ten.logits).max()))

@@ -1,10 +1,12 @@
-"""Stored features: what a frozen backbone gives for each view of each video, in a folder that is whole or absent.
+"""Stored features: outputs of a frozen backbone for each view of each video, read for training and for scoring.
 
-`features.json` says what made them and which videos they are of; `<part>.npy` holds a row per view (float32, mapped
-into memory, never unpickled), `<part>_mirrored.npy` whether a view is a mirror image, `checksums.json` the SHA-256 of
-each. Part `train` is the whole official training list, since the seed of a run chooses its holdout: row 0 of a video is
-its centred clip, row 1 + e the clip that a run of the cache's seed draws in epoch e. Part `test` holds the views of an
-evaluation, crop-major as `VideoViews` counts them.
+In a cache folder `features.json` records how the features were computed and lists the videos. `<part>.npy` has one row
+per view (float32, memory-mapped, without pickles), `<part>_mirrored.npy` marks mirrored views and `checksums.json` has
+the SHA-256 of each file. Part `train` is the complete official training list, because the seed of a run chooses its
+holdout: row 0 of a video is its centred clip, row 1 + e the clip that a run with the cache's seed draws in epoch e.
+Part `test` has the views of an evaluation, crop-major as in `VideoViews`.
+
+`StoredClips` gives the rows as training batches, `StoredViews` scores them with head and classifier.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ from two_stream.data.clips.loader import batches_of, epoch_plan
 from two_stream.data.mirror import mirror_of
 from two_stream.errors import CheckpointError, DataError, SettingsError
 from two_stream.evaluation.scoring.batching import VideoProgress
-from two_stream.evaluation.scoring.score import Skipped, VideoScores, collected
+from two_stream.evaluation.scoring.network import evaluation_mode
+from two_stream.evaluation.scoring.score import Skipped, VideoScores, collect_scores
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
 from two_stream.runtime.arrays import map_array
@@ -42,15 +45,15 @@ from two_stream.runtime.text import parse_json
 from two_stream.types import Batch, FeatureLayout, InputSpec, Part, VideoRecord
 
 FORMAT = 1
-"""raised when a reader of an older version could misread the folder"""
+"""increased when an older version could misread the folder"""
 FACTS = "features.json"
 CENTRED = 1
 """rows of a training video before those of the augmented clips"""
-AGAIN = "write it anew with `two-stream features`"
-_NO_MATTER = ("model.backbone.pretrained", "model.backbone.weights")
-"""where weights come from; what they are is compared by their SHA-256"""
+AGAIN = "write it again with `two-stream features`"
+_IGNORED = ("model.backbone.pretrained", "model.backbone.weights")
+"""settings of the origin of weights, which are compared by their SHA-256"""
 _ADDED = {"segments": 0, "stack": 1}
-"""parts of the input that the first caches do not name, with what holds for them"""
+"""input settings that early caches do not have, with the values of those caches"""
 
 FeaturePart = Literal["train", "test"]
 
@@ -65,7 +68,7 @@ class StoredVideo(Options):
     first: int
     """row of its first view"""
     clips: int
-    """clips, of which each has the crops of the part; of the training part its rows"""
+    """number of clips, each with the crops of the part; in the training part, number of rows"""
 
 
 class PartFacts(Options):
@@ -76,7 +79,7 @@ class PartFacts(Options):
     precision: str
     """autocast type of the forward pass"""
     dtype: Literal["float32", "bfloat16", "float16"]
-    """type that the backbone gave; the rows hold its values as float32"""
+    """output type of the backbone; the rows store the values as float32"""
     folded: bool
     videos: list[StoredVideo]
     skipped: dict[str, str] = Field(default_factory=dict)
@@ -84,15 +87,15 @@ class PartFacts(Options):
 
 
 class FeatureFacts(Options):
-    """Everything `features.json` says."""
+    """Content of `features.json`."""
 
     format: int = FORMAT
     backbone_sha256: str
-    """of names and values of the frozen backbone's weights"""
+    """of the names and values of the frozen backbone's weights"""
     shapes: tuple[tuple[int, ...], ...]
     """see `FeatureLayout`"""
     settings: dict[str, Any]
-    """dotted settings that decide what a view is; see `view_settings`"""
+    """dotted settings that determine the views; see `view_settings`"""
     classes: list[str]
     seed: int
     """of the augmented clips"""
@@ -105,7 +108,7 @@ class FeatureFacts(Options):
     code_version: str
     environment: dict[str, str]
     seconds: float = 0.0
-    """what writing took"""
+    """time taken to write the cache"""
 
 
 @dataclass(frozen=True)
@@ -122,26 +125,25 @@ class StoredPart:
 
 
 class FeatureCache:
-    """A folder of stored features, opened: checksums compared, rows mapped into memory.
+    """A folder of stored features with verified checksums and memory-mapped rows.
 
     Attributes:
-        folder: Where it is.
-        facts: What made it.
-        layout: What a row holds.
-        content: SHA-256 of what the rows are; the same for the same rows, whenever they were written.
+        folder: Path of the folder.
+        facts: How the features were computed.
+        layout: Layout of a row.
+        content: SHA-256 of the rows; independent of when they were written.
     """
 
     def __init__(self, folder: Path | str) -> None:
         """Open a folder.
 
         Raises:
-            CheckpointError: It is missing, no feature cache, damaged, or of another format; names the file.
+            CheckpointError: The folder is missing, damaged, of another format or no feature cache; names the file.
         """
         self.folder = Path(folder)
-        inside = complete_folder(self.folder)
-        self.facts, self.content = _checked(inside, _stamp(inside))
+        self._inside = complete_folder(self.folder)
+        self.facts, self.content = _read_facts(self._inside, _file_stats(self._inside))
         self.layout = FeatureLayout(self.facts.shapes)
-        self._inside = inside
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -150,49 +152,45 @@ class FeatureCache:
         """Return a part.
 
         Raises:
-            CheckpointError: It was not stored, or its files are of another shape than `features.json` says.
+            CheckpointError: The part was not stored, or its files differ in shape from `features.json`.
         """
         facts = self.facts.parts.get(name)
         if facts is None:
             raise CheckpointError(
-                f"{self.folder}: holds no {name} part ({', '.join(self.facts.parts)} only); {AGAIN} --parts train test"
+                f"{self.folder}: has no {name} part (only {', '.join(self.facts.parts)}); {AGAIN} --parts train test"
             )
         rows = self._array(f"{name}.npy", np.float32, (facts.rows, self.layout.width))
         mirrored = self._array(f"{name}_mirrored.npy", np.bool_, (facts.rows,))
         return StoredPart(name, facts, rows, mirrored, {video.id: video for video in facts.videos})
 
     def check_backbone(self, sha256: str, advice: str) -> None:
-        """Refuse another backbone than the one the features come from.
+        """Check that the features come from a backbone.
 
         Raises:
-            CheckpointError: Says what to do: `advice`.
+            CheckpointError: They come from another one; the message ends with `advice`.
         """
         if sha256 != self.facts.backbone_sha256:
             raise CheckpointError(
-                f"{self.folder}: holds the features of another backbone (weights {self.facts.backbone_sha256[:12]}…, "
+                f"{self.folder}: has the features of another backbone (weights {self.facts.backbone_sha256[:12]}…, "
                 f"here {sha256[:12]}…); {advice}"
             )
 
     def check_settings(self, settings: Mapping[str, Any], classes: Sequence[str]) -> None:
-        """Refuse settings under which a view would be another one; keys that are not given are not compared.
+        """Compare settings that determine the views; only the given keys are compared.
 
         Raises:
-            SettingsError: Names the settings that differ, with both values.
+            SettingsError: Some settings differ; names them with both values.
         """
         if list(classes) != self.facts.classes:
-            raise SettingsError(f"{self.folder}: made for another data set or list of classes; {AGAIN}")
+            raise SettingsError(f"{self.folder}: written for another data set or list of classes; {AGAIN}")
         made, usual = self.facts.settings, {f"model.input.{name}": value for name, value in _ADDED.items()}
         if "model.input.stride" in settings:
             made, settings = usual | made, usual | dict(settings)
-        wrong = [
-            f"`{key}` {made.get(key)} (here {value})"
-            for key, value in settings.items()
-            if made.get(key) != value
-        ]
+        wrong = _differences(made, settings)
         if wrong:
             raise SettingsError(
-                f"{self.folder}: the features were made with {'; '.join(wrong[:4])}{'; …' if wrong[4:] else ''}; "
-                f"give the same settings or {AGAIN}"
+                f"{self.folder}: the features were computed with {'; '.join(wrong[:4])}{'; …' if wrong[4:] else ''}; "
+                f"use the same settings or {AGAIN}"
             )
 
     def _array(self, name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
@@ -203,24 +201,38 @@ class FeatureCache:
             raise CheckpointError(f"{path}: cannot be read ({error}); {AGAIN}") from None
         if found.dtype != dtype or found.shape != shape:
             raise CheckpointError(
-                f"{path}: holds {found.dtype} {found.shape}, {FACTS} says {np.dtype(dtype)} {shape}; {AGAIN}"
+                f"{path}: has {found.dtype} {found.shape}, {FACTS} says {np.dtype(dtype)} {shape}; {AGAIN}"
             )
         return np.asarray(found) if dtype is np.bool_ else found
 
 
-def stored_video(cache: FeatureCache, part: StoredPart, record: VideoRecord) -> StoredVideo | None:
-    """Return where a video of a list is stored; None where it could not be read when the cache was written.
+def _differences(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    return [
+        f"`{key}` {made.get(key)} (here {value})" for key, value in wanted.items() if made.get(key) != value
+    ]
+
+
+def stored_video(
+    cache: FeatureCache, part: StoredPart, record: VideoRecord, on_error: str = "skip"
+) -> StoredVideo | None:
+    """Return the stored rows of a listed video; None if the video could not be read when the cache was written.
 
     Raises:
-        DataError: It is not there at all, or has other frames or labels in the list now.
+        DataError: The video is not stored, its frames or labels in the list have changed, or it could not be read and
+            `on_error` is `raise`.
     """
     video = part.videos.get(record.id)
     if video is None:
-        if record.id in part.facts.skipped:
-            return None
-        raise DataError(
-            f"{cache}: video {record.id!r} of the list is not in its {part.name} part; the lists changed: {AGAIN}"
-        )
+        if record.id not in part.facts.skipped:
+            raise DataError(
+                f"{cache}: video {record.id!r} of the list is not in its {part.name} part; the lists changed: {AGAIN}"
+            )
+        if on_error == "raise":
+            raise DataError(
+                f"video {record.id!r} could not be read when {cache} was written: {part.facts.skipped[record.id]}. "
+                "Skip unreadable videos with `data.on_error: skip`"
+            )
+        return None
     if (video.num_frames, video.labels) != (record.num_frames, record.all_labels):
         raise DataError(
             f"{cache}: video {record.id!r} was stored with {video.num_frames} frames and labels {list(video.labels)}, "
@@ -232,14 +244,14 @@ def stored_video(cache: FeatureCache, part: StoredPart, record: VideoRecord) -> 
 def view_settings(
     model: ModelOptions, spec: InputSpec, data: DataOptions, record: Record, *, training: bool
 ) -> dict[str, Any]:
-    """Return, dotted, what decides how a view of a video looks and what a backbone makes of it, as JSON has it.
+    """Return the settings that determine the features of a view, with dotted keys and JSON values.
 
     Args:
-        model: Settled options of the network.
-        spec: What it expects.
-        data: Reading.
+        model: Resolved options of the network.
+        spec: Its input.
+        data: How videos are read.
         record: The data set.
-        training: With what only augmented clips depend on.
+        training: Include the settings of augmented clips.
     """
     network = model.model_dump(mode="json", include={"modality", "backbone", "reduction", "reduced_channels"})
     if model.reduction == "none":
@@ -248,9 +260,9 @@ def view_settings(
     read = {"split", "sampling", "frame_order", "scaled_decoding"}
     reading = data.model_dump(mode="json", include={*read, *({"augment", "resize_once"} if training else ())})
     if data.sampling == "segments":
-        reading["sampling"] = "standard"  # the input says it
+        reading["sampling"] = "standard"  # segments are part of the input
     if not training:
-        kept = {"protocol", "crop"} if data.augment.whole_frame else {"protocol"}  # centred views follow it
+        kept = {"protocol", "crop"} if data.augment.whole_frame else {"protocol"}  # of centred views
         reading["augment"] = data.augment.model_dump(mode="json", include=kept)
     mirror = mirror_of(record, data.augment.protocol)
     found = flatten(
@@ -259,27 +271,25 @@ def view_settings(
             "data": {"dataset": record.name, **reading, "mirror": asdict(mirror)},
         }
     )
-    plain: dict[str, Any] = json.loads(json.dumps({k: v for k, v in found.items() if k not in _NO_MATTER}))
+    plain: dict[str, Any] = json.loads(json.dumps({k: v for k, v in found.items() if k not in _IGNORED}))
     return plain
 
 
-def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Return what changes when a file of the folder does, so that one process compares checksums once."""
+def _file_stats(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Return names, sizes and times of the files: unless these change, a process verifies checksums only once."""
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "no such folder"
-        raise CheckpointError(
-            f"{folder}: {what}; expected stored features, as `two-stream features` writes them"
-        )
+        raise CheckpointError(f"{folder}: {what}; expected a folder written by `two-stream features`")
     stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
 @lru_cache(maxsize=8)
-def _checked(folder: Path, _stamp: tuple[tuple[str, int, int], ...]) -> tuple[FeatureFacts, str]:
+def _read_facts(folder: Path, _stats: tuple[tuple[str, int, int], ...]) -> tuple[FeatureFacts, str]:
     path = folder / FACTS
     if not path.is_file() and not (folder / CHECKSUMS).is_file():
         raise CheckpointError(
-            f"{folder}: holds no stored features ({FACTS}); `two-stream features` writes them"
+            f"{folder}: has no stored features ({FACTS}); write them with `two-stream features`"
         )
     verify_checksums(folder, "feature cache", AGAIN)
     try:
@@ -288,7 +298,7 @@ def _checked(folder: Path, _stamp: tuple[tuple[str, int, int], ...]) -> tuple[Fe
     except (OSError, ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path}: missing or damaged; {AGAIN}") from None
     if made != FORMAT:
-        raise CheckpointError(f"{path}: of format {made}, this version reads {FORMAT}; {AGAIN}")
+        raise CheckpointError(f"{path}: has format {made}, this version reads {FORMAT}; {AGAIN}")
     facts = validate_settings(FeatureFacts, mapping, path)
     sums = parse_json((folder / CHECKSUMS).read_text(encoding="utf-8"))
     held = [f"{name} {digest}" for name, digest in sorted(sums.items()) if name != FACTS]
@@ -308,19 +318,19 @@ def backbone_sha256(model: Recognizer) -> str:
 
 
 class StoredClips:
-    """The stored training rows of some videos, by the numbers that `epoch_plan` deals out.
+    """Stored training rows of videos, by the numbers of `epoch_plan`.
 
-    Epoch e shows augmented clip e, counted round and round over those that are stored; a video drawn again in the same
-    epoch shows the next one.
+    Epoch e uses augmented clip e modulo the number of stored clips; a video drawn again in the same epoch uses the next
+    one.
     """
 
     def __init__(
         self, cache: FeatureCache, experiment: Experiment, records: Sequence[VideoRecord], record: Record
     ) -> None:
-        """Look the videos up.
+        """Find the rows of the videos.
 
         Raises:
-            DataError: One is not stored; or could not be read and `data.on_error` is `raise`.
+            DataError: A video is not stored, or could not be read and `data.on_error` is `raise`.
             CheckpointError: The training part was not stored.
         """
         self.records = records
@@ -331,27 +341,20 @@ class StoredClips:
         self.multi_label = record.multi_label
         same = experiment.train.precision == self.part.facts.precision
         self.dtype = getattr(torch, self.part.facts.dtype) if same else torch.float32
-        self.videos: list[StoredVideo | None] = []
-        for video in records:
-            stored = stored_video(cache, self.part, video)
-            if stored is None and experiment.data.on_error == "raise":
-                raise DataError(
-                    f"video {video.id!r} could not be read when {cache} was written: "
-                    f"{self.part.facts.skipped[video.id]}; leave such videos out with `data.on_error: skip`"
-                )
-            self.videos.append(stored)
+        on_error = experiment.data.on_error
+        self.videos = [stored_video(cache, self.part, video, on_error) for video in records]
 
-    def batch(self, numbers: Sequence[int], epoch: int | None) -> tuple[Batch, list[tuple[str, str]]]:
-        """Return a batch, and the videos of it that are not there with the reason.
+    def batch(self, numbers: Sequence[int], epoch: int | None) -> tuple[Batch, Skipped]:
+        """Return a batch, and (id, reason) of its videos that could not be read.
 
         Args:
-            numbers: Of videos; past the end they count the videos again, as `ClipDataset` does.
-            epoch: Whose augmented clips; None takes the centred ones.
+            numbers: Of videos; numbers past the end count the videos again, as in `ClipDataset`.
+            epoch: Epoch of the augmented clips; None: centred clips.
         """
         rows: list[int] = []
         ids: list[str] = []
         labels: list[tuple[int, ...]] = []
-        skipped: list[tuple[str, str]] = []
+        skipped: Skipped = []
         for number in numbers:
             again, place = divmod(number, len(self.records))
             record, stored = self.records[place], self.videos[place]
@@ -373,10 +376,10 @@ class StoredClips:
 
 
 class StoredLoader:
-    """One pass over stored clips; never yields an empty batch.
+    """One pass over stored clips, read in this process: a batch takes microseconds. Never yields an empty batch.
 
     Attributes:
-        position: One more than the number, in the pass, of the batch read last.
+        position: One more than the number, in the pass, of the last batch read.
         skipped: (id, reason) of the videos left out since the iteration began.
     """
 
@@ -392,22 +395,19 @@ class StoredLoader:
         """Plan a pass.
 
         Args:
-            clips: What is read.
+            clips: The stored clips.
             plan: Numbers of the videos of each batch.
-            epoch: Whose augmented clips; None takes the centred ones.
-            skip: Batches of the plan to leave out at the start.
-            pin: Read into memory that a GPU copies from by itself.
+            epoch: Epoch of the augmented clips; None: centred clips.
+            skip: Number of batches to leave out at the start.
+            pin: Use pinned memory, from which a GPU copies asynchronously.
         """
-        self.clips = clips
-        self.plan = plan
-        self.epoch = epoch
-        self.skip = skip
-        self.pin = pin
+        self.clips, self.plan, self.epoch = clips, plan, epoch
+        self.skip, self.pin = skip, pin
         self.position = skip
-        self.skipped: list[tuple[str, str]] = []
+        self.skipped: Skipped = []
 
     def __len__(self) -> int:
-        """Batches to read (with `on_error: skip`, at most)."""
+        """Number of batches to read (with `on_error: skip`, at most)."""
         return len(self.plan) - self.skip
 
     def __iter__(self) -> Iterator[Batch]:
@@ -424,7 +424,7 @@ class StoredLoader:
 def stored_epoch(
     clips: StoredClips, experiment: Experiment, epoch: int, skip: int, *, pin: bool
 ) -> StoredLoader:
-    """Return the batches of a training epoch, in the order in which `train_loader` gives the clips."""
+    """Return the batches of a training epoch, in the order of `train_loader`."""
     plan = epoch_plan(experiment, clips.records, epoch)
     return StoredLoader(clips, plan, epoch=epoch, skip=skip, pin=pin)
 
@@ -435,38 +435,34 @@ def stored_centred(clips: StoredClips, experiment: Experiment, *, pin: bool) -> 
     return StoredLoader(clips, plan, epoch=None, pin=pin)
 
 
-__all__ = ["StoredClips", "StoredLoader", "stored_centred", "stored_epoch"]
-
-
 _BATCH = 64
-"""rows of a forward pass"""
+"""rows per forward pass"""
 _UNCACHED = "or read the videos (`two-stream evaluate RUN --uncached`)"
 
 
 class StoredViews:
-    """The stored views of a part, checked against a run's network and settings.
+    """Stored views of a part, scored with head and classifier of a run, without a video or a backbone.
 
     Attributes:
-        experiment: The settings that the scores then have: views, precision and folding are the cache's.
-        facts: What a score file says about where the scores come from.
+        experiment: Settings of the scores: views, precision and folding are those of the cache.
     """
 
     def __init__(
         self, model: Recognizer, experiment: Experiment, record: Record, part: Part, precision: str
     ) -> None:
-        """Open the cache that `experiment.data.features` names.
+        """Open the cache `experiment.data.features` and compare it with the run.
 
         Args:
             model: The run's network.
-            experiment: Settings, `evaluate` as resolved for this device.
+            experiment: Settings, with `evaluate` resolved for this device.
             record: The data set.
-            part: Of the validation and the training part the centred clip and crop are stored, in the precision of
-                training, and scored whatever was asked for.
-            precision: As asked for; `auto` takes the cache's.
+            part: Of the validation and the training part only the centred clip and crop are stored, in the precision of
+                training.
+            precision: Requested precision; `auto` uses that of the cache.
 
         Raises:
-            SettingsError: Other views, another precision or other settings were stored; names them.
-            CheckpointError: The cache is missing or damaged, or of another backbone.
+            SettingsError: The cache has other views, another precision or other settings; names them.
+            CheckpointError: The cache is missing, damaged or of another backbone.
         """
         assert experiment.data.features is not None
         cache = FeatureCache(experiment.data.features)
@@ -474,7 +470,7 @@ class StoredViews:
         settings = view_settings(model.options, model.spec, experiment.data, record, training=False)
         cache.check_settings(settings, record.classes)
         cache.check_backbone(
-            backbone_sha256(model), f"give the cache that the run was trained on, {_UNCACHED}"
+            backbone_sha256(model), f"use the cache that the run was trained on, {_UNCACHED}"
         )
         stored: FeaturePart = "test" if part == "test" else "train"
         self.model = model
@@ -483,15 +479,14 @@ class StoredViews:
         self.mirror = mirror_of(record, experiment.data.augment.protocol)
         evaluate = self._evaluate(experiment.evaluate, part, precision)
         self.experiment = experiment.model_copy(update={"evaluate": evaluate})
-        self.on_error = experiment.data.on_error
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Where the scores come from."""
+        """Origin of the scores, for the score file."""
         made = self.cache.facts
         return {
             "source": "features",
-            "precision_reason": None,  # that of the cache
+            "precision_reason": None,  # the precision is that of the cache
             "features": {
                 "folder": str(self.cache.folder),
                 "content_sha256": self.cache.content,
@@ -503,7 +498,7 @@ class StoredViews:
         }
 
     def _evaluate(self, options: EvaluateOptions, part: Part, precision: str) -> EvaluateOptions:
-        """Return how the stored views were made, with the rest as asked."""
+        """Return the options with the views and the precision of the cache."""
         facts = self.part.facts
         update: dict[str, Any] = {"precision": facts.precision, "fold": facts.folded, "compile": False}
         if part != "test":
@@ -511,21 +506,14 @@ class StoredViews:
         if precision not in ("auto", facts.precision):
             raise SettingsError(
                 f"{self.cache}: the test part was computed in {facts.precision} and `evaluate.precision` is "
-                f"{precision}; give {facts.precision} or auto, {_UNCACHED}"
+                f"{precision}; use {facts.precision} or auto, {_UNCACHED}"
             )
-        made = self.cache.facts.evaluate
-        keys = ["views", "crops"]
-        keys += ["num_clips"] if options.views == "uniform" else []
-        keys += ["step"] if options.views == "sliding" else []
-        wrong = [
-            f"`evaluate.{key}` {made[key]} (here {getattr(options, key)})"
-            for key in keys
-            if made[key] != getattr(options, key)
-        ]
+        keys = ["views", "crops", *{"uniform": ["num_clips"], "sliding": ["step"]}.get(options.views, [])]
+        made = {f"evaluate.{key}": self.cache.facts.evaluate[key] for key in keys}
+        wrong = _differences(made, {f"evaluate.{key}": getattr(options, key) for key in keys})
         if wrong:
             raise SettingsError(
-                f"{self.cache}: the views were stored with {', '.join(wrong)}; give the same, write the cache anew, "
-                f"{_UNCACHED}"
+                f"{self.cache}: the views were stored with {', '.join(wrong)}; use the same, {AGAIN}, {_UNCACHED}"
             )
         return options.model_copy(update=update)
 
@@ -536,59 +524,42 @@ class StoredViews:
             The scores, and the videos that could not be read when the cache was written.
 
         Raises:
-            DataError: A video is not stored; or could not be read and `data.on_error` is `raise`.
+            DataError: A video is not stored, or could not be read and `data.on_error` is `raise`.
         """
         found: list[tuple[VideoRecord, StoredVideo]] = []
         skipped: Skipped = []
         for record in records if distributed.is_main() else []:
-            video = stored_video(self.cache, self.part, record)
-            if video is not None:
+            video = stored_video(self.cache, self.part, record, self.experiment.data.on_error)
+            if video is None:
+                skipped.append((record.id, self.part.facts.skipped[record.id]))
+            else:
                 found.append((record, video))
-                continue
-            reason = self.part.facts.skipped[record.id]
-            if self.on_error == "raise":
-                raise DataError(
-                    f"video {record.id!r} could not be read when {self.cache} was written: {reason}"
-                )
-            skipped.append((record.id, reason))
-        training = self.model.training
-        self.model.eval()
-        try:
-            scores = collected(
-                self._videos(found),
-                aggregate=aggregate,
-                keep_views=self.experiment.evaluate.keep_views,
-                total=len(found),
-            )
-        finally:
-            self.model.train(training)
+        keep_views = self.experiment.evaluate.keep_views
+        with evaluation_mode(self.model):
+            videos = self._videos(found)
+            scores = collect_scores(videos, aggregate=aggregate, keep_views=keep_views, total=len(found))
         return scores, skipped
 
     def _videos(self, found: Sequence[tuple[VideoRecord, StoredVideo]]) -> Iterator[VideoProgress]:
-        """Yield every video with the logits of its views; those of neighbours are computed together."""
+        """Yield every video with the logits of its views; videos share forward passes."""
         waiting: list[tuple[VideoProgress, range]] = []
-        for record, stored in found:
-            video, rows = self._video(record, stored)
-            waiting.append((video, rows))
-            if sum(len(each) for _, each in waiting) >= _BATCH:
-                yield from self._filled(waiting)
+        for number, (record, stored) in enumerate(found, 1):
+            waiting.append(self._video(record, stored))
+            if number == len(found) or sum(len(rows) for _, rows in waiting) >= _BATCH:
+                yield from self._scored(waiting)
                 waiting = []
-        if waiting:
-            yield from self._filled(waiting)
 
     def _video(self, record: VideoRecord, stored: StoredVideo) -> tuple[VideoProgress, range]:
+        first = stored.first
         if self.part.name == "train":
-            return VideoProgress(record.id, record.label, 1, 1, flips=[False]), range(
-                stored.first, stored.first + 1
-            )
+            return VideoProgress(record.id, record.label, 1, 1, flips=[False]), range(first, first + 1)
         crops = self.part.facts.crops
-        rows = range(stored.first, stored.first + stored.clips * crops)
+        rows = range(first, first + stored.clips * crops)
         flips = [bool(flag) for flag in self.part.mirrored[rows.start : rows.stop : stored.clips]]
-        video = VideoProgress(record.id, record.label, stored.clips, crops, flips=flips)
-        video.mirror_labels = self.mirror.labels
-        return video, rows
+        labels = self.mirror.labels
+        return VideoProgress(record.id, record.label, stored.clips, crops, flips, labels), rows
 
-    def _filled(self, waiting: Sequence[tuple[VideoProgress, range]]) -> Iterator[VideoProgress]:
+    def _scored(self, waiting: Sequence[tuple[VideoProgress, range]]) -> Iterator[VideoProgress]:
         rows = [row for _, rows in waiting for row in rows]
         blocks = [self._logits(rows[start : start + _BATCH]) for start in range(0, len(rows), _BATCH)]
         logits = np.concatenate(blocks)

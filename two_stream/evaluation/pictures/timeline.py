@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from two_stream.config.schema import EvaluateOptions
+from two_stream.data.clips.views import evaluation_clips
 from two_stream.errors import printable
 from two_stream.evaluation.runs.run import AnyRun
 from two_stream.evaluation.scoring.score import aggregate_views
 from two_stream.evaluation.scoring.video import VideoResult, fuse_results, top
-from two_stream.evaluation.scoring.views import clip_frames
 from two_stream.runtime.files import atomic_path, write_text
 from two_stream.runtime.plotting import plain_figures
 from two_stream.runtime.text import csv_text
@@ -65,7 +65,7 @@ def windows(
     clips, streams = [], []
     for run, result, views, sampling in zip(runs, scored, options, samplings, strict=True):
         flow = run.model.spec.modality == "flow"
-        chosen = clip_frames(views, run.model.spec, result.frames - flow, sampling)
+        chosen = evaluation_clips(views, run.model.spec, result.frames - flow, sampling)
         clips.append([(min(clip), min(max(clip) + flow, result.frames)) for clip in chosen])
         by_crop = result.view_logits.reshape(-1, len(chosen), result.view_logits.shape[-1])
         streams.append([aggregate_views(by_crop[:, n], views.aggregate) for n in range(len(chosen))])

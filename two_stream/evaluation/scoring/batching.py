@@ -1,4 +1,4 @@
-"""Views of many videos packed into full batches: crops cut on the device, normalised straight into the batch."""
+"""Packs views of many videos into full batches: crops are cut on the device and normalised into the batch."""
 
 from __future__ import annotations
 
@@ -22,70 +22,67 @@ _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass
 class VideoProgress:
-    """A video on its way: its views come in chunks and are scored in as many batches as it takes."""
+    """A video whose views arrive in chunks and are scored in one or several batches."""
 
     id: str
     label: int
     clips: int
-    """of the whole video"""
+    """number of clips of the complete video"""
     crops: int
-    seen: int = 0
-    """clips that came so far"""
-    scored: int = 0
-    """views that have their logits"""
-    logits: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-    """`(V, K)`, crop-major over the whole video"""
     flips: Sequence[bool] = ()
     """whether a crop is mirrored, per crop"""
     mirror_labels: Sequence[int] | None = None
     """see `VideoViews`"""
+    seen: int = 0
+    """number of clips received"""
+    scored: int = 0
+    """number of views with logits"""
+    logits: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """`(V, K)`, crop-major over the complete video"""
 
     @property
     def views(self) -> int:
-        """Views of the whole video."""
+        """Number of views of the complete video."""
         return self.clips * self.crops
 
     @property
     def complete(self) -> bool:
-        """Whether every view has its logits."""
+        """Whether every view has logits."""
         return self.scored == self.views
 
     def take(self, rows: list[int], logits_VK: NDArray[np.float32]) -> None:
-        """Put the logits of some views where they belong, those of mirrored views by the classes of the video itself.
+        """Store the logits of some views; classes that a mirror exchanges are swapped back in mirrored views.
 
         Raises:
-            ScoreError: They are not finite.
+            ScoreError: The logits are not finite.
         """
         if not np.isfinite(logits_VK).all():
             raise ScoreError(
-                f"{self.id}: logits are not finite; the model is damaged or fp16 overflows (try fp32)"
+                f"{self.id}: logits are not finite; the model is damaged, or fp16 overflows (try fp32)"
             )
         if not self.scored:
             self.logits = np.empty((self.views, logits_VK.shape[1]), np.float32)
-        self.logits[rows] = self._renamed(rows, logits_VK)
+        if self.mirror_labels is not None:
+            mirrored = np.asarray(self.flips)[np.asarray(rows) // self.clips]
+            logits_VK = np.where(mirrored[:, None], logits_VK[:, list(self.mirror_labels)], logits_VK)
+        self.logits[rows] = logits_VK
         self.scored += len(rows)
-
-    def _renamed(self, rows: list[int], logits_VK: NDArray[np.float32]) -> NDArray[np.float32]:
-        if self.mirror_labels is None:
-            return logits_VK
-        mirrored = np.asarray(self.flips)[np.asarray(rows) // self.clips]
-        return np.where(mirrored[:, None], logits_VK[:, list(self.mirror_labels)], logits_VK)
 
 
 @dataclass
 class ScoredViews:
-    """Views of one video that shared a batch."""
+    """Views of one video in one batch."""
 
     video: VideoProgress
     rows: list[int]
-    """their numbers in the video"""
+    """numbers of the views in the video"""
 
 
 class Canvas:
-    """The one batch that all views are drawn into, and the forward pass over it.
+    """The batch that all views are written to, and the forward pass over it.
 
-    A recognizer's batch holds normalised values in its own memory format, in half precision where that is what its
-    first convolution would make of them. Any other model is given uint8 clips.
+    A recognizer gets normalised values in its own memory format, in half precision where its first convolution would
+    convert them anyway. Any other model gets uint8 clips.
     """
 
     def __init__(
@@ -96,14 +93,14 @@ class Canvas:
         size: int,
         compute: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
-        """Remember how to draw; the memory is taken when the first view shows its size.
+        """Prepare a batch; its memory is allocated with the first view.
 
         Args:
             model: Maps clips `(B, C, T, H, W)` to logits `(B, K)`.
-            device: Where it is.
+            device: Device of the model.
             precision: fp32, bf16 or fp16 autocast.
             size: Views of a full batch.
-            compute: What is computed of a batch in place of its logits: `(B, any number)`.
+            compute: Computes something else than logits from a batch: `(B, any number)`.
         """
         self.model = model
         self.device = device
@@ -118,7 +115,7 @@ class Canvas:
 
     @torch.inference_mode()
     def draw(self, place: int, view_THWC: torch.Tensor) -> None:
-        """Write a view, uint8 `(T, h, w, C)` in any memory order, to a place of the batch."""
+        """Write a view, uint8 `(T, h, w, C)` in any memory order, to position `place` of the batch."""
         if self._batch_BCTHW is None or self._batch_BCTHW.shape[2:] != view_THWC.shape[:3]:
             self._batch_BCTHW = self._empty(view_THWC)
         slot_THWC = self._batch_BCTHW[place].permute(1, 2, 3, 0)
@@ -147,45 +144,45 @@ class Canvas:
         x_BCTHW = self._batch_BCTHW if self.fixed else self._batch_BCTHW[:count]
         with autocast(self.device, self.precision):
             made: torch.Tensor = self._run(x_BCTHW)
-        # compiled code writes its next result to the same place
+        # compiled code overwrites its result in the next call
         return made[:count].to(torch.float32, copy=self.fixed)
 
 
 def scored_views(
     loader: Iterable[VideoViews], videos: dict[str, VideoProgress], canvas: Canvas
 ) -> Iterator[VideoProgress]:
-    """Score what a loader gives and yield each video as it becomes complete.
+    """Score the views of a loader and yield each video as it becomes complete.
 
-    Every forward pass but the last has as many views as the canvas. On a GPU the results of a batch are fetched when
-    the next one is under way, so that it does not wait.
+    Every forward pass but the last has a full batch. On a GPU the results of a batch are fetched while the next one is
+    computed.
 
     Args:
-        loader: Chunks of videos, those of one video one after another.
-        videos: Filled with every video met, in order; one that stays incomplete was broken off.
-        canvas: Where the views are drawn and scored.
+        loader: Chunks of videos; the chunks of a video follow each other.
+        videos: Filled with every video of the loader, in order, incomplete ones included.
+        canvas: Batch and forward pass.
 
     Raises:
-        ScoreError: A video comes without views or twice, or its logits are not finite; names it.
+        ScoreError: A video has no views or comes twice, or its logits are not finite; names the video.
     """
     behind = 0 if canvas.device.type == "cpu" else 1
     waiting: deque[tuple[list[ScoredViews], torch.Tensor]] = deque()
-    for owners in _drawn(loader, videos, canvas):
+    for owners in _fill(loader, videos, canvas):
         waiting.append((owners, canvas.logits(sum(len(owner.rows) for owner in owners))))
         if len(waiting) > behind:
-            yield from _handed_out(*waiting.popleft())
+            yield from _distribute(*waiting.popleft())
     while waiting:
-        yield from _handed_out(*waiting.popleft())
+        yield from _distribute(*waiting.popleft())
 
 
-def _drawn(
+def _fill(
     loader: Iterable[VideoViews], videos: dict[str, VideoProgress], canvas: Canvas
 ) -> Iterator[list[ScoredViews]]:
-    """Yield which views are on the canvas each time that it is full, and at the end."""
+    """Yield the views on the canvas each time it is full, and at the end."""
     owners: list[ScoredViews] = []
     place = 0
     for item in loader:
-        video = _met(item, videos)
-        chunk = _moved(item, canvas.device)
+        video = _register(item, videos)
+        chunk = _to_device(item, canvas.device)
         mine: ScoredViews | None = None
         for index in range(chunk.num_views):
             if mine is None:
@@ -202,29 +199,29 @@ def _drawn(
         yield owners
 
 
-def _met(item: VideoViews, videos: dict[str, VideoProgress]) -> VideoProgress:
+def _register(item: VideoViews, videos: dict[str, VideoProgress]) -> VideoProgress:
     if not item.num_views:
-        raise ScoreError(f"{item.id}: the video came without a view, so it cannot be scored")
+        raise ScoreError(f"{item.id}: the video has no views, so it cannot be scored")
     video = videos.get(item.id)
     if video is None:
-        video = VideoProgress(item.id, item.label, item.total_clips or len(item.clips), len(item.boxes))
-        video.flips, video.mirror_labels = item.flips, item.mirror_labels
+        clips, crops = item.total_clips or len(item.clips), len(item.boxes)
+        video = VideoProgress(item.id, item.label, clips, crops, item.flips, item.mirror_labels)
         videos[item.id] = video
     elif item.first == 0:
-        raise ScoreError(f"{item.id}: the video came twice; its id must be unique in the split list")
+        raise ScoreError(f"{item.id}: the video came twice; ids must be unique in the split list")
     video.seen += len(item.clips)
     return video
 
 
-def _moved(item: VideoViews, device: torch.device) -> VideoViews:
+def _to_device(item: VideoViews, device: torch.device) -> VideoViews:
     if device.type == "cpu":
         return item
     frames = item.frames.pin_memory() if device.type == "cuda" else item.frames
     return replace(item, frames=frames.to(device, non_blocking=True))
 
 
-def _handed_out(owners: list[ScoredViews], logits_VK: torch.Tensor) -> Iterator[VideoProgress]:
-    """Give each video its rows; yield those that are complete, in order."""
+def _distribute(owners: list[ScoredViews], logits_VK: torch.Tensor) -> Iterator[VideoProgress]:
+    """Store the logits of each video; yield the complete videos in order."""
     values = logits_VK.cpu().numpy()
     start = 0
     for owner in owners:

@@ -1,4 +1,4 @@
-"""Scoring: the views of every video through a network, and each video's logits averaged over its views."""
+"""Scores the views of every video with a network, and averages each video's logits over its views."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from scipy.special import log_expit, log_softmax, logsumexp
 from torch import nn
 
 from two_stream.errors import ScoreError, SettingsError
+from two_stream.evaluation.scores.files import view_rows
 from two_stream.evaluation.scoring.batching import Canvas, VideoProgress, scored_views
+from two_stream.evaluation.scoring.network import evaluation_mode
 from two_stream.runtime import distributed
 from two_stream.runtime.console import progress
 from two_stream.runtime.precision import resolve_precision
@@ -22,28 +24,28 @@ AGGREGATES = ("logits", "probabilities", "sigmoids")
 
 
 class VideoScores(NamedTuple):
-    """What `score_videos` returns, in the order the videos came."""
+    """Scores of videos, in the order of the loader."""
 
     ids: list[str]
     labels: NDArray[np.int64]
     """`(N,)`"""
     logits: NDArray[np.float64]
-    """`(N, K)`: mean of the views' logits, or the logarithm of the mean of their probabilities"""
+    """`(N, K)`: aggregated over views, see `aggregate_views`"""
     view_logits: NDArray[np.float32] | None
-    """`(sum of V, K)` when kept"""
+    """`(sum of V, K)`, with `keep_views`"""
     counts: NDArray[np.int64]
-    """`(N,)` views of each video"""
+    """`(N,)`: number of views of each video"""
 
 
 def aggregate_views(view_logits_VK: NDArray[np.floating], aggregate: str = "logits") -> NDArray[np.float64]:
     """Return one vector `(K,)` for the views of a video, computed in float64.
 
-    `logits`: their mean (the paper's). `probabilities`: the logarithm of the mean of softmax over views, so that
-    argmax, fusion and calibration read it like any other logits: its softmax is that mean. `sigmoids`: the same for
-    classes that do not exclude each other; the sigmoid of the result is the mean of the views' sigmoids.
+    `logits`: mean of logits, as in the paper. `probabilities`: logarithm of the mean softmax, which can be used like
+    logits: its softmax is that mean. `sigmoids`: the same for multi-label classes: the sigmoid of the result is the
+    mean sigmoid.
 
     Raises:
-        SettingsError: Another `aggregate`.
+        SettingsError: Unknown `aggregate`.
     """
     values = np.asarray(view_logits_VK, dtype=np.float64)
     if aggregate == "logits":
@@ -54,7 +56,7 @@ def aggregate_views(view_logits_VK: NDArray[np.floating], aggregate: str = "logi
     if aggregate == "sigmoids":
         yes, no = (logsumexp(log_expit(sign * values), axis=0) for sign in (1.0, -1.0))
         return np.asarray(yes - no, dtype=np.float64)
-    raise SettingsError(f"unknown aggregate {aggregate!r}; known: {', '.join(AGGREGATES)}")
+    raise SettingsError(f"unknown aggregate {aggregate!r}; expected one of: {', '.join(AGGREGATES)}")
 
 
 def score_videos(
@@ -70,48 +72,40 @@ def score_videos(
 ) -> VideoScores:
     """Score every video of a loader.
 
-    Views of neighbouring videos share batches, so that every forward pass but the last has `batch_views` clips, however
-    many views a video has. What waits in memory is the batch and the frames of one chunk, whatever a video's length.
+    Views of neighbouring videos share batches, so every forward pass but the last has `batch_views` clips. Memory holds
+    the batch and the frames of one chunk, however long a video is.
 
     Args:
-        model: A recognizer, or what `ready` makes of it; or anything that maps uint8 `(B, C, T, H, W)` to logits
-            `(B, K)`. Put into evaluation mode and back.
-        loader: The `VideoViews` of each video, one or several. A video of which some are missing is left out if the
-            loader has listed it among its `skipped`.
-        device: Where the model is.
-        precision: fp32, bf16 or fp16 autocast; `auto` as the device can.
+        model: A recognizer, the result of `prepare_for_inference`, or a module that maps uint8 `(B, C, T, H, W)` to
+            logits `(B, K)`.
+        loader: `VideoViews` of each video, in one or several chunks. An incomplete video is left out if the loader has
+            it in its `skipped`.
+        device: Device of the model.
+        precision: fp32, bf16 or fp16 autocast; `auto`: depends on the device.
         batch_views: Views per forward pass.
-        aggregate: What is averaged over views: see `aggregate_views`.
+        aggregate: See `aggregate_views`.
         keep_views: Return the logits of every view too.
         total: Number of videos, for the progress display.
 
     Raises:
-        ScoreError: A video comes without views, incomplete or twice, or its logits are not finite; names it.
+        ScoreError: A video has no views, is incomplete or comes twice, or its logits are not finite; names the video.
         SettingsError: Unknown aggregate.
     """
     videos: dict[str, VideoProgress] = {}
-    training = model.training
-    model.eval()
     canvas = Canvas(model, device, resolve_precision(precision, device), batch_views)
-    try:
+    with evaluation_mode(model):
         complete = scored_views(loader, videos, canvas)
-        scores = collected(complete, aggregate=aggregate, keep_views=keep_views, total=total)
-    finally:
-        model.train(training)
+        scores = collect_scores(complete, aggregate=aggregate, keep_views=keep_views, total=total)
     check_incomplete(videos.values(), loader)
     return scores
 
 
-def collected(
+def collect_scores(
     complete: Iterable[VideoProgress], *, aggregate: str, keep_views: bool, total: int | None = None
 ) -> VideoScores:
-    """Average each video's logits over its views as it becomes complete, with a progress display.
-
-    Raises:
-        SettingsError: Unknown aggregate.
-    """
+    """Average the logits of each complete video over its views, with a progress display."""
     if aggregate not in AGGREGATES:
-        raise SettingsError(f"unknown aggregate {aggregate!r}; known: {', '.join(AGGREGATES)}")
+        raise SettingsError(f"unknown aggregate {aggregate!r}; expected one of: {', '.join(AGGREGATES)}")
     whole: list[VideoProgress] = []
     means: dict[str, NDArray[np.float64]] = {}
     with progress("scoring", total) as advance:
@@ -133,16 +127,16 @@ def collected(
 
 
 def check_incomplete(videos: Iterable[VideoProgress], loader: Iterable[VideoViews]) -> None:
-    """Refuse videos of which views are missing though their loader has not listed them among its `skipped`.
+    """Check that all videos are complete, except those that the loader has skipped.
 
     Raises:
-        ScoreError: Names the first.
+        ScoreError: A video is incomplete; names the first.
     """
     skipped = {name for name, _ in getattr(loader, "skipped", [])}
     for video in videos:
         if not video.complete and video.id not in skipped:
             raise ScoreError(
-                f"{video.id}: only {video.seen} of its {video.clips} clips came, so it cannot be scored"
+                f"{video.id}: only {video.seen} of its {video.clips} clips were read, so it cannot be scored"
             )
 
 
@@ -151,22 +145,24 @@ Skipped = list[tuple[str, str]]
 
 
 def gathered(scores: VideoScores, skipped: Skipped, order: Sequence[str]) -> tuple[VideoScores, Skipped]:
-    """Return what all processes scored, in the order given, on the main one; on the others what they have.
+    """Return the scores of all processes on the main process, and a process's own scores on the others.
 
     Args:
-        scores: This process's videos.
-        skipped: Those of its videos that could not be read.
+        scores: Scores of this process.
+        skipped: Videos of this process that could not be read.
         order: Ids of all videos.
 
     Raises:
-        ScoreError: Another process has gone, or two have scored the same video.
+        ScoreError: Another process has exited, or two processes have scored the same video.
     """
     try:
         parts = distributed.gather_objects((scores, list(skipped)))
     except RuntimeError as error:
         if not distributed.is_peer_failure(error):
             raise
-        raise ScoreError("another process of this evaluation has stopped; its own message says why") from None
+        raise ScoreError(
+            "another process of this evaluation has stopped; see that process's error message"
+        ) from None
     if parts is None:
         return scores, skipped
     return merged([part for part, _ in parts], order), [entry for _, listed in parts for entry in listed]
@@ -176,11 +172,11 @@ def merged(parts: Sequence[VideoScores], order: Sequence[str]) -> VideoScores:
     """Join the scores of disjoint sets of videos.
 
     Args:
-        parts: Their scores; a part may be empty.
-        order: Ids of all videos, in the order wanted; those in no part are left out.
+        parts: Scores of each set; may be empty.
+        order: Ids of all videos in the order of the result; ids without scores are left out.
 
     Raises:
-        ScoreError: A video stands in two parts, or in none of the `order`.
+        ScoreError: A video is in two parts, or not in `order`.
     """
     held = [part for part in parts if part.ids]
     if len(parts) == 1 or not held:
@@ -189,27 +185,17 @@ def merged(parts: Sequence[VideoScores], order: Sequence[str]) -> VideoScores:
     place = {name: row for row, name in enumerate(ids)}
     if len(place) < len(ids):
         twice = next(name for name in ids if ids.count(name) > 1)
-        raise ScoreError(f"{twice}: two processes scored this video; its id must be unique in the split list")
+        raise ScoreError(f"{twice}: two processes scored this video; ids must be unique in the split list")
     rows = [place[name] for name in order if name in place]
     if len(rows) < len(ids):
         strange = next(name for name in ids if name not in set(order))
         raise ScoreError(f"{strange}: a process scored this video, but it is not in the split list")
     counts = np.concatenate([part.counts for part in held])
+    views = [part.view_logits for part in held if part.view_logits is not None]
     return VideoScores(
         ids=[ids[row] for row in rows],
         labels=np.concatenate([part.labels for part in held])[rows],
         logits=np.concatenate([part.logits for part in held])[rows],
-        view_logits=_views(held, counts, rows),
+        view_logits=view_rows(np.concatenate(views), counts, rows) if len(views) == len(held) else None,
         counts=counts[rows],
     )
-
-
-def _views(
-    parts: Sequence[VideoScores], counts: NDArray[np.int64], rows: Sequence[int]
-) -> NDArray[np.float32] | None:
-    blocks = [part.view_logits for part in parts if part.view_logits is not None]
-    if len(blocks) < len(parts):
-        return None
-    joined = np.concatenate(blocks)
-    ends = np.cumsum(counts)
-    return np.concatenate([joined[ends[row] - counts[row] : ends[row]] for row in rows])
