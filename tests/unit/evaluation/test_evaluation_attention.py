@@ -319,12 +319,12 @@ def test_several_videos_go_into_a_folder(run_folders, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("out", "count", "complaint"),
     [
-        ("a.gif", 1, "a.gif: expected a name that ends in .png, .pdf, .svg"),
-        ("a", 1, "a: expected a name that ends in .png, .pdf, .svg"),
+        ("a.gif", 1, "a.gif: expected a file name ending in .png, .pdf, .svg"),
+        ("a", 1, "a: expected a file name ending in .png, .pdf, .svg"),
         ("a.png", 2, "a.png: 2 videos need a folder; leave out .png"),
-        ("file/b.png", 1, "b.png: nothing can be written to"),
-        ("file/deep/c.svg", 1, "c.svg: nothing can be written to"),
-        ("file", 2, "file: nothing can be written to"),
+        ("file/b.png", 1, "b.png: cannot write to"),
+        ("file/deep/c.svg", 1, "c.svg: cannot write to"),
+        ("file", 2, "file: cannot write to"),
         ("v0.png", 1, "v0.png: this is the video itself; name another file"),
     ],
 )

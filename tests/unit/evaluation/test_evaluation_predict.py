@@ -110,7 +110,7 @@ def test_what_cannot_be_scored_is_named():
     with pytest.raises(ScoreError, match="a: the video came twice"):
         score([video("a", [1]), video("a", [2])])
     empty = replace(video("hollow", [1]), boxes=[], flips=[])
-    with pytest.raises(ScoreError, match="hollow: the video came without a view"):
+    with pytest.raises(ScoreError, match="hollow: the video has no views"):
         score([empty])
 
     class Broken(Mean):

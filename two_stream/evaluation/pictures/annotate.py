@@ -1,4 +1,4 @@
-"""Writing a video again with what was predicted drawn on it."""
+"""Writes a video with predicted classes drawn on it, and draws text in any script."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from two_stream.runtime.files import atomic_path
 from two_stream.video.decoding.reader import open_video
 
 CODECS = ("libx264", "mpeg4")
-"""Tried in this order: H.264, and MPEG-4 where this FFmpeg has no H.264 encoder."""
+"""Encoders by preference: MPEG-4 is for an FFmpeg without H.264 encoder."""
 DEFAULT_FPS = 25.0
-"""For a video that does not say."""
+"""for a video without frame rate"""
 _SHOWN = 3
 _BAR = (79, 191, 174)
 
@@ -32,30 +32,31 @@ _BAR = (79, 191, 174)
 def annotate(
     path: Path | str, out: Path, guesses: Sequence[tuple[str, float]], *, backend: str = "pyav"
 ) -> str:
-    """Write a video with its likeliest classes and a bar for each on a dark band; every frame keeps its time.
+    """Write a video with its most likely classes and a bar for each on a dark band; frames keep their times.
 
-    Sides are cut to even numbers, as H.264 wants. Sound is left out. The file is whole or absent.
+    Sides are cropped to even numbers, as H.264 requires. Sound is dropped. The file is written completely or not at
+    all.
 
     Args:
         path: The video.
         out: MP4 file to write.
-        guesses: (label, probability), likeliest first.
+        guesses: (label, probability), the most likely first.
         backend: Decoder.
 
     Returns:
-        Name of the encoder used.
+        Name of the encoder.
 
     Raises:
-        VideoError: The video cannot be read or the file cannot be written.
+        VideoError: The video cannot be read, or the file cannot be written.
     """
     if out.is_dir():
-        raise VideoError(out, "is a directory; name the MP4 file to write")
+        raise VideoError(out, "is a directory; expected an MP4 file to write")
     if out.exists() and out.samefile(path):
-        raise VideoError(out, "is the video itself; name another file for the annotated copy")
+        raise VideoError(out, "is the input video; choose another file for the annotated copy")
     with open_video(path, backend) as video, atomic_path(out) as part:
         height, width = video.height // 2 * 2, video.width // 2 * 2
         if height < 2 or width < 2:
-            raise VideoError(path, f"is {video.width}×{video.height}: too small to be written as a video")
+            raise VideoError(path, f"is {video.width}×{video.height}: too small for an encoder")
         overlay = panel(height, width, guesses)
         with Encoder(part, out, (height, width), video.fps) as encoder:
             for number, (seconds, picture) in enumerate(video.timed_frames()):
@@ -78,13 +79,8 @@ def panel(
     opacity[:band] = 0.6
     for row, (label, share) in enumerate(shown):
         baseline = line * (row + 1) - line // 6
-        cv2.rectangle(
-            color,
-            (0, baseline + 2),
-            (round(share * (width - 1)), baseline + max(3, line // 7)),
-            (79, 191, 174),
-            -1,
-        )
+        end = (round(share * (width - 1)), baseline + max(3, line // 7))
+        cv2.rectangle(color, (0, baseline + 2), end, _BAR, -1)
         tint = (255, 255, 255) if row == 0 else (190, 196, 204)
         write(color, f"{label} {100 * share:.0f} %", (3, baseline - 1), line, tint)
     opacity[color.max(axis=2) > 0] = 1.0
@@ -94,7 +90,7 @@ def panel(
 def blend(
     picture_HWC: NDArray[np.uint8], color_HWC: NDArray[np.uint8], opacity_HW1: NDArray[np.float32]
 ) -> NDArray[np.uint8]:
-    """Lay the overlay on a frame of the same size."""
+    """Draw the overlay on a frame of the same size."""
     band = int(np.flatnonzero(opacity_HW1.any(axis=(1, 2))).max(initial=-1)) + 1
     drawn = np.ascontiguousarray(picture_HWC).copy()
     share = opacity_HW1[:band]
@@ -103,37 +99,31 @@ def blend(
 
 
 class Encoder:
-    """An MP4 file with one stream, H.264 or MPEG-4, of pictures that are each shown from their own time on.
+    """An MP4 file with one stream, H.264 or MPEG-4, whose pictures have individual times.
 
     Attributes:
-        codec: Name of the encoder used.
-        fps: Frame rate told to players.
+        codec: Name of the encoder.
+        fps: Nominal frame rate.
     """
 
     def __init__(self, part: Path, out: Path, size: tuple[int, int], fps: float | None) -> None:
-        """Prepare a file; it is opened by `with`.
+        """Prepare a file; `with` opens it.
 
         Args:
-            part: Where to write.
-            out: The name that messages give.
-            size: Rows and pixels per row, even.
-            fps: Frames per second, for players; time stamps are the pictures' own.
+            part: File to write.
+            out: File name in messages.
+            size: Height and width, even.
+            fps: Nominal frames per second.
         """
         self.part, self.out, self.size = part, out, size
         self.fps = fps or DEFAULT_FPS
         self.codec = next((name for name in CODECS if name in av.codecs_available), CODECS[-1])
-        self._ticks = (
-            120_000 if self.codec == "libx264" else 60_000
-        )  # MPEG-4 knows no more than 65535 a second
+        self._ticks = 120_000 if self.codec == "libx264" else 60_000  # MPEG-4 allows at most 65535
         self._last, self._end = -1, 0
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        """Open the file.
-
-        Raises:
-            VideoError: It cannot be written.
-        """
+        """Open the file; raises `VideoError` if it cannot be written."""
         with self._named():
             self._container = self._stack.enter_context(av.open(str(self.part), "w", format="mp4"))
             rate = Fraction(self.fps).limit_denominator(1001)
@@ -142,11 +132,8 @@ class Encoder:
             stream.height, stream.width = self.size
             stream.pix_fmt = "yuv420p"
             if self.codec == "libx264":
-                stream.options = {
-                    "crf": "20",
-                    "preset": "veryfast",
-                    "bf": "0",
-                }  # so the file's length is true
+                # without B-frames the length of the file is exact
+                stream.options = {"crf": "20", "preset": "veryfast", "bf": "0"}
             else:
                 stream.bit_rate = max(400_000, self.size[0] * self.size[1] * 4)
             stream.codec_context.time_base = Fraction(1, self._ticks)
@@ -154,18 +141,14 @@ class Encoder:
         return self
 
     def add(self, picture: NDArray[np.uint8], seconds: float) -> None:
-        """Write a picture of the file's size that is shown from `seconds` on, after the one before.
-
-        Raises:
-            VideoError: The file cannot be written.
-        """
+        """Write the next picture, shown from `seconds` on; raises `VideoError` if the file cannot be written."""
         frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
         self._last = max(self._last + 1, round(seconds * self._ticks))
         frame.pts, frame.time_base = self._last, Fraction(1, self._ticks)
         self._mux(frame)
 
     def end(self, seconds: float) -> None:
-        """Say when the last picture is over; else it is shown as long as the one before."""
+        """Set the end of the last picture; default: the duration of the one before."""
         self._end = round(seconds * self._ticks)
 
     def _mux(self, frame: av.VideoFrame | None) -> None:
@@ -184,7 +167,7 @@ class Encoder:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Let what FFmpeg says of the file name it."""
+        """Raise errors of FFmpeg as `VideoError` of the file."""
         try:
             yield
         except av.FFmpegError as error:
@@ -192,28 +175,28 @@ class Encoder:
 
 
 _FACE: Any = cv2.FontFace("sans") if hasattr(cv2, "FontFace") else None
-"""OpenCV 5's font with the letters of most scripts; `?` stands for the others"""
+"""font of OpenCV 5 with letters of most scripts; others are drawn as `?`"""
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-"""OpenCV 4's, with the letters of ASCII alone"""
+"""font of OpenCV 4 with ASCII letters only"""
 _WEIGHT = 400
-"""of the letters: regular"""
+"""weight of the font: regular"""
 _LONGEST = 300
-"""letters of a name that are looked at"""
+"""letters of a text that are drawn at most"""
 _DIRECTION = {"R": "r", "AL": "r", "NSM": "m", "WS": " "}
-"""classes of Unicode that matter here: from the right, marks on a letter, spaces"""
+"""Unicode classes: right-to-left letters, marks on a letter, spaces"""
 
 
 def write(
     picture: NDArray[np.uint8], text: str, at: tuple[int, int], line: int, tint: tuple[int, int, int]
 ) -> None:
-    """Write text into a picture of that width, shortened to fit; what is not printable is escaped.
+    """Write text into a picture, shortened to its width; unprintable characters are escaped.
 
     Args:
         picture: RGB, changed in place.
-        text: What to write.
-        at: Left end of the base line.
-        line: Height of a line.
-        tint: RGB.
+        text: The text.
+        at: Left end of the baseline.
+        line: Height of a line in pixels.
+        tint: RGB colour.
     """
     # OpenCV 5 sets no accents on letters, and crashes on lone surrogates
     plain = unicodedata.normalize("NFC", printable(text[:_LONGEST]))
@@ -236,7 +219,7 @@ def write(
 
 
 def _from_the_left(text: str) -> str:
-    """Turn round what is written from the right: OpenCV draws the first letter leftmost in any script."""
+    """Reverse right-to-left text: OpenCV draws the first letter leftmost in any script."""
     kinds = "".join(_DIRECTION.get(unicodedata.bidirectional(c), "l") for c in text)
     for found in re.finditer("r(?:[rm ]*[rm])?", kinds):
         start, end = found.span()

@@ -1,4 +1,4 @@
-"""What happens when in a long video: the classes of every window that slides over it."""
+"""Time line of a long video: the classes of every window of a sliding clip, as CSV and as a picture."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class TimelineWindow:
     """One position of the sliding clip."""
 
     first: int
-    """1-based number of its first picture"""
+    """1-based number of the first picture"""
     last: int
-    """and of its last one; a video shorter than a clip is looped, and this is its end"""
+    """number of the last picture; the end of a video that is shorter than a clip and looped"""
     probabilities: NDArray[np.float64]
     """`(K,)`"""
     start: float | None = None
-    """when its first picture appears, in seconds from the first of the video, where the file tells"""
+    """time of the first picture, in seconds from the start of the video, if the file has times"""
     end: float | None = None
-    """when its last picture is over, which is when the next one appears"""
+    """end time of the last picture"""
 
 
 def windows(
@@ -48,17 +48,17 @@ def windows(
     rule: str = "l2",
     weights: Sequence[float] | None = None,
 ) -> list[TimelineWindow]:
-    """Return the windows of one video in order, fused where there are several streams.
+    """Return the windows of one video in order, with the streams fused.
 
-    The n-th window of a stream meets the n-th of the others. Flow has one frame less, so its last window may lie a
-    little earlier, or be missing: the windows that all streams have are returned. A flow frame lies between two
-    pictures; its number is that of the first.
+    Window n of a stream is fused with window n of the others. Flow has one frame less, so its last window may be a
+    little earlier or missing; only windows of all streams are returned. A flow frame has the number of the first of its
+    two pictures.
 
     Args:
         runs: The networks.
-        scored: The video's scores by each of them.
+        scored: Scores of the video by each of them.
         options: Views of each.
-        samplings: Frame choice of each, `standard` or `paper`.
+        samplings: Frame sampling of each, `standard` or `paper`.
         rule: Fusion rule.
         weights: Fusion weights.
     """
@@ -81,38 +81,36 @@ def windows(
 
 
 def write_csv(path: Path, found: Sequence[TimelineWindow], names: Sequence[str], count: int) -> None:
-    """Write a line per window: frames, seconds (empty where unknown), best classes and their probabilities."""
+    """Write a line per window: frames, seconds (empty if unknown), best classes and their probabilities."""
     count = min(count, len(names))
     lines: list[list[object]] = []
     ranked = [name for place in range(1, count + 1) for name in (f"class_{place}", f"probability_{place}")]
     for number, window in enumerate(found, 1):
-        best = [
-            cell
-            for name, share in top(window.probabilities, list(names), count)
-            for cell in (name, f"{share:.6f}")
-        ]
+        best = top(window.probabilities, list(names), count)
+        cells = [cell for name, share in best for cell in (name, f"{share:.6f}")]
         times = ["" if at is None else f"{at:.3f}" for at in (window.start, window.end)]
-        lines.append([number, window.first, window.last, *times, *best])
+        lines.append([number, window.first, window.last, *times, *cells])
     header = ["window", "first_frame", "last_frame", "start_s", "end_s", *ranked]
     write_text(path, csv_text(header, lines))
 
 
 _MOST = 8
-"""classes drawn with a line of their own"""
+"""most classes drawn as lines"""
 _GREY = "#b8b8b8"
 _SHORTEST = 0.06
-"""share of the width below which a stretch gets no name in it"""
+"""shortest labelled section, as a share of the width"""
 
 
 @plain_figures()
 def draw_timeline(path: Path, title: str, found: Sequence[TimelineWindow], names: Sequence[str]) -> None:
-    """Draw the windows of a video, over seconds, or over frame numbers where the file tells no time.
+    """Draw the class probabilities over time, and below them the most likely class.
 
-    Each window is drawn around its middle, over the step to its neighbours: windows overlap, their drawings do not.
+    The horizontal axis shows seconds, or frame numbers if the file has no times. Windows overlap, so each is drawn
+    around its middle, half-way to its neighbours.
 
     Args:
         path: PNG, PDF or SVG file.
-        title: Line above.
+        title: Title.
         found: Windows in order.
         names: Class names.
     """
@@ -142,16 +140,8 @@ def draw_timeline(path: Path, title: str, found: Sequence[TimelineWindow], names
         left, right = edges[start], edges[stop]
         lower.axvspan(left, right, color=colours.get(k, _GREY), linewidth=0)
         if (right - left) >= _SHORTEST * (edges[-1] - edges[0]):
-            lower.text(
-                (left + right) / 2,
-                0.5,
-                names[k],
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="white",
-                clip_on=True,
-            )
+            style = {"ha": "center", "va": "center", "fontsize": 8, "color": "white", "clip_on": True}
+            lower.text((left + right) / 2, 0.5, names[k], **style)
     lower.set_yticks([])
     lower.set_ylabel("likeliest", fontsize=8)
     lower.set_xlim(edges[0], edges[-1])
@@ -161,12 +151,9 @@ def draw_timeline(path: Path, title: str, found: Sequence[TimelineWindow], names
 
 
 def _edges(found: Sequence[TimelineWindow]) -> np.ndarray:
-    """Return the borders between the windows' drawings: half-way between their middles."""
+    """Return the borders between windows, half-way between their middles."""
     spans = np.asarray(
-        [
-            (window.first - 1, window.last) if window.start is None else (window.start, window.end)
-            for window in found
-        ],
+        [(one.first - 1, one.last) if one.start is None else (one.start, one.end) for one in found],
         np.float64,
     )
     middles = spans.mean(axis=1)
@@ -174,7 +161,7 @@ def _edges(found: Sequence[TimelineWindow]) -> np.ndarray:
 
 
 def _stretches(best: np.ndarray) -> list[tuple[int, int]]:
-    """Return (start, stop) of every run of windows with the same likeliest class."""
+    """Return (start, stop) of consecutive windows with the same most likely class."""
     changes = np.flatnonzero(np.diff(best)) + 1
     starts = [0, *changes.tolist()]
     return list(zip(starts, [*starts[1:], len(best)]))

@@ -1,4 +1,4 @@
-"""How pages are made from templates: what is escaped, and how numbers are written."""
+"""Templates of pages: escaping, and how numbers are written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def page_templates(*folders: Path) -> jinja2.Environment:
-    """Return the templates of some folders and, after them, those of a run's report; a missing value is an error."""
+    """Return the templates of some folders, then those of the run report; a missing value is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([*folders, _TEMPLATES]),
         autoescape=jinja2.select_autoescape(["html"]),
@@ -28,12 +28,12 @@ def page_templates(*folders: Path) -> jinja2.Environment:
 
 
 def _shown(value: object) -> object:
-    """Return what a template writes without control characters; what is markup already was made by us."""
+    """Remove control characters from the text of a template, but not from markup."""
     return shown_lines(value) if type(value) is str else value
 
 
 def markdown_cell(value: object) -> str:
-    """Escape what would end a table cell or start markup."""
+    """Escape characters that would end a table cell or start markup."""
     text = printable(" ".join(str(value).split()))
     for mark in "\\`*_[]<>|":
         text = text.replace(mark, f"\\{mark}")

@@ -1,4 +1,4 @@
-"""Finished runs: loading one, scoring a part of its data set with it, asking it about a video."""
+"""Finished runs: loads a run, scores a part of its data set or a video, and records how the scores were made."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from two_stream.data.sources.shards import load_index, shard_facts, shard_storag
 from two_stream.data.splits import load_part
 from two_stream.errors import CheckpointError, DataError, ScoreError, SettingsError
 from two_stream.evaluation.features.cache import StoredViews
+from two_stream.evaluation.runs.lookup import run_paths
 from two_stream.evaluation.scores.files import read_scores, write_scores
 from two_stream.evaluation.scoring.network import (
     ClipNetwork,
@@ -53,29 +54,29 @@ N_co = TypeVar("N_co", bound=Recognizer | ClipNetwork, covariant=True)
 
 @dataclass(frozen=True)
 class AnyRun(Generic[N_co]):
-    """A network with the settings it was trained with, ready for scoring."""
+    """A trained network with its settings: of a run folder, or an exported file."""
 
     experiment: Experiment
     model: N_co
     class_names: list[str]
     paths: RunPaths
-    """where scores go; of an exported file the folder it lies in"""
+    """folder for scores; for an exported file the folder that contains it"""
     checkpoint: str
     meta: dict[str, Any]
-    """what training wrote beside the weights, for example the epoch"""
+    """metadata that training stored with the weights, for example the epoch"""
 
     @cached_property
     def record(self) -> Record:
         """The data set's record.
 
         Raises:
-            DataError: It is not on this machine.
+            DataError: The data set is not on this machine.
         """
         return load_record(self.experiment.data.dataset, self.experiment.data.settings_root)
 
     @cached_property
     def warned(self) -> set[str]:
-        """Warnings that were given and are not repeated for every video."""
+        """Warnings already given, which are not repeated for every video."""
         return set()
 
     @property
@@ -85,33 +86,33 @@ class AnyRun(Generic[N_co]):
 
     @property
     def model_sha256(self) -> str:
-        """Checksum of the weights file of the run."""
+        """Checksum of the weights."""
         raise NotImplementedError
 
     @property
     def source(self) -> str:
-        """The folder or file it was read from, for messages."""
+        """Folder or file of the run, for messages."""
         return str(self.paths.root)
 
     @property
     def score_suffix(self) -> str:
-        """What the names of its score files end in, so that none replaces another's."""
+        """Suffix of the names of score files, unique per checkpoint."""
         return "" if self.checkpoint == "best" else f"_{self.checkpoint}"
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What its score files say in addition to, or in place of, the usual."""
+        """Additional (or replaced) metadata of score files."""
         return {}
 
 
 CHECKPOINTS = ("best", "last")
 HELD_OUT = "val_folds.npz"
-"""scores of the training list by the folds of a cross-validation (`train.selection: folds`), written by the training"""
+"""scores of the training list by cross-validation (`train.selection: folds`), written by the training"""
 
 
 @dataclass(frozen=True)
 class Run(AnyRun[Recognizer]):
-    """A finished run, its model ready for scoring."""
+    """A run folder with its model."""
 
     @cached_property
     def model_sha256(self) -> str:
@@ -123,13 +124,13 @@ def load_run(path: Path | str, checkpoint: str = "best", device: str = "cpu") ->
     """Load a run folder.
 
     Args:
-        path: The folder that training wrote.
+        path: The run folder.
         checkpoint: `best` or `last`.
         device: auto, cpu, cuda, cuda:N or mps.
 
     Raises:
-        CheckpointError: No run folder, or its checkpoint is missing or damaged.
-        SettingsError: Its settings are damaged, or there is no such device.
+        CheckpointError: The folder is no run folder, or the checkpoint is missing or damaged.
+        SettingsError: The settings are damaged, or there is no such device.
     """
     paths = run_paths(path)
     if checkpoint not in CHECKPOINTS:
@@ -137,8 +138,8 @@ def load_run(path: Path | str, checkpoint: str = "best", device: str = "cpu") ->
     experiment = load_experiment(paths.experiment)
     folder = complete_folder(paths.root / checkpoint)
     if not folder.is_dir():
-        there = [name for name in CHECKPOINTS if complete_folder(paths.root / name).is_dir()]
-        hint = f"; it has `{there[0]}`" if there else "; train it first (`two-stream train`)"
+        existing = [name for name in CHECKPOINTS if complete_folder(paths.root / name).is_dir()]
+        hint = f"; it has `{existing[0]}`" if existing else "; train it first (`two-stream train`)"
         raise CheckpointError(f"{folder}: the run has no checkpoint {checkpoint!r}{hint}")
     model, meta = read_model(folder, pick_device(device))
     if experiment.channels_last:
@@ -149,24 +150,6 @@ def load_run(path: Path | str, checkpoint: str = "best", device: str = "cpu") ->
             f"{folder}: {len(names)} class names for {model.num_classes} classes; train it again"
         )
     return Run(experiment, model, [str(name) for name in names], paths, checkpoint, meta)
-
-
-def run_paths(path: Path | str) -> RunPaths:
-    """Return the paths of a run folder.
-
-    Raises:
-        CheckpointError: There is no such folder, or it is no run.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "no such folder"
-        raise CheckpointError(f"{folder}: {what}; expected a run folder, as `two-stream train` writes it")
-    paths = RunPaths(folder)
-    if not paths.experiment.is_file():
-        raise CheckpointError(
-            f"{folder}: not a run folder: it has no experiment.yaml (`two-stream train` writes one)"
-        )
-    return paths
 
 
 def evaluate_run(
@@ -182,25 +165,25 @@ def evaluate_run(
 ) -> tuple[ScoreTable, Path]:
     """Score a part of a run's data set and write `runs/<name>/scores/<part>_<protocol>.npz`.
 
-    A run that was trained on stored features (`data.features`) is scored on them; of its training and validation
-    videos the centred clip and crop are stored.
+    A run trained on stored features (`data.features`) is scored with them; of training and validation videos only the
+    centred clip and crop are stored.
 
     Args:
         run: A loaded run, its folder, or a loaded export (`export.load`).
-        options: How to score; default: the run's own.
+        options: How to score; default: the options of the run.
         part: `test`, or `val` and `train`, the two sides of the holdout.
-        checkpoint: `best` or `last`, when `run` is a folder.
-        device: Where to compute, when `run` is a folder.
-        workers: Loader processes; default: the run's own.
-        out: Where to write instead.
-        uncached: Read the videos also where the run names stored features.
+        checkpoint: `best` or `last`, if `run` is a folder.
+        device: Device to compute on, if `run` is a folder.
+        workers: Loader processes; default: as in the run.
+        out: Another file to write.
+        uncached: Read the videos even if the run has stored features.
 
     Returns:
-        The table and the file it was written to. Of several processes (`torchrun`) each scores a share of the videos;
-        the main one writes the file and returns the whole table, the others what they scored.
+        The table and its file. With several processes (`torchrun`) each scores a share of the videos; the main process
+        writes the file and returns the complete table, the others return their share.
 
     Raises:
-        TwoStreamError: The run, the data set or a video cannot be read; or the classes of model and data set differ.
+        TwoStreamError: The run, the data set or a video cannot be read, or the classes of model and data set differ.
     """
     with distributed.raise_on_all_ranks():
         loaded = run if isinstance(run, AnyRun) else load_run(run, checkpoint, device)
@@ -208,16 +191,15 @@ def evaluate_run(
             return _held_out(loaded)
         if distributed.is_main():
             check_writable(out or loaded.paths.scores / "scores.npz")
-        where = loaded.model.device
-        experiment = _with_options(loaded, options, workers, where)
+        experiment = _with_options(loaded, options, workers)
         records = _records(loaded, experiment, part)
         stored = None
-        recognizer = isinstance(loaded.model, Recognizer)  # others begin with pixels
-        if experiment.data.features is not None and not uncached and recognizer:
+        # an exported network computes from pixels
+        if experiment.data.features is not None and not uncached and isinstance(loaded.model, Recognizer):
             asked = (options or loaded.experiment.evaluate).precision
             stored = StoredViews(loaded.model, experiment, loaded.record, part, asked)
             experiment = stored.experiment
-    # processes of one machine may measure differently; all of them compute as the main one does
+    # the measured precision may differ between processes; all use that of the main process
     precision = distributed.broadcast_object(experiment.evaluate.precision)
     evaluate = experiment.evaluate.model_copy(update={"precision": precision})
     experiment = experiment.model_copy(update={"evaluate": evaluate})
@@ -262,12 +244,12 @@ def score_part(
 
 
 def _held_out(run: AnyRun[Any]) -> tuple[ScoreTable, Path]:
-    """Return the scores that a cross-validation wrote: the network itself has seen every video of the list."""
+    """Return the scores of the cross-validation: the network itself was trained on every video of the list."""
     path = run.paths.scores / HELD_OUT
     if not path.is_file():
         raise ScoreError(
-            f"{path}: no such file; the run has learned from every video of the training list, and the scores of its "
-            "folds are written by the training alone: train it again with --overwrite"
+            f"{path}: no such file; the run was trained on every video of the training list, and only training "
+            "writes the scores of its folds: train it again with --overwrite"
         )
     return read_scores(path), path
 
@@ -275,16 +257,10 @@ def _held_out(run: AnyRun[Any]) -> tuple[ScoreTable, Path]:
 def _read_and_score(
     run: AnyRun[Any], experiment: Experiment, records: Sequence[VideoRecord]
 ) -> tuple[VideoScores, Skipped]:
-    """Score this process's share of the videos; return those that could not be read too."""
+    """Score this process's share of the videos; also returns those that could not be read."""
     evaluate = experiment.evaluate
     with distributed.raise_on_all_ranks():
-        mirrors = evaluate.crops in ("ten", "full")
-        wrong = mirror_note(run.record, experiment.data.augment.protocol, mirrors)
-        if wrong and distributed.is_main():
-            warn(wrong)
-        slow = same_boxes_note(evaluate, run.model.spec)
-        if slow and distributed.is_main():
-            note(slow)
+        protocol, mirrors = experiment.data.augment.protocol, evaluate.crops in ("ten", "full")
         loader = view_loader(
             experiment,
             run.model.spec,
@@ -294,8 +270,11 @@ def _read_and_score(
             world=distributed.world_size(),
         )
         changed = _other_frames(run)
-        if changed and distributed.is_main():
-            warn(changed)
+        if distributed.is_main():
+            for line in filter(None, (mirror_note(run.record, protocol, mirrors), changed)):
+                warn(line)
+            if slow := same_boxes_note(evaluate, run.model.spec):
+                note(slow)
         network = prepare_for_inference(run.model, evaluate)
     scores = score_videos(
         network,
@@ -311,7 +290,7 @@ def _read_and_score(
 
 
 def _other_frames(run: AnyRun[Any]) -> str | None:
-    """Say where the frames of the data set are no longer made like those the run was trained on."""
+    """Return a warning if the frames of the data set are not made like those the run was trained on."""
     modality, written = run.model.spec.modality, run.meta.get("extraction")
     now = made_now(run.experiment.data, run.record, modality) if written else None
     if now is None:
@@ -321,16 +300,12 @@ def _other_frames(run: AnyRun[Any]) -> str | None:
 
 
 def _records(run: AnyRun[Any], experiment: Experiment, part: Part) -> list[VideoRecord]:
-    """Return the videos of a part.
-
-    Raises:
-        DataError: The data set's classes are not the model's, or its lists cannot be read.
-    """
+    """Return the videos of a part."""
     record = run.record
     if record.classes != run.class_names:
         raise DataError(
-            f"{record.name}: its {len(record.classes)} classes are not the {len(run.class_names)} the model of "
-            f"{run.source} was trained on; give the data set of the run"
+            f"{record.name}: its {len(record.classes)} classes are not the {len(run.class_names)} of the model of "
+            f"{run.source}; use the data set of the run"
         )
     return load_part(
         record,
@@ -354,26 +329,25 @@ def predict(
     weights: Sequence[float] | None = None,
     class_names: Sequence[str] | None = None,
 ) -> list[tuple[str, float]]:
-    """Say what happens in a video.
+    """Predict the class of a video.
 
     Args:
-        model_or_run: A model, a run (or its folder), or several runs whose scores are fused, for example RGB and flow.
+        model_or_run: A model, a run (or its folder), or several runs to fuse, for example RGB and flow.
         video: A video file; flow is computed on the fly.
-        top_k: How many classes to return.
-        options: Views; default: each run's own.
-        reading: Decoder, flow algorithm and frame size; default: as each run's training frames were made (see
-            `reading_of`, which takes another flow algorithm too), and for a bare model pictures as `two-stream extract`
-            makes them by default, and DIS.
+        top_k: Number of classes to return.
+        options: Views; default: those of each run.
+        reading: Decoder, flow algorithm and frame size; default: like the training frames of each run (see
+            `reading_of`), for a model without run the defaults of `two-stream extract` and DIS flow.
         rule: Fusion rule of several runs.
         weights: One per run, for several runs.
-        class_names: Names for a bare model; default: numbers.
+        class_names: Names for a model without run; default: numbers.
 
     Returns:
-        (label, probability), likeliest first.
+        (label, probability), the most likely first.
 
     Raises:
         VideoError: The video cannot be read.
-        TwoStreamError: A run cannot be read, the runs know different classes, or the weights do not fit them.
+        TwoStreamError: A run cannot be read, the runs have different classes, or the number of weights is wrong.
     """
     if isinstance(model_or_run, Recognizer):
         names = [str(name) for name in class_names or range(model_or_run.num_classes)]
@@ -399,30 +373,27 @@ def score_with_runs(
     """Score one video with each of several runs.
 
     Args:
-        runs: Loaded runs that know the same classes.
+        runs: Loaded runs with the same classes.
         video: The file.
-        options: Views for each run; default: the run's own.
-        readings: Decoder, flow and sizes for each run; default: as its training frames were made.
+        options: Views for each run; default: those of the run.
+        readings: Decoder, flow and sizes for each run; default: like its training frames.
 
     Raises:
-        ScoreError: No run, or the runs know different classes.
+        ScoreError: No run, or the runs have different classes.
         VideoError: The video cannot be read.
     """
     if not runs:
-        raise ScoreError("no run given; expected an RGB run, a flow run or both")
+        raise ScoreError("no run given; expected an RGB run, a flow run, or both")
     for run in runs[1:]:
         if run.class_names != runs[0].class_names:
-            raise ScoreError(f"{run.source} and {runs[0].source} know different classes and cannot be fused")
+            raise ScoreError(f"{run.source} and {runs[0].source} have different classes and cannot be fused")
     chosen = options or [run.experiment.evaluate for run in runs]
-    read = (
-        [
-            replace(reading, flow=_flow_read(run, reading.flow))
-            for run, reading in zip(runs, readings, strict=True)
-        ]
-        if readings
-        else [reading_of(run) for run in runs]
-    )
-    return [_scored(run, video, views, how) for run, views, how in zip(runs, chosen, read, strict=True)]
+    if readings is None:
+        readings = [reading_of(run) for run in runs]
+    else:
+        flows = [_flow_read(run, reading.flow) for run, reading in zip(runs, readings, strict=True)]
+        readings = [replace(reading, flow=flow) for reading, flow in zip(readings, flows)]
+    return [_scored(run, video, views, how) for run, views, how in zip(runs, chosen, readings, strict=True)]
 
 
 def _scored(
@@ -436,17 +407,15 @@ def _scored(
 
 
 def _aggregate(options: EvaluateOptions, multi_label: bool) -> str:
-    """Return what is averaged over views: probabilities of classes that do not exclude each other are sigmoids."""
+    """Return the aggregation over views; in multi-label data sets probabilities are sigmoids."""
     return "sigmoids" if multi_label and options.aggregate == "probabilities" else options.aggregate
 
 
-def _with_options(
-    run: AnyRun[Any], options: EvaluateOptions | None, workers: int | None, device: torch.device
-) -> Experiment:
-    """Return the run's settings with what was asked for in their place, as this device carries it out."""
+def _with_options(run: AnyRun[Any], options: EvaluateOptions | None, workers: int | None) -> Experiment:
+    """Return the settings of the run with the given options, resolved for its device."""
     experiment = run.experiment
-    asked = options or experiment.evaluate
-    chosen = resolve_evaluation(run.model, asked, device, exact=is_exact(experiment))
+    chosen = options or experiment.evaluate
+    chosen = resolve_evaluation(run.model, chosen, run.model.device, exact=is_exact(experiment))
     update: dict[str, Any] = {"evaluate": chosen}
     if workers is not None:
         if workers < 0:
@@ -456,11 +425,11 @@ def _with_options(
 
 
 def extraction_of(run: AnyRun[Any]) -> dict[str, Any] | None:
-    """Return the extraction settings of the frames a run was trained on; None where they are not known.
+    """Return the extraction settings of the frames a run was trained on; None if they are unknown.
 
-    On the fly a video should reach the network as those frames did: the length of a displacement depends on the size
-    of the pictures, and flow of another kind is another input. What training wrote down counts, else what the data set
-    says now, if it has the classes of the network.
+    A video should be read like those frames: the length of a displacement depends on the size of the pictures, and
+    another kind of flow is another input. The settings are those that training recorded, else those of the data set, if
+    it has the classes of the network.
     """
     written: dict[str, Any] | None = run.meta.get("extraction")
     if written:
@@ -470,21 +439,21 @@ def extraction_of(run: AnyRun[Any]) -> dict[str, Any] | None:
         if run.record.classes == run.class_names:
             return made_now(data, run.record, run.model.spec.modality)
         return None
-    # without the record of a run on video files the algorithm is still known
+    # a run on video files has the algorithm in its settings, also without the record
     return {"flow": data.flow} if data.source == "videos" else None
 
 
 def reading_of(
     run: AnyRun[Any], *, backend: str | None = None, flow: str | None = None, short_side: int | None = None
 ) -> VideoInput:
-    """Return how a video reaches a run's network: at the size of its training frames; what is given wins.
+    """Return how a video is read for a run's network: like its training frames, unless given otherwise.
 
     Args:
-        run: The run; the size of its frames counts where it is known, else that of `VideoInput`.
+        run: The run; frames of unknown size are read as `VideoInput` says.
         backend: Decoder.
-        flow: Flow algorithm; by default the one of its training frames where that is quick, else DIS with a warning
-            (see `computed_flow`).
-        short_side: Shorter side in pixels that flow is computed at.
+        flow: Flow algorithm; default: that of the training frames if it is fast, else DIS with a warning (see
+            `computed_flow`).
+        short_side: Shorter side in pixels at which flow is computed.
     """
     usual = VideoInput()
     data = run.experiment.data
@@ -507,7 +476,7 @@ def _frames_made(run: AnyRun[Any]) -> FramesMade:
 
 
 def _flow_read(run: AnyRun[Any], asked: str) -> str:
-    """Return the kind of flow a run reads of a raw video; a kind it was not trained on is said once."""
+    """Return the kind of flow that a run reads from a video; warns once if it was trained on another kind."""
     if run.model.spec.modality != "flow":
         return asked
     trained = _frames_made(run).flow
@@ -520,10 +489,10 @@ def _flow_read(run: AnyRun[Any], asked: str) -> str:
 
 
 def mirror_of_run(run: AnyRun[Any]) -> Mirror:
-    """Return what a mirrored crop of a run's videos stands for."""
+    """Return how mirrored crops of a run's videos are handled."""
     try:
         record = run.record
-    except (DataError, SettingsError):  # without its record a run keeps what training wrote down of it
+    except (DataError, SettingsError):  # without the data set, use the metadata of the training
         labels = run.meta.get("mirror_labels")
         return Mirror(bool(run.meta.get("mirror", True)), tuple(labels) if labels else None)
     return mirror_of(record, run.experiment.data.augment.protocol)
@@ -539,22 +508,22 @@ def score_table(
     reasons: dict[str, str],
     facts: dict[str, Any],
 ) -> ScoreTable:
-    """Put the scores of a run into a table that says how they were made.
+    """Return the scores of a run as a table with metadata on how they were made.
 
     Args:
-        run: Which network.
-        experiment: Settings as they were carried out.
+        run: The network.
+        experiment: Resolved settings.
         part: Part of the data set.
         records: Its videos.
-        scores: Of those that could be read.
-        reasons: Why the others could not, by id.
-        facts: What to say beside the usual, or in its place.
+        scores: Scores of the videos that could be read.
+        reasons: Why other videos could not be read, by id.
+        facts: Additional (or replaced) metadata.
 
     Raises:
         ScoreError: No video could be read.
     """
     scored = set(scores.ids)
-    if not distributed.is_main():  # its share of the videos; the rest are another's, not unreadable
+    if not distributed.is_main():  # the other videos are the shares of other processes
         records = [record for record in records if record.id in scored or record.id in reasons]
     skipped = [record.id for record in records if record.id not in scored]
     if skipped:
@@ -583,7 +552,7 @@ def score_table(
 
 
 def _targets(record: Record, records: Sequence[VideoRecord], ids: Sequence[str]) -> NDArray[np.bool_]:
-    """Return every class of each scored video, `(N, K)`."""
+    """Return all classes of each scored video, `(N, K)`."""
     labels = {video.id: video.all_labels for video in records}
     targets_NK = np.zeros((len(ids), record.num_classes), np.bool_)
     for row, name in enumerate(ids):
@@ -613,14 +582,14 @@ def _meta(
 def scoring_facts(
     experiment: Experiment, model: Recognizer | ClipNetwork, mirror: Mirror | None = None
 ) -> dict[str, Any]:
-    """Return how videos were scored: views, frames, machine and versions."""
+    """Return metadata on how videos were scored: views, frames, machine and versions."""
     data, evaluate, spec = experiment.data, experiment.evaluate, model.spec
     return {
         "modality": spec.modality,
         "protocol": describe_views(
             evaluate, sampling_of(spec, data.sampling), mirror, whole_frame=data.augment.whole_frame
         )
-        + _order(data.frame_order),
+        + ("" if data.frame_order == "natural" else f", frames {data.frame_order}"),
         "frame_order": data.frame_order,
         "views": evaluate.views,
         "num_clips": evaluate.num_clips if evaluate.views == "uniform" else None,
@@ -656,44 +625,40 @@ def scoring_facts(
 
 
 def _reason(experiment: Experiment, model: Recognizer | ClipNetwork) -> str | None:
-    """Return what was measured before a precision was chosen; None where there was no choice or nothing to measure."""
+    """Return the measurement on which the precision is based; None without one."""
     fixed = isinstance(model, ClipNetwork) or model.cpu_only or is_exact(experiment)
     return None if fixed or model.device.type != "cpu" else precision_reason(experiment.evaluate.precision)
-
-
-def _order(frame_order: str) -> str:
-    return "" if frame_order == "natural" else f", frames {frame_order}"
 
 
 _Side = Annotated[int, Field(ge=8, le=16384)]
 
 
 class FramesMade(BaseModel):
-    """What decides a displacement's value, of the settings that frames were extracted with."""
+    """Extraction settings that determine the values of frames and displacements."""
 
-    model_config = ConfigDict(frozen=True)  # extraction records more
+    model_config = ConfigDict(frozen=True)  # there are more extraction settings
 
     flow: str | None = None
-    """kind of flow; None is not known"""
+    """kind of flow; None: unknown"""
     flow_bound: Annotated[float, Field(gt=0, le=1000)] = FLOW_BOUND
     short_side: _Side | None = 256
     size: tuple[_Side, _Side] | None = None
 
 
 def frames_made(settings: object, source: str) -> FramesMade:
-    """Read recorded settings.
+    """Read recorded extraction settings.
 
     Raises:
-        SettingsError: A value is none that extraction writes; names `source` and the key.
+        SettingsError: A value is invalid; names `source` and the key.
     """
     known: Any = settings or {}
     if isinstance(known, dict) and known.get("flow") == "none":
         known = known | {"flow": None}
-    return validate_settings(FramesMade, known, f"{source}: how its frames were made")
+    return validate_settings(FramesMade, known, f"{source}: extraction settings of its frames")
 
 
 def made_now(data: DataOptions, record: Record, modality: Modality) -> dict[str, Any] | None:
-    """Return the settings by which the frames are made that these options read; None where nothing says so.
+    """Return the extraction settings of the frames that these options read; None if they are unknown.
 
     Raises:
         DataError: The frames or shards are not on this machine.
@@ -706,18 +671,18 @@ def made_now(data: DataOptions, record: Record, modality: Modality) -> dict[str,
             return {"flow": packed.get("flow"), "short_side": packed.get("short_side")}
         if packed.get("extraction"):
             return cast(dict[str, Any], packed["extraction"])  # read by `frames_made`
-        with suppress(DataError):  # packed by an earlier version, perhaps from the frames that are there now
+        with suppress(DataError):  # shards of an earlier version, perhaps packed from the current frames
             return extraction_settings(record.frames_root(modality))
         return None
     return extraction_settings(record.frames_root(modality))
 
 
 def other_flow(name: str, trained: str | None, computed: str, asked: str = AUTO) -> str | None:
-    """Return what is to be said of a flow network that reads `computed` flow of a raw video; None: nothing."""
+    """Return a warning if a flow network reads another kind of flow than it was trained on; else None."""
     if trained is None and asked == AUTO:
         return (
-            f"{name}: nothing says which kind of flow it was trained on; it reads {computed} here, and "
-            f"--flow-algorithm {' or '.join(kind for kind in ALGORITHMS if kind != computed)} if asked for"
+            f"{name}: the kind of flow it was trained on is unknown; it reads {computed} flow here. Choose another "
+            f"with --flow-algorithm {' or '.join(kind for kind in ALGORITHMS if kind != computed)}"
         )
     if trained in (None, computed):
         return None
@@ -726,16 +691,17 @@ def other_flow(name: str, trained: str | None, computed: str, asked: str = AUTO)
         if trained in ALGORITHMS
         else f"`two-stream extract --flow {trained}` and `two-stream evaluate` are closer"
     )
-    return f"{name}: was trained on {trained} flow and reads {computed} here; {advice}"
+    return f"{name}: was trained on {trained} flow, but reads {computed} flow here; {advice}"
 
 
 def other_frames(
     run: str, then: FramesMade, now: FramesMade, record: Record, modality: Modality
 ) -> str | None:
-    """Return what is to be said of a network whose data set has other frames than it was trained on; None: nothing."""
+    """Return a warning if the frames of the data set differ from those a network was trained on; else None."""
     keys = [key for key in FramesMade.model_fields if modality == "flow" or not key.startswith("flow")]
     first = next((key for key in keys if getattr(then, key) != getattr(now, key)), None)
     if first is None:
         return None
     old, new = (f"{first} {getattr(made, first)}" for made in (then, now))
-    return f"{run}: was trained on frames of {old}, and those of {record.name} are of {new}; extract them as they were"
+    frames = f"was trained on frames with {old}, but those of {record.name} have {new}"
+    return f"{run}: {frames}; extract them with the same settings"

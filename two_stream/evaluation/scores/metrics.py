@@ -1,16 +1,16 @@
-"""Accuracies of a score table with their 95 % intervals, calibration and confusions."""
+"""Metrics of a score table with 95 % intervals: accuracies, mean average precision, calibration, confusions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
 from sklearn.metrics import average_precision_score
-from sklearn.metrics import confusion_matrix as _sklearn_confusion
 
 from two_stream.errors import ScoreError
 from two_stream.evaluation.scores import metrics
@@ -39,36 +39,35 @@ class ClassRow:
     videos: int
     correct: int
     accuracy: float | None
-    """of a multi-label set the average precision; None where the class has no video"""
+    """average precision in a multi-label set; None for a class without videos"""
     confusion: str
-    """class it is most often mistaken for; empty without a mistake"""
+    """class most often predicted instead; empty without mistakes"""
     confusion_count: int
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What is said about one score table."""
+    """Metrics of one score table."""
 
     videos: int
     groups: int | None
-    """distinct source videos; None when unknown, then every video counts as one"""
+    """number of source videos; None if unknown, then every video counts as one"""
     top: dict[int, Interval | None]
-    """accuracy by k (of a multi-label set: any class of the video counts); None where k is not below the number of
-    classes, so that it would always be 1"""
+    """accuracy by k (multi-label: any class of the video counts); None if k is not below the number of classes"""
     mean_class: Interval | None
-    """mean over classes of the accuracy within the class (classes without videos left out); None: multi-label"""
+    """mean of the accuracies of the classes that occur; None: multi-label"""
     ece: float | None
-    """expected calibration error; None where the scores are no log-probabilities up to a constant"""
+    """expected calibration error; None if the scores are no log-probabilities up to a constant"""
     chance: float
-    """share of the videos with the most frequent class: what a constant guess would get"""
+    """share of the videos with the most frequent class: the accuracy of a constant prediction"""
     map: Interval | None = None
-    """mean average precision over the classes that occur; None where each video has one class"""
+    """mean average precision of the classes that occur; None if each video has one class"""
     map_classes: int = 0
-    """classes that occur, so that they have an average precision"""
+    """number of classes that occur"""
 
     @property
     def main(self) -> Interval:
-        """What tables are compared by: mAP of a multi-label set, top-1 of others."""
+        """The metric to compare tables by: mAP of a multi-label set, else top-1."""
         found = self.map or self.top[1]
         assert found is not None
         return found
@@ -81,14 +80,14 @@ class Summary:
 
 
 def ranks(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the 0-based rank `(N,)` of the true class; ties go to the lower class number, as argmax does."""
+    """Return the 0-based rank `(N,)` of the true class; ties go to the lower class number, as in argmax."""
     own = np.take_along_axis(logits, labels[:, None], axis=1)
     earlier = np.arange(logits.shape[1])[None, :] < labels[:, None]
     return np.asarray(((logits > own) | ((logits == own) & earlier)).sum(axis=1), dtype=np.int64)
 
 
 def table_ranks(table: ScoreTable) -> NDArray[np.int64]:
-    """Return the 0-based rank `(N,)` of the true class, of several the best; ties go to the lower class number."""
+    """Return the 0-based rank `(N,)` of the (best) true class; ties go to the lower class number."""
     if table.targets is None:
         return ranks(table.logits, table.labels)
     order = np.argsort(-table.logits, axis=1, kind="stable")
@@ -96,19 +95,19 @@ def table_ranks(table: ScoreTable) -> NDArray[np.int64]:
 
 
 def main_value(logits: NDArray[np.float64], table: ScoreTable) -> float:
-    """Return what scores `(N, K)` of a table's videos are judged by: mAP where it is multi-label, else top-1."""
+    """Return the main metric of scores `(N, K)` of a table's videos: mAP if it is multi-label, else top-1."""
     if table.targets is not None:
         return metrics.mean_average_precision(logits, table.targets)
     return top_k_accuracy(logits, table.labels)
 
 
 def top_k_accuracy(logits: NDArray[np.float64], labels: NDArray[np.int64], k: int = 1) -> float:
-    """Return the share of videos whose true class is among the `k` highest of its logits `(N, K)`."""
+    """Return the share of videos whose true class is among the `k` highest logits `(N, K)`."""
     return float((ranks(logits, labels) < k).mean())
 
 
 def mean_class_accuracy(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """Return the mean over the classes that occur of the accuracy within the class."""
+    """Return the mean of the accuracies of the classes that occur."""
     hits = (ranks(logits, labels) == 0).astype(np.float64)
     counts = np.bincount(labels, minlength=logits.shape[1])
     sums = np.bincount(labels, weights=hits, minlength=logits.shape[1])
@@ -117,55 +116,37 @@ def mean_class_accuracy(logits: NDArray[np.float64], labels: NDArray[np.int64]) 
 
 def confusion_matrix(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return counts `(K, K)`: row true class, column predicted class."""
-    classes = np.arange(logits.shape[1])
-    counted = _sklearn_confusion(labels, logits.argmax(axis=1), labels=classes)
-    return np.asarray(counted, dtype=np.int64)
+    counts_KK = np.zeros((logits.shape[1],) * 2, np.int64)
+    np.add.at(counts_KK, (labels, logits.argmax(axis=1)), 1)
+    return counts_KK
 
 
 def per_class(table: ScoreTable) -> list[ClassRow]:
     """Return the per-class table in the order of the classes."""
+    names = table.class_names
     if table.targets is not None:
-        return _multi_label_rows(table, table.targets)
+        hit = table.targets & (np.arange(len(names)) == table.logits.argmax(axis=1)[:, None])
+        found = average_precisions(table.logits, table.targets)
+        return [
+            ClassRow(name, int(videos), int(correct), None if np.isnan(own) else float(own), "", 0)
+            for name, videos, correct, own in zip(names, table.targets.sum(0), hit.sum(0), found)
+        ]
     counts = confusion_matrix(table.logits, table.labels)
     rows = []
-    for index, name in enumerate(table.class_names):
+    for index, name in enumerate(names):
         videos, correct = int(counts[index].sum()), int(counts[index, index])
         wrong = counts[index].copy()
         wrong[index] = 0
         worst = int(wrong.argmax())
-        rows.append(
-            ClassRow(
-                name=name,
-                videos=videos,
-                correct=correct,
-                accuracy=correct / videos if videos else None,
-                confusion=table.class_names[worst] if wrong[worst] else "",
-                confusion_count=int(wrong[worst]),
-            )
-        )
+        accuracy, confusion = correct / videos if videos else None, names[worst] if wrong[worst] else ""
+        rows.append(ClassRow(name, videos, correct, accuracy, confusion, int(wrong[worst])))
     return rows
-
-
-def _multi_label_rows(table: ScoreTable, targets_NK: NDArray[np.bool_]) -> list[ClassRow]:
-    first = table.logits.argmax(axis=1)
-    found = metrics.average_precisions(table.logits, targets_NK)
-    return [
-        ClassRow(
-            name=name,
-            videos=int(targets_NK[:, index].sum()),
-            correct=int((targets_NK[:, index] & (first == index)).sum()),
-            accuracy=None if np.isnan(found[index]) else float(found[index]),
-            confusion="",
-            confusion_count=0,
-        )
-        for index, name in enumerate(table.class_names)
-    ]
 
 
 def calibration_error(logits: NDArray[np.float64], labels: NDArray[np.int64], bins: int = ECE_BINS) -> float:
     """Return the expected calibration error (Guo et al. 2017) of softmax(logits) in equal-width bins.
 
-    Per bin of confidence `(low, high]`: |accuracy - mean confidence|, weighted by the share of videos in it.
+    Per bin of confidence `(low, high]`: |accuracy - mean confidence|, weighted by the bin's share of the videos.
     """
     probabilities = softmax(logits, axis=1)
     confidence = probabilities.max(axis=1)
@@ -176,9 +157,9 @@ def calibration_error(logits: NDArray[np.float64], labels: NDArray[np.int64], bi
 
 
 def units(table: ScoreTable) -> tuple[NDArray[np.int64], int | None]:
-    """Return each video's source `(N,)` and the number of sources, None when they are unknown.
+    """Return the source of each video `(N,)` and the number of sources, None if they are unknown.
 
-    Videos of one source are not independent; a video without a source is its own.
+    Videos of one source are not independent. A video without source is its own source.
     """
     if not any(table.groups or ()):
         return np.arange(len(table.ids), dtype=np.int64), None
@@ -187,13 +168,13 @@ def units(table: ScoreTable) -> tuple[NDArray[np.int64], int | None]:
 
 
 def source_units(ids: Sequence[str], groups: Sequence[str]) -> NDArray[np.int64]:
-    """Return the number `(N,)` of each row's source; a row without one is alone with the rows of its own video."""
+    """Return the source number `(N,)` of each row; rows without source share one with the rows of their video."""
     keys = [f"g:{group}" if group else f"v:{name}" for group, name in zip(groups, ids, strict=True)]
     return np.asarray(np.unique(np.asarray(keys), return_inverse=True)[1], dtype=np.int64)
 
 
 def difference(first: ScoreTable, second: ScoreTable, level: float = LEVEL) -> Difference:
-    """Test whether the top-1 (or mAP) of `first` is above that of `second`; tables joined.
+    """Compare the top-1 (or mAP) of two joined tables.
 
     Raises:
         ScoreError: The tables are not joined.
@@ -212,10 +193,12 @@ def difference(first: ScoreTable, second: ScoreTable, level: float = LEVEL) -> D
 
 
 def gain(fused: ScoreTable, streams: Sequence[ScoreTable]) -> Interval:
-    """Return how much a fusion is above the best of its streams, whichever that is; tables joined."""
-    levels = (LEVEL, (1 + LEVEL) / 2)
-    tests = [[difference(fused, stream, level).interval for level in levels] for stream in streams]
-    return smallest_gain([(usual, wide) for usual, wide in tests])
+    """Return the difference between a fusion and the best of its streams, whichever that is; tables joined."""
+
+    def test(stream: ScoreTable, level: float) -> Interval:
+        return difference(fused, stream, level).interval
+
+    return smallest_gain([partial(test, stream) for stream in streams])
 
 
 def summarise(table: ScoreTable, *, top: Sequence[int] = TOP_K) -> Summary:
@@ -248,7 +231,7 @@ def summarise(table: ScoreTable, *, top: Sequence[int] = TOP_K) -> Summary:
 
 
 def chance(table: ScoreTable) -> float:
-    """Return the share of the videos with the most frequent class: what a constant guess would get."""
+    """Return the share of the videos with the most frequent class: the accuracy of a constant prediction."""
     if table.targets is not None:
         return float(table.targets.mean(axis=0).max())
     return float(np.bincount(table.labels).max() / len(table.labels))
@@ -256,7 +239,7 @@ def chance(table: ScoreTable) -> float:
 
 def _share(hits_V: NDArray[np.float64], sample: Sample) -> Interval:
     found = estimate_mean(hits_V[:, None], sample).share_interval()
-    if sample.stratum.any() and sample.units_by_stratum.min() < 2:  # how its sources differ is unknown
+    if sample.stratum.any() and sample.units_by_stratum.min() < 2:  # a stratum with one source has no spread
         return Interval(found.value, 0.0, 1.0, known=False)
     return found
 
@@ -268,7 +251,7 @@ def _map(table: ScoreTable, unit: NDArray[np.int64]) -> Interval:
 
 
 def agreement(first: ScoreTable, second: ScoreTable) -> dict[str, int]:
-    """Count the videos of two joined tables that both, one or neither get right."""
+    """Count the videos of two joined tables that both, one or neither predict correctly."""
     one, two = (table_ranks(table) == 0 for table in (first, second))
     return {
         "both": int((one & two).sum()),
@@ -279,7 +262,7 @@ def agreement(first: ScoreTable, second: ScoreTable) -> dict[str, int]:
 
 
 def confident_mistakes(table: ScoreTable, count: int) -> list[int]:
-    """Return the rows of the mistakes with the widest gap between the predicted and the true class's score."""
+    """Return the rows of the mistakes with the largest difference of predicted and true score."""
     own = np.take_along_axis(table.logits, table.labels[:, None], axis=1)[:, 0]
     if table.targets is not None:
         own = np.where(table.targets, table.logits, -np.inf).max(axis=1)
@@ -295,19 +278,19 @@ def probabilities(logits: NDArray[np.float64], *, multi_label: bool = False) -> 
     return np.asarray(softmax(logits, axis=-1), dtype=np.float64)
 
 
-LEAST_UNITS = 10
-"""sources that an interval of a mAP needs; the jackknife of fewer covers too little"""
+MAP_UNITS = 10
+"""sources needed for an interval of mAP; with fewer the jackknife has too little coverage"""
 BLOCKS = 1000
-"""of more sources, so many groups of them are left out one after another"""
+"""number of groups that the jackknife leaves out if there are more sources"""
 _CHUNK = 100
-"""Rows of weights at once; bounds memory."""
+"""rows of weights at once, to limit memory"""
 
 Scores = NDArray[np.float64]
 Targets = NDArray[np.bool_]
 
 
 def average_precisions(logits_NK: Scores, targets_NK: Targets) -> NDArray[np.float64]:
-    """Return the average precision of each class `(K,)`, NaN for a class that no video has."""
+    """Return the average precision of each class `(K,)`, NaN for a class without videos."""
     found = np.full(logits_NK.shape[1], np.nan)
     for index in np.flatnonzero(targets_NK.any(axis=0)):
         found[index] = average_precision_score(targets_NK[:, index], logits_NK[:, index])
@@ -315,7 +298,7 @@ def average_precisions(logits_NK: Scores, targets_NK: Targets) -> NDArray[np.flo
 
 
 def mean_average_precision(logits_NK: Scores, targets_NK: Targets) -> float:
-    """Return the mean of the average precisions of the classes that occur (macro mAP).
+    """Return the mean average precision of the classes that occur (macro mAP).
 
     Raises:
         ScoreError: No video has a class.
@@ -328,16 +311,16 @@ def mean_average_precision(logits_NK: Scores, targets_NK: Targets) -> float:
 def pseudo_values(
     tables: list[Scores], targets_NK: Targets, unit: NDArray[np.int64], count: int | None = None
 ) -> list[NDArray[np.float64]]:
-    """Return jackknife pseudo-values `(G,)` of the mAP of each array of scores, moved to have that mAP as mean.
+    """Return jackknife pseudo-values `(G,)` of the mAP of each array of scores, shifted to have the mAP as mean.
 
-    What leaving a unit out changes, as in the multi-reader analysis of Dorfman, Berbaum and Metz (1992). More than
-    `BLOCKS` units are left out in groups (Kott 2001).
+    As in the multi-reader analysis of Dorfman, Berbaum and Metz (1992). More than `BLOCKS` units are left out in groups
+    (Kott 2001).
 
     Args:
         tables: Arrays `(N, K)` of scores.
         targets_NK: Classes of the videos.
         unit: `(N,)` source of each video, 0-based.
-        count: Number of units, where some have no video here.
+        count: Number of units, if some have no video here.
     """
     unit = unit % BLOCKS
     size = min(count or int(unit.max()) + 1, BLOCKS)
@@ -347,14 +330,14 @@ def pseudo_values(
 
 
 def estimate_map(values_GS: NDArray[np.float64], unit: NDArray[np.int64]) -> Estimate:
-    """Return the mean of `pseudo_values` of each training, or of their differences, with its standard error."""
-    return estimate_units(values_GS, np.bincount(unit % BLOCKS) / len(unit), LEAST_UNITS)
+    """Return the mean of `pseudo_values` of all trainings, or of their differences, with its standard error."""
+    return estimate_units(values_GS, np.bincount(unit % BLOCKS) / len(unit), MAP_UNITS)
 
 
 def reweighted(
     tables: list[Scores], targets_NK: Targets, unit: NDArray[np.int64], weights_RG: NDArray[np.int64]
 ) -> list[NDArray[np.float64]]:
-    """Return the mAP `(R,)` of each array of scores for each row of whole weights `(R, G)` of the units."""
+    """Return the mAP `(R,)` of each array of scores for each row of integer weights `(R, G)` of the units."""
     rows = len(weights_RG)
     sums = [np.zeros(rows) for _ in tables]
     counts = np.zeros(rows)
@@ -371,18 +354,18 @@ def reweighted(
 
 
 def _weighted(scores_N: Scores, targets_N: Targets) -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:
-    """Return a function: whole weights `(R, N)` of the videos -> average precision `(R,)`, 0 where the class is absent.
+    """Return a function: integer weights `(R, N)` of the videos -> average precision `(R,)`, 0 if the class is absent.
 
-    The sum over the videos that have the class of the precision at their score; equal scores pass together.
+    It is the mean over the videos of the class of the precision at their score; equal scores count together.
     """
     order = np.argsort(-scores_N, kind="stable")
     ranked = scores_N[order]
     positives = np.flatnonzero(targets_N[order])
-    ends = np.searchsorted(-ranked, -ranked[positives], side="right") - 1  # last place of an equal score
+    ends = np.searchsorted(-ranked, -ranked[positives], side="right") - 1  # last position of an equal score
     counted = np.searchsorted(positives, ends, side="right") - 1
 
     def measure(weights_RN: NDArray[np.float32]) -> NDArray[np.float64]:
-        passed_RN = np.cumsum(weights_RN[:, order], axis=1)  # whole numbers, exact in float32
+        passed_RN = np.cumsum(weights_RN[:, order], axis=1)  # integers, exact in float32
         own = weights_RN[:, order[positives]].astype(np.float64)
         found = np.cumsum(own, axis=1)[:, counted]
         precision = found / np.maximum(passed_RN[:, ends], 1.0)

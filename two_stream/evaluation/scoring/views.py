@@ -21,12 +21,7 @@ _CLIPS = {
     "twice": "twice-sampled clips",
 }
 _WHOLE = "whole frame"
-_CROPS = {
-    "center": "centre crop",
-    "three": "three-crop",
-    "ten": "ten-crop",
-    "full": f"{_WHOLE} + mirror",
-}
+_CROPS = {"center": "centre crop", "three": "three-crop", "ten": "ten-crop", "full": f"{_WHOLE} + mirror"}
 _NO_MIRROR = {"ten": "five-crop (ten-crop without mirror images)", "full": _WHOLE}
 """crops with mirror images, without them"""
 

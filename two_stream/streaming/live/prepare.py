@@ -6,7 +6,6 @@ import cv2
 import numpy as np
 import torch
 
-from two_stream.config.schema import EvaluateOptions
 from two_stream.data.clips.transforms import seen_by
 from two_stream.evaluation.scoring.video import VideoInput, picture_at
 from two_stream.evaluation.scoring.views import crop_views
@@ -31,7 +30,7 @@ class Prepare:
         """
         self.spec = spec = seen_by(spec, "center", whole=reading.whole_frame)
         self.reading = reading
-        (view,) = crop_views(EvaluateOptions(views="single", crops="center"), spec, reading.mirror)
+        (view,) = crop_views("center", spec, reading.mirror)
         box = view.box
         self._region = Region(box, (box[2] - box[0], box[3] - box[1]))
         self._estimator = reading.estimator() if spec.modality == "flow" else None
