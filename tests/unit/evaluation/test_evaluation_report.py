@@ -176,7 +176,7 @@ def test_labels_are_told_apart_by_run_then_by_number(runs):
 @pytest.mark.parametrize("suffix", [".json", ".md", ".JSON"])
 def test_the_page_does_not_overwrite_its_own_numbers(two, tmp_path, suffix):
     with pytest.raises(
-        SettingsError, match=rf"r\{suffix}: the page is HTML; give a name in \.html"
+        SettingsError, match=rf"r\{suffix}: the page is HTML; expected a name in \.html"
     ) as caught:
         write_report(two, tmp_path / f"r{suffix}")
     assert "\n" not in str(caught.value)
@@ -324,7 +324,7 @@ def test_the_baseline_is_a_row_and_a_sentence_and_no_part_of_the_fusion(two, run
     command = f"two-stream baseline toy --split 1 --settings-root {runs.root}/settings --runs {runs.root}"
     assert (
         without["baseline"]
-        == f"No baseline of this data set yet. What a network must beat is said by: {command}"
+        == f"No baseline of this data set yet. To see what a network must beat, run: {command}"
     )
     baseline_scores(runs, two[0])
     page, values, text = write_report(two, tmp_path / "r.html")
