@@ -6,7 +6,6 @@ import torch
 
 from two_stream.config.schema import Experiment
 from two_stream.data.clips.views import view_loader
-from two_stream.data.splits import load_part
 from two_stream.errors import TwoStreamError
 from two_stream.evaluation.runs.run import AnyRun
 from two_stream.recognizer import Recognizer
@@ -30,15 +29,7 @@ def run_clips(run: AnyRun[Recognizer], count: int, part: Part = "train") -> torc
     try:
         if run.record.classes != run.class_names:
             return None
-        videos = load_part(
-            run.record,
-            run.model.spec.modality,
-            experiment.data.split,
-            part,
-            selection=experiment.train.selection,
-            holdout=experiment.data.holdout,
-            seed=experiment.seed,
-        )
+        videos = run.videos(part)
         chosen = videos[:: max(1, len(videos) // count)][:count]
         loader = view_loader(_single(experiment), run.model.spec, chosen, run.record)
         found = [views.views[:1] for views in loader]

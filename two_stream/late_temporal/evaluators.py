@@ -119,14 +119,13 @@ def evaluate_one(flags: OneStreamFlags, views: Views) -> ScoreTable:
         videos, record, options.modality, uncounted_only=True, skip=flags.on_error == "skip"
     )
     begin = time.perf_counter()
-    made = _score(stream, flags, record, videos, views)
     evaluator = "spatial_demo3D" if views == "multi" else "spatial_demo_bert"
-    made.meta |= {"list": str(file), "evaluator": evaluator}
+    made = _score(stream, flags, record, videos, views, {"list": str(file), "evaluator": evaluator})
     seconds = (time.perf_counter() - begin) / len(videos)
     path = flags.out or Path("results") / f"{made.meta['name']}_{slug(_views(flags, views))}.npz"
     write_scores(path, made)
     print_published(made, [stream.folder], seconds, (views, flags.chosen_crops))
-    _print_accuracies([made], [path])
+    print_accuracies("accuracy in %", lines([made]), [path])
     return made
 
 
@@ -138,10 +137,12 @@ def evaluate_two(flags: TwoStreamFlags) -> ScoreTable:
     """
     _check_flags(flags)
     views: Views = "multi" if flags.multiple_clips_enabled else "single"
-    for flag, arch, wanted in (("rgb", flags.arch_rgb, "rgb"), ("flow", flags.arch_flow, "flow")):
+    for wanted, arch in (("rgb", flags.arch_rgb), ("flow", flags.arch_flow)):
         found = zoo.find(arch).options.modality
         if found != wanted:
-            raise SettingsError(f"--arch_{flag} is {arch}, a network for {found}; expected one for {wanted}")
+            raise SettingsError(
+                f"--arch_{wanted} is {arch}, a network for {found}; expected one for {wanted}"
+            )
     record = find_record(flags.dataset, flags.settings)
     streams = [
         _stream(flags.arch_rgb, flags.checkpoint_rgb, record, flags.split),
@@ -155,16 +156,14 @@ def evaluate_two(flags: TwoStreamFlags) -> ScoreTable:
         count_listed_frames(videos, record, "flow", skip=skip),
     ]
     begin = time.perf_counter()
+    facts = {"list": str(file), "evaluator": "combined_demo", "rgb_duration": flags.rgb_duration}
     scored = [
-        _score(stream, flags, record, listed, views)
+        _score(stream, flags, record, listed, views, facts)
         for stream, listed in zip(streams, by_stream, strict=True)
     ]
-    for made in scored:
-        made.meta |= {"list": str(file), "evaluator": "combined_demo", "rgb_duration": flags.rgb_duration}
     seconds = (time.perf_counter() - begin) / len(videos)
-    stem = (
-        f"{record.name}_{streams[0].arch}_{streams[1].arch}_split{flags.split}_{slug(_views(flags, views))}"
-    )
+    names = "_".join(stream.arch for stream in streams)
+    stem = f"{record.name}_{names}_split{flags.split}_{slug(_views(flags, views))}"
     out = flags.out or Path("results") / f"{stem}.npz"
     paths = [out.with_name(f"{out.stem}_{name}{out.suffix or '.npz'}") for name in ("rgb", "flow")] + [out]
     for made, path in zip(scored, paths, strict=False):
@@ -174,7 +173,7 @@ def evaluate_two(flags: TwoStreamFlags) -> ScoreTable:
     fused.meta |= {"name": stem, "evaluator": "combined_demo"}
     write_scores(out, fused)
     print_published(fused, [stream.folder for stream in streams], seconds, (views, flags.chosen_crops))
-    _print_accuracies([*scored, fused], paths)
+    print_accuracies("accuracy in %", lines([*scored, fused]), paths)
     return fused
 
 
@@ -191,12 +190,7 @@ def _check_flags(flags: EvaluatorFlags) -> None:
 
 
 def _stream(arch: str, given: Path | None, record: Record, split: int) -> EvaluatedStream:
-    """Find a network's checkpoint.
-
-    Raises:
-        SettingsError: Unknown architecture.
-        CheckpointError: No checkpoint.
-    """
+    """Find the checkpoint of a network."""
     name = zoo.find(arch).name
     bare = name.partition("/")[2]
     place = f"./checkpoint/{run_name(record.name, bare, split)}"
@@ -248,15 +242,8 @@ def _record(
 
 def _views(flags: EvaluatorFlags, views: Views) -> EvaluateOptions:
     precision = resolve_precision(flags.precision, pick_device(flags.device), exact=flags.protocol == "paper")
-    return EvaluateOptions.model_validate(
-        {
-            "views": views,
-            "crops": flags.chosen_crops,
-            "batch_views": flags.batch_views,
-            "precision": precision,
-            "fold": flags.protocol != "paper",
-        }
-    )
+    chosen = {"precision": precision, "batch_views": flags.batch_views, "fold": flags.protocol != "paper"}
+    return EvaluateOptions.model_validate({"views": views, "crops": flags.chosen_crops, **chosen})
 
 
 def _score(
@@ -265,12 +252,17 @@ def _score(
     record: Record,
     videos: Sequence[VideoRecord],
     views: Views,
+    facts: dict[str, Any],
 ) -> ScoreTable:
     """Build the network, load its checkpoint and score the videos."""
     device = pick_device(flags.device)
     model = create_model(stream.model, record.num_classes)
     begin = time.perf_counter()
-    _load(model, stream, record)
+    try:
+        note(str(load_weights(model, stream.file)))
+    except CheckpointError as error:
+        wanted = f"expected {stream.arch} with the {record.num_classes} classes of {record.name}"
+        raise CheckpointError(f"{error}; {wanted}") from None
     model.channels_last()
     model.to(device).eval()
     say(f"Action recognition model is loaded in {time.perf_counter() - begin:.4f} seconds.")
@@ -292,19 +284,10 @@ def _score(
     paths = RunPaths(stream.file)
     run = PublishedRun(experiment, model, list(record.classes), paths, "best", {}, stream, record)
     made = score_part(run, experiment, "test", videos)
-    made.meta["scored"] = len(made.ids)
+    made.meta |= {**facts, "scored": len(made.ids)}
     for key in ("run", "epoch", "views_per_video"):  # there is no run folder
         del made.meta[key]
     return made
-
-
-def _load(model: Recognizer, stream: EvaluatedStream, record: Record) -> None:
-    try:
-        report = load_weights(model, stream.file)
-    except CheckpointError as error:
-        wanted = f"wanted: {stream.arch} with the {record.num_classes} classes of {record.name}"
-        raise CheckpointError(f"{error}; {wanted}") from None
-    note(str(report))
 
 
 def print_published(made: ScoreTable, places: Sequence[str], seconds: float, how: tuple[str, str]) -> None:
@@ -330,9 +313,3 @@ def print_published(made: ScoreTable, places: Sequence[str], seconds: float, how
     say(f"Mean Estimated Time {seconds:.4f}")
     say("multiple clips" if how[0] == "multi" else "one clips")
     say("10 crops" if how[1] == "ten" else "single crop")
-
-
-def _print_accuracies(made: Sequence[ScoreTable], paths: Sequence[Path]) -> None:
-    print_accuracies("accuracy in %", lines(made))
-    for path in paths:
-        say(f"scores: {path}")

@@ -66,12 +66,8 @@ def find_list(record: Record, name: str, given: Path | None = None) -> Path:
     """
     tried = [folder / record.name / name for folder in settings_folders(given)]
     tried += [record.folder / name] if (record.folder / RECORD_FILE).is_file() else []
-    for path in tried:
-        if path.is_file():
-            return path
-    raise DataError(
-        f"{tried[0]}: no such split list{_other_paths(tried[1:])}; give it with --list, or its folder with --settings"
-    )
+    advice = "give it with --list, or its folder with --settings"
+    return _first_existing(tried, "split list", advice)
 
 
 def find_frames(record: Record, modality: Modality, given: Path | None = None) -> Path:
@@ -81,16 +77,10 @@ def find_frames(record: Record, modality: Modality, given: Path | None = None) -
         DataError: It does not exist in the usual places; names them.
     """
     root = getattr(record.frames, modality)
-    tried = [given] if given is not None else [ROOTS[0] / "datasets" / f"{record.name}_frames"]
-    if given is None:
-        tried += [ROOTS[1] / "datasets" / f"{record.name}_frames"]
-        tried += [record.resolve(root)] if root is not None else []
-    for path in tried:
-        if path.is_dir():
-            return path
-    raise DataError(
-        f"{tried[0]}: no such folder of {modality} frames{_other_paths(tried[1:])}; give it with --data DIR"
-    )
+    tried = [folder / "datasets" / f"{record.name}_frames" for folder in ROOTS] if given is None else [given]
+    if given is None and root is not None:
+        tried.append(record.resolve(root))
+    return _first_existing(tried, f"folder of {modality} frames", "give it with --data DIR")
 
 
 def with_frames(record: Record, roots: dict[Modality, Path], ids: Sequence[str]) -> Record:
@@ -180,11 +170,9 @@ def training_record(dataset: str, given: Path | None = None) -> tuple[str, str, 
         if any(lists.glob("train_*_split*.txt")):
             _write_record(find_record(dataset, given), lists)
             return dataset, dataset, folder
-    raise DataError(
-        f"{settings_folders(given)[0] / dataset}: no split lists (train_rgb_split1.txt, …)"
-        f"{_other_paths([folder / dataset for folder in settings_folders(given)[1:]])}; "
-        "write them with `two-stream prepare`, or give their folder with --settings"
-    )
+    tried = [folder / dataset for folder in settings_folders(given)]
+    advice = "write them with `two-stream prepare`, or give their folder with --settings"
+    raise DataError(f"{tried[0]}: no split lists (train_rgb_split1.txt, …){_other_paths(tried)}; {advice}")
 
 
 def _write_record(record: Record, lists: Path) -> None:
@@ -222,5 +210,12 @@ def _existing_names(
     return known[0]
 
 
-def _other_paths(paths: Sequence[Path]) -> str:
-    return f" (nor {', '.join(map(str, dict.fromkeys(paths)))})" if paths else ""
+def _first_existing(tried: Sequence[Path], what: str, advice: str) -> Path:
+    for path in tried:
+        if path.exists():
+            return path
+    raise DataError(f"{tried[0]}: no such {what}{_other_paths(tried)}; {advice}")
+
+
+def _other_paths(tried: Sequence[Path]) -> str:
+    return f" (nor {', '.join(map(str, dict.fromkeys(tried[1:])))})" if tried[1:] else ""

@@ -81,7 +81,7 @@ def write_report(
     """
     if out is not None and out.suffix.lower() in (".json", ".md"):
         raise SettingsError(
-            f"{out}: expected a name in .html; JSON and Markdown are written to the same folder"
+            f"{out}: the page is HTML; expected a name in .html, next to which JSON and Markdown are written"
         )
     if not sources:
         raise ScoreError(

@@ -74,6 +74,23 @@ class AnyRun(Generic[N_co]):
         """
         return load_record(self.experiment.data.dataset, self.experiment.data.settings_root)
 
+    def videos(self, part: Part) -> list[VideoRecord]:
+        """Return the videos of a part of the data set.
+
+        Raises:
+            DataError: The data set or a list is missing.
+        """
+        data, train = self.experiment.data, self.experiment.train
+        return load_part(
+            self.record,
+            self.model.spec.modality,
+            data.split,
+            part,
+            selection=train.selection,
+            holdout=data.holdout,
+            seed=self.experiment.seed,
+        )
+
     @cached_property
     def warned(self) -> set[str]:
         """Warnings already given, which are not repeated for every video."""
@@ -192,7 +209,12 @@ def evaluate_run(
         if distributed.is_main():
             check_writable(out or loaded.paths.scores / "scores.npz")
         experiment = _with_options(loaded, options, workers)
-        records = _records(loaded, experiment, part)
+        if loaded.record.classes != loaded.class_names:
+            raise DataError(
+                f"{loaded.record.name}: its {loaded.record.num_classes} classes are not the "
+                f"{len(loaded.class_names)} of the model of {loaded.source}; use the data set of the run"
+            )
+        records = loaded.videos(part)
         stored = None
         # an exported network computes from pixels
         if experiment.data.features is not None and not uncached and isinstance(loaded.model, Recognizer):
@@ -269,7 +291,7 @@ def _read_and_score(
             rank=distributed.rank(),
             world=distributed.world_size(),
         )
-        changed = _other_frames(run)
+        changed = other_frames(run)
         if distributed.is_main():
             for line in filter(None, (mirror_note(run.record, protocol, mirrors), changed)):
                 warn(line)
@@ -287,35 +309,6 @@ def _read_and_score(
         total=len(records),
     )
     return scores, loader.skipped
-
-
-def _other_frames(run: AnyRun[Any]) -> str | None:
-    """Return a warning if the frames of the data set are not made like those the run was trained on."""
-    modality, written = run.model.spec.modality, run.meta.get("extraction")
-    now = made_now(run.experiment.data, run.record, modality) if written else None
-    if now is None:
-        return None
-    then = frames_made(written, run.source)
-    return other_frames(run.source, then, frames_made(now, run.record.name), run.record, modality)
-
-
-def _records(run: AnyRun[Any], experiment: Experiment, part: Part) -> list[VideoRecord]:
-    """Return the videos of a part."""
-    record = run.record
-    if record.classes != run.class_names:
-        raise DataError(
-            f"{record.name}: its {len(record.classes)} classes are not the {len(run.class_names)} of the model of "
-            f"{run.source}; use the data set of the run"
-        )
-    return load_part(
-        record,
-        run.model.spec.modality,
-        experiment.data.split,
-        part,
-        selection=experiment.train.selection,
-        holdout=experiment.data.holdout,
-        seed=experiment.seed,
-    )
 
 
 def predict(
@@ -457,7 +450,7 @@ def reading_of(
     """
     usual = VideoInput()
     data = run.experiment.data
-    made = _frames_made(run)
+    made = frames_made(extraction_of(run), run.source)
     return VideoInput(
         backend=backend or (data.backend if data.source == "videos" else usual.backend),
         flow=_flow_read(run, flow or AUTO),
@@ -471,15 +464,11 @@ def reading_of(
     )
 
 
-def _frames_made(run: AnyRun[Any]) -> FramesMade:
-    return frames_made(extraction_of(run), run.source)
-
-
 def _flow_read(run: AnyRun[Any], asked: str) -> str:
     """Return the kind of flow that a run reads from a video; warns once if it was trained on another kind."""
     if run.model.spec.modality != "flow":
         return asked
-    trained = _frames_made(run).flow
+    trained = frames_made(extraction_of(run), run.source).flow
     computed = computed_flow(trained, asked)
     line = other_flow(run.source, trained, computed, asked)
     if line is not None and line not in run.warned:
@@ -694,14 +683,17 @@ def other_flow(name: str, trained: str | None, computed: str, asked: str = AUTO)
     return f"{name}: was trained on {trained} flow, but reads {computed} flow here; {advice}"
 
 
-def other_frames(
-    run: str, then: FramesMade, now: FramesMade, record: Record, modality: Modality
-) -> str | None:
-    """Return a warning if the frames of the data set differ from those a network was trained on; else None."""
+def other_frames(run: AnyRun[Any]) -> str | None:
+    """Return a warning if the frames of the data set are not made like those a run was trained on; else None."""
+    modality, written = run.model.spec.modality, run.meta.get("extraction")
+    settings = made_now(run.experiment.data, run.record, modality) if written else None
+    if settings is None:
+        return None
+    then, now = frames_made(written, run.source), frames_made(settings, run.record.name)
     keys = [key for key in FramesMade.model_fields if modality == "flow" or not key.startswith("flow")]
     first = next((key for key in keys if getattr(then, key) != getattr(now, key)), None)
     if first is None:
         return None
     old, new = (f"{first} {getattr(made, first)}" for made in (then, now))
-    frames = f"was trained on frames with {old}, but those of {record.name} have {new}"
-    return f"{run}: {frames}; extract them with the same settings"
+    frames = f"was trained on frames with {old}, but those of {run.record.name} have {new}"
+    return f"{run.source}: {frames}; extract them with the same settings"

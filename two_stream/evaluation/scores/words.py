@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -94,13 +95,15 @@ def columns(found: Sequence[Line]) -> tuple[str, ...]:
     return MULTI_COLUMNS if found[0].summary.map is not None else COLUMNS
 
 
-def print_accuracies(title: str, found: Sequence[Line]) -> None:
-    """Print the accuracy table, and the protocol of the last line with its warning."""
+def print_accuracies(title: str, found: Sequence[Line], paths: Sequence[Path] = ()) -> None:
+    """Print the accuracy table, the protocol of the last line with its warning, and the score files."""
     meta = found[-1].table.meta
     console.print(table(title, columns(found), rows(found)))
     say(protocol_line(meta, found[-1].summary))
     if meta.get("selection") == "paper":
         say(PAPER_WARNING)
+    for path in paths:
+        say(f"scores: {path}")
 
 
 def _cells(name: str, summary: Summary) -> list[str]:
