@@ -27,7 +27,7 @@ from two_stream.evaluation.scores.files import write_scores
 from two_stream.evaluation.scores.fusion import fuse
 from two_stream.evaluation.scores.metrics import confusion_matrix
 from two_stream.evaluation.scores.words import lines, print_accuracies
-from two_stream.evaluation.scoring.views import slug
+from two_stream.evaluation.scoring.views import protocol_slug
 from two_stream.late_temporal.flags import EvaluatorFlags, OneStreamFlags, TwoStreamFlags
 from two_stream.late_temporal.layout import (
     ROOTS,
@@ -122,7 +122,7 @@ def evaluate_one(flags: OneStreamFlags, views: Views) -> ScoreTable:
     evaluator = "spatial_demo3D" if views == "multi" else "spatial_demo_bert"
     made = _score(stream, flags, record, videos, views, {"list": str(file), "evaluator": evaluator})
     seconds = (time.perf_counter() - begin) / len(videos)
-    path = flags.out or Path("results") / f"{made.meta['name']}_{slug(_views(flags, views))}.npz"
+    path = flags.out or Path("results") / f"{made.meta['name']}_{protocol_slug(_views(flags, views))}.npz"
     write_scores(path, made)
     print_published(made, [stream.folder], seconds, (views, flags.chosen_crops))
     print_accuracies("accuracy in %", lines([made]), [path])
@@ -163,7 +163,7 @@ def evaluate_two(flags: TwoStreamFlags) -> ScoreTable:
     ]
     seconds = (time.perf_counter() - begin) / len(videos)
     names = "_".join(stream.arch for stream in streams)
-    stem = f"{record.name}_{names}_split{flags.split}_{slug(_views(flags, views))}"
+    stem = f"{record.name}_{names}_split{flags.split}_{protocol_slug(_views(flags, views))}"
     out = flags.out or Path("results") / f"{stem}.npz"
     paths = [out.with_name(f"{out.stem}_{name}{out.suffix or '.npz'}") for name in ("rgb", "flow")] + [out]
     for made, path in zip(scored, paths, strict=False):

@@ -25,7 +25,7 @@ from two_stream.evaluation.features.cache import (
     stored_epoch,
     view_settings,
 )
-from two_stream.evaluation.runs.run import made_now
+from two_stream.evaluation.runs.run import current_extraction
 from two_stream.runtime import distributed
 from two_stream.runtime.console import warn
 from two_stream.training.losses import Labels
@@ -107,7 +107,7 @@ def training_data(experiment: Experiment, spec: InputSpec, *, pin: bool = False)
             record.num_classes, record.multi_label, class_counts(train, record.num_classes), len(train)
         ),
         dataset=record.name,
-        extraction=made_now(experiment.data, record, spec.modality) if cache is None else None,
+        extraction=current_extraction(experiment.data, record, spec.modality) if cache is None else None,
         fingerprint=lists if cache is None else f"{lists} {cache.content}",
         mirror=mirror_of(record, protocol),
         features=cache,

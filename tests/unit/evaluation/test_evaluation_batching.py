@@ -10,7 +10,7 @@ import torch
 
 from two_stream.config.model import InputOptions, MobileNetV2, ModelOptions
 from two_stream.errors import ScoreError
-from two_stream.evaluation.scoring.score import merged, score_videos
+from two_stream.evaluation.scoring.score import merge_scores, score_videos
 from two_stream.evaluation.scoring.views import crop_views, views_of_clip
 from two_stream.recognizer import create_model
 from two_stream.types import VideoViews
@@ -148,15 +148,15 @@ def test_scores_of_processes_join_in_the_order_of_the_list(model):
         score_videos(model, [items[i] for i in chosen], device=CPU, keep_views=True)
         for chosen in ([1, 3], [], [0, 2])
     ]
-    found = merged(parts, list("abcd"))
+    found = merge_scores(parts, list("abcd"))
     assert found.ids == list("abcd")
     assert found.labels.tolist() == whole.labels.tolist()
     assert found.counts.tolist() == whole.counts.tolist()
     np.testing.assert_allclose(found.logits, whole.logits, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found.view_logits, whole.view_logits, rtol=1e-4, atol=1e-5)
-    assert merged(parts[1:2], list("abcd")).ids == []
-    assert merged([parts[0], parts[1]], list("abcd")).ids == ["b", "d"]
+    assert merge_scores(parts[1:2], list("abcd")).ids == []
+    assert merge_scores([parts[0], parts[1]], list("abcd")).ids == ["b", "d"]
     with pytest.raises(ScoreError, match="b: two processes scored this video"):
-        merged([parts[0], parts[0]], list("abcd"))
+        merge_scores([parts[0], parts[0]], list("abcd"))
     with pytest.raises(ScoreError, match="d: a process scored this video, but it is not in the split list"):
-        merged(parts, list("abc"))
+        merge_scores(parts, list("abc"))

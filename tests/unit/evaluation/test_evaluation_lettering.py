@@ -21,7 +21,7 @@ letters = pytest.mark.skipif(not hasattr(cv2, "FontFace"), reason="OpenCV 4 draw
 
 def written(text, line=28):
     picture = np.zeros((60, 320, 3), np.uint8)
-    annotate.write(picture, text, (3, 40), line, (255, 255, 255))
+    annotate.draw_text(picture, text, (3, 40), line, (255, 255, 255))
     return picture
 
 

@@ -14,7 +14,7 @@ from two_stream.evaluation.scoring.views import (
     assemble_clips,
     crop_views,
     describe_views,
-    slug,
+    protocol_slug,
     views_of_clip,
 )
 from two_stream.types import InputSpec, VideoViews
@@ -144,7 +144,7 @@ def test_protocol_is_named_and_no_two_share_a_file_name():
     assert describe_views(EvaluateOptions(views="sliding", step=4)).startswith(
         "sliding window every 4 frames"
     )
-    assert slug(EvaluateOptions(precision="fp32")) == "multi_ten_logits"
+    assert protocol_slug(EvaluateOptions(precision="fp32")) == "multi_ten_logits"
     views = [("single", 10, None), ("multi", 10, None), ("uniform", 3, None), ("uniform", 10, None)]
     options = [
         EvaluateOptions(
@@ -155,7 +155,7 @@ def test_protocol_is_named_and_no_two_share_a_file_name():
         for mean in ("logits", "probabilities")
         for precision in ("fp32", "bf16")
     ]
-    assert len({slug(entry) for entry in options}) == len(options)
+    assert len({protocol_slug(entry) for entry in options}) == len(options)
     assert len({describe_views(entry) for entry in options}) == len(options)
 
 

@@ -82,7 +82,7 @@ def panel(
         end = (round(share * (width - 1)), baseline + max(3, line // 7))
         cv2.rectangle(color, (0, baseline + 2), end, _BAR, -1)
         tint = (255, 255, 255) if row == 0 else (190, 196, 204)
-        write(color, f"{label} {100 * share:.0f} %", (3, baseline - 1), line, tint)
+        draw_text(color, f"{label} {100 * share:.0f} %", (3, baseline - 1), line, tint)
     opacity[color.max(axis=2) > 0] = 1.0
     return color, opacity
 
@@ -186,7 +186,7 @@ _DIRECTION = {"R": "r", "AL": "r", "NSM": "m", "WS": " "}
 """Unicode classes: right-to-left letters, marks on a letter, spaces"""
 
 
-def write(
+def draw_text(
     picture: NDArray[np.uint8], text: str, at: tuple[int, int], line: int, tint: tuple[int, int, int]
 ) -> None:
     """Write text into a picture, shortened to its width; unprintable characters are escaped.

@@ -17,7 +17,7 @@ from two_stream.data.clips.views import evaluation_clips
 from two_stream.errors import printable
 from two_stream.evaluation.runs.run import AnyRun
 from two_stream.evaluation.scoring.score import aggregate_views
-from two_stream.evaluation.scoring.video import VideoResult, fuse_results, top
+from two_stream.evaluation.scoring.video import VideoResult, fuse_results, top_classes
 from two_stream.runtime.files import atomic_path, write_text
 from two_stream.runtime.plotting import plain_figures
 from two_stream.runtime.text import csv_text
@@ -39,7 +39,7 @@ class TimelineWindow:
     """end time of the last picture"""
 
 
-def windows(
+def score_windows(
     runs: Sequence[AnyRun[Any]],
     scored: Sequence[VideoResult],
     options: Sequence[EvaluateOptions],
@@ -86,7 +86,7 @@ def write_csv(path: Path, found: Sequence[TimelineWindow], names: Sequence[str],
     lines: list[list[object]] = []
     ranked = [name for place in range(1, count + 1) for name in (f"class_{place}", f"probability_{place}")]
     for number, window in enumerate(found, 1):
-        best = top(window.probabilities, list(names), count)
+        best = top_classes(window.probabilities, list(names), count)
         cells = [cell for name, share in best for cell in (name, f"{share:.6f}")]
         times = ["" if at is None else f"{at:.3f}" for at in (window.start, window.end)]
         lines.append([number, window.first, window.last, *times, *cells])

@@ -32,9 +32,15 @@ from two_stream.evaluation.scoring.network import (
     prepare_for_inference,
     resolve_evaluation,
 )
-from two_stream.evaluation.scoring.score import Skipped, VideoScores, aggregate_views, gathered, score_videos
-from two_stream.evaluation.scoring.video import VideoInput, VideoResult, fuse_results, score_file, top
-from two_stream.evaluation.scoring.views import describe_views, same_boxes_note, slug
+from two_stream.evaluation.scoring.score import (
+    Skipped,
+    VideoScores,
+    aggregate_views,
+    gather_scores,
+    score_videos,
+)
+from two_stream.evaluation.scoring.video import VideoInput, VideoResult, fuse_results, score_file, top_classes
+from two_stream.evaluation.scoring.views import describe_views, protocol_slug, same_boxes_note
 from two_stream.pretrained import read_model
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
@@ -226,7 +232,7 @@ def evaluate_run(
     evaluate = experiment.evaluate.model_copy(update={"precision": precision})
     experiment = experiment.model_copy(update={"evaluate": evaluate})
     table = score_part(loaded, experiment, part, records, stored)
-    path = out or loaded.paths.scores / f"{part}_{slug(evaluate)}{loaded.score_suffix}.npz"
+    path = out or loaded.paths.scores / f"{part}_{protocol_slug(evaluate)}{loaded.score_suffix}.npz"
     if distributed.is_main():
         write_scores(path, table)
     table.meta["file"] = str(path)
@@ -260,7 +266,7 @@ def score_part(
     else:
         aggregate = _aggregate(experiment.evaluate, run.record.multi_label)
         scores, skipped = stored.score(records, aggregate)
-    scores, skipped = gathered(scores, skipped, [record.id for record in records])
+    scores, skipped = gather_scores(scores, skipped, [record.id for record in records])
     facts = run.facts if stored is None else stored.facts
     return score_table(run, experiment, part, records, scores, reasons=dict(skipped), facts=facts)
 
@@ -291,7 +297,7 @@ def _read_and_score(
             rank=distributed.rank(),
             world=distributed.world_size(),
         )
-        changed = other_frames(run)
+        changed = frames_warning(run)
         if distributed.is_main():
             for line in filter(None, (mirror_note(run.record, protocol, mirrors), changed)):
                 warn(line)
@@ -345,16 +351,16 @@ def predict(
     if isinstance(model_or_run, Recognizer):
         names = [str(name) for name in class_names or range(model_or_run.num_classes)]
         asked = (reading or VideoInput()).flow
-        line = other_flow("the model", None, computed_flow(None, asked), asked)
+        line = flow_warning("the model", None, computed_flow(None, asked), asked)
         if line is not None and model_or_run.spec.modality == "flow":
             warn(line)
         result = score_file(model_or_run, video, options or EvaluateOptions(), reading)
-        return top(fuse_results([result], rule, weights), names, top_k)
+        return top_classes(fuse_results([result], rule, weights), names, top_k)
     several = [model_or_run] if isinstance(model_or_run, (AnyRun, Path, str)) else list(model_or_run)
     runs = [entry if isinstance(entry, AnyRun) else load_run(entry, device="auto") for entry in several]
     views = [options] * len(runs) if options else None
     results = score_with_runs(runs, video, views, [reading] * len(runs) if reading else None)
-    return top(fuse_results(results, rule, weights), runs[0].class_names, top_k)
+    return top_classes(fuse_results(results, rule, weights), runs[0].class_names, top_k)
 
 
 def score_with_runs(
@@ -430,7 +436,7 @@ def extraction_of(run: AnyRun[Any]) -> dict[str, Any] | None:
     data = run.experiment.data
     with suppress(DataError, SettingsError):
         if run.record.classes == run.class_names:
-            return made_now(data, run.record, run.model.spec.modality)
+            return current_extraction(data, run.record, run.model.spec.modality)
         return None
     # a run on video files has the algorithm in its settings, also without the record
     return {"flow": data.flow} if data.source == "videos" else None
@@ -450,7 +456,7 @@ def reading_of(
     """
     usual = VideoInput()
     data = run.experiment.data
-    made = frames_made(extraction_of(run), run.source)
+    made = read_frame_settings(extraction_of(run), run.source)
     return VideoInput(
         backend=backend or (data.backend if data.source == "videos" else usual.backend),
         flow=_flow_read(run, flow or AUTO),
@@ -468,9 +474,9 @@ def _flow_read(run: AnyRun[Any], asked: str) -> str:
     """Return the kind of flow that a run reads from a video; warns once if it was trained on another kind."""
     if run.model.spec.modality != "flow":
         return asked
-    trained = frames_made(extraction_of(run), run.source).flow
+    trained = read_frame_settings(extraction_of(run), run.source).flow
     computed = computed_flow(trained, asked)
-    line = other_flow(run.source, trained, computed, asked)
+    line = flow_warning(run.source, trained, computed, asked)
     if line is not None and line not in run.warned:
         run.warned.add(line)
         warn(line)
@@ -622,7 +628,7 @@ def _reason(experiment: Experiment, model: Recognizer | ClipNetwork) -> str | No
 _Side = Annotated[int, Field(ge=8, le=16384)]
 
 
-class FramesMade(BaseModel):
+class FrameSettings(BaseModel):
     """Extraction settings that determine the values of frames and displacements."""
 
     model_config = ConfigDict(frozen=True)  # there are more extraction settings
@@ -634,7 +640,7 @@ class FramesMade(BaseModel):
     size: tuple[_Side, _Side] | None = None
 
 
-def frames_made(settings: object, source: str) -> FramesMade:
+def read_frame_settings(settings: object, source: str) -> FrameSettings:
     """Read recorded extraction settings.
 
     Raises:
@@ -643,10 +649,10 @@ def frames_made(settings: object, source: str) -> FramesMade:
     known: Any = settings or {}
     if isinstance(known, dict) and known.get("flow") == "none":
         known = known | {"flow": None}
-    return validate_settings(FramesMade, known, f"{source}: extraction settings of its frames")
+    return validate_settings(FrameSettings, known, f"{source}: extraction settings of its frames")
 
 
-def made_now(data: DataOptions, record: Record, modality: Modality) -> dict[str, Any] | None:
+def current_extraction(data: DataOptions, record: Record, modality: Modality) -> dict[str, Any] | None:
     """Return the extraction settings of the frames that these options read; None if they are unknown.
 
     Raises:
@@ -659,14 +665,14 @@ def made_now(data: DataOptions, record: Record, modality: Modality) -> dict[str,
         if packed.get("source") == "videos":
             return {"flow": packed.get("flow"), "short_side": packed.get("short_side")}
         if packed.get("extraction"):
-            return cast(dict[str, Any], packed["extraction"])  # read by `frames_made`
+            return cast(dict[str, Any], packed["extraction"])  # read by `read_frame_settings`
         with suppress(DataError):  # shards of an earlier version, perhaps packed from the current frames
             return extraction_settings(record.frames_root(modality))
         return None
     return extraction_settings(record.frames_root(modality))
 
 
-def other_flow(name: str, trained: str | None, computed: str, asked: str = AUTO) -> str | None:
+def flow_warning(name: str, trained: str | None, computed: str, asked: str = AUTO) -> str | None:
     """Return a warning if a flow network reads another kind of flow than it was trained on; else None."""
     if trained is None and asked == AUTO:
         return (
@@ -683,14 +689,14 @@ def other_flow(name: str, trained: str | None, computed: str, asked: str = AUTO)
     return f"{name}: was trained on {trained} flow, but reads {computed} flow here; {advice}"
 
 
-def other_frames(run: AnyRun[Any]) -> str | None:
+def frames_warning(run: AnyRun[Any]) -> str | None:
     """Return a warning if the frames of the data set are not made like those a run was trained on; else None."""
     modality, written = run.model.spec.modality, run.meta.get("extraction")
-    settings = made_now(run.experiment.data, run.record, modality) if written else None
+    settings = current_extraction(run.experiment.data, run.record, modality) if written else None
     if settings is None:
         return None
-    then, now = frames_made(written, run.source), frames_made(settings, run.record.name)
-    keys = [key for key in FramesMade.model_fields if modality == "flow" or not key.startswith("flow")]
+    then, now = read_frame_settings(written, run.source), read_frame_settings(settings, run.record.name)
+    keys = [key for key in FrameSettings.model_fields if modality == "flow" or not key.startswith("flow")]
     first = next((key for key in keys if getattr(then, key) != getattr(now, key)), None)
     if first is None:
         return None

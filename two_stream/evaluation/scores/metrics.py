@@ -156,7 +156,7 @@ def calibration_error(logits: NDArray[np.float64], labels: NDArray[np.int64], bi
     return float(np.abs(gap).sum() / len(labels))
 
 
-def units(table: ScoreTable) -> tuple[NDArray[np.int64], int | None]:
+def video_sources(table: ScoreTable) -> tuple[NDArray[np.int64], int | None]:
     """Return the source of each video `(N,)` and the number of sources, None if they are unknown.
 
     Videos of one source are not independent. A video without source is its own source.
@@ -181,7 +181,7 @@ def difference(first: ScoreTable, second: ScoreTable, level: float = LEVEL) -> D
     """
     if first.ids != second.ids:
         raise ScoreError("a paired difference needs joined tables; use `scores.join` first")
-    unit = units(first)[0]
+    unit = video_sources(first)[0]
     if first.targets is not None:
         one, two = metrics.pseudo_values([first.logits, second.logits], first.targets, unit)
         found = metrics.estimate_map((one - two)[:, None], unit)
@@ -212,7 +212,7 @@ def summarise(table: ScoreTable, *, top: Sequence[int] = TOP_K) -> Summary:
             f"{table.meta.get('file', 'scores')}: no videos were scored, so there is no accuracy"
         )
     place = table_ranks(table)
-    unit, groups = units(table)
+    unit, groups = video_sources(table)
     several = table.targets is not None
     classes = table.logits.shape[1]
     hits = {k: (place < k).astype(np.float64) for k in {1, *top}}

@@ -49,10 +49,12 @@ def results_of(table: ScoreTable, count: int = 5) -> dict[str, Any]:
     """
     shares = probabilities(table.logits, multi_label=table.targets is not None)
     named = zip(table.ids, shares)
-    return {"results": {video: listed(row, table.class_names, count) for video, row in named}}
+    return {"results": {video: best_classes(row, table.class_names, count) for video, row in named}}
 
 
-def listed(probabilities_K: NDArray[np.float64], names: Sequence[str], count: int) -> list[dict[str, Any]]:
+def best_classes(
+    probabilities_K: NDArray[np.float64], names: Sequence[str], count: int
+) -> list[dict[str, Any]]:
     """Return the best classes in the format of the files, `[{"label": …, "score": …}, …]`."""
     order = np.argsort(-probabilities_K, kind="stable")[:count]
     return [{"label": names[index], "score": float(probabilities_K[index])} for index in order]

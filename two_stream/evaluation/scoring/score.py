@@ -144,7 +144,7 @@ Skipped = list[tuple[str, str]]
 """(id, reason) of the videos that could not be read."""
 
 
-def gathered(scores: VideoScores, skipped: Skipped, order: Sequence[str]) -> tuple[VideoScores, Skipped]:
+def gather_scores(scores: VideoScores, skipped: Skipped, order: Sequence[str]) -> tuple[VideoScores, Skipped]:
     """Return the scores of all processes on the main process, and a process's own scores on the others.
 
     Args:
@@ -165,10 +165,12 @@ def gathered(scores: VideoScores, skipped: Skipped, order: Sequence[str]) -> tup
         ) from None
     if parts is None:
         return scores, skipped
-    return merged([part for part, _ in parts], order), [entry for _, listed in parts for entry in listed]
+    return merge_scores([part for part, _ in parts], order), [
+        entry for _, listed in parts for entry in listed
+    ]
 
 
-def merged(parts: Sequence[VideoScores], order: Sequence[str]) -> VideoScores:
+def merge_scores(parts: Sequence[VideoScores], order: Sequence[str]) -> VideoScores:
     """Join the scores of disjoint sets of videos.
 
     Args:

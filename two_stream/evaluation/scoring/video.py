@@ -156,7 +156,7 @@ def fuse_results(
     return probabilities(fused, multi_label=several)
 
 
-def top(chances: NDArray[np.float64], names: list[str], count: int) -> list[tuple[str, float]]:
+def top_classes(chances: NDArray[np.float64], names: list[str], count: int) -> list[tuple[str, float]]:
     """Return the `count` most likely classes, the best first; ties in class order."""
     order = np.argsort(-chances, kind="stable")[:count]
     return [(names[index], float(chances[index])) for index in order]

@@ -137,7 +137,7 @@ def same_boxes_note(options: EvaluateOptions, spec: InputSpec) -> str | None:
     )
 
 
-def slug(options: EvaluateOptions) -> str:
+def protocol_slug(options: EvaluateOptions) -> str:
     """Return the unique name of a protocol in file names, for example `multi_ten_logits`."""
     clips: str = options.views
     if options.views == "uniform":
