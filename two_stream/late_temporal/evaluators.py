@@ -293,11 +293,8 @@ def _score(
 def print_published(made: ScoreTable, places: Sequence[str], seconds: float, how: tuple[str, str]) -> None:
     """Print the lines that the published evaluators print.
 
-    Args:
-        made: The scores.
-        places: Locations of the checkpoints.
-        seconds: Mean time per video; the published evaluators print the time of each video too.
-        how: Views (`multi` or `single`) and crops.
+    `places` are the locations of the checkpoints, `seconds` is the mean time per video, `how` has views (`multi` or
+    `single`) and crops.
     """
     order = np.argsort(-made.logits, axis=1, kind="stable")
     count = len(made.ids)

@@ -109,12 +109,8 @@ def count_listed_frames(
 ) -> list[VideoRecord]:
     """Return the videos with the number of frames in their folders.
 
-    Args:
-        videos: Videos of a list.
-        record: Folders and names of frames.
-        modality: Which frames to count.
-        uncounted_only: Count only where the list says 0, as the published evaluators do.
-        skip: Keep a video without frames; reading it fails later.
+    `uncounted_only`: count only where the list says 0, as the published evaluators do. `skip`: keep a video without
+    frames; reading it fails later.
 
     Raises:
         VideoError: A folder is missing or has no frame of this modality.
@@ -136,9 +132,8 @@ def count_listed_frames(
 def pattern_of(extension: str, axis: str | None = None) -> str:
     """Convert a frame name of the published code to the form of the records.
 
-    Args:
-        extension: For example `img_{0:05d}.jpg`, `flow_{0}_{1:05d}` or `flow_{axis}_{:05d}.jpg`.
-        axis: `x` or `y`, for flow.
+    `extension` is for example `img_{0:05d}.jpg`, `flow_{0}_{1:05d}` or `flow_{axis}_{:05d}.jpg`; `axis` is `x` or `y`,
+    for flow.
 
     Raises:
         SettingsError: The placeholder of the number or of the axis is missing.

@@ -176,12 +176,8 @@ def describe_training(
 ) -> Experiment:
     """Return the experiment that the published trainer would run.
 
-    Args:
-        flags: Flags of the trainer.
-        model: The network.
-        arch: Its name without namespace.
-        dataset: Name, value of `data.dataset`, `data.settings_root`.
-        init: Weights to start from.
+    `arch` is the name without namespace; `dataset` is (name, `data.dataset`, `data.settings_root`); `init` are the
+    weights to start from.
 
     Raises:
         SettingsError: A number is out of range, or `--num-seg` is not 1.

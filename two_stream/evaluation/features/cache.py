@@ -246,12 +246,7 @@ def view_settings(
 ) -> dict[str, Any]:
     """Return the settings that determine the features of a view, with dotted keys and JSON values.
 
-    Args:
-        model: Resolved options of the network.
-        spec: Its input.
-        data: How videos are read.
-        record: The data set.
-        training: Include the settings of augmented clips.
+    `model` has resolved options. With `training` the settings of augmented clips are included.
     """
     network = model.model_dump(mode="json", include={"modality", "backbone", "reduction", "reduced_channels"})
     if model.reduction == "none":
@@ -347,9 +342,7 @@ class StoredClips:
     def batch(self, numbers: Sequence[int], epoch: int | None) -> tuple[Batch, Skipped]:
         """Return a batch, and (id, reason) of its videos that could not be read.
 
-        Args:
-            numbers: Of videos; numbers past the end count the videos again, as in `ClipDataset`.
-            epoch: Epoch of the augmented clips; None: centred clips.
+        Numbers past the end count the videos again, as in `ClipDataset`. Without `epoch` the clips are centred.
         """
         rows: list[int] = []
         ids: list[str] = []
@@ -394,12 +387,8 @@ class StoredLoader:
     ) -> None:
         """Plan a pass.
 
-        Args:
-            clips: The stored clips.
-            plan: Numbers of the videos of each batch.
-            epoch: Epoch of the augmented clips; None: centred clips.
-            skip: Number of batches to leave out at the start.
-            pin: Use pinned memory, from which a GPU copies asynchronously.
+        `plan` has the numbers of the videos of each batch; the first `skip` batches are left out. Without `epoch` the
+        clips are centred. `pin`: use pinned memory, from which a GPU copies asynchronously.
         """
         self.clips, self.plan, self.epoch = clips, plan, epoch
         self.skip, self.pin = skip, pin
@@ -452,13 +441,9 @@ class StoredViews:
     ) -> None:
         """Open the cache `experiment.data.features` and compare it with the run.
 
-        Args:
-            model: The run's network.
-            experiment: Settings, with `evaluate` resolved for this device.
-            record: The data set.
-            part: Of the validation and the training part only the centred clip and crop are stored, in the precision of
-                training.
-            precision: Requested precision; `auto` uses that of the cache.
+        `experiment.evaluate` is resolved for this device; `precision` is the requested one, `auto` uses that of the
+        cache. Of the validation and the training part only the centred clip and crop are stored, in the precision of
+        training.
 
         Raises:
             SettingsError: The cache has other views, another precision or other settings; names them.

@@ -37,11 +37,7 @@ def annotate(
     Sides are cropped to even numbers, as H.264 requires. Sound is dropped. The file is written completely or not at
     all.
 
-    Args:
-        path: The video.
-        out: MP4 file to write.
-        guesses: (label, probability), the most likely first.
-        backend: Decoder.
+    `guesses` are (label, probability), the most likely first; `out` is an MP4 file.
 
     Returns:
         Name of the encoder.
@@ -109,11 +105,7 @@ class Encoder:
     def __init__(self, part: Path, out: Path, size: tuple[int, int], fps: float | None) -> None:
         """Prepare a file; `with` opens it.
 
-        Args:
-            part: File to write.
-            out: File name in messages.
-            size: Height and width, even.
-            fps: Nominal frames per second.
+        `out` is the file name in messages, `size` is (height, width), even, and `fps` the nominal frame rate.
         """
         self.part, self.out, self.size = part, out, size
         self.fps = fps or DEFAULT_FPS
@@ -191,12 +183,7 @@ def draw_text(
 ) -> None:
     """Write text into a picture, shortened to its width; unprintable characters are escaped.
 
-    Args:
-        picture: RGB, changed in place.
-        text: The text.
-        at: Left end of the baseline.
-        line: Height of a line in pixels.
-        tint: RGB colour.
+    `picture` is RGB and changed in place, `at` is the left end of the baseline, `line` the height of a line in pixels.
     """
     # OpenCV 5 sets no accents on letters, and crashes on lone surrogates
     plain = unicodedata.normalize("NFC", printable(text[:_LONGEST]))

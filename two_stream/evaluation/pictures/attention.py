@@ -85,10 +85,7 @@ class StreamAttention:
 def check_target(out: Path, videos: Sequence[Path], flag: str = "--attention") -> None:
     """Check, before any work, that pictures can be written to `out`; writes nothing.
 
-    Args:
-        out: A file for one video; a folder for several, or an existing folder.
-        videos: Videos to draw.
-        flag: Flag that names `out`.
+    `out` is a file for one video, and a folder for several. `flag` is the flag that names it.
 
     Raises:
         SettingsError: The suffix is none of `SUFFIXES`, or the folder is not writable.
@@ -257,11 +254,7 @@ _WIDE = 1.0
 def draw_attention(out: Path, title: str, subtitle: str, streams: Sequence[StreamAttention]) -> None:
     """Draw a panel per stream and pathway: frames, heat map of heads × steps, mean over the heads.
 
-    Args:
-        out: PNG, PDF or SVG file; written completely or not at all.
-        title: Prediction for the video.
-        subtitle: A second, smaller line.
-        streams: Streams from top to bottom.
+    `out` is a PNG, PDF or SVG file, written completely or not at all; `subtitle` is a second, smaller line.
     """
     panels = [(stream, pathway) for stream in streams for pathway in stream.pathways]
     width = float(np.clip(1.65 * max(pathway.weights.shape[1] for _, pathway in panels), *_WIDTHS))

@@ -31,10 +31,7 @@ def strip(experiment: Experiment | None, video_id: str, modality: str = "rgb") -
     Frames are evenly spaced from the first to the last. RGB frames or the video are preferred; a flow run without
     pictures on this machine shows flow (hue: direction, brightness: length).
 
-    Args:
-        experiment: Settings of the run that scored the video, which name the data set.
-        video_id: Id in the score file.
-        modality: Stream of the run.
+    `experiment` has the settings of the run that scored the video, `modality` is its stream.
     """
     if experiment is None:
         return "", "the run folder of these scores is not on this machine"

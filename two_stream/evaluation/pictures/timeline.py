@@ -54,13 +54,7 @@ def score_windows(
     little earlier or missing; only windows of all streams are returned. A flow frame has the number of the first of its
     two pictures.
 
-    Args:
-        runs: The networks.
-        scored: Scores of the video by each of them.
-        options: Views of each.
-        samplings: Frame sampling of each, `standard` or `paper`.
-        rule: Fusion rule.
-        weights: Fusion weights.
+    `scored`, `options` and `samplings` (`standard` or `paper`) have one entry per run.
     """
     clips, streams = [], []
     for run, result, views, sampling in zip(runs, scored, options, samplings, strict=True):
@@ -108,11 +102,7 @@ def draw_timeline(path: Path, title: str, found: Sequence[TimelineWindow], names
     The horizontal axis shows seconds, or frame numbers if the file has no times. Windows overlap, so each is drawn
     around its middle, half-way to its neighbours.
 
-    Args:
-        path: PNG, PDF or SVG file.
-        title: Title.
-        found: Windows in order.
-        names: Class names.
+    `path` is a PNG, PDF or SVG file.
     """
     title, names = printable(title), [printable(name) for name in names]
     shares = np.stack([window.probabilities for window in found])

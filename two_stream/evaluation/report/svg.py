@@ -74,12 +74,8 @@ def drawing(
 ) -> Iterator[tuple[Figure, list[Axes]]]:
     """Yield a figure in the style of the report and its axes, row by row; `to_svg` converts it to text.
 
-    Args:
-        height: Height in inches.
-        panels: Number of axes, rounded up to complete rows.
-        columns: Number of axes per row.
-        width: Width in inches.
-        extra: Arguments of `Figure.subplots`.
+    Sizes are in inches; `panels` is the number of axes, rounded up to complete rows of `columns`; `extra` goes to
+    `Figure.subplots`.
     """
     with plain_figures(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")

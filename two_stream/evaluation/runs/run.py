@@ -248,12 +248,8 @@ def score_part(
 ) -> ScoreTable:
     """Score the videos of a part, each process of several its share.
 
-    Args:
-        run: The network.
-        experiment: Settings with resolved `evaluate`.
-        part: Part of the data set.
-        records: Its videos.
-        stored: Cached features to score instead of the videos.
+    `experiment` has resolved `evaluate` options, `records` are the videos of the part, and `stored` are cached features
+    to score instead of the videos.
 
     Returns:
         The scores of all videos on the main process; on the others the scores of their share.
@@ -371,11 +367,8 @@ def score_with_runs(
 ) -> list[VideoResult]:
     """Score one video with each of several runs.
 
-    Args:
-        runs: Loaded runs with the same classes.
-        video: The file.
-        options: Views for each run; default: those of the run.
-        readings: Decoder, flow and sizes for each run; default: like its training frames.
+    `options` (views) and `readings` have one entry per run. Default: the views of each run, and videos read like its
+    training frames.
 
     Raises:
         ScoreError: No run, or the runs have different classes.
@@ -505,14 +498,7 @@ def score_table(
 ) -> ScoreTable:
     """Return the scores of a run as a table with metadata on how they were made.
 
-    Args:
-        run: The network.
-        experiment: Resolved settings.
-        part: Part of the data set.
-        records: Its videos.
-        scores: Scores of the videos that could be read.
-        reasons: Why other videos could not be read, by id.
-        facts: Additional (or replaced) metadata.
+    `reasons` says why videos could not be read, by id; `facts` are additional (or replaced) metadata.
 
     Raises:
         ScoreError: No video could be read.

@@ -130,11 +130,8 @@ def combine(
 def weight_curve(first: ScoreTable, second: ScoreTable, rule: str = "l2", steps: int = 101) -> Curve:
     """Compute top-1 (or mAP of a multi-label set) over the weight of the first stream, and choose the best weight.
 
-    Args:
-        first: Scores of the holdout part.
-        second: Scores of the same videos by the other stream.
-        rule: Fixed rule; `learned` counts as `logits`.
-        steps: Number of weights from 0 to 1.
+    Both tables are scores of the holdout part. Rule `learned` counts as `logits`. There are `steps` weights from 0 to
+    1.
 
     Raises:
         ScoreError: The tables do not join, or are not of the holdout part.

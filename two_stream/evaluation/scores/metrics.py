@@ -316,11 +316,8 @@ def pseudo_values(
     As in the multi-reader analysis of Dorfman, Berbaum and Metz (1992). More than `BLOCKS` units are left out in groups
     (Kott 2001).
 
-    Args:
-        tables: Arrays `(N, K)` of scores.
-        targets_NK: Classes of the videos.
-        unit: `(N,)` source of each video, 0-based.
-        count: Number of units, if some have no video here.
+    `tables` are scores `(N, K)`, `unit` `(N,)` is the 0-based source of each video, and `count` the number of units if
+    some have no video here.
     """
     unit = unit % BLOCKS
     size = min(count or int(unit.max()) + 1, BLOCKS)

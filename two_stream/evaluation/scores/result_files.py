@@ -134,11 +134,7 @@ def evaluate_results(
 ) -> EvaluatedFile:
     """Return hit@k of a result file: the share of videos with a true class among the k best.
 
-    Args:
-        results: Best classes by video.
-        truth: True classes by video.
-        top: Values of k.
-        ignore_unseen: Leave out listed videos without result (`--ignore` of 3D-ResNets); else they count as missed.
+    `ignore_unseen` leaves out listed videos without result (`--ignore` of 3D-ResNets); else they count as missed.
 
     Raises:
         SettingsError: A k is below 1.

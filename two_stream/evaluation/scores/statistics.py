@@ -188,10 +188,8 @@ def estimate_units(values_GS: Values, share_G: Values, least: int) -> Estimate:
 
     The variance is G / (G - 1) times that of the jackknife, which is too small for a mAP of ten sources.
 
-    Args:
-        values_GS: `(G, S)`.
-        share_G: Share of the videos in each unit.
-        least: Units needed for an interval.
+    `values_GS` are `(G, S)`, `share_G` is the share of the videos in each unit, `least` the number of units needed for
+    an interval.
     """
     by_unit = values_GS.mean(axis=1)
     variance = float(by_unit.var(ddof=1)) / (len(by_unit) - 1) if len(by_unit) > 1 else 0.0
@@ -291,9 +289,7 @@ def smallest_gain(tests: Sequence[Callable[[float], Interval]], level: float = L
     The intersection-union test (Berger 1982): the best stream need not be known. The lower end is the smallest of the
     lower ends, the upper end the smallest of the upper ends at half the error.
 
-    Args:
-        tests: For each difference a function that returns its interval at a level.
-        level: Level of the interval.
+    `tests` has for each difference a function that returns its interval at a level.
     """
     usual = [test(level) for test in tests]
     return Interval(
@@ -307,10 +303,8 @@ def smallest_gain(tests: Sequence[Callable[[float], Interval]], level: float = L
 def expected_interval(unit_V: Index, share: float = 0.75, correlation: float = 0.3) -> Interval:
     """Return the expected 95 % interval of an accuracy before any training.
 
-    Args:
-        unit_V: Unit of each video.
-        share: Assumed accuracy.
-        correlation: Intraclass correlation of hits within a source.
+    `unit_V` is the unit of each video, `share` the assumed accuracy, `correlation` the intraclass correlation of hits
+    within a source.
     """
     sample = Sample.even(unit_V)
     effective = sample.effective

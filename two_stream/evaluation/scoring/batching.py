@@ -156,10 +156,8 @@ def scored_views(
     Every forward pass but the last has a full batch. On a GPU the results of a batch are fetched while the next one is
     computed.
 
-    Args:
-        loader: Chunks of videos; the chunks of a video follow each other.
-        videos: Filled with every video of the loader, in order, incomplete ones included.
-        canvas: Batch and forward pass.
+    The chunks of a video follow each other. `videos` is filled with every video of the loader, in order, incomplete
+    ones included.
 
     Raises:
         ScoreError: A video has no views or comes twice, or its logits are not finite; names the video.

@@ -147,10 +147,7 @@ Skipped = list[tuple[str, str]]
 def gather_scores(scores: VideoScores, skipped: Skipped, order: Sequence[str]) -> tuple[VideoScores, Skipped]:
     """Return the scores of all processes on the main process, and a process's own scores on the others.
 
-    Args:
-        scores: Scores of this process.
-        skipped: Videos of this process that could not be read.
-        order: Ids of all videos.
+    `skipped` are videos of this process that could not be read, `order` has the ids of all videos.
 
     Raises:
         ScoreError: Another process has exited, or two processes have scored the same video.
@@ -173,9 +170,7 @@ def gather_scores(scores: VideoScores, skipped: Skipped, order: Sequence[str]) -
 def merge_scores(parts: Sequence[VideoScores], order: Sequence[str]) -> VideoScores:
     """Join the scores of disjoint sets of videos.
 
-    Args:
-        parts: Scores of each set; may be empty.
-        order: Ids of all videos in the order of the result; ids without scores are left out.
+    Parts may be empty. `order` has the ids of all videos in the order of the result; ids without scores are left out.
 
     Raises:
         ScoreError: A video is in two parts, or not in `order`.

@@ -191,11 +191,7 @@ def _views(
 def read_clip(video: Video, numbers: list[int], spec: InputSpec, reading: VideoInput) -> Frames:
     """Return the resized frames of one clip before cropping, uint8 `(T, *spec.resize, C)`.
 
-    Args:
-        video: The video; read from its beginning.
-        numbers: 1-based numbers of frames, or of flow frames for a flow network.
-        spec: Input of the network.
-        reading: Flow algorithm and sizes.
+    `numbers` are 1-based numbers of frames, or of flow frames for a flow network.
 
     Raises:
         VideoError: The video ends before the last frame.

@@ -29,10 +29,8 @@ _NO_MIRROR = {"ten": "five-crop (ten-crop without mirror images)", "full": _WHOL
 def crop_views(crops: str, spec: InputSpec, mirror: Mirror | None = None) -> list[View]:
     """Return the crop boxes `(y0, x0, y1, x1)` in the resized frame, with mirrored ones marked, in published order.
 
-    Args:
-        crops: `evaluate.crops`.
-        spec: Size of frame and crop; for whole frames the result of `seen_by`.
-        mirror: Whether there are mirrored crops; None: yes.
+    `spec` has the sizes of frame and crop (for whole frames the result of `seen_by`). Without `mirror` there are
+    mirrored crops.
     """
     allowed = mirror is None or mirror.allowed
     return evaluation_views(crops, spec.resize, spec.size, mirrored=allowed)
@@ -43,11 +41,7 @@ def views_of_clip(
 ) -> VideoViews:
     """Return every crop of one clip, as views of its frames.
 
-    Args:
-        frames_THWC: uint8 `(T, *spec.resize, C)`.
-        crops: Result of `crop_views`.
-        spec: Crop size and modality.
-        protocol: `paper` keeps the sign of flow x in mirrored crops.
+    `frames_THWC` are uint8 `(T, *spec.resize, C)`; protocol `paper` keeps the sign of flow x in mirrored crops.
     """
     rows = torch.arange(len(frames_THWC))[None]
     boxes, flips = boxes_and_flips(crops)
@@ -92,11 +86,7 @@ def describe_views(
 ) -> str:
     """Return the name of a protocol in tables, for example `multi-clip × ten-crop, mean of logits`.
 
-    Args:
-        options: Clips, crops, aggregation, precision.
-        sampling: Frame sampling.
-        mirror: Whether there are mirrored crops.
-        whole_frame: Whether a centred crop is the whole frame; see `seen_by`.
+    `whole_frame` says whether a centred crop is the whole frame; see `seen_by`.
     """
     mirror = mirror or Mirror()
     whole = sampling == "segments" and options.views != "sliding"
