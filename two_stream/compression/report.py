@@ -14,7 +14,7 @@ from pathlib import Path
 from two_stream.config.load import flatten
 from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import ScoreError, SettingsError
-from two_stream.evaluation.report.html import page_templates
+from two_stream.evaluation.report.page import page_templates
 from two_stream.evaluation.runs.run import Run, evaluate_run, load_run
 from two_stream.evaluation.scores.files import read_scores
 from two_stream.evaluation.scores.statistics import LEVEL, Interval

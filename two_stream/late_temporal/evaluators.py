@@ -115,9 +115,8 @@ def evaluate_one(flags: OneStreamFlags, views: Views) -> ScoreTable:
     stream = _stream(flags.arch, flags.checkpoint, record, flags.split)
     videos, file = _videos(flags, record, options.modality, views)
     record = _record(flags, record, videos, {options.modality: flags.extension})
-    videos = count_listed_frames(
-        videos, record, options.modality, uncounted_only=True, skip=flags.on_error == "skip"
-    )
+    skip = flags.on_error == "skip"
+    videos = count_listed_frames(videos, record, options.modality, uncounted_only=True, skip=skip)
     begin = time.perf_counter()
     evaluator = "spatial_demo3D" if views == "multi" else "spatial_demo_bert"
     made = _score(stream, flags, record, videos, views, {"list": str(file), "evaluator": evaluator})
@@ -140,9 +139,7 @@ def evaluate_two(flags: TwoStreamFlags) -> ScoreTable:
     for wanted, arch in (("rgb", flags.arch_rgb), ("flow", flags.arch_flow)):
         found = zoo.find(arch).options.modality
         if found != wanted:
-            raise SettingsError(
-                f"--arch_{wanted} is {arch}, a network for {found}; expected one for {wanted}"
-            )
+            raise SettingsError(f"--arch_{wanted} is {arch}, a network for {found}; expected {wanted}")
     record = find_record(flags.dataset, flags.settings)
     streams = [
         _stream(flags.arch_rgb, flags.checkpoint_rgb, record, flags.split),

@@ -142,9 +142,8 @@ def split_flags(args: list[str]) -> tuple[list[str], list[str]]:
 
     The experiment's flags are its dotted keys (`--train.precision`) and its plain values (`--seed`, `--device`).
     """
-    plain = {
-        name for name, field in Experiment.model_fields.items() if not isinstance(field.default, BaseModel)
-    }
+    fields = Experiment.model_fields.items()
+    plain = {name for name, field in fields if not isinstance(field.default, BaseModel)}
     published: list[str] = []
     ours: list[str] = []
     into = published

@@ -167,7 +167,7 @@ def test_the_test_part_is_refused_as_fitting_data():
         weight_curve(*test)
     val = streams(2, "val")
     renamed = [make(t.logits, t.labels, val[0].ids, **{**t.meta, "part": "test"}) for t in streams(1, "test")]
-    with pytest.raises(ScoreError, match="is used for fitting and fused"):
+    with pytest.raises(ScoreError, match="is fitted on and fused"):
         fuse(renamed, "learned", fit=val)
     with pytest.raises(ScoreError, match="1 holdout score files for 2 streams"):
         fuse(test, "learned", fit=val[:1])

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from two_stream.evaluation.pictures import annotate
-from two_stream.evaluation.report.svg import confusion
+from two_stream.evaluation.report.page import confusion
 from two_stream.runtime import plotting
 from two_stream.runtime.plotting import plain_figures
 

@@ -33,9 +33,8 @@ from two_stream.data.clips.dataset import many_hot
 from two_stream.data.clips.loader import batches_of, epoch_plan
 from two_stream.data.mirror import mirror_of
 from two_stream.errors import CheckpointError, DataError, SettingsError
-from two_stream.evaluation.scoring.batching import VideoProgress
 from two_stream.evaluation.scoring.network import evaluation_mode
-from two_stream.evaluation.scoring.score import Skipped, VideoScores, collect_scores
+from two_stream.evaluation.scoring.score import Skipped, VideoProgress, VideoScores, collect_scores
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
 from two_stream.runtime.arrays import map_array
@@ -207,9 +206,8 @@ class FeatureCache:
 
 
 def _differences(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    return [
-        f"`{key}` {made.get(key)} (here {value})" for key, value in wanted.items() if made.get(key) != value
-    ]
+    differ = {key: value for key, value in wanted.items() if made.get(key) != value}
+    return [f"`{key}` {made.get(key)} (here {value})" for key, value in differ.items()]
 
 
 def stored_video(
@@ -284,7 +282,7 @@ def _read_facts(folder: Path, _stats: tuple[tuple[str, int, int], ...]) -> tuple
     path = folder / FACTS
     if not path.is_file() and not (folder / CHECKSUMS).is_file():
         raise CheckpointError(
-            f"{folder}: has no stored features ({FACTS}); write them with `two-stream features`"
+            f"{folder}: no stored features ({FACTS}); write them with `two-stream features`"
         )
     verify_checksums(folder, "feature cache", AGAIN)
     try:
@@ -454,9 +452,7 @@ class StoredViews:
         model.check_stored(cache.layout, cache)
         settings = view_settings(model.options, model.spec, experiment.data, record, training=False)
         cache.check_settings(settings, record.classes)
-        cache.check_backbone(
-            backbone_sha256(model), f"use the cache that the run was trained on, {_UNCACHED}"
-        )
+        cache.check_backbone(backbone_sha256(model), f"use the cache of the run's training, {_UNCACHED}")
         stored: FeaturePart = "test" if part == "test" else "train"
         self.model = model
         self.cache = cache

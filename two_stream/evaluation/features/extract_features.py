@@ -36,7 +36,6 @@ from two_stream.evaluation.features.cache import (
     backbone_sha256,
     view_settings,
 )
-from two_stream.evaluation.scoring.batching import Canvas, VideoProgress, scored_views
 from two_stream.evaluation.scoring.network import (
     evaluation_mode,
     example_clip,
@@ -44,7 +43,7 @@ from two_stream.evaluation.scoring.network import (
     prepare_for_inference,
     resolve_evaluation,
 )
-from two_stream.evaluation.scoring.score import check_incomplete
+from two_stream.evaluation.scoring.score import Canvas, VideoProgress, check_incomplete, scored_views
 from two_stream.evaluation.scoring.views import crop_views
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
@@ -126,9 +125,7 @@ def _check(
     if train_views < 1:
         raise SettingsError(f"train_views is {train_views}: expected 1 or more")
     if model.options.dense:
-        raise SettingsError(
-            "`model.dense` classifies every position without a head, so it has no features to store"
-        )
+        raise SettingsError("`model.dense` classifies without a head, so there are no features to store")
     if experiment.train.selection == "paper":
         raise SettingsError(
             "`train.selection: paper` validates on the test list, but only the centred clips of the training "
@@ -290,9 +287,7 @@ class _Writer:
         if plan.part == "test":
             return view_loader(self.experiment, self.model.spec, plan.records, self.record)
         views = TrainingViews(self._clips(plan))
-        return ViewLoader(
-            views, [[index] for index in range(len(views))], collate_views, self.experiment.data
-        )
+        return ViewLoader(views, [[n] for n in range(len(views))], collate_views, self.experiment.data)
 
     def _clips(self, plan: _Plan) -> list[ClipDataset]:
         """Return the centred clips and those of the first epochs, one data set each."""

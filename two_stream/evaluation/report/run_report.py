@@ -16,8 +16,8 @@ from two_stream.config.load import dump
 from two_stream.config.schema import Experiment
 from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation.pictures.thumbnails import strip
-from two_stream.evaluation.report import svg
-from two_stream.evaluation.report.html import page_templates
+from two_stream.evaluation.report import page
+from two_stream.evaluation.report.page import page_templates
 from two_stream.evaluation.runs.lookup import compression_of, find_baseline, history, run_of, settings_of
 from two_stream.evaluation.scores import metrics, words
 from two_stream.evaluation.scores.files import (
@@ -80,13 +80,9 @@ def write_report(
         SettingsError: The page would overwrite its own JSON or Markdown.
     """
     if out is not None and out.suffix.lower() in (".json", ".md"):
-        raise SettingsError(
-            f"{out}: the page is HTML; expected a name in .html, next to which JSON and Markdown are written"
-        )
+        raise SettingsError(f"{out}: the page is HTML; expected a name in .html")
     if not sources:
-        raise ScoreError(
-            "no run or score file given; example: two-stream report demo/runs/rgb demo/runs/flow"
-        )
+        raise ScoreError("no run or score file given; example: two-stream report runs/rgb runs/flow")
     streams, fused, given = _gather(sources, rule)
     if out is None:
         only = streams[0].run if len(streams) == 1 else None
@@ -97,9 +93,9 @@ def write_report(
         facts["baseline"] = remark
     facts["commands"] = _commands(streams, sources, out, rule, command if baseline is not None else "")
     environment = page_templates()
-    page = environment.get_template("report.html").render(facts=facts, **drawn)
+    html = environment.get_template("report.html").render(facts=facts, **drawn)
     text = environment.get_template("report.md").render(facts=facts)
-    write_text(out, page)
+    write_text(out, html)
     write_json(out.with_suffix(".json"), facts)
     write_text(out.with_suffix(".md"), text)
     return [out, out.with_suffix(".json"), out.with_suffix(".md")]
@@ -225,10 +221,10 @@ def _facts(
     trained = {name: rows for name, rows in histories.items() if rows and "c" not in rows[0]}
     drawn = {
         "figures": {
-            "learning": svg.learning_curves(trained),
-            "confusion": svg.confusion(confusion, main.table.class_names) if confusion is not None else None,
-            "classes": svg.class_bars(classes, measure),
-            "curve": svg.fusion_curve(curve) if curve is not None else None,
+            "learning": page.learning_curves(trained),
+            "confusion": page.confusion(confusion, main.table.class_names) if confusion is not None else None,
+            "classes": page.class_bars(classes, measure),
+            "curve": page.fusion_curve(curve) if curve is not None else None,
         },
         "strips": _strips(facts["mistakes"], streams),
     }

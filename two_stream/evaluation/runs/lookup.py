@@ -125,9 +125,7 @@ def history(run: RunPaths | None) -> list[dict[str, float]]:
         except ValueError:
             value = None
         if value is None or (checked and not is_whole(line)):
-            warn(
-                f"{run.metrics}: line {number} is damaged (its checksum differs); the curves end before this line"
-            )
+            warn(f"{run.metrics}: line {number} is damaged (its checksum differs); curves end before it")
             break
         if isinstance(value, dict) and "epoch" in value:
             rows.append({key: float(item) for key, item in value.items() if _is_number(item)})

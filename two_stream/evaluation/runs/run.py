@@ -170,7 +170,7 @@ def load_run(path: Path | str, checkpoint: str = "best", device: str = "cpu") ->
     names = meta.get("class_names") or [str(index) for index in range(model.num_classes)]
     if len(names) != model.num_classes:
         raise CheckpointError(
-            f"{folder}: {len(names)} class names for {model.num_classes} classes; train it again"
+            f"{folder}: {len(names)} class names, {model.num_classes} classes; train it again"
         )
     return Run(experiment, model, [str(name) for name in names], paths, checkpoint, meta)
 
@@ -511,9 +511,7 @@ def score_table(
         first = f"{skipped[0]} ({reasons.get(skipped[0], 'unreadable')})"
         warn(f"{len(skipped)} of {len(records)} videos could not be read and are not scored: {first}, …")
     if not scored and distributed.is_main():
-        raise ScoreError(
-            f"{run.source}: none of the {len(records)} videos could be read; see `two-stream check`"
-        )
+        raise ScoreError(f"{run.source}: none of {len(records)} videos could be read; see `two-stream check`")
     groups = {record.id: record.group for record in records}
     return ScoreTable(
         ids=scores.ids,

@@ -63,13 +63,11 @@ def read_scores(path: Path | str) -> ScoreTable:
     except FileNotFoundError:
         raise ScoreError(f"{path}: no such score file; write one with `two-stream evaluate RUN`") from None
     except (OSError, ValueError) as error:
-        raise ScoreError(
-            f"{path}: not a score file, or damaged ({error}); write one with `two-stream evaluate`"
-        ) from None
+        raise ScoreError(f"{path}: not a score file, or damaged ({error})") from None
     try:
         if int(arrays["format"]) > FORMAT:
             raise ScoreError(
-                f"{path}: score format {int(arrays['format'])} is newer than {FORMAT}; update two-stream"
+                f"{path}: format {int(arrays['format'])} is newer than {FORMAT}; update two-stream"
             )
         meta = parse_json(str(arrays["meta"]))
         table = ScoreTable(
@@ -128,9 +126,7 @@ def check_table(table: ScoreTable, where: str) -> None:
     """
     count, classes = len(table.ids), len(table.class_names)
     if table.logits.shape != (count, classes):
-        raise ScoreError(
-            f"{where}: logits are {table.logits.shape}, expected ({count} videos, {classes} classes)"
-        )
+        raise ScoreError(f"{where}: logits are {table.logits.shape}, expected {(count, classes)}")
     if table.labels.shape != (count,):
         raise ScoreError(f"{where}: {table.labels.size} labels for {count} videos")
     _refuse(where, "duplicate video id:", [name for name, n in Counter(table.ids).items() if n > 1])
@@ -201,9 +197,8 @@ def _align(first: ScoreTable, other: ScoreTable) -> ScoreTable:
     if (aligned.targets is None) != (first.targets is None):
         raise ScoreError(f"{theirs}: only one of it and {ours} is multi-label")
     if aligned.targets is not None and first.targets is not None:
-        _refuse(
-            theirs, f"labels differ from {ours}:", _pick(first.ids, (aligned.targets != first.targets).any(1))
-        )
+        wrong = np.asarray((aligned.targets != first.targets).any(1))
+        _refuse(theirs, f"labels differ from {ours}:", _pick(first.ids, wrong))
     differ = np.flatnonzero(aligned.labels != first.labels)
     if differ.size:
         row = int(differ[0])

@@ -289,7 +289,7 @@ def _weights_from_holdout(
     shared = sorted(set(tables[0].ids) & set(matched[0].ids))
     if shared:
         raise ScoreError(
-            f"{name_of(matched[0])}: video {shared[0]!r} is used for fitting and fused; fit on the holdout part"
+            f"{name_of(matched[0])}: video {shared[0]!r} is fitted on and fused; fit on the holdout part"
         )
     if matched[0].class_names != tables[0].class_names:
         raise ScoreError(f"{name_of(matched[0])}: class names differ from {name_of(tables[0])}")
@@ -320,9 +320,7 @@ def match_fit(tables: Sequence[ScoreTable], fit: Sequence[ScoreTable]) -> list[S
             return [theirs[value] for value in ours]
         if known and key == "model_sha256":
             stray = next((table for value, table in theirs.items() if value not in ours), fit[0])
-            raise ScoreError(
-                f"{name_of(stray)}: written by another model than the fused ones; evaluate the same runs on val"
-            )
+            raise ScoreError(f"{name_of(stray)}: from another model; evaluate the fused runs on val")
     return list(fit)
 
 

@@ -105,9 +105,7 @@ class Estimate:
             return Interval(self.value, -1.0, 1.0, known=False)
         low, high = self.value, self.value
         if self.constant:
-            same = ((1 - level) / 2) ** (
-                1 / self.effective
-            )  # lower bound of the share of sources with the value
+            same = ((1 - level) / 2) ** (1 / self.effective)  # least share of sources with the value
             low, high = self.value * same - (1 - same), self.value * same + (1 - same)
         else:
             half = _quantile((1 + level) / 2, self.df) * self.se

@@ -117,9 +117,8 @@ def _cells(name: str, summary: Summary) -> list[str]:
 
 def protocol_line(meta: Mapping[str, Any], summary: Summary | None = None) -> str:
     """Return the protocol of a result: data, part, views, selection, videos, seed, unit of the interval."""
-    parts = [
-        f"{meta.get('dataset', 'unknown data set')} split {meta.get('split', '?')}, {meta.get('part', '?')} part"
-    ]
+    dataset = meta.get("dataset", "unknown data set")
+    parts = [f"{dataset} split {meta.get('split', '?')}, {meta.get('part', '?')} part"]
     if meta.get("protocol"):
         parts.append(str(meta["protocol"]))
     if meta.get("precision_reason"):

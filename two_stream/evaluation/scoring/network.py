@@ -115,7 +115,7 @@ def resolve_evaluation(
             )
         if options.compile:
             raise SettingsError(
-                f"{model.source}: an exported file is not compiled; leave out `evaluate.compile`"
+                f"{model.source}: exported files are not compiled; leave out `evaluate.compile`"
             )
         options = options.model_copy(update={"precision": model.precision, "fold": False})
     elif model.cpu_only:

@@ -1,8 +1,13 @@
-"""Scores the views of every video with a network, and averages each video's logits over its views."""
+"""Scores the views of videos: packs them into full batches, and averages each video's logits over its views.
+
+Crops are cut on the device and normalised into the batch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,12 +18,226 @@ from torch import nn
 
 from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation.scores.files import view_rows
-from two_stream.evaluation.scoring.batching import Canvas, VideoProgress, scored_views
-from two_stream.evaluation.scoring.network import evaluation_mode
+from two_stream.evaluation.scoring.network import Compiled, evaluation_mode
+from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
 from two_stream.runtime.console import progress
+from two_stream.runtime.device import autocast
 from two_stream.runtime.precision import resolve_precision
 from two_stream.types import VideoViews
+
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class VideoProgress:
+    """A video whose views arrive in chunks and are scored in one or several batches."""
+
+    id: str
+    label: int
+    clips: int
+    """number of clips of the complete video"""
+    crops: int
+    flips: Sequence[bool] = ()
+    """whether a crop is mirrored, per crop"""
+    mirror_labels: Sequence[int] | None = None
+    """see `VideoViews`"""
+    seen: int = 0
+    """number of clips received"""
+    scored: int = 0
+    """number of views with logits"""
+    logits: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """`(V, K)`, crop-major over the complete video"""
+
+    @property
+    def views(self) -> int:
+        """Number of views of the complete video."""
+        return self.clips * self.crops
+
+    @property
+    def complete(self) -> bool:
+        """Whether every view has logits."""
+        return self.scored == self.views
+
+    def take(self, rows: list[int], logits_VK: NDArray[np.float32]) -> None:
+        """Store the logits of some views; classes that a mirror exchanges are swapped back in mirrored views.
+
+        Raises:
+            ScoreError: The logits are not finite.
+        """
+        if not np.isfinite(logits_VK).all():
+            raise ScoreError(
+                f"{self.id}: logits are not finite: a damaged model, or overflow in fp16 (try fp32)"
+            )
+        if not self.scored:
+            self.logits = np.empty((self.views, logits_VK.shape[1]), np.float32)
+        if self.mirror_labels is not None:
+            mirrored = np.asarray(self.flips)[np.asarray(rows) // self.clips]
+            logits_VK = np.where(mirrored[:, None], logits_VK[:, list(self.mirror_labels)], logits_VK)
+        self.logits[rows] = logits_VK
+        self.scored += len(rows)
+
+
+@dataclass
+class ScoredViews:
+    """Views of one video in one batch."""
+
+    video: VideoProgress
+    rows: list[int]
+    """numbers of the views in the video"""
+
+
+class Canvas:
+    """The batch that all views are written to, and the forward pass over it.
+
+    A recognizer gets normalised values in its own memory format, in half precision where its first convolution would
+    convert them anyway. Any other model gets uint8 clips.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        precision: str,
+        size: int,
+        compute: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
+        """Prepare a batch; its memory is allocated with the first view.
+
+        Args:
+            model: Maps clips `(B, C, T, H, W)` to logits `(B, K)`.
+            device: Device of the model.
+            precision: fp32, bf16 or fp16 autocast.
+            size: Views of a full batch.
+            compute: Computes something else than logits from a batch: `(B, any number)`.
+        """
+        self.model = model
+        self.device = device
+        self.precision = precision
+        self.size = size
+        self.fixed = isinstance(model, Compiled)
+        inner = model.model if isinstance(model, Compiled) else model
+        self._recognizer = inner if isinstance(inner, Recognizer) else None
+        usual = model.forward_normalised if isinstance(model, (Compiled, Recognizer)) else model
+        self._run = compute or usual
+        self._batch_BCTHW: torch.Tensor | None = None
+
+    @torch.inference_mode()
+    def draw(self, place: int, view_THWC: torch.Tensor) -> None:
+        """Write a view, uint8 `(T, h, w, C)` in any memory order, to position `place` of the batch."""
+        if self._batch_BCTHW is None or self._batch_BCTHW.shape[2:] != view_THWC.shape[:3]:
+            self._batch_BCTHW = self._empty(view_THWC)
+        slot_THWC = self._batch_BCTHW[place].permute(1, 2, 3, 0)
+        if self._recognizer is None:
+            slot_THWC.copy_(view_THWC)
+            return
+        scale, shift = self._recognizer.input_scale.view(-1), self._recognizer.input_shift.view(-1)
+        if slot_THWC.dtype == scale.dtype:
+            slot_THWC.copy_(view_THWC).mul_(scale).add_(shift)
+        else:
+            slot_THWC.copy_(view_THWC.to(scale.dtype).mul_(scale).add_(shift))
+
+    def _empty(self, view_THWC: torch.Tensor) -> torch.Tensor:
+        time, height, width, channels = view_THWC.shape
+        shape = (self.size, channels, time, height, width)
+        if self._recognizer is None:
+            return torch.empty(shape, dtype=torch.uint8, device=self.device)
+        batch = torch.zeros(shape, dtype=_TYPES[self.precision], device=self.device)
+        form = self._recognizer.memory_format
+        return batch if form == torch.preserve_format else batch.contiguous(memory_format=form)
+
+    @torch.inference_mode()
+    def logits(self, count: int) -> torch.Tensor:
+        """Return the logits `(count, K)` of the first views of the batch, float32, on the device."""
+        assert self._batch_BCTHW is not None
+        x_BCTHW = self._batch_BCTHW if self.fixed else self._batch_BCTHW[:count]
+        with autocast(self.device, self.precision):
+            made: torch.Tensor = self._run(x_BCTHW)
+        # compiled code overwrites its result in the next call
+        return made[:count].to(torch.float32, copy=self.fixed)
+
+
+def scored_views(
+    loader: Iterable[VideoViews], videos: dict[str, VideoProgress], canvas: Canvas
+) -> Iterator[VideoProgress]:
+    """Score the views of a loader and yield each video as it becomes complete.
+
+    Every forward pass but the last has a full batch. On a GPU the results of a batch are fetched while the next one is
+    computed.
+
+    The chunks of a video follow each other. `videos` is filled with every video of the loader, in order, incomplete
+    ones included.
+
+    Raises:
+        ScoreError: A video has no views or comes twice, or its logits are not finite; names the video.
+    """
+    behind = 0 if canvas.device.type == "cpu" else 1
+    waiting: deque[tuple[list[ScoredViews], torch.Tensor]] = deque()
+    for owners in _fill(loader, videos, canvas):
+        waiting.append((owners, canvas.logits(sum(len(owner.rows) for owner in owners))))
+        if len(waiting) > behind:
+            yield from _distribute(*waiting.popleft())
+    while waiting:
+        yield from _distribute(*waiting.popleft())
+
+
+def _fill(
+    loader: Iterable[VideoViews], videos: dict[str, VideoProgress], canvas: Canvas
+) -> Iterator[list[ScoredViews]]:
+    """Yield the views on the canvas each time it is full, and at the end."""
+    owners: list[ScoredViews] = []
+    place = 0
+    for item in loader:
+        video = _register(item, videos)
+        chunk = _to_device(item, canvas.device)
+        mine: ScoredViews | None = None
+        for index in range(chunk.num_views):
+            if mine is None:
+                mine = ScoredViews(video, [])
+                owners.append(mine)
+            canvas.draw(place, chunk.view(index))
+            crop, clip = divmod(index, len(chunk.clips))
+            mine.rows.append(crop * video.clips + chunk.first + clip)
+            place += 1
+            if place == canvas.size:
+                yield owners
+                owners, mine, place = [], None, 0
+    if place:
+        yield owners
+
+
+def _register(item: VideoViews, videos: dict[str, VideoProgress]) -> VideoProgress:
+    if not item.num_views:
+        raise ScoreError(f"{item.id}: the video has no views, so it cannot be scored")
+    video = videos.get(item.id)
+    if video is None:
+        clips, crops = item.total_clips or len(item.clips), len(item.boxes)
+        video = VideoProgress(item.id, item.label, clips, crops, item.flips, item.mirror_labels)
+        videos[item.id] = video
+    elif item.first == 0:
+        raise ScoreError(f"{item.id}: the video came twice; ids must be unique in the split list")
+    video.seen += len(item.clips)
+    return video
+
+
+def _to_device(item: VideoViews, device: torch.device) -> VideoViews:
+    if device.type == "cpu":
+        return item
+    frames = item.frames.pin_memory() if device.type == "cuda" else item.frames
+    return replace(item, frames=frames.to(device, non_blocking=True))
+
+
+def _distribute(owners: list[ScoredViews], logits_VK: torch.Tensor) -> Iterator[VideoProgress]:
+    """Store the logits of each video; yield the complete videos in order."""
+    values = logits_VK.cpu().numpy()
+    start = 0
+    for owner in owners:
+        end = start + len(owner.rows)
+        owner.video.take(owner.rows, values[start:end])
+        start = end
+        if owner.video.complete:
+            yield owner.video
+
 
 AGGREGATES = ("logits", "probabilities", "sigmoids")
 
@@ -135,9 +354,7 @@ def check_incomplete(videos: Iterable[VideoProgress], loader: Iterable[VideoView
     skipped = {name for name, _ in getattr(loader, "skipped", [])}
     for video in videos:
         if not video.complete and video.id not in skipped:
-            raise ScoreError(
-                f"{video.id}: only {video.seen} of its {video.clips} clips were read, so it cannot be scored"
-            )
+            raise ScoreError(f"{video.id}: only {video.seen} of its {video.clips} clips were read")
 
 
 Skipped = list[tuple[str, str]]
@@ -157,9 +374,7 @@ def gather_scores(scores: VideoScores, skipped: Skipped, order: Sequence[str]) -
     except RuntimeError as error:
         if not distributed.is_peer_failure(error):
             raise
-        raise ScoreError(
-            "another process of this evaluation has stopped; see that process's error message"
-        ) from None
+        raise ScoreError("another process has stopped; see its error message") from None
     if parts is None:
         return scores, skipped
     return merge_scores([part for part, _ in parts], order), [

@@ -18,9 +18,8 @@ from two_stream.data.sources.base import stacked_numbers
 from two_stream.errors import ScoreError, VideoError
 from two_stream.evaluation.scores.fusion import checked_weights, combine
 from two_stream.evaluation.scores.metrics import probabilities
-from two_stream.evaluation.scoring.batching import Canvas, scored_views
 from two_stream.evaluation.scoring.network import ClipNetwork, evaluation_mode, resolve_evaluation
-from two_stream.evaluation.scoring.score import aggregate_views
+from two_stream.evaluation.scoring.score import Canvas, aggregate_views, scored_views
 from two_stream.evaluation.scoring.views import assemble_clips, crop_views, views_of_clip
 from two_stream.recognizer import Recognizer
 from two_stream.types import Frames, InputSpec, VideoViews

@@ -1,4 +1,4 @@
-"""Figures of reports as inline SVG whose colours follow the light or dark theme of the page.
+"""Pages of reports: templates, and figures as inline SVG whose colours follow the light or dark theme of the page.
 
 Matplotlib draws with marker colours, which are then replaced by CSS variables of the page.
 """
@@ -9,8 +9,10 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
@@ -23,8 +25,39 @@ from numpy.typing import NDArray
 from two_stream.errors import printable
 from two_stream.evaluation.scores.fusion import Curve
 from two_stream.evaluation.scores.metrics import ClassRow
+from two_stream.evaluation.scores.words import percent
 from two_stream.runtime.plotting import plain_figures
 from two_stream.runtime.text import shown_lines
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def page_templates(*folders: Path) -> jinja2.Environment:
+    """Return the templates of some folders, then those of the run report; a missing value is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([*folders, _TEMPLATES]),
+        autoescape=jinja2.select_autoescape(["html"]),
+        undefined=jinja2.StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, cell=markdown_cell)
+    return environment
+
+
+def _shown(value: object) -> object:
+    """Remove control characters from the text of a template, but not from markup."""
+    return shown_lines(value) if type(value) is str else value
+
+
+def markdown_cell(value: object) -> str:
+    """Escape characters that would end a table cell or start markup."""
+    text = printable(" ".join(str(value).split()))
+    for mark in "\\`*_[]<>|":
+        text = text.replace(mark, f"\\{mark}")
+    return text
+
 
 INK, MUTED, GRID, SURFACE = "#010101", "#020202", "#030303", "#040404"
 STREAMS = ("#050501", "#050502", "#050503", "#050504", "#050505")
