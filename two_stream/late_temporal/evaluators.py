@@ -71,9 +71,8 @@ class EvaluatedStream:
 
 @dataclass(frozen=True)
 class PublishedRun(AnyRun[Recognizer]):
-    """A network with a published checkpoint, and the data set with its frames in the published layout."""
+    """A network with a published checkpoint (`paths.root`), and the data set with frames in the published layout."""
 
-    stream: EvaluatedStream
     published_record: Record
 
     @property
@@ -83,33 +82,21 @@ class PublishedRun(AnyRun[Recognizer]):
 
     @cached_property
     def model_sha256(self) -> str | None:  # type: ignore[override]
-        """Checksum of the checkpoint; None where the checkpoint is a folder without weights."""
-        file = self.stream.file
+        """Checksum of the checkpoint; None for a folder without weights."""
+        file = self.paths.root
         inside = [file, file / WEIGHTS, file / "best" / WEIGHTS, file / "last" / WEIGHTS]
         return next((sha256(path) for path in inside if path.is_file()), None)
 
-    @property
-    def source(self) -> str:
-        """The checkpoint, for messages."""
-        return str(self.stream.file)
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """The architecture, the checkpoint and how it was selected."""
-        stream = self.stream
-        return {"selection": stream.selection, "arch": stream.arch, "weights": str(stream.file)}
-
 
 def evaluate_one(flags: OneStreamFlags, views: Views) -> ScoreTable:
-    """Score one stream as `spatial_demo3D.py` (`multi`) or `spatial_demo_bert.py` (`single`) does.
-
-    Prints the results and writes a score file.
+    """Score one stream as `spatial_demo3D.py` (`multi`) or `spatial_demo_bert.py` (`single`); prints and writes scores.
 
     Raises:
-        TwoStreamError: The architecture is unknown, the checkpoint is missing or of another network, or the list or the
-            frames are missing.
+        TwoStreamError: Unknown architecture; or the checkpoint, the list or the frames are missing or do not fit.
     """
-    _check_flags(flags)
+    flags.check()
+    for line in flags.remarks():
+        note(line)
     options = zoo.find(flags.arch).options
     record = find_record(flags.dataset, flags.settings)
     stream = _stream(flags.arch, flags.checkpoint, record, flags.split)
@@ -129,12 +116,14 @@ def evaluate_one(flags: OneStreamFlags, views: Views) -> ScoreTable:
 
 
 def evaluate_two(flags: TwoStreamFlags) -> ScoreTable:
-    """Score both streams as `combined_demo.py` does and fuse them by the sum of their L2-normalised logits.
+    """Score both streams as `combined_demo.py` and fuse them by the sum of their L2-normalised logits.
 
     Raises:
-        TwoStreamError: As `evaluate_one`; or an architecture is for the other modality.
+        TwoStreamError: As `evaluate_one`, or an architecture is for the other modality.
     """
-    _check_flags(flags)
+    flags.check()
+    for line in flags.remarks():
+        note(line)
     views: Views = "multi" if flags.multiple_clips_enabled else "single"
     for wanted, arch in (("rgb", flags.arch_rgb), ("flow", flags.arch_flow)):
         found = zoo.find(arch).options.modality
@@ -178,12 +167,6 @@ def checkpoint_path(dataset: str, arch: str, split: int) -> Path | None:
     """Return the checkpoint of the published trainer, seen from its own folder or from `scripts/eval`; None: none."""
     found = (root / "checkpoint" / run_name(dataset, arch, split) / BEST for root in ROOTS)
     return next((path for path in found if path.is_file()), None)
-
-
-def _check_flags(flags: EvaluatorFlags) -> None:
-    flags.check()
-    for line in flags.remarks():
-        note(line)
 
 
 def _stream(arch: str, given: Path | None, record: Record, split: int) -> EvaluatedStream:
@@ -279,8 +262,9 @@ def _score(
     )
     say(f"we got {len(videos)} test videos")
     paths = RunPaths(stream.file)
-    run = PublishedRun(experiment, model, list(record.classes), paths, "best", {}, stream, record)
+    run = PublishedRun(experiment, model, list(record.classes), paths, "best", {}, record)
     made = score_part(run, experiment, "test", videos)
+    made.meta |= {"selection": stream.selection, "arch": stream.arch, "weights": str(stream.file)}
     made.meta |= {**facts, "scored": len(made.ids)}
     for key in ("run", "epoch", "views_per_video"):  # there is no run folder
         del made.meta[key]

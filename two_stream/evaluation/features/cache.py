@@ -55,6 +55,9 @@ _ADDED = {"segments": 0, "stack": 1}
 """input settings that early caches do not have, with the values of those caches"""
 
 FeaturePart = Literal["train", "test"]
+_BATCH = 64
+"""rows per forward pass"""
+_UNCACHED = "or read the videos (`two-stream evaluate RUN --uncached`)"
 
 
 class StoredVideo(Options):
@@ -420,11 +423,6 @@ def stored_centred(clips: StoredClips, experiment: Experiment, *, pin: bool) -> 
     """Return the centred clip of every video, in batches of the training size."""
     plan = batches_of(range(len(clips.records)), experiment.train.batch_size)
     return StoredLoader(clips, plan, epoch=None, pin=pin)
-
-
-_BATCH = 64
-"""rows per forward pass"""
-_UNCACHED = "or read the videos (`two-stream evaluate RUN --uncached`)"
 
 
 class StoredViews:

@@ -27,20 +27,25 @@ DEFAULT_FPS = 25.0
 """for a video without frame rate"""
 _SHOWN = 3
 _BAR = (79, 191, 174)
+_FACE: Any = cv2.FontFace("sans") if hasattr(cv2, "FontFace") else None
+"""font of OpenCV 5 with letters of most scripts; others are drawn as `?`"""
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+"""font of OpenCV 4 with ASCII letters only"""
+_WEIGHT = 400
+"""weight of the font: regular"""
+_LONGEST = 300
+"""letters of a text that are drawn at most"""
+_DIRECTION = {"R": "r", "AL": "r", "NSM": "m", "WS": " "}
+"""Unicode classes: right-to-left letters, marks on a letter, spaces"""
 
 
 def annotate(
     path: Path | str, out: Path, guesses: Sequence[tuple[str, float]], *, backend: str = "pyav"
 ) -> str:
-    """Write a video with its most likely classes and a bar for each on a dark band; frames keep their times.
+    """Write a video with its most likely classes and a bar for each on a dark band; returns the name of the encoder.
 
-    Sides are cropped to even numbers, as H.264 requires. Sound is dropped. The file is written completely or not at
-    all.
-
-    `guesses` are (label, probability), the most likely first; `out` is an MP4 file.
-
-    Returns:
-        Name of the encoder.
+    `guesses` are (label, probability), the most likely first; `out` is an MP4 file, written completely or not at all.
+    Frames keep their times. Sides are cropped to even numbers, as H.264 requires. Sound is dropped.
 
     Raises:
         VideoError: The video cannot be read, or the file cannot be written.
@@ -164,18 +169,6 @@ class Encoder:
             yield
         except av.FFmpegError as error:
             raise VideoError(self.out, f"cannot be written ({error.strerror or error})") from None
-
-
-_FACE: Any = cv2.FontFace("sans") if hasattr(cv2, "FontFace") else None
-"""font of OpenCV 5 with letters of most scripts; others are drawn as `?`"""
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
-"""font of OpenCV 4 with ASCII letters only"""
-_WEIGHT = 400
-"""weight of the font: regular"""
-_LONGEST = 300
-"""letters of a text that are drawn at most"""
-_DIRECTION = {"R": "r", "AL": "r", "NSM": "m", "WS": " "}
-"""Unicode classes: right-to-left letters, marks on a letter, spaces"""
 
 
 def draw_text(

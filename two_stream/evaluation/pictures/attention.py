@@ -39,6 +39,29 @@ _THUMBNAIL = 288
 """Longer side of a thumbnail in pixels; half of it where there are many."""
 _LOUDEST = 4.0
 """Largest factor for drawing small movements; a larger one would show rounding errors."""
+_INK, _MUTED, _GRID = "#1b1f24", "#5b6570", "#c9d0d8"
+_STREAM = {"rgb": ("RGB", "#2563a8", "Blues"), "flow": ("flow", "#c2570c", "Oranges")}
+"""Name of a stream, colour of its bars (as in the report) and colour map of its heat map."""
+_STYLE: Any = {
+    "font.size": 8.5,
+    "text.color": _INK,
+    "axes.edgecolor": _GRID,
+    "axes.labelcolor": _MUTED,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "xtick.major.size": 0.0,
+    "ytick.major.size": 0.0,
+    "svg.hashsalt": "attention",
+}
+_LEFT, _RIGHT, _TOP = 0.72, 0.78, 0.66
+"""Margins in inches: names of the heads, colour bar, title."""
+_HEADING, _BARS, _LABELS, _GAP = 0.52, 0.62, 0.66, 0.07
+"""Heights in inches."""
+_WIDTHS = 6.6, 12.0
+"""Least and largest width of the panels in inches."""
+_DPI = 144
+_WIDE = 1.0
+"""Inches from which a column has room for the span of its frames."""
 
 
 @dataclass(frozen=True)
@@ -226,31 +249,6 @@ def _brightened(flow_THWC: Frames) -> Frames:
     return np.asarray(np.clip(np.rint(127.5 + factor * centred), 0, 255), np.uint8)
 
 
-_INK, _MUTED, _GRID = "#1b1f24", "#5b6570", "#c9d0d8"
-_STREAM = {"rgb": ("RGB", "#2563a8", "Blues"), "flow": ("flow", "#c2570c", "Oranges")}
-"""Name of a stream, colour of its bars (as in the report) and colour map of its heat map."""
-_STYLE: Any = {
-    "font.size": 8.5,
-    "text.color": _INK,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _MUTED,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "xtick.major.size": 0.0,
-    "ytick.major.size": 0.0,
-    "svg.hashsalt": "attention",
-}
-_LEFT, _RIGHT, _TOP = 0.72, 0.78, 0.66
-"""Margins in inches: names of the heads, colour bar, title."""
-_HEADING, _BARS, _LABELS, _GAP = 0.52, 0.62, 0.66, 0.07
-"""Heights in inches."""
-_WIDTHS = 6.6, 12.0
-"""Least and largest width of the panels in inches."""
-_DPI = 144
-_WIDE = 1.0
-"""Inches from which a column has room for the span of its frames."""
-
-
 def draw_attention(out: Path, title: str, subtitle: str, streams: Sequence[StreamAttention]) -> None:
     """Draw a panel per stream and pathway: frames, heat map of heads × steps, mean over the heads.
 
@@ -365,9 +363,8 @@ def _film(axis: Axes, stream: StreamAttention, pathway: Pathway, ratio: float) -
         axis.imshow(picture, extent=(left, right, 0, 1), aspect="auto", interpolation="lanczos")
         if step == mean.argmax():
             colour = _STREAM[stream.modality][1]
-            axis.add_patch(
-                Rectangle((left, 0), 2 * half, 1, edgecolor=colour, linewidth=2, fill=False, clip_on=False)
-            )
+            style: Any = {"edgecolor": colour, "linewidth": 2, "fill": False, "clip_on": False}
+            axis.add_patch(Rectangle((left, 0), 2 * half, 1, **style))
     axis.set(xlim=(-0.5, len(mean) - 0.5), ylim=(0, 1))
     axis.axis("off")
 
@@ -407,16 +404,8 @@ def _bars(axis: Axes, stream: StreamAttention, pathway: Pathway, step_width: flo
         tint = "white" if step == most else _INK
         _number(axis, (step, 0.05 * top), float(value), step_width, color=tint, va="bottom")
     axis.axhline(even, color=_MUTED, linewidth=0.9, linestyle=(0, (3, 3)), zorder=0)
-    axis.annotate(
-        "even share",
-        (1, even),
-        (4, 0),
-        axis.get_yaxis_transform(),
-        "offset points",
-        va="center",
-        size=7.5,
-        color=_MUTED,
-    )
+    where = ((1, even), (4, 0), axis.get_yaxis_transform(), "offset points")
+    axis.annotate("even share", *where, va="center", size=7.5, color=_MUTED)
     axis.set_ylim(0, top)
     axis.set_yticks([top / 2], ["mean"])
     axis.spines[["top", "left", "right"]].set_visible(False)

@@ -22,6 +22,12 @@ from two_stream.runtime.files import atomic_path, write_text
 from two_stream.runtime.plotting import plain_figures
 from two_stream.runtime.text import csv_text
 
+_MOST = 8
+"""most classes drawn as lines"""
+_GREY = "#b8b8b8"
+_SHORTEST = 0.06
+"""shortest labelled section, as a share of the width"""
+
 
 @dataclass(frozen=True)
 class TimelineWindow:
@@ -86,13 +92,6 @@ def write_csv(path: Path, found: Sequence[TimelineWindow], names: Sequence[str],
         lines.append([number, window.first, window.last, *times, *cells])
     header = ["window", "first_frame", "last_frame", "start_s", "end_s", *ranked]
     write_text(path, csv_text(header, lines))
-
-
-_MOST = 8
-"""most classes drawn as lines"""
-_GREY = "#b8b8b8"
-_SHORTEST = 0.06
-"""shortest labelled section, as a share of the width"""
 
 
 @plain_figures()

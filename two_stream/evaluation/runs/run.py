@@ -56,6 +56,10 @@ from two_stream.video.extraction.one_video import extraction_settings
 from two_stream.video.flow import ALGORITHMS, AUTO, FLOW_BOUND, computed_flow
 
 N_co = TypeVar("N_co", bound=Recognizer | ClipNetwork, covariant=True)
+CHECKPOINTS = ("best", "last")
+HELD_OUT = "val_folds.npz"
+"""scores of the training list by cross-validation (`train.selection: folds`), written by the training"""
+_Side = Annotated[int, Field(ge=8, le=16384)]
 
 
 @dataclass(frozen=True)
@@ -126,11 +130,6 @@ class AnyRun(Generic[N_co]):
     def facts(self) -> dict[str, Any]:
         """Additional (or replaced) metadata of score files."""
         return {}
-
-
-CHECKPOINTS = ("best", "last")
-HELD_OUT = "val_folds.npz"
-"""scores of the training list by cross-validation (`train.selection: folds`), written by the training"""
 
 
 @dataclass(frozen=True)
@@ -519,7 +518,18 @@ def score_table(
         class_names=run.class_names,
         logits=scores.logits,
         meta={
-            **_meta(run, experiment, part, skipped, reasons),
+            "run": str(run.paths.root),
+            "name": experiment.name,
+            "checkpoint": run.checkpoint,
+            "epoch": run.meta.get("epoch"),
+            "model_sha256": run.model_sha256,
+            "dataset": run.record.name,
+            "split": experiment.data.split,
+            "part": part,
+            "selection": experiment.train.selection,
+            "skipped": skipped,
+            "skipped_reasons": {name: reasons[name] for name in skipped if name in reasons},
+            **scoring_facts(experiment, run.model, mirror_of(run.record, experiment.data.augment.protocol)),
             **facts,
             "views_per_video": float(scores.counts.mean()) if len(scores.counts) else None,
         },
@@ -537,25 +547,6 @@ def _targets(record: Record, records: Sequence[VideoRecord], ids: Sequence[str])
     for row, name in enumerate(ids):
         targets_NK[row, list(labels[name])] = True
     return targets_NK
-
-
-def _meta(
-    run: AnyRun[Any], experiment: Experiment, part: Part, skipped: list[str], reasons: dict[str, str]
-) -> dict[str, Any]:
-    return {
-        "run": str(run.paths.root),
-        "name": experiment.name,
-        "checkpoint": run.checkpoint,
-        "epoch": run.meta.get("epoch"),
-        "model_sha256": run.model_sha256,
-        "dataset": run.record.name,
-        "split": experiment.data.split,
-        "part": part,
-        "selection": experiment.train.selection,
-        "skipped": skipped,
-        "skipped_reasons": {name: reasons[name] for name in skipped if name in reasons},
-        **scoring_facts(experiment, run.model, mirror_of(run.record, experiment.data.augment.protocol)),
-    }
 
 
 def scoring_facts(
@@ -607,9 +598,6 @@ def _reason(experiment: Experiment, model: Recognizer | ClipNetwork) -> str | No
     """Return the measurement on which the precision is based; None without one."""
     fixed = isinstance(model, ClipNetwork) or model.cpu_only or is_exact(experiment)
     return None if fixed or model.device.type != "cpu" else precision_reason(experiment.evaluate.precision)
-
-
-_Side = Annotated[int, Field(ge=8, le=16384)]
 
 
 class FrameSettings(BaseModel):

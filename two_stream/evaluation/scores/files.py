@@ -155,10 +155,7 @@ def name_of(table: ScoreTable) -> str:
 
 
 def join(tables: Sequence[ScoreTable]) -> list[ScoreTable]:
-    """Reorder tables to the videos of the first, matched by id.
-
-    Returns:
-        Tables with equal `ids`, `labels` and `class_names`, in the given order.
+    """Reorder tables to the videos of the first, matched by id; `ids`, `labels` and `class_names` are then equal.
 
     Raises:
         ScoreError: Videos, class names or labels differ, or an id is duplicated; names the file and the first videos.

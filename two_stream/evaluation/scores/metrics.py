@@ -29,6 +29,14 @@ from two_stream.types import ScoreTable
 
 TOP_K = (1, 3, 5)
 ECE_BINS = 15
+MAP_UNITS = 10
+"""sources needed for an interval of mAP; with fewer the jackknife has too little coverage"""
+BLOCKS = 1000
+"""number of groups that the jackknife leaves out if there are more sources"""
+_CHUNK = 100
+"""rows of weights at once, to limit memory"""
+Scores = NDArray[np.float64]
+Targets = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -274,17 +282,6 @@ def probabilities(logits: NDArray[np.float64], *, multi_label: bool = False) -> 
     if multi_label:
         return np.asarray(expit(logits), dtype=np.float64)
     return np.asarray(softmax(logits, axis=-1), dtype=np.float64)
-
-
-MAP_UNITS = 10
-"""sources needed for an interval of mAP; with fewer the jackknife has too little coverage"""
-BLOCKS = 1000
-"""number of groups that the jackknife leaves out if there are more sources"""
-_CHUNK = 100
-"""rows of weights at once, to limit memory"""
-
-Scores = NDArray[np.float64]
-Targets = NDArray[np.bool_]
 
 
 def average_precisions(logits_NK: Scores, targets_NK: Targets) -> NDArray[np.float64]:

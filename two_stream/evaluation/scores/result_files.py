@@ -95,7 +95,7 @@ def read_truth(path: Path, subset: str = "validation") -> dict[str, tuple[str, .
     """Return the classes of every video of a subset of an annotation file of those code bases.
 
     The file is `{"labels": […], "database": {video: {"subset": …, "annotations": {"label": …}}}}`; Efficient-3DCNNs'
-    Kinetics files keep a database per subset. ActivityNet's list of annotations gives a video several classes.
+    Kinetics files have a database per subset. ActivityNet's list of annotations gives a video several classes.
 
     Raises:
         DataError: The file is missing, no JSON, of another format, or has no video of the subset.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,11 +48,8 @@ def labels_of(tables: Sequence[ScoreTable]) -> list[str]:
     ]
     found: list[str] = []
     for label in named:
-        place, unique = 1, label
-        while unique in found:
-            place += 1
-            unique = f"{label} {place}"
-        found.append(unique)
+        numbered = (f"{label} {place}" for place in itertools.count(2))
+        found.append(next(name for name in itertools.chain([label], numbered) if name not in found))
     return found
 
 

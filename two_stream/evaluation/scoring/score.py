@@ -27,6 +27,9 @@ from two_stream.runtime.precision import resolve_precision
 from two_stream.types import VideoViews
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+AGGREGATES = ("logits", "probabilities", "sigmoids")
+Skipped = list[tuple[str, str]]
+"""(id, reason) of the videos that could not be read."""
 
 
 @dataclass
@@ -78,13 +81,8 @@ class VideoProgress:
         self.scored += len(rows)
 
 
-@dataclass
-class ScoredViews:
-    """Views of one video in one batch."""
-
-    video: VideoProgress
-    rows: list[int]
-    """numbers of the views in the video"""
+_Owners = list[tuple[VideoProgress, list[int]]]
+"""the views of a batch: videos, and the numbers of the views in each video"""
 
 
 class Canvas:
@@ -172,9 +170,9 @@ def scored_views(
         ScoreError: A video has no views or comes twice, or its logits are not finite; names the video.
     """
     behind = 0 if canvas.device.type == "cpu" else 1
-    waiting: deque[tuple[list[ScoredViews], torch.Tensor]] = deque()
+    waiting: deque[tuple[_Owners, torch.Tensor]] = deque()
     for owners in _fill(loader, videos, canvas):
-        waiting.append((owners, canvas.logits(sum(len(owner.rows) for owner in owners))))
+        waiting.append((owners, canvas.logits(sum(len(rows) for _, rows in owners))))
         if len(waiting) > behind:
             yield from _distribute(*waiting.popleft())
     while waiting:
@@ -183,25 +181,25 @@ def scored_views(
 
 def _fill(
     loader: Iterable[VideoViews], videos: dict[str, VideoProgress], canvas: Canvas
-) -> Iterator[list[ScoredViews]]:
+) -> Iterator[_Owners]:
     """Yield the views on the canvas each time it is full, and at the end."""
-    owners: list[ScoredViews] = []
+    owners: _Owners = []
     place = 0
     for item in loader:
         video = _register(item, videos)
         chunk = _to_device(item, canvas.device)
-        mine: ScoredViews | None = None
+        rows: list[int] | None = None
         for index in range(chunk.num_views):
-            if mine is None:
-                mine = ScoredViews(video, [])
-                owners.append(mine)
+            if rows is None:
+                rows = []
+                owners.append((video, rows))
             canvas.draw(place, chunk.view(index))
             crop, clip = divmod(index, len(chunk.clips))
-            mine.rows.append(crop * video.clips + chunk.first + clip)
+            rows.append(crop * video.clips + chunk.first + clip)
             place += 1
             if place == canvas.size:
                 yield owners
-                owners, mine, place = [], None, 0
+                owners, rows, place = [], None, 0
     if place:
         yield owners
 
@@ -227,19 +225,15 @@ def _to_device(item: VideoViews, device: torch.device) -> VideoViews:
     return replace(item, frames=frames.to(device, non_blocking=True))
 
 
-def _distribute(owners: list[ScoredViews], logits_VK: torch.Tensor) -> Iterator[VideoProgress]:
+def _distribute(owners: _Owners, logits_VK: torch.Tensor) -> Iterator[VideoProgress]:
     """Store the logits of each video; yield the complete videos in order."""
     values = logits_VK.cpu().numpy()
     start = 0
-    for owner in owners:
-        end = start + len(owner.rows)
-        owner.video.take(owner.rows, values[start:end])
-        start = end
-        if owner.video.complete:
-            yield owner.video
-
-
-AGGREGATES = ("logits", "probabilities", "sigmoids")
+    for video, rows in owners:
+        video.take(rows, values[start : start + len(rows)])
+        start += len(rows)
+        if video.complete:
+            yield video
 
 
 class VideoScores(NamedTuple):
@@ -355,10 +349,6 @@ def check_incomplete(videos: Iterable[VideoProgress], loader: Iterable[VideoView
     for video in videos:
         if not video.complete and video.id not in skipped:
             raise ScoreError(f"{video.id}: only {video.seen} of its {video.clips} clips were read")
-
-
-Skipped = list[tuple[str, str]]
-"""(id, reason) of the videos that could not be read."""
 
 
 def gather_scores(scores: VideoScores, skipped: Skipped, order: Sequence[str]) -> tuple[VideoScores, Skipped]:
