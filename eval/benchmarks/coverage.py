@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest, norm
 
-from two_stream.evaluation.scores import multilabel
+from two_stream.evaluation.scores import metrics
 from two_stream.evaluation.scores.metrics import gain, summarise
 from two_stream.evaluation.scores.statistics import Sample, difference_of, estimate_mean, holm
 from two_stream.runtime.files import write_json
@@ -244,7 +244,7 @@ def mean_average_precision(sets: int) -> Iterator[Cell]:
     for sources, shape, strength in itertools.product((5, 10, 20, 60), SHAPES, (1.0, 2.5)):
         rng = np.random.default_rng(20261130)
         big = drawn(20_000, "equal", strength, rng)
-        truth = multilabel.mean_average_precision(big[0], big[1])
+        truth = metrics.mean_average_precision(big[0], big[1])
         cell = Cell("mAP", f"{sources} sources, {shape}, mAP {100 * truth:.0f} %")
         for _ in range(sets // 2):
             logits, targets, unit = drawn(sources, shape, strength, rng)

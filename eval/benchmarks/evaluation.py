@@ -35,7 +35,7 @@ from two_stream.config.model import AverageHead, InputOptions, ModelOptions, Res
 from two_stream.config.schema import DataOptions, EvaluateOptions
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.clips.views import view_loader
-from two_stream.evaluation.scoring.network import prepare_for_inference, resolved
+from two_stream.evaluation.scoring.network import prepare_for_inference, resolve_evaluation
 from two_stream.evaluation.scoring.score import VideoScores, score_videos
 from two_stream.recognizer import Recognizer
 from two_stream.types import VideoRecord
@@ -129,7 +129,7 @@ def ours(
     model: Recognizer, record: Record, videos: list[VideoRecord], asked: EvaluateOptions
 ) -> Callable[[], VideoScores]:
     """Return the evaluation of a data set's part with these options, the network made ready."""
-    options = resolved(asked, model.spec, CPU, exact=False)
+    options = resolve_evaluation(model, asked, CPU, exact=False)
     prepared = prepare_for_inference(model, options)
 
     def run() -> VideoScores:

@@ -8,7 +8,7 @@ import io
 import pytest
 
 from two_stream.errors import ScoreError
-from two_stream.evaluation.report.html import page_templates
+from two_stream.evaluation.report.page import page_templates
 from two_stream.runtime import console
 from two_stream.runtime.text import csv_text, shown_lines
 

@@ -94,18 +94,14 @@ def _evaluate(folder: Path, flags: EvaluateFlags) -> int:
 
 def show(line: Line, path: Path, *, as_json: bool) -> None:
     """Print one scored table: numbers, protocol, where the file is."""
-    from two_stream.evaluation.scores import words
-    from two_stream.runtime.console import console, say, table
+    from two_stream.evaluation.scores.words import print_accuracies
+    from two_stream.runtime.console import console
 
     meta = line.table.meta
     if as_json:
         console.print_json(data={"scores": str(path), **line.summary.to_json(), "meta": _plain(meta)})
         return
-    console.print(table(f"{meta['name']}: accuracy in %", words.columns([line]), words.rows([line])))
-    say(words.protocol_line(meta, line.summary))
-    if meta.get("selection") == "paper":
-        say(words.PAPER_WARNING)
-    say(f"scores: {path}")
+    print_accuracies(f"{meta['name']}: accuracy in %", [line], [path])
 
 
 def _plain(meta: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from two_stream.commands.flags import parse
 from two_stream.errors import SettingsError, TwoStreamError
 
 if TYPE_CHECKING:
-    from two_stream.evaluation.runs.any_run import AnyRun
+    from two_stream.evaluation.runs.run import AnyRun
     from two_stream.export.card import ExportCard
     from two_stream.recognizer import Recognizer
 

@@ -91,7 +91,7 @@ def _experiment(name: str) -> Experiment:
     """Return the settings of a run, of a file, or of a named model."""
     path = Path(name)
     if path.is_dir():
-        from two_stream.evaluation.runs.run import run_paths
+        from two_stream.evaluation.runs.lookup import run_paths
 
         return load_experiment(run_paths(path).experiment)
     if path.suffix.lower() in (".yaml", ".yml"):

@@ -74,7 +74,7 @@ def _fit_tables(flags: FuseFlags) -> list[ScoreTable] | None:
 
 def _show(tables: list[ScoreTable], fused: ScoreTable, flags: FuseFlags) -> None:
     from two_stream.evaluation.scores import words
-    from two_stream.runtime.console import console, say, table
+    from two_stream.runtime.console import console, say
 
     found = words.lines([*tables, fused])
     sentence = words.fusion_verdict(fused, tables)
@@ -92,10 +92,7 @@ def _show(tables: list[ScoreTable], fused: ScoreTable, flags: FuseFlags) -> None
             }
         )
         return
-    console.print(table("accuracy in %", words.columns(found), words.rows(found)))
-    say(words.protocol_line(fused.meta, found[-1].summary))
-    if fused.meta.get("selection") == "paper":
-        say(words.PAPER_WARNING)
+    words.print_accuracies("accuracy in %", found)
     weights = " : ".join(f"{weight:.4g}" for weight in fused.meta["weights"])
     if fused.meta.get("fitted_on"):
         heat = fused.meta.get("temperature")

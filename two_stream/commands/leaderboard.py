@@ -82,6 +82,6 @@ def _write(path: Path, found: Leaderboard) -> None:
 
 
 def _cells(cells: list[str] | tuple[str, ...]) -> str:
-    from two_stream.evaluation.report.html import markdown_cell
+    from two_stream.evaluation.report.page import markdown_cell
 
     return "| " + " | ".join(markdown_cell(cell) for cell in cells) + " |"

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from two_stream.errors import CheckpointError, SettingsError
+from two_stream.errors import SettingsError
 
 if TYPE_CHECKING:
     from two_stream.config.schema import Experiment
-    from two_stream.evaluation.runs.any_run import AnyRun
+    from two_stream.evaluation.runs.run import AnyRun
 
 
 def load_network(
@@ -46,12 +46,9 @@ def network_settings(path: Path) -> Experiment:
         refuse_checkpoint(path, "run")
         return read_card(path).settings(path)
     from two_stream.config.load import load_experiment
+    from two_stream.evaluation.runs.lookup import run_paths
 
-    settings = path / "experiment.yaml"
-    if not settings.is_file():
-        what = "not a run folder: it has no experiment.yaml" if path.exists() else "no such run folder"
-        raise CheckpointError(f"{path}: {what} (`two-stream train` writes one)")
-    return load_experiment(settings)
+    return load_experiment(run_paths(path).experiment)
 
 
 def check_modality(run: AnyRun[Any], path: Path, modality: str) -> None:

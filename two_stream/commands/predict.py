@@ -15,7 +15,7 @@ from two_stream.errors import SettingsError, TwoStreamError
 
 if TYPE_CHECKING:
     from two_stream.config.schema import EvaluateOptions
-    from two_stream.evaluation.runs.any_run import AnyRun
+    from two_stream.evaluation.runs.run import AnyRun
     from two_stream.evaluation.scoring.video import VideoInput, VideoResult
 
 SUMMARY = "Say what happens in videos, from RGB, flow or both; flow is computed on the fly."
@@ -192,7 +192,7 @@ def _predict_one(
     files: Sequence[Path | None],
 ) -> dict[str, Any]:
     from two_stream.evaluation.runs.run import score_with_runs
-    from two_stream.evaluation.scoring.video import fuse_results, top
+    from two_stream.evaluation.scoring.video import fuse_results, top_classes
 
     names = runs[0].class_names
     options, readings = how
@@ -204,16 +204,16 @@ def _predict_one(
         "frames": scored[0].frames,
         "damage": next((one.damage for one in scored if one.damage), None),
         "fusion": flags.rule if len(runs) > 1 else None,
-        "top": _as_json(top(probabilities, names, flags.top)),
+        "top": _as_json(top_classes(probabilities, names, flags.top)),
         "streams": {
-            name: {"views": one.views, "top": _as_json(top(fuse_results([one]), names, flags.top))}
+            name: {"views": one.views, "top": _as_json(top_classes(fuse_results([one]), names, flags.top))}
             for name, one in zip(_stream_names(runs), scored)
         },
     }
     if copy is not None:
         from two_stream.evaluation.pictures.annotate import annotate
 
-        annotate(video, copy, top(probabilities, names, 3), backend=readings[0].backend)
+        annotate(video, copy, top_classes(probabilities, names, 3), backend=readings[0].backend)
         result["annotated"] = str(copy)
     if drawing is not None:
         _draw_attention(runs, how, video, drawing, result)
@@ -242,8 +242,7 @@ def _draw_attention(
     out: Path,
     result: dict[str, Any],
 ) -> None:
-    from two_stream.evaluation.pictures.attention import read_attention
-    from two_stream.evaluation.pictures.attention_figure import draw_attention
+    from two_stream.evaluation.pictures.attention import draw_attention, read_attention
 
     streams = [
         read_attention(run.model, video, views, reading, run.class_names)
@@ -272,14 +271,13 @@ def _draw_timeline(
     files: tuple[Path, Path],
 ) -> None:
     """Write the picture `files[1]` about the video `files[0]`, and the CSV file beside it."""
-    from two_stream.evaluation.pictures.timeline import windows, write_csv
-    from two_stream.evaluation.pictures.timeline_figure import draw_timeline
+    from two_stream.evaluation.pictures.timeline import draw_timeline, score_windows, write_csv
 
     video, picture = files
     options, readings = how
     names = runs[0].class_names
     samplings = [reading.sampling for reading in readings]
-    found = windows(runs, scored, options, samplings, rule=flags.rule, weights=flags.weights)
+    found = score_windows(runs, scored, options, samplings, rule=flags.rule, weights=flags.weights)
     write_csv(picture.with_suffix(".csv"), found, names, flags.top)
     streams = " and ".join("RGB" if name == "rgb" else name for name in _stream_names(runs))
     fused = f", fused by {flags.rule}" if len(runs) > 1 else ""

@@ -65,12 +65,12 @@ def _read_recipe(recipe: str, args: list[str], given: list[str], *, resume: bool
         PublishedTraining,
         check_recipe,
         describe_training,
-        own_flags,
+        split_flags,
         training_remarks,
     )
 
     check_recipe(recipe)
-    published, ours = own_flags(args)
+    published, ours = split_flags(args)
     flags = parse(PublishedTraining, published, SOURCE, RECIPE_DESCRIPTION)
     record = zoo.find(flags.arch)
     bare = record.name.partition("/")[2]

@@ -14,13 +14,13 @@ from pathlib import Path
 from two_stream.config.load import flatten
 from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import ScoreError, SettingsError
-from two_stream.evaluation.report.html import page_templates
+from two_stream.evaluation.report.page import page_templates
 from two_stream.evaluation.runs.run import Run, evaluate_run, load_run
 from two_stream.evaluation.scores.files import read_scores
 from two_stream.evaluation.scores.statistics import LEVEL, Interval
 from two_stream.evaluation.scores.words import difference_in_points, percent, protocol_line
 from two_stream.evaluation.scoring.network import is_exact, resolve_evaluation
-from two_stream.evaluation.scoring.views import slug
+from two_stream.evaluation.scoring.views import protocol_slug
 from two_stream.profiling.network_cost import NetworkCosts, measure_networks
 from two_stream.profiling.timing import device_name
 from two_stream.runtime.device import pick_device
@@ -178,7 +178,7 @@ def scored(run: Run, options: EvaluateOptions, part: Part) -> ScoreTable:
     """Return a run's scores under a protocol: from its score file where that is of these weights, else made now."""
     model, exact = run.model, is_exact(run.experiment)
     found = resolve_evaluation(model, options, model.device, exact=exact)
-    path = run.paths.scores / f"{part}_{slug(found)}.npz"
+    path = run.paths.scores / f"{part}_{protocol_slug(found)}.npz"
     if path.is_file():
         table = read_scores(path)
         if table.meta.get("model_sha256") == run.model_sha256:

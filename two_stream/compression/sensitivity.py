@@ -24,7 +24,7 @@ from two_stream.data.clips.loader import clip_loader
 from two_stream.data.splits import load_part
 from two_stream.errors import DataError, SettingsError
 from two_stream.evaluation.runs.run import Run
-from two_stream.evaluation.scores import multilabel
+from two_stream.evaluation.scores import metrics
 from two_stream.evaluation.scoring.network import example_clip
 from two_stream.profiling import multiply_adds
 from two_stream.profiling.network_cost import nonzero_parameters
@@ -233,7 +233,7 @@ def _scorer(
 
 def _map(logits_BK: torch.Tensor, labels_BK: torch.Tensor) -> float:
     logits = logits_BK.double().numpy()
-    return float(multilabel.mean_average_precision(logits, np.asarray(labels_BK.numpy() > 0)))
+    return float(metrics.mean_average_precision(logits, np.asarray(labels_BK.numpy() > 0)))
 
 
 def narrowed_copy(model: Recognizer, options: Prune, by_layer: dict[str, float]) -> Recognizer | None:

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from two_stream.config.schema import Experiment
-from two_stream.evaluation.runs.any_run import AnyRun
-from two_stream.evaluation.runs.run import Run
+from two_stream.evaluation.runs.run import AnyRun, Run
 from two_stream.pretrained import read_model
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.runtime.console import warn

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 
 from two_stream.data.clips.views import view_loader
-from two_stream.data.splits import experiment_part
 from two_stream.errors import TwoStreamError
-from two_stream.evaluation.runs.any_run import AnyRun
+from two_stream.evaluation.runs.run import AnyRun
 from two_stream.recognizer import Recognizer
 from two_stream.types import InputSpec, Part
 
@@ -29,7 +28,7 @@ def run_clips(run: AnyRun[Recognizer], count: int, part: Part = "train") -> torc
     try:
         if run.record.classes != run.class_names:
             return None
-        videos = experiment_part(experiment, run.record, part, run.model.spec.modality)
+        videos = run.videos(part)
         chosen = videos[:: max(1, len(videos) // count)][:count]
         # a video is its centred clip and crop
         evaluate = experiment.evaluate.model_copy(update={"views": "single", "crops": "center"})

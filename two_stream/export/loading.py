@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from two_stream.errors import CheckpointError, SettingsError
-from two_stream.evaluation.runs.any_run import AnyRun
+from two_stream.evaluation.runs.run import AnyRun
 from two_stream.evaluation.scoring.network import ClipNetwork
 from two_stream.export.card import BATCH, ExportCard, StateFacts
 from two_stream.export.formats import Format

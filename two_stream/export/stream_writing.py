@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from two_stream.errors import ExportError
-from two_stream.evaluation.runs.any_run import AnyRun
+from two_stream.evaluation.runs.run import AnyRun
 from two_stream.export.card import ExportCard, StateFacts, StreamFacts, Target, Verified
 from two_stream.export.clips import noise_clips
 from two_stream.export.formats import SUFFIXES

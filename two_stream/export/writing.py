@@ -12,8 +12,7 @@ import torch
 
 from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.errors import SettingsError
-from two_stream.evaluation.runs.any_run import AnyRun
-from two_stream.evaluation.runs.run import extraction_of, mirror_of_run
+from two_stream.evaluation.runs.run import AnyRun, extraction_of, mirror_of_run
 from two_stream.evaluation.scoring.network import is_exact, prepare_for_inference, resolve_evaluation
 from two_stream.export.card import ExportCard, Port, Target, Verified
 from two_stream.export.clips import noise_clips, run_clips

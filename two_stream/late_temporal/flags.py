@@ -1,7 +1,7 @@
-"""Flags of the published evaluators of LateTemporalModeling3DCNN, and what each means here.
+"""Flags of the published evaluators of LateTemporalModeling3DCNN.
 
 `scripts/eval/spatial_demo3D.py` (multi-clip), `spatial_demo_bert.py` (single clip) and `combined_demo.py` (two streams)
-read some choices from flags and the rest from variables set by hand in their source; here all of them are flags.
+read some choices from flags and others from variables in their source; here all of them are flags.
 """
 
 from __future__ import annotations
@@ -15,67 +15,68 @@ import tyro
 from two_stream.errors import SettingsError
 
 
-def _flag(*aliases: str, name: str | None = None, metavar: str | None = None) -> Any:
+def flag(*aliases: str, name: str | None = None, metavar: str | None = None) -> Any:
+    """Return the annotation of a command-line flag."""
     return tyro.conf.arg(name=name, aliases=list(aliases), metavar=metavar)
 
 
 @dataclass(frozen=True)
 class EvaluatorFlags:
-    """What the three evaluators share; `-` and `_` are one, `--flag value` and `--flag=value` too."""
+    """Flags of all three evaluators; `-` and `_` are equivalent, as are `--flag X` and `--flag=X`."""
 
-    dataset: Annotated[str, _flag("-d")] = "hmdb51"
-    """hmdb51, ucf101, or a data set of your own (a folder under the settings, or a dataset.yaml)"""
-    split: Annotated[int, _flag("-s")] = 1
+    dataset: Annotated[str, flag("-d")] = "hmdb51"
+    """hmdb51, ucf101, or your own data set (a folder under the settings, or a dataset.yaml)"""
+    split: Annotated[int, flag("-s")] = 1
     """number of the official split"""
-    window: Annotated[int | None, _flag("-w", metavar="INT")] = None
+    window: Annotated[int | None, flag("-w", metavar="INT")] = None
     """with --val: number of the list window<N>.txt; none: the published default"""
-    window_val: Annotated[bool, tyro.conf.FlagCreatePairsOff, _flag("-v", name="val")] = False
-    """score the videos of window<N>.txt instead of the split's"""
+    window_val: Annotated[bool, tyro.conf.FlagCreatePairsOff, flag("-v", name="val")] = False
+    """score the videos of window<N>.txt instead of those of the split"""
     ten_crop_enabled: Annotated[bool, tyro.conf.FlagConversionOff] = True
     """published variable: ten crops, or the centre one"""
     crops: Literal["ten", "center"] | None = None
-    """ours, the same choice; none: as --ten-crop-enabled says"""
-    multi_gpu_train: Annotated[bool, tyro.conf.FlagConversionOff, _flag("--multiGPUTrain")] = False
-    """published variable; not needed: the `module.` prefix of such checkpoints is seen and taken off"""
-    multi_gpu_test: Annotated[bool, tyro.conf.FlagConversionOff, _flag("--multiGPUTest")] = False
-    """published variable; not needed: one device scores, see --device"""
-    data: Annotated[Path | None, _flag(metavar="DIR")] = None
-    """folder of the frame folders; none: ./datasets/<dataset>_frames (published), else as the data set's record says"""
-    settings: Annotated[Path | None, _flag("--settings-root", metavar="DIR")] = None
+    """not published: overrides --ten-crop-enabled"""
+    multi_gpu_train: Annotated[bool, tyro.conf.FlagConversionOff, flag("--multiGPUTrain")] = False
+    """published variable, ignored: the `module.` prefix of such checkpoints is removed automatically"""
+    multi_gpu_test: Annotated[bool, tyro.conf.FlagConversionOff, flag("--multiGPUTest")] = False
+    """published variable, ignored: one device scores, see --device"""
+    data: Annotated[Path | None, flag(metavar="DIR")] = None
+    """folder of the frame folders; none: ./datasets/<dataset>_frames (published), else that of the data set's record"""
+    settings: Annotated[Path | None, flag("--settings-root", metavar="DIR")] = None
     """folder that holds <dataset>/ with its lists; none: ./datasets/settings (published), else ./settings"""
-    list_file: Annotated[Path | None, _flag(name="list", metavar="FILE")] = None
-    """list of videos, lines `folder num_frames label`; none: the split's own"""
+    list_file: Annotated[Path | None, flag(name="list", metavar="FILE")] = None
+    """list of videos, lines `folder num_frames label`; none: the list of the split"""
     protocol: Literal["paper", "standard"] = "paper"
-    """paper: published choice of frames and unsigned flips of flow; standard: both mended"""
-    limit: Annotated[int | None, _flag(metavar="INT")] = None
-    """score the first so many videos only"""
+    """paper: published choice of frames and unsigned flips of flow; standard: both corrected"""
+    limit: Annotated[int | None, flag(metavar="INT")] = None
+    """score only this many videos"""
     on_error: Literal["raise", "skip"] = "raise"
-    """skip: leave a broken video out and say so"""
+    """skip: leave out a broken video, with a warning"""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps; the published code has the GPU's number in its source"""
-    workers: Annotated[int, _flag("-j")] = 2
+    """auto, cpu, cuda, cuda:N or mps; in the published code a number in the source"""
+    workers: Annotated[int, flag("-j")] = 2
     """loader processes; 0 reads in the main process"""
     batch_views: int = 10
     """clips per forward pass"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """autocast type of the forward pass; auto: fp32 with protocol paper, else bf16 where it is clearly faster"""
-    out: Annotated[Path | None, _flag(metavar="FILE")] = None
+    out: Annotated[Path | None, flag(metavar="FILE")] = None
     """score file to write; none: results/<dataset>_<arch>_split<N>_<views>_<crops>.npz"""
-    evaluate: Annotated[bool, tyro.conf.FlagCreatePairsOff, _flag("-e")] = False
-    """flag of the trainer; these scripts do nothing else"""
-    contine: Annotated[bool, tyro.conf.FlagCreatePairsOff, _flag("-c", name="continue")] = False
-    """flag of the trainer: `two-stream train --recipe late-temporal -c`"""
+    evaluate: Annotated[bool, tyro.conf.FlagCreatePairsOff, flag("-e")] = False
+    """flag of the trainer, ignored: these scripts only evaluate"""
+    contine: Annotated[bool, tyro.conf.FlagCreatePairsOff, flag("-c", name="continue")] = False
+    """flag of the trainer, ignored: see `two-stream train --recipe late-temporal -c`"""
 
     @property
     def chosen_crops(self) -> Literal["ten", "center"]:
-        """Crops, whichever flag said so."""
+        """Crops, from either flag."""
         return self.crops or ("ten" if self.ten_crop_enabled else "center")
 
     def check(self) -> None:
-        """Refuse numbers out of range.
+        """Check the range of numbers.
 
         Raises:
-            SettingsError: Names the flag.
+            SettingsError: A number is out of range; names the flag.
         """
         for name, least in (("split", 1), ("workers", 0), ("batch_views", 1), ("limit", 1)):
             value = getattr(self, name)
@@ -83,18 +84,16 @@ class EvaluatorFlags:
                 raise SettingsError(f"--{name.replace('_', '-')} is {value}: expected {least} or more")
 
     def remarks(self) -> list[str]:
-        """Return a line for each given flag that has no meaning here."""
+        """Return a line for each given flag that is ignored."""
         found = []
         if self.multi_gpu_train:
-            found.append("--multiGPUTrain is not needed: the `module.` prefix is seen and taken off")
+            found.append("--multiGPUTrain is ignored: the `module.` prefix is removed automatically")
         if self.multi_gpu_test:
-            found.append("--multiGPUTest is left out: one device scores; choose it with --device")
+            found.append("--multiGPUTest is ignored: one device scores; choose it with --device")
         if self.evaluate:
-            found.append("-e is left out: this script does nothing but evaluate")
+            found.append("-e is ignored: this script only evaluates")
         if self.contine:
-            found.append(
-                "-c is left out: training goes on with `two-stream train --recipe late-temporal … -c`"
-            )
+            found.append("-c is ignored: resume training with `two-stream train --recipe late-temporal … -c`")
         return found
 
 
@@ -102,31 +101,31 @@ class EvaluatorFlags:
 class OneStreamFlags(EvaluatorFlags):
     """Flags of the multi-clip and the single-clip evaluator."""
 
-    arch: Annotated[str, _flag("-a", metavar="ARCH")] = "rgb_resneXt3D64f101_bert10_FRMB"
+    arch: Annotated[str, flag("-a", metavar="ARCH")] = "rgb_resneXt3D64f101_bert10_FRMB"
     """one of the 27 published names (`two-stream models 'late_temporal/*'`) or any other named model"""
-    checkpoint: Annotated[Path | None, _flag("--weights", metavar="FILE")] = None
+    checkpoint: Annotated[Path | None, flag("--weights", metavar="FILE")] = None
     """checkpoint or run folder; none: ./checkpoint/<dataset>_<arch>_split<N>/model_best.pth.tar, as published"""
     extension: str | None = None
-    """published variable: names of the frames, such as img_{0:05d}.jpg or flow_{0}_{1:05d}; none: found out"""
+    """published variable: names of the frames, such as img_{0:05d}.jpg or flow_{0}_{1:05d}; none: detected"""
 
 
 @dataclass(frozen=True)
 class TwoStreamFlags(EvaluatorFlags):
     """Flags of the two-stream evaluator."""
 
-    arch_flow: Annotated[str, _flag("-a", metavar="ARCH")] = "flow_resneXt3D64f101_bert10_FRMB"
+    arch_flow: Annotated[str, flag("-a", metavar="ARCH")] = "flow_resneXt3D64f101_bert10_FRMB"
     """network of the flow stream"""
-    arch_rgb: Annotated[str, _flag("-b", metavar="ARCH")] = "rgb_resneXt3D64f101_bert10_FRMB"
+    arch_rgb: Annotated[str, flag("-b", metavar="ARCH")] = "rgb_resneXt3D64f101_bert10_FRMB"
     """network of the RGB stream"""
-    checkpoint_flow: Annotated[Path | None, _flag("--weights-flow", metavar="FILE")] = None
+    checkpoint_flow: Annotated[Path | None, flag("--weights-flow", metavar="FILE")] = None
     """checkpoint or run folder of the flow stream; none: where the published trainer writes it"""
-    checkpoint_rgb: Annotated[Path | None, _flag("--weights-rgb", metavar="FILE")] = None
+    checkpoint_rgb: Annotated[Path | None, flag("--weights-rgb", metavar="FILE")] = None
     """checkpoint or run folder of the RGB stream; none: where the published trainer writes it"""
     multiple_clips_enabled: Annotated[bool, tyro.conf.FlagConversionOff] = True
     """published variable: multi-clip, or one clip"""
     rgb_duration: Literal["flow", "own"] = "flow"
     """flow: RGB clips are chosen by the flow list's number of frames (published); own: by that of the RGB frames"""
     rgb_extension: str | None = None
-    """names of RGB frames, such as img_{0:05d}.jpg; none: found out"""
+    """names of RGB frames, such as img_{0:05d}.jpg; none: detected"""
     flow_extension: str | None = None
-    """names of flow frames, such as flow_{0}_{1:05d}.jpg; none: found out"""
+    """names of flow frames, such as flow_{0}_{1:05d}.jpg; none: detected"""

@@ -1,7 +1,8 @@
-"""Where LateTemporalModeling3DCNN keeps lists and frames, found without moving a file.
+"""Finds the lists and frames of LateTemporalModeling3DCNN where the published code keeps them.
 
-Its layout is `datasets/settings/<dataset>/val_rgb_split1.txt` and `datasets/<dataset>_frames/<video>/img_00001.jpg`,
-under the folder its trainers run in; its evaluators run two folders below. Ours is found as well.
+The published layout is `datasets/settings/<dataset>/val_rgb_split1.txt` and
+`datasets/<dataset>_frames/<video>/img_00001.jpg` in the folder of the trainers; the evaluators run two folders below.
+The layout of this package is found as well.
 """
 
 from __future__ import annotations
@@ -24,27 +25,27 @@ from two_stream.types import Modality, VideoRecord
 from two_stream.video.frames import count_frames
 
 ROOTS = (Path(), Path("..", ".."))
-"""the folder of the published trainers, seen from itself and from `scripts/eval`"""
+"""folder of the published trainers, seen from itself and from `scripts/eval`"""
 CHECKOUT = Path(__file__).resolve().parents[2]
 CLASSES = {"hmdb51": 51, "ucf101": 101, "smtV2": 174, "window": 3}
-"""data sets the published code knows, with their classes"""
+"""data sets of the published code, with their numbers of classes"""
 _FLOW_NAMES = (("flow_x_{:05d}.jpg", "flow_y_{:05d}.jpg"), ("flow_x_{:05d}", "flow_y_{:05d}"))
-"""published names of flow frames: UCF101 has an extension, HMDB51 has none"""
+"""published names of flow frames: with extension for UCF101, without for HMDB51"""
 
 
 def settings_folders(given: Path | None) -> list[Path]:
-    """Return the folders that may hold `<dataset>/` with split lists, the given one alone where there is one."""
+    """Return the folders that may hold `<dataset>/` with split lists: the given one, or all usual ones."""
     if given is not None:
         return [given]
     return [*(root / "datasets" / "settings" for root in ROOTS), Path("settings"), CHECKOUT / "settings"]
 
 
 def find_record(dataset: str, given: Path | None = None) -> Record:
-    """Return a data set's record; for one the published code knows, made up where none is written.
+    """Return a data set's record; for a data set of the published code without record, a minimal one.
 
     Raises:
-        DataError: Unknown data set; the nearest name is given.
-        SettingsError: Its record is wrong.
+        DataError: Unknown data set; suggests the nearest name.
+        SettingsError: The record is invalid.
     """
     own = Path(dataset)
     if own.suffix in (".yaml", ".yml") or (own / RECORD_FILE).is_file():
@@ -61,51 +62,42 @@ def find_list(record: Record, name: str, given: Path | None = None) -> Path:
     """Return a split list by its published file name.
 
     Raises:
-        DataError: It is in none of the usual folders; names them.
+        DataError: None of the usual folders has it; names them.
     """
     tried = [folder / record.name / name for folder in settings_folders(given)]
     tried += [record.folder / name] if (record.folder / RECORD_FILE).is_file() else []
-    for path in tried:
-        if path.is_file():
-            return path
-    raise DataError(
-        f"{tried[0]}: no such split list{_elsewhere(tried[1:])}; name it with --list, or its folder with --settings"
-    )
+    advice = "give it with --list, or its folder with --settings"
+    return _first_existing(tried, "split list", advice)
 
 
 def find_frames(record: Record, modality: Modality, given: Path | None = None) -> Path:
     """Return the folder of a modality's frame folders.
 
     Raises:
-        DataError: It is in none of the usual places; names them.
+        DataError: It does not exist in the usual places; names them.
     """
     root = getattr(record.frames, modality)
-    tried = [given] if given is not None else [ROOTS[0] / "datasets" / f"{record.name}_frames"]
-    if given is None:
-        tried += [ROOTS[1] / "datasets" / f"{record.name}_frames"]
-        tried += [record.resolve(root)] if root is not None else []
-    for path in tried:
-        if path.is_dir():
-            return path
-    raise DataError(
-        f"{tried[0]}: no such folder of {modality} frames{_elsewhere(tried[1:])}; give it with --data DIR"
-    )
+    tried = [folder / "datasets" / f"{record.name}_frames" for folder in ROOTS] if given is None else [given]
+    if given is None and root is not None:
+        tried.append(record.resolve(root))
+    return _first_existing(tried, f"folder of {modality} frames", "give it with --data DIR")
 
 
 def with_frames(record: Record, roots: dict[Modality, Path], ids: Sequence[str]) -> Record:
-    """Return a record that reads frames from given folders, with the names its flow files really have.
+    """Return a record that reads frames from the given folders.
 
-    The first videos tell: the names of the record, the published ones of UCF101, or those of HMDB51.
+    The names of flow files are those of the first videos: the names in the record, or the published ones of UCF101 or
+    HMDB51.
     """
     here = {modality: root.resolve() for modality, root in roots.items()}
     names = {"rgb": record.patterns.rgb, "flow_x": record.patterns.flow_x, "flow_y": record.patterns.flow_y}
     if "flow" in here:
         known = [(names["flow_x"], names["flow_y"]), *_FLOW_NAMES]
-        names["flow_x"], names["flow_y"] = _those_there(here["flow"], ids, known, record.first.flow)
+        names["flow_x"], names["flow_y"] = _existing_names(here["flow"], ids, known, record.first.flow)
     return record.model_copy(update={"frames": Roots(**here), "patterns": Patterns(**names)})
 
 
-def counted(
+def count_listed_frames(
     videos: Sequence[VideoRecord],
     record: Record,
     modality: Modality,
@@ -113,17 +105,13 @@ def counted(
     uncounted_only: bool = False,
     skip: bool = False,
 ) -> list[VideoRecord]:
-    """Return the videos with the number of frames that really lie in their folders.
+    """Return the videos with the number of frames in their folders.
 
-    Args:
-        videos: As listed.
-        record: Knows the folders and the names of frames.
-        modality: Whose frames count.
-        uncounted_only: Only where the list says 0; the published evaluators do so too.
-        skip: Leave a video without frames to whoever reads it, who will say what is wrong.
+    `uncounted_only`: count only where the list says 0, as the published evaluators do. `skip`: keep a video without
+    frames; reading it fails later.
 
     Raises:
-        VideoError: A folder is missing or holds no such frame.
+        VideoError: A folder is missing or has no frame of this modality.
     """
     folders = FrameFolders(record, modality)
     found = []
@@ -140,14 +128,13 @@ def counted(
 
 
 def pattern_of(extension: str, axis: str | None = None) -> str:
-    """Return a frame name as the records write it, from the form the published code has.
+    """Convert a frame name of the published code to the form of the records.
 
-    Args:
-        extension: For example `img_{0:05d}.jpg` or `flow_{0}_{1:05d}`; ours (`flow_{axis}_{:05d}.jpg`) is read too.
-        axis: `x` or `y`, for flow.
+    `extension` is for example `img_{0:05d}.jpg`, `flow_{0}_{1:05d}` or `flow_{axis}_{:05d}.jpg`; `axis` is `x` or `y`,
+    for flow.
 
     Raises:
-        SettingsError: It has no place for the number, or none for the axis.
+        SettingsError: The placeholder of the number or of the axis is missing.
     """
     named = extension if axis is None else re.sub(r"\{0\}|\{axis\}", axis, extension)
     found = re.sub(r"\{[01]?(:0?\d*d)\}", r"{\1}", named)
@@ -158,13 +145,13 @@ def pattern_of(extension: str, axis: str | None = None) -> str:
 
 
 def training_record(dataset: str, given: Path | None = None) -> tuple[str, str, Path]:
-    """Return a data set's name, what `data.dataset` should say, and `data.settings_root`.
+    """Return a data set's name, the value of `data.dataset`, and `data.settings_root`.
 
-    Where published lists lie without a record, one is written beside them, once.
+    Published lists without a record get one, written to the same folder.
 
     Raises:
         DataError: Unknown data set, no lists, or no frames.
-        SettingsError: Its record is wrong.
+        SettingsError: The record is invalid.
     """
     own = Path(dataset)
     if own.suffix in (".yaml", ".yml") or (own / RECORD_FILE).is_file():
@@ -176,15 +163,13 @@ def training_record(dataset: str, given: Path | None = None) -> tuple[str, str, 
         if any(lists.glob("train_*_split*.txt")):
             _write_record(find_record(dataset, given), lists)
             return dataset, dataset, folder
-    raise DataError(
-        f"{settings_folders(given)[0] / dataset}: no split lists (train_rgb_split1.txt, …)"
-        f"{_elsewhere([folder / dataset for folder in settings_folders(given)[1:]])}; "
-        "write them with `two-stream prepare`, or give their folder with --settings"
-    )
+    tried = [folder / dataset for folder in settings_folders(given)]
+    advice = "write them with `two-stream prepare`, or give their folder with --settings"
+    raise DataError(f"{tried[0]}: no split lists (train_rgb_split1.txt, …){_other_paths(tried)}; {advice}")
 
 
 def _write_record(record: Record, lists: Path) -> None:
-    """Write the record of published lists: their splits, and frames where the published code keeps them."""
+    """Write the record of published lists: their splits, and the frames in the published layout."""
     names = [re.search(r"_split(\d+)\.txt$", path.name) for path in lists.glob("*.txt")]
     roots: dict[Modality, Path] = {}
     ids: list[str] = []
@@ -203,11 +188,11 @@ def _write_record(record: Record, lists: Path) -> None:
         }
     )
     validate_settings(Record, made.model_dump(), lists / RECORD_FILE)
-    write_text(lists / RECORD_FILE, f"# Written for the published split lists beside it.\n{dump(made)}")
-    note(f"{lists / RECORD_FILE}: written, so that every command knows the data set")
+    write_text(lists / RECORD_FILE, f"# Written for the published split lists in this folder.\n{dump(made)}")
+    note(f"{lists / RECORD_FILE}: written; every command can now read this data set")
 
 
-def _those_there(
+def _existing_names(
     root: Path, ids: Sequence[str], known: Sequence[tuple[str, str]], first: int
 ) -> tuple[str, str]:
     for video in ids[:5]:
@@ -218,5 +203,12 @@ def _those_there(
     return known[0]
 
 
-def _elsewhere(paths: Sequence[Path]) -> str:
-    return f" (nor {', '.join(map(str, dict.fromkeys(paths)))})" if paths else ""
+def _first_existing(tried: Sequence[Path], what: str, advice: str) -> Path:
+    for path in tried:
+        if path.exists():
+            return path
+    raise DataError(f"{tried[0]}: no such {what}{_other_paths(tried)}; {advice}")
+
+
+def _other_paths(tried: Sequence[Path]) -> str:
+    return f" (nor {', '.join(map(str, dict.fromkeys(tried[1:])))})" if tried[1:] else ""

@@ -16,9 +16,14 @@ from two_stream.data.clips.dataset import ClipDataset, ClipFailure, ClipItem, op
 from two_stream.data.clips.loader import Share, class_counts, clip_loader
 from two_stream.data.splits import experiment_part
 from two_stream.errors import SettingsError
-from two_stream.evaluation.features.batches import StoredClips, stored_centred, stored_epoch
-from two_stream.evaluation.features.cache import FeatureCache, view_settings
-from two_stream.evaluation.runs.frames_made import made_now
+from two_stream.evaluation.features.cache import (
+    FeatureCache,
+    StoredClips,
+    stored_centred,
+    stored_epoch,
+    view_settings,
+)
+from two_stream.evaluation.runs.run import current_extraction
 from two_stream.runtime import distributed
 from two_stream.runtime.console import warn
 from two_stream.training.losses import Labels
@@ -102,7 +107,7 @@ def training_data(
             record.num_classes, record.multi_label, class_counts(train, record.num_classes), len(train)
         ),
         dataset=record.name,
-        extraction=made_now(experiment.data, record, spec.modality) if cache is None else None,
+        extraction=current_extraction(experiment.data, record, spec.modality) if cache is None else None,
         fingerprint=lists if cache is None else f"{lists} {cache.content}",
         mirror=mirror_of(record, protocol),
         features=cache,

@@ -23,8 +23,7 @@ from two_stream.errors import (
     TwoStreamError,
     loader_killed,
 )
-from two_stream.evaluation.features.cache import FeatureCache
-from two_stream.evaluation.features.extract_features import backbone_sha256
+from two_stream.evaluation.features.cache import FeatureCache, backbone_sha256
 from two_stream.evaluation.scores.words import expected_words
 from two_stream.pretrained import load_library, load_weights, reshape_like, write_model
 from two_stream.recognizer import Recognizer, create_model, resolve_options

@@ -136,7 +136,7 @@ class Tally:
         return Validation(loss / clips, right1 / clips, right5 / clips, confusion, int(clips), precision)
 
     def _precision(self) -> float:
-        from two_stream.evaluation.scores.multilabel import mean_average_precision
+        from two_stream.evaluation.scores.metrics import mean_average_precision
 
         parts = distributed.all_objects((self.scores, self.targets))
         scores = [block for blocks, _ in parts for block in blocks]

@@ -20,7 +20,7 @@ from two_stream.config.load import dump, load_experiment
 from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError
 from two_stream.evaluation.scores.files import read_scores
-from two_stream.late_temporal.training import SGD_ARCHITECTURES, STARTS, own_flags
+from two_stream.late_temporal.training import SGD_ARCHITECTURES, STARTS, split_flags
 from two_stream.pretrained.files.manifest import read_published
 from two_stream.training.result import TrainResult
 from two_stream.types import RunPaths
@@ -162,7 +162,7 @@ def test_our_flags_win_over_the_recipe(asked: Asked) -> None:
 
 def test_flags_are_told_apart() -> None:
     args = ["--lr", "1e-5", "--train.clip-grad", "-1", "-b", "4", "--no-deterministic", "-e", "--seed=3"]
-    assert own_flags(args) == (
+    assert split_flags(args) == (
         ["--lr", "1e-5", "-b", "4", "-e"],
         ["--train.clip-grad", "-1", "--no-deterministic", "--seed=3"],
     )

@@ -17,8 +17,7 @@ from two_stream.config.load import dump
 from two_stream.config.model import AverageHead, BertHead, InputOptions, MobileNetV2, ModelOptions, SlowFast
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
 from two_stream.errors import FullDiskError, VideoError
-from two_stream.evaluation.pictures.attention import Pathway, StreamAttention, read_attention
-from two_stream.evaluation.pictures.attention_figure import draw_attention
+from two_stream.evaluation.pictures.attention import Pathway, StreamAttention, draw_attention, read_attention
 from two_stream.evaluation.scoring.video import VideoInput
 from two_stream.pretrained import write_model
 from two_stream.recognizer import Recognizer, create_model
@@ -320,12 +319,12 @@ def test_several_videos_go_into_a_folder(run_folders, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("out", "count", "complaint"),
     [
-        ("a.gif", 1, "a.gif: expected a name that ends in .png, .pdf, .svg"),
-        ("a", 1, "a: expected a name that ends in .png, .pdf, .svg"),
+        ("a.gif", 1, "a.gif: expected a file name ending in .png, .pdf, .svg"),
+        ("a", 1, "a: expected a file name ending in .png, .pdf, .svg"),
         ("a.png", 2, "a.png: 2 videos need a folder; leave out .png"),
-        ("file/b.png", 1, "b.png: nothing can be written to"),
-        ("file/deep/c.svg", 1, "c.svg: nothing can be written to"),
-        ("file", 2, "file: nothing can be written to"),
+        ("file/b.png", 1, "b.png: cannot write to"),
+        ("file/deep/c.svg", 1, "c.svg: cannot write to"),
+        ("file", 2, "file: cannot write to"),
         ("v0.png", 1, "v0.png: this is the video itself; name another file"),
     ],
 )

@@ -9,10 +9,8 @@ import pytest
 import torch
 
 from two_stream.config.model import InputOptions, MobileNetV2, ModelOptions
-from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import ScoreError
-from two_stream.evaluation.scoring.processes import merged
-from two_stream.evaluation.scoring.score import score_videos
+from two_stream.evaluation.scoring.score import merge_scores, score_videos
 from two_stream.evaluation.scoring.views import crop_views, views_of_clip
 from two_stream.recognizer import create_model
 from two_stream.types import VideoViews
@@ -42,7 +40,7 @@ def video(model, name: str, frames: int, seed: int, *, crops: str = "ten", signe
     """A video of noise, a clip every two frames."""
     spec = model.spec
     noise = np.random.default_rng(seed).integers(0, 256, (frames, *spec.resize, spec.channels), np.uint8)
-    item = views_of_clip(noise, crop_views(EvaluateOptions(crops=crops), spec), spec)
+    item = views_of_clip(noise, crop_views(crops, spec), spec)
     rows = torch.arange(0, frames - 3, 2)[:, None] + torch.arange(4)
     return replace(
         item, id=name, clips=rows, label=seed, total_clips=len(rows), signed=signed and item.signed
@@ -128,7 +126,7 @@ class Listed(list):
 def test_a_video_broken_off_is_left_out_and_one_that_is_short_is_an_error(model):
     whole, broken = video(model, "whole", 8, 1), video(model, "broken", 12, 2)
     chunks = Listed([*cut(broken, 2)[:-1], whole])
-    with pytest.raises(ScoreError, match="broken: only 4 of its 5 clips came"):
+    with pytest.raises(ScoreError, match="broken: only 4 of its 5 clips were read"):
         score_videos(model, chunks, device=CPU)
     chunks.skipped = [("broken", "frame 9 is damaged")]
     found = score_videos(model, chunks, device=CPU, keep_views=True)
@@ -150,15 +148,15 @@ def test_scores_of_processes_join_in_the_order_of_the_list(model):
         score_videos(model, [items[i] for i in chosen], device=CPU, keep_views=True)
         for chosen in ([1, 3], [], [0, 2])
     ]
-    found = merged(parts, list("abcd"))
+    found = merge_scores(parts, list("abcd"))
     assert found.ids == list("abcd")
     assert found.labels.tolist() == whole.labels.tolist()
     assert found.counts.tolist() == whole.counts.tolist()
     np.testing.assert_allclose(found.logits, whole.logits, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found.view_logits, whole.view_logits, rtol=1e-4, atol=1e-5)
-    assert merged(parts[1:2], list("abcd")).ids == []
-    assert merged([parts[0], parts[1]], list("abcd")).ids == ["b", "d"]
+    assert merge_scores(parts[1:2], list("abcd")).ids == []
+    assert merge_scores([parts[0], parts[1]], list("abcd")).ids == ["b", "d"]
     with pytest.raises(ScoreError, match="b: two processes scored this video"):
-        merged([parts[0], parts[0]], list("abcd"))
+        merge_scores([parts[0], parts[0]], list("abcd"))
     with pytest.raises(ScoreError, match="d: a process scored this video, but it is not in the split list"):
-        merged(parts, list("abc"))
+        merge_scores(parts, list("abc"))

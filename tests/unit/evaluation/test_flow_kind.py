@@ -18,8 +18,14 @@ from two_stream.data.clips.transforms import resize_frames
 from two_stream.data.packing import PackOptions, pack
 from two_stream.errors import SettingsError
 from two_stream.evaluation.pictures import attention
-from two_stream.evaluation.runs.frames_made import made_now
-from two_stream.evaluation.runs.run import evaluate_run, extraction_of, load_run, predict, reading_of
+from two_stream.evaluation.runs.run import (
+    current_extraction,
+    evaluate_run,
+    extraction_of,
+    load_run,
+    predict,
+    reading_of,
+)
 from two_stream.evaluation.scoring import video as on_the_fly
 from two_stream.evaluation.scoring.video import VideoInput
 from two_stream.export import export_run, load
@@ -120,7 +126,7 @@ def test_a_network_reads_the_kind_it_was_trained_on_or_says_which_other(
         assert lines == []
         return
     (line,) = lines
-    assert f"{run}: was trained on {kind} flow and reads dis here" in line
+    assert f"{run}: was trained on {kind} flow, but reads dis flow here" in line
     assert ("--flow-algorithm tvl1 is closer" in line) == (kind == "tvl1")
     assert ("two-stream extract" in line) == (kind == "raft")
 
@@ -163,13 +169,13 @@ def test_a_kind_that_nobody_recorded_is_dis_with_a_line(world, extracted, video,
         path.unlink()
     asked(way, run, video)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
-    assert f"{run}: nothing says which kind of flow it was trained on; it reads dis here" in line
+    assert f"{run}: the kind of flow it was trained on is unknown; it reads dis flow here" in line
     assert "--flow-algorithm" in line
 
 
 def test_a_model_without_a_run_has_a_line_too(world, video, capsys):
     predict(load_run(world / "flow").model, video, options=ONE)
-    assert "nothing says which kind of flow it was trained on; it reads dis here" in capsys.readouterr().err
+    assert "the kind of flow it was trained on is unknown; it reads dis flow here" in capsys.readouterr().err
     predict(load_run(world / "flow").model, video, options=ONE, reading=VideoInput(flow="dis"))
     predict(load_run(world / "rgb").model, video, options=ONE)
     assert capsys.readouterr().err == ""
@@ -218,7 +224,7 @@ def test_an_exported_file_says_its_kind_away_from_the_data_set(world, extracted,
     shutil.rmtree(tmp_path / "settings")
     capsys.readouterr()
     predict(load(file), video, options=ONE)
-    assert f"{file}: was trained on tvl1 flow and reads dis here" in capsys.readouterr().err
+    assert f"{file}: was trained on tvl1 flow, but reads dis flow here" in capsys.readouterr().err
     assert reading_of(load(file)).size == SIZE
 
 
@@ -247,7 +253,7 @@ def test_shards_are_enough_where_the_frames_are_not(world, extracted, tmp_path):
     shutil.rmtree(tmp_path / "frames")
     data = run.experiment.data.model_copy(update={"source": "shards", "shards": str(tmp_path / "shards")})
     packed = replace(run, experiment=run.experiment.model_copy(update={"data": data}))
-    assert made_now(data, packed.record, "flow") is None
+    assert current_extraction(data, packed.record, "flow") is None
     evaluate_run(packed, ONE)
 
 
@@ -260,7 +266,7 @@ def test_what_training_wrote_down_goes_before_what_lies_there_now(world, extract
     run.meta["extraction"] = {"flow": "farneback", "size": list(SIZE)}
     assert reading_of(run).flow == "farneback"
     evaluate_run(run, ONE)
-    assert f"{folder}: was trained on frames of flow farneback, and those of toy are of flow dis" in (
+    assert f"{folder}: was trained on frames with flow farneback, but those of toy have flow dis" in (
         capsys.readouterr().err
     )
 

@@ -88,7 +88,7 @@ def test_reference_scores_of_the_published_evaluator(shared):
     ("call", "match"),
     [
         (lambda a, b: fuse([a]), "two or more score tables, got 1"),
-        (lambda a, b: fuse([a, b], "mean"), "unknown fusion rule 'mean'; known: l2, logits"),
+        (lambda a, b: fuse([a, b], "mean"), "unknown fusion rule 'mean'; expected one of: l2, logits"),
         (lambda a, b: fuse([a, b], weights=[1]), "1 weights for 2 score tables"),
         (lambda a, b: fuse([a, b], weights=[1, -1]), "0 or more"),
         (lambda a, b: fuse([a, b], weights=[0, 0]), "not all 0"),
@@ -167,7 +167,7 @@ def test_the_test_part_is_refused_as_fitting_data():
         weight_curve(*test)
     val = streams(2, "val")
     renamed = [make(t.logits, t.labels, val[0].ids, **{**t.meta, "part": "test"}) for t in streams(1, "test")]
-    with pytest.raises(ScoreError, match="is both fitted on and fused"):
+    with pytest.raises(ScoreError, match="is fitted on and fused"):
         fuse(renamed, "learned", fit=val)
     with pytest.raises(ScoreError, match="1 holdout score files for 2 streams"):
         fuse(test, "learned", fit=val[:1])

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from two_stream.evaluation.pictures import lettering
-from two_stream.evaluation.report.svg import confusion
+from two_stream.evaluation.pictures import annotate
+from two_stream.evaluation.report.page import confusion
 from two_stream.runtime import plotting
 from two_stream.runtime.plotting import plain_figures
 
@@ -21,7 +21,7 @@ letters = pytest.mark.skipif(not hasattr(cv2, "FontFace"), reason="OpenCV 4 draw
 
 def written(text, line=28):
     picture = np.zeros((60, 320, 3), np.uint8)
-    lettering.write(picture, text, (3, 40), line, (255, 255, 255))
+    annotate.draw_text(picture, text, (3, 40), line, (255, 255, 255))
     return picture
 
 
@@ -37,15 +37,15 @@ def test_letters_are_kept(text):
 
 
 def test_what_is_written_from_the_right_is_drawn_so():
-    assert lettering._from_the_left("שלום עולם 70 %") == "םלוע םולש 70 %"
-    assert lettering._from_the_left("a אב b") == "a בא b"
+    assert annotate._from_the_left("שלום עולם 70 %") == "םלוע םולש 70 %"
+    assert annotate._from_the_left("a אב b") == "a בא b"
 
 
 @pytest.mark.parametrize("text", ODD)
 @pytest.mark.parametrize("face", ["own", "none"])
 def test_no_text_is_too_odd(text, face, monkeypatch):
     if face == "none":
-        monkeypatch.setattr(lettering, "_FACE", None)
+        monkeypatch.setattr(annotate, "_FACE", None)
     drawn = written(text, line=11)
     assert not drawn[:, 318:].any()  # shortened to fit
     if text:
@@ -53,7 +53,7 @@ def test_no_text_is_too_odd(text, face, monkeypatch):
 
 
 def test_without_that_font_accents_are_left_out(monkeypatch):
-    monkeypatch.setattr(lettering, "_FACE", None)
+    monkeypatch.setattr(annotate, "_FACE", None)
     np.testing.assert_array_equal(written("élan"), written("elan"))
     np.testing.assert_array_equal(written("跳ぶ"), written("??"))
 

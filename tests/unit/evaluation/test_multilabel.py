@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score
 from two_stream.commands import fuse as fuse_command
 from two_stream.errors import ScoreError
 from two_stream.evaluation.report.run_report import write_report
-from two_stream.evaluation.scores import fusion, metrics, multilabel, words
+from two_stream.evaluation.scores import fusion, metrics, words
 from two_stream.evaluation.scores.files import read_scores, write_scores
 from two_stream.evaluation.scoring.video import VideoResult, fuse_results
 from two_stream.types import ScoreTable
@@ -49,7 +49,7 @@ def test_map_is_scikit_learns_over_the_classes_that_occur() -> None:
     assert (summary.mean_class, summary.ece) == (None, None)
     assert summary.chance == pytest.approx(table.targets[:, 0].mean())
     with pytest.raises(ScoreError, match="no video has a class"):
-        multilabel.mean_average_precision(table.logits, np.zeros_like(table.targets))
+        metrics.mean_average_precision(table.logits, np.zeros_like(table.targets))
 
 
 def test_resamples_equal_scikit_learn_with_weights_ties_included() -> None:
@@ -59,7 +59,7 @@ def test_resamples_equal_scikit_learn_with_weights_ties_included() -> None:
     draw = np.random.default_rng(0)
     weights = draw.integers(0, 3, size=(5, 60)).astype(np.float32)
     for index in range(3):
-        measure = multilabel._weighted(logits[:, index], table.targets[:, index])
+        measure = metrics._weighted(logits[:, index], table.targets[:, index])
         expected = [
             average_precision_score(table.targets[:, index], logits[:, index], sample_weight=row)
             for row in weights
@@ -201,7 +201,7 @@ def test_nine_sources_give_no_interval_of_map() -> None:
 def test_many_sources_are_left_out_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     table = make(videos=400)
     whole = metrics.summarise(table).map
-    monkeypatch.setattr(multilabel, "BLOCKS", 100)
+    monkeypatch.setattr(metrics, "BLOCKS", 100)
     parts = metrics.summarise(table).map
     assert whole is not None
     assert parts is not None

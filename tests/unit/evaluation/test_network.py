@@ -1,6 +1,7 @@
 """Networks made ready for scoring give the logits they gave before: every backbone folded, in bf16, compiled or not."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from two_stream.evaluation.scoring.network import (
     Compiled,
     is_exact,
     prepare_for_inference,
-    resolved,
+    resolve_evaluation,
     usual_batch,
 )
 from two_stream.recognizer import Recognizer, create_model, input_spec
@@ -164,10 +165,10 @@ def test_only_what_may_be_folded_is(capsys):
 def test_what_is_resolved_is_not_auto_and_of_the_paper_not_folded(monkeypatch):
     monkeypatch.setattr(precision, "native_bf16", lambda device: False)
     asked = EvaluateOptions(precision="auto")
-    spec = input_spec(ModelOptions())
-    done = resolved(asked, spec, CPU, exact=False)
+    model = SimpleNamespace(spec=input_spec(ModelOptions()), cpu_only=False)
+    done = resolve_evaluation(model, asked, CPU, exact=False)
     assert (done.precision, done.fold) == ("fp32", True)
-    assert not resolved(asked, spec, CPU, exact=True).fold
+    assert not resolve_evaluation(model, asked, CPU, exact=True).fold
 
 
 def test_a_batch_is_small_on_a_cpu_and_what_was_asked_for_anywhere(monkeypatch):
@@ -179,7 +180,8 @@ def test_a_batch_is_small_on_a_cpu_and_what_was_asked_for_anywhere(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     assert usual_batch(spec, CPU) == 16
     assert usual_batch(spec, torch.device("cuda")) == 16
-    assert resolved(EvaluateOptions(batch_views=7), spec, CPU, exact=False).batch_views == 7
+    model = SimpleNamespace(spec=spec, cpu_only=False)
+    assert resolve_evaluation(model, EvaluateOptions(batch_views=7), CPU, exact=False).batch_views == 7
 
 
 def test_exact_is_what_any_part_of_the_paper_asks_for():
@@ -215,7 +217,7 @@ def test_without_a_compiler_or_where_it_fails_the_network_itself_answers(monkeyp
     torch.testing.assert_close(made(clips(model)), model(clips(model)))
     made(clips(model))
     err = capsys.readouterr().err
-    assert err.count("not compiled: torch.compile fails on this network here (inductor says)") == 1
+    assert err.count("not compiled: torch.compile fails for this network (inductor says)") == 1
     made = Compiled(model, lambda x: model.forward_normalised(x) + 1)
     torch.testing.assert_close(made(clips(model)), model(clips(model)) + 1)
     made._fast = failing

@@ -26,7 +26,7 @@ from two_stream.errors import (
 from two_stream.evaluation.pictures.annotate import annotate, panel
 from two_stream.evaluation.runs.run import evaluate_run, extraction_of, load_run, predict, reading_of
 from two_stream.evaluation.scoring import video as on_the_fly
-from two_stream.evaluation.scoring.video import VideoInput, VideoResult, fuse_results, score_file, top
+from two_stream.evaluation.scoring.video import VideoInput, VideoResult, fuse_results, score_file, top_classes
 from two_stream.video.decoding.reader import open_video
 from two_stream.video.extraction.many_videos import extract
 from two_stream.video.extraction.one_video import ExtractOptions
@@ -123,7 +123,7 @@ def test_short_videos_loop_and_one_frame_has_no_flow(world, tmp_path):
     assert score_file(rgb.model, two, SMALL).views == 3
     assert score_file(flow.model, two, SMALL).views == 3
     assert score_file(rgb.model, one, SMALL).frames == 1
-    with pytest.raises(VideoError, match="one frame only, and flow needs two; use an RGB run"):
+    with pytest.raises(VideoError, match="has only one frame, and flow needs two; use an RGB run"):
         score_file(flow.model, one, SMALL)
 
 
@@ -153,7 +153,7 @@ def test_fused_probabilities_keep_the_order_of_the_rule_and_the_sharpness_of_the
     assert fuse_results([rgb, flow], weights=[3, 1]).argmax() == 2
     for rule in ("l2", "logits", "probabilities", "rank"):
         assert fuse_results([rgb, flow], rule).sum() == pytest.approx(1.0)
-    assert top(mixed, ["a", "b", "c"], 2)[0] == ("b", pytest.approx(float(mixed[1])))
+    assert top_classes(mixed, ["a", "b", "c"], 2)[0] == ("b", pytest.approx(float(mixed[1])))
 
 
 def test_public_predict_takes_a_model_a_run_or_several(world):

@@ -7,14 +7,14 @@ from scipy.special import softmax
 from torch import nn
 
 from two_stream.config.schema import EvaluateOptions
+from two_stream.data.clips.views import evaluation_clips
 from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation.scoring.score import aggregate_views, score_videos
 from two_stream.evaluation.scoring.views import (
     assemble_clips,
-    clip_frames,
     crop_views,
     describe_views,
-    slug,
+    protocol_slug,
     views_of_clip,
 )
 from two_stream.types import InputSpec, VideoViews
@@ -110,7 +110,7 @@ def test_what_cannot_be_scored_is_named():
     with pytest.raises(ScoreError, match="a: the video came twice"):
         score([video("a", [1]), video("a", [2])])
     empty = replace(video("hollow", [1]), boxes=[], flips=[])
-    with pytest.raises(ScoreError, match="hollow: the video came without a view"):
+    with pytest.raises(ScoreError, match="hollow: the video has no views"):
         score([empty])
 
     class Broken(Mean):
@@ -126,14 +126,14 @@ def test_what_cannot_be_scored_is_named():
 
 
 def test_clips_follow_the_options():
-    assert clip_frames(EvaluateOptions(views="single"), SPEC, 12) == [list(range(3, 11))]
-    assert len(clip_frames(EvaluateOptions(views="multi"), SPEC, 40)) == 5
-    assert len(clip_frames(EvaluateOptions(views="uniform", num_clips=4), SPEC, 40)) == 4
-    starts = [clip[0] for clip in clip_frames(EvaluateOptions(views="sliding", step=10), SPEC, 40)]
+    assert evaluation_clips(EvaluateOptions(views="single"), SPEC, 12) == [list(range(3, 11))]
+    assert len(evaluation_clips(EvaluateOptions(views="multi"), SPEC, 40)) == 5
+    assert len(evaluation_clips(EvaluateOptions(views="uniform", num_clips=4), SPEC, 40)) == 4
+    starts = [clip[0] for clip in evaluation_clips(EvaluateOptions(views="sliding", step=10), SPEC, 40)]
     assert starts == [1, 11, 21, 31, 33]
-    assert clip_frames(EvaluateOptions(views="multi"), SPEC, 3) == [[1, 2, 3, 1, 2, 3, 1, 2]]
-    assert clip_frames(EvaluateOptions(views="multi"), SPEC, 9, "paper") == [list(range(1, 9))]
-    assert [len(crop_views(EvaluateOptions(crops=c), SPEC)) for c in ("center", "three", "ten")] == [1, 3, 10]
+    assert evaluation_clips(EvaluateOptions(views="multi"), SPEC, 3) == [[1, 2, 3, 1, 2, 3, 1, 2]]
+    assert evaluation_clips(EvaluateOptions(views="multi"), SPEC, 9, "paper") == [list(range(1, 9))]
+    assert [len(crop_views(c, SPEC)) for c in ("center", "three", "ten")] == [1, 3, 10]
 
 
 def test_protocol_is_named_and_no_two_share_a_file_name():
@@ -144,7 +144,7 @@ def test_protocol_is_named_and_no_two_share_a_file_name():
     assert describe_views(EvaluateOptions(views="sliding", step=4)).startswith(
         "sliding window every 4 frames"
     )
-    assert slug(EvaluateOptions(precision="fp32")) == "multi_ten_logits"
+    assert protocol_slug(EvaluateOptions(precision="fp32")) == "multi_ten_logits"
     views = [("single", 10, None), ("multi", 10, None), ("uniform", 3, None), ("uniform", 10, None)]
     options = [
         EvaluateOptions(
@@ -155,13 +155,13 @@ def test_protocol_is_named_and_no_two_share_a_file_name():
         for mean in ("logits", "probabilities")
         for precision in ("fp32", "bf16")
     ]
-    assert len({slug(entry) for entry in options}) == len(options)
+    assert len({protocol_slug(entry) for entry in options}) == len(options)
     assert len({describe_views(entry) for entry in options}) == len(options)
 
 
 def test_ten_crops_of_a_clip_are_its_boxes():
     frames = np.random.default_rng(0).integers(0, 256, (4, 24, 32, 3), dtype=np.uint8)
-    views = crop_views(EvaluateOptions(crops="ten"), SPEC)
+    views = crop_views("ten", SPEC)
     made = views_of_clip(frames, views, SPEC).views
     assert made.shape == (10, 3, 4, 16, 16)
     np.testing.assert_array_equal(made[1].permute(1, 2, 3, 0), frames[:, :16, :16])

@@ -20,10 +20,15 @@ from two_stream.data.catalog import load_record
 from two_stream.errors import CheckpointError, DataError, SettingsError, TwoStreamError, VideoError
 from two_stream.evaluation.report.run_report import write_report
 from two_stream.evaluation.scores.files import read_scores
-from two_stream.late_temporal.evaluators import evaluate_one, evaluate_two
+from two_stream.late_temporal.evaluators import evaluate_one, evaluate_two, print_published
 from two_stream.late_temporal.flags import EvaluatorFlags, OneStreamFlags, TwoStreamFlags
-from two_stream.late_temporal.layout import counted, find_record, pattern_of, training_record, with_frames
-from two_stream.late_temporal.lines import published_lines
+from two_stream.late_temporal.layout import (
+    count_listed_frames,
+    find_record,
+    pattern_of,
+    training_record,
+    with_frames,
+)
 from two_stream.pretrained import write_model
 from two_stream.types import ScoreTable, VideoRecord
 
@@ -327,8 +332,8 @@ def test_flow_frames_are_counted_under_either_name(small):
     found = with_frames(record, {"rgb": root, "flow": root}, ["video 0"])
     assert found.patterns.flow_x == "flow_x_{:05d}"
     videos = [VideoRecord("video 0", 99, 0), VideoRecord("video 1", 99, 1)]
-    assert [v.num_frames for v in counted(videos, found, "flow")] == [39, 8]
-    assert [v.num_frames for v in counted(videos, found, "rgb")] == [40, 9]
+    assert [v.num_frames for v in count_listed_frames(videos, found, "flow")] == [39, 8]
+    assert [v.num_frames for v in count_listed_frames(videos, found, "rgb")] == [40, 9]
     for path in root.glob("*/flow_*"):
         path.rename(path.with_name(path.name + ".jpg"))
     assert with_frames(record, {"flow": root}, ["video 0"]).patterns.flow_y == "flow_y_{:05d}.jpg"
@@ -337,7 +342,7 @@ def test_flow_frames_are_counted_under_either_name(small):
 def test_published_lines_count_the_classes_that_occur(capsys):
     scores = np.array([[0, 0, 9, 1], [0, 0, 1, 9], [0, 1, 9, 0.5], [0, 0, 0, 9]])
     table = ScoreTable(list("abcd"), np.array([2, 2, 3, 3]), list("wxyz"), scores)
-    published_lines(table, ["./checkpoint/x"], 1.5, ("multi", "ten"))
+    print_published(table, ["./checkpoint/x"], 1.5, ("multi", "ten"))
     shown = capsys.readouterr().out.splitlines()
     assert shown[:2] == ["Sample 1/4: GT: 2, Prediction: 2", "Sample 2/4: GT: 2, Prediction: 3"]
     assert shown[4:] == [

@@ -14,7 +14,7 @@ from two_stream.commands import fuse as fuse_command
 from two_stream.commands import report as report_command
 from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation.pictures import thumbnails
-from two_stream.evaluation.report import svg
+from two_stream.evaluation.report import page
 from two_stream.evaluation.report.run_report import write_report
 from two_stream.evaluation.runs.lookup import BASELINE_SCORES, baseline_folder
 from two_stream.evaluation.scores import metrics, words
@@ -176,7 +176,7 @@ def test_labels_are_told_apart_by_run_then_by_number(runs):
 @pytest.mark.parametrize("suffix", [".json", ".md", ".JSON"])
 def test_the_page_does_not_overwrite_its_own_numbers(two, tmp_path, suffix):
     with pytest.raises(
-        SettingsError, match=rf"r\{suffix}: the page is HTML; give a name in \.html"
+        SettingsError, match=rf"r\{suffix}: the page is HTML; expected a name in \.html"
     ) as caught:
         write_report(two, tmp_path / f"r{suffix}")
     assert "\n" not in str(caught.value)
@@ -230,17 +230,17 @@ def test_score_files_without_a_run_are_enough(two, tmp_path):
 def test_figures_of_few_and_many_classes(classes):
     names = [f"class {i}" for i in range(classes)]
     counts = np.eye(classes, dtype=np.int64) * 3
-    drawn = svg.confusion(counts, names)
+    drawn = page.confusion(counts, names)
     assert drawn.startswith("<svg")
     assert ("class 1<" in drawn) == (classes < 101)
     assert (">3</text>" in drawn) == (classes == 2)
     rows = [metrics.ClassRow(name, 3, 3, 1.0, "", 0) for name in names]
-    assert "class 0 (3)" in svg.class_bars({"rgb": rows, "fused": rows})
+    assert "class 0 (3)" in page.class_bars({"rgb": rows, "fused": rows})
 
 
 def test_learning_curves_leave_out_what_is_not_there():
-    assert svg.learning_curves({}) is None
-    drawn = svg.learning_curves({"rgb": [{"epoch": 1.0, "val_loss": 1.0}]})
+    assert page.learning_curves({}) is None
+    drawn = page.learning_curves({"rgb": [{"epoch": 1.0, "val_loss": 1.0}]})
     assert ">loss<" in drawn
     assert "learning rate" not in drawn
 
@@ -324,7 +324,7 @@ def test_the_baseline_is_a_row_and_a_sentence_and_no_part_of_the_fusion(two, run
     command = f"two-stream baseline toy --split 1 --settings-root {runs.root}/settings --runs {runs.root}"
     assert (
         without["baseline"]
-        == f"No baseline of this data set yet. What a network must beat is said by: {command}"
+        == f"No baseline of this data set yet. To see what a network must beat, run: {command}"
     )
     baseline_scores(runs, two[0])
     page, values, text = write_report(two, tmp_path / "r.html")

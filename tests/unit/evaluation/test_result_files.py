@@ -17,7 +17,7 @@ GUESSES = {"a/v1": [{"label": "jump", "score": 0.7}, {"label": "run", "score": 0
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "no JSON file"),
+        ("{", "not a JSON file"),
         ("[]", 'expected {"results"'),
         ('{"results": {"v": 3}}', r"results\.v: expected a list"),
         (

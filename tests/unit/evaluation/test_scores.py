@@ -154,7 +154,7 @@ def test_join_names_what_does_not_fit():
         join([first, table(["a"], [0], modality="flow")])
     with pytest.raises(ScoreError, match=r"rgb: videos of flow are missing: 'z'"):
         join([first, table(["a", "b", "c", "d", "e", "z"], modality="flow")])
-    with pytest.raises(ScoreError, match=r"flow: the video id stands twice: 'a'"):
+    with pytest.raises(ScoreError, match=r"flow: duplicate video id: 'a'"):
         join([first, table(["a", "a", "b", "c", "d"], modality="flow")])
     with pytest.raises(ScoreError, match=r"flow: label of 'b' is 'c', in rgb it is 'b'; expected"):
         join([first, table(["a", "b", "c", "d", "e"], [0, 2, 2, 0, 1], modality="flow")])

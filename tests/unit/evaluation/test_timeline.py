@@ -10,8 +10,14 @@ import pytest
 from scipy.special import softmax
 
 from two_stream.config.schema import EvaluateOptions
-from two_stream.evaluation.pictures.timeline import TimelineWindow, windows, write_csv
-from two_stream.evaluation.pictures.timeline_figure import _edges, _stretches, draw_timeline
+from two_stream.evaluation.pictures.timeline import (
+    TimelineWindow,
+    _edges,
+    _stretches,
+    draw_timeline,
+    score_windows,
+    write_csv,
+)
 from two_stream.evaluation.scoring.video import VideoResult, fuse_results
 from two_stream.types import InputSpec
 
@@ -34,7 +40,7 @@ def result_of(frames, clips, seed=0):
 
 def test_a_window_is_the_mean_of_its_own_crops():
     scored = result_of(21, 5)  # starts 1, 5, 9, 13, and 14 to reach the end
-    found = windows([run_of("rgb")], [scored], [OPTIONS], ["standard"])
+    found = score_windows([run_of("rgb")], [scored], [OPTIONS], ["standard"])
     assert [(w.first, w.last) for w in found] == [(1, 8), (5, 12), (9, 16), (13, 20), (14, 21)]
     assert [(w.start, w.end) for w in found[:2]] == [(0.0, 0.8), (0.4, 1.2)]
     views = scored.view_logits.reshape(3, 5, 2)  # crop-major
@@ -45,7 +51,9 @@ def test_a_window_is_the_mean_of_its_own_crops():
 def test_streams_meet_window_by_window():
     rgb, flow = result_of(21, 5), result_of(21, 4, seed=1)  # 20 flow frames: 1, 5, 9, 13
     runs, options = [run_of("rgb"), run_of("flow")], [OPTIONS, OPTIONS]
-    found = windows(runs, [rgb, flow], options, ["standard"] * 2, rule="probabilities", weights=(3.0, 1.0))
+    found = score_windows(
+        runs, [rgb, flow], options, ["standard"] * 2, rule="probabilities", weights=(3.0, 1.0)
+    )
     assert [(w.first, w.last) for w in found] == [(1, 9), (5, 13), (9, 17), (13, 21)], (
         "flow 8 lies between 8 and 9"
     )
@@ -56,7 +64,7 @@ def test_streams_meet_window_by_window():
 
 
 def test_a_short_video_is_one_window_up_to_its_end():
-    (window,) = windows([run_of("rgb")], [result_of(5, 1)], [OPTIONS], ["standard"])
+    (window,) = score_windows([run_of("rgb")], [result_of(5, 1)], [OPTIONS], ["standard"])
     assert (window.first, window.last) == (1, 5)
 
 

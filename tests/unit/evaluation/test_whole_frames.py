@@ -19,7 +19,7 @@ from two_stream.evaluation.runs.run import evaluate_run, load_run, reading_of
 from two_stream.evaluation.scores.files import read_scores
 from two_stream.evaluation.scoring.network import example_clip
 from two_stream.evaluation.scoring.video import VideoInput, picture_at, score_file
-from two_stream.evaluation.scoring.views import describe_views, same_boxes_note, slug
+from two_stream.evaluation.scoring.views import describe_views, protocol_slug, same_boxes_note
 from two_stream.export import export_run, load
 from two_stream.export.clips import run_clips
 from two_stream.pretrained import write_model
@@ -164,7 +164,7 @@ def test_the_same_box_many_times_is_told_and_full_gives_its_scores(world, monkey
     monkeypatch.setattr(run_module, "note", said.append)
     ten, _ = evaluate_run(run, FULL.model_copy(update={"crops": "ten"}))
     assert len(said) == 1
-    assert "cuts the same box every time" in said[0]
+    assert "repeats the same box" in said[0]
     full, _ = evaluate_run(run, FULL)
     assert len(said) == 1
     np.testing.assert_allclose(full.logits, ten.logits, atol=1e-4 * float(np.abs(ten.logits).max()))
@@ -172,7 +172,7 @@ def test_the_same_box_many_times_is_told_and_full_gives_its_scores(world, monkey
 
 
 def test_protocols_have_names_of_their_own() -> None:
-    assert slug(EvaluateOptions(crops="full", precision="fp32")) == "multi_full_logits"
+    assert protocol_slug(EvaluateOptions(crops="full", precision="fp32")) == "multi_full_logits"
     without = describe_views(FULL, mirror=Mirror(allowed=False))
     assert without == "single clip × whole frame, mean of logits"
     pairs = describe_views(FULL, mirror=Mirror(labels=(1, 0)))

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
-from two_stream.evaluation.runs.facts import scoring_facts
+from two_stream.evaluation.runs.run import scoring_facts
 from two_stream.evaluation.scores.words import protocol_line
-from two_stream.evaluation.scoring.network import resolved
+from two_stream.evaluation.scoring.network import resolve_evaluation
 from two_stream.recognizer import create_model
 from two_stream.runtime import precision
 from two_stream.runtime.precision import Speedup, native_bf16, precision_reason, resolve_precision
@@ -105,14 +105,14 @@ def test_scores_and_reports_say_what_was_chosen_and_why(measured):
     measured(0.5, 0.6)
     experiment = Experiment()
     model = create_model("efficient3d/mobilenet_0.5x", 3)
-    chosen = resolved(EvaluateOptions(), model.spec, CPU, exact=False)
+    chosen = resolve_evaluation(model, EvaluateOptions(), CPU, exact=False)
     facts = scoring_facts(experiment.model_copy(update={"evaluate": chosen}), model)
     assert (facts["precision"], facts["precision_reason"]) == ("fp32", "fp32 (bf16 0.5x here)")
     assert "mean of logits · fp32 (bf16 0.5x here)" in protocol_line(facts)
     paper = experiment.model_copy(update={"evaluate": chosen, "data": DataOptions(sampling="paper")})
     assert scoring_facts(paper, model)["precision_reason"] is None
     measured(2.5, 2.0)
-    chosen = resolved(EvaluateOptions(), model.spec, CPU, exact=False)
+    chosen = resolve_evaluation(model, EvaluateOptions(), CPU, exact=False)
     # kept in the cache folder: what this machine was found to be stays
     assert chosen.precision == "fp32"
 

@@ -384,13 +384,13 @@ def test_pseudo_values_are_a_t_test_over_sources_a_little_wider() -> None:
 
 
 def test_the_smallest_gain_is_the_intersection_of_both_tests() -> None:
-    first = (Interval(0.05, 0.01, 0.09), Interval(0.05, 0.0, 0.1))
-    second = (Interval(0.08, -0.02, 0.18), Interval(0.08, -0.05, 0.21))
+    first = {0.95: Interval(0.05, 0.01, 0.09), 0.975: Interval(0.05, 0.0, 0.1)}.__getitem__
+    second = {0.95: Interval(0.08, -0.02, 0.18), 0.975: Interval(0.08, -0.05, 0.21)}.__getitem__
     assert statistics.smallest_gain([first, second]) == Interval(0.05, -0.02, 0.1)
     assert statistics.smallest_gain([second, first]) == Interval(0.05, -0.02, 0.1)
     assert statistics.smallest_gain([first]) == Interval(0.05, 0.01, 0.1)
-    unknown = (Interval(0.2, -1, 1, known=False),) * 2
-    assert not statistics.smallest_gain([first, unknown]).known
+    unknown = Interval(0.2, -1, 1, known=False)
+    assert not statistics.smallest_gain([first, lambda level: unknown]).known
 
 
 # --- what is to be expected

@@ -12,7 +12,7 @@ from torch.ao.nn import quantized as nnq
 
 from two_stream.backbones import BACKBONES
 from two_stream.errors import SettingsError
-from two_stream.evaluation.scoring.network import prepare_for_inference, resolved
+from two_stream.evaluation.scoring.network import prepare_for_inference, resolve_evaluation
 from two_stream.pretrained import read_model, write_model
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.surgery import alter
@@ -220,6 +220,6 @@ def test_an_int8_network_is_evaluated_as_it_is() -> None:
     model = quantised(built({"kind": "resnet3d", "depth": 10, "width": 0.25}))
     assert model.cpu_only
     asked = EvaluateOptions(precision="bf16", fold=True, compile=True)
-    options = resolved(asked, model.spec, model.device, exact=False, as_it_is=model.cpu_only)
+    options = resolve_evaluation(model, asked, model.device, exact=False)
     assert (options.precision, options.fold, options.compile) == ("fp32", False, False)
     assert prepare_for_inference(model, options) is model

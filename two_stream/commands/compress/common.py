@@ -15,7 +15,8 @@ from two_stream.config.compress import NoCompression
 from two_stream.config.load import load_experiment, nearest
 from two_stream.config.optimization import Logistic, Sgd
 from two_stream.config.schema import Experiment
-from two_stream.errors import CheckpointError, SettingsError
+from two_stream.errors import SettingsError
+from two_stream.evaluation.runs.lookup import run_paths
 
 if TYPE_CHECKING:
     from two_stream.types import Part
@@ -41,12 +42,7 @@ def source_experiment(run: Path) -> Experiment:
     Raises:
         CheckpointError: It is no run folder.
     """
-    settings = run / "experiment.yaml"
-    if not settings.is_file():
-        raise CheckpointError(
-            f"{run}: not a run folder: it has no experiment.yaml (`two-stream train` writes one)"
-        )
-    return load_experiment(settings)
+    return load_experiment(run_paths(run).experiment)
 
 
 def trained_on(source: Experiment, run: Path, name: str) -> Experiment:

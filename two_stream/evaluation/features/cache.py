@@ -1,49 +1,62 @@
-"""Stored features: what a frozen backbone gives for each view of each video, in a folder that is whole or absent.
+"""Stored features: outputs of a frozen backbone for each view of each video, read for training and for scoring.
 
-`features.json` says what made them and which videos they are of; `<part>.npy` holds a row per view (float32, mapped
-into memory, never unpickled), `<part>_mirrored.npy` whether a view is a mirror image, `checksums.json` the SHA-256 of
-each. Part `train` is the whole official training list, since the seed of a run chooses its holdout: row 0 of a video is
-its centred clip, row 1 + e the clip that a run of the cache's seed draws in epoch e. Part `test` holds the views of an
-evaluation, crop-major as `VideoViews` counts them.
+In a cache folder `features.json` records how the features were computed and lists the videos. `<part>.npy` has one row
+per view (float32, memory-mapped, without pickles), `<part>_mirrored.npy` marks mirrored views and `checksums.json` has
+the SHA-256 of each file. Part `train` is the complete official training list, because the seed of a run chooses its
+holdout: row 0 of a video is its centred clip, row 1 + e the clip that a run with the cache's seed draws in epoch e.
+Part `test` has the views of an evaluation, crop-major as in `VideoViews`.
+
+`StoredClips` gives the rows as training batches, `StoredViews` scores them with head and classifier.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
 from two_stream.config.base import Options, PositiveInt
 from two_stream.config.load import flatten, validate_settings
 from two_stream.config.model import ModelOptions
-from two_stream.config.schema import DataOptions
+from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
 from two_stream.data.catalog import Record, mirror_of
+from two_stream.data.clips.dataset import many_hot
+from two_stream.data.clips.loader import batches_of, epoch_plan
 from two_stream.errors import CheckpointError, DataError, SettingsError
+from two_stream.evaluation.scoring.network import evaluation_mode
+from two_stream.evaluation.scoring.score import Skipped, VideoProgress, VideoScores, collect_scores
+from two_stream.recognizer import Recognizer
+from two_stream.runtime import distributed
 from two_stream.runtime.arrays import map_array
+from two_stream.runtime.device import autocast
 from two_stream.runtime.folders import CHECKSUMS, complete_folder, verify_checksums
 from two_stream.runtime.text import parse_json
-from two_stream.types import FeatureLayout, InputSpec, VideoRecord
+from two_stream.types import Batch, FeatureLayout, InputSpec, Part, VideoRecord
 
 FORMAT = 1
-"""raised when a reader of an older version could misread the folder"""
+"""increased when an older version could misread the folder"""
 FACTS = "features.json"
 CENTRED = 1
 """rows of a training video before those of the augmented clips"""
-AGAIN = "write it anew with `two-stream features`"
-_NO_MATTER = ("model.backbone.pretrained", "model.backbone.weights")
-"""where weights come from; what they are is compared by their SHA-256"""
+AGAIN = "write it again with `two-stream features`"
+_IGNORED = ("model.backbone.pretrained", "model.backbone.weights")
+"""settings of the origin of weights, which are compared by their SHA-256"""
 _ADDED = {"segments": 0, "stack": 1}
-"""parts of the input that the first caches do not name, with what holds for them"""
+"""input settings that early caches do not have, with the values of those caches"""
 
 FeaturePart = Literal["train", "test"]
+_BATCH = 64
+"""rows per forward pass"""
+_UNCACHED = "or read the videos (`two-stream evaluate RUN --uncached`)"
 
 
 class StoredVideo(Options):
@@ -56,7 +69,7 @@ class StoredVideo(Options):
     first: int
     """row of its first view"""
     clips: int
-    """clips, of which each has the crops of the part; of the training part its rows"""
+    """number of clips, each with the crops of the part; in the training part, number of rows"""
 
 
 class PartFacts(Options):
@@ -67,7 +80,7 @@ class PartFacts(Options):
     precision: str
     """autocast type of the forward pass"""
     dtype: Literal["float32", "bfloat16", "float16"]
-    """type that the backbone gave; the rows hold its values as float32"""
+    """output type of the backbone; the rows store the values as float32"""
     folded: bool
     videos: list[StoredVideo]
     skipped: dict[str, str] = Field(default_factory=dict)
@@ -75,15 +88,15 @@ class PartFacts(Options):
 
 
 class FeatureFacts(Options):
-    """Everything `features.json` says."""
+    """Content of `features.json`."""
 
     format: int = FORMAT
     backbone_sha256: str
-    """of names and values of the frozen backbone's weights"""
+    """of the names and values of the frozen backbone's weights"""
     shapes: tuple[tuple[int, ...], ...]
     """see `FeatureLayout`"""
     settings: dict[str, Any]
-    """dotted settings that decide what a view is; see `view_settings`"""
+    """dotted settings that determine the views; see `view_settings`"""
     classes: list[str]
     seed: int
     """of the augmented clips"""
@@ -96,7 +109,7 @@ class FeatureFacts(Options):
     code_version: str
     environment: dict[str, str]
     seconds: float = 0.0
-    """what writing took"""
+    """time taken to write the cache"""
 
 
 @dataclass(frozen=True)
@@ -113,26 +126,25 @@ class StoredPart:
 
 
 class FeatureCache:
-    """A folder of stored features, opened: checksums compared, rows mapped into memory.
+    """A folder of stored features with verified checksums and memory-mapped rows.
 
     Attributes:
-        folder: Where it is.
-        facts: What made it.
-        layout: What a row holds.
-        content: SHA-256 of what the rows are; the same for the same rows, whenever they were written.
+        folder: Path of the folder.
+        facts: How the features were computed.
+        layout: Layout of a row.
+        content: SHA-256 of the rows; independent of when they were written.
     """
 
     def __init__(self, folder: Path | str) -> None:
         """Open a folder.
 
         Raises:
-            CheckpointError: It is missing, no feature cache, damaged, or of another format; names the file.
+            CheckpointError: The folder is missing, damaged, of another format or no feature cache; names the file.
         """
         self.folder = Path(folder)
-        inside = complete_folder(self.folder)
-        self.facts, self.content = _checked(inside, _stamp(inside))
+        self._inside = complete_folder(self.folder)
+        self.facts, self.content = _read_facts(self._inside, _file_stats(self._inside))
         self.layout = FeatureLayout(self.facts.shapes)
-        self._inside = inside
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -141,49 +153,45 @@ class FeatureCache:
         """Return a part.
 
         Raises:
-            CheckpointError: It was not stored, or its files are of another shape than `features.json` says.
+            CheckpointError: The part was not stored, or its files differ in shape from `features.json`.
         """
         facts = self.facts.parts.get(name)
         if facts is None:
             raise CheckpointError(
-                f"{self.folder}: holds no {name} part ({', '.join(self.facts.parts)} only); {AGAIN} --parts train test"
+                f"{self.folder}: has no {name} part (only {', '.join(self.facts.parts)}); {AGAIN} --parts train test"
             )
         rows = self._array(f"{name}.npy", np.float32, (facts.rows, self.layout.width))
         mirrored = self._array(f"{name}_mirrored.npy", np.bool_, (facts.rows,))
         return StoredPart(name, facts, rows, mirrored, {video.id: video for video in facts.videos})
 
     def check_backbone(self, sha256: str, advice: str) -> None:
-        """Refuse another backbone than the one the features come from.
+        """Check that the features come from a backbone.
 
         Raises:
-            CheckpointError: Says what to do: `advice`.
+            CheckpointError: They come from another one; the message ends with `advice`.
         """
         if sha256 != self.facts.backbone_sha256:
             raise CheckpointError(
-                f"{self.folder}: holds the features of another backbone (weights {self.facts.backbone_sha256[:12]}…, "
+                f"{self.folder}: has the features of another backbone (weights {self.facts.backbone_sha256[:12]}…, "
                 f"here {sha256[:12]}…); {advice}"
             )
 
     def check_settings(self, settings: Mapping[str, Any], classes: Sequence[str]) -> None:
-        """Refuse settings under which a view would be another one; keys that are not given are not compared.
+        """Compare settings that determine the views; only the given keys are compared.
 
         Raises:
-            SettingsError: Names the settings that differ, with both values.
+            SettingsError: Some settings differ; names them with both values.
         """
         if list(classes) != self.facts.classes:
-            raise SettingsError(f"{self.folder}: made for another data set or list of classes; {AGAIN}")
+            raise SettingsError(f"{self.folder}: written for another data set or list of classes; {AGAIN}")
         made, usual = self.facts.settings, {f"model.input.{name}": value for name, value in _ADDED.items()}
         if "model.input.stride" in settings:
             made, settings = usual | made, usual | dict(settings)
-        wrong = [
-            f"`{key}` {made.get(key)} (here {value})"
-            for key, value in settings.items()
-            if made.get(key) != value
-        ]
+        wrong = _differences(made, settings)
         if wrong:
             raise SettingsError(
-                f"{self.folder}: the features were made with {'; '.join(wrong[:4])}{'; …' if wrong[4:] else ''}; "
-                f"give the same settings or {AGAIN}"
+                f"{self.folder}: the features were computed with {'; '.join(wrong[:4])}{'; …' if wrong[4:] else ''}; "
+                f"use the same settings or {AGAIN}"
             )
 
     def _array(self, name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
@@ -194,24 +202,37 @@ class FeatureCache:
             raise CheckpointError(f"{path}: cannot be read ({error}); {AGAIN}") from None
         if found.dtype != dtype or found.shape != shape:
             raise CheckpointError(
-                f"{path}: holds {found.dtype} {found.shape}, {FACTS} says {np.dtype(dtype)} {shape}; {AGAIN}"
+                f"{path}: has {found.dtype} {found.shape}, {FACTS} says {np.dtype(dtype)} {shape}; {AGAIN}"
             )
         return np.asarray(found) if dtype is np.bool_ else found
 
 
-def stored_video(cache: FeatureCache, part: StoredPart, record: VideoRecord) -> StoredVideo | None:
-    """Return where a video of a list is stored; None where it could not be read when the cache was written.
+def _differences(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    differ = {key: value for key, value in wanted.items() if made.get(key) != value}
+    return [f"`{key}` {made.get(key)} (here {value})" for key, value in differ.items()]
+
+
+def stored_video(
+    cache: FeatureCache, part: StoredPart, record: VideoRecord, on_error: str = "skip"
+) -> StoredVideo | None:
+    """Return the stored rows of a listed video; None if the video could not be read when the cache was written.
 
     Raises:
-        DataError: It is not there at all, or has other frames or labels in the list now.
+        DataError: The video is not stored, its frames or labels in the list have changed, or it could not be read and
+            `on_error` is `raise`.
     """
     video = part.videos.get(record.id)
     if video is None:
-        if record.id in part.facts.skipped:
-            return None
-        raise DataError(
-            f"{cache}: video {record.id!r} of the list is not in its {part.name} part; the lists changed: {AGAIN}"
-        )
+        if record.id not in part.facts.skipped:
+            raise DataError(
+                f"{cache}: video {record.id!r} of the list is not in its {part.name} part; the lists changed: {AGAIN}"
+            )
+        if on_error == "raise":
+            raise DataError(
+                f"video {record.id!r} could not be read when {cache} was written: {part.facts.skipped[record.id]}. "
+                "Skip unreadable videos with `data.on_error: skip`"
+            )
+        return None
     if (video.num_frames, video.labels) != (record.num_frames, record.all_labels):
         raise DataError(
             f"{cache}: video {record.id!r} was stored with {video.num_frames} frames and labels {list(video.labels)}, "
@@ -223,14 +244,9 @@ def stored_video(cache: FeatureCache, part: StoredPart, record: VideoRecord) -> 
 def view_settings(
     model: ModelOptions, spec: InputSpec, data: DataOptions, record: Record, *, training: bool
 ) -> dict[str, Any]:
-    """Return, dotted, what decides how a view of a video looks and what a backbone makes of it, as JSON has it.
+    """Return the settings that determine the features of a view, with dotted keys and JSON values.
 
-    Args:
-        model: Settled options of the network.
-        spec: What it expects.
-        data: Reading.
-        record: The data set.
-        training: With what only augmented clips depend on.
+    `model` has resolved options. With `training` the settings of augmented clips are included.
     """
     network = model.model_dump(mode="json", include={"modality", "backbone", "reduction", "reduced_channels"})
     if model.reduction == "none":
@@ -239,9 +255,9 @@ def view_settings(
     read = {"split", "sampling", "frame_order", "scaled_decoding"}
     reading = data.model_dump(mode="json", include={*read, *({"augment", "resize_once"} if training else ())})
     if data.sampling == "segments":
-        reading["sampling"] = "standard"  # the input says it
+        reading["sampling"] = "standard"  # segments are part of the input
     if not training:
-        kept = {"protocol", "crop"} if data.augment.whole_frame else {"protocol"}  # centred views follow it
+        kept = {"protocol", "crop"} if data.augment.whole_frame else {"protocol"}  # of centred views
         reading["augment"] = data.augment.model_dump(mode="json", include=kept)
     mirror = mirror_of(record, data.augment.protocol)
     found = flatten(
@@ -250,27 +266,25 @@ def view_settings(
             "data": {"dataset": record.name, **reading, "mirror": asdict(mirror)},
         }
     )
-    plain: dict[str, Any] = json.loads(json.dumps({k: v for k, v in found.items() if k not in _NO_MATTER}))
+    plain: dict[str, Any] = json.loads(json.dumps({k: v for k, v in found.items() if k not in _IGNORED}))
     return plain
 
 
-def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Return what changes when a file of the folder does, so that one process compares checksums once."""
+def _file_stats(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Return names, sizes and times of the files: unless these change, a process verifies checksums only once."""
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "no such folder"
-        raise CheckpointError(
-            f"{folder}: {what}; expected stored features, as `two-stream features` writes them"
-        )
+        raise CheckpointError(f"{folder}: {what}; expected a folder written by `two-stream features`")
     stats = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
     return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
 @lru_cache(maxsize=8)
-def _checked(folder: Path, _stamp: tuple[tuple[str, int, int], ...]) -> tuple[FeatureFacts, str]:
+def _read_facts(folder: Path, _stats: tuple[tuple[str, int, int], ...]) -> tuple[FeatureFacts, str]:
     path = folder / FACTS
     if not path.is_file() and not (folder / CHECKSUMS).is_file():
         raise CheckpointError(
-            f"{folder}: holds no stored features ({FACTS}); `two-stream features` writes them"
+            f"{folder}: no stored features ({FACTS}); write them with `two-stream features`"
         )
     verify_checksums(folder, "feature cache", AGAIN)
     try:
@@ -279,8 +293,265 @@ def _checked(folder: Path, _stamp: tuple[tuple[str, int, int], ...]) -> tuple[Fe
     except (OSError, ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path}: missing or damaged; {AGAIN}") from None
     if made != FORMAT:
-        raise CheckpointError(f"{path}: of format {made}, this version reads {FORMAT}; {AGAIN}")
+        raise CheckpointError(f"{path}: has format {made}, this version reads {FORMAT}; {AGAIN}")
     facts = validate_settings(FeatureFacts, mapping, path)
     sums = parse_json((folder / CHECKSUMS).read_text(encoding="utf-8"))
     held = [f"{name} {digest}" for name, digest in sorted(sums.items()) if name != FACTS]
     return facts, hashlib.sha256("\n".join([facts.backbone_sha256, *held]).encode()).hexdigest()
+
+
+def backbone_sha256(model: Recognizer) -> str:
+    """Return the SHA-256 of names and values of a backbone's weights and statistics, reduction block included."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.backbone.state_dict().items()):
+        if name.endswith("num_batches_tracked"):  # counts steps, changes no output
+            continue
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        values = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(values.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class StoredClips:
+    """Stored training rows of videos, by the numbers of `epoch_plan`.
+
+    Epoch e uses augmented clip e modulo the number of stored clips; a video drawn again in the same epoch uses the next
+    one.
+    """
+
+    def __init__(
+        self, cache: FeatureCache, experiment: Experiment, records: Sequence[VideoRecord], record: Record
+    ) -> None:
+        """Find the rows of the videos.
+
+        Raises:
+            DataError: A video is not stored, or could not be read and `data.on_error` is `raise`.
+            CheckpointError: The training part was not stored.
+        """
+        self.records = records
+        self.part = cache.part("train")
+        self.views = cache.facts.train_views
+        self.mirror = mirror_of(record, experiment.data.augment.protocol)
+        self.num_classes = record.num_classes
+        self.multi_label = record.multi_label
+        same = experiment.train.precision == self.part.facts.precision
+        self.dtype = getattr(torch, self.part.facts.dtype) if same else torch.float32
+        on_error = experiment.data.on_error
+        self.videos = [stored_video(cache, self.part, video, on_error) for video in records]
+
+    def batch(self, numbers: Sequence[int], epoch: int | None) -> tuple[Batch, Skipped]:
+        """Return a batch, and (id, reason) of its videos that could not be read.
+
+        Numbers past the end count the videos again, as in `ClipDataset`. Without `epoch` the clips are centred.
+        """
+        rows: list[int] = []
+        ids: list[str] = []
+        labels: list[tuple[int, ...]] = []
+        skipped: Skipped = []
+        for number in numbers:
+            again, place = divmod(number, len(self.records))
+            record, stored = self.records[place], self.videos[place]
+            if stored is None:
+                skipped.append((record.id, self.part.facts.skipped[record.id]))
+                continue
+            row = stored.first if epoch is None else stored.first + CENTRED + (epoch + again) % self.views
+            rows.append(row)
+            ids.append(record.id)
+            shown = record.all_labels
+            labels.append(self.mirror.of(shown) if self.part.mirrored[row] else shown)
+        features_BD = torch.from_numpy(np.asarray(self.part.rows[rows])).to(self.dtype)
+        return Batch(features_BD, self._targets(labels), ids), skipped
+
+    def _targets(self, labels: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        if self.multi_label and labels:
+            return torch.stack([many_hot(each, self.num_classes) for each in labels])
+        return torch.tensor([each[0] for each in labels], dtype=torch.int64)
+
+
+class StoredLoader:
+    """One pass over stored clips, read in this process: a batch takes microseconds. Never yields an empty batch.
+
+    Attributes:
+        position: One more than the number, in the pass, of the last batch read.
+        skipped: (id, reason) of the videos left out since the iteration began.
+    """
+
+    def __init__(
+        self,
+        clips: StoredClips,
+        plan: Sequence[Sequence[int]],
+        *,
+        epoch: int | None,
+        skip: int = 0,
+        pin: bool = False,
+    ) -> None:
+        """Plan a pass.
+
+        `plan` has the numbers of the videos of each batch; the first `skip` batches are left out. Without `epoch` the
+        clips are centred. `pin`: use pinned memory, from which a GPU copies asynchronously.
+        """
+        self.clips, self.plan, self.epoch = clips, plan, epoch
+        self.skip, self.pin = skip, pin
+        self.position = skip
+        self.skipped: Skipped = []
+
+    def __len__(self) -> int:
+        """Number of batches to read (with `on_error: skip`, at most)."""
+        return len(self.plan) - self.skip
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Read the plan."""
+        self.skipped, self.position = [], self.skip
+        for number in range(self.skip, len(self.plan)):
+            batch, skipped = self.clips.batch(self.plan[number], self.epoch)
+            self.position = number + 1
+            self.skipped += skipped
+            if batch.ids:
+                yield batch.pin_memory() if self.pin else batch
+
+
+def stored_epoch(
+    clips: StoredClips, experiment: Experiment, epoch: int, skip: int, *, pin: bool
+) -> StoredLoader:
+    """Return the batches of a training epoch, in the order of `train_loader`."""
+    plan = epoch_plan(clips.records, experiment.data, experiment.train.batch_size, experiment.seed, epoch)
+    return StoredLoader(clips, plan, epoch=epoch, skip=skip, pin=pin)
+
+
+def stored_centred(clips: StoredClips, experiment: Experiment, *, pin: bool) -> StoredLoader:
+    """Return the centred clip of every video, in batches of the training size."""
+    plan = batches_of(range(len(clips.records)), experiment.train.batch_size)
+    return StoredLoader(clips, plan, epoch=None, pin=pin)
+
+
+class StoredViews:
+    """Stored views of a part, scored with head and classifier of a run, without a video or a backbone.
+
+    Attributes:
+        experiment: Settings of the scores: views, precision and folding are those of the cache.
+    """
+
+    def __init__(
+        self, model: Recognizer, experiment: Experiment, record: Record, part: Part, precision: str
+    ) -> None:
+        """Open the cache `experiment.data.features` and compare it with the run.
+
+        `experiment.evaluate` is resolved for this device; `precision` is the requested one, `auto` uses that of the
+        cache. Of the validation and the training part only the centred clip and crop are stored, in the precision of
+        training.
+
+        Raises:
+            SettingsError: The cache has other views, another precision or other settings; names them.
+            CheckpointError: The cache is missing, damaged or of another backbone.
+        """
+        assert experiment.data.features is not None
+        cache = FeatureCache(experiment.data.features)
+        model.check_stored(cache.layout, cache)
+        settings = view_settings(model.options, model.spec, experiment.data, record, training=False)
+        cache.check_settings(settings, record.classes)
+        cache.check_backbone(backbone_sha256(model), f"use the cache of the run's training, {_UNCACHED}")
+        stored: FeaturePart = "test" if part == "test" else "train"
+        self.model = model
+        self.cache = cache
+        self.part: StoredPart = cache.part(stored)
+        self.mirror = mirror_of(record, experiment.data.augment.protocol)
+        evaluate = self._evaluate(experiment.evaluate, part, precision)
+        self.experiment = experiment.model_copy(update={"evaluate": evaluate})
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Origin of the scores, for the score file."""
+        made = self.cache.facts
+        return {
+            "source": "features",
+            "precision_reason": None,  # the precision is that of the cache
+            "features": {
+                "folder": str(self.cache.folder),
+                "content_sha256": self.cache.content,
+                "backbone_sha256": made.backbone_sha256,
+                "holds": str(self.cache.layout),
+                "code_version": made.code_version,
+                "device": made.environment.get("device"),
+            },
+        }
+
+    def _evaluate(self, options: EvaluateOptions, part: Part, precision: str) -> EvaluateOptions:
+        """Return the options with the views and the precision of the cache."""
+        facts = self.part.facts
+        update: dict[str, Any] = {"precision": facts.precision, "fold": facts.folded, "compile": False}
+        if part != "test":
+            return options.model_copy(update={**update, "views": "single", "crops": "center"})
+        if precision not in ("auto", facts.precision):
+            raise SettingsError(
+                f"{self.cache}: the test part was computed in {facts.precision} and `evaluate.precision` is "
+                f"{precision}; use {facts.precision} or auto, {_UNCACHED}"
+            )
+        keys = ["views", "crops", *{"uniform": ["num_clips"], "sliding": ["step"]}.get(options.views, [])]
+        made = {f"evaluate.{key}": self.cache.facts.evaluate[key] for key in keys}
+        wrong = _differences(made, {f"evaluate.{key}": getattr(options, key) for key in keys})
+        if wrong:
+            raise SettingsError(
+                f"{self.cache}: the views were stored with {', '.join(wrong)}; use the same, {AGAIN}, {_UNCACHED}"
+            )
+        return options.model_copy(update=update)
+
+    def score(self, records: Sequence[VideoRecord], aggregate: str) -> tuple[VideoScores, Skipped]:
+        """Score the videos of a list; of several processes the main one scores them all.
+
+        Returns:
+            The scores, and the videos that could not be read when the cache was written.
+
+        Raises:
+            DataError: A video is not stored, or could not be read and `data.on_error` is `raise`.
+        """
+        found: list[tuple[VideoRecord, StoredVideo]] = []
+        skipped: Skipped = []
+        for record in records if distributed.is_main() else []:
+            video = stored_video(self.cache, self.part, record, self.experiment.data.on_error)
+            if video is None:
+                skipped.append((record.id, self.part.facts.skipped[record.id]))
+            else:
+                found.append((record, video))
+        keep_views = self.experiment.evaluate.keep_views
+        with evaluation_mode(self.model):
+            videos = self._videos(found)
+            scores = collect_scores(videos, aggregate=aggregate, keep_views=keep_views, total=len(found))
+        return scores, skipped
+
+    def _videos(self, found: Sequence[tuple[VideoRecord, StoredVideo]]) -> Iterator[VideoProgress]:
+        """Yield every video with the logits of its views; videos share forward passes."""
+        waiting: list[tuple[VideoProgress, range]] = []
+        for number, (record, stored) in enumerate(found, 1):
+            waiting.append(self._video(record, stored))
+            if number == len(found) or sum(len(rows) for _, rows in waiting) >= _BATCH:
+                yield from self._scored(waiting)
+                waiting = []
+
+    def _video(self, record: VideoRecord, stored: StoredVideo) -> tuple[VideoProgress, range]:
+        first = stored.first
+        if self.part.name == "train":
+            return VideoProgress(record.id, record.label, 1, 1, flips=[False]), range(first, first + 1)
+        crops = self.part.facts.crops
+        rows = range(first, first + stored.clips * crops)
+        flips = [bool(flag) for flag in self.part.mirrored[rows.start : rows.stop : stored.clips]]
+        labels = self.mirror.labels
+        return VideoProgress(record.id, record.label, stored.clips, crops, flips, labels), rows
+
+    def _scored(self, waiting: Sequence[tuple[VideoProgress, range]]) -> Iterator[VideoProgress]:
+        rows = [row for _, rows in waiting for row in rows]
+        blocks = [self._logits(rows[start : start + _BATCH]) for start in range(0, len(rows), _BATCH)]
+        logits = np.concatenate(blocks)
+        start = 0
+        for video, own in waiting:
+            video.take(list(range(len(own))), logits[start : start + len(own)])
+            start += len(own)
+            yield video
+
+    @torch.inference_mode()
+    def _logits(self, rows: Sequence[int]) -> NDArray[np.float32]:
+        facts = self.part.facts
+        device = self.model.device
+        values = torch.from_numpy(self.part.rows[rows]).to(device, getattr(torch, facts.dtype))
+        with autocast(device, facts.precision):
+            logits_VK = self.model.forward_stored(values, self.cache.layout)
+        return logits_VK.float().cpu().numpy()

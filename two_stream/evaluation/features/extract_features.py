@@ -1,12 +1,11 @@
-"""Writing stored features: every view of every video through the frozen backbone once (`cache.py` reads them).
+"""Writes stored features: computes every view of every video with the frozen backbone once (`cache.py` reads them).
 
 The views are those of training and evaluation, read by the same data sets and computed by the same network (folded, in
-the precision of training or of evaluation), so that a head sees what it would see without the cache.
+the precision of training or of evaluation), so a head gets the same features as without the cache.
 """
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,16 +31,17 @@ from two_stream.evaluation.features.cache import (
     FeaturePart,
     PartFacts,
     StoredVideo,
+    backbone_sha256,
     view_settings,
 )
-from two_stream.evaluation.scoring.batching import Canvas, VideoProgress, scored_views
 from two_stream.evaluation.scoring.network import (
+    evaluation_mode,
     example_clip,
     is_exact,
     prepare_for_inference,
     resolve_evaluation,
 )
-from two_stream.evaluation.scoring.score import check_incomplete
+from two_stream.evaluation.scoring.score import Canvas, VideoProgress, check_incomplete, scored_views
 from two_stream.evaluation.scoring.views import crop_views
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
@@ -54,19 +54,7 @@ from two_stream.types import FeatureLayout, VideoRecord, VideoViews
 
 PARTS: tuple[FeaturePart, ...] = ("train", "test")
 _SPARE = 64 * 2**20
-"""bytes of the disk that are left alone"""
-
-
-def backbone_sha256(model: Recognizer) -> str:
-    """Return the SHA-256 of names and values of a backbone's weights and statistics, reduction block included."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.backbone.state_dict().items()):
-        if name.endswith("num_batches_tracked"):  # counts steps, changes no output
-            continue
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        values = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(values.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+"""bytes of the disk that stay free"""
 
 
 def write_features(
@@ -79,24 +67,24 @@ def write_features(
     parts: Sequence[FeaturePart] = PARTS,
     overwrite: bool = False,
 ) -> FeatureFacts:
-    """Store what a backbone gives for every video of a split; the folder is whole or absent.
+    """Store the backbone's outputs for every video of a split; writes a complete folder or none.
 
-    Part `train` holds, for each video of the official training list (whatever a run's holdout will be), the centred
-    clip and the clips that `ClipDataset` draws in the first `train_views` epochs of a run with the experiment's seed;
-    part `test` every view of `experiment.evaluate`. Training clips are computed in `train.precision`, test views in
+    Part `train` has, for each video of the official training list (whatever the holdout of a run), the centred clip and
+    the clips that `ClipDataset` draws in the first `train_views` epochs of a run with the experiment's seed. Part
+    `test` has every view of `experiment.evaluate`. Training clips are computed in `train.precision`, test views in
     `evaluate.precision`.
 
     Args:
-        model: On the device that computes; its head and classifier are not used.
+        model: The network, on the device to compute on; head and classifier are not used.
         experiment: Data set, reading, augmentation, views, seed.
-        out: The folder; an earlier cache there stays until the new one is whole.
+        out: The folder; an earlier cache is replaced when the new one is complete.
         train_views: Augmented clips per training video.
-        maps: Store feature maps, which heads that look at places need; else tokens.
-        parts: What to store.
-        overwrite: Replace a cache that is there.
+        maps: Store feature maps, for heads that use positions in space; else tokens.
+        parts: Parts to store.
+        overwrite: Replace an existing cache.
 
     Raises:
-        SettingsError: `out` is in use, there is no room on the disk, or several processes were started.
+        SettingsError: `out` is in use, the disk is full, or several processes were started.
         DataError: The data set cannot be read, or a video with `data.on_error: raise`.
     """
     _check(model, experiment, out, train_views, overwrite=overwrite)
@@ -135,19 +123,17 @@ def _check(
     if train_views < 1:
         raise SettingsError(f"train_views is {train_views}: expected 1 or more")
     if model.options.dense:
-        raise SettingsError(
-            "`model.dense` classifies places without a head; there is nothing to store for it"
-        )
+        raise SettingsError("`model.dense` classifies without a head, so there are no features to store")
     if experiment.train.selection == "paper":
         raise SettingsError(
-            "`train.selection: paper` validates on the test list, and the centred clips of the training list are "
-            "stored; set `train.selection: holdout`"
+            "`train.selection: paper` validates on the test list, but only the centred clips of the training "
+            "list are stored; set `train.selection: holdout`"
         )
     if out.exists() and not (out / FACTS).is_file() and (out.is_file() or any(out.iterdir())):
-        raise SettingsError(f"{out}: holds something else than stored features; choose another --out")
+        raise SettingsError(f"{out}: not empty and no folder of stored features; choose another --out")
     if (out / FACTS).is_file() and not overwrite:
         raise SettingsError(
-            f"{out}: holds stored features already; use them, replace them with --overwrite, or choose another --out"
+            f"{out}: already has stored features; use them, replace them with --overwrite, or choose another --out"
         )
 
 
@@ -156,12 +142,12 @@ def _check_room(plans: Sequence[_Plan], layout: FeatureLayout, out: Path) -> Non
     needed = views * layout.width * 4
     videos = sum(len(plan.videos) for plan in plans)
     note(f"{videos} videos, {views} views of {layout}: {_size(needed)} in {out}")
-    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(there).free - _SPARE
+    existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free - _SPARE
     if needed > free:
         raise SettingsError(
-            f"{out}: stored features take {_size(needed)} and {_size(max(0, free))} are free; choose another --out, "
-            "tokens in place of maps, or fewer views"
+            f"{out}: stored features need {_size(needed)}, but only {_size(max(0, free))} are free; choose another "
+            "--out, tokens instead of maps, or fewer views"
         )
 
 
@@ -171,7 +157,7 @@ def _size(count: int) -> str:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What will be stored of a part."""
+    """Videos and rows of a part."""
 
     part: FeaturePart
     records: list[VideoRecord]
@@ -182,7 +168,7 @@ class _Plan:
 
     @property
     def rows(self) -> int:
-        """Views of all videos."""
+        """Number of views of all videos."""
         return sum(video.clips for video in self.videos) * self.crops
 
 
@@ -213,50 +199,38 @@ class _Writer:
             if part == "train"
             else load_part(self.record, spec.modality, data.split, part)
         )
-        crops = 1 if part == "train" else len(crop_views(self.test, spec, self.mirror))
+        crops = 1 if part == "train" else len(crop_views(self.test.crops, spec, self.mirror))
         videos, first = [], 0
         for video in records:
             clips = CENTRED + self.train_views
             if part == "test":
                 clips = len(evaluation_clips(self.test, spec, video.num_frames, data.sampling))
-            videos.append(
-                StoredVideo(
-                    id=video.id,
-                    labels=video.all_labels,
-                    group=video.group,
-                    num_frames=video.num_frames,
-                    first=first,
-                    clips=clips,
-                )
+            labels, frames = video.all_labels, video.num_frames
+            stored = StoredVideo(
+                id=video.id, labels=labels, group=video.group, num_frames=frames, first=first, clips=clips
             )
+            videos.append(stored)
             first += clips * crops
         return _Plan(part, records, videos, crops, self.train if part == "train" else self.test)
 
     def network(self, options: EvaluateOptions) -> Recognizer:
-        """Return the network as evaluation prepares it; one at a time is held."""
+        """Return the network prepared for evaluation; only the last one is kept in memory."""
         if self._network is None or self._network[0] != options:
             self._network = None
             self._network = (options, cast(Recognizer, prepare_for_inference(self.model, options)))
         return self._network[1]
 
     def probe(self, options: EvaluateOptions) -> tuple[FeatureLayout, str]:
-        """Return what a view gives and in which type, seen on a clip of noise."""
+        """Return layout and type of the features, computed on a clip of noise."""
         network = self.network(options)
-        training = network.training
-        network.eval()
-        clip = example_clip(network)
-        with torch.inference_mode(), autocast(self.device, options.precision):
-            found = network.features_to_store(network.normalised(clip), maps=self.maps)
-        network.train(training)
+        with evaluation_mode(network), torch.inference_mode(), autocast(self.device, options.precision):
+            clip = network.normalised(example_clip(network))
+            found = network.features_to_store(clip, maps=self.maps)
         dtype = _joined(found).dtype
         return FeatureLayout(tuple(tuple(x.shape[1:]) for x in found)), str(dtype).removeprefix("torch.")
 
     def write(self, plan: _Plan, folder: Path, layout: FeatureLayout) -> PartFacts:
-        """Compute and write a part.
-
-        Raises:
-            DataError: No video could be read, or one could not and `data.on_error` is `raise`.
-        """
+        """Compute and write a part."""
         _, dtype = self.probe(plan.options)
         loader = self._loader(plan)
         shape = (plan.rows, layout.width)
@@ -286,12 +260,10 @@ class _Writer:
     def _fill(
         self, plan: _Plan, loader: ViewLoader, rows: NDArray[np.float32], mirrored: NDArray[np.bool_]
     ) -> dict[str, VideoProgress]:
-        """Compute every view; return all videos that were met."""
+        """Compute every view; return all videos of the loader."""
         network = self.network(plan.options)
         first = {video.id: video.first for video in plan.videos}
         videos: dict[str, VideoProgress] = {}
-        training = network.training
-        network.eval()
         canvas = Canvas(
             network,
             self.device,
@@ -299,16 +271,13 @@ class _Writer:
             plan.options.batch_views or 1,
             compute=lambda x_BCTHW: _joined(network.features_to_store(x_BCTHW, maps=self.maps)),
         )
-        try:
-            with progress(f"storing {plan.part}", len(plan.videos)) as advance:
-                for video in scored_views(_unnamed(loader), videos, canvas):
-                    start = first[video.id]
-                    rows[start : start + video.views] = video.logits
-                    mirrored[start : start + video.views] = np.repeat(video.flips, video.clips)
-                    video.logits = np.zeros((0, 0), np.float32)
-                    advance()
-        finally:
-            network.train(training)
+        with evaluation_mode(network), progress(f"storing {plan.part}", len(plan.videos)) as advance:
+            for video in scored_views(_without_mirror(loader), videos, canvas):
+                start = first[video.id]
+                rows[start : start + video.views] = video.logits
+                mirrored[start : start + video.views] = np.repeat(video.flips, video.clips)
+                video.logits = np.zeros((0, 0), np.float32)
+                advance()
         check_incomplete(videos.values(), loader)
         return videos
 
@@ -316,9 +285,7 @@ class _Writer:
         if plan.part == "test":
             return view_loader(self.experiment.data, self.test, self.model.spec, plan.records, self.record)
         views = TrainingViews(self._clips(plan))
-        return ViewLoader(
-            views, [[index] for index in range(len(views))], collate_views, self.experiment.data
-        )
+        return ViewLoader(views, [[n] for n in range(len(views))], collate_views, self.experiment.data)
 
     def _clips(self, plan: _Plan) -> list[ClipDataset]:
         """Return the centred clips and those of the first epochs, one data set each."""
@@ -335,14 +302,14 @@ class _Writer:
         ]
 
     def _mark(self, plan: _Plan, mirrored: NDArray[np.bool_]) -> None:
-        """Note which of the augmented clips are mirror images."""
+        """Set which of the augmented clips are mirrored."""
         for number, clips in enumerate(self._clips(plan)[CENTRED:], CENTRED):
             for place, video in enumerate(plan.videos):
                 mirrored[video.first + number] = clips.is_mirrored(place)
 
 
 class TrainingViews(Dataset[VideoViews | ClipFailure]):
-    """The clips of each video in several data sets over the same videos, as views: all of one video in a row."""
+    """Clips of several data sets over the same videos, as views; the clips of a video follow each other."""
 
     def __init__(self, clips: Sequence[ClipDataset]) -> None:
         self.clips = clips
@@ -370,10 +337,9 @@ class TrainingViews(Dataset[VideoViews | ClipFailure]):
         )
 
 
-def _unnamed(loader: Iterable[VideoViews]) -> Iterator[VideoViews]:
-    """Drop what a mirror makes of class names: features have none."""
+def _without_mirror(loader: Iterable[VideoViews]) -> Iterator[VideoViews]:
     for item in loader:
-        yield replace(item, mirror_labels=None)
+        yield replace(item, mirror_labels=None)  # features have no classes to exchange
 
 
 def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:

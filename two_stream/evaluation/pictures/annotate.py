@@ -1,13 +1,15 @@
-"""Writing a video again with what was predicted drawn on it."""
+"""Writes a video with predicted classes drawn on it, and draws text in any script."""
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import av
 import cv2
@@ -15,46 +17,47 @@ import numpy as np
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from two_stream.errors import VideoError
-from two_stream.evaluation.pictures.lettering import write
+from two_stream.errors import VideoError, printable
 from two_stream.runtime.files import atomic_path
 from two_stream.video.decoding.reader import open_video
 
 CODECS = ("libx264", "mpeg4")
-"""Tried in this order: H.264, and MPEG-4 where this FFmpeg has no H.264 encoder."""
+"""Encoders by preference: MPEG-4 is for an FFmpeg without H.264 encoder."""
 DEFAULT_FPS = 25.0
-"""For a video that does not say."""
+"""for a video without frame rate"""
 _SHOWN = 3
 _BAR = (79, 191, 174)
+_FACE: Any = cv2.FontFace("sans") if hasattr(cv2, "FontFace") else None
+"""font of OpenCV 5 with letters of most scripts; others are drawn as `?`"""
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+"""font of OpenCV 4 with ASCII letters only"""
+_WEIGHT = 400
+"""weight of the font: regular"""
+_LONGEST = 300
+"""letters of a text that are drawn at most"""
+_DIRECTION = {"R": "r", "AL": "r", "NSM": "m", "WS": " "}
+"""Unicode classes: right-to-left letters, marks on a letter, spaces"""
 
 
 def annotate(
     path: Path | str, out: Path, guesses: Sequence[tuple[str, float]], *, backend: str = "pyav"
 ) -> str:
-    """Write a video with its likeliest classes and a bar for each on a dark band; every frame keeps its time.
+    """Write a video with its most likely classes and a bar for each on a dark band; returns the name of the encoder.
 
-    Sides are cut to even numbers, as H.264 wants. Sound is left out. The file is whole or absent.
-
-    Args:
-        path: The video.
-        out: MP4 file to write.
-        guesses: (label, probability), likeliest first.
-        backend: Decoder.
-
-    Returns:
-        Name of the encoder used.
+    `guesses` are (label, probability), the most likely first; `out` is an MP4 file, written completely or not at all.
+    Frames keep their times. Sides are cropped to even numbers, as H.264 requires. Sound is dropped.
 
     Raises:
-        VideoError: The video cannot be read or the file cannot be written.
+        VideoError: The video cannot be read, or the file cannot be written.
     """
     if out.is_dir():
-        raise VideoError(out, "is a directory; name the MP4 file to write")
+        raise VideoError(out, "is a directory; expected an MP4 file to write")
     if out.exists() and out.samefile(path):
-        raise VideoError(out, "is the video itself; name another file for the annotated copy")
+        raise VideoError(out, "is the input video; choose another file for the annotated copy")
     with open_video(path, backend) as video, atomic_path(out) as part:
         height, width = video.height // 2 * 2, video.width // 2 * 2
         if height < 2 or width < 2:
-            raise VideoError(path, f"is {video.width}×{video.height}: too small to be written as a video")
+            raise VideoError(path, f"is {video.width}×{video.height}: too small for an encoder")
         overlay = panel(height, width, guesses)
         with Encoder(part, out, (height, width), video.fps) as encoder:
             for number, (seconds, picture) in enumerate(video.timed_frames()):
@@ -77,15 +80,10 @@ def panel(
     opacity[:band] = 0.6
     for row, (label, share) in enumerate(shown):
         baseline = line * (row + 1) - line // 6
-        cv2.rectangle(
-            color,
-            (0, baseline + 2),
-            (round(share * (width - 1)), baseline + max(3, line // 7)),
-            (79, 191, 174),
-            -1,
-        )
+        end = (round(share * (width - 1)), baseline + max(3, line // 7))
+        cv2.rectangle(color, (0, baseline + 2), end, _BAR, -1)
         tint = (255, 255, 255) if row == 0 else (190, 196, 204)
-        write(color, f"{label} {100 * share:.0f} %", (3, baseline - 1), line, tint)
+        draw_text(color, f"{label} {100 * share:.0f} %", (3, baseline - 1), line, tint)
     opacity[color.max(axis=2) > 0] = 1.0
     return color, opacity
 
@@ -93,7 +91,7 @@ def panel(
 def blend(
     picture_HWC: NDArray[np.uint8], color_HWC: NDArray[np.uint8], opacity_HW1: NDArray[np.float32]
 ) -> NDArray[np.uint8]:
-    """Lay the overlay on a frame of the same size."""
+    """Draw the overlay on a frame of the same size."""
     band = int(np.flatnonzero(opacity_HW1.any(axis=(1, 2))).max(initial=-1)) + 1
     drawn = np.ascontiguousarray(picture_HWC).copy()
     share = opacity_HW1[:band]
@@ -102,37 +100,27 @@ def blend(
 
 
 class Encoder:
-    """An MP4 file with one stream, H.264 or MPEG-4, of pictures that are each shown from their own time on.
+    """An MP4 file with one stream, H.264 or MPEG-4, whose pictures have individual times.
 
     Attributes:
-        codec: Name of the encoder used.
-        fps: Frame rate told to players.
+        codec: Name of the encoder.
+        fps: Nominal frame rate.
     """
 
     def __init__(self, part: Path, out: Path, size: tuple[int, int], fps: float | None) -> None:
-        """Prepare a file; it is opened by `with`.
+        """Prepare a file; `with` opens it.
 
-        Args:
-            part: Where to write.
-            out: The name that messages give.
-            size: Rows and pixels per row, even.
-            fps: Frames per second, for players; time stamps are the pictures' own.
+        `out` is the file name in messages, `size` is (height, width), even, and `fps` the nominal frame rate.
         """
         self.part, self.out, self.size = part, out, size
         self.fps = fps or DEFAULT_FPS
         self.codec = next((name for name in CODECS if name in av.codecs_available), CODECS[-1])
-        self._ticks = (
-            120_000 if self.codec == "libx264" else 60_000
-        )  # MPEG-4 knows no more than 65535 a second
+        self._ticks = 120_000 if self.codec == "libx264" else 60_000  # MPEG-4 allows at most 65535
         self._last, self._end = -1, 0
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        """Open the file.
-
-        Raises:
-            VideoError: It cannot be written.
-        """
+        """Open the file; raises `VideoError` if it cannot be written."""
         with self._named():
             self._container = self._stack.enter_context(av.open(str(self.part), "w", format="mp4"))
             rate = Fraction(self.fps).limit_denominator(1001)
@@ -141,11 +129,8 @@ class Encoder:
             stream.height, stream.width = self.size
             stream.pix_fmt = "yuv420p"
             if self.codec == "libx264":
-                stream.options = {
-                    "crf": "20",
-                    "preset": "veryfast",
-                    "bf": "0",
-                }  # so the file's length is true
+                # without B-frames the length of the file is exact
+                stream.options = {"crf": "20", "preset": "veryfast", "bf": "0"}
             else:
                 stream.bit_rate = max(400_000, self.size[0] * self.size[1] * 4)
             stream.codec_context.time_base = Fraction(1, self._ticks)
@@ -153,18 +138,14 @@ class Encoder:
         return self
 
     def add(self, picture: NDArray[np.uint8], seconds: float) -> None:
-        """Write a picture of the file's size that is shown from `seconds` on, after the one before.
-
-        Raises:
-            VideoError: The file cannot be written.
-        """
+        """Write the next picture, shown from `seconds` on; raises `VideoError` if the file cannot be written."""
         frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
         self._last = max(self._last + 1, round(seconds * self._ticks))
         frame.pts, frame.time_base = self._last, Fraction(1, self._ticks)
         self._mux(frame)
 
     def end(self, seconds: float) -> None:
-        """Say when the last picture is over; else it is shown as long as the one before."""
+        """Set the end of the last picture; default: the duration of the one before."""
         self._end = round(seconds * self._ticks)
 
     def _mux(self, frame: av.VideoFrame | None) -> None:
@@ -183,8 +164,44 @@ class Encoder:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Let what FFmpeg says of the file name it."""
+        """Raise errors of FFmpeg as `VideoError` of the file."""
         try:
             yield
         except av.FFmpegError as error:
             raise VideoError(self.out, f"cannot be written ({error.strerror or error})") from None
+
+
+def draw_text(
+    picture: NDArray[np.uint8], text: str, at: tuple[int, int], line: int, tint: tuple[int, int, int]
+) -> None:
+    """Write text into a picture, shortened to its width; unprintable characters are escaped.
+
+    `picture` is RGB and changed in place, `at` is the left end of the baseline, `line` the height of a line in pixels.
+    """
+    # OpenCV 5 sets no accents on letters, and crashes on lone surrogates
+    plain = unicodedata.normalize("NFC", printable(text[:_LONGEST]))
+    size, scale = max(8, round(0.62 * line)), cv2.getFontScaleFromHeight(_FONT, max(5, line // 2), 1)
+    if _FACE is None:
+        bare = (c for c in unicodedata.normalize("NFKD", plain) if not unicodedata.combining(c))
+        plain = "".join(bare).encode("ascii", "replace").decode("ascii")
+
+    def width() -> int:
+        if _FACE is None:
+            return int(cv2.getTextSize(plain, _FONT, scale, 1)[0][0])
+        return int(cv2.getTextSize((0, 0), plain, (0, 0), _FACE, size, _WEIGHT)[2])
+
+    while len(plain) > 4 and width() > picture.shape[1] - 2 * at[0]:
+        plain = plain[:-4] + "..."
+    if _FACE is None:
+        cv2.putText(picture, plain, at, _FONT, scale, tint, 1, cv2.LINE_AA)
+    else:
+        cv2.putText(picture, _from_the_left(plain), at, tint, _FACE, size, _WEIGHT)
+
+
+def _from_the_left(text: str) -> str:
+    """Reverse right-to-left text: OpenCV draws the first letter leftmost in any script."""
+    kinds = "".join(_DIRECTION.get(unicodedata.bidirectional(c), "l") for c in text)
+    for found in re.finditer("r(?:[rm ]*[rm])?", kinds):
+        start, end = found.span()
+        text = text[:start] + text[start:end][::-1] + text[end:]
+    return text

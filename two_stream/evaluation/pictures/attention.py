@@ -1,91 +1,121 @@
-"""Where BERT looks: the class token's attention to each step in time of one clip of a video, with its frames."""
+"""Attention of BERT's class token to each time step of one clip of a video: reads and draws it."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from two_stream.config.schema import EvaluateOptions
 from two_stream.data.clips.transforms import view_spec
-from two_stream.errors import SettingsError, VideoError
+from two_stream.data.clips.views import evaluation_clips
+from two_stream.errors import SettingsError, VideoError, printable
 from two_stream.evaluation.pictures.thumbnails import flow_picture
+from two_stream.evaluation.scoring.network import evaluation_mode
 from two_stream.evaluation.scoring.video import VideoInput, read_clip
-from two_stream.evaluation.scoring.views import clip_frames, crop_views, views_of_clip
+from two_stream.evaluation.scoring.views import crop_views, views_of_clip
 from two_stream.recognizer import Recognizer
+from two_stream.runtime.files import atomic_path
+from two_stream.runtime.plotting import plain_figures
 from two_stream.types import Frames, Modality
 from two_stream.video.decoding.reader import Video, open_video
 
 SUFFIXES = (".png", ".pdf", ".svg")
-"""Kinds of picture that can be written."""
+"""File types of pictures."""
 _THUMBNAIL = 288
-"""Pixels of a thumbnail's longer side; less where there are many of them."""
+"""Longer side of a thumbnail in pixels; half of it where there are many."""
 _LOUDEST = 4.0
-"""Small movements are drawn as if they were up to so many times as long; more would show the rounding."""
+"""Largest factor for drawing small movements; a larger one would show rounding errors."""
+_INK, _MUTED, _GRID = "#1b1f24", "#5b6570", "#c9d0d8"
+_STREAM = {"rgb": ("RGB", "#2563a8", "Blues"), "flow": ("flow", "#c2570c", "Oranges")}
+"""Name of a stream, colour of its bars (as in the report) and colour map of its heat map."""
+_STYLE: Any = {
+    "font.size": 8.5,
+    "text.color": _INK,
+    "axes.edgecolor": _GRID,
+    "axes.labelcolor": _MUTED,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "xtick.major.size": 0.0,
+    "ytick.major.size": 0.0,
+    "svg.hashsalt": "attention",
+}
+_LEFT, _RIGHT, _TOP = 0.72, 0.78, 0.66
+"""Margins in inches: names of the heads, colour bar, title."""
+_HEADING, _BARS, _LABELS, _GAP = 0.52, 0.62, 0.66, 0.07
+"""Heights in inches."""
+_WIDTHS = 6.6, 12.0
+"""Least and largest width of the panels in inches."""
+_DPI = 144
+_WIDE = 1.0
+"""Inches from which a column has room for the span of its frames."""
 
 
 @dataclass(frozen=True)
 class Pathway:
-    """What the head of one pathway looks at."""
+    """Attention of the head of one pathway."""
 
     name: str
     """`main`, or for example `slow` and `fast`"""
     weights: NDArray[np.float64]
-    """`(H, T)`, heads × steps in time; a row sums to one less the class token's attention to itself"""
+    """`(H, T)`, heads × time steps; a row sums to 1 minus the class token's attention to itself"""
     frames: list[list[int]]
-    """1-based numbers of the frames each step stands for, in their order (it sees some way beyond them too)"""
+    """1-based numbers of the frames of each step, in order (its receptive field is larger)"""
 
     @property
     def shown(self) -> list[int]:
-        """The frame in the middle of each step: its picture."""
+        """The middle frame of each step, which is drawn."""
         return [numbers[len(numbers) // 2] for numbers in self.frames]
 
 
 @dataclass(frozen=True)
 class StreamAttention:
-    """What one stream looks at in one clip of a video."""
+    """Attention of one stream in one clip of a video."""
 
     modality: Modality
     numbers: list[int]
-    """1-based frame numbers of the clip; flow frame n lies between the pictures n and n + 1"""
+    """1-based frame numbers of the clip; flow frame n lies between pictures n and n + 1"""
     clip: int
-    """which clip of the video this is, from 1"""
+    """number of this clip in the video, from 1"""
     clips: int
-    """clips the video was scored with"""
+    """number of clips that the video was scored with"""
     times: NDArray[np.float64] | None
-    """seconds at which the video's pictures appear and the last one ends; see `Video.times`"""
+    """times of the video's pictures and of its end in seconds; see `Video.times`"""
     guess: tuple[str, float]
-    """likeliest class of this clip's centred view alone, and its probability"""
+    """most likely class of the centred view of this clip, and its probability"""
     even: bool
-    """whether the class token may look at itself as well, so that an even share is 1 / (steps + 1)"""
+    """whether the class token can attend to itself, so that an even share is 1 / (steps + 1)"""
     pathways: list[Pathway]
     pictures: dict[int, Frames]
-    """RGB thumbnails of what the network sees, uint8 `(H, W, 3)`, by frame number"""
+    """RGB thumbnails of the network's input, uint8 `(H, W, 3)`, by frame number"""
     whole_frame: bool = False
-    """it sees whole frames, not their centre crop"""
+    """whether the input is the whole frame, not its centre crop"""
 
 
 def check_target(out: Path, videos: Sequence[Path], flag: str = "--attention") -> None:
-    """Find out, before any work, whether pictures can be written to `out`; writes nothing.
+    """Check, before any work, that pictures can be written to `out`; writes nothing.
 
-    Args:
-        out: A file for one video; a folder for several (or where the folder exists).
-        videos: What will be drawn.
-        flag: Who asks.
+    `out` is a file for one video, and a folder for several. `flag` is the flag that names it.
 
     Raises:
-        SettingsError: A suffix that is none of `SUFFIXES`, or a folder that cannot be written to.
+        SettingsError: The suffix is none of `SUFFIXES`, or the folder is not writable.
     """
     into_folder = out.is_dir() or len(videos) > 1
     if not into_folder and out.suffix.lower() not in SUFFIXES:
-        raise SettingsError(f"{flag} {out}: expected a name that ends in {', '.join(SUFFIXES)}")
+        raise SettingsError(f"{flag} {out}: expected a file name ending in {', '.join(SUFFIXES)}")
     if into_folder and not out.is_dir() and out.suffix.lower() in SUFFIXES:
         raise SettingsError(f"{flag} {out}: {len(videos)} videos need a folder; leave out {out.suffix}")
     if out.is_file() and out.resolve() in {video.resolve() for video in videos}:
@@ -98,21 +128,20 @@ def check_target(out: Path, videos: Sequence[Path], flag: str = "--attention") -
             pass
     except OSError as error:
         raise SettingsError(
-            f"{flag} {out}: nothing can be written to {folder} ({os.strerror(error.errno or 0)}); "
-            "name a file in another folder"
+            f"{flag} {out}: cannot write to {folder} ({os.strerror(error.errno or 0)}); choose another folder"
         ) from None
 
 
 def check_head(model: Recognizer, where: str) -> None:
-    """Find out whether a model has attention to read.
+    """Check that a model's heads have attention weights.
 
     Raises:
-        SettingsError: Its head has none; `where` and the recognizer's own reason.
+        SettingsError: A head has none; the message starts with `where`.
     """
     if all(hasattr(head, "attention") for head in model.heads):
         return
     try:
-        model.attention(torch.empty(0))  # says why, before it looks at the clip
+        model.attention(torch.empty(0))  # raises with the reason before it uses the clip
     except SettingsError as error:
         raise SettingsError(f"{where}: {error}") from None
 
@@ -120,12 +149,12 @@ def check_head(model: Recognizer, where: str) -> None:
 def read_attention(
     model: Recognizer, path: Path | str, options: EvaluateOptions, reading: VideoInput, names: Sequence[str]
 ) -> StreamAttention:
-    """Read what a network looks at in the middle clip of a video, of its centred view.
+    """Compute the attention of a network in the centred view of a video's middle clip.
 
     Args:
-        model: An RGB or a flow recognizer whose head is BERT.
+        model: An RGB or a flow recognizer with BERT as head.
         path: The video.
-        options: How the video is scored; of its clips the middle one is taken (of two the first).
+        options: How the video is scored; the middle clip is used (of two the first).
         reading: Decoder, flow algorithm, sizes.
         names: Class names.
 
@@ -137,18 +166,17 @@ def read_attention(
     with open_video(path, reading.backend) as video:
         available = video.num_frames - (spec.modality == "flow")
         if available < 1:
-            raise VideoError(path, "too few frames to show what the network looks at")
-        clips = clip_frames(options, spec, available, reading.sampling)
+            raise VideoError(path, "has too few frames for the attention of a clip")
+        clips = evaluation_clips(options, spec, available, reading.sampling)
         place = (len(clips) - 1) // 2
         numbers = clips[place]
         frames = read_clip(video, numbers, spec, reading)
-        center = crop_views(EvaluateOptions(crops="center"), spec)
-        weights, guess = _ask(model, views_of_clip(frames, center, spec).views, names)
+        center = crop_views("center", spec)
+        weights, guess = _compute_attention(model, views_of_clip(frames, center, spec).views, names)
+        backbone = model.backbone
         pathways = [
-            Pathway(name, weights_HT, _windows(numbers, weights_HT.shape[1], stride))
-            for name, weights_HT, stride in zip(
-                model.backbone.pathways, weights, model.backbone.temporal_stride, strict=True
-            )
+            Pathway(name, own, [numbers[step * stride :][:stride] for step in range(own.shape[1])])
+            for name, own, stride in zip(backbone.pathways, weights, backbone.temporal_stride, strict=True)
         ]
         wanted = sorted({number for pathway in pathways for number in pathway.shown})
         pictures = _thumbnails(video, dict(zip(numbers, frames)), wanted, center[0].box, spec.modality)
@@ -169,25 +197,16 @@ def read_attention(
 
 
 @torch.no_grad()
-def _ask(
+def _compute_attention(
     model: Recognizer, clip_BCTHW: torch.Tensor, names: Sequence[str]
 ) -> tuple[list[NDArray[np.float64]], tuple[str, float]]:
     """Return the weights `(heads, T)` of each pathway and the likeliest class of one clip."""
     clip_BCTHW = clip_BCTHW.to(model.device)
     weights = [one[0].double().cpu().numpy() for one in model.attention(clip_BCTHW)]
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         shares = model(clip_BCTHW)[0].double().softmax(0).cpu()
-    finally:
-        model.train(was_training)
     best = int(shares.argmax())
     return weights, (names[best], float(shares[best]))
-
-
-def _windows(numbers: Sequence[int], steps: int, stride: int) -> list[list[int]]:
-    """Return the frame numbers each step in time stands for: `stride` of the clip, one step after another."""
-    return [list(numbers[step * stride : (step + 1) * stride]) for step in range(steps)]
 
 
 def _thumbnails(
@@ -197,9 +216,9 @@ def _thumbnails(
     box: tuple[int, int, int, int],
     modality: str,
 ) -> dict[int, Frames]:
-    """Return pictures of what is inside the crop: cut from the video itself, or the flow in colour.
+    """Return pictures of the crop: cut from the video, or flow in colour.
 
-    The network sees every frame squeezed to a fixed size; here it has the shape it has in the video.
+    The network's frames are resized to a fixed shape; these have the aspect ratio of the video.
     """
     resized_height, resized_width = next(iter(frames.values())).shape[:2]
     y, x = video.height / resized_height, video.width / resized_width
@@ -223,8 +242,216 @@ def _thumbnails(
 
 
 def _brightened(flow_THWC: Frames) -> Frames:
-    """Lengthen stored flow until its longest vectors show at full brightness, four times at most."""
+    """Scale stored flow so that its longest vectors have full brightness, by `_LOUDEST` at most."""
     centred = flow_THWC.astype(np.float32) - 127.5
     longest = float(np.percentile(np.hypot(centred[..., 0], centred[..., 1]), 99.5))
     factor = min(_LOUDEST, max(1.0, 127.5 / max(longest, 1.0)))
     return np.asarray(np.clip(np.rint(127.5 + factor * centred), 0, 255), np.uint8)
+
+
+def draw_attention(out: Path, title: str, subtitle: str, streams: Sequence[StreamAttention]) -> None:
+    """Draw a panel per stream and pathway: frames, heat map of heads × steps, mean over the heads.
+
+    `out` is a PNG, PDF or SVG file, written completely or not at all; `subtitle` is a second, smaller line.
+    """
+    panels = [(stream, pathway) for stream in streams for pathway in stream.pathways]
+    width = float(np.clip(1.65 * max(pathway.weights.shape[1] for _, pathway in panels), *_WIDTHS))
+    sizes = [_heights(stream, pathway, width) for stream, pathway in panels]
+    height = _TOP + sum(_HEADING + film + heat + _BARS + 2 * _GAP + _LABELS for film, heat in sizes)
+    suffix = out.suffix.lower().lstrip(".")
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
+    with plain_figures(_STYLE), atomic_path(out) as part:
+        full = _LEFT + width + _RIGHT, height
+        column = _Column(Figure(figsize=full, facecolor="white"), full, width)
+        column.text(0.32, _short(title, round(width * 8)), size=13, weight="bold")
+        column.text(0.22, subtitle, color=_MUTED)
+        column.used = _TOP
+        for (stream, pathway), (film, heat) in zip(panels, sizes):
+            _panel(column, stream, pathway, film, heat)
+        column.figure.savefig(part, format=suffix, dpi=_DPI, metadata=metadata)
+
+
+@dataclass
+class _Column:
+    """Places things from top to bottom, in inches, so that pictures keep their aspect ratio."""
+
+    figure: Figure
+    full: tuple[float, float]
+    width: float
+    used: float = 0.0
+
+    def text(self, height: float, text: str, **style: Any) -> None:
+        """Write a line with its baseline `height` below."""
+        self.used += height
+        self.figure.text(_LEFT / self.full[0], 1 - self.used / self.full[1], printable(text), **style)
+
+    def axes(self, height: float, steps: int) -> Axes:
+        """Return axes over the full width with one unit per time step, step 0 around 0."""
+        self.used += height
+        axis = self.figure.add_axes(self._box(_LEFT, self.width, height))
+        axis.set_xlim(-0.5, steps - 0.5)
+        return axis
+
+    def narrow(self, height: float) -> Axes:
+        """Return narrow axes to the right of the last ones."""
+        return self.figure.add_axes(self._box(_LEFT + self.width + 0.12, 0.11, height))
+
+    def _box(self, left: float, width: float, height: float) -> tuple[float, float, float, float]:
+        across, down = self.full
+        return left / across, 1 - self.used / down, width / across, height / down
+
+
+def _heights(stream: StreamAttention, pathway: Pathway, width: float) -> tuple[float, float]:
+    """Return the heights of film and heat map."""
+    heads, steps = pathway.weights.shape
+    rows, columns = stream.pictures[pathway.shown[0]].shape[:2]
+    return min(2.2, width / steps * rows / columns), float(np.clip(0.26 * heads, 0.4, 3.2))
+
+
+def _panel(column: _Column, stream: StreamAttention, pathway: Pathway, film: float, heat: float) -> None:
+    steps = pathway.weights.shape[1]
+    step_width = column.width / steps
+    first, second = _headings(stream, pathway)
+    start = column.used
+    column.text(0.24, first, size=10, weight="bold")
+    column.text(0.18, second, color=_MUTED)
+    column.used = start + _HEADING
+    _film(column.axes(film, steps), stream, pathway, film / step_width)
+    column.used += _GAP
+    image = _heat(column.axes(heat, steps), pathway, _STREAM[stream.modality][2], step_width)
+    scale = column.figure.colorbar(image, cax=column.narrow(heat))
+    scale.outline.set_visible(False)
+    scale.ax.set_title("%", size=7.5, color=_MUTED, pad=3)
+    column.used += _GAP
+    bars = column.axes(_BARS, steps)
+    _bars(bars, stream, pathway, step_width)
+    _time(bars, stream, pathway, step_width)
+    column.used += _LABELS
+
+
+def _headings(stream: StreamAttention, pathway: Pathway) -> tuple[str, str]:
+    """Return two lines that describe stream and clip."""
+    name = _STREAM[stream.modality][0]
+    part = f", {pathway.name} pathway" if len(stream.pathways) > 1 else ""
+    label, share = stream.guess
+    numbers = stream.numbers
+    step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
+    nth = {2: "2nd", 3: "3rd"}.get(step, f"{step}th")
+    every = f", every {nth}" if step > 1 else ""
+    again = any(b <= a for a, b in itertools.pairwise(numbers))
+    looped = f", looped to {len(numbers)}" if again else ""
+    span = f"{_unit(stream)} {numbers[0]} to {max(numbers) if again else numbers[-1]}{every}{looped}"
+    note = "; hue: direction, brightness: length" if stream.modality == "flow" else ""
+    view = "whole frame" if stream.whole_frame else "centre crop"
+    return (
+        f"{name}{part}: this view alone says {_short(label, 40)}, {100 * share:.0f} %",
+        f"clip {stream.clip} of {stream.clips}, {view}: {span}{note}",
+    )
+
+
+def _film(axis: Axes, stream: StreamAttention, pathway: Pathway, ratio: float) -> None:
+    """Draw the middle frame of each step, with a border around that with most attention.
+
+    `ratio` is the height of the axes divided by the width of a step.
+    """
+    mean = pathway.weights.mean(axis=0)
+    gap = 0.02 if len(mean) <= 16 else 0.04
+    for step, number in enumerate(pathway.shown):
+        picture = stream.pictures[number]
+        half = min(0.5, ratio * picture.shape[1] / picture.shape[0] / 2) - gap
+        left, right = step - half, step + half
+        axis.imshow(picture, extent=(left, right, 0, 1), aspect="auto", interpolation="lanczos")
+        if step == mean.argmax():
+            colour = _STREAM[stream.modality][1]
+            style: Any = {"edgecolor": colour, "linewidth": 2, "fill": False, "clip_on": False}
+            axis.add_patch(Rectangle((left, 0), 2 * half, 1, **style))
+    axis.set(xlim=(-0.5, len(mean) - 0.5), ylim=(0, 1))
+    axis.axis("off")
+
+
+def _heat(axis: Axes, pathway: Pathway, colours: str, step_width: float) -> AxesImage:
+    """Draw heads × steps in per cent, with numbers in the cells."""
+    percent_HT = 100 * pathway.weights
+    heads, steps = percent_HT.shape
+    top = max(float(percent_HT.max()), 200 / (steps + 1))  # an even share stays pale
+    image = axis.imshow(
+        percent_HT, cmap=colours, vmin=0, vmax=top, aspect="auto", interpolation="nearest", resample=False
+    )
+    for head, step in np.ndindex(heads, steps):
+        value = float(percent_HT[head, step])
+        tint = "white" if value > 0.6 * top else _INK
+        _number(axis, (step, head), value, step_width, color=tint, va="center")
+    axis.set_yticks(range(heads), [f"head {head + 1}" for head in range(heads)])
+    axis.set_xticks([])
+    axis.set_xticks(np.arange(steps - 1) + 0.5, minor=True)
+    axis.set_yticks(np.arange(heads - 1) + 0.5, minor=True)
+    axis.grid(which="minor", color="white", linewidth=0.8)
+    axis.tick_params(which="minor", length=0)
+    axis.spines[:].set_visible(False)
+    return image
+
+
+def _bars(axis: Axes, stream: StreamAttention, pathway: Pathway, step_width: float) -> None:
+    """Draw the mean over the heads, and a line at the share of uniform attention."""
+    mean = 100 * pathway.weights.mean(axis=0)
+    even = 100 / (len(mean) + int(stream.even))
+    top = 1.12 * max(float(mean.max()), even)
+    colour = _STREAM[stream.modality][1]
+    most = int(mean.argmax())
+    tints = [colour if step == most else f"{colour}66" for step in range(len(mean))]
+    axis.bar(range(len(mean)), mean, width=0.8, color=tints)
+    for step, value in enumerate(mean):
+        tint = "white" if step == most else _INK
+        _number(axis, (step, 0.05 * top), float(value), step_width, color=tint, va="bottom")
+    axis.axhline(even, color=_MUTED, linewidth=0.9, linestyle=(0, (3, 3)), zorder=0)
+    where = ((1, even), (4, 0), axis.get_yaxis_transform(), "offset points")
+    axis.annotate("even share", *where, va="center", size=7.5, color=_MUTED)
+    axis.set_ylim(0, top)
+    axis.set_yticks([top / 2], ["mean"])
+    axis.spines[["top", "left", "right"]].set_visible(False)
+
+
+def _number(axis: Axes, place: tuple[float, float], value: float, step_width: float, **style: Any) -> None:
+    """Write a percentage into a cell, with a decimal where there is room."""
+    if step_width < 0.15:
+        return
+    text = f"{value:.1f}" if step_width >= 0.3 else f"{value:.0f}"
+    axis.text(*place, text, ha="center", size=8 if step_width > 0.5 else 6, **style)
+
+
+def _time(axis: Axes, stream: StreamAttention, pathway: Pathway, step_width: float) -> None:
+    """Label the steps with frames and, if the file has times, seconds."""
+    wide = step_width >= _WIDE
+    every = 1 if wide else max(1, round(0.62 / step_width))
+    places = range(0, len(pathway.frames), every)
+    axis.set_xticks(places, [_label(pathway.frames[step], stream.times, wide) for step in places])
+    seconds = " and seconds" if stream.times is not None else ""
+    first = "" if wide else ", where it begins"
+    rest = 100 * (1 - float(pathway.weights.sum(axis=1).mean()))
+    own = f"; {rest:.0f} % is the class token's attention to itself" if stream.even else ""
+    axis.set_xlabel(f"{_unit(stream)}{seconds} of each step{first}{own}", size=8)
+
+
+def _unit(stream: StreamAttention) -> str:
+    return "flow frames" if stream.modality == "flow" else "frames"
+
+
+def _label(numbers: Sequence[int], times: NDArray[np.float64] | None, wide: bool) -> str:
+    """Return the span of a step, or only its start where there is no room."""
+    lines = [_spans(numbers) if wide else f"{numbers[0]}"]
+    if times is not None:
+        start, end = times[numbers[0] - 1], times[numbers[-1]]
+        lines.append(f"{start:.2f}–{end:.2f} s" if wide and end > start else f"{start:.2f} s")
+    return "\n".join(lines)
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """Return `5–20`, or `29–30, 1–14` where a short video starts again."""
+    starts = [0, *(i for i in range(1, len(numbers)) if numbers[i] <= numbers[i - 1]), len(numbers)]
+    spans = [(numbers[a], numbers[b - 1]) for a, b in itertools.pairwise(starts)]
+    text = ", ".join(f"{a}–{b}" if a < b else f"{a}" for a, b in spans[:2])
+    return text if len(spans) <= 2 else f"{text}, …"
+
+
+def _short(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,4 +1,4 @@
-"""Contact strips: a few frames of a video side by side, as a data URI for the report."""
+"""Contact strips for the report: a few frames of a video side by side, as a data URI."""
 
 from __future__ import annotations
 
@@ -26,15 +26,12 @@ _GAP = 2
 
 
 def strip(experiment: Experiment | None, video_id: str, modality: str = "rgb") -> tuple[str, str]:
-    """Return (data URI of a JPEG strip, "") or ("", why there is none).
+    """Return (data URI of a JPEG strip, "") or ("", reason why there is none).
 
-    Frames are taken evenly from the first to the last. RGB frames or the video are preferred; a flow run whose data set
-    has no pictures on this machine shows its flow (hue: direction, brightness: length).
+    Frames are evenly spaced from the first to the last. RGB frames or the video are preferred; a flow run without
+    pictures on this machine shows flow (hue: direction, brightness: length).
 
-    Args:
-        experiment: Settings of the run that scored the video; they say where the data set lies.
-        video_id: The id in the score file.
-        modality: Stream of that run.
+    `experiment` has the settings of the run that scored the video, `modality` is its stream.
     """
     if experiment is None:
         return "", "the run folder of these scores is not on this machine"
@@ -52,11 +49,10 @@ def encode(frames_THWC: NDArray[np.uint8]) -> str:
     """Return frames `(T, H, W, 3)`, RGB, side by side as the data URI of a JPEG of height `HEIGHT`."""
     height, width = frames_THWC.shape[1:3]
     size = (max(1, round(width * HEIGHT / height)), HEIGHT)
-    small = [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames_THWC]
     gap = np.full((HEIGHT, _GAP, 3), 255, np.uint8)
     parts: list[Any] = []
-    for frame in small:
-        parts += [frame, gap]
+    for frame in frames_THWC:
+        parts += [cv2.resize(frame, size, interpolation=cv2.INTER_AREA), gap]
     picture = cv2.cvtColor(np.concatenate(parts[:-1], axis=1), cv2.COLOR_RGB2BGR)
     done, content = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
     assert done
@@ -64,7 +60,7 @@ def encode(frames_THWC: NDArray[np.uint8]) -> str:
 
 
 def flow_picture(flow_THWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return stored flow `(T, H, W, 2)` as RGB: hue is the direction, brightness the length (full at 20 pixels)."""
+    """Return stored flow `(T, H, W, 2)` as RGB: hue is direction, brightness is length (full at 20 pixels)."""
     vectors = flow_THWC.astype(np.float32) / 255 * 2 - 1
     length, angle = np.hypot(vectors[..., 0], vectors[..., 1]), np.arctan2(vectors[..., 1], vectors[..., 0])
     hsv = np.empty((*flow_THWC.shape[:3], 3), np.uint8)
@@ -85,7 +81,7 @@ def _frames(experiment: Experiment, video_id: str, source: str, modality: Modali
     record = dataset_record(experiment.data)
     segment = segments_of(record).get(video_id) if record.segments is not None else None
     if segment is not None:
-        video_id = segment.video  # a look at the whole video it is a part of
+        video_id = segment.video  # show the video that contains the segment
     if source == "videos":
         files = VideoFiles(record, "rgb", experiment.data.backend, experiment.data.flow)
         with open_video(files.path(video_id), experiment.data.backend) as video:
@@ -98,7 +94,5 @@ def _frames(experiment: Experiment, video_id: str, source: str, modality: Modali
 
 
 def _spread(count: int) -> list[int]:
-    """Return up to `FRAMES` numbers from 1 to `count`, evenly spread."""
-    if count < 1:
-        return []
-    return [int(number) for number in np.unique(np.rint(np.linspace(1, count, FRAMES)).astype(np.int64))]
+    """Return up to `FRAMES` evenly spaced numbers from 1 to `count`."""
+    return np.unique(np.rint(np.linspace(1, count, FRAMES)).astype(np.int64)).tolist() if count > 0 else []

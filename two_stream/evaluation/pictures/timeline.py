@@ -1,4 +1,4 @@
-"""What happens when in a long video: the classes of every window that slides over it."""
+"""Time line of a long video: the classes of every window of a sliding clip, as CSV and as a picture."""
 
 from __future__ import annotations
 
@@ -8,15 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from two_stream.config.schema import EvaluateOptions
-from two_stream.evaluation.runs.any_run import AnyRun
+from two_stream.data.clips.views import evaluation_clips
+from two_stream.errors import printable
+from two_stream.evaluation.runs.run import AnyRun
 from two_stream.evaluation.scoring.score import aggregate_views
-from two_stream.evaluation.scoring.video import VideoResult, fuse_results, top
-from two_stream.evaluation.scoring.views import clip_frames
-from two_stream.runtime.files import write_text
+from two_stream.evaluation.scoring.video import VideoResult, fuse_results, top_classes
+from two_stream.runtime.files import atomic_path, write_text
+from two_stream.runtime.plotting import plain_figures
 from two_stream.runtime.text import csv_text
+
+_MOST = 8
+"""most classes drawn as lines"""
+_GREY = "#b8b8b8"
+_SHORTEST = 0.06
+"""shortest labelled section, as a share of the width"""
 
 
 @dataclass(frozen=True)
@@ -24,18 +34,18 @@ class TimelineWindow:
     """One position of the sliding clip."""
 
     first: int
-    """1-based number of its first picture"""
+    """1-based number of the first picture"""
     last: int
-    """and of its last one; a video shorter than a clip is looped, and this is its end"""
+    """number of the last picture; the end of a video that is shorter than a clip and looped"""
     probabilities: NDArray[np.float64]
     """`(K,)`"""
     start: float | None = None
-    """when its first picture appears, in seconds from the first of the video, where the file tells"""
+    """time of the first picture, in seconds from the start of the video, if the file has times"""
     end: float | None = None
-    """when its last picture is over, which is when the next one appears"""
+    """end time of the last picture"""
 
 
-def windows(
+def score_windows(
     runs: Sequence[AnyRun[Any]],
     scored: Sequence[VideoResult],
     options: Sequence[EvaluateOptions],
@@ -44,24 +54,18 @@ def windows(
     rule: str = "l2",
     weights: Sequence[float] | None = None,
 ) -> list[TimelineWindow]:
-    """Return the windows of one video in order, fused where there are several streams.
+    """Return the windows of one video in order, with the streams fused.
 
-    The n-th window of a stream meets the n-th of the others. Flow has one frame less, so its last window may lie a
-    little earlier, or be missing: the windows that all streams have are returned. A flow frame lies between two
-    pictures; its number is that of the first.
+    Window n of a stream is fused with window n of the others. Flow has one frame less, so its last window may be a
+    little earlier or missing; only windows of all streams are returned. A flow frame has the number of the first of its
+    two pictures.
 
-    Args:
-        runs: The networks.
-        scored: The video's scores by each of them.
-        options: Views of each.
-        samplings: Frame choice of each, `standard` or `paper`.
-        rule: Fusion rule.
-        weights: Fusion weights.
+    `scored`, `options` and `samplings` (`standard` or `paper`) have one entry per run.
     """
     clips, streams = [], []
     for run, result, views, sampling in zip(runs, scored, options, samplings, strict=True):
         flow = run.model.spec.modality == "flow"
-        chosen = clip_frames(views, run.model.spec, result.frames - flow, sampling)
+        chosen = evaluation_clips(views, run.model.spec, result.frames - flow, sampling)
         clips.append([(min(clip), min(max(clip) + flow, result.frames)) for clip in chosen])
         by_crop = result.view_logits.reshape(-1, len(chosen), result.view_logits.shape[-1])
         streams.append([aggregate_views(by_crop[:, n], views.aggregate) for n in range(len(chosen))])
@@ -77,17 +81,76 @@ def windows(
 
 
 def write_csv(path: Path, found: Sequence[TimelineWindow], names: Sequence[str], count: int) -> None:
-    """Write a line per window: frames, seconds (empty where unknown), best classes and their probabilities."""
+    """Write a line per window: frames, seconds (empty if unknown), best classes and their probabilities."""
     count = min(count, len(names))
     lines: list[list[object]] = []
     ranked = [name for place in range(1, count + 1) for name in (f"class_{place}", f"probability_{place}")]
     for number, window in enumerate(found, 1):
-        best = [
-            cell
-            for name, share in top(window.probabilities, list(names), count)
-            for cell in (name, f"{share:.6f}")
-        ]
+        best = top_classes(window.probabilities, list(names), count)
+        cells = [cell for name, share in best for cell in (name, f"{share:.6f}")]
         times = ["" if at is None else f"{at:.3f}" for at in (window.start, window.end)]
-        lines.append([number, window.first, window.last, *times, *best])
+        lines.append([number, window.first, window.last, *times, *cells])
     header = ["window", "first_frame", "last_frame", "start_s", "end_s", *ranked]
     write_text(path, csv_text(header, lines))
+
+
+@plain_figures()
+def draw_timeline(path: Path, title: str, found: Sequence[TimelineWindow], names: Sequence[str]) -> None:
+    """Draw the class probabilities over time, and below them the most likely class.
+
+    The horizontal axis shows seconds, or frame numbers if the file has no times. Windows overlap, so each is drawn
+    around its middle, half-way to its neighbours.
+
+    `path` is a PNG, PDF or SVG file.
+    """
+    title, names = printable(title), [printable(name) for name in names]
+    shares = np.stack([window.probabilities for window in found])
+    edges = _edges(found)
+    best = shares.argmax(axis=1)
+    counts = np.bincount(best, minlength=len(names))
+    leading = [int(k) for k in np.argsort(-counts, kind="stable") if counts[k]][:_MOST]
+    others = [int(k) for k in np.argsort(-shares.max(axis=0), kind="stable") if k not in leading]
+    drawn = leading + others[: max(0, min(3, len(names)) - len(leading))]
+    palette = colormaps["tab10"]
+    colours = {k: palette(place % 10) for place, k in enumerate(drawn)}
+    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
+    for k in drawn:
+        upper.stairs(
+            100 * shares[:, k], edges, baseline=None, color=colours[k], linewidth=1.6, label=names[k]
+        )
+    upper.set_ylim(0, 103)
+    upper.set_ylabel("probability in %")
+    upper.grid(alpha=0.3)
+    upper.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, frameon=False)
+    upper.set_title(title, fontsize=10, loc="left")
+    for start, stop in _stretches(best):
+        k = int(best[start])
+        left, right = edges[start], edges[stop]
+        lower.axvspan(left, right, color=colours.get(k, _GREY), linewidth=0)
+        if (right - left) >= _SHORTEST * (edges[-1] - edges[0]):
+            style = {"ha": "center", "va": "center", "fontsize": 8, "color": "white", "clip_on": True}
+            lower.text((left + right) / 2, 0.5, names[k], **style)
+    lower.set_yticks([])
+    lower.set_ylabel("likeliest", fontsize=8)
+    lower.set_xlim(edges[0], edges[-1])
+    lower.set_xlabel("frame" if found[0].start is None else "seconds")
+    with atomic_path(path) as part:
+        figure.savefig(part, format=path.suffix[1:].lower(), dpi=150)
+
+
+def _edges(found: Sequence[TimelineWindow]) -> np.ndarray:
+    """Return the borders between windows, half-way between their middles."""
+    spans = np.asarray(
+        [(one.first - 1, one.last) if one.start is None else (one.start, one.end) for one in found],
+        np.float64,
+    )
+    middles = spans.mean(axis=1)
+    return np.asarray([spans[0, 0], *(middles[:-1] + middles[1:]) / 2, spans[-1, 1]])
+
+
+def _stretches(best: np.ndarray) -> list[tuple[int, int]]:
+    """Return (start, stop) of consecutive windows with the same most likely class."""
+    changes = np.flatnonzero(np.diff(best)) + 1
+    starts = [0, *changes.tolist()]
+    return list(zip(starts, [*starts[1:], len(best)]))

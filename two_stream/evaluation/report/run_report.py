@@ -1,6 +1,6 @@
-"""The report: one self-contained page, and the same numbers as JSON and Markdown.
+"""The report of runs: one self-contained page, and the same numbers as JSON and Markdown.
 
-Everything shown is gathered into one dictionary of plain values first; the three files are views of it.
+All values are first collected in one dictionary; the three files are rendered from it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from two_stream.config.load import dump
 from two_stream.config.schema import Experiment
 from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation.pictures.thumbnails import strip
-from two_stream.evaluation.report import svg
-from two_stream.evaluation.report.html import page_templates
+from two_stream.evaluation.report import page
+from two_stream.evaluation.report.page import page_templates
 from two_stream.evaluation.runs.lookup import compression_of, find_baseline, history, run_of, settings_of
 from two_stream.evaluation.scores import metrics, words
 from two_stream.evaluation.scores.files import (
@@ -38,19 +38,19 @@ _PROVENANCE = (
     *("clip_length", "stride", "resize", "crop", "precision", "source", "decoder", "flow_algorithm"),
     *("seed", "device", "threads", "code_version"),
 )
-"""What of a score file's meta the page lists."""
+"""metadata of a score file that the page lists"""
 
 
 @dataclass(frozen=True)
 class _Stream:
-    """One score table with what is known of the run that made it."""
+    """A score table and the run that made it."""
 
     table: ScoreTable
     name: str
     run: RunPaths | None
     experiment: Experiment | None
     val: ScoreTable | None
-    """scores of the holdout part by the same model"""
+    """scores of the holdout part from the same model"""
 
 
 def write_report(
@@ -64,14 +64,13 @@ def write_report(
     """Write a report as HTML, JSON and Markdown.
 
     Args:
-        sources: Run folders (their newest test scores) or score files. Two or more streams are also fused, unless one
-            of the files is a fusion already. The baseline of their data set is shown beside them where its scores are
-            found or given.
-        out: The page; JSON and Markdown get its name with another suffix. Default: `report.html` in the run folder of a
-            single stream, else in the current folder.
-        title: Headline.
+        sources: Run folders (their newest test scores) or score files. Two or more streams are fused, unless one of the
+            files is a fusion. The baseline of the data set is included if its scores are found or given.
+        out: The page; JSON and Markdown have its name with another suffix. Default: `report.html` in the run folder of
+            a single stream, else in the current folder.
+        title: Title.
         rule: Fusion rule; `learned` fits the weights on the holdout scores of the runs.
-        mistakes: Most confident mistakes shown.
+        mistakes: Number of most confident mistakes to show.
 
     Returns:
         The three paths.
@@ -81,26 +80,22 @@ def write_report(
         SettingsError: The page would overwrite its own JSON or Markdown.
     """
     if out is not None and out.suffix.lower() in (".json", ".md"):
-        raise SettingsError(
-            f"{out}: the page is HTML; give a name in .html (JSON and Markdown are written beside it)"
-        )
+        raise SettingsError(f"{out}: the page is HTML; expected a name in .html")
     if not sources:
-        raise ScoreError(
-            "no run or score file given; for example: two-stream report demo/runs/rgb demo/runs/flow"
-        )
+        raise ScoreError("no run or score file given; example: two-stream report runs/rgb runs/flow")
     streams, fused, given = _gather(sources, rule)
     if out is None:
         only = streams[0].run if len(streams) == 1 else None
         out = only.report if only else Path("report.html")
-    baseline, told, command = _beside(streams, given)
+    baseline, remark, command = _find_baseline(streams, given)
     facts, drawn = _facts(streams, fused, baseline, title, mistakes)
-    if told:
-        facts["baseline"] = told
+    if remark:
+        facts["baseline"] = remark
     facts["commands"] = _commands(streams, sources, out, rule, command if baseline is not None else "")
     environment = page_templates()
-    page = environment.get_template("report.html").render(facts=facts, **drawn)
+    html = environment.get_template("report.html").render(facts=facts, **drawn)
     text = environment.get_template("report.md").render(facts=facts)
-    write_text(out, page)
+    write_text(out, html)
     write_json(out.with_suffix(".json"), facts)
     write_text(out.with_suffix(".md"), text)
     return [out, out.with_suffix(".json"), out.with_suffix(".md")]
@@ -109,10 +104,10 @@ def write_report(
 def _gather(
     sources: Sequence[Path | str], rule: str
 ) -> tuple[list[_Stream], ScoreTable | None, ScoreTable | None]:
-    """Read the score files; fuse them when there are several streams and no fusion among them.
+    """Read the score files, and fuse several streams unless there is a fusion among them.
 
     Returns:
-        Streams, fusion, and a baseline that is among the files: it takes no part in the fusion.
+        Streams, fusion, and the baseline if it is among the files; the fusion does not include it.
     """
     found = join([read_scores(find_scores(source)) for source in sources])
     baseline = next((table for table in found if table.meta.get("baseline")), None)
@@ -120,34 +115,29 @@ def _gather(
     given = [table for table in found if table.meta.get("kind") == "fused"]
     plain = [table for table in found if table.meta.get("kind") != "fused"]
     if len(given) > 1:
-        raise ScoreError(f"{len(given)} fused score files given; a report shows one fusion")
+        raise ScoreError(f"{len(given)} fused score files given; expected at most one")
     if not plain:
         plain, given = given, []
     streams = [_stream(table, name) for table, name in zip(plain, words.labels_of(plain))]
-    if given:
-        return streams, given[0], baseline
-    if len(plain) < 2:
-        return streams, None, baseline
-    return streams, fuse(plain, rule, fit=_fit_tables(streams) if rule == "learned" else None), baseline
+    fused = given[0] if given else None
+    if fused is None and len(plain) > 1:
+        fused = fuse(plain, rule, fit=_fit_tables(streams) if rule == "learned" else None)
+    return streams, fused, baseline
 
 
 def _fit_tables(streams: list[_Stream]) -> list[ScoreTable]:
-    """Return the holdout scores of every stream, of the videos that all have.
-
-    Raises:
-        ScoreError: A stream has none.
-    """
+    """Return the holdout scores of every stream, reduced to their common videos."""
     lacking = next((stream for stream in streams if stream.val is None), None)
     if lacking is not None:
         raise ScoreError(
-            f"{name_of(lacking.table)}: `--rule learned` fits the weights on the holdout part, and this stream's model "
+            f"{name_of(lacking.table)}: `--rule learned` fits the weights on the holdout part, but this stream's model "
             "has no scores of it; run `two-stream evaluate RUN --part val`, or choose another rule"
         )
     return keep_common_videos([stream.val for stream in streams if stream.val is not None])
 
 
-def _beside(streams: list[_Stream], given: ScoreTable | None) -> tuple[ScoreTable | None, str, str]:
-    """Return the baseline's scores of the streams' videos; a line where there are none; and the command for them."""
+def _find_baseline(streams: list[_Stream], given: ScoreTable | None) -> tuple[ScoreTable | None, str, str]:
+    """Return the baseline's scores of the videos, a remark if there are none, and the command that makes them."""
     first = streams[0].table
     if first.meta.get("baseline"):
         return None, "", ""
@@ -158,7 +148,7 @@ def _beside(streams: list[_Stream], given: ScoreTable | None) -> tuple[ScoreTabl
             return join([first, baseline])[1], "", command
     except ScoreError as error:
         return None, f"The baseline is not shown: {error}.", ""
-    hint = f"No baseline of this data set yet. What a network must beat is said by: {command}"
+    hint = f"No baseline of this data set yet. To see what a network must beat, run: {command}"
     return None, hint if command else "", command
 
 
@@ -184,24 +174,20 @@ def _facts(
     title: str | None,
     mistakes: int,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the plain values, and the figures drawn from them."""
+    """Return the values, and the figures drawn from them."""
     curve = _curve(streams, fused)
-    shown = [stream.table for stream in streams] + ([fused] if fused is not None else [])
-    if (
-        curve is not None
-        and fused is not None
-        and fused.meta["rule"] != "learned"
-        and len({*fused.meta["weights"]}) == 1
-    ):
-        shown.append(_tuned(streams, fused))
+    shown = [stream.table for stream in streams]
+    if fused is not None:
+        shown.append(fused)
+        if curve is not None and fused.meta["rule"] != "learned" and len({*fused.meta["weights"]}) == 1:
+            shown.append(_tuned(streams, fused))
     found = words.lines([*shown, *([] if baseline is None else [baseline])])
     main = found[len(streams)] if fused is not None else found[0]
     histories = {stream.name: history(stream.run) for stream in streams if stream.run is not None}
-    classes = {
-        line.name: metrics.per_class(line.table) for line in found[: len(streams) + (fused is not None)]
-    }
+    compared = found[: len(streams) + (fused is not None)]
+    classes = {line.name: metrics.per_class(line.table) for line in compared}
     confusion = None
-    if main.table.targets is None:  # with several classes per video no row has one true class
+    if main.table.targets is None:  # a row needs one true class per video
         confusion = metrics.confusion_matrix(main.table.logits, main.table.labels)
     measure = "accuracy" if confusion is not None else "average precision"
     facts: dict[str, Any] = {
@@ -224,26 +210,21 @@ def _facts(
         "measure": measure,
         "per_class": {name: [asdict(row) for row in rows] for name, rows in classes.items()},
         "history": histories,
-        "compression": {
-            stream.name: told for stream in streams if (told := compression_of(stream.run)) is not None
-        },
+        "compression": {s.name: made for s in streams if (made := compression_of(s.run)) is not None},
         "mistakes": _mistakes(main.table, streams, mistakes),
         "skipped": words.skipped_videos(main.table.meta),
-        "settings": {
-            stream.name: dump(stream.experiment) for stream in streams if stream.experiment is not None
-        },
+        "settings": {s.name: dump(s.experiment) for s in streams if s.experiment is not None},
         "provenance": _provenance(streams),
         "code_version": code_version(),
     }
+    # a solved probe has an optimum and no curve
+    trained = {name: rows for name, rows in histories.items() if rows and "c" not in rows[0]}
     drawn = {
         "figures": {
-            "learning": svg.learning_curves(
-                # a solved probe has an optimum and no curve
-                {name: rows for name, rows in histories.items() if rows and "c" not in rows[0]}
-            ),
-            "confusion": svg.confusion(confusion, main.table.class_names) if confusion is not None else None,
-            "classes": svg.class_bars(classes, measure),
-            "curve": svg.fusion_curve(curve) if curve is not None else None,
+            "learning": page.learning_curves(trained),
+            "confusion": page.confusion(confusion, main.table.class_names) if confusion is not None else None,
+            "classes": page.class_bars(classes, measure),
+            "curve": page.fusion_curve(curve) if curve is not None else None,
         },
         "strips": _strips(facts["mistakes"], streams),
     }
@@ -251,7 +232,7 @@ def _facts(
 
 
 def _curve(streams: list[_Stream], fused: ScoreTable | None) -> Curve | None:
-    """Return the fusion-weight curve where there are two streams with holdout scores of the same videos."""
+    """Return the curve over the fusion weight of two streams with holdout scores of the same videos."""
     if fused is None or len(streams) != 2 or streams[0].val is None or streams[1].val is None:
         return None
     try:
@@ -272,9 +253,9 @@ def _curve_hint(streams: list[_Stream], fused: ScoreTable | None, curve: Curve |
         return ""
     lacking = [str(stream.run.root) for stream in streams if stream.val is None and stream.run is not None]
     if not lacking or fused.meta.get("selection") == "paper":
-        return "No fusion-weight curve: it is traced on the holdout part, and these streams share none."
+        return "No fusion-weight curve: it is computed on the holdout part, and these streams have no common one."
     commands = " && ".join(f"two-stream evaluate {shlex.quote(run)} --part val" for run in lacking)
-    return f"The fusion-weight curve is traced on the holdout part; to add it: {commands}"
+    return f"The fusion-weight curve is computed on the holdout part; to add it: {commands}"
 
 
 def _title(streams: list[_Stream], fused: ScoreTable | None) -> str:
@@ -293,9 +274,9 @@ def _headline(line: words.Line) -> dict[str, str]:
     return {
         "metric": "top-1" if summary.map is None else "mAP",
         "name": line.name,
-        "value": f"{100 * top.value:.1f} %",
-        "interval": f"{100 * top.low:.1f} – {100 * top.high:.1f} %" if top.known else "unknown",
-        "chance": f"{100 * line.summary.chance:.1f} %",
+        "value": f"{words.percent(top.value)} %",
+        "interval": f"{words.percent(top.low)} – {words.percent(top.high)} %" if top.known else "unknown",
+        "chance": f"{words.percent(summary.chance)} %",
         "correct": correct,
     }
 
@@ -312,19 +293,13 @@ def _mistakes(table: ScoreTable, streams: list[_Stream], count: int) -> list[dic
     for row in metrics.confident_mistakes(table, count):
         guesses = {}
         for stream in streams:
-            chances = metrics.probabilities(
-                stream.table.logits[row], multi_label=stream.table.targets is not None
-            )
+            several = stream.table.targets is not None
+            chances = metrics.probabilities(stream.table.logits[row], multi_label=several)
             best = int(chances.argmax())
             guesses[stream.name] = {"class": table.class_names[best], "probability": float(chances[best])}
-        found.append(
-            {
-                "id": table.ids[row],
-                "true": _true_classes(table, row),
-                "predicted": table.class_names[int(table.logits[row].argmax())],
-                "streams": guesses,
-            }
-        )
+        predicted = table.class_names[int(table.logits[row].argmax())]
+        true = _true_classes(table, row)
+        found.append({"id": table.ids[row], "true": true, "predicted": predicted, "streams": guesses})
     return found
 
 
@@ -344,10 +319,8 @@ def _provenance(streams: list[_Stream]) -> list[dict[str, Any]]:
     rows = []
     for stream in streams:
         meta = stream.table.meta
-        facts = {
-            "scores": meta.get("file"),
-            **{key: meta[key] for key in _PROVENANCE if meta.get(key) is not None},
-        }
+        known = {key: meta[key] for key in _PROVENANCE if meta.get(key) is not None}
+        facts = {"scores": meta.get("file"), **known}
         rows.append({"name": stream.name, "facts": facts, "environment": meta.get("environment", {})})
     return rows
 
@@ -361,11 +334,7 @@ def _commands(
             continue
         meta = stream.table.meta
         lines.append(_train_command(stream.run))
-        flags = [
-            f"--views {meta.get('views')}",
-            f"--crops {meta.get('crops')}",
-            f"--aggregate {meta.get('aggregate')}",
-        ]
+        flags = [f"--{key} {meta.get(key)}" for key in ("views", "crops", "aggregate")]
         if meta.get("num_clips"):
             flags.append(f"--num-clips {meta['num_clips']}")
         if meta.get("step"):
@@ -380,6 +349,6 @@ def _commands(
 
 
 def _train_command(run: RunPaths) -> str:
-    """Return the command that trains a run anew, beside it: under its own name it would be refused."""
+    """Return the command that repeats the training of a run under another name."""
     name = re.sub(r"[^\w.+-]", "_", f"{run.root.resolve().name}_again")
     return f"two-stream train {shlex.quote(str(run.experiment))} --name {name}"

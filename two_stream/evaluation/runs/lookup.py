@@ -1,15 +1,16 @@
-"""The run behind a score table: its folder, its settings and its learning curve."""
+"""Run folders: their paths, settings, learning curves and baseline, without their networks."""
 
 from __future__ import annotations
 
 import math
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from two_stream.config.load import load_experiment
 from two_stream.config.schema import Experiment
-from two_stream.errors import SettingsError
+from two_stream.errors import CheckpointError, SettingsError
 from two_stream.evaluation.scores.files import newest_scores, read_scores
 from two_stream.runtime.console import warn
 from two_stream.runtime.files import is_whole
@@ -17,23 +18,42 @@ from two_stream.runtime.text import parse_json
 from two_stream.types import RunPaths, ScoreTable
 
 BASELINE_SCORES = "{part}_fused.npz"
-"""the fused scores in a baseline's folder"""
+"""fused scores in the folder of a baseline"""
+
+
+def run_paths(path: Path | str) -> RunPaths:
+    """Return the paths of a run folder.
+
+    Raises:
+        CheckpointError: The folder does not exist or is no run folder.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "no such run folder"
+        raise CheckpointError(f"{folder}: {what}; expected a folder written by `two-stream train`")
+    paths = RunPaths(folder)
+    if not paths.experiment.is_file():
+        raise CheckpointError(
+            f"{folder}: not a run folder, it has no experiment.yaml; expected a folder written by "
+            "`two-stream train`"
+        )
+    return paths
 
 
 def baseline_folder(runs: Path, dataset: str, split: int) -> Path:
-    """Return where `two-stream baseline` keeps the runs and scores of a data set's split, below the folder of runs."""
+    """Return the folder of `two-stream baseline` for a split of a data set, below the folder of runs."""
     return runs / "baseline" / f"{dataset}-split{split}"
 
 
 def find_baseline(table: ScoreTable) -> tuple[ScoreTable | None, str]:
-    """Return the baseline's scores of a table's test part, and the command that makes them.
+    """Return the scores of the baseline of a table, and the command that makes them.
 
-    They are looked for under the folder of runs that the table's own lies in: `runs/<run>`, `runs/<group>/<run>` or a
-    study's cell, `runs/studies/<study>/runs/<cell>`.
+    They are searched under the folder of runs that contains the run of the table: `runs/<run>`, `runs/<group>/<run>` or
+    a study's cell, `runs/studies/<study>/runs/<cell>`.
 
     Returns:
-        Their table, None where there is none; and the command, empty where no baseline belongs beside the table:
-        another part than the test part, several classes per video, a run of the baseline, or no name of a data set.
+        The table, None if there is none; and the command, empty for a table without baseline: another part than the
+        test part, several classes per video, a run of the baseline, or no name of a data set.
 
     Raises:
         ScoreError: The file is damaged.
@@ -67,39 +87,33 @@ def _baseline_command(experiment: Experiment | None, dataset: str, split: int, r
 
 
 def run_of(table: ScoreTable) -> RunPaths | None:
-    """Return the run folder a table lies in, or the one its meta names."""
-    beside = Path(str(table.meta.get("file", ""))).parent.parent
-    for folder in (beside, Path(str(table.meta.get("run", "")))):
-        if str(folder) not in ("", ".") and (folder / "experiment.yaml").is_file():
+    """Return the run folder that contains a table, or that its meta names; None if there is none."""
+    own = Path(str(table.meta.get("file", ""))).parent.parent
+    for folder in (own, Path(str(table.meta.get("run", "")))):
+        if str(folder) not in ("", ".") and RunPaths(folder).experiment.is_file():
             return RunPaths(folder)
     return None
 
 
 def settings_of(run: RunPaths | None) -> Experiment | None:
-    """Return a run's settings; None without a run, or where another version wrote them: its numbers still stand."""
-    if run is None:
-        return None
-    try:
-        return load_experiment(run.experiment)
-    except SettingsError:
-        return None
+    """Return the settings of a run; None without a run, or if this version cannot read them."""
+    with suppress(SettingsError):
+        return None if run is None else load_experiment(run.experiment)
+    return None
 
 
 def compression_of(run: RunPaths | None) -> dict[str, Any] | None:
-    """Return what `compression.json` says of a compressed run: verdict, columns and rows; None without one."""
-    try:
-        value = parse_json((run.root / "compression.json").read_text(encoding="utf-8")) if run else None
-        return value and {
-            "verdict": value["comparison"]["verdict"],
-            "columns": value["columns"],
-            "rows": value["rows"],
-        }
-    except (OSError, ValueError, KeyError, TypeError):
+    """Return verdict, columns and rows of the `compression.json` of a compressed run; None without one."""
+    if run is None:
         return None
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        value = parse_json((run.root / "compression.json").read_text(encoding="utf-8"))
+        return {"verdict": value["comparison"]["verdict"], "columns": value["columns"], "rows": value["rows"]}
+    return None
 
 
 def history(run: RunPaths | None) -> list[dict[str, float]]:
-    """Return `metrics.jsonl` as flat rows of numbers, one per epoch; it ends at a damaged line, with a warning."""
+    """Return the numbers of `metrics.jsonl`, one row per epoch, up to a damaged line (with a warning)."""
     rows: list[dict[str, float]] = []
     if run is None or not run.metrics.is_file():
         return rows
@@ -111,7 +125,7 @@ def history(run: RunPaths | None) -> list[dict[str, float]]:
         except ValueError:
             value = None
         if value is None or (checked and not is_whole(line)):
-            warn(f"{run.metrics}: line {number} is damaged (its checksum differs); the curves end before it")
+            warn(f"{run.metrics}: line {number} is damaged (its checksum differs); curves end before it")
             break
         if isinstance(value, dict) and "epoch" in value:
             rows.append({key: float(item) for key, item in value.items() if _is_number(item)})

@@ -1,4 +1,4 @@
-"""Finished runs: loading one, scoring a part of its data set with it, asking it about a video."""
+"""Finished runs: loads a run, scores a part of its data set or a video, and records how the scores were made."""
 
 from __future__ import annotations
 
@@ -7,26 +7,39 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Generic, TypeVar, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
-from two_stream.config.load import load_experiment
-from two_stream.config.schema import EvaluateOptions, Experiment
-from two_stream.data.catalog import Mirror, mirror_note, mirror_of
+from two_stream.config.load import load_experiment, validate_settings
+from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
+from two_stream.data.catalog import Mirror, Record, dataset_record, mirror_note, mirror_of
+from two_stream.data.clips.sampling import sampling_of
 from two_stream.data.clips.views import view_loader
+from two_stream.data.sources.shards import load_index, shard_facts, shard_storage
 from two_stream.data.splits import experiment_part
 from two_stream.errors import CheckpointError, DataError, ScoreError, SettingsError
-from two_stream.evaluation.features.cached_views import StoredViews
-from two_stream.evaluation.runs.any_run import AnyRun
-from two_stream.evaluation.runs.frames_made import FramesMade, frames_made, made_now, other_flow, other_frames
-from two_stream.evaluation.runs.score_table import score_table
+from two_stream.evaluation.features.cache import StoredViews
+from two_stream.evaluation.runs.lookup import run_paths
 from two_stream.evaluation.scores.files import read_scores, write_scores
-from two_stream.evaluation.scoring.network import is_exact, prepare_for_inference, resolve_evaluation
-from two_stream.evaluation.scoring.processes import Skipped, gathered
-from two_stream.evaluation.scoring.score import VideoScores, aggregate_views, score_videos
-from two_stream.evaluation.scoring.video import VideoInput, VideoResult, fuse_results, score_file, top
-from two_stream.evaluation.scoring.views import same_boxes_note, slug
+from two_stream.evaluation.scoring.network import (
+    ClipNetwork,
+    is_exact,
+    prepare_for_inference,
+    resolve_evaluation,
+)
+from two_stream.evaluation.scoring.score import (
+    Skipped,
+    VideoScores,
+    aggregate_views,
+    gather_scores,
+    score_videos,
+)
+from two_stream.evaluation.scoring.video import VideoInput, VideoResult, fuse_results, score_file, top_classes
+from two_stream.evaluation.scoring.views import describe_views, protocol_slug, same_boxes_note
 from two_stream.pretrained import read_model
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
@@ -34,17 +47,84 @@ from two_stream.runtime.console import note, warn
 from two_stream.runtime.device import pick_device
 from two_stream.runtime.files import check_writable, sha256
 from two_stream.runtime.folders import complete_folder
-from two_stream.types import Part, RunPaths, ScoreTable, VideoRecord
-from two_stream.video.flow import AUTO, choose_flow_algorithm
+from two_stream.runtime.precision import precision_reason
+from two_stream.runtime.provenance import code_version, environment
+from two_stream.types import Modality, Part, RunPaths, ScoreTable, VideoRecord
+from two_stream.video.decoding.reader import backend_version
+from two_stream.video.extraction.one_video import extraction_settings
+from two_stream.video.flow import ALGORITHMS, AUTO, FLOW_BOUND, choose_flow_algorithm
 
+N_co = TypeVar("N_co", bound=Recognizer | ClipNetwork, covariant=True)
 CHECKPOINTS = ("best", "last")
 HELD_OUT = "val_folds.npz"
-"""scores of the training list by the folds of a cross-validation (`train.selection: folds`), written by the training"""
+"""scores of the training list by cross-validation (`train.selection: folds`), written by the training"""
+_Side = Annotated[int, Field(ge=8, le=16384)]
+
+
+@dataclass(frozen=True)
+class AnyRun(Generic[N_co]):
+    """A trained network with its settings: of a run folder, or an exported file."""
+
+    experiment: Experiment
+    model: N_co
+    class_names: list[str]
+    paths: RunPaths
+    """folder for scores; for an exported file the folder that contains it"""
+    checkpoint: str
+    meta: dict[str, Any]
+    """metadata that training stored with the weights, for example the epoch"""
+
+    @cached_property
+    def record(self) -> Record:
+        """The data set's record.
+
+        Raises:
+            DataError: The data set is not on this machine.
+        """
+        return dataset_record(self.experiment.data)
+
+    def videos(self, part: Part) -> list[VideoRecord]:
+        """Return the videos of a part of the data set.
+
+        Raises:
+            DataError: The data set or a list is missing.
+        """
+        return experiment_part(self.experiment, self.record, part, self.model.spec.modality)
+
+    @cached_property
+    def warned(self) -> set[str]:
+        """Warnings already given, which are not repeated for every video."""
+        return set()
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether it was trained on several classes per video."""
+        return bool(self.meta.get("multi_label"))
+
+    @property
+    def model_sha256(self) -> str:
+        """Checksum of the weights."""
+        raise NotImplementedError
+
+    @property
+    def source(self) -> str:
+        """Folder or file of the run, for messages."""
+        return str(self.paths.root)
+
+    @property
+    def score_suffix(self) -> str:
+        """Suffix of the names of score files, unique per checkpoint."""
+        return "" if self.checkpoint == "best" else f"_{self.checkpoint}"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Additional (or replaced) metadata of score files."""
+        return {}
 
 
 @dataclass(frozen=True)
 class Run(AnyRun[Recognizer]):
-    """A finished run, its model ready for scoring."""
+    """A run folder with its model."""
 
     @cached_property
     def model_sha256(self) -> str:
@@ -56,13 +136,13 @@ def load_run(path: Path | str, checkpoint: str = "best", device: str = "cpu") ->
     """Load a run folder.
 
     Args:
-        path: The folder that training wrote.
+        path: The run folder.
         checkpoint: `best` or `last`.
         device: auto, cpu, cuda, cuda:N or mps.
 
     Raises:
-        CheckpointError: No run folder, or its checkpoint is missing or damaged.
-        SettingsError: Its settings are damaged, or there is no such device.
+        CheckpointError: The folder is no run folder, or the checkpoint is missing or damaged.
+        SettingsError: The settings are damaged, or there is no such device.
     """
     paths = run_paths(path)
     if checkpoint not in CHECKPOINTS:
@@ -70,8 +150,8 @@ def load_run(path: Path | str, checkpoint: str = "best", device: str = "cpu") ->
     experiment = load_experiment(paths.experiment)
     folder = complete_folder(paths.root / checkpoint)
     if not folder.is_dir():
-        there = [name for name in CHECKPOINTS if complete_folder(paths.root / name).is_dir()]
-        hint = f"; it has `{there[0]}`" if there else "; train it first (`two-stream train`)"
+        existing = [name for name in CHECKPOINTS if complete_folder(paths.root / name).is_dir()]
+        hint = f"; it has `{existing[0]}`" if existing else "; train it first (`two-stream train`)"
         raise CheckpointError(f"{folder}: the run has no checkpoint {checkpoint!r}{hint}")
     model, meta = read_model(folder, pick_device(device))
     if experiment.channels_last:
@@ -79,27 +159,9 @@ def load_run(path: Path | str, checkpoint: str = "best", device: str = "cpu") ->
     names = meta.get("class_names") or [str(index) for index in range(model.num_classes)]
     if len(names) != model.num_classes:
         raise CheckpointError(
-            f"{folder}: {len(names)} class names for {model.num_classes} classes; train it again"
+            f"{folder}: {len(names)} class names, {model.num_classes} classes; train it again"
         )
     return Run(experiment, model, [str(name) for name in names], paths, checkpoint, meta)
-
-
-def run_paths(path: Path | str) -> RunPaths:
-    """Return the paths of a run folder.
-
-    Raises:
-        CheckpointError: There is no such folder, or it is no run.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "no such folder"
-        raise CheckpointError(f"{folder}: {what}; expected a run folder, as `two-stream train` writes it")
-    paths = RunPaths(folder)
-    if not paths.experiment.is_file():
-        raise CheckpointError(
-            f"{folder}: not a run folder: it has no experiment.yaml (`two-stream train` writes one)"
-        )
-    return paths
 
 
 def evaluate_run(
@@ -115,25 +177,25 @@ def evaluate_run(
 ) -> tuple[ScoreTable, Path]:
     """Score a part of a run's data set and write `runs/<name>/scores/<part>_<protocol>.npz`.
 
-    A run that was trained on stored features (`data.features`) is scored on them; of its training and validation
-    videos the centred clip and crop are stored.
+    A run trained on stored features (`data.features`) is scored with them; of training and validation videos only the
+    centred clip and crop are stored.
 
     Args:
         run: A loaded run, its folder, or a loaded export (`export.load`).
-        options: How to score; default: the run's own.
+        options: How to score; default: the options of the run.
         part: `test`, or `val` and `train`, the two sides of the holdout.
-        checkpoint: `best` or `last`, when `run` is a folder.
-        device: Where to compute, when `run` is a folder.
-        workers: Loader processes; default: the run's own.
-        out: Where to write instead.
-        uncached: Read the videos also where the run names stored features.
+        checkpoint: `best` or `last`, if `run` is a folder.
+        device: Device to compute on, if `run` is a folder.
+        workers: Loader processes; default: as in the run.
+        out: Another file to write.
+        uncached: Read the videos even if the run has stored features.
 
     Returns:
-        The table and the file it was written to. Of several processes (`torchrun`) each scores a share of the videos;
-        the main one writes the file and returns the whole table, the others what they scored.
+        The table and its file. With several processes (`torchrun`) each scores a share of the videos; the main process
+        writes the file and returns the complete table, the others return their share.
 
     Raises:
-        TwoStreamError: The run, the data set or a video cannot be read; or the classes of model and data set differ.
+        TwoStreamError: The run, the data set or a video cannot be read, or the classes of model and data set differ.
     """
     with distributed.raise_on_all_ranks():
         loaded = run if isinstance(run, AnyRun) else load_run(run, checkpoint, device)
@@ -141,41 +203,66 @@ def evaluate_run(
             return _held_out(loaded)
         if distributed.is_main():
             check_writable(out or loaded.paths.scores / "scores.npz")
-        where = loaded.model.device
-        experiment = _with_options(loaded, options, workers, where)
-        records = _records(loaded, experiment, part)
+        experiment = _with_options(loaded, options, workers)
+        if loaded.record.classes != loaded.class_names:
+            raise DataError(
+                f"{loaded.record.name}: its {loaded.record.num_classes} classes are not the "
+                f"{len(loaded.class_names)} of the model of {loaded.source}; use the data set of the run"
+            )
+        records = loaded.videos(part)
         stored = None
-        recognizer = isinstance(loaded.model, Recognizer)  # others begin with pixels
-        if experiment.data.features is not None and not uncached and recognizer:
+        # an exported network computes from pixels
+        if experiment.data.features is not None and not uncached and isinstance(loaded.model, Recognizer):
             asked = (options or loaded.experiment.evaluate).precision
             stored = StoredViews(loaded.model, experiment, loaded.record, part, asked)
             experiment = stored.experiment
-    # processes of one machine may measure differently; all of them compute as the main one does
+    # the measured precision may differ between processes; all use that of the main process
     precision = distributed.broadcast_object(experiment.evaluate.precision)
     evaluate = experiment.evaluate.model_copy(update={"precision": precision})
     experiment = experiment.model_copy(update={"evaluate": evaluate})
-    scores, skipped = (
-        _read_and_score(loaded, experiment, records)
-        if stored is None
-        else stored.score(records, _aggregate(experiment.evaluate, loaded.record.multi_label))
-    )
-    scores, skipped = gathered(scores, skipped, [record.id for record in records])
-    facts = loaded.facts if stored is None else stored.facts
-    table = score_table(loaded, experiment, part, records, scores, reasons=dict(skipped), facts=facts)
-    path = out or loaded.paths.scores / f"{part}_{slug(evaluate)}{loaded.score_suffix}.npz"
+    table = score_part(loaded, experiment, part, records, stored)
+    path = out or loaded.paths.scores / f"{part}_{protocol_slug(evaluate)}{loaded.score_suffix}.npz"
     if distributed.is_main():
         write_scores(path, table)
     table.meta["file"] = str(path)
     return table, path
 
 
+def score_part(
+    run: AnyRun[Any],
+    experiment: Experiment,
+    part: Part,
+    records: Sequence[VideoRecord],
+    stored: StoredViews | None = None,
+) -> ScoreTable:
+    """Score the videos of a part, each process of several its share.
+
+    `experiment` has resolved `evaluate` options, `records` are the videos of the part, and `stored` are cached features
+    to score instead of the videos.
+
+    Returns:
+        The scores of all videos on the main process; on the others the scores of their share.
+
+    Raises:
+        TwoStreamError: A video cannot be read, or none can.
+    """
+    if stored is None:
+        scores, skipped = _read_and_score(run, experiment, records)
+    else:
+        aggregate = _aggregate(experiment.evaluate, run.record.multi_label)
+        scores, skipped = stored.score(records, aggregate)
+    scores, skipped = gather_scores(scores, skipped, [record.id for record in records])
+    facts = run.facts if stored is None else stored.facts
+    return score_table(run, experiment, part, records, scores, reasons=dict(skipped), facts=facts)
+
+
 def _held_out(run: AnyRun[Any]) -> tuple[ScoreTable, Path]:
-    """Return the scores that a cross-validation wrote: the network itself has seen every video of the list."""
+    """Return the scores of the cross-validation: the network itself was trained on every video of the list."""
     path = run.paths.scores / HELD_OUT
     if not path.is_file():
         raise ScoreError(
-            f"{path}: no such file; the run has learned from every video of the training list, and the scores of its "
-            "folds are written by the training alone: train it again with --overwrite"
+            f"{path}: no such file; the run was trained on every video of the training list, and only training "
+            "writes the scores of its folds: train it again with --overwrite"
         )
     return read_scores(path), path
 
@@ -183,16 +270,10 @@ def _held_out(run: AnyRun[Any]) -> tuple[ScoreTable, Path]:
 def _read_and_score(
     run: AnyRun[Any], experiment: Experiment, records: Sequence[VideoRecord]
 ) -> tuple[VideoScores, Skipped]:
-    """Score this process's share of the videos; return those that could not be read too."""
+    """Score this process's share of the videos; also returns those that could not be read."""
     evaluate = experiment.evaluate
     with distributed.raise_on_all_ranks():
-        mirrors = evaluate.crops in ("ten", "full")
-        wrong = mirror_note(run.record, experiment.data.augment.protocol, mirrors)
-        if wrong and distributed.is_main():
-            warn(wrong)
-        slow = same_boxes_note(evaluate, run.model.spec)
-        if slow and distributed.is_main():
-            note(slow)
+        protocol, mirrors = experiment.data.augment.protocol, evaluate.crops in ("ten", "full")
         loader = view_loader(
             experiment.data,
             evaluate,
@@ -202,9 +283,12 @@ def _read_and_score(
             rank=distributed.rank(),
             world=distributed.world_size(),
         )
-        changed = _other_frames(run)
-        if changed and distributed.is_main():
-            warn(changed)
+        changed = frames_warning(run)
+        if distributed.is_main():
+            for line in filter(None, (mirror_note(run.record, protocol, mirrors), changed)):
+                warn(line)
+            if slow := same_boxes_note(evaluate, run.model.spec):
+                note(slow)
         network = prepare_for_inference(run.model, evaluate)
     scores = score_videos(
         network,
@@ -219,31 +303,6 @@ def _read_and_score(
     return scores, loader.skipped
 
 
-def _other_frames(run: AnyRun[Any]) -> str | None:
-    """Say where the frames of the data set are no longer made like those the run was trained on."""
-    modality = run.model.spec.modality
-    written, now = run.meta.get("extraction"), made_now(run.experiment.data, run.record, modality)
-    if not written or now is None:
-        return None
-    then = frames_made(written, run.source)
-    return other_frames(run.source, then, frames_made(now, run.record.name), run.record, modality)
-
-
-def _records(run: AnyRun[Any], experiment: Experiment, part: Part) -> list[VideoRecord]:
-    """Return the videos of a part.
-
-    Raises:
-        DataError: The data set's classes are not the model's, or its lists cannot be read.
-    """
-    record = run.record
-    if record.classes != run.class_names:
-        raise DataError(
-            f"{record.name}: its {len(record.classes)} classes are not the {len(run.class_names)} the model of "
-            f"{run.source} was trained on; give the data set of the run"
-        )
-    return experiment_part(experiment, record, part, run.model.spec.modality)
-
-
 def predict(
     model_or_run: Recognizer | AnyRun[Any] | Path | str | Sequence[AnyRun[Any] | Path | str],
     video: Path | str,
@@ -255,40 +314,39 @@ def predict(
     weights: Sequence[float] | None = None,
     class_names: Sequence[str] | None = None,
 ) -> list[tuple[str, float]]:
-    """Say what happens in a video.
+    """Predict the class of a video.
 
     Args:
-        model_or_run: A model, a run (or its folder), or several runs whose scores are fused, for example RGB and flow.
+        model_or_run: A model, a run (or its folder), or several runs to fuse, for example RGB and flow.
         video: A video file; flow is computed on the fly.
-        top_k: How many classes to return.
-        options: Views; default: each run's own.
-        reading: Decoder, flow algorithm and frame size; default: as each run's training frames were made (see
-            `reading_of`, which takes another flow algorithm too), and for a bare model pictures as `two-stream extract`
-            makes them by default, and DIS.
+        top_k: Number of classes to return.
+        options: Views; default: those of each run.
+        reading: Decoder, flow algorithm and frame size; default: like the training frames of each run (see
+            `reading_of`), for a model without run the defaults of `two-stream extract` and DIS flow.
         rule: Fusion rule of several runs.
         weights: One per run, for several runs.
-        class_names: Names for a bare model; default: numbers.
+        class_names: Names for a model without run; default: numbers.
 
     Returns:
-        (label, probability), likeliest first.
+        (label, probability), the most likely first.
 
     Raises:
         VideoError: The video cannot be read.
-        TwoStreamError: A run cannot be read, the runs know different classes, or the weights do not fit them.
+        TwoStreamError: A run cannot be read, the runs have different classes, or the number of weights is wrong.
     """
     if isinstance(model_or_run, Recognizer):
         names = [str(name) for name in class_names or range(model_or_run.num_classes)]
         asked = (reading or VideoInput()).flow
-        line = other_flow("the model", None, choose_flow_algorithm(None, asked), asked)
+        line = flow_warning("the model", None, choose_flow_algorithm(None, asked), asked)
         if line is not None and model_or_run.spec.modality == "flow":
             warn(line)
         result = score_file(model_or_run, video, options or EvaluateOptions(), reading)
-        return top(fuse_results([result], rule, weights), names, top_k)
+        return top_classes(fuse_results([result], rule, weights), names, top_k)
     several = [model_or_run] if isinstance(model_or_run, (AnyRun, Path, str)) else list(model_or_run)
     runs = [entry if isinstance(entry, AnyRun) else load_run(entry, device="auto") for entry in several]
     views = [options] * len(runs) if options else None
     results = score_with_runs(runs, video, views, [reading] * len(runs) if reading else None)
-    return top(fuse_results(results, rule, weights), runs[0].class_names, top_k)
+    return top_classes(fuse_results(results, rule, weights), runs[0].class_names, top_k)
 
 
 def score_with_runs(
@@ -299,31 +357,25 @@ def score_with_runs(
 ) -> list[VideoResult]:
     """Score one video with each of several runs.
 
-    Args:
-        runs: Loaded runs that know the same classes.
-        video: The file.
-        options: Views for each run; default: the run's own.
-        readings: Decoder, flow and sizes for each run; default: as its training frames were made.
+    `options` (views) and `readings` have one entry per run. Default: the views of each run, and videos read like its
+    training frames.
 
     Raises:
-        ScoreError: No run, or the runs know different classes.
+        ScoreError: No run, or the runs have different classes.
         VideoError: The video cannot be read.
     """
     if not runs:
-        raise ScoreError("no run given; expected an RGB run, a flow run or both")
+        raise ScoreError("no run given; expected an RGB run, a flow run, or both")
     for run in runs[1:]:
         if run.class_names != runs[0].class_names:
-            raise ScoreError(f"{run.source} and {runs[0].source} know different classes and cannot be fused")
+            raise ScoreError(f"{run.source} and {runs[0].source} have different classes and cannot be fused")
     chosen = options or [run.experiment.evaluate for run in runs]
-    read = (
-        [
-            replace(reading, flow=_flow_read(run, reading.flow))
-            for run, reading in zip(runs, readings, strict=True)
-        ]
-        if readings
-        else [reading_of(run) for run in runs]
-    )
-    return [_scored(run, video, views, how) for run, views, how in zip(runs, chosen, read, strict=True)]
+    if readings is None:
+        readings = [reading_of(run) for run in runs]
+    else:
+        flows = [_flow_read(run, reading.flow) for run, reading in zip(runs, readings, strict=True)]
+        readings = [replace(reading, flow=flow) for reading, flow in zip(readings, flows)]
+    return [_scored(run, video, views, how) for run, views, how in zip(runs, chosen, readings, strict=True)]
 
 
 def _scored(
@@ -337,17 +389,15 @@ def _scored(
 
 
 def _aggregate(options: EvaluateOptions, multi_label: bool) -> str:
-    """Return what is averaged over views: probabilities of classes that do not exclude each other are sigmoids."""
+    """Return the aggregation over views; in multi-label data sets probabilities are sigmoids."""
     return "sigmoids" if multi_label and options.aggregate == "probabilities" else options.aggregate
 
 
-def _with_options(
-    run: AnyRun[Any], options: EvaluateOptions | None, workers: int | None, device: torch.device
-) -> Experiment:
-    """Return the run's settings with what was asked for in their place, as this device carries it out."""
+def _with_options(run: AnyRun[Any], options: EvaluateOptions | None, workers: int | None) -> Experiment:
+    """Return the settings of the run with the given options, resolved for its device."""
     experiment = run.experiment
-    asked = options or experiment.evaluate
-    chosen = resolve_evaluation(run.model, asked, device, exact=is_exact(experiment))
+    chosen = options or experiment.evaluate
+    chosen = resolve_evaluation(run.model, chosen, run.model.device, exact=is_exact(experiment))
     update: dict[str, Any] = {"evaluate": chosen}
     if workers is not None:
         if workers < 0:
@@ -357,11 +407,11 @@ def _with_options(
 
 
 def extraction_of(run: AnyRun[Any]) -> dict[str, Any] | None:
-    """Return the extraction settings of the frames a run was trained on; None where they are not known.
+    """Return the extraction settings of the frames a run was trained on; None if they are unknown.
 
-    On the fly a video should reach the network as those frames did: the length of a displacement depends on the size
-    of the pictures, and flow of another kind is another input. What training wrote down counts, else what the data set
-    says now, if it has the classes of the network.
+    A video should be read like those frames: the length of a displacement depends on the size of the pictures, and
+    another kind of flow is another input. The settings are those that training recorded, else those of the data set, if
+    it has the classes of the network.
     """
     written: dict[str, Any] | None = run.meta.get("extraction")
     if written:
@@ -369,27 +419,27 @@ def extraction_of(run: AnyRun[Any]) -> dict[str, Any] | None:
     data = run.experiment.data
     with suppress(DataError, SettingsError):
         if run.record.classes == run.class_names:
-            return made_now(data, run.record, run.model.spec.modality)
+            return current_extraction(data, run.record, run.model.spec.modality)
         return None
-    # without the record of a run on video files the algorithm is still known
+    # a run on video files has the algorithm in its settings, also without the record
     return {"flow": data.flow} if data.source == "videos" else None
 
 
 def reading_of(
     run: AnyRun[Any], *, backend: str | None = None, flow: str | None = None, short_side: int | None = None
 ) -> VideoInput:
-    """Return how a video reaches a run's network: at the size of its training frames; what is given wins.
+    """Return how a video is read for a run's network: like its training frames, unless given otherwise.
 
     Args:
-        run: The run; the size of its frames counts where it is known, else that of `VideoInput`.
+        run: The run; frames of unknown size are read as `VideoInput` says.
         backend: Decoder.
-        flow: Flow algorithm; by default the one of its training frames where that is quick, else DIS with a warning
-            (see `choose_flow_algorithm`).
-        short_side: Shorter side in pixels that flow is computed at.
+        flow: Flow algorithm; default: that of the training frames if it is fast, else DIS with a warning (see
+            `choose_flow_algorithm`).
+        short_side: Shorter side in pixels at which flow is computed.
     """
     usual = VideoInput()
     data = run.experiment.data
-    made = _frames_made(run)
+    made = read_frame_settings(extraction_of(run), run.source)
     return VideoInput(
         backend=backend or (data.backend if data.source == "videos" else usual.backend),
         flow=_flow_read(run, flow or AUTO),
@@ -403,17 +453,13 @@ def reading_of(
     )
 
 
-def _frames_made(run: AnyRun[Any]) -> FramesMade:
-    return frames_made(extraction_of(run), run.source)
-
-
 def _flow_read(run: AnyRun[Any], asked: str) -> str:
-    """Return the kind of flow a run reads of a raw video; a kind it was not trained on is said once."""
+    """Return the kind of flow that a run reads from a video; warns once if it was trained on another kind."""
     if run.model.spec.modality != "flow":
         return asked
-    trained = _frames_made(run).flow
+    trained = read_frame_settings(extraction_of(run), run.source).flow
     computed = choose_flow_algorithm(trained, asked)
-    line = other_flow(run.source, trained, computed, asked)
+    line = flow_warning(run.source, trained, computed, asked)
     if line is not None and line not in run.warned:
         run.warned.add(line)
         warn(line)
@@ -421,10 +467,202 @@ def _flow_read(run: AnyRun[Any], asked: str) -> str:
 
 
 def mirror_of_run(run: AnyRun[Any]) -> Mirror:
-    """Return what a mirrored crop of a run's videos stands for."""
+    """Return how mirrored crops of a run's videos are handled."""
     try:
         record = run.record
-    except (DataError, SettingsError):  # without its record a run keeps what training wrote down of it
+    except (DataError, SettingsError):  # without the data set, use the metadata of the training
         labels = run.meta.get("mirror_labels")
         return Mirror(bool(run.meta.get("mirror", True)), tuple(labels) if labels else None)
     return mirror_of(record, run.experiment.data.augment.protocol)
+
+
+def score_table(
+    run: AnyRun[Any],
+    experiment: Experiment,
+    part: Part,
+    records: Sequence[VideoRecord],
+    scores: VideoScores,
+    *,
+    reasons: dict[str, str],
+    facts: dict[str, Any],
+) -> ScoreTable:
+    """Return the scores of a run as a table with metadata on how they were made.
+
+    `reasons` says why videos could not be read, by id; `facts` are additional (or replaced) metadata.
+
+    Raises:
+        ScoreError: No video could be read.
+    """
+    scored = set(scores.ids)
+    if not distributed.is_main():  # the other videos are the shares of other processes
+        records = [record for record in records if record.id in scored or record.id in reasons]
+    skipped = [record.id for record in records if record.id not in scored]
+    if skipped:
+        first = f"{skipped[0]} ({reasons.get(skipped[0], 'unreadable')})"
+        warn(f"{len(skipped)} of {len(records)} videos could not be read and are not scored: {first}, …")
+    if not scored and distributed.is_main():
+        raise ScoreError(f"{run.source}: none of {len(records)} videos could be read; see `two-stream check`")
+    groups = {record.id: record.group for record in records}
+    return ScoreTable(
+        ids=scores.ids,
+        labels=scores.labels,
+        class_names=run.class_names,
+        logits=scores.logits,
+        meta={
+            "run": str(run.paths.root),
+            "name": experiment.name,
+            "checkpoint": run.checkpoint,
+            "epoch": run.meta.get("epoch"),
+            "model_sha256": run.model_sha256,
+            "dataset": run.record.name,
+            "split": experiment.data.split,
+            "part": part,
+            "selection": experiment.train.selection,
+            "skipped": skipped,
+            "skipped_reasons": {name: reasons[name] for name in skipped if name in reasons},
+            **scoring_facts(experiment, run.model, mirror_of(run.record, experiment.data.augment.protocol)),
+            **facts,
+            "views_per_video": float(scores.counts.mean()) if len(scores.counts) else None,
+        },
+        view_logits=scores.view_logits,
+        view_counts=scores.counts if scores.view_logits is not None else None,
+        groups=[groups[name] for name in scores.ids] if any(groups.values()) else None,
+        targets=_targets(run.record, records, scores.ids) if run.record.multi_label else None,
+    )
+
+
+def _targets(record: Record, records: Sequence[VideoRecord], ids: Sequence[str]) -> NDArray[np.bool_]:
+    """Return all classes of each scored video, `(N, K)`."""
+    labels = {video.id: video.all_labels for video in records}
+    targets_NK = np.zeros((len(ids), record.num_classes), np.bool_)
+    for row, name in enumerate(ids):
+        targets_NK[row, list(labels[name])] = True
+    return targets_NK
+
+
+def scoring_facts(
+    experiment: Experiment, model: Recognizer | ClipNetwork, mirror: Mirror | None = None
+) -> dict[str, Any]:
+    """Return metadata on how videos were scored: views, frames, machine and versions."""
+    data, evaluate, spec = experiment.data, experiment.evaluate, model.spec
+    return {
+        "modality": spec.modality,
+        "protocol": describe_views(
+            evaluate, sampling_of(spec, data.sampling), mirror, whole_frame=data.augment.whole_frame
+        )
+        + ("" if data.frame_order == "natural" else f", frames {data.frame_order}"),
+        "frame_order": data.frame_order,
+        "views": evaluate.views,
+        "num_clips": evaluate.num_clips if evaluate.views == "uniform" else None,
+        "step": evaluate.step,
+        "crops": evaluate.crops,
+        "aggregate": evaluate.aggregate,
+        "precision": evaluate.precision,
+        "precision_reason": _reason(experiment, model),
+        "folded": evaluate.fold,
+        "compiled": evaluate.compile,
+        "batch_views": evaluate.batch_views,
+        "processes": distributed.world_size(),
+        "scale": "logits" if evaluate.aggregate == "logits" else "log-probabilities",
+        "sampling": "standard" if data.sampling == "segments" else data.sampling,
+        "source": data.source,
+        "shards": shard_facts(data.shards, spec.modality)
+        if data.source == "shards" and data.shards
+        else None,
+        "decoder": backend_version(data.backend) if data.source == "videos" else None,
+        "flow_algorithm": data.flow if data.source == "videos" and spec.modality == "flow" else None,
+        "clip_length": spec.clip_length,
+        "stride": spec.stride,
+        **({"segments": spec.segments} if spec.segments else {}),
+        **({"stack": spec.stack} if spec.stack > 1 else {}),
+        "resize": list(spec.resize),
+        "crop": spec.crop if isinstance(spec.crop, int) else list(spec.crop),
+        "seed": experiment.seed,
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+        "code_version": code_version(),
+        "environment": environment(),
+    }
+
+
+def _reason(experiment: Experiment, model: Recognizer | ClipNetwork) -> str | None:
+    """Return the measurement on which the precision is based; None without one."""
+    fixed = isinstance(model, ClipNetwork) or model.cpu_only or is_exact(experiment)
+    return None if fixed or model.device.type != "cpu" else precision_reason(experiment.evaluate.precision)
+
+
+class FrameSettings(BaseModel):
+    """Extraction settings that determine the values of frames and displacements."""
+
+    model_config = ConfigDict(frozen=True)  # there are more extraction settings
+
+    flow: str | None = None
+    """kind of flow; None: unknown"""
+    flow_bound: Annotated[float, Field(gt=0, le=1000)] = FLOW_BOUND
+    short_side: _Side | None = 256
+    size: tuple[_Side, _Side] | None = None
+
+
+def read_frame_settings(settings: object, source: str) -> FrameSettings:
+    """Read recorded extraction settings.
+
+    Raises:
+        SettingsError: A value is invalid; names `source` and the key.
+    """
+    known: Any = settings or {}
+    if isinstance(known, dict) and known.get("flow") == "none":
+        known = known | {"flow": None}
+    return validate_settings(FrameSettings, known, f"{source}: extraction settings of its frames")
+
+
+def current_extraction(data: DataOptions, record: Record, modality: Modality) -> dict[str, Any] | None:
+    """Return the extraction settings of the frames that these options read; None if they are unknown.
+
+    Raises:
+        DataError: The frames or shards are not on this machine.
+    """
+    if data.source == "videos":
+        return {"flow": data.flow, "short_side": record.short_side}
+    if data.source == "shards" and data.shards is not None:
+        packed = load_index(shard_storage(data.shards, modality)).settings
+        if packed.get("source") == "videos":
+            return {"flow": packed.get("flow"), "short_side": packed.get("short_side")}
+        if packed.get("extraction"):
+            return cast(dict[str, Any], packed["extraction"])  # read by `read_frame_settings`
+        with suppress(DataError):  # shards of an earlier version, perhaps packed from the current frames
+            return extraction_settings(record.frames_root(modality))
+        return None
+    return extraction_settings(record.frames_root(modality))
+
+
+def flow_warning(name: str, trained: str | None, computed: str, asked: str = AUTO) -> str | None:
+    """Return a warning if a flow network reads another kind of flow than it was trained on; else None."""
+    if trained is None and asked == AUTO:
+        return (
+            f"{name}: the kind of flow it was trained on is unknown; it reads {computed} flow here. Choose another "
+            f"with --flow-algorithm {' or '.join(kind for kind in ALGORITHMS if kind != computed)}"
+        )
+    if trained in (None, computed):
+        return None
+    advice = (
+        f"--flow-algorithm {trained} is closer (Python: `reading_of(run, flow={trained!r})`)"
+        if trained in ALGORITHMS
+        else f"`two-stream extract --flow {trained}` and `two-stream evaluate` are closer"
+    )
+    return f"{name}: was trained on {trained} flow, but reads {computed} flow here; {advice}"
+
+
+def frames_warning(run: AnyRun[Any]) -> str | None:
+    """Return a warning if the frames of the data set are not made like those a run was trained on; else None."""
+    modality, written = run.model.spec.modality, run.meta.get("extraction")
+    settings = current_extraction(run.experiment.data, run.record, modality) if written else None
+    if settings is None:
+        return None
+    then, now = read_frame_settings(written, run.source), read_frame_settings(settings, run.record.name)
+    keys = [key for key in FrameSettings.model_fields if modality == "flow" or not key.startswith("flow")]
+    first = next((key for key in keys if getattr(then, key) != getattr(now, key)), None)
+    if first is None:
+        return None
+    old, new = (f"{first} {getattr(made, first)}" for made in (then, now))
+    frames = f"was trained on frames with {old}, but those of {run.record.name} have {new}"
+    return f"{run.source}: {frames}; extract them with the same settings"

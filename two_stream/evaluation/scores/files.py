@@ -19,16 +19,16 @@ from two_stream.runtime.text import json_text, parse_json
 from two_stream.types import ScoreTable
 
 FORMAT = 1
-"""Version of the file layout; a newer one is refused instead of misread."""
+"""Version of the file layout; newer versions are rejected."""
 _NAMED = 3
-"""How many offending videos an error lists."""
+"""Number of videos that an error lists."""
 
 
 def write_scores(path: Path, table: ScoreTable) -> None:
     """Write a score file atomically.
 
     Raises:
-        ScoreError: The table contradicts itself (shapes, doubled id, label out of range, logit not finite).
+        ScoreError: The table is inconsistent; see `check_table`.
     """
     check_table(table, str(path))
     meta = {key: value for key, value in table.meta.items() if key != "file"}
@@ -52,10 +52,10 @@ def write_scores(path: Path, table: ScoreTable) -> None:
 
 
 def read_scores(path: Path | str) -> ScoreTable:
-    """Read a score file; `meta["file"]` of the result is the path it was read from.
+    """Read a score file; `meta["file"]` of the result is its path.
 
     Raises:
-        ScoreError: No such file, not a score file, damaged, or its parts contradict each other.
+        ScoreError: The file is missing, damaged, inconsistent or no score file.
     """
     path = Path(path)
     try:
@@ -63,13 +63,11 @@ def read_scores(path: Path | str) -> ScoreTable:
     except FileNotFoundError:
         raise ScoreError(f"{path}: no such score file; write one with `two-stream evaluate RUN`") from None
     except (OSError, ValueError) as error:
-        raise ScoreError(
-            f"{path}: not a score file, or a damaged one ({error}); `two-stream evaluate` writes them"
-        ) from None
+        raise ScoreError(f"{path}: not a score file, or damaged ({error})") from None
     try:
         if int(arrays["format"]) > FORMAT:
             raise ScoreError(
-                f"{path}: score format {int(arrays['format'])} is newer than {FORMAT}; update two-stream"
+                f"{path}: format {int(arrays['format'])} is newer than {FORMAT}; update two-stream"
             )
         meta = parse_json(str(arrays["meta"]))
         table = ScoreTable(
@@ -84,9 +82,9 @@ def read_scores(path: Path | str) -> ScoreTable:
             targets=arrays["targets"].astype(np.bool_) if "targets" in arrays else None,
         )
     except KeyError as error:
-        raise ScoreError(f"{path}: not a score file: the part {error} is missing") from None
+        raise ScoreError(f"{path}: not a score file: the array {error} is missing") from None
     except (TypeError, ValueError) as error:
-        raise ScoreError(f"{path}: a damaged score file ({str(error).splitlines()[0]})") from None
+        raise ScoreError(f"{path}: damaged score file ({str(error).splitlines()[0]})") from None
     check_table(table, str(path))
     return table
 
@@ -95,19 +93,19 @@ def newest_scores(run: Path, part: str = "test") -> Path:
     """Return the newest score file of a run's part.
 
     Raises:
-        ScoreError: There is none; the message gives the command that makes one.
+        ScoreError: The run has no scores of this part; gives the command that writes them.
     """
     folder = run / "scores"
     found = sorted(folder.glob(f"{part}_*.npz"), key=lambda path: (path.stat().st_mtime_ns, path.name))
     if not found:
         flag = "" if part == "test" else f" --part {part}"
         command = f"two-stream evaluate {shlex.quote(str(run))}{flag}"
-        raise ScoreError(f"{folder}: no scores of the {part} part; make them with `{command}`")
+        raise ScoreError(f"{folder}: no scores of the {part} part; write them with `{command}`")
     return found[-1]
 
 
 def find_scores(path: Path | str, part: str = "test") -> Path:
-    """Return a score file as it is given, or the newest one of a run folder.
+    """Return the path of a score file, or of the newest score file of a run folder.
 
     Raises:
         ScoreError: There is no such file or folder, or the run has no scores of this part.
@@ -121,22 +119,21 @@ def find_scores(path: Path | str, part: str = "test") -> Path:
 
 
 def check_table(table: ScoreTable, where: str) -> None:
-    """Refuse a table that contradicts itself.
+    """Check that a table is consistent.
 
     Raises:
-        ScoreError: Starting with `where`, naming the video or the part that is wrong.
+        ScoreError: Wrong shapes, duplicate ids, labels out of range or logits that are not finite; starts with `where`.
     """
     count, classes = len(table.ids), len(table.class_names)
     if table.logits.shape != (count, classes):
-        raise ScoreError(
-            f"{where}: logits are {table.logits.shape}, expected ({count} videos, {classes} classes)"
-        )
+        raise ScoreError(f"{where}: logits are {table.logits.shape}, expected {(count, classes)}")
     if table.labels.shape != (count,):
         raise ScoreError(f"{where}: {table.labels.size} labels for {count} videos")
-    _refuse(where, "the video id stands twice:", [name for name, n in Counter(table.ids).items() if n > 1])
+    _refuse(where, "duplicate video id:", [name for name, n in Counter(table.ids).items() if n > 1])
     wrong = np.asarray((table.labels < 0) | (table.labels >= classes), dtype=np.bool_)
     _refuse(where, f"label outside 0..{classes - 1}:", _pick(table.ids, wrong))
-    _refuse(where, "logits are not finite:", _pick(table.ids, ~_finite_rows(table.logits)))
+    infinite = np.asarray(~np.isfinite(table.logits).all(axis=1), dtype=np.bool_)
+    _refuse(where, "logits are not finite:", _pick(table.ids, infinite))
     if table.groups is not None and len(table.groups) != count:
         raise ScoreError(f"{where}: {len(table.groups)} groups for {count} videos")
     if table.targets is not None:
@@ -145,7 +142,7 @@ def check_table(table: ScoreTable, where: str) -> None:
         own = np.take_along_axis(table.targets, table.labels[:, None], axis=1)[:, 0]
         _refuse(where, "the label is not among the targets:", _pick(table.ids, ~own))
     if (table.view_logits is None) != (table.view_counts is None):
-        raise ScoreError(f"{where}: view_logits and view_counts belong together")
+        raise ScoreError(f"{where}: view_logits and view_counts must be given together")
     if table.view_logits is not None and table.view_counts is not None:
         expected = (int(table.view_counts.sum()), classes)
         if table.view_counts.shape != (count,) or table.view_logits.shape != expected:
@@ -153,19 +150,15 @@ def check_table(table: ScoreTable, where: str) -> None:
 
 
 def name_of(table: ScoreTable) -> str:
-    """Return what to call a table in messages: its file, else its stream."""
+    """Return the name of a table in messages: its file, else its stream."""
     return str(table.meta.get("file") or table.meta.get("modality") or "scores")
 
 
 def join(tables: Sequence[ScoreTable]) -> list[ScoreTable]:
-    """Bring tables into the video order of the first, matched by id.
-
-    Returns:
-        Tables with equal `ids`, `labels` and `class_names`, in the order given.
+    """Reorder tables to the videos of the first, matched by id; `ids`, `labels` and `class_names` are then equal.
 
     Raises:
-        ScoreError: A video is missing from a table or stands in it twice, the class names differ, or two tables give a
-            video different labels. Names the file and the first few.
+        ScoreError: Videos, class names or labels differ, or an id is duplicated; names the file and the first videos.
     """
     if not tables:
         raise ScoreError("no score tables given; expected at least one")
@@ -176,21 +169,16 @@ def join(tables: Sequence[ScoreTable]) -> list[ScoreTable]:
 
 
 def keep_common_videos(tables: Sequence[ScoreTable]) -> list[ScoreTable]:
-    """Return tables with the videos that all of them have, in the order of the first.
+    """Return the tables reduced to their common videos, in the order of the first.
 
     Raises:
-        ScoreError: There is no such video, or the tables contradict each other.
+        ScoreError: There is no common video, or labels or class names differ.
     """
     shared = set(tables[0].ids).intersection(*(table.ids for table in tables[1:]))
     if not shared:
         raise ScoreError(f"{name_of(tables[0])} and {name_of(tables[-1])}: no video in common")
-    kept = [
-        reorder(
-            table, np.array([row for row, name in enumerate(table.ids) if name in shared], dtype=np.int64)
-        )
-        for table in tables
-    ]
-    return join(kept)
+    rows = [[row for row, name in enumerate(table.ids) if name in shared] for table in tables]
+    return join([reorder(table, np.array(own, np.int64)) for table, own in zip(tables, rows)])
 
 
 def _align(first: ScoreTable, other: ScoreTable) -> ScoreTable:
@@ -204,30 +192,26 @@ def _align(first: ScoreTable, other: ScoreTable) -> ScoreTable:
     order = np.asarray([place[name] for name in first.ids], dtype=np.int64)
     aligned = reorder(other, order)
     if (aligned.targets is None) != (first.targets is None):
-        raise ScoreError(f"{theirs}: one of it and {ours} is multi-label and the other is not")
+        raise ScoreError(f"{theirs}: only one of it and {ours} is multi-label")
     if aligned.targets is not None and first.targets is not None:
-        _refuse(
-            theirs, f"labels differ from {ours}:", _pick(first.ids, (aligned.targets != first.targets).any(1))
-        )
+        wrong = np.asarray((aligned.targets != first.targets).any(1))
+        _refuse(theirs, f"labels differ from {ours}:", _pick(first.ids, wrong))
     differ = np.flatnonzero(aligned.labels != first.labels)
     if differ.size:
         row = int(differ[0])
         mine, yours = first.class_names[first.labels[row]], other.class_names[aligned.labels[row]]
         raise ScoreError(
             f"{theirs}: label of {first.ids[row]!r} is {yours!r}, in {ours} it is {mine!r}"
-            f"{f' (and {differ.size - 1} more)' if differ.size > 1 else ''}; expected one labelling"
+            f"{f' (and {differ.size - 1} more)' if differ.size > 1 else ''}; expected equal labels"
         )
     return aligned
 
 
 def reorder(table: ScoreTable, order: NDArray[np.int64]) -> ScoreTable:
-    """Return the rows `order` of a table, views and groups included."""
+    """Return the rows `order` of a table, including views and groups."""
     views, counts = table.view_logits, table.view_counts
     if views is not None and counts is not None:
-        ends = np.cumsum(counts)
-        blocks = [views[ends[row] - counts[row] : ends[row]] for row in order]
-        views = np.concatenate(blocks) if blocks else views[:0]
-        counts = counts[order]
+        views, counts = view_rows(views, counts, order), counts[order]
     return replace(
         table,
         ids=[table.ids[row] for row in order],
@@ -240,15 +224,19 @@ def reorder(table: ScoreTable, order: NDArray[np.int64]) -> ScoreTable:
     )
 
 
+def view_rows(
+    views: NDArray[np.float32], counts: NDArray[np.int64], order: Iterable[int]
+) -> NDArray[np.float32]:
+    """Return the views of the videos `order`, of views `(sum of V, K)` with `counts` views per video."""
+    ends = np.cumsum(counts)
+    return np.concatenate([views[:0], *(views[ends[row] - counts[row] : ends[row]] for row in order)])
+
+
 def _class_difference(first: ScoreTable, other: ScoreTable) -> str:
     if len(first.class_names) != len(other.class_names):
         return f"{len(other.class_names)} against {len(first.class_names)} classes"
     place = next(i for i, (a, b) in enumerate(zip(first.class_names, other.class_names)) if a != b)
     return f"class {place} is {other.class_names[place]!r} against {first.class_names[place]!r}"
-
-
-def _finite_rows(logits: NDArray[np.float64]) -> NDArray[np.bool_]:
-    return np.asarray(np.isfinite(logits).all(axis=1), dtype=np.bool_)
 
 
 def _pick(ids: Sequence[str], mask: NDArray[np.bool_]) -> list[str]:

@@ -1,31 +1,42 @@
-"""Accuracies of a score table with their 95 % intervals, calibration and confusions."""
+"""Metrics of a score table with 95 % intervals: accuracies, mean average precision, calibration, confusions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
-from sklearn.metrics import confusion_matrix as _sklearn_confusion
+from sklearn.metrics import average_precision_score
 
 from two_stream.errors import ScoreError
-from two_stream.evaluation.scores import multilabel
+from two_stream.evaluation.scores import metrics
 from two_stream.evaluation.scores.statistics import (
     LEVEL,
     Difference,
+    Estimate,
     Interval,
     Sample,
     difference_of,
     estimate_mean,
+    estimate_units,
     smallest_gain,
 )
 from two_stream.types import ScoreTable
 
 TOP_K = (1, 3, 5)
 ECE_BINS = 15
+MAP_UNITS = 10
+"""sources needed for an interval of mAP; with fewer the jackknife has too little coverage"""
+BLOCKS = 1000
+"""number of groups that the jackknife leaves out if there are more sources"""
+_CHUNK = 100
+"""rows of weights at once, to limit memory"""
+Scores = NDArray[np.float64]
+Targets = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -36,36 +47,35 @@ class ClassRow:
     videos: int
     correct: int
     accuracy: float | None
-    """of a multi-label set the average precision; None where the class has no video"""
+    """average precision in a multi-label set; None for a class without videos"""
     confusion: str
-    """class it is most often mistaken for; empty without a mistake"""
+    """class most often predicted instead; empty without mistakes"""
     confusion_count: int
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What is said about one score table."""
+    """Metrics of one score table."""
 
     videos: int
     groups: int | None
-    """distinct source videos; None when unknown, then every video counts as one"""
+    """number of source videos; None if unknown, then every video counts as one"""
     top: dict[int, Interval | None]
-    """accuracy by k (of a multi-label set: any class of the video counts); None where k is not below the number of
-    classes, so that it would always be 1"""
+    """accuracy by k (multi-label: any class of the video counts); None if k is not below the number of classes"""
     mean_class: Interval | None
-    """mean over classes of the accuracy within the class (classes without videos left out); None: multi-label"""
+    """mean of the accuracies of the classes that occur; None: multi-label"""
     ece: float | None
-    """expected calibration error; None where the scores are no log-probabilities up to a constant"""
+    """expected calibration error; None if the scores are no log-probabilities up to a constant"""
     chance: float
-    """share of the videos with the most frequent class: what a constant guess would get"""
+    """share of the videos with the most frequent class: the accuracy of a constant prediction"""
     map: Interval | None = None
-    """mean average precision over the classes that occur; None where each video has one class"""
+    """mean average precision of the classes that occur; None if each video has one class"""
     map_classes: int = 0
-    """classes that occur, so that they have an average precision"""
+    """number of classes that occur"""
 
     @property
     def main(self) -> Interval:
-        """What tables are compared by: mAP of a multi-label set, top-1 of others."""
+        """The metric to compare tables by: mAP of a multi-label set, else top-1."""
         found = self.map or self.top[1]
         assert found is not None
         return found
@@ -78,14 +88,14 @@ class Summary:
 
 
 def ranks(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the 0-based rank `(N,)` of the true class; ties go to the lower class number, as argmax does."""
+    """Return the 0-based rank `(N,)` of the true class; ties go to the lower class number, as in argmax."""
     own = np.take_along_axis(logits, labels[:, None], axis=1)
     earlier = np.arange(logits.shape[1])[None, :] < labels[:, None]
     return np.asarray(((logits > own) | ((logits == own) & earlier)).sum(axis=1), dtype=np.int64)
 
 
 def table_ranks(table: ScoreTable) -> NDArray[np.int64]:
-    """Return the 0-based rank `(N,)` of the true class, of several the best; ties go to the lower class number."""
+    """Return the 0-based rank `(N,)` of the (best) true class; ties go to the lower class number."""
     if table.targets is None:
         return ranks(table.logits, table.labels)
     order = np.argsort(-table.logits, axis=1, kind="stable")
@@ -93,19 +103,19 @@ def table_ranks(table: ScoreTable) -> NDArray[np.int64]:
 
 
 def main_value(logits: NDArray[np.float64], table: ScoreTable) -> float:
-    """Return what scores `(N, K)` of a table's videos are judged by: mAP where it is multi-label, else top-1."""
+    """Return the main metric of scores `(N, K)` of a table's videos: mAP if it is multi-label, else top-1."""
     if table.targets is not None:
-        return multilabel.mean_average_precision(logits, table.targets)
+        return metrics.mean_average_precision(logits, table.targets)
     return top_k_accuracy(logits, table.labels)
 
 
 def top_k_accuracy(logits: NDArray[np.float64], labels: NDArray[np.int64], k: int = 1) -> float:
-    """Return the share of videos whose true class is among the `k` highest of its logits `(N, K)`."""
+    """Return the share of videos whose true class is among the `k` highest logits `(N, K)`."""
     return float((ranks(logits, labels) < k).mean())
 
 
 def mean_class_accuracy(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """Return the mean over the classes that occur of the accuracy within the class."""
+    """Return the mean of the accuracies of the classes that occur."""
     hits = (ranks(logits, labels) == 0).astype(np.float64)
     counts = np.bincount(labels, minlength=logits.shape[1])
     sums = np.bincount(labels, weights=hits, minlength=logits.shape[1])
@@ -114,55 +124,37 @@ def mean_class_accuracy(logits: NDArray[np.float64], labels: NDArray[np.int64]) 
 
 def confusion_matrix(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return counts `(K, K)`: row true class, column predicted class."""
-    classes = np.arange(logits.shape[1])
-    counted = _sklearn_confusion(labels, logits.argmax(axis=1), labels=classes)
-    return np.asarray(counted, dtype=np.int64)
+    counts_KK = np.zeros((logits.shape[1],) * 2, np.int64)
+    np.add.at(counts_KK, (labels, logits.argmax(axis=1)), 1)
+    return counts_KK
 
 
 def per_class(table: ScoreTable) -> list[ClassRow]:
     """Return the per-class table in the order of the classes."""
+    names = table.class_names
     if table.targets is not None:
-        return _multi_label_rows(table, table.targets)
+        hit = table.targets & (np.arange(len(names)) == table.logits.argmax(axis=1)[:, None])
+        found = average_precisions(table.logits, table.targets)
+        return [
+            ClassRow(name, int(videos), int(correct), None if np.isnan(own) else float(own), "", 0)
+            for name, videos, correct, own in zip(names, table.targets.sum(0), hit.sum(0), found)
+        ]
     counts = confusion_matrix(table.logits, table.labels)
     rows = []
-    for index, name in enumerate(table.class_names):
+    for index, name in enumerate(names):
         videos, correct = int(counts[index].sum()), int(counts[index, index])
         wrong = counts[index].copy()
         wrong[index] = 0
         worst = int(wrong.argmax())
-        rows.append(
-            ClassRow(
-                name=name,
-                videos=videos,
-                correct=correct,
-                accuracy=correct / videos if videos else None,
-                confusion=table.class_names[worst] if wrong[worst] else "",
-                confusion_count=int(wrong[worst]),
-            )
-        )
+        accuracy, confusion = correct / videos if videos else None, names[worst] if wrong[worst] else ""
+        rows.append(ClassRow(name, videos, correct, accuracy, confusion, int(wrong[worst])))
     return rows
-
-
-def _multi_label_rows(table: ScoreTable, targets_NK: NDArray[np.bool_]) -> list[ClassRow]:
-    first = table.logits.argmax(axis=1)
-    found = multilabel.average_precisions(table.logits, targets_NK)
-    return [
-        ClassRow(
-            name=name,
-            videos=int(targets_NK[:, index].sum()),
-            correct=int((targets_NK[:, index] & (first == index)).sum()),
-            accuracy=None if np.isnan(found[index]) else float(found[index]),
-            confusion="",
-            confusion_count=0,
-        )
-        for index, name in enumerate(table.class_names)
-    ]
 
 
 def calibration_error(logits: NDArray[np.float64], labels: NDArray[np.int64], bins: int = ECE_BINS) -> float:
     """Return the expected calibration error (Guo et al. 2017) of softmax(logits) in equal-width bins.
 
-    Per bin of confidence `(low, high]`: |accuracy - mean confidence|, weighted by the share of videos in it.
+    Per bin of confidence `(low, high]`: |accuracy - mean confidence|, weighted by the bin's share of the videos.
     """
     probabilities = softmax(logits, axis=1)
     confidence = probabilities.max(axis=1)
@@ -172,10 +164,10 @@ def calibration_error(logits: NDArray[np.float64], labels: NDArray[np.int64], bi
     return float(np.abs(gap).sum() / len(labels))
 
 
-def units(table: ScoreTable) -> tuple[NDArray[np.int64], int | None]:
-    """Return each video's source `(N,)` and the number of sources, None when they are unknown.
+def video_sources(table: ScoreTable) -> tuple[NDArray[np.int64], int | None]:
+    """Return the source of each video `(N,)` and the number of sources, None if they are unknown.
 
-    Videos of one source are not independent; a video without a source is its own.
+    Videos of one source are not independent. A video without source is its own source.
     """
     if not any(table.groups or ()):
         return np.arange(len(table.ids), dtype=np.int64), None
@@ -184,23 +176,23 @@ def units(table: ScoreTable) -> tuple[NDArray[np.int64], int | None]:
 
 
 def source_units(ids: Sequence[str], groups: Sequence[str]) -> NDArray[np.int64]:
-    """Return the number `(N,)` of each row's source; a row without one is alone with the rows of its own video."""
+    """Return the source number `(N,)` of each row; rows without source share one with the rows of their video."""
     keys = [f"g:{group}" if group else f"v:{name}" for group, name in zip(groups, ids, strict=True)]
     return np.asarray(np.unique(np.asarray(keys), return_inverse=True)[1], dtype=np.int64)
 
 
 def difference(first: ScoreTable, second: ScoreTable, level: float = LEVEL) -> Difference:
-    """Test whether the top-1 (or mAP) of `first` is above that of `second`; tables joined.
+    """Compare the top-1 (or mAP) of two joined tables.
 
     Raises:
         ScoreError: The tables are not joined.
     """
     if first.ids != second.ids:
         raise ScoreError("a paired difference needs joined tables; use `scores.join` first")
-    unit = units(first)[0]
+    unit = video_sources(first)[0]
     if first.targets is not None:
-        one, two = multilabel.pseudo_values([first.logits, second.logits], first.targets, unit)
-        found = multilabel.estimate_map((one - two)[:, None], unit)
+        one, two = metrics.pseudo_values([first.logits, second.logits], first.targets, unit)
+        found = metrics.estimate_map((one - two)[:, None], unit)
         return Difference(found, found.interval(level), found.p_zero())
     one, two = (
         (ranks(table.logits, table.labels) == 0)[:, None].astype(np.float64) for table in (first, second)
@@ -209,10 +201,12 @@ def difference(first: ScoreTable, second: ScoreTable, level: float = LEVEL) -> D
 
 
 def gain(fused: ScoreTable, streams: Sequence[ScoreTable]) -> Interval:
-    """Return how much a fusion is above the best of its streams, whichever that is; tables joined."""
-    levels = (LEVEL, (1 + LEVEL) / 2)
-    tests = [[difference(fused, stream, level).interval for level in levels] for stream in streams]
-    return smallest_gain([(usual, wide) for usual, wide in tests])
+    """Return the difference between a fusion and the best of its streams, whichever that is; tables joined."""
+
+    def test(stream: ScoreTable, level: float) -> Interval:
+        return difference(fused, stream, level).interval
+
+    return smallest_gain([partial(test, stream) for stream in streams])
 
 
 def summarise(table: ScoreTable, *, top: Sequence[int] = TOP_K) -> Summary:
@@ -222,11 +216,9 @@ def summarise(table: ScoreTable, *, top: Sequence[int] = TOP_K) -> Summary:
         ScoreError: The table holds no video.
     """
     if not table.ids:
-        raise ScoreError(
-            f"{table.meta.get('file', 'scores')}: no videos were scored, so there is no accuracy"
-        )
+        raise ScoreError(f"{table.meta.get('file', 'scores')}: no scored videos, so there is no accuracy")
     place = table_ranks(table)
-    unit, groups = units(table)
+    unit, groups = video_sources(table)
     several = table.targets is not None
     classes = table.logits.shape[1]
     hits = {k: (place < k).astype(np.float64) for k in {1, *top}}
@@ -245,7 +237,7 @@ def summarise(table: ScoreTable, *, top: Sequence[int] = TOP_K) -> Summary:
 
 
 def chance(table: ScoreTable) -> float:
-    """Return the share of the videos with the most frequent class: what a constant guess would get."""
+    """Return the share of the videos with the most frequent class: the accuracy of a constant prediction."""
     if table.targets is not None:
         return float(table.targets.mean(axis=0).max())
     return float(np.bincount(table.labels).max() / len(table.labels))
@@ -253,19 +245,19 @@ def chance(table: ScoreTable) -> float:
 
 def _share(hits_V: NDArray[np.float64], sample: Sample) -> Interval:
     found = estimate_mean(hits_V[:, None], sample).share_interval()
-    if sample.stratum.any() and sample.units_by_stratum.min() < 2:  # how its sources differ is unknown
+    if sample.stratum.any() and sample.units_by_stratum.min() < 2:  # a stratum with one source has no spread
         return Interval(found.value, 0.0, 1.0, known=False)
     return found
 
 
 def _map(table: ScoreTable, unit: NDArray[np.int64]) -> Interval:
     assert table.targets is not None
-    (values,) = multilabel.pseudo_values([table.logits], table.targets, unit)
-    return multilabel.estimate_map(values[:, None], unit).share_interval()
+    (values,) = metrics.pseudo_values([table.logits], table.targets, unit)
+    return metrics.estimate_map(values[:, None], unit).share_interval()
 
 
 def agreement(first: ScoreTable, second: ScoreTable) -> dict[str, int]:
-    """Count the videos of two joined tables that both, one or neither get right."""
+    """Count the videos of two joined tables that both, one or neither predict correctly."""
     one, two = (table_ranks(table) == 0 for table in (first, second))
     return {
         "both": int((one & two).sum()),
@@ -276,7 +268,7 @@ def agreement(first: ScoreTable, second: ScoreTable) -> dict[str, int]:
 
 
 def confident_mistakes(table: ScoreTable, count: int) -> list[int]:
-    """Return the rows of the mistakes with the widest gap between the predicted and the true class's score."""
+    """Return the rows of the mistakes with the largest difference of predicted and true score."""
     own = np.take_along_axis(table.logits, table.labels[:, None], axis=1)[:, 0]
     if table.targets is not None:
         own = np.where(table.targets, table.logits, -np.inf).max(axis=1)
@@ -290,3 +282,85 @@ def probabilities(logits: NDArray[np.float64], *, multi_label: bool = False) -> 
     if multi_label:
         return np.asarray(expit(logits), dtype=np.float64)
     return np.asarray(softmax(logits, axis=-1), dtype=np.float64)
+
+
+def average_precisions(logits_NK: Scores, targets_NK: Targets) -> NDArray[np.float64]:
+    """Return the average precision of each class `(K,)`, NaN for a class without videos."""
+    found = np.full(logits_NK.shape[1], np.nan)
+    for index in np.flatnonzero(targets_NK.any(axis=0)):
+        found[index] = average_precision_score(targets_NK[:, index], logits_NK[:, index])
+    return found
+
+
+def mean_average_precision(logits_NK: Scores, targets_NK: Targets) -> float:
+    """Return the mean average precision of the classes that occur (macro mAP).
+
+    Raises:
+        ScoreError: No video has a class.
+    """
+    if not targets_NK.any():
+        raise ScoreError("no video has a class, so there is no mean average precision")
+    return float(np.nanmean(average_precisions(logits_NK, targets_NK)))
+
+
+def pseudo_values(
+    tables: list[Scores], targets_NK: Targets, unit: NDArray[np.int64], count: int | None = None
+) -> list[NDArray[np.float64]]:
+    """Return jackknife pseudo-values `(G,)` of the mAP of each array of scores, shifted to have the mAP as mean.
+
+    As in the multi-reader analysis of Dorfman, Berbaum and Metz (1992). More than `BLOCKS` units are left out in groups
+    (Kott 2001).
+
+    `tables` are scores `(N, K)`, `unit` `(N,)` is the 0-based source of each video, and `count` the number of units if
+    some have no video here.
+    """
+    unit = unit % BLOCKS
+    size = min(count or int(unit.max()) + 1, BLOCKS)
+    left = reweighted(tables, targets_NK, unit, 1 - np.eye(size, dtype=np.int64))
+    values = [mean_average_precision(logits_NK, targets_NK) for logits_NK in tables]
+    return [value - (size - 1.0) * (one - one.mean()) for value, one in zip(values, left, strict=True)]
+
+
+def estimate_map(values_GS: NDArray[np.float64], unit: NDArray[np.int64]) -> Estimate:
+    """Return the mean of `pseudo_values` of all trainings, or of their differences, with its standard error."""
+    return estimate_units(values_GS, np.bincount(unit % BLOCKS) / len(unit), MAP_UNITS)
+
+
+def reweighted(
+    tables: list[Scores], targets_NK: Targets, unit: NDArray[np.int64], weights_RG: NDArray[np.int64]
+) -> list[NDArray[np.float64]]:
+    """Return the mAP `(R,)` of each array of scores for each row of integer weights `(R, G)` of the units."""
+    rows = len(weights_RG)
+    sums = [np.zeros(rows) for _ in tables]
+    counts = np.zeros(rows)
+    classes = np.flatnonzero(targets_NK.any(axis=0))
+    for start in range(0, rows, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        weights_RN = weights_RG[part][:, unit].astype(np.float32)
+        for index in classes:
+            present = weights_RN @ targets_NK[:, index] > 0
+            counts[part] += present
+            for total, logits_NK in zip(sums, tables, strict=True):
+                total[part] += _weighted(logits_NK[:, index], targets_NK[:, index])(weights_RN)
+    return [total / np.maximum(counts, 1) for total in sums]
+
+
+def _weighted(scores_N: Scores, targets_N: Targets) -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:
+    """Return a function: integer weights `(R, N)` of the videos -> average precision `(R,)`, 0 if the class is absent.
+
+    It is the mean over the videos of the class of the precision at their score; equal scores count together.
+    """
+    order = np.argsort(-scores_N, kind="stable")
+    ranked = scores_N[order]
+    positives = np.flatnonzero(targets_N[order])
+    ends = np.searchsorted(-ranked, -ranked[positives], side="right") - 1  # last position of an equal score
+    counted = np.searchsorted(positives, ends, side="right") - 1
+
+    def measure(weights_RN: NDArray[np.float32]) -> NDArray[np.float64]:
+        passed_RN = np.cumsum(weights_RN[:, order], axis=1)  # integers, exact in float32
+        own = weights_RN[:, order[positives]].astype(np.float64)
+        found = np.cumsum(own, axis=1)[:, counted]
+        precision = found / np.maximum(passed_RN[:, ends], 1.0)
+        return np.asarray((own * precision).sum(axis=1) / np.maximum(own.sum(axis=1), 1.0))
+
+    return measure

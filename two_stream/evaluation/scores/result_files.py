@@ -1,9 +1,9 @@
 """Result files of Efficient-3DCNNs and 3D-ResNets (`val.json`): written from score tables, and evaluated.
 
-`{"results": {video: [{"label": …, "score": …}, …]}}` holds the best few classes of each video by mean softmax over its
+`{"results": {video: [{"label": …, "score": …}, …]}}` has the best few classes of each video by mean softmax over its
 clips. With `--inference_no_average` 3D-ResNets writes a list per clip, `[{"segment": [first, end], "result": […]}, …]`.
-Those code bases lose the last video of a file or fail where a class does not occur; here every video is written, and a
-listed video without a result counts as missed and is named.
+Those code bases lose the last video of a file or fail if a class does not occur; here every video is written, and a
+listed video without result counts as missed and is named.
 """
 
 from __future__ import annotations
@@ -27,46 +27,44 @@ Guesses = list[tuple[str, float]]
 
 @dataclass(frozen=True)
 class EvaluatedFile:
-    """What an evaluated result file came to."""
+    """Accuracies of a result file."""
 
     videos: int
-    """listed in the ground truth"""
+    """number of videos in the ground truth"""
     unseen: tuple[str, ...]
-    """listed, without a result"""
+    """listed videos without result"""
     unlisted: tuple[str, ...]
-    """with a result, not listed: they count nowhere"""
+    """videos with a result that are not listed; not counted"""
     top: dict[int, float]
-    """share of the counted videos one of whose classes is among the k best"""
+    """by k: share of the counted videos with a true class among the k best"""
     counted: int
-    """videos the shares are of: all listed ones, or those with a result"""
+    """number of counted videos: all listed ones, or those with a result"""
 
 
 def results_of(table: ScoreTable, count: int = 5) -> dict[str, Any]:
-    """Return a table in the averaged form.
+    """Return the result file of a table, averaged over clips, with the `count` best classes per video.
 
-    Scores are softmax of the table's logits: with `aggregate: probabilities` that is the mean of softmax over clips,
-    as published. In a multi-label table sigmoid takes the place of softmax.
-
-    Args:
-        table: Scores of a run.
-        count: Classes per video; all of them where there are fewer.
+    Scores are the softmax of the table's logits: with `aggregate: probabilities` the mean softmax over clips, as
+    published. For a multi-label table they are sigmoids.
     """
     shares = probabilities(table.logits, multi_label=table.targets is not None)
     named = zip(table.ids, shares)
-    return {"results": {video: listed(row, table.class_names, count) for video, row in named}}
+    return {"results": {video: best_classes(row, table.class_names, count) for video, row in named}}
 
 
-def listed(probabilities_K: NDArray[np.float64], names: Sequence[str], count: int) -> list[dict[str, Any]]:
-    """Return the best classes as the files hold them, `[{"label": …, "score": …}, …]`."""
+def best_classes(
+    probabilities_K: NDArray[np.float64], names: Sequence[str], count: int
+) -> list[dict[str, Any]]:
+    """Return the best classes in the format of the files, `[{"label": …, "score": …}, …]`."""
     order = np.argsort(-probabilities_K, kind="stable")[:count]
     return [{"label": names[index], "score": float(probabilities_K[index])} for index in order]
 
 
 def read_results(path: Path) -> dict[str, Guesses]:
-    """Read a result file of either form; the clips of a video are averaged, a class a clip does not list counting 0.
+    """Read a result file; scores per clip are averaged, with 0 for classes that a clip does not list.
 
     Raises:
-        ScoreError: Missing, no JSON, or of another form; names the file and the video.
+        ScoreError: The file is missing, no JSON, or of another format; names the file and the video.
     """
     found = _read(path, ScoreError)
     results = found.get("results") if isinstance(found, dict) else None
@@ -80,7 +78,7 @@ def _guesses(entries: Any, where: str) -> Guesses:
         raise ScoreError(f"{where}: expected a list of objects with `label` and `score`")
     per_clip = [entry["result"] for entry in entries if "segment" in entry and "result" in entry]
     if per_clip and len(per_clip) < len(entries):
-        raise ScoreError(f"{where}: clips with `segment` and classes with `label` stand side by side")
+        raise ScoreError(f"{where}: clips with `segment` are mixed with classes with `label`")
     sums: dict[str, float] = {}
     for clip in per_clip or [entries]:
         for entry in clip:
@@ -97,10 +95,10 @@ def read_truth(path: Path, subset: str = "validation") -> dict[str, tuple[str, .
     """Return the classes of every video of a subset of an annotation file of those code bases.
 
     The file is `{"labels": […], "database": {video: {"subset": …, "annotations": {"label": …}}}}`; Efficient-3DCNNs'
-    Kinetics files keep a database per subset. ActivityNet's list of annotations gives a video several classes.
+    Kinetics files have a database per subset. ActivityNet's list of annotations gives a video several classes.
 
     Raises:
-        DataError: Missing, no JSON, of another form, or without a video of the subset.
+        DataError: The file is missing, no JSON, of another format, or has no video of the subset.
     """
     found = _read(path, DataError)
     database = found.get("database") if isinstance(found, dict) else None
@@ -134,17 +132,13 @@ def evaluate_results(
     *,
     ignore_unseen: bool = False,
 ) -> EvaluatedFile:
-    """Return hit@k of a result file: the share of videos one of whose true classes is among the k best.
+    """Return hit@k of a result file: the share of videos with a true class among the k best.
 
-    Args:
-        results: Best classes by video.
-        truth: True classes by video.
-        top: The k.
-        ignore_unseen: Leave listed videos without a result out (`--ignore` of 3D-ResNets); else they are misses.
+    `ignore_unseen` leaves out listed videos without result (`--ignore` of 3D-ResNets); else they count as missed.
 
     Raises:
-        SettingsError: A k below 1.
-        ScoreError: No listed video has a result: the names differ.
+        SettingsError: A k is below 1.
+        ScoreError: No listed video has a result, because the names differ.
     """
     if not top or min(top) < 1:
         raise SettingsError(f"--top is {' '.join(map(str, top))}: expected numbers of 1 or more")
@@ -152,23 +146,18 @@ def evaluate_results(
     if not seen:
         some = f"such as {next(iter(results))!r}" if results else "none"
         raise ScoreError(
-            f"no video of the ground truth has a result: it lists {next(iter(truth))!r} …, the results are of {some}"
+            f"no video of the ground truth has a result: it lists {next(iter(truth))!r} …, the results {some}"
         )
     counted = seen if ignore_unseen else list(truth)
-    return EvaluatedFile(
-        videos=len(truth),
-        unseen=tuple(video for video in truth if video not in results),
-        unlisted=tuple(video for video in results if video not in truth),
-        top={
-            k: sum(_hit(results.get(video, []), truth[video], k) for video in counted) / len(counted)
-            for k in top
-        },
-        counted=len(counted),
-    )
-
-
-def _hit(guesses: Guesses, classes: Sequence[str], k: int) -> bool:
-    return any(label in classes for label, _ in guesses[:k])
+    hits = dict.fromkeys(top, 0)
+    for video in counted:
+        guesses = [label for label, _ in results.get(video, [])]
+        for k in top:
+            hits[k] += any(label in truth[video] for label in guesses[:k])
+    unseen = tuple(video for video in truth if video not in results)
+    unlisted = tuple(video for video in results if video not in truth)
+    shares = {k: found / len(counted) for k, found in hits.items()}
+    return EvaluatedFile(len(truth), unseen, unlisted, shares, len(counted))
 
 
 def _read(path: Path, error: type[DataError] | type[ScoreError]) -> Any:
@@ -177,4 +166,4 @@ def _read(path: Path, error: type[DataError] | type[ScoreError]) -> Any:
     except FileNotFoundError:
         raise error(f"{path}: no such file") from None
     except (OSError, ValueError) as failure:
-        raise error(f"{path}: no JSON file ({failure})") from None
+        raise error(f"{path}: not a JSON file ({failure})") from None

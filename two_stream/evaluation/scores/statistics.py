@@ -1,12 +1,12 @@
-"""Intervals and tests on plain arrays, each with its source (docs/statistics.md); every number printed comes from here.
+"""Intervals and tests on arrays, with their sources (see docs/statistics.md). All printed intervals come from here.
 
-Suffixes of array names: V videos (of every split, one after another), G units (source videos, or videos where no
-source is known), S trainings (seeds).
+Suffixes of array names: V videos (of all splits), G units (source videos, or videos of unknown source), S trainings
+(seeds).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, inf, sqrt
 
@@ -18,7 +18,7 @@ from scipy.stats import t as student
 LEVEL = 0.95
 POWER = 0.8
 LEAST_UNITS = 3
-"""sources that an interval needs"""
+"""sources needed for an interval"""
 Values = NDArray[np.float64]
 Index = NDArray[np.int64]
 
@@ -31,40 +31,40 @@ class Interval:
     low: float
     high: float
     known: bool = True
-    """false where there are too few sources to know anything: the ends are those of the scale"""
+    """False if there are too few sources; then the ends are those of the scale"""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What each video counts, and which videos belong together."""
+    """Weights and units of videos."""
 
     weight: Values
-    """`(V,)`, the same within a stratum; all sum to 1"""
+    """`(V,)`, equal within a stratum, with sum 1"""
     stratum: Index
-    """`(V,)`: 0-based split or class, from whose mean a video's deviation is taken"""
+    """`(V,)`: 0-based split or class; deviations are from its mean"""
     unit: Index
     """`(V,)`, 0-based"""
 
     @classmethod
     def even(cls, unit_V: Index) -> Sample:
-        """Return a sample whose videos count alike."""
+        """Return a sample with equal weights of videos."""
         count = len(unit_V)
         return cls(np.full(count, 1 / count), np.zeros(count, np.int64), unit_V)
 
     @classmethod
     def by_class(cls, unit_V: Index, label_V: Index) -> Sample:
-        """Return a sample whose classes count alike, and videos alike within a class."""
+        """Return a sample with equal weights of classes, and of the videos within a class."""
         _, stratum_V, counts = np.unique(label_V, return_inverse=True, return_counts=True)
         return cls(1 / (len(counts) * counts[stratum_V]), stratum_V.astype(np.int64), unit_V)
 
     @property
     def shares(self) -> Values:
-        """Each unit's part of the whole `(G,)`."""
+        """Total weight of each unit `(G,)`."""
         return np.bincount(self.unit, weights=self.weight).astype(np.float64)
 
     @property
     def effective(self) -> float:
-        """Units of equal size that say as much: (Σn)² / Σn²."""
+        """Effective number of units: (Σn)² / Σn²."""
         return _effective(self.shares)
 
     def variance_of_mean(self, correlation: float) -> float:
@@ -90,22 +90,22 @@ class Estimate:
     """degrees of freedom of the standard error"""
     units: int
     effective: float
-    """units of equal size that say as much: (Σn)² / Σn²"""
+    """effective number of units: (Σn)² / Σn²"""
     trials: float
-    """independent videos that say as much, where the data show no spread"""
+    """effective number of independent videos, used if the values are constant"""
     constant: bool = False
-    """every video of every training has one value, so that the data show no spread; then the standard error is what one
-    deviating unit would give, and test and interval are those of a binomial count of deviating units"""
+    """all values are equal; then the standard error is that of one deviating unit, and test and interval are those of a
+    binomial count of deviating units"""
     least: int = LEAST_UNITS
-    """units that an interval needs"""
+    """units needed for an interval"""
 
     def interval(self, level: float = LEVEL) -> Interval:
-        """Return the t interval of a difference; of constant values the Clopper-Pearson one."""
+        """Return the t interval of a difference; of constant values the Clopper-Pearson interval."""
         if self.units < self.least:
             return Interval(self.value, -1.0, 1.0, known=False)
         low, high = self.value, self.value
         if self.constant:
-            same = ((1 - level) / 2) ** (1 / self.effective)  # at least this share of sources has the value
+            same = ((1 - level) / 2) ** (1 / self.effective)  # least share of sources with the value
             low, high = self.value * same - (1 - same), self.value * same + (1 - same)
         else:
             half = _quantile((1 + level) / 2, self.df) * self.se
@@ -113,9 +113,9 @@ class Estimate:
         return Interval(self.value, max(-1.0, low), min(1.0, high))
 
     def share_interval(self, level: float = LEVEL) -> Interval:
-        """Return Wilson's interval of a share, its number of trials being what gives this standard error.
+        """Return Wilson's interval of a share, with the number of trials that gives this standard error.
 
-        It stays between 0 and 1 and covers near both ends, where a t interval does not (Kott and Carr 1997; Dean and
+        Unlike a t interval it stays between 0 and 1 and has good coverage near both ends (Kott and Carr 1997; Dean and
         Pagano 2015, "Evaluating confidence interval methods for binomial proportions in clustered surveys").
         """
         share = min(1.0, max(0.0, self.value))
@@ -138,7 +138,7 @@ class Estimate:
 
 
 def estimate_mean(values_VS: Values, sample: Sample, *, share: bool = True) -> Estimate:
-    """Return the weighted mean of videos × trainings with a standard error for units and trainings being random.
+    """Return the weighted mean of videos × trainings and its standard error, with units and trainings random.
 
     A mean over videos is a ratio of sums over units. Its variance over units is the larger of two: that of the
     linearised sums (Wolter 2007, chapter 6; the square of a unit that is the part q of its stratum is divided by
@@ -150,14 +150,13 @@ def estimate_mean(values_VS: Values, sample: Sample, *, share: bool = True) -> E
     Args:
         values_VS: Value of each video in each training.
         sample: Weights, strata and units.
-        share: The values are hits. With few misses ρ is hardly known, so that it is taken to be one effective unit's
-            part at least.
+        share: The values are hits. With few misses ρ is uncertain, so it is at least the share of one effective unit.
     """
     weight_V, stratum_V, unit_V = sample.weight, sample.stratum, sample.unit
     units, effective = int(unit_V.max()) + 1, sample.effective
     mean_V = values_VS.mean(axis=1)
     in_stratum = np.bincount(stratum_V, weights=weight_V)
-    sums = np.bincount(stratum_V, weights=values_VS.sum(axis=1))  # of whole numbers: alike for as many hits
+    sums = np.bincount(stratum_V, weights=values_VS.sum(axis=1))  # of integers: equal hits give equal sums
     centre = sums / (np.bincount(stratum_V) * values_VS.shape[1])
     rest_V = mean_V - centre[stratum_V]
     pair_V = unit_V * len(in_stratum) + stratum_V
@@ -185,12 +184,10 @@ def estimate_mean(values_VS: Values, sample: Sample, *, share: bool = True) -> E
 def estimate_units(values_GS: Values, share_G: Values, least: int) -> Estimate:
     """Return the mean of one value per unit and training, such as jackknife pseudo-values.
 
-    The variance is taken G / (G - 1) times the jackknife's, which is too small for a mAP over ten sources.
+    The variance is G / (G - 1) times that of the jackknife, which is too small for a mAP of ten sources.
 
-    Args:
-        values_GS: `(G, S)`.
-        share_G: Each unit's part of the videos.
-        least: Units that an interval needs.
+    `values_GS` are `(G, S)`, `share_G` is the share of the videos in each unit, `least` the number of units needed for
+    an interval.
     """
     by_unit = values_GS.mean(axis=1)
     variance = float(by_unit.var(ddof=1)) / (len(by_unit) - 1) if len(by_unit) > 1 else 0.0
@@ -211,32 +208,26 @@ def _crossed(
     constant: bool,
     least: int = LEAST_UNITS,
 ) -> Estimate:
-    """Join the variance of a mean over units with that over trainings.
+    """Combine the variance of a mean over units with that over trainings.
 
     The two-way random-effects analysis of multi-reader multi-case studies (Dorfman, Berbaum and Metz 1992; Hillis
-    2007): readers are trainings, cases are sources. The variance of the mean is that over trainings plus what the units
-    add to their interaction with trainings. Two things differ, on the side of caution: it never falls below what the
-    units alone say, and the degrees of freedom are those of trainings over their part of the variance. Hillis squares
-    that part; with three trainings, whose variance is often small by chance, equal variants then differ too often.
+    2007): readers are trainings, cases are sources. The variance of the mean is that over trainings plus the variance
+    over units minus their interaction. Two changes make it more conservative: the variance is at least that over units,
+    and the degrees of freedom are those of the trainings divided by their share of the variance. Hillis squares that
+    share; with three trainings, whose variance is often small by chance, equal variants would then differ too often.
 
-    Args:
-        value: The mean.
-        variance: Of the mean, over units.
-        rest_GS: Each unit's deviation in each training, scaled so that means over units are the trainings' deviations.
-        effective: Effective units.
-        trials: See `Estimate`.
-        constant: See `Estimate`.
-        least: See `Estimate`.
+    `variance` is that of the mean over units; `rest_GS` has the deviation of each unit in each training, scaled so that
+    means over units are the deviations of the trainings; for the others see `Estimate`.
     """
     units, trainings = rest_GS.shape
-    value = value if abs(value) > 1e-12 else 0.0  # what is left of rounding has no sign
+    value = value if abs(value) > 1e-12 else 0.0  # a rounding error has no sign
     df = max(effective - 1, 1e-3)
     if trainings > 1 and units > 1:
         by_unit, by_training = rest_GS.mean(axis=1), rest_GS.mean(axis=0)
         both = rest_GS - by_unit[:, None] - by_training[None, :] + rest_GS.mean()
         interaction = float((both**2).sum()) / ((units - 1) * (trainings - 1) * units * trainings)
         over_trainings = float(by_training.var(ddof=1)) / trainings
-        # where units agree on average and trainings do, by chance, what is left is their interaction
+        # if the means over units and over trainings are equal by chance, only their interaction remains
         variance = max(over_trainings + max(variance - interaction, 0.0), variance) or interaction
         if over_trainings > 0:
             df = min(df, (trainings - 1) * variance / over_trainings)
@@ -249,7 +240,7 @@ def _effective(share_G: Values) -> float:
 
 
 def _intraclass(rest_V: Values, unit_V: Index) -> float:
-    """Return the intraclass correlation by analysis of variance, between 0 and 1; 0 where no unit has two videos."""
+    """Return the intraclass correlation by analysis of variance, from 0 to 1; 0 if no unit has two videos."""
     sizes_G = np.bincount(unit_V).astype(np.float64)
     videos, units = len(unit_V), len(sizes_G)
     if videos == units or units < 2:
@@ -276,8 +267,8 @@ class Difference:
 def difference_of(first_VS: Values, second_VS: Values, sample: Sample, level: float = LEVEL) -> Difference:
     """Test whether the first array of hits is above the second.
 
-    The t test of `estimate`; with one training of videos that are all independent McNemar's exact test, whose
-    interval is the wider of the two.
+    The t test of `Estimate`; for one training with independent videos McNemar's exact test, with the wider of both
+    intervals.
     """
     gap_VS = first_VS - second_VS
     found = estimate_mean(gap_VS, sample, share=False)
@@ -290,30 +281,28 @@ def difference_of(first_VS: Values, second_VS: Values, sample: Sample, level: fl
     return Difference(found, wider, mcnemar_exact(wins, losses), exact=True)
 
 
-def smallest_gain(tests: Sequence[tuple[Interval, Interval]]) -> Interval:
-    """Return the interval of the smallest of several differences, such as a fusion's above the best of its streams.
+def smallest_gain(tests: Sequence[Callable[[float], Interval]], level: float = LEVEL) -> Interval:
+    """Return the interval of the smallest of several differences, such as of a fusion and the best of its streams.
 
-    The intersection-union test (Berger 1982): which stream is best need not be known. The lower end is the smallest of
-    the lower ends, the upper end the smallest of the upper ends at half the error.
+    The intersection-union test (Berger 1982): the best stream need not be known. The lower end is the smallest of the
+    lower ends, the upper end the smallest of the upper ends at half the error.
 
-    Args:
-        tests: For each difference its interval at the level, and that with half as much error.
+    `tests` has for each difference a function that returns its interval at a level.
     """
+    usual = [test(level) for test in tests]
     return Interval(
-        min(usual.value for usual, _ in tests),
-        min(usual.low for usual, _ in tests),
-        min(wide.high for _, wide in tests),
-        known=all(usual.known for usual, _ in tests),
+        min(found.value for found in usual),
+        min(found.low for found in usual),
+        min(test((1 + level) / 2).high for test in tests),
+        known=all(found.known for found in usual),
     )
 
 
 def expected_interval(unit_V: Index, share: float = 0.75, correlation: float = 0.3) -> Interval:
-    """Return the 95 % interval to expect of an accuracy before anything is trained.
+    """Return the expected 95 % interval of an accuracy before any training.
 
-    Args:
-        unit_V: Unit of each video.
-        share: Accuracy that is hoped for.
-        correlation: Intraclass correlation of hits within a source.
+    `unit_V` is the unit of each video, `share` the assumed accuracy, `correlation` the intraclass correlation of hits
+    within a source.
     """
     sample = Sample.even(unit_V)
     effective = sample.effective
@@ -338,16 +327,16 @@ def t_interval(values: Sequence[float] | Values, level: float = LEVEL) -> Interv
 
 
 def mcnemar_exact(first_only: int, second_only: int) -> float:
-    """Return the two-sided p value of McNemar's exact test: are discordant pairs split evenly? 1 without any."""
+    """Return the two-sided p value of McNemar's exact test, from discordant pairs; 1 without any."""
     total = first_only + second_only
     return float(binomtest(first_only, total).pvalue) if total else 1.0
 
 
 def mcnemar_interval(first_only: int, second_only: int, videos: int, level: float) -> Interval:
-    """Return the difference of two shares with the interval that belongs to McNemar's exact test.
+    """Return the difference of two shares with the interval of McNemar's exact test.
 
-    Clopper-Pearson's interval of the first's share of the discordant pairs, carried over to the difference: it holds 0
-    just where the test does not reject.
+    The Clopper-Pearson interval of the first's share of discordant pairs, transformed to the difference: it contains 0
+    if and only if the test does not reject.
     """
     total = first_only + second_only
     value = (first_only - second_only) / videos
@@ -378,7 +367,7 @@ def detectable(se: float, df: float, alpha: float, power: float = POWER) -> floa
 
 
 def in_clips(share: float, videos: float) -> int:
-    """Return the whole number of videos that a share of them needs."""
+    """Return the smallest integer number of videos that is at least a share of them."""
     return ceil(share * videos - 1e-9)
 
 

@@ -1,9 +1,11 @@
-"""How results are put into words: percentages with intervals, protocol lines, the verdict on a fusion."""
+"""Text of results: percentages with intervals, protocol lines, comparison of a fusion with its streams."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,12 @@ from two_stream.data.splits import load_part, source_of
 from two_stream.evaluation.scores.fusion import stream_name
 from two_stream.evaluation.scores.metrics import Summary, difference, gain, summarise
 from two_stream.evaluation.scores.statistics import LEAST_UNITS, LEVEL, Interval, expected_interval
+from two_stream.runtime.console import console, say, table
 from two_stream.types import Modality, ScoreTable
 
 COLUMNS = ("stream", "top-1 [95 % CI]", "top-3", "top-5", "mean class", "ECE", "videos")
 MULTI_COLUMNS = ("stream", "mAP [95 % CI]", "top-1 [95 % CI]", "top-3", "top-5", "classes", "videos")
-"""of a multi-label set: top-k counts any class of the video; mean class and ECE have no meaning there"""
+"""of a multi-label set: top-k counts any class of the video; mean class and ECE are undefined"""
 PAPER_WARNING = "test-selected: the checkpoint was picked on the test split, so the accuracy is optimistic"
 DASH = "–"
 
@@ -32,15 +35,12 @@ class Line:
 
 
 def lines(tables: Sequence[ScoreTable]) -> list[Line]:
-    """Summarise tables for display."""
+    """Compute the metrics of tables for display."""
     return [Line(label, table, summarise(table)) for label, table in zip(labels_of(tables), tables)]
 
 
 def labels_of(tables: Sequence[ScoreTable]) -> list[str]:
-    """Return how each of several tables is called; no two alike.
-
-    Where labels repeat, as for two RGB runs, the run's name is added, and a number where that does not tell either.
-    """
+    """Return unique labels of tables: equal labels get the name of the run, then a number."""
     plain = [label_of(table, index) for index, table in enumerate(tables)]
     named = [
         f"{label} · {table.meta['name']}" if plain.count(label) > 1 and table.meta.get("name") else label
@@ -48,16 +48,13 @@ def labels_of(tables: Sequence[ScoreTable]) -> list[str]:
     ]
     found: list[str] = []
     for label in named:
-        place, unique = 1, label
-        while unique in found:
-            place += 1
-            unique = f"{label} {place}"
-        found.append(unique)
+        numbered = (f"{label} {place}" for place in itertools.count(2))
+        found.append(next(name for name in itertools.chain([label], numbered) if name not in found))
     return found
 
 
 def label_of(table: ScoreTable, index: int = 0) -> str:
-    """Return how a table is called in a result: its modality, the baseline, or the rule and weights of a fusion."""
+    """Return the label of a table: its modality, `baseline`, or rule and weights of a fusion."""
     if table.meta.get("baseline"):
         return "baseline"
     if table.meta.get("kind") != "fused":
@@ -72,25 +69,22 @@ def label_of(table: ScoreTable, index: int = 0) -> str:
 
 
 def percent(value: Interval | float | None, digits: int = 1) -> str:
-    """Return `83.3` for a share, `83.3 [75.0, 90.0]` or `83.3 [unknown]` for one with an interval; a dash for none."""
+    """Return `83.3` for a share, `83.3 [75.0, 90.0]` or `83.3 [unknown]` for an interval, a dash for None."""
     if value is None:
         return DASH
-    if isinstance(value, Interval):
-        if not value.known:
-            return f"{100 * value.value:.{digits}f} [unknown]"
-        low, high = 100 * value.low, 100 * value.high
-        return f"{100 * value.value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-    return f"{100 * value:.{digits}f}"
+    if not isinstance(value, Interval):
+        return f"{100 * value:.{digits}f}"
+    ends = f"{100 * value.low:.{digits}f}, {100 * value.high:.{digits}f}" if value.known else "unknown"
+    return f"{100 * value.value:.{digits}f} [{ends}]"
 
 
 def difference_in_points(gap: Interval) -> str:
-    """Return a difference in points with its interval, signs always shown."""
-    ends = f"{100 * gap.low:+.1f}, {100 * gap.high:+.1f}" if gap.known else "unknown"
-    return f"{100 * gap.value:+.1f} [{ends}]"
+    """Return a difference in points with its interval, always with signs."""
+    return f"{100 * gap.value:+.1f} {_ends(gap) if gap.known else '[unknown]'}"
 
 
 def rows(found: Sequence[Line]) -> list[list[str]]:
-    """Return the cells of the accuracy table, in the order of `columns`, in per cent."""
+    """Return the cells of the accuracy table in per cent, in the order of `columns`."""
     return [_cells(line.name, line.summary) for line in found]
 
 
@@ -99,23 +93,30 @@ def columns(found: Sequence[Line]) -> tuple[str, ...]:
     return MULTI_COLUMNS if found[0].summary.map is not None else COLUMNS
 
 
+def print_accuracies(title: str, found: Sequence[Line], paths: Sequence[Path] = ()) -> None:
+    """Print the accuracy table, the protocol of the last line with its warning, and the score files."""
+    meta = found[-1].table.meta
+    console.print(table(title, columns(found), rows(found)))
+    say(protocol_line(meta, found[-1].summary))
+    if meta.get("selection") == "paper":
+        say(PAPER_WARNING)
+    for path in paths:
+        say(f"scores: {path}")
+
+
 def _cells(name: str, summary: Summary) -> list[str]:
-    top = [
-        percent(summary.top.get(1)),
-        percent(_value(summary.top.get(3))),
-        percent(_value(summary.top.get(5))),
-    ]
+    values = [summary.top.get(3), summary.top.get(5), summary.mean_class]
+    third, fifth, mean_class = (percent(None if one is None else one.value) for one in values)
+    top = [percent(summary.top.get(1)), third, fifth]
     if summary.map is not None:
         return [name, percent(summary.map), *top, str(summary.map_classes), str(summary.videos)]
-    own = [percent(_value(summary.mean_class)), percent(summary.ece)]
-    return [name, *top, *own, str(summary.videos)]
+    return [name, *top, mean_class, percent(summary.ece), str(summary.videos)]
 
 
 def protocol_line(meta: Mapping[str, Any], summary: Summary | None = None) -> str:
-    """Return everything a number needs beside it: data, part, views, selection, videos, seed, unit of the interval."""
-    parts = [
-        f"{meta.get('dataset', 'unknown data set')} split {meta.get('split', '?')}, {meta.get('part', '?')} part"
-    ]
+    """Return the protocol of a result: data, part, views, selection, videos, seed, unit of the interval."""
+    dataset = meta.get("dataset", "unknown data set")
+    parts = [f"{dataset} split {meta.get('split', '?')}, {meta.get('part', '?')} part"]
     if meta.get("protocol"):
         parts.append(str(meta["protocol"]))
     if meta.get("precision_reason"):
@@ -144,7 +145,7 @@ def protocol_line(meta: Mapping[str, Any], summary: Summary | None = None) -> st
 def interval_words(
     groups: int | None, found: Interval, level: float = LEVEL, *, trainings: bool = False
 ) -> str:
-    """Return what the interval of an accuracy (or mAP) of so many sources is over, or why there is none."""
+    """Return what the interval of an accuracy (or mAP) covers, or why there is none."""
     if not found.known:
         number = "videos of unknown source" if groups is None else count_sources(groups)
         return f"no interval: {number} cannot tell how others differ"
@@ -160,7 +161,7 @@ def count_sources(number: int) -> str:
 
 
 def expected_words(record: Record, modality: Modality, split: int) -> str:
-    """Return a sentence: how sure an accuracy on the test part can be, before anything is trained."""
+    """Return a sentence on the expected precision of an accuracy on the test part, before any training."""
     test = load_part(record, modality, split, "test")
     train = load_part(record, modality, split, "train", selection="paper")
     unit = np.unique([source_of(video) for video in test], return_inverse=True)[1]
@@ -177,7 +178,7 @@ def expected_words(record: Record, modality: Modality, split: int) -> str:
 
 
 def skipped_videos(meta: Mapping[str, Any]) -> list[str]:
-    """Return the ids of videos that could not be read, of every source of a fused table."""
+    """Return the ids of videos that could not be read, for a fused table those of every source."""
     names = [str(name) for name in meta.get("skipped", [])]
     for source in meta.get("sources", []):
         names += [name for name in skipped_videos(source) if name not in names]
@@ -185,7 +186,7 @@ def skipped_videos(meta: Mapping[str, Any]) -> list[str]:
 
 
 def fusion_verdict(fused: ScoreTable, streams: Sequence[ScoreTable]) -> str:
-    """Return one sentence: does the fusion beat the better stream, and by how much? All tables joined already."""
+    """Return a sentence that compares a fusion with the better of its streams; tables joined."""
     found = gain(fused, streams)
     best = max(lines(streams), key=lambda line: line.summary.main.value)
     better = f"the better stream ({best.name})"
@@ -198,25 +199,23 @@ def fusion_verdict(fused: ScoreTable, streams: Sequence[ScoreTable]) -> str:
 
 
 def against_baseline(main: Line, baseline: ScoreTable) -> str:
-    """Return one sentence: is a result above the baseline, and by how much? The tables are joined already."""
+    """Return a sentence that compares a result with the baseline; tables joined."""
     found = difference(main.table, baseline).interval
     side = "above" if found.value > 0 else "below"
     where = f"{100 * abs(found.value):.1f} points {side} it" if found.value else "level with it"
     sure = "no difference shown"
     if found.known and not found.low <= 0 <= found.high:
         sure = f"it is {'higher' if found.value > 0 else 'lower'} on these runs"
-    return f"The network must beat the baseline: {main.name} is {where}, {_ends(found)}; {sure}."
+    return f"The network must beat the baseline: {main.name} is {where}, {_interval(found)}; {sure}."
 
 
 def _points(found: Interval) -> str:
-    return f"{100 * found.value:+.1f} points, {_ends(found)}"
+    return f"{100 * found.value:+.1f} points, {_interval(found)}"
+
+
+def _interval(found: Interval) -> str:
+    return f"95 % interval {_ends(found)}" if found.known else "too few sources for an interval"
 
 
 def _ends(found: Interval) -> str:
-    if not found.known:
-        return "too few sources for an interval"
-    return f"95 % interval [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-
-
-def _value(interval: Interval | None) -> float | None:
-    return None if interval is None else interval.value
+    return f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]"

@@ -1,10 +1,11 @@
-"""Networks made ready for scoring: BatchNorm folded, weights in the precision that computes, compiled."""
+"""Prepares networks for scoring: folds BatchNorm, converts weights to the compute precision, compiles."""
 
 from __future__ import annotations
 
 import copy
 from abc import ABC
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import prod
 from typing import Any, ClassVar, overload
 
@@ -20,24 +21,22 @@ from two_stream.runtime.precision import resolve_precision
 from two_stream.types import InputSpec
 
 _SIDE = 32
-"""pixels of the example that folding is tried on: next to no work"""
-
-
+"""side in pixels of the example for folding; small to save time"""
 _MOST_VIEWS = 16
 _CPU_VALUES = 64 * 112**2
-"""pixels in time and space of one view per thread; measured on ResNeXt-101 with one and two threads"""
+"""pixels in time and space per thread; measured on ResNeXt-101 with one and two threads"""
 
 
 class ClipNetwork(nn.Module, ABC):
-    """A network that another runtime than ours computes, on the CPU: uint8 clips `(B, C, T, H, W)` to logits `(B, K)`.
+    """A network of another runtime, on the CPU: maps uint8 clips `(B, C, T, H, W)` to logits `(B, K)`.
 
     Attributes:
-        spec: What it expects of a clip.
-        source: The file it was read from, for messages.
+        spec: Its input.
+        source: Its file, for messages.
     """
 
     precision: ClassVar[str] = "fp32"
-    """of what comes in and goes out; there is no choice"""
+    """of inputs and outputs, fixed"""
     spec: InputSpec
     source: str
 
@@ -57,10 +56,7 @@ class Compiled(nn.Module):
         self._tried = False
 
     def forward_normalised(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return the logits `(B, K)` of an already normalised clip.
-
-        Where the compiler fails, the network as it is computes them, with one warning.
-        """
+        """Return the logits `(B, K)` of a normalised clip; if the compiler fails, without it and with one warning."""
         if self._fast is None:
             return self.model.forward_normalised(x_BCTHW)
         try:
@@ -69,7 +65,7 @@ class Compiled(nn.Module):
             if self._tried or isinstance(error, torch.OutOfMemoryError):
                 raise
             reason = str(error).strip().splitlines()[0]
-            warn(f"not compiled: torch.compile fails on this network here ({reason})")
+            warn(f"not compiled: torch.compile fails for this network ({reason})")
             self._fast = None
             return self.model.forward_normalised(x_BCTHW)
         self._tried = True
@@ -81,59 +77,62 @@ class Compiled(nn.Module):
 
 
 def is_exact(experiment: Experiment) -> bool:
-    """Whether an evaluation is one of the paper's, which is computed as published: fp32, every layer for itself."""
+    """Whether an evaluation is one of the paper's, computed as published: fp32, without folding."""
     data = experiment.data
     return "paper" in (data.sampling, data.augment.protocol, experiment.train.selection)
 
 
-def resolved(
-    options: EvaluateOptions, spec: InputSpec, device: torch.device, *, exact: bool, as_it_is: bool = False
-) -> EvaluateOptions:
-    """Return the options as they will be carried out: nothing `auto` any more, no folding where `exact`.
-
-    Args:
-        options: What was asked for.
-        spec: Input of the network.
-        device: Where it will run.
-        exact: The evaluation is one of the paper's; see `is_exact`.
-        as_it_is: The network computes in one way only (`Recognizer.cpu_only`): nothing is asked of it beside.
-    """
-    if as_it_is:
-        options = options.model_copy(update={"precision": "fp32", "fold": False, "compile": False})
-    return options.model_copy(
-        update={
-            "precision": resolve_precision(options.precision, device, exact=exact),
-            "fold": options.fold and not exact,
-            "batch_views": options.batch_views or usual_batch(spec, device),
-        }
-    )
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and back into its previous mode on exit."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def resolve_evaluation(
     model: Recognizer | ClipNetwork, options: EvaluateOptions, device: torch.device, *, exact: bool
 ) -> EvaluateOptions:
-    """Return the options as a network carries them out; see `resolved`. A `ClipNetwork` is what it is.
+    """Replace `auto` in evaluation options by values for a network on a device.
+
+    Args:
+        model: A `ClipNetwork` and an int8 recognizer (`cpu_only`) compute in one way only.
+        options: Requested options.
+        device: Device of the network.
+        exact: The evaluation is one of the paper's, without folding; see `is_exact`.
 
     Raises:
-        SettingsError: Another precision than a `ClipNetwork` has, or its compilation, is asked for.
+        SettingsError: The options ask for compilation or another precision of a `ClipNetwork`.
     """
-    if not isinstance(model, ClipNetwork):
-        return resolved(options, model.spec, device, exact=exact, as_it_is=model.cpu_only)
-    if options.precision not in ("auto", model.precision):
-        raise SettingsError(
-            f"{model.source}: `evaluate.precision` is {options.precision}, and an exported file computes as it was "
-            "written; leave it out (auto)"
-        )
-    if options.compile:
-        raise SettingsError(f"{model.source}: an exported file is not compiled; leave `evaluate.compile` out")
-    fixed = options.model_copy(update={"precision": model.precision, "fold": False})
-    return resolved(fixed, model.spec, device, exact=exact)
+    if isinstance(model, ClipNetwork):
+        if options.precision not in ("auto", model.precision):
+            raise SettingsError(
+                f"{model.source}: `evaluate.precision` is {options.precision}, but that of an exported file is "
+                "fixed; leave it out (auto)"
+            )
+        if options.compile:
+            raise SettingsError(
+                f"{model.source}: exported files are not compiled; leave out `evaluate.compile`"
+            )
+        options = options.model_copy(update={"precision": model.precision, "fold": False})
+    elif model.cpu_only:
+        options = options.model_copy(update={"precision": "fp32", "fold": False, "compile": False})
+    return options.model_copy(
+        update={
+            "precision": resolve_precision(options.precision, device, exact=exact),
+            "fold": options.fold and not exact,
+            "batch_views": options.batch_views or usual_batch(model.spec, device),
+        }
+    )
 
 
 def usual_batch(spec: InputSpec, device: torch.device) -> int:
-    """Return how many views of this size go through a network at once when nothing else is asked for.
+    """Return the default number of views per forward pass.
 
-    A CPU is quickest when what a layer gives is still in its caches, and the memory warm, when the next one takes it.
+    A CPU is fastest when the output of a layer is still in its caches when the next layer reads it.
     """
     if device.type != "cpu":
         return _MOST_VIEWS
@@ -148,9 +147,9 @@ def prepare_for_inference(model: ClipNetwork, options: EvaluateOptions) -> ClipN
 def prepare_for_inference(
     model: Recognizer | ClipNetwork, options: EvaluateOptions
 ) -> Recognizer | ClipNetwork | Compiled:
-    """Return what scores in a model's place: a copy prepared as the (resolved) options say, or the model itself.
+    """Return the network to score with: a copy prepared by the (resolved) options, or the model itself.
 
-    The copy does not train and takes memory of its own; the model stays as it is.
+    The copy is for inference only and uses memory of its own; the model is not changed.
     """
     if isinstance(model, ClipNetwork):
         return model
@@ -168,7 +167,7 @@ def prepare_for_inference(
 
 
 def _folded(model: Recognizer) -> Recognizer:
-    """Fold, seen on a small clip, or on one of full size for a network that takes no other."""
+    """Fold BatchNorm with a small example clip, or one of full size where the network accepts no other."""
     try:
         found = folded(model, example_clip(model, _SIDE))
     except (RuntimeError, TwoStreamError):
@@ -178,10 +177,7 @@ def _folded(model: Recognizer) -> Recognizer:
 
 
 def example_clip(model: Recognizer, most: int | None = None) -> torch.Tensor:
-    """Return a clip of noise `(1, C, T, H, W)`, always the same, uint8, where the model is.
-
-    It has the size that the model expects, or where `most` is given no side longer than that.
-    """
+    """Return a fixed clip of noise, uint8 `(1, C, T, H, W)`, on the model's device; sides of at most `most` pixels."""
     spec = model.spec
     generator = torch.Generator().manual_seed(0)
     size = [side if most is None else min(side, most) for side in spec.size]

@@ -1,8 +1,13 @@
-"""Scoring: the views of every video through a network, and each video's logits averaged over its views."""
+"""Scores the views of videos: packs them into full batches, and averages each video's logits over its views.
+
+Crops are cut on the device and normalised into the batch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,37 +17,248 @@ from scipy.special import log_expit, log_softmax, logsumexp
 from torch import nn
 
 from two_stream.errors import ScoreError, SettingsError
-from two_stream.evaluation.scoring.batching import Canvas, VideoProgress, scored_views
+from two_stream.evaluation.scores.files import view_rows
+from two_stream.evaluation.scoring.network import Compiled, evaluation_mode
+from two_stream.recognizer import Recognizer
+from two_stream.runtime import distributed
 from two_stream.runtime.console import progress
+from two_stream.runtime.device import autocast
 from two_stream.runtime.precision import resolve_precision
 from two_stream.types import VideoViews
 
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AGGREGATES = ("logits", "probabilities", "sigmoids")
+Skipped = list[tuple[str, str]]
+"""(id, reason) of the videos that could not be read."""
+
+
+@dataclass
+class VideoProgress:
+    """A video whose views arrive in chunks and are scored in one or several batches."""
+
+    id: str
+    label: int
+    clips: int
+    """number of clips of the complete video"""
+    crops: int
+    flips: Sequence[bool] = ()
+    """whether a crop is mirrored, per crop"""
+    mirror_labels: Sequence[int] | None = None
+    """see `VideoViews`"""
+    seen: int = 0
+    """number of clips received"""
+    scored: int = 0
+    """number of views with logits"""
+    logits: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """`(V, K)`, crop-major over the complete video"""
+
+    @property
+    def views(self) -> int:
+        """Number of views of the complete video."""
+        return self.clips * self.crops
+
+    @property
+    def complete(self) -> bool:
+        """Whether every view has logits."""
+        return self.scored == self.views
+
+    def take(self, rows: list[int], logits_VK: NDArray[np.float32]) -> None:
+        """Store the logits of some views; classes that a mirror exchanges are swapped back in mirrored views.
+
+        Raises:
+            ScoreError: The logits are not finite.
+        """
+        if not np.isfinite(logits_VK).all():
+            raise ScoreError(
+                f"{self.id}: logits are not finite: a damaged model, or overflow in fp16 (try fp32)"
+            )
+        if not self.scored:
+            self.logits = np.empty((self.views, logits_VK.shape[1]), np.float32)
+        if self.mirror_labels is not None:
+            mirrored = np.asarray(self.flips)[np.asarray(rows) // self.clips]
+            logits_VK = np.where(mirrored[:, None], logits_VK[:, list(self.mirror_labels)], logits_VK)
+        self.logits[rows] = logits_VK
+        self.scored += len(rows)
+
+
+_Owners = list[tuple[VideoProgress, list[int]]]
+"""the views of a batch: videos, and the numbers of the views in each video"""
+
+
+class Canvas:
+    """The batch that all views are written to, and the forward pass over it.
+
+    A recognizer gets normalised values in its own memory format, in half precision where its first convolution would
+    convert them anyway. Any other model gets uint8 clips.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        precision: str,
+        size: int,
+        compute: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
+        """Prepare a batch; its memory is allocated with the first view.
+
+        Args:
+            model: Maps clips `(B, C, T, H, W)` to logits `(B, K)`.
+            device: Device of the model.
+            precision: fp32, bf16 or fp16 autocast.
+            size: Views of a full batch.
+            compute: Computes something else than logits from a batch: `(B, any number)`.
+        """
+        self.model = model
+        self.device = device
+        self.precision = precision
+        self.size = size
+        self.fixed = isinstance(model, Compiled)
+        inner = model.model if isinstance(model, Compiled) else model
+        self._recognizer = inner if isinstance(inner, Recognizer) else None
+        usual = model.forward_normalised if isinstance(model, (Compiled, Recognizer)) else model
+        self._run = compute or usual
+        self._batch_BCTHW: torch.Tensor | None = None
+
+    @torch.inference_mode()
+    def draw(self, place: int, view_THWC: torch.Tensor) -> None:
+        """Write a view, uint8 `(T, h, w, C)` in any memory order, to position `place` of the batch."""
+        if self._batch_BCTHW is None or self._batch_BCTHW.shape[2:] != view_THWC.shape[:3]:
+            self._batch_BCTHW = self._empty(view_THWC)
+        slot_THWC = self._batch_BCTHW[place].permute(1, 2, 3, 0)
+        if self._recognizer is None:
+            slot_THWC.copy_(view_THWC)
+            return
+        scale, shift = self._recognizer.input_scale.view(-1), self._recognizer.input_shift.view(-1)
+        if slot_THWC.dtype == scale.dtype:
+            slot_THWC.copy_(view_THWC).mul_(scale).add_(shift)
+        else:
+            slot_THWC.copy_(view_THWC.to(scale.dtype).mul_(scale).add_(shift))
+
+    def _empty(self, view_THWC: torch.Tensor) -> torch.Tensor:
+        time, height, width, channels = view_THWC.shape
+        shape = (self.size, channels, time, height, width)
+        if self._recognizer is None:
+            return torch.empty(shape, dtype=torch.uint8, device=self.device)
+        batch = torch.zeros(shape, dtype=_TYPES[self.precision], device=self.device)
+        form = self._recognizer.memory_format
+        return batch if form == torch.preserve_format else batch.contiguous(memory_format=form)
+
+    @torch.inference_mode()
+    def logits(self, count: int) -> torch.Tensor:
+        """Return the logits `(count, K)` of the first views of the batch, float32, on the device."""
+        assert self._batch_BCTHW is not None
+        x_BCTHW = self._batch_BCTHW if self.fixed else self._batch_BCTHW[:count]
+        with autocast(self.device, self.precision):
+            made: torch.Tensor = self._run(x_BCTHW)
+        # compiled code overwrites its result in the next call
+        return made[:count].to(torch.float32, copy=self.fixed)
+
+
+def scored_views(
+    loader: Iterable[VideoViews], videos: dict[str, VideoProgress], canvas: Canvas
+) -> Iterator[VideoProgress]:
+    """Score the views of a loader and yield each video as it becomes complete.
+
+    Every forward pass but the last has a full batch. On a GPU the results of a batch are fetched while the next one is
+    computed.
+
+    The chunks of a video follow each other. `videos` is filled with every video of the loader, in order, incomplete
+    ones included.
+
+    Raises:
+        ScoreError: A video has no views or comes twice, or its logits are not finite; names the video.
+    """
+    behind = 0 if canvas.device.type == "cpu" else 1
+    waiting: deque[tuple[_Owners, torch.Tensor]] = deque()
+    for owners in _fill(loader, videos, canvas):
+        waiting.append((owners, canvas.logits(sum(len(rows) for _, rows in owners))))
+        if len(waiting) > behind:
+            yield from _distribute(*waiting.popleft())
+    while waiting:
+        yield from _distribute(*waiting.popleft())
+
+
+def _fill(
+    loader: Iterable[VideoViews], videos: dict[str, VideoProgress], canvas: Canvas
+) -> Iterator[_Owners]:
+    """Yield the views on the canvas each time it is full, and at the end."""
+    owners: _Owners = []
+    place = 0
+    for item in loader:
+        video = _register(item, videos)
+        chunk = _to_device(item, canvas.device)
+        rows: list[int] | None = None
+        for index in range(chunk.num_views):
+            if rows is None:
+                rows = []
+                owners.append((video, rows))
+            canvas.draw(place, chunk.view(index))
+            crop, clip = divmod(index, len(chunk.clips))
+            rows.append(crop * video.clips + chunk.first + clip)
+            place += 1
+            if place == canvas.size:
+                yield owners
+                owners, rows, place = [], None, 0
+    if place:
+        yield owners
+
+
+def _register(item: VideoViews, videos: dict[str, VideoProgress]) -> VideoProgress:
+    if not item.num_views:
+        raise ScoreError(f"{item.id}: the video has no views, so it cannot be scored")
+    video = videos.get(item.id)
+    if video is None:
+        clips, crops = item.total_clips or len(item.clips), len(item.boxes)
+        video = VideoProgress(item.id, item.label, clips, crops, item.flips, item.mirror_labels)
+        videos[item.id] = video
+    elif item.first == 0:
+        raise ScoreError(f"{item.id}: the video came twice; ids must be unique in the split list")
+    video.seen += len(item.clips)
+    return video
+
+
+def _to_device(item: VideoViews, device: torch.device) -> VideoViews:
+    if device.type == "cpu":
+        return item
+    frames = item.frames.pin_memory() if device.type == "cuda" else item.frames
+    return replace(item, frames=frames.to(device, non_blocking=True))
+
+
+def _distribute(owners: _Owners, logits_VK: torch.Tensor) -> Iterator[VideoProgress]:
+    """Store the logits of each video; yield the complete videos in order."""
+    values = logits_VK.cpu().numpy()
+    start = 0
+    for video, rows in owners:
+        video.take(rows, values[start : start + len(rows)])
+        start += len(rows)
+        if video.complete:
+            yield video
 
 
 class VideoScores(NamedTuple):
-    """What `score_videos` returns, in the order the videos came."""
+    """Scores of videos, in the order of the loader."""
 
     ids: list[str]
     labels: NDArray[np.int64]
     """`(N,)`"""
     logits: NDArray[np.float64]
-    """`(N, K)`: mean of the views' logits, or the logarithm of the mean of their probabilities"""
+    """`(N, K)`: aggregated over views, see `aggregate_views`"""
     view_logits: NDArray[np.float32] | None
-    """`(sum of V, K)` when kept"""
+    """`(sum of V, K)`, with `keep_views`"""
     counts: NDArray[np.int64]
-    """`(N,)` views of each video"""
+    """`(N,)`: number of views of each video"""
 
 
 def aggregate_views(view_logits_VK: NDArray[np.floating], aggregate: str = "logits") -> NDArray[np.float64]:
     """Return one vector `(K,)` for the views of a video, computed in float64.
 
-    `logits`: their mean (the paper's). `probabilities`: the logarithm of the mean of softmax over views, so that
-    argmax, fusion and calibration read it like any other logits: its softmax is that mean. `sigmoids`: the same for
-    classes that do not exclude each other; the sigmoid of the result is the mean of the views' sigmoids.
+    `logits`: mean of logits, as in the paper. `probabilities`: logarithm of the mean softmax, which can be used like
+    logits: its softmax is that mean. `sigmoids`: the same for multi-label classes: the sigmoid of the result is the
+    mean sigmoid.
 
     Raises:
-        SettingsError: Another `aggregate`.
+        SettingsError: Unknown `aggregate`.
     """
     values = np.asarray(view_logits_VK, dtype=np.float64)
     if aggregate == "logits":
@@ -53,7 +269,7 @@ def aggregate_views(view_logits_VK: NDArray[np.floating], aggregate: str = "logi
     if aggregate == "sigmoids":
         yes, no = (logsumexp(log_expit(sign * values), axis=0) for sign in (1.0, -1.0))
         return np.asarray(yes - no, dtype=np.float64)
-    raise SettingsError(f"unknown aggregate {aggregate!r}; known: {', '.join(AGGREGATES)}")
+    raise SettingsError(f"unknown aggregate {aggregate!r}; expected one of: {', '.join(AGGREGATES)}")
 
 
 def score_videos(
@@ -69,48 +285,40 @@ def score_videos(
 ) -> VideoScores:
     """Score every video of a loader.
 
-    Views of neighbouring videos share batches, so that every forward pass but the last has `batch_views` clips, however
-    many views a video has. What waits in memory is the batch and the frames of one chunk, whatever a video's length.
+    Views of neighbouring videos share batches, so every forward pass but the last has `batch_views` clips. Memory holds
+    the batch and the frames of one chunk, however long a video is.
 
     Args:
-        model: A recognizer, or what `ready` makes of it; or anything that maps uint8 `(B, C, T, H, W)` to logits
-            `(B, K)`. Put into evaluation mode and back.
-        loader: The `VideoViews` of each video, one or several. A video of which some are missing is left out if the
-            loader has listed it among its `skipped`.
-        device: Where the model is.
-        precision: fp32, bf16 or fp16 autocast; `auto` as the device can.
+        model: A recognizer, the result of `prepare_for_inference`, or a module that maps uint8 `(B, C, T, H, W)` to
+            logits `(B, K)`.
+        loader: `VideoViews` of each video, in one or several chunks. An incomplete video is left out if the loader has
+            it in its `skipped`.
+        device: Device of the model.
+        precision: fp32, bf16 or fp16 autocast; `auto`: depends on the device.
         batch_views: Views per forward pass.
-        aggregate: What is averaged over views: see `aggregate_views`.
+        aggregate: See `aggregate_views`.
         keep_views: Return the logits of every view too.
         total: Number of videos, for the progress display.
 
     Raises:
-        ScoreError: A video comes without views, incomplete or twice, or its logits are not finite; names it.
+        ScoreError: A video has no views, is incomplete or comes twice, or its logits are not finite; names the video.
         SettingsError: Unknown aggregate.
     """
     videos: dict[str, VideoProgress] = {}
-    training = model.training
-    model.eval()
     canvas = Canvas(model, device, resolve_precision(precision, device), batch_views)
-    try:
+    with evaluation_mode(model):
         complete = scored_views(loader, videos, canvas)
-        scores = collected(complete, aggregate=aggregate, keep_views=keep_views, total=total)
-    finally:
-        model.train(training)
+        scores = collect_scores(complete, aggregate=aggregate, keep_views=keep_views, total=total)
     check_incomplete(videos.values(), loader)
     return scores
 
 
-def collected(
+def collect_scores(
     complete: Iterable[VideoProgress], *, aggregate: str, keep_views: bool, total: int | None = None
 ) -> VideoScores:
-    """Average each video's logits over its views as it becomes complete, with a progress display.
-
-    Raises:
-        SettingsError: Unknown aggregate.
-    """
+    """Average the logits of each complete video over its views, with a progress display."""
     if aggregate not in AGGREGATES:
-        raise SettingsError(f"unknown aggregate {aggregate!r}; known: {', '.join(AGGREGATES)}")
+        raise SettingsError(f"unknown aggregate {aggregate!r}; expected one of: {', '.join(AGGREGATES)}")
     whole: list[VideoProgress] = []
     means: dict[str, NDArray[np.float64]] = {}
     with progress("scoring", total) as advance:
@@ -132,14 +340,64 @@ def collected(
 
 
 def check_incomplete(videos: Iterable[VideoProgress], loader: Iterable[VideoViews]) -> None:
-    """Refuse videos of which views are missing though their loader has not listed them among its `skipped`.
+    """Check that all videos are complete, except those that the loader has skipped.
 
     Raises:
-        ScoreError: Names the first.
+        ScoreError: A video is incomplete; names the first.
     """
     skipped = {name for name, _ in getattr(loader, "skipped", [])}
     for video in videos:
         if not video.complete and video.id not in skipped:
-            raise ScoreError(
-                f"{video.id}: only {video.seen} of its {video.clips} clips came, so it cannot be scored"
-            )
+            raise ScoreError(f"{video.id}: only {video.seen} of its {video.clips} clips were read")
+
+
+def gather_scores(scores: VideoScores, skipped: Skipped, order: Sequence[str]) -> tuple[VideoScores, Skipped]:
+    """Return the scores of all processes on the main process, and a process's own scores on the others.
+
+    `skipped` are videos of this process that could not be read, `order` has the ids of all videos.
+
+    Raises:
+        ScoreError: Another process has exited, or two processes have scored the same video.
+    """
+    try:
+        parts = distributed.gather_objects((scores, list(skipped)))
+    except RuntimeError as error:
+        if not distributed.is_peer_failure(error):
+            raise
+        raise ScoreError("another process has stopped; see its error message") from None
+    if parts is None:
+        return scores, skipped
+    return merge_scores([part for part, _ in parts], order), [
+        entry for _, listed in parts for entry in listed
+    ]
+
+
+def merge_scores(parts: Sequence[VideoScores], order: Sequence[str]) -> VideoScores:
+    """Join the scores of disjoint sets of videos.
+
+    Parts may be empty. `order` has the ids of all videos in the order of the result; ids without scores are left out.
+
+    Raises:
+        ScoreError: A video is in two parts, or not in `order`.
+    """
+    held = [part for part in parts if part.ids]
+    if len(parts) == 1 or not held:
+        return parts[0]
+    ids = [name for part in held for name in part.ids]
+    place = {name: row for row, name in enumerate(ids)}
+    if len(place) < len(ids):
+        twice = next(name for name in ids if ids.count(name) > 1)
+        raise ScoreError(f"{twice}: two processes scored this video; ids must be unique in the split list")
+    rows = [place[name] for name in order if name in place]
+    if len(rows) < len(ids):
+        strange = next(name for name in ids if name not in set(order))
+        raise ScoreError(f"{strange}: a process scored this video, but it is not in the split list")
+    counts = np.concatenate([part.counts for part in held])
+    views = [part.view_logits for part in held if part.view_logits is not None]
+    return VideoScores(
+        ids=[ids[row] for row in rows],
+        labels=np.concatenate([part.labels for part in held])[rows],
+        logits=np.concatenate([part.logits for part in held])[rows],
+        view_logits=view_rows(np.concatenate(views), counts, rows) if len(views) == len(held) else None,
+        counts=counts[rows],
+    )

@@ -1,4 +1,4 @@
-"""Scoring one video file as it is decoded: RGB, or flow computed on the fly, a few clips in memory at a time."""
+"""Scores one video file while it is decoded: RGB, or flow computed on the fly, with a few clips in memory."""
 
 from __future__ import annotations
 
@@ -13,51 +13,51 @@ from numpy.typing import NDArray
 from two_stream.config.schema import EvaluateOptions
 from two_stream.data.catalog import Mirror
 from two_stream.data.clips.transforms import resize_frames, view_spec
+from two_stream.data.clips.views import evaluation_clips
 from two_stream.data.sources.base import stacked_numbers
 from two_stream.errors import ScoreError, VideoError
 from two_stream.evaluation.scores.fusion import checked_weights, combine
 from two_stream.evaluation.scores.metrics import probabilities
-from two_stream.evaluation.scoring.batching import Canvas, scored_views
-from two_stream.evaluation.scoring.network import ClipNetwork, resolve_evaluation
-from two_stream.evaluation.scoring.score import aggregate_views
-from two_stream.evaluation.scoring.views import assemble_clips, clip_frames, crop_views, views_of_clip
+from two_stream.evaluation.scoring.network import ClipNetwork, evaluation_mode, resolve_evaluation
+from two_stream.evaluation.scoring.score import Canvas, aggregate_views, scored_views
+from two_stream.evaluation.scoring.views import assemble_clips, crop_views, views_of_clip
 from two_stream.recognizer import Recognizer
 from two_stream.types import Frames, InputSpec, VideoViews
 from two_stream.video.decoding.reader import Video, open_video
 from two_stream.video.extraction.one_video import ExtractOptions, frame_size, resize_frame
 from two_stream.video.flow import AUTO, FLOW_BOUND, FlowEstimator, choose_flow_algorithm, to_gray
 
-_FEWER = "gave fewer frames when read again than when counted; the file is damaged"
+_FEWER = "gave fewer frames in the second pass than in the first; the file is damaged"
 
 
 @dataclass(frozen=True)
 class VideoInput:
-    """How a video's pixels reach a network; by default as `two-stream extract` would have written them."""
+    """How a video is read for a network; the defaults are those of `two-stream extract`."""
 
     backend: str = "pyav"
     """decoder"""
     flow: str = AUTO
-    """flow algorithm, for a flow network; auto: as `choose_flow_algorithm` chooses for the run, without a run DIS"""
+    """flow algorithm, for a flow network; auto: see `choose_flow_algorithm`, without a run DIS"""
     short_side: int | None = 256
-    """pixels of the shorter side before flow is computed and frames are resized; None keeps the video's size"""
+    """shorter side in pixels before flow is computed and frames are resized; None: size of the video"""
     size: tuple[int, int] | None = None
     """fixed (height, width) instead"""
     sampling: str = "standard"
-    """`paper`: the published frame choice"""
+    """`paper`: the published frame sampling"""
     protocol: str = "standard"
-    """`paper`: flow x is kept as it is in mirrored crops"""
+    """`paper`: mirrored crops keep the sign of flow x"""
     mirror: Mirror = field(default_factory=Mirror)
-    """whether there are mirrored crops, and what their logits stand for"""
+    """whether there are mirrored crops, and which classes they exchange"""
     whole_frame: bool = False
     """whether a centred crop is the whole frame; see `view_spec`"""
     bound: float = FLOW_BOUND
-    """pixels of the longest displacement"""
+    """longest displacement in pixels"""
 
     def estimator(self) -> FlowEstimator:
-        """Return what computes the flow.
+        """Return the flow estimator.
 
         Raises:
-            SettingsError: There is no such algorithm.
+            SettingsError: Unknown algorithm.
         """
         return FlowEstimator(choose_flow_algorithm(None, self.flow), self.bound)
 
@@ -71,14 +71,14 @@ class VideoResult:
     frames: int
     """frames that decode"""
     times: NDArray[np.float64] | None
-    """`(frames + 1,)` seconds at which each frame appears and the last one ends, where the file tells; see `Video`"""
+    """`(frames + 1,)`: time in seconds of each frame and of the end, if the file has times; see `Video`"""
     views: int
     damage: str | None
     """what is wrong with the file; the frames that decode were scored"""
     view_logits: NDArray[np.float32] = field(repr=False)
     """`(V, K)`, crop-major as in a score file"""
     multi_label: bool = False
-    """a class has a probability of its own: a sigmoid, not a share of the softmax"""
+    """the classes have independent probabilities (sigmoid instead of softmax)"""
 
 
 def score_file(
@@ -90,40 +90,35 @@ def score_file(
 ) -> VideoResult:
     """Score a video file with one network.
 
-    The file is decoded twice: once to count the frames that really decode, once to score them.
+    The file is decoded twice: to count the frames that decode, and to score them.
 
     Args:
         model: An RGB or a flow recognizer, or an exported one.
-        path: Any video the backend decodes.
+        path: A video that the backend decodes.
         options: Clips, crops, aggregation, batch size, precision.
         reading: Decoder, flow algorithm, sizes.
-        device: Where the model is; default: where its weights are.
+        device: Device of the model; default: that of its weights.
 
     Raises:
-        VideoError: The file is missing, empty, not a video, or has one frame only and the network wants flow.
+        VideoError: The file is missing, empty or no video, or has a single frame and the network needs flow.
         ScoreError: The logits are not finite.
     """
     reading = reading or VideoInput()
     device = device or model.device
     exact = "paper" in (reading.sampling, reading.protocol)
     options = resolve_evaluation(model, options, device, exact=exact)
-    training = model.training
-    model.eval()
-    try:
-        with open_video(path, reading.backend) as video:
-            frames = video.num_frames
-            available = frames - 1 if model.spec.modality == "flow" else frames
-            if frames == 0:
-                raise VideoError(path, f"no frame decodes{f' ({video.damage})' if video.damage else ''}")
-            if available < 1:
-                raise VideoError(path, "one frame only, and flow needs two; use an RGB run")
-            clips = clip_frames(options, model.spec, available, reading.sampling)
-            views = _views(video, clips, available, model.spec, options, reading)
-            canvas = Canvas(model, device, options.precision, options.batch_views or 1)
-            (scored,) = scored_views(views, {}, canvas)
-            damage, times = video.damage, video.times
-    finally:
-        model.train(training)
+    with evaluation_mode(model), open_video(path, reading.backend) as video:
+        frames = video.num_frames
+        available = frames - 1 if model.spec.modality == "flow" else frames
+        if frames == 0:
+            raise VideoError(path, f"no frame decodes{f' ({video.damage})' if video.damage else ''}")
+        if available < 1:
+            raise VideoError(path, "has only one frame, and flow needs two; use an RGB run")
+        clips = evaluation_clips(options, model.spec, available, reading.sampling)
+        views = _views(video, clips, available, model.spec, options, reading)
+        canvas = Canvas(model, device, options.precision, options.batch_views or 1)
+        (scored,) = scored_views(views, {}, canvas)
+        damage, times = video.damage, video.times
     logits = scored.logits
     return VideoResult(aggregate_views(logits, options.aggregate), frames, times, len(logits), damage, logits)
 
@@ -131,21 +126,20 @@ def score_file(
 def fuse_results(
     results: Sequence[VideoResult], rule: str = "l2", weights: Sequence[float] | None = None
 ) -> NDArray[np.float64]:
-    """Return the class probabilities `(K,)` of one video seen by one or more networks.
+    """Return the class probabilities `(K,)` of one video from the results of one or more networks.
 
-    The sum of L2-normalised logits has a length near 1 whatever the networks' confidence, so its softmax would be
-    almost flat. It is therefore scaled back by the mean length of the streams' logits and divided by the sum of
-    the weights: the order of the classes is the rule's own, the probabilities have the streams' sharpness. Of networks
-    trained on several classes per video each class has a probability of its own.
+    The sum of L2-normalised logits has a length near 1, so its softmax would be almost uniform. It is therefore
+    multiplied by the mean length of the streams' logits and divided by the sum of the weights. Multi-label networks
+    give independent probabilities.
 
     Raises:
-        ScoreError: The weights do not fit the streams, or there is one stream only and nothing to weigh.
+        ScoreError: The number of weights is not that of the streams, or there is only one stream.
     """
     vectors = [result.logits[None] for result in results]
     several = results[0].multi_label
     if len(vectors) == 1:
         if weights is not None:
-            raise ScoreError("weights given for a single stream; they weigh several runs against each other")
+            raise ScoreError("weights given for a single stream; expected several runs")
         return probabilities(vectors[0][0], multi_label=several)
     used = checked_weights(weights, len(vectors))
     fused = combine(vectors, rule, used, sigmoid=several)[0]
@@ -161,8 +155,8 @@ def fuse_results(
     return probabilities(fused, multi_label=several)
 
 
-def top(chances: NDArray[np.float64], names: list[str], count: int) -> list[tuple[str, float]]:
-    """Return the `count` likeliest classes, likeliest first; ties in the order of the classes."""
+def top_classes(chances: NDArray[np.float64], names: list[str], count: int) -> list[tuple[str, float]]:
+    """Return the `count` most likely classes, the best first; ties in class order."""
     order = np.argsort(-chances, kind="stable")[:count]
     return [(names[index], float(chances[index])) for index in order]
 
@@ -176,7 +170,7 @@ def _views(
     reading: VideoInput,
 ) -> Iterator[VideoViews]:
     spec = view_spec(spec, options.crops, whole=reading.whole_frame)
-    crops = crop_views(options, spec, reading.mirror)
+    crops = crop_views(options.crops, spec, reading.mirror)
     source = _read(video, spec, reading, {number for clip in clips for number in clip}, available)
     found = 0
     for clip in assemble_clips(clips, source):
@@ -194,16 +188,12 @@ def _views(
 
 
 def read_clip(video: Video, numbers: list[int], spec: InputSpec, reading: VideoInput) -> Frames:
-    """Return the frames of one clip as they reach a network before they are cropped, uint8 `(T, *spec.resize, C)`.
+    """Return the resized frames of one clip before cropping, uint8 `(T, *spec.resize, C)`.
 
-    Args:
-        video: Read from its beginning.
-        numbers: 1-based frame numbers, of flow frames for a flow network.
-        spec: What the network expects.
-        reading: Flow algorithm and sizes.
+    `numbers` are 1-based numbers of frames, or of flow frames for a flow network.
 
     Raises:
-        VideoError: The video ends before the last of them.
+        VideoError: The video ends before the last frame.
     """
     available = video.num_frames - (spec.modality == "flow")
     for clip in assemble_clips([numbers], _read(video, spec, reading, set(numbers), available)):
@@ -212,7 +202,7 @@ def read_clip(video: Video, numbers: list[int], spec: InputSpec, reading: VideoI
 
 
 def picture_at(frame: Frames, reading: VideoInput) -> Frames:
-    """Return a decoded picture at the size that extraction would have stored it in."""
+    """Resize a decoded picture to the size in which extraction would store it."""
     extraction = ExtractOptions(short_side=reading.short_side, size=reading.size)
     height, width = frame.shape[:2]
     return resize_frame(frame, *frame_size(height, width, extraction))
@@ -221,7 +211,7 @@ def picture_at(frame: Frames, reading: VideoInput) -> Frames:
 def _read(
     video: Video, spec: InputSpec, reading: VideoInput, wanted: set[int], available: int
 ) -> Iterator[tuple[int, Frames]]:
-    """Yield (number, frame as it enters the network) for the wanted of the `available` frames, ascending."""
+    """Yield (number, resized frame) of the wanted frames, ascending."""
     if spec.modality == "rgb":
         return _rgb(video, spec, reading, wanted)
     if spec.stack == 1:
@@ -233,7 +223,7 @@ def _read(
 
 
 def _pictures(video: Video, spec: InputSpec, wanted: set[int]) -> Iterator[tuple[int, Frames]]:
-    """Yield pictures by 0-based index: all of them, of a few spread over the video these alone."""
+    """Yield pictures by 0-based index: all, or only the wanted ones where they are spread over the video."""
     return video.pick(wanted) if spec.segments else enumerate(video.frames())
 
 

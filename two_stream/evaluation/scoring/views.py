@@ -1,4 +1,4 @@
-"""Views: which clips and crops of a video are scored, and how a table names the choice."""
+"""Views: the clips and crops of a video that are scored, and their names in tables and files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from two_stream.config.schema import EvaluateOptions
 from two_stream.data.catalog import Mirror
 from two_stream.data.clips.transforms import View, evaluation_views
-from two_stream.data.clips.views import boxes_and_flips, changes_flow_sign, evaluation_clips
+from two_stream.data.clips.views import boxes_and_flips, changes_flow_sign
 from two_stream.types import Frames, InputSpec, VideoViews
 
 _CLIPS = {
@@ -21,43 +21,19 @@ _CLIPS = {
     "twice": "twice-sampled clips",
 }
 _WHOLE = "whole frame"
-_CROPS = {
-    "center": "centre crop",
-    "three": "three-crop",
-    "ten": "ten-crop",
-    "full": f"{_WHOLE} + mirror",
-}
+_CROPS = {"center": "centre crop", "three": "three-crop", "ten": "ten-crop", "full": f"{_WHOLE} + mirror"}
 _NO_MIRROR = {"ten": "five-crop (ten-crop without mirror images)", "full": _WHOLE}
 """crops with mirror images, without them"""
 
 
-def clip_frames(
-    options: EvaluateOptions, spec: InputSpec, num_frames: int, sampling: str = "standard"
-) -> list[list[int]]:
-    """Return the 1-based frame numbers of each clip of a video.
+def crop_views(crops: str, spec: InputSpec, mirror: Mirror | None = None) -> list[View]:
+    """Return the crop boxes `(y0, x0, y1, x1)` in the resized frame, with mirrored ones marked, in published order.
 
-    Args:
-        options: How videos are scored.
-        spec: Clip length and stride.
-        num_frames: Frames of the spec's modality; a video shorter than a clip is looped.
-        sampling: `paper` takes the published frame choice for single and multi-clip views, a family its own.
-
-    Raises:
-        SettingsError: A number is out of range, or `paper` with a stride other than 1.
-    """
-    return evaluation_clips(options, spec, num_frames, sampling)
-
-
-def crop_views(options: EvaluateOptions, spec: InputSpec, mirror: Mirror | None = None) -> list[View]:
-    """Return the crop boxes `(y0, x0, y1, x1)` in the resized frame, mirrored ones marked, in the published order.
-
-    Args:
-        options: Crops.
-        spec: Size of frame and crop; for whole frames what `view_spec` returns.
-        mirror: Whether there are mirror images; none: there are.
+    `spec` has the sizes of frame and crop (for whole frames the result of `view_spec`). Without `mirror` there are
+    mirrored crops.
     """
     allowed = mirror is None or mirror.allowed
-    return evaluation_views(options.crops, spec.resize, spec.size, mirrored=allowed)
+    return evaluation_views(crops, spec.resize, spec.size, mirrored=allowed)
 
 
 def views_of_clip(
@@ -65,11 +41,7 @@ def views_of_clip(
 ) -> VideoViews:
     """Return every crop of one clip, as views of its frames.
 
-    Args:
-        frames_THWC: uint8 `(T, *spec.resize, C)`.
-        crops: From `crop_views`.
-        spec: Crop size and modality.
-        protocol: `paper` leaves flow x as it is in mirrored crops.
+    `frames_THWC` are uint8 `(T, *spec.resize, C)`; protocol `paper` keeps the sign of flow x in mirrored crops.
     """
     rows = torch.arange(len(frames_THWC))[None]
     boxes, flips = boxes_and_flips(crops)
@@ -80,15 +52,15 @@ def views_of_clip(
 def assemble_clips(
     clips: Sequence[Sequence[int]], frames: Iterator[tuple[int, Frames]]
 ) -> Iterator[list[Frames]]:
-    """Turn a stream of frames into clips, holding only the frames that a clip still needs.
+    """Assemble a stream of frames into clips, holding only the frames that a clip still needs.
 
     Args:
         clips: 1-based frame numbers of each clip.
         frames: (number, frame), in ascending order of the number, from 1.
 
     Yields:
-        The frames of each clip, in the order in which the clips become complete. A stream that ends early leaves
-        its last clips out.
+        The frames of each clip, in the order in which the clips become complete; without the last clips if the stream
+        ends early.
     """
     waiting = deque(enumerate(sorted(clips, key=max)))
     last_use = {number: place for place, clip in waiting for number in clip}
@@ -112,13 +84,9 @@ def describe_views(
     *,
     whole_frame: bool = False,
 ) -> str:
-    """Return the protocol as tables name it, for example `multi-clip × ten-crop, mean of logits`.
+    """Return the name of a protocol in tables, for example `multi-clip × ten-crop, mean of logits`.
 
-    Args:
-        options: Clips, crops, aggregation, precision.
-        sampling: Frame choice.
-        mirror: Whether there are mirror images.
-        whole_frame: Whether a centred crop is the whole frame; see `view_spec`.
+    `whole_frame` says whether a centred crop is the whole frame; see `view_spec`.
     """
     mirror = mirror or Mirror()
     whole = sampling == "segments" and options.views != "sliding"
@@ -146,22 +114,21 @@ def describe_views(
 
 
 def same_boxes_note(options: EvaluateOptions, spec: InputSpec) -> str | None:
-    """Return what to say where several crops of a frame are one and the same box, which costs time alone."""
+    """Return a note if several crops of a frame are the same box, which only takes time; else None."""
     if spec.size != spec.resize or options.crops not in ("three", "ten"):
         return None
-    others = (
-        "full` gives the same scores with a fifth of the work, `center`, which has no mirror, takes a tenth"
-    )
-    if options.crops == "three":
-        others = "center` gives the same scores with a third of the work"
+    cheaper = {
+        "three": "`center` gives the same scores in a third of the time",
+        "ten": "`full` gives the same scores in a fifth of the time; `center`, without mirror, takes a tenth",
+    }
     return (
-        f"`evaluate.crops: {options.crops}` cuts the same box every time, for the network takes the whole resized "
-        f"frame; `{others}"
+        f"`evaluate.crops: {options.crops}` repeats the same box, because the network takes the whole resized frame; "
+        f"{cheaper[options.crops]}"
     )
 
 
-def slug(options: EvaluateOptions) -> str:
-    """Return the protocol as a part of a file name, for example `multi_ten_logits`; no two protocols share one."""
+def protocol_slug(options: EvaluateOptions) -> str:
+    """Return the unique name of a protocol in file names, for example `multi_ten_logits`."""
     clips: str = options.views
     if options.views == "uniform":
         clips += str(options.num_clips)

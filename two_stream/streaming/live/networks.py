@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from two_stream.config.schema import EvaluateOptions
 from two_stream.data.clips.transforms import view_spec
 from two_stream.errors import SettingsError, TwoStreamError
 from two_stream.evaluation.scoring.video import VideoInput, picture_at
@@ -226,7 +225,7 @@ class Prepare:
         """
         self.spec = spec = view_spec(spec, "center", whole=reading.whole_frame)
         self.reading = reading
-        (view,) = crop_views(EvaluateOptions(views="single", crops="center"), spec, reading.mirror)
+        (view,) = crop_views("center", spec, reading.mirror)
         box = view.box
         self._region = Region(box, (box[2] - box[0], box[3] - box[1]))
         self._estimator = reading.estimator() if spec.modality == "flow" else None

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from two_stream.evaluation.runs.run import Run
-from two_stream.evaluation.scoring.video import VideoResult, fuse_results, top
+from two_stream.evaluation.scoring.video import VideoResult, fuse_results, top_classes
 from two_stream.streaming.live.networks import NetworkTrack
 from two_stream.streaming.live.pipeline import FrameResult, Pipeline
 from two_stream.streaming.live.screen import Status
@@ -77,7 +77,7 @@ class Watcher:
                 status.predictions.add()
                 if not seen.ended:
                     status.latency.add(made.latency)
-                status.guesses = top(made.probabilities, self.class_names, top_k)
+                status.guesses = top_classes(made.probabilities, self.class_names, top_k)
             yield seen, made
 
     def _predicted(self, seen: FrameResult) -> Prediction | None:
@@ -105,7 +105,7 @@ def prediction_record(made: Prediction, names: Sequence[str], count: int, droppe
         "dropped": dropped,
         "top": [
             {"class": name, "probability": share}
-            for name, share in top(made.probabilities, list(names), count)
+            for name, share in top_classes(made.probabilities, list(names), count)
         ],
     }
 

@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from two_stream.evaluation.report.svg import INK, MUTED, STREAMS, SURFACE, drawing, short, to_svg
+from two_stream.evaluation.report.page import INK, MUTED, STREAMS, SURFACE, drawing, short, to_svg
 from two_stream.evaluation.scores.statistics import Interval
 from two_stream.studies.statistics.results import Comparison, VariantResult
 

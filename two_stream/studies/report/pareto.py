@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from two_stream.evaluation.report.svg import INK, MUTED, STREAMS, drawing, short, to_svg
+from two_stream.evaluation.report.page import INK, MUTED, STREAMS, drawing, short, to_svg
 from two_stream.studies.report.figures import WIDTH
 from two_stream.studies.statistics.results import VariantResult
 

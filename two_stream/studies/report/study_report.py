@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from two_stream.errors import ScoreError, SettingsError
-from two_stream.evaluation.report.html import page_templates
+from two_stream.evaluation.report.page import page_templates
 from two_stream.runtime.files import write_json, write_text
 from two_stream.studies.report import figures, fusion_tables, outputs, variant_tables
 from two_stream.studies.report.class_by_class import class_views

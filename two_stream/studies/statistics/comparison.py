@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from two_stream.evaluation.scores import multilabel, statistics
+from two_stream.evaluation.scores import metrics, statistics
 from two_stream.evaluation.scores.metrics import per_class
 from two_stream.evaluation.scores.statistics import LEVEL, Interval
 from two_stream.studies.statistics.panel import Panel, paired
@@ -61,7 +61,7 @@ def main_test(names: tuple[str, str], panels: tuple[Panel, Panel], level: float 
     first, second = paired(panels[0], panels[1], names)
     if first.multi_label:
         values = first.pseudo_values - second.pseudo_values
-        found = multilabel.estimate_map(values, first.unit)
+        found = metrics.estimate_map(values, first.unit)
         return MainTest(first, second, found, found.interval(level), found.p_zero(), [], exact=False)
     test = statistics.difference_of(first.hits, second.hits, first.sample, level)
     return MainTest(first, second, test.estimate, test.interval, test.p, _mcnemar(first, second), test.exact)

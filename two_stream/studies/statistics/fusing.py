@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations, product
 
 import numpy as np
@@ -13,7 +14,7 @@ from two_stream.errors import ScoreError
 from two_stream.evaluation.scores.files import join
 from two_stream.evaluation.scores.fusion import fuse
 from two_stream.evaluation.scores.metrics import table_ranks
-from two_stream.evaluation.scores.statistics import LEVEL, holm, smallest_gain
+from two_stream.evaluation.scores.statistics import LEVEL, Interval, holm, smallest_gain
 from two_stream.studies.statistics.comparison import main_test
 from two_stream.studies.statistics.panel import Cell, Panel, Tables, matched, panel_of
 from two_stream.studies.statistics.results import Contribution, FusedPair, FusionResult
@@ -102,17 +103,16 @@ def _pairs(found: _Streams) -> list[FusedPair]:
 def _pair(found: _Streams, alone: Mapping[int, Panel], pair: tuple[int, int]) -> FusedPair:
     fused = found.panel(pair)
     better = max(pair, key=lambda index: alone[index].estimate().value)
-    levels = (found.level, (1 + found.level) / 2)
-    tests = [
-        [main_test(("fused", found.names[place]), (fused, alone[place]), level).interval for level in levels]
-        for place in pair
-    ]
+
+    def test(place: int, level: float) -> Interval:
+        return main_test(("fused", found.names[place]), (fused, alone[place]), level).interval
+
     return FusedPair(
         first=found.names[pair[0]],
         second=found.names[pair[1]],
         accuracy=fused.interval(found.level),
         better=found.names[better],
-        gain=smallest_gain([(usual, wide) for usual, wide in tests]),
+        gain=smallest_gain([partial(test, place) for place in pair], found.level),
         agreement=_agreement(found, *pair),
         oracle=_oracle(found, pair),
     )

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from two_stream.errors import ScoreError
-from two_stream.evaluation.scores import multilabel
+from two_stream.evaluation.scores import metrics
 from two_stream.evaluation.scores.files import join, name_of, reorder
 from two_stream.evaluation.scores.metrics import main_value, source_units, table_ranks
 from two_stream.evaluation.scores.statistics import Estimate, Interval, Sample, estimate_mean
@@ -106,7 +106,7 @@ class Panel:
             for number, split in enumerate(self.splits):
                 table, unit = self.tables[split, seed], self.unit[self.stratum == number]
                 assert table.targets is not None
-                own += multilabel.pseudo_values([table.logits], table.targets, unit, self.units)
+                own += metrics.pseudo_values([table.logits], table.targets, unit, self.units)
             found.append(np.mean(own, axis=0))
         return np.stack(found, axis=1)
 
@@ -114,7 +114,7 @@ class Panel:
         """Return the accuracy (or mAP) with its standard error over units and trainings."""
         if not self.multi_label:
             return estimate_mean(self.hits, self.sample)
-        return multilabel.estimate_map(self.pseudo_values, self.unit)
+        return metrics.estimate_map(self.pseudo_values, self.unit)
 
     def interval(self, level: float) -> Interval:
         """Return the accuracy (or mAP) with its interval over units and trainings."""

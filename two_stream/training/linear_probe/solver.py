@@ -16,8 +16,7 @@ import torch
 from two_stream.config.optimization import Logistic
 from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError
-from two_stream.evaluation.runs.run import HELD_OUT, load_run
-from two_stream.evaluation.runs.score_table import score_table
+from two_stream.evaluation.runs.run import HELD_OUT, load_run, score_table
 from two_stream.evaluation.scores.files import write_scores
 from two_stream.evaluation.scoring.network import prepare_for_inference
 from two_stream.evaluation.scoring.score import VideoScores

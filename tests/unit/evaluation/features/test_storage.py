@@ -21,8 +21,8 @@ from two_stream.data.clips.dataset import open_clips
 from two_stream.data.splits import load_part
 from two_stream.errors import CheckpointError, DataError, SettingsError
 from two_stream.evaluation.features import extract_features as writing
-from two_stream.evaluation.features.cache import FeatureCache, stored_video, view_settings
-from two_stream.evaluation.features.extract_features import backbone_sha256, write_features
+from two_stream.evaluation.features.cache import FeatureCache, backbone_sha256, stored_video, view_settings
+from two_stream.evaluation.features.extract_features import write_features
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.files import sha256
 from two_stream.types import FeatureLayout

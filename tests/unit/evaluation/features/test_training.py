@@ -396,8 +396,7 @@ def test_init_part_takes_the_backbone_alone(world: Path, tmp_path: Path) -> None
 def test_balanced_epochs_show_the_next_clip_of_a_repeated_video(world: Path, tmp_path: Path) -> None:
     from two_stream.data.catalog import load_record
     from two_stream.data.splits import load_part
-    from two_stream.evaluation.features.batches import StoredClips
-    from two_stream.evaluation.features.cache import FeatureCache
+    from two_stream.evaluation.features.cache import FeatureCache, StoredClips
 
     experiment = start(world, tmp_path, MOBILENET)
     cache = FeatureCache(cache_of(experiment, tmp_path / "cache", train_views=2))

@@ -1,6 +1,6 @@
-"""Figures of the report as inline SVG whose colours follow the page's light or dark theme.
+"""Pages of reports: templates, and figures as inline SVG whose colours follow the light or dark theme of the page.
 
-Matplotlib draws with marker colours; each is then replaced by a CSS variable that the page defines.
+Matplotlib draws with marker colours, which are then replaced by CSS variables of the page.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
@@ -23,9 +25,11 @@ from numpy.typing import NDArray
 from two_stream.errors import printable
 from two_stream.evaluation.scores.fusion import Curve
 from two_stream.evaluation.scores.metrics import ClassRow
+from two_stream.evaluation.scores.words import percent
 from two_stream.runtime.plotting import plain_figures
 from two_stream.runtime.text import shown_lines
 
+_TEMPLATES = Path(__file__).parent / "templates"
 INK, MUTED, GRID, SURFACE = "#010101", "#020202", "#030303", "#040404"
 STREAMS = ("#050501", "#050502", "#050503", "#050504", "#050505")
 _THEME = {
@@ -61,25 +65,48 @@ _STYLE: Any = {
     "lines.linewidth": 1.8,
 }
 WIDTH = 5.2
-"""Inches; narrow, so that the text stays readable when a phone shrinks the figure to its width."""
+"""width in inches; narrow, so that text is readable on a phone"""
 _NUMBERED = 16
-"""Up to so many classes the confusion matrix shows its counts."""
+"""most classes for which the confusion matrix shows counts"""
 _LABELLED = 60
-"""Up to so many classes the axes show the class names."""
+"""most classes for which the axes show class names"""
+
+
+def page_templates(*folders: Path) -> jinja2.Environment:
+    """Return the templates of some folders, then those of the run report; a missing value is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([*folders, _TEMPLATES]),
+        autoescape=jinja2.select_autoescape(["html"]),
+        undefined=jinja2.StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, cell=markdown_cell)
+    return environment
+
+
+def _shown(value: object) -> object:
+    """Remove control characters from the text of a template, but not from markup."""
+    return shown_lines(value) if type(value) is str else value
+
+
+def markdown_cell(value: object) -> str:
+    """Escape characters that would end a table cell or start markup."""
+    text = printable(" ".join(str(value).split()))
+    for mark in "\\`*_[]<>|":
+        text = text.replace(mark, f"\\{mark}")
+    return text
 
 
 @contextmanager
 def drawing(
     height: float, panels: int = 1, *, columns: int = 1, width: float = WIDTH, **extra: Any
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Yield a figure in the report's style with its axes, row by row; turn it into text by `to_svg`.
+    """Yield a figure in the style of the report and its axes, row by row; `to_svg` converts it to text.
 
-    Args:
-        height: Inches.
-        panels: Axes, one under another.
-        columns: Axes beside each other in each row; `panels` are filled up to whole rows.
-        width: Inches.
-        extra: For `Figure.subplots`.
+    Sizes are in inches; `panels` is the number of axes, rounded up to complete rows of `columns`; `extra` goes to
+    `Figure.subplots`.
     """
     with plain_figures(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -88,12 +115,11 @@ def drawing(
 
 
 def to_svg(figure: Figure, label: str) -> str:
-    """Return a figure as an `<svg>` element with theme colours, without prologue and without fixed size."""
+    """Return a figure as an `<svg>` element with theme colours, without prologue and fixed size."""
     buffer = io.StringIO()
     with plain_figures({**_STYLE, "svg.hashsalt": label}):
-        figure.savefig(
-            buffer, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None}
-        )
+        metadata = dict.fromkeys(("Date", "Creator", "Type", "Format"))
+        figure.savefig(buffer, format="svg", metadata=metadata)
     text = shown_lines(buffer.getvalue())
     text = text[text.index("<svg") :]
     for marker, variable in _THEME.items():
@@ -108,11 +134,10 @@ def to_svg(figure: Figure, label: str) -> str:
 
 
 def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str | None:
-    """Draw loss, accuracy and learning rate over the epochs of each run; None without anything to draw.
+    """Draw loss, accuracy and learning rate over the epochs of each run; None if there is nothing to draw.
 
-    Args:
-        histories: By stream: flat rows with `epoch` and any of `train_loss`, `val_loss`, `train_top1`, `val_top1`,
-            `val_map`, `lr`.
+    `histories` has, by stream, rows with `epoch` and any of `train_loss`, `val_loss`, `train_top1`, `val_top1`,
+    `val_map`, `lr`.
     """
     panels = [
         ("loss", ("train_loss", "val_loss")),
@@ -120,11 +145,8 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> s
         ("mAP (%)", ("val_map",)),
         ("learning rate", ("lr",)),
     ]
-    present = [
-        (title, keys)
-        for title, keys in panels
-        if any(key in row for rows in histories.values() for row in rows for key in keys)
-    ]
+    known = {key for rows in histories.values() for row in rows for key in row}
+    present = [(title, keys) for title, keys in panels if known.intersection(keys)]
     if not present:
         return None
     with drawing(1.9 * len(present) + 0.3, len(present), sharex=True) as (figure, axes):
@@ -160,7 +182,7 @@ def _curve(axis: Axes, rows: Sequence[Mapping[str, float]], key: str, name: str,
 
 
 def confusion(counts_KK: NDArray[np.int64], names: Sequence[str]) -> str:
-    """Draw a confusion matrix: rows true, columns predicted, shade the share of the true class."""
+    """Draw a confusion matrix: rows are true, columns predicted, the shade is the share of the true class."""
     classes = len(names)
     side = min(WIDTH, 1.6 + 0.5 * classes)
     with drawing(side) as (figure, (axis,)):
@@ -172,15 +194,9 @@ def confusion(counts_KK: NDArray[np.int64], names: Sequence[str]) -> str:
         axis.add_collection(PatchCollection(squares, facecolors=tints, edgecolors="none"))
         if classes <= _NUMBERED:
             for row, column in cells:
-                strong = shares[row, column] > 0.75
-                axis.text(
-                    column,
-                    row,
-                    str(counts_KK[row, column]),
-                    ha="center",
-                    va="center",
-                    color=SURFACE if strong else INK,
-                )
+                color = SURFACE if shares[row, column] > 0.75 else INK
+                text = str(counts_KK[row, column])
+                axis.text(column, row, text, ha="center", va="center", color=color)
         axis.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5), xlabel="predicted", ylabel="true")
         axis.set_aspect("equal")
         axis.grid(visible=False)
@@ -192,7 +208,7 @@ def confusion(counts_KK: NDArray[np.int64], names: Sequence[str]) -> str:
 
 
 def class_bars(streams: Mapping[str, Sequence[ClassRow]], measure: str = "accuracy") -> str:
-    """Draw the accuracy, or another measure, per class: a bar for the last (fused) stream, a dot for each other."""
+    """Draw the accuracy (or another measure) per class: bars for the last (fused) stream, dots for the others."""
     *others, (name, rows) = list(streams.items())
     order = sorted(range(len(rows)), key=lambda index: (-(rows[index].accuracy or 0.0), index))
     place = np.arange(len(order))
@@ -201,7 +217,7 @@ def class_bars(streams: Mapping[str, Sequence[ClassRow]], measure: str = "accura
         color = STREAMS[2] if others else STREAMS[0]
         axis.barh(place, values, height=0.62, color=color, alpha=0.55, label=name)
         for nth, (tint, (other, cells)) in enumerate(zip(STREAMS, others)):
-            shift = 0.36 * ((nth + 0.5) / len(others) - 0.5)  # equal values must not hide each other
+            shift = 0.36 * ((nth + 0.5) / len(others) - 0.5)  # keeps equal values visible
             axis.plot(
                 [100 * (cells[index].accuracy or 0.0) for index in order],
                 place + shift,
@@ -224,7 +240,7 @@ def class_bars(streams: Mapping[str, Sequence[ClassRow]], measure: str = "accura
 
 
 def fusion_curve(curve: Curve) -> str:
-    """Draw accuracy over the share of the first stream, with the chosen share marked."""
+    """Draw the accuracy over the weight of the first stream, with the chosen weight marked."""
     with drawing(2.5) as (figure, (axis,)):
         axis.plot(curve.shares, [100 * value for value in curve.accuracies], color=STREAMS[2])
         axis.axvline(curve.chosen, color=MUTED, linewidth=1.0, linestyle=(0, (3, 3)))
@@ -246,6 +262,6 @@ def fusion_curve(curve: Curve) -> str:
 
 
 def short(name: str, limit: int = 22) -> str:
-    """Return a name as a figure's text, cut to so many letters."""
+    """Return a name as text of a figure, shortened to `limit` characters."""
     text = printable(name)
     return text if len(text) <= limit else text[: limit - 1] + "…"
