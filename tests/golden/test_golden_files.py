@@ -327,7 +327,7 @@ def test_frames_and_shards_are_not_made_again() -> None:
     before = written("data/**/*.jpg", "shards/**/*.tar")
     assert "16 skipped" in command("extract videos --out data/tiny --flow dis --short-side 0 --processes 0")
     said = command("pack tiny --out shards --resize 40 40 --processes 0 --verify")
-    assert "0 written, 1 there before" in said
+    assert "0 written, 1 existed" in said
     assert "all checksums agree" in said
     assert written("data/**/*.jpg", "shards/**/*.tar") == before
     assert "0 errors" in command("check tiny")
