@@ -11,6 +11,7 @@ import torch
 
 from two_stream.errors import SettingsError
 from two_stream.runtime import distributed
+from two_stream.runtime.workers import usable_processes
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -66,16 +67,9 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 def set_threads(count: int) -> None:
     """Set torch's CPU threads; 0 leaves them, but divides the cores among several processes of a machine."""
     if not count and distributed.world_size() > 1 and not _threads_asked_for():
-        count = max(1, len(_cores()) // distributed.local_size())
+        count = max(1, usable_processes() // distributed.local_size())
     if count:
         torch.set_num_threads(count)
-
-
-def _cores() -> set[int]:
-    """Return the cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))
 
 
 def _threads_asked_for() -> bool:

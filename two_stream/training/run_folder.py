@@ -15,6 +15,7 @@ from two_stream.errors import SettingsError
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, warn
 from two_stream.runtime.files import write_json, write_text
+from two_stream.runtime.locks import exclusive_lock
 from two_stream.runtime.provenance import environment
 from two_stream.runtime.text import is_utf8
 from two_stream.types import RunPaths
@@ -30,7 +31,8 @@ FREE_ON_RESUME = (
 )
 """settings (and everything below them) that may differ on resume: they do not change what is trained"""
 ENVIRONMENT = "environment.json"
-LOCK = ".lock"
+JOB = ".job"
+"""names the `torchrun` job that last began or continued the run"""
 _OWN = (
     "last",
     "best",
@@ -61,7 +63,7 @@ def check_run(experiment: Experiment, *, resume: bool, overwrite: bool) -> RunPa
         )
     if paths.root.exists() and not paths.root.is_dir():
         raise SettingsError(f"{paths.root}: is a file; choose another `name` or `runs`")
-    # a kill may have come right after the folder was made: then it holds a lock and an unfinished file at most
+    # a kill may have come right after the folder was made: then it holds hidden files and an unfinished file at most
     used = paths.root.is_dir() and any(not path.name.startswith(".") for path in paths.root.iterdir())
     if used and not paths.experiment.is_file():
         raise SettingsError(f"{paths.root}: holds files but no run; choose another `name` or `runs`")
@@ -83,38 +85,24 @@ def begin_run(paths: RunPaths, experiment: Experiment, *, overwrite: bool) -> No
 
 
 @contextmanager
-def locked(paths: RunPaths) -> Iterator[None]:
+def lock_run(paths: RunPaths) -> Iterator[None]:
     """Keep a second process from training the same run at the same time.
-
-    The lock is the process's own, not the file's: it ends with the process, however that ends, and loader
-    processes do not inherit it.
 
     Raises:
         SettingsError: Another process trains this run.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    paths.root.mkdir(parents=True, exist_ok=True)
-    with (paths.root / LOCK).open("a+") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SettingsError(
-                f"{paths.root}: another process is training this run; wait for it or choose another name"
-            ) from None
-        file.truncate(0)
-        file.write(distributed.job())
-        file.flush()
+    busy = SettingsError(
+        f"{paths.root}: another process is training this run; wait for it or choose another name"
+    )
+    with exclusive_lock(paths.root / ".lock", busy):
+        (paths.root / JOB).write_text(distributed.job(), encoding="utf-8")
         yield
 
 
 def began_here(paths: RunPaths) -> bool:
     """Whether it was the present `torchrun` job that last began or continued a run."""
     try:
-        return distributed.job() == (paths.root / LOCK).read_text(encoding="utf-8") != ""
+        return distributed.job() == (paths.root / JOB).read_text(encoding="utf-8") != ""
     except OSError:
         return False
 

@@ -44,7 +44,7 @@ from two_stream.training.losses import build_loss
 from two_stream.training.optim import parameter_groups
 from two_stream.training.parallel.batchnorm import synchronised
 from two_stream.training.result import TrainResult
-from two_stream.training.run_folder import began_here, begin_run, check_run, locked, record_environment
+from two_stream.training.run_folder import began_here, begin_run, check_run, lock_run, record_environment
 from two_stream.training.trainer import Trainer
 from two_stream.types import RunPaths
 from two_stream.video.decoding.reader import backend_version
@@ -120,7 +120,7 @@ def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainRes
         _check(experiment, model, data)
     _compare_lists(data)
     with ExitStack() as stack:
-        distributed.on_main(lambda: stack.enter_context(locked(paths)))
+        distributed.on_main(lambda: stack.enter_context(lock_run(paths)))
         facts = _facts(experiment, device) | extension.facts()
         distributed.on_main(lambda: _open(paths, experiment, facts, overwrite=overwrite))
         note(f"run folder: {paths.root}; curves: tensorboard --logdir {shlex.quote(str(experiment.runs))}")

@@ -13,7 +13,7 @@ import pytest
 from two_stream.config.load import load_experiment
 from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError
-from two_stream.training.run_folder import begin_run, check_run, differences, locked, record_environment
+from two_stream.training.run_folder import begin_run, check_run, differences, lock_run, record_environment
 
 
 def _experiment(runs: Path, **changes: Any) -> Experiment:
@@ -91,18 +91,18 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     paths = check_run(experiment, resume=False, overwrite=False)
     code = (
         "import sys; from pathlib import Path; from two_stream.types import RunPaths;"
-        "from two_stream.training.run_folder import locked\n"
-        "with locked(RunPaths(Path(sys.argv[1]))): print('in', flush=True); sys.stdin.read()"
+        "from two_stream.training.run_folder import lock_run\n"
+        "with lock_run(RunPaths(Path(sys.argv[1]))): print('in', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(paths.root)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "in\n"
-        with pytest.raises(SettingsError, match="another process is training this run"), locked(paths):
+        with pytest.raises(SettingsError, match="another process is training this run"), lock_run(paths):
             pass
         other.kill()
         other.wait()
-        with locked(paths):
+        with lock_run(paths):
             pass
 
 

@@ -7,8 +7,8 @@ The index is written last, from the notes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from two_stream.data.splits import read_list
 from two_stream.errors import DataError, SettingsError, TwoStreamError
 from two_stream.runtime.console import progress
 from two_stream.runtime.files import sha256, write_bytes
+from two_stream.runtime.locks import exclusive_lock
 from two_stream.runtime.provenance import code_version
 from two_stream.runtime.text import parse_json
 from two_stream.runtime.workers import TaskFailure, run_tasks, usable_processes
@@ -78,7 +79,8 @@ def pack(record: Record, modality: Modality, out: Path | str, options: PackOptio
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{folder}: cannot be made an output folder ({error.strerror})") from None
-    with _alone(folder):
+    busy = DataError(f"{folder}: another `two-stream pack` is writing here; wait for it")
+    with exclusive_lock(folder / ".lock", busy):
         for leftover in [*folder.glob(".[0-9]*.part"), *folder.glob(".[0-9]*.at")]:
             with suppress(OSError):
                 leftover.unlink()
@@ -149,30 +151,6 @@ def verify(folder: Path) -> list[str]:
         elif tar.stat().st_size != note["bytes"] or sha256(tar) != note["sha256"]:
             wrong.append(f"{tar}: damaged (its note has another size or SHA-256); remove it and pack again")
     return wrong
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep a second pack out of a folder, where the system has file locks.
-
-    Raises:
-        DataError: Another one is at work.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"{folder}: another `two-stream pack` is writing here; wait for it") from None
-        except OSError:  # a file system without locks
-            pass
-        yield
-        with suppress(OSError):
-            (folder / ".lock").unlink()
 
 
 def _read_note(path: Path) -> dict[str, Any] | None:
