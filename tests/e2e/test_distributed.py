@@ -251,7 +251,7 @@ def test_a_signal_to_torchrun_saves_once_and_any_number_of_processes_goes_on(
     processes = 1 if number == signal.SIGINT else 3
     done = _run(experiment_file, name, *flags, "--resume", processes=processes)
     assert done.returncode == 0, done.stderr
-    assert "began with 4 × 2 clips per step and keeps to them" in done.stderr
+    assert "began with 4 × 2 clips per step and keeps this" in done.stderr
     _assert_close(runs / "alone", runs / name)
 
 

@@ -8,7 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from two_stream import cli
-from two_stream.config.model import AverageHead, BertHead, LstmHead, MobileNetV2, ModelOptions, ResNet3d
+from two_stream.config.backbones import MobileNetV2, ResNet3d
+from two_stream.config.heads import AverageHead, BertHead, LstmHead
+from two_stream.config.model import ModelOptions
 from two_stream.errors import CheckpointError
 from two_stream.pretrained import WEIGHTS, load_weights, read_model, read_state, write_model
 from two_stream.recognizer import Recognizer

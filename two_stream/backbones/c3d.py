@@ -12,7 +12,7 @@ from __future__ import annotations
 from torch import nn
 
 from two_stream.backbones.base import BACKBONES, Backbone, init_convolutions, split_temporal_stride
-from two_stream.config.model import C3d
+from two_stream.config.backbones import C3d
 from two_stream.errors import SettingsError
 from two_stream.types import Modality
 

@@ -12,7 +12,7 @@ from torch import nn
 from two_stream.backbones.base import BACKBONES, split_temporal_stride
 from two_stream.backbones.blocks import ResidualBlock, Stride, conv1x1x1, conv3x3x3
 from two_stream.backbones.resnet3d import ResidualNet
-from two_stream.config.model import Csn
+from two_stream.config.backbones import Csn
 from two_stream.types import Modality
 
 

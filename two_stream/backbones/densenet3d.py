@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from two_stream.backbones.base import BACKBONES, Backbone, init_convolutions, split_temporal_stride
-from two_stream.config.model import DenseNet
+from two_stream.config.backbones import DenseNet
 from two_stream.types import Modality
 
 LAYERS = {

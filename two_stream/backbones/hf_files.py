@@ -9,7 +9,7 @@ from typing import Any
 
 from two_stream.backbones.hf_architectures import ARCHITECTURES, Architecture
 from two_stream.backbones.library import reason
-from two_stream.config.model import HfVideo
+from two_stream.config.backbones import HfVideo
 from two_stream.errors import SettingsError
 from two_stream.runtime.console import note
 from two_stream.runtime.text import parse_json

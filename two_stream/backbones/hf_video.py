@@ -21,7 +21,7 @@ from two_stream.backbones.library import (
     reason,
     usual_resize,
 )
-from two_stream.config.model import HfVideo
+from two_stream.config.backbones import HfVideo
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.types import FeatureMap, InputSpec, Modality
 

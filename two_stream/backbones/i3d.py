@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from two_stream.backbones.base import BACKBONES, Backbone, init_convolutions, split_temporal_stride
-from two_stream.config.model import I3d
+from two_stream.config.backbones import I3d
 from two_stream.errors import SettingsError
 from two_stream.types import MODALITY_CHANNELS, InputSpec, Modality
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from two_stream.backbones.base import Backbone
-from two_stream.config.model import HfVideo, TimmNet
+from two_stream.config.backbones import HfVideo, TimmNet
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.types import InputSpec
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from two_stream.backbones.base import BACKBONES, Backbone
-from two_stream.config.model import MotionGrid
+from two_stream.config.backbones import MotionGrid
 from two_stream.errors import SettingsError
 from two_stream.types import InputSpec, Modality
 

@@ -17,7 +17,7 @@ from torch import nn
 from two_stream.backbones.base import BACKBONES, split_temporal_stride
 from two_stream.backbones.blocks import ResidualBlock, Stride, conv1x1x1
 from two_stream.backbones.resnet3d import ResidualNet
-from two_stream.config.model import R2Plus1d
+from two_stream.config.backbones import R2Plus1d
 from two_stream.types import MODALITY_CHANNELS, InputSpec, Modality
 
 KINETICS_MEAN = (0.43216, 0.394666, 0.37645)

@@ -22,7 +22,7 @@ from two_stream.backbones.blocks import (
     ResidualBlock,
     Stride,
 )
-from two_stream.config.model import Csn, R2Plus1d, ResNet3d, ResNeXt3d, Slow
+from two_stream.config.backbones import Csn, R2Plus1d, ResNet3d, ResNeXt3d, Slow
 from two_stream.errors import SettingsError
 from two_stream.types import InputSpec, Modality
 

@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from two_stream.backbones.base import BACKBONES, Backbone, init_convolutions, split_temporal_stride
-from two_stream.config.model import ShuffleNet, ShuffleNetV2
+from two_stream.config.backbones import ShuffleNet, ShuffleNetV2
 from two_stream.errors import SettingsError
 from two_stream.types import Modality
 

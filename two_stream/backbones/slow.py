@@ -12,7 +12,7 @@ from two_stream.backbones.base import BACKBONES
 from two_stream.backbones.blocks import ResidualBlock, Stride
 from two_stream.backbones.resnet3d import LAYERS, ResidualNet
 from two_stream.backbones.slowfast import FactoredBottleneck
-from two_stream.config.model import Slow
+from two_stream.config.backbones import Slow
 from two_stream.types import MODALITY_CHANNELS, InputSpec, Modality
 
 KERNELS: dict[str, tuple[int, tuple[tuple[int, ...], ...]]] = {

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from two_stream.backbones.base import BACKBONES, Backbone, init_convolutions
 from two_stream.backbones.blocks import Bottleneck, Projection, ResidualBlock, Stride
-from two_stream.config.model import SlowFast
+from two_stream.config.backbones import SlowFast
 from two_stream.types import MODALITY_CHANNELS, FeatureMap, InputSpec, Modality
 
 Pair = tuple[torch.Tensor, torch.Tensor]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from two_stream.backbones.base import BACKBONES, Backbone, init_convolutions, split_temporal_stride
-from two_stream.config.model import SqueezeNet
+from two_stream.config.backbones import SqueezeNet
 from two_stream.types import Modality
 
 POOLED_BEFORE = {"1.0": (0, 2, 4, 7), "1.1": (0, 2, 4, 6)}

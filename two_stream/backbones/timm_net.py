@@ -27,7 +27,7 @@ from two_stream.backbones.library import (
 )
 from two_stream.backbones.timm_parts import take_apart
 from two_stream.backbones.timm_time import TemporalShift, add_shifts, inflate
-from two_stream.config.model import TimmNet
+from two_stream.config.backbones import TimmNet
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.types import FeatureMap, InputSpec, Modality
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from two_stream.backbones.base import BACKBONES, Backbone, init_convolutions
 from two_stream.backbones.blocks import Projection, ResidualBlock
-from two_stream.config.model import X3d
+from two_stream.config.backbones import X3d
 from two_stream.types import MODALITY_CHANNELS, InputSpec, Modality
 
 LAYERS = ((1, 12), (2, 24), (5, 48), (3, 96))

@@ -15,7 +15,7 @@ from two_stream.runtime import distributed
 
 if TYPE_CHECKING:
     from two_stream.late_temporal.training import PublishedTraining
-    from two_stream.training.result import TrainResult
+    from two_stream.training.trainer import TrainResult
 
 Action = Callable[[], int]
 SUMMARY = "Train one stream on one split."
@@ -172,6 +172,7 @@ def _evaluate(experiment: Experiment, flags: PublishedTraining, arch: str) -> in
 
 
 def _train(experiment: Experiment, given: list[str], *, resume: bool, overwrite: bool) -> int:
+    from two_stream import compression  # noqa: F401 - registers what `compress` adds to trainings
     from two_stream.runtime.console import note
     from two_stream.training.train import train
 

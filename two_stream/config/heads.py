@@ -1,4 +1,4 @@
-"""Options of the temporal heads: one class per kind."""
+"""Options of the temporal heads: one class per kind. A new head adds its class here and its name in the union."""
 
 from __future__ import annotations
 
@@ -106,3 +106,9 @@ class HfBertHead(Options):
     dropout: Fraction = 0.1
     keep: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """probability with which a time token is kept in training"""
+
+
+HeadOptions = Annotated[
+    AverageHead | MomentsHead | ConcatHead | LstmHead | NonLocalHead | BertHead | HfBertHead,
+    Field(discriminator="kind"),
+]

@@ -1,4 +1,4 @@
-"""A model: backbone, head and how they are joined. A new part adds its options class and its name in the union."""
+"""Options of a model: backbone, temporal head, classifier and input."""
 
 from __future__ import annotations
 
@@ -12,61 +12,9 @@ from pydantic import (
     model_validator,
 )
 
-from two_stream.config.backbones import (
-    C3d,
-    Csn,
-    DenseNet,
-    I3d,
-    MobileNet,
-    MobileNetV2,
-    MotionGrid,
-    R2Plus1d,
-    ResNet3d,
-    ResNeXt3d,
-    ShuffleNet,
-    ShuffleNetV2,
-    Slow,
-    SlowFast,
-    SqueezeNet,
-    X3d,
-)
+from two_stream.config.backbones import BackboneOptions, MobileNetV2
 from two_stream.config.base import Fraction, Options, Positive, PositiveInt
-from two_stream.config.heads import (
-    AverageHead,
-    BertHead,
-    ConcatHead,
-    HfBertHead,
-    LstmHead,
-    MomentsHead,
-    NonLocalHead,
-)
-from two_stream.config.library import HfVideo, TimmNet
-
-BackboneOptions = Annotated[
-    ResNet3d
-    | ResNeXt3d
-    | MobileNetV2
-    | SlowFast
-    | I3d
-    | R2Plus1d
-    | MobileNet
-    | ShuffleNet
-    | ShuffleNetV2
-    | SqueezeNet
-    | C3d
-    | Csn
-    | DenseNet
-    | X3d
-    | Slow
-    | MotionGrid
-    | TimmNet
-    | HfVideo,
-    Field(discriminator="kind"),
-]
-HeadOptions = Annotated[
-    AverageHead | MomentsHead | ConcatHead | LstmHead | NonLocalHead | BertHead | HfBertHead,
-    Field(discriminator="kind"),
-]
+from two_stream.config.heads import AverageHead, BertHead, HeadOptions
 
 
 class InputOptions(Options):
@@ -151,36 +99,3 @@ class ModelOptions(Options):
                 "standardize changes what a head sees, and dense has none; leave one of them out"
             )
         return self
-
-
-__all__ = [
-    "AverageHead",
-    "BackboneOptions",
-    "BertHead",
-    "C3d",
-    "ConcatHead",
-    "Csn",
-    "DenseNet",
-    "HeadOptions",
-    "HfBertHead",
-    "HfVideo",
-    "I3d",
-    "InputOptions",
-    "LstmHead",
-    "MobileNet",
-    "MobileNetV2",
-    "ModelOptions",
-    "MomentsHead",
-    "MotionGrid",
-    "NonLocalHead",
-    "R2Plus1d",
-    "ResNeXt3d",
-    "ResNet3d",
-    "ShuffleNet",
-    "ShuffleNetV2",
-    "Slow",
-    "SlowFast",
-    "SqueezeNet",
-    "TimmNet",
-    "X3d",
-]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from two_stream.config.model import BertHead
+from two_stream.config.heads import BertHead
 from two_stream.errors import SettingsError
 from two_stream.heads.base import HEADS, Head, TokenMask
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from two_stream.config.model import MomentsHead
+from two_stream.config.heads import MomentsHead
 from two_stream.heads.base import HEADS, Head
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from two_stream.config.model import NonLocalHead
+from two_stream.config.heads import NonLocalHead
 from two_stream.heads.base import HEADS, Head
 from two_stream.heads.concat import Concatenation
 

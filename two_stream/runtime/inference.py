@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -76,15 +78,11 @@ def compiled(function: Callable[..., Any], device: torch.device) -> Callable[...
 def missing_compiler(device: torch.device) -> str:
     """Return what a compilation for a device lacks on this machine; empty where nothing."""
     if device.type == "cuda":
-        try:
-            import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: F401
-        except ImportError:
-            return "Triton is not installed (pip install triton)"
-        return ""
+        return "" if find_spec("triton") else "Triton is not installed (pip install triton)"
     if device.type != "cpu":
         return f"torch.compile is not used on {device.type}"
-    found = any(shutil.which(name) for name in ("g++", "clang++", "cl"))
-    return "" if found else "no C++ compiler found (g++ or clang++)"
+    names = (os.environ.get("CXX", ""), "g++", "clang++", "cl")
+    return "" if any(map(shutil.which, names)) else "no C++ compiler found (g++ or clang++)"
 
 
 def _pairs(model: nn.Module, example: torch.Tensor) -> list[tuple[Convolution, BatchNorm]]:

@@ -22,7 +22,7 @@ from two_stream.evaluation.features.batches import StoredClips, stored_centred, 
 from two_stream.evaluation.features.cache import FeatureCache, view_settings
 from two_stream.evaluation.runs.frames_made import made_now
 from two_stream.runtime import distributed
-from two_stream.runtime.console import warn
+from two_stream.runtime.console import progress, warn
 from two_stream.training.losses import Labels
 from two_stream.types import Batch, InputSpec, Part, VideoRecord
 
@@ -182,3 +182,11 @@ def fingerprint(train: Sequence[VideoRecord], val: Sequence[VideoRecord], classe
             labels = ",".join(map(str, record.all_labels))
             digest.update(f"\x1f{record.id}\x1d{record.num_frames}\x1d{labels}".encode())
     return digest.hexdigest()
+
+
+def with_progress(batches: Iterable[Batch], title: str, total: int) -> Iterator[Batch]:
+    """Yield batches and display how many clips of all processes are read."""
+    with progress(title, total) as advance:
+        for batch in batches:
+            yield batch
+            advance(len(batch.ids) * distributed.world_size())

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from two_stream.backbones.timm_net import create
 from two_stream.backbones.timm_time import shifted
-from two_stream.config.model import ModelOptions, TimmNet
+from two_stream.config.backbones import TimmNet
+from two_stream.config.model import ModelOptions
 from two_stream.errors import SettingsError
 from two_stream.pretrained import load_library
 from two_stream.recognizer import Recognizer

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from two_stream.config.augment import AugmentOptions
-from two_stream.config.model import InputOptions, ModelOptions, ResNet3d
+from two_stream.config.backbones import ResNet3d
+from two_stream.config.model import InputOptions, ModelOptions
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
 from two_stream.data.catalog import Record
 from two_stream.data.clips.companions import same_clip, same_moment

@@ -7,8 +7,10 @@ import numpy as np
 import torch
 import yaml
 
+from two_stream.config.backbones import MobileNetV2
+from two_stream.config.heads import AverageHead
 from two_stream.config.load import dump
-from two_stream.config.model import AverageHead, InputOptions, MobileNetV2, ModelOptions
+from two_stream.config.model import InputOptions, ModelOptions
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment, TrainOptions
 from two_stream.pretrained import write_model
 from two_stream.recognizer import create_model

@@ -13,8 +13,10 @@ import torch
 from matplotlib.figure import Figure
 
 from two_stream.cli import main as cli
+from two_stream.config.backbones import MobileNetV2, SlowFast
+from two_stream.config.heads import AverageHead, BertHead
 from two_stream.config.load import dump
-from two_stream.config.model import AverageHead, BertHead, InputOptions, MobileNetV2, ModelOptions, SlowFast
+from two_stream.config.model import InputOptions, ModelOptions
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
 from two_stream.errors import FullDiskError, VideoError
 from two_stream.evaluation.pictures.attention import Pathway, StreamAttention, read_attention

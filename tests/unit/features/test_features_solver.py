@@ -32,7 +32,7 @@ from two_stream.evaluation.features.extract_features import write_features
 from two_stream.evaluation.runs.run import evaluate_run, load_run
 from two_stream.recognizer import create_model
 from two_stream.streaming import convert
-from two_stream.training.linear_probe import solver
+from two_stream.training import linear_probe
 from two_stream.training.train import start_model, train
 
 MOMENTS = {"kind": "moments", "differences": 2}
@@ -133,7 +133,7 @@ def test_an_interrupted_probe_leaves_nothing_half_written(world: Path, tmp_path:
         assert stopped()
 
     with monkeypatch.context() as patch:
-        patch.setattr(solver, "choose", interrupted)
+        patch.setattr(linear_probe, "choose", interrupted)
         result = train(experiment)
     assert result.interrupted == signal.SIGINT
     assert not result.finished

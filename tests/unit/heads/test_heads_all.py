@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from two_stream.config.model import (
+from two_stream.config.heads import (
     AverageHead,
     BertHead,
     ConcatHead,

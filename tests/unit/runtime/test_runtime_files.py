@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from two_stream.config.model import ModelOptions, ResNet3d
+from two_stream.config.backbones import ResNet3d
+from two_stream.config.model import ModelOptions
 from two_stream.pretrained.folder import write_model
 from two_stream.recognizer import create_model
 from two_stream.runtime.files import atomic_path, sha256, write_bytes, write_json

@@ -11,7 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from two_stream.config.model import BertHead, MobileNetV2, ModelOptions
+from two_stream.config.backbones import MobileNetV2
+from two_stream.config.heads import BertHead
+from two_stream.config.model import ModelOptions
 from two_stream.errors import SettingsError
 from two_stream.recognizer import Recognizer, create_model
 

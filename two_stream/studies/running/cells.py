@@ -181,6 +181,7 @@ def record_outcome(job: StudyJob, outcome: StudyOutcome) -> StudyOutcome:
 
 
 def _trained(job: StudyJob) -> StudyOutcome:
+    from two_stream import compression  # noqa: F401 - registers what `compress` adds to trainings
     from two_stream.evaluation.runs.run import evaluate_run, load_run
     from two_stream.evaluation.scores.metrics import main_value
     from two_stream.training.train import train

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from two_stream import compression  # noqa: F401 - registers what `compress` adds to trainings
 from two_stream.config.schema import Experiment
 from two_stream.errors import ScoreError
 from two_stream.evaluation.runs.run import evaluate_run
