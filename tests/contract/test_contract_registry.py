@@ -62,7 +62,7 @@ def test_a_missing_half_is_named():
 
 
 def test_a_taken_kind_and_an_unknown_kind_are_errors():
-    with pytest.raises(ValueError, match="head 'bert' is registered already"):
+    with pytest.raises(ValueError, match="head 'bert' is already registered"):
         HEADS.register(heads.BertHead)
     with pytest.raises(SettingsError, match="unknown head 'nope'; known: average, bert"):
         HEADS["nope"]

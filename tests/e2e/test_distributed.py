@@ -224,7 +224,7 @@ def test_a_killed_process_is_started_anew_and_changes_nothing(experiment_file: P
     os.kill(_workers(process)[1], signal.SIGKILL)
     _, complaint = process.communicate(timeout=240)
     assert process.returncode == 0, complaint
-    assert complaint.count("started anew (1): going on from the last checkpoint") == 1
+    assert complaint.count("restart 1 by torchrun: continuing from the last checkpoint") == 1
     assert "resuming" in complaint
     _assert_close(runs / "whole", runs / "killed", exact=True)
 

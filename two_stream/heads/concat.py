@@ -1,4 +1,4 @@
-"""Tokens side by side."""
+"""Concatenation of the tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from two_stream.heads.base import HEADS, Head
 
 
 class Concatenation(nn.Module):
-    """Tokens side by side, feature-major as in the published code, then dropout and a linear layer if asked."""
+    """Concatenates tokens, feature-major as in the published code; then dropout and an optional linear layer."""
 
     def __init__(self, features: int, tokens: int, outputs: int | None, dropout: float) -> None:
         super().__init__()

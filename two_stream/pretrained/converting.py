@@ -18,8 +18,7 @@ from two_stream.pretrained.layouts import CARRIED, LAYOUTS, OURS, Layout, recogn
 from two_stream.pretrained.loading import LoadReport, load_weights
 from two_stream.pretrained.reading import read_state, weights_file
 from two_stream.recognizer import Recognizer, create_model
-from two_stream.runtime.files import atomic_path, sha256
-from two_stream.runtime.folders import replaced_folder
+from two_stream.runtime.files import atomic_path, replaced_folder, sha256
 
 
 def import_checkpoint(

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP ask what runs to leave where it can, as after a step; a second Ctrl-C leaves at once."""
+"""Ctrl-C, SIGTERM and SIGHUP stop a run at the next safe point, such as a step; a second Ctrl-C stops at once."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ STOPPING = (*_REQUESTS, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
 
 def heard() -> list[int]:
-    """Return the signals of `STOPPING`, without a SIGHUP that `nohup` lets pass."""
+    """Return the signals of `STOPPING`, without SIGHUP if `nohup` ignores it."""
     return [
         number for number in STOPPING if number in _REQUESTS or signal.getsignal(number) != signal.SIG_IGN
     ]
 
 
 class StopRequest:
-    """Context that notes SIGINT, SIGTERM and SIGHUP instead of dying of them; handlers are put back at its end.
+    """Context that records SIGINT, SIGTERM and SIGHUP; the handlers are restored at its end.
 
-    Several processes stop together: true is what they last agreed on, so that all of them leave at the same step.
+    It is true once the run must stop. Several processes agree on this, so that they stop at the same step.
 
     Attributes:
-        asked: Number of the signal that came to this process, or None.
+        asked: Number of the signal that this process received, or None.
         signal: The same for all processes.
     """
 
@@ -38,7 +38,7 @@ class StopRequest:
         """Prepare.
 
         Args:
-            said: What the person is told.
+            said: Message about the stop.
             then: Called from the signal handler.
         """
         self.said = said
@@ -69,7 +69,7 @@ class StopRequest:
         return self.signal is not None
 
     def agree(self, *, failed: bool = False) -> bool:
-        """Tell the other processes of a signal; return whether any of them failed."""
+        """Share signals with the other processes; return whether any of them failed."""
         number, any_failed = distributed.largest([self.asked or 0, int(failed)])
         self._agreed = number or None
         return bool(any_failed)
@@ -77,19 +77,19 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         if os.getpid() != self._pid:
-            return  # a loader process forked from the run, before it sets handlers of its own
+            return  # a forked loader process that has not set its own handlers yet
         if self.asked is not None:
             if number not in _REQUESTS:
-                return  # a terminal that closes sends SIGHUP more than once: the shell does, and so does the kernel
+                return  # a closing terminal sends SIGHUP twice: from the shell and the kernel
             raise KeyboardInterrupt
         self.asked = number
         self.then()
         if not distributed.is_main():
             return
-        # straight to the descriptor: the signal may have come in the middle of a buffered write
+        # unbuffered: the signal may interrupt a buffered write
         try:
             os.write(2, f"\n{self.said}; once more to leave at once\n".encode())
-        except OSError:  # the terminal has gone; nothing that is said later may stop the saving
+        except OSError:  # the terminal is closed; later messages must not stop the saving
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, 1)
             os.dup2(nowhere, 2)

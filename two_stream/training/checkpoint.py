@@ -17,8 +17,7 @@ from torch import nn
 
 from two_stream.errors import CheckpointError
 from two_stream.runtime.console import warn
-from two_stream.runtime.files import room_for
-from two_stream.runtime.folders import complete_folder, replaced_folder, verify_checksums
+from two_stream.runtime.files import complete_folder, replaced_folder, room_for, verify_checksums
 from two_stream.types import RunPaths
 
 WEIGHTS = "model.safetensors"

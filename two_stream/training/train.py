@@ -33,8 +33,7 @@ from two_stream.recognizer import Recognizer, create_model, resolve_options
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, warn
 from two_stream.runtime.device import autocast, pick_device, set_deterministic, set_threads
-from two_stream.runtime.files import room_for
-from two_stream.runtime.folders import complete_folder
+from two_stream.runtime.files import complete_folder, room_for
 from two_stream.runtime.inference import missing_compiler
 from two_stream.runtime.seeding import seed_everything
 from two_stream.training.checkpoint import has_checkpoint

@@ -407,7 +407,7 @@ def test_dead_worker_is_one_clear_line(tiny: Record, monkeypatch: pytest.MonkeyP
 
 def test_killed_worker_names_memory_and_what_to_do(tiny: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FrameFolders, "read", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(DataError, match=r"too little memory. Fewer of them \(--data.workers.*--resume"):
+    with pytest.raises(DataError, match=r"out of memory. Use fewer of them \(--data.workers.*--resume"):
         list(clip_loader(experiment(1), spec(), everything(tiny), tiny))
 
 

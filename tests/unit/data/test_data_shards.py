@@ -349,7 +349,7 @@ def test_other_sizes_indexes_and_settings_are_refused_in_one_line(noisy: Record,
         DataOptions(source="shards")
     for name in ("scaled_decoding", "resize_once"):
         for paper in ({"sampling": "paper"}, {"augment": AugmentOptions(protocol="paper")}):
-            with pytest.raises(ValueError, match=f"`{name}` gives other pixels"):
+            with pytest.raises(ValueError, match=f"`{name}` changes the pixels"):
                 DataOptions(**{name: True}, **paper)  # type: ignore[arg-type]
 
 

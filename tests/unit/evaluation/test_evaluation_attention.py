@@ -280,7 +280,7 @@ def test_picture_is_whole_or_the_old_one(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Figure, "savefig", full_disk)
-    with pytest.raises(FullDiskError, match="no space left on the disk; what was there before is kept"):
+    with pytest.raises(FullDiskError, match="no space left on the disk; the previous content is kept"):
         draw_attention(out, "t", "s", [made_up([[0.5, 0.4]], [[1], [2]])])
     assert out.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [out]
@@ -354,6 +354,6 @@ def test_head_without_attention_is_refused_before_scoring(video, run_folders, tm
     run = run_folders / "pooled"
     out = tmp_path / "a.png"
     assert cli(["predict", str(video), "--rgb", str(run), "--device", "cpu", "--attention", str(out)]) == 2
-    expected = f"--attention with --rgb {run}: head average has no attention; bert and hf_bert have"
+    expected = f"--attention with --rgb {run}: head average has no attention; use bert or hf_bert"
     assert capsys.readouterr().err == f"two-stream: {expected}\n"
     assert not out.exists()

@@ -160,7 +160,7 @@ def test_only_what_may_be_folded_is(capsys):
     torch.testing.assert_close(made(clip), model(clip))
     model.needs_fork = True  # what a fold of it would break shows on the example
     assert folded(model, clip) is model
-    assert "BatchNorm stays as it is" in capsys.readouterr().err
+    assert "BatchNorm is not folded" in capsys.readouterr().err
 
 
 def test_what_is_resolved_is_not_auto_and_of_the_paper_not_folded(monkeypatch):

@@ -147,7 +147,7 @@ def test_an_interrupted_probe_leaves_nothing_half_written(world: Path, tmp_path:
     [
         (
             {"head": {"kind": "lstm", "hidden": 4}},
-            "solves for the classifier alone, and heads.0.lstm.weight_ih_l0",
+            "trains the classifier only, but heads.0.lstm.weight_ih_l0",
         ),
         ({"train": {"mixup": 0.2}}, "mixup changes training steps"),
         ({"data": {"balance": "classes"}}, "train.optimizer.balanced: true"),
@@ -292,9 +292,7 @@ def test_folds_learn_from_the_whole_list_and_score_it_by_what_has_not_seen_it(
 
 
 def test_folds_belong_to_the_solved_probe(world: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"selection folds is the cross-validation of `optimizer: \{kind: logi"
-    ):
+    with pytest.raises(ValueError, match=r"selection folds needs `optimizer: \{kind: logi"):
         start(world, tmp_path, train={**FOLDS, "optimizer": {"kind": "sgd"}})
 
 
@@ -303,6 +301,6 @@ def test_folds_of_one_source_are_refused(tmp_path: Path) -> None:
     record = world / "settings" / "toy" / "dataset.yaml"
     record.write_text(record.read_text().replace(r"_(g\d)$", r"/(v)_g\d$"))
     with pytest.raises(
-        TrainingError, match=r"^`train.selection: folds` divides the sources .*, and there is one; .*$"
+        TrainingError, match=r"^`train.selection: folds` needs two source videos .*, which has one; .*$"
     ):
         train(start(world, tmp_path, train=FOLDS))

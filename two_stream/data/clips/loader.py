@@ -26,8 +26,8 @@ from two_stream.data.clips.dataset import ClipDataset, ClipFailure, ClipItem
 from two_stream.data.mirror import mirror_of
 from two_stream.data.sources.choose import make_source
 from two_stream.errors import DataError, loader_killed
-from two_stream.runtime.processes import end_with_parent
 from two_stream.runtime.seeding import rng
+from two_stream.runtime.workers import end_with_parent
 from two_stream.types import Batch, InputSpec, VideoRecord
 
 T = TypeVar("T")

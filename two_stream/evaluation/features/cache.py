@@ -29,7 +29,7 @@ from two_stream.data.catalog import Record
 from two_stream.data.mirror import mirror_of
 from two_stream.errors import CheckpointError, DataError, SettingsError
 from two_stream.runtime.arrays import map_array
-from two_stream.runtime.folders import CHECKSUMS, complete_folder, verify_checksums
+from two_stream.runtime.files import CHECKSUMS, complete_folder, verify_checksums
 from two_stream.runtime.text import parse_json
 from two_stream.types import FeatureLayout, InputSpec, VideoRecord
 

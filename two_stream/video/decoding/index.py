@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from two_stream.runtime.cache import cache_folder, write_cached
+from two_stream.runtime.files import cache_folder, write_cached
 
 _FORMAT = 2
 Kind = Literal["decoded", "packets", "none"]
