@@ -22,7 +22,7 @@ import yaml
 from two_stream import zoo
 from two_stream.runtime.files import write_json, write_text
 from two_stream.types import size_text
-from two_stream.zoo.costs import FILE, costs
+from two_stream.zoo.record import FILE, costs
 
 PAGES = Path(__file__).resolve().parent
 PUBLISHED = PAGES / "published.yaml"

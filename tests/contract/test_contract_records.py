@@ -14,7 +14,7 @@ from two_stream.config.model import ModelOptions
 from two_stream.errors import SettingsError
 from two_stream.recognizer import Recognizer
 from two_stream.zoo import records
-from two_stream.zoo.costs import costs
+from two_stream.zoo.record import costs
 
 FRAMES, SIDE, CLASSES = 16, 64, 5
 HEADS = ("average", "bert", "lstm")

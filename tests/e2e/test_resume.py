@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from two_stream.cli import main
-from two_stream.training.checkpoint import load_checkpoint
+from two_stream.training.run_folder import load_checkpoint
 from two_stream.training.tracking import TIME_FIELDS
 
 CLASSES = ["left", "right", "still"]

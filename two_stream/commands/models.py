@@ -72,7 +72,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _row(record: ModelRecord, num_classes: int, files: dict[str, list[str]]) -> dict[str, Any]:
-    from two_stream.zoo.costs import costs
+    from two_stream.zoo.record import costs
 
     cost = costs()[record.name]
     parameters, multiply_adds = cost.at(num_classes)

@@ -325,15 +325,3 @@ class Experiment(Options):
                 raise ValueError(
                     f"`train.{name}` mixes clips, but `data.features` has none; remove one of them"
                 )
-
-
-__all__ = [
-    "AugmentOptions",
-    "DataOptions",
-    "EvaluateOptions",
-    "Experiment",
-    "Fraction",
-    "ModelOptions",
-    "Positive",
-    "TrainOptions",
-]

@@ -135,14 +135,3 @@ class Study(Options):
         if "variant" in self.grid and self.variants:
             raise ValueError("`grid` has a factor called `variant`, which `variants` also uses; rename it")
         return self
-
-
-__all__ = [
-    "SEPARATOR",
-    "Against",
-    "Changes",
-    "DemoData",
-    "FeatureOptions",
-    "Reference",
-    "Study",
-]

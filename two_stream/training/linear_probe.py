@@ -30,9 +30,9 @@ from two_stream.runtime.console import note, progress
 from two_stream.runtime.device import autocast
 from two_stream.runtime.interrupt import StopRequest
 from two_stream.runtime.provenance import code_version
-from two_stream.training.checkpoint import WriteModel, load_newest, save_checkpoint
 from two_stream.training.data import TrainingData, with_progress
 from two_stream.training.regression import Chosen, Vectors, choose, fit_regression, held_out_logits
+from two_stream.training.run_folder import WriteModel, load_newest, save_checkpoint
 from two_stream.training.tracking import Tracker, write_metrics
 from two_stream.training.trainer import SELECTION_LABELS, Progress, TrainResult, checkpoint_meta
 from two_stream.training.validate import Tally, Validation, validate
@@ -174,7 +174,7 @@ class Probe:
         self.held_out = VideoScores(ids, labels, logits, None, np.ones(len(ids), np.int64))
         tally = Tally(classes)
         tally.add(torch.from_numpy(logits), torch.from_numpy(labels))
-        return tally.result(left=False, multi_label=False)
+        return tally.result(stopped=False, multi_label=False)
 
     def _vectors(self, stopped: Any) -> Vectors | None:
         views = self.options.views

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: metrics.jsonl, TensorBoard, one line per epoch."""
+"""Metrics of a run: metrics.jsonl, TensorBoard with pictures, one printed line per epoch."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FLOW_ZERO = 127.5
-"""pixel value of no motion"""
+"""pixel value without motion"""
 MAX_CLASSES_WITH_NAMES = 60
 TIME_FIELDS = ("seconds", "clips_per_second", "crc32")
-"""fields of a metrics line that differ from one run to the next; the last is the checksum of the others"""
+"""fields of a metrics line that differ between equal runs; crc32 is the checksum of the line"""
 _SCALARS = {
     "train_loss": "loss/train",
     "val_loss": "loss/val",
@@ -38,10 +38,7 @@ _SCALARS = {
 
 
 def write_metrics(paths: RunPaths, history: list[dict[str, Any]]) -> None:
-    """Write every line of metrics.jsonl anew, atomically: a kill leaves no half line, a resumed run no stale one.
-
-    A number that is not finite is written as null, which every JSON reader takes.
-    """
+    """Write all lines of metrics.jsonl atomically; numbers that are not finite become null."""
     lines = [checked_line({key: _plain(value) for key, value in line.items()}) + "\n" for line in history]
     write_text(paths.metrics, "".join(lines))
 
@@ -57,7 +54,7 @@ def clock(seconds: float) -> str:
 
 
 class Tracker:
-    """TensorBoard events of a run and the lines a person reads. With `active` false it does nothing."""
+    """Writes TensorBoard events and prints a line per epoch; does nothing unless `active`."""
 
     def __init__(
         self, paths: RunPaths, experiment: Experiment, *, first_step: int, active: bool = True
@@ -69,7 +66,7 @@ class Tracker:
         if active:
             from torch.utils.tensorboard import SummaryWriter
 
-            # events at or after `first_step` come from a part of the run that was lost: hide them
+            # hides events from `first_step` on, which an interrupted run wrote
             self.writer = SummaryWriter(str(paths.root), purge_step=first_step)
 
     def step(self, step: int, loss: float, lr: float, grad_norm: float) -> None:
@@ -80,7 +77,7 @@ class Tracker:
             self.writer.add_scalar("step/gradient_norm", grad_norm, step)
 
     def clips(self, batch: Batch, step: int) -> None:
-        """Show the clips as they enter the network, after augmentation."""
+        """Record the augmented clips as the network receives them."""
         if self.writer is not None and self.images and batch.ids:
             pixels = batch.clips.cpu().numpy().astype(np.uint8)
             self.writer.add_image("input/clips", clip_grid(pixels), step, dataformats="HWC")
@@ -108,7 +105,7 @@ class Tracker:
         say(self._sentence(line, seconds_left))
 
     def hparams(self, metrics: dict[str, float]) -> None:
-        """Record the settings beside the final metrics, in the run's own event file."""
+        """Record the settings with the final metrics in the run's event file."""
         if self.writer is None:
             return
         from torch.utils.tensorboard.summary import hparams
@@ -151,22 +148,22 @@ def _plain(value: Any) -> Any:
 
 
 def flow_to_rgb(flow_HW2: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Show quantised flow as a colour wheel: hue is the direction (red right, towards +x), saturation the speed.
+    """Return quantised flow as colours: hue is the direction (red: +x, to the right), saturation the speed.
 
-    A still pixel is white; full saturation is half the largest speed that 0..255 can hold in one direction.
+    A pixel without motion is white; full saturation is half the largest speed of 0..255 in one direction.
     """
     vector = flow_HW2.astype(np.float32) - FLOW_ZERO
     speed, angle = cv2.cartToPolar(vector[..., 0].copy(), vector[..., 1].copy(), angleInDegrees=True)
-    speed = np.where(speed < 1.0, 0.0, speed)  # 127 and 128 both stand for no motion
+    speed = np.where(speed < 1.0, 0.0, speed)  # 127 and 128 both mean no motion
     hsv = np.stack([angle, np.clip(speed / (FLOW_ZERO / 2), 0.0, 1.0), np.ones_like(angle)], axis=-1)
     rgb = cv2.cvtColor(hsv.astype(np.float32), cv2.COLOR_HSV2RGB)
     return np.asarray(np.rint(rgb * 255.0), dtype=np.uint8)
 
 
 def clip_grid(clips_BCTHW: NDArray[np.uint8], *, clips: int = 4, frames: int = 8) -> NDArray[np.uint8]:
-    """Lay clips out as rows of evenly spread frames, `(rows * H, columns * W, 3)`; flow as a colour wheel.
+    """Return clips as rows of evenly spaced frames, `(rows * H, columns * W, 3)`; flow as colours.
 
-    Of a stack of flow fields the first is shown.
+    Of a stack of flow fields only the first is shown.
     """
     chosen = clips_BCTHW[:clips]
     length = chosen.shape[2]
@@ -181,9 +178,9 @@ def clip_grid(clips_BCTHW: NDArray[np.uint8], *, clips: int = 4, frames: int = 8
 
 
 def confusion_figure(confusion_KK: NDArray[np.int64], class_names: list[str], title: str) -> Figure:
-    """Draw a confusion matrix: colour is the share of the true class, numbers are clips where they fit.
+    """Draw a confusion matrix: colour is the share of the true class; up to 20 classes, clips are printed as numbers.
 
-    Called, and turned into pixels, under `plain_figures`.
+    Call and render it within `plain_figures`.
     """
     from matplotlib.figure import Figure
 

@@ -16,7 +16,7 @@ from two_stream.compression.pruning import Pruning
 from two_stream.config.compress import Prune
 from two_stream.errors import SettingsError
 from two_stream.evaluation.runs.run import load_run
-from two_stream.training.checkpoint import load_checkpoint
+from two_stream.training.run_folder import load_checkpoint
 from two_stream.training.train import train
 from two_stream.training.validate import Validation
 

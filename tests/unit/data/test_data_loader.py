@@ -17,13 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from two_stream.config.schema import (
-    AugmentOptions,
-    DataOptions,
-    EvaluateOptions,
-    Experiment,
-    TrainOptions,
-)
+from two_stream.config.augment import AugmentOptions
+from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment, TrainOptions
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.clips.dataset import ClipDataset, ClipItem
 from two_stream.data.clips.loader import Share, clip_loader, epoch_order, train_loader

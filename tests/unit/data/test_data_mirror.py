@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment, TrainOptions
+from two_stream.config.augment import AugmentOptions
+from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment, TrainOptions
 from two_stream.data.catalog import Record
 from two_stream.data.clips.dataset import ClipDataset, ClipItem
 from two_stream.data.clips.loader import clip_loader, collate_clips, train_loader

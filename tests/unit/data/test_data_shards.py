@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from two_stream.cli import main
-from two_stream.config.schema import AugmentOptions, DataOptions, Experiment, TrainOptions
+from two_stream.config.augment import AugmentOptions
+from two_stream.config.schema import DataOptions, Experiment, TrainOptions
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.clips.loader import clip_loader, train_loader
 from two_stream.data.demo.demo import DemoOptions, render

@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
+from two_stream.config.augment import AugmentOptions
 from two_stream.config.load import dump, validate_settings
-from two_stream.config.schema import AugmentOptions, EvaluateOptions, Experiment
+from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.data.clips.companions import ClipsBeside, Companion
 from two_stream.data.clips.dataset import ClipDataset, ClipItem
 from two_stream.data.clips.transforms import (

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from two_stream.backbones import BACKBONES
+from two_stream.config.augment import AugmentOptions
 from two_stream.config.backbones import MobileNetV2
 from two_stream.config.heads import BertHead
 from two_stream.config.model import ModelOptions
-from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment, TrainOptions
+from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment, TrainOptions
 from two_stream.evaluation.scoring.network import (
     Compiled,
     is_exact,

@@ -84,7 +84,7 @@ def test_runs_and_scores(world, odd, capsys):
     assert cli(["evaluate", str(odd / "rgb"), "--device", "cpu"]) == 2
     assert "its path is not UTF-8, and safetensors opens no other; rename it" in capsys.readouterr().err
     assert cli(["train", str(world / "rgb" / "experiment.yaml"), "--runs", str(odd)]) == 2
-    assert "not UTF-8, as TensorBoard and safetensors need" in capsys.readouterr().err
+    assert "not valid UTF-8, which TensorBoard and safetensors need" in capsys.readouterr().err
     scores = str(odd / f"{ODD}.npz")
     assert cli(["evaluate", str(world / "rgb"), "--device", "cpu", "--views", "single", "--out", scores]) == 0
     assert cli(["report", scores, "--out", str(odd / "r.html")]) == 0

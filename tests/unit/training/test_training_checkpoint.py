@@ -12,7 +12,7 @@ from training_fakes import TinyNet, write_tensors
 from two_stream.errors import CheckpointError
 from two_stream.runtime import files
 from two_stream.runtime.files import complete_folder, replaced_folder, verify_checksums
-from two_stream.training.checkpoint import load_checkpoint, save_checkpoint
+from two_stream.training.run_folder import load_checkpoint, save_checkpoint
 
 
 class _KilledError(Exception):

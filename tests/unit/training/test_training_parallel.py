@@ -17,8 +17,8 @@ from torch import nn
 from training_fakes import CLASSES, TinyNet
 from training_processes import Clips, Outcome, in_processes, trainer_over
 
-from two_stream.training.checkpoint import load_checkpoint
 from two_stream.training.parallel.batchnorm import SpanningBatchNorm, synchronise_batchnorm
+from two_stream.training.run_folder import load_checkpoint
 from two_stream.training.tracking import TIME_FIELDS
 
 LEARNING = {

@@ -49,7 +49,7 @@ def test_only_what_leaves_the_training_alone_may_change(tmp_path: Path) -> None:
     assert all(key.startswith(("seed", "train.epochs", "train.optimizer", "model.head")) for key in keys)
     paths = check_run(before, resume=False, overwrite=False)
     begin_run(paths, before, overwrite=False)
-    with pytest.raises(SettingsError, match=r"other settings \(.*seed: 0 -> 4; train.epochs: 30 -> 31"):
+    with pytest.raises(SettingsError, match=r"to resume differ \(.*seed: 0 -> 4; train.epochs: 30 -> 31"):
         check_run(changed, resume=True, overwrite=False)
 
 
@@ -70,7 +70,7 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("x")
     for flags in ({"resume": True, "overwrite": False}, {"resume": False, "overwrite": True}):
-        with pytest.raises(SettingsError, match="holds files but no run"):
+        with pytest.raises(SettingsError, match="contains files but no run"):
             check_run(_experiment(tmp_path), **flags)
     (tmp_path / "file").write_text("x")
     with pytest.raises(SettingsError, match="is a file"):

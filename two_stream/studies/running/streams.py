@@ -13,8 +13,7 @@ from two_stream.evaluation.scores.files import newest_scores, read_scores
 from two_stream.pretrained import WEIGHTS
 from two_stream.runtime.console import note, results_as_notes
 from two_stream.runtime.files import complete_folder, sha256
-from two_stream.training.checkpoint import has_checkpoint, load_newest
-from two_stream.training.run_folder import check_run
+from two_stream.training.run_folder import check_run, has_checkpoint, load_newest
 from two_stream.training.train import train
 from two_stream.types import Part, RunPaths
 
