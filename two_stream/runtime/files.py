@@ -122,7 +122,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def folder_beside(path: Path) -> Iterator[Path]:
+def temporary_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder next to `path` to prepare it in; it is removed at the end.
 
     Raises:
@@ -177,7 +177,7 @@ def checked_line(values: dict[str, Any]) -> str:
     return text[:-1] + _CRC + _crc(text) + '"}'
 
 
-def is_whole(line: str) -> bool | None:
+def is_line_intact(line: str) -> bool | None:
     """Whether the checksum of a line from `checked_line` is right; None if the line has no checksum."""
     text, found, crc = line.rpartition(_CRC)
     return crc == _crc(text + "}") + '"}' if found else None

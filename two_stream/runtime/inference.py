@@ -24,7 +24,7 @@ FOLD_TOLERANCE = 1e-4
 
 
 @torch.no_grad()
-def folded(model: nn.Module, example: torch.Tensor) -> nn.Module:
+def fold_batchnorm(model: nn.Module, example: torch.Tensor) -> nn.Module:
     """Return a copy in evaluation mode whose BatchNorms are folded into the convolutions before them.
 
     A forward pass of the example finds which norm follows which convolution. If the outputs of copy and original
@@ -50,7 +50,7 @@ def folded(model: nn.Module, example: torch.Tensor) -> nn.Module:
     return plain
 
 
-def lowered(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+def lower_convolutions(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Convert the weights of convolutions to a shorter type in place, which autocast would do in every forward pass."""
     for part in model.modules():
         if isinstance(part, _CONVOLUTIONS):
@@ -58,7 +58,7 @@ def lowered(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any] | None:
+def compile_for_device(function: Callable[..., Any], device: torch.device) -> Callable[..., Any] | None:
     """Return a function compiled for one input size, with CUDA graphs on a GPU; None without a compiler.
 
     The first call compiles, for seconds to a minute. The next call overwrites the memory of the output.

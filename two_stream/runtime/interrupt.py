@@ -15,7 +15,7 @@ _REQUESTS = (signal.SIGINT, signal.SIGTERM)
 STOPPING = (*_REQUESTS, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
 
-def heard() -> list[int]:
+def stop_signals() -> list[int]:
     """Return the signals of `STOPPING`, without SIGHUP if `nohup` ignores it."""
     return [
         number for number in STOPPING if number in _REQUESTS or signal.getsignal(number) != signal.SIG_IGN
@@ -50,7 +50,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-            for number in heard():
+            for number in stop_signals():
                 self._before[number] = signal.signal(number, self._note)
         return self
 

@@ -65,7 +65,7 @@ class ModelCost:
 
 
 @cache
-def costs() -> dict[str, ModelCost]:
+def model_costs() -> dict[str, ModelCost]:
     """Return the costs of all models by full name."""
     found = json.loads(FILE.read_text(encoding="utf-8"))
     return {

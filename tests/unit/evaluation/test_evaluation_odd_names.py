@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from two_stream.cli import main as cli
-from two_stream.runtime.files import checked_line, is_whole, write_json, write_text
+from two_stream.runtime.files import checked_line, is_line_intact, write_json, write_text
 from two_stream.runtime.text import json_text
 
 ODD = os.fsdecode(b"caf\xe9")
@@ -35,7 +35,7 @@ def test_json_and_text_escape_what_is_not_printed(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text("utf-8")) == names
     write_text(tmp_path / "a.txt", ODD)
     assert (tmp_path / "a.txt").read_text("utf-8") == TOLD
-    assert is_whole(checked_line({"name": ODD})) is True
+    assert is_line_intact(checked_line({"name": ODD})) is True
 
 
 def test_predict_writes_every_file(world, odd, capsys):

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from two_stream import cli
 from two_stream.errors import FullDiskError, SettingsError
 from two_stream.evaluation.scores import files
-from two_stream.runtime.files import check_writable, folder_beside, replaced_folder, room_for, write_bytes
+from two_stream.runtime.files import check_writable, replaced_folder, room_for, temporary_folder, write_bytes
 
 FULL = [
     OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
@@ -42,7 +42,7 @@ def test_each_way_to_write_names_the_file_and_what_is_kept(tmp_path, error, monk
         write_bytes(old, b"more")
     assert str(caught.value) == f"{old}: no space left on the disk; the previous content is kept"
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
-    with pytest.raises(FullDiskError) as caught, folder_beside(new) as folder:
+    with pytest.raises(FullDiskError) as caught, temporary_folder(new) as folder:
         (folder / "graph").write_bytes(b"more")
     assert str(caught.value) == f"{new}: no space left on the disk; no part of it is left"
     with pytest.raises(FullDiskError) as caught, replaced_folder(tmp_path / "last") as folder:

@@ -32,7 +32,7 @@ from two_stream.streaming.network.layers import (
 )
 
 LEAVES: tuple[type[nn.Module], ...] = (PaddedIdentity, SqueezeExcitation)
-"""Modules of ours that have a rule of their own, beside those of `tracing.WHOLE`."""
+"""Modules with their own rule, in addition to `tracing.LEAVES`."""
 IDENTITIES = (nn.Identity, nn.modules.dropout._DropoutNd)
 """Modules that change nothing in evaluation."""
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Sigmoid, nn.GELU, nn.Hardswish, nn.LeakyReLU, nn.ELU)
