@@ -61,7 +61,7 @@ def guarded(action: Callable[[], int], prog: str = "two-stream") -> int:
         code = action()
         sys.stdout.flush()
     except TwoStreamError as error:
-        return error.exit_code if error.told else _complain(str(error), error.exit_code, prog=prog)
+        return error.exit_code if error.shown_elsewhere else _complain(str(error), error.exit_code, prog=prog)
     except KeyboardInterrupt:
         return _complain("interrupted", 130, prog=prog)
     except BrokenPipeError:  # the reader (head, less) has exited

@@ -19,7 +19,7 @@ class TwoStreamError(Exception):
     """Base of all errors whose message is for the user."""
 
     exit_code = 2
-    told = False
+    shown_elsewhere = False
     """Whether another process of the job prints the message; this one only exits with the code."""
 
     def __str__(self) -> str:

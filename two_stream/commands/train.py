@@ -172,10 +172,11 @@ def _evaluate(experiment: Experiment, flags: PublishedTraining, arch: str) -> in
 
 
 def _train(experiment: Experiment, given: list[str], *, resume: bool, overwrite: bool) -> int:
-    from two_stream import compression  # noqa: F401 - registers what `compress` adds to trainings
     from two_stream.runtime.console import note
     from two_stream.training.train import train
 
+    if experiment.compress.kind != "none":
+        from two_stream import compression  # noqa: F401 - registers its extension of the training
     result = train(experiment, resume=resume, overwrite=overwrite)
     if result.interrupted is not None:
         again = [arg for arg in given if arg not in ("--resume", "--overwrite")]

@@ -146,7 +146,7 @@ def once_per_machine() -> Iterator[None]:
     try:
         yield
     except TwoStreamError as error:
-        error.told = local_rank() > 0
+        error.shown_elsewhere = local_rank() > 0
         raise
 
 
@@ -282,7 +282,7 @@ def raise_first(error: TwoStreamError | None) -> None:
 
 def shared_error(error: E) -> E:
     """Mark an error that every process raises, so that only rank 0 prints it."""
-    error.told = not is_main()
+    error.shown_elsewhere = not is_main()
     return error
 
 

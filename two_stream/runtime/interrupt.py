@@ -28,22 +28,22 @@ class StopRequest:
     It is true once the run must stop. Several processes agree on this, so that they stop at the same step.
 
     Attributes:
-        asked: Number of the signal that this process received, or None.
+        received: Number of the signal that this process received, or None.
         signal: The same for all processes.
     """
 
     def __init__(
-        self, said: str = "stopping after this step", then: Callable[[], None] = lambda: None
+        self, message: str = "stopping after this step", on_stop: Callable[[], None] = lambda: None
     ) -> None:
         """Prepare.
 
         Args:
-            said: Message about the stop.
-            then: Called from the signal handler.
+            message: Printed when a signal arrives.
+            on_stop: Called from the signal handler.
         """
-        self.said = said
-        self.then = then
-        self.asked: int | None = None
+        self.message = message
+        self.on_stop = on_stop
+        self.received: int | None = None
         self._agreed: int | None = None
         self._pid = os.getpid()
         self._before: dict[int, Any] = {}
@@ -63,14 +63,14 @@ class StopRequest:
     @property
     def signal(self) -> int | None:
         """Number of the signal that stops the run, or None."""
-        return self.asked if distributed.world_size() == 1 else self._agreed
+        return self.received if distributed.world_size() == 1 else self._agreed
 
     def __bool__(self) -> bool:
         return self.signal is not None
 
     def agree(self, *, failed: bool = False) -> bool:
         """Share signals with the other processes; return whether any of them failed."""
-        number, any_failed = distributed.largest([self.asked or 0, int(failed)])
+        number, any_failed = distributed.largest([self.received or 0, int(failed)])
         self._agreed = number or None
         return bool(any_failed)
 
@@ -78,17 +78,17 @@ class StopRequest:
         del frame
         if os.getpid() != self._pid:
             return  # a forked loader process that has not set its own handlers yet
-        if self.asked is not None:
+        if self.received is not None:
             if number not in _REQUESTS:
                 return  # a closing terminal sends SIGHUP twice: from the shell and the kernel
             raise KeyboardInterrupt
-        self.asked = number
-        self.then()
+        self.received = number
+        self.on_stop()
         if not distributed.is_main():
             return
         # unbuffered: the signal may interrupt a buffered write
         try:
-            os.write(2, f"\n{self.said}; once more to leave at once\n".encode())
+            os.write(2, f"\n{self.message}; press again to stop at once\n".encode())
         except OSError:  # the terminal is closed; later messages must not stop the saving
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, 1)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from torch.utils.data import Dataset
 
 from two_stream.config.schema import Experiment
-from two_stream.data.catalog import load_record
+from two_stream.data.catalog import Record
 from two_stream.data.clips.balance import class_counts
 from two_stream.data.clips.dataset import ClipDataset, ClipFailure, ClipItem
 from two_stream.data.clips.loader import Share, clip_loader, train_loader
@@ -71,20 +71,22 @@ class TrainingData:
     """the training part"""
 
 
-def training_data(experiment: Experiment, spec: InputSpec, *, pin: bool = False) -> TrainingData:
+def training_data(
+    experiment: Experiment, record: Record, spec: InputSpec, *, pin: bool = False
+) -> TrainingData:
     """Read the lists of an experiment and prepare loaders; clips are read when iterated.
 
     Args:
         experiment: Settings.
+        record: The data set.
         spec: Input of the network.
         pin: Read into pinned memory.
 
     Raises:
-        DataError: A record, list or folder is missing or wrong.
+        DataError: A list or folder is missing or wrong.
         SettingsError: Cached features do not fit the settings, or several processes would read them.
     """
     data = experiment.data
-    record = load_record(data.dataset, data.settings_root)
     train, val = (
         load_part(
             record,

@@ -120,7 +120,7 @@ class Probe:
         if self.progress.finished:
             return self.progress.result(self.paths, selection, already_finished=True)
         with StopRequest("stopping") as stop:
-            self._fit(lambda: stop.asked is not None)
+            self._fit(lambda: stop.received is not None)
             interrupted = None if self.progress.finished else stop.signal
             return self.progress.result(self.paths, selection, interrupted=interrupted)
 

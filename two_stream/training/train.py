@@ -14,7 +14,7 @@ from torch import nn
 
 from two_stream.config.optimization import Logistic
 from two_stream.config.schema import Experiment, TrainOptions
-from two_stream.data.catalog import load_record
+from two_stream.data.catalog import Record, load_record
 from two_stream.data.sources.shards import shard_facts
 from two_stream.errors import (
     CheckpointError,
@@ -99,12 +99,10 @@ def train(experiment: Experiment, *, resume: bool = False, overwrite: bool = Fal
     return result
 
 
-def _note_expected_precision(experiment: Experiment) -> None:
+def _note_expected_precision(experiment: Experiment, record: Record) -> None:
     """Print how precisely an accuracy on the data set can be measured."""
-    data = experiment.data
     with suppress(TwoStreamError):  # no test list
-        record = load_record(data.dataset, data.settings_root)
-        note(expected_words(record, experiment.model.modality, data.split))
+        note(expected_words(record, experiment.model.modality, experiment.data.split))
 
 
 def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainResult:
@@ -117,10 +115,10 @@ def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainRes
         set_threads(experiment.threads)
         device = pick_device(experiment.device)
         set_deterministic(experiment.deterministic, device)
-        classes = load_record(experiment.data.dataset, experiment.data.settings_root).num_classes
-        model = _built(experiment, classes)
+        record = load_record(experiment.data.dataset, experiment.data.settings_root)
+        model = _built(experiment, record.num_classes)
         extension = build_extension(experiment)
-        data = extension.data(training_data(experiment, model.spec, pin=device.type == "cuda"))
+        data = extension.data(training_data(experiment, record, model.spec, pin=device.type == "cuda"))
         if continues:
             _reshape_like_run(model, paths)
         else:
@@ -137,7 +135,7 @@ def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainRes
         distributed.on_main(lambda: _open(paths, experiment, facts, overwrite=overwrite))
         note(f"run folder: {paths.root}; curves: tensorboard --logdir {shlex.quote(str(experiment.runs))}")
         if not continues:
-            distributed.on_main(lambda: _note_expected_precision(experiment))
+            distributed.on_main(lambda: _note_expected_precision(experiment, record))
             _measure_tokens(model, data, device, experiment.train.precision)
         trainer: Trainer | Probe
         if isinstance(experiment.train.optimizer, Logistic):

@@ -452,7 +452,7 @@ class Trainer:
             precision=self.options.precision,
             num_classes=len(self.data.class_names),
             total=self.data.num_val,
-            stopped=lambda: stop.asked is not None,
+            stopped=lambda: stop.received is not None,
             lockstep=self.parallel.lockstep,
         )
         self._report_skipped(getattr(loader, "skipped", []))

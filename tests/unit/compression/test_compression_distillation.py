@@ -173,7 +173,8 @@ def test_the_loss_is_the_weighted_sum(small_world: SmallWorld, rgb_run: Path, fl
     weights = {"student_weight": 0.5, "distill_weight": 0.25, "vector_weight": 3.0, "attention_weight": 2.0}
     experiment = student(small_world, [rgb_run, flow_run], "sum", **weights)
     extension = Distillation(experiment)
-    data = extension.data(training_data(experiment, extension.spec))
+    record = load_record(experiment.data.dataset, experiment.data.settings_root)
+    data = extension.data(training_data(experiment, record, extension.spec))
     model = load_run(rgb_run).model
     extension.start(model, resumed=False)
     batch = next(iter(data.train(0, 0)))

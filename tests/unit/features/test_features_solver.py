@@ -99,9 +99,11 @@ def test_a_probe_is_the_pipeline_and_a_run_like_any_other(world: Path, tmp_path:
 
 
 def solver_data(experiment: Experiment) -> Any:
+    from two_stream.data.catalog import load_record
     from two_stream.training.data import training_data
 
-    return training_data(experiment, create_model(experiment.model, 3).spec)
+    record = load_record(experiment.data.dataset, experiment.data.settings_root)
+    return training_data(experiment, record, create_model(experiment.model, 3).spec)
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def train_and_report(
         resume: Go on with an interrupted run.
         overwrite: Start over in an existing folder.
     """
-    from two_stream import compression  # noqa: F401 - registers what `compress` adds to trainings
+    from two_stream import compression  # noqa: F401 - registers its extensions of the training
     from two_stream.runtime import distributed
     from two_stream.runtime.console import note
     from two_stream.training.train import train

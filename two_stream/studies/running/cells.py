@@ -181,12 +181,13 @@ def record_outcome(job: StudyJob, outcome: StudyOutcome) -> StudyOutcome:
 
 
 def _trained(job: StudyJob) -> StudyOutcome:
-    from two_stream import compression  # noqa: F401 - registers what `compress` adds to trainings
     from two_stream.evaluation.runs.run import evaluate_run, load_run
     from two_stream.evaluation.scores.metrics import main_value
     from two_stream.training.train import train
 
     experiment = job.settings()
+    if experiment.compress.kind != "none":
+        from two_stream import compression  # noqa: F401 - registers its extension of the training
     paths = RunPaths(Path(job.run))
     begun = _begun(experiment, paths)
     if train(begun or experiment, resume=begun is not None).interrupted is not None:

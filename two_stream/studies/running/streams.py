@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from two_stream import compression  # noqa: F401 - registers what `compress` adds to trainings
 from two_stream.config.schema import Experiment
 from two_stream.errors import ScoreError
 from two_stream.evaluation.runs.run import evaluate_run
@@ -35,6 +34,8 @@ def train_and_score(
         KeyboardInterrupt: A signal stopped the training; it is saved.
         TwoStreamError: As for training and evaluation.
     """
+    if experiment.compress.kind != "none":
+        from two_stream import compression  # noqa: F401 - registers its extension of the training
     paths = check_run(experiment, resume=True, overwrite=False)
     begun = paths.experiment.is_file()
     with results_as_notes():
