@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from two_stream.recognizer import create_model
     from two_stream.zoo import list_models
 
-os.environ.setdefault(
-    "OPENCV_IO_MAX_IMAGE_PIXELS", str(2**26)
-)  # OpenCV reads it as it is loaded; its own is 2^30
+# OpenCV reads this limit when it is imported; its default is 2^30
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**26))
 
 _HOMES = {
     "create_model": "two_stream.recognizer",
@@ -35,7 +34,7 @@ __all__ = ["create_model", "fuse", "list_models", "load_run", "load_weights", "p
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its home on first use."""
+    """Import a public name on first use."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -1,29 +1,29 @@
-"""The errors a person can cause and mend.
+"""Errors that a user can cause and fix.
 
-Each message is one line that names the file, key or value, what was expected and what to do; the command line
-prints it and exits with `exit_code`.
+Each message is one line that names the file, key or value, what was expected and what to do. The command line prints it
+and exits with `exit_code`.
 """
 
 _SPACES = "\xa0\u2007\u2009\u202f"
-"""spaces of tables, which Python does not count as printable"""
+"""spaces in tables, which `str.isprintable` rejects"""
 
 
 def printable(text: str) -> str:
-    """Return text with every character that is not printed (controls, line ends, direction marks) as its escape."""
+    """Return text with unprintable characters (controls, line ends, direction marks) escaped."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in _SPACES else repr(c)[1:-1] for c in text)
 
 
 class TwoStreamError(Exception):
-    """Base of every error whose message is meant for the person at the terminal."""
+    """Base of all errors whose message is for the user."""
 
     exit_code = 2
-    told = False
-    """Another process of the job shows the message; this one only ends with the code."""
+    shown_elsewhere = False
+    """Whether another process of the job prints the message; this one only exits with the code."""
 
     def __str__(self) -> str:
-        """Return the message in one line that a terminal can show: names in it may be a stranger's."""
+        """Return the message as one printable line; names in it may be untrusted."""
         return printable(super().__str__().replace("\n", " "))
 
 
@@ -41,12 +41,12 @@ class FullDiskError(TwoStreamError):
         self.path, self.kept = str(path), kept
 
     def __reduce__(self) -> tuple[type["FullDiskError"], tuple[str, str]]:
-        """Pickle both parts, so that the error crosses process borders whole."""
+        """Pickle both arguments, so that another process can raise the error."""
         return (type(self), (self.path, self.kept))
 
 
 class VideoError(TwoStreamError):
-    """A video or frame folder cannot be read. Carries the path and the reason apart."""
+    """A video or frame folder cannot be read; `path` and `reason` are attributes."""
 
     def __init__(self, path: object, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -54,7 +54,7 @@ class VideoError(TwoStreamError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type["VideoError"], tuple[str, str]]:
-        """Pickle both parts, so that the error crosses process borders whole."""
+        """Pickle both arguments, so that another process can raise the error."""
         return (type(self), (self.path, self.reason))
 
 
@@ -71,28 +71,28 @@ class ScoreError(TwoStreamError):
 
 
 class TrainingError(TwoStreamError):
-    """Training cannot go on, for example because the loss is not finite."""
+    """Training cannot continue, for example because the loss is not finite."""
 
     exit_code = 1
 
 
 def loader_killed(error: BaseException, *, by_signal: bool = False) -> str | None:
-    """Return what to say of torch's report that a loader process was killed, wherever it comes up; None for others.
+    """Return a message if torch reports that a loader process was killed, else None.
 
     Args:
-        error: torch's.
-        by_signal: Known from the processes; torch's words alone do not always tell.
+        error: Raised by torch.
+        by_signal: Whether a process is known to have died of a signal; torch's message does not always say so.
     """
     first = (str(error).splitlines() or [""])[0]
     if "DataLoader worker" not in first or not (by_signal or "killed" in first):
         return None
     return (
-        f"a loader process was killed ({first.rstrip('. ')}): most likely there is too little memory. Fewer of them "
-        "(--data.workers, in `evaluate` --workers) need less; training goes on with --resume"
+        f"a loader process was killed ({first.rstrip('. ')}): probably out of memory. Use fewer of them "
+        "(--data.workers, in `evaluate` --workers); training continues with --resume"
     )
 
 
 class ExportError(TwoStreamError):
-    """A model cannot leave Python in the asked-for form, or what came out computes something else."""
+    """A model cannot be exported in the requested format, or the exported file computes something else."""
 
     exit_code = 1

@@ -1,4 +1,4 @@
-"""Backbone, head, dropout and classifier joined; the only file that knows both sides."""
+"""The recognizer: preprocessing, backbone, temporal head, dropout and classifier."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class Recognizer(nn.Module):
-    """Pixels to logits. Owns preprocessing: a clip enters as uint8 (or float) pixel values 0..255.
+    """Maps clips of pixel values 0..255 (uint8 or float) to logits; includes the preprocessing.
 
     Attributes:
-        options: What it was built from, settled: enough to build it again anywhere.
+        options: Resolved options; they rebuild the network on any machine.
         num_classes: K.
-        spec: What it expects of a clip; the only source of preprocessing facts.
-        backbone, heads, dropout, classifier: Its parts; one head per pathway, their vectors joined.
-        standards: What standardises each pathway's tokens before its head; none unless `options.standardize`.
-        stored: How the stored features that it takes in place of clips are laid out; None while it takes clips.
+        spec: The expected input; the only source of preprocessing values.
+        backbone, heads, dropout, classifier: The parts; one head per pathway, their vectors are concatenated.
+        standards: `Standard` module of each pathway; empty unless `options.standardize`.
+        stored: Layout of cached features that `forward` takes instead of clips; None for clips.
     """
 
     input_scale: torch.Tensor
@@ -68,11 +68,11 @@ class Recognizer(nn.Module):
         self.memory_format = torch.preserve_format
         self.stored: FeatureLayout | None = None
         self.alterations: list[Any] = []
-        """what was done to the layers since they were built from the options (`two_stream.surgery`)"""
+        """changes of the layers since they were built from the options (`two_stream.surgery`)"""
         self._frozen: list[nn.Module] = []
 
     def _register_normalisation(self) -> None:
-        """`(p / 255 * (hi - lo) + lo - mean) / std` as one multiplication and one addition per channel."""
+        """Register `(p / 255 * (hi - lo) + lo - mean) / std` as one factor and one summand per channel."""
         low, high = self.spec.value_range
         mean = torch.tensor(self.spec.mean, dtype=torch.float64)
         std = torch.tensor(self.spec.std, dtype=torch.float64)
@@ -85,32 +85,32 @@ class Recognizer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it is; an int8 network has no parameters to ask."""
+        """Device of the buffers; an int8 network has no parameters."""
         return self.input_scale.device
 
     @property
     def cpu_only(self) -> bool:
-        """Whether it computes in int8: on a CPU alone, and only as it is."""
+        """Whether it computes in int8, which only a CPU does."""
         return any(alteration.cpu_only for alteration in self.alterations)
 
     @property
     def head(self) -> Head:
-        """The head of the first (mostly the only) pathway."""
+        """The head of the first, usually the only, pathway."""
         return self._heads()[0]
 
     def normalised(self, clip_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Turn pixel values 0..255 (uint8 or float) into what the backbone expects, float32.
+        """Return the float32 input of the backbone for pixel values 0..255 (uint8 or float).
 
         Raises:
-            SettingsError: The clip has not the shape `(B, C, T, H, W)` with this modality's channels.
+            SettingsError: The clip does not have the shape `(B, C, T, H, W)` with this modality's channels.
         """
         if clip_BCTHW.ndim != 5 or clip_BCTHW.shape[1] != self.spec.channels:
             raise SettingsError(
-                f"a clip of shape {tuple(clip_BCTHW.shape)} came in; {self.spec.modality} expects "
+                f"the clip has shape {tuple(clip_BCTHW.shape)}; {self.spec.modality} expects "
                 f"(batch, {self.spec.channels}, frames, height, width)"
             )
         x = clip_BCTHW.to(self.input_scale.dtype, memory_format=self.memory_format)
-        if x is clip_BCTHW:  # the caller's own tensor stays as it is
+        if x is clip_BCTHW:  # do not modify the caller's tensor
             return x * self.input_scale + self.input_shift
         return x.mul_(self.input_scale).add_(self.input_shift)
 
@@ -119,10 +119,10 @@ class Recognizer(nn.Module):
         return self._pooled([feature.tensor for feature in self.backbone(x_BCTHW)])
 
     def _pooled(self, views: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Return what the heads sum up, of feature maps `(B, C, T, H, W)` or tokens `(B, T, D)`.
+        """Return the heads' input tokens for feature maps `(B, C, T, H, W)` or tokens `(B, T, D)`.
 
-        The mean over space of a standardised map is the standardised mean, so heads that do not look at places get the
-        same tokens from either.
+        The spatial mean of a standardised map is the standardised mean, so heads that do not need maps get the same
+        tokens from either.
         """
         tokens = []
         for place, (head, x) in enumerate(zip(self._heads(), views, strict=True)):
@@ -135,7 +135,7 @@ class Recognizer(nn.Module):
         return tokens
 
     def forward_features(self, clip_BCTHW: torch.Tensor) -> list[torch.Tensor]:
-        """Return the tokens `x_BTD` of each pathway: what the heads sum up."""
+        """Return the tokens `x_BTD` of each pathway, the input of its head."""
         return self.features_of_normalised(self.normalised(clip_BCTHW))
 
     def forward_normalised(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
@@ -144,16 +144,16 @@ class Recognizer(nn.Module):
             return self._classified_places(x_BCTHW)
         return self._classified(self.features_of_normalised(x_BCTHW))
 
-    def _summed_up(self, tokens: list[torch.Tensor]) -> torch.Tensor:
+    def _aggregated(self, tokens: list[torch.Tensor]) -> torch.Tensor:
         vectors = [head(x_BTD) for head, x_BTD in zip(self._heads(), tokens, strict=True)]
         return vectors[0] if len(vectors) == 1 else torch.cat(vectors, dim=1)
 
     def _classified(self, tokens: list[torch.Tensor]) -> torch.Tensor:
-        logits_BK: torch.Tensor = self.classifier(self.dropout(self._summed_up(tokens)))
+        logits_BK: torch.Tensor = self.classifier(self.dropout(self._aggregated(tokens)))
         return logits_BK
 
     def _classified_places(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return the mean over places of what the classifier says above zero (`ModelOptions.dense`)."""
+        """Return the mean over positions of the positive part of their logits (`ModelOptions.dense`)."""
         maps = [feature.tensor.flatten(2).transpose(1, 2) for feature in self.backbone(x_BCTHW)]
         places_BND = torch.cat(maps, dim=-1)
         logits_BNK = torch.relu(self.classifier(self.dropout(places_BND)))
@@ -166,18 +166,18 @@ class Recognizer(nn.Module):
         return self.forward_normalised(self.normalised(clip_BCTHW))
 
     def features_to_store(self, x_BCTHW: torch.Tensor, *, maps: bool = False) -> list[torch.Tensor]:
-        """Return what a feature cache keeps of an already normalised clip: a view goes through the backbone once.
+        """Return the features of an already normalised clip for a feature cache.
 
         Args:
             x_BCTHW: As for `forward_normalised`.
-            maps: Feature maps `(B, C, T, H, W)` per pathway, from which every head pools its own tokens; else their
-                mean over space `(B, T, D)`, which does for heads that do not look at places.
+            maps: Return feature maps `(B, C, T, H, W)` per pathway, for all heads; else their spatial mean `(B, T, D)`,
+                for heads that do not need maps.
         """
         found = [feature.tensor for feature in self.backbone(x_BCTHW)]
         return found if maps else [space_mean(x) for x in found]
 
     def forward_stored(self, features_BD: torch.Tensor, layout: FeatureLayout) -> torch.Tensor:
-        """Return the logits `(B, K)` of stored features, one row per view, as the layout says."""
+        """Return the logits `(B, K)` of cached features, one row per view."""
         return self._classified(self._pooled(_unpacked(features_BD, layout)))
 
     def forward_tokens(self, clips: torch.Tensor) -> list[torch.Tensor]:
@@ -192,17 +192,17 @@ class Recognizer(nn.Module):
         return [space_mean(x) if self.stored.maps else x for x in views]
 
     def forward_vectors(self, clips: torch.Tensor) -> torch.Tensor:
-        """Return `z_BD`, what the classifier sees in evaluation: the heads' vectors joined.
+        """Return `z_BD`, the classifier's input in evaluation: the concatenated vectors of the heads.
 
         Args:
             clips: As for `forward`.
         """
         if self.stored is None:
-            return self._summed_up(self.forward_features(clips))
-        return self._summed_up(self._pooled(_unpacked(clips, self.stored)))
+            return self._aggregated(self.forward_features(clips))
+        return self._aggregated(self._pooled(_unpacked(clips, self.stored)))
 
     def use_cached_features(self, layout: FeatureLayout, source: object = "the feature cache") -> None:
-        """From now on take stored features in place of clips in `forward`; the backbone is not run.
+        """Make `forward` take cached features instead of clips; the backbone is not run.
 
         Raises:
             SettingsError: See `check_stored`.
@@ -211,22 +211,22 @@ class Recognizer(nn.Module):
         self.stored = layout
 
     def check_stored(self, layout: FeatureLayout, source: object = "the feature cache") -> None:
-        """Find out whether stored features can take the place of the backbone's.
+        """Check that cached features fit the model.
 
         Args:
-            layout: What a row holds.
+            layout: Layout of a row.
             source: Where the rows come from, for messages.
 
         Raises:
-            SettingsError: The head looks at places and tokens are stored; or the features are another backbone's.
+            SettingsError: The head needs maps but tokens are cached, or the features are of another backbone.
         """
         if self.options.dense:
             raise SettingsError(
-                f"{source}: `model.dense` classifies places without a head; train it on the videos"
+                f"{source}: `model.dense` has no head, so it cannot use cached features; train it on the videos"
             )
         if not layout.maps and any(head.needs_maps for head in self._heads()):
             raise SettingsError(
-                f"{source}: head {self.options.head.kind} looks at places, and tokens averaged over space are stored; "
+                f"{source}: head {self.options.head.kind} needs feature maps, but the cache holds spatial means; "
                 "write the cache with `two-stream features --maps`, or set `model.head.over: time`"
             )
         tokens = self.backbone.num_tokens(self.spec.clip_length)
@@ -240,14 +240,14 @@ class Recognizer(nn.Module):
 
     @torch.no_grad()
     def attention(self, clip_BCTHW: torch.Tensor) -> list[torch.Tensor]:
-        """Return, per pathway, the class token's attention to each time step, `(B, heads, T)`.
+        """Return the class token's attention to each time step, `(B, heads, T)`, for each pathway.
 
         Raises:
             SettingsError: The head has no attention.
         """
         reads = [getattr(head, "attention", None) for head in self._heads()]
         if None in reads:
-            raise SettingsError(f"head {self.options.head.kind} has no attention; bert and hf_bert have")
+            raise SettingsError(f"head {self.options.head.kind} has no attention; use bert or hf_bert")
         was_training = self.training
         self.eval()
         try:
@@ -261,10 +261,10 @@ class Recognizer(nn.Module):
         return [*self.backbone.stages(), ("head", self.heads), ("classifier", self.classifier)]
 
     def freeze_until(self, name: str) -> None:
-        """Keep the weights and statistics of every stage up to and including `name` as they are.
+        """Freeze the weights and statistics of every stage up to and including `name`.
 
-        Autograd records nothing of them, so they cost a forward pass and no memory for their activations. `backbone`
-        stands for its last stage; after `head` only the classifier learns (a linear probe).
+        Frozen stages need no memory for their activations. `backbone` means its last stage; with `head` only the
+        classifier is trained (a linear probe).
 
         Raises:
             SettingsError: No such stage, or it leaves nothing to train.
@@ -282,14 +282,14 @@ class Recognizer(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Recognizer:
-        """Switch to training; frozen stages stay in evaluation mode, so their statistics do not move."""
+        """Set training or evaluation mode; frozen stages stay in evaluation mode, so their statistics do not change."""
         super().train(mode)
         for stage in self._frozen:
             stage.eval()
         return self
 
     def hold(self, modules: Iterable[nn.Module]) -> None:
-        """Keep parts in evaluation mode from now on, so that their statistics do not move; they go on learning."""
+        """Keep modules in evaluation mode, so that their statistics do not change; their weights are still trained."""
         self._frozen += modules
         self.train(self.training)
 
@@ -298,27 +298,27 @@ class Recognizer(nn.Module):
         self.backbone.gradient_checkpointing = on
 
     def channels_last(self) -> Recognizer:
-        """Lay weights and clips out channel by channel (`channels_last_3d`): faster convolutions, same numbers."""
+        """Use the memory format `channels_last_3d` for weights and clips: faster convolutions, equal up to rounding."""
         self.memory_format = torch.channels_last_3d
         for weight in (*self.parameters(), *self.buffers()):
-            if weight.ndim in _CHANNELS_LAST:  # those of 2D convolutions have a layout of their own
+            if weight.ndim in _CHANNELS_LAST:  # 2D convolutions use channels_last
                 weight.data = weight.data.contiguous(memory_format=_CHANNELS_LAST[weight.ndim])
         return self
 
 
 def _unpacked(features_BD: torch.Tensor, layout: FeatureLayout) -> list[torch.Tensor]:
-    """Return each pathway's tokens or maps of stored features."""
+    """Return each pathway's tokens or maps of cached features."""
     parts = torch.split(features_BD, layout.sizes, dim=1)
     return [part.reshape(-1, *shape) for part, shape in zip(parts, layout.shapes, strict=True)]
 
 
 def resolve_options(options: ModelOptions) -> ModelOptions:
-    """Return options from which the model can be built without a file or network outside; mostly the given ones.
+    """Return options that build the model without external files or downloads.
 
-    A backbone that reads its shape from a folder or hub gets it written out, and the input with it.
+    If the backbone reads its architecture from a folder or hub, the options hold it, and the input, explicitly.
 
     Raises:
-        SettingsError: What is outside cannot be read.
+        SettingsError: The folder or hub cannot be read.
     """
     backbone = BACKBONES[options.backbone.kind].resolved(options.backbone)
     if backbone == options.backbone:
@@ -329,10 +329,10 @@ def resolve_options(options: ModelOptions) -> ModelOptions:
 
 
 def input_spec(options: ModelOptions) -> InputSpec:
-    """Return the input a model expects: its backbone's usual one, with the departures of `options.input`.
+    """Return the input a model expects: the backbone's default, changed by `options.input`.
 
     Raises:
-        SettingsError: The departures do not fit together, for example a crop larger than the frame.
+        SettingsError: Contradicting values, for example a crop larger than the frame.
     """
     usual = BACKBONES[options.backbone.kind].default_input(options.backbone, options.modality)
     given = {name: value for name, value in options.input.model_dump().items() if value is not None}
@@ -341,10 +341,10 @@ def input_spec(options: ModelOptions) -> InputSpec:
     spec = replace(usual, **given)
     if spec.segments and spec.clip_length % spec.segments:
         raise SettingsError(
-            f"`input.clip_length` {spec.clip_length} is no multiple of `input.segments` {spec.segments}; every segment "
-            "gives as many frames"
+            f"`input.clip_length` {spec.clip_length} is not a multiple of `input.segments` {spec.segments}; every "
+            "segment gives the same number of frames"
         )
-    fields = len(usual.mean)  # statistics of one flow field are those of each of a stack
+    fields = len(usual.mean)  # the statistics of one flow field apply to each field of a stack
     spec = replace(
         spec,
         **{
@@ -373,9 +373,9 @@ def create_model(name_or_options: str | ModelOptions, num_classes: int, **option
     Args:
         name_or_options: For example `"rgb_resneXt3D64f101_bert10_FRMB"`, or `ModelOptions(...)`.
         num_classes: K.
-        **options: Fields of `ModelOptions` that differ, for example `modality="flow"`,
-            `head={"kind": "lstm"}`, `input={"clip_length": 16}`. A part given without another kind keeps the
-            rest of its settings.
+        **options: Fields of `ModelOptions` to change, for example `modality="flow"`,
+            `head={"kind": "lstm"}`, `input={"clip_length": 16}`. A part of the same kind
+            keeps its other settings.
 
     Raises:
         SettingsError: Unknown name (with its nearest neighbours), key or value.

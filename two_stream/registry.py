@@ -1,4 +1,4 @@
-"""One class for every table of parts: a `kind` in the settings maps to the class that builds it."""
+"""Registry of parts: maps a `kind` in the settings to its builder."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Maps an options class (a member of a discriminated union in `config/schema.py`) to its builder."""
+    """Maps the `kind` of an options class (a member of a union in `two_stream.config`) to a builder."""
 
     def __init__(self, what: str) -> None:
         self.what = what
         self._builders: dict[str, T] = {}
 
     def register(self, options: type[Any]) -> Callable[[T], T]:
-        """Return a decorator that files a builder under the `kind` of `options`.
+        """Return a decorator that registers a builder for the `kind` of `options`.
 
         Raises:
             ValueError: The kind is taken.
         """
         kind = str(options.model_fields["kind"].default)
         if kind in self._builders:
-            raise ValueError(f"{self.what} {kind!r} is registered already")
+            raise ValueError(f"{self.what} {kind!r} is already registered")
 
         def add(builder: T) -> T:
             self._builders[kind] = builder
@@ -34,7 +34,11 @@ class Registry(Generic[T]):
         return add
 
     def __getitem__(self, kind: str) -> T:
-        """Return the builder of a kind; an unknown one is a SettingsError that lists the known."""
+        """Return the builder of a kind.
+
+        Raises:
+            SettingsError: Unknown kind; lists the known ones.
+        """
         if kind not in self._builders:
             raise SettingsError(f"unknown {self.what} {kind!r}; known: {', '.join(sorted(self._builders))}")
         return self._builders[kind]

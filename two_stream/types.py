@@ -1,10 +1,10 @@
-"""Values that cross the borders between layers, and the legend of shape suffixes.
+"""Types that all layers share, and the legend of shape suffixes.
 
 Suffixes of tensor names: B batch, C channels, T time, H height, W width, K classes, D features,
 V views, N videos. `x_BCTHW` is a clip batch, `x_BTD` pooled tokens, `z_BD` one vector per clip.
 
 A *clip* is `uint8` with shape `(B, C, T, H, W)` all the way to the device: RGB has C = 3 in RGB order,
-flow has C = 2 (x, y), or several such pairs one after the other. Frame numbers are 1-based, as in the file names.
+flow has C = 2 (x, y), or several such pairs in a row. Frame numbers start at 1, as in the file names.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ Frames: TypeAlias = "NDArray[np.uint8]"
 Modality = Literal["rgb", "flow"]
 Part = Literal["train", "val", "test"]
 """`train` and `val` are the two sides of the holdout carved from the official training list (with selection
-`paper` `train` is the whole of it); `test` is the official test list (published files call it `val_*`)."""
+`paper` `train` is the complete list); `test` is the official test list (published files call it `val_*`)."""
 
 MODALITY_CHANNELS: dict[str, int] = {"rgb": 3, "flow": 2}
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a backbone/weights pair expects; the only source of preprocessing facts.
+    """The input of a network with its weights; the only source of preprocessing values.
 
     The recognizer maps a uint8 pixel p to `(p / 255 * (hi - lo) + lo - mean) / std` with
     `(lo, hi) = value_range`; mean and std have one entry per channel, in the units of `value_range`.
@@ -46,7 +46,7 @@ class InputSpec:
     resize: tuple[int, int]
     """(height, width) every frame is resized to before cropping, without keeping the aspect ratio"""
     crop: int | tuple[int, int]
-    """what enters the network: the side of a square, or (height, width)"""
+    """size of the network's input: the side of a square, or (height, width)"""
     value_range: tuple[float, float]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -62,12 +62,12 @@ class InputSpec:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of what enters the network."""
+        """(height, width) of the network's input."""
         return (self.crop, self.crop) if isinstance(self.crop, int) else self.crop
 
 
 def size_text(crop: int | Sequence[int]) -> str:
-    """Return the size of a network's input as tables show it: `112²`, or `144×192` (height first)."""
+    """Return the size of a network's input as text: `112²`, or `144×192` (height first)."""
     return f"{crop}²" if isinstance(crop, int) else "×".join(map(str, crop))
 
 
@@ -81,24 +81,24 @@ class FeatureMap:
 
 @dataclass(frozen=True)
 class FeatureLayout:
-    """How one row of stored features holds what a backbone gives for one view: its pathways one after the other."""
+    """Layout of a row of cached features: the outputs of a backbone's pathways for one view, in order."""
 
     shapes: tuple[tuple[int, ...], ...]
     """per pathway: tokens `(T, D)`, or a feature map `(C, T, H, W)`"""
 
     @property
     def maps(self) -> bool:
-        """Whether feature maps are stored, not tokens."""
+        """Whether feature maps are cached, not tokens."""
         return len(self.shapes[0]) == 4
 
     @property
     def sizes(self) -> list[int]:
-        """Numbers of each pathway."""
+        """Values per pathway."""
         return [math.prod(shape) for shape in self.shapes]
 
     @property
     def width(self) -> int:
-        """Numbers of a row."""
+        """Values per row."""
         return sum(self.sizes)
 
     def __str__(self) -> str:
@@ -117,7 +117,7 @@ class VideoRecord:
     label: int
     """class; of a multi-label video the first of `labels`"""
     group: str = ""
-    """source video; records of one group never stand on two sides of a split"""
+    """source video; a split never divides a group"""
     labels: tuple[int, ...] = ()
     """every class of a video of a multi-label data set, ascending; empty in other data sets"""
 
@@ -129,7 +129,7 @@ class VideoRecord:
 
 @dataclass
 class Batch:
-    """What a training loader yields."""
+    """A batch of a training loader."""
 
     clips: torch.Tensor
     """uint8 `(B, C, T, H, W)`; of stored features float `(B, D)`, one row per view"""
@@ -137,10 +137,10 @@ class Batch:
     """int64 `(B,)`; of a multi-label data set float32 `(B, K)`, 1 where the clip has the class"""
     ids: list[str]
     beside: tuple[torch.Tensor, ...] = ()
-    """clips of the same moments for other networks, for example the flow of RGB clips"""
+    """clips of the same moments for other networks, for example flow for RGB clips"""
 
     def pin_memory(self) -> Batch:
-        """Return it in memory that a GPU copies from by itself; torch's loader asks for this."""
+        """Return a copy in pinned memory; called by torch's loader."""
         beside = tuple(clips.pin_memory() for clips in self.beside)
         return Batch(self.clips.pin_memory(), self.labels.pin_memory(), self.ids, beside)
 
@@ -151,10 +151,10 @@ Box = tuple[int, int, int, int]
 
 @dataclass
 class VideoViews:
-    """What an evaluation loader yields: views (clip × crop) of one video, or of a run of clips of a long one.
+    """A batch of an evaluation loader: views (clip × crop) of one video, or of consecutive clips of a long one.
 
-    No view is a copy: a frame is held once, a clip is a choice of its rows, a crop is a box in it. Views count
-    crop-major: all clips of crop 0 first, then of crop 1, …
+    Views are not copies: each frame is held once, a clip selects rows and a crop is a box. The order is crop-major: all
+    clips of crop 0 first, then of crop 1, …
     """
 
     id: str
@@ -162,27 +162,27 @@ class VideoViews:
     frames: torch.Tensor
     """uint8 `(F, H, W, C)`: the distinct frames of these clips, resized (whole frames to the network's size)"""
     clips: torch.Tensor
-    """int64 `(N, T)`: rows of `frames`, per clip; the same row may stand in many places"""
+    """int64 `(N, T)`: rows of `frames` per clip; rows may repeat"""
     boxes: Sequence[Box]
     """one per crop, all of one size"""
     flips: Sequence[bool]
     """whether a crop is mirrored left to right, per crop"""
     signed: bool = False
-    """a mirrored crop turns every other channel round (`255 - x`), from the first: flow x has a sign"""
+    """whether a mirrored crop inverts every other channel (`255 - x`) from the first on: flow x has a sign"""
     first: int = 0
     """number of the first of these clips in the video"""
     total_clips: int = 0
-    """clips of the whole video; 0: these are all"""
+    """clips of the complete video; 0: these are all"""
     mirror_labels: Sequence[int] | None = None
     """label of the mirror image by a video's label, which names the logits of mirrored crops; None: its own"""
 
     @property
     def num_views(self) -> int:
-        """Views held here."""
+        """Number of views of this batch."""
         return len(self.clips) * len(self.boxes)
 
     def view(self, index: int) -> torch.Tensor:
-        """Return one view as uint8 `(T, h, w, C)`; a part of `frames` itself where it is one."""
+        """Return one view as uint8 `(T, h, w, C)`, without a copy if its frames are consecutive."""
         crop, clip = divmod(index, len(self.clips))
         y0, x0, y1, x1 = self.boxes[crop]
         cut, rows = self.frames[:, y0:y1, x0:x1], self.clips[clip]
@@ -190,16 +190,14 @@ class VideoViews:
         neighbours = bool((rows[1:] - rows[:-1] == 1).all())
         cut = cut[start : start + count] if neighbours else cut.index_select(0, rows.to(cut.device))
         if self.flips[crop]:
-            cut = cut.flip(
-                2
-            )  # a copy, so the sign may be turned in place: 255 - x is the complement of a byte
+            cut = cut.flip(2)  # a copy, so it may be inverted in place: 255 - x is the complement of a byte
             if self.signed:
                 cut[..., ::2].bitwise_not_()
         return cut
 
     @property
     def views(self) -> torch.Tensor:
-        """Every view, copied: uint8 `(N * crops, C, T, h, w)`; for a look at them, scoring never needs it."""
+        """Copies of all views, uint8 `(N * crops, C, T, h, w)`; scoring does not need them."""
         made = [self.view(index).permute(3, 0, 1, 2) for index in range(self.num_views)]
         out = self.frames.new_empty((len(made), *made[0].shape)) if made else self.frames.new_empty((0,) * 5)
         for row, view in zip(out, made):
@@ -209,7 +207,7 @@ class VideoViews:
 
 @dataclass
 class ScoreTable:
-    """Logits of a set of videos and how they were made. Joined by id, never by position."""
+    """Logits of a set of videos and how they were computed. Tables are joined by id, never by position."""
 
     ids: list[str]
     labels: NDArray[np.int64]
@@ -224,14 +222,14 @@ class ScoreTable:
     view_counts: NDArray[np.int64] | None = None
     """`(N,)` views of each video, in the order of `ids`"""
     groups: list[str] | None = None
-    """source video of each row, that its interval counts"""
+    """source video of each row, for confidence intervals"""
     targets: NDArray[np.bool_] | None = None
     """`(N, K)`: every class of each video of a multi-label data set, where `labels` holds the first one only"""
 
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Where a run keeps its files; see docs/design.md section 7."""
+    """Paths of a run's files; see docs/design.md section 7."""
 
     root: Path
 

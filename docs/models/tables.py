@@ -22,7 +22,7 @@ import yaml
 from two_stream import zoo
 from two_stream.runtime.files import write_json, write_text
 from two_stream.types import size_text
-from two_stream.zoo.costs import FILE, costs
+from two_stream.zoo.record import FILE, model_costs
 
 PAGES = Path(__file__).resolve().parent
 PUBLISHED = PAGES / "published.yaml"
@@ -55,7 +55,7 @@ def table(patterns: list[str], published: dict[str, Any]) -> str:
 
 
 def _row(record: zoo.ModelRecord, theirs: dict[str, Any]) -> list[str]:
-    cost = costs()[record.name]
+    cost = model_costs()[record.name]
     classes = theirs.get("classes", 400)
     parameters, multiply_adds = cost.at(classes)
     stride = f" every {cost.stride}" if cost.stride > 1 else ""
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
     if given.count:
         write_json(FILE, {record.name: count(record) for record in zoo.records()})
-        costs.cache_clear()
+        model_costs.cache_clear()
     published = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
     stale = 0
     for page in sorted(PAGES.glob("*.md")):

@@ -31,7 +31,9 @@ from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
 from two_stream import create_model, sample_clips
-from two_stream.config.model import AverageHead, InputOptions, ModelOptions, ResNet3d
+from two_stream.config.backbones import ResNet3d
+from two_stream.config.heads import AverageHead
+from two_stream.config.model import InputOptions, ModelOptions
 from two_stream.config.schema import DataOptions, EvaluateOptions
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.clips.views import view_loader

@@ -16,15 +16,9 @@ from common import Row, finish, flags, interleaved, median_of, ratio_of
 from torch.nn import functional as F
 
 from two_stream import create_model
-from two_stream.config.model import (
-    BackboneOptions,
-    BertHead,
-    InputOptions,
-    MobileNetV2,
-    ModelOptions,
-    ResNet3d,
-    ResNeXt3d,
-)
+from two_stream.config.backbones import BackboneOptions, MobileNetV2, ResNet3d, ResNeXt3d
+from two_stream.config.heads import BertHead
+from two_stream.config.model import InputOptions, ModelOptions
 from two_stream.recognizer import Recognizer
 
 BOUND = 1e-4

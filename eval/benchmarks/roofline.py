@@ -15,7 +15,9 @@ from collections.abc import Callable
 import torch
 from common import Row, finish, flags, interleaved, median_of, ratio_of
 
-from two_stream.config.model import AverageHead, InputOptions, ModelOptions, ResNet3d
+from two_stream.config.backbones import ResNet3d
+from two_stream.config.heads import AverageHead
+from two_stream.config.model import InputOptions, ModelOptions
 from two_stream.config.schema import EvaluateOptions
 from two_stream.evaluation.scoring.network import prepare_for_inference
 from two_stream.profiling import multiply_adds, quickest_product

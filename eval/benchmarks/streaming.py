@@ -22,7 +22,7 @@ from two_stream.evaluation.scoring.network import example_clip
 from two_stream.profiling import multiply_adds
 from two_stream.profiling.memory import PeakMemory
 from two_stream.recognizer import Recognizer
-from two_stream.runtime.inference import folded
+from two_stream.runtime.inference import fold_batchnorm
 from two_stream.streaming import convert, multiply_adds_per_prediction
 from two_stream.streaming.network.layers import CellChoice, make_cell
 
@@ -49,7 +49,7 @@ def prepared(name: str) -> Recognizer:
     """Return a network as it would run: folded, channels-last."""
     torch.manual_seed(0)
     model = create_model(name, 400).eval()
-    fast = folded(model, example_clip(model, 32))
+    fast = fold_batchnorm(model, example_clip(model, 32))
     assert isinstance(fast, Recognizer)
     return fast.channels_last()
 

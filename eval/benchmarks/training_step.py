@@ -25,16 +25,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from two_stream import create_model
-from two_stream.config.model import AverageHead, InputOptions, ModelOptions, ResNet3d
+from two_stream.config.backbones import ResNet3d
+from two_stream.config.heads import AverageHead
+from two_stream.config.model import InputOptions, ModelOptions
 from two_stream.config.schema import TrainOptions
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
 from two_stream.training.losses import Labels
-from two_stream.training.optim import build_optimizer
-from two_stream.training.parallel.join import parallel
-from two_stream.training.schedule import build_schedule
-from two_stream.training.short_maps import mind_short_maps
-from two_stream.training.step import Position, Stepper
+from two_stream.training.optim import Schedule, build_optimizer
+from two_stream.training.parallel.ddp import build_parallel
+from two_stream.training.step import Position, Stepper, protect_short_maps
 from two_stream.types import Batch
 
 CPU = torch.device("cpu")
@@ -70,16 +70,14 @@ class OurStep:
 
     def __init__(self, model: Recognizer, clips: torch.Tensor, **options: Any) -> None:
         self.model = model.channels_last().train()
-        mind_short_maps(model, CPU, options.get("precision", "fp32"))
+        protect_short_maps(model, CPU, options.get("precision", "fp32"))
         self.batch = Batch(clips, torch.arange(len(clips)) % 51, [str(index) for index in range(len(clips))])
         given = {"optimizer": {"kind": "adamw", "lr": LR}, "schedule": {"kind": "constant"}, **options}
         chosen = TrainOptions.model_validate(given)
-        joined = parallel(model, chosen, CPU)
+        joined = build_parallel(model, chosen, CPU)
         optimizer = build_optimizer(model, model.stages(), chosen.optimizer, device=CPU)
-        schedule = build_schedule(chosen.schedule, optimizer, base_lr=LR, steps_per_epoch=1, epochs=1)
-        self.stepper = Stepper(
-            model, optimizer, schedule, chosen, labels=Labels(51), seed=0, device=CPU, parallel=joined
-        )
+        schedule = Schedule(chosen.schedule, optimizer, base_lr=LR, steps_per_epoch=1, epochs=1)
+        self.stepper = Stepper(joined, optimizer, schedule, chosen, labels=Labels(51), seed=0)
         self.count = chosen.accumulate
         self.precision = chosen.precision
 

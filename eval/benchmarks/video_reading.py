@@ -23,7 +23,7 @@ import numpy as np
 from common import Row, finish, flags, interleaved, median_of, ratio_of
 from numpy.typing import NDArray
 
-from two_stream.runtime.cache import VARIABLE
+from two_stream.runtime.files import CACHE_VARIABLE
 from two_stream.video.decoding.reader import open_video
 
 FRAMES, LENGTH, HEIGHT, WIDTH = 1000, 64, 256, 340
@@ -86,12 +86,12 @@ def main(argv: list[str] | None = None) -> int:
         places = [(path, int(rng.integers(frames - LENGTH))) for path in files * (1 if given.quick else 3)]
 
         def run(read: object, cache: str) -> None:
-            os.environ[VARIABLE] = cache
+            os.environ[CACHE_VARIABLE] = cache
             for path, start in places:
                 read(path, start)  # type: ignore[operator]
 
         kept = f"{folder}/cache"
-        os.environ[VARIABLE] = kept
+        os.environ[CACHE_VARIABLE] = kept
         wrong = [
             (path.name, start)
             for path, start in places

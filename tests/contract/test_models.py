@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from two_stream.backbones import BACKBONES
+from two_stream.config.backbones import ResNet3d, ResNeXt3d
+from two_stream.config.heads import HeadOptions
 from two_stream.config.load import dump, load_experiment
-from two_stream.config.model import HeadOptions, ModelOptions, ResNet3d, ResNeXt3d
+from two_stream.config.model import ModelOptions
 from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError
 from two_stream.heads import HEADS

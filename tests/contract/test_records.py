@@ -14,7 +14,7 @@ from two_stream.config.model import ModelOptions
 from two_stream.errors import SettingsError
 from two_stream.recognizer import Recognizer
 from two_stream.zoo import records
-from two_stream.zoo.costs import costs
+from two_stream.zoo.record import model_costs
 
 FRAMES, SIDE, CLASSES = 16, 64, 5
 HEADS = ("average", "bert", "lstm")
@@ -22,7 +22,7 @@ COMBINATIONS = [(head, modality) for head in HEADS for modality in ("rgb", "flow
 SMALLEST = {
     kind: min(
         (record for record in records() if record.options.backbone.kind == kind),
-        key=lambda record: costs()[record.name].multiply_adds[0],
+        key=lambda record: model_costs()[record.name].multiply_adds[0],
     )
     for kind in sorted({record.options.backbone.kind for record in records()})
 }
@@ -45,7 +45,7 @@ def name_of(value):
 
 def test_every_record_is_counted_and_stands_on_a_page(repository):
     names = [record.name for record in records()]
-    assert set(costs()) == set(names), "run `python docs/models/tables.py --count`"
+    assert set(model_costs()) == set(names), "run `python docs/models/tables.py --count`"
     pages = "".join(page.read_text() for page in (repository / "docs" / "models").glob("*.md"))
     assert not [name for name in names if f"`{name}`" not in pages]
 
@@ -67,7 +67,7 @@ def test_a_stale_page_is_noticed(tables, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("record", SMALLEST.values(), ids=name_of)
 def test_the_listed_cost_is_that_of_the_network(tables, record):
     found = tables.count(record)
-    cost = costs()[record.name]
+    cost = model_costs()[record.name]
     assert found["parameters"] == list(cost.parameters)
     assert found["multiply_adds"] == list(cost.multiply_adds)
     assert found["clip"] == [cost.frames, cost.stride, cost.crop]

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from two_stream.backbones import BACKBONES
-from two_stream.config import model as settings
-from two_stream.config.model import HeadOptions, ModelOptions
+from two_stream.config import backbones, heads
+from two_stream.config.base import Options
+from two_stream.config.heads import HeadOptions
+from two_stream.config.model import ModelOptions
 from two_stream.errors import SettingsError
 from two_stream.heads import HEADS
 from two_stream.recognizer import Recognizer
@@ -27,18 +29,18 @@ def missing_halves(union: object, registry: Registry) -> list[str]:
     """Name each kind that has only one of its two halves."""
     options, builders = kinds(union), set(registry)
     lost = [
-        f"{registry.what} {kind!r} has options in config/model.py but no builder: register one"
+        f"{registry.what} {kind!r} has options in config but no builder: register one"
         for kind in options - builders
     ]
     lost += [
-        f"{registry.what} {kind!r} has a builder but is not in the union of config/model.py"
+        f"{registry.what} {kind!r} has a builder but is not in the union of config"
         for kind in builders - options
     ]
     return sorted(lost)
 
 
 @pytest.mark.parametrize(
-    ("union", "registry"), [(settings.BackboneOptions, BACKBONES), (settings.HeadOptions, HEADS)]
+    ("union", "registry"), [(backbones.BackboneOptions, BACKBONES), (heads.HeadOptions, HEADS)]
 )
 def test_schema_and_registry_agree(union, registry):
     assert missing_halves(union, registry) == []
@@ -46,34 +48,34 @@ def test_schema_and_registry_agree(union, registry):
 
 def test_a_missing_half_is_named():
     registry: Registry = Registry("head")
-    assert "head 'bert' has options in config/model.py but no builder: register one" in missing_halves(
+    assert "head 'bert' has options in config but no builder: register one" in missing_halves(
         HeadOptions, registry
     )
 
-    class Orphan(settings.Options):
+    class Orphan(Options):
         kind: str = "orphan"
 
     registry.register(Orphan)(object)
-    assert "head 'orphan' has a builder but is not in the union of config/model.py" in missing_halves(
+    assert "head 'orphan' has a builder but is not in the union of config" in missing_halves(
         HeadOptions, registry
     )
 
 
 def test_a_taken_kind_and_an_unknown_kind_are_errors():
-    with pytest.raises(ValueError, match="head 'bert' is registered already"):
-        HEADS.register(settings.BertHead)
+    with pytest.raises(ValueError, match="head 'bert' is already registered"):
+        HEADS.register(heads.BertHead)
     with pytest.raises(SettingsError, match="unknown head 'nope'; known: average, bert"):
         HEADS["nope"]
 
 
 def test_every_part_has_help_under_its_name():
-    for union in (settings.BackboneOptions, settings.HeadOptions):
+    for union in (backbones.BackboneOptions, heads.HeadOptions):
         for member in get_args(get_args(union)[0]):
             assert member.__doc__, member
             assert member.__doc__ != ModelOptions.__doc__
 
 
-@pytest.mark.parametrize("kind", sorted(kinds(settings.BackboneOptions)))
+@pytest.mark.parametrize("kind", sorted(kinds(backbones.BackboneOptions)))
 def test_every_backbone_takes_stacks_of_flow_fields(kind: str) -> None:
     """The weights that see the clip, found as cross-modality finds them, have a channel per field and axis."""
     from two_stream.pretrained.loading import _first_convolutions
@@ -100,7 +102,7 @@ TOY_HEAD = '''
 
 import torch
 
-from two_stream.config.model import MaxHead
+from two_stream.config.heads import MaxHead
 from two_stream.heads.base import HEADS, Head
 
 
@@ -118,7 +120,7 @@ TOY_BACKBONE = '''
 from torch import nn
 
 from two_stream.backbones.base import BACKBONES, Backbone
-from two_stream.config.model import ToyNet
+from two_stream.config.backbones import ToyNet
 
 
 @BACKBONES.register(ToyNet)
@@ -142,7 +144,7 @@ class Toy(Backbone):
 
     replace_last_block = append_block
 '''
-TOY_OPTIONS = '''
+TOY_NET = '''
 class ToyNet(Options):
     """One convolution."""
 
@@ -151,6 +153,8 @@ class ToyNet(Options):
     """channels"""
 
 
+'''
+MAX_HEAD = '''
 class MaxHead(Options):
     """Largest value over time."""
 
@@ -188,15 +192,15 @@ def test_a_toy_head_and_a_toy_backbone_take_two_edits_each(tmp_path, repository)
     """Edit one: options class and its name in the union. Edit two: the file with the registered builder."""
     package = tmp_path / "two_stream"
     shutil.copytree(repository / "two_stream", package, ignore=shutil.ignore_patterns("__pycache__"))
-    schema = package / "config" / "model.py"
-    text = schema.read_text(encoding="utf-8")
-    for before, after in (
-        ("BackboneOptions = Annotated[", TOY_OPTIONS + "BackboneOptions = Annotated[ToyNet | "),
-        ("    AverageHead | ", "    MaxHead | AverageHead | "),
+    for file, before, after in (
+        ("backbones.py", "BackboneOptions = Annotated[", TOY_NET + "BackboneOptions = Annotated[ToyNet | "),
+        ("heads.py", "HeadOptions = Annotated[", MAX_HEAD + "HeadOptions = Annotated[MaxHead | "),
     ):
+        schema = package / "config" / file
+        text = schema.read_text(encoding="utf-8")
         assert text.count(before) == 1
-        text = text.replace(before, after)
-    schema.write_text(text, encoding="utf-8")
+        text = text.replace(before, after).replace("import Fraction,", "import Fraction, Positive,")
+        schema.write_text(text, encoding="utf-8")
     (package / "heads" / "maximum.py").write_text(TOY_HEAD, encoding="utf-8")
     (package / "backbones" / "toy.py").write_text(TOY_BACKBONE, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}

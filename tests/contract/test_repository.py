@@ -162,11 +162,10 @@ for module in pkgutil.walk_packages(two_stream.__path__, "two_stream."):
         importlib.import_module(module.name)
 from pathlib import Path
 import torch
-from two_stream.pretrained.files.fetch import _alone
 from two_stream.profiling import memory
-from two_stream.runtime.locks import study_lock
-with study_lock(Path(sys.argv[1])), _alone(Path(sys.argv[1], "a")):
-    pass
+from two_stream.runtime.locks import lock_worker, study_lock
+with study_lock(Path(sys.argv[1])):
+    lock_worker(Path(sys.argv[1]))
 memory._restarted = lambda: False
 print(memory.PeakMemory(torch.device("cpu")).peak() >= 0)
 """

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from tests.helpers.datasets import write_rolled_dataset
-from two_stream.training.checkpoint import load_checkpoint
+from two_stream.training.run_folder import load_checkpoint
 from two_stream.training.tracking import TIME_FIELDS
 
 pytestmark = pytest.mark.integration
@@ -204,7 +204,7 @@ def test_a_killed_process_is_started_anew_and_changes_nothing(experiment_file: P
     os.kill(_workers(process)[1], signal.SIGKILL)
     _, complaint = process.communicate(timeout=240)
     assert process.returncode == 0, complaint
-    assert complaint.count("started anew (1): going on from the last checkpoint") == 1
+    assert complaint.count("restart 1 by torchrun: continuing from the last checkpoint") == 1
     assert "resuming" in complaint
     _assert_close(runs / "whole", runs / "killed", exact=True)
 
@@ -231,7 +231,7 @@ def test_a_signal_to_torchrun_saves_once_and_any_number_of_processes_goes_on(
     processes = 1 if number == signal.SIGINT else 3
     done = _run(experiment_file, name, *flags, "--resume", processes=processes)
     assert done.returncode == 0, done.stderr
-    assert "began with 4 × 2 clips per step and keeps to them" in done.stderr
+    assert "began with 4 × 2 clips per step and keeps this" in done.stderr
     _assert_close(runs / "alone", runs / name)
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from two_stream.backbones.timm_net import create
 from two_stream.cli import main
-from two_stream.config.model import TimmNet
+from two_stream.config.backbones import TimmNet
 from two_stream.pretrained import read_model, read_state
 
 SIDE, FRAMES = 32, 4

@@ -19,7 +19,7 @@ import yaml
 
 from tests.helpers.datasets import write_rolled_dataset
 from two_stream.cli import main
-from two_stream.training.checkpoint import load_checkpoint
+from two_stream.training.run_folder import load_checkpoint
 from two_stream.training.tracking import TIME_FIELDS
 
 pytestmark = pytest.mark.integration

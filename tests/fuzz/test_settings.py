@@ -20,16 +20,16 @@ MERGES = "m0: &m0 {k: 1, l: 2}\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (LAUGHS, "aliases and merge keys make more than 1,000,000 values"),
-        (MERGES, "aliases and merge keys make more than 1,000,000 values"),
-        ("a: &a [*a]\n", "an alias of itself"),
+        (LAUGHS, "aliases and merge keys expand to more than 1,000,000 values"),
+        (MERGES, "aliases and merge keys expand to more than 1,000,000 values"),
+        ("a: &a [*a]\n", "a recursive alias"),
         ("a: " + "[" * 100 + "]" * 100, "more than 60 levels"),
         ("a: " + "[" * 100_000, "more than 60 levels"),
         ("a: " + "{b: " * 5000, "more than 60 levels"),
         ("a: 2001-99-99\n", "not valid YAML"),
         ("a: !!python/object/apply:os.system [true]\n", "not valid YAML"),
         ("a: 1\na: 2\n", "key 'a' is given twice"),
-        ("[a, b]: 1\n", "a key must be a word"),
+        ("[a, b]: 1\n", "a key must be a string"),
         ("x" * (2**22 + 1), "more than 4 MB"),
     ],
 )

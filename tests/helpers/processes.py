@@ -61,7 +61,7 @@ def _child(rank: int, world: int, port: int, action: Callable[[int], Any], queue
         outcome = Outcome(action(rank))
         distributed.shutdown()
     except TwoStreamError as error:
-        outcome = Outcome(error=f"{type(error).__name__}: {error}", told=error.told)
+        outcome = Outcome(error=f"{type(error).__name__}: {error}", told=error.shown_elsewhere)
     except Exception as error:  # noqa: BLE001 - the parent shows it
         outcome = Outcome(error=f"{type(error).__name__}: {error}")
     queue.put((rank, outcome))

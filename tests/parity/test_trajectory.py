@@ -16,8 +16,8 @@ from two_stream.config.optimization import AdamW, Constant, Sgd
 from two_stream.config.schema import TrainOptions
 from two_stream.pretrained.layouts import recognise
 from two_stream.training.losses import Labels
-from two_stream.training.optim import build_optimizer
-from two_stream.training.schedule import build_schedule
+from two_stream.training.optim import Schedule, build_optimizer
+from two_stream.training.parallel.base import Parallel
 from two_stream.training.step import Position, Stepper
 from two_stream.types import Batch
 
@@ -73,15 +73,14 @@ class Trajectory:
         assert kind.weight_decay == run["weight_decay"]
         options = TrainOptions(optimizer=kind, schedule=Constant(), accumulate=run["iter_size"])
         optimizer = build_optimizer(self.model, self.model.stages(), kind)
-        schedule = build_schedule(Constant(), optimizer, base_lr=kind.lr, steps_per_epoch=3, epochs=1)
+        schedule = Schedule(Constant(), optimizer, base_lr=kind.lr, steps_per_epoch=3, epochs=1)
         return Stepper(
-            OnNormalised(self.model),
+            Parallel(OnNormalised(self.model), torch.device("cpu")),
             optimizer,
             schedule,
             options,
             labels=Labels(run["num_classes"]),
             seed=0,
-            device=torch.device("cpu"),
         )
 
     def batches(self):

@@ -8,7 +8,9 @@ from torch import nn
 
 from tests.helpers.models import network
 from two_stream.backbones.base import BACKBONES, Backbone
-from two_stream.config.model import AverageHead, BertHead, ConcatHead, LstmHead, ModelOptions, ResNet3d
+from two_stream.config.backbones import ResNet3d
+from two_stream.config.heads import AverageHead, BertHead, ConcatHead, LstmHead
+from two_stream.config.model import ModelOptions
 from two_stream.errors import SettingsError
 from two_stream.recognizer import create_model, input_spec
 from two_stream.types import FeatureMap

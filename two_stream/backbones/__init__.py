@@ -1,4 +1,4 @@
-"""3D networks below the heads. Every module of this folder is loaded, so a new file registers itself."""
+"""Backbones: networks below the heads. All modules of this folder are imported and register themselves."""
 
 from __future__ import annotations
 

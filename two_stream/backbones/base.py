@@ -1,4 +1,4 @@
-"""What every backbone offers, and the registry that finds it by the `kind` in the settings."""
+"""Base class of backbones, and their registry by the `kind` in the settings."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from two_stream.types import MODALITY_CHANNELS, FeatureMap, InputSpec, Modality
 BACKBONES: Registry[type[Backbone]] = Registry("backbone")
 
 Maps = TypeVar("Maps", torch.Tensor, tuple[torch.Tensor, torch.Tensor])
-"""What passes from stage to stage: a map, or one per pathway."""
+"""Output of a stage: a map, or one per pathway."""
 
 ACTIVITYNET_MEAN = (114.7748, 107.7354, 99.4750)
-"""RGB means in 0..255 that the networks of kenshohara's family subtract, with no division."""
+"""RGB means in 0..255 that the networks of kenshohara's family subtract, without division."""
 FLOW_MEAN = (127.5, 127.5)
-"""Grey level of no motion in a flow image."""
+"""Grey level without motion in a flow image."""
 
 
 class Backbone(nn.Module, ABC):
     """A 3D network without classifier: `x_BCTHW -> [FeatureMap]`, one map per pathway.
 
-    A subclass is built from its options class, the modality and the flow fields of a frame. It files its parts
-    under the names that `stages` returns, in the order a clip passes them.
+    A subclass is built from its options, the modality and the number of flow fields per frame. `stages` returns its
+    parts in the order of the forward pass.
     """
 
     channels: tuple[int, ...]
@@ -43,9 +43,9 @@ class Backbone(nn.Module, ABC):
     """Pixels per step of each pathway's map."""
     pathways: tuple[str, ...] = ("main",)
     modalities: tuple[Modality, ...] = ("rgb", "flow")
-    """What it takes; another one is refused when it is built."""
+    """Supported modalities; others raise when the network is built."""
     reductions: tuple[str, ...] = ("none", "frab", "frmb")
-    """Which of `ModelOptions.reduction` it has a block for; the others are refused."""
+    """Supported values of `ModelOptions.reduction`; others raise."""
     gradient_checkpointing: bool = False
 
     def __init__(self, options: Any, modality: Modality, stack: int = 1) -> None:
@@ -55,14 +55,14 @@ class Backbone(nn.Module, ABC):
         self.inputs = MODALITY_CHANNELS[modality] * stack
         """Channels of a clip: see `InputSpec.channels`."""
         self.reduced: tuple[str, ...] = ()
-        """Prefixes of the parameters that `append_block` or `replace_last_block` made."""
+        """Prefixes of the parameters made by `append_block` or `replace_last_block`."""
 
     @classmethod
     def default_input(cls, options: Any, modality: Modality) -> InputSpec:
-        """Return what the published weights of this network expect.
+        """Return the input of the published weights.
 
-        The base gives the input of kenshohara's family: 16 consecutive frames, 112² cut from 128×170, pixel
-        values 0..255 less a mean.
+        The default is the input of kenshohara's networks: 16 consecutive frames, crops of 112² from 128×170, pixel
+        values 0..255 minus a mean.
         """
         del options
         mean = ACTIVITYNET_MEAN if modality == "rgb" else FLOW_MEAN
@@ -79,14 +79,14 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     def resolved(cls, options: Any) -> Any:
-        """Return options that build the same network without any file or network outside; mostly the given ones."""
+        """Return options that build the same network without external files or downloads."""
         return options
 
     def check_input(self, spec: InputSpec) -> None:
-        """Refuse an input that the network cannot take; most take any.
+        """Check that the network accepts an input; most accept any.
 
         Raises:
-            SettingsError: Clip length or crop contradicts the network's own, in one line.
+            SettingsError: Clip length or crop does not fit the network.
         """
 
     @abstractmethod
@@ -95,18 +95,18 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def append_block(self, channels: int) -> None:
-        """Add a block of the backbone's own type that narrows the features to `channels` (FRAB)."""
+        """Add a block of the backbone's type that reduces the features to `channels` (FRAB)."""
 
     @abstractmethod
     def replace_last_block(self, channels: int) -> None:
-        """Put a block that narrows the features to `channels` in the place of the last one (FRMB)."""
+        """Replace the last block by one that reduces the features to `channels` (FRMB)."""
 
     def num_tokens(self, clip_length: int) -> tuple[int, ...]:
-        """Return the steps in time of each pathway's map for a clip of `clip_length` frames."""
+        """Return the time steps of each pathway's map for a clip of `clip_length` frames."""
         return tuple(ceil(clip_length / stride) for stride in self.temporal_stride)
 
     def forward(self, x_BCTHW: torch.Tensor) -> list[FeatureMap]:
-        """Map a normalised clip to one feature map per pathway; the base runs the stages one after another."""
+        """Map a normalised clip to one feature map per pathway; by default run the stages in order."""
         for _, stage in self.stages():
             x_BCTHW = self.run_stage(stage, x_BCTHW)
         return [FeatureMap(x_BCTHW, self.pathways[0])]
@@ -127,7 +127,7 @@ def _recompute_contexts(stage: nn.Module) -> tuple[AbstractContextManager[Any], 
 
 @contextmanager
 def _statistics_kept(stage: nn.Module) -> Iterator[None]:
-    """Keep BatchNorm's running statistics as they are: the recomputation must not count a batch twice."""
+    """Do not update BatchNorm's running statistics: the recomputation must not count a batch twice."""
     norms = [m for m in stage.modules() if isinstance(m, _BatchNorm) and m.training]
     kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
@@ -140,9 +140,9 @@ def _statistics_kept(stage: nn.Module) -> Iterator[None]:
 
 
 def split_temporal_stride(total: int, places: int) -> list[int]:
-    """Return the stride in time of each place that may halve it: the first ones do until `total` is reached.
+    """Return the stride in time of each position that may halve it: the first ones do until `total` is reached.
 
-    Keeping the early ones saves the most work; the late stages then see more steps.
+    Early strides save the most work; smaller totals give the late stages more time steps.
     """
     halvings = total.bit_length() - 1
     return [2 if place < halvings else 1 for place in range(places)]

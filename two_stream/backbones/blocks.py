@@ -24,7 +24,7 @@ def conv1x1x1(inputs: int, outputs: int, stride: Stride = (1, 1, 1)) -> nn.Conv3
 class PaddedIdentity(nn.Module):
     """Shortcut A: every `stride`-th value, with zero channels appended.
 
-    The published code cuts the gradient here (`.data`); ours lets it pass.
+    The published code stops the gradient here (`.data`); this one does not.
     """
 
     def __init__(self, outputs: int, stride: Stride) -> None:
@@ -47,7 +47,7 @@ class Projection(nn.Sequential):
 
 
 class ResidualBlock(nn.Module, ABC):
-    """Shortcut plus body, then ReLU. `downsample` is the shortcut where the shape changes."""
+    """Shortcut plus body, then ReLU. `downsample` is the shortcut if the shape changes."""
 
     def __init__(self, downsample: nn.Module | None) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class ResidualBlock(nn.Module, ABC):
 
     @abstractmethod
     def body(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return what is added to the shortcut."""
+        """Return the output of the body, without the shortcut."""
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         """`(B, C, T, H, W)` to the block's width and stride."""
@@ -84,7 +84,7 @@ class BasicBlock(ResidualBlock):
         self.bn2 = nn.BatchNorm3d(outputs)
 
     def body(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return what is added to the shortcut."""
+        """Return the output of the body, without the shortcut."""
         x_BCTHW = self.relu(self.bn1(self.conv1(x_BCTHW)))
         y_BCTHW: torch.Tensor = self.bn2(self.conv2(x_BCTHW))
         return y_BCTHW
@@ -111,7 +111,7 @@ class Bottleneck(ResidualBlock):
         self.bn3 = nn.BatchNorm3d(outputs)
 
     def body(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return what is added to the shortcut."""
+        """Return the output of the body, without the shortcut."""
         x_BCTHW = self.relu(self.bn1(self.conv1(x_BCTHW)))
         x_BCTHW = self.relu(self.bn2(self.conv2(x_BCTHW)))
         y_BCTHW: torch.Tensor = self.bn3(self.conv3(x_BCTHW))
@@ -119,7 +119,7 @@ class Bottleneck(ResidualBlock):
 
 
 class PreActivationBlock(BasicBlock):
-    """Two 3×3×3 convolutions, each behind its BatchNorm and ReLU; nothing after the sum."""
+    """Two 3×3×3 convolutions, each after its BatchNorm and ReLU; nothing after the sum."""
 
     def __init__(
         self, inputs: int, outputs: int, stride: Stride = (1, 1, 1), downsample: nn.Module | None = None
@@ -128,7 +128,7 @@ class PreActivationBlock(BasicBlock):
         self.bn1 = nn.BatchNorm3d(inputs)
 
     def body(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return what is added to the shortcut."""
+        """Return the output of the body, without the shortcut."""
         x_BCTHW = self.conv1(self.relu(self.bn1(x_BCTHW)))
         y_BCTHW: torch.Tensor = self.conv2(self.relu(self.bn2(x_BCTHW)))
         return y_BCTHW
@@ -139,7 +139,7 @@ class PreActivationBlock(BasicBlock):
 
 
 class PreActivationBottleneck(Bottleneck):
-    """The bottleneck's convolutions, each behind its BatchNorm and ReLU; nothing after the sum."""
+    """The bottleneck's convolutions, each after its BatchNorm and ReLU; nothing after the sum."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class PreActivationBottleneck(Bottleneck):
         self.bn3 = nn.BatchNorm3d(middle)
 
     def body(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return what is added to the shortcut."""
+        """Return the output of the body, without the shortcut."""
         x_BCTHW = self.conv1(self.relu(self.bn1(x_BCTHW)))
         x_BCTHW = self.conv2(self.relu(self.bn2(x_BCTHW)))
         y_BCTHW: torch.Tensor = self.conv3(self.relu(self.bn3(x_BCTHW)))

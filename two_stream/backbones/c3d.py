@@ -3,8 +3,8 @@
 Sources: Tran et al., "Learning Spatiotemporal Features with 3D Convolutional Networks" (arXiv 1412.0767); with
 BatchNorm in Köpüklü et al., "Resource Efficient 3D Convolutional Neural Networks" (arXiv 1904.02422).
 
-The two fully connected layers are convolutions as large as the last map, which is the same for a clip of 16 frames
-and lets a longer clip give a token for every 16.
+The two fully connected layers are convolutions of the size of the last map: equivalent for a clip of 16 frames, and
+a longer clip yields one token per 16 frames.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from torch import nn
 
 from two_stream.backbones.base import BACKBONES, Backbone, init_convolutions, split_temporal_stride
-from two_stream.config.model import C3d
+from two_stream.config.backbones import C3d
 from two_stream.errors import SettingsError
 from two_stream.types import Modality
 
@@ -21,7 +21,7 @@ GROUPS = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 
 
 class Connected(nn.Sequential):
-    """Convolution over the whole height and width, ReLU, dropout: a fully connected layer."""
+    """Convolution over the full height and width, ReLU, dropout: a fully connected layer."""
 
     def __init__(self, inputs: int, outputs: int, side: int) -> None:
         super().__init__(nn.Conv3d(inputs, outputs, (1, side, side)), nn.ReLU(inplace=True), nn.Dropout(0.5))
@@ -54,10 +54,10 @@ class C3D(Backbone):
         init_convolutions(self)
 
     def num_tokens(self, clip_length: int) -> tuple[int, ...]:
-        """Return the tokens of a clip: one for every `temporal_stride` frames that are whole.
+        """Return the tokens of a clip: one per complete `temporal_stride` frames.
 
         Raises:
-            SettingsError: The clip is too short for one.
+            SettingsError: The clip is too short for a token.
         """
         *middle, last = split_temporal_stride(self.options.temporal_stride, 4)
         steps = clip_length - 1
@@ -71,7 +71,7 @@ class C3D(Backbone):
         return (-(-steps // last),)
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return group1 … group5, fc6, fc7 (not after FRMB) and, after FRAB, reduction."""
+        """Return group1 … group5, fc6, fc7 (not with FRMB) and, with FRAB, reduction."""
         names = (*(f"group{number}" for number in range(1, 6)), "fc6", "fc7", "reduction")
         return [(name, self.get_submodule(name)) for name in names if name in self._modules]
 
@@ -82,7 +82,7 @@ class C3D(Backbone):
         self.channels = (channels,)
 
     def replace_last_block(self, channels: int) -> None:
-        """Put such a layer in the place of the last one."""
+        """Replace the last layer by such a layer."""
         self.fc7 = self._narrowing(channels)
         self.reduced = ("fc7.",)
         self.channels = (channels,)
@@ -94,7 +94,7 @@ class C3D(Backbone):
 
 
 def _pool(number: int, time: int) -> nn.MaxPool3d:
-    """Pooling after each group; the first keeps the rate in time, the last one pads the borders."""
+    """Return the pooling after a group; the first keeps the frame rate, the last pads the borders."""
     if number == 1:
         return nn.MaxPool3d(2, stride=(1, 2, 2))
     if number == len(GROUPS):

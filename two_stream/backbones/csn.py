@@ -1,4 +1,4 @@
-"""Channel-separated networks: space and time are mixed one channel at a time, channels only pointwise.
+"""Channel-separated networks: depthwise convolutions over space and time, pointwise ones over channels.
 
 Source: Tran et al., "Video Classification with Channel-Separated Convolutional Networks" (arXiv 1904.02811); sizes as
 in compressed-video-classification.
@@ -12,12 +12,12 @@ from torch import nn
 from two_stream.backbones.base import BACKBONES, split_temporal_stride
 from two_stream.backbones.blocks import ResidualBlock, Stride, conv1x1x1, conv3x3x3
 from two_stream.backbones.resnet3d import ResidualNet
-from two_stream.config.model import Csn
+from two_stream.config.backbones import Csn
 from two_stream.types import Modality
 
 
 class SeparatedBottleneck(ResidualBlock):
-    """1×1×1 to `middle` channels, 3×3×3 of each channel by itself (behind another 1×1×1 in mode `ip`), 1×1×1."""
+    """1×1×1 to `middle` channels, 3×3×3 per channel (depthwise) (after another 1×1×1 in mode `ip`), 1×1×1."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class SeparatedBottleneck(ResidualBlock):
         self.bn3 = nn.BatchNorm3d(outputs)
 
     def body(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return what is added to the shortcut."""
+        """Return the output of the body, without the shortcut."""
         x_BCTHW = self.relu(self.bn1(self.conv1(x_BCTHW)))
         x_BCTHW = self.relu(self.bn2(self.conv2(x_BCTHW)))
         y_BCTHW: torch.Tensor = self.bn3(self.conv3(x_BCTHW))
@@ -47,7 +47,7 @@ class SeparatedBottleneck(ResidualBlock):
 
 @BACKBONES.register(Csn)
 class ChannelSeparatedNet(ResidualNet):
-    """A ResNet of separated bottlenecks; its stem keeps the rate in time."""
+    """A ResNet of separated bottlenecks; its stem keeps the frame rate."""
 
     def __init__(self, options: Csn, modality: Modality, stack: int = 1) -> None:
         super().__init__(options, modality, stack)
@@ -73,7 +73,7 @@ class ChannelSeparatedNet(ResidualNet):
     def make_block(
         self, inputs: int, outputs: int, stride: Stride = (1, 1, 1), project: bool = False
     ) -> ResidualBlock:
-        """Return a separated bottleneck; its inside is a fourth of its output."""
+        """Return a separated bottleneck; its inner width is a quarter of its output."""
         shortcut = self.make_shortcut(inputs, outputs, stride, project)
         middle = max(1, outputs // 4)
         return SeparatedBottleneck(inputs, middle, outputs, stride, shortcut, self.options.mode == "ip")

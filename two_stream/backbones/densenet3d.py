@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from two_stream.backbones.base import BACKBONES, Backbone, init_convolutions, split_temporal_stride
-from two_stream.config.model import DenseNet
+from two_stream.config.backbones import DenseNet
 from two_stream.types import Modality
 
 LAYERS = {
@@ -26,7 +26,7 @@ BOTTLENECK = 4
 
 
 class DenseLayer(nn.Sequential):
-    """1×1×1 and 3×3×3 convolution, each behind BatchNorm and ReLU; the result is put beside the input."""
+    """1×1×1 and 3×3×3 convolution, each after BatchNorm and ReLU; the result is concatenated with the input."""
 
     def __init__(self, inputs: int, growth: int) -> None:
         super().__init__()
@@ -44,21 +44,21 @@ class DenseLayer(nn.Sequential):
 
 
 class HalvingPool(nn.Module):
-    """Average of 2×2 places, and of pairs of frames where `time` is 2; an odd last frame stands alone."""
+    """Average of 2×2 places, and of pairs of frames where `time` is 2; an odd last frame is not averaged."""
 
     def __init__(self, time: int) -> None:
         super().__init__()
         self.time = time
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Halve height and width (rounded down), and the length (rounded up) where asked."""
+        """Halve height and width (rounded down), and with `time` 2 the length (rounded up)."""
         if x_BCTHW.shape[2] % self.time:
             x_BCTHW = torch.cat((x_BCTHW, x_BCTHW[:, :, -1:]), dim=2)
         return nn.functional.avg_pool3d(x_BCTHW, (self.time, 2, 2))
 
 
 class Transition(nn.Sequential):
-    """BatchNorm, ReLU, 1×1×1 convolution, and pooling where there is a `time`."""
+    """BatchNorm, ReLU, 1×1×1 convolution, and pooling if `time` is given."""
 
     def __init__(self, inputs: int, outputs: int, time: int | None = None) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class DenseNet3D(Backbone):
         init_convolutions(self)
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return stem, block1, transition1 … block4, last (not after FRMB) and, after a reduction, reduction."""
+        """Return stem, block1, transition1 … block4, last (not with FRMB) and, after a reduction, reduction."""
         between = [f"{name}{number}" for number in range(1, 5) for name in ("block", "transition")]
         names = ["stem", *between, "last", "reduction"]
         return [(name, self.get_submodule(name)) for name in names if name in self._modules]
@@ -110,7 +110,7 @@ class DenseNet3D(Backbone):
         self.reduced = ("reduction.",)
 
     def replace_last_block(self, channels: int) -> None:
-        """Put such a transition in the place of the last BatchNorm: a dense block itself cannot narrow."""
+        """Replace the last BatchNorm by such a transition: a dense block cannot reduce its channels."""
         del self.last
         self._narrow(channels)
         self.reduced = ("reduction.", "last.")

@@ -1,4 +1,4 @@
-"""What is told apart between the video transformers of `transformers`: their parts, their positions, their input.
+"""Differences between the video transformers of `transformers`: parts, positions and input.
 
 Sources: Tong et al., "VideoMAE" (arXiv 2203.12602); Bertasius et al., "Is Space-Time Attention All You Need for Video
 Understanding?" (TimeSformer, arXiv 2102.05095); Arnab et al., "ViViT" (arXiv 2103.15691); Assran et al., "V-JEPA 2"
@@ -21,7 +21,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 @dataclass
 class TransformerParts:
-    """A network of the library without pooling, classifier and what only its training needs."""
+    """A network of the library without pooling, classifier and parts for pre-training only."""
 
     embed: nn.Module
     """`(B, T, C, H, W)` to tokens"""
@@ -73,7 +73,7 @@ class Architecture:
 
 
 class SinusoidStem(nn.Module):
-    """VideoMAE's tubelets with its fixed positions, as the library computes them, quickly."""
+    """VideoMAE's tubelets with its fixed positions, computed faster than in the library."""
 
     positions: torch.Tensor
 

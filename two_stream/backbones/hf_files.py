@@ -1,4 +1,4 @@
-"""Reading what stands beside a model of `transformers`, in a folder or on the hub: configuration, preprocessing."""
+"""Reads configuration and preprocessing of a model of `transformers`, from a folder or the hub."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from two_stream.backbones.hf_architectures import ARCHITECTURES, Architecture
 from two_stream.backbones.library import reason
-from two_stream.config.model import HfVideo
+from two_stream.config.backbones import HfVideo
 from two_stream.errors import SettingsError
 from two_stream.runtime.console import note
 from two_stream.runtime.text import parse_json
@@ -19,7 +19,7 @@ _PREPROCESSORS = ("video_preprocessor_config.json", "preprocessor_config.json")
 
 @dataclass(frozen=True)
 class TransformerPreprocessing:
-    """What a model's own preprocessing does to pixels."""
+    """Pixel values of a model's preprocessing."""
 
     value_range: tuple[float, float]
     mean: tuple[float, ...]
@@ -27,7 +27,7 @@ class TransformerPreprocessing:
 
 
 def resolve_architecture(options: HfVideo) -> HfVideo:
-    """Return options whose architecture and configuration are written out, so that `model` need not be there.
+    """Return options with explicit architecture and configuration, which do not need `model`.
 
     Raises:
         SettingsError: `model` has no readable config.json, or one of another kind of network.
@@ -52,10 +52,10 @@ def resolve_architecture(options: HfVideo) -> HfVideo:
 
 
 def configuration(options: HfVideo) -> Any:
-    """Return the library's configuration of settled options.
+    """Return the library's configuration for resolved options.
 
     Raises:
-        SettingsError: An unknown key (with its neighbour) or a value the library refuses.
+        SettingsError: An unknown key or a value that the library rejects.
     """
     assert options.architecture is not None
     architecture = ARCHITECTURES[options.architecture]
@@ -86,7 +86,7 @@ def configuration(options: HfVideo) -> Any:
 
 
 def preprocessing(options: HfVideo) -> TransformerPreprocessing:
-    """Return what the file of `model` says of pixel values, or where there is none what the network's authors used."""
+    """Return the pixel values in the preprocessing file of `model`, or without a file those of the authors."""
     assert options.architecture is not None
     usual = ARCHITECTURES[options.architecture]
     default = TransformerPreprocessing(usual.value_range, usual.mean, usual.std)
@@ -117,17 +117,17 @@ def _class(name: str) -> Any:
 
 
 def _defaults(architecture: Architecture) -> dict[str, Any]:
-    """Return the values of a configuration that belong to the network, as the library has them."""
+    """Return the values of a configuration that define the network."""
     config = _class(architecture.config)()
     common = _class("PretrainedConfig")().to_dict()
     return {key: value for key, value in config.to_dict().items() if key not in common}
 
 
 def _find(model: str, name: str, *, quiet: bool = False) -> Path | None:
-    """Return a file of a folder, of the cache or of the hub; None where the place is there and the file is not.
+    """Return a file of a folder, the cache or the hub; None if the place exists but not the file.
 
     Raises:
-        SettingsError: The place itself cannot be reached, unless `quiet`.
+        SettingsError: The place cannot be reached, unless `quiet`.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -147,7 +147,7 @@ def _find(model: str, name: str, *, quiet: bool = False) -> Path | None:
         named = isinstance(error, HFValidationError)
         said = "no hub name" if named else reason(error)
         raise SettingsError(
-            f"`backbone.model` {model}: no such folder, and the Hugging Face hub does not give it ({said}); give a "
+            f"`backbone.model` {model}: no such folder, and the Hugging Face hub does not provide it ({said}); give a "
             "folder that has config.json, or build from `backbone.architecture`"
         ) from None
 

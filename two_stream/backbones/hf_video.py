@@ -1,4 +1,4 @@
-"""Video transformers of `transformers`; their tokens leave as a map, so that every temporal head fits."""
+"""Video transformers of `transformers`; their tokens are returned as a map, for every temporal head."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from two_stream.backbones.library import (
     reason,
     usual_resize,
 )
-from two_stream.config.model import HfVideo
+from two_stream.config.backbones import HfVideo
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.types import FeatureMap, InputSpec, Modality
 
@@ -54,7 +54,7 @@ class Layer(nn.Module):
 
 
 class ToMap(nn.Module):
-    """The last norm; then tokens take their places in time and space, and class tokens go."""
+    """The last norm; then tokens are reshaped to time and space, without class tokens."""
 
     def __init__(self, norm: nn.Module, grid: tuple[int, int, int], prefix: int, time_last: bool) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class HfVideoBackbone(LibraryBackbone):
         try:
             parts = architecture.build(config, make or network_class(architecture))
         except (ValueError, AttributeError, ZeroDivisionError) as error:  # how the library refuses numbers
-            said = f"`backbone.config`: {options.architecture} refuses it ({reason(error)})"
+            said = f"`backbone.config`: {options.architecture} rejects it ({reason(error)})"
             raise SettingsError(said) from None
         frames, side = (int(getattr(config, name)) for name in (architecture.frames, architecture.side))
         time, space = architecture.patch(config)
@@ -110,14 +110,14 @@ class HfVideoBackbone(LibraryBackbone):
 
     @classmethod
     def resolved(cls, options: HfVideo) -> HfVideo:
-        """Return options with the configuration of `model` written out."""
+        """Return options with the explicit configuration of `model`."""
         return resolve_architecture(options)
 
     @classmethod
     def default_input(cls, options: HfVideo, modality: Modality) -> InputSpec:
         """Return clip length and size of the configuration, pixel values of the model's preprocessing file.
 
-        Without such a file the values are the authors'. Flow of no motion becomes the middle of the range.
+        Without such a file the values are the authors'. Flow without motion becomes the middle of the range.
         """
         options = resolve_architecture(options)
         architecture, config = _architecture(options), configuration(options)
@@ -138,7 +138,7 @@ class HfVideoBackbone(LibraryBackbone):
         )
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return stem, block1 … blockN, norm and, after FRAB, reduction."""
+        """Return stem, block1 … blockN, norm and, with FRAB, reduction."""
         names = ["stem", *(f"block{index + 1}" for index in range(self.depth)), "norm", "reduction"]
         return [(name, self.get_submodule(name)) for name in names if name in self._modules]
 
@@ -154,7 +154,7 @@ class HfVideoBackbone(LibraryBackbone):
         self.channels = (channels,)
 
     def replace_last_block(self, channels: int) -> None:
-        """Put such a block in the place of the last encoder layer; the last norm gets its width."""
+        """Replace the last encoder layer by such a block; the last norm gets its width."""
         name = f"block{self.depth}"
         self.add_module(name, TokenBlock(self.channels[0], channels))
         self.norm.norm = nn.LayerNorm(channels)
@@ -196,9 +196,9 @@ def _architecture(options: HfVideo) -> Architecture:
 
 
 def _strange(found: Any) -> list[str]:
-    """Return the tensors that tell of another network: those it lacks, and layers' that it does not know.
+    """Return tensors that indicate another network: missing ones, and those of unknown layers.
 
-    Poolers, classifiers, decoders and the predictor are of no use here.
+    Poolers, classifiers, decoders and the predictor are ignored.
     """
     missing = [key for key in found["missing_keys"] if not key.startswith(("pooler.", "predictor."))]
     unknown = [key for key in found["unexpected_keys"] if key.startswith(("encoder.layer.", "layers."))]

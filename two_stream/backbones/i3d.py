@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from two_stream.backbones.base import BACKBONES, Backbone, init_convolutions, split_temporal_stride
-from two_stream.config.model import I3d
+from two_stream.config.backbones import I3d
 from two_stream.errors import SettingsError
 from two_stream.types import MODALITY_CHANNELS, InputSpec, Modality
 
@@ -37,9 +37,9 @@ MODULES: dict[str, dict[str, Branches]] = {
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Return TensorFlow's SAME padding of one dimension: zeros on both sides, and how many more behind (0 or 1).
+    """Return TensorFlow's SAME padding of one dimension: zeros on both sides, and additional ones at the end (0 or 1).
 
-    The output has `ceil(size / stride)` places; what the padding lacks to be even goes behind.
+    The output has `ceil(size / stride)` positions; an odd zero goes to the end.
     """
     missing = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return missing // 2, missing % 2
@@ -48,7 +48,7 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 def _same_paddings(
     x_BCTHW: torch.Tensor, kernel: Sequence[int], stride: Sequence[int]
 ) -> tuple[list[int], list[int]]:
-    """Return the padding of both sides per dimension, and what comes behind in the order of `F.pad`."""
+    """Return the padding of both sides per dimension, and the additional one at the end in the order of `F.pad`."""
     sizes = x_BCTHW.shape[2:]
     pads = [same_padding(*dimension) for dimension in zip(sizes, kernel, stride, strict=True)]
     behind = [number for _, more in reversed(pads) for number in (0, more)]
@@ -56,10 +56,10 @@ def _same_paddings(
 
 
 class SameConv3d(nn.Conv3d):
-    """Convolution with SAME padding, without dilation. Only what is uneven is copied into a padded clip first."""
+    """Convolution with SAME padding, without dilation. Only uneven padding needs a padded copy of the clip."""
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """`(B, C, T, H, W)` to `ceil(size / stride)` places."""
+        """`(B, C, T, H, W)` to `ceil(size / stride)` positions."""
         both, behind = _same_paddings(x_BCTHW, self.kernel_size, self.stride)
         if any(behind):
             x_BCTHW = F.pad(x_BCTHW, behind)
@@ -67,7 +67,7 @@ class SameConv3d(nn.Conv3d):
 
 
 class SamePad3d(nn.Module):
-    """The padding of a `SameConv3d` alone, for networks rewritten layer by layer."""
+    """Only the padding of a `SameConv3d`, for networks rewritten layer by layer."""
 
     def __init__(self, kernel: Triple, stride: Triple) -> None:
         super().__init__()
@@ -84,8 +84,8 @@ class SamePad3d(nn.Module):
 class SameMaxPool3d(nn.Module):
     """Max pooling with SAME padding.
 
-    The port pads with zeros and TensorFlow with minus infinity. After a ReLU, where all pooling of this network
-    stands, the maximum is the same; so the pooling pads by itself and no copy is made.
+    The port pads with zeros and TensorFlow with minus infinity. After a ReLU, as everywhere in this
+    network, the maximum is the same, so the pooling layer pads without a copy.
     """
 
     def __init__(self, kernel: Triple, stride: Triple) -> None:
@@ -94,7 +94,7 @@ class SameMaxPool3d(nn.Module):
         self.stride = stride
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """`(B, C, T, H, W)` to `ceil(size / stride)` places."""
+        """`(B, C, T, H, W)` to `ceil(size / stride)` positions."""
         both, behind = _same_paddings(x_BCTHW, self.kernel, self.stride)
         # ceil_mode lets a last window reach out behind; only a step of 1 needs the place itself
         steps = [s for s in reversed(self.stride) for _ in range(2)]
@@ -118,7 +118,7 @@ class Unit(nn.Module):
 
 
 class InceptionModule(nn.Module):
-    """Four branches side by side: 1×1×1, two of 3×3×3 behind a narrow 1×1×1, and 1×1×1 behind max pooling."""
+    """Four branches in parallel: 1×1×1, two of 3×3×3 after a narrow 1×1×1, and 1×1×1 after max pooling."""
 
     def __init__(self, inputs: int, branches: Branches) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class InceptionModule(nn.Module):
         self.b3b = Unit(inputs, pooled)
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return the branches' channels one after another; the size stays."""
+        """Return the concatenated outputs of the branches; the size stays."""
         branches = (
             self.b0(x_BCTHW),
             self.b1b(self.b1a(x_BCTHW)),
@@ -143,7 +143,7 @@ class InceptionModule(nn.Module):
 
 
 def outputs_of(branches: Branches) -> int:
-    """Return how many channels a module with these branches gives."""
+    """Return the output channels of a module with these branches."""
     plain, _, wide1, _, wide2, pooled = branches
     return plain + wide1 + wide2 + pooled
 
@@ -172,7 +172,7 @@ def narrowing_branches(channels: int) -> Branches:
 
 @BACKBONES.register(I3d)
 class InceptionI3D(Backbone):
-    """Two convolutions and nine inception modules; of every stage but the first, pooling comes first."""
+    """Two convolutions and nine inception modules; all stages except the first begin with pooling."""
 
     def __init__(self, options: I3d, modality: Modality, stack: int = 1) -> None:
         super().__init__(options, modality, stack)
@@ -205,7 +205,7 @@ class InceptionI3D(Backbone):
 
     @classmethod
     def default_input(cls, options: I3d, modality: Modality) -> InputSpec:
-        """64 consecutive frames, 224² cut from 256×340, values from -1 to 1."""
+        """64 consecutive frames, crops of 224² from 256×340, values from -1 to 1."""
         del options
         channels = MODALITY_CHANNELS[modality]
         return InputSpec(
@@ -220,7 +220,7 @@ class InceptionI3D(Backbone):
         )
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return stem, mixed3, mixed4, mixed5 and, after FRAB, reduction."""
+        """Return stem, mixed3, mixed4, mixed5 and, with FRAB, reduction."""
         names = ["stem", *MODULES, "reduction"]
         return [(name, self.get_submodule(name)) for name in names if name in self._modules]
 
@@ -231,7 +231,7 @@ class InceptionI3D(Backbone):
         self.channels = (channels,)
 
     def replace_last_block(self, channels: int) -> None:
-        """Put a narrower module in the place of Mixed_5c."""
+        """Replace Mixed_5c by a narrower module."""
         self.get_submodule("mixed5").add_module("c", self._narrowing_module(self.last_inputs, channels))
         self.reduced = ("mixed5.c.",)
         self.channels = (channels,)

@@ -1,4 +1,4 @@
-"""What the backbones of other libraries share: blocks that narrow their features, taking over a donor's weights."""
+"""Common parts of backbones from other libraries: blocks for FRAB and FRMB, loading of pretrained weights."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from safetensors import SafetensorError
 from torch import nn
 
 from two_stream.backbones.base import Backbone
-from two_stream.config.model import HfVideo, TimmNet
+from two_stream.config.backbones import HfVideo, TimmNet
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.types import InputSpec
 
 
 class LibraryBackbone(Backbone):
-    """A network of timm or transformers: built without weights; `load_pretrained` fills it at a training's start."""
+    """A network of timm or transformers: built with random weights; `load_pretrained` loads others."""
 
     options: TimmNet | HfVideo
     fixed: tuple[int | None, int | None] = (None, None)
-    """Frames and side of the only clips the network takes; none where it takes any."""
+    """Required frames and side of clips; None: any."""
     setting: tuple[str, str] = ("", "")
-    """What to change for other clips: the setting of the frames and that of the side."""
+    """Settings to change for other clips: of the frames and of the side."""
 
     def check_input(self, spec: InputSpec) -> None:
-        """Refuse clips of another length or size than the network's positions have.
+        """Check clip length and size against the network's positions.
 
         Raises:
-            SettingsError: Naming both numbers and the setting to change.
+            SettingsError: They differ; names both numbers and the setting to change.
         """
         given = (("input.clip_length", spec.clip_length), ("input.crop", spec.crop))
         for (name, value), wanted, setting in zip(given, self.fixed, self.setting, strict=True):
-            if wanted is not None and value != wanted:  # a rectangle is no square's side either
+            if wanted is not None and value != wanted:  # also true for a rectangle
                 raise SettingsError(
                     f"`{name}` is {value}, but this {self.options.kind} network takes {wanted} only; "
-                    f"leave it out or set `{setting}` too"
+                    f"remove it or also set `{setting}`"
                 )
 
     def check_clip(self, x_BCTHW: torch.Tensor) -> None:
-        """Refuse a clip of another shape before the library does, less clearly.
+        """Check the shape of a clip, for a clearer message than the library's.
 
         Raises:
-            SettingsError: Naming both shapes.
+            SettingsError: Names both shapes.
         """
         frames, side = self.fixed
         wanted = (frames or x_BCTHW.shape[2], side or x_BCTHW.shape[3], side or x_BCTHW.shape[4])
@@ -55,17 +55,17 @@ class LibraryBackbone(Backbone):
     def load_pretrained(
         self, state: Mapping[str, torch.Tensor] | None = None, source: str = "the given tensors"
     ) -> str:
-        """Take over the library's published weights.
+        """Load the library's published weights.
 
         Two-channel networks start from RGB weights: the first convolution is averaged over RGB and repeated
-        (Wang et al., arXiv 1507.02159), as `cross_modality` does. What FRAB or FRMB put in keeps its fresh values.
+        (Wang et al., arXiv 1507.02159), as with `cross_modality`. Blocks of FRAB or FRMB keep their random weights.
 
         Args:
-            state: Tensors under the library's names; none lets the library read or fetch them.
-            source: What to call the tensors.
+            state: Tensors under the library's names; None: the library reads or downloads them.
+            source: Name of the tensors, for messages.
 
         Returns:
-            Where they came from.
+            Source of the weights.
 
         Raises:
             CheckpointError: They cannot be fetched or do not fit.
@@ -80,13 +80,13 @@ class LibraryBackbone(Backbone):
                 value = value.mean(1, keepdim=True).expand_as(own)
             if value.shape != own.shape:
                 raise CheckpointError(
-                    f"{source}: {key} is {tuple(value.shape)} there, {tuple(own.shape)} here"
+                    f"{source}: {key} is {tuple(value.shape)} there but {tuple(own.shape)} in this network"
                 )
             own.copy_(value)
         return source
 
     def donor(self, state: Mapping[str, torch.Tensor] | None, source: str) -> tuple[Backbone, str]:
-        """Return the same network for RGB with its published weights, and where they came from."""
+        """Return the same network for RGB with its published weights, and their source."""
         raise NotImplementedError
 
 
@@ -125,7 +125,7 @@ class OnMap(nn.Module):
 
 
 def pointwise_block(inputs: int, outputs: int, *, stride: int = 1, volumes: bool = False) -> nn.Sequential:
-    """Return 1×1 convolution, BatchNorm, ReLU for images, or for maps `(B, C, T, H, W)` where `volumes`."""
+    """Return 1×1 convolution, BatchNorm, ReLU for images, or with `volumes` for maps `(B, C, T, H, W)`."""
     convolution: nn.Conv2d | nn.Conv3d
     norm: nn.BatchNorm2d | nn.BatchNorm3d
     if volumes:
@@ -141,24 +141,24 @@ def pointwise_block(inputs: int, outputs: int, *, stride: int = 1, volumes: bool
 def flow_statistics(
     value_range: tuple[float, float], std: tuple[float, ...]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and deviation for flow images: no motion becomes 0, the scale is RGB's on average."""
+    """Return mean and deviation for flow images: no motion becomes 0, the scale is the average of RGB."""
     middle, scale = sum(value_range) / 2, sum(std) / len(std)
     return (middle, middle), (scale, scale)
 
 
 def usual_resize(crop: int, share: float) -> tuple[int, int]:
-    """Return the size of a 4:3 frame of whose height a crop takes `share`."""
+    """Return the size of a 4:3 frame in which a crop has `share` of the height."""
     height = round(crop / share)
     return height, round(height * 4 / 3)
 
 
 READING_ERRORS = (OSError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError, SafetensorError)
-"""How hub, network, damaged files and misfits show themselves in other libraries."""
+"""Errors of other libraries about the hub, network, damaged files and unsuitable weights."""
 
 
 def reason(error: BaseException) -> str:
-    """Return what an error of another library says, in one line of moderate length."""
+    """Return the message of another library's error as one short line."""
     if isinstance(error, pickle.UnpicklingError):
-        return "the file holds more than tensors, so it is not read; save it as safetensors"
-    said = " ".join(str(error).split()) or type(error).__name__
-    return said if len(said) <= 200 else f"{said[:199]}…"
+        return "the file contains more than tensors, which is not allowed; save it as safetensors"
+    message = " ".join(str(error).split()) or type(error).__name__
+    return message if len(message) <= 200 else f"{message[:199]}…"

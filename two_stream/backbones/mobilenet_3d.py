@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from two_stream.backbones.base import BACKBONES, Backbone, init_convolutions, split_temporal_stride
-from two_stream.config.model import MobileNet
+from two_stream.config.backbones import MobileNet
 from two_stream.types import Modality
 
 Stride = tuple[int, int, int]
@@ -26,7 +26,7 @@ LAYERS = (
 
 
 class SeparableConvolution(nn.Module):
-    """3×3×3 convolution of each channel by itself, then 1×1×1; each with BatchNorm and ReLU."""
+    """3×3×3 convolution per channel (depthwise), then 1×1×1; each with BatchNorm and ReLU."""
 
     def __init__(self, inputs: int, outputs: int, stride: Stride = (1, 1, 1)) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class MobileNet3D(Backbone):
         init_convolutions(self)
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return stem, layer1 … layer5 and, after FRAB, reduction."""
+        """Return stem, layer1 … layer5 and, with FRAB, reduction."""
         names = ["stem", *(f"layer{index}" for index in range(1, 6)), "reduction"]
         return [(name, self.get_submodule(name)) for name in names if name in self._modules]
 
@@ -80,7 +80,7 @@ class MobileNet3D(Backbone):
         self.channels = (channels,)
 
     def replace_last_block(self, channels: int) -> None:
-        """Put a narrowing separable convolution in the place of the last one."""
+        """Replace the last separable convolution by a narrower one."""
         layer = self.get_submodule("layer5")
         assert isinstance(layer, nn.Sequential)
         layer[-1] = self._narrowing(channels)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from two_stream.backbones.base import BACKBONES, Backbone, init_convolutions, split_temporal_stride
-from two_stream.config.model import MobileNetV2
+from two_stream.config.backbones import MobileNetV2
 from two_stream.types import Modality
 
 Stride = tuple[int, int, int]
@@ -39,7 +39,7 @@ def unit(
 
 
 class InvertedResidual(nn.Module):
-    """Widen (1×1×1), filter each channel (3×3×3), narrow without activation; identity shortcut where shapes fit."""
+    """Widen (1×1×1), filter each channel (3×3×3), narrow without activation; identity shortcut if shapes fit."""
 
     def __init__(self, inputs: int, outputs: int, expansion: int, stride: Stride = (1, 1, 1)) -> None:
         super().__init__()
@@ -80,19 +80,19 @@ class MobileNetV2_3D(Backbone):  # noqa: N801 - the field writes the version so
         init_convolutions(self)
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return stem, layer1 … layer7, last (not after FRMB) and, after FRAB, reduction."""
+        """Return stem, layer1 … layer7, last (not with FRMB) and, with FRAB, reduction."""
         names = ["stem", *(f"layer{index}" for index in range(1, 8)), "last", "reduction"]
         return [(name, self.get_submodule(name)) for name in names if name in self._modules]
 
     def append_block(self, channels: int) -> None:
-        """Add an inverted residual after the last convolution; with 1280 channels going in it need not widen."""
+        """Add an inverted residual after the last convolution; with 1280 input channels it does not widen."""
         self.reduction = InvertedResidual(self.channels[0], channels, expansion=1)
         init_convolutions(self.reduction)
         self.reduced = ("reduction.",)
         self.channels = (channels,)
 
     def replace_last_block(self, channels: int) -> None:
-        """Put one inverted residual in the place of the last one and of the pointwise convolution that widens it."""
+        """Replace the last inverted residual and the pointwise convolution after it by one inverted residual."""
         block = InvertedResidual(self.layer7_inputs, channels, expansion=6)
         init_convolutions(block)
         self.layer7 = nn.Sequential(block)

@@ -1,4 +1,4 @@
-"""Mean motion in the cells of a grid: a backbone that nobody trains, and what a trained flow network has to beat."""
+"""Mean motion in the cells of a grid: a backbone without weights, the baseline for flow networks."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import torch
 from torch import nn
 
 from two_stream.backbones.base import BACKBONES, Backbone
-from two_stream.config.model import MotionGrid
+from two_stream.config.backbones import MotionGrid
 from two_stream.errors import SettingsError
 from two_stream.types import InputSpec, Modality
 
 FLOW_BOUND = 20.0
-"""pixels that the grey levels 0 and 255 of stored flow stand for, to either side (`two_stream.video.flow`)"""
+"""flow in pixels at the grey levels 0 (negative) and 255 (`two_stream.video.flow`)"""
 
 
 class CellMeans(nn.Module):
     """Mean of x, y and magnitude over each cell of a grid: `(B, 2, T, H, W)` to `(B, 3 * rows * columns, T, 1, 1)`.
 
     Channels come cell by cell within a quantity: all cells of x, row by row, then of y, then of the magnitude. Cell i
-    of n spans the pixels `i * H // n` to `(i + 1) * H // n`, so they differ by one pixel at most; a frame with fewer
-    pixels than cells gives a pixel to several.
+    of n spans the pixels `i * H // n` to `(i + 1) * H // n`, so sizes differ by at most one pixel; in a frame with
+    fewer pixels than cells, cells share pixels.
     """
 
     def __init__(self, rows: int, columns: int) -> None:
@@ -30,7 +30,7 @@ class CellMeans(nn.Module):
         self.columns = columns
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return the means, in the units of what came in."""
+        """Return the means, in the units of the input."""
         moved = torch.cat((x_BCTHW, torch.linalg.vector_norm(x_BCTHW, dim=1, keepdim=True)), dim=1)
         height, width = moved.shape[3:]
         cells = [
@@ -48,7 +48,7 @@ def _spans(size: int, parts: int) -> list[tuple[int, int]]:
 
 @BACKBONES.register(MotionGrid)
 class MotionGridNet(Backbone):
-    """The grid as a network of one stage: a token per frame of flow."""
+    """The grid as a network of one stage: one token per flow frame."""
 
     modalities = ("flow",)
     reductions = ("none",)
@@ -66,7 +66,7 @@ class MotionGridNet(Backbone):
 
     @classmethod
     def default_input(cls, options: MotionGrid, modality: Modality) -> InputSpec:
-        """Return flow in pixels per frame: what is stored, from -20 to 20, and 0 at grey level 127.5; of whole frames.
+        """Return full frames of flow in pixels per frame, from -20 to 20, with 0 at grey level 127.5.
 
         Raises:
             SettingsError: The modality is not flow.
@@ -92,16 +92,16 @@ class MotionGridNet(Backbone):
         return [("grid", self.grid)]
 
     def append_block(self, channels: int) -> None:
-        """Refuse: there is no block of this network's own type.
+        """Raise: this network has no blocks.
 
         Raises:
             SettingsError: Always.
         """
         raise SettingsError(
-            f"backbone motion_grid has nothing to learn and no block that narrows its features to {channels}; "
+            f"backbone motion_grid has no weights and no block that reduces its features to {channels}; "
             "set `model.reduction: none`"
         )
 
     def replace_last_block(self, channels: int) -> None:
-        """Refuse, as `append_block`."""
+        """Raise, as `append_block`."""
         self.append_block(channels)

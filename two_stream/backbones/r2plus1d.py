@@ -4,9 +4,9 @@ Sources: Tran et al., "A Closer Look at Spatiotemporal Convolutions for Action R
 weights trained on 65 million videos: Ghadiyaram et al., "Large-Scale Weakly-Supervised Pre-training for Video Action
 Recognition" (arXiv 1905.00561). Parameter names follow torchvision's `VideoResNet`.
 
-Where the published codes differ, `R2Plus1d` has an option. One difference is not kept: the port of IG-65M's weights
-gives BatchNorm a momentum of .9, which in torch's convention forgets nine tenths of the statistics at every step,
-where Caffe2 means the opposite. Ours is torch's usual .1. Evaluation is the same.
+Where the published codes differ, `R2Plus1d` has an option. One difference is not reproduced: the port of IG-65M's
+weights gives BatchNorm a momentum of .9, which in torch's convention forgets nine tenths of the statistics at every
+step, where Caffe2 means the opposite. Ours is torch's usual .1. Evaluation is the same.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import nn
 from two_stream.backbones.base import BACKBONES, split_temporal_stride
 from two_stream.backbones.blocks import ResidualBlock, Stride, conv1x1x1
 from two_stream.backbones.resnet3d import ResidualNet
-from two_stream.config.model import R2Plus1d
+from two_stream.config.backbones import R2Plus1d
 from two_stream.types import MODALITY_CHANNELS, InputSpec, Modality
 
 KINETICS_MEAN = (0.43216, 0.394666, 0.37645)
@@ -26,7 +26,7 @@ KINETICS_STD = (0.22803, 0.22145, 0.216989)
 
 
 def middle_channels(inputs: int, outputs: int, time: int = 3, space: int = 3) -> int:
-    """Return the channels between space and time that give a pair as many weights as one 3D convolution has."""
+    """Return the channels between space and time for which a pair has as many weights as one 3D convolution."""
     return inputs * outputs * time * space**2 // (inputs * space**2 + outputs * time)
 
 
@@ -44,7 +44,7 @@ class Conv2Plus1D(nn.Sequential):
 
 
 class BasicBlock2Plus1D(ResidualBlock):
-    """Two pairs; `middles` are the channels inside each."""
+    """Two pairs; `middles` are their inner channels."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class BasicBlock2Plus1D(ResidualBlock):
         self.conv2 = nn.Sequential(Conv2Plus1D(outputs, second, outputs), nn.BatchNorm3d(outputs))
 
     def body(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return what is added to the shortcut."""
+        """Return the output of the body, without the shortcut."""
         y_BCTHW: torch.Tensor = self.conv2(self.conv1(x_BCTHW))
         return y_BCTHW
 
@@ -87,7 +87,7 @@ class Bottleneck2Plus1D(ResidualBlock):
         self.conv3 = nn.Sequential(conv1x1x1(planes, outputs), nn.BatchNorm3d(outputs))
 
     def body(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return what is added to the shortcut."""
+        """Return the output of the body, without the shortcut."""
         y_BCTHW: torch.Tensor = self.conv3(self.conv2(self.conv1(x_BCTHW)))
         return y_BCTHW
 
@@ -111,7 +111,7 @@ class R2Plus1D(ResidualNet):
 
     @classmethod
     def default_input(cls, options: R2Plus1d, modality: Modality) -> InputSpec:
-        """32 consecutive frames, 112² cut from 128×170, values 0..1 less a mean, divided by a deviation."""
+        """32 consecutive frames, crops of 112² from 128×170, values 0..1 minus a mean, divided by a deviation."""
         del options
         channels = MODALITY_CHANNELS[modality]
         return InputSpec(

@@ -22,7 +22,7 @@ from two_stream.backbones.blocks import (
     ResidualBlock,
     Stride,
 )
-from two_stream.config.model import Csn, R2Plus1d, ResNet3d, ResNeXt3d, Slow
+from two_stream.config.backbones import Csn, R2Plus1d, ResNet3d, ResNeXt3d, Slow
 from two_stream.errors import SettingsError
 from two_stream.types import InputSpec, Modality
 
@@ -40,7 +40,7 @@ LAYERS = {
 
 
 class ResidualNet(Backbone):
-    """Stem, four layers of residual blocks, and after FRAB one block more named `reduction`."""
+    """Stem, four layers of residual blocks, and with FRAB an additional block `reduction`."""
 
     def __init__(
         self, options: ResNet3d | ResNeXt3d | R2Plus1d | Csn | Slow, modality: Modality, stack: int = 1
@@ -49,7 +49,7 @@ class ResidualNet(Backbone):
         self.shortcut = "B" if isinstance(options, (Csn, Slow)) else options.shortcut
 
     def build(self, stem: nn.Sequential, inputs: int, widths: list[int], strides: list[int]) -> None:
-        """Fill in stem and layers; `widths` and `strides` (in time) have one entry per layer."""
+        """Build stem and layers; `widths` and `strides` (in time) have one entry per layer."""
         self.stem = stem
         self.last: tuple[int, Stride] = (inputs, (1, 1, 1))
         for index, (width, blocks, t) in enumerate(zip(widths, LAYERS[self.options.depth], strides), start=1):
@@ -66,10 +66,10 @@ class ResidualNet(Backbone):
     def make_block(
         self, inputs: int, outputs: int, stride: Stride = (1, 1, 1), project: bool = False
     ) -> ResidualBlock:
-        """Return a block of the network's own type; `project` asks for shortcut B whatever the settings say."""
+        """Return a block of the network's own type; `project` forces shortcut B."""
 
     def make_shortcut(self, inputs: int, outputs: int, stride: Stride, project: bool) -> nn.Module | None:
-        """Return the shortcut of a block, or none where the identity fits."""
+        """Return the shortcut of a block; None for the identity."""
         if inputs == outputs and stride == (1, 1, 1):
             return None
         if self.shortcut == "B" or project:
@@ -77,7 +77,7 @@ class ResidualNet(Backbone):
         return PaddedIdentity(outputs, stride)
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return stem, layer1 … layer4 and, after FRAB, reduction."""
+        """Return stem, layer1 … layer4 and, with FRAB, reduction."""
         names = ["stem", "layer1", "layer2", "layer3", "layer4"]
         names += ["reduction"] if "reduction" in self._modules else []
         return [(name, self.get_submodule(name)) for name in names]
@@ -89,7 +89,7 @@ class ResidualNet(Backbone):
         self.channels = (channels,)
 
     def replace_last_block(self, channels: int) -> None:
-        """Put a narrowing block in the place of layer4's last one, with the same input and stride."""
+        """Replace the last block of layer4 by a narrower one with the same input and stride."""
         layer = self.get_submodule("layer4")
         assert isinstance(layer, nn.Sequential)
         inputs, stride = self.last
@@ -166,13 +166,13 @@ class ResNeXt3D(ResidualNet):
 
     @classmethod
     def default_input(cls, options: ResNeXt3d, modality: Modality) -> InputSpec:
-        """64 frames, as the paper's; else as the family."""
+        """Return the input of the family, with 64 frames as in the paper."""
         return replace(super().default_input(options, modality), clip_length=64)
 
     def make_block(
         self, inputs: int, outputs: int, stride: Stride = (1, 1, 1), project: bool = False
     ) -> ResidualBlock:
-        """Return a grouped bottleneck; its middle is half as wide as its output."""
+        """Return a grouped bottleneck; its inner width is half of its output."""
         groups = self.options.cardinality
         middle = groups * (outputs // 64)  # cardinality × (planes / 32), with planes half the output width
         if middle == 0:

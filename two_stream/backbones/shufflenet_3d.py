@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from two_stream.backbones.base import BACKBONES, Backbone, init_convolutions, split_temporal_stride
-from two_stream.config.model import ShuffleNet, ShuffleNetV2
+from two_stream.config.backbones import ShuffleNet, ShuffleNetV2
 from two_stream.errors import SettingsError
 from two_stream.types import Modality
 
@@ -40,14 +40,14 @@ WIDTHS_V2 = {
 
 @fx.wrap
 def shuffled(x_BCTHW: torch.Tensor, groups: int) -> torch.Tensor:
-    """Deal the channels of each group out over all groups."""
+    """Shuffle channels between groups."""
     b, c, *size = x_BCTHW.shape
     return x_BCTHW.reshape(b, groups, c // groups, *size).transpose(1, 2).reshape(b, c, *size)
 
 
 @fx.wrap
 def averaged(x_BCTHW: torch.Tensor, time: int) -> torch.Tensor:
-    """The shortcut of a unit that halves: frames in groups of `time`, 3×3 places; an odd last frame stands alone."""
+    """Shortcut of a strided unit: average over `time` frames and 3×3 positions; an odd last frame is not averaged."""
     if x_BCTHW.shape[2] % time:
         x_BCTHW = torch.cat((x_BCTHW, x_BCTHW[:, :, -1:]), dim=2)
     border = 1
@@ -57,15 +57,15 @@ def averaged(x_BCTHW: torch.Tensor, time: int) -> torch.Tensor:
 
 
 def divisible(channels: int, groups: int) -> int:
-    """Return the nearest width at or below `channels` that divides into groups, at least one a group."""
+    """Return the nearest width at or below `channels` that is divisible by `groups`, at least `groups`."""
     return max(groups, channels - channels % groups)
 
 
 class ShuffleUnit(nn.Module):
-    """Grouped 1×1×1, shuffle, 3×3×3 of each channel by itself, grouped 1×1×1.
+    """Grouped 1×1×1, shuffle, 3×3×3 per channel (depthwise), grouped 1×1×1.
 
-    Added to the identity, or, where it halves the size, put beside the average of it; `narrow` makes it a plain
-    block without shortcut, which is what a reduction needs.
+    Added to the identity or, with a stride, concatenated with the average of the input; `narrow` makes it a plain block
+    without shortcut, for a reduction.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class ShuffleUnit(nn.Module):
 
 
 class InvertedShuffle(nn.Module):
-    """ShuffleNetV2's block: half of the channels pass as they are, then all are shuffled in two groups.
+    """ShuffleNetV2's block: half of the channels are unchanged, then all are shuffled in two groups.
 
     With a stride both branches work on all channels.
     """
@@ -141,10 +141,10 @@ def _depthwise(channels: int, stride: tuple[int, int, int]) -> list[nn.Module]:
 
 
 class Shuffled(Backbone):
-    """Stem and three layers, of which the first block halves the size."""
+    """Stem and three layers, whose first blocks halve the size."""
 
     def build(self, widths: tuple[int, ...], stem: int) -> None:
-        """Fill in stem and layers."""
+        """Build stem and layers."""
         pool, *strides = split_temporal_stride(self.options.temporal_stride, 4)
         self.stem = nn.Sequential(
             nn.Conv3d(self.inputs, stem, 3, stride=(1, 2, 2), padding=1, bias=False),
@@ -167,7 +167,7 @@ class Shuffled(Backbone):
         """Return a block; with a stride (in time) it halves height and width."""
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return stem, layer1, layer2, layer3, last (V2, not after FRMB) and, after FRAB, reduction."""
+        """Return stem, layer1, layer2, layer3, last (V2, not after FRMB) and, with FRAB, reduction."""
         names = ("stem", "layer1", "layer2", "layer3", "last", "reduction")
         return [(name, self.get_submodule(name)) for name in names if name in self._modules]
 
@@ -199,7 +199,7 @@ class ShuffleNet3D(Shuffled):
         self.channels = (channels,)
 
     def replace_last_block(self, channels: int) -> None:
-        """Put such a unit in the place of the last one."""
+        """Replace the last unit by such a unit."""
         layer = self.get_submodule("layer3")
         assert isinstance(layer, nn.Sequential)
         layer[-1] = self._narrowing(channels)
@@ -232,13 +232,13 @@ class ShuffleNetV2_3D(Shuffled):  # noqa: N801 - the field writes the version so
         return InvertedShuffle(inputs, outputs, stride)
 
     def append_block(self, channels: int) -> None:
-        """Add a block after the last convolution, of which both branches narrow to half of `channels`."""
+        """Add a block after the last convolution, whose branches have half of `channels` each."""
         self.reduction = self._narrowing(self.channels[0], channels)
         self.reduced = ("reduction.",)
         self.channels = (channels,)
 
     def replace_last_block(self, channels: int) -> None:
-        """Put such a block in the place of the last one and of the convolution that widens it."""
+        """Replace the last block and the convolution after it by such a block."""
         layer = self.get_submodule("layer3")
         assert isinstance(layer, nn.Sequential)
         layer[-1] = self._narrowing(self.last_inputs, channels)

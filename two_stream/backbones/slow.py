@@ -12,14 +12,14 @@ from two_stream.backbones.base import BACKBONES
 from two_stream.backbones.blocks import ResidualBlock, Stride
 from two_stream.backbones.resnet3d import LAYERS, ResidualNet
 from two_stream.backbones.slowfast import FactoredBottleneck
-from two_stream.config.model import Slow
+from two_stream.config.backbones import Slow
 from two_stream.types import MODALITY_CHANNELS, InputSpec, Modality
 
 KERNELS: dict[str, tuple[int, tuple[tuple[int, ...], ...]]] = {
     "slow": (1, ((1,), (1,), (3,), (3,))),
     "i3d": (5, ((3,), (3, 1), (3, 1), (1, 3))),
 }
-"""Length in time of the stem's kernel, and of the blocks' in each layer, repeated as needed."""
+"""Length in time of the kernels of the stem, and of the blocks of each layer, repeated as needed."""
 
 
 @BACKBONES.register(Slow)
@@ -74,14 +74,14 @@ class SlowNet(ResidualNet):
         )
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return stem, layer1, pool (i3d), layer2 … layer4 and, after FRAB, reduction."""
+        """Return stem, layer1, pool (i3d), layer2 … layer4 and, with FRAB, reduction."""
         names = ("stem", "layer1", "pool", "layer2", "layer3", "layer4", "reduction")
         return [(name, self.get_submodule(name)) for name in names if name in self._modules]
 
     def make_block(
         self, inputs: int, outputs: int, stride: Stride = (1, 1, 1), project: bool = False
     ) -> ResidualBlock:
-        """Return a factored bottleneck; its inside is a fourth of its output."""
+        """Return a factored bottleneck; its inner width is a quarter of its output."""
         kernel = self.pending.pop(0) if self.pending else self.last_kernel
         block = FactoredBottleneck(inputs, max(1, outputs // 4), outputs, kernel, stride)
         if project and block.downsample is None:

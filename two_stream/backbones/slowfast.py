@@ -1,7 +1,7 @@
-"""SlowFast: one network that sees few frames and much of each, and a thin one that sees many frames.
+"""SlowFast: a wide network on few frames and a thin network on many frames.
 
 Source: Feichtenhofer et al., "SlowFast Networks for Video Recognition" (arXiv 1812.03982); sizes as in PySlowFast's
-8×8 ResNet-50. With FRAB, FRMB and the early joining as in Kalfaoglu et al. (arXiv 2008.01232).
+8×8 ResNet-50. FRAB, FRMB and early fusion as in Kalfaoglu et al. (arXiv 2008.01232).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from two_stream.backbones.base import BACKBONES, Backbone, init_convolutions
 from two_stream.backbones.blocks import Bottleneck, Projection, ResidualBlock, Stride
-from two_stream.config.model import SlowFast
+from two_stream.config.backbones import SlowFast
 from two_stream.types import MODALITY_CHANNELS, FeatureMap, InputSpec, Modality
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -42,7 +42,7 @@ class FactoredBottleneck(ResidualBlock):
         self.bn3 = nn.BatchNorm3d(outputs)
 
     def body(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return what is added to the shortcut."""
+        """Return the output of the body, without the shortcut."""
         x_BCTHW = self.relu(self.bn1(self.conv1(x_BCTHW)))
         x_BCTHW = self.relu(self.bn2(self.conv2(x_BCTHW)))
         y_BCTHW: torch.Tensor = self.bn3(self.conv3(x_BCTHW))
@@ -50,7 +50,7 @@ class FactoredBottleneck(ResidualBlock):
 
 
 class SlowFastStage(nn.Module):
-    """A stage of both pathways; `lateral`, where there is one, adds what the fast one saw to the slow one."""
+    """A stage of both pathways; an optional `lateral` connection leads from the fast to the slow pathway."""
 
     def __init__(self, slow: nn.Module, fast: nn.Module, lateral: nn.Module | None = None) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class SlowFastStage(nn.Module):
 
 @BACKBONES.register(SlowFast)
 class SlowFast3D(Backbone):
-    """Two pathways over one clip, slow first; `fusion` says whether they stay apart for the head."""
+    """Two pathways over one clip, slow first; `fusion` sets whether the head receives them separately."""
 
     def __init__(self, options: SlowFast, modality: Modality, stack: int = 1) -> None:
         super().__init__(options, modality, stack)
@@ -127,7 +127,7 @@ class SlowFast3D(Backbone):
         return nn.Sequential(first, *rest)
 
     def _describe(self, slow: int, fast: int) -> None:
-        """State the width and rate of what comes out."""
+        """Set width and stride of the outputs."""
         self.widths = (slow, fast)
         slow_stride = self.options.fast_stride * self.options.alpha
         if self.options.fusion == "early":
@@ -141,7 +141,7 @@ class SlowFast3D(Backbone):
 
     @classmethod
     def default_input(cls, options: SlowFast, modality: Modality) -> InputSpec:
-        """Return what PySlowFast's weights expect: 0..1, mean .45, deviation .225; flow likewise."""
+        """Return the input of PySlowFast's weights: 0..1, mean .45, deviation .225; also for flow."""
         channels = MODALITY_CHANNELS[modality]
         return InputSpec(
             modality=modality,
@@ -155,19 +155,19 @@ class SlowFast3D(Backbone):
         )
 
     def num_tokens(self, clip_length: int) -> tuple[int, ...]:
-        """Return the steps in time of each map: of the slow frames, and of the fast ones where they stay apart."""
+        """Return the time steps of each map: of the slow frames and, with late fusion, of the fast ones."""
         fast = ceil(clip_length / self.options.fast_stride)
         slow = ceil(fast / self.options.alpha)
         return (slow,) if self.options.fusion == "early" else (slow, fast)
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return stem, layer1 … layer4 and, after FRAB, reduction; each takes and gives both pathways."""
+        """Return stem, layer1 … layer4 and, with FRAB, reduction; each maps both pathways."""
         names = ["stem", "layer1", "layer2", "layer3", "layer4"]
         names += ["reduction"] if "reduction" in self._modules else []
         return [(name, self.get_submodule(name)) for name in names]
 
     def forward(self, x_BCTHW: torch.Tensor) -> list[FeatureMap]:
-        """Map a clip to the slow and the fast map, or, joined early, to one map at the slow rate."""
+        """Map a clip to the slow and the fast map, or with early fusion to one map at the slow rate."""
         fast = x_BCTHW[:, :, :: self.options.fast_stride]
         x: Pair = (self._slow_frames(fast), fast)
         for _, stage in self.stages():
@@ -186,7 +186,7 @@ class SlowFast3D(Backbone):
         return fast_BCTHW.index_select(2, numbers.to(fast_BCTHW.device))
 
     def append_block(self, channels: int) -> None:
-        """Add a block after layer4: slow 2048 → `channels`; joined early, fast 256 → a fourth of that too."""
+        """Add a block after layer4: slow 2048 → `channels`; with early fusion also fast 256 → a quarter of that."""
         slow, fast = self.widths
         narrowed = self._fast_channels(channels)
         self.reduction = SlowFastStage(
@@ -196,7 +196,7 @@ class SlowFast3D(Backbone):
         self._describe(channels, narrowed or fast)
 
     def replace_last_block(self, channels: int) -> None:
-        """Put narrowing blocks in the place of layer4's last ones, of the same pathways as `append_block`."""
+        """Replace the last blocks of layer4 by narrower ones, in the same pathways as `append_block`."""
         slow, fast = self.widths
         narrowed = self._fast_channels(channels)
         self.reduced = (self._replace_last("slow", _narrowing(slow, channels)),)
@@ -205,19 +205,19 @@ class SlowFast3D(Backbone):
         self._describe(channels, narrowed or fast)
 
     def _replace_last(self, pathway: str, block: nn.Module) -> str:
-        """Put a block in the place of a pathway's last one and return the prefix of its parameters."""
+        """Replace the last block of a pathway and return the prefix of its parameters."""
         layer = self.get_submodule(f"layer4.{pathway}")
         assert isinstance(layer, nn.Sequential)
         layer[-1] = block
         return f"layer4.{pathway}.{len(layer) - 1}."
 
     def _fast_channels(self, channels: int) -> int:
-        """Width the fast pathway is narrowed to; 0 where it is left alone, as it is when it has its own head."""
+        """Reduced width of the fast pathway; 0 if it is not reduced because it has its own head."""
         return max(1, channels // FAST_SHARE) if self.options.fusion == "early" else 0
 
 
 def _narrowing(inputs: int, channels: int) -> Bottleneck:
-    """The published reduction of both pathways is a full 3×3×3 bottleneck, not SlowFast's factored one."""
+    """The published reduction of both pathways is a full 3×3×3 bottleneck, not a factored one as in SlowFast."""
     block = Bottleneck(
         inputs, max(1, channels // 2), channels, downsample=Projection(inputs, channels, (1, 1, 1))
     )

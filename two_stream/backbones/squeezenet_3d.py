@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from two_stream.backbones.base import BACKBONES, Backbone, init_convolutions, split_temporal_stride
-from two_stream.config.model import SqueezeNet
+from two_stream.config.backbones import SqueezeNet
 from two_stream.types import Modality
 
 POOLED_BEFORE = {"1.0": (0, 2, 4, 7), "1.1": (0, 2, 4, 6)}
@@ -20,7 +20,7 @@ FIRES = ((16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 25
 
 
 class Fire(nn.Module):
-    """1×1×1 to a few channels, then 1×1×1 and 3×3×3 side by side; the identity is added where it fits (`bypass`)."""
+    """1×1×1 to a few channels, then 1×1×1 and 3×3×3 in parallel; the identity is added with `bypass`."""
 
     def __init__(self, inputs: int, squeezed: int, expanded: tuple[int, int], bypass: bool = False) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class SqueezeNet3D(Backbone):
         return layer
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return stem, layer1 … layer4 and, after FRAB, reduction."""
+        """Return stem, layer1 … layer4 and, with FRAB, reduction."""
         names = ("stem", "layer1", "layer2", "layer3", "layer4", "reduction")
         return [(name, self.get_submodule(name)) for name in names if name in self._modules]
 
@@ -90,7 +90,7 @@ class SqueezeNet3D(Backbone):
         self.channels = (channels,)
 
     def replace_last_block(self, channels: int) -> None:
-        """Put such a module in the place of the last one."""
+        """Replace the last fire module by such a module."""
         layer = self._layer(4)
         layer[-1] = _narrowing(self.last_inputs, channels)
         self.reduced = (f"layer4.{len(layer) - 1}.",)
@@ -98,7 +98,7 @@ class SqueezeNet3D(Backbone):
 
 
 def _narrowing(inputs: int, channels: int) -> Fire:
-    """A fire module without bypass that squeezes to an eighth of its output, as all do."""
+    """Return a fire module without bypass that squeezes to an eighth of its output, like all others."""
     half = channels // 2
     block = Fire(inputs, max(1, channels // 8), (half, channels - half))
     init_convolutions(block)

@@ -1,7 +1,7 @@
-"""Any 2D network of timm, frame by frame, with its frames mixed by TSM or inflated to 3D where asked for.
+"""Any 2D network of timm, frame by frame, optionally with TSM or inflated to 3D.
 
 Sources: Wightman, PyTorch Image Models (github.com/huggingface/pytorch-image-models); Wang et al., "Temporal Segment
-Networks" (arXiv 1608.00859) for 2D networks whose frames are summed up behind them.
+Networks" (arXiv 1608.00859) for 2D networks with aggregation over frames.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from two_stream.backbones.library import (
 )
 from two_stream.backbones.timm_parts import take_apart
 from two_stream.backbones.timm_time import TemporalShift, add_shifts, inflate
-from two_stream.config.model import TimmNet
+from two_stream.config.backbones import TimmNet
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.types import FeatureMap, InputSpec, Modality
 
@@ -37,7 +37,7 @@ _PICTURE_DEVIATION = 0.125
 
 @BACKBONES.register(TimmNet)
 class TimmBackbone(LibraryBackbone):
-    """The network's stages under their own names; frames go through as images and come out as one map."""
+    """The network's stages under their own names; frames are processed as images and returned as one map."""
 
     options: TimmNet
     setting = ("", "backbone.image_size")
@@ -72,8 +72,8 @@ class TimmBackbone(LibraryBackbone):
     def default_input(cls, options: TimmNet, modality: Modality) -> InputSpec:
         """Return 16 frames, every fourth; size, mean and deviation are those of timm's weights, in 0..1.
 
-        Flow of no motion becomes 0, and its deviation is RGB's on average; in a picture 5 pixels become 1. Differences
-        take pairs of neighbouring frames from 16 parts of the video.
+        Flow without motion becomes 0, with RGB's average deviation; in a picture 5 pixels become 1. Differences
+        use pairs of neighbouring frames from 16 parts of the video.
         """
         found = _published(options.name)
         mean, std = tuple(found.mean), tuple(found.std)
@@ -95,7 +95,7 @@ class TimmBackbone(LibraryBackbone):
         )
 
     def check_input(self, spec: InputSpec) -> None:
-        """Refuse a size that the network is not built for, and half pairs of frames."""
+        """Check the image size, and that differences get pairs of frames."""
         super().check_input(spec)
         if self.options.difference != "none" and spec.clip_length % (2 * max(1, spec.segments)):
             raise SettingsError(
@@ -104,7 +104,7 @@ class TimmBackbone(LibraryBackbone):
             )
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return the parts by timm's order and, after FRAB, reduction."""
+        """Return the parts by timm's order and, with FRAB, reduction."""
         names = [*self.names, "reduction"]
         return [(name, self.get_submodule(name)) for name in names if name in self._modules]
 
@@ -129,7 +129,7 @@ class TimmBackbone(LibraryBackbone):
         return x.reshape(clips, frames, *x.shape[1:]).transpose(1, 2)
 
     def forward(self, x_BCTHW: torch.Tensor) -> list[FeatureMap]:
-        """Map a normalised clip to one feature map; every frame goes through by itself unless inflated."""
+        """Map a normalised clip to one feature map; frames are processed separately unless inflated."""
         self.check_clip(x_BCTHW)
         x_BCTHW = torch.cat([self.forward_map(images) for images in self._images(x_BCTHW)], 1)
         step = self.options.temporal_stride
@@ -140,7 +140,7 @@ class TimmBackbone(LibraryBackbone):
         return [FeatureMap(x_BCTHW, self.pathways[0])]
 
     def _images(self, x_BCTHW: torch.Tensor) -> list[torch.Tensor]:
-        """Return what the network sees of a normalised clip: mostly the clip itself."""
+        """Return the network's input for a normalised clip."""
         if self.modality == "flow":
             return [_picture(x_BCTHW)] if self.options.picture else [x_BCTHW]
         if self.options.difference == "none":
@@ -161,10 +161,10 @@ class TimmBackbone(LibraryBackbone):
         self.channels = (channels,)
 
     def replace_last_block(self, channels: int) -> None:
-        """Put such a block, frame by frame, in the place of the last one and of a convolution that widens it.
+        """Replace the last block, and a convolution after it, by such a block for single frames.
 
         Raises:
-            SettingsError: It is not known which is the last block of this network.
+            SettingsError: The last block of this network is unknown.
         """
         if self.home is None:
             raise SettingsError(f"the last block of {self.options.name} is not known; use `reduction: frab`")
@@ -212,7 +212,7 @@ class TimmBackbone(LibraryBackbone):
 
 
 def _check_motion(options: TimmNet, modality: Modality, stack: int) -> None:
-    """Refuse differences of flow, and pictures of several flow fields."""
+    """Check that differences are for RGB and pictures have one flow field."""
     if options.difference != "none" and modality == "flow":
         raise SettingsError(
             f"`backbone.difference: {options.difference}` is for RGB; leave it out for `model.modality: flow`"
@@ -224,13 +224,13 @@ def _check_motion(options: TimmNet, modality: Modality, stack: int) -> None:
 
 
 def _picture(x_BCTHW: torch.Tensor) -> torch.Tensor:
-    """Return x, y and magnitude of normalised flow as three channels from -1 to 1, like those of a picture."""
+    """Return x, y and magnitude of normalised flow as three channels from -1 to 1, like those of an image."""
     magnitude_B1THW = torch.linalg.vector_norm(x_BCTHW, dim=1, keepdim=True)
     return torch.cat((x_BCTHW, magnitude_B1THW - 1.0), 1).clamp(-1.0, 1.0)
 
 
 def _classes(name: str, state: Mapping[str, torch.Tensor] | None) -> list[int | None]:
-    """Return class counts to try weights with: timm lets missing tensors pass unless the classifier fits too."""
+    """Return class counts to load weights with: timm accepts missing tensors unless the classifier fits."""
     if state is None:
         return [None]
     found = _published(name)
@@ -247,10 +247,10 @@ def create(
     pretrained: bool = False,
     overlay: Any = None,
 ) -> Any:
-    """Build a network of timm; `classes` 0 leaves the classifier out, none takes timm's own.
+    """Build a network of timm; `classes` 0: without classifier, none: timm's number.
 
     Raises:
-        SettingsError: Unknown name (with its neighbours), or an option this network has not.
+        SettingsError: Unknown name, or an option that this network does not have.
     """
     import timm
 
@@ -292,7 +292,7 @@ def _require_name(name: str) -> None:
 
 
 def _published(name: str) -> Any:
-    """Return timm's facts of the weights of this name."""
+    """Return timm's metadata of the weights of this name."""
     from timm.models import get_pretrained_cfg
 
     _require_name(name)
@@ -303,13 +303,13 @@ def _published(name: str) -> Any:
 
 
 def _side(options: TimmNet) -> tuple[int, bool]:
-    """Return the usual side of the images, and whether the network takes no other."""
+    """Return the default image size, and whether it is fixed."""
     found = _published(options.name)
     return options.image_size or int(found.input_size[-1]), bool(found.fixed_input_size)
 
 
 def _inputs(block: nn.Module) -> int:
-    """Return the width of what goes into a block: its first layer's."""
+    """Return the input width of a block, that of its first layer."""
     for part in block.modules():
         if isinstance(part, (nn.Conv2d, nn.Conv3d)):
             return part.in_channels

@@ -1,7 +1,7 @@
-"""Taking a network of timm apart: the parts from input to last map, and where its last block is.
+"""Divides a network of timm into the parts from input to last map, and finds its last block.
 
-Families whose order of parts is known are divided, so that stages can be frozen, recomputed and given rates of their
-own; any other network is one stage.
+Known families are divided, so that stages can be frozen, recomputed and have their own learning rates; any other
+network is one stage.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def take_apart(net: Any, twin: Callable[[], Any], side: int) -> TimmParts:
 
     Args:
         net: Made by `timm.create_model(…, num_classes=0)`; some of its parts are taken out.
-        twin: Makes the same network once more, for one whose parts are not known.
-        side: Pixels of the images to try such a network on.
+        twin: Builds the same network again, for unknown families.
+        side: Image size to try such a network with.
 
     Raises:
         SettingsError: Its features are no map that time can be put into.
@@ -71,7 +71,7 @@ def take_apart(net: Any, twin: Callable[[], Any], side: int) -> TimmParts:
 
 
 class VitStem(nn.Module):
-    """Patches, positions and prefix tokens of a VisionTransformer; the rest of it is taken out."""
+    """Patches, positions and prefix tokens of a VisionTransformer; the other parts are removed."""
 
     def __init__(self, net: Any) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class VitStem(nn.Module):
 
 
 class Whole(nn.Module):
-    """A network that is not divided."""
+    """A network as a single stage."""
 
     def __init__(self, net: Any) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ def _stride(net: Any) -> int:
 
 
 def _whole(net: Any, twin: Callable[[], Any], side: int) -> TimmParts:
-    """See on the meta device what comes out and which weights it does not depend on; those stay as they are."""
+    """Run on the meta device to find the output shape and unused weights, which are kept unchanged."""
     what = type(net).__name__
     with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():
         trial = twin()

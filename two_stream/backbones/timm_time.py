@@ -46,7 +46,7 @@ _TORCH_PLAIN = (nn.Sequential, nn.Identity, nn.Dropout)
 
 
 class TemporalShift(nn.Module):
-    """A layer whose input has channels of the neighbouring frames: residual shift, as it stands inside a block."""
+    """A layer whose input has channels of the neighbouring frames: residual shift, inside a block."""
 
     def __init__(self, layer: nn.Module, share: float) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class TemporalShift(nn.Module):
 
 
 def shifted(x_NCHW: torch.Tensor, frames: int, share: float) -> torch.Tensor:
-    """Return images whose first channels are the next frame's and whose second ones the frame's before; 0 beyond."""
+    """Return images whose first channels are of the next frame and second ones of the previous one; 0 at the ends."""
     x_BTCHW = x_NCHW.reshape(-1, frames, *x_NCHW.shape[1:])
     count = int(x_BTCHW.shape[2] * share)
     nothing = torch.zeros_like(x_BTCHW[:, :1, :count])
@@ -72,10 +72,10 @@ def shifted(x_NCHW: torch.Tensor, frames: int, share: float) -> torch.Tensor:
 
 
 def add_shifts(stages: list[tuple[str, nn.Module]], share: float, name: str) -> None:
-    """Put a shift before the first convolution of every residual block, in place.
+    """Insert a shift before the first convolution of every residual block, in place.
 
     Raises:
-        SettingsError: The network has none that is known.
+        SettingsError: The network has no known residual block.
     """
     blocks = [
         (part, _SHIFTED[_kind(part)])
@@ -92,13 +92,13 @@ def add_shifts(stages: list[tuple[str, nn.Module]], share: float, name: str) -> 
 
 
 def inflate(stages: list[tuple[str, nn.Module]], kernel: int, name: str) -> None:
-    """Give every convolution, norm and pool of plain 2D stages a dimension of time, in place.
+    """Give every convolution, norm and pool of plain 2D stages a time dimension, in place.
 
-    A kernel larger than 1×1 is repeated `kernel` times and divided by it, so a still clip gives the image's response;
-    1×1 stays 1×1×1, and pools keep the length.
+    A kernel larger than 1×1 is repeated `kernel` times and divided by it, so a still clip gives the response of the
+    image; 1×1 stays 1×1×1, and pools keep the length.
 
     Raises:
-        SettingsError: A part counts on two dimensions.
+        SettingsError: A part requires two dimensions.
     """
     for part in list(_modules(stages)):
         if not (_kind(part) in _PLAIN or type(part) in _TORCH_PLAIN or _replaceable(part)):
@@ -181,7 +181,7 @@ def _kind(part: nn.Module) -> tuple[str, str]:
 
 
 def _residual(part: nn.Module) -> bool:
-    """Whether what is shifted is added to what is not."""
+    """Whether the shifted branch is added to the unshifted input."""
     return bool(getattr(part, "has_skip", True))
 
 

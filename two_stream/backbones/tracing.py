@@ -1,7 +1,7 @@
 """A backbone's forward pass as a graph of modules and functions (torch.fx), for code that rewrites networks.
 
-Parts whose code asks for the size of what comes in (SAME padding, odd lengths, channel shuffle, cells of a grid) stay
-whole: they are one node, and who rewrites the graph must know them.
+Modules whose code depends on the input size (SAME padding, odd lengths, channel shuffle, cells of a grid) are one node,
+which code that rewrites the graph must handle.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from two_stream.backbones.i3d import SameConv3d, SameMaxPool3d, SamePad3d
 from two_stream.backbones.motion_grid import CellMeans
 from two_stream.errors import SettingsError
 
-WHOLE: tuple[type[nn.Module], ...] = (SameConv3d, SamePad3d, SameMaxPool3d, HalvingPool, CellMeans)
-"""Modules of ours that are one node; beside them torch's own, and the functions that `shufflenet_3d` wraps."""
+LEAVES: tuple[type[nn.Module], ...] = (SameConv3d, SamePad3d, SameMaxPool3d, HalvingPool, CellMeans)
+"""Modules of this package that are one node, like those of torch and the functions that `shufflenet_3d` wraps."""
 
 
 class BackboneTracer(fx.Tracer):
-    """Steps into our modules down to torch's own, those of `WHOLE` and those of `leaves`."""
+    """Traces modules of this package down to those of torch, `LEAVES` and `leaves`."""
 
     def __init__(self, leaves: tuple[type[nn.Module], ...] = ()) -> None:
         super().__init__()
-        self.leaves = WHOLE + leaves
+        self.leaves = LEAVES + leaves
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is one node."""
@@ -34,11 +34,11 @@ def traced(backbone: Backbone, leaves: tuple[type[nn.Module], ...] = ()) -> fx.G
     """Return a backbone's graph; weights are shared with it. Its output is a list of `FeatureMap`'s tensors.
 
     Args:
-        backbone: Of any family of ours.
-        leaves: Modules that stay whole beside those of `WHOLE`.
+        backbone: Of this package, not of another library.
+        leaves: Additional modules that are one node.
 
     Raises:
-        SettingsError: Its code depends on the values that pass (library networks, attention), so it has no one graph.
+        SettingsError: Its control flow depends on values (library networks, attention), so it has no single graph.
     """
     try:
         graph = BackboneTracer(leaves).trace(backbone)
@@ -52,7 +52,7 @@ def traced(backbone: Backbone, leaves: tuple[type[nn.Module], ...] = ()) -> fx.G
 
 
 def _plain_output(graph: fx.Graph) -> None:
-    """Let the graph return tensors: it cannot hold `FeatureMap`."""
+    """Make the graph return tensors, since it cannot return `FeatureMap`."""
     output = graph.output_node()
     maps = [node for node in output.args[0] if isinstance(node, fx.Node)]  # type: ignore[union-attr]
     output.args = ([node.kwargs["tensor"] for node in maps],)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from two_stream.backbones.base import BACKBONES, Backbone, init_convolutions
 from two_stream.backbones.blocks import Projection, ResidualBlock
-from two_stream.config.model import X3d
+from two_stream.config.backbones import X3d
 from two_stream.types import MODALITY_CHANNELS, InputSpec, Modality
 
 LAYERS = ((1, 12), (2, 24), (5, 48), (3, 96))
@@ -32,7 +32,7 @@ def rounded(width: float, divisor: int = 8) -> int:
 
 
 class SqueezeExcitation(nn.Module):
-    """Scale each channel by what the mean over the clip says of it (Hu et al., arXiv 1709.01507)."""
+    """Scales each channel by a function of its mean over the clip (Hu et al., arXiv 1709.01507)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class X3DBlock(ResidualBlock):
-    """1×1×1, 3×3×3 of each channel by itself, squeeze-and-excitation in every other block, swish, 1×1×1."""
+    """1×1×1, 3×3×3 per channel (depthwise), squeeze-and-excitation in every other block, swish, 1×1×1."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, squeeze: bool) -> None:
         steps = (1, stride, stride)
@@ -63,7 +63,7 @@ class X3DBlock(ResidualBlock):
         self.bn3 = nn.BatchNorm3d(outputs)
 
     def body(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return what is added to the shortcut."""
+        """Return the output of the body, without the shortcut."""
         x_BCTHW = self.relu(self.bn1(self.conv1(x_BCTHW)))
         x_BCTHW = self.bn2(self.conv2(x_BCTHW))
         if self.squeeze is not None:
@@ -74,7 +74,7 @@ class X3DBlock(ResidualBlock):
 
 @BACKBONES.register(X3d)
 class X3D(Backbone):
-    """Stem over space and then time, four layers, one pointwise convolution; every frame gives a token."""
+    """Stem over space and then time, four layers, one pointwise convolution; one token per frame."""
 
     def __init__(self, options: X3d, modality: Modality, stack: int = 1) -> None:
         super().__init__(options, modality, stack)
@@ -111,7 +111,7 @@ class X3D(Backbone):
 
     @classmethod
     def default_input(cls, options: X3d, modality: Modality) -> InputSpec:
-        """Return the input of X3D-M: 16 frames, every fifth; 224² cut from 256×340."""
+        """Return the input of X3D-M: 16 frames, every fifth; crops of 224² from 256×340."""
         del options
         channels = MODALITY_CHANNELS[modality]
         return InputSpec(
@@ -126,7 +126,7 @@ class X3D(Backbone):
         )
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return stem, layer1 … layer4, last (not after FRMB) and, after FRAB, reduction."""
+        """Return stem, layer1 … layer4, last (not with FRMB) and, with FRAB, reduction."""
         names = ("stem", "layer1", "layer2", "layer3", "layer4", "last", "reduction")
         return [(name, self.get_submodule(name)) for name in names if name in self._modules]
 
@@ -137,7 +137,7 @@ class X3D(Backbone):
         self.channels = (channels,)
 
     def replace_last_block(self, channels: int) -> None:
-        """Put such a block in the place of the last one and of the convolution that widens it."""
+        """Replace the last block and the convolution after it by such a block."""
         layer = self.get_submodule("layer4")
         assert isinstance(layer, nn.Sequential)
         layer[-1] = _block(self.last_inputs, channels)

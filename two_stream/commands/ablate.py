@@ -64,14 +64,16 @@ def main(args: list[str]) -> int:
     if flags.dry_run:
         return _list(study, name, flags)
     from two_stream.runtime.console import note
-    from two_stream.runtime.interrupt import heard
+    from two_stream.runtime.interrupt import stop_signals
     from two_stream.studies.running.ablation import StudyWorkers, look_at, run_study
 
     if flags.report_only:
         ran = look_at(study, source=name, any_code=flags.any_code)
     else:
         places = StudyWorkers(flags.jobs, flags.devices, flags.ray)
-        before = {number: signal.signal(number, _interrupt) for number in heard() if number != signal.SIGINT}
+        before = {
+            number: signal.signal(number, _interrupt) for number in stop_signals() if number != signal.SIGINT
+        }
         try:
             ran = run_study(study, places, source=name, any_code=flags.any_code)
         except KeyboardInterrupt as stop:

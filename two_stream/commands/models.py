@@ -72,9 +72,9 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _row(record: ModelRecord, num_classes: int, files: dict[str, list[str]]) -> dict[str, Any]:
-    from two_stream.zoo.costs import costs
+    from two_stream.zoo.record import model_costs
 
-    cost = costs()[record.name]
+    cost = model_costs()[record.name]
     parameters, multiply_adds = cost.at(num_classes)
     return {
         "name": record.alias or record.name,

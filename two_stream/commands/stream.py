@@ -286,7 +286,7 @@ def _show(flags: StreamFlags, pipeline: Pipeline, watcher: Watcher) -> int:
             _picture(seen, watcher, recording, window)
             screen.update()
     _tell(flags, watcher, time.monotonic() - begin)
-    return 0 if stop.asked is None else 128 + stop.asked
+    return 0 if stop.received is None else 128 + stop.received
 
 
 def _lines(where: str | None, stack: ExitStack) -> TextIO | None:

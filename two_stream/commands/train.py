@@ -15,7 +15,7 @@ from two_stream.runtime import distributed
 
 if TYPE_CHECKING:
     from two_stream.late_temporal.training import PublishedTraining
-    from two_stream.training.result import TrainResult
+    from two_stream.training.trainer import TrainResult
 
 Action = Callable[[], int]
 SUMMARY = "Train one stream on one split."
@@ -175,6 +175,8 @@ def _train(experiment: Experiment, given: list[str], *, resume: bool, overwrite:
     from two_stream.runtime.console import note
     from two_stream.training.train import train
 
+    if experiment.compress.kind != "none":
+        from two_stream import compression  # noqa: F401 - registers its extension of the training
     result = train(experiment, resume=resume, overwrite=overwrite)
     if result.interrupted is not None:
         again = [arg for arg in given if arg not in ("--resume", "--overwrite")]

@@ -34,7 +34,7 @@ from two_stream.runtime import distributed
 from two_stream.runtime.device import autocast, pick_device
 from two_stream.runtime.seeding import derive
 from two_stream.training.data import TrainingData
-from two_stream.training.extension import Extension
+from two_stream.training.extension import EXTENSIONS, Extension
 from two_stream.training.losses import Loss
 from two_stream.types import Batch, InputSpec
 
@@ -73,12 +73,13 @@ class Teacher:
         self.logits_BK = logits.float()
 
 
+@EXTENSIONS.register(Distill)
 class Distillation(Extension):
     """Adds what teachers say to the loss."""
 
     def __init__(self, experiment: Experiment) -> None:
-        super().__init__(experiment)
         assert isinstance(experiment.compress, Distill)
+        self.experiment = experiment
         self.options = experiment.compress
         if not self.options.teachers:
             raise SettingsError(
@@ -162,7 +163,7 @@ class Distillation(Extension):
                 for teacher in self.teachers:
                     self.adapters.append(nn.Linear(width, sum(teacher.model.backbone.channels)))
 
-    def trained_beside(self, device: torch.device) -> list[nn.Parameter]:
+    def extra_parameters(self, device: torch.device) -> list[nn.Parameter]:
         """Return the weights of those layers."""
         return list(self.adapters.to(device).parameters())
 

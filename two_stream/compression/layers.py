@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from two_stream.compression.report import LayerChange
 from two_stream.config.compress import Prune
 from two_stream.config.load import nearest
 from two_stream.errors import SettingsError
@@ -155,3 +155,15 @@ def layer_changes(before: nn.Module, after: nn.Module) -> list[LayerChange]:
 
 def _shape(layer: Layer) -> str:
     return "×".join(map(str, layer.weight.shape))
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """One layer's weights before and after."""
+
+    name: str
+    before: str
+    """shape, in words"""
+    after: str
+    sparsity: float
+    """share of the weights after that are 0"""

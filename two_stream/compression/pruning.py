@@ -21,14 +21,14 @@ from two_stream.config.compress import Prune
 from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError
 from two_stream.recognizer import Recognizer
-from two_stream.training.extension import Extension
+from two_stream.training.extension import EXTENSIONS, Extension
 
 
+@EXTENSIONS.register(Prune)
 class Pruning(Extension):
     """Masks that hold after every step, or fewer channels from the first one on."""
 
     def __init__(self, experiment: Experiment) -> None:
-        super().__init__(experiment)
         assert isinstance(experiment.compress, Prune)
         self.options = experiment.compress
         epochs, end = experiment.train.epochs, self.options.end
@@ -52,7 +52,7 @@ class Pruning(Extension):
 
             narrow(model, self.options)
 
-    def planned(self, steps_per_epoch: int) -> None:
+    def set_epoch_length(self, steps_per_epoch: int) -> None:
         """Keep the length of an epoch."""
         self.steps = steps_per_epoch
 

@@ -23,13 +23,12 @@ from two_stream.pretrained import read_model, write_model
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, progress
-from two_stream.runtime.files import sha256
-from two_stream.runtime.folders import complete_folder, replaced_folder
+from two_stream.runtime.files import complete_folder, replaced_folder, sha256
 from two_stream.runtime.seeding import rng
 from two_stream.surgery import alter
 from two_stream.surgery.int8 import Int8
 from two_stream.surgery.ranges import MovingRange
-from two_stream.training.extension import Extension
+from two_stream.training.extension import EXTENSIONS, Extension
 from two_stream.training.run_folder import begin_run, check_run, record_environment
 from two_stream.types import RunPaths, VideoRecord
 
@@ -135,12 +134,13 @@ def _counted(loader: Iterable[Any], advance: Any) -> Iterable[torch.Tensor]:
         advance(len(batch.ids))
 
 
+@EXTENSIONS.register(Quantize)
 class QuantizationAware(Extension):
     """Rounds weights and activations in training as int8 would; the best epoch's network becomes int8 at the end."""
 
     def __init__(self, experiment: Experiment) -> None:
-        super().__init__(experiment)
         assert isinstance(experiment.compress, Quantize)
+        self.experiment = experiment
         self.options = experiment.compress
         _check(experiment, self.options)
         self.steps = 1
@@ -152,7 +152,7 @@ class QuantizationAware(Extension):
         check_quantisable(model)
         alter(model, int8_of(self.options, fake=True))
 
-    def planned(self, steps_per_epoch: int) -> None:
+    def set_epoch_length(self, steps_per_epoch: int) -> None:
         """Keep the length of the training."""
         self.steps = steps_per_epoch * self.experiment.train.epochs
 

@@ -1,4 +1,4 @@
-"""Random changes of training clips."""
+"""Augmentation of training clips."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from two_stream.config.base import Fraction, NonNegative, Options, Positive
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 COLOURS = ("brightness", "contrast", "saturation", "hue", "grayscale", "rand_augment")
-"""what acts on colours, so on RGB alone"""
+"""settings that change colours, for RGB only"""
 
 
 class AugmentOptions(Options):
-    """Random changes of a training clip; every frame of a clip gets the same ones."""
+    """Augmentation of training clips; all frames of a clip are changed alike."""
 
     clip: Literal["random", "center", "begin"] = "random"
-    """which clip of a video a network trains on (`train_t_crop`)"""
+    """position of the training clip in the video (`train_t_crop`)"""
     crop: Literal[
         "multiscale", "random", "center", "corner", "multiscale_random", "resized", "short_side", "full"
     ] = "multiscale"
     """multiscale: corner crops of several scales (the paper's); random: random place, full scale; corner: a box of
     one of `scales` in a corner or the centre; multiscale_random: such a box anywhere; resized: any `area` and
-    `ratio`; short_side: random place after scaling the short side by `short_sides`; full: the whole frame brought to
-    the network's size, which validation and every centred view then see too"""
+    `ratio`; short_side: random place after scaling the short side by `short_sides`; full: the full frame resized to
+    the network's input, also in validation and centred views"""
     scales: Annotated[tuple[Share, ...], Field(min_length=1)] = (1.0, 0.875, 0.75, 0.66)
     """size of a multi-scale or corner crop relative to the largest box of the input's shape in the resized frame (of a
     square: relative to the frame's short side)"""
@@ -37,7 +37,7 @@ class AugmentOptions(Options):
     flip: Fraction = 0.5
     """probability of a horizontal flip"""
     brightness: NonNegative = 0.0
-    """largest relative change of the brightness; RGB only, as the following"""
+    """largest relative change of the brightness; RGB only, like the following"""
     contrast: NonNegative = 0.0
     """largest relative change of the contrast"""
     saturation: NonNegative = 0.0
@@ -47,24 +47,24 @@ class AugmentOptions(Options):
     grayscale: Fraction = 0.0
     """probability of a clip without colour"""
     rand_augment: Annotated[int, Field(ge=0, le=10)] = 0
-    """operations that RandAugment (1909.13719) draws for a clip; 0 is off"""
+    """operations of RandAugment (1909.13719) per clip; 0 is off"""
     rand_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
     """strength of RandAugment's operations"""
     erase: Fraction = 0.0
-    """probability that a box is erased (1708.04896), in every frame: grey, in flow no motion"""
+    """probability of erasing a box in every frame (1708.04896): grey, in flow no motion"""
     erase_area: tuple[Share, Share] = (0.02, 0.33)
     """smallest and largest area of an erased box relative to the clip's"""
     protocol: Literal["standard", "paper"] = "standard"
-    """paper: published crop offsets (some boxes truncated) and flow x kept as it is when mirrored"""
+    """paper: published crop offsets (some boxes truncated), and mirroring does not negate flow x"""
 
     @property
     def whole_frame(self) -> bool:
-        """Whether training clips, and with them all centred views, show whole frames."""
+        """Whether training clips and all centred views show full frames."""
         return self.crop == "full"
 
     @property
     def colours(self) -> tuple[str, ...]:
-        """Settings in use that act on colours."""
+        """Active settings that change colours."""
         return tuple(name for name in COLOURS if getattr(self, name))
 
     @model_validator(mode="after")
@@ -75,6 +75,6 @@ class AugmentOptions(Options):
                 raise ValueError(f"`{name}` is {low:g}, {high:g}: expected the smaller number first")
         if self.short_sides[0] < 1.0:
             raise ValueError(
-                f"`short_sides` begins with {self.short_sides[0]:g}: expected 1 or more, or the input does not fit"
+                f"`short_sides` begins with {self.short_sides[0]:g}: expected 1 or more, so that the crop fits"
             )
         return self

@@ -1,14 +1,21 @@
-"""Options of the backbones: one class per kind."""
+"""Options of the backbones: one class per kind. A new backbone adds its class here and its name in the union."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from two_stream.config.base import Options, Positive, PositiveInt
+from two_stream.config.base import Fraction, Options, Positive, PositiveInt
 
-TemporalStride = Literal[1, 2, 4, 8, 16]
+_STRIDE_HELP = (
+    "frames per token; below {} the last stages keep the frame rate: more tokens for the head, same weights"
+)
+TemporalStride = Annotated[Literal[1, 2, 4, 8, 16], Field(description=_STRIDE_HELP.format(16))]
+TemporalStride8 = Annotated[Literal[1, 2, 4, 8], Field(description=_STRIDE_HELP.format(8))]
+Width = Annotated[float, Field(gt=0.0, le=4.0, description="width multiplier")]
+ConfigValue = bool | int | float | str | list[int]
 
 
 class ResNet3d(Options):
@@ -18,10 +25,8 @@ class ResNet3d(Options):
     depth: Literal[10, 18, 34, 50, 101, 152, 200] = 18
     shortcut: Literal["A", "B"] = "B"
     """A: zero-padded identity; B: 1×1×1 convolution where the shape changes"""
-    width: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0
-    """width multiplier"""
+    width: Width = 1.0
     temporal_stride: TemporalStride = 16
-    """frames per token; less than 16 leaves the last stages at full rate: more tokens for the head, same weights"""
     preactivation: bool = False
     """BatchNorm and ReLU before each convolution instead of after it (He et al., arXiv 1603.05027)"""
     expansion: Literal[2, 4] = 4
@@ -43,22 +48,18 @@ class ResNeXt3d(Options):
     """groups of each 3×3×3 convolution"""
     shortcut: Literal["A", "B"] = "B"
     """A: zero-padded identity; B: 1×1×1 convolution where the shape changes"""
-    width: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0
-    """width multiplier of the layers"""
+    width: Width = 1.0
     stem_channels: PositiveInt = 64
     """width of the first convolution; the 2020 release of 3D-ResNets has 128"""
     temporal_stride: TemporalStride = 16
-    """frames per token; less than 16 leaves the last stages at full rate: more tokens for the head, same weights"""
 
 
 class MobileNetV2(Options):
     """3D MobileNetV2 (Efficient-3DCNNs): inverted residuals; the small default."""
 
     kind: Literal["mobilenetv2_3d"] = "mobilenetv2_3d"
-    width: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0
-    """width multiplier"""
+    width: Width = 1.0
     temporal_stride: TemporalStride = 16
-    """frames per token; less than 16 leaves the last stages at full rate: more tokens for the head, same weights"""
 
 
 class SlowFast(Options):
@@ -67,15 +68,14 @@ class SlowFast(Options):
     kind: Literal["slowfast"] = "slowfast"
     depth: Literal[50, 101] = 50
     fusion: Literal["late", "early"] = "late"
-    """late: a head per pathway, their vectors joined; early: the fast map is averaged to the slow one's rate and
-    both enter one head"""
+    """late: a head per pathway, their vectors are concatenated; early: the fast map is averaged to the slow rate, and
+    one head receives both"""
     fast_stride: PositiveInt = 2
     """frames of the clip per frame of the fast pathway; 1 for clips read with a stride of 2"""
     alpha: PositiveInt = 4
     """frames of the fast pathway per frame of the slow one"""
     spread: bool = False
-    """the slow frames are spread from the first to the last fast one, as PySlowFast picks them, instead of every
-    `alpha`-th"""
+    """spread the slow frames from the first to the last fast frame, as PySlowFast does, instead of every `alpha`-th"""
     fusion_kernel: Literal[1, 3, 5, 7] = 7
     """length in time of the convolutions from the fast to the slow pathway"""
     width: Annotated[float, Field(ge=0.125, le=4.0)] = 1.0
@@ -86,10 +86,8 @@ class I3d(Options):
     """Inception-I3D (Carreira and Zisserman): inception modules with TensorFlow's SAME padding."""
 
     kind: Literal["i3d"] = "i3d"
-    width: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0
-    """width multiplier"""
-    temporal_stride: Literal[1, 2, 4, 8] = 8
-    """frames per token; less than 8 leaves the last stages at full rate: more tokens for the head, same weights"""
+    width: Width = 1.0
+    temporal_stride: TemporalStride8 = 8
 
 
 class R2Plus1d(Options):
@@ -99,18 +97,17 @@ class R2Plus1d(Options):
     depth: Literal[18, 34, 50] = 34
     shortcut: Literal["A", "B"] = "B"
     """A: zero-padded identity; B: 1×1×1 convolution where the shape changes"""
-    width: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0
-    """width multiplier"""
-    temporal_stride: TemporalStride = 8
-    """frames per token; less than the most (8, or 16 with `stem_pool`) leaves the last stages at full rate: more
-    tokens for the head, same weights"""
+    width: Width = 1.0
+    temporal_stride: Literal[1, 2, 4, 8, 16] = 8
+    """frames per token; below the maximum (8, or 16 with `stem_pool`) the last stages keep the frame rate: more tokens
+    for the head, same weights"""
     midplanes: Literal["pair", "block"] = "pair"
-    """what the channels between space and time are counted from: the convolution that the pair stands for (IG-65M,
-    3D-ResNets), or the first one of the block for all of it (torchvision)"""
+    """how the channels between space and time are computed: from the convolution that the pair replaces (IG-65M,
+    3D-ResNets), or once per block from its first convolution (torchvision)"""
     norm_eps: Positive = 1e-3
     """BatchNorm's epsilon: 1e-3 for IG-65M's weights, 1e-5 for torchvision's and 3D-ResNets'"""
     stem_middle: PositiveInt | None = 45
-    """channels between space and time in the stem; none counts them as in the blocks (3D-ResNets)"""
+    """channels between space and time in the stem; none: computed as in the blocks (3D-ResNets)"""
     stem_kernel: Literal[1, 3, 5, 7] = 3
     """length in time of the stem; 3D-ResNets has 7"""
     stem_pool: bool = False
@@ -127,10 +124,8 @@ class MobileNet(Options):
     """3D MobileNet (Efficient-3DCNNs): separable convolutions."""
 
     kind: Literal["mobilenet_3d"] = "mobilenet_3d"
-    width: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0
-    """width multiplier"""
+    width: Width = 1.0
     temporal_stride: TemporalStride = 16
-    """frames per token; less than 16 leaves the last stages at full rate: more tokens for the head, same weights"""
 
 
 class ShuffleNet(Options):
@@ -138,21 +133,18 @@ class ShuffleNet(Options):
 
     kind: Literal["shufflenet_3d"] = "shufflenet_3d"
     groups: Literal[1, 2, 3, 4, 8] = 3
-    """groups of the pointwise convolutions; they decide the widths too"""
-    width: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0
-    """width multiplier"""
+    """groups of the pointwise convolutions; they also determine the widths"""
+    width: Width = 1.0
     temporal_stride: TemporalStride = 16
-    """frames per token; less than 16 leaves the last stages at full rate: more tokens for the head, same weights"""
 
 
 class ShuffleNetV2(Options):
-    """3D ShuffleNetV2 (Efficient-3DCNNs): half of the channels pass each block as they are."""
+    """3D ShuffleNetV2 (Efficient-3DCNNs): each block leaves half of the channels unchanged."""
 
     kind: Literal["shufflenetv2_3d"] = "shufflenetv2_3d"
     width: float = 1.0
-    """width multiplier: 0.25, 0.5, 1, 1.5 or 2, each with published widths of its own"""
+    """width multiplier: 0.25, 0.5, 1, 1.5 or 2, each with its published widths"""
     temporal_stride: TemporalStride = 16
-    """frames per token; less than 16 leaves the last stages at full rate: more tokens for the head, same weights"""
 
     @field_validator("width")
     @classmethod
@@ -168,38 +160,33 @@ class SqueezeNet(Options):
     kind: Literal["squeezenet_3d"] = "squeezenet_3d"
     version: Literal["1.0", "1.1"] = "1.1"
     """1.1 has a smaller stem and pools earlier"""
-    width: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0
-    """width multiplier"""
+    width: Width = 1.0
     temporal_stride: TemporalStride = 16
-    """frames per token; less than 16 leaves the last stages at full rate: more tokens for the head, same weights"""
 
 
 class Csn(Options):
-    """Channel-separated network (Tran et al.): bottlenecks whose 3×3×3 convolution sees one channel at a time."""
+    """Channel-separated network (Tran et al.): bottlenecks with depthwise 3×3×3 convolutions."""
 
     kind: Literal["csn"] = "csn"
     depth: Literal[26, 50, 101, 152] = 152
     mode: Literal["ip", "ir"] = "ip"
-    """ip: interaction-preserved, a 1×1×1 convolution stands before the 3×3×3 one; ir: interaction-reduced, none does"""
-    width: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0
-    """width multiplier"""
-    temporal_stride: Literal[1, 2, 4, 8] = 8
-    """frames per token; less than 8 leaves the last stages at full rate: more tokens for the head, same weights"""
+    """ip: interaction-preserved, with a 1×1×1 convolution before the 3×3×3 one; ir: interaction-reduced, without"""
+    width: Width = 1.0
+    temporal_stride: TemporalStride8 = 8
 
 
 class DenseNet(Options):
-    """3D DenseNet (3D-ResNets): every layer sees the maps of all layers before it."""
+    """3D DenseNet (3D-ResNets): the input of a layer is the output of all previous layers."""
 
     kind: Literal["densenet3d"] = "densenet3d"
     depth: Literal[121, 169, 201, 264] = 121
     growth: PositiveInt = 32
     """channels that each layer adds"""
     temporal_stride: TemporalStride = 16
-    """frames per token; less than 16 leaves the last stages at full rate: more tokens for the head, same weights"""
 
 
 class X3d(Options):
-    """X3D: XS, S and M share the network (depth 2.2) and differ in their input; L has depth 5."""
+    """X3D: XS, S and M are one network (depth 2.2) with different inputs; L has depth 5."""
 
     kind: Literal["x3d"] = "x3d"
     depth: Annotated[float, Field(gt=0.0, le=10.0)] = 2.2
@@ -209,33 +196,120 @@ class X3d(Options):
 
 
 class Slow(Options):
-    """ResNet with factored bottlenecks (PySlowFast): the slow pathway by itself, or I3D as an inflated ResNet."""
+    """ResNet with factored bottlenecks (PySlowFast): the slow pathway only, or I3D as an inflated ResNet."""
 
     kind: Literal["slow"] = "slow"
     depth: Literal[50, 101] = 50
     variant: Literal["slow", "i3d"] = "slow"
     """slow: no convolution over time before layer3; i3d: one in every or every other block, and half the rate"""
-    width: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0
-    """width multiplier"""
+    width: Width = 1.0
 
 
 class C3d(Options):
     """C3D with BatchNorm (Efficient-3DCNNs); its fully connected layers give a token for every 16 frames."""
 
     kind: Literal["c3d"] = "c3d"
-    width: Annotated[float, Field(gt=0.0, le=4.0)] = 1.0
-    """width multiplier"""
+    width: Width = 1.0
     side: PositiveInt = 4
-    """height and width of the last map, which the first fully connected layer covers: 4 for a crop of 112"""
+    """height and width of the last map, the input of the first fully connected layer: 4 for a crop of 112"""
     temporal_stride: TemporalStride = 16
-    """frames per token; less than 16 leaves the last stages at full rate: more tokens for the head, same weights"""
 
 
 class MotionGrid(Options):
-    """Mean motion in the cells of a grid, frame by frame: flow only, and nothing to learn."""
+    """Mean motion in the cells of a grid, frame by frame; flow only, without weights."""
 
     kind: Literal["motion_grid"] = "motion_grid"
     rows: PositiveInt = 3
     """cells from top to bottom"""
     columns: PositiveInt = 4
     """cells from left to right"""
+
+
+class TimmNet(Options):
+    """A 2D network of timm, frame by frame."""
+
+    kind: Literal["timm"] = "timm"
+    name: str = "resnet50"
+    """name in timm, with or without the tag of its weights: resnet50, resnet50.a1_in1k, vit_small_patch16_224 …"""
+    pretrained: bool = False
+    """start training from timm's weights (downloaded once to the Hugging Face cache); tf_efficientnet_lite0 to lite2
+    are first searched in installed packages"""
+    weights: Path | None = None
+    """with `pretrained`: a file of these weights (safetensors or torch) to read instead"""
+    image_size: PositiveInt | None = None
+    """side of the image for networks of a fixed size (ViT, Swin …); none: the size of timm's weights"""
+    temporal_stride: PositiveInt = 1
+    """frames per token, whose feature maps are averaged"""
+    tsm: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+    """temporal shift: share of the channels shifted by one frame in each direction (published: 0.125); 0 is off"""
+    difference: Literal["none", "alone", "beside"] = "none"
+    """RGB: the input is the difference of two neighbouring frames (RGB difference of TSN); alone: only the difference;
+    beside: also the first frame, and the features of both are concatenated"""
+    picture: bool = False
+    """flow: convert to an image of x, y and magnitude, so that RGB weights fit; false: two channels, with averaged RGB
+    kernels"""
+    inflate: bool = False
+    """make a plain convolutional network 3D: convolutions, norms and pools get a time dimension"""
+    inflate_kernel: Literal[1, 3] = 3
+    """length in time of an inflated kernel; 1×1 convolutions keep 1"""
+    drop_path: Fraction = 0.0
+    """largest rate of dropped residual branches (stochastic depth), if the network has it"""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TimmNet:
+        if self.tsm and self.inflate:
+            raise ValueError("tsm shifts the frames of a 2D network and inflate makes it 3D: choose one")
+        if self.inflate and self.difference != "none":
+            raise ValueError("difference uses pairs of frames and inflate all frames: choose one")
+        if self.weights is not None and not self.pretrained:
+            raise ValueError("weights needs `pretrained: true`")
+        return self
+
+
+class HfVideo(Options):
+    """A video transformer of `transformers`, from a local folder, a hub name, or `architecture` with random weights."""
+
+    kind: Literal["hf_video"] = "hf_video"
+    model: str | None = None
+    """folder or Hugging Face hub name with config.json and weights: MCG-NJU/videomae-base …"""
+    architecture: Literal["videomae", "timesformer", "vivit", "vjepa2"] | None = None
+    """network; none: read it, and values that `config` does not set, from `model`; videomae without a model"""
+    config: dict[str, ConfigValue] = Field(default_factory=dict)
+    """changes of the network's default configuration, for example num_frames 8"""
+    pretrained: bool = False
+    """start training from the weights of `model`"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, data: Any) -> Any:
+        nothing = isinstance(data, dict) and data.get("model") is None and data.get("architecture") is None
+        return {**data, "architecture": "videomae"} if nothing else data
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> HfVideo:
+        if self.pretrained and self.model is None:
+            raise ValueError("pretrained needs `model`, the folder or hub name with the weights")
+        return self
+
+
+BackboneOptions = Annotated[
+    ResNet3d
+    | ResNeXt3d
+    | MobileNetV2
+    | SlowFast
+    | I3d
+    | R2Plus1d
+    | MobileNet
+    | ShuffleNet
+    | ShuffleNetV2
+    | SqueezeNet
+    | C3d
+    | Csn
+    | DenseNet
+    | X3d
+    | Slow
+    | MotionGrid
+    | TimmNet
+    | HfVideo,
+    Field(discriminator="kind"),
+]

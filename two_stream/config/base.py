@@ -1,4 +1,4 @@
-"""The base of every settings class and the number types they share."""
+"""Base of all settings classes and their number types."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Options(BaseModel):
-    """Immutable, and strict about keys: an unknown one is an error."""
+    """Immutable settings; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False)

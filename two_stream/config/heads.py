@@ -1,4 +1,4 @@
-"""Options of the temporal heads: one class per kind."""
+"""Options of the temporal heads: one class per kind. A new head adds its class here and its name in the union."""
 
 from __future__ import annotations
 
@@ -14,46 +14,44 @@ class AverageHead(Options):
 
     kind: Literal["average"] = "average"
     window: PositiveInt = 1
-    """tokens averaged at a time, one run after the other; 2 is how Kinetics I3D pools"""
+    """length of the averaged windows of tokens; Kinetics I3D uses 2"""
     features: PositiveInt | None = None
-    """width of a linear layer (no bias) with ReLU after the mean, as X3D has; none leaves it out"""
+    """width of a linear layer (no bias) with ReLU after the mean, as in X3D; none: no layer"""
 
 
 class MomentsHead(Options):
-    """Statistics of the tokens over time, without weights to learn: the mean, and what is added to it."""
+    """Statistics of the tokens over time, without weights: the mean and optional others."""
 
     kind: Literal["moments"] = "moments"
     spread: bool = True
     """add the standard deviation over time"""
     differences: Annotated[int, Field(ge=0)] = 4
-    """add the mean of the last less the mean of the first of so many equal parts of time; 0 leaves it out"""
+    """add the mean of the last minus the mean of the first of this many equal parts of time; 0 is off"""
     maximum: bool = False
     """add the largest value over time"""
     parts: Annotated[int, Field(ge=0)] = 0
-    """add the mean of each of so many equal parts of time; 0 leaves them out"""
+    """add the mean of each of this many equal parts of time; 0 is off"""
 
     @model_validator(mode="after")
     def _divided(self) -> MomentsHead:
         for name in ("differences", "parts"):
             if getattr(self, name) == 1:
-                raise ValueError(
-                    f"{name} is 1, which is the whole clip: expected 2 or more, or 0 to leave it out"
-                )
+                raise ValueError(f"{name} is 1, which is the complete clip: expected 2 or more, or 0 for off")
         return self
 
 
 class ConcatHead(Options):
-    """Tokens side by side, optionally through one linear layer."""
+    """Concatenated tokens, optionally with a linear layer."""
 
     kind: Literal["concat"] = "concat"
     features: PositiveInt | None = 1550
-    """width of the linear layer; none leaves the concatenation as it is"""
+    """width of the linear layer; none: no layer"""
     dropout: Fraction = 0.0
-    """dropout before the linear layer; the published models have it here, at 0.8, and none before the classifier"""
+    """dropout before the linear layer; the published models use 0.8 here and none before the classifier"""
 
 
 class LstmHead(Options):
-    """LSTM over the tokens; its last step."""
+    """Last output of an LSTM over the tokens."""
 
     kind: Literal["lstm"] = "lstm"
     hidden: PositiveInt = 450
@@ -66,14 +64,14 @@ class NonLocalHead(Options):
 
     kind: Literal["nonlocal"] = "nonlocal"
     over: Literal["space_time", "time"] = "space_time"
-    """space_time: every place of the feature map attends to every other before pooling (published); time: tokens"""
+    """space_time: attention between all positions of the map before pooling (published); time: between tokens"""
     inner: PositiveInt | None = None
-    """width inside the block; none is the width of the features (published)"""
+    """width inside the block; none: the width of the features (published)"""
     pool: Literal["concat", "average"] = "concat"
     features: PositiveInt | None = 1000
-    """width of the linear layer after concatenation; none leaves it out"""
+    """width of the linear layer after concatenation; none: no layer"""
     dropout: Fraction = 0.0
-    """dropout before the linear layer; the published model has it here, at 0.8, and none before the classifier"""
+    """dropout before the linear layer; the published model uses 0.8 here and none before the classifier"""
 
 
 class BertHead(Options):
@@ -83,16 +81,16 @@ class BertHead(Options):
     layers: PositiveInt = 1
     heads: PositiveInt = 8
     hidden: PositiveInt | None = None
-    """width of the encoder; none is the width of the tokens, another adds a linear layer before it"""
+    """width of the encoder; none: the width of the tokens; another width adds a linear layer before it"""
     feed_forward: PositiveInt = 4
     """width of the feed-forward layer, in multiples of the hidden width"""
     dropout: Fraction = 0.1
     keep: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
-    """probability with which a time token is kept in training; the class token always is"""
+    """probability of keeping a time token in training; the class token is always kept"""
     class_token: bool = True
-    """false: the mean of the outputs instead of the class token's"""
+    """false: use the mean of the outputs instead of a class token"""
     normalize: bool = False
-    """scale each token to unit length first, as the published I3D variants do"""
+    """normalise each token to unit length first, as the published I3D variants do"""
 
 
 class HfBertHead(Options):
@@ -105,4 +103,10 @@ class HfBertHead(Options):
     """width of the feed-forward layer, in multiples of the token width"""
     dropout: Fraction = 0.1
     keep: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """probability with which a time token is kept in training"""
+    """probability of keeping a time token in training"""
+
+
+HeadOptions = Annotated[
+    AverageHead | MomentsHead | ConcatHead | LstmHead | NonLocalHead | BertHead | HfBertHead,
+    Field(discriminator="kind"),
+]

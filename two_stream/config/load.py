@@ -1,4 +1,4 @@
-"""YAML to typed settings and back. Every complaint names the file, the key, the value and what was expected."""
+"""Loads YAML into typed settings and writes it. Errors name the file, key, value and what was expected."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from two_stream.errors import SettingsError
 M = TypeVar("M", bound=BaseModel)
 
 MOST_TEXT, MOST_NODES, MOST_DEPTH = 2**22, 1_000_000, 60
-"""Bytes, values and levels of a settings file; a data set of 100,000 classes has two values a class."""
+"""Limits of a settings file: bytes, values and nesting levels."""
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice instead of keeping the last."""
+    """A safe loader that rejects duplicate keys."""
 
     def get_single_node(self) -> yaml.Node | None:
-        """Return the document, after a look at how much it becomes: aliases and merge keys repeat what they name."""
+        """Return the document after checking its expanded size: aliases and merge keys repeat values."""
         node = super().get_single_node()
         if node is not None and _expanded(node, {}, 0) > MOST_NODES:
-            raise SettingsError(f"its aliases and merge keys make more than {MOST_NODES:,} values of it")
+            raise SettingsError(f"aliases and merge keys expand to more than {MOST_NODES:,} values")
         return node
 
 
 def _expanded(node: yaml.Node, known: dict[int, int], depth: int) -> int:
-    """Return how many values a node has with every alias written out."""
+    """Return the number of values of a node with all aliases expanded."""
     if depth > MOST_DEPTH:
         raise SettingsError(
-            f"line {node.start_mark.line + 1}: more than {MOST_DEPTH} levels, or an alias of itself"
+            f"line {node.start_mark.line + 1}: more than {MOST_DEPTH} levels, or a recursive alias"
         )
     if id(node) not in known:
         inner = [] if isinstance(node, yaml.ScalarNode) else node.value
-        children = [one for entry in inner for one in (entry if isinstance(entry, tuple) else (entry,))]
+        children = [child for entry in inner for child in (entry if isinstance(entry, tuple) else (entry,))]
         known[id(node)] = 1 + sum(_expanded(child, known, depth + 1) for child in children)
     return known[id(node)]
 
@@ -49,9 +49,11 @@ def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[An
     for key_node, _ in node.value:
         key = key_node.value
         if not isinstance(key_node, yaml.ScalarNode):
-            raise SettingsError(f"line {key_node.start_mark.line + 1}: a key must be a word")
+            raise SettingsError(f"line {key_node.start_mark.line + 1}: a key must be a string")
         if key in seen:
-            raise SettingsError(f"line {key_node.start_mark.line + 1}: key {key!r} is given twice; keep one")
+            raise SettingsError(
+                f"line {key_node.start_mark.line + 1}: key {key!r} is given twice; remove one"
+            )
         seen.add(key)
     return loader.construct_mapping(node, deep=True)
 
@@ -63,7 +65,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping.
 
     Raises:
-        SettingsError: No such file, not YAML, a doubled key, more than settings can have, or not a mapping.
+        SettingsError: No such file, not YAML, a duplicate key, too large, or not a mapping.
     """
     try:
         if path.stat().st_size > MOST_TEXT:
@@ -77,11 +79,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, path: object) -> dict[str, Any]:
-    """Parse a YAML mapping; the only place that does.
+    """Parse a YAML mapping.
 
     Args:
         text: The document.
-        path: Where it is from; for messages.
+        path: Its source, for messages.
 
     Raises:
         SettingsError: As for `read_yaml`.
@@ -92,7 +94,7 @@ def parse_yaml(text: str, path: object) -> dict[str, Any]:
         raise SettingsError(f"{path}: {error}") from None
     except RecursionError:
         raise SettingsError(f"{path}: more than {MOST_DEPTH} levels; expected a settings file") from None
-    except (ValueError, OverflowError) as error:  # a number or date that Python does not make
+    except (ValueError, OverflowError) as error:  # a number or date that Python cannot represent
         raise SettingsError(f"{path}: not valid YAML: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -107,7 +109,7 @@ def parse_yaml(text: str, path: object) -> dict[str, Any]:
 
 
 def validate_settings(model: type[M], mapping: dict[str, Any], source: object) -> M:
-    """Build a settings object; the first complaint becomes a SettingsError that starts with `source`."""
+    """Build a settings object; the first validation error becomes a SettingsError that starts with `source`."""
     try:
         return model.model_validate(mapping)
     except ValidationError as error:
@@ -140,7 +142,7 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """Return "; did you mean `x`?" or, with nothing near, the known words."""
+    """Return "; did you mean `x`?" or, without a similar word, the known words."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if close:
         return f"; did you mean `{close[0]}`?"
@@ -179,7 +181,7 @@ def _similar_file(path: Path) -> str:
 
 
 def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
-    """Follow an error's location; return the keys a person wrote and the keys known at the last level."""
+    """Follow an error's location; return the keys in the file and the valid keys at the last level."""
     keys: list[str] = []
     current: type[BaseModel] | None = model
     members: dict[str, type[BaseModel]] = {}

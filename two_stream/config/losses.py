@@ -12,7 +12,7 @@ ClassWeights = Literal["none", "balanced"] | tuple[Positive, ...]
 
 
 class AutoLoss(Options):
-    """Cross entropy; where the data set is multi-label, binary cross entropy."""
+    """Cross entropy, or binary cross entropy for a multi-label data set."""
 
     kind: Literal["auto"] = "auto"
 
@@ -22,23 +22,23 @@ class CrossEntropy(Options):
 
     kind: Literal["cross_entropy"] = "cross_entropy"
     weights: ClassWeights = "none"
-    """balanced: rare classes weigh more (mean 1 over the training clips); or a number per class"""
+    """balanced: larger for rare classes (mean 1 over the training clips); or a number per class"""
     beta: Fraction = 1.0
-    """balanced by the effective number of clips `(1 - beta^n) / (1 - beta)` (1901.05555); 1: by their number n"""
+    """balance by the effective number of clips `(1 - beta^n) / (1 - beta)` (1901.05555); 1: by their number n"""
 
 
 class Focal(Options):
-    """Focal loss (1708.02002): clips that are right count little; a sigmoid's where a video has several classes."""
+    """Focal loss (1708.02002): correctly classified clips have little weight; with a sigmoid for multi-label data."""
 
     kind: Literal["focal"] = "focal"
     gamma: NonNegative = 2.0
-    """how little; 0 is the cross entropy"""
+    """exponent; 0 is the cross entropy"""
     alpha: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """multi-label: weight of the classes a video has, the others have `1 - alpha`; none: 1 for all"""
+    """multi-label: weight of a video's classes; the others have `1 - alpha`; none: 1 for all"""
     weights: ClassWeights = "none"
-    """balanced: rare classes weigh more (mean 1 over the training clips); or a number per class"""
+    """balanced: larger for rare classes (mean 1 over the training clips); or a number per class"""
     beta: Fraction = 1.0
-    """balanced by the effective number of clips `(1 - beta^n) / (1 - beta)` (1901.05555); 1: by their number n"""
+    """balance by the effective number of clips `(1 - beta^n) / (1 - beta)` (1901.05555); 1: by their number n"""
 
 
 class BinaryCrossEntropy(Options):
@@ -46,7 +46,7 @@ class BinaryCrossEntropy(Options):
 
     kind: Literal["bce"] = "bce"
     pos_weight: ClassWeights = "none"
-    """weight of a class where a video has it; balanced: videos without the class per video with it"""
+    """weight of the positive videos of a class; balanced: videos without the class per video with it"""
 
 
 LossOptions = Annotated[AutoLoss | CrossEntropy | Focal | BinaryCrossEntropy, Field(discriminator="kind")]

@@ -1,4 +1,4 @@
-"""A model: backbone, head and how they are joined. A new part adds its options class and its name in the union."""
+"""Options of a model: backbone, temporal head, classifier and input."""
 
 from __future__ import annotations
 
@@ -12,81 +12,29 @@ from pydantic import (
     model_validator,
 )
 
-from two_stream.config.backbones import (
-    C3d,
-    Csn,
-    DenseNet,
-    I3d,
-    MobileNet,
-    MobileNetV2,
-    MotionGrid,
-    R2Plus1d,
-    ResNet3d,
-    ResNeXt3d,
-    ShuffleNet,
-    ShuffleNetV2,
-    Slow,
-    SlowFast,
-    SqueezeNet,
-    X3d,
-)
+from two_stream.config.backbones import BackboneOptions, MobileNetV2
 from two_stream.config.base import Fraction, Options, Positive, PositiveInt
-from two_stream.config.heads import (
-    AverageHead,
-    BertHead,
-    ConcatHead,
-    HfBertHead,
-    LstmHead,
-    MomentsHead,
-    NonLocalHead,
-)
-from two_stream.config.library import HfVideo, TimmNet
-
-BackboneOptions = Annotated[
-    ResNet3d
-    | ResNeXt3d
-    | MobileNetV2
-    | SlowFast
-    | I3d
-    | R2Plus1d
-    | MobileNet
-    | ShuffleNet
-    | ShuffleNetV2
-    | SqueezeNet
-    | C3d
-    | Csn
-    | DenseNet
-    | X3d
-    | Slow
-    | MotionGrid
-    | TimmNet
-    | HfVideo,
-    Field(discriminator="kind"),
-]
-HeadOptions = Annotated[
-    AverageHead | MomentsHead | ConcatHead | LstmHead | NonLocalHead | BertHead | HfBertHead,
-    Field(discriminator="kind"),
-]
+from two_stream.config.heads import AverageHead, BertHead, HeadOptions
 
 
 class InputOptions(Options):
-    """Departures from the backbone's usual input; what is left out keeps the backbone's own value."""
+    """Changes of the backbone's default input; unset fields keep the default."""
 
     clip_length: PositiveInt | None = None
     """frames per clip"""
     stride: PositiveInt | None = None
     """step between neighbouring frames"""
     segments: Annotated[int, Field(ge=0)] | Literal["frames"] | None = None
-    """equal parts of the video, of which a clip takes `clip_length / segments` frames each, `stride` apart; frames: a
-    part per frame; 0: a clip is one run of frames"""
+    """equal parts of the video; a clip takes `clip_length / segments` frames of each, `stride` apart; frames: one
+    segment per frame; 0: a clip is one run of frames"""
     stack: PositiveInt | None = None
-    """neighbouring flow fields that make one frame of a flow clip, stacked as channels x1, y1, x2, y2, …"""
+    """neighbouring flow fields per frame of a flow clip, stacked as channels x1, y1, x2, y2, …"""
     resize: tuple[PositiveInt, PositiveInt] | None = None
-    """height and width a frame is resized to"""
+    """height and width of a resized frame"""
     crop: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
-    """side of the square crop, or height and width of a rectangle"""
+    """side of a square crop, or height and width"""
     value_range: tuple[float, float] | None = None
-    """what pixel values 0 and 255 become before mean and std"""
+    """values of pixels 0 and 255 before mean and std are applied"""
     mean: tuple[float, ...] | None = None
     std: tuple[Positive, ...] | None = None
 
@@ -95,11 +43,11 @@ class InputOptions(Options):
     def _size(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
         try:
             size = check(value)
-        except ValidationError:  # has a complaint for each of the forms
+        except ValidationError:  # one message per form
             raise ValueError(
-                f"{value!r} is no size; expected the side of a square, or height and width as [144, 192], in pixels"
+                f"{value!r} is not a size; expected the side of a square, or height and width as [144, 192], in pixels"
             ) from None
-        # a square has one spelling, so that equal inputs are equal settings
+        # a square is stored as one number, so that equal inputs are equal settings
         return size[0] if isinstance(size, tuple) and size[0] == size[1] else size
 
     @model_validator(mode="after")
@@ -117,70 +65,38 @@ class ModelOptions(Options):
     modality: Literal["rgb", "flow"] = "rgb"
     """rgb: 3 channels; flow: 2 channels (x, y)"""
     backbone: BackboneOptions = MobileNetV2()
-    """the 3D network below the head"""
+    """the network below the head"""
     reduction: Literal["none", "frab", "frmb"] = "none"
     """frab: append a block that narrows the features; frmb: replace the last block by one"""
     reduced_channels: PositiveInt = 512
     """width after frab or frmb"""
     head: HeadOptions = BertHead()
-    """how time is summed up"""
+    """how tokens are aggregated over time"""
     standardize: bool = False
-    """give every channel of the backbone's tokens mean 0 and deviation 1 before the head; measured over the centred
-    clips of the training part when a training begins, then part of the weights"""
+    """standardise every channel of the backbone's tokens before the head; mean and deviation are measured over the
+    centred clips of the training part when training begins, and saved with the weights"""
     dropout: Fraction = 0.8
     """dropout before the classifier"""
     dense: bool = False
-    """classify every place of the map and average what is above zero, as SqueezeNet does; with the average head"""
+    """classify every position of the feature map and average the positive logits, as SqueezeNet does; with the average
+    head"""
     input: InputOptions = InputOptions()
-    """input of the network where it differs from the backbone's usual one"""
+    """changes of the backbone's default input"""
 
     @model_validator(mode="after")
     def _only_flow_is_stacked(self) -> ModelOptions:
         if self.modality == "rgb" and (self.input.stack or 1) > 1:
             raise ValueError(
-                f"`input.stack` is {self.input.stack}, and only flow is stacked; set `modality: flow`, or leave it out"
+                f"`input.stack` is {self.input.stack}, but only flow is stacked; set `modality: flow`, or remove it"
             )
         return self
 
     @model_validator(mode="after")
     def _dense_has_no_head(self) -> ModelOptions:
         if self.dense and self.head != AverageHead():
-            raise ValueError("dense classifies places before any head: it needs `head: {kind: average}`")
+            raise ValueError("dense classifies positions without a head: it needs `head: {kind: average}`")
         if self.dense and self.standardize:
             raise ValueError(
-                "standardize changes what a head sees, and dense has none; leave one of them out"
+                "standardize changes the input of the head, but dense has no head; remove one of them"
             )
         return self
-
-
-__all__ = [
-    "AverageHead",
-    "BackboneOptions",
-    "BertHead",
-    "C3d",
-    "ConcatHead",
-    "Csn",
-    "DenseNet",
-    "HeadOptions",
-    "HfBertHead",
-    "HfVideo",
-    "I3d",
-    "InputOptions",
-    "LstmHead",
-    "MobileNet",
-    "MobileNetV2",
-    "ModelOptions",
-    "MomentsHead",
-    "MotionGrid",
-    "NonLocalHead",
-    "R2Plus1d",
-    "ResNeXt3d",
-    "ResNet3d",
-    "ShuffleNet",
-    "ShuffleNetV2",
-    "Slow",
-    "SlowFast",
-    "SqueezeNet",
-    "TimmNet",
-    "X3d",
-]

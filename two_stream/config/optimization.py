@@ -44,23 +44,23 @@ class AdamW(Options):
 
 
 class Logistic(Options):
-    """No steps but the optimum: logistic regression on what a frozen network gives, strength by cross-validation."""
+    """Logistic regression on a frozen network's features, solved exactly; cross-validation chooses the penalty."""
 
     kind: Literal["logistic"] = "logistic"
     cs: Annotated[tuple[Positive, ...], Field(min_length=1)] = (
         1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0,
     )  # fmt: skip
-    """weights of the loss against the penalty `|w|² / 2`, of which cross-validation picks one; the inputs are
-    standardised, so they mean the same for every network"""
+    """candidate weights of the loss relative to the penalty `|w|² / 2`; cross-validation picks one; the inputs are
+    standardised, so a value means the same for every network"""
     folds: Annotated[int, Field(ge=2)] = 5
-    """parts of the cross-validation; source videos stay whole, so there are as many as sources at most"""
+    """parts of the cross-validation, at most one per source video; source videos are not divided"""
     repeats: PositiveInt = 3
-    """cross-validations with other folds each, whose losses are averaged"""
+    """cross-validations with different folds, whose losses are averaged"""
     balanced: bool = True
-    """every class weighs as much as any other; false: every video does"""
+    """equal weight for all classes; false: for all videos"""
     views: Annotated[int, Field(ge=0)] | None = None
-    """augmented clips of each training video to learn from beside its centred one, all together as heavy as one video;
-    none: those that `data.features` holds, without it none"""
+    """augmented clips per training video in addition to the centred one, with the total weight of one video; none:
+    those in `data.features`, else none"""
 
 
 class Constant(Options):
@@ -70,7 +70,7 @@ class Constant(Options):
 
 
 class Plateau(Options):
-    """Lower the rate when the validation loss stops falling (the paper's)."""
+    """Reduce the rate when the validation loss stops falling (as in the paper)."""
 
     kind: Literal["plateau"] = "plateau"
     factor: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
@@ -80,11 +80,11 @@ class Plateau(Options):
 
 
 class MultiStep(Options):
-    """Lower the rate at given epochs."""
+    """Reduce the rate at given epochs."""
 
     kind: Literal["multistep"] = "multistep"
     milestones: tuple[PositiveInt, ...] = (15, 25)
-    """epochs after which the rate falls"""
+    """epochs after which the rate is reduced"""
     gamma: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
 
 

@@ -14,7 +14,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,6 +30,7 @@ from two_stream.data.splits import read_list
 from two_stream.errors import DataError, SettingsError, TwoStreamError, VideoError
 from two_stream.runtime.console import progress
 from two_stream.runtime.files import fsync_dir, sha256, write_bytes, write_json
+from two_stream.runtime.locks import exclusive_lock
 from two_stream.runtime.provenance import code_version
 from two_stream.runtime.text import json_text, parse_json
 from two_stream.runtime.workers import Beat, TaskFailure, run_tasks, usable_processes
@@ -132,7 +133,8 @@ def pack(record: Record, modality: Modality, out: Path | str, options: PackOptio
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{folder}: cannot be created as output folder ({error.strerror})") from None
-    with _alone(folder):
+    busy = DataError(f"{folder}: another `two-stream pack` is writing here; wait for it to finish")
+    with exclusive_lock(folder / ".lock", busy):
         for leftover in [*folder.glob(".[0-9]*.part"), *folder.glob(".[0-9]*.at")]:
             with suppress(OSError):
                 leftover.unlink()
@@ -203,32 +205,6 @@ def verify_shards(folder: Path) -> list[str]:
         elif tar.stat().st_size != note["bytes"] or sha256(tar) != note["sha256"]:
             wrong.append(f"{tar}: damaged (size or SHA-256 differ from its note); remove it and pack again")
     return wrong
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Prevent two packs in one folder, where the system has file locks.
-
-    Raises:
-        DataError: Another process is packing here.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                f"{folder}: another `two-stream pack` is writing here; wait for it to finish"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
-        with suppress(OSError):
-            (folder / ".lock").unlink()
 
 
 def _read_note(path: Path) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ from two_stream.export.opening import format_by_name
 from two_stream.export.verifying import TOLERANCE, compare
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import note
-from two_stream.runtime.files import atomic_path, folder_beside
+from two_stream.runtime.files import atomic_path, temporary_folder
 from two_stream.runtime.provenance import code_version, environment
 from two_stream.types import Part
 
@@ -92,7 +92,7 @@ def written(
     path, check = goal
     note(f"writing {card.name} as a graph ({card.to})")
     program = program_of(exportable)
-    with folder_beside(path) as folder:
+    with temporary_folder(path) as folder:
         built = folder / f"graph{SUFFIXES[card.to]}"
         form.write(program, exportable, built)
         if change is not None:

@@ -1,4 +1,4 @@
-"""What sums up time. Every module of this folder is loaded, so a new file registers itself."""
+"""Temporal heads: they aggregate tokens over time. All modules of this folder are imported and register themselves."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from two_stream.config.model import AverageHead
+from two_stream.config.heads import AverageHead
 from two_stream.heads.base import HEADS, Head
 
 
@@ -13,8 +13,8 @@ from two_stream.heads.base import HEADS, Head
 class Average(Head):
     """Mean of the tokens: the classic global average pooling, for clips of any length.
 
-    With `window` above 1 it is the mean of the means over every run of so many tokens, which weighs the first and last
-    tokens less. Kinetics I3D classifies each pair of tokens and averages the logits, which is the same.
+    With `window` above 1 it is the mean of the means over all windows of that many tokens, which gives the first and
+    last tokens less weight. Kinetics I3D classifies each pair of tokens and averages the logits, which is equivalent.
     """
 
     def __init__(self, options: AverageHead, *, features: int, tokens: int) -> None:

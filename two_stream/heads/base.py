@@ -1,4 +1,4 @@
-"""What every head offers, and the registry that finds it by the `kind` in the settings."""
+"""Base class of heads, and their registry by the `kind` in the settings."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def space_mean(x_BCTHW: torch.Tensor) -> torch.Tensor:
 
 
 class Head(nn.Module, ABC):
-    """Sums up time: `x_BTD -> z_BD`. Built as `HeadClass(options, features=D, tokens=T)`."""
+    """Aggregates tokens over time: `x_BTD -> z_BD`. Built as `HeadClass(options, features=D, tokens=T)`."""
 
     fixed_length: bool = False
-    """True where the weights fit one number of tokens only."""
+    """Whether the weights fit only one number of tokens."""
     features: int
-    """Width of the vector."""
+    """Width of the output vector."""
     needs_maps: bool = False
-    """True where `pool` looks at places, so that tokens averaged over space do not do."""
+    """Whether `pool` needs feature maps, so that tokens averaged over space are not enough."""
 
     def __init__(self, options: Any, *, features: int, tokens: int) -> None:
         super().__init__()
@@ -36,9 +36,9 @@ class Head(nn.Module, ABC):
         self.tokens = tokens
 
     def pool(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Turn a feature map into tokens `x_BTD`; the base takes the mean over space.
+        """Return tokens `x_BTD` of a feature map, by default its mean over space.
 
-        A head that looks at places (non-local) overrides this, and sets `needs_maps`.
+        A head that uses positions (non-local) overrides this and sets `needs_maps`.
         """
         return space_mean(x_BCTHW)
 
@@ -47,10 +47,10 @@ class Head(nn.Module, ABC):
         """Return one vector `(B, features)` per clip."""
 
     def check_tokens(self, x_BTD: torch.Tensor) -> None:
-        """Refuse another number of tokens than the weights fit.
+        """Check the number of tokens.
 
         Raises:
-            SettingsError: Naming both numbers.
+            SettingsError: The weights fit another number; names both.
         """
         if self.fixed_length and x_BTD.shape[1] != self.tokens:
             raise SettingsError(
@@ -60,7 +60,7 @@ class Head(nn.Module, ABC):
 
 
 class Standard(nn.Module):
-    """Less a mean, divided by a deviation, per channel; changes nothing until they are measured."""
+    """Standardises each channel by a mean and deviation; the identity until they are measured."""
 
     mean: torch.Tensor
     deviation: torch.Tensor
@@ -72,7 +72,7 @@ class Standard(nn.Module):
 
     @property
     def measured(self) -> bool:
-        """Whether it holds statistics."""
+        """Whether mean and deviation are measured."""
         return bool(self.mean.any()) or not bool((self.deviation == 1.0).all())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -82,9 +82,9 @@ class Standard(nn.Module):
 
 
 class TokenMask(nn.Module):
-    """Which tokens may be attended to in training: each time token is kept with probability `keep`.
+    """Mask of tokens in training: each time token is kept with probability `keep`.
 
-    The class token is always kept. Without one, at least one token is.
+    The class token is always kept. Without one, at least one token is kept.
     """
 
     def __init__(self, keep: float, class_token: bool) -> None:
@@ -93,7 +93,7 @@ class TokenMask(nn.Module):
         self.class_token = class_token
 
     def forward(self, batch: int, tokens: int, device: torch.device) -> torch.Tensor | None:
-        """Return booleans `(B, tokens)`, true where kept, or none when nothing is masked."""
+        """Return booleans `(B, tokens)`, true for kept tokens; None if nothing is masked."""
         if not self.training or self.keep >= 1.0:
             return None
         kept = torch.rand(batch, tokens, device=device) < self.keep

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from two_stream.config.model import BertHead
+from two_stream.config.heads import BertHead
 from two_stream.errors import SettingsError
 from two_stream.heads.base import HEADS, Head, TokenMask
 
@@ -51,7 +51,7 @@ class Attention(nn.Module):
         return x_BTD.view(*x_BTD.shape[:2], self.heads, -1).transpose(1, 2)
 
     def forward(self, x_BTD: torch.Tensor, kept_BT: torch.Tensor | None) -> torch.Tensor:
-        """Attend to the kept tokens only (to all where `kept_BT` is none)."""
+        """Attend to the kept tokens only; to all if `kept_BT` is None."""
         y = F.scaled_dot_product_attention(
             self._split(self.query(x_BTD)),
             self._split(self.key(x_BTD)),
@@ -63,14 +63,14 @@ class Attention(nn.Module):
         return out_BTD
 
     def weights(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        """Return the attention of each token to each, `(B, heads, T, T)`, nothing masked."""
+        """Return the attention of each token to each, `(B, heads, T, T)`, without mask."""
         query, key = self._split(self.query(x_BTD)), self._split(self.key(x_BTD))
         scores: torch.Tensor = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
         return scores.softmax(-1)
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block, with the published dropout after it too."""
+    """Pre-norm transformer block, with the published additional dropout at its end."""
 
     def __init__(self, hidden: int, heads: int, feed_forward: int, dropout: float) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Bert(Head):
         hidden = options.hidden or features
         if hidden % options.heads:
             raise SettingsError(
-                f"head bert: a width of {hidden} does not divide into {options.heads} heads; "
+                f"head bert: width {hidden} is not divisible by {options.heads} heads; "
                 "set `head.hidden` or `head.heads`"
             )
         self.embed = nn.Linear(features, hidden) if hidden != features else nn.Identity()
@@ -135,7 +135,7 @@ class Bert(Head):
         return embedded
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        """Return `(B, hidden)`. In training a share of the time tokens is masked."""
+        """Return `(B, hidden)`. In training some time tokens are masked."""
         x_BTD = self._embedded(x_BTD)
         kept_BT = self.mask(x_BTD.shape[0], x_BTD.shape[1], x_BTD.device)
         for block in self.blocks:
@@ -146,8 +146,8 @@ class Bert(Head):
     def attention(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """Return how much the last block's class token attends to each time token, `(B, heads, T)`.
 
-        The class token's attention to itself is left out, so a row sums to less than one. Without a class token
-        it is the mean over the asking tokens. Computed without dropout and masks.
+        The class token's attention to itself is omitted, so a row sums to less than one. Without a class token it
+        is the mean over the query tokens. Computed without dropout and masks.
         """
         x_BTD = self._embedded(x_BTD)
         for block in self.blocks[:-1]:

@@ -1,16 +1,16 @@
-"""Tokens side by side."""
+"""Concatenation of the tokens."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from two_stream.config.model import ConcatHead
+from two_stream.config.heads import ConcatHead
 from two_stream.heads.base import HEADS, Head
 
 
 class Concatenation(nn.Module):
-    """Tokens side by side, feature-major as in the published code, then dropout and a linear layer if asked."""
+    """Concatenates tokens, feature-major as in the published code; then dropout and an optional linear layer."""
 
     def __init__(self, features: int, tokens: int, outputs: int | None, dropout: float) -> None:
         super().__init__()

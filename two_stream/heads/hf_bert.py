@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from two_stream.config.model import HfBertHead
+from two_stream.config.heads import HfBertHead
 from two_stream.errors import SettingsError
 from two_stream.heads.base import HEADS, Head, TokenMask
 
@@ -20,10 +20,10 @@ class HfBert(Head):
         super().__init__(options, features=features, tokens=tokens)
         if features % options.heads:
             raise SettingsError(
-                f"head hf_bert: a width of {features} does not divide into {options.heads} heads; "
+                f"head hf_bert: width {features} is not divisible by {options.heads} heads; "
                 "set `head.heads` or use a reduction"
             )
-        from transformers import BertConfig, BertModel  # slow: only when such a head is built
+        from transformers import BertConfig, BertModel  # slow import
 
         config = BertConfig(
             vocab_size=1,
@@ -38,7 +38,7 @@ class HfBert(Head):
             attn_implementation="sdpa",  # type: ignore[call-arg]
         )
         self.encoder = BertModel(config, add_pooling_layer=False)
-        del self.encoder.embeddings.word_embeddings  # never asked for: tokens come as vectors
+        del self.encoder.embeddings.word_embeddings  # unused: tokens are vectors
         self.class_token = nn.Parameter(torch.empty(1, 1, features))
         nn.init.normal_(self.class_token, std=0.02)
         self.mask = TokenMask(options.keep, class_token=True)
@@ -58,9 +58,9 @@ class HfBert(Head):
     def attention(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """Return how much the last layer's class token attends to each time token, `(B, heads, T)`.
 
-        The class token's attention to itself is left out, so a row sums to less than one.
+        The class token's attention to itself is omitted, so a row sums to less than one.
         """
-        self.encoder.set_attn_implementation("eager")  # the fused kernel keeps no weights
+        self.encoder.set_attn_implementation("eager")  # the fused kernel does not return attention weights
         try:
             out = self.encoder(inputs_embeds=self._sequence(x_BTD), output_attentions=True)
         finally:

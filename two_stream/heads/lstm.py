@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from two_stream.config.model import LstmHead
+from two_stream.config.heads import LstmHead
 from two_stream.heads.base import HEADS, Head
 
 

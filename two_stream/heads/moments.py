@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from two_stream.config.model import MomentsHead
+from two_stream.config.heads import MomentsHead
 from two_stream.heads.base import HEADS, Head
 
 
@@ -14,7 +14,7 @@ from two_stream.heads.base import HEADS, Head
 class Moments(Head):
     """Mean, deviation, change from beginning to end, maximum and means of parts, for clips of any length.
 
-    It has no weights, so with a frozen backbone the classifier alone learns: a convex problem, which
+    It has no weights, so with a frozen backbone only the classifier is trained: a convex problem, which
     `train.optimizer: {kind: logistic}` solves.
     """
 
@@ -26,16 +26,16 @@ class Moments(Head):
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """Return `(B, features)`: D values of each statistic, in the order of the options.
 
-        The deviation is the population's (divided by T, as one token must have one: 0). With T tokens part i of n spans
+        The standard deviation divides by T, so that it is 0 for a single token. With T tokens part i of n spans
         `i * T // n` to `(i + 1) * T // n`, at least one token; the first and last part of `differences` have
-        `max(1, T // n)` tokens each, so that neither is the longer one.
+        `max(1, T // n)` tokens each, so that both have the same length.
         """
         options: MomentsHead = self.options
         count = x_BTD.shape[1]
         mean_BD = x_BTD.mean(1)
         found = [mean_BD]
         if options.spread:
-            # a norm has gradient 0 where nothing changes in time; a square root has none there
+            # the gradient of a norm at 0 is 0; that of a square root is not finite
             spread_BD = torch.linalg.vector_norm(x_BTD - mean_BD.unsqueeze(1), dim=1) / math.sqrt(count)
             found.append(spread_BD)
         if options.differences:

@@ -1,7 +1,7 @@
 """Non-local block, then concatenation or the mean.
 
 Source: Wang et al., "Non-local Neural Networks" (arXiv 1711.07971), embedded Gaussian. The paper's code divides the
-scores by √N for N positions, where the original divides nothing.
+scores by √N for N positions, which the original does not.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from two_stream.config.model import NonLocalHead
+from two_stream.config.heads import NonLocalHead
 from two_stream.heads.base import HEADS, Head
 from two_stream.heads.concat import Concatenation
 
 
 class NonLocalBlock(nn.Module):
-    """Every position looks at every other; starts as the identity, since the last BatchNorm's scale is zero."""
+    """Attention between all positions; initially the identity, since the last BatchNorm's scale is zero."""
 
     def __init__(self, features: int, inner: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class NonLocalBlock(nn.Module):
         """Return `x + W(softmax(θ(x) φ(x)ᵀ / √N) g(x))`, `(B, N, D)` for N positions."""
         query, key, value = (part(x_BND).unsqueeze(1) for part in (self.theta, self.phi, self.g))
         attended = nn.functional.scaled_dot_product_attention(query, key, value, scale=x_BND.shape[1] ** -0.5)
-        y_BND = attended.squeeze(1)  # one head: ONNX knows attention with heads only
+        y_BND = attended.squeeze(1)  # one head: ONNX requires a head dimension
         change_BDN: torch.Tensor = self.norm(self.out(y_BND).transpose(1, 2))
         return x_BND + change_BDN.transpose(1, 2)
 
@@ -50,7 +50,7 @@ class NonLocal(Head):
             self.features = self.join.features
 
     def pool(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return tokens `x_BTD`; over space-time they come out of the block."""
+        """Return tokens `x_BTD`; over space-time they are outputs of the block."""
         if self.options.over == "time":
             return super().pool(x_BCTHW)
         t = x_BCTHW.shape[2]

@@ -17,8 +17,9 @@ from typing import Any, Literal
 import numpy as np
 
 from two_stream import zoo
+from two_stream.config.augment import AugmentOptions
 from two_stream.config.load import load_experiment
-from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment
+from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
 from two_stream.data.catalog import Patterns, Record
 from two_stream.data.splits import read_list
 from two_stream.errors import CheckpointError, SettingsError

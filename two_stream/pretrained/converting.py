@@ -9,17 +9,17 @@ from pathlib import Path
 import torch
 
 from two_stream import zoo
+from two_stream.config.augment import AugmentOptions
 from two_stream.config.load import dump
 from two_stream.config.model import ModelOptions
-from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment, TrainOptions
+from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment, TrainOptions
 from two_stream.errors import CheckpointError
 from two_stream.pretrained.folder import read_model, write_model
 from two_stream.pretrained.layouts import CARRIED, LAYOUTS, OURS, Layout, recognise, unwrapped
 from two_stream.pretrained.loading import LoadReport, load_weights
 from two_stream.pretrained.reading import read_state, weights_file
 from two_stream.recognizer import Recognizer, create_model
-from two_stream.runtime.files import atomic_path, sha256
-from two_stream.runtime.folders import replaced_folder
+from two_stream.runtime.files import atomic_path, replaced_folder, sha256
 
 
 def import_checkpoint(

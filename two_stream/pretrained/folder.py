@@ -17,8 +17,7 @@ from two_stream.pretrained.layouts import CARRIED
 from two_stream.pretrained.reading import WEIGHTS, read_metadata, read_state, weights_file
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.runtime.console import note
-from two_stream.runtime.files import atomic_path
-from two_stream.runtime.folders import CHECKSUMS, verify_checksums, write_checksums
+from two_stream.runtime.files import CHECKSUMS, atomic_path, verify_checksums, write_checksums
 from two_stream.runtime.text import is_utf8, json_text, parse_json
 from two_stream.surgery import Alteration, alter, described, from_description
 
@@ -38,7 +37,7 @@ def write_model(
     """Write `model.safetensors` with the model's options and `meta` in its header, and the folder's checksums.
 
     The file is whole or absent. To put weights and training state in place together, call it on the folder that
-    `runtime.folders.replaced_folder` yields.
+    `runtime.files.replaced_folder` yields.
 
     Args:
         folder: Made when missing.

@@ -6,7 +6,7 @@ They are read once, when a training starts; a run's own weights are whole, so no
 from __future__ import annotations
 
 from two_stream.backbones.library import LibraryBackbone
-from two_stream.config.model import TimmNet
+from two_stream.config.backbones import TimmNet
 from two_stream.errors import CheckpointError
 from two_stream.pretrained.layouts.efficientnet_lite import timm_names
 from two_stream.pretrained.reading import read_state

@@ -22,7 +22,7 @@ from two_stream.errors import CheckpointError
 from two_stream.pretrained.caffe2 import TORCH_STAND_INS, Numbers, read_caffe2, refusal
 from two_stream.pretrained.kinds import kind_of
 from two_stream.runtime.console import note
-from two_stream.runtime.folders import complete_folder
+from two_stream.runtime.files import complete_folder
 from two_stream.runtime.text import is_utf8
 
 WEIGHTS = "model.safetensors"

@@ -25,7 +25,7 @@ from two_stream.profiling.memory import PeakMemory
 from two_stream.profiling.timing import timed
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.device import autocast, pick_device
-from two_stream.runtime.folders import complete_folder
+from two_stream.runtime.files import complete_folder
 
 _TURNS = 5
 """How often each network is timed, the networks taking turns."""

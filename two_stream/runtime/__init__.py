@@ -1,1 +1,1 @@
-"""Machine, files and terminal: what every layer above may lean on."""
+"""Devices, processes, files, locks and terminal output; used by all layers above."""

@@ -1,4 +1,4 @@
-"""Reading files of arrays that may be a stranger's: what they declare is compared with what they hold first."""
+"""Reads untrusted files of arrays: declared sizes are checked before memory is allocated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_BYTES = int(os.environ.get("TWO_STREAM_MOST_BYTES", 2**32))
-"""What a file of arrays may become in memory; a setting of the environment."""
+"""Largest size of a file of arrays in memory, set by the environment."""
 
 _MOST_HEADER = 4096
 _HEADER = re.compile(
@@ -24,11 +24,11 @@ _HEADER = re.compile(
 
 
 def read_arrays(file: Path | IO[bytes]) -> dict[str, NDArray[Any]]:
-    """Read the arrays of an `.npz` file, after a look at the sizes that it declares.
+    """Read the arrays of an `.npz` file after checking their declared sizes.
 
     Raises:
         OSError: It cannot be read.
-        ValueError: No archive of plain arrays, damaged, or more than `MOST_BYTES` (`TWO_STREAM_MOST_BYTES`) in memory.
+        ValueError: Not an archive of plain arrays, damaged, or over `MOST_BYTES` (`TWO_STREAM_MOST_BYTES`) in memory.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -52,7 +52,7 @@ def map_array(path: Path) -> NDArray[Any]:
 
     Raises:
         OSError: It cannot be read.
-        ValueError: No plain array, or of another size than the file.
+        ValueError: Not a plain array, or its size differs from the file's.
     """
     with path.open("rb") as file:
         kind, shape, order = _read_header(file, path.name, path.stat().st_size)
@@ -62,7 +62,7 @@ def map_array(path: Path) -> NDArray[Any]:
 
 
 def _read_array(member: IO[bytes], info: zipfile.ZipInfo) -> NDArray[Any]:
-    """Read one array whose header says how many bytes there are."""
+    """Read one array of an archive."""
     kind, shape, order = _read_header(member, info.filename, info.file_size)
     flat = np.frombuffer(bytearray(member.read(math.prod(shape) * kind.itemsize)), dtype=kind)
     return flat.reshape(shape, order=order)
@@ -73,7 +73,7 @@ def _read_header(
 ) -> tuple[np.dtype[Any], tuple[int, ...], Literal["C", "F"]]:
     """Read type, shape and order of an array of `length` bytes with its header.
 
-    The header is a dictionary as Python writes it. numpy's reader parses it as Python; this takes what numpy writes.
+    numpy's reader evaluates the header as Python; this function accepts only what numpy writes.
     """
     magic = file.read(8)
     lengths = {b"\x93NUMPY\x01\x00": 2, b"\x93NUMPY\x02\x00": 4}

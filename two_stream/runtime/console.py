@@ -1,4 +1,4 @@
-"""What a person sees: messages, tables and progress, plain when the output is not a terminal."""
+"""Messages, tables and progress bars; plain text if the output is not a terminal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from two_stream.runtime.text import shown_lines
 
 
 def _width(stream: TextIO) -> int | None:
-    """A terminal's own width (none); files and pipes get room for whole tables unless COLUMNS says otherwise."""
+    """Return None for a terminal, which has a width; files and pipes get 120 columns unless COLUMNS is set."""
     return None if stream.isatty() or "COLUMNS" in os.environ else 120
 
 
@@ -39,30 +39,30 @@ err = Console(stderr=True, highlight=False, emoji=False, width=_width(sys.stderr
 
 
 class Advance(Protocol):
-    """Moves a progress display on by `n` and shows the given fields beside it."""
+    """Advances a progress display by `n` and shows the given fields."""
 
     def __call__(self, n: int = 1, **fields: object) -> None:
         """Advance."""
 
 
 def say(message: str) -> None:
-    """Print a line of result; square brackets are text, not markup."""
+    """Print a result on standard output; square brackets are text, not markup."""
     console.print(shown_lines(message), markup=False, soft_wrap=True)
 
 
 def note(message: str) -> None:
-    """Print a line about what is happening, on standard error."""
+    """Print a message about the progress on standard error."""
     err.print(shown_lines(message), markup=False, soft_wrap=True)
 
 
 def bar(share: float, length: int) -> str:
-    """Return a bar for a share of 1, at most so many columns long, in characters that the output has."""
+    """Return a text bar for a share of 1, at most `length` columns long."""
     return ("█" if console.encoding.startswith("utf") else "#") * max(1, round(length * share))
 
 
 @contextmanager
 def results_as_notes() -> Iterator[None]:
-    """Print results on standard error meanwhile: those of a step are progress where the command's own come behind."""
+    """Print results on standard error during the block: results of a step are progress of the command."""
     before, console.stderr = console.stderr, True
     try:
         yield
@@ -76,7 +76,7 @@ def warn(message: str) -> None:
 
 
 class _Table(Table):
-    """A table whose numbers stay whole: where its columns cannot be narrow enough, each row is a list of its cells."""
+    """A table that never breaks numbers: if it is too wide, each row is printed as a list of its cells."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         names = [str(column.header) for column in self.columns]
@@ -91,12 +91,12 @@ class _Table(Table):
             if self.title:
                 yield Text.from_markup(str(self.title), style="italic")
             for row in rows:
-                told = [
+                lines = [
                     f"{name}: {cell}".removeprefix(": ")
                     for name, cell in zip(names, row, strict=True)
                     if cell
                 ]
-                yield from (Text.from_markup(line, overflow="fold") for line in (*told, ""))
+                yield from (Text.from_markup(line, overflow="fold") for line in (*lines, ""))
             return
         while sum(widths) > room:
             widest = max(range(len(widths)), key=lambda place: (widths[place] > least[place], widths[place]))
@@ -111,25 +111,25 @@ def _width_of(text: object) -> int:
 
 
 _NARROW = 8
-"""columns of a terminal that words get at least"""
+"""minimum width of a text column"""
 _NUMBER = re.compile(r"[-+±<]?\b\d[\d.,:×/e]*%?")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
     """Build a table; columns after the first are right-aligned when all their cells look like numbers.
 
-    No number is cut: columns of numbers keep the width of their widest cell, others are folded between numbers.
+    Numbers are not broken: numeric columns are as wide as their widest cell, others are folded between numbers.
     """
     made = _Table(title=_plain(title) or None, title_justify="left", header_style="bold")
     for index, column in enumerate(columns):
         cells = [shown_lines(str(row[index])) for row in rows]
         numeric = index > 0 and all(cell[:1].isdigit() or cell[:1] in "-–+<" for cell in cells if cell)
-        whole = cells if numeric else [number for cell in cells for number in _NUMBER.findall(cell)]
+        unbroken = cells if numeric else [number for cell in cells for number in _NUMBER.findall(cell)]
         made.add_column(
             _plain(column),
             justify="right" if numeric else "left",
             overflow="fold",
-            min_width=max(map(cell_len, whole), default=1),
+            min_width=max(map(cell_len, unbroken), default=1),
         )
     for row in rows:
         made.add_row(*(_plain(cell) for cell in row))
@@ -142,7 +142,7 @@ def _plain(cell: object) -> str:
 
 @contextmanager
 def progress(description: str, total: int | None, *, every: float = 15.0) -> Iterator[Advance]:
-    """Show a live bar with time left on a terminal, or a plain line every `every` seconds elsewhere."""
+    """Show a progress bar on a terminal, or print a line every `every` seconds elsewhere."""
     if err.is_terminal:
         with _bar() as bar:
             task = bar.add_task(description, total=total, fields="")

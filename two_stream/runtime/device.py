@@ -1,4 +1,4 @@
-"""Which device computes, and how exactly."""
+"""Device, autocast, threads and determinism."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from two_stream.errors import SettingsError
 from two_stream.runtime import distributed
+from two_stream.runtime.workers import usable_processes
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -18,14 +19,14 @@ _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def pick_device(name: str = "auto") -> torch.device:
     """Return a device by name; `auto` takes CUDA, then Apple's MPS, then the CPU.
 
-    Of several processes each takes the GPU that has its number on its machine.
+    Of several processes, each takes the GPU with its local rank.
 
     Raises:
         SettingsError: The name is unknown or the machine has no such device.
     """
     if name == "auto":
         if torch.cuda.is_available():
-            return _own_gpu()
+            return _local_gpu()
         apple = torch.backends.mps.is_available() and distributed.world_size() == 1
         return torch.device("mps" if apple else "cpu")
     try:
@@ -38,17 +39,19 @@ def pick_device(name: str = "auto") -> torch.device:
         "mps": torch.backends.mps.is_available(),
     }.get(device.type, False)
     if not available:
-        raise SettingsError(f"device {name!r}: this machine has none; use `--device auto` or `--device cpu`")
+        raise SettingsError(
+            f"device {name!r}: not available on this machine; use `--device auto` or `--device cpu`"
+        )
     if distributed.world_size() > 1:
         if device.type == "mps" or ":" in name:
             raise SettingsError(
-                f"device {name!r}: several processes cannot share one; give `--device cuda`, and each takes its own"
+                f"device {name!r}: several processes cannot share one; with `--device cuda` each takes its own GPU"
             )
-        return _own_gpu() if device.type == "cuda" else device
+        return _local_gpu() if device.type == "cuda" else device
     return device
 
 
-def _own_gpu() -> torch.device:
+def _local_gpu() -> torch.device:
     return (
         torch.device("cuda", distributed.local_rank())
         if distributed.world_size() > 1
@@ -64,36 +67,29 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 
 def set_threads(count: int) -> None:
-    """Set torch's CPU threads; 0 leaves them, but divides the cores among several processes of a machine."""
-    if not count and distributed.world_size() > 1 and not _threads_asked_for():
-        count = max(1, len(_cores()) // distributed.local_size())
+    """Set torch's CPU threads; 0 keeps torch's default, divided among the processes of a machine."""
+    if not count and distributed.world_size() > 1 and not _is_omp_threads_set():
+        count = max(1, usable_processes() // distributed.local_size())
     if count:
         torch.set_num_threads(count)
 
 
-def _cores() -> set[int]:
-    """Return the cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))
-
-
-def _threads_asked_for() -> bool:
-    """Whether a person set OMP_NUM_THREADS: torchrun sets it to 1 where it is not set, in its own environment only."""
+def _is_omp_threads_set() -> bool:
+    """Whether the user set OMP_NUM_THREADS; torchrun sets it to 1 for its workers if it is not set."""
     if os.environ.get("OMP_NUM_THREADS", "1") != "1":
         return True
     try:
-        before = Path(f"/proc/{os.getppid()}/environ").read_bytes()  # as the parent was started
+        before = Path(f"/proc/{os.getppid()}/environ").read_bytes()  # the environment at its start
     except OSError:
         return "OMP_NUM_THREADS" in os.environ
     return b"\0OMP_NUM_THREADS=" in b"\0" + before
 
 
 def set_deterministic(on: bool, device: torch.device) -> None:
-    """Ask for deterministic algorithms on a GPU; an operation that has none warns instead of failing.
+    """Use deterministic algorithms on a GPU; an operation without one warns.
 
-    On the CPU nothing is asked for: what the networks use repeats bit for bit with a given number of threads, and
-    torch's switch costs seconds at the start.
+    On the CPU the networks' operations are deterministic for a given number of threads, and torch's switch would cost
+    seconds at the start.
     """
     if device.type != "cuda":
         return

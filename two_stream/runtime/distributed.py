@@ -1,7 +1,7 @@
-"""The one place that knows how many processes work together (`torchrun` sets the environment).
+"""Ranks, collective calls and shared errors of a `torchrun` job.
 
-What is decided by one process or must be the same in all goes through here, so that an error of one ends all of them
-with one line. Alone, every function is a plain call, and torch is not even imported.
+An error of one process is raised on all of them and printed once. In a single process every function is a plain call,
+and torch is not imported.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 E = TypeVar("E", bound=TwoStreamError)
 
 TIMEOUT = timedelta(minutes=30)
-"""how long a process waits for the others before it gives up"""
+"""how long a process waits for the others"""
 _LOST = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -29,48 +29,48 @@ _LOST = (
     "Timed out waiting",
     "remote process exited",
 )
-"""what gloo, its store and NCCL say when a process at the other end has gone"""
+"""messages of gloo, its store and NCCL when another process has exited"""
 
-_board: list[Any] = []
-"""where the processes leave notes for each other: torch's store, while they are joined"""
+_store: list[Any] = []
+"""torch's store, while the processes are joined"""
 _was_joined: list[bool] = []
-"""not empty once this process has been joined to others"""
+"""not empty once this process was joined to others"""
 
 
 def rank() -> int:
-    """Number of this process, 0 when alone."""
+    """Return the rank of this process; 0 for a single process."""
     return _number("RANK", 0) if world_size() > 1 else 0
 
 
 def world_size() -> int:
-    """Processes of the job, 1 when alone."""
+    """Return the number of processes of the job."""
     return _number("WORLD_SIZE", 1)
 
 
 def local_rank() -> int:
-    """Number of this process among those of its machine, 0 when alone."""
+    """Return the rank of this process on its machine; 0 for a single process."""
     return _number("LOCAL_RANK", rank()) if world_size() > 1 else 0
 
 
 def local_size() -> int:
-    """Processes of the job on this machine, 1 when alone."""
+    """Return the number of processes of the job on this machine."""
     return _number("LOCAL_WORLD_SIZE", world_size()) if world_size() > 1 else 1
 
 
 def restarts() -> int:
-    """How often `torchrun` has started the processes of this job anew."""
+    """Return how often `torchrun` has restarted the processes of this job."""
     return _number("TORCHELASTIC_RESTART_COUNT", 0)
 
 
 def is_main() -> bool:
-    """Whether this process writes files and talks to the person."""
+    """Whether this is rank 0, which writes files and prints messages."""
     return rank() == 0
 
 
 def job() -> str:
-    """Return what names this `torchrun` job and stays the same over its restarts; empty without `torchrun`.
+    """Return a name of this `torchrun` job that restarts keep; empty without `torchrun`.
 
-    On several machines that is the id given with `--rdzv-id`; on one, the process that started this one.
+    On several machines it is the id given with `--rdzv-id`; on one, the parent process.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ""
@@ -87,15 +87,15 @@ def job() -> str:
 
 
 def init(*, cpu_only: bool = False) -> bool:
-    """Join the other processes of a `torchrun` job; false when this process is alone.
+    """Join the other processes of a `torchrun` job and silence all but rank 0; return False for a single process.
 
-    gloo carries what lies in main memory, NCCL what lies on a GPU. Only the main process keeps its voice.
+    gloo exchanges tensors in main memory, NCCL those on GPUs.
 
     Args:
-        cpu_only: Leave the machine's GPUs alone.
+        cpu_only: Do not use the machine's GPUs.
 
     Raises:
-        SettingsError: The environment is not whole, or this machine has fewer GPUs than processes.
+        SettingsError: The environment is incomplete, or this machine has fewer GPUs than processes.
     """
     if world_size() == 1:
         return False
@@ -119,12 +119,12 @@ def init(*, cpu_only: bool = False) -> bool:
             )
         torch.cuda.set_device(local_rank())
     found, _, _ = next(distributed.rendezvous("env://", timeout=TIMEOUT))  # type: ignore[attr-defined]
-    # torchrun's store outlives a restart: without a name of its own a process meets the addresses of its dead fellows
-    _board.append(distributed.PrefixStore(f"start{restarts()}", found))  # type: ignore[attr-defined]
+    # torchrun's store survives a restart; without a prefix per start, processes would read addresses of dead ones
+    _store.append(distributed.PrefixStore(f"start{restarts()}", found))  # type: ignore[attr-defined]
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if gpu else "gloo",
         timeout=TIMEOUT,
-        store=_board[-1],
+        store=_store[-1],
         rank=rank(),
         world_size=world_size(),
     )
@@ -133,7 +133,7 @@ def init(*, cpu_only: bool = False) -> bool:
 
 
 def silence_other_ranks() -> None:
-    """Silence messages and progress of every process but the main one."""
+    """Silence messages and progress of all processes except rank 0."""
     if not is_main():
         from two_stream.runtime import console
 
@@ -142,36 +142,36 @@ def silence_other_ranks() -> None:
 
 @contextmanager
 def once_per_machine() -> Iterator[None]:
-    """A block that every process of a machine runs alike: an error in it is shown by the first of them alone."""
+    """Context of code that every process of a machine runs; an error in it is printed by local rank 0 only."""
     try:
         yield
     except TwoStreamError as error:
-        error.told = local_rank() > 0
+        error.shown_elsewhere = local_rank() > 0
         raise
 
 
 def shutdown() -> None:
-    """Leave the other processes, together: one that goes first would break what another still waits for."""
+    """Leave the process group together: a process that exits early would break calls that others still wait for."""
     if not _joined():
         return
     from torch import distributed
 
-    board = _board.pop()
+    store = _store.pop()
     everyone = range(world_size())
-    board.set(f"done{rank()}", "")
-    board.wait([f"done{number}" for number in everyone], TIMEOUT)
-    board.set(f"gone{rank()}", "")
-    if is_main():  # the board may be kept by this process
-        board.wait([f"gone{number}" for number in everyone], TIMEOUT)
+    store.set(f"done{rank()}", "")
+    store.wait([f"done{number}" for number in everyone], TIMEOUT)
+    store.set(f"gone{rank()}", "")
+    if is_main():  # this process may host the store
+        store.wait([f"gone{number}" for number in everyone], TIMEOUT)
     distributed.destroy_process_group()
 
 
 def exit_process(code: int) -> NoReturn:
-    """End this process with an exit code.
+    """Exit this process with a code.
 
-    torch keeps gloo's threads after `destroy_process_group` if a DDP network has lived, and while Python shuts down one
-    of them can abort the process ("terminate called without an active exception", exit code -6). So a process that was
-    joined to others ends at once, after its exit handlers.
+    After DDP, gloo's threads survive `destroy_process_group` and can abort the process while Python shuts down
+    ("terminate called without an active exception", exit code -6). A process that was joined to others therefore runs
+    its exit handlers and exits at once.
     """
     if not _was_joined:
         raise SystemExit(code)
@@ -182,12 +182,12 @@ def exit_process(code: int) -> NoReturn:
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait for all processes."""
     largest([0])
 
 
 def largest(numbers: Sequence[int]) -> list[int]:
-    """Return, for each place of a list, the largest number of any process."""
+    """Return the elementwise maximum over all processes."""
     if not _joined():
         return list(numbers)
     import torch
@@ -199,7 +199,7 @@ def largest(numbers: Sequence[int]) -> list[int]:
 
 
 def gather_numbers(numbers: Sequence[float]) -> list[list[float]]:
-    """Return the list of every process, in their order; sums over it are the same everywhere."""
+    """Return the lists of all processes by rank, on every process."""
     if not _joined():
         return [list(numbers)]
     import torch
@@ -212,7 +212,7 @@ def gather_numbers(numbers: Sequence[float]) -> list[list[float]]:
 
 
 def gather_objects(value: T) -> list[T] | None:
-    """Return the objects of all processes, in their order, on the main one; None on the others."""
+    """Return the objects of all processes by rank on rank 0, None on the others."""
     if not _joined():
         return [value]
     from torch import distributed
@@ -223,12 +223,12 @@ def gather_objects(value: T) -> list[T] | None:
 
 
 def all_objects(value: T) -> list[T]:
-    """Return the objects of all processes, in their order, on every one."""
+    """Return the objects of all processes by rank, on every process."""
     return broadcast_object(gather_objects(value)) or []
 
 
 def broadcast_object(value: T) -> T:
-    """Return the main process's object on every process."""
+    """Return the object of rank 0 on every process."""
     if not _joined():
         return value
     from torch import distributed
@@ -239,7 +239,7 @@ def broadcast_object(value: T) -> T:
 
 
 def on_main(action: Callable[[], T]) -> T:
-    """Let the main process act, and return its result, or raise its error, on every process."""
+    """Call `action` on rank 0; return its result or raise its error on every process."""
     if not _joined():
         return action()
     result: T | None = None
@@ -257,10 +257,7 @@ def on_main(action: Callable[[], T]) -> T:
 
 @contextmanager
 def raise_on_all_ranks() -> Iterator[None]:
-    """A block that each process runs for itself; an error of any of them is raised on all at its end.
-
-    What runs in it may not itself exchange anything with the other processes.
-    """
+    """Context of code without collective calls; an error of any process is raised on all of them at its end."""
     if not _joined():
         yield
         return
@@ -273,7 +270,7 @@ def raise_on_all_ranks() -> Iterator[None]:
 
 
 def raise_first(error: TwoStreamError | None) -> None:
-    """Raise, on every process, the error of the first one that has any."""
+    """Raise the error of the lowest rank that has one, on every process."""
     if not _joined():
         if error is not None:
             raise error
@@ -284,13 +281,13 @@ def raise_first(error: TwoStreamError | None) -> None:
 
 
 def shared_error(error: E) -> E:
-    """Return an error that every process raises, marked so that the main one alone shows it."""
-    error.told = not is_main()
+    """Mark an error that every process raises, so that only rank 0 prints it."""
+    error.shown_elsewhere = not is_main()
     return error
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """Whether an error only says that another process has gone."""
+    """Whether an error only reports that another process has exited."""
     return world_size() > 1 and any(part in str(error) for part in _LOST)
 
 
@@ -307,5 +304,5 @@ def _number(name: str, default: int) -> int:
     if not value:
         return default
     if not value.isdecimal():
-        raise SettingsError(f"{name} is {value!r}: expected a number, as torchrun sets it")
+        raise SettingsError(f"{name} is {value!r}: expected a number, as set by torchrun")
     return int(value)

@@ -1,35 +1,50 @@
-"""Files that are whole or absent: atomic writes, checksums, careful reading."""
+"""Files and folders that are complete or absent: atomic writes, checksums, leftovers of killed processes, the cache.
+
+A folder cannot be renamed over another that has files in it, so `replaced_folder` renames twice. Between the renames
+the name is missing; `complete_folder` then returns the old folder, which has a hidden name until the new one
+is in place. Whenever a process is killed, the name leads to one complete folder.
+"""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
+import socket
+import sys
 import tempfile
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from two_stream.errors import FullDiskError, SettingsError, TwoStreamError
-from two_stream.runtime.leftovers import clear_leftovers, unfinished
-from two_stream.runtime.text import json_text
+from two_stream.errors import CheckpointError, FullDiskError, SettingsError, TwoStreamError
+from two_stream.runtime.text import json_text, parse_json
 
 _FULL = re.compile(
     r"No space left|os error 28\b|inline_container\.cc|PytorchStreamWriter|\d requested and \d+ written"
 )
-"""how safetensors, torch and numpy say that a write failed"""
+"""messages of safetensors, torch and numpy about a failed write"""
+_WINDOWS = os.name == "nt"
+_ABANDONED = 3600.0
+"""seconds without a new file after which an unfinished folder counts as abandoned on Windows"""
+CHECKSUMS = "checksums.json"
+_CRC = ', "crc32": "'
+CACHE_VARIABLE = "TWO_STREAM_CACHE"
+"""environment variable that names the cache folder; `off` disables the cache"""
 
 
 @contextmanager
 def room_for(path: Path, kept: str = "") -> Iterator[None]:
-    """Tell of a full disk with the name of what was being written, in whatever words the writing library does.
+    """Turn the writing library's error about a full disk into a `FullDiskError` that names `path`.
 
     Raises:
-        FullDiskError: With what is kept.
+        FullDiskError: Also says what is kept.
     """
     try:
         yield
@@ -39,16 +54,55 @@ def room_for(path: Path, kept: str = "") -> Iterator[None]:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if not full and not _FULL.search(str(error)):
             raise
-        left = "what was there before is kept" if path.exists() else "nothing of it is left behind"
+        left = "the previous content is kept" if path.exists() else "no part of it is left"
         raise FullDiskError(path, kept or left) from None
+
+
+def unfinished(final: Path) -> Path:
+    """Return the hidden path next to `final` to write to first; it names the machine and the process."""
+    return final.parent / f".{final.name}.{socket.gethostname()}-{os.getpid()}.part"
+
+
+def clear_leftovers(parents: Iterable[Path]) -> None:
+    """Remove unfinished files and folders directly below `parents` whose process on this machine has exited."""
+    pattern = re.compile(rf"\..+\.{re.escape(socket.gethostname())}-(\d+)\.(part|old)")
+    for parent in set(parents):
+        names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
+        for match in filter(None, map(pattern.fullmatch, names)):
+            left = parent / match[0]
+            if _is_running(int(match[1]), left):
+                continue
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    left.unlink()
+
+
+def _is_running(pid: int, left: Path) -> bool:
+    """Whether the process that writes to `left` may still run."""
+    if _WINDOWS:  # os.kill would send Ctrl-C or end the process
+        try:
+            return time.time() - left.stat().st_mtime < _ABANDONED
+        except OSError:
+            return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is fsynced and renamed over `path`, else removed.
+    """Yield a temporary path next to `path`; on success it is fsynced and renamed to `path`, else removed.
 
-    Where the disk is full, a `FullDiskError` names `path`.
-    The mode is the one that the umask gives, also where a library writes another one (safetensors: 0600).
+    The mode follows the umask, even if a library writes another one (safetensors: 0600).
+
+    Raises:
+        FullDiskError: The disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers([path.parent])
@@ -68,8 +122,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def folder_beside(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `path` to make it in, removed at the end; an error of a full disk names `path`."""
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder next to `path` to prepare it in; it is removed at the end.
+
+    Raises:
+        FullDiskError: The disk is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers([path.parent])
     folder = unfinished(path)
@@ -82,10 +140,10 @@ def folder_beside(path: Path) -> Iterator[Path]:
 
 
 def check_writable(path: Path) -> None:
-    """Find out whether a file can be written before the work that it is for.
+    """Check that a file can be written, before the work that it is for.
 
     Raises:
-        SettingsError: A folder, or it cannot be made there.
+        SettingsError: It is a folder, or cannot be created.
     """
     if path.is_dir():
         raise SettingsError(f"{path}: is a folder; give the file to write")
@@ -113,17 +171,14 @@ def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
     write_text(path, json_text(value, indent=indent) + "\n")
 
 
-_CRC = ', "crc32": "'
-
-
 def checked_line(values: dict[str, Any]) -> str:
-    """Return a JSON line that ends in a checksum of what is before it."""
+    """Return a JSON line that ends with a checksum of the rest."""
     text = json_text(values)
     return text[:-1] + _CRC + _crc(text) + '"}'
 
 
-def is_whole(line: str) -> bool | None:
-    """Tell whether a line is as `checked_line` made it; None where it has no checksum."""
+def is_line_intact(line: str) -> bool | None:
+    """Whether the checksum of a line from `checked_line` is right; None if the line has no checksum."""
     text, found, crc = line.rpartition(_CRC)
     return crc == _crc(text + "}") + '"}' if found else None
 
@@ -140,15 +195,133 @@ def sha256(path: Path) -> str:
 
 def fsync_file(path: Path) -> None:
     """Flush a file's content to the disk."""
-    with path.open("r+b") as file:  # Windows flushes only what may be written
+    with path.open("r+b") as file:  # Windows flushes only files that are open for writing
         os.fsync(file.fileno())
 
 
 def fsync_dir(path: Path) -> None:
-    """Flush a folder's entries to the disk, where the system can."""
+    """Flush a folder's entries to the disk, if the system can."""
     with suppress(OSError):
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+@contextmanager
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder; on success its files are checksummed and fsynced and it replaces `target`, else removed.
+
+    Leftovers of killed attempts are removed first.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    old = _old(target)
+    if old.is_dir() and not target.exists():  # killed between the two renames
+        old.rename(target)
+        fsync_dir(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+    new = target.parent / f".{target.name}.new"
+    shutil.rmtree(new, ignore_errors=True)
+    kept = f"the previous {target.name}/ is kept" if target.is_dir() else "no part of it is left"
+    try:
+        with room_for(target, kept):
+            new.mkdir()
+            yield new
+            write_checksums(new)
+            if target.exists():
+                target.rename(old)
+            new.rename(target)
+            fsync_dir(target.parent)
+            shutil.rmtree(old, ignore_errors=True)
+    except FullDiskError as error:  # of a file in the new folder
+        raise FullDiskError(error.path.replace(str(new), str(target)), kept) from None
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def complete_folder(target: Path) -> Path:
+    """Return the folder to read: `target`, or the old one if a process was killed between the two renames."""
+    old = _old(target)
+    return old if not target.exists() and old.is_dir() else target
+
+
+def _old(target: Path) -> Path:
+    return target.parent / f".{target.name}.old"
+
+
+def write_checksums(folder: Path) -> None:
+    """Write the SHA-256 of every file of a folder to `checksums.json` and flush everything to the disk."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name != CHECKSUMS)
+    (folder / CHECKSUMS).write_text(json.dumps({path.name: sha256(path) for path in files}, indent=2) + "\n")
+    for path in [*files, folder / CHECKSUMS]:
+        fsync_file(path)
+    fsync_dir(folder)
+
+
+def verify_checksums(
+    folder: Path, what: str = "checkpoint", remedy: str = "restore it or train again"
+) -> None:
+    """Compare every file of a folder with the SHA-256 in its `checksums.json`.
+
+    Args:
+        folder: Written with `write_checksums`.
+        what: Name of its kind, for messages.
+        remedy: What to do about a damaged file.
+
+    Raises:
+        CheckpointError: The folder, its checksums or a file is missing or damaged; names it.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such {what} folder")
+    try:
+        expected = parse_json((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        pairs = [(str(name), str(digest)) for name, digest in expected.items()]
+    except (OSError, ValueError, AttributeError):
+        raise CheckpointError(
+            f"{folder / CHECKSUMS}: missing or damaged; the {what} cannot be trusted"
+        ) from None
+    for name, digest in pairs:
+        path = folder / Path(name).name
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing, though {CHECKSUMS} lists it; {remedy}")
+        if sha256(path) != digest:
+            raise CheckpointError(f"{path}: damaged (SHA-256 differs from {CHECKSUMS}); {remedy}")
+
+
+def cache_folder() -> Path | None:
+    """Return the user's cache folder for data that can be computed again; it may not exist. None: no cache."""
+    given = os.environ.get(CACHE_VARIABLE)
+    if given is not None:
+        return None if given.strip().lower() in ("", "off") else Path(given).expanduser()
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without a home
+        return None
+    if os.name == "nt":
+        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = home / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    return base / "two-stream"
+
+
+def write_cached(path: Path, content: bytes) -> bool:
+    """Write a cache file atomically but without flushing it; return False where that is not possible.
+
+    Several processes may write the same file at once; one of them wins.
+    """
+    part = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(part).replace(path)
+    except OSError:  # a read-only place or a full disk
+        if part:
+            with suppress(OSError):
+                Path(part).unlink()
+        return False
+    return True

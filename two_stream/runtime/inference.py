@@ -1,10 +1,12 @@
-"""Networks made quick for scoring: BatchNorm folded away, weights in a shorter type, compilation."""
+"""Faster networks for scoring: BatchNorm folding, weights in a shorter type, compilation."""
 
 from __future__ import annotations
 
 import copy
+import os
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -22,16 +24,15 @@ FOLD_TOLERANCE = 1e-4
 
 
 @torch.no_grad()
-def folded(model: nn.Module, example: torch.Tensor) -> nn.Module:
-    """Return a copy in evaluation mode whose BatchNorms are part of the convolutions before them.
+def fold_batchnorm(model: nn.Module, example: torch.Tensor) -> nn.Module:
+    """Return a copy in evaluation mode whose BatchNorms are folded into the convolutions before them.
 
-    Which norm follows which convolution is seen on an example that is sent through, so any network will do. The copy
-    is compared with the original on the same example; where they differ by more than rounding, the original is
-    returned, with a warning.
+    A forward pass of the example finds which norm follows which convolution. If the outputs of copy and original
+    differ by more than rounding, the original is returned with a warning.
 
     Args:
         model: Maps the example to a tensor.
-        example: An input, on the model's device; a small one will do.
+        example: An input on the model's device; it may be small.
     """
     plain = copy.deepcopy(model).eval()
     before = plain(example)
@@ -40,57 +41,52 @@ def folded(model: nn.Module, example: torch.Tensor) -> nn.Module:
     for convolution, norm in pairs:
         joined = fuse_conv_bn_eval(convolution, norm)
         _replace(plain, names[convolution], joined)
-        _replace(plain, names[norm], _what_is_left(norm))
+        _replace(plain, names[norm], _inner_modules(norm))
     after = plain(example)
     scale = float(before.abs().max())
     if not torch.allclose(after, before, rtol=0.0, atol=FOLD_TOLERANCE * scale):
-        warn("BatchNorm stays as it is: folded into the convolutions it gives other results in this network")
+        warn("BatchNorm is not folded: this network would give other results")
         return model
     return plain
 
 
-def lowered(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Hold the weights of convolutions in a shorter type, in place, as autocast would make them anew in each pass."""
+def lower_convolutions(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Convert the weights of convolutions to a shorter type in place, which autocast would do in every forward pass."""
     for part in model.modules():
         if isinstance(part, _CONVOLUTIONS):
             part.to(dtype)
     return model
 
 
-def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any] | None:
-    """Return a function compiled for one size of input, with CUDA graphs on a GPU; None where there is no compiler.
+def compile_for_device(function: Callable[..., Any], device: torch.device) -> Callable[..., Any] | None:
+    """Return a function compiled for one input size, with CUDA graphs on a GPU; None without a compiler.
 
-    Compilation happens at the first call and takes from seconds to a minute. What comes out lies in memory that the
-    next call overwrites.
+    The first call compiles, for seconds to a minute. The next call overwrites the memory of the output.
     """
     problem = missing_compiler(device)
     if problem:
         warn(f"not compiled: {problem}")
         return None
-    # weights become constants: laid out for the kernels once and for all, activations joined to convolutions
+    # freezing makes weights constants: laid out for the kernels once, activations fused with convolutions
     options: dict[str, Any] = {"triton.cudagraphs": True} if device.type == "cuda" else {"freezing": True}
     made: Callable[..., Any] = torch.compile(function, dynamic=False, options=options)
     return made
 
 
 def missing_compiler(device: torch.device) -> str:
-    """Return what a compilation for a device lacks on this machine; empty where nothing."""
+    """Return what this machine lacks to compile for a device; empty if nothing."""
     if device.type == "cuda":
-        try:
-            import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: F401
-        except ImportError:
-            return "Triton is not installed (pip install triton)"
-        return ""
+        return "" if find_spec("triton") else "Triton is not installed (pip install triton)"
     if device.type != "cpu":
         return f"torch.compile is not used on {device.type}"
-    found = any(shutil.which(name) for name in ("g++", "clang++", "cl"))
-    return "" if found else "no C++ compiler found (g++ or clang++)"
+    names = (os.environ.get("CXX", ""), "g++", "clang++", "cl")
+    return "" if any(map(shutil.which, names)) else "no C++ compiler found (g++ or clang++)"
 
 
 def _pairs(model: nn.Module, example: torch.Tensor) -> list[tuple[Convolution, BatchNorm]]:
-    """Return every BatchNorm that takes in what a convolution, used once, gives out."""
+    """Return the BatchNorms whose input is the output of a convolution that is used once."""
     made: dict[int, Convolution] = {}
-    kept: list[torch.Tensor] = []  # alive, so that no two outputs share an id
+    kept: list[torch.Tensor] = []  # kept alive, so that ids are unique
     calls: dict[nn.Module, int] = {}
     found: list[tuple[Convolution, BatchNorm]] = []
 
@@ -121,8 +117,8 @@ def _pairs(model: nn.Module, example: torch.Tensor) -> list[tuple[Convolution, B
     return [pair for pair in found if all(calls[part] == 1 for part in pair) and pair[1].track_running_stats]
 
 
-def _what_is_left(norm: nn.Module) -> nn.Module:
-    """Return what a norm does beside normalising: those of timm hold an activation, and a dropout before it."""
+def _inner_modules(norm: nn.Module) -> nn.Module:
+    """Return the modules inside a norm of timm: dropout, then activation."""
     inside = [part for name, part in norm.named_children() if name in ("drop", "act")]
     return nn.Sequential(*inside) if inside else nn.Identity()
 

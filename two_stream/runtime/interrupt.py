@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP ask what runs to leave where it can, as after a step; a second Ctrl-C leaves at once."""
+"""Ctrl-C, SIGTERM and SIGHUP stop a run at the next safe point, such as a step; a second Ctrl-C stops at once."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ _REQUESTS = (signal.SIGINT, signal.SIGTERM)
 STOPPING = (*_REQUESTS, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
 
-def heard() -> list[int]:
-    """Return the signals of `STOPPING`, without a SIGHUP that `nohup` lets pass."""
+def stop_signals() -> list[int]:
+    """Return the signals of `STOPPING`, without SIGHUP if `nohup` ignores it."""
     return [
         number for number in STOPPING if number in _REQUESTS or signal.getsignal(number) != signal.SIG_IGN
     ]
 
 
 class StopRequest:
-    """Context that notes SIGINT, SIGTERM and SIGHUP instead of dying of them; handlers are put back at its end.
+    """Context that records SIGINT, SIGTERM and SIGHUP; the handlers are restored at its end.
 
-    Several processes stop together: true is what they last agreed on, so that all of them leave at the same step.
+    It is true once the run must stop. Several processes agree on this, so that they stop at the same step.
 
     Attributes:
-        asked: Number of the signal that came to this process, or None.
+        received: Number of the signal that this process received, or None.
         signal: The same for all processes.
     """
 
     def __init__(
-        self, said: str = "stopping after this step", then: Callable[[], None] = lambda: None
+        self, message: str = "stopping after this step", on_stop: Callable[[], None] = lambda: None
     ) -> None:
         """Prepare.
 
         Args:
-            said: What the person is told.
-            then: Called from the signal handler.
+            message: Printed when a signal arrives.
+            on_stop: Called from the signal handler.
         """
-        self.said = said
-        self.then = then
-        self.asked: int | None = None
+        self.message = message
+        self.on_stop = on_stop
+        self.received: int | None = None
         self._agreed: int | None = None
         self._pid = os.getpid()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-            for number in heard():
+            for number in stop_signals():
                 self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -63,33 +63,33 @@ class StopRequest:
     @property
     def signal(self) -> int | None:
         """Number of the signal that stops the run, or None."""
-        return self.asked if distributed.world_size() == 1 else self._agreed
+        return self.received if distributed.world_size() == 1 else self._agreed
 
     def __bool__(self) -> bool:
         return self.signal is not None
 
     def agree(self, *, failed: bool = False) -> bool:
-        """Tell the other processes of a signal; return whether any of them failed."""
-        number, any_failed = distributed.largest([self.asked or 0, int(failed)])
+        """Share signals with the other processes; return whether any of them failed."""
+        number, any_failed = distributed.largest([self.received or 0, int(failed)])
         self._agreed = number or None
         return bool(any_failed)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         if os.getpid() != self._pid:
-            return  # a loader process forked from the run, before it sets handlers of its own
-        if self.asked is not None:
+            return  # a forked loader process that has not set its own handlers yet
+        if self.received is not None:
             if number not in _REQUESTS:
-                return  # a terminal that closes sends SIGHUP more than once: the shell does, and so does the kernel
+                return  # a closing terminal sends SIGHUP twice: from the shell and the kernel
             raise KeyboardInterrupt
-        self.asked = number
-        self.then()
+        self.received = number
+        self.on_stop()
         if not distributed.is_main():
             return
-        # straight to the descriptor: the signal may have come in the middle of a buffered write
+        # unbuffered: the signal may interrupt a buffered write
         try:
-            os.write(2, f"\n{self.said}; once more to leave at once\n".encode())
-        except OSError:  # the terminal has gone; nothing that is said later may stop the saving
+            os.write(2, f"\n{self.message}; press again to stop at once\n".encode())
+        except OSError:  # the terminal is closed; later messages must not stop the saving
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, 1)
             os.dup2(nowhere, 2)

@@ -1,75 +1,85 @@
-"""One process per study, and none begins while workers of a killed one still save."""
+"""File locks: one process at a time per run, study, shard folder or download.
+
+The system releases a lock when its process ends, however it ends. Forked loader processes do not inherit it. Over NFS
+the locks hold between machines too. A file system without locks (errno ENOSYS, ENOLCK or EOPNOTSUPP) locks nothing.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
-from two_stream.errors import SettingsError
+from filelock import FileLock, Timeout
+
+from two_stream.errors import SettingsError, TwoStreamError
 from two_stream.runtime.console import note
 
-_STUDY, _WORKERS = ".lock", ".workers"
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 PATIENCE = 120.0
-"""seconds that workers of an earlier, killed study get to save and go"""
+"""seconds that workers of an earlier, killed study get to save and exit"""
+
+
+def _acquire(path: Path, timeout: float) -> FileLock:
+    lock = FileLock(path, fallback_to_soft=False)  # a soft lock would outlive a killed process
+    try:
+        lock.acquire(timeout=timeout, poll_interval=0.5)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return lock
+
+
+@contextmanager
+def exclusive_lock(path: Path, busy: TwoStreamError, *, timeout: float = 0.0) -> Iterator[None]:
+    """Hold a lock file during the block, and remove it afterwards.
+
+    Raises:
+        TwoStreamError: `busy`, if another process still holds the lock after `timeout` seconds.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = _acquire(path, timeout)
+    except Timeout:
+        raise busy from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no open file
+            path.unlink()
+        lock.release()
 
 
 @contextmanager
 def study_lock(folder: Path) -> Iterator[None]:
-    """Keep a second process from running the same study, and wait for the workers of an earlier one.
-
-    The locks belong to the processes: they end with them, however they end.
+    """Keep other processes from running the study in `folder`, and wait for the workers of an earlier run.
 
     Raises:
-        SettingsError: Another process runs the study, or its workers do not end.
+        SettingsError: Another process runs the study, or workers of an earlier run do not exit.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _STUDY).open("a") as mine, (folder / _WORKERS).open("a") as workers:
-        if not _lock(mine, exclusive=True):
-            raise SettingsError(f"{folder}: another process is running this study; wait for it")
-        _wait_for_workers(folder, workers)
+    busy = SettingsError(f"{folder}: another process is running this study; wait for it")
+    with exclusive_lock(folder / ".lock", busy):
+        _wait_for_workers(folder)
         yield
 
 
-def _wait_for_workers(folder: Path, file: IO[str]) -> None:
+def lock_worker(folder: Path) -> FileLock:
+    """Mark that a worker of the study in `folder` is running, for as long as the returned lock is kept."""
+    return _acquire(folder / f".worker-{socket.gethostname()}-{os.getpid()}.lock", 0.0)
+
+
+def _wait_for_workers(folder: Path) -> None:
+    busy = SettingsError(f"{folder}: workers of an earlier run of this study are still running; stop them")
     end = time.monotonic() + PATIENCE
-    said = False
-    while not _lock(file, exclusive=True):
-        if not said:
-            note(f"{folder}: waiting for the workers of an earlier run of this study to save and end")
-            said = True
-        if time.monotonic() > end:
-            raise SettingsError(
-                f"{folder}: workers of an earlier run of this study do not end; end them by hand"
-            )
-        time.sleep(0.5)
-    _unlock(file)
-
-
-def worker_mark(folder: Path) -> IO[str]:
-    """Say, for the life of this process, that a worker of the study is alive; keep what is returned."""
-    file = (folder / _WORKERS).open("r")
-    _lock(file, exclusive=False)
-    return file
-
-
-def _lock(file: IO[str], *, exclusive: bool) -> bool:
-    """Take a lock if it is free; where the system has none of this kind, it counts as free."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return True
-    try:
-        fcntl.lockf(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def _unlock(file: IO[str]) -> None:
-    with suppress(ImportError):
-        import fcntl
-
-        fcntl.lockf(file, fcntl.LOCK_UN)
+    for path in folder.glob(".worker-*.lock"):
+        try:
+            with exclusive_lock(path, busy):
+                continue
+        except SettingsError:
+            note(f"{folder}: waiting for workers of an earlier run of this study to save and exit")
+        with exclusive_lock(path, busy, timeout=max(0.0, end - time.monotonic())):
+            pass

@@ -1,4 +1,4 @@
-"""Figures that look the same wherever they are drawn."""
+"""matplotlib settings for figures that look the same on every machine."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _MORE_FONTS = (
     *("Yu Gothic", "MS Gothic", "Microsoft YaHei", "SimHei", "Malgun Gothic", "Nirmala UI", "Leelawadee UI"),
     *("Noto Sans Devanagari", "Noto Sans Bengali", "Noto Sans Tamil", "Noto Sans Thai", "Unifont"),
 )
-"""asked for the letters that it lacks, where they are installed"""
+"""fallbacks for other letters, used if installed"""
 
 
 @contextmanager
 def plain_figures(style: Mapping[Any, Any] | None = None) -> Iterator[None]:
-    """Draw with matplotlib's own defaults and a style over them; use it as a `with` block or as a decorator.
+    """Draw with matplotlib's defaults and a style; a context manager and a decorator.
 
-    matplotlib reads a `matplotlibrc` of the current folder, which may be a stranger's. `$` in a name is text here.
-    Letters come from the first installed font that has them; one that none has is a box, without a warning.
+    It ignores the `matplotlibrc` of the current folder, which is untrusted, and takes `$` in names literally. Letters
+    come from the first installed font that has them; a letter without a font is a box, without a warning.
 
     Args:
-        style: Parameters by their names in matplotlib.
+        style: matplotlib parameters.
     """
     import matplotlib as mpl
     from matplotlib.font_manager import fontManager

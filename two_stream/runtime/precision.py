@@ -1,4 +1,4 @@
-"""Which precision a machine should score in: bf16 where it has been seen to be faster, fp32 elsewhere."""
+"""Precision for scoring on this machine: bf16 if it is measurably faster, else fp32."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from statistics import median
 import torch
 from torch.nn import functional
 
-from two_stream.runtime.cache import cache_folder, write_cached
+from two_stream.runtime.files import cache_folder, write_cached
 from two_stream.runtime.provenance import environment
 
 _CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
 """flags of /proc/cpuinfo: x86 with AVX-512 BF16 or AMX, ARM with BF16"""
 CLEARLY_FASTER = 1.2
-"""times as fast as fp32 that bf16 must be to be worth its rounding"""
+"""speed of bf16 relative to fp32 that is worth the rounding"""
 _TURNS = 5
 _SECONDS = 0.2
-"""of turns, of which a machine that imitates bf16 makes one or two"""
+"""time limit; a machine that emulates bf16 makes one or two turns"""
 
 
 @dataclass(frozen=True)
 class Speedup:
-    """How many times as fast as fp32 a CPU computes in bf16."""
+    """Speed of bf16 on a CPU relative to fp32."""
 
     product: float
     """of a matrix product"""
@@ -39,23 +39,23 @@ class Speedup:
 
     @property
     def least(self) -> float:
-        """The smaller of the two: what a network can count on."""
+        """The smaller of the two."""
         return min(self.product, self.convolution)
 
 
 _found: dict[str, Speedup] = {}
-"""what this process has measured or read, by the name of the file that keeps it"""
+"""results of this process, by the name of their cache file"""
 
 
 def native_bf16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 itself: a GPU from Ampere on, a CPU with AVX-512 BF16 or AMX."""
+    """Whether a device has bfloat16 instructions: a GPU from Ampere on, a CPU with AVX-512 BF16 or AMX."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and bool(cpu_flags() & set(_CPU_BF16))
 
 
 def cpu_flags() -> set[str]:
-    """Return what the CPU says it can compute, in the words of /proc/cpuinfo; empty where there is no such file."""
+    """Return the CPU's flags in /proc/cpuinfo; empty if there is no such file."""
     try:
         content = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -67,10 +67,10 @@ def cpu_flags() -> set[str]:
 
 
 def resolve_precision(precision: str, device: torch.device, *, exact: bool = False) -> str:
-    """Return the precision that `auto` means here: bf16 where it is clearly faster, fp32 elsewhere and where `exact`.
+    """Return the precision of `auto`: bf16 if it is clearly faster and not `exact`, else fp32.
 
-    A GPU is believed when it says that it computes bf16. Of CPUs some have the instructions and are slower with them,
-    so a CPU is measured once. Any other precision is returned as it is.
+    Some CPUs with bf16 instructions are slower with them, so a CPU is measured once. Any other precision is returned
+    unchanged.
     """
     if precision != "auto":
         return precision
@@ -80,7 +80,7 @@ def resolve_precision(precision: str, device: torch.device, *, exact: bool = Fal
 
 
 def precision_reason(precision: str) -> str | None:
-    """Return a precision with what was measured on this CPU, `bf16 (2.0x fp32 here)`; None where nothing was."""
+    """Return a precision with this CPU's measured speed, `bf16 (2.0x fp32 here)`; None if not measured."""
     found = _found.get(_key())
     if found is None or precision not in ("bf16", "fp32"):
         return None
@@ -94,8 +94,7 @@ def precision_reason(precision: str) -> str | None:
 def bf16_speedup() -> Speedup:
     """Return how much faster this CPU computes in bf16, measured once per processor, torch version and threads.
 
-    The answer is kept in the user's cache folder. Where its file is damaged, or cannot be written, the next process
-    measures again.
+    The result is stored in the user's cache folder.
     """
     key = _key()
     if key not in _found:
@@ -109,7 +108,7 @@ def bf16_speedup() -> Speedup:
 
 
 def _key() -> str:
-    """Return a name for everything the speed depends on."""
+    """Return a hash of everything the speed depends on."""
     machine = [environment()["cpu"], sorted(cpu_flags()), torch.backends.cpu.get_cpu_capability()]
     settings = [torch.__version__, torch.get_num_threads(), os.environ.get("ONEDNN_MAX_CPU_ISA", "")]
     return hashlib.sha256(json.dumps([machine, settings]).encode()).hexdigest()[:16]
@@ -126,9 +125,9 @@ def _read(path: Path) -> Speedup | None:
 
 @torch.inference_mode()
 def _measure() -> Speedup:
-    """Time a matrix product and a 3D convolution of 0.3 GFLOP each: well below a second altogether.
+    """Time a matrix product and a 3D convolution of 0.3 GFLOP each, in less than a second.
 
-    Both types take turns, so that a change of the machine's load meets both.
+    The two types alternate, so that a change of the machine's load affects both.
     """
     draw = torch.Generator().manual_seed(0)
     a, b = (torch.randn(512, 512, generator=draw) for _ in range(2))

@@ -12,7 +12,7 @@ from pathlib import Path
 _PACKAGES = ("torch", "torchvision", "numpy", "opencv-contrib-python-headless", "av", "timm", "transformers")
 
 _SHOWS = ("cli.py", "__main__.py", "commands", "studies")
-"""parts of the package that decide no run's numbers"""
+"""parts of the package that do not affect the numbers of a run"""
 
 
 @cache
@@ -32,10 +32,9 @@ def code_version() -> str:
 
 @cache
 def source_digest() -> str:
-    """Return the hash of the code that decides a run's numbers, whatever git knows of it.
+    """Return the hash of the code that affects the numbers of a run, independent of git.
 
-    What only shows or arranges them (commands, studies) is left out, so that a changed word in a report makes no run
-    out of date.
+    Commands and studies are excluded, so that a changed report does not make runs out of date.
     """
     package = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are for, not on when or where they are drawn."""
+"""Random numbers that depend on their purpose only, not on the order or process in which they are drawn."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Put every generator back to a state taken by `rng_state`."""
+    """Restore the generators to a state from `rng_state`."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, pos, has_gauss, cached = state["numpy"]

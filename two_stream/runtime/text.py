@@ -1,4 +1,4 @@
-"""Names that may be a stranger's, where people see them."""
+"""Text from untrusted names, as JSON, CSV and terminal output."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def shown_lines(text: str) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON that may be a stranger's; bytes are UTF-8.
+    """Parse untrusted JSON; bytes are UTF-8.
 
     Raises:
-        json.JSONDecodeError: It is none, is nested too deeply, or has a number too long to read.
+        json.JSONDecodeError: It is not JSON, nested too deeply, or has too long a number.
     """
     try:
         return json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
@@ -32,17 +32,17 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def is_utf8(name: object) -> bool:
-    """Tell whether a path can be told to libraries that know UTF-8 only (safetensors, TensorBoard)."""
+    """Whether a path is valid UTF-8, which safetensors and TensorBoard need."""
     return not any("\ud800" <= c <= "\udfff" for c in str(name))
 
 
 def json_text(value: Any, **options: Any) -> str:
-    r"""Return a value as JSON with the letters of its texts; what is not printed is escaped.
+    r"""Return a value as JSON with non-ASCII letters; characters that are not printable are escaped.
 
-    So are bytes of file names that are not UTF-8: `\udce9`, from which a reader gets the same name.
+    Bytes of file names that are not UTF-8 become `\udce9`, which a reader converts to the same name.
 
     Args:
-        value: Of JSON's kinds.
+        value: Of JSON's types.
         options: For `json.dumps`.
     """
     text = json.dumps(value, ensure_ascii=False, **options)
@@ -52,10 +52,10 @@ def json_text(value: Any, **options: Any) -> str:
 
 
 def csv_text(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table as CSV for people and spreadsheets; None is an empty cell.
+    """Return a table as CSV for spreadsheets; None is an empty cell.
 
-    A spreadsheet takes a cell that begins with `=`, `+`, `-` or `@` for a formula. Such a text gets a `'` before it,
-    which a spreadsheet does not show; numbers stay.
+    A spreadsheet treats a text that begins with `=`, `+`, `-` or `@` as a formula, so such a text is prefixed with `'`,
+    which the spreadsheet hides.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -1,14 +1,17 @@
-"""Tasks in several processes that survive what videos do to decoders: a crash or a hang costs one task, no more.
+"""Runs tasks in several processes; a task that crashes or hangs its process does not affect the others.
 
-`concurrent.futures` gives up every task when one worker dies and cannot end a hanging one; hence this small pool.
+`concurrent.futures` gives up every task when one worker dies and cannot end a hanging one.
 Workers are spawned, never forked: a fork would copy the locks of OpenCV's and libav's threads.
 """
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
+import threading
 import time
 import traceback
 from collections import deque
@@ -18,20 +21,21 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
 from two_stream.errors import TwoStreamError
-from two_stream.runtime.processes import end_with_parent
 
 T = TypeVar("T")
 R = TypeVar("R")
 Beat = Callable[[], None]
-"""A task calls it whenever it gets on, at least once per frame; silence for too long counts as hanging."""
+"""Called by a task for each frame or other small piece of work; without a call for too long it counts as hanging."""
 
 _BEAT_EVERY = 0.5
 _START_SECONDS = 300.0
+_PR_SET_PDEATHSIG = 1
+_LOOK_EVERY = 1.0
 
 
 @dataclass(frozen=True)
 class TaskFailure:
-    """A task whose process crashed, hung or raised what the task did not foresee."""
+    """A task whose process crashed, hung or raised an exception."""
 
     reason: str
     kind: str = "crashed"
@@ -48,12 +52,12 @@ def usable_processes() -> int:
 def run_tasks(
     function: Callable[[T, Beat], R], items: Sequence[T], *, processes: int, patience: float
 ) -> Generator[tuple[int, R | TaskFailure]]:
-    """Run `function(item, beat)` on every item and yield (index, result or Failure) as they finish.
+    """Run `function(item, beat)` on every item and yield (index, result or `TaskFailure`) as they finish.
 
     Args:
         function: A module-level function; it, the items and the results must be picklable.
         items: The work.
-        processes: Worker processes; 0 runs in this process, without protection.
+        processes: Worker processes; 0: run in this process, without protection.
         patience: Seconds without a beat after which a worker is killed and its task reported as hung.
 
     Raises:
@@ -93,11 +97,11 @@ def run_tasks(
 
 
 def _no_beat() -> None:
-    """Nobody watches a task that runs in this process."""
+    """Do nothing: a task in this process is not monitored."""
 
 
 class _Slot(Generic[T, R]):
-    """One worker process and the task it has."""
+    """A worker process and its current task."""
 
     def __init__(self, function: Callable[[T, Beat], R]) -> None:
         context = multiprocessing.get_context("spawn")
@@ -112,17 +116,17 @@ class _Slot(Generic[T, R]):
         self._heard = time.monotonic()
 
     def give(self, index: int, item: T) -> None:
-        """Hand over a task."""
+        """Send a task to the worker."""
         self.free = False
         self._index = index
         self._heard = time.monotonic()
         try:
             self.connection.send(item)
-        except OSError:  # it died in between; `poll` will find out
+        except OSError:  # it died in the meantime, which `poll` notices
             self._heard = 0.0
 
     def poll(self, patience: float) -> tuple[int, R | TaskFailure] | None:
-        """Take in what the worker has said; return a finished task's answer."""
+        """Receive the worker's messages; return the answer of a finished task."""
         try:
             while self.connection.poll():
                 what, value = self.connection.recv()
@@ -133,9 +137,9 @@ class _Slot(Generic[T, R]):
                     self.free = True
                     return self._finish(TaskFailure(value, "raised") if what == "raised" else value)
         except (EOFError, OSError):
-            return self._lost(self._obituary(), "crashed")
+            return self._lost(self._exit_reason(), "crashed")
         if not self.process.is_alive() and not self.connection.poll():
-            return self._lost(self._obituary(), "crashed")
+            return self._lost(self._exit_reason(), "crashed")
         limit = patience if self._ready else _START_SECONDS
         if not self.free and time.monotonic() - self._heard > limit:
             return self._lost(f"timed out: no progress for {limit:g} s, killed", "hung")
@@ -154,7 +158,7 @@ class _Slot(Generic[T, R]):
             return None
         return self._finish(TaskFailure(reason, kind))
 
-    def _obituary(self) -> str:
+    def _exit_reason(self) -> str:
         self.process.join(5)
         code = self.process.exitcode
         if code is not None and code < 0:
@@ -162,7 +166,7 @@ class _Slot(Generic[T, R]):
         return f"the worker process ended with exit code {code}"
 
     def end(self) -> None:
-        """End the worker: a free one at once by itself, a busy one by force."""
+        """Stop the worker: a free one exits when its pipe closes, a busy one is killed."""
         self.connection.close()
         if not self.free or not self.alive:
             self.process.kill()
@@ -174,11 +178,11 @@ class _Slot(Generic[T, R]):
 
 
 def _serve(connection: Connection, function: Callable[[Any, Beat], Any]) -> None:
-    """Body of a worker: take tasks until the other end closes, also when the parent was killed."""
+    """Body of a worker: run tasks until the pipe is closed or the parent process has exited."""
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
         end_with_parent(parent.pid)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the process group; the parent decides
     last = 0.0
 
     def beat() -> None:
@@ -206,3 +210,17 @@ def _serve(connection: Connection, function: Callable[[Any, Beat], Any]) -> None
             connection.send(answer)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
+
+
+def end_with_parent(parent: int) -> None:
+    """Kill this process when its parent, of process number `parent`, has exited; polls if not on Linux."""
+    if not sys.platform.startswith("linux") or ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL):
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    if hasattr(os, "getppid") and os.getppid() != parent:
+        os._exit(1)
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK_EVERY)
+    os._exit(1)

@@ -30,7 +30,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qa
 
 from two_stream.backbones import Backbone
 from two_stream.backbones.i3d import SameConv3d, SamePad3d
-from two_stream.backbones.tracing import WHOLE, traced
+from two_stream.backbones.tracing import LEAVES, traced
 from two_stream.errors import SettingsError
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.precision import cpu_flags
@@ -185,7 +185,7 @@ def insert_observers(model: Recognizer, config: QConfig, kept: Sequence[str], *,
     example = torch.zeros(1, spec.channels, spec.clip_length, *spec.size)
     mapping = _mapping(config, kept, fake=fake)
     made = prepare_qat_fx if fake else prepare_fx
-    custom = PrepareCustomConfig().set_non_traceable_module_classes(list(WHOLE))
+    custom = PrepareCustomConfig().set_non_traceable_module_classes(list(LEAVES))
     observed = made(graph, mapping, (example,), prepare_custom_config=custom, backend_config=backend_config())
     names = _linear_names(model)
     model.backbone = GraphBackbone(model.backbone, observed)

@@ -1,4 +1,4 @@
-"""What a trainer reads: the two parts of the data and how to iterate over them."""
+"""The training and validation data of a run, from clips or cached features."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from two_stream.evaluation.features.cache import (
 )
 from two_stream.evaluation.runs.run import current_extraction
 from two_stream.runtime import distributed
-from two_stream.runtime.console import warn
+from two_stream.runtime.console import progress, warn
 from two_stream.training.losses import Labels
 from two_stream.types import Batch, InputSpec, Part, VideoRecord
 
@@ -34,42 +34,42 @@ _PARTS: tuple[Part, Part] = ("train", "val")
 
 
 class EpochLoader(Protocol):
-    """One pass over the training part; never yields an empty batch."""
+    """One pass over the training part, without empty batches."""
 
     position: int
-    """one more than the number, in the epoch, of the micro-batch read last"""
+    """number in the epoch of the next micro-batch"""
     skipped: list[tuple[str, str]]
-    """id and reason of the videos left out so far"""
+    """id and reason of the videos skipped so far"""
 
     def __iter__(self) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The data of a run, independent of where it comes from."""
+    """The data of a run."""
 
     train: Callable[..., EpochLoader]
-    """epoch (from 0) and micro-batches to skip -> loader; in one of several processes that of its share, and then
-    `group=` says how many micro-batches make a step; `wrap=` may put other clips beside those of videos"""
+    """epoch (from 0) and micro-batches to skip -> loader of this process's share; for several processes `group=` is the
+    micro-batches per step; `wrap=` may add clips for other networks"""
     validation: Callable[[], Iterable[Batch]]
-    """this process's part"""
+    """this process's share"""
     num_train: int
-    """clips of an epoch, of all processes together, as `num_val`"""
+    """clips per epoch of all processes, as `num_val`"""
     num_val: int
     class_names: list[str]
     labels: Labels | None = None
-    """of the training part; None: one class per clip, their frequencies unknown"""
+    """of the training part; None: one class per clip, unknown frequencies"""
     dataset: str = ""
     extraction: dict[str, Any] | None = None
-    """how the frames are made, where that is known"""
+    """how the frames were extracted, if known"""
     fingerprint: str = ""
     """changes with the videos, their order, labels and frame counts"""
     mirror: Mirror = field(default_factory=Mirror)
-    """what the mirror image of a video is an example of"""
+    """labels of mirrored videos"""
     features: FeatureCache | None = None
-    """stored features that stand in place of clips"""
+    """cached features used instead of clips"""
     centred: Callable[[], Iterable[Batch]] = tuple
-    """this process's part of the centred clips of the training part"""
+    """this process's share of the training part's centred clips"""
     records: Sequence[VideoRecord] = ()
     """the training part"""
 
@@ -77,95 +77,70 @@ class TrainingData:
 def training_data(
     experiment: Experiment, record: Record, spec: InputSpec, *, pin: bool = False
 ) -> TrainingData:
-    """Read the lists of an experiment; clips are read when iterated.
+    """Read the lists of an experiment and prepare loaders; clips are read when iterated.
 
     Args:
         experiment: Settings.
         record: The data set.
-        spec: What the network expects.
-        pin: Read into memory that a GPU copies from by itself.
+        spec: Input of the network.
+        pin: Read into pinned memory.
 
     Raises:
-        DataError: A record, list or folder is missing or wrong.
+        DataError: A list or folder is missing or wrong.
+        SettingsError: Cached features do not fit the settings, or several processes would read them.
     """
+    data, size = experiment.data, experiment.train.batch_size
     train, val = (experiment_part(experiment, record, part) for part in _PARTS)
-    protocol = experiment.data.augment.protocol
-    note = mirror_note(record, protocol, experiment.data.augment.flip > 0)
+    protocol = data.augment.protocol
+    note = mirror_note(record, protocol, data.augment.flip > 0)
     if note and distributed.is_main():
         warn(note)
-    cache = None if experiment.data.features is None else FeatureCache(experiment.data.features)
-    read = _clips if cache is None else partial(_stored, cache)
-    open_epoch, open_validation, open_centred = read(experiment, spec, record, train, val, pin)
-    lists = fingerprint(train, val, record.classes)
-    return TrainingData(
-        train=open_epoch,
-        validation=open_validation,
+    classes = record.num_classes
+    common = partial(
+        TrainingData,
         num_train=len(train),
         num_val=len(val),
         class_names=list(record.classes),
-        labels=Labels(
-            record.num_classes, record.multi_label, class_counts(train, record.num_classes), len(train)
-        ),
+        labels=Labels(classes, record.multi_label, class_counts(train, classes), len(train)),
         dataset=record.name,
-        extraction=current_extraction(experiment.data, record, spec.modality) if cache is None else None,
-        fingerprint=lists if cache is None else f"{lists} {cache.content}",
         mirror=mirror_of(record, protocol),
-        features=cache,
-        centred=open_centred,
         records=train,
     )
-
-
-_Opened = tuple[Callable[..., EpochLoader], Callable[[], Iterable[Batch]], Callable[[], Iterable[Batch]]]
-
-
-def _clips(
-    experiment: Experiment,
-    spec: InputSpec,
-    record: Record,
-    train: list[VideoRecord],
-    val: list[VideoRecord],
-    pin: bool,
-) -> _Opened:
-    """Return what opens the clips of an epoch, of the validation, and the centred ones of the training part."""
-    data, size = experiment.data, experiment.train.batch_size
-    whole = Share(distributed.rank(), distributed.world_size(), pin=pin)
+    lists = fingerprint(train, val, record.classes)
+    if data.features is not None:
+        if distributed.world_size() > 1:
+            raise SettingsError("`data.features` is read by one process; start the run without torchrun")
+        cache = FeatureCache(data.features)
+        settings = view_settings(experiment.model, spec, data, record, training=True)
+        cache.check_settings(settings, record.classes)
+        shown, centred = (StoredClips(cache, experiment, part, record) for part in (train, val))
+        return common(
+            train=lambda epoch, skip: stored_epoch(shown, experiment, epoch, skip, pin=pin),
+            validation=lambda: stored_centred(centred, experiment, pin=pin),
+            centred=lambda: stored_centred(shown, experiment, pin=pin),
+            features=cache,
+            fingerprint=f"{lists} {cache.content}",
+        )
+    share = Share(distributed.rank(), distributed.world_size(), pin=pin)
 
     def open_epoch(epoch: int, skip: int, *, group: int = 0, wrap: Wrap | None = None) -> EpochLoader:
         clips = open_clips(data, spec, train, record, seed=experiment.seed, epoch=epoch)
-        share = replace(whole, group=group)
-        return clip_loader(clips, size, skip_batches=skip, share=share, wrap=wrap)
+        return clip_loader(clips, size, skip_batches=skip, share=replace(share, group=group), wrap=wrap)
 
     def open_centred(videos: list[VideoRecord]) -> Iterable[Batch]:
-        return clip_loader(open_clips(data, spec, videos, record), size, share=whole)
+        return clip_loader(open_clips(data, spec, videos, record), size, share=share)
 
-    return open_epoch, partial(open_centred, val), partial(open_centred, train)
-
-
-def _stored(
-    cache: FeatureCache,
-    experiment: Experiment,
-    spec: InputSpec,
-    record: Record,
-    train: list[VideoRecord],
-    val: list[VideoRecord],
-    pin: bool,
-) -> _Opened:
-    """Return what opens the stored features in place of those clips."""
-    if distributed.world_size() > 1:
-        raise SettingsError("`data.features` is read by one process; start the run without torchrun")
-    settings = view_settings(experiment.model, spec, experiment.data, record, training=True)
-    cache.check_settings(settings, record.classes)
-    shown, centred = (StoredClips(cache, experiment, part, record) for part in (train, val))
-    return (
-        lambda epoch, skip: stored_epoch(shown, experiment, epoch, skip, pin=pin),
-        lambda: stored_centred(centred, experiment, pin=pin),
-        lambda: stored_centred(shown, experiment, pin=pin),
+    return common(
+        train=open_epoch,
+        validation=lambda: open_centred(val),
+        centred=lambda: open_centred(train),
+        extraction=current_extraction(data, record, spec.modality),
+        fingerprint=lists,
     )
 
 
 def fingerprint(train: Sequence[VideoRecord], val: Sequence[VideoRecord], classes: Sequence[str]) -> str:
-    """Return the SHA-256 of everything the lists say."""
+    """Return the SHA-256 of the lists' contents."""
     digest = hashlib.sha256("\x1f".join(classes).encode())
     for name, records in (("train", train), ("val", val)):
         digest.update(f"\x1e{name}".encode())
@@ -173,3 +148,11 @@ def fingerprint(train: Sequence[VideoRecord], val: Sequence[VideoRecord], classe
             labels = ",".join(map(str, record.all_labels))
             digest.update(f"\x1f{record.id}\x1d{record.num_frames}\x1d{labels}".encode())
     return digest.hexdigest()
+
+
+def with_progress(batches: Iterable[Batch], title: str, total: int) -> Iterator[Batch]:
+    """Yield batches and display how many clips of all processes are read."""
+    with progress(title, total) as advance:
+        for batch in batches:
+            yield batch
+            advance(len(batch.ids) * distributed.world_size())

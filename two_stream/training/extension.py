@@ -1,20 +1,18 @@
-"""What may be added to a training from above: another start, another loss, work after each step.
+"""Hooks of a training: another start, another loss, work after each step.
 
-Pruning, quantisation-aware training and distillation are trainings with something added. They stand above this package,
-so it knows their homes by name alone; an experiment with a `compress` section then trains the same way wherever it is
-trained, by `two-stream compress`, `train --resume` or in a study.
+Pruning, quantisation-aware training and distillation (`two_stream.compression`) are trainings with such an extension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib import import_module
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from two_stream.config.schema import Experiment
+from two_stream.registry import Registry
 
 if TYPE_CHECKING:
     from two_stream.recognizer import Recognizer
@@ -22,41 +20,33 @@ if TYPE_CHECKING:
     from two_stream.training.losses import Loss
     from two_stream.types import Batch, RunPaths
 
-HOMES = {
-    "none": "two_stream.training.extension:Extension",
-    "prune": "two_stream.compression.pruning:Pruning",
-    "quantize": "two_stream.compression.quantization:QuantizationAware",
-    "distill": "two_stream.compression.distillation:Distillation",
-}
-"""Class of each kind of `Experiment.compress`."""
+EXTENSIONS: Registry[Callable[[Experiment], Extension]] = Registry("compression")
+"""Builders by `compress.kind`; importing `two_stream.compression` registers them."""
 
 
 class Extension:
-    """Adds nothing; the base of what adds something. Built as `ExtensionClass(experiment)`, once per training."""
-
-    def __init__(self, experiment: Experiment) -> None:
-        self.experiment = experiment
+    """Base of all extensions; adds nothing. Subclasses are built from the experiment, once per training."""
 
     def start(self, model: Recognizer, *, resumed: bool) -> None:
-        """Change the network in place before the optimizer is made; it holds the weights to start from.
+        """Change the network in place before the optimizer is built.
 
         Args:
-            model: On the CPU, not yet frozen, compiled or divided.
-            resumed: A checkpoint of this run is loaded over it afterwards, so it must get that one's structure.
+            model: With its initial weights, on the CPU, not yet frozen, compiled or sharded.
+            resumed: Whether a checkpoint of this run is loaded afterwards; the structure must then fit it.
         """
 
     def data(self, data: TrainingData) -> TrainingData:
-        """Return what is trained on; batches may carry more (`Batch.beside`)."""
+        """Return the training data; its batches may hold additional clips (`Batch.beside`)."""
         return data
 
-    def planned(self, steps_per_epoch: int) -> None:
-        """Learn how many optimizer steps an epoch has, before the first of them."""
+    def set_epoch_length(self, steps_per_epoch: int) -> None:
+        """Receive the number of optimizer steps per epoch, before the first step."""
 
     def restored(self, models: Sequence[nn.Module]) -> None:
-        """Learn from the weights of a checkpoint, which have just been loaded; `models` as for `stepped`."""
+        """Act on weights just loaded from a checkpoint; `models` as for `stepped`."""
 
     def counts(self, epoch: int) -> bool:
-        """Whether an epoch (from 0) may be the best one; before it does, early stopping does not count either."""
+        """Whether an epoch (from 0) may be the best one; early stopping ignores the others."""
         del epoch
         return True
 
@@ -65,9 +55,9 @@ class Extension:
 
         Args:
             plain: The training loss of the settings.
-            logits_BK: What the network says, float32 or float64.
+            logits_BK: Logits of the network, float32 or float64.
             targets: Labels, or shares `(B, K)` after mixup.
-            batch: What it saw: `clips` on the device and as mixed, `beside` as the loader gave it.
+            batch: Its input: `clips` on the device, after mixup; `beside` as the loader yields it.
         """
         del batch
         return plain(logits_BK, targets)
@@ -76,33 +66,31 @@ class Extension:
         """Act on the weights after optimizer step `step` (from 0 since the run began).
 
         Args:
-            models: The network that is trained and, where there is one, its moving average.
-            step: Its number.
+            models: The trained network and, if there is one, its moving average.
+            step: Number of the step.
         """
 
-    def trained_beside(self, device: torch.device) -> list[nn.Parameter]:
-        """Return parameters, on the device, that learn with the network and are no part of it; `state` holds them."""
+    def extra_parameters(self, device: torch.device) -> list[nn.Parameter]:
+        """Return parameters on the device that are trained but not part of the network; `state` holds them."""
         del device
         return []
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return what a checkpoint must hold beside the network."""
+        """Return the extension's part of a checkpoint."""
         return {}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Put `state` back."""
+        """Restore `state`."""
 
     def finished(self, paths: RunPaths) -> None:
-        """Act on the folder of a run that is trained to its end; also of one that was so before."""
+        """Act on the folder of a finished run, also of one that was finished before."""
 
     def facts(self) -> dict[str, str]:
-        """Return what the run's `environment.json` tells of it."""
+        """Return entries for the run's `environment.json`."""
         return {}
 
 
-def extension_of(experiment: Experiment) -> Extension:
+def build_extension(experiment: Experiment) -> Extension:
     """Return what an experiment's `compress` section adds to its training."""
-    module, _, name = HOMES[experiment.compress.kind].partition(":")
-    made = getattr(import_module(module), name)(experiment)
-    assert isinstance(made, Extension)
-    return made
+    kind = experiment.compress.kind
+    return Extension() if kind == "none" else EXTENSIONS[kind](experiment)

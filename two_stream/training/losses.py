@@ -1,7 +1,7 @@
 """Training losses as sums over clips, so that micro-batches of any size add up to the large batch.
 
-A weighted loss too is divided by the number of clips, not by the sum of their weights: the balanced weights have mean 1
-over the training clips, so the rate of learning keeps its meaning and a group of micro-batches its exact sum.
+A weighted loss is also divided by the number of clips, not by the sum of their weights: balanced weights have mean 1
+over the training clips, so the learning rate keeps its meaning.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from two_stream.errors import SettingsError
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """logits `(B, K)` and targets, int64 `(B,)` or shares `(B, K)`, to the sum over the clips"""
 _TINY = 1e-12
-"""below this a power under 1 has no finite slope"""
+"""lower bound of the base of a power, whose gradient may be infinite at 0"""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What a loss must know of the training part."""
+    """Number and frequency of the training part's classes."""
 
     num_classes: int
     multi_label: bool = False
     counts: tuple[int, ...] = ()
-    """clips of each class; empty where unknown"""
+    """clips of each class; empty if unknown"""
     total: int = 0
     """clips"""
 
@@ -38,18 +38,18 @@ def build_loss(options: TrainOptions, labels: Labels) -> Loss:
     """Return the training loss.
 
     Raises:
-        SettingsError: The loss does not fit the labels, or another number of weights than classes.
+        SettingsError: The loss does not fit the labels, or the weights not the number of classes.
     """
     chosen = options.loss
     if isinstance(chosen, AutoLoss):
         chosen = BinaryCrossEntropy() if labels.multi_label else CrossEntropy()
     if labels.multi_label and isinstance(chosen, CrossEntropy):
         raise SettingsError(
-            "`train.loss` cross_entropy expects one class per video and the data set is multi-label; take bce or focal"
+            "`train.loss` cross_entropy expects one class per video, but the data set is multi-label; use bce or focal"
         )
     if options.label_smoothing and not isinstance(chosen, CrossEntropy):
         raise SettingsError(
-            f"`train.label_smoothing` {options.label_smoothing} goes with cross_entropy, not with loss {chosen.kind}"
+            f"`train.label_smoothing` {options.label_smoothing} needs loss cross_entropy, but the loss is {chosen.kind}"
         )
     if isinstance(chosen, BinaryCrossEntropy):
         return _Binary(_weights(chosen.pos_weight, labels, "pos_weight", _odds))
@@ -60,19 +60,19 @@ def build_loss(options: TrainOptions, labels: Labels) -> Loss:
         return _SigmoidFocal(chosen.gamma, chosen.alpha, weights)
     if chosen.alpha is not None:
         raise SettingsError(
-            "`train.loss.alpha` weighs the classes a video has against those it has not, so it needs a "
-            "multi-label data set; weigh classes with `weights`"
+            "`train.loss.alpha` weights the positive against the negative classes of a video, so it needs a "
+            "multi-label data set; to weight classes use `weights`"
         )
     return _SoftmaxFocal(chosen.gamma, weights)
 
 
 def evaluation_loss(logits_BK: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the sum over clips of the plain cross entropy, of a sigmoid per class where labels are `(B, K)`."""
+    """Return the sum over clips of the cross entropy; of the binary one for labels `(B, K)`."""
     return (_Binary(None) if labels.ndim == 2 else _Softmax(None, 0.0))(logits_BK, labels)
 
 
 def hits(logits_BK: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return, per clip, whether its highest logit is its class, or one of its classes: bool `(B,)`."""
+    """Return whether the highest logit of each clip is its class, or one of its classes: bool `(B,)`."""
     best_B = logits_BK.argmax(1)
     if labels.ndim == 1:
         return best_B == labels
@@ -82,7 +82,7 @@ def hits(logits_BK: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def effective_weights(labels: Labels, beta: float) -> list[float]:
     """Return class weights by the inverse effective number of clips (Cui et al., 1901.05555).
 
-    They are scaled to mean 1 over the clips of the training part; a class without a clip has 1.
+    They are scaled to mean 1 over the training clips; a class without clips has 1.
     """
     numbers = [float(n) if beta == 1.0 else (1.0 - beta**n) / (1.0 - beta) for n in labels.counts]
     inverse = [1.0 / number if number else 0.0 for number in numbers]
@@ -91,7 +91,7 @@ def effective_weights(labels: Labels, beta: float) -> list[float]:
 
 
 def _odds(labels: Labels) -> list[float]:
-    """Return, per class, videos without it per video with it; 1 where there is none of either."""
+    """Return for each class the videos without it per video with it; 1 if either number is 0."""
     return [(labels.total - n) / n if 0 < n < labels.total else 1.0 for n in labels.counts]
 
 

@@ -1,6 +1,6 @@
-"""Clips of a batch blended with one another, whole (mixup, 1710.09412) or by a box (CutMix, 1905.04899).
+"""Mixup (1710.09412) and CutMix (1905.04899) of the clips of a batch, alike for all frames of a clip.
 
-Every frame of a clip is treated alike. A clip's own share is the larger one, so that training accuracy keeps a meaning.
+A clip's own share is the larger one, so that training accuracy keeps a meaning.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ def mix_batch(
     *,
     key: tuple[object, ...],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Blend a batch as the options say: by mixup, by CutMix, or, by chance, not at all.
+    """Apply mixup, CutMix or, by chance, neither to a batch.
 
     Args:
         clips_BCTHW: Pixel values 0..255, uint8 or float.
         labels: int64 `(B,)`, or float `(B, K)` of a multi-label set.
         num_classes: K.
         options: `mixup`, `cutmix`, `mix_prob` and `mix_switch`.
-        key: What the random numbers are for, such as seed, epoch and batch number.
+        key: Seed of the random numbers, such as seed, epoch and batch number.
 
     Returns:
-        Clips and targets; soft ones `(B, K)` where the clips were blended.
+        Clips and targets; targets of mixed clips are soft, `(B, K)`.
     """
     both = options.mixup and options.cutmix
     whether, which = rng("mix", *key).random(2)
@@ -51,17 +51,9 @@ def mix(
     *,
     key: tuple[object, ...],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Blend each clip with another of its batch.
+    """Mix each clip with another of its batch; arguments as for `mix_batch`.
 
-    A clip's own share λ is drawn from Beta(alpha, alpha) and taken as max(λ, 1 - λ). Shares and partners depend on
-    `key` alone.
-
-    Args:
-        clips_BCTHW: Pixel values 0..255, uint8 or float.
-        labels: int64 `(B,)`, or float `(B, K)`.
-        num_classes: K.
-        alpha: Above 0; small values blend little.
-        key: What the random numbers are for.
+    A clip's own share λ is drawn from Beta(alpha, alpha) and taken as max(λ, 1 - λ).
 
     Returns:
         Float clips of pixel values 0..255 and soft targets `(B, K)`.
@@ -76,7 +68,7 @@ def mix(
     own_B1111 = own_B.view(-1, 1, 1, 1, 1)
     return (
         pixels * own_B1111 + pixels[partner] * (1.0 - own_B1111),
-        _blended(labels, partner, own_B, num_classes),
+        _mixed_targets(labels, partner, own_B, num_classes),
     )
 
 
@@ -88,13 +80,13 @@ def cut_mix(
     *,
     key: tuple[object, ...],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Put a box of another clip of the batch into each clip, the same box in every frame.
+    """Paste a box of another clip of the batch into each clip, the same box in every frame.
 
-    The box has the frame's shape and the area 1 - λ, with λ as in `mix`; its centre is anywhere, so that a part may lie
-    outside. The labels' shares are those of the pixels.
+    The box has the frame's shape and the area 1 - λ, with λ as in `mix`; it may extend beyond the frame. The labels'
+    shares are those of the pixels.
 
     Returns:
-        Clips of the type given and soft targets `(B, K)`.
+        Clips of the input's type and soft targets `(B, K)`.
     """
     draw = rng("cutmix", *key)
     count, (height, width) = len(labels), clips_BCTHW.shape[-2:]
@@ -111,7 +103,7 @@ def cut_mix(
         mixed[index][box] = clips_BCTHW[int(partner[index])][box]
         own.append(1.0 - (bottom - top) * (right - left) / (height * width))
     own_B = torch.tensor(own, device=clips_BCTHW.device)
-    return mixed, _blended(labels, torch.as_tensor(partner).to(own_B.device), own_B, num_classes)
+    return mixed, _mixed_targets(labels, torch.as_tensor(partner).to(own_B.device), own_B, num_classes)
 
 
 def _span(centre: float, share: float, length: int) -> tuple[int, int]:
@@ -119,7 +111,7 @@ def _span(centre: float, share: float, length: int) -> tuple[int, int]:
     return max(0, start), min(length, start + round(share * length))
 
 
-def _blended(
+def _mixed_targets(
     labels: torch.Tensor, partner: torch.Tensor, own_B: torch.Tensor, num_classes: int
 ) -> torch.Tensor:
     targets_BK = (F.one_hot(labels, num_classes) if labels.ndim == 1 else labels).float()

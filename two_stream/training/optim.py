@@ -1,7 +1,11 @@
-"""Optimizers and their parameter groups: no decay for norms, biases and positions; smaller steps deeper down."""
+"""Optimizers, their parameter groups and the schedule of the learning rate.
+
+Norms, biases and positions have no weight decay; deeper layers may have a smaller learning rate.
+"""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +13,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from two_stream.config.optimization import AdamW, Logistic, OptimizerOptions, Sgd
+from two_stream.config.optimization import (
+    AdamW,
+    Cosine,
+    Logistic,
+    MultiStep,
+    OptimizerOptions,
+    Plateau,
+    ScheduleOptions,
+    Sgd,
+)
 from two_stream.errors import SettingsError
 
 Stages = Sequence[tuple[str, nn.Module]]
@@ -17,6 +30,8 @@ Stages = Sequence[tuple[str, nn.Module]]
 
 _POSITIONAL = re.compile(r"pos_embed|position|time_embed|(^|[._])(cls|class|reg|dist)_?token")
 _FUSED = {"cpu", "cuda"}
+PLATEAU_THRESHOLD = 1e-4
+"""relative improvement of the loss that counts, as in `torch.optim.lr_scheduler.ReduceLROnPlateau`"""
 
 
 def build_optimizer(
@@ -28,7 +43,7 @@ def build_optimizer(
     stage_rates: Mapping[str, float] | None = None,
     device: torch.device | None = None,
 ) -> torch.optim.Optimizer:
-    """Build SGD or AdamW over `parameter_groups`, fused where the device has such a kernel.
+    """Build SGD or AdamW over `parameter_groups`, with the fused kernel where the device has one.
 
     Raises:
         SettingsError: Nothing is left to train, or a rate is given for no stage.
@@ -49,7 +64,7 @@ def build_optimizer(
 
 
 def update_rule(options: OptimizerOptions) -> Sgd | AdamW:
-    """Return the options as those of an optimizer that steps; `training.solver` takes the others."""
+    """Return the options of an optimizer that makes steps; `logistic` is solved in `training/linear_probe.py`."""
     assert not isinstance(options, Logistic)
     return options
 
@@ -61,12 +76,11 @@ def parameter_groups(
     layer_decay: float = 1.0,
     stage_rates: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Divide the trainable parameters by weight decay and by depth.
+    """Group the trainable parameters by weight decay and depth.
 
-    Each group carries `lr_scale` (the schedule multiplies its rate by it) and a `name` for logs. The classifier,
-    the last stage, has scale 1, the stage before it `layer_decay`, then `layer_decay ** 2`, … With
-    `layer_decay` 1 there are at most two groups. `stage_rates` gives the scale of single stages in its place; what
-    belongs to no stage has scale 1.
+    Each group has an `lr_scale`, a factor of the learning rate, and a `name` for logs. The classifier, the last stage,
+    has scale 1, the stage before it `layer_decay`, then `layer_decay ** 2`, … `stage_rates` overrides the scale of
+    single stages; parameters outside all stages have scale 1.
 
     Raises:
         SettingsError: Nothing is left to train, or a rate is given for no stage.
@@ -96,12 +110,12 @@ def parameter_groups(
 
 
 def is_exempt(name: str, parameter: torch.Tensor) -> bool:
-    """Whether a parameter usually goes without decay: norms, biases, positions, class tokens."""
+    """Whether a parameter is usually not decayed: norms, biases, positions, class tokens."""
     return parameter.ndim < 2 or _POSITIONAL.search(name) is not None
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a saved state, keeping this machine's choice of kernel: the run may resume on another device."""
+    """Load a saved state but keep `fused` as it is: the run may resume on another device."""
     fused = [group.get("fused") for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, value in zip(optimizer.param_groups, fused, strict=True):
@@ -111,7 +125,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
 def _scales(
     stages: Stages, layer_decay: float, stage_rates: Mapping[str, float]
 ) -> dict[int, tuple[str, float]]:
-    """Map each parameter to the label and the scale of its group; those of scale 1 need no entry."""
+    """Map the id of each parameter to the label and scale of its group; scale 1 needs no entry."""
     names = [name for name, _ in stages]
     stray = next((name for name in stage_rates if name not in names), None)
     if stray is not None:
@@ -124,3 +138,76 @@ def _scales(
         for parameter in module.parameters():
             found.setdefault(id(parameter), entry)
     return found
+
+
+class Schedule:
+    """Learning rate of every optimizer step, as in the settings.
+
+    The rate is computed from the step alone, and for `plateau` from the validation losses, so a resumed run cannot
+    drift. Steps and epochs are counted from 0. `apply` sets the rate of each group to `rate(step) * lr_scale`.
+    """
+
+    def __init__(
+        self,
+        options: ScheduleOptions,
+        optimizer: torch.optim.Optimizer,
+        *,
+        base_lr: float,
+        steps_per_epoch: int,
+        epochs: int,
+    ) -> None:
+        self.options = options
+        self.optimizer = optimizer
+        self.base_lr = base_lr
+        self.steps_per_epoch = steps_per_epoch
+        self.epochs = epochs
+        self.best, self.bad_epochs, self.drops = math.inf, 0, 0  # of `plateau`
+
+    def rate(self, step: int) -> float:
+        """Return the rate of an optimizer step for a group of scale 1."""
+        options = self.options
+        if isinstance(options, MultiStep):
+            epoch = step // self.steps_per_epoch
+            return self.base_lr * options.gamma ** sum(epoch >= mark for mark in options.milestones)
+        if isinstance(options, Plateau):
+            return max(min(options.min_lr, self.base_lr), self.base_lr * options.factor**self.drops)
+        return self._cosine(options, step) if isinstance(options, Cosine) else self.base_lr
+
+    def _cosine(self, options: Cosine, step: int) -> float:
+        """Return the rate of SGDR without restarts (arXiv 1608.03983, equation 5) after a linear warm-up."""
+        total = self.steps_per_epoch * self.epochs
+        warmup = min(total, round(options.warmup_epochs * self.steps_per_epoch))
+        if step < warmup:
+            return self.base_lr * (step + 1) / warmup
+        done = min(1.0, (step - warmup) / max(1, total - warmup))
+        floor = min(options.min_lr, self.base_lr)
+        return floor + (self.base_lr - floor) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+    def apply(self, step: int) -> float:
+        """Set the rate of every group for a step; return the unscaled rate."""
+        rate = self.rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        return rate
+
+    def end_epoch(self, val_loss: float) -> None:
+        """Record an epoch's validation loss for `plateau`; NaN counts as no improvement."""
+        if not isinstance(self.options, Plateau):
+            return
+        if val_loss < self.best * (1.0 - PLATEAU_THRESHOLD):
+            self.best, self.bad_epochs = val_loss, 0
+            return
+        self.bad_epochs += 1
+        if self.bad_epochs > self.options.patience:
+            self.drops, self.bad_epochs = self.drops + 1, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold, as plain values."""
+        if not isinstance(self.options, Plateau):
+            return {}
+        return {"best": self.best, "bad_epochs": self.bad_epochs, "drops": self.drops}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the values of `state_dict`."""
+        if isinstance(self.options, Plateau):
+            self.best, self.bad_epochs, self.drops = state["best"], state["bad_epochs"], state["drops"]

@@ -1,24 +1,48 @@
-"""The folder of a run: may it be started, may it be continued, what made it."""
+"""The folder of a run: its lock, settings, environment and checkpoints.
+
+A checkpoint is a folder with `model.safetensors`, `state.pt` and their checksums, complete or absent. `last/` holds the
+weights in training. With a moving average `best/` holds the averaged weights, which are validated and evaluated. Both
+hold the training state, so a run can continue from either.
+"""
 
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
 from two_stream.config.load import dump, flatten, load_experiment
 from two_stream.config.schema import Experiment
-from two_stream.errors import SettingsError
+from two_stream.errors import CheckpointError, SettingsError
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, warn
-from two_stream.runtime.files import write_json, write_text
+from two_stream.runtime.files import (
+    complete_folder,
+    replaced_folder,
+    room_for,
+    verify_checksums,
+    write_json,
+    write_text,
+)
+from two_stream.runtime.locks import exclusive_lock
 from two_stream.runtime.provenance import environment
 from two_stream.runtime.text import is_utf8
 from two_stream.types import RunPaths
 
+WEIGHTS = "model.safetensors"
+STATE = "state.pt"
+FORMAT = 1
+
+WriteModel = Callable[[Path, nn.Module, dict[str, Any]], object]
+"""Writes `model.safetensors` into a folder, from a model and facts about it."""
 FREE_ON_RESUME = (
     "device",
     "threads",
@@ -28,9 +52,10 @@ FREE_ON_RESUME = (
     "train.compile",
     "evaluate",
 )
-"""settings (and everything below them) that may differ on resume: they do not change what is trained"""
+"""settings, with all below them, that may change on resume: they do not affect the training"""
 ENVIRONMENT = "environment.json"
-LOCK = ".lock"
+JOB = ".job"
+"""names the `torchrun` job that last began or continued the run"""
 _OWN = (
     "last",
     "best",
@@ -46,25 +71,25 @@ _OWN_FILES = ("report.html", ENVIRONMENT, "experiment.yaml")
 
 
 def check_run(experiment: Experiment, *, resume: bool, overwrite: bool) -> RunPaths:
-    """Find out whether a run may begin or continue; writes nothing.
+    """Check whether a run may begin or continue, without writing anything.
 
     Raises:
-        SettingsError: The folder is in use and neither `resume` nor `overwrite` was asked for; or the settings of
-            the run to resume differ; or the folder holds something else.
+        SettingsError: The run exists without `resume` or `overwrite`, the settings of the run to resume differ, or the
+            folder holds something else.
     """
     paths = RunPaths(experiment.runs / experiment.name)
     if resume and overwrite:
-        raise SettingsError("--resume and --overwrite contradict each other; keep one")
+        raise SettingsError("--resume and --overwrite contradict each other; give only one")
     if not is_utf8(paths.root):
         raise SettingsError(
-            f"{paths.root}: not UTF-8, as TensorBoard and safetensors need; choose other `runs`"
+            f"{paths.root}: not valid UTF-8, which TensorBoard and safetensors need; choose another `runs` folder"
         )
     if paths.root.exists() and not paths.root.is_dir():
         raise SettingsError(f"{paths.root}: is a file; choose another `name` or `runs`")
-    # a kill may have come right after the folder was made: then it holds a lock and an unfinished file at most
+    # if the process was killed right after making the folder, it holds hidden files only
     used = paths.root.is_dir() and any(not path.name.startswith(".") for path in paths.root.iterdir())
     if used and not paths.experiment.is_file():
-        raise SettingsError(f"{paths.root}: holds files but no run; choose another `name` or `runs`")
+        raise SettingsError(f"{paths.root}: contains files but no run; choose another `name` or `runs`")
     if used and not resume and not overwrite:
         raise SettingsError(
             f"{paths.root}: the run exists; continue it with --resume, start over with --overwrite, "
@@ -76,51 +101,37 @@ def check_run(experiment: Experiment, *, resume: bool, overwrite: bool) -> RunPa
 
 
 def begin_run(paths: RunPaths, experiment: Experiment, *, overwrite: bool) -> None:
-    """Make the folder ready and write the settings; with `overwrite`, remove what an earlier run wrote."""
+    """Write the settings; with `overwrite`, first remove the files of an earlier run."""
     if overwrite and paths.root.is_dir():
         _clear(paths)
     write_text(paths.experiment, dump(experiment))
 
 
 @contextmanager
-def locked(paths: RunPaths) -> Iterator[None]:
-    """Keep a second process from training the same run at the same time.
-
-    The lock is the process's own, not the file's: it ends with the process, however that ends, and loader
-    processes do not inherit it.
+def lock_run(paths: RunPaths) -> Iterator[None]:
+    """Lock a run for this process.
 
     Raises:
         SettingsError: Another process trains this run.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    paths.root.mkdir(parents=True, exist_ok=True)
-    with (paths.root / LOCK).open("a+") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SettingsError(
-                f"{paths.root}: another process is training this run; wait for it or choose another name"
-            ) from None
-        file.truncate(0)
-        file.write(distributed.job())
-        file.flush()
+    busy = SettingsError(
+        f"{paths.root}: another process is training this run; wait for it or choose another name"
+    )
+    with exclusive_lock(paths.root / ".lock", busy):
+        (paths.root / JOB).write_text(distributed.job(), encoding="utf-8")
         yield
 
 
 def began_here(paths: RunPaths) -> bool:
-    """Whether it was the present `torchrun` job that last began or continued a run."""
+    """Whether this `torchrun` job was the last to begin or continue a run."""
     try:
-        return distributed.job() == (paths.root / LOCK).read_text(encoding="utf-8") != ""
+        return distributed.job() == (paths.root / JOB).read_text(encoding="utf-8") != ""
     except OSError:
         return False
 
 
 def record_environment(paths: RunPaths, facts: dict[str, str]) -> None:
-    """Write `environment.json`; on resume say which versions changed, since the last bits may then differ."""
+    """Write `environment.json`; on resume warn of changed versions."""
     path = paths.root / ENVIRONMENT
     now = environment() | facts
     try:
@@ -129,7 +140,7 @@ def record_environment(paths: RunPaths, facts: dict[str, str]) -> None:
         before = {}
     changed = [f"{key} {before[key]} -> {now.get(key)}" for key in before if before[key] != now.get(key)]
     if changed:
-        warn(f"resumed under other versions, so the last bits may differ: {'; '.join(changed)}")
+        warn(f"resumed with other versions, so results may differ by rounding: {'; '.join(changed)}")
     write_json(path, now)
 
 
@@ -148,18 +159,79 @@ def _compare(path: Path, before: Experiment, now: Experiment) -> None:
     changed = differences(before, now)
     if changed:
         raise SettingsError(
-            f"{path}: the run to resume has other settings ({'; '.join(changed)}); "
-            "give the old values, or train under another --name"
+            f"{path}: the settings of the run to resume differ ({'; '.join(changed)}); "
+            "use the old values, or train with another --name"
         )
 
 
 def _clear(paths: RunPaths) -> None:
-    """Remove what a run writes and nothing else."""
+    """Remove the files that a run writes, and no others."""
     note(f"removing the files of the run in {paths.root}")
-    doomed: list[Any] = [paths.root / name for name in (*_OWN, *_OWN_FILES)]
-    doomed += paths.root.glob("events.out.tfevents.*")
-    for path in doomed:
+    own: list[Any] = [paths.root / name for name in (*_OWN, *_OWN_FILES)]
+    own += paths.root.glob("events.out.tfevents.*")
+    for path in own:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def save_checkpoint(
+    folder: Path, model: nn.Module, state: dict[str, Any], meta: dict[str, Any], write_model: WriteModel
+) -> None:
+    """Replace the folder by a new checkpoint once that is complete."""
+    with replaced_folder(folder) as new:
+        write_model(new, model, meta)
+        with room_for(new / STATE):
+            torch.save({"format": FORMAT, **state}, new / STATE)
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Load weights and training state on the CPU.
+
+    Raises:
+        CheckpointError: Missing, damaged, or in another format; names the file.
+    """
+    verify_checksums(folder)
+    for name in (WEIGHTS, STATE):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name}: missing; the run cannot continue from this checkpoint")
+    try:
+        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
+        raise CheckpointError(f"{folder / STATE}: cannot be read ({_first_line(error)})") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"{folder / STATE}: written by another version (expected format {FORMAT})")
+    return load_file(folder / WEIGHTS), state
+
+
+def has_checkpoint(paths: RunPaths) -> bool:
+    """Whether a run has a checkpoint to continue from."""
+    return complete_folder(paths.last).is_dir()
+
+
+def load_newest(paths: RunPaths) -> tuple[dict[str, torch.Tensor], dict[str, Any], bool]:
+    """Load `last/` or, if it is damaged, `best/`, with a warning.
+
+    Continuing from an earlier checkpoint repeats the same steps, so the result is the same.
+
+    Returns:
+        Weights, training state, and whether `last/` could be read.
+
+    Raises:
+        CheckpointError: Both are damaged or missing; names the first damaged file.
+    """
+    try:
+        return (*load_checkpoint(complete_folder(paths.last)), True)
+    except CheckpointError as error:
+        if not complete_folder(paths.best).is_dir():
+            raise
+        weights, state = load_checkpoint(complete_folder(paths.best))
+        warn(f"{error}")
+        epoch = state["progress"]["epoch"]
+        warn(f"continuing from {paths.best} instead, after epoch {epoch}; later steps are repeated")
+        return weights, state, False
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

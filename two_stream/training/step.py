@@ -1,11 +1,11 @@
 """One optimizer step over a group of micro-batches: its gradient is the mean over all clips of the group.
 
-A micro-batch weighs as much as the clips it holds, so 3 + 3 + 2 clips give the gradient of 8 at once, the last,
-smaller group of an epoch and clips left out by `data.on_error: skip` included. What is drawn at random during a
-step depends on (seed, epoch, step) and the process only.
+Every clip has the same weight, so 3 + 3 + 2 clips give the gradient of one batch of 8. This includes the smaller last
+group of an epoch and clips skipped by `data.on_error: skip`. Random numbers of a step depend on (seed, epoch, step)
+and the rank only.
 
-Several processes divide the micro-batches of a group among themselves: a group of 6 is two rows of three processes. The
-micro-batches, and so the step, are those of one process that accumulates 6; only dropout and token masks differ.
+Several processes divide a group: 6 micro-batches are two rows of three processes. The micro-batches, and so the step,
+equal those of one process that accumulates 6; only dropout and token masks differ.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from two_stream.runtime.seeding import derive
 from two_stream.training.extension import Extension
 from two_stream.training.losses import Labels, build_loss, hits
 from two_stream.training.mixup import mix_batch
+from two_stream.training.optim import Schedule
 from two_stream.training.parallel.base import Parallel
-from two_stream.training.schedule import Schedule
 from two_stream.types import Batch
 
 SMALLEST_SCALE = 2.0**-20
-"""fp16 loss scale below which gradients overflow for another reason than the scale"""
+"""fp16 loss scale below which an overflow is not the scale's fault"""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where in a run a step stands; all from 0."""
+    """Position of a step in its run, counted from 0."""
 
     epoch: int
     step: int
@@ -54,66 +54,75 @@ class StepResult:
     correct: int = 0
     clips: int = 0
     ids: list[str] = field(default_factory=list)
-    """those that this process read"""
+    """read by this process"""
     lr: float = 0.0
     grad_norm: float = 0.0
-    """before clipping; 0 when no clip was left"""
+    """before clipping; 0 if all clips were skipped"""
 
 
 class Stepper:
-    """Owns what a step changes: weights, optimizer, loss scale, moving average."""
+    """Makes steps. Owns what they change: weights, optimizer, loss scale, moving average."""
 
     def __init__(
         self,
-        model: nn.Module,
+        parallel: Parallel,
         optimizer: torch.optim.Optimizer,
         schedule: Schedule,
         options: TrainOptions,
         *,
         labels: Labels,
         seed: int,
-        device: torch.device,
-        parallel: Parallel | None = None,
+        extension: Extension | None = None,
     ) -> None:
-        self.model = model
-        self.parallel = parallel or Parallel(model, device)
-        self.ahead: Callable[[], None] = lambda: None
-        """called when a step's work is under way: what reads may fetch more"""
+        self.model, self.device = parallel.model, parallel.device
+        self.parallel = parallel
         self.optimizer = optimizer
         self.schedule = schedule
         self.options = options
         self.num_classes = labels.num_classes
         self.loss = build_loss(options, labels)
-        self.extension: Extension | None = None
-        """what is added to the loss and after each step"""
+        self.extension = extension or Extension()
         self.seed = seed
-        self.device = device
-        self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
-        self.ema = _moving_average(model, options.ema) if options.ema else None
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
+        self.ema: Any = None
+        if options.ema:
+            from timm.utils.model_ema import ModelEmaV3
+
+            # the warm-up keeps the random start out of the average of a short run
+            self.ema = ModelEmaV3(self.model, decay=options.ema, use_warmup=True)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
-    def run(self, batches: Iterator[Batch | None], count: int, planned: int, at: Position) -> StepResult:
-        """Take this process's micro-batches of a group off the iterator and make one step with all processes.
+    def run(
+        self,
+        batches: Iterator[Batch | None],
+        count: int,
+        planned: int,
+        at: Position,
+        prefetch: Callable[[], None] = lambda: None,
+    ) -> StepResult:
+        """Make one step over a group of micro-batches, together with all processes.
 
         Args:
-            batches: Micro-batches, None for one of which no clip could be read; it may end early.
+            batches: This process's micro-batches, None for one without a readable clip; may end early.
             count: Micro-batches of the group, of all processes together.
-            planned: Clips of the group if none is left out; the loss is divided by it at once, which keeps fp16
-                in range, and the gradient corrected before the step where fewer came.
-            at: Where the run stands.
+            planned: Clips of the group if none is skipped. The loss is divided by it, which keeps fp16 in range; if
+                clips were skipped, the gradient is corrected before the step.
+            at: Position of the step.
+            prefetch: Called when the step's work is queued.
 
         Returns:
-            The sums of the group; with no clip left there was no step.
+            The sums of the group; without any clip no step was made.
 
         Raises:
             TrainingError: Loss or gradient is not finite; names the clips. The weights are unchanged.
         """
         torch.manual_seed(derive(self.seed, "step", at.epoch, at.step, distributed.rank()))
         result = StepResult(lr=self.schedule.apply(at.step))
-        loss_sum = torch.zeros((), dtype=torch.float64, device=_wide(self.device))
+        wide = torch.device("cpu") if self.device.type == "mps" else self.device  # MPS has no float64
+        loss_sum = torch.zeros((), dtype=torch.float64, device=wide)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         world = self.parallel.world
-        share = planned / world  # the exchange takes the mean over the processes, and the sum is wanted
+        share = planned / world  # the exchange averages over the processes, but the sum is needed
         for first in range(0, count, world):
             batch, last = next(batches, None), first + world >= count
             with self.parallel.micro_step(min(world, count - first), last=last):
@@ -125,7 +134,7 @@ class Stepper:
             loss_sum += loss.detach().to(loss_sum)
             correct += right
             result.ids += batch.ids
-        self.ahead()
+        prefetch()
         rows = distributed.gather_numbers([float(loss_sum), float(correct), float(len(result.ids))])
         result.loss = sum(row[0] for row in rows)
         result.correct, result.clips = (int(sum(row[place] for row in rows)) for place in (1, 2))
@@ -136,24 +145,22 @@ class Stepper:
         return result
 
     def _idle(self, *, last: bool) -> None:
-        """Take part in a row for which there is no micro-batch."""
+        """Take part in a row without a micro-batch of this process."""
         with autocast(self.device, self.options.precision):
             zero = self.parallel.idle(last=last)
         if zero is not None:
             self.scaler.scale(zero.float()).backward()  # type: ignore[no-untyped-call]
 
     def _forward(self, batch: Batch, epoch: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the sum of the losses of a micro-batch and how many clips it gets right."""
+        """Return the sum of a micro-batch's losses and its number of correctly classified clips."""
         clips = batch.clips.to(self.device, non_blocking=True)
         labels = batch.labels.to(self.device, non_blocking=True)
-        key = (self.seed, epoch, number, 0)  # as one process would draw it
+        key = (self.seed, epoch, number, 0)  # the same for any number of processes
         clips, targets = mix_batch(clips, labels, self.num_classes, self.options, key=key)
         with autocast(self.device, self.options.precision):
             logits = self.parallel.forward(clips)
         logits_BK = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         right = hits(logits_BK.detach(), labels).sum()
-        if self.extension is None:
-            return self.loss(logits_BK, targets), right
         seen = Batch(clips, labels, batch.ids, batch.beside)
         return self.extension.loss(self.loss, logits_BK, targets, seen), right
 
@@ -164,7 +171,7 @@ class Stepper:
             return
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        if result.clips != planned:  # clips were left out: the mean is over those that came
+        if result.clips != planned:  # clips were skipped: take the mean over the others
             torch._foreach_mul_(gradients, planned / result.clips)
         norm = nn.utils.get_total_norm(gradients)
         result.grad_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
@@ -172,9 +179,7 @@ class Stepper:
             self._stop("gradient", result.grad_norm, result.ids, at)
         if self.options.clip_grad is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.options.clip_grad, norm)
-        if math.isfinite(
-            result.grad_norm
-        ):  # a fused SGD told to skip its first step goes on from no momentum at all
+        if math.isfinite(result.grad_norm):  # a fused SGD that skips its first step would lose its momentum
             self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -183,32 +188,52 @@ class Stepper:
         self.parallel.end_step()
         if self.ema is not None:
             self.ema.update(self.model, step=at.step + 1)
-        if self.extension is not None:
-            self.extension.stepped(self.models, at.step)
+        self.extension.stepped(self.models, at.step)
 
     @property
     def models(self) -> list[nn.Module]:
-        """The network that is trained and, where there is one, its moving average."""
+        """The trained network and, if there is one, its moving average."""
         return [self.model] if self.ema is None else [self.model, self.ema.module]
 
     def _stop(self, what: str, value: float, ids: list[str], at: Position) -> None:
-        """Raise on every process; each names the clips it has to name."""
+        """Raise on every process; `ids` are this process's clips to name."""
         self.optimizer.zero_grad(set_to_none=True)
         named = [clip for part in distributed.all_objects(ids) for clip in part]
         error = TrainingError(
             f"the {what} is not finite ({value}) in epoch {at.epoch + 1}, step {at.step + 1}; "
-            f"clips of the step: {', '.join(named)}; look at them, or lower the learning rate or set `train.clip_grad`"
+            f"clips of the step: {', '.join(named)}; check them, or lower the learning rate or set `train.clip_grad`"
         )
         raise distributed.shared_error(error)
 
 
-def _wide(device: torch.device) -> torch.device:
-    """Where a float64 sum can live: MPS has no such type."""
-    return torch.device("cpu") if device.type == "mps" else device
+class ShortConv3d(nn.Conv3d):
+    """A convolution that is computed in float32 if its map is shorter than its kernel.
+
+    In bfloat16 on a CPU, oneDNN's kernel for the gradient of the weights (`jit_bf16:avx512_core_bf16`, seen with torch
+    2.14 on Zen 4) reads and writes outside its buffers if a map has fewer steps than the kernel: two frames under a
+    3×3×3 kernel are enough. The gradient is then wrong or not finite, or the process crashes. Such maps are small, so
+    float32 costs little.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Convolve `(B, C, T, H, W)`."""
+        if not torch.is_grad_enabled() or not self._short(input.shape[2:]):
+            return super().forward(input)
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float()).to(torch.bfloat16)
+
+    def _short(self, sizes: torch.Size) -> bool:
+        """Whether a map is shorter than the kernel; one step under three at stride 1 works."""
+        return any(
+            size < kernel and (size, kernel, stride) != (1, 3, 1)
+            for size, kernel, stride in zip(sizes, self.kernel_size, self.stride, strict=True)
+        )
 
 
-def _moving_average(model: nn.Module, decay: float) -> Any:
-    """Return timm's moving average; its warm-up keeps a short run from averaging in the random start."""
-    from timm.utils.model_ema import ModelEmaV3
-
-    return ModelEmaV3(model, decay=decay, use_warmup=True)
+def protect_short_maps(model: nn.Module, device: torch.device, precision: str) -> None:
+    """Replace the class of a model's 3D convolutions by `ShortConv3d` for training in bfloat16 on a CPU."""
+    if device.type != "cpu" or precision != "bf16":
+        return
+    for module in model.modules():
+        if type(module) is nn.Conv3d:
+            module.__class__ = ShortConv3d

@@ -1,23 +1,30 @@
-"""What a run tells while it goes: metrics.jsonl, TensorBoard, one line per epoch."""
+"""Metrics of a run: metrics.jsonl, TensorBoard with pictures, one printed line per epoch."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from two_stream.config.load import flatten
 from two_stream.config.schema import Experiment
+from two_stream.errors import printable
 from two_stream.runtime.console import say
 from two_stream.runtime.files import checked_line, write_text
 from two_stream.runtime.plotting import plain_figures
-from two_stream.training.figures import clip_grid, confusion_figure
 from two_stream.types import Batch, RunPaths
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FLOW_ZERO = 127.5
+"""pixel value without motion"""
+MAX_CLASSES_WITH_NAMES = 60
 TIME_FIELDS = ("seconds", "clips_per_second", "crc32")
-"""fields of a metrics line that differ from one run to the next; the last is the checksum of the others"""
+"""fields of a metrics line that differ between equal runs; crc32 is the checksum of the line"""
 _SCALARS = {
     "train_loss": "loss/train",
     "val_loss": "loss/val",
@@ -31,10 +38,7 @@ _SCALARS = {
 
 
 def write_metrics(paths: RunPaths, history: list[dict[str, Any]]) -> None:
-    """Write every line of metrics.jsonl anew, atomically: a kill leaves no half line, a resumed run no stale one.
-
-    A number that is not finite is written as null, which every JSON reader takes.
-    """
+    """Write all lines of metrics.jsonl atomically; numbers that are not finite become null."""
     lines = [checked_line({key: _plain(value) for key, value in line.items()}) + "\n" for line in history]
     write_text(paths.metrics, "".join(lines))
 
@@ -50,7 +54,7 @@ def clock(seconds: float) -> str:
 
 
 class Tracker:
-    """TensorBoard events of a run and the lines a person reads. With `active` false it does nothing."""
+    """Writes TensorBoard events and prints a line per epoch; does nothing unless `active`."""
 
     def __init__(
         self, paths: RunPaths, experiment: Experiment, *, first_step: int, active: bool = True
@@ -62,7 +66,7 @@ class Tracker:
         if active:
             from torch.utils.tensorboard import SummaryWriter
 
-            # events at or after `first_step` come from a part of the run that was lost: hide them
+            # hides events from `first_step` on, which an interrupted run wrote
             self.writer = SummaryWriter(str(paths.root), purge_step=first_step)
 
     def step(self, step: int, loss: float, lr: float, grad_norm: float) -> None:
@@ -73,7 +77,7 @@ class Tracker:
             self.writer.add_scalar("step/gradient_norm", grad_norm, step)
 
     def clips(self, batch: Batch, step: int) -> None:
-        """Show the clips as they enter the network, after augmentation."""
+        """Record the augmented clips as the network receives them."""
         if self.writer is not None and self.images and batch.ids:
             pixels = batch.clips.cpu().numpy().astype(np.uint8)
             self.writer.add_image("input/clips", clip_grid(pixels), step, dataformats="HWC")
@@ -101,7 +105,7 @@ class Tracker:
         say(self._sentence(line, seconds_left))
 
     def hparams(self, metrics: dict[str, float]) -> None:
-        """Record the settings beside the final metrics, in the run's own event file."""
+        """Record the settings with the final metrics in the run's event file."""
         if self.writer is None:
             return
         from torch.utils.tensorboard.summary import hparams
@@ -141,3 +145,61 @@ class Tracker:
 
 def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def flow_to_rgb(flow_HW2: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return quantised flow as colours: hue is the direction (red: +x, to the right), saturation the speed.
+
+    A pixel without motion is white; full saturation is half the largest speed of 0..255 in one direction.
+    """
+    vector = flow_HW2.astype(np.float32) - FLOW_ZERO
+    speed, angle = cv2.cartToPolar(vector[..., 0].copy(), vector[..., 1].copy(), angleInDegrees=True)
+    speed = np.where(speed < 1.0, 0.0, speed)  # 127 and 128 both mean no motion
+    hsv = np.stack([angle, np.clip(speed / (FLOW_ZERO / 2), 0.0, 1.0), np.ones_like(angle)], axis=-1)
+    rgb = cv2.cvtColor(hsv.astype(np.float32), cv2.COLOR_HSV2RGB)
+    return np.asarray(np.rint(rgb * 255.0), dtype=np.uint8)
+
+
+def clip_grid(clips_BCTHW: NDArray[np.uint8], *, clips: int = 4, frames: int = 8) -> NDArray[np.uint8]:
+    """Return clips as rows of evenly spaced frames, `(rows * H, columns * W, 3)`; flow as colours.
+
+    Of a stack of flow fields only the first is shown.
+    """
+    chosen = clips_BCTHW[:clips]
+    length = chosen.shape[2]
+    times = np.unique(np.linspace(0, length - 1, min(frames, length)).round().astype(int))
+    rows = []
+    for clip_CTHW in chosen:
+        images = [clip_CTHW[:, time].transpose(1, 2, 0) for time in times]
+        rows.append(
+            np.concatenate([i if i.shape[-1] == 3 else flow_to_rgb(i[..., :2]) for i in images], axis=1)
+        )
+    return np.concatenate(rows, axis=0)
+
+
+def confusion_figure(confusion_KK: NDArray[np.int64], class_names: list[str], title: str) -> Figure:
+    """Draw a confusion matrix: colour is the share of the true class; up to 20 classes, clips are printed as numbers.
+
+    Call and render it within `plain_figures`.
+    """
+    from matplotlib.figure import Figure
+
+    class_names = [printable(name) for name in class_names]
+    count = len(class_names)
+    side = float(np.clip(2.5 + 0.32 * count, 4.0, 16.0))
+    figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    shares = confusion_KK / np.maximum(confusion_KK.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(shares, vmin=0.0, vmax=1.0, cmap="Blues")
+    figure.colorbar(image, ax=axes, fraction=0.046)
+    axes.set(xlabel="predicted", ylabel="true", title=title)
+    if count <= MAX_CLASSES_WITH_NAMES:
+        axes.set_xticks(range(count), class_names, rotation=90, fontsize=7)
+        axes.set_yticks(range(count), class_names, fontsize=7)
+    if count <= 20:
+        for row, column in zip(*np.nonzero(confusion_KK), strict=True):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(
+                column, row, str(confusion_KK[row, column]), ha="center", va="center", fontsize=7, color=color
+            )
+    return figure

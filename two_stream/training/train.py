@@ -1,4 +1,4 @@
-"""From an experiment to a trained run: model, data, folder, and the trainer over them."""
+"""Trains an experiment: builds model and data, opens the run's folder and starts the trainer."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import shlex
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -25,69 +26,80 @@ from two_stream.errors import (
 )
 from two_stream.evaluation.features.cache import FeatureCache, backbone_sha256
 from two_stream.evaluation.scores.words import expected_words
+from two_stream.heads.base import Standard
 from two_stream.pretrained import load_library, load_weights, reshape_like, write_model
 from two_stream.recognizer import Recognizer, create_model, resolve_options
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, warn
-from two_stream.runtime.device import pick_device, set_deterministic, set_threads
-from two_stream.runtime.files import room_for
-from two_stream.runtime.folders import complete_folder
+from two_stream.runtime.device import autocast, pick_device, set_deterministic, set_threads
+from two_stream.runtime.files import complete_folder, room_for
+from two_stream.runtime.inference import missing_compiler
 from two_stream.runtime.seeding import seed_everything
-from two_stream.training.checkpoint import has_checkpoint
-from two_stream.training.compiling import compile_stages
-from two_stream.training.data import TrainingData, training_data
-from two_stream.training.extension import extension_of
-from two_stream.training.linear_probe.passes import measure_tokens
-from two_stream.training.linear_probe.solver import Probe, check_probe
+from two_stream.training.data import TrainingData, training_data, with_progress
+from two_stream.training.extension import build_extension
 from two_stream.training.losses import build_loss
 from two_stream.training.optim import parameter_groups
-from two_stream.training.parallel.batchnorm import synchronised
-from two_stream.training.result import TrainResult
-from two_stream.training.run_folder import began_here, begin_run, check_run, locked, record_environment
-from two_stream.training.trainer import Trainer
+from two_stream.training.parallel.batchnorm import synchronise_batchnorm
+from two_stream.training.regression import channel_scales
+from two_stream.training.run_folder import (
+    began_here,
+    begin_run,
+    check_run,
+    has_checkpoint,
+    lock_run,
+    record_environment,
+)
+from two_stream.training.trainer import Trainer, TrainResult
 from two_stream.types import RunPaths
 from two_stream.video.decoding.reader import backend_version
 
+if TYPE_CHECKING:
+    from two_stream.training.linear_probe import Probe
+
 _OTHER_BACKBONE = (
-    "give the weights it was made from as `train.init` (with `train.init_part: backbone` the head starts anew), or "
-    "write the features anew with `two-stream features`"
+    "give the weights that wrote the features as `train.init` (with `train.init_part: backbone` for a new head), or "
+    "write the features again with `two-stream features`"
 )
 
 
 def train(experiment: Experiment, *, resume: bool = False, overwrite: bool = False) -> TrainResult:
-    """Train one stream and keep everything under `runs/<name>/`.
+    """Train one stream and write everything to `runs/<name>/`.
 
     Args:
         experiment: Resolved settings.
-        resume: Continue from the newest checkpoint; without one, start over. Either way the outcome equals that
-            of an uninterrupted run.
+        resume: Continue from the newest checkpoint; without one, start over. The result equals that of an
+            uninterrupted run.
         overwrite: Remove the files of an earlier run of that name first.
 
     Raises:
         SettingsError: The folder is in use, or the settings differ from those of the run to resume.
         DataError: The data set cannot be read.
         CheckpointError: A checkpoint or the initial weights cannot be read or do not fit.
-        TrainingError: Loss or gradient is not finite; or another process of the job has gone.
+        TrainingError: Loss or gradient is not finite, or another process of the job exited.
     """
     distributed.init(cpu_only=experiment.device == "cpu")
     try:
         result = _train(experiment, resume=resume, overwrite=overwrite)
     except FullDiskError as error:
-        raise FullDiskError(error.path, f"{error.kept}; free some, then go on with --resume") from None
+        raise FullDiskError(
+            error.path, f"{error.kept}; free some space, then continue with --resume"
+        ) from None
     except RuntimeError as error:
         if killed := loader_killed(error):
             raise TrainingError(killed) from None
         if not distributed.is_peer_failure(error):
             raise
         raise distributed.shared_error(
-            TrainingError("another process of the run has gone, so this one ends too; see what it said")
+            TrainingError(
+                "Another worker process exited, so this one is stopping. See that process's error message."
+            )
         ) from None
     distributed.shutdown()
     return result
 
 
-def _tell_expected(experiment: Experiment, record: Record) -> None:
-    """Say how sure an accuracy on the data set can be."""
+def _note_expected_precision(experiment: Experiment, record: Record) -> None:
+    """Print how precisely an accuracy on the data set can be measured."""
     with suppress(TwoStreamError):  # no test list
         note(expected_words(record, experiment.model.modality, experiment.data.split))
 
@@ -104,7 +116,7 @@ def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainRes
         set_deterministic(experiment.deterministic, device)
         record = dataset_record(experiment.data)
         model = _built(experiment, record.num_classes)
-        extension = extension_of(experiment)
+        extension = build_extension(experiment)
         data = extension.data(training_data(experiment, record, model.spec, pin=device.type == "cuda"))
         if continues:
             _reshape_like_run(model, paths)
@@ -117,15 +129,17 @@ def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainRes
         _check(experiment, model, data)
     _compare_lists(data)
     with ExitStack() as stack:
-        distributed.on_main(lambda: stack.enter_context(locked(paths)))
+        distributed.on_main(lambda: stack.enter_context(lock_run(paths)))
         facts = _facts(experiment, device) | extension.facts()
         distributed.on_main(lambda: _open(paths, experiment, facts, overwrite=overwrite))
         note(f"run folder: {paths.root}; curves: tensorboard --logdir {shlex.quote(str(experiment.runs))}")
         if not continues:
-            distributed.on_main(lambda: _tell_expected(experiment, record))
-            measure_tokens(model, data, device, experiment.train.precision)
+            distributed.on_main(lambda: _note_expected_precision(experiment, record))
+            _measure_tokens(model, data, device, experiment.train.precision)
         trainer: Trainer | Probe
         if isinstance(experiment.train.optimizer, Logistic):
+            from two_stream.training.linear_probe import Probe
+
             trainer = Probe(experiment, model, data, paths, device=device, write_model=_write_model)
         else:
             trainer = Trainer(
@@ -146,7 +160,7 @@ def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainRes
 
 @dataclass(frozen=True)
 class _Start:
-    """How a run begins, found out by the main process."""
+    """How the main process found that a run begins."""
 
     paths: RunPaths
     resume: bool
@@ -155,9 +169,9 @@ class _Start:
 
 
 def _start(experiment: Experiment, *, resume: bool, overwrite: bool) -> _Start:
-    """Find out whether the run may begin; one that `torchrun` has started anew goes on by itself."""
+    """Check whether the run may begin; a run restarted by `torchrun` resumes without --resume."""
     if distributed.restarts() and began_here(RunPaths(experiment.runs / experiment.name)):
-        note(f"started anew ({distributed.restarts()}): going on from the last checkpoint")
+        note(f"restart {distributed.restarts()} by torchrun: continuing from the last checkpoint")
         resume, overwrite = True, False
     paths = check_run(experiment, resume=resume, overwrite=overwrite)
     return _Start(paths, resume, overwrite, has_checkpoint(paths))
@@ -169,7 +183,7 @@ def _open(paths: RunPaths, experiment: Experiment, facts: dict[str, str], *, ove
 
 
 def _compare_lists(data: TrainingData) -> None:
-    """Refuse to train on different lists at once, as two machines may have them."""
+    """Raise if the machines have different split lists."""
     if len(set(distributed.all_objects(data.fingerprint))) > 1:
         raise distributed.shared_error(
             DataError(
@@ -179,7 +193,7 @@ def _compare_lists(data: TrainingData) -> None:
 
 
 def _reshape_like_run(model: Recognizer, paths: RunPaths) -> None:
-    """Give the layers the sizes of a run's checkpoint, which is loaded over them: of `best/` where `last/` is damaged.
+    """Give the layers the sizes of a run's checkpoint, `last/` or, if that is damaged, `best/`.
 
     Raises:
         CheckpointError: Neither can be read.
@@ -191,10 +205,10 @@ def _reshape_like_run(model: Recognizer, paths: RunPaths) -> None:
 
 
 def start_model(experiment: Experiment) -> Recognizer:
-    """Return the network as its training begins: fresh values of the seed, then the weights to start from.
+    """Return the network at the start of its training: random weights of the seed, then the initial weights.
 
     Raises:
-        DataError: The data set, whose classes it needs, is not there.
+        DataError: The data set, whose classes it needs, cannot be read.
         CheckpointError: The weights cannot be read or do not fit.
     """
     model = _built(experiment, dataset_record(experiment.data).num_classes)
@@ -209,11 +223,11 @@ def _built(experiment: Experiment, classes: int) -> Recognizer:
 
 
 def _load_start(model: Recognizer, options: TrainOptions) -> None:
-    """Load the weights to start from; `init` is a whole model, so beside it those of a library are not read."""
+    """Load the initial weights: `train.init`, else those of the backbone's library."""
     if options.init is None:
-        said = load_library(model)
-        if said is not None:
-            note(said)
+        message = load_library(model)
+        if message is not None:
+            note(message)
         return
     report = load_weights(
         model,
@@ -230,29 +244,42 @@ def _load_start(model: Recognizer, options: TrainOptions) -> None:
 def _prepare(
     model: Recognizer, options: TrainOptions, device: torch.device, features: FeatureCache | None
 ) -> None:
-    """Freeze, and set what changes how the backbone is computed, or that it is not."""
+    """Freeze stages and set how the backbone is computed, or that cached features replace it."""
     if features is not None:
-        assert options.freeze_until is not None  # `Experiment` sees to it
+        assert options.freeze_until is not None  # checked by `Experiment`
         model.freeze_until(options.freeze_until)
         model.use_cached_features(features.layout, features)
         _check_tokens(model)
         return
     if options.sync_batchnorm and distributed.world_size() > 1:
-        synchronised(model, device)
+        synchronise_batchnorm(model, device)
     if options.freeze_until is not None:
         model.freeze_until(options.freeze_until)
     _check_tokens(model)
     model.set_gradient_checkpointing(options.gradient_checkpointing)
     if options.compile:
-        compile_stages(model.backbone.stages(), device)
+        _compile_stages(model, device)
+
+
+def _compile_stages(model: Recognizer, device: torch.device) -> None:
+    """Compile the backbone stage by stage: small graphs, and the names of the weights stay."""
+    problem = missing_compiler(device)
+    if problem:
+        warn(f"`train.compile`: {problem}, so nothing is compiled")
+        return
+    for _, stage in model.backbone.stages():
+        stage.compile()
+    note("the backbone is compiled during the first steps, which takes minutes")
 
 
 def _check(experiment: Experiment, model: Recognizer, data: TrainingData) -> None:
-    """Find out before the run has a folder what would stop it: a loss, rates or shards that do not fit."""
+    """Raise what would stop the run before it has a folder: an unsuitable loss, learning rate or shard."""
     options = experiment.train
     if data.labels is not None:
         build_loss(options, data.labels)
     if isinstance(options.optimizer, Logistic):
+        from two_stream.training.linear_probe import check_probe
+
         check_probe(model, data)
     else:
         parameter_groups(model, model.stages(), options.optimizer, options.layer_decay, options.stage_rates)
@@ -260,12 +287,46 @@ def _check(experiment: Experiment, model: Recognizer, data: TrainingData) -> Non
         shard_facts(experiment.data.shards, experiment.model.modality)
 
 
+@torch.no_grad()
+def _measure_tokens(model: Recognizer, data: TrainingData, device: torch.device, precision: str) -> None:
+    """Set mean and deviation of the tokens' channels in the network's `Standard` modules, unless it has them already.
+
+    They are taken over time and the centred clips of the training part, in float64, over all processes.
+
+    Raises:
+        DataError: A clip cannot be read and `data.on_error` is `raise`, or no clip can be read.
+    """
+    standards = [cast(Standard, standard) for standard in model.standards]
+    if not standards or all(standard.measured for standard in standards):
+        return
+    model.to(device).eval()
+    sums = [np.zeros(2 * len(standard.mean) + 1) for standard in standards]
+    with distributed.raise_on_all_ranks():
+        for batch in with_progress(data.centred(), "measuring tokens", data.num_train):
+            with autocast(device, precision):
+                tokens = model.forward_tokens(batch.clips.to(device))
+            for total, x_BTD in zip(sums, tokens, strict=True):
+                x = x_BTD.flatten(0, 1).double().cpu().numpy()
+                total += np.concatenate(([len(x)], x.sum(0), np.square(x).sum(0)))
+    flat = np.array(distributed.gather_numbers(np.concatenate(sums).tolist())).sum(0)
+    for standard, part in zip(standards, np.split(flat, np.cumsum([len(s) for s in sums])[:-1]), strict=True):
+        count, width = part[0], len(standard.mean)
+        if not count:
+            raise distributed.shared_error(
+                DataError("no training clip could be read; run `two-stream check` on the data set")
+            )
+        mean = part[1 : width + 1] / count
+        variance = np.maximum(part[width + 1 :] / count - mean**2, 0.0)
+        standard.mean.copy_(torch.from_numpy(mean))
+        standard.deviation.copy_(torch.from_numpy(channel_scales(np.sqrt(variance), mean)))
+
+
 def _check_tokens(model: Recognizer) -> None:
     tokens = model.backbone.num_tokens(model.spec.clip_length)
     if max(tokens) == 1 and model.options.head.kind != "average":
         warn(
-            f"head {model.options.head.kind} sees one token in time, so it has nothing to sum up: give longer clips "
-            "(`model.input.clip_length`) or a smaller `model.backbone.temporal_stride`"
+            f"head {model.options.head.kind} receives only one time step, so it has nothing to aggregate: give longer "
+            "clips (`model.input.clip_length`) or a smaller `model.backbone.temporal_stride`"
         )
 
 

@@ -1,57 +1,266 @@
-"""The training loop: steps, validation, selection, checkpoints, interruption. Knows neither files of videos nor YAML.
+"""The training loop: steps, validation, selection of the best epoch, checkpoints, interruption.
 
 A run is a sequence of optimizer steps that depends on settings and data alone. A checkpoint is taken between two
-steps and holds everything the rest of the sequence needs, so a resumed run and an uninterrupted one are the same run.
-Of several processes each computes its share of every step, and the main one writes.
+steps and holds everything that the remaining steps need, so a resumed run equals an uninterrupted one bit for bit.
+Of several processes each computes its share of every step, and the main one writes the files.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import time
+from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from two_stream.config.schema import Experiment
-from two_stream.errors import CheckpointError, DataError, SettingsError
+from two_stream.errors import CheckpointError, DataError, SettingsError, TwoStreamError
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, progress, warn
 from two_stream.runtime.interrupt import StopRequest
 from two_stream.runtime.provenance import code_version
 from two_stream.runtime.seeding import rng_state, set_rng_state
-from two_stream.training.checkpoint import WriteModel, load_newest, save_checkpoint
-from two_stream.training.data import TrainingData
+from two_stream.training.data import EpochLoader, TrainingData
 from two_stream.training.extension import Extension
-from two_stream.training.feed import Feed
 from two_stream.training.losses import Labels
-from two_stream.training.optim import build_optimizer, restore_optimizer, update_rule
-from two_stream.training.parallel.join import parallel
-from two_stream.training.progress import Progress
-from two_stream.training.result import SELECTION_LABELS, TrainResult, checkpoint_meta, training_result
-from two_stream.training.schedule import Schedule, build_schedule
-from two_stream.training.short_maps import mind_short_maps
-from two_stream.training.step import Position, Stepper
+from two_stream.training.optim import Schedule, build_optimizer, restore_optimizer, update_rule
+from two_stream.training.parallel.ddp import build_parallel
+from two_stream.training.run_folder import WriteModel, load_newest, save_checkpoint
+from two_stream.training.step import Position, Stepper, StepResult, protect_short_maps
 from two_stream.training.tracking import Tracker, write_metrics
 from two_stream.training.validate import Validation, validate
-from two_stream.types import RunPaths
+from two_stream.types import Batch, RunPaths
 
+SELECTION_LABELS = {"holdout": "holdout", "folds": "cross-validated", "paper": "test-selected"}
 SHORT_EPOCHS = 60.0
-"""seconds between checkpoints of a run over stored features, whose epochs take less than writing the whole network"""
+"""seconds between checkpoints of a run over stored features, whose epochs are shorter than writing a checkpoint"""
 
 
-class Staged(Protocol):
-    """What the trainer asks of a model beyond `nn.Module`."""
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended."""
 
-    def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return the named parts from input to classifier."""
+    run: RunPaths
+    epochs: int
+    """completed epochs"""
+    best_epoch: int
+    """counted from 1; 0 before the first epoch is complete"""
+    best_top1: float
+    """of a multi-label set mAP"""
+    best_loss: float
+    selection: str
+    """one of `SELECTION_LABELS`"""
+    finished: bool
+    already_finished: bool = False
+    """the run was complete before this call"""
+    interrupted: int | None = None
+    """number of the signal that stopped it"""
+    metric: str = "top-1"
+    """the metric that selected the best epoch"""
+
+
+@dataclass
+class Progress:
+    """Position in a run, running sums of the epoch and the best epoch so far.
+
+    Counted from 0; plain values only, so that it can be loaded with `weights_only=True`.
+    """
+
+    epoch: int = 0
+    """completed epochs: trained, validated, recorded"""
+    batch: int = 0
+    """micro-batches of the current epoch that went into a step"""
+    step: int = 0
+    """optimizer steps since the run began"""
+    loss: float = 0.0
+    """sum of the losses of the current epoch"""
+    correct: int = 0
+    clips: int = 0
+    seconds: float = 0.0
+    lr: float = 0.0
+    """learning rate of the last step"""
+    best_epoch: int = 0
+    """the selected epoch, counted from 1; 0 before the first"""
+    best_top1: float = -1.0
+    """of the selected epoch: validation top-1, of a multi-label set mAP"""
+    best_loss: float = math.inf
+    """validation loss of the selected epoch"""
+    lowest_loss: float = math.inf
+    """lowest validation loss of any epoch, for early stopping"""
+    stale: int = 0
+    """epochs since `lowest_loss`"""
+    finished: bool = False
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """the lines of metrics.jsonl"""
+
+    def add(self, result: StepResult, batch: int) -> None:
+        """Count one optimizer step, after which `batch` micro-batches of the epoch are used."""
+        self.batch = batch
+        self.step += 1
+        self.loss += result.loss
+        self.correct += result.correct
+        self.clips += result.clips
+        self.lr = result.lr
+
+    def end_epoch(self, line: dict[str, Any], validation: Validation, *, counts: bool = True) -> bool:
+        """Complete the epoch and return whether it is the best so far.
+
+        The best epoch has the highest validation top-1 accuracy (mAP of a multi-label set); of equal ones the lower
+        validation loss, then the earlier epoch. With `counts` false the epoch cannot be the best, and early stopping
+        ignores it.
+        """
+        loss = validation.loss if math.isfinite(validation.loss) else math.inf
+        better = counts and (validation.score, -loss) > (self.best_top1, -self.best_loss)
+        if counts:
+            self.stale = 0 if loss < self.lowest_loss else self.stale + 1
+            self.lowest_loss = min(loss, self.lowest_loss)
+        self.epoch += 1
+        if better:
+            self.best_epoch, self.best_top1, self.best_loss = self.epoch, validation.score, loss
+        self.history.append(line | {"best": better})
+        self.batch, self.clips, self.correct, self.loss, self.seconds = 0, 0, 0, 0.0, 0.0
+        return better
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Progress:
+        """Return the progress that a checkpoint holds as plain values.
+
+        Raises:
+            CheckpointError: Another version wrote it, with other fields.
+        """
+        try:
+            return cls(**state)
+        except TypeError as error:
+            raise CheckpointError(f"the checkpoint's progress cannot be read ({error})") from None
+
+    def result(
+        self,
+        paths: RunPaths,
+        selection: str,
+        *,
+        already_finished: bool = False,
+        interrupted: int | None = None,
+    ) -> TrainResult:
+        """Return the result of a run that ends here."""
+        return TrainResult(
+            run=paths,
+            epochs=self.epoch,
+            best_epoch=self.best_epoch,
+            best_top1=self.best_top1,
+            best_loss=self.best_loss,
+            selection=SELECTION_LABELS[selection],
+            finished=self.finished,
+            already_finished=already_finished,
+            interrupted=interrupted,
+            metric="mAP" if self.history and "val_map" in self.history[-1] else "top-1",
+        )
+
+
+def checkpoint_meta(experiment: Experiment, data: TrainingData, progress: Progress) -> dict[str, Any]:
+    """Return the metadata in a checkpoint's model file."""
+    latest = progress.history[-1] if progress.history else {}
+    return {
+        "class_names": data.class_names,
+        "mirror": data.mirror.allowed,
+        "mirror_labels": data.mirror.labels,
+        "dataset": data.dataset,
+        **({"extraction": data.extraction} if data.extraction else {}),
+        **({"multi_label": True} if data.labels and data.labels.multi_label else {}),
+        "split": experiment.data.split,
+        "epoch": progress.epoch,
+        "step": progress.step,
+        "selection": SELECTION_LABELS[experiment.train.selection],
+        "val_top1": latest.get("val_top1"),
+        **({"val_map": latest["val_map"]} if "val_map" in latest else {}),
+        "val_loss": latest.get("val_loss"),
+        "seed": experiment.seed,
+        "code_version": code_version(),
+    }
+
+
+class Feed:
+    """Yields one epoch's micro-batches by number; None for one without a readable clip.
+
+    On a GPU the next micro-batch is copied while the current one is computed.
+
+    Attributes:
+        error: Why reading ended early; raised after the other processes know of it.
+    """
+
+    def __init__(self, loader: EpochLoader, device: torch.device) -> None:
+        self.loader = loader
+        self.device = device
+        self.error: TwoStreamError | None = None
+        self._batches = iter(loader)
+        self._exhausted = False
+        self._next: tuple[int, Batch] | None = None
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def group(self, start: int, count: int) -> Iterator[Batch | None]:
+        """Yield this process's share of the `count` micro-batches from number `start` on."""
+        for number in range(start + distributed.rank(), start + count, distributed.world_size()):
+            yield self._take(number)
+
+    def first(self) -> Batch | None:
+        """Return the next micro-batch; `group` yields it again."""
+        self._fetch()
+        return None if self._next is None else self._next[1]
+
+    def prefetch(self) -> None:
+        """Start to copy the next micro-batch to a GPU; call it when the current one's work is queued."""
+        if self._stream is not None:
+            self._fetch()
+
+    def close(self) -> None:
+        """Stop the loader's processes now, not when the loader is garbage collected."""
+        if hasattr(self._batches, "close"):
+            self._batches.close()
+
+    def _take(self, number: int) -> Batch | None:
+        self._fetch()
+        if self._next is None or self._next[0] != number:
+            return None
+        batch, self._next = self._next[1], None
+        if self._stream is not None:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_stream(self._stream)
+            for tensor in (batch.clips, batch.labels, *batch.beside):
+                tensor.record_stream(current)
+        return batch
+
+    def _fetch(self) -> None:
+        """Hold the loader's next micro-batch. A single process raises read errors at once."""
+        if self._next is not None or self._exhausted:
+            return
+        try:
+            batch = next(self._batches, None)
+        except TwoStreamError as error:
+            if distributed.world_size() == 1:
+                raise
+            self.error, batch = error, None
+        if batch is None:
+            self._exhausted = True
+            return
+        if self._stream is not None:
+            with torch.cuda.stream(self._stream):
+                clips, labels, *beside = (
+                    tensor.to(self.device, non_blocking=True)
+                    for tensor in (batch.clips, batch.labels, *batch.beside)
+                )
+            batch = Batch(clips, labels, batch.ids, tuple(beside))
+        self._next = (self.loader.position - 1, batch)
 
 
 class Trainer:
-    """Trains a model on given data and keeps the run's folder."""
+    """Trains a model on given data and writes the run's folder."""
 
     def __init__(
         self,
@@ -68,7 +277,7 @@ class Trainer:
 
         Args:
             experiment: Settings.
-            model: Clips of pixel values to logits; has `stages()`.
+            model: Clips of pixel values to logits; its `stages()` are the named parts from input to classifier.
             data: Both parts.
             paths: The run's folder.
             device: Where the model goes.
@@ -91,41 +300,45 @@ class Trainer:
         self.paths = paths
         self.device = device
         self.write_model = write_model
-        self._count(options.accumulate * distributed.world_size())
-        mind_short_maps(self.model, device, options.precision)
-        self.parallel = parallel(self.model, options, device)
-        stages = cast(Staged, model).stages()
+        self.extension = extension or Extension()
+        self._set_group(options.accumulate * distributed.world_size())
+        protect_short_maps(self.model, device, options.precision)
+        self.parallel = build_parallel(self.model, options, device)
         with distributed.raise_on_all_ranks():
+            rule = update_rule(options.optimizer)
             self.optimizer = build_optimizer(
                 model,
-                stages,
-                update_rule(options.optimizer),
+                cast(Any, model).stages(),
+                rule,
                 layer_decay=options.layer_decay,
                 stage_rates=options.stage_rates,
                 device=device,
             )
-            if extension is not None:
-                self._train_beside(extension.trained_beside(device))
-            self.schedule = self._schedule()
+            self._add_parameters(self.extension.extra_parameters(device))
+            self.schedule = Schedule(
+                options.schedule,
+                self.optimizer,
+                base_lr=rule.lr,
+                steps_per_epoch=self.steps,
+                epochs=options.epochs,
+            )
             self.stepper = Stepper(
-                model,
+                self.parallel,
                 self.optimizer,
                 self.schedule,
                 options,
                 labels=data.labels or Labels(len(data.class_names)),
                 seed=experiment.seed,
-                device=device,
-                parallel=self.parallel,
+                extension=self.extension,
             )
-        self.extension = self.stepper.extension = extension or Extension(experiment)
-        self.extension.planned(self.steps)
+        self.extension.set_epoch_length(self.steps)
         self.progress = Progress()
         self._least_seconds = SHORT_EPOCHS if data.features is not None else 0.0
         self._saved_at, self._saved_step = time.monotonic(), -1
         self._best: tuple[nn.Module, dict[str, Any], dict[str, Any]] | None = None
 
-    def _count(self, group: int) -> None:
-        """Count the micro-batches of an epoch and its steps of `group` micro-batches each, of all processes."""
+    def _set_group(self, group: int) -> None:
+        """Set the micro-batches per step, of all processes together, and count micro-batches and steps per epoch."""
         options, clips = self.options, self.data.num_train
         self.group = group
         self.batches = -(-clips // options.batch_size)
@@ -139,29 +352,19 @@ class Trainer:
             raise distributed.shared_error(error)
         self.steps = -(-self.batches // group)
 
-    def _train_beside(self, parameters: list[nn.Parameter]) -> None:
-        """Give an extension's weights to the optimizer, decayed as the network's own: biases go without."""
-        rule = update_rule(self.experiment.train.optimizer)
+    def _add_parameters(self, parameters: list[nn.Parameter]) -> None:
+        """Add an extension's parameters to the optimizer; as in the network, biases are not decayed."""
+        rule = update_rule(self.options.optimizer)
         decayed = [p for p in parameters if rule.decay_all or p.ndim > 1]
         exempt = [p for p in parameters if not (rule.decay_all or p.ndim > 1)]
         for part, decay in ((decayed, rule.weight_decay), (exempt, 0.0)):
             if part:
                 self.optimizer.add_param_group({"params": part, "name": "beside", "weight_decay": decay})
 
-    def _schedule(self) -> Schedule:
-        options = self.options
-        return build_schedule(
-            options.schedule,
-            self.optimizer,
-            base_lr=update_rule(options.optimizer).lr,
-            steps_per_epoch=self.steps,
-            epochs=options.epochs,
-        )
-
     @property
     def evaluated(self) -> nn.Module:
-        """The weights that are validated and kept in `best/`: the moving average where there is one."""
-        return self.model if self.stepper.ema is None else cast(nn.Module, self.stepper.ema.module)
+        """The weights that are validated and saved in `best/`: the moving average, if there is one."""
+        return self.stepper.models[-1]
 
     def restore(self) -> None:
         """Continue from the newest checkpoint of the run's folder, which the main process reads.
@@ -177,7 +380,7 @@ class Trainer:
                 "continue; restore them or start over with --overwrite"
             )
             raise distributed.shared_error(error)
-        self._regroup(state.get("group", self.options.accumulate))
+        self._keep_group(state.get("group", self.options.accumulate))
         trained, averaged = (weights, state["other"])
         if state["holds"] == "averaged":
             trained, averaged = averaged, trained
@@ -185,7 +388,7 @@ class Trainer:
             self.parallel.load(trained)
             if self.stepper.ema is not None:
                 self.stepper.ema.module.load_state_dict(averaged)
-            restore_optimizer(self.optimizer, self.parallel.divided(state["optimizer"], self.optimizer))
+            restore_optimizer(self.optimizer, self.parallel.shard(state["optimizer"], self.optimizer))
         except (RuntimeError, ValueError) as failure:
             reason = str(failure).splitlines()[-1].strip()
             misfit = CheckpointError(f"{self.paths.last}: does not fit the model ({reason})")
@@ -197,43 +400,43 @@ class Trainer:
         self.progress = Progress.from_state(state["progress"])
         set_rng_state(state["rng"])
         if distributed.is_main():
-            write_metrics(self.paths, self.progress.history)  # lines of lost steps go
+            write_metrics(self.paths, self.progress.history)  # removes the lines of lost steps
         if not undamaged:
             self._save_last()
 
-    def _regroup(self, group: int) -> None:
-        """Keep to the steps the run began with, also when other processes than then divide them."""
+    def _keep_group(self, group: int) -> None:
+        """Keep the run's clips per step when another number of processes continues it."""
         if group == self.group:
             return
         note(
-            f"{self.paths.root}: began with {group} × {self.options.batch_size} clips per step and keeps to them; "
+            f"{self.paths.root}: the run began with {group} × {self.options.batch_size} clips per step and keeps this; "
             f"processes now: {distributed.world_size()}"
         )
-        self._count(group)
-        self.schedule = self.stepper.schedule = self._schedule()
+        self._set_group(group)
+        self.schedule.steps_per_epoch = self.steps
 
     def fit(self) -> TrainResult:
         """Train to the end, or until a signal asks to stop.
 
         Raises:
             TrainingError: Loss or gradient is not finite; the last checkpoint stays.
-            DataError: A clip cannot be read and `data.on_error` is `raise`, or none can be read.
+            DataError: A clip cannot be read and `data.on_error` is `raise`, or no clip can be read.
         """
-        if self.progress.finished:
-            return self._result(already_finished=True)
-        done = self.progress.step  # the next step to record is one more
-        first = done + 1 if done else 0
+        at, selection = self.progress, self.options.selection
+        if at.finished:
+            return at.result(self.paths, selection, already_finished=True)
+        first = at.step + 1 if at.step else 0  # steps are recorded from 1 on
         tracker = Tracker(self.paths, self.experiment, first_step=first, active=distributed.is_main())
         with closing(tracker), StopRequest() as stop:
             while True:
-                at = self.progress
                 if not self._epoch(stop, tracker) or (stop and at.step != self._saved_step):
                     self._save_last()
                 if at.finished or stop:
-                    return self._result(interrupted=None if at.finished else stop.signal)
+                    interrupted = None if at.finished else stop.signal
+                    return at.result(self.paths, selection, interrupted=interrupted)
 
     def _epoch(self, stop: StopRequest, tracker: Tracker) -> bool:
-        """Train what is left of the epoch and validate; false when stopped before its end."""
+        """Train the rest of the epoch and validate; return False if stopped before its end."""
         if self.progress.batch < self.batches:
             self._train(stop, tracker)
             if stop:
@@ -249,7 +452,7 @@ class Trainer:
             precision=self.options.precision,
             num_classes=len(self.data.class_names),
             total=self.data.num_val,
-            stopped=lambda: stop.asked is not None,
+            stopped=lambda: stop.received is not None,
             lockstep=self.parallel.lockstep,
         )
         self._report_skipped(getattr(loader, "skipped", []))
@@ -260,17 +463,16 @@ class Trainer:
         return True
 
     def _train(self, stop: StopRequest, tracker: Tracker) -> None:
-        """Make the remaining steps of the epoch, or those until a stop is asked for."""
+        """Make the remaining steps of the epoch, or those until a stop is requested."""
         at = self.progress
-        dealt = {} if distributed.world_size() == 1 else {"group": self.group}
+        share = {} if distributed.world_size() == 1 else {"group": self.group}
         with distributed.raise_on_all_ranks():
-            loader = self.data.train(at.epoch, at.batch, **dealt)
+            loader = self.data.train(at.epoch, at.batch, **share)
             feed = Feed(loader, self.device)
-        self.stepper.ahead = feed.ahead
-        pictures = at.step == 0 and tracker.active and self.data.features is None
-        shown = feed.first() if pictures else None
-        if shown is not None:
-            tracker.clips(shown, 0)
+        if at.step == 0 and tracker.active and self.data.features is None:
+            shown = feed.first()
+            if shown is not None:
+                tracker.clips(shown, 0)
         self.model.train()
         title = f"epoch {at.epoch + 1}/{self.options.epochs}"
         try:
@@ -279,9 +481,13 @@ class Trainer:
                 while at.batch < self.batches and not stop:
                     begin = time.perf_counter()
                     count = min(self.group, self.batches - at.batch)
-                    position = Position(at.epoch, at.step, at.batch)
-                    micro_batches = feed.group(at.batch, count)
-                    result = self.stepper.run(micro_batches, count, self._planned(at.batch, count), position)
+                    result = self.stepper.run(
+                        feed.group(at.batch, count),
+                        count,
+                        self._planned_clips(at.batch, count),
+                        Position(at.epoch, at.step, at.batch),
+                        feed.prefetch,
+                    )
                     if stop.agree(failed=feed.error is not None):
                         distributed.raise_first(feed.error)
                     at.add(result, at.batch + count)
@@ -301,8 +507,8 @@ class Trainer:
             feed.close()
         self._report_skipped(loader.skipped)
 
-    def _planned(self, batch: int, count: int) -> int:
-        """Clips of the micro-batches `batch` to `batch + count` if none is left out."""
+    def _planned_clips(self, batch: int, count: int) -> int:
+        """Return the clips in micro-batches `batch` to `batch + count` if none is skipped."""
         size, total = self.options.batch_size, self.data.num_train
         return min(total, (batch + count) * size) - min(total, batch * size)
 
@@ -311,7 +517,7 @@ class Trainer:
         if skipped:
             video, reason = skipped[0]
             more = f", and {len(skipped) - 1} more" if len(skipped) > 1 else ""
-            warn(f"left out: {video} ({reason}){more}")
+            warn(f"skipped: {video} ({reason}){more}")
 
     def _end_epoch(self, validation: Validation, seconds: float, tracker: Tracker) -> None:
         at = self.progress
@@ -329,17 +535,19 @@ class Trainer:
             "val_top5": validation.top5,
             **({} if validation.map is None else {"val_map": validation.map}),
             "lr": at.lr,
-            "skipped": self._planned(0, self.batches) - at.clips,
+            "skipped": self._planned_clips(0, self.batches) - at.clips,
             "val_skipped": self.data.num_val - validation.clips,
             "selection": SELECTION_LABELS[self.options.selection],
             "seconds": at.seconds + seconds,
             "clips_per_second": at.clips / max(at.seconds, 1e-9),
         }
-        extension = self.stepper.extension
-        best = at.end_epoch(line, validation, counts=extension is None or extension.counts(at.epoch))
+        best = at.end_epoch(line, validation, counts=self.extension.counts(at.epoch))
         at.step = at.epoch * self.steps  # steps lost to unreadable clips do not shift the schedule
         self.schedule.end_epoch(validation.loss)
-        self._finish_if_due()
+        at.finished = at.epoch >= self.options.epochs
+        if not at.finished and at.stale >= (self.options.early_stopping or math.inf):
+            at.finished = True
+            note(f"stopping early: no lower validation loss in {at.stale} epochs")
         left = 0.0
         if not at.finished:
             left = sum(past["seconds"] for past in at.history) / at.epoch * (self.options.epochs - at.epoch)
@@ -354,57 +562,41 @@ class Trainer:
         elif distributed.is_main():
             write_metrics(self.paths, at.history)
 
-    def _finish_if_due(self) -> None:
-        at, patience = self.progress, self.options.early_stopping
-        at.finished = at.epoch >= self.options.epochs
-        if not at.finished and patience is not None and at.stale >= patience:
-            at.finished = True
-            note(f"stopping early: {at.stale} epochs without a lower validation loss")
-
     def _save_last(self) -> None:
-        """Write the lines so far, then `last/`: a kill between leaves lines that the resumed run writes again."""
+        """Write metrics.jsonl, then `last/`: after a kill in between, the resumed run writes the same lines again."""
         if distributed.is_main():
             write_metrics(self.paths, self.progress.history)
         if self._best is not None:
             self._save(self.paths.best, *self._best)
             self._best = None
         averaged = None if self.stepper.ema is None else self.stepper.ema.module.state_dict()
-        self._save(
-            self.paths.last,
-            self.model,
-            self._state("trained", averaged),
-            checkpoint_meta(self.experiment, self.data, self.progress),
-        )
+        self._save(self.paths.last, self.model, *self._state("trained", averaged))
         self._saved_at, self._saved_step = time.monotonic(), self.progress.step
 
     def _save_best(self) -> None:
-        """Write `best/`, before `last/`: after a kill between them the epoch is repeated and `best/` with it.
+        """Write `best/`, before `last/`: after a kill in between, the epoch is repeated and `best/` with it.
 
-        Where epochs take seconds a copy is held until `last/` is due.
+        For short epochs a copy is held in memory until `last/` is due.
         """
         averaged = self.stepper.ema is not None
         other = self.model.state_dict() if averaged else None
-        best = (
-            self.evaluated,
-            self._state("averaged" if averaged else "trained", other),
-            checkpoint_meta(self.experiment, self.data, self.progress),
-        )
-        if self._least_seconds:  # what is frozen never changes and needs no copy
+        best = (self.evaluated, *self._state("averaged" if averaged else "trained", other))
+        if self._least_seconds:  # frozen parameters never change, so they are not copied
             frozen = {id(p): p for p in self.model.parameters() if not p.requires_grad}
             self._best = copy.deepcopy(best, frozen)
         else:
             self._save(self.paths.best, *best)
 
     def _save(self, folder: Path, model: nn.Module, state: dict[str, Any], meta: dict[str, Any]) -> None:
-        """Gather what is divided; let the main process write, and the others wait until it has."""
-        model, state = self.parallel.writable(model), self.parallel.whole(state)
+        """Gather sharded tensors; the main process writes while the others wait."""
+        model, state = self.parallel.full_model(model), self.parallel.gather(state)
         if distributed.is_main():
             save_checkpoint(folder, model, state, meta, self.write_model)
         distributed.barrier()
 
-    def _state(self, holds: str, other: dict[str, Any] | None) -> dict[str, Any]:
-        """Return the training state beside weights that are the `trained` or the `averaged` ones."""
-        return {
+    def _state(self, holds: str, other: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return training state and metadata of a checkpoint whose weights are the `trained` or `averaged` ones."""
+        state = {
             "holds": holds,
             "group": self.group,
             "other": other,
@@ -412,12 +604,9 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "extension": self.extension.state(),
             "scaler": self.stepper.scaler.state_dict(),
-            "progress": self.progress.state_dict(),
+            "progress": asdict(self.progress),
             "rng": rng_state(),
             "fingerprint": self.data.fingerprint,
             "code_version": code_version(),
         }
-
-    def _result(self, *, already_finished: bool = False, interrupted: int | None = None) -> TrainResult:
-        selection = self.options.selection
-        return training_result(self.paths, self.progress, selection, already_finished, interrupted)
+        return state, checkpoint_meta(self.experiment, self.data, self.progress)

@@ -1,4 +1,4 @@
-"""Validation during training: one centred clip per video; loss, top-1, top-5 and the confusion matrix, or mAP."""
+"""Validation during training: one centred clip per video; loss, top-1, top-5, confusion matrix or mAP."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from two_stream.runtime import distributed
 from two_stream.runtime.console import progress
 from two_stream.runtime.device import autocast
 from two_stream.training.losses import evaluation_loss
-from two_stream.training.parallel.base import blank, clip_shape
+from two_stream.training.parallel.base import blank_clips, clip_shape
 from two_stream.types import Batch
 
 
@@ -24,7 +24,7 @@ class Validation:
     """Means over the validation clips."""
 
     loss: float
-    """cross entropy, plain: without label smoothing or weights; of a multi-label set the binary one"""
+    """cross entropy without label smoothing or weights; of a multi-label set the binary one"""
     top1: float
     """0 to 1; of a multi-label set any class of the clip counts"""
     top5: float
@@ -37,7 +37,7 @@ class Validation:
 
     @property
     def score(self) -> float:
-        """What the best epoch is picked by: mAP of a multi-label set, else top-1."""
+        """Metric that selects the best epoch: mAP of a multi-label set, else top-1."""
         return self.top1 if self.map is None else self.map
 
 
@@ -52,20 +52,20 @@ def validate(
     stopped: Callable[[], bool] = lambda: False,
     lockstep: bool = False,
 ) -> Validation | None:
-    """Score every clip; None when `stopped` turned true on the way, in any process.
+    """Score every clip; None if `stopped` became true in any process.
 
     Args:
         model: Clips to logits.
-        batches: This process's part of the clips; the parts have none in common.
-        device: Where the model is.
+        batches: This process's share of the clips.
+        device: Of the model.
         precision: Autocast type.
         num_classes: K.
         total: Clips of all processes, for the progress display.
-        stopped: Whether to leave early.
+        stopped: Whether to stop early.
         lockstep: Every forward pass needs all processes.
 
     Raises:
-        DataError: There was no clip, or one could not be read.
+        DataError: There is no clip, or one cannot be read.
     """
     model.eval()
     tally = Tally(num_classes)
@@ -81,17 +81,17 @@ def validate(
     multi_label, failed = distributed.largest([int(bool(tally.scores)), int(reading.error is not None)])
     if failed:
         distributed.raise_first(reading.error)
-    return tally.result(left=reading.left, multi_label=bool(multi_label))
+    return tally.result(stopped=reading.was_stopped, multi_label=bool(multi_label))
 
 
 class Tally:
-    """Running sums over this process's clips; the result is that of all processes, for classes `num_classes`."""
+    """Running sums over this process's clips; `result` joins those of all processes."""
 
     def __init__(self, num_classes: int) -> None:
         self.loss, self.right1, self.right5, self.clips = 0.0, 0, 0, 0
         self.confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
         self.scores: list[NDArray[np.float64]] = []
-        """of a multi-label set, as its `targets`: average precision needs every clip at once"""
+        """of a multi-label set, like `targets`: average precision needs all clips at once"""
         self.targets: list[NDArray[np.bool_]] = []
 
     def add(self, logits_BK: torch.Tensor, labels: torch.Tensor) -> None:
@@ -109,23 +109,23 @@ class Tally:
         self.right5 += int(hits.any(1).sum())
         self.clips += len(labels)
 
-    def result(self, *, left: bool, multi_label: bool) -> Validation | None:
-        """Join the sums of all processes, which call it together; None when one of them left early.
+    def result(self, *, stopped: bool, multi_label: bool) -> Validation | None:
+        """Join the sums of all processes; a collective call. None if a process stopped early.
 
         Raises:
-            DataError: There was no clip.
+            DataError: There is no clip.
         """
         sums = [
             self.loss,
             self.right1,
             self.right5,
             self.clips,
-            float(left),
+            float(stopped),
             *self.confusion.ravel().tolist(),
         ]
         rows = distributed.gather_numbers(sums)
-        loss, right1, right5, clips, anyone_left, *cells = (sum(column) for column in zip(*rows, strict=True))
-        if anyone_left:
+        loss, right1, right5, clips, any_stopped, *cells = (sum(column) for column in zip(*rows, strict=True))
+        if any_stopped:
             return None
         if not clips:
             raise distributed.shared_error(
@@ -145,10 +145,10 @@ class Tally:
 
 
 class _Reading:
-    """Batches that hold a clip, up to a stop or an error; what ended them is for all processes to hear."""
+    """Non-empty batches up to a stop or an error, which is raised after all processes know of it."""
 
     def __init__(self, batches: Iterable[Batch], stopped: Callable[[], bool]) -> None:
-        self.left = False
+        self.was_stopped = False
         self.error: TwoStreamError | None = None
         self._batches = batches
         self._stopped = stopped
@@ -157,7 +157,7 @@ class _Reading:
         try:
             for batch in self._batches:
                 if self._stopped():
-                    self.left = True
+                    self.was_stopped = True
                     return
                 if batch.ids:
                     yield batch
@@ -170,7 +170,7 @@ class _Reading:
 def _in_step(
     batches: Iterable[Batch], model: nn.Module, device: torch.device, precision: str
 ) -> Iterator[Batch]:
-    """Yield this process's batches, and go on computing while another still has some."""
+    """Yield this process's batches, then run the model on blank clips until all processes are done."""
     own = iter(batches)
     shape: tuple[int, ...] | None = clip_shape(model)
     while True:
@@ -183,4 +183,4 @@ def _in_step(
             yield batch
         else:
             with autocast(device, precision):
-                model(blank(shape, 1, device))
+                model(blank_clips(shape, 1, device))

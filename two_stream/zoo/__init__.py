@@ -1,4 +1,4 @@
-"""Named models: a table of records. A name is looked up, never parsed."""
+"""Named models: a table of records. Names are looked up, never parsed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def find(name: str) -> ModelRecord:
     """Return a record by either of its names.
 
     Raises:
-        SettingsError: No such name; tells the nearest ones.
+        SettingsError: Unknown name; suggests similar ones.
     """
     record = _RECORDS.get(name) or _ALIASES.get(name)
     if record is not None:
@@ -74,7 +74,7 @@ def resolve(name_or_options: str | ModelOptions, **changes: Any) -> ModelOptions
 
 
 def _other_modality(input_: dict[str, Any]) -> dict[str, Any]:
-    """Normalisation after a change of modality: flow takes the first two numbers of RGB, as 3D-ResNets does."""
+    """Return normalisation after a change of modality: flow uses the first two values of RGB, as in 3D-ResNets."""
     return {
         name: values[:2] if values is not None and len(values) == 3 else None
         for name, values in ((name, input_[name]) for name in ("mean", "std"))
@@ -82,11 +82,11 @@ def _other_modality(input_: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Lay changes over settings; a part of another kind replaces the old one whole."""
+    """Merge changes into settings; a part of another kind replaces the old one completely."""
     merged = dict(base)
     for key, value in changes.items():
         if isinstance(value, BaseModel):
-            value = value.model_dump()  # a whole part was given: nothing of the old one stays
+            value = value.model_dump()  # a complete part replaces the old one
         elif isinstance(value, dict) and isinstance(base.get(key), dict):
             same = value.get("kind", base[key].get("kind")) == base[key].get("kind")
             value = _merge(base[key], value) if same else value

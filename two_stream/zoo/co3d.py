@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from two_stream.config.model import AverageHead, InputOptions, ModelOptions, R2Plus1d, Slow, SlowFast, X3d
+from two_stream.config.backbones import R2Plus1d, Slow, SlowFast, X3d
+from two_stream.config.heads import AverageHead
+from two_stream.config.model import InputOptions, ModelOptions
 from two_stream.zoo.record import ModelRecord
 
 X3D = "Feichtenhofer, X3D: Expanding Architectures for Efficient Video Recognition (arXiv 2004.04730)"

@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
-from two_stream.config.model import (
-    AverageHead,
+from two_stream.config.backbones import (
     C3d,
     Csn,
     DenseNet,
-    InputOptions,
     MobileNet,
     MobileNetV2,
-    ModelOptions,
     R2Plus1d,
     ResNet3d,
     ResNeXt3d,
@@ -21,6 +18,8 @@ from two_stream.config.model import (
     ShuffleNetV2,
     SqueezeNet,
 )
+from two_stream.config.heads import AverageHead
+from two_stream.config.model import InputOptions, ModelOptions
 from two_stream.zoo.record import ModelRecord
 
 EFFICIENT = "Köpüklü et al., Resource Efficient 3D Convolutional Neural Networks (arXiv 1904.02422)"

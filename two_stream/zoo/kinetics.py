@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from two_stream.config.model import (
-    AverageHead,
-    I3d,
-    InputOptions,
-    ModelOptions,
-    R2Plus1d,
-    ResNeXt3d,
-    SlowFast,
-)
+from two_stream.config.backbones import I3d, R2Plus1d, ResNeXt3d, SlowFast
+from two_stream.config.heads import AverageHead
+from two_stream.config.model import InputOptions, ModelOptions
 from two_stream.zoo.record import ModelRecord
 
 I3D = "Carreira and Zisserman, Quo Vadis, Action Recognition? (arXiv 1705.07750); weights of pytorch-i3d"

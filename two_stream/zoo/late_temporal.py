@@ -4,19 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from two_stream.config.model import (
-    AverageHead,
-    BertHead,
-    ConcatHead,
-    I3d,
-    InputOptions,
-    LstmHead,
-    ModelOptions,
-    NonLocalHead,
-    R2Plus1d,
-    ResNeXt3d,
-    SlowFast,
-)
+from two_stream.config.backbones import I3d, R2Plus1d, ResNeXt3d, SlowFast
+from two_stream.config.heads import AverageHead, BertHead, ConcatHead, LstmHead, NonLocalHead
+from two_stream.config.model import InputOptions, ModelOptions
 from two_stream.zoo.record import ModelRecord
 
 PAPER = "Kalfaoglu et al., Late Temporal Modeling in 3D CNN Architectures with BERT (arXiv 2008.01232)"

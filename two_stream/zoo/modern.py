@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from two_stream.config.library import ConfigValue
-from two_stream.config.model import AverageHead, HfVideo, InputOptions, ModelOptions, TimmNet
+from two_stream.config.backbones import ConfigValue, HfVideo, TimmNet
+from two_stream.config.heads import AverageHead
+from two_stream.config.model import InputOptions, ModelOptions
 from two_stream.zoo.record import ModelRecord
 
 TSN = "Wang et al., Temporal Segment Networks (arXiv 1608.00859)"

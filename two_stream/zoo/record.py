@@ -1,11 +1,19 @@
-"""What a named model is: parts, and where they were published."""
+"""Records of named models: parts, publication and cost.
+
+`costs.json` holds the costs, so that listing models builds no network. `python docs/models/tables.py` writes it; a test
+compares it with the networks.
+"""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 from two_stream.config.model import ModelOptions
 
+FILE = Path(__file__).with_name("costs.json")
 SOURCES = {
     "late_temporal": "LateTemporalModeling3DCNN",
     "efficient3d": "Efficient-3DCNNs",
@@ -17,7 +25,7 @@ SOURCES = {
     "starter": "efficientnet_lite_pytorch",
     "transformers": "transformers",
 }
-"""The code base in which the networks of a namespace were published."""
+"""Code base that published the networks of a namespace."""
 
 
 @dataclass(frozen=True)
@@ -34,5 +42,37 @@ class ModelRecord:
 
     @property
     def source(self) -> str:
-        """The code base in which it was published."""
+        """Code base that published it."""
         return SOURCES[self.name.split("/", maxsplit=1)[0]]
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """Parameters, multiply-adds and clip of a named model."""
+
+    parameters: tuple[int, int]
+    """constant part, and per class"""
+    multiply_adds: tuple[int, int]
+    """of one clip: constant part, and per class"""
+    frames: int
+    stride: int
+    crop: int | list[int]
+    """side of a square, or height and width"""
+
+    def at(self, num_classes: int) -> tuple[int, int]:
+        """Return parameters and multiply-adds for a number of classes."""
+        return tuple(base + each * num_classes for base, each in (self.parameters, self.multiply_adds))  # type: ignore[return-value]
+
+
+@cache
+def model_costs() -> dict[str, ModelCost]:
+    """Return the costs of all models by full name."""
+    found = json.loads(FILE.read_text(encoding="utf-8"))
+    return {
+        name: ModelCost(
+            (entry["parameters"][0], entry["parameters"][1]),
+            (entry["multiply_adds"][0], entry["multiply_adds"][1]),
+            *entry["clip"],
+        )
+        for name, entry in found.items()
+    }

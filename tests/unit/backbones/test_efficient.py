@@ -10,16 +10,9 @@ from two_stream.backbones import BACKBONES
 from two_stream.backbones.base import Backbone
 from two_stream.backbones.shufflenet_3d import InvertedShuffle, ShuffleUnit, shuffled
 from two_stream.backbones.squeezenet_3d import Fire
-from two_stream.config.model import (
-    AverageHead,
-    BertHead,
-    C3d,
-    MobileNet,
-    ModelOptions,
-    ShuffleNet,
-    ShuffleNetV2,
-    SqueezeNet,
-)
+from two_stream.config.backbones import C3d, MobileNet, ShuffleNet, ShuffleNetV2, SqueezeNet
+from two_stream.config.heads import AverageHead, BertHead
+from two_stream.config.model import ModelOptions
 from two_stream.errors import SettingsError
 from two_stream.recognizer import Recognizer
 

@@ -9,7 +9,8 @@ import transformers
 
 from two_stream.backbones import BACKBONES
 from two_stream.backbones.hf_architectures import ARCHITECTURES
-from two_stream.config.model import HfVideo, ModelOptions
+from two_stream.config.backbones import HfVideo
+from two_stream.config.model import ModelOptions
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.pretrained import load_library, load_weights, read_model, write_model
 from two_stream.recognizer import Recognizer, resolve_options

@@ -18,7 +18,9 @@ from two_stream.backbones.i3d import (
     outputs_of,
     same_padding,
 )
-from two_stream.config.model import AverageHead, BertHead, I3d, ModelOptions
+from two_stream.config.backbones import I3d
+from two_stream.config.heads import AverageHead, BertHead
+from two_stream.config.model import ModelOptions
 from two_stream.errors import SettingsError
 from two_stream.pretrained.layouts import LAYOUTS, recognise
 from two_stream.recognizer import Recognizer

@@ -83,7 +83,7 @@ def test_rgb_and_reductions_are_refused():
     ):
         grid(modality="rgb")
     with pytest.raises(
-        SettingsError, match=r"^backbone motion_grid has nothing to learn .*`model.reduction: none`$"
+        SettingsError, match=r"^backbone motion_grid has no weights .*`model.reduction: none`$"
     ):
         grid(reduction="frab")
 

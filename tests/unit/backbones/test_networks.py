@@ -17,7 +17,7 @@ from two_stream.backbones.csn import ChannelSeparatedNet, SeparatedBottleneck
 from two_stream.backbones.densenet3d import DenseLayer, DenseNet3D, HalvingPool
 from two_stream.backbones.mobilenetv2_3d import InvertedResidual, MobileNetV2_3D
 from two_stream.backbones.resnet3d import ResNet3D, ResNeXt3D
-from two_stream.config.model import Csn, DenseNet, MobileNetV2, ResNet3d, ResNeXt3d
+from two_stream.config.backbones import Csn, DenseNet, MobileNetV2, ResNet3d, ResNeXt3d
 
 
 def on_meta(build, *args):

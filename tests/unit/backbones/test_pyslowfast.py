@@ -6,7 +6,8 @@ from torch import nn
 
 from two_stream.backbones import BACKBONES
 from two_stream.backbones.x3d import SqueezeExcitation, X3DBlock, rounded
-from two_stream.config.model import AverageHead, Slow, SlowFast, X3d
+from two_stream.config.backbones import Slow, SlowFast, X3d
+from two_stream.config.heads import AverageHead
 from two_stream.heads import HEADS
 
 

@@ -15,7 +15,9 @@ from two_stream.backbones.r2plus1d import (
     R2Plus1D,
     middle_channels,
 )
-from two_stream.config.model import AverageHead, BertHead, ModelOptions, R2Plus1d
+from two_stream.config.backbones import R2Plus1d
+from two_stream.config.heads import AverageHead, BertHead
+from two_stream.config.model import ModelOptions
 from two_stream.pretrained.layouts import LAYOUTS, recognise
 from two_stream.recognizer import Recognizer
 

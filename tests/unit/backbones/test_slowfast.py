@@ -5,7 +5,7 @@ import torch
 
 from two_stream.backbones.blocks import Bottleneck
 from two_stream.backbones.slowfast import FactoredBottleneck, SlowFast3D
-from two_stream.config.model import SlowFast
+from two_stream.config.backbones import SlowFast
 
 TINY = {"width": 0.125}
 

@@ -8,7 +8,9 @@ from safetensors.torch import save_file
 from two_stream.backbones import BACKBONES
 from two_stream.backbones.timm_net import create
 from two_stream.backbones.timm_time import shifted
-from two_stream.config.model import AverageHead, ModelOptions, TimmNet
+from two_stream.config.backbones import TimmNet
+from two_stream.config.heads import AverageHead
+from two_stream.config.model import ModelOptions
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.pretrained import load_library, load_weights, read_model, write_model
 from two_stream.recognizer import Recognizer

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from two_stream.backbones.timm_net import create
 from two_stream.backbones.timm_time import shifted
-from two_stream.config.model import ModelOptions, TimmNet
+from two_stream.config.backbones import TimmNet
+from two_stream.config.model import ModelOptions
 from two_stream.errors import SettingsError
 from two_stream.pretrained import load_library
 from two_stream.recognizer import Recognizer
@@ -187,7 +188,5 @@ def test_what_it_cannot_see_is_one_line(modality: str, options: dict, input_: di
 
 
 def test_differences_of_an_inflated_network_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match="difference looks at pairs of frames and inflate at all of them together"
-    ):
+    with pytest.raises(ValueError, match="difference uses pairs of frames and inflate all frames"):
         TimmNet(difference="alone", inflate=True)

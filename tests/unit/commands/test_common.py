@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from two_stream.commands.flags import parse, parse_over, split_positional, take_flag
-from two_stream.config.model import LstmHead
+from two_stream.config.heads import LstmHead
 from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from two_stream.commands import models, profile
-from two_stream.config.model import ModelOptions, ResNet3d
+from two_stream.config.backbones import ResNet3d
+from two_stream.config.model import ModelOptions
 from two_stream.errors import SettingsError
 
 

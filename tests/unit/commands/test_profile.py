@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from two_stream.commands import profile
-from two_stream.config.model import AverageHead, ModelOptions, ResNet3d
+from two_stream.config.backbones import ResNet3d
+from two_stream.config.heads import AverageHead
+from two_stream.config.model import ModelOptions
 from two_stream.errors import DataError, ScoreError, SettingsError
 from two_stream.evaluation.scores.files import write_scores
 from two_stream.pretrained import write_model

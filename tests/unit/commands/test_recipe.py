@@ -22,7 +22,7 @@ from two_stream.errors import SettingsError
 from two_stream.evaluation.scores.files import read_scores
 from two_stream.late_temporal.training import SGD_ARCHITECTURES, STARTS, split_flags
 from two_stream.pretrained.files.manifest import read_published
-from two_stream.training.result import TrainResult
+from two_stream.training.trainer import TrainResult
 from two_stream.types import RunPaths
 
 RECIPE = ["train", "--recipe", "late-temporal"]

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from two_stream.cli import main
-from two_stream.config.model import AverageHead, ModelOptions, ResNet3d
+from two_stream.config.backbones import ResNet3d
+from two_stream.config.heads import AverageHead
+from two_stream.config.model import ModelOptions
 from two_stream.pretrained import read_model, read_state
 from two_stream.pretrained.starter import installed_file
 from two_stream.recognizer import Recognizer

@@ -31,7 +31,7 @@ from two_stream.data.splits import load_part
 from two_stream.errors import DataError, SettingsError
 from two_stream.evaluation.runs.run import evaluate_run, load_run
 from two_stream.recognizer import input_spec
-from two_stream.training.checkpoint import load_checkpoint
+from two_stream.training.run_folder import load_checkpoint
 from two_stream.training.train import train
 
 

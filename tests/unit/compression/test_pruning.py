@@ -16,7 +16,7 @@ from two_stream.compression.pruning import Pruning
 from two_stream.config.compress import Prune
 from two_stream.errors import SettingsError
 from two_stream.evaluation.runs.run import load_run
-from two_stream.training.checkpoint import load_checkpoint
+from two_stream.training.run_folder import load_checkpoint
 from two_stream.training.train import train
 from two_stream.training.validate import Validation
 
@@ -157,7 +157,7 @@ def test_levels_by_layer_are_what_is_taken(small_world: SmallWorld, rgb_run: Pat
         ({"amount": 1.5}, "`amount` is 1.5"),
         ({"target_macs": 0.5}, "`target_macs` is for `what: channels`"),
         ({"what": "channels", "end": 5}, "`end` is for `what: weights`"),
-        ({"rule": "sensitivity", "scope": "global"}, "sets a threshold by layer"),
+        ({"rule": "sensitivity", "scope": "global"}, "sets a threshold per layer"),
         ({"end": 1}, "needs two steps"),
     ],
 )

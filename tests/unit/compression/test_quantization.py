@@ -131,7 +131,7 @@ def test_ranges_and_statistics_are_held_from_their_share_on(small_world: SmallWo
         small_world, rgb_run, "held", {"method": "qat", "ranges_until": 0.5, "statistics_until": 0.75}
     )
     aware = QuantizationAware(experiment)
-    aware.planned(2)  # of two epochs: four steps
+    aware.set_epoch_length(2)  # of two epochs: four steps
     model = load_run(rgb_run).model
     aware.start(model, resumed=False)
     clips = torch.randint(0, 256, (2, 3, 8, 32, 32), dtype=torch.uint8)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.helpers.datasets import SmallWorld
-from two_stream.compression.report import LayerChange, scored, write_compression
+from two_stream.commands.compress.comparison import scored, write_compression
+from two_stream.compression.layers import LayerChange
 from two_stream.errors import ScoreError
 from two_stream.evaluation.runs.run import load_run
 from two_stream.evaluation.scores.files import read_scores
@@ -61,7 +62,7 @@ def test_scores_of_these_weights_are_read_and_not_made_again(
     def never(*args: object, **options: object) -> None:
         raise AssertionError("scored again")
 
-    monkeypatch.setattr("two_stream.compression.report.evaluate_run", never)
+    monkeypatch.setattr("two_stream.commands.compress.comparison.evaluate_run", never)
     assert (scored(run, run.experiment.evaluate, "val").logits == made.logits).all()
     vars(run)["model_sha256"] = "of other weights"
     with pytest.raises(AssertionError, match="scored again"):

@@ -49,7 +49,7 @@ def test_scientific_notation_without_dot_is_a_number(tmp_path: Path) -> None:
         ("model: {head: {kind: bertt}}", "`model.head.kind`: unknown kind 'bertt'; did you mean `bert`?"),
         ("train: {epochs: -1}", "`train.epochs` is -1: input should be greater than or equal to 1"),
         ("train: {optimizer: {lr: 1}}", "`train.optimizer`: a `kind` is missing; add one"),
-        ("a: 1\na: 2", "line 2: key 'a' is given twice; keep one"),
+        ("a: 1\na: 2", "line 2: key 'a' is given twice; remove one"),
         ("train: [", "line 1 not valid YAML"),
         ("- 1", "expected `key: value` lines, got a list"),
         ("train: {cross_modality: true}", "`train`: cross_modality needs `init`"),
@@ -58,7 +58,7 @@ def test_scientific_notation_without_dot_is_a_number(tmp_path: Path) -> None:
         ("train: {inflate: true}", "`train`: inflate needs `init`"),
         ("data: {augment: {scales: []}}", "`data.augment.scales` is []"),
         ("data: {augment: {scales: [1.5]}}", "`data.augment.scales.0` is 1.5"),
-        ("? [a, b]\n: 1", "line 1: a key must be a word"),
+        ("? [a, b]\n: 1", "line 1: a key must be a string"),
         ("nme: 1\nsed: 2", "(and 1 more)"),
     ],
 )

@@ -185,7 +185,9 @@ def test_nothing_asked_for_changes_nothing() -> None:
 
 def test_colours_are_refused_for_flow_and_erasing_is_not() -> None:
     flow = {"model": {"modality": "flow"}}
-    with pytest.raises(ValueError, match=r"`data.augment.hue` changes colours, which flow has not") as caught:
+    with pytest.raises(
+        ValueError, match=r"`data.augment.hue` changes colours, which flow does not have"
+    ) as caught:
         Experiment.model_validate({**flow, "data": {"augment": {"hue": 0.1}}})
     assert "crops, flips and `erase`" in str(caught.value)
     Experiment.model_validate({**flow, "data": {"augment": {"erase": 0.3, "crop": "resized"}}})

@@ -18,13 +18,8 @@ import pytest
 import torch
 
 from tests.helpers.clip_batches import centred_batches, train_batches
-from two_stream.config.schema import (
-    AugmentOptions,
-    DataOptions,
-    EvaluateOptions,
-    Experiment,
-    TrainOptions,
-)
+from two_stream.config.augment import AugmentOptions
+from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment, TrainOptions
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.clips.dataset import ClipDataset, ClipItem
 from two_stream.data.clips.loader import Share, epoch_order
@@ -413,7 +408,7 @@ def test_dead_worker_is_one_clear_line(tiny: Record, monkeypatch: pytest.MonkeyP
 
 def test_killed_worker_names_memory_and_what_to_do(tiny: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FrameFolders, "read", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(DataError, match=r"too little memory. Fewer of them \(--data.workers.*--resume"):
+    with pytest.raises(DataError, match=r"out of memory. Use fewer of them \(--data.workers.*--resume"):
         list(centred_batches(experiment(1), spec(), everything(tiny), tiny))
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from tests.helpers.clip_batches import centred_batches, train_batches
-from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment, TrainOptions
+from two_stream.config.augment import AugmentOptions
+from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment, TrainOptions
 from two_stream.data.catalog import Mirror, Record, mirror_note, mirror_of
 from two_stream.data.clips.dataset import ClipDataset, ClipItem
 from two_stream.data.clips.loader import collate_clips

@@ -197,7 +197,7 @@ def test_the_random_co3d_start_is_a_real_number_within_the_video() -> None:
 def test_a_clip_of_a_familys_choice_is_refused_where_it_has_none() -> None:
     for sampling, clip in (("paper", "center"), ("co3d", "begin")):
         with pytest.raises(
-            ValueError, match=f"`augment.clip: {clip}` is not known to `sampling: {sampling}`"
+            ValueError, match=f"`augment.clip: {clip}` is not supported by `sampling: {sampling}`"
         ):
             DataOptions.model_validate({"sampling": sampling, "augment": {"clip": clip}})
     DataOptions.model_validate({"sampling": "3dresnets", "augment": {"clip": "begin"}})

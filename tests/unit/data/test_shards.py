@@ -18,7 +18,8 @@ import torch
 
 from tests.helpers.clip_batches import centred_batches, train_batches
 from two_stream.cli import main
-from two_stream.config.schema import AugmentOptions, DataOptions, Experiment, TrainOptions
+from two_stream.config.augment import AugmentOptions
+from two_stream.config.schema import DataOptions, Experiment, TrainOptions
 from two_stream.data import packing
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.demo import DemoOptions, encode, render
@@ -355,7 +356,7 @@ def test_other_sizes_indexes_and_settings_are_refused_in_one_line(noisy: Record,
         DataOptions(source="shards")
     for name in ("scaled_decoding", "resize_once"):
         for paper in ({"sampling": "paper"}, {"augment": AugmentOptions(protocol="paper")}):
-            with pytest.raises(ValueError, match=f"`{name}` gives other pixels"):
+            with pytest.raises(ValueError, match=f"`{name}` changes the pixels"):
                 DataOptions(**{name: True}, **paper)  # type: ignore[arg-type]
 
 

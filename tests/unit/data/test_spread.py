@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from two_stream.config.augment import AugmentOptions
-from two_stream.config.model import InputOptions, ModelOptions, ResNet3d
+from two_stream.config.backbones import ResNet3d
+from two_stream.config.model import InputOptions, ModelOptions
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
 from two_stream.data.catalog import Record
 from two_stream.data.clips.dataset import ClipDataset, ClipItem, same_clip, same_moment
@@ -267,9 +268,11 @@ def test_the_input_says_segments_and_channels() -> None:
     assert input_spec(model(stack=2, mean=(1.0, 2.0, 3.0, 4.0))).mean == (1.0, 2.0, 3.0, 4.0)
     with pytest.raises(SettingsError, match=r"`input\.mean` has 3 numbers; flow has 4 channels"):
         input_spec(model(stack=2, mean=(1.0, 2.0, 3.0)))
-    with pytest.raises(SettingsError, match=r"`input\.clip_length` 8 is no multiple of `input.segments` 3"):
+    with pytest.raises(
+        SettingsError, match=r"`input\.clip_length` 8 is not a multiple of `input.segments` 3"
+    ):
         input_spec(model(segments=3))
-    with pytest.raises(ValidationError, match=r"`input\.stack` is 2, and only flow is stacked"):
+    with pytest.raises(ValidationError, match=r"`input\.stack` is 2, but only flow is stacked"):
         ModelOptions(input=InputOptions(stack=2))
 
 
@@ -303,10 +306,13 @@ def test_data_of_segments_makes_a_network_of_segments() -> None:
         ({"data": {"sampling": "co3d"}, "segments": 4}, "`data.sampling: co3d` has no segments"),
         (
             {"data": {"sampling": "segments", "augment": {"clip": "begin"}}},
-            "`augment.clip: begin` is not known",
+            "`augment.clip: begin` is not supported",
         ),
-        ({"data": {"augment": {"clip": "begin"}}, "segments": 4}, "`data.augment.clip: begin` is not known"),
-        ({"evaluate": {"views": "twice"}}, "`evaluate.views: twice` takes the segments of a video twice"),
+        (
+            {"data": {"augment": {"clip": "begin"}}, "segments": 4},
+            "`data.augment.clip: begin` is not supported",
+        ),
+        ({"evaluate": {"views": "twice"}}, "`evaluate.views: twice` needs segments"),
     ],
 )
 def test_what_contradicts_segments_is_one_line(settings_: dict[str, Any], line: str) -> None:

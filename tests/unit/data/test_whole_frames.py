@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
+from two_stream.config.augment import AugmentOptions
 from two_stream.config.load import dump, validate_settings
-from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment
+from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
 from two_stream.data.catalog import Mirror
 from two_stream.data.clips.dataset import ClipDataset, ClipItem, ClipsBeside, Companion
 from two_stream.data.clips.transforms import (
@@ -74,7 +75,7 @@ def test_a_crop_is_read_and_written_as_given(given: Any, size: tuple[int, int], 
 @pytest.mark.parametrize("given", ["wide", [48], [48, 0], [48, 64, 3], 0])
 def test_what_is_no_size_is_one_line(given: Any) -> None:
     with pytest.raises(
-        SettingsError, match=r"`model.input.crop`: .* is no size; .* as \[144, 192\]"
+        SettingsError, match=r"`model.input.crop`: .* is not a size; .* as \[144, 192\]"
     ) as caught:
         validate_settings(Experiment, {"model": {"input": {"crop": given}}}, "file")
     assert "\n" not in str(caught.value)

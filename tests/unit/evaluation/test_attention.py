@@ -13,8 +13,10 @@ import torch
 from matplotlib.figure import Figure
 
 from two_stream.cli import main as cli
+from two_stream.config.backbones import MobileNetV2, SlowFast
+from two_stream.config.heads import AverageHead, BertHead
 from two_stream.config.load import dump
-from two_stream.config.model import AverageHead, BertHead, InputOptions, MobileNetV2, ModelOptions, SlowFast
+from two_stream.config.model import InputOptions, ModelOptions
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
 from two_stream.errors import FullDiskError, VideoError
 from two_stream.evaluation.pictures.attention import Pathway, StreamAttention, draw_attention, read_attention
@@ -277,7 +279,7 @@ def test_picture_is_whole_or_the_old_one(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Figure, "savefig", full_disk)
-    with pytest.raises(FullDiskError, match="no space left on the disk; what was there before is kept"):
+    with pytest.raises(FullDiskError, match="no space left on the disk; the previous content is kept"):
         draw_attention(out, "t", "s", [made_up([[0.5, 0.4]], [[1], [2]])])
     assert out.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [out]
@@ -351,6 +353,6 @@ def test_head_without_attention_is_refused_before_scoring(video, run_folders, tm
     run = run_folders / "pooled"
     out = tmp_path / "a.png"
     assert cli(["predict", str(video), "--rgb", str(run), "--device", "cpu", "--attention", str(out)]) == 2
-    expected = f"--attention with --rgb {run}: head average has no attention; bert and hf_bert have"
+    expected = f"--attention with --rgb {run}: head average has no attention; use bert or hf_bert"
     assert capsys.readouterr().err == f"two-stream: {expected}\n"
     assert not out.exists()

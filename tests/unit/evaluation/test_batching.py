@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from two_stream.config.model import InputOptions, MobileNetV2, ModelOptions
+from two_stream.config.backbones import MobileNetV2
+from two_stream.config.model import InputOptions, ModelOptions
 from two_stream.errors import ScoreError
 from two_stream.evaluation.scoring.score import merge_scores, score_videos
 from two_stream.evaluation.scoring.views import crop_views, views_of_clip

@@ -8,8 +8,11 @@ import torch
 from torch import nn
 
 from two_stream.backbones import BACKBONES
-from two_stream.config.model import BertHead, MobileNetV2, ModelOptions
-from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment, TrainOptions
+from two_stream.config.augment import AugmentOptions
+from two_stream.config.backbones import MobileNetV2
+from two_stream.config.heads import BertHead
+from two_stream.config.model import ModelOptions
+from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment, TrainOptions
 from two_stream.evaluation.scoring.network import (
     Compiled,
     is_exact,
@@ -20,7 +23,7 @@ from two_stream.evaluation.scoring.network import (
 from two_stream.recognizer import Recognizer, create_model, input_spec
 from two_stream.runtime import inference, precision
 from two_stream.runtime.device import autocast
-from two_stream.runtime.inference import folded
+from two_stream.runtime.inference import fold_batchnorm
 from two_stream.types import InputSpec
 
 CPU = torch.device("cpu")
@@ -115,7 +118,7 @@ def test_every_backbone_folds_whole_and_gives_the_same_logits(kind, reduction):
 @pytest.mark.parametrize("kind", CONVOLVING)
 def test_bf16_weights_are_what_autocast_would_make_of_them(kind):
     model = network(kind)
-    plain = folded(model, clips(model))
+    plain = fold_batchnorm(model, clips(model))
     made = prepare_for_inference(model, EvaluateOptions(precision="bf16"))
     assert {p.weight.dtype for p in made.modules() if isinstance(p, (nn.Conv2d, nn.Conv3d))} == {
         torch.bfloat16
@@ -152,14 +155,14 @@ class Twice(nn.Module):
 def test_only_what_may_be_folded_is(capsys):
     clip = torch.rand((1, 3, 2, 4, 4), generator=torch.Generator().manual_seed(0))
     model = Twice().eval()
-    made = folded(model, clip)
+    made = fold_batchnorm(model, clip)
     assert isinstance(made.first_norm, nn.Identity)
     assert isinstance(made.again_norm, nn.BatchNorm3d)  # its convolution also serves elsewhere
     assert isinstance(made.fork_norm, nn.Identity)
     torch.testing.assert_close(made(clip), model(clip))
     model.needs_fork = True  # what a fold of it would break shows on the example
-    assert folded(model, clip) is model
-    assert "BatchNorm stays as it is" in capsys.readouterr().err
+    assert fold_batchnorm(model, clip) is model
+    assert "BatchNorm is not folded" in capsys.readouterr().err
 
 
 def test_what_is_resolved_is_not_auto_and_of_the_paper_not_folded(monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from two_stream.cli import main as cli
-from two_stream.runtime.files import checked_line, is_whole, write_json, write_text
+from two_stream.runtime.files import checked_line, is_line_intact, write_json, write_text
 from two_stream.runtime.text import json_text
 
 ODD = os.fsdecode(b"caf\xe9")
@@ -35,7 +35,7 @@ def test_json_and_text_escape_what_is_not_printed(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text("utf-8")) == names
     write_text(tmp_path / "a.txt", ODD)
     assert (tmp_path / "a.txt").read_text("utf-8") == TOLD
-    assert is_whole(checked_line({"name": ODD})) is True
+    assert is_line_intact(checked_line({"name": ODD})) is True
 
 
 def test_predict_writes_every_file(world, odd, capsys):
@@ -84,7 +84,7 @@ def test_runs_and_scores(world, odd, capsys):
     assert cli(["evaluate", str(odd / "rgb"), "--device", "cpu"]) == 2
     assert "its path is not UTF-8, and safetensors opens no other; rename it" in capsys.readouterr().err
     assert cli(["train", str(world / "rgb" / "experiment.yaml"), "--runs", str(odd)]) == 2
-    assert "not UTF-8, as TensorBoard and safetensors need" in capsys.readouterr().err
+    assert "not valid UTF-8, which TensorBoard and safetensors need" in capsys.readouterr().err
     scores = str(odd / f"{ODD}.npz")
     assert cli(["evaluate", str(world / "rgb"), "--device", "cpu", "--views", "single", "--out", scores]) == 0
     assert cli(["report", scores, "--out", str(odd / "r.html")]) == 0

@@ -10,7 +10,9 @@ import torch
 
 from tests.helpers.models import settle
 from two_stream.cli import main as cli
-from two_stream.config.model import AverageHead, InputOptions, ModelOptions, ResNet3d
+from two_stream.config.backbones import ResNet3d
+from two_stream.config.heads import AverageHead
+from two_stream.config.model import InputOptions, ModelOptions
 from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.errors import CheckpointError, ExportError, SettingsError
 from two_stream.evaluation.runs.run import evaluate_run, load_run, predict, score_with_runs

@@ -7,7 +7,9 @@ import torch
 
 from tests.helpers.models import settle
 from two_stream.cli import main as cli
-from two_stream.config.model import AverageHead, InputOptions, ModelOptions, ResNet3d
+from two_stream.config.backbones import ResNet3d
+from two_stream.config.heads import AverageHead
+from two_stream.config.model import InputOptions, ModelOptions
 from two_stream.config.schema import Experiment
 from two_stream.errors import CheckpointError, ExportError
 from two_stream.export import Timing, export_stream, load, load_stream, plain_copy

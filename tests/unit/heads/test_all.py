@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from two_stream.config.model import (
+from two_stream.config.heads import (
     AverageHead,
     BertHead,
     ConcatHead,
@@ -247,5 +247,5 @@ def test_another_number_of_tokens_is_refused_in_one_line(options):
 
 @pytest.mark.parametrize("options", [BertHead(heads=3), HfBertHead(heads=3)])
 def test_width_must_divide_into_heads(options):
-    with pytest.raises(SettingsError, match="does not divide into 3 heads"):
+    with pytest.raises(SettingsError, match="is not divisible by 3 heads"):
         make(options)

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from tests.helpers.models import network
 from two_stream import cli
-from two_stream.config.model import AverageHead, BertHead, LstmHead, MobileNetV2, ResNet3d
+from two_stream.config.backbones import MobileNetV2, ResNet3d
+from two_stream.config.heads import AverageHead, BertHead, LstmHead
 from two_stream.errors import CheckpointError
 from two_stream.pretrained import WEIGHTS, load_weights, read_model, read_state, write_model
 from two_stream.recognizer import Recognizer

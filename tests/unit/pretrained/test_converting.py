@@ -7,7 +7,8 @@ import torch
 
 from tests.helpers.models import network
 from two_stream import load_run, load_weights
-from two_stream.config.model import AverageHead, BertHead, I3d, NonLocalHead, ResNet3d, SlowFast
+from two_stream.config.backbones import I3d, ResNet3d, SlowFast
+from two_stream.config.heads import AverageHead, BertHead, NonLocalHead
 from two_stream.errors import CheckpointError
 from two_stream.pretrained import read_model, read_state, write_model
 from two_stream.pretrained.converting import export_checkpoint, import_checkpoint, published_state

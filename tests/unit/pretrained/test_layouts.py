@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from two_stream import load_weights, zoo
-from two_stream.config.model import AverageHead, BertHead, I3d, ModelOptions, R2Plus1d, SlowFast
+from two_stream.config.backbones import I3d, R2Plus1d, SlowFast
+from two_stream.config.heads import AverageHead, BertHead
+from two_stream.config.model import ModelOptions
 from two_stream.errors import CheckpointError
 from two_stream.pretrained.converting import published_state
 from two_stream.pretrained.layouts import LAYOUTS, OURS, recognise

@@ -15,7 +15,7 @@ from sklearn.datasets import load_sample_image
 
 from two_stream import create_model, load_weights
 from two_stream.backbones.timm_net import create
-from two_stream.config.model import TimmNet
+from two_stream.config.backbones import TimmNet
 from two_stream.errors import CheckpointError
 from two_stream.pretrained import load_library, read_state
 from two_stream.pretrained.layouts.efficientnet_lite import LAYOUTS, timm_names

@@ -5,7 +5,9 @@ from typing import ClassVar
 import pytest
 import torch
 
-from two_stream.config.model import AverageHead, HfBertHead, LstmHead, ModelOptions, NonLocalHead, ResNet3d
+from two_stream.config.backbones import ResNet3d
+from two_stream.config.heads import AverageHead, HfBertHead, LstmHead, NonLocalHead
+from two_stream.config.model import ModelOptions
 from two_stream.data.clips.dataset import ClipItem
 from two_stream.profiling import (
     clip_shape,

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from two_stream.config.model import ModelOptions, ResNet3d
+from two_stream.config.backbones import ResNet3d
+from two_stream.config.model import ModelOptions
 from two_stream.pretrained.folder import write_model
 from two_stream.recognizer import create_model
-from two_stream.runtime.files import atomic_path, sha256, write_bytes, write_json
-from two_stream.runtime.folders import replaced_folder
+from two_stream.runtime.files import atomic_path, replaced_folder, sha256, write_bytes, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:

@@ -17,8 +17,7 @@ from safetensors.torch import save_file
 from two_stream import cli
 from two_stream.errors import FullDiskError, SettingsError
 from two_stream.evaluation.scores import files
-from two_stream.runtime.files import check_writable, folder_beside, room_for, write_bytes
-from two_stream.runtime.folders import replaced_folder
+from two_stream.runtime.files import check_writable, replaced_folder, room_for, temporary_folder, write_bytes
 
 FULL = [
     OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
@@ -41,15 +40,15 @@ def test_each_way_to_write_names_the_file_and_what_is_kept(tmp_path, error, monk
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(FullDiskError) as caught:
         write_bytes(old, b"more")
-    assert str(caught.value) == f"{old}: no space left on the disk; what was there before is kept"
+    assert str(caught.value) == f"{old}: no space left on the disk; the previous content is kept"
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
-    with pytest.raises(FullDiskError) as caught, folder_beside(new) as folder:
+    with pytest.raises(FullDiskError) as caught, temporary_folder(new) as folder:
         (folder / "graph").write_bytes(b"more")
-    assert str(caught.value) == f"{new}: no space left on the disk; nothing of it is left behind"
+    assert str(caught.value) == f"{new}: no space left on the disk; no part of it is left"
     with pytest.raises(FullDiskError) as caught, replaced_folder(tmp_path / "last") as folder:
         write_bytes(folder / "model", b"more")
     assert (
-        str(caught.value) == f"{tmp_path}/last/model: no space left on the disk; the last/ before it is kept"
+        str(caught.value) == f"{tmp_path}/last/model: no space left on the disk; the previous last/ is kept"
     )
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -91,7 +90,7 @@ def test_fuse_says_it_in_one_line(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err.strip().splitlines()
     assert (code, said[-1]) == (
         1,
-        f"two-stream: {tmp_path / 'f.npz'}: no space left on the disk; nothing of it is left behind",
+        f"two-stream: {tmp_path / 'f.npz'}: no space left on the disk; no part of it is left",
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from two_stream.runtime import processes
+from two_stream.runtime import workers
 from two_stream.runtime.files import write_bytes
 from two_stream.runtime.interrupt import StopRequest
 
@@ -48,12 +48,11 @@ if __name__ == "__main__":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a job that takes long to save
         raise SystemExit(worker.main())
     import subprocess
-    from two_stream.studies.running.cells import Job, to_wire
+    from two_stream.studies.running.cells import StudyJob, to_wire
     place = Path(sys.argv[1])
     (place / ".cells").mkdir()
-    (place / ".workers").touch()
     child = subprocess.Popen([sys.executable, __file__, str(place), "worker"], stdin=subprocess.PIPE)
-    child.stdin.write(to_wire(Job("t", "", str(place / ".cells" / "a.json"), str(place / ".log"), "k")))
+    child.stdin.write(to_wire(StudyJob("t", "", str(place / ".cells" / "a.json"), str(place / ".log"), "k")))
     child.stdin.flush()
     child.wait()
 """
@@ -100,9 +99,9 @@ def test_no_worker_lives_five_seconds_longer_than_its_parent(tmp_path, code, cou
 
 WATCHED = """
 import os, sys, time
-from two_stream.runtime import processes
-processes.sys.platform = "other"
-processes.end_with_parent(os.getppid())
+from two_stream.runtime import workers
+workers.sys.platform = "other"
+workers.end_with_parent(os.getppid())
 print(os.getpid(), flush=True)
 time.sleep(60)
 """
@@ -120,7 +119,7 @@ def test_where_the_system_does_not_end_workers_they_look_for_their_parent(tmp_pa
     while lives(worker) and time.monotonic() < end:
         time.sleep(0.05)
     assert not lives(worker)
-    assert processes._LOOK_EVERY < 5
+    assert workers._LOOK_EVERY < 5
 
 
 def test_what_a_dead_process_left_unfinished_goes_with_the_next_write(tmp_path):

@@ -17,7 +17,7 @@ from two_stream.evaluation.scoring.network import prepare_for_inference
 from two_stream.profiling import multiply_adds
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.device import autocast
-from two_stream.runtime.inference import folded
+from two_stream.runtime.inference import fold_batchnorm
 from two_stream.streaming import convert, multiply_adds_per_prediction
 
 
@@ -180,7 +180,7 @@ def test_a_folded_network_in_channels_last() -> None:
     model = small()
     frames = frames_of(model, 100)
     wanted = clip_predictions(model, frames)
-    fast = folded(model, frames[:, :, :16])
+    fast = fold_batchnorm(model, frames[:, :, :16])
     assert fast is not model
     stream = convert(copy.deepcopy(fast).channels_last())  # type: ignore[operator]
     assert_near(torch.cat((stream.step(frames), stream.finish()), 1), wanted)

@@ -124,7 +124,7 @@ def test_a_missing_device_is_one_line_before_anything_is_done(study: Study, done
 
 def test_jobs_share_a_processor_but_not_unasked_a_gpu(study: Study, monkeypatch):
     jobs = look_at(study).jobs
-    monkeypatch.setattr(ablation.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(ablation, "usable_processes", lambda: 8)
     assert len(ablation._slots(jobs, StudyWorkers())) == 8
     monkeypatch.setattr(ablation, "pick_device", lambda name: torch.device("cuda"))
     assert len(ablation._slots(jobs, StudyWorkers())) == 1

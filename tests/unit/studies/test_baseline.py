@@ -171,7 +171,7 @@ def test_a_study_has_the_baseline_as_one_variant_more(world: Path) -> None:
 
 def test_a_study_whose_baseline_makes_no_sense_is_refused(world: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"`baseline: true` learns from the whole training list, and `part: val`"
+        ValueError, match=r"`baseline: true` trains on the full training list, which includes `part: val`"
     ):
         study(world, part="val")
     with pytest.raises(SettingsError, match="two variants are called 'baseline'"):

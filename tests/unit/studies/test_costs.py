@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 
-from two_stream.config.model import AverageHead, HfBertHead, ModelOptions, ResNet3d
+from two_stream.config.backbones import ResNet3d
+from two_stream.config.heads import AverageHead, HfBertHead
+from two_stream.config.model import ModelOptions
 from two_stream.config.schema import EvaluateOptions, Experiment, TrainOptions
 from two_stream.profiling import meta_model, multiply_adds, parameter_count
 from two_stream.studies import costs

@@ -257,7 +257,7 @@ def test_a_head_that_looks_at_places_needs_maps_and_says_so_before_anything_runs
 def test_what_stored_features_cannot_give_is_said_before_they_are_stored(lists: Path):
     variants = {"plain": {}, "mixed": {"train.mixup": 0.2}}
     with pytest.raises(
-        SettingsError, match=r"f: variant 'mixed': `train.mixup` mixes clips, and `data.features`"
+        SettingsError, match=r"f: variant 'mixed': `train.mixup` mixes clips, but `data.features`"
     ):
         plan(study(lists, variants=variants, features={}), "f")
     assert plan(study(lists, variants=variants), "f")

@@ -37,6 +37,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "c3d": {"width": 0.125, "side": 2},
 }
 REFUSED = {"timm", "hf_video", "motion_grid"}
+ACCEPTED = sorted(set(BACKBONES) - REFUSED)
 HEADS = (
     {"kind": "bert", "heads": 2},
     {"kind": "lstm", "hidden": 12},
@@ -103,13 +104,9 @@ class Compared(fx.Interpreter):
         return made
 
 
-def test_every_family_is_here() -> None:
-    assert set(FAMILIES) | REFUSED == set(BACKBONES)
-
-
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", ACCEPTED)
 def test_every_convolution_computes_its_float_twin_and_a_file_keeps_it(kind: str, tmp_path: Path) -> None:
-    model = built({"kind": kind, **FAMILIES[kind]}, crop=64 if kind == "c3d" else 32)
+    model = built({"kind": kind, **FAMILIES.get(kind, {})}, crop=64 if kind == "c3d" else 32)
     convolutions = sum(isinstance(part, nn.Conv3d) for part in model.backbone.modules())
     x_BCTHW = clips(model)
     with torch.inference_mode():

@@ -10,9 +10,9 @@ import torch
 
 from tests.helpers.training import TinyNet, write_tensors
 from two_stream.errors import CheckpointError
-from two_stream.runtime import folders
-from two_stream.runtime.folders import complete_folder, replaced_folder, verify_checksums
-from two_stream.training.checkpoint import load_checkpoint, save_checkpoint
+from two_stream.runtime import files
+from two_stream.runtime.files import complete_folder, replaced_folder, verify_checksums
+from two_stream.training.run_folder import load_checkpoint, save_checkpoint
 
 
 class _KilledError(Exception):
@@ -55,9 +55,9 @@ def test_a_kill_at_any_call_leaves_one_whole_folder(
         (Path, "mkdir"),
         (Path, "rename"),
         (Path, "write_text"),
-        (folders.shutil, "rmtree"),
-        (folders, "fsync_file"),
-        (folders, "fsync_dir"),
+        (files.shutil, "rmtree"),
+        (files, "fsync_file"),
+        (files, "fsync_dir"),
     ):
         guarded(owner, name)
     killed = False

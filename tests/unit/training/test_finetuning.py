@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from tests.helpers.models import network
-from two_stream.config.model import BertHead, MobileNetV2
+from two_stream.config.backbones import MobileNetV2
+from two_stream.config.heads import BertHead
 from two_stream.errors import SettingsError
 from two_stream.recognizer import Recognizer, create_model
 

@@ -22,8 +22,8 @@ from two_stream.training.losses import (
     evaluation_loss,
     hits,
 )
-from two_stream.training.optim import build_optimizer
-from two_stream.training.schedule import build_schedule
+from two_stream.training.optim import Schedule, build_optimizer
+from two_stream.training.parallel.base import Parallel
 from two_stream.training.step import Position, Stepper
 from two_stream.types import Batch
 
@@ -171,15 +171,14 @@ def test_weighted_accumulation_equals_the_large_batch(sizes: list[int], loss: di
             {"schedule": {"kind": "constant"}, "optimizer": {"kind": "sgd", "lr": 0.5}, "loss": loss}
         )
         optimizer = build_optimizer(model, model.stages(), options.optimizer)
-        schedule = build_schedule(options.schedule, optimizer, base_lr=0.5, steps_per_epoch=1, epochs=1)
+        schedule = Schedule(options.schedule, optimizer, base_lr=0.5, steps_per_epoch=1, epochs=1)
         stepper = Stepper(
-            model,
+            Parallel(model, torch.device("cpu")),
             optimizer,
             schedule,
             options,
             labels=MULTI if multi else SINGLE,
             seed=0,
-            device=torch.device("cpu"),
         )
         losses = []
         for step in range(4):

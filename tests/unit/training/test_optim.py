@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from tests.helpers.training import TinyNet
-from two_stream.config.model import BertHead, MobileNetV2, ModelOptions
+from two_stream.config.backbones import MobileNetV2
+from two_stream.config.heads import BertHead
+from two_stream.config.model import ModelOptions
 from two_stream.config.optimization import AdamW, Sgd
 from two_stream.config.schema import TrainOptions
 from two_stream.errors import SettingsError

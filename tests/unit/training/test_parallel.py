@@ -17,8 +17,8 @@ from torch import nn
 
 from tests.helpers.processes import Outcome, in_processes
 from tests.helpers.training import CLASSES, Clips, TinyNet, trainer_over
-from two_stream.training.checkpoint import load_checkpoint
-from two_stream.training.parallel.batchnorm import SpanningBatchNorm, synchronised
+from two_stream.training.parallel.batchnorm import SpanningBatchNorm, synchronise_batchnorm
+from two_stream.training.run_folder import load_checkpoint
 from two_stream.training.tracking import TIME_FIELDS
 
 LEARNING = {
@@ -130,7 +130,7 @@ def test_batchnorm_over_all_processes_equals_the_large_batch(
     """With 14 clips and three processes the last row leaves one process without a clip."""
 
     def run(rank: int) -> None:
-        model = synchronised(_Specified(), CPU)
+        model = synchronise_batchnorm(_Specified(), CPU)
         assert isinstance(model.norm, SpanningBatchNorm)
         train = {**LEARNING, "strategy": strategy, "sync_batchnorm": True}
         trainer_over(Clips(count, 2), tmp_path / "more", model=model, accumulate=2, **train).fit()
@@ -149,7 +149,7 @@ def test_a_norm_of_timm_keeps_the_activation_inside_it() -> None:
         for training in (True, False):
             norm = BatchNormAct2d(3, act_layer=nn.ReLU).train(training)
             x = torch.linspace(-1, 1, 2 * 3 * 4 * 4).view(2, 3, 4, 4)
-            model = synchronised(nn.Sequential(copy.deepcopy(norm)), CPU)
+            model = synchronise_batchnorm(nn.Sequential(copy.deepcopy(norm)), CPU)
             assert list(model.state_dict()) == [f"0.{key}" for key in norm.state_dict()]
             wanted = norm(x)
             assert (wanted == 0).any()

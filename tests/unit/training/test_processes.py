@@ -12,7 +12,7 @@ from tests.helpers.processes import in_processes
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.runtime import distributed
 from two_stream.runtime.device import pick_device, set_threads
-from two_stream.training.run_folder import began_here, locked
+from two_stream.training.run_folder import began_here, lock_run
 from two_stream.types import RunPaths
 
 ALONE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -108,7 +108,7 @@ def test_threads_are_divided_among_the_processes_of_a_machine(monkeypatch: pytes
     from two_stream.runtime import device
 
     before = torch.get_num_threads()
-    monkeypatch.setattr(device, "_cores", lambda: set(range(6)))
+    monkeypatch.setattr(device, "usable_processes", lambda: 6)
     monkeypatch.setattr(device, "_threads_asked_for", lambda: False)
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
@@ -142,13 +142,13 @@ def test_a_restart_goes_on_only_with_what_its_own_job_began(
     """Else a refused start (`the run exists`) would, started anew by torchrun, continue somebody's old run."""
     paths = RunPaths(tmp_path / "run")
     assert not began_here(paths)
-    with locked(paths):
+    with lock_run(paths):
         pass
     assert distributed.job() == ""
     assert not began_here(paths), "no torchrun: no restart"
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert not began_here(paths)
-    with locked(paths):
+    with lock_run(paths):
         pass
     assert began_here(paths)
     parent = os.getppid()  # 1 in a container, or where the shell that began pytest has ended

@@ -12,9 +12,8 @@ from sklearn.preprocessing import StandardScaler
 
 from two_stream.config.optimization import Logistic
 from two_stream.errors import TrainingError
-from two_stream.training.linear_probe import regression
-from two_stream.training.linear_probe.passes import Vectors
-from two_stream.training.linear_probe.regression import ABSENT, choose, fit_regression, sample_weights
+from two_stream.training import regression
+from two_stream.training.regression import ABSENT, Vectors, choose, fit_regression, sample_weights
 
 
 def made(videos: int, width: int, classes: int, seed: int = 0, apart: float = 1.0) -> Vectors:
@@ -68,7 +67,7 @@ def test_a_class_without_videos_is_never_the_answer():
 
 def test_one_class_is_refused():
     vectors = made(5, 4, 2)
-    with pytest.raises(TrainingError, match=r"^the training part has videos of one class only, .*$"):
+    with pytest.raises(TrainingError, match=r"^the training part has videos of one class only; .*$"):
         fit_regression(Vectors(vectors.rows, np.zeros(5, np.int64), vectors.videos), 1.0, True, 2)
 
 

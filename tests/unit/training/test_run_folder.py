@@ -13,7 +13,7 @@ import pytest
 from two_stream.config.load import load_experiment
 from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError
-from two_stream.training.run_folder import begin_run, check_run, differences, locked, record_environment
+from two_stream.training.run_folder import begin_run, check_run, differences, lock_run, record_environment
 
 
 def _experiment(runs: Path, **changes: Any) -> Experiment:
@@ -49,7 +49,7 @@ def test_only_what_leaves_the_training_alone_may_change(tmp_path: Path) -> None:
     assert all(key.startswith(("seed", "train.epochs", "train.optimizer", "model.head")) for key in keys)
     paths = check_run(before, resume=False, overwrite=False)
     begin_run(paths, before, overwrite=False)
-    with pytest.raises(SettingsError, match=r"other settings \(.*seed: 0 -> 4; train.epochs: 30 -> 31"):
+    with pytest.raises(SettingsError, match=r"to resume differ \(.*seed: 0 -> 4; train.epochs: 30 -> 31"):
         check_run(changed, resume=True, overwrite=False)
 
 
@@ -70,7 +70,7 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("x")
     for flags in ({"resume": True, "overwrite": False}, {"resume": False, "overwrite": True}):
-        with pytest.raises(SettingsError, match="holds files but no run"):
+        with pytest.raises(SettingsError, match="contains files but no run"):
             check_run(_experiment(tmp_path), **flags)
     (tmp_path / "file").write_text("x")
     with pytest.raises(SettingsError, match="is a file"):
@@ -91,18 +91,18 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     paths = check_run(experiment, resume=False, overwrite=False)
     code = (
         "import sys; from pathlib import Path; from two_stream.types import RunPaths;"
-        "from two_stream.training.run_folder import locked\n"
-        "with locked(RunPaths(Path(sys.argv[1]))): print('in', flush=True); sys.stdin.read()"
+        "from two_stream.training.run_folder import lock_run\n"
+        "with lock_run(RunPaths(Path(sys.argv[1]))): print('in', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(paths.root)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "in\n"
-        with pytest.raises(SettingsError, match="another process is training this run"), locked(paths):
+        with pytest.raises(SettingsError, match="another process is training this run"), lock_run(paths):
             pass
         other.kill()
         other.wait()
-        with locked(paths):
+        with lock_run(paths):
             pass
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from two_stream.config.optimization import Constant, Cosine, MultiStep, Plateau, ScheduleOptions
-from two_stream.training.schedule import Schedule, build_schedule
+from two_stream.training.optim import Schedule
 
 
 def _build(options: ScheduleOptions, lr: float = 0.1, steps: int = 4, epochs: int = 5) -> Schedule:
@@ -17,7 +17,7 @@ def _build(options: ScheduleOptions, lr: float = 0.1, steps: int = 4, epochs: in
     optimizer = torch.optim.SGD(
         [{"params": [parameters[0]]}, {"params": [parameters[1]], "lr_scale": 0.5}], lr=lr
     )
-    return build_schedule(options, optimizer, base_lr=lr, steps_per_epoch=steps, epochs=epochs)
+    return Schedule(options, optimizer, base_lr=lr, steps_per_epoch=steps, epochs=epochs)
 
 
 def test_constant_and_scaled_groups() -> None:

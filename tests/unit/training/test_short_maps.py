@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from two_stream.training.short_maps import ShortConv3d, mind_short_maps
+from two_stream.training.step import ShortConv3d, protect_short_maps
 
 CPU = torch.device("cpu")
 
@@ -34,7 +34,7 @@ def test_gradients_are_those_of_float32(
     exact = nn.Conv3d(64, 64, kernel, padding=tuple(k // 2 for k in kernel), bias=False, **more)
     exact.to(memory_format=torch.channels_last_3d)
     model = nn.Sequential(copy.deepcopy(exact))
-    mind_short_maps(model, CPU, "bf16")
+    protect_short_maps(model, CPU, "bf16")
     assert list(model.state_dict()) == ["0.weight"]
     clips = torch.randn(1, 64, *size).to(memory_format=torch.channels_last_3d)
     wanted, fed = exact(clips), None
@@ -57,10 +57,10 @@ def test_gradients_are_those_of_float32(
 def test_only_training_in_bfloat16_on_a_cpu_is_touched() -> None:
     for device, precision in (("cpu", "fp32"), ("cuda", "bf16"), ("cpu", "fp16")):
         model = nn.Sequential(nn.Conv3d(2, 2, 3))
-        mind_short_maps(model, torch.device(device), precision)
+        protect_short_maps(model, torch.device(device), precision)
         assert type(model[0]) is nn.Conv3d
     model = nn.Sequential(nn.Conv3d(64, 64, 3, padding=1))
-    mind_short_maps(model, CPU, "bf16")
+    protect_short_maps(model, CPU, "bf16")
     assert type(model[0]) is ShortConv3d
     clips = torch.randn(1, 64, 2, 8, 8)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):

@@ -15,8 +15,8 @@ from two_stream.config.schema import TrainOptions
 from two_stream.errors import TrainingError
 from two_stream.training.losses import Labels
 from two_stream.training.mixup import cut_mix, mix, mix_batch
-from two_stream.training.optim import build_optimizer
-from two_stream.training.schedule import build_schedule
+from two_stream.training.optim import Schedule, build_optimizer
+from two_stream.training.parallel.base import Parallel
 from two_stream.training.step import Position, Stepper
 from two_stream.types import Batch
 
@@ -32,10 +32,10 @@ def _clips(count: int = 8, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 def _stepper(model: torch.nn.Module, **train: Any) -> Stepper:
     options = TrainOptions.model_validate({"schedule": {"kind": "constant"}, **train})
     optimizer = build_optimizer(model, model.stages(), options.optimizer)
-    schedule = build_schedule(
+    schedule = Schedule(
         options.schedule, optimizer, base_lr=options.optimizer.lr, steps_per_epoch=1, epochs=1
     )
-    return Stepper(model, optimizer, schedule, options, labels=Labels(3), seed=0, device=CPU)
+    return Stepper(Parallel(model, CPU), optimizer, schedule, options, labels=Labels(3), seed=0)
 
 
 def _batches(clips: torch.Tensor, labels: torch.Tensor, sizes: list[int]) -> Iterator[Batch]:

@@ -17,8 +17,7 @@ from torch import nn
 from two_stream.config.load import flatten
 from two_stream.errors import DataError
 from two_stream.evaluation.runs.lookup import history
-from two_stream.training.figures import clip_grid, confusion_figure, flow_to_rgb
-from two_stream.training.tracking import clock, write_metrics
+from two_stream.training.tracking import clip_grid, clock, confusion_figure, flow_to_rgb, write_metrics
 from two_stream.training.validate import validate
 from two_stream.types import Batch, RunPaths
 

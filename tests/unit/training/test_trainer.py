@@ -14,10 +14,9 @@ import torch
 
 from tests.helpers.training import MemoryLoader, TinyNet, memory_data
 from two_stream.errors import CheckpointError, DataError, SettingsError, TrainingError
-from two_stream.training.checkpoint import load_checkpoint
-from two_stream.training.result import checkpoint_meta
+from two_stream.training.run_folder import load_checkpoint
 from two_stream.training.tracking import TIME_FIELDS
-from two_stream.training.trainer import Trainer
+from two_stream.training.trainer import Trainer, checkpoint_meta
 from two_stream.types import Batch
 
 FAST = {"optimizer": {"kind": "adamw", "lr": 0.05}, "schedule": {"kind": "constant"}}

@@ -149,7 +149,7 @@ def test_leftovers_of_the_dead_go_those_of_the_living_stay(tmp_path):
 def test_on_windows_no_signal_is_sent_to_ask_whether_a_process_lives(tmp_path, monkeypatch):
     import socket
 
-    from two_stream.runtime import leftovers as module
+    from two_stream.runtime import files as module
 
     def kill(pid, number):
         raise AssertionError("on Windows this is Ctrl-C")

@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers.videos import CODECS, Codec, make
 from two_stream.errors import VideoError
-from two_stream.runtime.cache import cache_folder, write_cached
+from two_stream.runtime.files import cache_folder, write_cached
 from two_stream.video.decoding import backend_pyav, index
 from two_stream.video.decoding.backend_pyav import PyavVideo, open_stream, version
 from two_stream.video.decoding.index import read_packet_index, starts_like_index

@@ -83,6 +83,7 @@ def train_and_report(
         resume: Go on with an interrupted run.
         overwrite: Start over in an existing folder.
     """
+    from two_stream import compression  # noqa: F401 - registers its extensions of the training
     from two_stream.runtime import distributed
     from two_stream.runtime.console import note
     from two_stream.training.train import train
@@ -100,8 +101,8 @@ def train_and_report(
 
 def report(source: Path, made: Path, part: Part) -> None:
     """Score a run and its source, and write and show the report."""
+    from two_stream.commands.compress.comparison import show_compression, write_compression
     from two_stream.compression.layers import layer_changes
-    from two_stream.compression.report import show_compression, write_compression
     from two_stream.evaluation.runs.run import load_run
 
     before, model = load_run(source).model, load_run(made).model

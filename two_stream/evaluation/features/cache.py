@@ -38,7 +38,7 @@ from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
 from two_stream.runtime.arrays import map_array
 from two_stream.runtime.device import autocast
-from two_stream.runtime.folders import CHECKSUMS, complete_folder, verify_checksums
+from two_stream.runtime.files import CHECKSUMS, complete_folder, verify_checksums
 from two_stream.runtime.text import parse_json
 from two_stream.types import Batch, FeatureLayout, InputSpec, Part, VideoRecord
 

@@ -47,8 +47,7 @@ from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, progress, warn
 from two_stream.runtime.device import autocast
-from two_stream.runtime.files import write_json
-from two_stream.runtime.folders import replaced_folder
+from two_stream.runtime.files import replaced_folder, write_json
 from two_stream.runtime.provenance import code_version, environment
 from two_stream.types import FeatureLayout, VideoRecord, VideoViews
 

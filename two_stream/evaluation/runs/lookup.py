@@ -13,7 +13,7 @@ from two_stream.config.schema import Experiment
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.evaluation.scores.files import newest_scores, read_scores
 from two_stream.runtime.console import warn
-from two_stream.runtime.files import is_whole
+from two_stream.runtime.files import is_line_intact
 from two_stream.runtime.text import parse_json
 from two_stream.types import RunPaths, ScoreTable
 
@@ -118,14 +118,14 @@ def history(run: RunPaths | None) -> list[dict[str, float]]:
     if run is None or not run.metrics.is_file():
         return rows
     lines = run.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
-    checked = any(is_whole(line) for line in lines)  # runs of earlier versions have no checksums
+    checked = any(is_line_intact(line) for line in lines)  # runs of earlier versions have no checksums
     for number, line in enumerate(lines, start=1):
         try:
             value = parse_json(line)
         except ValueError:
             value = None
-        if value is None or (checked and not is_whole(line)):
-            warn(f"{run.metrics}: line {number} is damaged (its checksum differs); curves end before it")
+        if value is None or (checked and not is_line_intact(line)):
+            warn(f"{run.metrics}: line {number} is damaged (its checksum differs); the curves end before it")
             break
         if isinstance(value, dict) and "epoch" in value:
             rows.append({key: float(item) for key, item in value.items() if _is_number(item)})

@@ -45,8 +45,7 @@ from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, warn
 from two_stream.runtime.device import pick_device
-from two_stream.runtime.files import check_writable, sha256
-from two_stream.runtime.folders import complete_folder
+from two_stream.runtime.files import check_writable, complete_folder, sha256
 from two_stream.runtime.precision import precision_reason
 from two_stream.runtime.provenance import code_version, environment
 from two_stream.types import Modality, Part, RunPaths, ScoreTable, VideoRecord

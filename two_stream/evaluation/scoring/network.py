@@ -16,7 +16,7 @@ from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.errors import SettingsError, TwoStreamError
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import warn
-from two_stream.runtime.inference import compiled, folded, lowered
+from two_stream.runtime.inference import compile_for_device, fold_batchnorm, lower_convolutions
 from two_stream.runtime.precision import resolve_precision
 from two_stream.types import InputSpec
 
@@ -158,20 +158,20 @@ def prepare_for_inference(
     if options.fold:
         made = _folded(model)
     if options.precision == "bf16" and made is not model:
-        lowered(made.backbone, torch.bfloat16)
+        lower_convolutions(made.backbone, torch.bfloat16)
     if not options.compile:
         return made
     made = copy.deepcopy(model).eval() if made is model else made
-    fast = compiled(made.forward_normalised, device)
+    fast = compile_for_device(made.forward_normalised, device)
     return made if fast is None else Compiled(made, fast)
 
 
 def _folded(model: Recognizer) -> Recognizer:
     """Fold BatchNorm with a small example clip, or one of full size where the network accepts no other."""
     try:
-        found = folded(model, example_clip(model, _SIDE))
+        found = fold_batchnorm(model, example_clip(model, _SIDE))
     except (RuntimeError, TwoStreamError):
-        found = folded(model, example_clip(model))
+        found = fold_batchnorm(model, example_clip(model))
     assert isinstance(found, Recognizer)
     return found
 

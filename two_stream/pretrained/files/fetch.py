@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,6 +21,7 @@ from two_stream.pretrained.files.manifest import (
 from two_stream.pretrained.kinds import page_instead
 from two_stream.pretrained.starter import how_to_install
 from two_stream.runtime.files import fsync_dir, fsync_file, write_text
+from two_stream.runtime.locks import exclusive_lock
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,8 @@ def fetch(
         return Fetched(there, "present", verify_file(entry, there))
     folder.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + PART)
-    with _alone(part):
+    busy = CheckpointError(f"{part}: another process is fetching this file; wait for it")
+    with exclusive_lock(part.with_name(f".{part.name}.lock"), busy):
         how = _obtain(entry, part, sources, patience or Patience())
         found = hashes(part)
         fsync_file(part)
@@ -230,25 +230,3 @@ def _by_hand(entry: PublishedFile, folder: Path) -> str:
         f"there is no direct link; open {entry.page} in a browser, save {entry.file} as "
         f"{folder / entry.file}, then run `two-stream weights verify {entry.name}` (or use --mirror URL, --from DIR)"
     )
-
-
-@contextmanager
-def _alone(part: Path) -> Iterator[None]:
-    """Keep a second process from writing the same partial file. The system lets go when a process ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-
-    lock = part.with_name(f".{part.name}.lock")
-    with lock.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise CheckpointError(f"{part}: another process is fetching this file; wait for it") from None
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                lock.unlink()

@@ -192,7 +192,7 @@ def _space_padding(
 
 
 LEAVES: tuple[type[nn.Module], ...] = (PaddedIdentity, SqueezeExcitation)
-"""Modules of ours that have a rule of their own, beside those of `tracing.WHOLE`."""
+"""Modules with their own rule, in addition to `tracing.LEAVES`."""
 
 
 IDENTITIES = (nn.Identity, nn.modules.dropout._DropoutNd)

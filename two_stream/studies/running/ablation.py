@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from two_stream.runtime.console import note, warn
 from two_stream.runtime.device import pick_device
 from two_stream.runtime.locks import study_lock
 from two_stream.runtime.text import parse_json
+from two_stream.runtime.workers import usable_processes
 from two_stream.studies.running.cells import StudyJob, StudyOutcome, outcome_of, record_outcome, whole
 from two_stream.studies.running.live import LiveTable, show_live, tell
 from two_stream.studies.running.plan import Cell, check_study, folder_of, keep_precision, plan
@@ -222,7 +222,6 @@ def _events(
 
 
 def _slots(jobs: Sequence[StudyJob], places: StudyWorkers) -> list[Slot]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = places.jobs
     if count is None:
         settings = [job.settings() for job in jobs]
@@ -232,8 +231,8 @@ def _slots(jobs: Sequence[StudyJob], places: StudyWorkers) -> list[Slot]:
             and not places.ray
             and all(pick_device(one.device).type == "cpu" for one in settings)
         )
-        count = max(1, cores // threads) if threads and on_cpu else 1
-    return slots_for(places.devices, count, cores)
+        count = max(1, usable_processes() // threads) if threads and on_cpu else 1
+    return slots_for(places.devices, count, usable_processes())
 
 
 def _older(stages: Sequence[StudyStage]) -> dict[str, StudyOutcome]:

@@ -186,6 +186,8 @@ def _trained(job: StudyJob) -> StudyOutcome:
     from two_stream.training.train import train
 
     experiment = job.settings()
+    if experiment.compress.kind != "none":
+        from two_stream import compression  # noqa: F401 - registers its extension of the training
     paths = RunPaths(Path(job.run))
     begun = _begun(experiment, paths)
     if train(begun or experiment, resume=begun is not None).interrupted is not None:

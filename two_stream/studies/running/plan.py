@@ -25,8 +25,7 @@ from two_stream.data.catalog import load_record
 from two_stream.data.splits import load_part, own_validation
 from two_stream.errors import SettingsError
 from two_stream.runtime.device import pick_device
-from two_stream.runtime.files import sha256, write_text
-from two_stream.runtime.folders import complete_folder
+from two_stream.runtime.files import complete_folder, sha256, write_text
 from two_stream.runtime.precision import resolve_precision
 from two_stream.runtime.provenance import source_digest
 from two_stream.studies.running.variants import (

@@ -11,10 +11,8 @@ from two_stream.evaluation.runs.run import evaluate_run
 from two_stream.evaluation.scores.files import newest_scores, read_scores
 from two_stream.pretrained import WEIGHTS
 from two_stream.runtime.console import note, results_as_notes
-from two_stream.runtime.files import sha256
-from two_stream.runtime.folders import complete_folder
-from two_stream.training.checkpoint import has_checkpoint, load_newest
-from two_stream.training.run_folder import check_run
+from two_stream.runtime.files import complete_folder, sha256
+from two_stream.training.run_folder import check_run, has_checkpoint, load_newest
 from two_stream.training.train import train
 from two_stream.types import Part, RunPaths
 
@@ -36,6 +34,8 @@ def train_and_score(
         KeyboardInterrupt: A signal stopped the training; it is saved.
         TwoStreamError: As for training and evaluation.
     """
+    if experiment.compress.kind != "none":
+        from two_stream import compression  # noqa: F401 - registers its extension of the training
     paths = check_run(experiment, resume=True, overwrite=False)
     begun = paths.experiment.is_file()
     with results_as_notes():

@@ -15,7 +15,7 @@ import threading
 import time
 from pathlib import Path
 
-from two_stream.runtime.locks import worker_mark
+from two_stream.runtime.locks import lock_worker
 from two_stream.studies.running.cells import StudyJob, StudyOutcome, do, job_from, to_wire
 
 _SAVING = 4.0
@@ -28,9 +28,9 @@ def main() -> int:
     jobs: queue.Queue[StudyJob | None] = queue.Queue()
     threading.Thread(target=_listen, args=(_input(), jobs, os.getppid()), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    mark = None
+    lock = None
     while (job := jobs.get()) is not None:
-        mark = mark or worker_mark(Path(job.record).parents[1])
+        lock = lock or lock_worker(Path(job.record).parents[1])
         outcome = _logged(job)
         try:
             answers.write(to_wire(outcome))

@@ -1,7 +1,7 @@
-"""How the processes of a run make one optimizer step together: alone, as replicas (DDP), or divided (FSDP2).
+"""How the processes of a run make one optimizer step: a single process, replicas (DDP) or shards (FSDP2).
 
-The gradients of a step are exchanged once, in the last row of micro-batches. A process that has no micro-batch there
-still takes part, with a gradient of zero, so an uneven end of an epoch or a clip that cannot be read holds nobody up.
+The gradients of a step are exchanged once, in the last row of micro-batches. A process without a micro-batch in that
+row takes part with a gradient of zero, so no process waits at an uneven end of an epoch or for an unreadable clip.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 
 class Parallel:
-    """One process: every method is the plain thing."""
+    """A single process."""
 
     world = 1
     lockstep = False
@@ -31,48 +31,48 @@ class Parallel:
         return logits
 
     def idle(self, *, last: bool) -> torch.Tensor | None:
-        """Stand in for a micro-batch that is not there: a loss of zero to go backward from, or None."""
+        """Take part without a micro-batch: return a loss of zero for the backward pass, or None."""
         del last
         return None
 
     @contextmanager
     def micro_step(self, active: int, *, last: bool) -> Iterator[None]:
-        """Surround forward and backward pass of a row in which `active` processes have a micro-batch."""
+        """Context of forward and backward pass of a row in which `active` processes have a micro-batch."""
         del active, last
         yield
 
     def end_step(self) -> None:
-        """Make what the steps of all processes left behind the same."""
+        """Synchronise what the step changed on each process."""
 
-    def whole(self, tree: Any) -> Any:
-        """Return a state dict with undivided tensors; every process calls it."""
+    def gather(self, tree: Any) -> Any:
+        """Return a state dict with full tensors; a collective call."""
         return tree
 
-    def writable(self, model: nn.Module) -> nn.Module:
-        """Return the model as a single process holds it; every process calls it."""
+    def full_model(self, model: nn.Module) -> nn.Module:
+        """Return the model with full tensors; a collective call."""
         return model
 
     def load(self, weights: dict[str, torch.Tensor]) -> None:
-        """Put undivided weights into the model.
+        """Load full weights into the model.
 
         Raises:
             RuntimeError: They do not fit.
         """
         self.model.load_state_dict(weights)
 
-    def divided(self, state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Return an undivided optimizer state as this process keeps it."""
+    def shard(self, state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return this process's part of a full optimizer state."""
         del optimizer
         return state
 
 
 def clip_shape(model: nn.Module) -> tuple[int, ...] | None:
-    """Return `(C, T, H, W)` of a model's clips, where it says so."""
+    """Return `(C, T, H, W)` of a model's clips; None if it has no `spec`."""
     spec = getattr(model, "spec", None)
     return None if spec is None else (spec.channels, spec.clip_length, *spec.size)
 
 
-def blank(shape: tuple[int, ...] | None, count: int, device: torch.device) -> torch.Tensor:
+def blank_clips(shape: tuple[int, ...] | None, count: int, device: torch.device) -> torch.Tensor:
     """Return `count` black clips of shape `(C, T, H, W)`."""
-    assert shape is not None, "a model that does not say what clips it takes"
+    assert shape is not None, "the model has no `spec`"
     return torch.zeros((count, *shape), dtype=torch.uint8, device=device)

@@ -1,10 +1,10 @@
-"""BatchNorm in several processes: running statistics as one process would have them, or statistics over all clips.
+"""BatchNorm in several processes: running statistics of a single process, or statistics over all clips.
 
-By default each process normalises by its own micro-batch, as one process does with one micro-batch after another.
-That one process would move its running statistics by `r <- (1 - m) r + m s` once per micro-batch. For a row of q
+By default each process normalises by its own micro-batch, as a single process does with one micro-batch after another.
+The single process would update its running statistics by `r <- (1 - m) r + m s` once per micro-batch. For a row of q
 micro-batches, one per process, this is the same as letting every process use the momentum `p = 1 - (1 - m)^q` and then
 averaging their statistics with the weights `m (1 - m)^(q - 1 - rank) / p`, which sum to one. The average is linear, so
-a process may make several rows before it is taken; how far the result is from that of one process is rounding alone.
+it may be taken after several rows; the result differs from that of a single process by rounding only.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from two_stream.runtime.distributed import rank
 
 
 class RunningStatistics:
-    """Keeps the running statistics of a model's BatchNorms what one process would have."""
+    """Keeps the running statistics of BatchNorm equal to those of a single process."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.active = 0
-        """processes with a micro-batch in the present row; 0 between steps"""
+        """processes with a micro-batch in the current row; 0 between steps"""
         self._norms: list[_BatchNorm] = []
         self._momenta: list[float] = []
         self._counted: torch.Tensor | None = None
 
     def begin_micro_step(self, active: int) -> None:
-        """Get ready for a row in which the first `active` processes have a micro-batch; all processes call it."""
+        """Prepare a row in which the first `active` processes have a micro-batch; a collective call."""
         if active == self.active:
             return
         if self.active:
@@ -45,7 +45,7 @@ class RunningStatistics:
             norm.momentum = 1.0 - (1.0 - momentum) ** active
 
     def end_step(self) -> None:
-        """Make the statistics of all processes the same; all of them call it."""
+        """Average the statistics of all processes; a collective call."""
         self._average()
         self.active = 0
         for norm, momentum in zip(self._norms, self._momenta, strict=True):
@@ -77,7 +77,7 @@ class RunningStatistics:
 
 
 def _moves(norm: _BatchNorm) -> bool:
-    """Whether training changes its running statistics; a frozen one is in evaluation mode."""
+    """Whether training updates the running statistics; a frozen layer is in evaluation mode."""
     return norm.training and bool(norm.momentum) and norm.num_batches_tracked is not None
 
 
@@ -86,13 +86,13 @@ def _counts(norms: Iterable[_BatchNorm]) -> torch.Tensor:
     return torch.stack(counts) if counts else torch.zeros(0, dtype=torch.int64)
 
 
-def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
-    """Replace every BatchNorm by one whose statistics span all processes; names and weights stay.
+def synchronise_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
+    """Replace every BatchNorm by one with statistics over all processes; names and weights stay.
 
-    Torch's own where it works, on a GPU; elsewhere the one below. timm's norms keep the activation inside them.
+    On a GPU it is torch's SyncBatchNorm, elsewhere `SpanningBatchNorm`. timm's norms keep their activation.
     """
     if device.type == "cuda":
-        if any(isinstance(part, _BatchNorm) and _inside(part) for part in model.modules()):
+        if any(isinstance(part, _BatchNorm) and _inner_modules(part) for part in model.modules()):
             from timm.layers.norm_act import convert_sync_batchnorm
 
             joined: nn.Module = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
@@ -103,28 +103,28 @@ def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
         if isinstance(child, _BatchNorm):
             setattr(model, name, SpanningBatchNorm.of(child))
         else:
-            synchronised(child, device)
+            synchronise_batchnorm(child, device)
     return model
 
 
-def _inside(norm: _BatchNorm) -> list[tuple[str, nn.Module]]:
-    """Return what a norm of timm applies behind itself: dropout, then activation."""
+def _inner_modules(norm: _BatchNorm) -> list[tuple[str, nn.Module]]:
+    """Return the modules that a norm of timm applies after itself: dropout, then activation."""
     return list(norm.named_children())
 
 
 class SpanningBatchNorm(_BatchNorm):
-    """BatchNorm over the clips of all processes, in plain operations; a process may have no clip at all."""
+    """BatchNorm over the clips of all processes in plain operations; a process may have no clip."""
 
     @classmethod
     def of(cls, norm: _BatchNorm) -> SpanningBatchNorm:
-        """Return one with the same weights, statistics and mode."""
+        """Return a copy with the same weights, statistics and mode."""
         new = cls(
             norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta"
         )
         new.weight, new.bias = norm.weight, norm.bias
         new.running_mean, new.running_var = norm.running_mean, norm.running_var
         new.num_batches_tracked = norm.num_batches_tracked
-        for name, part in _inside(norm):
+        for name, part in _inner_modules(norm):
             new.add_module(name, part)
         return new.train(norm.training)
 
@@ -132,7 +132,7 @@ class SpanningBatchNorm(_BatchNorm):
         del input
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalise `(B, C, …)`, and apply what the norm has behind it."""
+        """Normalise `(B, C, …)`, then apply the modules inside the norm."""
         out = self._normalised(input) if self.training else super().forward(input)
         for part in self.children():
             out = part(out)
@@ -158,10 +158,10 @@ class SpanningBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _move(self, mean: torch.Tensor, variance: torch.Tensor, count: float) -> None:
-        """Move the running statistics; torch keeps the unbiased variance."""
+        """Update the running statistics, as in torch with the unbiased variance."""
         if self.running_mean is None or self.running_var is None:
             return
-        if self.num_batches_tracked is not None:  # None while a stage is recomputed in the backward pass
+        if self.num_batches_tracked is not None:  # None when a stage is recomputed in the backward pass
             self.num_batches_tracked.add_(1)
         share = self.momentum
         if share is None:  # a plain average over all micro-batches

@@ -1,4 +1,4 @@
-"""DDP: a whole copy of the network per process, gradients averaged while they are computed."""
+"""DDP: one copy of the network per process; and the choice between one process, DDP and FSDP2."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from two_stream.config.schema import TrainOptions
 from two_stream.runtime import distributed
-from two_stream.training.parallel.base import Parallel, blank, clip_shape
+from two_stream.training.parallel.base import Parallel, blank_clips, clip_shape
 from two_stream.training.parallel.batchnorm import RunningStatistics
 
 _NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
@@ -21,7 +22,7 @@ _BUFFERS_APART: dict[str, Any] = {"forward_sync_buffers" if _NEW_NAME else "broa
 
 
 class Replicas(Parallel):
-    """A whole copy of the network per process; gradients are averaged while they are computed."""
+    """One copy of the network per process; gradients are averaged during the backward pass."""
 
     def __init__(self, model: nn.Module, device: torch.device, *, spanning: bool) -> None:
         super().__init__(model, device)
@@ -29,9 +30,9 @@ class Replicas(Parallel):
         self.spanning = spanning
         self.statistics = None if spanning else RunningStatistics(model)
         self._shape = clip_shape(model)
-        # a pointwise convolution's layouts differ in name only
+        # the layouts of a pointwise convolution differ in name only
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        # buffers: RunningStatistics does better; no static graph: a process without a micro-batch has another one
+        # buffers: see RunningStatistics; no static graph: a process without a micro-batch has a different one
         self._wrapped = DistributedDataParallel(
             _Entry(model),
             device_ids=[device.index] if device.type == "cuda" else None,
@@ -46,9 +47,9 @@ class Replicas(Parallel):
         return logits
 
     def idle(self, *, last: bool) -> torch.Tensor | None:
-        """Take part in the exchange of gradients, and of BatchNorm's statistics where they span the processes."""
-        if self.spanning:  # the others wait in each of its layers
-            return self.forward(blank(self._shape, 0, self.device)).sum()
+        """Take part in the exchange of gradients and of statistics that span the processes."""
+        if self.spanning:  # the other processes wait in each BatchNorm
+            return self.forward(blank_clips(self._shape, 0, self.device)).sum()
         return cast(torch.Tensor, self._wrapped(None)) if last else None
 
     @contextmanager
@@ -69,7 +70,7 @@ class Replicas(Parallel):
 
 
 class _Entry(nn.Module):
-    """What DDP sees: the model, or no clips and a zero that depends on every weight."""
+    """The module that DDP wraps: the model, or without clips a zero that depends on every weight."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -81,3 +82,15 @@ class _Entry(nn.Module):
             return logits
         weights = [p for p in self.model.parameters() if p.requires_grad]
         return torch.stack([p[(0,) * p.ndim].float() for p in weights]).sum() * 0.0
+
+
+def build_parallel(model: nn.Module, options: TrainOptions, device: torch.device) -> Parallel:
+    """Wrap a model on its device for the number of processes and the strategy of the settings."""
+    if distributed.world_size() == 1:
+        return Parallel(model, device)
+    spanning = options.sync_batchnorm
+    if options.strategy == "fsdp":
+        from two_stream.training.parallel.fsdp import Sharded
+
+        return Sharded(model, device, spanning=spanning)
+    return Replicas(model, device, spanning=spanning)

@@ -1,7 +1,7 @@
-"""FSDP2: weights, gradients and optimizer state divided among the processes, for networks that outgrow one GPU.
+"""FSDP2: weights, gradients and optimizer state are sharded, for networks too large for one GPU.
 
-Each stage of the backbone is divided by itself, head and classifier together, so a process holds one whole stage at a
-time. Checkpoints are gathered, so they are those of a single process and continue under any strategy.
+Each stage of the backbone is one shard group, head and classifier another, so a process gathers one stage at a time.
+Checkpoints hold full tensors, so any strategy can continue them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from two_stream.runtime import distributed
-from two_stream.training.parallel.base import Parallel, blank, clip_shape
+from two_stream.training.parallel.base import Parallel, blank_clips, clip_shape
 from two_stream.training.parallel.batchnorm import RunningStatistics
 
 
 class Sharded(Parallel):
-    """Every forward pass gathers the weights stage by stage, so all processes make each of them together."""
+    """Every forward pass gathers the weights stage by stage, so all processes make it together."""
 
     lockstep = True
 
@@ -36,7 +36,7 @@ class Sharded(Parallel):
         self._twin = copy.deepcopy(model).to("meta")
         self._shape = clip_shape(model)
         mesh = init_device_mesh(device.type, (self.world,))
-        model.to(memory_format=torch.contiguous_format)  # FSDP2 divides no others; clips keep their layout
+        model.to(memory_format=torch.contiguous_format)  # FSDP2 shards no other layout; clips keep theirs
         for part in _parts(model):
             fully_shard(part, mesh=mesh)
         fully_shard(model, mesh=mesh)
@@ -47,15 +47,15 @@ class Sharded(Parallel):
         return super().forward(clips)
 
     def idle(self, *, last: bool) -> torch.Tensor | None:
-        """Gather and reduce with the others; without statistics that span them, by a clip that leaves no trace."""
+        """Gather and reduce with the others; a blank clip must not change the BatchNorm statistics."""
         del last
         if self.spanning:
-            return self.forward(blank(self._shape, 0, self.device)).sum()
+            return self.forward(blank_clips(self._shape, 0, self.device)).sum()
         training = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.training]
         for module in training:
             module.training = False
         try:
-            return self.forward(blank(self._shape, 1, self.device)).sum() * 0.0
+            return self.forward(blank_clips(self._shape, 1, self.device)).sum() * 0.0
         finally:
             for module in training:
                 module.training = True
@@ -73,30 +73,30 @@ class Sharded(Parallel):
         if self.statistics is not None:
             self.statistics.end_step()
 
-    def whole(self, tree: Any) -> Any:
-        """Return a state dict with undivided tensors in main memory; every process calls it."""
+    def gather(self, tree: Any) -> Any:
+        """Return a state dict with full tensors in main memory; a collective call."""
         if isinstance(tree, DTensor):
             return tree.full_tensor().cpu()
         if isinstance(tree, torch.Tensor):
             return tree.detach().cpu()
         if isinstance(tree, dict):
-            return {key: self.whole(value) for key, value in tree.items()}
+            return {key: self.gather(value) for key, value in tree.items()}
         if isinstance(tree, list):
-            return [self.whole(value) for value in tree]
+            return [self.gather(value) for value in tree]
         return tree
 
-    def writable(self, model: nn.Module) -> nn.Module:
-        """Return a copy of the model that holds the undivided weights; every process calls it."""
-        weights = self.whole(model.state_dict())
+    def full_model(self, model: nn.Module) -> nn.Module:
+        """Return a copy of the model with full weights; a collective call."""
+        weights = self.gather(model.state_dict())
         return self._filled(weights)
 
     def load(self, weights: dict[str, torch.Tensor]) -> None:
-        """Divide weights and put them into the model.
+        """Shard weights and load them into the model.
 
         Raises:
             RuntimeError: They do not fit.
         """
-        self._filled(weights)  # compares names and shapes
+        self._filled(weights)  # checks names and shapes
         for key, present in self.model.state_dict().items():
             present.copy_(_like(present, weights[key].to(self.device)))
 
@@ -105,21 +105,21 @@ class Sharded(Parallel):
         twin.load_state_dict(weights, assign=True)
         return twin
 
-    def divided(self, state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Return an undivided optimizer state as this process keeps it."""
+    def shard(self, state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return this process's part of a full optimizer state."""
         weights = [p for group in optimizer.param_groups for p in group["params"]]
-        divided = {}
+        sharded = {}
         for index, values in state["state"].items():
             weight = weights[index]
-            divided[index] = {
+            sharded[index] = {
                 key: _like(weight, value.to(self.device)) if _shaped(value, weight) else value
                 for key, value in values.items()
             }
-        return {**state, "state": divided}
+        return {**state, "state": sharded}
 
 
 def _parts(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield what is divided by itself; a list of heads is never called as such, so it goes with the rest."""
+    """Yield the shard groups; a `ModuleList` is never called, so it belongs to the root group."""
     for _, stage in cast(Any, model).stages()[:-1]:
         if not isinstance(stage, nn.ModuleList) and next(stage.parameters(), None) is not None:
             yield stage

@@ -36,7 +36,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from two_stream.runtime.cache import cache_folder, write_cached
+from two_stream.runtime.files import cache_folder, write_cached
 
 _FORMAT = 2
 _VERIFIED = 32

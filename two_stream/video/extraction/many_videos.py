@@ -14,7 +14,7 @@ from typing import Any
 
 from two_stream.errors import DataError
 from two_stream.runtime.console import progress
-from two_stream.runtime.leftovers import clear_leftovers
+from two_stream.runtime.files import clear_leftovers
 from two_stream.runtime.workers import TaskFailure, run_tasks, usable_processes
 from two_stream.video.decoding.reader import backend_version
 from two_stream.video.extraction.one_video import (

@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from two_stream.errors import SettingsError, TwoStreamError, VideoError
-from two_stream.runtime.files import fsync_dir, write_json
-from two_stream.runtime.leftovers import unfinished
+from two_stream.runtime.files import fsync_dir, unfinished, write_json
 from two_stream.runtime.text import parse_json
 from two_stream.runtime.workers import Beat
 from two_stream.video.decoding.base import uneven_times

@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 
 from two_stream.errors import DataError, SettingsError
-from two_stream.runtime.leftovers import clear_leftovers, unfinished
+from two_stream.runtime.files import clear_leftovers, unfinished
 from two_stream.runtime.workers import TaskFailure, usable_processes
 from two_stream.video.decoding.reader import backend_version
 from two_stream.video.extraction.one_video import ExtractionJob, ExtractionOutcome, extract_video

@@ -263,7 +263,7 @@ def test_head_over_places_needs_maps(world: Path, tmp_path: Path) -> None:
     model = settled_model(experiment.model)
     write_features(model, experiment, tmp_path / "cache")
     run = save_run(with_features(experiment, tmp_path / "cache"), model)
-    with pytest.raises(SettingsError, match=r"head nonlocal looks at places.*--maps"):
+    with pytest.raises(SettingsError, match=r"head nonlocal needs feature maps.*--maps"):
         evaluate_run(run, device="cpu")
 
 

@@ -25,7 +25,7 @@ from two_stream.evaluation.features.extract_features import write_features
 from two_stream.evaluation.runs.run import evaluate_run, load_run
 from two_stream.recognizer import create_model
 from two_stream.streaming import convert
-from two_stream.training.linear_probe import solver
+from two_stream.training import linear_probe
 from two_stream.training.train import start_model, train
 
 MOMENTS = {"kind": "moments", "differences": 2}
@@ -127,7 +127,7 @@ def test_an_interrupted_probe_leaves_nothing_half_written(world: Path, tmp_path:
         assert stopped()
 
     with monkeypatch.context() as patch:
-        patch.setattr(solver, "choose", interrupted)
+        patch.setattr(linear_probe, "choose", interrupted)
         result = train(experiment)
     assert result.interrupted == signal.SIGINT
     assert not result.finished
@@ -141,7 +141,7 @@ def test_an_interrupted_probe_leaves_nothing_half_written(world: Path, tmp_path:
     [
         (
             {"head": {"kind": "lstm", "hidden": 4}},
-            "solves for the classifier alone, and heads.0.lstm.weight_ih_l0",
+            "trains the classifier only, but heads.0.lstm.weight_ih_l0",
         ),
         ({"train": {"mixup": 0.2}}, "mixup changes training steps"),
         ({"data": {"balance": "classes"}}, "train.optimizer.balanced: true"),
@@ -286,9 +286,7 @@ def test_folds_learn_from_the_whole_list_and_score_it_by_what_has_not_seen_it(
 
 
 def test_folds_belong_to_the_solved_probe(world: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"selection folds is the cross-validation of `optimizer: \{kind: logi"
-    ):
+    with pytest.raises(ValueError, match=r"selection folds needs `optimizer: \{kind: logi"):
         start(world, tmp_path, train={**FOLDS, "optimizer": {"kind": "sgd"}})
 
 
@@ -297,6 +295,6 @@ def test_folds_of_one_source_are_refused(tmp_path: Path) -> None:
     record = world / "settings" / "toy" / "dataset.yaml"
     record.write_text(record.read_text().replace(r"_(g\d)$", r"/(v)_g\d$"))
     with pytest.raises(
-        TrainingError, match=r"^`train.selection: folds` divides the sources .*, and there is one; .*$"
+        TrainingError, match=r"^`train.selection: folds` needs two source videos .*, which has one; .*$"
     ):
         train(start(world, tmp_path, train=FOLDS))

@@ -238,7 +238,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(
 
     monkeypatch.setattr(home, name, full)
     with pytest.raises(
-        FullDiskError, match=r"parts.*: no space left.* kept; free some, then go on with --resume$"
+        FullDiskError, match=r"parts.*: no space left.* kept; free some space, then continue with --resume$"
     ):
         train(parts)
     monkeypatch.undo()
@@ -326,7 +326,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         SettingsError,
         r"`model.input.clip_length` 8 \(here 4\)",
     ),
-    "places": ({"head": NONLOCAL}, SettingsError, "head nonlocal looks at places.*--maps"),
+    "places": ({"head": NONLOCAL}, SettingsError, "head nonlocal needs feature maps.*--maps"),
 }
 
 

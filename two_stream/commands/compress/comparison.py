@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from two_stream.compression.layers import LayerChange
 from two_stream.config.load import flatten
 from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import ScoreError, SettingsError
@@ -47,18 +48,6 @@ class Side:
     accuracy: Interval
     """share; of a multi-label set mAP; 95 % interval over source videos"""
     costs: NetworkCosts
-
-
-@dataclass(frozen=True)
-class LayerChange:
-    """One layer's weights before and after."""
-
-    name: str
-    before: str
-    """shape, in words"""
-    after: str
-    sparsity: float
-    """share of the weights after that are 0"""
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,24 @@
-"""The linear probe as a run: replaces `Trainer.fit` where `train.optimizer.kind` is `logistic`.
+"""The linear probe as a run: replaces the trainer if `train.optimizer.kind` is `logistic`.
 
-A frozen network gives one vector per training clip; the classifier becomes their logistic regression. Nothing is random
-but the folds, and there are no steps, so a run is finished or has not begun: a checkpoint holds no half-way state.
+A frozen network computes one vector per training clip, and the classifier becomes their logistic regression. Only the
+folds are random, and there are no steps, so a run is either finished or not begun.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import closing
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from two_stream.config.optimization import Logistic
 from two_stream.config.schema import Experiment
-from two_stream.errors import SettingsError
+from two_stream.errors import DataError, SettingsError
 from two_stream.evaluation.runs.run import HELD_OUT, load_run, score_table
 from two_stream.evaluation.scores.files import write_scores
 from two_stream.evaluation.scoring.network import prepare_for_inference
@@ -23,24 +26,23 @@ from two_stream.evaluation.scoring.score import VideoScores
 from two_stream.recognizer import Recognizer
 from two_stream.runtime import distributed
 from two_stream.runtime.console import note, progress
+from two_stream.runtime.device import autocast
 from two_stream.runtime.interrupt import StopRequest
 from two_stream.runtime.provenance import code_version
-from two_stream.training.checkpoint import WriteModel, load_newest, save_checkpoint
-from two_stream.training.data import TrainingData
-from two_stream.training.linear_probe.passes import Vectors, training_vectors
-from two_stream.training.linear_probe.regression import Chosen, choose, fit_regression, held_out_logits
-from two_stream.training.progress import Progress
-from two_stream.training.result import SELECTION_LABELS, TrainResult, checkpoint_meta, training_result
+from two_stream.training.data import TrainingData, with_progress
+from two_stream.training.regression import Chosen, Vectors, choose, fit_regression, held_out_logits
+from two_stream.training.run_folder import WriteModel, load_newest, save_checkpoint
 from two_stream.training.tracking import Tracker, write_metrics
+from two_stream.training.trainer import SELECTION_LABELS, Progress, TrainResult, checkpoint_meta
 from two_stream.training.validate import Tally, Validation, validate
 from two_stream.types import RunPaths
 
 
 def check_probe(model: Recognizer, data: TrainingData) -> None:
-    """Find out, before the run has a folder, whether the classifier alone learns and can be solved for.
+    """Check, before the run has a folder, that only the classifier is trained and that it can be solved.
 
     Raises:
-        SettingsError: It cannot; says what to set.
+        SettingsError: It cannot; names the setting to change.
     """
     if distributed.world_size() > 1:
         raise SettingsError(
@@ -48,25 +50,25 @@ def check_probe(model: Recognizer, data: TrainingData) -> None:
         )
     if data.labels is not None and data.labels.multi_label:
         raise SettingsError(
-            f"`train.optimizer.kind: logistic` tells apart classes of which a video has one, and {data.dataset} is "
+            f"`train.optimizer.kind: logistic` expects one class per video, but {data.dataset} is "
             "multi-label; use sgd or adamw with `train.freeze_until: head`"
         )
     if model.options.dense:
         raise SettingsError(
-            "`train.optimizer.kind: logistic` sees one vector per clip, and `model.dense` classifies places; leave one "
-            "of them out"
+            "`train.optimizer.kind: logistic` classifies one vector per clip, but `model.dense` classifies positions; "
+            "remove one of them"
         )
     learns = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     below = [name for name in learns if not name.startswith("classifier.")]
     if below:
         raise SettingsError(
-            f"`train.optimizer.kind: logistic` solves for the classifier alone, and {below[0]} and {len(below) - 1} "
-            "more would learn below it; set `train.freeze_until: head`"
+            f"`train.optimizer.kind: logistic` trains the classifier only, but {below[0]} and {len(below) - 1} "
+            "other parameters are not frozen; set `train.freeze_until: head`"
         )
 
 
 class Probe:
-    """Solves for the classifier of a network and keeps the run's folder, as `Trainer` does for other trainings."""
+    """Solves for the classifier of a network and writes the run's folder, as `Trainer` does."""
 
     def __init__(
         self,
@@ -89,10 +91,10 @@ class Probe:
         self.write_model = write_model
         self.progress = Progress()
         self.held_out: VideoScores | None = None
-        """with `train.selection: folds` the training videos, each scored by the folds that did not see it"""
+        """with `train.selection: folds`, the training videos scored by folds that did not contain them"""
 
     def restore(self) -> None:
-        """Read how far the run is: it is finished, or has no checkpoint.
+        """Load the progress of the run, which is finished if it has a checkpoint.
 
         Raises:
             CheckpointError: It is damaged.
@@ -101,8 +103,8 @@ class Probe:
         _, state, _ = load_newest(self.paths)
         if state["fingerprint"] != self.data.fingerprint:
             raise SettingsError(
-                f"{self.paths.root}: the split lists or stored features changed since the run was made; restore them "
-                "or start over with --overwrite"
+                f"{self.paths.root}: the split lists or stored features changed since the run was made; restore "
+                "them or start over with --overwrite"
             )
         self.progress = Progress.from_state(state["progress"])
 
@@ -110,17 +112,16 @@ class Probe:
         """Solve, validate and write; after a signal nothing is written.
 
         Raises:
-            DataError: A clip cannot be read and `data.on_error` is `raise`, or none can be read.
+            DataError: A clip cannot be read and `data.on_error` is `raise`, or no clip can be read.
             TrainingError: The training part has one class.
         """
         selection = self.experiment.train.selection
         if self.progress.finished:
-            return training_result(self.paths, self.progress, selection, True, None)
+            return self.progress.result(self.paths, selection, already_finished=True)
         with StopRequest("stopping") as stop:
-            self._fit(lambda: stop.asked is not None)
-            return training_result(
-                self.paths, self.progress, selection, False, None if self.progress.finished else stop.signal
-            )
+            self._fit(lambda: stop.received is not None)
+            interrupted = None if self.progress.finished else stop.signal
+            return self.progress.result(self.paths, selection, interrupted=interrupted)
 
     def _fit(self, stopped: Any) -> None:
         begin = time.perf_counter()
@@ -134,7 +135,7 @@ class Probe:
             chosen = choose(vectors, groups, self.options, seed=self.experiment.seed, stopped=stopped)
         if chosen is None:
             return
-        self._tell(chosen, vectors)
+        self._note_choice(chosen, vectors)
         weight, bias = fit_regression(vectors, chosen.c, self.options.balanced, self.model.num_classes)
         with torch.no_grad():
             self.model.classifier.weight.copy_(torch.from_numpy(weight))
@@ -152,7 +153,7 @@ class Probe:
     def _validated(
         self, vectors: Vectors, groups: list[str], chosen: Chosen, stopped: Any
     ) -> Validation | None:
-        """Return how good it is on the holdout, or on what each fold held out of the training list."""
+        """Return loss and accuracy on the holdout, or on what each fold held out of the training list."""
         classes = len(self.data.class_names)
         if self.experiment.train.selection != "folds":
             return validate(
@@ -172,14 +173,14 @@ class Probe:
         self.held_out = VideoScores(ids, labels, logits, None, np.ones(len(ids), np.int64))
         tally = Tally(classes)
         tally.add(torch.from_numpy(logits), torch.from_numpy(labels))
-        return tally.result(left=False, multi_label=False)
+        return tally.result(stopped=False, multi_label=False)
 
     def _vectors(self, stopped: Any) -> Vectors | None:
         views = self.options.views
         cache = self.data.features
         if views is None:
             views = 0 if cache is None else cache.facts.train_views
-        # nothing below the classifier learns, so the network may be joined as for evaluation: twice as fast
+        # nothing below the classifier is trained, so BatchNorm may be folded as for evaluation: twice as fast
         network = (
             self.model if cache is not None else prepare_for_inference(self.model, self.experiment.evaluate)
         )
@@ -193,21 +194,21 @@ class Probe:
             stopped=stopped,
         )
 
-    def _tell(self, chosen: Chosen, vectors: Vectors) -> None:
+    def _note_choice(self, chosen: Chosen, vectors: Vectors) -> None:
         count, width = vectors.rows.shape
-        how = "given, or nothing to compare it by"
+        how = "given, or without a second source to compare with"
         if chosen.table:
             row = next(row for row in chosen.table if row["c"] == chosen.c)
             how = (
                 f"held-out loss {row['loss']:.4f}, top-1 {100 * row['top1']:.1f} % in {self.options.repeats} × "
-                f"{chosen.folds} folds of whole sources"
+                f"{chosen.folds} folds over sources"
             )
             if chosen.c in (chosen.table[0]["c"], chosen.table[-1]["c"]):
-                how += "; it is at the end of `train.optimizer.cs`, which a wider choice may better"
+                how += "; this is the smallest or largest of `train.optimizer.cs`, so try a wider range"
         note(f"{count} vectors of {width} numbers; C {chosen.c:g}: {how}")
 
     def _line(self, vectors: Vectors, chosen: Chosen, validation: Validation) -> dict[str, Any]:
-        """Return the line of metrics.jsonl; training loss and top-1 are those of all rows, unweighted."""
+        """Return the line of metrics.jsonl; training loss and top-1 are unweighted means over all rows."""
         weight, bias = (part.detach().double().cpu().numpy() for part in self.model.classifier.parameters())
         logits = vectors.rows @ weight.T + bias
         rows = np.arange(len(logits))
@@ -236,7 +237,7 @@ class Probe:
             tracker.hparams({"val_top1": self.progress.best_top1, "val_loss": self.progress.best_loss})
         write_metrics(self.paths, self.progress.history)
         state = {
-            "progress": self.progress.state_dict(),
+            "progress": asdict(self.progress),
             "fingerprint": self.data.fingerprint,
             "code_version": code_version(),
         }
@@ -255,3 +256,47 @@ class Probe:
                 facts=facts,
             )
             write_scores(self.paths.scores / HELD_OUT, table)
+
+
+@torch.no_grad()
+def training_vectors(
+    model: Recognizer,
+    data: TrainingData,
+    views: int,
+    *,
+    device: torch.device,
+    precision: str,
+    stopped: Callable[[], bool],
+) -> Vectors | None:
+    """Return the classifier's input for every training video: its centred clip, then its first augmented ones.
+
+    Args:
+        model: On `device`.
+        data: One class per video.
+        views: Augmented clips per video, those of the first epochs of a training.
+        device: Of the model.
+        precision: Autocast type.
+        stopped: Whether to stop early and return None.
+
+    Raises:
+        DataError: A clip cannot be read and `data.on_error` is `raise`, or no clip can be read.
+    """
+    model.eval()
+    places = {record.id: place for place, record in enumerate(data.records)}
+    rows: list[NDArray[np.float64]] = []
+    labels: list[NDArray[np.int64]] = []
+    videos: list[int] = []
+    for number in range(1 + views):
+        loader = data.centred() if number == 0 else data.train(number - 1, 0)
+        title = f"clips {number + 1}/{1 + views}"
+        for batch in with_progress(loader, title, len(data.records)):
+            if stopped():
+                return None
+            with autocast(device, precision):
+                z_BD = model.forward_vectors(batch.clips.to(device))
+            rows.append(z_BD.double().cpu().numpy())
+            labels.append(batch.labels.cpu().numpy())
+            videos += [places[video] for video in batch.ids]
+    if not rows:
+        raise DataError("no training clip could be read; run `two-stream check` on the data set")
+    return Vectors(np.concatenate(rows), np.concatenate(labels), np.array(videos))

@@ -1,8 +1,8 @@
-"""Logistic regression on standardised vectors, its strength chosen by cross-validation over source videos.
+"""Logistic regression on standardised vectors; cross-validation over source videos chooses the penalty.
 
-The estimator is scikit-learn's (multinomial, L2 on the weights, none on the biases). What is done around it: vectors of
-one video share its weight, source videos stay whole, and where there are fewer vectors than dimensions the problem is
-turned into their span. That is exact: a penalised solution has no part outside of it.
+The estimator is scikit-learn's (multinomial, L2 penalty on the weights, none on the biases). Vectors of one video share
+its weight, and a source video is never divided. With fewer vectors than dimensions the problem is solved in their span,
+which is exact: a penalised solution has no component outside it.
 """
 
 from __future__ import annotations
@@ -18,31 +18,49 @@ from numpy.typing import NDArray
 
 from two_stream.config.optimization import Logistic
 from two_stream.errors import TrainingError
-from two_stream.training.linear_probe.passes import Vectors, scales
 
 Floats = NDArray[np.float64]
 _MOST_STEPS = 10_000
 _COARSE, _FINE = 1e-6, 1e-8
-"""largest gradient left, for a fold and for the result"""
+"""tolerance of the gradient, for a fold and for the result"""
 ABSENT = -10.0
-"""bias of a class without a training video: below the mean of the others' logits, which is 0 (`|w|²` is least there)"""
+"""bias of a class without a training video, below the mean 0 of the other logits"""
+CONSTANT = 1e-6
+"""deviation relative to the mean below which a channel counts as constant (rounding of float32)"""
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Input of the classifier for the training part, one row per clip."""
+
+    rows: NDArray[np.float64]
+    """`(N, D)`"""
+    labels: NDArray[np.int64]
+    """`(N,)`; mirrored clips have other labels if the data set's mirror exchanges classes"""
+    videos: NDArray[np.int64]
+    """`(N,)`: indices in `TrainingData.records`"""
+
+
+def channel_scales(deviation: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the divisor of each channel: its deviation, or 1 if it is constant."""
+    return np.where(deviation <= CONSTANT * np.abs(mean), 1.0, deviation)
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The outcome of a cross-validation."""
+    """Result of a cross-validation."""
 
     c: float
     table: list[dict[str, float]]
     """per C: `c`, held-out `loss` and `top1`, weighted as in the fit; empty where there was nothing to choose"""
     folds: int
-    """parts that there were in fact"""
+    """actual number of parts"""
 
 
 def sample_weights(vectors: Vectors, balanced: bool) -> Floats:
-    """Return a weight per row, `(N,)`: their sum is the number of videos, and a video's rows share its own.
+    """Return a weight per row, `(N,)`, that sums to 1 over the rows of each video.
 
-    Balanced, the rows of each class have the same sum, as scikit-learn's `class_weight="balanced"` has it.
+    If balanced, each class has the same sum, as with scikit-learn's `class_weight="balanced"`.
     """
     weights: Floats = 1.0 / np.bincount(vectors.videos)[vectors.videos].astype(np.float64)
     if not balanced:
@@ -60,18 +78,17 @@ def choose(
     seed: int = 0,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Chosen | None:
-    """Choose the C of the lowest held-out log loss, of equals the smaller; None when `stopped` turned true.
+    """Return the C with the lowest held-out log loss (the smaller of equals); None if `stopped` became true.
 
-    The loss is the mean over the rows of all folds and repeats with the weights of the fit. Rows whose class no
-    training side of their fold has are left out: what C does cannot show on them. One C, or one source video, leaves
-    nothing to compare; then it is the middle one.
+    The loss is the mean over the rows of all folds and repeats, weighted as in the fit, without rows whose class the
+    fold's training side lacks. With a single C or source video the middle C is returned.
 
     Args:
         vectors: The training part.
-        groups: Source of each video, by `Vectors.videos`; empty: a source of its own.
-        options: What to compare.
+        groups: Source of each video, indexed by `Vectors.videos`; an empty one is a source of its own.
+        options: Values of C, folds, repeats and balance.
         seed: Of the folds.
-        stopped: Whether to leave early.
+        stopped: Whether to stop early.
     """
     cs = sorted(options.cs)
     parts, folds = _divided(vectors, groups, options, seed)
@@ -93,28 +110,26 @@ def choose(
 def held_out_logits(
     vectors: Vectors, groups: Sequence[str], options: Logistic, c: float, num_classes: int, *, seed: int = 0
 ) -> tuple[NDArray[np.int64], Floats]:
-    """Return the logits of every training video by the folds that did not see it or its source.
-
-    They are the mean over the rows of a video and over the repeats.
+    """Return the logits of every training video from folds without its source, averaged over its rows and repeats.
 
     Args:
         vectors: The training part.
         groups: As for `choose`.
         options: Folds, repeats and balance.
-        c: What `choose` found: its folds are these, so the best C of several looks a little better here than it is.
+        c: From `choose`, which used the same folds, so the result is slightly optimistic.
         num_classes: K.
         seed: Of the folds.
 
     Returns:
-        The numbers of the videos, ascending, and logits `(videos, K)`.
+        The indices of the videos, ascending, and logits `(videos, K)`.
 
     Raises:
-        TrainingError: There are no two sources to divide.
+        TrainingError: There is only one source.
     """
     parts, folds = _divided(vectors, groups, options, seed)
     if parts < 2:
         raise TrainingError(
-            "`train.selection: folds` divides the sources of the training list, and there is one; set "
+            "`train.selection: folds` needs two source videos in the training list, which has one; set "
             "`train.selection: holdout`, or correct `group` in dataset.yaml"
         )
     shown = np.unique(vectors.videos)
@@ -132,9 +147,7 @@ def held_out_logits(
 
 
 def fit_regression(vectors: Vectors, c: float, balanced: bool, num_classes: int) -> tuple[Floats, Floats]:
-    """Return weight `(K, D)` and bias `(K,)` on vectors as they come: their standardisation is folded in.
-
-    A class without a row gets weight 0 and the bias `ABSENT`.
+    """Return weight `(K, D)` and bias `(K,)` for unstandardised vectors; a class without rows gets 0 and `ABSENT`.
 
     Raises:
         TrainingError: All rows have one class.
@@ -142,12 +155,11 @@ def fit_regression(vectors: Vectors, c: float, balanced: bool, num_classes: int)
     classes = np.unique(vectors.labels)
     if len(classes) < 2:
         raise TrainingError(
-            "the training part has videos of one class only, so there is nothing to tell apart; check the split list "
-            "and `data.holdout`"
+            "the training part has videos of one class only; check the split list and `data.holdout`"
         )
     space = _Space.of(vectors.rows)
     estimator = _estimator(_FINE, warm=False)
-    with _quiet():
+    with _without_warning():
         estimator.set_params(C=c).fit(space.inside, vectors.labels, sample_weights(vectors, balanced))
     inner, inner_bias = _logit_rows(estimator)
     weight, bias = np.zeros((num_classes, len(space.mean))), np.full(num_classes, ABSENT)
@@ -158,19 +170,19 @@ def fit_regression(vectors: Vectors, c: float, balanced: bool, num_classes: int)
 
 @dataclass(frozen=True)
 class _Space:
-    """Rows standardised and turned into as many dimensions as there are rows, where those are fewer."""
+    """Standardised rows, projected onto their span if there are fewer rows than dimensions."""
 
     mean: Floats
     scale: Floats
     inside: Floats
-    """the rows in it"""
+    """the rows in this space"""
     basis: Floats | None
-    """`(D, N)`, orthonormal columns; None: the dimensions are the vectors' own"""
+    """`(D, N)`, orthonormal columns; None without projection"""
 
     @classmethod
     def of(cls, z_ND: Floats) -> _Space:
         mean, deviation = z_ND.mean(0), z_ND.std(0)
-        scale = scales(deviation, mean)
+        scale = channel_scales(deviation, mean)
         x = (z_ND - mean) / scale
         if len(x) >= x.shape[1]:
             return cls(mean, scale, x, None)
@@ -188,7 +200,7 @@ class _Space:
 def _divided(
     vectors: Vectors, groups: Sequence[str], options: Logistic, seed: int
 ) -> tuple[int, Iterator[NDArray[np.bool_]]]:
-    """Return the parts that a cross-validation can have, and which rows each of its folds holds out."""
+    """Return the possible number of parts, and which rows each fold of the cross-validation holds out."""
     shown = np.unique(vectors.videos)
     sources = np.array([groups[video] or f"\0{video}" for video in shown])
     labels = vectors.labels[[int(np.argmax(vectors.videos == video)) for video in shown]]
@@ -200,13 +212,13 @@ def _divided(
 def _folds(
     labels: NDArray[np.int64], sources: NDArray[np.str_], parts: int, repeats: int, seed: int
 ) -> Iterator[NDArray[np.int64]]:
-    """Yield the places of the videos that are held out, repeat by repeat and part by part."""
+    """Yield the indices of the held-out videos, repeat by repeat and part by part."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     for repeat in range(repeats):
         divided = StratifiedGroupKFold(parts, shuffle=True, random_state=seed + repeat)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # a class with fewer videos than parts is no mistake
+            warnings.simplefilter("ignore", UserWarning)  # a class may have fewer videos than parts
             for _, held_out in divided.split(labels[:, None], labels, sources):
                 yield held_out
 
@@ -218,7 +230,7 @@ def _held_out(
     cs: Sequence[float],
     stopped: Callable[[], bool],
 ) -> Floats:
-    """Return, per C, the weighted sums of loss and of rows that are right, and the weight, of one fold's test side."""
+    """Return for each C the weighted sums of loss, of correct rows and of weights of one fold's test side."""
     sums = np.zeros((len(cs), 3))
     learned = Vectors(vectors.rows[~test], vectors.labels[~test], vectors.videos[~test])
     known = np.unique(learned.labels)
@@ -227,11 +239,11 @@ def _held_out(
         return sums
     space, weights = _Space.of(learned.rows), sample_weights(learned, balanced)
     others, wanted = space.of_others(vectors.rows[scored]), np.searchsorted(known, vectors.labels[scored])
-    estimator = _estimator(_COARSE, warm=True)  # from the last, stronger C on
+    estimator = _estimator(_COARSE, warm=True)  # starts from the solution of the previous C
     for place, c in enumerate(cs):
         if stopped():
             break
-        with _quiet():
+        with _without_warning():
             estimator.set_params(C=c).fit(space.inside, learned.labels, weights)
         weight, bias = _logit_rows(estimator)
         logits = others @ weight.T + bias
@@ -251,7 +263,7 @@ def _estimator(tolerance: float, *, warm: bool) -> Any:
 
 
 def _logit_rows(estimator: Any) -> tuple[Floats, Floats]:
-    """Return a row per class; of two classes scikit-learn has the one difference, which both share."""
+    """Return one row per class; for two classes scikit-learn has only their difference."""
     weight, bias = estimator.coef_, estimator.intercept_
     if len(weight) == 1:
         return np.concatenate((-weight, weight)) / 2, np.concatenate((-bias, bias)) / 2
@@ -259,8 +271,8 @@ def _logit_rows(estimator: Any) -> tuple[Floats, Floats]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep scikit-learn from saying that the last digits of a tolerance are out of float64's reach."""
+def _without_warning() -> Iterator[None]:
+    """Ignore scikit-learn's warning that float64 cannot reach the tolerance."""
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():

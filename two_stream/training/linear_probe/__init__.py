@@ -1,1 +1,0 @@
-"""The linear probe: logistic regression on features of a frozen backbone."""
