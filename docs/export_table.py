@@ -33,12 +33,12 @@ from two_stream.config.model import ModelOptions
 from two_stream.config.schema import Experiment
 from two_stream.errors import TwoStreamError
 from two_stream.export import export_run
-from two_stream.export.bare import BareModel
+from two_stream.export.writing import BareModel
 from two_stream.export.card import Target
-from two_stream.export.clips import noise_clips
+from two_stream.export.verifying import noise_clips
 from two_stream.export.graph import Exportable, program_of, quiet, reason
 from two_stream.export.onnx_format import converted
-from two_stream.export.stream_writing import batch_axis
+from two_stream.export.writing import batch_axis
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.runtime.files import write_text
 from two_stream.streaming import StepNetwork, convert

@@ -57,7 +57,7 @@ def main(args: list[str]) -> int:
         raise SettingsError(f"{PROG}: --calibration-clips is {flags.calibration_clips}: expected 1 or more")
     if flags.stream and flags.int8:
         raise SettingsError(f"{PROG}: --int8 is for clip networks; leave it or --stream out")
-    from two_stream.export.opening import format_by_name
+    from two_stream.export.formats import format_by_name
 
     format_by_name(flags.to).check()  # what is not installed is said before the network loads
     run = _run(flags)
@@ -85,7 +85,7 @@ def _export(flags: ExportFlags, run: AnyRun[Recognizer], out: Path | None) -> tu
         )
     int8 = None
     if flags.int8:
-        from two_stream.export.int8 import Int8Options
+        from two_stream.export.onnx_format import Int8Options
 
         int8 = Int8Options(
             clips=flags.calibration_clips,
@@ -99,7 +99,7 @@ def _export(flags: ExportFlags, run: AnyRun[Recognizer], out: Path | None) -> tu
 def _run(flags: ExportFlags) -> AnyRun[Recognizer]:
     """Load what is exported."""
     from two_stream.evaluation.runs.run import load_run
-    from two_stream.export.bare import named_model, stored_model
+    from two_stream.export.writing import named_model, stored_model
 
     path = Path(flags.model)
     if (path / "experiment.yaml").is_file():

@@ -1,7 +1,6 @@
-"""The archives of torch: `torch.export` programs and AOTInductor packages, zip files that hold the card too.
+"""Archives of torch: `torch.export` programs and AOTInductor packages, zip files that also contain the card.
 
-What is checked here is read with Python's zip reader: nothing of an archive is unpickled or run before its content has
-been compared with the digest on its card.
+Nothing in an archive is unpickled or executed before its content has been compared with the digest on its card.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class _Archive(Format):
 
 
 class Pt2(_Archive):
-    """A program of `torch.export`, computed by torch."""
+    """Programs of `torch.export`, run by torch."""
 
     to: ClassVar[Target] = "pt2"
 
@@ -60,7 +59,7 @@ class Pt2(_Archive):
 
     def write(self, program: torch.export.ExportedProgram, exportable: Exportable, path: Path) -> None:
         """See `Format.write`."""
-        del exportable  # its names are in the program
+        del exportable  # the program has its names
         try:
             with quiet():
                 torch.export.save(program, path)
@@ -73,7 +72,7 @@ class Pt2(_Archive):
 
 
 class Aoti(_Archive):
-    """A package of AOTInductor: machine code for this kind of processor, and the weights."""
+    """Packages of AOTInductor: machine code for one kind of processor, and the weights."""
 
     to: ClassVar[Target] = "aoti"
 
@@ -109,10 +108,10 @@ class Aoti(_Archive):
 
 
 def target_of(path: Path) -> Target:
-    """Return which of the two an archive is, by what it holds: its card and its name decide nothing.
+    """Return the format of an archive by its members; neither its card nor its name is trusted.
 
     Raises:
-        CheckpointError: No archive, or without our card; or its card says something else.
+        CheckpointError: Not an archive, without a card, or its card names the other format.
     """
     card = parse_card(_card_text(path), path)
     try:
@@ -123,7 +122,7 @@ def target_of(path: Path) -> Target:
     found: Target = "aoti" if compiled else "pt2"
     if card.to != found:
         raise CheckpointError(
-            f"{path}: its card says {card.to}, and it holds {_HOLDS[found]}; not loaded (export the run again)"
+            f"{path}: its card says {card.to}, but it contains {_HOLDS[found]}; not loaded (export the run again)"
         )
     return found
 
@@ -151,7 +150,7 @@ def _card_text(path: Path) -> str:
 
 
 def _content(path: Path) -> str:
-    """Return the SHA-256 over names and bytes of all members but the card."""
+    """Return the SHA-256 of the names and bytes of all members except the card."""
     digest = hashlib.sha256()
     try:
         with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""A network as one graph with named inputs and outputs: what every format is written from."""
+"""Captures a network as one graph with named inputs and outputs, from which every format is written."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from two_stream.errors import ExportError
 from two_stream.export.card import BATCH
 
 Session = Callable[[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
-"""Computes an exported graph: tensors of the inputs, in their order, to those of the outputs; all on the CPU."""
+"""Computes an exported graph: input tensors in their order to output tensors, on the CPU."""
 EXAMPLE_BATCH = 2
-"""Batch of the example: torch takes a 1 for a constant."""
+"""Batch size of the example; torch treats 1 as a constant."""
 
 
 @cache
 def operators(to: Literal["onnx", "pt2"]) -> frozenset[str]:
-    """Return the operations that a file may hold, by their names in it (pt2: with the overload).
+    """Return the names of the operations that a file may contain (pt2: with the overload).
 
     `docs/export_table.py --operators` writes the lists from every family, head, stream and module of timm.
     """
@@ -34,40 +34,40 @@ def operators(to: Literal["onnx", "pt2"]) -> frozenset[str]:
 
 
 def free_shape(tensor: torch.Tensor, axis: int | None) -> tuple[int | str, ...]:
-    """Return a shape with the name of the batch in its dimension."""
+    """Return a shape in which `axis` is named `batch`."""
     return tuple(BATCH if place == axis else size for place, size in enumerate(tensor.shape))
 
 
 @dataclass(frozen=True)
 class Exportable:
-    """A module with an example of what it takes in."""
+    """A module with example inputs."""
 
     module: nn.Module
     """in evaluation mode, on the CPU"""
     inputs: tuple[torch.Tensor, ...]
-    """of `EXAMPLE_BATCH` clips or streams"""
+    """for `EXAMPLE_BATCH` clips or streams"""
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     state_axes: tuple[int | None, ...] = ()
-    """which dimension of each state is the batch, where there are states: inputs from the second on, and outputs"""
+    """batch dimension of each state (the inputs and outputs from the second on); None if all streams share it"""
 
     @property
     def axes(self) -> tuple[int | None, ...]:
-        """Which dimension of each input is the batch; None for a state that all streams share."""
+        """Batch dimension of each input; None for a state that all streams share."""
         return (0, *self.state_axes)
 
     @torch.no_grad()
     def run(self, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """Compute with the module itself: what an exported file is compared with."""
+        """Compute the reference outputs with the module."""
         found = self.module(*inputs)
         return found if isinstance(found, tuple) else (found,)
 
 
 def program_of(exportable: Exportable) -> torch.export.ExportedProgram:
-    """Return the graph of a module for any batch.
+    """Return the graph of a module for any batch size.
 
     Raises:
-        ExportError: Its code cannot be written as one graph; gives torch's reason.
+        ExportError: torch.export cannot capture the module as one graph; gives its reason.
     """
     batch = torch.export.Dim(BATCH, min=1)
     shapes = tuple({} if axis is None else {axis: batch} for axis in exportable.axes)
@@ -81,7 +81,7 @@ def program_of(exportable: Exportable) -> torch.export.ExportedProgram:
                 strict=False,
             )
     except Exception as error:  # torch raises whatever the module's code raises on symbols
-        raise ExportError(f"torch.export cannot write this network as a graph: {reason(error)}") from error
+        raise ExportError(f"torch.export cannot capture this network as a graph: {reason(error)}") from error
 
 
 def _grouped(exportable: Exportable, shapes: tuple[dict[int, torch.export.Dim], ...]) -> tuple[object, ...]:
@@ -93,7 +93,7 @@ def _grouped(exportable: Exportable, shapes: tuple[dict[int, torch.export.Dim], 
 
 
 def reason(error: BaseException) -> str:
-    """Return the line of an error of torch that says most, without colours."""
+    """Return the most informative line of an error of torch, without colours."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [
         line for line in lines if any(word in line for word in ("Error", "No ONNX function", "specialized"))
@@ -104,7 +104,7 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what torch says about its own insides from the terminal."""
+    """Suppress the warnings and log messages of torch and the ONNX packages."""
     loggers = [
         logging.getLogger(name) for name in ("torch", "torch.onnx", "torch._export", "onnxscript", "onnx_ir")
     ]

@@ -1,20 +1,21 @@
-"""ONNX files: written by torch's exporter, computed by ONNX Runtime."""
+"""ONNX files: written by torch's exporter, quantized and run by ONNX Runtime."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import io
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
 from two_stream.errors import CheckpointError, ExportError, SettingsError
 from two_stream.export.card import BATCH, KEY, UNSEALED, ExportCard, Target, parse_card
-from two_stream.export.decompositions import decomposed
 from two_stream.export.formats import Format
 from two_stream.export.graph import operators, quiet, reason
 from two_stream.runtime.files import write_bytes
@@ -22,13 +23,14 @@ from two_stream.runtime.files import write_bytes
 if TYPE_CHECKING:
     from two_stream.export.graph import Exportable, Session
 
+
 _INSTALL = 'pip install "two-stream[export]"'
 _LIMIT = 2**31 - 2**20
-"""bytes that one protobuf message may have"""
+"""Largest size of a protobuf message, bytes."""
 
 
 class Onnx(Format):
-    """One `.onnx` file with its weights inside; the card is an entry of `metadata_props`."""
+    """A single `.onnx` file with its weights; the card is an entry of `metadata_props`."""
 
     to: ClassVar[Target] = "onnx"
     runtime: ClassVar[str] = "onnxruntime"
@@ -109,10 +111,10 @@ class Onnx(Format):
 def converted(
     program: torch.export.ExportedProgram, inputs: Sequence[str] = (), outputs: Sequence[str] = ()
 ) -> Any:
-    """Return a graph as an ONNX model with these names of inputs and outputs.
+    """Return a graph as an ONNX model with the given names of inputs and outputs.
 
     Raises:
-        ExportError: ONNX has no operations for it; gives the exporter's reason.
+        ExportError: ONNX does not support the graph; gives the exporter's reason.
     """
     try:
         # torch's exporter prints what it is doing
@@ -127,7 +129,7 @@ def converted(
         assert made is not None
         return made.model_proto
     except Exception as error:  # the exporter wraps whatever goes wrong in classes of its own
-        raise ExportError(f"ONNX cannot say what this network does: {reason(error)}") from error
+        raise ExportError(f"ONNX does not support this network: {reason(error)}") from error
 
 
 def needed(name: str) -> Any:
@@ -143,11 +145,11 @@ def needed(name: str) -> Any:
 
 
 def _check(model: Any, path: Path) -> None:
-    """Refuse a graph that could do more than compute once through: it would be run with whatever it asks for.
+    """Refuse a graph that could do more than a single pass over listed operators.
 
     Raises:
-        CheckpointError: It holds a graph within the graph (a loop may never end), a function, weights in other files,
-            or an operator that is not on the list; names it.
+        CheckpointError: It contains a nested graph (a loop may never end), a function, weights in other files, or an
+            operator that is not on the list; names it.
     """
     graph = model.graph
     found = None
@@ -193,9 +195,118 @@ def _computing(session: Any, path: Path) -> Session:
 
 
 def _name_batch(model: Any) -> None:
-    """Call the free dimension by its name; the exporter calls it by torch's symbol."""
+    """Rename the batch dimension, which the exporter names after torch's symbol."""
     symbol = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param == symbol:
                 dim.dim_param = BATCH
+
+
+def adaptive_average(x_BCTHW: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """Adaptive average pooling of one dimension after another, as means of windows, for ONNX lacks the operator.
+
+    Window i of n over a length L goes from ⌊iL/n⌋ to ⌈(i+1)L/n⌉, as in torch.
+    """
+    for axis, count in zip((2, 3, 4), sizes, strict=True):
+        length = x_BCTHW.shape[axis]
+        if length == count:
+            continue
+        bounds = [(place * length // count, -(-(place + 1) * length // count)) for place in range(count)]
+        parts = [x_BCTHW.narrow(axis, begin, end - begin).mean(axis) for begin, end in bounds]
+        x_BCTHW = torch.stack(parts, dim=axis)
+    return x_BCTHW
+
+
+_TABLE: dict[Any, Any] = {torch.ops.aten._adaptive_avg_pool3d.default: adaptive_average}
+
+
+def decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Return a graph without the operations that ONNX lacks; the same graph if it has none of them."""
+    used = {node.target for node in program.graph.nodes if node.op == "call_function"}
+    if not used & (_TABLE.keys() | {torch.ops.aten.adaptive_avg_pool3d.default}):
+        return program
+    return program.run_decompositions({**torch.export.default_decompositions(), **_TABLE})
+
+
+OPERATIONS = ("Conv", "Gemm", "MatMul")
+"""Operators computed in 8 bits; all others stay in fp32."""
+_JOINED = ("Relu", "Clip")
+"""Activations merged into the rounding after a convolution, which limits its range."""
+
+
+@dataclass(frozen=True)
+class Int8Options:
+    """Calibration of activation ranges, and layers left in fp32."""
+
+    clips: int = 32
+    """number of calibration clips"""
+    method: Literal["minmax", "entropy", "percentile"] = "minmax"
+    """minmax: the full range; entropy and percentile clip rare values"""
+    keep_first: bool = False
+    """leave the first convolution in fp32"""
+    keep_last: bool = True
+    """leave the classifier in fp32"""
+
+
+def quantized(source: Path, target: Path, clips: torch.Tensor, options: Int8Options) -> None:
+    """Write an int8 copy of an fp32 ONNX file: static quantization (QDQ), weights per channel, activations per tensor.
+
+    Args:
+        source: The fp32 file.
+        target: The file to write.
+        clips: Calibration clips, uint8 `(N, C, T, H, W)`.
+        options: Calibration, and layers left in fp32.
+
+    Raises:
+        ExportError: ONNX Runtime cannot quantize the network; gives its reason.
+    """
+    tools: Any = needed("onnxruntime.quantization")
+    methods = tools.CalibrationMethod
+    method = {"minmax": methods.MinMax, "entropy": methods.Entropy, "percentile": methods.Percentile}
+    prepared = source.with_name("prepared.onnx")
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(logging.ERROR)  # it logs advice to the root logger
+    try:
+        with quiet():
+            needed("onnxruntime.quantization.shape_inference").quant_pre_process(
+                str(source), str(prepared), skip_symbolic_shape=True
+            )
+            tools.quantize_static(
+                str(prepared),
+                str(target),
+                _reader(tools, clips),
+                quant_format=tools.QuantFormat.QDQ,
+                op_types_to_quantize=[*OPERATIONS, *_JOINED],
+                per_channel=True,
+                weight_type=tools.QuantType.QInt8,
+                activation_type=tools.QuantType.QUInt8,
+                nodes_to_exclude=_kept(prepared, options),
+                calibrate_method=method[options.method],
+            )
+    except Exception as error:  # its errors are of many classes
+        raise ExportError(f"ONNX Runtime cannot write this network in int8: {reason(error)}") from error
+    finally:
+        logging.getLogger().setLevel(level)
+
+
+def _reader(tools: Any, clips: torch.Tensor) -> Any:
+    class Clips(tools.CalibrationDataReader):  # type: ignore[misc]
+        """Single clips; ranges do not depend on the batch."""
+
+        def __init__(self) -> None:
+            self._rest: Iterator[torch.Tensor] = iter(torch.split(clips, 1))
+
+        def get_next(self) -> dict[str, Any] | None:
+            """Return the next clip under the name of the input."""
+            clip = next(self._rest, None)
+            return None if clip is None else {"clip": clip.numpy()}
+
+    return Clips()
+
+
+def _kept(path: Path, options: Int8Options) -> list[str]:
+    """Return the names of the nodes that stay in fp32."""
+    nodes = [node for node in needed("onnx").load(str(path)).graph.node if node.op_type in OPERATIONS]
+    kept = [nodes[0].name] if options.keep_first else []
+    return [*kept, nodes[-1].name] if options.keep_last else kept

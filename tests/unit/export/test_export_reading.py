@@ -86,7 +86,7 @@ def test_what_an_exported_file_cannot_do_is_one_line(pt2_file, world, capsys):
     assert cli(["predict", _video(world), *flow, "--attention", "a.png"]) == 2
     assert "an exported file gives logits alone; give its run" in _one_line(capsys)
     assert cli(["predict", _video(world), *flow, "--device", "cuda"]) == 2
-    assert "computed on the CPU; leave --device out" in _one_line(capsys)
+    assert "which runs on the CPU only; omit --device" in _one_line(capsys)
     assert cli(["evaluate", str(pt2_file), "--precision", "bf16"]) == 2
     assert "`evaluate.precision` is bf16, and an exported file computes as it was written" in _one_line(
         capsys
@@ -114,7 +114,7 @@ def test_wrong_words_of_the_command_are_one_line(world, tmp_path, capsys):
         (["no_such_model"], "no run folder, model folder or model's name"),
         ([rgb, "--to", "pt2", "--out", str(tmp_path)], "is a folder; give the file to write"),
         ([rgb, "--to", "pt2", "--out", "a.onnx"], "a file of format pt2 ends in .pt2; give a.pt2"),
-        ([rgb, "--to", "pt2", "--int8"], "int8 is written to ONNX alone; --to is pt2"),
+        ([rgb, "--to", "pt2", "--int8"], "int8 is supported for ONNX only; --to is pt2"),
         ([rgb, "--stream", "--int8"], "--int8 is for clip networks"),
         ([rgb, "--int8", "--calibration-clips", "0"], "--calibration-clips is 0: expected 1 or more"),
     ):

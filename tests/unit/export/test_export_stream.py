@@ -11,8 +11,8 @@ from two_stream.config.model import AverageHead, InputOptions, ModelOptions, Res
 from two_stream.config.schema import Experiment
 from two_stream.errors import CheckpointError, ExportError
 from two_stream.export import Timing, export_stream, load, load_stream, plain_copy
-from two_stream.export.bare import BareModel
-from two_stream.export.clips import noise_clips
+from two_stream.export.verifying import noise_clips
+from two_stream.export.writing import BareModel
 from two_stream.recognizer import create_model
 from two_stream.types import RunPaths
 
@@ -88,7 +88,7 @@ def test_steps_of_any_number_of_streams_are_the_modules(bare, to, tmp_path):
 
 
 def test_a_state_that_does_not_begin_with_one_value_is_refused(bare, tmp_path):
-    with pytest.raises(ExportError, match="state 'means' of the stream does not begin with one value"):
+    with pytest.raises(ExportError, match="state 'means' of the stream has no constant initial value"):
         export_stream(bare, Counting(fresh=False).eval(), Timing(3, 3), "pt2", tmp_path / "stream.pt2")
     assert list(tmp_path.iterdir()) == []
 
@@ -144,7 +144,7 @@ def test_a_stream_is_no_clip_network_and_the_other_way_round(bare, pt2_file, tmp
 
 
 def test_the_command_writes_a_stream(bare, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("two_stream.export.bare.named_model", lambda *_: bare)
+    monkeypatch.setattr("two_stream.export.writing.named_model", lambda *_: bare)
     out = tmp_path / "s.pt2"
     assert cli(["export", "r", "--stream", "--to", "pt2", "--out", str(out)]) == 0
     shown = capsys.readouterr().out
