@@ -18,8 +18,8 @@ from two_stream.backbones.timm_net import create
 from two_stream.config.model import TimmNet
 from two_stream.errors import CheckpointError
 from two_stream.pretrained import load_library, read_state
+from two_stream.pretrained.files.manifest import STARTERS, how_to_install, installed_file
 from two_stream.pretrained.layouts.efficientnet_lite import LAYOUTS, timm_names
-from two_stream.pretrained.starter import STARTERS, how_to_install, installed_file
 
 PACKAGE = STARTERS["tf_efficientnet_lite0"]
 RECORD = "starter/efficientnet_lite0"

@@ -142,7 +142,7 @@ def _card_text(path: Path) -> str:
             names = [name for name in archive.namelist() if name.split("/", 1)[-1] == _CARD]
             if not names:
                 raise CheckpointError(
-                    f"{path}: an archive without our card; expected one that `two-stream export` wrote"
+                    f"{path}: an archive without our card; expected one of `two-stream export`"
                 )
             return archive.read(names[-1]).decode()
     except (zipfile.BadZipFile, UnicodeDecodeError, EOFError) as error:

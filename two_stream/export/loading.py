@@ -106,14 +106,12 @@ def load(path: Path | str, device: str = "cpu", *, trust: bool = False) -> Expor
         CheckpointError: Missing, not an exported file, damaged, a streaming network, or a package without `trust`.
         SettingsError: Another device, a missing extra, or settings of another version.
     """
-    file, card = Path(path), read_card(Path(path))
-    _check_trust(file, card, trust)
+    file, card = _checked_card(path, device, trust)
     if card.kind != "clip":
         raise CheckpointError(
             f"{file}: holds a streaming network, which takes single frames; give a clip network (exported without "
             "--stream)"
         )
-    _check_device(file, device)
     return ExportedRun(
         experiment=card.settings(file),
         model=ExportedNetwork(file, card),
@@ -155,11 +153,9 @@ def load_stream(path: Path | str, device: str = "cpu", *, trust: bool = False) -
         CheckpointError: As for `load`; or it is a clip network.
         SettingsError: As for `load`.
     """
-    file, card = Path(path), read_card(Path(path))
-    _check_trust(file, card, trust)
+    file, card = _checked_card(path, device, trust)
     if card.stream is None:
         raise CheckpointError(f"{file}: holds a clip network; give a streaming one (export with --stream)")
-    _check_device(file, device)
     return ExportedStream(file, card)
 
 
@@ -168,16 +164,14 @@ def _initial(state: StateFacts, batch: int) -> torch.Tensor:
     return torch.full(shape, state.initial, dtype=getattr(torch, state.dtype))
 
 
-def _check_trust(file: Path, card: ExportCard, trust: bool) -> None:
+def _checked_card(path: Path | str, device: str, trust: bool) -> tuple[Path, ExportCard]:
+    """Return the file and its card; refuse machine code without `trust`, and devices other than the CPU."""
+    file, card = Path(path), read_card(Path(path))
     if card.to == "aoti" and not trust:
         raise CheckpointError(
             f"{file}: an AOTInductor package contains machine code, which is executed on loading. Give `--trust "
             f"{file}` (in Python `trust=True`) if you trust its author; ONNX and pt2 files do not need it"
         )
-
-
-def _check_device(file: Path, device: str) -> None:
     if device not in ("auto", "cpu"):
-        raise SettingsError(
-            f"device {device!r}: {file} is an exported file, which runs on the CPU only; omit --device"
-        )
+        raise SettingsError(f"device {device!r}: exported files run on the CPU only ({file}); omit --device")
+    return file, card

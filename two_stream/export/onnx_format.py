@@ -80,7 +80,7 @@ class Onnx(Format):
         text = {entry.key: entry.value for entry in model.metadata_props}.get(KEY)
         if text is None:
             raise CheckpointError(
-                f"{path}: an ONNX file without our card; expected one that `two-stream export` wrote"
+                f"{path}: an ONNX file without our card; expected one of `two-stream export`"
             )
         card = parse_card(text, path)
         _check(model, path)
@@ -176,7 +176,7 @@ def _check(model: Any, path: Path) -> None:
                 found = "weights in other files"
     if found is not None:
         raise CheckpointError(
-            f"{path}: holds {found}, which no export of ours does; not loaded (export the run again)"
+            f"{path}: holds {found}, which no export does; not loaded (export the run again)"
         )
 
 
@@ -226,7 +226,8 @@ def decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
     used = {node.target for node in program.graph.nodes if node.op == "call_function"}
     if not used & (_TABLE.keys() | {torch.ops.aten.adaptive_avg_pool3d.default}):
         return program
-    return program.run_decompositions({**torch.export.default_decompositions(), **_TABLE})
+    table = {**torch.export.default_decompositions(), **_TABLE}
+    return program.run_decompositions(table)  # type: ignore[no-any-return]
 
 
 OPERATIONS = ("Conv", "Gemm", "MatMul")

@@ -297,7 +297,7 @@ class Program:
 
     def _odd(self, what: str) -> CheckpointError:
         return CheckpointError(
-            f"{self.path}: holds {what}, which no export of ours does; not loaded (export the run again)"
+            f"{self.path}: holds {what}, which no export does; not loaded (export the run again)"
         )
 
     def _check_members(self, archive: zipfile.ZipFile) -> str:

@@ -38,9 +38,7 @@ _STEPS = 6
 """Number of compared steps of a stream, after those that warm up."""
 _STREAMS = (1, 3)
 """Batch sizes of the compared streams; the example has `EXAMPLE_BATCH`."""
-_PIXELS = (
-    "pixels 0..255 of a clip, {order}; frames selected, resized and cropped as in `spec`; normalised inside"
-)
+_PIXELS = "pixels 0..255 of a clip, {order}; frames, resizing and crop as in `spec`; normalised inside"
 _ORDERS = {"rgb": "red, green, blue", "flow": "x, y"}
 
 Check = Callable[[Session, Exportable], Verified]
@@ -138,9 +136,7 @@ def _checked_format(to: Target, int8: Int8Options | None = None) -> Format:
 def _checked_path(path: Path, to: Target) -> Path:
     """Return the path of the file to write after checking its suffix."""
     if path.is_dir():
-        raise SettingsError(
-            f"{path}: is a folder; give the file to write, for example {path / 'model'}{SUFFIXES[to]}"
-        )
+        raise SettingsError(f"{path}: is a folder; give a file, for example {path / 'model'}{SUFFIXES[to]}")
     suffix = Path(SUFFIXES[to]).suffix or SUFFIXES[to]
     if path.suffix != suffix:
         raise SettingsError(

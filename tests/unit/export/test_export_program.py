@@ -222,7 +222,9 @@ def test_machine_code_needs_trust(pt2_file: Path, tmp_path: Path, world: Path, c
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("model/data/aotinductor/model/model.so", b"\x7fELF")
     Aoti().seal(file, card)
-    with pytest.raises(CheckpointError, match=r"an AOTInductor package contains machine code.*--trust .*model.pt2"):
+    with pytest.raises(
+        CheckpointError, match=r"an AOTInductor package contains machine code.*--trust .*model.pt2"
+    ):
         load(file)
     with pytest.raises(CheckpointError, match=r"`trust=True`"):
         load_stream(file)

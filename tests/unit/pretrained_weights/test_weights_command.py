@@ -13,7 +13,7 @@ import torch
 from two_stream.cli import main
 from two_stream.config.model import AverageHead, ModelOptions, ResNet3d
 from two_stream.pretrained import read_model, read_state
-from two_stream.pretrained.starter import installed_file
+from two_stream.pretrained.files.manifest import installed_file
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import console
 from two_stream.zoo.record import ModelRecord

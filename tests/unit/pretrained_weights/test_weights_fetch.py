@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 
 from two_stream.errors import CheckpointError, SettingsError
-from two_stream.pretrained.files import download as download_module
-from two_stream.pretrained.files.download import Patience
-from two_stream.pretrained.files.fetch import Sources, fetch, verify_file
+from two_stream.pretrained.files import fetch as download_module
+from two_stream.pretrained.files.fetch import Patience, Sources, fetch, verify_file
 from two_stream.pretrained.files.manifest import Preprocessing, PublishedFile, WeightsClasses
 
 CONTENT = bytes(range(256)) * 4096  # one MiB

@@ -13,6 +13,7 @@ import pytest
 from two_stream import zoo
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.pretrained.files.manifest import (
+    STARTERS,
     Manifest,
     find_manifest,
     hashes,
@@ -21,7 +22,6 @@ from two_stream.pretrained.files.manifest import (
     recorded,
 )
 from two_stream.pretrained.layouts import LAYOUTS
-from two_stream.pretrained.starter import STARTERS
 from two_stream.recognizer import input_spec
 
 ENTRY = """

@@ -15,8 +15,7 @@ import pytest
 import torch
 
 from two_stream.errors import CheckpointError
-from two_stream.pretrained.caffe2 import Dtype, Name, Numbers, Refused, read_caffe2
-from two_stream.pretrained.reading import read_state
+from two_stream.pretrained.reading import Dtype, Name, Numbers, Refused, read_caffe2, read_state
 
 WEIGHT = torch.arange(24.0).reshape(2, 3, 4)
 

@@ -1,4 +1,4 @@
-"""Inception-I3D: LateTemporalModeling3DCNN, and the Kinetics weights of piergiaj's port."""
+"""Inception-I3D: LateTemporalModeling3DCNN, and the Kinetics weights of pytorch-i3d (piergiaj)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PARTS = (
     ("Mixed_5b", "mixed5.b"),
     ("Mixed_5c", "mixed5.c"),
 )
-"""Their parts in order and ours; pooling has no weights."""
+"""Their parts in order, and ours; pooling has no weights."""
 
 
 def _parts(numbered: bool) -> tuple[Pair, ...]:

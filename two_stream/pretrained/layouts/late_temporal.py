@@ -1,15 +1,15 @@
-"""LateTemporalModeling3DCNN: the heads that all its networks share, and its ResNeXt-101."""
+"""LateTemporalModeling3DCNN: the heads of all its networks, and its ResNeXt-101."""
 
 from __future__ import annotations
 
 from two_stream.pretrained.layouts.base import Layout, Pair, ndim
 
 _LAYERS = 12
-"""Encoder layers that the tables have names for; the published networks have one."""
+"""Number of encoder layers in the tables; the published networks have one."""
 
 
 def bert_pairs(theirs: str = "bert.", ours: str = "heads.0.") -> tuple[Pair, ...]:
-    """Return the names of a BERT head's parameters."""
+    """Return the prefixes of a BERT head."""
     pairs = [
         (f"{theirs}clsToken", f"{ours}class_token"),
         (f"{theirs}embedding.learnedPosition.pe", f"{ours}positions"),
@@ -44,7 +44,7 @@ HEAD_PAIRS: tuple[Pair, ...] = (
     ("linear.", "heads.0.join.linear."),
     *CLASSIFIER_PAIRS,
 )
-"""Every temporal head of the published networks with one pathway, and the classifier."""
+"""Prefixes of all temporal heads of networks with one pathway, and of the classifier."""
 HEAD_POINTWISE = ("NLB.theta.", "NLB.phi.", "NLB.g.", "NLB.W_z.0.")
 
 LAYOUTS = (

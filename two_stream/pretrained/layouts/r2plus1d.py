@@ -1,4 +1,4 @@
-"""R(2+1)D: LateTemporalModeling3DCNN, torchvision and the IG-65M weights in its form, and 3D-ResNets."""
+"""R(2+1)D: LateTemporalModeling3DCNN, torchvision (also IG-65M), and 3D-ResNets."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from two_stream.pretrained.layouts.base import Layout, Pair, ndim
 from two_stream.pretrained.layouts.late_temporal import HEAD_PAIRS, HEAD_POINTWISE
 
 _BLOCKS = [(layer, block) for layer, blocks in enumerate((3, 4, 6, 3), start=1) for block in range(blocks)]
-"""Layer and block, as many as the deepest network has."""
+"""Layer and block of the deepest network."""
 
 
 def _split(theirs: str, ours: str, outer: str) -> Iterator[Pair]:
-    """3D-ResNets files the convolution over space and the one over time side by side; ours are nested.
+    """Yield the prefixes of a spatial and a temporal convolution, which 3D-ResNets does not nest.
 
-    `theirs` has a place for `conv_s` and its like, `ours` is the prefix of the pair, `outer` that of the norm after it.
+    `theirs` is formatted with, for example, `conv` and `_s`; `ours` is the prefix of both convolutions, `outer` that of
+    the norm after them.
     """
     yield theirs.format("conv", "_s"), f"{ours}0."
     yield theirs.format("bn", "_s"), f"{ours}1."
@@ -49,7 +50,7 @@ LAYOUTS = (
     ),
     Layout(
         "R(2+1)D (torchvision, IG-65M)",
-        # torchvision's r3d_18 and mc3_18 have the same stem names, but no pair inside a block
+        # r3d_18 and mc3_18 of torchvision have the same stem, but no pairs of convolutions in their blocks
         lambda s: (
             ndim(s, "stem.3.weight") == 5
             and (ndim(s, "layer1.0.conv1.0.3.weight") == 5 or ndim(s, "layer1.0.conv2.0.3.weight") == 5)
