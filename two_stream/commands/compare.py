@@ -93,11 +93,7 @@ def _result(flags: _CompareFlags, args: Sequence[str]) -> StudyResult:
         command=shlex.join(["two-stream", "compare", *args]),
     )
     return study_result(
-        asked,
-        as_variants(groups, fit=flags.fit),
-        _pairs(names, flags),
-        runs=run_rows(groups),
-        notes=notes,
+        asked, as_variants(groups, fit=flags.fit), _pairs(names, flags), runs=run_rows(groups), notes=notes
     )
 
 
@@ -126,7 +122,7 @@ def _variants(flags: _CompareFlags) -> dict[str, list[ScoredRun]]:
     names = [name.strip() for name in flags.names.split(",")]
     if len(names) != len(groups) or len(set(names)) < len(names) or not all(names):
         raise SettingsError(
-            f"--names is {flags.names!r}: expected {len(groups)} names, for {', '.join(groups)}"
+            f"--names is {flags.names!r}: expected {len(groups)} different names ({', '.join(groups)})"
         )
     return dict(zip(names, groups.values(), strict=True))
 

@@ -68,10 +68,7 @@ _OWN: dict[str, tuple[Any, Any]] = {
         Literal["test", "val"],
         Field("test", description="part of the data set that both runs are scored on"),
     ),
-    "resume": (
-        tyro.conf.FlagCreatePairsOff[bool],
-        Field(False, description="continue an interrupted run"),
-    ),
+    "resume": (tyro.conf.FlagCreatePairsOff[bool], Field(False, description="continue an interrupted run")),
     "overwrite": (
         tyro.conf.FlagCreatePairsOff[bool],
         Field(False, description="start over in an existing run folder"),
@@ -257,13 +254,7 @@ def _student(given: str, teacher: Path) -> Experiment:
 
 
 def _continued(source: Experiment, run: Path, name: str) -> Experiment:
-    """Return settings that train the network of a finished run further, with a lower rate and fewer epochs.
-
-    Args:
-        source: Settings of the finished run.
-        run: Its folder; the new run is created next to it.
-        name: Name of the new run.
-    """
+    """Return settings that train a finished run further, next to it, with a lower learning rate and fewer epochs."""
     rule = source.train.optimizer
     if isinstance(rule, Logistic):
         rule = Sgd()
@@ -292,18 +283,7 @@ def _derive(
     """Parse flags over the settings of the run to make; return them and their `compress` section.
 
     Every setting is a flag, as for `two-stream train`. Those of the `compress` section are also accepted without
-    their prefix (`--amount 0.5` is `--compress.amount 0.5`).
-
-    Args:
-        default: Settings of the run to make, without its `compress` section.
-        section: The `compress` section.
-        args: The flags.
-        call: The command.
-        description: For `--help`.
-        own: Flags that only this method has: type and field by name.
-
-    Raises:
-        SettingsError: An unknown flag, or contradictory values.
+    their prefix (`--amount 0.5` is `--compress.amount 0.5`). `own` are flags that only this method has, for `--help`.
     """
     prog, own = f"{call.prog} RUN", {**(own or {}), **_OWN}
     kind = type(section)

@@ -38,11 +38,7 @@ class Options:
 
 
 def main(args: list[str]) -> int:
-    """Run the demo and return its exit code.
-
-    Raises:
-        TwoStreamError: A flag is wrong or a step failed.
-    """
+    """Run the demo and return its exit code."""
     options = parse(Options, args, "two-stream demo", SUMMARY)
     from two_stream.commands import fuse, report
 

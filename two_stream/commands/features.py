@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -57,12 +57,22 @@ def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
     name, rest = split_positional(args, "two-stream features", "the source", "demo/runs/rgb")
     source = Experiment() if name is None else _experiment(name)
-    flags = parse_over(_defaults(source), rest, PROG, DESCRIPTION)
+    default = _FeatureFlags(
+        seed=source.seed,
+        precision=source.train.precision,
+        device=source.device,
+        data=source.data.model_copy(update={"features": None}),
+        evaluate=source.evaluate,
+    )
+    flags = parse_over(default, rest, PROG, DESCRIPTION)
     assert name is not None  # without it only --help gets here, and that has exited
     from two_stream.evaluation.features.extract_features import write_features
     from two_stream.runtime.device import set_deterministic, set_threads
 
-    experiment = _with_flags(source, flags)
+    changes: dict[str, Any] = {key: getattr(flags, key) for key in ("seed", "device", "evaluate")}
+    changes["data"] = flags.data.model_copy(update={"features": None})
+    changes["train"] = source.train.model_copy(update={"precision": flags.precision})
+    experiment = source.model_copy(update=changes)
     set_threads(experiment.threads)
     model = _model(name, experiment, flags)
     if model.cpu_only:
@@ -98,27 +108,6 @@ def _experiment(name: str) -> Experiment:
     return Experiment(model=zoo.resolve(name))
 
 
-def _defaults(source: Experiment) -> _FeatureFlags:
-    return _FeatureFlags(
-        seed=source.seed,
-        precision=source.train.precision,
-        device=source.device,
-        data=source.data.model_copy(update={"features": None}),
-        evaluate=source.evaluate,
-    )
-
-
-def _with_flags(source: Experiment, flags: _FeatureFlags) -> Experiment:
-    update = {
-        "seed": flags.seed,
-        "device": flags.device,
-        "data": flags.data.model_copy(update={"features": None}),
-        "evaluate": flags.evaluate,
-        "train": source.train.model_copy(update={"precision": flags.precision}),
-    }
-    return source.model_copy(update=update)
-
-
 def _model(name: str, experiment: Experiment, flags: _FeatureFlags) -> Recognizer:
     from two_stream.runtime.device import pick_device
 
@@ -152,4 +141,4 @@ def _print_usage(name: str, out: Path, facts: FeatureFacts) -> None:
     flags = f"--data.features {given} --train.freeze-until backbone"
     if start:
         flags += f" --train.init {shlex.quote(name)} --train.init-part backbone"
-    say(f"or give `two-stream train` the flags {flags}")
+    say(f"or as flags of `two-stream train`: {flags}")

@@ -94,11 +94,7 @@ class _ConvertFlags(_Local):
 
 
 def main(args: list[str]) -> int:
-    """Run a sub-command; return 0 if it succeeds, 2 if a file, a link or a flag is wrong.
-
-    Raises:
-        TwoStreamError: An unknown sub-command, name or flag, or a file that cannot be read.
-    """
+    """Run a sub-command; return 0 if it succeeds, 2 if a file, a link or a flag is wrong."""
     return run_subcommand(_PROG, SUMMARY, _COMMANDS, args)
 
 

@@ -101,8 +101,9 @@ class Aoti(_Archive):
             with quiet():
                 module = aoti_load_package(str(path))
         except Exception as error:  # another processor, system or torch
+            writer = f" (written by torch {card.environment.get('torch')})" if card else ""
             raise CheckpointError(
-                f"{path}: cannot be loaded here{_written_by(card)} ({reason(error)}); export the run on this machine"
+                f"{path}: cannot be loaded here{writer} ({reason(error)}); export the run on this machine"
             ) from error
         return _computing(module)
 
@@ -164,7 +165,3 @@ def _content(path: Path) -> str:
     except (zipfile.BadZipFile, EOFError) as error:
         raise CheckpointError(f"{path}: damaged ({error}); export the run again") from None
     return digest.hexdigest()
-
-
-def _written_by(card: ExportCard | None) -> str:
-    return f" (written by torch {card.environment.get('torch')})" if card else ""

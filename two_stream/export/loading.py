@@ -14,7 +14,7 @@ import torch
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.evaluation.runs.any_run import AnyRun
 from two_stream.evaluation.scoring.network import ClipNetwork
-from two_stream.export.card import BATCH, ExportCard, StateFacts
+from two_stream.export.card import BATCH, ExportCard
 from two_stream.export.formats import Format, format_by_name, read_card
 from two_stream.runtime.files import sha256
 from two_stream.types import RunPaths
@@ -136,7 +136,11 @@ class ExportedStream:
 
     def initial_states(self, batch: int = 1) -> tuple[torch.Tensor, ...]:
         """Return the initial states."""
-        return tuple(_initial(state, batch) for state in self.stream.states)
+        shapes = [[batch if size == BATCH else int(size) for size in one.shape] for one in self.stream.states]
+        return tuple(
+            torch.full(shape, state.initial, dtype=getattr(torch, state.dtype))
+            for shape, state in zip(shapes, self.stream.states)
+        )
 
     def step(
         self, frames_BCSHW: torch.Tensor, states: Sequence[torch.Tensor]
@@ -157,11 +161,6 @@ def load_stream(path: Path | str, device: str = "cpu", *, trust: bool = False) -
     if card.stream is None:
         raise CheckpointError(f"{file}: holds a clip network; give a streaming one (export with --stream)")
     return ExportedStream(file, card)
-
-
-def _initial(state: StateFacts, batch: int) -> torch.Tensor:
-    shape = [batch if size == BATCH else int(size) for size in state.shape]
-    return torch.full(shape, state.initial, dtype=getattr(torch, state.dtype))
 
 
 def _checked_card(path: Path | str, device: str, trust: bool) -> tuple[Path, ExportCard]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from two_stream.config.schema import Experiment
 from two_stream.data.clips.views import view_loader
 from two_stream.data.splits import load_part
 from two_stream.errors import ExportError, TwoStreamError
@@ -101,14 +100,9 @@ def compare_steps(
     states: tuple[torch.Tensor, ...],
     warm_up: int = 0,
 ) -> Compared:
-    """Compute consecutive steps with the step network and the file, each with its own states.
+    """Compute frames `(B, C, S, H, W)` of consecutive steps with the step network and the file.
 
-    Args:
-        session: The file.
-        exportable: The step network.
-        steps: Frames `(B, C, S, H, W)` of each step.
-        states: Initial states.
-        warm_up: Steps whose logits are left out.
+    Each starts from the initial `states` and continues with its own. Logits of the first `warm_up` steps are left out.
     """
     ours, theirs = states, tuple(state.clone() for state in states)
     model, exported = [], []
@@ -133,6 +127,9 @@ def run_clips(run: AnyRun[Recognizer], count: int, part: Part = "train") -> torc
         uint8 `(N, C, T, H, W)`; None if the data set is missing or cannot be read.
     """
     experiment = run.experiment
+    evaluate = experiment.evaluate.model_copy(update={"views": "single", "crops": "center"})
+    data = experiment.data.model_copy(update={"workers": 0, "on_error": "skip"})
+    centred = experiment.model_copy(update={"evaluate": evaluate, "data": data})
     try:
         if run.record.classes != run.class_names:
             return None
@@ -146,18 +143,11 @@ def run_clips(run: AnyRun[Recognizer], count: int, part: Part = "train") -> torc
             seed=experiment.seed,
         )
         chosen = videos[:: max(1, len(videos) // count)][:count]
-        loader = view_loader(_single(experiment), run.model.spec, chosen, run.record)
+        loader = view_loader(centred, run.model.spec, chosen, run.record)
         found = [views.views[:1] for views in loader]
     except (TwoStreamError, OSError):
         return None
     return torch.cat(found) if found else None
-
-
-def _single(experiment: Experiment) -> Experiment:
-    """Return settings that reduce a video to its centred clip and crop."""
-    evaluate = experiment.evaluate.model_copy(update={"views": "single", "crops": "center"})
-    data = experiment.data.model_copy(update={"workers": 0, "on_error": "skip"})
-    return experiment.model_copy(update={"evaluate": evaluate, "data": data})
 
 
 def noise_clips(spec: InputSpec, count: int, seed: int = 0) -> torch.Tensor:

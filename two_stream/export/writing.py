@@ -164,6 +164,9 @@ def _card(run: AnyRun[Recognizer], to: Target, exportable: Exportable) -> Export
     pixels = _PIXELS.format(order=_ORDERS[spec.modality])
     logits = "one per class, in the order of `class_names`; larger is likelier"
     mirror = mirror_of_run(run)
+    # exported files have one precision and are not compiled by torch
+    evaluate = run.experiment.evaluate.model_copy(update={"precision": "auto", "compile": False})
+    experiment = run.experiment.model_copy(update={"evaluate": evaluate})
     known = {"extraction": extraction_of(run), "mirror": mirror.allowed, "mirror_labels": mirror.labels}
     return ExportCard(
         to=to,
@@ -181,19 +184,13 @@ def _card(run: AnyRun[Recognizer], to: Target, exportable: Exportable) -> Export
             (logits, "a state for the next step"),
         ),
         spec=asdict(spec),
-        experiment=_as_exported(run.experiment).model_dump(mode="json"),
+        experiment=experiment.model_dump(mode="json"),
         meta={**run.meta, **known},
         model_sha256=run.model_sha256,
         code_version=code_version(),
         environment=environment(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def _as_exported(experiment: Experiment) -> Experiment:
-    """Return the run's settings for an exported file, which has one precision and is not compiled by torch."""
-    evaluate = experiment.evaluate.model_copy(update={"precision": "auto", "compile": False})
-    return experiment.model_copy(update={"evaluate": evaluate})
 
 
 def _ports(
@@ -204,12 +201,7 @@ def _ports(
 ) -> tuple[Port, ...]:
     """Return the inputs or outputs; `meanings` describes the first and the others, which are states."""
     return tuple(
-        Port(
-            name=name,
-            shape=free_shape(value, axis),
-            dtype=_type_name(value),
-            meaning=meanings[place > 0],
-        )
+        Port(name=name, shape=free_shape(value, axis), dtype=_type_name(value), meaning=meanings[place > 0])
         for place, (name, value, axis) in enumerate(zip(names, values, exportable.axes, strict=True))
     )
 

@@ -114,18 +114,14 @@ def export_checkpoint(source: Path, out: Path) -> list[str]:
 
 def published_state(state: Mapping[str, torch.Tensor], layout: Layout) -> dict[str, torch.Tensor]:
     """Return our tensors under the names of a layout, without those that it has no name for."""
-    return {
-        theirs: _as_published(theirs, tensor, layout)
-        for key, tensor in state.items()
-        for theirs in layout.invert(key)
-    }
-
-
-def _as_published(key: str, tensor: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """Return a tensor in the shape of the published checkpoint."""
-    if layout.is_pointwise(key):
-        return tensor[..., None, None, None]
-    return tensor.flatten(1) if layout.is_flattened(key) else tensor
+    published = {}
+    for key, tensor in state.items():
+        for theirs in layout.invert(key):
+            if layout.is_pointwise(theirs):
+                published[theirs] = tensor[..., None, None, None]
+            else:
+                published[theirs] = tensor.flatten(1) if layout.is_flattened(theirs) else tensor
+    return published
 
 
 def _published_settings(out: Path, model: ModelOptions, data: DataOptions | None) -> Experiment:

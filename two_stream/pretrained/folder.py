@@ -30,10 +30,7 @@ ALTERED_VERSION = 2
 
 
 def write_model(
-    folder: Path,
-    model: Recognizer,
-    meta: dict[str, Any],
-    carried: Mapping[str, torch.Tensor] | None = None,
+    folder: Path, model: Recognizer, meta: dict[str, Any], carried: Mapping[str, torch.Tensor] | None = None
 ) -> None:
     """Write `model.safetensors` with the model's options and `meta` in its header, and the folder's checksums.
 

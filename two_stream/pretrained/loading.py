@@ -138,7 +138,7 @@ class _Fitting:
                 fitted[key] = changed
             else:
                 misfits[key] = f"{_shape(tensor.shape)} in the file, {_shape(shape)} in the model"
-                if self._is_rgb_for_flow(key, tensor, shape):
+                if key in self.first and not self.cross_modality and tensor.shape[1] == 3 != shape[1]:
                     misfits[key] += "; for RGB weights in a flow network set `cross_modality`"
         return fitted, misfits
 
@@ -158,9 +158,6 @@ class _Fitting:
             how = f"averaged over RGB, repeated over {shape[1]} channels"
             self.report.reshaped[key] = f"{before}; {how}" if before else how
         return tensor
-
-    def _is_rgb_for_flow(self, key: str, tensor: torch.Tensor, shape: torch.Size) -> bool:
-        return key in self.first and not self.cross_modality and tensor.shape[1] == 3 != shape[1]
 
 
 def _first_convolutions(model: Recognizer) -> set[str]:

@@ -81,11 +81,7 @@ class Raft:
 
     def recorded(self) -> dict[str, Any]:
         """Return the settings that determine the output."""
-        return {
-            "flow_model": self.model,
-            "flow_weights_sha256": self.weights_sha256,
-            "flow_updates": UPDATES,
-        }
+        return {"flow_model": self.model, "flow_weights_sha256": self.weights_sha256, "flow_updates": UPDATES}
 
     def maker(self, place: int, threads: int) -> RaftFlow:
         """Return the network on a device; one per process and device is kept."""

@@ -312,7 +312,7 @@ class Numbers:
         shape, dtype, fortran, data = state[-4:]
         self.fill(shape, dtype, data, "F" if fortran else "C")
 
-    def fill(self, shape: object, dtype: object, data: object, order: str) -> None:
+    def fill(self, shape: object, dtype: object, data: object, order: str) -> Numbers:
         """Set the content; its length must match shape and type."""
         if isinstance(data, str):
             data = data.encode("latin1")  # Python 2 wrote bytes as text
@@ -324,6 +324,7 @@ class Numbers:
             raise Refused(f"it holds an array of shape {shape} with {len(data)} bytes of content")
         flat = np.frombuffer(data, dtype.kind)
         self.array = flat.reshape(shape, order="F" if order == "F" else "C")
+        return self
 
     def tensor(self) -> torch.Tensor | None:
         """Return a tensor that owns its memory; None if there is no content."""
@@ -374,25 +375,17 @@ def _empty(kind: object, *_: object) -> Numbers:
 
 
 def _scalar(dtype: object, data: object = b"") -> Numbers:
-    made = Numbers()
-    made.fill((), dtype, data, "C")
-    return made
+    return Numbers().fill((), dtype, data, "C")
 
 
 def _from_buffer(data: object, dtype: object, shape: object, order: object = "C") -> Numbers:
-    made = Numbers()
-    made.fill(shape, dtype, data, _text(order))
-    return made
+    return Numbers().fill(shape, dtype, data, _text(order))
 
 
 def _encode(text: object, encoding: object = "latin1") -> bytes:
     if not isinstance(text, str) or _text(encoding).replace("-", "") not in ("latin1", "iso88591"):
         raise Refused("it encodes something other than bytes")
     return text.encode("latin1")
-
-
-def _nothing() -> bytes:
-    return b""
 
 
 def _text(value: object) -> str:
@@ -408,7 +401,7 @@ for _core in ("numpy.core", "numpy._core"):
 _PICKLED: dict[str, Any] = {
     **_NUMPY,
     "_codecs.encode": Name("encode", _encode),
-    "builtins.bytes": Name("bytes", _nothing),
+    "builtins.bytes": Name("bytes", lambda: b""),
     "collections.OrderedDict": Name("OrderedDict", dict),
 }
 

@@ -211,7 +211,7 @@ def test_continue_without_a_run_starts_from_the_published_checkpoint(
     assert made.train.init is None
     made, how = asked("--arch", BERT, "--continue")
     assert (made.train.init, how["resume"]) == (file, True)
-    assert "weights, not optimizer state" in capsys.readouterr().err
+    assert "weights, without its optimizer" in capsys.readouterr().err
 
 
 def test_flags_without_meaning_are_answered(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
@@ -298,7 +298,7 @@ def test_train_continue_and_evaluate_for_real(
     run = tmp_path / "runs" / "window_mobilenetv2_0.2x_split1"
     assert (run / "best" / "model.safetensors").is_file()
     assert main([*args, "-c"]) == 0
-    assert "finished already" in capsys.readouterr().out
+    assert "the run has finished" in capsys.readouterr().out
     assert main([*args, "-e"]) == 0
     assert "single clip × centre crop" in capsys.readouterr().out
     table = read_scores(next((run / "scores").glob("test_single_center_*.npz")))

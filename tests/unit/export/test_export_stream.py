@@ -134,13 +134,13 @@ def test_a_convolutional_stream_gives_the_clip_networks_predictions(bare, tmp_pa
 
 def test_a_stream_is_no_clip_network_and_the_other_way_round(bare, pt2_file, tmp_path, capsys, world):
     file, _ = export_stream(bare, Counting().eval(), Timing(3, 3), "pt2", tmp_path / "stream.pt2")
-    with pytest.raises(CheckpointError, match="holds a streaming network, which takes frames one by one"):
+    with pytest.raises(CheckpointError, match="holds a streaming network, which takes single frames"):
         load(file)
     with pytest.raises(CheckpointError, match="holds a clip network; give a streaming one"):
         load_stream(pt2_file)
     video = str(world / "videos" / "left" / "v_g1.mp4")
     assert cli(["predict", video, "--rgb", str(file)]) == 2
-    assert "give a clip network (export without --stream)" in capsys.readouterr().err
+    assert "give a clip network (exported without --stream)" in capsys.readouterr().err
 
 
 def test_the_command_writes_a_stream(bare, tmp_path, capsys, monkeypatch):

@@ -107,7 +107,7 @@ def test_fetch_from_a_folder_then_verify(here, capsys):
     assert run("fetch", "tiny", "--from", "disk") == 0
     assert capsys.readouterr().out == "tiny: weights/tiny.pth (copied; sha256 as published)\n"
     assert run("fetch", "tiny") == 0
-    assert "there already" in capsys.readouterr().out
+    assert "already present" in capsys.readouterr().out
     assert run("verify") == 0
     assert capsys.readouterr().out == "weights/tiny.pth: OK: sha256 as published\n"
     with (here / "weights" / "tiny.pth").open("ab") as file:
@@ -136,7 +136,7 @@ def test_a_package_is_listed_verified_or_named(here, capsys, monkeypatch, reposi
     assert run("verify", "--manifest", str(published)) == 0
     assert capsys.readouterr().out == f"{file}: OK: sha256 as published\n"
     assert run("fetch", "efficientnet-lite0", "--manifest", str(published)) == 0
-    assert capsys.readouterr().out == f"efficientnet-lite0: {file} (there already; sha256 as published)\n"
+    assert capsys.readouterr().out == f"efficientnet-lite0: {file} (already present; sha256 as published)\n"
     monkeypatch.setattr("two_stream.pretrained.files.manifest.installed_file", lambda _: None)
     for command in ("fetch", "verify"):
         assert run(command, "efficientnet-lite0", "--manifest", str(published)) == 2
@@ -160,7 +160,7 @@ def test_mirror_from_the_environment_and_patterns(here, capsys, monkeypatch):
     assert (here / "elsewhere" / "tiny.pth").is_file()
     capsys.readouterr()
     for args, expected in (
-        (("fetch",), "which files?"),
+        (("fetch",), "no file given"),
         (("fetch", "z*"), "no published weights match 'z*'"),
         (("fetch", "tyny"), "did you mean `tiny`?"),
         (("fetch", "tiny", "--from", "nowhere"), "--from nowhere: no such folder"),
@@ -177,7 +177,7 @@ def test_verify_tells_what_an_unlisted_file_is(here, capsys):
     (here / "disk" / "tiny.pth").rename("mine.pth")
     assert run("verify", "mine.pth") == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("mine.pth: not a listed file; read safely: 122 tensors, ")
+    assert shown.startswith("mine.pth: not a published file; read safely: 122 tensors, ")
     assert "names as in resnet3d (3D-ResNets" in shown
     torch.save({"a.weight": torch.zeros(2)}, "odd.pth")
     (here / "page.pth").write_text("<html>")
@@ -188,7 +188,7 @@ def test_verify_tells_what_an_unlisted_file_is(here, capsys):
     assert "weights/tiny.pth: not there" in shown.err
     (here / "odd.pth.sha256").write_text("0" * 64 + "  odd.pth\n")
     assert run("verify", "odd.pth") == 2
-    assert "noted when it was fetched" in capsys.readouterr().err
+    assert "recorded at the download" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("zoo")
@@ -214,7 +214,7 @@ def test_convert_complains_in_one_line(here, capsys):
     (here / "disk" / "tiny.pth").rename("mine.pth")
     (here / "twice.txt").write_text("a\nb\na\n")
     for args, expected in (
-        (("mine.pth", "--out", "o"), "which network is mine.pth? Say --model NAME"),
+        (("mine.pth", "--out", "o"), "the network of mine.pth is unknown; give --model NAME"),
         (("mine.pth", "--out", "o", "--model", NAME, "--classes", "7"), "3 classes in the file"),
         (("mine.pth", "--out", "o", "--model", NAME, "--classes", "twice.txt"), "class 'a' is there twice"),
         (("mine.pth", "--out", "o", "--model", NAME, "--classes", "no.txt"), "neither a number nor"),

@@ -142,9 +142,9 @@ def test_git_ignores_what_is_fetched(repository, published):
         (("licence: MIT", "licence: MIT\n    sha256: abc"), "`entries.0.sha256` is 'abc'"),
         (
             ("licence: MIT", f"licence: MIT\n    sha256: {'a' * 64}\n    sha256_prefix: abcdef"),
-            "`sha256_prefix` is not how `sha256` begins",
+            "`sha256` does not begin with `sha256_prefix`",
         ),
-        (("mean: [0.5]", "mean: [0.5, 0.5]"), "rgb has 3 channels"),
+        (("mean: [0.5]", "mean: [0.5, 0.5]"), "mean and std must have 3 values for rgb"),
         (("source: here", "source: here\n" + ENTRY.split("entries:\n")[1]), "name 'small' is given twice"),
     ],
 )
@@ -179,7 +179,7 @@ def test_the_manifest_is_found_or_asked_for(tmp_path, monkeypatch, repository):
         "two_stream.pretrained.files.manifest.__file__", str(tmp_path / "site" / "a" / "b" / "c.py")
     )
     mine.unlink()
-    with pytest.raises(SettingsError, match=r"no weights/manifest\.yaml here .*--manifest FILE"):
+    with pytest.raises(SettingsError, match=r"no weights/manifest\.yaml in this folder .*--manifest FILE"):
         find_manifest()
 
 
@@ -198,6 +198,6 @@ def test_hashes_and_their_comparison(tmp_path):
 
 def test_a_note_that_is_no_hash_is_named(tmp_path):
     (tmp_path / "w.pth.sha256").write_text("oops")
-    with pytest.raises(CheckpointError, match=r"w\.pth\.sha256: no line of sha256sum"):
+    with pytest.raises(CheckpointError, match=r"w\.pth\.sha256: not in the format of sha256sum"):
         recorded(tmp_path / "w.pth")
     assert recorded(tmp_path / "other.pth") is None
