@@ -31,8 +31,7 @@ class DataFlags:
     settings_root: Path = Path("settings")
     """folder of the named data sets"""
     source: Literal["auto", "frames", "videos"] = "auto"
-    """frames: those that `two-stream extract` wrote; videos: the video files, with flow computed while reading; auto:
-    frames if they exist, else videos"""
+    """frames: written by `two-stream extract`; videos: flow is computed while reading; auto: frames if they exist"""
     runs: Path = Path("runs")
     """folder to write the runs to"""
     device: str = "auto"

@@ -42,8 +42,7 @@ class _EvaluateFlags(EvaluateOptions):
     out: Path | None = None
     """score file to write; none: `scores/<part>_<protocol>.npz` in the run folder, or next to an exported file"""
     results: Path | None = None
-    """also write the top five classes of each video in the format of Efficient-3DCNNs and 3D-ResNets (val.json); these
-    average probabilities (--aggregate probabilities)"""
+    """also write the top five classes of each video in the format of Efficient-3DCNNs and 3D-ResNets (val.json)"""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
     """print JSON instead of a table"""
 

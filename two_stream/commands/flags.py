@@ -29,7 +29,7 @@ _PYDANTIC = re.compile(
 )
 
 _OPTIONAL = re.compile(
-    r"(?:Error parsing )?(?P<flag>\S+): no type matching \{None\}\|(?P<kind>.+?) could be instantiated from "
+    r"(?:Error parsing )?(?P<flag>\S+): no type matching (?:\{None\}\|)?(?P<kind>.+?) could be instantiated from "
     r"\[(?P<value>[^]]+)\]"
 )
 """tyro's message for a wrong value of an optional flag"""
@@ -128,7 +128,9 @@ def take_value(args: list[str], flag: str, prog: str) -> tuple[str | None, list[
 
 def _cli(kind: type[T], default: Any, args: list[str], prog: str, description: str) -> T:
     complaint = io.StringIO()
-    given = {} if default is None else {"default": default}
+    # without loaded settings None is the default of optional flags, and need not be given
+    config = (tyro.conf.AvoidSubcommands, *([tyro.conf.DisallowNone] if default is None else []))
+    given = {"config": config} | ({} if default is None else {"default": default})
     shows_help = wants_help(args)
     columns = os.environ.get("COLUMNS")
     if not shows_help:
@@ -136,7 +138,7 @@ def _cli(kind: type[T], default: Any, args: list[str], prog: str, description: s
     try:
         with contextlib.nullcontext() if shows_help else contextlib.redirect_stderr(complaint):
             parsed: T = tyro.cli(
-                tyro.conf.AvoidSubcommands[kind],  # type: ignore[valid-type, misc]
+                kind,
                 args=args,
                 prog=prog,
                 description=description,
@@ -158,7 +160,7 @@ def _cli(kind: type[T], default: Any, args: list[str], prog: str, description: s
 def _flags(kind: type[Any], description: str, given: dict[str, Any]) -> list[str]:
     help_text = io.StringIO()
     with contextlib.redirect_stdout(help_text), contextlib.suppress(SystemExit):
-        tyro.cli(tyro.conf.AvoidSubcommands[kind], args=["--help"], description=description, **given)  # type: ignore[valid-type, misc]
+        tyro.cli(kind, args=["--help"], description=description, **given)
     return list(dict.fromkeys(re.findall(r"(?<![\w`-])--\w[\w.-]*\w", _COLOUR.sub("", help_text.getvalue()))))
 
 

@@ -24,8 +24,7 @@ class _FuseFlags:
     scores: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN|SCORES ...")]]
     """two or more score files or run folders (their newest scores of --part)"""
     rule: Literal["l2", "logits", "probabilities", "rank", "learned"] = "l2"
-    """what is summed: L2-normalised logits (l2, as in the paper), logits, probabilities or ranks; learned: logistic
-    stacking, fitted on the holdout part"""
+    """what is summed; l2: L2-normalised logits (the paper's); learned: logistic stacking fitted on the holdout part"""
     weights: tuple[float, ...] | None = None
     """one weight per stream; none: equal weights"""
     fit: tuple[Path, ...] | None = None

@@ -40,13 +40,11 @@ class _PredictFlags:
     annotate: Path | None = None
     """MP4 file to write: the video with its prediction; for several videos a folder"""
     attention: Path | None = None
-    """figure to write (.png, .pdf or .svg): the attention of the BERT head over time; for several videos a folder"""
+    """figure to write (.png, .pdf or .svg): the attention of the BERT head; for several videos a folder"""
     timeline: Path | None = None
-    """figure to write (.png, .pdf or .svg): the prediction over time, and a CSV file with the same name; for several
-    videos a folder. Uses sliding views with a step of half a clip, unless --views or --step say otherwise"""
+    """figure and CSV file to write: the prediction over time (by default sliding views); for several videos a folder"""
     flow_algorithm: Literal["auto", "dis", "farneback", "tvl1"] = "auto"
-    """flow algorithm; auto: the one the run was trained with if that is dis or farneback, else dis with a warning; tvl1
-    is the paper's and about a hundred times slower"""
+    """auto: that of the run if it is dis or farneback, else dis; tvl1: the paper's, about a hundred times slower"""
     rule: Literal["l2", "logits", "probabilities", "rank"] = "l2"
     """how several networks are fused: sum of L2-normalised logits (l2), logits, probabilities or ranks"""
     weights: tuple[float, ...] | None = None

@@ -37,8 +37,7 @@ class _Flags:
     training: bool = False
     """also measure training steps: forward, loss and backward"""
     data: str | None = None
-    """also measure data loading: name of a data set, its dataset.yaml, an experiment file, or a run folder; implies
-    --training"""
+    """also measure training and data loading: a data set (name or dataset.yaml), experiment file or run folder"""
     settings_root: Path = Path("settings")
     """folder of data sets that are given by name"""
     device: str = "auto"
@@ -54,8 +53,7 @@ class _Flags:
     json: Path | None = None
     """JSON file to write; - prints the JSON instead of tables"""
     plot: tuple[Path, ...] = ()
-    """figure to write (.png, .svg or .pdf), and optionally score files or run folders: draws accuracy with its interval
-    against multiply-adds per video; without score files, clips per second against batch size"""
+    """figure to write: clips per second against batch size; with score files or runs: accuracy against multiply-adds"""
 
 
 def main(args: list[str]) -> int:

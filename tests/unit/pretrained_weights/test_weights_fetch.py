@@ -294,7 +294,7 @@ def test_prefix_and_git_blob_are_enough_and_the_whole_hash_is_noted(site, tmp_pa
 def test_without_a_published_hash_the_one_found_is_noted_and_watched(site, tmp_path):
     made = entry(site, sha256=None)
     done = get(made, tmp_path)
-    assert done.assurance == f"no hash is published; its sha256 {SHA}, is recorded in w.pth.sha256"
+    assert done.assurance == f"no hash is published; its sha256 {SHA} is recorded in w.pth.sha256"
     assert verify_file(made, done.file) == "no hash is published; unchanged since the download"
     done.file.write_bytes(CONTENT[:-1] + b"!")
     with pytest.raises(CheckpointError, match=rf"expected sha256 {SHA} \(recorded at the download\), got "):
