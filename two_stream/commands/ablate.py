@@ -58,7 +58,6 @@ def main(args: list[str]) -> int:
     example = "settings/studies/demo_heads.yaml"
     name, rest = split_positional(args, "two-stream ablate", "the study file", example)
     flags = parse(_Flags, rest, PROG, DESCRIPTION)
-    assert name is not None  # without it only --help gets here, and that has exited
     study = _study(name, flags)
     command = shlex.join(["two-stream", "ablate", *(arg for arg in args if arg != "--report-only")])
     if flags.dry_run:

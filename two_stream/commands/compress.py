@@ -135,7 +135,7 @@ def _take_run(call: _Call, args: list[str], suffix: str, example: str) -> tuple[
     """Take the run off the arguments; return it with the settings of the run to make and the other arguments."""
     name, rest = split_positional(args, call.prog, "the run folder", example)
     run = Path(name or "RUN")
-    source = Experiment() if name is None else run_settings(run)
+    source = run_settings(run) if name else Experiment()
     return run, _continued(source, run, f"{source.name}_{suffix}"), rest
 
 
@@ -385,7 +385,6 @@ def _sensitivity(args: list[str]) -> int:
     prog = f"{PROG} sensitivity"
     name, rest = split_positional(args, prog, "the run folder", "demo/runs/rgb --parameters 0.5")
     flags = parse(_SensitivityFlags, rest, f"{prog} RUN", _SENSITIVITY)
-    assert name is not None  # without it only --help gets here, and that has exited
     budget = _budget(flags, prog)
     _check_sensitivity(flags, prog)
     from two_stream.compression.channels import check_narrowable

@@ -19,7 +19,7 @@ from two_stream.runtime.console import say, warn
 from two_stream.runtime.files import check_writable, write_json
 
 if TYPE_CHECKING:
-    from two_stream.evaluation.scores.words import Line
+    from two_stream.types import ScoreTable
 
 SUMMARY = "Score the videos of a split with a run or an exported file, and print the accuracies."
 RESULTS = "Evaluate a result file of Efficient-3DCNNs or 3D-ResNets (val.json) against a list of videos."
@@ -53,17 +53,15 @@ def main(args: list[str]) -> int:
         return _results(args)
     name, rest = split_positional(args, "two-stream evaluate", "the run folder", "demo/runs/rgb --part test")
     default = _EvaluateFlags()
-    if name is not None:
+    if name:
         experiment = network_settings(Path(name))
         default = _EvaluateFlags(**experiment.evaluate.model_dump(), device=experiment.device)
     flags = parse_over(default, rest, PROG, SUMMARY)
-    assert name is not None  # without it only --help gets here, and that has exited
     return _evaluate(Path(name), flags)
 
 
 def _evaluate(folder: Path, flags: _EvaluateFlags) -> int:
     from two_stream.evaluation.runs.run import evaluate_run
-    from two_stream.evaluation.scores.words import lines
     from two_stream.runtime.device import set_deterministic, set_threads
 
     for path in filter(None, (flags.out, flags.results)):
@@ -78,21 +76,21 @@ def _evaluate(folder: Path, flags: _EvaluateFlags) -> int:
         run, options, flags.part, workers=flags.workers, out=flags.out, uncached=flags.uncached
     )
     if distributed.is_main():
-        (line,) = lines([table])
         if flags.results is not None:
             from two_stream.evaluation.scores.result_files import results_of
 
             write_json(flags.results, results_of(table))
-        show(line, path, as_json=flags.as_json)
+        show(table, path, as_json=flags.as_json)
     distributed.shutdown()
     return 0
 
 
-def show(line: Line, path: Path, *, as_json: bool) -> None:
+def show(scores: ScoreTable, path: Path, *, as_json: bool = False) -> None:
     """Print the accuracies and protocol of a score table, and the path of its file."""
     from two_stream.evaluation.scores import words
 
-    meta = line.table.meta
+    (line,) = words.lines([scores])
+    meta = scores.meta
     if as_json:
         shown = {key: value for key, value in meta.items() if key != "file"}
         print_json({"scores": str(path), **line.summary.to_json(), "meta": shown})

@@ -56,7 +56,7 @@ class _FeatureFlags(Options):
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
     name, rest = split_positional(args, "two-stream features", "the source", "demo/runs/rgb")
-    source = Experiment() if name is None else _experiment(name)
+    source = _experiment(name) if name else Experiment()
     default = _FeatureFlags(
         seed=source.seed,
         precision=source.train.precision,
@@ -65,7 +65,6 @@ def main(args: list[str]) -> int:
         evaluate=source.evaluate,
     )
     flags = parse_over(default, rest, PROG, DESCRIPTION)
-    assert name is not None  # without it only --help gets here, and that has exited
     from two_stream.evaluation.features.extract_features import write_features
     from two_stream.runtime.device import set_deterministic, set_threads
 

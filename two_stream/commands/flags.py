@@ -61,8 +61,8 @@ def parse_over(default: M, args: list[str], prog: str, description: str) -> M:
         raise SettingsError(f"{prog}: {explain(type(default), error)}") from None
 
 
-def split_positional(args: list[str], prog: str, what: str, example: str) -> tuple[str | None, list[str]]:
-    """Split off the first argument; it may only be missing with `--help`.
+def split_positional(args: list[str], prog: str, what: str, example: str) -> tuple[str, list[str]]:
+    """Split off the first argument; it may only be missing with `--help`, and is then empty.
 
     Raises:
         SettingsError: It is missing.
@@ -70,7 +70,7 @@ def split_positional(args: list[str], prog: str, what: str, example: str) -> tup
     if args and not args[0].startswith("-"):
         return args[0], args[1:]
     if wants_help(args):
-        return None, args
+        return "", args
     raise SettingsError(f"{prog}: {what} is missing; it comes first, for example: {prog} {example}")
 
 

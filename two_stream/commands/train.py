@@ -51,10 +51,9 @@ def _read(args: list[str]) -> Action:
     recipe, args = take_value(args, "--recipe", "two-stream train")
     if recipe is not None:
         return _read_recipe(recipe, args, given, resume=resume, overwrite=overwrite)
-    name, rest = split_positional(
-        args, "two-stream train", "the experiment file", "settings/experiments/own_videos_rgb.yaml"
-    )
-    default = Experiment() if name is None else load_experiment(name)
+    example = "settings/experiments/own_videos_rgb.yaml"
+    name, rest = split_positional(args, "two-stream train", "the experiment file", example)
+    default = load_experiment(name) if name else Experiment()
     experiment = parse_over(default, rest, PROG, DESCRIPTION)
     return partial(_train, experiment, given, resume=resume, overwrite=overwrite)
 
@@ -141,11 +140,9 @@ def _evaluate(experiment: Experiment, flags: PublishedTraining, arch: str) -> in
     if (run / "experiment.yaml").is_file():
         from two_stream.commands.evaluate import show
         from two_stream.evaluation.runs.run import evaluate_run, load_run
-        from two_stream.evaluation.scores.words import lines
 
         loaded = load_run(run, "best", experiment.device)
-        table, path = evaluate_run(loaded, options, "test", workers=flags.workers)
-        show(lines([table])[0], path, as_json=False)
+        show(*evaluate_run(loaded, options, "test", workers=flags.workers))
         return 0
     from two_stream.late_temporal.evaluators import evaluate_one
     from two_stream.late_temporal.flags import OneStreamFlags
@@ -187,10 +184,8 @@ def _program() -> str:
 def _summary(result: TrainResult) -> None:
     if result.already_finished:
         say(f"{result.run.root}: the run has finished; there is nothing to resume")
-    labels = {
-        "test-selected": "test-selected (published protocol)",
-        "cross-validated": "folds of the training list",
-    }
+    published = "test-selected (published protocol)"
+    labels = {"test-selected": published, "cross-validated": "folds of the training list"}
     label = labels.get(result.selection, result.selection)
     say(
         f"best epoch {result.best_epoch} of {result.epochs}: "

@@ -102,7 +102,7 @@ def test_the_data_path_and_what_holds_a_run_back(run, tmp_path, capsys):
     experiment.write_text(yaml.safe_dump(settings))
     assert profile.main(quick(run, "--precision", "fp32", "--data", str(experiment))) == 0
     text = capsys.readouterr().out
-    assert "data path: small, rgb from frames" in text
+    assert "data loading: small, rgb from frames" in text
     assert "with 0 workers" in text
     with pytest.raises(DataError, match="absent"):
         profile.main(quick(run, "--data", "absent", "--settings-root", str(tmp_path)))

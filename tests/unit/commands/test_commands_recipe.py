@@ -174,7 +174,7 @@ def test_published_weights_are_used_where_they_lie(
     made, _ = asked("--arch", BERT)
     assert made.train.init is None
     shown = capsys.readouterr().err
-    assert "training starts from scratch: weights/resnext-101-64f-kinetics.pth" in shown
+    assert "training starts from scratch, as weights/resnext-101-64f-kinetics.pth" in shown
     assert f"`two-stream weights fetch {STARTS[BERT].fetch}`" in shown
     (folder / "weights").mkdir()
     file = folder / "weights" / "resnext-101-64f-kinetics.pth"

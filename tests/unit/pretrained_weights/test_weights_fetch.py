@@ -304,7 +304,7 @@ def test_without_a_published_hash_the_one_found_is_noted_and_watched(site, tmp_p
 
 def test_a_file_there_that_differs_is_left_and_named(site, tmp_path):
     (tmp_path / "w.pth").write_bytes(b"mine")
-    with pytest.raises(CheckpointError, match=r"w\.pth: expected sha256 .*replace with `fetch --force`"):
+    with pytest.raises(CheckpointError, match=r"w\.pth: expected sha256 .*`fetch --force` replaces it"):
         get(entry(site), tmp_path)
     assert (tmp_path / "w.pth").read_bytes() == b"mine"
     assert site.requests == []

