@@ -11,7 +11,7 @@ from two_stream import load_weights, zoo
 from two_stream.config.model import AverageHead, BertHead, I3d, ModelOptions, R2Plus1d, SlowFast
 from two_stream.errors import CheckpointError
 from two_stream.pretrained.converting import published_state
-from two_stream.pretrained.layouts import LAYOUTS, OURS, recognise
+from two_stream.pretrained.layouts import LAYOUTS, OURS, recognise_layout
 from two_stream.recognizer import Recognizer
 
 BY_NAME = {layout.name: layout for layout in LAYOUTS}
@@ -73,7 +73,11 @@ def test_every_published_network_has_one_layout_that_names_all_of_it(record):
     found = []
     for layout in LAYOUTS:
         theirs = published_state(state, layout)
-        if layout is not OURS and all(layout.invert(key) for key in state) and recognise(theirs) is layout:
+        if (
+            layout is not OURS
+            and all(layout.invert(key) for key in state)
+            and recognise_layout(theirs) is layout
+        ):
             found.append(layout.name)
     assert [name for name in found if name.startswith("late_temporal")][:1] == found[:1]
     assert found

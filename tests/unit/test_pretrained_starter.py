@@ -18,8 +18,8 @@ from two_stream.backbones.timm_net import create
 from two_stream.config.model import TimmNet
 from two_stream.errors import CheckpointError
 from two_stream.pretrained import load_library, read_state
-from two_stream.pretrained.files.manifest import STARTERS, how_to_install, installed_file
-from two_stream.pretrained.layouts.efficientnet_lite import LAYOUTS, timm_names
+from two_stream.pretrained.files.manifest import STARTERS, install_command, installed_file
+from two_stream.pretrained.layouts.efficientnet_lite import LAYOUTS, rename_to_timm
 
 PACKAGE = STARTERS["tf_efficientnet_lite0"]
 RECORD = "starter/efficientnet_lite0"
@@ -35,7 +35,7 @@ IMAGES = {"china.jpg": 698, "flower.jpg": 985}
 @pytest.fixture(scope="module")
 def weights():
     file = installed_file(PACKAGE)
-    assert file is not None, f"the extra `starter` is part of `dev`: {how_to_install(PACKAGE)}"
+    assert file is not None, f"the extra `starter` is part of `dev`: {install_command(PACKAGE)}"
     return file
 
 
@@ -59,7 +59,7 @@ def test_the_table_names_every_tensor_once_with_timms_shape(name):
     lines = "\n".join(sorted(f"{key} {tuple(tensor.shape)}" for key, tensor in theirs.items()))
     assert (len(theirs), hashlib.sha256(lines.encode()).hexdigest()[:16]) == PUBLISHED[name]
     assert layout.recognise(theirs)
-    renamed = timm_names(theirs)
+    renamed = rename_to_timm(theirs)
     assert {key: tensor.shape for key, tensor in renamed.items()} == {k: v.shape for k, v in timm.items()}
 
 

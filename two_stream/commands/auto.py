@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from two_stream.commands.baseline import DataFlags, read_data, show
+from two_stream.commands.baseline import DataFlags, print_baseline, read_data
 from two_stream.commands.flags import parse
 from two_stream.commands.output import print_table
 from two_stream.config.load import flatten, load_experiment
@@ -57,7 +57,7 @@ def main(args: list[str]) -> int:
     _step("2/5 running the baseline, which a network should exceed", ["baseline", *given])
     command = "`two-stream auto` with the same flags"
     baseline = run_baseline(record, changes, flags.runs, command)
-    show(baseline)
+    print_baseline(baseline)
     networks = _streams(flags, record, changes, baseline.runs, end)
     _step("4/5 fusing, with weights fitted on the training videos", [])
     found = candidates(baseline.runs, networks)

@@ -52,7 +52,7 @@ def main(args: list[str]) -> int:
     from two_stream.studies.baseline import run_baseline
 
     record, changes = read_data(flags)
-    show(run_baseline(record, changes, flags.runs), as_json=flags.json)
+    print_baseline(run_baseline(record, changes, flags.runs), as_json=flags.json)
     return 0
 
 
@@ -86,7 +86,7 @@ def read_data(flags: DataFlags) -> tuple[Record, dict[str, Any]]:
     return record, changes
 
 
-def show(baseline: Baseline, *, as_json: bool = False) -> None:
+def print_baseline(baseline: Baseline, *, as_json: bool = False) -> None:
     """Print the accuracies of the baseline and the folder of its scores."""
     from two_stream.evaluation.scores import words
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from two_stream.commands.baseline import show
+from two_stream.commands.baseline import print_baseline
 from two_stream.commands.flags import parse
 from two_stream.config.load import dump, read_yaml, validate_settings
 from two_stream.config.schema import Experiment
@@ -95,7 +95,7 @@ def _baseline(options: Options) -> None:
     note("2/4 running the baseline: a classifier on fixed features")
     dataset = options.out / "data" / "dataset.yaml"
     changes = {"data.dataset": str(dataset), "device": "cpu", "seed": options.seed}
-    show(run_baseline(load_record(dataset), changes, options.out / "runs", "`two-stream demo`"))
+    print_baseline(run_baseline(load_record(dataset), changes, options.out / "runs", "`two-stream demo`"))
 
 
 def _stream(options: Options, modality: Modality) -> Path:

@@ -80,12 +80,12 @@ def _evaluate(folder: Path, flags: _EvaluateFlags) -> int:
             from two_stream.evaluation.scores.result_files import results_of
 
             write_json(flags.results, results_of(table))
-        show(table, path, as_json=flags.as_json)
+        print_scores(table, path, as_json=flags.as_json)
     distributed.shutdown()
     return 0
 
 
-def show(scores: ScoreTable, path: Path, *, as_json: bool = False) -> None:
+def print_scores(scores: ScoreTable, path: Path, *, as_json: bool = False) -> None:
     """Print the accuracies and protocol of a score table, and the path of its file."""
     from two_stream.evaluation.scores import words
 

@@ -91,10 +91,10 @@ def _row(record: ModelRecord, num_classes: int, files: dict[str, list[str]]) -> 
 def _files() -> dict[str, list[str]]:
     """Return the names of the published files by the full name of their model; empty without a manifest."""
     from two_stream import zoo
-    from two_stream.pretrained.files.manifest import find_manifest, read_published
+    from two_stream.pretrained.files.manifest import find_manifest, read_manifest
 
     try:
-        entries = read_published(find_manifest()).entries
+        entries = read_manifest(find_manifest()).entries
     except TwoStreamError:
         return {}
     found: dict[str, list[str]] = {}

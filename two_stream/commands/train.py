@@ -138,11 +138,11 @@ def _evaluate(experiment: Experiment, flags: PublishedTraining, arch: str) -> in
     run = experiment.runs / experiment.name
     options = EvaluateOptions(views="single", crops="center", precision=experiment.evaluate.precision)
     if (run / "experiment.yaml").is_file():
-        from two_stream.commands.evaluate import show
+        from two_stream.commands.evaluate import print_scores
         from two_stream.evaluation.runs.run import evaluate_run, load_run
 
         loaded = load_run(run, "best", experiment.device)
-        show(*evaluate_run(loaded, options, "test", workers=flags.workers))
+        print_scores(*evaluate_run(loaded, options, "test", workers=flags.workers))
         return 0
     from two_stream.late_temporal.evaluators import evaluate_one
     from two_stream.late_temporal.flags import OneStreamFlags

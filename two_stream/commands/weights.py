@@ -12,14 +12,14 @@ import tyro
 from two_stream.commands.flags import parse, run_subcommand
 from two_stream.commands.output import print_json, print_table
 from two_stream.errors import SettingsError, TwoStreamError
-from two_stream.pretrained.files.fetch import PART, Patience, Sources, fetch, unchanged, verify_file
+from two_stream.pretrained.files.fetch import PART, Patience, Sources, fetch, matches_record, verify_file
 from two_stream.pretrained.files.manifest import (
     Manifest,
     PublishedFile,
     find_manifest,
-    how_to_install,
+    install_command,
     local_file,
-    read_published,
+    read_manifest,
 )
 from two_stream.runtime.console import note, say
 
@@ -110,7 +110,7 @@ def _list(args: list[str]) -> int:
     for entry in entries:
         if entry.package:
             file = local_file(entry, options.folder)
-            say(f"{entry.name}: {file if file.is_file() else how_to_install(entry.package)}")
+            say(f"{entry.name}: {file if file.is_file() else install_command(entry.package)}")
     return 0
 
 
@@ -221,13 +221,13 @@ def _located(manifest: Manifest, target: str, folder: Path) -> tuple[Path, Publi
 
 def _described(path: Path) -> str:
     """Return a description of a checkpoint that is not a published file."""
-    from two_stream.pretrained.layouts import recognise, unwrapped
+    from two_stream.pretrained.layouts import recognise_layout, strip_wrappers
     from two_stream.pretrained.reading import read_state, weights_file
 
     file = weights_file(path)
-    recorded = "; its sha256 is as recorded" if unchanged(file) else ""
-    state, _ = unwrapped(read_state(file))
-    layout = recognise(state)
+    recorded = "; its sha256 is as recorded" if matches_record(file) else ""
+    state, _ = strip_wrappers(read_state(file))
+    layout = recognise_layout(state)
     names = f"names as in {layout.name}" if layout else f"of an unknown network (first: {next(iter(state))})"
     numbers = sum(tensor.numel() for tensor in state.values())
     return (
@@ -294,7 +294,7 @@ def _class_names(given: str) -> list[str]:
 
 
 def _manifest(options: _ListFile) -> Manifest:
-    return read_published(find_manifest(options.manifest))
+    return read_manifest(find_manifest(options.manifest))
 
 
 _COMMANDS = {

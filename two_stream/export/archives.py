@@ -15,7 +15,7 @@ import torch
 
 from two_stream.errors import CheckpointError, ExportError, SettingsError
 from two_stream.export.card import ExportCard, Target, parse_card
-from two_stream.export.graph import Exportable, Format, Session, quiet, reason
+from two_stream.export.graph import Exportable, Format, Session, error_line, silence_torch
 from two_stream.export.program import Program
 from two_stream.runtime.inference import missing_compiler
 
@@ -57,10 +57,10 @@ class Pt2(_Archive):
         """See `Format.write`."""
         del exportable  # the program has its names
         try:
-            with quiet():
+            with silence_torch():
                 torch.export.save(program, path)
         except Exception as error:  # the serializer names what it cannot write in errors of many classes
-            raise ExportError(f"torch.export cannot write this graph: {reason(error)}") from error
+            raise ExportError(f"torch.export cannot write this graph: {error_line(error)}") from error
 
     def open(self, path: Path, card: ExportCard | None = None) -> Session:
         """See `Format.open`."""
@@ -84,22 +84,22 @@ class Aoti(_Archive):
         from torch._inductor import aoti_compile_and_package
 
         try:
-            with quiet():
+            with silence_torch():
                 aoti_compile_and_package(program, package_path=str(path))
         except Exception as error:  # the compiler's own messages come in errors of many classes
-            raise ExportError(f"AOTInductor cannot compile this network: {reason(error)}") from error
+            raise ExportError(f"AOTInductor cannot compile this network: {error_line(error)}") from error
 
     def open(self, path: Path, card: ExportCard | None = None) -> Session:
         """See `Format.open`."""
         from torch._inductor import aoti_load_package
 
         try:
-            with quiet():
+            with silence_torch():
                 module = aoti_load_package(str(path))
         except Exception as error:  # another processor, system or torch
             writer = f" (written by torch {card.environment.get('torch')})" if card else ""
             raise CheckpointError(
-                f"{path}: cannot be loaded here{writer} ({reason(error)}); export the run on this machine"
+                f"{path}: cannot be loaded here{writer} ({error_line(error)}); export the run on this machine"
             ) from error
         return _computing(module)
 

@@ -110,7 +110,7 @@ class Format(ABC):
         """
 
 
-def program_of(exportable: Exportable) -> torch.export.ExportedProgram:
+def capture_graph(exportable: Exportable) -> torch.export.ExportedProgram:
     """Return the graph of a module for any batch size.
 
     Raises:
@@ -119,7 +119,7 @@ def program_of(exportable: Exportable) -> torch.export.ExportedProgram:
     batch = torch.export.Dim(BATCH, min=1)
     shapes = tuple({} if axis is None else {axis: batch} for axis in exportable.axes)
     try:
-        with quiet(), torch.no_grad():
+        with silence_torch(), torch.no_grad():
             # a StepNetwork takes its states as *args: one entry for all of them
             return torch.export.export(
                 exportable.module,
@@ -128,7 +128,9 @@ def program_of(exportable: Exportable) -> torch.export.ExportedProgram:
                 strict=False,
             )
     except Exception as error:  # torch raises whatever the module's code raises on symbols
-        raise ExportError(f"torch.export cannot capture this network as a graph: {reason(error)}") from error
+        raise ExportError(
+            f"torch.export cannot capture this network as a graph: {error_line(error)}"
+        ) from error
 
 
 def _grouped(exportable: Exportable, shapes: tuple[dict[int, torch.export.Dim], ...]) -> tuple[object, ...]:
@@ -139,7 +141,7 @@ def _grouped(exportable: Exportable, shapes: tuple[dict[int, torch.export.Dim], 
     return (*shapes[:named], shapes[named:]) if takes_rest else shapes
 
 
-def reason(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """Return the most informative line of an error of torch, without colours."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [
@@ -150,7 +152,7 @@ def reason(error: BaseException) -> str:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_torch() -> Iterator[None]:
     """Suppress the warnings and log messages of torch and the ONNX packages."""
     loggers = [
         logging.getLogger(name) for name in ("torch", "torch.onnx", "torch._export", "onnxscript", "onnx_ir")

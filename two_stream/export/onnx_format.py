@@ -16,7 +16,7 @@ import torch
 
 from two_stream.errors import CheckpointError, ExportError, SettingsError
 from two_stream.export.card import BATCH, KEY, UNSEALED, ExportCard, Target, parse_card
-from two_stream.export.graph import Exportable, Format, Session, operators, quiet, reason
+from two_stream.export.graph import Exportable, Format, Session, error_line, operators, silence_torch
 from two_stream.runtime.files import write_bytes
 
 _INSTALL = 'pip install "two-stream[export]"'
@@ -33,12 +33,12 @@ class Onnx(Format):
     def check(self) -> None:
         """See `Format.check`."""
         for name in ("onnx", "onnxscript", "onnxruntime"):
-            needed(name)
+            import_extra(name)
 
     def write(self, program: torch.export.ExportedProgram, exportable: Exportable, path: Path) -> None:
         """See `Format.write`."""
-        onnx = needed("onnx")
-        model = converted(program, exportable.input_names, exportable.output_names)
+        onnx = import_extra("onnx")
+        model = to_onnx_model(program, exportable.input_names, exportable.output_names)
         strange = sorted({node.op_type for node in model.graph.node} - operators("onnx"))
         if strange:
             raise ExportError(
@@ -55,7 +55,7 @@ class Onnx(Format):
 
     def seal(self, path: Path, card: ExportCard) -> None:
         """See `Format.seal`."""
-        onnx = needed("onnx")
+        onnx = import_extra("onnx")
         model = onnx.load(str(path))
         del model.metadata_props[:]
         text = card.model_copy(update={"content_sha256": UNSEALED}).model_dump_json()
@@ -66,12 +66,12 @@ class Onnx(Format):
 
     def read_card(self, path: Path) -> ExportCard:
         """See `Format.read_card`."""
-        onnx = needed("onnx")
+        onnx = import_extra("onnx")
         content = path.read_bytes()
         try:
             model = onnx.load_model_from_string(content)
         except Exception as error:  # protobuf's own DecodeError, of whichever implementation
-            raise CheckpointError(f"{path}: damaged, or no ONNX file ({reason(error)})") from error
+            raise CheckpointError(f"{path}: damaged, or no ONNX file ({error_line(error)})") from error
         text = {entry.key: entry.value for entry in model.metadata_props}.get(KEY)
         if text is None:
             raise CheckpointError(
@@ -88,7 +88,7 @@ class Onnx(Format):
     def open(self, path: Path, card: ExportCard | None = None) -> Session:
         """See `Format.open`."""
         del card
-        onnx, runtime = needed("onnx"), needed("onnxruntime")
+        onnx, runtime = import_extra("onnx"), import_extra("onnxruntime")
         content = path.read_bytes()
         _check(onnx.load_model_from_string(content), path)
         options = runtime.SessionOptions()
@@ -99,11 +99,11 @@ class Onnx(Format):
                 session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
             session.disable_fallback()
         except Exception as error:  # its exceptions share no base class
-            raise CheckpointError(f"{path}: ONNX Runtime does not take it ({reason(error)})") from error
+            raise CheckpointError(f"{path}: ONNX Runtime does not take it ({error_line(error)})") from error
         return _computing(session, path)
 
 
-def converted(
+def to_onnx_model(
     program: torch.export.ExportedProgram, inputs: Sequence[str] = (), outputs: Sequence[str] = ()
 ) -> Any:
     """Return a graph as an ONNX model with the given names of inputs and outputs.
@@ -113,7 +113,7 @@ def converted(
     """
     try:
         # torch's exporter prints what it is doing
-        with quiet(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+        with silence_torch(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             made = torch.onnx.export(
                 decomposed(program),
                 dynamo=True,
@@ -124,10 +124,10 @@ def converted(
         assert made is not None
         return made.model_proto
     except Exception as error:  # the exporter wraps whatever goes wrong in classes of its own
-        raise ExportError(f"ONNX does not support this network: {reason(error)}") from error
+        raise ExportError(f"ONNX does not support this network: {error_line(error)}") from error
 
 
-def needed(name: str) -> Any:
+def import_extra(name: str) -> Any:
     """Import a package of the extra `export`.
 
     Raises:
@@ -183,7 +183,7 @@ def _computing(session: Any, path: Path) -> Session:
         try:
             found = session.run(None, given)
         except Exception as error:  # its exceptions share no base class
-            raise CheckpointError(f"{path}: ONNX Runtime cannot compute it ({reason(error)})") from error
+            raise CheckpointError(f"{path}: ONNX Runtime cannot compute it ({error_line(error)})") from error
         return tuple(map(torch.from_numpy, found))
 
     return compute
@@ -245,7 +245,7 @@ class Int8Options:
     """leave the classifier in fp32"""
 
 
-def quantized(source: Path, target: Path, clips: torch.Tensor, options: Int8Options) -> None:
+def quantize_onnx(source: Path, target: Path, clips: torch.Tensor, options: Int8Options) -> None:
     """Write an int8 copy of an fp32 ONNX file: static quantization (QDQ), weights per channel, activations per tensor.
 
     Args:
@@ -257,15 +257,15 @@ def quantized(source: Path, target: Path, clips: torch.Tensor, options: Int8Opti
     Raises:
         ExportError: ONNX Runtime cannot quantize the network; gives its reason.
     """
-    tools: Any = needed("onnxruntime.quantization")
+    tools: Any = import_extra("onnxruntime.quantization")
     methods = tools.CalibrationMethod
     method = {"minmax": methods.MinMax, "entropy": methods.Entropy, "percentile": methods.Percentile}
     prepared = source.with_name("prepared.onnx")
     level = logging.getLogger().level
     logging.getLogger().setLevel(logging.ERROR)  # it logs advice to the root logger
     try:
-        with quiet():
-            needed("onnxruntime.quantization.shape_inference").quant_pre_process(
+        with silence_torch():
+            import_extra("onnxruntime.quantization.shape_inference").quant_pre_process(
                 str(source), str(prepared), skip_symbolic_shape=True
             )
             tools.quantize_static(
@@ -281,7 +281,7 @@ def quantized(source: Path, target: Path, clips: torch.Tensor, options: Int8Opti
                 calibrate_method=method[options.method],
             )
     except Exception as error:  # its errors are of many classes
-        raise ExportError(f"ONNX Runtime cannot write this network in int8: {reason(error)}") from error
+        raise ExportError(f"ONNX Runtime cannot write this network in int8: {error_line(error)}") from error
     finally:
         logging.getLogger().setLevel(level)
 
@@ -303,6 +303,6 @@ def _reader(tools: Any, clips: torch.Tensor) -> Any:
 
 def _kept(path: Path, options: Int8Options) -> list[str]:
     """Return the names of the nodes that stay in fp32."""
-    nodes = [node for node in needed("onnx").load(str(path)).graph.node if node.op_type in OPERATIONS]
+    nodes = [node for node in import_extra("onnx").load(str(path)).graph.node if node.op_type in OPERATIONS]
     kept = [nodes[0].name] if options.keep_first else []
     return [*kept, nodes[-1].name] if options.keep_last else kept

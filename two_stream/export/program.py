@@ -22,7 +22,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from two_stream.errors import CheckpointError
 from two_stream.export.card import BATCH, ExportCard
-from two_stream.export.graph import operators, reason
+from two_stream.export.graph import error_line, operators
 
 MEMBERS = re.compile(
     r"data/weights/(weight_\d+|model_weights_config\.json)|data/constants/(tensor_\d+|model_constants_config\.json)"
@@ -293,7 +293,9 @@ class Program:
         try:
             return self._run(inputs, torch.device("cpu"), self._stored, lambda _: None)
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{self.path}: its graph cannot be computed ({reason(error)})") from error
+            raise CheckpointError(
+                f"{self.path}: its graph cannot be computed ({error_line(error)})"
+            ) from error
 
     def _odd(self, what: str) -> CheckpointError:
         return CheckpointError(
@@ -516,7 +518,7 @@ class Program:
         except CheckpointError:
             raise
         except Exception as error:  # noqa: BLE001 - torch's operations raise errors of many classes
-            raise self._odd(f"a graph that cannot be computed ({reason(error)[:160]})") from None
+            raise self._odd(f"a graph that cannot be computed ({error_line(error)[:160]})") from None
         wanted = [[1 if size == BATCH else int(size) for size in port.shape] for port in card.outputs]
         if [list(value.shape) for value in found] != wanted:
             raise self._odd("outputs of other shapes than on its card")

@@ -22,8 +22,8 @@ from two_stream.evaluation.runs.run import Run, extraction_of, mirror_of_run
 from two_stream.evaluation.scoring.network import is_exact, prepare_for_inference, resolve_evaluation
 from two_stream.export.card import ExportCard, Port, StateFacts, StreamFacts, Target, Verified
 from two_stream.export.formats import SUFFIXES, format_by_name
-from two_stream.export.graph import EXAMPLE_BATCH, Exportable, Format, Session, free_shape, program_of
-from two_stream.export.onnx_format import Int8Options, quantized
+from two_stream.export.graph import EXAMPLE_BATCH, Exportable, Format, Session, capture_graph, free_shape
+from two_stream.export.onnx_format import Int8Options, quantize_onnx
 from two_stream.export.verifying import TOLERANCE, compare, compare_steps, noise_clips, run_clips
 from two_stream.pretrained import read_model
 from two_stream.recognizer import Recognizer, create_model
@@ -84,7 +84,7 @@ def export_run(
 
     def change(source: Path, target: Path) -> None:
         assert int8 is not None
-        quantized(source, target, _clips(run, int8.clips, "train")[0], int8)
+        quantize_onnx(source, target, _clips(run, int8.clips, "train")[0], int8)
 
     return path, _write(form, exportable, card, (path, check), change if int8 else None)
 
@@ -99,7 +99,7 @@ def _write(
     """Build the file next to its goal, compare it, add the card and move it into place; an error leaves no file."""
     path, check = goal
     note(f"writing {card.name} as a graph ({card.to})")
-    program = program_of(exportable)
+    program = capture_graph(exportable)
     with folder_beside(path) as folder:
         built = folder / f"graph{SUFFIXES[card.to]}"
         form.write(program, exportable, built)

@@ -14,7 +14,7 @@ from two_stream.config.model import ModelOptions
 from two_stream.config.schema import AugmentOptions, DataOptions, EvaluateOptions, Experiment, TrainOptions
 from two_stream.errors import CheckpointError
 from two_stream.pretrained.folder import read_model, write_model
-from two_stream.pretrained.layouts import CARRIED, LAYOUTS, OURS, Layout, recognise, unwrapped
+from two_stream.pretrained.layouts import CARRIED, LAYOUTS, OURS, Layout, recognise_layout, strip_wrappers
 from two_stream.pretrained.loading import LoadReport, load_weights
 from two_stream.pretrained.reading import read_state, weights_file
 from two_stream.recognizer import Recognizer, create_model
@@ -48,8 +48,8 @@ def import_checkpoint(
         CheckpointError: Unreadable, of an unknown layout, or not matching the model or the class names.
     """
     source = weights_file(source)
-    state, _ = unwrapped(read_state(source, averaged=averaged))
-    layout = recognise(state)
+    state, _ = strip_wrappers(read_state(source, averaged=averaged))
+    layout = recognise_layout(state)
     if layout is None or layout.flat:
         what = "of an unknown network" if layout is None else f"of a {layout.name}: nothing to convert"
         raise CheckpointError(f"{source}: weights {what}")
@@ -154,7 +154,7 @@ def _layout_of(source: Path, model: Recognizer, came_as: object) -> Layout:
             continue
         theirs = published_state(ours, layout)
         covered = all(layout.invert(key) for key in ours)
-        if covered and recognise(theirs) is layout:
+        if covered and recognise_layout(theirs) is layout:
             return layout
     options = model.options
     raise CheckpointError(

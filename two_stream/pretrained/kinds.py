@@ -36,7 +36,7 @@ _SUFFIXES = (".pth", ".pt", ".tar", ".ckpt", ".safetensors", ".bin", ".pkl")
 _TENSORFLOW_INDEX = bytes.fromhex("57fb808b247547db")
 
 
-def page_instead(start: bytes) -> str | None:
+def describe_page(start: bytes) -> str | None:
     """Describe what a server sent instead of a file, by its first bytes; None if they look like a file."""
     if _PAGE.match(start):
         return "looks like an HTML page: the download link is dead or asks for a login"
@@ -48,7 +48,7 @@ def page_instead(start: bytes) -> str | None:
     return None
 
 
-def kind_of(file: Path) -> Kind:
+def checkpoint_kind(file: Path) -> Kind:
     """Return the format of a checkpoint.
 
     Raises:
@@ -85,7 +85,7 @@ def refuse_checkpoint(file: Path, wanted: str) -> None:
     if wanted == "video" and file.suffix not in _SUFFIXES:
         return
     try:
-        kind_of(file)
+        checkpoint_kind(file)
     except CheckpointError:
         return
     raise CheckpointError(
@@ -95,7 +95,7 @@ def refuse_checkpoint(file: Path, wanted: str) -> None:
 
 
 def _name(file: Path, start: bytes, end: bytes) -> str:
-    page = page_instead(start)
+    page = describe_page(start)
     if page is not None:
         return page if page.startswith("looks") else _FOREIGN[0][1]
     for magic, what in _FOREIGN:

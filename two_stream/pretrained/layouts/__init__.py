@@ -24,7 +24,7 @@ LAYOUTS: tuple[Layout, ...] = (
 )
 
 
-def recognise(state: State) -> Layout | None:
+def recognise_layout(state: State) -> Layout | None:
     """Return the layout of a state dict; None if it is unknown."""
     return next((layout for layout in LAYOUTS if layout.recognise(state)), None)
 
@@ -33,14 +33,14 @@ _WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.",
 """Prefixes that DDP, SWA, torch.compile, Lightning modules and encoders add to names."""
 
 
-def unwrapped(state: State) -> tuple[State, list[str]]:
+def strip_wrappers(state: State) -> tuple[State, list[str]]:
     """Return a state dict without the prefixes of wrappers, and the keys of other parts (losses, averages).
 
     Prefixes are removed only if the result has a known layout; otherwise the state is returned unchanged.
     """
     waiting = [("", state)]
     for prefix, names in waiting:  # grows, as wrappers may be nested
-        if recognise(names) is not None:
+        if recognise_layout(names) is not None:
             return names, [key for key in state if not key.startswith(prefix) and key != "n_averaged"]
         for wrapper in _WRAPPERS if prefix.count(".") < 4 else ():
             inner = {
@@ -50,4 +50,4 @@ def unwrapped(state: State) -> tuple[State, list[str]]:
     return state, []
 
 
-__all__ = ["CARRIED", "LAYOUTS", "OURS", "Layout", "Pair", "State", "recognise", "unwrapped"]
+__all__ = ["CARRIED", "LAYOUTS", "OURS", "Layout", "Pair", "State", "recognise_layout", "strip_wrappers"]

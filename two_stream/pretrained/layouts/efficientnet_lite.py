@@ -64,7 +64,7 @@ def _layout(name: str, depths: tuple[int, ...]) -> Layout:
 LAYOUTS = tuple(_layout(name, depths) for name, depths in _DEPTHS.items())
 
 
-def timm_names(state: State) -> State:
+def rename_to_timm(state: State) -> State:
     """Return the tensors under the names of timm's network; states of other layouts are returned unchanged."""
     layout = next((layout for layout in LAYOUTS if layout.recognise(state)), None)
     if layout is None:
