@@ -181,7 +181,7 @@ def test_published_weights_are_used_where_they_lie(
     file.write_bytes(b"x")
     made, _ = asked("--arch", BERT)
     assert (made.train.init, made.train.new_classifier) == (Path("weights") / file.name, True)
-    assert f"weights to start from: weights/{file.name}" in capsys.readouterr().err
+    assert f"initial weights: weights/{file.name}" in capsys.readouterr().err
     made, _ = asked("--arch", BERT, "--pretrained", "other.pth")
     assert made.train.init == Path("other.pth")
     made, _ = asked("--arch", BERT, "--train.init", "third.pth")

@@ -78,7 +78,7 @@ def test_other_files_are_one_line(tmp_path, world, capsys):
 
 def test_a_wrong_stream_is_one_line(pt2_file, world, capsys):
     assert cli(["predict", _video(world), "--rgb", str(pt2_file)]) == 2
-    assert "this is a run on flow; give it with --flow" in _one_line(capsys)
+    assert "this run uses flow; give it with --flow" in _one_line(capsys)
 
 
 def test_what_an_exported_file_cannot_do_is_one_line(pt2_file, world, capsys):

@@ -185,7 +185,7 @@ def test_verify_tells_what_an_unlisted_file_is(here, capsys):
     shown = capsys.readouterr()
     assert "of an unknown network (first: a.weight)" in shown.out
     assert "page.pth: looks like an HTML page" in shown.err
-    assert "weights/tiny.pth: not there" in shown.err
+    assert "weights/tiny.pth: missing" in shown.err
     (here / "odd.pth.sha256").write_text("0" * 64 + "  odd.pth\n")
     assert run("verify", "odd.pth") == 2
     assert "recorded at the download" in capsys.readouterr().err
@@ -218,8 +218,8 @@ def test_convert_complains_in_one_line(here, capsys):
         (("mine.pth", "--out", "o", "--model", NAME, "--classes", "7"), "3 classes in the file"),
         (("mine.pth", "--out", "o", "--model", NAME, "--classes", "twice.txt"), "class 'a' is listed twice"),
         (("mine.pth", "--out", "o", "--model", NAME, "--classes", "no.txt"), "neither a number nor"),
-        (("mine.pth", "--out", "o", "--to", "published", "--model", NAME), "--model says nothing with"),
-        (("tiny", "--out", "o"), "weights/tiny.pth: not there"),
+        (("mine.pth", "--out", "o", "--to", "published", "--model", NAME), "--model has no effect with"),
+        (("tiny", "--out", "o"), "weights/tiny.pth: missing"),
         (("tinny", "--out", "o"), "did you mean `tiny`?"),
     ):
         assert run("convert", *args) == 2

@@ -114,7 +114,7 @@ def test_compare_uses_the_part_asked_for(studio, capsys) -> None:
     ("args", "line"),
     [
         ([], "no run or score file given"),
-        (["A"], "one variant (a) is nothing to compare"),
+        (["A"], "only one variant (a); give another run"),
         (["A", "A"], "a: given twice"),
         (["A", "B", "--baseline", "berd"], "--baseline is 'berd': no such variant"),
         (["A", "B", "--baseline", "3"], "--baseline is '3': no such variant"),
@@ -267,7 +267,7 @@ def test_the_leaderboard_in_other_forms(studio, heads, capsys, tmp_path) -> None
     [
         (["nowhere"], "nowhere: no such folder"),
         (["."], "no score file of the test part below it"),
-        ([".", "--out", "x.html"], "--out is x.html: expected a name in .csv or .md"),
+        ([".", "--out", "x.html"], "--out is x.html: expected a file name that ends in .csv or .md"),
         ([".", "--level", "2"], "--level is 2.0"),
     ],
 )
