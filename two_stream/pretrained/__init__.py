@@ -15,15 +15,10 @@ if TYPE_CHECKING:
     from two_stream.pretrained.reading import WEIGHTS, read_state
 
 _HOMES = {
-    "alterations_in": "folder",
-    "read_model": "folder",
-    "reshape_like": "folder",
-    "write_model": "folder",
+    **dict.fromkeys(("alterations_in", "read_model", "reshape_like", "write_model"), "folder"),
+    **dict.fromkeys(("LoadReport", "load_weights"), "loading"),
+    **dict.fromkeys(("WEIGHTS", "read_state"), "reading"),
     "load_library": "library",
-    "LoadReport": "loading",
-    "load_weights": "loading",
-    "WEIGHTS": "reading",
-    "read_state": "reading",
 }
 
 __all__ = [

@@ -37,6 +37,10 @@ _INNER = ("state_dict", "model_state_dict", "model_state", "model", "net", "weig
 _AVERAGED = re.compile(r"(^|[_-])(ema|swa|averaged?|model_?ema)([_-]|$)", re.IGNORECASE)
 """Keys and prefixes under which trainers store a moving average of the weights."""
 _HOW = "to use them, set `train.init_averaged: true` or give `weights convert` the flag --averaged"
+_DAMAGED = (AttributeError, LookupError, TypeError, ValueError)
+"""Errors of both readers for damaged files."""
+_DAMAGED_TORCH = (*_DAMAGED, AssertionError, EOFError, OSError, RuntimeError, struct.error)
+_DAMAGED_PICKLE = (*_DAMAGED, ArithmeticError, ImportError, MemoryError, RecursionError)
 _STAND_INS = threading.Lock()
 """Protects the list of permitted names, which torch keeps per process."""
 
@@ -130,18 +134,7 @@ def _read_torch(file: Path) -> Any:
             )
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{file}: {_refusal(str(error))}") from None
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        IndexError,
-        AssertionError,
-        struct.error,
-    ) as error:
+    except _DAMAGED_TORCH as error:
         first = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{file}: damaged PyTorch file, perhaps truncated ({first})") from None
     return content
@@ -449,16 +442,7 @@ def read_caffe2(file: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{file}: {refusal('')}") from None
     except EOFError:
         raise CheckpointError(f"{file}: damaged pickle, perhaps truncated (it ends too early)") from None
-    except (
-        ArithmeticError,
-        AttributeError,
-        ImportError,
-        LookupError,
-        MemoryError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except _DAMAGED_PICKLE as error:
         raise CheckpointError(f"{file}: damaged pickle ({type(error).__name__})") from None
     return _weights(file, content)
 
