@@ -77,7 +77,7 @@ def _result(flags: _CompareFlags, args: Sequence[str]) -> StudyResult:
     from two_stream.studies.statistics.summary import Question, study_result
 
     if not 0.5 <= flags.level < 1:
-        raise SettingsError(f"--level is {flags.level}: expected a number from 0.5 to below 1, such as 0.95")
+        raise SettingsError(f"--level is {flags.level}: expected a share from 0.5 to below 1, such as 0.95")
     if flags.fit and flags.fuse is None:
         raise SettingsError("--fit needs a fusion rule; add --fuse, or omit --fit")
     groups = _variants(flags)
