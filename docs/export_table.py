@@ -33,12 +33,12 @@ from two_stream.config.model import ModelOptions
 from two_stream.config.schema import Experiment
 from two_stream.errors import TwoStreamError
 from two_stream.export import export_run
-from two_stream.export.bare import BareModel
+from two_stream.export.writing import BareModel
 from two_stream.export.card import Target
-from two_stream.export.clips import noise_clips
-from two_stream.export.graph import Exportable, program_of, quiet, reason
-from two_stream.export.onnx_format import converted
-from two_stream.export.stream_writing import batch_axis
+from two_stream.export.verifying import noise_clips
+from two_stream.export.graph import Exportable, capture_graph, silence_torch, error_line
+from two_stream.export.onnx_format import to_onnx_model
+from two_stream.export.writing import batch_axis
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.runtime.files import write_text
 from two_stream.streaming import StepNetwork, convert
@@ -230,12 +230,12 @@ def operators(say: Callable[[str], object] = print) -> tuple[set[str], set[str]]
     for name, build in _graphs():
         before = len(pt2), len(onnx)
         try:
-            with quiet(), torch.no_grad():
+            with silence_torch(), torch.no_grad():
                 program = build()
             pt2 |= _written(program)
-            onnx |= {node.op_type for node in converted(program).graph.node}
+            onnx |= {node.op_type for node in to_onnx_model(program).graph.node}
         except Exception as error:  # noqa: BLE001 - what does not export has no operations
-            say(f"{name}: {reason(error)[:100]}")
+            say(f"{name}: {error_line(error)[:100]}")
         say(f"{name}: {len(pt2) - before[0]} of pt2 and {len(onnx) - before[1]} of ONNX more")
     return pt2, onnx
 
@@ -257,13 +257,13 @@ def _graphs() -> Iterator[tuple[str, Callable[[], torch.export.ExportedProgram]]
             create_model(validate_settings(ModelOptions, options, name), num_classes=5).eval().requires_grad_(False)
         )
         if not stream:
-            return program_of(Exportable(model, (noise_clips(model.spec, 2),), ("clip",), ("logits",)))
+            return capture_graph(Exportable(model, (noise_clips(model.spec, 2),), ("clip",), ("logits",)))
         step = StepNetwork(convert(model)).eval()
         states = step.initial_states(2, *model.spec.size)
         single = step.initial_states(1, *model.spec.size)
         axes = [batch_axis(one, two) for one, two in zip(single, states, strict=True)]
         frames = noise_clips(replace(model.spec, clip_length=step.frames_per_step), 2)
-        return program_of(Exportable(step, (frames, *states), ("frames",), ("logits",), tuple(axes)))
+        return capture_graph(Exportable(step, (frames, *states), ("frames",), ("logits",), tuple(axes)))
 
     def theirs(name: str) -> torch.export.ExportedProgram:
         net = timm.create_model(name, num_classes=5).eval().requires_grad_(False)

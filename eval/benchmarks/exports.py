@@ -22,11 +22,11 @@ from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import TwoStreamError
 from two_stream.evaluation.scoring.network import prepare_for_inference
 from two_stream.export import export_run, load
-from two_stream.export.bare import BareModel, named_model
 from two_stream.export.card import Target
-from two_stream.export.clips import noise_clips
 from two_stream.export.formats import SUFFIXES
-from two_stream.export.int8 import Int8Options
+from two_stream.export.onnx_format import Int8Options
+from two_stream.export.verifying import noise_clips
+from two_stream.export.writing import BareModel, named_model
 from two_stream.runtime.device import autocast
 
 CPU = torch.device("cpu")

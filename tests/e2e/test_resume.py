@@ -208,7 +208,7 @@ def test_finished_and_existing_runs(
     before = (uninterrupted / "last" / "model.safetensors").stat().st_mtime_ns
     command = ["train", str(experiment_file), "--name", "whole"]
     assert main([*command, "--resume"]) == 0
-    assert "finished already" in capsys.readouterr().out
+    assert "the run has finished" in capsys.readouterr().out
     assert (uninterrupted / "last" / "model.safetensors").stat().st_mtime_ns == before
     assert main(command) == 2
     complaint = capsys.readouterr().err

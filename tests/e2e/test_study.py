@@ -109,7 +109,7 @@ def test_killed_and_interrupted_it_ends_the_same(whole: Path, tmp_path: Path):
             break
         assert process.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}[number]
         if number != signal.SIGKILL:
-            assert b"go on with: two-stream ablate" in said
+            assert b"continue with: two-stream ablate" in said
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     ours, theirs = logits(tmp_path), logits(whole)
@@ -154,7 +154,7 @@ def test_failed_cells_are_listed_and_stop_nothing(whole: Path, tmp_path: Path, m
         (["study.yaml", "--jobs", "0"], "--jobs is 0: expected 1 or more"),
         (
             ["study.yaml", "--ray", "local", "--devices", "cuda:0"],
-            "--ray and --devices contradict each other",
+            "--ray and --devices exclude each other",
         ),
         (["study.yaml", "--job", "2"], "unknown flag --job"),
         ([], "the study file is missing"),

@@ -14,7 +14,7 @@ from torch import nn
 from two_stream import create_model
 from two_stream.config.optimization import AdamW, Constant, Sgd
 from two_stream.config.schema import TrainOptions
-from two_stream.pretrained.layouts import recognise
+from two_stream.pretrained.layouts import recognise_layout
 from two_stream.training.losses import Labels
 from two_stream.training.optim import Schedule, build_optimizer
 from two_stream.training.parallel.base import Parallel
@@ -46,7 +46,7 @@ class Trajectory:
             "state_dict"
         ]
         state = deterministic.state_dict(shapes, self.run["weight_seed"])
-        layout = recognise({key: torch.from_numpy(value) for key, value in state.items()})
+        layout = recognise_layout({key: torch.from_numpy(value) for key, value in state.items()})
         model = create_model(arch, self.run["num_classes"], dropout=0.0, **self._quiet(arch))
         model.load_state_dict({layout.translate(key): torch.from_numpy(v) for key, v in state.items()})
         self.dtype = torch.float64 if name.endswith("f64") else torch.float32

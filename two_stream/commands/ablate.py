@@ -1,4 +1,4 @@
-"""`two-stream ablate STUDY.yaml`: run the cells of a study that are missing, and write its report."""
+"""`two-stream ablate STUDY.yaml`: runs the missing cells of a study and writes its report."""
 
 from __future__ import annotations
 
@@ -12,58 +12,56 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from two_stream.commands.flags import parse, split_positional
+from two_stream.commands.output import print_table
+from two_stream.config.load import validate_settings
+from two_stream.config.study import Study
 from two_stream.errors import SettingsError
+from two_stream.runtime.console import note, say, warn
 
 if TYPE_CHECKING:
-    from two_stream.config.study import Study
     from two_stream.studies.running.ablation import Ran
 
-SUMMARY = "Run what is missing of a study, and say with statistics what it shows."
+SUMMARY = "Run the missing cells of a study, and write a report with statistics."
 PROG = "two-stream ablate STUDY.yaml"
 DESCRIPTION = (
-    f"{SUMMARY} Every cell (a variant on a split with a seed) is an ordinary run; what is done already stays, an "
-    "interrupted or killed study goes on where it was, and failed cells are listed and tried again next time."
+    f"{SUMMARY} Every cell (a variant on a split with a seed) is an ordinary run. The same command continues an "
+    "interrupted study: finished cells are kept, and failed ones are tried again."
 )
 
 
 @dataclass(frozen=True)
-class Flags:
-    """Where a study runs, and what of it."""
-
+class _Flags:
     jobs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """cells at once, per GPU where there are several; none: one per GPU, on a CPU as the threads of the settings fit"""
+    """cells to run at the same time (per GPU); none: one per GPU, or on a CPU as many as its threads allow"""
     devices: tuple[str, ...] = ()
-    """GPUs to spread the cells over (cuda:0 cuda:1 …); none: what the settings say"""
+    """GPUs to use (cuda:0 cuda:1 …); none: as in the settings"""
     ray: str | None = None
-    """run the cells on a Ray cluster: HOST:PORT, auto, or local; every machine must see the folders"""
+    """run the cells on a Ray cluster: HOST:PORT, auto or local; all machines must share the folders"""
     seeds: tuple[int, ...] = ()
-    """other seeds than the study's"""
+    """seeds; none: those of the study"""
     splits: tuple[int, ...] = ()
-    """other splits than the study's"""
+    """splits; none: those of the study"""
     out: Path | None = None
-    """folder under which the study's folder lies; none: the study's own"""
+    """parent of the study's folder; none: as in the study"""
     dry_run: bool = False
-    """list the cells and what is done of them; run nothing"""
+    """list the cells and their states; run nothing"""
     report_only: bool = False
-    """write the report of what is done so far; run nothing"""
+    """write the report of the finished cells; run nothing"""
     any_code: bool = False
-    """take cells that were made by another version of the code instead of running them again"""
+    """keep cells of other versions of the code instead of running them again"""
     cost: bool = True
-    """measure parameters, multiply-adds, latency and memory where the study asks for it"""
+    """measure parameters, multiply-adds, latency and memory if the study requests it"""
 
 
 def main(args: list[str]) -> int:
-    """Run the command; 0 when every cell is done, 1 when some failed, 130 after Ctrl-C, 143 after SIGTERM."""
-    name, rest = split_positional(
-        args, "two-stream ablate", "the study file", "settings/studies/demo_heads.yaml"
-    )
-    flags = parse(Flags, rest, PROG, DESCRIPTION)
-    assert name is not None  # without it only --help gets here, and that has exited
+    """Run the command; return 0 if all cells are done, 1 if some failed, 130 after Ctrl-C, 143 after SIGTERM."""
+    example = "settings/studies/demo_heads.yaml"
+    name, rest = split_positional(args, "two-stream ablate", "the study file", example)
+    flags = parse(_Flags, rest, PROG, DESCRIPTION)
     study = _study(name, flags)
     command = shlex.join(["two-stream", "ablate", *(arg for arg in args if arg != "--report-only")])
     if flags.dry_run:
         return _list(study, name, flags)
-    from two_stream.runtime.console import note
     from two_stream.runtime.interrupt import stop_signals
     from two_stream.studies.running.ablation import StudyWorkers, look_at, run_study
 
@@ -77,7 +75,7 @@ def main(args: list[str]) -> int:
         try:
             ran = run_study(study, places, source=name, any_code=flags.any_code)
         except KeyboardInterrupt as stop:
-            note(f"stopped; what ran is saved, go on with: {command}")
+            note(f"stopped and saved; continue with: {command}")
             return 128 + (stop.args[0] if stop.args else signal.SIGINT)
         finally:
             for number, handler in before.items():
@@ -87,14 +85,13 @@ def main(args: list[str]) -> int:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Let SIGTERM and SIGHUP end the study as Ctrl-C does: its workers save what they train."""
+    """Handle SIGTERM and SIGHUP like Ctrl-C: the workers save their checkpoints."""
     del frame
     raise KeyboardInterrupt(number)
 
 
 def _report(ran: Ran, source: Path, command: str) -> None:
-    """Print what the study shows and write its report beside its runs."""
-    from two_stream.runtime.console import say, warn
+    """Print the results of the study and write its report to its folder."""
     from two_stream.studies.report.study_report import write_study_report
     from two_stream.studies.report.terminal import print_study
     from two_stream.studies.result import failures, summarize_study
@@ -105,21 +102,17 @@ def _report(ran: Ran, source: Path, command: str) -> None:
     result = summarize_study(ran, source=source, command=command)
     files = write_study_report(result, folder_of(ran.study) / "report.html")
     print_study(result)
-    say(f"report: {files[0]} (beside it {', '.join(path.name for path in files[1:])})")
+    say(f"report: {files[0]} (also {', '.join(path.name for path in files[1:])})")
 
 
-def _study(name: str, flags: Flags) -> Study:
-    """Return the study with the flags over it."""
-    from two_stream.config.load import validate_settings
-    from two_stream.config.study import Study
+def _study(name: str, flags: _Flags) -> Study:
+    """Return the study with the changes of the flags."""
     from two_stream.studies.running.plan import load_study
 
     if flags.jobs is not None and flags.jobs < 1:
         raise SettingsError(f"--jobs is {flags.jobs}: expected 1 or more")
     if flags.ray is not None and flags.devices:
-        raise SettingsError(
-            "--ray and --devices contradict each other: a cluster deals out its GPUs by itself"
-        )
+        raise SettingsError("--ray and --devices exclude each other: a cluster assigns GPUs itself")
     study = load_study(name)
     given: dict[str, Any] = {}
     if flags.seeds:
@@ -133,8 +126,7 @@ def _study(name: str, flags: Flags) -> Study:
     return validate_settings(Study, {**study.model_dump(), **given}, name) if given else study
 
 
-def _list(study: Study, name: str, flags: Flags) -> int:
-    from two_stream.runtime.console import console, say, table
+def _list(study: Study, name: str, flags: _Flags) -> int:
     from two_stream.studies.running.ablation import look_at, prepare_data
 
     prepare_data(study, name)
@@ -144,6 +136,6 @@ def _list(study: Study, name: str, flags: Flags) -> int:
         state = "missing" if outcome is None else outcome.state
         shown = "" if outcome is None or outcome.accuracy is None else f"{100 * outcome.accuracy:.1f} %"
         rows.append([cell.variant, cell.split, cell.seed, cell.key[:8], state, shown])
-    console.print(table(study.name, ("variant", "split", "seed", "key", "state", "accuracy"), rows))
+    print_table(study.name, ("variant", "split", "seed", "key", "state", "accuracy"), rows)
     say(f"{len(rows) - ran.failed} of {len(rows)} cells are done")
     return 0

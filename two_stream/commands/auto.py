@@ -1,4 +1,4 @@
-"""`two-stream auto DATASET`: from a prepared data set to the best answer that its videos allow."""
+"""`two-stream auto DATASET`: from a prepared data set to the best classifier."""
 
 from __future__ import annotations
 
@@ -9,41 +9,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from two_stream.commands import baseline as baseline_command
-from two_stream.commands.baseline import DataFlags, read_data
+from two_stream.commands.baseline import DataFlags, print_baseline, read_data
 from two_stream.commands.flags import parse
+from two_stream.commands.output import print_table
+from two_stream.config.load import flatten, load_experiment
+from two_stream.errors import SettingsError
+from two_stream.runtime.console import say
+from two_stream.runtime.files import write_json
+from two_stream.types import RunPaths
 
 if TYPE_CHECKING:
     from two_stream.data.catalog import Record
     from two_stream.studies.auto import Candidate
-    from two_stream.types import Modality, RunPaths
+    from two_stream.types import Modality
 
 SUMMARY = (
-    "Check a prepared data set, run the baseline, train both streams by the recipe that fits the machine, evaluate, "
-    "fuse, report, and say which answer to keep. Each step prints its command; a second call continues an earlier one."
+    "Check a prepared data set, run the baseline, train both streams with a recipe for this machine, evaluate, fuse, "
+    "report, and choose the best classifier. Each step prints its command; the same command continues an earlier call."
 )
 
 
 @dataclass(frozen=True)
-class AutoFlags(DataFlags):
-    """Flags of `two-stream auto`."""
-
+class _AutoFlags(DataFlags):
     minutes: float = 20.0
-    """time for everything; where it is short the streams see fewer views or epochs, or are left out"""
+    """time limit for all steps; if it is short, the streams are trained with fewer views or epochs, or skipped"""
     out: Path | None = None
-    """page to write; none: `RUNS/auto/<data set>-split<n>.html`"""
+    """report to write; none: `RUNS/auto/<data set>-split<n>.html`"""
 
 
 def main(args: list[str]) -> int:
-    """Run the command and return its exit code: 1 when the data set has errors.
-
-    Raises:
-        TwoStreamError: A step failed; what it left is kept.
-    """
-    flags = parse(AutoFlags, args, "two-stream auto", SUMMARY)
+    """Run the command and return its exit code: 1 if the data set has errors. Files of finished steps are kept."""
+    flags = parse(_AutoFlags, args, "two-stream auto", SUMMARY)
     from two_stream.commands import check
-    from two_stream.errors import SettingsError
-    from two_stream.runtime.console import say
     from two_stream.studies.auto import candidates, chosen
     from two_stream.studies.baseline import run_baseline
 
@@ -53,32 +50,29 @@ def main(args: list[str]) -> int:
     record, changes = read_data(flags)
     _step("1/5 checking the data set", ["check", flags.dataset, *_root(flags)])
     if check.main([flags.dataset, *_root(flags)]):
-        say("Repair these first: a network learns from what is there.")
+        say("Fix these errors first, as they would affect the training.")
         return 1
     given = [flags.dataset, *_root(flags), "--split", str(flags.split), "--source", changes["data.source"]]
     given += ["--runs", str(flags.runs), "--device", flags.device, "--seed", str(flags.seed)]
-    _step("2/5 the baseline, which networks must beat", ["baseline", *given])
+    _step("2/5 running the baseline, which a network should exceed", ["baseline", *given])
     command = "`two-stream auto` with the same flags"
     baseline = run_baseline(record, changes, flags.runs, command)
-    baseline_command.show(baseline)
+    print_baseline(baseline)
     networks = _streams(flags, record, changes, baseline.runs, end)
-    _step("4/5 fusing, with weights that the training videos choose", [])
+    _step("4/5 fusing, with weights fitted on the training videos", [])
     found = candidates(baseline.runs, networks)
     best = chosen(found)
-    _show(found, best)
+    _print_candidates(found, best)
     shown = next((one for one in found if one.name == "networks"), best) if best.name == "baseline" else best
     return _answer(flags, record, shown, best)
 
 
 def _streams(
-    flags: AutoFlags, record: Record, changes: dict[str, Any], baseline: Sequence[RunPaths], end: float
+    flags: _AutoFlags, record: Record, changes: dict[str, Any], baseline: Sequence[RunPaths], end: float
 ) -> list[RunPaths]:
     """Train and score both streams; return their runs."""
-    from two_stream.config.load import load_experiment
-    from two_stream.runtime.console import say
     from two_stream.studies.auto import fit_to_time, pass_seconds, recipe, recipe_experiment
     from two_stream.studies.running.streams import train_and_score
-    from two_stream.types import RunPaths
 
     paces = {run.root.name: run for run in baseline}
     streams = [modality for modality in record.modalities() if modality in paces]
@@ -96,22 +90,15 @@ def _streams(
         run = RunPaths(flags.runs / experiment.name)
         left = end - time.monotonic() - sum(needed[later] for later in streams[place + 1 :])
         fitting = fit_to_time(experiment, needed[modality], left)
-        if run.last.exists():  # an earlier call settled what fits
+        if run.last.exists():  # an earlier call has chosen the settings
             fitting = load_experiment(run.experiment)
         if fitting is None:
             say(f"3/5 no time is left for the {modality} stream; give more --minutes")
             continue
         changed = _flags_of(changes) + _differences(experiment, fitting)
-        command = [
-            "train",
-            str(recipes[modality]),
-            *changed,
-            "--name",
-            experiment.name,
-            "--runs",
-            str(flags.runs),
-        ]
-        _step(f"3/5 the {modality} stream", command)
+        command = ["train", str(recipes[modality]), *changed, "--name", experiment.name]
+        command += ["--runs", str(flags.runs)]
+        _step(f"3/5 training the {modality} stream", command)
         _step("", ["evaluate", str(run.root)])
         train_and_score(fitting, command="`two-stream auto` with the same flags")
         done.append(run)
@@ -125,9 +112,7 @@ def _videos(record: Record, modality: Modality, split: int) -> int:
 
 
 def _differences(recipe: Any, fitting: Any) -> list[str]:
-    """Return the flags that make a recipe fit the time."""
-    from two_stream.config.load import flatten
-
+    """Return the flags that adapt a recipe to the time limit."""
     before, after = (flatten(one.model_dump(mode="json")) for one in (recipe, fitting))
     changed = {
         key: after[key] for key in ("train.epochs", "train.optimizer.views", "evaluate.crops") if key in after
@@ -139,57 +124,45 @@ def _flags_of(changes: Mapping[str, Any]) -> list[str]:
     return [part for key, value in changes.items() for part in (f"--{key.replace('_', '-')}", str(value))]
 
 
-def _root(flags: AutoFlags) -> list[str]:
+def _root(flags: _AutoFlags) -> list[str]:
     return [] if flags.settings_root == Path("settings") else ["--settings-root", str(flags.settings_root)]
 
 
 def _step(title: str, command: Sequence[str]) -> None:
-    from two_stream.runtime.console import say
-
     if title:
         say(f"\n{title}")
     if command:
         say(f"  $ two-stream {shlex.join(command)}")
 
 
-def _show(found: Sequence[Candidate], best: Candidate) -> None:
+def _print_candidates(found: Sequence[Candidate], best: Candidate) -> None:
     from two_stream.evaluation.scores import words
-    from two_stream.runtime.console import console, say, table
 
     lines = words.lines([one.test for one in found])
-    columns = ["answer", "training videos, held out", *words.columns(lines)[1:]]
+    columns = ["candidate", "held-out training videos", *words.columns(lines)[1:]]
     rows = [
         [one.name, f"{100 * one.validated:.1f}", *cells[1:]] for one, cells in zip(found, words.rows(lines))
     ]
-    console.print(table("answers: accuracy in %", columns, rows))
+    print_table("candidates: accuracy in %", columns, rows)
     if len(found) == 1:
-        say("Only the baseline was run, so it is the answer.")
+        say("Only the baseline was run, so it is chosen.")
     elif best.name == "baseline":
-        say(
-            f"The answer is the baseline: no network is better on the {best.videos} held-out training videos."
-        )
+        say(f"The baseline is chosen: no network is better on the {best.videos} held-out training videos.")
     else:
-        say(f"The answer is {best.name}: the best on the {best.videos} held-out training videos.")
-    say("The test part played no part in the choice.")
+        say(f"Chosen: {best.name}, the best on the {best.videos} held-out training videos.")
+    say("The test part was not used for this choice.")
 
 
-def _answer(flags: AutoFlags, record: Record, shown: Candidate, best: Candidate) -> int:
-    """Write the page and the answer, and say how to use it.
+def _answer(flags: _AutoFlags, record: Record, shown: Candidate, best: Candidate) -> int:
+    """Write the report and the chosen classifier, and print how to use it.
 
-    Args:
-        flags: Of the command.
-        record: The data set.
-        shown: What the page leads with; the networks where the baseline is the answer, for every page has its row.
-        best: The answer.
+    The report begins with `shown`: the networks if the baseline was chosen, which has a row in any report.
     """
     from two_stream.commands import report
-    from two_stream.config.load import load_experiment
-    from two_stream.runtime.console import say
-    from two_stream.runtime.files import write_json
 
     out = flags.out or flags.runs / "auto" / f"{record.name}-split{flags.split}.html"
     page = [*(str(run.root) for run in shown.runs), "--out", str(out), "--rule", shown.rule]
-    _step("5/5 the report", ["report", *page])
+    _step("5/5 writing the report", ["report", *page])
     report.main(page)
     runs = sorted(
         zip(best.runs, best.weights),
@@ -212,6 +185,6 @@ def _answer(flags: AutoFlags, record: Record, shown: Candidate, best: Candidate)
             "predict": shlex.join(command),
         },
     )
-    say("\nTo classify a video with the answer:")
+    say("\nTo classify a video with it:")
     say(f"  $ {shlex.join(command)}")
     return 0

@@ -1,4 +1,4 @@
-"""`two-stream compare RUN|FILE …`: which of any runs is better, on the same videos, with statistics."""
+"""`two-stream compare RUN|FILE …`: compares runs on the same videos, with statistics."""
 
 from __future__ import annotations
 
@@ -11,53 +11,55 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from two_stream.commands.flags import parse
+from two_stream.commands.output import print_json
+from two_stream.config.load import nearest
+from two_stream.errors import ScoreError, SettingsError
+from two_stream.runtime.console import note, say
 
 if TYPE_CHECKING:
     from two_stream.studies.statistics.results import StudyResult
     from two_stream.studies.statistics.scored import ScoredRun
 
-SUMMARY = "Compare runs or score files on the same videos: intervals, paired tests, what could be seen."
+SUMMARY = (
+    "Compare runs or score files on the same videos: confidence intervals, paired tests, and the smallest difference "
+    "that could be detected."
+)
 
 
 @dataclass(frozen=True)
-class CompareFlags:
-    """What is compared with what."""
-
-    sources: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """run folders (their newest scores) or score files; runs of the same settings but another seed or split become one
-    variant"""
+class _CompareFlags:
+    sources: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN|SCORES ...")]] = ()
+    """run folders (their newest scores) or score files; runs that differ only in seed or split form one variant"""
     group: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=RUN,RUN")] = ()
-    """variants by hand: runs that differ in seed or split only, though their settings say otherwise"""
+    """variants to form explicitly, from runs that should count as repetitions of each other"""
     names: str | None = None
-    """names of the variants, separated by commas, those by hand first"""
+    """names of the variants, separated by commas; those of --group come first"""
     baseline: str | None = None
-    """variant that every other is compared with: its name, or its place from 1; none: the first"""
+    """variant to compare all others with: its name, or its number from 1; none: the first"""
     all_pairs: bool = False
-    """compare every two variants"""
+    """compare all pairs of variants"""
     fuse: Literal["l2", "logits", "probabilities", "rank"] | None = None
-    """also fuse RGB with flow variants by this rule, and all together"""
+    """also fuse RGB and flow variants with this rule, in pairs and all together"""
     fit: bool = False
-    """search weights of the fusion on the holdout scores of the runs"""
+    """fit the weights of the fusion on the holdout scores of the runs"""
     part: Literal["test", "val"] = "test"
-    """which scores of a run folder are compared"""
+    """part whose scores are used if a run folder is given"""
     anyway: bool = False
-    """compare in spite of different data sets, splits or protocols, and say so"""
+    """compare runs with different data sets, splits or protocols; the report warns about it"""
     level: float = 0.95
-    """coverage of the intervals; 1 - level is the level of the tests"""
+    """confidence level of the intervals; tests use the significance level 1 - LEVEL"""
     out: Path | None = None
     """report to write (.html)"""
     json: bool = False
-    """print everything as JSON instead of tables"""
+    """print JSON instead of tables"""
 
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
-    flags = parse(CompareFlags, args, "two-stream compare", SUMMARY)
-    from two_stream.runtime.console import console, note, say
-
+    flags = parse(_CompareFlags, args, "two-stream compare", SUMMARY)
     result = _result(flags, args)
     if flags.json:
-        console.print_json(data=asdict(result))
+        print_json(asdict(result))
     else:
         from two_stream.studies.report.terminal import print_study
 
@@ -70,22 +72,19 @@ def main(args: list[str]) -> int:
     return 0
 
 
-def _result(flags: CompareFlags, args: Sequence[str]) -> StudyResult:
-    from two_stream.errors import SettingsError
+def _result(flags: _CompareFlags, args: Sequence[str]) -> StudyResult:
     from two_stream.studies.statistics.compatible import as_variants, check_comparable, run_rows
     from two_stream.studies.statistics.summary import Question, study_result
 
     if not 0.5 <= flags.level < 1:
         raise SettingsError(f"--level is {flags.level}: expected a share from 0.5 to below 1, such as 0.95")
     if flags.fit and flags.fuse is None:
-        raise SettingsError("--fit searches the weights of a fusion; say which with --fuse, or leave it out")
+        raise SettingsError("--fit needs a fusion rule; add --fuse, or omit --fit")
     groups = _variants(flags)
     notes = check_comparable(groups, anyway=flags.anyway)
     names = list(groups)
     if len(names) < 2:
-        raise SettingsError(
-            f"one variant ({names[0]}) is nothing to compare; give another run, or name groups with --group"
-        )
+        raise SettingsError(f"only one variant ({names[0]}); give another run, or use --group")
     asked = Question(
         name="compare",
         question=f"Which is better: {', '.join(names[:-1])} or {names[-1]}?",
@@ -94,17 +93,12 @@ def _result(flags: CompareFlags, args: Sequence[str]) -> StudyResult:
         command=shlex.join(["two-stream", "compare", *args]),
     )
     return study_result(
-        asked,
-        as_variants(groups, fit=flags.fit),
-        _pairs(names, flags),
-        runs=run_rows(groups),
-        notes=notes,
+        asked, as_variants(groups, fit=flags.fit), _pairs(names, flags), runs=run_rows(groups), notes=notes
     )
 
 
-def _variants(flags: CompareFlags) -> dict[str, list[ScoredRun]]:
-    """Return the score files by variant, named as asked for."""
-    from two_stream.errors import ScoreError, SettingsError
+def _variants(flags: _CompareFlags) -> dict[str, list[ScoredRun]]:
+    """Return the score files by name of variant."""
     from two_stream.studies.statistics.scored import grouped, read_scored
 
     by_hand: dict[str, list[Path]] = {}
@@ -112,37 +106,32 @@ def _variants(flags: CompareFlags) -> dict[str, list[ScoredRun]]:
         name, equals, listed = text.partition("=")
         paths = [Path(part) for part in listed.split(",") if part]
         if not (name and equals and paths) or name in by_hand:
-            raise SettingsError(f"--group is {text!r}: expected NAME=RUN,RUN with a name of its own")
+            raise SettingsError(f"--group is {text!r}: expected NAME=RUN,RUN with a unique name")
         by_hand[name] = paths
     paths = [path for members in by_hand.values() for path in members] + list(flags.sources)
     if not paths:
         raise ScoreError("no run or score file given; for example: two-stream compare runs/bert runs/average")
     doubled = next((path for place, path in enumerate(paths) if path in paths[:place]), None)
     if doubled is not None:
-        raise ScoreError(f"{doubled}: given twice; a run says nothing when compared with itself")
+        raise ScoreError(f"{doubled}: given twice; remove one")
     found = [read_scored(path, flags.part) for path in paths]
-    places: dict[str, list[int]] = {}
-    for name, members in by_hand.items():
-        places[name] = [paths.index(path) for path in members]
+    places = {name: [paths.index(path) for path in members] for name, members in by_hand.items()}
     groups = grouped(found, places)
     if flags.names is None:
         return groups
     names = [name.strip() for name in flags.names.split(",")]
     if len(names) != len(groups) or len(set(names)) < len(names) or not all(names):
         raise SettingsError(
-            f"--names is {flags.names!r}: expected {len(groups)} different names, for {', '.join(groups)}"
+            f"--names is {flags.names!r}: expected {len(groups)} different names ({', '.join(groups)})"
         )
     return dict(zip(names, groups.values(), strict=True))
 
 
-def _pairs(names: list[str], flags: CompareFlags) -> list[tuple[str, str, str]]:
-    """Return what is compared: each variant with the baseline, or every two; first minus second."""
-    from two_stream.config.load import nearest
-    from two_stream.errors import SettingsError
-
+def _pairs(names: list[str], flags: _CompareFlags) -> list[tuple[str, str, str]]:
+    """Return the comparisons (family, first, second): each variant with the baseline, or all pairs."""
     if flags.all_pairs:
         if flags.baseline is not None:
-            raise SettingsError("--all-pairs and --baseline contradict each other; keep one")
+            raise SettingsError("--all-pairs and --baseline exclude each other; omit one")
         return [("all pairs", one, two) for place, one in enumerate(names) for two in names[place + 1 :]]
     baseline = names[0]
     if flags.baseline is not None:

@@ -1,4 +1,4 @@
-"""`two-stream demo`: the whole road on a small data set that it writes itself."""
+"""`two-stream demo`: the whole pipeline on a small generated data set."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from two_stream.commands.baseline import print_baseline
 from two_stream.commands.flags import parse
+from two_stream.config.load import dump, read_yaml, validate_settings
+from two_stream.config.schema import Experiment
+from two_stream.errors import SettingsError
+from two_stream.runtime.console import note, say
+from two_stream.runtime.files import write_text
 
 if TYPE_CHECKING:
-    from two_stream.config.schema import Experiment
     from two_stream.types import Modality, Part
 
-SUMMARY = "write a small data set, train both streams, evaluate, fuse and report"
+SUMMARY = "Generate a small data set, train both streams, evaluate, fuse and report (a few minutes)."
 STREAMS: tuple[Modality, ...] = ("rgb", "flow")
 PARTS: tuple[Part, ...] = ("test", "val")
 
@@ -23,25 +28,19 @@ class Options:
     """Flags of `two-stream demo`."""
 
     out: Path = Path("demo")
-    """folder for data, runs and report; an interrupted demo goes on where it was"""
+    """folder for data, runs and report; the same command continues an interrupted demo"""
     seed: int = 1
     """seed of the data set and of training"""
     groups: int | None = None
-    """source scenes of the data set: videos per class; default: what shows the effect in a few minutes"""
+    """number of source scenes, which is the number of videos per class; none: the default of the demo"""
     epochs: int | None = None
-    """passes over the training videos; default: the demo's own"""
+    """training epochs; none: the default of the demo"""
 
 
 def main(args: list[str]) -> int:
-    """Run the demo; 0 when the report is written.
-
-    Raises:
-        TwoStreamError: A flag is wrong or a step failed.
-    """
-    options = parse(Options, args, prog="two-stream demo", description=SUMMARY)
-
+    """Run the demo and return its exit code."""
+    options = parse(Options, args, "two-stream demo", SUMMARY)
     from two_stream.commands import fuse, report
-    from two_stream.runtime.console import note, say
 
     start = time.monotonic()
     _check_folder(options)
@@ -59,9 +58,6 @@ def main(args: list[str]) -> int:
 
 def demo_experiment(options: Options, modality: Modality) -> Experiment:
     """Return the settings of one stream: `demo.yaml` with the modality, the paths and the flags."""
-    from two_stream.config.load import read_yaml, validate_settings
-    from two_stream.config.schema import Experiment
-
     path = Path(__file__).with_name("demo.yaml")
     settings = read_yaml(path)
     settings.update(name=modality, seed=options.seed, runs=str(options.out / "runs"))
@@ -73,22 +69,16 @@ def demo_experiment(options: Options, modality: Modality) -> Experiment:
 
 
 def _check_folder(options: Options) -> None:
-    """Refuse to mix a demo with what another one left in the same folder."""
-    from two_stream.config.load import dump
-    from two_stream.errors import SettingsError
-
+    """Refuse a folder with a demo of other settings."""
     for modality in STREAMS:
         path = options.out / f"{modality}.yaml"
         if path.is_file() and path.read_text(encoding="utf-8") != dump(demo_experiment(options, modality)):
-            raise SettingsError(
-                f"{options.out}: holds a demo with other settings; remove it or give another --out"
-            )
+            raise SettingsError(f"{options.out}: a demo with other settings; remove it or give another --out")
 
 
 def _data(options: Options) -> None:
-    """Write the videos, then their frames and TV-L1 flow; what is there already is kept."""
+    """Write the videos, their frames and TV-L1 flow; existing ones are kept."""
     from two_stream.data.demo import DemoOptions, write_demo_frames
-    from two_stream.runtime.console import note
 
     note("1/4 writing the videos, their frames and TV-L1 flow")
     chosen = DemoOptions(seed=options.seed)
@@ -98,23 +88,18 @@ def _data(options: Options) -> None:
 
 
 def _baseline(options: Options) -> None:
-    """Run the baseline, which the report shows beside the streams."""
-    from two_stream.commands.baseline import show
+    """Run the baseline, which the report includes."""
     from two_stream.data.catalog import load_record
-    from two_stream.runtime.console import note
     from two_stream.studies.baseline import run_baseline
 
-    note("2/4 the baseline: a classifier on features that nobody trained")
+    note("2/4 running the baseline: a classifier on fixed features")
     dataset = options.out / "data" / "dataset.yaml"
     changes = {"data.dataset": str(dataset), "device": "cpu", "seed": options.seed}
-    show(run_baseline(load_record(dataset), changes, options.out / "runs", "`two-stream demo`"))
+    print_baseline(run_baseline(load_record(dataset), changes, options.out / "runs", "`two-stream demo`"))
 
 
 def _stream(options: Options, modality: Modality) -> Path:
     """Train one stream, score its test and holdout parts, and return its run folder."""
-    from two_stream.config.load import dump
-    from two_stream.runtime.console import note
-    from two_stream.runtime.files import write_text
     from two_stream.studies.running.streams import train_and_score
 
     experiment = demo_experiment(options, modality)

@@ -1,51 +1,50 @@
-"""`two-stream evaluate RUN`: score the videos of a part of the data set of a run or export; `--from-json`: a file."""
+"""`two-stream evaluate RUN`: scores videos with a run or exported file; `--from-json`: evaluates a result file."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from pydantic import Field
 
 from two_stream.commands.flags import parse, parse_over, split_positional
 from two_stream.commands.networks import load_network, network_settings
+from two_stream.commands.output import print_json, print_table
 from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import SettingsError
+from two_stream.runtime import distributed
+from two_stream.runtime.console import say, warn
+from two_stream.runtime.files import check_writable, write_json
 
 if TYPE_CHECKING:
-    from two_stream.evaluation.scores.words import Line
+    from two_stream.types import ScoreTable
 
-SUMMARY = (
-    "Score the videos of a split with a trained run, or a file exported from one, and print the accuracies."
-)
+SUMMARY = "Score the videos of a split with a run or an exported file, and print the accuracies."
 RESULTS = "Evaluate a result file of Efficient-3DCNNs or 3D-ResNets (val.json) against a list of videos."
 PROG = "two-stream evaluate RUN_OR_EXPORT"
 
 
-class EvaluateFlags(EvaluateOptions):
-    """How videos are scored: the run's own settings, with these flags over them."""
-
+class _EvaluateFlags(EvaluateOptions):
     part: Literal["test", "val", "train"] = "test"
     """test: the official test list; val and train: the two sides of the holdout"""
     checkpoint: Literal["best", "last"] = "best"
-    """best: the selected epoch; last: the newest; an exported file holds one"""
+    """checkpoint of a run folder: the selected epoch, or the last one"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     trust: tuple[Path, ...] = ()
-    """AOTInductor packages whose machine code may run; other kinds of exported files need no trust"""
+    """AOTInductor packages to load, which contain machine code; other exported files do not need this"""
     workers: Annotated[int, Field(ge=0, le=256)] | None = None
     """loader processes; none: as in the run's settings"""
     uncached: bool = False
-    """read the videos also where the run was trained on stored features (`data.features`)"""
+    """read the videos even if the run was trained on stored features (`data.features`)"""
     out: Path | None = None
-    """score file to write; none: `RUN/scores/<part>_<protocol>.npz`, of an exported file `scores/` beside it"""
+    """score file to write; none: `scores/<part>_<protocol>.npz` in the run folder, or next to an exported file"""
     results: Path | None = None
-    """write the best five classes of each video too, as Efficient-3DCNNs and 3D-ResNets do (val.json); they average
-    probabilities (--aggregate probabilities)"""
+    """also write the top five classes of each video in the format of Efficient-3DCNNs and 3D-ResNets (val.json)"""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
-    """print the numbers as JSON instead of a table"""
+    """print JSON instead of a table"""
 
 
 def main(args: list[str]) -> int:
@@ -53,21 +52,17 @@ def main(args: list[str]) -> int:
     if any(arg == "--from-json" or arg.startswith("--from-json=") for arg in args):
         return _results(args)
     name, rest = split_positional(args, "two-stream evaluate", "the run folder", "demo/runs/rgb --part test")
-    default = EvaluateFlags()
-    if name is not None:
+    default = _EvaluateFlags()
+    if name:
         experiment = network_settings(Path(name))
-        default = EvaluateFlags(**experiment.evaluate.model_dump(), device=experiment.device)
+        default = _EvaluateFlags(**experiment.evaluate.model_dump(), device=experiment.device)
     flags = parse_over(default, rest, PROG, SUMMARY)
-    assert name is not None  # without it only --help gets here, and that has exited
     return _evaluate(Path(name), flags)
 
 
-def _evaluate(folder: Path, flags: EvaluateFlags) -> int:
+def _evaluate(folder: Path, flags: _EvaluateFlags) -> int:
     from two_stream.evaluation.runs.run import evaluate_run
-    from two_stream.evaluation.scores.words import lines
-    from two_stream.runtime import distributed
     from two_stream.runtime.device import set_deterministic, set_threads
-    from two_stream.runtime.files import check_writable
 
     for path in filter(None, (flags.out, flags.results)):
         check_writable(path)
@@ -81,84 +76,73 @@ def _evaluate(folder: Path, flags: EvaluateFlags) -> int:
         run, options, flags.part, workers=flags.workers, out=flags.out, uncached=flags.uncached
     )
     if distributed.is_main():
-        (line,) = lines([table])
         if flags.results is not None:
             from two_stream.evaluation.scores.result_files import results_of
-            from two_stream.runtime.files import write_json
 
             write_json(flags.results, results_of(table))
-        show(line, path, as_json=flags.as_json)
+        print_scores(table, path, as_json=flags.as_json)
     distributed.shutdown()
     return 0
 
 
-def show(line: Line, path: Path, *, as_json: bool) -> None:
-    """Print one scored table: numbers, protocol, where the file is."""
-    from two_stream.evaluation.scores.words import print_accuracies
-    from two_stream.runtime.console import console
+def print_scores(scores: ScoreTable, path: Path, *, as_json: bool = False) -> None:
+    """Print the accuracies and protocol of a score table, and the path of its file."""
+    from two_stream.evaluation.scores import words
 
-    meta = line.table.meta
+    (line,) = words.lines([scores])
+    meta = scores.meta
     if as_json:
-        console.print_json(data={"scores": str(path), **line.summary.to_json(), "meta": _plain(meta)})
+        shown = {key: value for key, value in meta.items() if key != "file"}
+        print_json({"scores": str(path), **line.summary.to_json(), "meta": shown})
         return
-    print_accuracies(f"{meta['name']}: accuracy in %", [line], [path])
-
-
-def _plain(meta: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in meta.items() if key != "file"}
+    words.print_accuracies(f"{meta['name']}: accuracy in %", [line], [path])
 
 
 @dataclass(frozen=True)
-class ResultFlags:
-    """A result file and what it is compared with."""
-
+class _ResultFlags:
     from_json: Path
-    """result file: the best few classes of each video, or of each of its clips"""
+    """result file with the top classes of each video or clip"""
     truth: str | None = None
-    """annotation JSON of those code bases, or a data set: its name, or its dataset.yaml"""
+    """annotation JSON of these code bases; or the name or dataset.yaml of a data set"""
     subset: str = "validation"
-    """which videos of an annotation JSON count"""
+    """subset of an annotation JSON that is evaluated"""
     split: int = 1
-    """split of a data set, whose test list counts"""
+    """split of a data set, whose test list is evaluated"""
     settings_root: Path = Path("settings")
-    """folder of data sets given by name"""
+    """folder of data sets that are given by name"""
     top: tuple[int, ...] = (1, 5)
     """k of the top-k accuracies"""
     ignore_unseen: bool = False
-    """leave listed videos without a result out, as 3D-ResNets' --ignore does; else they count as missed"""
+    """ignore listed videos without a result (as --ignore of 3D-ResNets) instead of counting them as wrong"""
     json: bool = False
-    """print JSON"""
+    """print JSON instead of a table"""
 
 
 def _results(args: list[str]) -> int:
     """Evaluate a result file; 1 when listed videos have no result."""
-    flags = parse(ResultFlags, args, "two-stream evaluate", RESULTS)
+    flags = parse(_ResultFlags, args, "two-stream evaluate", RESULTS)
     from two_stream.evaluation.scores.result_files import evaluate_results, read_results
-    from two_stream.runtime.console import console, say, table, warn
 
-    found = evaluate_results(
-        read_results(flags.from_json), _truth(flags), flags.top, ignore_unseen=flags.ignore_unseen
-    )
+    results, truth = read_results(flags.from_json), _truth(flags)
+    found = evaluate_results(results, truth, flags.top, ignore_unseen=flags.ignore_unseen)
     if flags.json:
         top = {str(k): value for k, value in found.top.items()}
-        console.print_json(data={**vars(found), "top": top})
+        print_json({**vars(found), "top": top})
         return 1 if found.unseen else 0
     rows = [[f"top-{k}", f"{100 * value:.1f}"] for k, value in found.top.items()]
-    console.print(table(f"{flags.from_json}: accuracy in %", ["", "%"], rows))
+    print_table(f"{flags.from_json}: accuracy in %", ["", "%"], rows)
     say(f"{found.counted} videos counted of {found.videos} listed in {flags.truth}")
     if found.unseen:
-        how = "left out" if flags.ignore_unseen else "counted as missed"
+        how = "ignored" if flags.ignore_unseen else "counted as wrong"
         warn(f"{_some(found.unseen)} without a result, {how}")
     if found.unlisted:
         warn(f"{_some(found.unlisted)} with a result, but not listed: not counted")
     return 1 if found.unseen else 0
 
 
-def _truth(flags: ResultFlags) -> dict[str, tuple[str, ...]]:
+def _truth(flags: _ResultFlags) -> dict[str, tuple[str, ...]]:
     if flags.truth is None:
-        raise SettingsError(
-            "--from-json needs --truth: an annotation JSON, or a data set's name or dataset.yaml"
-        )
+        raise SettingsError("--from-json needs --truth: an annotation JSON, or a data set (name or path)")
     if flags.truth.endswith(".json"):
         from two_stream.evaluation.scores.result_files import read_truth
 

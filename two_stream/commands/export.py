@@ -1,70 +1,68 @@
-"""`two-stream export RUN --to {onnx, pt2, aoti}`: a network as a file that computes without this package."""
+"""`two-stream export RUN --to {onnx, pt2, aoti}`: writes a network as a file that runs without this package."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from two_stream.commands.flags import parse
+from two_stream.commands.output import print_json
 from two_stream.errors import SettingsError, TwoStreamError
+from two_stream.runtime.console import say
 
 if TYPE_CHECKING:
     from two_stream.evaluation.runs.run import AnyRun
     from two_stream.export.card import ExportCard
     from two_stream.recognizer import Recognizer
 
-SUMMARY = "Write a network with its preprocessing as ONNX, torch.export or AOTInductor, and compare it with the model."
+SUMMARY = "Export a network with its preprocessing as ONNX, torch.export or AOTInductor, and verify the file."
 PROG = "two-stream export"
 
 
 @dataclass(frozen=True)
-class ExportFlags:
-    """What is written, and how."""
-
-    model: tyro.conf.Positional[str]
-    """a run folder; or a model folder (`model.safetensors`), or a model's name (random weights, to try a runtime)"""
+class _ExportFlags:
+    model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN|MODEL")]]
+    """run folder, model folder (with model.safetensors), or name of a model (random weights, to test a runtime)"""
     to: Literal["onnx", "pt2", "aoti"] = "onnx"
-    """onnx: for any runtime and language; pt2: torch.export, for torch; aoti: compiled for this kind of processor"""
+    """onnx: for runtimes in any language; pt2: torch.export, for torch; aoti: compiled for this kind of processor"""
     out: Path | None = None
     """file to write; none: model.onnx, model.pt2 or model.aoti.pt2 in the run folder (stream.… with --stream)"""
     stream: bool = False
-    """the step network of the stream: frames and states in, logits and states out"""
+    """export the streaming network, which maps frames and states to logits and new states"""
     int8: bool = False
-    """8-bit weights and activations (ONNX): smaller, and faster where the processor has instructions for it"""
+    """quantize weights and activations to 8 bits (ONNX only): smaller, and faster on CPUs with int8 instructions"""
     calibration_clips: int = 32
-    """clips of the run's training part that the ranges of activations are found on"""
+    """int8: number of training clips for calibrating the ranges of activations"""
     calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
-    """minmax: the whole range; entropy and percentile cut off what is rare"""
+    """int8: minmax uses the full range of activations; entropy and percentile clip rare values"""
     keep_first: bool = False
-    """leave the first convolution in fp32"""
+    """int8: keep the first convolution in fp32"""
     quantize_last: bool = False
-    """the classifier in 8 bits too, which stays in fp32 otherwise"""
+    """int8: also quantize the classifier"""
     checkpoint: Literal["best", "last"] = "best"
-    """which checkpoint of the run"""
+    """checkpoint of a run folder: the selected epoch, or the last one"""
     num_classes: int = 400
-    """classes of a model given by its name"""
+    """number of classes of a model given by its name"""
     json: bool = False
-    """print the card of the file as JSON"""
+    """print the card of the file (its metadata) as JSON"""
 
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
-    flags = parse(ExportFlags, args, PROG, SUMMARY)
+    flags = parse(_ExportFlags, args, PROG, SUMMARY)
     if flags.calibration_clips < 1:
         raise SettingsError(f"{PROG}: --calibration-clips is {flags.calibration_clips}: expected 1 or more")
     if flags.stream and flags.int8:
-        raise SettingsError(f"{PROG}: --int8 is for clip networks; leave it or --stream out")
-    from two_stream.export.opening import format_by_name
+        raise SettingsError(f"{PROG}: --int8 does not support --stream; omit one of them")
+    from two_stream.export.formats import SUFFIXES, format_by_name
 
-    format_by_name(flags.to).check()  # what is not installed is said before the network loads
+    format_by_name(flags.to).check()  # missing packages are reported before the network is loaded
     run = _run(flags)
     out = flags.out
     if out is None and not run.paths.experiment.is_file():
-        from two_stream.export.formats import SUFFIXES
-
         kind = ".stream" if flags.stream else ".int8" if flags.int8 else ""
         out = Path(f"{run.experiment.name}{kind}{SUFFIXES[flags.to]}")
     path, card = _export(flags, run, out)
@@ -72,7 +70,7 @@ def main(args: list[str]) -> int:
     return 0
 
 
-def _export(flags: ExportFlags, run: AnyRun[Recognizer], out: Path | None) -> tuple[Path, ExportCard]:
+def _export(flags: _ExportFlags, run: AnyRun[Recognizer], out: Path | None) -> tuple[Path, ExportCard]:
     from two_stream.export import export_run
 
     if flags.stream:
@@ -80,12 +78,11 @@ def _export(flags: ExportFlags, run: AnyRun[Recognizer], out: Path | None) -> tu
         from two_stream.streaming import StepNetwork, convert
 
         stream = convert(plain_copy(run))
-        return export_stream(
-            run, StepNetwork(stream), Timing(stream.delay, stream.receptive_field), flags.to, out
-        )
+        timing = Timing(stream.delay, stream.receptive_field)
+        return export_stream(run, StepNetwork(stream), timing, flags.to, out)
     int8 = None
     if flags.int8:
-        from two_stream.export.int8 import Int8Options
+        from two_stream.export.onnx_format import Int8Options
 
         int8 = Int8Options(
             clips=flags.calibration_clips,
@@ -96,10 +93,10 @@ def _export(flags: ExportFlags, run: AnyRun[Recognizer], out: Path | None) -> tu
     return export_run(run, flags.to, out, int8=int8)
 
 
-def _run(flags: ExportFlags) -> AnyRun[Recognizer]:
-    """Load what is exported."""
+def _run(flags: _ExportFlags) -> AnyRun[Recognizer]:
+    """Load the run, model folder or named model."""
     from two_stream.evaluation.runs.run import load_run
-    from two_stream.export.bare import named_model, stored_model
+    from two_stream.export.writing import named_model, stored_model
 
     path = Path(flags.model)
     if (path / "experiment.yaml").is_file():
@@ -109,34 +106,30 @@ def _run(flags: ExportFlags) -> AnyRun[Recognizer]:
     try:
         return named_model(flags.model, flags.num_classes)
     except TwoStreamError as error:
-        raise SettingsError(f"{flags.model}: no run folder, model folder or model's name ({error})") from None
+        raise SettingsError(f"{flags.model}: not a run, model folder or name of a model ({error})") from None
 
 
-def _show(flags: ExportFlags, path: Path, card: ExportCard) -> None:
-    from two_stream.runtime.console import say
-    from two_stream.runtime.text import json_text
-
+def _show(flags: _ExportFlags, path: Path, card: ExportCard) -> None:
     if flags.json:
-        say(json_text({"file": str(path), **card.model_dump(mode="json")}, indent=2))
+        print_json({"file": str(path), **card.model_dump(mode="json")})
         return
     assert card.verified is not None
     first, logits = card.inputs[0], card.outputs[0]
-    say(
-        f"{path}: {path.stat().st_size / 1e6:.1f} MB, {card.to}, {card.precision}, {len(card.class_names)} classes"
-    )
+    size, classes = path.stat().st_size / 1e6, len(card.class_names)
+    say(f"{path}: {size:.1f} MB, {card.to}, {card.precision}, {classes} classes")
     say(f"  in   {first.name}: {first.dtype} {_shape(first.shape)}, {first.meaning}")
     say(f"  out  {logits.name}: {logits.dtype} {_shape(logits.shape)}, {logits.meaning}")
     if card.stream is not None:
         stream = card.stream
         say(
-            f"  and {len(stream.states)} states; a step takes {stream.frames_per_step} frames, the first prediction "
-            f"comes after {stream.delay} frames (the logits of {stream.warm_up} steps before it mean nothing) and sees "
-            f"{'all' if stream.receptive_field is None else stream.receptive_field}"
+            f"  and {len(stream.states)} states; a step takes {stream.frames_per_step} frames; the first prediction "
+            f"comes after {stream.delay} frames (ignore the logits of the {stream.warm_up} steps before it) and uses "
+            f"{'all' if stream.receptive_field is None else stream.receptive_field} frames"
         )
     found = card.verified
-    agreed = f"; the model's class on {100 * found.agreement:.0f} % of them" if found.limit is None else ""
+    agreed = f"; same class on {100 * found.agreement:.0f} %" if found.limit is None else ""
     say(
-        f"  verified on {found.clips}: differs by at most {found.largest_difference:.2g}, {found.relative:.1e} of the "
+        f"  verified on {found.clips}: largest difference {found.largest_difference:.2g}, {found.relative:.1e} of the "
         f"largest logit{agreed}"
     )
 

@@ -1,14 +1,15 @@
-"""`two-stream features RUN|MODEL|FILE.yaml`: every video through a frozen backbone once, for studies of heads."""
+"""`two-stream features RUN|MODEL|FILE.yaml`: stores the features of a frozen backbone, for studies of heads."""
 
 from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from two_stream.commands.flags import parse_over, split_positional
+from two_stream.commands.networks import run_settings
 from two_stream.config.base import Options, PositiveInt
 from two_stream.config.load import load_experiment
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment
@@ -19,59 +20,62 @@ if TYPE_CHECKING:
     from two_stream.evaluation.features.cache import FeatureFacts
     from two_stream.recognizer import Recognizer
 
-SUMMARY = "Store what a frozen backbone gives for every video and view, for heads to train and be scored on."
+SUMMARY = "Store the features of a frozen backbone for all videos and views, so that heads train on them without it."
 PROG = "two-stream features SOURCE"
 DESCRIPTION = (
-    f"{SUMMARY} SOURCE is a run folder (its backbone), an experiment's YAML (the network as its training begins) or "
-    "the name of a model (see `two-stream models`). Runs then name the folder as `data.features`."
+    f"{SUMMARY} SOURCE is a run folder, an experiment file (its network before training) or the name of a model (see "
+    "`two-stream models`). Set `data.features` of a run to the folder to train on it."
 )
 
 
-class FeatureFlags(Options):
-    """What is stored: the source's own settings, with these flags over them."""
-
+class _FeatureFlags(Options):
     out: Path | None = None
     """folder to write; none: `features/<name of the source>-<data set>-split<n>`"""
     train_views: PositiveInt = 1
-    """augmented clips stored per training video; epoch e learns from number e modulo this"""
+    """augmented clips stored per training video; epoch e uses clip e modulo this number"""
     maps: bool = False
-    """store feature maps, which the non-local head looks at; else tokens in time, a fraction of the size"""
+    """store feature maps, which the non-local head needs, instead of temporal tokens, which are much smaller"""
     parts: tuple[Literal["train", "test"], ...] = ("train", "test")
-    """train: the whole official training list; test: the official test list"""
+    """train: the official training list, with its holdout; test: the official test list"""
     overwrite: bool = False
-    """replace stored features that are there"""
+    """replace existing features"""
     checkpoint: Literal["best", "last"] = "best"
-    """of a run folder; best: the selected epoch; last: the newest"""
+    """checkpoint of a run folder: the selected epoch, or the last one"""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """seed of the augmented clips, and of a backbone without weights"""
+    """seed of the augmentation, and of a backbone without pretrained weights"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """autocast type in which training clips are computed (`train.precision`); test views: `--evaluate.precision`"""
+    """autocast type for training clips (`train.precision`); for test views see `--evaluate.precision`"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     data: DataOptions = DataOptions()
-    """data set and reading; what augments a clip is frozen in"""
+    """data set, reading and augmentation; the stored clips are augmented once"""
     evaluate: EvaluateOptions = EvaluateOptions()
     """views of the test part"""
 
 
 def main(args: list[str]) -> int:
-    """Store the features of a data set and print what they cost and how to use them."""
-    name, rest = split_positional(
-        args, "two-stream features", "a run, an experiment file or a model", "demo/runs/rgb"
+    """Run the command and return its exit code."""
+    name, rest = split_positional(args, "two-stream features", "the source", "demo/runs/rgb")
+    source = _experiment(name) if name else Experiment()
+    default = _FeatureFlags(
+        seed=source.seed,
+        precision=source.train.precision,
+        device=source.device,
+        data=source.data.model_copy(update={"features": None}),
+        evaluate=source.evaluate,
     )
-    source = Experiment() if name is None else _experiment(name)
-    flags = parse_over(_defaults(source), rest, PROG, DESCRIPTION)
-    assert name is not None  # without it only --help gets here, and that has exited
+    flags = parse_over(default, rest, PROG, DESCRIPTION)
     from two_stream.evaluation.features.extract_features import write_features
     from two_stream.runtime.device import set_deterministic, set_threads
 
-    experiment = _with_flags(source, flags)
+    changes: dict[str, Any] = {key: getattr(flags, key) for key in ("seed", "device", "evaluate")}
+    changes["data"] = flags.data.model_copy(update={"features": None})
+    changes["train"] = source.train.model_copy(update={"precision": flags.precision})
+    experiment = source.model_copy(update=changes)
     set_threads(experiment.threads)
     model = _model(name, experiment, flags)
     if model.cpu_only:
-        raise SettingsError(
-            f"{PROG}: {name}: an int8 network, which no head is trained on; give the run it was made from"
-        )
+        raise SettingsError(f"{name}: an int8 network has no features; give the run it was made from")
     set_deterministic(experiment.deterministic, model.device)
     out = flags.out or _usual_folder(name, experiment)
     facts = write_features(
@@ -83,50 +87,27 @@ def main(args: list[str]) -> int:
         parts=flags.parts,
         overwrite=flags.overwrite,
     )
-    _tell(name, out, facts)
+    _print_usage(name, out, facts)
     return 0
 
 
 def _experiment(name: str) -> Experiment:
-    """Return the settings of a run, of a file, or of a named model."""
+    """Return the settings of a run, of an experiment file, or for a named model."""
     path = Path(name)
     if path.is_dir():
-        from two_stream.evaluation.runs.lookup import run_paths
-
-        return load_experiment(run_paths(path).experiment)
+        return run_settings(path)
     if path.suffix.lower() in (".yaml", ".yml"):
         return load_experiment(path)
     if path.exists():
         raise SettingsError(
-            f"{PROG}: {name} is a file; expected a run folder, an experiment's YAML or a model"
+            f"{PROG}: {name} is a file; expected a run folder, an experiment file (.yaml) or the name of a model"
         )
     from two_stream import zoo
 
     return Experiment(model=zoo.resolve(name))
 
 
-def _defaults(source: Experiment) -> FeatureFlags:
-    return FeatureFlags(
-        seed=source.seed,
-        precision=source.train.precision,
-        device=source.device,
-        data=source.data.model_copy(update={"features": None}),
-        evaluate=source.evaluate,
-    )
-
-
-def _with_flags(source: Experiment, flags: FeatureFlags) -> Experiment:
-    update = {
-        "seed": flags.seed,
-        "device": flags.device,
-        "data": flags.data.model_copy(update={"features": None}),
-        "evaluate": flags.evaluate,
-        "train": source.train.model_copy(update={"precision": flags.precision}),
-    }
-    return source.model_copy(update=update)
-
-
-def _model(name: str, experiment: Experiment, flags: FeatureFlags) -> Recognizer:
+def _model(name: str, experiment: Experiment, flags: _FeatureFlags) -> Recognizer:
     from two_stream.runtime.device import pick_device
 
     if Path(name).is_dir():
@@ -137,7 +118,7 @@ def _model(name: str, experiment: Experiment, flags: FeatureFlags) -> Recognizer
 
     model = start_model(experiment)
     if experiment.train.init is None and not getattr(experiment.model.backbone, "pretrained", False):
-        note("the backbone starts from no weights: its values are drawn by the seed")
+        note("the backbone has no pretrained weights: it is initialised at random from the seed")
     return model.to(pick_device(flags.device))
 
 
@@ -148,13 +129,13 @@ def _usual_folder(name: str, experiment: Experiment) -> Path:
     return Path("features") / f"{Path(name).stem or 'model'}-{label}-split{data.split}"
 
 
-def _tell(name: str, out: Path, facts: FeatureFacts) -> None:
+def _print_usage(name: str, out: Path, facts: FeatureFacts) -> None:
     videos = sum(len(part.videos) for part in facts.parts.values())
     views = sum(part.rows for part in facts.parts.values())
     size = sum(path.stat().st_size for path in out.iterdir())
     say(f"{out}: {videos} videos, {views} views, {size / 1e6:.1f} MB, {facts.seconds:.1f} s")
     start = f", init: {name}, init_part: backbone" if Path(name).is_dir() else ""
-    say(f"to use it: data: {{features: {out}}}, train: {{freeze_until: backbone{start}}}")
+    say(f"to use them, set data: {{features: {out}}}, train: {{freeze_until: backbone{start}}}")
     given = shlex.quote(str(out))
     flags = f"--data.features {given} --train.freeze-until backbone"
     if start:

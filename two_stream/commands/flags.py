@@ -1,4 +1,4 @@
-"""Parses flags with tyro, into a dataclass or over loaded settings. Every error is one line."""
+"""Parses flags with tyro, into a dataclass or over loaded settings. Every error message is one line."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import difflib
 import io
 import os
 import re
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import tyro
 from pydantic import BaseModel, ValidationError
@@ -16,14 +17,11 @@ from pydantic import BaseModel, ValidationError
 from two_stream.config.load import explain, nearest, union_members
 from two_stream.errors import SettingsError
 
-if TYPE_CHECKING:
-    pass
-
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-"""what tyro adds at a terminal"""
+"""Colour codes, which tyro prints on a terminal."""
 _RULE = re.compile(r"^[│|\s]*[─-]{5,}")
 _PYDANTIC = re.compile(
     r"Error parsing (?P<where>\S+): \d+ validation errors? for \S+ (?:(?!Value error)(?P<key>[\w.]+) )?(?P<what>.+?) "
@@ -31,58 +29,88 @@ _PYDANTIC = re.compile(
 )
 
 _OPTIONAL = re.compile(
-    r"(?:Error parsing )?(?P<flag>\S+): no type matching \{None\}\|(?P<kind>.+?) could be instantiated from "
+    r"(?:Error parsing )?(?P<flag>\S+): no type matching (?:\{None\}\|)?(?P<kind>.+?) could be instantiated from "
     r"\[(?P<value>[^]]+)\]"
 )
-"""a wrong value of a flag that may be left out"""
+"""tyro's message for a wrong value of an optional flag"""
 
 
 def parse(options: type[T], args: list[str], prog: str, description: str) -> T:
     """Parse flags into a dataclass. `--help` prints and exits 0.
 
     Raises:
-        SettingsError: An unknown flag (with its nearest neighbour), a missing or a wrong value.
+        SettingsError: An unknown flag (with the most similar one), or a missing or wrong value.
     """
     return _cli(options, None, args, prog, description)
 
 
 def parse_over(default: M, args: list[str], prog: str, description: str) -> M:
-    """Parse flags over loaded settings: `--help` shows their values, `--a.b.kind x` changes a part's kind.
+    """Parse flags over loaded settings: `--help` shows their values, `--a.b.kind x` changes the kind of a section.
 
     Raises:
-        SettingsError: As `parse`, and for values that contradict each other.
+        SettingsError: As for `parse`; or values that contradict each other.
     """
     default, args = _apply_kinds(default, args)
     kinds = [f"--{name}.kind {{{','.join(members)}}}" for name, members in _unions(type(default))]
     if kinds:
-        description = f"{description} Parts are chosen by kind: {'; '.join(kinds)}."
+        description = f"{description} Sections with several kinds: {'; '.join(kinds)}."
     parsed = _cli(type(default), default, args, prog, description)
-    try:  # nested objects were built one by one: check the whole once more
+    try:  # tyro builds nested objects one by one: validate them together
         return type(default).model_validate(parsed.model_dump())
     except ValidationError as error:
         raise SettingsError(f"{prog}: {explain(type(default), error)}") from None
 
 
-def split_positional(args: list[str], prog: str, what: str, example: str) -> tuple[str | None, list[str]]:
-    """Take the first argument off when it is no flag; only `--help` may come without it.
+def split_positional(args: list[str], prog: str, what: str, example: str) -> tuple[str, list[str]]:
+    """Split off the first argument; it may only be missing with `--help`, and is then empty.
 
     Raises:
         SettingsError: It is missing.
     """
     if args and not args[0].startswith("-"):
         return args[0], args[1:]
-    if "-h" in args or "--help" in args:
-        return None, args
+    if wants_help(args):
+        return "", args
     raise SettingsError(f"{prog}: {what} is missing; it comes first, for example: {prog} {example}")
 
 
+def wants_help(args: list[str]) -> bool:
+    """Return whether the arguments ask for help."""
+    return "-h" in args or "--help" in args
+
+
+def run_subcommand(
+    prog: str, summary: str, commands: Mapping[str, tuple[Callable[[list[str]], int], str]], args: list[str]
+) -> int:
+    """Run the sub-command that the first argument names, and return its exit code.
+
+    Args:
+        prog: The command, for messages.
+        summary: What it does, for `--help`.
+        commands: Function and description of each sub-command.
+        args: The sub-command and its arguments.
+
+    Raises:
+        SettingsError: An unknown sub-command; suggests the most similar one.
+    """
+    if not args or args[0] in ("-h", "--help"):
+        width = max(map(len, commands))
+        lines = "".join(f"  {name:<{width}}  {text}\n" for name, (_, text) in commands.items())
+        sys.stdout.write(f"usage: {prog} SUB-COMMAND [ARGUMENTS]\n\n{summary}\n\n{lines}\n")
+        sys.stdout.write(f"`{prog} SUB-COMMAND --help` shows the flags of a sub-command.\n")
+        return 0
+    if args[0] not in commands:
+        raise SettingsError(f"{prog}: unknown sub-command {args[0]!r}{nearest(args[0], list(commands))}")
+    return commands[args[0]][0](args[1:])
+
+
 def take_flag(args: list[str], flag: str) -> tuple[bool, list[str]]:
-    """Remove a switch from the arguments and tell whether it was there."""
+    """Remove a switch from the arguments; return whether it was given, and the others."""
     return flag in args, [arg for arg in args if arg != flag]
 
 
 def take_value(args: list[str], flag: str, prog: str) -> tuple[str | None, list[str]]:
-    """Remove a flag with its value (`--flag value` or `--flag=value`) and return the value; None when it is not there.
+    """Remove a flag with its value (`--flag value` or `--flag=value`) and return the value; None if it is not given.
 
     Raises:
         SettingsError: The value is missing.
@@ -100,15 +128,17 @@ def take_value(args: list[str], flag: str, prog: str) -> tuple[str | None, list[
 
 def _cli(kind: type[T], default: Any, args: list[str], prog: str, description: str) -> T:
     complaint = io.StringIO()
-    given = {} if default is None else {"default": default}
-    wants_help = "-h" in args or "--help" in args
+    # without loaded settings None is the default of optional flags, and need not be given
+    config = (tyro.conf.AvoidSubcommands, *([tyro.conf.DisallowNone] if default is None else []))
+    given = {"config": config} | ({} if default is None else {"default": default})
+    shows_help = wants_help(args)
     columns = os.environ.get("COLUMNS")
-    if not wants_help:
-        os.environ["COLUMNS"] = "4000"  # tyro wraps at the terminal's width; one line must stay one line
+    if not shows_help:
+        os.environ["COLUMNS"] = "4000"  # tyro wraps messages at the terminal's width
     try:
-        with contextlib.nullcontext() if wants_help else contextlib.redirect_stderr(complaint):
+        with contextlib.nullcontext() if shows_help else contextlib.redirect_stderr(complaint):
             parsed: T = tyro.cli(
-                tyro.conf.AvoidSubcommands[kind],  # type: ignore[valid-type, misc]
+                kind,
                 args=args,
                 prog=prog,
                 description=description,
@@ -118,8 +148,8 @@ def _cli(kind: type[T], default: Any, args: list[str], prog: str, description: s
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        said = _one_line(_COLOUR.sub("", complaint.getvalue()), lambda: _flags(kind, description, given))
-        raise SettingsError(f"{prog}: {said}") from None
+        message = _one_line(_COLOUR.sub("", complaint.getvalue()), lambda: _flags(kind, description, given))
+        raise SettingsError(f"{prog}: {message}") from None
     finally:
         if columns is None:
             os.environ.pop("COLUMNS", None)
@@ -128,15 +158,15 @@ def _cli(kind: type[T], default: Any, args: list[str], prog: str, description: s
 
 
 def _flags(kind: type[Any], description: str, given: dict[str, Any]) -> list[str]:
-    told = io.StringIO()
-    with contextlib.redirect_stdout(told), contextlib.suppress(SystemExit):
-        tyro.cli(tyro.conf.AvoidSubcommands[kind], args=["--help"], description=description, **given)  # type: ignore[valid-type, misc]
-    return list(dict.fromkeys(re.findall(r"(?<![\w`-])--\w[\w.-]*\w", _COLOUR.sub("", told.getvalue()))))
+    help_text = io.StringIO()
+    with contextlib.redirect_stdout(help_text), contextlib.suppress(SystemExit):
+        tyro.cli(kind, args=["--help"], description=description, **given)
+    return list(dict.fromkeys(re.findall(r"(?<![\w`-])--\w[\w.-]*\w", _COLOUR.sub("", help_text.getvalue()))))
 
 
 def _unknown(words: list[str], flags: list[str]) -> str:
-    """Say which words are no flags and which flags are near: alike, or with the same last part."""
-    told = []
+    """Return a message that names unknown flags and similar ones: alike, or with the same last part."""
+    messages = []
     for word in [word for word in words if word.startswith("-")] or words[:1]:
         if not word.startswith("-"):
             return f"unexpected argument {word!r}; see --help"
@@ -145,8 +175,8 @@ def _unknown(words: list[str], flags: list[str]) -> str:
         close = (same or difflib.get_close_matches(name, flags, n=1, cutoff=0.5))[:3]
         near = difflib.get_close_matches(name, flags, n=3, cutoff=0.0)
         what = f"did you mean {' or '.join(f'`{flag}`' for flag in close)}?" if close else ""
-        told.append(f"unknown flag {name}; {what or 'nearest: ' + ', '.join(near)}")
-    return f"{'; '.join(told)}; see --help"
+        messages.append(f"unknown flag {name}; {what or 'nearest: ' + ', '.join(near)}")
+    return f"{'; '.join(messages)}; see --help"
 
 
 def _one_line(box: str, flags: Callable[[], list[str]]) -> str:
@@ -158,7 +188,7 @@ def _one_line(box: str, flags: Callable[[], list[str]]) -> str:
             sections.append([])
         else:
             sections[-1].append(line.strip("│| \t"))
-    if "╭" not in box and len(sections) > 1:  # output that is not UTF-8 has no box: the title is a section
+    if "╭" not in box and len(sections) > 1:  # without UTF-8 there is no box, and the title is a section
         sections = sections[1:]
     text = " ".join(part for part in sections[0] if part)
     unknown = re.match(r"Unrecognized options?: (.+)", text)
@@ -168,17 +198,17 @@ def _one_line(box: str, flags: Callable[[], list[str]]) -> str:
     if wrong:
         key = ".".join(part for part in (wrong["where"].lstrip("-"), wrong["key"]) if part)
         what = wrong["what"].removeprefix("Value error, ")
-        if what != wrong["what"]:  # our own validators say the whole story
+        if what != wrong["what"]:  # the messages of our own validators are complete
             return f"`{key}`: {what}"
         return f"`{key}` is {wrong['value']}: {what[0].lower()}{what[1:]}"
     optional = _OPTIONAL.match(text)
     if optional:
         return f"{optional['flag']} is {optional['value']}: expected {optional['kind']}"
-    return re.sub(r"^Error parsing (\S+): ", r"\1: ", text) or "the flags are not understood; see --help"
+    return re.sub(r"^Error parsing (\S+): ", r"\1: ", text) or "the flags cannot be parsed; see --help"
 
 
 def _apply_kinds(default: M, args: list[str]) -> tuple[M, list[str]]:
-    """Apply `--model.head.kind lstm` before tyro sees it: the part's flags and defaults follow its kind."""
+    """Apply flags such as `--model.head.kind lstm` before parsing: the kind decides which flags a section has."""
     rest: list[str] = []
     waiting = list(args)
     while waiting:
@@ -196,7 +226,7 @@ def _apply_kinds(default: M, args: list[str]) -> tuple[M, list[str]]:
 
 
 def _unions(options: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, list[str]]]:
-    """Yield every part that has kinds, by its flag, with the kinds it may have."""
+    """Yield every section that has several kinds, by its flag, with those kinds."""
     for name, field in options.model_fields.items():
         members = union_members(field)
         if members:

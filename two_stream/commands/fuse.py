@@ -1,54 +1,54 @@
-"""`two-stream fuse SCORES|RUN …`: late fusion of two or more score files."""
+"""`two-stream fuse SCORES|RUN …`: fuses the scores of two or more streams."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from two_stream.commands.flags import parse
+from two_stream.commands.output import print_json
+from two_stream.errors import ScoreError
+from two_stream.runtime.console import say, warn
 
 if TYPE_CHECKING:
     from two_stream.types import ScoreTable
 
-SUMMARY = "Fuse the score files of two or more streams and print each stream beside the fusion."
+SUMMARY = "Fuse the scores of two or more streams, and print the accuracy of each stream and of the fusion."
 
 
 @dataclass(frozen=True)
-class FuseFlags:
-    """What is fused, and how."""
-
-    scores: tyro.conf.Positional[tuple[Path, ...]]
-    """score files, or run folders (their newest test scores)"""
+class _FuseFlags:
+    scores: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN|SCORES ...")]]
+    """two or more score files or run folders (their newest scores of --part)"""
     rule: Literal["l2", "logits", "probabilities", "rank", "learned"] = "l2"
-    """l2: sum of L2-normalised logits (the paper's); learned: logistic stacking fitted on the holdout part"""
+    """what is summed; l2: L2-normalised logits (the paper's); learned: logistic stacking fitted on the holdout part"""
     weights: tuple[float, ...] | None = None
-    """one weight per stream; none: equal ones"""
+    """one weight per stream; none: equal weights"""
     fit: tuple[Path, ...] | None = None
-    """score files of the holdout part (`evaluate --part val`) or run folders: weights are fitted on them"""
+    """score files of the holdout part (`two-stream evaluate RUN --part val`) or run folders, to fit the weights on"""
     fit_on_val: bool = False
-    """fit on the newest holdout scores of the given run folders"""
+    """fit the weights on the newest holdout scores of the given run folders"""
     part: Literal["test", "val"] = "test"
-    """which scores of a run folder are fused"""
+    """part whose scores are used if a run folder is given"""
     out: Path | None = None
-    """score file to write"""
+    """score file to write (.npz)"""
     json: bool = False
     """print the numbers as JSON instead of a table"""
 
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code."""
-    flags = parse(FuseFlags, args, "two-stream fuse", SUMMARY)
+    flags = parse(_FuseFlags, args, "two-stream fuse", SUMMARY)
     from two_stream.evaluation.scores.files import find_scores, join, read_scores, write_scores
     from two_stream.evaluation.scores.fusion import fuse
-    from two_stream.runtime.console import warn
 
     tables = join([read_scores(find_scores(path, flags.part)) for path in flags.scores])
     protocols = dict.fromkeys(str(table.meta.get("protocol")) for table in tables)
     if len(protocols) > 1:
-        warn(f"the streams were scored by different protocols ({'; '.join(protocols)}); evaluate them alike")
+        warn(f"the streams were scored with different protocols ({'; '.join(protocols)}); use one")
     fused = fuse(tables, flags.rule, flags.weights, fit=_fit_tables(flags))
     if flags.out is not None:
         write_scores(flags.out, fused)
@@ -56,8 +56,8 @@ def main(args: list[str]) -> int:
     return 0
 
 
-def _fit_tables(flags: FuseFlags) -> list[ScoreTable] | None:
-    """Return the holdout tables: those named, or for `learned` those of the given runs."""
+def _fit_tables(flags: _FuseFlags) -> list[ScoreTable] | None:
+    """Return the holdout scores to fit on: those of --fit, or with `learned` those of the given runs."""
     from two_stream.evaluation.scores.files import find_scores, read_scores
 
     if flags.fit:
@@ -66,21 +66,18 @@ def _fit_tables(flags: FuseFlags) -> list[ScoreTable] | None:
     if wanted and all(path.is_dir() for path in flags.scores):
         return [read_scores(find_scores(path, "val")) for path in flags.scores]
     if flags.fit_on_val:
-        from two_stream.errors import ScoreError
-
-        raise ScoreError("--fit-on-val needs run folders; with score files name the holdout's with --fit")
+        raise ScoreError("--fit-on-val requires run folders; for score files use --fit")
     return None
 
 
-def _show(tables: list[ScoreTable], fused: ScoreTable, flags: FuseFlags) -> None:
+def _show(tables: list[ScoreTable], fused: ScoreTable, flags: _FuseFlags) -> None:
     from two_stream.evaluation.scores import words
-    from two_stream.runtime.console import console, say
 
     found = words.lines([*tables, fused])
     sentence = words.fusion_verdict(fused, tables)
     if flags.json:
-        console.print_json(
-            data={
+        print_json(
+            {
                 "streams": [{"name": line.name, **line.summary.to_json()} for line in found],
                 "rule": fused.meta["rule"],
                 "weights": fused.meta["weights"],

@@ -1,59 +1,61 @@
-"""`two-stream leaderboard RUNS/`: every score file below a folder, ranked."""
+"""`two-stream leaderboard RUNS/`: ranks all score files in a folder."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from two_stream.commands.flags import parse
+from two_stream.commands.output import print_json, print_table
+from two_stream.errors import SettingsError
+from two_stream.runtime.console import say, warn
+from two_stream.runtime.files import write_text
+from two_stream.runtime.text import csv_text
 
 if TYPE_CHECKING:
     from two_stream.studies.leaderboard import Leaderboard
 
-SUMMARY = "Rank all score files below a folder, board by board; = marks what tests cannot tell from the best."
+SUMMARY = (
+    "Rank all score files in a folder, one table per data set, split and protocol. = marks runs that are not "
+    "significantly different from the best."
+)
 
 
 @dataclass(frozen=True)
-class LeaderboardFlags:
-    """What is ranked."""
-
-    runs: tyro.conf.Positional[Path] = Path("runs")
-    """folder with runs, searched with all folders below it"""
+class _LeaderboardFlags:
+    runs: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="[FOLDER]")]] = Path("runs")
+    """folder with runs, searched recursively"""
     part: Literal["test", "val"] = "test"
     """part whose scores are ranked"""
     level: float = 0.95
-    """coverage of the intervals; 1 - level is the level of the tests"""
+    """confidence level of the intervals; tests use the significance level 1 - LEVEL"""
     json: bool = False
-    """print everything as JSON instead of tables"""
+    """print JSON instead of tables"""
     out: Path | None = None
-    """file to write: .csv or .md"""
+    """table to write: .csv or .md"""
 
 
 def main(args: list[str]) -> int:
     """Run the command and return its exit code: 1 when files are damaged."""
-    flags = parse(LeaderboardFlags, args, "two-stream leaderboard", SUMMARY)
-    from two_stream.errors import SettingsError
-    from two_stream.runtime.console import console, say, table, warn
+    flags = parse(_LeaderboardFlags, args, "two-stream leaderboard", SUMMARY)
     from two_stream.studies import leaderboard
 
     if flags.out is not None and flags.out.suffix.lower() not in (".csv", ".md"):
-        raise SettingsError(f"--out is {flags.out}: expected a name in .csv or .md")
+        raise SettingsError(f"--out is {flags.out}: expected a file name that ends in .csv or .md")
     if not 0.5 <= flags.level < 1:
         raise SettingsError(f"--level is {flags.level}: expected a share from 0.5 to below 1, such as 0.95")
     found = leaderboard.leaderboard(flags.runs, flags.part, flags.level)
     if flags.json:
-        console.print_json(data=asdict(found))
+        print_json(asdict(found))
     else:
         for board in found.boards:
             say(board.title)
-            console.print(table(f"{board.metric} in %", leaderboard.COLUMNS, leaderboard.rows(board)))
+            print_table(f"{board.metric} in %", leaderboard.COLUMNS, leaderboard.rows(board))
         if any(standing.level_with_best for board in found.boards for standing in board.standings):
-            say(
-                "= the paired test, corrected over all pairs, shows no difference from the best with three trainings"
-            )
+            say("= not significantly different from the best with three trainings (paired test, all pairs)")
     for line in found.damaged:
         warn(line)
     if flags.out is not None:
@@ -65,8 +67,7 @@ def main(args: list[str]) -> int:
 
 def _write(path: Path, found: Leaderboard) -> None:
     """Write all boards as one CSV table, or as Markdown tables."""
-    from two_stream.runtime.files import write_text
-    from two_stream.runtime.text import csv_text
+    from two_stream.evaluation.report.page import markdown_cell
     from two_stream.studies import leaderboard
 
     if path.suffix.lower() == ".csv":
@@ -76,12 +77,7 @@ def _write(path: Path, found: Leaderboard) -> None:
     lines = []
     for board in found.boards:
         lines += [f"## {board.title}", "", f"{board.metric} in %", ""]
-        lines += [_cells(leaderboard.COLUMNS), _cells(["---"] * len(leaderboard.COLUMNS))]
-        lines += [*map(_cells, leaderboard.rows(board)), ""]
+        for cells in (leaderboard.COLUMNS, ["---"] * len(leaderboard.COLUMNS), *leaderboard.rows(board)):
+            lines.append(f"| {' | '.join(map(markdown_cell, cells))} |")
+        lines.append("")
     write_text(path, "\n".join(lines))
-
-
-def _cells(cells: list[str] | tuple[str, ...]) -> str:
-    from two_stream.evaluation.report.page import markdown_cell
-
-    return "| " + " | ".join(markdown_cell(cell) for cell in cells) + " |"

@@ -1,15 +1,16 @@
-"""`two-stream models`: what the zoo offers, or one model stage by stage."""
+"""`two-stream models`: lists the named models, or shows one stage by stage."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from two_stream.commands.flags import parse
-from two_stream.runtime.console import console, say, table
-from two_stream.runtime.text import json_text
+from two_stream.commands.output import print_json, print_table
+from two_stream.errors import TwoStreamError
+from two_stream.runtime.console import console, say
 from two_stream.types import size_text
 
 if TYPE_CHECKING:
@@ -17,28 +18,26 @@ if TYPE_CHECKING:
     from two_stream.recognizer import Recognizer
     from two_stream.zoo import ModelRecord
 
-SUMMARY = "list the named models, or show one"
+SUMMARY = "List the named models with their cost, or show one model stage by stage."
 LIBRARY = "pretrained"
-"""for models whose library has weights: `model.backbone.pretrained` starts a training from them"""
+"""Shown for models whose library has weights, which `model.backbone.pretrained` selects."""
 _WIDE = 100
-"""columns of a terminal from which on the table names the source"""
+"""Width of a terminal from which on the table has the column `source`."""
 
 
 @dataclass(frozen=True)
-class Options:
-    """What to show."""
-
-    pattern: tyro.conf.Positional[str] = "*"
-    """name of a model, or a pattern such as '*bert*'"""
+class _Flags:
+    pattern: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="[MODEL]")]] = "*"
+    """name of a model, or a pattern such as '*bert*'; none: all models"""
     num_classes: int = 400
-    """classes assumed when counting parameters"""
+    """number of classes of the classifier, for the number of parameters"""
     json: bool = False
-    """print JSON"""
+    """print JSON instead of a table"""
 
 
 def main(args: list[str]) -> int:
-    """Print the models whose name matches, or the record of one."""
-    options = parse(Options, args, prog="two-stream models", description=SUMMARY)
+    """Run the command and return its exit code."""
+    options = parse(_Flags, args, "two-stream models", SUMMARY)
     from two_stream import zoo
 
     exact = not any(sign in options.pattern for sign in "*?[")
@@ -49,12 +48,12 @@ def main(args: list[str]) -> int:
     files = _files()
     rows = [_row(record, options.num_classes, files) for record in records]
     if options.json:
-        say(json_text(rows, indent=2))
+        print_json(rows)
     else:
         columns = ("name", "M params", "G MACs", "input", "weights", "source")
-        shown = len(columns) - (console.width < _WIDE)  # a name's first part says the source too
+        shown = len(columns) - (console.width < _WIDE)  # the first part of a name is its source
         title = f"{len(rows)} models ({options.num_classes} classes)"
-        console.print(table(title, columns[:shown], [_cells(row)[:shown] for row in rows]))
+        print_table(title, columns[:shown], [_cells(row)[:shown] for row in rows])
     return 0
 
 
@@ -90,13 +89,12 @@ def _row(record: ModelRecord, num_classes: int, files: dict[str, list[str]]) -> 
 
 
 def _files() -> dict[str, list[str]]:
-    """Return the names of the listed weight files by the full name of their model; none outside a checkout."""
+    """Return the names of the published files by the full name of their model; empty without a manifest."""
     from two_stream import zoo
-    from two_stream.errors import TwoStreamError
-    from two_stream.pretrained.files.manifest import find_manifest, read_published
+    from two_stream.pretrained.files.manifest import find_manifest, read_manifest
 
     try:
-        entries = read_published(find_manifest()).entries
+        entries = read_manifest(find_manifest()).entries
     except TwoStreamError:
         return {}
     found: dict[str, list[str]] = {}
@@ -107,44 +105,45 @@ def _files() -> dict[str, list[str]]:
 
 
 def _weights(record: ModelRecord, files: dict[str, list[str]]) -> list[str]:
-    """Return where a training of this model can start from: listed files, or the library's own weights."""
+    """Return the weights that a training of this model can start from: published files, or those of its library."""
     if hasattr(record.options.backbone, "pretrained"):
         return [LIBRARY]
     return files.get(record.name, [])
 
 
-def _show(record: ModelRecord, options: Options) -> None:
+def _show(record: ModelRecord, options: _Flags) -> None:
     from two_stream.profiling import CONVENTION, meta_model, parameter_count, stage_costs
 
     model = meta_model(record.options, options.num_classes)
     costs = stage_costs(model)
     whole = sum(cost.multiply_adds for cost in costs)
     if options.json:
-        found = {
-            **_row(record, options.num_classes, _files()),
-            "paper": record.paper,
-            "multiply_adds_convention": CONVENTION,
-            "input_spec": asdict(model.spec),
-            "options": record.options.model_dump(mode="json"),
-            "stages": [asdict(cost) for cost in costs],
-        }
-        say(json_text(found, indent=2))
+        print_json(
+            {
+                **_row(record, options.num_classes, _files()),
+                "paper": record.paper,
+                "multiply_adds_convention": CONVENTION,
+                "input_spec": asdict(model.spec),
+                "options": record.options.model_dump(mode="json"),
+                "stages": [asdict(cost) for cost in costs],
+            }
+        )
         return
     say(f"{record.alias or record.name}: {record.summary}")
     say(f"  also       {record.name}" if record.alias else f"  source     {record.source}")
     say(f"  paper      {record.paper}")
-    say(f"  weights    {', '.join(_weights(record, _files())) or 'none listed'}")
+    say(f"  weights    {', '.join(_weights(record, _files())) or 'none'}")
     say(f"  input      {_describe(model)}")
     say(
         f"  cost       {parameter_count(model) / 1e6:.2f} M parameters with {options.num_classes} classes, "
         f"{whole / 1e9:.2f} G multiply-adds a clip"
     )
     say(f"  counting   {CONVENTION}")
-    console.print(stage_table("", costs))
+    print_stages("", costs)
 
 
-def stage_table(title: str, costs: list[StageCost]) -> Any:
-    """Return a table of stages; a column of times where they were measured."""
+def print_stages(title: str, costs: list[StageCost]) -> None:
+    """Print a table of stages, with a column of times if they were measured."""
     timed = any(cost.milliseconds is not None for cost in costs)
     columns = ["stage", "output", "M params", "G mult-adds", *(["ms"] if timed else [])]
     rows = [
@@ -157,7 +156,7 @@ def stage_table(title: str, costs: list[StageCost]) -> Any:
         ]
         for cost in costs
     ]
-    return table(title, columns, rows)
+    print_table(title, columns, rows)
 
 
 def _describe(model: Recognizer) -> str:

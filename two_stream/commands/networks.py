@@ -1,4 +1,4 @@
-"""A trained network named on the command line: a run folder, or a file that `two-stream export` wrote."""
+"""Loads the networks named on a command line: run folders, and files that `two-stream export` wrote."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from two_stream.config.load import load_experiment
 from two_stream.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 def load_network(
     path: Path, checkpoint: str = "best", device: str = "auto", trust: Sequence[Path] = ()
 ) -> AnyRun[Any]:
-    """Load a run folder, or a file that `two-stream export` wrote; one of `trust` may hold machine code.
+    """Load a run folder, or a file that `two-stream export` wrote; files in `trust` may contain machine code.
 
     Raises:
         TwoStreamError: Neither of them, or it cannot be read.
@@ -37,7 +38,7 @@ def network_settings(path: Path) -> Experiment:
 
     Raises:
         CheckpointError: Neither of them.
-        SettingsError: Its settings are damaged.
+        SettingsError: The settings are invalid.
     """
     if path.is_file():
         from two_stream.export import read_card
@@ -45,18 +46,27 @@ def network_settings(path: Path) -> Experiment:
 
         refuse_checkpoint(path, "run")
         return read_card(path).settings(path)
-    from two_stream.config.load import load_experiment
+    return run_settings(path)
+
+
+def run_settings(path: Path) -> Experiment:
+    """Return the settings of a run folder.
+
+    Raises:
+        CheckpointError: It is no run folder.
+        SettingsError: The settings are invalid.
+    """
     from two_stream.evaluation.runs.lookup import run_paths
 
     return load_experiment(run_paths(path).experiment)
 
 
 def check_modality(run: AnyRun[Any], path: Path, modality: str) -> None:
-    """Refuse a run given with the flag of the other modality.
+    """Refuse a run that was given with the flag of the other modality.
 
     Raises:
-        SettingsError: Naming the flag it goes with.
+        SettingsError: Names the right flag.
     """
     found = run.model.spec.modality
     if found != modality:
-        raise SettingsError(f"--{modality} {path}: this is a run on {found}; give it with --{found}")
+        raise SettingsError(f"--{modality} {path}: this run uses {found}; give it with --{found}")

@@ -1,111 +1,118 @@
-"""`two-stream predict VIDEO … --rgb RUN --flow RUN`: what happens in a video."""
+"""`two-stream predict VIDEO … --rgb RUN --flow RUN`: classifies videos."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from two_stream.commands.flags import parse
 from two_stream.commands.networks import check_modality, load_network
+from two_stream.commands.output import print_table, write_or_print_json
+from two_stream.config.load import validate_settings
+from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import SettingsError, TwoStreamError
+from two_stream.pretrained.kinds import refuse_checkpoint
+from two_stream.runtime.console import bar, note, say, warn
 
 if TYPE_CHECKING:
     from two_stream.config.schema import EvaluateOptions
     from two_stream.evaluation.runs.run import AnyRun
     from two_stream.evaluation.scoring.video import VideoInput, VideoResult
 
-SUMMARY = "Say what happens in videos, from RGB, flow or both; flow is computed on the fly."
+SUMMARY = "Classify videos with RGB or flow networks, or with both; optical flow is computed from the video."
 
 
 @dataclass(frozen=True)
-class PredictFlags:
-    """What is asked of which videos."""
-
-    videos: tyro.conf.Positional[tuple[Path, ...]]
+class _PredictFlags:
+    videos: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="VIDEO [VIDEO ...]")]]
     """video files"""
     rgb: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
-    """run folder of an RGB network, or a file exported from one; may be given several times, all are fused"""
+    """run folder or exported file of an RGB network; repeat the flag for several networks, which are fused"""
     flow: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
-    """run folder or exported file of a flow network; may be given several times"""
+    """run folder or exported file of a flow network; repeat the flag for several networks"""
     top: int = 5
-    """how many classes are shown"""
+    """number of classes to print"""
     json: str | None = None
-    """file for the results as JSON; `-` prints them instead of tables"""
+    """JSON file to write; - prints the JSON instead of tables"""
     annotate: Path | None = None
-    """MP4 file to write with the prediction drawn on it; a folder with several videos"""
+    """MP4 file to write: the video with its prediction; for several videos a folder"""
     attention: Path | None = None
-    """PNG, PDF or SVG file to draw which moments BERT looks at; a folder with several videos (one PNG each)"""
+    """figure to write (.png, .pdf or .svg): the attention of the BERT head; for several videos a folder"""
     timeline: Path | None = None
-    """PNG, PDF or SVG file to draw what happens when, window by window, and a CSV file beside it; a folder with several
-    videos (one PNG and CSV each). Windows slide by half a clip, or by --step, unless --views says otherwise"""
+    """figure and CSV file to write: the prediction over time (by default sliding views); for several videos a folder"""
     flow_algorithm: Literal["auto", "dis", "farneback", "tvl1"] = "auto"
-    """auto: the kind the run was trained on if dis or farneback, else dis with a warning; tvl1 is the paper's and about
-    a hundred times slower"""
+    """auto: that of the run if it is dis or farneback, else dis; tvl1: the paper's, about a hundred times slower"""
     rule: Literal["l2", "logits", "probabilities", "rank"] = "l2"
-    """how several runs are fused"""
+    """how several networks are fused: sum of L2-normalised logits (l2), logits, probabilities or ranks"""
     weights: tuple[float, ...] | None = None
-    """one weight per run, those of --rgb first; none: equal ones"""
+    """one weight per network, those of --rgb first; none: equal weights"""
     views: Literal["single", "multi", "uniform", "sliding", "twice"] | None = None
-    """none: as the run was evaluated"""
+    """clips per video; none: as in the run's settings"""
     num_clips: int | None = None
-    """clips for uniform views"""
+    """number of clips of uniform views"""
     step: int | None = None
-    """frames between sliding clips"""
+    """frames between the starts of sliding views"""
     crops: Literal["center", "three", "ten", "full"] | None = None
-    """none: as the run was evaluated"""
+    """crops per clip; none: as in the run's settings"""
     batch_views: int | None = None
-    """views per forward pass"""
+    """views per forward pass; none: as in the run's settings"""
     short_side: int | None = None
-    """shorter side flow is computed at; none: as the run's frames were extracted, else 256"""
+    """shorter side of the frames that flow is computed from; none: as for the run's training frames, else 256"""
     backend: Literal["pyav", "opencv", "torchcodec"] | None = None
-    """video decoder; none: the one of a run trained on video files, else pyav"""
+    """video decoder; none: that of the run if it was trained on video files, else pyav"""
     checkpoint: Literal["best", "last"] = "best"
-    """which checkpoint of the runs"""
+    """checkpoint of run folders: the selected epoch, or the last one"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     trust: tuple[Path, ...] = ()
-    """AOTInductor packages whose machine code may run; other kinds of exported files need no trust"""
+    """AOTInductor packages to load, which contain machine code; other exported files do not need this"""
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """A network, its views, and how it reads videos."""
+
+    run: AnyRun[Any]
+    views: EvaluateOptions
+    reading: VideoInput
 
 
 def main(args: list[str]) -> int:
-    """Run the command and return its exit code: 2 when a video could not be read."""
-    flags = parse(PredictFlags, args, "two-stream predict", SUMMARY)
-    folders = [*flags.rgb, *flags.flow]
+    """Run the command and return its exit code: 2 if a video could not be read."""
+    flags = parse(_PredictFlags, args, "two-stream predict", SUMMARY)
     if not flags.videos:
         raise SettingsError("no video given; for example: two-stream predict clip.mp4 --rgb demo/runs/rgb")
-    from two_stream.pretrained.kinds import refuse_checkpoint
-
     for video in flags.videos:
         refuse_checkpoint(video, "video")
-    if not folders:
-        raise SettingsError("no run given: name an RGB run (--rgb RUN), a flow run (--flow RUN) or both")
+    given = [(path, "rgb") for path in flags.rgb] + [(path, "flow") for path in flags.flow]
+    if not given:
+        raise SettingsError("no run given: give an RGB run (--rgb RUN), a flow run (--flow RUN) or both")
     if flags.top < 1:
         raise SettingsError(f"--top is {flags.top}: expected 1 or more")
-    _check_weights(flags, len(folders))
-    if flags.attention is not None:
-        from two_stream.evaluation.pictures.attention import check_target
+    if flags.weights is not None:
+        if len(given) == 1:
+            raise SettingsError("--weights needs several runs; give more, or omit it")
+        from two_stream.evaluation.scores.fusion import checked_weights
 
-        check_target(flags.attention, flags.videos)
-    if flags.timeline is not None:
-        from two_stream.evaluation.pictures.attention import check_target
-
-        check_target(flags.timeline, flags.videos, "--timeline")
+        checked_weights(flags.weights, len(given))
+    from two_stream.evaluation.pictures.attention import check_target
     from two_stream.video.decoding.reader import open_video
 
-    if len(flags.videos) == 1:
-        open_video(
-            flags.videos[0], flags.backend or "pyav"
-        ).close()  # what is no video is said before models load
-    given = [(path, "rgb") for path in flags.rgb] + [(path, "flow") for path in flags.flow]
+    if flags.attention is not None:
+        check_target(flags.attention, flags.videos)
+    if flags.timeline is not None:
+        check_target(flags.timeline, flags.videos, "--timeline")
+    if len(flags.videos) == 1:  # a wrong file is reported before networks are loaded
+        open_video(flags.videos[0], flags.backend or "pyav").close()
     runs = [_load(flags, path, modality) for path, modality in given]
-    return _predict_all(flags, runs)
+    return _predict_all(flags, [_Stream(run, _views(flags, run), _reading(flags, run)) for run in runs])
 
 
-def _load(flags: PredictFlags, path: Path, modality: str) -> AnyRun[Any]:
+def _load(flags: _PredictFlags, path: Path, modality: str) -> AnyRun[Any]:
     run = load_network(path, flags.checkpoint, flags.device, flags.trust)
     check_modality(run, path, modality)
     if flags.attention is not None:
@@ -113,59 +120,38 @@ def _load(flags: PredictFlags, path: Path, modality: str) -> AnyRun[Any]:
 
         if path.is_file():
             raise SettingsError(
-                f"--attention with --{modality} {path}: an exported file gives logits alone; give its run"
+                f"--attention with --{modality} {path}: an exported file only returns logits; give its run folder"
             )
         check_head(run.model, f"--attention with --{modality} {path}")
     return run
 
 
-def _check_weights(flags: PredictFlags, runs: int) -> None:
-    """Refuse weights before the models load."""
-    if flags.weights is None:
-        return
-    if runs == 1:
-        raise SettingsError("--weights weighs runs against each other: give several, or leave it out")
-    from two_stream.evaluation.scores.fusion import checked_weights
-
-    checked_weights(flags.weights, runs)
-
-
-def _predict_all(flags: PredictFlags, runs: list[AnyRun[Any]]) -> int:
-    from two_stream.runtime.console import err, say
-    from two_stream.runtime.text import json_text
-
+def _predict_all(flags: _PredictFlags, streams: Sequence[_Stream]) -> int:
     results: list[dict[str, Any]] = []
     code = 0
-    options = [_options(flags, run) for run in runs]
-    readings = [_reading(flags, run) for run in runs]
     copies = annotated_files(flags.videos, flags.annotate)
     drawings = annotated_files(flags.videos, flags.attention, ".png")
-    lines = annotated_files(flags.videos, flags.timeline, ".png")
-    for video, *files in zip(flags.videos, copies, drawings, lines):
+    timelines = annotated_files(flags.videos, flags.timeline, ".png")
+    for video, *files in zip(flags.videos, copies, drawings, timelines):
         try:
-            result = _predict_one(flags, runs, (options, readings), video, files)
+            result = _predict_one(flags, streams, video, files)
         except TwoStreamError as error:
             if len(flags.videos) == 1:
                 raise
-            err.print(f"two-stream: {error}", markup=False, soft_wrap=True)
+            note(f"two-stream: {error}")
             results.append({"video": str(video), "error": str(error)})
             code = error.exit_code
             continue
         results.append(result)
         if flags.json != "-":
             _show(result)
-    if flags.json == "-":
-        say(json_text(results, indent=2))
-    elif flags.json is not None:
-        from two_stream.runtime.files import write_json
-
-        write_json(Path(flags.json), results)
+    if flags.json is not None and write_or_print_json(flags.json, results):
         say(f"results: {flags.json}")
     return code
 
 
 def annotated_files(videos: Sequence[Path], where: Path | None, suffix: str = ".mp4") -> list[Path | None]:
-    """Return the file made for each video; videos of one name in different folders get numbers."""
+    """Return the output file of each video; videos of the same name in different folders get numbers."""
     if where is None:
         return [None] * len(videos)
     if len(videos) == 1 and not where.is_dir():
@@ -175,7 +161,7 @@ def annotated_files(videos: Sequence[Path], where: Path | None, suffix: str = ".
     found: list[Path | None] = []
     for video in videos:
         name, place = video.stem, 1
-        # some file systems do not tell A from a; and no copy may replace a video that is still to be read
+        # some file systems ignore case; and no output may replace a video that is still to be read
         while name.casefold() in taken or (where / f"{name}{suffix}").resolve() in inputs:
             place += 1
             name = f"{video.stem}_{place}"
@@ -185,19 +171,16 @@ def annotated_files(videos: Sequence[Path], where: Path | None, suffix: str = ".
 
 
 def _predict_one(
-    flags: PredictFlags,
-    runs: list[AnyRun[Any]],
-    how: tuple[list[EvaluateOptions], list[VideoInput]],
-    video: Path,
-    files: Sequence[Path | None],
+    flags: _PredictFlags, streams: Sequence[_Stream], video: Path, files: Sequence[Path | None]
 ) -> dict[str, Any]:
     from two_stream.evaluation.runs.run import score_with_runs
     from two_stream.evaluation.scoring.video import fuse_results, top_classes
 
+    runs = [stream.run for stream in streams]
     names = runs[0].class_names
-    options, readings = how
-    copy, drawing, line = files
-    scored = score_with_runs(runs, video, options, readings)
+    copy, drawing, timeline = files
+    views, readings = [stream.views for stream in streams], [stream.reading for stream in streams]
+    scored = score_with_runs(runs, video, views, readings)
     probabilities = fuse_results(scored, flags.rule, flags.weights)
     result: dict[str, Any] = {
         "video": str(video),
@@ -213,19 +196,19 @@ def _predict_one(
     if copy is not None:
         from two_stream.evaluation.pictures.annotate import annotate
 
-        annotate(video, copy, top_classes(probabilities, names, 3), backend=readings[0].backend)
+        annotate(video, copy, top_classes(probabilities, names, 3), backend=streams[0].reading.backend)
         result["annotated"] = str(copy)
     if drawing is not None:
-        _draw_attention(runs, how, video, drawing, result)
+        _draw_attention(streams, video, drawing, result)
         result["attention"] = str(drawing)
-    if line is not None:
-        _draw_timeline(flags, runs, scored, how, (video, line))
-        result["timeline"] = str(line)
+    if timeline is not None:
+        _draw_timeline(flags, streams, scored, video, timeline)
+        result["timeline"] = str(timeline)
     return result
 
 
 def _stream_names(runs: Sequence[AnyRun[Any]]) -> list[str]:
-    """Return the modality of each run; where two runs share one, with the run's name and a number if need be."""
+    """Return the modality of each run; runs of the same modality also get their name and, if needed, a number."""
     modalities = [run.model.spec.modality for run in runs]
     found: list[str] = []
     for modality, run in zip(modalities, runs):
@@ -235,18 +218,12 @@ def _stream_names(runs: Sequence[AnyRun[Any]]) -> list[str]:
     return found
 
 
-def _draw_attention(
-    runs: list[AnyRun[Any]],
-    how: tuple[list[EvaluateOptions], list[VideoInput]],
-    video: Path,
-    out: Path,
-    result: dict[str, Any],
-) -> None:
+def _draw_attention(streams: Sequence[_Stream], video: Path, out: Path, result: dict[str, Any]) -> None:
     from two_stream.evaluation.pictures.attention import draw_attention, read_attention
 
-    streams = [
-        read_attention(run.model, video, views, reading, run.class_names)
-        for run, views, reading in zip(runs, *how)
+    found = [
+        read_attention(stream.run.model, video, stream.views, stream.reading, stream.run.class_names)
+        for stream in streams
     ]
     best = result["top"][0]
     names = {"rgb": "RGB"}
@@ -258,40 +235,36 @@ def _draw_attention(
     draw_attention(
         out,
         f"{video.name}: {best['class']}, {100 * best['probability']:.1f} %",
-        f"by {' and '.join(seen)}{fused}. Below: the steps BERT's last layer looks at in the middle clip",
-        streams,
+        f"by {' and '.join(seen)}{fused}. Below: the attention of BERT's last layer in the middle clip",
+        found,
     )
 
 
 def _draw_timeline(
-    flags: PredictFlags,
-    runs: list[AnyRun[Any]],
+    flags: _PredictFlags,
+    streams: Sequence[_Stream],
     scored: Sequence[VideoResult],
-    how: tuple[list[EvaluateOptions], list[VideoInput]],
-    files: tuple[Path, Path],
+    video: Path,
+    picture: Path,
 ) -> None:
-    """Write the picture `files[1]` about the video `files[0]`, and the CSV file beside it."""
+    """Write the figure and a CSV file with the same name."""
     from two_stream.evaluation.pictures.timeline import draw_timeline, score_windows, write_csv
 
-    video, picture = files
-    options, readings = how
+    runs, options = [stream.run for stream in streams], [stream.views for stream in streams]
     names = runs[0].class_names
-    samplings = [reading.sampling for reading in readings]
+    samplings = [stream.reading.sampling for stream in streams]
     found = score_windows(runs, scored, options, samplings, rule=flags.rule, weights=flags.weights)
     write_csv(picture.with_suffix(".csv"), found, names, flags.top)
-    streams = " and ".join("RGB" if name == "rgb" else name for name in _stream_names(runs))
+    shown = " and ".join("RGB" if name == "rgb" else name for name in _stream_names(runs))
     fused = f", fused by {flags.rule}" if len(runs) > 1 else ""
     clips = {
         f"{views.views} clips of {run.model.spec.clip_length} frames" for run, views in zip(runs, options)
     }
-    title = f"{video.name}: {streams}{fused}; {len(found)} windows, {' and '.join(sorted(clips))}"
+    title = f"{video.name}: {shown}{fused}; {len(found)} windows, {' and '.join(sorted(clips))}"
     draw_timeline(picture, title, found, names)
 
 
-def _options(flags: PredictFlags, run: AnyRun[Any]) -> EvaluateOptions:
-    from two_stream.config.load import validate_settings
-    from two_stream.config.schema import EvaluateOptions
-
+def _views(flags: _PredictFlags, run: AnyRun[Any]) -> EvaluateOptions:
     keys = ("views", "num_clips", "step", "crops", "batch_views")
     given = {key: getattr(flags, key) for key in keys if getattr(flags, key) is not None}
     if flags.timeline is not None:
@@ -302,13 +275,13 @@ def _options(flags: PredictFlags, run: AnyRun[Any]) -> EvaluateOptions:
             flag = "--" + key.replace("_", "-")
             raise SettingsError(
                 f"{flag} is for {views} views, and {run.source} is scored with {settings['views']} views;"
-                f" add --views {views} or leave {flag} out"
+                f" add --views {views} or omit {flag}"
             )
     return validate_settings(EvaluateOptions, settings, "two-stream predict")
 
 
-def _reading(flags: PredictFlags, run: AnyRun[Any]) -> VideoInput:
-    """Bring pixels to the network as its training frames came, but for what flags say."""
+def _reading(flags: _PredictFlags, run: AnyRun[Any]) -> VideoInput:
+    """Return how videos are read: like the run's training frames, with the changes of the flags."""
     from two_stream.evaluation.runs.run import reading_of
 
     return reading_of(run, backend=flags.backend, flow=flags.flow_algorithm, short_side=flags.short_side)
@@ -319,24 +292,20 @@ def _as_json(guesses: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
 
 
 def _show(result: dict[str, Any]) -> None:
-    from two_stream.runtime.console import bar, console, say, table, warn
-
     streams = result["streams"]
-    columns = ["", "class", "probability"]
     rows: list[list[object]] = []
     for place, guess in enumerate(result["top"], start=1):
         share = guess["probability"]
         rows.append([place, guess["class"], f"{100 * share:5.1f} %  {bar(share, 20)}"])
     say(result["video"])
-    console.print(table("", columns, rows))
+    print_table("", ["", "class", "probability"], rows)
     parts = [f"{name}: {one['top'][0]['class']} ({one['views']} views)" for name, one in streams.items()]
     fusion = f" · fused by {result['fusion']}" if result["fusion"] else ""
     say(f"{result['frames']} frames · {' · '.join(parts)}{fusion}")
     if result["damage"]:
-        warn(f"{result['video']}: {result['damage']}; the frames that decode were used")
-    if "annotated" in result:
-        say(f"annotated: {result['annotated']}")
-    if "attention" in result:
-        say(f"attention: {result['attention']}")
+        warn(f"{result['video']}: {result['damage']}; the frames that could be decoded were used")
+    for key in ("annotated", "attention"):
+        if key in result:
+            say(f"{key}: {result[key]}")
     if "timeline" in result:
-        say(f"time line: {result['timeline']} and {Path(result['timeline']).with_suffix('.csv').name}")
+        say(f"timeline: {result['timeline']} and {Path(result['timeline']).with_suffix('.csv').name}")

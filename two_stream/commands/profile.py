@@ -1,17 +1,18 @@
-"""`two-stream profile`: measured cost of a named model or of a run, and of the data that feeds it."""
+"""`two-stream profile`: measures the cost of a model or run, and of its data loading."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from two_stream.commands.flags import parse
+from two_stream.commands.output import print_table, write_or_print_json
+from two_stream.config.load import load_experiment
 from two_stream.errors import SettingsError
-from two_stream.runtime.console import console, note, say, table
-from two_stream.runtime.text import json_text
+from two_stream.runtime.console import note, say
 
 if TYPE_CHECKING:
     import torch
@@ -21,47 +22,43 @@ if TYPE_CHECKING:
     from two_stream.profiling.loading import LoadingCost
     from two_stream.recognizer import Recognizer
 
-SUMMARY = "parameters, multiply-adds, speed and memory of a model, and of its data path"
+SUMMARY = "Measure the parameters, multiply-adds, speed and memory of a model, and its data loading."
 PROG = "two-stream profile"
 
 
 @dataclass(frozen=True)
-class Options:
-    """What to measure, and where."""
-
-    model: tyro.conf.Positional[str]
+class _Flags:
+    model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN|MODEL")]]
     """name of a model (see `two-stream models`) or a run folder"""
     batch_size: tuple[int, ...] = (1,)
-    """clips per forward pass, one or more"""
+    """clips per batch; several values are measured one after another"""
     precision: tuple[Literal["fp32", "bf16", "fp16"], ...] = ()
-    """autocast types of the pass; by default fp32, and bf16 where the device computes it by itself"""
+    """autocast types to measure; none: fp32, and bf16 if the device supports it natively"""
     training: bool = False
-    """time training steps too: forward, loss and backward"""
+    """also measure training steps: forward, loss and backward"""
     data: str | None = None
-    """measure the data path too: a data set's name or `dataset.yaml`, an experiment's YAML, or a run folder; implies
-    --training"""
+    """also measure training and data loading: a data set (name or dataset.yaml), experiment file or run folder"""
     settings_root: Path = Path("settings")
-    """folder of data sets given by name"""
+    """folder of data sets that are given by name"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     threads: int = 0
-    """CPU threads; 0 leaves torch's choice"""
+    """CPU threads; 0: torch's default"""
     num_classes: int = 400
-    """classes of a named model"""
+    """number of classes of a model given by its name"""
     seconds: float = 5.0
-    """how long to measure each"""
+    """duration of each measurement, seconds"""
     channels_last: bool = True
-    """lay weights and clips out channel by channel (channels_last_3d), as runs do by default"""
+    """use the memory format channels_last_3d, as runs do by default"""
     json: Path | None = None
-    """file for everything that was found; - prints it instead of the tables"""
+    """JSON file to write; - prints the JSON instead of tables"""
     plot: tuple[Path, ...] = ()
-    """picture to write, and score files (or run folders): accuracy with its interval against multiply-adds per video;
-    without score files, clips per second against batch size"""
+    """figure to write: clips per second against batch size; with score files or runs: accuracy against multiply-adds"""
 
 
 def main(args: list[str]) -> int:
-    """Measure and print."""
-    options = parse(Options, args, prog=PROG, description=SUMMARY)
+    """Run the command and return its exit code."""
+    options = parse(_Flags, args, PROG, SUMMARY)
     if not options.batch_size or min(options.batch_size) < 1 or options.seconds <= 0:
         raise SettingsError(f"{PROG}: --batch-size must be 1 or more, and --seconds more than 0")
     if options.plot and options.plot[0].suffix.lower() not in (".png", ".svg", ".pdf"):
@@ -76,7 +73,7 @@ def main(args: list[str]) -> int:
     model = _model(options)
     if model.cpu_only:
         options, device = _as_it_is(options), model.device
-    if experiment is not None:  # a data set that is not there costs no time
+    if experiment is not None:  # a missing data set is reported before anything is measured
         from two_stream.profiling.loading import training_part
 
         training_part(experiment, model.spec)
@@ -98,17 +95,18 @@ def main(args: list[str]) -> int:
         found["data"] = {**loading.as_dict(), "verdict": sentence}
     if points:
         found["accuracies"] = [asdict(point) for point in points]
-    if str(options.json) == "-":
-        say(json_text(found, indent=2))
-    else:
-        _tell(options, found, costs, speeds)
+    if str(options.json) != "-":
+        _print_speeds(options, found, costs, speeds)
         if loading is not None:
-            _tell_loading(loading, sentence)
-    _write(options, found, points, speeds)
+            _print_loading(loading, sentence)
+    if options.json is not None and write_or_print_json(options.json, found):
+        note(f"wrote {options.json}")
+    if options.plot:
+        _plot(options, points, speeds)
     return 0
 
 
-def _measure(options: Options, model: Recognizer, device: torch.device) -> list[Speed]:
+def _measure(options: _Flags, model: Recognizer, device: torch.device) -> list[Speed]:
     from two_stream.profiling import gemm_rate, measure
     from two_stream.profiling.timing import Work
     from two_stream.runtime.precision import native_bf16
@@ -136,20 +134,19 @@ def _measure(options: Options, model: Recognizer, device: torch.device) -> list[
     return speeds
 
 
-def _as_it_is(options: Options) -> Options:
-    """Return what can be measured of an int8 network: the forward pass on the CPU, in its own precision."""
+def _as_it_is(options: _Flags) -> _Flags:
+    """Return options that an int8 network supports: the forward pass on the CPU."""
     asked = [f"--precision {name}" for name in options.precision or () if name != "fp32"]
     asked += ["--training"] * options.training + ["--data"] * (options.data is not None)
     if asked:
         raise SettingsError(
-            f"{PROG}: {options.model} computes in int8, on the CPU, forward only: leave out {asked[0]}"
+            f"{PROG}: {options.model} is an int8 network, for which only the forward pass on the CPU can be measured; "
+            f"omit {asked[0]}"
         )
     return replace(options, precision=("fp32",))
 
 
-def _facts(
-    options: Options, model: Recognizer, costs: list[StageCost], speeds: list[Speed]
-) -> dict[str, Any]:
+def _facts(options: _Flags, model: Recognizer, costs: list[StageCost], speeds: list[Speed]) -> dict[str, Any]:
     from two_stream.profiling import CONVENTION, FVCORE, fvcore_operations
     from two_stream.runtime.provenance import environment
 
@@ -171,8 +168,10 @@ def _facts(
     }
 
 
-def _tell(options: Options, found: dict[str, Any], costs: list[StageCost], speeds: list[Speed]) -> None:
-    from two_stream.commands.models import stage_table
+def _print_speeds(
+    options: _Flags, found: dict[str, Any], costs: list[StageCost], speeds: list[Speed]
+) -> None:
+    from two_stream.commands.models import print_stages
     from two_stream.profiling import StageCost
 
     first = next(speed for speed in speeds if speed.work == "forward")
@@ -196,19 +195,9 @@ def _tell(options: Options, found: dict[str, Any], costs: list[StageCost], speed
         )
         for speed in speeds
     ]
-    columns = (
-        "pass",
-        "precision",
-        "batch",
-        "ms",
-        "clips/s",
-        "peak GiB",
-        "added GiB",
-        "GFLOP/s",
-        "of peak",
-    )
+    columns = "pass,precision,batch,ms,clips/s,peak GiB,added GiB,GFLOP/s,of peak"
     say(f"  {first.device}")
-    console.print(table("", columns, rows))
+    print_table("", columns.split(","), rows)
     peaks = {speed.precision: speed.peak_flops for speed in speeds}
     say(
         "  peak: matrix products on this machine, "
@@ -216,20 +205,18 @@ def _tell(options: Options, found: dict[str, Any], costs: list[StageCost], speed
         + f"; memory: {first.memory_kind}; a training step counts as three forward passes"
     )
     shown = [*costs, StageCost("other", (), 0, 0, first.stages["other"])]
-    console.print(stage_table(f"stages: forward, {first.precision}, batch {first.batch_size}", shown))
+    print_stages(f"stages: forward, {first.precision}, batch {first.batch_size}", shown)
 
 
-def _tell_loading(loading: LoadingCost, sentence: str) -> None:
+def _print_loading(loading: LoadingCost, sentence: str) -> None:
     rows = [
         ("read, decode, resize", f"{loading.read:.2f}"),
         ("cut, mirror, lay out", f"{loading.transform:.2f}"),
         ("join to a batch", f"{loading.collate:.2f}"),
         ("copy to the device", f"{loading.copy:.2f}"),
     ]
-    say(
-        f"data path: {loading.dataset}, {loading.modality} from {loading.source}, {loading.clips} clips timed"
-    )
-    console.print(table("", ("part", "ms a clip"), rows))
+    say(f"data loading: {loading.dataset}, {loading.modality} from {loading.source}, {loading.clips} clips")
+    print_table("", ("part", "ms per clip"), rows)
     say(
         f"  one worker: {1e3 / max(loading.worker_milliseconds, 1e-9):.1f} clips/s; "
         f"{loading.workers} as set: {loading.clips_per_second:.1f} clips/s"
@@ -237,29 +224,24 @@ def _tell_loading(loading: LoadingCost, sentence: str) -> None:
     say(f"  {sentence}")
 
 
-def _write(options: Options, found: dict[str, Any], points: list[Any], speeds: list[Speed]) -> None:
-    if options.json is not None and str(options.json) != "-":
-        from two_stream.runtime.files import write_json
+def _plot(options: _Flags, points: list[Any], speeds: list[Speed]) -> None:
+    from two_stream.evaluation.pictures import cost_figure
 
-        write_json(options.json, found)
-        note(f"wrote {options.json}")
-    if options.plot:
-        from two_stream.evaluation.pictures import cost_figure
-
-        target = options.plot[0]
-        if points:
-            cost_figure.accuracy_against_cost(points, target)
-        else:
-            cost_figure.throughput(options.model, [speed.as_dict() for speed in speeds], target)
-        note(f"wrote {target}")
+    target = options.plot[0]
+    if points:
+        cost_figure.accuracy_against_cost(points, target)
+    else:
+        cost_figure.throughput(options.model, [speed.as_dict() for speed in speeds], target)
+    note(f"wrote {target}")
 
 
 def _accuracies(files: tuple[Path, ...]) -> list[Any]:
-    """Read the score files before anything is measured, so that a wrong one costs no time."""
+    """Read the score files; called before anything is measured, so that wrong files are reported at once."""
     if not files:
         return []
     from two_stream.evaluation.pictures.cost_figure import point_of
     from two_stream.evaluation.scores.files import find_scores, read_scores
+    from two_stream.pretrained import read_model
     from two_stream.profiling import multiply_adds
 
     found = []
@@ -268,18 +250,15 @@ def _accuracies(files: tuple[Path, ...]) -> list[Any]:
         run = Path(str(scores.meta.get("run", "")))
         if not (run / "experiment.yaml").is_file():
             raise SettingsError(
-                f"{scores.meta['file']}: its run folder ({run}) is not here, so what its model costs is unknown"
+                f"{scores.meta['file']}: its run folder {run} is missing, so the cost of its model is unknown"
             )
-        from two_stream.pretrained import read_model
-
         model = read_model(run / str(scores.meta.get("checkpoint") or "best"))[0]
         found.append(point_of(scores, multiply_adds(model)))
     return found
 
 
-def _experiment(options: Options) -> Experiment:
-    """Return the settings whose data path is measured, with the batch size of the flags where they give one."""
-    from two_stream.config.load import load_experiment
+def _experiment(options: _Flags) -> Experiment:
+    """Return the settings whose data loading is measured; those of a data set have the largest given batch size."""
     from two_stream.config.schema import DataOptions, Experiment
 
     path = Path(options.data or "")
@@ -288,14 +267,12 @@ def _experiment(options: Options) -> Experiment:
     if path.suffix in (".yaml", ".yml") and path.name != "dataset.yaml":
         return load_experiment(path)
     data = DataOptions(dataset=options.data or "", settings_root=options.settings_root)
-    made = Experiment(data=data)
-    return made.model_copy(
-        update={"train": made.train.model_copy(update={"batch_size": max(options.batch_size)})}
-    )
+    train = Experiment().train.model_copy(update={"batch_size": max(options.batch_size)})
+    return Experiment(data=data).model_copy(update={"train": train})
 
 
-def _model(options: Options) -> Recognizer:
-    """A run folder if there is one of that name, else a named model with fresh weights."""
+def _model(options: _Flags) -> Recognizer:
+    """Return the model of a run folder, or a named model with random weights."""
     path = Path(options.model)
     if path.is_dir():
         from two_stream.pretrained import read_model

@@ -1,4 +1,4 @@
-"""`two-stream train FILE.yaml`, or `--recipe late-temporal` in a published trainer's words: train one stream."""
+"""`two-stream train FILE.yaml`, or `--recipe late-temporal` with a published trainer's flags: trains one stream."""
 
 from __future__ import annotations
 
@@ -10,31 +10,33 @@ from typing import TYPE_CHECKING
 
 from two_stream.commands.flags import parse, parse_over, split_positional, take_flag, take_value
 from two_stream.config.load import load_experiment
-from two_stream.config.schema import Experiment
+from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.runtime import distributed
+from two_stream.runtime.console import note, say
 
 if TYPE_CHECKING:
     from two_stream.late_temporal.training import PublishedTraining
     from two_stream.training.trainer import TrainResult
 
 Action = Callable[[], int]
-SUMMARY = "Train one stream on one split."
+SUMMARY = "Train one stream (RGB or flow) on one split."
 PROG = "two-stream train FILE.yaml"
 DESCRIPTION = (
-    f"{SUMMARY} Every setting of the file can be changed by a flag; its values are shown below. "
-    "--resume: continue an interrupted run, bit for bit. --overwrite: start over in an existing run folder. "
-    "--recipe late-temporal, in place of a file: the flags of the published trainers; add --help to see them."
+    f"{SUMMARY} Every setting of the file can be changed with a flag; the defaults below are the values of the file. "
+    "--resume: continue an interrupted run, with bit-identical results. --overwrite: start over in an existing run "
+    "folder. --recipe late-temporal instead of a file: use the flags of the published trainers (add --help to list "
+    "them)."
 )
 RECIPE_DESCRIPTION = (
-    f"{SUMMARY} These are the published trainers' flags and defaults. The optimizer goes with the architecture, the "
-    "plateau follows the validation loss, sampling and crops are the published ones, and the best epoch is picked on "
-    "the test list, which every score says. Any flag of `two-stream train FILE` may follow and wins, such as "
-    "--train.precision bf16, --runs DIR or --device cuda:1; --overwrite starts over."
+    f"{SUMMARY} These are the flags and defaults of the published trainers: the optimizer depends on the architecture, "
+    "the learning rate drops when the validation loss stagnates, sampling and crops are the published ones, and the "
+    "best epoch is selected on the test list, which all score files state. Flags of `two-stream train FILE`, such as "
+    "--train.precision bf16, --runs DIR or --device cuda:1, override them; --overwrite starts over."
 )
 
 
 def main(args: list[str]) -> int:
-    """Run the command and return its exit code: 0 done, 130 after Ctrl-C, 143 after SIGTERM, 129 SIGHUP."""
+    """Run the command; return 0 if it finishes, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
     distributed.silence_other_ranks()
     with distributed.once_per_machine():
         action = _read(args)
@@ -42,23 +44,22 @@ def main(args: list[str]) -> int:
 
 
 def _read(args: list[str]) -> Action:
-    """Return what the arguments ask for."""
+    """Return the action that the arguments request."""
     given = list(args)
     resume, args = take_flag(args, "--resume")
     overwrite, args = take_flag(args, "--overwrite")
     recipe, args = take_value(args, "--recipe", "two-stream train")
     if recipe is not None:
         return _read_recipe(recipe, args, given, resume=resume, overwrite=overwrite)
-    name, rest = split_positional(
-        args, "two-stream train", "the experiment file", "settings/experiments/own_videos_rgb.yaml"
-    )
-    default = Experiment() if name is None else load_experiment(name)
+    example = "settings/experiments/own_videos_rgb.yaml"
+    name, rest = split_positional(args, "two-stream train", "the experiment file", example)
+    default = load_experiment(name) if name else Experiment()
     experiment = parse_over(default, rest, PROG, DESCRIPTION)
     return partial(_train, experiment, given, resume=resume, overwrite=overwrite)
 
 
 def _read_recipe(recipe: str, args: list[str], given: list[str], *, resume: bool, overwrite: bool) -> Action:
-    """Return what the flags of a published trainer ask for: to train, or to score."""
+    """Return the action that the flags of a published trainer request: to train or to score."""
     from two_stream import zoo
     from two_stream.late_temporal.training import (
         SOURCE,
@@ -84,8 +85,6 @@ def _read_recipe(recipe: str, args: list[str], given: list[str], *, resume: bool
         return partial(_evaluate, experiment, flags, bare)
     resume = resume or flags.contine
     experiment = _with_start(experiment, flags, bare, dataset[0], resume=resume)
-    from two_stream.runtime.console import note
-
     for line in training_remarks(flags, bare):
         note(line)
     return partial(_train, experiment, given, resume=resume, overwrite=overwrite)
@@ -94,14 +93,13 @@ def _read_recipe(recipe: str, args: list[str], given: list[str], *, resume: bool
 def _with_start(
     experiment: Experiment, flags: PublishedTraining, arch: str, dataset: str, *, resume: bool
 ) -> Experiment:
-    """Return the experiment with the weights it starts from; say which, or how to get them.
+    """Return the experiment with its initial weights, after a note that names them or says how to get them.
 
-    A run that goes on keeps those it began with, whatever lies in the weights folder by now. With `-c` and no run of
-    ours, the checkpoint of the published trainer is one to start from.
+    A resumed run keeps its initial weights, whatever files exist now. With `-c` and no run to resume, the checkpoint of
+    the published trainer is used.
     """
     from two_stream.late_temporal.evaluators import checkpoint_path
     from two_stream.late_temporal.training import STARTS
-    from two_stream.runtime.console import note
 
     if experiment.train.init is not None:  # --train.init was given
         return experiment
@@ -114,21 +112,19 @@ def _with_start(
     if file is None and resume:
         file = checkpoint_path(dataset, arch, flags.split)
         if file is not None:
-            note(
-                "no run of ours to go on with: the published trainer's best epoch gives weights, not optimizer state"
-            )
+            note("no run to resume: starting from the published trainer's weights, without its optimizer")
     if file is None and arch in STARTS:
         start = STARTS[arch]
         file = next((flags.weights / name for name in start.files if (flags.weights / name).is_file()), None)
         if file is None:
             note(
-                f"training starts from scratch: {flags.weights / start.files[0]}, where the published code starts, is "
-                f"not there; get it with `two-stream weights fetch {start.fetch}`, or name a file with --pretrained"
+                f"training starts from scratch, as {flags.weights / start.files[0]}, which the published code starts "
+                f"from, is missing; get it with `two-stream weights fetch {start.fetch}`, or give --pretrained FILE"
             )
     if file is None:
         return experiment
     if not started:
-        note(f"weights to start from: {file}")
+        note(f"initial weights: {file}")
     return _start(experiment, file, new_classifier=True)
 
 
@@ -138,19 +134,15 @@ def _start(experiment: Experiment, init: Path | None, *, new_classifier: bool) -
 
 
 def _evaluate(experiment: Experiment, flags: PublishedTraining, arch: str) -> int:
-    """Score the best checkpoint with one clip and the centre crop: that of our run, else the published trainer's."""
-    from two_stream.config.schema import EvaluateOptions
-
+    """Score the best checkpoint of the run, or else of the published trainer, with one clip and the centre crop."""
     run = experiment.runs / experiment.name
     options = EvaluateOptions(views="single", crops="center", precision=experiment.evaluate.precision)
     if (run / "experiment.yaml").is_file():
-        from two_stream.commands.evaluate import show
+        from two_stream.commands.evaluate import print_scores
         from two_stream.evaluation.runs.run import evaluate_run, load_run
-        from two_stream.evaluation.scores.words import lines
 
         loaded = load_run(run, "best", experiment.device)
-        table, path = evaluate_run(loaded, options, "test", workers=flags.workers)
-        show(lines([table])[0], path, as_json=False)
+        print_scores(*evaluate_run(loaded, options, "test", workers=flags.workers))
         return 0
     from two_stream.late_temporal.evaluators import evaluate_one
     from two_stream.late_temporal.flags import OneStreamFlags
@@ -172,17 +164,14 @@ def _evaluate(experiment: Experiment, flags: PublishedTraining, arch: str) -> in
 
 
 def _train(experiment: Experiment, given: list[str], *, resume: bool, overwrite: bool) -> int:
-    from two_stream.runtime.console import note
     from two_stream.training.train import train
 
     if experiment.compress.kind != "none":
         from two_stream import compression  # noqa: F401 - registers its extension of the training
     result = train(experiment, resume=resume, overwrite=overwrite)
     if result.interrupted is not None:
-        again = [arg for arg in given if arg not in ("--resume", "--overwrite")]
-        note(
-            f"saved after epoch {result.epochs}; continue with: {_program()} train {shlex.join([*again, '--resume'])}"
-        )
+        again = shlex.join([*(arg for arg in given if arg not in ("--resume", "--overwrite")), "--resume"])
+        note(f"saved after epoch {result.epochs}; continue with: {_program()} train {again}")
         return 128 + result.interrupted
     _summary(result)
     return 0
@@ -195,14 +184,10 @@ def _program() -> str:
 
 
 def _summary(result: TrainResult) -> None:
-    from two_stream.runtime.console import say
-
     if result.already_finished:
-        say(f"{result.run.root}: the run is finished already; nothing to resume")
-    labels = {
-        "test-selected": "test-selected (published protocol)",
-        "cross-validated": "folds of the training list",
-    }
+        say(f"{result.run.root}: the run has finished; there is nothing to resume")
+    published = "test-selected (published protocol)"
+    labels = {"test-selected": published, "cross-validated": "folds of the training list"}
     label = labels.get(result.selection, result.selection)
     say(
         f"best epoch {result.best_epoch} of {result.epochs}: "

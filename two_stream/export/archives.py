@@ -1,7 +1,6 @@
-"""The archives of torch: `torch.export` programs and AOTInductor packages, zip files that hold the card too.
+"""Archives of torch: `torch.export` programs and AOTInductor packages, zip files that also contain the card.
 
-What is checked here is read with Python's zip reader: nothing of an archive is unpickled or run before its content has
-been compared with the digest on its card.
+Nothing in an archive is unpickled or executed before its content has been compared with the digest on its card.
 """
 
 from __future__ import annotations
@@ -10,19 +9,15 @@ import hashlib
 import re
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from two_stream.errors import CheckpointError, ExportError, SettingsError
 from two_stream.export.card import ExportCard, Target, parse_card
-from two_stream.export.formats import Format
-from two_stream.export.graph import quiet, reason
+from two_stream.export.graph import Exportable, Format, Session, error_line, silence_torch
 from two_stream.export.program import Program
 from two_stream.runtime.inference import missing_compiler
-
-if TYPE_CHECKING:
-    from two_stream.export.graph import Exportable, Session
 
 _CARD = "extra/two_stream.json"
 _COMPILED = re.compile(r"(^|/)data/aotinductor/|\.(so|dll|dylib|o|cubin)$", re.IGNORECASE)
@@ -51,7 +46,7 @@ class _Archive(Format):
 
 
 class Pt2(_Archive):
-    """A program of `torch.export`, computed by torch."""
+    """Programs of `torch.export`, run by torch."""
 
     to: ClassVar[Target] = "pt2"
 
@@ -60,12 +55,12 @@ class Pt2(_Archive):
 
     def write(self, program: torch.export.ExportedProgram, exportable: Exportable, path: Path) -> None:
         """See `Format.write`."""
-        del exportable  # its names are in the program
+        del exportable  # the program has its names
         try:
-            with quiet():
+            with silence_torch():
                 torch.export.save(program, path)
         except Exception as error:  # the serializer names what it cannot write in errors of many classes
-            raise ExportError(f"torch.export cannot write this graph: {reason(error)}") from error
+            raise ExportError(f"torch.export cannot write this graph: {error_line(error)}") from error
 
     def open(self, path: Path, card: ExportCard | None = None) -> Session:
         """See `Format.open`."""
@@ -73,7 +68,7 @@ class Pt2(_Archive):
 
 
 class Aoti(_Archive):
-    """A package of AOTInductor: machine code for this kind of processor, and the weights."""
+    """Packages of AOTInductor: machine code for one kind of processor, and the weights."""
 
     to: ClassVar[Target] = "aoti"
 
@@ -89,30 +84,31 @@ class Aoti(_Archive):
         from torch._inductor import aoti_compile_and_package
 
         try:
-            with quiet():
+            with silence_torch():
                 aoti_compile_and_package(program, package_path=str(path))
         except Exception as error:  # the compiler's own messages come in errors of many classes
-            raise ExportError(f"AOTInductor cannot compile this network: {reason(error)}") from error
+            raise ExportError(f"AOTInductor cannot compile this network: {error_line(error)}") from error
 
     def open(self, path: Path, card: ExportCard | None = None) -> Session:
         """See `Format.open`."""
         from torch._inductor import aoti_load_package
 
         try:
-            with quiet():
+            with silence_torch():
                 module = aoti_load_package(str(path))
         except Exception as error:  # another processor, system or torch
+            writer = f" (written by torch {card.environment.get('torch')})" if card else ""
             raise CheckpointError(
-                f"{path}: cannot be loaded here{_written_by(card)} ({reason(error)}); export the run on this machine"
+                f"{path}: cannot be loaded here{writer} ({error_line(error)}); export the run on this machine"
             ) from error
         return _computing(module)
 
 
 def target_of(path: Path) -> Target:
-    """Return which of the two an archive is, by what it holds: its card and its name decide nothing.
+    """Return the format of an archive by its members; neither its card nor its name is trusted.
 
     Raises:
-        CheckpointError: No archive, or without our card; or its card says something else.
+        CheckpointError: Not an archive, without a card, or its card names the other format.
     """
     card = parse_card(_card_text(path), path)
     try:
@@ -123,7 +119,7 @@ def target_of(path: Path) -> Target:
     found: Target = "aoti" if compiled else "pt2"
     if card.to != found:
         raise CheckpointError(
-            f"{path}: its card says {card.to}, and it holds {_HOLDS[found]}; not loaded (export the run again)"
+            f"{path}: its card says {card.to}, but it contains {_HOLDS[found]}; not loaded (export the run again)"
         )
     return found
 
@@ -143,7 +139,7 @@ def _card_text(path: Path) -> str:
             names = [name for name in archive.namelist() if name.split("/", 1)[-1] == _CARD]
             if not names:
                 raise CheckpointError(
-                    f"{path}: an archive without our card; expected one that `two-stream export` wrote"
+                    f"{path}: an archive without our card; expected one of `two-stream export`"
                 )
             return archive.read(names[-1]).decode()
     except (zipfile.BadZipFile, UnicodeDecodeError, EOFError) as error:
@@ -151,7 +147,7 @@ def _card_text(path: Path) -> str:
 
 
 def _content(path: Path) -> str:
-    """Return the SHA-256 over names and bytes of all members but the card."""
+    """Return the SHA-256 of the names and bytes of all members except the card."""
     digest = hashlib.sha256()
     try:
         with zipfile.ZipFile(path) as archive:
@@ -165,7 +161,3 @@ def _content(path: Path) -> str:
     except (zipfile.BadZipFile, EOFError) as error:
         raise CheckpointError(f"{path}: damaged ({error}); export the run again") from None
     return digest.hexdigest()
-
-
-def _written_by(card: ExportCard | None) -> str:
-    return f" (written by torch {card.environment.get('torch')})" if card else ""

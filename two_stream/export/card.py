@@ -1,4 +1,4 @@
-"""The card that every exported file carries: classes, input, settings, hashes, and how it was verified."""
+"""Card of an exported file: classes, input, settings, hashes, and how the file was verified."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ KEY = "two_stream"
 """Name of the card in a file: an entry of ONNX's `metadata_props`; in the archives of torch `extra/two_stream.json`."""
 FORMAT = "two_stream_export"
 BATCH = "batch"
-"""Name of the dimension that is not fixed."""
+"""Name of the dimension of free size."""
 VERSION = 1
 """Raised when a reader of an older version could misread a file."""
 UNSEALED = "0" * 64
-"""`content_sha256` while the content's own digest is not known."""
+"""`content_sha256` before the digest is computed."""
 
 MOST_FRAMES, MOST_SIDE, MOST_CLASSES, MOST_NAME, MOST_NUMBERS = 2**14, 2**14, 10**6, 1000, 2**31
 """Frames of a clip, pixels of a side, classes, characters of a class name, numbers of a tensor at batch 1"""
@@ -52,40 +52,40 @@ class StateFacts(_Facts):
     shape: tuple[int | str, ...]
     dtype: str
     initial: float
-    """what the first step gets, in every place; before a maximum the text `-Infinity`, as JSON has no such number"""
+    """initial value of every element; `-Infinity` (before a maximum) is stored as text, as JSON has no such number"""
 
 
 class StreamFacts(_Facts):
-    """How a streaming network takes in frames."""
+    """Timing and states of a streaming network."""
 
     frames_per_step: int
-    """frames that one step takes in, `spec.stride` frames of the video apart (the network's temporal stride)"""
+    """frames per step, `spec.stride` frames of the video apart (the network's temporal stride)"""
     warm_up: int
-    """steps whose logits mean nothing: the first prediction is not known yet"""
+    """steps before the first prediction; their logits are meaningless"""
     delay: int
-    """frames that come before the one which brings the first prediction"""
+    """frames before the one that completes the first prediction"""
     receptive_field: int | None
-    """frames that a prediction sees; None: all there have been (an LSTM)"""
+    """frames that a prediction depends on; None: all earlier ones (LSTM)"""
     states: tuple[StateFacts, ...]
 
 
 class Verified(_Facts):
-    """The comparison with the model that stood before the file was put in place."""
+    """Result of the comparison with the model when the file was written."""
 
     clips: str
-    """what was sent through, and batch sizes"""
+    """description of the compared clips and batch sizes"""
     largest_difference: float
-    """of any logit"""
+    """largest absolute difference of a logit"""
     relative: float
-    """to the largest logit of the model"""
+    """the same divided by the largest logit of the model"""
     limit: float | None
-    """of `relative`; None: int8, for which it is not asked"""
+    """limit of `relative`; None for int8, which has none"""
     agreement: float
-    """share of clips with the same likeliest class"""
+    """share of clips with the same top class"""
 
 
 class ExportCard(_Facts):
-    """What a file says of itself."""
+    """Everything a file states about itself."""
 
     format: Literal["two_stream_export"] = "two_stream_export"
     version: int = VERSION
@@ -94,29 +94,29 @@ class ExportCard(_Facts):
     precision: Literal["fp32", "int8"] = "fp32"
     name: str
     run: str
-    """folder of the run as it was called when it was exported"""
+    """path of the run folder at export"""
     checkpoint: str
     class_names: list[str]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     spec: dict[str, Any]
-    """`InputSpec`: how clips are cut from a video; normalisation is inside the graph"""
+    """`InputSpec`: how clips are cut from a video; the graph contains the normalisation"""
     experiment: dict[str, Any]
     """the run's settings: data set, frame choice, views"""
     meta: dict[str, Any]
-    """what training wrote beside the weights, and `extraction`: how its frames were made"""
+    """metadata of the checkpoint, and `extraction`: how the training frames were extracted"""
     stream: StreamFacts | None = None
     model_sha256: str
     """of the run's weights file"""
     content_sha256: str = UNSEALED
-    """of this file with this value left out; see `docs/export.md`"""
+    """of this file without this value; see `docs/export.md`"""
     verified: Verified | None = None
     code_version: str
     environment: dict[str, str]
     created: str
 
     def input_spec(self) -> InputSpec:
-        """Return what clips must be like."""
+        """Return the specification of input clips."""
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in self.spec.items()
         }
@@ -135,13 +135,13 @@ def parse_card(text: str, source: Path) -> ExportCard:
     """Read a card's JSON.
 
     Raises:
-        CheckpointError: It is damaged, or of a newer version.
+        CheckpointError: Damaged, contradictory, or of a newer version.
     """
     try:
         card = ExportCard.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
+        where = ".".join(map(str, first["loc"])) or "the whole card"
         raise CheckpointError(
             f"{source}: its card cannot be read (`{where}`: {first['msg']}); export the run again"
         ) from None
@@ -156,7 +156,7 @@ def parse_card(text: str, source: Path) -> ExportCard:
 
 
 def _contradictions(card: ExportCard) -> Iterator[str]:
-    """Yield what no network of ours can have, before a size of it is used."""
+    """Yield values that no exported network can have, before any size is used."""
     try:
         spec = TypeAdapter(InputSpec).validate_python(card.spec)
     except ValidationError as error:
@@ -189,7 +189,7 @@ def _contradictions(card: ExportCard) -> Iterator[str]:
 
 
 def _odd_ports(card: ExportCard, spec: InputSpec) -> Iterator[str]:
-    """Yield what differs between inputs and outputs and the rest of a card."""
+    """Yield contradictions between the inputs and outputs and the rest of a card."""
     stream = card.stream
     frames = spec.clip_length if stream is None else stream.frames_per_step
     states = () if stream is None else stream.states

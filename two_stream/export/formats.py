@@ -1,69 +1,49 @@
-"""The formats: each writes a graph, puts the card in, reads it back, and computes."""
+"""Formats of exported files: how each is written, opened and recognised."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
+
+from two_stream.errors import CheckpointError
+from two_stream.export.card import UNSEALED, ExportCard, Target
 
 if TYPE_CHECKING:
-    import torch
-
-    from two_stream.export.card import ExportCard, Target
-    from two_stream.export.graph import Exportable, Session
+    from two_stream.export.graph import Format
 
 SUFFIXES: dict[Target, str] = {"onnx": ".onnx", "pt2": ".pt2", "aoti": ".aoti.pt2"}
 
 
-class Format(ABC):
-    """One way to keep a graph in a file."""
+def format_by_name(to: Target) -> Format:
+    """Return a format; packages it needs are imported on first use."""
+    if to == "onnx":
+        from two_stream.export.onnx_format import Onnx
 
-    to: ClassVar[Target]
-    runtime: ClassVar[str]
-    """what computes it, with its version in score files"""
+        return Onnx()
+    from two_stream.export.archives import Aoti, Pt2
 
-    @abstractmethod
-    def check(self) -> None:
-        """Find out whether this machine can write the format.
+    return Pt2() if to == "pt2" else Aoti()
 
-        Raises:
-            SettingsError: A package or a compiler is not there; says what to install.
-        """
 
-    @abstractmethod
-    def write(self, program: torch.export.ExportedProgram, exportable: Exportable, path: Path) -> None:
-        """Write the graph, without a card.
+def read_card(path: Path) -> ExportCard:
+    """Return the card of an exported file; nothing in the file is executed.
 
-        Args:
-            program: The graph.
-            exportable: What it was made of; for the names.
-            path: A new file whose name ends as the format wants.
+    Raises:
+        CheckpointError: Missing, not written by `two-stream export`, or damaged.
+        SettingsError: It is an ONNX file and the package `onnx` is not installed.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; expected one that `two-stream export` wrote")
+    with path.open("rb") as file:
+        head = file.read(4)
+    if not head:
+        raise CheckpointError(f"{path}: is empty; export the run again")
+    to: Target = "onnx"
+    if head.startswith(b"PK"):  # a zip file
+        from two_stream.export.archives import target_of
 
-        Raises:
-            ExportError: The format cannot say what the graph does; gives the reason.
-        """
-
-    @abstractmethod
-    def seal(self, path: Path, card: ExportCard) -> None:
-        """Put the card into a file, with the digest of its content."""
-
-    @abstractmethod
-    def read_card(self, path: Path) -> ExportCard:
-        """Return the card of a file whose content is whole; nothing of it is run.
-
-        Raises:
-            CheckpointError: Damaged, or not written by us.
-        """
-
-    @abstractmethod
-    def open(self, path: Path, card: ExportCard | None = None) -> Session:
-        """Return what computes the graph, on as many threads as torch has.
-
-        Args:
-            path: The file.
-            card: Its card; None before it has one.
-
-        Raises:
-            CheckpointError: The runtime does not take the file.
-            SettingsError: The runtime is not installed.
-        """
+        to = target_of(path)
+    card = format_by_name(to).read_card(path)
+    if card.content_sha256 == UNSEALED:
+        raise CheckpointError(f"{path}: was never finished; export the run again")
+    return card

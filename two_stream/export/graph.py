@@ -1,31 +1,33 @@
-"""A network as one graph with named inputs and outputs: what every format is written from."""
+"""Captures a network as one graph with named inputs and outputs, and defines what a file format does with it."""
 
 from __future__ import annotations
 
 import logging
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Literal
+from pathlib import Path
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
 from two_stream.errors import ExportError
-from two_stream.export.card import BATCH
+from two_stream.export.card import BATCH, ExportCard, Target
 
 Session = Callable[[tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
-"""Computes an exported graph: tensors of the inputs, in their order, to those of the outputs; all on the CPU."""
+"""Computes an exported graph: input tensors in their order to output tensors, on the CPU."""
 EXAMPLE_BATCH = 2
-"""Batch of the example: torch takes a 1 for a constant."""
+"""Batch size of the example; torch treats 1 as a constant."""
 
 
 @cache
 def operators(to: Literal["onnx", "pt2"]) -> frozenset[str]:
-    """Return the operations that a file may hold, by their names in it (pt2: with the overload).
+    """Return the names of the operations that a file may contain (pt2: with the overload).
 
     `docs/export_table.py --operators` writes the lists from every family, head, stream and module of timm.
     """
@@ -34,45 +36,90 @@ def operators(to: Literal["onnx", "pt2"]) -> frozenset[str]:
 
 
 def free_shape(tensor: torch.Tensor, axis: int | None) -> tuple[int | str, ...]:
-    """Return a shape with the name of the batch in its dimension."""
+    """Return a shape in which `axis` is named `batch`."""
     return tuple(BATCH if place == axis else size for place, size in enumerate(tensor.shape))
 
 
 @dataclass(frozen=True)
 class Exportable:
-    """A module with an example of what it takes in."""
+    """A module with example inputs."""
 
     module: nn.Module
     """in evaluation mode, on the CPU"""
     inputs: tuple[torch.Tensor, ...]
-    """of `EXAMPLE_BATCH` clips or streams"""
+    """for `EXAMPLE_BATCH` clips or streams"""
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     state_axes: tuple[int | None, ...] = ()
-    """which dimension of each state is the batch, where there are states: inputs from the second on, and outputs"""
+    """batch dimension of each state (the inputs and outputs from the second on); None if all streams share it"""
 
     @property
     def axes(self) -> tuple[int | None, ...]:
-        """Which dimension of each input is the batch; None for a state that all streams share."""
+        """Batch dimension of each input; None for a state that all streams share."""
         return (0, *self.state_axes)
 
     @torch.no_grad()
     def run(self, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """Compute with the module itself: what an exported file is compared with."""
+        """Compute the reference outputs with the module."""
         found = self.module(*inputs)
         return found if isinstance(found, tuple) else (found,)
 
 
-def program_of(exportable: Exportable) -> torch.export.ExportedProgram:
-    """Return the graph of a module for any batch.
+class Format(ABC):
+    """A file format for graphs."""
+
+    to: ClassVar[Target]
+    runtime: ClassVar[str]
+    """Package that runs it; score files name it with its version."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Check that this machine can write the format.
+
+        Raises:
+            SettingsError: A package or a compiler is missing; names what to install.
+        """
+
+    @abstractmethod
+    def write(self, program: torch.export.ExportedProgram, exportable: Exportable, path: Path) -> None:
+        """Write the graph without a card to a new file; inputs and outputs are named as in `exportable`.
+
+        Raises:
+            ExportError: The format does not support the graph; gives the reason.
+        """
+
+    @abstractmethod
+    def seal(self, path: Path, card: ExportCard) -> None:
+        """Add the card, with the digest of the content, to a file."""
+
+    @abstractmethod
+    def read_card(self, path: Path) -> ExportCard:
+        """Return the card of a file after checking its digest; nothing in the file is executed.
+
+        Raises:
+            CheckpointError: The file is damaged, or `two-stream export` did not write it.
+        """
+
+    @abstractmethod
+    def open(self, path: Path, card: ExportCard | None = None) -> Session:
+        """Return a function that computes the graph with torch's number of threads; `card` is None while writing.
+
+        Raises:
+            CheckpointError: The runtime cannot load the file.
+            SettingsError: The runtime is not installed.
+        """
+
+
+def capture_graph(exportable: Exportable) -> torch.export.ExportedProgram:
+    """Return the graph of a module for any batch size.
 
     Raises:
-        ExportError: Its code cannot be written as one graph; gives torch's reason.
+        ExportError: torch.export cannot capture the module as one graph; gives its reason.
     """
     batch = torch.export.Dim(BATCH, min=1)
     shapes = tuple({} if axis is None else {axis: batch} for axis in exportable.axes)
     try:
-        with quiet(), torch.no_grad():
+        with silence_torch(), torch.no_grad():
             # a StepNetwork takes its states as *args: one entry for all of them
             return torch.export.export(
                 exportable.module,
@@ -81,7 +128,9 @@ def program_of(exportable: Exportable) -> torch.export.ExportedProgram:
                 strict=False,
             )
     except Exception as error:  # torch raises whatever the module's code raises on symbols
-        raise ExportError(f"torch.export cannot write this network as a graph: {reason(error)}") from error
+        raise ExportError(
+            f"torch.export cannot capture this network as a graph: {error_line(error)}"
+        ) from error
 
 
 def _grouped(exportable: Exportable, shapes: tuple[dict[int, torch.export.Dim], ...]) -> tuple[object, ...]:
@@ -92,8 +141,8 @@ def _grouped(exportable: Exportable, shapes: tuple[dict[int, torch.export.Dim], 
     return (*shapes[:named], shapes[named:]) if takes_rest else shapes
 
 
-def reason(error: BaseException) -> str:
-    """Return the line of an error of torch that says most, without colours."""
+def error_line(error: BaseException) -> str:
+    """Return the most informative line of an error of torch, without colours."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [
         line for line in lines if any(word in line for word in ("Error", "No ONNX function", "specialized"))
@@ -103,8 +152,8 @@ def reason(error: BaseException) -> str:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what torch says about its own insides from the terminal."""
+def silence_torch() -> Iterator[None]:
+    """Suppress the warnings and log messages of torch and the ONNX packages."""
     loggers = [
         logging.getLogger(name) for name in ("torch", "torch.onnx", "torch._export", "onnxscript", "onnx_ir")
     ]

@@ -1,4 +1,4 @@
-"""Exported files as runs: scored by `evaluate` and `predict` like the folder they were made of."""
+"""Loads exported files as runs, so that `evaluate` and `predict` score them like a run folder."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ import torch
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.evaluation.runs.run import AnyRun
 from two_stream.evaluation.scoring.network import ClipNetwork
-from two_stream.export.card import BATCH, ExportCard, StateFacts
-from two_stream.export.formats import Format
-from two_stream.export.opening import format_by_name, read_card
+from two_stream.export.card import BATCH, ExportCard
+from two_stream.export.formats import format_by_name, read_card
 from two_stream.runtime.files import sha256
 from two_stream.types import RunPaths
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class ExportedNetwork(ClipNetwork):
-    """The network of an exported file, on the CPU; its runtime starts at the first clip, with torch's threads."""
+    """The network of an exported file, on the CPU; the runtime starts at the first clip and uses torch's threads."""
 
     def __init__(self, path: Path, card: ExportCard) -> None:
         super().__init__()
@@ -34,20 +33,20 @@ class ExportedNetwork(ClipNetwork):
         self.card = card
         self.spec = card.input_spec()
         self.num_classes = len(card.class_names)
-        self._format: Format = format_by_name(card.to)
+        self._format = format_by_name(card.to)
         self._session: Session | None = None
 
     def forward(self, clip_BCTHW: torch.Tensor) -> torch.Tensor:
         """Return the logits `(B, K)` of uint8 clips `(B, C, T, H, W)`.
 
         Raises:
-            SettingsError: Clips of another shape or type than the file takes.
-            CheckpointError: The runtime does not take the file.
+            SettingsError: The clips have another shape or type than the file expects.
+            CheckpointError: The runtime cannot load the file.
         """
         wanted = self.card.inputs[0].shape[1:]
         if clip_BCTHW.dtype != torch.uint8 or tuple(clip_BCTHW.shape[1:]) != wanted:
             raise SettingsError(
-                f"{self.path}: a clip of shape {tuple(clip_BCTHW.shape)}, {clip_BCTHW.dtype} came in; it takes uint8 "
+                f"{self.path}: got clips of shape {tuple(clip_BCTHW.shape)}, {clip_BCTHW.dtype}; it takes uint8 "
                 f"(batch, {', '.join(map(str, wanted))})"
             )
         if self._session is None:
@@ -57,14 +56,14 @@ class ExportedNetwork(ClipNetwork):
 
 @dataclass(frozen=True)
 class ExportedRun(AnyRun[ExportedNetwork]):
-    """An exported clip network with the settings of its run; its scores go to `scores/` beside the file."""
+    """An exported clip network with the settings of its run; scores are written to `scores/` next to the file."""
 
     file: Path
     card: ExportCard
 
     @property
     def model_sha256(self) -> str:
-        """Checksum of the weights file of the run it was made of."""
+        """Checksum of the weights file of the exported run."""
         return self.card.model_sha256
 
     @property
@@ -79,7 +78,7 @@ class ExportedRun(AnyRun[ExportedNetwork]):
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """What its score files say: which file computed them, and what with."""
+        """Entries of score files: the exported file and its runtime."""
         form = format_by_name(self.card.to)
         return {
             "run": self.card.run,
@@ -95,25 +94,24 @@ class ExportedRun(AnyRun[ExportedNetwork]):
 
 
 def load(path: Path | str, device: str = "cpu", *, trust: bool = False) -> ExportedRun:
-    """Load an exported clip network; `evaluate_run` and `score_with_runs` take it where they take a run.
+    """Load an exported clip network; `evaluate_run` and `score_with_runs` accept it like a run.
 
     Args:
-        path: A file that `two-stream export` wrote. ONNX and pt2 are data.
-        device: auto or cpu: exported files are computed on the CPU.
-        trust: Load an AOTInductor package too. It is machine code, and runs as it is loaded.
+        path: A file that `two-stream export` wrote.
+        device: auto or cpu; exported files run on the CPU only.
+        trust: Also load an AOTInductor package. It contains machine code, which is executed on loading; ONNX and pt2
+            files contain only data.
 
     Raises:
-        CheckpointError: No such file, not one of ours, damaged, a streaming network, or a package without `trust`.
-        SettingsError: Another device; an extra is not installed; settings of another version.
+        CheckpointError: Missing, not an exported file, damaged, a streaming network, or a package without `trust`.
+        SettingsError: Another device, a missing extra, or settings of another version.
     """
-    file, card = Path(path), read_card(Path(path))
-    _check_trust(file, card, trust)
+    file, card = _checked_card(path, device, trust)
     if card.kind != "clip":
         raise CheckpointError(
-            f"{file}: holds a streaming network, which takes frames one by one; give a clip network (export without "
+            f"{file}: holds a streaming network, which takes single frames; give a clip network (exported without "
             "--stream)"
         )
-    _check_device(file, device)
     return ExportedRun(
         experiment=card.settings(file),
         model=ExportedNetwork(file, card),
@@ -127,7 +125,7 @@ def load(path: Path | str, device: str = "cpu", *, trust: bool = False) -> Expor
 
 
 class ExportedStream:
-    """A streaming network of an exported file: `step` takes frames and states, and gives logits and new states."""
+    """A streaming network of an exported file; `step` maps frames and states to logits and new states."""
 
     def __init__(self, path: Path, card: ExportCard) -> None:
         assert card.stream is not None
@@ -137,13 +135,17 @@ class ExportedStream:
         self._session = format_by_name(card.to).open(path, card)
 
     def initial_states(self, batch: int = 1) -> tuple[torch.Tensor, ...]:
-        """Return what the first step gets."""
-        return tuple(_initial(state, batch) for state in self.stream.states)
+        """Return the initial states."""
+        shapes = [[batch if size == BATCH else int(size) for size in one.shape] for one in self.stream.states]
+        return tuple(
+            torch.full(shape, state.initial, dtype=getattr(torch, state.dtype))
+            for shape, state in zip(shapes, self.stream.states)
+        )
 
     def step(
         self, frames_BCSHW: torch.Tensor, states: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Return the logits `(B, K)` after these uint8 frames, and the states for the next step."""
+        """Return the logits `(B, K)` after the uint8 frames `(B, C, S, H, W)`, and the states for the next step."""
         logits_BK, *following = self._session((frames_BCSHW, *states))
         return logits_BK, tuple(following)
 
@@ -155,29 +157,20 @@ def load_stream(path: Path | str, device: str = "cpu", *, trust: bool = False) -
         CheckpointError: As for `load`; or it is a clip network.
         SettingsError: As for `load`.
     """
-    file, card = Path(path), read_card(Path(path))
-    _check_trust(file, card, trust)
+    file, card = _checked_card(path, device, trust)
     if card.stream is None:
         raise CheckpointError(f"{file}: holds a clip network; give a streaming one (export with --stream)")
-    _check_device(file, device)
     return ExportedStream(file, card)
 
 
-def _initial(state: StateFacts, batch: int) -> torch.Tensor:
-    shape = [batch if size == BATCH else int(size) for size in state.shape]
-    return torch.full(shape, state.initial, dtype=getattr(torch, state.dtype))
-
-
-def _check_trust(file: Path, card: ExportCard, trust: bool) -> None:
+def _checked_card(path: Path | str, device: str, trust: bool) -> tuple[Path, ExportCard]:
+    """Return the file and its card; refuse machine code without `trust`, and devices other than the CPU."""
+    file, card = Path(path), read_card(Path(path))
     if card.to == "aoti" and not trust:
         raise CheckpointError(
-            f"{file}: an AOTInductor package: machine code, which runs as it is loaded. Give `--trust {file}` (in "
-            "Python `trust=True`) if you trust who made it; ONNX and pt2 files need no trust"
+            f"{file}: an AOTInductor package contains machine code, which is executed on loading. Give `--trust "
+            f"{file}` (in Python `trust=True`) if you trust its author; ONNX and pt2 files do not need it"
         )
-
-
-def _check_device(file: Path, device: str) -> None:
     if device not in ("auto", "cpu"):
-        raise SettingsError(
-            f"device {device!r}: {file} is an exported file, computed on the CPU; leave --device out"
-        )
+        raise SettingsError(f"device {device!r}: exported files run on the CPU only ({file}); omit --device")
+    return file, card

@@ -1,34 +1,31 @@
-"""ONNX files: written by torch's exporter, computed by ONNX Runtime."""
+"""ONNX files: written by torch's exporter, quantized and run by ONNX Runtime."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import io
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from two_stream.errors import CheckpointError, ExportError, SettingsError
 from two_stream.export.card import BATCH, KEY, UNSEALED, ExportCard, Target, parse_card
-from two_stream.export.decompositions import decomposed
-from two_stream.export.formats import Format
-from two_stream.export.graph import operators, quiet, reason
+from two_stream.export.graph import Exportable, Format, Session, error_line, operators, silence_torch
 from two_stream.runtime.files import write_bytes
-
-if TYPE_CHECKING:
-    from two_stream.export.graph import Exportable, Session
 
 _INSTALL = 'pip install "two-stream[export]"'
 _LIMIT = 2**31 - 2**20
-"""bytes that one protobuf message may have"""
+"""Largest size of a protobuf message, bytes."""
 
 
 class Onnx(Format):
-    """One `.onnx` file with its weights inside; the card is an entry of `metadata_props`."""
+    """A single `.onnx` file with its weights; the card is an entry of `metadata_props`."""
 
     to: ClassVar[Target] = "onnx"
     runtime: ClassVar[str] = "onnxruntime"
@@ -36,12 +33,12 @@ class Onnx(Format):
     def check(self) -> None:
         """See `Format.check`."""
         for name in ("onnx", "onnxscript", "onnxruntime"):
-            needed(name)
+            import_extra(name)
 
     def write(self, program: torch.export.ExportedProgram, exportable: Exportable, path: Path) -> None:
         """See `Format.write`."""
-        onnx = needed("onnx")
-        model = converted(program, exportable.input_names, exportable.output_names)
+        onnx = import_extra("onnx")
+        model = to_onnx_model(program, exportable.input_names, exportable.output_names)
         strange = sorted({node.op_type for node in model.graph.node} - operators("onnx"))
         if strange:
             raise ExportError(
@@ -58,7 +55,7 @@ class Onnx(Format):
 
     def seal(self, path: Path, card: ExportCard) -> None:
         """See `Format.seal`."""
-        onnx = needed("onnx")
+        onnx = import_extra("onnx")
         model = onnx.load(str(path))
         del model.metadata_props[:]
         text = card.model_copy(update={"content_sha256": UNSEALED}).model_dump_json()
@@ -69,16 +66,16 @@ class Onnx(Format):
 
     def read_card(self, path: Path) -> ExportCard:
         """See `Format.read_card`."""
-        onnx = needed("onnx")
+        onnx = import_extra("onnx")
         content = path.read_bytes()
         try:
             model = onnx.load_model_from_string(content)
         except Exception as error:  # protobuf's own DecodeError, of whichever implementation
-            raise CheckpointError(f"{path}: damaged, or no ONNX file ({reason(error)})") from error
+            raise CheckpointError(f"{path}: damaged, or no ONNX file ({error_line(error)})") from error
         text = {entry.key: entry.value for entry in model.metadata_props}.get(KEY)
         if text is None:
             raise CheckpointError(
-                f"{path}: an ONNX file without our card; expected one that `two-stream export` wrote"
+                f"{path}: an ONNX file without our card; expected one of `two-stream export`"
             )
         card = parse_card(text, path)
         _check(model, path)
@@ -91,7 +88,7 @@ class Onnx(Format):
     def open(self, path: Path, card: ExportCard | None = None) -> Session:
         """See `Format.open`."""
         del card
-        onnx, runtime = needed("onnx"), needed("onnxruntime")
+        onnx, runtime = import_extra("onnx"), import_extra("onnxruntime")
         content = path.read_bytes()
         _check(onnx.load_model_from_string(content), path)
         options = runtime.SessionOptions()
@@ -102,21 +99,21 @@ class Onnx(Format):
                 session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
             session.disable_fallback()
         except Exception as error:  # its exceptions share no base class
-            raise CheckpointError(f"{path}: ONNX Runtime does not take it ({reason(error)})") from error
+            raise CheckpointError(f"{path}: ONNX Runtime does not take it ({error_line(error)})") from error
         return _computing(session, path)
 
 
-def converted(
+def to_onnx_model(
     program: torch.export.ExportedProgram, inputs: Sequence[str] = (), outputs: Sequence[str] = ()
 ) -> Any:
-    """Return a graph as an ONNX model with these names of inputs and outputs.
+    """Return a graph as an ONNX model with the given names of inputs and outputs.
 
     Raises:
-        ExportError: ONNX has no operations for it; gives the exporter's reason.
+        ExportError: ONNX does not support the graph; gives the exporter's reason.
     """
     try:
         # torch's exporter prints what it is doing
-        with quiet(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+        with silence_torch(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             made = torch.onnx.export(
                 decomposed(program),
                 dynamo=True,
@@ -127,10 +124,10 @@ def converted(
         assert made is not None
         return made.model_proto
     except Exception as error:  # the exporter wraps whatever goes wrong in classes of its own
-        raise ExportError(f"ONNX cannot say what this network does: {reason(error)}") from error
+        raise ExportError(f"ONNX does not support this network: {error_line(error)}") from error
 
 
-def needed(name: str) -> Any:
+def import_extra(name: str) -> Any:
     """Import a package of the extra `export`.
 
     Raises:
@@ -143,11 +140,11 @@ def needed(name: str) -> Any:
 
 
 def _check(model: Any, path: Path) -> None:
-    """Refuse a graph that could do more than compute once through: it would be run with whatever it asks for.
+    """Refuse a graph that could do more than a single pass over listed operators.
 
     Raises:
-        CheckpointError: It holds a graph within the graph (a loop may never end), a function, weights in other files,
-            or an operator that is not on the list; names it.
+        CheckpointError: It contains a nested graph (a loop may never end), a function, weights in other files, or an
+            operator that is not on the list; names it.
     """
     graph = model.graph
     found = None
@@ -174,7 +171,7 @@ def _check(model: Any, path: Path) -> None:
                 found = "weights in other files"
     if found is not None:
         raise CheckpointError(
-            f"{path}: holds {found}, which no export of ours does; not loaded (export the run again)"
+            f"{path}: holds {found}, which no export does; not loaded (export the run again)"
         )
 
 
@@ -186,16 +183,126 @@ def _computing(session: Any, path: Path) -> Session:
         try:
             found = session.run(None, given)
         except Exception as error:  # its exceptions share no base class
-            raise CheckpointError(f"{path}: ONNX Runtime cannot compute it ({reason(error)})") from error
+            raise CheckpointError(f"{path}: ONNX Runtime cannot compute it ({error_line(error)})") from error
         return tuple(map(torch.from_numpy, found))
 
     return compute
 
 
 def _name_batch(model: Any) -> None:
-    """Call the free dimension by its name; the exporter calls it by torch's symbol."""
+    """Rename the batch dimension, which the exporter names after torch's symbol."""
     symbol = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param == symbol:
                 dim.dim_param = BATCH
+
+
+def adaptive_average(x_BCTHW: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """Adaptive average pooling of one dimension after another, as means of windows, for ONNX lacks the operator.
+
+    Window i of n over a length L goes from ⌊iL/n⌋ to ⌈(i+1)L/n⌉, as in torch.
+    """
+    for axis, count in zip((2, 3, 4), sizes, strict=True):
+        length = x_BCTHW.shape[axis]
+        if length == count:
+            continue
+        bounds = [(place * length // count, -(-(place + 1) * length // count)) for place in range(count)]
+        parts = [x_BCTHW.narrow(axis, begin, end - begin).mean(axis) for begin, end in bounds]
+        x_BCTHW = torch.stack(parts, dim=axis)
+    return x_BCTHW
+
+
+_TABLE: dict[Any, Any] = {torch.ops.aten._adaptive_avg_pool3d.default: adaptive_average}
+
+
+def decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Return a graph without the operations that ONNX lacks; the same graph if it has none of them."""
+    used = {node.target for node in program.graph.nodes if node.op == "call_function"}
+    if not used & (_TABLE.keys() | {torch.ops.aten.adaptive_avg_pool3d.default}):
+        return program
+    table = {**torch.export.default_decompositions(), **_TABLE}
+    return program.run_decompositions(table)  # type: ignore[no-any-return]
+
+
+OPERATIONS = ("Conv", "Gemm", "MatMul")
+"""Operators computed in 8 bits; all others stay in fp32."""
+_JOINED = ("Relu", "Clip")
+"""Activations merged into the rounding after a convolution, which limits its range."""
+
+
+@dataclass(frozen=True)
+class Int8Options:
+    """Calibration of activation ranges, and layers left in fp32."""
+
+    clips: int = 32
+    """number of calibration clips"""
+    method: Literal["minmax", "entropy", "percentile"] = "minmax"
+    """minmax: the full range; entropy and percentile clip rare values"""
+    keep_first: bool = False
+    """leave the first convolution in fp32"""
+    keep_last: bool = True
+    """leave the classifier in fp32"""
+
+
+def quantize_onnx(source: Path, target: Path, clips: torch.Tensor, options: Int8Options) -> None:
+    """Write an int8 copy of an fp32 ONNX file: static quantization (QDQ), weights per channel, activations per tensor.
+
+    Args:
+        source: The fp32 file.
+        target: The file to write.
+        clips: Calibration clips, uint8 `(N, C, T, H, W)`.
+        options: Calibration, and layers left in fp32.
+
+    Raises:
+        ExportError: ONNX Runtime cannot quantize the network; gives its reason.
+    """
+    tools: Any = import_extra("onnxruntime.quantization")
+    methods = tools.CalibrationMethod
+    method = {"minmax": methods.MinMax, "entropy": methods.Entropy, "percentile": methods.Percentile}
+    prepared = source.with_name("prepared.onnx")
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(logging.ERROR)  # it logs advice to the root logger
+    try:
+        with silence_torch():
+            import_extra("onnxruntime.quantization.shape_inference").quant_pre_process(
+                str(source), str(prepared), skip_symbolic_shape=True
+            )
+            tools.quantize_static(
+                str(prepared),
+                str(target),
+                _reader(tools, clips),
+                quant_format=tools.QuantFormat.QDQ,
+                op_types_to_quantize=[*OPERATIONS, *_JOINED],
+                per_channel=True,
+                weight_type=tools.QuantType.QInt8,
+                activation_type=tools.QuantType.QUInt8,
+                nodes_to_exclude=_kept(prepared, options),
+                calibrate_method=method[options.method],
+            )
+    except Exception as error:  # its errors are of many classes
+        raise ExportError(f"ONNX Runtime cannot write this network in int8: {error_line(error)}") from error
+    finally:
+        logging.getLogger().setLevel(level)
+
+
+def _reader(tools: Any, clips: torch.Tensor) -> Any:
+    class Clips(tools.CalibrationDataReader):  # type: ignore[misc]
+        """Single clips; ranges do not depend on the batch."""
+
+        def __init__(self) -> None:
+            self._rest: Iterator[torch.Tensor] = iter(torch.split(clips, 1))
+
+        def get_next(self) -> dict[str, Any] | None:
+            """Return the next clip under the name of the input."""
+            clip = next(self._rest, None)
+            return None if clip is None else {"clip": clip.numpy()}
+
+    return Clips()
+
+
+def _kept(path: Path, options: Int8Options) -> list[str]:
+    """Return the names of the nodes that stay in fp32."""
+    nodes = [node for node in import_extra("onnx").load(str(path)).graph.node if node.op_type in OPERATIONS]
+    kept = [nodes[0].name] if options.keep_first else []
+    return [*kept, nodes[-1].name] if options.keep_last else kept

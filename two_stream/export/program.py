@@ -1,8 +1,8 @@
-"""Computing a `torch.export` file: its graph is read as data, and an interpreter carries out its operations.
+"""Runs `torch.export` files: reads the graph as data and interprets its operations.
 
-`torch.export.load` is made for one's own files. It makes Python code of names, imports what a structure names,
-unpickles, evaluates sizes as text and runs what lies beside the graph. So it never sees a file here. An export of ours
-needs little: operations from a list of our own, on tensors, numbers and names of earlier results.
+`torch.export.load` is not used, as it trusts the file: it generates Python code, imports modules that the file names,
+unpickles objects and evaluates expressions. Files of this package only need operations from a fixed list, applied to
+tensors, numbers and earlier results.
 """
 
 from __future__ import annotations
@@ -15,32 +15,31 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from two_stream.errors import CheckpointError
 from two_stream.export.card import BATCH, ExportCard
-from two_stream.export.graph import operators, reason
-from two_stream.export.program_schema import Config, Graph, Model, Module, ProgramNode, Symbol, Value
+from two_stream.export.graph import error_line, operators
 
 MEMBERS = re.compile(
     r"data/weights/(weight_\d+|model_weights_config\.json)|data/constants/(tensor_\d+|model_constants_config\.json)"
     r"|models/model\.json|data/sample_inputs/model\.pt|archive_format|archive_version|byteorder"
     r"|\.data/(version|serialization_id)|extra/two_stream\.json"
 )
-"""What a file may hold below its root; the sample inputs, a pickle, are never opened."""
+"""Allowed members of a file below its root; the sample inputs, a pickle, are never opened."""
 MOST_TEXT = 2**26
-"""bytes of a member of JSON"""
+"""Largest JSON member, bytes."""
 MOST_BYTES = 2**32
-"""of one value of the graph at batch 1"""
+"""Largest value of the graph at batch 1, bytes."""
 MOST_WORK = 2**38
-"""bytes of all of them together"""
+"""Largest sum of all values, bytes."""
 _LARGEST = 2**48
-"""size that arithmetic may give"""
+"""Largest size that arithmetic may return."""
 _KINDS = {
-    "Tensor": frozenset({"as_tensor", "as_int", "as_float"}),  # torch takes a number for a tensor of one
+    "Tensor": frozenset({"as_tensor", "as_int", "as_float"}),  # torch accepts a number as a tensor
     "List[Tensor]": frozenset({"as_tensors"}),
     "List[Optional[Tensor]]": frozenset({"as_tensors"}),
     # types, layouts and memory formats are numbers to torch's signatures
@@ -53,7 +52,7 @@ _KINDS = {
     "number": frozenset({"as_int", "as_float", "as_bool", "as_sym_int"}),
     "Device": frozenset({"as_device"}),
 }
-"""What an argument may be, by its type in an operation's signature."""
+"""Allowed kinds of an argument by its type in an operation's signature."""
 _TYPES = {
     1: torch.uint8,
     2: torch.int8,
@@ -66,7 +65,7 @@ _TYPES = {
     12: torch.bool,
     13: torch.bfloat16,
 }
-"""torch's numbers for types, in its files"""
+"""Types by their numbers in torch's files."""
 _FORMATS = {
     1: torch.contiguous_format,
     2: torch.channels_last,
@@ -80,9 +79,168 @@ _TABLES: dict[str, dict[int, Any]] = {
     "as_layout": {_STRIDED: torch.strided},
 }
 
+
+# The part of the schema of torch/_export/serde that exports use. Values of type `Any` are not used.
+
+_INFINITE = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
+_Number = Annotated[
+    float, BeforeValidator(lambda value: _INFINITE.get(value, value) if isinstance(value, str) else value)
+]
+
+
+class _Strict(BaseModel):
+    """Refuses unknown keys and other types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Named(_Strict):
+    name: str
+
+
+class _Symbol(_Strict):
+    """A size: a number, or the name of a computed one."""
+
+    as_int: int | None = None
+    as_name: str | None = None
+
+
+class _Device(_Strict):
+    type: str
+    index: int | None
+
+
+class _Value(_Strict):
+    """An argument or a result: exactly one of these."""
+
+    as_tensor: _Named | None = None
+    as_tensors: list[_Named] | None = None
+    as_sym_int: _Symbol | None = None
+    as_sym_ints: list[_Symbol] | None = None
+    as_int: int | None = None
+    as_ints: list[int] | None = None
+    as_float: _Number | None = None
+    as_floats: list[_Number] | None = None
+    as_bool: bool | None = None
+    as_none: bool | None = None
+    as_string: str | None = None
+    as_scalar_type: int | None = None
+    as_memory_format: int | None = None
+    as_layout: int | None = None
+    as_device: _Device | None = None
+
+    @property
+    def kind(self) -> str:
+        """The name of its only key; empty if it has none or several."""
+        return next(iter(self.model_fields_set)) if len(self.model_fields_set) == 1 else ""
+
+
+class _Input(_Strict):
+    name: str
+    arg: _Value
+    kind: int | None = None
+
+
+class _ProgramNode(_Strict):
+    target: str
+    inputs: list[_Input]
+    outputs: list[_Value]
+    metadata: dict[str, str]
+    is_hop_single_tensor_return: bool | None = None
+    name: str | None = None
+
+
+class _Graph(_Strict):
+    inputs: list[_Value]
+    outputs: list[_Value]
+    nodes: list[_ProgramNode]
+    tensor_values: Any
+    sym_int_values: Any
+    sym_bool_values: Any
+    is_single_tensor_return: bool
+    custom_obj_values: dict[str, Any]
+    sym_float_values: Any = None
+
+
+class _Parameter(_Strict):
+    arg: _Named
+    parameter_name: str
+
+
+class _Buffer(_Strict):
+    arg: _Named
+    buffer_name: str
+    persistent: bool | None = None
+
+
+class _ConstantValue(_Strict):
+    arg: _Named
+    tensor_constant_name: str
+
+
+class _User(_Strict):
+    arg: _Value
+
+
+class _Spec(_Strict):
+    """An input or output of the graph: exactly one of these."""
+
+    parameter: _Parameter | None = None
+    buffer: _Buffer | None = None
+    tensor_constant: _ConstantValue | None = None
+    user_input: _User | None = None
+    user_output: _User | None = None
+
+
+class _Signature(_Strict):
+    input_specs: list[_Spec]
+    output_specs: list[_Spec]
+
+
+class _Module(_Strict):
+    graph: _Graph
+    signature: _Signature
+    module_call_graph: Any
+    metadata: Any
+    treespec_namedtuple_fields: Any = None
+
+
+class _Model(_Strict):
+    """`models/model.json`; values of type `Any` are not used."""
+
+    graph_module: _Module
+    opset_version: Any
+    range_constraints: Any
+    schema_version: Any
+    verifiers: Any = None
+    torch_version: Any = None
+    guards_code: Any = None
+
+
+class _TensorMeta(_Strict):
+    dtype: int
+    sizes: list[_Symbol]
+    requires_grad: bool
+    device: _Device
+    strides: list[_Symbol]
+    storage_offset: _Symbol
+    layout: int
+
+
+class _Stored(_Strict):
+    path_name: str
+    is_param: bool
+    use_pickle: bool
+    tensor_meta: _TensorMeta
+
+
+class _Config(_Strict):
+    config: dict[str, _Stored]
+
+
 T = TypeVar("T", bound=BaseModel)
 Values = dict[Any, Any]
-"""by name; and under `_DEVICE` where the operations compute"""
+"""Values by name, and the device under `_DEVICE`."""
 Getter = Callable[[Values], Any]
 _DEVICE = object()
 
@@ -97,23 +255,23 @@ class _Step:
 
 
 class Program:
-    """The graph of a file, ready to compute on the CPU."""
+    """The graph of a file, to be computed on the CPU."""
 
     def __init__(self, path: Path, card: ExportCard | None = None) -> None:
-        """Read a file and see on shapes alone that it computes what it says.
+        """Read a file and check the shapes of its graph against its card.
 
         Args:
-            path: A file of torch's archive format; nothing of it is run.
-            card: Its card; None before it has one.
+            path: A file of torch's archive format; nothing in it is executed.
+            card: Its card; None while writing.
 
         Raises:
-            CheckpointError: It holds something that no export of ours does, or its graph does not fit its card.
+            CheckpointError: It contains something that no exported file does, or its graph does not match its card.
         """
         self.path = path
         try:
             with zipfile.ZipFile(path) as archive:
                 root = self._check_members(archive)
-                model = self._parse(archive, f"{root}/models/model.json", Model)
+                model = self._parse(archive, f"{root}/models/model.json", _Model)
                 self._values = {
                     **self._tensors(archive, root, "weights", "weight_"),
                     **self._tensors(archive, root, "constants", "tensor_"),
@@ -130,16 +288,18 @@ class Program:
         """Compute the outputs from the inputs, in the order of the card.
 
         Raises:
-            CheckpointError: An operation does not take what it is given.
+            CheckpointError: An operation fails on its arguments.
         """
         try:
             return self._run(inputs, torch.device("cpu"), self._stored, lambda _: None)
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{self.path}: its graph cannot be computed ({reason(error)})") from error
+            raise CheckpointError(
+                f"{self.path}: its graph cannot be computed ({error_line(error)})"
+            ) from error
 
     def _odd(self, what: str) -> CheckpointError:
         return CheckpointError(
-            f"{self.path}: holds {what}, which no export of ours does; not loaded (export the run again)"
+            f"{self.path}: holds {what}, which no export does; not loaded (export the run again)"
         )
 
     def _check_members(self, archive: zipfile.ZipFile) -> str:
@@ -176,8 +336,8 @@ class Program:
     def _tensors(
         self, archive: zipfile.ZipFile, root: str, folder: str, prefix: str
     ) -> dict[str, torch.Tensor]:
-        """Read raw numbers, as they lie in the file."""
-        config = self._parse(archive, f"{root}/data/{folder}/model_{folder}_config.json", Config).config
+        """Read the stored tensors."""
+        config = self._parse(archive, f"{root}/data/{folder}/model_{folder}_config.json", _Config).config
         found: dict[str, torch.Tensor] = {}
         read: dict[str, bytearray] = {}
         for name, stored in config.items():
@@ -204,7 +364,7 @@ class Program:
             found[name] = flat.reshape(shape)
         return found
 
-    def _bind(self, module: Module) -> tuple[Values, list[str]]:
+    def _bind(self, module: _Module) -> tuple[Values, list[str]]:
         """Return the tensors of the file by their names in the graph, and the names of the inputs."""
         stored: Values = {}
         inputs: list[str] = []
@@ -224,12 +384,12 @@ class Program:
             raise self._odd("inputs in another order than its signature's")
         return stored, inputs
 
-    def _tensor_name(self, value: Value) -> str:
+    def _tensor_name(self, value: _Value) -> str:
         if value.kind != "as_tensor" or value.as_tensor is None:
             raise self._odd(f"an input or output that is no tensor ({value.kind or 'several kinds'})")
         return value.as_tensor.name
 
-    def _compile(self, graph: Graph) -> Iterator[_Step]:
+    def _compile(self, graph: _Graph) -> Iterator[_Step]:
         known = {*self._stored, *self._inputs}
         if len(known) != len(self._stored) + len(self._inputs):
             raise self._odd("two inputs of one name")
@@ -264,7 +424,7 @@ class Program:
         if lacking is not None:
             raise self._odd(f"the output {lacking[:80]!r}, which nothing computes")
 
-    def _getter(self, value: Value) -> Getter:
+    def _getter(self, value: _Value) -> Getter:
         kind, given = value.kind, getattr(value, value.kind)
         if kind == "as_none":
             return lambda _: None
@@ -289,13 +449,13 @@ class Program:
             given = _TABLES[kind][given]
         return lambda _: given
 
-    def _number(self, symbol: Symbol) -> Getter:
+    def _number(self, symbol: _Symbol) -> Getter:
         if len(symbol.model_fields_set) != 1:
             raise self._odd("a size of no kind")
         name, number = symbol.as_name, symbol.as_int
         return (lambda values: values[name]) if name is not None else (lambda _: number)
 
-    def _result(self, value: Value) -> str | list[str]:
+    def _result(self, value: _Value) -> str | list[str]:
         if value.as_tensors is not None:
             return [one.name for one in value.as_tensors]
         if value.as_sym_int is not None and value.as_sym_int.as_name is not None:
@@ -324,10 +484,10 @@ class Program:
         return tuple(values[name] for name in self._outputs)
 
     def _check_sizes(self, card: ExportCard | None) -> None:
-        """Go through the graph without numbers, at batch 1: that finds what does not fit before memory is asked for.
+        """Run the graph on meta tensors at batch 1, to find mismatches before memory is allocated.
 
         Raises:
-            CheckpointError: An operation does not take what it is given, a value is too large, or the card differs.
+            CheckpointError: An operation fails, a value is too large, or the card differs.
         """
         if card is None:
             return
@@ -358,7 +518,7 @@ class Program:
         except CheckpointError:
             raise
         except Exception as error:  # noqa: BLE001 - torch's operations raise errors of many classes
-            raise self._odd(f"a graph that cannot be computed ({reason(error)[:160]})") from None
+            raise self._odd(f"a graph that cannot be computed ({error_line(error)[:160]})") from None
         wanted = [[1 if size == BATCH else int(size) for size in port.shape] for port in card.outputs]
         if [list(value.shape) for value in found] != wanted:
             raise self._odd("outputs of other shapes than on its card")
@@ -366,7 +526,7 @@ class Program:
 
 @cache
 def _operation(target: str) -> tuple[Callable[..., Any], dict[str, frozenset[str]]]:
-    """Return an operation of the list, and the kinds that each of its arguments may have by torch's own signature."""
+    """Return a listed operation, and the allowed kinds of its arguments according to torch's signature."""
     name, overload = target.split(".")[-2:]
     if name == "_operator":
         return _arithmetic(getattr(operator, overload)), dict.fromkeys("ab", _KINDS["int"])
@@ -383,15 +543,15 @@ def _kinds(kind: str) -> frozenset[str]:
 def _arithmetic(compute: Callable[[int, int], int]) -> Callable[..., int]:
     def checked(a: int, b: int) -> int:
         found = compute(a, b)
-        if abs(found) >= _LARGEST:  # repeated multiplication would not end
+        if abs(found) >= _LARGEST:  # repeated multiplication could take forever
             raise OverflowError(f"a size of more than {_LARGEST:,}")
         return found
 
     return checked
 
 
-def _read_by(node: ProgramNode) -> list[str]:
-    """Return the names of the values that a step reads."""
+def _read_by(node: _ProgramNode) -> list[str]:
+    """Return the names of the values that an operation reads."""
     found: list[str] = []
     for given in node.inputs:
         value = given.arg

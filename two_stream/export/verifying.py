@@ -1,68 +1,68 @@
-"""Comparing an exported file with the model it was made of."""
+"""Compares an exported file with its model, on clips of the run's videos or of noise."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
-from two_stream.errors import ExportError
+from two_stream.data.clips.views import view_loader
+from two_stream.errors import ExportError, TwoStreamError
+from two_stream.evaluation.runs.run import AnyRun
 from two_stream.export.card import Verified
-
-if TYPE_CHECKING:
-    from two_stream.export.graph import Exportable, Session
+from two_stream.export.graph import Exportable, Session
+from two_stream.recognizer import Recognizer
+from two_stream.types import InputSpec, Part
 
 TOLERANCE = 1e-4
-"""Largest difference of an exported network's logits, relative to the model's largest logit on the same clips."""
+"""Largest allowed difference of logits, relative to the model's largest logit on the same clips."""
 AGREEMENT = 0.5
-"""Least share of clips on which an int8 network must find the same class: below it the scales are wrong."""
+"""Share of clips on which an int8 network must predict the same class; below it the scales are wrong."""
 ENOUGH = 10
-"""clips from which on that share says something"""
+"""Number of clips from which on that share is checked."""
 BATCHES = (1, 3)
-"""Sizes that clips are sent through in: the one that compilers like to take for a constant, and an odd one."""
+"""Batch sizes of the comparison: 1, which compilers may treat as a constant, and an odd one."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Logits of the same clips."""
+    """Logits of the model and of the exported file for the same clips, both `(N, K)`."""
 
     model: torch.Tensor
-    """`(N, K)`"""
     exported: torch.Tensor
 
     @property
     def difference(self) -> float:
-        """The largest one; infinite where a value is not a number."""
+        """Largest absolute difference; infinite if a value is NaN."""
         worst = float((self.model - self.exported).abs().max())
         return worst if worst == worst else float("inf")
 
     @property
     def relative(self) -> float:
-        """To the largest logit of the model."""
+        """The difference divided by the largest logit of the model."""
         scale = float(self.model.abs().max())
         return self.difference / scale if scale else (0.0 if self.difference == 0 else float("inf"))
 
     @property
     def agreement(self) -> float:
-        """Share of clips with the same likeliest class."""
+        """Share of clips with the same top class."""
         return float((self.model.argmax(1) == self.exported.argmax(1)).float().mean())
 
     def verified(self, clips: str, limit: float | None = TOLERANCE) -> Verified:
         """Return the facts for the card.
 
         Args:
-            clips: What was sent through.
+            clips: Description of the clips.
             limit: Largest relative difference; None for int8, where the classes must agree.
 
         Raises:
-            ExportError: The two differ by more.
+            ExportError: The difference is larger.
         """
         if limit is None and self.agreement < AGREEMENT and len(self.model) >= ENOUGH:
             raise ExportError(
-                f"int8 finds the model's class on {100 * self.agreement:.0f} % of {len(self.model)} clips; this "
-                "network does not bear 8 bits, or the calibration clips are not like these: export it in fp32"
+                f"int8 predicts the model's class on only {100 * self.agreement:.0f} % of {len(self.model)} clips: the "
+                "network is not suited to 8 bits, or the calibration clips differ from these. Export it in fp32"
             )
         if limit is not None and not self.relative <= limit:
             raise ExportError(
@@ -79,18 +79,13 @@ class Compared:
 
 
 def compare(session: Session, exportable: Exportable, clips: torch.Tensor) -> Compared:
-    """Send clips `(N, C, T, H, W)` through the model and the file, in batches of two sizes."""
+    """Compute clips `(N, C, T, H, W)` with the model and the file, in batches of two sizes."""
     model, exported = [], []
-    for batch in batches(clips):
+    first, rest = clips[: BATCHES[0]], clips[BATCHES[0] :]
+    for batch in (first, *(part for part in torch.split(rest, BATCHES[1]) if len(part))):
         model.append(exportable.run((batch,))[0])
         exported.append(session((batch,))[0])
     return Compared(torch.cat(model).float(), torch.cat(exported).float())
-
-
-def batches(clips: torch.Tensor) -> Sequence[torch.Tensor]:
-    """Return clips in batches: the first alone, the others by threes."""
-    first, rest = clips[: BATCHES[0]], clips[BATCHES[0] :]
-    return [first, *(part for part in torch.split(rest, BATCHES[1]) if len(part))]
 
 
 def compare_steps(
@@ -100,17 +95,9 @@ def compare_steps(
     states: tuple[torch.Tensor, ...],
     warm_up: int = 0,
 ) -> Compared:
-    """Send frames through the step network and the file, each with its own states from step to step.
+    """Compute frames `(B, C, S, H, W)` of consecutive steps with the step network and the file.
 
-    Args:
-        session: The file.
-        exportable: The step network.
-        steps: Frames `(B, C, S, H, W)` of each step.
-        states: What the first step gets.
-        warm_up: Steps whose logits mean nothing.
-
-    Returns:
-        The logits of the steps after them, in which all states show.
+    Each starts from the initial `states` and continues with its own. Logits of the first `warm_up` steps are left out.
     """
     ours, theirs = states, tuple(state.clone() for state in states)
     model, exported = [], []
@@ -121,3 +108,42 @@ def compare_steps(
         exported.append(found)
         ours, theirs = tuple(ours_next), tuple(theirs_next)
     return Compared(torch.cat(model[warm_up:]).float(), torch.cat(exported[warm_up:]).float())
+
+
+def run_clips(run: AnyRun[Recognizer], count: int, part: Part = "train") -> torch.Tensor | None:
+    """Return centred clips of videos of the training list, cut as in evaluation. The test list is never used.
+
+    Args:
+        run: The run.
+        count: Largest number of clips; their videos are spread over the list.
+        part: `train` or `val`, the two sides of the holdout.
+
+    Returns:
+        uint8 `(N, C, T, H, W)`; None if the data set is missing or cannot be read.
+    """
+    experiment = run.experiment
+    evaluate = experiment.evaluate.model_copy(update={"views": "single", "crops": "center"})
+    data = experiment.data.model_copy(update={"workers": 0, "on_error": "skip"})
+    try:
+        if run.record.classes != run.class_names:
+            return None
+        videos = run.videos(part)
+        chosen = videos[:: max(1, len(videos) // count)][:count]
+        loader = view_loader(data, evaluate, run.model.spec, chosen, run.record)
+        found = [views.views[:1] for views in loader]
+    except (TwoStreamError, OSError):
+        return None
+    return torch.cat(found) if found else None
+
+
+def noise_clips(spec: InputSpec, count: int, seed: int = 0) -> torch.Tensor:
+    """Return uint8 clips `(N, C, T, H, W)` of coloured noise, the same for the same seed.
+
+    Most networks would average white noise to one grey, so low frequencies are added.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, spec.channels, 4, 4, 4, generator=generator)
+    size = (spec.clip_length, *spec.size)
+    smooth = torch.nn.functional.interpolate(coarse, size=size, mode="trilinear", align_corners=False)
+    fine = torch.rand(smooth.shape, generator=generator)
+    return (255 * (0.7 * smooth + 0.3 * fine)).to(torch.uint8)

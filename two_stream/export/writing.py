@@ -1,35 +1,43 @@
-"""Writing an export: graph, comparison with the model, card; the file is whole and right, or absent."""
+"""Writes exported files: builds the graph, compares it with the model, adds the card.
+
+A file appears under its name only after the comparison has passed.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol, cast
 
 import torch
+from torch import nn
 
 from two_stream.config.schema import EvaluateOptions, Experiment
-from two_stream.errors import SettingsError
-from two_stream.evaluation.runs.run import AnyRun, extraction_of, mirror_of_run
+from two_stream.errors import ExportError, SettingsError
+from two_stream.evaluation.runs.run import AnyRun, Run, extraction_of, mirror_of_run
 from two_stream.evaluation.scoring.network import is_exact, prepare_for_inference, resolve_evaluation
-from two_stream.export.card import ExportCard, Port, Target, Verified
-from two_stream.export.clips import noise_clips, run_clips
-from two_stream.export.formats import SUFFIXES, Format
-from two_stream.export.graph import EXAMPLE_BATCH, Exportable, Session, free_shape, program_of
-from two_stream.export.int8 import Int8Options, quantized
-from two_stream.export.opening import format_by_name
-from two_stream.export.verifying import TOLERANCE, compare
-from two_stream.recognizer import Recognizer
-from two_stream.runtime.console import note
+from two_stream.export.card import ExportCard, Port, StateFacts, StreamFacts, Target, Verified
+from two_stream.export.formats import SUFFIXES, format_by_name
+from two_stream.export.graph import EXAMPLE_BATCH, Exportable, Format, Session, capture_graph, free_shape
+from two_stream.export.onnx_format import Int8Options, quantize_onnx
+from two_stream.export.verifying import TOLERANCE, compare, compare_steps, noise_clips, run_clips
+from two_stream.pretrained import read_model
+from two_stream.recognizer import Recognizer, create_model
+from two_stream.runtime.console import note, warn
 from two_stream.runtime.files import atomic_path, temporary_folder
 from two_stream.runtime.provenance import code_version, environment
-from two_stream.types import Part
+from two_stream.types import Part, RunPaths
 
-CLIPS = 4
-"""that the file and the model are compared on in fp32"""
-_PIXELS = "pixels 0..255 of a clip, {order}; frames chosen, resized and cut as `spec` says; normalised inside"
+_CLIPS = 4
+"""Number of clips for the comparison with the model in fp32."""
+_STEPS = 6
+"""Number of compared steps of a stream, after those that warm up."""
+_STREAMS = (1, 3)
+"""Batch sizes of the compared streams; the example has `EXAMPLE_BATCH`."""
+_PIXELS = "pixels 0..255 of a clip, {order}; frames, resizing and crop as in `spec`; normalised inside"
 _ORDERS = {"rgb": "red, green, blue", "flow": "x, y"}
 
 Check = Callable[[Session, Exportable], Verified]
@@ -38,37 +46,36 @@ Check = Callable[[Session, Exportable], Verified]
 def export_run(
     run: AnyRun[Recognizer], to: Target = "onnx", out: Path | None = None, *, int8: Int8Options | None = None
 ) -> tuple[Path, ExportCard]:
-    """Write a run's network as a file that computes without our code, and compare it with the network.
+    """Write a run's network as a file that runs without this package, and compare it with the network.
 
-    Preprocessing is inside: uint8 clips `(B, C, T, H, W)` of any batch to logits `(B, K)`. Weights and activations are
-    fp32 unless `int8` is given; BatchNorm is folded where `evaluate` folds it.
+    The graph contains the preprocessing: uint8 clips `(B, C, T, H, W)` of any batch size to logits `(B, K)`. Weights
+    and activations are fp32 unless `int8` is given. BatchNorm is folded where `evaluate` folds it.
 
     Args:
         run: A loaded run.
         to: `onnx`, `pt2` (torch.export) or `aoti` (compiled for this kind of processor).
-        out: The file; default: `RUN/model` with the format's ending.
-        int8: How to write 8-bit weights and activations; ONNX alone.
+        out: File to write; default: `RUN/model` with the format's suffix.
+        int8: Options for 8-bit weights and activations; ONNX only.
 
     Returns:
-        The file and its card.
+        The path of the file, and its card.
 
     Raises:
-        ExportError: The network cannot be written in this format, or the file computes something else.
-        SettingsError: A package or compiler is not there, or int8 is asked of another format.
+        ExportError: The format does not support the network, or the file gives different logits.
+        SettingsError: A package or compiler is missing, or int8 was requested for another format.
     """
     if run.model.cpu_only:
         raise SettingsError(
-            f"{run.paths.root}: computes in int8 by torch's own kernels, which no file can hold; export the run it was "
+            f"{run.paths.root}: an int8 run uses torch's own kernels, which cannot be exported; export the run it was "
             "made from, to ONNX with --int8"
         )
-    form = checked_format(to, int8)
-    path = out or run.paths.root / f"model{'.int8' if int8 else ''}{SUFFIXES[to]}"
-    check_name(path, to)
+    form = _checked_format(to, int8)
+    path = _checked_path(out or run.paths.root / f"model{'.int8' if int8 else ''}{SUFFIXES[to]}", to)
     network = plain_copy(run)
-    clips, what = _clips(run, CLIPS if int8 is None else int8.clips)
+    clips, what = _clips(run, _CLIPS if int8 is None else int8.clips)
     example = noise_clips(run.model.spec, EXAMPLE_BATCH)
     exportable = Exportable(network, (example,), ("clip",), ("logits",))
-    card = card_of(run, to, exportable).model_copy(update={"precision": "int8" if int8 else "fp32"})
+    card = _card(run, to, exportable).model_copy(update={"precision": "int8" if int8 else "fp32"})
 
     def check(session: Session, made_of: Exportable) -> Verified:
         found = compare(session, made_of, clips)
@@ -76,22 +83,22 @@ def export_run(
 
     def change(source: Path, target: Path) -> None:
         assert int8 is not None
-        quantized(source, target, _clips(run, int8.clips, "train")[0], int8)
+        quantize_onnx(source, target, _clips(run, int8.clips, "train")[0], int8)
 
-    return path, written(form, exportable, card, (path, check), change if int8 else None)
+    return path, _write(form, exportable, card, (path, check), change if int8 else None)
 
 
-def written(
+def _write(
     form: Format,
     exportable: Exportable,
     card: ExportCard,
     goal: tuple[Path, Check],
     change: Callable[[Path, Path], None] | None = None,
 ) -> ExportCard:
-    """Build beside the goal, compare, seal, and put in place; what is not right is not left behind."""
+    """Build the file next to its goal, compare it, add the card and move it into place; an error leaves no file."""
     path, check = goal
     note(f"writing {card.name} as a graph ({card.to})")
-    program = program_of(exportable)
+    program = capture_graph(exportable)
     with temporary_folder(path) as folder:
         built = folder / f"graph{SUFFIXES[card.to]}"
         form.write(program, exportable, built)
@@ -102,52 +109,43 @@ def written(
         verified = check(form.open(built), exportable)
         sealed = card.model_copy(update={"verified": verified})
         form.seal(built, sealed)
-        form.read_card(built)  # what cannot be read back is not put in place
+        form.read_card(built)  # a file that cannot be read back is not kept
         with atomic_path(path) as part:
             built.replace(part)
     return sealed
 
 
 def _clips(run: AnyRun[Recognizer], count: int, part: Part = "val") -> tuple[torch.Tensor, str]:
-    """Return clips of the run's data set where it is here, else of noise; and what they are."""
+    """Return clips of the run's data set if it is available, else of noise; and a description of them."""
     clips = run_clips(run, count, part)
     if clips is None:
         return noise_clips(run.model.spec, count, seed=int(part == "val")), f"{count} clips of noise"
     return clips, f"{len(clips)} clips of the {part} part of {run.record.name}"
 
 
-def checked_format(to: Target, int8: Int8Options | None = None) -> Format:
-    """Return a format that this machine can write.
-
-    Raises:
-        SettingsError: A package or compiler is not there, or int8 is asked of another format than ONNX.
-    """
+def _checked_format(to: Target, int8: Int8Options | None = None) -> Format:
+    """Return a format after checking that this machine can write it."""
     form = format_by_name(to)
     form.check()
     if int8 is not None and to != "onnx":
-        raise SettingsError(f"int8 is written to ONNX alone; --to is {to}. Leave one of them out")
+        raise SettingsError(f"int8 is supported for ONNX only; --to is {to}. Omit one of them")
     return form
 
 
-def check_name(path: Path, to: Target) -> None:
-    """Refuse a file name that does not end as the format's files do.
-
-    Raises:
-        SettingsError: Names the right ending.
-    """
+def _checked_path(path: Path, to: Target) -> Path:
+    """Return the path of the file to write after checking its suffix."""
     if path.is_dir():
+        raise SettingsError(f"{path}: is a folder; give a file, for example {path / 'model'}{SUFFIXES[to]}")
+    suffix = Path(SUFFIXES[to]).suffix or SUFFIXES[to]
+    if path.suffix != suffix:
         raise SettingsError(
-            f"{path}: is a folder; give the file to write, for example {path / 'model'}{SUFFIXES[to]}"
+            f"{path}: a file of format {to} ends in {suffix}; give {path.with_suffix(suffix)}"
         )
-    ending = Path(f"model{SUFFIXES[to]}").suffix
-    if path.suffix != ending:
-        raise SettingsError(
-            f"{path}: a file of format {to} ends in {ending}; give {path.with_suffix(ending)}"
-        )
+    return path
 
 
 def plain_copy(run: AnyRun[Recognizer]) -> Recognizer:
-    """Return a copy for the CPU in fp32, folded as `evaluate` would, its weights in the usual order."""
+    """Return a copy of the network on the CPU in fp32, BatchNorm folded as in `evaluate`, weights contiguous."""
     copied = copy.deepcopy(run.model).cpu().float().eval()
     copied.memory_format = torch.preserve_format
     for weight in (*copied.parameters(), *copied.buffers()):
@@ -159,15 +157,15 @@ def plain_copy(run: AnyRun[Recognizer]) -> Recognizer:
     return made.requires_grad_(False)
 
 
-def card_of(run: AnyRun[Recognizer], to: Target, exportable: Exportable) -> ExportCard:
+def _card(run: AnyRun[Recognizer], to: Target, exportable: Exportable) -> ExportCard:
     """Return the card of a file before it is written and compared."""
     spec = run.model.spec
-    with torch.no_grad():
-        outputs = exportable.run(exportable.inputs)
-    meanings = {"logits": "one per class, in the order of `class_names`; larger is likelier"}
-    first = exportable.input_names[0]
     pixels = _PIXELS.format(order=_ORDERS[spec.modality])
+    logits = "one per class, in the order of `class_names`; larger is likelier"
     mirror = mirror_of_run(run)
+    # exported files have one precision and are not compiled by torch
+    evaluate = run.experiment.evaluate.model_copy(update={"precision": "auto", "compile": False})
+    experiment = run.experiment.model_copy(update={"evaluate": evaluate})
     known = {"extraction": extraction_of(run), "mirror": mirror.allowed, "mirror_labels": mirror.labels}
     return ExportCard(
         to=to,
@@ -175,18 +173,17 @@ def card_of(run: AnyRun[Recognizer], to: Target, exportable: Exportable) -> Expo
         run=str(run.paths.root),
         checkpoint=run.checkpoint,
         class_names=run.class_names,
-        inputs=tuple(
-            _port(name, value, axis, pixels if name == first else "a state of the step before")
-            for name, value, axis in zip(
-                exportable.input_names, exportable.inputs, exportable.axes, strict=True
-            )
+        inputs=_ports(
+            exportable, exportable.input_names, exportable.inputs, (pixels, "a state of the step before")
         ),
-        outputs=tuple(
-            _port(name, value, axis, meanings.get(name, "a state for the next step"))
-            for name, value, axis in zip(exportable.output_names, outputs, exportable.axes, strict=True)
+        outputs=_ports(
+            exportable,
+            exportable.output_names,
+            exportable.run(exportable.inputs),
+            (logits, "a state for the next step"),
         ),
         spec=asdict(spec),
-        experiment=_as_exported(run.experiment).model_dump(mode="json"),
+        experiment=experiment.model_dump(mode="json"),
         meta={**run.meta, **known},
         model_sha256=run.model_sha256,
         code_version=code_version(),
@@ -195,16 +192,155 @@ def card_of(run: AnyRun[Recognizer], to: Target, exportable: Exportable) -> Expo
     )
 
 
-def _as_exported(experiment: Experiment) -> Experiment:
-    """Return the settings as the file carries them out: it has one precision and is not compiled by torch."""
-    evaluate = experiment.evaluate.model_copy(update={"precision": "auto", "compile": False})
-    return experiment.model_copy(update={"evaluate": evaluate})
+def _ports(
+    exportable: Exportable,
+    names: tuple[str, ...],
+    values: tuple[torch.Tensor, ...],
+    meanings: tuple[str, str],
+) -> tuple[Port, ...]:
+    """Return the inputs or outputs; `meanings` describes the first and the others, which are states."""
+    return tuple(
+        Port(name=name, shape=free_shape(value, axis), dtype=_type_name(value), meaning=meanings[place > 0])
+        for place, (name, value, axis) in enumerate(zip(names, values, exportable.axes, strict=True))
+    )
 
 
-def _port(name: str, value: torch.Tensor, axis: int | None, meaning: str) -> Port:
-    return Port(name=name, shape=free_shape(value, axis), dtype=type_name(value), meaning=meaning)
-
-
-def type_name(value: torch.Tensor) -> str:
-    """Return the type of a tensor's numbers, for example `float32`."""
+def _type_name(value: torch.Tensor) -> str:
+    """Return the name of a tensor's type, for example `float32`."""
     return str(value.dtype).removeprefix("torch.")
+
+
+class StepModule(Protocol):
+    """A step network: `forward(frames, *states) -> (logits, *states)`."""
+
+    frames_per_step: int
+    warm_up: int
+
+    def initial_states(self, batch: int, height: int, width: int) -> list[torch.Tensor]:
+        """Return the initial states."""
+
+    def state_names(self) -> list[str]:
+        """Return the name of each state."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Delay and receptive field of a step network; see `StreamFacts`."""
+
+    delay: int
+    receptive_field: int | None
+
+
+def export_stream(
+    run: AnyRun[Recognizer], step: nn.Module, timing: Timing, to: Target = "onnx", out: Path | None = None
+) -> tuple[Path, ExportCard]:
+    """Write the step network of a run's stream with its states as inputs and outputs; see `export_run`.
+
+    File and module are compared over consecutive steps, each with its own states.
+
+    Args:
+        run: The run that the step network was made from.
+        step: A `StepModule` in evaluation mode, on the CPU in fp32 (`plain_copy`).
+        timing: Its delay and receptive field.
+        to: The format.
+        out: File to write; default: `RUN/stream` with the format's suffix.
+
+    Raises:
+        ExportError: As for `export_run`; or an initial state is not constant.
+        SettingsError: As for `export_run`.
+    """
+    form = _checked_format(to)
+    path = _checked_path(out or run.paths.root / f"stream{SUFFIXES[to]}", to)
+    spec, module = run.model.spec, cast(StepModule, step)
+    names = module.state_names()
+    begun = {batch: module.initial_states(batch, *spec.size) for batch in (*_STREAMS, EXAMPLE_BATCH)}
+    axes = tuple(batch_axis(one, two) for one, two in zip(begun[1], begun[EXAMPLE_BATCH], strict=True))
+    steps = module.warm_up + _STEPS
+    clip = noise_clips(replace(spec, clip_length=module.frames_per_step * steps), max(_STREAMS))
+    frames = torch.split(clip, module.frames_per_step, dim=2)
+    exportable = Exportable(
+        step,
+        (frames[0][:EXAMPLE_BATCH].contiguous(), *begun[EXAMPLE_BATCH]),
+        ("frames", *names),
+        ("logits", *(f"next_{name}" for name in names)),
+        axes,
+    )
+    states = zip(names, begun[EXAMPLE_BATCH], axes, strict=True)
+    facts = StreamFacts(
+        frames_per_step=module.frames_per_step,
+        warm_up=module.warm_up,
+        delay=timing.delay,
+        receptive_field=timing.receptive_field,
+        states=tuple(_state(name, value, axis) for name, value, axis in states),
+    )
+    card = _card(run, to, exportable).model_copy(update={"kind": "stream", "stream": facts})
+
+    def check(session: Session, made_of: Exportable) -> Verified:
+        what = f"{_STEPS} steps of noise after {module.warm_up} warm-up steps, for batches of 1 and 3 streams"
+        found = []
+        for batch in _STREAMS:
+            mine = [part[:batch].contiguous() for part in frames]
+            compared = compare_steps(session, made_of, mine, tuple(begun[batch]), module.warm_up)
+            found.append(compared.verified(what))
+        return max(found, key=lambda one: one.relative)
+
+    return path, _write(form, exportable, card, (path, check))
+
+
+def batch_axis(one: torch.Tensor, several: torch.Tensor) -> int | None:
+    """Return the batch dimension of a state; None for a state that all streams share."""
+    grown = [place for place, (a, b) in enumerate(zip(one.shape, several.shape, strict=True)) if a != b]
+    return grown[0] if grown else None
+
+
+def _state(name: str, value: torch.Tensor, axis: int | None) -> StateFacts:
+    first = value.flatten()[0]
+    if not bool((value == first).all()):
+        raise ExportError(f"state {name!r} of the stream has no constant initial value")
+    return StateFacts(name=name, shape=free_shape(value, axis), dtype=_type_name(value), initial=float(first))
+
+
+@dataclass(frozen=True)
+class BareModel(AnyRun[Recognizer]):
+    """A named model with random weights."""
+
+    @property
+    def model_sha256(self) -> str:
+        """An empty text: there is no weights file."""
+        return ""
+
+
+def named_model(name: str, num_classes: int) -> BareModel:
+    """Build a model of the zoo with random weights and numbers as class names.
+
+    Raises:
+        SettingsError: The zoo has no model of this name.
+    """
+    model = create_model(name, num_classes).eval()
+    warn(f"{name} has random weights: use the file only to test the export and its speed")
+    return BareModel(
+        experiment=Experiment(name=name.replace("/", "-"), model=model.options),
+        model=model,
+        class_names=[str(label) for label in range(num_classes)],
+        paths=RunPaths(Path()),
+        checkpoint="",
+        meta={},
+    )
+
+
+def stored_model(folder: Path) -> Run:
+    """Load a model folder (`model.safetensors`, as `weights convert` writes it).
+
+    Raises:
+        CheckpointError: The folder does not contain a Two-Stream model.
+    """
+    model, meta = read_model(folder)
+    names = meta.get("class_names") or range(model.num_classes)
+    return Run(
+        experiment=Experiment(name=folder.resolve().name, model=model.options),
+        model=model,
+        class_names=[str(name) for name in names],
+        paths=RunPaths(folder.resolve().parent),
+        checkpoint=folder.resolve().name,
+        meta=meta,
+    )

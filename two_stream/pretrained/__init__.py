@@ -1,6 +1,6 @@
-"""Weights in and out: safe reading, foreign layouts by key table, a report of what fitted, our own model folders.
+"""Reads and writes weights: checkpoints of other code, and model folders.
 
-Names are imported on first use: `two-stream weights list` needs no torch.
+Names are imported on first use, as `two-stream weights list` needs no torch.
 """
 
 from __future__ import annotations
@@ -15,15 +15,10 @@ if TYPE_CHECKING:
     from two_stream.pretrained.reading import WEIGHTS, read_state
 
 _HOMES = {
-    "alterations_in": "folder",
-    "read_model": "folder",
-    "reshape_like": "folder",
-    "write_model": "folder",
+    **dict.fromkeys(("alterations_in", "read_model", "reshape_like", "write_model"), "folder"),
+    **dict.fromkeys(("LoadReport", "load_weights"), "loading"),
+    **dict.fromkeys(("WEIGHTS", "read_state"), "reading"),
     "load_library": "library",
-    "LoadReport": "loading",
-    "load_weights": "loading",
-    "WEIGHTS": "reading",
-    "read_state": "reading",
 }
 
 __all__ = [
@@ -40,7 +35,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name from its home on first use."""
+    """Import a name on first use."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

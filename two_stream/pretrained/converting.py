@@ -1,4 +1,4 @@
-"""Published checkpoints to run folders of ours and back, with nothing lost on the way."""
+"""Converts published checkpoints to run folders and back, without losing tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from two_stream.config.model import ModelOptions
 from two_stream.config.schema import DataOptions, EvaluateOptions, Experiment, TrainOptions
 from two_stream.errors import CheckpointError
 from two_stream.pretrained.folder import read_model, write_model
-from two_stream.pretrained.layouts import CARRIED, LAYOUTS, OURS, Layout, recognise, unwrapped
+from two_stream.pretrained.layouts import CARRIED, LAYOUTS, OURS, Layout, recognise_layout, strip_wrappers
 from two_stream.pretrained.loading import LoadReport, load_weights
 from two_stream.pretrained.reading import read_state, weights_file
 from two_stream.recognizer import Recognizer, create_model
@@ -31,42 +31,37 @@ def import_checkpoint(
     *,
     averaged: bool = False,
 ) -> LoadReport:
-    """Write a published checkpoint as a run folder of ours, with as many classes as its classifier has.
+    """Write a published checkpoint as a run folder with the number of classes of its classifier.
 
-    The run's settings are the published protocol, so `two-stream evaluate` and `predict` treat it as its authors did.
-    What the published network files twice or never reads is carried along, so that `export_checkpoint` gives back
-    every tensor of the file.
+    The settings of the run are the published protocol, which `two-stream evaluate` and `predict` then use. Tensors
+    that the published network stores twice or never uses are kept, so that `export_checkpoint` restores all of them.
 
     Args:
         source: A checkpoint of a known layout.
-        out: Folder to write; it may exist only if it is empty.
-        model: The network the file belongs to, by its name in the zoo or by its options.
+        out: Folder to write; it must not exist or be empty.
+        model: The network of the checkpoint: its name in the zoo, or its options.
         class_names: Names of the classes, in the order of the classifier.
-        data: Data set and split it was trained on, where that is known.
+        data: Data set and split of the training, if known.
         averaged: See `read_state`.
 
     Raises:
-        CheckpointError: Unreadable, unknown, not fitting the model or the class names.
+        CheckpointError: Unreadable, of an unknown layout, or not matching the model or the class names.
     """
     source = weights_file(source)
-    state, _ = unwrapped(read_state(source, averaged=averaged))
-    layout = recognise(state)
+    state, _ = strip_wrappers(read_state(source, averaged=averaged))
+    layout = recognise_layout(state)
     if layout is None or layout.flat:
         what = "of an unknown network" if layout is None else f"of a {layout.name}: nothing to convert"
         raise CheckpointError(f"{source}: weights {what}")
     if layout is OURS:
-        raise CheckpointError(
-            f"{source}: this is a model of ours already; to publish it use `--to published`"
-        )
+        raise CheckpointError(f"{source}: already a Two-Stream model; use `--to published` to publish it")
     classes = num_classes(state, layout)
     if classes is None:
-        raise CheckpointError(f"{source}: no classifier found in it ({layout.name})")
+        raise CheckpointError(f"{source}: has no classifier ({layout.name})")
     if class_names is not None and len(class_names) != classes:
-        raise CheckpointError(
-            f"{source}: {classes} classes in the file, {len(class_names)} class names given"
-        )
+        raise CheckpointError(f"{source}: {classes} classes in the file, {len(class_names)} names given")
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        raise CheckpointError(f"{out}: exists already; name another folder")
+        raise CheckpointError(f"{out}: already exists; choose another folder")
     recognizer = create_model(model, classes)
     report = load_weights(recognizer, source, averaged=averaged)
     back = published_state(recognizer.state_dict(), layout)
@@ -83,7 +78,7 @@ def import_checkpoint(
 
 
 def export_checkpoint(source: Path, out: Path) -> list[str]:
-    """Write a run or model folder of ours as the `.pth.tar` of the code base that published its network.
+    """Write a run or model folder as the `.pth.tar` of the code that published its network.
 
     Args:
         source: A run folder (its best checkpoint) or a model folder.
@@ -93,14 +88,13 @@ def export_checkpoint(source: Path, out: Path) -> list[str]:
         The names of the written tensors.
 
     Raises:
-        CheckpointError: No published code has this network (none has an altered one), or the folder is not one of ours.
+        CheckpointError: No published code supports this network, or the folder contains no Two-Stream model.
     """
     model, meta = read_model(source)
     if model.alterations:
         what = ", ".join(alteration.kind for alteration in model.alterations)
         raise CheckpointError(
-            f"{source}: its network was altered ({what}), and no published code builds such a one; give the run it was "
-            "made from"
+            f"{source}: no published code supports a compressed network ({what}); give the run it was made from"
         )
     layout = _layout_of(source, model, meta.get("layout"))
     state = published_state(model.state_dict(), layout)
@@ -119,23 +113,19 @@ def export_checkpoint(source: Path, out: Path) -> list[str]:
 
 
 def published_state(state: Mapping[str, torch.Tensor], layout: Layout) -> dict[str, torch.Tensor]:
-    """Return our tensors under the names of a layout; those it has no name for are left out."""
-    return {
-        theirs: _as_published(theirs, tensor, layout)
-        for key, tensor in state.items()
-        for theirs in layout.invert(key)
-    }
-
-
-def _as_published(key: str, tensor: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """Give a tensor the shape it has under their key."""
-    if layout.is_pointwise(key):
-        return tensor[..., None, None, None]
-    return tensor.flatten(1) if layout.is_flattened(key) else tensor
+    """Return our tensors under the names of a layout, without those that it has no name for."""
+    published = {}
+    for key, tensor in state.items():
+        for theirs in layout.invert(key):
+            if layout.is_pointwise(theirs):
+                published[theirs] = tensor[..., None, None, None]
+            else:
+                published[theirs] = tensor.flatten(1) if layout.is_flattened(theirs) else tensor
+    return published
 
 
 def _published_settings(out: Path, model: ModelOptions, data: DataOptions | None) -> Experiment:
-    """Return the settings of a run as the published code reads, selects and evaluates."""
+    """Return the settings of a run with the published sampling, selection and evaluation."""
     published = {"sampling": "paper", "augment": AugmentOptions(protocol="paper")}
     return Experiment(
         name=re.sub(r"[^\w.+-]", "_", out.resolve().name),
@@ -148,7 +138,7 @@ def _published_settings(out: Path, model: ModelOptions, data: DataOptions | None
 
 
 def num_classes(state: Mapping[str, torch.Tensor], layout: Layout) -> int | None:
-    """Return the number of classes of a published classifier, or none where there is no classifier."""
+    """Return the number of classes of a published classifier; None if there is no classifier."""
     for key, tensor in state.items():
         if layout.translate(key) == "classifier.weight" and not layout.is_unused(key):
             return int(tensor.shape[0])
@@ -156,7 +146,7 @@ def num_classes(state: Mapping[str, torch.Tensor], layout: Layout) -> int | None
 
 
 def _layout_of(source: Path, model: Recognizer, came_as: object) -> Layout:
-    """Return the layout a model came in, else the first that has a name for every tensor and knows the result."""
+    """Return the layout a model was imported from, else the first that names all its tensors and recognises them."""
     ours = model.state_dict()
     candidates = sorted(LAYOUTS, key=lambda layout: layout.name != came_as)
     for layout in candidates:
@@ -164,12 +154,12 @@ def _layout_of(source: Path, model: Recognizer, came_as: object) -> Layout:
             continue
         theirs = published_state(ours, layout)
         covered = all(layout.invert(key) for key in ours)
-        if covered and recognise(theirs) is layout:
+        if covered and recognise_layout(theirs) is layout:
             return layout
     options = model.options
     raise CheckpointError(
-        f"{source}: no published code has this network ({options.backbone.kind}, {options.reduction}, "
-        f"{options.head.kind}), so there is no format to write it in"
+        f"{source}: no published code supports this network ({options.backbone.kind}, {options.reduction}, "
+        f"{options.head.kind}), so it cannot be converted"
     )
 
 

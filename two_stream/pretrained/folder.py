@@ -1,4 +1,4 @@
-"""Our own model folders: weights and all it takes to build the model again, in one safetensors file."""
+"""Model folders: weights, and all options needed to build the model, in one safetensors file."""
 
 from __future__ import annotations
 
@@ -23,27 +23,24 @@ from two_stream.surgery import Alteration, alter, described, from_description
 
 FORMAT = "two_stream"
 VERSION = 1
-"""Raised when a reader of an older version could misread the file."""
+"""Increased when a reader of an older version could misread the file."""
 ALTERED_VERSION = 2
-"""Of a file whose network is not the one its options say: a reader of version 1 would build another."""
+"""Version of files with a compressed network, which a reader of version 1 would not build correctly."""
 
 
 def write_model(
-    folder: Path,
-    model: Recognizer,
-    meta: dict[str, Any],
-    carried: Mapping[str, torch.Tensor] | None = None,
+    folder: Path, model: Recognizer, meta: dict[str, Any], carried: Mapping[str, torch.Tensor] | None = None
 ) -> None:
     """Write `model.safetensors` with the model's options and `meta` in its header, and the folder's checksums.
 
-    The file is whole or absent. To put weights and training state in place together, call it on the folder that
+    The file is written atomically. To replace weights and training state together, call it on the folder that
     `runtime.files.replaced_folder` yields.
 
     Args:
-        folder: Made when missing.
-        model: Its state is written as it is, on whichever device.
+        folder: Created if missing.
+        model: The model, on any device.
         meta: JSON values, for example `{"class_names": [...], "epoch": 3}`.
-        carried: Tensors of a published file that the model has no place for, kept for the way back.
+        carried: Tensors of a published file that the model does not use; `export_checkpoint` restores them.
     """
     state: Mapping[str, Any] = model.state_dict()
     for alteration in model.alterations:
@@ -60,28 +57,26 @@ def write_model(
     if model.alterations:
         header["altered"] = json.dumps(described(model))
     if not is_utf8(folder):
-        raise CheckpointError(
-            f"{folder}: its path is not UTF-8, and safetensors writes to no other; choose another"
-        )
+        raise CheckpointError(f"{folder}: safetensors can only write to paths in UTF-8; choose another")
     with atomic_path(folder / WEIGHTS) as part:
         save_file(tensors, part, metadata=header)
     write_checksums(folder)
 
 
 def read_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Recognizer, dict[str, Any]]:
-    """Build the model of a folder (or run folder: its `best`, else `last`) and return it with its `meta`.
+    """Build the model of a model folder or run folder (its `best`, else `last`); return it with its `meta`.
 
-    The model is in evaluation mode on `device`, one that computes in int8 on the CPU.
+    The model is in evaluation mode on `device`; int8 models are always on the CPU.
 
     Raises:
-        CheckpointError: Missing, damaged (checksum), foreign, or written by a newer version.
+        CheckpointError: Missing, damaged (checksum), without a Two-Stream model, or written by a newer version.
     """
     file = weights_file(folder)
     if (file.parent / CHECKSUMS).exists() or folder.is_dir():
         verify_checksums(file.parent)
     header = read_metadata(file)
     if header.get("format") != FORMAT:
-        raise CheckpointError(f"{file}: no model of ours; to read foreign weights use `load_weights`")
+        raise CheckpointError(f"{file}: not a Two-Stream model; use `load_weights` for other weights")
     if int(header["version"]) > ALTERED_VERSION:
         raise CheckpointError(
             f"{file}: written by a newer version (format {header['version']}, this one reads {ALTERED_VERSION}); "
@@ -101,46 +96,41 @@ def read_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Recogn
         raise CheckpointError(f"{file}: {str(error).splitlines()[-1].strip()}") from None
     meta: dict[str, Any] = parse_json(header["meta"])
     if model.cpu_only and torch.device(device).type != "cpu":
-        note(f"{folder}: computes in int8, which runs on the CPU")
+        note(f"{folder}: int8 networks run on the CPU")
         device = "cpu"
     return model.to(device).eval(), meta
 
 
 def reshape_like(model: Recognizer, path: Path) -> None:
-    """Give a newly built network's layers the sizes of a file's, where those are not the ones its options say.
+    """Change the layer sizes of a new network to those of a pruned network in a file. Weights are not loaded.
 
-    Weights are not loaded. A network that was altered already stays as it is, and files of others say nothing.
+    Nothing is done if the network was already changed, or for files of other code.
 
     Args:
         model: Changed in place.
         path: A file, model folder or run folder.
 
     Raises:
-        CheckpointError: The file's network computes in another way (int8), so that it cannot be trained on; or its
-            layers are not the model's.
+        CheckpointError: The file contains an int8 network, which cannot be trained; or its layers differ.
     """
     file = weights_file(path)
     header = read_metadata(file)
     if header.get("format") != FORMAT or model.alterations:
         return
     for alteration in _alterations(header, file):
-        if not (
-            alteration.reshapes or alteration.cpu_only
-        ):  # rounded in float: its training does that itself
-            continue
-        if not alteration.reshapes:
+        if alteration.reshapes:
+            alter(model, alteration)
+        elif alteration.cpu_only:  # others are rounded in float, which their training does itself
             raise CheckpointError(
-                f"{file}: an {alteration.kind} network, whose weights cannot be trained on; give the run it was made "
-                "from"
+                f"{file}: an {alteration.kind} network cannot be trained; give the run it was made from"
             )
-        alter(model, alteration)
 
 
 def alterations_in(path: Path) -> list[dict[str, Any]]:
-    """Return how a file of ours says that its network was altered; empty for an ordinary one.
+    """Return the descriptions of how the network of a file was compressed; empty for other networks.
 
     Raises:
-        CheckpointError: There is no such file, or it is damaged.
+        CheckpointError: Missing or damaged.
     """
     found: list[dict[str, Any]] = parse_json(read_metadata(weights_file(path)).get("altered", "[]"))
     return found

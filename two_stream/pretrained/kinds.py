@@ -1,4 +1,4 @@
-"""What a file is, told by its content: the formats that are read, and the names of those that are not."""
+"""Recognises file formats by content: those that can be read, and the names of others for messages."""
 
 from __future__ import annotations
 
@@ -14,31 +14,30 @@ from two_stream.errors import CheckpointError
 Kind = Literal["safetensors", "torch", "pickle"]
 
 _TORCH_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
-"""The number with which files of `torch.save` before 1.6 begin, as a pickle holds it."""
+"""First number in files of `torch.save` before 1.6, as stored in a pickle."""
 _TEXT_PICKLE = re.compile(rb"\([dl]p\d+\n|\(d[SV]|[}\]]q.|c[\w.]+\n\w+\n|\(c[\w.]+\n|\(i[\w.]+\n", re.S)
-"""How a pickle of protocol 0 or 1 begins."""
-_PAGE = re.compile(
-    rb"(\xef\xbb\xbf)?\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body|script)", re.I | re.S
-)
+"""Start of a pickle of protocol 0 or 1."""
+_PAGE = re.compile(rb"(?is)(\xef\xbb\xbf)?\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body|script)")
 _FOREIGN: tuple[tuple[bytes, str], ...] = (
     (
         b"version https://git-lfs",
         "a git-lfs pointer, not the file it points to; fetch it with `git lfs pull`",
     ),
-    (b"\x89HDF\r\n", "an HDF5 file (Keras, TensorFlow); there is no reader for it here"),
+    (b"\x89HDF\r\n", "an HDF5 file (Keras, TensorFlow); this format is not supported"),
     (b"\x93NUMPY", "a numpy array; expected a checkpoint"),
-    (b"model_checkpoint_path:", "the index of a TensorFlow checkpoint; there is no reader for it here"),
+    (b"model_checkpoint_path:", "the index of a TensorFlow checkpoint; this format is not supported"),
     (b"\x1f\x8b", "a gzip archive; unpack it first"),
     (b"BZh", "a bzip2 archive; unpack it first"),
     (b"7z\xbc\xaf'\x1c", "a 7-Zip archive; unpack it first"),
     (b"Rar!", "a RAR archive; unpack it first"),
     (b"%PDF", "a PDF document"),
 )
+_SUFFIXES = (".pth", ".pt", ".tar", ".ckpt", ".safetensors", ".bin", ".pkl")
 _TENSORFLOW_INDEX = bytes.fromhex("57fb808b247547db")
 
 
-def page_instead(start: bytes) -> str | None:
-    """Say what a server sent in place of a file, from its first bytes; none when they look like content."""
+def describe_page(start: bytes) -> str | None:
+    """Describe what a server sent instead of a file, by its first bytes; None if they look like a file."""
     if _PAGE.match(start):
         return "looks like an HTML page: the download link is dead or asks for a login"
     head = start.lstrip()[:200]
@@ -49,11 +48,11 @@ def page_instead(start: bytes) -> str | None:
     return None
 
 
-def kind_of(file: Path) -> Kind:
-    """Tell which reader a checkpoint needs.
+def checkpoint_kind(file: Path) -> Kind:
+    """Return the format of a checkpoint.
 
     Raises:
-        CheckpointError: Unreadable, empty, or a file of another kind, which is named.
+        CheckpointError: Unreadable, empty, or of another format, which is named.
     """
     try:
         with file.open("rb") as opened:
@@ -67,7 +66,7 @@ def kind_of(file: Path) -> Kind:
     if start[:4] == b"PK\x03\x04":
         _require_torch_archive(file)
         return "torch"
-    # before pickles: the length of a safetensors header may begin with their first byte
+    # first, as the length of a safetensors header may start like a pickle
     if len(start) >= 9 and start[8:9] == b"{" and 2 <= struct.unpack("<Q", start[:8])[0] <= 100_000_000:
         return "safetensors"
     if start[:1] == b"\x80":
@@ -78,51 +77,43 @@ def kind_of(file: Path) -> Kind:
 
 
 def refuse_checkpoint(file: Path, wanted: str) -> None:
-    """Refuse a checkpoint that was given as something else.
+    """Refuse a checkpoint that was given in place of a `wanted` file (video or run).
 
     Raises:
-        CheckpointError: Says how to make a run of it.
+        CheckpointError: Says how to convert it to a run.
     """
-    if wanted == "video" and file.suffix not in (
-        ".pth",
-        ".pt",
-        ".tar",
-        ".ckpt",
-        ".safetensors",
-        ".bin",
-        ".pkl",
-    ):
+    if wanted == "video" and file.suffix not in _SUFFIXES:
         return
     try:
-        kind_of(file)
+        checkpoint_kind(file)
     except CheckpointError:
         return
     raise CheckpointError(
-        f"{file}: a checkpoint, not a {wanted}; make a run of it with `two-stream weights convert {file} --model MODEL "
-        "--out RUN`"
+        f"{file}: a checkpoint, not a {wanted}; convert it to a run with `two-stream weights convert {file} --model "
+        "MODEL --out RUN`"
     )
 
 
 def _name(file: Path, start: bytes, end: bytes) -> str:
-    page = page_instead(start)
+    page = describe_page(start)
     if page is not None:
         return page if page.startswith("looks") else _FOREIGN[0][1]
     for magic, what in _FOREIGN:
         if start.startswith(magic):
             return what
     if end == _TENSORFLOW_INDEX:
-        return "the index of a TensorFlow checkpoint; there is no reader for it here"
+        return "the index of a TensorFlow checkpoint; this format is not supported"
     if start[4:8] == b"TFL3":
-        return "a TensorFlow Lite model; there is no reader for it here"
+        return "a TensorFlow Lite model; this format is not supported"
     if start[257:262] == b"ustar" or tarfile.is_tarfile(file):
         return _name_archive(file)
     if start[0] == 0x08 and re.search(rb"pytorch|onnx|CNTK|keras2onnx", start[:256]):
-        return "an ONNX model; take the PyTorch weights it was made from"
+        return "an ONNX model; use the PyTorch weights it was made from"
     if start[:1] in b"\x08\x0a" and re.search(rb"Placeholder|Const|MatMul|Conv|Identity|serve", start):
-        return "a TensorFlow graph; there is no reader for it here"
+        return "a TensorFlow graph; this format is not supported"
     if re.match(rb"\x04\0\0\0.{4}\x03\0\0\0V \d", start, re.S):
-        return "a Torch7 (Lua) file; there is no reader for it here"
-    return "no checkpoint (neither a safetensors, nor a PyTorch, nor a Caffe2 file)"
+        return "a Torch7 (Lua) file; this format is not supported"
+    return "not a checkpoint (expected a safetensors, PyTorch or Caffe2 file)"
 
 
 def _name_archive(file: Path) -> str:
@@ -134,13 +125,13 @@ def _name_archive(file: Path) -> str:
     if {"sys_info", "pickle", "storages"} <= set(names):
         return (
             "in the tar format of PyTorch's first releases, which cannot be read safely; "
-            "load it with the PyTorch of its time and save its `state_dict()` anew with torch.save"
+            "load it with a PyTorch of that time and save its `state_dict()` again with torch.save"
         )
     return f"an ordinary tar archive (of {', '.join(names[:3]) or 'nothing'}); unpack it first"
 
 
 def _require_torch_archive(file: Path) -> None:
-    """Refuse a zip file that `torch.save` did not write; a damaged one is left to the reader to name."""
+    """Refuse a zip file that `torch.save` did not write; the reader reports damaged files."""
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
@@ -148,9 +139,7 @@ def _require_torch_archive(file: Path) -> None:
         return
     leaves = {name.split("/", maxsplit=1)[-1] for name in names}
     if "constants.pkl" in leaves:
-        raise CheckpointError(
-            f"{file}: a TorchScript program; save the `state_dict()` of its model with torch.save"
-        )
+        raise CheckpointError(f"{file}: a TorchScript program; save its `state_dict()` with torch.save")
     if "data.pkl" in leaves:
         return
     if names and all(name.endswith(".npy") for name in names):

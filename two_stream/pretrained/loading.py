@@ -1,4 +1,4 @@
-"""Fitting a checkpoint's tensors to a model, strictly, with a report."""
+"""Loads checkpoints into models, strictly, with a report."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from torch import nn
 
 from two_stream.errors import CheckpointError
 from two_stream.pretrained.folder import reshape_like
-from two_stream.pretrained.layouts import recognise, unwrapped
+from two_stream.pretrained.layouts import recognise_layout, strip_wrappers
 from two_stream.pretrained.reading import read_state, weights_file
 from two_stream.recognizer import Recognizer
 
 _ENDS = ("classifier", "head", "reduction")
-"""what a network ends in; the rest is the backbone proper"""
+"""Parts after the backbone."""
 
 
 @dataclass
 class LoadReport:
-    """What became of a checkpoint. Names are the model's, those of `unexpected` and `dropped` the file's."""
+    """Result of loading a checkpoint. Names in `unexpected`, `dropped` and `unused` are those of the file."""
 
     path: str
     format: str
-    """which layout the content was recognised as"""
+    """name of the recognised layout"""
     used: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    """parameters of the model that keep their fresh values"""
+    """tensors of the model that keep their initial values"""
     unexpected: list[str] = field(default_factory=list)
-    """in the file, unknown to the model"""
+    """in the file, but not in the model"""
     reshaped: dict[str, str] = field(default_factory=dict)
-    """what was done to a tensor to make it fit"""
+    """how a tensor was changed to fit"""
     dropped: list[str] = field(default_factory=list)
-    """left out on request: the old classifier and what else the model has anew"""
+    """ignored on request: the old classifier and other new parts of the model"""
     unused: list[str] = field(default_factory=list)
-    """in the file, and read by the published network as little as by ours, or beside it (losses, averages)"""
+    """in the file, but used neither by the published network nor by ours (losses, averages)"""
 
     def __str__(self) -> str:
         parts = [f"{len(self.used)} tensors used"]
@@ -61,31 +61,29 @@ def load_weights(
     """Load a checkpoint into a model; every tensor must fit unless a flag says otherwise.
 
     Args:
-        model: Filled in place; its weights are left as they are when anything fails. Where the checkpoint is of a run
-            that lost channels, a model that has them all loses the same ones first.
-        path: A file of ours or of a known code base, a model folder or a run folder.
-        part: `backbone` leaves head and classifier of the checkpoint out, also where they would fit.
-        new_classifier: Leave out what the model ends in where it differs: a classifier of another size, another
-            kind of head, a block that FRAB or FRMB put in. The backbone must still fit.
-        cross_modality: An RGB checkpoint for a flow network: average the first convolution over RGB, repeat it over
-            the flow's channels (Wang et al., arXiv 1507.02159).
-        inflate: 2D weights for a 3D network: repeat each kernel over time and divide by its length, so that a still
-            clip gives the image's response (Carreira and Zisserman, arXiv 1705.07750).
+        model: Changed in place; unchanged after an error. If the checkpoint is of a run with pruned channels, these
+            are first removed from the model.
+        path: A file of this package or of a known code base, a model folder or a run folder.
+        part: `backbone` ignores the head and classifier of the checkpoint, even if they would fit.
+        new_classifier: Ignore the parts after the backbone that differ: a classifier of another size, another kind of
+            head, a block of FRAB or FRMB. The backbone must still fit.
+        cross_modality: RGB weights for a flow network: average the first convolution over RGB, and repeat it over the
+            flow channels (Wang et al., arXiv 1507.02159).
+        inflate: 2D weights for a 3D network: repeat each kernel over time and divide by its length, so that a constant
+            clip gives the response of its image (Carreira and Zisserman, arXiv 1705.07750).
         averaged: See `read_state`.
 
     Raises:
-        CheckpointError: Unreadable, of unknown layout, or not fitting; one line that names the cause.
+        CheckpointError: Unreadable, of an unknown layout, or not fitting; names the most likely cause.
     """
     file = weights_file(Path(path))
     reshape_like(model, file)
-    state, beside = unwrapped(read_state(file, averaged=averaged))
-    layout = recognise(state)
+    state, beside = strip_wrappers(read_state(file, averaged=averaged))
+    layout = recognise_layout(state)
     if layout is None:
         raise CheckpointError(f"{file}: weights of an unknown network (first keys: {_few(state)})")
     if layout.flat and not inflate:
-        raise CheckpointError(
-            f"{file}: {layout.name} weights for a 3D network; ask for inflation (`inflate`)"
-        )
+        raise CheckpointError(f"{file}: {layout.name} weights for a 3D network; set `inflate`")
     report = LoadReport(str(file), layout.name, unused=beside)
     incoming: dict[str, torch.Tensor] = {}
     theirs: dict[str, str] = {}
@@ -118,7 +116,7 @@ def load_weights(
 
 
 class _Fitting:
-    """Gives each incoming tensor the shape the model has, where a flag or plain sense allows it."""
+    """Reshapes the tensors of a checkpoint to those of the model, if the shapes are equivalent or a flag allows it."""
 
     def __init__(self, model: Recognizer, report: LoadReport, cross_modality: bool, inflate: bool) -> None:
         self.expected = model.state_dict()
@@ -128,7 +126,7 @@ class _Fitting:
         self.first = _first_convolutions(model)
 
     def fit(self, incoming: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-        """Return the tensors that fit, and for the others what is wrong."""
+        """Return the tensors that fit, and descriptions of the mismatch of the others."""
         fitted: dict[str, torch.Tensor] = {}
         misfits: dict[str, str] = {}
         for key, tensor in incoming.items():
@@ -140,7 +138,7 @@ class _Fitting:
                 fitted[key] = changed
             else:
                 misfits[key] = f"{_shape(tensor.shape)} in the file, {_shape(shape)} in the model"
-                if self._is_rgb_for_flow(key, tensor, shape):
+                if key in self.first and not self.cross_modality and tensor.shape[1] == 3 != shape[1]:
                     misfits[key] += "; for RGB weights in a flow network set `cross_modality`"
         return fitted, misfits
 
@@ -161,12 +159,9 @@ class _Fitting:
             self.report.reshaped[key] = f"{before}; {how}" if before else how
         return tensor
 
-    def _is_rgb_for_flow(self, key: str, tensor: torch.Tensor, shape: torch.Size) -> bool:
-        return key in self.first and not self.cross_modality and tensor.shape[1] == 3 != shape[1]
-
 
 def _first_convolutions(model: Recognizer) -> set[str]:
-    """Names of the weights that see the clip itself."""
+    """Return the names of the weights of layers whose input is the clip."""
     _, stem = model.backbone.stages()[0]
     seen = {
         id(part.weight)
@@ -181,7 +176,7 @@ def _first_convolutions(model: Recognizer) -> set[str]:
 def _part(model: Recognizer, key: str) -> str:
     if key.startswith("classifier."):
         return "classifier"
-    if key.startswith(("heads.", "standards.")):  # a head learns on tokens as they were standardised
+    if key.startswith(("heads.", "standards.")):  # a head is trained on standardised tokens
         return "head"
     if key.startswith(tuple(f"backbone.{prefix}" for prefix in model.backbone.reduced)):
         return "reduction"
@@ -194,9 +189,9 @@ def _leave_out_new_parts(
     fitted: dict[str, torch.Tensor],
     misfits: dict[str, str],
 ) -> None:
-    """Take classifier, head and reduction block whole or not at all.
+    """Remove classifier, head and reduction block from the loaded tensors if they are not complete.
 
-    A head with the same keys but other shapes is a mistake, not a new head, and stays a misfit.
+    A head with the same keys but other shapes is a mistake, not a new head, and stays a mismatch.
     """
     for part in ("classifier", "reduction", "head"):
         wanted = {key for key in model.state_dict() if _part(model, key) == part}
@@ -220,7 +215,7 @@ def _require_fit(
     theirs: dict[str, str],
     loose: Collection[str],
 ) -> None:
-    """Raise where the checkpoint does not fit, with the likeliest cause first; `loose` parts may be missing."""
+    """Raise an error with the most likely cause if the checkpoint does not fit; `loose` parts may be missing."""
     trunk = [key for key in model.state_dict() if _part(model, key) == "backbone"]
     absent = [key for key in trunk if key in report.missing and key not in misfits]
     if 2 * len(absent) > len(_counted(set(trunk))):
@@ -238,7 +233,7 @@ def _require_fit(
         key = next(iter(misfits))
         more = f" and {len(misfits) - 1} more" if len(misfits) > 1 else ""
         replaced = not loose and {_part(model, key) for key in misfits} <= {"classifier", "reduction"}
-        hint = "; to start what the model ends in afresh set `new_classifier`" if replaced else ""
+        hint = "; to initialise the parts after the backbone set `new_classifier`" if replaced else ""
         raise CheckpointError(
             f"{report.path}: {report.format} weights of another network: {theirs[key]}: {misfits[key]}{more}{hint}"
         )
@@ -250,7 +245,7 @@ def _require_fit(
         parts += [f"{len(unexpected)} are unknown to it ({_few(unexpected)})"] if unexpected else []
         new = [*missing, *(ours.get(key, key) for key in unexpected)]
         fresh = not loose and all(_part(model, key) != "backbone" for key in new)
-        hint = "; to start them fresh set `new_classifier`" if fresh else ""
+        hint = "; to initialise them set `new_classifier`" if fresh else ""
         raise CheckpointError(f"{report.path}: {report.format}: {' and '.join(parts)}{hint}")
 
 

@@ -1,7 +1,7 @@
-"""Optical flow by RAFT (Teed and Deng, 2020), torchvision's network with weights from a local file.
+"""Computes optical flow with RAFT (Teed and Deng, 2020): torchvision's network with weights from a local file.
 
-Used by extraction only. Nothing is downloaded: the file is one that `torchvision.models.optical_flow` publishes
-(raft_small or raft_large), read without running what is in it. Arithmetic is exact fp32, also on a GPU.
+Used by extraction only. The file is one that `torchvision.models.optical_flow` publishes (raft_small or raft_large);
+nothing is downloaded. Arithmetic is fp32 without TF32 on all devices.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from two_stream.runtime.files import sha256
 from two_stream.video.flow import quantize
 
 UPDATES = 12
-"""Refinements of the flow, as torchvision's default."""
+"""Number of refinements of the flow, torchvision's default."""
 _MULTIPLE, _SMALLEST = 8, 128
-"""Sides must be multiples of the first, for the strides, and at least the second, for four levels of correlations."""
+"""Sides must be multiples of the first (strides) and at least the second (four levels of correlations), pixels."""
 _BUILDERS = {"raft_small": raft_small, "raft_large": raft_large}
 
 
 @dataclass(frozen=True)
 class Raft:
-    """RAFT with its weights, described by their file; implements `two_stream.video.flow.FlowNetwork`.
+    """Description of RAFT by its weights file; implements `two_stream.video.flow.FlowNetwork`.
 
-    Made by `Raft.from_file`, which checks; a worker process builds the network from this description.
+    `Raft.from_file` creates and checks it; worker processes build the network from it.
     """
 
     weights: Path
@@ -51,12 +51,12 @@ class Raft:
         """Read and check a file of weights.
 
         Args:
-            weights: A state dict of torchvision's raft_small or raft_large; which, its keys tell.
+            weights: A state dict of torchvision's raft_small or raft_large, recognised by its keys.
             device: auto (CUDA, else the CPU), cpu, cuda or cuda:N.
-            batch: Pairs of pictures per forward pass.
+            batch: Pairs of frames per forward pass.
 
         Raises:
-            CheckpointError: No such file, damaged, or not RAFT's weights.
+            CheckpointError: Missing, damaged, or not weights of RAFT.
             SettingsError: No such device, or the batch is not positive.
         """
         if batch < 1:
@@ -74,21 +74,17 @@ class Raft:
 
     @property
     def gpus(self) -> int:
-        """GPUs of this machine that it computes on."""
+        """Number of GPUs that it uses."""
         if not self.device.startswith("cuda"):
             return 0
         return torch.cuda.device_count() if self.device == "cuda" else 1
 
     def recorded(self) -> dict[str, Any]:
-        """Return what decides its output."""
-        return {
-            "flow_model": self.model,
-            "flow_weights_sha256": self.weights_sha256,
-            "flow_updates": UPDATES,
-        }
+        """Return the settings that determine the output."""
+        return {"flow_model": self.model, "flow_weights_sha256": self.weights_sha256, "flow_updates": UPDATES}
 
     def maker(self, place: int, threads: int) -> RaftFlow:
-        """Return the network ready for work; one per process and device is kept."""
+        """Return the network on a device; one per process and device is kept."""
         device = f"cuda:{place % max(1, torch.cuda.device_count())}" if self.device == "cuda" else self.device
         if threads:
             torch.set_num_threads(threads)
@@ -106,7 +102,7 @@ def _network(raft: Raft, device: str) -> nn.Module:
     found = sha256(raft.weights)
     if found != raft.weights_sha256:
         raise CheckpointError(
-            f"{raft.weights}: its SHA-256 is {found[:12]}…, expected {raft.weights_sha256[:12]}…"
+            f"{raft.weights}: SHA-256 is {found[:12]}…, expected {raft.weights_sha256[:12]}…"
         )
     return _load(raft.model, read_state(raft.weights), raft.weights).to(pick_device(device))
 
@@ -132,7 +128,7 @@ def _load(model: str, state: dict[str, torch.Tensor], file: Path) -> nn.Module:
 
 
 class RaftFlow:
-    """RAFT on a device, for streams of pictures."""
+    """RAFT on a device, for sequences of frames."""
 
     def __init__(self, network: nn.Module, device: torch.device, batch: int) -> None:
         self.network = network
@@ -140,7 +136,7 @@ class RaftFlow:
         self.batch = batch
 
     def flows(self, pictures: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
-        """Yield the stored flow, uint8 `(H, W, 2)`, between each RGB picture and the next, a batch at a time."""
+        """Yield the quantized flow, uint8 `(H, W, 2)`, between each RGB frame and the next; computed in batches."""
         stream = iter(pictures)
         waiting = list(islice(stream, 1))
         while fresh := list(islice(stream, self.batch)):
@@ -150,10 +146,9 @@ class RaftFlow:
             waiting = waiting[-1:]
 
     def estimate(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the flow between neighbouring RGB pictures `(N, H, W, 3)` as float32 `(N - 1, H, W, 2)` in pixels.
+        """Return the flow between consecutive RGB frames `(N, H, W, 3)` as float32 `(N - 1, H, W, 2)`, pixels.
 
-        Pictures whose sides do not suit the network are continued by their border, alike on both sides, and the flow
-        is cut to their size again: displacements stay in pixels.
+        Frames are padded with their border on both sides to a size that the network supports, and the flow is cropped.
         """
         height, width = pictures.shape[1:3]
         with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
@@ -168,6 +163,6 @@ class RaftFlow:
 
 
 def _border(side: int) -> tuple[int, int]:
-    """Return the rows to add before and after, so that a side suits the network."""
+    """Return the padding before and after a side."""
     wanted = max(_SMALLEST, -(-side // _MULTIPLE) * _MULTIPLE)
     return (wanted - side) // 2, (wanted - side) - (wanted - side) // 2

@@ -1,26 +1,31 @@
-"""Reading tensors from a file without ever running what is in it.
+"""Reads tensors from files without executing anything in them.
 
-Three kinds of file are read: safetensors, what `torch.save` writes (with `weights_only=True` and with no way back to
-an unrestricted pickle), and Caffe2's pickles (through `caffe2.py`, which admits arrays only). Which it is, the content
-tells, not the name.
+Three kinds of files are read, recognised by their content: safetensors, files of `torch.save` (with
+`weights_only=True`, never with an unrestricted pickle), and pickles of Caffe2.
+
+A pickle is a program: it names functions, and the reader calls them. Here no name leads to the real function. The few
+names that describe arrays of numbers lead to the classes below, which check their arguments. All other names are
+refused before anything is called.
 """
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 import struct
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
 from two_stream.errors import CheckpointError
-from two_stream.pretrained.caffe2 import TORCH_STAND_INS, Numbers, read_caffe2, refusal
-from two_stream.pretrained.kinds import kind_of
+from two_stream.pretrained.kinds import checkpoint_kind
 from two_stream.runtime.console import note
 from two_stream.runtime.files import complete_folder
 from two_stream.runtime.text import is_utf8
@@ -28,12 +33,16 @@ from two_stream.runtime.text import is_utf8
 WEIGHTS = "model.safetensors"
 """Name of the weights in a model folder."""
 _INNER = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights")
-"""Where trainers keep the weights beside their own bookkeeping."""
+"""Keys under which trainers store the weights."""
 _AVERAGED = re.compile(r"(^|[_-])(ema|swa|averaged?|model_?ema)([_-]|$)", re.IGNORECASE)
-"""Where trainers keep a moving average of the weights beside them."""
-_HOW = "`train.init_averaged: true`, or --averaged of `weights convert`, takes those"
+"""Keys and prefixes under which trainers store a moving average of the weights."""
+_HOW = "to use them, set `train.init_averaged: true` or give `weights convert` the flag --averaged"
+_DAMAGED = (AttributeError, LookupError, TypeError, ValueError)
+"""Errors of both readers for damaged files."""
+_DAMAGED_TORCH = (*_DAMAGED, AssertionError, EOFError, OSError, RuntimeError, struct.error)
+_DAMAGED_PICKLE = (*_DAMAGED, ArithmeticError, ImportError, MemoryError, RecursionError)
 _STAND_INS = threading.Lock()
-"""torch keeps one list of permitted names for the whole process."""
+"""Protects the list of permitted names, which torch keeps per process."""
 
 
 def read_state(path: Path | str, *, averaged: bool = False) -> dict[str, torch.Tensor]:
@@ -41,25 +50,30 @@ def read_state(path: Path | str, *, averaged: bool = False) -> dict[str, torch.T
 
     Args:
         path: A safetensors, PyTorch or Caffe2 file, a model folder, or a run folder (its `best`, else its `last`).
-        averaged: Of a file with a moving average beside the weights themselves, take the average. Otherwise it is only
-            mentioned. `best` of a run of ours that had one is that average already.
+        averaged: Return the moving average of the weights that the checkpoint contains. Otherwise a note mentions it.
+            `best` of a run that was trained with an average is that average.
 
     Raises:
-        CheckpointError: Missing, damaged, no checkpoint, refused because it holds more than tensors, or without the
-            averaged weights that are asked for; one line.
+        CheckpointError: Missing, damaged, not a checkpoint, refused because it contains more than tensors, or without
+            the requested average.
     """
     file = weights_file(Path(path))
-    kind = kind_of(file)
-    taken = False
-    if kind == "torch":
-        state, taken = _tensors(file, _loaded(file), averaged)
-    else:
-        state = _read_safetensors(file) if kind == "safetensors" else read_caffe2(file)
-    if averaged and (own := _of_own_run(file)) is not None:
-        state, taken = own or state, True
-    if not taken:
-        state = _split(file, state, averaged)
-    names = state.keys() - {"n_averaged"}  # torch's AveragedModel counts beside its `module.`
+    weights = _READERS[checkpoint_kind(file)](file)
+    average, place = None, ""
+    for find_average in _AVERAGES if averaged else _AVERAGES[1:]:
+        weights, average, place = find_average(file, weights)
+        if average is not None:
+            break
+    if averaged and average is None:
+        raise CheckpointError(f"{file}: it has no averaged weights (names with ema, swa or average)")
+    if averaged or (weights is None and average is not None):
+        if not averaged:
+            note(f"{file}: the averaged weights under `{place}` are read, as the file has no others")
+        weights = _unwrap(average)
+    elif place:
+        note(f"{file}: the averaged weights under `{place}` are not read; {_HOW}")
+    state = _tensors(file, weights)
+    names = state.keys() - {"n_averaged"}  # a counter of torch's AveragedModel, which has no prefix
     if names and all(key.startswith("module.") for key in names):
         state = {key.removeprefix("module."): tensor for key, tensor in state.items() if key in names}
     if not state:
@@ -85,7 +99,7 @@ def weights_file(path: Path) -> Path:
 
 def read_metadata(file: Path) -> dict[str, str]:
     """Return the text entries in the header of a safetensors file; empty for any other file."""
-    if kind_of(file) != "safetensors":
+    if checkpoint_kind(file) != "safetensors":
         return {}
     try:
         with _opened(file) as opened:
@@ -96,7 +110,7 @@ def read_metadata(file: Path) -> dict[str, str]:
 
 def _opened(file: Path) -> Any:
     if not is_utf8(file):
-        raise CheckpointError(f"{file}: its path is not UTF-8, and safetensors opens no other; rename it")
+        raise CheckpointError(f"{file}: safetensors can only open paths in UTF-8; rename the file or folder")
     return safe_open(file, framework="pt", device="cpu")
 
 
@@ -108,37 +122,26 @@ def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{file}: damaged safetensors file, perhaps truncated ({error})") from None
 
 
-def _loaded(file: Path) -> Any:
+def _read_torch(file: Path) -> Any:
     try:
         with _STAND_INS, torch.serialization.safe_globals(TORCH_STAND_INS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # old storages warn on the way; what matters is raised
+            warnings.simplefilter("ignore")  # about old storages; problems raise an error
             content = torch.load(
                 file,
                 map_location="cpu",
                 weights_only=True,
-                encoding="latin1",  # numbers that Python 2 wrote as text keep their bytes
+                encoding="latin1",  # keeps the bytes of numbers that Python 2 wrote as text
             )
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{file}: {_refusal(str(error))}") from None
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        IndexError,
-        AssertionError,
-        struct.error,
-    ) as error:
+    except _DAMAGED_TORCH as error:
         first = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{file}: damaged PyTorch file, perhaps truncated ({first})") from None
     return content
 
 
 def _refusal(message: str) -> str:
-    """Turn torch's page of advice into one line."""
+    """Return torch's long message as one line."""
     asked = re.search(r"GLOBAL ([\w.]+)", message)
     if asked:
         return refusal(f"it asks for `{asked[1]}`")
@@ -147,47 +150,29 @@ def _refusal(message: str) -> str:
         return refusal(ours[0])
     if re.search(r"Unsupported operand (?:149|140|141|142|143|144|145|147|148)\b", message):
         return (
-            "written with pickle protocol 4 or later, which cannot be read safely; save it anew with "
-            "torch.save and its usual protocol"
+            "written with pickle protocol 4 or later, which cannot be read safely; save it again with "
+            "torch.save and its default protocol"
         )
     return refusal("")
 
 
-def _tensors(file: Path, content: Any, averaged: bool) -> tuple[dict[str, torch.Tensor], bool]:
-    """Return the tensors of what a trainer saved, and whether they are an average where one was asked for."""
-    taken = False
-    while isinstance(content, dict):
-        kept = [key for key in content if _AVERAGED.search(str(key)) and _holds_tensors(content[key])]
-        inner = next((name for name in _INNER if isinstance(content.get(name), dict)), None)
-        if kept and not taken and (averaged or (inner is None and not _has_tensor(content))):
-            if not averaged:
-                note(f"{file}: the averaged weights under `{kept[0]}` are read: there are no others")
-            content, taken = content[kept[0]], True
-        elif inner is not None:
-            if kept and not taken:
-                note(
-                    f"{file}: the weights under `{inner}` are read, not the averaged ones under `{kept[0]}`; {_HOW}"
-                )
-            content = content[inner]
-        elif taken and isinstance(content.get("module"), dict):
-            content = content["module"]
-        else:
-            break
+def _tensors(file: Path, content: Any) -> dict[str, torch.Tensor]:
     if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{file}: it holds a {type(content).__name__}; expected a dictionary of tensors"
-        )
-    state: dict[str, torch.Tensor] = {}
-    other: list[str] = []
-    for key, value in content.items():
-        tensor = value.tensor() if isinstance(value, Numbers) else value
-        if isinstance(tensor, torch.Tensor) and not (isinstance(value, Numbers) and tensor.ndim == 0):
-            state[str(key)] = tensor
-        else:
-            other.append(str(key))
-    if other and not state:
-        raise CheckpointError(f"{file}: no weights under {', '.join(_INNER)} (found {', '.join(other[:4])})")
-    return state, taken
+        raise CheckpointError(f"{file}: holds a {type(content).__name__}; expected a dictionary of tensors")
+    tensors = {str(key): _as_tensor(value) for key, value in content.items()}
+    state = {key: tensor for key, tensor in tensors.items() if tensor is not None}
+    if tensors and not state:
+        found = ", ".join(list(tensors)[:4])
+        raise CheckpointError(f"{file}: no weights under {', '.join(_INNER)} (found {found})")
+    return state
+
+
+def _as_tensor(value: Any) -> torch.Tensor | None:
+    """Return a tensor or an array as a tensor; None for other values, such as the numbers of a trainer."""
+    tensor = value.tensor() if isinstance(value, Numbers) else value
+    if not isinstance(tensor, torch.Tensor) or (isinstance(value, Numbers) and tensor.ndim == 0):
+        return None
+    return tensor
 
 
 def _has_tensor(content: Any) -> bool:
@@ -196,47 +181,303 @@ def _has_tensor(content: Any) -> bool:
     )
 
 
-def _holds_tensors(content: Any) -> bool:
-    """Tell whether there are tensors in a dictionary, or in one in it (`module`, `state_dict`)."""
-    return _has_tensor(content) or (isinstance(content, dict) and any(map(_has_tensor, content.values())))
+def _inner(content: dict[Any, Any]) -> str | None:
+    """Return the key under which a trainer stored the weights."""
+    return next((name for name in _INNER if isinstance(content.get(name), dict)), None)
 
 
-def _split(file: Path, state: dict[str, torch.Tensor], averaged: bool) -> dict[str, torch.Tensor]:
-    """Return one of the two networks that stand in one state dict, told by their first names (`ema_model.`).
+def _unwrap(content: Any) -> Any:
+    """Return the weights in an average, which may be stored with counters or as a wrapped module."""
+    while isinstance(content, dict):
+        inner = _inner(content) or ("module" if isinstance(content.get("module"), dict) else None)
+        if inner is None:
+            break
+        content = content[inner]
+    return content
+
+
+# Where averages are stored. Each function takes a file and its content, and returns the weights (None if there is only
+# an average), the average (None if there is none) and its place, for messages.
+
+
+def _average_of_run(file: Path, content: Any) -> tuple[Any, Any, str]:
+    """Find the average of a run of this package, which its training state contains."""
+    training = file.with_name("state.pt")
+    state = _read_torch(training) if file.name == WEIGHTS and training.is_file() else None
+    if not isinstance(state, dict) or "holds" not in state:
+        return content, None, ""
+    if state["holds"] == "averaged":
+        return content, content, ""
+    if not state.get("other"):
+        raise CheckpointError(f"{file}: no averaged weights: the run had no `train.ema`")
+    return content, state["other"], ""
+
+
+def _average_by_key(file: Path, content: Any) -> tuple[Any, Any, str]:  # noqa: ARG001
+    """Find an average with a key of its own, for example `{"model_ema": …, "state_dict": …}`."""
+    average, place = None, ""
+    while isinstance(content, dict):
+        keys = [
+            str(key)
+            for key, value in content.items()
+            if _AVERAGED.search(str(key))
+            and (_has_tensor(value) or (isinstance(value, dict) and any(map(_has_tensor, value.values()))))
+        ]
+        if keys and average is None:
+            average, place = content[keys[0]], keys[0]
+        inner = _inner(content)
+        if inner is None:
+            return (None if keys and not _has_tensor(content) else content), average, place
+        content = content[inner]
+    return content, average, place
+
+
+def _average_by_prefix(file: Path, content: Any) -> tuple[Any, Any, str]:  # noqa: ARG001
+    """Find an average whose names have a prefix of their own, for example `ema_model.conv.weight`."""
+    parts: dict[str, dict[str, Any]] = {}
+    for key, value in content.items() if isinstance(content, dict) else ():
+        first, _, rest = str(key).partition(".")
+        if rest and _AVERAGED.search(first) and _as_tensor(value) is not None:
+            parts.setdefault(first, {})[rest] = value
+    if not parts:
+        return content, None, ""
+    prefix = max(parts, key=lambda part: len(parts[part]))
+    others = {key: value for key, value in content.items() if str(key).partition(".")[0] != prefix}
+    doubled = {key.removeprefix("module.") for key in parts[prefix]} - {"n_averaged"}
+    if doubled and {str(key) for key in others} >= doubled:
+        return others, parts[prefix], f"{prefix}."
+    return content, parts[prefix], ""
+
+
+_AVERAGES = (_average_of_run, _average_by_key, _average_by_prefix)
+
+
+_NUMBER_CODES = frozenset(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)) | {
+    "f2",
+    "f4",
+    "f8",
+    "b1",
+}
+_SHORT_CODES = {"?": "b1", "e": "f2", "f": "f4", "d": "f8", "b": "i1", "B": "u1"}
+_BOOKKEEPING = frozenset(("lr", "model_iter"))
+"""Blobs with the trainer's state."""
+
+
+class Refused(pickle.UnpicklingError):
+    """The file contains more than numbers."""
+
+
+class Dtype:
+    """Replaces `numpy.dtype`: a type of numbers, never of objects, records or text."""
+
+    __slots__ = ("kind",)
+
+    def __init__(self, code: object, *_: object) -> None:
+        text = code.decode("ascii", "replace") if isinstance(code, bytes) else str(code)
+        bare = text.lstrip("<>|=")
+        bare = _SHORT_CODES.get(bare, bare)
+        if bare not in _NUMBER_CODES:
+            what = "objects" if bare.startswith("O") else f"values of type {text[:20]!r}"
+            raise Refused(f"it holds an array of {what}; expected numbers")
+        self.kind = np.dtype(("<" if text[:1] not in "<>" else text[0]) + bare)
+
+    def __setstate__(self, state: object) -> None:
+        if not isinstance(state, tuple) or len(state) < 5:
+            raise Refused("it holds an array of an unknown type; expected numbers")
+        order, *compound = state[1:5]
+        if any(part is not None for part in compound):
+            raise Refused("it holds an array of records; expected numbers")
+        if _text(order) == ">":
+            self.kind = self.kind.newbyteorder(">")
+
+
+class Numbers:
+    """Replaces `numpy.ndarray` and numpy's scalars."""
+
+    __slots__ = ("array",)
+
+    def __init__(self) -> None:
+        self.array: np.ndarray[Any, Any] | None = None
+
+    def __setstate__(self, state: object) -> None:
+        if not isinstance(state, tuple) or len(state) not in (4, 5):
+            raise Refused("it holds an array that is not described as numpy does")
+        shape, dtype, fortran, data = state[-4:]
+        self.fill(shape, dtype, data, "F" if fortran else "C")
+
+    def fill(self, shape: object, dtype: object, data: object, order: str) -> Numbers:
+        """Set the content; its length must match shape and type."""
+        if isinstance(data, str):
+            data = data.encode("latin1")  # Python 2 wrote bytes as text
+        if not isinstance(dtype, Dtype) or not isinstance(data, bytes | bytearray):
+            raise Refused("it holds an array whose content is not numbers")
+        if not isinstance(shape, tuple) or any(type(size) is not int or size < 0 for size in shape):
+            raise Refused("it holds an array without a shape")
+        if math.prod(shape) * dtype.kind.itemsize != len(data):
+            raise Refused(f"it holds an array of shape {shape} with {len(data)} bytes of content")
+        flat = np.frombuffer(data, dtype.kind)
+        self.array = flat.reshape(shape, order="F" if order == "F" else "C")
+        return self
+
+    def tensor(self) -> torch.Tensor | None:
+        """Return a tensor that owns its memory; None if there is no content."""
+        if self.array is None:
+            return None
+        native = self.array.dtype.newbyteorder("=")
+        return torch.from_numpy(self.array.astype(native, order="C", copy=True))
+
+
+class Namespace:
+    """Replaces `argparse.Namespace`, in which trainers store their flags; the content is dropped."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: object) -> None:
+        """Drop the flags."""
+
+
+class Name:
+    """Value of a name in a pickle. The file cannot change it, and calling it checks the arguments."""
+
+    __slots__ = ("_make", "_name")
+
+    def __init__(self, name: str, make: Callable[..., Any] | None = None) -> None:
+        self._name = name
+        self._make = make
+
+    def __call__(self, *args: object) -> Any:
+        """Create the replacement, or refuse."""
+        if self._make is None:
+            raise Refused(f"it calls `{self._name}`")
+        try:
+            return self._make(*args)
+        except TypeError:
+            raise Refused(f"it calls `{self._name}` with arguments of another kind") from None
+
+    def __setstate__(self, state: object) -> NoReturn:
+        raise Refused(f"it changes `{self._name}`")
+
+
+_NDARRAY = Name("numpy.ndarray")
+
+
+def _empty(kind: object, *_: object) -> Numbers:
+    if kind is not _NDARRAY:
+        raise Refused("it builds a special kind of array")
+    return Numbers()
+
+
+def _scalar(dtype: object, data: object = b"") -> Numbers:
+    return Numbers().fill((), dtype, data, "C")
+
+
+def _from_buffer(data: object, dtype: object, shape: object, order: object = "C") -> Numbers:
+    return Numbers().fill(shape, dtype, data, _text(order))
+
+
+def _encode(text: object, encoding: object = "latin1") -> bytes:
+    if not isinstance(text, str) or _text(encoding).replace("-", "") not in ("latin1", "iso88591"):
+        raise Refused("it encodes something other than bytes")
+    return text.encode("latin1")
+
+
+def _text(value: object) -> str:
+    return value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
+
+
+_NUMPY: dict[str, Any] = {"numpy.ndarray": _NDARRAY, "numpy.dtype": Name("numpy.dtype", Dtype)}
+for _core in ("numpy.core", "numpy._core"):
+    _NUMPY[f"{_core}.multiarray._reconstruct"] = Name("_reconstruct", _empty)
+    _NUMPY[f"{_core}.multiarray.scalar"] = Name("scalar", _scalar)
+    _NUMPY[f"{_core}.numeric._frombuffer"] = Name("_frombuffer", _from_buffer)
+
+_PICKLED: dict[str, Any] = {
+    **_NUMPY,
+    "_codecs.encode": Name("encode", _encode),
+    "builtins.bytes": Name("bytes", lambda: b""),
+    "collections.OrderedDict": Name("OrderedDict", dict),
+}
+
+TORCH_STAND_INS: list[Any] = [
+    *((what, name) for name, what in _NUMPY.items()),
+    (Dtype, "two_stream.Dtype"),
+    (Numbers, "two_stream.Numbers"),
+    (Namespace, "argparse.Namespace"),
+]
+"""Replacements for `torch.serialization.safe_globals`: values that trainers store along with the tensors."""
+
+
+class _Reader(pickle.Unpickler):
+    """An unpickler that knows only the names above."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}"
+        if full not in _PICKLED:
+            raise Refused(f"it asks for `{full}`")
+        return _PICKLED[full]
+
+    def persistent_load(self, pid: object) -> NoReturn:  # noqa: ARG002 - pickle's signature
+        raise Refused("it refers to something outside of the file")
+
+
+def read_caffe2(file: Path) -> dict[str, torch.Tensor]:
+    """Return the weights of a Caffe2 model file by blob name, for example `res2_0_branch2a_bn_rm`.
+
+    Blobs of the trainer are left out: `lr`, `model_iter`, names that end in `_momentum`, and everything that is not an
+    array of floating-point numbers. Both spellings of numpy's modules and pickle protocols 0 to 5 are supported. Text
+    written by Python 2 is decoded as latin1, which keeps the bytes of arrays.
 
     Raises:
-        CheckpointError: Averaged weights are asked for and there are none.
+        CheckpointError: Damaged, refused, or a pickle of something else; nothing in it was executed.
     """
-    parts: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in state.items():
-        first, _, rest = key.partition(".")
-        if rest and _AVERAGED.search(first):
-            parts.setdefault(first, {})[rest] = tensor
-    name = max(parts, key=lambda part: len(parts[part]), default="")
-    if averaged:
-        if not name:
-            raise CheckpointError(
-                f"{file}: no averaged weights beside the others (names with ema, swa or average)"
-            )
-        return parts[name]
-    others = {key: tensor for key, tensor in state.items() if key.partition(".")[0] != name}
-    doubled = {key.removeprefix("module.") for key in parts.get(name, ())} - {"n_averaged"}
-    if doubled and others.keys() >= doubled:
-        note(f"{file}: the averaged weights under `{name}.` are not read; {_HOW}")
-        return others
+    try:
+        with file.open("rb") as opened:
+            content = _Reader(opened, encoding="latin1").load()
+    except Refused as error:
+        raise CheckpointError(f"{file}: {refusal(str(error))}") from None
+    except pickle.UnpicklingError as error:
+        reason = str(error)
+        if "truncated" in reason:
+            raise CheckpointError(f"{file}: damaged pickle, perhaps truncated ({reason})") from None
+        raise CheckpointError(f"{file}: {refusal('')}") from None
+    except EOFError:
+        raise CheckpointError(f"{file}: damaged pickle, perhaps truncated (it ends too early)") from None
+    except _DAMAGED_PICKLE as error:
+        raise CheckpointError(f"{file}: damaged pickle ({type(error).__name__})") from None
+    return _weights(file, content)
+
+
+def refusal(reason: str) -> str:
+    """Return one line that says why a file was not read."""
+    if not reason:
+        return "refused or damaged: it is not a pickle of tensors only, and nothing in it was executed"
+    hint = ""
+    if "`torch." in reason or "`__main__." in reason:
+        hint = "; if you trust its author, save its `state_dict()` again with torch.save"
+    return f"refused, {reason}: a checkpoint may hold tensors only, and nothing in it was executed{hint}"
+
+
+def _weights(file: Path, content: object) -> dict[str, torch.Tensor]:
+    blobs = content.get("blobs") if isinstance(content, dict) else None
+    if not isinstance(blobs, dict):
+        keys = ", ".join(str(key)[:40] for key in list(content)[:4]) if isinstance(content, dict) else ""
+        found = (
+            f"a dictionary of {keys or 'nothing'}" if isinstance(content, dict) else type(content).__name__
+        )
+        raise CheckpointError(f"{file}: a pickle of {found}; expected a Caffe2 model with `blobs`")
+    state: dict[str, torch.Tensor] = {}
+    for key, value in blobs.items():
+        name = _text(key)
+        if name in _BOOKKEEPING or name.endswith("_momentum") or not isinstance(value, Numbers):
+            continue
+        tensor = value.tensor()
+        if tensor is not None and tensor.is_floating_point():
+            state[name] = tensor
     return state
 
 
-def _of_own_run(file: Path) -> dict[str, torch.Tensor] | None:
-    """Return the averaged weights of a checkpoint of ours, nothing where its file holds them; None for other files."""
-    beside = file.with_name("state.pt")
-    if file.name != WEIGHTS or not beside.is_file():
-        return None
-    state = _loaded(beside)
-    if not isinstance(state, dict) or "holds" not in state:
-        return None
-    if state["holds"] == "averaged":
-        return {}
-    if not state.get("other"):
-        raise CheckpointError(f"{file}: no averaged weights: the run had no `train.ema`")
-    return dict(state["other"])
+_READERS: dict[str, Callable[[Path], Any]] = {
+    "safetensors": _read_safetensors,
+    "torch": _read_torch,
+    "pickle": read_caffe2,
+}

@@ -22,7 +22,7 @@ from two_stream.config.backbones import I3d
 from two_stream.config.heads import AverageHead, BertHead
 from two_stream.config.model import ModelOptions
 from two_stream.errors import SettingsError
-from two_stream.pretrained.layouts import LAYOUTS, recognise
+from two_stream.pretrained.layouts import LAYOUTS, recognise_layout
 from two_stream.recognizer import Recognizer
 
 TINY = I3d(width=0.25, temporal_stride=4)
@@ -285,7 +285,7 @@ def test_published_names_lead_both_ways(name, reduction, first, last):
     assert all(len(names) == 1 for names in theirs.values())
     state = {names[0]: ours[key] for key, names in theirs.items()}
     assert len(state) == len(ours)
-    assert recognise(state) is layout
+    assert recognise_layout(state) is layout
     assert [layout.translate(key) for key in state] == list(ours)
     assert first in state
     assert last in state

@@ -18,7 +18,7 @@ from two_stream.backbones.r2plus1d import (
 from two_stream.config.backbones import R2Plus1d
 from two_stream.config.heads import AverageHead, BertHead
 from two_stream.config.model import ModelOptions
-from two_stream.pretrained.layouts import LAYOUTS, recognise
+from two_stream.pretrained.layouts import LAYOUTS, recognise_layout
 from two_stream.recognizer import Recognizer
 
 TINY = R2Plus1d(depth=18, width=0.125, temporal_stride=4)
@@ -74,7 +74,7 @@ def test_logits_are_torchvisions(build, options):
     torch.manual_seed(0)
     theirs = lively(build())
     state = theirs.state_dict()
-    layout = recognise(state)
+    layout = recognise_layout(state)
     assert layout.name == "R(2+1)D (torchvision, IG-65M)"
     with torch.device("meta"):
         model = Recognizer(ModelOptions(backbone=options, head=AverageHead()), 7).eval()
@@ -265,7 +265,7 @@ def test_published_names_lead_both_ways(name, backbone, key):
     assert all(len(names) == 1 for names in theirs.values())
     state = {names[0]: ours[name] for name, names in theirs.items()}
     assert len(state) == len(ours)
-    assert recognise(state) is layout
+    assert recognise_layout(state) is layout
     assert [layout.translate(name) for name in state] == list(ours)
     assert key in state
 
@@ -273,4 +273,4 @@ def test_published_names_lead_both_ways(name, backbone, key):
 @pytest.mark.parametrize("build", [tv.r3d_18, tv.mc3_18])
 def test_torchvisions_other_networks_are_not_mistaken(build):
     with torch.device("meta"):
-        assert recognise(build(weights=None).state_dict()) is None
+        assert recognise_layout(build(weights=None).state_dict()) is None

@@ -104,7 +104,7 @@ def test_the_data_path_and_what_holds_a_run_back(run, tmp_path, capsys):
     experiment.write_text(yaml.safe_dump(settings))
     assert profile.main(quick(run, "--precision", "fp32", "--data", str(experiment))) == 0
     text = capsys.readouterr().out
-    assert "data path: small, rgb from frames" in text
+    assert "data loading: small, rgb from frames" in text
     assert "with 0 workers" in text
     with pytest.raises(DataError, match="absent"):
         profile.main(quick(run, "--data", "absent", "--settings-root", str(tmp_path)))
@@ -151,7 +151,7 @@ def test_wrong_flags_cost_no_time(run, tmp_path):
     with pytest.raises(ScoreError, match="no such score file"):
         profile.main(quick(run, "--plot", str(tmp_path / "p.png"), str(tmp_path / "absent.npz")))
     lost = scores(tmp_path, "lost", 20, run=str(tmp_path / "elsewhere"))
-    with pytest.raises(SettingsError, match=r"its run folder \(.*elsewhere\) is not here"):
+    with pytest.raises(SettingsError, match=r"its run folder .*elsewhere is missing"):
         profile.main(quick(run, "--plot", str(tmp_path / "p.png"), str(lost)))
     with pytest.raises(SettingsError, match=r"training with batch size 1: .* give a larger one"):
         profile.main(quick(run, "--batch-size", "1", "--training", "--precision", "fp32"))

@@ -21,7 +21,7 @@ from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError
 from two_stream.evaluation.scores.files import read_scores
 from two_stream.late_temporal.training import SGD_ARCHITECTURES, STARTS, split_flags
-from two_stream.pretrained.files.manifest import read_published
+from two_stream.pretrained.files.manifest import read_manifest
 from two_stream.training.trainer import TrainResult
 from two_stream.types import RunPaths
 
@@ -137,7 +137,7 @@ def test_every_published_name_has_its_trainer_and_its_start() -> None:
 
 
 def test_starts_are_in_the_manifest(repository: Path) -> None:
-    manifest = read_published(repository / "weights" / "manifest.yaml")
+    manifest = read_manifest(repository / "weights" / "manifest.yaml")
     for start in STARTS.values():
         assert manifest.find(start.fetch).file in start.files
         assert all(
@@ -174,14 +174,14 @@ def test_published_weights_are_used_where_they_lie(
     made, _ = asked("--arch", BERT)
     assert made.train.init is None
     shown = capsys.readouterr().err
-    assert "training starts from scratch: weights/resnext-101-64f-kinetics.pth" in shown
+    assert "training starts from scratch, as weights/resnext-101-64f-kinetics.pth" in shown
     assert f"`two-stream weights fetch {STARTS[BERT].fetch}`" in shown
     (folder / "weights").mkdir()
     file = folder / "weights" / "resnext-101-64f-kinetics.pth"
     file.write_bytes(b"x")
     made, _ = asked("--arch", BERT)
     assert (made.train.init, made.train.new_classifier) == (Path("weights") / file.name, True)
-    assert f"weights to start from: weights/{file.name}" in capsys.readouterr().err
+    assert f"initial weights: weights/{file.name}" in capsys.readouterr().err
     made, _ = asked("--arch", BERT, "--pretrained", "other.pth")
     assert made.train.init == Path("other.pth")
     made, _ = asked("--arch", BERT, "--train.init", "third.pth")
@@ -211,7 +211,7 @@ def test_continue_without_a_run_starts_from_the_published_checkpoint(
     assert made.train.init is None
     made, how = asked("--arch", BERT, "--continue")
     assert (made.train.init, how["resume"]) == (file, True)
-    assert "weights, not optimizer state" in capsys.readouterr().err
+    assert "weights, without its optimizer" in capsys.readouterr().err
 
 
 def test_flags_without_meaning_are_answered(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
@@ -298,7 +298,7 @@ def test_train_continue_and_evaluate_for_real(
     run = tmp_path / "runs" / "window_mobilenetv2_0.2x_split1"
     assert (run / "best" / "model.safetensors").is_file()
     assert main([*args, "-c"]) == 0
-    assert "finished already" in capsys.readouterr().out
+    assert "the run has finished" in capsys.readouterr().out
     assert main([*args, "-e"]) == 0
     assert "single clip × centre crop" in capsys.readouterr().out
     table = read_scores(next((run / "scores").glob("test_single_center_*.npz")))

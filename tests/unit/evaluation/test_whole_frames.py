@@ -21,7 +21,7 @@ from two_stream.evaluation.scoring.network import example_clip
 from two_stream.evaluation.scoring.video import VideoInput, picture_at, score_file
 from two_stream.evaluation.scoring.views import describe_views, protocol_slug, same_boxes_note
 from two_stream.export import export_run, load
-from two_stream.export.clips import run_clips
+from two_stream.export.verifying import run_clips
 from two_stream.pretrained import write_model
 from two_stream.recognizer import create_model
 from two_stream.streaming.live.networks import Prepare

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from two_stream.errors import ExportError
-from two_stream.export.decompositions import adaptive_average
-from two_stream.export.graph import Exportable, program_of
+from two_stream.export.graph import Exportable, capture_graph
+from two_stream.export.onnx_format import adaptive_average
 
 
 @pytest.mark.parametrize("sizes", [(8, 7, 5), (4, 7, 5), (3, 7, 5), (1, 1, 1), (5, 2, 3)])
@@ -23,7 +23,7 @@ class _LooksAtValues(torch.nn.Module):
 def test_a_network_that_looks_at_values_gives_torchs_reason_in_one_line():
     example = torch.ones(2, 3, dtype=torch.uint8)
     with pytest.raises(
-        ExportError, match=r"torch\.export cannot write this network as a graph: \S"
+        ExportError, match=r"torch\.export cannot capture this network as a graph: \S"
     ) as caught:
-        program_of(Exportable(_LooksAtValues(), (example,), ("clip",), ("logits",)))
+        capture_graph(Exportable(_LooksAtValues(), (example,), ("clip",), ("logits",)))
     assert "\n" not in str(caught.value)

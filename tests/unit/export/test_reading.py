@@ -54,7 +54,7 @@ def test_a_foreign_onnx_file_is_one_line(onnx_file, tmp_path, world, capsys):
     file = tmp_path / "foreign.onnx"
     onnx.save(model, str(file))
     assert cli(["predict", _video(world), "--rgb", str(file)]) == 2
-    assert "an ONNX file without our card; expected one that `two-stream export` wrote" in _one_line(capsys)
+    assert "an ONNX file without our card; expected one of `two-stream export`" in _one_line(capsys)
     assert cli(["evaluate", str(file)]) == 2
     assert "without our card" in _one_line(capsys)
 
@@ -78,15 +78,15 @@ def test_other_files_are_one_line(tmp_path, world, capsys):
 
 def test_a_wrong_stream_is_one_line(pt2_file, world, capsys):
     assert cli(["predict", _video(world), "--rgb", str(pt2_file)]) == 2
-    assert "this is a run on flow; give it with --flow" in _one_line(capsys)
+    assert "this run uses flow; give it with --flow" in _one_line(capsys)
 
 
 def test_what_an_exported_file_cannot_do_is_one_line(pt2_file, world, capsys):
     flow = ["--flow", str(pt2_file)]
     assert cli(["predict", _video(world), *flow, "--attention", "a.png"]) == 2
-    assert "an exported file gives logits alone; give its run" in _one_line(capsys)
+    assert "an exported file only returns logits; give its run" in _one_line(capsys)
     assert cli(["predict", _video(world), *flow, "--device", "cuda"]) == 2
-    assert "computed on the CPU; leave --device out" in _one_line(capsys)
+    assert "exported files run on the CPU only" in _one_line(capsys)
     assert cli(["evaluate", str(pt2_file), "--precision", "bf16"]) == 2
     assert "`evaluate.precision` is bf16, and an exported file computes as it was written" in _one_line(
         capsys
@@ -111,11 +111,11 @@ def test_a_missing_compiler_is_said_before_anything_runs(world, monkeypatch, cap
 def test_wrong_words_of_the_command_are_one_line(world, tmp_path, capsys):
     rgb = str(world / "rgb")
     for args, words in (
-        (["no_such_model"], "no run folder, model folder or model's name"),
-        ([rgb, "--to", "pt2", "--out", str(tmp_path)], "is a folder; give the file to write"),
+        (["no_such_model"], "not a run, model folder or name of a model"),
+        ([rgb, "--to", "pt2", "--out", str(tmp_path)], "is a folder; give a file"),
         ([rgb, "--to", "pt2", "--out", "a.onnx"], "a file of format pt2 ends in .pt2; give a.pt2"),
-        ([rgb, "--to", "pt2", "--int8"], "int8 is written to ONNX alone; --to is pt2"),
-        ([rgb, "--stream", "--int8"], "--int8 is for clip networks"),
+        ([rgb, "--to", "pt2", "--int8"], "int8 is supported for ONNX only; --to is pt2"),
+        ([rgb, "--stream", "--int8"], "--int8 does not support --stream"),
         ([rgb, "--int8", "--calibration-clips", "0"], "--calibration-clips is 0: expected 1 or more"),
     ):
         assert cli(["export", *args]) == 2, args

@@ -18,9 +18,9 @@ from two_stream.errors import CheckpointError, ExportError, SettingsError
 from two_stream.evaluation.runs.run import evaluate_run, load_run, predict, score_with_runs
 from two_stream.evaluation.scores.files import read_scores
 from two_stream.export import export_run, load, verifying
-from two_stream.export.bare import BareModel
-from two_stream.export.clips import noise_clips, run_clips
-from two_stream.export.int8 import Int8Options
+from two_stream.export.onnx_format import Int8Options
+from two_stream.export.verifying import noise_clips, run_clips
+from two_stream.export.writing import BareModel
 from two_stream.recognizer import create_model
 from two_stream.runtime.files import sha256
 from two_stream.types import RunPaths
@@ -192,13 +192,13 @@ def test_int8_finds_the_models_classes_and_is_smaller(resnet, tmp_path):
 def test_int8_that_finds_other_classes_is_refused():
     model = torch.eye(4).repeat(3, 1)
     wrong = verifying.Compared(model, model.roll(1, dims=1))
-    with pytest.raises(ExportError, match="int8 finds the model's class on 0 % of 12 clips"):
+    with pytest.raises(ExportError, match="int8 predicts the model's class on only 0 % of 12 clips"):
         wrong.verified("clips", None)
     assert verifying.Compared(model, model + 0.1).verified("clips", None).agreement == 1.0
 
 
 def test_int8_of_another_format_is_refused(world):
-    with pytest.raises(SettingsError, match=r"int8 is written to ONNX alone; --to is pt2"):
+    with pytest.raises(SettingsError, match=r"int8 is supported for ONNX only; --to is pt2"):
         export_run(load_run(world / "rgb"), "pt2", int8=Int8Options())
 
 
@@ -224,7 +224,7 @@ def test_aoti_gives_the_runs_scores(world, tmp_path):
     wanted, _ = evaluate_run(run, EvaluateOptions(precision="fp32", views="multi", crops="three"))
     for name in ("model.aoti.pt2", "model.onnx"):
         renamed = file.rename(file.with_name(name))
-        with pytest.raises(CheckpointError, match=r"an AOTInductor package: machine code.*--trust"):
+        with pytest.raises(CheckpointError, match=r"an AOTInductor package contains machine code.*--trust"):
             load(renamed)
     found, _ = evaluate_run(load(renamed, trust=True))
     assert np.abs(found.logits - wanted.logits).max() < 1e-4 * np.abs(wanted.logits).max()

@@ -13,8 +13,8 @@ from two_stream.config.model import InputOptions, ModelOptions
 from two_stream.config.schema import Experiment
 from two_stream.errors import CheckpointError, ExportError
 from two_stream.export import Timing, export_stream, load, load_stream, plain_copy
-from two_stream.export.bare import BareModel
-from two_stream.export.clips import noise_clips
+from two_stream.export.verifying import noise_clips
+from two_stream.export.writing import BareModel
 from two_stream.recognizer import create_model
 from two_stream.types import RunPaths
 
@@ -90,7 +90,7 @@ def test_steps_of_any_number_of_streams_are_the_modules(bare, to, tmp_path):
 
 
 def test_a_state_that_does_not_begin_with_one_value_is_refused(bare, tmp_path):
-    with pytest.raises(ExportError, match="state 'means' of the stream does not begin with one value"):
+    with pytest.raises(ExportError, match="state 'means' of the stream has no constant initial value"):
         export_stream(bare, Counting(fresh=False).eval(), Timing(3, 3), "pt2", tmp_path / "stream.pt2")
     assert list(tmp_path.iterdir()) == []
 
@@ -136,17 +136,17 @@ def test_a_convolutional_stream_gives_the_clip_networks_predictions(bare, tmp_pa
 
 def test_a_stream_is_no_clip_network_and_the_other_way_round(bare, pt2_file, tmp_path, capsys, world):
     file, _ = export_stream(bare, Counting().eval(), Timing(3, 3), "pt2", tmp_path / "stream.pt2")
-    with pytest.raises(CheckpointError, match="holds a streaming network, which takes frames one by one"):
+    with pytest.raises(CheckpointError, match="holds a streaming network, which takes single frames"):
         load(file)
     with pytest.raises(CheckpointError, match="holds a clip network; give a streaming one"):
         load_stream(pt2_file)
     video = str(world / "videos" / "left" / "v_g1.mp4")
     assert cli(["predict", video, "--rgb", str(file)]) == 2
-    assert "give a clip network (export without --stream)" in capsys.readouterr().err
+    assert "give a clip network (exported without --stream)" in capsys.readouterr().err
 
 
 def test_the_command_writes_a_stream(bare, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("two_stream.export.bare.named_model", lambda *_: bare)
+    monkeypatch.setattr("two_stream.export.writing.named_model", lambda *_: bare)
     out = tmp_path / "s.pt2"
     assert cli(["export", "r", "--stream", "--to", "pt2", "--out", str(out)]) == 0
     shown = capsys.readouterr().out

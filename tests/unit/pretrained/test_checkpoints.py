@@ -96,9 +96,7 @@ def test_averaged_weights_of_torch_load_and_those_beside_raw_ones_are_mentioned(
     torch.save(both, tmp_path / "timm.pth")
     load_weights(model, tmp_path / "timm.pth")
     assert same(raw, model)
-    assert (
-        "under `state_dict` are read, not the averaged ones under `state_dict_ema`" in capsys.readouterr().err
-    )
+    assert "the averaged weights under `state_dict_ema` are not read" in capsys.readouterr().err
 
 
 def test_names_of_no_known_network_stay_as_they_are(tmp_path):
@@ -119,7 +117,7 @@ def test_a_checkpoint_given_as_a_video_or_run_is_called_one(tmp_path, capsys, na
     said = capsys.readouterr().err.strip()
     what = "video" if args[0] == "predict" else "run"
     assert said == (
-        f"two-stream: {file}: a checkpoint, not a {what}; make a run of it with `two-stream weights convert {file} "
+        f"two-stream: {file}: a checkpoint, not a {what}; convert it to a run with `two-stream weights convert {file} "
         "--model MODEL --out RUN`"
     )
 
@@ -150,7 +148,7 @@ def test_a_flipped_byte_is_noticed(tmp_path):
 
 def test_read_model_refuses_foreign_and_newer_files(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors")
-    with pytest.raises(CheckpointError, match="no model of ours"):
+    with pytest.raises(CheckpointError, match="not a Two-Stream model"):
         read_model(tmp_path / "x.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "y.safetensors", {"format": "two_stream", "version": "99"})
     with pytest.raises(CheckpointError, match="newer version"):
@@ -182,7 +180,7 @@ def test_a_malicious_pickle_is_refused_and_nothing_runs(tmp_path, monkeypatch):
     ("content", "message"),
     [
         (b"", r"empty file \(0 bytes\)"),
-        (b"hello, I am a text file\n" * 9, "no checkpoint"),
+        (b"hello, I am a text file\n" * 9, "not a checkpoint"),
         (b"PK\x03\x04 cut short", "damaged PyTorch file"),
         (b"\x80\x02\xff\xff", "refused or damaged"),
         ((64).to_bytes(8, "little") + b'{"a":', "damaged safetensors file"),
@@ -295,7 +293,7 @@ def test_inflated_resnet_answers_a_still_clip_as_the_image(tmp_path):
     flat = resnet18(num_classes=3).eval()
     torch.save(flat.state_dict(), tmp_path / "r18.pth")
     model = small(backbone=ResNet3d(depth=18), modality="rgb").eval()
-    with pytest.raises(CheckpointError, match="ask for inflation"):
+    with pytest.raises(CheckpointError, match="set `inflate`"):
         load_weights(model, tmp_path / "r18.pth")
     report = load_weights(model, tmp_path / "r18.pth", inflate=True)
     assert len(report.used) == len(model.state_dict())
@@ -369,12 +367,15 @@ def test_averaged_weights_are_taken_when_they_are_asked_for(tmp_path, capsys, wh
         torch.save({"state_dict": raw.state_dict(), where: kept, "ema_decay": 0.9}, tmp_path / "both.pth")
         load_weights(model, tmp_path / "both.pth")
         assert same(raw, model)
-        assert f"not the averaged ones under `{where}`; `train.init_averaged" in capsys.readouterr().err
+        assert (
+            f"the averaged weights under `{where}` are not read; to use them, set `train.init_averaged"
+            in capsys.readouterr().err
+        )
         load_weights(model, tmp_path / "both.pth", averaged=True)
         assert same(averaged, model)
         torch.save({where: kept, "optimizer": {"lr": 0.1}}, tmp_path / "alone.pth")
         load_weights(small(seed=3), tmp_path / "alone.pth")
-        assert "there are no others" in capsys.readouterr().err
+        assert "as the file has no others" in capsys.readouterr().err
 
 
 def test_averaged_weights_among_the_others_and_absent_ones(tmp_path, capsys):
@@ -389,7 +390,7 @@ def test_averaged_weights_among_the_others_and_absent_ones(tmp_path, capsys):
         load_weights(model, file, averaged=True)
         assert same(averaged, model)
     torch.save({"state_dict": raw.state_dict(), "ema": 0.9}, tmp_path / "raw.pth")
-    with pytest.raises(CheckpointError, match="no averaged weights beside the others"):
+    with pytest.raises(CheckpointError, match="no averaged weights"):
         load_weights(model, tmp_path / "raw.pth", averaged=True)
     assert capsys.readouterr().err == ""
     load_weights(model, tmp_path / "raw.pth")

@@ -117,7 +117,7 @@ def test_what_cannot_be_converted_is_said_in_one_line(tmp_path):
         assert "\n" not in str(raised.value)
 
     fails(
-        "5 classes in the file, 2 class names",
+        "5 classes in the file, 2 names",
         lambda: import_checkpoint(source, tmp_path / "o", model.options, ["a", "b"]),
     )
     wrong = small(backbone=ResNet3d(depth=18, width=0.125), head=AverageHead()).options
@@ -128,14 +128,17 @@ def test_what_cannot_be_converted_is_said_in_one_line(tmp_path):
         "unknown network", lambda: import_checkpoint(tmp_path / "strange.pth", tmp_path / "o", model.options)
     )
     import_checkpoint(source, tmp_path / "ours", model.options)
-    fails("exists already", lambda: import_checkpoint(source, tmp_path / "ours", model.options))
-    fails("of ours already", lambda: import_checkpoint(tmp_path / "ours", tmp_path / "o", model.options))
-    fails("no model of ours", lambda: export_checkpoint(source, tmp_path / "x.pth.tar"))
-    odd = small(backbone=SlowFast(width=0.125), head=NonLocalHead())
+    fails("already exists", lambda: import_checkpoint(source, tmp_path / "ours", model.options))
+    fails(
+        "already a Two-Stream model",
+        lambda: import_checkpoint(tmp_path / "ours", tmp_path / "o", model.options),
+    )
+    fails("not a Two-Stream model", lambda: export_checkpoint(source, tmp_path / "x.pth.tar"))
+    odd = network(backbone=SlowFast(width=0.125), head=NonLocalHead())
 
     write_model(tmp_path / "odd", odd, {"class_names": list("abcde")})
     fails(
-        "no published code has this network",
+        "no published code supports this network",
         lambda: export_checkpoint(tmp_path / "odd", tmp_path / "x.pth.tar"),
     )
     assert not (tmp_path / "x.pth.tar").exists()

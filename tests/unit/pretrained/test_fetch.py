@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 
 from two_stream.errors import CheckpointError, SettingsError
-from two_stream.pretrained.files import download as download_module
-from two_stream.pretrained.files.download import Patience
-from two_stream.pretrained.files.fetch import Sources, fetch, verify_file
+from two_stream.pretrained.files import fetch as download_module
+from two_stream.pretrained.files.fetch import Patience, Sources, fetch, verify_file
 from two_stream.pretrained.files.manifest import Preprocessing, PublishedFile, WeightsClasses
 
 CONTENT = bytes(range(256)) * 4096  # one MiB
@@ -295,10 +294,10 @@ def test_prefix_and_git_blob_are_enough_and_the_whole_hash_is_noted(site, tmp_pa
 def test_without_a_published_hash_the_one_found_is_noted_and_watched(site, tmp_path):
     made = entry(site, sha256=None)
     done = get(made, tmp_path)
-    assert done.assurance == f"no hash is published; its sha256 is {SHA}, noted in w.pth.sha256"
-    assert verify_file(made, done.file) == "no hash is published; unchanged since it was fetched"
+    assert done.assurance == f"no hash is published; its sha256 {SHA} is recorded in w.pth.sha256"
+    assert verify_file(made, done.file) == "no hash is published; unchanged since the download"
     done.file.write_bytes(CONTENT[:-1] + b"!")
-    with pytest.raises(CheckpointError, match=rf"expected sha256 {SHA} \(noted when it was fetched\), got "):
+    with pytest.raises(CheckpointError, match=rf"expected sha256 {SHA} \(recorded at the download\), got "):
         get(made, tmp_path)
     assert fetch(made, tmp_path, force=True, patience=IMPATIENT).file.read_bytes() == CONTENT
 
@@ -341,9 +340,7 @@ def test_nobody_listens_and_no_such_host(tmp_path):
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/w.pth"
         assert f"small: {url}: connection refused" in complaint(entry(url=url), tmp_path)
-    assert "host nowhere.invalid is not known here" in complaint(
-        entry(url="http://nowhere.invalid/w.pth"), tmp_path
-    )
+    assert "unknown host nowhere.invalid" in complaint(entry(url="http://nowhere.invalid/w.pth"), tmp_path)
 
 
 def test_silence_is_given_up(tmp_path):
@@ -371,7 +368,7 @@ def test_a_mirror_takes_the_publishers_place(site, tmp_path):
     made = entry(url="http://nowhere.invalid/w.pth")
     assert get(made, tmp_path, mirror=f"{site.url}/deep/").how == "downloaded"
     assert site.requests == [("/deep/w.pth", None)]
-    with pytest.raises(SettingsError, match=r"mirror '/data': expected an address"):
+    with pytest.raises(SettingsError, match=r"mirror '/data': expected an https://"):
         get(made, tmp_path / "other", mirror="/data")
 
 
@@ -419,7 +416,7 @@ def test_a_page_without_a_link_is_work_for_a_person(tmp_path):
 def test_a_full_disk_is_said_before_anything_is_written(site, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 10})
     monkeypatch.setattr(download_module.shutil, "disk_usage", lambda _: usage)
-    assert "1048576 bytes are needed, 10 are free" in complaint(entry(site), tmp_path)
+    assert "1048576 bytes are needed, but only 10 are free" in complaint(entry(site), tmp_path)
 
 
 def test_two_processes_do_not_write_one_part(site, tmp_path):
@@ -427,4 +424,4 @@ def test_two_processes_do_not_write_one_part(site, tmp_path):
 
     with (tmp_path / ".w.pth.part.lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        assert "another process is fetching this file" in complaint(entry(site), tmp_path)
+        assert "another process is downloading this file" in complaint(entry(site), tmp_path)

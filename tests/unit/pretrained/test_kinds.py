@@ -3,7 +3,7 @@
 import torch
 from safetensors.torch import save_file
 
-from two_stream.pretrained.kinds import kind_of
+from two_stream.pretrained.kinds import checkpoint_kind
 from two_stream.pretrained.reading import read_metadata
 
 
@@ -13,6 +13,6 @@ def test_a_safetensors_header_of_any_length_is_known(tmp_path):
         path = tmp_path / f"{extra}.safetensors"
         save_file({"w": torch.zeros(2)}, path, metadata={"note": "x" * extra})
         firsts.add(path.read_bytes()[0])
-        assert kind_of(path) == "safetensors"
+        assert checkpoint_kind(path) == "safetensors"
         assert read_metadata(path) == {"note": "x" * extra}
     assert 0x80 in firsts  # a pickle's first byte

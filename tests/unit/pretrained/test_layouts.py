@@ -13,7 +13,7 @@ from two_stream.config.heads import AverageHead, BertHead
 from two_stream.config.model import ModelOptions
 from two_stream.errors import CheckpointError
 from two_stream.pretrained.converting import published_state
-from two_stream.pretrained.layouts import LAYOUTS, OURS, recognise
+from two_stream.pretrained.layouts import LAYOUTS, OURS, recognise_layout
 from two_stream.recognizer import Recognizer
 
 BY_NAME = {layout.name: layout for layout in LAYOUTS}
@@ -75,7 +75,11 @@ def test_every_published_network_has_one_layout_that_names_all_of_it(record):
     found = []
     for layout in LAYOUTS:
         theirs = published_state(state, layout)
-        if layout is not OURS and all(layout.invert(key) for key in state) and recognise(theirs) is layout:
+        if (
+            layout is not OURS
+            and all(layout.invert(key) for key in state)
+            and recognise_layout(theirs) is layout
+        ):
             found.append(layout.name)
     assert [name for name in found if name.startswith("late_temporal")][:1] == found[:1]
     assert found

@@ -13,15 +13,15 @@ import pytest
 from two_stream import zoo
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.pretrained.files.manifest import (
+    STARTERS,
     Manifest,
+    file_hashes,
     find_manifest,
-    hashes,
-    mismatch,
-    read_published,
-    recorded,
+    find_mismatch,
+    read_manifest,
+    recorded_sha256,
 )
 from two_stream.pretrained.layouts import LAYOUTS
-from two_stream.pretrained.starter import STARTERS
 from two_stream.recognizer import input_spec
 
 ENTRY = """
@@ -41,7 +41,7 @@ entries:
 
 @pytest.fixture(scope="module")
 def published(repository: Path) -> Manifest:
-    return read_published(repository / "weights" / "manifest.yaml")
+    return read_manifest(repository / "weights" / "manifest.yaml")
 
 
 def written(folder: Path, text: str) -> Path:
@@ -142,23 +142,23 @@ def test_git_ignores_what_is_fetched(repository, published):
         (("licence: MIT", "licence: MIT\n    sha256: abc"), "`entries.0.sha256` is 'abc'"),
         (
             ("licence: MIT", f"licence: MIT\n    sha256: {'a' * 64}\n    sha256_prefix: abcdef"),
-            "`sha256_prefix` is not how `sha256` begins",
+            "`sha256` does not begin with `sha256_prefix`",
         ),
-        (("mean: [0.5]", "mean: [0.5, 0.5]"), "rgb has 3 channels"),
+        (("mean: [0.5]", "mean: [0.5, 0.5]"), "mean and std must have 3 values for rgb"),
         (("source: here", "source: here\n" + ENTRY.split("entries:\n")[1]), "name 'small' is given twice"),
     ],
 )
 def test_mistakes_in_a_manifest_are_one_line(tmp_path, change, complaint):
     path = written(tmp_path, ENTRY.replace(*change))
     with pytest.raises(SettingsError) as caught:
-        read_published(path)
+        read_manifest(path)
     assert complaint in str(caught.value)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
 
 
 def test_finding_and_matching(tmp_path):
-    manifest = read_published(written(tmp_path, ENTRY))
+    manifest = read_manifest(written(tmp_path, ENTRY))
     assert manifest.find("small") is manifest.find("w.pth")
     assert [entry.name for entry in manifest.matching("SMA")] == ["small"]
     assert manifest.matching("sma?") == []
@@ -179,25 +179,25 @@ def test_the_manifest_is_found_or_asked_for(tmp_path, monkeypatch, repository):
         "two_stream.pretrained.files.manifest.__file__", str(tmp_path / "site" / "a" / "b" / "c.py")
     )
     mine.unlink()
-    with pytest.raises(SettingsError, match=r"no weights/manifest\.yaml here .*--manifest FILE"):
+    with pytest.raises(SettingsError, match=r"no weights/manifest\.yaml in this folder .*--manifest FILE"):
         find_manifest()
 
 
 def test_hashes_and_their_comparison(tmp_path):
     file = tmp_path / "w.pth"
     file.write_bytes(b"hello\n")
-    found = hashes(file)
+    found = file_hashes(file)
     assert found["sha256"] == hashlib.sha256(b"hello\n").hexdigest()
     assert found["git_blob"] == "ce013625030ba8dba906f756967f9e9ca394464a"  # git hash-object
-    manifest = read_published(written(tmp_path, ENTRY))
+    manifest = read_manifest(written(tmp_path, ENTRY))
     (entry,) = manifest.entries
-    assert mismatch(entry, file) is None
-    assert mismatch(entry.model_copy(update={"size": 7}), file) == "expected 7 bytes, got 6"
-    assert mismatch(entry.model_copy(update={"git_blob": found["git_blob"]}), file) is None
+    assert find_mismatch(entry, file) is None
+    assert find_mismatch(entry.model_copy(update={"size": 7}), file) == "expected 7 bytes, got 6"
+    assert find_mismatch(entry.model_copy(update={"git_blob": found["git_blob"]}), file) is None
 
 
 def test_a_note_that_is_no_hash_is_named(tmp_path):
     (tmp_path / "w.pth.sha256").write_text("oops")
-    with pytest.raises(CheckpointError, match=r"w\.pth\.sha256: no line of sha256sum"):
-        recorded(tmp_path / "w.pth")
-    assert recorded(tmp_path / "other.pth") is None
+    with pytest.raises(CheckpointError, match=r"w\.pth\.sha256: not in the format of sha256sum"):
+        recorded_sha256(tmp_path / "w.pth")
+    assert recorded_sha256(tmp_path / "other.pth") is None

@@ -15,8 +15,7 @@ import pytest
 import torch
 
 from two_stream.errors import CheckpointError
-from two_stream.pretrained.caffe2 import Dtype, Name, Numbers, Refused, read_caffe2
-from two_stream.pretrained.reading import read_state
+from two_stream.pretrained.reading import Dtype, Name, Numbers, Refused, read_caffe2, read_state
 
 WEIGHT = torch.arange(24.0).reshape(2, 3, 4)
 
@@ -100,7 +99,7 @@ def test_torch_files_that_hold_objects_are_refused(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pth")
     message = refused(tmp_path / "whole.pth")
     assert "it asks for `torch.nn.modules.linear.Linear`" in message
-    assert message.endswith("save its `state_dict()` anew with torch.save")
+    assert message.endswith("save its `state_dict()` again with torch.save")
 
 
 def test_protocol_4_says_what_to_do(tmp_path):
@@ -299,7 +298,7 @@ FOREIGN = {
     "tensorflow pointer": (b'model_checkpoint_path: "model.ckpt-1"\n', "the index of a TensorFlow checkpoint"),
     "tflite": (b"\x1c\0\0\0TFL3" + bytes(20), "a TensorFlow Lite model"),
     "torch7": (b"\x04\0\0\0\x01\0\0\0\x03\0\0\0V 1\x12\0\0\0nn.Sequential", "a Torch7 (Lua) file"),
-    "text": (b"conv1.weight 0.1 0.2\n" * 9, "no checkpoint (neither a safetensors"),
+    "text": (b"conv1.weight 0.1 0.2\n" * 9, "not a checkpoint (expected a safetensors"),
 }  # fmt: skip
 
 

@@ -18,8 +18,8 @@ from two_stream.backbones.timm_net import create
 from two_stream.config.backbones import TimmNet
 from two_stream.errors import CheckpointError
 from two_stream.pretrained import load_library, read_state
-from two_stream.pretrained.layouts.efficientnet_lite import LAYOUTS, timm_names
-from two_stream.pretrained.starter import STARTERS, how_to_install, installed_file
+from two_stream.pretrained.files.manifest import STARTERS, install_command, installed_file
+from two_stream.pretrained.layouts.efficientnet_lite import LAYOUTS, rename_to_timm
 
 PACKAGE = STARTERS["tf_efficientnet_lite0"]
 RECORD = "starter/efficientnet_lite0"
@@ -35,7 +35,7 @@ IMAGES = {"china.jpg": 698, "flower.jpg": 985}
 @pytest.fixture(scope="module")
 def weights():
     file = installed_file(PACKAGE)
-    assert file is not None, f"the extra `starter` is part of `dev`: {how_to_install(PACKAGE)}"
+    assert file is not None, f"the extra `starter` is part of `dev`: {install_command(PACKAGE)}"
     return file
 
 
@@ -59,7 +59,7 @@ def test_the_table_names_every_tensor_once_with_timms_shape(name):
     lines = "\n".join(sorted(f"{key} {tuple(tensor.shape)}" for key, tensor in theirs.items()))
     assert (len(theirs), hashlib.sha256(lines.encode()).hexdigest()[:16]) == PUBLISHED[name]
     assert layout.recognise(theirs)
-    renamed = timm_names(theirs)
+    renamed = rename_to_timm(theirs)
     assert {key: tensor.shape for key, tensor in renamed.items()} == {k: v.shape for k, v in timm.items()}
 
 
@@ -152,7 +152,7 @@ def test_where_nothing_is_installed_and_no_hub_answers_one_line_says_what_to_ins
         load_library(model)
     assert str(caught.value) == (
         f"timm's weights of {name} cannot be fetched (no route); a file of them can be given as `backbone.weights`, "
-        f"and `{command}` brings them"
+        f"and `{command}` installs them"
     )
 
 

@@ -144,7 +144,7 @@ def test_no_time_leaves_the_baseline_as_the_answer(
     assert cli.main(args) == 0
     said = capsys.readouterr().out
     assert said.count("no time is left") == 2
-    assert "Only the baseline was run, so it is the answer." in said
+    assert "Only the baseline was run, so it is chosen." in said
     assert json.loads((settings / "hurried/auto/toy-split1_answer.json").read_text())["answer"] == "baseline"
 
 
@@ -156,7 +156,7 @@ def test_broken_data_end_it_before_anything_is_trained(
     lists.write_text(lists.read_text() + "left/v_g99 8 0\n")
     args = ["auto", "toy", "--settings-root", str(tmp_path / "settings"), "--runs", str(tmp_path / "runs")]
     assert cli.main(args) == 1
-    assert "Repair these first" in capsys.readouterr().out
+    assert "Fix these errors first" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
     assert cli.main([*args, "--minutes", "0"]) == 2
     assert "--minutes is 0: expected more than 0" in capsys.readouterr().err

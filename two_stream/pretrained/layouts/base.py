@@ -1,4 +1,4 @@
-"""What a layout is: how another code base names the weights of a network that exists here."""
+"""Describes layouts: how other code bases name the weights of a network."""
 
 from __future__ import annotations
 
@@ -10,34 +10,33 @@ import torch
 
 State = Mapping[str, torch.Tensor]
 Pair = tuple[str, str]
-"""Their prefix of a key and ours. A prefix ends in a dot, or is the whole key."""
+"""Their prefix of a key and ours. A prefix ends in a dot, or is a complete key."""
 CARRIED = "carried."
-"""In a model folder of ours, before the name of a tensor that came with a published file and that ours has no place
-for; it is kept for the way back."""
+"""Prefix in model folders for tensors of a published file that our network does not use; they are kept for export."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One way of naming weights, as prefixes that are exchanged; the longest prefix of a key counts.
+    """A naming scheme of weights, as a table of prefixes to exchange; the longest prefix of a key applies.
 
-    The same table serves both directions. Two of their prefixes may stand for one of ours (the published network
-    files a parameter under two names): reading takes the later of the two, writing writes both.
+    The table works in both directions. Two of their prefixes may map to one of ours, if the published network stores a
+    parameter under two names: reading uses the later one, writing writes both.
     """
 
     name: str
     recognise: Callable[[State], bool]
-    """Tells by keys and shapes whether a state dict is of this layout."""
+    """returns whether a state dict has this layout, by its keys and shapes"""
     pairs: tuple[Pair, ...]
     flat: bool = False
     """2D weights, to be inflated"""
     pointwise: tuple[str, ...] = ()
-    """their prefixes of weights kept as 1×1×1 convolutions that are linear layers here"""
+    """their prefixes of 1×1×1 convolutions that are linear layers here"""
     flattened: tuple[str, ...] = ()
-    """their prefixes of linear layers over a whole map that are convolutions of its size here"""
+    """their prefixes of linear layers over a flattened map that are convolutions here"""
     unused: tuple[str, ...] = ()
-    """their prefixes of what the published network carries along and never reads"""
+    """their prefixes of tensors that the published network never uses"""
     writable: bool = True
-    """false: read only"""
+    """whether checkpoints can also be written in this layout"""
 
     @cached_property
     def _ours(self) -> dict[str, str]:
@@ -51,30 +50,30 @@ class Layout:
         return found
 
     def translate(self, key: str) -> str | None:
-        """Return our name of their key, or none where the table has no entry."""
+        """Return our name of their key; None if the table has no entry."""
         prefix = next((prefix for prefix in prefixes(key) if prefix in self._ours), None)
         return None if prefix is None else self._ours[prefix] + key[len(prefix) :]
 
     def invert(self, key: str) -> list[str]:
-        """Return their names of our key: mostly one, two where they file it twice, none where there is no entry."""
+        """Return their names of our key: usually one, two if they store it twice, none if there is no entry."""
         prefix = next((prefix for prefix in prefixes(key) if prefix in self._theirs), None)
         return [] if prefix is None else [theirs + key[len(prefix) :] for theirs in self._theirs[prefix]]
 
     def is_unused(self, key: str) -> bool:
-        """Tell whether the published network carries this key along without reading it."""
-        return key.startswith(self.unused) if self.unused else False
+        """Return whether the published network never uses this key."""
+        return key.startswith(self.unused)
 
     def is_pointwise(self, key: str) -> bool:
-        """Tell whether they keep this weight as a 1×1×1 convolution where ours is a linear layer."""
-        return key.endswith("weight") and key.startswith(self.pointwise) if self.pointwise else False
+        """Return whether this weight is their 1×1×1 convolution and our linear layer."""
+        return key.endswith("weight") and key.startswith(self.pointwise)
 
     def is_flattened(self, key: str) -> bool:
-        """Tell whether they keep this weight as a linear layer where ours is a convolution over the whole map."""
-        return key.endswith("weight") and key.startswith(self.flattened) if self.flattened else False
+        """Return whether this weight is their linear layer and our convolution over the whole map."""
+        return key.endswith("weight") and key.startswith(self.flattened)
 
 
 def prefixes(key: str) -> Iterator[str]:
-    """Return the key and every prefix of it that ends in a dot, the longest first."""
+    """Yield the key and its prefixes that end in a dot, the longest first."""
     yield key
     end = key.rfind(".")
     while end >= 0:
@@ -83,5 +82,5 @@ def prefixes(key: str) -> Iterator[str]:
 
 
 def ndim(state: State, key: str) -> int:
-    """Return the number of dimensions of a tensor, 0 where there is none of that name."""
+    """Return the number of dimensions of a tensor; 0 if it is missing."""
     return state[key].ndim if key in state else 0

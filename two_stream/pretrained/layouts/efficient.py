@@ -1,4 +1,4 @@
-"""Efficient-3DCNNs: MobileNet, ShuffleNet, ShuffleNetV2, SqueezeNet and C3D."""
+"""Efficient-3DCNNs: MobileNet, MobileNetV2, ShuffleNet, ShuffleNetV2, SqueezeNet and C3D; torchvision's MobileNetV2."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _CLASSIFIER: Pair = ("classifier.1.", "classifier.")
 
 
 def _numbered(theirs: str, blocks: tuple[int, ...], first: int = 0) -> Iterator[Pair]:
-    """Blocks in one row there, in layers here."""
+    """Yield both prefixes of blocks that they number consecutively and ours number per layer."""
     place = first
     for layer, count in enumerate(blocks, start=1):
         for block in range(count):
@@ -28,7 +28,7 @@ def _shufflenet_v2() -> Iterator[Pair]:
 
 
 def _squeezenet(layers: tuple[tuple[int, ...], ...]) -> tuple[Pair, ...]:
-    """`layers`: their numbers of the fire modules of each of our layers; all but the first pool first."""
+    """`layers`: their numbers of the fire modules in our layers, of which all but the first begin with pooling."""
     pairs: list[Pair] = [
         ("features.0.", "backbone.stem.0."),
         ("features.1.", "backbone.stem.1."),
@@ -38,6 +38,30 @@ def _squeezenet(layers: tuple[tuple[int, ...], ...]) -> tuple[Pair, ...]:
         for place, number in enumerate(numbers, start=0 if layer == 1 else 1):
             pairs.append((f"features.{number}.", f"backbone.layer{layer}.{place}."))
     return tuple(pairs)
+
+
+_MOBILENET: tuple[Pair, ...] = (
+    ("features.0.", "backbone.stem."),
+    ("features.18.", "backbone.last."),
+    ("classifier.1.", "classifier."),
+)
+
+
+def _residuals() -> Iterator[tuple[str, str]]:
+    """Yield both prefixes of each inverted residual."""
+    for theirs, ours in _numbered("features.", (1, 2, 3, 4, 3, 3, 1), first=1):
+        yield f"{theirs}conv.", f"{ours}conv."
+
+
+def _nested() -> Iterator[Pair]:
+    """Torchvision nests convolution, norm and activation in units; ours are consecutive, three per unit."""
+    for theirs, ours in _residuals():
+        units = 1 if theirs == "features.1.conv." else 2  # the first block has no expansion
+        for unit in range(units):
+            for place in range(2):
+                yield f"{theirs}{unit}.{place}.", f"{ours}{3 * unit + place}."
+        for place in range(2):
+            yield f"{theirs}{units + place}.", f"{ours}{3 * units + place}."
 
 
 LAYOUTS = (
@@ -82,5 +106,16 @@ LAYOUTS = (
             ("fc.0.", "classifier."),
         ),
         flattened=("fc1.0.", "fc2.0."),
+    ),
+    Layout(
+        "mobilenetv2_3d (Efficient-3DCNNs)",
+        lambda s: ndim(s, "features.0.0.weight") == 5 and "features.18.0.weight" in s,
+        (*_MOBILENET, *_residuals()),
+    ),
+    Layout(
+        "2D MobileNetV2 (torchvision)",
+        lambda s: ndim(s, "features.0.0.weight") == 4 and "features.18.0.weight" in s,
+        (*_MOBILENET, *_nested()),
+        flat=True,
     ),
 )

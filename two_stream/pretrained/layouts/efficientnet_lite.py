@@ -1,6 +1,6 @@
-"""EfficientNet-Lite as efficientnet_lite_pytorch names it; ours are timm's `tf_efficientnet_lite0` to `lite2`.
+"""EfficientNet-Lite of efficientnet_lite_pytorch; ours are timm's `tf_efficientnet_lite0` to `lite2`.
 
-The published blocks stand in one row, `_blocks.0.` to `_blocks.15.` or `_blocks.20.`; timm's in seven stages.
+The published blocks are consecutive, `_blocks.0.` to `_blocks.15.` or `_blocks.20.`; those of timm form seven stages.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _FIRST_BLOCK = {
     "_project_conv.": "conv_pw.",
     "_bn2.": "bn2.",
 }
-"""The first stage does not expand, so timm numbers its norms from the depthwise convolution on."""
+"""The first stage has no expansion, so timm numbers its norms from the depthwise convolution on."""
 _DEPTHS = {"Lite0": (1, 2, 2, 3, 3, 4, 1), "Lite1 and Lite2": (1, 3, 3, 4, 4, 5, 1)}
-"""Blocks of each stage (Tan and Le, arXiv 1905.11946, with the first and the last stage of Lite left unscaled)."""
+"""Blocks of each stage (Tan and Le, arXiv 1905.11946; Lite does not scale the first and last stage)."""
 _TIMM: dict[str, str] = {
     "backbone.stem.0.": "conv_stem.",
     "backbone.stem.1.": "bn1.",
@@ -34,7 +34,7 @@ _TIMM: dict[str, str] = {
     "backbone.last.1.": "bn2.",
     "classifier.": "classifier.",
 }
-"""Our prefixes and those of timm's whole network, from which a backbone takes its weights over."""
+"""Our prefixes and those of timm's network, whose names the backbone loads."""
 
 
 def _pairs(depths: tuple[int, ...]) -> Iterator[Pair]:
@@ -55,7 +55,7 @@ def _layout(name: str, depths: tuple[int, ...]) -> Layout:
     last, beyond = (f"_blocks.{number}._depthwise_conv.weight" for number in (sum(depths) - 1, sum(depths)))
     return Layout(
         f"EfficientNet-{name} (efficientnet_lite_pytorch)",
-        # a squeeze is what plain EfficientNet has and Lite has not
+        # plain EfficientNet has squeeze-and-excitation, Lite has not
         lambda s: last in s and beyond not in s and "_blocks.0._se_reduce.weight" not in s,
         tuple(_pairs(depths)),
     )
@@ -64,8 +64,8 @@ def _layout(name: str, depths: tuple[int, ...]) -> Layout:
 LAYOUTS = tuple(_layout(name, depths) for name, depths in _DEPTHS.items())
 
 
-def timm_names(state: State) -> State:
-    """Return the tensors under the names of timm's network; a state of any other layout is returned as it is."""
+def rename_to_timm(state: State) -> State:
+    """Return the tensors under the names of timm's network; states of other layouts are returned unchanged."""
     layout = next((layout for layout in LAYOUTS if layout.recognise(state)), None)
     if layout is None:
         return state

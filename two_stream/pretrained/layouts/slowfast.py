@@ -1,20 +1,20 @@
-"""SlowFast: PySlowFast's own checkpoints, its Caffe2 model zoo, and the networks of LateTemporalModeling3DCNN."""
+"""PySlowFast (SlowFast, X3D, Slow, I3D), its Caffe2 model zoo, and the SlowFast of LateTemporalModeling3DCNN."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from two_stream.pretrained.layouts.base import Layout, Pair, State
+from two_stream.pretrained.layouts.base import Layout, Pair, State, ndim
 from two_stream.pretrained.layouts.late_temporal import CLASSIFIER_PAIRS, HEAD_PAIRS, bert_pairs
 
 _PATHWAYS = ("slow", "fast")
 _MOST_BLOCKS = 36
 _REPLACED = 2
-"""Place in the last layer of the block that FRMB replaces in a network of depth 50."""
+"""Index of the block in the last layer that FRMB replaces (depth 50)."""
 
 
 def _trunk(prefix: str, replaced: tuple[int, ...] = ()) -> Iterator[Pair]:
-    """Names below the head; `replaced` are the pathways whose last block FRMB made a plain bottleneck."""
+    """Yield the prefixes before the head; in `replaced` pathways FRMB replaced the last block by a plain bottleneck."""
     for place, pathway in enumerate(_PATHWAYS):
         stem = f"{prefix}s1.pathway{place}_stem."
         yield f"{stem}conv.", f"backbone.stem.{pathway}.0."
@@ -40,8 +40,17 @@ def _block(theirs: str, ours: str) -> Iterator[Pair]:
         yield f"{theirs}branch2.{letter}_bn.", f"{ours}bn{place}."
 
 
+def _one_pathway() -> Iterator[Pair]:
+    """Blocks of the networks with one pathway."""
+    for layer in (1, 2, 3, 4):
+        for block in range(_MOST_BLOCKS):
+            theirs, ours = f"s{layer + 1}.pathway0_res{block}.", f"backbone.layer{layer}.{block}."
+            yield from _block(theirs, ours)
+            yield f"{theirs}branch2.se.", f"{ours}squeeze."
+
+
 def _caffe2() -> Iterator[Pair]:
-    """Blob names: `t_` marks the fast pathway, `_subsample` what leads from it to the slow one."""
+    """Blob names: `t_` marks the fast pathway, `_subsample` the lateral connections to the slow one."""
     for mark, pathway in (("", "slow"), ("t_", "fast")):
         stem = f"backbone.stem.{pathway}."
         yield f"{mark}conv1_w", f"{stem}0.weight"
@@ -73,18 +82,13 @@ def _caffe2_norm(theirs: str, ours: str) -> Iterator[Pair]:
 
 
 def _is_factored(state: State, place: int) -> bool:
-    """Tell whether the last block of a pathway is SlowFast's own, by its first kernel: 3 long in time."""
+    """Return whether the last block of a pathway is that of SlowFast, whose first kernel has length 3 in time."""
     weight = state.get(f"model.s5.pathway{place}_res{_REPLACED}.branch2.a.weight")
     return weight is not None and weight.ndim == 5 and weight.shape[2] == 3
 
 
-def _published(
-    name: str,
-    reduced: dict[str, int],
-    appended: bool,
-    head: tuple[Pair, ...],
-) -> Layout:
-    """A network of LateTemporalModeling3DCNN: `reduced` tells which `mapper` narrows which pathway."""
+def _published(name: str, reduced: dict[str, int], appended: bool, head: tuple[Pair, ...]) -> Layout:
+    """A network of LateTemporalModeling3DCNN; `reduced` maps each `mapper` to the pathway that it reduces."""
     mappers: list[Pair] = []
     for mapper, place in reduced.items():
         where = "reduction" if appended else "layer4"
@@ -114,6 +118,36 @@ _LATE = {"mapper": 0}
 _TWO_HEADS = (*bert_pairs("bert_slow.", "heads.0."), *bert_pairs("bert_fast.", "heads.1."))
 
 LAYOUTS = (
+    Layout(
+        "PySlowFast X3D",
+        lambda s: ndim(s, "s1.pathway0_stem.conv_xy.weight") == 5,
+        (
+            ("s1.pathway0_stem.conv_xy.", "backbone.stem.0."),
+            ("s1.pathway0_stem.conv.", "backbone.stem.1."),
+            ("s1.pathway0_stem.bn.", "backbone.stem.2."),
+            *_one_pathway(),
+            ("head.conv_5.", "backbone.last.0."),
+            ("head.conv_5_bn.", "backbone.last.1."),
+            ("head.lin_5.", "heads.0.linear."),
+            ("head.projection.", "classifier."),
+        ),
+        pointwise=("head.lin_5.",),
+    ),
+    Layout(
+        "PySlowFast ResNet (Slow, I3D)",
+        lambda s: (
+            ndim(s, "s1.pathway0_stem.conv.weight") == 5
+            and ndim(s, "s1.pathway0_stem.conv_xy.weight") == 0
+            and "s2.pathway1_res0.branch2.a.weight" not in s
+            and "s2.pathway0_res0.branch2.a.weight" in s
+        ),
+        (
+            ("s1.pathway0_stem.conv.", "backbone.stem.0."),
+            ("s1.pathway0_stem.bn.", "backbone.stem.1."),
+            *_one_pathway(),
+            ("head.projection.", "classifier."),
+        ),
+    ),
     _published("", {}, True, (("model.head.projection.", "classifier."), *_TWO_HEADS)),
     _published(" FRAB late", _LATE, True, _TWO_HEADS),
     _published(" FRMB late", _LATE, False, _TWO_HEADS),

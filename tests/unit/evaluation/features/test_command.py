@@ -52,7 +52,7 @@ def test_experiment_file_and_overwrite(
     settings.write_text(dump(experiment))
     command = ["features", str(settings), "--out", str(tmp_path / "cache"), "--parts", "test", *SMALL]
     assert main(command) == 0
-    assert "drawn by the seed" in capsys.readouterr().err
+    assert "at random from the seed" in capsys.readouterr().err
     assert list(FeatureCache(tmp_path / "cache").facts.parts) == ["test"]
     assert main(command) == 2
     assert "--overwrite" in capsys.readouterr().err
