@@ -66,7 +66,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             "",
             "tests",
         }
-        if places:
+        if places and config.pluginmanager.hasplugin("xdist"):
             item.add_marker(pytest.mark.xdist_group(min(places, key=len)))
     asked = config.option.markexpr
     for mark in ("slow", "network"):

@@ -23,8 +23,9 @@ from torch.nn import functional as F
 
 from two_stream.config.schema import EvaluateOptions
 from two_stream.evaluation.scoring.network import prepare_for_inference
-from two_stream.profiling import clip_shape, copy_rate, gemm_rate, multiply_adds
-from two_stream.profiling.peak import wait
+from two_stream.profiling.costs import clip_shape, multiply_adds
+from two_stream.profiling.peak import copy_rate, gemm_rate
+from two_stream.profiling.timing import wait
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.runtime.device import autocast
 

@@ -147,7 +147,7 @@ from two_stream.profiling import memory
 from two_stream.runtime.locks import study_lock
 with study_lock(Path(sys.argv[1])), _alone(Path(sys.argv[1], "a")):
     pass
-memory._restarted = lambda: False
+memory._reset_mark = lambda: False
 print(memory.PeakMemory(torch.device("cpu")).peak() >= 0)
 """
 

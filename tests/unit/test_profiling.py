@@ -7,19 +7,19 @@ import torch
 
 from two_stream.config.model import AverageHead, HfBertHead, LstmHead, ModelOptions, NonLocalHead, ResNet3d
 from two_stream.data.clips.dataset import ClipItem
-from two_stream.profiling import (
+from two_stream.profiling import peak
+from two_stream.profiling.costs import (
     clip_shape,
     fvcore_operations,
-    gemm_rate,
-    measure,
     meta_model,
     multiply_adds,
     parameter_count,
-    peak,
     stage_costs,
 )
 from two_stream.profiling.loading import LoadingCost, loading_verdict
 from two_stream.profiling.memory import PeakMemory
+from two_stream.profiling.peak import gemm_rate
+from two_stream.profiling.timing import measure_speed
 from two_stream.recognizer import Recognizer
 from two_stream.zoo import find
 
@@ -66,7 +66,7 @@ def test_lstm_is_counted():
 
 def test_measuring_times_every_stage():
     model = Recognizer(TINY, 3)
-    speed = measure(model, batch_size=2, device=torch.device("cpu"), precision="fp32", seconds=0.05)
+    speed = measure_speed(model, batch_size=2, device=torch.device("cpu"), precision="fp32", seconds=0.05)
     assert clip_shape(model, 2) == (2, 2, 4, 32, 32)
     assert speed.passes >= 3
     assert speed.milliseconds > 0
@@ -88,7 +88,7 @@ def test_measuring_times_every_stage():
 
 def test_training_counts_three_passes_and_leaves_no_gradients():
     model = Recognizer(TINY, 3)
-    speed = measure(
+    speed = measure_speed(
         model, batch_size=2, device=CPU, precision="fp32", seconds=0.02, work="training", peak_flops=1e12
     )
     operations = 3 * 2 * multiply_adds(model) * 2

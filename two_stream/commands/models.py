@@ -13,7 +13,7 @@ from two_stream.runtime.text import json_text
 from two_stream.types import size_text
 
 if TYPE_CHECKING:
-    from two_stream.profiling import StageCost
+    from two_stream.profiling.costs import StageCost
     from two_stream.recognizer import Recognizer
     from two_stream.zoo import ModelRecord
 
@@ -114,7 +114,7 @@ def _weights(record: ModelRecord, files: dict[str, list[str]]) -> list[str]:
 
 
 def _show(record: ModelRecord, options: Options) -> None:
-    from two_stream.profiling import CONVENTION, meta_model, parameter_count, stage_costs
+    from two_stream.profiling.costs import CONVENTION, meta_model, parameter_count, stage_costs
 
     model = meta_model(record.options, options.num_classes)
     costs = stage_costs(model)

@@ -1,7 +1,7 @@
-"""Which weights are taken out: the rules of level and sensitivity pruning, and the gradual schedule.
+"""Pruning masks: level and sensitivity pruning, and the gradual schedule.
 
-Levels and thresholds are those of Distiller, which compressed-video-classification builds on; the schedule is that of
-Zhu and Gupta, "To prune, or not to prune" (arXiv 1710.01878).
+Levels and thresholds are those of Distiller, which compressed-video-classification uses; the schedule is that of Zhu
+and Gupta, "To prune, or not to prune" (arXiv 1710.01878).
 """
 
 from __future__ import annotations
@@ -16,43 +16,43 @@ Masks = dict[str, torch.Tensor]
 
 
 def level_threshold(weights: torch.Tensor, level: float) -> float | None:
-    """Return the largest of the `int(level · n)` smallest absolute values; None where none is taken."""
+    """Return the largest of the `int(level · n)` smallest absolute values; None where that is no value."""
     count = int(level * weights.numel())
     if count == 0:
         return None
     return float(weights.abs().flatten().kthvalue(count).values)
 
 
-def kept(weights: torch.Tensor, threshold: float | None) -> torch.Tensor:
-    """Return where an absolute value is strictly greater than a threshold."""
+def keep_mask(weights: torch.Tensor, threshold: float | None) -> torch.Tensor:
+    """Return True where an absolute value is strictly greater than a threshold."""
     if threshold is None:
         return torch.ones_like(weights, dtype=torch.bool)
     return weights.abs() > threshold
 
 
 def level_masks(weights: Mapping[str, torch.Tensor], levels: Mapping[str, float]) -> Masks:
-    """Return masks that take a share out of each layer."""
-    return {name: kept(w, level_threshold(w, levels[name])) for name, w in weights.items()}
+    """Return masks that remove a share of each layer."""
+    return {name: keep_mask(w, level_threshold(w, levels[name])) for name, w in weights.items()}
 
 
 def global_masks(weights: Mapping[str, torch.Tensor], level: float) -> Masks:
-    """Return masks that take the share out of all layers together; one threshold holds for all."""
+    """Return masks that remove a share of all layers together, with one threshold."""
     threshold = level_threshold(torch.cat([w.flatten() for w in weights.values()]), level)
-    return {name: kept(w, threshold) for name, w in weights.items()}
+    return {name: keep_mask(w, threshold) for name, w in weights.items()}
 
 
 def sensitivity_masks(weights: Mapping[str, torch.Tensor], sensitivity: float) -> Masks:
-    """Return masks that take out what is not above `sensitivity` standard deviations of its layer (Han et al. 2015)."""
-    return {name: kept(w, sensitivity * float(w.std())) for name, w in weights.items()}
+    """Return masks that remove weights up to `sensitivity` standard deviations of their layer (Han et al. 2015)."""
+    return {name: keep_mask(w, sensitivity * float(w.std())) for name, w in weights.items()}
 
 
 def gradual_level(
     epoch: int, *, initial: float, final: float, begin: int, end: int, frequency: int
 ) -> float | None:
-    """Return the share at an epoch, rising fast at first and slowly at last; None before the begin.
+    """Return the share at an epoch; None before `begin`. It rises fast first and slowly last.
 
     Zhu and Gupta, equation 1: `s_f + (s_i - s_f) · (1 - progress)³`. The last step, `frequency` epochs before `end`,
-    reaches the final share; between steps and after the last one it stays.
+    reaches the final share; between steps and after the last one it is constant.
     """
     if epoch < begin:
         return None
@@ -62,13 +62,13 @@ def gradual_level(
 
 
 def last_step(begin: int, end: int, frequency: int) -> int:
-    """Return the epoch of a gradual schedule from which the final share holds."""
+    """Return the epoch from which a gradual schedule has its final share."""
     return begin + (end - 1 - begin) // frequency * frequency
 
 
 @torch.no_grad()
 def apply_masks(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
-    """Set what is taken out to 0."""
+    """Set the removed weights to 0."""
     for name, mask in masks.items():
         weight = model.get_submodule(name).weight
         assert isinstance(weight, torch.Tensor)

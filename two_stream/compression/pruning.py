@@ -1,4 +1,4 @@
-"""Pruning as a training: what goes is chosen at its start or step by step, and what is gone stays gone."""
+"""Pruning during training: at its start or in steps; what is removed stays removed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from two_stream.training.extension import Extension
 
 
 class Pruning(Extension):
-    """Masks that hold after every step, or fewer channels from the first one on."""
+    """Applies masks after every step, or removes channels before the first one."""
 
     def __init__(self, experiment: Experiment) -> None:
         super().__init__(experiment)
@@ -34,15 +34,15 @@ class Pruning(Extension):
         epochs, end = experiment.train.epochs, self.options.end
         if end is not None and end > epochs:
             raise SettingsError(
-                f"`compress.end` is {end} and `train.epochs` {epochs}: the run would end before it is pruned; "
-                "train longer or end the schedule earlier"
+                f"`compress.end` is {end} and `train.epochs` {epochs}: the run would end before the pruning "
+                "schedule; train longer or end the schedule earlier"
             )
         self.steps = 1
         self.layers: list[str] = []
         self.masks: Masks = {}
 
     def start(self, model: Recognizer, *, resumed: bool) -> None:
-        """Take out channels, or the first weights; a resumed run finds both in its checkpoint."""
+        """Remove channels, or the first weights; the checkpoint of a resumed run contains both."""
         if self.options.what == "weights":
             self.layers = list(chosen_layers(model, self.options))
             self._mark(model, 0)
@@ -53,15 +53,15 @@ class Pruning(Extension):
             narrow(model, self.options)
 
     def planned(self, steps_per_epoch: int) -> None:
-        """Keep the length of an epoch."""
+        """Store the number of steps per epoch."""
         self.steps = steps_per_epoch
 
     def restored(self, models: Sequence[nn.Module]) -> None:
-        """Read the masks off the weights: what was taken out is 0, and training leaves nothing else at exactly 0."""
+        """Restore the masks from the weights: removed ones are 0, and training leaves no others at exactly 0."""
         self.masks = {name: weight != 0 for name, weight in self._weights(models[0]).items()}
 
     def stepped(self, models: Sequence[nn.Module], step: int) -> None:
-        """Take more out in the first step of an epoch of the schedule; set everything taken out back to 0."""
+        """Update the masks in the first step of an epoch of the schedule; set removed weights to 0 again."""
         epoch, place = divmod(step, self.steps)
         if self.options.end is not None and place == 0:
             self._mark(models[0], epoch)
@@ -69,12 +69,12 @@ class Pruning(Extension):
             apply_masks(model, self.masks)
 
     def counts(self, epoch: int) -> bool:
-        """Whether an epoch's network has lost all that it shall lose."""
+        """Whether an epoch's network has reached its final sparsity."""
         end = self.options.end
         return end is None or epoch >= last_step(self.options.begin, end, self.options.frequency)
 
     def facts(self) -> dict[str, str]:
-        """Say what is pruned."""
+        """Return what is pruned."""
         if self.options.what == "channels":
             return {"pruned": "channels"}
         return {"pruned": f"weights of {len(self.layers)} layers"}
@@ -88,7 +88,7 @@ class Pruning(Extension):
         return found
 
     def _mark(self, model: nn.Module, epoch: int) -> None:
-        """Choose what stays at an epoch; what was 0 stays 0, being the smallest."""
+        """Compute the masks of an epoch; weights that are 0 stay 0, since they are the smallest."""
         options, share = self.options, 1.0
         if options.end is not None:
             level = gradual_level(

@@ -15,7 +15,7 @@ from two_stream.config.schema import DataOptions, Experiment
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.clips.loader import Loader, collate_clips, train_loader
 from two_stream.data.splits import load_part
-from two_stream.profiling.peak import wait
+from two_stream.profiling.timing import wait
 from two_stream.types import Batch, InputSpec, VideoRecord
 
 if TYPE_CHECKING:

@@ -1,10 +1,9 @@
-"""What a variant costs: counted and measured once per model and machine, kept beside the study."""
+"""Costs of a study's variants: measured once per model and machine, and stored in the study's folder."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,79 +12,56 @@ from typing import Any
 import torch
 
 from two_stream.config.schema import Experiment
-from two_stream.evaluation.scoring.network import (
-    example_clip,
-    is_exact,
-    prepare_for_inference,
-    resolve_evaluation,
-)
+from two_stream.evaluation.scoring.network import is_exact
 from two_stream.pretrained import alterations_in, read_model
-from two_stream.profiling import meta_twin, multiply_adds, parameter_count
-from two_stream.profiling.memory import PeakMemory
-from two_stream.profiling.timing import device_name, timed
+from two_stream.profiling.costs import meta_twin, multiply_adds, parameter_count
+from two_stream.profiling.network_cost import measure_view
+from two_stream.profiling.timing import device_name
 from two_stream.recognizer import Recognizer
-from two_stream.runtime.device import autocast
 from two_stream.runtime.files import write_json
 from two_stream.runtime.provenance import environment
 from two_stream.studies.statistics.results import VariantCost
 
-_SECONDS = 1.0
-"""of timed passes per model"""
-_MIB = 2**20
 
-
-def measure_cost(
+def measure_variant(
     experiment: Experiment,
     num_classes: int,
     views: float | None,
     *,
     device: torch.device,
-    seconds: float = _SECONDS,
+    seconds: float = 1.0,
     run: Path | None = None,
 ) -> VariantCost:
-    """Count a variant's parameters and operations, and time the forward pass of one view as it is evaluated.
+    """Count a variant's parameters and operations, and measure the forward pass of one view as it is evaluated.
 
-    The network has random weights, which cost the same; precision, folding and memory format are those of the
-    evaluation. A first pass warms up and counts for memory only.
+    The network has random weights, which cost the same.
 
     Args:
-        experiment: The variant; `threads` is left as the process has it.
+        experiment: The variant; `threads` is not applied.
         num_classes: Of its data set.
-        views: Views per video, as evaluated; passed on.
-        device: Where.
-        seconds: How long to time; three passes at least.
-        run: A run of it whose network was altered (narrowed, int8): that very network is measured.
+        views: Views per video, as evaluated; returned unchanged.
+        device: Device to measure on.
+        seconds: How long to time; at least three passes.
+        run: A run of the variant whose network was altered (narrowed, int8): that network is measured.
     """
     model = Recognizer(experiment.model, num_classes).eval() if run is None else read_model(run)[0]
     device = torch.device("cpu") if model.cpu_only else device
     model = model.to(device)
     if experiment.channels_last:
         model.channels_last()
-    exact = is_exact(experiment)
-    options = resolve_evaluation(model, experiment.evaluate, device, exact=exact)
     parameters, operations = parameter_count(meta_twin(model)), multiply_adds(model)
-    network = prepare_for_inference(model, options)
-    clip_BCTHW = example_clip(model)
-    del model
-    memory = PeakMemory(device)
-
-    def forward() -> None:
-        with torch.inference_mode(), autocast(device, options.precision):
-            network(clip_BCTHW)
-
-    forward()
-    times = timed(forward, device, seconds)
+    found = measure_view(model, experiment, device, seconds)
     return VariantCost(
         parameters=parameters,
         multiply_adds=operations,
         views=views,
-        latency_ms=statistics.median(times) * 1e3,
-        memory_mib=max(0, memory.peak() - memory.before) / _MIB,
-        device=f"{device_name(device)}, {options.precision}",
+        latency_ms=found.latency_ms,
+        memory_mib=found.memory_mib,
+        device=f"{device_name(device)}, {found.precision}",
     )
 
 
-def kept_cost(
+def stored_cost(
     path: Path,
     experiment: Experiment,
     num_classes: int,
@@ -94,25 +70,25 @@ def kept_cost(
     device: torch.device,
     run: Path | None = None,
 ) -> VariantCost:
-    """Return a variant's cost from a file, or measure it and keep it there.
+    """Return a variant's cost from a file, or measure and store it.
 
-    Variants whose models, precision and machine are the same share a measurement; a file that is damaged or of
-    another version is measured anew.
+    Variants with the same model, precision and machine share a measurement. A damaged file is replaced.
 
     Args:
-        path: JSON file of costs by key; made when absent.
+        path: JSON file of costs by key.
         experiment: The variant.
         num_classes: Of its data set.
         views: Views per video, as evaluated.
-        device: Where.
-        run: A run of the variant; its network counts where it is not the one its settings say.
+        device: Device to measure on.
+        run: A run of the variant; its network is measured where it differs from the one in its settings.
     """
     altered = [] if run is None else alterations_in(run)
     key = cost_key(experiment, num_classes, device, altered)
-    kept = _read(path)
-    if key in kept:
-        return replace(kept[key], views=views)
-    cost = measure_cost(experiment, num_classes, views, device=device, run=run if altered else None)
+    stored = _read(path)
+    if key in stored:
+        return replace(stored[key], views=views)
+    cost = measure_variant(experiment, num_classes, views, device=device, run=run if altered else None)
+    # read again: another process may have stored a cost in the meantime
     write_json(path, {name: asdict(one) for name, one in {**_read(path), key: cost}.items()})
     return cost
 
@@ -120,7 +96,7 @@ def kept_cost(
 def cost_key(
     experiment: Experiment, num_classes: int, device: torch.device, altered: Sequence[dict[str, Any]] = ()
 ) -> str:
-    """Return the hash of everything a cost depends on: model, classes, evaluation's arithmetic, machine, torch."""
+    """Return the hash of everything a cost depends on: model, classes, arithmetic of the evaluation, machine, torch."""
     facts: dict[str, Any] = {
         "model": experiment.model.model_dump(mode="json"),
         "classes": num_classes,

@@ -14,7 +14,7 @@ from two_stream.evaluation.runs.lookup import history
 from two_stream.evaluation.scores.files import read_scores
 from two_stream.runtime.console import note
 from two_stream.runtime.device import pick_device, set_threads
-from two_stream.studies.costs import kept_cost
+from two_stream.studies.costs import stored_cost
 from two_stream.studies.running.ablation import Ran
 from two_stream.studies.running.cells import StudyJob, StudyOutcome
 from two_stream.studies.running.plan import Cell, folder_of
@@ -105,7 +105,7 @@ def _cost(
     table = next(iter(tables.values()))
     note(f"measuring the cost of {job.title.partition(',')[0]}")
     set_threads(experiment.threads)
-    return kept_cost(
+    return stored_cost(
         folder_of(study) / "costs.json",
         experiment,
         len(table.class_names),

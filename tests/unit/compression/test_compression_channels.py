@@ -16,7 +16,7 @@ from two_stream.config.compress import Prune
 from two_stream.config.model import InputOptions, ModelOptions
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.pretrained import load_weights, read_model, write_model
-from two_stream.profiling import multiply_adds, parameter_count, stage_costs
+from two_stream.profiling.costs import multiply_adds, parameter_count, stage_costs
 from two_stream.recognizer import Recognizer
 from two_stream.surgery import described, from_description
 
@@ -111,7 +111,7 @@ def test_every_family_is_narrowed_exactly_or_refused_by_name(kind: str) -> None:
     if kind in REFUSED:
         assert kind in SMALL or kind in ("timm", "hf_video", "motion_grid")
         if kind in SMALL:
-            with pytest.raises(SettingsError, match=f"channels of {kind} cannot be taken out"):
+            with pytest.raises(SettingsError, match=f"channels of {kind} cannot be removed"):
                 narrow(network({"kind": kind, **SMALL[kind]}), HALF)
         return
     check({"kind": kind, **SMALL[kind]})
@@ -215,7 +215,7 @@ def test_a_narrowed_file_of_another_network_is_refused() -> None:
 
 def test_budgets_that_cannot_be_met_say_what_can() -> None:
     model = network({"kind": "resnet3d", **SMALL["resnet3d"]}).float()
-    with pytest.raises(SettingsError, match=r"go down to 0\.\d+ of the multiply-adds"):
+    with pytest.raises(SettingsError, match=r"can be pruned down to 0\.\d+ of the multiply-adds"):
         narrow(model, Prune(what="channels", target_macs=0.3, layers="layer4"))
 
 

@@ -168,6 +168,6 @@ def test_contradictions_are_told(options: dict[str, Any], message: str) -> None:
 
 def test_a_pattern_that_names_nothing_is_refused(rgb_run: Path) -> None:
     model = load_run(rgb_run).model
-    with pytest.raises(SettingsError, match="no layer is left to prune"):
+    with pytest.raises(SettingsError, match="leaves no layer to prune"):
         chosen_layers(model, Prune(layers="layer9"))
     assert list(chosen_layers(model, Prune(layers=r"layer1.*conv2$"))) == ["backbone.layer1.0.conv2"]

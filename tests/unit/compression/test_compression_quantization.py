@@ -19,7 +19,7 @@ from two_stream.config.schema import Experiment
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.evaluation.runs.run import evaluate_run, load_run
 from two_stream.recognizer import Recognizer, create_model
-from two_stream.surgery.ranges import MovingRange
+from two_stream.surgery.int8_graph import MovingRange
 from two_stream.training.train import train
 
 

@@ -13,14 +13,19 @@ from small_world import SmallWorld
 
 from two_stream.cli import main
 from two_stream.compression.channels import narrow
-from two_stream.compression.choice import choose_levels
 from two_stream.compression.layers import layers_of, read_levels
-from two_stream.compression.masks import kept, level_threshold
-from two_stream.compression.sensitivity import Sensitivity, SensitivityPoint, fixed_clips, measure_sensitivity
+from two_stream.compression.masks import keep_mask, level_threshold
+from two_stream.compression.sensitivity import (
+    Sensitivity,
+    SensitivityPoint,
+    choose_levels,
+    fixed_clips,
+    measure_sensitivity,
+)
 from two_stream.config.compress import Prune
 from two_stream.errors import SettingsError
 from two_stream.evaluation.runs.run import load_run
-from two_stream.profiling import multiply_adds
+from two_stream.profiling.costs import multiply_adds
 from two_stream.profiling.network_cost import nonzero_parameters
 
 INSIDE = r"layer[12]\.0\.conv"
@@ -55,7 +60,7 @@ def test_weights_are_scored_without_the_smallest_and_put_back(rgb_run: Path) -> 
     model = load_run(rgb_run).model
     layer = layers_of(model)["backbone.layer2.0.conv1"]
     with torch.no_grad():
-        layer.weight.mul_(kept(layer.weight, level_threshold(layer.weight, 0.5)))
+        layer.weight.mul_(keep_mask(layer.weight, level_threshold(layer.weight, 0.5)))
         logits = torch.cat([model(batch.clips) for batch in batches])
     labels = torch.cat([batch.labels for batch in batches])
     point = next(p for p in found.points if p.layer == "backbone.layer2.0.conv1" and p.level == 0.5)
@@ -145,7 +150,7 @@ def test_the_command_writes_levels_that_prune_takes(
     names = list(layers_of(load_run(rgb_run).model))
     levels = read_levels(out / "levels_channels.json", names, "channels")
     assert levels == told["levels"]
-    with pytest.raises(SettingsError, match="holds levels for channels"):
+    with pytest.raises(SettingsError, match="has levels for pruning channels"):
         read_levels(out / "levels_channels.json", names)
     model = load_run(rgb_run).model
     whole = multiply_adds(model)

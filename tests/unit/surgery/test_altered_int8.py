@@ -16,8 +16,7 @@ from two_stream.evaluation.scoring.network import prepare_for_inference, resolve
 from two_stream.pretrained import read_model, write_model
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.surgery import alter
-from two_stream.surgery.int8 import Int8
-from two_stream.surgery.int8_graph import ENGINES, has_vnni, use_engine
+from two_stream.surgery.int8 import ENGINES, Int8, has_vnni, use_engine
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "resnet3d": {"depth": 10, "width": 0.25, "shortcut": "A"},
@@ -174,7 +173,7 @@ def test_a_scale_per_weight(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("keep", "words"),
-    [(("steem",), "'steem' names no layer; expected a stage \\(stem"), (("*",), "nothing is left")],
+    [(("steem",), "'steem' matches no layer; expected a stage \\(stem"), (("*",), "nothing is left")],
 )
 def test_wrong_patterns(keep: tuple[str, ...], words: str) -> None:
     model = built({"kind": "resnet3d", "depth": 10, "width": 0.25})
@@ -185,8 +184,8 @@ def test_wrong_patterns(keep: tuple[str, ...], words: str) -> None:
 def test_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert use_engine("auto") in ENGINES
     assert use_engine("an engine of another machine") in ENGINES
-    monkeypatch.setattr("two_stream.surgery.int8_graph.ENGINES", ("none",))
-    with pytest.raises(SettingsError, match="computes no int8 that suits"):
+    monkeypatch.setattr("two_stream.surgery.int8.ENGINES", ("none",))
+    with pytest.raises(SettingsError, match="no suitable int8 engine"):
         use_engine("auto")
 
 
@@ -210,7 +209,7 @@ def test_the_cap_of_onednn_counts(
     for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, cap)
-    monkeypatch.setattr("two_stream.surgery.int8_graph.cpu_flags", lambda: flags)
+    monkeypatch.setattr("two_stream.surgery.int8.cpu_flags", lambda: flags)
     assert has_vnni() is there
 
 

@@ -104,8 +104,7 @@ def train_and_report(
 
 def report(source: Path, made: Path, part: Part) -> None:
     """Score a run and its source, and write and show the report."""
-    from two_stream.compression.layers import layer_changes
-    from two_stream.compression.report import show_compression, write_compression
+    from two_stream.compression.report import layer_changes, show_compression, write_compression
     from two_stream.evaluation.runs.run import load_run
 
     before, model = load_run(source).model, load_run(made).model

@@ -13,8 +13,7 @@ from two_stream.config.compress import Prune
 from two_stream.errors import SettingsError
 
 if TYPE_CHECKING:
-    from two_stream.compression.choice import LevelChoice
-    from two_stream.compression.sensitivity import Sensitivity
+    from two_stream.compression.sensitivity import LevelChoice, Sensitivity
 
 PROG = "two-stream compress sensitivity"
 DESCRIPTION = (
@@ -69,8 +68,7 @@ def main(args: list[str]) -> int:
     budget = _budget(flags)
     _check(flags)
     from two_stream.compression.channels import check_narrowable
-    from two_stream.compression.choice import choose_levels
-    from two_stream.compression.sensitivity import fixed_clips, measure_sensitivity
+    from two_stream.compression.sensitivity import choose_levels, fixed_clips, measure_sensitivity
     from two_stream.evaluation.runs.run import load_run
     from two_stream.runtime.device import set_threads
 
@@ -133,7 +131,7 @@ def _check(flags: SensitivityFlags) -> None:
 def _write(found: Sensitivity, folder: Path) -> None:
     from dataclasses import asdict
 
-    from two_stream.compression.curves import draw_sensitivity
+    from two_stream.compression.sensitivity import draw_sensitivity
     from two_stream.runtime.files import write_json, write_text
 
     stem = folder / found.what
@@ -149,7 +147,6 @@ def _write(found: Sensitivity, folder: Path) -> None:
 def _show(found: Sensitivity, choice: LevelChoice | None, folder: Path, run: str, *, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from two_stream.compression.choice import best_points
     from two_stream.runtime.console import console, say, table
     from two_stream.runtime.files import write_json
 
@@ -164,7 +161,7 @@ def _show(found: Sensitivity, choice: LevelChoice | None, folder: Path, run: str
     levels = sorted({point.level for point in found.points})
     columns = ["layer", *(f"{100 * level:g} %" for level in levels)]
     rows = []
-    for layer, points in best_points(found):
+    for layer, points in found.by_robustness:
         cells = {point.level: f"{point.loss:.3f} ({100 * point.top1:.1f})" for point in points}
         rows.append([layer, *(cells.get(level, "–") for level in levels)])
     console.print(table(f"loss (top-1 in %) where a layer loses {found.what}", columns, rows))

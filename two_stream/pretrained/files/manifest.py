@@ -153,7 +153,7 @@ def find_manifest(given: Path | None = None) -> Path:
         if given.is_file():
             return given
         raise SettingsError(f"{given}: no such manifest")
-    checkout = Path(__file__).resolve().parents[2] / MANIFEST
+    checkout = Path(__file__).resolve().parents[3] / MANIFEST
     for path in (MANIFEST, checkout):
         if path.is_file():
             return path

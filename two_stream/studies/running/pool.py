@@ -99,7 +99,7 @@ def _give(slot: Slot, index: int, jobs: Mapping[int, StudyJob], heard: queue.Que
 
 def _started() -> subprocess.Popen[bytes]:
     # -P: not the current folder, whose modules may be a stranger's; the package is found also where it is not installed
-    package = str(Path(__file__).resolve().parents[2])
+    package = str(Path(__file__).resolve().parents[3])
     paths = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "two_stream.studies.running.worker"],
