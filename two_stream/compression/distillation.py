@@ -182,7 +182,7 @@ class Distillation(Extension):
             taught = teacher.run.experiment.data
             if taught.split != data.split:
                 raise SettingsError(
-                    f"{teacher.run.paths.root}: trained on split {taught.split}, but the student on split {data.split}, "
+                    f"{teacher.run.paths.root}: trained on split {taught.split}, but the student on {data.split}, "
                     "whose test videos the teacher may have seen; give a teacher of the same split"
                 )
             if teacher.model.cpu_only and pick_device(self.experiment.device).type != "cpu":

@@ -11,8 +11,7 @@ from pathlib import Path
 from two_stream.errors import ScoreError
 from two_stream.evaluation.scores.statistics import LEVEL, Interval, holm
 from two_stream.evaluation.scores.words import DASH, count_sources, percent, protocol_line
-from two_stream.studies.report.terminal import p_value
-from two_stream.studies.statistics.comparison import ENOUGH_TRAININGS, main_test
+from two_stream.studies.statistics.comparison import ENOUGH_TRAININGS, main_test, p_text
 from two_stream.studies.statistics.compatible import protocol_key, stated_fact
 from two_stream.studies.statistics.panel import Panel, panel_of
 from two_stream.studies.statistics.scored import ScoredRun, grouped, read_scored
@@ -200,7 +199,7 @@ def rows(board: RankedTable) -> list[list[str]]:
             standing.name,
             percent(standing.accuracy),
             percent(standing.behind),
-            DASH if standing.p_holm is None else p_value(standing.p_holm),
+            DASH if standing.p_holm is None else p_text(standing.p_holm),
             standing.modality,
             standing.model,
             _runs(standing),

@@ -151,5 +151,5 @@ def test_wrong_flags_cost_no_time(run, tmp_path):
     lost = scores(tmp_path, "lost", 20, run=str(tmp_path / "elsewhere"))
     with pytest.raises(SettingsError, match=r"its run folder \(.*elsewhere\) is not here"):
         profile.main(quick(run, "--plot", str(tmp_path / "p.png"), str(lost)))
-    with pytest.raises(SettingsError, match=r"training with batch size 1: .* give a larger one"):
+    with pytest.raises(SettingsError, match=r"training with batch size 1: .* use a larger batch"):
         profile.main(quick(run, "--batch-size", "1", "--training", "--precision", "fp32"))

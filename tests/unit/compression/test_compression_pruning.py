@@ -140,7 +140,7 @@ def test_a_published_file_of_levels_is_read(rgb_run: Path, tmp_path: Path) -> No
     path.write_text(other + "\n")
     assert list(read_levels(path, names)) == convolutions
     path.write_text("Name,Type,Sparsity\nmodule.layer1.0.conf1,Conv3d,0.4\n")
-    with pytest.raises(SettingsError, match=r"names 'module\.layer1\.0\.conf1'"):
+    with pytest.raises(SettingsError, match=r"'module\.layer1\.0\.conf1'"):
         read_levels(path, names)
 
 

@@ -52,7 +52,7 @@ def test_compare_groups_seeds_and_tests_the_variants(heads, capsys) -> None:
 def test_compare_prints_tables_and_verdicts(heads, capsys) -> None:
     assert cli.main(["compare", *heads]) == 0
     shown = capsys.readouterr().out
-    for text in ("top-1 in %", "bert –", "<0.001", "bert beats average by", "3 trainings each"):
+    for text in ("top-1 in %", "bert −", "< 0.001", "bert beats average by", "3 trainings each"):
         assert text in shown
 
 

@@ -11,8 +11,7 @@ from scipy import stats
 
 from two_stream.evaluation.scores.metrics import per_class
 from two_stream.evaluation.scores.statistics import Interval
-from two_stream.studies.report.terminal import pair_rows
-from two_stream.studies.report.variant_tables import comparison_words
+from two_stream.studies.report.tables import comparisons_table, short_verdict
 from two_stream.studies.statistics.comparison import compare_panels, corrected
 from two_stream.studies.statistics.panel import panel_of
 from two_stream.types import ScoreTable
@@ -91,7 +90,7 @@ def test_several_trainings_are_a_crossed_test(studio) -> None:
 
 def pair_cells(comparison) -> list[str]:
     """The comparison's row on the terminal."""
-    return pair_rows(replace(made_result(("a", "b")), comparisons=[comparison]))[0]
+    return comparisons_table(replace(made_result(("a", "b")), comparisons=[comparison]), "terminal").texts[0]
 
 
 def test_two_trainings_are_told_and_say_nothing_of_others(studio) -> None:
@@ -101,15 +100,15 @@ def test_two_trainings_are_told_and_say_nothing_of_others(studio) -> None:
     assert found.verdict.startswith("bert is higher than average on these runs by ")
     assert found.verdict.endswith("; 2 trainings each, others may differ")
     assert (
-        comparison_words(found)
+        short_verdict(found)
         == f"higher on these runs (p {'< 0.001' if found.p < 0.001 else f'= {found.p:.3f}'})"
     )
     turned = corrected([compared(second, first)])[0]
     assert turned.verdict.startswith("average is higher than bert on these runs by ")
-    assert comparison_words(turned).startswith("lower on these runs (p ")
-    assert pair_cells(found)[-1] == "difference on these runs"
+    assert short_verdict(turned).startswith("lower on these runs (p ")
+    assert pair_cells(found)[-1] == short_verdict(found)
     several = corrected([compared(studio.tables(1.6), studio.tables(0.8))])[0]
-    assert (comparison_words(several), pair_cells(several)[-1]) == ("better (p < 0.001)", "difference")
+    assert short_verdict(several) == pair_cells(several)[-1] == "better (p < 0.001)"
 
 
 def test_two_sources_have_no_interval_and_no_verdict() -> None:
@@ -119,7 +118,7 @@ def test_two_sources_have_no_interval_and_no_verdict() -> None:
     assert (found.p, found.significant, found.detectable) == (1.0, False, 1.0)
     told = "no difference shown between bert and average: +25.0 points, and too few sources for an interval"
     assert found.verdict == told
-    assert comparison_words(found) == "no difference shown"
+    assert short_verdict(found) == "no difference shown"
     assert "+25.0 [unknown]" in pair_cells(found)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -222,3 +224,25 @@ def test_an_int8_network_is_evaluated_as_it_is() -> None:
     options = resolved(asked, model.spec, model.device, exact=False, as_it_is=model.cpu_only)
     assert (options.precision, options.fold, options.compile) == ("fp32", False, False)
     assert prepare_for_inference(model, options) is model
+
+
+def test_a_torch_without_quantisation_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("torch.ao.quantization")]:
+        monkeypatch.setitem(sys.modules, name, None)
+    model = built({"kind": "resnet3d", "depth": 10, "width": 0.25})
+    with pytest.raises(
+        SettingsError, match="has no torch.ao.quantization, which int8 networks need"
+    ) as caught:
+        alter(model, Int8())
+    assert "\n" not in str(caught.value)
+    assert model.alterations == []
+
+
+def test_only_int8_imports_the_quantisation_of_torch() -> None:
+    code = (
+        "import sys, torch\n"
+        "for name in [name for name in sys.modules if name.startswith('torch.ao.')]: sys.modules[name] = None\n"
+        "import two_stream.compression.quantization, two_stream.profiling.network_cost, two_stream.surgery.int8\n"
+        "import two_stream.compression.report, two_stream.studies.costs, two_stream.commands.compress.quantize\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -144,7 +144,7 @@ def _finished(item: Tested, p_holm: float, size: int, level: float) -> Compariso
 def _verdict(comparison: Comparison, size: int, *, identical: bool) -> str:
     """Return one sentence that claims no more than the corrected test does."""
     gap, top1 = comparison.difference, bool(comparison.mcnemar)
-    p = p_text(comparison.p_holm) + (" after correction" if size > 1 else "")
+    p = f"p {p_text(comparison.p_holm, sign=True)}" + (" after correction" if size > 1 else "")
     unit = "points" if top1 else "points of mAP"
     few = comparison.seeds < ENOUGH_TRAININGS
     trainings = "one training" if comparison.seeds == 1 else f"{comparison.seeds} trainings"
@@ -173,11 +173,11 @@ def _verdict(comparison: Comparison, size: int, *, identical: bool) -> str:
     return f"{start}: {told}; a difference below about {missed} would be missed here"
 
 
-def p_text(p: float) -> str:
-    """Return a p value as a sentence has it, never as 0."""
+def p_text(p: float, *, sign: bool = False) -> str:
+    """Return a p value with three decimals, never as 0; with `sign` as it follows a "p" in a sentence."""
     if p < 0.001:
-        return "p < 0.001"
-    return f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+        return "< 0.001"
+    return f"= {p:.3f}" if sign else f"{p:.3f}"
 
 
 def _count(clips: float) -> str:
