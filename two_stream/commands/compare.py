@@ -72,7 +72,7 @@ def main(args: list[str]) -> int:
 
 def _result(flags: CompareFlags, args: Sequence[str]) -> StudyResult:
     from two_stream.errors import SettingsError
-    from two_stream.studies.statistics.compatible import as_variants, check_comparable, run_rows
+    from two_stream.studies.statistics.scored import check_comparable, run_rows, runs_of_variants
     from two_stream.studies.statistics.summary import Question, study_result
 
     if not 0.5 <= flags.level < 1:
@@ -95,7 +95,7 @@ def _result(flags: CompareFlags, args: Sequence[str]) -> StudyResult:
     )
     return study_result(
         asked,
-        as_variants(groups, fit=flags.fit),
+        runs_of_variants(groups, with_holdout=flags.fit),
         _pairs(names, flags),
         runs=run_rows(groups),
         notes=notes,
@@ -105,7 +105,7 @@ def _result(flags: CompareFlags, args: Sequence[str]) -> StudyResult:
 def _variants(flags: CompareFlags) -> dict[str, list[ScoredRun]]:
     """Return the score files by variant, named as asked for."""
     from two_stream.errors import ScoreError, SettingsError
-    from two_stream.studies.statistics.scored import grouped, read_scored
+    from two_stream.studies.statistics.scored import group_variants, read_scored
 
     by_hand: dict[str, list[Path]] = {}
     for text in flags.group:
@@ -124,7 +124,7 @@ def _variants(flags: CompareFlags) -> dict[str, list[ScoredRun]]:
     places: dict[str, list[int]] = {}
     for name, members in by_hand.items():
         places[name] = [paths.index(path) for path in members]
-    groups = grouped(found, places)
+    groups = group_variants(found, places)
     if flags.names is None:
         return groups
     names = [name.strip() for name in flags.names.split(",")]

@@ -31,7 +31,7 @@ from two_stream.runtime.console import console, say, table
 from two_stream.runtime.device import pick_device
 from two_stream.runtime.files import write_json, write_text
 from two_stream.runtime.provenance import code_version, environment
-from two_stream.studies.statistics.comparison import compare_panels, corrected
+from two_stream.studies.statistics.comparison import compare_panels, correct_families
 from two_stream.studies.statistics.panel import Panel, panel_of
 from two_stream.studies.statistics.results import Comparison
 from two_stream.types import Part, ScoreTable
@@ -148,7 +148,7 @@ def write_compression(
     tables = [scores_of(run, chosen, part) for run in runs]
     panels = [_panel(run, table) for run, table in zip(runs, tables, strict=True)]
     names = _names(*runs)
-    (comparison,) = corrected([compare_panels((names[1], names[0]), (panels[1], panels[0]))])
+    (comparison,) = correct_families([compare_panels((names[1], names[0]), (panels[1], panels[0]))])
     costs = measure_networks(runs, chosen, device=where, seconds=seconds)
     sides = [
         Side(name, str(run.paths.root), str(table.meta["file"]), panel.interval(LEVEL), cost)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from importlib import import_module
 from typing import Any, ClassVar
 
 import torch
@@ -165,7 +166,7 @@ def check_torch_ao() -> None:
     """
     try:
         with _silenced():
-            import torch.ao.quantization.quantize_fx
+            import_module("torch.ao.quantization.quantize_fx")
     except ImportError:
         raise SettingsError(
             f"torch {torch.__version__} has no torch.ao.quantization, which int8 networks need; install an older torch "

@@ -247,4 +247,4 @@ def test_it_reads_videos_also_where_the_others_read_stored_features(world: Path,
     assert result.fusion.streams == ["average", "lstm"]
     told = " ".join(result.notes)
     assert "The runs were scored by different protocols: multi-clip" in told
-    assert "The runs chose their checkpoints in different ways: holdout; folds" in told
+    assert "The runs selected their checkpoints in different ways: holdout; folds" in told

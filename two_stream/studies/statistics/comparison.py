@@ -1,4 +1,4 @@
-"""Two variants on the same videos: the tests, and what they allow to be said."""
+"""Comparison of two variants on the same videos: tests and verdicts."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 from two_stream.evaluation.scores import multilabel, statistics
 from two_stream.evaluation.scores.metrics import per_class
 from two_stream.evaluation.scores.statistics import LEVEL, Interval
-from two_stream.studies.statistics.panel import Panel, paired
+from two_stream.studies.statistics.panel import Panel, pair_panels
 from two_stream.studies.statistics.results import Comparison, McNemar
 
 ENOUGH_TRAININGS = 3
-"""of a variant, before a test says anything about another training of it"""
+"""of a variant, before a test is valid for other trainings of it"""
 
 
 @dataclass(frozen=True)
 class MainTest:
-    """The test that a comparison is decided by."""
+    """The test that decides a comparison."""
 
     first: Panel
     second: Panel
@@ -30,35 +30,35 @@ class MainTest:
     cells: list[McNemar]
     """empty for a multi-label set"""
     exact: bool
-    """McNemar's exact test, not the t test"""
+    """whether it is McNemar's exact test, not the t test"""
 
 
 @dataclass(frozen=True)
 class Tested:
-    """A comparison before the correction of its family."""
+    """A comparison before the correction within its family."""
 
     comparison: Comparison
     estimate: statistics.Estimate
     identical: bool
-    """both variants are right and wrong on the very same videos"""
+    """whether both variants are right on the same videos"""
 
 
 def main_test(names: tuple[str, str], panels: tuple[Panel, Panel], level: float = LEVEL) -> MainTest:
     """Test whether the first variant is better than the second on the cells and videos that both have.
 
-    With several trainings it is the t test of the mean difference over units (source videos, else videos) and
-    trainings, both random; with one training of videos that depend on each other (sources) the t test over units; with
-    one training of independent videos McNemar's exact test. A multi-label set's mAP is always tested by the t test.
+    Several trainings: t test of the mean difference over units (source videos, else videos) and trainings, both random.
+    One training of videos with known sources: t test over units. One training of independent videos: McNemar's exact
+    test. The mAP of a multi-label set is always tested by the t test.
 
     Args:
-        names: What the variants are called.
+        names: Names of the variants.
         panels: First and second.
         level: Coverage of the interval.
 
     Raises:
         ScoreError: The variants share no split, or the videos of a split differ.
     """
-    first, second = paired(panels[0], panels[1], names)
+    first, second = pair_panels(panels[0], panels[1], names)
     if first.multi_label:
         values = first.pseudo_values - second.pseudo_values
         found = multilabel.estimate_map(values, first.unit)
@@ -74,19 +74,9 @@ def compare_panels(
     family: str = "",
     level: float = LEVEL,
 ) -> Tested:
-    """Return everything that is said of two variants: the main test, McNemar's by cell, differences by class.
+    """Return the main test of two variants, McNemar's test by cell, and the differences by class.
 
-    Args:
-        names: What the variants are called.
-        panels: First and second.
-        family: Comparisons of one family are corrected together.
-        level: Coverage of intervals; 1 - level is the level of the tests.
-
-    Returns:
-        The comparison, its p value not yet corrected; `corrected` finishes it.
-
-    Raises:
-        ScoreError: The variants share no split, or the videos of a split differ.
+    The p value is not corrected yet; `correct_families` does that. Arguments and errors are those of `main_test`.
     """
     main = main_test(names, panels, level)
     first, second = main.first, main.second
@@ -112,8 +102,8 @@ def compare_panels(
     return Tested(comparison, main.estimate, identical)
 
 
-def corrected(tested: Sequence[Tested], level: float = LEVEL) -> list[Comparison]:
-    """Return comparisons with p values corrected within each family by Holm's procedure, and their verdicts.
+def correct_families(tested: Sequence[Tested], level: float = LEVEL) -> list[Comparison]:
+    """Return comparisons with verdicts, their p values corrected within each family by Holm's procedure.
 
     The detectable difference is that of the strictest step, (1 - level) / size of the family.
     """
@@ -142,7 +132,7 @@ def _finished(item: Tested, p_holm: float, size: int, level: float) -> Compariso
 
 
 def _verdict(comparison: Comparison, size: int, *, identical: bool) -> str:
-    """Return one sentence that claims no more than the corrected test does."""
+    """Return one sentence that claims no more than the corrected test shows."""
     gap, top1 = comparison.difference, bool(comparison.mcnemar)
     p = f"p {p_text(comparison.p_holm, sign=True)}" + (" after correction" if size > 1 else "")
     unit = "points" if top1 else "points of mAP"
@@ -163,14 +153,14 @@ def _verdict(comparison: Comparison, size: int, *, identical: bool) -> str:
     start = f"no difference shown between {comparison.first} and {comparison.second}"
     if not gap.known:
         return f"{start}: {100 * gap.value:+.1f} {unit}, and too few sources for an interval"
-    told = f"{100 * gap.value:+.1f} {unit} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}], {p}"
+    found = f"{100 * gap.value:+.1f} {unit} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}], {p}"
     if identical:
-        told = f"they are right on the very same clips (0 of {comparison.videos} differ)"
+        found = f"they are right on the same clips (0 of {comparison.videos} differ)"
     if comparison.detectable >= 1:
-        return f"{start}: {told}; no difference could have been seen here, however large"
+        return f"{start}: {found}; no difference could have been detected here, however large"
     missed = f"{100 * comparison.detectable:.1f} {unit}"
     missed += f" ({comparison.detectable_clips} clips)" if top1 else ""
-    return f"{start}: {told}; a difference below about {missed} would be missed here"
+    return f"{start}: {found}; a difference below about {missed} would be missed here"
 
 
 def p_text(p: float, *, sign: bool = False) -> str:

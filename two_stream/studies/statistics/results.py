@@ -1,7 +1,7 @@
-"""What a study says, as plain values: the statistics write it, every form of the report reads it.
+"""The result of a study as plain values, written by the statistics and read by every form of the report.
 
-Accuracies are shares (0 to 1), differences are first minus second in the same unit. A *cell* is one run: a variant
-on one split with one seed.
+Accuracies are shares (0 to 1); differences are first minus second. A *cell* is one run: a variant on one split with one
+seed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class RunRow:
 
 @dataclass(frozen=True)
 class VariantCost:
-    """What one view costs, measured on one machine for all variants."""
+    """Cost of one view, measured on one machine for all variants."""
 
     parameters: int
     multiply_adds: int
@@ -49,13 +49,13 @@ class VariantCost:
     latency_ms: float | None
     """median forward pass of one view"""
     memory_mib: float | None
-    """peak of the forward pass over what was held before it"""
+    """peak of the forward pass above the memory in use before"""
     device: str = ""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A published accuracy to stand beside ours."""
+    """A published accuracy for comparison."""
 
     value: float
     """share"""
@@ -70,11 +70,11 @@ class VariantResult:
     levels: dict[str, str]
     """its level of every factor of the study's grid"""
     changes: dict[str, Any]
-    """dotted setting -> value, where it departs from the study's base"""
+    """dotted setting -> value, where it differs from the study's base"""
     accuracy: Interval
     """mean over splits and seeds; 95 % interval over source videos and, with several seeds, trainings"""
     seed_interval: Interval | None
-    """95 % t interval of the mean over seeds alone, on these very videos; None with one seed"""
+    """95 % t interval of the mean over seeds alone, on these videos; None with one seed"""
     sd: float | None
     """standard deviation over seeds"""
     seeds: list[int]
@@ -90,7 +90,7 @@ class VariantResult:
     cost: VariantCost | None = None
     published: Published | None = None
     best: bool = False
-    """no variant has a higher mean; says nothing of significance"""
+    """whether no variant has a higher mean; not a test"""
 
 
 @dataclass(frozen=True)
@@ -119,15 +119,15 @@ class Comparison:
     """of the main test, uncorrected"""
     p_holm: float
     test: str
-    """which test that is, in words"""
+    """name of the test"""
     significant: bool
-    """p_holm below 1 - level, and 0 outside of the interval"""
+    """whether p_holm is below 1 - level and 0 outside the interval"""
     verdict: str
-    """one sentence; says "no difference shown" where nothing is"""
+    """one sentence"""
     mcnemar: list[McNemar]
     """per shared cell; empty for a multi-label set"""
     detectable: float
-    """smallest true difference that would be found here with 80 % probability"""
+    """smallest true difference that would be detected with 80 % probability"""
     detectable_clips: int
     """0 for a multi-label set"""
     videos: int
@@ -157,7 +157,7 @@ class FusedPair:
 
 @dataclass(frozen=True)
 class Contribution:
-    """What a stream adds to the fusion of all: the fusion of all minus that without it."""
+    """Contribution of a stream: the fusion of all minus that without it."""
 
     stream: str
     difference: Interval
@@ -180,7 +180,7 @@ class FusionResult:
     weights: dict[str, float] = field(default_factory=dict)
     """by stream, found on the holdout part (a mean over trainings); empty: equal"""
     fitted_on: str = ""
-    """what the weights were found on"""
+    """videos that the weights were found on"""
     tuned: Interval | None = None
     """accuracy with those weights on the evaluated part"""
     agreement: list[list[float]] = field(default_factory=list)
@@ -189,7 +189,7 @@ class FusionResult:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """Everything a report shows."""
+    """The content of a report."""
 
     name: str
     question: str
@@ -207,12 +207,12 @@ class StudyResult:
     comparisons: list[Comparison]
     runs: list[RunRow]
     answer: str
-    """the question answered in a sentence or two, by the tests"""
+    """answer of the tests, in one to three sentences"""
     notes: list[str] = field(default_factory=list)
     """caveats, one sentence each (failed cells, few sources, test-selected, mixed code versions …)"""
     fusion: FusionResult | None = None
     settings: dict[str, str] = field(default_factory=dict)
-    """by variant: resolved settings as YAML (of its first cell)"""
+    """by variant: resolved settings of its first cell, as YAML"""
     command: str = ""
     """reproduces the study"""
     definition: str = ""
