@@ -65,10 +65,10 @@ def main(args: list[str]) -> int:
         return _list(study, name, flags)
     from two_stream.runtime.console import note
     from two_stream.runtime.interrupt import heard
-    from two_stream.studies.running.ablation import StudyWorkers, look_at, run_study
+    from two_stream.studies.running.ablation import StudyWorkers, read_progress, run_study
 
     if flags.report_only:
-        ran = look_at(study, source=name, any_code=flags.any_code)
+        ran = read_progress(study, source=name, any_code=flags.any_code)
     else:
         places = StudyWorkers(flags.jobs, flags.devices, flags.ray)
         before = {number: signal.signal(number, _interrupt) for number in heard() if number != signal.SIGINT}
@@ -133,10 +133,10 @@ def _study(name: str, flags: Flags) -> Study:
 
 def _list(study: Study, name: str, flags: Flags) -> int:
     from two_stream.runtime.console import console, say, table
-    from two_stream.studies.running.ablation import look_at, prepare_data
+    from two_stream.studies.running.ablation import prepare_data, read_progress
 
     prepare_data(study, name)
-    ran = look_at(study, source=name, any_code=flags.any_code)
+    ran = read_progress(study, source=name, any_code=flags.any_code)
     rows = []
     for cell, outcome in zip(ran.cells, ran.outcomes, strict=True):
         state = "missing" if outcome is None else outcome.state

@@ -43,17 +43,17 @@ STUDY = f"""{BURN}
 if __name__ == "__main__":
     from two_stream.studies.running import worker
     if len(sys.argv) == 3:
-        worker.do = lambda job: burn(sys.argv[1])
+        worker.run_job = lambda job: burn(sys.argv[1])
         import signal
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a job that takes long to save
         raise SystemExit(worker.main())
     import subprocess
-    from two_stream.studies.running.cells import Job, to_wire
+    from two_stream.studies.running.cells import StudyJob, to_wire
     place = Path(sys.argv[1])
     (place / ".cells").mkdir()
     (place / ".workers").touch()
     child = subprocess.Popen([sys.executable, __file__, str(place), "worker"], stdin=subprocess.PIPE)
-    child.stdin.write(to_wire(Job("t", "", str(place / ".cells" / "a.json"), str(place / ".log"), "k")))
+    child.stdin.write(to_wire(StudyJob("t", "", str(place / ".cells" / "a.json"), str(place / ".log"), "k")))
     child.stdin.flush()
     child.wait()
 """

@@ -193,7 +193,7 @@ def test_a_wrong_comparison_is_found_before_anything_runs(lists: Path):
 
 @pytest.mark.parametrize("name", ["..", "."])
 def test_a_study_is_called_as_a_folder_can_be(lists: Path, name: str):
-    with pytest.raises(SettingsError, match=r"f.yaml: `name` is '\.+': expected one that a folder can have"):
+    with pytest.raises(SettingsError, match=r"f.yaml: `name` is '\.+': expected a valid folder name"):
         plan(study(lists, name=name), "f.yaml")
     assert plan(study(lists, name="größe+1.0_a-b"))
 
@@ -247,7 +247,7 @@ def test_a_head_that_looks_at_places_needs_maps_and_says_so_before_anything_runs
     places = {"average": {}, "places": {"model.head": {"kind": "nonlocal", "over": "space_time"}}}
     made = study(lists, variants=places, features={})
     with pytest.raises(
-        SettingsError, match=r"f: variant 'places': its head looks at places.*`features: \{maps: true\}`"
+        SettingsError, match=r"f: variant 'places': its head needs feature maps.*`features: \{maps: true\}`"
     ):
         stages_of(made, plan(made), "f")
     whole = study(lists, variants=places, features={"maps": True})

@@ -100,7 +100,7 @@ def test_two_slots_work_at_once_each_on_its_device(tmp_path: Path):
 @pytest.mark.parametrize(
     ("title", "reason"),
     [
-        (f"die {signal.SIGKILL.value}", "its process was killed (signal 9: often too little memory"),
+        (f"die {signal.SIGKILL.value}", "its process was killed (signal 9, often for lack of memory"),
         (f"die {signal.SIGSEGV.value}", "its process ended with signal 11; see"),
         ("exit 3", "its process ended with exit code 3; see"),
     ],
@@ -160,7 +160,7 @@ def slow(job):
     Path(job.log).parent.mkdir(parents=True, exist_ok=True)
     Path(job.record).with_suffix(".began").write_text("x")
     time.sleep(60)
-worker.do = slow
+worker.run_job = slow
 raise SystemExit(worker.main())
 """
 

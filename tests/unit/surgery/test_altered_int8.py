@@ -78,7 +78,7 @@ def quantised(model: Recognizer, **options: Any) -> Recognizer:
     made.observe(model)
     with torch.inference_mode():
         model(clips(model))
-    made.compute(model)
+    made.convert(model)
     model.alterations.append(made)
     return model
 

@@ -81,13 +81,10 @@ def accuracy_against_cost(points: Sequence[FigurePoint], target: Path) -> None:
     counted = all(point.views for point in points)
     shown = []
     for point in points:
-        label = f"{point.name} ({point.protocol})" if point.protocol else point.name
         cost = (point.cost if counted else point.multiply_adds) / 1e9
-        label = f"{label}, {point.videos} videos"
-        shown.append(CostPoint(label, cost, point.accuracy, point.low, point.high))
-    height = max(_SIZE[1], cost_height(len(shown)))
-    figure.set_size_inches(_SIZE[0] * 1.5, height)
-    draw_costs(axes, shown, height, ("tab:blue", "tab:gray", "black"))
+        name = f"{point.name}\n{', '.join(filter(None, (point.protocol, f'{point.videos} videos')))}"
+        shown.append(CostPoint(name, cost, point.accuracy, point.low, point.high))
+    draw_costs(axes, shown, _SIZE[1], ("tab:blue", "tab:gray", "black"))
     axes.set_xlabel(f"G multiply-adds per {'video' if counted else 'view'}")
     axes.set_ylabel("top-1 accuracy in %, 95 % interval")
     _save(figure, target)
@@ -177,6 +174,7 @@ def draw_costs(axis: Axes, points: Sequence[CostPoint], height: float, colours: 
     low, high = min(point.cost for point in points), max(point.cost for point in points)
     if high > 8 * low > 0:
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")  # powers would be written with `$`, which is text here
         axis.set_xlim(low / 1.2, high * 1.2)
     else:
         spread = (high - low) or abs(high) or 1.0
@@ -190,7 +188,8 @@ def draw_costs(axis: Axes, points: Sequence[CostPoint], height: float, colours: 
     rising = sorted(points, key=lambda point: point.accuracy)
     wanted = [(100 * point.accuracy - bottom) / (top - bottom) for point in rising]
     line = {"arrowstyle": "-", "color": other_colour, "linewidth": 0.5, "alpha": 0.6}
-    for place, point in zip(spread_apart(wanted, _LINE / (height - 0.5)), rising, strict=True):
+    lines = 1 + max(point.name.count("\n") for point in points)
+    for place, point in zip(spread_apart(wanted, lines * _LINE / (height - 0.5)), rising, strict=True):
         axis.annotate(
             point.name,
             (point.cost, 100 * point.accuracy),
