@@ -66,13 +66,10 @@ def fused_targets(
     fuse: str = "probabilities",
     weights: Sequence[float] = (),
 ) -> torch.Tensor:
-    """Return the soft targets `(B, K)` of several teachers.
+    """Return the soft targets `(B, K)` of several teachers' logits `(B, K)` at a temperature.
 
-    Args:
-        logits: `(B, K)` of each.
-        temperature: Logits are divided by it.
-        fuse: `probabilities`: their weighted mean; `logits`: softmax of the logits' weighted mean.
-        weights: One per teacher; none: equal ones.
+    With `probabilities` they are the weighted mean of the softmaxes, with `logits` the softmax of the weighted mean.
+    Without weights teachers count equally.
     """
     shares = torch.tensor(list(weights) or [1.0] * len(logits)).to(logits[0])
     shares = shares / shares.sum()
@@ -85,10 +82,7 @@ def fused_targets(
 def soft_target_loss(logits_BK: torch.Tensor, targets_BK: torch.Tensor, temperature: float) -> torch.Tensor:
     """Return temperature² times the KL divergence of a student from soft targets (Hinton et al., 1503.02531).
 
-    Args:
-        logits_BK: The student's.
-        targets_BK: Probabilities at the same temperature.
-        temperature: Its square keeps the scale of the gradient.
+    The targets are probabilities at the same temperature, whose square keeps the scale of the gradient.
     """
     logs_BK = F.log_softmax(logits_BK / temperature, dim=1)
     return temperature**2 * F.kl_div(logs_BK, targets_BK.to(logs_BK), reduction="sum")
@@ -135,11 +129,7 @@ class Teacher:
     """A trained network in evaluation mode, without gradients."""
 
     def __init__(self, path: Path, student: InputSpec) -> None:
-        """Load a teacher.
-
-        Args:
-            path: Run folder.
-            student: Input of the student.
+        """Load the run of a teacher for a student with this input.
 
         Raises:
             CheckpointError: The run cannot be read.

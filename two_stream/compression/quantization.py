@@ -47,12 +47,9 @@ def _int8_of(options: Quantize, *, fake: bool) -> Int8:
 
 
 def quantise(model: Recognizer, options: Quantize, clips: Iterable[torch.Tensor]) -> None:
-    """Turn a trained network into int8, in place.
+    """Turn a trained network on the CPU into int8, in place.
 
-    Args:
-        model: On the CPU.
-        options: Layers, observer and engine.
-        clips: uint8 `(B, C, T, H, W)` batches on which ranges of activations are measured.
+    Ranges of activations are measured on the clips, uint8 batches `(B, C, T, H, W)`.
 
     Raises:
         SettingsError: torch.ao.quantization is missing, the backbone cannot be traced, or `keep` matches no layer.
@@ -91,9 +88,7 @@ def check_quantisable(model: Recognizer) -> None:
 def quantise_run(experiment: Experiment, *, overwrite: bool = False) -> RunPaths:
     """Write an int8 version of a trained run (post-training static quantisation).
 
-    Args:
-        experiment: Settings of the run to write; its `compress` section names the source run.
-        overwrite: Remove an earlier run of that name first.
+    The `compress` section of the settings names the source run; `overwrite` removes an earlier run of the same name.
 
     Raises:
         SettingsError: The folder is in use, or the network cannot be quantised.

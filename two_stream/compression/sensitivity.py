@@ -100,13 +100,9 @@ class Sensitivity:
 
 
 def fixed_clips(run: Run, part: Part, count: int | None, seed: int) -> list[Batch]:
-    """Return the centred clips of a part's videos, or of `count` of them drawn without replacement.
+    """Return the centred clips of a part's videos, or of `count` of them drawn with the seed, without replacement.
 
-    Args:
-        run: Run whose data set is used.
-        part: `val` and `train` are the two sides of the holdout, even where the run chose its epoch on the test list.
-        count: How many; None: all.
-        seed: Of the draw.
+    `val` and `train` are the two sides of the holdout, even where the run chose its epoch on the test list.
 
     Raises:
         DataError: The part has no video, or one cannot be read.
@@ -138,16 +134,10 @@ def measure_sensitivity(
     seed: int,
     latency: bool = False,
 ) -> Sensitivity:
-    """Prune one layer after another to each level and score the clips.
+    """Prune one layer after another to each of the ascending levels and score the clips of `fixed_clips`.
 
-    Args:
-        run: Its network is not changed; one copy of it exists at a time.
-        options: What is pruned, by which importance, which layers.
-        levels: Shares, ascending.
-        batches: Clips from `fixed_clips`.
-        part: Their part, for the result.
-        seed: Of their draw, for the result.
-        latency: Also time a view's forward pass at every point.
+    The run's network is not changed; one copy of it exists at a time. Part and seed of the clips are stored in the
+    result. `latency` also times a view's forward pass at every point.
 
     Raises:
         SettingsError: The network, or every layer, cannot be pruned with these options.
@@ -270,21 +260,14 @@ class LevelChoice:
 def choose_levels(
     model: Recognizer, found: Sensitivity, options: Prune, measure: Measure, budget: float
 ) -> LevelChoice:
-    """Choose a share for each layer.
+    """Choose a share for each layer, so that a share `budget` of the measure is left (above 0, below 1).
 
     Greedy: of the next levels of all layers take the one with the smallest loss per unit saved by that layer alone,
     apply everything chosen so far, and count (or time) the network. Pruned weights lower only the parameter count.
 
-    Args:
-        model: The network, on the CPU; not changed.
-        found: Sensitivity of its layers.
-        options: How channels are taken out.
-        measure: What the budget limits.
-        budget: Share that may be left, above 0 and below 1.
-
     Raises:
-        SettingsError: Pruning weights does not lower this measure, latencies were not measured, or the budget cannot
-            be met; then the message says what can.
+        SettingsError: Pruning weights does not lower this measure, latencies were not measured, or the budget cannot be
+            met; then the message says what can.
     """
     if not 0 < budget < 1:
         raise SettingsError(f"the budget is {budget:g}: expected a share above 0 and below 1")
@@ -367,11 +350,9 @@ def _applied(model: Recognizer, options: Prune, levels: Levels) -> Recognizer:
 
 @plain_figures()
 def draw_sensitivity(found: Sensitivity, target: Path) -> None:
-    """Draw top-1 and loss against the pruned share, a curve per layer; early layers are dark, late ones light.
+    """Draw top-1 and loss against the pruned share, a curve per layer, into a PNG, SVG or PDF file.
 
-    Args:
-        found: The measurement.
-        target: PNG, SVG or PDF file.
+    Early layers are dark, late ones light.
     """
     layers = found.layers
     shown = len(layers) <= _LEGEND

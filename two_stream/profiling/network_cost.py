@@ -67,14 +67,7 @@ class ViewCosts:
 def measure_view(
     model: Recognizer, experiment: Experiment, device: torch.device, seconds: float = 1.0
 ) -> ViewCosts:
-    """Measure the forward pass of one view as an experiment evaluates it.
-
-    Args:
-        model: On the device.
-        experiment: Precision, folding and compiling.
-        device: Device of the model.
-        seconds: How long to time; at least three passes.
-    """
+    """Measure the forward pass of one view as an experiment evaluates it, in at least three passes."""
     forward, precision = evaluated_forward(model, experiment, experiment.evaluate, device)
     memory = PeakMemory(device)
     ((latency,),) = time_in_turns([forward], device, seconds)
@@ -84,13 +77,10 @@ def measure_view(
 def measure_networks(
     runs: Sequence[Run], options: EvaluateOptions, *, device: str, seconds: float = 1.0
 ) -> list[NetworkCosts]:
-    """Count and measure several runs' networks in turns, so that a busy minute does not affect only one of them.
+    """Count and measure the networks of several runs in turns, so that a busy minute does not affect only one of them.
 
-    Args:
-        runs: Loaded; each is read again for its memory, so that nothing else is counted.
-        options: Precision, folding and compiling.
-        device: Device to measure on.
-        seconds: How long each network is timed in total; at least five turns of three passes.
+    Each is timed for about `seconds` in total, at least five turns of three passes, and read again for its memory, so
+    that nothing else is counted.
     """
     where = pick_device(device)
     passes = [evaluated_forward(run.model.to(where), run.experiment, options, where)[0] for run in runs]
@@ -138,11 +128,7 @@ def time_in_turns(
 ) -> list[list[float]]:
     """Return the median milliseconds of every turn of each pass, after a warm-up pass.
 
-    Args:
-        passes: What is timed.
-        device: Device that they run on.
-        seconds: How long each is timed in total; at least three passes a turn.
-        turns: How often the passes take turns.
+    Each pass is timed for about `seconds` in total, and at least three times a turn.
     """
     for one in passes:
         one()

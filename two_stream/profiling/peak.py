@@ -33,13 +33,9 @@ def gemm_rate(device: torch.device, precision: str, *, seconds: float = 1.0) -> 
 def fastest_product(device: torch.device, precision: str, *, seconds: float = 1.0) -> tuple[Product, float]:
     """Return the fastest form of a large matrix product on this machine, and its floating-point operations per second.
 
-    On a CPU `torch.mm` may use a slower library than the convolutions (MKL in fp32 on an AMD processor), so the same
-    product is also timed as a 1×1 convolution. On a GPU, fp32 uses TF32 where the convolutions may.
-
-    Args:
-        device: Device; a CPU uses torch's current number of threads.
-        precision: fp32, bf16 or fp16.
-        seconds: How long to measure; each form runs at least three times.
+    Each form is timed for a part of `seconds`, at least three times. On a CPU `torch.mm` may use a slower library than
+    the convolutions (MKL in fp32 on an AMD processor), so the same product is also timed as a 1×1 convolution. On a
+    GPU, fp32 uses TF32 where the convolutions may.
     """
     switch = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32

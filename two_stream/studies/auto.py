@@ -52,12 +52,9 @@ def recipe_experiment(path: Path, changes: dict[str, Any], name: str, runs: Path
 
 
 def pass_seconds(experiment: Experiment, baseline: RunPaths, videos: int) -> float:
-    """Return the time that one view of every video takes a recipe's network; 0 where it is not known.
+    """Return the seconds that a recipe's network needs for one view of each video; 0 where they are unknown.
 
-    Args:
-        experiment: A recipe.
-        baseline: A finished run of the baseline of the same modality: its pace is this machine's.
-        videos: Of the training and the test part together.
+    The speed of the machine is that of a finished baseline run of the same modality.
     """
     rows = history(baseline)
     pace = rows[-1].get("clips_per_second", 0.0) if rows else 0.0
@@ -69,12 +66,9 @@ def pass_seconds(experiment: Experiment, baseline: RunPaths, videos: int) -> flo
 
 
 def fit_to_time(experiment: Experiment, one_pass: float, seconds: float) -> Experiment | None:
-    """Return the experiment as it fits the time; None where it cannot.
+    """Return a recipe reduced to the seconds left for its stream; None where that is not possible.
 
-    Args:
-        experiment: A recipe.
-        one_pass: From `pass_seconds`.
-        seconds: What is left for this stream.
+    `one_pass` are the seconds of `pass_seconds`.
     """
     if experiment.train.optimizer.kind != "logistic":
         # a training step costs about three forward passes; the test part is scored once
@@ -112,12 +106,9 @@ class Candidate:
 
 
 def candidate(name: str, runs: Sequence[RunPaths], rule: str) -> Candidate:
-    """Fuse the test scores of runs and judge the fusion on their validation scores, over the videos that all have.
+    """Fuse the test scores of runs, and validate the fusion on the validation videos that all runs have.
 
-    Args:
-        name: What to call it.
-        runs: One or more runs, scored on `test` and `val`.
-        rule: `learned` fits the weights on the validation scores, others weigh the runs alike.
+    The rule `learned` fits the weights on the validation scores; other rules weigh the runs equally.
     """
     tests, vals = ([read_scores(find_scores(run.root, part)) for run in runs] for part in ("test", "val"))
     vals = keep_common_videos(vals)

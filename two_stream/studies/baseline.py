@@ -59,13 +59,13 @@ class Baseline:
 def run_baseline(
     record: Record, changes: dict[str, Any], runs: Path, command: str = "two-stream baseline"
 ) -> Baseline:
-    """Train, score and fuse the baseline of a split; what an earlier call made is kept.
+    """Train, score and fuse the baseline of a split; results of an earlier call are kept.
 
     Args:
-        record: The data set; streams it has no lists for are left out.
+        record: The data set; streams without lists are left out.
         changes: Dotted settings for every stream: data set, split, source, seed, device …
         runs: Folder of the runs; everything goes to `baseline_folder(runs, …)`.
-        command: What continues after an interruption, for the message.
+        command: Command that resumes after an interruption, for the message.
 
     Raises:
         CheckpointError: The weights of the ImageNet network are not installed, and there is no flow.

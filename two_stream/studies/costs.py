@@ -34,15 +34,8 @@ def measure_variant(
 ) -> VariantCost:
     """Count a variant's parameters and operations, and measure the forward pass of one view as it is evaluated.
 
-    The network has random weights, which cost the same.
-
-    Args:
-        experiment: The variant; `threads` is not applied.
-        num_classes: Of its data set.
-        views: Views per video, as evaluated; returned unchanged.
-        device: Device to measure on.
-        seconds: How long to time; at least three passes.
-        run: A run of the variant whose network was altered (narrowed, int8): that network is measured.
+    The network has random weights, which cost the same. Where a run has an altered network (narrowed, int8), give the
+    run: its network is measured. `threads` of the settings is not applied.
     """
     model = Recognizer(experiment.model, num_classes).eval() if run is None else read_model(run)[0]
     device = torch.device("cpu") if model.cpu_only else device
@@ -70,17 +63,10 @@ def stored_cost(
     device: torch.device,
     run: Path | None = None,
 ) -> VariantCost:
-    """Return a variant's cost from a file, or measure and store it.
+    """Return a variant's cost from a JSON file of costs by key, or measure and store it.
 
-    Variants with the same model, precision and machine share a measurement. A damaged file is replaced.
-
-    Args:
-        path: JSON file of costs by key.
-        experiment: The variant.
-        num_classes: Of its data set.
-        views: Views per video, as evaluated.
-        device: Device to measure on.
-        run: A run of the variant; its network is measured where it differs from the one in its settings.
+    Variants with the same model, precision and machine share a measurement. A damaged file is replaced. The network of
+    `run` is measured where it differs from the one in the settings.
     """
     altered = [] if run is None else alterations_in(run)
     key = cost_key(experiment, num_classes, device, altered)

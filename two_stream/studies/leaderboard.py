@@ -60,19 +60,14 @@ class Leaderboard:
 
 
 def leaderboard(root: Path, part: str = "test", level: float = LEVEL) -> Leaderboard:
-    """Rank every score file below a folder.
+    """Rank every score file of a part below a folder.
 
     A board has the files whose data set, part, splits and protocol agree, best accuracy first. Variants with three or
-    more trainings are tested in pairs. All pairs are corrected together by Holm's procedure, because the same data
-    decide which variant is best.
-
-    Args:
-        root: Folder, searched recursively.
-        part: Part of the scores.
-        level: Coverage of the intervals; 1 - level is the level of the tests.
+    more trainings are tested in pairs at 1 - level. All pairs are corrected together by Holm's procedure, because the
+    same data decide which variant is best.
 
     Raises:
-        ScoreError: No such folder, or no readable score file of this part below it.
+        ScoreError: No such folder, or no readable score file of this part in it.
     """
     if not root.is_dir():
         raise ScoreError(f"{root}: no such folder; give a folder with runs, such as runs/")

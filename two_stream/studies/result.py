@@ -28,12 +28,7 @@ Entry = tuple[Cell, StudyJob, StudyOutcome]
 
 
 def summarize_study(ran: Ran, *, source: Path, command: str) -> StudyResult:
-    """Run the statistics over what the cells of a study came to, and measure what its variants cost.
-
-    Args:
-        ran: The cells.
-        source: The study's file.
-        command: Reproduces the study.
+    """Compute the statistics of a study's finished cells, and measure the cost of its variants.
 
     Raises:
         ScoreError: No cell is done, or score files do not fit together.

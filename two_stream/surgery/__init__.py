@@ -66,14 +66,10 @@ def described(model: Recognizer) -> list[dict[str, Any]]:
 
 
 def from_description(descriptions: Sequence[dict[str, Any]], source: object) -> list[Alteration]:
-    """Return the alterations that a model file lists.
-
-    Args:
-        descriptions: From `described`.
-        source: The file, for messages.
+    """Return the alterations that a model file lists, from the values of `described`.
 
     Raises:
-        CheckpointError: This version does not know a kind.
+        CheckpointError: This version does not know a kind; names the file.
     """
     found = []
     for description in descriptions:

@@ -177,8 +177,7 @@ def check_torch_ao() -> None:
 def use_engine(wanted: str = "auto") -> str:
     """Set the engine that torch packs int8 weights for, in the whole process, and return its name.
 
-    Args:
-        wanted: One of `ENGINES`, or `auto`. A file made for another machine's engine is packed for one of this machine.
+    `auto`, or an engine that this machine lacks, becomes one of `ENGINES` that it has.
 
     Raises:
         SettingsError: This torch has neither engine.

@@ -91,14 +91,10 @@ OBSERVERS: dict[str, type[MinMaxObserver] | type[HistogramObserver]] = {
 def layer_config(
     observer: str, *, per_channel: bool, largest: int = 127, decay: float = 0.999, fake: bool = False
 ) -> QConfig:
-    """Return how activations and weights are quantised.
+    """Return how activations and weights are quantised; `fake` rounds in float, for training.
 
-    Args:
-        observer: Key of `OBSERVERS`; with `fake` it is always the moving average.
-        per_channel: One scale per output channel of a weight, instead of one per weight.
-        largest: Largest absolute value of a weight, in steps.
-        decay: Of the moving average.
-        fake: Round in float, for training.
+    The observer is a key of `OBSERVERS`, and the moving average with `fake`. Weights have one scale per output channel
+    or per tensor, and steps up to `largest`.
     """
     scheme = torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric
     signed = {"dtype": torch.qint8, "qscheme": scheme, "quant_min": -largest, "quant_max": largest}
@@ -178,12 +174,8 @@ def insert_observers(
 ) -> None:
     """Insert observers (or, with `fake`, rounding) around the layers of a model, in place, and fuse BatchNorm.
 
-    Args:
-        model: In training mode with `fake`, else in evaluation mode.
-        config: How activations and weights are quantised.
-        linear: Names of the linear layers after the backbone.
-        kept: Exact names of layers that stay as they are.
-        fake: For training.
+    The model is in training mode with `fake`, else in evaluation mode. `linear` are the linear layers after the
+    backbone; layers in `kept` stay as they are.
 
     Raises:
         SettingsError: The backbone cannot be traced as a graph of layers.

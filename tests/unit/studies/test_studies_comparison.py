@@ -33,6 +33,11 @@ def compared(first: dict, second: dict, **options):
     return compare_panels(NAMES, (panel_of("bert", first), panel_of("average", second)), **options)
 
 
+def alone(first: dict, second: dict):
+    """The comparison of a family of one."""
+    return correct_families([compared(first, second)])[0]
+
+
 def one(first: list[int], second: list[int], groups: list[str] | None = None):
     return compared({(1, 1): hits_table(first, groups=groups)}, {(1, 1): hits_table(second, groups=groups)})
 
@@ -180,7 +185,7 @@ def test_only_what_the_correction_leaves_is_claimed(studio) -> None:
 
     def claims(ps: list[float], family: str) -> list[bool]:
         made = [
-            replace(item, comparison=replace(item.comparison, p=p, family=family or f"f{place}"))
+            replace(item, main=replace(item.main, p=p), family=family or f"f{place}")
             for place, p in enumerate(ps)
         ]
         found = correct_families(made)
@@ -198,7 +203,7 @@ def test_the_smallest_clip_count_covers_the_detectable_difference(studio) -> Non
 
 def test_differences_by_class(studio) -> None:
     first, second = studio.table(1.2), studio.table(0.7, stream=1)
-    found = compared({(1, 1): first}, {(1, 1): second}).comparison
+    found = alone({(1, 1): first}, {(1, 1): second})
     expected = [
         one.accuracy - two.accuracy for one, two in zip(per_class(first), per_class(second), strict=True)
     ]
@@ -207,7 +212,7 @@ def test_differences_by_class(studio) -> None:
 
 def test_different_seeds_are_paired_in_their_order(studio) -> None:
     second = {(1, seed + 10): studio.table(0.9, seed=seed + 10) for seed in (1, 2, 3)}
-    found = compared({(1, seed): studio.table(1.1, seed=seed) for seed in (1, 2, 3)}, second).comparison
+    found = alone({(1, seed): studio.table(1.1, seed=seed) for seed in (1, 2, 3)}, second)
     assert found.seeds == 3
 
 
@@ -218,7 +223,7 @@ def test_turned_round_it_says_the_same(studio, seeds: int, sources: bool) -> Non
         {(1, seed): studio.table(skill, seed=seed, stream=place, sources=sources) for seed in range(seeds)}
         for place, skill in enumerate((1.2, 0.9))
     )
-    here, there = compared(one, two).comparison, compared(two, one).comparison
+    here, there = alone(one, two), alone(two, one)
     assert there.p == pytest.approx(here.p)
     assert there.difference.value == pytest.approx(-here.difference.value)
     assert (there.difference.low, there.difference.high) == pytest.approx(
@@ -231,14 +236,14 @@ def test_the_result_does_not_depend_on_the_order_of_videos_or_cells(studio) -> N
     tables = studio.tables(1.1)
     turned = dict(reversed(tables.items()))
     other = studio.tables(1.0, stream=1)
-    assert compared(tables, other).comparison == compared(turned, other).comparison
+    assert alone(tables, other) == alone(turned, other)
 
 
 def test_sources_known_to_one_file_only_hold_for_both(studio) -> None:
     known, unknown = studio.table(1.1), replace(studio.table(1.0, stream=1), groups=None)
-    one_way = compared({(1, 1): known}, {(1, 1): unknown}).comparison
+    one_way = alone({(1, 1): known}, {(1, 1): unknown})
     assert one_way.groups == 30
-    assert compared({(1, 1): unknown}, {(1, 1): known}).comparison.groups == 30
+    assert alone({(1, 1): unknown}, {(1, 1): known}).groups == 30
 
 
 def test_multi_label_sets_are_compared_by_map() -> None:

@@ -6,6 +6,7 @@ Names are above their rows, over the whole width: they may be long, and a phone 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -38,12 +39,7 @@ _DEEPEST = 0.42
 
 
 def forest(comparisons: Sequence[Comparison], level: float = 0.95) -> str:
-    """Draw each difference with its interval; filled marks are significant.
-
-    Args:
-        comparisons: In order; several families are grouped under their names.
-        level: Of the intervals.
-    """
+    """Draw each difference with its interval; filled marks are significant. Several families have their names above."""
     families = list(dict.fromkeys(one.family for one in comparisons))
     rows: list[Comparison | str] = []
     for family in families:
@@ -74,7 +70,12 @@ def _colour(comparison: Comparison) -> str:
 def _interval(axis: Axes, interval: Interval, place: float, color: str, *, full: bool = True) -> None:
     axis.plot([100 * interval.low, 100 * interval.high], [place, place], color=color, linewidth=1.8)
     filling = color if full else SURFACE
-    mark = {"color": color, "markerfacecolor": filling, "markersize": 6.0, "markeredgewidth": 1.5}
+    mark: dict[str, Any] = {
+        "color": color,
+        "markerfacecolor": filling,
+        "markersize": 6.0,
+        "markeredgewidth": 1.5,
+    }
     axis.plot([100 * interval.value], [place], "o", **mark)
 
 
@@ -97,20 +98,21 @@ def _named(axis: Axes, names: Sequence[tuple[float, str, str]]) -> None:
 def accuracies(
     variants: Sequence[VariantResult], single: Mapping[str, Sequence[float]], metric: str, chance: float
 ) -> str:
-    """Draw each variant's accuracy with its interval, a dot per run, and the published value.
+    """Draw each variant's accuracy with its interval, a dot per run (`single`), and the published value.
 
-    Args:
-        variants: From the top.
-        single: By variant: accuracies of its runs.
-        metric: `top-1` or `mAP`.
-        chance: Accuracy of a constant guess; marked where it is near the accuracies.
+    Chance, the accuracy of a constant guess, is marked where it is near the accuracies.
     """
     with drawing(_ROW * len(variants) + 1.0, width=WIDTH) as (figure, (axis,)):
         for place, variant in enumerate(variants):
             dots = [100 * value for value in single.get(variant.name, ())]
             if len(dots) > 1:
-                mark = {"color": STREAMS[0], "alpha": 0.55, "markersize": 4.0, "markeredgewidth": 0}
-                axis.plot(dots, [place + 0.22] * len(dots), "o", **mark)
+                dot: dict[str, Any] = {
+                    "color": STREAMS[0],
+                    "alpha": 0.55,
+                    "markersize": 4.0,
+                    "markeredgewidth": 0,
+                }
+                axis.plot(dots, [place + 0.22] * len(dots), "o", **dot)
             _interval(axis, variant.accuracy, place, STREAMS[0])
             if variant.published is not None:
                 axis.plot([100 * variant.published.value], [place], "D", color=STREAMS[1], markersize=5.0)
@@ -154,10 +156,7 @@ def class_differences(comparison: Comparison, names: Sequence[str]) -> str | Non
 def confusion_difference(counts_KK: NDArray[np.float64], names: Sequence[str], label: str) -> str:
     """Draw a difference of two confusion matrices: rows true, columns predicted; the colour shows who has more.
 
-    Args:
-        counts_KK: Mean counts of the first minus those of the second.
-        names: Classes.
-        label: Text alternative of the figure.
+    The label is the text alternative of the figure.
     """
     classes = len(names)
     most = max(1e-9, float(np.abs(counts_KK).max()))
@@ -189,10 +188,7 @@ def learning(histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -
     """Draw validation over the epochs: thin lines for runs, a thick one for the mean of a variant's runs.
 
     Few variants share axes for accuracy and loss. Of many, each has its own axes, with the means of the others behind.
-
-    Args:
-        histories: By variant: the rows of its runs, with `epoch` and any of `val_loss`, `val_top1`, `val_map`. Without
-            values the result is None.
+    The rows of runs have `epoch` and any of `val_loss`, `val_top1`, `val_map`; without values the result is None.
     """
     labels = {
         "val_top1": "validation top-1 (%)",

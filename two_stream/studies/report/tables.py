@@ -143,7 +143,7 @@ def variants_table(result: StudyResult, form: Form = "page") -> Table:
         return replace(cell, text=f"{cell.text} ({one.published.source})")
 
     on_page, on_both, everywhere = ("page",), ("page", "paper"), ("page", "paper", "terminal")
-    columns: list[tuple[Collection[Form], Column]] = [
+    columns: list[tuple[Collection[str], Column]] = [
         (everywhere, ("variant", False, lambda one: _text(one.name, one.name in better))),
         (everywhere, (f"{result.metric} (%) [{level}]", True, accuracy)),
         (everywhere, ("sd over seeds", True, lambda one: number(one.sd, 1, 100))),
@@ -152,7 +152,7 @@ def variants_table(result: StudyResult, form: Form = "page") -> Table:
         (on_both, (against, True, lambda one: _against(one.name, result.comparisons, seconds))),
         (on_both, ("verdict", False, lambda one: _verdict(one.name, result.comparisons))),
         (everywhere, ("published (%)", True, published)),
-        *((on_page, (key if "(" in key else f"{key} (%)", True, _other(key))) for key in more),
+        *[(on_page, (key if "(" in key else f"{key} (%)", True, _other(key))) for key in more],
         (on_page, (f"seeds alone [{level}]", True, _seeds)),
         (on_both, ("M parameters", True, _cost(lambda cost: cost.parameters, 2, 1e-6))),
         (on_both, ("G multiply-adds per view", True, _cost(lambda cost: cost.multiply_adds, 3, 1e-9))),

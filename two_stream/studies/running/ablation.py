@@ -81,13 +81,8 @@ def demo_options(demo: DemoData) -> DemoOptions:
 def run_study(study: Study, places: StudyWorkers, *, source: object = "study", any_code: bool = False) -> Ran:
     """Run the missing cells, and return the outcomes of all cells.
 
-    A cell that fails does not stop the others. An interrupted or killed study continues where it stopped.
-
-    Args:
-        study: The study.
-        places: Where to run.
-        source: Name for messages, usually the study's file.
-        any_code: Use cells made by another version of the code.
+    A cell that fails does not stop the others. An interrupted or killed study continues where it stopped. `any_code`
+    accepts cells made by another version of the code; `source` names the study in messages.
 
     Raises:
         SettingsError: The study is wrong, or another process runs it.
@@ -251,14 +246,7 @@ class LiveTable:
     """Progress of a study's jobs: cells done, running and failed, and the remaining time."""
 
     def __init__(self, what: str, rows: Sequence[str], jobs: Sequence[StudyJob], slots: int) -> None:
-        """Create an empty table.
-
-        Args:
-            what: Title.
-            rows: Row of each job, usually its variant.
-            jobs: All jobs, including those that are done.
-            slots: How many run at once.
-        """
+        """Create an empty table of all jobs, which run in so many slots; `rows` names the row of each job."""
         self.what = what
         self.rows = list(rows)
         self.jobs = list(jobs)

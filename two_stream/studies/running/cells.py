@@ -132,7 +132,9 @@ def is_complete(job: StudyJob, outcome: StudyOutcome) -> bool:
             return False
     if outcome.evaluate != _scoring(job.settings()) or set(job.parts) - set(outcome.scores):
         return False
-    return all(Path(file).is_file() and sha256(file) == digest for file, digest in outcome.scores.values())
+    return all(
+        Path(file).is_file() and sha256(Path(file)) == digest for file, digest in outcome.scores.values()
+    )
 
 
 def _scoring(experiment: Experiment) -> str:

@@ -127,12 +127,8 @@ def keep_precision(study: Study) -> None:
 def plan(study: Study, source: object = "study") -> list[Cell]:
     """Return the cells of a study, seed by seed, so that every variant has its first result early.
 
-    Args:
-        study: The study.
-        source: Name for messages, usually its file.
-
     Raises:
-        SettingsError: A variant's settings are wrong; names it.
+        SettingsError: A variant's settings are wrong; names it and the source.
         DataError: The lists of a data set cannot be read.
     """
     variants = check_study(study, source)
@@ -263,13 +259,8 @@ def name_cell(
 ) -> Cell:
     """Return a cell with its key; its experiment is named after it.
 
-    Args:
-        experiment: Resolved settings.
-        variant: Name of the variant.
-        split: Official split.
-        seed: Seed.
-        start: Hash of the weights it starts from, with and without the code that made them.
-        extra: Other values that determine its weights.
+    `start` are the hashes of the weights that it starts from, with and without the code that made them; `extra` are
+    other values that determine its weights.
     """
     facts = {"settings": identity(experiment), "data": data_digest(experiment), "extra": extra}
     exact, loose = (digest_of({**facts, "start": digest}) for digest in start)

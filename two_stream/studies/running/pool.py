@@ -58,14 +58,10 @@ Event = tuple[int, StudyOutcome] | None
 
 
 def run_jobs(jobs: Mapping[int, StudyJob], slots: Sequence[Slot], running: Running) -> Generator[Event]:
-    """Run jobs and yield (index, outcome) as they end, and None from time to time.
+    """Run jobs in their order and yield (index, outcome) as they end, and None from time to time.
 
-    Closing the generator stops the processes; they save their trainings first.
-
-    Args:
-        jobs: By index, in their starting order.
-        slots: Workers.
-        running: Updated with the running jobs.
+    `running` is updated with the running jobs. Closing the generator stops the processes; they save their trainings
+    first.
     """
     waiting = deque(jobs)
     received: queue.Queue[_Received] = queue.Queue()
@@ -167,12 +163,9 @@ def _stop(slots: Sequence[Slot]) -> None:
 
 
 def slots_for(devices: Sequence[str], jobs: int, cores: int) -> list[Slot]:
-    """Return the slots of a study.
+    """Return the slots of a study: `jobs` per device, sharing the processor's cores.
 
-    Args:
-        devices: GPUs, or `cpu`; empty: the device of each job's settings.
-        jobs: Slots per device.
-        cores: Processor cores, shared by the slots.
+    Without devices each job runs on the device of its settings.
     """
     names = list(devices) or [""]
     threads = max(1, cores // (jobs * len(names))) if jobs * len(names) > 1 else 0

@@ -23,15 +23,10 @@ from two_stream.video.extraction.ray_pool import cancel, connected, import_ray, 
 def run_on_ray(
     jobs: Mapping[int, StudyJob], address: str, running: Running, *, per_gpu: int = 1
 ) -> Generator[Event]:
-    """Run jobs on a cluster and yield (index, outcome) as they end, and None from time to time.
+    """Run jobs on a cluster in their order and yield (index, outcome) as they end, and None from time to time.
 
-    Closing the generator interrupts the tasks, which save their trainings.
-
-    Args:
-        jobs: By index, in their starting order.
-        address: `host:port`, `auto`, `ray://…`, or `local`.
-        running: Updated with the running jobs.
-        per_gpu: Jobs that share a GPU, if the cluster has GPUs.
+    Closing the generator interrupts the tasks, which save their trainings. The address is `host:port`, `auto`,
+    `ray://…` or `local`; `per_gpu` jobs share a GPU, if the cluster has GPUs.
 
     Raises:
         SettingsError: Ray is not installed or not reachable.

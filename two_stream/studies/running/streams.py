@@ -24,10 +24,7 @@ def train_and_score(
 ) -> Path:
     """Train a run to its end, score parts of its data set, and return its folder; a second call does what is missing.
 
-    Args:
-        experiment: Settings of the run.
-        parts: Parts to score.
-        command: Command that resumes after an interruption, for the message.
+    Messages name `command` as the one that resumes after an interruption.
 
     Raises:
         KeyboardInterrupt: A signal stopped the training; it is saved.

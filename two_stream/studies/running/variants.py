@@ -60,7 +60,7 @@ def variants_of(study: Study) -> list[Variant]:
     if study.baseline:
         found.append(Variant(BASELINE, dict.fromkeys(factors, BASELINE), baseline=True))
     known = [variant.name for variant in found]
-    for key, names in (("exclude", study.exclude), ("published", study.published)):
+    for key, names in (("exclude", study.exclude), ("published", list(study.published))):
         for name in names:
             if name not in known:
                 raise SettingsError(f"`{key}` names {name!r}, which is not a variant{nearest(name, known)}")

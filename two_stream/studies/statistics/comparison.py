@@ -37,10 +37,9 @@ class MainTest:
 class Tested:
     """A comparison before the correction within its family."""
 
-    comparison: Comparison
-    estimate: statistics.Estimate
-    identical: bool
-    """whether both variants are right on the same videos"""
+    names: tuple[str, str]
+    family: str
+    main: MainTest
 
 
 def main_test(names: tuple[str, str], panels: tuple[Panel, Panel], level: float = LEVEL) -> MainTest:
@@ -49,11 +48,6 @@ def main_test(names: tuple[str, str], panels: tuple[Panel, Panel], level: float 
     Several trainings: t test of the mean difference over units (source videos, else videos) and trainings, both random.
     One training of videos with known sources: t test over units. One training of independent videos: McNemar's exact
     test. The mAP of a multi-label set is always tested by the t test.
-
-    Args:
-        names: Names of the variants.
-        panels: First and second.
-        level: Coverage of the interval.
 
     Raises:
         ScoreError: The variants share no split, or the videos of a split differ.
@@ -68,38 +62,10 @@ def main_test(names: tuple[str, str], panels: tuple[Panel, Panel], level: float 
 
 
 def compare_panels(
-    names: tuple[str, str],
-    panels: tuple[Panel, Panel],
-    *,
-    family: str = "",
-    level: float = LEVEL,
+    names: tuple[str, str], panels: tuple[Panel, Panel], *, family: str = "", level: float = LEVEL
 ) -> Tested:
-    """Return the main test of two variants, McNemar's test by cell, and the differences by class.
-
-    The p value is not corrected yet; `correct_families` does that. Arguments and errors are those of `main_test`.
-    """
-    main = main_test(names, panels, level)
-    first, second = main.first, main.second
-    comparison = Comparison(
-        *names,
-        family=family,
-        difference=main.interval,
-        clips=0.0 if first.multi_label else main.estimate.value * first.videos,
-        p=main.p,
-        p_holm=main.p,
-        test=_test_name(first, main.exact),
-        significant=False,
-        verdict="",
-        mcnemar=main.cells,
-        detectable=0.0,
-        detectable_clips=0,
-        videos=round(first.videos),
-        groups=first.groups,
-        seeds=len(first.seeds),
-        per_class=_class_difference(first, second),
-    )
-    identical = not first.multi_label and bool((first.hits == second.hits).all())
-    return Tested(comparison, main.estimate, identical)
+    """Return the main test of two variants, to be corrected with those of its family; see `main_test`."""
+    return Tested(names, family, main_test(names, panels, level))
 
 
 def correct_families(tested: Sequence[Tested], level: float = LEVEL) -> list[Comparison]:
@@ -107,28 +73,42 @@ def correct_families(tested: Sequence[Tested], level: float = LEVEL) -> list[Com
 
     The detectable difference is that of the strictest step, (1 - level) / size of the family.
     """
-    found: list[Comparison | None] = [None] * len(tested)
-    for family in dict.fromkeys(item.comparison.family for item in tested):
-        places = [place for place, item in enumerate(tested) if item.comparison.family == family]
-        adjusted = statistics.holm([tested[place].comparison.p for place in places])
+    found: dict[int, Comparison] = {}
+    for family in dict.fromkeys(item.family for item in tested):
+        places = [place for place, item in enumerate(tested) if item.family == family]
+        adjusted = statistics.holm([tested[place].main.p for place in places])
         for place, p_holm in zip(places, adjusted, strict=True):
-            found[place] = _finished(tested[place], p_holm, len(places), level)
-    return [item for item in found if item is not None]
+            found[place] = _comparison(tested[place], p_holm, len(places), level)
+    return [found[place] for place in range(len(tested))]
 
 
-def _finished(item: Tested, p_holm: float, size: int, level: float) -> Comparison:
-    estimate, gap = item.estimate, item.comparison.difference
-    smallest = statistics.detectable(estimate.se, estimate.df, (1 - level) / size) if gap.known else 1.0
-    comparison = replace(
-        item.comparison,
-        p_holm=p_holm,
-        significant=p_holm < 1 - level and not gap.low <= 0 <= gap.high,
-        detectable=smallest,
-        detectable_clips=statistics.in_clips(smallest, item.comparison.videos)
-        if item.comparison.mcnemar
-        else 0,
+def _comparison(item: Tested, p_holm: float, size: int, level: float) -> Comparison:
+    main, gap = item.main, item.main.interval
+    first, top1 = main.first, not main.first.multi_label
+    smallest = (
+        statistics.detectable(main.estimate.se, main.estimate.df, (1 - level) / size) if gap.known else 1.0
     )
-    return replace(comparison, verdict=_verdict(comparison, size, identical=item.identical))
+    videos = round(first.videos)
+    comparison = Comparison(
+        *item.names,
+        family=item.family,
+        difference=gap,
+        clips=main.estimate.value * first.videos if top1 else 0.0,
+        p=main.p,
+        p_holm=p_holm,
+        test=_test_name(first, main.exact),
+        significant=p_holm < 1 - level and not gap.low <= 0 <= gap.high,
+        verdict="",
+        mcnemar=main.cells,
+        detectable=smallest,
+        detectable_clips=statistics.in_clips(smallest, videos) if main.cells else 0,
+        videos=videos,
+        groups=first.groups,
+        seeds=len(first.seeds),
+        per_class=_class_difference(first, main.second),
+    )
+    identical = top1 and bool((first.hits == main.second.hits).all())
+    return replace(comparison, verdict=_verdict(comparison, size, identical=identical))
 
 
 def _verdict(comparison: Comparison, size: int, *, identical: bool) -> str:

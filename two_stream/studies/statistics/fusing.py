@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import combinations, product
 
 import numpy as np
-from numpy.typing import NDArray
 
 from two_stream.errors import ScoreError
 from two_stream.evaluation.scores.files import join
@@ -42,6 +41,22 @@ class _Streams:
                 for cell, tables in self.by_cell.items()
             },
         )
+
+    def agreement(self, one: int, two: int) -> float:
+        """Return the share of videos with the same predicted class, a mean over cells."""
+        shares = [
+            (tables[one].logits.argmax(axis=1) == tables[two].logits.argmax(axis=1)).mean()
+            for tables in self.by_cell.values()
+        ]
+        return float(np.mean(shares))
+
+    def oracle(self, chosen: Sequence[int]) -> float:
+        """Return the share of videos that at least one of the streams gets right, a mean over cells."""
+        shares = [
+            np.any([table_ranks(tables[index]) == 0 for index in chosen], axis=0).mean()
+            for tables in self.by_cell.values()
+        ]
+        return float(np.mean(shares))
 
 
 def fusion_study(
@@ -80,11 +95,11 @@ def fusion_study(
         pairs=_pairs(found),
         contributions=_contributions(found, everything),
         all_streams=everything.interval(level),
-        oracle=_oracle(found, range(len(names))),
+        oracle=found.oracle(range(len(names))),
         weights=weights,
         fitted_on=_fitted_on(fit) if fit is not None else "",
         tuned=tuned.interval(level) if tuned is not None else None,
-        agreement=[[_agreement(found, one, two) for two in range(len(names))] for one in range(len(names))],
+        agreement=[[found.agreement(one, two) for two in range(len(names))] for one in range(len(names))],
     )
 
 
@@ -110,8 +125,8 @@ def _pair(found: _Streams, alone: Mapping[int, Panel], pair: tuple[int, int]) ->
         accuracy=fused.interval(found.level),
         better=found.names[better],
         gain=smallest_gain([(usual, wide) for usual, wide in tests]),
-        agreement=_agreement(found, *pair),
-        oracle=_oracle(found, pair),
+        agreement=found.agreement(*pair),
+        oracle=found.oracle(pair),
     )
 
 
@@ -164,22 +179,3 @@ def _fitted_on(fit: Mapping[str, Tables]) -> str:
     sizes = sorted({len(table.ids) for tables in fit.values() for table in tables.values()})
     videos = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     return f"the holdout part ({videos} videos), for each training separately"
-
-
-def _agreement(found: _Streams, one: int, two: int) -> float:
-    """Return the share of videos with the same predicted class, a mean over cells."""
-    shares = [
-        (tables[one].logits.argmax(axis=1) == tables[two].logits.argmax(axis=1)).mean()
-        for tables in found.by_cell.values()
-    ]
-    return float(np.mean(shares))
-
-
-def _oracle(found: _Streams, chosen: Sequence[int]) -> float:
-    """Return the share of videos that at least one of the streams gets right, a mean over cells."""
-    shares = [_any_right([tables[index] for index in chosen]).mean() for tables in found.by_cell.values()]
-    return float(np.mean(shares))
-
-
-def _any_right(tables: Sequence[ScoreTable]) -> NDArray[np.bool_]:
-    return np.asarray(np.any([table_ranks(table) == 0 for table in tables], axis=0), dtype=np.bool_)

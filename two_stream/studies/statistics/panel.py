@@ -122,14 +122,10 @@ class Panel:
 
 
 def panel_of(name: str, tables: Tables) -> Panel:
-    """Build a variant's panel.
+    """Build a variant's panel from its score tables by (split, seed).
 
     It has the trainings whose seeds all splits share. If no seed is in all splits, the first, second, … seed of each
     split form a column, named by the seeds of the first split.
-
-    Args:
-        name: Name of the variant, for messages.
-        tables: Score table by (split, seed).
 
     Raises:
         ScoreError: No table, fewer than two videos, or the tables of a split have different videos.

@@ -107,11 +107,7 @@ def group_variants(
     """Group runs with the same settings but another seed or split by the name of their variant.
 
     Two files with the same settings, split and seed (another protocol, a repetition) are two variants, and so are heads
-    on the features of two backbones.
-
-    Args:
-        found: The score files.
-        groups: Given variants, name -> places in `found`; the others are grouped by their settings.
+    on the features of two backbones. `groups` are given variants, name -> places in `found`.
 
     Raises:
         ScoreError: A given variant contains a split and seed twice.
@@ -232,11 +228,7 @@ def _differences(variants: Mapping[str, Sequence[ScoredRun]]) -> list[str]:
 def runs_of_variants(
     groups: Mapping[str, Sequence[ScoredRun]], *, with_holdout: bool = False
 ) -> list[VariantRuns]:
-    """Return the runs of each variant for the statistics.
-
-    Args:
-        groups: From `group_variants`.
-        with_holdout: Also read the newest holdout scores of each run.
+    """Return the runs of each variant for the statistics; `with_holdout` also reads the newest holdout scores.
 
     Raises:
         ScoreError: A run has no holdout scores, or a file has no run.
