@@ -149,15 +149,15 @@ def loading(**changed):
 
 def test_the_sentence_names_the_limit():
     assert loading_verdict(loading(), 9.0, "training, fp32") == (
-        "the loader gives 14 clips/s with 2 workers, the model takes 9.0 (training, fp32): the model is the limit"
+        "the loader delivers 14 clips/s with 2 workers, the model processes 9.0 (training, fp32): the model is the limit"
     )
     # 50 clips/s × 70 ms: 3.5 processors
     assert loading().workers_for(50.0) == 4
     assert loading_verdict(loading(), 50.0, "x").endswith(
-        "the loader is the limit; 4 workers with a processor each would keep up"
+        "the loader is the limit; 4 workers with one processor each would keep up"
     )
     assert loading_verdict(loading(workers=1), 14.5, "x").startswith(
-        "the loader gives 14 clips/s with 1 worker,"
+        "the loader delivers 14 clips/s with 1 worker,"
     )
     assert loading_verdict(loading(), 14.5, "x").endswith("they are about equal")
 

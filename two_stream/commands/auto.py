@@ -44,7 +44,7 @@ def main(args: list[str]) -> int:
     from two_stream.commands import check
     from two_stream.errors import SettingsError
     from two_stream.runtime.console import say
-    from two_stream.studies.auto import candidates, chosen
+    from two_stream.studies.auto import best_candidate, candidates
     from two_stream.studies.baseline import run_baseline
 
     if flags.minutes <= 0:
@@ -64,7 +64,7 @@ def main(args: list[str]) -> int:
     networks = _streams(flags, record, changes, baseline.runs, end)
     _step("4/5 fusing, with weights that the training videos choose", [])
     found = candidates(baseline.runs, networks)
-    best = chosen(found)
+    best = best_candidate(found)
     _show(found, best)
     shown = next((one for one in found if one.name == "networks"), best) if best.name == "baseline" else best
     return _answer(flags, record, shown, best)

@@ -43,11 +43,11 @@ _SEARCH = 9
 
 
 def narrow(model: Recognizer, options: Prune) -> None:
-    """Remove channels of a network's backbone on the CPU, in place; the remaining ones keep their weights.
+    """Remove channels of a backbone on the CPU, in place; the remaining ones keep their weights.
 
     Raises:
-        SettingsError: torch-pruning is not installed, the backbone cannot be narrowed, no layer is selected, or the budget
-            cannot be met.
+        SettingsError: torch-pruning is not installed, the backbone cannot be narrowed, no layer is selected, or the
+            budget cannot be met.
     """
     check_narrowable(model, options)
     before = multiply_adds(model)

@@ -1,7 +1,7 @@
-"""The baseline: what linear classifiers on features that nobody trained say about a data set, in minutes.
+"""The baseline of a data set: linear classifiers on features that were not trained on it, in minutes.
 
-Three linear probes (RGB frames and flow pictures through an ImageNet network, flow statistics on a grid), each an
-ordinary run with the settings of `baseline.yaml`, and their fusion. A network trained on the data set must beat it.
+Three linear probes (RGB frames and flow images through an ImageNet network, flow statistics on a grid), each an
+ordinary run with the settings of `baseline.yaml`, and their fusion. A network trained on the data set must be better.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from two_stream.types import Part, RunPaths, ScoreTable
 
 STREAMS = ("rgb", "flow", "flow_statistics")
 RULE = "probabilities"
-"""How the probes are fused. Cross-validation holds their probabilities back, so each stream's weight in the mean is
-its confidence; normalised logits of two classes would only count votes."""
+"""How the probes are fused: cross-validation calibrates their probabilities, so confident streams weigh more in the
+mean; normalised logits of two classes would only count votes."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,17 @@ class Baseline:
     majority: ScoreTable
     streams: list[ScoreTable]
     fused: ScoreTable | None
-    """None where there is one stream"""
+    """None for a single stream"""
     seconds: float
 
     @property
     def tables(self) -> list[ScoreTable]:
-        """Majority, streams and fusion, as they are shown."""
+        """Majority, streams and fusion, in their order of display."""
         return [self.majority, *self.streams, *([] if self.fused is None else [self.fused])]
 
     @property
     def best(self) -> ScoreTable:
-        """What a network must beat: the fusion, or the only stream."""
+        """The fusion, or the only stream: what a network must beat."""
         return self.streams[0] if self.fused is None else self.fused
 
 
@@ -72,9 +72,7 @@ def run_baseline(
         DataError: The data set cannot be read, or has several classes per video.
     """
     if record.multi_label:
-        raise DataError(
-            f"{record.name}: several classes per video; the baseline classifies videos of one class each"
-        )
+        raise DataError(f"{record.name}: several classes per video; the baseline needs one class per video")
     begin = time.perf_counter()
     folder = baseline_folder(runs, record.name, int(changes.get("data.split", 1)))
     chosen = [_experiment(stream, changes, folder) for stream in STREAMS]
@@ -87,7 +85,7 @@ def run_baseline(
         try:
             done.append(RunPaths(train_and_score(experiment, command=command)))
         except (CheckpointError, DataError) as error:  # no weights installed, no flow extracted
-            warn(f"{error}; the baseline leaves {experiment.name} out")
+            warn(f"{error}; the baseline omits {experiment.name}")
             missing = missing or error
     if not done:
         raise missing or DataError(
@@ -115,7 +113,7 @@ def _joined(runs: Sequence[RunPaths], part: Part) -> list[ScoreTable]:
 
 
 def majority(record: Record, experiment: Experiment, like: ScoreTable) -> ScoreTable:
-    """Return the scores of a guesser that knows the class frequencies of the training list, for the same videos."""
+    """Return the scores of a constant guess by the class frequencies of the training list, for the same videos."""
     data = experiment.data
     train = load_part(record, experiment.model.modality, data.split, "train", selection="paper")
     counts = np.bincount([video.label for video in train], minlength=record.num_classes)

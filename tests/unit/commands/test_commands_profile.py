@@ -96,7 +96,7 @@ def test_the_data_path_and_what_holds_a_run_back(run, tmp_path, capsys):
     )
     assert min(data["read"], data["transform"], data["collate"], data["copy"], data["clips_per_second"]) > 0
     assert data["worker_milliseconds"] == pytest.approx(data["read"] + data["transform"] + data["collate"])
-    assert data["verdict"].startswith("the loader gives ")
+    assert data["verdict"].startswith("the loader delivers ")
     experiment = tmp_path / "exp.yaml"
     settings = {"data": {"dataset": str(record), "workers": 0}, "train": {"batch_size": 2}}
     experiment.write_text(yaml.safe_dump(settings))

@@ -12,7 +12,7 @@ from small_world import SmallWorld
 from two_stream.cli import main
 from two_stream.evaluation.runs.run import load_run
 from two_stream.profiling.costs import multiply_adds
-from two_stream.studies.costs import stored_cost
+from two_stream.studies.result import stored_cost
 from two_stream.training.train import train
 
 TRAINED = ["--train.epochs", "2", "--train.optimizer.lr", "0.003"]

@@ -145,7 +145,7 @@ def test_without_weights_the_statistics_of_flow_are_left(world: Path, monkeypatc
     assert [row["name"] for row in json.loads(out)["streams"]] == ["majority class", "flow"]
     told = " ".join(err.split())
     for name in ("rgb", "flow"):
-        assert f"the baseline leaves {name} out" in told
+        assert f"the baseline omits {name}" in told
     assert "pip install 'two-stream[starter]'" in told
     assert not (world / "bare" / "baseline" / "toy-split1" / "test_fused.npz").exists()
 

@@ -9,8 +9,8 @@ from two_stream.config.model import AverageHead, HfBertHead, ModelOptions, ResNe
 from two_stream.config.schema import EvaluateOptions, Experiment, TrainOptions
 from two_stream.profiling import network_cost
 from two_stream.profiling.costs import meta_model, multiply_adds, parameter_count
-from two_stream.studies import costs
-from two_stream.studies.costs import cost_key, measure_variant, stored_cost
+from two_stream.studies import result as costs
+from two_stream.studies.result import cost_key, measure_variant, stored_cost
 
 CPU = torch.device("cpu")
 SMALL = ModelOptions(
