@@ -48,7 +48,6 @@ class Side:
     name: str
     run: str
     scores: str
-    """path of its score file"""
     accuracy: Interval
     """share; of a multi-label set mAP; 95 % interval over source videos"""
     costs: NetworkCosts

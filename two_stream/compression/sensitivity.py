@@ -64,7 +64,6 @@ class SensitivityPoint:
     multiply_adds: int
     latency_ms: float | None = None
     map: float | None = None
-    """of a multi-label set"""
 
 
 @dataclass(frozen=True)
@@ -310,7 +309,6 @@ class _Step:
     loss: float
     """added to that of the previous level"""
     price: float
-    """loss per unit saved"""
 
 
 def _steps(found: Sensitivity, layer: str, measure: Measure) -> list[_Step]:

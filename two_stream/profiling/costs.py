@@ -35,7 +35,6 @@ class StageCost:
     milliseconds: float | None = None
     """median time of a batch, if measured"""
     beside: tuple[tuple[int, ...], ...] = ()
-    """shapes of further pathways"""
 
 
 def meta_model(options: ModelOptions, num_classes: int) -> Recognizer:

@@ -35,17 +35,13 @@ class LoadingCost:
     source: str
     modality: str
     clips: int
-    """clips measured"""
     read: float
     """reading, decoding and resizing"""
     transform: float
     """cropping, mirroring and layout"""
     collate: float
-    """collating a batch"""
     copy: float
-    """copying to the device"""
     workers: int
-    """loader processes of the settings"""
     clips_per_second: float
     """of all workers, without a network"""
 
@@ -193,9 +189,7 @@ def loading_verdict(loading: LoadingCost, model_clips_per_second: float, what: s
     """Return a sentence that names what limits the speed of a run."""
     loader, model = loading.clips_per_second, model_clips_per_second
     workers = f"{loading.workers} workers" if loading.workers != 1 else "1 worker"
-    gives = (
-        f"the loader delivers {_rate(loader)} clips/s with {workers}, the model processes {_rate(model)} ({what})"
-    )
+    gives = f"the loader delivers {_rate(loader)} clips/s with {workers}, the model processes {_rate(model)} ({what})"
     need = loading.workers_for(model)
     if loader > model * _DECISIVE:
         return f"{gives}: the model is the limit"

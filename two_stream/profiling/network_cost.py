@@ -48,7 +48,6 @@ class NetworkCosts:
     latency_low: float
     """smallest of the turns' medians"""
     latency_high: float
-    """largest of them"""
     memory_mib: float
     """peak of loading and one view's forward pass, with weights, above what the process used before"""
 
@@ -58,7 +57,6 @@ class ViewCosts:
     """Measured cost of one view's forward pass in a loaded network."""
 
     latency_ms: float
-    """median"""
     memory_mib: float
     """peak above what was in use before the first pass"""
     precision: str

@@ -42,7 +42,6 @@ class Speed:
     work: str = "forward"
     """forward, or training: forward, loss and backward, without the optimizer"""
     fastest: float = 0.0
-    """milliseconds of the fastest batch"""
     memory_kind: str = ""
     memory_added: int = 0
     """bytes of the peak above the memory in use before: activations, gradients, workspace"""

@@ -38,7 +38,6 @@ class Standing:
     splits: list[int]
     seeds: list[int]
     date: str
-    """of its newest score file"""
     files: list[str]
 
 

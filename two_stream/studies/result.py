@@ -56,7 +56,7 @@ def summarize_study(ran: Ran, *, source: Path, command: str) -> StudyResult:
     ]
     if not done:
         raise ScoreError(f"{source}: no cell of the study is done, so there is nothing to report")
-    asked = Question(
+    question = Question(
         name=study.name,
         question=study.question,
         fusion_rule=None if study.fusion == "none" else study.fusion,
@@ -64,7 +64,7 @@ def summarize_study(ran: Ran, *, source: Path, command: str) -> StudyResult:
         definition=source.read_text(encoding="utf-8") if source.is_file() else dump(study),
     )
     return study_result(
-        asked,
+        question,
         [_runs(study, variant, done) for variant in variants],
         pairs_of(study, variants),
         runs=_rows(ran),

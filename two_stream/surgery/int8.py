@@ -59,9 +59,7 @@ class Int8(Alteration):
     kind: ClassVar[str] = "int8"
 
     keep: tuple[str, ...] = ()
-    """patterns of layers that stay in float"""
     observer: str = "histogram"
-    """how ranges of activations were found"""
     per_channel: bool = True
     """a scale per output channel of a weight"""
     engine: str = "auto"

@@ -212,4 +212,4 @@ def test_fusion_is_part_of_the_study(studio) -> None:
     assert (plain.tuned, plain.weights) == (None, {})
     alone = study_result(asked, [rgb], [])
     assert alone.fusion is None
-    assert "Fusion was asked for, but only one variant has scores." in alone.notes
+    assert "Fusion was requested, but only one variant has scores." in alone.notes

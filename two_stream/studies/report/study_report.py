@@ -166,7 +166,6 @@ class ClassView:
     title: str
     verdict: str
     classes: str | None
-    """SVG"""
     confusion: str | None = None
     """SVG, of few classes"""
     cells: Table | None = None

@@ -37,7 +37,6 @@ class TableCell:
     sort: float | str | None = None
     """None: sorts last"""
     strong: bool = False
-    """significant"""
     shade: float | None = None
     """0 to 1: depth of the colour in a heat map"""
 
@@ -49,7 +48,6 @@ class Table:
     caption: str
     columns: list[str]
     numeric: list[bool]
-    """by column"""
     rows: list[list[TableCell]]
 
     def filled(self) -> Table:

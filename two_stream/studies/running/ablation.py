@@ -42,7 +42,6 @@ class StudyWorkers:
     devices: tuple[str, ...] = ()
     """GPUs to use; empty: the device of the settings"""
     ray: str | None = None
-    """address of a Ray cluster"""
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,6 @@ class Ran:
     outcomes: list[StudyOutcome | None]
     """of each cell; None: not run"""
     jobs: list[StudyJob]
-    """of each cell"""
 
     @property
     def failed(self) -> int:

@@ -29,13 +29,11 @@ class StudyJob:
     """Work for a separate process, as plain values that can be sent to it."""
 
     title: str
-    """name for messages"""
     experiment: str
     """settings as YAML"""
     record: str
     """file for its outcome"""
     log: str
-    """file for its output"""
     key: str
     loose_key: str = ""
     """the key without the code"""
@@ -45,7 +43,6 @@ class StudyJob:
     epochs: int = 0
     """of its training; 0: not counted"""
     run: str = ""
-    """run folder"""
     out: str = ""
     """folder for features"""
     train_views: int = 1
@@ -86,7 +83,6 @@ class StudyOutcome:
     """of the trained weights, or of those whose features were stored"""
     loose_key: str = ""
     run: str = ""
-    """folder that it wrote"""
 
     @property
     def done(self) -> bool:

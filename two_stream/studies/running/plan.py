@@ -68,7 +68,6 @@ class Cell:
     experiment: Experiment
     key: str
     loose_key: str
-    """the key without the code"""
 
     @property
     def folder(self) -> Path:

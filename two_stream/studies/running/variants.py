@@ -30,7 +30,6 @@ class Variant:
 
     name: str
     levels: dict[str, str]
-    """its level of each factor"""
     changes: dict[str, Any] = field(default_factory=dict)
     """nested settings over the study's base"""
     baseline: bool = False

@@ -23,17 +23,14 @@ class RunRow:
     seed: int
     state: State
     run: str = ""
-    """its run folder"""
     key: str = ""
     """hash of resolved settings, code and data"""
     accuracy: float | None = None
     """top-1 on the evaluated part; of a multi-label set mAP"""
     reason: str = ""
-    """why it failed"""
     seconds: float | None = None
     """training and evaluation"""
     scores: str = ""
-    """its score file"""
     model_sha256: str = ""
 
 
@@ -76,7 +73,6 @@ class VariantResult:
     seed_interval: Interval | None
     """95 % t interval of the mean over seeds alone, on these videos; None with one seed"""
     sd: float | None
-    """standard deviation over seeds"""
     seeds: list[int]
     splits: list[int]
     more: dict[str, float | None] = field(default_factory=dict)
@@ -99,7 +95,6 @@ class McNemar:
 
     cell: str
     first_only: int
-    """videos only the first variant gets right"""
     second_only: int
     p: float
 
@@ -119,23 +114,19 @@ class Comparison:
     """of the main test, uncorrected"""
     p_holm: float
     test: str
-    """name of the test"""
     significant: bool
     """whether p_holm is below 1 - level and 0 outside the interval"""
     verdict: str
-    """one sentence"""
     mcnemar: list[McNemar]
     """per shared cell; empty for a multi-label set"""
     detectable: float
     """smallest true difference that would be detected with 80 % probability"""
     detectable_clips: int
-    """0 for a multi-label set"""
     videos: int
     """of a split's part, a mean over splits"""
     groups: int | None
     seeds: int
     per_class: list[float | None] = field(default_factory=list)
-    """difference by class"""
 
 
 @dataclass(frozen=True)
@@ -150,7 +141,6 @@ class FusedPair:
     gain: Interval
     """fused minus the better one, paired"""
     agreement: float
-    """share of videos with the same prediction"""
     oracle: float
     """share of videos that at least one gets right"""
 
@@ -174,7 +164,6 @@ class FusionResult:
     pairs: list[FusedPair]
     contributions: list[Contribution] = field(default_factory=list)
     all_streams: Interval | None = None
-    """fusion of all streams"""
     oracle: float | None = None
     """share of videos that at least one of all streams gets right"""
     weights: dict[str, float] = field(default_factory=dict)
@@ -214,10 +203,8 @@ class StudyResult:
     settings: dict[str, str] = field(default_factory=dict)
     """by variant: resolved settings of its first cell, as YAML"""
     command: str = ""
-    """reproduces the study"""
     definition: str = ""
     """the study file's text; empty for `two-stream compare`"""
     environment: dict[str, str] = field(default_factory=dict)
     code_version: str = ""
     created: str = ""
-    """ISO date and time"""

@@ -59,7 +59,7 @@ class VariantRuns:
 
 @dataclass(frozen=True)
 class Question:
-    """The question of a study and how it was asked."""
+    """The question of a study and its definition."""
 
     name: str
     question: str
@@ -69,11 +69,10 @@ class Question:
     command: str = ""
     """reproduces the study"""
     definition: str = ""
-    """text of the study file"""
 
 
 def study_result(
-    asked: Question,
+    question: Question,
     variants: Sequence[VariantRuns],
     pairs: Sequence[Pair],
     *,
@@ -83,7 +82,7 @@ def study_result(
     """Compute the statistics of a study.
 
     Args:
-        asked: Name, question, fusion rule, level.
+        question: Name, question, fusion rule, level.
         variants: Their scores; variants without scores are named in the notes and left out, with their comparisons.
         pairs: Comparisons as (family, first, second).
         runs: The cells, for the report's list.
@@ -96,40 +95,40 @@ def study_result(
     _check_names(variants, pairs)
     panels = {variant.name: panel_of(variant.name, variant.tables) for variant in variants if variant.tables}
     if not panels:
-        raise ScoreError(f"{asked.name}: no variant has scores, so there is nothing to compare")
+        raise ScoreError(f"{question.name}: no variant has scores, so there is nothing to compare")
     comparisons = correct_families(
         [
-            compare_panels((first, second), (panels[first], panels[second]), family=family, level=asked.level)
+            compare_panels((first, second), (panels[first], panels[second]), family=family, level=question.level)
             for family, first, second in pairs
             if first in panels and second in panels
         ],
-        asked.level,
+        question.level,
     )
-    results = [_variant(variant, panels[variant.name], asked.level) for variant in variants if variant.tables]
+    results = [_variant(variant, panels[variant.name], question.level) for variant in variants if variant.tables]
     highest = max(result.accuracy.value for result in results)
     results = [replace(result, best=result.accuracy.value == highest) for result in results]
     lead = next(iter(panels.values()))
     remarks = [*notes, *_unused(variants, panels), *_remarks(variants, panels, pairs, comparisons)]
     fusion = None
     fused = [variant for variant in variants if variant.name in panels and not variant.baseline]
-    if asked.fusion_rule is not None and len(fused) > 1:
+    if question.fusion_rule is not None and len(fused) > 1:
         fit = {variant.name: variant.holdout for variant in fused}
         streams = {variant.name: panels[variant.name].tables for variant in fused}
         complete = all(fit.values())
-        fusion = fusion_study(streams, asked.fusion_rule, fit=fit if complete else None, level=asked.level)
-    elif asked.fusion_rule is not None:
-        remarks.append("Fusion was asked for, but only one variant has scores.")
+        fusion = fusion_study(streams, question.fusion_rule, fit=fit if complete else None, level=question.level)
+    elif question.fusion_rule is not None:
+        remarks.append("Fusion was requested, but only one variant has scores.")
     return StudyResult(
-        name=asked.name,
-        question=asked.question,
-        protocol=_protocol(panels, asked.level),
+        name=question.name,
+        question=question.question,
+        protocol=_protocol(panels, question.level),
         metric="mAP" if lead.multi_label else "top-1",
         part=str(lead.first.meta.get("part", "?")),
         videos=round(lead.videos),
         groups=lead.groups,
         class_names=list(lead.first.class_names),
         chance=_chance(lead),
-        level=asked.level,
+        level=question.level,
         variants=results,
         comparisons=comparisons,
         runs=list(runs),
@@ -137,8 +136,8 @@ def study_result(
         notes=remarks,
         fusion=fusion,
         settings={variant.name: variant.settings for variant in variants if variant.settings},
-        command=asked.command,
-        definition=asked.definition,
+        command=question.command,
+        definition=question.definition,
         environment=environment(),
         code_version=code_version(),
         created=datetime.now(UTC).astimezone().isoformat(timespec="seconds"),
