@@ -149,7 +149,8 @@ def loading(**changed):
 
 def test_the_sentence_names_the_limit():
     assert loading_verdict(loading(), 9.0, "training, fp32") == (
-        "the loader delivers 14 clips/s with 2 workers, the model processes 9.0 (training, fp32): the model is the limit"
+        "the loader delivers 14 clips/s with 2 workers, the model processes 9.0 (training, fp32): "
+        "the model is the limit"
     )
     # 50 clips/s × 70 ms: 3.5 processors
     assert loading().workers_for(50.0) == 4

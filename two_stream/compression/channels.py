@@ -23,7 +23,7 @@ from two_stream.profiling.costs import multiply_adds
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import note
 from two_stream.surgery import alter
-from two_stream.surgery.narrowed import Narrowed, narrowed_from
+from two_stream.surgery.narrowed import Narrowed, find_narrowing
 
 REFUSED = {
     "shufflenet_3d": "its channels are shuffled between groups, so each depends on others",
@@ -42,7 +42,7 @@ _SEARCH = 9
 """bisections in the search for a share that meets a budget: to 1/500"""
 
 
-def narrow(model: Recognizer, options: Prune) -> None:
+def narrow_channels(model: Recognizer, options: Prune) -> None:
     """Remove channels of a backbone on the CPU, in place; the remaining ones keep their weights.
 
     Raises:
@@ -51,7 +51,7 @@ def narrow(model: Recognizer, options: Prune) -> None:
     """
     check_narrowable(model, options)
     before = multiply_adds(model)
-    if not take_out(model, options):
+    if not remove_channels(model, options):
         raise SettingsError(
             f"no channel of {model.options.backbone.kind} would be removed: `compress.amount` {options.amount:g} is "
             "too small for these layers, or they reach the last map, which keeps its width"
@@ -62,8 +62,8 @@ def narrow(model: Recognizer, options: Prune) -> None:
     )
 
 
-def take_out(model: Recognizer, options: Prune) -> bool:
-    """Do what `narrow` does without messages; return whether any channel was removed.
+def remove_channels(model: Recognizer, options: Prune) -> bool:
+    """Do what `narrow_channels` does without messages; return whether any channel was removed.
 
     Raises:
         SettingsError: The layers no longer fit together, or the budget cannot be met.
@@ -85,7 +85,7 @@ def check_narrowable(model: Recognizer, options: Prune) -> None:
     """Check that channels can be removed, before anything is computed.
 
     Raises:
-        SettingsError: See `narrow`.
+        SettingsError: See `narrow_channels`.
     """
     kind = model.options.backbone.kind
     if kind in REFUSED:
@@ -139,7 +139,7 @@ def _pruned(model: Recognizer, options: Prune, share: float) -> tuple[Recognizer
             warnings.simplefilter("ignore")
             torch.manual_seed(0)  # of random importance
             _prune(made, traced, options, share)
-        narrowed = narrowed_from(model, made)
+        narrowed = find_narrowing(model, made)
         if any(size == 0 for sizes in narrowed.sizes.values() for size in sizes.values()):
             raise SettingsError(
                 f"`compress.round_to` is {options.round_to}: a layer would have no channels left; use a smaller value"

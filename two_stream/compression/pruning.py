@@ -48,9 +48,9 @@ class Pruning(Extension):
             self._mark(model, 0)
             apply_masks(model, self.masks)
         elif not resumed:
-            from two_stream.compression.channels import narrow
+            from two_stream.compression.channels import narrow_channels
 
-            narrow(model, self.options)
+            narrow_channels(model, self.options)
 
     def planned(self, steps_per_epoch: int) -> None:
         """Store the number of steps per epoch."""

@@ -19,7 +19,7 @@ import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from two_stream.compression.channels import take_out
+from two_stream.compression.channels import remove_channels
 from two_stream.compression.layers import chosen_layers
 from two_stream.compression.masks import apply_masks, keep_mask, level_masks, level_threshold
 from two_stream.config.compress import Prune
@@ -233,7 +233,7 @@ def _map(logits_BK: torch.Tensor, labels_BK: torch.Tensor) -> float:
 def _narrowed_copy(model: Recognizer, options: Prune, by_layer: Levels) -> Recognizer | None:
     """Return a narrowed copy; None where these layers can lose nothing."""
     narrowed = copy.deepcopy(model)
-    changed = take_out(narrowed, options.model_copy(update={"by_layer": by_layer}))
+    changed = remove_channels(narrowed, options.model_copy(update={"by_layer": by_layer}))
     return narrowed.eval() if changed else None
 
 

@@ -15,7 +15,7 @@ from two_stream.config.schema import DataOptions, Experiment
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.clips.loader import Loader, collate_clips, train_loader
 from two_stream.data.splits import load_part
-from two_stream.profiling.timing import wait
+from two_stream.profiling.timing import wait_for_device
 from two_stream.types import Batch, InputSpec, VideoRecord
 
 if TYPE_CHECKING:
@@ -148,10 +148,10 @@ def _alone(loader: Any, device: torch.device, seconds: float) -> tuple[dict[str,
                 loader._meet(failure)
             if batch is None:
                 continue
-            wait(device)
+            wait_for_device(device)
             sent = time.perf_counter()
             batch.clips.to(device, copy=True)
-            wait(device)
+            wait_for_device(device)
             times["copy"] += time.perf_counter() - sent
             times["read"] += source.seconds
             times["transform"] += fetched - start - source.seconds

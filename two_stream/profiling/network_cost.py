@@ -21,7 +21,7 @@ from two_stream.evaluation.scoring.network import (
 )
 from two_stream.profiling.costs import meta_twin, multiply_adds, parameter_count
 from two_stream.profiling.memory import PeakMemory
-from two_stream.profiling.timing import timed
+from two_stream.profiling.timing import time_runs
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.device import autocast, pick_device
 from two_stream.runtime.folders import complete_folder
@@ -133,7 +133,7 @@ def time_in_turns(
     medians: list[list[float]] = [[] for _ in passes]
     for _ in range(turns):
         for found, one in zip(medians, passes, strict=True):
-            found.append(statistics.median(timed(one, device, seconds / turns)) * 1e3)
+            found.append(statistics.median(time_runs(one, device, seconds / turns)) * 1e3)
     return medians
 
 

@@ -9,7 +9,7 @@ from functools import cache, partial
 import torch
 import torch.nn.functional as F
 
-from two_stream.profiling.timing import timed
+from two_stream.profiling.timing import time_runs
 
 _SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192), "mps": (2048, 4096)}
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -68,7 +68,7 @@ def _pointwise(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 def _rate(device: torch.device, product: Product, seconds: float) -> float:
     product.run()
-    return product.operations / min(timed(product.run, device, seconds))
+    return product.operations / min(time_runs(product.run, device, seconds))
 
 
 @cache
@@ -76,4 +76,4 @@ def copy_rate(device: torch.device) -> float:
     """Return the bytes per second that a copy inside the device's memory reads and writes together."""
     count = 2**28 if device.type == "cuda" else 2**26
     source, target = (torch.zeros(count // 4, device=device) for _ in range(2))
-    return 2 * count / min(timed(lambda: target.copy_(source), device, 0.0, least=5))
+    return 2 * count / min(time_runs(lambda: target.copy_(source), device, 0.0, least=5))

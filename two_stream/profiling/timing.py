@@ -97,7 +97,7 @@ def measure_speed(
         run()
     except ValueError as error:  # BatchNorm has no statistics of one number
         raise SettingsError(f"{work} with batch size {batch_size}: {error}; use a larger batch") from None
-    times = timed(run, device, seconds)
+    times = time_runs(run, device, seconds)
     peak = memory.peak()
     model.eval()
     stages = _stage_times(model, forward, device, seconds / 2) if work == "forward" else {}
@@ -121,20 +121,20 @@ def measure_speed(
     )
 
 
-def timed(run: Callable[[], object], device: torch.device, seconds: float, least: int = 3) -> list[float]:
+def time_runs(run: Callable[[], object], device: torch.device, seconds: float, least: int = 3) -> list[float]:
     """Return the seconds of repeated runs: for `seconds` in total, but at least `least` runs."""
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < least or time.perf_counter() < end:
-        wait(device)
+        wait_for_device(device)
         start = time.perf_counter()
         run()
-        wait(device)
+        wait_for_device(device)
         times.append(time.perf_counter() - start)
     return times
 
 
-def wait(device: torch.device) -> None:
+def wait_for_device(device: torch.device) -> None:
     """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -147,7 +147,7 @@ def _stage_times(
 ) -> dict[str, float]:
     seen: dict[str, list[float]] = {name: [] for name, _ in callables(model)}
     with _stage_clock(model, seen, device):
-        totals = timed(run, device, seconds)
+        totals = time_runs(run, device, seconds)
     passes = len(totals)
     medians = {
         name: statistics.median(sum(times[i::passes]) for i in range(passes)) * 1e3
@@ -166,7 +166,7 @@ def _stage_clock(model: Recognizer, seen: dict[str, list[float]], device: torch.
     def before(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any) -> None:
             del module, args
-            wait(device)
+            wait_for_device(device)
             starts[name] = time.perf_counter()
 
         return hook
@@ -174,7 +174,7 @@ def _stage_clock(model: Recognizer, seen: dict[str, list[float]], device: torch.
     def after(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             del module, args, output
-            wait(device)
+            wait_for_device(device)
             seen[name].append(time.perf_counter() - starts[name])
 
         return hook

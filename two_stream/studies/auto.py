@@ -17,7 +17,7 @@ from two_stream.evaluation.scores.fusion import combine, fuse
 from two_stream.evaluation.scores.metrics import main_value
 from two_stream.runtime.device import pick_device
 from two_stream.studies.baseline import RULE
-from two_stream.studies.running.variants import merged, nested
+from two_stream.studies.running.variants import merge_settings, nest_settings
 from two_stream.types import Modality, RunPaths, ScoreTable
 
 RECIPES = "own_videos_{modality}{machine}.yaml"
@@ -47,7 +47,7 @@ def recipe(modality: Modality, settings_root: Path, device: str) -> Path:
 
 def recipe_experiment(path: Path, changes: dict[str, Any], name: str, runs: Path) -> Experiment:
     """Return a recipe's settings for a data set."""
-    settings = merged(read_yaml(path), nested(changes))
+    settings = merge_settings(read_yaml(path), nest_settings(changes))
     return validate_settings(Experiment, settings | {"name": name, "runs": str(runs)}, path)
 
 

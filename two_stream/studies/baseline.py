@@ -24,7 +24,7 @@ from two_stream.evaluation.scores.files import find_scores, join, read_scores, w
 from two_stream.evaluation.scores.fusion import fuse
 from two_stream.runtime.console import note, warn
 from two_stream.studies.running.streams import train_and_score
-from two_stream.studies.running.variants import SETTINGS, baseline_settings, merged, nested
+from two_stream.studies.running.variants import SETTINGS, baseline_settings, merge_settings, nest_settings
 from two_stream.types import Part, RunPaths, ScoreTable
 
 STREAMS = ("rgb", "flow", "flow_statistics")
@@ -104,7 +104,7 @@ def run_baseline(
 
 
 def _experiment(stream: str, changes: dict[str, Any], folder: Path) -> Experiment:
-    settings = merged(baseline_settings(stream), nested(changes))
+    settings = merge_settings(baseline_settings(stream), nest_settings(changes))
     return validate_settings(Experiment, settings | {"name": stream, "runs": str(folder)}, SETTINGS)
 
 

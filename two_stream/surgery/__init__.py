@@ -60,13 +60,13 @@ def alter(model: Recognizer, alteration: Alteration) -> None:
     model.alterations.append(alteration)
 
 
-def described(model: Recognizer) -> list[dict[str, Any]]:
+def describe_alterations(model: Recognizer) -> list[dict[str, Any]]:
     """Return a network's alterations as JSON values; empty for an ordinary network."""
     return [{"kind": alteration.kind, **alteration.describe()} for alteration in model.alterations]
 
 
-def from_description(descriptions: Sequence[dict[str, Any]], source: object) -> list[Alteration]:
-    """Return the alterations that a model file lists, from the values of `described`.
+def read_alterations(descriptions: Sequence[dict[str, Any]], source: object) -> list[Alteration]:
+    """Return the alterations that a model file lists, from the values of `describe_alterations`.
 
     Raises:
         CheckpointError: This version does not know a kind; names the file.

@@ -68,7 +68,7 @@ class Narrowed(Alteration):
         return cls(sizes, values["attributes"])
 
 
-def narrowed_from(before: nn.Module, after: nn.Module) -> Narrowed:
+def find_narrowing(before: nn.Module, after: nn.Module) -> Narrowed:
     """Return the sizes of the second network that differ from the first's; both have the same layers."""
     new = dict(after.named_parameters()) | dict(after.named_buffers())
     sizes = {}

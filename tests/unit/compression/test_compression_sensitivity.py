@@ -12,7 +12,7 @@ import torch
 from small_world import SmallWorld
 
 from two_stream.cli import main
-from two_stream.compression.channels import narrow
+from two_stream.compression.channels import narrow_channels
 from two_stream.compression.layers import layers_of, read_levels
 from two_stream.compression.masks import keep_mask, level_threshold
 from two_stream.compression.sensitivity import (
@@ -76,7 +76,7 @@ def test_channels_are_scored_on_narrowed_networks(rgb_run: Path) -> None:
     options = Prune(what="channels", layers=r"layer(1\.0\.conv|4\.0\.conv2)|stem")
     found = measure_sensitivity(run, options, (0.5,), batches, part="val", seed=0)
     model = load_run(rgb_run).model
-    narrow(model, options.model_copy(update={"by_layer": {"backbone.layer1.0.conv1": 0.5}}))
+    narrow_channels(model, options.model_copy(update={"by_layer": {"backbone.layer1.0.conv1": 0.5}}))
     point = next(p for p in found.points if p.layer == "backbone.layer1.0.conv1")
     assert point.multiply_adds == multiply_adds(model) < found.base.multiply_adds
     assert found.fixed == ["backbone.layer4.0.conv2"]
@@ -154,7 +154,7 @@ def test_the_command_writes_levels_that_prune_takes(
         read_levels(out / "levels_channels.json", names)
     model = load_run(rgb_run).model
     whole = multiply_adds(model)
-    narrow(model, Prune(what="channels", by_layer=levels))
+    narrow_channels(model, Prune(what="channels", by_layer=levels))
     assert multiply_adds(model) / whole == pytest.approx(told["reached"])
 
 

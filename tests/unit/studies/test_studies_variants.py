@@ -6,7 +6,7 @@ import pytest
 
 from two_stream.config.study import Study
 from two_stream.errors import SettingsError
-from two_stream.studies.running.variants import Variant, merged, nested, pairs_of, variants_of
+from two_stream.studies.running.variants import Variant, merge_settings, nest_settings, pairs_of, variants_of
 
 
 def study(**facts: object) -> Study:
@@ -67,28 +67,35 @@ def test_excluded_variants_are_left_out_and_must_exist():
 
 def test_a_part_of_another_kind_keeps_nothing_of_the_old_one():
     base = {"model": {"head": {"kind": "bert", "heads": 4}, "dropout": 0.5}}
-    assert merged(base, nested({"model.head.kind": "lstm"})) == {
+    assert merge_settings(base, nest_settings({"model.head.kind": "lstm"})) == {
         "model": {"head": {"kind": "lstm"}, "dropout": 0.5}
     }
-    assert merged(base, nested({"model.head.layers": 2}))["model"]["head"] == {
+    assert merge_settings(base, nest_settings({"model.head.layers": 2}))["model"]["head"] == {
         "kind": "bert",
         "heads": 4,
         "layers": 2,
     }
-    assert merged(base, nested({"model.head.kind": "bert"}))["model"]["head"] == {"kind": "bert", "heads": 4}
+    assert merge_settings(base, nest_settings({"model.head.kind": "bert"}))["model"]["head"] == {
+        "kind": "bert",
+        "heads": 4,
+    }
     assert base == {"model": {"head": {"kind": "bert", "heads": 4}, "dropout": 0.5}}  # untouched
 
 
 def test_dotted_and_nested_settings_mean_the_same():
-    assert nested({"a.b": {"c.d": 1}, "a.e": 2}) == {"a": {"b": {"c": {"d": 1}}, "e": 2}}
+    assert nest_settings({"a.b": {"c.d": 1}, "a.e": 2}) == {"a": {"b": {"c": {"d": 1}}, "e": 2}}
 
 
 def test_the_order_of_keys_does_not_matter():
     wanted = {"model": {"head": {"kind": "lstm", "hidden": 16}}}
-    assert nested({"model.head.hidden": 16, "model.head.kind": "lstm"}) == wanted
+    assert nest_settings({"model.head.hidden": 16, "model.head.kind": "lstm"}) == wanted
     base = {"model": {"head": {"kind": "bert", "heads": 4}}}
-    hidden, kind = nested({"model.head.hidden": 16}), nested({"model.head.kind": "lstm"})
-    assert merged(base, merged(hidden, kind)) == merged(base, merged(kind, hidden)) == wanted
+    hidden, kind = nest_settings({"model.head.hidden": 16}), nest_settings({"model.head.kind": "lstm"})
+    assert (
+        merge_settings(base, merge_settings(hidden, kind))
+        == merge_settings(base, merge_settings(kind, hidden))
+        == wanted
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,7 +107,7 @@ def test_the_order_of_keys_does_not_matter():
 )
 def test_a_setting_that_stands_twice_is_refused(changes):
     with pytest.raises(SettingsError, match=r"`model.head.kind` is set twice"):
-        nested(changes)
+        nest_settings(changes)
 
 
 def test_one_variant_is_nothing_to_compare():

@@ -28,7 +28,7 @@ from two_stream.studies.running.cells import (
     outcome_of,
     record_outcome,
 )
-from two_stream.studies.running.plan import Cell, check_study, folder_of, keep_precision, plan
+from two_stream.studies.running.plan import Cell, check_study, folder_of, keep_precision, plan_cells
 from two_stream.studies.running.pool import Event, Running, Slot, run_jobs, slots_for
 from two_stream.studies.running.stages import StudyStage, stages_of
 
@@ -96,7 +96,7 @@ def run_study(study: Study, places: StudyWorkers, *, source: object = "study", a
             ) from None
     prepare_data(study, source)
     keep_precision(study)
-    cells = plan(study, source)
+    cells = plan_cells(study, source)
     with study_lock(folder_of(study)):
         stages = stages_of(study, cells, source)
         jobs = stages[-1].jobs
@@ -114,7 +114,7 @@ def run_study(study: Study, places: StudyWorkers, *, source: object = "study", a
 
 def read_progress(study: Study, *, source: object = "study", any_code: bool = False) -> Ran:
     """Return the outcomes of a study's cells so far, without running anything."""
-    cells = plan(study, source)
+    cells = plan_cells(study, source)
     stages = stages_of(study, cells, source)
     jobs = stages[-1].jobs
     return Ran(study, cells, _so_far(jobs, _older(stages) if any_code else {}), jobs)

@@ -18,7 +18,7 @@ from two_stream.config.load import dump, load_experiment, parse_yaml, validate_s
 from two_stream.config.schema import Experiment
 from two_stream.errors import TwoStreamError
 from two_stream.runtime.files import sha256, write_json
-from two_stream.studies.running.plan import start_of
+from two_stream.studies.running.plan import start_digest
 from two_stream.types import Part, RunPaths
 
 Kind = Literal["train", "features"]
@@ -123,7 +123,7 @@ def is_complete(job: StudyJob, outcome: StudyOutcome) -> bool:
 
         try:
             FeatureCache(outcome.run)
-            return outcome.model_sha256 in ("", start_of(job.settings()))
+            return outcome.model_sha256 in ("", start_digest(job.settings()))
         except TwoStreamError:
             return False
     if outcome.evaluate != _scoring(job.settings()) or set(job.parts) - set(outcome.scores):
@@ -229,7 +229,7 @@ def _features(job: StudyJob) -> StudyOutcome:
     write_features(
         model, experiment, Path(job.out), train_views=job.train_views, maps=job.maps, overwrite=True
     )
-    return StudyOutcome("done", job.key, model_sha256=start_of(experiment))
+    return StudyOutcome("done", job.key, model_sha256=start_digest(experiment))
 
 
 def to_wire(value: StudyJob | StudyOutcome) -> bytes:

@@ -32,8 +32,8 @@ from two_stream.runtime.provenance import source_digest
 from two_stream.studies.running.variants import (
     Variant,
     baseline_settings,
-    merged,
-    nested,
+    merge_settings,
+    nest_settings,
     pairs_of,
     variants_of,
 )
@@ -102,13 +102,15 @@ def folder_of(study: Study) -> Path:
 def base_settings(study: Study) -> dict[str, Any]:
     """Return the nested settings that all variants are based on."""
     settings = read_yaml(study.base) if study.base is not None else {}
-    settings = merged(settings, nested(study.settings))
+    settings = merge_settings(settings, nest_settings(study.settings))
     if study.demo is not None:
-        where = nested({"data.dataset": str(study.demo.out / "dataset.yaml"), "data.source": "frames"})
-        settings = merged(settings, where)
+        where = nest_settings({"data.dataset": str(study.demo.out / "dataset.yaml"), "data.source": "frames"})
+        settings = merge_settings(settings, where)
     stored = folder_of(study) / PRECISION
     if stored.is_file() and (settings.get("evaluate") or {}).get("precision", "auto") == "auto":
-        settings = merged(settings, {"evaluate": {"precision": stored.read_text(encoding="utf-8").strip()}})
+        settings = merge_settings(
+            settings, {"evaluate": {"precision": stored.read_text(encoding="utf-8").strip()}}
+        )
     return settings
 
 
@@ -123,7 +125,7 @@ def keep_precision(study: Study) -> None:
         write_text(stored, resolve_precision("auto", pick_device(device)) + "\n")
 
 
-def plan(study: Study, source: object = "study") -> list[Cell]:
+def plan_cells(study: Study, source: object = "study") -> list[Cell]:
     """Return the cells of a study, seed by seed, so that every variant has its first result early.
 
     Raises:
@@ -152,7 +154,7 @@ def check_study(study: Study, source: object = "study") -> list[Variant]:
     for variant in variants:
         settings = _settings_of(study, variant)
         if study.features is not None and not variant.baseline:  # settings that need frames fail now
-            settings = merged(settings, {"data": {"features": "features"}})
+            settings = merge_settings(settings, {"data": {"features": "features"}})
         _experiment(study, settings, study.splits[0], study.seeds[0], f"{source}: variant {variant.name!r}")
     with _naming(source):
         pairs_of(study, variants)
@@ -178,13 +180,13 @@ def variant_experiment(study: Study, variant: Variant, split: int, seed: int, so
 
 
 def _settings_of(study: Study, variant: Variant) -> dict[str, Any]:
-    settings = merged(base_settings(study), variant.changes)
+    settings = merge_settings(base_settings(study), variant.changes)
     if variant.baseline:
         return _of_baseline(settings)
     if study.features is not None:
         given = (settings.get("train") or {}).get("freeze_until")
         until = given if given in ("backbone", "head") else "backbone"
-        return merged(settings, {"train": {"freeze_until": until}})
+        return merge_settings(settings, {"train": {"freeze_until": until}})
     return settings
 
 
@@ -194,14 +196,14 @@ def _of_baseline(base: Mapping[str, Any]) -> dict[str, Any]:
     for section, names in _SHARED.items():
         given = base.get(section) or {} if section else base
         kept = {name: given[name] for name in names if name in given}
-        settings = merged(settings, {section: kept} if section else kept)
+        settings = merge_settings(settings, {section: kept} if section else kept)
     return settings
 
 
 def _cell(study: Study, variant: Variant, split: int, seed: int, source: object) -> Cell:
     experiment = variant_experiment(study, variant, split, seed, source)
     with _naming(f"{source}: variant {variant.name!r}"):
-        start = loose = start_of(experiment)
+        start = loose = start_digest(experiment)
         taught = _taught_by(experiment)
     if variant.baseline:
         return name_cell(experiment, variant.name, split, seed, start=(start, loose))
@@ -220,16 +222,18 @@ def backbone_cell(study: Study, variant: Variant, split: int, source: object) ->
     assert study.features is not None
     changes = _without(variant.changes, _OF_FEATURES)
     kept: Changes = {key: changes[key] for key in ("model", "data") if key in changes}
-    settings = merged(merged(base_settings(study), kept), nested(study.features.backbone or {}))
+    settings = merge_settings(
+        merge_settings(base_settings(study), kept), nest_settings(study.features.backbone or {})
+    )
     where = f"{source}: `features.backbone` of variant {variant.name!r}"
     experiment = _experiment(study, settings, split, study.seeds[0], where)
-    start = start_of(experiment)
+    start = start_digest(experiment)
     return name_cell(experiment, "backbone", split, study.seeds[0], start=(start, start))
 
 
 def _without(settings: Mapping[str, Any], names: tuple[str, ...]) -> Changes:
     """Return nested settings without some dotted keys."""
-    made = merged({}, settings)
+    made = merge_settings({}, settings)
     for name in names:
         *path, last = name.split(".")
         inner = made
@@ -241,7 +245,7 @@ def _without(settings: Mapping[str, Any], names: tuple[str, ...]) -> Changes:
 
 def _experiment(study: Study, settings: Mapping[str, Any], split: int, seed: int, where: str) -> Experiment:
     folder = {"runs": str(folder_of(study) / "runs"), "seed": seed, "data": {"split": split}}
-    experiment = validate_settings(Experiment, merged(settings, folder), where)
+    experiment = validate_settings(Experiment, merge_settings(settings, folder), where)
     if study.part == "val" and experiment.train.selection == "paper":
         raise SettingsError(f"{where}: `part: val` is the test part under `train.selection: paper`")
     return experiment
@@ -300,7 +304,7 @@ def _departures(options: BaseModel) -> dict[str, Any]:
     return found
 
 
-def start_of(experiment: Experiment) -> str:
+def start_digest(experiment: Experiment) -> str:
     """Return the hash of the weights a run starts from: a file, or a run folder's best; empty without weights.
 
     Raises:

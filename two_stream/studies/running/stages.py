@@ -11,7 +11,7 @@ from two_stream.config.study import Study
 from two_stream.errors import SettingsError
 from two_stream.profiling.costs import meta_model
 from two_stream.studies.running.cells import StudyJob, job_of
-from two_stream.studies.running.plan import Cell, backbone_cell, digest_of, folder_of, name_cell, start_of
+from two_stream.studies.running.plan import Cell, backbone_cell, digest_of, folder_of, name_cell, start_digest
 from two_stream.studies.running.variants import Variant, variants_of
 from two_stream.types import Part
 
@@ -115,7 +115,7 @@ def _frozen(
     folder, options = folder_of(study), study.features
     train = cell.experiment.train
     backbone = None
-    start = loose = start_of(cell.experiment)
+    start = loose = start_digest(cell.experiment)
     if options.backbone is not None:
         first = backbone_cell(study, variant, cell.split, source)
         backbone = job_of(

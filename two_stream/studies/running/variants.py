@@ -54,7 +54,7 @@ def variants_of(study: Study) -> list[Variant]:
         names = [name for name, _ in combination]
         changes: dict[str, Any] = {}
         for _, level in combination:
-            changes = merged(changes, nested(level))
+            changes = merge_settings(changes, nest_settings(level))
         found.append(Variant(SEPARATOR.join(names), dict(zip(factors, names)), changes))
     if study.baseline:
         found.append(Variant(BASELINE, dict.fromkeys(factors, BASELINE), baseline=True))
@@ -91,7 +91,7 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-def nested(changes: Mapping[str, Any]) -> dict[str, Any]:
+def nest_settings(changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings with dotted keys (`model.head.kind: lstm`) as nested ones.
 
     Raises:
@@ -100,17 +100,17 @@ def nested(changes: Mapping[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for key, value in changes.items():
         *path, last = str(key).split(".")
-        inner = nested(value) if isinstance(value, Mapping) else value
+        inner = nest_settings(value) if isinstance(value, Mapping) else value
         for part in reversed([*path, last]):
             inner = {part: inner}
         twice = sorted(flatten(made).keys() & flatten(inner).keys())
         if twice:
             raise SettingsError(f"`{twice[0]}` is set twice, dotted and nested; remove one")
-        made = merged(made, inner)
+        made = merge_settings(made, inner)
     return made
 
 
-def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merge_settings(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested settings with changes applied.
 
     A part with another `kind` replaces the old one entirely, whose settings belong to the old kind. Settings without a
@@ -121,7 +121,7 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
         old = made.get(key)
         if isinstance(value, Mapping) and isinstance(old, Mapping):
             other = "kind" in value and "kind" in old and value["kind"] != old["kind"]
-            made[key] = merged({} if other else old, value)
+            made[key] = merge_settings({} if other else old, value)
         else:
             made[key] = copy.deepcopy(value)
     return made
@@ -214,4 +214,4 @@ SETTINGS = Path(__file__).with_name("baseline.yaml")
 def baseline_settings(stream: str) -> dict[str, Any]:
     """Return the nested settings of a stream of the baseline."""
     every = read_yaml(SETTINGS)
-    return merged(every["common"], every[stream])
+    return merge_settings(every["common"], every[stream])

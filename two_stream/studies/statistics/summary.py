@@ -98,13 +98,17 @@ def study_result(
         raise ScoreError(f"{question.name}: no variant has scores, so there is nothing to compare")
     comparisons = correct_families(
         [
-            compare_panels((first, second), (panels[first], panels[second]), family=family, level=question.level)
+            compare_panels(
+                (first, second), (panels[first], panels[second]), family=family, level=question.level
+            )
             for family, first, second in pairs
             if first in panels and second in panels
         ],
         question.level,
     )
-    results = [_variant(variant, panels[variant.name], question.level) for variant in variants if variant.tables]
+    results = [
+        _variant(variant, panels[variant.name], question.level) for variant in variants if variant.tables
+    ]
     highest = max(result.accuracy.value for result in results)
     results = [replace(result, best=result.accuracy.value == highest) for result in results]
     lead = next(iter(panels.values()))
@@ -115,7 +119,9 @@ def study_result(
         fit = {variant.name: variant.holdout for variant in fused}
         streams = {variant.name: panels[variant.name].tables for variant in fused}
         complete = all(fit.values())
-        fusion = fusion_study(streams, question.fusion_rule, fit=fit if complete else None, level=question.level)
+        fusion = fusion_study(
+            streams, question.fusion_rule, fit=fit if complete else None, level=question.level
+        )
     elif question.fusion_rule is not None:
         remarks.append("Fusion was requested, but only one variant has scores.")
     return StudyResult(
