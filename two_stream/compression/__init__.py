@@ -1,1 +1,1 @@
-"""Smaller and faster networks from trained runs: pruning, quantisation, distillation; each yields an ordinary run."""
+"""Smaller and faster networks from trained runs by pruning, quantisation and distillation."""

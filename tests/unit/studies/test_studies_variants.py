@@ -111,7 +111,7 @@ def test_a_setting_that_stands_twice_is_refused(changes):
 
 
 def test_one_variant_is_nothing_to_compare():
-    with pytest.raises(SettingsError, match=r"there is one variant \(a\), so nothing to compare"):
+    with pytest.raises(SettingsError, match=r"there is only one variant \(a\), so nothing to compare"):
         pairs([], variants={"a": {}})
 
 

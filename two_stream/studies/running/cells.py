@@ -119,18 +119,22 @@ def outcome_of(job: StudyJob) -> StudyOutcome | None:
 def is_complete(job: StudyJob, outcome: StudyOutcome) -> bool:
     """Whether a result exists unchanged: score files of the job's evaluation, or undamaged stored features."""
     if job.kind == "features":
-        from two_stream.evaluation.features.cache import FeatureCache
-
-        try:
-            FeatureCache(outcome.run)
-            return outcome.model_sha256 in ("", start_digest(job.settings()))
-        except TwoStreamError:
-            return False
+        return _stored(job, outcome)
     if outcome.evaluate != _scoring(job.settings()) or set(job.parts) - set(outcome.scores):
         return False
     return all(
         Path(file).is_file() and sha256(Path(file)) == digest for file, digest in outcome.scores.values()
     )
+
+
+def _stored(job: StudyJob, outcome: StudyOutcome) -> bool:
+    from two_stream.evaluation.features.cache import FeatureCache
+
+    try:
+        FeatureCache(outcome.run)
+        return outcome.model_sha256 in ("", start_digest(job.settings()))
+    except TwoStreamError:
+        return False
 
 
 def _scoring(experiment: Experiment) -> str:

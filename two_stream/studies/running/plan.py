@@ -265,7 +265,11 @@ def name_cell(
     `start` are the hashes of the weights that it starts from, with and without the code that made them; `extra` are
     other values that determine its weights.
     """
-    facts = {"settings": identity(experiment), "data": data_digest(experiment), "extra": extra}
+    data = experiment.data
+    lists = _digest(
+        data.dataset, data.settings_root, experiment.model.modality, data.split, data.source, data.shards
+    )
+    facts = {"settings": identity(experiment), "data": lists, "extra": extra}
     exact, loose = (digest_of({**facts, "start": digest}) for digest in start)
     key = digest_of([exact, source_digest()])
     slug = re.sub(r"[^\w.+-]+", "_", variant).strip("_")[:60]
@@ -334,20 +338,9 @@ def _weights_digest(name: str, where: Path) -> str:
     raise SettingsError(f"`{name}` is {where}: neither a file nor a run folder with weights")
 
 
-def data_digest(experiment: Experiment) -> str:
-    """Return the hash of a data set's lists and of how its frames were extracted.
-
-    Raises:
-        DataError: The data set or a list is not on this machine.
-    """
-    data = experiment.data
-    return _digest(
-        data.dataset, data.settings_root, experiment.model.modality, data.split, data.source, data.shards
-    )
-
-
 @cache
 def _digest(dataset: str, root: Path, modality: Modality, split: int, source: str, shards: str | None) -> str:
+    """Return the hash of a data set's lists and of how its frames were extracted."""
     record = load_record(dataset, root)
     train, test = (load_part(record, modality, split, part, selection="paper") for part in _LISTS)
     made = (
