@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from two_stream.compression.channels import remove_channels
 from two_stream.compression.layers import chosen_layers
-from two_stream.compression.masks import apply_masks, keep_mask, level_masks, level_threshold
+from two_stream.compression.pruning import apply_masks, keep_mask, level_masks, level_threshold
 from two_stream.config.compress import Prune
 from two_stream.data.clips.loader import clip_loader
 from two_stream.data.splits import load_part
@@ -265,16 +265,9 @@ def choose_levels(
     apply everything chosen so far, and count (or time) the network. Pruned weights lower only the parameter count.
 
     Raises:
-        SettingsError: Pruning weights does not lower this measure, latencies were not measured, or the budget cannot be
-            met; then the message says what can.
+        SettingsError: Latencies were not measured, or the budget cannot be met (for example other measures than
+            parameters by pruning weights); the message says what can.
     """
-    if not 0 < budget < 1:
-        raise SettingsError(f"the budget is {budget:g}: expected a share above 0 and below 1")
-    if found.what == "weights" and measure != "parameters":
-        raise SettingsError(
-            f"a budget of {measure} needs --what channels: weights of 0 cost as much as any others; "
-            "or give a budget of parameters"
-        )
     costs: Mapping[Measure, Callable[[Recognizer], float]] = {
         "parameters": nonzero_parameters,
         "macs": multiply_adds,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.utils import prune
 
-from two_stream.compression.masks import (
+from two_stream.compression.pruning import (
     global_masks,
     gradual_level,
     keep_mask,

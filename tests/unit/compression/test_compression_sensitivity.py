@@ -14,7 +14,7 @@ from small_world import SmallWorld
 from two_stream.cli import main
 from two_stream.compression.channels import narrow_channels
 from two_stream.compression.layers import layers_of, read_levels
-from two_stream.compression.masks import keep_mask, level_threshold
+from two_stream.compression.pruning import keep_mask, level_threshold
 from two_stream.compression.sensitivity import (
     Sensitivity,
     SensitivityPoint,

@@ -121,7 +121,9 @@ def test_other_weights_of_a_teacher_are_another_key_and_another_place_is_not(lis
         weights.write_bytes(content)
     assert taught(lists / "one") == taught(lists / "copy")
     assert not set(taught(lists / "one")) & set(taught(lists / "other"))
-    with pytest.raises(SettingsError, match=r"variant 'taught'.*`compress.teachers` is .*gone: neither a file nor"):
+    with pytest.raises(
+        SettingsError, match=r"variant 'taught'.*`compress.teachers` is .*gone: neither a file nor"
+    ):
         taught(lists / "gone")
 
 
@@ -163,7 +165,9 @@ def test_the_weights_a_run_starts_from_count_by_their_bytes(lists: Path, tmp_pat
     )
     assert one == same
     assert not set(one) & set(other)
-    with pytest.raises(SettingsError, match=r"variant 'average': `train.init` is .*nothing.pth: neither a file"):
+    with pytest.raises(
+        SettingsError, match=r"variant 'average': `train.init` is .*nothing.pth: neither a file"
+    ):
         plan_cells(
             study(lists, settings={**study(lists).settings, "train.init": str(tmp_path / "nothing.pth")})
         )

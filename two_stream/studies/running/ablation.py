@@ -29,7 +29,7 @@ from two_stream.studies.running.cells import (
     record_outcome,
 )
 from two_stream.studies.running.plan import Cell, check_study, folder_of, keep_precision, plan_cells
-from two_stream.studies.running.pool import Event, Running, Slot, run_jobs, slots_for
+from two_stream.studies.running.pool import Event, Slot, run_jobs, slots_for
 from two_stream.studies.running.stages import StudyStage, stages_of
 
 
@@ -200,7 +200,7 @@ def _run_stage(
 
 
 def _events(
-    jobs: Mapping[int, StudyJob], slots: list[Slot], places: StudyWorkers, running: Running
+    jobs: Mapping[int, StudyJob], slots: list[Slot], places: StudyWorkers, running: set[int]
 ) -> Generator[Event]:
     if places.ray is None:
         return run_jobs(jobs, slots, running)
@@ -250,7 +250,7 @@ class LiveTable:
         self.jobs = list(jobs)
         self.slots = slots
         self.ended: dict[int, StudyOutcome] = {}
-        self.running = Running()
+        self.running: set[int] = set()
         self._fresh: list[float] = []
         self._begin = time.monotonic()
 
@@ -272,7 +272,7 @@ class LiveTable:
     def _progress(self, index: int) -> float:
         """Return the share of a running job's epochs that are done."""
         job = self.jobs[index]
-        if index not in self.running.jobs or not job.epochs:
+        if index not in self.running or not job.epochs:
             return 0.0
         try:
             done = (Path(job.run) / "metrics.jsonl").read_bytes().count(b"\n")
@@ -309,7 +309,7 @@ class LiveTable:
         ended = [self.ended[index] for index in own if index in self.ended]
         done = [outcome for outcome in ended if outcome.done]
         found = [outcome.accuracy for outcome in done if outcome.accuracy is not None]
-        running = [index for index in own if index in self.running.jobs]
+        running = [index for index in own if index in self.running]
         failed = len(ended) - len(done)
         return [
             f"{len(done)}/{len(own)}",

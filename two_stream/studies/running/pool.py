@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -36,17 +36,8 @@ class Slot:
     threads: int = 0
     """0: those of the job's settings"""
     job: int | None = None
-    since: float = 0.0
     process: subprocess.Popen[bytes] | None = None
     received: bytes = b""
-
-
-@dataclass
-class Running:
-    """The running jobs, for the display."""
-
-    jobs: dict[int, float] = field(default_factory=dict)
-    """job -> start time (monotonic)"""
 
 
 _Received = tuple[Slot, subprocess.Popen[bytes], bytes]
@@ -57,11 +48,11 @@ Event = tuple[int, StudyOutcome] | None
 """A job and its outcome; None: nothing happened for a moment."""
 
 
-def run_jobs(jobs: Mapping[int, StudyJob], slots: Sequence[Slot], running: Running) -> Generator[Event]:
+def run_jobs(jobs: Mapping[int, StudyJob], slots: Sequence[Slot], running: set[int]) -> Generator[Event]:
     """Run jobs in their order and yield (index, outcome) as they end, and None from time to time.
 
-    `running` is updated with the running jobs. Closing the generator stops the processes; they save their trainings
-    first.
+    `running` is updated with the indices of running jobs. Closing the generator stops the processes, which save their
+    trainings first.
     """
     waiting = deque(jobs)
     received: queue.Queue[_Received] = queue.Queue()
@@ -70,13 +61,14 @@ def run_jobs(jobs: Mapping[int, StudyJob], slots: Sequence[Slot], running: Runni
             for slot in slots:
                 if slot.job is None and waiting:
                     _give(slot, waiting.popleft(), jobs, received)
-            running.jobs = {slot.job: slot.since for slot in slots if slot.job is not None}
+            running.clear()
+            running.update(slot.job for slot in slots if slot.job is not None)
             ended = list(_ended(jobs, received))
             yield from ended
             if not ended:
                 yield None
     finally:
-        running.jobs = {}
+        running.clear()
         _stop(slots)
 
 
@@ -84,7 +76,7 @@ def _give(slot: Slot, index: int, jobs: Mapping[int, StudyJob], received: queue.
     if slot.process is None or slot.process.poll() is not None:
         slot.process, slot.received = _started(), b""
         threading.Thread(target=_listen, args=(slot, slot.process, received), daemon=True).start()
-    slot.job, slot.since = index, time.monotonic()
+    slot.job = index
     job = jobs[index]
     sent = replace(job, device=slot.device or job.device, threads=slot.threads or job.threads)
     pipe = _pipe(slot.process.stdin)

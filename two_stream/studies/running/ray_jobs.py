@@ -6,7 +6,6 @@ All machines must see the study's folder and the data under the same paths.
 from __future__ import annotations
 
 import os
-import time
 from collections import deque
 from collections.abc import Generator, Mapping
 from dataclasses import replace
@@ -16,12 +15,12 @@ from typing import Any
 from two_stream.errors import DataError
 from two_stream.runtime.provenance import source_digest
 from two_stream.studies.running.cells import StudyJob, StudyOutcome, run_job
-from two_stream.studies.running.pool import TICK, Event, Running
+from two_stream.studies.running.pool import TICK, Event
 from two_stream.video.extraction.ray_pool import cancel, connected, import_ray, reason_of
 
 
 def run_on_ray(
-    jobs: Mapping[int, StudyJob], address: str, running: Running, *, per_gpu: int = 1
+    jobs: Mapping[int, StudyJob], address: str, running: set[int], *, per_gpu: int = 1
 ) -> Generator[Event]:
     """Run jobs on a cluster in their order and yield (index, outcome) as they end, and None from time to time.
 
@@ -45,16 +44,16 @@ def run_on_ray(
                     placed = task.options(num_cpus=threads, num_gpus=gpus, max_retries=0)
                     reference = placed.remote(jobs[index], str(Path.cwd()), source_digest())
                     out[reference] = index
-                    running.jobs[index] = time.monotonic()
+                    running.add(index)
                 ready, _ = ray.wait(list(out), num_returns=1, timeout=TICK)
                 for reference in ready:
                     index = out.pop(reference)
-                    running.jobs.pop(index, None)
+                    running.discard(index)
                     yield index, _outcome(ray, reference, jobs[index])
                 if not ready:
                     yield None
         finally:
-            running.jobs.clear()
+            running.clear()
             cancel(ray, list(out))
 
 
