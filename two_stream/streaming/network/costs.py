@@ -17,7 +17,7 @@ def multiply_adds_per_prediction(
 ) -> int:
     """Return the multiply-adds of one more prediction of a running stream, counted on the meta device.
 
-    By the convention of `profiling.costs`; to be compared with `profiling.multiply_adds`, which is of one clip, and so
+    By the convention of `profiling.costs`; to be compared with its `multiply_adds`, which is of one clip, and so
     of one prediction of clips that slide along.
 
     Args:
