@@ -15,7 +15,7 @@ import torch
 
 from two_stream import zoo
 from two_stream.errors import SettingsError
-from two_stream.profiling import meta_model, multiply_adds
+from two_stream.profiling.costs import meta_model, multiply_adds
 from two_stream.runtime.files import write_text
 from two_stream.streaming import convert, multiply_adds_per_prediction
 

@@ -33,7 +33,7 @@ _TWO = (100, 200)
 
 def count(record: zoo.ModelRecord) -> dict[str, Any]:
     """Return the entry of a model in `costs.json`."""
-    from two_stream.profiling import meta_model, multiply_adds, parameter_count
+    from two_stream.profiling.costs import meta_model, multiply_adds, parameter_count
 
     few, many = (meta_model(record.options, classes) for classes in _TWO)
     entry = {}

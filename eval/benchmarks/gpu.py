@@ -23,8 +23,9 @@ from torch.nn import functional as F
 
 from two_stream.config.schema import EvaluateOptions
 from two_stream.evaluation.scoring.network import prepare_for_inference
-from two_stream.profiling import clip_shape, copy_rate, gemm_rate, multiply_adds
-from two_stream.profiling.peak import wait
+from two_stream.profiling.costs import clip_shape, multiply_adds
+from two_stream.profiling.peak import copy_rate, gemm_rate
+from two_stream.profiling.timing import wait_for_device
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.runtime.device import autocast
 
@@ -80,7 +81,7 @@ def training(
     loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    wait(clips.device)
+    wait_for_device(clips.device)
 
 
 def scoring(model: nn.Module, clips: torch.Tensor, precision: str) -> torch.Tensor:
@@ -88,7 +89,7 @@ def scoring(model: nn.Module, clips: torch.Tensor, precision: str) -> torch.Tens
     exact_fp32(precision == "fp32")
     with torch.inference_mode(), autocast(clips.device, precision):
         logits = model(clips).float()
-    wait(clips.device)
+    wait_for_device(clips.device)
     return logits.clone()
 
 

@@ -20,7 +20,8 @@ from two_stream.config.heads import AverageHead
 from two_stream.config.model import InputOptions, ModelOptions
 from two_stream.config.schema import EvaluateOptions
 from two_stream.evaluation.scoring.network import prepare_for_inference
-from two_stream.profiling import multiply_adds, quickest_product
+from two_stream.profiling.costs import multiply_adds
+from two_stream.profiling.peak import fastest_product
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.runtime.device import autocast
 
@@ -49,7 +50,7 @@ def torchvision_agrees(model: Recognizer) -> str:
 
 def products(precision: str, target: float) -> tuple[Callable[[], None], float, str]:
     """Return a function that multiplies matrices for as long as the network may take, its operations and its name."""
-    product, _ = quickest_product(CPU, precision)
+    product, _ = fastest_product(CPU, precision)
     times = max(1, round(target / product.operations))
 
     def run() -> None:

@@ -167,7 +167,7 @@ from two_stream.profiling import memory
 from two_stream.runtime.locks import lock_worker, study_lock
 with study_lock(Path(sys.argv[1])):
     lock_worker(Path(sys.argv[1]))
-memory._restarted = lambda: False
+memory._reset_mark = lambda: False
 print(memory.PeakMemory(torch.device("cpu")).peak() >= 0)
 """
 

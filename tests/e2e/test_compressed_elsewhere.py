@@ -10,7 +10,7 @@ import torch
 from tests.helpers.runs import made_run
 from two_stream import load_run
 from two_stream.cli import main
-from two_stream.compression.channels import narrow
+from two_stream.compression.channels import narrow_channels
 from two_stream.compression.quantization import quantise
 from two_stream.config.compress import Prune, Quantize
 from two_stream.pretrained import write_model
@@ -21,7 +21,7 @@ from two_stream.streaming import convert
 def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = made_run(tmp_path_factory.mktemp("runs") / "pruned")
     run = load_run(folder)
-    narrow(run.model, Prune(what="channels", target_macs=0.6))
+    narrow_channels(run.model, Prune(what="channels", target_macs=0.6))
     write_model(folder / "best", run.model, run.meta)
     return folder
 

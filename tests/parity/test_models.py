@@ -17,7 +17,7 @@ import torch
 from two_stream import create_model, load_weights, zoo
 from two_stream.pretrained import read_state
 from two_stream.pretrained.converting import export_checkpoint, import_checkpoint
-from two_stream.profiling import multiply_adds
+from two_stream.profiling.costs import multiply_adds
 from two_stream.recognizer import Recognizer
 
 pytestmark = pytest.mark.parity

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from two_stream import create_model, load_weights
-from two_stream.profiling import multiply_adds
+from two_stream.profiling.costs import multiply_adds
 from two_stream.recognizer import Recognizer
 from two_stream.streaming import StreamRecognizer, convert, multiply_adds_per_prediction
 

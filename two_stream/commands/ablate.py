@@ -63,10 +63,10 @@ def main(args: list[str]) -> int:
     if flags.dry_run:
         return _list(study, name, flags)
     from two_stream.runtime.interrupt import stop_signals
-    from two_stream.studies.running.ablation import StudyWorkers, look_at, run_study
+    from two_stream.studies.running.ablation import StudyWorkers, read_progress, run_study
 
     if flags.report_only:
-        ran = look_at(study, source=name, any_code=flags.any_code)
+        ran = read_progress(study, source=name, any_code=flags.any_code)
     else:
         places = StudyWorkers(flags.jobs, flags.devices, flags.ray)
         before = {
@@ -127,10 +127,10 @@ def _study(name: str, flags: _Flags) -> Study:
 
 
 def _list(study: Study, name: str, flags: _Flags) -> int:
-    from two_stream.studies.running.ablation import look_at, prepare_data
+    from two_stream.studies.running.ablation import prepare_data, read_progress
 
     prepare_data(study, name)
-    ran = look_at(study, source=name, any_code=flags.any_code)
+    ran = read_progress(study, source=name, any_code=flags.any_code)
     rows = []
     for cell, outcome in zip(ran.cells, ran.outcomes, strict=True):
         state = "missing" if outcome is None else outcome.state

@@ -41,7 +41,8 @@ def main(args: list[str]) -> int:
     """Run the command and return its exit code: 1 if the data set has errors. Files of finished steps are kept."""
     flags = parse(_AutoFlags, args, "two-stream auto", SUMMARY)
     from two_stream.commands import check
-    from two_stream.studies.auto import candidates, chosen
+    from two_stream.runtime.console import say
+    from two_stream.studies.auto import best_candidate, candidates
     from two_stream.studies.baseline import run_baseline
 
     if flags.minutes <= 0:
@@ -61,7 +62,7 @@ def main(args: list[str]) -> int:
     networks = _streams(flags, record, changes, baseline.runs, end)
     _step("4/5 fusing, with weights fitted on the training videos", [])
     found = candidates(baseline.runs, networks)
-    best = chosen(found)
+    best = best_candidate(found)
     _print_candidates(found, best)
     shown = next((one for one in found if one.name == "networks"), best) if best.name == "baseline" else best
     return _answer(flags, record, shown, best)

@@ -73,7 +73,7 @@ def main(args: list[str]) -> int:
 
 
 def _result(flags: _CompareFlags, args: Sequence[str]) -> StudyResult:
-    from two_stream.studies.statistics.compatible import as_variants, check_comparable, run_rows
+    from two_stream.studies.statistics.scored import check_comparable, run_rows, runs_of_variants
     from two_stream.studies.statistics.summary import Question, study_result
 
     if not 0.5 <= flags.level < 1:
@@ -93,13 +93,17 @@ def _result(flags: _CompareFlags, args: Sequence[str]) -> StudyResult:
         command=shlex.join(["two-stream", "compare", *args]),
     )
     return study_result(
-        asked, as_variants(groups, fit=flags.fit), _pairs(names, flags), runs=run_rows(groups), notes=notes
+        asked,
+        runs_of_variants(groups, with_holdout=flags.fit),
+        _pairs(names, flags),
+        runs=run_rows(groups),
+        notes=notes,
     )
 
 
 def _variants(flags: _CompareFlags) -> dict[str, list[ScoredRun]]:
     """Return the score files by name of variant."""
-    from two_stream.studies.statistics.scored import grouped, read_scored
+    from two_stream.studies.statistics.scored import group_variants, read_scored
 
     by_hand: dict[str, list[Path]] = {}
     for text in flags.group:
@@ -116,7 +120,7 @@ def _variants(flags: _CompareFlags) -> dict[str, list[ScoredRun]]:
         raise ScoreError(f"{doubled}: given twice; remove one")
     found = [read_scored(path, flags.part) for path in paths]
     places = {name: [paths.index(path) for path in members] for name, members in by_hand.items()}
-    groups = grouped(found, places)
+    groups = group_variants(found, places)
     if flags.names is None:
         return groups
     names = [name.strip() for name in flags.names.split(",")]

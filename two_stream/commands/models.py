@@ -14,7 +14,7 @@ from two_stream.runtime.console import console, say
 from two_stream.types import size_text
 
 if TYPE_CHECKING:
-    from two_stream.profiling import StageCost
+    from two_stream.profiling.costs import StageCost
     from two_stream.recognizer import Recognizer
     from two_stream.zoo import ModelRecord
 
@@ -112,7 +112,7 @@ def _weights(record: ModelRecord, files: dict[str, list[str]]) -> list[str]:
 
 
 def _show(record: ModelRecord, options: _Flags) -> None:
-    from two_stream.profiling import CONVENTION, meta_model, parameter_count, stage_costs
+    from two_stream.profiling.costs import CONVENTION, meta_model, parameter_count, stage_costs
 
     model = meta_model(record.options, options.num_classes)
     costs = stage_costs(model)

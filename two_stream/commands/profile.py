@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     import torch
 
     from two_stream.config.schema import Experiment
-    from two_stream.profiling import Speed, StageCost
+    from two_stream.profiling.costs import StageCost
     from two_stream.profiling.loading import LoadingCost
+    from two_stream.profiling.timing import Speed
     from two_stream.recognizer import Recognizer
 
 SUMMARY = "Measure the parameters, multiply-adds, speed and memory of a model, and its data loading."
@@ -63,7 +64,7 @@ def main(args: list[str]) -> int:
         raise SettingsError(f"{PROG}: --batch-size must be 1 or more, and --seconds more than 0")
     if options.plot and options.plot[0].suffix.lower() not in (".png", ".svg", ".pdf"):
         raise SettingsError(f"{PROG}: --plot {options.plot[0]}: expected a .png, .svg or .pdf file first")
-    from two_stream.profiling import stage_costs
+    from two_stream.profiling.costs import stage_costs
     from two_stream.runtime.device import pick_device, set_threads
 
     device = pick_device(options.device)
@@ -107,8 +108,8 @@ def main(args: list[str]) -> int:
 
 
 def _measure(options: _Flags, model: Recognizer, device: torch.device) -> list[Speed]:
-    from two_stream.profiling import gemm_rate, measure
-    from two_stream.profiling.timing import Work
+    from two_stream.profiling.peak import gemm_rate
+    from two_stream.profiling.timing import Work, measure_speed
     from two_stream.runtime.precision import native_bf16
 
     precisions = options.precision or (("fp32", "bf16") if native_bf16(device) else ("fp32",))
@@ -119,7 +120,7 @@ def _measure(options: _Flags, model: Recognizer, device: torch.device) -> list[S
     for precision in precisions:
         peak = gemm_rate(device, precision)
         speeds += [
-            measure(
+            measure_speed(
                 model,
                 batch_size=size,
                 device=device,
@@ -147,7 +148,7 @@ def _as_it_is(options: _Flags) -> _Flags:
 
 
 def _facts(options: _Flags, model: Recognizer, costs: list[StageCost], speeds: list[Speed]) -> dict[str, Any]:
-    from two_stream.profiling import CONVENTION, FVCORE, fvcore_operations
+    from two_stream.profiling.costs import CONVENTION, FVCORE, fvcore_operations
     from two_stream.runtime.provenance import environment
 
     first = next(speed for speed in speeds if speed.work == "forward")
@@ -172,7 +173,7 @@ def _print_speeds(
     options: _Flags, found: dict[str, Any], costs: list[StageCost], speeds: list[Speed]
 ) -> None:
     from two_stream.commands.models import print_stages
-    from two_stream.profiling import StageCost
+    from two_stream.profiling.costs import StageCost
 
     first = next(speed for speed in speeds if speed.work == "forward")
     say(
@@ -242,7 +243,7 @@ def _accuracies(files: tuple[Path, ...]) -> list[Any]:
     from two_stream.evaluation.pictures.cost_figure import point_of
     from two_stream.evaluation.scores.files import find_scores, read_scores
     from two_stream.pretrained import read_model
-    from two_stream.profiling import multiply_adds
+    from two_stream.profiling.costs import multiply_adds
 
     found = []
     for file in files:

@@ -1,8 +1,8 @@
-"""Taking whole channels out: torch-pruning finds which layers share them, ours is what may go and how far.
+"""Channel pruning with torch-pruning, which finds the layers that share channels.
 
 Fang et al., "DepGraph: Towards Any Structural Pruning" (arXiv 2301.12900). The last map of every pathway keeps its
-width, so that head and classifier stay as they are; with shortcut A (zero channels appended) the residual stream keeps
-its too, because its channels reach the last map, and only the insides of blocks are narrowed.
+width, so head and classifier do not change. With shortcut A (zero channels appended) the channels of the residual
+stream reach the last map, so only the inner layers of blocks are narrowed.
 """
 
 from __future__ import annotations
@@ -19,66 +19,62 @@ from two_stream.backbones.base import Backbone
 from two_stream.compression.layers import Layer, chosen_layers, first_layers, layers_of
 from two_stream.config.compress import Prune
 from two_stream.errors import SettingsError
-from two_stream.profiling import multiply_adds
+from two_stream.profiling.costs import multiply_adds
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import note
 from two_stream.surgery import alter
-from two_stream.surgery.narrowed import Narrowed, narrowed_from
+from two_stream.surgery.narrowed import Narrowed, find_narrowing
 
 REFUSED = {
-    "shufflenet_3d": "its channels are shuffled between groups, which ties every one to others",
-    "shufflenetv2_3d": "half of its channels pass each block by, then all are shuffled, which ties them all together",
-    "timm": "its layers are a library's, which no model file of ours can narrow",
-    "hf_video": "it is a transformer of a library, without channels that could be taken out one by one",
+    "shufflenet_3d": "its channels are shuffled between groups, so each depends on others",
+    "shufflenetv2_3d": "half of its channels skip each block and all are then shuffled, so all depend on each other",
+    "timm": "its layers come from a library, and our model files cannot narrow them",
+    "hf_video": "it is a transformer from a library, without channels that could be removed one by one",
     "motion_grid": "it has no weights",
 }
-"""Backbones whose channels are not taken out, and why."""
+"""Backbones whose channels cannot be removed, and why."""
 _SIDE = 64
-"""pixels of the clip that the layers are traced with, where the network takes it"""
+"""side in pixels of the clip for tracing, where the network accepts it"""
 _LARGEST = (0.98, 0.9, 0.8, 0.6)
-"""shares from which the search for a budget sets out; ranked globally, layers that would lose everything lose nothing,
-so that a smaller share may take out more"""
+"""start values of the search for a budget; in a global ranking, layers that would lose all channels lose none, so a
+smaller share may remove more"""
 _SEARCH = 9
-"""halvings in the search for a share that meets a budget: to a five-hundredth"""
+"""bisections in the search for a share that meets a budget: to 1/500"""
 
 
-def narrow(model: Recognizer, options: Prune) -> None:
-    """Take channels out of a network's backbone in place; what is left keeps its weights.
-
-    Args:
-        model: On the CPU.
-        options: Importance, layers, and the share or the budget.
+def narrow_channels(model: Recognizer, options: Prune) -> None:
+    """Remove channels of a backbone on the CPU, in place; the remaining ones keep their weights.
 
     Raises:
-        SettingsError: torch-pruning is not installed, the backbone cannot be narrowed, no layer is named, or the budget
-            cannot be met.
+        SettingsError: torch-pruning is not installed, the backbone cannot be narrowed, no layer is selected, or the
+            budget cannot be met.
     """
     check_narrowable(model, options)
     before = multiply_adds(model)
-    if not take_out(model, options):
+    if not remove_channels(model, options):
         raise SettingsError(
-            f"no channel of {model.options.backbone.kind} would go: `compress.amount` {options.amount:g} takes none of "
-            "the layers named, or they end in the last map, which keeps its width"
+            f"no channel of {model.options.backbone.kind} would be removed: `compress.amount` {options.amount:g} is "
+            "too small for these layers, or they reach the last map, which keeps its width"
         )
     after = multiply_adds(model)
     note(
-        f"channels taken out: {before / 1e9:.4g} to {after / 1e9:.4g} G multiply-adds ({100 * after / before:.1f} %)"
+        f"channels removed: {before / 1e9:.4g} to {after / 1e9:.4g} G multiply-adds ({100 * after / before:.1f} %)"
     )
 
 
-def take_out(model: Recognizer, options: Prune) -> bool:
-    """Do what `narrow` does without a word; return whether any channel went.
+def remove_channels(model: Recognizer, options: Prune) -> bool:
+    """Do what `narrow_channels` does without messages; return whether any channel was removed.
 
     Raises:
-        SettingsError: The layers do not fit together afterwards, or the budget cannot be met.
+        SettingsError: The layers no longer fit together, or the budget cannot be met.
     """
     if options.target_macs is None:
-        made, told = _pruned(model, options, options.amount)
+        made, narrowed = _pruned(model, options, options.amount)
     else:
-        made, told = _within(model, options, options.target_macs * multiply_adds(model))
-    if not told.sizes:
+        made, narrowed = _within(model, options, options.target_macs * multiply_adds(model))
+    if not narrowed.sizes:
         return False
-    alter(model, told)
+    alter(model, narrowed)
     model.load_state_dict(made.state_dict())
     if model.memory_format is not torch.preserve_format:
         model.channels_last()
@@ -86,26 +82,26 @@ def take_out(model: Recognizer, options: Prune) -> bool:
 
 
 def check_narrowable(model: Recognizer, options: Prune) -> None:
-    """Find out what stands against taking channels out, before anything is computed.
+    """Check that channels can be removed, before anything is computed.
 
     Raises:
-        SettingsError: See `narrow`.
+        SettingsError: See `narrow_channels`.
     """
     kind = model.options.backbone.kind
     if kind in REFUSED:
         raise SettingsError(
-            f"channels of {kind} cannot be taken out: {REFUSED[kind]}; prune its weights (`compress.what: weights`)"
+            f"channels of {kind} cannot be removed: {REFUSED[kind]}; prune its weights (`compress.what: weights`)"
         )
     _torch_pruning()
     if not any(name.startswith("backbone.") for name in chosen_layers(model, options)):
         raise SettingsError(
-            f"`compress.layers` is {options.layers!r}: channels are taken out of the backbone alone, and it names none "
-            "of its layers"
+            f"`compress.layers` is {options.layers!r}, which matches no layer of the backbone; only channels of the "
+            "backbone can be removed"
         )
 
 
 def _within(model: Recognizer, options: Prune, budget: float) -> tuple[Recognizer, Narrowed]:
-    """Return the network that loses the smallest share of its channels and stays within a budget of multiply-adds."""
+    """Return the network that loses the smallest share of its channels within a budget of multiply-adds."""
     best, low, high = None, 0.0, 0.0
     lowest = multiply_adds(model)
     for high in _LARGEST:
@@ -116,9 +112,8 @@ def _within(model: Recognizer, options: Prune, budget: float) -> tuple[Recognize
             break
     if best is None:
         raise SettingsError(
-            f"`compress.target_macs` is {options.target_macs:g}: these layers go down to "
-            f"{lowest / multiply_adds(model):.3f} of the multiply-adds and no further; ask for more than that, or name "
-            "more layers"
+            f"`compress.target_macs` is {options.target_macs:g}: these layers can be pruned down to "
+            f"{lowest / multiply_adds(model):.3f} of the multiply-adds; give a larger target or more layers"
         )
     for _ in range(_SEARCH):
         share = (low + high) / 2
@@ -131,7 +126,7 @@ def _within(model: Recognizer, options: Prune, budget: float) -> tuple[Recognize
 
 
 def _pruned(model: Recognizer, options: Prune, share: float) -> tuple[Recognizer, Narrowed]:
-    """Return a copy that lost a share of its channels, and what tells it from the model.
+    """Return a copy without a share of its channels, and its difference from the model.
 
     Raises:
         SettingsError: The layers no longer fit together.
@@ -144,24 +139,24 @@ def _pruned(model: Recognizer, options: Prune, share: float) -> tuple[Recognizer
             warnings.simplefilter("ignore")
             torch.manual_seed(0)  # of random importance
             _prune(made, traced, options, share)
-        told = narrowed_from(model, made)
-        if any(size == 0 for sizes in told.sizes.values() for size in sizes.values()):
+        narrowed = find_narrowing(model, made)
+        if any(size == 0 for sizes in narrowed.sizes.values() for size in sizes.values()):
             raise SettingsError(
-                f"`compress.round_to` is {options.round_to}: a layer would be left without channels; give less"
+                f"`compress.round_to` is {options.round_to}: a layer would have no channels left; use a smaller value"
             )
         with torch.no_grad():
             traced(_clip(made))
     except (RuntimeError, IndexError, ZeroDivisionError, AssertionError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SettingsError(
-            f"channels of {kind} cannot be taken out with these settings ({reason}); prune its weights "
+            f"channels of {kind} cannot be removed with these settings ({reason}); prune its weights "
             "(`compress.what: weights`)"
         ) from None
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     for name, parameter in made.named_parameters():
         parameter.requires_grad_(flags[name])
-    made.alterations = [*model.alterations, told]
-    return made, told
+    made.alterations = [*model.alterations, narrowed]
+    return made, narrowed
 
 
 def _prune(made: Recognizer, traced: _Ends, options: Prune, share: float) -> None:
@@ -202,7 +197,7 @@ def _groups(layers: Iterable[Layer]) -> int:
 
 
 def _most(layer: Layer, groups: int) -> float:
-    """Return the share of a layer that leaves a channel (in each group): torch-pruning leaves it whole otherwise."""
+    """Return the largest share that leaves a channel per group; with more, torch-pruning prunes nothing."""
     width = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
     return max(0.0, 1.0 - 1.001 * groups / width)
 
@@ -216,7 +211,7 @@ def _importance(tp: Any, name: str) -> Any:
 
 
 class _Ends(nn.Module):
-    """A backbone whose maps end in layers that may not change, so that nothing that reaches them does."""
+    """A backbone whose maps end in fixed layers, so that the channels that reach them are kept."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -229,7 +224,7 @@ class _Ends(nn.Module):
 
 
 def _clip(model: Recognizer) -> torch.Tensor:
-    """Return a normalised clip of noise, small where the network takes it small."""
+    """Return a normalised clip of noise, as small as the network accepts."""
     spec = model.spec
     height, width = spec.size
     for size in ((min(_SIDE, height), min(_SIDE, width)), spec.size):
@@ -238,7 +233,7 @@ def _clip(model: Recognizer) -> torch.Tensor:
         try:
             with torch.no_grad():
                 model.backbone(clip)
-        except RuntimeError:  # smaller than what a layer covers
+        except RuntimeError:  # smaller than the kernel of a layer
             continue
         return clip
     return clip
@@ -249,6 +244,6 @@ def _torch_pruning() -> Any:
         import torch_pruning
     except ImportError:
         raise SettingsError(
-            "taking channels out needs torch-pruning; install it with `pip install 'two-stream[compression]'`"
+            "removing channels needs torch-pruning; install it with `pip install 'two-stream[compression]'`"
         ) from None
     return torch_pruning

@@ -1,32 +1,30 @@
-"""Pruning as a training: what goes is chosen at its start or step by step, and what is gone stays gone."""
+"""Pruning during training, at its start or in steps; removed weights stay removed.
+
+Levels and thresholds are those of Distiller, which compressed-video-classification uses; the schedule is that of Zhu
+and Gupta, "To prune, or not to prune" (arXiv 1710.01878).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from two_stream.compression.layers import chosen_layers
-from two_stream.compression.masks import (
-    Masks,
-    apply_masks,
-    global_masks,
-    gradual_level,
-    last_step,
-    level_masks,
-    sensitivity_masks,
-)
 from two_stream.config.compress import Prune
 from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError
 from two_stream.recognizer import Recognizer
 from two_stream.training.extension import EXTENSIONS, Extension
 
+Masks = dict[str, torch.Tensor]
+"""True where a weight stays, by the name of its layer."""
+
 
 @EXTENSIONS.register(Prune)
 class Pruning(Extension):
-    """Masks that hold after every step, or fewer channels from the first one on."""
+    """Applies masks after every step, or removes channels before the first one."""
 
     def __init__(self, experiment: Experiment) -> None:
         assert isinstance(experiment.compress, Prune)
@@ -34,34 +32,34 @@ class Pruning(Extension):
         epochs, end = experiment.train.epochs, self.options.end
         if end is not None and end > epochs:
             raise SettingsError(
-                f"`compress.end` is {end} and `train.epochs` {epochs}: the run would end before it is pruned; "
-                "train longer or end the schedule earlier"
+                f"`compress.end` is {end} and `train.epochs` {epochs}: the run would end before the pruning "
+                "schedule; train longer or end the schedule earlier"
             )
         self.steps = 1
         self.layers: list[str] = []
         self.masks: Masks = {}
 
     def start(self, model: Recognizer, *, resumed: bool) -> None:
-        """Take out channels, or the first weights; a resumed run finds both in its checkpoint."""
+        """Remove channels, or the first weights; the checkpoint of a resumed run contains both."""
         if self.options.what == "weights":
             self.layers = list(chosen_layers(model, self.options))
             self._mark(model, 0)
             apply_masks(model, self.masks)
         elif not resumed:
-            from two_stream.compression.channels import narrow
+            from two_stream.compression.channels import narrow_channels
 
-            narrow(model, self.options)
+            narrow_channels(model, self.options)
 
     def set_epoch_length(self, steps_per_epoch: int) -> None:
         """Keep the length of an epoch."""
         self.steps = steps_per_epoch
 
     def restored(self, models: Sequence[nn.Module]) -> None:
-        """Read the masks off the weights: what was taken out is 0, and training leaves nothing else at exactly 0."""
+        """Restore the masks from the weights: removed ones are 0, and training leaves no others at exactly 0."""
         self.masks = {name: weight != 0 for name, weight in self._weights(models[0]).items()}
 
     def stepped(self, models: Sequence[nn.Module], step: int) -> None:
-        """Take more out in the first step of an epoch of the schedule; set everything taken out back to 0."""
+        """Update the masks in the first step of an epoch of the schedule; set removed weights to 0 again."""
         epoch, place = divmod(step, self.steps)
         if self.options.end is not None and place == 0:
             self._mark(models[0], epoch)
@@ -69,12 +67,12 @@ class Pruning(Extension):
             apply_masks(model, self.masks)
 
     def counts(self, epoch: int) -> bool:
-        """Whether an epoch's network has lost all that it shall lose."""
+        """Whether an epoch's network has reached its final sparsity."""
         end = self.options.end
         return end is None or epoch >= last_step(self.options.begin, end, self.options.frequency)
 
     def facts(self) -> dict[str, str]:
-        """Say what is pruned."""
+        """Return what is pruned."""
         if self.options.what == "channels":
             return {"pruned": "channels"}
         return {"pruned": f"weights of {len(self.layers)} layers"}
@@ -88,7 +86,7 @@ class Pruning(Extension):
         return found
 
     def _mark(self, model: nn.Module, epoch: int) -> None:
-        """Choose what stays at an epoch; what was 0 stays 0, being the smallest."""
+        """Compute the masks of an epoch; weights that are 0 stay 0, since they are the smallest."""
         options, share = self.options, 1.0
         if options.end is not None:
             level = gradual_level(
@@ -110,3 +108,63 @@ class Pruning(Extension):
         else:
             levels = {name: options.by_layer.get(name, options.amount) * share for name in weights}
             self.masks = level_masks(weights, levels)
+
+
+def level_threshold(weights: torch.Tensor, level: float) -> float | None:
+    """Return the largest of the `int(level · n)` smallest absolute values; None where that is no value."""
+    count = int(level * weights.numel())
+    if count == 0:
+        return None
+    return float(weights.abs().flatten().kthvalue(count).values)
+
+
+def keep_mask(weights: torch.Tensor, threshold: float | None) -> torch.Tensor:
+    """Return True where an absolute value is strictly greater than a threshold."""
+    if threshold is None:
+        return torch.ones_like(weights, dtype=torch.bool)
+    return weights.abs() > threshold
+
+
+def level_masks(weights: Mapping[str, torch.Tensor], levels: Mapping[str, float]) -> Masks:
+    """Return masks that remove a share of each layer."""
+    return {name: keep_mask(w, level_threshold(w, levels[name])) for name, w in weights.items()}
+
+
+def global_masks(weights: Mapping[str, torch.Tensor], level: float) -> Masks:
+    """Return masks that remove a share of all layers together, with one threshold."""
+    threshold = level_threshold(torch.cat([w.flatten() for w in weights.values()]), level)
+    return {name: keep_mask(w, threshold) for name, w in weights.items()}
+
+
+def sensitivity_masks(weights: Mapping[str, torch.Tensor], sensitivity: float) -> Masks:
+    """Return masks that remove weights up to `sensitivity` standard deviations of their layer (Han et al. 2015)."""
+    return {name: keep_mask(w, sensitivity * float(w.std())) for name, w in weights.items()}
+
+
+def gradual_level(
+    epoch: int, *, initial: float, final: float, begin: int, end: int, frequency: int
+) -> float | None:
+    """Return the share at an epoch; None before `begin`. It rises fast first and slowly last.
+
+    Zhu and Gupta, equation 1: `s_f + (s_i - s_f) · (1 - progress)³`. The last step, `frequency` epochs before `end`,
+    reaches the final share; between steps and after the last one it is constant.
+    """
+    if epoch < begin:
+        return None
+    step = min((epoch - begin) // frequency * frequency, last_step(begin, end, frequency) - begin)
+    progress = step / (last_step(begin, end, frequency) - begin)
+    return final + (initial - final) * (1.0 - progress) ** 3
+
+
+def last_step(begin: int, end: int, frequency: int) -> int:
+    """Return the epoch from which a gradual schedule has its final share."""
+    return begin + (end - 1 - begin) // frequency * frequency
+
+
+@torch.no_grad()
+def apply_masks(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
+    """Set the removed weights to 0."""
+    for name, mask in masks.items():
+        weight = model.get_submodule(name).weight
+        assert isinstance(weight, torch.Tensor)
+        weight.mul_(mask.to(weight.device))

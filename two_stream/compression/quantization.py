@@ -1,4 +1,4 @@
-"""Quantisation: ranges measured on clips of the training part, or training with values rounded as in int8."""
+"""Quantisation: post-training with calibration on training clips, and quantisation-aware training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.ao.quantization import FakeQuantize
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from two_stream.config.compress import Quantize
@@ -26,18 +25,17 @@ from two_stream.runtime.console import note, progress
 from two_stream.runtime.files import complete_folder, replaced_folder, sha256
 from two_stream.runtime.seeding import rng
 from two_stream.surgery import alter
-from two_stream.surgery.int8 import Int8
-from two_stream.surgery.ranges import MovingRange
+from two_stream.surgery.int8 import Int8, check_torch_ao
 from two_stream.training.extension import EXTENSIONS, Extension
 from two_stream.training.run_folder import begin_run, check_run, record_environment
 from two_stream.types import RunPaths, VideoRecord
 
 TRAINED = "trained"
-"""Folder of a run in quantisation-aware training for the best epoch's network in float, from which `best` was made."""
+"""Folder for the float network of the best epoch of quantisation-aware training, from which `best` was made."""
 
 
-def int8_of(options: Quantize, *, fake: bool) -> Int8:
-    """Return what a network becomes; `fake` while it is trained."""
+def _int8_of(options: Quantize, *, fake: bool) -> Int8:
+    """Return the alteration that the options define; `fake` during training."""
     return Int8(
         keep=options.keep,
         observer="moving_average" if fake else options.observer,
@@ -49,56 +47,52 @@ def int8_of(options: Quantize, *, fake: bool) -> Int8:
 
 
 def quantise(model: Recognizer, options: Quantize, clips: Iterable[torch.Tensor]) -> None:
-    """Turn a trained network into int8, in place.
+    """Turn a trained network on the CPU into int8, in place.
 
-    Args:
-        model: On the CPU.
-        options: How.
-        clips: uint8 `(B, C, T, H, W)` batches that ranges of activations are measured on.
+    Ranges of activations are measured on the clips, uint8 batches `(B, C, T, H, W)`.
 
     Raises:
-        SettingsError: The backbone has no graph of layers, or `keep` names no layer.
+        SettingsError: torch.ao.quantization is missing, the backbone cannot be traced, or `keep` matches no layer.
     """
     check_quantisable(model)
-    made = int8_of(options, fake=False)
+    int8 = _int8_of(options, fake=False)
     model.eval()
-    made.observe(model)
-    for part in model.modules():
-        if isinstance(part, MovingRange):
-            part.train()  # it moves in training only
+    int8.observe(model)
+    from two_stream.surgery.int8_graph import start_ranges
+
+    start_ranges(model)
     with torch.inference_mode():
         for clips_BCTHW in clips:
             model(clips_BCTHW)
-    made.compute(model)
-    model.alterations.append(made)
+    int8.convert(model)
+    model.alterations.append(int8)
 
 
 def check_quantisable(model: Recognizer) -> None:
-    """Refuse a network that is quantised already, or one of a library.
+    """Refuse networks that cannot be quantised.
 
     Raises:
-        SettingsError: In one line.
+        SettingsError: torch.ao.quantization is missing, or the network is quantised already or comes from a library.
     """
+    check_torch_ao()
     if any(isinstance(alteration, Int8) for alteration in model.alterations):
-        raise SettingsError("the network is quantised already; give the run it was made from")
+        raise SettingsError("the network is already quantised; give the run it was made from")
     kind = model.options.backbone.kind
     if kind in ("timm", "hf_video"):
         raise SettingsError(
-            f"backbone {kind} comes from a library whose code depends on the values that pass, so torch cannot write "
-            "it as a graph of layers to quantise; quantise one of our own families (`two-stream models`)"
+            f"backbone {kind} comes from a library whose code depends on tensor values, so torch cannot trace it as a "
+            "graph of layers; quantise one of our own families (`two-stream models`)"
         )
 
 
 def quantise_run(experiment: Experiment, *, overwrite: bool = False) -> RunPaths:
-    """Write the run that is a trained run in int8 (post-training static quantisation).
+    """Write an int8 version of a trained run (post-training static quantisation).
 
-    Args:
-        experiment: Settings of the run to write; its `compress` section says how, and of which run.
-        overwrite: Remove an earlier run of that name first.
+    The `compress` section of the settings names the source run; `overwrite` removes an earlier run of the same name.
 
     Raises:
         SettingsError: The folder is in use, or the network cannot be quantised.
-        CheckpointError: The run cannot be read.
+        CheckpointError: The source run cannot be read.
         DataError: The clips cannot be read.
     """
     options = experiment.compress
@@ -136,7 +130,7 @@ def _counted(loader: Iterable[Any], advance: Any) -> Iterable[torch.Tensor]:
 
 @EXTENSIONS.register(Quantize)
 class QuantizationAware(Extension):
-    """Rounds weights and activations in training as int8 would; the best epoch's network becomes int8 at the end."""
+    """Rounds weights and activations to int8 values in training; the best epoch's network becomes int8 at the end."""
 
     def __init__(self, experiment: Experiment) -> None:
         assert isinstance(experiment.compress, Quantize)
@@ -147,60 +141,58 @@ class QuantizationAware(Extension):
         self.done = 0
 
     def start(self, model: Recognizer, *, resumed: bool) -> None:
-        """Put the rounding in; BatchNorm is joined to the convolutions and still learns."""
+        """Insert the rounding; BatchNorm is fused with the convolutions and still learns."""
         del resumed
         check_quantisable(model)
-        alter(model, int8_of(self.options, fake=True))
+        alter(model, _int8_of(self.options, fake=True))
 
     def set_epoch_length(self, steps_per_epoch: int) -> None:
         """Keep the length of the training."""
         self.steps = steps_per_epoch * self.experiment.train.epochs
 
     def restored(self, models: Sequence[nn.Module]) -> None:
-        """Hold what was held when the checkpoint was taken."""
+        """Freeze what was frozen when the checkpoint was saved."""
         if self.done:
             self.stepped(models, self.done - 1)
 
     def stepped(self, models: Sequence[nn.Module], step: int) -> None:
-        """Hold ranges and statistics from their share of the training on."""
+        """Freeze ranges and BatchNorm statistics after their share of the training."""
+        from two_stream.surgery.int8_graph import stop_ranges
+
         self.done = step + 1
         for model in models:
             assert isinstance(model, Recognizer)
             if self.done >= self.options.ranges_until * self.steps:
-                for part in model.modules():
-                    if isinstance(part, FakeQuantize) and isinstance(
-                        part.activation_post_process, MovingRange
-                    ):
-                        part.disable_observer()
+                stop_ranges(model)
             if self.done >= self.options.statistics_until * self.steps:
                 norms = [part for part in model.modules() if isinstance(part, _BatchNorm) and part.training]
                 model.hold(norms)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return how many steps are done."""
+        """Return the number of steps done."""
         return {"done": torch.tensor(self.done)}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Put `state` back."""
+        """Restore `state`."""
         self.done = int(state["done"])
 
     def finished(self, paths: RunPaths) -> None:
-        """Turn `best/` into int8; what it held stays as `trained/`."""
+        """Convert `best/` to int8; the float network is kept in `trained/`."""
         best, trained = complete_folder(paths.best), paths.root / TRAINED
         model, meta = read_model(best)
         if model.cpu_only:
             return
         with replaced_folder(trained) as folder:
             shutil.copytree(best, folder, dirs_exist_ok=True)
-        made = int8_of(self.options, fake=False)
-        made.compute(model)
-        model.alterations[-1] = made
+        int8 = _int8_of(self.options, fake=False)
+        int8.convert(model)
+        model.alterations[-1] = int8
         with replaced_folder(paths.best) as folder:
             write_model(folder, model, meta)
-        note(f"{paths.best}: computes in int8 now; {trained} keeps the network it was made from, in float")
+        note(f"{paths.best}: converted to int8; {trained} keeps the float network")
 
     def facts(self) -> dict[str, str]:
-        """Say of which weights the network was made."""
+        """Return which weights the network was made from."""
         source = self.options.source
         return {} if source is None else {"quantised": f"{source} {_digest(source)}"}
 
@@ -208,32 +200,30 @@ class QuantizationAware(Extension):
 def _digest(source: Path) -> str:
     file = complete_folder(source / "best") / "model.safetensors"
     if not file.is_file():
-        raise CheckpointError(f"{source}: the run to quantise has no {file.name} in `best`")
+        raise CheckpointError(f"{source}: the run to quantise has no best/{file.name}; train it first")
     return sha256(file)
 
 
 def _check(experiment: Experiment, options: Quantize) -> None:
-    """Refuse what quantisation-aware training cannot do, in one line."""
+    """Refuse settings that quantisation-aware training does not support."""
     train = experiment.train
     if options.method == "static":
         raise SettingsError(
-            "`compress.method: static` needs no training: use `two-stream compress quantize RUN`; "
-            "to train with rounded values set `compress.method: qat`"
+            "`compress.method: static` needs no training: use `two-stream compress quantize RUN`; for "
+            "quantisation-aware training set `compress.method: qat`"
         )
-    for name, asked in (
+    for name, value in (
         ("ema", train.ema),
         ("gradient_checkpointing", train.gradient_checkpointing),
         ("compile", train.compile),
         ("sync_batchnorm", train.sync_batchnorm),
         ("freeze_until", train.freeze_until),
     ):
-        if asked:
-            raise SettingsError(f"`train.{name}` does not go with quantisation-aware training; leave it out")
+        if value:
+            raise SettingsError(f"`train.{name}` does not work with quantisation-aware training; turn it off")
     if train.precision != "fp32":
-        raise SettingsError(
-            f"`train.precision` is {train.precision}: quantisation-aware training rounds float32; expected fp32"
-        )
+        raise SettingsError(f"`train.precision` is {train.precision}: quantisation-aware training needs fp32")
     if distributed.world_size() > 1:
         raise SettingsError(
-            "quantisation-aware training follows the ranges of one process; start it without torchrun"
+            "quantisation-aware training works in one process only; start it without torchrun"
         )

@@ -1,23 +1,27 @@
-"""How much each layer bears: one layer at a time loses a share of its weights or channels, and clips are scored.
+"""Pruning sensitivity of each layer, and the choice of shares by layer that meet a budget.
 
-After compressed-video-classification's `model-sensitivity.py`, with a fixed set of clips in place of one drawn anew,
-and with what each share saves beside what it costs.
+One layer at a time loses a share of its weights or channels, and a fixed set of clips is scored, after
+compressed-video-classification's `model-sensitivity.py` (which draws new clips each time).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from statistics import median
+from itertools import accumulate
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 
-from two_stream.compression.channels import take_out
+from two_stream.compression.channels import remove_channels
 from two_stream.compression.layers import chosen_layers
-from two_stream.compression.masks import kept, level_threshold
+from two_stream.compression.pruning import apply_masks, keep_mask, level_masks, level_threshold
 from two_stream.config.compress import Prune
 from two_stream.data.clips.dataset import open_clips
 from two_stream.data.clips.loader import clip_loader
@@ -25,17 +29,24 @@ from two_stream.data.splits import load_part
 from two_stream.errors import DataError, SettingsError
 from two_stream.evaluation.runs.run import Run
 from two_stream.evaluation.scores import metrics
-from two_stream.evaluation.scoring.network import example_clip
-from two_stream.profiling import multiply_adds
-from two_stream.profiling.network_cost import nonzero_parameters
-from two_stream.profiling.timing import timed
+from two_stream.profiling.costs import multiply_adds
+from two_stream.profiling.network_cost import forward_of, nonzero_parameters, time_in_turns
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import progress
+from two_stream.runtime.files import atomic_path
+from two_stream.runtime.plotting import plain_figures
 from two_stream.runtime.seeding import rng
 from two_stream.training.losses import evaluation_loss
 from two_stream.types import Batch, Part
 
+Measure = Literal["parameters", "macs", "latency"]
+Levels = dict[str, float]
 _LATENCY_SECONDS = 0.3
+_LEAST_LOSS = 1e-6
+"""Loss that a step adds at least: an apparent improvement is treated as chance."""
+_LEGEND = 30
+"""layers that fit in a legend"""
+_DPI = 150
 
 
 @dataclass(frozen=True)
@@ -50,11 +61,10 @@ class SensitivityPoint:
     top5: float
     loss: float
     parameters: int
-    """that are left and not 0"""
+    """remaining and not 0"""
     multiply_adds: int
     latency_ms: float | None = None
     map: float | None = None
-    """of a multi-label set"""
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,7 @@ class Sensitivity:
     base: SensitivityPoint
     points: list[SensitivityPoint]
     shared: dict[str, str] = field(default_factory=dict)
-    """layers whose channels are another one's too: measured under that one's name"""
+    """layers that share their channels with another layer: measured under that layer's name"""
     fixed: list[str] = field(default_factory=list)
     """layers that lose no channel, because they reach the last map"""
 
@@ -78,16 +88,21 @@ class Sensitivity:
         """The measured layers, in the order of the network."""
         return list(dict.fromkeys(point.layer for point in self.points))
 
+    def points_of(self, layer: str) -> list[SensitivityPoint]:
+        """Return a layer's points by rising level."""
+        return sorted((point for point in self.points if point.layer == layer), key=lambda point: point.level)
+
+    @property
+    def by_robustness(self) -> list[tuple[str, list[SensitivityPoint]]]:
+        """Each layer with its points, the layers whose pruning costs the least loss first."""
+        rows = [(layer, self.points_of(layer)) for layer in self.layers]
+        return sorted(rows, key=lambda row: max(point.loss for point in row[1]))
+
 
 def fixed_clips(run: Run, part: Part, count: int | None, seed: int) -> list[Batch]:
-    """Return the centred clips of a part's videos, or of `count` of them drawn once without replacement.
+    """Return the centred clips of a part's videos, or of `count` of them drawn with the seed, without replacement.
 
-    Args:
-        run: Whose data set.
-        part: `val` and `train` are the two sides of the holdout, also of a run whose epochs were picked on the test
-            list.
-        count: How many; none: all.
-        seed: Of the draw.
+    `val` and `train` are the two sides of the holdout, even where the run chose its epoch on the test list.
 
     Raises:
         DataError: The part has no video, or one cannot be read.
@@ -102,7 +117,7 @@ def fixed_clips(run: Run, part: Part, count: int | None, seed: int) -> list[Batc
         seed=run.experiment.seed,
     )
     if not records:
-        raise DataError(f"{run.paths.root}: the {part} part has no videos; give another --part")
+        raise DataError(f"{run.paths.root}: the {part} part has no videos; choose another --part")
     if count is not None and count < len(records):
         chosen = rng(seed, "sensitivity").permutation(len(records))[:count]
         records = [records[place] for place in sorted(chosen)]
@@ -120,19 +135,13 @@ def measure_sensitivity(
     seed: int,
     latency: bool = False,
 ) -> Sensitivity:
-    """Prune one layer after another to each level and score the clips.
+    """Prune one layer after another to each of the ascending levels and score the clips of `fixed_clips`.
 
-    Args:
-        run: The network is left as it is; one copy of it exists at a time.
-        options: What is pruned, by which importance, which layers.
-        levels: Shares, ascending.
-        batches: Clips, as `fixed_clips` gives them.
-        part: What they are of, for the record.
-        seed: Of their draw, for the record.
-        latency: Time a view's forward pass at every point.
+    The run's network is not changed; one copy of it exists at a time. Part and seed of the clips are stored in the
+    result. `latency` also times a view's forward pass at every point.
 
     Raises:
-        SettingsError: The network cannot be pruned so, or no layer can.
+        SettingsError: The network, or every layer, cannot be pruned with these options.
     """
     model = run.model.cpu().eval()
     score = _scorer(batches, latency=latency)
@@ -150,59 +159,46 @@ def measure_sensitivity(
         for name in names:
             for level in levels:
                 if options.what == "weights":
-                    with without_weights(model, name, level):
+                    with _without_weights(model, name, level):
                         found.append(score(model, name, level))
                 elif name not in shared and name not in fixed:
-                    made = narrowed_copy(model, options, {name: level})
-                    if made is None:
+                    narrowed = _narrowed_copy(model, options, {name: level})
+                    if narrowed is None:
                         if level == levels[-1]:
                             fixed.append(name)
-                    elif known.setdefault(_changed(made), name) != name:
-                        shared[name] = known[_changed(made)]
+                    elif known.setdefault(_changed(narrowed), name) != name:
+                        shared[name] = known[_changed(narrowed)]
                     else:
-                        found.append(score(made, name, level))
+                        found.append(score(narrowed, name, level))
                 advance()
     if not found:
         raise SettingsError(
             f"{run.paths.root}: none of the {len(names)} layers can lose {options.what}, so there is nothing to measure"
         )
+    clips = sum(len(batch.ids) for batch in batches)
     return Sensitivity(
-        str(run.paths.root),
-        options.what,
-        part,
-        sum(len(batch.ids) for batch in batches),
-        seed,
-        base,
-        found,
-        shared,
-        fixed,
+        str(run.paths.root), options.what, part, clips, seed, base, found, shared=shared, fixed=fixed
     )
 
 
 @contextmanager
-def without_weights(model: Recognizer, name: str, level: float) -> Iterator[None]:
-    """Set the smallest weights of a layer to 0 for as long as the context lasts."""
+def _without_weights(model: Recognizer, name: str, level: float) -> Iterator[None]:
+    """Set the smallest weights of a layer to 0 within the context."""
     weight = model.get_parameter(f"{name}.weight")
-    whole = weight.detach().clone()
+    original = weight.detach().clone()
     with torch.no_grad():
-        weight.mul_(kept(whole, level_threshold(whole, level)))
+        weight.mul_(keep_mask(original, level_threshold(original, level)))
     try:
         yield
     finally:
         with torch.no_grad():
-            weight.copy_(whole)
+            weight.copy_(original)
 
 
-def latency_of(model: Recognizer) -> float:
+def _latency_of(model: Recognizer) -> float:
     """Return the median milliseconds of a view's forward pass on the CPU."""
-    clip_BCTHW = example_clip(model)
-
-    def run() -> None:
-        with torch.inference_mode():
-            model(clip_BCTHW)
-
-    run()
-    return median(timed(run, torch.device("cpu"), _LATENCY_SECONDS)) * 1e3
+    device = torch.device("cpu")
+    return time_in_turns([forward_of(model, device)], device, _LATENCY_SECONDS)[0][0]
 
 
 def _scorer(
@@ -219,13 +215,13 @@ def _scorer(
         return SensitivityPoint(
             layer,
             level,
-            float(hits[:, 0].double().mean()),
-            float(hits.any(1).double().mean()),
-            float(evaluation_loss(logits_BK, labels)) / len(labels),
-            nonzero_parameters(model),
-            multiply_adds(model),
-            latency_of(model) if latency else None,
-            _map(logits_BK, labels) if several else None,
+            top1=float(hits[:, 0].double().mean()),
+            top5=float(hits.any(1).double().mean()),
+            loss=float(evaluation_loss(logits_BK, labels)) / len(labels),
+            parameters=nonzero_parameters(model),
+            multiply_adds=multiply_adds(model),
+            latency_ms=_latency_of(model) if latency else None,
+            map=_map(logits_BK, labels) if several else None,
         )
 
     return score
@@ -236,13 +232,139 @@ def _map(logits_BK: torch.Tensor, labels_BK: torch.Tensor) -> float:
     return float(metrics.mean_average_precision(logits, np.asarray(labels_BK.numpy() > 0)))
 
 
-def narrowed_copy(model: Recognizer, options: Prune, by_layer: dict[str, float]) -> Recognizer | None:
+def _narrowed_copy(model: Recognizer, options: Prune, by_layer: Levels) -> Recognizer | None:
     """Return a narrowed copy; None where these layers can lose nothing."""
-    made = copy.deepcopy(model)
-    changed = take_out(made, options.model_copy(update={"by_layer": by_layer}))
-    return made.eval() if changed else None
+    narrowed = copy.deepcopy(model)
+    changed = remove_channels(narrowed, options.model_copy(update={"by_layer": by_layer}))
+    return narrowed.eval() if changed else None
 
 
 def _changed(model: Recognizer) -> tuple[str, ...]:
     """Return which tensors the last narrowing changed: the same for layers that share their channels."""
     return tuple(sorted(model.alterations[-1].sizes))
+
+
+@dataclass(frozen=True)
+class LevelChoice:
+    """Shares that meet a budget."""
+
+    levels: Levels
+    measure: Measure
+    budget: float
+    """share of the unpruned network"""
+    reached: float
+    """share of the network with these levels, counted or measured on it"""
+    loss: float
+    """sum of the losses of the layers alone; together they may cost more or less"""
+
+
+def choose_levels(
+    model: Recognizer, found: Sensitivity, options: Prune, measure: Measure, budget: float
+) -> LevelChoice:
+    """Choose a share for each layer, so that a share `budget` of the measure is left (above 0, below 1).
+
+    Greedy: of the next levels of all layers take the one with the smallest loss per unit saved by that layer alone,
+    apply everything chosen so far, and count (or time) the network. Pruned weights lower only the parameter count.
+
+    Raises:
+        SettingsError: Latencies were not measured, or the budget cannot be met (for example other measures than
+            parameters by pruning weights); the message says what can.
+    """
+    costs: Mapping[Measure, Callable[[Recognizer], float]] = {
+        "parameters": nonzero_parameters,
+        "macs": multiply_adds,
+        "latency": _latency_of,
+    }
+    cost = costs[measure]
+    total = cost(model)
+    steps = {layer: _steps(found, layer, measure) for layer in found.layers}
+    levels: Levels = {}
+    taken = dict.fromkeys(steps, 0)
+    loss, reached = 0.0, 1.0
+    while reached > budget:
+        open_ = [layer for layer in steps if taken[layer] < len(steps[layer])]
+        if not open_:
+            raise SettingsError(
+                f"a budget of {budget:g} of the {measure} cannot be met with these levels: the lowest is "
+                f"{reached:.3f}; raise the budget, or measure higher --levels"
+            )
+        layer = min(open_, key=lambda name: steps[name][taken[name]].price)
+        step = steps[layer][taken[layer]]
+        taken[layer] += 1
+        levels[layer] = step.level
+        loss += step.loss
+        reached = cost(_applied(model, options, levels)) / total
+    ordered = {layer: levels[layer] for layer in found.layers if layer in levels}
+    return LevelChoice(ordered, measure, budget, reached, loss)
+
+
+@dataclass(frozen=True)
+class _Step:
+    level: float
+    loss: float
+    """added to that of the previous level"""
+    price: float
+
+
+def _steps(found: Sensitivity, layer: str, measure: Measure) -> list[_Step]:
+    """Return the levels of a layer that save something, with the loss that each adds; losses never fall."""
+    points = found.points_of(layer)
+    losses = list(accumulate((max(0.0, one.loss - found.base.loss) for one in points), max))
+    steps = []
+    before, loss_before = _value(found.base, measure), 0.0
+    for point, loss in zip(points, losses, strict=True):
+        saved = before - _value(point, measure)
+        if saved <= 0:
+            continue
+        added = max(_LEAST_LOSS, loss - loss_before)
+        steps.append(_Step(point.level, added, added / saved))
+        before, loss_before = _value(point, measure), loss
+    return steps
+
+
+def _value(point: SensitivityPoint, measure: Measure) -> float:
+    if measure == "parameters":
+        return point.parameters
+    if measure == "macs":
+        return point.multiply_adds
+    if point.latency_ms is None:
+        raise SettingsError("a budget of latency needs latencies, which were not measured")
+    return point.latency_ms
+
+
+def _applied(model: Recognizer, options: Prune, levels: Levels) -> Recognizer:
+    if options.what == "channels":
+        return _narrowed_copy(model, options, levels) or model
+    pruned = copy.deepcopy(model)
+    weights = {name: pruned.get_parameter(f"{name}.weight").detach() for name in levels}
+    apply_masks(pruned, level_masks(weights, levels))
+    return pruned
+
+
+@plain_figures()
+def draw_sensitivity(found: Sensitivity, target: Path) -> None:
+    """Draw top-1 and loss against the pruned share, a curve per layer, into a PNG, SVG or PDF file.
+
+    Early layers are dark, late ones light.
+    """
+    layers = found.layers
+    shown = len(layers) <= _LEGEND
+    figure = Figure(figsize=(10 if shown else 7, max(4.0, 0.17 * len(layers) if shown else 4)))
+    figure.set_layout_engine("constrained")
+    axes = figure.subplots(1, 2)
+    colours = colormaps["viridis"]
+    for place, layer in enumerate(layers):
+        rows = [found.base, *(point for point in found.points if point.layer == layer)]
+        colour = colours(place / max(1, len(layers) - 1))
+        share = [100 * point.level for point in rows]
+        axes[0].plot(share, [100 * p.top1 for p in rows], "o-", ms=3, lw=1, color=colour, label=layer)
+        axes[1].plot(share, [p.loss for p in rows], "o-", ms=3, lw=1, color=colour)
+    for axis, title in zip(axes, ("top-1 accuracy in %", "loss"), strict=True):
+        axis.set_xlabel(f"{found.what} of the layer taken out in %")
+        axis.set_title(title, fontsize=10)
+        axis.grid(alpha=0.3)
+    figure.suptitle(f"{found.run}: {found.clips} clips of the {found.part} part", fontsize=10)
+    if shown:
+        figure.legend(loc="outside right upper", fontsize=6)
+    with atomic_path(target) as part:
+        figure.savefig(part, format=target.suffix[1:].lower(), dpi=_DPI)

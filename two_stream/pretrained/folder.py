@@ -19,7 +19,7 @@ from two_stream.recognizer import Recognizer, create_model
 from two_stream.runtime.console import note
 from two_stream.runtime.files import CHECKSUMS, atomic_path, verify_checksums, write_checksums
 from two_stream.runtime.text import is_utf8, json_text, parse_json
-from two_stream.surgery import Alteration, alter, described, from_description
+from two_stream.surgery import Alteration, alter, describe_alterations, read_alterations
 
 FORMAT = "two_stream"
 VERSION = 1
@@ -55,7 +55,7 @@ def write_model(
         "meta": json_text(meta),
     }
     if model.alterations:
-        header["altered"] = json.dumps(described(model))
+        header["altered"] = json.dumps(describe_alterations(model))
     if not is_utf8(folder):
         raise CheckpointError(f"{folder}: safetensors can only write to paths in UTF-8; choose another")
     with atomic_path(folder / WEIGHTS) as part:
@@ -137,4 +137,4 @@ def alterations_in(path: Path) -> list[dict[str, Any]]:
 
 
 def _alterations(header: Mapping[str, str], file: Path) -> list[Alteration]:
-    return from_description(parse_json(header.get("altered", "[]")), file)
+    return read_alterations(parse_json(header.get("altered", "[]")), file)

@@ -1,4 +1,4 @@
-"""What a model costs on paper: parameters and operations of one clip, in all and stage by stage."""
+"""Counted costs of a model: parameters and operations of one clip, in total and by stage."""
 
 from __future__ import annotations
 
@@ -29,26 +29,22 @@ class StageCost:
 
     name: str
     output: tuple[int, ...]
-    """shape of what leaves it, without the batch"""
+    """shape of its output, without the batch"""
     parameters: int
     multiply_adds: int
     milliseconds: float | None = None
-    """median time of a batch, when measured"""
+    """median time of a batch, if measured"""
     beside: tuple[tuple[int, ...], ...] = ()
-    """shapes of the second pathway and further ones, where there are any"""
 
 
 def meta_model(options: ModelOptions, num_classes: int) -> Recognizer:
-    """Build a model without memory for its weights: enough to count."""
+    """Build a model on the meta device, without memory for its weights."""
     with torch.device("meta"):
         return Recognizer(options, num_classes).eval()
 
 
 def meta_twin(model: Recognizer) -> Recognizer:
-    """Return a model's double without memory for its weights, narrowed as it is.
-
-    An int8 network has a float double, whose parameters and multiply-adds are as many.
-    """
+    """Return a copy of a model on the meta device, narrowed like it; of an int8 network its float version."""
     twin = meta_model(model.options, model.num_classes)
     for alteration in model.alterations:
         if alteration.reshapes:
@@ -94,7 +90,7 @@ def stage_costs(model: Recognizer) -> list[StageCost]:
         costs.append(StageCost(name, first, parameter_count(stage), inside, beside=tuple(beside)))
     missing = counts["Global"] - sum(cost.multiply_adds for cost in costs)
     head = next(cost for cost in costs if cost.name == "head")
-    head.multiply_adds += missing  # what a head does while pooling runs outside its forward
+    head.multiply_adds += missing  # heads compute outside their forward while pooling
     return costs
 
 
@@ -127,7 +123,7 @@ def fvcore_operations(model: Recognizer) -> int:
 
 
 def callables(model: Recognizer) -> list[tuple[str, nn.Module]]:
-    """Return the stages as modules that are really called: the list of heads is not, its members are."""
+    """Return the stages as modules that are called: of a list of heads, its members."""
     called: list[tuple[str, nn.Module]] = []
     for name, stage in model.stages():
         called += [(name, part) for part in stage] if isinstance(stage, nn.ModuleList) else [(name, stage)]

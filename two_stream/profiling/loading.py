@@ -1,4 +1,4 @@
-"""What the data path costs: reading and decoding, cutting, joining to a batch, copying to the device."""
+"""Cost of the data path: reading and decoding, cropping, collating, copying to the device."""
 
 from __future__ import annotations
 
@@ -16,47 +16,43 @@ from two_stream.data.catalog import Record, dataset_record
 from two_stream.data.clips.dataset import open_clips
 from two_stream.data.clips.loader import Loader, clip_loader, collate_clips
 from two_stream.data.splits import experiment_part
-from two_stream.profiling.peak import wait
+from two_stream.profiling.timing import wait_for_device
 from two_stream.types import Batch, InputSpec, VideoRecord
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
 _DECISIVE = 1.1
-"""Rates closer than this factor count as equal."""
+"""Rates within this factor count as equal."""
 _AHEAD, _MOST = 2, 2000
-"""Batches a worker has ready; batches read at the most."""
+"""Batches that a worker prefetches; batches to read at most."""
 
 
 @dataclass
 class LoadingCost:
-    """Milliseconds per training clip on one processor, and what the workers deliver together."""
+    """Milliseconds per training clip on one processor, and the rate of all workers."""
 
     dataset: str
     source: str
     modality: str
     clips: int
-    """clips measured"""
     read: float
     """reading, decoding and resizing"""
     transform: float
-    """cutting, mirroring and laying out"""
+    """cropping, mirroring and layout"""
     collate: float
-    """joining to a batch"""
     copy: float
-    """copying to the device"""
     workers: int
-    """loader processes of the settings"""
     clips_per_second: float
-    """delivered by them together, without a network"""
+    """of all workers, without a network"""
 
     @property
     def worker_milliseconds(self) -> float:
-        """What a clip costs a worker."""
+        """Cost of a clip for a worker."""
         return self.read + self.transform + self.collate
 
     def workers_for(self, clips_per_second: float) -> int:
-        """Return how many loader processes, each with a processor of its own, keep up with a model."""
+        """Return how many loader processes, each on its own processor, keep up with a model."""
         return max(1, math.ceil(clips_per_second * self.worker_milliseconds / 1e3))
 
     def as_dict(self) -> dict[str, Any]:
@@ -65,7 +61,7 @@ class LoadingCost:
 
 
 class _Clocked:
-    """Stands for a clip source and adds up the time spent in its methods."""
+    """Wraps a clip source and adds up the time spent in its methods."""
 
     def __init__(self, source: Any) -> None:
         self._source = source
@@ -89,7 +85,7 @@ class _Clocked:
 def measure_loading(
     experiment: Experiment, spec: InputSpec, device: torch.device, *, seconds: float = 5.0
 ) -> LoadingCost:
-    """Time the training clips of an experiment for about twice `seconds`, at least one batch each way.
+    """Time the training clips of an experiment for about twice `seconds`, at least one batch per measurement.
 
     Raises:
         DataError: The data set, its split list or a video cannot be read.
@@ -112,7 +108,7 @@ def measure_loading(
 
 
 def training_part(experiment: Experiment, spec: InputSpec) -> tuple[Record, list[VideoRecord]]:
-    """Return the data set of an experiment and the videos it trains on.
+    """Return the data set and the training videos of an experiment.
 
     Raises:
         DataError: The data set or its split list cannot be read.
@@ -122,7 +118,7 @@ def training_part(experiment: Experiment, spec: InputSpec) -> tuple[Record, list
 
 
 def _alone(loader: Any, device: torch.device, seconds: float) -> tuple[dict[str, float], int]:
-    """Do a worker's work here, one batch after another, and return the seconds of each part and the clips."""
+    """Do a worker's work in this process, and return the seconds of each part and the number of clips."""
     source = _Clocked(loader.dataset.source)
     loader.dataset.source = source
     times = dict.fromkeys(("read", "transform", "collate", "copy"), 0.0)
@@ -144,10 +140,10 @@ def _alone(loader: Any, device: torch.device, seconds: float) -> tuple[dict[str,
                 loader.handle_failure(failure)
             if batch is None:
                 continue
-            wait(device)
+            wait_for_device(device)
             sent = time.perf_counter()
             batch.clips.to(device, copy=True)
-            wait(device)
+            wait_for_device(device)
             times["copy"] += time.perf_counter() - sent
             times["read"] += source.seconds
             times["transform"] += fetched - start - source.seconds
@@ -160,9 +156,9 @@ def _alone(loader: Any, device: torch.device, seconds: float) -> tuple[dict[str,
 
 
 def _together(loader: Loader[Batch], data: DataOptions, seconds: float) -> float:
-    """Return the clips per second of the loader once its queue has been emptied, the epoch repeated as often as needed.
+    """Return the clips per second of the loader; the epoch is repeated as often as needed.
 
-    What the workers have ready before anybody asks (two batches each) says nothing about their pace.
+    The first batches, which the workers prefetch (two each), are not counted.
     """
     ready = _AHEAD * data.workers + 1
     repeats = -(-(ready + _MOST) // len(loader.plan))
@@ -182,17 +178,15 @@ def _together(loader: Loader[Batch], data: DataOptions, seconds: float) -> float
 
 
 def loading_verdict(loading: LoadingCost, model_clips_per_second: float, what: str) -> str:
-    """Say in one sentence what holds a run back."""
+    """Return a sentence that names what limits the speed of a run."""
     loader, model = loading.clips_per_second, model_clips_per_second
     workers = f"{loading.workers} workers" if loading.workers != 1 else "1 worker"
-    gives = (
-        f"the loader gives {_rate(loader)} clips/s with {workers}, the model takes {_rate(model)} ({what})"
-    )
+    gives = f"the loader delivers {_rate(loader)} clips/s with {workers}, the model processes {_rate(model)} ({what})"
     need = loading.workers_for(model)
     if loader > model * _DECISIVE:
         return f"{gives}: the model is the limit"
     if model > loader * _DECISIVE:
-        return f"{gives}: the loader is the limit; {need} workers with a processor each would keep up"
+        return f"{gives}: the loader is the limit; {need} workers with one processor each would keep up"
     return f"{gives}: they are about equal"
 
 

@@ -1,4 +1,4 @@
-"""The most memory that a piece of work takes."""
+"""Peak memory of a piece of work."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ _RESET_PEAK = "5"
 
 
 class PeakMemory:
-    """Watches the largest amount of memory from now on.
+    """Measures the peak memory from its creation on.
 
-    On a GPU it is what torch has allocated there. On the CPU it is the resident size of the process, interpreter and
-    libraries included; Linux starts the mark anew, so that measurements before do not count. Elsewhere the
-    mark is that of the process's whole life.
+    On a GPU it is the memory that torch has allocated there. On the CPU it is the resident size of the process, with
+    interpreter and libraries. Linux can reset this mark; elsewhere it is the peak since the process started.
 
     Attributes:
-        kind: Which of these, in words.
+        kind: Which of these, as text.
         before: Bytes at the start.
     """
 
@@ -32,20 +31,20 @@ class PeakMemory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             self.kind, self.before = "allocated on the GPU", torch.cuda.memory_allocated(device)
-        elif _restarted():
+        elif _reset_mark():
             self.kind, self.before = "resident size of the process", _status("VmRSS")
         else:
-            self.kind, self.before = "largest resident size since the process began", _lifelong()
+            self.kind, self.before = "largest resident size since the process started", _process_peak()
 
     def peak(self) -> int:
-        """Return the largest amount since, in bytes."""
+        """Return the peak in bytes."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        return _status("VmHWM") if self.kind.startswith("resident") else _lifelong()
+        return _status("VmHWM") if self.kind.startswith("resident") else _process_peak()
 
 
-def _restarted() -> bool:
-    """Give free memory back to the system and set the kernel's high-water mark to the present size, where possible."""
+def _reset_mark() -> bool:
+    """Return free memory to the system and reset the kernel's high-water mark; whether that is possible."""
     if not sys.platform.startswith("linux"):
         return False
     with suppress(OSError, AttributeError):  # another C library: free memory stays counted
@@ -67,10 +66,9 @@ def _status(key: str) -> int:
 
 
 def _windows_peak() -> int:
-    """Return the peak working set, or 0 where the system does not say."""
-    sizes = (
-        ctypes.c_size_t * 9
-    )()  # PROCESS_MEMORY_COUNTERS: two 32-bit fields in the first place, then the peak
+    """Return the peak working set; 0 where it is unknown."""
+    # PROCESS_MEMORY_COUNTERS: two 32-bit fields in the first place, then the peak
+    sizes = (ctypes.c_size_t * 9)()
     system = getattr(ctypes, "windll", None)
     if system is None or not system.psapi.GetProcessMemoryInfo(
         ctypes.c_void_p(-1), ctypes.byref(sizes), ctypes.sizeof(sizes)
@@ -79,7 +77,7 @@ def _windows_peak() -> int:
     return sizes[1]
 
 
-def _lifelong() -> int:
+def _process_peak() -> int:
     try:
         import resource
     except ImportError:  # Windows

@@ -1,17 +1,16 @@
-"""What two networks cost on this machine, measured in turns so that a busy minute is not put down to one of them."""
+"""The cost of trained networks on this machine: what studies and the reports of compressed runs measure."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.ao.nn.quantized.modules.utils import WeightedQuantizedModule
 
-from two_stream.config.schema import EvaluateOptions
+from two_stream.config.schema import EvaluateOptions, Experiment
 from two_stream.evaluation.runs.run import Run, load_run
 from two_stream.evaluation.scoring.network import (
     Compiled,
@@ -20,22 +19,22 @@ from two_stream.evaluation.scoring.network import (
     prepare_for_inference,
     resolve_evaluation,
 )
-from two_stream.profiling import meta_twin, multiply_adds, parameter_count
+from two_stream.profiling.costs import meta_twin, multiply_adds, parameter_count
 from two_stream.profiling.memory import PeakMemory
-from two_stream.profiling.timing import timed
+from two_stream.profiling.timing import time_runs
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.device import autocast, pick_device
 from two_stream.runtime.files import complete_folder
 
-_TURNS = 5
-"""How often each network is timed, the networks taking turns."""
-_MEMORY_TURNS = 2
+Forward = Callable[[], None]
+_TURNS, _MEMORY_TURNS = 5, 2
+"""How often each network is timed, and its memory measured; the networks take turns."""
 _MIB = 2**20
 
 
 @dataclass(frozen=True)
 class NetworkCosts:
-    """What one network is on disk and takes for one view."""
+    """Size of a network on disk and cost of one view."""
 
     file_bytes: int
     """of `model.safetensors`"""
@@ -49,36 +48,48 @@ class NetworkCosts:
     latency_low: float
     """smallest of the turns' medians"""
     latency_high: float
-    """largest of them"""
     memory_mib: float
-    """peak of loading and one view's forward pass, weights included, over what the process held before"""
+    """peak of loading and one view's forward pass, with weights, above what the process used before"""
+
+
+@dataclass(frozen=True)
+class ViewCosts:
+    """Measured cost of one view's forward pass in a loaded network."""
+
+    latency_ms: float
+    memory_mib: float
+    """peak above what was in use before the first pass"""
+    precision: str
+
+
+def measure_view(
+    model: Recognizer, experiment: Experiment, device: torch.device, seconds: float = 1.0
+) -> ViewCosts:
+    """Measure the forward pass of one view as an experiment evaluates it, in at least three passes."""
+    forward, precision = evaluated_forward(model, experiment, experiment.evaluate, device)
+    memory = PeakMemory(device)
+    ((latency,),) = time_in_turns([forward], device, seconds)
+    return ViewCosts(latency, max(0, memory.peak() - memory.before) / _MIB, precision)
 
 
 def measure_networks(
     runs: Sequence[Run], options: EvaluateOptions, *, device: str, seconds: float = 1.0
 ) -> list[NetworkCosts]:
-    """Count and measure several runs' networks, as `options` would evaluate them.
+    """Count and measure the networks of several runs in turns, so that a busy minute does not affect only one of them.
 
-    Args:
-        runs: Loaded; each is read anew for its memory, so that nothing else is counted.
-        options: Precision, folding and compiling.
-        device: Where.
-        seconds: How long each network is timed in all; five turns of three passes at least.
+    Each is timed for about `seconds` in total, at least five turns of three passes, and read again for its memory, so
+    that nothing else is counted.
     """
     where = pick_device(device)
-    networks = [_network(run.model.to(where), run, options, where) for run in runs]
-    passes = [_pass(network, where, precision) for network, precision in networks]
-    medians: list[list[float]] = [[] for _ in runs]
-    for one in passes:
-        one()
-    for _ in range(_TURNS):
-        for found, one in zip(medians, passes, strict=True):
-            found.append(statistics.median(timed(one, where, seconds / _TURNS)) * 1e3)
-    del networks, passes
+    passes = [evaluated_forward(run.model.to(where), run.experiment, options, where)[0] for run in runs]
+    medians = time_in_turns(passes, where, seconds, _TURNS)
+    del passes
     memory = _memory(runs, options, where)
     return [
         NetworkCosts(
-            file_bytes=_file_bytes(run),
+            file_bytes=(complete_folder(run.paths.root / run.checkpoint) / "model.safetensors")
+            .stat()
+            .st_size,
             parameters=parameter_count(meta_twin(run.model)),
             nonzero=nonzero_parameters(run.model),
             multiply_adds=multiply_adds(run.model),
@@ -91,35 +102,50 @@ def measure_networks(
     ]
 
 
-def nonzero_parameters(model: nn.Module) -> int:
-    """Return how many parameters are not 0; those of int8 layers are counted as they are stored."""
-    count = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
-    quantized: list[Any] = [part for part in model.modules() if isinstance(part, WeightedQuantizedModule)]
-    for part in quantized:
-        bias = part.bias()
-        count += int(torch.count_nonzero(part.weight().int_repr()))
-        count += 0 if bias is None else int(torch.count_nonzero(bias))
-    return count
+def evaluated_forward(
+    model: Recognizer, experiment: Experiment, options: EvaluateOptions, device: torch.device
+) -> tuple[Forward, str]:
+    """Return the forward pass of one view as a model is evaluated, and its precision."""
+    chosen = resolve_evaluation(model, options, device, exact=is_exact(experiment))
+    return forward_of(prepare_for_inference(model, chosen), device, chosen.precision), chosen.precision
 
 
-def _network(
-    model: Recognizer, run: Run, options: EvaluateOptions, device: torch.device
-) -> tuple[Recognizer | Compiled, str]:
-    """Return what scores in a model's place, and in which precision."""
-    exact = is_exact(run.experiment)
-    chosen = resolve_evaluation(model, options, device, exact=exact)
-    return prepare_for_inference(model, chosen), chosen.precision
-
-
-def _pass(network: Recognizer | Compiled, device: torch.device, precision: str) -> Any:
-    model = network.model if isinstance(network, Compiled) else network
-    clip_BCTHW = example_clip(model)
+def forward_of(network: Recognizer | Compiled, device: torch.device, precision: str = "fp32") -> Forward:
+    """Return the forward pass of one view through a network as it is."""
+    clip_BCTHW = example_clip(network.model if isinstance(network, Compiled) else network)
 
     def run() -> None:
         with torch.inference_mode(), autocast(device, precision):
             network(clip_BCTHW)
 
     return run
+
+
+def time_in_turns(
+    passes: Sequence[Forward], device: torch.device, seconds: float, turns: int = 1
+) -> list[list[float]]:
+    """Return the median milliseconds of every turn of each pass, after a warm-up pass.
+
+    Each pass is timed for about `seconds` in total, and at least three times a turn.
+    """
+    for one in passes:
+        one()
+    medians: list[list[float]] = [[] for _ in passes]
+    for _ in range(turns):
+        for found, one in zip(medians, passes, strict=True):
+            found.append(statistics.median(time_runs(one, device, seconds / turns)) * 1e3)
+    return medians
+
+
+def nonzero_parameters(model: nn.Module) -> int:
+    """Return how many parameters are not 0; those of int8 layers are counted as they are stored."""
+    count = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
+    quantized: list[Any] = [part for part in model.modules() if callable(getattr(part, "weight", None))]
+    for part in quantized:  # int8 layers of torch.ao hold packed weights, which methods return
+        bias = part.bias()
+        count += int(torch.count_nonzero(part.weight().int_repr()))
+        count += 0 if bias is None else int(torch.count_nonzero(bias))
+    return count
 
 
 def _memory(runs: Sequence[Run], options: EvaluateOptions, device: torch.device) -> list[float]:
@@ -129,14 +155,10 @@ def _memory(runs: Sequence[Run], options: EvaluateOptions, device: torch.device)
         for found, run in zip(peaks, runs, strict=True):
             before = PeakMemory(device).before
             again = load_run(run.paths.root, run.checkpoint, str(device))
-            network, precision = _network(again.model, again, options, device)
+            forward, _precision = evaluated_forward(again.model, again.experiment, options, device)
             del again
-            memory = PeakMemory(device)  # what reading held for a moment does not count
-            _pass(network, device, precision)()
+            memory = PeakMemory(device)  # temporary memory of loading does not count
+            forward()
             found.append(max(0, memory.peak() - before) / _MIB)
-            del network
+            del forward
     return [min(found) for found in peaks]
-
-
-def _file_bytes(run: Run) -> int:
-    return (complete_folder(run.paths.root / run.checkpoint) / "model.safetensors").stat().st_size

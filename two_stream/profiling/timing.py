@@ -1,4 +1,4 @@
-"""What a model costs in fact: time, memory and share of the machine's peak, forward or in training."""
+"""Measured costs of a model: time, memory and share of the machine's peak, in the forward pass or in training."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from torch.nn import functional as F
 from two_stream.errors import SettingsError
 from two_stream.profiling.costs import callables, clip_shape, multiply_adds
 from two_stream.profiling.memory import PeakMemory
-from two_stream.profiling.peak import wait
 from two_stream.recognizer import Recognizer
 from two_stream.runtime.device import autocast
 
 Work = Literal["forward", "training"]
 _BACKWARD = 3
-"""A training step computes about three times a forward pass: the backward pass has gradients of inputs and weights."""
+"""A training step costs about three forward passes: the backward pass computes gradients of inputs and weights."""
 
 
 @dataclass
@@ -37,20 +36,19 @@ class Speed:
     """median time of a batch"""
     clips_per_second: float
     peak_memory: int
-    """bytes; `memory_kind` says of what"""
+    """bytes; `memory_kind` names what is counted"""
     stages: dict[str, float] = field(default_factory=dict)
     """median milliseconds of each stage of a forward pass; `other` is preprocessing, pooling and overhead"""
     work: str = "forward"
     """forward, or training: forward, loss and backward, without the optimizer"""
     fastest: float = 0.0
-    """milliseconds of the quickest batch"""
     memory_kind: str = ""
     memory_added: int = 0
-    """bytes of the peak above what was there before: activations, gradients, scratch"""
+    """bytes of the peak above the memory in use before: activations, gradients, workspace"""
     flops_per_second: float = 0.0
     """two per multiply-add; a training step counts as three forward passes"""
     peak_flops: float = 0.0
-    """of a matrix product on the same machine in the same precision, when measured"""
+    """of a matrix product on the same machine in the same precision; 0 where it was not measured"""
 
     @property
     def share_of_peak(self) -> float | None:
@@ -62,7 +60,7 @@ class Speed:
         return {**asdict(self), "share_of_peak": self.share_of_peak}
 
 
-def measure(
+def measure_speed(
     model: Recognizer,
     *,
     batch_size: int,
@@ -74,7 +72,10 @@ def measure(
 ) -> Speed:
     """Time passes on random pixels for about `seconds`, at least three, after a warm-up pass.
 
-    Stage times are taken in forward passes of their own, since waiting for the GPU between stages slows it.
+    Stages are timed in separate forward passes, because waiting for the GPU between stages slows it down.
+
+    Raises:
+        SettingsError: The batch is too small for BatchNorm in training.
     """
     model = model.to(device).train(work == "training")
     clip = torch.randint(0, 256, clip_shape(model, batch_size), dtype=torch.uint8, device=device)
@@ -95,8 +96,8 @@ def measure(
     try:
         run()
     except ValueError as error:  # BatchNorm has no statistics of one number
-        raise SettingsError(f"{work} with batch size {batch_size}: {error}; give a larger one") from None
-    times = timed(run, device, seconds)
+        raise SettingsError(f"{work} with batch size {batch_size}: {error}; use a larger batch") from None
+    times = time_runs(run, device, seconds)
     peak = memory.peak()
     model.eval()
     stages = _stage_times(model, forward, device, seconds / 2) if work == "forward" else {}
@@ -120,17 +121,25 @@ def measure(
     )
 
 
-def timed(run: Callable[[], None], device: torch.device, seconds: float) -> list[float]:
-    """Return the seconds of repeated runs, at least three."""
+def time_runs(run: Callable[[], object], device: torch.device, seconds: float, least: int = 3) -> list[float]:
+    """Return the seconds of repeated runs: for `seconds` in total, but at least `least` runs."""
     times: list[float] = []
     end = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < end:
-        wait(device)
+    while len(times) < least or time.perf_counter() < end:
+        wait_for_device(device)
         start = time.perf_counter()
         run()
-        wait(device)
+        wait_for_device(device)
         times.append(time.perf_counter() - start)
     return times
+
+
+def wait_for_device(device: torch.device) -> None:
+    """Wait until the device has finished its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def _stage_times(
@@ -138,7 +147,7 @@ def _stage_times(
 ) -> dict[str, float]:
     seen: dict[str, list[float]] = {name: [] for name, _ in callables(model)}
     with _stage_clock(model, seen, device):
-        totals = timed(run, device, seconds)
+        totals = time_runs(run, device, seconds)
     passes = len(totals)
     medians = {
         name: statistics.median(sum(times[i::passes]) for i in range(passes)) * 1e3
@@ -157,7 +166,7 @@ def _stage_clock(model: Recognizer, seen: dict[str, list[float]], device: torch.
     def before(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any) -> None:
             del module, args
-            wait(device)
+            wait_for_device(device)
             starts[name] = time.perf_counter()
 
         return hook
@@ -165,7 +174,7 @@ def _stage_clock(model: Recognizer, seen: dict[str, list[float]], device: torch.
     def after(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             del module, args, output
-            wait(device)
+            wait_for_device(device)
             seen[name].append(time.perf_counter() - starts[name])
 
         return hook

@@ -1,1 +1,1 @@
-"""Studies: many runs as one question, and what the numbers allow to be said."""
+"""Studies: runs of several variants, and statistics that compare them."""

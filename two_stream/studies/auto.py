@@ -1,4 +1,4 @@
-"""From a prepared data set to the answer: which recipe fits, which of the answers the training videos prefer."""
+"""The recipe for a prepared data set, and the choice between its trained networks and the baseline."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from two_stream.evaluation.scores.fusion import combine, fuse
 from two_stream.evaluation.scores.metrics import main_value
 from two_stream.runtime.device import pick_device
 from two_stream.studies.baseline import RULE
-from two_stream.studies.running.variants import merged, nested
+from two_stream.studies.running.variants import merge_settings, nest_settings
 from two_stream.types import Modality, RunPaths, ScoreTable
 
 RECIPES = "own_videos_{modality}{machine}.yaml"
-_BESIDE = 1.3
-"""what reading, cross-validation and the start of the run add to a pass, as a factor"""
+_OVERHEAD = 1.3
+"""factor on a pass for reading, cross-validation and the start of the run"""
 _FEWEST_EPOCHS = 5
-"""of a network that learns; fewer are worth less than the baseline"""
+"""of a trained network; with fewer the baseline is better"""
 
 
 def recipe(modality: Modality, settings_root: Path, device: str) -> Path:
-    """Return the experiment file that fits the machine: on a GPU the network learns, elsewhere its last layer does.
+    """Return the experiment file for the machine: on a GPU it trains the network, elsewhere the last layer only.
 
     Raises:
-        SettingsError: The file is neither under the settings nor in the checkout of the package.
+        SettingsError: The file is neither under the settings nor in the package's checkout.
     """
     name = RECIPES.format(modality=modality, machine="" if pick_device(device).type == "cpu" else "_gpu")
     places = [settings_root, Path(two_stream.__file__).parents[1] / "settings"]
@@ -47,17 +47,14 @@ def recipe(modality: Modality, settings_root: Path, device: str) -> Path:
 
 def recipe_experiment(path: Path, changes: dict[str, Any], name: str, runs: Path) -> Experiment:
     """Return a recipe's settings for a data set."""
-    settings = merged(read_yaml(path), nested(changes))
+    settings = merge_settings(read_yaml(path), nest_settings(changes))
     return validate_settings(Experiment, settings | {"name": name, "runs": str(runs)}, path)
 
 
 def pass_seconds(experiment: Experiment, baseline: RunPaths, videos: int) -> float:
-    """Return the time that one view of every video takes a recipe's network; 0 where it is not known.
+    """Return the seconds that a recipe's network needs for one view of each video; 0 where they are unknown.
 
-    Args:
-        experiment: A recipe.
-        baseline: A finished run of the baseline of the same modality: its pace is this machine's.
-        videos: Of the training and the test part together.
+    The speed of the machine is that of a finished baseline run of the same modality.
     """
     rows = history(baseline)
     pace = rows[-1].get("clips_per_second", 0.0) if rows else 0.0
@@ -65,16 +62,13 @@ def pass_seconds(experiment: Experiment, baseline: RunPaths, videos: int) -> flo
     if not pace or seen is None:
         return 0.0
     images = (one.model.input.clip_length or 16 for one in (experiment, seen))
-    return _BESIDE * videos / pace * next(images) / next(images)
+    return _OVERHEAD * videos / pace * next(images) / next(images)
 
 
 def fit_to_time(experiment: Experiment, one_pass: float, seconds: float) -> Experiment | None:
-    """Return the experiment as it fits the time; None where it cannot.
+    """Return a recipe reduced to the seconds left for its stream; None where that is not possible.
 
-    Args:
-        experiment: A recipe.
-        one_pass: From `pass_seconds`.
-        seconds: What is left for this stream.
+    `one_pass` are the seconds of `pass_seconds`.
     """
     if experiment.train.optimizer.kind != "logistic":
         # a training step costs about three forward passes; the test part is scored once
@@ -98,7 +92,7 @@ def fit_to_time(experiment: Experiment, one_pass: float, seconds: float) -> Expe
 
 @dataclass(frozen=True)
 class Candidate:
-    """One possible answer: a run, or several that are fused."""
+    """A possible answer: a run, or several fused runs."""
 
     name: str
     runs: list[RunPaths]
@@ -106,18 +100,15 @@ class Candidate:
     rule: str
     weights: list[float]
     validated: float
-    """top-1 on the training videos that the networks did not learn from: those of the folds or of the holdout"""
+    """top-1 on training videos that the networks were not trained on: those of the folds or the holdout"""
     videos: int
-    """how many these are"""
+    """number of these videos"""
 
 
 def candidate(name: str, runs: Sequence[RunPaths], rule: str) -> Candidate:
-    """Fuse the test scores of runs and judge the fusion on their validation scores, over the videos that all have.
+    """Fuse the test scores of runs, and validate the fusion on the validation videos that all runs have.
 
-    Args:
-        name: What to call it.
-        runs: One or more runs, scored on `test` and `val`.
-        rule: `learned` fits the weights on the validation scores, others weigh the runs alike.
+    The rule `learned` fits the weights on the validation scores; other rules weigh the runs equally.
     """
     tests, vals = ([read_scores(find_scores(run.root, part)) for run in runs] for part in ("test", "val"))
     vals = keep_common_videos(vals)
@@ -131,7 +122,7 @@ def candidate(name: str, runs: Sequence[RunPaths], rule: str) -> Candidate:
 
 
 def candidates(baseline: Sequence[RunPaths], networks: Sequence[RunPaths]) -> list[Candidate]:
-    """Return what may be answered: the baseline, the networks, and all of them together."""
+    """Return the candidates: the baseline, the networks, and all of them fused."""
     found = [candidate("baseline", baseline, RULE)]
     if networks:
         found.append(candidate("networks", networks, "learned"))
@@ -139,6 +130,6 @@ def candidates(baseline: Sequence[RunPaths], networks: Sequence[RunPaths]) -> li
     return found
 
 
-def chosen(found: Sequence[Candidate]) -> Candidate:
-    """Return the candidate of the highest validation accuracy, of equals the one with the fewest runs."""
+def best_candidate(found: Sequence[Candidate]) -> Candidate:
+    """Return the candidate with the highest validation accuracy; of equal ones that with the fewest runs."""
     return max(found, key=lambda one: (round(one.validated, 9), -len(one.runs)))

@@ -1,7 +1,7 @@
-"""The baseline: what linear classifiers on features that nobody trained say about a data set, in minutes.
+"""The baseline of a data set: linear classifiers on features that were not trained on it, in minutes.
 
-Three linear probes (RGB frames and flow pictures through an ImageNet network, flow statistics on a grid), each an
-ordinary run with the settings of `baseline.yaml`, and their fusion. A network trained on the data set must beat it.
+Three linear probes (RGB frames and flow images through an ImageNet network, flow statistics on a grid), each an
+ordinary run with the settings of `baseline.yaml`, and their fusion. A network trained on the data set must be better.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from two_stream.evaluation.scores.files import find_scores, join, read_scores, w
 from two_stream.evaluation.scores.fusion import fuse
 from two_stream.runtime.console import note, warn
 from two_stream.studies.running.streams import train_and_score
-from two_stream.studies.running.variants import SETTINGS, baseline_settings, merged, nested
+from two_stream.studies.running.variants import SETTINGS, baseline_settings, merge_settings, nest_settings
 from two_stream.types import Part, RunPaths, ScoreTable
 
 STREAMS = ("rgb", "flow", "flow_statistics")
 RULE = "probabilities"
-"""How the probes are fused. Cross-validation holds their probabilities back, so each stream's weight in the mean is
-its confidence; normalised logits of two classes would only count votes."""
+"""How the probes are fused: cross-validation calibrates their probabilities, so confident streams weigh more in the
+mean; normalised logits of two classes would only count votes."""
 
 
 @dataclass(frozen=True)
@@ -42,39 +42,37 @@ class Baseline:
     majority: ScoreTable
     streams: list[ScoreTable]
     fused: ScoreTable | None
-    """None where there is one stream"""
+    """None for a single stream"""
     seconds: float
 
     @property
     def tables(self) -> list[ScoreTable]:
-        """Majority, streams and fusion, as they are shown."""
+        """Majority, streams and fusion, in their order of display."""
         return [self.majority, *self.streams, *([] if self.fused is None else [self.fused])]
 
     @property
     def best(self) -> ScoreTable:
-        """What a network must beat: the fusion, or the only stream."""
+        """The fusion, or the only stream: what a network must beat."""
         return self.streams[0] if self.fused is None else self.fused
 
 
 def run_baseline(
     record: Record, changes: dict[str, Any], runs: Path, command: str = "two-stream baseline"
 ) -> Baseline:
-    """Train, score and fuse the baseline of a split; what an earlier call made is kept.
+    """Train, score and fuse the baseline of a split; results of an earlier call are kept.
 
     Args:
-        record: The data set; streams it has no lists for are left out.
+        record: The data set; streams without lists are left out.
         changes: Dotted settings for every stream: data set, split, source, seed, device …
         runs: Folder of the runs; everything goes to `baseline_folder(runs, …)`.
-        command: What continues after an interruption, for the message.
+        command: Command that resumes after an interruption, for the message.
 
     Raises:
         CheckpointError: The weights of the ImageNet network are not installed, and there is no flow.
         DataError: The data set cannot be read, or has several classes per video.
     """
     if record.multi_label:
-        raise DataError(
-            f"{record.name}: several classes per video; the baseline classifies videos of one class each"
-        )
+        raise DataError(f"{record.name}: several classes per video; the baseline needs one class per video")
     begin = time.perf_counter()
     folder = baseline_folder(runs, record.name, int(changes.get("data.split", 1)))
     chosen = [_experiment(stream, changes, folder) for stream in STREAMS]
@@ -87,7 +85,7 @@ def run_baseline(
         try:
             done.append(RunPaths(train_and_score(experiment, command=command)))
         except (CheckpointError, DataError) as error:  # no weights installed, no flow extracted
-            warn(f"{error}; the baseline leaves {experiment.name} out")
+            warn(f"{error}; the baseline omits {experiment.name}")
             missing = missing or error
     if not done:
         raise missing or DataError(
@@ -106,7 +104,7 @@ def run_baseline(
 
 
 def _experiment(stream: str, changes: dict[str, Any], folder: Path) -> Experiment:
-    settings = merged(baseline_settings(stream), nested(changes))
+    settings = merge_settings(baseline_settings(stream), nest_settings(changes))
     return validate_settings(Experiment, settings | {"name": stream, "runs": str(folder)}, SETTINGS)
 
 
@@ -115,7 +113,7 @@ def _joined(runs: Sequence[RunPaths], part: Part) -> list[ScoreTable]:
 
 
 def majority(record: Record, experiment: Experiment, like: ScoreTable) -> ScoreTable:
-    """Return the scores of a guesser that knows the class frequencies of the training list, for the same videos."""
+    """Return the scores of a constant guess by the class frequencies of the training list, for the same videos."""
     data = experiment.data
     train = load_part(record, experiment.model.modality, data.split, "train", selection="paper")
     counts = np.bincount([video.label for video in train], minlength=record.num_classes)

@@ -1,4 +1,4 @@
-"""The leaderboard: every score file below a folder, ranked among those that may be compared."""
+"""The leaderboard: ranks the score files below a folder that may be compared with each other."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from pathlib import Path
 from two_stream.errors import ScoreError
 from two_stream.evaluation.scores.statistics import LEVEL, Interval, holm
 from two_stream.evaluation.scores.words import DASH, count_sources, percent, protocol_line
-from two_stream.studies.report.terminal import p_value
-from two_stream.studies.statistics.comparison import ENOUGH_TRAININGS, main_test
-from two_stream.studies.statistics.compatible import protocol_key, stated_fact
+from two_stream.studies.statistics.comparison import ENOUGH_TRAININGS, main_test, p_text
 from two_stream.studies.statistics.panel import Panel, panel_of
-from two_stream.studies.statistics.scored import ScoredRun, grouped, read_scored
+from two_stream.studies.statistics.scored import ScoredRun, group_variants, read_scored, stated_fact
 
 COLUMNS = ("#", "variant", "accuracy [interval]", "behind", "p (Holm)", "modality", "model", "runs", "date")
 
@@ -30,17 +28,16 @@ class Standing:
     behind: float | None
     """accuracy of the first minus its own; None for the first"""
     p_holm: float | None
-    """of the paired test against the best that has three trainings, corrected over all pairs of such variants; None for
-    itself and for variants with fewer trainings"""
+    """of the paired test against the best variant with three trainings, corrected over all pairs of such variants; None
+    for that variant and for variants with fewer trainings"""
     level_with_best: bool
-    """the test cannot tell it from that one"""
+    """whether that test shows no difference"""
     modality: str
     model: str
     """backbone and head"""
     splits: list[int]
     seeds: list[int]
     date: str
-    """of its newest score file"""
     files: list[str]
 
 
@@ -55,38 +52,33 @@ class RankedTable:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """All boards of a folder, and the files that could not be read."""
+    """All boards of a folder, and messages about files that cannot be used."""
 
     boards: list[RankedTable]
     damaged: list[str] = field(default_factory=list)
 
 
 def leaderboard(root: Path, part: str = "test", level: float = LEVEL) -> Leaderboard:
-    """Rank every score file below a folder.
+    """Rank every score file of a part below a folder.
 
-    Files stand on one board when data set, part, splits and protocol agree; the best accuracy comes first. Variants of
-    three trainings or more are tested in pairs, corrected together by Holm's procedure, for which of them is best is
-    picked by the same data. Of fewer trainings place and interval are all that is said.
-
-    Args:
-        root: Folder, searched with all folders below it.
-        part: Part that the scores are of.
-        level: Coverage of the intervals; 1 - level is the level of the tests.
+    A board has the files whose data set, part, splits and protocol agree, best accuracy first. Variants with three or
+    more trainings are tested in pairs at 1 - level. All pairs are corrected together by Holm's procedure, because the
+    same data decide which variant is best.
 
     Raises:
-        ScoreError: No such folder, or no readable score file of this part below it.
+        ScoreError: No such folder, or no readable score file of this part in it.
     """
     if not root.is_dir():
-        raise ScoreError(f"{root}: no such folder; give one with runs, such as runs/")
+        raise ScoreError(f"{root}: no such folder; give a folder with runs, such as runs/")
     found, damaged = _read_all(root, part)
     if not found:
         broken = f" ({len(damaged)} damaged: {damaged[0]})" if damaged else ""
         raise ScoreError(
-            f"{root}: no score file of the {part} part below it{broken}; `two-stream evaluate RUN` writes one"
+            f"{root}: no score file of the {part} part in it{broken}; `two-stream evaluate RUN` writes one"
         )
     alike: dict[str, list[ScoredRun]] = {}
     for item in found:
-        alike.setdefault(protocol_key(item), []).append(item)
+        alike.setdefault(item.protocol, []).append(item)
     boards = [board for members in alike.values() for board in _boards(members, level, damaged)]
     return Leaderboard(sorted(boards, key=lambda board: board.title), damaged)
 
@@ -108,7 +100,7 @@ def _read_all(root: Path, part: str) -> tuple[list[ScoredRun], list[str]]:
 
 def _boards(members: Sequence[ScoredRun], level: float, damaged: list[str]) -> list[RankedTable]:
     """Return the boards of score files of one protocol, one for each set of splits."""
-    groups = grouped(members)
+    groups = group_variants(members)
     panels: dict[str, Panel] = {}
     for name, items in groups.items():
         try:
@@ -139,6 +131,7 @@ def _board(
     standings = []
     for place, name in enumerate(order, start=1):
         items = groups[name]
+        newest = max(Path(item.file).stat().st_mtime for item in items)
         standings.append(
             Standing(
                 place=place,
@@ -151,7 +144,7 @@ def _board(
                 model=_model(items[0]),
                 splits=panels[name].splits,
                 seeds=panels[name].seeds,
-                date=_date(items),
+                date=datetime.fromtimestamp(newest).strftime("%Y-%m-%d"),
                 files=[item.file for item in items],
             )
         )
@@ -160,7 +153,7 @@ def _board(
 
 
 def _title(panel: Panel) -> str:
-    """Return data set, splits, part, protocol and size; the seed is each variant's own."""
+    """Return data set, splits, part, protocol and size; seeds differ between variants."""
     splits = ", ".join(map(str, panel.splits))
     meta = {
         key: value for key, value in panel.first.meta.items() if key not in ("seed", "skipped", "sources")
@@ -181,14 +174,10 @@ def _model(item: ScoredRun) -> str:
     return f"{model.backbone.kind}{reduction} + {model.head.kind}"
 
 
-def _date(items: Sequence[ScoredRun]) -> str:
-    newest = max(Path(item.file).stat().st_mtime for item in items)
-    return datetime.fromtimestamp(newest).strftime("%Y-%m-%d")
-
-
 def _runs(standing: Standing) -> str:
-    """Return the number of runs; of fewer trainings than a verdict needs in words."""
-    number, few = len(standing.seeds) * len(standing.splits), len(standing.seeds) < ENOUGH_TRAININGS
+    """Return the number of runs, marked where there are too few trainings for a test."""
+    number = len(standing.seeds) * len(standing.splits)
+    few = len(standing.seeds) < ENOUGH_TRAININGS
     return f"{number} run{'s' if number > 1 else ''}" if few else str(number)
 
 
@@ -200,7 +189,7 @@ def rows(board: RankedTable) -> list[list[str]]:
             standing.name,
             percent(standing.accuracy),
             percent(standing.behind),
-            DASH if standing.p_holm is None else p_value(standing.p_holm),
+            DASH if standing.p_holm is None else p_text(standing.p_holm),
             standing.modality,
             standing.model,
             _runs(standing),

@@ -1,10 +1,17 @@
-"""From the cells of a study to its result."""
+"""The result of a study from its cells, and the costs of its variants.
+
+Costs are measured once per model and machine, and stored in the study's folder.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from two_stream.config.load import dump, flatten
 from two_stream.config.schema import Experiment
@@ -12,28 +19,30 @@ from two_stream.config.study import Study
 from two_stream.errors import ScoreError
 from two_stream.evaluation.runs.lookup import history
 from two_stream.evaluation.scores.files import read_scores
+from two_stream.evaluation.scoring.network import is_exact
+from two_stream.pretrained import alterations_in, read_model
+from two_stream.profiling.costs import meta_twin, multiply_adds, parameter_count
+from two_stream.profiling.network_cost import measure_view
+from two_stream.profiling.timing import device_name
+from two_stream.recognizer import Recognizer
 from two_stream.runtime.console import note
 from two_stream.runtime.device import pick_device, set_threads
-from two_stream.studies.costs import kept_cost
+from two_stream.runtime.files import write_json
+from two_stream.runtime.provenance import environment
 from two_stream.studies.running.ablation import Ran
 from two_stream.studies.running.cells import StudyJob, StudyOutcome
-from two_stream.studies.running.plan import Cell, folder_of
+from two_stream.studies.running.plan import Cell, digest_of, folder_of
 from two_stream.studies.running.variants import Variant, pairs_of, variants_of
 from two_stream.studies.statistics.results import Published, RunRow, StudyResult, VariantCost
 from two_stream.studies.statistics.summary import Question, VariantRuns, study_result
 from two_stream.types import Part, RunPaths, ScoreTable
 
 Entry = tuple[Cell, StudyJob, StudyOutcome]
-"""A cell that is done."""
+"""A finished cell."""
 
 
 def summarize_study(ran: Ran, *, source: Path, command: str) -> StudyResult:
-    """Run the statistics over what the cells of a study came to, and measure what its variants cost.
-
-    Args:
-        ran: The cells.
-        source: The study's file.
-        command: Reproduces the study.
+    """Compute the statistics of a study's finished cells, and measure the cost of its variants.
 
     Raises:
         ScoreError: No cell is done, or score files do not fit together.
@@ -47,7 +56,7 @@ def summarize_study(ran: Ran, *, source: Path, command: str) -> StudyResult:
     ]
     if not done:
         raise ScoreError(f"{source}: no cell of the study is done, so there is nothing to report")
-    asked = Question(
+    question = Question(
         name=study.name,
         question=study.question,
         fusion_rule=None if study.fusion == "none" else study.fusion,
@@ -55,7 +64,7 @@ def summarize_study(ran: Ran, *, source: Path, command: str) -> StudyResult:
         definition=source.read_text(encoding="utf-8") if source.is_file() else dump(study),
     )
     return study_result(
-        asked,
+        question,
         [_runs(study, variant, done) for variant in variants],
         pairs_of(study, variants),
         runs=_rows(ran),
@@ -65,24 +74,19 @@ def summarize_study(ran: Ran, *, source: Path, command: str) -> StudyResult:
 
 def _runs(study: Study, variant: Variant, done: Sequence[Entry]) -> VariantRuns:
     mine = [entry for entry in done if entry[0].variant == variant.name]
-    made = VariantRuns(
-        variant.name,
-        variant.levels,
-        flatten(variant.changes),
-        _tables(mine, study.part),
-        baseline=variant.baseline,
-    )
+    tables, changes = _tables(mine, study.part), flatten(variant.changes)
+    runs = VariantRuns(variant.name, variant.levels, changes, tables, baseline=variant.baseline)
     if not mine:
-        return made
+        return runs
     reference = study.published.get(variant.name)
     _, job, outcome = mine[0]
     return replace(
-        made,
+        runs,
         histories={
             f"split {cell.split}, seed {cell.seed}": history(RunPaths(Path(outcome.run)))
             for cell, _, outcome in mine
         },
-        cost=_cost(study, job, outcome, made.tables) if study.measure_cost else None,
+        cost=_cost(study, job, outcome, tables) if study.measure_cost else None,
         published=None if reference is None else Published(reference.value / 100, reference.source),
         settings=dump(job.settings()),
         holdout=_tables(mine, "val") if study.fusion != "none" else {},
@@ -100,12 +104,12 @@ def _tables(mine: Sequence[Entry], part: Part) -> dict[tuple[int, int], ScoreTab
 def _cost(
     study: Study, job: StudyJob, outcome: StudyOutcome, tables: dict[tuple[int, int], ScoreTable]
 ) -> VariantCost:
-    """Measure what a variant costs, or take what was measured on this machine before."""
+    """Return the cost of a variant, measured now or before on this machine."""
     experiment = job.settings()
     table = next(iter(tables.values()))
     note(f"measuring the cost of {job.title.partition(',')[0]}")
     set_threads(experiment.threads)
-    return kept_cost(
+    return stored_cost(
         folder_of(study) / "costs.json",
         experiment,
         len(table.class_names),
@@ -113,6 +117,88 @@ def _cost(
         device=pick_device(experiment.device),
         run=Path(outcome.run) if outcome.run else None,
     )
+
+
+def measure_variant(
+    experiment: Experiment,
+    num_classes: int,
+    views: float | None,
+    *,
+    device: torch.device,
+    seconds: float = 1.0,
+    run: Path | None = None,
+) -> VariantCost:
+    """Count a variant's parameters and operations, and measure the forward pass of one view as it is evaluated.
+
+    The network has random weights, which cost the same. Where a run has an altered network (narrowed, int8), give the
+    run: its network is measured. `threads` of the settings is not applied.
+    """
+    model = Recognizer(experiment.model, num_classes).eval() if run is None else read_model(run)[0]
+    device = torch.device("cpu") if model.cpu_only else device
+    model = model.to(device)
+    if experiment.channels_last:
+        model.channels_last()
+    parameters, operations = parameter_count(meta_twin(model)), multiply_adds(model)
+    found = measure_view(model, experiment, device, seconds)
+    return VariantCost(
+        parameters=parameters,
+        multiply_adds=operations,
+        views=views,
+        latency_ms=found.latency_ms,
+        memory_mib=found.memory_mib,
+        device=f"{device_name(device)}, {found.precision}",
+    )
+
+
+def stored_cost(
+    path: Path,
+    experiment: Experiment,
+    num_classes: int,
+    views: float | None,
+    *,
+    device: torch.device,
+    run: Path | None = None,
+) -> VariantCost:
+    """Return a variant's cost from a JSON file of costs by key, or measure and store it.
+
+    Variants with the same model, precision and machine share a measurement. A damaged file is replaced. The network of
+    `run` is measured where it differs from the one in the settings.
+    """
+    altered = [] if run is None else alterations_in(run)
+    key = cost_key(experiment, num_classes, device, altered)
+    stored = _read(path)
+    if key in stored:
+        return replace(stored[key], views=views)
+    cost = measure_variant(experiment, num_classes, views, device=device, run=run if altered else None)
+    # read again: another process may have stored a cost in the meantime
+    write_json(path, {name: asdict(one) for name, one in {**_read(path), key: cost}.items()})
+    return cost
+
+
+def cost_key(
+    experiment: Experiment, num_classes: int, device: torch.device, altered: Sequence[dict[str, Any]] = ()
+) -> str:
+    """Return the hash of everything a cost depends on: model, classes, arithmetic of the evaluation, machine, torch."""
+    facts: dict[str, Any] = {
+        "model": experiment.model.model_dump(mode="json"),
+        "classes": num_classes,
+        "evaluate": experiment.evaluate.model_dump(mode="json", include={"precision", "fold", "compile"}),
+        "exact": is_exact(experiment),
+        "channels_last": experiment.channels_last,
+        "device": device_name(device),
+        "machine": environment()["cpu"],
+        "torch": torch.__version__,
+    }
+    if altered:
+        facts["altered"] = list(altered)
+    return digest_of(facts)
+
+
+def _read(path: Path) -> dict[str, VariantCost]:
+    try:
+        return {str(key): VariantCost(**value) for key, value in json.loads(path.read_bytes()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def _rows(ran: Ran) -> list[RunRow]:
@@ -149,22 +235,22 @@ def _notes(ran: Ran) -> list[str]:
     if study.features is None:
         return notes
     notes += [
-        "Heads learn on the stored features of a frozen backbone, which sees the same "
+        "Heads are trained on the stored features of a frozen backbone, of the same "
         f"{study.features.train_views} clip(s) of each training video in every epoch."
     ]
-    if study.features.backbone is None and any(_starts_from_nothing(job.settings()) for job in ran.jobs):
+    if study.features.backbone is None and any(_has_random_backbone(job.settings()) for job in ran.jobs):
         notes.append(
-            "The frozen backbone has no trained weights (neither `train.init` nor `pretrained`): its values are random."
+            "The frozen backbone has no trained weights (no `train.init`, no `pretrained`): its features are random."
         )
     if study.features.backbone is not None:
         notes.append(
-            f"The backbone was trained once, with seed {study.seeds[0]}: the differences between seeds are those of "
-            "the heads, and with other seeds it has seen holdout videos, which choose the epoch; no test video."
+            f"The backbone was trained once, with seed {study.seeds[0]}: seeds differ in the heads only. With other "
+            "seeds the backbone has seen holdout videos, which select the epoch, but no test video."
         )
     return notes
 
 
-def _starts_from_nothing(experiment: Experiment) -> bool:
+def _has_random_backbone(experiment: Experiment) -> bool:
     return experiment.train.init is None and not getattr(experiment.model.backbone, "pretrained", False)
 
 

@@ -1,43 +1,69 @@
-"""Networks whose convolutions and linear layers compute in int8, or round as if they did while they are trained."""
+"""Networks whose convolutions and linear layers compute in int8, or round to int8 values while they are trained.
+
+torch.ao does the work, in `int8_graph`. It is imported only where a network is quantised.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import platform
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from importlib import import_module
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
+from two_stream.errors import SettingsError
 from two_stream.recognizer import Recognizer
-from two_stream.surgery.base import Alteration
-from two_stream.surgery.int8_graph import convert, has_vnni, hushed, insert_observers, kept_layers, use_engine
-from two_stream.surgery.ranges import NARROW, NARROWER, layer_config
+from two_stream.runtime.precision import cpu_flags
+from two_stream.surgery import Alteration
 
+NARROW = 127
+"""largest weight: without -128 a symmetric range has equally many values on both sides, which every engine accepts"""
+NARROWER = 64
+"""largest weight where two products are added in 16 bits: 2 · 255 · 64 = 32,640 fits for any activations"""
+ENGINES = ("onednn", "qnnpack")
+"""Engines of torch that compute our layers correctly. fbgemm and x86 (torch 2.14) compute depthwise 3×3×3 convolutions
+with per-channel scales wrongly: by up to 58 steps of 255, and differently each time."""
+_VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
+"""CPU flags of instructions that add four products of bytes without overflow"""
+_CAPPED = {
+    "SSE41": "",
+    "AVX": "",
+    "AVX2": "",
+    "AVX512_CORE": "",
+    "AVX2_VNNI": "avx_vnni",
+    "AVX2_VNNI_2": "avx_vnni",
+}
+"""values of `ONEDNN_MAX_CPU_ISA` with which oneDNN uses no VNNI, or only the 256-bit one; other values allow all"""
 _VALUES, _SCALE, _ZERO = "#int8", "#scale", "#zero"
-"""ends of the names under which a file keeps a quantised weight"""
+"""suffixes of the names under which a file stores a quantised weight"""
 _PACKED, _DTYPE = "._packed_params._packed_params", "._packed_params.dtype"
 _NONE = "#none"
 _FEW = 16
-"""more numbers than a range has"""
+"""more numbers than the state of a range has"""
 
 
 @dataclass(frozen=True)
 class Int8(Alteration):
-    """Backbone and linear layers in int8: per-channel or per-tensor weights, activations of a calibrated range.
+    """Backbone and linear layers in int8: per-channel or per-tensor weights, activations with a calibrated range.
 
-    What a network is built with again needs no calibration: scales and zero points are part of its state.
+    Rebuilding such a network needs no calibration: scales and zero points are part of its state.
     """
 
     kind: ClassVar[str] = "int8"
 
     keep: tuple[str, ...] = ()
-    """patterns of layers that stay in float"""
     observer: str = "histogram"
-    """how ranges of activations were found"""
     per_channel: bool = True
     """a scale per output channel of a weight"""
     engine: str = "auto"
-    """what packs the weights and computes: an engine of torch"""
+    """engine of torch that packs the weights and computes"""
     fake: bool = False
     """rounded in float: a network in quantisation-aware training"""
     decay: float = 0.999
@@ -45,43 +71,49 @@ class Int8(Alteration):
 
     @property
     def cpu_only(self) -> bool:
-        """Whether it computes on a CPU alone; while it is trained it computes anywhere."""
+        """Whether the network runs on a CPU only; during training it runs anywhere."""
         return not self.fake
 
     def apply(self, model: Recognizer) -> None:
         """Change the layers in place; without calibration their scales are 1."""
         self.observe(model)
         if not self.fake:
-            self.compute(model)
+            self.convert(model)
 
     def observe(self, model: Recognizer) -> None:
-        """Put observers, or rounding, around the layers.
+        """Insert observers, or rounding, around the layers.
 
         Raises:
-            SettingsError: The backbone has no graph of layers, or `keep` names no layer.
+            SettingsError: torch.ao.quantization is missing, the backbone cannot be traced, or `keep` matches no layer.
         """
+        check_torch_ao()
+        from two_stream.surgery.int8_graph import insert_observers, layer_config
+
         kept = sorted(kept_layers(model, self.keep))
         training = model.training
-        with hushed():
+        # kernels for x86 add two products in 16 bits where the CPU has no VNNI: half the weights are safe there; half
+        # the activations would not be, since a layer's outputs can exceed the calibrated range
+        largest = NARROWER if use_engine(self.engine) == "onednn" and not has_vnni() else NARROW
+        with _silenced():
             model.train(self.fake)
-            insert_observers(model, self._config(), kept, fake=self.fake)
+            config = layer_config(
+                self.observer, per_channel=self.per_channel, largest=largest, decay=self.decay, fake=self.fake
+            )
+            insert_observers(model, config, _linear_layers(model), kept, fake=self.fake)
         model.train(training)
 
-    def compute(self, model: Recognizer) -> None:
-        """Turn an observed model's layers into int8."""
-        use_engine(self.engine)
-        with hushed():
-            convert(model)
+    def convert(self, model: Recognizer) -> None:
+        """Turn an observed model's layers into int8.
 
-    def _config(self) -> Any:
-        """Kernels for x86 add two products in 16 bits where the CPU has no VNNI: half the weights are safe there.
-
-        Half the activations are not: a layer's outputs reach beyond the range that was measured.
+        Raises:
+            SettingsError: torch.ao.quantization or an engine is missing.
         """
-        largest = NARROWER if use_engine(self.engine) == "onednn" and not has_vnni() else NARROW
-        return layer_config(
-            self.observer, per_channel=self.per_channel, largest=largest, decay=self.decay, fake=self.fake
-        )
+        check_torch_ao()
+        from two_stream.surgery.int8_graph import convert
+
+        use_engine(self.engine)
+        with _silenced():
+            convert(model)
 
     def describe(self) -> dict[str, Any]:
         """Return the fields."""
@@ -93,9 +125,11 @@ class Int8(Alteration):
         return cls(**{**values, "keep": tuple(values["keep"])})
 
     def tensors(self, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """Write quantised weights as bytes with their scales; the packed ones of linear layers as torch 1 did."""
+        """Return quantised weights as bytes with their scales; packed linear weights as torch 1 stored them."""
         made: dict[str, torch.Tensor] = {}
-        if self.fake:  # layers that share a range have it under several names, which a file cannot
+        if (
+            self.fake
+        ):  # layers that share a range list it under several names, which safetensors does not allow
             return {key: value.clone() if value.numel() < _FEW else value for key, value in state.items()}
         for key, value in state.items():
             if key.endswith(_DTYPE):
@@ -109,7 +143,7 @@ class Int8(Alteration):
         return made
 
     def state(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """Return the state of the tensors of a file; torch still reads linear layers that are not packed."""
+        """Return the state from the tensors of a file; torch still reads linear layers that are not packed."""
         made: dict[str, Any] = {}
         for key, value in tensors.items():
             if key.endswith(_NONE):
@@ -120,6 +154,97 @@ class Int8(Alteration):
             elif not key.endswith((_SCALE, _ZERO)):
                 made[key] = value
         return made
+
+
+def check_torch_ao() -> None:
+    """Check that this torch can quantise.
+
+    Raises:
+        SettingsError: torch.ao.quantization is missing.
+    """
+    try:
+        with _silenced():
+            import_module("torch.ao.quantization.quantize_fx")
+    except ImportError:
+        raise SettingsError(
+            f"torch {torch.__version__} has no torch.ao.quantization, which int8 networks need; install an older torch "
+            "(docs/compression.md lists the tested versions)"
+        ) from None
+
+
+def use_engine(wanted: str = "auto") -> str:
+    """Set the engine that torch packs int8 weights for, in the whole process, and return its name.
+
+    `auto`, or an engine that this machine lacks, becomes one of `ENGINES` that it has.
+
+    Raises:
+        SettingsError: This torch has neither engine.
+    """
+    supported = torch.backends.quantized.supported_engines
+    arm = platform.machine() in ("aarch64", "arm64")
+    found = [name for name in (wanted, *(reversed(ENGINES) if arm else ENGINES)) if name in supported]
+    if not found or found[0] not in ENGINES:
+        raise SettingsError(
+            f"this torch has no suitable int8 engine (it has {', '.join(supported)}); install a torch with "
+            f"{' or '.join(ENGINES)}"
+        )
+    torch.backends.quantized.engine = found[0]
+    return str(found[0])
+
+
+def has_vnni() -> bool:
+    """Whether oneDNN adds products of bytes without overflow: the CPU can, and `ONEDNN_MAX_CPU_ISA` allows it."""
+    cap = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA", "")
+    usable = _CAPPED.get(cap.upper())
+    return bool(cpu_flags() & (_VNNI if usable is None else {usable}))
+
+
+def _linear_layers(model: Recognizer) -> list[str]:
+    """Return the names of the linear layers after the backbone, without those inside torch's own modules (LSTM)."""
+    return [
+        name
+        for name, part in model.named_modules()
+        if type(part) is nn.Linear and name.partition(".")[0] in ("heads", "classifier")
+    ]
+
+
+def kept_layers(model: Recognizer, patterns: Sequence[str]) -> set[str]:
+    """Return the layers that patterns match: a layer, everything below a name, or a name with `*` and `?`.
+
+    Backbone layers have their name in the backbone (`stem.0`), the others their name in the model (`heads.0.linear`,
+    `classifier`).
+
+    Raises:
+        SettingsError: A pattern matches no layer, or the patterns leave nothing to quantise.
+    """
+    kinds = (nn.Conv3d, nn.Linear)
+    inside = [name for name, part in model.backbone.named_modules() if isinstance(part, kinds)]
+    names = [*inside, *_linear_layers(model)]
+    kept: set[str] = set()
+    for pattern in patterns:
+        found = {
+            name
+            for name in names
+            if name == pattern or name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)
+        }
+        if not found:
+            tops = dict.fromkeys(name.partition(".")[0] for name in names)
+            raise SettingsError(
+                f"`compress.keep`: {pattern!r} matches no layer; expected a stage ({', '.join(tops)}), a layer such as "
+                f"{names[0]}, or a pattern with *"
+            )
+        kept |= found
+    if kept == set(names):
+        raise SettingsError("`compress.keep` keeps every layer in float, so nothing is left to quantise")
+    return kept
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Silence torch.ao's warnings about its removal and about scales that are not calibrated yet."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _encoded(key: str, value: torch.Tensor | None) -> dict[str, torch.Tensor]:
@@ -136,7 +261,7 @@ def _encoded(key: str, value: torch.Tensor | None) -> dict[str, torch.Tensor]:
 
 
 def _quantised(values: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
-    """Return a quantised weight of the bytes; axis 0 is that of the output channels."""
+    """Return a quantised weight from its bytes; axis 0 is that of the output channels."""
     if scale.ndim:
         return torch._make_per_channel_quantized_tensor(values, scale, zero, 0)
     return torch._make_per_tensor_quantized_tensor(values, float(scale), int(zero))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from fnmatch import fnmatchcase
+import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.ao.quantization import (
+    FakeQuantize,
+    HistogramObserver,
+    MinMaxObserver,
     QConfig,
     QConfigMapping,
     get_default_qat_qconfig_mapping,
@@ -26,36 +25,110 @@ from torch.ao.quantization.backend_config import (
     get_native_backend_config,
 )
 from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
+from torch.ao.quantization.observer import MovingAveragePerChannelMinMaxObserver, PerChannelMinMaxObserver
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
 
 from two_stream.backbones import Backbone
-from two_stream.backbones.i3d import SameConv3d, SamePad3d
+from two_stream.backbones.densenet3d import HalvingPool
+from two_stream.backbones.i3d import SameConv3d, SameMaxPool3d, SamePad3d
+from two_stream.backbones.shufflenet_3d import shuffled
 from two_stream.backbones.tracing import LEAVES, traced
 from two_stream.errors import SettingsError
 from two_stream.recognizer import Recognizer
-from two_stream.runtime.precision import cpu_flags
-from two_stream.surgery.int8_moves import FUNCTIONS, MODULES, moved_in_bytes
 from two_stream.types import FeatureMap, Modality
 
-_VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
-"""CPU flags of instructions that add four products of bytes without overflow"""
-_CAPPED = {
-    "SSE41": "",
-    "AVX": "",
-    "AVX2": "",
-    "AVX512_CORE": "",
-    "AVX2_VNNI": "avx_vnni",
-    "AVX2_VNNI_2": "avx_vnni",
+_MOVING_MODULES: tuple[type[nn.Module], ...] = (SameMaxPool3d, HalvingPool)
+"""modules that move, select or average values; not paddings, which torch supports for bytes in some layouts only"""
+_MOVING_FUNCTIONS: tuple[Any, ...] = (shuffled, torch.relu)
+
+
+class MovingRange(MinMaxObserver):
+    """Range of a tensor as a bias-corrected moving average of the ranges seen.
+
+    `r = decay * r + (1 - decay) * range`, and `r / (1 - decay^n)` after n updates, as in Distiller's quantisation-aware
+    training. It is updated in training mode only, so validation clips do not change it.
+    """
+
+    sums: torch.Tensor
+    seen: torch.Tensor
+
+    def __init__(self, decay: float = 0.999, **options: Any) -> None:
+        super().__init__(**options)
+        self.decay = decay
+        self.register_buffer("sums", torch.zeros(2))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x_orig: torch.Tensor) -> torch.Tensor:
+        """Update the range and return the tensor unchanged."""
+        if self.training and x_orig.numel():
+            extremes = torch.stack(torch.aminmax(x_orig.detach().float()))
+            self.sums.mul_(self.decay).add_(extremes, alpha=1.0 - self.decay)
+            self.seen.add_(1)
+            low, high = self.sums / (1.0 - self.decay ** int(self.seen))
+            self.min_val.copy_(low)
+            self.max_val.copy_(high)
+        return x_orig
+
+
+class LatestRange(MinMaxObserver):
+    """Range of the last tensor seen."""
+
+    def forward(self, x_orig: torch.Tensor) -> torch.Tensor:
+        """Replace the range and return the tensor unchanged."""
+        self.reset_min_max_vals()
+        found: torch.Tensor = super().forward(x_orig)  # type: ignore[no-untyped-call]
+        return found
+
+
+OBSERVERS: dict[str, type[MinMaxObserver] | type[HistogramObserver]] = {
+    "histogram": HistogramObserver,
+    "minmax": MinMaxObserver,
+    "moving_average": MovingRange,
 }
-"""values of `ONEDNN_MAX_CPU_ISA` under which oneDNN leaves VNNI out, or uses only that of 256 bits; others keep all"""
-LAYERS = (nn.Conv3d, nn.Linear)
+"""How the range of activations is found, by its name in the settings."""
+
+
+def layer_config(
+    observer: str, *, per_channel: bool, largest: int = 127, decay: float = 0.999, fake: bool = False
+) -> QConfig:
+    """Return how activations and weights are quantised; `fake` rounds in float, for training.
+
+    The observer is a key of `OBSERVERS`, and the moving average with `fake`. Weights have one scale per output channel
+    or per tensor, and steps up to `largest`.
+    """
+    scheme = torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric
+    signed = {"dtype": torch.qint8, "qscheme": scheme, "quant_min": -largest, "quant_max": largest}
+    unsigned = {"dtype": torch.quint8, "quant_min": 0, "quant_max": 255}
+    moving = {"decay": decay} if fake or observer == "moving_average" else {}
+    if fake:  # weights change with every step, so their range is the current one
+        weights = MovingAveragePerChannelMinMaxObserver if per_channel else LatestRange
+        latest = {"averaging_constant": 1.0} if per_channel else {}
+        followed = {"observer": MovingRange, **unsigned, **moving}
+        return _config(FakeQuantize, followed, FakeQuantize, {"observer": weights, **signed, **latest})
+    weight = PerChannelMinMaxObserver if per_channel else MinMaxObserver
+    return _config(OBSERVERS[observer], {**unsigned, **moving}, weight, signed)
+
+
+def _config(activation: Any, options: dict[str, Any], weight: Any, others: dict[str, Any]) -> QConfig:
+    return QConfig(activation.with_args(**options), weight.with_args(**others))  # type: ignore[no-untyped-call]
+
+
+def start_ranges(model: nn.Module) -> None:
+    """Let the moving ranges of a model in evaluation mode update."""
+    for part in model.modules():
+        if isinstance(part, MovingRange):
+            part.train()
+
+
+def stop_ranges(model: nn.Module) -> None:
+    """Hold the moving ranges of a model in quantisation-aware training."""
+    for part in model.modules():
+        if isinstance(part, FakeQuantize) and isinstance(part.activation_post_process, MovingRange):
+            part.disable_observer()
 
 
 class GraphBackbone(Backbone):
-    """A backbone as a graph of layers that are quantised or about to be.
-
-    Its stages are where they were, but called layer by layer.
-    """
+    """A backbone as a graph of layers that are quantised or will be; its stages keep their places and names."""
 
     def __init__(self, backbone: Backbone, graph: fx.GraphModule) -> None:
         super().__init__(backbone.options, backbone.modality)
@@ -68,17 +141,17 @@ class GraphBackbone(Backbone):
 
     @classmethod
     def default_input(cls, options: Any, modality: Modality) -> Any:
-        """Not asked for: the network it was made from has its input."""
+        """Not supported: the network it was made from defines the input."""
         raise NotImplementedError((options, modality))
 
     def num_tokens(self, clip_length: int) -> tuple[int, ...]:
-        """Return the steps in time of each pathway's map, as the family counts them."""
+        """Return the time steps of each pathway's map, as its family counts them."""
         return self.family.num_tokens(self, clip_length)
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return the stages that hold layers."""
-        there = dict(self.graph.named_children())
-        return [(name, there[name]) for name in self._names if name in there]
+        """Return the stages that contain layers."""
+        children = dict(self.graph.named_children())
+        return [(name, children[name]) for name in self._names if name in children]
 
     def forward(self, x_BCTHW: torch.Tensor) -> list[FeatureMap]:
         """Map a normalised clip to one float feature map per pathway."""
@@ -86,97 +159,26 @@ class GraphBackbone(Backbone):
         return [FeatureMap(map_, name) for map_, name in zip(maps, self.pathways, strict=True)]
 
     def append_block(self, channels: int) -> None:
-        """Refused."""
-        raise SettingsError(f"a quantised network takes no further block ({channels} channels)")
+        """Not supported."""
+        raise SettingsError(
+            f"a quantised network cannot be extended by another block ({channels} channels); use the float network"
+        )
 
     def replace_last_block(self, channels: int) -> None:
-        """Refused."""
+        """Not supported."""
         self.append_block(channels)
 
 
-ENGINES = ("onednn", "qnnpack")
-"""Engines of torch that compute our layers; its fbgemm and x86 (torch 2.14) get 3×3×3 convolutions of each channel by
-itself wrong with a scale per channel, by up to 58 steps of 255, and differently each time."""
+def insert_observers(
+    model: Recognizer, config: QConfig, linear: Sequence[str], kept: Sequence[str], *, fake: bool
+) -> None:
+    """Insert observers (or, with `fake`, rounding) around the layers of a model, in place, and fuse BatchNorm.
 
-
-def use_engine(wanted: str = "auto") -> str:
-    """Let torch pack int8 weights for an engine, in this whole process, and return its name.
-
-    Args:
-        wanted: One of `ENGINES`, or `auto`. A file made for another machine's engine is packed for one of this.
+    The model is in training mode with `fake`, else in evaluation mode. `linear` are the linear layers after the
+    backbone; layers in `kept` stay as they are.
 
     Raises:
-        SettingsError: This torch has neither.
-    """
-    there = torch.backends.quantized.supported_engines
-    arm = platform.machine() in ("aarch64", "arm64")
-    found = [name for name in (wanted, *(reversed(ENGINES) if arm else ENGINES)) if name in there]
-    if not found or found[0] not in ENGINES:
-        raise SettingsError(
-            f"this torch computes no int8 that suits ({', '.join(there)}); install one with {' or '.join(ENGINES)}"
-        )
-    torch.backends.quantized.engine = found[0]
-    return str(found[0])
-
-
-def has_vnni() -> bool:
-    """Whether oneDNN adds products of bytes without overflow: the CPU can, and `ONEDNN_MAX_CPU_ISA` lets it."""
-    cap = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA", "")
-    usable = _CAPPED.get(cap.upper())
-    return bool(cpu_flags() & (_VNNI if usable is None else {usable}))
-
-
-@contextmanager
-def hushed() -> Iterator[None]:
-    """Keep quiet what torch's quantisation says of its own future and of scales that are not calibrated yet."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def quantisable(model: Recognizer) -> list[str]:
-    """Return the names of the layers that can compute in int8, from input to classifier.
-
-    Backbone layers go by their name in the backbone (`stem.0`), the others by that in the model
-    (`heads.0.linear`, `classifier`).
-    """
-    inside = [name for name, part in model.backbone.named_modules() if isinstance(part, LAYERS)]
-    return inside + _linear_names(model)
-
-
-def kept_layers(model: Recognizer, patterns: Sequence[str]) -> set[str]:
-    """Return the layers that patterns name: a layer, everything below a name, or `*` and `?` in a name.
-
-    Raises:
-        SettingsError: A pattern names none; or they leave nothing to quantise.
-    """
-    names = quantisable(model)
-    kept: set[str] = set()
-    for pattern in patterns:
-        found = {name for name in names if _fits(name, pattern)}
-        if not found:
-            tops = dict.fromkeys(name.partition(".")[0] for name in names)
-            raise SettingsError(
-                f"`compress.keep`: {pattern!r} names no layer; expected a stage ({', '.join(tops)}), a layer such as "
-                f"{names[0]}, or a pattern with *"
-            )
-        kept |= found
-    if kept == set(names):
-        raise SettingsError("`compress.keep` keeps every layer in float: nothing is left to quantise")
-    return kept
-
-
-def insert_observers(model: Recognizer, config: QConfig, kept: Sequence[str], *, fake: bool) -> None:
-    """Put observers (or, with `fake`, rounding) around the layers of a model, in place; BatchNorm is joined to them.
-
-    Args:
-        model: In training mode with `fake`, else in evaluation mode.
-        config: How activations and weights are quantised.
-        kept: Names of layers that stay as they are, exact ones as `kept_layers` gives them.
-        fake: For training.
-
-    Raises:
-        SettingsError: The backbone cannot be written as a graph of layers.
+        SettingsError: The backbone cannot be traced as a graph of layers.
     """
     _split_padding(model.backbone)
     graph = traced(model.backbone)
@@ -184,41 +186,40 @@ def insert_observers(model: Recognizer, config: QConfig, kept: Sequence[str], *,
     spec = model.spec
     example = torch.zeros(1, spec.channels, spec.clip_length, *spec.size)
     mapping = _mapping(config, kept, fake=fake)
-    made = prepare_qat_fx if fake else prepare_fx
+    prepare = prepare_qat_fx if fake else prepare_fx
     custom = PrepareCustomConfig().set_non_traceable_module_classes(list(LEAVES))
-    observed = made(graph, mapping, (example,), prepare_custom_config=custom, backend_config=backend_config())
-    names = _linear_names(model)
+    observed = prepare(graph, mapping, (example,), prepare_custom_config=custom, backend_config=_backend())
     model.backbone = GraphBackbone(model.backbone, observed)
-    for name in names:
+    for name in linear:
         if name in kept:
             continue
-        linear = model.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
-        vector = torch.zeros(1, linear.in_features)
-        alone = nn.Sequential(linear).train(model.training)
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        vector = torch.zeros(1, layer.in_features)
+        alone = nn.Sequential(layer).train(model.training)
         plain = _mapping(config, (), fake=fake)
-        _replace(model, name, made(alone, plain, (vector,), backend_config=backend_config()))
+        _replace(model, name, prepare(alone, plain, (vector,), backend_config=_backend()))
 
 
 def convert(model: Recognizer) -> None:
-    """Turn what `insert_observers` observed into layers that compute in int8, in place."""
+    """Turn the layers that `insert_observers` observed into int8 layers, in place."""
     model.cpu().eval()
     backbone = model.backbone
     assert isinstance(backbone, GraphBackbone)
-    backbone.graph = moved_in_bytes(convert_fx(backbone.graph, backend_config=backend_config()))
+    backbone.graph = _move_bytes(convert_fx(backbone.graph, backend_config=_backend()))
     observed = [
         (name, part)
         for name, part in model.named_modules()
         if isinstance(part, fx.GraphModule) and not name.startswith("backbone.")
     ]
     for name, part in observed:
-        _replace(model, name, convert_fx(part, backend_config=backend_config()))
+        _replace(model, name, convert_fx(part, backend_config=_backend()))
 
 
-def backend_config() -> BackendConfig:
-    """Return torch's patterns of int8 layers with those of our networks."""
+def _backend() -> BackendConfig:
+    """Return torch's patterns of int8 layers and those of our networks."""
     config = get_native_backend_config()
-    for part in (*MODULES, *FUNCTIONS, SamePad3d):
+    for part in (*_MOVING_MODULES, *_MOVING_FUNCTIONS, SamePad3d):
         moved = BackendPatternConfig(part)
         moved.set_observation_type(ObservationType.OUTPUT_SHARE_OBSERVER_WITH_INPUT)
         moved.add_dtype_config(DTypeConfig(input_dtype=torch.quint8, output_dtype=torch.quint8))
@@ -228,15 +229,15 @@ def backend_config() -> BackendConfig:
 
 def _mapping(config: QConfig, kept: Sequence[str], *, fake: bool) -> QConfigMapping:
     """Return a mapping with one config for all; operations of a known range (sigmoid) keep torch's."""
-    usual = get_default_qat_qconfig_mapping if fake else get_default_qconfig_mapping
-    mapping: QConfigMapping = usual("x86").set_global(config)
+    default = get_default_qat_qconfig_mapping if fake else get_default_qconfig_mapping
+    mapping: QConfigMapping = default("x86").set_global(config)
     for name in kept:
         mapping.set_module_name(name, None)
     return mapping
 
 
 def _split_padding(backbone: Backbone) -> None:
-    """Put convolutions that pad by the size of what comes in behind a padding of their own: torch quantises its own."""
+    """Separate the padding from convolutions that pad by the size of their input: torch quantises plain ones only."""
     same = [(name, part) for name, part in backbone.named_modules() if isinstance(part, SameConv3d)]
     for name, part in same:
         kernel, stride = part.kernel_size, part.stride
@@ -252,31 +253,62 @@ def _split_padding(backbone: Backbone) -> None:
             bias=False,
         )
         plain.weight, plain.bias = part.weight, part.bias
-        _replace(
-            backbone,
-            name,
-            plain if alone else nn.Sequential(SamePad3d(_triple(kernel), _triple(stride)), plain),
-        )
-
-
-def _triple(sides: tuple[int, ...]) -> tuple[int, int, int]:
-    time, height, width = sides
-    return time, height, width
-
-
-def _linear_names(model: Recognizer) -> list[str]:
-    """Return the linear layers behind the backbone; those inside torch's own modules (LSTM) are not called as such."""
-    return [
-        name
-        for name, part in model.named_modules()
-        if type(part) is nn.Linear and name.partition(".")[0] in ("heads", "classifier")
-    ]
-
-
-def _fits(name: str, pattern: str) -> bool:
-    return name == pattern or name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)
+        padding = SamePad3d(kernel, stride)  # type: ignore[arg-type]
+        _replace(backbone, name, plain if alone else nn.Sequential(padding, plain))
 
 
 def _replace(model: nn.Module, name: str, part: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     model.get_submodule(parent).register_module(child, part)
+
+
+def _move_bytes(graph: fx.GraphModule) -> fx.GraphModule:
+    """Remove the conversion to float and back around parts of a converted graph that only move values.
+
+    torch converts around every part it does not know: our paddings, pooling and channel shuffle. Parts that move,
+    select or average values give the same result on bytes, in the scale of their input.
+    """
+    for node in list(graph.graph.nodes):
+        sources = [arg for arg in node.all_input_nodes if arg.target == "dequantize"]
+        if not (sources and _only_moves(graph, node)):
+            continue
+        outputs = list(node.users) if node.target == "chunk" else [node]
+        rounded = {out: [user for user in out.users if _rounds(user)] for out in outputs}
+        if not any(rounded.values()):
+            continue
+        for source in sources:
+            node.replace_input_with(source, source.all_input_nodes[0])
+        for out, users in rounded.items():
+            _restore_floats(graph.graph, out, users)
+            for user in users:
+                user.replace_all_uses_with(out)
+                graph.graph.erase_node(user)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+def _only_moves(graph: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(graph.get_submodule(str(node.target)), _MOVING_MODULES)
+    if node.op == "call_method":
+        return node.target == "chunk"
+    slices = node.target is operator.getitem and isinstance(node.args[1], tuple)
+    return node.op == "call_function" and (node.target in _MOVING_FUNCTIONS or slices)
+
+
+def _rounds(node: fx.Node) -> bool:
+    """Whether a node rounds floats to bytes in a scale that may be replaced; the inputs of `torch.cat` share one."""
+    joined = any(user.target is torch.cat for user in node.users)
+    return node.target is torch.quantize_per_tensor and not joined
+
+
+def _restore_floats(graph: fx.Graph, node: fx.Node, rounded: list[fx.Node]) -> None:
+    """Convert the bytes to float for the users that read floats; users of the shape read it from the bytes."""
+    others = [user for user in node.users if user not in rounded and user.target is not getattr]
+    if not others:
+        return
+    with graph.inserting_after(node):
+        floats = graph.call_method("dequantize", (node,))
+    for user in others:
+        user.replace_input_with(node, floats)

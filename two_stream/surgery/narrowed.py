@@ -1,4 +1,4 @@
-"""Networks whose layers lost channels: which sizes are left, told layer by layer."""
+"""Networks with fewer channels: the sizes that are left, layer by layer."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from torch import nn
 
 from two_stream.errors import CheckpointError
 from two_stream.recognizer import Recognizer
-from two_stream.surgery.base import Alteration
+from two_stream.surgery import Alteration
 
 _ATTRIBUTES = ("in_channels", "out_channels", "groups", "num_features", "in_features", "out_features")
-"""What torch's layers remember of their sizes."""
+"""Attributes in which torch's layers store their sizes."""
 
 
 @dataclass(frozen=True)
 class Narrowed(Alteration):
-    """Layers with fewer channels than the options say. The last map keeps its width, so every head fits."""
+    """Layers with fewer channels than the options define. The last map keeps its width, so every head fits."""
 
     sizes: Mapping[str, Mapping[int, int]]
-    """by the name of a weight or statistic: dimension -> what is left of it"""
+    """by the name of a weight or statistic: dimension -> remaining size"""
     attributes: Mapping[str, Mapping[str, int]]
-    """by the name of a layer: what it remembers of its size"""
+    """by the name of a layer: its size attributes"""
 
     kind: ClassVar[str] = "narrowed"
     reshapes: ClassVar[bool] = True
 
     def apply(self, model: Recognizer) -> None:
-        """Give each named tensor its size; the first of its values stay, whatever they mean.
+        """Give each named tensor its size, keeping its first values.
 
         Raises:
-            CheckpointError: The network has no such layer or a smaller one, so it is another one; it is left as it is.
+            CheckpointError: A layer is missing or smaller, so the sizes are of another network; nothing is changed.
         """
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         for name, sizes in self.sizes.items():
             shape = tensors[name].shape if name in tensors else ()
             if any(dim >= len(shape) or shape[dim] < size for dim, size in sizes.items()):
                 raise CheckpointError(
-                    f"weights with fewer channels of another network: {name} does not fit the model's backbone, which "
-                    f"is {model.options.backbone.kind}"
+                    f"the narrowed weights are of another network: {name} does not fit the backbone "
+                    f"{model.options.backbone.kind}; check `model.backbone`"
                 )
         for name, sizes in self.sizes.items():
             owner, _, last = name.rpartition(".")
@@ -68,8 +68,8 @@ class Narrowed(Alteration):
         return cls(sizes, values["attributes"])
 
 
-def narrowed_from(before: nn.Module, after: nn.Module) -> Narrowed:
-    """Return what tells the second network's sizes from the first's; both have the same layers."""
+def find_narrowing(before: nn.Module, after: nn.Module) -> Narrowed:
+    """Return the sizes of the second network that differ from the first's; both have the same layers."""
     new = dict(after.named_parameters()) | dict(after.named_buffers())
     sizes = {}
     for name, old in [*before.named_parameters(), *before.named_buffers()]:
@@ -80,14 +80,14 @@ def narrowed_from(before: nn.Module, after: nn.Module) -> Narrowed:
     layers = dict(after.named_modules())
     attributes = {}
     for name, layer in before.named_modules():
-        told = {
+        changed_values = {
             key: int(getattr(layers[name], key))
             for key in _ATTRIBUTES
             if isinstance(getattr(layer, key, None), int)
             and getattr(layer, key) != getattr(layers[name], key)
         }
-        if told:
-            attributes[name] = told
+        if changed_values:
+            attributes[name] = changed_values
     return Narrowed(sizes, attributes)
 
 

@@ -98,7 +98,7 @@ def test_the_data_path_and_what_holds_a_run_back(run, tmp_path, capsys):
     )
     assert min(data["read"], data["transform"], data["collate"], data["copy"], data["clips_per_second"]) > 0
     assert data["worker_milliseconds"] == pytest.approx(data["read"] + data["transform"] + data["collate"])
-    assert data["verdict"].startswith("the loader gives ")
+    assert data["verdict"].startswith("the loader delivers ")
     experiment = tmp_path / "exp.yaml"
     settings = {"data": {"dataset": str(record), "workers": 0}, "train": {"batch_size": 2}}
     experiment.write_text(yaml.safe_dump(settings))
@@ -153,5 +153,5 @@ def test_wrong_flags_cost_no_time(run, tmp_path):
     lost = scores(tmp_path, "lost", 20, run=str(tmp_path / "elsewhere"))
     with pytest.raises(SettingsError, match=r"its run folder .*elsewhere is missing"):
         profile.main(quick(run, "--plot", str(tmp_path / "p.png"), str(lost)))
-    with pytest.raises(SettingsError, match=r"training with batch size 1: .* give a larger one"):
+    with pytest.raises(SettingsError, match=r"training with batch size 1: .* use a larger batch"):
         profile.main(quick(run, "--batch-size", "1", "--training", "--precision", "fp32"))

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from two_stream.backbones import BACKBONES
-from two_stream.compression.channels import REFUSED, narrow
+from two_stream.compression.channels import REFUSED, narrow_channels
 from two_stream.config.compress import Prune
 from two_stream.config.model import InputOptions, ModelOptions
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.pretrained import load_weights, read_model, write_model
-from two_stream.profiling import multiply_adds, parameter_count, stage_costs
+from two_stream.profiling.costs import multiply_adds, parameter_count, stage_costs
 from two_stream.recognizer import Recognizer
-from two_stream.surgery import described, from_description
+from two_stream.surgery import describe_alterations, read_alterations
 
 SMALL: dict[str, dict[str, Any]] = {
     "resnet3d": {"depth": 10, "width": 0.25},
@@ -86,7 +86,7 @@ def check(backbone: dict[str, Any], options: Prune = HALF) -> tuple[Recognizer, 
     whole = network(backbone)
     left = copy.deepcopy(whole).float()
     whole.load_state_dict({k: v.double() for k, v in left.state_dict().items()})
-    narrow(left, options)
+    narrow_channels(left, options)
     left.double()
     assert parameter_count(left) < 0.9 * parameter_count(whole)
     assert [feature.shape[1] for feature in maps(left)] == list(whole.backbone.channels)
@@ -111,8 +111,8 @@ def test_every_family_is_narrowed_exactly_or_refused_by_name(kind: str) -> None:
     if kind in REFUSED:
         assert kind in SMALL or kind in ("timm", "hf_video", "motion_grid")
         if kind in SMALL:
-            with pytest.raises(SettingsError, match=f"channels of {kind} cannot be taken out"):
-                narrow(network({"kind": kind, **SMALL[kind]}), HALF)
+            with pytest.raises(SettingsError, match=f"channels of {kind} cannot be removed"):
+                narrow_channels(network({"kind": kind, **SMALL[kind]}), HALF)
         return
     check({"kind": kind, **SMALL[kind]})
 
@@ -140,7 +140,7 @@ def test_importance_decides_what_goes() -> None:
                 layer.weight[small] *= 1e-3
                 model.get_submodule("backbone.layer2.0.conv2").weight[:, small] *= 1e-3
         kept = norm.running_mean[torch.arange(1, 32, 2)].clone()
-        narrow(model, HALF.model_copy(update={"importance": importance}))
+        narrow_channels(model, HALF.model_copy(update={"importance": importance}))
         assert torch.equal(model.get_submodule("backbone.layer2.0.bn1").running_mean, kept)
 
 
@@ -148,14 +148,14 @@ def test_importance_decides_what_goes() -> None:
 def test_a_budget_of_multiply_adds_is_met_and_not_overshot(share: float) -> None:
     model = network({"kind": "resnet3d", **SMALL["resnet3d"]}).float()
     whole = multiply_adds(model)
-    narrow(model, Prune(what="channels", target_macs=share))
+    narrow_channels(model, Prune(what="channels", target_macs=share))
     assert share - 0.08 < multiply_adds(model) / whole <= share
     assert sum(cost.parameters for cost in stage_costs(model)) == parameter_count(model)
 
 
 def test_widths_are_rounded() -> None:
     model = network({"kind": "resnet3d", **SMALL["resnet3d"]}).float()
-    narrow(model, Prune(what="channels", amount=0.3, round_to=4))
+    narrow_channels(model, Prune(what="channels", amount=0.3, round_to=4))
     widths = [part.out_channels for part in model.backbone.modules() if isinstance(part, nn.Conv3d)]
     assert all(width % 4 == 0 for width in widths)
     assert sorted(widths)[0] == 8  # 16 · 0.7 = 11.2, cut to a multiple of 4
@@ -164,12 +164,12 @@ def test_widths_are_rounded() -> None:
 def test_named_layers_only_and_first_kept() -> None:
     whole = network({"kind": "resnet3d", **SMALL["resnet3d"]}).float()
     model = copy.deepcopy(whole)
-    narrow(model, HALF.model_copy(update={"layers": r"layer2\.0\.conv1"}))
+    narrow_channels(model, HALF.model_copy(update={"layers": r"layer2\.0\.conv1"}))
     changed = [n for n, p in model.named_parameters() if p.shape != whole.get_parameter(n).shape]
     inside = ["layer2.0.conv1.weight", "layer2.0.bn1.weight", "layer2.0.bn1.bias", "layer2.0.conv2.weight"]
     assert changed == [f"backbone.{name}" for name in inside]
     model = copy.deepcopy(whole)
-    narrow(model, HALF.model_copy(update={"skip_first": True}))
+    narrow_channels(model, HALF.model_copy(update={"skip_first": True}))
     assert model.get_submodule("backbone.stem.0").out_channels == 16
 
 
@@ -182,12 +182,12 @@ def test_a_model_file_builds_the_narrowed_network_again(tmp_path) -> None:
     with torch.no_grad():
         assert torch.equal(again(clip), left(clip))
     assert multiply_adds(again) == multiply_adds(left) < multiply_adds(whole)
-    assert described(again) == described(left)
+    assert describe_alterations(again) == describe_alterations(left)
     fresh = Recognizer(left.options, 4)
     load_weights(fresh, tmp_path)
     with torch.no_grad():
         assert torch.equal(fresh.eval()(clip), left(clip))
-    narrow(again, HALF)  # once more, from where it is
+    narrow_channels(again, HALF)  # once more, from where it is
     write_model(tmp_path / "twice", again, {"class_names": list("abcd")})
     twice, _ = read_model(tmp_path / "twice")
     with torch.no_grad():
@@ -205,7 +205,7 @@ def test_a_flow_network_takes_a_narrowed_rgb_one(tmp_path) -> None:
 
 def test_a_narrowed_file_of_another_network_is_refused() -> None:
     _, left = check({"kind": "resnet3d", **SMALL["resnet3d"]})
-    (told,) = from_description(described(left), "file")
+    (told,) = read_alterations(describe_alterations(left), "file")
     other = network({"kind": "i3d", **SMALL["i3d"]})
     before = parameter_count(other)
     with pytest.raises(CheckpointError, match="of another network"):
@@ -215,20 +215,20 @@ def test_a_narrowed_file_of_another_network_is_refused() -> None:
 
 def test_budgets_that_cannot_be_met_say_what_can() -> None:
     model = network({"kind": "resnet3d", **SMALL["resnet3d"]}).float()
-    with pytest.raises(SettingsError, match=r"go down to 0\.\d+ of the multiply-adds"):
-        narrow(model, Prune(what="channels", target_macs=0.3, layers="layer4"))
+    with pytest.raises(SettingsError, match=r"can be pruned down to 0\.\d+ of the multiply-adds"):
+        narrow_channels(model, Prune(what="channels", target_macs=0.3, layers="layer4"))
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     with pytest.raises(SettingsError, match=r"pip install 'two-stream\[compression\]'"):
-        narrow(network({"kind": "resnet3d", **SMALL["resnet3d"]}).float(), HALF)
+        narrow_channels(network({"kind": "resnet3d", **SMALL["resnet3d"]}).float(), HALF)
 
 
 def test_heads_that_need_the_width_are_left_as_they_are() -> None:
     model = network({"kind": "resnet3d", **SMALL["resnet3d"]}, head="bert").float()
     heads = {name: weight.clone() for name, weight in model.heads.state_dict().items()}
-    narrow(model, HALF)
+    narrow_channels(model, HALF)
     for name, weight in model.heads.state_dict().items():
         assert torch.equal(weight, heads[name])
     with torch.no_grad():

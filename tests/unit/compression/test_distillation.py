@@ -240,7 +240,7 @@ def test_a_resumed_run_is_the_same_run(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"teachers": []}, "`compress.teachers` names no run"),
+        ({"teachers": []}, "`compress.teachers` is empty"),
         ({"train_options": {"mixup": 0.2}}, "`train.mixup` mixes the student's clips"),
     ],
 )
@@ -269,7 +269,7 @@ def test_data_without_the_other_modality_is_told(
         train(Experiment.model_validate(given))
     record["classes"] = ["up", "down", "still"]
     (folder / "dataset.yaml").write_text(yaml.safe_dump(record))
-    with pytest.raises(SettingsError, match="knows 3 classes that are not the 3 of tiny"):
+    with pytest.raises(SettingsError, match="its 3 classes are not the 3 of tiny"):
         train(Experiment.model_validate(given))
 
 

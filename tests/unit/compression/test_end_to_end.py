@@ -11,8 +11,8 @@ import torch
 from tests.helpers.datasets import SmallWorld
 from two_stream.cli import main
 from two_stream.evaluation.runs.run import load_run
-from two_stream.profiling import multiply_adds
-from two_stream.studies.costs import kept_cost
+from two_stream.profiling.costs import multiply_adds
+from two_stream.studies.result import stored_cost
 from two_stream.training.train import train
 
 TRAINED = ["--train.epochs", "2", "--train.optimizer.lr", "0.003"]
@@ -87,8 +87,8 @@ def test_a_training_starts_from_a_narrowed_run_and_goes_on(
 def test_a_study_counts_the_narrowed_network(runs: dict[str, Path], tmp_path: Path) -> None:
     run, cpu = load_run(runs["rgb_half"]), torch.device("cpu")
     costs = tmp_path / "costs.json"
-    plain = kept_cost(costs, run.experiment, 3, 1.0, device=cpu)
-    cost = kept_cost(costs, run.experiment, 3, 1.0, device=cpu, run=run.paths.root)
+    plain = stored_cost(costs, run.experiment, 3, 1.0, device=cpu)
+    cost = stored_cost(costs, run.experiment, 3, 1.0, device=cpu, run=run.paths.root)
     assert cost.multiply_adds == multiply_adds(run.model) < plain.multiply_adds
     assert cost.parameters == sum(p.numel() for p in run.model.parameters()) < plain.parameters
 
@@ -97,8 +97,8 @@ def test_a_study_counts_the_narrowed_network(runs: dict[str, Path], tmp_path: Pa
     ("flags", "message"),
     [
         (["--amount", "1.5"], "`amount` is 1.5: expected a share above 0 and below 1"),
-        (["--layers", "layer9"], "no layer is left to prune"),
-        (["--what", "channels", "--target-macs", "0.001"], "of the multiply-adds and no further"),
+        (["--layers", "layer9"], "leaves no layer to prune"),
+        (["--what", "channels", "--target-macs", "0.001"], "of the multiply-adds; give a larger target"),
         (["--amout", "0.5"], "unknown flag --amout"),
         (["--end", "9", "--train.epochs", "4"], "`compress.end` is 9 and `train.epochs` 4"),
         (["--levels", "nothing.json"], "nothing.json: cannot be read"),

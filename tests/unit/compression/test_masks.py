@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.nn.utils import prune
 
-from two_stream.compression.masks import (
+from two_stream.compression.pruning import (
     global_masks,
     gradual_level,
-    kept,
+    keep_mask,
     last_step,
     level_masks,
     level_threshold,
@@ -34,7 +34,7 @@ def reference() -> dict:
 def test_level_rule_is_distillers(reference: dict) -> None:
     for level, expected in reference["level_pruning"]["levels"].items():
         threshold = level_threshold(WEIGHT, float(level))
-        mask = kept(WEIGHT, threshold)
+        mask = keep_mask(WEIGHT, threshold)
         assert threshold == expected["threshold"]
         assert int((~mask).sum()) == expected["zeros"]
         assert float((WEIGHT * mask).sum()) == pytest.approx(expected["kept_sum"], abs=1e-4)

@@ -140,7 +140,7 @@ def test_a_published_file_of_levels_is_read(rgb_run: Path, tmp_path: Path) -> No
     path.write_text(other + "\n")
     assert list(read_levels(path, names)) == convolutions
     path.write_text("Name,Type,Sparsity\nmodule.layer1.0.conf1,Conv3d,0.4\n")
-    with pytest.raises(SettingsError, match=r"names 'module\.layer1\.0\.conf1'"):
+    with pytest.raises(SettingsError, match=r"'module\.layer1\.0\.conf1'"):
         read_levels(path, names)
 
 
@@ -168,6 +168,6 @@ def test_contradictions_are_told(options: dict[str, Any], message: str) -> None:
 
 def test_a_pattern_that_names_nothing_is_refused(rgb_run: Path) -> None:
     model = load_run(rgb_run).model
-    with pytest.raises(SettingsError, match="no layer is left to prune"):
+    with pytest.raises(SettingsError, match="leaves no layer to prune"):
         chosen_layers(model, Prune(layers="layer9"))
     assert list(chosen_layers(model, Prune(layers=r"layer1.*conv2$"))) == ["backbone.layer1.0.conv2"]

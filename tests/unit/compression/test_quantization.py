@@ -19,7 +19,7 @@ from two_stream.config.schema import Experiment
 from two_stream.errors import CheckpointError, SettingsError
 from two_stream.evaluation.runs.run import evaluate_run, load_run
 from two_stream.recognizer import Recognizer, create_model
-from two_stream.surgery.ranges import MovingRange
+from two_stream.surgery.int8_graph import MovingRange
 from two_stream.training.train import train
 
 
@@ -77,7 +77,7 @@ def test_another_observer_gives_other_scales(
 
 
 def test_what_cannot_be_quantised_is_told(small_world: SmallWorld, static_run: Path) -> None:
-    with pytest.raises(SettingsError, match="quantised already"):
+    with pytest.raises(SettingsError, match="already quantised"):
         quantise_run(int8(small_world, static_run, "twice", {}))
     library = create_model("timm/resnet50_tsn", num_classes=2)
     with pytest.raises(SettingsError, match="backbone timm comes from a library"):
@@ -92,9 +92,9 @@ def test_what_cannot_be_quantised_is_told(small_world: SmallWorld, static_run: P
     ("options", "words"),
     [
         ({"compress": {"method": "static"}}, "needs no training: use `two-stream compress quantize RUN`"),
-        ({"ema": 0.9}, "`train.ema` does not go with"),
-        ({"precision": "bf16"}, "rounds float32; expected fp32"),
-        ({"freeze_until": "stem"}, "`train.freeze_until` does not go with"),
+        ({"ema": 0.9}, "`train.ema` does not work with"),
+        ({"precision": "bf16"}, "quantisation-aware training needs fp32"),
+        ({"freeze_until": "stem"}, "`train.freeze_until` does not work with"),
     ],
 )
 def test_contradictions(small_world: SmallWorld, rgb_run: Path, options: dict[str, Any], words: str) -> None:

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from tests.helpers.datasets import SmallWorld
-from two_stream.commands.compress.comparison import scored, write_compression
-from two_stream.compression.layers import LayerChange
+from two_stream.commands.compress.comparison import LayerChange, scores_of, write_compression
 from two_stream.errors import ScoreError
 from two_stream.evaluation.runs.run import load_run
 from two_stream.evaluation.scores.files import read_scores
@@ -57,16 +56,16 @@ def test_scores_of_these_weights_are_read_and_not_made_again(
     rgb_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = load_run(rgb_run)
-    made = scored(run, run.experiment.evaluate, "val")
+    made = scores_of(run, run.experiment.evaluate, "val")
 
     def never(*args: object, **options: object) -> None:
         raise AssertionError("scored again")
 
     monkeypatch.setattr("two_stream.commands.compress.comparison.evaluate_run", never)
-    assert (scored(run, run.experiment.evaluate, "val").logits == made.logits).all()
+    assert (scores_of(run, run.experiment.evaluate, "val").logits == made.logits).all()
     vars(run)["model_sha256"] = "of other weights"
     with pytest.raises(AssertionError, match="scored again"):
-        scored(run, run.experiment.evaluate, "val")
+        scores_of(run, run.experiment.evaluate, "val")
 
 
 def test_runs_of_other_classes_are_refused(small_world: SmallWorld, rgb_run: Path, tmp_path: Path) -> None:

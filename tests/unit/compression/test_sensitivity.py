@@ -12,15 +12,20 @@ import torch
 
 from tests.helpers.datasets import SmallWorld
 from two_stream.cli import main
-from two_stream.compression.channels import narrow
-from two_stream.compression.choice import choose_levels
+from two_stream.compression.channels import narrow_channels
 from two_stream.compression.layers import layers_of, read_levels
-from two_stream.compression.masks import kept, level_threshold
-from two_stream.compression.sensitivity import Sensitivity, SensitivityPoint, fixed_clips, measure_sensitivity
+from two_stream.compression.pruning import keep_mask, level_threshold
+from two_stream.compression.sensitivity import (
+    Sensitivity,
+    SensitivityPoint,
+    choose_levels,
+    fixed_clips,
+    measure_sensitivity,
+)
 from two_stream.config.compress import Prune
 from two_stream.errors import SettingsError
 from two_stream.evaluation.runs.run import load_run
-from two_stream.profiling import multiply_adds
+from two_stream.profiling.costs import multiply_adds
 from two_stream.profiling.network_cost import nonzero_parameters
 
 INSIDE = r"layer[12]\.0\.conv"
@@ -55,7 +60,7 @@ def test_weights_are_scored_without_the_smallest_and_put_back(rgb_run: Path) -> 
     model = load_run(rgb_run).model
     layer = layers_of(model)["backbone.layer2.0.conv1"]
     with torch.no_grad():
-        layer.weight.mul_(kept(layer.weight, level_threshold(layer.weight, 0.5)))
+        layer.weight.mul_(keep_mask(layer.weight, level_threshold(layer.weight, 0.5)))
         logits = torch.cat([model(batch.clips) for batch in batches])
     labels = torch.cat([batch.labels for batch in batches])
     point = next(p for p in found.points if p.layer == "backbone.layer2.0.conv1" and p.level == 0.5)
@@ -71,7 +76,7 @@ def test_channels_are_scored_on_narrowed_networks(rgb_run: Path) -> None:
     options = Prune(what="channels", layers=r"layer(1\.0\.conv|4\.0\.conv2)|stem")
     found = measure_sensitivity(run, options, (0.5,), batches, part="val", seed=0)
     model = load_run(rgb_run).model
-    narrow(model, options.model_copy(update={"by_layer": {"backbone.layer1.0.conv1": 0.5}}))
+    narrow_channels(model, options.model_copy(update={"by_layer": {"backbone.layer1.0.conv1": 0.5}}))
     point = next(p for p in found.points if p.layer == "backbone.layer1.0.conv1")
     assert point.multiply_adds == multiply_adds(model) < found.base.multiply_adds
     assert found.fixed == ["backbone.layer4.0.conv2"]
@@ -145,11 +150,11 @@ def test_the_command_writes_levels_that_prune_takes(
     names = list(layers_of(load_run(rgb_run).model))
     levels = read_levels(out / "levels_channels.json", names, "channels")
     assert levels == told["levels"]
-    with pytest.raises(SettingsError, match="holds levels for channels"):
+    with pytest.raises(SettingsError, match="has levels for pruning channels"):
         read_levels(out / "levels_channels.json", names)
     model = load_run(rgb_run).model
     whole = multiply_adds(model)
-    narrow(model, Prune(what="channels", by_layer=levels))
+    narrow_channels(model, Prune(what="channels", by_layer=levels))
     assert multiply_adds(model) / whole == pytest.approx(told["reached"])
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from two_stream.compression.transfer import (
+from two_stream.compression.distillation import (
     attention_loss,
     feature_loss,
     fused_targets,

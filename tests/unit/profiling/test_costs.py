@@ -9,19 +9,19 @@ from two_stream.config.backbones import ResNet3d
 from two_stream.config.heads import AverageHead, HfBertHead, LstmHead, NonLocalHead
 from two_stream.config.model import ModelOptions
 from two_stream.data.clips.dataset import ClipItem
-from two_stream.profiling import (
+from two_stream.profiling import peak, timing
+from two_stream.profiling.costs import (
     clip_shape,
     fvcore_operations,
-    gemm_rate,
-    measure,
     meta_model,
     multiply_adds,
     parameter_count,
-    peak,
     stage_costs,
 )
 from two_stream.profiling.loading import LoadingCost, loading_verdict
 from two_stream.profiling.memory import PeakMemory
+from two_stream.profiling.peak import gemm_rate
+from two_stream.profiling.timing import measure_speed
 from two_stream.recognizer import Recognizer
 from two_stream.zoo import find
 
@@ -68,7 +68,7 @@ def test_lstm_is_counted():
 
 def test_measuring_times_every_stage():
     model = Recognizer(TINY, 3)
-    speed = measure(model, batch_size=2, device=torch.device("cpu"), precision="fp32", seconds=0.05)
+    speed = measure_speed(model, batch_size=2, device=torch.device("cpu"), precision="fp32", seconds=0.05)
     assert clip_shape(model, 2) == (2, 2, 4, 32, 32)
     assert speed.passes >= 3
     assert speed.milliseconds > 0
@@ -90,7 +90,7 @@ def test_measuring_times_every_stage():
 
 def test_training_counts_three_passes_and_leaves_no_gradients():
     model = Recognizer(TINY, 3)
-    speed = measure(
+    speed = measure_speed(
         model, batch_size=2, device=CPU, precision="fp32", seconds=0.02, work="training", peak_flops=1e12
     )
     operations = 3 * 2 * multiply_adds(model) * 2
@@ -131,7 +131,7 @@ def test_memory_marks_start_anew():
 
 def test_gemm_rate_counts_two_operations_a_multiply_add(monkeypatch):
     ticks = iter(range(0, 10_000, 2))
-    monkeypatch.setattr(peak.time, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: float(next(ticks)))
     monkeypatch.setattr(peak, "_SIZES", {"cpu": (16, 32)})
     assert gemm_rate(CPU, "bf16") == 2 * 32**3 / 2.0  # each product takes two of these seconds
 
@@ -151,15 +151,16 @@ def loading(**changed):
 
 def test_the_sentence_names_the_limit():
     assert loading_verdict(loading(), 9.0, "training, fp32") == (
-        "the loader gives 14 clips/s with 2 workers, the model takes 9.0 (training, fp32): the model is the limit"
+        "the loader delivers 14 clips/s with 2 workers, the model processes 9.0 (training, fp32): "
+        "the model is the limit"
     )
     # 50 clips/s × 70 ms: 3.5 processors
     assert loading().workers_for(50.0) == 4
     assert loading_verdict(loading(), 50.0, "x").endswith(
-        "the loader is the limit; 4 workers with a processor each would keep up"
+        "the loader is the limit; 4 workers with one processor each would keep up"
     )
     assert loading_verdict(loading(workers=1), 14.5, "x").startswith(
-        "the loader gives 14 clips/s with 1 worker,"
+        "the loader delivers 14 clips/s with 1 worker,"
     )
     assert loading_verdict(loading(), 14.5, "x").endswith("they are about equal")
 

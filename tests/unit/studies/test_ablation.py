@@ -14,9 +14,9 @@ from two_stream.errors import SettingsError
 from two_stream.runtime.files import sha256, write_text
 from two_stream.studies.running import ablation, cells
 from two_stream.studies.running import plan as planning
-from two_stream.studies.running.ablation import StudyWorkers, look_at, run_study
+from two_stream.studies.running.ablation import StudyWorkers, read_progress, run_study
 from two_stream.studies.running.cells import StudyJob, StudyOutcome, record_outcome
-from two_stream.studies.running.pool import Event, Running, Slot
+from two_stream.studies.running.pool import Event, Slot
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def done(monkeypatch) -> list[StudyJob]:
     """The jobs in the order in which they were done, each at once."""
     found: list[StudyJob] = []
 
-    def run(jobs: Mapping[int, StudyJob], slots: Sequence[Slot], running: Running) -> Generator[Event]:
+    def run(jobs: Mapping[int, StudyJob], slots: Sequence[Slot], running: set[int]) -> Generator[Event]:
         for index, job in jobs.items():
             found.append(job)
             scores = {}
@@ -94,8 +94,8 @@ def test_other_code_runs_everything_again_unless_any_is_taken(
     backbone, features = done[:2]
     monkeypatch.setattr(planning, "source_digest", lambda: "other")
     more = study.model_copy(update={"seeds": [1, 2]})
-    assert look_at(study).failed == 2
-    assert look_at(study, any_code=True).failed == 0
+    assert read_progress(study).failed == 2
+    assert read_progress(study, any_code=True).failed == 0
     ran = run_study(more, StudyWorkers(), any_code=True)
     assert titles(done)[4:] == ["average, split 1, seed 2", "lstm, split 1, seed 2"]
     taken = done[-1].settings()
@@ -113,7 +113,7 @@ def test_results_by_other_code_count_only_under_the_same_evaluation(study: Study
     run_study(study, StudyWorkers())
     monkeypatch.setattr(planning, "source_digest", lambda: "other")
     other = study.model_copy(update={"settings": {**study.settings, "evaluate.crops": "three"}})
-    assert look_at(other, any_code=True).failed == 2
+    assert read_progress(other, any_code=True).failed == 2
 
 
 def test_a_missing_device_is_one_line_before_anything_is_done(study: Study, done: list[StudyJob]):
@@ -123,7 +123,7 @@ def test_a_missing_device_is_one_line_before_anything_is_done(study: Study, done
 
 
 def test_jobs_share_a_processor_but_not_unasked_a_gpu(study: Study, monkeypatch):
-    jobs = look_at(study).jobs
+    jobs = read_progress(study).jobs
     monkeypatch.setattr(ablation, "usable_processes", lambda: 8)
     assert len(ablation._slots(jobs, StudyWorkers())) == 8
     monkeypatch.setattr(ablation, "pick_device", lambda name: torch.device("cuda"))

@@ -22,8 +22,8 @@ from two_stream.evaluation.scores.metrics import top_k_accuracy
 from two_stream.evaluation.scores.words import expected_words
 from two_stream.studies.auto import (
     Candidate,
+    best_candidate,
     candidate,
-    chosen,
     fit_to_time,
     pass_seconds,
     recipe,
@@ -111,8 +111,8 @@ def test_equals_are_decided_by_the_fewer_runs() -> None:
         table = ScoreTable([], np.zeros(0, np.int64), [], np.zeros((0, 2)))
         return Candidate(name, [RunPaths(Path("x"))] * runs, table, "logits", [1.0] * runs, validated, 9)
 
-    assert chosen([made("a", 0.8, 3), made("b", 0.8, 2), made("c", 0.7, 1)]).name == "b"
-    assert chosen([made("a", 0.8, 3), made("b", 0.81, 5)]).name == "b"
+    assert best_candidate([made("a", 0.8, 3), made("b", 0.8, 2), made("c", 0.7, 1)]).name == "b"
+    assert best_candidate([made("a", 0.8, 3), made("b", 0.81, 5)]).name == "b"
 
 
 def test_short_time_means_fewer_views_then_no_network(answered: Path, settings: Path) -> None:

@@ -22,7 +22,7 @@ from two_stream.studies.result import summarize_study
 from two_stream.studies.running import plan as planning
 from two_stream.studies.running import streams
 from two_stream.studies.running.ablation import StudyWorkers, run_study
-from two_stream.studies.running.plan import check_study, plan
+from two_stream.studies.running.plan import check_study, plan_cells
 from two_stream.studies.running.stages import stages_of
 from two_stream.studies.running.variants import pairs_of, variants_of
 
@@ -98,7 +98,7 @@ def test_without_weights_the_statistics_of_flow_are_left(world: Path, monkeypatc
     assert [row["name"] for row in json.loads(out)["streams"]] == ["majority class", "flow"]
     told = " ".join(err.split())
     for name in ("rgb", "flow"):
-        assert f"the baseline leaves {name} out" in told
+        assert f"the baseline omits {name}" in told
     assert "pip install 'two-stream[starter]'" in told
     assert not (world / "bare" / "baseline" / "toy-split1" / "test_fused.npz").exists()
 
@@ -156,17 +156,17 @@ def test_a_study_has_the_baseline_as_one_variant_more(world: Path) -> None:
         ("average", "baseline"),
         ("lstm", "baseline"),
     ]
-    cells = {cell.variant: cell.experiment for cell in plan(found)}
+    cells = {cell.variant: cell.experiment for cell in plan_cells(found)}
     probe = cells["baseline"]
     assert probe.model.backbone.name == "tf_efficientnet_lite0"
     assert (probe.train.selection, probe.train.optimizer.kind) == ("folds", "logistic")
     assert (probe.model.input.clip_length, probe.evaluate.views) == (4, "single")
     assert (probe.data.dataset, probe.data.settings_root) == ("toy", world / "settings")
     assert (probe.seed, probe.threads, probe.data.workers) == (0, 1, 0)
-    flow = plan(study(world, settings={**found.settings, "model.modality": "flow"}))[-1].experiment
+    flow = plan_cells(study(world, settings={**found.settings, "model.modality": "flow"}))[-1].experiment
     assert (flow.model.modality, flow.model.backbone.picture) == ("flow", True)
-    plain = [cell.key for cell in plan(study(world, baseline=False))]
-    assert [cell.key for cell in plan(found)][:2] == plain
+    plain = [cell.key for cell in plan_cells(study(world, baseline=False))]
+    assert [cell.key for cell in plan_cells(found)][:2] == plain
 
 
 def test_a_study_whose_baseline_makes_no_sense_is_refused(world: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_study_whose_baseline_makes_no_sense_is_refused(world: Path) -> None:
 def test_it_reads_videos_also_where_the_others_read_stored_features(world: Path, made: Path) -> None:
     planning._digest.cache_clear()
     given = study(world, features={"train_views": 1}, fusion="l2")
-    features, cells = stages_of(given, plan(given), "f")
+    features, cells = stages_of(given, plan_cells(given), "f")
     assert [job.settings().data.features is None for job in cells.jobs] == [False, False, True]
     assert len(features.jobs) == 1
     ran = run_study(given, StudyWorkers())
@@ -200,4 +200,4 @@ def test_it_reads_videos_also_where_the_others_read_stored_features(world: Path,
     assert result.fusion.streams == ["average", "lstm"]
     told = " ".join(result.notes)
     assert "The runs were scored by different protocols: multi-clip" in told
-    assert "The runs chose their checkpoints in different ways: holdout; folds" in told
+    assert "The runs selected their checkpoints in different ways: holdout; folds" in told

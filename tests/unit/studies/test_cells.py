@@ -13,8 +13,16 @@ from two_stream.config.schema import Experiment
 from two_stream.errors import DataError
 from two_stream.runtime.files import sha256
 from two_stream.studies.running import cells
-from two_stream.studies.running.cells import StudyJob, StudyOutcome, do, job_from, job_of, outcome_of, to_wire
-from two_stream.studies.running.live import LiveTable
+from two_stream.studies.running.ablation import LiveTable
+from two_stream.studies.running.cells import (
+    StudyJob,
+    StudyOutcome,
+    job_from,
+    job_of,
+    outcome_of,
+    run_job,
+    to_wire,
+)
 
 
 @pytest.fixture
@@ -50,7 +58,7 @@ def test_a_job_travels(job: StudyJob):
 
 def test_a_done_job_counts_while_its_scores_are_the_same_bytes(job: StudyJob, scored: Path):
     assert outcome_of(job) is None
-    outcome = do(job)
+    outcome = run_job(job)
     assert outcome_of(job) == outcome
     assert (outcome.loose_key, outcome.run, outcome.accuracy) == ("loose", job.run, 0.5)
     assert outcome_of(replace(job, key="other")) is None
@@ -62,7 +70,7 @@ def test_a_done_job_counts_while_its_scores_are_the_same_bytes(job: StudyJob, sc
 
 
 def test_scoring_in_another_way_is_done_again_without_another_key(job: StudyJob, scored: Path):
-    do(job)
+    run_job(job)
     other = Experiment.model_validate(
         {"name": "a-1", "runs": str(Path(job.run).parent), "evaluate": {"crops": "center"}}
     )
@@ -82,7 +90,7 @@ def test_a_mistake_is_kept_with_its_reason_and_tried_again(job: StudyJob, monkey
         raise error
 
     monkeypatch.setattr(cells, "_trained", failing)
-    assert do(job).state == "failed"
+    assert run_job(job).state == "failed"
     kept = outcome_of(job)
     assert kept is not None
     assert kept.state == "failed"
@@ -91,12 +99,12 @@ def test_a_mistake_is_kept_with_its_reason_and_tried_again(job: StudyJob, monkey
 
 def test_an_interrupted_job_leaves_no_outcome(job: StudyJob, monkeypatch):
     monkeypatch.setattr(cells, "_trained", lambda job: StudyOutcome("interrupted", job.key))
-    assert do(job).state == "interrupted"
+    assert run_job(job).state == "interrupted"
     assert not Path(job.record).exists()
 
 
 def test_a_damaged_record_is_no_result(job: StudyJob, scored: Path):
-    do(job)
+    run_job(job)
     for text in ("{", "[]", '{"state": "done"', '{"statement": 1}'):
         Path(job.record).write_text(text)
         assert outcome_of(job) is None
@@ -108,7 +116,7 @@ def test_the_board_counts_and_foretells(job: StudyJob, tmp_path: Path):
     assert board.left() is None
     board.end(0, StudyOutcome("done", seconds=100.0, accuracy=0.25))
     board.end(1, StudyOutcome("failed", reason="too hot"))
-    board.running.jobs = {2: 0.0}
+    board.running = {2}
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "metrics.jsonl").write_text("{}\n{}\n{}\n")
     assert board.left() == pytest.approx((25 + 100) / 2)

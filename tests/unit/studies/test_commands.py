@@ -52,7 +52,7 @@ def test_compare_groups_seeds_and_tests_the_variants(heads, capsys) -> None:
 def test_compare_prints_tables_and_verdicts(heads, capsys) -> None:
     assert cli.main(["compare", *heads]) == 0
     shown = capsys.readouterr().out
-    for text in ("top-1 in %", "bert –", "<0.001", "bert beats average by", "3 trainings each"):
+    for text in ("top-1 in %", "bert −", "< 0.001", "bert beats average by", "3 trainings each"):
         assert text in shown
 
 
@@ -142,7 +142,7 @@ def test_one_line_about_what_is_wrong(studio, capsys, args, line: str) -> None:
 def test_anyway_compares_and_says_so(studio, capsys) -> None:
     runs = [str(studio.run("a")), str(studio.run("b", head="bert", views="single"))]
     found = compared(capsys, *runs, "--anyway")
-    assert found["notes"][0].startswith("Compared all the same, in spite of different views: multi (")
+    assert found["notes"][0].startswith("Compared in spite of different views: multi (")
 
 
 def test_videos_that_differ_are_refused_even_then(studio, capsys) -> None:
@@ -266,7 +266,7 @@ def test_the_leaderboard_in_other_forms(studio, heads, capsys, tmp_path) -> None
     ("args", "line"),
     [
         (["nowhere"], "nowhere: no such folder"),
-        (["."], "no score file of the test part below it"),
+        (["."], "no score file of the test part in it"),
         ([".", "--out", "x.html"], "--out is x.html: expected a file name that ends in .csv or .md"),
         ([".", "--level", "2"], "--level is 2.0"),
     ],

@@ -11,9 +11,8 @@ from scipy import stats
 from tests.helpers.studies import made_result
 from two_stream.evaluation.scores.metrics import per_class
 from two_stream.evaluation.scores.statistics import Interval
-from two_stream.studies.report.terminal import pair_rows
-from two_stream.studies.report.variant_tables import comparison_words
-from two_stream.studies.statistics.comparison import compare_panels, corrected
+from two_stream.studies.report.tables import comparisons_table, short_verdict
+from two_stream.studies.statistics.comparison import compare_panels, correct_families
 from two_stream.studies.statistics.panel import panel_of
 from two_stream.types import ScoreTable
 
@@ -34,13 +33,18 @@ def compared(first: dict, second: dict, **options):
     return compare_panels(NAMES, (panel_of("bert", first), panel_of("average", second)), **options)
 
 
+def alone(first: dict, second: dict):
+    """The comparison of a family of one."""
+    return correct_families([compared(first, second)])[0]
+
+
 def one(first: list[int], second: list[int], groups: list[str] | None = None):
     return compared({(1, 1): hits_table(first, groups=groups)}, {(1, 1): hits_table(second, groups=groups)})
 
 
 def test_one_training_of_independent_videos_is_mcnemars_test() -> None:
     first, second = [1] * 30 + [0] * 10, [1] * 21 + [0] * 9 + [1] * 1 + [0] * 9
-    found = corrected([one(first, second)])[0]
+    found = correct_families([one(first, second)])[0]
     assert found.test == "McNemar's exact test over videos"
     assert [(cell.cell, cell.first_only, cell.second_only) for cell in found.mcnemar] == [
         ("split 1, seed 1", 9, 1)
@@ -55,14 +59,14 @@ def test_one_training_of_independent_videos_is_mcnemars_test() -> None:
 
 
 def test_the_interval_holds_0_where_mcnemar_does_not_reject() -> None:
-    found = corrected([one([1] * 5 + [0] * 55, [0] * 60)])[0]
+    found = correct_families([one([1] * 5 + [0] * 55, [0] * 60)])[0]
     assert found.p == pytest.approx(0.0625)
     assert found.difference.low <= 0
     assert stats.ttest_1samp([1] * 5 + [0] * 55, 0).pvalue < 0.05  # what the t test alone would have claimed
 
 
 def test_the_worse_variant_named_first_loses() -> None:
-    found = corrected([one([0] * 20 + [1] * 20, [1] * 40)])[0]
+    found = correct_families([one([0] * 20 + [1] * 20, [1] * 40)])[0]
     assert found.verdict.startswith("average is higher than bert on these runs by 50.0 points [")
     low, high = (float(text) for text in found.verdict.split("[")[1].split("]")[0].split(", "))
     assert 0 < low < 50 < high
@@ -72,7 +76,7 @@ def test_sources_turn_many_clips_into_few_witnesses() -> None:
     """Twelve discordant clips, all of one source: McNemar alone would claim a difference."""
     first, second = [1] * 12 + [1] * 28, [0] * 12 + [1] * 28
     groups = ["g0"] * 12 + [f"g{1 + i // 4}" for i in range(28)]
-    found = corrected([one(first, second, groups)])[0]
+    found = correct_families([one(first, second, groups)])[0]
     assert found.mcnemar[0].p < 0.001
     assert found.test == "t test over 8 source videos (one training)"
     assert not found.significant
@@ -80,7 +84,7 @@ def test_sources_turn_many_clips_into_few_witnesses() -> None:
 
 
 def test_several_trainings_are_a_crossed_test(studio) -> None:
-    found = corrected([compared(studio.tables(1.6), studio.tables(0.8))])[0]
+    found = correct_families([compared(studio.tables(1.6), studio.tables(0.8))])[0]
     assert found.test == "t test over 60 source videos and 3 trainings, both random"
     assert found.significant
     assert (found.seeds, found.groups, found.videos) == (3, 60, 120)
@@ -91,45 +95,45 @@ def test_several_trainings_are_a_crossed_test(studio) -> None:
 
 def pair_cells(comparison) -> list[str]:
     """The comparison's row on the terminal."""
-    return pair_rows(replace(made_result(("a", "b")), comparisons=[comparison]))[0]
+    return comparisons_table(replace(made_result(("a", "b")), comparisons=[comparison]), "terminal").texts[0]
 
 
 def test_two_trainings_are_told_and_say_nothing_of_others(studio) -> None:
     first, second = ({(1, seed): studio.table(skill, seed=seed) for seed in (1, 2)} for skill in (1.6, 0.8))
-    found = corrected([compared(first, second)])[0]
+    found = correct_families([compared(first, second)])[0]
     assert found.significant
     assert found.verdict.startswith("bert is higher than average on these runs by ")
     assert found.verdict.endswith("; 2 trainings each, others may differ")
     assert (
-        comparison_words(found)
+        short_verdict(found)
         == f"higher on these runs (p {'< 0.001' if found.p < 0.001 else f'= {found.p:.3f}'})"
     )
-    turned = corrected([compared(second, first)])[0]
+    turned = correct_families([compared(second, first)])[0]
     assert turned.verdict.startswith("average is higher than bert on these runs by ")
-    assert comparison_words(turned).startswith("lower on these runs (p ")
-    assert pair_cells(found)[-1] == "difference on these runs"
-    several = corrected([compared(studio.tables(1.6), studio.tables(0.8))])[0]
-    assert (comparison_words(several), pair_cells(several)[-1]) == ("better (p < 0.001)", "difference")
+    assert short_verdict(turned).startswith("lower on these runs (p ")
+    assert pair_cells(found)[-1] == short_verdict(found)
+    several = correct_families([compared(studio.tables(1.6), studio.tables(0.8))])[0]
+    assert short_verdict(several) == pair_cells(several)[-1] == "better (p < 0.001)"
 
 
 def test_two_sources_have_no_interval_and_no_verdict() -> None:
     groups = ["g1"] * 20 + ["g2"] * 20
-    found = corrected([one([1] * 40, [0] * 10 + [1] * 30, groups)])[0]
+    found = correct_families([one([1] * 40, [0] * 10 + [1] * 30, groups)])[0]
     assert found.difference == Interval(pytest.approx(0.25), -1.0, 1.0, known=False)
     assert (found.p, found.significant, found.detectable) == (1.0, False, 1.0)
     told = "no difference shown between bert and average: +25.0 points, and too few sources for an interval"
     assert found.verdict == told
-    assert comparison_words(found) == "no difference shown"
+    assert short_verdict(found) == "no difference shown"
     assert "+25.0 [unknown]" in pair_cells(found)
 
 
 def test_where_nothing_could_be_seen_it_says_so() -> None:
     """Three sources that disagree: two degrees of freedom and a wide spread."""
     groups = [f"g{place // 4}" for place in range(12)]
-    found = corrected([one([1] * 8 + [0] * 4, [0] * 4 + [1] * 2 + [0] * 2 + [1] * 4, groups)])[0]
+    found = correct_families([one([1] * 8 + [0] * 4, [0] * 4 + [1] * 2 + [0] * 2 + [1] * 4, groups)])[0]
     assert found.detectable == 1.0
     assert found.difference.known
-    assert found.verdict.endswith("; no difference could have been seen here, however large")
+    assert found.verdict.endswith("; no difference could have been detected here, however large")
 
 
 def test_significant_is_where_test_and_interval_agree(studio) -> None:
@@ -139,16 +143,16 @@ def test_significant_is_where_test_and_interval_agree(studio) -> None:
                 {(1, seed): studio.table(one, seed=seed, stream=stream) for seed in seeds}
                 for one, stream in ((skill, place), (1.0, 7))
             )
-            found = corrected([compared(first, second)])[0]
+            found = correct_families([compared(first, second)])[0]
             gap = found.difference
             assert found.significant == (found.p < 0.05) == (not gap.low <= 0 <= gap.high)
 
 
 def test_equal_variants_differ_by_nothing_and_the_page_says_what_would_be_missed(studio) -> None:
-    found = corrected([compared(studio.tables(1.0), studio.tables(1.0))])[0]
+    found = correct_families([compared(studio.tables(1.0), studio.tables(1.0))])[0]
     assert (found.difference.value, found.p, found.significant) == (0.0, 1.0, False)
     assert found.difference.low == -found.difference.high < 0
-    assert "they are right on the very same clips (0 of 120 differ)" in found.verdict
+    assert "they are right on the same clips (0 of 120 differ)" in found.verdict
     assert (
         f"a difference below about {100 * found.detectable:.1f} points ({found.detectable_clips} clips)"
         in found.verdict
@@ -165,7 +169,7 @@ def test_the_family_is_corrected_together(studio) -> None:
         compare_panels((f"v{place}", "base"), (panels[place], panels[0]), family=family)
         for place, family in ((1, "f"), (2, "f"), (3, "f"), (3, "alone"))
     ]
-    found = corrected(tested)
+    found = correct_families(tested)
     raw = sorted(item.p for item in found[:3])
     expected = [min(1, 3 * raw[0]), min(1, max(3 * raw[0], 2 * raw[1]))]
     assert sorted(item.p_holm for item in found[:3])[:2] == pytest.approx(expected)
@@ -181,10 +185,10 @@ def test_only_what_the_correction_leaves_is_claimed(studio) -> None:
 
     def claims(ps: list[float], family: str) -> list[bool]:
         made = [
-            replace(item, comparison=replace(item.comparison, p=p, family=family or f"f{place}"))
+            replace(item, main=replace(item.main, p=p), family=family or f"f{place}")
             for place, p in enumerate(ps)
         ]
-        found = corrected(made)
+        found = correct_families(made)
         assert [" beats " in entry.verdict for entry in found] == [entry.significant for entry in found]
         return [entry.significant for entry in found]
 
@@ -193,13 +197,13 @@ def test_only_what_the_correction_leaves_is_claimed(studio) -> None:
 
 
 def test_the_smallest_clip_count_covers_the_detectable_difference(studio) -> None:
-    found = corrected([compared(studio.tables(1.1), studio.tables(1.0, stream=1))])[0]
+    found = correct_families([compared(studio.tables(1.1), studio.tables(1.0, stream=1))])[0]
     assert found.detectable_clips - 1 < found.detectable * 120 <= found.detectable_clips
 
 
 def test_differences_by_class(studio) -> None:
     first, second = studio.table(1.2), studio.table(0.7, stream=1)
-    found = compared({(1, 1): first}, {(1, 1): second}).comparison
+    found = alone({(1, 1): first}, {(1, 1): second})
     expected = [
         one.accuracy - two.accuracy for one, two in zip(per_class(first), per_class(second), strict=True)
     ]
@@ -208,7 +212,7 @@ def test_differences_by_class(studio) -> None:
 
 def test_different_seeds_are_paired_in_their_order(studio) -> None:
     second = {(1, seed + 10): studio.table(0.9, seed=seed + 10) for seed in (1, 2, 3)}
-    found = compared({(1, seed): studio.table(1.1, seed=seed) for seed in (1, 2, 3)}, second).comparison
+    found = alone({(1, seed): studio.table(1.1, seed=seed) for seed in (1, 2, 3)}, second)
     assert found.seeds == 3
 
 
@@ -219,7 +223,7 @@ def test_turned_round_it_says_the_same(studio, seeds: int, sources: bool) -> Non
         {(1, seed): studio.table(skill, seed=seed, stream=place, sources=sources) for seed in range(seeds)}
         for place, skill in enumerate((1.2, 0.9))
     )
-    here, there = compared(one, two).comparison, compared(two, one).comparison
+    here, there = alone(one, two), alone(two, one)
     assert there.p == pytest.approx(here.p)
     assert there.difference.value == pytest.approx(-here.difference.value)
     assert (there.difference.low, there.difference.high) == pytest.approx(
@@ -232,14 +236,14 @@ def test_the_result_does_not_depend_on_the_order_of_videos_or_cells(studio) -> N
     tables = studio.tables(1.1)
     turned = dict(reversed(tables.items()))
     other = studio.tables(1.0, stream=1)
-    assert compared(tables, other).comparison == compared(turned, other).comparison
+    assert alone(tables, other) == alone(turned, other)
 
 
 def test_sources_known_to_one_file_only_hold_for_both(studio) -> None:
     known, unknown = studio.table(1.1), replace(studio.table(1.0, stream=1), groups=None)
-    one_way = compared({(1, 1): known}, {(1, 1): unknown}).comparison
+    one_way = alone({(1, 1): known}, {(1, 1): unknown})
     assert one_way.groups == 30
-    assert compared({(1, 1): unknown}, {(1, 1): known}).comparison.groups == 30
+    assert alone({(1, 1): unknown}, {(1, 1): known}).groups == 30
 
 
 def test_multi_label_sets_are_compared_by_map() -> None:
@@ -252,9 +256,9 @@ def test_multi_label_sets_are_compared_by_map() -> None:
 
     strong = {(1, seed): table(seed, 3.0) for seed in (1, 2, 3)}
     weak = {(1, seed): table(10 + seed, 0.5) for seed in (1, 2, 3)}
-    found = corrected([compared(strong, weak)])[0]
+    found = correct_families([compared(strong, weak)])[0]
     assert found.significant
     assert (found.mcnemar, found.clips, found.detectable_clips) == ([], 0.0, 0)
     assert "points of mAP" in found.verdict
     assert "clips" not in found.verdict
-    assert not corrected([compared(strong, strong)])[0].significant
+    assert not correct_families([compared(strong, strong)])[0].significant

@@ -10,8 +10,13 @@ import yaml
 from two_stream.errors import ScoreError
 from two_stream.evaluation.scores.files import read_scores, write_scores
 from two_stream.evaluation.scores.fusion import fuse
-from two_stream.studies.statistics.compatible import as_variants, check_comparable, protocol_key, run_rows
-from two_stream.studies.statistics.scored import grouped, read_scored
+from two_stream.studies.statistics.scored import (
+    check_comparable,
+    group_variants,
+    read_scored,
+    run_rows,
+    runs_of_variants,
+)
 
 
 def read(*paths):
@@ -26,7 +31,7 @@ def test_runs_that_differ_in_seed_or_split_only_are_one_variant(studio) -> None:
         studio.run("average-split2-seed1", seed=1, split=2),
         studio.run("bert-seed2", head="bert", seed=2),
     )
-    groups = grouped(found)
+    groups = group_variants(found)
     cells = {name: sorted(item.cell for item in members) for name, members in groups.items()}
     assert cells == {"average": [(1, 1), (1, 2), (2, 1)], "bert": [(1, 1), (1, 2)]}
 
@@ -44,7 +49,7 @@ def test_runs_that_differ_in_seed_or_split_only_are_one_variant(studio) -> None:
 )
 def test_a_variant_is_called_by_what_its_runs_names_share(studio, runs, name: str) -> None:
     found = read(*(studio.run(run, seed=seed) for seed, run in enumerate(runs)))
-    assert list(grouped(found)) == [name]
+    assert list(group_variants(found)) == [name]
 
 
 def test_what_does_not_change_a_result_does_not_part_runs(studio) -> None:
@@ -53,7 +58,7 @@ def test_what_does_not_change_a_result_does_not_part_runs(studio) -> None:
         settings = studio.settings(folder)
         (settings if key == "device" else settings["model"])[key] = value
         (folder / "experiment.yaml").write_text(yaml.safe_dump(settings))
-    assert [len(members) for members in grouped(read(one, two, three)).values()] == [2, 1]
+    assert [len(members) for members in group_variants(read(one, two, three)).values()] == [2, 1]
 
 
 def test_heads_on_features_of_two_backbones_are_two_variants(studio) -> None:
@@ -66,10 +71,10 @@ def test_heads_on_features_of_two_backbones_are_two_variants(studio) -> None:
     found = read(
         on("aa", seed=1), on("bb", seed=2), on("aa", seed=3), on("bb", seed=4), on("aa", seed=1, split=2)
     )
-    cells = [[(item.backbone, *item.cell) for item in members] for members in grouped(found).values()]
+    cells = [[(item.backbone, *item.cell) for item in members] for members in group_variants(found).values()]
     assert cells == [[("aa", 1, 1), ("aa", 1, 3), ("aa", 2, 1)], [("bb", 1, 2), ("bb", 1, 4)]]
     found = read(on("aa", seed=1), on("cc", seed=1, split=2), on("cc", seed=2, split=2))
-    assert [len(members) for members in grouped(found).values()] == [3]
+    assert [len(members) for members in group_variants(found).values()] == [3]
     assert read(studio.run("plain"))[0].backbone is None
 
 
@@ -77,7 +82,7 @@ def test_the_same_settings_split_and_seed_twice_are_two_variants(studio) -> None
     run = studio.run("a")
     other = run / "scores" / "test_single_center_logits.npz"
     shutil.copy(run / "scores" / "test_multi_ten_logits.npz", other)
-    groups = grouped([read_scored(run / "scores" / "test_multi_ten_logits.npz"), read_scored(other)])
+    groups = group_variants([read_scored(run / "scores" / "test_multi_ten_logits.npz"), read_scored(other)])
     assert list(groups) == ["a (test_multi_ten_logits)", "a (test_single_center_logits)"]
 
 
@@ -89,27 +94,27 @@ def test_files_without_a_run_and_fusions_stand_alone(studio) -> None:
     table = studio.table(seed=2)
     del table.meta["seed"]
     write_scores(single, table)
-    groups = grouped([rgb, flow, *read(path, single)])
+    groups = group_variants([rgb, flow, *read(path, single)])
     assert [len(members) for members in groups.values()] == [1, 1, 1, 1]
     assert groups["fused"][0].file == str(path)
     assert read_scored(single).cell == (1, 0)
-    assert protocol_key(groups["fused"][0]) == protocol_key(rgb)  # a fusion is scored as its streams were
+    assert groups["fused"][0].protocol == rgb.protocol  # a fusion is scored as its streams were
 
 
 def test_a_fusion_kept_in_a_runs_folder_is_no_training_of_that_run(studio) -> None:
     one, two = studio.run("a1", seed=1), studio.run("a2", seed=2)
     fused = two / "scores" / "test_fused.npz"
     write_scores(fused, fuse([item.table for item in read(one, two)], "l2"))
-    groups = grouped([*read(one), read_scored(fused)])
+    groups = group_variants([*read(one), read_scored(fused)])
     assert {name: len(members) for name, members in groups.items()} == {"a1": 1, "test_fused": 1}
 
 
 def test_groups_by_hand(studio) -> None:
     found = read(studio.run("x"), studio.run("y", head="bert", seed=2), studio.run("z", head="lstm"))
-    groups = grouped(found, {"mine": [0, 1]})
+    groups = group_variants(found, {"mine": [0, 1]})
     assert {name: len(members) for name, members in groups.items()} == {"mine": 2, "z": 1}
     with pytest.raises(ScoreError, match=r"group 'mine': .*z.* and .*x.* are both split 1, seed 1"):
-        grouped(found, {"mine": [0, 2]})
+        group_variants(found, {"mine": [0, 2]})
 
 
 @pytest.mark.parametrize(
@@ -130,7 +135,7 @@ def test_other_data_or_protocols_are_refused_with_the_difference_and_the_files(
     studio, change: dict, line: str
 ) -> None:
     one, two = studio.run("a"), studio.run("b", head="bert", **change)
-    groups = grouped(read(one, two))
+    groups = group_variants(read(one, two))
     with pytest.raises(ScoreError) as refused:
         check_comparable(groups)
     message = str(refused.value)
@@ -151,12 +156,12 @@ def test_precision_and_splits_within_a_variant_are_no_obstacle(studio) -> None:
         for head in ("average", "bert")
         for split in (1, 2)
     ]
-    assert check_comparable(grouped(read(*runs))) == []
+    assert check_comparable(group_variants(read(*runs))) == []
 
 
 def test_what_the_statistics_get(studio) -> None:
-    groups = grouped(read(studio.run("average"), studio.run("bert", head="bert")))
-    average, bert = as_variants(groups, fit=True)
+    groups = group_variants(read(studio.run("average"), studio.run("bert", head="bert")))
+    average, bert = runs_of_variants(groups, with_holdout=True)
     assert average.changes["model.head.kind"] == "average"
     assert bert.changes["model.head.kind"] == "bert"
     assert "data.dataset" not in bert.changes
@@ -174,4 +179,4 @@ def test_holdout_scores_need_a_run(studio) -> None:
     path = studio.root / "alone.npz"
     write_scores(path, studio.table())
     with pytest.raises(ScoreError, match="not in a run folder"):
-        as_variants(grouped(read(path)), fit=True)
+        runs_of_variants(group_variants(read(path)), with_holdout=True)

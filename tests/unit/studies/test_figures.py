@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tests.helpers.studies import HEADS, made_result
+from two_stream.evaluation.pictures.cost_figure import CostPoint, front, spread_apart
 from two_stream.studies.report import figures
-from two_stream.studies.report.pareto import CostPoint, cost_axes, front, pareto, spread
+from two_stream.studies.report.figures import cost_axes, pareto
 from two_stream.studies.statistics.results import VariantCost
 
 
@@ -44,16 +45,16 @@ def test_cost_of_a_video_where_all_views_are_known():
 
 
 def test_places_are_moved_apart_as_little_as_possible():
-    assert spread([0.0, 1.0, 2.0], 0.5) == [0.0, 1.0, 2.0]
-    assert spread([1.0, 1.0], 0.5) == pytest.approx([0.75, 1.25])
-    assert spread([0.0, 0.9, 1.0, 1.1, 5.0], 0.5) == pytest.approx([0.0, 0.5, 1.0, 1.5, 5.0])
+    assert spread_apart([0.0, 1.0, 2.0], 0.5) == [0.0, 1.0, 2.0]
+    assert spread_apart([1.0, 1.0], 0.5) == pytest.approx([0.75, 1.25])
+    assert spread_apart([0.0, 0.9, 1.0, 1.1, 5.0], 0.5) == pytest.approx([0.0, 0.5, 1.0, 1.5, 5.0])
     draw = np.random.default_rng(0)
     for count in (3, 10, 20):
         places = sorted(draw.uniform(size=count).tolist())
-        moved = spread(places, 0.06)
+        moved = spread_apart(places, 0.06)
         assert min(np.diff(moved)) > 0.06 - 1e-12
         assert np.mean(moved) == pytest.approx(np.mean(places))  # pushed both ways alike
-    assert spread([], 0.1) == []
+    assert spread_apart([], 0.1) == []
 
 
 def texts(svg):

@@ -12,7 +12,7 @@ from two_stream.errors import ScoreError
 from two_stream.evaluation.scores.files import reorder
 from two_stream.evaluation.scores.metrics import top_k_accuracy
 from two_stream.evaluation.scores.statistics import Interval, difference_of
-from two_stream.studies.statistics.panel import matched, paired, panel_of
+from two_stream.studies.statistics.panel import match_cells, pair_panels, panel_of
 from two_stream.types import ScoreTable
 
 
@@ -47,9 +47,7 @@ def test_holdout_parts_of_several_seeds_are_told_apart(studio) -> None:
     tables = {(1, seed): studio.table(seed=seed, part="val") for seed in (1, 2)}
     assert panel_of("a", tables).seeds == [1, 2]
     tables[1, 2] = replace(tables[1, 2], ids=[f"{name}x" for name in tables[1, 2].ids])
-    with pytest.raises(
-        ScoreError, match="every seed has a holdout part of its own; compare several trainings on"
-    ):
+    with pytest.raises(ScoreError, match="every seed has its own holdout part; compare several trainings on"):
         panel_of("a", tables)
 
 
@@ -101,7 +99,7 @@ def test_without_a_common_seed_the_trainings_stand_in_their_order(studio) -> Non
 def test_matched_cells() -> None:
     one = {(1, 1): "a11", (1, 2): "a12", (2, 1): "a21", (3, 1): "a31"}
     two = {(1, 2): "b12", (1, 3): "b13", (2, 5): "b25"}
-    first, second = matched([one, two])  # type: ignore[list-item]
+    first, second = match_cells([one, two])  # type: ignore[list-item]
     assert first == {(1, 2): "a12", (2, 1): "a21"}
     assert second == {(1, 2): "b12", (2, 1): "b25"}
 
@@ -109,7 +107,7 @@ def test_matched_cells() -> None:
 def test_variants_without_a_common_split_are_refused(studio) -> None:
     one, two = (panel_of("x", {(split, 1): studio.table(split=split)}) for split in (1, 2))
     with pytest.raises(ScoreError, match="a and b share no split: 1 against 2"):
-        paired(one, two, ("a", "b"))
+        pair_panels(one, two, ("a", "b"))
 
 
 def multi(seed: int, videos: int = 30) -> ScoreTable:

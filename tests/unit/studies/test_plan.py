@@ -11,7 +11,7 @@ from two_stream.config.study import Study
 from two_stream.errors import DataError, SettingsError
 from two_stream.studies.running import plan as planning
 from two_stream.studies.running.cells import StudyJob
-from two_stream.studies.running.plan import Cell, backbone_cell, load_study, plan
+from two_stream.studies.running.plan import Cell, backbone_cell, load_study, plan_cells
 from two_stream.studies.running.stages import stages_of
 from two_stream.studies.running.variants import variants_of
 
@@ -55,7 +55,7 @@ def keys(cells: list[Cell]) -> list[str]:
 
 
 def test_cells_are_variants_splits_and_seeds(lists: Path):
-    cells = plan(study(lists, splits=[1, 2]))
+    cells = plan_cells(study(lists, splits=[1, 2]))
     assert [(cell.seed, cell.split, cell.variant) for cell in cells] == [
         (seed, split, name) for seed in (1, 2) for split in (1, 2) for name in ("average", "lstm")
     ]
@@ -81,7 +81,7 @@ def test_cells_are_variants_splits_and_seeds(lists: Path):
 )
 def test_what_decides_no_weights_is_in_no_key(lists: Path, changes):
     plain = study(lists)
-    assert keys(plan(study(lists, settings={**plain.settings, **changes}))) == keys(plan(plain))
+    assert keys(plan_cells(study(lists, settings={**plain.settings, **changes}))) == keys(plan_cells(plain))
 
 
 @pytest.mark.parametrize(
@@ -96,21 +96,23 @@ def test_what_decides_no_weights_is_in_no_key(lists: Path, changes):
 )
 def test_what_decides_the_weights_is_in_every_key(lists: Path, changes):
     plain = study(lists)
-    assert not set(keys(plan(study(lists, settings={**plain.settings, **changes})))) & set(keys(plan(plain)))
+    assert not set(keys(plan_cells(study(lists, settings={**plain.settings, **changes})))) & set(
+        keys(plan_cells(plain))
+    )
 
 
 def test_another_list_of_videos_is_another_key(lists: Path):
-    before = keys(plan(study(lists)))
+    before = keys(plan_cells(study(lists)))
     with (lists / "val_rgb_split1.txt").open("a") as file:
         file.write("b/w7_g97 30 1\n")
     planning._digest.cache_clear()
-    assert not set(keys(plan(study(lists)))) & set(before)
+    assert not set(keys(plan_cells(study(lists)))) & set(before)
 
 
 def test_other_weights_of_a_teacher_are_another_key_and_another_place_is_not(lists: Path):
     def taught(teacher: Path) -> list[str]:
         changes = {"compress": {"kind": "distill", "teachers": [str(teacher)]}}
-        cells = plan(study(lists, variants={"taught": changes, "plain": {}}))
+        cells = plan_cells(study(lists, variants={"taught": changes, "plain": {}}))
         return [cell.key for cell in cells if cell.variant == "taught"]
 
     for name, content in (("one", b"1"), ("copy", b"1"), ("other", b"2")):
@@ -119,20 +121,22 @@ def test_other_weights_of_a_teacher_are_another_key_and_another_place_is_not(lis
         weights.write_bytes(content)
     assert taught(lists / "one") == taught(lists / "copy")
     assert not set(taught(lists / "one")) & set(taught(lists / "other"))
-    with pytest.raises(SettingsError, match=r"variant 'taught'.*`compress.teachers` is .*gone: no such file"):
+    with pytest.raises(
+        SettingsError, match=r"variant 'taught'.*`compress.teachers` is .*gone: neither a file nor"
+    ):
         taught(lists / "gone")
 
 
 def test_what_a_run_is_made_from_is_what_it_begins_with(lists: Path):
     changes = {"compress": {"kind": "prune", "source": "runs/rgb"}}
     with pytest.raises(SettingsError, match=r"`compress.source` is runs/rgb and `train.init` is not set"):
-        plan(study(lists, variants={"half": changes, "plain": {}}))
+        plan_cells(study(lists, variants={"half": changes, "plain": {}}))
 
 
 def test_other_code_is_another_key_but_the_same_loose_one(lists: Path, monkeypatch):
-    before = plan(study(lists))
+    before = plan_cells(study(lists))
     monkeypatch.setattr(planning, "source_digest", lambda: "other")
-    after = plan(study(lists))
+    after = plan_cells(study(lists))
     assert not set(keys(after)) & set(keys(before))
     assert [cell.loose_key for cell in after] == [cell.loose_key for cell in before]
 
@@ -143,7 +147,7 @@ def test_other_code_keeps_the_loose_keys_of_heads_on_a_backbone_that_is_trained_
     made = study(lists, features={"backbone": {"model.head.kind": "average"}})
 
     def jobs() -> list[StudyJob]:
-        return [job for stage in stages_of(made, plan(made), "f") for job in stage.jobs]
+        return [job for stage in stages_of(made, plan_cells(made), "f") for job in stage.jobs]
 
     before = jobs()
     monkeypatch.setattr(planning, "source_digest", lambda: "other")
@@ -156,13 +160,17 @@ def test_the_weights_a_run_starts_from_count_by_their_bytes(lists: Path, tmp_pat
     for name, content in (("a.pth", b"1"), ("b.pth", b"1"), ("c.pth", b"2")):
         (tmp_path / name).write_bytes(content)
     one, same, other = (
-        keys(plan(study(lists, settings={**study(lists).settings, "train.init": str(tmp_path / name)})))
+        keys(plan_cells(study(lists, settings={**study(lists).settings, "train.init": str(tmp_path / name)})))
         for name in ("a.pth", "b.pth", "c.pth")
     )
     assert one == same
     assert not set(one) & set(other)
-    with pytest.raises(SettingsError, match=r"variant 'average': `train.init` is .*nothing.pth: no such"):
-        plan(study(lists, settings={**study(lists).settings, "train.init": str(tmp_path / "nothing.pth")}))
+    with pytest.raises(
+        SettingsError, match=r"variant 'average': `train.init` is .*nothing.pth: neither a file"
+    ):
+        plan_cells(
+            study(lists, settings={**study(lists).settings, "train.init": str(tmp_path / "nothing.pth")})
+        )
 
 
 def test_the_weights_of_a_library_count_by_their_bytes(lists: Path, tmp_path: Path):
@@ -171,42 +179,42 @@ def test_the_weights_of_a_library_count_by_their_bytes(lists: Path, tmp_path: Pa
     found = []
     for content in (b"1", b"2", b"1"):
         (tmp_path / "w.pth").write_bytes(content)
-        found.append(keys(plan(made)))
+        found.append(keys(plan_cells(made)))
     assert found[0] == found[2]
     assert not set(found[0]) & set(found[1])
     (tmp_path / "w.pth").unlink()
-    with pytest.raises(SettingsError, match=r"`model.backbone.weights` is .*w.pth: no such file"):
-        plan(made)
+    with pytest.raises(SettingsError, match=r"`model.backbone.weights` is .*w.pth: neither a file nor"):
+        plan_cells(made)
 
 
 def test_a_wrong_variant_is_named(lists: Path):
     with pytest.raises(SettingsError, match=r"f.yaml: variant 'bad': unknown key `model.haed`"):
-        plan(study(lists, variants={"bad": {"model.haed": 1}}), "f.yaml")
+        plan_cells(study(lists, variants={"bad": {"model.haed": 1}}), "f.yaml")
     with pytest.raises(SettingsError, match=r"f.yaml: `exclude` names 'x'"):
-        plan(study(lists, exclude=["x"]), "f.yaml")
+        plan_cells(study(lists, exclude=["x"]), "f.yaml")
 
 
 def test_a_wrong_comparison_is_found_before_anything_runs(lists: Path):
     with pytest.raises(SettingsError, match=r"f.yaml: `compare\[0\].baseline` names 'averag'.*`average`"):
-        plan(study(lists, compare=[{"baseline": "averag"}]), "f.yaml")
+        plan_cells(study(lists, compare=[{"baseline": "averag"}]), "f.yaml")
 
 
 @pytest.mark.parametrize("name", ["..", "."])
 def test_a_study_is_called_as_a_folder_can_be(lists: Path, name: str):
-    with pytest.raises(SettingsError, match=r"f.yaml: `name` is '\.+': expected one that a folder can have"):
-        plan(study(lists, name=name), "f.yaml")
-    assert plan(study(lists, name="größe+1.0_a-b"))
+    with pytest.raises(SettingsError, match=r"f.yaml: `name` is '\.+': expected a valid folder name"):
+        plan_cells(study(lists, name=name), "f.yaml")
+    assert plan_cells(study(lists, name="größe+1.0_a-b"))
 
 
 def test_an_absent_data_set_is_named(lists: Path):
     with pytest.raises(DataError, match="nowhere"):
-        plan(study(lists, settings={"data.dataset": "nowhere"}))
+        plan_cells(study(lists, settings={"data.dataset": "nowhere"}))
 
 
 def test_heads_on_one_frozen_backbone_share_it_and_its_features(lists: Path):
     features = {"train_views": 3, "backbone": {"model.head.kind": "average", "train.epochs": 9}}
     made = study(lists, features=features, splits=[1, 2])
-    cells = plan(made)
+    cells = plan_cells(made)
     assert {cell.experiment.train.freeze_until for cell in cells} == {"backbone"}
     backbones, caches, runs = stages_of(made, cells, "f")
     assert [len(stage.jobs) for stage in (backbones, caches, runs)] == [2, 2, 8]
@@ -234,7 +242,7 @@ def test_a_study_file_finds_its_base_beside_it(tmp_path: Path):
 
 
 def test_an_option_left_at_its_default_is_in_no_key(lists: Path):
-    experiment = plan(study(lists))[1].experiment
+    experiment = plan_cells(study(lists))[1].experiment
     named = planning.identity(experiment)
     assert named["model.head.kind"] == "lstm"
     assert named["model.backbone.kind"] == "mobilenetv2_3d"
@@ -247,11 +255,11 @@ def test_a_head_that_looks_at_places_needs_maps_and_says_so_before_anything_runs
     places = {"average": {}, "places": {"model.head": {"kind": "nonlocal", "over": "space_time"}}}
     made = study(lists, variants=places, features={})
     with pytest.raises(
-        SettingsError, match=r"f: variant 'places': its head looks at places.*`features: \{maps: true\}`"
+        SettingsError, match=r"f: variant 'places': its head needs feature maps.*`features: \{maps: true\}`"
     ):
-        stages_of(made, plan(made), "f")
+        stages_of(made, plan_cells(made), "f")
     whole = study(lists, variants=places, features={"maps": True})
-    assert len(stages_of(whole, plan(whole), "f")[-1].jobs) == 4
+    assert len(stages_of(whole, plan_cells(whole), "f")[-1].jobs) == 4
 
 
 def test_what_stored_features_cannot_give_is_said_before_they_are_stored(lists: Path):
@@ -259,5 +267,5 @@ def test_what_stored_features_cannot_give_is_said_before_they_are_stored(lists: 
     with pytest.raises(
         SettingsError, match=r"f: variant 'mixed': `train.mixup` mixes clips, but `data.features`"
     ):
-        plan(study(lists, variants=variants, features={}), "f")
-    assert plan(study(lists, variants=variants), "f")
+        plan_cells(study(lists, variants=variants, features={}), "f")
+    assert plan_cells(study(lists, variants=variants), "f")

@@ -18,7 +18,7 @@ from two_stream.errors import SettingsError
 from two_stream.runtime.locks import study_lock
 from two_stream.studies.running import pool
 from two_stream.studies.running.cells import StudyJob, StudyOutcome
-from two_stream.studies.running.pool import Running, Slot, run_jobs, slots_for
+from two_stream.studies.running.pool import Slot, run_jobs, slots_for
 
 WORKER = textwrap.dedent(
     """
@@ -69,7 +69,7 @@ def jobs(tmp_path: Path, *titles: str) -> dict[int, StudyJob]:
 
 
 def outcomes(given: dict[int, StudyJob], slots: list[Slot]) -> list[tuple[int, StudyOutcome]]:
-    return [event for event in run_jobs(given, slots, Running()) if event is not None]
+    return [event for event in run_jobs(given, slots, set()) if event is not None]
 
 
 def said(tmp_path: Path, number: int) -> list[str]:
@@ -101,7 +101,7 @@ def test_two_slots_work_at_once_each_on_its_device(tmp_path: Path):
 @pytest.mark.parametrize(
     ("title", "reason"),
     [
-        (f"die {signal.SIGKILL.value}", "its process was killed (signal 9: often too little memory"),
+        (f"die {signal.SIGKILL.value}", "its process was killed (signal 9, often for lack of memory"),
         (f"die {signal.SIGSEGV.value}", "its process ended with signal 11; see"),
         ("exit 3", "its process ended with exit code 3; see"),
     ],
@@ -125,7 +125,7 @@ def test_a_crash_is_told_where_sigkill_has_no_name(tmp_path: Path, monkeypatch: 
 def test_a_process_that_ends_between_two_jobs_fails_none(tmp_path: Path):
     found = {}
     slot = Slot()
-    for event in run_jobs(jobs(tmp_path, "last", "ok 0.3", "ok"), [slot], Running()):
+    for event in run_jobs(jobs(tmp_path, "last", "ok 0.3", "ok"), [slot], set()):
         if event is not None:
             found[event[0]] = event[1].state
             if event[0] == 10 and slot.process is not None:
@@ -134,16 +134,16 @@ def test_a_process_that_ends_between_two_jobs_fails_none(tmp_path: Path):
 
 
 def test_what_runs_is_known_and_stopping_lets_it_save(tmp_path: Path):
-    running = Running()
+    running: set[int] = set()
     events = run_jobs(jobs(tmp_path, "wait", "ok", "ok"), [Slot()], running)
     for event in events:
         assert event is None
         if (tmp_path / "0.log").exists() and "waiting" in said(tmp_path, 0):
             break
-    assert list(running.jobs) == [10]
+    assert list(running) == [10]
     events.close()
     assert "saved" in said(tmp_path, 0)
-    assert not running.jobs
+    assert not running
     assert not (tmp_path / "1.log").exists()
 
 
@@ -161,7 +161,7 @@ def slow(job):
     Path(job.log).parent.mkdir(parents=True, exist_ok=True)
     Path(job.record).with_suffix(".began").write_text("x")
     time.sleep(60)
-worker.do = slow
+worker.run_job = slow
 raise SystemExit(worker.main())
 """
 

@@ -11,8 +11,9 @@ from tests.helpers.browser import Checker
 from tests.helpers.studies import HEADS, HOSTILE, made_result
 from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation.scores.metrics import Interval
-from two_stream.studies.report import fusion_tables, outputs, variant_tables
-from two_stream.studies.report.study_report import read_result, write_study_report
+from two_stream.studies.report import tables
+from two_stream.studies.report.study_report import escape_tex, read_result, write_study_report
+from two_stream.studies.statistics.comparison import p_text
 from two_stream.studies.statistics.results import RunRow
 
 
@@ -135,10 +136,10 @@ def test_bold_is_only_what_is_significantly_better(tmp_path):
     worse = replace(
         result.comparisons[-1], difference=Interval(-0.1, -0.15, -0.05), verdict="worse", p_holm=0.0004
     )
-    table = variant_tables.variants_table(replace(result, comparisons=[worse]))
+    table = tables.variants_table(replace(result, comparisons=[worse]))
     assert not any(cell.strong for row in table.rows for cell in row)
     assert table.rows[-1][table.columns.index("verdict")].text == "worse (p < 0.001)"
-    table = variant_tables.variants_table(replace(result, comparisons=[replace(worse, significant=False)]))
+    table = tables.variants_table(replace(result, comparisons=[replace(worse, significant=False)]))
     assert not any(cell.strong for row in table.rows for cell in row)
 
 
@@ -253,7 +254,7 @@ def test_fusion_matrix_has_every_pair(tmp_path):
     assert [row[0] for row in page.tables["Contributions of streams"][1:]] == fusion.streams
     assert page.tables["Agreement"][1][1:] == ["100", "71", "72", "73"]
     lacking = replace(result, fusion=replace(fusion, pairs=fusion.pairs[:-1], all_streams=None, tuned=None))
-    assert fusion_tables.fusion_matrix(lacking.fusion).rows[-1][-1].text == "–"
+    assert tables.fusion_matrix(lacking.fusion).rows[-1][-1].text == "–"
     written(lacking, tmp_path)
     plain = replace(result, fusion=replace(fusion, contributions=[]))
     for text in written(plain, tmp_path)[:2]:
@@ -269,9 +270,9 @@ def test_settings_that_differ_stand_beside_each_other(tmp_path):
     rows = {row[0]: row[1:] for row in page.tables["Settings that differ"][1:]}
     assert list(rows) == ["model.head.kind", "model.head.layers"]  # not `name`, which every run has its own
     assert rows["model.head.layers"] == ["1", "2", "3", "1", "2", "3"]
-    (table,) = fusion_tables.settings_tables(replace(result, settings={}))
+    (table,) = tables.settings_tables(replace(result, settings={}))
     assert [[cell.text for cell in row] for row in table.rows] == [["model.head.kind", *HEADS]]
-    found = fusion_tables.settings_tables(made_result(tuple(f"v{place}" for place in range(9))))
+    found = tables.settings_tables(made_result(tuple(f"v{place}" for place in range(9))))
     assert [table.columns for table in found] == [
         ["setting", *(f"v{place}" for place in range(6))],
         ["setting", "v6", "v7", "v8"],
@@ -295,12 +296,10 @@ def test_runs_are_listed_with_hash_and_reason(tmp_path):
 def test_families_are_named_where_there_are_several():
     result = made_result()
     first, *others = result.comparisons
-    table = variant_tables.comparisons_table(
-        replace(result, comparisons=[replace(first, family="another"), *others])
-    )
+    table = tables.comparisons_table(replace(result, comparisons=[replace(first, family="another"), *others]))
     place = table.columns.index("family")
     assert [row[place].text for row in table.rows][:2] == ["another", "every variant with average"]
-    assert "family" not in variant_tables.comparisons_table(result).columns
+    assert "family" not in tables.comparisons_table(result).columns
 
 
 def test_the_page_is_the_same_twice(tmp_path):
@@ -336,21 +335,21 @@ def test_a_foreign_or_damaged_json_is_one_line(tmp_path):
 
 
 def test_latex_text():
-    assert outputs.tex("a_b & 5 % {x}\\y ~ ^ #") == (
+    assert escape_tex("a_b & 5 % {x}\\y ~ ^ #") == (
         r"a\_b \& 5 \% \{x\}\textbackslash{}y \textasciitilde{} \textasciicircum{} \#"
     )
-    assert outputs.tex("[a]") == "{}[a]"
-    assert outputs.tex("*") == "{}*"
-    assert outputs.tex("−3 × 4\n · 5") == r"$-$3 $\times$ 4 $\cdot$ 5"
+    assert escape_tex("[a]") == "{}[a]"
+    assert escape_tex("*") == "{}*"
+    assert escape_tex("−3 × 4\n · 5") == r"$-$3 $\times$ 4 $\cdot$ 5"
 
 
 def test_numbers_as_they_are_shown():
-    assert variant_tables.signed_text(-0.04) == "+0.0"
-    assert variant_tables.signed_text(-1234.56) == "−1,234.6"
-    assert variant_tables.p_text(0.00099) == "< 0.001"
-    assert variant_tables.p_text(0.001) == "0.001"
-    assert variant_tables.number(None) == variant_tables.TableCell("–")
-    assert variant_tables.number(0.1234, 1, 100) == variant_tables.TableCell("12.3", 0.1234)
+    assert tables.signed_text(-0.04) == "+0.0"
+    assert tables.signed_text(-1234.56) == "−1,234.6"
+    assert p_text(0.00099) == "< 0.001"
+    assert p_text(0.001) == "0.001"
+    assert tables.number(None) == tables.TableCell("–")
+    assert tables.number(0.1234, 1, 100) == tables.TableCell("12.3", 0.1234)
 
 
 def test_of_several_comparisons_the_variants_table_names_the_first_and_counts_the_others():
@@ -359,10 +358,8 @@ def test_of_several_comparisons_the_variants_table_names_the_first_and_counts_th
     other = replace(
         first, second=next(v.name for v in made.variants if v.name not in (first.first, first.second))
     )
-    table = variant_tables.variants_table(replace(made, comparisons=[first, other]))
+    table = tables.variants_table(replace(made, comparisons=[first, other]))
     row = next(row for row in table.rows if row[0].text == first.first)
     texts = [cell.text for cell in row]
-    assert (
-        f"{variant_tables.signed_text(100 * first.difference.value)} to {first.second} (+ 1 below)" in texts
-    )
-    assert variant_tables.comparison_words(first) in texts
+    assert f"{tables.signed_text(100 * first.difference.value)} to {first.second} (+ 1 below)" in texts
+    assert tables.short_verdict(first) in texts

@@ -182,7 +182,7 @@ def test_the_answer_where_nothing_could_be_seen(studio) -> None:
     ]
     result = study_result(ASKED, few, [("f", "v1", "v0"), ("f", "v2", "v0")])
     assert result.answer.startswith("No difference shown in any of 2 comparisons; v")
-    assert result.answer.endswith("No difference could have been seen here, however large.")
+    assert result.answer.endswith("No difference could have been detected here, however large.")
     assert [item.accuracy.known for item in result.variants] == [False] * 3
 
 
@@ -206,10 +206,10 @@ def test_fusion_is_part_of_the_study(studio) -> None:
     )
     asked = replace(ASKED, fusion_rule="l2")
     found = study_result(asked, [rgb, flow], []).fusion
-    assert found.fitted_on == "the holdout part (120 videos), each training by itself"
+    assert found.fitted_on == "the holdout part (120 videos), for each training separately"
     assert found.tuned is not None
     plain = study_result(asked, [rgb, replace(flow, holdout={})], []).fusion
     assert (plain.tuned, plain.weights) == (None, {})
     alone = study_result(asked, [rgb], [])
     assert alone.fusion is None
-    assert "Fusion was asked for, but only one variant has scores." in alone.notes
+    assert "Fusion was requested, but only one variant has scores." in alone.notes

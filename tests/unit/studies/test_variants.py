@@ -6,7 +6,7 @@ import pytest
 
 from two_stream.config.study import Study
 from two_stream.errors import SettingsError
-from two_stream.studies.running.variants import Variant, merged, nested, pairs_of, variants_of
+from two_stream.studies.running.variants import Variant, merge_settings, nest_settings, pairs_of, variants_of
 
 
 def study(**facts: object) -> Study:
@@ -34,7 +34,7 @@ def test_a_grid_is_every_combination_in_the_order_of_the_file():
 
 def test_a_grid_of_more_than_anybody_trains_is_refused_before_it_is_made():
     grid = {f"train.{letter}": list(range(10)) for letter in "abcdefghijklmnopqrst"}
-    with pytest.raises(SettingsError, match="asks for 300,000,000,000,000,000,000 trainings"):
+    with pytest.raises(SettingsError, match="has 300,000,000,000,000,000,000 trainings"):
         variants_of(study(grid=grid))
 
 
@@ -67,28 +67,35 @@ def test_excluded_variants_are_left_out_and_must_exist():
 
 def test_a_part_of_another_kind_keeps_nothing_of_the_old_one():
     base = {"model": {"head": {"kind": "bert", "heads": 4}, "dropout": 0.5}}
-    assert merged(base, nested({"model.head.kind": "lstm"})) == {
+    assert merge_settings(base, nest_settings({"model.head.kind": "lstm"})) == {
         "model": {"head": {"kind": "lstm"}, "dropout": 0.5}
     }
-    assert merged(base, nested({"model.head.layers": 2}))["model"]["head"] == {
+    assert merge_settings(base, nest_settings({"model.head.layers": 2}))["model"]["head"] == {
         "kind": "bert",
         "heads": 4,
         "layers": 2,
     }
-    assert merged(base, nested({"model.head.kind": "bert"}))["model"]["head"] == {"kind": "bert", "heads": 4}
+    assert merge_settings(base, nest_settings({"model.head.kind": "bert"}))["model"]["head"] == {
+        "kind": "bert",
+        "heads": 4,
+    }
     assert base == {"model": {"head": {"kind": "bert", "heads": 4}, "dropout": 0.5}}  # untouched
 
 
 def test_dotted_and_nested_settings_mean_the_same():
-    assert nested({"a.b": {"c.d": 1}, "a.e": 2}) == {"a": {"b": {"c": {"d": 1}}, "e": 2}}
+    assert nest_settings({"a.b": {"c.d": 1}, "a.e": 2}) == {"a": {"b": {"c": {"d": 1}}, "e": 2}}
 
 
 def test_the_order_of_keys_does_not_matter():
     wanted = {"model": {"head": {"kind": "lstm", "hidden": 16}}}
-    assert nested({"model.head.hidden": 16, "model.head.kind": "lstm"}) == wanted
+    assert nest_settings({"model.head.hidden": 16, "model.head.kind": "lstm"}) == wanted
     base = {"model": {"head": {"kind": "bert", "heads": 4}}}
-    hidden, kind = nested({"model.head.hidden": 16}), nested({"model.head.kind": "lstm"})
-    assert merged(base, merged(hidden, kind)) == merged(base, merged(kind, hidden)) == wanted
+    hidden, kind = nest_settings({"model.head.hidden": 16}), nest_settings({"model.head.kind": "lstm"})
+    assert (
+        merge_settings(base, merge_settings(hidden, kind))
+        == merge_settings(base, merge_settings(kind, hidden))
+        == wanted
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,11 +107,11 @@ def test_the_order_of_keys_does_not_matter():
 )
 def test_a_setting_that_stands_twice_is_refused(changes):
     with pytest.raises(SettingsError, match=r"`model.head.kind` is set twice"):
-        nested(changes)
+        nest_settings(changes)
 
 
 def test_one_variant_is_nothing_to_compare():
-    with pytest.raises(SettingsError, match=r"there is one variant \(a\), so nothing to compare"):
+    with pytest.raises(SettingsError, match=r"there is only one variant \(a\), so nothing to compare"):
         pairs([], variants={"a": {}})
 
 
@@ -141,7 +148,7 @@ def test_pairs_are_taken_as_they_are():
         ({"factor": "head", "baseline": "lstm"}, r"`compare\[0\].baseline` names 'lstm'"),
         ({"factor": "head", "within": {"head": "lstm"}}, r"`compare\[0\].within.head` names 'lstm'"),
         ({"pairs": [["bert · 8", "x"]]}, r"`compare\[0\].pairs` names 'x'"),
-        ({"factor": "head", "baseline": "bert", "within": {"head": "bert"}}, "compares nothing"),
+        ({"factor": "head", "baseline": "bert", "within": {"head": "bert"}}, "has nothing to compare"),
     ],
 )
 def test_a_comparison_that_does_not_exist_is_named(family, words):

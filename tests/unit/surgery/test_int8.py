@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,7 @@ from two_stream.evaluation.scoring.network import prepare_for_inference, resolve
 from two_stream.pretrained import read_model, write_model
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.surgery import alter
-from two_stream.surgery.int8 import Int8
-from two_stream.surgery.int8_graph import ENGINES, has_vnni, use_engine
+from two_stream.surgery.int8 import ENGINES, Int8, has_vnni, use_engine
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "resnet3d": {"depth": 10, "width": 0.25, "shortcut": "A"},
@@ -78,7 +79,7 @@ def quantised(model: Recognizer, **options: Any) -> Recognizer:
     made.observe(model)
     with torch.inference_mode():
         model(clips(model))
-    made.compute(model)
+    made.convert(model)
     model.alterations.append(made)
     return model
 
@@ -171,7 +172,7 @@ def test_a_scale_per_weight(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("keep", "words"),
-    [(("steem",), "'steem' names no layer; expected a stage \\(stem"), (("*",), "nothing is left")],
+    [(("steem",), "'steem' matches no layer; expected a stage \\(stem"), (("*",), "nothing is left")],
 )
 def test_wrong_patterns(keep: tuple[str, ...], words: str) -> None:
     model = built({"kind": "resnet3d", "depth": 10, "width": 0.25})
@@ -182,8 +183,8 @@ def test_wrong_patterns(keep: tuple[str, ...], words: str) -> None:
 def test_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert use_engine("auto") in ENGINES
     assert use_engine("an engine of another machine") in ENGINES
-    monkeypatch.setattr("two_stream.surgery.int8_graph.ENGINES", ("none",))
-    with pytest.raises(SettingsError, match="computes no int8 that suits"):
+    monkeypatch.setattr("two_stream.surgery.int8.ENGINES", ("none",))
+    with pytest.raises(SettingsError, match="no suitable int8 engine"):
         use_engine("auto")
 
 
@@ -207,7 +208,7 @@ def test_the_cap_of_onednn_counts(
     for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, cap)
-    monkeypatch.setattr("two_stream.surgery.int8_graph.cpu_flags", lambda: flags)
+    monkeypatch.setattr("two_stream.surgery.int8.cpu_flags", lambda: flags)
     assert has_vnni() is there
 
 
@@ -220,3 +221,25 @@ def test_an_int8_network_is_evaluated_as_it_is() -> None:
     options = resolve_evaluation(model, asked, model.device, exact=False)
     assert (options.precision, options.fold, options.compile) == ("fp32", False, False)
     assert prepare_for_inference(model, options) is model
+
+
+def test_a_torch_without_quantisation_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("torch.ao.quantization")]:
+        monkeypatch.setitem(sys.modules, name, None)
+    model = built({"kind": "resnet3d", "depth": 10, "width": 0.25})
+    with pytest.raises(
+        SettingsError, match=r"has no torch\.ao\.quantization, which int8 networks need"
+    ) as caught:
+        alter(model, Int8())
+    assert "\n" not in str(caught.value)
+    assert model.alterations == []
+
+
+def test_only_int8_imports_the_quantisation_of_torch() -> None:
+    code = (
+        "import sys, torch\n"
+        "for name in [name for name in sys.modules if name.startswith('torch.ao.')]: sys.modules[name] = None\n"
+        "import two_stream.compression.quantization, two_stream.profiling.network_cost, two_stream.surgery.int8\n"
+        "import two_stream.compression.report, two_stream.studies.result, two_stream.commands.compress.quantize\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from two_stream.surgery.ranges import MovingRange, layer_config
+from two_stream.surgery.int8_graph import MovingRange, layer_config
 
 
 @pytest.fixture(scope="module")

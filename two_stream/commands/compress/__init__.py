@@ -33,8 +33,7 @@ from two_stream.runtime.files import write_json, write_text
 from two_stream.runtime.text import csv_text
 
 if TYPE_CHECKING:
-    from two_stream.compression.choice import LevelChoice
-    from two_stream.compression.sensitivity import Sensitivity
+    from two_stream.compression.sensitivity import LevelChoice, Sensitivity
     from two_stream.evaluation.runs.run import Run
     from two_stream.types import Part
 
@@ -341,8 +340,7 @@ def _train_and_report(experiment: Experiment, source: Path, call: _Call) -> int:
 
 def _report(source: Path, made: Path, part: Part) -> None:
     """Score a run and its source, and write and print the report."""
-    from two_stream.commands.compress.comparison import show_compression, write_compression
-    from two_stream.compression.layers import layer_changes
+    from two_stream.commands.compress.comparison import layer_changes, show_compression, write_compression
     from two_stream.evaluation.runs.run import load_run
 
     before, model = load_run(source).model, load_run(made).model
@@ -388,8 +386,7 @@ def _sensitivity(args: list[str]) -> int:
     budget = _budget(flags, prog)
     _check_sensitivity(flags, prog)
     from two_stream.compression.channels import check_narrowable
-    from two_stream.compression.choice import choose_levels
-    from two_stream.compression.sensitivity import fixed_clips, measure_sensitivity
+    from two_stream.compression.sensitivity import choose_levels, fixed_clips, measure_sensitivity
     from two_stream.runtime.device import set_threads
 
     set_threads(flags.threads)
@@ -449,7 +446,7 @@ def _check_sensitivity(flags: _SensitivityFlags, prog: str) -> None:
 
 
 def _write_sensitivity(found: Sensitivity, folder: Path) -> None:
-    from two_stream.compression.curves import draw_sensitivity
+    from two_stream.compression.sensitivity import draw_sensitivity
 
     stem = folder / found.what
     columns = ("layer", "level", "top1", "top5", "loss", "parameters", "multiply_adds", "latency_ms", "map")
@@ -463,8 +460,6 @@ def _write_sensitivity(found: Sensitivity, folder: Path) -> None:
 def _show_sensitivity(
     found: Sensitivity, choice: LevelChoice | None, folder: Path, run: str, *, as_json: bool
 ) -> None:
-    from two_stream.compression.choice import best_points
-
     file = folder / f"levels_{found.what}.json"
     if choice is not None:
         write_json(file, {"what": found.what, "run": found.run, **asdict(choice)})
@@ -474,7 +469,7 @@ def _show_sensitivity(
     levels = sorted({point.level for point in found.points})
     columns = ["layer", *(f"{100 * level:g} %" for level in levels)]
     rows = []
-    for layer, points in best_points(found):
+    for layer, points in found.by_robustness:
         cells = {point.level: f"{point.loss:.3f} ({100 * point.top1:.1f})" for point in points}
         rows.append([layer, *(cells.get(level, "–") for level in levels)])
     print_table(f"loss (top-1 in %) after pruning {found.what} of one layer", columns, rows)

@@ -1,7 +1,7 @@
-"""Before and after: what compressing a run changed in accuracy and cost, and whether the accuracy's change is shown.
+"""Report of a compressed run: its accuracy and cost before and after.
 
-Costs are measured on this machine in turns; the accuracies are those of score files of the same videos under the same
-protocol, and are compared by the tests of studies.
+Costs are measured on this machine in turns. The accuracies come from score files of the same videos under the same
+protocol and are compared with the tests of studies.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from two_stream.compression.layers import LayerChange
+import torch
+from torch import nn
+
+from two_stream.compression.layers import Layer, layers_of
 from two_stream.config.load import flatten
 from two_stream.config.schema import EvaluateOptions
 from two_stream.errors import ScoreError, SettingsError
@@ -24,10 +27,11 @@ from two_stream.evaluation.scoring.network import is_exact, resolve_evaluation
 from two_stream.evaluation.scoring.views import protocol_slug
 from two_stream.profiling.network_cost import NetworkCosts, measure_networks
 from two_stream.profiling.timing import device_name
+from two_stream.runtime.console import console, say, table
 from two_stream.runtime.device import pick_device
 from two_stream.runtime.files import write_json, write_text
 from two_stream.runtime.provenance import code_version, environment
-from two_stream.studies.statistics.comparison import compare_panels, corrected
+from two_stream.studies.statistics.comparison import compare_panels, correct_families
 from two_stream.studies.statistics.panel import Panel, panel_of
 from two_stream.studies.statistics.results import Comparison
 from two_stream.types import Part, ScoreTable
@@ -38,13 +42,24 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
+class LayerChange:
+    """One layer's weights before and after."""
+
+    name: str
+    before: str
+    """shape as text"""
+    after: str
+    sparsity: float
+    """share of the remaining weights that are 0"""
+
+
+@dataclass(frozen=True)
 class Side:
-    """The run before, or the one after."""
+    """The run before or after compression."""
 
     name: str
     run: str
     scores: str
-    """its score file"""
     accuracy: Interval
     """share; of a multi-label set mAP; 95 % interval over source videos"""
     costs: NetworkCosts
@@ -52,7 +67,7 @@ class Side:
 
 @dataclass(frozen=True)
 class CompressionReport:
-    """Everything `compression.{html,md,json}` shows."""
+    """The content of `compression.{html,md,json}`."""
 
     kind: str
     """prune, quantize or distill"""
@@ -66,7 +81,7 @@ class CompressionReport:
     """after minus before"""
     layers: list[LayerChange] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
-    """of the run's `compress` section"""
+    """values of the run's `compress` section"""
     notes: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     code_version: str = ""
@@ -74,7 +89,7 @@ class CompressionReport:
 
     @property
     def rows(self) -> list[list[str]]:
-        """What it shows as a table: what, before, after, change."""
+        """Rows of the table, in the order of `COLUMNS`."""
         one, two = self.before.costs, self.after.costs
         gap = self.comparison.difference
         return [
@@ -88,12 +103,7 @@ class CompressionReport:
             _row("parameters (M)", one.parameters / 1e6, two.parameters / 1e6),
             _row("parameters that are not 0 (M)", one.nonzero / 1e6, two.nonzero / 1e6),
             _row("multiply-adds per view (G)", one.multiply_adds / 1e9, two.multiply_adds / 1e9),
-            [
-                "latency per view (ms)",
-                _spread(one),
-                _spread(two),
-                _factor(one.latency_ms, two.latency_ms),
-            ],
+            ["latency per view (ms)", _spread(one), _spread(two), _factor(one.latency_ms, two.latency_ms)],
             _row("memory, weights and one view (MiB)", one.memory_mib, two.memory_mib),
         ]
 
@@ -112,32 +122,32 @@ def write_compression(
     layers: list[LayerChange] | None = None,
     notes: list[str] | None = None,
 ) -> CompressionReport:
-    """Compare a run with the one it was made from; write `compression.html`, `.md` and `.json` into its folder.
+    """Compare a run with its source; write `compression.html`, `.md` and `.json` into its folder.
 
-    Both are scored under one protocol where they have no such scores yet. Their costs are measured in turns.
+    Both are scored under one protocol unless such scores exist. Their costs are measured in turns.
 
     Args:
-        source: Run folder before (of a distilled network: the teacher's).
+        source: Run folder before compression (of a distilled network: the teacher's).
         made: Run folder after.
         part: What is scored.
         options: Protocol; default: that of `made`.
-        device: Where to score and measure; default: that of `made`.
+        device: Device to score and measure on; default: that of `made`.
         seconds: How long each network is timed.
-        layers: What became of each layer.
+        layers: Changes of each layer.
         notes: Caveats to show.
 
     Raises:
-        TwoStreamError: A run or the data set cannot be read; or the runs know other classes or videos.
+        TwoStreamError: A run or the data set cannot be read, or the runs have different classes or videos.
     """
     given = load_run(made).experiment
     where = device or given.device
     runs = [load_run(source, device=where), load_run(made, device=where)]
     _check(*runs)
     chosen = options or given.evaluate
-    tables = [scored(run, chosen, part) for run in runs]
+    tables = [scores_of(run, chosen, part) for run in runs]
     panels = [_panel(run, table) for run, table in zip(runs, tables, strict=True)]
     names = _names(*runs)
-    (comparison,) = corrected([compare_panels((names[1], names[0]), (panels[1], panels[0]))])
+    (comparison,) = correct_families([compare_panels((names[1], names[0]), (panels[1], panels[0]))])
     costs = measure_networks(runs, chosen, device=where, seconds=seconds)
     sides = [
         Side(name, str(run.paths.root), str(table.meta["file"]), panel.interval(LEVEL), cost)
@@ -163,8 +173,27 @@ def write_compression(
     return report
 
 
-def scored(run: Run, options: EvaluateOptions, part: Part) -> ScoreTable:
-    """Return a run's scores under a protocol: from its score file where that is of these weights, else made now."""
+def layer_changes(before: nn.Module, after: nn.Module) -> list[LayerChange]:
+    """Return shapes and sparsity of each convolution and linear layer that both networks have."""
+    new = layers_of(after)
+    return [
+        LayerChange(
+            name,
+            _shape(layer),
+            _shape(new[name]),
+            1.0 - int(torch.count_nonzero(new[name].weight)) / new[name].weight.numel(),
+        )
+        for name, layer in layers_of(before).items()
+        if name in new
+    ]
+
+
+def _shape(layer: Layer) -> str:
+    return "×".join(map(str, layer.weight.shape))
+
+
+def scores_of(run: Run, options: EvaluateOptions, part: Part) -> ScoreTable:
+    """Return a run's scores under a protocol: from its score file if it is of these weights, else score now."""
     model, exact = run.model, is_exact(run.experiment)
     found = resolve_evaluation(model, options, model.device, exact=exact)
     path = run.paths.scores / f"{part}_{protocol_slug(found)}.npz"
@@ -176,9 +205,7 @@ def scored(run: Run, options: EvaluateOptions, part: Part) -> ScoreTable:
 
 
 def show_compression(report: CompressionReport, made: Path) -> None:
-    """Print the table, what the test says, and where the page is."""
-    from two_stream.runtime.console import console, say, table
-
+    """Print the table, the verdict of the test, and the path of the page."""
     title = f"{report.after.name} against {report.before.name}"
     console.print(table(title, COLUMNS, report.rows))
     say(report.protocol)
@@ -192,17 +219,17 @@ def show_compression(report: CompressionReport, made: Path) -> None:
 def _check(before: Run, after: Run) -> None:
     if before.class_names != after.class_names:
         raise ScoreError(
-            f"{after.paths.root} and {before.paths.root} know different classes and cannot be compared"
+            f"{after.paths.root} and {before.paths.root} have different classes and cannot be compared"
         )
     if before.experiment.data.split != after.experiment.data.split:
         raise SettingsError(
-            f"{after.paths.root} is of split {after.experiment.data.split} and {before.paths.root} of split "
+            f"{after.paths.root} was trained on split {after.experiment.data.split} and {before.paths.root} on split "
             f"{before.experiment.data.split}; they cannot be compared"
         )
 
 
 def _panel(run: Run, table: ScoreTable) -> Panel:
-    """Return one run as a panel of one training; seeds are set alike, because the runs are paired by video."""
+    """Return one run as a panel of one training; seeds are ignored, because the runs are paired by video."""
     return panel_of(run.paths.root.name, {(run.experiment.data.split, 0): table})
 
 
@@ -230,7 +257,7 @@ def _row(what: str, before: float, after: float) -> list[str]:
 
 
 def _factor(before: float, after: float) -> str:
-    """Return how many times less (or more) it is."""
+    """Return by how much the value fell or rose, as a factor."""
     if before == after:
         return "same"
     if not after or not before:

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from two_stream.evaluation.scores import metrics
 from two_stream.runtime.files import atomic_path
@@ -17,6 +20,10 @@ from two_stream.types import ScoreTable
 _SIZE = (6.4, 4.2)
 """inches"""
 _DPI = 150
+_LINE = 0.17
+"""inches between the names of two points"""
+_WITH_INTERVALS = 8
+"""up to this many points show their intervals"""
 
 
 @dataclass(frozen=True)
@@ -66,26 +73,20 @@ def point_of(table: ScoreTable, multiply_adds: int) -> FigurePoint:
 
 @plain_figures()
 def accuracy_against_cost(points: Sequence[FigurePoint], target: Path) -> None:
-    """Draw top-1 with its 95 % interval against multiply-adds per video (logarithmic)."""
+    """Draw top-1 with its 95 % interval against multiply-adds per video, with the Pareto front.
+
+    Where the views of a score file are unknown, multiply-adds of single views are compared.
+    """
     figure, axes = _figure()
-    counted = all(
-        point.views for point in points
-    )  # else views are unknown for one of them: compare single ones
+    counted = all(point.views for point in points)
+    shown = []
     for point in points:
-        spread = [[100 * (point.accuracy - point.low)], [100 * (point.high - point.accuracy)]]
-        label = f"{point.name} ({point.protocol})" if point.protocol else point.name
-        axes.errorbar(
-            [(point.cost if counted else point.multiply_adds) / 1e9],
-            [100 * point.accuracy],
-            yerr=spread,
-            fmt="o",
-            capsize=3,
-            label=f"{label}, {point.videos} videos",
-        )
-    axes.set_xscale("log")
+        cost = (point.cost if counted else point.multiply_adds) / 1e9
+        name = f"{point.name}\n{', '.join(filter(None, (point.protocol, f'{point.videos} videos')))}"
+        shown.append(CostPoint(name, cost, point.accuracy, point.low, point.high))
+    draw_costs(axes, shown, _SIZE[1], ("tab:blue", "tab:gray", "black"))
     axes.set_xlabel(f"G multiply-adds per {'video' if counted else 'view'}")
     axes.set_ylabel("top-1 accuracy in %, 95 % interval")
-    axes.legend(fontsize=8)
     _save(figure, target)
 
 
@@ -118,3 +119,100 @@ def _figure() -> tuple[Figure, Any]:
 def _save(figure: Figure, target: Path) -> None:
     with atomic_path(target) as part:
         figure.savefig(part, format=target.suffix[1:].lower(), dpi=_DPI)
+
+
+@dataclass(frozen=True)
+class CostPoint:
+    """A network's accuracy and cost."""
+
+    name: str
+    cost: float
+    accuracy: float
+    """share, as the ends of its interval"""
+    low: float
+    high: float
+
+
+def front(points: Sequence[CostPoint]) -> list[CostPoint]:
+    """Return the Pareto front by rising cost: no other point is as good in both values and better in one."""
+
+    def is_beaten(point: CostPoint) -> bool:
+        return any(
+            other.cost <= point.cost
+            and other.accuracy >= point.accuracy
+            and (other.cost, other.accuracy) != (point.cost, point.accuracy)
+            for other in points
+        )
+
+    best = [point for point in points if not is_beaten(point)]
+    return sorted(best, key=lambda point: (point.cost, point.name))
+
+
+def cost_height(count: int) -> float:
+    """Return the inches that axes of `count` points need for their names."""
+    return max(1.9, _LINE * count + 0.3) + 0.5
+
+
+def draw_costs(axis: Axes, points: Sequence[CostPoint], height: float, colours: tuple[str, str, str]) -> None:
+    """Draw accuracy in per cent against cost, with the Pareto front and a column of names.
+
+    Args:
+        axis: Axes to draw on.
+        points: What is drawn; few points also show their intervals.
+        height: Of the axes with their labels, in inches.
+        colours: Of the front, of other points, and of the front's names.
+    """
+    best, (front_colour, other_colour, ink) = front(points), colours
+    costs, values = [point.cost for point in best], [100 * point.accuracy for point in best]
+    axis.step(costs, values, where="post", color=front_colour, linewidth=1.2, alpha=0.7)
+    for point in points:
+        colour = front_colour if point in best else other_colour
+        if len(points) <= _WITH_INTERVALS:
+            ends = [100 * point.low, 100 * point.high]
+            axis.plot([point.cost] * 2, ends, color=colour, linewidth=0.8, alpha=0.5)
+        axis.plot([point.cost], [100 * point.accuracy], "o", color=colour, markersize=6)
+    low, high = min(point.cost for point in points), max(point.cost for point in points)
+    if high > 8 * low > 0:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")  # powers would be written with `$`, which is text here
+        axis.set_xlim(low / 1.2, high * 1.2)
+    else:
+        spread = (high - low) or abs(high) or 1.0
+        axis.set_xlim(low - 0.08 * spread, high + 0.08 * spread)
+        axis.xaxis.set_major_locator(MaxNLocator(5))
+        axis.ticklabel_format(useOffset=False)
+    axis.margins(y=0.06)
+    axis.xaxis.labelpad = 3
+    # names in a column next to the axes, each joined to its point by a thin line; none covers another
+    bottom, top = axis.get_ylim()
+    rising = sorted(points, key=lambda point: point.accuracy)
+    wanted = [(100 * point.accuracy - bottom) / (top - bottom) for point in rising]
+    line = {"arrowstyle": "-", "color": other_colour, "linewidth": 0.5, "alpha": 0.6}
+    lines = 1 + max(point.name.count("\n") for point in points)
+    for place, point in zip(spread_apart(wanted, lines * _LINE / (height - 0.5)), rising, strict=True):
+        axis.annotate(
+            point.name,
+            (point.cost, 100 * point.accuracy),
+            xytext=(1.05, place),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8.0,
+            color=ink if point in best else other_colour,
+            weight="bold" if point in best else "normal",
+            arrowprops={**line, "relpos": (0.0, 0.5), "shrinkA": 1, "shrinkB": 3},
+        )
+
+
+def spread_apart(places: Sequence[float], gap: float) -> list[float]:
+    """Return rising places moved apart to at least `gap`, with the smallest sum of squared moves.
+
+    Places that are too close become a block around their mean (pool adjacent violators on `place - rank × gap`).
+    """
+    blocks: list[list[float]] = []
+    for rank, place in enumerate(places):
+        blocks.append([place - rank * gap])
+        while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
+            last = blocks.pop()
+            blocks[-1] += last
+    flat = [float(np.mean(block)) for block in blocks for _ in block]
+    return [value + rank * gap for rank, value in enumerate(flat)]

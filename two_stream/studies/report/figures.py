@@ -1,11 +1,12 @@
-"""Figures of a study's accuracies and differences, in the style of the run report.
+"""Figures of a study: differences, accuracies, costs, classes and learning curves, in the style of the run report.
 
-Names stand above what they name, over the whole width: they may be long, and a phone is narrow.
+Names are above their rows, over the whole width: they may be long, and a phone is narrow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,34 +16,30 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from two_stream.evaluation.pictures.cost_figure import CostPoint, cost_height, draw_costs
 from two_stream.evaluation.report.page import INK, MUTED, STREAMS, SURFACE, drawing, short, to_svg
 from two_stream.evaluation.scores.statistics import Interval
 from two_stream.studies.statistics.results import Comparison, VariantResult
 
 MORE, LESS, SAME = STREAMS[2], STREAMS[1], MUTED
-"""Colours of more, of less and of what is not told apart."""
+"""Colours of a gain, a loss, and no difference."""
 WIDTH = 4.5
-"""Inches: as wide as a phone, so that letters keep their size there."""
+"""Inches: the width of a phone, so letters keep their size there."""
 _ROW = 0.4
 """Inches of a row with its name above it."""
 _LETTERS = 58
-"""Of a name above a row; more do not fit."""
+"""of a name above a row"""
 MOST_CLASSES = 20
-"""Up to so many classes a figure shows all of them."""
+"""Up to this many classes a figure shows all of them."""
 _HALF = MOST_CLASSES // 2
 _NUMBERED = 12
-"""Up to so many classes a difference of confusions shows its numbers."""
+"""Up to this many classes a difference of confusions shows its numbers."""
 _DEEPEST = 0.42
-"""Of a tint: text stays readable on it, on light and on dark pages."""
+"""Opacity of the deepest tint: text stays readable on light and dark pages."""
 
 
 def forest(comparisons: Sequence[Comparison], level: float = 0.95) -> str:
-    """Draw each difference with its interval around the line of no difference; full marks are significant.
-
-    Args:
-        comparisons: In order; those of one family stand together under its name where there are several families.
-        level: Of the intervals.
-    """
+    """Draw each difference with its interval; filled marks are significant. Several families have their names above."""
     families = list(dict.fromkeys(one.family for one in comparisons))
     rows: list[Comparison | str] = []
     for family in families:
@@ -72,19 +69,18 @@ def _colour(comparison: Comparison) -> str:
 
 def _interval(axis: Axes, interval: Interval, place: float, color: str, *, full: bool = True) -> None:
     axis.plot([100 * interval.low, 100 * interval.high], [place, place], color=color, linewidth=1.8)
-    axis.plot(
-        [100 * interval.value],
-        [place],
-        "o",
-        color=color,
-        markerfacecolor=color if full else SURFACE,
-        markersize=6.0,
-        markeredgewidth=1.5,
-    )
+    filling = color if full else SURFACE
+    mark: dict[str, Any] = {
+        "color": color,
+        "markerfacecolor": filling,
+        "markersize": 6.0,
+        "markeredgewidth": 1.5,
+    }
+    axis.plot([100 * interval.value], [place], "o", **mark)
 
 
 def _named(axis: Axes, names: Sequence[tuple[float, str, str]]) -> None:
-    """Write names above rows, from the left edge on."""
+    """Write names above rows, from the left edge."""
     for place, name, weight in names:
         axis.annotate(
             short(name, _LETTERS),
@@ -102,27 +98,21 @@ def _named(axis: Axes, names: Sequence[tuple[float, str, str]]) -> None:
 def accuracies(
     variants: Sequence[VariantResult], single: Mapping[str, Sequence[float]], metric: str, chance: float
 ) -> str:
-    """Draw each variant's accuracy with its interval, a dot for every run, and the published value where there is one.
+    """Draw each variant's accuracy with its interval, a dot per run (`single`), and the published value.
 
-    Args:
-        variants: From the top.
-        single: By variant: accuracies of its runs.
-        metric: `top-1` or `mAP`.
-        chance: Share that a constant guess gets; marked where it lies near what was reached.
+    Chance, the accuracy of a constant guess, is marked where it is near the accuracies.
     """
     with drawing(_ROW * len(variants) + 1.0, width=WIDTH) as (figure, (axis,)):
         for place, variant in enumerate(variants):
             dots = [100 * value for value in single.get(variant.name, ())]
             if len(dots) > 1:
-                axis.plot(
-                    dots,
-                    [place + 0.22] * len(dots),
-                    "o",
-                    color=STREAMS[0],
-                    alpha=0.55,
-                    markersize=4.0,
-                    markeredgewidth=0,
-                )
+                dot: dict[str, Any] = {
+                    "color": STREAMS[0],
+                    "alpha": 0.55,
+                    "markersize": 4.0,
+                    "markeredgewidth": 0,
+                }
+                axis.plot(dots, [place + 0.22] * len(dots), "o", **dot)
             _interval(axis, variant.accuracy, place, STREAMS[0])
             if variant.published is not None:
                 axis.plot([100 * variant.published.value], [place], "D", color=STREAMS[1], markersize=5.0)
@@ -143,7 +133,7 @@ def accuracies(
 
 
 def class_differences(comparison: Comparison, names: Sequence[str]) -> str | None:
-    """Draw gains and losses by class, sorted; of many classes the largest ones. None where no class is known."""
+    """Draw gains and losses by class, sorted; of many classes the largest ones. None where no class has a value."""
     known = [(value, place) for place, value in enumerate(comparison.per_class) if value is not None]
     if not known:
         return None
@@ -152,13 +142,8 @@ def class_differences(comparison: Comparison, names: Sequence[str]) -> str | Non
         order = order[:_HALF] + order[-_HALF:]
     values = [100 * value for value, _ in order]
     with drawing(0.21 * len(order) + 0.7, width=WIDTH) as (figure, (axis,)):
-        axis.barh(
-            range(len(order)),
-            values,
-            height=0.66,
-            color=[MORE if value > 0 else LESS for value in values],
-            alpha=0.8,
-        )
+        colors = [MORE if value > 0 else LESS for value in values]
+        axis.barh(range(len(order)), values, height=0.66, color=colors, alpha=0.8)
         axis.axvline(0, color=INK, linewidth=1.0)
         axis.set_yticks(range(len(order)), [short(names[place]) for _, place in order], fontsize=8.0)
         axis.set(ylim=(len(order) - 0.4, -0.6), xlabel="difference in points")
@@ -169,12 +154,9 @@ def class_differences(comparison: Comparison, names: Sequence[str]) -> str | Non
 
 
 def confusion_difference(counts_KK: NDArray[np.float64], names: Sequence[str], label: str) -> str:
-    """Draw a difference of two confusion matrices: rows true, columns predicted, colour who has more.
+    """Draw a difference of two confusion matrices: rows true, columns predicted; the colour shows who has more.
 
-    Args:
-        counts_KK: Mean counts of the first minus those of the second.
-        names: Classes.
-        label: What it is, for those who do not see it.
+    The label is the text alternative of the figure.
     """
     classes = len(names)
     most = max(1e-9, float(np.abs(counts_KK).max()))
@@ -203,16 +185,10 @@ def confusion_difference(counts_KK: NDArray[np.float64], names: Sequence[str], l
 
 
 def learning(histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> str | None:
-    """Draw validation over the epochs, each run thin and the mean of a variant's runs thick.
+    """Draw validation over the epochs: thin lines for runs, a thick one for the mean of a variant's runs.
 
-    With few variants they share their axes, loss and accuracy; with many each has axes of its own, with the others'
-    means behind it.
-
-    Args:
-        histories: By variant: the rows of its runs, with `epoch` and any of `val_loss`, `val_top1`, `val_map`.
-
-    Returns:
-        None without anything to draw.
+    Few variants share axes for accuracy and loss. Of many, each has its own axes, with the means of the others behind.
+    The rows of runs have `epoch` and any of `val_loss`, `val_top1`, `val_map`; without values the result is None.
     """
     labels = {
         "val_top1": "validation top-1 (%)",
@@ -269,7 +245,7 @@ def _runs(axis: Axes, runs: Sequence[Sequence[Mapping[str, float]]], key: str, c
 
 
 def _mean(runs: Sequence[Sequence[Mapping[str, float]]], key: str) -> tuple[list[float], list[float]]:
-    """Return the epochs that every run with any value has, and the means there."""
+    """Return the epochs that all runs with values share, and the means there."""
     scale = 1.0 if key.endswith("loss") else 100.0
     tables = [
         {row["epoch"]: scale * row[key] for row in run if key in row and "epoch" in row} for run in runs
@@ -279,3 +255,36 @@ def _mean(runs: Sequence[Sequence[Mapping[str, float]]], key: str) -> tuple[list
         return [], []
     epochs = sorted(set.intersection(*(set(table) for table in tables)))
     return epochs, [float(np.mean([table[epoch] for table in tables])) for epoch in epochs]
+
+
+def cost_axes(variants: Sequence[VariantResult]) -> list[tuple[str, list[CostPoint]]]:
+    """Return the axis label and points of each cost that at least two variants have.
+
+    Multiply-adds are those of a whole video if the views of all variants are known, else of a view.
+    """
+    costs = [(variant, variant.cost) for variant in variants if variant.cost is not None]
+    whole = all(cost.views for _, cost in costs)
+    unit = f"G multiply-adds per {'video' if whole else 'view'}"
+    found: dict[str, list[CostPoint]] = {unit: [], "milliseconds per view": []}
+    for variant, cost in costs:
+        operations = cost.multiply_adds * ((cost.views or 1.0) if whole else 1.0) / 1e9
+        for label, value in zip(found, (operations, cost.latency_ms), strict=True):
+            if value is not None:
+                accuracy = variant.accuracy
+                found[label].append(
+                    CostPoint(short(variant.name), value, accuracy.value, accuracy.low, accuracy.high)
+                )
+    return [(label, points) for label, points in found.items() if len(points) > 1]
+
+
+def pareto(variants: Sequence[VariantResult], metric: str) -> str | None:
+    """Draw accuracy against multiply-adds and latency with the Pareto front; None where costs are unknown."""
+    shown = cost_axes(variants)
+    if not shown:
+        return None
+    height = cost_height(max(len(points) for _, points in shown))
+    with drawing(height * len(shown), len(shown), width=WIDTH) as (figure, axes):
+        for axis, (label, points) in zip(axes, shown):
+            draw_costs(axis, points, height, (STREAMS[2], MUTED, INK))
+            axis.set(xlabel=label, ylabel=f"{metric} (%)")
+        return to_svg(figure, f"{metric} against cost")

@@ -1,70 +1,98 @@
-"""The report of a study: one self-contained page, and the same as Markdown, CSV, JSON and LaTeX."""
+"""The report of a study: a self-contained page, and the same content as Markdown, CSV, JSON and LaTeX."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation.report.page import page_templates
 from two_stream.runtime.files import write_json, write_text
-from two_stream.studies.report import figures, fusion_tables, outputs, variant_tables
-from two_stream.studies.report.class_by_class import class_views
-from two_stream.studies.report.pareto import pareto
-from two_stream.studies.statistics.results import StudyResult
+from two_stream.studies.report import figures, tables
+from two_stream.studies.report.tables import Table, TableCell, number
+from two_stream.studies.statistics.results import Comparison, StudyResult
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_BESIDE = (".json", ".md", ".csv", ".tex")
+_PAIRS = 12
+"""Comparisons shown by class; significant and large ones first."""
+_CELLS = 15
+"""Confusions listed if there are too many classes for a matrix."""
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "−": "$-$",
+    "×": r"$\times$",
+    "·": r"$\cdot$",
+    "–": "--",
+    "…": r"\dots{}",
+}
+_TEX_MARKS = re.compile("|".join(re.escape(mark) for mark in _TEX))
 
 
 def write_study_report(result: StudyResult, out: Path) -> list[Path]:
-    """Write a study's report in every form; each file is whole or absent.
+    """Write a study's report in every form; each file is written completely or not at all.
 
     Args:
-        result: What the study says.
-        out: The page. Beside it, under its name: `.md`, `.csv` (variants), `-comparisons.csv` (where there are any),
-            `.json` (everything; `read_result` reads it back) and `.tex` (a booktabs table).
+        result: The study's result.
+        out: The page. Files with the same stem are written next to it: `.md`, `.csv` (variants), `-comparisons.csv`
+            (if there are any), `.json` (everything; `read_result` reads it) and `.tex` (a booktabs table).
 
     Returns:
         The paths, the page first.
 
     Raises:
-        SettingsError: The name is not one of a page.
+        SettingsError: The name does not end in .html.
     """
     if out.suffix.lower() not in (".html", ".htm"):
         raise SettingsError(
-            f"{out}: the page is HTML; give a name in .html ({', '.join(_BESIDE)} are written beside it)"
+            f"{out}: the page is HTML; give a name in .html (.json, .md, .csv and .tex are written next to it)"
         )
     environment = page_templates(_TEMPLATES)
-    environment.filters["tex"] = outputs.tex
-    shown = _tables(result)
-    facts = {"result": result, "tables": shown, "level": f"{100 * result.level:g} %"}
-    write_text(
-        out,
-        environment.get_template("study.html").render(
-            **facts, figures=_figures(result), classes=class_views(result)
-        ),
+    environment.filters["tex"] = escape_tex
+    facts = {"result": result, "tables": _tables(result), "level": f"{100 * result.level:g} %"}
+    page = environment.get_template("study.html")
+    write_text(out, page.render(**facts, figures=_figures(result), classes=class_views(result)))
+    texts = {
+        ".md": _tidy(environment.get_template("study.md").render(**facts)),
+        ".tex": environment.get_template("study.tex").render(**facts),
+        ".csv": tables.variants_csv(result),
+    }
+    for suffix, text in texts.items():
+        write_text(out.with_suffix(suffix), text)
+    plain = TypeAdapter(StudyResult).dump_python(
+        result, mode="json", warnings=False, fallback=lambda value: np.asarray(value).tolist()
     )
-    markdown, latex = out.with_suffix(".md"), out.with_suffix(".tex")
-    write_text(markdown, outputs.tidy(environment.get_template("study.md").render(**facts)))
-    write_text(latex, environment.get_template("study.tex").render(**facts))
-    written = [out, markdown, latex, out.with_suffix(".csv"), out.with_suffix(".json")]
-    write_text(written[3], outputs.variants_csv(result))
-    write_json(written[4], _plain(result), indent=None)
+    write_json(out.with_suffix(".json"), plain, indent=None)
+    written = [out, *(out.with_suffix(suffix) for suffix in (*texts, ".json"))]
     if result.comparisons:
         written.append(out.with_name(f"{out.stem}-comparisons.csv"))
-        write_text(written[-1], outputs.comparisons_csv(result))
+        write_text(written[-1], tables.comparisons_csv(result))
     return written
 
 
 def read_result(path: Path) -> StudyResult:
-    """Read what `write_study_report` kept as JSON.
+    """Read the JSON file of `write_study_report`.
 
     Raises:
-        ScoreError: Not such a file; names it and what is wrong.
+        ScoreError: The file cannot be read or is something else.
     """
     try:
         return TypeAdapter(StudyResult).validate_json(path.read_bytes())
@@ -81,50 +109,107 @@ def read_result(path: Path) -> StudyResult:
         ) from None
 
 
-def _plain(result: StudyResult) -> Any:
-    """Return a result as JSON takes it; numbers of numpy become Python's."""
-    return TypeAdapter(StudyResult).dump_python(
-        result, mode="json", warnings=False, fallback=lambda value: np.asarray(value).tolist()
-    )
+def escape_tex(text: object) -> str:
+    r"""Escape LaTeX's special characters; a line break becomes a space.
+
+    LaTeX would read a bracket or star at the start as an option of the preceding `\\`; it gets braces.
+    """
+    plain = " ".join(str(text).split())
+    safe = _TEX_MARKS.sub(lambda found: _TEX[found.group()], plain)
+    return "{}" + safe if plain.startswith(("[", "*")) else safe
+
+
+def _tidy(markdown: str) -> str:
+    """Return Markdown without spaces at line ends and without double empty lines."""
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+$", "", markdown, flags=re.MULTILINE)).strip() + "\n"
 
 
 def _tables(result: StudyResult) -> dict[str, Any]:
-    """Return every table of the report by name; None where there is nothing to show."""
-    fusion = result.fusion
+    """Return every table of the report by name; None without content."""
+    fusion, compared = result.fusion, result.comparisons
     return {
-        "variants": variant_tables.variants_table(result) if result.variants else None,
-        "paper": variant_tables.paper_table(result) if result.variants else None,
-        "comparisons": variant_tables.comparisons_table(result) if result.comparisons else None,
-        "mcnemar": variant_tables.mcnemar_table(result)
-        if any(one.mcnemar for one in result.comparisons)
-        else None,
-        "runs": fusion_tables.runs_table(result) if result.runs else None,
-        "matrix": fusion_tables.fusion_matrix(fusion) if fusion and fusion.pairs else None,
-        "pairs": fusion_tables.pairs_table(fusion) if fusion and fusion.pairs else None,
-        "contributions": fusion_tables.contributions_table(result)
-        if fusion and fusion.contributions
-        else None,
-        "agreement": fusion_tables.agreement_table(fusion) if fusion and fusion.agreement else None,
-        "settings": fusion_tables.settings_tables(result),
+        "variants": tables.variants_table(result) if result.variants else None,
+        "paper": tables.variants_table(result, "paper") if result.variants else None,
+        "comparisons": tables.comparisons_table(result) if compared else None,
+        "mcnemar": tables.mcnemar_table(result) if any(one.mcnemar for one in compared) else None,
+        "runs": tables.runs_table(result) if result.runs else None,
+        "matrix": tables.fusion_matrix(fusion) if fusion and fusion.pairs else None,
+        "pairs": tables.pairs_table(fusion) if fusion and fusion.pairs else None,
+        "contributions": tables.contributions_table(result) if fusion and fusion.contributions else None,
+        "agreement": tables.agreement_table(fusion) if fusion and fusion.agreement else None,
+        "settings": tables.settings_tables(result),
     }
 
 
 def _figures(result: StudyResult) -> dict[str, str | None]:
-    """Return the figures as SVG; None where there is nothing to draw."""
+    """Return the figures as SVG; None without content."""
     single = {
         variant.name: [
             run.accuracy for run in result.runs if run.variant == variant.name and run.accuracy is not None
         ]
         for variant in result.variants
     }
-    histories = {
-        variant.name: list(variant.histories.values()) for variant in result.variants if variant.histories
-    }
+    histories = {one.name: list(one.histories.values()) for one in result.variants if one.histories}
+    variants, metric = result.variants, result.metric
     return {
         "forest": figures.forest(result.comparisons, result.level) if result.comparisons else None,
-        "accuracies": figures.accuracies(result.variants, single, result.metric, result.chance)
-        if result.variants
-        else None,
-        "pareto": pareto(result.variants, result.metric),
+        "accuracies": figures.accuracies(variants, single, metric, result.chance) if variants else None,
+        "pareto": figures.pareto(variants, metric),
         "learning": figures.learning(histories),
     }
+
+
+@dataclass(frozen=True)
+class ClassView:
+    """One comparison class by class."""
+
+    title: str
+    verdict: str
+    classes: str | None
+    confusion: str | None = None
+    """SVG, of few classes"""
+    cells: Table | None = None
+    """the confusions that differ most, of many classes"""
+
+
+def class_views(result: StudyResult) -> list[ClassView]:
+    """Return the views of the comparisons that have classes to show, significant and large differences first."""
+    ordered = sorted(result.comparisons, key=lambda one: (not one.significant, -abs(one.difference.value)))
+    views = [_view(result, one) for one in ordered[:_PAIRS]]
+    return [view for view in views if view.classes or view.confusion or view.cells]
+
+
+def _view(result: StudyResult, one: Comparison) -> ClassView:
+    names, title = result.class_names, f"{one.first} − {one.second}"
+    counts = {variant.name: variant.confusion for variant in result.variants}
+    first, second = counts.get(one.first), counts.get(one.second)
+    view = ClassView(title, one.verdict, figures.class_differences(one, names))
+    if first is None or second is None:
+        return view
+    first_KK, second_KK = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if len(names) > figures.MOST_CLASSES:
+        return replace(view, cells=_cells(names, one, first_KK, second_KK))
+    label = f"difference of confusions, {title}"
+    return replace(view, confusion=figures.confusion_difference(first_KK - second_KK, names, label))
+
+
+def _cells(
+    names: Sequence[str], one: Comparison, first_KK: NDArray[np.float64], second_KK: NDArray[np.float64]
+) -> Table:
+    """Return the confusions (off the diagonal) that differ most."""
+    gap_KK = first_KK - second_KK
+    wrong = np.where(np.eye(len(gap_KK), dtype=bool), 0.0, gap_KK)
+    order = np.argsort(-np.abs(wrong), axis=None, kind="stable")[:_CELLS]
+    rows = []
+    for true, predicted in (divmod(place, len(gap_KK)) for place in order.tolist()):
+        if not wrong[true, predicted]:
+            break
+        a, b = float(first_KK[true, predicted]), float(second_KK[true, predicted])
+        classes = [TableCell(names[place], names[place]) for place in (true, predicted)]
+        rows.append([*classes, number(a), number(b), number(a - b, signed=True)])
+    return Table(
+        "Confusions that differ most, in videos (mean over runs).",
+        ["true", "predicted", one.first, one.second, "difference"],
+        [False, False, True, True, True],
+        rows,
+    )

@@ -1,25 +1,35 @@
-"""Running a study: what is missing and nothing else, then the statistics and the report."""
+"""Runs the missing cells of a study, with a live table."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
+
+from rich.live import Live
+from rich.table import Table
 
 from two_stream.config.load import dump
 from two_stream.config.study import DemoData, Study
 from two_stream.data.demo import DemoOptions, write_demo_frames
 from two_stream.errors import SettingsError
-from two_stream.runtime.console import note, warn
+from two_stream.runtime.console import err, note, warn
 from two_stream.runtime.device import pick_device
 from two_stream.runtime.locks import study_lock
 from two_stream.runtime.text import parse_json
 from two_stream.runtime.workers import usable_processes
-from two_stream.studies.running.cells import StudyJob, StudyOutcome, outcome_of, record_outcome, whole
-from two_stream.studies.running.live import LiveTable, show_live, tell
-from two_stream.studies.running.plan import Cell, check_study, folder_of, keep_precision, plan
-from two_stream.studies.running.pool import Event, Running, Slot, run_jobs, slots_for
+from two_stream.studies.running.cells import (
+    StudyJob,
+    StudyOutcome,
+    is_complete,
+    outcome_of,
+    record_outcome,
+)
+from two_stream.studies.running.plan import Cell, check_study, folder_of, keep_precision, plan_cells
+from two_stream.studies.running.pool import Event, Slot, run_jobs, slots_for
 from two_stream.studies.running.stages import StudyStage, stages_of
 
 
@@ -30,33 +40,31 @@ class StudyWorkers:
     jobs: int | None = None
     """at once, per device; None: as many as the settings' threads fit into the processor, one per GPU"""
     devices: tuple[str, ...] = ()
-    """GPUs to spread over; empty: as the settings say"""
+    """GPUs to use; empty: the device of the settings"""
     ray: str | None = None
-    """address of a Ray cluster"""
 
 
 @dataclass(frozen=True)
 class Ran:
-    """What a study's cells came to."""
+    """The cells of a study with their outcomes."""
 
     study: Study
     cells: list[Cell]
     outcomes: list[StudyOutcome | None]
     """of each cell; None: not run"""
     jobs: list[StudyJob]
-    """of each cell"""
 
     @property
     def failed(self) -> int:
-        """Cells without a result."""
+        """Number of cells without a result."""
         return sum(outcome is None or not outcome.done for outcome in self.outcomes)
 
 
 def prepare_data(study: Study, source: object = "study") -> None:
-    """Write the embedded data set where the study asks for it; what is there is kept.
+    """Write the study's demo data set, if it has one; existing files are kept.
 
     Raises:
-        SettingsError: The study is wrong; found out before anything is written.
+        SettingsError: The study is wrong; raised before anything is written.
     """
     check_study(study, source)
     if study.demo is not None:
@@ -64,37 +72,38 @@ def prepare_data(study: Study, source: object = "study") -> None:
 
 
 def demo_options(demo: DemoData) -> DemoOptions:
-    """Return what to draw."""
+    """Return the options of the demo data set."""
     return DemoOptions(seed=demo.seed, theme=demo.theme, groups=demo.groups, takes=demo.takes)
 
 
 def run_study(study: Study, places: StudyWorkers, *, source: object = "study", any_code: bool = False) -> Ran:
-    """Run the cells that are missing, and return what all of them came to.
+    """Run the missing cells, and return the outcomes of all cells.
 
-    A cell that fails is noted and does not stop the others; a study that is interrupted or killed goes on where it was.
-
-    Args:
-        study: The study.
-        places: Where to run.
-        source: What messages name, mostly the study's file.
-        any_code: Take cells that another version of the code has made.
+    A cell that fails does not stop the others. An interrupted or killed study continues where it stopped. `any_code`
+    accepts cells made by another version of the code; `source` names the study in messages.
 
     Raises:
         SettingsError: The study is wrong, or another process runs it.
         DataError: Its data set cannot be read.
         KeyboardInterrupt: It was interrupted; running cells are saved.
     """
-    _check_devices(places.devices)
+    for name in places.devices:
+        try:
+            pick_device(name)
+        except SettingsError:
+            raise SettingsError(
+                f"--devices names {name}, which this machine does not have; omit --devices to use the settings' device"
+            ) from None
     prepare_data(study, source)
     keep_precision(study)
-    cells = plan(study, source)
+    cells = plan_cells(study, source)
     with study_lock(folder_of(study)):
         stages = stages_of(study, cells, source)
         jobs = stages[-1].jobs
         older = _older(stages)
         before = _so_far(jobs, older if any_code else {})
         if not any_code:
-            _tell_outdated(jobs, before, older)
+            _note_outdated(jobs, before, older)
             older = {}
         if not all(outcome is not None and outcome.done for outcome in before):
             moved = _run_first(stages[:-1], places, older)
@@ -103,28 +112,18 @@ def run_study(study: Study, places: StudyWorkers, *, source: object = "study", a
     return Ran(study, cells, list(found), jobs)
 
 
-def look_at(study: Study, *, source: object = "study", any_code: bool = False) -> Ran:
-    """Return what the cells of a study came to so far; runs nothing."""
-    cells = plan(study, source)
+def read_progress(study: Study, *, source: object = "study", any_code: bool = False) -> Ran:
+    """Return the outcomes of a study's cells so far, without running anything."""
+    cells = plan_cells(study, source)
     stages = stages_of(study, cells, source)
     jobs = stages[-1].jobs
     return Ran(study, cells, _so_far(jobs, _older(stages) if any_code else {}), jobs)
 
 
-def _check_devices(names: Sequence[str]) -> None:
-    for name in names:
-        try:
-            pick_device(name)
-        except SettingsError:
-            raise SettingsError(
-                f"--devices names {name}, which this machine does not have; without --devices the settings decide"
-            ) from None
-
-
 def _run_first(
     stages: Sequence[StudyStage], places: StudyWorkers, older: Mapping[str, StudyOutcome]
 ) -> dict[str, str]:
-    """Do what the cells need; return, for results by other code, the folders that stand in place of the usual ones.
+    """Run what the cells need; return the folders of results by other code that replace the usual ones.
 
     Raises:
         SettingsError: Something failed that cells need.
@@ -135,13 +134,13 @@ def _run_first(
         for job, outcome in zip(jobs, _run_stage(replace(stage, jobs=jobs), places, older), strict=True):
             if not outcome.done:
                 raise SettingsError(f"{job.title} failed, and the study needs it: {outcome.reason}")
-            if outcome.run != job.made:
-                moved[job.made] = outcome.run
+            if outcome.run != job.target:
+                moved[job.target] = outcome.run
     return moved
 
 
 def _moved(job: StudyJob, moved: Mapping[str, str]) -> StudyJob:
-    """Return a job that starts from weights and stored features where they are."""
+    """Return a job that reads weights and stored features from their actual folders."""
     experiment = job.settings()
     init, features = (moved.get(str(path)) for path in (experiment.train.init, experiment.data.features))
     if init is None and features is None:
@@ -156,63 +155,52 @@ def _moved(job: StudyJob, moved: Mapping[str, str]) -> StudyJob:
 
 
 def _so_far(jobs: Sequence[StudyJob], older: Mapping[str, StudyOutcome]) -> list[StudyOutcome | None]:
-    """Return how jobs stand, results by other code among them where those are taken."""
+    """Return the outcomes of jobs; `older` are results by other code that may be used."""
     found = []
     for job in jobs:
         outcome = outcome_of(job)
-        if outcome is None and job.loose_key in older and whole(job, older[job.loose_key]):
+        if outcome is None and job.loose_key in older and is_complete(job, older[job.loose_key]):
             outcome = older[job.loose_key]
         found.append(outcome)
     return found
 
 
-def _tell_outdated(
+def _note_outdated(
     jobs: Sequence[StudyJob], before: Sequence[StudyOutcome | None], older: Mapping[str, StudyOutcome]
 ) -> None:
     count = sum(job.loose_key in older and known is None for job, known in zip(jobs, before, strict=True))
     if count:
-        note(
-            f"{count} of {len(jobs)} cells were made by other code and are run again (--any-code takes them)"
-        )
+        note(f"{count} of {len(jobs)} cells were made by other code and are run again (--any-code uses them)")
 
 
 def _run_stage(
     stage: StudyStage, places: StudyWorkers, older: Mapping[str, StudyOutcome]
 ) -> list[StudyOutcome]:
-    """Do the jobs of a stage that are not done; return how each of them stands then."""
+    """Run the missing jobs of a stage; return the outcomes of all of them."""
     slots = _slots(stage.jobs, places)
     board = LiveTable(f"study, {stage.what}", stage.rows, stage.jobs, len(slots))
     for index, outcome in enumerate(_so_far(stage.jobs, older)):
         if outcome is not None and outcome.done:
             board.end(index, outcome, fresh=False)
-    missing = [index for index in range(len(stage.jobs)) if index not in board.ended]
+    missing = {index: job for index, job in enumerate(stage.jobs) if index not in board.ended}
     taken = sum(outcome.key != stage.jobs[index].key for index, outcome in board.ended.items())
     if taken:
-        note(f"{taken} of {len(stage.jobs)} {stage.what} were made by other code and are taken as they are")
+        note(f"{taken} of {len(stage.jobs)} {stage.what} were made by other code and are used as they are")
     if missing:
         note(
             f"{stage.what}: {len(missing)} of {len(stage.jobs)} to run, {min(len(slots), len(missing))} at a time"
         )
-        _run_missing({index: stage.jobs[index] for index in missing}, slots, places, board)
+        with _shown(board), closing(_events(missing, slots, places, board.running)) as events:
+            for index, outcome in filter(None, events):
+                ended = record_outcome(missing[index], outcome) if outcome.state == "failed" else outcome
+                board.end(index, ended)
+                if not err.is_terminal or not ended.done:  # on a terminal the table shows the rest
+                    note(board.line(index))
     return [board.ended[index] for index in range(len(stage.jobs))]
 
 
-def _run_missing(
-    jobs: Mapping[int, StudyJob], slots: list[Slot], places: StudyWorkers, board: LiveTable
-) -> None:
-    with show_live(board), closing(_events(jobs, slots, places, board.running)) as events:
-        for event in events:
-            if event is None:
-                continue
-            index, outcome = event
-            if outcome.state == "failed":
-                outcome = record_outcome(jobs[index], outcome)
-            board.end(index, outcome)
-            tell(board, index)
-
-
 def _events(
-    jobs: Mapping[int, StudyJob], slots: list[Slot], places: StudyWorkers, running: Running
+    jobs: Mapping[int, StudyJob], slots: list[Slot], places: StudyWorkers, running: set[int]
 ) -> Generator[Event]:
     if places.ray is None:
         return run_jobs(jobs, slots, running)
@@ -236,7 +224,7 @@ def _slots(jobs: Sequence[StudyJob], places: StudyWorkers) -> list[Slot]:
 
 
 def _older(stages: Sequence[StudyStage]) -> dict[str, StudyOutcome]:
-    """Return the results by other code that lie beside those of a study's jobs, by the key without the code."""
+    """Return the results by other code in the folders of a study's jobs, by the key without the code."""
     found: dict[str, StudyOutcome] = {}
     jobs = [job for stage in stages for job in stage.jobs]
     wanted, keys = {job.loose_key for job in jobs}, {job.key for job in jobs}
@@ -245,8 +233,105 @@ def _older(stages: Sequence[StudyStage]) -> dict[str, StudyOutcome]:
             try:
                 outcome = StudyOutcome(**parse_json(path.read_text(encoding="utf-8")))
             except (OSError, ValueError, TypeError):
-                warn(f"{path}: damaged, and not looked at")
+                warn(f"{path}: damaged and ignored")
                 continue
             if outcome.done and outcome.loose_key in wanted and outcome.key not in keys:
                 found[outcome.loose_key] = outcome
     return found
+
+
+class LiveTable:
+    """Progress of a study's jobs: cells done, running and failed, and the remaining time."""
+
+    def __init__(self, what: str, rows: Sequence[str], jobs: Sequence[StudyJob], slots: int) -> None:
+        """Create an empty table of all jobs, which run in so many slots; `rows` names the row of each job."""
+        self.what = what
+        self.rows = list(rows)
+        self.jobs = list(jobs)
+        self.slots = slots
+        self.ended: dict[int, StudyOutcome] = {}
+        self.running: set[int] = set()
+        self._fresh: list[float] = []
+        self._begin = time.monotonic()
+
+    def end(self, index: int, outcome: StudyOutcome, *, fresh: bool = True) -> None:
+        """Record the outcome of a job; with `fresh` its time counts for the estimate."""
+        self.ended[index] = outcome
+        if fresh and outcome.done:
+            self._fresh.append(outcome.seconds)
+
+    def left(self) -> float | None:
+        """Return the estimated seconds left; None before the first job has ended."""
+        if not self._fresh:
+            return None
+        usual = mean(self._fresh)
+        open_jobs = [index for index in range(len(self.jobs)) if index not in self.ended]
+        work = sum(usual * (1.0 - self._progress(index)) for index in open_jobs)
+        return work / max(1, min(self.slots, len(open_jobs) or 1))
+
+    def _progress(self, index: int) -> float:
+        """Return the share of a running job's epochs that are done."""
+        job = self.jobs[index]
+        if index not in self.running or not job.epochs:
+            return 0.0
+        try:
+            done = (Path(job.run) / "metrics.jsonl").read_bytes().count(b"\n")
+        except OSError:
+            return 0.0
+        return min(1.0, done / job.epochs)
+
+    def line(self, index: int) -> str:
+        """Return the line for a job that has ended."""
+        outcome, job = self.ended[index], self.jobs[index]
+        count = f"[{len(self.ended)}/{len(self.jobs)}]"
+        if not outcome.done:
+            return f"{count} {job.title}: failed: {outcome.reason}"
+        accuracy = "" if outcome.accuracy is None else f"{100 * outcome.accuracy:.1f} %, "
+        left = self.left()
+        rest = f"; about {_span(left)} left" if left and len(self.ended) < len(self.jobs) else ""
+        return f"{count} {job.title}: {accuracy}{outcome.seconds:.0f} s{rest}"
+
+    def table(self) -> Table:
+        """Return the table with a line per row."""
+        left = self.left()
+        rest = f", about {_span(left)} left" if left else ""
+        passed = _span(time.monotonic() - self._begin)
+        title = f"{self.what}: {len(self.ended)} of {len(self.jobs)} done, {passed} passed{rest}"
+        table = Table(title=title.replace("[", r"\["), title_justify="left", header_style="bold")
+        for column in ("", "done", "running", "failed", "mean so far"):
+            table.add_column(column, justify="left" if not column or column == "running" else "right")
+        for row in dict.fromkeys(self.rows):
+            own = [index for index, name in enumerate(self.rows) if name == row]
+            table.add_row(row.replace("[", r"\["), *self._cells(own))
+        return table
+
+    def _cells(self, own: Sequence[int]) -> list[str]:
+        ended = [self.ended[index] for index in own if index in self.ended]
+        done = [outcome for outcome in ended if outcome.done]
+        found = [outcome.accuracy for outcome in done if outcome.accuracy is not None]
+        running = [index for index in own if index in self.running]
+        failed = len(ended) - len(done)
+        return [
+            f"{len(done)}/{len(own)}",
+            "  ".join(f"{100 * self._progress(index):.0f} %" for index in running),
+            str(failed) if failed else "",
+            f"{100 * mean(found):.1f} %" if found else "",
+        ]
+
+
+def _span(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+@contextmanager
+def _shown(board: LiveTable) -> Iterator[None]:
+    """Show a live table while jobs run; nothing where the output is not a terminal."""
+    if not err.is_terminal:
+        yield
+        return
+    with Live(get_renderable=board.table, console=err, refresh_per_second=2, transient=True):
+        yield

@@ -1,7 +1,7 @@
-"""One cell at a time: what is to be done, doing it, and what is kept of it beside the run folders.
+"""The jobs of a study, and their outcomes.
 
-`<study>/cells/<run>.json` says how a cell ended. A cell counts as done only while the score files named there are
-still the same bytes; what a killed process left behind is gone on with.
+`<study>/cells/<run>.json` stores the outcome of a cell. A cell counts as done only as long as the score files named
+there are unchanged. A job whose process was killed is resumed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from two_stream.config.load import dump, load_experiment, parse_yaml, validate_s
 from two_stream.config.schema import Experiment
 from two_stream.errors import TwoStreamError
 from two_stream.runtime.files import sha256, write_json
-from two_stream.studies.running.plan import start_of
+from two_stream.studies.running.plan import start_digest
 from two_stream.types import Part, RunPaths
 
 Kind = Literal["train", "features"]
@@ -26,41 +26,38 @@ Kind = Literal["train", "features"]
 
 @dataclass(frozen=True)
 class StudyJob:
-    """Something to do in a process of its own; plain values, so that it travels."""
+    """Work for a separate process, as plain values that can be sent to it."""
 
     title: str
-    """how messages call it"""
     experiment: str
     """settings as YAML"""
     record: str
-    """file that says how it ended"""
+    """file for its outcome"""
     log: str
-    """where its output goes"""
     key: str
     loose_key: str = ""
     """the key without the code"""
     kind: Kind = "train"
     parts: tuple[Part, ...] = ("test",)
-    """parts of the data that a trained run is scored on"""
+    """parts of the data on which a trained run is scored"""
     epochs: int = 0
-    """of its training; 0 where none is counted"""
+    """of its training; 0: not counted"""
     run: str = ""
-    """run folder"""
     out: str = ""
-    """features: folder to write"""
+    """folder for features"""
     train_views: int = 1
     maps: bool = False
     threads: int = 0
     device: str = ""
-    """empty: as the settings say"""
+    """empty: that of the settings"""
 
     @property
-    def made(self) -> str:
-        """The folder it writes."""
+    def target(self) -> str:
+        """The folder that it writes."""
         return self.out or self.run
 
     def settings(self) -> Experiment:
-        """Return the experiment, on the device and threads it was given."""
+        """Return the experiment, with the device and threads of the job."""
         experiment = validate_settings(Experiment, parse_yaml(self.experiment, self.title), self.title)
         given: dict[str, Any] = {"device": self.device} if self.device else {}
         if self.threads and not experiment.threads:
@@ -70,7 +67,7 @@ class StudyJob:
 
 @dataclass(frozen=True)
 class StudyOutcome:
-    """How a job ended."""
+    """The outcome of a job."""
 
     state: Literal["done", "failed", "interrupted"]
     key: str = ""
@@ -81,12 +78,11 @@ class StudyOutcome:
     scores: dict[str, list[str]] = field(default_factory=dict)
     """part -> score file and its SHA-256"""
     evaluate: str = ""
-    """how it was scored, as text"""
+    """evaluation settings as JSON"""
     model_sha256: str = ""
-    """of the weights: those it trained, or those whose features it stored"""
+    """of the trained weights, or of those whose features were stored"""
     loose_key: str = ""
     run: str = ""
-    """folder it wrote"""
 
     @property
     def done(self) -> bool:
@@ -107,28 +103,28 @@ def job_of(experiment: Experiment, study: Path, **facts: Any) -> StudyJob:
 
 
 def outcome_of(job: StudyJob) -> StudyOutcome | None:
-    """Return how a job ended, None where it has still to be done.
+    """Return the outcome of a job; None if it has to be run.
 
-    That is so too when its score files are gone or changed, when it was scored in another way, or when other settings,
-    data or code decide its weights.
+    It has to be run again if its score files are missing or changed, if it was scored in another way, or if its
+    settings, data or code have changed.
     """
     try:
-        kept = json.loads(Path(job.record).read_text(encoding="utf-8"))
-        outcome = StudyOutcome(**kept)
+        outcome = StudyOutcome(**json.loads(Path(job.record).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    if outcome.key != job.key or not outcome.done:
-        return None if outcome.key != job.key else outcome
-    return outcome if whole(job, outcome) else None
+    usable = outcome.key == job.key and (not outcome.done or is_complete(job, outcome))
+    return outcome if usable else None
 
 
-def whole(job: StudyJob, outcome: StudyOutcome) -> bool:
-    """Whether a result is there as it was written: score files made in the way asked for, stored features undamaged."""
+def is_complete(job: StudyJob, outcome: StudyOutcome) -> bool:
+    """Whether a result exists unchanged: score files of the job's evaluation, or undamaged stored features."""
     if job.kind == "features":
         return _stored(job, outcome)
     if outcome.evaluate != _scoring(job.settings()) or set(job.parts) - set(outcome.scores):
         return False
-    return all(_same(Path(file), digest) for file, digest in outcome.scores.values())
+    return all(
+        Path(file).is_file() and sha256(Path(file)) == digest for file, digest in outcome.scores.values()
+    )
 
 
 def _stored(job: StudyJob, outcome: StudyOutcome) -> bool:
@@ -136,24 +132,20 @@ def _stored(job: StudyJob, outcome: StudyOutcome) -> bool:
 
     try:
         FeatureCache(outcome.run)
-        return outcome.model_sha256 in ("", start_of(job.settings()))
+        return outcome.model_sha256 in ("", start_digest(job.settings()))
     except TwoStreamError:
         return False
-
-
-def _same(path: Path, digest: str) -> bool:
-    return path.is_file() and sha256(path) == digest
 
 
 def _scoring(experiment: Experiment) -> str:
     return json.dumps(experiment.evaluate.model_dump(mode="json"), sort_keys=True)
 
 
-def do(job: StudyJob) -> StudyOutcome:
-    """Do a job, in this process, and keep how it ended; a mistake in it becomes its outcome.
+def run_job(job: StudyJob) -> StudyOutcome:
+    """Run a job in this process and store its outcome; an error becomes its outcome.
 
     Raises:
-        KeyboardInterrupt: It was asked to stop; what it has is saved.
+        KeyboardInterrupt: It was interrupted; its progress is saved.
     """
     begin = time.monotonic()
     try:
@@ -174,8 +166,8 @@ def do(job: StudyJob) -> StudyOutcome:
 
 
 def record_outcome(job: StudyJob, outcome: StudyOutcome) -> StudyOutcome:
-    """Write down how a job ended."""
-    outcome = replace(outcome, loose_key=job.loose_key, run=job.made)
+    """Store the outcome of a job."""
+    outcome = replace(outcome, loose_key=job.loose_key, run=job.target)
     write_json(Path(job.record), asdict(outcome))
     return outcome
 
@@ -189,8 +181,8 @@ def _trained(job: StudyJob) -> StudyOutcome:
     if experiment.compress.kind != "none":
         from two_stream import compression  # noqa: F401 - registers its extension of the training
     paths = RunPaths(Path(job.run))
-    begun = _begun(experiment, paths)
-    if train(begun or experiment, resume=begun is not None).interrupted is not None:
+    resumed = _resumed(experiment, paths)
+    if train(resumed or experiment, resume=resumed is not None).interrupted is not None:
         return StudyOutcome("interrupted", job.key)
     scores: dict[str, list[str]] = {}
     accuracy = model = None
@@ -212,11 +204,11 @@ def _trained(job: StudyJob) -> StudyOutcome:
     )
 
 
-def _begun(experiment: Experiment, paths: RunPaths) -> Experiment | None:
-    """Return the settings to go on with a run, None where it has still to begin.
+def _resumed(experiment: Experiment, paths: RunPaths) -> Experiment | None:
+    """Return the settings to resume a run; None if it has to start.
 
-    Another evaluation of a head needs other stored features. The training goes on with those that it began with, which
-    hold the same clips (its key says so); where they are gone it begins anew.
+    Another evaluation of a head needs other stored features. The training resumes with those it started with, which
+    contain the same clips (its key guarantees this); if they are missing it restarts.
     """
     if not paths.experiment.is_file():
         return None
@@ -243,7 +235,7 @@ def _features(job: StudyJob) -> StudyOutcome:
     write_features(
         model, experiment, Path(job.out), train_views=job.train_views, maps=job.maps, overwrite=True
     )
-    return StudyOutcome("done", job.key, model_sha256=start_of(experiment))
+    return StudyOutcome("done", job.key, model_sha256=start_digest(experiment))
 
 
 def to_wire(value: StudyJob | StudyOutcome) -> bytes:
@@ -252,6 +244,5 @@ def to_wire(value: StudyJob | StudyOutcome) -> bytes:
 
 
 def job_from(values: Mapping[str, Any]) -> StudyJob:
-    """Read a job back."""
-    parts: Sequence[Part] = values["parts"]
-    return StudyJob(**{**values, "parts": tuple(parts)})
+    """Return the job from the values of a line."""
+    return StudyJob(**{**values, "parts": tuple(values["parts"])})

@@ -1,7 +1,7 @@
 """The cells of a study: every variant on every split with every seed, each with its key.
 
-A key is the hash of what decides a cell's weights: its settings, the code that computes and the data's lists. What may
-differ without changing them (device, threads, folders, how it is evaluated) is left out.
+A key is the hash of everything that determines a cell's weights: its settings, the code and the lists of the data set.
+Settings that do not change the weights (device, threads, folders, evaluation) are not part of it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from two_stream.runtime.provenance import source_digest
 from two_stream.studies.running.variants import (
     Variant,
     baseline_settings,
-    merged,
-    nested,
+    merge_settings,
+    nest_settings,
     pairs_of,
     variants_of,
 )
@@ -44,17 +44,17 @@ from two_stream.video.extraction.one_video import extraction_settings
 _PLACES = ("data.features", "data.dataset", "data.settings_root", "data.shards")
 _RUNS = ("train.init", "compress.source", "compress.teachers")
 _FREE = (*FREE_ON_RESUME, "name", "train.log_images", *_RUNS, *_PLACES)
-"""settings that are no part of a key: they decide nothing, or stand in it as the hash of what they point to"""
+"""settings that are not part of a key: they have no effect, or the key has the hash of what they point to"""
 _SHARED = {
     "data": ("dataset", "settings_root", "source", "shards", "backend", "flow", "on_error", "workers"),
     "": ("device", "threads", "deterministic"),
 }
-"""settings of a study's base that its baseline has too: which videos, read how, and where it runs"""
+"""settings of a study's base that its baseline shares: videos, how they are read, and where it runs"""
 PRECISION = "precision.txt"
-"""in a study's folder: what `evaluate.precision: auto` means there"""
+"""file in a study's folder: the precision that `evaluate.precision: auto` stands for"""
 _LISTS: tuple[Part, Part] = ("train", "test")
 _OF_FEATURES = ("model.head", "model.dropout", "model.dense")
-"""parts of a variant's model that its frozen backbone does not depend on"""
+"""settings of a variant's model that do not affect its frozen backbone"""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,6 @@ class Cell:
     experiment: Experiment
     key: str
     loose_key: str
-    """the key without the code"""
 
     @property
     def folder(self) -> Path:
@@ -76,62 +75,60 @@ class Cell:
 
     @property
     def title(self) -> str:
-        """How messages call it."""
+        """Its name in messages."""
         return f"{self.variant}, split {self.split}, seed {self.seed}"
 
 
 def load_study(path: Path | str) -> Study:
-    """Read a study file; its paths are made relative to the working folder.
+    """Read a study file; a relative `base` is looked up next to it, then in the working folder.
 
     Raises:
-        SettingsError: Naming the file, the key, the value and what was expected.
+        SettingsError: Names the file, the key, the value and what was expected.
     """
     path = Path(path)
     study = validate_settings(Study, read_yaml(path), path)
     if study.base is not None and not study.base.is_absolute():
-        beside = path.parent / study.base
-        study = study.model_copy(update={"base": beside if beside.is_file() else study.base})
+        base = path.parent / study.base
+        study = study.model_copy(update={"base": base if base.is_file() else study.base})
     return study
 
 
 def folder_of(study: Study) -> Path:
-    """Return the folder that everything of a study lies in."""
+    """Return the folder of a study."""
     return study.out / study.name
 
 
 def base_settings(study: Study) -> dict[str, Any]:
-    """Return the nested settings that every variant departs from."""
+    """Return the nested settings that all variants are based on."""
     settings = read_yaml(study.base) if study.base is not None else {}
-    settings = merged(settings, nested(study.settings))
+    settings = merge_settings(settings, nest_settings(study.settings))
     if study.demo is not None:
-        where = nested({"data.dataset": str(study.demo.out / "dataset.yaml"), "data.source": "frames"})
-        settings = merged(settings, where)
-    kept = folder_of(study) / PRECISION
-    if kept.is_file() and (settings.get("evaluate") or {}).get("precision", "auto") == "auto":
-        settings = merged(settings, {"evaluate": {"precision": kept.read_text(encoding="utf-8").strip()}})
+        where = nest_settings({"data.dataset": str(study.demo.out / "dataset.yaml"), "data.source": "frames"})
+        settings = merge_settings(settings, where)
+    stored = folder_of(study) / PRECISION
+    if stored.is_file() and (settings.get("evaluate") or {}).get("precision", "auto") == "auto":
+        settings = merge_settings(
+            settings, {"evaluate": {"precision": stored.read_text(encoding="utf-8").strip()}}
+        )
     return settings
 
 
 def keep_precision(study: Study) -> None:
-    """Write into a study's folder, once, which precision `auto` means on the machine that makes it.
+    """Store once which precision `auto` stands for on the machine that creates the study.
 
-    So its cells are scored alike on every machine of a cluster; CPUs without bf16 compute it more slowly.
+    Its cells are then scored in one precision on every machine of a cluster; CPUs without bf16 are slower.
     """
-    kept = folder_of(study) / PRECISION
-    if not kept.is_file():
+    stored = folder_of(study) / PRECISION
+    if not stored.is_file():
         device = str(base_settings(study).get("device", "auto"))
-        write_text(kept, resolve_precision("auto", pick_device(device)) + "\n")
+        write_text(stored, resolve_precision("auto", pick_device(device)) + "\n")
 
 
-def plan(study: Study, source: object = "study") -> list[Cell]:
+def plan_cells(study: Study, source: object = "study") -> list[Cell]:
     """Return the cells of a study, seed by seed, so that every variant has its first result early.
 
-    Args:
-        study: The study.
-        source: What messages name, mostly its file.
-
     Raises:
-        SettingsError: A variant's settings are wrong; names it.
+        SettingsError: A variant's settings are wrong; names it and the source.
         DataError: The lists of a data set cannot be read.
     """
     variants = check_study(study, source)
@@ -144,19 +141,19 @@ def plan(study: Study, source: object = "study") -> list[Cell]:
 
 
 def check_study(study: Study, source: object = "study") -> list[Variant]:
-    """Return a study's variants, after a look at everything that can be wrong with them without any data.
+    """Return a study's variants after checking everything that needs no data.
 
     Raises:
-        SettingsError: Their settings, or what is to be compared, is wrong; names source and variant.
+        SettingsError: Settings or comparisons are wrong; names source and variant.
     """
     if set(study.name) == {"."}:
-        raise SettingsError(f"{source}: `name` is {study.name!r}: expected one that a folder can have")
+        raise SettingsError(f"{source}: `name` is {study.name!r}: expected a valid folder name")
     with _naming(source):
         variants = variants_of(study)
     for variant in variants:
         settings = _settings_of(study, variant)
-        if study.features is not None and not variant.baseline:  # what its cells cannot read is wrong now
-            settings = merged(settings, {"data": {"features": "features"}})
+        if study.features is not None and not variant.baseline:  # settings that need frames fail now
+            settings = merge_settings(settings, {"data": {"features": "features"}})
         _experiment(study, settings, study.splits[0], study.seeds[0], f"{source}: variant {variant.name!r}")
     with _naming(source):
         pairs_of(study, variants)
@@ -172,22 +169,23 @@ def _naming(source: object) -> Iterator[None]:
 
 
 def variant_experiment(study: Study, variant: Variant, split: int, seed: int, source: object) -> Experiment:
-    """Return the settings of a variant on a split with a seed; looks at no data.
+    """Return the settings of a variant on a split with a seed, without reading data.
 
     Raises:
         SettingsError: They are wrong; names source and variant.
     """
-    return _experiment(
-        study, _settings_of(study, variant), split, seed, f"{source}: variant {variant.name!r}"
-    )
+    where = f"{source}: variant {variant.name!r}"
+    return _experiment(study, _settings_of(study, variant), split, seed, where)
 
 
 def _settings_of(study: Study, variant: Variant) -> dict[str, Any]:
-    settings = merged(base_settings(study), variant.changes)
+    settings = merge_settings(base_settings(study), variant.changes)
     if variant.baseline:
         return _of_baseline(settings)
     if study.features is not None:
-        return merged(settings, {"train": {"freeze_until": _frozen(settings)}})
+        given = (settings.get("train") or {}).get("freeze_until")
+        until = given if given in ("backbone", "head") else "backbone"
+        return merge_settings(settings, {"train": {"freeze_until": until}})
     return settings
 
 
@@ -197,47 +195,44 @@ def _of_baseline(base: Mapping[str, Any]) -> dict[str, Any]:
     for section, names in _SHARED.items():
         given = base.get(section) or {} if section else base
         kept = {name: given[name] for name in names if name in given}
-        settings = merged(settings, {section: kept} if section else kept)
+        settings = merge_settings(settings, {section: kept} if section else kept)
     return settings
 
 
 def _cell(study: Study, variant: Variant, split: int, seed: int, source: object) -> Cell:
     experiment = variant_experiment(study, variant, split, seed, source)
     with _naming(f"{source}: variant {variant.name!r}"):
-        start = loose = start_of(experiment)
+        start = loose = start_digest(experiment)
         taught = _taught_by(experiment)
     if variant.baseline:
-        return named(experiment, variant.name, split, seed, start=(start, loose))
+        return name_cell(experiment, variant.name, split, seed, start=(start, loose))
     if study.features is not None and study.features.backbone is not None:
         backbone = backbone_cell(study, variant, split, source)
         start, loose = backbone.key, backbone.loose_key
     extra: Any = None if study.features is None else study.features.model_dump(mode="json")
-    return named(experiment, variant.name, split, seed, start=(start, loose), extra=taught or extra)
-
-
-def _frozen(settings: Mapping[str, Any]) -> str:
-    given = (settings.get("train") or {}).get("freeze_until")
-    return given if given in ("backbone", "head") else "backbone"
+    return name_cell(experiment, variant.name, split, seed, start=(start, loose), extra=taught or extra)
 
 
 def backbone_cell(study: Study, variant: Variant, split: int, source: object) -> Cell:
-    """Return the run whose frozen backbone serves a variant's cells: the same one for all variants of one backbone.
+    """Return the run that trains a variant's frozen backbone with the study's first seed.
 
-    It is trained with the study's first seed.
+    Variants with the same backbone share it.
     """
     assert study.features is not None
     changes = _without(variant.changes, _OF_FEATURES)
     kept: Changes = {key: changes[key] for key in ("model", "data") if key in changes}
-    settings = merged(merged(base_settings(study), kept), nested(study.features.backbone or {}))
+    settings = merge_settings(
+        merge_settings(base_settings(study), kept), nest_settings(study.features.backbone or {})
+    )
     where = f"{source}: `features.backbone` of variant {variant.name!r}"
     experiment = _experiment(study, settings, split, study.seeds[0], where)
-    start = start_of(experiment)
-    return named(experiment, "backbone", split, study.seeds[0], start=(start, start))
+    start = start_digest(experiment)
+    return name_cell(experiment, "backbone", split, study.seeds[0], start=(start, start))
 
 
 def _without(settings: Mapping[str, Any], names: tuple[str, ...]) -> Changes:
     """Return nested settings without some dotted keys."""
-    made = merged({}, settings)
+    made = merge_settings({}, settings)
     for name in names:
         *path, last = name.split(".")
         inner = made
@@ -249,13 +244,13 @@ def _without(settings: Mapping[str, Any], names: tuple[str, ...]) -> Changes:
 
 def _experiment(study: Study, settings: Mapping[str, Any], split: int, seed: int, where: str) -> Experiment:
     folder = {"runs": str(folder_of(study) / "runs"), "seed": seed, "data": {"split": split}}
-    experiment = validate_settings(Experiment, merged(settings, folder), where)
+    experiment = validate_settings(Experiment, merge_settings(settings, folder), where)
     if study.part == "val" and experiment.train.selection == "paper":
         raise SettingsError(f"{where}: `part: val` is the test part under `train.selection: paper`")
     return experiment
 
 
-def named(
+def name_cell(
     experiment: Experiment,
     variant: str,
     split: int,
@@ -264,17 +259,16 @@ def named(
     start: tuple[str, str] = ("", ""),
     extra: Any = None,
 ) -> Cell:
-    """Return a cell with its key, its experiment named after it.
+    """Return a cell with its key; its experiment is named after it.
 
-    Args:
-        experiment: Resolved settings.
-        variant: Name of the variant.
-        split: Official split.
-        seed: Seed.
-        start: Hash of the weights it starts from, with the code that made them and without.
-        extra: What else decides its weights.
+    `start` are the hashes of the weights that it starts from, with and without the code that made them; `extra` are
+    other values that determine its weights.
     """
-    facts = {"settings": identity(experiment), "data": data_digest(experiment), "extra": extra}
+    data = experiment.data
+    lists = _digest(
+        data.dataset, data.settings_root, experiment.model.modality, data.split, data.source, data.shards
+    )
+    facts = {"settings": identity(experiment), "data": lists, "extra": extra}
     exact, loose = (digest_of({**facts, "start": digest}) for digest in start)
     key = digest_of([exact, source_digest()])
     slug = re.sub(r"[^\w.+-]+", "_", variant).strip("_")[:60]
@@ -288,9 +282,9 @@ def digest_of(facts: Any) -> str:
 
 
 def identity(experiment: Experiment) -> dict[str, Any]:
-    """Return the settings that decide a run's weights, where they are not the defaults.
+    """Return the settings that determine a run's weights and differ from the defaults.
 
-    So a new option of a later version, left at its default, makes no other run of it.
+    A new option of a later version therefore does not change the key while it has its default.
     """
     settings = flatten(_departures(experiment))
     return {
@@ -301,7 +295,7 @@ def identity(experiment: Experiment) -> dict[str, Any]:
 
 
 def _departures(options: BaseModel) -> dict[str, Any]:
-    """Return the values that are not their field's default, and the kind of every part."""
+    """Return the values that differ from their field's default, and the kind of every part."""
     plain = options.model_dump(mode="json")
     found: dict[str, Any] = {}
     for name, field in type(options).model_fields.items():
@@ -313,11 +307,11 @@ def _departures(options: BaseModel) -> dict[str, Any]:
     return found
 
 
-def start_of(experiment: Experiment) -> str:
-    """Return the hash of the weights a run starts from: a file, or a run folder's best; empty without any.
+def start_digest(experiment: Experiment) -> str:
+    """Return the hash of the weights a run starts from: a file, or a run folder's best; empty without weights.
 
     Raises:
-        SettingsError: There is no such file or run.
+        SettingsError: No such file or run.
     """
     name, init = "train.init", experiment.train.init
     if init is None:
@@ -328,7 +322,7 @@ def start_of(experiment: Experiment) -> str:
 
 
 def _taught_by(experiment: Experiment) -> list[str]:
-    """Return the hashes of the teachers' weights; none without distillation, which goes with no stored features."""
+    """Return the hashes of the teachers' weights; empty without distillation."""
     teachers = getattr(experiment.compress, "teachers", ())
     return [_weights_digest("compress.teachers", teacher) for teacher in teachers]
 
@@ -340,23 +334,12 @@ def _weights_digest(name: str, where: Path) -> str:
         weights = complete_folder(where / folder) / "model.safetensors"
         if weights.is_file():
             return sha256(weights)
-    raise SettingsError(f"`{name}` is {where}: no such file, and no run folder with weights")
-
-
-def data_digest(experiment: Experiment) -> str:
-    """Return the hash of a data set's lists and of how its frames were made.
-
-    Raises:
-        DataError: It is not on this machine, or a list is missing.
-    """
-    data = experiment.data
-    return _digest(
-        data.dataset, data.settings_root, experiment.model.modality, data.split, data.source, data.shards
-    )
+    raise SettingsError(f"`{name}` is {where}: neither a file nor a run folder with weights")
 
 
 @cache
 def _digest(dataset: str, root: Path, modality: Modality, split: int, source: str, shards: str | None) -> str:
+    """Return the hash of a data set's lists and of how its frames were extracted."""
     record = load_record(dataset, root)
     train, test = (load_part(record, modality, split, part, selection="paper") for part in _LISTS)
     made = (

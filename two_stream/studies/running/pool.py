@@ -1,6 +1,6 @@
-"""Jobs over processes of this machine: one after another, several at once, or one (or several) per GPU.
+"""Runs jobs in processes of this machine: one after another, several at once, or one or more per GPU.
 
-A job that crashes its process is a failed job, not the end of the study; the next one gets a new process.
+A job that crashes its process is a failed job; the next one gets a new process.
 """
 
 from __future__ import annotations
@@ -15,90 +15,78 @@ import time
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
 from two_stream.studies.running.cells import StudyJob, StudyOutcome, to_wire
 
 TICK = 0.5
-"""seconds between looks at what runs"""
+"""seconds between checks of the processes"""
 _SAVING = 60.0
-"""seconds that processes get to save what they train when the study is stopped"""
+"""seconds for the processes to save their trainings when the study is stopped"""
 
 
 @dataclass
 class Slot:
-    """A place where one job at a time runs."""
+    """A worker process, which runs one job at a time."""
 
     device: str = ""
-    """empty: as the job's settings say"""
+    """empty: that of the job's settings"""
     threads: int = 0
-    """0: as the job's settings say"""
+    """0: those of the job's settings"""
     job: int | None = None
-    since: float = 0.0
     process: subprocess.Popen[bytes] | None = None
-    heard: bytes = b""
+    received: bytes = b""
 
 
-@dataclass
-class Running:
-    """What runs now, for the display; filled by `run_jobs`."""
-
-    jobs: dict[int, float] = field(default_factory=dict)
-    """job -> time it began (monotonic)"""
-
-
-_Heard = tuple[Slot, subprocess.Popen[bytes], bytes]
-"""what a process said; nothing: its output has ended"""
+_Received = tuple[Slot, subprocess.Popen[bytes], bytes]
+"""output of a process; empty: its output has ended"""
 _KILLED = 9
 """number of SIGKILL, a name that Windows does not know"""
 Event = tuple[int, StudyOutcome] | None
-"""A job and how it ended; None: nothing happened for a moment."""
+"""A job and its outcome; None: nothing happened for a moment."""
 
 
-def run_jobs(jobs: Mapping[int, StudyJob], slots: Sequence[Slot], running: Running) -> Generator[Event]:
-    """Do jobs and yield (index, outcome) as they end, and None from time to time.
+def run_jobs(jobs: Mapping[int, StudyJob], slots: Sequence[Slot], running: set[int]) -> Generator[Event]:
+    """Run jobs in their order and yield (index, outcome) as they end, and None from time to time.
 
-    Closing the generator stops the processes; they save what they train first.
-
-    Args:
-        jobs: By index, in the order in which they are to begin.
-        slots: Where they run.
-        running: Kept up to date.
+    `running` is updated with the indices of running jobs. Closing the generator stops the processes, which save their
+    trainings first.
     """
     waiting = deque(jobs)
-    heard: queue.Queue[_Heard] = queue.Queue()
+    received: queue.Queue[_Received] = queue.Queue()
     try:
         while waiting or any(slot.job is not None for slot in slots):
             for slot in slots:
                 if slot.job is None and waiting:
-                    _give(slot, waiting.popleft(), jobs, heard)
-            running.jobs = {slot.job: slot.since for slot in slots if slot.job is not None}
-            ended = list(_ended(jobs, heard))
+                    _give(slot, waiting.popleft(), jobs, received)
+            running.clear()
+            running.update(slot.job for slot in slots if slot.job is not None)
+            ended = list(_ended(jobs, received))
             yield from ended
             if not ended:
                 yield None
     finally:
-        running.jobs = {}
+        running.clear()
         _stop(slots)
 
 
-def _give(slot: Slot, index: int, jobs: Mapping[int, StudyJob], heard: queue.Queue[_Heard]) -> None:
+def _give(slot: Slot, index: int, jobs: Mapping[int, StudyJob], received: queue.Queue[_Received]) -> None:
     if slot.process is None or slot.process.poll() is not None:
-        slot.process, slot.heard = _started(), b""
-        threading.Thread(target=_listen, args=(slot, slot.process, heard), daemon=True).start()
-    slot.job, slot.since = index, time.monotonic()
+        slot.process, slot.received = _started(), b""
+        threading.Thread(target=_listen, args=(slot, slot.process, received), daemon=True).start()
+    slot.job = index
     job = jobs[index]
     sent = replace(job, device=slot.device or job.device, threads=slot.threads or job.threads)
     pipe = _pipe(slot.process.stdin)
-    with suppress(BrokenPipeError):  # it died at its start; that is noticed when it is looked at
+    with suppress(BrokenPipeError):  # it died at its start, which `_ended` reports
         pipe.write(to_wire(sent))
         pipe.flush()
 
 
 def _started() -> subprocess.Popen[bytes]:
-    # -P: not the current folder, whose modules may be a stranger's; the package is found also where it is not installed
+    # -P keeps modules of the current folder out; the package is found even if it is not installed
     package = str(Path(__file__).resolve().parents[3])
     paths = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
@@ -110,12 +98,12 @@ def _started() -> subprocess.Popen[bytes]:
     )
 
 
-def _listen(slot: Slot, process: subprocess.Popen[bytes], heard: queue.Queue[_Heard]) -> None:
-    """Pass on what a process says; Windows can wait for several pipes in threads alone."""
-    with _pipe(process.stdout) as said:
-        while part := os.read(said.fileno(), 1 << 16):
-            heard.put((slot, process, part))
-    heard.put((slot, process, b""))
+def _listen(slot: Slot, process: subprocess.Popen[bytes], received: queue.Queue[_Received]) -> None:
+    """Forward the output of a process; on Windows only threads can wait for several pipes."""
+    with _pipe(process.stdout) as output:
+        while part := os.read(output.fileno(), 1 << 16):
+            received.put((slot, process, part))
+    received.put((slot, process, b""))
 
 
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
@@ -123,19 +111,20 @@ def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
     return pipe
 
 
-def _ended(jobs: Mapping[int, StudyJob], heard: queue.Queue[_Heard]) -> Generator[tuple[int, StudyOutcome]]:
-    """Wait a moment and yield the jobs that ended, by an answer or by the end of their process."""
+def _ended(
+    jobs: Mapping[int, StudyJob], received: queue.Queue[_Received]
+) -> Generator[tuple[int, StudyOutcome]]:
+    """Wait a moment and yield the jobs that ended, with an answer or with their process."""
     with suppress(queue.Empty):
-        slot, process, said = heard.get(timeout=TICK)
+        slot, process, output = received.get(timeout=TICK)
         if slot.process is process:
-            slot.heard += said
-        if b"\n" in slot.heard and slot.job is not None:
-            line, slot.heard = slot.heard.split(b"\n", 1)
+            slot.received += output
+        if b"\n" in slot.received and slot.job is not None:
+            line, slot.received = slot.received.split(b"\n", 1)
             index, slot.job = slot.job, None
             yield index, StudyOutcome(**json.loads(line))
-        if (
-            not said and slot.process is process
-        ):  # else it ended between two jobs, and another has its place by now
+        # a process that ended between two jobs may already have been replaced
+        if not output and slot.process is process:
             slot.process = None
             if slot.job is not None:
                 index, slot.job = slot.job, None
@@ -145,17 +134,17 @@ def _ended(jobs: Mapping[int, StudyJob], heard: queue.Queue[_Heard]) -> Generato
 def _death(process: subprocess.Popen[bytes], job: StudyJob) -> str:
     code = process.wait()
     if code == -_KILLED:
-        return f"its process was killed (signal 9: often too little memory; fewer --jobs need less); see {job.log}"
+        return f"its process was killed (signal 9, often for lack of memory; use fewer --jobs); see {job.log}"
     what = f"signal {-code}" if code < 0 else f"exit code {code}"
     return f"its process ended with {what}; see {job.log}"
 
 
 def _stop(slots: Sequence[Slot]) -> None:
-    """End the processes: those that train save first, those that do not heed are killed."""
+    """Stop the processes: trainings are saved first; those that do not stop in time are killed."""
     alive = [slot.process for slot in slots if slot.process is not None and slot.process.poll() is None]
     for process in alive:
         with suppress(BrokenPipeError):
-            _pipe(process.stdin).close()  # the end of its input is the sign to stop
+            _pipe(process.stdin).close()  # the end of its input tells it to stop
     end = time.monotonic() + _SAVING
     for process in alive:
         try:
@@ -166,12 +155,9 @@ def _stop(slots: Sequence[Slot]) -> None:
 
 
 def slots_for(devices: Sequence[str], jobs: int, cores: int) -> list[Slot]:
-    """Return the slots of a study.
+    """Return the slots of a study: `jobs` per device, sharing the processor's cores.
 
-    Args:
-        devices: GPUs, or `cpu`, or nothing: as each job's settings say.
-        jobs: Slots per device.
-        cores: Processor cores, which the slots share.
+    Without devices each job runs on the device of its settings.
     """
     names = list(devices) or [""]
     threads = max(1, cores // (jobs * len(names))) if jobs * len(names) > 1 else 0

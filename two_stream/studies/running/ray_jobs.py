@@ -1,12 +1,11 @@
-"""The jobs of a study on a Ray cluster: the same jobs and the same files as with the local processes.
+"""Runs the jobs of a study on a Ray cluster, with the same files as the local processes.
 
-Every machine works in the same folders, so all of them must see the study's folder and the data under the same paths.
+All machines must see the study's folder and the data under the same paths.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from collections import deque
 from collections.abc import Generator, Mapping
 from dataclasses import replace
@@ -15,23 +14,23 @@ from typing import Any
 
 from two_stream.errors import DataError
 from two_stream.runtime.provenance import source_digest
-from two_stream.studies.running.cells import StudyJob, StudyOutcome, do
-from two_stream.studies.running.pool import TICK, Event, Running
-from two_stream.video.extraction.ray_pool import cancel_tasks, connect_ray, describe_ray_error, import_ray
+from two_stream.studies.running.cells import StudyJob, StudyOutcome, run_job
+from two_stream.studies.running.pool import TICK, Event
+from two_stream.video.extraction.ray_pool import (
+    cancel_tasks,
+    connect_ray,
+    describe_ray_error,
+    import_ray,
+)
 
 
 def run_on_ray(
-    jobs: Mapping[int, StudyJob], address: str, running: Running, *, per_gpu: int = 1
+    jobs: Mapping[int, StudyJob], address: str, running: set[int], *, per_gpu: int = 1
 ) -> Generator[Event]:
-    """Do jobs on a cluster and yield (index, outcome) as they end, and None from time to time.
+    """Run jobs on a cluster in their order and yield (index, outcome) as they end, and None from time to time.
 
-    Closing the generator interrupts the tasks, which save what they train.
-
-    Args:
-        jobs: By index, in the order in which they are to begin.
-        address: `host:port`, `auto`, `ray://…`, or `local`.
-        running: Kept up to date.
-        per_gpu: Jobs that share a GPU, where the cluster has any.
+    Closing the generator interrupts the tasks, which save their trainings. The address is `host:port`, `auto`,
+    `ray://…` or `local`; `per_gpu` jobs share a GPU, if the cluster has GPUs.
 
     Raises:
         SettingsError: Ray is not installed or not reachable.
@@ -50,23 +49,23 @@ def run_on_ray(
                     placed = task.options(num_cpus=threads, num_gpus=gpus, max_retries=0)
                     reference = placed.remote(jobs[index], str(Path.cwd()), source_digest())
                     out[reference] = index
-                    running.jobs[index] = time.monotonic()
+                    running.add(index)
                 ready, _ = ray.wait(list(out), num_returns=1, timeout=TICK)
                 for reference in ready:
                     index = out.pop(reference)
-                    running.jobs.pop(index, None)
+                    running.discard(index)
                     yield index, _outcome(ray, reference, jobs[index])
                 if not ready:
                     yield None
         finally:
-            running.jobs.clear()
+            running.clear()
             cancel_tasks(ray, list(out))
 
 
 def _room(ray: Any, gpus: float) -> int:
-    """Return how many tasks may be out; the cluster may have grown since the last look."""
-    there = ray.cluster_resources()
-    return max(1, int(there.get("GPU", 0) / gpus) if gpus else int(there.get("CPU", 1)))
+    """Return how many tasks may run; the cluster may have grown."""
+    found = ray.cluster_resources()
+    return max(1, int(found.get("GPU", 0) / gpus) if gpus else int(found.get("CPU", 1)))
 
 
 def _outcome(ray: Any, reference: Any, job: StudyJob) -> StudyOutcome:
@@ -78,18 +77,18 @@ def _outcome(ray: Any, reference: Any, job: StudyJob) -> StudyOutcome:
 
 
 def work(job: StudyJob, folder: str, code: str) -> StudyOutcome:
-    """Body of a task: do a job where the study's own process works, with one thread unless the settings say more.
+    """Body of a task: run a job in the study's working folder, with one thread unless the settings have more.
 
     Raises:
-        DataError: This machine has other code, or does not see the study's folder.
+        DataError: This machine has other code or cannot see the study's folder.
     """
     if source_digest() != code:
         raise DataError(
-            "this machine of the cluster has other code of two-stream; install the same version there"
+            "a machine of the cluster has another version of two-stream; install the same version on all machines"
         )
     os.chdir(folder)
     if not Path(job.record).parent.parent.is_dir():
         raise DataError(
-            f"this machine of the cluster does not see {Path(job.record).parent.parent.absolute()}"
+            f"a machine of the cluster does not see {Path(job.record).parent.parent.absolute()}; share the folder"
         )
-    return do(replace(job, threads=job.threads or 1))
+    return run_job(replace(job, threads=job.threads or 1))

@@ -1,4 +1,4 @@
-"""The jobs of a study in the order of what needs what: backbones, their stored features, cells."""
+"""The jobs of a study in the order of their dependencies: backbones, stored features, cells."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from two_stream.config.study import Study
 from two_stream.errors import SettingsError
 from two_stream.profiling.costs import meta_model
 from two_stream.studies.running.cells import StudyJob, job_of
-from two_stream.studies.running.plan import Cell, backbone_cell, digest_of, folder_of, named, start_of
+from two_stream.studies.running.plan import Cell, backbone_cell, digest_of, folder_of, name_cell, start_digest
 from two_stream.studies.running.variants import Variant, variants_of
 from two_stream.types import Part
 
@@ -25,12 +25,12 @@ _OF_WEIGHTS = (
     "precision",
     "freeze_until",
 )
-"""training settings that decide which frozen backbone there is, and in which precision it computes"""
+"""training settings that determine the frozen backbone and its precision"""
 
 
 @dataclass(frozen=True)
 class StudyStage:
-    """Jobs that need nothing of each other."""
+    """Jobs that do not depend on each other."""
 
     what: str
     jobs: list[StudyJob]
@@ -39,15 +39,13 @@ class StudyStage:
 
 
 def parts_of(study: Study, experiment: Experiment) -> tuple[Part, ...]:
-    """Return the parts that a cell is scored on: the one that is compared, and where streams are fused the holdout."""
-    holdout = experiment.train.selection == "holdout"
-    return (
-        (study.part, "val") if study.fusion != "none" and study.part != "val" and holdout else (study.part,)
-    )
+    """Return the parts that a cell is scored on: the compared one, and the holdout if streams are fused."""
+    holdout = experiment.train.selection == "holdout" and study.fusion != "none" and study.part != "val"
+    return (study.part, "val") if holdout else (study.part,)
 
 
 def stages_of(study: Study, cells: Sequence[Cell], source: object) -> list[StudyStage]:
-    """Return everything that is to be done for these cells, done or not."""
+    """Return all jobs for these cells, done or not."""
     folder = folder_of(study)
     if study.features is None:
         return [_cells(study, cells, [cell.experiment for cell in cells], folder)]
@@ -57,14 +55,14 @@ def stages_of(study: Study, cells: Sequence[Cell], source: object) -> list[Study
     caches: dict[str, StudyJob] = {}
     ready: list[Experiment] = []
     for cell in cells:
-        if variants[cell.variant].baseline:  # a backbone of its own, which is run once per cell anyway
+        if variants[cell.variant].baseline:  # it has its own backbone, which runs once per cell anyway
             ready.append(cell.experiment)
             continue
-        made = _frozen(study, variants[cell.variant], cell, source)
-        if made.backbone is not None:
-            backbones[made.backbone.key] = made.backbone
-        caches[made.cache.key] = made.cache
-        ready.append(made.experiment)
+        backbone, cache, experiment = _frozen(study, variants[cell.variant], cell, source)
+        if backbone is not None:
+            backbones[backbone.key] = backbone
+        caches[cache.key] = cache
+        ready.append(experiment)
     return [
         *([_stage("backbones", backbones.values())] if backbones else []),
         _stage("features", caches.values()),
@@ -73,10 +71,10 @@ def stages_of(study: Study, cells: Sequence[Cell], source: object) -> list[Study
 
 
 def _check_maps(study: Study, cells: Sequence[Cell], source: object) -> None:
-    """Find out before anything is computed whether a head needs what tokens do not hold.
+    """Check before anything is computed that no head needs feature maps where only tokens are stored.
 
     Raises:
-        SettingsError: Naming the variant.
+        SettingsError: Names the variant.
     """
     if study.features is None or study.features.maps:
         return
@@ -84,7 +82,7 @@ def _check_maps(study: Study, cells: Sequence[Cell], source: object) -> None:
     for name, model in options.items():
         if any(getattr(head, "needs_maps", False) for head in meta_model(model, 2).heads):
             raise SettingsError(
-                f"{source}: variant {name!r}: its head looks at places, which stored tokens do not have; "
+                f"{source}: variant {name!r}: its head needs feature maps, but only tokens are stored; "
                 "set `features: {maps: true}`"
             )
 
@@ -109,21 +107,15 @@ def _cells(study: Study, cells: Sequence[Cell], ready: Sequence[Experiment], fol
     return StudyStage("cells", jobs, [cell.variant for cell in cells])
 
 
-@dataclass(frozen=True)
-class _Frozen:
-    """What a cell on a frozen backbone needs first, and its settings then."""
-
-    backbone: StudyJob | None
-    cache: StudyJob
-    experiment: Experiment
-
-
-def _frozen(study: Study, variant: Variant, cell: Cell, source: object) -> _Frozen:
+def _frozen(
+    study: Study, variant: Variant, cell: Cell, source: object
+) -> tuple[StudyJob | None, StudyJob, Experiment]:
+    """Return the jobs for the backbone and features of a cell, and the cell's settings with them."""
     assert study.features is not None
     folder, options = folder_of(study), study.features
     train = cell.experiment.train
     backbone = None
-    start = loose = start_of(cell.experiment)
+    start = loose = start_digest(cell.experiment)
     if options.backbone is not None:
         first = backbone_cell(study, variant, cell.split, source)
         backbone = job_of(
@@ -139,11 +131,11 @@ def _frozen(study: Study, variant: Variant, cell: Cell, source: object) -> _Froz
     experiment = cell.experiment.model_copy(update={"train": train})
     cache = _cache(study, experiment, cell.split, (start, loose))
     data = experiment.data.model_copy(update={"features": Path(cache.out)})
-    return _Frozen(backbone, cache, experiment.model_copy(update={"data": data}))
+    return backbone, cache, experiment.model_copy(update={"data": data})
 
 
 def _cache(study: Study, experiment: Experiment, split: int, start: tuple[str, str]) -> StudyJob:
-    """Return the job that stores the features of a backbone: one for all heads and seeds on it."""
+    """Return the job that stores the features of a backbone, for all heads and seeds."""
     assert study.features is not None
     plain = experiment.model.model_copy(
         update={"head": type(experiment.model)().head, "dropout": 0.0, "standardize": False}
@@ -153,11 +145,11 @@ def _cache(study: Study, experiment: Experiment, split: int, start: tuple[str, s
         update={"model": plain, "seed": study.seeds[0], "train": TrainOptions().model_copy(update=train)}
     )
     views = digest_of([study.features.model_dump(mode="json"), experiment.evaluate.model_dump(mode="json")])
-    cell = named(shared, "features", split, study.seeds[0], start=start, extra=views)
+    cell = name_cell(shared, "features", split, study.seeds[0], start=start, extra=views)
     folder = folder_of(study)
-    named_so = shared.model_copy(update={"name": cell.experiment.name})
+    renamed = shared.model_copy(update={"name": cell.experiment.name})
     return job_of(
-        named_so,
+        renamed,
         folder,
         title=f"features, split {split}",
         key=cell.key,

@@ -1,4 +1,4 @@
-"""One stream from its settings to its score files; what an earlier call left is kept."""
+"""Trains and scores one stream; finished steps of an earlier call are kept."""
 
 from __future__ import annotations
 
@@ -20,15 +20,9 @@ from two_stream.types import Part, RunPaths
 def train_and_score(
     experiment: Experiment, parts: Sequence[Part] = ("test", "val"), command: str = "the same command"
 ) -> Path:
-    """Train a run to its end and score parts of its data set; a second call does what is missing.
+    """Train a run to its end, score parts of its data set, and return its folder; a second call does what is missing.
 
-    Args:
-        experiment: Settings of the run.
-        parts: What is scored.
-        command: What continues after an interruption, for the message.
-
-    Returns:
-        The run folder.
+    Messages name `command` as the one that resumes after an interruption.
 
     Raises:
         KeyboardInterrupt: A signal stopped the training; it is saved.
@@ -40,7 +34,7 @@ def train_and_score(
     begun = paths.experiment.is_file()
     with results_as_notes():
         if not _is_finished(paths) and train(experiment, resume=begun).interrupted is not None:
-            note(f"saved; {command} continues from here")
+            note(f"saved; resume with {command}")
             raise KeyboardInterrupt
         for part in parts:
             if not _is_scored(paths, part):
@@ -53,7 +47,7 @@ def _is_finished(paths: RunPaths) -> bool:
 
 
 def _is_scored(paths: RunPaths, part: Part) -> bool:
-    """Whether the newest scores of a part were made by the weights that the run holds."""
+    """Whether the newest scores of a part are of the run's weights."""
     try:
         found = read_scores(newest_scores(paths.root, part))
     except ScoreError:

@@ -1,4 +1,4 @@
-"""From a study file to its variants, and from their names to the pairs that are compared."""
+"""The variants of a study, and the pairs that are compared."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from two_stream.config.study import SEPARATOR, Against, Changes, Study
 from two_stream.errors import SettingsError
 
 VARIANT = "variant"
-"""Factor that the named `variants` are levels of."""
+"""Factor whose levels are the named `variants`."""
 BASELINE = "baseline"
-"""Variant that a study has with `baseline: true`, and its level of every factor."""
+"""Variant of a study with `baseline: true`, and its level of every factor."""
 MOST_TRAININGS = 10_000
 """of one study"""
 
@@ -30,15 +30,14 @@ class Variant:
 
     name: str
     levels: dict[str, str]
-    """its level of each factor"""
     changes: dict[str, Any] = field(default_factory=dict)
     """nested settings over the study's base"""
     baseline: bool = False
-    """whether it is the baseline: its settings are not the study's base"""
+    """whether it is the baseline, which does not use the study's base settings"""
 
 
 def variants_of(study: Study) -> list[Variant]:
-    """Return every combination of the study's levels, the excluded left out.
+    """Return every combination of the study's levels, without the excluded ones.
 
     Raises:
         SettingsError: There are too many, two have the same name, or an excluded one does not exist.
@@ -48,41 +47,39 @@ def variants_of(study: Study) -> list[Variant]:
     number = math.prod(map(len, factors.values())) * len(study.seeds) * len(study.splits)
     if number > MOST_TRAININGS:
         raise SettingsError(
-            f"the study asks for {number:,} trainings (variants × seeds × splits); expected {MOST_TRAININGS:,} at most"
+            f"the study has {number:,} trainings (variants × seeds × splits); expected {MOST_TRAININGS:,} at most"
         )
     found = []
     for combination in itertools.product(*(levels.items() for levels in factors.values())):
         names = [name for name, _ in combination]
         changes: dict[str, Any] = {}
         for _, level in combination:
-            changes = merged(changes, nested(level))
+            changes = merge_settings(changes, nest_settings(level))
         found.append(Variant(SEPARATOR.join(names), dict(zip(factors, names)), changes))
     if study.baseline:
         found.append(Variant(BASELINE, dict.fromkeys(factors, BASELINE), baseline=True))
     known = [variant.name for variant in found]
-    for name in study.exclude:
-        if name not in known:
-            raise SettingsError(f"`exclude` names {name!r}, which is no variant{nearest(name, known)}")
-    for name in study.published:
-        if name not in known:
-            raise SettingsError(f"`published` names {name!r}, which is no variant{nearest(name, known)}")
+    for key, names in (("exclude", study.exclude), ("published", list(study.published))):
+        for name in names:
+            if name not in known:
+                raise SettingsError(f"`{key}` names {name!r}, which is not a variant{nearest(name, known)}")
     kept = [variant for variant in found if variant.name not in study.exclude]
     twice = next((name for name in known if known.count(name) > 1), None)
     if twice is not None:
-        raise SettingsError(f"two variants are called {twice!r}; their levels need other names")
+        raise SettingsError(f"two variants are called {twice!r}; rename their levels")
     if not kept:
         raise SettingsError("`exclude` leaves no variant")
     return kept
 
 
 def _levels(factor: str, given: Mapping[str, Changes] | Sequence[Any]) -> dict[str, Changes]:
-    """Return the levels of a factor by name; values of a dotted setting are named after themselves."""
+    """Return the levels of a factor by name; the values of a dotted setting are their own names."""
     if isinstance(given, Mapping):
         return dict(given)
     names = [_shown(value) for value in given]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise SettingsError(f"`grid.{factor}` has the level {twice!r} twice; once is enough")
+        raise SettingsError(f"`grid.{factor}` has the level {twice!r} twice; remove one")
     return {name: {factor: value} for name, value in zip(names, given)}
 
 
@@ -94,50 +91,52 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-def nested(changes: Mapping[str, Any]) -> dict[str, Any]:
+def nest_settings(changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings with dotted keys (`model.head.kind: lstm`) as nested ones.
 
     Raises:
-        SettingsError: A key stands in two contradicting ways.
+        SettingsError: A key occurs both dotted and nested.
     """
     made: dict[str, Any] = {}
     for key, value in changes.items():
         *path, last = str(key).split(".")
-        inner = nested(value) if isinstance(value, Mapping) else value
+        inner = nest_settings(value) if isinstance(value, Mapping) else value
         for part in reversed([*path, last]):
             inner = {part: inner}
         twice = sorted(flatten(made).keys() & flatten(inner).keys())
         if twice:
-            raise SettingsError(f"`{twice[0]}` is set twice, dotted and nested; once is enough")
-        made = merged(made, inner)
+            raise SettingsError(f"`{twice[0]}` is set twice, dotted and nested; remove one")
+        made = merge_settings(made, inner)
     return made
 
 
-def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings with changes over them.
+def merge_settings(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings with changes applied.
 
-    A part that gets another `kind` keeps nothing of the old one: its other settings belonged to that. Settings that
-    stand without any `kind` belong to the one that is still to come.
+    A part with another `kind` replaces the old one entirely, whose settings belong to the old kind. Settings without a
+    `kind` are merged with those that follow.
     """
     made = dict(copy.deepcopy(dict(base)))
     for key, value in changes.items():
         old = made.get(key)
         if isinstance(value, Mapping) and isinstance(old, Mapping):
             other = "kind" in value and "kind" in old and value["kind"] != old["kind"]
-            made[key] = merged({} if other else old, value)
+            made[key] = merge_settings({} if other else old, value)
         else:
             made[key] = copy.deepcopy(value)
     return made
 
 
 def pairs_of(study: Study, variants: Sequence[Variant]) -> list[tuple[str, str, str]]:
-    """Return (family, first, second) of every comparison that the study asks for.
+    """Return (family, first, second) of every comparison of the study.
 
     Raises:
-        SettingsError: A family names a variant, factor or level that does not exist, or compares nothing.
+        SettingsError: A family names an unknown variant, factor or level, or has no pairs.
     """
     if len(variants) < 2:
-        raise SettingsError(f"there is one variant ({variants[0].name}), so nothing to compare; add another")
+        raise SettingsError(
+            f"there is only one variant ({variants[0].name}), so nothing to compare; add another"
+        )
     families = study.compare or [Against(baseline=variants[0].name)]
     found = []
     for place, family in enumerate(families):
@@ -171,7 +170,7 @@ def _pairs(family: Against, variants: Sequence[Variant], where: str) -> list[tup
     else:
         found = _along(family, chosen, where)
     if not found:
-        raise SettingsError(f"`{where}` compares nothing: there is no second variant")
+        raise SettingsError(f"`{where}` has nothing to compare: there is no second variant")
     return found
 
 
@@ -189,7 +188,7 @@ def _within(family: Against, variants: Sequence[Variant], where: str) -> list[Va
 
 
 def _along(family: Against, variants: Sequence[Variant], where: str) -> list[tuple[str, str]]:
-    """Return pairs that differ in one factor only."""
+    """Return the pairs that differ in this factor only."""
     factor = family.factor or ""
     _known(factor, list(variants[0].levels), f"{where}.factor")
     levels = list(dict.fromkeys(variant.levels[factor] for variant in variants))
@@ -206,13 +205,13 @@ def _along(family: Against, variants: Sequence[Variant], where: str) -> list[tup
 
 def _known(name: str, known: list[str], where: str) -> None:
     if name not in known:
-        raise SettingsError(f"`{where}` names {name!r}, which does not exist here{nearest(name, known)}")
+        raise SettingsError(f"`{where}` names {name!r}, which does not exist{nearest(name, known)}")
 
 
 SETTINGS = Path(__file__).with_name("baseline.yaml")
 
 
 def baseline_settings(stream: str) -> dict[str, Any]:
-    """Return the nested settings of a stream of the baseline, one of `STREAMS`."""
+    """Return the nested settings of a stream of the baseline."""
     every = read_yaml(SETTINGS)
-    return merged(every["common"], every[stream])
+    return merge_settings(every["common"], every[stream])

@@ -1,7 +1,7 @@
-"""A process that does the jobs of a study: one line in, one line out, all output into the job's log.
+"""A worker process of a study: a job per input line, an outcome per output line, other output in the job's log.
 
-Started as `python -m two_stream.studies.running.worker`. When the study's own process ends for whatever reason, the
-standard input ends too. The worker then saves what it is training and exits.
+Started as `python -m two_stream.studies.running.worker`. Its input ends with the study's process, for whatever reason.
+The worker then saves its training and exits.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import time
 from pathlib import Path
 
 from two_stream.runtime.locks import lock_worker
-from two_stream.studies.running.cells import StudyJob, StudyOutcome, do, job_from, to_wire
+from two_stream.studies.running.cells import StudyJob, StudyOutcome, job_from, run_job, to_wire
 
 _SAVING = 4.0
-"""seconds to save in when the study's process has gone"""
+"""seconds for saving after the study's process has ended"""
 
 
 def main() -> int:
-    """Do jobs until the input ends."""
+    """Run jobs until the input ends."""
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     jobs: queue.Queue[StudyJob | None] = queue.Queue()
     threading.Thread(target=_listen, args=(_input(), jobs, os.getppid()), daemon=True).start()
@@ -42,9 +42,9 @@ def main() -> int:
 
 
 def _input() -> int:
-    """Return a descriptor of the input that nothing else knows of.
+    """Return a private descriptor of the input.
 
-    A forked loader process closes `sys.stdin`, and would wait for ever for its lock, which the listening thread holds.
+    A forked loader process closes `sys.stdin` and would wait forever for its lock, which the listening thread holds.
     """
     own = os.dup(0)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -54,32 +54,32 @@ def _input() -> int:
 
 
 def _listen(source: int, jobs: queue.Queue[StudyJob | None], parent: int) -> None:
-    """Hand on jobs; when the input ends ask the work at hand to stop, and do not outlive the study by much."""
-    heard = b""
+    """Forward jobs; when the input ends, stop the current job and exit soon after."""
+    received = b""
     while part := os.read(source, 1 << 16):
-        *lines, heard = (heard + part).split(b"\n")
+        *lines, received = (received + part).split(b"\n")
         for line in lines:
             jobs.put(job_from(json.loads(line)))
     jobs.put(None)
     if os.name == "nt":
         signal.raise_signal(signal.SIGTERM)  # there, os.kill ends the process
     else:
-        os.kill(os.getpid(), signal.SIGTERM)  # to the thread that works, which may be waiting for something
-    while os.getppid() == parent:  # a study that is stopped waits until its workers have saved
+        os.kill(os.getpid(), signal.SIGTERM)  # reaches the main thread, which may be waiting
+    while os.getppid() == parent:  # a stopped study waits until its workers have saved
         time.sleep(0.2)
     time.sleep(_SAVING)
     os._exit(1)
 
 
 def _logged(job: StudyJob) -> StudyOutcome:
-    """Do a job with standard output and error going to its log."""
+    """Run a job with standard output and error redirected to its log."""
     Path(job.log).parent.mkdir(parents=True, exist_ok=True)
     with Path(job.log).open("ab", buffering=0) as log:
         sys.stdout.flush()
         sys.stderr.flush()
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-        outcome = do(job)
+        outcome = run_job(job)
         sys.stdout.flush()
         sys.stderr.flush()
     return outcome

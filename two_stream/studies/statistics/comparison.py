@@ -1,4 +1,4 @@
-"""Two variants on the same videos: the tests, and what they allow to be said."""
+"""Comparison of two variants on the same videos: tests and verdicts."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 from two_stream.evaluation.scores import metrics, statistics
 from two_stream.evaluation.scores.metrics import per_class
 from two_stream.evaluation.scores.statistics import LEVEL, Interval
-from two_stream.studies.statistics.panel import Panel, paired
+from two_stream.studies.statistics.panel import Panel, pair_panels
 from two_stream.studies.statistics.results import Comparison, McNemar
 
 ENOUGH_TRAININGS = 3
-"""of a variant, before a test says anything about another training of it"""
+"""of a variant, before a test is valid for other trainings of it"""
 
 
 @dataclass(frozen=True)
 class MainTest:
-    """The test that a comparison is decided by."""
+    """The test that decides a comparison."""
 
     first: Panel
     second: Panel
@@ -30,35 +30,29 @@ class MainTest:
     cells: list[McNemar]
     """empty for a multi-label set"""
     exact: bool
-    """McNemar's exact test, not the t test"""
+    """whether it is McNemar's exact test, not the t test"""
 
 
 @dataclass(frozen=True)
 class Tested:
-    """A comparison before the correction of its family."""
+    """A comparison before the correction within its family."""
 
-    comparison: Comparison
-    estimate: statistics.Estimate
-    identical: bool
-    """both variants are right and wrong on the very same videos"""
+    names: tuple[str, str]
+    family: str
+    main: MainTest
 
 
 def main_test(names: tuple[str, str], panels: tuple[Panel, Panel], level: float = LEVEL) -> MainTest:
     """Test whether the first variant is better than the second on the cells and videos that both have.
 
-    With several trainings it is the t test of the mean difference over units (source videos, else videos) and
-    trainings, both random; with one training of videos that depend on each other (sources) the t test over units; with
-    one training of independent videos McNemar's exact test. A multi-label set's mAP is always tested by the t test.
-
-    Args:
-        names: What the variants are called.
-        panels: First and second.
-        level: Coverage of the interval.
+    Several trainings: t test of the mean difference over units (source videos, else videos) and trainings, both random.
+    One training of videos with known sources: t test over units. One training of independent videos: McNemar's exact
+    test. The mAP of a multi-label set is always tested by the t test.
 
     Raises:
         ScoreError: The variants share no split, or the videos of a split differ.
     """
-    first, second = paired(panels[0], panels[1], names)
+    first, second = pair_panels(panels[0], panels[1], names)
     if first.multi_label:
         values = first.pseudo_values - second.pseudo_values
         found = metrics.estimate_map(values, first.unit)
@@ -68,83 +62,59 @@ def main_test(names: tuple[str, str], panels: tuple[Panel, Panel], level: float 
 
 
 def compare_panels(
-    names: tuple[str, str],
-    panels: tuple[Panel, Panel],
-    *,
-    family: str = "",
-    level: float = LEVEL,
+    names: tuple[str, str], panels: tuple[Panel, Panel], *, family: str = "", level: float = LEVEL
 ) -> Tested:
-    """Return everything that is said of two variants: the main test, McNemar's by cell, differences by class.
-
-    Args:
-        names: What the variants are called.
-        panels: First and second.
-        family: Comparisons of one family are corrected together.
-        level: Coverage of intervals; 1 - level is the level of the tests.
-
-    Returns:
-        The comparison, its p value not yet corrected; `corrected` finishes it.
-
-    Raises:
-        ScoreError: The variants share no split, or the videos of a split differ.
-    """
-    main = main_test(names, panels, level)
-    first, second = main.first, main.second
-    comparison = Comparison(
-        *names,
-        family=family,
-        difference=main.interval,
-        clips=0.0 if first.multi_label else main.estimate.value * first.videos,
-        p=main.p,
-        p_holm=main.p,
-        test=_test_name(first, main.exact),
-        significant=False,
-        verdict="",
-        mcnemar=main.cells,
-        detectable=0.0,
-        detectable_clips=0,
-        videos=round(first.videos),
-        groups=first.groups,
-        seeds=len(first.seeds),
-        per_class=_class_difference(first, second),
-    )
-    identical = not first.multi_label and bool((first.hits == second.hits).all())
-    return Tested(comparison, main.estimate, identical)
+    """Return the main test of two variants, to be corrected with those of its family; see `main_test`."""
+    return Tested(names, family, main_test(names, panels, level))
 
 
-def corrected(tested: Sequence[Tested], level: float = LEVEL) -> list[Comparison]:
-    """Return comparisons with p values corrected within each family by Holm's procedure, and their verdicts.
+def correct_families(tested: Sequence[Tested], level: float = LEVEL) -> list[Comparison]:
+    """Return comparisons with verdicts, their p values corrected within each family by Holm's procedure.
 
     The detectable difference is that of the strictest step, (1 - level) / size of the family.
     """
-    found: list[Comparison | None] = [None] * len(tested)
-    for family in dict.fromkeys(item.comparison.family for item in tested):
-        places = [place for place, item in enumerate(tested) if item.comparison.family == family]
-        adjusted = statistics.holm([tested[place].comparison.p for place in places])
+    found: dict[int, Comparison] = {}
+    for family in dict.fromkeys(item.family for item in tested):
+        places = [place for place, item in enumerate(tested) if item.family == family]
+        adjusted = statistics.holm([tested[place].main.p for place in places])
         for place, p_holm in zip(places, adjusted, strict=True):
-            found[place] = _finished(tested[place], p_holm, len(places), level)
-    return [item for item in found if item is not None]
+            found[place] = _comparison(tested[place], p_holm, len(places), level)
+    return [found[place] for place in range(len(tested))]
 
 
-def _finished(item: Tested, p_holm: float, size: int, level: float) -> Comparison:
-    estimate, gap = item.estimate, item.comparison.difference
-    smallest = statistics.detectable(estimate.se, estimate.df, (1 - level) / size) if gap.known else 1.0
-    comparison = replace(
-        item.comparison,
-        p_holm=p_holm,
-        significant=p_holm < 1 - level and not gap.low <= 0 <= gap.high,
-        detectable=smallest,
-        detectable_clips=statistics.in_clips(smallest, item.comparison.videos)
-        if item.comparison.mcnemar
-        else 0,
+def _comparison(item: Tested, p_holm: float, size: int, level: float) -> Comparison:
+    main, gap = item.main, item.main.interval
+    first, top1 = main.first, not main.first.multi_label
+    smallest = (
+        statistics.detectable(main.estimate.se, main.estimate.df, (1 - level) / size) if gap.known else 1.0
     )
-    return replace(comparison, verdict=_verdict(comparison, size, identical=item.identical))
+    videos = round(first.videos)
+    comparison = Comparison(
+        *item.names,
+        family=item.family,
+        difference=gap,
+        clips=main.estimate.value * first.videos if top1 else 0.0,
+        p=main.p,
+        p_holm=p_holm,
+        test=_test_name(first, main.exact),
+        significant=p_holm < 1 - level and not gap.low <= 0 <= gap.high,
+        verdict="",
+        mcnemar=main.cells,
+        detectable=smallest,
+        detectable_clips=statistics.in_clips(smallest, videos) if main.cells else 0,
+        videos=videos,
+        groups=first.groups,
+        seeds=len(first.seeds),
+        per_class=_class_difference(first, main.second),
+    )
+    identical = top1 and bool((first.hits == main.second.hits).all())
+    return replace(comparison, verdict=_verdict(comparison, size, identical=identical))
 
 
 def _verdict(comparison: Comparison, size: int, *, identical: bool) -> str:
-    """Return one sentence that claims no more than the corrected test does."""
+    """Return one sentence that claims no more than the corrected test shows."""
     gap, top1 = comparison.difference, bool(comparison.mcnemar)
-    p = p_text(comparison.p_holm) + (" after correction" if size > 1 else "")
+    p = f"p {p_text(comparison.p_holm, sign=True)}" + (" after correction" if size > 1 else "")
     unit = "points" if top1 else "points of mAP"
     few = comparison.seeds < ENOUGH_TRAININGS
     trainings = "one training" if comparison.seeds == 1 else f"{comparison.seeds} trainings"
@@ -163,21 +133,21 @@ def _verdict(comparison: Comparison, size: int, *, identical: bool) -> str:
     start = f"no difference shown between {comparison.first} and {comparison.second}"
     if not gap.known:
         return f"{start}: {100 * gap.value:+.1f} {unit}, and too few sources for an interval"
-    told = f"{100 * gap.value:+.1f} {unit} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}], {p}"
+    found = f"{100 * gap.value:+.1f} {unit} [{100 * gap.low:+.1f}, {100 * gap.high:+.1f}], {p}"
     if identical:
-        told = f"they are right on the very same clips (0 of {comparison.videos} differ)"
+        found = f"they are right on the same clips (0 of {comparison.videos} differ)"
     if comparison.detectable >= 1:
-        return f"{start}: {told}; no difference could have been seen here, however large"
+        return f"{start}: {found}; no difference could have been detected here, however large"
     missed = f"{100 * comparison.detectable:.1f} {unit}"
     missed += f" ({comparison.detectable_clips} clips)" if top1 else ""
-    return f"{start}: {told}; a difference below about {missed} would be missed here"
+    return f"{start}: {found}; a difference below about {missed} would be missed here"
 
 
-def p_text(p: float) -> str:
-    """Return a p value as a sentence has it, never as 0."""
+def p_text(p: float, *, sign: bool = False) -> str:
+    """Return a p value with three decimals, never as 0; with `sign` as it follows a "p" in a sentence."""
     if p < 0.001:
-        return "p < 0.001"
-    return f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+        return "< 0.001"
+    return f"= {p:.3f}" if sign else f"{p:.3f}"
 
 
 def _count(clips: float) -> str:

@@ -1,4 +1,4 @@
-"""Fusion studies: which streams together are better than alone, and what each of them adds."""
+"""Fusion studies: gains of fused streams, and the contribution of each stream."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from functools import partial
 from itertools import combinations, product
 
 import numpy as np
-from numpy.typing import NDArray
 
 from two_stream.errors import ScoreError
 from two_stream.evaluation.scores.files import join
@@ -16,16 +15,14 @@ from two_stream.evaluation.scores.fusion import fuse
 from two_stream.evaluation.scores.metrics import table_ranks
 from two_stream.evaluation.scores.statistics import LEVEL, Interval, holm, smallest_gain
 from two_stream.studies.statistics.comparison import main_test
-from two_stream.studies.statistics.panel import Cell, Panel, Tables, matched, panel_of
+from two_stream.studies.statistics.panel import Cell, Panel, Tables, match_cells, panel_of
 from two_stream.studies.statistics.results import Contribution, FusedPair, FusionResult
 from two_stream.types import ScoreTable
-
-ALL = "all streams"
 
 
 @dataclass(frozen=True)
 class _Streams:
-    """The streams' tables of the cells that all have, joined by id."""
+    """The streams' tables of their common cells, joined by id."""
 
     names: list[str]
     by_cell: dict[Cell, list[ScoreTable]]
@@ -34,7 +31,7 @@ class _Streams:
     level: float
 
     def panel(self, chosen: Sequence[int], rule: str | None = None) -> Panel:
-        """Return the panel of some streams fused cell by cell; of one stream its own."""
+        """Return the panel of some streams fused cell by cell, or of a single stream."""
         names = " + ".join(self.names[index] for index in chosen)
         return panel_of(
             names,
@@ -46,6 +43,22 @@ class _Streams:
             },
         )
 
+    def agreement(self, one: int, two: int) -> float:
+        """Return the share of videos with the same predicted class, a mean over cells."""
+        shares = [
+            (tables[one].logits.argmax(axis=1) == tables[two].logits.argmax(axis=1)).mean()
+            for tables in self.by_cell.values()
+        ]
+        return float(np.mean(shares))
+
+    def oracle(self, chosen: Sequence[int]) -> float:
+        """Return the share of videos that at least one of the streams gets right, a mean over cells."""
+        shares = [
+            np.any([table_ranks(tables[index]) == 0 for index in chosen], axis=0).mean()
+            for tables in self.by_cell.values()
+        ]
+        return float(np.mean(shares))
+
 
 def fusion_study(
     streams: Mapping[str, Tables],
@@ -54,24 +67,23 @@ def fusion_study(
     fit: Mapping[str, Tables] | None = None,
     level: float = LEVEL,
 ) -> FusionResult:
-    """Fuse streams training by training: every RGB with every flow stream, all together, and all but each one.
+    """Fuse streams training by training: every RGB with every flow stream, all of them, and all but each one.
 
     Args:
-        streams: Score tables by stream and (split, seed). Where they lack an RGB or a flow stream every two are paired.
+        streams: Score tables by stream and (split, seed). Without an RGB or a flow stream, every two are paired.
         rule: Fusion rule other than `learned`, with equal weights.
-        fit: Scores of the holdout part by the same models: weights of all streams are searched there, for each
-            training by itself, and the fusion with them is reported as `tuned`. Nothing is ever fitted on the
-            streams' own part.
+        fit: Scores of the holdout part by the same models. Weights of all streams are searched there for each
+            training, and the fusion with them is reported as `tuned`. Nothing is fitted on the compared part.
         level: Coverage of intervals.
 
     Raises:
-        ScoreError: Fewer than two streams, no common split, tables that do not join, or fitting data that are not of
-            the holdout part or of other models.
+        ScoreError: Fewer than two streams, no common split, tables that do not join, or `fit` is of another part or
+            of other models.
     """
     if len(streams) < 2:
         raise ScoreError(f"a fusion study needs two or more streams, got {len(streams)}")
     names = list(streams)
-    cells = matched(list(streams.values()))
+    cells = match_cells(list(streams.values()))
     if not cells[0]:
         raise ScoreError(f"the streams {', '.join(names)} share no split, so they cannot be fused")
     by_cell = {cell: join([tables[cell] for tables in cells]) for cell in cells[0]}
@@ -84,11 +96,11 @@ def fusion_study(
         pairs=_pairs(found),
         contributions=_contributions(found, everything),
         all_streams=everything.interval(level),
-        oracle=_oracle(found, range(len(names))),
+        oracle=found.oracle(range(len(names))),
         weights=weights,
         fitted_on=_fitted_on(fit) if fit is not None else "",
         tuned=tuned.interval(level) if tuned is not None else None,
-        agreement=[[_agreement(found, one, two) for two in range(len(names))] for one in range(len(names))],
+        agreement=[[found.agreement(one, two) for two in range(len(names))] for one in range(len(names))],
     )
 
 
@@ -113,17 +125,17 @@ def _pair(found: _Streams, alone: Mapping[int, Panel], pair: tuple[int, int]) ->
         accuracy=fused.interval(found.level),
         better=found.names[better],
         gain=smallest_gain([partial(test, place) for place in pair], found.level),
-        agreement=_agreement(found, *pair),
-        oracle=_oracle(found, pair),
+        agreement=found.agreement(*pair),
+        oracle=found.oracle(pair),
     )
 
 
 def _contributions(found: _Streams, everything: Panel) -> list[Contribution]:
-    """Return what each stream adds, tests corrected together."""
+    """Return the contribution of each stream, tests corrected together."""
     places = range(len(found.names))
     tests = [
         main_test(
-            (ALL, f"without {found.names[left]}"),
+            ("all streams", f"without {found.names[left]}"),
             (everything, found.panel([place for place in places if place != left])),
             found.level,
         )
@@ -142,7 +154,7 @@ def _tuned(
     """Return weights, a mean over trainings, and the panel fused by each training's own weights."""
     lacking = [name for name in found.names if not fit.get(name)]
     if lacking:
-        raise ScoreError(f"no scores of the holdout part for {', '.join(lacking)}; weights need them all")
+        raise ScoreError(f"no scores of the holdout part for {', '.join(lacking)}; weights need all")
     fused, weights = {}, []
     for cell, tables in found.by_cell.items():
         holdout = [_holdout_of(fit[name], own[cell], name) for name, own in zip(found.names, cells)]
@@ -153,7 +165,7 @@ def _tuned(
 
 
 def _holdout_of(tables: Tables, scored: ScoreTable, name: str) -> ScoreTable:
-    """Return the holdout scores by the model that a table is of: by its checksum, else by split and seed."""
+    """Return the holdout scores of a table's model, found by its checksum, else by split and seed."""
     for table in tables.values():
         if table.meta.get("model_sha256") and table.meta["model_sha256"] == scored.meta.get("model_sha256"):
             return table
@@ -166,23 +178,4 @@ def _holdout_of(tables: Tables, scored: ScoreTable, name: str) -> ScoreTable:
 def _fitted_on(fit: Mapping[str, Tables]) -> str:
     sizes = sorted({len(table.ids) for tables in fit.values() for table in tables.values()})
     videos = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-    return f"the holdout part ({videos} videos), each training by itself"
-
-
-def _agreement(found: _Streams, one: int, two: int) -> float:
-    """Return the share of videos with the same highest class, a mean over cells."""
-    shares = [
-        (tables[one].logits.argmax(axis=1) == tables[two].logits.argmax(axis=1)).mean()
-        for tables in found.by_cell.values()
-    ]
-    return float(np.mean(shares))
-
-
-def _oracle(found: _Streams, chosen: Sequence[int]) -> float:
-    """Return the share of videos that at least one of the streams gets right, a mean over cells."""
-    shares = [_any_right([tables[index] for index in chosen]).mean() for tables in found.by_cell.values()]
-    return float(np.mean(shares))
-
-
-def _any_right(tables: Sequence[ScoreTable]) -> NDArray[np.bool_]:
-    return np.asarray(np.any([table_ranks(table) == 0 for table in tables], axis=0), dtype=np.bool_)
+    return f"the holdout part ({videos} videos), for each training separately"

@@ -1,4 +1,4 @@
-"""A variant's scores as one array: rows are videos of splits, columns are trainings."""
+"""Panels: the scores of a variant as arrays with a row per video of a split and a column per training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Tables = Mapping[Cell, ScoreTable]
 class Panel:
     """One variant's score tables, split × seed, every split with the same trainings; rows ordered by split and id.
 
-    A training belongs to one split. All splits' trainings with one seed stand in one column and count as one
+    A training belongs to one split. The trainings of all splits with one seed are one column and count as one
     replicate, whose value is the mean over splits.
     """
 
@@ -58,7 +58,7 @@ class Panel:
 
     @property
     def units(self) -> int:
-        """Number of units that are independent of each other."""
+        """Number of independent units."""
         return int(self.unit.max()) + 1
 
     @cached_property
@@ -68,12 +68,12 @@ class Panel:
 
     @cached_property
     def weight(self) -> NDArray[np.float64]:
-        """Weight of each row: splits count alike, and videos alike within a split; they sum to 1."""
+        """Weight of each row: equal for splits, and for videos within a split; they sum to 1."""
         return 1.0 / (len(self.splits) * np.asarray(self._sizes, dtype=np.float64)[self.stratum])
 
     @property
     def videos(self) -> float:
-        """Videos of a split's part, on average over the splits."""
+        """Videos per split, a mean over the splits."""
         return len(self.unit) / len(self.splits)
 
     @property
@@ -122,17 +122,13 @@ class Panel:
 
 
 def panel_of(name: str, tables: Tables) -> Panel:
-    """Build a variant's panel.
+    """Build a variant's panel from its score tables by (split, seed).
 
-    Every split needs the same trainings: the seeds that all splits have. Where no seed is in all splits the first,
-    second, … seed of each split make a column, called by the seeds of the first split.
-
-    Args:
-        name: What to call the variant in messages.
-        tables: Score table by (split, seed).
+    It has the trainings whose seeds all splits share. If no seed is in all splits, the first, second, … seed of each
+    split form a column, named by the seeds of the first split.
 
     Raises:
-        ScoreError: No table; fewer than two videos; or the tables of a split do not hold the same videos.
+        ScoreError: No table, fewer than two videos, or the tables of a split have different videos.
     """
     if not tables:
         raise ScoreError(f"{name}: no scores, so there is nothing to compare")
@@ -154,11 +150,11 @@ def panel_of(name: str, tables: Tables) -> Panel:
 
 
 def _refuse_other_holdouts(tables: Sequence[ScoreTable]) -> None:
-    """Say why the videos of several trainings differ on the holdout part, before `join` names one that is missing."""
+    """Explain why trainings have different holdout videos, before `join` names a missing one."""
     other = next((table for table in tables[1:] if set(table.ids) != set(tables[0].ids)), None)
     if other is not None and tables[0].meta.get("part") == "val":
         raise ScoreError(
-            f"{name_of(other)}: other videos than {name_of(tables[0])}, for every seed has a holdout part of its own; "
+            f"{name_of(other)}: other videos than {name_of(tables[0])}, since every seed has its own holdout part; "
             "compare several trainings on the test part, or one seed at a time"
         )
 
@@ -177,11 +173,11 @@ def _rectangle(tables: Tables) -> dict[Cell, ScoreTable]:
     }
 
 
-def matched(variants: Sequence[Tables]) -> list[dict[Cell, ScoreTable]]:
-    """Return the cells that all variants have, for a paired comparison; empty where they share no split.
+def match_cells(variants: Sequence[Tables]) -> list[dict[Cell, ScoreTable]]:
+    """Return the cells that all variants have, for a paired comparison; empty if they share no split.
 
-    Within a split, equal seeds are paired. Where the variants share no seed there, the first, second, … training of
-    each are paired, under the first variant's seeds: trainings are independent draws, whatever number started them.
+    Within a split, equal seeds are paired. Without a common seed, the first, second, … training of each are paired
+    under the first variant's seeds: trainings are independent draws, whatever their seeds.
     """
     seeds = [seeds_by_split(tables) for tables in variants]
     found: list[dict[Cell, ScoreTable]] = [{} for _ in variants]
@@ -195,13 +191,13 @@ def matched(variants: Sequence[Tables]) -> list[dict[Cell, ScoreTable]]:
     return found
 
 
-def paired(first: Panel, second: Panel, names: tuple[str, str]) -> tuple[Panel, Panel]:
+def pair_panels(first: Panel, second: Panel, names: tuple[str, str]) -> tuple[Panel, Panel]:
     """Return two panels of the same cells and the same videos, row by row.
 
     Raises:
         ScoreError: They share no split, or the videos of a split differ.
     """
-    cells = matched([first.tables, second.tables])
+    cells = match_cells([first.tables, second.tables])
     if not cells[0]:
         raise ScoreError(
             f"{names[0]} and {names[1]} share no split: {_listed(first.splits)} against {_listed(second.splits)}"
@@ -209,7 +205,7 @@ def paired(first: Panel, second: Panel, names: tuple[str, str]) -> tuple[Panel, 
     for cell, table in cells[0].items():
         join([table, cells[1][cell]])
     one, two = (
-        panel if same_keys(panel, tables) else panel_of(name, tables)
+        panel if _has_tables(panel, tables) else panel_of(name, tables)
         for name, panel, tables in zip(names, (first, second), cells, strict=True)
     )
     if (one.groups is None) != (two.groups is None):  # only one knows the sources: they hold for both
@@ -218,8 +214,8 @@ def paired(first: Panel, second: Panel, names: tuple[str, str]) -> tuple[Panel, 
     return one, two
 
 
-def same_keys(panel: Panel, tables: Tables) -> bool:
-    """Whether a panel is made of just these tables."""
+def _has_tables(panel: Panel, tables: Tables) -> bool:
+    """Whether a panel consists of exactly these tables."""
     return panel.tables.keys() == tables.keys() and all(
         panel.tables[cell] is table for cell, table in tables.items()
     )

@@ -1,7 +1,7 @@
-"""What a study says, as plain values: the statistics write it, every form of the report reads it.
+"""The result of a study as plain values, written by the statistics and read by every form of the report.
 
-Accuracies are shares (0 to 1), differences are first minus second in the same unit. A *cell* is one run: a variant
-on one split with one seed.
+Accuracies are shares (0 to 1); differences are first minus second. A *cell* is one run: a variant on one split with one
+seed.
 """
 
 from __future__ import annotations
@@ -23,23 +23,20 @@ class RunRow:
     seed: int
     state: State
     run: str = ""
-    """its run folder"""
     key: str = ""
     """hash of resolved settings, code and data"""
     accuracy: float | None = None
     """top-1 on the evaluated part; of a multi-label set mAP"""
     reason: str = ""
-    """why it failed"""
     seconds: float | None = None
     """training and evaluation"""
     scores: str = ""
-    """its score file"""
     model_sha256: str = ""
 
 
 @dataclass(frozen=True)
 class VariantCost:
-    """What one view costs, measured on one machine for all variants."""
+    """Cost of one view, measured on one machine for all variants."""
 
     parameters: int
     multiply_adds: int
@@ -49,13 +46,13 @@ class VariantCost:
     latency_ms: float | None
     """median forward pass of one view"""
     memory_mib: float | None
-    """peak of the forward pass over what was held before it"""
+    """peak of the forward pass above the memory in use before"""
     device: str = ""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A published accuracy to stand beside ours."""
+    """A published accuracy for comparison."""
 
     value: float
     """share"""
@@ -70,13 +67,12 @@ class VariantResult:
     levels: dict[str, str]
     """its level of every factor of the study's grid"""
     changes: dict[str, Any]
-    """dotted setting -> value, where it departs from the study's base"""
+    """dotted setting -> value, where it differs from the study's base"""
     accuracy: Interval
     """mean over splits and seeds; 95 % interval over source videos and, with several seeds, trainings"""
     seed_interval: Interval | None
-    """95 % t interval of the mean over seeds alone, on these very videos; None with one seed"""
+    """95 % t interval of the mean over seeds alone, on these videos; None with one seed"""
     sd: float | None
-    """standard deviation over seeds"""
     seeds: list[int]
     splits: list[int]
     more: dict[str, float | None] = field(default_factory=dict)
@@ -90,7 +86,7 @@ class VariantResult:
     cost: VariantCost | None = None
     published: Published | None = None
     best: bool = False
-    """no variant has a higher mean; says nothing of significance"""
+    """whether no variant has a higher mean; not a test"""
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,6 @@ class McNemar:
 
     cell: str
     first_only: int
-    """videos only the first variant gets right"""
     second_only: int
     p: float
 
@@ -119,23 +114,19 @@ class Comparison:
     """of the main test, uncorrected"""
     p_holm: float
     test: str
-    """which test that is, in words"""
     significant: bool
-    """p_holm below 1 - level, and 0 outside of the interval"""
+    """whether p_holm is below 1 - level and 0 outside the interval"""
     verdict: str
-    """one sentence; says "no difference shown" where nothing is"""
     mcnemar: list[McNemar]
     """per shared cell; empty for a multi-label set"""
     detectable: float
-    """smallest true difference that would be found here with 80 % probability"""
+    """smallest true difference that would be detected with 80 % probability"""
     detectable_clips: int
-    """0 for a multi-label set"""
     videos: int
     """of a split's part, a mean over splits"""
     groups: int | None
     seeds: int
     per_class: list[float | None] = field(default_factory=list)
-    """difference by class"""
 
 
 @dataclass(frozen=True)
@@ -150,14 +141,13 @@ class FusedPair:
     gain: Interval
     """fused minus the better one, paired"""
     agreement: float
-    """share of videos with the same prediction"""
     oracle: float
     """share of videos that at least one gets right"""
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """What a stream adds to the fusion of all: the fusion of all minus that without it."""
+    """Contribution of a stream: the fusion of all minus that without it."""
 
     stream: str
     difference: Interval
@@ -174,13 +164,12 @@ class FusionResult:
     pairs: list[FusedPair]
     contributions: list[Contribution] = field(default_factory=list)
     all_streams: Interval | None = None
-    """fusion of all streams"""
     oracle: float | None = None
     """share of videos that at least one of all streams gets right"""
     weights: dict[str, float] = field(default_factory=dict)
     """by stream, found on the holdout part (a mean over trainings); empty: equal"""
     fitted_on: str = ""
-    """what the weights were found on"""
+    """videos that the weights were found on"""
     tuned: Interval | None = None
     """accuracy with those weights on the evaluated part"""
     agreement: list[list[float]] = field(default_factory=list)
@@ -189,7 +178,7 @@ class FusionResult:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """Everything a report shows."""
+    """The content of a report."""
 
     name: str
     question: str
@@ -207,17 +196,15 @@ class StudyResult:
     comparisons: list[Comparison]
     runs: list[RunRow]
     answer: str
-    """the question answered in a sentence or two, by the tests"""
+    """answer of the tests, in one to three sentences"""
     notes: list[str] = field(default_factory=list)
     """caveats, one sentence each (failed cells, few sources, test-selected, mixed code versions …)"""
     fusion: FusionResult | None = None
     settings: dict[str, str] = field(default_factory=dict)
-    """by variant: resolved settings as YAML (of its first cell)"""
+    """by variant: resolved settings of its first cell, as YAML"""
     command: str = ""
-    """reproduces the study"""
     definition: str = ""
     """the study file's text; empty for `two-stream compare`"""
     environment: dict[str, str] = field(default_factory=dict)
     code_version: str = ""
     created: str = ""
-    """ISO date and time"""

@@ -1,4 +1,4 @@
-"""Score files with the runs they are of, and which of them are one variant."""
+"""Score files with their runs: which of them form a variant, and which variants may be compared."""
 
 from __future__ import annotations
 
@@ -10,24 +10,40 @@ from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
-from two_stream.config.load import flatten
+from two_stream.config.load import dump, flatten
 from two_stream.config.schema import Experiment
 from two_stream.errors import ScoreError
-from two_stream.evaluation.runs.lookup import run_of, settings_of
-from two_stream.evaluation.scores.files import find_scores, name_of, read_scores
-from two_stream.studies.statistics.panel import Cell
+from two_stream.evaluation.runs.lookup import history, run_of, settings_of
+from two_stream.evaluation.scores.files import find_scores, name_of, newest_scores, read_scores
+from two_stream.evaluation.scores.metrics import main_value
+from two_stream.studies.statistics.panel import Cell, seeds_by_split
+from two_stream.studies.statistics.results import RunRow
+from two_stream.studies.statistics.summary import VariantRuns
 from two_stream.training.run_folder import FREE_ON_RESUME
 from two_stream.types import RunPaths, ScoreTable
 
 _MARKS = "_. -"
-"""Between the words of a run's name."""
+"""Separators in the name of a run."""
 REPLICATE = ("name", "seed", "data.split", "data.settings_root", "data.features", *FREE_ON_RESUME)
 """Settings (and everything below them) in which runs of one variant may differ."""
+_PROTOCOL = {
+    "dataset": "data sets",
+    "part": "parts",
+    "views": "views",
+    "num_clips": "numbers of clips",
+    "step": "steps between clips",
+    "crops": "crops",
+    "aggregate": "aggregation over views",
+    "sampling": "frame choice",
+    "frame_order": "frame order",
+    "selection": "selection of the checkpoint",
+}
+"""Facts of a score file that must agree before two accuracies are compared, and their names in messages."""
 
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """A score file and the run it is of."""
+    """A score file and its run."""
 
     table: ScoreTable
     run: RunPaths | None
@@ -35,38 +51,38 @@ class ScoredRun:
 
     @property
     def file(self) -> str:
-        """Its path."""
+        """Path of the score file."""
         return name_of(self.table)
 
     @property
     def cell(self) -> Cell:
-        """Its split and seed; 1 and 0 where the file does not say."""
-        meta = self.table.meta
-        return _whole(meta.get("split"), 1), _whole(meta.get("seed"), 0)
+        """Split and seed; 1 and 0 where the file does not contain them."""
+        split, seed = self.table.meta.get("split"), self.table.meta.get("seed")
+        return split if isinstance(split, int) else 1, seed if isinstance(seed, int) else 0
 
     @property
     def key(self) -> str:
-        """The same for runs that differ in nothing but seed, split and what does not change a result.
+        """Equal for runs that differ only in seed, split and settings that do not change a result.
 
-        A file without its run's settings is a variant of its own; so is a fusion.
+        A file without its run's settings, and a fusion, is a variant of its own.
         """
         if self.experiment is None or self.table.meta.get("kind") == "fused":
             return self.file
-        return json.dumps(varied(self.experiment), sort_keys=True, default=str)
+        return json.dumps(_variant_settings(self.experiment), sort_keys=True, default=str)
 
     @property
     def backbone(self) -> str | None:
-        """Checksum of the backbone whose stored features it was scored on."""
+        """Checksum of the backbone whose stored features were scored."""
         return (self.table.meta.get("features") or {}).get("backbone_sha256")
 
+    @property
+    def protocol(self) -> str:
+        """Equal for score files of one leaderboard, whatever their splits."""
+        return json.dumps([stated_fact(self.table.meta, key) for key in (*_PROTOCOL, "precision")])
 
-def _may_join(item: ScoredRun, member: ScoredRun) -> bool:
-    """Tell whether two files may be runs of one variant: within a split their features come from one backbone."""
-    return item.cell != member.cell and (item.cell[0] != member.cell[0] or item.backbone == member.backbone)
 
-
-def varied(experiment: Experiment) -> dict[str, Any]:
-    """Return the settings in which variants may differ, dotted: all but those in which runs of one variant may."""
+def _variant_settings(experiment: Experiment) -> dict[str, Any]:
+    """Return the settings in which variants may differ, dotted."""
     return {
         key: value
         for key, value in flatten(experiment.model_dump(mode="json")).items()
@@ -75,7 +91,7 @@ def varied(experiment: Experiment) -> dict[str, Any]:
 
 
 def read_scored(path: Path | str, part: str = "test") -> ScoredRun:
-    """Read a score file, or the newest one of a run folder, with the settings of its run where they are there.
+    """Read a score file, or the newest one of a run folder, with the settings of its run if available.
 
     Raises:
         ScoreError: No such file or folder, or it is damaged.
@@ -85,26 +101,22 @@ def read_scored(path: Path | str, part: str = "test") -> ScoredRun:
     return ScoredRun(table, run, settings_of(run))
 
 
-def grouped(
+def group_variants(
     found: Sequence[ScoredRun], groups: Mapping[str, Sequence[int]] | None = None
 ) -> dict[str, list[ScoredRun]]:
-    """Bring runs of the same settings but another seed or split together, by the name of their variant.
+    """Group runs with the same settings but another seed or split by the name of their variant.
 
-    Two files of the same settings, split and seed (another protocol, a repetition) are two variants; heads on features
-    of two backbones are, too.
-
-    Args:
-        found: The score files.
-        groups: Variants by hand, name -> places in `found`; the others are grouped by their settings.
+    Two files with the same settings, split and seed (another protocol, a repetition) are two variants, and so are heads
+    on the features of two backbones. `groups` are given variants, name -> places in `found`.
 
     Raises:
-        ScoreError: A variant made by hand holds a split and seed twice.
+        ScoreError: A given variant contains a split and seed twice.
     """
-    taken = {place for places in (groups or {}).values() for place in places}
-    made: dict[str, list[ScoredRun]] = {}
+    variants: dict[str, list[ScoredRun]] = {}
     for name, places in (groups or {}).items():
-        made[name] = [found[place] for place in places]
-        _refuse_doubled(name, made[name])
+        variants[name] = [found[place] for place in places]
+        _check_cells(name, variants[name])
+    taken = {place for places in (groups or {}).values() for place in places}
     rest: list[tuple[str, list[ScoredRun]]] = []
     for item in (entry for place, entry in enumerate(found) if place not in taken):
         fitting = [
@@ -118,15 +130,28 @@ def grouped(
             rest.append((item.key, [item]))
         else:
             members.append(item)
-    names = variant_names([members for _, members in rest], taken=list(made))
-    return made | dict(zip(names, (members for _, members in rest), strict=True))
+    names = variant_names([members for _, members in rest], taken=list(variants))
+    return variants | dict(zip(names, (members for _, members in rest), strict=True))
+
+
+def _may_join(item: ScoredRun, member: ScoredRun) -> bool:
+    """Whether two files may be runs of one variant: within a split their features come from one backbone."""
+    return item.cell != member.cell and (item.cell[0] != member.cell[0] or item.backbone == member.backbone)
+
+
+def _check_cells(name: str, members: Sequence[ScoredRun]) -> None:
+    known: dict[Cell, ScoredRun] = {}
+    for item in members:
+        first = known.setdefault(item.cell, item)
+        if first is not item:
+            split, seed = item.cell
+            raise ScoreError(
+                f"group {name!r}: {item.file} and {first.file} are both split {split}, seed {seed}; expected each once"
+            )
 
 
 def variant_names(variants: Sequence[Sequence[ScoredRun]], taken: Sequence[str] = ()) -> list[str]:
-    """Return how variants are called: by their runs, else by their files; no two alike.
-
-    Where that does not tell them apart the file's name is added, and a number where even that does not.
-    """
+    """Return a unique name for each variant: that of its runs or files, if needed with the file name and a number."""
     plain = [_common_name(members) for members in variants]
     found: list[str] = []
     for name, members in zip(plain, variants, strict=True):
@@ -138,14 +163,14 @@ def variant_names(variants: Sequence[Sequence[ScoredRun]], taken: Sequence[str] 
 
 
 def _common_name(members: Sequence[ScoredRun]) -> str:
-    """Return the run's name, of several what their names begin with alike; of a bare file its own."""
+    """Return the name of a single run, or the common start of several names."""
     names = [_own_name(item) for item in members]
     if len(names) == 1:
         return names[0]
     start = commonprefix(names)  # noqa: RUF071 - of names, not of paths
     inside = re.match(rf"(.+)[{_MARKS}]", start)
     if inside and not all(name[len(start) :].isdigit() for name in names):
-        start = inside[1]  # names part within a word: bert-s|eed1, bert-s|plit2
+        start = inside[1]  # names differ within a word: bert-s|eed1, bert-s|plit2
     for word in ("split", "seed", "run"):
         start = start.rstrip(_MARKS).removesuffix(word)
     return start.rstrip(_MARKS) or names[0]
@@ -158,16 +183,108 @@ def _own_name(item: ScoredRun) -> str:
     return str(item.table.meta.get("name") or run)
 
 
-def _refuse_doubled(name: str, members: Sequence[ScoredRun]) -> None:
-    known: dict[Cell, ScoredRun] = {}
-    for item in members:
-        if item.cell in known:
-            raise ScoreError(
-                f"group {name!r}: {item.file} and {known[item.cell].file} are both split {item.cell[0]}, seed "
-                f"{item.cell[1]}; expected each once"
+def stated_fact(meta: Mapping[str, Any], key: str) -> str:
+    """Return a fact of a score file; a fusion without it has that of its streams."""
+    if key in meta or not meta.get("sources"):
+        return str(meta.get(key))
+    return " / ".join(dict.fromkeys(stated_fact(source, key) for source in meta["sources"]))
+
+
+def check_comparable(variants: Mapping[str, Sequence[ScoredRun]], *, anyway: bool = False) -> list[str]:
+    """Return notes on differences between variants that `anyway` allows.
+
+    Raises:
+        ScoreError: Data set, part, splits or protocol differ and `anyway` is false; names the difference and the files.
+    """
+    found = _differences(variants)
+    if found and not anyway:
+        raise ScoreError(
+            f"{'; '.join(found)}; such accuracies cannot be compared: evaluate the runs in the same way, or compare "
+            "them with --anyway"
+        )
+    return [f"Compared in spite of {line}." for line in found]
+
+
+def _differences(variants: Mapping[str, Sequence[ScoredRun]]) -> list[str]:
+    """Return the differences that prevent a comparison, with the files."""
+    found = []
+    for key, label in _PROTOCOL.items():
+        values: dict[str, ScoredRun] = {}
+        for item in (item for members in variants.values() for item in members):
+            values.setdefault(stated_fact(item.table.meta, key), item)
+        if len(values) > 1:
+            shown = ", ".join(f"{value} ({item.file})" for value, item in values.items())
+            found.append(f"different {label}: {shown}")
+    splits = {name: sorted(seeds_by_split([item.cell for item in own])) for name, own in variants.items()}
+    if len({tuple(numbers) for numbers in splits.values()}) > 1:
+        shown = ", ".join(
+            f"{name} {' and '.join(map(str, numbers))} ({variants[name][0].file})"
+            for name, numbers in splits.items()
+        )
+        found.append(f"different splits: {shown}")
+    return found
+
+
+def runs_of_variants(
+    groups: Mapping[str, Sequence[ScoredRun]], *, with_holdout: bool = False
+) -> list[VariantRuns]:
+    """Return the runs of each variant for the statistics; `with_holdout` also reads the newest holdout scores.
+
+    Raises:
+        ScoreError: A run has no holdout scores, or a file has no run.
+    """
+    settings = {
+        name: _variant_settings(members[0].experiment)
+        for name, members in groups.items()
+        if members[0].experiment is not None
+    }
+    found = []
+    for name, members in groups.items():
+        histories = {
+            f"split {item.cell[0]}, seed {item.cell[1]}": history(item.run)
+            for item in members
+            if item.run is not None
+        }
+        experiment = members[0].experiment
+        found.append(
+            VariantRuns(
+                name=name,
+                levels={"variant": name},
+                changes={
+                    key: value
+                    for key, value in settings.get(name, {}).items()
+                    if any(other.get(key) != value for other in settings.values())
+                },
+                tables={item.cell: item.table for item in members},
+                histories={cell: rows for cell, rows in histories.items() if rows},
+                settings=dump(experiment) if experiment is not None else "",
+                holdout={item.cell: _holdout(item) for item in members} if with_holdout else {},
             )
-        known[item.cell] = item
+        )
+    return found
 
 
-def _whole(value: object, otherwise: int) -> int:
-    return value if isinstance(value, int) else otherwise
+def _holdout(item: ScoredRun) -> ScoreTable:
+    if item.run is None:
+        raise ScoreError(
+            f"{item.file}: not in a run folder, so its holdout scores are unknown; run without --fit"
+        )
+    return read_scores(newest_scores(item.run.root, "val"))
+
+
+def run_rows(groups: Mapping[str, Sequence[ScoredRun]]) -> list[RunRow]:
+    """Return the list of runs for a report."""
+    return [
+        RunRow(
+            variant=name,
+            split=item.cell[0],
+            seed=item.cell[1],
+            state="done",
+            run=str(item.run.root) if item.run is not None else "",
+            accuracy=main_value(item.table.logits, item.table),
+            scores=item.file,
+            model_sha256=str(item.table.meta.get("model_sha256") or ""),
+        )
+        for name, members in groups.items()
+        for item in members
+    ]

@@ -1,0 +1,467 @@
+"""Tables of a study. Every form of the report (page, Markdown, LaTeX, terminal) shows these; CSV has plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+from typing import Any, Literal
+
+from two_stream.config.load import parse_yaml
+from two_stream.evaluation.scores.statistics import Interval
+from two_stream.evaluation.scores.words import DASH, percent
+from two_stream.runtime.text import csv_text
+from two_stream.studies.statistics.comparison import ENOUGH_TRAININGS, p_text
+from two_stream.studies.statistics.results import (
+    Comparison,
+    FusedPair,
+    FusionResult,
+    StudyResult,
+    VariantCost,
+    VariantResult,
+)
+
+Form = Literal["page", "paper", "terminal"]
+NO_DIFFERENCE = "no difference shown"
+_PER_RUN = ("name", "runs", "seed", "data.split")
+"""Settings that differ between the runs of one variant."""
+_VARIANTS = 6
+"""Variants in one table of settings; more are in further tables."""
+
+
+@dataclass(frozen=True)
+class TableCell:
+    """One cell: its text and its sort key."""
+
+    text: str
+    sort: float | str | None = None
+    """None: sorts last"""
+    strong: bool = False
+    shade: float | None = None
+    """0 to 1: depth of the colour in a heat map"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose first column names the row."""
+
+    caption: str
+    columns: list[str]
+    numeric: list[bool]
+    rows: list[list[TableCell]]
+
+    def filled(self) -> Table:
+        """Return the table without empty columns."""
+        return self.only(
+            label
+            for place, label in enumerate(self.columns)
+            if place == 0 or any(row[place].text not in ("", DASH) for row in self.rows)
+        )
+
+    def only(self, labels: Iterable[str]) -> Table:
+        """Return the table with these columns, in the order of the table."""
+        kept = set(labels)
+        places = [place for place, label in enumerate(self.columns) if label in kept]
+        return Table(
+            self.caption,
+            [self.columns[place] for place in places],
+            [self.numeric[place] for place in places],
+            [[row[place] for place in places] for row in self.rows],
+        )
+
+    @property
+    def texts(self) -> list[list[str]]:
+        """The text of every cell."""
+        return [[cell.text for cell in row] for row in self.rows]
+
+
+Column = tuple[str, bool, Callable[[Any], TableCell]]
+"""Label, whether it is numeric, and the cell of an item."""
+
+
+def _table(caption: str, items: Iterable[Any], columns: Sequence[Column]) -> Table:
+    """Return a table with a row per item."""
+    labels, numeric, cells = zip(*columns, strict=True)
+    return Table(caption, list(labels), list(numeric), [[cell(item) for cell in cells] for item in items])
+
+
+def _text(text: str, strong: bool = False) -> TableCell:
+    return TableCell(text, text, strong)
+
+
+def number(value: float | None, digits: int = 1, scale: float = 1.0, *, signed: bool = False) -> TableCell:
+    """Return a number as a cell; a dash for None."""
+    if value is None:
+        return TableCell(DASH)
+    return TableCell(signed_text(value * scale, digits) if signed else f"{value * scale:,.{digits}f}", value)
+
+
+def signed_text(value: float, digits: int = 1) -> str:
+    """Return a number with its sign and a true minus; what rounds to 0 has a plus."""
+    return f"{round(value, digits) + 0.0:+,.{digits}f}".replace("-", "−")
+
+
+def _p(p: float, strong: bool = False) -> TableCell:
+    return TableCell(p_text(p), p, strong)
+
+
+def _points(gap: Interval, strong: bool) -> TableCell:
+    """Return a difference of shares with its interval, in points."""
+    ends = f"{signed_text(100 * gap.low)}, {signed_text(100 * gap.high)}" if gap.known else "unknown"
+    return TableCell(f"{signed_text(100 * gap.value)} [{ends}]", gap.value, strong)
+
+
+def better_variants(result: StudyResult) -> set[str]:
+    """Return the variants that are significantly better than one they are compared with."""
+    return {one.first for one in result.comparisons if _is_better(one)}
+
+
+def _is_better(comparison: Comparison) -> bool:
+    return comparison.significant and comparison.difference.value > 0
+
+
+def variants_table(result: StudyResult, form: Form = "page") -> Table:
+    """Return a row per variant: accuracy, verdict and cost. Bold is only what is significantly better.
+
+    A page shows all columns, paper those that fit, a terminal accuracies with their seeds and splits.
+    """
+    better = better_variants(result)
+    seconds = {one.second for one in result.comparisons}
+    against = f"against {next(iter(seconds))} (points)" if len(seconds) == 1 else "compared (points)"
+    more = list(dict.fromkeys(key for variant in result.variants for key in variant.more))
+    level = f"{100 * result.level:g} %"
+
+    def accuracy(one: VariantResult) -> TableCell:
+        return TableCell(percent(one.accuracy), one.accuracy.value, one.name in better)
+
+    def published(one: VariantResult) -> TableCell:
+        cell = number(one.published.value if one.published else None, 1, 100)
+        if one.published is None or form != "terminal":
+            return cell
+        return replace(cell, text=f"{cell.text} ({one.published.source})")
+
+    on_page, on_both, everywhere = ("page",), ("page", "paper"), ("page", "paper", "terminal")
+    columns: list[tuple[Collection[str], Column]] = [
+        (everywhere, ("variant", False, lambda one: _text(one.name, one.name in better))),
+        (everywhere, (f"{result.metric} (%) [{level}]", True, accuracy)),
+        (everywhere, ("sd over seeds", True, lambda one: number(one.sd, 1, 100))),
+        (("terminal",), ("seeds", True, lambda one: number(len(one.seeds), 0))),
+        (("terminal",), ("splits", True, lambda one: _text(", ".join(map(str, one.splits))))),
+        (on_both, (against, True, lambda one: _against(one.name, result.comparisons, seconds))),
+        (on_both, ("verdict", False, lambda one: _verdict(one.name, result.comparisons))),
+        (everywhere, ("published (%)", True, published)),
+        *[(on_page, (key if "(" in key else f"{key} (%)", True, _other(key))) for key in more],
+        (on_page, (f"seeds alone [{level}]", True, _seeds)),
+        (on_both, ("M parameters", True, _cost(lambda cost: cost.parameters, 2, 1e-6))),
+        (on_both, ("G multiply-adds per view", True, _cost(lambda cost: cost.multiply_adds, 3, 1e-9))),
+        (on_page, ("views", True, _cost(lambda cost: cost.views, 0))),
+        (on_page, ("ms per view", True, _cost(lambda cost: cost.latency_ms, 1))),
+        (on_page, ("MiB", True, _cost(lambda cost: cost.memory_mib, 0))),
+    ]
+    caption = _paper_caption(result, level) if form == "paper" else _variants_caption(result, level)
+    return _table(caption, result.variants, [column for forms, column in columns if form in forms]).filled()
+
+
+def _paper_caption(result: StudyResult, level: str) -> str:
+    bold = " Bold: significantly better than what it is compared with." if result.comparisons else ""
+    return f"Brackets hold {level} intervals.{bold} {result.protocol}."
+
+
+def _variants_caption(result: StudyResult, level: str) -> str:
+    parts = [f"Brackets hold {level} intervals."]
+    if result.comparisons:
+        parts.append("Bold: significantly better than what it is compared with, after Holm's correction.")
+    best = [one.name for one in result.variants if one.best]
+    if best and len(result.variants) > 1:
+        parts.append(f"Highest mean: {', '.join(best)}.")
+    if result.metric == "top-1":
+        parts.append(f"Always guessing the most frequent class: {percent(result.chance)} %.")
+    if any(one.seed_interval for one in result.variants):
+        parts.append("Seeds alone: interval of the mean over trainings, on these very videos.")
+    devices = sorted({one.cost.device for one in result.variants if one.cost and one.cost.device})
+    if devices:
+        parts.append(f"Time and memory of the forward pass of one view on {', '.join(devices)}.")
+    sources = sorted({one.published.source for one in result.variants if one.published})
+    if sources:
+        parts.append(f"Published: {'; '.join(sources)}.")
+    return " ".join(parts)
+
+
+def _seeds(one: VariantResult) -> TableCell:
+    found = one.seed_interval
+    if found is None:
+        return TableCell(DASH)
+    return TableCell(f"[{percent(found.low)}, {percent(found.high)}]", found.low)
+
+
+def _other(key: str) -> Callable[[VariantResult], TableCell]:
+    return lambda one: number(one.more.get(key), 1, 100)
+
+
+def _cost(
+    read: Callable[[VariantCost], float | None], digits: int, scale: float = 1.0
+) -> Callable[[VariantResult], TableCell]:
+    return lambda one: number(read(one.cost) if one.cost else None, digits, scale)
+
+
+def _against(name: str, comparisons: Sequence[Comparison], seconds: Collection[str]) -> TableCell:
+    own = [one for one in comparisons if one.first == name]
+    if not own:
+        return TableCell("baseline", 0.0) if name in seconds else TableCell(DASH)
+    first = own[0]
+    text = signed_text(100 * first.difference.value) + (f" to {first.second}" if len(seconds) > 1 else "")
+    more = f" (+ {len(own) - 1} below)" if len(own) > 1 else ""
+    return TableCell(text + more, first.difference.value, _is_better(first))
+
+
+def _verdict(name: str, comparisons: Sequence[Comparison]) -> TableCell:
+    own = next((one for one in comparisons if one.first == name), None)
+    return TableCell(DASH) if own is None else _text(short_verdict(own), _is_better(own))
+
+
+def short_verdict(comparison: Comparison) -> str:
+    """Return the verdict on the first variant of a comparison in a few words."""
+    if not comparison.significant:
+        return NO_DIFFERENCE
+    better, worse = ("better", "worse") if comparison.seeds >= ENOUGH_TRAININGS else ("higher", "lower")
+    word = better if comparison.difference.value > 0 else worse
+    where = "" if comparison.seeds >= ENOUGH_TRAININGS else " on these runs"
+    return f"{word}{where} (p {p_text(comparison.p_holm, sign=True)})"
+
+
+def comparisons_table(result: StudyResult, form: Form = "page") -> Table:
+    """Return a row per comparison, first minus second; bold where the difference is significant."""
+    families = len({one.family for one in result.comparisons}) > 1
+    counted = result.metric == "top-1"  # a difference of mAP is no number of clips
+
+    def discordant(one: Comparison) -> TableCell:
+        if not one.mcnemar:
+            return TableCell(DASH)
+        first, second = _discordant(one)
+        return TableCell(f"{first} : {second}", float(first - second))
+
+    columns: list[Column] = [
+        ("first − second", False, lambda one: _text(f"{one.first} − {one.second}", one.significant)),
+        ("family", False, lambda one: TableCell(one.family if families else DASH, one.family)),
+        (f"points [{100 * result.level:g} %]", True, lambda one: _points(one.difference, one.significant)),
+        ("clips", True, lambda one: number(one.clips if counted else None, 1, signed=True)),
+        ("p", True, lambda one: _p(one.p)),
+        ("p, Holm", True, lambda one: _p(one.p_holm, one.significant)),
+        ("only first : only second", True, discordant),
+        ("detectable (points)", True, lambda one: number(one.detectable, 1, 100)),
+        ("detectable (clips)", True, lambda one: number(one.detectable_clips if counted else None, 0)),
+        ("verdict", False, lambda one: _text(short_verdict(one), one.significant)),
+    ]
+    tests = sorted({one.test for one in result.comparisons})
+    caption = f"Test: {'; '.join(tests)}. Detectable: the smallest true difference found here with 80 % probability."
+    if any(one.mcnemar for one in result.comparisons):
+        caption += " Only first : only second counts, over all runs, the videos that one of the two alone gets right."
+    table = _table(caption, result.comparisons, columns).filled()
+    page_only = ("family", "only first : only second", "detectable (points)", "detectable (clips)")
+    return table if form == "page" else table.only(set(table.columns) - set(page_only))
+
+
+def _discordant(one: Comparison) -> tuple[int, int]:
+    return sum(test.first_only for test in one.mcnemar), sum(test.second_only for test in one.mcnemar)
+
+
+def mcnemar_table(result: StudyResult) -> Table:
+    """Return the exact McNemar test of every cell that two variants share."""
+    return _table(
+        "Exact two-sided McNemar tests of single runs, uncorrected.",
+        [(one, test) for one in result.comparisons for test in one.mcnemar],
+        [
+            ("first − second", False, lambda item: _text(f"{item[0].first} − {item[0].second}")),
+            ("runs", False, lambda item: _text(item[1].cell)),
+            ("only first right", True, lambda item: number(item[1].first_only, 0)),
+            ("only second right", True, lambda item: number(item[1].second_only, 0)),
+            ("p", True, lambda item: _p(item[1].p)),
+        ],
+    )
+
+
+def fusion_matrix(fusion: FusionResult) -> Table:
+    """Return a row per RGB stream and a column per flow stream: accuracy fused and the gain over the better one."""
+    firsts = list(dict.fromkeys(pair.first for pair in fusion.pairs))
+    seconds = list(dict.fromkeys(pair.second for pair in fusion.pairs))
+    found = {(pair.first, pair.second): pair for pair in fusion.pairs}
+    values = [pair.accuracy.value for pair in fusion.pairs]
+    low, high = min(values), max(values)
+
+    def fused(pair: FusedPair | None) -> TableCell:
+        if pair is None:
+            return TableCell(DASH)
+        text = f"{percent(pair.accuracy.value)} ({signed_text(100 * pair.gain.value)})"
+        shade = (pair.accuracy.value - low) / (high - low) if high > low else 0.0
+        return TableCell(text, pair.accuracy.value, pair.gain.low > 0, shade)
+
+    return Table(
+        f"Rule {fusion.rule}: accuracy (%) of each pair fused, in brackets the points over the better of the two "
+        "alone. Bold: the interval of the gain lies above 0.",
+        ["", *seconds],
+        [False] + [True] * len(seconds),
+        [[_text(one), *(fused(found.get((one, two))) for two in seconds)] for one in firsts],
+    )
+
+
+def pairs_table(fusion: FusionResult) -> Table:
+    """Return a row per fused pair with the intervals."""
+    return _table(
+        "Gain: fused minus the better one, paired. Agreement: videos with the same prediction. Oracle: videos that at "
+        "least one of the two gets right.",
+        fusion.pairs,
+        [
+            ("streams", False, lambda pair: _text(f"{pair.first} + {pair.second}", pair.gain.low > 0)),
+            ("fused (%)", True, lambda pair: TableCell(percent(pair.accuracy), pair.accuracy.value)),
+            ("better alone", False, lambda pair: _text(pair.better)),
+            ("gain (points)", True, lambda pair: _points(pair.gain, pair.gain.low > 0)),
+            ("agreement (%)", True, lambda pair: number(pair.agreement, 1, 100)),
+            ("oracle (%)", True, lambda pair: number(pair.oracle, 1, 100)),
+        ],
+    )
+
+
+def contributions_table(result: StudyResult) -> Table:
+    """Return what each stream adds to the fusion of all."""
+    fusion = result.fusion
+    assert fusion is not None
+    level, weights = 1 - result.level, fusion.weights
+    source = f" Weights were found on {fusion.fitted_on}." if weights and fusion.fitted_on else ""
+    return _table(
+        f"The fusion of all minus that without the stream.{source}",
+        fusion.contributions,
+        [
+            ("stream", False, lambda one: _text(one.stream, one.p_holm < level)),
+            ("adds (points)", True, lambda one: _points(one.difference, one.p_holm < level)),
+            ("p", True, lambda one: _p(one.p)),
+            ("p, Holm", True, lambda one: _p(one.p_holm, one.p_holm < level)),
+            ("weight", True, lambda one: number(weights.get(one.stream), 2)),
+        ],
+    ).filled()
+
+
+def agreement_table(fusion: FusionResult) -> Table:
+    """Return the share of videos on which two streams predict the same class."""
+    return Table(
+        "Videos (%) on which two streams predict the same class.",
+        ["", *fusion.streams],
+        [False] + [True] * len(fusion.streams),
+        [
+            [_text(name), *(number(value, 0, 100) for value in shares)]
+            for name, shares in zip(fusion.streams, fusion.agreement)
+        ],
+    )
+
+
+def settings_tables(result: StudyResult) -> list[Table]:
+    """Return the settings that differ between variants, a few variants to a table."""
+    flat = {
+        variant.name: _flat(parse_yaml(result.settings[variant.name], variant.name))
+        if variant.name in result.settings
+        else {key: _plain(value) for key, value in variant.changes.items()}
+        for variant in result.variants
+    }
+    keys = list(dict.fromkeys(key for values in flat.values() for key in values))
+    differing = [
+        key
+        for key in keys
+        if key not in _PER_RUN and len({values.get(key, DASH) for values in flat.values()}) > 1
+    ]
+    if not differing:
+        return []
+    names = list(flat)
+    parts = [names[start : start + _VARIANTS] for start in range(0, len(names), _VARIANTS)]
+    return [
+        Table(
+            "",
+            ["setting", *part],
+            [False] * (1 + len(part)),
+            [[_text(key), *(TableCell(flat[name].get(key, DASH)) for name in part)] for key in differing],
+        )
+        for part in parts
+    ]
+
+
+def _flat(value: object, prefix: str = "") -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        return {prefix: _plain(value)}
+    found: dict[str, str] = {}
+    for key, inner in value.items():
+        found |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None:
+        return "null"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def runs_table(result: StudyResult) -> Table:
+    """Return a row per run of the study; the parent folder of all run folders is named once, in the caption."""
+    parents = {str(PurePath(one.run).parent) for one in result.runs if one.run}
+    shared = len(parents) == 1
+
+    def cut(text: str, shown: str) -> TableCell:
+        return TableCell(shown or DASH, text or None)
+
+    return _table(
+        "Key: hash of resolved settings, code and data. Model: SHA-256 of the weights."
+        + (f" Folders lie in {parents.pop()}." if shared else ""),
+        result.runs,
+        [
+            ("variant", False, lambda one: _text(one.variant)),
+            ("split", True, lambda one: number(one.split, 0)),
+            ("seed", True, lambda one: TableCell(str(one.seed), float(one.seed))),
+            ("state", False, lambda one: _text(one.state, one.state != "done")),
+            (f"{result.metric} (%)", True, lambda one: number(one.accuracy, 1, 100)),
+            ("seconds", True, lambda one: number(one.seconds, 0)),
+            ("key", False, lambda one: cut(one.key, one.key[:12])),
+            ("model", False, lambda one: cut(one.model_sha256, one.model_sha256[:12])),
+            ("folder", False, lambda one: cut(one.run, PurePath(one.run).name if shared else one.run)),
+            ("why it failed", False, lambda one: cut(one.reason, " ".join(one.reason.split()))),
+        ],
+    ).filled()
+
+
+def variants_csv(result: StudyResult) -> str:
+    """Return a row per variant. Accuracies are shares (0 to 1); unknown values are empty."""
+    better = better_variants(result)
+    more = list(dict.fromkeys(key for variant in result.variants for key in variant.more))
+    metric = result.metric.replace("-", "").lower()
+    header = ["variant", metric, f"{metric}_low", f"{metric}_high", "sd", "seeds_low", "seeds_high"]
+    header += ["seeds", "splits", *more]
+    header += ["parameters", "multiply_adds_per_view", "views", "latency_ms", "memory_mib"]
+    header += ["published", "published_source", "significantly_better", "best"]
+    rows: list[list[object]] = []
+    for one in result.variants:
+        cost, published, alone = one.cost, one.published, one.seed_interval
+        row: list[object] = [one.name, one.accuracy.value, one.accuracy.low, one.accuracy.high, one.sd]
+        row += [alone.low, alone.high] if alone else [None] * 2
+        row += [" ".join(map(str, one.seeds)), " ".join(map(str, one.splits)), *map(one.more.get, more)]
+        row += (
+            [cost.parameters, cost.multiply_adds, cost.views, cost.latency_ms, cost.memory_mib]
+            if cost
+            else [None] * 5
+        )
+        row += [published.value, published.source] if published else [None] * 2
+        rows.append([*row, int(one.name in better), int(one.best)])
+    return csv_text(header, rows)
+
+
+def comparisons_csv(result: StudyResult) -> str:
+    """Return a row per comparison, first minus second; differences are shares (-1 to 1)."""
+    header = ["first", "second", "family", "difference", "low", "high", "clips", "p", "p_holm", "test"]
+    header += ["significant", "mcnemar_first_only", "mcnemar_second_only"]
+    header += ["detectable", "detectable_clips", "videos", "groups", "seeds", "verdict"]
+    rows: list[list[object]] = []
+    for one in result.comparisons:
+        gap = one.difference
+        row: list[object] = [one.first, one.second, one.family, gap.value, gap.low, gap.high, one.clips]
+        row += [one.p, one.p_holm, one.test, int(one.significant)]
+        row += _discordant(one) if one.mcnemar else [None] * 2
+        row += [one.detectable, one.detectable_clips, one.videos, one.groups, one.seeds, one.verdict]
+        rows.append(row)
+    return csv_text(header, rows)
