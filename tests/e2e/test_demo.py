@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from two_stream.cli import main
 from two_stream.commands import demo as command
 from two_stream.config.model import InputOptions
 from two_stream.config.schema import Experiment
+from two_stream.data.demo import demo as data
 from two_stream.evaluation.scores.files import read_scores
 from two_stream.studies.running import variants
 
@@ -25,7 +27,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     def small(*given: object) -> Experiment:
         experiment = usual(*given)
-        pictures = InputOptions(clip_length=12, resize=(36, 48), crop=32)
+        pictures = InputOptions(clip_length=8, resize=(36, 48), crop=32)
         return experiment.model_copy(
             update={"model": experiment.model.model_copy(update={"input": pictures})}
         )
@@ -36,6 +38,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     settings.write_text(yaml.safe_dump(baseline))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "demo_experiment", small)
+        size = {"height": 36, "width": 48, "min_frames": 17, "max_frames": 19}
+        patch.setattr(data, "DemoOptions", partial(data.DemoOptions, **size))
         patch.setattr(variants, "SETTINGS", settings)
         assert main(["demo", "--out", str(out), "--groups", "3", "--epochs", "1"]) == 0
         yield out
