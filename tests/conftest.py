@@ -13,10 +13,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 from filelock import FileLock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is imported: more threads only wait
 for name, usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
     number = getattr(signal, name, None)  # started with nohup or in the background, they are ignored
     if number is not None and signal.getsignal(number) == signal.SIG_IGN:
@@ -26,6 +26,8 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 if "TWO_STREAM_CACHE" not in os.environ:  # nothing of a test is kept in the user's own cache
     os.environ["TWO_STREAM_CACHE"] = tempfile.mkdtemp(prefix="two-stream-tests-")
     atexit.register(shutil.rmtree, os.environ["TWO_STREAM_CACHE"], ignore_errors=True)
+import torch  # noqa: E402 - after the environment is set
+
 torch.set_num_threads(1)  # tiny tensors: threads cost more than they give, and xdist shares the cores
 # Autograd counts the devices at its first backward pass. torch.export registers one more, and after that no process
 # forked from this one could compute gradients: let it count before.

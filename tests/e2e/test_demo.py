@@ -3,19 +3,46 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 
 from two_stream.cli import main
+from two_stream.commands import demo as command
+from two_stream.config.model import InputOptions
+from two_stream.config.schema import Experiment
+from two_stream.data.demo import demo as data
 from two_stream.evaluation.scores.files import read_scores
+from two_stream.studies.running import variants
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The demo with few videos, one epoch and small pictures."""
     out = tmp_path_factory.mktemp("demo") / "with space"
-    assert main(["demo", "--out", str(out), "--groups", "3", "--epochs", "1"]) == 0
-    return out
+    usual = command.demo_experiment
+
+    def small(*given: object) -> Experiment:
+        experiment = usual(*given)
+        pictures = InputOptions(clip_length=8, resize=(36, 48), crop=32)
+        return experiment.model_copy(
+            update={"model": experiment.model.model_copy(update={"input": pictures})}
+        )
+
+    baseline = yaml.safe_load(variants.SETTINGS.read_text())
+    baseline["common"]["model"]["input"] |= {"resize": [48, 64], "crop": [48, 64]}
+    settings = tmp_path_factory.mktemp("small") / "baseline.yaml"
+    settings.write_text(yaml.safe_dump(baseline))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "demo_experiment", small)
+        size = {"height": 36, "width": 48, "min_frames": 17, "max_frames": 19}
+        patch.setattr(data, "DemoOptions", partial(data.DemoOptions, **size))
+        patch.setattr(variants, "SETTINGS", settings)
+        assert main(["demo", "--out", str(out), "--groups", "3", "--epochs", "1"]) == 0
+        yield out
 
 
 def test_everything_is_there(demo: Path) -> None:
