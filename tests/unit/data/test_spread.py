@@ -301,7 +301,7 @@ def test_data_of_segments_makes_a_network_of_segments() -> None:
     [
         (
             {"data": {"sampling": "paper"}, "segments": 4},
-            "`data.sampling: paper` has no segments, and .* is 4",
+            "`data.sampling: paper` has no segments, but .* is 4",
         ),
         ({"data": {"sampling": "co3d"}, "segments": 4}, "`data.sampling: co3d` has no segments"),
         (

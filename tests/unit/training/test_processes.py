@@ -109,7 +109,7 @@ def test_threads_are_divided_among_the_processes_of_a_machine(monkeypatch: pytes
 
     before = torch.get_num_threads()
     monkeypatch.setattr(device, "usable_processes", lambda: 6)
-    monkeypatch.setattr(device, "_threads_asked_for", lambda: False)
+    monkeypatch.setattr(device, "_is_omp_threads_set", lambda: False)
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     try:
@@ -117,7 +117,7 @@ def test_threads_are_divided_among_the_processes_of_a_machine(monkeypatch: pytes
         assert torch.get_num_threads() == 3
         set_threads(2)
         assert torch.get_num_threads() == 2
-        monkeypatch.setattr(device, "_threads_asked_for", lambda: True)
+        monkeypatch.setattr(device, "_is_omp_threads_set", lambda: True)
         set_threads(0)
         assert torch.get_num_threads() == 2, "what a person set stays"
     finally:
