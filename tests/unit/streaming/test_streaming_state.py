@@ -74,7 +74,7 @@ def test_another_size_needs_a_reset() -> None:
     stream = convert(small())
     stream.step(frames_of(stream.model, 2))
     with pytest.raises(
-        SettingsError, match=r"\(1, 64, 64\) came into a stream of \(1, 32, 32\); call `reset`"
+        SettingsError, match=r"\(1, 64, 64\) do not match the stream's \(1, 32, 32\); call `reset`"
     ):
         stream.step(frames_of(stream.model, 2, side=64))
 
