@@ -180,7 +180,7 @@ def test_a_network_that_miscounts_is_an_error() -> None:
     stream = NetworkTrack("rgb", network, present)
     wrong = Summing(delay=3)
     network.step = wrong.step  # type: ignore[method-assign]
-    with pytest.raises(TwoStreamError, match="rgb: the network gave 0 predictions where 1 were due"):
+    with pytest.raises(TwoStreamError, match="rgb: the network made 0 predictions, expected 1"):
         list(Pipeline(Script([3], live=False), [stream], queue=1).run())
 
 

@@ -110,7 +110,7 @@ def test_blocks_of_timm_without_rules_say_why() -> None:
     model = small(backbone={"kind": "timm", "name": "convnext_atto", "tsm": 0.125})
     with pytest.raises(
         SettingsError,
-        match=r"this network has no stream: \w+gamma .*: a stream has layers and functions only",
+        match=r"this network has no stream: \w+gamma .*: expected layers and functions only",
     ):
         convert(model)
 

@@ -233,7 +233,7 @@ def make_cell(name: str, part: nn.Module, choice: CellChoice, stride: int, alone
     if isinstance(part, ACTIVATIONS):
         if not alone and getattr(part, "inplace", False):
             part = copy.copy(part)
-            part.inplace = False  # type: ignore[assignment]
+            part.inplace = False
         return FrameWise(part)
     if isinstance(part, SqueezeExcitation):
         if choice.squeeze == "frame":
