@@ -14,7 +14,7 @@ from two_stream.cli import main
 from two_stream.commands import demo as command
 from two_stream.config.model import InputOptions
 from two_stream.config.schema import Experiment
-from two_stream.data.demo import demo as data
+from two_stream.data import demo as data
 from two_stream.evaluation.scores.files import read_scores
 from two_stream.studies.running import variants
 

@@ -1,4 +1,4 @@
-"""`two-stream stream SOURCE --rgb RUN --flow RUN`: what happens in a camera, an RTSP or HTTP stream, or a long file."""
+"""`two-stream stream SOURCE --rgb RUN --flow RUN`: predicts on a camera, an RTSP or HTTP stream, or a long file."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ import tyro
 
 from two_stream.commands.flags import parse
 from two_stream.commands.networks import check_modality
-from two_stream.errors import SettingsError, VideoError
+from two_stream.errors import ScoreError, SettingsError, VideoError
+from two_stream.runtime.console import note, say, warn
+from two_stream.runtime.interrupt import StopRequest
 
 if TYPE_CHECKING:
     from two_stream.config.schema import EvaluateOptions
     from two_stream.evaluation.runs.run import Run
     from two_stream.streaming.live.networks import NetworkTrack, StreamNetwork
-    from two_stream.streaming.live.outputs import BrowserWindow, Recording
-    from two_stream.streaming.live.pipeline import FrameResult, Pipeline
+    from two_stream.streaming.live.pipeline import Pipeline
     from two_stream.streaming.live.watcher import Prediction, Watcher
     from two_stream.types import InputSpec
     from two_stream.video.decoding.live import LiveSource
 
-_APART = 4
+_SEGMENT_DISTANCE = 4
 """source frames from one segment of several frames to the next"""
-SUMMARY = "Say what happens while it happens: a camera, an RTSP or HTTP stream, or a long file, one frame at a time."
+SUMMARY = "Predict live, frame by frame: on a camera, an RTSP or HTTP stream, or a long file."
 PROG = "two-stream stream"
 
 
 @dataclass(frozen=True)
 class StreamFlags:
-    """What is watched by which networks."""
+    """Flags of `two-stream stream`."""
 
     source: tyro.conf.Positional[str]
     """video file, number of a camera, or address (rtsp://…, http://…)"""
@@ -43,64 +44,65 @@ class StreamFlags:
     flow: Path | None = None
     """run folder of a flow network; with --rgb the two are fused"""
     top: int = 5
-    """how many classes are shown"""
+    """number of classes shown"""
     json: str | None = None
     """file for one line of JSON per prediction; `-` prints them"""
     annotate: Path | None = None
-    """MP4 file to write with the predictions drawn on it"""
+    """MP4 file to write, with the predictions drawn on it"""
     window: int | None = None
-    """port at which a browser of this machine sees the live picture (http://127.0.0.1:PORT/); 0 takes a free one"""
+    """port of a page with the live picture for browsers of this machine (http://127.0.0.1:PORT/); 0 takes a free one"""
     mode: Literal["auto", "continual", "sliding"] = "auto"
-    """continual: each frame is computed once; sliding: the clip network on sliding clips; auto: continual where the
-    network can be turned into one"""
+    """continual: each frame is computed once; sliding: the clip network on sliding clips; auto: continual if the
+    network can be converted"""
     step: int | None = None
     """sliding: frames of the network between two clips; none: half a clip"""
     squeeze: Literal["frame", "clip"] = "frame"
-    """continual: what squeeze-and-excitation averages over, the present frame or the length of a clip"""
+    """continual: what squeeze-and-excitation averages over, the current frame or the length of a clip"""
     every: int | None = None
-    """source frames per frame of the network; none: as in its clips (of a network of segments: its `input.stride`, of
-    one with several frames a segment 4 from one segment to the next)"""
+    """source frames per frame of the network; none: as in its clips (with segments: its `input.stride`; with several
+    frames per segment: 4 from one segment to the next)"""
     queue: int = 4
-    """frames that may wait while the networks are busy; of a live source older ones are dropped and counted"""
+    """frames that may wait while the networks are busy; of a live source, older ones are dropped and counted"""
     paced: bool = False
     """read a file at its own frame rate, dropping late frames, as if it were live"""
     patience: float = 60.0
-    """seconds to wait for a live source that went away; 0 ends at once"""
+    """seconds to wait for a lost live source; 0 ends at once"""
     limit: float | None = None
     """stop after so many seconds"""
     flow_algorithm: Literal["auto", "dis", "farneback", "tvl1"] = "auto"
-    """auto: the kind the run was trained on if dis or farneback, else dis with a warning; tvl1 is the paper's and about
+    """auto: the one the run was trained on if dis or farneback, else dis with a warning; tvl1 is the paper's and about
     a hundred times slower"""
     rule: Literal["l2", "logits", "probabilities", "rank"] = "l2"
     """how RGB and flow are fused"""
     weights: tuple[float, float] | None = None
     """weights of RGB and flow when both are given; none: equal ones"""
     short_side: int | None = None
-    """shorter side flow is computed at; none: as the run's frames were extracted, else 256"""
+    """shorter side at which flow is computed; none: as the run's frames were extracted, else 256"""
     checkpoint: Literal["best", "last"] = "best"
     """which checkpoint of the runs"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """autocast type; auto: bf16 where it is clearly faster here, as `two-stream evaluate`"""
+    """autocast type; auto: bf16 if it is clearly faster on this machine, as in `two-stream evaluate`"""
     threads: Annotated[int, tyro.conf.arg(metavar="INT")] = 0
-    """CPU threads of torch; 0 leaves torch's choice"""
+    """CPU threads of torch; 0 keeps torch's default"""
 
 
 def main(args: list[str]) -> int:
-    """Run the command and return its exit code: 0 at the end of a file or limit, 130 after Ctrl-C, 143 SIGTERM."""
+    """Run the command; return 0 at the end of a file or limit, 130 after Ctrl-C, 143 after SIGTERM."""
     flags = parse(StreamFlags, args, PROG, SUMMARY)
     _check(flags)
     from two_stream.video.decoding.live import open_source
 
-    source = open_source(flags.source)  # what cannot be opened is said before models load
-    return _watch(flags, source)
+    return _watch(
+        flags, open_source(flags.source)
+    )  # reports a source that cannot be opened before models load
 
 
 def _check(flags: StreamFlags) -> None:
-    """Refuse what can be refused before anything is loaded."""
+    """Check the flags before anything is loaded."""
     if flags.rgb is None and flags.flow is None:
-        raise SettingsError("no run given: name an RGB run (--rgb RUN), a flow run (--flow RUN) or both")
+        raise SettingsError("no run given: give an RGB run (--rgb RUN), a flow run (--flow RUN) or both")
     for name in ("top", "queue", "step", "every"):
         value = getattr(flags, name)
         if value is not None and value < 1:
@@ -110,7 +112,7 @@ def _check(flags: StreamFlags) -> None:
     if flags.step is not None and flags.mode == "continual":
         raise SettingsError("--step is for sliding clips; leave it out, or give --mode sliding")
     if flags.json == "-" and flags.annotate == Path("-"):
-        raise SettingsError("--annotate - : name the MP4 file to write")
+        raise SettingsError("--annotate -: expected the name of an MP4 file")
     if flags.weights is not None:
         if flags.rgb is None or flags.flow is None:
             raise SettingsError(
@@ -122,7 +124,6 @@ def _check(flags: StreamFlags) -> None:
 
 
 def _watch(flags: StreamFlags, source: LiveSource) -> int:
-    from two_stream.runtime.console import note
     from two_stream.runtime.device import set_threads
     from two_stream.streaming.live.pipeline import Pipeline
     from two_stream.streaming.live.watcher import Watcher
@@ -137,10 +138,11 @@ def _watch(flags: StreamFlags, source: LiveSource) -> int:
         patience=flags.patience,
         paced=flags.paced,
         keep_passed=flags.annotate is not None,
-        said=note,
+        notify=note,
     )
     if source.live:
-        pipeline.warm_up([(run.model.spec.channels, run.model.spec.size) for run in runs])
+        for run, stream in zip(runs, streams, strict=True):
+            stream.warm_up(run.model.spec.size, run.model.spec.channels)
     watcher = Watcher(pipeline, runs, flags.rule, flags.weights)
     if not source.live:
         note(f"{source.name}: {watcher.status.delay}")
@@ -148,7 +150,6 @@ def _watch(flags: StreamFlags, source: LiveSource) -> int:
 
 
 def _runs(flags: StreamFlags) -> list[Run]:
-    from two_stream.errors import ScoreError
     from two_stream.evaluation.runs.run import load_run
 
     runs = []
@@ -159,21 +160,20 @@ def _runs(flags: StreamFlags) -> list[Run]:
         check_modality(run, path, modality)
         runs.append(run)
     if len({tuple(run.class_names) for run in runs}) > 1:
-        raise ScoreError(f"{flags.rgb} and {flags.flow} know different classes and cannot be fused")
+        raise ScoreError(f"{flags.rgb} and {flags.flow} have different classes and cannot be fused")
     return runs
 
 
 def _stream(flags: StreamFlags, run: Run) -> NetworkTrack:
-    """Return a run's network, ready to take frames."""
+    """Return a run's network with its input."""
     from two_stream.evaluation.runs.run import reading_of
     from two_stream.evaluation.scoring.network import is_exact, resolve_evaluation
     from two_stream.streaming.live.networks import NetworkTrack, Prepare
 
-    spec = run.model.spec
+    spec, device = run.model.spec, run.model.device
     _check_input(flags, run)
-    device = run.model.device
-    asked = run.experiment.evaluate.model_copy(update={"precision": flags.precision, "compile": False})
-    options = resolve_evaluation(run.model, asked, device, exact=is_exact(run.experiment))
+    evaluate = run.experiment.evaluate.model_copy(update={"precision": flags.precision, "compile": False})
+    options = resolve_evaluation(run.model, evaluate, device, exact=is_exact(run.experiment))
     reading = reading_of(run, flow=flags.flow_algorithm, short_side=flags.short_side)
     return NetworkTrack(
         spec.modality,
@@ -187,57 +187,54 @@ def _stream(flags: StreamFlags, run: Run) -> NetworkTrack:
 
 
 def _check_input(flags: StreamFlags, run: Run) -> None:
-    """Refuse what a stream cannot give a network; note what stands for segments, which a stream has no end for."""
-    from two_stream.runtime.console import note
-
+    """Refuse inputs that a stream cannot provide; explain which frames replace the segments of a whole video."""
     spec, root = run.model.spec, run.paths.root
     if spec.stack > 1:
         raise SettingsError(
-            f"{root}: sees stacks of {spec.stack} flow fields, which a stream does not make; give a run with "
+            f"{root}: its input is {spec.stack} stacked flow fields, which a stream does not provide; give a run with "
             "`model.input.stack: 1`, or use `two-stream predict`"
         )
     picked = _picked(flags, spec)
     if picked is not None and flags.mode == "continual":
         raise SettingsError(
-            f"{root}: takes {spec.clip_length // spec.segments} frames of each of {spec.segments} segments, which only "
-            "sliding clips have; leave --mode out"
+            f"{root}: its clips have {spec.clip_length // spec.segments} frames in each of {spec.segments} segments, "
+            "which needs sliding clips; leave --mode out"
         )
     if spec.segments:
         every = _distance(flags, spec)
         seen = (spec.clip_length - 1) * every + 1 if picked is None else picked[-1] + 1
         note(
-            f"{root}: was trained on segments of whole videos; here they lie {every} source frames apart, {seen} in "
-            "all (--every sets it)"
+            f"{root}: was trained on segments of whole videos; here they are {every} source frames apart and span "
+            f"{seen} frames (--every sets the distance)"
         )
 
 
 def _distance(flags: StreamFlags, spec: InputSpec) -> int:
     """Return the source frames from one frame of the network, or one segment of several, to the next."""
-    together = spec.clip_length // spec.segments if spec.segments else 1
-    return flags.every or (spec.stride if together == 1 else max(_APART, together * spec.stride))
+    frames = spec.clip_length // spec.segments if spec.segments else 1
+    return flags.every or (spec.stride if frames == 1 else max(_SEGMENT_DISTANCE, frames * spec.stride))
 
 
 def _picked(flags: StreamFlags, spec: InputSpec) -> tuple[int, ...] | None:
-    """Return which frames of a window make a clip where every segment has several; None where they are all."""
+    """Return which frames of a window form a clip if segments have several frames; None for consecutive frames."""
     if spec.segments in (0, spec.clip_length):
         return None
-    apart, together = _distance(flags, spec), range(spec.clip_length // spec.segments)
-    return tuple(start * apart + place * spec.stride for start in range(spec.segments) for place in together)
+    apart, frames = _distance(flags, spec), range(spec.clip_length // spec.segments)
+    return tuple(start * apart + place * spec.stride for start in range(spec.segments) for place in frames)
 
 
 def _network(flags: StreamFlags, run: Run, options: EvaluateOptions) -> StreamNetwork:
     """Return the continual network of a run, or its clip network on sliding clips.
 
     Raises:
-        SettingsError: `--mode continual` and it cannot be converted.
+        SettingsError: With `--mode continual`, it cannot be converted.
     """
     from two_stream.evaluation.scoring.network import prepare_for_inference
     from two_stream.recognizer import Recognizer
-    from two_stream.runtime.console import note
     from two_stream.streaming.live.networks import SlidingRecognizer
 
     model = prepare_for_inference(run.model, options)
-    assert isinstance(model, Recognizer)  # compiled it would not be one
+    assert isinstance(model, Recognizer)  # it is not compiled
     picked = _picked(flags, model.spec)
     if flags.mode != "sliding" and picked is None:
         from two_stream.streaming import convert
@@ -252,16 +249,14 @@ def _network(flags: StreamFlags, run: Run, options: EvaluateOptions) -> StreamNe
 
 
 def _show(flags: StreamFlags, pipeline: Pipeline, watcher: Watcher) -> int:
-    """Run to the end and write what was asked for."""
-    from two_stream.runtime.console import note
-    from two_stream.runtime.interrupt import StopRequest
+    """Run to the end and write the outputs."""
     from two_stream.streaming.live.outputs import BrowserWindow, Recording
     from two_stream.streaming.live.screen import Screen
 
     begin = time.monotonic()
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest("leaving", pipeline.stop))
-        lines = _lines(flags.json, stack)
+        lines = _open_lines(flags.json, stack)
         recording, window = None, None
         if flags.annotate is not None:
             recording = Recording(flags.annotate, pipeline.source.fps)
@@ -271,66 +266,57 @@ def _show(flags: StreamFlags, pipeline: Pipeline, watcher: Watcher) -> int:
             stack.callback(window.close)
             note(f"live picture: {window.address}")
         if flags.limit is not None:
-            # a timer, for a source that is away gives no frame to look at the clock at
+            # a timer, because a lost source sends no frame after which to check the time
             timer = threading.Timer(flags.limit, pipeline.stop)
             timer.daemon = True
             timer.start()
             stack.callback(timer.cancel)
         screen = stack.enter_context(Screen(watcher.status))
-        for seen, made in watcher.run(flags.top):
+        for seen, prediction in watcher.run(flags.top):
             if seen.begins and pipeline.source.live and not watcher.status.interruptions:
-                # only now its frame rate is known
+                # the frame rate is known from now on
                 note(f"{pipeline.source.name}: {watcher.status.delay}")
-            if made is not None and lines is not None:
-                _write_line(lines, watcher, made, flags.top)
-            _picture(seen, watcher, recording, window)
+            if prediction is not None and lines is not None:
+                _write_line(lines, watcher, prediction, flags.top)
+            guesses = watcher.status.guesses[:3]
+            if recording is not None and not seen.ended:
+                for frame in (*seen.passed, seen.frame):
+                    recording.add(frame.picture, frame.seconds, guesses)
+            if window is not None and not seen.ended:
+                window.show(seen.frame.picture, guesses)
             screen.update()
-    _tell(flags, watcher, time.monotonic() - begin)
+    _print_summary(flags, watcher, time.monotonic() - begin)
     return 0 if stop.received is None else 128 + stop.received
 
 
-def _lines(where: str | None, stack: ExitStack) -> TextIO | None:
-    if where is None:
+def _open_lines(path: str | None, stack: ExitStack) -> TextIO | None:
+    if path is None:
         return None
-    if where == "-":
+    if path == "-":
         return sys.stdout
     try:
-        return stack.enter_context(Path(where).open("w", encoding="utf-8"))
+        return stack.enter_context(Path(path).open("w", encoding="utf-8"))
     except OSError as error:
-        raise SettingsError(f"--json {where}: cannot be written ({error.strerror})") from None
+        raise SettingsError(f"--json {path}: cannot be written ({error.strerror})") from None
 
 
-def _write_line(lines: TextIO, watcher: Watcher, made: Prediction, count: int) -> None:
+def _write_line(lines: TextIO, watcher: Watcher, prediction: Prediction, count: int) -> None:
     from two_stream.runtime.text import json_text
     from two_stream.streaming.live.watcher import prediction_record
 
-    line = prediction_record(made, watcher.class_names, count, watcher.status.dropped)
+    line = prediction_record(prediction, watcher.class_names, count, watcher.status.dropped)
     try:
         lines.write(json_text(line) + "\n")
-        lines.flush()  # who reads along sees it now
+        lines.flush()  # for programs that read along
     except BrokenPipeError:
-        raise  # who read along has gone: no error
+        raise  # the reader has exited: no error
     except OSError as error:
         with suppress(OSError):
-            lines.close()  # now, for it would complain once more of what it still holds
+            lines.close()  # a later close would raise again for the buffered rest
         raise VideoError(f"--json {lines.name}", f"cannot be written ({error.strerror})") from None
 
 
-def _picture(
-    seen: FrameResult, watcher: Watcher, recording: Recording | None, window: BrowserWindow | None
-) -> None:
-    guesses = watcher.status.guesses[:3]
-    if seen.ended:
-        return
-    if recording is not None:
-        for frame in (*seen.passed, seen.frame):
-            recording.add(frame.picture, frame.seconds, guesses)
-    if window is not None:
-        window.show(seen.frame.picture, guesses)
-
-
-def _tell(flags: StreamFlags, watcher: Watcher, elapsed: float) -> None:
-    from two_stream.runtime.console import note, say, warn
+def _print_summary(flags: StreamFlags, watcher: Watcher, elapsed: float) -> None:
     from two_stream.streaming.live.watcher import describe_delay
     from two_stream.video.decoding.live import FileSource
 
@@ -341,7 +327,7 @@ def _tell(flags: StreamFlags, watcher: Watcher, elapsed: float) -> None:
         delay = describe_delay(watcher.pipeline.streams, source)
         raise VideoError(
             source.name,
-            f"is over before the first prediction ({delay}); use `two-stream predict` for short videos",
+            f"ended before the first prediction ({delay}); use `two-stream predict` for short videos",
         )
     (note if flags.json == "-" else say)(status.summary(elapsed))
     if flags.annotate is not None and flags.annotate.is_file():

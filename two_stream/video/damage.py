@@ -97,13 +97,7 @@ def capture_decoder_messages() -> Iterator[list[str]]:
 
 
 def find_picture_damage(content: bytes, messages: list[str], pixels: int) -> str:
-    """Return the sign of damage of a picture that decoded; empty if there is none.
-
-    Args:
-        content: The file's bytes.
-        messages: The decoder's messages.
-        pixels: Number of pixels of the decoded picture.
-    """
+    """Return the sign of damage, by a file's content and its decoder's messages; empty if there is none."""
     for text in messages:
         if _DAMAGE.match(text):
             return _CODE_PLACE.sub("", text)

@@ -162,23 +162,3 @@ def dequantize(stored: NDArray[np.uint8], bound: float = FLOW_BOUND) -> NDArray[
 def to_gray(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Convert an RGB picture `(H, W, 3)` to the grey one `(H, W)` that flow is computed on."""
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), np.uint8)
-
-
-def flow_clip(frames: NDArray[np.uint8], algorithm: str = "dis") -> NDArray[np.uint8]:
-    """Return the stored flow between consecutive frames of a clip.
-
-    Args:
-        frames: uint8 `(T, H, W, 3)`, RGB.
-        algorithm: One of `ALGORITHMS`.
-
-    Returns:
-        uint8 `(T - 1, H, W, 2)`: one picture fewer than frames, as in the published lists.
-
-    Raises:
-        SettingsError: The algorithm is unknown.
-    """
-    estimator = FlowEstimator(algorithm)
-    out = np.empty((max(0, len(frames) - 1), *frames.shape[1:3], 2), np.uint8)
-    for step, flow in enumerate(estimator.flows(frames)):
-        out[step] = flow
-    return out

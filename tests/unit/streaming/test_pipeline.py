@@ -85,7 +85,7 @@ def difference(previous: Image | None, picture: Image) -> torch.Tensor:
 
 
 def said_of(seen: Sequence[FrameResult], name: str = "rgb") -> dict[int, float]:
-    return {one.frame.number: float(one.said[name].logits[0]) for one in seen if name in one.said}
+    return {one.frame.number: float(one.windows[name].logits[0]) for one in seen if name in one.windows}
 
 
 def test_every_frame_of_a_file_is_seen_in_order_and_predictions_are_the_windows() -> None:
@@ -95,11 +95,11 @@ def test_every_frame_of_a_file_is_seen_in_order_and_predictions_are_the_windows(
     *seen, end = seen
     assert [one.frame.number for one in seen] == list(range(1, 41))
     assert said_of(seen) == {n + 1: float(n + n - 1 + n - 2) for n in range(2, 40, 2)}
-    assert [one.said["rgb"].first for one in seen if one.said] == list(range(1, 38, 2))
+    assert [one.windows["rgb"].first for one in seen if one.windows] == list(range(1, 38, 2))
     assert pipeline.dropped == 0
     assert [one.begins for one in seen] == [True] + [False] * 39
     assert (end.ended, end.frame.number) == (True, 40)
-    assert (float(end.said["rgb"].logits[0]), end.said["rgb"].first) == (38.0 + 39.0, 39)
+    assert (float(end.windows["rgb"].logits[0]), end.windows["rgb"].first) == (38.0 + 39.0, 39)
 
 
 def test_every_nth_frame_and_the_flow_beside_it() -> None:
@@ -143,7 +143,7 @@ def test_a_source_that_comes_back_is_picked_up_and_the_networks_begin_anew() -> 
         [NetworkTrack("rgb", network, present)],
         queue=50,
         patience=1.2,
-        said=told.append,
+        notify=told.append,
     )
     seen: list[FrameResult] = []
     with pytest.raises(VideoError, match=r"script: gone for \d+ seconds \(connection refused\)"):
@@ -156,7 +156,7 @@ def test_a_source_that_comes_back_is_picked_up_and_the_networks_begin_anew() -> 
     assert times == sorted(times)
     assert times[5] - times[4] > 0.4  # the gap counts
     assert len(told) == 3  # gone, back, gone
-    assert "begin anew" in told[1]
+    assert "start again" in told[1]
 
 
 def test_a_source_that_was_never_there_is_one_error_at_once() -> None:
@@ -180,7 +180,7 @@ def test_a_network_that_miscounts_is_an_error() -> None:
     stream = NetworkTrack("rgb", network, present)
     wrong = Summing(delay=3)
     network.step = wrong.step  # type: ignore[method-assign]
-    with pytest.raises(TwoStreamError, match="rgb: the network gave 0 predictions where 1 were due"):
+    with pytest.raises(TwoStreamError, match="rgb: the network made 0 predictions, expected 1"):
         list(Pipeline(Script([3], live=False), [stream], queue=1).run())
 
 

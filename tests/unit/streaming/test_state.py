@@ -74,7 +74,7 @@ def test_another_size_needs_a_reset() -> None:
     stream = convert(small())
     stream.step(frames_of(stream.model, 2))
     with pytest.raises(
-        SettingsError, match=r"\(1, 64, 64\) came into a stream of \(1, 32, 32\); call `reset`"
+        SettingsError, match=r"\(1, 64, 64\) do not match the stream's \(1, 32, 32\); call `reset`"
     ):
         stream.step(frames_of(stream.model, 2, side=64))
 
@@ -110,7 +110,7 @@ def test_blocks_of_timm_without_rules_say_why() -> None:
     model = small(backbone={"kind": "timm", "name": "convnext_atto", "tsm": 0.125})
     with pytest.raises(
         SettingsError,
-        match=r"this network has no stream: \w+gamma .*: a stream has layers and functions only",
+        match=r"this network has no stream: \w+gamma .*: expected layers and functions only",
     ):
         convert(model)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.videos import FRAMES, H264, Codec, make
+from two_stream.video.decoding import base
 from two_stream.video.decoding.integrity import find_file_damage, find_missing_frames
 from two_stream.video.decoding.reader import open_video
 from two_stream.video.doctor import examine_videos
@@ -241,3 +242,12 @@ def test_sizes_that_lead_nowhere_end_the_walk(tmp_path):
         path = tmp_path / "made.mp4"
         path.write_bytes(content)
         assert said in (find_file_damage(path) or "")
+
+
+def test_the_file_is_checked_once_and_only_where_its_damage_is_asked_for(whole, monkeypatch):
+    checked = []
+    monkeypatch.setattr(base, "find_file_damage", lambda path: checked.append(path))
+    with open_video(next(path for path in whole.values() if path.suffix == ".gif")) as video:
+        assert len(list(video.frames())) == FRAMES
+        assert checked == []
+        assert (video.damage, video.damage, len(checked)) == (None, None, 1)

@@ -318,7 +318,7 @@ def test_folders_that_would_meet_are_refused():
     found = find_collisions([Source(name, Path("v.mp4")) for name in ("a", "a/b", "c", "../d", "ab")])
     assert sorted(found) == [0, 1, 3]
     assert "'a' would contain that of 'a/b'" in found[0]
-    assert "no relative folder name" in found[3]
+    assert "not a relative folder name" in found[3]
 
 
 @pytest.mark.timeout(120)

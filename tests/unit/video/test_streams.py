@@ -75,3 +75,13 @@ def test_the_sample_file_where_it_is(shared, tmp_path, backend):
 def test_a_file_of_covers_alone_is_still_read(tmp_path):
     path = make_several(tmp_path / "v.mkv", ("mjpeg", 32, 32, 1), ("mjpeg", 64, 64, 1))
     assert open_video(path).read([0]).shape[0] == open_video(path).num_frames == 1
+
+
+def test_a_file_of_several_streams_is_opened_once(tmp_path, monkeypatch):
+    path = make_several(tmp_path / "v.mkv", ("mjpeg", 32, 32, 1), ("mpeg4", 48, 64, FRAMES))
+    opened, original = [], av.open
+    monkeypatch.setattr(av, "open", lambda *args, **options: opened.append(1) or original(*args, **options))
+    video = open_video(path)
+    assert len(opened) == 1
+    assert numbers_of(video.frames()) == list(range(FRAMES))
+    assert len(opened) == 2

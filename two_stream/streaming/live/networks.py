@@ -1,4 +1,4 @@
-"""One network in a pipeline: frames in, and what it says of which window."""
+"""One network of a live pipeline: what it sees of a picture, and the predictions it makes from its frames."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from two_stream.video.region import Region, fit_frame
 
 
 class StreamNetwork(Protocol):
-    """A network that takes a stream: `StreamRecognizer`, or a clip network over sliding windows."""
+    """A network that takes a stream: `StreamRecognizer`, or a clip network on sliding windows."""
 
     @property
     def delay(self) -> int:
-        """Number, from 0, of the frame after which the first prediction is there."""
+        """Number, from 0, of the frame that completes the first prediction."""
 
     @property
     def stride(self) -> int:
@@ -40,81 +40,73 @@ class StreamNetwork(Protocol):
         """Take the next frames, uint8 `(1, C, n, H, W)`, and return the logits `(1, m, K)` that they complete."""
 
     def finish(self) -> torch.Tensor:
-        """Return the logits `(1, m, K)` of the windows that the end of the stream completes, and forget it."""
+        """Return the logits `(1, m, K)` of the windows that the end of the stream completes, and reset."""
 
     def reset(self) -> None:
-        """Forget everything seen."""
+        """Forget all frames."""
 
 
 @dataclass(frozen=True)
+class WindowLogits:
+    """A network's prediction for one window."""
+
+    logits: NDArray[np.float64]
+    """`(K,)`"""
+    first: int
+    """number of the first source frame of the window"""
+
+
+@dataclass
 class NetworkTrack:
-    """One network and how frames reach it."""
+    """One network with its input; counts its frames, so that each prediction is assigned to its window."""
 
     name: str
     """`rgb` or `flow`"""
     network: StreamNetwork
     prepare: Callable[[Image | None, Image], torch.Tensor]
-    """previous and present picture to what the network sees of them, uint8 `(C, H, W)`"""
+    """computes the network's input, uint8 `(C, H, W)`, from the previous and the current picture"""
     every: int = 1
     """source frames per frame of the network"""
     pairs: bool = False
-    """it needs the previous picture"""
+    """whether it needs the previous picture"""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "fp32"
     """autocast type"""
 
     def wants(self, index: int) -> bool:
-        """Whether the frame of this number, from 0 since the source was opened, is one of the network's."""
+        """Return whether the network takes this frame, counted from 0 since the source was opened."""
         index -= int(self.pairs)
         return index >= 0 and index % self.every == 0
 
-
-@dataclass(frozen=True)
-class WindowLogits:
-    """What a network says of one window."""
-
-    logits: NDArray[np.float64]
-    """`(K,)`"""
-    first: int
-    """number of the source frame the window begins with"""
-
-
-class Track:
-    """Counts the frames of a network, so that each prediction is known by its window."""
-
-    def __init__(self, stream: NetworkTrack) -> None:
-        self.stream = stream
-        self.reset()
-
     def reset(self) -> None:
-        """Begin anew."""
-        self.stream.network.reset()
+        """Start a new stream."""
+        self.network.reset()
         self._fed = 0
-        self._numbers: deque[int] = deque(maxlen=self.stream.network.delay + 1)
+        self._numbers: deque[int] = deque(maxlen=self.network.delay + 1)
 
     def warm_up(self, size: tuple[int, int], channels: int) -> None:
-        """Send a few frames through, so that the first ones that count find kernels chosen and memory there."""
+        """Process a few empty frames, so that kernels are chosen and memory is allocated before the first real one."""
         for count in (8, 1, 1):
             frames_BCTHW = torch.zeros(1, channels, count, *size, dtype=torch.uint8)
-            self._computed(partial(self.stream.network.step, frames_BCTHW.to(self.stream.device)))
+            self._compute(partial(self.network.step, frames_BCTHW.to(self.device)))
         self.reset()
 
     def step(self, numbers: Sequence[int], pictures: Sequence[torch.Tensor]) -> dict[int, WindowLogits]:
         """Give the network its next frames.
 
         Args:
-            numbers: Of the source frames.
-            pictures: What the network sees of them, uint8 `(C, H, W)`.
+            numbers: Numbers of the source frames.
+            pictures: The network's input for each, uint8 `(C, H, W)`.
 
         Returns:
-            What it says, by the place of the frame that completes it.
+            The predictions, by the index in `numbers` of the frame that completes them.
 
         Raises:
-            TwoStreamError: The network does not keep to its delay and stride.
+            TwoStreamError: The network does not keep its delay and stride.
         """
-        stream, network = self.stream, self.stream.network
-        frames_BCTHW = torch.stack(list(pictures), dim=1)[None].to(stream.device)
-        logits_MK = self._computed(lambda: network.step(frames_BCTHW))
+        network = self.network
+        frames_BCTHW = torch.stack(list(pictures), dim=1)[None].to(self.device)
+        logits_MK = self._compute(partial(network.step, frames_BCTHW))
         due = []
         for place, number in enumerate(numbers):
             self._numbers.append(number)
@@ -124,31 +116,67 @@ class Track:
                 due.append((place, self._numbers[0]))
         if len(due) != len(logits_MK):
             raise TwoStreamError(
-                f"{stream.name}: the network gave {len(logits_MK)} predictions where {len(due)} were due"
+                f"{self.name}: the network made {len(logits_MK)} predictions, expected {len(due)}"
             )
         return {place: WindowLogits(row, first) for (place, first), row in zip(due, logits_MK, strict=True)}
 
     def finish(self) -> list[WindowLogits]:
-        """Return what the end of the stream completes; windows begin where frames came, or where they should have."""
-        network = self.stream.network
-        logits_MK = self._computed(network.finish)
+        """Return the predictions that the end of the stream completes; missing first frames are extrapolated."""
+        network = self.network
+        logits_MK = self._compute(network.finish)
         done = max(0, -(-(self._fed - network.delay) // network.stride))
         held, last = list(self._numbers), self._fed - len(self._numbers)
-        found = []
+        windows = []
         for place, row in enumerate(logits_MK):
-            at = (done + place) * network.stride - last  # among the frames still known by number
-            found.append(WindowLogits(row, held[at] if 0 <= at < len(held) else held[-1]))
-        return found
+            at = (done + place) * network.stride - last  # index among the frames whose numbers are kept
+            windows.append(WindowLogits(row, held[at] if 0 <= at < len(held) else held[-1]))
+        return windows
 
-    def _computed(self, work: Callable[[], torch.Tensor]) -> NDArray[np.float64]:
-        stream = self.stream
-        with torch.inference_mode(), autocast(stream.device, stream.precision):
-            found: NDArray[np.float64] = work()[0].double().cpu().numpy()
-        return found
+    def _compute(self, work: Callable[[], torch.Tensor]) -> NDArray[np.float64]:
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            logits_MK: NDArray[np.float64] = work()[0].double().cpu().numpy()
+        return logits_MK
+
+
+class Prepare:
+    """Computes a network's input from pictures: the same pixels as `predict` with a single centred view.
+
+    Resizes a picture as the run's frames were, or computes the flow from the previous one, and crops the centre. Not
+    thread-safe.
+    """
+
+    def __init__(self, spec: InputSpec, reading: VideoInput) -> None:
+        self.spec = spec = view_spec(spec, "center", whole=reading.whole_frame)
+        self.reading = reading
+        (view,) = crop_views("center", spec, reading.mirror)
+        box = view.box
+        self._region = Region(box, (box[2] - box[0], box[3] - box[1]))
+        self._estimator = reading.estimator() if spec.modality == "flow" else None
+        self._last: tuple[Image, Image] | None = None
+
+    def __call__(self, previous: Image | None, picture: Image) -> torch.Tensor:
+        """Return uint8 `(C, *spec.size)` of an RGB picture `(H, W, 3)`; flow needs the previous picture."""
+        if self._estimator is None:
+            stored = picture_at(picture, self.reading)
+        else:
+            assert previous is not None
+            if previous.shape != picture.shape:  # the source changed its size
+                previous = np.asarray(cv2.resize(previous, picture.shape[1::-1]), np.uint8)
+            stored = self._estimator(self._gray(previous), self._gray(picture))
+        crop = fit_frame(stored, self.spec.resize, self._region)
+        return torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))
+
+    def _gray(self, picture: Image) -> Image:
+        """Return the grey picture that flow is computed on; the last one is cached."""
+        if self._last is None or self._last[0] is not picture:
+            self._last = (picture, to_gray(picture_at(picture, self.reading)))
+        return self._last[1]
 
 
 class SlidingRecognizer:
-    """Keeps the last clip of a stream and predicts every `stride` frames; a clip is what it is anywhere else.
+    """A clip network on a stream: computes the whole clip again for every prediction.
+
+    For networks that cannot be converted to a stream network, and for comparison.
 
     Attributes:
         delay: Number, from 0, of the frame that completes the first clip.
@@ -163,11 +191,11 @@ class SlidingRecognizer:
 
         Args:
             model: In evaluation mode.
-            stride: Frames between the starts of clips; None: half a clip.
-            picked: Which frames from the first on make a clip, ascending from 0; None: all, one after the other.
+            stride: Frames between the starts of clips; None for half a clip.
+            picked: Which frames of a window form a clip, ascending from 0; None for consecutive frames.
 
         Raises:
-            SettingsError: The stride is none.
+            SettingsError: The stride is less than 1.
         """
         length = model.spec.clip_length if picked is None else picked[-1] + 1
         self.model = model
@@ -176,16 +204,16 @@ class SlidingRecognizer:
         if self.stride < 1:
             raise SettingsError(f"the step of sliding clips is {self.stride} frames: expected 1 or more")
         self.delay, self.receptive_field = length - 1, length
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all frames."""
         self._held: torch.Tensor | None = None
         self._skip = 0
 
-    def reset(self) -> None:
-        """Forget everything seen."""
-        self._held, self._skip = None, 0
-
     def step(self, frames_BCTHW: torch.Tensor) -> torch.Tensor:
         """Take the next frames, uint8 `(B, C, n, H, W)`, and return the logits `(B, m, K)` of clips now complete."""
-        if self._skip:  # a stride longer than the clip leaves frames out
+        if self._skip:  # a stride longer than the clip skips frames
             left = min(self._skip, frames_BCTHW.shape[2])
             frames_BCTHW, self._skip = frames_BCTHW[:, :, left:], self._skip - left
         held = frames_BCTHW if self._held is None else torch.cat((self._held, frames_BCTHW), dim=2)
@@ -197,61 +225,14 @@ class SlidingRecognizer:
             logits.append(self.model(clip))
             self._skip += max(0, self.stride - held.shape[2])
             held = held[:, :, self.stride :]
-        self._held = held.clone()  # not a view that keeps the chunk alive
-        return torch.stack(logits, dim=1) if logits else self._none(len(frames_BCTHW))
+        self._held = held.clone()  # a view would keep the whole chunk in memory
+        return torch.stack(logits, dim=1) if logits else self._no_logits(len(frames_BCTHW))
 
     def finish(self) -> torch.Tensor:
-        """Return `(B, 0, K)`, for the end of a stream completes no clip, and forget it."""
+        """Return `(B, 0, K)`, because the end of a stream completes no clip, and reset."""
         batch = 1 if self._held is None else len(self._held)
         self.reset()
-        return self._none(batch)
+        return self._no_logits(batch)
 
-    def _none(self, batch: int) -> torch.Tensor:
+    def _no_logits(self, batch: int) -> torch.Tensor:
         return torch.zeros(batch, 0, self.model.num_classes)
-
-
-class Prepare:
-    """Resizes a picture as the run's frames were, or computes the flow to it, and cuts the centre out.
-
-    Not for several threads at once.
-    """
-
-    def __init__(self, spec: InputSpec, reading: VideoInput) -> None:
-        """Set up.
-
-        Args:
-            spec: What the network expects.
-            reading: Sizes, and the flow algorithm of a flow network.
-        """
-        self.spec = spec = view_spec(spec, "center", whole=reading.whole_frame)
-        self.reading = reading
-        (view,) = crop_views("center", spec, reading.mirror)
-        box = view.box
-        self._region = Region(box, (box[2] - box[0], box[3] - box[1]))
-        self._estimator = reading.estimator() if spec.modality == "flow" else None
-        self._last: tuple[Image, Image] | None = None
-
-    def __call__(self, previous: Image | None, picture: Image) -> torch.Tensor:
-        """Return uint8 `(C, *spec.size)`.
-
-        Args:
-            previous: The picture before, for flow.
-            picture: RGB `(H, W, 3)`.
-        """
-        if self._estimator is None:
-            seen = picture_at(picture, self.reading)
-        else:
-            assert previous is not None
-            if previous.shape != picture.shape:  # the source changed its size between the two
-                previous = np.asarray(cv2.resize(previous, picture.shape[1::-1]), np.uint8)
-            seen = self._estimator(self._gray(previous), self._gray(picture))
-        cut = fit_frame(seen, self.spec.resize, self._region)
-        return torch.from_numpy(np.ascontiguousarray(cut.transpose(2, 0, 1)))
-
-    def _gray(self, picture: Image) -> Image:
-        """Return the grey picture that flow is computed on; of two neighbours the first is known from last time."""
-        if self._last is not None and self._last[0] is picture:
-            return self._last[1]
-        made = to_gray(picture_at(picture, self.reading))
-        self._last = (picture, made)
-        return made

@@ -1,4 +1,4 @@
-"""The annotated copy of a stream: every picture with what the networks last said of it, written in a thread."""
+"""Outputs of a running stream with drawn predictions: an annotated MP4 file, and a live picture in a browser."""
 
 from __future__ import annotations
 
@@ -25,32 +25,28 @@ Guesses = Sequence[tuple[str, float]]
 
 
 def draw_guesses(picture: Image, guesses: Guesses) -> Image:
-    """Return a picture, its sides even, with the likeliest classes on it."""
+    """Return a picture, cropped to even sides, with the most probable classes drawn on it."""
     height, width = picture.shape[0] // 2 * 2, picture.shape[1] // 2 * 2
     return blend(picture[:height, :width], *panel(height, width, guesses))
 
 
 class Recording:
-    """Writes an MP4 file while the stream runs; the file is whole once it is closed, and absent before.
+    """Writes an MP4 file in a thread while the stream runs; the file exists only once it is closed.
 
-    A picture is shown from its own time on, so one that was dropped leaves the one before it standing. All have the
-    size of the first.
+    A picture is shown from its own time on; in place of a dropped one, the previous picture stays visible. All pictures
+    get the size of the first.
     """
 
     def __init__(self, out: Path, fps: float | None = None) -> None:
-        """Prepare a recording.
-
-        Args:
-            out: MP4 file to write.
-            fps: Frame rate, for players; time stamps are the pictures' own.
+        """Set up a recording to the MP4 file `out`; `fps` is for players, time stamps are the pictures' own.
 
         Raises:
-            VideoError: It is a folder, or its folder is not there.
+            VideoError: It is a folder, or its folder does not exist.
         """
         if out.is_dir():
             raise VideoError(out, "is a directory; name the MP4 file to write")
         if not out.parent.is_dir():
-            raise VideoError(out, f"cannot be written: there is no folder {out.parent}")
+            raise VideoError(out, f"cannot be written: no folder {out.parent}")
         self.out = out
         self.fps = fps
         self._inbox: Inbox[tuple[Image, float, Guesses]] = Inbox(8, drop=False)
@@ -59,7 +55,7 @@ class Recording:
         self._thread.start()
 
     def add(self, picture: Image, seconds: float, guesses: Guesses) -> None:
-        """Hand on a picture `(H, W, 3)` and when it is from; waits when the encoder is behind.
+        """Add a picture `(H, W, 3)` and its time; waits if the encoder is slower.
 
         Raises:
             VideoError: The file cannot be written.
@@ -68,7 +64,7 @@ class Recording:
             raise self._error
 
     def close(self) -> None:
-        """Write what is left and put the file in its place.
+        """Write the remaining pictures and move the file to its place.
 
         Raises:
             VideoError: The file cannot be written.
@@ -93,16 +89,15 @@ class Recording:
         shape = (0, 0)
         while not self._inbox.over:
             for picture, seconds, guesses in self._inbox.take(timeout=0.5):
-                if file is not None and picture.shape[:2] != shape:  # a source may change its pictures' size
-                    picture = np.asarray(
-                        cv2.resize(picture, shape[::-1], interpolation=cv2.INTER_AREA), np.uint8
-                    )
-                made = draw_guesses(picture, guesses)
+                if file is not None and picture.shape[:2] != shape:  # the source changed its size
+                    shrunk = cv2.resize(picture, shape[::-1], interpolation=cv2.INTER_AREA)
+                    picture = np.asarray(shrunk, np.uint8)
+                annotated = draw_guesses(picture, guesses)
                 if file is None:
                     shape = picture.shape[:2]
                     part = stack.enter_context(atomic_path(self.out))
-                    file = stack.enter_context(Encoder(part, self.out, made.shape[:2], self.fps))
-                file.add(made, seconds)
+                    file = stack.enter_context(Encoder(part, self.out, annotated.shape[:2], self.fps))
+                file.add(annotated, seconds)
 
 
 _PAGE = b"""<!doctype html><html lang="en"><meta charset="utf-8"><title>two-stream</title>
@@ -117,11 +112,11 @@ MOST_CONNECTIONS = 16
 
 
 SILENCE = 10.0
-"""seconds after which a connection that sends or takes nothing is closed"""
+"""seconds after which an inactive connection is closed"""
 
 
 class _Server(ThreadingHTTPServer):
-    """Answers a bounded number of connections at once; further ones are closed."""
+    """Serves a limited number of connections at once; further ones are closed."""
 
     daemon_threads = True
 
@@ -130,14 +125,14 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Start a thread for a connection, if one is free."""
+        """Start a thread for a connection if the limit allows."""
         if self._free.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answer a connection."""
+        """Serve a connection."""
         try:
             super().process_request_thread(request, client_address)
         finally:
@@ -145,17 +140,16 @@ class _Server(ThreadingHTTPServer):
 
 
 class BrowserWindow:
-    """Serves the newest picture to any number of browsers; slow ones miss pictures."""
+    """Serves the latest picture as a web page to any number of browsers; slow ones miss pictures.
+
+    It works without a screen on this machine; by default only browsers of this machine can connect.
+    """
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
-        """Begin to serve.
-
-        Args:
-            port: 0 takes any free one.
-            host: Address to listen at; by default this machine alone can look.
+        """Start serving at the address `host`; port 0 takes any free one.
 
         Raises:
-            SettingsError: The port is taken or not allowed.
+            SettingsError: The port is in use or not allowed.
         """
         self._newest: bytes = b""
         self._number = 0
@@ -171,11 +165,13 @@ class BrowserWindow:
         threading.Thread(target=self._server.serve_forever, daemon=True, name="window").start()
 
     def show(self, picture: Image, guesses: Guesses) -> None:
-        """Show a picture `(H, W, 3)`; nothing is drawn while nobody looks."""
+        """Show a picture `(H, W, 3)`; nothing is drawn while no browser is connected."""
         if not self._watchers:
             return
-        there, jpeg = cv2.imencode(".jpg", cv2.cvtColor(draw_guesses(picture, guesses), cv2.COLOR_RGB2BGR))
-        if there:
+        is_encoded, jpeg = cv2.imencode(
+            ".jpg", cv2.cvtColor(draw_guesses(picture, guesses), cv2.COLOR_RGB2BGR)
+        )
+        if is_encoded:
             with self._changed:
                 self._newest = jpeg.tobytes()
                 self._number += 1
@@ -197,7 +193,7 @@ class BrowserWindow:
 
             def do_GET(self) -> None:
                 if not window.answers(self.headers.get("Host", ""), self.headers.get("Sec-Fetch-Site", "")):
-                    self.send_error(403, "this page answers to its own address alone")
+                    self.send_error(403, "this page answers only to its own address")
                 elif self.path == "/pictures":
                     window.pictures(self)
                 elif self.path == "/":
@@ -215,14 +211,10 @@ class BrowserWindow:
         return Handler
 
     def answers(self, host: str, site: str) -> bool:
-        """Return whether a request is for this page itself.
+        """Return whether a request with the headers `Host` and `Sec-Fetch-Site` comes from this page itself.
 
-        A page of another site reaches this machine under a name of its own that points here, or embeds the pictures.
-        An address in numbers is no such name.
-
-        Args:
-            host: The header `Host`.
-            site: The header `Sec-Fetch-Site`: where the request comes from, as browsers say.
+        A page of another site reaches this machine by its own host name that points here, or embeds the pictures; it
+        cannot use a numeric address.
         """
         name = urlsplit(f"//{host}").hostname or ""
         if site not in ("", "none", "same-origin"):
@@ -234,7 +226,7 @@ class BrowserWindow:
         return True
 
     def pictures(self, request: BaseHTTPRequestHandler) -> None:
-        """Answer one browser with pictures until it leaves."""
+        """Send pictures to one browser until it disconnects."""
         request.send_response(200)
         request.send_header("Content-Type", f"multipart/x-mixed-replace; boundary={_BETWEEN}")
         request.send_header("Cache-Control", "no-store")
@@ -253,7 +245,7 @@ class BrowserWindow:
                     number, jpeg = self._number, self._newest
                 head = f"--{_BETWEEN}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
                 request.wfile.write(head.encode() + jpeg + b"\r\n")
-        except OSError:  # the browser has gone
+        except OSError:  # the browser has disconnected
             pass
         finally:
             with self._changed:

@@ -1,4 +1,4 @@
-"""What a person sees of a running stream: the likeliest classes and how well the machine keeps up."""
+"""Displays the status of a running stream in the terminal: the most probable classes, rates, latency and losses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 from rich.console import Group
@@ -21,13 +20,13 @@ _BAR = 30
 
 @dataclass
 class Status:
-    """How the stream is doing."""
+    """The state of a running stream."""
 
     source: str
     delay: str
-    """of the networks, in words"""
+    """description of the networks' delay"""
     seconds: float = 0.0
-    """of the newest frame, by the source's clock"""
+    """time of the latest frame, by the source's clock"""
     guesses: Sequence[tuple[str, float]] = ()
     dropped: int = 0
     interruptions: int = 0
@@ -37,14 +36,11 @@ class Status:
 
     def speed(self) -> str:
         """Return rates, latencies and losses in one line."""
-        parts = [
-            f"{self.frames.per_second():.1f} frames/s",
-            f"{self.predictions.per_second():.1f} predictions/s",
-        ]
-        return " · ".join([*parts, *self._losses()])
+        frames, predictions = self.frames.per_second(), self.predictions.per_second()
+        return " · ".join([f"{frames:.1f} frames/s", f"{predictions:.1f} predictions/s", *self._losses()])
 
     def summary(self, elapsed: float) -> str:
-        """Return what came of a stream that has ended, after so many seconds."""
+        """Summarise a stream that ended after so many seconds."""
         counts = f"{self.frames.total} frames, {self.predictions.total} predictions in {elapsed:.1f} s"
         return " · ".join([f"{self.source}: {counts}", *self._losses()])
 
@@ -60,7 +56,7 @@ class Status:
 
 
 class Screen:
-    """Draws the status on a terminal, or a line every few seconds elsewhere; on standard error."""
+    """Prints the status on standard error: a live display in a terminal, else a line every few seconds."""
 
     def __init__(self, status: Status, every: float = 2.0) -> None:
         self.status = status
@@ -74,14 +70,12 @@ class Screen:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._live is not None:
             self._live.stop()
 
     def update(self) -> None:
-        """Show the status when it is time to."""
+        """Print the status if it is time to."""
         now = time.monotonic()
         if now - self._last < (0.1 if self._live is not None else self.every):
             return
@@ -89,8 +83,8 @@ class Screen:
         if self._live is not None:
             self._live.update(self._picture(), refresh=True)
         else:
-            said = " ".join(f"{name} {100 * share:.0f} %" for name, share in self.status.guesses[:1]) or "…"
-            note(f"{self.status.seconds:8.1f} s  {said} · {self.status.speed()}")
+            best = " ".join(f"{name} {100 * share:.0f} %" for name, share in self.status.guesses[:1]) or "…"
+            note(f"{self.status.seconds:8.1f} s  {best} · {self.status.speed()}")
 
     def _picture(self) -> Group:
         status = self.status
@@ -106,15 +100,15 @@ class Screen:
 
 
 _PER_DOUBLING = 16
-"""bins per factor of two: a percentile is right to 4.4 %"""
+"""bins per factor of two: percentiles are exact to 4.4 %"""
 
 
 _LEAST = 1e-4
-"""seconds below which latencies are not told apart"""
+"""seconds below which latencies are not distinguished"""
 
 
 class Latency:
-    """Percentiles of latencies, from a histogram of ever wider bins."""
+    """Percentiles of latencies, from a histogram with logarithmic bins: its memory does not grow with the stream."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -129,7 +123,7 @@ class Latency:
         self._bins[place] = self._bins.get(place, 0) + 1
 
     def percentile(self, share: float) -> float | None:
-        """Return the latency in seconds that a share (0..1) of all stays at or below, to 4.4 %; None before any."""
+        """Return a percentile in seconds, `share` in 0..1; None before the first latency."""
         if not self.count:
             return None
         left = math.ceil(share * self.count)

@@ -1,4 +1,4 @@
-"""A running stream from source to predictions: the networks, their fusion, and the numbers that are shown."""
+"""Fuses the predictions of a running stream's networks, and keeps the status that is displayed."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from two_stream.video.decoding.live import LiveSource
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the networks say after a frame."""
+    """The fused prediction of all networks after a frame."""
 
     first: int
-    """number, from 1, of the frame that its window begins with"""
+    """number, from 1, of the window's first frame"""
     frame: int
-    """number of the frame that completed it"""
+    """number of the window's last frame"""
     seconds: float
-    """when that one was, by the source's clock"""
+    """time of that frame, by the source's clock"""
     latency: float
     """seconds from the frame's arrival to the prediction"""
     probabilities: NDArray[np.float64]
-    """`(K,)`, of all streams together"""
+    """`(K,)`, fused"""
     logits: dict[str, NDArray[np.float64]]
-    """`(K,)` by stream: of the present frame, or the newest there is"""
+    """`(K,)` by network: of this frame, or the latest before"""
 
 
 class Watcher:
-    """Runs a pipeline and keeps the newest prediction.
+    """Runs a pipeline and keeps the latest prediction.
 
-    Of several networks the one that speaks least often sets the pace; of the others their newest word counts.
+    The network with the longest stride sets the output rate; the latest logits of the others are used.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class Watcher:
         self.status = Status(pipeline.source.name, describe_delay(pipeline.streams, pipeline.source))
         self._newest: dict[str, NDArray[np.float64]] = {}
         slowest = max(pipeline.streams, key=lambda one: (one.network.stride * one.every, one.pairs))
-        self._pace = slowest.name
+        self._slowest = slowest.name
 
     def run(self, top_k: int) -> Iterator[tuple[FrameResult, Prediction | None]]:
-        """Yield every frame that networks saw, with the prediction that it completes or none; `status` is kept.
+        """Yield every frame with the prediction that it completes or None, and update `status`.
 
         Raises:
             VideoError: See `Pipeline.run`.
@@ -72,50 +72,45 @@ class Watcher:
             if seen.begins:
                 self._newest.clear()
                 status.delay = describe_delay(self.pipeline.streams, self.pipeline.source)
-            made = self._predicted(seen)
-            if made is not None:
+            prediction = self._predict(seen)
+            if prediction is not None:
                 status.predictions.add()
                 if not seen.ended:
-                    status.latency.add(made.latency)
-                status.guesses = top_classes(made.probabilities, self.class_names, top_k)
-            yield seen, made
+                    status.latency.add(prediction.latency)
+                status.guesses = top_classes(prediction.probabilities, self.class_names, top_k)
+            yield seen, prediction
 
-    def _predicted(self, seen: FrameResult) -> Prediction | None:
-        self._newest |= {name: said.logits for name, said in seen.said.items()}
-        if self._pace not in seen.said or len(self._newest) < len(self.pipeline.streams):
+    def _predict(self, seen: FrameResult) -> Prediction | None:
+        self._newest |= {name: window.logits for name, window in seen.windows.items()}
+        if self._slowest not in seen.windows or len(self._newest) < len(self.pipeline.streams):
             return None
-        results = [self._result(self._newest[stream.name]) for stream in self.pipeline.streams]
-        chances = fuse_results(results, self.rule, self.weights)
-        late = time.monotonic() - seen.frame.arrived
-        first = seen.said[self._pace].first
-        return Prediction(first, seen.frame.number, seen.frame.seconds, late, chances, dict(self._newest))
-
-    def _result(self, logits_K: NDArray[np.float64]) -> VideoResult:
-        views = logits_K[None].astype(np.float32)
-        return VideoResult(logits_K, 1, None, 1, None, views, multi_label=self.multi_label)
+        results = []
+        for stream in self.pipeline.streams:
+            logits_K = self._newest[stream.name]
+            views = logits_K[None].astype(np.float32)
+            results.append(VideoResult(logits_K, 1, None, 1, None, views, multi_label=self.multi_label))
+        probabilities = fuse_results(results, self.rule, self.weights)
+        latency = time.monotonic() - seen.frame.arrived
+        first, frame = seen.windows[self._slowest].first, seen.frame
+        return Prediction(first, frame.number, frame.seconds, latency, probabilities, dict(self._newest))
 
 
 def prediction_record(made: Prediction, names: Sequence[str], count: int, dropped: int) -> dict[str, Any]:
-    """Return a prediction as one line of JSON holds it."""
+    """Return the JSON line of a prediction, with the `count` most probable classes."""
+    guesses = top_classes(made.probabilities, list(names), count)
     return {
         "first_frame": made.first,
         "frame": made.frame,
         "seconds": round(made.seconds, 4),
         "latency_ms": round(1000 * made.latency, 2),
         "dropped": dropped,
-        "top": [
-            {"class": name, "probability": share}
-            for name, share in top_classes(made.probabilities, list(names), count)
-        ],
+        "top": [{"class": name, "probability": share} for name, share in guesses],
     }
 
 
 def describe_delay(streams: Sequence[NetworkTrack], source: LiveSource) -> str:
-    """Return after how many frames each network speaks first, and how far a prediction lies behind, in words.
-
-    Of a file, whose frames may come at any distance, its mean rate would tell no true seconds.
-    """
-    fps = source.fps if source.live else None
+    """Describe when each network makes its first prediction, and how often it makes one."""
+    fps = source.fps if source.live else None  # a file's frames need not come at its mean rate
     parts = []
     for stream in streams:
         first = 1 + stream.network.delay * stream.every + int(stream.pairs)

@@ -1,8 +1,8 @@
-"""The parts of a network on a stream: what each keeps of the frames gone by, and what it computes of the new ones.
+"""Cells: the parts of a stream network, with what each keeps of past frames and computes for new ones.
 
-Every map has time as its third dimension: `(B, C, n, H, W)`, or `(B, D, n)` for tokens, n being however many steps
-have come. A cell computes each of its steps once. It runs in two ways that give the same numbers: `push` takes any
-number of steps and keeps what it must itself; `StepNetwork` takes always the same number and keeps everything outside.
+Every map has time as its third dimension: `(B, C, n, H, W)`, or `(B, D, n)` for tokens, with n new steps. A cell
+computes each of its steps once. It runs in two ways with equal results: `push` takes any number of steps and keeps the
+state itself; `StepNetwork` takes a fixed number of steps and keeps the state outside.
 """
 
 from __future__ import annotations
@@ -18,18 +18,43 @@ from torch import nn
 from two_stream.errors import SettingsError
 
 Start = Literal["zeros", "replicate"]
-"""What stands for the frames before the first: every layer's own padding, or its first input again and again."""
+"""Stands for the frames before the first: every layer's own padding, or its first input repeated."""
 TIME = 2
-_ROOM = 2
-"""A buffer may hold on to a tensor this many times its own length before it is copied out of it."""
+_SLACK = 2
+"""a view is kept if its tensor is at most this many times as long, else it is copied"""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What a step of a map sees: step `i` is at frame `i * stride` and sees `before` frames back, `after` ahead."""
+
+    stride: int = 1
+    """frames per step"""
+    before: int = 0
+    """frames seen before its own; padding for the first step"""
+    after: int = 0
+    """frames seen after its own, which it waits for"""
+    endless: bool = False
+    """sees everything from the first frame on (an LSTM with its own state)"""
+
+    @property
+    def receptive_field(self) -> int | None:
+        """Number of frames that one step sees; None if it sees all since the first."""
+        return None if self.endless else self.before + self.after + 1
+
+    def windowed(self, span: int, step: int, front: int) -> Reach:
+        """Return the reach after a window of `span` steps, moved by `step`, with `front` steps of padding."""
+        before = self.before + front * self.stride
+        after = self.after + (span - 1 - front) * self.stride
+        return Reach(self.stride * step, before, after, self.endless)
 
 
 class StreamCell(nn.Module, ABC):
     """One node of the network."""
 
-    @abstractmethod
     def reach(self, inputs: list[Reach]) -> Reach:
-        """Return how far a step of the output sees, given that of the inputs."""
+        """Return the reach of the output's steps, given that of the inputs."""
+        return inputs[0]
 
     @abstractmethod
     def push(self, inputs: list[torch.Tensor | None], last: bool) -> torch.Tensor | None:
@@ -37,44 +62,36 @@ class StreamCell(nn.Module, ABC):
 
         Args:
             inputs: One map per input of the node.
-            last: The stream ends here: what stands behind the last step is padding.
+            last: The stream ends here, and padding follows the last step.
         """
 
-    @abstractmethod
     def reset(self) -> None:
         """Forget the stream."""
 
     def state_size(self) -> int:
-        """Return how many numbers are kept from call to call."""
+        """Return how many numbers are kept between calls."""
         return 0
 
 
 class FrameWise(StreamCell):
-    """A part that looks at each frame by itself."""
+    """A layer or function that processes each frame separately."""
 
     def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
-        self.function = function  # a module is filed as a part
-
-    def reach(self, inputs: list[Reach]) -> Reach:
-        """Return the input's."""
-        return inputs[0]
+        self.function = function
 
     def push(self, inputs: list[torch.Tensor | None], last: bool) -> torch.Tensor | None:
-        """Apply the part."""
+        """Apply the function."""
         del last
         x = inputs[0]
         return None if x is None else self.function(x)
 
-    def reset(self) -> None:
-        """Nothing is kept."""
-
 
 class WindowCell(StreamCell):
-    """A part that looks at `span` steps at a time and moves on by `step`; `front` steps of padding come first.
+    """A layer over windows of `span` steps, moved by `step`; `front` steps of padding precede the stream.
 
     Attributes:
-        back: Steps of padding at the end of the stream.
+        back: Steps of padding after the end of the stream.
         fill: Value of the padding; minus infinity for max pooling.
         start: Whether padding repeats the first (last) step instead.
     """
@@ -90,49 +107,43 @@ class WindowCell(StreamCell):
         start: Start = "zeros",
     ) -> None:
         super().__init__()
-        self.span = span
-        self.step = step
-        self.front = front
-        self.back = back
-        self.fill = fill
-        self.start = start
+        self.span, self.step = span, step
+        self.front, self.back, self.fill, self.start = front, back, fill, start
         self._kept: torch.Tensor | None = None
         self._begun = False
         self._skip = 0
 
     @abstractmethod
     def compute(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the outputs of `(m - 1) * step + span` inputs: m steps."""
+        """Return the m outputs of `(m - 1) * step + span` inputs."""
 
     def reach(self, inputs: list[Reach]) -> Reach:
-        """Return the input's, widened by the window."""
+        """Return the input's reach, widened by the window."""
         return inputs[0].windowed(self.span, self.step, self.front)
 
-    def padding(self, x: torch.Tensor, steps: int) -> torch.Tensor:
-        """Return so many steps of padding beside `x`, one step of a map."""
+    def pad(self, x: torch.Tensor, steps: int) -> torch.Tensor:
+        """Return padding of so many steps; `x` is the one step next to it."""
         shape = list(x.shape)
         shape[TIME] = steps
-        if self.start == "replicate":
-            return x.expand(shape)
-        return x.new_full(shape, self.fill)
+        return x.expand(shape) if self.start == "replicate" else x.new_full(shape, self.fill)
 
-    def closed(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the last inputs with the padding that stands behind them."""
+    def close(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the last inputs followed by padding."""
         if not self.back:
             return x
-        return torch.cat((x, self.padding(x.narrow(TIME, x.shape[TIME] - 1, 1), self.back)), TIME)
+        return torch.cat((x, self.pad(x.narrow(TIME, x.shape[TIME] - 1, 1), self.back)), TIME)
 
     def push(self, inputs: list[torch.Tensor | None], last: bool) -> torch.Tensor | None:
-        """Return the steps whose window is full now."""
-        full = self._joined(inputs[0])
+        """Return the steps whose window is complete."""
+        full = self._join_kept(inputs[0])
         if full is None:
             return None
         if last:
-            full = self.closed(full)
+            full = self.close(full)
         if self._skip:
-            gone = min(self._skip, full.shape[TIME])
-            self._skip -= gone
-            full = full.narrow(TIME, gone, full.shape[TIME] - gone)
+            skipped = min(self._skip, full.shape[TIME])
+            self._skip -= skipped
+            full = full.narrow(TIME, skipped, full.shape[TIME] - skipped)
         length = full.shape[TIME]
         count = (length - self.span) // self.step + 1 if length >= self.span else 0
         used = count * self.step
@@ -141,50 +152,66 @@ class WindowCell(StreamCell):
         return self.emit(full.narrow(TIME, 0, used - self.step + self.span)) if count else None
 
     def emit(self, x: torch.Tensor) -> torch.Tensor:
-        """Compute for `push`; a cell that must remember something of it does so here."""
+        """Compute for `push`; subclasses that keep a state update it here."""
         return self.compute(x)
 
-    def _joined(self, x: torch.Tensor | None) -> torch.Tensor | None:
-        """Return what is kept and what has come, one behind the other."""
+    def _join_kept(self, x: torch.Tensor | None) -> torch.Tensor | None:
+        """Return the kept steps followed by the new ones."""
         if x is None:
             return self._kept
         if not self._begun:
             self._begun = True
             if self.front:
-                self._kept = self.padding(x.narrow(TIME, 0, 1), self.front)
+                self._kept = self.pad(x.narrow(TIME, 0, 1), self.front)
         return x if self._kept is None else torch.cat((self._kept, x), TIME)
 
     def _keep(self, full: torch.Tensor, used: int, own: bool) -> None:
-        """Keep what comes behind the first `used` steps; copied where the whole is not ours, or much longer."""
+        """Keep the steps after the first `used`; copy them if the tensor is not our own or much longer."""
         rest = full.shape[TIME] - used
         if rest == 0:
             self._kept = None
             return
         kept = full.narrow(TIME, used, rest)
-        self._kept = kept if own and full.shape[TIME] <= _ROOM * rest else kept.clone()
+        self._kept = kept if own and full.shape[TIME] <= _SLACK * rest else kept.clone()
 
     def reset(self) -> None:
         """Forget the stream."""
         self._kept, self._begun, self._skip = None, False, 0
 
     def state_size(self) -> int:
-        """Return how many numbers are kept."""
+        """Return how many numbers are kept between calls."""
         return 0 if self._kept is None else self._kept.numel()
 
 
 class Join(StreamCell):
-    """Maps added, multiplied or put beside each other: what is ahead waits for what is behind."""
+    """A sum, product or concatenation of maps; steps of faster inputs wait for the slowest.
+
+    Args:
+        function: Computes the joined map.
+        what: Name of the operation, for error messages.
+    """
 
     def __init__(self, function: Callable[..., torch.Tensor], what: str) -> None:
         super().__init__()
         self.function = function
         self.what = what
         self._waiting: list[list[torch.Tensor]] = []
-        """per input, what has come and not gone, in order"""
+        """per input, the steps that wait, in order"""
 
     def reach(self, inputs: list[Reach]) -> Reach:
-        """Return the widest of the inputs'."""
-        return join_reaches(inputs, self.what)
+        """Return the widest reach of the inputs.
+
+        Raises:
+            SettingsError: They have different rates.
+        """
+        strides = sorted({reach.stride for reach in inputs})
+        if len(strides) > 1:
+            rates = " and per ".join(map(str, strides))
+            raise SettingsError(
+                f"this network has no stream: {self.what} joins maps of one step per {rates} frames"
+            )
+        before, after = max(reach.before for reach in inputs), max(reach.after for reach in inputs)
+        return Reach(strides[0], before, after, any(reach.endless for reach in inputs))
 
     def push(self, inputs: list[torch.Tensor | None], last: bool) -> torch.Tensor | None:
         """Join as many steps as all inputs have."""
@@ -195,10 +222,10 @@ class Join(StreamCell):
             if x is not None:
                 queue.append(x)
         count = min(sum(x.shape[TIME] for x in queue) for queue in self._waiting)
-        return self.function(*(_taken(queue, count) for queue in self._waiting)) if count else None
+        return self.function(*(_take(queue, count) for queue in self._waiting)) if count else None
 
     def reset(self) -> None:
-        """Forget what waits."""
+        """Forget the waiting steps."""
         self._waiting = []
 
     def state_size(self) -> int:
@@ -206,64 +233,16 @@ class Join(StreamCell):
         return sum(x.numel() for queue in self._waiting for x in queue)
 
 
-def _taken(queue: list[torch.Tensor], count: int) -> torch.Tensor:
-    """Take the first `count` steps out of a queue; nothing is copied where they came as they go."""
+def _take(queue: list[torch.Tensor], count: int) -> torch.Tensor:
+    """Remove the first `count` steps from a queue; nothing is copied if they are one whole tensor."""
     parts: list[torch.Tensor] = []
     while count:
         x = queue.pop(0)
         length = x.shape[TIME]
         if length > count:
             rest = x.narrow(TIME, count, length - count)
-            queue.insert(0, rest if length <= _ROOM * (length - count) else rest.clone())
+            queue.insert(0, rest if length <= _SLACK * (length - count) else rest.clone())
             x = x.narrow(TIME, 0, count)
         parts.append(x)
         count -= x.shape[TIME]
     return parts[0] if len(parts) == 1 else torch.cat(parts, TIME)
-
-
-@dataclass(frozen=True)
-class Reach:
-    """Step `i` of a map comes `i * stride` frames into the stream and sees `before` frames back and `after` ahead."""
-
-    stride: int = 1
-    """frames per step"""
-    before: int = 0
-    """frames seen before its own; of the first step they are padding"""
-    after: int = 0
-    """frames seen after its own: so many must be waited for"""
-    endless: bool = False
-    """sees everything from the first frame on (an LSTM with its own state)"""
-
-    @property
-    def receptive_field(self) -> int | None:
-        """Frames that one step sees; None where it sees all there have been."""
-        return None if self.endless else self.before + self.after + 1
-
-    def windowed(self, span: int, step: int, front: int) -> Reach:
-        """Return the reach behind a window of `span` steps that moves by `step`, with `front` steps of padding."""
-        return Reach(
-            self.stride * step,
-            self.before + front * self.stride,
-            self.after + (span - 1 - front) * self.stride,
-            self.endless,
-        )
-
-
-def join_reaches(reaches: list[Reach], what: str) -> Reach:
-    """Return the reach of maps that are added or put beside each other.
-
-    Raises:
-        SettingsError: They have different rates.
-    """
-    strides = {reach.stride for reach in reaches}
-    if len(strides) > 1:
-        raise SettingsError(
-            f"this network has no stream: {what} joins maps of one step per "
-            f"{' and per '.join(map(str, sorted(strides)))} frames"
-        )
-    return Reach(
-        strides.pop(),
-        max(reach.before for reach in reaches),
-        max(reach.after for reach in reaches),
-        any(reach.endless for reach in reaches),
-    )

@@ -1,4 +1,4 @@
-"""A backbone's graph of layers read as cells on a stream."""
+"""Reads a backbone's graph of layers and builds the cells of a stream network."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from two_stream.backbones import Backbone
+from two_stream.backbones.library import LibraryBackbone
 from two_stream.backbones.shufflenet_3d import averaged
 from two_stream.backbones.slowfast import SlowFast3D
 from two_stream.backbones.timm_net import TimmBackbone
@@ -35,18 +36,18 @@ from two_stream.streaming.network.layers import (
 
 @dataclass(frozen=True)
 class LayerNode:
-    """One cell, where its inputs come from, and what it sees."""
+    """One cell with its inputs and reach."""
 
     name: str
     cell: StreamCell
     inputs: tuple[int, ...]
-    """numbers of the nodes it reads; -1 is the stream of frames"""
+    """numbers of its input nodes; -1 is the stream of frames"""
     reach: Reach
 
 
 @dataclass(frozen=True)
 class _Size:
-    """The size of a map, or one number of it, which is not known in a stream."""
+    """The size of a map, or one of its dimensions, which is not known in a stream."""
 
     of: int
     dimension: int | None = None
@@ -54,20 +55,20 @@ class _Size:
 
 @dataclass(frozen=True)
 class _Parts:
-    """Channels of a map in equal parts."""
+    """Equal parts of a map's channels."""
 
     of: int
     count: int
 
 
 class Builder:
-    """Collects nodes; numbers are handed out in the order they run."""
+    """Collects nodes, numbered in order of execution."""
 
     def __init__(self) -> None:
         self.nodes: list[LayerNode] = []
 
     def reach(self, number: int) -> Reach:
-        """Return what a node sees."""
+        """Return a node's reach."""
         return Reach() if number < 0 else self.nodes[number].reach
 
     def add(self, name: str, cell: StreamCell, *inputs: int) -> int:
@@ -77,12 +78,18 @@ class Builder:
         return len(self.nodes) - 1
 
 
-def add_graph(backbone: Backbone, choice: CellChoice, builder: Builder) -> list[int]:
-    """Add the cells of one of our backbones and return the numbers of its maps, one per pathway.
+def add_backbone(backbone: Backbone, choice: CellChoice, builder: Builder) -> list[int]:
+    """Add a backbone's cells and return the numbers of its maps, one per pathway.
 
     Raises:
-        SettingsError: It has no stream; the message names the layer or setting and why.
+        SettingsError: It has no stream; the message names the layer or setting and the reason.
     """
+    if isinstance(backbone, TimmBackbone):
+        return [_add_timm(backbone, choice, builder)]
+    if isinstance(backbone, LibraryBackbone):
+        raise SettingsError(
+            f"backbone {backbone.options.kind} has no stream: every frame attends to all frames of its clip"
+        )
     if isinstance(backbone, SlowFast3D) and backbone.options.spread:
         raise SettingsError(
             "backbone slowfast has no stream with `spread: true`: it picks its slow frames by the clip's length; "
@@ -92,7 +99,7 @@ def add_graph(backbone: Backbone, choice: CellChoice, builder: Builder) -> list[
 
 
 class GraphReader:
-    """Reads one graph from input to output."""
+    """Builds the cells of one graph, from input to output."""
 
     def __init__(self, module: fx.GraphModule, choice: CellChoice, builder: Builder) -> None:
         self.module = module
@@ -120,26 +127,34 @@ class GraphReader:
             return self._method(node)
         if node.op == "call_function":
             return self._function(node)
-        raise no_stream_error(node.name, node.target, "a stream has layers and functions only")
+        raise no_stream_error(node.name, node.target, "expected layers and functions only")
 
-    def _read_alone(self, value: int) -> bool:
-        """Whether one node of the graph reads a map: it may be overwritten then."""
+    def _may_overwrite(self, value: int) -> bool:
+        """Whether a map is read by one node only, and is not a view of another map."""
+        if value < 0:
+            return False
         readers = sum(len(node.users) for node, each in self.values.items() if each == value)
         aliases = sum(each == value for each in self.values.values()) - 1
-        return value >= 0 and readers - aliases <= 1 and _makes_its_own(self.builder.nodes[value].cell)
+        cell = self.builder.nodes[value].cell
+        is_view = (
+            not isinstance(cell.function, nn.Module)
+            if isinstance(cell, FrameWise)
+            else isinstance(cell, Picked)
+        )
+        return readers - aliases <= 1 and not is_view
 
     def layer(self, node: fx.Node) -> int:
         """Add the cell of a module and return its number."""
         value = self.map(node.args[0], node)
         part = self.module.get_submodule(str(node.target))
         stride = self.builder.reach(value).stride
-        cell = make_cell(str(node.target), part, self.choice, stride, self._read_alone(value))
+        cell = make_cell(str(node.target), part, self.choice, stride, self._may_overwrite(value))
         if cell is None:
             return value
         return self._done(node, value, cell, value, in_place=bool(getattr(part, "inplace", False)))
 
     def _done(self, node: fx.Node, changed: int, cell: StreamCell, *inputs: int, in_place: bool) -> int:
-        """Add a node; who reads later what it overwrites in the clip network reads its result."""
+        """Add a node; later readers of a map that it overwrites in the clip network read its result."""
         name = str(node.target) if node.op == "call_module" else node.name
         number = self.builder.add(name, cell, *inputs)
         if in_place:
@@ -160,11 +175,10 @@ class GraphReader:
             return self._item(node)
         if target in ADDITIONS:
             inputs = [self.map(each, node) for each in node.args[:2]]
-            return self._done(
-                node, inputs[0], Join(torch.add, "a sum"), *inputs, in_place=target is operator.iadd
-            )
+            join = Join(torch.add, "a sum")
+            return self._done(node, inputs[0], join, *inputs, in_place=target is operator.iadd)
         if target is torch.cat:
-            return self._beside(node)
+            return self._concatenate(node)
         value = self.map(node.args[0], node)
         if target in FUNCTIONS:
             in_place = bool(node.kwargs.get("inplace", False))
@@ -172,17 +186,16 @@ class GraphReader:
         if target is averaged:
             return self.builder.add(node.name, make_averaging(int(node.args[1])), value)  # type: ignore[arg-type]
         if target is F.adaptive_avg_pool3d:
-            return self._thinned(node, value)
+            return self._pool_to_slow(node, value)
         raise no_stream_error(node.name, target, "there is no rule for this function")
 
-    def _beside(self, node: fx.Node) -> int:
+    def _concatenate(self, node: fx.Node) -> int:
         dimension = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
         if dimension != 1:
-            raise no_stream_error(
-                node.name, torch.cat, f"it joins dimension {dimension}; a stream joins channels (1)"
-            )
+            why = f"it concatenates along dimension {dimension}; expected channels (1)"
+            raise no_stream_error(node.name, torch.cat, why)
         inputs = [self.map(each, node) for each in node.args[0]]  # type: ignore[union-attr]
-        return self.builder.add(node.name, Join(_side_by_side, "a concatenation"), *inputs)
+        return self.builder.add(node.name, Join(concatenate_channels, "a concatenation"), *inputs)
 
     def _item(self, node: fx.Node) -> Any:
         value, index = self.values[node.args[0]], node.args[1]  # type: ignore[index]
@@ -196,10 +209,12 @@ class GraphReader:
             if isinstance(steps, slice) and steps.start is None and steps.stop is None and len(index) == 3:
                 step = int(steps.step or 1)
                 return value if step == 1 else self.builder.add(node.name, Picked(step), value)
-        raise no_stream_error(node.name, operator.getitem, f"only every n-th step can be picked, not {index}")
+        raise no_stream_error(
+            node.name, operator.getitem, f"only every n-th step can be selected, not {index}"
+        )
 
-    def _thinned(self, node: fx.Node, value: int) -> int:
-        """The fast map averaged to the slow one's rate."""
+    def _pool_to_slow(self, node: fx.Node, value: int) -> int:
+        """Average the fast map to the slow one's rate."""
         size: Any = node.args[1]
         length = self.values.get(size[0]) if isinstance(size, tuple) else None
         if not isinstance(length, _Size) or length.dimension != 2 or size[1:] != (None, None):
@@ -213,18 +228,12 @@ class GraphReader:
         """Return the number of a node's input that must be a map."""
         value = self.values.get(argument) if isinstance(argument, fx.Node) else None
         if not isinstance(value, int):
-            raise no_stream_error(node.name, node.target, f"it works on {argument}, which is no map")
+            raise no_stream_error(node.name, node.target, f"its input {argument} is not a map")
         return value
 
 
-def _makes_its_own(cell: StreamCell) -> bool:
-    """Whether what a cell gives is never a look at what another gave."""
-    if isinstance(cell, FrameWise):
-        return isinstance(cell.function, nn.Module)
-    return not isinstance(cell, Picked)
-
-
-def _side_by_side(*maps: torch.Tensor) -> torch.Tensor:
+def concatenate_channels(*maps: torch.Tensor) -> torch.Tensor:
+    """Concatenate maps along their second dimension."""
     return torch.cat(maps, dim=1)
 
 
@@ -235,26 +244,26 @@ def _part(count: int, index: int) -> Callable[[torch.Tensor], torch.Tensor]:
 def _bound(
     function: Callable[..., torch.Tensor], rest: tuple[Any, ...]
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return a function of a map alone: what is asked for beside it stays, `inplace` does not."""
+    """Return a function of the map alone, with its other positional arguments bound; `inplace` is left out."""
     return (lambda x_BCTHW: function(x_BCTHW, *rest)) if rest else function
 
 
 class OnImages(nn.Module):
-    """A 2D part applied to every frame of a map `(B, C, n, H, W)`."""
+    """A 2D layer applied to every frame of a map `(B, C, n, H, W)`."""
 
     def __init__(self, part: nn.Module) -> None:
         super().__init__()
         self.part = part
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return the frames' maps as one."""
+        """Return the frames' maps, joined along time."""
         batch, count = x_BCTHW.shape[0], x_BCTHW.shape[TIME]
         y_NCHW: torch.Tensor = self.part(x_BCTHW.transpose(1, TIME).flatten(0, 1))
         return y_NCHW.reshape(batch, count, *y_NCHW.shape[1:]).transpose(1, TIME)
 
 
 class Shift(WindowCell):
-    """TSM's shift: the first channels are the next frame's, the second ones the frame's before."""
+    """TSM's shift: the first share of channels comes from the next frame, the second from the previous one."""
 
     def __init__(self, share: float, start: Start) -> None:
         super().__init__(3, front=1, back=1, start=start)
@@ -268,15 +277,15 @@ class Shift(WindowCell):
 
 
 class _ShiftTracer(fx.Tracer):
-    """Steps into what holds a shift; everything else is one part that sees images."""
+    """Traces into modules that contain a shift; every other module is one layer on images."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         del module_qualified_name
         return isinstance(m, TemporalShift) or not any(isinstance(p, TemporalShift) for p in m.modules())
 
 
-class _ShiftReading(GraphReader):
-    """Reads a graph whose layers see images, but for the shifts."""
+class _ShiftReader(GraphReader):
+    """Reads a graph whose layers process images, except for the shifts."""
 
     def layer(self, node: fx.Node) -> int:
         value, name = self.map(node.args[0], node), str(node.target)
@@ -287,21 +296,17 @@ class _ShiftReading(GraphReader):
         return self.builder.add(name, FrameWise(OnImages(part)), value)
 
 
-def add_image_network(backbone: TimmBackbone, choice: CellChoice, builder: Builder) -> list[int]:
-    """Add a network of timm and return the number of its map.
-
-    Raises:
-        SettingsError: Its blocks do more with shifted frames than there are rules for, or it sees no frames but what is
-            made of them.
-    """
+def _add_timm(backbone: TimmBackbone, choice: CellChoice, builder: Builder) -> int:
+    """Add a network of timm, frame by frame, shifted (TSM) or inflated, and return the number of its map."""
     options = backbone.options
     if options.picture or options.difference != "none":
-        made = "picture: true" if options.picture else f"difference: {options.difference}"
+        setting = "picture: true" if options.picture else f"difference: {options.difference}"
         raise SettingsError(
-            f"backbone timm has no stream with `{made}`: it sees no single frames; `--mode sliding` sends whole clips"
+            f"backbone timm has no stream with `{setting}`: its input is computed from several frames; use "
+            "`--mode sliding`, which sends clips"
         )
     if options.tsm or options.inflate:
-        value = _mixed(backbone, choice, builder)
+        value = _add_temporal_timm(backbone, choice, builder)
     else:
         value = builder.add("images", FrameWise(backbone.forward_map), -1)
     step = backbone.temporal_stride[0]
@@ -309,11 +314,11 @@ def add_image_network(backbone: TimmBackbone, choice: CellChoice, builder: Build
         value = builder.add("frames_averaged", make_thinning(step), value)
     if "reduction" in backbone._modules:
         value = builder.add("reduction", FrameWise(backbone.reduction), value)
-    return [value]
+    return value
 
 
-def _mixed(backbone: TimmBackbone, choice: CellChoice, builder: Builder) -> int:
-    """Add the stages of a network whose frames see each other."""
+def _add_temporal_timm(backbone: TimmBackbone, choice: CellChoice, builder: Builder) -> int:
+    """Add the stages of a network with layers over several frames."""
     if backbone.layout != "nchw":
         raise SettingsError(
             f"backbone timm has no stream with `tsm` in {backbone.options.name}: its maps have channels last; "
@@ -321,13 +326,12 @@ def _mixed(backbone: TimmBackbone, choice: CellChoice, builder: Builder) -> int:
         )
     names = [name for name in backbone.names if name in backbone._modules]
     stages = nn.Sequential(OrderedDict((name, backbone.get_submodule(name)) for name in names))
-    reading = _ShiftReading if backbone.options.tsm else GraphReader
-    tracer = _ShiftTracer() if backbone.options.tsm else BackboneTracer()
     try:
-        graph = tracer.trace(stages)
+        graph = (_ShiftTracer() if backbone.options.tsm else BackboneTracer()).trace(stages)
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise SettingsError(f"backbone timm has no stream in {backbone.options.name}: {reason}") from None
     output = graph.output_node()
     output.args = ([output.args[0]],)
-    return reading(fx.GraphModule(stages, graph), choice, builder).maps()[0]
+    reader = _ShiftReader if backbone.options.tsm else GraphReader
+    return reader(fx.GraphModule(stages, graph), choice, builder).maps()[0]

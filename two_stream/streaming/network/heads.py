@@ -1,8 +1,9 @@
-"""Temporal heads on a stream: a window of tokens, of which one comes and one goes, or an LSTM that goes on."""
+"""Temporal heads on a stream: over a sliding window of tokens, or as an LSTM over all tokens so far."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from two_stream.heads.base import space_mean
 from two_stream.heads.lstm import Lstm
 from two_stream.recognizer import Recognizer
 from two_stream.streaming.network.cells import TIME, FrameWise, Join, Reach, WindowCell
-from two_stream.streaming.network.graph import Builder
+from two_stream.streaming.network.graph import Builder, concatenate_channels
 
 States = tuple[torch.Tensor, torch.Tensor]
 """Hidden and cell state of an LSTM, `(layers, B, hidden)` each."""
@@ -27,7 +28,7 @@ class TokenWindow(WindowCell):
         self.head = head
 
     def compute(self, x: torch.Tensor) -> torch.Tensor:
-        """Run the head over every window."""
+        """Apply the head to every window."""
         if x.shape[TIME] == self.span:
             return self.head(x.transpose(1, 2)).unsqueeze(TIME)
         windows = x.unfold(TIME, self.span, self.step)  # (B, D, m, span)
@@ -36,14 +37,14 @@ class TokenWindow(WindowCell):
 
 
 class MapWindow(WindowCell):
-    """A head that looks at places, over the newest `span` maps `(B, C, n, H, W)`."""
+    """A head over maps, for the newest `span` maps `(B, C, n, H, W)`."""
 
     def __init__(self, head: Head, span: int, step: int) -> None:
         super().__init__(span, step)
         self.head = head
 
     def compute(self, x: torch.Tensor) -> torch.Tensor:
-        """Run pooling and head over every window."""
+        """Apply pooling and head to every window."""
         if x.shape[TIME] == self.span:
             vector: torch.Tensor = self.head(self.head.pool(x))
             return vector.unsqueeze(TIME)
@@ -54,7 +55,7 @@ class MapWindow(WindowCell):
 
 
 class RunningLstm(WindowCell):
-    """An LSTM over all tokens since the stream began; its output is given after every `step` tokens."""
+    """An LSTM over all tokens so far, with an output after every `step` tokens."""
 
     def __init__(self, head: Lstm, step: int) -> None:
         super().__init__(step, step)
@@ -62,9 +63,8 @@ class RunningLstm(WindowCell):
         self._states: States | None = None
 
     def reach(self, inputs: list[Reach]) -> Reach:
-        """Return a reach without end."""
-        found = super().reach(inputs)
-        return Reach(found.stride, found.before, found.after, endless=True)
+        """Return an endless reach."""
+        return replace(super().reach(inputs), endless=True)
 
     def run(self, x: torch.Tensor, states: States | None) -> tuple[torch.Tensor, States]:
         """Return the outputs `(B, hidden, m)` of `m * step` more tokens, and the new states."""
@@ -76,7 +76,7 @@ class RunningLstm(WindowCell):
         return self.run(x, None)[0]
 
     def emit(self, x: torch.Tensor) -> torch.Tensor:
-        """Go on from where the last call ended."""
+        """Continue from the last call's states."""
         out, self._states = self.run(x, self._states)
         return out
 
@@ -86,7 +86,7 @@ class RunningLstm(WindowCell):
         self._states = None
 
     def state_size(self) -> int:
-        """Return how many numbers are kept."""
+        """Return how many numbers are kept between calls."""
         return super().state_size() + sum(state.numel() for state in self._states or ())
 
 
@@ -104,7 +104,7 @@ class Classified(nn.Module):
 
 
 class DenselyClassified(Classified):
-    """The mean over places of what the classifier says above zero: maps `(B, C, n, H, W)` to `(B, K, n)`."""
+    """The spatial mean of the classifier's positive outputs: maps `(B, C, n, H, W)` to `(B, K, n)`."""
 
     def forward(self, z_BFM: torch.Tensor) -> torch.Tensor:
         """Return the logits of each step."""
@@ -114,81 +114,58 @@ class DenselyClassified(Classified):
 
 
 def add_heads(model: Recognizer, maps: list[int], window: int | None, builder: Builder) -> None:
-    """Add what comes behind the backbone; the last node gives logits `(B, m, K)`.
+    """Add the nodes after the backbone; the last one returns logits `(B, m, K)`.
 
     Args:
         model: The clip network.
         maps: Numbers of the backbone's maps, one per pathway.
-        window: Frames of the clip that a prediction is of; None is the model's own, and for an LSTM all frames.
-        builder: Where the nodes are added.
+        window: Frames per prediction; None is the model's clip length, and for an LSTM all frames so far.
+        builder: Receives the nodes.
 
     Raises:
-        SettingsError: The head does not fit a stream or the window.
+        SettingsError: The head does not support a stream or the window.
     """
     strides = [builder.reach(number).stride for number in maps]
-    slowest = max(strides)
     tokens = model.backbone.num_tokens(window or model.spec.clip_length)
     if model.options.dense:
-        _add_dense(model, maps, tokens, builder)
+        if len(maps) > 1:
+            raise SettingsError("this network has no stream: `dense` classifies two pathways together")
+        each = builder.add("places", FrameWise(DenselyClassified(model)), maps[0])
+        mean = builder.add("mean", TokenWindow(_time_mean, tokens[0], 1), each)
+        builder.add("logits", FrameWise(_swap_time), mean)
         return
     vectors = []
     for place, (head, number, count) in enumerate(zip(model.heads, maps, tokens, strict=True)):
         assert isinstance(head, Head)
-        step, name = slowest // strides[place], f"head{place}"
-        standard = model.standards[place] if len(model.standards) else None
+        name = f"head{place}"
         if head.fixed_length and count != head.tokens:
             raise SettingsError(
                 f"`window` {window}: head {head.options.kind} is built for {head.tokens} tokens and would get {count}; "
                 f"leave it out, or give {model.spec.clip_length}"
             )
-        vectors.append(
-            _add_head(
-                head,
-                standard,
-                number,
-                (count if window or not isinstance(head, Lstm) else None, step),
-                name,
-                builder,
-            )
-        )
+        if len(model.standards):  # of the map: its spatial mean is then the standardised token
+            number = builder.add(f"{name}_standard", FrameWise(model.standards[place]), number)
+        if not head.needs_maps:
+            number = builder.add(f"{name}_tokens", FrameWise(_tokens), number)
+        cell = _head_cell(head, count, max(strides) // strides[place], running=window is None)
+        vectors.append(builder.add(name, cell, number))
     joined = vectors[0]
     if len(vectors) > 1:
-        joined = builder.add("vectors", Join(_beside, "the heads' vectors"), *vectors)
+        joined = builder.add("vectors", Join(concatenate_channels, "the heads' vectors"), *vectors)
     builder.add("classifier", FrameWise(Classified(model)), joined)
 
 
-def _add_head(
-    head: Head,
-    standard: nn.Module | None,
-    number: int,
-    pace: tuple[int | None, int],
-    name: str,
-    builder: Builder,
-) -> int:
-    count, step = pace
-    if standard is not None:  # of the map: its mean over space is then the standardised token
-        number = builder.add(f"{name}_standard", FrameWise(standard), number)
+def _head_cell(head: Head, count: int, step: int, *, running: bool) -> WindowCell:
     if head.needs_maps:
-        assert count is not None
-        return builder.add(name, MapWindow(head, count, step), number)
-    tokens = builder.add(f"{name}_tokens", FrameWise(_tokens), number)
-    if count is not None:
-        return builder.add(name, TokenWindow(head, count, step), tokens)
-    assert isinstance(head, Lstm)
+        return MapWindow(head, count, step)
+    if not running or not isinstance(head, Lstm):
+        return TokenWindow(head, count, step)
     if head.options.bidirectional:
         raise SettingsError(
-            "head lstm has no stream with `bidirectional: true`: it reads from the end; give `window`, and it reads "
-            "the newest frames anew at every step"
+            "head lstm has no stream with `bidirectional: true`: it reads from the end; with `window`, it reads the "
+            "newest frames again at every step"
         )
-    return builder.add(name, RunningLstm(head, step), tokens)
-
-
-def _add_dense(model: Recognizer, maps: list[int], tokens: tuple[int, ...], builder: Builder) -> None:
-    if len(maps) > 1:
-        raise SettingsError("this network has no stream: `dense` classifies places of two pathways together")
-    each = builder.add("places", FrameWise(DenselyClassified(model)), maps[0])
-    mean = builder.add("mean", TokenWindow(_time_mean, tokens[0], 1), each)
-    builder.add("logits", FrameWise(_behind_time), mean)
+    return RunningLstm(head, step)
 
 
 def _in_time(vectors: torch.Tensor, batch: int, count: int) -> torch.Tensor:
@@ -204,9 +181,5 @@ def _time_mean(x_BTD: torch.Tensor) -> torch.Tensor:
     return x_BTD.mean(1)
 
 
-def _behind_time(x_BKM: torch.Tensor) -> torch.Tensor:
+def _swap_time(x_BKM: torch.Tensor) -> torch.Tensor:
     return x_BKM.transpose(1, 2)
-
-
-def _beside(*vectors_BFM: torch.Tensor) -> torch.Tensor:
-    return torch.cat(vectors_BFM, dim=1)

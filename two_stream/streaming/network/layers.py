@@ -1,7 +1,8 @@
-"""Cells that look at several frames: convolution, pooling, picked frames, squeeze-and-excitation."""
+"""The cell of each layer: convolution, pooling, squeeze-and-excitation and more. Layers without a rule are refused."""
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,17 +23,44 @@ from two_stream.errors import SettingsError
 from two_stream.streaming.network.cells import TIME, FrameWise, Start, StreamCell, WindowCell
 
 Squeeze = Literal["frame", "clip"]
-"""What squeeze-and-excitation averages: each frame by itself, or a window as long as the clip."""
+"""What squeeze-and-excitation averages: each frame separately, or a window as long as the clip."""
+LEAVES: tuple[type[nn.Module], ...] = (PaddedIdentity, SqueezeExcitation)
+"""Our modules with a rule of their own, in addition to those of `tracing.LEAVES`."""
+IDENTITIES = (nn.Identity, nn.modules.dropout._DropoutNd)
+"""Modules that change nothing in evaluation."""
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Sigmoid, nn.GELU, nn.Hardswish, nn.LeakyReLU, nn.ELU)
+FUNCTIONS: tuple[Callable[..., torch.Tensor], ...] = (
+    F.relu,
+    F.silu,
+    F.relu6,
+    torch.relu,
+    torch.sigmoid,
+    shuffled,
+)
+"""Functions that process each frame separately."""
+ADDITIONS = (operator.add, operator.iadd, torch.add)
+_LOWEST = float("-inf")
+
+
+@dataclass(frozen=True)
+class CellChoice:
+    """Options of `convert` that hold for every layer."""
+
+    squeeze: Squeeze
+    start: Start
+    window: int
+    """frames that squeeze-and-excitation averages if `squeeze` is `clip`"""
 
 
 class Convolution(WindowCell):
-    """A 3D convolution; padding in time is the window's, padding in space its own."""
+    """A 3D convolution; the window pads in time, the convolution in space."""
 
-    def __init__(self, conv: nn.Conv3d, front: int, back: int, start: Start) -> None:
+    def __init__(self, conv: nn.Conv3d, padding: int, start: Start) -> None:
         span = (conv.kernel_size[0] - 1) * conv.dilation[0] + 1
-        super().__init__(span, conv.stride[0], front=front, back=back, start=start)
+        super().__init__(span, conv.stride[0], front=padding, back=padding, start=start)
         self.conv = conv
-        self.space = (0, *_pair(conv.padding))
+        assert not isinstance(conv.padding, str)
+        self.space = (0, *conv.padding[1:])
 
     def compute(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve."""
@@ -41,23 +69,32 @@ class Convolution(WindowCell):
 
 
 class SameConvolution(Convolution):
-    """A convolution with TensorFlow's SAME padding, as of a clip whose length the step divides."""
+    """A convolution with TensorFlow's SAME padding, for clips whose length is a multiple of the stride."""
 
     def __init__(self, conv: SameConv3d, start: Start) -> None:
-        super().__init__(conv, 0, 0, start)
+        super().__init__(conv, 0, start)
         missing = max(self.span - self.step, 0)
         self.front, self.back = missing // 2, missing - missing // 2
 
     def compute(self, x: torch.Tensor) -> torch.Tensor:
-        """Pad height and width as their sizes ask for, and convolve."""
+        """Pad height and width by their sizes, and convolve."""
         conv = self.conv
-        both, behind = _space_padding(x, conv.kernel_size, conv.stride)
-        x = F.pad(x, behind) if any(behind) else x
+        both, end = _space_padding(x, conv.kernel_size, conv.stride)
+        x = F.pad(x, end) if any(end) else x
         return F.conv3d(x, conv.weight, conv.bias, conv.stride, both, groups=conv.groups)
 
 
 class Pooling(WindowCell):
-    """Max or average pooling: `pool` is a function that pads in space only."""
+    """Max or average pooling.
+
+    Args:
+        pool: Pools, with padding in space only.
+        span: Steps of a window.
+        step: Steps between windows.
+        padding: Steps of padding at both ends of the stream.
+        fill: Value of the padding.
+        partial: Whether an incomplete last window is dropped, filled with `fill`, or filled with its last step.
+    """
 
     def __init__(
         self,
@@ -67,21 +104,19 @@ class Pooling(WindowCell):
         *,
         padding: int = 0,
         fill: float = 0.0,
-        start: Start = "zeros",
         partial: Literal["drop", "fill", "repeat"] = "drop",
     ) -> None:
-        super().__init__(span, step, front=padding, back=padding, fill=fill, start=start)
+        super().__init__(span, step, front=padding, back=padding, fill=fill)
         self.pool = pool
         self.partial = partial
-        """what becomes of a last window that is not full: left out, filled, or its last step repeated"""
 
     def compute(self, x: torch.Tensor) -> torch.Tensor:
         """Pool."""
         return self.pool(x)
 
-    def closed(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the last inputs with what fills the last window."""
-        x = super().closed(x)
+    def close(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the last inputs, completed to a last window."""
+        x = super().close(x)
         missing = (self.span - x.shape[TIME]) % self.step
         if self.partial == "drop" or not missing:
             return x
@@ -92,7 +127,7 @@ class Pooling(WindowCell):
 
 
 class Picked(WindowCell):
-    """Every `step`-th step; `function`, where there is one, is applied to it."""
+    """Every `step`-th step, with an optional function applied to it."""
 
     def __init__(self, step: int, function: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
         super().__init__(1, step)
@@ -107,8 +142,8 @@ class Picked(WindowCell):
 class Excitation(WindowCell):
     """Squeeze-and-excitation of each frame by the mean over a window that begins with it, as co3d's `se_scope: clip`.
 
-    At the end of the stream the last full window holds for the rest, so a clip as long as the window gives what the
-    clip network gives.
+    At the end of the stream the last full window is used for the remaining frames, so a clip as long as the window
+    gives the clip network's result.
     """
 
     def __init__(self, part: SqueezeExcitation, window: int) -> None:
@@ -127,7 +162,7 @@ class Excitation(WindowCell):
         return excite(self.part, x.narrow(TIME, 0, means_BCT.shape[TIME]), means_BCT)
 
     def push(self, inputs: list[torch.Tensor | None], last: bool) -> torch.Tensor | None:
-        """Return the frames whose window is full, and at the end all that are left."""
+        """Return the frames whose window is complete, and at the end all remaining ones."""
         done = super().push(inputs, False)
         rest = self._kept
         if not last or rest is None:
@@ -137,7 +172,7 @@ class Excitation(WindowCell):
         return closing if done is None else torch.cat((done, closing), TIME)
 
     def emit(self, x: torch.Tensor) -> torch.Tensor:
-        """Compute, and remember the last window's mean."""
+        """Compute, and keep the last window's mean."""
         means_BCT = self._means(x)
         self._mean = means_BCT[:, :, -1:]
         return excite(self.part, x.narrow(TIME, 0, means_BCT.shape[TIME]), means_BCT)
@@ -161,105 +196,45 @@ class FrameExcitation(nn.Module):
 
 
 def excite(part: SqueezeExcitation, x_BCTHW: torch.Tensor, means_BCT: torch.Tensor) -> torch.Tensor:
-    """Scale channels by what the given means say of them."""
+    """Scale channels by weights computed from the given means."""
     weight = torch.relu(part.fc1(means_BCT[..., None, None]))
     scaled_BCTHW: torch.Tensor = x_BCTHW * torch.sigmoid(part.fc2(weight))
     return scaled_BCTHW
 
 
-def _pair(padding: Sequence[int] | str) -> tuple[int, int]:
-    assert not isinstance(padding, str)
-    return padding[1], padding[2]
-
-
-def make_same_max_pool(part: SameMaxPool3d) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return max pooling with SAME padding in space and none in time."""
-
-    def pool(x: torch.Tensor) -> torch.Tensor:
-        both, behind = _space_padding(x, part.kernel, part.stride)
-        x = F.pad(x, behind, value=float("-inf")) if any(behind) else x
-        return F.max_pool3d(x, part.kernel, part.stride, both)
-
-    return pool
-
-
-def _space_padding(
-    x: torch.Tensor, kernel: Sequence[int], stride: Sequence[int]
-) -> tuple[tuple[int, int, int], list[int]]:
-    """Return what a layer pads on both sides, and what comes behind too, in the order of `F.pad`."""
-    (high, low), (left, right) = (same_padding(x.shape[i], kernel[i - 2], stride[i - 2]) for i in (3, 4))
-    return (0, high, left), [0, right, 0, low]
-
-
-LEAVES: tuple[type[nn.Module], ...] = (PaddedIdentity, SqueezeExcitation)
-"""Modules with their own rule, in addition to `tracing.LEAVES`."""
-
-
-IDENTITIES = (nn.Identity, nn.modules.dropout._DropoutNd)
-"""Modules that change nothing in evaluation."""
-
-
-ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Sigmoid, nn.GELU, nn.Hardswish, nn.LeakyReLU, nn.ELU)
-
-
-FUNCTIONS: tuple[Callable[..., torch.Tensor], ...] = (
-    F.relu,
-    F.silu,
-    F.relu6,
-    torch.relu,
-    torch.sigmoid,
-    shuffled,
-)
-"""Functions that look at each frame by itself."""
-
-
-ADDITIONS = (operator.add, operator.iadd, torch.add)
-
-
-_LOWEST = float("-inf")
-
-
-@dataclass(frozen=True)
-class CellChoice:
-    """What the caller of `convert` decides about every layer."""
-
-    squeeze: Squeeze
-    start: Start
-    window: int
-    """frames that the squeeze looks at where it is `clip`"""
-
-
 def make_cell(name: str, part: nn.Module, choice: CellChoice, stride: int, alone: bool) -> StreamCell | None:
-    """Return the cell of a layer; None where it changes nothing.
+    """Return the cell of a layer; None if it changes nothing.
 
     Args:
-        name: Its name, for messages.
+        name: The layer's name, for error messages.
         part: The layer.
-        choice: See `CellChoice`.
-        stride: Frames per step of what goes in.
-        alone: Nobody else reads what goes in, so the layer may overwrite it.
+        choice: Options of the conversion.
+        stride: Frames per step of the input.
+        alone: Whether no other layer reads the input, so that it may be overwritten.
 
     Raises:
-        SettingsError: There is no rule for it.
+        SettingsError: There is no rule for the layer.
     """
     if isinstance(part, IDENTITIES):
         return None
     if isinstance(part, SameConv3d):
-        return (
-            FrameWise(part)
-            if _each_frame(part.kernel_size, part.stride)
-            else SameConvolution(part, choice.start)
-        )
+        each = _is_frame_wise(part.kernel_size, part.stride)
+        return FrameWise(part) if each else SameConvolution(part, choice.start)
     if isinstance(part, nn.Conv3d):
-        return _convolution(name, part, choice.start)
+        return _make_convolution(name, part, choice.start)
     if isinstance(part, nn.BatchNorm3d):
         if part.track_running_stats:
             return FrameWise(part)
-        raise no_stream_error(name, part, "it normalises by the batch it sees, and a stream is no batch")
+        raise no_stream_error(
+            name, part, "it normalises by statistics of the batch, and a stream has no batch"
+        )
     if isinstance(part, CellMeans):
         return FrameWise(part)
     if isinstance(part, ACTIVATIONS):
-        return FrameWise(_settled_activation(part, alone))
+        if not alone and getattr(part, "inplace", False):
+            part = copy.copy(part)
+            part.inplace = False
+        return FrameWise(part)
     if isinstance(part, SqueezeExcitation):
         if choice.squeeze == "frame":
             return FrameWise(FrameExcitation(part))
@@ -268,71 +243,75 @@ def make_cell(name: str, part: nn.Module, choice: CellChoice, stride: int, alone
         step, *space = part.stride
         keep = PaddedIdentity(part.outputs, (1, space[0], space[1]))
         return Picked(step, keep) if step > 1 else FrameWise(part)
-    return _pooling(name, part)
+    return _make_pooling(name, part)
 
 
-def _convolution(name: str, part: nn.Conv3d, start: Start) -> StreamCell:
+def _make_convolution(name: str, part: nn.Conv3d, start: Start) -> StreamCell:
     if isinstance(part.padding, str) or part.padding_mode != "zeros":
-        raise no_stream_error(
-            name, part, f"its padding is {part.padding!r}, {part.padding_mode}; expected numbers of zeros"
-        )
-    if _each_frame(part.kernel_size, part.stride) and not part.padding[0]:
+        padding = f"its padding is {part.padding!r}, {part.padding_mode}; expected numbers of zeros"
+        raise no_stream_error(name, part, padding)
+    if _is_frame_wise(part.kernel_size, part.stride) and not part.padding[0]:
         return FrameWise(part)
-    return Convolution(part, part.padding[0], part.padding[0], start)
+    return Convolution(part, part.padding[0], start)
 
 
-def _pooling(name: str, part: nn.Module) -> StreamCell:
+def _make_pooling(name: str, part: nn.Module) -> StreamCell:
     if isinstance(part, HalvingPool):
         size = (part.time, 2, 2)
-        return _pooled(partial(F.avg_pool3d, kernel_size=size), size, size, partial="repeat")
+        return _pool_cell(partial(F.avg_pool3d, kernel_size=size), size, size, partial="repeat")
     if isinstance(part, SameMaxPool3d):
         missing = max(part.kernel[0] - part.stride[0], 0)
-        if _each_frame(part.kernel, part.stride):
+        if _is_frame_wise(part.kernel, part.stride):
             return FrameWise(part)
-        cell = Pooling(make_same_max_pool(part), part.kernel[0], part.stride[0], fill=_LOWEST)
+        cell = Pooling(_make_same_max_pool(part), part.kernel[0], part.stride[0], fill=_LOWEST)
         cell.front, cell.back = missing // 2, missing - missing // 2
         return cell
     if isinstance(part, nn.MaxPool3d) and not part.return_indices:
         kernel, stride, padding, dilation = map(
             _triple, (part.kernel_size, part.stride, part.padding, part.dilation)
         )
-        pool = partial(
-            F.max_pool3d,
-            kernel_size=kernel,
-            stride=stride,
-            padding=(0, *padding[1:]),
-            dilation=dilation,
-            ceil_mode=part.ceil_mode,
-        )
+        options: dict[str, Any] = {"dilation": dilation, "ceil_mode": part.ceil_mode}
+        pool = partial(F.max_pool3d, kernel_size=kernel, stride=stride, padding=(0, *padding[1:]), **options)
         spans = ((kernel[0] - 1) * dilation[0] + 1, *kernel[1:])
         ending = "fill" if part.ceil_mode else "drop"
-        return _pooled(pool, spans, stride, padding=padding[0], fill=_LOWEST, partial=ending)
+        return _pool_cell(pool, spans, stride, padding=padding[0], fill=_LOWEST, partial=ending)
     if isinstance(part, nn.AvgPool3d):
         kernel, stride, padding = map(_triple, (part.kernel_size, part.stride, part.padding))
         if padding[0] and not part.count_include_pad:
-            raise no_stream_error(
-                name, part, "it leaves padding out of its averages, so its first steps differ in weight"
-            )
-        pool = partial(
-            F.avg_pool3d,
-            kernel_size=kernel,
-            stride=stride,
-            padding=(0, *padding[1:]),
-            count_include_pad=part.count_include_pad,
-        )
-        return _pooled(pool, kernel, stride, padding=padding[0])
-    raise no_stream_error(name, part, "there is no rule for it in `streaming/network/rules.py`")
+            why = "its averages leave out padding, so its first steps have other weights"
+            raise no_stream_error(name, part, why)
+        options = {"count_include_pad": part.count_include_pad}
+        pool = partial(F.avg_pool3d, kernel_size=kernel, stride=stride, padding=(0, *padding[1:]), **options)
+        return _pool_cell(pool, kernel, stride, padding=padding[0])
+    raise no_stream_error(name, part, "there is no rule for it in `streaming/network/layers.py`")
 
 
-def _pooled(
+def _pool_cell(
     pool: Callable[[torch.Tensor], torch.Tensor],
     kernel: tuple[int, ...],
     stride: tuple[int, ...],
     **more: Any,
 ) -> StreamCell:
-    if _each_frame(kernel, stride):
-        return FrameWise(pool)
-    return Pooling(pool, kernel[0], stride[0], **more)
+    return FrameWise(pool) if _is_frame_wise(kernel, stride) else Pooling(pool, kernel[0], stride[0], **more)
+
+
+def _make_same_max_pool(part: SameMaxPool3d) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return max pooling with SAME padding in space and none in time."""
+
+    def pool(x: torch.Tensor) -> torch.Tensor:
+        both, end = _space_padding(x, part.kernel, part.stride)
+        x = F.pad(x, end, value=_LOWEST) if any(end) else x
+        return F.max_pool3d(x, part.kernel, part.stride, both)
+
+    return pool
+
+
+def _space_padding(
+    x: torch.Tensor, kernel: Sequence[int], stride: Sequence[int]
+) -> tuple[tuple[int, int, int], list[int]]:
+    """Return what a layer pads on both sides, and in addition at the end, in the order of `F.pad`."""
+    (high, low), (left, right) = (same_padding(x.shape[i], kernel[i - 2], stride[i - 2]) for i in (3, 4))
+    return (0, high, left), [0, right, 0, low]
 
 
 def make_averaging(time: int) -> StreamCell:
@@ -342,26 +321,17 @@ def make_averaging(time: int) -> StreamCell:
 
 
 def make_thinning(time: int) -> StreamCell:
-    """Return the cell that averages runs of `time` steps."""
+    """Return a cell that averages consecutive groups of `time` steps."""
     return Pooling(partial(F.avg_pool3d, kernel_size=(time, 1, 1)), time, time)
 
 
-def _settled_activation(part: nn.Module, alone: bool) -> nn.Module:
-    """Return the activation, not in place where others read its input too."""
-    if alone or not getattr(part, "inplace", False):
-        return part
-    settings = {"negative_slope": part.negative_slope} if isinstance(part, nn.LeakyReLU) else {}
-    settings = {"alpha": part.alpha} if isinstance(part, nn.ELU) else settings
-    return type(part)(**settings)
-
-
 def no_stream_error(name: str, part: object, reason: str) -> SettingsError:
-    """Return the error of a layer or function that a stream cannot have."""
+    """Return the error for a layer or function that a stream cannot have."""
     what = type(part).__name__ if isinstance(part, nn.Module) else getattr(part, "__name__", str(part))
     return SettingsError(f"this network has no stream: {name} ({what}): {reason}")
 
 
-def _each_frame(kernel: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+def _is_frame_wise(kernel: tuple[int, ...], stride: tuple[int, ...]) -> bool:
     return kernel[0] == 1 and stride[0] == 1
 
 

@@ -1,4 +1,9 @@
-"""The network on a stream: frames in, predictions out as soon as they can be known."""
+"""Converts a clip network to a stream network with the same weights, without training.
+
+Source of the idea: Hedegaard and Iosifidis, "Continual 3D Convolutional Neural Networks for Real-time Processing of
+Videos" (arXiv 2106.00050). Their networks compute every product of a kernel with a frame when the frame arrives and add
+them up later; ours keep the frames and compute each output once.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +11,27 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from two_stream.backbones import Backbone
-from two_stream.backbones.library import LibraryBackbone
-from two_stream.backbones.timm_net import TimmBackbone
 from two_stream.errors import SettingsError
 from two_stream.profiling.costs import meta_model
 from two_stream.recognizer import Recognizer
 from two_stream.streaming.network.cells import TIME, Start
-from two_stream.streaming.network.graph import Builder, LayerNode, add_graph, add_image_network
+from two_stream.streaming.network.graph import Builder, LayerNode, add_backbone
 from two_stream.streaming.network.heads import add_heads
 from two_stream.streaming.network.layers import CellChoice, Squeeze
 
 
 class StreamRecognizer(nn.Module):
-    """Takes the next frames of one stream, or of a batch of streams side by side; made by `convert`.
+    """Takes the next frames of one stream, or of a batch of streams; made by `convert`.
 
-    Prediction `j` is of the window that begins at frame `j * stride`; it comes with frame `delay + j * stride`, both
-    counted from 0. What is kept between calls does not grow with the stream.
+    Prediction `j` is for the window that begins at frame `j * stride`, and is made at frame `delay + j * stride`, both
+    counted from 0. The memory kept between calls does not grow with the stream.
 
     Attributes:
-        model: The clip network, whose weights these are.
-        delay: Frames that must have come before the one that brings the first prediction.
+        model: The clip network, with shared weights.
+        delay: Frames before the one at which the first prediction is made.
         stride: Frames per prediction.
-        receptive_field: Frames that a prediction sees; None: all there have been (an LSTM).
-        padding: How many of them lie before the stream at the first prediction.
+        receptive_field: Frames that a prediction sees; None if all so far (an LSTM).
+        padding: Frames of the first receptive field that lie before the stream.
     """
 
     def __init__(self, model: Recognizer, nodes: list[LayerNode]) -> None:
@@ -49,37 +51,31 @@ class StreamRecognizer(nn.Module):
                 self._done[place].append(number)
 
     def reset(self) -> None:
-        """Forget the stream: the next frame is a first one."""
+        """Forget the stream: the next frame is the first of a new one."""
         self._shape = None
         for node in self.nodes:
             node.cell.reset()
 
     @torch.inference_mode()
     def step(self, frames_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Take the next frames and return the predictions that they bring.
+        """Take the next frames and return the predictions that they complete.
 
         Args:
-            frames_BCTHW: Pixel values 0..255 (uint8 or float), `(B, C, n, H, W)` with any n: one frame of a camera, or
-                a run of many of a file, with the same results. They stand `spec.stride` frames of the video apart, as
+            frames_BCTHW: Pixel values 0..255 (uint8 or float), `(B, C, n, H, W)` with any n: single frames of a camera
+                and many frames of a file give the same results. They are `spec.stride` frames of the video apart, as
                 in the model's clips.
 
         Returns:
-            Logits `(B, m, K)`, in time order, of the classifier's type; m is 0 while none can be known.
+            Logits `(B, m, K)`, in time order, of the classifier's type; m is 0 if no prediction is complete.
 
         Raises:
-            SettingsError: Channels or number of dimensions are wrong, or batch or size differ from the stream's.
+            SettingsError: Wrong channels or number of dimensions, or batch or size differ from the stream's.
         """
         return self._logits(frames_BCTHW.shape, self._run(self._checked(frames_BCTHW), last=False))
 
     @torch.inference_mode()
     def finish(self) -> torch.Tensor:
-        """Say that the stream has ended and return the predictions left, which see padding behind it; then `reset`.
-
-        With them there is one for every window of the whole stream, as the clip network's padding at its end allows.
-
-        Returns:
-            Logits `(B, m, K)`.
-        """
+        """End the stream, return the logits `(B, m, K)` of the remaining windows, which see padding, and `reset`."""
         shape = (1,) if self._shape is None else self._shape
         logits = self._logits(shape, None if self._shape is None else self._run(None, last=True))
         self.reset()
@@ -90,7 +86,7 @@ class StreamRecognizer(nn.Module):
         return self.step(frames_BCTHW)
 
     def state_bytes(self) -> int:
-        """Return how much is kept between calls, in bytes of float32 (half in bfloat16)."""
+        """Return the size of the state between calls, in bytes of float32 (half in bfloat16)."""
         return 4 * sum(node.cell.state_size() for node in self.nodes)
 
     def _checked(self, frames_BCTHW: torch.Tensor) -> torch.Tensor | None:
@@ -98,8 +94,8 @@ class StreamRecognizer(nn.Module):
         shape = (x.shape[0], *x.shape[3:])
         if self._shape not in (None, shape):
             raise SettingsError(
-                f"frames (batch, height, width) {shape} came into a stream of {self._shape}; call `reset` before "
-                "another stream"
+                f"frames (batch, height, width) {shape} do not match the stream's {self._shape}; call `reset` before a "
+                "new stream"
             )
         self._shape = shape
         return x if x.shape[TIME] else None
@@ -126,67 +122,48 @@ def convert(
 ) -> StreamRecognizer:
     """Return a network that takes frames one by one (or many at a time) and shares the model's weights.
 
-    The model is switched to evaluation. It may have its BatchNorms folded away and its weights in bfloat16
-    (`evaluation.network.ready`). With zero padding the stream's predictions are those that the clip network gives of
-    the whole stream as one long clip, a window of it for each; squeeze-and-excitation differs, see `squeeze`.
+    The model is put into evaluation mode. Its BatchNorms may be folded and its weights in bfloat16
+    (`evaluation.scoring.network.prepare_for_inference`). With zero padding, the predictions are the clip network's for
+    the whole stream as one long clip, one per window; squeeze-and-excitation differs, see `squeeze`.
 
     Args:
         model: A trained clip network.
-        window: Frames that a prediction is of, as a clip's; None is the model's clip length, and for an LSTM everything
-            since the stream began.
-        squeeze: What squeeze-and-excitation (X3D) averages. `frame`: each frame by itself, which costs no delay and
-            differs from the clip network by design. `clip`: the window that begins with the frame; each of these
-            layers waits for it.
-        start: What stands for the frames before the first and behind the last: `zeros`, every layer's own padding as
-            in a clip, or `replicate`, the first (last) input of every layer again and again.
+        window: Frames per prediction; None is the model's clip length, and for an LSTM all frames so far.
+        squeeze: What squeeze-and-excitation (X3D) averages. `frame`: each frame separately, without delay; by design
+            not the clip network's result. `clip`: the window that begins with the frame; each such layer waits for it.
+        start: Stands for the frames before the first and after the last: `zeros`, every layer's own padding as in a
+            clip, or `replicate`, the first (last) input of every layer repeated.
 
     Raises:
-        SettingsError: A layer or head has no stream; the message names it and says why.
+        SettingsError: A layer or head has no stream; the message names it and the reason.
     """
-    for name, value, expected in (
-        ("squeeze", squeeze, ("frame", "clip")),
-        ("start", start, ("zeros", "replicate")),
-    ):
-        if value not in expected:
-            raise SettingsError(f"`{name}` {value!r}: expected {' or '.join(expected)}")
+    if squeeze not in ("frame", "clip"):
+        raise SettingsError(f"`squeeze` {squeeze!r}: expected frame or clip")
+    if start not in ("zeros", "replicate"):
+        raise SettingsError(f"`start` {start!r}: expected zeros or replicate")
     if window is not None and window < 1:
         raise SettingsError(f"`window` {window}: expected a number of frames, 1 or more")
     if model.cpu_only:
-        raise SettingsError("int8 networks have no stream; convert the network that this one was made from")
+        raise SettingsError(
+            "int8 networks have no stream; convert the network that this one was quantised from"
+        )
     model.eval()
     builder = Builder()
     choice = CellChoice(squeeze, start, window or model.spec.clip_length)
-    add_heads(model, _backbone_maps(model.backbone, choice, builder), window, builder)
+    add_heads(model, add_backbone(model.backbone, choice, builder), window, builder)
     return StreamRecognizer(model, builder.nodes)
-
-
-def _backbone_maps(backbone: Backbone, choice: CellChoice, builder: Builder) -> list[int]:
-    """Add a backbone's cells and return the numbers of its maps."""
-    if isinstance(backbone, TimmBackbone):
-        return add_image_network(backbone, choice, builder)
-    if isinstance(backbone, LibraryBackbone):
-        raise SettingsError(
-            f"backbone {backbone.options.kind} has no stream: every frame attends to all frames of its clip"
-        )
-    return add_graph(backbone, choice, builder)
 
 
 def multiply_adds_per_prediction(
     model: Recognizer, *, window: int | None = None, squeeze: Squeeze = "frame", start: Start = "zeros"
 ) -> int:
-    """Return the multiply-adds of one more prediction of a running stream, counted on the meta device.
+    """Return the multiply-adds of one prediction of a running stream, counted on the meta device.
 
-    By the convention of `profiling.costs`; to be compared with `profiling.multiply_adds`, which is of one clip, and so
-    of one prediction of clips that slide along.
-
-    Args:
-        model: The clip network; its options count, not its weights.
-        window: As for `convert`, like the rest.
-        squeeze: What squeeze-and-excitation averages.
-        start: What stands for the frames before the first.
+    They compare with `profiling.multiply_adds`, which counts one clip, and so one prediction of sliding clips. Of the
+    model only the options matter. The other arguments are those of `convert`.
 
     Raises:
-        SettingsError: It has no stream.
+        SettingsError: The model has no stream.
     """
     twin = meta_model(model.options, model.num_classes)
     stream = convert(twin, window=window, squeeze=squeeze, start=start)

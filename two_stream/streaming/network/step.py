@@ -1,4 +1,4 @@
-"""The stream network with everything it keeps as inputs and outputs: for export, with shapes that never change."""
+"""The stream network with its state as inputs and outputs, for export: fixed shapes, and nothing kept inside."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ STEPS = "steps"
 
 @dataclass(frozen=True)
 class Pace:
-    """What a map gets in each call: `count` steps, of which the first has the number `call * count - lag`."""
+    """The steps of a map in each call: `count` steps, the first with number `call * count - lag`."""
 
     count: int
     lag: int
-    """steps that it is behind; those with a number below 0 mean nothing"""
+    """steps of delay; steps with a number below 0 are meaningless"""
 
     def numbers(self, calls: torch.Tensor) -> torch.Tensor:
         """Return the numbers of this call's steps, `(count,)`."""
@@ -33,7 +33,7 @@ class Pace:
 
 
 class Ledger:
-    """Hands out the states of one call in order and collects the new ones; without states it makes the first ones."""
+    """The states of one call: returns them in order and collects the new ones; without states it creates them."""
 
     def __init__(self, states: list[torch.Tensor] | None) -> None:
         self.given = states
@@ -55,7 +55,7 @@ class Ledger:
 
 
 class StepNetwork(nn.Module):
-    """One prediction per call: `frames_per_step` frames and the states go in, logits and the new states come out.
+    """Makes one prediction per call, from `frames_per_step` frames and the states; returns logits and the new states.
 
     ::
 
@@ -64,11 +64,11 @@ class StepNetwork(nn.Module):
         for frames_BCTHW in stream:                  # uint8 (B, C, network.frames_per_step, H, W)
             logits_BK, *states = network(frames_BCTHW, *states)
 
-    The logits of the first `warm_up` calls mean nothing; those of call `warm_up + j` are prediction `j` of
-    `StreamRecognizer.step`. The forward pass asks nothing of the values, so it can be exported; batch size may vary.
+    The logits of the first `warm_up` calls are meaningless; those of call `warm_up + j` are prediction `j` of
+    `StreamRecognizer.step`. Control flow does not depend on values, so it can be exported; batch size may vary.
 
     Attributes:
-        frames_per_step: Frames that a call takes.
+        frames_per_step: Frames per call.
         warm_up: Calls before the first prediction.
     """
 
@@ -95,17 +95,11 @@ class StepNetwork(nn.Module):
 
     @torch.no_grad()
     def initial_states(self, batch: int, height: int, width: int) -> list[torch.Tensor]:
-        """Return the states of a stream that has not begun, in the order of `state_names`.
-
-        Args:
-            batch: Streams side by side.
-            height: Of the frames.
-            width: Of the frames.
-        """
+        """Return the states before the first frame, in the order of `state_names`, for frames of the given size."""
         return self._begun(batch, height, width).first
 
     def state_names(self) -> list[str]:
-        """Return a name for each state, made of its layer's."""
+        """Return a name for each state, from its layer's name."""
         return self._begun(1, *self.model.spec.size).names
 
     @torch.no_grad()
@@ -120,7 +114,7 @@ class StepNetwork(nn.Module):
 
         Args:
             frames_BCTHW: uint8 `(B, C, frames_per_step, H, W)`.
-            *states: From `initial_states`, then from the call before.
+            *states: From `initial_states`, then from the previous call.
 
         Returns:
             Logits `(B, K)` and the new states.
@@ -165,7 +159,7 @@ def _windowed(
     calls: torch.Tensor,
     ledger: Ledger,
 ) -> torch.Tensor:
-    """Return a window's outputs of one call; what it looks back to is a state."""
+    """Return a window's outputs of one call; the past inputs that it needs are a state."""
     kept = outside.lag * cell.step + cell.front - inside.lag
     padded = cell.front > 0
     if padded and inside.lag and cell.start == "zeros":
@@ -188,7 +182,7 @@ def _windowed(
 def _run_on(
     cell: RunningLstm, name: str, x: torch.Tensor, pace: Pace, calls: torch.Tensor, ledger: Ledger
 ) -> torch.Tensor:
-    """Return an LSTM's output of one call; while there are no tokens yet its states stay as they are."""
+    """Return an LSTM's output of one call; its states do not change before the first token."""
     lstm = cell.head.lstm
     shape = (lstm.num_layers, x.shape[0], lstm.hidden_size)
     begun = pace.numbers(calls)[:1] >= 0
@@ -200,7 +194,7 @@ def _run_on(
 
 
 def _delayed(x: torch.Tensor, steps: int, name: str, ledger: Ledger) -> torch.Tensor:
-    """Return what came `steps` steps ago."""
+    """Return the input of `steps` steps ago."""
     if steps == 0:
         return x
     count = x.shape[TIME]
@@ -211,7 +205,7 @@ def _delayed(x: torch.Tensor, steps: int, name: str, ledger: Ledger) -> torch.Te
 
 
 def _replicated(x: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
-    """Put the step at place `first` (the stream's first one) before it; nothing where it is long gone."""
+    """Replace steps before place `first`, the stream's first one, by it; no change once it is no longer kept."""
     length = x.shape[TIME]
     places = torch.maximum(torch.arange(length, device=x.device), first.clamp(0, length - 1))
     return x.index_select(TIME, places)

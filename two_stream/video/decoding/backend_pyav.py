@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -313,8 +314,8 @@ def _moving_streams(container: InputContainer) -> list[VideoStream]:
     return [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
 
 
-def _peek(container: InputContainer, streams: list[VideoStream]) -> list[Packet[VideoStream]]:
-    packets: list[Packet[VideoStream]] = []
+def _peek(container: InputContainer, streams: list[VideoStream]) -> list[Packet[Any]]:
+    packets: list[Packet[Any]] = []
     with suppress(*_DECODING_ERRORS):
         for packet in container.demux(streams):
             if packet.size:  # empty ones flush the decoder at the end of the file

@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -176,9 +175,7 @@ class Video(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -231,12 +228,7 @@ class Clock:
         self._trusts_durations = False
 
     def tick(self, stamp: float | None, lasts: float | None = None) -> float | None:
-        """Return when a frame appears; None if neither a stamp nor a rate says.
-
-        Args:
-            stamp: Its time stamp in seconds, if it has one.
-            lasts: Its duration in seconds, if the file states it.
-        """
+        """Return when a frame appears, by its stamp and duration in seconds; None if neither stamp nor rate says."""
         before = self._seconds[-1] if self._seconds else None
         now = 0.0 if not self._seconds else self._end()
         if stamp is not None and (now is not None or self._zero is not None):

@@ -76,12 +76,7 @@ class Index:
 
 
 def load_frame_index(path: Path, decoder: str) -> Index | None:
-    """Return a file's stored index; None if there is none, or it was made of another state of the file.
-
-    Args:
-        path: The video.
-        decoder: Name and version of the decoder; pixels differ between versions.
-    """
+    """Return a file's stored index; None if there is none for its present state and this decoder's version."""
     place = _index_file(path)
     if place is None:
         return None
@@ -191,11 +186,7 @@ def starts_like_index(container: InputContainer, stream: VideoStream, index: Ind
 def _sort_packets(stamps: list[int], keys: list[int], announced: int, depth: int) -> Index | None:
     """Sort the time stamps of the packets; None if frames will have other ones.
 
-    Args:
-        stamps: In the order of the file.
-        keys: Those of key frames.
-        announced: Number of frames in the header, 0 if not stated.
-        depth: Frames that the decoder holds back to put them in order.
+    `announced` is the number of frames in the header (0 if not stated), `depth` how many the decoder holds back.
     """
     if not stamps or not keys or (announced and announced != len(stamps)):
         return None

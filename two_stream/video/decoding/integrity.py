@@ -358,12 +358,8 @@ def read_stated_end(container: InputContainer, stream: VideoStream) -> float | N
 def find_missing_frames(stamps: Sequence[float], end: float | None, kind: str) -> str | None:
     """Describe where frames are missing; None if none are.
 
-    A gap counts only in a file of otherwise constant frame rate.
-
-    Args:
-        stamps: When frames appear, in seconds.
-        end: When the last one ends, by the header.
-        kind: Name of the container format.
+    A gap counts only in a file of otherwise constant frame rate. `stamps` are the seconds at which frames appear, `end`
+    is the end of the last one by the header, and `kind` the container format.
     """
     if kind not in _GAPPED or not stamps:
         return None

@@ -14,9 +14,9 @@ from typing import cast
 from two_stream.errors import SettingsError
 from two_stream.video.decoding.base import VIDEO_SUFFIXES, Video
 
-BACKENDS = ("pyav", "opencv", "torchcodec")
-"""Names of the backends; the first is the default."""
 _CLASSES = {"pyav": "PyavVideo", "opencv": "OpencvVideo", "torchcodec": "TorchcodecVideo"}
+BACKENDS = tuple(_CLASSES)
+"""Names of the backends; the first is the default."""
 
 __all__ = ["BACKENDS", "VIDEO_SUFFIXES", "Video", "backend_version", "open_video"]
 
