@@ -198,7 +198,7 @@ def test_frame_folders_hold_more_than_their_segments(tmp_path: Path) -> None:
     assert not [f for f in audit(record) if f.kind == "count_mismatch"]
     (root / "x" / "img_00040.jpg").unlink()
     (found,) = [f for f in audit(record) if f.kind == "count_mismatch"]
-    assert (found.severity, found.detail) == ("error", "39 rgb frames, the lists say 40")
+    assert (found.severity, found.detail) == ("error", "39 rgb frames, the lists have 40")
 
 
 def test_shards_refuse_segments_in_one_line(untrimmed: Record, tmp_path: Path) -> None:
