@@ -55,7 +55,7 @@ def test_a_sound_index_is_read() -> None:
         ({"sizes": np.full(6, 10**12)}, "'a' is outside its shard"),
         ({"starts": np.full(6, -1)}, "'a' is outside its shard"),
         ({"sizes": np.full(5, 100)}, "6 start positions for 5 entries"),
-        ({"sizes": np.full(6, 100.0)}, "no whole numbers"),
+        ({"sizes": np.full(6, 100.0)}, "64-bit integers"),
         ({"settings": {**SETTINGS, "encoding": "raw", "resize": [10**6, 10**6]}}, "pictures of 1000000"),
     ],
 )

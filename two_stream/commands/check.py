@@ -73,55 +73,29 @@ def main(args: list[str]) -> int:
 
 
 def _check(target: str, flags: Options) -> list[Finding]:
+    """Check a data set, a video, or the videos and the frame folders below a folder."""
     from two_stream.config.load import nearest
     from two_stream.data.catalog import known_datasets
     from two_stream.data.prepare.audit import audit
     from two_stream.errors import DataError
     from two_stream.video.decoding.reader import VIDEO_SUFFIXES
-    from two_stream.video.doctor import examine_videos
+    from two_stream.video.doctor import examine_frame_folders, examine_videos
+    from two_stream.video.sources import video_files
 
     path = Path(target)
     record = _record(path, flags.settings_root)
     if record is not None:
         return audit(record, flags)
-    if path.is_dir():
-        return _check_folder(path, flags)
     if not path.exists() and path.suffix.lower() not in VIDEO_SUFFIXES:
         hint = nearest(path.name, known_datasets(flags.settings_root))
         raise DataError(
             f"{target}: neither a file or folder nor a data set under {flags.settings_root}{hint}"
         )
-    return examine_videos(
-        [path],
-        min_frames=flags.min_frames,
-        backend=flags.backend,
-        processes=flags.processes,
-        patience=flags.patience,
-    )
-
-
-def _record(path: Path, settings_root: Path) -> Record | None:
-    """Return the data set that a target names; None where it is a folder or file of another kind."""
-    from two_stream.data.catalog import RECORD_FILE, load_record
-
-    if path.suffix in (".yaml", ".yml") or (path / RECORD_FILE).is_file():
-        return load_record(path, settings_root)
-    if not path.exists() and (settings_root / path / RECORD_FILE).is_file():
-        return load_record(path, settings_root)
-    return None
-
-
-def _check_folder(folder: Path, flags: Options) -> list[Finding]:
-    """Check the videos below a folder and, where there are any, the frame folders."""
-    from two_stream.errors import DataError
-    from two_stream.video.doctor import examine_frame_folders, examine_videos
-    from two_stream.video.sources import video_files
-
-    videos, _ = video_files(folder)
-    groups = _frame_folders(folder, flags)
+    videos = video_files(path)[0] if path.is_dir() else [path]
+    groups = _frame_folders(path, flags) if path.is_dir() else {}
     if not videos and not groups:
         raise DataError(
-            f"{folder}: neither videos nor frame folders (img_00001.jpg …) in here; "
+            f"{path}: neither videos nor frame folders (img_00001.jpg …) in here; "
             "frames of other names need --rgb-pattern, --flow-x-pattern, --flow-y-pattern"
         )
     findings: list[Finding] = []
@@ -143,6 +117,16 @@ def _check_folder(folder: Path, flags: Options) -> list[Finding]:
             processes=flags.processes,
         )
     return findings
+
+
+def _record(path: Path, settings_root: Path) -> Record | None:
+    """Return the data set that a target names; None where it is a folder or file of another kind."""
+    from two_stream.data.catalog import RECORD_FILE, load_record
+
+    is_name = not path.exists() and (settings_root / path / RECORD_FILE).is_file()
+    if is_name or path.suffix in (".yaml", ".yml") or (path / RECORD_FILE).is_file():
+        return load_record(path, settings_root)
+    return None
 
 
 def _frame_folders(

@@ -235,8 +235,8 @@ def load_part(
         split: Official split, from 1.
         part: `train`, `val` or `test`.
         selection: `holdout`, `folds` or `paper`.
-        holdout: Wanted fraction of the validation part.
-        seed: Seed of the choice.
+        holdout: Wanted fraction of the validation part, chosen with `seed`.
+        seed: Seed of that choice.
 
     Raises:
         DataError: A list is missing or wrong.
@@ -262,13 +262,9 @@ def load_part(
 def experiment_part(
     experiment: Experiment, record: Record, part: Part, modality: Modality | None = None
 ) -> list[VideoRecord]:
-    """Read the videos of a part as the settings of an experiment choose them; see `load_part`.
+    """Read the videos of a part with the split, selection, holdout and seed of an experiment; see `load_part`.
 
-    Args:
-        experiment: Its split, selection, holdout and seed.
-        record: The data set.
-        part: `train`, `val` or `test`.
-        modality: Which lists; those of the experiment's model by default.
+    The lists are those of the experiment's model, or of another modality.
     """
     data = experiment.data
     return load_part(

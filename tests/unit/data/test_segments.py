@@ -142,7 +142,7 @@ def test_pixels_of_a_segment_are_those_of_its_time(untrimmed: Record) -> None:
     expected = whole.read("steady", [6, 14], (48, 64))  # the last lies between pictures 14 and 15
     np.testing.assert_array_equal(flow.read("steady#1", [1, 9], (48, 64)), expected)
     np.testing.assert_array_equal(flow.read("steady", [6, 14], (48, 64)), expected)  # whole videos stay known
-    with pytest.raises(VideoError, match="frames of a segment count from 1"):
+    with pytest.raises(VideoError, match="frames of a segment are counted from 1"):
         rgb.read("steady#1", [0], (48, 64))
 
 
@@ -193,12 +193,12 @@ def test_frame_folders_hold_more_than_their_segments(tmp_path: Path) -> None:
         {"t.csv": "id,label,start,end,fps,split\nx,a,0,1,10,train\nx,b,1,9,10,test\nx,b,5,9,10,test\n"},
     )
     made = prepare_annotations("table", AnnotationOptions(tmp_path / "t.csv", "cut", tmp_path, frames=root))
-    assert made.failures == [("x#3", "0 of the 40 frames lie in this part, flow needs 2")]
+    assert made.failures == [("x#3", "0 of the 40 frames are in this part, flow needs 2")]
     record = load_record("cut", tmp_path)
     assert not [f for f in audit(record) if f.kind == "count_mismatch"]
     (root / "x" / "img_00040.jpg").unlink()
     (found,) = [f for f in audit(record) if f.kind == "count_mismatch"]
-    assert (found.severity, found.detail) == ("error", "39 rgb frames, the lists say 40")
+    assert (found.severity, found.detail) == ("error", "39 rgb frames, the lists have 40")
 
 
 def test_shards_refuse_segments_in_one_line(untrimmed: Record, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_shards_refuse_segments_in_one_line(untrimmed: Record, tmp_path: Path) -
         ("a,v,zero,1,1", r"segments\.csv:4: 'a,v,zero,1,1': expected"),
         ("a,v,2,1,1", r"segments\.csv:4: 'a' lasts from 2 to 1 s"),
         ("a,v,0,nan,1", r"segments\.csv:4: 'a' lasts from 0 to nan s"),
-        ("a,v,0,1,0", r"segments\.csv:4: 'a' begins with frame 0; frames count from 1"),
+        ("a,v,0,1,0", r"segments\.csv:4: 'a' begins with frame 0; frames are counted from 1"),
         (",v,0,1,1", r"segments\.csv:4: a segment needs an id and a video"),
         ("first,v,0,1,1", r"segments\.csv:4: 'first' is listed twice"),
     ],

@@ -393,11 +393,7 @@ class Storage:
     """A folder, or a URL through fsspec, whose files are read in ranges. Safe to fork and to send to a worker."""
 
     def __init__(self, location: str) -> None:
-        """Name the place; nothing is opened yet.
-
-        Args:
-            location: A path, or a URL such as `s3://bucket/folder`.
-        """
+        """Set the location, a path or a URL such as `s3://bucket/folder`; nothing is opened yet."""
         self.location = location
         self.remote = is_url(location)
         self._pid = 0
@@ -412,12 +408,7 @@ class Storage:
         return f"{self.location}/{name}" if self.remote else str(Path(self.location).expanduser() / name)
 
     def size(self, name: str) -> int:
-        """Return a file's bytes.
-
-        Raises:
-            OSError: Missing, or the storage cannot be reached.
-            SettingsError: The kind of URL is unknown or its library is not installed.
-        """
+        """Return the size of a file in bytes; see `read` for the errors."""
         self._open_after_fork()
         if self.remote:
             return int(_call_storage(lambda: self._system.info(self.where(name))["size"]))

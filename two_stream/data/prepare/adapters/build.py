@@ -78,7 +78,8 @@ def prepare_annotations(kind: str, options: AnnotationOptions) -> Prepared:
     if options.fps is not None and options.fps <= 0:
         raise SettingsError(f"--fps is {options.fps}: expected more than 0")
     annotations = read_annotations(kind, options.annotations)
-    folder = options.out / (options.name or (options.annotations.stem if kind in ("json", "table") else kind))
+    name = options.name or (options.annotations.stem if kind in ("json", "table") else kind)
+    options, folder = replace(options, name=name), options.out / name
     kept = _is_kept(folder / RECORD_FILE, annotations)
     if kept and options.frames is not None and options.patterns():
         raise SettingsError(
@@ -115,7 +116,7 @@ def prepare_annotations(kind: str, options: AnnotationOptions) -> Prepared:
 
 
 def _is_kept(path: Path, annotations: Annotations) -> bool:
-    """Tell whether a record stays as it is: one that a user has written, or one of a data set with several splits.
+    """Whether a record is not overwritten: a user has written it, or the data set has several official splits.
 
     Raises:
         DataError: It has other classes.
@@ -137,10 +138,10 @@ def _mapping(
     """Return the content of the record."""
     if annotations.splits:  # everything that the files do not say is in the record of the package
         base = read_yaml(folder / RECORD_FILE) if kept else packaged_record(kind)
-        mapping = {**(base or {}), "name": folder.name}
+        mapping = {**(base or {}), "name": options.name}
     else:
-        root = relative_path(Path("data") / folder.name, folder)
-        mapping = {"name": folder.name, "num_splits": 1, "frames": {"rgb": root, "flow": root}}
+        root = relative_path(Path("data") / str(options.name), folder)
+        mapping = {"name": options.name, "num_splits": 1, "frames": {"rgb": root, "flow": root}}
     if options.frames is not None:
         mapping["frames"] = dict.fromkeys(("rgb", "flow"), relative_path(options.frames, folder))
     if options.videos is not None:
