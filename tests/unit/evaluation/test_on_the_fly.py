@@ -257,7 +257,7 @@ def test_weights_are_checked_and_need_two_runs(world, capsys):
         assert words in line
     assert cli(["predict", video, *both[:2], "--weights", "1", "2", "--device", "cpu"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "give several" in line
+    assert "needs several runs" in line
     with pytest.raises(ScoreError, match="not all 0"):
         predict([world / "rgb", world / "flow"], video, weights=[0, 0])
     with pytest.raises(ScoreError, match="1 weights for 2"):
@@ -400,7 +400,7 @@ def test_a_time_line_has_a_picture_and_a_line_per_window(world, tmp_path, capsys
         "cpu",
     ]
     assert cli([*command, "--timeline", str(tmp_path / "when.png"), "--step", "3", "--top", "2"]) == 0
-    assert "time line: " in capsys.readouterr().out
+    assert "timeline: " in capsys.readouterr().out
     assert (tmp_path / "when.png").read_bytes().startswith(b"\x89PNG")
     header, *lines = (tmp_path / "when.csv").read_text().splitlines()
     assert header.endswith("class_1,probability_1,class_2,probability_2")
