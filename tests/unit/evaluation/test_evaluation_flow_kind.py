@@ -140,7 +140,7 @@ def test_a_kind_that_is_asked_for_is_computed(world, extracted, video, tmp_path,
     fed.clear()
     asked(way, run, video, "--flow-algorithm", "farneback")
     np.testing.assert_array_equal(np.concatenate(fed)[:4], wanted(video, "farneback", run))
-    assert "reads farneback here; --flow-algorithm tvl1 is closer" in capsys.readouterr().err
+    assert "reads farneback flow here; --flow-algorithm tvl1 is closer" in capsys.readouterr().err
 
 
 def test_python_takes_a_kind_too_and_says_a_line_once_per_run(world, extracted, video, tmp_path, fed, capsys):

@@ -16,7 +16,6 @@ from two_stream.config.load import load_experiment, nearest
 from two_stream.config.optimization import Logistic, Sgd
 from two_stream.config.schema import Experiment
 from two_stream.errors import SettingsError
-from two_stream.evaluation.runs.lookup import run_paths
 
 if TYPE_CHECKING:
     from two_stream.types import Part
@@ -42,6 +41,8 @@ def source_experiment(run: Path) -> Experiment:
     Raises:
         CheckpointError: It is no run folder.
     """
+    from two_stream.evaluation.runs.lookup import run_paths
+
     return load_experiment(run_paths(run).experiment)
 
 
