@@ -202,7 +202,7 @@ def test_bound_and_size_are_those_of_the_training_frames(world, extracted, video
 @pytest.mark.parametrize("key", ["flow_bound", "short_side", "size"])
 def test_nonsense_in_a_record_is_one_line(world, extracted, tmp_path, key):
     run = run_on(tmp_path, world, extracted, "dis", **{key: "wide"})
-    with pytest.raises(SettingsError, match=f"{run}: how its frames were made: `{key}.*` is 'wide'"):
+    with pytest.raises(SettingsError, match=f"{run}: extraction settings of its frames: `{key}.*` is 'wide'"):
         reading_of(load_run(run))
 
 

@@ -179,7 +179,7 @@ def test_damage_is_one_line_that_names_the_file(copy: Path, name: str) -> None:
     [
         (lambda path: None, "no such folder"),
         (lambda path: path.write_text(""), "is a file"),
-        (lambda path: path.mkdir(), "holds no stored features"),
+        (lambda path: path.mkdir(), "no stored features"),
     ],
 )
 def test_what_is_no_cache_is_said(tmp_path: Path, make: Callable[[Path], object], words: str) -> None:
@@ -271,7 +271,7 @@ def test_interrupted_writing_leaves_nothing_or_what_was_there(
 
 def test_folder_in_use_is_left_alone(made: tuple[Experiment, Recognizer, Path], tmp_path: Path) -> None:
     experiment, model, out = made
-    with pytest.raises(SettingsError, match=r"holds stored features already.*--overwrite"):
+    with pytest.raises(SettingsError, match=r"already has stored features.*--overwrite"):
         write_features(model, experiment, out)
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(SettingsError, match="holds something else"):
@@ -288,7 +288,7 @@ def test_full_disk_is_told_before_anything_is_written(
         free = writing._SPARE + 4000
 
     monkeypatch.setattr(writing.shutil, "disk_usage", lambda _: Full)
-    with pytest.raises(SettingsError, match=r"stored features take .* and 0\.0 MB are free"):
+    with pytest.raises(SettingsError, match=r"stored features need .* only 0\.0 MB are free"):
         write_features(model, experiment, tmp_path / "deep" / "cache")
     assert not (tmp_path / "deep").exists()
 
