@@ -151,7 +151,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: ((folder / "features.json").write_text("{"), _sums(folder)),
         r"features\.json: missing or damaged",
     ),
-    "newer format": (_edit(lambda facts: facts.update(format=2)), "of format 2, this version reads 1"),
+    "newer format": (_edit(lambda facts: facts.update(format=2)), "has format 2, this version reads 1"),
     "wrong key": (_edit(lambda facts: facts.update(seed="x")), "`seed` is 'x'"),
     "other rows": (
         _edit(lambda facts: facts["parts"]["train"].update(rows=26)),
@@ -191,7 +191,7 @@ def test_what_is_no_cache_is_said(tmp_path: Path, make: Callable[[Path], object]
 def test_part_that_was_not_stored(world: Path, tmp_path: Path) -> None:
     experiment = experiment_of(world, evaluate=CENTER)
     write_features(settled_model(experiment.model), experiment, tmp_path / "cache", parts=["test"])
-    with pytest.raises(CheckpointError, match=r"holds no train part \(test only\).*--parts train test"):
+    with pytest.raises(CheckpointError, match=r"has no train part \(only test\).*--parts train test"):
         FeatureCache(tmp_path / "cache").part("train")
 
 
