@@ -140,7 +140,7 @@ def test_a_kind_that_is_asked_for_is_computed(world, extracted, video, tmp_path,
     fed.clear()
     asked(way, run, video, "--flow-algorithm", "farneback")
     np.testing.assert_array_equal(np.concatenate(fed)[:4], wanted(video, "farneback", run))
-    assert "reads farneback here; --flow-algorithm tvl1 is closer" in capsys.readouterr().err
+    assert "reads farneback flow here; --flow-algorithm tvl1 is closer" in capsys.readouterr().err
 
 
 def test_python_takes_a_kind_too_and_says_a_line_once_per_run(world, extracted, video, tmp_path, fed, capsys):
@@ -202,7 +202,7 @@ def test_bound_and_size_are_those_of_the_training_frames(world, extracted, video
 @pytest.mark.parametrize("key", ["flow_bound", "short_side", "size"])
 def test_nonsense_in_a_record_is_one_line(world, extracted, tmp_path, key):
     run = run_on(tmp_path, world, extracted, "dis", **{key: "wide"})
-    with pytest.raises(SettingsError, match=f"{run}: how its frames were made: `{key}.*` is 'wide'"):
+    with pytest.raises(SettingsError, match=f"{run}: extraction settings of its frames: `{key}.*` is 'wide'"):
         reading_of(load_run(run))
 
 

@@ -270,7 +270,7 @@ def test_fuse_command_on_runs_fits_on_the_holdout_and_writes(two, tmp_path, caps
     assert fuse_command.main([*map(str, two), "--weights", "2", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["weights"] == [2.0, 1.0]
     (two[0] / "scores" / "val_multi_ten_logits.npz").unlink()
-    with pytest.raises(ScoreError, match=r"no scores of the val part; make them with `.* --part val`"):
+    with pytest.raises(ScoreError, match=r"no scores of the val part; write them with `.* --part val`"):
         fuse_command.main([*map(str, two), "--rule", "learned"])
 
 

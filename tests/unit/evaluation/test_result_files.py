@@ -26,7 +26,7 @@ GUESSES = {"a/v1": [{"label": "jump", "score": 0.7}, {"label": "run", "score": 0
         ),
         (
             '{"results": {"v": [{"segment": [1, 2], "result": []}, {"label": "a", "score": 1}]}}',
-            "side by side",
+            "are mixed with",
         ),
     ],
 )

@@ -86,7 +86,7 @@ def test_broken_videos_are_counted_and_named(world, tmp_path, capsys):
         assert len(table.ids) == 3
         assert "1 of 4 videos could not be read" in capsys.readouterr().err
         path.write_text("left/gone_g4 20 0\n")
-        with pytest.raises(ScoreError, match="none of the 1 videos could be read"):
+        with pytest.raises(ScoreError, match="none of 1 videos could be read"):
             evaluate_run(folder, device="cpu")
         strict = write_run(tmp_path / "strict", "rgb", settings_root=world / "settings")
         with pytest.raises(TwoStreamError, match="gone_g4"):
@@ -96,7 +96,7 @@ def test_broken_videos_are_counted_and_named(world, tmp_path, capsys):
 
 
 def test_what_is_wrong_with_a_run_is_one_line(world, tmp_path):
-    with pytest.raises(CheckpointError, match=r"nowhere: no such folder; expected a run folder"):
+    with pytest.raises(CheckpointError, match=r"nowhere: no such run folder; expected a folder"):
         load_run(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"no experiment\.yaml"):
         load_run(tmp_path)
@@ -110,7 +110,7 @@ def test_what_is_wrong_with_a_run_is_one_line(world, tmp_path):
     with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged"):
         load_run(folder)
     other = write_run(tmp_path / "b", "rgb", settings_root=world / "settings", names=["x", "y", "z"])
-    with pytest.raises(DataError, match="not the 3 the model of"):
+    with pytest.raises(DataError, match="not the 3 of the model of"):
         evaluate_run(other, device="cpu")
 
 

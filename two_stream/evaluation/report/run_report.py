@@ -17,7 +17,6 @@ from two_stream.config.schema import Experiment
 from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation.pictures.thumbnails import strip
 from two_stream.evaluation.report import page
-from two_stream.evaluation.report.page import page_templates
 from two_stream.evaluation.runs.lookup import compression_of, find_baseline, history, run_of, settings_of
 from two_stream.evaluation.scores import metrics, words
 from two_stream.evaluation.scores.files import (
@@ -92,7 +91,7 @@ def write_report(
     if remark:
         facts["baseline"] = remark
     facts["commands"] = _commands(streams, sources, out, rule, command if baseline is not None else "")
-    environment = page_templates()
+    environment = page.page_templates()
     html = environment.get_template("report.html").render(facts=facts, **drawn)
     text = environment.get_template("report.md").render(facts=facts)
     write_text(out, html)

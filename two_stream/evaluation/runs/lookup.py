@@ -51,9 +51,8 @@ def find_baseline(table: ScoreTable) -> tuple[ScoreTable | None, str]:
     They are searched under the folder of runs that contains the run of the table: `runs/<run>`, `runs/<group>/<run>` or
     a study's cell, `runs/studies/<study>/runs/<cell>`.
 
-    Returns:
-        The table, None if there is none; and the command, empty for a table without baseline: another part than the
-        test part, several classes per video, a run of the baseline, or no name of a data set.
+    The table is None if there are no scores. The command is empty for a table without baseline: another part than the
+    test part, several classes per video, a run of the baseline, or no name of a data set.
 
     Raises:
         ScoreError: The file is damaged.

@@ -157,16 +157,18 @@ def weight_curve(first: ScoreTable, second: ScoreTable, rule: str = "l2", steps:
 def _trace(
     tables: Sequence[ScoreTable], rule: str, steps: int = 101
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
-    """Return weights of the first of two streams, the metric at each, and the index of the best weight.
-
-    Of equal values the middle of their range is taken; of several ranges the one whose middle is nearest to 0.5.
-    """
+    """Return weights of the first of two streams, the metric at each, and the index of the best weight."""
     shares = np.linspace(0.0, 1.0, steps)
     found = np.asarray([_metric(tables, rule, (w, 1 - w)) for w in shares])
+    return shares, found, _middle_of_best(found, shares)
+
+
+def _middle_of_best(found: NDArray[np.float64], shares: NDArray[np.float64]) -> int:
+    """Return the middle of a range of best values; of several ranges, the one whose middle is nearest to 0.5."""
     best = np.flatnonzero(np.round(found, _ROUND) == np.round(found.max(), _ROUND))
     runs = np.split(best, np.flatnonzero(np.diff(best) > 1) + 1)
     middles = [int(run[len(run) // 2]) for run in runs]
-    return shares, found, min(middles, key=lambda index: abs(float(shares[index]) - 0.5))
+    return min(middles, key=lambda index: abs(float(shares[index]) - 0.5))
 
 
 def _metric(tables: Sequence[ScoreTable], rule: str, weights: Sequence[float]) -> float:

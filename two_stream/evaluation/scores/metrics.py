@@ -216,7 +216,7 @@ def summarise(table: ScoreTable, *, top: Sequence[int] = TOP_K) -> Summary:
         ScoreError: The table holds no video.
     """
     if not table.ids:
-        raise ScoreError(f"{table.meta.get('file', 'scores')}: no scored videos, so there is no accuracy")
+        raise ScoreError(f"{table.meta.get('file', 'scores')}: no videos scored, so there is no accuracy")
     place = table_ranks(table)
     unit, groups = video_sources(table)
     several = table.targets is not None

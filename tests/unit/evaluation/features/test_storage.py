@@ -153,7 +153,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: ((folder / "features.json").write_text("{"), _sums(folder)),
         r"features\.json: missing or damaged",
     ),
-    "newer format": (_edit(lambda facts: facts.update(format=2)), "of format 2, this version reads 1"),
+    "newer format": (_edit(lambda facts: facts.update(format=2)), "has format 2, this version reads 1"),
     "wrong key": (_edit(lambda facts: facts.update(seed="x")), "`seed` is 'x'"),
     "other rows": (
         _edit(lambda facts: facts["parts"]["train"].update(rows=26)),
@@ -181,7 +181,7 @@ def test_damage_is_one_line_that_names_the_file(copy: Path, name: str) -> None:
     [
         (lambda path: None, "no such folder"),
         (lambda path: path.write_text(""), "is a file"),
-        (lambda path: path.mkdir(), "holds no stored features"),
+        (lambda path: path.mkdir(), "no stored features"),
     ],
 )
 def test_what_is_no_cache_is_said(tmp_path: Path, make: Callable[[Path], object], words: str) -> None:
@@ -193,7 +193,7 @@ def test_what_is_no_cache_is_said(tmp_path: Path, make: Callable[[Path], object]
 def test_part_that_was_not_stored(world: Path, tmp_path: Path) -> None:
     experiment = experiment_of(world, evaluate=CENTER)
     write_features(settled_model(experiment.model), experiment, tmp_path / "cache", parts=["test"])
-    with pytest.raises(CheckpointError, match=r"holds no train part \(test only\).*--parts train test"):
+    with pytest.raises(CheckpointError, match=r"has no train part \(only test\).*--parts train test"):
         FeatureCache(tmp_path / "cache").part("train")
 
 
@@ -273,10 +273,10 @@ def test_interrupted_writing_leaves_nothing_or_what_was_there(
 
 def test_folder_in_use_is_left_alone(made: tuple[Experiment, Recognizer, Path], tmp_path: Path) -> None:
     experiment, model, out = made
-    with pytest.raises(SettingsError, match=r"holds stored features already.*--overwrite"):
+    with pytest.raises(SettingsError, match=r"already has stored features.*--overwrite"):
         write_features(model, experiment, out)
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(SettingsError, match="holds something else"):
+    with pytest.raises(SettingsError, match="not empty and no folder of stored features"):
         write_features(model, experiment, tmp_path, overwrite=True)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
@@ -290,7 +290,7 @@ def test_full_disk_is_told_before_anything_is_written(
         free = writing._SPARE + 4000
 
     monkeypatch.setattr(writing.shutil, "disk_usage", lambda _: Full)
-    with pytest.raises(SettingsError, match=r"stored features take .* and 0\.0 MB are free"):
+    with pytest.raises(SettingsError, match=r"stored features need .* only 0\.0 MB are free"):
         write_features(model, experiment, tmp_path / "deep" / "cache")
     assert not (tmp_path / "deep").exists()
 
