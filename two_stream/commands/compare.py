@@ -61,9 +61,12 @@ def main(args: list[str]) -> int:
     if flags.json:
         print_json(asdict(result))
     else:
-        from two_stream.studies.report.terminal import print_study
+        from two_stream.studies.report.terminal import print_study, settings_line
 
         print_study(result)
+        line = settings_line(result)
+        if line:
+            say(line if flags.out else f"{line} (--out FILE.html shows the values)")
     if flags.out is not None:
         from two_stream.studies.report.study_report import write_study_report
 
@@ -73,7 +76,12 @@ def main(args: list[str]) -> int:
 
 
 def _result(flags: _CompareFlags, args: Sequence[str]) -> StudyResult:
-    from two_stream.studies.statistics.scored import check_comparable, run_rows, runs_of_variants
+    from two_stream.studies.statistics.scored import (
+        check_comparable,
+        run_rows,
+        runs_of_variants,
+        unknown_settings,
+    )
     from two_stream.studies.statistics.summary import Question, study_result
 
     if not 0.5 <= flags.level < 1:
@@ -81,7 +89,7 @@ def _result(flags: _CompareFlags, args: Sequence[str]) -> StudyResult:
     if flags.fit and flags.fuse is None:
         raise SettingsError("--fit needs a fusion rule; add --fuse, or omit --fit")
     groups = _variants(flags)
-    notes = check_comparable(groups, anyway=flags.anyway)
+    notes = [*check_comparable(groups, anyway=flags.anyway), *unknown_settings(groups)]
     names = list(groups)
     if len(names) < 2:
         raise SettingsError(f"only one variant ({names[0]}); give another run, or use --group")

@@ -163,6 +163,19 @@ def dump(options: BaseModel) -> str:
     return yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def departures(options: BaseModel) -> dict[str, Any]:
+    """Return the values that differ from their field's default, and the kind of every part."""
+    plain = options.model_dump(mode="json")
+    found: dict[str, Any] = {}
+    for name, field in type(options).model_fields.items():
+        value = getattr(options, name)
+        if isinstance(value, BaseModel):
+            found[name] = departures(value)
+        elif name == "kind" or value != field.get_default(call_default_factory=True):
+            found[name] = plain[name]
+    return found
+
+
 def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested settings as `a.b.c: value`."""
     flat: dict[str, Any] = {}

@@ -14,7 +14,7 @@ from two_stream.config.schema import Experiment
 from two_stream.data.catalog import Mirror, Record, mirror_note, mirror_of
 from two_stream.data.clips.dataset import ClipDataset, ClipFailure, ClipItem, open_clips
 from two_stream.data.clips.loader import Share, class_counts, clip_loader
-from two_stream.data.splits import experiment_part
+from two_stream.data.splits import experiment_part, load_part, own_validation
 from two_stream.errors import SettingsError
 from two_stream.evaluation.features.cache import (
     FeatureCache,
@@ -27,7 +27,7 @@ from two_stream.evaluation.runs.run import current_extraction
 from two_stream.runtime import distributed
 from two_stream.runtime.console import progress, warn
 from two_stream.training.losses import Labels
-from two_stream.types import Batch, InputSpec, Part, VideoRecord
+from two_stream.types import Batch, InputSpec, Modality, Part, VideoRecord
 
 Wrap = Callable[[ClipDataset], Dataset[ClipItem | ClipFailure]]
 _PARTS: tuple[Part, Part] = ("train", "val")
@@ -64,6 +64,8 @@ class TrainingData:
     """how the frames were extracted, if known"""
     fingerprint: str = ""
     """changes with the videos, their order, labels and frame counts"""
+    lists: dict[str, Any] = field(default_factory=dict)
+    """`training_videos` and `training_list`; see `list_facts`"""
     mirror: Mirror = field(default_factory=Mirror)
     """labels of mirrored videos"""
     features: FeatureCache | None = None
@@ -105,6 +107,7 @@ def training_data(
         dataset=record.name,
         mirror=mirror_of(record, protocol),
         records=train,
+        lists=list_facts(record, experiment.model.modality, data.split),
     )
     lists = fingerprint(train, val, record.classes)
     if data.features is not None:
@@ -148,6 +151,20 @@ def fingerprint(train: Sequence[VideoRecord], val: Sequence[VideoRecord], classe
             labels = ",".join(map(str, record.all_labels))
             digest.update(f"\x1f{record.id}\x1d{record.num_frames}\x1d{labels}".encode())
     return digest.hexdigest()
+
+
+def list_facts(record: Record, modality: Modality, split: int) -> dict[str, Any]:
+    """Return length and fingerprint of a training list, for comparisons of runs.
+
+    The fingerprint covers ids and labels, and the data set's own validation list. It is the same for every seed (before
+    a holdout is carved), for RGB and flow lists of the same videos, and in any order.
+    """
+    lists = (
+        load_part(record, modality, split, "train", selection="paper"),
+        own_validation(record, modality, split),
+    )
+    train, own = (sorted((replace(r, num_frames=0) for r in one), key=lambda r: r.id) for one in lists)
+    return {"training_videos": len(train), "training_list": fingerprint(train, own, record.classes)}
 
 
 def with_progress(batches: Iterable[Batch], title: str, total: int) -> Iterator[Batch]:

@@ -173,6 +173,7 @@ def checkpoint_meta(experiment: Experiment, data: TrainingData, progress: Progre
         **({"extraction": data.extraction} if data.extraction else {}),
         **({"multi_label": True} if data.labels and data.labels.multi_label else {}),
         "split": experiment.data.split,
+        **data.lists,
         "epoch": progress.epoch,
         "step": progress.step,
         "selection": SELECTION_LABELS[experiment.train.selection],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from two_stream.studies.running.ablation import StudyWorkers, run_study
 from two_stream.studies.running.plan import check_study, plan_cells
 from two_stream.studies.running.stages import stages_of
 from two_stream.studies.running.variants import pairs_of, variants_of
+from two_stream.training.data import list_facts
 
 CLASSES = ["left", "right"]
 pytestmark = pytest.mark.usefixtures("small")
@@ -58,6 +61,29 @@ def test_the_fusion_is_the_mean_of_the_probes_probabilities(made: Path) -> None:
         np.testing.assert_allclose(fused.logits, np.log(mean), rtol=0, atol=1e-9)
         assert words.label_of(fused) == "baseline"
     assert {table.meta["modality"] for table in found} == {"rgb", "flow"}
+
+
+def test_the_training_list_goes_from_the_weights_into_the_scores(
+    made: Path, world: Path, tmp_path: Path
+) -> None:
+    digest = hashlib.sha256("\x1f".join(CLASSES).encode() + b"\x1etrain")
+    lines = sorted((world / "settings" / "toy" / "train_rgb_split1.txt").read_text().splitlines())
+    for video, _, label in map(str.split, lines):
+        digest.update(f"\x1f{video}\x1d0\x1d{label}".encode())
+    digest.update(b"\x1eval")
+    expected = {"training_videos": 11, "training_list": digest.hexdigest()}
+    paths = [newest_scores(made / name, "test") for name in STREAMS]
+    for meta in (read_scores(path).meta for path in (*paths, made / "test_fused.npz")):
+        assert {key: meta[key] for key in expected} == expected
+    settings = shutil.copytree(world / "settings", tmp_path / "settings")
+    path = settings / "toy" / "train_rgb_split1.txt"
+    path.write_text("\n".join(reversed(lines)).replace(" 8 ", " 7 "))  # another order, other frame counts
+    record = load_record("toy", settings)
+    assert list_facts(record, "rgb", 1) == expected
+    path.write_text("\n".join(lines[:-1]))
+    changed = list_facts(record, "rgb", 1)
+    assert changed["training_videos"] == 10
+    assert changed["training_list"] != expected["training_list"]
     assert (read_scores(made / "test_fused.npz").logits.argmax(1) == [0, 0, 1, 1]).all()  # it is easy
 
 

@@ -145,6 +145,60 @@ def test_anyway_compares_and_says_so(studio, capsys) -> None:
     assert found["notes"][0].startswith("Compared in spite of different views: multi (")
 
 
+def test_different_training_lists_are_noted(studio, capsys) -> None:
+    def about(**second) -> list[str]:
+        first = {"training_list": "one", "training_videos": 80}
+        runs = [str(studio.run("a", **first)), str(studio.run("b", head="bert", **second))]
+        return [note for note in compared(capsys, *runs)["notes"] if "lists" in note]
+
+    note = "The runs were trained on different lists: 80 and 56 videos (a; b)."
+    assert about(training_list="two", training_videos=56) == [note]
+    assert about(training_list="two", training_videos=56, modality="flow") == [note]
+    assert about(training_list="one", training_videos=80, seed=2) == []
+    assert about(training_list="two", training_videos=56, seed=2) == [note]
+    assert about() == []  # an older run: unknown
+
+
+def test_different_environments_are_noted(studio, capsys) -> None:
+    runs = [studio.run("a"), studio.run("b", head="bert")]
+    facts = {
+        "torch": "2.14.1",
+        "cpu": "AMD EPYC",
+        "device": "cuda:0",
+        "numpy": "2.4",
+        "two-stream": "0.1.0-a",
+    }
+    others = {"device": "cuda:1", "numpy": "2.5"}, {"device": "cpu", "two-stream": "0.1.0-b"}
+    line = "The runs were trained in different environments: device cuda / cpu; code 0.1.0-a / 0.1.0-b."
+    for change, expected in zip(others, ([], [line])):
+        for run, own in zip(runs, (facts, facts | change)):
+            (run / "environment.json").write_text(json.dumps(own))
+        notes = compared(capsys, *map(str, runs))["notes"]
+        assert [note for note in notes if "environments" in note] == expected
+
+
+def test_the_settings_that_differ_are_named(studio, capsys, tmp_path) -> None:
+    runs = [str(studio.run("a")), str(studio.run("b", head="bert", seed=2))]
+    line = "settings that differ: model.head.kind"
+    assert cli.main(["compare", *runs]) == 0
+    assert f"{line} (--out FILE.html shows the values)\n" in capsys.readouterr().out
+    assert cli.main(["compare", *runs, "--out", str(tmp_path / "r.html")]) == 0
+    assert f"{line}\n" in capsys.readouterr().out
+    assert "\n| model.head.kind | average | bert |\n" in (tmp_path / "r.md").read_text()
+    assert cli.main(["compare", runs[0], runs[0] + "/scores/test_multi_ten_logits.npz"]) == 0
+    assert "settings that differ" not in capsys.readouterr().out
+
+
+def test_a_score_file_outside_a_run_has_unknown_settings(studio, capsys, tmp_path) -> None:
+    runs = [str(studio.run("a")), str(studio.run("b", head="bert"))]
+    write_scores(tmp_path / "c.npz", studio.table(1.2, stream=5, name="c"))
+    assert not [note for note in compared(capsys, *runs)["notes"] if "unknown for" in note]
+    assert cli.main(["compare", *runs, str(tmp_path / "c.npz")]) == 0
+    shown = capsys.readouterr().out
+    assert f"note: Settings unknown for {tmp_path / 'c.npz'}: it is not in a run folder.\n" in shown
+    assert "settings that differ: model.head.kind (" in shown  # those of the two runs
+
+
 def test_videos_that_differ_are_refused_even_then(studio, capsys) -> None:
     run, other = studio.run("a"), studio.run("b", head="bert")
     write_scores(other / "scores" / "test_multi_ten_logits.npz", studio.table(videos=119, name="b"))

@@ -9,6 +9,8 @@ import pytest
 
 from tests.helpers.browser import Checker
 from tests.helpers.studies import HEADS, HOSTILE, made_result
+from two_stream.config.load import dump
+from two_stream.config.schema import Experiment
 from two_stream.errors import ScoreError, SettingsError
 from two_stream.evaluation.scores.metrics import Interval
 from two_stream.studies.report import tables
@@ -277,6 +279,39 @@ def test_settings_that_differ_stand_beside_each_other(tmp_path):
         ["setting", *(f"v{place}" for place in range(6))],
         ["setting", "v6", "v7", "v8"],
     ]
+
+
+def test_options_at_their_default_are_left_out():
+    def differing(*changes: dict) -> dict[str, list[str]]:
+        base = {"name": "a", "data": {"dataset": "toy"}}
+        texts = [dump(Experiment.model_validate(base | change)) for change in changes]
+        result = replace(made_result(("a", "b")), settings=dict(zip("ab", texts)))
+        return {key: list(own.values()) for key, own in tables.differing_settings(result).items()}
+
+    prune = {"kind": "prune", "source": "runs/a", "amount": 0.25}
+    assert differing(
+        {}, {"compress": prune, "train": {"epochs": 7, "init": "runs/a", "init_part": "all"}}
+    ) == {
+        "train.epochs": ["30", "7"],
+        "train.init": ["null", "runs/a"],
+        "compress.kind": ["none", "prune"],
+        "compress.source": ["–", "runs/a"],
+        "compress.amount": ["–", "0.25"],
+    }
+    found = differing({}, {"train": {"optimizer": {"kind": "adamw"}}})
+    assert found["train.optimizer.kind"] == ["sgd", "adamw"]
+    assert found["train.optimizer.lr"][0] != found["train.optimizer.lr"][1]  # both defaults, of either kind
+    assert "train.optimizer.momentum" not in found
+
+
+def test_captions_say_what_is_shown(tmp_path):
+    result = made_result(("a", "b"))
+    page, markdown, *_ = written(result, tmp_path)
+    assert "Key: hash of" in page.text
+    assert "This report was written with" in page.text
+    assert "This report was written with:\n\n- torch: 2.14.1\n" in markdown
+    _, markdown, *_ = written(replace(result, runs=[replace(one, key="") for one in result.runs]), tmp_path)
+    assert "\nModel: SHA-256 of the weights. Folders lie in" in markdown
 
 
 def test_runs_are_listed_with_hash_and_reason(tmp_path):

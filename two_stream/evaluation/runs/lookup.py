@@ -101,6 +101,14 @@ def settings_of(run: RunPaths | None) -> Experiment | None:
     return None
 
 
+def environment_of(run: Path) -> dict[str, str]:
+    """Return the `environment.json` of a run folder: versions and machine of its training; empty if unknown."""
+    with suppress(OSError, ValueError):
+        value = parse_json((run / "environment.json").read_text(encoding="utf-8"))
+        return {key: str(fact) for key, fact in value.items()} if isinstance(value, dict) else {}
+    return {}
+
+
 def compression_of(run: RunPaths | None) -> dict[str, Any] | None:
     """Return verdict, columns and rows of the `compression.json` of a compressed run; None without one."""
     if run is None:

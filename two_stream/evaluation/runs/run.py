@@ -517,6 +517,7 @@ def score_table(
             "split": experiment.data.split,
             "part": part,
             "selection": experiment.train.selection,
+            **{key: run.meta[key] for key in ("training_videos", "training_list") if key in run.meta},
             "skipped": skipped,
             "skipped_reasons": {name: reasons[name] for name in skipped if name in reasons},
             **scoring_facts(experiment, run.model, mirror_of(run.record, experiment.data.augment.protocol)),

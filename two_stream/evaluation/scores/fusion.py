@@ -349,7 +349,7 @@ def _fused_meta(
         **fitted,
     }
     keys = ("dataset", "split", "part", "views", "crops", "aggregate", "protocol", "seed", "code_version")
-    for key in keys:
+    for key in (*keys, "training_list", "training_videos"):
         own = {str(table.meta[key]): table.meta[key] for table in tables if key in table.meta}
         if own:
             meta[key] = " / ".join(own) if len(own) > 1 else next(iter(own.values()))

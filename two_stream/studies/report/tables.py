@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, Literal
 
-from two_stream.config.load import parse_yaml
+from two_stream.config.load import departures, parse_yaml, validate_settings
+from two_stream.config.schema import Experiment
+from two_stream.errors import SettingsError
 from two_stream.evaluation.scores.statistics import Interval
 from two_stream.evaluation.scores.words import DASH, percent
 from two_stream.runtime.text import csv_text
@@ -355,31 +357,53 @@ def agreement_table(fusion: FusionResult) -> Table:
 
 def settings_tables(result: StudyResult) -> list[Table]:
     """Return the settings that differ between variants, a few variants to a table."""
-    flat = {
-        variant.name: _flat(parse_yaml(result.settings[variant.name], variant.name))
-        if variant.name in result.settings
-        else {key: _plain(value) for key, value in variant.changes.items()}
-        for variant in result.variants
-    }
-    keys = list(dict.fromkeys(key for values in flat.values() for key in values))
-    differing = [
-        key
-        for key in keys
-        if key not in _PER_RUN and len({values.get(key, DASH) for values in flat.values()}) > 1
-    ]
+    differing = differing_settings(result)
     if not differing:
         return []
-    names = list(flat)
+    names = list(next(iter(differing.values())))
     parts = [names[start : start + _VARIANTS] for start in range(0, len(names), _VARIANTS)]
     return [
         Table(
             "",
             ["setting", *part],
             [False] * (1 + len(part)),
-            [[_text(key), *(TableCell(flat[name].get(key, DASH)) for name in part)] for key in differing],
+            [[_text(key), *(TableCell(own[name]) for name in part)] for key, own in differing.items()],
         )
         for part in parts
     ]
+
+
+def differing_settings(result: StudyResult) -> dict[str, dict[str, str]]:
+    """Return the settings that differ: setting -> variant -> value, a dash where a variant has no such setting.
+
+    One that not every variant has is left out where it is the same default in those that have it. Variants with unknown
+    settings are left out.
+    """
+    flat: dict[str, dict[str, str]] = {}
+    chosen: set[str] = set()
+    for variant in result.variants:
+        if variant.name in result.settings:
+            mapping = parse_yaml(result.settings[variant.name], variant.name)
+            flat[variant.name] = _flat(mapping)
+            chosen |= _not_default(mapping)
+        elif not result.settings:
+            flat[variant.name] = {key: _plain(value) for key, value in variant.changes.items()}
+            chosen |= flat[variant.name].keys()
+    found = {}
+    for key in dict.fromkeys(key for values in flat.values() for key in values):
+        own = {name: values.get(key, DASH) for name, values in flat.items()}
+        different = set(own.values())
+        if key not in _PER_RUN and len(different) > 1 and (key in chosen or len(different - {DASH}) > 1):
+            found[key] = own
+    return found
+
+
+def _not_default(mapping: dict[str, Any]) -> set[str]:
+    """Return the settings that are no defaults; all of them if this version cannot read them."""
+    try:
+        return set(_flat(departures(validate_settings(Experiment, mapping, "settings"))))
+    except SettingsError:
+        return set(_flat(mapping))
 
 
 def _flat(value: object, prefix: str = "") -> dict[str, str]:
@@ -408,7 +432,8 @@ def runs_table(result: StudyResult) -> Table:
         return TableCell(shown or DASH, text or None)
 
     return _table(
-        "Key: hash of resolved settings, code and data. Model: SHA-256 of the weights."
+        ("Key: hash of resolved settings, code and data. " if any(one.key for one in result.runs) else "")
+        + "Model: SHA-256 of the weights."
         + (f" Folders lie in {parents.pop()}." if shared else ""),
         result.runs,
         [

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from two_stream.evaluation.scores.words import difference_in_points, percent
 from two_stream.runtime.console import console, say, table
-from two_stream.studies.report.tables import Table, comparisons_table, pairs_table, variants_table
+from two_stream.studies.report.tables import (
+    Table,
+    comparisons_table,
+    differing_settings,
+    pairs_table,
+    variants_table,
+)
 from two_stream.studies.statistics.comparison import p_text
 from two_stream.studies.statistics.results import FusionResult, StudyResult
+
+_NAMES = 8
+"""Settings named in one line."""
 
 
 def print_study(result: StudyResult) -> None:
@@ -23,6 +32,13 @@ def print_study(result: StudyResult) -> None:
         say(f"note: {text}")
     for comparison in result.comparisons:
         say(comparison.verdict)
+
+
+def settings_line(result: StudyResult) -> str:
+    """Return the names of the settings that differ, in one line; empty if none differs."""
+    names = list(differing_settings(result))
+    more = f", … ({len(names)} in all)" if len(names) > _NAMES else ""
+    return f"settings that differ: {', '.join(names[:_NAMES])}{more}" if names else ""
 
 
 def _print(title: str, shown: Table) -> None:

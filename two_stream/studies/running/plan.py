@@ -16,9 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
-from two_stream.config.load import flatten, read_yaml, validate_settings
+from two_stream.config.load import departures, flatten, read_yaml, validate_settings
 from two_stream.config.schema import Experiment
 from two_stream.config.study import Changes, Study
 from two_stream.data.catalog import load_record
@@ -286,25 +284,12 @@ def identity(experiment: Experiment) -> dict[str, Any]:
 
     A new option of a later version therefore does not change the key while it has its default.
     """
-    settings = flatten(_departures(experiment))
+    settings = flatten(departures(experiment))
     return {
         key: value
         for key, value in settings.items()
         if not any(key == name or key.startswith(f"{name}.") for name in _FREE)
     }
-
-
-def _departures(options: BaseModel) -> dict[str, Any]:
-    """Return the values that differ from their field's default, and the kind of every part."""
-    plain = options.model_dump(mode="json")
-    found: dict[str, Any] = {}
-    for name, field in type(options).model_fields.items():
-        value = getattr(options, name)
-        if isinstance(value, BaseModel):
-            found[name] = _departures(value)
-        elif name == "kind" or value != field.get_default(call_default_factory=True):
-            found[name] = plain[name]
-    return found
 
 
 def start_digest(experiment: Experiment) -> str:

@@ -225,6 +225,17 @@ def _differences(variants: Mapping[str, Sequence[ScoredRun]]) -> list[str]:
     return found
 
 
+def unknown_settings(variants: Mapping[str, Sequence[ScoredRun]]) -> list[str]:
+    """Return a note for every score file of a single run whose settings are unknown."""
+    return [
+        f"Settings unknown for {item.file}: "
+        + ("it is not in a run folder." if item.run is None else f"{item.run.experiment} cannot be read.")
+        for members in variants.values()
+        for item in members
+        if item.experiment is None and item.table.meta.get("kind") != "fused"
+    ]
+
+
 def runs_of_variants(
     groups: Mapping[str, Sequence[ScoredRun]], *, with_holdout: bool = False
 ) -> list[VariantRuns]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from two_stream.errors import ScoreError
+from two_stream.evaluation.runs.lookup import environment_of
 from two_stream.evaluation.scores import metrics, statistics
 from two_stream.evaluation.scores.statistics import LEVEL
 from two_stream.evaluation.scores.words import count_sources, interval_words
@@ -32,6 +34,8 @@ Pair = tuple[str, str, str]
 FEW_SOURCES = 20
 """With fewer units, one of them weighs more than 5 %."""
 MANY_TESTS = 10
+_ENVIRONMENT = {"torch": "torch", "cpu": "CPU", "device": "device", "gpu": "GPU", "two-stream": "code"}
+"""Facts of `environment.json` that a note names if they differ."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,7 @@ def study_result(
     results = [replace(result, best=result.accuracy.value == highest) for result in results]
     lead = next(iter(panels.values()))
     remarks = [*notes, *_unused(variants, panels), *_remarks(variants, panels, pairs, comparisons)]
+    remarks += _about_environments(runs)
     fusion = None
     fused = [variant for variant in variants if variant.name in panels and not variant.baseline]
     if question.fusion_rule is not None and len(fused) > 1:
@@ -326,6 +331,7 @@ def _about_data(panels: Mapping[str, Panel]) -> list[str]:
         values = _distinct(panels, key)
         if len(values) > 1:
             found.append(f"{text}: {'; '.join(values)}.")
+    found += _about_lists(panels)
     tables = [table for panel in panels.values() for table in panel.tables.values()]
     skipped = sorted({str(name) for table in tables for name in table.meta.get("skipped") or []})
     if skipped:
@@ -334,6 +340,36 @@ def _about_data(panels: Mapping[str, Panel]) -> list[str]:
             f"{len(skipped)} videos could not be read and are not counted: {', '.join(skipped[:3])}{more}."
         )
     return found
+
+
+def _about_lists(panels: Mapping[str, Panel]) -> list[str]:
+    """Return a note if runs of one split had different training lists; those of older runs are unknown."""
+    for number in sorted({split for panel in panels.values() for split, _ in panel.tables}):
+        videos: dict[str, str] = {}
+        names: dict[str, list[str]] = {}
+        for name, panel in panels.items():
+            for (split, _), table in panel.tables.items():
+                key = table.meta.get("training_list")
+                if split == number and key is not None:
+                    videos[key] = str(table.meta.get("training_videos", "?"))
+                    names.setdefault(key, []).append(name)
+        if len(videos) > 1:
+            who = "; ".join(", ".join(dict.fromkeys(own)) for own in names.values())
+            return [
+                f"The runs were trained on different lists: {' and '.join(videos.values())} videos ({who})."
+            ]
+    return []
+
+
+def _about_environments(runs: Sequence[RunRow]) -> list[str]:
+    """Return a note on what differs between the machines and versions that trained the runs."""
+    known = [facts for one in runs if one.run and (facts := environment_of(Path(one.run)))]
+    found = []
+    for key, label in _ENVIRONMENT.items():
+        values = dict.fromkeys(facts[key].partition(":")[0] for facts in known if key in facts)  # cuda:1
+        if len(values) > 1:
+            found.append(f"{label} {' / '.join(values)}")
+    return [f"The runs were trained in different environments: {'; '.join(found)}."] if found else []
 
 
 def _distinct(panels: Mapping[str, Panel], key: str) -> list[str]:
