@@ -24,8 +24,8 @@ Frames: TypeAlias = "NDArray[np.uint8]"
 """uint8 frames of a clip, `(T, H, W, C)`"""
 Modality = Literal["rgb", "flow"]
 Part = Literal["train", "val", "test"]
-"""`train` and `val` are the two sides of the holdout carved from the official training list (with selection
-`paper` `train` is the complete list); `test` is the official test list (published files call it `val_*`)."""
+"""`train` and `val` are the two sides of the holdout, which is split off from the official training list (with
+selection `paper` `train` is the complete list); `test` is the official test list (published files call it `val_*`)."""
 
 MODALITY_CHANNELS: dict[str, int] = {"rgb": 3, "flow": 2}
 
@@ -224,7 +224,7 @@ class ScoreTable:
     groups: list[str] | None = None
     """source video of each row, for confidence intervals"""
     targets: NDArray[np.bool_] | None = None
-    """`(N, K)`: every class of each video of a multi-label data set, where `labels` holds the first one only"""
+    """`(N, K)`: every class of each video of a multi-label data set, where `labels` contains the first one only"""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class _AutoFlags(DataFlags):
     minutes: float = 20.0
     """time limit for all steps; if it is short, the streams are trained with fewer views or epochs, or skipped"""
     out: Path | None = None
-    """report to write; none: `RUNS/auto/<data set>-split<n>.html`"""
+    """report to write; default: `RUNS/auto/<data set>-split<n>.html`"""
 
 
 def main(args: list[str]) -> int:
@@ -94,7 +94,7 @@ def _streams(
         if run.last.exists():  # an earlier call has chosen the settings
             fitting = load_experiment(run.experiment)
         if fitting is None:
-            say(f"3/5 no time is left for the {modality} stream; give more --minutes")
+            say(f"3/5 no time is left for the {modality} stream; increase --minutes")
             continue
         changed = _flags_of(changes) + _differences(experiment, fitting)
         command = ["train", str(recipes[modality]), *changed, "--name", experiment.name]

@@ -1,6 +1,6 @@
-"""Pruning sensitivity of each layer, and the choice of shares by layer that meet a budget.
+"""Pruning sensitivity of each layer, and the choice of fractions by layer that meet a budget.
 
-One layer at a time loses a share of its weights or channels, and a fixed set of clips is scored, after
+One layer at a time loses a fraction of its weights or channels, and a fixed set of clips is scored, after
 compressed-video-classification's `model-sensitivity.py` (which draws new clips each time).
 """
 
@@ -81,7 +81,7 @@ class Sensitivity:
     shared: dict[str, str] = field(default_factory=dict)
     """layers that share their channels with another layer: measured under that layer's name"""
     fixed: list[str] = field(default_factory=list)
-    """layers that lose no channel, because they reach the last map"""
+    """layers that lose no channel, because they belong to the last feature map"""
 
     @property
     def layers(self) -> list[str]:
@@ -233,7 +233,7 @@ def _map(logits_BK: torch.Tensor, labels_BK: torch.Tensor) -> float:
 
 
 def _narrowed_copy(model: Recognizer, options: Prune, by_layer: Levels) -> Recognizer | None:
-    """Return a narrowed copy; None where these layers can lose nothing."""
+    """Return a narrowed copy; None if these layers can lose nothing."""
     narrowed = copy.deepcopy(model)
     changed = remove_channels(narrowed, options.model_copy(update={"by_layer": by_layer}))
     return narrowed.eval() if changed else None
@@ -251,9 +251,9 @@ class LevelChoice:
     levels: Levels
     measure: Measure
     budget: float
-    """share of the unpruned network"""
+    """fraction of the unpruned network's cost"""
     reached: float
-    """share of the network with these levels, counted or measured on it"""
+    """fraction of the network with these levels, counted or measured on it"""
     loss: float
     """sum of the losses of the layers alone; together they may cost more or less"""
 
@@ -263,7 +263,7 @@ def choose_levels(
 ) -> LevelChoice:
     """Choose a share for each layer, so that a share `budget` of the measure is left (above 0, below 1).
 
-    Greedy: of the next levels of all layers take the one with the smallest loss per unit saved by that layer alone,
+    Greedy: among the next levels of all layers, take the one with the smallest loss per unit saved by that layer alone,
     apply everything chosen so far, and count (or time) the network. Pruned weights lower only the parameter count.
 
     Raises:

@@ -67,7 +67,7 @@ class FolderOptions(FrameNames):
     def __post_init__(self) -> None:
         """Check ranges; the message names the flag."""
         if self.groups is not None and self.group_regex is not None:
-            raise SettingsError("--groups and --group-regex both name the source videos; give one")
+            raise SettingsError("--groups and --group-regex both define the source videos; use only one")
         if self.splits < 1:
             raise SettingsError(f"--splits is {self.splits}: expected at least 1")
         if not 0.0 < self.test_fraction < 1.0:
@@ -89,7 +89,7 @@ class AnnotationOptions(FrameNames):
     frames: Path | None = None
     """… or folder of the frame folders, whose files are counted"""
     fps: float | None = None
-    """frames per second of the frame folders, to find segments given in seconds, where nothing else gives it"""
+    """frames per second of the frame folders, to find segments given in seconds, if nothing else gives it"""
     backend: Decoder = "pyav"
     """decoder that counts frames"""
     processes: int | None = None
@@ -109,7 +109,7 @@ class AuditOptions:
     processes: int | None = None
     """videos checked at a time; all processors by default, 0 works in the main process"""
     patience: float = 60.0
-    """seconds without a new frame after which a video is given up"""
+    """seconds without a new frame after which a video is skipped"""
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,9 @@ class PackOptions:
     """How a data set is packed."""
 
     encoding: Encoding = "raw"
-    """raw: resized pixels, the fastest and largest (64 KiB a frame at 128x170 RGB); original: the JPEG files as they
+    """raw: resized pixels, the fastest and largest (64 KiB per frame at 128x170 RGB); original: the JPEG files as they
     are, for any input size; both give exactly the pixels of the folders; jpeg: resized, then JPEG again, the smallest,
-    with other pixels, which the index records"""
+    with different pixels, which the index records"""
     resize: tuple[int, int] | None = None
     """HEIGHT WIDTH of raw and jpeg frames: the model's input before it is cropped; 128 170 by default"""
     quality: int = 95
@@ -135,7 +135,7 @@ class PackOptions:
     processes: int | None = None
     """shards written at a time; all processors by default, 0 works in the main process"""
     overwrite: bool = False
-    """replace shards that were packed with other settings or lists"""
+    """replace shards that were packed with different settings or lists"""
 
     def __post_init__(self) -> None:
         """Check ranges; the message names the flag."""

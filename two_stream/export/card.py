@@ -81,7 +81,7 @@ class Verified(_Facts):
     limit: float | None
     """limit of `relative`; None for int8, which has none"""
     agreement: float
-    """share of clips with the same top class"""
+    """fraction of clips with the same top class"""
 
 
 class ExportCard(_Facts):
@@ -94,7 +94,7 @@ class ExportCard(_Facts):
     precision: Literal["fp32", "int8"] = "fp32"
     name: str
     run: str
-    """path of the run folder at export"""
+    """path of the run folder when it was exported"""
     checkpoint: str
     class_names: list[str]
     inputs: tuple[Port, ...]
@@ -173,7 +173,7 @@ def _contradictions(card: ExportCard) -> Iterator[str]:
     elif not all(1 <= side <= MOST_SIDE for side in sides) or any(
         c > r for c, r in zip(spec.size, spec.resize)
     ):
-        yield f"pictures of {spec.resize}, cut to {spec.size}"
+        yield f"images of {spec.resize}, cut to {spec.size}"
     elif spec.segments and (spec.segments < 0 or spec.clip_length % spec.segments):
         yield f"{spec.clip_length} frames of {spec.segments} segments"
     elif len(spec.mean) != spec.channels or len(spec.std) != spec.channels or not all(spec.std):

@@ -31,7 +31,7 @@ def gemm_rate(device: torch.device, precision: str, *, seconds: float = 1.0) -> 
 
 
 def fastest_product(device: torch.device, precision: str, *, seconds: float = 1.0) -> tuple[Product, float]:
-    """Return the fastest form of a large matrix product on this machine, and its floating-point operations per second.
+    """Return the fastest implementation of a large matrix product on this machine and its FLOP/s.
 
     Each form is timed for a part of `seconds`, at least three times. On a CPU `torch.mm` may use a slower library than
     the convolutions (MKL in fp32 on an AMD processor), so the same product is also timed as a 1×1 convolution. On a

@@ -1,4 +1,4 @@
-"""Measured costs of a model: time, memory and share of the machine's peak, in the forward pass or in training."""
+"""Measured costs of a model: time, memory and fraction of the machine's peak, in the forward pass or in training."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Speed:
 
     @property
     def share_of_peak(self) -> float | None:
-        """Model FLOP utilisation; None where the peak was not measured."""
+        """Model FLOP utilisation; None if the peak was not measured."""
         return self.flops_per_second / self.peak_flops if self.peak_flops else None
 
     def as_dict(self) -> dict[str, Any]:

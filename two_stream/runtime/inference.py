@@ -45,7 +45,7 @@ def fold_batchnorm(model: nn.Module, example: torch.Tensor) -> nn.Module:
     after = plain(example)
     scale = float(before.abs().max())
     if not torch.allclose(after, before, rtol=0.0, atol=FOLD_TOLERANCE * scale):
-        warn("BatchNorm is not folded: this network would give other results")
+        warn("BatchNorm is not folded: the folded network would give different results")
         return model
     return plain
 

@@ -1,4 +1,4 @@
-"""Precision for scoring on this machine: bf16 if it is measurably faster, else fp32."""
+"""Precision for scoring on this machine: bf16 if it is measurably faster, otherwise fp32."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def cpu_flags() -> set[str]:
 
 
 def resolve_precision(precision: str, device: torch.device, *, exact: bool = False) -> str:
-    """Return the precision of `auto`: bf16 if it is clearly faster and not `exact`, else fp32.
+    """Return the precision of `auto`: bf16 if it is clearly faster and not `exact`, otherwise fp32.
 
     Some CPUs with bf16 instructions are slower with them, so a CPU is measured once. Any other precision is returned
     unchanged.

@@ -130,7 +130,8 @@ def measure_variant(
 ) -> VariantCost:
     """Count a variant's parameters and operations, and measure the forward pass of one view as it is evaluated.
 
-    The network has random weights, which cost the same. Where a run has an altered network (narrowed, int8), give the
+    The network has random weights, which does not change its cost. Where a run has an altered network (narrowed,
+    int8), give the
     run: its network is measured. `threads` of the settings is not applied.
     """
     model = Recognizer(experiment.model, num_classes).eval() if run is None else read_model(run)[0]
@@ -230,7 +231,7 @@ def _notes(ran: Ran) -> list[str]:
     )
     if older:
         notes.append(
-            f"{older} of {len(ran.cells)} runs were made by another version of the code (--any-code)."
+            f"{older} of {len(ran.cells)} runs were made by a different version of the code (--any-code)."
         )
     if study.features is None:
         return notes

@@ -37,7 +37,7 @@ class Validation:
 
     @property
     def score(self) -> float:
-        """Metric that selects the best epoch: mAP of a multi-label set, else top-1."""
+        """Metric that selects the best epoch: mAP of a multi-label set, otherwise top-1."""
         return self.top1 if self.map is None else self.map
 
 

@@ -216,7 +216,7 @@ def test_convert_complains_in_one_line(here, capsys):
     (here / "disk" / "tiny.pth").rename("mine.pth")
     (here / "twice.txt").write_text("a\nb\na\n")
     for args, expected in (
-        (("mine.pth", "--out", "o"), "the network of mine.pth is unknown; give --model NAME"),
+        (("mine.pth", "--out", "o"), "the network of mine.pth is unknown; use --model NAME"),
         (("mine.pth", "--out", "o", "--model", NAME, "--classes", "7"), "3 classes in the file"),
         (("mine.pth", "--out", "o", "--model", NAME, "--classes", "twice.txt"), "class 'a' is listed twice"),
         (("mine.pth", "--out", "o", "--model", NAME, "--classes", "no.txt"), "neither a number nor"),

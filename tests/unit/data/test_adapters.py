@@ -258,7 +258,7 @@ TABLE_DAMAGES = {
     "some splits": ("t.csv", "path,label,split\nx,a,train\ny,a,\n", r"t\.csv:3: `split` is empty"),
     "fields": ("t.tsv", "path\tlabel\nx\ta\tb\n", r"t\.tsv:2: 3 fields"),
     "empty": ("t.csv", "", r"t\.csv: the table has no rows"),
-    "JSON lines": ("t.jsonl", '{"id": "x", "label": "a"}\n{"id": \n', r"t\.jsonl:2: not complete JSON"),
+    "JSON lines": ("t.jsonl", '{"id": "x", "label": "a"}\n{"id": \n', r"t\.jsonl:2: invalid JSON"),
     "JSON": ("t.json", '[{"id": "x", "labels": "a"}]', r't\.json: \[0\]\.labels: "a": expected a list'),
     "suffix": ("t.txt", "x a\n", r"t\.txt: expected a \.csv"),
     "rate": ("t.csv", "path,label,fps\nx,a,0\n", r"t\.csv:2: `fps` is 0"),
@@ -289,7 +289,7 @@ def test_missing_videos_are_counted_and_the_first_are_named(
     (tmp_path / "t.csv").write_text("id,label,split\nv1,a,train\n")
     with pytest.raises(DataError, match=r"none of the 1 listed videos is here \(v1: no frame folder"):
         command.main([*flags, "--out", str(tmp_path / "out")])
-    with pytest.raises(SettingsError, match="give --videos or --frames"):
+    with pytest.raises(SettingsError, match="use --videos or --frames"):
         command.main(flags[:3])
     with pytest.raises(SettingsError, match="did you mean `kinetics400`"):
         command.main(["kinetics40"])
@@ -303,7 +303,7 @@ def test_a_record_of_ones_own_stays_or_is_in_the_way(tmp_path: Path) -> None:
     assert (own / "dataset.yaml").read_text().startswith("# mine")
     assert any("is kept as it is" in note for note in made.warnings)
     (own / "dataset.yaml").write_text("name: table\nclasses: [b, a]\n")
-    with pytest.raises(DataError, match="this record has other classes"):
+    with pytest.raises(DataError, match="this record has different classes"):
         prepared("table", tmp_path / "t.csv", root)
 
 
@@ -314,7 +314,7 @@ def test_one_file_for_two_lines_and_several_files_for_one(tmp_path: Path) -> Non
     reasons = dict(made.failures)
     assert "is already used by another line" in reasons["ccccccccccc_000005_000015"]
     assert reasons["aaaaaaaaaaa_000001_000011"].startswith(
-        "several of this name (a/aaaaaaaaaaa_000001_000011"
+        "several with this name (a/aaaaaaaaaaa_000001_000011"
     )
     assert lines(record, "train") == ["ccccccccccc 5 2"]
 

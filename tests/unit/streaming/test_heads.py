@@ -85,5 +85,5 @@ def test_an_lstm_read_backwards_is_refused() -> None:
 
 
 def test_a_head_of_fixed_length_takes_no_other_window() -> None:
-    with pytest.raises(SettingsError, match="`window` 32: head bert is built for 4 tokens and would get 8"):
+    with pytest.raises(SettingsError, match="`window` 32: head bert is built for 4 tokens but would get 8"):
         convert(small(head={"kind": "bert", "hidden": 16, "heads": 2}), window=32)

@@ -30,9 +30,10 @@ Lists = dict[tuple[Part, Modality], list[VideoRecord]]
 def audit(record: Record, options: AuditOptions | None = None) -> list[Finding]:
     """Return the problems of a data set: of its split lists, then of the files they name.
 
-    Kinds: `missing` (a list, a folder or a file), `unreadable` (a line of another form; a file), `doubled` (an id twice
-    in a list), `label` (out of range, or not the same everywhere), `leakage` (a video, or its source, on both sides of
-    a split), `rgb_flow_mismatch`, `too_short`, `imbalance`, `one_class`, `count_mismatch` (list and disk disagree).
+    Kinds: `missing` (a list, a folder or a file), `unreadable` (a line in a different format; a file), `doubled`
+    (an id twice in a list), `label` (out of range, or not the same everywhere), `leakage` (a video, or its source,
+    on both sides of a split), `rgb_flow_mismatch`, `too_short`, `imbalance`, `one_class`, `count_mismatch` (list
+    and disk disagree).
 
     Args:
         record: The data set.
@@ -161,7 +162,7 @@ def _sides(
         findings.append(Finding("leakage", "error", subject, detail))
     other = sorted({r.group for r in apart if r.label not in inside[r.group]})
     if other:
-        detail = f"{len(other)} sources have videos of other classes in the {first} list: {_some(other)}"
+        detail = f"{len(other)} sources have videos of different classes in the {first} list: {_some(other)}"
         findings.append(Finding("leakage", "warning", subject, detail))
     for part, records in zip(parts, (train, test)):
         if records:
@@ -214,7 +215,7 @@ def _streams(record: Record, split: int, lists: Lists) -> list[Finding]:
 def _on_disk(
     record: Record, everything: dict[Modality, dict[str, VideoRecord]], options: AuditOptions
 ) -> list[Finding]:
-    """Compare the lists with frame folders, where there are any, else with the video files."""
+    """Compare the lists with frame folders, if there are any, otherwise with the video files."""
     findings: list[Finding] = []
     folders: dict[Modality, FrameFolders] = {}
     for modality in everything:

@@ -55,7 +55,7 @@ def read_scores(path: Path | str) -> ScoreTable:
     """Read a score file; `meta["file"]` of the result is its path.
 
     Raises:
-        ScoreError: The file is missing, damaged, inconsistent or no score file.
+        ScoreError: The file is missing, damaged, inconsistent or not a score file.
     """
     path = Path(path)
     try:
@@ -150,7 +150,7 @@ def check_table(table: ScoreTable, where: str) -> None:
 
 
 def name_of(table: ScoreTable) -> str:
-    """Return the name of a table in messages: its file, else its stream."""
+    """Return the name of a table in messages: its file, otherwise its stream."""
     return str(table.meta.get("file") or table.meta.get("modality") or "scores")
 
 

@@ -150,7 +150,7 @@ def interval_words(
         number = "videos of unknown source" if groups is None else count_sources(groups)
         return f"no interval: {number} cannot tell how others differ"
     over = "" if groups is None else " over sources"
-    over += f"{' over' if groups is None else ' and'} trainings" if trainings else ""
+    over += f"{' over' if groups is None else ' and'} training runs" if trainings else ""
     unknown = "; sources unknown: videos counted as independent" if groups is None else ""
     return f"{100 * level:g} % intervals{over}{unknown}"
 
@@ -202,7 +202,7 @@ def against_baseline(main: Line, baseline: ScoreTable) -> str:
     """Return a sentence that compares a result with the baseline; tables joined."""
     found = difference(main.table, baseline).interval
     side = "above" if found.value > 0 else "below"
-    where = f"{100 * abs(found.value):.1f} points {side} it" if found.value else "level with it"
+    where = f"{100 * abs(found.value):.1f} points {side} it" if found.value else "equal to it"
     sure = "no difference shown"
     if found.known and not found.low <= 0 <= found.high:
         sure = f"it is {'higher' if found.value > 0 else 'lower'} on these runs"

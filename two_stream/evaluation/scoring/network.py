@@ -111,11 +111,11 @@ def resolve_evaluation(
         if options.precision not in ("auto", model.precision):
             raise SettingsError(
                 f"{model.source}: `evaluate.precision` is {options.precision}, but that of an exported file is "
-                "fixed; leave it out (auto)"
+                "fixed; use auto"
             )
         if options.compile:
             raise SettingsError(
-                f"{model.source}: exported files are not compiled; leave out `evaluate.compile`"
+                f"{model.source}: exported files are not compiled; turn off `evaluate.compile`"
             )
         options = options.model_copy(update={"precision": model.precision, "fold": False})
     elif model.cpu_only:

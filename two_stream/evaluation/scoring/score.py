@@ -285,8 +285,8 @@ def score_videos(
 ) -> VideoScores:
     """Score every video of a loader.
 
-    Views of neighbouring videos share batches, so every forward pass but the last has `batch_views` clips. Memory holds
-    the batch and the frames of one chunk, however long a video is.
+    Views of neighbouring videos share batches, so every forward pass but the last has `batch_views` clips. Memory
+    contains the batch and the frames of one chunk, however long a video is.
 
     Args:
         model: A recognizer, the result of `prepare_for_inference`, or a module that maps uint8 `(B, C, T, H, W)` to

@@ -41,7 +41,7 @@ class LayerNode:
     name: str
     cell: StreamCell
     inputs: tuple[int, ...]
-    """numbers of its input nodes; -1 is the stream of frames"""
+    """indices of its input nodes; -1 is the stream of frames"""
     reach: Reach
 
 
@@ -263,7 +263,7 @@ class OnImages(nn.Module):
 
 
 class Shift(WindowCell):
-    """TSM's shift: the first share of channels comes from the next frame, the second from the previous one."""
+    """TSM's shift: the first part of the channels comes from the next frame, the second from the previous one."""
 
     def __init__(self, share: float, start: Start) -> None:
         super().__init__(3, front=1, back=1, start=start)

@@ -140,8 +140,8 @@ def add_heads(model: Recognizer, maps: list[int], window: int | None, builder: B
         name = f"head{place}"
         if head.fixed_length and count != head.tokens:
             raise SettingsError(
-                f"`window` {window}: head {head.options.kind} is built for {head.tokens} tokens and would get {count}; "
-                f"leave it out, or give {model.spec.clip_length}"
+                f"`window` {window}: head {head.options.kind} is built for {head.tokens} tokens but would get {count}; "
+                f"omit it, or use {model.spec.clip_length}"
             )
         if len(model.standards):  # of the map: its spatial mean is then the standardised token
             number = builder.add(f"{name}_standard", FrameWise(model.standards[place]), number)

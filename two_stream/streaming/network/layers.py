@@ -1,4 +1,4 @@
-"""The cell of each layer: convolution, pooling, squeeze-and-excitation and more. Layers without a rule are refused."""
+"""The cell of each layer: convolution, pooling, squeeze-and-excitation and more. Layers without a rule are rejected."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ def _make_pooling(name: str, part: nn.Module) -> StreamCell:
     if isinstance(part, nn.AvgPool3d):
         kernel, stride, padding = map(_triple, (part.kernel_size, part.stride, part.padding))
         if padding[0] and not part.count_include_pad:
-            why = "its averages leave out padding, so its first steps have other weights"
+            why = "its averages leave out padding, so its first steps have different weights"
             raise no_stream_error(name, part, why)
         options = {"count_include_pad": part.count_include_pad}
         pool = partial(F.avg_pool3d, kernel_size=kernel, stride=stride, padding=(0, *padding[1:]), **options)

@@ -105,7 +105,7 @@ def job_of(experiment: Experiment, study: Path, **facts: Any) -> StudyJob:
 def outcome_of(job: StudyJob) -> StudyOutcome | None:
     """Return the outcome of a job; None if it has to be run.
 
-    It has to be run again if its score files are missing or changed, if it was scored in another way, or if its
+    It has to be run again if its score files are missing or changed, if it was scored differently, or if its
     settings, data or code have changed.
     """
     try:

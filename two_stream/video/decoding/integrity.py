@@ -1,4 +1,4 @@
-"""Finds cut and damaged video files: by a container's own sizes, ends, counters and checksums, and by time stamps.
+"""Finds cut and damaged video files: by a container's own sizes, ends, counters and checksums, and by timestamps.
 
 Decoders do not report missing parts: libav reads a cut file as far as it goes, and stops. Nothing is decoded here.
 Formats without an end or a size (raw streams, MPEG program streams) cannot be judged.
@@ -195,7 +195,7 @@ def _gif(file: BinaryIO, size: int) -> None:
 
 
 def _unpack_pictures(file: BinaryIO) -> None:
-    """Unpack the pictures of a GIF file: libav and OpenCV fill missing parts with arbitrary pixels."""
+    """Unpack the images of a GIF file: libav and OpenCV fill missing parts with arbitrary pixels."""
     from PIL import Image  # comes with matplotlib
 
     number = 0
@@ -209,7 +209,7 @@ def _unpack_pictures(file: BinaryIO) -> None:
     except (EOFError, Image.DecompressionBombError):
         return
     except (OSError, ValueError, SyntaxError) as error:
-        raise _FileDamageError(f"picture {number + 1} of the file is damaged ({error})") from None
+        raise _FileDamageError(f"image {number + 1} of the file is damaged ({error})") from None
 
 
 def _colour_table(flags: int) -> int:

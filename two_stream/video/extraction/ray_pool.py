@@ -1,7 +1,7 @@
 """Runs extraction jobs on a Ray cluster, with the same files as the local pool.
 
 The machines write to the output folder themselves, so the output folder and the videos must have the same paths on all
-of them. A first task on each machine checks the paths and library versions: other decoders return other pixels.
+of them. A first task on each machine checks the paths and library versions: different decoders return different pixels.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def extract_on_ray(
         address: `host:port`, `auto`, `ray://…`, or `local`.
 
     Raises:
-        SettingsError: Ray is not installed or not reachable, or a machine has other versions.
+        SettingsError: Ray is not installed or not reachable, or a machine has different versions.
         DataError: A machine does not have the same paths.
     """
     ray = import_ray()
@@ -184,7 +184,7 @@ def _check_machines(ray: Any, jobs: Sequence[ExtractionJob], mark: Path) -> None
                 f"{k} {v} (here {here[k]})" for k, v in found["versions"].items() if v != here[k]
             )
             raise SettingsError(
-                f"--ray: machine {name} has {other}: its files would differ; install equal versions"
+                f"--ray: machine {name} has {other}: its files would differ; install the same versions"
             )
 
 

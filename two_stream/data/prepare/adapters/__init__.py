@@ -75,7 +75,7 @@ def read_annotations(kind: str, path: Path) -> Annotations:
 
     Raises:
         SettingsError: Unknown kind.
-        DataError: A file is missing, incomplete or of another form; names `file:line`, or the key in a JSON file.
+        DataError: A file is missing, incomplete or in a different format; names `file:line`, or the key in a JSON file.
     """
     if kind not in ADAPTERS:
         raise SettingsError(f"two-stream prepare: unknown kind {kind!r}{nearest(kind, list(ADAPTERS))}")
@@ -96,5 +96,7 @@ def _compared(kind: str, classes: list[str]) -> list[str]:
     if strange:
         notes.append(f"{len(strange)} classes are not {kind}'s as published, such as {strange[0]!r}")
     elif len(classes) == len(known) and classes != known:
-        notes.append(f"the classes are {kind}'s in another order; published weights do not fit these labels")
+        notes.append(
+            f"the classes are {kind}'s in a different order; published weights do not fit these labels"
+        )
     return notes

@@ -86,7 +86,7 @@ def _json_rows(path: Path, suffix: str) -> Iterator[tuple[str, Any]]:
         try:
             yield f"{path}:{line}", parse_json(text)
         except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{line}: not complete JSON ({error.msg})") from None
+            raise DataError(f"{path}:{line}: invalid JSON ({error.msg})") from None
 
 
 def _texts(value: Any, where: str) -> Row:
