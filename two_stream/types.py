@@ -115,7 +115,7 @@ class VideoRecord:
     num_frames: int
     """frames of this record's modality (flow has one fewer than RGB)"""
     label: int
-    """class; of a multi-label video the first of `labels`"""
+    """class (for a multi-label video, the first of `labels`)"""
     group: str = ""
     """source video; a split never divides a group"""
     labels: tuple[int, ...] = ()
@@ -132,9 +132,9 @@ class Batch:
     """A batch of a training loader."""
 
     clips: torch.Tensor
-    """uint8 `(B, C, T, H, W)`; of stored features float `(B, D)`, one row per view"""
+    """uint8 `(B, C, T, H, W)`; for stored features float `(B, D)`, one row per view"""
     labels: torch.Tensor
-    """int64 `(B,)`; of a multi-label data set float32 `(B, K)`, 1 where the clip has the class"""
+    """int64 `(B,)`; for a multi-label data set float32 `(B, K)`, 1 where the clip has the class"""
     ids: list[str]
     beside: tuple[torch.Tensor, ...] = ()
     """clips of the same moments for other networks, for example flow for RGB clips"""

@@ -163,7 +163,7 @@ def test_a_live_source_that_dies_and_returns_is_picked_up_and_ctrl_c_leaves(
         server.close()
     assert process.returncode == 130
     assert "waiting up to 60 s for it to come back" in complaints
-    assert "the networks start again" in complaints
+    assert "the networks are reset" in complaints
     assert "Traceback" not in complaints
     assert "1 interruptions" in told
     seconds = [line["seconds"] for line in lines(out)]

@@ -51,7 +51,7 @@ def main(args: list[str]) -> int:
     record, changes = read_data(flags)
     _step("1/5 checking the data set", ["check", flags.dataset, *_root(flags)])
     if check.main([flags.dataset, *_root(flags)]):
-        say("Fix these errors first, as they would affect the training.")
+        say("Fix these errors first, because they affect training.")
         return 1
     given = [flags.dataset, *_root(flags), "--split", str(flags.split), "--source", changes["data.source"]]
     given += ["--runs", str(flags.runs), "--device", flags.device, "--seed", str(flags.seed)]

@@ -228,7 +228,9 @@ def _described(path: Path) -> str:
     recorded = "; its sha256 is as recorded" if matches_record(file) else ""
     state, _ = strip_wrappers(read_state(file))
     layout = recognise_layout(state)
-    names = f"names as in {layout.name}" if layout else f"of an unknown network (first: {next(iter(state))})"
+    names = (
+        f"tensor names of {layout.name}" if layout else f"of an unknown network (first: {next(iter(state))})"
+    )
     numbers = sum(tensor.numel() for tensor in state.values())
     return (
         f"{file}: not a published file; read safely: {len(state)} tensors, {numbers / 1e6:.2f} M numbers, "

@@ -34,7 +34,7 @@ REFUSED = {
 }
 """Backbones whose channels cannot be removed, and why."""
 _SIDE = 64
-"""side in pixels of the clip for tracing, where the network accepts it"""
+"""side in pixels of the clip for tracing, if the network accepts it"""
 _LARGEST = (0.98, 0.9, 0.8, 0.6)
 """start values of the search for a budget; in a global ranking, layers that would lose all channels lose none, so a
 smaller share may remove more"""
@@ -63,7 +63,7 @@ def narrow_channels(model: Recognizer, options: Prune) -> None:
 
 
 def remove_channels(model: Recognizer, options: Prune) -> bool:
-    """Do what `narrow_channels` does without messages; return whether any channel was removed.
+    """Like `narrow_channels`, without messages; return whether any channel was removed.
 
     Raises:
         SettingsError: The layers no longer fit together, or the budget cannot be met.

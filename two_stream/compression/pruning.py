@@ -72,7 +72,7 @@ class Pruning(Extension):
         return end is None or epoch >= last_step(self.options.begin, end, self.options.frequency)
 
     def facts(self) -> dict[str, str]:
-        """Return what is pruned."""
+        """Return a description of what is pruned."""
         if self.options.what == "channels":
             return {"pruned": "channels"}
         return {"pruned": f"weights of {len(self.layers)} layers"}

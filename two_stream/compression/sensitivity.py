@@ -57,7 +57,7 @@ class SensitivityPoint:
     """empty: nothing is pruned"""
     level: float
     top1: float
-    """share; of a multi-label set any class counts"""
+    """accuracy; for a multi-label set, any class counts"""
     top5: float
     loss: float
     parameters: int
@@ -102,7 +102,7 @@ class Sensitivity:
 def fixed_clips(run: Run, part: Part, count: int | None, seed: int) -> list[Batch]:
     """Return the centred clips of a part's videos, or of `count` of them drawn with the seed, without replacement.
 
-    `val` and `train` are the two sides of the holdout, even where the run chose its epoch on the test list.
+    `val` and `train` are the two sides of the holdout, even if the run chose its epoch on the test list.
 
     Raises:
         DataError: The part has no video, or one cannot be read.
@@ -173,7 +173,8 @@ def measure_sensitivity(
                 advance()
     if not found:
         raise SettingsError(
-            f"{run.paths.root}: none of the {len(names)} layers can lose {options.what}, so there is nothing to measure"
+            f"{run.paths.root}: none of the {len(names)} layers has {options.what} that can "
+            "be removed, so there is nothing to measure"
         )
     clips = sum(len(batch.ids) for batch in batches)
     return Sensitivity(
@@ -360,7 +361,7 @@ def draw_sensitivity(found: Sensitivity, target: Path) -> None:
         axes[0].plot(share, [100 * p.top1 for p in rows], "o-", ms=3, lw=1, color=colour, label=layer)
         axes[1].plot(share, [p.loss for p in rows], "o-", ms=3, lw=1, color=colour)
     for axis, title in zip(axes, ("top-1 accuracy in %", "loss"), strict=True):
-        axis.set_xlabel(f"{found.what} of the layer taken out in %")
+        axis.set_xlabel(f"{found.what} removed from the layer (%)")
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
     figure.suptitle(f"{found.run}: {found.clips} clips of the {found.part} part", fontsize=10)

@@ -57,7 +57,7 @@ Image = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Look:
-    """What all videos of a source share."""
+    """Properties that all videos of a source share."""
 
     discs: tuple[Image, Image]
     """RGBA images"""
@@ -69,7 +69,7 @@ class Look:
 
 @lru_cache(maxsize=64)
 def look_of(seed: int, group: int, height: int, width: int) -> Look:
-    """Return what the videos of a source have in common."""
+    """Return the properties that all videos of a source share."""
     draw = rng("demo look", seed, group)
     discs = (_disc(draw), _disc(draw))
     noise = draw.normal(size=(height + 64, width + 64, 3)).astype(np.float32)

@@ -15,7 +15,7 @@ ENCODINGS: tuple[str, ...] = get_args(Encoding)
 
 @dataclass(frozen=True, kw_only=True)
 class FrameNames:
-    """How the frame files are named, where it cannot be found from the files."""
+    """Names of the frame files, if they cannot be detected."""
 
     rgb_pattern: str | None = None
     """names of RGB frame files, as in img_{:05d}.jpg; by default found from the files"""
@@ -81,7 +81,7 @@ class AnnotationOptions(FrameNames):
     annotations: Path
     """official file, or folder of the official files (see `docs/datasets.md`)"""
     name: str | None = None
-    """name of the data set; default: the kind, of `json` and `table` the file's name"""
+    """name of the data set; default: the kind (for `json` and `table`, the file's name)"""
     out: Path = Path("settings")
     """settings folder; record, lists, groups and segments go to OUT/NAME/"""
     videos: Path | None = None
@@ -103,7 +103,7 @@ class AuditOptions:
     min_frames: int = 2
     """videos with fewer frames are reported as too short"""
     decode: bool = False
-    """of a data set, decode every video and every frame file too (videos given directly always are)"""
+    """for a data set: also decode every video and every frame file (videos given directly are always decoded)"""
     backend: Decoder = "pyav"
     """video decoder"""
     processes: int | None = None

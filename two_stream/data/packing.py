@@ -148,7 +148,7 @@ def pack(record: Record, modality: Modality, out: Path | str, options: PackOptio
 
 
 def all_videos(record: Record, modality: Modality) -> list[VideoRecord]:
-    """Return every video of every list, sorted by id; where lists differ in the number of frames, the largest.
+    """Return every video of every list, sorted by id; if lists differ in the number of frames, the largest is used.
 
     Raises:
         DataError: No list of this modality, or a wrong one.

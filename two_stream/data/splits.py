@@ -22,7 +22,7 @@ from two_stream.runtime.seeding import derive
 from two_stream.types import Modality, Part, VideoRecord
 
 _DIGITS = 7
-"""of a number in a list: five days at 25 frames a second"""
+"""largest number of digits of a number in a list: five days at 25 frames per second"""
 
 
 def read_list(

@@ -316,7 +316,7 @@ class Program:
                 raise self._odd(f"the compressed member {name!r}")
             seen.add(info.filename.casefold())
         if sum(info.file_size for info in infos) > self.path.stat().st_size:
-            raise self._odd("members that lie one over another")
+            raise self._odd("overlapping members")
         if archive.read(f"{root}/byteorder") != b"little":
             raise self._odd("numbers in a different byte order")
         return root
@@ -392,7 +392,7 @@ class Program:
     def _compile(self, graph: _Graph) -> Iterator[_Step]:
         known = {*self._stored, *self._inputs}
         if len(known) != len(self._stored) + len(self._inputs):
-            raise self._odd("two inputs of one name")
+            raise self._odd("two inputs with the same name")
         last = {name: place for place, node in enumerate(graph.nodes) for name in _read_by(node)}
         for place, node in enumerate(graph.nodes):
             if node.target not in operators("pt2"):
@@ -411,7 +411,7 @@ class Program:
             results = [self._result(value) for value in node.outputs]
             made = [name for one in results for name in ([one] if isinstance(one, str) else one)]
             if len({*made}) != len(made) or known & {*made}:
-                raise self._odd(f"two values of one name ({', '.join(made)[:80]})")
+                raise self._odd(f"two values with the same name ({', '.join(made)[:80]})")
             known |= {*made}
             kept = {*self._stored, *self._outputs}
             done = [

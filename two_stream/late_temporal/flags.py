@@ -59,7 +59,7 @@ class EvaluatorFlags:
     batch_views: int = 10
     """clips per forward pass"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
-    """autocast type of the forward pass; auto: fp32 with protocol paper, otherwise bf16 where it is clearly faster"""
+    """autocast type of the forward pass; auto: fp32 with protocol paper, otherwise bf16 if it is clearly faster"""
     out: Annotated[Path | None, flag(metavar="FILE")] = None
     """score file to write; default: results/<dataset>_<arch>_split<N>_<views>_<crops>.npz"""
     evaluate: Annotated[bool, tyro.conf.FlagCreatePairsOff, flag("-e")] = False

@@ -107,7 +107,7 @@ def count_listed_frames(
 ) -> list[VideoRecord]:
     """Return the videos with the number of frames in their folders.
 
-    `uncounted_only`: count only where the list says 0, as the published evaluators do. `skip`: keep a video without
+    `uncounted_only`: count only if the list says 0, as the published evaluators do. `skip`: keep a video without
     frames; reading it fails later.
 
     Raises:

@@ -41,7 +41,9 @@ class LoadReport:
 
     def __str__(self) -> str:
         parts = [f"{len(self.used)} tensors used"]
-        parts += [f"{len(self.missing)} start fresh ({_few(self.missing)})"] if self.missing else []
+        parts += (
+            [f"{len(self.missing)} keep their initial values ({_few(self.missing)})"] if self.missing else []
+        )
         parts += [f"{len(self.dropped)} left out ({_few(self.dropped)})"] if self.dropped else []
         parts += [f"{len(self.reshaped)} reshaped"] if self.reshaped else []
         parts += [f"{len(self.unused)} never read ({_few(self.unused)})"] if self.unused else []

@@ -37,12 +37,12 @@ class NetworkCosts:
     """Size of a network on disk and cost of one view."""
 
     file_bytes: int
-    """of `model.safetensors`"""
+    """size of `model.safetensors`"""
     parameters: int
     nonzero: int
     """parameters that are not 0"""
     multiply_adds: int
-    """of one view; the same for an int8 network and its float one"""
+    """multiply-adds of one view; the same for an int8 network and its float version"""
     latency_ms: float
     """median time of a view's forward pass in evaluation"""
     latency_low: float

@@ -48,7 +48,7 @@ class Speed:
     flops_per_second: float = 0.0
     """two per multiply-add; a training step counts as three forward passes"""
     peak_flops: float = 0.0
-    """of a matrix product on the same machine in the same precision; 0 where it was not measured"""
+    """FLOP/s of a matrix product on the same machine in the same precision; 0 if it was not measured"""
 
     @property
     def share_of_peak(self) -> float | None:

@@ -74,7 +74,7 @@ def compile_for_device(function: Callable[..., Any], device: torch.device) -> Ca
 
 
 def missing_compiler(device: torch.device) -> str:
-    """Return what this machine lacks to compile for a device; empty if nothing."""
+    """Return the reason why this machine cannot compile for a device; empty if it can."""
     if device.type == "cuda":
         return "" if find_spec("triton") else "Triton is not installed (pip install triton)"
     if device.type != "cpu":

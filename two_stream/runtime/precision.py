@@ -33,9 +33,9 @@ class Speedup:
     """Speed of bf16 on a CPU relative to fp32."""
 
     product: float
-    """of a matrix product"""
+    """speedup of a matrix product"""
     convolution: float
-    """of a 3D convolution"""
+    """speedup of a 3D convolution"""
 
     @property
     def least(self) -> float:

@@ -24,7 +24,7 @@ RECIPES = "own_videos_{modality}{machine}.yaml"
 _OVERHEAD = 1.3
 """factor on a pass for reading, cross-validation and the start of the run"""
 _FEWEST_EPOCHS = 5
-"""of a trained network; with fewer the baseline is better"""
+"""smallest number of epochs of a trained network; with fewer, the baseline is better"""
 
 
 def recipe(modality: Modality, settings_root: Path, device: str) -> Path:

@@ -28,7 +28,7 @@ class Standing:
     behind: float | None
     """accuracy of the first minus its own; None for the first"""
     p_holm: float | None
-    """of the paired test against the best variant with three training runs, corrected over all pairs of such
+    """p value of the paired test against the best variant with three training runs, corrected over all pairs of such
     variants; None for that variant and for variants with fewer training runs"""
     level_with_best: bool
     """whether that test shows no difference"""

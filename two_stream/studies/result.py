@@ -163,7 +163,7 @@ def stored_cost(
     """Return a variant's cost from a JSON file of costs by key, or measure and store it.
 
     Variants with the same model, precision and machine share a measurement. A damaged file is replaced. The network of
-    `run` is measured where it differs from the one in the settings.
+    `run` is measured if it differs from the one in the settings.
     """
     altered = [] if run is None else alterations_in(run)
     key = cost_key(experiment, num_classes, device, altered)

@@ -1,6 +1,6 @@
 """Networks whose convolutions and linear layers compute in int8, or round to int8 values while they are trained.
 
-torch.ao does the work, in `int8_graph`. It is imported only where a network is quantized.
+torch.ao does the work, in `int8_graph`. It is imported only if a network is quantized.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Int8(Alteration):
     fake: bool = False
     """rounded in float: a network in quantization-aware training"""
     decay: float = 0.999
-    """of the moving average of ranges"""
+    """decay of the moving average of ranges"""
 
     @property
     def cpu_only(self) -> bool:

@@ -92,6 +92,6 @@ class Extension:
 
 
 def build_extension(experiment: Experiment) -> Extension:
-    """Return what an experiment's `compress` section adds to its training."""
+    """Return the training extension for an experiment's `compress` section."""
     kind = experiment.compress.kind
     return Extension() if kind == "none" else EXTENSIONS[kind](experiment)

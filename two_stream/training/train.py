@@ -160,7 +160,7 @@ def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainRes
 
 @dataclass(frozen=True)
 class _Start:
-    """How the main process found that a run begins."""
+    """Whether and how the main process starts a run."""
 
     paths: RunPaths
     resume: bool
@@ -271,7 +271,7 @@ def _compile_stages(model: Recognizer, device: torch.device) -> None:
 
 
 def _check(experiment: Experiment, model: Recognizer, data: TrainingData) -> None:
-    """Raise what would stop the run before it has a folder: an unsuitable loss, learning rate or shard."""
+    """Check for errors before the run has a folder: an unsuitable loss, learning rate or shard."""
     options = experiment.train
     if data.labels is not None:
         build_loss(options, data.labels)

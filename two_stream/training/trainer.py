@@ -52,7 +52,7 @@ class TrainResult:
     best_epoch: int
     """counted from 1; 0 before the first epoch is complete"""
     best_top1: float
-    """of a multi-label set mAP"""
+    """best validation top-1 accuracy (mAP for a multi-label set)"""
     best_loss: float
     selection: str
     """one of `SELECTION_LABELS`"""
@@ -88,7 +88,7 @@ class Progress:
     best_epoch: int = 0
     """the selected epoch, counted from 1; 0 before the first"""
     best_top1: float = -1.0
-    """of the selected epoch: validation top-1, of a multi-label set mAP"""
+    """validation top-1 accuracy of the selected epoch (mAP for a multi-label set)"""
     best_loss: float = math.inf
     """validation loss of the selected epoch"""
     lowest_loss: float = math.inf

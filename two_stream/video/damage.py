@@ -32,7 +32,7 @@ _CODE_PLACE = re.compile(r"^\[[^]]*\] \S+ \S+:\d+ ")
 _ZEROS = bytes(64)
 """compressors write such a run only for flat areas"""
 _PIXELS_PER_ZERO = 4096
-"""of a flat image; WebP writes a zero for 10,000 pixels"""
+"""pixels of a flat image per zero byte; WebP writes a zero for 10,000 pixels"""
 _MOST_WARNINGS = 5
 """damaged images named per process"""
 _LOCK = threading.Lock()

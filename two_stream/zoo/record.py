@@ -53,7 +53,7 @@ class ModelCost:
     parameters: tuple[int, int]
     """constant part, and per class"""
     multiply_adds: tuple[int, int]
-    """of one clip: constant part, and per class"""
+    """multiply-adds of one clip: constant part, and part per class"""
     frames: int
     stride: int
     crop: int | list[int]

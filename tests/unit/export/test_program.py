@@ -119,7 +119,7 @@ def test_sizes_that_would_never_be_computed_end(pt2_file: Path, tmp_path: Path) 
         ),
         (lambda m: given(m, "stride").update(as_int=1), "the argument 'stride' of .* as several"),
         (lambda m: given(m, "input").update(as_tensor={"name": "absent"}), "a use of 'absent' before"),
-        (lambda m: conv(m)["outputs"].append(conv(m)["outputs"][0]), "two values of one name"),
+        (lambda m: conv(m)["outputs"].append(conv(m)["outputs"][0]), "two values with the same name"),
         (lambda m: given(m, "padding").update(as_ints=[10**5] * 3), "values of [0-9,]+ bytes for one clip"),
         (lambda m: nodes(m).pop(), "the output .*, which nothing computes"),
         (lambda m: m["graph_module"]["signature"]["input_specs"].reverse(), "inputs in a different order"),
@@ -256,7 +256,7 @@ def test_machine_code_needs_trust(pt2_file: Path, tmp_path: Path, world: Path, c
         (lambda c: c["spec"].update(modality="sound"), r"`spec.modality`"),
         (lambda c: c["spec"].pop("stride"), r"`spec.stride`"),
         (lambda c: c.update(class_names=[]), "0 classes"),
-        (lambda c: c.update(class_names=["a", "a", "b"]), "a class name twice"),
+        (lambda c: c.update(class_names=["a", "a", "b"]), "a duplicate class name"),
         (lambda c: c["class_names"].append("one more"), "outputs"),
         (lambda c: c["inputs"][0].update(shape=["batch", 2, 4, 10**9, 32]), "inputs"),
         (lambda c: c["inputs"].clear(), "inputs"),
@@ -268,6 +268,6 @@ def test_a_card_that_contradicts_itself_is_one_line(
     change: Callable[[Any], Any], words: str, pt2_file: Path, tmp_path: Path
 ) -> None:
     file = changed(pt2_file, tmp_path, "extra/two_stream.json", edit(change))
-    with pytest.raises(CheckpointError, match=f"its card contradicts itself: .*{words}") as caught:
+    with pytest.raises(CheckpointError, match=f"its card is inconsistent: .*{words}") as caught:
         load(file)
     assert "\n" not in str(caught.value)

@@ -80,7 +80,7 @@ def test_dense_classification() -> None:
 
 
 def test_an_lstm_read_backwards_is_refused() -> None:
-    with pytest.raises(SettingsError, match="head lstm has no stream with `bidirectional: true`"):
+    with pytest.raises(SettingsError, match="head lstm cannot stream with `bidirectional: true`"):
         convert(small(head={"kind": "lstm", "bidirectional": True}))
 
 

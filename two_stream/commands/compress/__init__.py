@@ -425,7 +425,7 @@ def _budget(flags: _SensitivityFlags, prog: str) -> tuple[Any, float] | None:
         raise SettingsError(f"{prog}: --{key} is {share:g}: expected a fraction above 0 and below 1")
     if flags.what == "weights" and key != "parameters":
         raise SettingsError(
-            f"{prog}: --{key} requires --what channels: weights of 0 take as much computation as any others"
+            f"{prog}: --{key} requires --what channels: zero weights take as much computation as other weights"
         )
     return key, share
 

@@ -61,7 +61,7 @@ class Side:
     run: str
     scores: str
     accuracy: Interval
-    """share; of a multi-label set mAP; 95 % interval over source videos"""
+    """accuracy (mAP for a multi-label set); 95 % interval over source videos"""
     costs: NetworkCosts
 
 

@@ -136,7 +136,7 @@ class ClipDataset(Dataset[ClipItem | ClipFailure]):
         return self.planned(index)[2].flip
 
     def planned(self, index: int) -> tuple[VideoRecord, list[int], View, tuple[object, ...]]:
-        """Return what the clip of an index shows; the clip is not read.
+        """Return the frames and the crop of the clip at an index, without reading the clip.
 
         Returns:
             The video, its frame numbers in the order of time, crop and flip, and the key of `reorder_frames`.

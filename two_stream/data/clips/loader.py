@@ -196,7 +196,7 @@ def clip_loader(
 def epoch_plan(
     records: Sequence[VideoRecord], data: DataOptions, batch_size: int, seed: int, epoch: int | None
 ) -> list[list[int]]:
-    """Return which clips make each batch of an epoch, or of a pass in order where `epoch` is None.
+    """Return which clips make each batch of an epoch, or of a pass in order if `epoch` is None.
 
     See `ClipDataset.__getitem__` for numbers past the end.
 

@@ -264,7 +264,7 @@ def _on_disk(
 
 
 def _counted(folders: FrameFolders, records: Iterable[VideoRecord], *, parts: bool) -> list[Finding]:
-    """Compare the frame counts of the lists with the folders; where only `parts` are listed, more are expected."""
+    """Compare the frame counts of the lists with the folders; if only `parts` are listed, more are expected."""
     findings = []
     for r in records:
         try:
@@ -284,7 +284,7 @@ def _folder_health(
     everything: dict[Modality, dict[str, VideoRecord]],
     options: AuditOptions,
 ) -> list[Finding]:
-    """Check every listed frame folder, once where both streams share it."""
+    """Check every listed frame folder, once if both streams share it."""
     wanted: dict[Path, list[Modality]] = defaultdict(list)
     findings: list[Finding] = []
     for modality, root in folders.items():

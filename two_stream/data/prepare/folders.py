@@ -39,7 +39,7 @@ Splits = Sequence[tuple[Sequence[VideoRecord], Sequence[VideoRecord]]]
 
 @dataclass
 class Prepared:
-    """What `prepare` wrote, and the videos it left out."""
+    """The output of `prepare`, and the videos it left out."""
 
     record: Record
     path: Path
@@ -207,7 +207,7 @@ def write_dataset(
     validation: Sequence[VideoRecord] = (),
     modalities: Sequence[Modality] = MODALITIES,
 ) -> Prepared:
-    """Write the split lists of each modality, and the record where its content is given.
+    """Write the split lists of each modality, and the record if its content is given.
 
     Args:
         record: The data set; its folder is `folder`.

@@ -106,7 +106,7 @@ def frames_between(
         start: Seconds.
         end: Seconds.
         count: Frames of the video.
-        fps: Frames per second, where `times` are unknown.
+        fps: Frames per second, if `times` are unknown.
         times: Second at which each frame appears, ascending; needed for videos of variable rate.
     """
     if times:

@@ -34,9 +34,9 @@ INDEX = "index.npz"
 FORMAT = 1
 """version of the index; other versions are rejected"""
 MOST_PIXELS = 2**26
-"""of one image"""
+"""largest number of pixels of one image"""
 MOST_BYTES = 2**28
-"""of one stored image"""
+"""largest number of bytes of one stored image"""
 _BRIDGED = 4
 """largest gap between requested frames, in frames, that is read along instead of starting another read"""
 
@@ -178,7 +178,7 @@ class ShardSource(ClipSource):
         Args:
             location: Folder or URL that contains `rgb/` and `flow/`.
             modality: Which of them.
-            scaled_decoding: See `DataOptions`; has an effect where stored images are larger than the input.
+            scaled_decoding: See `DataOptions`; has an effect if stored images are larger than the input.
 
         Raises:
             DataError: The index is missing or damaged.
@@ -415,7 +415,7 @@ class Storage:
         return Path(self.where(name)).stat().st_size
 
     def read(self, name: str, start: int, count: int) -> bytes:
-        """Return a range of a file's bytes; fewer where it ends before.
+        """Return a range of a file's bytes; fewer if the file ends before.
 
         Raises:
             OSError: Missing, or the storage cannot be reached.

@@ -92,14 +92,14 @@ class FeatureFacts(Options):
 
     format: int = FORMAT
     backbone_sha256: str
-    """of the names and values of the frozen backbone's weights"""
+    """SHA-256 of the names and values of the frozen backbone's weights"""
     shapes: tuple[tuple[int, ...], ...]
     """see `FeatureLayout`"""
     settings: dict[str, Any]
     """dotted settings that determine the views; see `view_settings`"""
     classes: list[str]
     seed: int
-    """of the augmented clips"""
+    """random seed of the augmented clips"""
     train_views: PositiveInt
     """augmented clips per training video"""
     evaluate: dict[str, Any]

@@ -202,7 +202,7 @@ def read_attention(
 def _compute_attention(
     model: Recognizer, clip_BCTHW: torch.Tensor, names: Sequence[str]
 ) -> tuple[list[NDArray[np.float64]], tuple[str, float]]:
-    """Return the weights `(heads, T)` of each pathway and the likeliest class of one clip."""
+    """Return the weights `(heads, T)` of each pathway and the most likely class of one clip."""
     clip_BCTHW = clip_BCTHW.to(model.device)
     weights = [one[0].double().cpu().numpy() for one in model.attention(clip_BCTHW)]
     with evaluation_mode(model):
@@ -448,7 +448,7 @@ def _label(numbers: Sequence[int], times: NDArray[np.float64] | None, wide: bool
 
 
 def _spans(numbers: Sequence[int]) -> str:
-    """Return `5–20`, or `29–30, 1–14` where a short video starts again."""
+    """Return `5–20`, or `29–30, 1–14` if a short video starts again."""
     starts = [0, *(i for i in range(1, len(numbers)) if numbers[i] <= numbers[i - 1]), len(numbers)]
     spans = [(numbers[a], numbers[b - 1]) for a, b in itertools.pairwise(starts)]
     text = ", ".join(f"{a}–{b}" if a < b else f"{a}" for a, b in spans[:2])

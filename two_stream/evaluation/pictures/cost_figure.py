@@ -1,4 +1,4 @@
-"""Accuracy against what it costs: score files in one image, each with its interval."""
+"""Accuracy against cost: score files in one figure, each with its interval."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _WITH_INTERVALS = 8
 
 @dataclass(frozen=True)
 class FigurePoint:
-    """One score file: what it reaches and what a video costs."""
+    """One score file: its accuracy and the cost per video."""
 
     name: str
     file: str

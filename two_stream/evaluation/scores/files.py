@@ -192,7 +192,7 @@ def _align(first: ScoreTable, other: ScoreTable) -> ScoreTable:
     order = np.asarray([place[name] for name in first.ids], dtype=np.int64)
     aligned = reorder(other, order)
     if (aligned.targets is None) != (first.targets is None):
-        raise ScoreError(f"{theirs}: only one of it and {ours} is multi-label")
+        raise ScoreError(f"{theirs}: either it or {ours} is multi-label, but not both")
     if aligned.targets is not None and first.targets is not None:
         wrong = np.asarray((aligned.targets != first.targets).any(1))
         _refuse(theirs, f"labels differ from {ours}:", _pick(first.ids, wrong))

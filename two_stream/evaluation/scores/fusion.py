@@ -62,7 +62,7 @@ def fuse(
 ) -> ScoreTable:
     """Fuse two or more score tables of the same videos, joined by id.
 
-    Rules, with s_m the logits of stream m and w_m its weight (1 where none is given):
+    Rules, with s_m the logits of stream m and w_m its weight (1 if none is given):
         l2: sum of w_m · s_m / ‖s_m‖₂ (with equal weights that of the paper).
         logits: sum of w_m · s_m.
         probabilities: log of the weighted mean of softmax(s_m); for a multi-label set the logit of the mean of

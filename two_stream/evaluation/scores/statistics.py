@@ -144,7 +144,7 @@ def estimate_mean(values_VS: Values, sample: Sample, *, share: bool = True) -> E
     linearised sums (Wolter 2007, chapter 6; the square of a unit that is the part q of its stratum is divided by
     1 - 2q + Σq², which makes it unbiased for units that vary alike: m / (m - 1) for m equal ones), and what the
     intraclass correlation ρ of the units gives, σ² Σ (ρ h² + (1 - ρ) Σ w²), with h the units' parts and w the videos'
-    weights (Kish 1965). The first is uncertain where few units make up most of the videos. Degrees of freedom are the
+    weights (Kish 1965). The first is uncertain if few units make up most of the videos. Degrees of freedom are the
     effective units less one.
 
     Args:

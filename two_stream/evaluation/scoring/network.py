@@ -36,7 +36,7 @@ class ClipNetwork(nn.Module, ABC):
     """
 
     precision: ClassVar[str] = "fp32"
-    """of inputs and outputs, fixed"""
+    """type of the inputs and outputs; fixed"""
     spec: InputSpec
     source: str
 
@@ -167,7 +167,7 @@ def prepare_for_inference(
 
 
 def _folded(model: Recognizer) -> Recognizer:
-    """Fold BatchNorm with a small example clip, or one of full size where the network accepts no other."""
+    """Fold BatchNorm with a small example clip, or one of full size if the network accepts no other."""
     try:
         found = fold_batchnorm(model, example_clip(model, _SIDE))
     except (RuntimeError, TwoStreamError):

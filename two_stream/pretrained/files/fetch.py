@@ -290,7 +290,7 @@ class _Redirect(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         scheme = urlsplit(newurl).scheme
         if scheme not in ("http", "https") or (req.type == "https" and scheme != "https"):
-            raise DeadLinkError(f"leads from {req.type} to {newurl}, which is not followed")
+            raise DeadLinkError(f"leads from {req.type} to {newurl}, which is not allowed")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

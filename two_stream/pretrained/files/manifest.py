@@ -32,7 +32,7 @@ class Preprocessing(Options):
     size: PositiveInt
     """height and width of the crop, pixels"""
     value_range: tuple[float, float]
-    """of pixels before the normalisation"""
+    """value range of pixels before the normalisation"""
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -69,7 +69,7 @@ class PublishedFile(Options):
     hash_source: str | None = None
     """source of the hash"""
     licence: str
-    """of the weights if stated, otherwise of the publishing code, otherwise `unknown`"""
+    """licence of the weights if stated, otherwise of the publishing code, otherwise `unknown`"""
     model: str | None = None
     """network of the zoo for the file"""
     modality: Literal["rgb", "flow"]

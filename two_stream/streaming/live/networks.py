@@ -1,4 +1,4 @@
-"""One network of a live pipeline: what it sees of an image, and the predictions it makes from its frames."""
+"""One network of a live pipeline: its input from each image, and its predictions."""
 
 from __future__ import annotations
 

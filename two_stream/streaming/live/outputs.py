@@ -159,7 +159,7 @@ class BrowserWindow:
         try:
             self._server = _Server((host, port), self._handler())
         except OSError as error:
-            raise SettingsError(f"--window {port}: cannot listen there ({error.strerror})") from None
+            raise SettingsError(f"--window {port}: cannot listen on this port ({error.strerror})") from None
         self._hosts = {host, "localhost", socket.gethostname()}
         self.address = f"http://{host}:{self._server.server_port}/"
         threading.Thread(target=self._server.serve_forever, daemon=True, name="window").start()

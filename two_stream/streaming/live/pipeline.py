@@ -219,7 +219,7 @@ class Pipeline:
                 for frame in self.source.numbered(number, offset):
                     if index == 0 and lost is not None:
                         gap = time.monotonic() - lost[0]
-                        self.notify(f"{self.source.name}: back after {gap:.1f} s; the networks start again")
+                        self.notify(f"{self.source.name}: back after {gap:.1f} s; the networks are reset")
                         lost = None
                     if self.paced and self._stop.wait(max(0.0, opened + frame.seconds - time.monotonic())):
                         return

@@ -129,7 +129,7 @@ def add_heads(model: Recognizer, maps: list[int], window: int | None, builder: B
     tokens = model.backbone.num_tokens(window or model.spec.clip_length)
     if model.options.dense:
         if len(maps) > 1:
-            raise SettingsError("this network has no stream: `dense` classifies two pathways together")
+            raise SettingsError("this network cannot stream: `dense` classifies two pathways together")
         each = builder.add("places", FrameWise(DenselyClassified(model)), maps[0])
         mean = builder.add("mean", TokenWindow(_time_mean, tokens[0], 1), each)
         builder.add("logits", FrameWise(_swap_time), mean)
@@ -162,7 +162,7 @@ def _head_cell(head: Head, count: int, step: int, *, running: bool) -> WindowCel
         return TokenWindow(head, count, step)
     if head.options.bidirectional:
         raise SettingsError(
-            "head lstm has no stream with `bidirectional: true`: it reads from the end; with `window`, it reads the "
+            "head lstm cannot stream with `bidirectional: true`: it reads from the end; with `window`, it reads the "
             "newest frames again at every step"
         )
     return RunningLstm(head, step)

@@ -309,7 +309,7 @@ def _make_same_max_pool(part: SameMaxPool3d) -> Callable[[torch.Tensor], torch.T
 def _space_padding(
     x: torch.Tensor, kernel: Sequence[int], stride: Sequence[int]
 ) -> tuple[tuple[int, int, int], list[int]]:
-    """Return what a layer pads on both sides, and in addition at the end, in the order of `F.pad`."""
+    """Return the padding of a layer on both sides, and the additional padding at the end, in the order of `F.pad`."""
     (high, low), (left, right) = (same_padding(x.shape[i], kernel[i - 2], stride[i - 2]) for i in (3, 4))
     return (0, high, left), [0, right, 0, low]
 
@@ -328,7 +328,7 @@ def make_thinning(time: int) -> StreamCell:
 def no_stream_error(name: str, part: object, reason: str) -> SettingsError:
     """Return the error for a layer or function that a stream cannot have."""
     what = type(part).__name__ if isinstance(part, nn.Module) else getattr(part, "__name__", str(part))
-    return SettingsError(f"this network has no stream: {name} ({what}): {reason}")
+    return SettingsError(f"this network cannot stream: {name} ({what}): {reason}")
 
 
 def _is_frame_wise(kernel: tuple[int, ...], stride: tuple[int, ...]) -> bool:

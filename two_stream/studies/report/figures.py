@@ -28,7 +28,7 @@ WIDTH = 4.5
 _ROW = 0.4
 """Inches of a row with its name above it."""
 _LETTERS = 58
-"""of a name above a row"""
+"""largest number of letters of a name above a row"""
 MOST_CLASSES = 20
 """Up to this many classes a figure shows all of them."""
 _HALF = MOST_CLASSES // 2
@@ -100,7 +100,7 @@ def accuracies(
 ) -> str:
     """Draw each variant's accuracy with its interval, a dot per run (`single`), and the published value.
 
-    Chance, the accuracy of a constant guess, is marked where it is near the accuracies.
+    Chance, the accuracy of a constant guess, is marked if it is near the accuracies.
     """
     with drawing(_ROW * len(variants) + 1.0, width=WIDTH) as (figure, (axis,)):
         for place, variant in enumerate(variants):

@@ -230,7 +230,7 @@ def short_verdict(comparison: Comparison) -> str:
 
 
 def comparisons_table(result: StudyResult, form: Form = "page") -> Table:
-    """Return a row per comparison, first minus second; bold where the difference is significant."""
+    """Return a row per comparison, first minus second; bold if the difference is significant."""
     families = len({one.family for one in result.comparisons}) > 1
     counted = result.metric == "top-1"  # a difference of mAP is no number of clips
 
@@ -322,7 +322,7 @@ def pairs_table(fusion: FusionResult) -> Table:
 
 
 def contributions_table(result: StudyResult) -> Table:
-    """Return what each stream adds to the fusion of all."""
+    """Return the contribution of each stream to the fusion of all."""
     fusion = result.fusion
     assert fusion is not None
     level, weights = 1 - result.level, fusion.weights

@@ -51,7 +51,7 @@ class Ran:
     study: Study
     cells: list[Cell]
     outcomes: list[StudyOutcome | None]
-    """of each cell; None: not run"""
+    """outcome of each cell; None: not run"""
     jobs: list[StudyJob]
 
     @property

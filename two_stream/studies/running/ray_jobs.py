@@ -1,6 +1,6 @@
 """Runs the jobs of a study on a Ray cluster, with the same files as the local processes.
 
-All machines must see the study's folder and the data under the same paths.
+All machines must have access to the study's folder and the data under the same paths.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def work(job: StudyJob, folder: str, code: str) -> StudyOutcome:
     """Body of a task: run a job in the study's working folder, with one thread unless the settings have more.
 
     Raises:
-        DataError: This machine has a different version of the code or cannot see the study's folder.
+        DataError: This machine has a different version of the code or cannot access the study's folder.
     """
     if source_digest() != code:
         raise DataError(
@@ -89,6 +89,6 @@ def work(job: StudyJob, folder: str, code: str) -> StudyOutcome:
     os.chdir(folder)
     if not Path(job.record).parent.parent.is_dir():
         raise DataError(
-            f"a machine of the cluster does not see {Path(job.record).parent.parent.absolute()}; share the folder"
+            f"a machine of the cluster cannot access {Path(job.record).parent.parent.absolute()}; share the folder"
         )
     return run_job(replace(job, threads=job.threads or 1))

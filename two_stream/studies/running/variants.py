@@ -21,7 +21,7 @@ VARIANT = "variant"
 BASELINE = "baseline"
 """Variant of a study with `baseline: true`, and its level of every factor."""
 MOST_TRAININGS = 10_000
-"""of one study"""
+"""largest number of training runs of one study"""
 
 
 @dataclass(frozen=True)

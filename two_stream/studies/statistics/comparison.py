@@ -14,7 +14,7 @@ from two_stream.studies.statistics.panel import Panel, pair_panels
 from two_stream.studies.statistics.results import Comparison, McNemar
 
 ENOUGH_TRAININGS = 3
-"""of a variant, before a test is valid for other training runs of it"""
+"""number of training runs of a variant from which a test is valid for other training runs of it"""
 
 
 @dataclass(frozen=True)

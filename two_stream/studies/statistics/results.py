@@ -26,7 +26,7 @@ class RunRow:
     key: str = ""
     """hash of resolved settings, code and data"""
     accuracy: float | None = None
-    """top-1 on the evaluated part; of a multi-label set mAP"""
+    """top-1 accuracy on the evaluated part (mAP for a multi-label set)"""
     reason: str = ""
     seconds: float | None = None
     """training and evaluation"""
@@ -40,7 +40,7 @@ class VariantCost:
 
     parameters: int
     multiply_adds: int
-    """of one view"""
+    """multiply-adds of one view"""
     views: float | None
     """per video, as evaluated"""
     latency_ms: float | None
@@ -111,7 +111,7 @@ class Comparison:
     clips: float
     """the difference in videos of a split's part; 0 for a multi-label set"""
     p: float
-    """of the main test, uncorrected"""
+    """p value of the main test, uncorrected"""
     p_holm: float
     test: str
     significant: bool
@@ -123,7 +123,7 @@ class Comparison:
     """smallest true difference that would be detected with 80 % probability"""
     detectable_clips: int
     videos: int
-    """of a split's part, a mean over splits"""
+    """number of videos of a split's part, averaged over splits"""
     groups: int | None
     seeds: int
     per_class: list[float | None] = field(default_factory=list)

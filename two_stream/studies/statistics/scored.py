@@ -56,7 +56,7 @@ class ScoredRun:
 
     @property
     def cell(self) -> Cell:
-        """Split and seed; 1 and 0 where the file does not contain them."""
+        """Split and seed; 1 and 0 if the file does not contain them."""
         split, seed = self.table.meta.get("split"), self.table.meta.get("seed")
         return split if isinstance(split, int) else 1, seed if isinstance(seed, int) else 0
 

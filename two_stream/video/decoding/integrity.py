@@ -30,7 +30,7 @@ _INDEX = 1 << 20
 _APPENDED = 1024
 """bytes that a program may have appended to a GIF file"""
 _BEGINNINGS = {".gif": "GIF8", ".ts": "a packet", ".mts": "a packet", ".m2ts": "a packet"}
-"""what files of these suffixes begin with"""
+"""first bytes of files with these suffixes"""
 _GAPPED = frozenset({"matroska,webm", "mpegts", "mpeg", "flv", "asf", "ogg"})
 """containers in which a lost part leaves a gap in time; the others list their frames with their times"""
 _FEWEST = 12
@@ -165,7 +165,7 @@ def _matroska(file: BinaryIO, size: int) -> None:
             content = _at(file, body, length)  # begins with a checksum of the rest
             if zlib.crc32(content[6:]) != _number(content[2:6], "little"):
                 raise _FileDamageError(
-                    f"the file is damaged behind byte {place}: the checksum of this part differs"
+                    f"the file is damaged after byte {place}: the checksum of this part differs"
                 )
         if kind == _SEGMENT and known:
             rest[0] = body + length

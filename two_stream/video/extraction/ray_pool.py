@@ -176,7 +176,7 @@ def _check_machines(ray: Any, jobs: Sequence[ExtractionJob], mark: Path) -> None
             first = found["missing"][0]
             what = str(mark.parent) if first == str(mark) else first
             raise DataError(
-                f"--ray: machine {name} does not see {what} as this one does; extraction on a cluster needs videos "
+                f"--ray: machine {name} cannot access {what}; extraction on a cluster needs videos "
                 "and --out on a file system that all machines share under the same paths"
             )
         if found["versions"] != here:
@@ -257,7 +257,7 @@ def run_extraction_task(job: ExtractionJob, mark: str, patience: float) -> Extra
     The timer is a C thread of the interpreter, because a hanging decoder may hold Python's lock.
     """
     if not Path(mark).exists():  # a machine that joined after the check
-        raise DataError(f"machine {socket.gethostname()} does not see {Path(mark).parent}")
+        raise DataError(f"machine {socket.gethostname()} cannot access {Path(mark).parent}")
     _clear_leftovers_once(str(job.final.parent))
     last = time.monotonic()
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:

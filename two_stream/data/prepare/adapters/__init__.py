@@ -19,11 +19,11 @@ from two_stream.errors import SettingsError
 
 @dataclass(frozen=True)
 class Adapter:
-    """What one kind of `two-stream prepare` reads."""
+    """The annotation files that one kind of `two-stream prepare` reads."""
 
     read: Callable[[Path], Annotations]
     files: str
-    """what `--annotations` is"""
+    """description of the value of `--annotations`"""
     classes: int | None = None
     """classes of the whole data set"""
 
@@ -86,7 +86,7 @@ def read_annotations(kind: str, path: Path) -> Annotations:
 
 
 def _compared(kind: str, classes: list[str]) -> list[str]:
-    """Return notes where the files name other classes than the data set has."""
+    """Return notes if the files name classes that differ from those of the data set."""
     notes = []
     expected = ADAPTERS[kind].classes
     if expected is not None and len(classes) != expected:

@@ -1,6 +1,6 @@
 """The form in which adapters return annotation files, and helpers that read such files.
 
-Every reader raises a `DataError` where the file is missing or a value is wrong; it names the file and the line, or the
+Every reader raises a `DataError` if the file is missing or a value is wrong; it names the file and the line, or the
 key in a JSON file.
 """
 
@@ -174,7 +174,7 @@ def find_optional(folder: Path, *patterns: str) -> Path | None:
     for pattern in patterns:
         found = [name for name in names if fnmatch(name.lower(), pattern.lower())]
         if len(found) > 1:
-            raise DataError(f"{folder}: {found[0]} and {found[1]} both look like {pattern}; keep one of them")
+            raise DataError(f"{folder}: {found[0]} and {found[1]} both match {pattern}; keep one of them")
         if found:
             return folder / found[0]
     return None
@@ -265,7 +265,7 @@ def check_span(start: float, end: float, where: str) -> tuple[float, float]:
 
 
 def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the objects of a JSON list, each after where it stands, `file: [place]`."""
+    """Yield the objects of a JSON list, each with its position, `file: [place]`."""
     for place, value in enumerate(check_type(read_json(path), list, str(path))):
         where = f"{path}: [{place}]"
         yield where, check_type(value, dict, where)

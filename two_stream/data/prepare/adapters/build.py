@@ -337,7 +337,7 @@ class VideoIndex:
                 return f"several with this name ({shown})"
             if places:
                 return LocatedVideo(self._ids[places[0]], places[0])
-        return f"no {self._what} of this name"
+        return f"no {self._what} with this name"
 
     def _relative(self, name: str) -> str:
         path = Path(name)
@@ -387,7 +387,7 @@ def clock_of(
     """Return the clock of a video.
 
     Args:
-        file: The video, where it is available.
+        file: The video, if it is available.
         folder: Its frame folder, if that is read; the video's timestamps are used if it has as many frames.
         count: Frames.
         fps: Rate in the annotations.
@@ -418,7 +418,7 @@ def clock_of(
 
 
 def _recorded(folder: Path) -> dict[str, Any]:
-    """Return what extraction recorded about the video; empty for folders written by other programs."""
+    """Return the record of extraction about the video; empty for folders written by other programs."""
     found = (read_extraction_manifest(folder) or {}).get("video")
     return found if isinstance(found, dict) else {}
 

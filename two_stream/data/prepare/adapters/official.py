@@ -1,6 +1,6 @@
 """Official annotation files of published data sets, one reader each.
 
-Every reader takes the folder (or file) that `--annotations` names and raises a `DataError` where a file is missing, a
+Every reader takes the folder (or file) that `--annotations` names and raises a `DataError` if a file is missing, a
 line or value is wrong, or a class is unknown; it names `file:line`, or the key in a JSON file.
 """
 

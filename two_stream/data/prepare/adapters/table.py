@@ -35,7 +35,7 @@ def read_table(path: Path) -> Annotations:
     """Read a table with the columns of `COLUMNS`; `path` or `id`, and `label` or `labels`, are needed.
 
     A column `labels` makes the data set multi-label; names are separated by `;`, in JSON they are a list. Labels follow
-    the sorted class names, or the numbers where all names are integers. Without `split`, a split is made. Rows of `val`
+    the sorted class names, or the numbers if all names are integers. Without `split`, a split is made. Rows of `val`
     are the test list, unless there are rows of all three parts.
 
     Raises:
