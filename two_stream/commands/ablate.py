@@ -32,17 +32,17 @@ DESCRIPTION = (
 @dataclass(frozen=True)
 class _Flags:
     jobs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """cells to run at the same time (per GPU); default: one per GPU, or on a CPU as many as its threads allow"""
+    """cells to run at the same time (per GPU); if omitted, one per GPU, or on a CPU as many as its threads allow"""
     devices: tuple[str, ...] = ()
-    """GPUs to use (cuda:0 cuda:1 …); default: as in the settings"""
+    """GPUs to use (cuda:0 cuda:1 …); if omitted, as in the settings"""
     ray: str | None = None
     """run the cells on a Ray cluster: HOST:PORT, auto or local; all machines must share the folders"""
     seeds: tuple[int, ...] = ()
-    """seeds to run; default: the seeds of the study"""
+    """seeds to run; if omitted, the seeds of the study"""
     splits: tuple[int, ...] = ()
-    """splits to run; default: the splits of the study"""
+    """splits to run; if omitted, the splits of the study"""
     out: Path | None = None
-    """parent of the study's folder; default: as in the study"""
+    """parent of the study's folder; if omitted, as in the study"""
     dry_run: bool = False
     """list the cells and their states; run nothing"""
     report_only: bool = False

@@ -34,7 +34,7 @@ class _AutoFlags(DataFlags):
     minutes: float = 20.0
     """time limit for all steps; if it is short, the streams are trained with fewer views or epochs, or skipped"""
     out: Path | None = None
-    """report to write; default: `RUNS/auto/<data set>-split<n>.html`"""
+    """report to write; if omitted, `RUNS/auto/<data set>-split<n>.html`"""
 
 
 def main(args: list[str]) -> int:

@@ -35,7 +35,7 @@ class _CompareFlags:
     names: str | None = None
     """names of the variants, separated by commas; those of --group come first"""
     baseline: str | None = None
-    """variant to compare all others with: its name, or its number from 1; default: the first"""
+    """variant to compare all others with: its name, or its number from 1; if omitted, the first"""
     all_pairs: bool = False
     """compare all pairs of variants"""
     fuse: Literal["l2", "logits", "probabilities", "rank"] | None = None

@@ -32,9 +32,9 @@ class Options:
     seed: int = 1
     """random seed of the data set and of training"""
     groups: int | None = None
-    """number of source scenes, which is the number of videos per class; default: the default of the demo"""
+    """number of source scenes, which is the number of videos per class; if omitted, the default of the demo"""
     epochs: int | None = None
-    """training epochs; default: the default of the demo"""
+    """training epochs; if omitted, the default of the demo"""
 
 
 def main(args: list[str]) -> int:

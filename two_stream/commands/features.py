@@ -30,7 +30,7 @@ DESCRIPTION = (
 
 class _FeatureFlags(Options):
     out: Path | None = None
-    """folder to write; default: `features/<name of the source>-<data set>-split<n>`"""
+    """folder to write; if omitted, `features/<name of the source>-<data set>-split<n>`"""
     train_views: PositiveInt = 1
     """augmented clips stored per training video; epoch e uses clip e modulo this number"""
     maps: bool = False

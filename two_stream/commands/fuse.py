@@ -26,7 +26,7 @@ class _FuseFlags:
     rule: Literal["l2", "logits", "probabilities", "rank", "learned"] = "l2"
     """scores to sum; l2: L2-normalised logits (the paper's); learned: logistic stacking fitted on the holdout part"""
     weights: tuple[float, ...] | None = None
-    """one weight per stream; default: equal weights"""
+    """one weight per stream; if omitted, equal weights"""
     fit: tuple[Path, ...] | None = None
     """score files of the holdout part (`two-stream evaluate RUN --part val`) or run folders, to fit the weights on"""
     fit_on_val: bool = False

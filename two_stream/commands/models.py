@@ -28,7 +28,7 @@ _WIDE = 100
 @dataclass(frozen=True)
 class _Flags:
     pattern: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="[MODEL]")]] = "*"
-    """name of a model, or a pattern such as '*bert*'; default: all models"""
+    """name of a model, or a pattern such as '*bert*'; if omitted, all models"""
     num_classes: int = 400
     """number of classes of the classifier, for the number of parameters"""
     json: bool = False

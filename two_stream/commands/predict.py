@@ -49,21 +49,21 @@ class _PredictFlags:
     rule: Literal["l2", "logits", "probabilities", "rank"] = "l2"
     """how several networks are fused: sum of L2-normalised logits (l2), logits, probabilities or ranks"""
     weights: tuple[float, ...] | None = None
-    """one weight per network, those of --rgb first; default: equal weights"""
+    """one weight per network, those of --rgb first; if omitted, equal weights"""
     views: Literal["single", "multi", "uniform", "sliding", "twice"] | None = None
-    """clips per video; default: as in the run's settings"""
+    """clips per video; if omitted, as in the run's settings"""
     num_clips: int | None = None
     """number of clips of uniform views"""
     step: int | None = None
     """frames between the starts of sliding views"""
     crops: Literal["center", "three", "ten", "full"] | None = None
-    """crops per clip; default: as in the run's settings"""
+    """crops per clip; if omitted, as in the run's settings"""
     batch_views: int | None = None
-    """views per forward pass; default: as in the run's settings"""
+    """views per forward pass; if omitted, as in the run's settings"""
     short_side: int | None = None
-    """shorter side of the frames that flow is computed from; default: as in the run's training frames, or 256"""
+    """shorter side of the frames that flow is computed from; if omitted, as in the run's training frames, or 256"""
     backend: Literal["pyav", "opencv", "torchcodec"] | None = None
-    """video decoder; default: that of the run if it was trained on video files, otherwise pyav"""
+    """video decoder; if omitted, that of the run if it was trained on video files, otherwise pyav"""
     checkpoint: Literal["best", "last"] = "best"
     """checkpoint of run folders: the selected epoch, or the last one"""
     device: str = "auto"

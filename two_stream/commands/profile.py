@@ -34,7 +34,7 @@ class _Flags:
     batch_size: tuple[int, ...] = (1,)
     """clips per batch; several values are measured one after another"""
     precision: tuple[Literal["fp32", "bf16", "fp16"], ...] = ()
-    """autocast types to measure; default: fp32, and bf16 if the device supports it natively"""
+    """autocast types to measure; if omitted, fp32, and bf16 if the device supports it natively"""
     training: bool = False
     """also measure training steps: forward, loss and backward"""
     data: str | None = None

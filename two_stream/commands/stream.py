@@ -55,11 +55,11 @@ class StreamFlags:
     """continual: each frame is computed once; sliding: the clip network on sliding clips; auto: continual if the
     network can be converted"""
     step: int | None = None
-    """sliding mode: frames of the network from the start of one clip to the next; default: half a clip"""
+    """sliding mode: frames of the network from the start of one clip to the next; if omitted, half a clip"""
     squeeze: Literal["frame", "clip"] = "frame"
     """continual: what squeeze-and-excitation averages over, the current frame or the length of a clip"""
     every: int | None = None
-    """source frames per frame of the network; default: as in its clips (with segments: its `input.stride`; with several
+    """source frames per network frame; if omitted, as in its clips (with segments: its `input.stride`; with several
     frames per segment: 4 from one segment to the next)"""
     queue: int = 4
     """frames that may wait while the networks are busy; for a live source, older frames are dropped and counted"""
@@ -75,9 +75,9 @@ class StreamFlags:
     rule: Literal["l2", "logits", "probabilities", "rank"] = "l2"
     """how RGB and flow are fused"""
     weights: tuple[float, float] | None = None
-    """weights of RGB and flow when both are given; default: equal ones"""
+    """weights of RGB and flow when both are given; if omitted, equal ones"""
     short_side: int | None = None
-    """shorter side at which flow is computed; default: as the run's frames were extracted, otherwise 256"""
+    """shorter side at which flow is computed; if omitted, as the run's frames were extracted, otherwise 256"""
     checkpoint: Literal["best", "last"] = "best"
     """which checkpoint of the runs"""
     device: str = "auto"

@@ -34,7 +34,7 @@ _CONVERT = "convert a published checkpoint to a run folder, or a run to the publ
 @dataclass(frozen=True, kw_only=True)
 class _ListFile:
     manifest: Path | None = None
-    """YAML file that lists the published files; default: weights/manifest.yaml"""
+    """YAML file that lists the published files; if omitted, weights/manifest.yaml"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class _FetchFlags(_ListFile):
     to: Path = Path("weights")
     """folder to download to"""
     mirror: str | None = None
-    """URL of a folder with the files, used instead of the publisher's links; default: $TWO_STREAM_MIRROR"""
+    """URL of a folder with the files, used instead of the publisher's links; if omitted, $TWO_STREAM_MIRROR"""
     source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """local folder with the files; nothing is downloaded. The folder $TWO_STREAM_WEIGHTS is also tried first"""
     force: bool = False
@@ -70,7 +70,7 @@ class _FetchFlags(_ListFile):
 @dataclass(frozen=True, kw_only=True)
 class _VerifyFlags(_Local):
     targets: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME|FILE ...]")]] = ()
-    """names of published files, or paths; default: all downloaded published files"""
+    """names of published files, or paths; if omitted, all downloaded published files"""
 
 
 @dataclass(frozen=True, kw_only=True)

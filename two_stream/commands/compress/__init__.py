@@ -362,7 +362,7 @@ class _SensitivityFlags:
     part: Literal["val", "train", "test"] = "val"
     """part that is scored; val: the holdout. Levels chosen on the test part make test scores too optimistic"""
     clips: int | None = None
-    """number of videos, drawn once at random; default: all videos of the part"""
+    """number of videos, drawn once at random; if omitted, all videos of the part"""
     seed: int = 0
     """seed of that draw"""
     parameters: float | None = None
@@ -374,7 +374,7 @@ class _SensitivityFlags:
     threads: int = 0
     """CPU threads; 0: torch's default"""
     out: Path | None = None
-    """folder to write; default: `RUN/sensitivity`"""
+    """folder to write; if omitted, `RUN/sensitivity`"""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
     """print JSON instead of a table"""
 
