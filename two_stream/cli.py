@@ -18,7 +18,7 @@ COMMANDS = {
     "pack": "pack frame folders or videos into shards, which are several times as fast to read",
     "check": "check videos, frame folders and split lists for problems",
     "auto": "run everything on a prepared data set: check, baseline, both streams, fusion, report",
-    "baseline": "compute the accuracy to beat: linear classifiers on features of untrained networks",
+    "baseline": "compute the accuracy to beat: linear classifiers on fixed features",
     "train": "train one stream on one split",
     "features": "cache a frozen backbone's features of every video, to train and score heads on",
     "evaluate": "score the videos of a split with a trained run",

@@ -146,8 +146,6 @@ def test_docs_name_only_files_that_exist(repository: Path) -> None:
         repository / "CONTRIBUTING.md",
         *(repository / "docs").glob("*.md"),
     ]:
-        if page.name == "design.md":  # it also draws what later issues will add
-            continue
         for found in re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text()):
             if not (page.parent / found).exists():
                 missing.append(f"{page.name}: {found}")

@@ -140,11 +140,33 @@ def damage(content: dict[str, Any], name: str, old: str, new: str) -> dict[str, 
 
 
 NET = {"activity_net.json": ACTIVITYNET}
+SAMPLES: dict[str, dict[str, Any]] = {
+    "kinetics400": KINETICS,
+    "jester": JESTER,
+    "ssv2": SSV2,
+    "activitynet": NET,
+    "mit": MIT,
+    "diving48": DIVING,
+    "stair": STAIR,
+    "charades": CHARADES,
+}
+"""kind -> its files"""
 DAMAGES = {
     "kinetics: column": (
         "kinetics400",
         damage(KINETICS, "kinetics_val.csv", "label,", "name,"),
         r"val\.csv:1: no column 'label'",
+    ),
+    "kinetics: delimiter": (
+        "kinetics400",
+        {**KINETICS, "kinetics_val.csv": "label\tyoutube_id\tn\nzumba\tddddddddddd\t3\n"},
+        r"val\.csv:1: no column 'label' in 'label\\tyoutube_id\\tn': "
+        r"expected `label,youtube_id,time_start,time_end`$",
+    ),
+    "kinetics: no video": (
+        "kinetics400",
+        damage(KINETICS, "kinetics_train.csv", "aaaaaaaaaaa", ""),
+        r"train\.csv:3: `youtube_id` is empty",
     ),
     "kinetics: cut off": (
         "kinetics400",
@@ -301,6 +323,11 @@ DAMAGES = {
         "charades",
         damage(CHARADES, "Charades_v1_test.csv", "c000", "c157"),
         r"test\.csv:2: 'c157' is not a class",
+    ),
+    "charades: no id": (
+        "charades",
+        damage(CHARADES, "Charades_v1_test.csv", "YSKX3", ""),
+        r"test\.csv:2: `id` is empty",
     ),
     "charades: order": (
         "charades",

@@ -101,7 +101,16 @@ def make(
     rotation: int | None = None,
     container_options: dict[str, str] | None = None,
 ) -> Path:
-    """Encode pictures; `stamps` are milliseconds (variable frame rate)."""
+    """Encode a video, by default of 24 frames (`FRAMES`) at 25 frames per second.
+
+    Args:
+        path: The file; its suffix chooses the container.
+        codec: Encoder and its options; the test is skipped where PyAV lacks it.
+        frames: Pictures (H, W, 3), RGB; by default the `picture` of each number.
+        stamps: Milliseconds at which each frame is shown, for a variable frame rate.
+        rotation: Degrees that a player turns the pictures.
+        container_options: For the container, as `movflags`.
+    """
     try:
         av.Codec(codec.name, "w")
     except av.FFmpegError:
@@ -150,6 +159,14 @@ def make_audio(path: Path) -> Path:
 
 
 def write_video(path: Path, frames: int, step: int, fps: int = 12) -> Path:
+    """Encode an H.264 video of 64×48 pixels in which a texture moves to the left.
+
+    Args:
+        path: The file; its folder is made.
+        frames: Number of frames; the texture depends on it.
+        step: Pixels from one frame to the next; 60 + `step` · `frames` must lie within 0 and 136.
+        fps: Frames per second.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     grey = np.random.default_rng(frames).integers(0, 256, (48, 200, 1), dtype=np.uint8)
     texture = np.repeat(grey, 3, axis=2)  # JPEG halves the resolution of colour

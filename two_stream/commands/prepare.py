@@ -83,6 +83,7 @@ def _usage() -> None:
 
 def _report(made: Prepared) -> int:
     from two_stream.runtime.console import say, warn
+    from two_stream.runtime.text import plural
 
     for warning in made.warnings:
         warn(warning)
@@ -91,8 +92,9 @@ def _report(made: Prepared) -> int:
     if len(made.failures) > NAMED:
         say(f"left out: … and {len(made.failures) - NAMED} more")
     say(
-        f"{made.path.parent}: {made.videos} videos of {made.sources} sources, {made.record.num_classes} classes, "
-        f"{made.record.num_splits} {'split' if made.record.num_splits == 1 else 'splits'} in {len(made.lists)} lists"
-        + (f"; {len(made.failures)} videos left out" if made.failures else "")
+        f"{made.path.parent}: {plural(made.videos, made.unit)} of {plural(made.sources, 'source')}, "
+        f"{plural(made.record.num_classes, 'class')}, {plural(made.record.num_splits, 'split')} in "
+        f"{plural(len(made.lists), 'list')}"
+        + (f"; {plural(len(made.failures), made.unit)} left out" if made.failures else "")
     )
     return 1 if made.failures else 0

@@ -110,6 +110,8 @@ class AuditOptions:
     """videos checked at a time; all processors by default, 0 works in the main process"""
     patience: float = 60.0
     """seconds without a new frame after which a video is skipped"""
+    official_split: bool = False
+    """accept a published split: a source on both sides of it is a warning"""
 
 
 @dataclass(frozen=True)

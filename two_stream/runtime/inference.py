@@ -85,7 +85,7 @@ def missing_compiler(device: torch.device) -> str:
 
 def _pairs(model: nn.Module, example: torch.Tensor) -> list[tuple[Convolution, BatchNorm]]:
     """Return the BatchNorms whose input is the output of a convolution that is used once."""
-    made: dict[int, Convolution] = {}
+    made: dict[tuple[int, int], Convolution] = {}  # a later change in place (a shortcut) raises the version
     kept: list[torch.Tensor] = []  # kept alive, so that ids are unique
     calls: dict[nn.Module, int] = {}
     found: list[tuple[Convolution, BatchNorm]] = []
@@ -94,12 +94,12 @@ def _pairs(model: nn.Module, example: torch.Tensor) -> list[tuple[Convolution, B
         assert isinstance(module, _CONVOLUTIONS)
         calls[module] = calls.get(module, 0) + 1
         kept.append(output)
-        made[id(output)] = module
+        made[id(output), output._version] = module
 
     def normalised(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         assert isinstance(module, _NORMS)
         calls[module] = calls.get(module, 0) + 1
-        convolution = made.get(id(inputs[0]))
+        convolution = made.get((id(inputs[0]), inputs[0]._version))
         if convolution is not None:
             found.append((convolution, module))
 

@@ -16,6 +16,12 @@ def shown_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
+def plural(count: int, what: str, one: str = "", many: str = "") -> str:
+    """Return a count with its noun, and a verb if given: `1 class has`, `3 classes have`."""
+    noun = what if count == 1 else f"{what}es" if what.endswith("s") else f"{what}s"
+    return f"{count} {noun} {one if count == 1 else many}".rstrip()
+
+
 def parse_json(text: str | bytes) -> Any:
     """Parse untrusted JSON; bytes are UTF-8.
 

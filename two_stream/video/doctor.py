@@ -17,6 +17,7 @@ import cv2
 from two_stream.errors import TwoStreamError, VideoError
 from two_stream.runtime.console import progress
 from two_stream.runtime.files import sha256
+from two_stream.runtime.text import plural
 from two_stream.runtime.workers import Beat, TaskFailure, run_tasks, usable_processes
 from two_stream.types import Modality
 from two_stream.video.decoding.reader import backend_version, open_video
@@ -180,10 +181,10 @@ def examine_video(job: _VideoJob, beat: Beat) -> list[Finding]:
         findings.append(Finding("header_mismatch", "info", subject, detail))
     if job.listed and (frames < job.listed.frames or (job.listed.more and frames > job.listed.frames)):
         severity = job.listed.fewer if frames < job.listed.frames else "warning"
-        detail = f"{_plural(frames, 'frame')} of the video file decode, the lists say {job.listed.frames}"
+        detail = f"{plural(frames, 'frame')} of the video file decode, the lists say {job.listed.frames}"
         findings.append(Finding("count_mismatch", severity, subject, detail))
     if frames < job.min_frames:
-        detail = f"{_plural(frames, 'frame')}, expected at least {job.min_frames}"
+        detail = f"{plural(frames, 'frame')}, expected at least {job.min_frames}"
         findings.append(Finding("too_short", "warning", subject, detail))
     return findings
 
@@ -297,7 +298,7 @@ def _check_counts(job: _FolderJob, counts: dict[str, int]) -> list[Finding]:
     if rgb == 0:
         findings.append(Finding("missing", "error", subject, f"no RGB frames ({patterns.rgb})"))
     elif rgb is not None and rgb < job.min_frames:
-        detail = f"{_plural(rgb, 'frame')}, expected at least {job.min_frames}"
+        detail = f"{plural(rgb, 'frame')}, expected at least {job.min_frames}"
         findings.append(Finding("too_short", "warning", subject, detail))
     if "flow" not in job.modalities:
         return findings
@@ -311,7 +312,3 @@ def _check_counts(job: _FolderJob, counts: dict[str, int]) -> list[Finding]:
         detail = f"{rgb} RGB frames, but {x} flow frames (expected {rgb - 1})"
         findings.append(Finding("rgb_flow_mismatch", "error", subject, detail))
     return findings
-
-
-def _plural(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"

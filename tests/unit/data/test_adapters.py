@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from tests.helpers import annotations as files
 from tests.helpers.annotations import frames, write
+from tests.helpers.videos import make, picture
 from two_stream.commands import prepare as command
 from two_stream.data.catalog import Record, load_record
 from two_stream.data.options import AnnotationOptions
@@ -21,9 +23,15 @@ from two_stream.data.splits import load_part
 from two_stream.errors import DataError, SettingsError
 
 
-def prepared(kind: str, annotations: Path, root: Path, **options: Any) -> tuple[Prepared, Record]:
+def prepared(
+    kind: str, annotations: Path, root: Path | None = None, *, videos: Path | None = None, **options: Any
+) -> tuple[Prepared, Record]:
+    """Prepare frame folders, or videos, which are decoded in this process."""
     out = annotations.parent / "settings"
-    made = prepare_annotations(kind, AnnotationOptions(annotations, kind, out, frames=root, **options))
+    chosen = AnnotationOptions(
+        annotations, kind, out, frames=root, videos=videos, **{"processes": 0} | options
+    )
+    made = prepare_annotations(kind, chosen)
     return made, load_record(kind, out)
 
 
@@ -39,7 +47,8 @@ def test_kinetics_labels_are_the_sorted_names_and_clips_lie_in_class_folders_or_
     assert lines(record, "train") == ["zumba/ccccccccccc_000000_000010 5 2", "aaaaaaaaaaa_000001_000011 7 0"]
     assert lines(record, "val") == ["bbbbbbbb-_b 4 1"]
     assert lines(record, "val", "flow") == ["bbbbbbbb-_b 3 1"]
-    assert made.failures == [("ddddddddddd_000005_000015", "no frame folder of this name")]
+    line = official / "kinetics_val.csv"
+    assert made.failures == [("ddddddddddd_000005_000015", f"no frame folder of this name ({line}:3)")]
     assert "kinetics600 has 600 classes, these files name 3" in made.warnings
     assert record.group_of("zumba/ccccccccccc_000000_000010") == "ccccccccccc"
     assert record.group_of("bbbbbbbb-_b") == "bbbbbbbb-_b"
@@ -87,7 +96,7 @@ def test_activitynet_segments_are_parts_of_videos(tmp_path: Path, fixtures: dict
         "y#1,y,0,1.05,1",
     ]
     assert record.group_of("v_x#2") == "x"
-    assert "1 videos of the testing subset have no class and are left out" in made.warnings
+    assert "1 video of the testing subset has no class and is left out" in made.warnings
     (reference,) = fixtures["3dresnets"]["dataset"]["runs"]["ActivityNet default formatter"]
     assert reference["segment"] == [6, 6 + 25]
 
@@ -140,7 +149,7 @@ def test_charades_has_every_class_of_a_video_and_people_as_groups(tmp_path: Path
     assert lines(record, "val") == ["YSKX3 7 0"]
     (first, second) = load_part(record, "rgb", 1, "train", selection="paper")
     assert (first.labels, first.group, second.group) == ((0, 2), "HR43", "0KZ7")
-    assert "1 videos have no action and are left out" in made.warnings
+    assert "1 video has no action and is left out" in made.warnings
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +258,11 @@ def test_each_kind_of_damage_names_file_and_line(tmp_path: Path, case: str) -> N
 
 
 TABLE_DAMAGES = {
+    "delimiter": (
+        "t.csv",
+        "path\tlabel\nx\ta\n",
+        r"t\.csv:1: unknown column 'path\\tlabel': .*`path,id,label,",
+    ),
     "a column": ("t.csv", "path,lable\nx,a\n", r"t\.csv:1: unknown column 'lable'.*`label`"),
     "no class": ("t.csv", "path,label\nx,a\ny,\n", r"t\.csv:3: expected a class in `label`"),
     "both": ("t.csv", "path,label,labels\nx,a,a;b\n", r"t\.csv:2: expected a class in `label`, or several"),
@@ -287,12 +301,71 @@ def test_missing_videos_are_counted_and_the_first_are_named(
     assert "39 videos left out" in shown
     assert "v11:" not in shown
     (tmp_path / "t.csv").write_text("id,label,split\nv1,a,train\n")
-    with pytest.raises(DataError, match=r"none of the 1 listed videos is here \(v1: no frame folder"):
+    with pytest.raises(DataError, match=r"frames: the listed video is not here; v1: no frame folder"):
         command.main([*flags, "--out", str(tmp_path / "out")])
     with pytest.raises(SettingsError, match="use --videos or --frames"):
         command.main(flags[:3])
     with pytest.raises(SettingsError, match="did you mean `kinetics400`"):
         command.main(["kinetics40"])
+
+
+def seconds(path: Path, long: float) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return make(path, frames=[picture(0)] * round(25 * long))
+
+
+def test_every_part_of_a_missing_video_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = "v,a,0,1,train\nlost,a,0,1,train\nlost,b,1,2,train\nlost,b,2,3,test\nv,b,1,2,train\n"
+    table = write(tmp_path, {"t.csv": "id,label,start,end,split\n" + rows}) / "t.csv"
+    seconds(tmp_path / "videos" / "sub" / "v.mp4", 2)
+    flags = ["table", "--annotations", str(table), "--videos", str(tmp_path / "videos"), "--processes", "0"]
+    assert command.main([*flags, "--out", str(tmp_path / "out")]) == 1
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[:3] == [f"left out: lost: no video file with this name ({table}:{n})" for n in (3, 4, 5)]
+    assert shown[3].endswith("2 clips of 1 source, 2 classes, 1 split in 4 lists; 3 clips left out")
+    table.write_text("id,label,split\nv,a,train\nlost,a,test\n")
+    assert command.main([*flags, "--out", str(tmp_path / "out")]) == 1
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[1].endswith("1 video of 1 source, 1 class, 1 split in 4 lists; 1 video left out")
+    table.write_text("id,label,split\nw,a,train\nlost,a,test\n")
+    said = f"none of the 2 listed videos is here; w: no video file with this name ({table}:2); there is for example "
+    with pytest.raises(DataError, match=re.escape(said + "sub/v.mp4") + "$"):
+        command.main([*flags, "--out", str(tmp_path / "out")])
+    (tmp_path / "videos" / "sub" / "v.mp4").unlink()
+    with pytest.raises(DataError, match=r"there is no video file here$"):
+        command.main([*flags, "--out", str(tmp_path / "out")])
+
+
+def test_parts_after_the_end_of_their_video(tmp_path: Path) -> None:
+    """Videos of 5 s and of 2 s; a part is not called shortened where less than a frame of it is missing."""
+    rows = "a,x,3,99,train\na,x,7,9,train\na,x,0,5.03,train\nb,x,1,2.04,test\nb,x,2,3,test\nb,x,0,2,test\n"
+    table = write(tmp_path, {"t.csv": "id,label,start,end,split\n" + rows}) / "t.csv"
+    for name, long in (("a", 5), ("b", 2)):
+        seconds(tmp_path / "videos" / f"{name}.mp4", long)
+    made, record = prepared("table", table, videos=tmp_path / "videos")
+    assert lines(record, "train") == ["a#1 50 0", "a#3 125 0"]
+    assert lines(record, "val") == ["b#1 25 0", "b#3 50 0"]
+    assert made.failures == [
+        ("a#2", f"starts at 7 s, the video ends at 5 s ({table}:3)"),
+        ("b#2", f"starts at 2 s, the video ends at 2 s ({table}:6)"),
+    ]
+    assert made.warnings[-1] == (
+        f"2 parts end after their video and are shortened (first: {table}:2: to 99 s, the video ends at 5 s)"
+    )
+    items = {
+        name: {"subset": "training", "annotations": {"label": "x", "segment": segment}}
+        for name, segment in (("a", [11, 61]), ("b", [51, 60]))
+    }
+    write(tmp_path, {"own.json": {"labels": ["x"], "database": items}})
+    made, record = prepared("json", tmp_path / "own.json", frames(tmp_path / "f", {"a": 59, "b": 50}))
+    assert lines(record, "train") == ["a#1 49 0"]
+    where = f"{tmp_path / 'own.json'}: database"
+    assert made.failures == [("b#1", f"starts at frame 51, the video has 50 frames ({where}.b)")]
+    assert made.warnings[-1] == (
+        f"1 part ends after its video and is shortened (first: {where}.a: to frame 60, the video has 59 frames)"
+    )
+    (note,) = [note for note in made.warnings if note.startswith("the test")]
+    assert note == "the test list is empty: none of its videos is here"
 
 
 def test_a_record_of_ones_own_stays_or_is_in_the_way(tmp_path: Path) -> None:
@@ -314,7 +387,7 @@ def test_one_file_for_two_lines_and_several_files_for_one(tmp_path: Path) -> Non
     reasons = dict(made.failures)
     assert "is already used by another line" in reasons["ccccccccccc_000005_000015"]
     assert reasons["aaaaaaaaaaa_000001_000011"].startswith(
-        "several with this name (a/aaaaaaaaaaa_000001_000011"
+        "several with this name: a/aaaaaaaaaaa_000001_000011"
     )
     assert lines(record, "train") == ["ccccccccccc 5 2"]
 
@@ -323,3 +396,23 @@ def test_every_kind_is_documented(repository: Path) -> None:
     page = (repository / "docs" / "datasets.md").read_text()
     for kind in (*ADAPTERS, "folder", "ucf101", "hmdb51"):
         assert f"`prepare {kind}" in page, f"docs/datasets.md has no row for {kind}"
+
+
+TESTED_ELSEWHERE = {
+    "ucf101": "test_prepare.py",
+    "hmdb51": "test_prepare.py",
+    "json": "test_the_codebases_own_json_files",
+    "table": "TABLES and TABLE_DAMAGES",
+}
+
+
+def test_every_kind_has_sample_files_and_damages(tmp_path: Path) -> None:
+    """Kinds of one reader share them; `TESTED_ELSEWHERE` names the kinds without."""
+    damaged = {kind for kind, *_ in files.DAMAGES.values()}
+    for what, kinds in (("SAMPLES", set(files.SAMPLES)), ("DAMAGES", damaged)):
+        readers = {ADAPTERS[kind].read for kind in kinds}
+        lacking = [kind for kind in ADAPTERS if ADAPTERS[kind].read not in readers]
+        assert lacking == list(TESTED_ELSEWHERE), f"tests/helpers/annotations.py: {what}"
+    for kind, content in files.SAMPLES.items():
+        found = read_annotations(kind, write(tmp_path / kind, content))
+        assert {entry.split for entry in found.entries} == {"train", "test"}, kind

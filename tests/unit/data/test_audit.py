@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,12 +85,17 @@ def test_source_on_both_sides_is_worse_within_a_class(sound: Record) -> None:
         edit(sound.list_path("test", modality, 1), lambda old: old[:1])  # type: ignore[arg-type]
         moved = test[1] if modality == "rgb" else test[1].replace(" 6 ", " 5 ")
         edit(sound.list_path("train", modality, 1), lambda old, moved=moved: [*old, moved])  # type: ignore[misc, arg-type]
-    finding = one(sound, "leakage", "error")
-    assert "source 'g01' has videos of class 'run' in the training list too" in finding.detail
+    leaks = [f for f in audit(sound, QUICK) if f.kind == "leakage"]  # once for both streams
+    assert [f.severity for f in leaks] == ["error", "info"]
+    assert leaks[0].subject == str(sound.list_path("test", "rgb", 1))
+    assert leaks[0].detail == "source 'g01' has videos of class 'run' in the training list too"
+    assert "or accept a published split with --official-split" in leaks[1].detail
+    (accepted,) = [f for f in audit(sound, replace(QUICK, official_split=True)) if f.kind == "leakage"]
+    assert accepted == replace(leaks[0], severity="warning")
     for modality in ("rgb", "flow"):
         edit(sound.list_path("train", modality, 1), lambda old: [*old[:-1], old[-1][:-1] + "2"])  # type: ignore[arg-type]
     assert ("leakage", "error") not in found(sound)
-    assert "1 sources have videos of different classes" in one(sound, "leakage", "warning").detail
+    assert "1 source has videos of different classes" in one(sound, "leakage", "warning").detail
 
 
 def test_label_out_of_range_and_label_that_changes(sound: Record) -> None:

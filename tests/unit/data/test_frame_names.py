@@ -191,7 +191,7 @@ def test_names_that_cannot_be_told_are_named_and_may_be_given(prepare: Any, tmp_
         prepare("--rgb-pattern", "middle{}.png")
     with pytest.raises(SettingsError, match=r"--flow-pattern 'h\{\}\.tiff': expected x and y as \{axis\}"):
         prepare("--rgb-pattern", "left{}.png", "--flow-pattern", "h{}.tiff")
-    with pytest.raises(SettingsError, match="one place for the number"):
+    with pytest.raises(SettingsError, match="one field for the number"):
         prepare("--rgb-pattern", "left.png")
     with pytest.raises(DataError, match=r"no frame is named 'flow_x_\{\}\.tiff'"):
         prepare("--rgb-pattern", "left{}.png", "--flow-pattern", "flow_{axis}_{}.tiff")

@@ -59,7 +59,7 @@ def test_whole_official_files_need_no_note_and_others_get_one(tmp_path: Path) ->
 
     assert notes(names) == []
     assert notes(names[:5]) == ["jester has 27 classes, these files name 5"]
-    assert notes([*names[:26], "Waving"]) == ["1 classes are not jester's as published, such as 'Waving'"]
+    assert notes([*names[:26], "Waving"]) == ["1 class is not jester's as published, such as 'Waving'"]
     (said,) = notes(names[::-1])
     assert "a different order" in said
 

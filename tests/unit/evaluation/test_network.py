@@ -165,6 +165,18 @@ def test_only_what_may_be_folded_is(capsys):
     assert "BatchNorm is not folded" in capsys.readouterr().err
 
 
+@torch.no_grad()
+def test_the_shortcut_of_a_preactivation_block_is_added_before_its_norm(capsys):
+    """The sum is made in place, so the tensor that the next norm gets is the convolution's, changed."""
+    model = network(
+        "resnet3d", backbone={"kind": "resnet3d", "depth": 18, "width": 0.25, "preactivation": True}
+    )
+    made = prepare_for_inference(model, EvaluateOptions())
+    assert 0 < norms(made) < norms(model)
+    assert gap(made(clips(model)), model(clips(model))) < 1e-4
+    assert "not folded" not in capsys.readouterr().err
+
+
 def test_what_is_resolved_is_not_auto_and_of_the_paper_not_folded(monkeypatch):
     monkeypatch.setattr(precision, "native_bf16", lambda device: False)
     asked = EvaluateOptions(precision="auto")

@@ -164,6 +164,25 @@ def test_broken_data_end_it_before_anything_is_trained(
     assert "no split 9; it has 1 to 1" in capsys.readouterr().err
 
 
+def test_a_published_split_with_sources_on_both_sides_can_be_accepted(
+    settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise SettingsError("the baseline is run")
+
+    monkeypatch.setattr("two_stream.studies.baseline.run_baseline", stop)
+    shutil.copytree(settings / "settings", tmp_path / "settings")
+    record = tmp_path / "settings" / "toy" / "dataset.yaml"
+    record.write_text(record.read_text().replace(r"_(g\d)$", r"(v)_g\d$"))  # all videos are of one source
+    args = ["auto", "toy", "--settings-root", str(tmp_path / "settings"), "--runs", str(tmp_path / "runs")]
+    assert cli.main(args) == 1
+    said = capsys.readouterr().out
+    assert said.count("source 'v' has videos of class 'left' in the training list too") == 1
+    assert "or accept a published split with --official-split" in said
+    assert cli.main([*args, "--official-split"]) == 2
+    assert "the baseline is run" in capsys.readouterr().err
+
+
 def test_recipes_are_found_under_the_settings_and_in_the_checkout(tmp_path: Path, settings: Path) -> None:
     own = settings / "settings"
     assert recipe("rgb", own, "cpu") == own / "experiments" / "own_videos_rgb.yaml"

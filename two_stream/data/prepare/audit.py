@@ -13,6 +13,7 @@ from two_stream.data.sources.files import FrameFolders, find_video, index_videos
 from two_stream.data.sources.segments import Segment, segments_of
 from two_stream.data.splits import numbered_records, single_class_warning
 from two_stream.errors import DataError, VideoError
+from two_stream.runtime.text import plural
 from two_stream.types import Modality, Part, VideoRecord
 from two_stream.video.doctor import Finding, Listed, Severity, examine_frame_folders, examine_videos
 from two_stream.video.frames import count_frames
@@ -24,6 +25,10 @@ _NAMED = 3
 """examples named in a finding about many videos"""
 
 
+_ADVICE = (
+    "a source on both sides of a split makes the test accuracy too high; make the split again by source, correct "
+    "`group` of the record if it is not one source, or accept a published split with --official-split"
+)
 Lists = dict[tuple[Part, Modality], list[VideoRecord]]
 
 
@@ -55,11 +60,16 @@ def audit(record: Record, options: AuditOptions | None = None) -> list[Finding]:
                     if first.all_labels != r.all_labels:
                         detail = f"{r.id!r} has label {_labels(r)} here, {_labels(first)} in another list"
                         findings.append(Finding("label", "error", str(path), detail))
+        pairs: list[tuple[Part, Part]] = [("train", "test")]
+        pairs += [("train", "val"), ("val", "test")] if own else []
+        told = set()
         for modality in used:
-            findings += _sides(record, split, modality, lists, ("train", "test"))
-            if own:
-                findings += _sides(record, split, modality, lists, ("train", "val"))
-                findings += _sides(record, split, modality, lists, ("val", "test"))
+            for pair in pairs:
+                for finding in _sides(record, split, modality, lists, pair, official=chosen.official_split):
+                    key = (pair, finding.detail)  # the lists of the other stream usually say the same
+                    if finding.kind != "leakage" or key not in told:
+                        findings.append(finding)
+                    told.add(key)
         findings += _streams(record, split, lists)
     findings += [
         Finding("one_class", "warning", str(record.folder), detail) for detail in single_class_warning(record)
@@ -141,9 +151,18 @@ def _path(record: Record, part: Part, modality: Modality, split: int) -> Path:
 
 
 def _sides(
-    record: Record, split: int, modality: Modality, lists: Lists, parts: tuple[Part, Part]
+    record: Record,
+    split: int,
+    modality: Modality,
+    lists: Lists,
+    parts: tuple[Part, Part],
+    *,
+    official: bool,
 ) -> list[Finding]:
-    """Compare two lists of one split, the second with the first."""
+    """Compare two lists of one split, the second with the first.
+
+    A source on both sides is an error if its class is too; in an `official` split it is a warning.
+    """
     train, test = (lists[part, modality] for part in parts)
     subject = str(_path(record, parts[1], modality, split))
     first = {"train": "training", "val": "validation", "test": "test"}[parts[0]]
@@ -159,10 +178,13 @@ def _sides(
     same = sorted({(r.group, r.label) for r in apart if r.label in inside[r.group]})
     for group, label in same:
         detail = f"source {group!r} has videos of class {_name(record, label)!r} in the {first} list too"
-        findings.append(Finding("leakage", "error", subject, detail))
+        findings.append(Finding("leakage", "warning" if official else "error", subject, detail))
+    if same and not official:
+        findings.append(Finding("leakage", "info", str(record.folder), _ADVICE))
     other = sorted({r.group for r in apart if r.label not in inside[r.group]})
     if other:
-        detail = f"{len(other)} sources have videos of different classes in the {first} list: {_some(other)}"
+        counted = plural(len(other), "source", "has", "have")
+        detail = f"{counted} videos of different classes in the {first} list: {_some(other)}"
         findings.append(Finding("leakage", "warning", subject, detail))
     for part, records in zip(parts, (train, test)):
         if records:

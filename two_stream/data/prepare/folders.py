@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -27,6 +27,7 @@ from two_stream.data.sources.files import FrameFolders
 from two_stream.data.splits import check_names, make_splits, single_class_warning, write_list
 from two_stream.errors import DataError
 from two_stream.runtime.files import write_text
+from two_stream.runtime.text import plural
 from two_stream.types import Modality, Part, VideoRecord
 from two_stream.video.sources import Source, find_sources
 
@@ -49,6 +50,8 @@ class Prepared:
     lists: list[Path] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
     """(id, reason) of the videos left out"""
+    unit: Literal["video", "clip"] = "video"
+    """what an entry of the lists is; clips are parts of videos"""
     warnings: list[str] = field(default_factory=list)
 
 
@@ -143,7 +146,7 @@ def parts_line(
 ) -> str:
     """Return a sentence that counts the videos of a split that was given."""
     own = f"{len(validation)} validation, " if validation else ""
-    return f"the split is the given one: {len(split[0])} training, {own}{len(split[1])} test videos"
+    return f"the split is the given one: {len(split[0])} training, {own}{plural(len(split[1]), 'test video')}"
 
 
 def _mapping(

@@ -15,6 +15,7 @@ from two_stream.data.prepare.adapters import official
 from two_stream.data.prepare.adapters.annotations import Annotations
 from two_stream.data.prepare.adapters.table import read_table
 from two_stream.errors import SettingsError
+from two_stream.runtime.text import plural
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ def _compared(kind: str, classes: list[str]) -> list[str]:
     known = (packaged_record(kind) or {}).get("classes", classes)
     strange = [name for name in classes if name not in known]
     if strange:
-        notes.append(f"{len(strange)} classes are not {kind}'s as published, such as {strange[0]!r}")
+        counted = plural(len(strange), "class", "is", "are")
+        notes.append(f"{counted} not {kind}'s as published, such as {strange[0]!r}")
     elif len(classes) == len(known) and classes != known:
         notes.append(
             f"the classes are {kind}'s in a different order; published weights do not fit these labels"

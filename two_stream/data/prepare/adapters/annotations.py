@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 from two_stream.config.load import nearest
 from two_stream.data.catalog import packaged_record, read_lines
 from two_stream.errors import DataError
-from two_stream.runtime.text import parse_json
+from two_stream.runtime.text import parse_json, plural
 
 Split = Literal["train", "val", "test", ""]
 """the official validation part is the `test` list here, as in published lists; `val` are rows of a table that also has
@@ -84,7 +84,9 @@ class Annotations:
                     f"{entry.where}: {entry.id!r} is also at {first.where}, with a different class or part; keep one"
                 )
         if len(kept) < len(self.entries):
-            self.notes.append(f"{len(self.entries) - len(kept)} lines repeat another line and are skipped")
+            repeated = len(self.entries) - len(kept)
+            one, many = "repeats another line and is", "repeat another line and are"
+            self.notes.append(f"{plural(repeated, 'line', one, many)} skipped")
         self.entries = kept
 
 
@@ -195,9 +197,12 @@ def read_fields(path: Path, delimiter: str, least: int, form: str) -> Iterator[t
 
 
 def read_table_rows(
-    path: Path, needed: Sequence[str], delimiter: str = ","
+    path: Path, needed: Sequence[str], delimiter: str = ",", filled: Sequence[str] = ()
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield (`file:line`, row by column) of a file whose first line names the columns."""
+    """Yield (`file:line`, row by column) of a file whose first line names the columns.
+
+    The columns `needed` must be there; the columns `filled` must not be empty in any row.
+    """
     lines = read_lines(path)
     if delimiter == "," and lines and ";" in lines[0] and "," not in lines[0]:
         delimiter = ";"  # as spreadsheets write it where the comma is the decimal point
@@ -205,7 +210,11 @@ def read_table_rows(
     header = [column.strip() for column in next(reader, [])]
     lacking = [column for column in needed if column not in header]
     if lacking:
-        raise DataError(f"{path}:1: no column {lacking[0]!r}; expected {delimiter.join(needed)}")
+        line = lines[0] if lines else ""
+        line = line if len(line) <= 80 else f"{line[:77]}…"
+        raise DataError(
+            f"{path}:1: no column {lacking[0]!r} in {line!r}: expected `{delimiter.join(needed)}`"
+        )
     end = reader.line_num
     for fields in reader:
         begin, end = end + 1, reader.line_num
@@ -216,7 +225,11 @@ def read_table_rows(
                 f"{path}:{begin}: {len(fields)} fields, the first line names {len(header)} columns; "
                 "is the file complete?"
             )
-        yield f"{path}:{begin}", dict(zip(header, (field.strip() for field in fields), strict=True))
+        row = dict(zip(header, (field.strip() for field in fields), strict=True))
+        for column in filled:
+            if not row[column]:
+                raise DataError(f"{path}:{begin}: `{column}` is empty")
+        yield f"{path}:{begin}", row
 
 
 def read_json(path: Path) -> Any:

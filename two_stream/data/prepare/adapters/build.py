@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from two_stream.config.load import read_yaml
 from two_stream.data.catalog import MODALITIES, RECORD_FILE, Record, make_record, packaged_record
@@ -37,6 +37,7 @@ from two_stream.data.sources.segments import Segment, frames_between, write_segm
 from two_stream.data.splits import make_splits
 from two_stream.errors import DataError, SettingsError, VideoError
 from two_stream.runtime.files import write_text
+from two_stream.runtime.text import plural
 from two_stream.types import VideoRecord
 from two_stream.video.decoding.backend_pyav import frame_times
 from two_stream.video.decoding.reader import open_video
@@ -54,8 +55,14 @@ class _Listed:
     videos: list[tuple[AnnotatedVideo, VideoRecord]] = field(default_factory=list)
     counts: Counts = field(default_factory=dict)
     segments: dict[str, Segment] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-    """reason by id"""
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    """(id, reason) of each line that is left out"""
+    shortened: list[str] = field(default_factory=list)
+    """place and times of each part that ends after its video"""
+
+    def leave_out(self, entry: AnnotatedVideo, name: str, reason: str) -> None:
+        """Add a failure; its reason names the line of the annotation file."""
+        self.failures.append((name, f"{reason} ({entry.where})"))
 
 
 def prepare_annotations(kind: str, options: AnnotationOptions) -> Prepared:
@@ -94,11 +101,11 @@ def prepare_annotations(kind: str, options: AnnotationOptions) -> Prepared:
     mapping = _mapping(kind, annotations, options, folder, kept=kept)
     counted = _counted(mapping, folder, found, options, kept=kept)
     listed = _listed(annotations, where, counted, options, make_record(mapping, folder))
+    unit: Literal["video", "clip"] = (
+        "clip" if listed.segments or any(entry.seconds for entry in annotations.entries) else "video"
+    )
     if not listed.videos:
-        first = next(iter(counted.strange or listed.failures.items()))
-        raise DataError(
-            f"{places.root}: none of the {len(annotations.entries)} listed videos is here ({first[0]}: {first[1]})"
-        )
+        raise DataError(_none_here(places, listed, counted, unit))
     _write_groups_and_segments(mapping, listed, folder)
     record = make_record(mapping, folder)
     splits, validation, notes = _splits(annotations, listed, record.num_splits)
@@ -111,9 +118,25 @@ def prepare_annotations(kind: str, options: AnnotationOptions) -> Prepared:
     made = write_dataset(
         record, None if kept else mapping, folder, splits, listed.counts, validation, counted.modalities
     )
-    made.failures = list(listed.failures.items())
+    made.failures, made.unit = listed.failures, unit
     made.warnings += [*annotations.notes, *notes]
+    if listed.shortened:
+        one, many = "ends after its video and is", "end after their video and are"
+        counted_parts = plural(len(listed.shortened), "part", one, many)
+        made.warnings.append(f"{counted_parts} shortened (first: {listed.shortened[0]})")
     return made
+
+
+def _none_here(places: VideoIndex, listed: _Listed, counted: FolderCounts, unit: str) -> str:
+    """Return the error where no line can be used: the first failure and, if no file was found, one that is here."""
+    strange = {name for name, _ in counted.strange}
+    name, reason = next((one for one in listed.failures if one[0] in strange), listed.failures[0])
+    number, found = len(listed.failures), counted.counts or counted.failures
+    what = f"none of the {number} listed {unit}s" if number > 1 else f"the listed {unit}"
+    state = (
+        f"{'can' if number > 1 else 'cannot'} be used" if found else f"is {'' if number > 1 else 'not '}here"
+    )
+    return f"{places.root}: {what} {state}; {name}: {reason}" + ("" if found else f"; {places.example()}")
 
 
 def _is_kept(path: Path, annotations: Annotations) -> bool:
@@ -193,31 +216,32 @@ def _listed(
     for entry in annotations.entries:
         place = where[entry.names]
         if isinstance(place, str):
-            made.failures[entry.names[0]] = place
+            made.leave_out(entry, entry.names[0], place)
             continue
         if place.id not in counts:
-            made.failures[place.id] = failures[place.id]
+            made.leave_out(entry, place.id, failures[place.id])
             continue
         parts[place.id] += 1
-        name = place.id
+        name, part = place.id, f"{place.id}#{parts[place.id]}"
         try:
-            span = _span(entry, place, counts[place.id][0], options, videos)
+            span, late = _span(entry, place, counts[place.id][0], options, videos)
         except VideoError as error:
-            made.failures[place.id] = error.reason
+            made.leave_out(entry, part, error.reason)
             continue
         if entry.seconds or span.start > 1:
-            name = f"{place.id}#{parts[place.id]}"
+            name = part
         if name in made.counts:
-            made.failures[entry.id] = f"its file {place.path} is already used by another line"
+            made.leave_out(entry, entry.id, f"its file {place.path} is already used by another line")
             continue
         flow = counts[place.id][1]
         if not annotations.splits:
             flow = min(len(span) - 1, flow - (span.start - 1))
         if flow < 1:
-            made.failures[name] = (
-                f"{len(span)} of the {counts[place.id][0]} frames are in this part, flow needs 2"
-            )
+            inside = f"{len(span)} of the {plural(counts[place.id][0], 'frame')} in this part, flow needs 2"
+            made.leave_out(entry, name, inside)
             continue
+        if late:
+            made.shortened.append(f"{entry.where}: {late}")
         if name != place.id:
             start, end = entry.seconds or (None, None)
             made.segments[name] = Segment(place.id, start, end, span.start)
@@ -235,19 +259,31 @@ def _span(
     count: int,
     options: AnnotationOptions,
     videos: VideoIndex | None,
-) -> range:
-    """Return the frames of an entry; `clock_of` raises the `VideoError`."""
+) -> tuple[range, str]:
+    """Return the frames of an entry, and both ends in words where a frame or more of it lies after its video.
+
+    Raises:
+        VideoError: The rate is unknown, or the part starts after the end of the video.
+    """
     if entry.frames is not None:
-        return range(entry.frames[0], min(entry.frames[1], count + 1))
+        first, stop = entry.frames
+        if first > count:
+            raise VideoError(place.path, f"starts at frame {first}, the video has {plural(count, 'frame')}")
+        late = f"to frame {stop - 1}, the video has {plural(count, 'frame')}" if stop > count + 1 else ""
+        return range(first, min(stop, count + 1)), late
     if entry.seconds is None:
-        return range(1, count + 1)
+        return range(1, count + 1), ""
     file = place.path if options.frames is None else None
     if videos is not None:
         other = videos.find(entry.names)
         file = other.path if isinstance(other, LocatedVideo) else None
     folder = place.path if options.frames is not None else None
     clock = clock_of(file, folder, count, entry.fps, options.fps)
-    return clock.between(*entry.seconds)
+    (start, end), span = entry.seconds, clock.between(*entry.seconds)
+    if span.start > count:
+        raise VideoError(place.path, f"starts at {start:g} s, the video ends at {clock.end:g} s")
+    lost = end - clock.end >= clock.step * (1 - 1e-6)
+    return span, f"to {end:g} s, the video ends at {clock.end:g} s" if lost else ""
 
 
 def _write_groups_and_segments(mapping: dict[str, Any], listed: _Listed, folder: Path) -> None:
@@ -285,7 +321,8 @@ def _splits(
         if not videos:
             notes.append(f"the {side} list is empty: none of its videos is here")
         elif len(seen) < len(annotations.classes):
-            notes.append(f"{len(annotations.classes) - len(seen)} classes have no {side} video here")
+            lacking = plural(len(annotations.classes) - len(seen), "class", "has", "have")
+            notes.append(f"{lacking} no {side} video here")
     return [(train, test)], val, notes
 
 
@@ -334,10 +371,17 @@ class VideoIndex:
             places = self._index.get(self._relative(name), [])
             if len(places) > 1:
                 shown = ", ".join(path.relative_to(self.root).as_posix() for path in places[:3])
-                return f"several with this name ({shown})"
+                return f"several with this name: {shown}"
             if places:
                 return LocatedVideo(self._ids[places[0]], places[0])
         return f"no {self._what} with this name"
+
+    def example(self) -> str:
+        """Return a note that names one file or frame folder that is here, or says that there is none."""
+        path = next(iter(self._ids), None)
+        if path is None:
+            return f"there is no {self._what} here"
+        return f"there is for example {path.relative_to(self.root).as_posix()}"
 
     def _relative(self, name: str) -> str:
         path = Path(name)
@@ -378,6 +422,19 @@ class VideoClock:
     def between(self, start: float, end: float) -> range:
         """Return the numbers of the frames from `start` to `end`, in seconds; see `frames_between`."""
         return frames_between(start, end, self.count, fps=self.fps, times=self.times)
+
+    @property
+    def step(self) -> float:
+        """Seconds that a frame is shown, on average."""
+        if self.times:
+            return (self.times[-1] - self.times[0]) / max(len(self.times) - 1, 1)
+        assert self.fps is not None
+        return 1 / self.fps
+
+    @property
+    def end(self) -> float:
+        """Second at which the video ends."""
+        return self.times[-1] + self.step if self.times else self.count * self.step
 
 
 @lru_cache(maxsize=8)  # the parts of a video are adjacent in the files

@@ -30,6 +30,7 @@ from two_stream.data.prepare.adapters.annotations import (
     read_table_rows,
 )
 from two_stream.errors import DataError
+from two_stream.runtime.text import plural
 
 _JSON_PARTS: dict[str, Split] = {"training": "train", "validation": "test"}
 _SUFFIXES = (".mp4", ".avi", ".webm", ".mkv")
@@ -115,12 +116,8 @@ def read_kinetics(path: Path) -> Annotations:
     listed = [
         (split, where, row)
         for split, file in _two_lists(path, ("*train*.csv",), ("*val*.csv",))
-        for where, row in read_table_rows(file, columns)
+        for where, row in read_table_rows(file, columns, filled=columns[:2])
     ]
-    for _, where, row in listed:
-        for column in columns[:2]:
-            if not row[column]:
-                raise DataError(f"{where}: `{column}` is empty")
     classes = AnnotatedClasses(sorted({row["label"] for _, _, row in listed}), path)
     entries = []
     for split, where, row in listed:
@@ -290,7 +287,7 @@ def read_charades(path: Path) -> Annotations:
     for split, listed in _two_lists(
         path, ("Charades_v1_train.csv", "*train.csv"), ("Charades_v1_test.csv", "*test.csv")
     ):
-        for where, row in read_table_rows(listed, ("id", "subject", "actions")):
+        for where, row in read_table_rows(listed, ("id", "subject", "actions"), filled=("id",)):
             labels = set()
             for action in filter(None, (text.strip() for text in row["actions"].split(";"))):
                 fields = action.split()
@@ -299,16 +296,14 @@ def read_charades(path: Path) -> Annotations:
                 for text in fields[1:]:
                     parse_number(text, where, "a time of an action")
                 labels.add(codes.label(fields[0], where))
-            name = row["id"]
-            if not name:
-                raise DataError(f"{where}: `id` is empty")
+            name, group = row["id"], row["subject"]
             if labels:
-                group = row["subject"]
                 entries.append(
                     AnnotatedVideo(name, (name,), tuple(sorted(labels)), split, where, group=group)
                 )
             empty += not labels
-    notes = [f"{empty} videos have no action and are left out"] if empty else []
+    one, many = "has no action and is", "have no action and are"
+    notes = [f"{plural(empty, 'video', one, many)} left out"] if empty else []
     return Annotations(classes.names, entries, multi_label=True, notes=notes)
 
 
@@ -349,7 +344,8 @@ def read_codebase_json(path: Path, prefix: str = "") -> Annotations:
         name = PurePosixPath(video_id)
         stem = str(name.with_suffix("")) if name.suffix.lower() in _SUFFIXES else video_id
         entries += _entries(item, stem, prefix, _JSON_PARTS[subset], classes, where)
-    notes = [f"{without} videos of the testing subset have no class and are left out"] if without else []
+    one, many = "of the testing subset has no class and is", "of the testing subset have no class and are"
+    notes = [f"{plural(without, 'video', one, many)} left out"] if without else []
     return Annotations(classes.names, entries, notes=notes)
 
 

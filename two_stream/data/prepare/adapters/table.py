@@ -104,7 +104,9 @@ def _texts(value: Any, where: str) -> Row:
 def _known(row: dict[str, Any], where: str) -> None:
     for name in row:
         if name not in COLUMNS:
-            raise DataError(f"{where}: unknown column {name!r}{nearest(name, list(COLUMNS))}")
+            several = len(row) > 1  # a single one is the whole line, with another delimiter
+            hint = nearest(name, list(COLUMNS)) if several else f": expected some of `{','.join(COLUMNS)}`"
+            raise DataError(f"{where}: unknown column {name!r}{hint}")
 
 
 def _classes_of(row: Row, where: str) -> list[str]:
