@@ -8,7 +8,7 @@
 
 A row is a network of the family with few layers and small clips: the operations are those of the large ones. Each is
 exported by `two_stream.export.export_run`, which compares the file with the model on batches of 1 and 3 clips and
-refuses what differs by more than 1e-4 of the largest logit.
+rejects what differs by more than 1e-4 of the largest logit.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def row(name: str) -> list[str]:
     try:
         stream = convert(model)
     except SettingsError as error:
-        reason = re.sub("^.*?no stream", "no stream", str(error))
+        reason = re.sub("^.*?cannot stream", "cannot stream", str(error))
         return [f"`{name}`", str(model.spec.clip_length), reason, *[""] * 5]
     clip, each = multiply_adds(model), multiply_adds_per_prediction(model)
     sees = "all so far" if stream.receptive_field is None else str(stream.receptive_field)

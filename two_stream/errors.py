@@ -77,7 +77,7 @@ class TrainingError(TwoStreamError):
 
 
 def loader_killed(error: BaseException, *, by_signal: bool = False) -> str | None:
-    """Return a message if torch reports that a loader process was killed, else None.
+    """Return a message if torch reports that a loader process was killed, otherwise None.
 
     Args:
         error: Raised by torch.

@@ -170,7 +170,8 @@ class Recognizer(nn.Module):
 
         Args:
             x_BCTHW: As for `forward_normalised`.
-            maps: Return feature maps `(B, C, T, H, W)` per pathway, for all heads; else their spatial mean `(B, T, D)`,
+            maps: Return feature maps `(B, C, T, H, W)` per pathway, for all heads; otherwise their spatial mean
+                `(B, T, D)`,
                 for heads that do not need maps.
         """
         found = [feature.tensor for feature in self.backbone(x_BCTHW)]
@@ -218,7 +219,7 @@ class Recognizer(nn.Module):
             source: Where the rows come from, for messages.
 
         Raises:
-            SettingsError: The head needs maps but tokens are cached, or the features are of another backbone.
+            SettingsError: The head needs maps but tokens are cached, or the features are of a different backbone.
         """
         if self.options.dense:
             raise SettingsError(
@@ -226,7 +227,7 @@ class Recognizer(nn.Module):
             )
         if not layout.maps and any(head.needs_maps for head in self._heads()):
             raise SettingsError(
-                f"{source}: head {self.options.head.kind} needs feature maps, but the cache holds spatial means; "
+                f"{source}: head {self.options.head.kind} needs feature maps, but the cache contains spatial means; "
                 "write the cache with `two-stream features --maps`, or set `model.head.over: time`"
             )
         tokens = self.backbone.num_tokens(self.spec.clip_length)
@@ -234,7 +235,7 @@ class Recognizer(nn.Module):
         given = [(s[1], s[0]) if layout.maps else s for s in layout.shapes]
         if given != wanted:
             raise SettingsError(
-                f"{source}: holds {layout}; the model's backbone gives tokens of (T, D) "
+                f"{source}: contains {layout}; the model's backbone gives tokens of (T, D) "
                 f"{' and '.join(f'{count}×{width}' for count, width in wanted)}"
             )
 

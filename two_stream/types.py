@@ -24,8 +24,8 @@ Frames: TypeAlias = "NDArray[np.uint8]"
 """uint8 frames of a clip, `(T, H, W, C)`"""
 Modality = Literal["rgb", "flow"]
 Part = Literal["train", "val", "test"]
-"""`train` and `val` are the two sides of the holdout carved from the official training list (with selection
-`paper` `train` is the complete list); `test` is the official test list (published files call it `val_*`)."""
+"""`train` and `val` are the two sides of the holdout, which is split off from the official training list (with
+selection `paper` `train` is the complete list); `test` is the official test list (published files call it `val_*`)."""
 
 MODALITY_CHANNELS: dict[str, int] = {"rgb": 3, "flow": 2}
 
@@ -115,7 +115,7 @@ class VideoRecord:
     num_frames: int
     """frames of this record's modality (flow has one fewer than RGB)"""
     label: int
-    """class; of a multi-label video the first of `labels`"""
+    """class (for a multi-label video, the first of `labels`)"""
     group: str = ""
     """source video; a split never divides a group"""
     labels: tuple[int, ...] = ()
@@ -132,9 +132,9 @@ class Batch:
     """A batch of a training loader."""
 
     clips: torch.Tensor
-    """uint8 `(B, C, T, H, W)`; of stored features float `(B, D)`, one row per view"""
+    """uint8 `(B, C, T, H, W)`; for stored features float `(B, D)`, one row per view"""
     labels: torch.Tensor
-    """int64 `(B,)`; of a multi-label data set float32 `(B, K)`, 1 where the clip has the class"""
+    """int64 `(B,)`; for a multi-label data set float32 `(B, K)`, 1 where the clip has the class"""
     ids: list[str]
     beside: tuple[torch.Tensor, ...] = ()
     """clips of the same moments for other networks, for example flow for RGB clips"""
@@ -224,7 +224,7 @@ class ScoreTable:
     groups: list[str] | None = None
     """source video of each row, for confidence intervals"""
     targets: NDArray[np.bool_] | None = None
-    """`(N, K)`: every class of each video of a multi-label data set, where `labels` holds the first one only"""
+    """`(N, K)`: every class of each video of a multi-label data set, where `labels` contains the first one only"""
 
 
 @dataclass(frozen=True)

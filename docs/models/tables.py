@@ -4,7 +4,7 @@
     python docs/models/tables.py --count    # first count every network anew on the meta device (minutes)
     python docs/models/tables.py --check    # write nothing; exit code 1 where a page is not what would be written
 
-Between `<!-- table: PATTERN … -->` and `<!-- end -->` a page holds the table of the models whose names
+Between `<!-- table: PATTERN … -->` and `<!-- end -->` a page contains the table of the models whose names
 match, with the figures of `docs/models/published.yaml` beside ours.
 """
 
@@ -28,7 +28,7 @@ PAGES = Path(__file__).resolve().parent
 PUBLISHED = PAGES / "published.yaml"
 _TABLE = re.compile(r"(<!-- table: (?P<patterns>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 _TWO = (100, 200)
-"""numbers of classes that tell the share of the classifier"""
+"""numbers of classes from which the classifier's part is computed"""
 
 
 def count(record: zoo.ModelRecord) -> dict[str, Any]:

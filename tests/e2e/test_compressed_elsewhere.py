@@ -62,7 +62,7 @@ def test_an_int8_network_watches_over_sliding_clips(
 ) -> None:
     assert main(["stream", str(video), "--rgb", str(int8)]) == 0
     shown = capsys.readouterr()
-    assert "int8 networks have no stream" in shown.err
+    assert "int8 networks cannot stream" in shown.err
     assert "predictions in" in shown.out
     assert main(["stream", str(video), "--rgb", str(int8), "--mode", "continual"]) == 2
 

@@ -68,7 +68,7 @@ def test_again_is_quick_and_other_settings_are_refused(
     assert (demo / "runs" / "rgb" / "last" / "model.safetensors").stat().st_mtime_ns == before
     capsys.readouterr()
     assert main(["demo", "--out", str(demo), "--groups", "3", "--epochs", "2"]) == 2
-    assert "a demo with other settings" in capsys.readouterr().err
+    assert "a demo with different settings" in capsys.readouterr().err
 
 
 def test_predict_from_both_streams(demo: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -174,9 +174,9 @@ def test_machines_that_see_or_have_something_else_are_named(tmp_path, monkeypatc
     mark.touch()
     jobs = [ExtractionJob(source, mark.parent, OPTIONS) for source in find_sources(tmp_path / "in")[0]]
     ray_pool._check_machines(Cluster(), jobs, mark)
-    with pytest.raises(DataError, match=f"machine there does not see {mark.parent} as this one does"):
+    with pytest.raises(DataError, match=f"machine there cannot access {mark.parent};"):
         ray_pool._check_machines(Cluster(missing=[str(mark)]), jobs, mark)
-    with pytest.raises(DataError, match=f"machine there does not see {tmp_path / 'in'} as"):
+    with pytest.raises(DataError, match=f"machine there cannot access {tmp_path / 'in'};"):
         ray_pool._check_machines(Cluster(missing=[str(tmp_path / "in")]), jobs, mark)
     other = {**ray_pool.versions("pyav"), "opencv": "4.10"}
     with pytest.raises(SettingsError, match=r"machine there has opencv 4\.10 \(here "):
@@ -184,9 +184,9 @@ def test_machines_that_see_or_have_something_else_are_named(tmp_path, monkeypatc
     with pytest.raises(SettingsError, match=r"machine there cannot run two-stream .*no module"):
         ray_pool._check_machines(Cluster(missing=RuntimeError("no module")), jobs, mark)
     mark.unlink()
-    with pytest.raises(DataError, match="machine here does not see"):
+    with pytest.raises(DataError, match="machine here cannot access"):
         ray_pool._check_machines(Cluster(), jobs, mark)
-    with pytest.raises(DataError, match="does not see"):
+    with pytest.raises(DataError, match="cannot access"):
         ray_pool.run_extraction_task(jobs[0], str(mark), 60.0)
 
 

@@ -163,7 +163,7 @@ def test_a_live_source_that_dies_and_returns_is_picked_up_and_ctrl_c_leaves(
         server.close()
     assert process.returncode == 130
     assert "waiting up to 60 s for it to come back" in complaints
-    assert "the networks start again" in complaints
+    assert "the networks are reset" in complaints
     assert "Traceback" not in complaints
     assert "1 interruptions" in told
     seconds = [line["seconds"] for line in lines(out)]
@@ -221,10 +221,10 @@ def test_a_full_disk_is_one_line_that_names_the_file(
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["x.mp4"], "no run given: give an RGB run"),
+        (["x.mp4"], "no run given: use an RGB run"),
         (["no.mp4", "--rgb", "RUN"], "no.mp4: no such file"),
         (["foo://x", "--rgb", "RUN"], "foo://x: unknown scheme 'foo'"),
-        (["VIDEO", "--flow", "RUN"], "this run uses rgb; give it with --rgb"),
+        (["VIDEO", "--flow", "RUN"], "this run uses rgb; pass it with --rgb"),
         (["VIDEO", "--rgb", "RUN", "--queue", "0"], "--queue is 0: expected 1 or more"),
         (["VIDEO", "--rgb", "RUN", "--weights", "1", "2"], "--weights weighs RGB against flow"),
         (["VIDEO", "--rgb", "RUN", "--annotate", "/no/such/x.mp4"], "no folder /no/such"),

@@ -154,7 +154,7 @@ def test_failed_cells_are_listed_and_stop_nothing(whole: Path, tmp_path: Path, m
         (["study.yaml", "--jobs", "0"], "--jobs is 0: expected 1 or more"),
         (
             ["study.yaml", "--ray", "local", "--devices", "cuda:0"],
-            "--ray and --devices exclude each other",
+            "--ray and --devices cannot be combined",
         ),
         (["study.yaml", "--job", "2"], "unknown flag --job"),
         ([], "the study file is missing"),

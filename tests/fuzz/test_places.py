@@ -56,7 +56,7 @@ def test_a_sound_index_is_read() -> None:
         ({"starts": np.full(6, -1)}, "'a' is outside its shard"),
         ({"sizes": np.full(5, 100)}, "6 start positions for 5 entries"),
         ({"sizes": np.full(6, 100.0)}, "64-bit integers"),
-        ({"settings": {**SETTINGS, "encoding": "raw", "resize": [10**6, 10**6]}}, "pictures of 1000000"),
+        ({"settings": {**SETTINGS, "encoding": "raw", "resize": [10**6, 10**6]}}, "images of 1000000"),
     ],
 )
 def test_an_index_that_points_elsewhere_is_refused(changes: dict[str, Any], words: str) -> None:

@@ -44,7 +44,7 @@ def _declares(shape: tuple[int, ...], kind: str, held: int) -> bytes:
     [
         (_declares((12, 10**13), "<f8", 96), "96|bytes for"),
         (_declares((10**13,), "<f4", 0), "bytes for"),
-        (_declares((12, 3), "|O", 288), "not of numbers or text"),
+        (_declares((12, 3), "|O", 288), "a data type other than numbers or text"),
         (b"\x93NUMPY\x01\x00\x10\x00(" + b"(" * 15, "not a score file"),
         (b"no array", "not a score file"),
     ],

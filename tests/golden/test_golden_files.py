@@ -255,7 +255,7 @@ def test_a_stopped_training_goes_on_to_the_same_end() -> None:
 
 def test_a_finished_run_is_not_trained_again() -> None:
     before = written("runs/rgb/*/model.safetensors", "runs/rgb/*/state.pt")
-    assert "the run is finished already" in command("train rgb.yaml --resume")
+    assert "the run has finished" in command("train rgb.yaml --resume")
     assert written("runs/rgb/*/model.safetensors", "runs/rgb/*/state.pt") == before
 
 

@@ -226,7 +226,7 @@ DAMAGES = {
     "ssv2: cut off": (
         "ssv2",
         damage(SSV2, "something-something-v2-train.json", "}]", "},"),
-        r"train\.json:1: not complete JSON",
+        r"train\.json:1: invalid JSON",
     ),
     "ssv2: class": (
         "ssv2",

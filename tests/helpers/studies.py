@@ -61,7 +61,7 @@ def made_result(
         name="made_heads",
         question="Does an order-aware head beat average pooling on a frozen backbone?",
         protocol=f"made split 1, test part · multi-clip × ten-crop · selection holdout · {videos} videos of 60 sources "
-        f"· {seeds} seeds · 95 % intervals over sources and trainings",
+        f"· {seeds} seeds · 95 % intervals over sources and training runs",
         metric="mAP" if multi_label else "top-1",
         part="test",
         videos=videos,
@@ -155,7 +155,7 @@ def _comparison(variant: VariantResult, base: VariantResult, videos: int, multi_
         clips=gap * videos,
         p=p,
         p_holm=min(1.0, 2 * p),
-        test="t test over 60 source videos and 3 trainings, both random",
+        test="t test over 60 source videos and 3 training runs, both random",
         significant=significant,
         verdict=f"{named}, better (p = {2 * p:.3f})" if significant else f"{named}, no difference shown",
         mcnemar=[]

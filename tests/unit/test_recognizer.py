@@ -66,7 +66,7 @@ def test_a_clip_of_the_wrong_shape_is_refused(shape):
 
 
 def test_another_clip_length_is_refused_where_the_head_is_fixed_only():
-    with pytest.raises(SettingsError, match="built for 2 tokens in time and got 4"):
+    with pytest.raises(SettingsError, match="built for 2 time steps but got 4"):
         small()(clip(frames=16))
     assert small(head=LstmHead())(clip(frames=16)).shape == (2, 3)
 

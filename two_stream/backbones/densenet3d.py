@@ -22,7 +22,7 @@ LAYERS = {
 """Layers in each of the four dense blocks, by depth."""
 STEM = 64
 BOTTLENECK = 4
-"""Inside of a layer, in multiples of what it adds."""
+"""Inner width of a layer, relative to the channels that it adds."""
 
 
 class DenseLayer(nn.Sequential):
@@ -44,7 +44,7 @@ class DenseLayer(nn.Sequential):
 
 
 class HalvingPool(nn.Module):
-    """Average of 2×2 places, and of pairs of frames where `time` is 2; an odd last frame is not averaged."""
+    """Average of 2×2 positions, and of pairs of frames where `time` is 2; an odd last frame is not averaged."""
 
     def __init__(self, time: int) -> None:
         super().__init__()

@@ -48,7 +48,7 @@ class Architecture:
     channels: str = "num_channels"
     """name of the number of channels"""
     prefix: int = 0
-    """leading tokens that are no place of the clip"""
+    """leading tokens that do not belong to a position in the clip"""
     time_last: bool = False
     """tokens count through time fastest; otherwise through width, height, then time"""
     value_range: tuple[float, float] = (0.0, 1.0)
@@ -68,7 +68,7 @@ class Architecture:
             size if isinstance(size, (list, tuple)) else (size, config.patch_size, config.patch_size)
         )
         if len(set(space)) != 1:
-            raise SettingsError(f"`backbone.config`: patches of {space} are not square; give one size")
+            raise SettingsError(f"`backbone.config`: patches of {space} are not square; use one size")
         return int(time), int(space[0])
 
 
@@ -87,7 +87,7 @@ class SinusoidStem(nn.Module):
         self.register_buffer("positions", table.float()[None], persistent=False)
 
     def forward(self, x_BTCHW: torch.Tensor) -> torch.Tensor:
-        """Return tokens `(B, places, width)`."""
+        """Return tokens `(B, positions, width)`."""
         tokens: torch.Tensor = self.patch_embeddings(x_BTCHW)
         return tokens + self.positions.to(tokens.dtype)
 

@@ -30,7 +30,7 @@ def resolve_architecture(options: HfVideo) -> HfVideo:
     """Return options with explicit architecture and configuration, which do not need `model`.
 
     Raises:
-        SettingsError: `model` has no readable config.json, or one of another kind of network.
+        SettingsError: `model` has no readable config.json, or one for a different kind of network.
     """
     if options.architecture is not None or options.model is None:
         return options
@@ -71,7 +71,7 @@ def configuration(options: HfVideo) -> Any:
         made = _class(architecture.config)(**options.config)
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise SettingsError(
-            f"`backbone.config`: {options.architecture} refuses it ({reason(error)})"
+            f"`backbone.config`: {options.architecture} rejects it ({reason(error)})"
         ) from None
     side = getattr(made, architecture.side)
     if not isinstance(side, int):
@@ -136,7 +136,7 @@ def _find(model: str, name: str, *, quiet: bool = False) -> Path | None:
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
     if name == "config.json":  # the first of a model's files
-        note(f"the settings name {model}: from this machine's cache, else from the Hugging Face hub")
+        note(f"loading {model} (from the settings) from the local cache, otherwise from the Hugging Face hub")
     try:
         return Path(hf_hub_download(model, name))
     except (OSError, HFValidationError, EntryNotFoundError) as error:
@@ -147,7 +147,7 @@ def _find(model: str, name: str, *, quiet: bool = False) -> Path | None:
         named = isinstance(error, HFValidationError)
         said = "no hub name" if named else reason(error)
         raise SettingsError(
-            f"`backbone.model` {model}: no such folder, and the Hugging Face hub does not provide it ({said}); give a "
+            f"`backbone.model` {model}: no such folder, and the Hugging Face hub does not provide it ({said}); use a "
             "folder that has config.json, or build from `backbone.architecture`"
         ) from None
 

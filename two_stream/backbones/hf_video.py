@@ -92,7 +92,7 @@ class HfVideoBackbone(LibraryBackbone):
         setattr(config, architecture.channels, self.inputs)
         try:
             parts = architecture.build(config, make or network_class(architecture))
-        except (ValueError, AttributeError, ZeroDivisionError) as error:  # how the library refuses numbers
+        except (ValueError, AttributeError, ZeroDivisionError) as error:  # how the library rejects numbers
             said = f"`backbone.config`: {options.architecture} rejects it ({reason(error)})"
             raise SettingsError(said) from None
         frames, side = (int(getattr(config, name)) for name in (architecture.frames, architecture.side))
@@ -184,7 +184,9 @@ class HfVideoBackbone(LibraryBackbone):
             strange = _strange(found)
             if strange:
                 names = ", ".join(sorted(strange)[:3])
-                raise CheckpointError(f"{model}: its weights are of another network (they differ in {names})")
+                raise CheckpointError(
+                    f"{model}: its weights belong to a different network (they differ in {names})"
+                )
             return net
 
         return HfVideoBackbone(self.options, "rgb", make), model

@@ -84,8 +84,8 @@ class SamePad3d(nn.Module):
 class SameMaxPool3d(nn.Module):
     """Max pooling with SAME padding.
 
-    The port pads with zeros and TensorFlow with minus infinity. After a ReLU, as everywhere in this
-    network, the maximum is the same, so the pooling layer pads without a copy.
+    The port pads with zeros and TensorFlow with minus infinity. Every pooling layer of this network follows a
+    ReLU, so both give the same maximum, and the layer's own padding is used, without a copy.
     """
 
     def __init__(self, kernel: Triple, stride: Triple) -> None:

@@ -34,7 +34,7 @@ class LibraryBackbone(Backbone):
         for (name, value), wanted, setting in zip(given, self.fixed, self.setting, strict=True):
             if wanted is not None and value != wanted:  # also true for a rectangle
                 raise SettingsError(
-                    f"`{name}` is {value}, but this {self.options.kind} network takes {wanted} only; "
+                    f"`{name}` is {value}, but this {self.options.kind} network accepts only {wanted}; "
                     f"remove it or also set `{setting}`"
                 )
 
@@ -48,8 +48,8 @@ class LibraryBackbone(Backbone):
         wanted = (frames or x_BCTHW.shape[2], side or x_BCTHW.shape[3], side or x_BCTHW.shape[4])
         if tuple(x_BCTHW.shape[2:]) != wanted:
             raise SettingsError(
-                f"a clip of {'×'.join(map(str, x_BCTHW.shape[2:]))} came in; this {self.options.kind} network "
-                f"takes {'×'.join(map(str, wanted))} only"
+                f"a clip of {'×'.join(map(str, x_BCTHW.shape[2:]))} was passed; this {self.options.kind} network "
+                f"accepts {'×'.join(map(str, wanted))} only"
             )
 
     def load_pretrained(

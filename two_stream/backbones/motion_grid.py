@@ -57,7 +57,7 @@ class MotionGridNet(Backbone):
         super().__init__(options, modality, stack)
         if stack > 1:
             raise SettingsError(
-                f"`backbone.kind: motion_grid` takes one flow field, and `input.stack` is {stack}"
+                f"`backbone.kind: motion_grid` accepts one flow field, but `input.stack` is {stack}"
             )
         self.grid = CellMeans(options.rows, options.columns)
         self.channels = (3 * options.rows * options.columns,)

@@ -32,7 +32,7 @@ from two_stream.errors import CheckpointError, SettingsError
 from two_stream.types import FeatureMap, InputSpec, Modality
 
 _PICTURE_DEVIATION = 0.125
-"""5 pixels of the ±20 that stored flow holds, in 0..1"""
+"""5 pixels of the ±20 that stored flow contains, in 0..1"""
 
 
 @BACKBONES.register(TimmNet)
@@ -72,7 +72,7 @@ class TimmBackbone(LibraryBackbone):
     def default_input(cls, options: TimmNet, modality: Modality) -> InputSpec:
         """Return 16 frames, every fourth; size, mean and deviation are those of timm's weights, in 0..1.
 
-        Flow without motion becomes 0, with RGB's average deviation; in a picture 5 pixels become 1. Differences
+        Flow without motion becomes 0, with RGB's average deviation; in an image 5 pixels become 1. Differences
         use pairs of neighbouring frames from 16 parts of the video.
         """
         found = _published(options.name)
@@ -99,7 +99,7 @@ class TimmBackbone(LibraryBackbone):
         super().check_input(spec)
         if self.options.difference != "none" and spec.clip_length % (2 * max(1, spec.segments)):
             raise SettingsError(
-                f"`backbone.difference` takes pairs of frames, and `input.clip_length` {spec.clip_length} is no "
+                f"`backbone.difference` uses pairs of frames, but `input.clip_length` {spec.clip_length} is not a "
                 + (f"multiple of twice `input.segments` {spec.segments}" if spec.segments else "even number")
             )
 
@@ -146,7 +146,7 @@ class TimmBackbone(LibraryBackbone):
         if self.options.difference == "none":
             return [x_BCTHW]
         first, second = x_BCTHW[:, :, ::2], x_BCTHW[:, :, 1::2]
-        # twice the difference, within what a picture holds: a change of a quarter of the range is a strong one
+        # twice the difference, within what an image contains: a change of a quarter of the range is a strong one
         change = (2.0 * (second - first)).clamp(-1.0, 1.0)
         return [first, change] if self.options.difference == "beside" else [change]
 
@@ -203,7 +203,7 @@ class TimmBackbone(LibraryBackbone):
                 net = create(options, 3, classes=classes, pretrained=True, overlay=overlay)
             except READING_ERRORS as error:
                 what = "cannot be fetched" if state is None else "does not fit"
-                hint = "; a file of them can be given as `backbone.weights`" if state is None else ""
+                hint = "; set `backbone.weights` to use a local file" if state is None else ""
                 last = CheckpointError(f"{source} {what} ({reason(error)}){hint}")
                 continue
             net.reset_classifier(0)
@@ -212,14 +212,14 @@ class TimmBackbone(LibraryBackbone):
 
 
 def _check_motion(options: TimmNet, modality: Modality, stack: int) -> None:
-    """Check that differences are for RGB and pictures have one flow field."""
+    """Check that differences are for RGB and images have one flow field."""
     if options.difference != "none" and modality == "flow":
         raise SettingsError(
-            f"`backbone.difference: {options.difference}` is for RGB; leave it out for `model.modality: flow`"
+            f"`backbone.difference: {options.difference}` is only for RGB; remove it for `model.modality: flow`"
         )
     if options.picture and modality == "flow" and stack > 1:
         raise SettingsError(
-            f"`backbone.picture` shows one flow field, and `input.stack` is {stack}; keep one"
+            f"`backbone.picture` uses one flow field, but `input.stack` is {stack}; set it to 1"
         )
 
 
@@ -273,7 +273,7 @@ def create(
         name = next((given[key] for key in more if key in str(error)), None)
         if name is None:
             raise
-        raise SettingsError(f"timm's {options.name} has no `{name}`; leave it out") from None
+        raise SettingsError(f"timm's {options.name} has no option `{name}`; remove it") from None
 
 
 def _require_name(name: str) -> None:
@@ -288,7 +288,7 @@ def _require_name(name: str) -> None:
         )
     close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else "see `timm.list_models()`"
-    raise SettingsError(f"`backbone.name` {name!r} is no network of timm; {hint}")
+    raise SettingsError(f"`backbone.name` {name!r} is not a timm network; {hint}")
 
 
 def _published(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Divides a network of timm into the parts from input to last map, and finds its last block.
+"""Divides a network of timm into the parts from input to last feature map, and finds its last block.
 
 Known families are divided, so that stages can be frozen, recomputed and have their own learning rates; any other
 network is one stage.
@@ -27,11 +27,11 @@ class TimmParts:
     layout: Layout = "nchw"
     """axes of what comes out: `(N, C, H, W)`, `(N, H, W, C)` or `(N, tokens, C)`"""
     stride: int = 32
-    """pixels per place of the last map"""
+    """pixels per position of the last feature map"""
     prefix: int = 0
-    """leading tokens that are no place of the image: class, registers"""
+    """leading tokens that do not belong to a position in the image: class, registers"""
     last: nn.Module | None = None
-    """container whose last child is the last block; none where that is not known"""
+    """container whose last child is the last block; none if that is not known"""
     after: tuple[str, ...] = ()
     """stages behind that block whose width is the block's"""
 
@@ -45,7 +45,7 @@ def take_apart(net: Any, twin: Callable[[], Any], side: int) -> TimmParts:
         side: Image size to try such a network with.
 
     Raises:
-        SettingsError: Its features are no map that time can be put into.
+        SettingsError: Its features are not a map to which a time dimension can be added.
     """
     from timm.models import convnext, densenet, efficientnet, mobilenetv3, regnet, resnet, vgg
     from timm.models import swin_transformer as swin
@@ -81,7 +81,7 @@ class VitStem(nn.Module):
         self.net = net
 
     def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
-        """Return tokens `(N, prefix + places, C)`."""
+        """Return tokens `(N, prefix + positions, C)`."""
         tokens = self.net._pos_embed(self.net.patch_embed(x_NCHW))
         y: torch.Tensor = self.net.norm_pre(self.net.patch_drop(tokens))
         return y
@@ -177,7 +177,7 @@ def _whole(net: Any, twin: Callable[[], Any], side: int) -> TimmParts:
         out = trial.forward_features(torch.empty(1, channels, side, side))
         if not isinstance(out, torch.Tensor) or out.ndim not in (3, 4):
             raise SettingsError(
-                f"timm's {what} gives no single map of features; choose a network with a map or tokens"
+                f"timm's {what} does not return a single feature map; choose a network that returns a map or tokens"
             )
         gradients = torch.autograd.grad(out.sum(), list(weights.values()), allow_unused=True)
     used = {name for name, gradient in zip(weights, gradients, strict=True) if gradient is not None}
@@ -191,6 +191,6 @@ def _whole(net: Any, twin: Callable[[], Any], side: int) -> TimmParts:
     places = round((out.shape[1] - prefix) ** 0.5)
     if places**2 + prefix != out.shape[1]:
         raise SettingsError(
-            f"timm's {what} gives {out.shape[1]} tokens, which is no square map; choose another"
+            f"timm's {what} returns {out.shape[1]} tokens, which do not form a square map; choose another network"
         )
     return TimmParts(stages, "tokens", stride=side // places, prefix=prefix)

@@ -20,9 +20,9 @@ from two_stream.types import MODALITY_CHANNELS, InputSpec, Modality
 LAYERS = ((1, 12), (2, 24), (5, 48), (3, 96))
 """Blocks and channels of each layer before depth and width multiply them."""
 EXPANSION = 2.25
-"""Inside of a block, in multiples of its output."""
+"""Inner width of a block, relative to its output."""
 SQUEEZE = 0.0625
-"""Inside of squeeze-and-excitation, as a share of the block's."""
+"""Inner width of squeeze-and-excitation, relative to the block's."""
 
 
 def rounded(width: float, divisor: int = 8) -> int:

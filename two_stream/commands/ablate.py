@@ -32,23 +32,23 @@ DESCRIPTION = (
 @dataclass(frozen=True)
 class _Flags:
     jobs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """cells to run at the same time (per GPU); none: one per GPU, or on a CPU as many as its threads allow"""
+    """cells to run at the same time (per GPU); if omitted, one per GPU, or on a CPU as many as its threads allow"""
     devices: tuple[str, ...] = ()
-    """GPUs to use (cuda:0 cuda:1 …); none: as in the settings"""
+    """GPUs to use (cuda:0 cuda:1 …); if omitted, as in the settings"""
     ray: str | None = None
     """run the cells on a Ray cluster: HOST:PORT, auto or local; all machines must share the folders"""
     seeds: tuple[int, ...] = ()
-    """seeds; none: those of the study"""
+    """seeds to run; if omitted, the seeds of the study"""
     splits: tuple[int, ...] = ()
-    """splits; none: those of the study"""
+    """splits to run; if omitted, the splits of the study"""
     out: Path | None = None
-    """parent of the study's folder; none: as in the study"""
+    """parent of the study's folder; if omitted, as in the study"""
     dry_run: bool = False
     """list the cells and their states; run nothing"""
     report_only: bool = False
     """write the report of the finished cells; run nothing"""
     any_code: bool = False
-    """keep cells of other versions of the code instead of running them again"""
+    """keep cells from other versions of the code instead of running them again"""
     cost: bool = True
     """measure parameters, multiply-adds, latency and memory if the study requests it"""
 
@@ -112,7 +112,7 @@ def _study(name: str, flags: _Flags) -> Study:
     if flags.jobs is not None and flags.jobs < 1:
         raise SettingsError(f"--jobs is {flags.jobs}: expected 1 or more")
     if flags.ray is not None and flags.devices:
-        raise SettingsError("--ray and --devices exclude each other: a cluster assigns GPUs itself")
+        raise SettingsError("--ray and --devices cannot be combined: a cluster assigns GPUs itself")
     study = load_study(name)
     given: dict[str, Any] = {}
     if flags.seeds:

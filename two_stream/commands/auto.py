@@ -34,7 +34,7 @@ class _AutoFlags(DataFlags):
     minutes: float = 20.0
     """time limit for all steps; if it is short, the streams are trained with fewer views or epochs, or skipped"""
     out: Path | None = None
-    """report to write; none: `RUNS/auto/<data set>-split<n>.html`"""
+    """report to write; if omitted, `RUNS/auto/<data set>-split<n>.html`"""
     official_split: bool = False
     """accept a published split in which sources are on both sides; the test accuracy is then too high"""
 
@@ -54,7 +54,7 @@ def main(args: list[str]) -> int:
     checked = [flags.dataset, *_root(flags), *(["--official-split"] if flags.official_split else [])]
     _step("1/5 checking the data set", ["check", *checked])
     if check.main(checked):
-        say("Fix these errors first, as they would affect the training.")
+        say("Fix these errors first, because they affect training.")
         return 1
     given = [flags.dataset, *_root(flags), "--split", str(flags.split), "--source", changes["data.source"]]
     given += ["--runs", str(flags.runs), "--device", flags.device, "--seed", str(flags.seed)]
@@ -97,7 +97,7 @@ def _streams(
         if run.last.exists():  # an earlier call has chosen the settings
             fitting = load_experiment(run.experiment)
         if fitting is None:
-            say(f"3/5 no time is left for the {modality} stream; give more --minutes")
+            say(f"3/5 no time is left for the {modality} stream; increase --minutes")
             continue
         changed = _flags_of(changes) + _differences(experiment, fitting)
         command = ["train", str(recipes[modality]), *changed, "--name", experiment.name]

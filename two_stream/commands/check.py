@@ -33,9 +33,9 @@ class Options(AuditOptions):
     targets: tyro.conf.Positional[tuple[str, ...]]
     """data sets (name or dataset.yaml), folders of videos or of frame folders, or videos"""
     json: Path | None = None
-    """file for every finding"""
+    """JSON file to write, with every finding"""
     settings_root: Path = Path("settings")
-    """folder that holds the named data sets"""
+    """folder that contains the named data sets"""
     rgb_pattern: str | None = None
     """names of RGB frames in a folder of frame folders, as for `extract`; by default as each was extracted"""
     flow_x_pattern: str | None = None
@@ -56,7 +56,7 @@ def main(args: list[str]) -> int:
     from two_stream.runtime.files import write_json
 
     if not options.targets:
-        raise SettingsError("two-stream check: nothing to check; give a data set, folders or videos")
+        raise SettingsError("two-stream check: nothing to check; use a data set, folders or videos")
     findings = [finding for target in options.targets for finding in _check(target, options)]
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     _report(findings, options.targets)
@@ -120,7 +120,7 @@ def _check(target: str, flags: Options) -> list[Finding]:
 
 
 def _record(path: Path, settings_root: Path) -> Record | None:
-    """Return the data set that a target names; None where it is a folder or file of another kind."""
+    """Return the data set that a target names; None if it is a folder or file of another kind."""
     from two_stream.data.catalog import RECORD_FILE, load_record
 
     is_name = not path.exists() and (settings_root / path / RECORD_FILE).is_file()
@@ -156,7 +156,7 @@ def _frame_folders(
 
 
 def _patterns(flags: Options, recorded: Mapping[str, str], names: Sequence[str]) -> FramePatterns:
-    """Return how a folder's files are named: from the flags, else its manifest, else the files.
+    """Return how a folder's files are named: from the flags, otherwise its manifest, otherwise the files.
 
     The published HMDB51 layout has no manifest, and flow files without a suffix.
     """

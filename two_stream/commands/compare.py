@@ -35,7 +35,7 @@ class _CompareFlags:
     names: str | None = None
     """names of the variants, separated by commas; those of --group come first"""
     baseline: str | None = None
-    """variant to compare all others with: its name, or its number from 1; none: the first"""
+    """variant to compare all others with: its name, or its number from 1; if omitted, the first"""
     all_pairs: bool = False
     """compare all pairs of variants"""
     fuse: Literal["l2", "logits", "probabilities", "rank"] | None = None
@@ -85,14 +85,14 @@ def _result(flags: _CompareFlags, args: Sequence[str]) -> StudyResult:
     from two_stream.studies.statistics.summary import Question, study_result
 
     if not 0.5 <= flags.level < 1:
-        raise SettingsError(f"--level is {flags.level}: expected a share from 0.5 to below 1, such as 0.95")
+        raise SettingsError(f"--level is {flags.level}: expected a number from 0.5 to below 1, such as 0.95")
     if flags.fit and flags.fuse is None:
         raise SettingsError("--fit needs a fusion rule; add --fuse, or omit --fit")
     groups = _variants(flags)
     notes = [*check_comparable(groups, anyway=flags.anyway), *unknown_settings(groups)]
     names = list(groups)
     if len(names) < 2:
-        raise SettingsError(f"only one variant ({names[0]}); give another run, or use --group")
+        raise SettingsError(f"only one variant ({names[0]}); use another run, or use --group")
     asked = Question(
         name="compare",
         question=f"Which is better: {', '.join(names[:-1])} or {names[-1]}?",
@@ -143,7 +143,7 @@ def _pairs(names: list[str], flags: _CompareFlags) -> list[tuple[str, str, str]]
     """Return the comparisons (family, first, second): each variant with the baseline, or all pairs."""
     if flags.all_pairs:
         if flags.baseline is not None:
-            raise SettingsError("--all-pairs and --baseline exclude each other; omit one")
+            raise SettingsError("--all-pairs and --baseline cannot be combined; omit one")
         return [("all pairs", one, two) for place, one in enumerate(names) for two in names[place + 1 :]]
     baseline = names[0]
     if flags.baseline is not None:

@@ -30,11 +30,11 @@ class Options:
     out: Path = Path("demo")
     """folder for data, runs and report; the same command continues an interrupted demo"""
     seed: int = 1
-    """seed of the data set and of training"""
+    """random seed of the data set and of training"""
     groups: int | None = None
-    """number of source scenes, which is the number of videos per class; none: the default of the demo"""
+    """number of source scenes, which is the number of videos per class; if omitted, the default of the demo"""
     epochs: int | None = None
-    """training epochs; none: the default of the demo"""
+    """training epochs; if omitted, the default of the demo"""
 
 
 def main(args: list[str]) -> int:
@@ -69,11 +69,13 @@ def demo_experiment(options: Options, modality: Modality) -> Experiment:
 
 
 def _check_folder(options: Options) -> None:
-    """Refuse a folder with a demo of other settings."""
+    """Reject a folder with a demo with different settings."""
     for modality in STREAMS:
         path = options.out / f"{modality}.yaml"
         if path.is_file() and path.read_text(encoding="utf-8") != dump(demo_experiment(options, modality)):
-            raise SettingsError(f"{options.out}: a demo with other settings; remove it or give another --out")
+            raise SettingsError(
+                f"{options.out}: a demo with different settings; remove it or use another --out"
+            )
 
 
 def _data(options: Options) -> None:

@@ -36,11 +36,11 @@ class _EvaluateFlags(EvaluateOptions):
     trust: tuple[Path, ...] = ()
     """AOTInductor packages to load, which contain machine code; other exported files do not need this"""
     workers: Annotated[int, Field(ge=0, le=256)] | None = None
-    """loader processes; none: as in the run's settings"""
+    """loader processes; if omitted, as in the run's settings"""
     uncached: bool = False
     """read the videos even if the run was trained on stored features (`data.features`)"""
     out: Path | None = None
-    """score file to write; none: `scores/<part>_<protocol>.npz` in the run folder, or next to an exported file"""
+    """score file to write; if omitted, `scores/<part>_<protocol>.npz` in the run folder, or next to an exported file"""
     results: Path | None = None
     """also write the top five classes of each video in the format of Efficient-3DCNNs and 3D-ResNets (val.json)"""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
@@ -103,7 +103,7 @@ class _ResultFlags:
     from_json: Path
     """result file with the top classes of each video or clip"""
     truth: str | None = None
-    """annotation JSON of these code bases; or the name or dataset.yaml of a data set"""
+    """annotation JSON of these codebases; or the name or dataset.yaml of a data set"""
     subset: str = "validation"
     """subset of an annotation JSON that is evaluated"""
     split: int = 1

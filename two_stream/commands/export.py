@@ -29,7 +29,7 @@ class _ExportFlags:
     to: Literal["onnx", "pt2", "aoti"] = "onnx"
     """onnx: for runtimes in any language; pt2: torch.export, for torch; aoti: compiled for this kind of processor"""
     out: Path | None = None
-    """file to write; none: model.onnx, model.pt2 or model.aoti.pt2 in the run folder (stream.… with --stream)"""
+    """file to write; if omitted, model.onnx, model.pt2 or model.aoti.pt2 in the run folder (stream.… with --stream)"""
     stream: bool = False
     """export the streaming network, which maps frames and states to logits and new states"""
     int8: bool = False

@@ -31,9 +31,9 @@ class Options:
     flow_weights: Path | None = None
     """file of torchvision's raft_small or raft_large weights, for --flow raft"""
     flow_device: str = "auto"
-    """device of raft: auto (CUDA, else the CPU), cpu, cuda or cuda:N"""
+    """device of raft: auto (CUDA, otherwise the CPU), cpu, cuda or cuda:N"""
     flow_batch: int = 8
-    """batch size of raft, in pairs of pictures"""
+    """batch size of raft, in pairs of images"""
     short_side: int | None = None
     """pixels of the shorter side, aspect ratio kept; 0 keeps the size of the video; 256 when no size is given"""
     size: tuple[int, int] | None = None
@@ -47,7 +47,7 @@ class Options:
     quality: int = 95
     """JPEG quality, 1 to 100"""
     overwrite: bool = False
-    """redo videos that were extracted with other settings, or have changed since"""
+    """redo videos that were extracted with different settings, or have changed since"""
     rgb_pattern: str = "img_{:05d}.jpg"
     """names of RGB frames"""
     flow_x_pattern: str = "flow_x_{:05d}.jpg"
@@ -76,7 +76,7 @@ def main(args: list[str]) -> int:
     from two_stream.video.sources import find_sources
 
     if options.size is not None and options.short_side is not None:
-        raise SettingsError("--size and --short-side contradict each other: give one")
+        raise SettingsError("--size and --short-side cannot be combined; use only one")
     sources, ignored = find_sources(options.source)
     summary = extract(
         sources,

@@ -30,7 +30,7 @@ DESCRIPTION = (
 
 class _FeatureFlags(Options):
     out: Path | None = None
-    """folder to write; none: `features/<name of the source>-<data set>-split<n>`"""
+    """folder to write; if omitted, `features/<name of the source>-<data set>-split<n>`"""
     train_views: PositiveInt = 1
     """augmented clips stored per training video; epoch e uses clip e modulo this number"""
     maps: bool = False
@@ -75,7 +75,7 @@ def main(args: list[str]) -> int:
     set_threads(experiment.threads)
     model = _model(name, experiment, flags)
     if model.cpu_only:
-        raise SettingsError(f"{name}: an int8 network has no features; give the run it was made from")
+        raise SettingsError(f"{name}: an int8 network has no features; use the run it was made from")
     set_deterministic(experiment.deterministic, model.device)
     out = flags.out or _usual_folder(name, experiment)
     facts = write_features(

@@ -24,9 +24,9 @@ class _FuseFlags:
     scores: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN|SCORES ...")]]
     """two or more score files or run folders (their newest scores of --part)"""
     rule: Literal["l2", "logits", "probabilities", "rank", "learned"] = "l2"
-    """what is summed; l2: L2-normalised logits (the paper's); learned: logistic stacking fitted on the holdout part"""
+    """scores to sum; l2: L2-normalised logits (the paper's); learned: logistic stacking fitted on the holdout part"""
     weights: tuple[float, ...] | None = None
-    """one weight per stream; none: equal weights"""
+    """one weight per stream; if omitted, equal weights"""
     fit: tuple[Path, ...] | None = None
     """score files of the holdout part (`two-stream evaluate RUN --part val`) or run folders, to fit the weights on"""
     fit_on_val: bool = False

@@ -46,7 +46,7 @@ def main(args: list[str]) -> int:
     if flags.out is not None and flags.out.suffix.lower() not in (".csv", ".md"):
         raise SettingsError(f"--out is {flags.out}: expected a file name that ends in .csv or .md")
     if not 0.5 <= flags.level < 1:
-        raise SettingsError(f"--level is {flags.level}: expected a share from 0.5 to below 1, such as 0.95")
+        raise SettingsError(f"--level is {flags.level}: expected a number from 0.5 to below 1, such as 0.95")
     found = leaderboard.leaderboard(flags.runs, flags.part, flags.level)
     if flags.json:
         print_json(asdict(found))
@@ -55,7 +55,9 @@ def main(args: list[str]) -> int:
             say(board.title)
             print_table(f"{board.metric} in %", leaderboard.COLUMNS, leaderboard.rows(board))
         if any(standing.level_with_best for board in found.boards for standing in board.standings):
-            say("= not significantly different from the best with three trainings (paired test, all pairs)")
+            say(
+                "= not significantly different from the best with three training runs (paired test, all pairs)"
+            )
     for line in found.damaged:
         warn(line)
     if flags.out is not None:

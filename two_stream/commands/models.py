@@ -28,7 +28,7 @@ _WIDE = 100
 @dataclass(frozen=True)
 class _Flags:
     pattern: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="[MODEL]")]] = "*"
-    """name of a model, or a pattern such as '*bert*'; none: all models"""
+    """name of a model, or a pattern such as '*bert*'; if omitted, all models"""
     num_classes: int = 400
     """number of classes of the classifier, for the number of parameters"""
     json: bool = False
@@ -105,7 +105,7 @@ def _files() -> dict[str, list[str]]:
 
 
 def _weights(record: ModelRecord, files: dict[str, list[str]]) -> list[str]:
-    """Return the weights that a training of this model can start from: published files, or those of its library."""
+    """Return the weights that a training run of this model can start from: published files, or those of its library."""
     if hasattr(record.options.backbone, "pretrained"):
         return [LIBRARY]
     return files.get(record.name, [])
@@ -136,7 +136,7 @@ def _show(record: ModelRecord, options: _Flags) -> None:
     say(f"  input      {_describe(model)}")
     say(
         f"  cost       {parameter_count(model) / 1e6:.2f} M parameters with {options.num_classes} classes, "
-        f"{whole / 1e9:.2f} G multiply-adds a clip"
+        f"{whole / 1e9:.2f} G multiply-adds per clip"
     )
     say(f"  counting   {CONVENTION}")
     print_stages("", costs)

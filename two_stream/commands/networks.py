@@ -53,7 +53,7 @@ def run_settings(path: Path) -> Experiment:
     """Return the settings of a run folder.
 
     Raises:
-        CheckpointError: It is no run folder.
+        CheckpointError: It is not a run folder.
         SettingsError: The settings are invalid.
     """
     from two_stream.evaluation.runs.lookup import run_paths
@@ -62,11 +62,11 @@ def run_settings(path: Path) -> Experiment:
 
 
 def check_modality(run: AnyRun[Any], path: Path, modality: str) -> None:
-    """Refuse a run that was given with the flag of the other modality.
+    """Reject a run that was given with the flag of the other modality.
 
     Raises:
         SettingsError: Names the right flag.
     """
     found = run.model.spec.modality
     if found != modality:
-        raise SettingsError(f"--{modality} {path}: this run uses {found}; give it with --{found}")
+        raise SettingsError(f"--{modality} {path}: this run uses {found}; pass it with --{found}")

@@ -35,7 +35,7 @@ class Options(PackOptions):
     out: str
     """folder for the shards"""
     modality: Literal["rgb", "flow", "both"] = "rgb"
-    """which frames"""
+    """modality of the frames to pack"""
     like: Path | None = None
     """experiment file or run folder whose model decides --resize"""
     settings_root: Path = Path("settings")
@@ -93,7 +93,7 @@ def _size_of(like: Path, options: Options) -> tuple[int, int]:
     from two_stream.errors import SettingsError
 
     if options.resize is not None:
-        raise SettingsError("--resize and --like contradict each other: give one")
+        raise SettingsError("--resize and --like cannot be combined; use only one")
 
     import torch
 
@@ -113,7 +113,7 @@ def _report(summary: PackSummary, how: PackOptions) -> None:
         say(f"failed: {name}: {reason}")
     there = summary.shards - summary.written
     parts = [f"{summary.videos} videos, {summary.frames} frames in {summary.shards} shards"]
-    parts.append(f"{_size(summary.bytes)}, {_size(summary.bytes / max(1, summary.frames))} a frame")
+    parts.append(f"{_size(summary.bytes)}, {_size(summary.bytes / max(1, summary.frames))} per frame")
     parts.append(f"{summary.written} written, {there} existed")
     if summary.failed:
         parts.append(f"{len(summary.failed)} videos failed (run again to retry their shards)")

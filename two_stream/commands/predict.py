@@ -45,25 +45,25 @@ class _PredictFlags:
     timeline: Path | None = None
     """figure and CSV file to write: the prediction over time (by default sliding views); for several videos a folder"""
     flow_algorithm: Literal["auto", "dis", "farneback", "tvl1"] = "auto"
-    """auto: that of the run if it is dis or farneback, else dis; tvl1: the paper's, about a hundred times slower"""
+    """auto: the run's algorithm if it is dis or farneback, otherwise dis; tvl1: the paper's, about 100 times slower"""
     rule: Literal["l2", "logits", "probabilities", "rank"] = "l2"
     """how several networks are fused: sum of L2-normalised logits (l2), logits, probabilities or ranks"""
     weights: tuple[float, ...] | None = None
-    """one weight per network, those of --rgb first; none: equal weights"""
+    """one weight per network, those of --rgb first; if omitted, equal weights"""
     views: Literal["single", "multi", "uniform", "sliding", "twice"] | None = None
-    """clips per video; none: as in the run's settings"""
+    """clips per video; if omitted, as in the run's settings"""
     num_clips: int | None = None
     """number of clips of uniform views"""
     step: int | None = None
     """frames between the starts of sliding views"""
     crops: Literal["center", "three", "ten", "full"] | None = None
-    """crops per clip; none: as in the run's settings"""
+    """crops per clip; if omitted, as in the run's settings"""
     batch_views: int | None = None
-    """views per forward pass; none: as in the run's settings"""
+    """views per forward pass; if omitted, as in the run's settings"""
     short_side: int | None = None
-    """shorter side of the frames that flow is computed from; none: as for the run's training frames, else 256"""
+    """shorter side of the frames that flow is computed from; if omitted, as in the run's training frames, or 256"""
     backend: Literal["pyav", "opencv", "torchcodec"] | None = None
-    """video decoder; none: that of the run if it was trained on video files, else pyav"""
+    """video decoder; if omitted, that of the run if it was trained on video files, otherwise pyav"""
     checkpoint: Literal["best", "last"] = "best"
     """checkpoint of run folders: the selected epoch, or the last one"""
     device: str = "auto"
@@ -90,12 +90,12 @@ def main(args: list[str]) -> int:
         refuse_checkpoint(video, "video")
     given = [(path, "rgb") for path in flags.rgb] + [(path, "flow") for path in flags.flow]
     if not given:
-        raise SettingsError("no run given: give an RGB run (--rgb RUN), a flow run (--flow RUN) or both")
+        raise SettingsError("no run given: use an RGB run (--rgb RUN), a flow run (--flow RUN) or both")
     if flags.top < 1:
         raise SettingsError(f"--top is {flags.top}: expected 1 or more")
     if flags.weights is not None:
         if len(given) == 1:
-            raise SettingsError("--weights needs several runs; give more, or omit it")
+            raise SettingsError("--weights needs several runs; add another run, or omit it")
         from two_stream.evaluation.scores.fusion import checked_weights
 
         checked_weights(flags.weights, len(given))
@@ -120,7 +120,7 @@ def _load(flags: _PredictFlags, path: Path, modality: str) -> AnyRun[Any]:
 
         if path.is_file():
             raise SettingsError(
-                f"--attention with --{modality} {path}: an exported file only returns logits; give its run folder"
+                f"--attention with --{modality} {path}: an exported file only returns logits; use its run folder"
             )
         check_head(run.model, f"--attention with --{modality} {path}")
     return run

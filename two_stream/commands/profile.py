@@ -34,7 +34,7 @@ class _Flags:
     batch_size: tuple[int, ...] = (1,)
     """clips per batch; several values are measured one after another"""
     precision: tuple[Literal["fp32", "bf16", "fp16"], ...] = ()
-    """autocast types to measure; none: fp32, and bf16 if the device supports it natively"""
+    """autocast types to measure; if omitted, fp32, and bf16 if the device supports it natively"""
     training: bool = False
     """also measure training steps: forward, loss and backward"""
     data: str | None = None
@@ -178,7 +178,7 @@ def _print_speeds(
     first = next(speed for speed in speeds if speed.work == "forward")
     say(
         f"{options.model}: {found['parameters'] / 1e6:.2f} M parameters, "
-        f"{found['multiply_adds'] / 1e9:.2f} G multiply-adds a clip"
+        f"{found['multiply_adds'] / 1e9:.2f} G multiply-adds per clip"
     )
     say(f"  {found['multiply_adds_convention']}")
     say(f"  {found['fvcore_operations'] / 1e9:.2f} G {found['fvcore_convention']}")

@@ -19,9 +19,9 @@ class _ReportFlags:
     sources: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN|SCORES ...")]]
     """run folders (their newest test scores) or score files; several streams are also fused"""
     out: Path | None = None
-    """page to write; none: report.html in the run folder, or with several streams in the current folder"""
+    """page to write; if omitted, report.html in the run folder, or with several streams in the current folder"""
     title: str | None = None
-    """title of the page; none: names the data set and the streams"""
+    """title of the page; if omitted, names the data set and the streams"""
     rule: Literal["l2", "logits", "probabilities", "rank", "learned"] = "l2"
     """fusion rule (see `two-stream fuse --help`); learned: weights fitted on the holdout scores of the runs"""
     mistakes: int = 8

@@ -50,34 +50,34 @@ class StreamFlags:
     annotate: Path | None = None
     """MP4 file to write, with the predictions drawn on it"""
     window: int | None = None
-    """port of a page with the live picture for browsers of this machine (http://127.0.0.1:PORT/); 0 takes a free one"""
+    """port of a page with the live image for browsers of this machine (http://127.0.0.1:PORT/); 0 takes a free one"""
     mode: Literal["auto", "continual", "sliding"] = "auto"
     """continual: each frame is computed once; sliding: the clip network on sliding clips; auto: continual if the
     network can be converted"""
     step: int | None = None
-    """sliding: frames of the network between two clips; none: half a clip"""
+    """sliding mode: frames of the network from the start of one clip to the next; if omitted, half a clip"""
     squeeze: Literal["frame", "clip"] = "frame"
     """continual: what squeeze-and-excitation averages over, the current frame or the length of a clip"""
     every: int | None = None
-    """source frames per frame of the network; none: as in its clips (with segments: its `input.stride`; with several
+    """source frames per network frame; if omitted, as in its clips (with segments: its `input.stride`; with several
     frames per segment: 4 from one segment to the next)"""
     queue: int = 4
-    """frames that may wait while the networks are busy; of a live source, older ones are dropped and counted"""
+    """frames that may wait while the networks are busy; for a live source, older frames are dropped and counted"""
     paced: bool = False
     """read a file at its own frame rate, dropping late frames, as if it were live"""
     patience: float = 60.0
     """seconds to wait for a lost live source; 0 ends at once"""
     limit: float | None = None
-    """stop after so many seconds"""
+    """stop after this many seconds"""
     flow_algorithm: Literal["auto", "dis", "farneback", "tvl1"] = "auto"
-    """auto: the one the run was trained on if dis or farneback, else dis with a warning; tvl1 is the paper's and about
-    a hundred times slower"""
+    """auto: the one the run was trained on if dis or farneback, otherwise dis with a warning; tvl1 is the paper's
+    and about a hundred times slower"""
     rule: Literal["l2", "logits", "probabilities", "rank"] = "l2"
     """how RGB and flow are fused"""
     weights: tuple[float, float] | None = None
-    """weights of RGB and flow when both are given; none: equal ones"""
+    """weights of RGB and flow when both are given; if omitted, equal ones"""
     short_side: int | None = None
-    """shorter side at which flow is computed; none: as the run's frames were extracted, else 256"""
+    """shorter side at which flow is computed; if omitted, as the run's frames were extracted, otherwise 256"""
     checkpoint: Literal["best", "last"] = "best"
     """which checkpoint of the runs"""
     device: str = "auto"
@@ -102,7 +102,7 @@ def main(args: list[str]) -> int:
 def _check(flags: StreamFlags) -> None:
     """Check the flags before anything is loaded."""
     if flags.rgb is None and flags.flow is None:
-        raise SettingsError("no run given: give an RGB run (--rgb RUN), a flow run (--flow RUN) or both")
+        raise SettingsError("no run given: use an RGB run (--rgb RUN), a flow run (--flow RUN) or both")
     for name in ("top", "queue", "step", "every"):
         value = getattr(flags, name)
         if value is not None and value < 1:
@@ -110,14 +110,12 @@ def _check(flags: StreamFlags) -> None:
     if flags.patience < 0 or (flags.limit is not None and flags.limit <= 0):
         raise SettingsError("--patience and --limit are seconds: expected 0 or more, and more than 0")
     if flags.step is not None and flags.mode == "continual":
-        raise SettingsError("--step is for sliding clips; leave it out, or give --mode sliding")
+        raise SettingsError("--step is for sliding clips; remove it, or use --mode sliding")
     if flags.json == "-" and flags.annotate == Path("-"):
         raise SettingsError("--annotate -: expected the name of an MP4 file")
     if flags.weights is not None:
         if flags.rgb is None or flags.flow is None:
-            raise SettingsError(
-                "--weights weighs RGB against flow: give both --rgb and --flow, or leave it out"
-            )
+            raise SettingsError("--weights weighs RGB against flow: use both --rgb and --flow, or omit it")
         from two_stream.evaluation.scores.fusion import checked_weights
 
         checked_weights(flags.weights, 2)
@@ -187,18 +185,18 @@ def _stream(flags: StreamFlags, run: Run) -> NetworkTrack:
 
 
 def _check_input(flags: StreamFlags, run: Run) -> None:
-    """Refuse inputs that a stream cannot provide; explain which frames replace the segments of a whole video."""
+    """Reject inputs that a stream cannot provide; explain which frames replace the segments of a whole video."""
     spec, root = run.model.spec, run.paths.root
     if spec.stack > 1:
         raise SettingsError(
-            f"{root}: its input is {spec.stack} stacked flow fields, which a stream does not provide; give a run with "
+            f"{root}: its input is {spec.stack} stacked flow fields, which a stream does not provide; use a run with "
             "`model.input.stack: 1`, or use `two-stream predict`"
         )
     picked = _picked(flags, spec)
     if picked is not None and flags.mode == "continual":
         raise SettingsError(
             f"{root}: its clips have {spec.clip_length // spec.segments} frames in each of {spec.segments} segments, "
-            "which needs sliding clips; leave --mode out"
+            "which requires sliding clips; omit --mode"
         )
     if spec.segments:
         every = _distance(flags, spec)
@@ -264,7 +262,7 @@ def _show(flags: StreamFlags, pipeline: Pipeline, watcher: Watcher) -> int:
         if flags.window is not None:
             window = BrowserWindow(flags.window)
             stack.callback(window.close)
-            note(f"live picture: {window.address}")
+            note(f"live image: {window.address}")
         if flags.limit is not None:
             # a timer, because a lost source sends no frame after which to check the time
             timer = threading.Timer(flags.limit, pipeline.stop)

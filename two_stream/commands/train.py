@@ -119,7 +119,7 @@ def _with_start(
         if file is None:
             note(
                 f"training starts from scratch, as {flags.weights / start.files[0]}, which the published code starts "
-                f"from, is missing; get it with `two-stream weights fetch {start.fetch}`, or give --pretrained FILE"
+                f"from, is missing; get it with `two-stream weights fetch {start.fetch}`, or use --pretrained FILE"
             )
     if file is None:
         return experiment

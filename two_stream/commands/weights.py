@@ -34,7 +34,7 @@ _CONVERT = "convert a published checkpoint to a run folder, or a run to the publ
 @dataclass(frozen=True, kw_only=True)
 class _ListFile:
     manifest: Path | None = None
-    """YAML file that lists the published files; none: weights/manifest.yaml"""
+    """YAML file that lists the published files; if omitted, weights/manifest.yaml"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class _FetchFlags(_ListFile):
     to: Path = Path("weights")
     """folder to download to"""
     mirror: str | None = None
-    """URL of a folder with the files, used instead of the publisher's links; none: $TWO_STREAM_MIRROR"""
+    """URL of a folder with the files, used instead of the publisher's links; if omitted, $TWO_STREAM_MIRROR"""
     source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """local folder with the files; nothing is downloaded. The folder $TWO_STREAM_WEIGHTS is also tried first"""
     force: bool = False
@@ -70,7 +70,7 @@ class _FetchFlags(_ListFile):
 @dataclass(frozen=True, kw_only=True)
 class _VerifyFlags(_Local):
     targets: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME|FILE ...]")]] = ()
-    """names of published files, or paths; none: all downloaded published files"""
+    """names of published files, or paths; if omitted, all downloaded published files"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +228,9 @@ def _described(path: Path) -> str:
     recorded = "; its sha256 is as recorded" if matches_record(file) else ""
     state, _ = strip_wrappers(read_state(file))
     layout = recognise_layout(state)
-    names = f"names as in {layout.name}" if layout else f"of an unknown network (first: {next(iter(state))})"
+    names = (
+        f"tensor names of {layout.name}" if layout else f"of an unknown network (first: {next(iter(state))})"
+    )
     numbers = sum(tensor.numel() for tensor in state.values())
     return (
         f"{file}: not a published file; read safely: {len(state)} tensors, {numbers / 1e6:.2f} M numbers, "
@@ -273,7 +275,7 @@ def _to_convert(options: _ConvertFlags) -> tuple[Path, str]:
     model = options.model or (entry.model if entry else None)
     if model is None:
         raise SettingsError(
-            f"{_PROG} convert: the network of {file} is unknown; give --model NAME (see `two-stream models`)"
+            f"{_PROG} convert: the network of {file} is unknown; use --model NAME (see `two-stream models`)"
         )
     return file, model
 

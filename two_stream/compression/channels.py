@@ -1,8 +1,8 @@
 """Channel pruning with torch-pruning, which finds the layers that share channels.
 
-Fang et al., "DepGraph: Towards Any Structural Pruning" (arXiv 2301.12900). The last map of every pathway keeps its
-width, so head and classifier do not change. With shortcut A (zero channels appended) the channels of the residual
-stream reach the last map, so only the inner layers of blocks are narrowed.
+Fang et al., "DepGraph: Towards Any Structural Pruning" (arXiv 2301.12900). The last feature map of every pathway
+keeps its width, so head and classifier do not change. With shortcut A (zero channels appended) the channels of the
+residual stream belong to the last feature map, so only the inner layers of blocks are narrowed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ REFUSED = {
 }
 """Backbones whose channels cannot be removed, and why."""
 _SIDE = 64
-"""side in pixels of the clip for tracing, where the network accepts it"""
+"""side in pixels of the clip for tracing, if the network accepts it"""
 _LARGEST = (0.98, 0.9, 0.8, 0.6)
 """start values of the search for a budget; in a global ranking, layers that would lose all channels lose none, so a
 smaller share may remove more"""
@@ -54,7 +54,7 @@ def narrow_channels(model: Recognizer, options: Prune) -> None:
     if not remove_channels(model, options):
         raise SettingsError(
             f"no channel of {model.options.backbone.kind} would be removed: `compress.amount` {options.amount:g} is "
-            "too small for these layers, or they reach the last map, which keeps its width"
+            "too small for these layers, or they belong to the last feature map, which keeps its width"
         )
     after = multiply_adds(model)
     note(
@@ -63,7 +63,7 @@ def narrow_channels(model: Recognizer, options: Prune) -> None:
 
 
 def remove_channels(model: Recognizer, options: Prune) -> bool:
-    """Do what `narrow_channels` does without messages; return whether any channel was removed.
+    """Like `narrow_channels`, without messages; return whether any channel was removed.
 
     Raises:
         SettingsError: The layers no longer fit together, or the budget cannot be met.
@@ -101,7 +101,7 @@ def check_narrowable(model: Recognizer, options: Prune) -> None:
 
 
 def _within(model: Recognizer, options: Prune, budget: float) -> tuple[Recognizer, Narrowed]:
-    """Return the network that loses the smallest share of its channels within a budget of multiply-adds."""
+    """Return the network that loses the smallest fraction of its channels within a budget of multiply-adds."""
     best, low, high = None, 0.0, 0.0
     lowest = multiply_adds(model)
     for high in _LARGEST:
@@ -113,7 +113,7 @@ def _within(model: Recognizer, options: Prune, budget: float) -> tuple[Recognize
     if best is None:
         raise SettingsError(
             f"`compress.target_macs` is {options.target_macs:g}: these layers can be pruned down to "
-            f"{lowest / multiply_adds(model):.3f} of the multiply-adds; give a larger target or more layers"
+            f"{lowest / multiply_adds(model):.3f} of the multiply-adds; use a larger target or more layers"
         )
     for _ in range(_SEARCH):
         share = (low + high) / 2
@@ -126,7 +126,7 @@ def _within(model: Recognizer, options: Prune, budget: float) -> tuple[Recognize
 
 
 def _pruned(model: Recognizer, options: Prune, share: float) -> tuple[Recognizer, Narrowed]:
-    """Return a copy without a share of its channels, and its difference from the model.
+    """Return a copy without a fraction of its channels, and its difference from the model.
 
     Raises:
         SettingsError: The layers no longer fit together.
@@ -191,7 +191,7 @@ def _prune(made: Recognizer, traced: _Ends, options: Prune, share: float) -> Non
 
 
 def _groups(layers: Iterable[Layer]) -> int:
-    """Return the largest number of groups of a convolution that is not by channel; 1 where all are plain."""
+    """Return the largest number of groups of a convolution that is not by channel; 1 if all are plain."""
     convolutions = [layer for layer in layers if not isinstance(layer, nn.Linear)]
     return max((int(one.groups) for one in convolutions if one.groups < one.out_channels), default=1)
 

@@ -110,8 +110,8 @@ def feature_loss(student_BTD: torch.Tensor, teacher_BTD: torch.Tensor) -> torch.
 def attention_loss(student_BCTHW: torch.Tensor, teacher_BCTHW: torch.Tensor) -> torch.Tensor:
     """Return half the squared distance of two attention maps (Zagoruyko and Komodakis, 1612.03928, activation-based).
 
-    A map is the mean over channels of squared activations, scaled to norm 1 over a clip; a student of another size is
-    interpolated first. The result is 0 for equal maps and 1 for maps without overlap.
+    A map is the mean over channels of squared activations, scaled to norm 1 over a clip; a student with a
+    different size is interpolated first. The result is 0 for equal maps and 1 for maps without overlap.
     """
     student, teacher = (x.pow(2).mean(1, keepdim=True) for x in (student_BCTHW, teacher_BCTHW))
     if student.shape[2:] != teacher.shape[2:]:
@@ -159,7 +159,7 @@ class Distillation(Extension):
         self.experiment = experiment
         self.options = experiment.compress
         if not self.options.teachers:
-            raise SettingsError("`compress.teachers` is empty: give the run folders of the teachers")
+            raise SettingsError("`compress.teachers` is empty: use the run folders of the teachers")
         self.spec = input_spec(experiment.model)
         self.teachers = [Teacher(path, self.spec) for path in self.options.teachers]
         self.outputs = LayerOutputs()
@@ -167,18 +167,18 @@ class Distillation(Extension):
         self._check()
 
     def _check(self) -> None:
-        """Refuse teachers that the student cannot learn from."""
+        """Reject teachers that the student cannot learn from."""
         train, data = self.experiment.train, self.experiment.data
         for teacher in self.teachers:
             taught = teacher.run.experiment.data
             if taught.split != data.split:
                 raise SettingsError(
                     f"{teacher.run.paths.root}: trained on split {taught.split}, but the student on {data.split}, "
-                    "whose test videos the teacher may have seen; give a teacher of the same split"
+                    "whose test videos the teacher may have seen; use a teacher of the same split"
                 )
             if teacher.model.cpu_only and pick_device(self.experiment.device).type != "cpu":
                 raise SettingsError(
-                    f"{teacher.run.paths.root}: an int8 network runs on the CPU only; give the run it was made from"
+                    f"{teacher.run.paths.root}: an int8 network runs on the CPU only; use the run it was made from"
                 )
             for name in ("mixup", "cutmix"):
                 if getattr(train, name) and not teacher.shares_clips:
@@ -195,14 +195,14 @@ class Distillation(Extension):
         """Return the data with clips for the teachers that cannot use the student's.
 
         Raises:
-            SettingsError: A teacher has other classes, or the data set is multi-label and has no soft targets.
+            SettingsError: A teacher has different classes, or the data set is multi-label and has no soft targets.
             DataError: The data set has no frames for a teacher.
         """
         for teacher in self.teachers:
             if teacher.run.class_names != data.class_names:
                 raise SettingsError(
                     f"{teacher.run.paths.root}: its {len(teacher.run.class_names)} classes are not the "
-                    f"{len(data.class_names)} of {data.dataset}; give a teacher trained on the student's classes"
+                    f"{len(data.class_names)} of {data.dataset}; use a teacher trained on the student's classes"
                 )
         if self.options.distill_weight and data.labels is not None and data.labels.multi_label:
             raise SettingsError(

@@ -68,7 +68,7 @@ def first_layers(model: Recognizer) -> set[str]:
 
 
 def read_levels(path: Path, names: Sequence[str], what: str = "weights") -> dict[str, float]:
-    """Read the shares by layer from a file.
+    """Read the fractions by layer from a file.
 
     Args:
         path: JSON, `{"backbone.layer1.0.conv1": 0.6}` (or that under the key `levels`, as `compress sensitivity` writes
@@ -76,7 +76,7 @@ def read_levels(path: Path, names: Sequence[str], what: str = "weights") -> dict
             rows are used.
         names: The network's layers. Names of the published code (`module.layer1.0.conv1.weight`) are matched to ours;
             unknown names are assigned in order if there are as many in the file as layers left in the network.
-        what: What is pruned; a file for something else is refused.
+        what: What is pruned; a file for something else is rejected.
 
     Raises:
         SettingsError: The file is unreadable or for another kind of pruning, a share is out of range, or layers are
@@ -93,11 +93,11 @@ def read_levels(path: Path, names: Sequence[str], what: str = "weights") -> dict
         ) from None
     if kind not in (None, what):
         raise SettingsError(
-            f"{path}: has levels for pruning {kind}, but {what} are pruned; give --what {kind}"
+            f"{path}: has levels for pruning {kind}, but {what} are pruned; use --what {kind}"
         )
     wrong = next((name for name, level in levels.items() if not 0.0 <= level <= 1.0), None)
     if wrong is not None:
-        raise SettingsError(f"{path}: {wrong} is {levels[wrong]:g}: expected a share from 0 to 1")
+        raise SettingsError(f"{path}: {wrong} is {levels[wrong]:g}: expected a fraction from 0 to 1")
     return {name: level for name, level in _matched(path, levels, names).items() if level > 0}
 
 

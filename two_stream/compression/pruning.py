@@ -32,8 +32,8 @@ class Pruning(Extension):
         epochs, end = experiment.train.epochs, self.options.end
         if end is not None and end > epochs:
             raise SettingsError(
-                f"`compress.end` is {end} and `train.epochs` {epochs}: the run would end before the pruning "
-                "schedule; train longer or end the schedule earlier"
+                f"`compress.end` is {end} and `train.epochs` {epochs}: the run would end before the pruning schedule "
+                "ends; train longer or end the schedule earlier"
             )
         self.steps = 1
         self.layers: list[str] = []
@@ -72,7 +72,7 @@ class Pruning(Extension):
         return end is None or epoch >= last_step(self.options.begin, end, self.options.frequency)
 
     def facts(self) -> dict[str, str]:
-        """Return what is pruned."""
+        """Return a description of what is pruned."""
         if self.options.what == "channels":
             return {"pruned": "channels"}
         return {"pruned": f"weights of {len(self.layers)} layers"}
@@ -111,7 +111,7 @@ class Pruning(Extension):
 
 
 def level_threshold(weights: torch.Tensor, level: float) -> float | None:
-    """Return the largest of the `int(level · n)` smallest absolute values; None where that is no value."""
+    """Return the largest of the `int(level · n)` smallest absolute values; None if that is no value."""
     count = int(level * weights.numel())
     if count == 0:
         return None
@@ -126,12 +126,12 @@ def keep_mask(weights: torch.Tensor, threshold: float | None) -> torch.Tensor:
 
 
 def level_masks(weights: Mapping[str, torch.Tensor], levels: Mapping[str, float]) -> Masks:
-    """Return masks that remove a share of each layer."""
+    """Return masks that remove a fraction of each layer."""
     return {name: keep_mask(w, level_threshold(w, levels[name])) for name, w in weights.items()}
 
 
 def global_masks(weights: Mapping[str, torch.Tensor], level: float) -> Masks:
-    """Return masks that remove a share of all layers together, with one threshold."""
+    """Return masks that remove a fraction of all layers together, with one threshold."""
     threshold = level_threshold(torch.cat([w.flatten() for w in weights.values()]), level)
     return {name: keep_mask(w, threshold) for name, w in weights.items()}
 

@@ -1,4 +1,4 @@
-"""Quantisation: post-training with calibration on training clips, and quantisation-aware training."""
+"""Quantization: post-training with calibration on training clips, and quantization-aware training."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from two_stream.training.run_folder import begin_run, check_run, record_environm
 from two_stream.types import RunPaths, VideoRecord
 
 TRAINED = "trained"
-"""Folder for the float network of the best epoch of quantisation-aware training, from which `best` was made."""
+"""Folder for the float network of the best epoch of quantization-aware training, from which `best` was made."""
 
 
 def _int8_of(options: Quantize, *, fake: bool) -> Int8:
@@ -69,29 +69,29 @@ def quantise(model: Recognizer, options: Quantize, clips: Iterable[torch.Tensor]
 
 
 def check_quantisable(model: Recognizer) -> None:
-    """Refuse networks that cannot be quantised.
+    """Reject networks that cannot be quantized.
 
     Raises:
-        SettingsError: torch.ao.quantization is missing, or the network is quantised already or comes from a library.
+        SettingsError: torch.ao.quantization is missing, or the network is quantized already or comes from a library.
     """
     check_torch_ao()
     if any(isinstance(alteration, Int8) for alteration in model.alterations):
-        raise SettingsError("the network is already quantised; give the run it was made from")
+        raise SettingsError("the network is already quantized; use the run it was made from")
     kind = model.options.backbone.kind
     if kind in ("timm", "hf_video"):
         raise SettingsError(
             f"backbone {kind} comes from a library whose code depends on tensor values, so torch cannot trace it as a "
-            "graph of layers; quantise one of our own families (`two-stream models`)"
+            "graph of layers; quantize one of our own families (`two-stream models`)"
         )
 
 
 def quantise_run(experiment: Experiment, *, overwrite: bool = False) -> RunPaths:
-    """Write an int8 version of a trained run (post-training static quantisation).
+    """Write an int8 version of a trained run (post-training static quantization).
 
     The `compress` section of the settings names the source run; `overwrite` removes an earlier run of the same name.
 
     Raises:
-        SettingsError: The folder is in use, or the network cannot be quantised.
+        SettingsError: The folder is in use, or the network cannot be quantized.
         CheckpointError: The source run cannot be read.
         DataError: The clips cannot be read.
     """
@@ -116,7 +116,7 @@ def quantise_run(experiment: Experiment, *, overwrite: bool = False) -> RunPaths
 
 
 def calibration_videos(run: Run, experiment: Experiment, count: int) -> list[VideoRecord]:
-    """Return videos of the training part, drawn by the seed; all where there are no more."""
+    """Return videos of the training part, drawn by the seed; all if there are no more."""
     videos = experiment_part(experiment, run.record, "train", run.model.spec.modality)
     order = rng("calibration", experiment.seed).permutation(len(videos))
     return [videos[place] for place in order[:count]]
@@ -192,7 +192,7 @@ class QuantizationAware(Extension):
         note(f"{paths.best}: converted to int8; {trained} keeps the float network")
 
     def facts(self) -> dict[str, str]:
-        """Return which weights the network was made from."""
+        """Return which weights the network was created from."""
         source = self.options.source
         return {} if source is None else {"quantised": f"{source} {_digest(source)}"}
 
@@ -200,17 +200,17 @@ class QuantizationAware(Extension):
 def _digest(source: Path) -> str:
     file = complete_folder(source / "best") / "model.safetensors"
     if not file.is_file():
-        raise CheckpointError(f"{source}: the run to quantise has no best/{file.name}; train it first")
+        raise CheckpointError(f"{source}: the run to quantize has no best/{file.name}; train it first")
     return sha256(file)
 
 
 def _check(experiment: Experiment, options: Quantize) -> None:
-    """Refuse settings that quantisation-aware training does not support."""
+    """Reject settings that quantization-aware training does not support."""
     train = experiment.train
     if options.method == "static":
         raise SettingsError(
             "`compress.method: static` needs no training: use `two-stream compress quantize RUN`; for "
-            "quantisation-aware training set `compress.method: qat`"
+            "quantization-aware training set `compress.method: qat`"
         )
     for name, value in (
         ("ema", train.ema),
@@ -220,10 +220,10 @@ def _check(experiment: Experiment, options: Quantize) -> None:
         ("freeze_until", train.freeze_until),
     ):
         if value:
-            raise SettingsError(f"`train.{name}` does not work with quantisation-aware training; turn it off")
+            raise SettingsError(f"`train.{name}` does not work with quantization-aware training; turn it off")
     if train.precision != "fp32":
-        raise SettingsError(f"`train.precision` is {train.precision}: quantisation-aware training needs fp32")
+        raise SettingsError(f"`train.precision` is {train.precision}: quantization-aware training needs fp32")
     if distributed.world_size() > 1:
         raise SettingsError(
-            "quantisation-aware training works in one process only; start it without torchrun"
+            "quantization-aware training works in one process only; start it without torchrun"
         )

@@ -1,6 +1,6 @@
-"""Pruning sensitivity of each layer, and the choice of shares by layer that meet a budget.
+"""Pruning sensitivity of each layer, and the choice of fractions by layer that meet a budget.
 
-One layer at a time loses a share of its weights or channels, and a fixed set of clips is scored, after
+One layer at a time loses a fraction of its weights or channels, and a fixed set of clips is scored, after
 compressed-video-classification's `model-sensitivity.py` (which draws new clips each time).
 """
 
@@ -57,7 +57,7 @@ class SensitivityPoint:
     """empty: nothing is pruned"""
     level: float
     top1: float
-    """share; of a multi-label set any class counts"""
+    """accuracy; for a multi-label set, any class counts"""
     top5: float
     loss: float
     parameters: int
@@ -81,7 +81,7 @@ class Sensitivity:
     shared: dict[str, str] = field(default_factory=dict)
     """layers that share their channels with another layer: measured under that layer's name"""
     fixed: list[str] = field(default_factory=list)
-    """layers that lose no channel, because they reach the last map"""
+    """layers that lose no channel, because they belong to the last feature map"""
 
     @property
     def layers(self) -> list[str]:
@@ -102,7 +102,7 @@ class Sensitivity:
 def fixed_clips(run: Run, part: Part, count: int | None, seed: int) -> list[Batch]:
     """Return the centred clips of a part's videos, or of `count` of them drawn with the seed, without replacement.
 
-    `val` and `train` are the two sides of the holdout, even where the run chose its epoch on the test list.
+    `val` and `train` are the two sides of the holdout, even if the run chose its epoch on the test list.
 
     Raises:
         DataError: The part has no video, or one cannot be read.
@@ -173,7 +173,8 @@ def measure_sensitivity(
                 advance()
     if not found:
         raise SettingsError(
-            f"{run.paths.root}: none of the {len(names)} layers can lose {options.what}, so there is nothing to measure"
+            f"{run.paths.root}: none of the {len(names)} layers has {options.what} that can "
+            "be removed, so there is nothing to measure"
         )
     clips = sum(len(batch.ids) for batch in batches)
     return Sensitivity(
@@ -233,7 +234,7 @@ def _map(logits_BK: torch.Tensor, labels_BK: torch.Tensor) -> float:
 
 
 def _narrowed_copy(model: Recognizer, options: Prune, by_layer: Levels) -> Recognizer | None:
-    """Return a narrowed copy; None where these layers can lose nothing."""
+    """Return a narrowed copy; None if these layers can lose nothing."""
     narrowed = copy.deepcopy(model)
     changed = remove_channels(narrowed, options.model_copy(update={"by_layer": by_layer}))
     return narrowed.eval() if changed else None
@@ -251,9 +252,9 @@ class LevelChoice:
     levels: Levels
     measure: Measure
     budget: float
-    """share of the unpruned network"""
+    """fraction of the unpruned network's cost"""
     reached: float
-    """share of the network with these levels, counted or measured on it"""
+    """fraction of the network with these levels, counted or measured on it"""
     loss: float
     """sum of the losses of the layers alone; together they may cost more or less"""
 
@@ -263,7 +264,7 @@ def choose_levels(
 ) -> LevelChoice:
     """Choose a share for each layer, so that a share `budget` of the measure is left (above 0, below 1).
 
-    Greedy: of the next levels of all layers take the one with the smallest loss per unit saved by that layer alone,
+    Greedy: among the next levels of all layers, take the one with the smallest loss per unit saved by that layer alone,
     apply everything chosen so far, and count (or time) the network. Pruned weights lower only the parameter count.
 
     Raises:
@@ -360,7 +361,7 @@ def draw_sensitivity(found: Sensitivity, target: Path) -> None:
         axes[0].plot(share, [100 * p.top1 for p in rows], "o-", ms=3, lw=1, color=colour, label=layer)
         axes[1].plot(share, [p.loss for p in rows], "o-", ms=3, lw=1, color=colour)
     for axis, title in zip(axes, ("top-1 accuracy in %", "loss"), strict=True):
-        axis.set_xlabel(f"{found.what} of the layer taken out in %")
+        axis.set_xlabel(f"{found.what} removed from the layer (%)")
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
     figure.suptitle(f"{found.run}: {found.clips} clips of the {found.part} part", fontsize=10)

@@ -30,7 +30,7 @@ class ResNet3d(Options):
     preactivation: bool = False
     """BatchNorm and ReLU before each convolution instead of after it (He et al., arXiv 1603.05027)"""
     expansion: Literal[2, 4] = 4
-    """output of a bottleneck in multiples of its inside; the wide ResNets have 2, with `width` 2"""
+    """output channels of a bottleneck divided by its inner channels; wide ResNets use 2, with `width` 2"""
     stem_kernel: Literal[1, 3, 5, 7] = 7
     """length in time of the first convolution"""
     stem_stride: Literal[1, 2] = 1
@@ -211,7 +211,7 @@ class C3d(Options):
     kind: Literal["c3d"] = "c3d"
     width: Width = 1.0
     side: PositiveInt = 4
-    """height and width of the last map, the input of the first fully connected layer: 4 for a crop of 112"""
+    """height and width of the last feature map, the input of the first fully connected layer: 4 for a crop of 112"""
     temporal_stride: TemporalStride = 16
 
 
@@ -241,7 +241,7 @@ class TimmNet(Options):
     temporal_stride: PositiveInt = 1
     """frames per token, whose feature maps are averaged"""
     tsm: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
-    """temporal shift: share of the channels shifted by one frame in each direction (published: 0.125); 0 is off"""
+    """temporal shift: fraction of the channels shifted by one frame in each direction (published: 0.125); 0 is off"""
     difference: Literal["none", "alone", "beside"] = "none"
     """RGB: the input is the difference of two neighbouring frames (RGB difference of TSN); alone: only the difference;
     beside: also the first frame, and the features of both are concatenated"""

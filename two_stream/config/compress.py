@@ -1,4 +1,4 @@
-"""Options of pruning, quantisation and distillation, one class per `kind`."""
+"""Options of pruning, quantization and distillation, one class per `kind`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from two_stream.config.base import Fraction, NonNegative, Options, Positive, Pos
 
 
 class NoCompression(Options):
-    """An ordinary training."""
+    """An ordinary training run."""
 
     kind: Literal["none"] = "none"
 
@@ -28,7 +28,7 @@ class Prune(Options):
     amount: NonNegative = 0.5
     """share to remove (with `rule: sensitivity`: the threshold in standard deviations)"""
     scope: Literal["layer", "global"] = "layer"
-    """layer: the same share of every layer; global: the least important of all layers together"""
+    """layer: the same fraction of every layer; global: the least important of all layers together"""
     rule: Literal["level", "sensitivity"] = "level"
     """weights: level: remove the share `amount`; sensitivity: remove weights of at most `amount` standard deviations"""
     importance: Literal["l1", "l2", "bn", "random"] = "l1"
@@ -50,7 +50,7 @@ class Prune(Options):
     frequency: PositiveInt = 1
     """gradual: epochs between steps"""
     target_macs: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """channels: remove as many as needed to keep this share of the multiply-adds, instead of `amount`"""
+    """channels: remove as many as needed to keep this fraction of the multiply-adds, instead of `amount`"""
     round_to: PositiveInt = 1
     """channels: remaining widths are multiples of this; 8 suits most processors"""
 
@@ -63,11 +63,11 @@ class Prune(Options):
         for name in other:
             if getattr(self, name) != usual[name].default:
                 raise ValueError(
-                    f"`{name}` is for `what: {'channels' if self.what == 'weights' else 'weights'}`, "
+                    f"`{name}` applies only to `what: {'channels' if self.what == 'weights' else 'weights'}`, "
                     f"but `what` is {self.what}; remove one of them"
                 )
         if self.rule == "level" and not 0.0 < self.amount < 1.0:
-            raise ValueError(f"`amount` is {self.amount:g}: expected a share above 0 and below 1")
+            raise ValueError(f"`amount` is {self.amount:g}: expected a fraction above 0 and below 1")
         if self.rule == "sensitivity" and (self.scope == "global" or self.end is not None or self.by_layer):
             raise ValueError(
                 "`rule: sensitivity` sets a threshold per layer in one step; remove `scope: global`, `end` and "
@@ -75,7 +75,7 @@ class Prune(Options):
             )
         if self.by_layer and (self.scope == "global" or self.target_macs is not None):
             raise ValueError(
-                "`by_layer` sets the share of each layer; remove `scope: global` and `target_macs`"
+                "`by_layer` sets the fraction of each layer; remove `scope: global` and `target_macs`"
             )
         if self.end is not None and self.end < self.begin + 2 * self.frequency:
             raise ValueError(
@@ -90,7 +90,7 @@ class Quantize(Options):
 
     kind: Literal["quantize"] = "quantize"
     source: Path | None = None
-    """run folder of the network to quantise"""
+    """run folder of the network to quantize"""
     method: Literal["static", "qat"] = "static"
     """static: ranges of activations measured on clips of the training part; qat: train with rounded values"""
     clips: PositiveInt = 64
@@ -107,9 +107,9 @@ class Quantize(Options):
     range_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
     """decay of the moving average of ranges; its initial bias is corrected"""
     ranges_until: Fraction = 0.5
-    """qat: share of the training after which ranges of activations are frozen"""
+    """qat: fraction of the training after which ranges of activations are frozen"""
     statistics_until: Fraction = 0.5
-    """qat: share of the training after which BatchNorm's statistics are frozen"""
+    """qat: fraction of the training after which BatchNorm's statistics are frozen"""
 
 
 class Distill(Options):

@@ -60,7 +60,7 @@ class Logistic(Options):
     """equal weight for all classes; false: for all videos"""
     views: Annotated[int, Field(ge=0)] | None = None
     """augmented clips per training video in addition to the centred one, with the total weight of one video; none:
-    those in `data.features`, else none"""
+    those in `data.features`, otherwise none"""
 
 
 class Constant(Options):

@@ -23,7 +23,7 @@ class DataOptions(Options):
     dataset: str = "demo"
     """name of a folder under `settings_root`, or path of a `dataset.yaml`"""
     settings_root: Path = Path("settings")
-    """folder that holds `<dataset>/dataset.yaml` and the split lists"""
+    """folder that contains `<dataset>/dataset.yaml` and the split lists"""
     split: PositiveInt = 1
     """number of the official split"""
     source: Literal["frames", "videos", "shards"] = "frames"
@@ -37,7 +37,7 @@ class DataOptions(Options):
     """flow algorithm when `source` is videos"""
     sampling: Literal["standard", "segments", "paper", "efficient3d", "3dresnets", "co3d"] = "standard"
     """segments: frames from equal parts of the video (`model.input.segments`); paper: the published frame choice, which
-    never reads the last frame; the others: the frame choice of that code base"""
+    never reads the last frame; the others: the frame choice of that codebase"""
     frame_order: Literal["natural", "shuffled", "reversed"] = "natural"
     """order in which the frames of a clip enter the network, in training and evaluation; shuffled differs in each
     epoch of training and is fixed per video in evaluation; a control that shows whether a network uses time"""
@@ -49,7 +49,7 @@ class DataOptions(Options):
     on_error: Literal["raise", "skip"] = "raise"
     """skip: omit an unreadable clip from its batch and count it; raise: stop with an error that names it"""
     holdout: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.2
-    """share of the training list used for validation; source videos are not divided"""
+    """fraction of the training list used for validation; source videos are not divided"""
     workers: Annotated[int, Field(ge=0, le=256)] = 2
     """loader processes; 0 reads in the main process"""
     scaled_decoding: bool = False
@@ -71,7 +71,7 @@ class DataOptions(Options):
         for name in ("scaled_decoding", "resize_once"):
             if getattr(self, name) and paper:
                 raise ValueError(
-                    f"`{name}` changes the pixels of the published code; turn it off with `paper`"
+                    f"`{name}` changes the pixels, which must be those of the published code under `paper`; turn it off"
                 )
         clip = self.augment.clip
         if clip != "random" and self.sampling == "paper":
@@ -108,7 +108,7 @@ class TrainOptions(Options):
     loss: LossOptions = AutoLoss()
     """training loss"""
     label_smoothing: Fraction = 0.0
-    """share of the target spread over all classes"""
+    """fraction of the target spread over all classes"""
     mixup: NonNegative = 0.0
     """alpha of mixup's Beta distribution (blends two clips); 0 is off"""
     cutmix: NonNegative = 0.0
@@ -124,7 +124,7 @@ class TrainOptions(Options):
     sync_batchnorm: bool = False
     """several processes: BatchNorm statistics over the clips of all processes; off: of each process"""
     compile: bool = False
-    """compile the backbone stage by stage: faster steps after minutes of compilation, other rounding"""
+    """compile the backbone stage by stage: faster steps after minutes of compilation, different rounding"""
     gradient_checkpointing: bool = False
     """recompute the activations of each stage in the backward pass: less memory, about a third more time"""
     freeze_until: str | None = None
@@ -135,15 +135,15 @@ class TrainOptions(Options):
     stage_rates: dict[str, Positive] = Field(default_factory=dict)
     """factor on the learning rate by stage, for example `{stem: 0.1, classifier: 10}`; default 1"""
     init: Path | None = None
-    """checkpoint to start from: a run folder, or a file of this or another code base"""
+    """checkpoint to start from: a run folder, or a file of this or another codebase"""
     init_part: Literal["all", "backbone"] = "all"
     """part of `init` to load; backbone: head and classifier keep random weights"""
     init_averaged: bool = False
-    """if the checkpoint also holds a moving average (EMA, SWA), start from the average"""
+    """if the checkpoint also contains a moving average (EMA, SWA), start from the average"""
     cross_modality: bool = False
     """`init` is an RGB checkpoint for a flow network: average its first convolution over RGB and repeat it"""
     inflate: bool = False
-    """`init` holds 2D weights: repeat each kernel over time and divide it by its length"""
+    """`init` contains 2D weights: repeat each kernel over time and divide it by its length"""
     new_classifier: bool = False
     """use a new classifier if the classes of `init` differ"""
     selection: Literal["holdout", "folds", "paper"] = "holdout"
@@ -205,8 +205,8 @@ class EvaluateOptions(Options):
     """views per forward pass; none: 16 on a GPU, on a CPU as few as fit its cache (2 of 64 × 112²)"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """autocast type of the forward pass; auto: bf16 on a GPU with bf16 instructions, and on a CPU where a measurement
-    (stored in the cache folder) found it at least 1.2 times as fast as fp32; else fp32, also if sampling, protocol or
-    selection is `paper`"""
+    (stored in the cache folder) found it at least 1.2 times as fast as fp32; otherwise fp32, also if sampling,
+    protocol or selection is `paper`"""
     fold: bool = True
     """fold BatchNorm into the convolution before it: faster, logits equal up to rounding; never with `paper`"""
     compile: bool = False
@@ -221,9 +221,9 @@ class Experiment(Options):
     name: Annotated[str, Field(min_length=1, pattern=r"^[\w.+-]+$")] = "experiment"
     """name of the run folder"""
     runs: Path = Path("runs")
-    """folder that holds the run folders"""
+    """folder that contains the run folders"""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """seed of weights, order and augmentation"""
+    """random seed of the initial weights, the data order and the augmentation"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     threads: Annotated[int, Field(ge=0)] = 0
@@ -312,7 +312,7 @@ class Experiment(Options):
         """Check that cached features suffice: a frozen backbone, no mixed clips, no test list."""
         if self.train.freeze_until not in ("backbone", "head"):
             raise ValueError(
-                f"`data.features` holds features of a frozen backbone, but `train.freeze_until` is "
+                f"`data.features` contains features of a frozen backbone, but `train.freeze_until` is "
                 f"{self.train.freeze_until or 'not set'}; expected backbone or head"
             )
         if self.train.selection == "paper":

@@ -39,7 +39,7 @@ class FeatureOptions(Options):
     train_views: PositiveInt = 1
     """augmented clips cached per training video; epoch e uses number e modulo this"""
     maps: bool = False
-    """cache feature maps, which the non-local head needs; else tokens only"""
+    """cache feature maps, which the non-local head needs; otherwise tokens only"""
     backbone: Changes | None = None
     """train the backbone first, by the base experiment with these changes, and use its frozen weights in every cell;
     none: use the weights of the base (`train.init` or a pretrained backbone)"""
@@ -124,11 +124,11 @@ class Study(Options):
                 "`baseline: true` trains on the full training list, which includes `part: val`; remove one of them"
             )
         if not self.variants and not self.grid:
-            raise ValueError("give `variants` or a `grid`: there is nothing to compare")
+            raise ValueError("set `variants` or a `grid`: there is nothing to compare")
         for name in ("seeds", "splits"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
-                raise ValueError(f"`{name}` holds {sorted(values)}: give each value once")
+                raise ValueError(f"`{name}` contains {sorted(values)}: list each value once")
         for factor, levels in self.grid.items():
             if not levels:
                 raise ValueError(f"`grid.{factor}` has no level")

@@ -1,4 +1,4 @@
-"""Data set records: one YAML file holds everything the package knows about a data set.
+"""Data set records: one YAML file contains everything the package knows about a data set.
 
 `<settings_root>/<name>/dataset.yaml` gives the classes, the number of splits, the folders of frames and videos, the
 names of the files and which videos come from one source. The split lists are in the same folder. A new data set needs
@@ -32,7 +32,7 @@ MODALITIES: tuple[Modality, ...] = ("rgb", "flow")
 CLASSES_MARK = "{classes}"
 """in a group pattern: any class name, the longest first"""
 _LIST_PART: dict[str, str] = {"train": "train", "val": "train", "test": "val"}
-"""published lists call the official test list `val`; the validation part is carved from the training list"""
+"""published lists call the official test list `val`; the validation part is split off from the training list"""
 
 SPLIT_WORDS: dict[str, Part] = {
     "train": "train",
@@ -129,7 +129,7 @@ class Record(Options):
         if missing:
             raise ValueError(f"`lists` is {self.lists!r}: {', '.join(missing)} is missing")
         if self.group is not None and self.groups is not None:
-            raise ValueError("`group` and `groups` both give the source videos; keep one")
+            raise ValueError("`group` and `groups` both define the source videos; keep one")
         if self.group is not None:
             try:
                 found = re.compile(self.group.replace(CLASSES_MARK, "x")).groups
@@ -143,7 +143,7 @@ class Record(Options):
     def _check_mirror(self) -> None:
         named = [name for pair in self.mirror_pairs for name in pair]
         if named and not self.mirror:
-            raise ValueError("`mirror: false` and `mirror_pairs` contradict each other; keep one")
+            raise ValueError("`mirror: false` and `mirror_pairs` cannot be combined; keep one")
         for name in named:
             if name not in self.classes:
                 raise ValueError(
@@ -193,7 +193,7 @@ class Record(Options):
         root = getattr(self.frames, modality)
         if root is None:
             raise DataError(
-                f"{self._folder / RECORD_FILE}: `frames.{modality}` is missing: give the folder of the {modality} "
+                f"{self._folder / RECORD_FILE}: `frames.{modality}` is missing: set it to the folder of the {modality} "
                 "frames, or read the videos themselves (`data.source: videos`)"
             )
         return self._existing(root, f"frames.{modality}", "run `two-stream extract` or correct the path")
@@ -206,13 +206,13 @@ class Record(Options):
         """
         if self.videos is None:
             raise DataError(
-                f"{self._folder / RECORD_FILE}: `videos` is missing: give the folder of the video files, "
+                f"{self._folder / RECORD_FILE}: `videos` is missing: set it to the folder of the video files, "
                 "or read frame folders (`data.source: frames`)"
             )
         return self._existing(self.videos, "videos", "correct the path")
 
     def list_path(self, part: Part, modality: Modality, split: int) -> Path:
-        """Return the split list a part is read from (`val` is carved from the training list).
+        """Return the split list a part is read from (`val` is split off from the training list).
 
         Raises:
             DataError: The record has no such split.
@@ -301,7 +301,7 @@ def load_record(dataset: str | Path, settings_root: Path = Path("settings")) -> 
             mapping = packaged_record(str(given))
             if mapping is None:
                 hint = nearest(given.name, known_datasets(settings_root))
-                raise DataError(f"{path}: no such data set{hint} (or give a path)")
+                raise DataError(f"{path}: no such data set{hint} (or pass a path)")
             return make_record(mapping, path.parent)
     return make_record(read_yaml(path), path.parent, path)
 
@@ -334,7 +334,7 @@ def known_datasets(settings_root: Path) -> list[str]:
 
 
 def read_groups(path: Path) -> dict[str, str]:
-    """Read a file of lines `id group`; ids may hold spaces, groups may not.
+    """Read a file of lines `id group`; ids may contain spaces, groups may not.
 
     Raises:
         DataError: Missing, or a line without both.
@@ -369,7 +369,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def packaged_record(name: str) -> dict[str, Any] | None:
-    """Return the content of a record that comes with the package; None where it has none of this name."""
+    """Return the content of a record that comes with the package; None if it has none of this name."""
     path = PACKAGED / f"{name}.yaml"
     return read_yaml(path) if Path(name).name == name and path.is_file() else None
 
@@ -396,7 +396,7 @@ def mirror_of(record: Record, protocol: str = "standard") -> Mirror:
 
 
 def mirror_note(record: Record, protocol: str, mirrors: bool) -> str | None:
-    """Return a warning where `mirrors` holds and protocol `paper` mirrors a data set whose classes a mirror changes."""
+    """Return a warning if `mirrors` is true and protocol `paper` mirrors a data set whose classes a mirror changes."""
     if protocol != "paper" or not mirrors or (record.mirror and not record.mirror_pairs):
         return None
     what = (

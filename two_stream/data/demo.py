@@ -57,10 +57,10 @@ Image = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Look:
-    """What all videos of a source share."""
+    """Properties that all videos of a source share."""
 
     discs: tuple[Image, Image]
-    """RGBA pictures"""
+    """RGBA images"""
     background: Image
     """RGB texture that is mirrored beyond its borders"""
     drift: tuple[float, float]
@@ -69,7 +69,7 @@ class Look:
 
 @lru_cache(maxsize=64)
 def look_of(seed: int, group: int, height: int, width: int) -> Look:
-    """Return what the videos of a source have in common."""
+    """Return the properties that all videos of a source share."""
     draw = rng("demo look", seed, group)
     discs = (_disc(draw), _disc(draw))
     noise = draw.normal(size=(height + 64, width + 64, 3)).astype(np.float32)
@@ -114,7 +114,7 @@ def scrolled(background: Image, shift: NDArray[np.float64], width: int, height: 
 def stamp(
     picture: NDArray[np.float32], disc: Image, x: float, y: float, diameter: float, degrees: float
 ) -> None:
-    """Blend a disc into a picture; what exceeds the top or bottom appears at the opposite side."""
+    """Blend a disc into an image; what exceeds the top or bottom appears at the opposite side."""
     height, width = picture.shape[:2]
     side = disc.shape[0]
     matrix = cv2.getRotationMatrix2D(((side - 1) / 2, (side - 1) / 2), -degrees, diameter / side)
@@ -127,7 +127,7 @@ def stamp(
 
 
 def codec_here() -> str:
-    """Return the encoder to use: H.264, or MPEG-4 where libav was built without it."""
+    """Return the encoder to use: H.264, or MPEG-4 if libav was built without it."""
     import av
 
     for name in ("libx264", "mpeg4"):
@@ -141,7 +141,7 @@ def encode(path: Path, frames: list[Image], codec: str) -> None:
     import av
     from av.video.stream import VideoStream
 
-    # a fixed quantiser: x264's rate control wrote different bytes in about one of forty calls
+    # a fixed quantizer: x264's rate control wrote different bytes in about one of forty calls
     options = {"qp": "14", "preset": "veryfast"} if codec == "libx264" else {"qmin": "1", "qmax": "3"}
     with av.open(str(path), "w", format="mp4") as container:
         stream = cast(VideoStream, container.add_stream(codec, rate=Fraction(_FPS), options=options))
@@ -222,7 +222,7 @@ COLOURS = {"r": (225, 45, 45), "g": (45, 190, 60), "b": (50, 80, 225)}
 _JITTER = 0.06
 """largest shift of a colour change from its third, as a fraction of the video"""
 _TINT = 0.65
-"""share of the colour in a disc's picture"""
+"""fraction of the colour in a disc's image"""
 
 
 def _draw_order(name: str, look: Look, draw: np.random.Generator, shape: tuple[int, int, int]) -> list[Image]:

@@ -15,7 +15,7 @@ ENCODINGS: tuple[str, ...] = get_args(Encoding)
 
 @dataclass(frozen=True, kw_only=True)
 class FrameNames:
-    """How the frame files are named, where it cannot be found from the files."""
+    """Names of the frame files, if they cannot be detected."""
 
     rgb_pattern: str | None = None
     """names of RGB frame files, as in img_{:05d}.jpg; by default found from the files"""
@@ -67,7 +67,7 @@ class FolderOptions(FrameNames):
     def __post_init__(self) -> None:
         """Check ranges; the message names the flag."""
         if self.groups is not None and self.group_regex is not None:
-            raise SettingsError("--groups and --group-regex both name the source videos; give one")
+            raise SettingsError("--groups and --group-regex both define the source videos; use only one")
         if self.splits < 1:
             raise SettingsError(f"--splits is {self.splits}: expected at least 1")
         if not 0.0 < self.test_fraction < 1.0:
@@ -81,7 +81,7 @@ class AnnotationOptions(FrameNames):
     annotations: Path
     """official file, or folder of the official files (see `docs/datasets.md`)"""
     name: str | None = None
-    """name of the data set; default: the kind, of `json` and `table` the file's name"""
+    """name of the data set; default: the kind (for `json` and `table`, the file's name)"""
     out: Path = Path("settings")
     """settings folder; record, lists, groups and segments go to OUT/NAME/"""
     videos: Path | None = None
@@ -89,7 +89,7 @@ class AnnotationOptions(FrameNames):
     frames: Path | None = None
     """… or folder of the frame folders, whose files are counted"""
     fps: float | None = None
-    """frames per second of the frame folders, to find segments given in seconds, where nothing else gives it"""
+    """frames per second of the frame folders, to find segments given in seconds, if nothing else gives it"""
     backend: Decoder = "pyav"
     """decoder that counts frames"""
     processes: int | None = None
@@ -103,13 +103,13 @@ class AuditOptions:
     min_frames: int = 2
     """videos with fewer frames are reported as too short"""
     decode: bool = False
-    """of a data set, decode every video and every frame file too (videos given directly always are)"""
+    """for a data set: also decode every video and every frame file (videos given directly are always decoded)"""
     backend: Decoder = "pyav"
     """video decoder"""
     processes: int | None = None
     """videos checked at a time; all processors by default, 0 works in the main process"""
     patience: float = 60.0
-    """seconds without a new frame after which a video is given up"""
+    """seconds without a new frame after which a video is skipped"""
     official_split: bool = False
     """accept a published split: a source on both sides of it is a warning"""
 
@@ -119,9 +119,9 @@ class PackOptions:
     """How a data set is packed."""
 
     encoding: Encoding = "raw"
-    """raw: resized pixels, the fastest and largest (64 KiB a frame at 128x170 RGB); original: the JPEG files as they
+    """raw: resized pixels, the fastest and largest (64 KiB per frame at 128x170 RGB); original: the JPEG files as they
     are, for any input size; both give exactly the pixels of the folders; jpeg: resized, then JPEG again, the smallest,
-    with other pixels, which the index records"""
+    with different pixels, which the index records"""
     resize: tuple[int, int] | None = None
     """HEIGHT WIDTH of raw and jpeg frames: the model's input before it is cropped; 128 170 by default"""
     quality: int = 95
@@ -137,7 +137,7 @@ class PackOptions:
     processes: int | None = None
     """shards written at a time; all processors by default, 0 works in the main process"""
     overwrite: bool = False
-    """replace shards that were packed with other settings or lists"""
+    """replace shards that were packed with different settings or lists"""
 
     def __post_init__(self) -> None:
         """Check ranges; the message names the flag."""

@@ -1,8 +1,8 @@
 """Packs a data set into tar shards: every video of its lists, one sample each.
 
 The lists alone decide which videos make a shard. A shard is written under a hidden name, renamed when it is complete,
-and gets a note of its content (`000000.json`); after an interruption, packing continues with the shards without a note.
-The index is written last, from the notes.
+and gets a record of its content (`000000.json`); after an interruption, packing continues with the shards that
+have no record. The index is written last, from the records.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _BLOCK = 512
 _AT_ONCE = 32
 """frames read at a time"""
 _PATIENCE = 600.0
-"""seconds without a new frame after which a shard is given up"""
+"""seconds without a new frame after which a shard is considered hung"""
 _NAMES = {"rgb": ("img",), "flow": ("flow_x", "flow_y")}
 _BROKEN = (VideoError, DataError, cv2.error)
 
@@ -112,7 +112,7 @@ def pack(record: Record, modality: Modality, out: Path | str, options: PackOptio
 
     Raises:
         SettingsError: `out` is a URL.
-        DataError: No lists, no frames, or `out` holds shards of other settings or lists.
+        DataError: No lists, no frames, or `out` contains shards with different settings or lists.
     """
     if is_url(str(out)):
         raise SettingsError(
@@ -148,7 +148,7 @@ def pack(record: Record, modality: Modality, out: Path | str, options: PackOptio
 
 
 def all_videos(record: Record, modality: Modality) -> list[VideoRecord]:
-    """Return every video of every list, sorted by id; where lists differ in the number of frames, the largest.
+    """Return every video of every list, sorted by id; if lists differ in the number of frames, the largest is used.
 
     Raises:
         DataError: No list of this modality, or a wrong one.
@@ -186,7 +186,7 @@ def plan_shards(videos: Sequence[VideoRecord], shard_frames: int) -> list[tuple[
 
 
 def verify_shards(folder: Path) -> list[str]:
-    """Compare every shard of a folder with its note; return a line per shard that is missing or damaged.
+    """Compare every shard of a folder with its record; return a line per shard that is missing or damaged.
 
     Raises:
         DataError: There are no shards.
@@ -199,11 +199,11 @@ def verify_shards(folder: Path) -> list[str]:
         note = _read_note(path)
         tar = path.with_suffix(".tar")
         if note is None:
-            wrong.append(f"{path}: damaged note; pack again")
+            wrong.append(f"{path}: damaged shard record; pack the data set again")
         elif not tar.is_file():
             wrong.append(f"{tar}: missing")
         elif tar.stat().st_size != note["bytes"] or sha256(tar) != note["sha256"]:
-            wrong.append(f"{tar}: damaged (size or SHA-256 differ from its note); remove it and pack again")
+            wrong.append(f"{tar}: damaged (size or SHA-256 differ from its record); remove it and pack again")
     return wrong
 
 
@@ -223,7 +223,7 @@ def _read_note(path: Path) -> dict[str, Any] | None:
 
 
 def _finished(shard: Shard) -> dict[str, Any] | None:
-    """Return the note of a shard that is complete, as planned and without failures."""
+    """Return the record of a shard that is complete, as planned and without failures."""
     note = _read_note(shard.note)
     tar = shard.folder / shard.name
     if note is None or note["plan"] != shard.plan or note["failed"]:
@@ -232,7 +232,7 @@ def _finished(shard: Shard) -> dict[str, Any] | None:
 
 
 def _refuse_others(shards: Sequence[Shard], notes: dict[int, dict[str, Any] | None]) -> None:
-    """Refuse shards of other settings or lists in the folder, or remove them with `overwrite`."""
+    """Reject shards with different settings or lists in the folder, or remove them with `overwrite`."""
     folder, options = shards[0].folder, shards[0].options
     planned = {shard.number: shard for shard in shards}
     for path in sorted(folder.glob("[0-9]*.json")):
@@ -247,7 +247,7 @@ def _refuse_others(shards: Sequence[Shard], notes: dict[int, dict[str, Any] | No
             ]
             what = ", ".join(changes) or "the split lists have changed"
             raise DataError(
-                f"{folder} holds other shards: {what}; replace them with --overwrite, or choose another --out"
+                f"{folder} contains different shards: {what}; replace them with --overwrite, or choose another --out"
             )
         for old in (folder / INDEX, path, path.with_suffix(".tar")):  # the note before its shard
             old.unlink(missing_ok=True)
@@ -292,7 +292,7 @@ def _without_culprit(shard: Shard, failure: TaskFailure) -> Shard:
 def _finish(
     folder: Path, shards: Sequence[Shard], notes: dict[int, dict[str, Any] | None], written: int
 ) -> PackSummary:
-    """Write the index from the notes."""
+    """Write the index from the records of the shards."""
     summary = PackSummary(folder, shards=len(shards), written=written)
     videos: dict[str, Packed] = {}
     starts: list[int] = []
@@ -327,7 +327,7 @@ def _finish(
 
 
 def _settings(options: PackOptions, record: Record, modality: Modality) -> dict[str, Any]:
-    """Return what decides the content of the shards, as their index records it."""
+    """Return the settings that determine the content of the shards, as the index records them."""
     videos = options.source == "videos"
     return {
         "dataset": record.name,
@@ -356,7 +356,7 @@ def source_of_frames(record: Record, modality: Modality, options: PackOptions) -
 
 
 def write_shard(shard: Shard, beat: Beat) -> dict[str, Any]:
-    """Write one shard and its note, and return the note. A video that cannot be read is recorded as failed.
+    """Write one shard and its record, and return the record. A video that cannot be read is recorded as failed.
 
     Raises:
         OSError: The disk is full, or the folder cannot be written.

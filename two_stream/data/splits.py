@@ -1,8 +1,8 @@
 """Split lists in the published form, and the parts of a split.
 
 A line is `folder num_frames label`, in a multi-label data set `folder num_frames label,label,…`. The validation part is
-the data set's own validation list where it has one, else carved from the official training list, all videos of a source
-together. Only evaluation reads the official test list.
+the data set's own validation list if it has one, otherwise split off from the official training list, all videos
+of a source together. Only evaluation reads the official test list.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from two_stream.runtime.seeding import derive
 from two_stream.types import Modality, Part, VideoRecord
 
 _DIGITS = 7
-"""of a number in a list: five days at 25 frames a second"""
+"""largest number of digits of a number in a list: five days at 25 frames per second"""
 
 
 def read_list(
@@ -33,17 +33,17 @@ def read_list(
     least_frames: int = 1,
     multi_label: bool = False,
 ) -> list[VideoRecord]:
-    """Read a split list; folder names may hold spaces.
+    """Read a split list; folder names may contain spaces.
 
     Args:
         path: The list.
         num_classes: Labels must be below it.
         group_of: Gives a video's source from its id.
-        least_frames: Smallest number of frames a line may give; 0 where they are counted later.
+        least_frames: Smallest number of frames a line may give; 0 if they are counted later.
         multi_label: A line may give several labels.
 
     Raises:
-        DataError: Missing, empty, or a wrong or doubled line, named as `file:line`.
+        DataError: Missing, empty, or an invalid or duplicate line, named as `file:line`.
     """
     records = []
     seen: dict[str, int] = {}
@@ -63,10 +63,10 @@ def read_list(
 def numbered_records(
     path: Path, least_frames: int = 1, *, multi_label: bool = False
 ) -> list[tuple[int, VideoRecord]]:
-    """Return every line of a list with its number (1-based), doubled ids included.
+    """Return every line of a list with its number (1-based), duplicate ids included.
 
     Raises:
-        DataError: Missing file or a line of another form.
+        DataError: Missing file or a line in a different format.
     """
     found = []
     for number, line in enumerate(read_lines(path), 1):
@@ -117,7 +117,7 @@ def check_names(ids: Iterable[str], where: object) -> None:
         other = name.encode(errors="replace").decode() != name  # no UTF-8
         if ends or other or len(name.splitlines()) != 1 or "\\" in name:
             raise DataError(
-                f"{where}: a list cannot hold the name {name!r}: no line breaks, no backslashes, no spaces at an end, "
+                f"{where}: a list cannot contain the name {name!r}: no line breaks, backslashes, or spaces at an end, "
                 "UTF-8 only; rename it"
             )
 
@@ -133,11 +133,11 @@ def choose_groups(
     """Choose source videos that hold about a fraction of every class.
 
     Sources are tried in an order that depends only on their names and the seed, and taken when that brings the class
-    counts closer to the wanted ones. A class with two or more sources always keeps one on either side.
+    counts closer to the target counts. A class with two or more sources always keeps one on either side.
 
     Args:
         records: Videos with label and group; their order does not matter, nor do frame counts.
-        fraction: Wanted part of each class, 0 to 1.
+        fraction: Target fraction of each class, 0 to 1.
         seed: Another one gives another choice.
         used: Sources to take only when all others are taken.
     """
@@ -178,7 +178,7 @@ def choose_groups(
 def carve_holdout(
     records: Sequence[VideoRecord], fraction: float, seed: int
 ) -> tuple[list[VideoRecord], list[VideoRecord]]:
-    """Carve a validation part from a training list: stratified, by source video, the same for RGB and flow.
+    """Split off a validation part from a training list: stratified, by source video, the same for RGB and flow.
 
     Returns:
         The training and the validation part, each in the order of `records`.
@@ -189,8 +189,8 @@ def carve_holdout(
     chosen = choose_groups(records, fraction, seed)
     if not chosen:
         raise DataError(
-            "no validation part can be carved: every class has a single source video; "
-            "give more videos, correct `group` in dataset.yaml, or use `train.selection: paper`"
+            "no validation part can be split off: every class has a single source video; "
+            "add videos, correct `group` in dataset.yaml, or use `train.selection: paper`"
         )
     train = [record for record in records if source_of(record) not in chosen]
     return train, [record for record in records if source_of(record) in chosen]
@@ -226,7 +226,7 @@ def load_part(
     """Read the videos of a part of a split, each with its source video.
 
     `test` is the official test list. With selection `holdout`, `train` and `val` are the training list and the data
-    set's own validation list, or where it has none the two sides of the training list; with `folds` both are the full
+    set's own validation list, or if it has none the two sides of the training list; with `folds` both are the full
     training list; with `paper`, `train` is the full training list and `val` the official test list, as published.
 
     Args:
@@ -235,7 +235,7 @@ def load_part(
         split: Official split, from 1.
         part: `train`, `val` or `test`.
         selection: `holdout`, `folds` or `paper`.
-        holdout: Wanted fraction of the validation part, chosen with `seed`.
+        holdout: Target fraction of the validation part, chosen with `seed`.
         seed: Seed of that choice.
 
     Raises:
@@ -279,7 +279,7 @@ def experiment_part(
 
 
 def own_validation(record: Record, modality: Modality, split: int) -> list[VideoRecord]:
-    """Return the videos of the data set's own validation list; none where it has none."""
+    """Return the videos of the data set's own validation list; none if it has none."""
     path = record.holdout_path(modality, split)
     return _read(record, path) if path.is_file() else []
 

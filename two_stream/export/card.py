@@ -81,7 +81,7 @@ class Verified(_Facts):
     limit: float | None
     """limit of `relative`; None for int8, which has none"""
     agreement: float
-    """share of clips with the same top class"""
+    """fraction of clips with the same top class"""
 
 
 class ExportCard(_Facts):
@@ -94,7 +94,7 @@ class ExportCard(_Facts):
     precision: Literal["fp32", "int8"] = "fp32"
     name: str
     run: str
-    """path of the run folder at export"""
+    """path of the run folder when it was exported"""
     checkpoint: str
     class_names: list[str]
     inputs: tuple[Port, ...]
@@ -107,9 +107,9 @@ class ExportCard(_Facts):
     """metadata of the checkpoint, and `extraction`: how the training frames were extracted"""
     stream: StreamFacts | None = None
     model_sha256: str
-    """of the run's weights file"""
+    """SHA-256 of the run's weights file"""
     content_sha256: str = UNSEALED
-    """of this file without this value; see `docs/export.md`"""
+    """SHA-256 of this file without this value; see `docs/export.md`"""
     verified: Verified | None = None
     code_version: str
     environment: dict[str, str]
@@ -151,7 +151,7 @@ def parse_card(text: str, source: Path) -> ExportCard:
         )
     problem = next(_contradictions(card), None)
     if problem is not None:
-        raise CheckpointError(f"{source}: its card contradicts itself: {problem}; export the run again")
+        raise CheckpointError(f"{source}: its card is inconsistent: {problem}; export the run again")
     return card
 
 
@@ -173,7 +173,7 @@ def _contradictions(card: ExportCard) -> Iterator[str]:
     elif not all(1 <= side <= MOST_SIDE for side in sides) or any(
         c > r for c, r in zip(spec.size, spec.resize)
     ):
-        yield f"pictures of {spec.resize}, cut to {spec.size}"
+        yield f"images of {spec.resize}, cut to {spec.size}"
     elif spec.segments and (spec.segments < 0 or spec.clip_length % spec.segments):
         yield f"{spec.clip_length} frames of {spec.segments} segments"
     elif len(spec.mean) != spec.channels or len(spec.std) != spec.channels or not all(spec.std):
@@ -181,7 +181,7 @@ def _contradictions(card: ExportCard) -> Iterator[str]:
     elif not 1 <= len(card.class_names) <= MOST_CLASSES or max(map(len, card.class_names)) > MOST_NAME:
         yield f"{len(card.class_names)} classes, or a name of more than {MOST_NAME} characters"
     elif len(set(card.class_names)) != len(card.class_names):
-        yield "a class name twice"
+        yield "a duplicate class name"
     elif (card.kind == "stream") != (card.stream is not None):
         yield f"the kind is {card.kind}, and streams are {'' if card.stream else 'not '}described"
     else:
@@ -198,11 +198,11 @@ def _odd_ports(card: ExportCard, spec: InputSpec) -> Iterator[str]:
         *((one.shape, one.dtype) for one in states),
     ]
     if [(port.shape, port.dtype) for port in card.inputs] != wanted:
-        yield f"inputs {[(*port.shape, port.dtype) for port in card.inputs][:2]}, and the rest says {wanted[:2]}"
+        yield f"inputs {[(*port.shape, port.dtype) for port in card.inputs][:2]}, but expected {wanted[:2]}"
         return
     wanted[0] = ((BATCH, len(card.class_names)), "float32")
     if [(port.shape, port.dtype) for port in card.outputs] != wanted:
-        yield f"outputs {[(*port.shape, port.dtype) for port in card.outputs][:2]}, and the rest says {wanted[:2]}"
+        yield f"outputs {[(*port.shape, port.dtype) for port in card.outputs][:2]}, but expected {wanted[:2]}"
         return
     for shape, kind in ((port.shape, port.dtype) for port in (*card.inputs, *card.outputs)):
         fixed = [size for size in shape if size != BATCH]

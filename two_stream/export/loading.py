@@ -40,7 +40,7 @@ class ExportedNetwork(ClipNetwork):
         """Return the logits `(B, K)` of uint8 clips `(B, C, T, H, W)`.
 
         Raises:
-            SettingsError: The clips have another shape or type than the file expects.
+            SettingsError: The clips have a different shape or type from what the file expects.
             CheckpointError: The runtime cannot load the file.
         """
         wanted = self.card.inputs[0].shape[1:]
@@ -104,12 +104,12 @@ def load(path: Path | str, device: str = "cpu", *, trust: bool = False) -> Expor
 
     Raises:
         CheckpointError: Missing, not an exported file, damaged, a streaming network, or a package without `trust`.
-        SettingsError: Another device, a missing extra, or settings of another version.
+        SettingsError: Another device, a missing extra, or settings from a different version.
     """
     file, card = _checked_card(path, device, trust)
     if card.kind != "clip":
         raise CheckpointError(
-            f"{file}: holds a streaming network, which takes single frames; give a clip network (exported without "
+            f"{file}: contains a streaming network, which takes single frames; use a clip network (exported without "
             "--stream)"
         )
     return ExportedRun(
@@ -159,16 +159,16 @@ def load_stream(path: Path | str, device: str = "cpu", *, trust: bool = False) -
     """
     file, card = _checked_card(path, device, trust)
     if card.stream is None:
-        raise CheckpointError(f"{file}: holds a clip network; give a streaming one (export with --stream)")
+        raise CheckpointError(f"{file}: contains a clip network; use a streaming one (export with --stream)")
     return ExportedStream(file, card)
 
 
 def _checked_card(path: Path | str, device: str, trust: bool) -> tuple[Path, ExportCard]:
-    """Return the file and its card; refuse machine code without `trust`, and devices other than the CPU."""
+    """Return the file and its card; reject machine code without `trust`, and devices other than the CPU."""
     file, card = Path(path), read_card(Path(path))
     if card.to == "aoti" and not trust:
         raise CheckpointError(
-            f"{file}: an AOTInductor package contains machine code, which is executed on loading. Give `--trust "
+            f"{file}: an AOTInductor package contains machine code, which is executed on loading. Use `--trust "
             f"{file}` (in Python `trust=True`) if you trust its author; ONNX and pt2 files do not need it"
         )
     if device not in ("auto", "cpu"):

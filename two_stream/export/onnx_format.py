@@ -42,8 +42,8 @@ class Onnx(Format):
         strange = sorted({node.op_type for node in model.graph.node} - operators("onnx"))
         if strange:
             raise ExportError(
-                f"an ONNX file of this network would hold {', '.join(strange)}, which no file may (operators_onnx.txt "
-                "lists what may be loaded); export to pt2"
+                f"an ONNX file of this network would contain {', '.join(strange)}, which is not allowed "
+                "(operators_onnx.txt lists what may be loaded); export to pt2"
             )
         _name_batch(model)
         if model.ByteSize() > _LIMIT:
@@ -71,7 +71,7 @@ class Onnx(Format):
         try:
             model = onnx.load_model_from_string(content)
         except Exception as error:  # protobuf's own DecodeError, of whichever implementation
-            raise CheckpointError(f"{path}: damaged, or no ONNX file ({error_line(error)})") from error
+            raise CheckpointError(f"{path}: damaged, or not an ONNX file ({error_line(error)})") from error
         text = {entry.key: entry.value for entry in model.metadata_props}.get(KEY)
         if text is None:
             raise CheckpointError(
@@ -140,7 +140,7 @@ def import_extra(name: str) -> Any:
 
 
 def _check(model: Any, path: Path) -> None:
-    """Refuse a graph that could do more than a single pass over listed operators.
+    """Reject a graph that could do more than a single pass over listed operators.
 
     Raises:
         CheckpointError: It contains a nested graph (a loop may never end), a function, weights in other files, or an
@@ -171,7 +171,7 @@ def _check(model: Any, path: Path) -> None:
                 found = "weights in other files"
     if found is not None:
         raise CheckpointError(
-            f"{path}: holds {found}, which no export does; not loaded (export the run again)"
+            f"{path}: contains {found}, which no export does; not loaded (export the run again)"
         )
 
 

@@ -89,7 +89,7 @@ _Number = Annotated[
 
 
 class _Strict(BaseModel):
-    """Refuses unknown keys and other types."""
+    """Rejects unknown keys and other types."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -299,7 +299,7 @@ class Program:
 
     def _odd(self, what: str) -> CheckpointError:
         return CheckpointError(
-            f"{self.path}: holds {what}, which no export does; not loaded (export the run again)"
+            f"{self.path}: contains {what}, which no export does; not loaded (export the run again)"
         )
 
     def _check_members(self, archive: zipfile.ZipFile) -> str:
@@ -316,9 +316,9 @@ class Program:
                 raise self._odd(f"the compressed member {name!r}")
             seen.add(info.filename.casefold())
         if sum(info.file_size for info in infos) > self.path.stat().st_size:
-            raise self._odd("members that lie one over another")
+            raise self._odd("overlapping members")
         if archive.read(f"{root}/byteorder") != b"little":
-            raise self._odd("numbers in another byte order")
+            raise self._odd("numbers in a different byte order")
         return root
 
     def _parse(self, archive: zipfile.ZipFile, name: str, form: type[T]) -> T:
@@ -330,7 +330,7 @@ class Program:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))[:120]
             raise self._odd(
-                f"in {name.split('/', 1)[1]} at `{where}` what is no graph ({first['msg'][:80]})"
+                f"in {name.split('/', 1)[1]} at `{where}` something other than a graph ({first['msg'][:80]})"
             ) from None
 
     def _tensors(
@@ -370,7 +370,7 @@ class Program:
         inputs: list[str] = []
         for spec in module.signature.input_specs:
             if len(spec.model_fields_set) != 1 or spec.user_output is not None:
-                raise self._odd("an input of no kind")
+                raise self._odd("an input of unknown type")
             if spec.user_input is not None:
                 inputs.append(self._tensor_name(spec.user_input.arg))
                 continue
@@ -381,18 +381,18 @@ class Program:
                 raise self._odd(f"the tensor {source[:80]!r} in the graph alone")
             stored[given.arg.name] = self._values[source]
         if [*stored, *inputs] != [self._tensor_name(value) for value in module.graph.inputs]:
-            raise self._odd("inputs in another order than its signature's")
+            raise self._odd("inputs in a different order from its signature")
         return stored, inputs
 
     def _tensor_name(self, value: _Value) -> str:
         if value.kind != "as_tensor" or value.as_tensor is None:
-            raise self._odd(f"an input or output that is no tensor ({value.kind or 'several kinds'})")
+            raise self._odd(f"an input or output that is not a tensor ({value.kind or 'several kinds'})")
         return value.as_tensor.name
 
     def _compile(self, graph: _Graph) -> Iterator[_Step]:
         known = {*self._stored, *self._inputs}
         if len(known) != len(self._stored) + len(self._inputs):
-            raise self._odd("two inputs of one name")
+            raise self._odd("two inputs with the same name")
         last = {name: place for place, node in enumerate(graph.nodes) for name in _read_by(node)}
         for place, node in enumerate(graph.nodes):
             if node.target not in operators("pt2"):
@@ -411,7 +411,7 @@ class Program:
             results = [self._result(value) for value in node.outputs]
             made = [name for one in results for name in ([one] if isinstance(one, str) else one)]
             if len({*made}) != len(made) or known & {*made}:
-                raise self._odd(f"two values of one name ({', '.join(made)[:80]})")
+                raise self._odd(f"two values with the same name ({', '.join(made)[:80]})")
             known |= {*made}
             kept = {*self._stored, *self._outputs}
             done = [
@@ -451,7 +451,7 @@ class Program:
 
     def _number(self, symbol: _Symbol) -> Getter:
         if len(symbol.model_fields_set) != 1:
-            raise self._odd("a size of no kind")
+            raise self._odd("a size of unknown type")
         name, number = symbol.as_name, symbol.as_int
         return (lambda values: values[name]) if name is not None else (lambda _: number)
 
@@ -521,7 +521,7 @@ class Program:
             raise self._odd(f"a graph that cannot be computed ({error_line(error)[:160]})") from None
         wanted = [[1 if size == BATCH else int(size) for size in port.shape] for port in card.outputs]
         if [list(value.shape) for value in found] != wanted:
-            raise self._odd("outputs of other shapes than on its card")
+            raise self._odd("outputs whose shapes differ from its card")
 
 
 @cache

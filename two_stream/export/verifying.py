@@ -18,7 +18,7 @@ from two_stream.types import InputSpec, Part
 TOLERANCE = 1e-4
 """Largest allowed difference of logits, relative to the model's largest logit on the same clips."""
 AGREEMENT = 0.5
-"""Share of clips on which an int8 network must predict the same class; below it the scales are wrong."""
+"""Fraction of clips on which an int8 network must predict the same class; below it the scales are wrong."""
 ENOUGH = 10
 """Number of clips from which on that share is checked."""
 BATCHES = (1, 3)
@@ -46,7 +46,7 @@ class Compared:
 
     @property
     def agreement(self) -> float:
-        """Share of clips with the same top class."""
+        """Fraction of clips with the same top class."""
         return float((self.model.argmax(1) == self.exported.argmax(1)).float().mean())
 
     def verified(self, clips: str, limit: float | None = TOLERANCE) -> Verified:
@@ -66,7 +66,7 @@ class Compared:
             )
         if limit is not None and not self.relative <= limit:
             raise ExportError(
-                f"the exported network gives other logits: they differ by {self.difference:.3g}, {self.relative:.1e} "
+                f"the logits of the exported network differ by {self.difference:.3g}, {self.relative:.1e} "
                 f"of the largest ({limit:.0e} allowed); nothing was written"
             )
         return Verified(

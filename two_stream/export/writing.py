@@ -95,7 +95,7 @@ def _write(
     goal: tuple[Path, Check],
     change: Callable[[Path, Path], None] | None = None,
 ) -> ExportCard:
-    """Build the file next to its goal, compare it, add the card and move it into place; an error leaves no file."""
+    """Build the file next to its destination, compare it, add the card and move it; an error leaves no file."""
     path, check = goal
     note(f"writing {card.name} as a graph ({card.to})")
     program = capture_graph(exportable)
@@ -116,7 +116,7 @@ def _write(
 
 
 def _clips(run: AnyRun[Recognizer], count: int, part: Part = "val") -> tuple[torch.Tensor, str]:
-    """Return clips of the run's data set if it is available, else of noise; and a description of them."""
+    """Return clips of the run's data set if it is available, otherwise of noise; and a description of them."""
     clips = run_clips(run, count, part)
     if clips is None:
         return noise_clips(run.model.spec, count, seed=int(part == "val")), f"{count} clips of noise"
@@ -135,12 +135,10 @@ def _checked_format(to: Target, int8: Int8Options | None = None) -> Format:
 def _checked_path(path: Path, to: Target) -> Path:
     """Return the path of the file to write after checking its suffix."""
     if path.is_dir():
-        raise SettingsError(f"{path}: is a folder; give a file, for example {path / 'model'}{SUFFIXES[to]}")
+        raise SettingsError(f"{path}: is a folder; use a file, for example {path / 'model'}{SUFFIXES[to]}")
     suffix = Path(SUFFIXES[to]).suffix or SUFFIXES[to]
     if path.suffix != suffix:
-        raise SettingsError(
-            f"{path}: a file of format {to} ends in {suffix}; give {path.with_suffix(suffix)}"
-        )
+        raise SettingsError(f"{path}: a file of format {to} ends in {suffix}; use {path.with_suffix(suffix)}")
     return path
 
 

@@ -54,8 +54,8 @@ class Head(nn.Module, ABC):
         """
         if self.fixed_length and x_BTD.shape[1] != self.tokens:
             raise SettingsError(
-                f"head {self.options.kind} is built for {self.tokens} tokens in time and got {x_BTD.shape[1]}; "
-                "give clips of the model's clip_length, or build it with another `input.clip_length`"
+                f"head {self.options.kind} is built for {self.tokens} time steps but got {x_BTD.shape[1]}; "
+                "pass clips of the model's clip_length, or build it with a different `input.clip_length`"
             )
 
 

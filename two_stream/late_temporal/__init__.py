@@ -1,1 +1,1 @@
-"""Runs, evaluators, flags and folders of LateTemporalModeling3DCNN, in its own words."""
+"""Runs, evaluators, flags and folders of LateTemporalModeling3DCNN, with the names of the published code."""

@@ -29,7 +29,7 @@ class EvaluatorFlags:
     split: Annotated[int, flag("-s")] = 1
     """number of the official split"""
     window: Annotated[int | None, flag("-w", metavar="INT")] = None
-    """with --val: number of the list window<N>.txt; none: the published default"""
+    """with --val: number of the list window<N>.txt; if omitted, the published default"""
     window_val: Annotated[bool, tyro.conf.FlagCreatePairsOff, flag("-v", name="val")] = False
     """score the videos of window<N>.txt instead of those of the split"""
     ten_crop_enabled: Annotated[bool, tyro.conf.FlagConversionOff] = True
@@ -41,11 +41,11 @@ class EvaluatorFlags:
     multi_gpu_test: Annotated[bool, tyro.conf.FlagConversionOff, flag("--multiGPUTest")] = False
     """published variable, ignored: one device scores, see --device"""
     data: Annotated[Path | None, flag(metavar="DIR")] = None
-    """folder of the frame folders; none: ./datasets/<dataset>_frames (published), else that of the data set's record"""
+    """folder of the frame folders; if omitted, ./datasets/<dataset>_frames (published), otherwise the record's"""
     settings: Annotated[Path | None, flag("--settings-root", metavar="DIR")] = None
-    """folder that holds <dataset>/ with its lists; none: ./datasets/settings (published), else ./settings"""
+    """folder that contains <dataset>/ with its lists; if omitted, ./datasets/settings (published), or ./settings"""
     list_file: Annotated[Path | None, flag(name="list", metavar="FILE")] = None
-    """list of videos, lines `folder num_frames label`; none: the list of the split"""
+    """list of videos, lines `folder num_frames label`; if omitted, the list of the split"""
     protocol: Literal["paper", "standard"] = "paper"
     """paper: published choice of frames and unsigned flips of flow; standard: both corrected"""
     limit: Annotated[int | None, flag(metavar="INT")] = None
@@ -59,9 +59,9 @@ class EvaluatorFlags:
     batch_views: int = 10
     """clips per forward pass"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
-    """autocast type of the forward pass; auto: fp32 with protocol paper, else bf16 where it is clearly faster"""
+    """autocast type of the forward pass; auto: fp32 with protocol paper, otherwise bf16 if it is clearly faster"""
     out: Annotated[Path | None, flag(metavar="FILE")] = None
-    """score file to write; none: results/<dataset>_<arch>_split<N>_<views>_<crops>.npz"""
+    """score file to write; if omitted, results/<dataset>_<arch>_split<N>_<views>_<crops>.npz"""
     evaluate: Annotated[bool, tyro.conf.FlagCreatePairsOff, flag("-e")] = False
     """flag of the trainer, ignored: these scripts only evaluate"""
     contine: Annotated[bool, tyro.conf.FlagCreatePairsOff, flag("-c", name="continue")] = False
@@ -104,9 +104,9 @@ class OneStreamFlags(EvaluatorFlags):
     arch: Annotated[str, flag("-a", metavar="ARCH")] = "rgb_resneXt3D64f101_bert10_FRMB"
     """one of the 27 published names (`two-stream models 'late_temporal/*'`) or any other named model"""
     checkpoint: Annotated[Path | None, flag("--weights", metavar="FILE")] = None
-    """checkpoint or run folder; none: ./checkpoint/<dataset>_<arch>_split<N>/model_best.pth.tar, as published"""
+    """checkpoint or run folder; if omitted, ./checkpoint/<dataset>_<arch>_split<N>/model_best.pth.tar, as published"""
     extension: str | None = None
-    """published variable: names of the frames, such as img_{0:05d}.jpg or flow_{0}_{1:05d}; none: detected"""
+    """published variable: names of the frames, such as img_{0:05d}.jpg or flow_{0}_{1:05d}; if omitted, detected"""
 
 
 @dataclass(frozen=True)
@@ -118,14 +118,14 @@ class TwoStreamFlags(EvaluatorFlags):
     arch_rgb: Annotated[str, flag("-b", metavar="ARCH")] = "rgb_resneXt3D64f101_bert10_FRMB"
     """network of the RGB stream"""
     checkpoint_flow: Annotated[Path | None, flag("--weights-flow", metavar="FILE")] = None
-    """checkpoint or run folder of the flow stream; none: where the published trainer writes it"""
+    """checkpoint or run folder of the flow stream; if omitted, where the published trainer writes it"""
     checkpoint_rgb: Annotated[Path | None, flag("--weights-rgb", metavar="FILE")] = None
-    """checkpoint or run folder of the RGB stream; none: where the published trainer writes it"""
+    """checkpoint or run folder of the RGB stream; if omitted, where the published trainer writes it"""
     multiple_clips_enabled: Annotated[bool, tyro.conf.FlagConversionOff] = True
     """published variable: multi-clip, or one clip"""
     rgb_duration: Literal["flow", "own"] = "flow"
     """flow: RGB clips are chosen by the flow list's number of frames (published); own: by that of the RGB frames"""
     rgb_extension: str | None = None
-    """names of RGB frames, such as img_{0:05d}.jpg; none: detected"""
+    """names of RGB frames, such as img_{0:05d}.jpg; if omitted, detected"""
     flow_extension: str | None = None
-    """names of flow frames, such as flow_{0}_{1:05d}.jpg; none: detected"""
+    """names of flow frames, such as flow_{0}_{1:05d}.jpg; if omitted, detected"""

@@ -66,7 +66,7 @@ def find_list(record: Record, name: str, given: Path | None = None) -> Path:
     """
     tried = [folder / record.name / name for folder in settings_folders(given)]
     tried += [record.folder / name] if (record.folder / RECORD_FILE).is_file() else []
-    advice = "give it with --list, or its folder with --settings"
+    advice = "pass it with --list, or its folder with --settings"
     return _first_existing(tried, "split list", advice)
 
 
@@ -80,7 +80,7 @@ def find_frames(record: Record, modality: Modality, given: Path | None = None) -
     tried = [folder / "datasets" / f"{record.name}_frames" for folder in ROOTS] if given is None else [given]
     if given is None and root is not None:
         tried.append(record.resolve(root))
-    return _first_existing(tried, f"folder of {modality} frames", "give it with --data DIR")
+    return _first_existing(tried, f"folder of {modality} frames", "pass it with --data DIR")
 
 
 def with_frames(record: Record, roots: dict[Modality, Path], ids: Sequence[str]) -> Record:
@@ -107,7 +107,7 @@ def count_listed_frames(
 ) -> list[VideoRecord]:
     """Return the videos with the number of frames in their folders.
 
-    `uncounted_only`: count only where the list says 0, as the published evaluators do. `skip`: keep a video without
+    `uncounted_only`: count only if the list says 0, as the published evaluators do. `skip`: keep a video without
     frames; reading it fails later.
 
     Raises:
@@ -164,7 +164,7 @@ def training_record(dataset: str, given: Path | None = None) -> tuple[str, str, 
             _write_record(find_record(dataset, given), lists)
             return dataset, dataset, folder
     tried = [folder / dataset for folder in settings_folders(given)]
-    advice = "write them with `two-stream prepare`, or give their folder with --settings"
+    advice = "write them with `two-stream prepare`, or pass their folder with --settings"
     raise DataError(f"{tried[0]}: no split lists (train_rgb_split1.txt, …){_other_paths(tried)}; {advice}")
 
 

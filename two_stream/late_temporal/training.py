@@ -94,13 +94,13 @@ class PublishedTraining:
     split: Annotated[int, flag("-s")] = 1
     """number of the official split"""
     settings: Annotated[Path | None, flag(metavar="DIR")] = None
-    """folder of the split lists; none: ./datasets/settings (published) if it has the data set, else ./settings"""
+    """folder of the split lists; if omitted, ./datasets/settings (published) if it has the data set, or ./settings"""
     batch_size: Annotated[int | None, flag("-b", metavar="INT")] = None
-    """clips per forward pass; none: published value, 8 (4 for the architectures trained with SGD)"""
+    """clips per forward pass; if omitted, published value, 8 (4 for the architectures trained with SGD)"""
     iter_size: Annotated[int | None, flag(metavar="INT")] = None
-    """forward passes per optimizer step; none: published value, 16 (SGD: 6)"""
+    """forward passes per optimizer step; if omitted, published value, 16 (SGD: 6)"""
     lr: Annotated[float | None, flag("--learning-rate", metavar="FLOAT")] = None
-    """learning rate; none: published value, 1e-5 (SGD: 1e-2)"""
+    """learning rate; if omitted, published value, 1e-5 (SGD: 1e-2)"""
     momentum: float = 0.9
     """momentum of SGD; unused by AdamW"""
     weight_decay: Annotated[float, flag("--wd")] = 1e-3
@@ -110,7 +110,7 @@ class PublishedTraining:
     workers: Annotated[int, flag("-j")] = 2
     """loader processes"""
     pretrained: Annotated[Path | None, flag(metavar="FILE")] = None
-    """not published: weights to start from; none: the file that the published code loads, if --weights has it"""
+    """not published: weights to start from; if omitted, the file that the published code loads, if --weights has it"""
     weights: Annotated[Path, flag(metavar="DIR")] = Path("weights")
     """not published: folder of the Kinetics and IG-65M weights"""
     evaluate: Annotated[bool, tyro.conf.FlagCreatePairsOff, flag("-e")] = False

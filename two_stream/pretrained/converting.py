@@ -94,7 +94,7 @@ def export_checkpoint(source: Path, out: Path) -> list[str]:
     if model.alterations:
         what = ", ".join(alteration.kind for alteration in model.alterations)
         raise CheckpointError(
-            f"{source}: no published code supports a compressed network ({what}); give the run it was made from"
+            f"{source}: no published code supports a compressed network ({what}); use the run it was made from"
         )
     layout = _layout_of(source, model, meta.get("layout"))
     state = published_state(model.state_dict(), layout)
@@ -146,7 +146,7 @@ def num_classes(state: Mapping[str, torch.Tensor], layout: Layout) -> int | None
 
 
 def _layout_of(source: Path, model: Recognizer, came_as: object) -> Layout:
-    """Return the layout a model was imported from, else the first that names all its tensors and recognises them."""
+    """Return the layout a model was imported from, or the first one that recognises all its tensors."""
     ours = model.state_dict()
     candidates = sorted(LAYOUTS, key=lambda layout: layout.name != came_as)
     for layout in candidates:

@@ -64,7 +64,7 @@ def write_model(
 
 
 def read_model(folder: Path, device: str | torch.device = "cpu") -> tuple[Recognizer, dict[str, Any]]:
-    """Build the model of a model folder or run folder (its `best`, else `last`); return it with its `meta`.
+    """Build the model of a model folder or run folder (its `best`, otherwise `last`); return it with its `meta`.
 
     The model is in evaluation mode on `device`; int8 models are always on the CPU.
 
@@ -122,7 +122,7 @@ def reshape_like(model: Recognizer, path: Path) -> None:
             alter(model, alteration)
         elif alteration.cpu_only:  # others are rounded in float, which their training does itself
             raise CheckpointError(
-                f"{file}: an {alteration.kind} network cannot be trained; give the run it was made from"
+                f"{file}: an {alteration.kind} network cannot be trained; use the run it was made from"
             )
 
 

@@ -52,7 +52,7 @@ def checkpoint_kind(file: Path) -> Kind:
     """Return the format of a checkpoint.
 
     Raises:
-        CheckpointError: Unreadable, empty, or of another format, which is named.
+        CheckpointError: Unreadable, empty, or in a different format, which is named.
     """
     try:
         with file.open("rb") as opened:
@@ -77,7 +77,7 @@ def checkpoint_kind(file: Path) -> Kind:
 
 
 def refuse_checkpoint(file: Path, wanted: str) -> None:
-    """Refuse a checkpoint that was given in place of a `wanted` file (video or run).
+    """Reject a checkpoint that was given in place of a `wanted` file (video or run).
 
     Raises:
         CheckpointError: Says how to convert it to a run.
@@ -131,7 +131,7 @@ def _name_archive(file: Path) -> str:
 
 
 def _require_torch_archive(file: Path) -> None:
-    """Refuse a zip file that `torch.save` did not write; the reader reports damaged files."""
+    """Reject a zip file that `torch.save` did not write; the reader reports damaged files."""
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()

@@ -41,7 +41,9 @@ class LoadReport:
 
     def __str__(self) -> str:
         parts = [f"{len(self.used)} tensors used"]
-        parts += [f"{len(self.missing)} start fresh ({_few(self.missing)})"] if self.missing else []
+        parts += (
+            [f"{len(self.missing)} keep their initial values ({_few(self.missing)})"] if self.missing else []
+        )
         parts += [f"{len(self.dropped)} left out ({_few(self.dropped)})"] if self.dropped else []
         parts += [f"{len(self.reshaped)} reshaped"] if self.reshaped else []
         parts += [f"{len(self.unused)} never read ({_few(self.unused)})"] if self.unused else []
@@ -63,9 +65,10 @@ def load_weights(
     Args:
         model: Changed in place; unchanged after an error. If the checkpoint is of a run with pruned channels, these
             are first removed from the model.
-        path: A file of this package or of a known code base, a model folder or a run folder.
+        path: A file of this package or of a known codebase, a model folder or a run folder.
         part: `backbone` ignores the head and classifier of the checkpoint, even if they would fit.
-        new_classifier: Ignore the parts after the backbone that differ: a classifier of another size, another kind of
+        new_classifier: Ignore the parts after the backbone that differ: a classifier of a different size, a
+            different kind of
             head, a block of FRAB or FRMB. The backbone must still fit.
         cross_modality: RGB weights for a flow network: average the first convolution over RGB, and repeat it over the
             flow channels (Wang et al., arXiv 1507.02159).
@@ -220,7 +223,7 @@ def _require_fit(
     absent = [key for key in trunk if key in report.missing and key not in misfits]
     if 2 * len(absent) > len(_counted(set(trunk))):
         raise CheckpointError(
-            f"{report.path}: {report.format} weights of another network: the model's backbone is "
+            f"{report.path}: {report.format} weights of a different network: the model's backbone is "
             f"{model.options.backbone.kind}, and {len(absent)} of its tensors are not in the file ({_few(absent)})"
         )
     if misfits and all(key.startswith("classifier.") for key in misfits):
@@ -235,7 +238,7 @@ def _require_fit(
         replaced = not loose and {_part(model, key) for key in misfits} <= {"classifier", "reduction"}
         hint = "; to initialise the parts after the backbone set `new_classifier`" if replaced else ""
         raise CheckpointError(
-            f"{report.path}: {report.format} weights of another network: {theirs[key]}: {misfits[key]}{more}{hint}"
+            f"{report.path}: {report.format} weights of a different network: {theirs[key]}: {misfits[key]}{more}{hint}"
         )
     missing = [key for key in report.missing if _part(model, key) not in loose]
     ours = {their: our for our, their in theirs.items()}

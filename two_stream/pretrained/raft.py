@@ -52,7 +52,7 @@ class Raft:
 
         Args:
             weights: A state dict of torchvision's raft_small or raft_large, recognised by its keys.
-            device: auto (CUDA, else the CPU), cpu, cuda or cuda:N.
+            device: auto (CUDA, otherwise the CPU), cpu, cuda or cuda:N.
             batch: Pairs of frames per forward pass.
 
         Raises:

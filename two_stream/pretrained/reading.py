@@ -5,7 +5,7 @@ Three kinds of files are read, recognised by their content: safetensors, files o
 
 A pickle is a program: it names functions, and the reader calls them. Here no name leads to the real function. The few
 names that describe arrays of numbers lead to the classes below, which check their arguments. All other names are
-refused before anything is called.
+rejected before anything is called.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _INNER = ("state_dict", "model_state_dict", "model_state", "model", "net", "weig
 """Keys under which trainers store the weights."""
 _AVERAGED = re.compile(r"(^|[_-])(ema|swa|averaged?|model_?ema)([_-]|$)", re.IGNORECASE)
 """Keys and prefixes under which trainers store a moving average of the weights."""
-_HOW = "to use them, set `train.init_averaged: true` or give `weights convert` the flag --averaged"
+_HOW = "to use them, set `train.init_averaged: true` or pass --averaged to `weights convert`"
 _DAMAGED = (AttributeError, LookupError, TypeError, ValueError)
 """Errors of both readers for damaged files."""
 _DAMAGED_TORCH = (*_DAMAGED, AssertionError, EOFError, OSError, RuntimeError, struct.error)
@@ -49,12 +49,12 @@ def read_state(path: Path | str, *, averaged: bool = False) -> dict[str, torch.T
     """Return the tensors of a checkpoint on the CPU, without the `module.` prefix of multi-GPU training.
 
     Args:
-        path: A safetensors, PyTorch or Caffe2 file, a model folder, or a run folder (its `best`, else its `last`).
+        path: A safetensors, PyTorch or Caffe2 file, a model folder, or a run folder (its `best`, otherwise its `last`).
         averaged: Return the moving average of the weights that the checkpoint contains. Otherwise a note mentions it.
             `best` of a run that was trained with an average is that average.
 
     Raises:
-        CheckpointError: Missing, damaged, not a checkpoint, refused because it contains more than tensors, or without
+        CheckpointError: Missing, damaged, not a checkpoint, rejected because it contains more than tensors, or without
             the requested average.
     """
     file = weights_file(Path(path))
@@ -77,7 +77,7 @@ def read_state(path: Path | str, *, averaged: bool = False) -> dict[str, torch.T
     if names and all(key.startswith("module.") for key in names):
         state = {key.removeprefix("module."): tensor for key, tensor in state.items() if key in names}
     if not state:
-        raise CheckpointError(f"{file}: it holds no tensors")
+        raise CheckpointError(f"{file}: it contains no tensors")
     return state
 
 
@@ -145,7 +145,7 @@ def _refusal(message: str) -> str:
     asked = re.search(r"GLOBAL ([\w.]+)", message)
     if asked:
         return refusal(f"it asks for `{asked[1]}`")
-    ours = re.search(r"it (?:holds|builds|calls|changes|encodes) [^\n]*", message)
+    ours = re.search(r"it (?:contains|builds|calls|changes|encodes) [^\n]*", message)
     if ours:
         return refusal(ours[0])
     if re.search(r"Unsupported operand (?:149|140|141|142|143|144|145|147|148)\b", message):
@@ -158,7 +158,9 @@ def _refusal(message: str) -> str:
 
 def _tensors(file: Path, content: Any) -> dict[str, torch.Tensor]:
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: holds a {type(content).__name__}; expected a dictionary of tensors")
+        raise CheckpointError(
+            f"{file}: contains a {type(content).__name__}; expected a dictionary of tensors"
+        )
     tensors = {str(key): _as_tensor(value) for key, value in content.items()}
     state = {key: tensor for key, tensor in tensors.items() if tensor is not None}
     if tensors and not state:
@@ -168,7 +170,7 @@ def _tensors(file: Path, content: Any) -> dict[str, torch.Tensor]:
 
 
 def _as_tensor(value: Any) -> torch.Tensor | None:
-    """Return a tensor or an array as a tensor; None for other values, such as the numbers of a trainer."""
+    """Return a tensor or an array as a tensor; None for other values, such as counters that a trainer stores."""
     tensor = value.tensor() if isinstance(value, Numbers) else value
     if not isinstance(tensor, torch.Tensor) or (isinstance(value, Numbers) and tensor.ndim == 0):
         return None
@@ -278,15 +280,15 @@ class Dtype:
         bare = _SHORT_CODES.get(bare, bare)
         if bare not in _NUMBER_CODES:
             what = "objects" if bare.startswith("O") else f"values of type {text[:20]!r}"
-            raise Refused(f"it holds an array of {what}; expected numbers")
+            raise Refused(f"it contains an array of {what}; expected numbers")
         self.kind = np.dtype(("<" if text[:1] not in "<>" else text[0]) + bare)
 
     def __setstate__(self, state: object) -> None:
         if not isinstance(state, tuple) or len(state) < 5:
-            raise Refused("it holds an array of an unknown type; expected numbers")
+            raise Refused("it contains an array of an unknown type; expected numbers")
         order, *compound = state[1:5]
         if any(part is not None for part in compound):
-            raise Refused("it holds an array of records; expected numbers")
+            raise Refused("it contains an array of records; expected numbers")
         if _text(order) == ">":
             self.kind = self.kind.newbyteorder(">")
 
@@ -301,7 +303,7 @@ class Numbers:
 
     def __setstate__(self, state: object) -> None:
         if not isinstance(state, tuple) or len(state) not in (4, 5):
-            raise Refused("it holds an array that is not described as numpy does")
+            raise Refused("it contains an array that is not described as numpy does")
         shape, dtype, fortran, data = state[-4:]
         self.fill(shape, dtype, data, "F" if fortran else "C")
 
@@ -310,11 +312,11 @@ class Numbers:
         if isinstance(data, str):
             data = data.encode("latin1")  # Python 2 wrote bytes as text
         if not isinstance(dtype, Dtype) or not isinstance(data, bytes | bytearray):
-            raise Refused("it holds an array whose content is not numbers")
+            raise Refused("it contains an array whose content is not numbers")
         if not isinstance(shape, tuple) or any(type(size) is not int or size < 0 for size in shape):
-            raise Refused("it holds an array without a shape")
+            raise Refused("it contains an array without a shape")
         if math.prod(shape) * dtype.kind.itemsize != len(data):
-            raise Refused(f"it holds an array of shape {shape} with {len(data)} bytes of content")
+            raise Refused(f"it contains an array of shape {shape} with {len(data)} bytes of content")
         flat = np.frombuffer(data, dtype.kind)
         self.array = flat.reshape(shape, order="F" if order == "F" else "C")
         return self
@@ -346,13 +348,13 @@ class Name:
         self._make = make
 
     def __call__(self, *args: object) -> Any:
-        """Create the replacement, or refuse."""
+        """Create the replacement, or reject."""
         if self._make is None:
             raise Refused(f"it calls `{self._name}`")
         try:
             return self._make(*args)
         except TypeError:
-            raise Refused(f"it calls `{self._name}` with arguments of another kind") from None
+            raise Refused(f"it calls `{self._name}` with invalid arguments") from None
 
     def __setstate__(self, state: object) -> NoReturn:
         raise Refused(f"it changes `{self._name}`")
@@ -428,7 +430,7 @@ def read_caffe2(file: Path) -> dict[str, torch.Tensor]:
     written by Python 2 is decoded as latin1, which keeps the bytes of arrays.
 
     Raises:
-        CheckpointError: Damaged, refused, or a pickle of something else; nothing in it was executed.
+        CheckpointError: Damaged, rejected, or a pickle of something else; nothing in it was executed.
     """
     try:
         with file.open("rb") as opened:
@@ -450,11 +452,11 @@ def read_caffe2(file: Path) -> dict[str, torch.Tensor]:
 def refusal(reason: str) -> str:
     """Return one line that says why a file was not read."""
     if not reason:
-        return "refused or damaged: it is not a pickle of tensors only, and nothing in it was executed"
+        return "rejected or damaged: it is not a pickle of tensors only, and nothing in it was executed"
     hint = ""
     if "`torch." in reason or "`__main__." in reason:
         hint = "; if you trust its author, save its `state_dict()` again with torch.save"
-    return f"refused, {reason}: a checkpoint may hold tensors only, and nothing in it was executed{hint}"
+    return f"rejected, {reason}: a checkpoint may contain only tensors, and nothing in it was executed{hint}"
 
 
 def _weights(file: Path, content: object) -> dict[str, torch.Tensor]:

@@ -44,7 +44,7 @@ class LoadingCost:
     copy: float
     workers: int
     clips_per_second: float
-    """of all workers, without a network"""
+    """clips per second of all workers, without a network"""
 
     @property
     def worker_milliseconds(self) -> float:

@@ -66,7 +66,7 @@ def _status(key: str) -> int:
 
 
 def _windows_peak() -> int:
-    """Return the peak working set; 0 where it is unknown."""
+    """Return the peak working set; 0 if it is unknown."""
     # PROCESS_MEMORY_COUNTERS: two 32-bit fields in the first place, then the peak
     sizes = (ctypes.c_size_t * 9)()
     system = getattr(ctypes, "windll", None)

@@ -37,14 +37,14 @@ class NetworkCosts:
     """Size of a network on disk and cost of one view."""
 
     file_bytes: int
-    """of `model.safetensors`"""
+    """size of `model.safetensors`"""
     parameters: int
     nonzero: int
     """parameters that are not 0"""
     multiply_adds: int
-    """of one view; the same for an int8 network and its float one"""
+    """multiply-adds of one view; the same for an int8 network and its float version"""
     latency_ms: float
-    """median of a view's forward pass, as it is evaluated"""
+    """median time of a view's forward pass in evaluation"""
     latency_low: float
     """smallest of the turns' medians"""
     latency_high: float
@@ -75,7 +75,7 @@ def measure_view(
 def measure_networks(
     runs: Sequence[Run], options: EvaluateOptions, *, device: str, seconds: float = 1.0
 ) -> list[NetworkCosts]:
-    """Count and measure the networks of several runs in turns, so that a busy minute does not affect only one of them.
+    """Count and measure the networks of several runs alternately, so that machine load affects all of them.
 
     Each is timed for about `seconds` in total, at least five turns of three passes, and read again for its memory, so
     that nothing else is counted.

@@ -22,7 +22,7 @@ class Product:
     name: str
     run: Callable[[], object]
     operations: float
-    """of one run; a multiply-add is two"""
+    """floating-point operations of one run; a multiply-add counts as two"""
 
 
 def gemm_rate(device: torch.device, precision: str, *, seconds: float = 1.0) -> float:
@@ -31,11 +31,11 @@ def gemm_rate(device: torch.device, precision: str, *, seconds: float = 1.0) -> 
 
 
 def fastest_product(device: torch.device, precision: str, *, seconds: float = 1.0) -> tuple[Product, float]:
-    """Return the fastest form of a large matrix product on this machine, and its floating-point operations per second.
+    """Return the fastest implementation of a large matrix product on this machine and its FLOP/s.
 
     Each form is timed for a part of `seconds`, at least three times. On a CPU `torch.mm` may use a slower library than
     the convolutions (MKL in fp32 on an AMD processor), so the same product is also timed as a 1×1 convolution. On a
-    GPU, fp32 uses TF32 where the convolutions may.
+    GPU, fp32 uses TF32 if the convolutions may.
     """
     switch = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32

@@ -1,4 +1,4 @@
-"""Measured costs of a model: time, memory and share of the machine's peak, in the forward pass or in training."""
+"""Measured costs of a model: time, memory and fraction of the machine's peak, in the forward pass or in training."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class Speed:
     flops_per_second: float = 0.0
     """two per multiply-add; a training step counts as three forward passes"""
     peak_flops: float = 0.0
-    """of a matrix product on the same machine in the same precision; 0 where it was not measured"""
+    """FLOP/s of a matrix product on the same machine in the same precision; 0 if it was not measured"""
 
     @property
     def share_of_peak(self) -> float | None:
-        """Model FLOP utilisation; None where the peak was not measured."""
+        """Model FLOP utilisation; None if the peak was not measured."""
         return self.flops_per_second / self.peak_flops if self.peak_flops else None
 
     def as_dict(self) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def read_arrays(file: Path | IO[bytes]) -> dict[str, NDArray[Any]]:
             if total > MOST_BYTES:
                 raise ValueError(f"{total:,} bytes of arrays, and TWO_STREAM_MOST_BYTES is {MOST_BYTES:,}")
             if len({info.filename for info in infos}) != len(infos):
-                raise ValueError("an array twice")
+                raise ValueError("the same array twice")
             found = {}
             for info in infos:
                 with archive.open(info) as member:
@@ -78,11 +78,11 @@ def _read_header(
     magic = file.read(8)
     lengths = {b"\x93NUMPY\x01\x00": 2, b"\x93NUMPY\x02\x00": 4}
     if magic not in lengths:
-        raise ValueError(f"{name}: no array of numpy's format 1 or 2")
+        raise ValueError(f"{name}: not an array in numpy's format 1 or 2")
     count = int.from_bytes(file.read(lengths[magic]), "little")
     header = _HEADER.fullmatch(file.read(min(count, _MOST_HEADER)))
     if header is None:
-        raise ValueError(f"{name}: a header that numpy does not write, or not of numbers or text")
+        raise ValueError(f"{name}: an invalid header, or a data type other than numbers or text")
     kind = np.dtype(header["kind"].decode())
     shape = tuple(int(size) for size in header["shape"].decode().replace(",", " ").split())
     if file.tell() + math.prod(shape) * kind.itemsize != length:

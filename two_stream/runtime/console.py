@@ -56,7 +56,7 @@ def note(message: str) -> None:
 
 
 def bar(share: float, length: int) -> str:
-    """Return a text bar for a share of 1, at most `length` columns long."""
+    """Return a text bar for a fraction of 1, at most `length` columns long."""
     return ("█" if console.encoding.startswith("utf") else "#") * max(1, round(length * share))
 
 

@@ -19,7 +19,7 @@ _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def pick_device(name: str = "auto") -> torch.device:
     """Return a device by name; `auto` takes CUDA, then Apple's MPS, then the CPU.
 
-    Of several processes, each takes the GPU with its local rank.
+    With several processes, each uses the GPU of its local rank.
 
     Raises:
         SettingsError: The name is unknown or the machine has no such device.

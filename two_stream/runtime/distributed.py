@@ -115,7 +115,7 @@ def init(*, cpu_only: bool = False) -> bool:
         if local_rank() >= torch.cuda.device_count():
             raise SettingsError(
                 f"{local_size()} processes on a machine with {torch.cuda.device_count()} GPUs: start one per GPU "
-                "(torchrun --nproc-per-node gpu), or give --device cpu"
+                "(torchrun --nproc-per-node gpu), or use --device cpu"
             )
         torch.cuda.set_device(local_rank())
     found, _, _ = next(distributed.rendezvous("env://", timeout=TIMEOUT))  # type: ignore[attr-defined]

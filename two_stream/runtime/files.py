@@ -97,7 +97,7 @@ def _is_running(pid: int, left: Path) -> bool:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path next to `path`; on success it is fsynced and renamed to `path`, else removed.
+    """Yield a temporary path next to `path`; on success it is fsynced and renamed to `path`, otherwise removed.
 
     The mode follows the umask, even if a library writes another one (safetensors: 0600).
 
@@ -146,7 +146,7 @@ def check_writable(path: Path) -> None:
         SettingsError: It is a folder, or cannot be created.
     """
     if path.is_dir():
-        raise SettingsError(f"{path}: is a folder; give the file to write")
+        raise SettingsError(f"{path}: is a folder; expected the path of a file to write")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
@@ -211,7 +211,7 @@ def fsync_dir(path: Path) -> None:
 
 @contextmanager
 def replaced_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder; on success its files are checksummed and fsynced and it replaces `target`, else removed.
+    """Yield an empty folder; on success checksum and fsync its files and replace `target` with it; otherwise remove it.
 
     Leftovers of killed attempts are removed first.
     """
@@ -308,7 +308,7 @@ def cache_folder() -> Path | None:
 
 
 def write_cached(path: Path, content: bytes) -> bool:
-    """Write a cache file atomically but without flushing it; return False where that is not possible.
+    """Write a cache file atomically but without flushing it; return False if that is not possible.
 
     Several processes may write the same file at once; one of them wins.
     """

@@ -45,7 +45,7 @@ def fold_batchnorm(model: nn.Module, example: torch.Tensor) -> nn.Module:
     after = plain(example)
     scale = float(before.abs().max())
     if not torch.allclose(after, before, rtol=0.0, atol=FOLD_TOLERANCE * scale):
-        warn("BatchNorm is not folded: this network would give other results")
+        warn("BatchNorm is not folded: the folded network would give different results")
         return model
     return plain
 
@@ -74,7 +74,7 @@ def compile_for_device(function: Callable[..., Any], device: torch.device) -> Ca
 
 
 def missing_compiler(device: torch.device) -> str:
-    """Return what this machine lacks to compile for a device; empty if nothing."""
+    """Return the reason why this machine cannot compile for a device; empty if it can."""
     if device.type == "cuda":
         return "" if find_spec("triton") else "Triton is not installed (pip install triton)"
     if device.type != "cpu":

@@ -61,7 +61,7 @@ def study_lock(folder: Path) -> Iterator[None]:
     Raises:
         SettingsError: Another process runs the study, or workers of an earlier run do not exit.
     """
-    busy = SettingsError(f"{folder}: another process is running this study; wait for it")
+    busy = SettingsError(f"{folder}: another process is running this study; wait for it to finish")
     with exclusive_lock(folder / ".lock", busy):
         _wait_for_workers(folder)
         yield

@@ -1,4 +1,4 @@
-"""Precision for scoring on this machine: bf16 if it is measurably faster, else fp32."""
+"""Precision for scoring on this machine: bf16 if it is measurably faster, otherwise fp32."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Speedup:
     """Speed of bf16 on a CPU relative to fp32."""
 
     product: float
-    """of a matrix product"""
+    """speedup of a matrix product"""
     convolution: float
-    """of a 3D convolution"""
+    """speedup of a 3D convolution"""
 
     @property
     def least(self) -> float:
@@ -67,7 +67,7 @@ def cpu_flags() -> set[str]:
 
 
 def resolve_precision(precision: str, device: torch.device, *, exact: bool = False) -> str:
-    """Return the precision of `auto`: bf16 if it is clearly faster and not `exact`, else fp32.
+    """Return the precision of `auto`: bf16 if it is clearly faster and not `exact`, otherwise fp32.
 
     Some CPUs with bf16 instructions are slower with them, so a CPU is measured once. Any other precision is returned
     unchanged.

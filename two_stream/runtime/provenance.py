@@ -1,4 +1,4 @@
-"""What made a number: versions, machine, code."""
+"""Provenance of results: versions, machine, code."""
 
 from __future__ import annotations
 

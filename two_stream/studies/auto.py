@@ -24,7 +24,7 @@ RECIPES = "own_videos_{modality}{machine}.yaml"
 _OVERHEAD = 1.3
 """factor on a pass for reading, cross-validation and the start of the run"""
 _FEWEST_EPOCHS = 5
-"""of a trained network; with fewer the baseline is better"""
+"""smallest number of epochs of a trained network; with fewer, the baseline is better"""
 
 
 def recipe(modality: Modality, settings_root: Path, device: str) -> Path:
@@ -40,7 +40,7 @@ def recipe(modality: Modality, settings_root: Path, device: str) -> Path:
     )
     if found is None:
         raise SettingsError(
-            f"{places[0] / 'experiments' / name}: no such recipe; give a checkout's settings folder as --settings-root"
+            f"{places[0] / 'experiments' / name}: no such recipe; use a checkout's settings folder as --settings-root"
         )
     return found
 
@@ -52,7 +52,7 @@ def recipe_experiment(path: Path, changes: dict[str, Any], name: str, runs: Path
 
 
 def pass_seconds(experiment: Experiment, baseline: RunPaths, videos: int) -> float:
-    """Return the seconds that a recipe's network needs for one view of each video; 0 where they are unknown.
+    """Return the seconds that a recipe's network needs for one view of each video; 0 if they are unknown.
 
     The speed of the machine is that of a finished baseline run of the same modality.
     """
@@ -66,7 +66,7 @@ def pass_seconds(experiment: Experiment, baseline: RunPaths, videos: int) -> flo
 
 
 def fit_to_time(experiment: Experiment, one_pass: float, seconds: float) -> Experiment | None:
-    """Return a recipe reduced to the seconds left for its stream; None where that is not possible.
+    """Return a recipe reduced to the seconds left for its stream; None if that is not possible.
 
     `one_pass` are the seconds of `pass_seconds`.
     """
@@ -131,5 +131,5 @@ def candidates(baseline: Sequence[RunPaths], networks: Sequence[RunPaths]) -> li
 
 
 def best_candidate(found: Sequence[Candidate]) -> Candidate:
-    """Return the candidate with the highest validation accuracy; of equal ones that with the fewest runs."""
+    """Return the candidate with the highest validation accuracy (ties: the one with the fewest runs)."""
     return max(found, key=lambda one: (round(one.validated, 9), -len(one.runs)))

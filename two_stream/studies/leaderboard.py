@@ -28,8 +28,8 @@ class Standing:
     behind: float | None
     """accuracy of the first minus its own; None for the first"""
     p_holm: float | None
-    """of the paired test against the best variant with three trainings, corrected over all pairs of such variants; None
-    for that variant and for variants with fewer trainings"""
+    """p value of the paired test against the best variant with three training runs, corrected over all pairs of such
+    variants; None for that variant and for variants with fewer training runs"""
     level_with_best: bool
     """whether that test shows no difference"""
     modality: str
@@ -62,14 +62,14 @@ def leaderboard(root: Path, part: str = "test", level: float = LEVEL) -> Leaderb
     """Rank every score file of a part below a folder.
 
     A board has the files whose data set, part, splits and protocol agree, best accuracy first. Variants with three or
-    more trainings are tested in pairs at 1 - level. All pairs are corrected together by Holm's procedure, because the
-    same data decide which variant is best.
+    more training runs are tested in pairs at 1 - level. All pairs are corrected together by Holm's procedure,
+    because the same data decide which variant is best.
 
     Raises:
         ScoreError: No such folder, or no readable score file of this part in it.
     """
     if not root.is_dir():
-        raise ScoreError(f"{root}: no such folder; give a folder with runs, such as runs/")
+        raise ScoreError(f"{root}: no such folder; use a folder with runs, such as runs/")
     found, damaged = _read_all(root, part)
     if not found:
         broken = f" ({len(damaged)} damaged: {damaged[0]})" if damaged else ""
@@ -175,7 +175,7 @@ def _model(item: ScoredRun) -> str:
 
 
 def _runs(standing: Standing) -> str:
-    """Return the number of runs, marked where there are too few trainings for a test."""
+    """Return the number of runs, marked if there are too few training runs for a test."""
     number = len(standing.seeds) * len(standing.splits)
     few = len(standing.seeds) < ENOUGH_TRAININGS
     return f"{number} run{'s' if number > 1 else ''}" if few else str(number)

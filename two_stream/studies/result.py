@@ -130,7 +130,8 @@ def measure_variant(
 ) -> VariantCost:
     """Count a variant's parameters and operations, and measure the forward pass of one view as it is evaluated.
 
-    The network has random weights, which cost the same. Where a run has an altered network (narrowed, int8), give the
+    The network has random weights, which does not change its cost. Where a run has an altered network (narrowed,
+    int8), give the
     run: its network is measured. `threads` of the settings is not applied.
     """
     model = Recognizer(experiment.model, num_classes).eval() if run is None else read_model(run)[0]
@@ -162,7 +163,7 @@ def stored_cost(
     """Return a variant's cost from a JSON file of costs by key, or measure and store it.
 
     Variants with the same model, precision and machine share a measurement. A damaged file is replaced. The network of
-    `run` is measured where it differs from the one in the settings.
+    `run` is measured if it differs from the one in the settings.
     """
     altered = [] if run is None else alterations_in(run)
     key = cost_key(experiment, num_classes, device, altered)
@@ -230,7 +231,7 @@ def _notes(ran: Ran) -> list[str]:
     )
     if older:
         notes.append(
-            f"{older} of {len(ran.cells)} runs were made by another version of the code (--any-code)."
+            f"{older} of {len(ran.cells)} runs were made by a different version of the code (--any-code)."
         )
     if study.features is None:
         return notes

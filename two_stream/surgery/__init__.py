@@ -38,7 +38,7 @@ class Alteration(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Return what `read` needs, as JSON values."""
+        """Return the values that `read` needs, as JSON values."""
 
     @classmethod
     @abstractmethod

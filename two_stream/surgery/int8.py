@@ -1,6 +1,6 @@
 """Networks whose convolutions and linear layers compute in int8, or round to int8 values while they are trained.
 
-torch.ao does the work, in `int8_graph`. It is imported only where a network is quantised.
+torch.ao does the work, in `int8_graph`. It is imported only if a network is quantized.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _CAPPED = {
 }
 """values of `ONEDNN_MAX_CPU_ISA` with which oneDNN uses no VNNI, or only the 256-bit one; other values allow all"""
 _VALUES, _SCALE, _ZERO = "#int8", "#scale", "#zero"
-"""suffixes of the names under which a file stores a quantised weight"""
+"""suffixes of the names under which a file stores a quantized weight"""
 _PACKED, _DTYPE = "._packed_params._packed_params", "._packed_params.dtype"
 _NONE = "#none"
 _FEW = 16
@@ -65,9 +65,9 @@ class Int8(Alteration):
     engine: str = "auto"
     """engine of torch that packs the weights and computes"""
     fake: bool = False
-    """rounded in float: a network in quantisation-aware training"""
+    """rounded in float: a network in quantization-aware training"""
     decay: float = 0.999
-    """of the moving average of ranges"""
+    """decay of the moving average of ranges"""
 
     @property
     def cpu_only(self) -> bool:
@@ -125,7 +125,7 @@ class Int8(Alteration):
         return cls(**{**values, "keep": tuple(values["keep"])})
 
     def tensors(self, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """Return quantised weights as bytes with their scales; packed linear weights as torch 1 stored them."""
+        """Return quantized weights as bytes with their scales; packed linear weights as torch 1 stored them."""
         made: dict[str, torch.Tensor] = {}
         if (
             self.fake
@@ -157,7 +157,7 @@ class Int8(Alteration):
 
 
 def check_torch_ao() -> None:
-    """Check that this torch can quantise.
+    """Check that this torch can quantize.
 
     Raises:
         SettingsError: torch.ao.quantization is missing.
@@ -215,7 +215,7 @@ def kept_layers(model: Recognizer, patterns: Sequence[str]) -> set[str]:
     `classifier`).
 
     Raises:
-        SettingsError: A pattern matches no layer, or the patterns leave nothing to quantise.
+        SettingsError: A pattern matches no layer, or the patterns leave nothing to quantize.
     """
     kinds = (nn.Conv3d, nn.Linear)
     inside = [name for name, part in model.backbone.named_modules() if isinstance(part, kinds)]
@@ -235,7 +235,7 @@ def kept_layers(model: Recognizer, patterns: Sequence[str]) -> set[str]:
             )
         kept |= found
     if kept == set(names):
-        raise SettingsError("`compress.keep` keeps every layer in float, so nothing is left to quantise")
+        raise SettingsError("`compress.keep` keeps every layer in float, so nothing is left to quantize")
     return kept
 
 
@@ -261,7 +261,7 @@ def _encoded(key: str, value: torch.Tensor | None) -> dict[str, torch.Tensor]:
 
 
 def _quantised(values: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
-    """Return a quantised weight from its bytes; axis 0 is that of the output channels."""
+    """Return a quantized weight from its bytes; axis 0 is that of the output channels."""
     if scale.ndim:
         return torch._make_per_channel_quantized_tensor(values, scale, zero, 0)
     return torch._make_per_tensor_quantized_tensor(values, float(scale), int(zero))

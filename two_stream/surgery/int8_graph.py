@@ -1,4 +1,4 @@
-"""A network's layers as torch.ao quantises them: observed, rounded in float for training, or computed in int8."""
+"""A network's layers as torch.ao quantizes them: observed, rounded in float for training, or computed in int8."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _MOVING_FUNCTIONS: tuple[Any, ...] = (shuffled, torch.relu)
 class MovingRange(MinMaxObserver):
     """Range of a tensor as a bias-corrected moving average of the ranges seen.
 
-    `r = decay * r + (1 - decay) * range`, and `r / (1 - decay^n)` after n updates, as in Distiller's quantisation-aware
+    `r = decay * r + (1 - decay) * range`, and `r / (1 - decay^n)` after n updates, as in Distiller's quantization-aware
     training. It is updated in training mode only, so validation clips do not change it.
     """
 
@@ -91,7 +91,7 @@ OBSERVERS: dict[str, type[MinMaxObserver] | type[HistogramObserver]] = {
 def layer_config(
     observer: str, *, per_channel: bool, largest: int = 127, decay: float = 0.999, fake: bool = False
 ) -> QConfig:
-    """Return how activations and weights are quantised; `fake` rounds in float, for training.
+    """Return how activations and weights are quantized; `fake` rounds in float, for training.
 
     The observer is a key of `OBSERVERS`, and the moving average with `fake`. Weights have one scale per output channel
     or per tensor, and steps up to `largest`.
@@ -121,14 +121,14 @@ def start_ranges(model: nn.Module) -> None:
 
 
 def stop_ranges(model: nn.Module) -> None:
-    """Hold the moving ranges of a model in quantisation-aware training."""
+    """Hold the moving ranges of a model in quantization-aware training."""
     for part in model.modules():
         if isinstance(part, FakeQuantize) and isinstance(part.activation_post_process, MovingRange):
             part.disable_observer()
 
 
 class GraphBackbone(Backbone):
-    """A backbone as a graph of layers that are quantised or will be; its stages keep their places and names."""
+    """A backbone as a graph of layers that are quantized or will be; its stages keep their places and names."""
 
     def __init__(self, backbone: Backbone, graph: fx.GraphModule) -> None:
         super().__init__(backbone.options, backbone.modality)
@@ -161,7 +161,7 @@ class GraphBackbone(Backbone):
     def append_block(self, channels: int) -> None:
         """Not supported."""
         raise SettingsError(
-            f"a quantised network cannot be extended by another block ({channels} channels); use the float network"
+            f"a quantized network cannot be extended with another block ({channels} channels); use the float network"
         )
 
     def replace_last_block(self, channels: int) -> None:
@@ -174,7 +174,7 @@ def insert_observers(
 ) -> None:
     """Insert observers (or, with `fake`, rounding) around the layers of a model, in place, and fuse BatchNorm.
 
-    The model is in training mode with `fake`, else in evaluation mode. `linear` are the linear layers after the
+    The model is in training mode with `fake`, otherwise in evaluation mode. `linear` are the linear layers after the
     backbone; layers in `kept` stay as they are.
 
     Raises:
@@ -237,7 +237,7 @@ def _mapping(config: QConfig, kept: Sequence[str], *, fake: bool) -> QConfigMapp
 
 
 def _split_padding(backbone: Backbone) -> None:
-    """Separate the padding from convolutions that pad by the size of their input: torch quantises plain ones only."""
+    """Separate the padding from convolutions that pad by the size of their input: torch quantizes plain ones only."""
     same = [(name, part) for name, part in backbone.named_modules() if isinstance(part, SameConv3d)]
     for name, part in same:
         kernel, stride = part.kernel_size, part.stride

@@ -18,7 +18,7 @@ _ATTRIBUTES = ("in_channels", "out_channels", "groups", "num_features", "in_feat
 
 @dataclass(frozen=True)
 class Narrowed(Alteration):
-    """Layers with fewer channels than the options define. The last map keeps its width, so every head fits."""
+    """Layers with fewer channels than the options define. The last feature map keeps its width, so every head fits."""
 
     sizes: Mapping[str, Mapping[int, int]]
     """by the name of a weight or statistic: dimension -> remaining size"""
@@ -32,14 +32,15 @@ class Narrowed(Alteration):
         """Give each named tensor its size, keeping its first values.
 
         Raises:
-            CheckpointError: A layer is missing or smaller, so the sizes are of another network; nothing is changed.
+            CheckpointError: A layer is missing or smaller, so the sizes belong to a different network; nothing is
+                changed.
         """
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         for name, sizes in self.sizes.items():
             shape = tensors[name].shape if name in tensors else ()
             if any(dim >= len(shape) or shape[dim] < size for dim, size in sizes.items()):
                 raise CheckpointError(
-                    f"the narrowed weights are of another network: {name} does not fit the backbone "
+                    f"the pruned weights belong to a different network: {name} does not fit the backbone "
                     f"{model.options.backbone.kind}; check `model.backbone`"
                 )
         for name, sizes in self.sizes.items():

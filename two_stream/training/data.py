@@ -58,7 +58,7 @@ class TrainingData:
     num_val: int
     class_names: list[str]
     labels: Labels | None = None
-    """of the training part; None: one class per clip, unknown frequencies"""
+    """labels of the training part; None: one class per clip, unknown frequencies"""
     dataset: str = ""
     extraction: dict[str, Any] | None = None
     """how the frames were extracted, if known"""

@@ -1,6 +1,7 @@
-"""Hooks of a training: another start, another loss, work after each step.
+"""Hooks of a training run: another start, another loss, work after each step.
 
-Pruning, quantisation-aware training and distillation (`two_stream.compression`) are trainings with such an extension.
+Pruning, quantization-aware training and distillation (`two_stream.compression`) are training runs with such an
+extension.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ EXTENSIONS: Registry[Callable[[Experiment], Extension]] = Registry("compression"
 
 
 class Extension:
-    """Base of all extensions; adds nothing. Subclasses are built from the experiment, once per training."""
+    """Base of all extensions; adds nothing. Subclasses are built from the experiment, once per training run."""
 
     def start(self, model: Recognizer, *, resumed: bool) -> None:
         """Change the network in place before the optimizer is built.
@@ -71,7 +72,7 @@ class Extension:
         """
 
     def extra_parameters(self, device: torch.device) -> list[nn.Parameter]:
-        """Return parameters on the device that are trained but not part of the network; `state` holds them."""
+        """Return parameters on the device that are trained but not part of the network; `state` contains them."""
         del device
         return []
 
@@ -91,6 +92,6 @@ class Extension:
 
 
 def build_extension(experiment: Experiment) -> Extension:
-    """Return what an experiment's `compress` section adds to its training."""
+    """Return the training extension for an experiment's `compress` section."""
     kind = experiment.compress.kind
     return Extension() if kind == "none" else EXTENSIONS[kind](experiment)

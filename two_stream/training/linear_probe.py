@@ -196,7 +196,7 @@ class Probe:
 
     def _note_choice(self, chosen: Chosen, vectors: Vectors) -> None:
         count, width = vectors.rows.shape
-        how = "given, or without a second source to compare with"
+        how = "the only value, or there is only one source video"
         if chosen.table:
             row = next(row for row in chosen.table if row["c"] == chosen.c)
             how = (
@@ -205,7 +205,7 @@ class Probe:
             )
             if chosen.c in (chosen.table[0]["c"], chosen.table[-1]["c"]):
                 how += "; this is the smallest or largest of `train.optimizer.cs`, so try a wider range"
-        note(f"{count} vectors of {width} numbers; C {chosen.c:g}: {how}")
+        note(f"{count} vectors of {width} features; regularization C = {chosen.c:g}: {how}")
 
     def _line(self, vectors: Vectors, chosen: Chosen, validation: Validation) -> dict[str, Any]:
         """Return the line of metrics.jsonl; training loss and top-1 are unweighted means over all rows."""
@@ -273,7 +273,7 @@ def training_vectors(
     Args:
         model: On `device`.
         data: One class per video.
-        views: Augmented clips per video, those of the first epochs of a training.
+        views: Augmented clips per video, those of the first epochs of a training run.
         device: Of the model.
         precision: Autocast type.
         stopped: Whether to stop early and return None.

@@ -103,7 +103,7 @@ def _weights(
     if given == "balanced":
         if not sum(labels.counts):
             raise SettingsError(
-                f"`train.loss.{name}: balanced` needs the training list's labels; give numbers"
+                f"`train.loss.{name}: balanced` needs the training list's labels; use numbers"
             )
         return torch.tensor(balanced(labels))
     if len(given) != labels.num_classes:

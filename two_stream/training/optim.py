@@ -43,7 +43,7 @@ def build_optimizer(
     stage_rates: Mapping[str, float] | None = None,
     device: torch.device | None = None,
 ) -> torch.optim.Optimizer:
-    """Build SGD or AdamW over `parameter_groups`, with the fused kernel where the device has one.
+    """Build SGD or AdamW over `parameter_groups`, with the fused kernel if the device has one.
 
     Raises:
         SettingsError: Nothing is left to train, or a rate is given for no stage.
@@ -202,7 +202,7 @@ class Schedule:
             self.drops, self.bad_epochs = self.drops + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold, as plain values."""
+        """Return the state for a checkpoint, as plain values."""
         if not isinstance(self.options, Plateau):
             return {}
         return {"best": self.best, "bad_epochs": self.bad_epochs, "drops": self.drops}

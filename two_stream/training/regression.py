@@ -36,7 +36,7 @@ class Vectors:
     rows: NDArray[np.float64]
     """`(N, D)`"""
     labels: NDArray[np.int64]
-    """`(N,)`; mirrored clips have other labels if the data set's mirror exchanges classes"""
+    """`(N,)`; mirrored clips have different labels if the data set's mirror exchanges classes"""
     videos: NDArray[np.int64]
     """`(N,)`: indices in `TrainingData.records`"""
 
@@ -52,7 +52,7 @@ class Chosen:
 
     c: float
     table: list[dict[str, float]]
-    """per C: `c`, held-out `loss` and `top1`, weighted as in the fit; empty where there was nothing to choose"""
+    """per C: `c`, held-out `loss` and `top1`, weighted as in the fit; empty if there was nothing to choose"""
     folds: int
     """actual number of parts"""
 

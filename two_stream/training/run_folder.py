@@ -1,8 +1,8 @@
 """The folder of a run: its lock, settings, environment and checkpoints.
 
-A checkpoint is a folder with `model.safetensors`, `state.pt` and their checksums, complete or absent. `last/` holds the
-weights in training. With a moving average `best/` holds the averaged weights, which are validated and evaluated. Both
-hold the training state, so a run can continue from either.
+A checkpoint is a folder with `model.safetensors`, `state.pt` and their checksums, complete or absent. `last/`
+contains the weights in training. With a moving average `best/` contains the averaged weights, which are validated and
+evaluated. Both hold the training state, so a run can continue from either.
 """
 
 from __future__ import annotations
@@ -75,18 +75,18 @@ def check_run(experiment: Experiment, *, resume: bool, overwrite: bool) -> RunPa
 
     Raises:
         SettingsError: The run exists without `resume` or `overwrite`, the settings of the run to resume differ, or the
-            folder holds something else.
+            folder contains something else.
     """
     paths = RunPaths(experiment.runs / experiment.name)
     if resume and overwrite:
-        raise SettingsError("--resume and --overwrite contradict each other; give only one")
+        raise SettingsError("--resume and --overwrite cannot be combined; use only one")
     if not is_utf8(paths.root):
         raise SettingsError(
             f"{paths.root}: not valid UTF-8, which TensorBoard and safetensors need; choose another `runs` folder"
         )
     if paths.root.exists() and not paths.root.is_dir():
         raise SettingsError(f"{paths.root}: is a file; choose another `name` or `runs`")
-    # if the process was killed right after making the folder, it holds hidden files only
+    # if the process was killed right after making the folder, it contains hidden files only
     used = paths.root.is_dir() and any(not path.name.startswith(".") for path in paths.root.iterdir())
     if used and not paths.experiment.is_file():
         raise SettingsError(f"{paths.root}: contains files but no run; choose another `name` or `runs`")
@@ -115,7 +115,7 @@ def lock_run(paths: RunPaths) -> Iterator[None]:
         SettingsError: Another process trains this run.
     """
     busy = SettingsError(
-        f"{paths.root}: another process is training this run; wait for it or choose another name"
+        f"{paths.root}: another process is training this run; wait for it to finish or choose another name"
     )
     with exclusive_lock(paths.root / ".lock", busy):
         (paths.root / JOB).write_text(distributed.job(), encoding="utf-8")
@@ -140,7 +140,7 @@ def record_environment(paths: RunPaths, facts: dict[str, str]) -> None:
         before = {}
     changed = [f"{key} {before[key]} -> {now.get(key)}" for key in before if before[key] != now.get(key)]
     if changed:
-        warn(f"resumed with other versions, so results may differ by rounding: {'; '.join(changed)}")
+        warn(f"resumed with different versions, so results may differ by rounding: {'; '.join(changed)}")
     write_json(path, now)
 
 
@@ -190,7 +190,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
     """Load weights and training state on the CPU.
 
     Raises:
-        CheckpointError: Missing, damaged, or in another format; names the file.
+        CheckpointError: Missing, damaged, or in a different format; names the file.
     """
     verify_checksums(folder)
     for name in (WEIGHTS, STATE):
@@ -201,7 +201,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
     except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
         raise CheckpointError(f"{folder / STATE}: cannot be read ({_first_line(error)})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(f"{folder / STATE}: written by another version (expected format {FORMAT})")
+        raise CheckpointError(f"{folder / STATE}: written by a different version (expected format {FORMAT})")
     return load_file(folder / WEIGHTS), state
 
 

@@ -223,7 +223,7 @@ class ShortConv3d(nn.Conv3d):
             return super().forward(input.float()).to(torch.bfloat16)
 
     def _short(self, sizes: torch.Size) -> bool:
-        """Whether a map is shorter than the kernel; one step under three at stride 1 works."""
+        """Return whether a map is smaller than the kernel (except size 1, kernel 3, stride 1, which works)."""
         return any(
             size < kernel and (size, kernel, stride) != (1, 3, 1)
             for size, kernel, stride in zip(sizes, self.kernel_size, self.stride, strict=True)

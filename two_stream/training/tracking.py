@@ -1,4 +1,4 @@
-"""Metrics of a run: metrics.jsonl, TensorBoard with pictures, one printed line per epoch."""
+"""Metrics of a run: metrics.jsonl, TensorBoard with images, one printed line per epoch."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def _plain(value: Any) -> Any:
 
 
 def flow_to_rgb(flow_HW2: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return quantised flow as colours: hue is the direction (red: +x, to the right), saturation the speed.
+    """Return quantized flow as colours: hue is the direction (red: +x, to the right), saturation the speed.
 
     A pixel without motion is white; full saturation is half the largest speed of 0..255 in one direction.
     """
@@ -163,7 +163,7 @@ def flow_to_rgb(flow_HW2: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def clip_grid(clips_BCTHW: NDArray[np.uint8], *, clips: int = 4, frames: int = 8) -> NDArray[np.uint8]:
     """Return clips as rows of evenly spaced frames, `(rows * H, columns * W, 3)`; flow as colours.
 
-    Of a stack of flow fields only the first is shown.
+    Only the first of a stack of flow fields is shown.
     """
     chosen = clips_BCTHW[:clips]
     length = chosen.shape[2]
@@ -178,7 +178,7 @@ def clip_grid(clips_BCTHW: NDArray[np.uint8], *, clips: int = 4, frames: int = 8
 
 
 def confusion_figure(confusion_KK: NDArray[np.int64], class_names: list[str], title: str) -> Figure:
-    """Draw a confusion matrix: colour is the share of the true class; up to 20 classes, clips are printed as numbers.
+    """Draw a confusion matrix: colour is the fraction of the true class; up to 20 classes, counts are printed.
 
     Call and render it within `plain_figures`.
     """

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from two_stream.training.linear_probe import Probe
 
 _OTHER_BACKBONE = (
-    "give the weights that wrote the features as `train.init` (with `train.init_part: backbone` for a new head), or "
+    "set `train.init` to the weights that wrote the features (with `train.init_part: backbone` for a new head), or "
     "write the features again with `two-stream features`"
 )
 
@@ -160,7 +160,7 @@ def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainRes
 
 @dataclass(frozen=True)
 class _Start:
-    """How the main process found that a run begins."""
+    """Whether and how the main process starts a run."""
 
     paths: RunPaths
     resume: bool
@@ -186,9 +186,7 @@ def _compare_lists(data: TrainingData) -> None:
     """Raise if the machines have different split lists."""
     if len(set(distributed.all_objects(data.fingerprint))) > 1:
         raise distributed.shared_error(
-            DataError(
-                "the processes read different split lists; give every machine the same `data.settings_root`"
-            )
+            DataError("the processes read different split lists; use the same `data.settings_root`")
         )
 
 
@@ -223,7 +221,7 @@ def _built(experiment: Experiment, classes: int) -> Recognizer:
 
 
 def _load_start(model: Recognizer, options: TrainOptions) -> None:
-    """Load the initial weights: `train.init`, else those of the backbone's library."""
+    """Load the initial weights: `train.init`, otherwise those of the backbone's library."""
     if options.init is None:
         message = load_library(model)
         if message is not None:
@@ -273,7 +271,7 @@ def _compile_stages(model: Recognizer, device: torch.device) -> None:
 
 
 def _check(experiment: Experiment, model: Recognizer, data: TrainingData) -> None:
-    """Raise what would stop the run before it has a folder: an unsuitable loss, learning rate or shard."""
+    """Check for errors before the run has a folder: an unsuitable loss, learning rate or shard."""
     options = experiment.train
     if data.labels is not None:
         build_loss(options, data.labels)
@@ -325,7 +323,7 @@ def _check_tokens(model: Recognizer) -> None:
     tokens = model.backbone.num_tokens(model.spec.clip_length)
     if max(tokens) == 1 and model.options.head.kind != "average":
         warn(
-            f"head {model.options.head.kind} receives only one time step, so it has nothing to aggregate: give longer "
+            f"head {model.options.head.kind} receives only one time step, so it has nothing to aggregate: use longer "
             "clips (`model.input.clip_length`) or a smaller `model.backbone.temporal_stride`"
         )
 

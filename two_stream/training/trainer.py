@@ -1,8 +1,8 @@
 """The training loop: steps, validation, selection of the best epoch, checkpoints, interruption.
 
 A run is a sequence of optimizer steps that depends on settings and data alone. A checkpoint is taken between two
-steps and holds everything that the remaining steps need, so a resumed run equals an uninterrupted one bit for bit.
-Of several processes each computes its share of every step, and the main one writes the files.
+steps and contains everything that the remaining steps need, so a resumed run equals an uninterrupted one bit for bit.
+With several processes, each computes its share of every step, and the main process writes the files.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class TrainResult:
     best_epoch: int
     """counted from 1; 0 before the first epoch is complete"""
     best_top1: float
-    """of a multi-label set mAP"""
+    """best validation top-1 accuracy (mAP for a multi-label set)"""
     best_loss: float
     selection: str
     """one of `SELECTION_LABELS`"""
@@ -88,7 +88,7 @@ class Progress:
     best_epoch: int = 0
     """the selected epoch, counted from 1; 0 before the first"""
     best_top1: float = -1.0
-    """of the selected epoch: validation top-1, of a multi-label set mAP"""
+    """validation top-1 accuracy of the selected epoch (mAP for a multi-label set)"""
     best_loss: float = math.inf
     """validation loss of the selected epoch"""
     lowest_loss: float = math.inf
@@ -111,9 +111,9 @@ class Progress:
     def end_epoch(self, line: dict[str, Any], validation: Validation, *, counts: bool = True) -> bool:
         """Complete the epoch and return whether it is the best so far.
 
-        The best epoch has the highest validation top-1 accuracy (mAP of a multi-label set); of equal ones the lower
-        validation loss, then the earlier epoch. With `counts` false the epoch cannot be the best, and early stopping
-        ignores it.
+        The best epoch has the highest validation top-1 accuracy (mAP of a multi-label set); ties are broken by the
+        lower validation loss, then by the earlier epoch. With `counts` false the epoch cannot be the best, and
+        early stopping ignores it.
         """
         loss = validation.loss if math.isfinite(validation.loss) else math.inf
         better = counts and (validation.score, -loss) > (self.best_top1, -self.best_loss)
@@ -129,10 +129,10 @@ class Progress:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Progress:
-        """Return the progress that a checkpoint holds as plain values.
+        """Return the progress that a checkpoint contains as plain values.
 
         Raises:
-            CheckpointError: Another version wrote it, with other fields.
+            CheckpointError: A different version wrote it, with different fields.
         """
         try:
             return cls(**state)
@@ -564,7 +564,7 @@ class Trainer:
             write_metrics(self.paths, at.history)
 
     def _save_last(self) -> None:
-        """Write metrics.jsonl, then `last/`: after a kill in between, the resumed run writes the same lines again."""
+        """Write metrics.jsonl, then `last/`; after a crash in between, the resumed run writes the same lines again."""
         if distributed.is_main():
             write_metrics(self.paths, self.progress.history)
         if self._best is not None:
@@ -575,7 +575,7 @@ class Trainer:
         self._saved_at, self._saved_step = time.monotonic(), self.progress.step
 
     def _save_best(self) -> None:
-        """Write `best/`, before `last/`: after a kill in between, the epoch is repeated and `best/` with it.
+        """Write `best/`, before `last/`; after a crash in between, the epoch is repeated and `best/` written again.
 
         For short epochs a copy is held in memory until `last/` is due.
         """

@@ -24,20 +24,20 @@ class Validation:
     """Means over the validation clips."""
 
     loss: float
-    """cross entropy without label smoothing or weights; of a multi-label set the binary one"""
+    """cross entropy without label smoothing or weights (binary for a multi-label set)"""
     top1: float
-    """0 to 1; of a multi-label set any class of the clip counts"""
+    """0 to 1; for a multi-label set, any class of the clip counts"""
     top5: float
     """0 to 1; 1 with five classes or fewer"""
     confusion: NDArray[np.int64] | None
-    """`(K, K)`: rows are true classes, columns predicted ones; None of a multi-label set"""
+    """`(K, K)`: rows are true classes, columns predicted ones; None for a multi-label set"""
     clips: int
     map: float | None = None
-    """mean average precision over the classes that occur, of a multi-label set"""
+    """mean average precision over the classes that occur, for a multi-label set"""
 
     @property
     def score(self) -> float:
-        """Metric that selects the best epoch: mAP of a multi-label set, else top-1."""
+        """Metric that selects the best epoch: mAP of a multi-label set, otherwise top-1."""
         return self.top1 if self.map is None else self.map
 
 
@@ -91,7 +91,7 @@ class Tally:
         self.loss, self.right1, self.right5, self.clips = 0.0, 0, 0, 0
         self.confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
         self.scores: list[NDArray[np.float64]] = []
-        """of a multi-label set, like `targets`: average precision needs all clips at once"""
+        """scores for a multi-label set, like `targets`: average precision needs all clips at once"""
         self.targets: list[NDArray[np.bool_]] = []
 
     def add(self, logits_BK: torch.Tensor, labels: torch.Tensor) -> None:

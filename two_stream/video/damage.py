@@ -1,7 +1,7 @@
-"""Finds pictures that decode from damaged data, by messages of C decoders and by zeroed data that they accept.
+"""Finds images that decode from damaged data, by messages of C decoders and by zeroed data that they accept.
 
 libjpeg, libpng, libtiff and OpenCV write messages to file descriptor 2, without the file's name. They are captured per
-picture: no binding returns them, and a second decoder would double the time.
+image: no binding returns them, and a second decoder would double the time.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _CODE_PLACE = re.compile(r"^\[[^]]*\] \S+ \S+:\d+ ")
 _ZEROS = bytes(64)
 """compressors write such a run only for flat areas"""
 _PIXELS_PER_ZERO = 4096
-"""of a flat picture; WebP writes a zero for 10,000 pixels"""
+"""pixels of a flat image per zero byte; WebP writes a zero for 10,000 pixels"""
 _MOST_WARNINGS = 5
-"""damaged pictures named per process"""
+"""damaged images named per process"""
 _LOCK = threading.Lock()
 _warned: set[str] = set()
 _scratch: list[int] = []
@@ -64,7 +64,7 @@ def _scratch_file() -> int:
 
 @contextmanager
 def capture_decoder_messages() -> Iterator[list[str]]:
-    """Capture decoders' messages into the list, which is filled at exit. One picture of a process at a time."""
+    """Capture decoders' messages into the list, which is filled at exit. One image of a process at a time."""
     messages: list[str] = []
     with _LOCK:
         try:
@@ -115,7 +115,7 @@ def _has_hole(content: bytes, pixels: int) -> bool:
 
 
 def _busy_scan(content: bytes) -> bytes:
-    """Return a JPEG's data if zeros in it cannot come from a flat area, else nothing.
+    """Return a JPEG's data if zeros in it cannot come from a flat area, otherwise nothing.
 
     The first symbol of a Huffman table is the code of zeros. If it is not "end of block" for brightness, 64 zero bytes
     set at least all 63 coefficients of a block. Files with several scans are left to libjpeg.
@@ -142,11 +142,11 @@ def _busy_scan(content: bytes) -> bytes:
 
 
 def warn_of_damage(name: str, damage: str) -> None:
-    """Warn once of a picture that decoded from damaged data; after some warnings, say that there may be more."""
+    """Warn once of an image that decoded from damaged data; after some warnings, say that there may be more."""
     if name in _warned or len(_warned) > _MOST_WARNINGS:
         return
     _warned.add(name)
     if len(_warned) <= _MOST_WARNINGS:
         warn(f"{name}: damaged ({damage}): pixels may be wrong")
     else:
-        warn(f"{name} and perhaps more are damaged; `two-stream check --decode` names them all")
+        warn(f"{name} and perhaps other files are damaged; `two-stream check --decode` names them all")

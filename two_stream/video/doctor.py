@@ -123,9 +123,9 @@ def examine_frame_folders(
     """List the problems of frame folders, in their order.
 
     Kinds: `missing` (the folder, a modality, or numbers in between), `first_number` (files before the first),
-    `unreadable` (an empty or cut image, or no image), `damaged` (with `decode`: an image that decodes to wrong pixels;
-    or the source video was damaged), `size_mismatch` (with `decode`: an image of another size than most),
-    `rgb_flow_mismatch` (flow must have one picture fewer than RGB, or as many as in published lists), `too_short`.
+    `unreadable` (an empty or cut image, or not an image), `damaged` (with `decode`: an image that decodes to wrong
+    pixels; or the source video was damaged), `size_mismatch` (with `decode`: an image of a different size from most),
+    `rgb_flow_mismatch` (flow must have one image fewer than RGB, or as many as in published lists), `too_short`.
 
     Args:
         folders: One folder per video.
@@ -264,7 +264,7 @@ def _check_pictures(
 
 
 def _check_sizes(sizes: dict[Path, tuple[int, ...]]) -> list[Finding]:
-    """Find images of another size than most; flow x and y are compared together."""
+    """Find images of a different size from most; flow x and y are compared together."""
     findings = []
     for (width, height), _ in Counter(sizes.values()).most_common(1):
         for path, size in sizes.items():
@@ -304,7 +304,7 @@ def _check_counts(job: _FolderJob, counts: dict[str, int]) -> list[Finding]:
         return findings
     x, y = counts[patterns.flow_x], counts[patterns.flow_y]
     if x != y:
-        detail = f"{x} flow x pictures, but {y} flow y pictures"
+        detail = f"{x} flow x images, but {y} flow y images"
         findings.append(Finding("rgb_flow_mismatch", "error", subject, detail))
     elif x == 0 and rgb != 1:
         findings.append(Finding("missing", "error", subject, f"no flow ({patterns.flow_x})"))

@@ -31,7 +31,7 @@ def choose_flow_algorithm(trained: str | None, asked: str = AUTO) -> str:
 
     Args:
         trained: The algorithm it was trained on; None if unknown.
-        asked: An algorithm to use; auto: the one it was trained on if that is `QUICK`, else DIS.
+        asked: An algorithm to use; auto: the one it was trained on if that is `QUICK`, otherwise DIS.
     """
     if asked != AUTO:
         return asked
@@ -39,10 +39,10 @@ def choose_flow_algorithm(trained: str | None, asked: str = AUTO) -> str:
 
 
 class FlowMaker(Protocol):
-    """Computes the flow between consecutive pictures of a video."""
+    """Computes the flow between consecutive images of a video."""
 
     def flows(self, pictures: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
-        """Yield the stored flow, uint8 `(H, W, 2)`, between each RGB picture `(H, W, 3)` and the next."""
+        """Yield the stored flow, uint8 `(H, W, 2)`, between each RGB image `(H, W, 3)` and the next."""
         ...
 
 
@@ -68,7 +68,7 @@ class FlowEstimator:
 
     Args:
         algorithm: One of `ALGORITHMS`.
-        bound: Displacements beyond so many pixels are clipped.
+        bound: Displacements beyond this many pixels are clipped.
 
     Raises:
         SettingsError: The name is unknown, or this OpenCV build lacks the algorithm.
@@ -86,15 +86,15 @@ class FlowEstimator:
         self._estimate = _estimator(algorithm)
 
     def flow(self, previous: NDArray[np.uint8], current: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the flow between two grey pictures `(H, W)` as float32 `(H, W, 2)`, in pixels (x, y)."""
+        """Return the flow between two grey images `(H, W)` as float32 `(H, W, 2)`, in pixels (x, y)."""
         return self._estimate(previous, current)
 
     def __call__(self, previous: NDArray[np.uint8], current: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return the flow between two grey pictures `(H, W)` as stored: uint8 `(H, W, 2)`."""
+        """Return the flow between two grey images `(H, W)` as stored: uint8 `(H, W, 2)`."""
         return quantize(self._estimate(previous, current), self.bound)
 
     def flows(self, pictures: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
-        """Yield the stored flow between each RGB picture and the next; one picture is kept at a time."""
+        """Yield the stored flow between each RGB image and the next; one image is kept at a time."""
         for previous, current in pairwise(map(to_gray, pictures)):
             yield self(previous, current)
 
@@ -113,7 +113,7 @@ def _estimator(algorithm: str) -> Callable[[NDArray[np.uint8], NDArray[np.uint8]
                 "this OpenCV has no TV-L1 flow: pip uninstall the other opencv packages, then "
                 "pip install --force-reinstall opencv-contrib-python-headless"
             ) from None
-    smallest = 64 if algorithm == "dis" else 16  # the pyramids fail on pictures of fewer pixels
+    smallest = 64 if algorithm == "dis" else 16  # the pyramids fail on images of fewer pixels
 
     def pad(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
         down, right = (max(0, smallest - side) for side in picture.shape)
@@ -121,7 +121,7 @@ def _estimator(algorithm: str) -> Callable[[NDArray[np.uint8], NDArray[np.uint8]
             picture = np.asarray(
                 cv2.copyMakeBorder(picture, 0, down, 0, right, cv2.BORDER_REPLICATE), np.uint8
             )
-        return np.ascontiguousarray(picture)  # DIS refuses a view
+        return np.ascontiguousarray(picture)  # DIS rejects a view
 
     def estimate(previous: NDArray[np.uint8], current: NDArray[np.uint8]) -> NDArray[np.float32]:
         height, width = previous.shape
@@ -160,5 +160,5 @@ def dequantize(stored: NDArray[np.uint8], bound: float = FLOW_BOUND) -> NDArray[
 
 
 def to_gray(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Convert an RGB picture `(H, W, 3)` to the grey one `(H, W)` that flow is computed on."""
+    """Convert an RGB image `(H, W, 3)` to the grey one `(H, W)` that flow is computed on."""
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), np.uint8)

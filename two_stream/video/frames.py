@@ -26,7 +26,7 @@ FLAGS: dict[str, int] = {
     "rgb": cv2.IMREAD_COLOR_RGB if _READS_RGB else cv2.IMREAD_COLOR,
     "flow": cv2.IMREAD_GRAYSCALE,
 }
-"""OpenCV flags that decode the stored pictures of a modality; `join_decoded` makes a frame of the result"""
+"""OpenCV flags that decode the stored images of a modality; `join_decoded` makes a frame of the result"""
 _REDUCED = {
     1: 0,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
@@ -41,7 +41,7 @@ _FIELD = re.compile(r"\{:0?(\d{0,2})d\}|\{\}")
 class FramePatterns:
     """Names of the files in a frame folder, each with one field for the frame number.
 
-    Frames are counted from 1 everywhere; if the files begin with another number, only their names shift.
+    Frames are counted from 1 everywhere; if the files begin with a different number, only their names shift.
     The published HMDB51 layout has flow files without an extension: `flow_x="flow_x_{:05d}"`.
     """
 
@@ -152,13 +152,14 @@ def read_frames(
         patterns: Names of the files; None for the default ones.
         resize: (height, width) by bilinear interpolation, as in the published code; None keeps the stored size.
         region: The part of the resized frames to return; None returns all.
-        scaled_decoding: Let libjpeg shrink pictures of at least twice `resize` while decoding: faster, other pixels.
+        scaled_decoding: Let libjpeg shrink images of at least twice `resize` while decoding: faster, but with
+            different pixels.
 
     Returns:
         uint8 `(T, H, W, C)`; C is 3 (RGB order) or 2 (flow x, y).
 
     Raises:
-        VideoError: No numbers, or a file is missing, damaged or of another size than the first; names the file.
+        VideoError: No numbers, or a file is missing, damaged or of a different size from the first; names the file.
     """
     names = (patterns or FramePatterns()).names
     wanted = resize if scaled_decoding else None
@@ -178,18 +179,18 @@ def assemble_frames(
     region: Region | None,
     frame_name: Callable[[int], str] = str,
 ) -> NDArray[np.uint8]:
-    """Fill one array with parts of pictures; each distinct number is read once. `resize`, `region`: see `read_frames`.
+    """Fill one array with parts of images; each distinct number is read once. `resize`, `region`: see `read_frames`.
 
     Args:
         name: Name of the folder or file, for error messages.
         numbers: Frame numbers in the order of the result, repeats allowed.
-        read: Returns the stored picture `(H, W, C)` of a number.
-        resize: (height, width) of the whole pictures.
+        read: Returns the stored image `(H, W, C)` of a number.
+        resize: (height, width) of the whole images.
         region: The part of them to return.
         frame_name: Returns a frame's name, for error messages.
 
     Raises:
-        VideoError: No numbers, or pictures of different sizes and neither `resize` nor `region`.
+        VideoError: No numbers, or images of different sizes and neither `resize` nor `region`.
     """
     if not len(numbers):
         raise VideoError(name, "no frame numbers given")
@@ -216,9 +217,9 @@ def assemble_frames(
 
 
 def join_decoded(planes: Sequence[NDArray[np.uint8]], second: Path | str) -> NDArray[np.uint8]:
-    """Make one picture of planes decoded with `FLAGS`: RGB, or flow x and y.
+    """Make one image of planes decoded with `FLAGS`: RGB, or flow x and y.
 
-    Flow is later resized as one picture of two channels, as in the published evaluators: OpenCV rounds single planes
+    Flow is later resized as one image of two channels, as in the published evaluators: OpenCV rounds single planes
     differently.
 
     Raises:
@@ -304,7 +305,7 @@ def decode_with_damage(
         wanted: (height, width) towards which a JPEG may be shrunk while decoding; None decodes the full size.
 
     Returns:
-        The picture, and the sign of damage (empty if there is none).
+        The image, and the sign of damage (empty if there is none).
 
     Raises:
         VideoError: Empty, cut, not an image, or of more pixels than `OPENCV_IO_MAX_IMAGE_PIXELS`.

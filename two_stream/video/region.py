@@ -1,6 +1,6 @@
-"""Resizes and crops stored pictures to what a clip needs, without work whose result is discarded.
+"""Resizes and crops stored images to what a clip needs, without work whose result is discarded.
 
-The pixels are bit-identical to those of the direct way: resize the picture, crop, resize the part.
+The pixels are bit-identical to those of the direct way: resize the image, crop, resize the part.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Region:
     Attributes:
         box: `(y0, x0, y1, x1)` in pixels of the resized frame, upper bounds exclusive.
         size: (height, width) of the result, bilinear.
-        direct: Interpolate once, from the stored picture directly to `size`. The box is rounded to whole pixels of
-            the stored picture, so the result differs slightly.
+        direct: Interpolate once, from the stored image directly to `size`. The box is rounded to whole pixels of
+            the stored image, so the result differs slightly.
     """
 
     box: tuple[int, int, int, int]
@@ -34,9 +34,9 @@ class Region:
 def fit_frame(
     picture: Image, resize: tuple[int, int] | None, region: Region | None = None, out: Image | None = None
 ) -> Image:
-    """Resize a stored picture `(H, W, C)` to `resize` (height, width) bilinearly, and crop the region.
+    """Resize a stored image `(H, W, C)` to `resize` (height, width) bilinearly, and crop the region.
 
-    The result is written into `out`; without it a new array is returned, or the picture itself if nothing changes.
+    The result is written into `out`; without it a new array is returned, or the image itself if nothing changes.
     """
     size = resize or (picture.shape[0], picture.shape[1])
     if region is None:
@@ -55,7 +55,7 @@ def fit_frame(
 
 
 def jpeg_reduction(stored: tuple[int, int], wanted: tuple[int, int]) -> int:
-    """Return the factor (1, 2, 4 or 8) by which libjpeg may shrink a picture and keep it large enough."""
+    """Return the factor (1, 2, 4 or 8) by which libjpeg may shrink an image and keep it large enough."""
     smallest = min(have // want for have, want in zip(stored, wanted))
     return max(k for k in (1, 2, 4, 8) if k <= max(smallest, 1))
 
@@ -90,7 +90,7 @@ def _whole_shrink(picture: Image, size: tuple[int, int]) -> tuple[int, int] | No
 
 
 def _stored_part(picture: Image, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image:
-    """Return the pixels of the stored picture that a box of the resized one covers."""
+    """Return the pixels of the stored image that a box of the resized one covers."""
     scale_y, scale_x = picture.shape[0] / size[0], picture.shape[1] / size[1]
     y0, x0, y1, x1 = box
     top, left = round(y0 * scale_y), round(x0 * scale_x)

@@ -82,7 +82,7 @@ def _other_modality(input_: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Merge changes into settings; a part of another kind replaces the old one completely."""
+    """Merge changes into settings; a part of a different kind replaces the old one completely."""
     merged = dict(base)
     for key, value in changes.items():
         if isinstance(value, BaseModel):

@@ -40,7 +40,7 @@ VERSIONS: tuple[Literal["1.0", "1.1"], ...] = ("1.0", "1.1")
 
 
 def _classic(namespace: str, name: str, backbone: Any, summary: str, **options: Any) -> ModelRecord:
-    """A network with global average pooling, as those code bases have it."""
+    """A network with global average pooling, as those codebases have it."""
     paper = RESNETS if namespace == "3dresnets" else EFFICIENT
     made = ModelOptions(backbone=backbone, head=AverageHead(), **options)
     return ModelRecord(f"{namespace}/{name}", made, f"{summary}, average pooling", paper)
@@ -82,7 +82,7 @@ def _efficient3d(namespace: str) -> list[ModelRecord]:
 
 
 def _efficient_nets(namespace: str) -> list[ModelRecord]:
-    """What only Efficient-3DCNNs has beside MobileNetV2 and the ResNets."""
+    """The networks that only Efficient-3DCNNs has, apart from MobileNetV2 and the ResNets."""
     table: list[tuple[str, Any, str, dict[str, Any]]] = [
         (f"mobilenet_{width}x", MobileNet(width=width), f"MobileNet {width}×", {"dropout": 0.2})
         for width in (0.5, 1.0, 1.5, 2.0)

@@ -1,7 +1,7 @@
 """Records of named models: parts, publication and cost.
 
-`costs.json` holds the costs, so that listing models builds no network. `python docs/models/tables.py` writes it; a test
-compares it with the networks.
+`costs.json` contains the costs, so that listing models builds no network. `python docs/models/tables.py` writes
+it; a test compares it with the networks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SOURCES = {
     "starter": "efficientnet_lite_pytorch",
     "transformers": "transformers",
 }
-"""Code base that published the networks of a namespace."""
+"""Codebase that published the networks of a namespace."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ModelRecord:
 
     @property
     def source(self) -> str:
-        """Code base that published it."""
+        """Codebase that published it."""
         return SOURCES[self.name.split("/", maxsplit=1)[0]]
 
 
@@ -53,7 +53,7 @@ class ModelCost:
     parameters: tuple[int, int]
     """constant part, and per class"""
     multiply_adds: tuple[int, int]
-    """of one clip: constant part, and per class"""
+    """multiply-adds of one clip: constant part, and part per class"""
     frames: int
     stride: int
     crop: int | list[int]

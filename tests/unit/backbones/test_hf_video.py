@@ -228,7 +228,7 @@ def test_weights_of_another_network_are_one_line(kind, tmp_path):
     saved("vivit", other)
     shutil.copy(other / "model.safetensors", state)
     model = Recognizer(ModelOptions(backbone=HfVideo(model=str(tmp_path), pretrained=True)), 3)
-    with pytest.raises(CheckpointError, match="its weights are of another network") as caught:
+    with pytest.raises(CheckpointError, match="its weights belong to a different network") as caught:
         load_library(model)
     assert "\n" not in str(caught.value)
 
@@ -258,8 +258,8 @@ BAD = [
         {"architecture": "vivit", "config": {"num_frame": 3}},
         "vivit has no 'num_frame'; did you mean num_frames?",
     ),
-    ({"architecture": "videomae", "config": {"hidden_size": 50}}, "videomae refuses it .*multiple"),
-    ({"architecture": "videomae", "config": {"hidden_size": "wide"}}, "videomae refuses it .*hidden_size"),
+    ({"architecture": "videomae", "config": {"hidden_size": 50}}, "videomae rejects it .*multiple"),
+    ({"architecture": "videomae", "config": {"hidden_size": "wide"}}, "videomae rejects it .*hidden_size"),
     ({"architecture": "videomae", "config": {"num_frames": 7}}, "7 frames of 224² are not a whole number"),
     (
         {"architecture": "timesformer", "config": {"attention_type": "space_only"}},
@@ -310,7 +310,9 @@ def test_an_input_that_contradicts_the_positions_is_one_line(given, message):
     with pytest.raises(SettingsError, match=message):
         Recognizer(ModelOptions(backbone=options_of("vjepa2"), input=given), 3)
     net = BACKBONES["hf_video"](options_of("vjepa2"), "rgb")
-    with pytest.raises(SettingsError, match="a clip of 4×32×32 came in; this hf_video network takes 6×32×32"):
+    with pytest.raises(
+        SettingsError, match="a clip of 4×32×32 was passed; this hf_video network accepts 6×32×32"
+    ):
         net(torch.zeros(1, 3, 4, 32, 32))
 
 

@@ -349,12 +349,12 @@ def test_an_rgb_run_starts_a_flow_network(tmp_path):
 
 
 BAD = [
-    ({"name": "resnett50"}, r"'resnett50' is no network of timm; did you mean resnet50"),
+    ({"name": "resnett50"}, r"'resnett50' is not a timm network; did you mean resnet50"),
     (
         {"name": "resnet18.foo"},
         r"timm has no weights 'resnet18.foo'; of this network it has .*resnet18.tv_in1k",
     ),
-    ({"name": "test_resnet", "image_size": 64}, r"timm's test_resnet has no `image_size`; leave it out"),
+    ({"name": "test_resnet", "image_size": 64}, r"timm's test_resnet has no option `image_size`; remove it"),
     ({"name": "test_vit", "tsm": 0.125}, r"`tsm` shifts the residual blocks .*; test_vit has none"),
     (
         {"name": "test_vit", "inflate": True},
@@ -382,7 +382,7 @@ def test_a_crop_that_a_network_of_fixed_size_cannot_take_is_one_line(crop, told)
     assert "\n" not in str(caught.value)
     net = build(TimmNet(name="test_vit", image_size=SIDE))
     with pytest.raises(
-        SettingsError, match="a clip of 2×32×32 came in; this timm network takes 2×64×64 only"
+        SettingsError, match="a clip of 2×32×32 was passed; this timm network accepts 2×64×64 only"
     ):
         net(torch.zeros(1, 3, 2, 32, 32))
 

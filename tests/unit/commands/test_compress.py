@@ -36,7 +36,7 @@ def test_help_begins_with_the_flags_of_the_method(
             "unknown flag --trian.epochs; did you mean `--train.epochs`?",
         ),
         (["quantize", "RUN", "--no-per-chanel"], "did you mean `--per-channel`?"),
-        (["distill", "RUN", "--student", "FILE"], "is no experiment file (.yaml)"),
+        (["distill", "RUN", "--student", "FILE"], "is not an experiment file (.yaml)"),
     ],
 )
 def test_what_is_wrong_is_one_line(

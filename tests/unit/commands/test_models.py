@@ -23,7 +23,7 @@ def test_pattern_lists_what_matches(capsys):
 def test_table_names_the_source(capsys):
     models.main(["efficient3d/mobilenetv2_0.2x", "--num-classes", "27"])
     single = capsys.readouterr().out
-    assert "0.23 M parameters with 27 classes, 0.05 G multiply-adds a clip" in single
+    assert "0.23 M parameters with 27 classes, 0.05 G multiply-adds per clip" in single
     assert "source     Efficient-3DCNNs" in single
     models.main(["efficient3d/mobilenetv2_*"])
     text = capsys.readouterr().out

@@ -180,7 +180,7 @@ def test_verify_tells_what_an_unlisted_file_is(here, capsys):
     assert run("verify", "mine.pth") == 0
     shown = capsys.readouterr().out
     assert shown.startswith("mine.pth: not a published file; read safely: 122 tensors, ")
-    assert "names as in resnet3d (3D-ResNets" in shown
+    assert "tensor names of resnet3d (3D-ResNets" in shown
     torch.save({"a.weight": torch.zeros(2)}, "odd.pth")
     (here / "page.pth").write_text("<html>")
     assert run("verify", "odd.pth", "page.pth", "tiny") == 2
@@ -216,7 +216,7 @@ def test_convert_complains_in_one_line(here, capsys):
     (here / "disk" / "tiny.pth").rename("mine.pth")
     (here / "twice.txt").write_text("a\nb\na\n")
     for args, expected in (
-        (("mine.pth", "--out", "o"), "the network of mine.pth is unknown; give --model NAME"),
+        (("mine.pth", "--out", "o"), "the network of mine.pth is unknown; use --model NAME"),
         (("mine.pth", "--out", "o", "--model", NAME, "--classes", "7"), "3 classes in the file"),
         (("mine.pth", "--out", "o", "--model", NAME, "--classes", "twice.txt"), "class 'a' is listed twice"),
         (("mine.pth", "--out", "o", "--model", NAME, "--classes", "no.txt"), "neither a number nor"),

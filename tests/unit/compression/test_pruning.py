@@ -155,8 +155,8 @@ def test_levels_by_layer_are_what_is_taken(small_world: SmallWorld, rgb_run: Pat
     ("options", "message"),
     [
         ({"amount": 1.5}, "`amount` is 1.5"),
-        ({"target_macs": 0.5}, "`target_macs` is for `what: channels`"),
-        ({"what": "channels", "end": 5}, "`end` is for `what: weights`"),
+        ({"target_macs": 0.5}, "`target_macs` applies only to `what: channels`"),
+        ({"what": "channels", "end": 5}, "`end` applies only to `what: weights`"),
         ({"rule": "sensitivity", "scope": "global"}, "sets a threshold per layer"),
         ({"end": 1}, "needs two steps"),
     ],

@@ -77,7 +77,7 @@ def test_another_observer_gives_other_scales(
 
 
 def test_what_cannot_be_quantised_is_told(small_world: SmallWorld, static_run: Path) -> None:
-    with pytest.raises(SettingsError, match="already quantised"):
+    with pytest.raises(SettingsError, match="already quantized"):
         quantise_run(int8(small_world, static_run, "twice", {}))
     library = create_model("timm/resnet50_tsn", num_classes=2)
     with pytest.raises(SettingsError, match="backbone timm comes from a library"):
@@ -93,7 +93,7 @@ def test_what_cannot_be_quantised_is_told(small_world: SmallWorld, static_run: P
     [
         ({"compress": {"method": "static"}}, "needs no training: use `two-stream compress quantize RUN`"),
         ({"ema": 0.9}, "`train.ema` does not work with"),
-        ({"precision": "bf16"}, "quantisation-aware training needs fp32"),
+        ({"precision": "bf16"}, "quantization-aware training needs fp32"),
         ({"freeze_until": "stem"}, "`train.freeze_until` does not work with"),
     ],
 )

@@ -162,10 +162,10 @@ def test_the_command_writes_levels_that_prune_takes(
     ("flags", "message"),
     [
         (["--macs", "0.5"], "--macs requires --what channels"),
-        (["--parameters", "1.5"], "--parameters is 1.5: expected a share"),
-        (["--parameters", "0.5", "--macs", "0.5"], "two budgets; give one"),
-        (["--levels", "0.5", "0.2"], "expected rising shares"),
-        (["--levels", "1.2"], "expected shares above 0"),
+        (["--parameters", "1.5"], "--parameters is 1.5: expected a fraction"),
+        (["--parameters", "0.5", "--macs", "0.5"], "cannot be combined; use only one budget"),
+        (["--levels", "0.5", "0.2"], "expected increasing fractions"),
+        (["--levels", "1.2"], "expected fractions above 0"),
         (["--clips", "0"], "--clips is 0"),
     ],
 )

@@ -272,7 +272,7 @@ TABLE_DAMAGES = {
     "some splits": ("t.csv", "path,label,split\nx,a,train\ny,a,\n", r"t\.csv:3: `split` is empty"),
     "fields": ("t.tsv", "path\tlabel\nx\ta\tb\n", r"t\.tsv:2: 3 fields"),
     "empty": ("t.csv", "", r"t\.csv: the table has no rows"),
-    "JSON lines": ("t.jsonl", '{"id": "x", "label": "a"}\n{"id": \n', r"t\.jsonl:2: not complete JSON"),
+    "JSON lines": ("t.jsonl", '{"id": "x", "label": "a"}\n{"id": \n', r"t\.jsonl:2: invalid JSON"),
     "JSON": ("t.json", '[{"id": "x", "labels": "a"}]', r't\.json: \[0\]\.labels: "a": expected a list'),
     "suffix": ("t.txt", "x a\n", r"t\.txt: expected a \.csv"),
     "rate": ("t.csv", "path,label,fps\nx,a,0\n", r"t\.csv:2: `fps` is 0"),
@@ -303,7 +303,7 @@ def test_missing_videos_are_counted_and_the_first_are_named(
     (tmp_path / "t.csv").write_text("id,label,split\nv1,a,train\n")
     with pytest.raises(DataError, match=r"frames: the listed video is not here; v1: no frame folder"):
         command.main([*flags, "--out", str(tmp_path / "out")])
-    with pytest.raises(SettingsError, match="give --videos or --frames"):
+    with pytest.raises(SettingsError, match="use --videos or --frames"):
         command.main(flags[:3])
     with pytest.raises(SettingsError, match="did you mean `kinetics400`"):
         command.main(["kinetics40"])
@@ -321,14 +321,14 @@ def test_every_part_of_a_missing_video_counts(tmp_path: Path, capsys: pytest.Cap
     flags = ["table", "--annotations", str(table), "--videos", str(tmp_path / "videos"), "--processes", "0"]
     assert command.main([*flags, "--out", str(tmp_path / "out")]) == 1
     shown = capsys.readouterr().out.splitlines()
-    assert shown[:3] == [f"left out: lost: no video file of this name ({table}:{n})" for n in (3, 4, 5)]
+    assert shown[:3] == [f"left out: lost: no video file with this name ({table}:{n})" for n in (3, 4, 5)]
     assert shown[3].endswith("2 clips of 1 source, 2 classes, 1 split in 4 lists; 3 clips left out")
     table.write_text("id,label,split\nv,a,train\nlost,a,test\n")
     assert command.main([*flags, "--out", str(tmp_path / "out")]) == 1
     shown = capsys.readouterr().out.splitlines()
     assert shown[1].endswith("1 video of 1 source, 1 class, 1 split in 4 lists; 1 video left out")
     table.write_text("id,label,split\nw,a,train\nlost,a,test\n")
-    said = f"none of the 2 listed videos is here; w: no video file of this name ({table}:2); there is for example "
+    said = f"none of the 2 listed videos is here; w: no video file with this name ({table}:2); there is for example "
     with pytest.raises(DataError, match=re.escape(said + "sub/v.mp4") + "$"):
         command.main([*flags, "--out", str(tmp_path / "out")])
     (tmp_path / "videos" / "sub" / "v.mp4").unlink()
@@ -376,7 +376,7 @@ def test_a_record_of_ones_own_stays_or_is_in_the_way(tmp_path: Path) -> None:
     assert (own / "dataset.yaml").read_text().startswith("# mine")
     assert any("is kept as it is" in note for note in made.warnings)
     (own / "dataset.yaml").write_text("name: table\nclasses: [b, a]\n")
-    with pytest.raises(DataError, match="this record has other classes"):
+    with pytest.raises(DataError, match="this record has different classes"):
         prepared("table", tmp_path / "t.csv", root)
 
 
@@ -387,7 +387,7 @@ def test_one_file_for_two_lines_and_several_files_for_one(tmp_path: Path) -> Non
     reasons = dict(made.failures)
     assert "is already used by another line" in reasons["ccccccccccc_000005_000015"]
     assert reasons["aaaaaaaaaaa_000001_000011"].startswith(
-        "several of this name: a/aaaaaaaaaaa_000001_000011"
+        "several with this name: a/aaaaaaaaaaa_000001_000011"
     )
     assert lines(record, "train") == ["ccccccccccc 5 2"]
 

@@ -95,7 +95,7 @@ def test_source_on_both_sides_is_worse_within_a_class(sound: Record) -> None:
     for modality in ("rgb", "flow"):
         edit(sound.list_path("train", modality, 1), lambda old: [*old[:-1], old[-1][:-1] + "2"])  # type: ignore[arg-type]
     assert ("leakage", "error") not in found(sound)
-    assert "1 source has videos of other classes" in one(sound, "leakage", "warning").detail
+    assert "1 source has videos of different classes" in one(sound, "leakage", "warning").detail
 
 
 def test_label_out_of_range_and_label_that_changes(sound: Record) -> None:
@@ -255,7 +255,7 @@ def test_command_checks_frame_folders_of_other_names(
     lost = names["flow_y"].format(5)
     (root / "v_run_g00_c01" / lost).unlink()
     assert command.main([str(root), *flags]) == 1
-    assert "5 flow x pictures, but 4 flow y pictures" in capsys.readouterr().out
+    assert "5 flow x images, but 4 flow y images" in capsys.readouterr().out
 
 
 def test_several_folders_of_one_name_are_a_finding(sound: Record) -> None:

@@ -91,7 +91,7 @@ def test_no_video_stands_in_for_one_of_another_class(tiny: Record) -> None:
     with pytest.raises(VideoError, match=r"run/2"):
         source.read("run/2", [1], (12, 16))
     assert source.folder("2") == root / "jump" / "2"
-    with pytest.raises(VideoError, match=r"several frame folders of this name \(jump/1, run/1\)"):
+    with pytest.raises(VideoError, match=r"several frame folders with this name \(jump/1, run/1\)"):
         source.folder("1")
     (root / "1").mkdir()
     assert source.folder("1") == root / "1"
@@ -109,7 +109,7 @@ def test_no_video_file_stands_in_for_one_of_another_class(tmp_path: Path) -> Non
     assert find("run/4") == find("4") == "4.mp4"
     assert find("jump/3.avi") == "jump/3.avi"
     for name, said in (
-        ("run/2", "no video file of this name"),
+        ("run/2", "no video file with this name"),
         ("1", r"several .*\(jump/1.mp4, run/1.mp4\)"),
         ("jump/3", r"several .*\(jump/3.avi, jump/3.mp4\)"),
     ):
@@ -372,7 +372,7 @@ def test_broken_videos_and_frames_beyond_the_end(filmed: Record) -> None:
             source.read("rise_g01", numbers, (48, 64))
     with pytest.raises(VideoError, match=r"broken\.mp4"):
         source.read("rise/broken", [1], (48, 64))
-    with pytest.raises(VideoError, match="no video file of this name"):
+    with pytest.raises(VideoError, match="no video file with this name"):
         source.read("rise/absent", [1], (48, 64))
     (filmed.videos_root() / "fall" / "rise_g01.avi").write_bytes(b"")
     with pytest.raises(VideoError, match="several video files"):

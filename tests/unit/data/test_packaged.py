@@ -61,7 +61,7 @@ def test_whole_official_files_need_no_note_and_others_get_one(tmp_path: Path) ->
     assert notes(names[:5]) == ["jester has 27 classes, these files name 5"]
     assert notes([*names[:26], "Waving"]) == ["1 class is not jester's as published, such as 'Waving'"]
     (said,) = notes(names[::-1])
-    assert "another order" in said
+    assert "a different order" in said
 
 
 def test_a_packaged_data_set_that_is_not_prepared_says_what_to_do(tmp_path: Path) -> None:

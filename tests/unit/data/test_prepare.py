@@ -284,7 +284,7 @@ def test_ucf101_official_files(settings: Path, tmp_path: Path, clip: Path) -> No
     assert text == "v_ApplyEyeMakeup_g08_c01 4 0\nv_HandStandPushups_g09_c02 4 36\n"
     assert (settings / "ucf101" / "val_rgb_split1.txt").read_text() == "v_ApplyEyeMakeup_g01_c01 5 0\n"
     assert len(read_annotations("ucf101", folder).splits) == 3
-    with pytest.raises(SettingsError, match="give --videos or --frames"):
+    with pytest.raises(SettingsError, match="use --videos or --frames"):
         prepare_annotations("ucf101", AnnotationOptions(folder, out=settings))
     (folder / "testlist02.txt").write_text("YoYoo/v_x.avi\n")
     with pytest.raises(DataError, match=r"testlist02\.txt:1: .*did you mean `YoYo`"):

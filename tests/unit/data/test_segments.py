@@ -98,7 +98,7 @@ def test_time_stamps_of_a_video_of_variable_rate(tmp_path: Path) -> None:
 
 def test_the_rate_of_a_frame_folder(tmp_path: Path) -> None:
     folder = frames(tmp_path, {"v": 3}) / "v"
-    with pytest.raises(VideoError, match=r"the frames per second of .* are unknown; give --fps"):
+    with pytest.raises(VideoError, match=r"the frames per second of .* are unknown; use --fps"):
         clock_of(None, folder, 3, None, None)
     assert clock_of(None, folder, 3, None, 12.0).fps == 12.0
     assert clock_of(None, folder, 3, 15.0, None).fps == 15.0

@@ -232,7 +232,9 @@ def test_processes_change_nothing(noisy: Record, tmp_path: Path) -> None:
 def test_other_settings_and_lists_are_refused_unless_overwritten(noisy: Record, tmp_path: Path) -> None:
     pack(noisy, "rgb", tmp_path / "out", QUICK)
     other = replace(QUICK, resize=(8, 10), shard_frames=1000)
-    with pytest.raises(DataError, match=r"holds other shards: resize \[9, 13\] -> \[8, 10\], .*--overwrite"):
+    with pytest.raises(
+        DataError, match=r"contains different shards: resize \[9, 13\] -> \[8, 10\], .*--overwrite"
+    ):
         pack(noisy, "rgb", tmp_path / "out", other)
     assert verify_shards(tmp_path / "out" / "rgb") == []
     pack(noisy, "rgb", tmp_path / "out", replace(other, overwrite=True))
@@ -441,7 +443,7 @@ def test_videos_are_packed_as_they_would_be_read(tmp_path: Path, modality: Modal
     (tmp_path / "dataset.yaml").write_text("name: filmed\nvideos: videos\nshort_side: null\nclasses: [x]\n")
     record = load_record(tmp_path)
     summary = pack(record, modality, tmp_path / "out", replace(QUICK, source="videos", resize=(24, 32)))
-    assert summary.failed == [("two", f"{tmp_path / 'videos' / 'two'}: no video file of this name")]
+    assert summary.failed == [("two", f"{tmp_path / 'videos' / 'two'}: no video file with this name")]
     packed = ShardSource(str(tmp_path / "out"), modality).read("one", [count, 3, 4], (24, 32))
     expected = VideoFiles(record, modality, "pyav", "dis").read("one", [count, 3, 4], (24, 32))
     np.testing.assert_array_equal(packed, expected)

@@ -323,7 +323,7 @@ def test_several_videos_go_into_a_folder(run_folders, tmp_path, capsys):
     [
         ("a.gif", 1, "a.gif: expected a file name ending in .png, .pdf, .svg"),
         ("a", 1, "a: expected a file name ending in .png, .pdf, .svg"),
-        ("a.png", 2, "a.png: 2 videos need a folder; leave out .png"),
+        ("a.png", 2, "a.png: 2 videos need a folder; use a name without .png"),
         ("file/b.png", 1, "b.png: cannot write to"),
         ("file/deep/c.svg", 1, "c.svg: cannot write to"),
         ("file", 2, "file: cannot write to"),

@@ -138,7 +138,7 @@ def test_a_video_broken_off_is_left_out_and_one_that_is_short_is_an_error(model)
 
 def test_a_video_that_comes_twice_is_named(model):
     item = video(model, "twin", 12, 3)
-    with pytest.raises(ScoreError, match="twin: the video came twice"):
+    with pytest.raises(ScoreError, match="twin: the video occurs twice"):
         score_videos(model, [*cut(item, 2), *cut(item, 2)], device=CPU)
 
 

@@ -382,7 +382,7 @@ def test_predict_without_run_or_with_the_wrong_one_is_one_line(world, capsys):
     assert cli(["predict", video]) == 2
     assert "no run given" in capsys.readouterr().err
     assert cli(["predict", video, "--flow", str(world / "rgb")]) == 2
-    assert "this run uses rgb; give it with --rgb" in capsys.readouterr().err
+    assert "this run uses rgb; pass it with --rgb" in capsys.readouterr().err
     assert cli(["predict", "--rgb", str(world / "rgb")]) == 2
     assert "no video given" in capsys.readouterr().err
 

@@ -107,7 +107,7 @@ def test_views_are_dropped_unless_wanted_and_no_video_gives_an_empty_result():
 
 
 def test_what_cannot_be_scored_is_named():
-    with pytest.raises(ScoreError, match="a: the video came twice"):
+    with pytest.raises(ScoreError, match="a: the video occurs twice"):
         score([video("a", [1]), video("a", [2])])
     empty = replace(video("hollow", [1]), boxes=[], flips=[])
     with pytest.raises(ScoreError, match="hollow: the video has no views"):

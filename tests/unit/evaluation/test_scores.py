@@ -49,7 +49,7 @@ def test_several_classes_per_video_are_kept_joined_and_checked(tmp_path: Path):
     other.targets[1, 1] = True
     with pytest.raises(ScoreError, match="labels differ from scores: 'x'"):
         join([first, other])
-    with pytest.raises(ScoreError, match="one of it and scores is multi-label"):
+    with pytest.raises(ScoreError, match="either it or scores is multi-label"):
         join([first, table(["x", "y"], labels=[0, 1])])
     first.targets = first.targets[:, ::-1]
     with pytest.raises(ScoreError, match="the label is not among the targets: 'x'") as caught:

@@ -109,15 +109,21 @@ def test_sizes_that_would_never_be_computed_end(pt2_file: Path, tmp_path: Path) 
         (lambda m: conv(m).update(target="torch.hub.load"), "the operation 'torch.hub.load'"),
         (lambda m: conv(m).update(target="_operator.methodcaller"), "the operation '_operator.methodcaller'"),
         (lambda m: conv(m).update(target="torch.ops.aten.conv3d.padding"), "the operation .*conv3d.padding"),
-        (lambda m: conv(m).update(more=1), "at `graph_module.graph.nodes.*more` what is no graph"),
-        (lambda m: given(m, "stride").update(as_ints=["1"]), "at `graph_module.*as_ints.0` what is no graph"),
+        (
+            lambda m: conv(m).update(more=1),
+            "at `graph_module.graph.nodes.*more` something other than a graph",
+        ),
+        (
+            lambda m: given(m, "stride").update(as_ints=["1"]),
+            "at `graph_module.*as_ints.0` something other than a graph",
+        ),
         (lambda m: given(m, "stride").update(as_int=1), "the argument 'stride' of .* as several"),
         (lambda m: given(m, "input").update(as_tensor={"name": "absent"}), "a use of 'absent' before"),
-        (lambda m: conv(m)["outputs"].append(conv(m)["outputs"][0]), "two values of one name"),
+        (lambda m: conv(m)["outputs"].append(conv(m)["outputs"][0]), "two values with the same name"),
         (lambda m: given(m, "padding").update(as_ints=[10**5] * 3), "values of [0-9,]+ bytes for one clip"),
         (lambda m: nodes(m).pop(), "the output .*, which nothing computes"),
-        (lambda m: m["graph_module"]["signature"]["input_specs"].reverse(), "inputs in another order"),
-        (lambda m: m.update(x_compile_flags=["sh"]), "at `x_compile_flags` what is no graph"),
+        (lambda m: m["graph_module"]["signature"]["input_specs"].reverse(), "inputs in a different order"),
+        (lambda m: m.update(x_compile_flags=["sh"]), "at `x_compile_flags` something other than a graph"),
     ],
 )
 def test_a_graph_that_says_anything_else_is_refused(
@@ -242,7 +248,7 @@ def test_machine_code_needs_trust(pt2_file: Path, tmp_path: Path, world: Path, c
     [
         (lambda c: c["spec"].update(clip_length=10**9), "clips of 1000000000 frames"),
         (lambda c: c["spec"].update(clip_length="many"), r"`spec.clip_length`"),
-        (lambda c: c["spec"].update(resize=[10**6, 32]), r"pictures of \(1000000, 32\)"),
+        (lambda c: c["spec"].update(resize=[10**6, 32]), r"images of \(1000000, 32\)"),
         (lambda c: c["spec"].update(crop=[64, 64]), "cut to"),
         (lambda c: c["spec"].update(segments=3), "4 frames of 3 segments"),
         (lambda c: c["spec"].update(std=[0.0, 1.0]), r"std \(0.0, 1.0\)"),
@@ -250,7 +256,7 @@ def test_machine_code_needs_trust(pt2_file: Path, tmp_path: Path, world: Path, c
         (lambda c: c["spec"].update(modality="sound"), r"`spec.modality`"),
         (lambda c: c["spec"].pop("stride"), r"`spec.stride`"),
         (lambda c: c.update(class_names=[]), "0 classes"),
-        (lambda c: c.update(class_names=["a", "a", "b"]), "a class name twice"),
+        (lambda c: c.update(class_names=["a", "a", "b"]), "a duplicate class name"),
         (lambda c: c["class_names"].append("one more"), "outputs"),
         (lambda c: c["inputs"][0].update(shape=["batch", 2, 4, 10**9, 32]), "inputs"),
         (lambda c: c["inputs"].clear(), "inputs"),
@@ -262,6 +268,6 @@ def test_a_card_that_contradicts_itself_is_one_line(
     change: Callable[[Any], Any], words: str, pt2_file: Path, tmp_path: Path
 ) -> None:
     file = changed(pt2_file, tmp_path, "extra/two_stream.json", edit(change))
-    with pytest.raises(CheckpointError, match=f"its card contradicts itself: .*{words}") as caught:
+    with pytest.raises(CheckpointError, match=f"its card is inconsistent: .*{words}") as caught:
         load(file)
     assert "\n" not in str(caught.value)

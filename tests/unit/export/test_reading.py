@@ -67,7 +67,7 @@ def test_other_files_are_one_line(tmp_path, world, capsys):
         made.writestr("a/b", "c")
     for file, words in (
         (empty, "is empty"),
-        (text, "damaged, or no ONNX file"),
+        (text, "damaged, or not an ONNX file"),
         (archive, "without our card"),
     ):
         assert cli(["evaluate", str(file)]) == 2
@@ -78,13 +78,13 @@ def test_other_files_are_one_line(tmp_path, world, capsys):
 
 def test_a_wrong_stream_is_one_line(pt2_file, world, capsys):
     assert cli(["predict", _video(world), "--rgb", str(pt2_file)]) == 2
-    assert "this run uses flow; give it with --flow" in _one_line(capsys)
+    assert "this run uses flow; pass it with --flow" in _one_line(capsys)
 
 
 def test_what_an_exported_file_cannot_do_is_one_line(pt2_file, world, capsys):
     flow = ["--flow", str(pt2_file)]
     assert cli(["predict", _video(world), *flow, "--attention", "a.png"]) == 2
-    assert "an exported file only returns logits; give its run" in _one_line(capsys)
+    assert "an exported file only returns logits; use its run" in _one_line(capsys)
     assert cli(["predict", _video(world), *flow, "--device", "cuda"]) == 2
     assert "exported files run on the CPU only" in _one_line(capsys)
     assert cli(["evaluate", str(pt2_file), "--precision", "bf16"]) == 2
@@ -110,7 +110,7 @@ def test_wrong_words_of_the_command_are_one_line(world, tmp_path, capsys):
     rgb = str(world / "rgb")
     for args, words in (
         (["no_such_model"], "not a run, model folder or name of a model"),
-        ([rgb, "--to", "pt2", "--out", str(tmp_path)], "is a folder; give a file"),
+        ([rgb, "--to", "pt2", "--out", str(tmp_path)], "is a folder; use a file"),
         ([rgb, "--to", "pt2", "--out", "a.onnx"], "a file of format pt2 ends in .pt2; give a.pt2"),
         ([rgb, "--to", "pt2", "--int8"], "int8 is supported for ONNX only; --to is pt2"),
         ([rgb, "--stream", "--int8"], "--int8 does not support --stream"),

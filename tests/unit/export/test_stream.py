@@ -104,7 +104,7 @@ class Forgetful(Counting):
 
 
 def test_states_that_are_not_handed_on_are_noticed(bare, tmp_path):
-    with pytest.raises(ExportError, match="gives other logits"):
+    with pytest.raises(ExportError, match="the logits of the exported network differ"):
         export_stream(bare, Forgetful().eval(), Timing(3, 3), "pt2", tmp_path / "stream.pt2")
     assert list(tmp_path.iterdir()) == []
 
@@ -136,13 +136,13 @@ def test_a_convolutional_stream_gives_the_clip_networks_predictions(bare, tmp_pa
 
 def test_a_stream_is_no_clip_network_and_the_other_way_round(bare, pt2_file, tmp_path, capsys, world):
     file, _ = export_stream(bare, Counting().eval(), Timing(3, 3), "pt2", tmp_path / "stream.pt2")
-    with pytest.raises(CheckpointError, match="holds a streaming network, which takes single frames"):
+    with pytest.raises(CheckpointError, match="contains a streaming network, which takes single frames"):
         load(file)
-    with pytest.raises(CheckpointError, match="holds a clip network; give a streaming one"):
+    with pytest.raises(CheckpointError, match="contains a clip network; use a streaming one"):
         load_stream(pt2_file)
     video = str(world / "videos" / "left" / "v_g1.mp4")
     assert cli(["predict", video, "--rgb", str(file)]) == 2
-    assert "give a clip network (exported without --stream)" in capsys.readouterr().err
+    assert "use a clip network (exported without --stream)" in capsys.readouterr().err
 
 
 def test_the_command_writes_a_stream(bare, tmp_path, capsys, monkeypatch):

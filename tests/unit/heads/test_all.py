@@ -241,7 +241,7 @@ def test_hf_bert_is_the_librarys_encoder():
     "options", [ConcatHead(), NonLocalHead(over="time"), BertHead(heads=2), HfBertHead(heads=2)]
 )
 def test_another_number_of_tokens_is_refused_in_one_line(options):
-    with pytest.raises(SettingsError, match=r"^head \w+ is built for 3 tokens in time and got 4; .*$"):
+    with pytest.raises(SettingsError, match=r"^head \w+ is built for 3 time steps but got 4; .*$"):
         make(options)(torch.randn(1, 4, 8))
 
 

@@ -170,7 +170,7 @@ def test_a_malicious_pickle_is_refused_and_nothing_runs(tmp_path, monkeypatch):
         save({"state_dict": {"conv1.weight": Payload()}}, path)
         with pytest.raises(CheckpointError) as caught:
             read_state(path)
-        assert "refused" in str(caught.value)
+        assert "rejected" in str(caught.value)
         assert name in str(caught.value)
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "PWNED").exists()
@@ -182,7 +182,7 @@ def test_a_malicious_pickle_is_refused_and_nothing_runs(tmp_path, monkeypatch):
         (b"", r"empty file \(0 bytes\)"),
         (b"hello, I am a text file\n" * 9, "not a checkpoint"),
         (b"PK\x03\x04 cut short", "damaged PyTorch file"),
-        (b"\x80\x02\xff\xff", "refused or damaged"),
+        (b"\x80\x02\xff\xff", "rejected or damaged"),
         ((64).to_bytes(8, "little") + b'{"a":', "damaged safetensors file"),
     ],
 )
@@ -210,7 +210,7 @@ def test_missing_paths_and_odd_contents(tmp_path):
     with pytest.raises(CheckpointError, match=r"no model\.safetensors in it"):
         read_state(tmp_path)
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(CheckpointError, match="holds a list"):
+    with pytest.raises(CheckpointError, match="contains a list"):
         read_state(tmp_path / "list.pth")
     torch.save({"epoch": 3}, tmp_path / "no.pth")
     with pytest.raises(CheckpointError, match="no weights under state_dict"):
@@ -228,7 +228,7 @@ def test_wrong_depth_and_wrong_classes_name_the_cause_and_leave_the_model_alone(
         load_weights(model, deeper)
     wider = saved(tmp_path, kenshohara(small(backbone=ResNet3d(depth=18, width=0.25))), "wide.pth")
     with pytest.raises(
-        CheckpointError, match=r"weights of another network: conv1\.weight: 16×3×7×7×7 in the file"
+        CheckpointError, match=r"weights of a different network: conv1\.weight: 16×3×7×7×7 in the file"
     ):
         load_weights(model, wider)
     with pytest.raises(

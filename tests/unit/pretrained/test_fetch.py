@@ -352,7 +352,7 @@ def test_silence_is_given_up(tmp_path):
 
 def test_redirects_are_followed_to_http_only(site, tmp_path):
     site.move_to = "ftp://127.0.0.1/w.pth"
-    assert "leads from http to ftp://127.0.0.1/w.pth, which is not followed" in complaint(
+    assert "leads from http to ftp://127.0.0.1/w.pth, which is not allowed" in complaint(
         entry(site), tmp_path
     )
 

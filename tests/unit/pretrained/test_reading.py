@@ -95,7 +95,9 @@ def test_torch_files_that_hold_objects_are_refused(tmp_path):
     torch.save(
         {"state_dict": {"a": WEIGHT}, "names": np.array(["x", None], dtype=object)}, tmp_path / "o.pth"
     )
-    assert refused(tmp_path / "o.pth").startswith("refused, it holds an array of objects; expected numbers")
+    assert refused(tmp_path / "o.pth").startswith(
+        "rejected, it contains an array of objects; expected numbers"
+    )
     torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pth")
     message = refused(tmp_path / "whole.pth")
     assert "it asks for `torch.nn.modules.linear.Linear`" in message
@@ -117,7 +119,7 @@ def test_a_malicious_checkpoint_is_refused_and_nothing_runs(tmp_path, legacy, pl
     else:
         content["best_prec1"] = Bomb(marker)
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-    assert refused(path).startswith("refused, it asks for `posix.system`")
+    assert refused(path).startswith("rejected, it asks for `posix.system`")
     assert not marker.exists()
 
 
@@ -196,7 +198,7 @@ def test_caffe2_files_of_python_2(tmp_path, text):
 def test_a_bomb_in_a_caffe2_file_never_goes_off(tmp_path, protocol):
     marker, path = tmp_path / "PWNED", tmp_path / "SLOWFAST_8x8_R50.pkl"
     path.write_bytes(pickle.dumps({"blobs": {**blobs(), "pred_w": Bomb(marker)}}, protocol=protocol))
-    assert refused(path).startswith("refused, it asks for `posix.system`")
+    assert refused(path).startswith("rejected, it asks for `posix.system`")
     assert not marker.exists()
 
 
@@ -220,7 +222,7 @@ HOSTILE = {
 def test_hostile_pickles_are_refused(tmp_path, name):
     path = tmp_path / "x.pkl"
     path.write_bytes(b"(dS'blobs'\n(dS'a'\n" + HOSTILE[name][:-1] + b"ss.")
-    assert refused(path).startswith("refused, it ")
+    assert refused(path).startswith("rejected, it ")
 
 
 def test_stand_ins_cannot_be_changed_by_a_file():
@@ -246,7 +248,7 @@ def test_truncated_and_other_pickles(tmp_path):
     path.write_bytes(pickle.dumps([1, 2]))
     assert refused(path) == "a pickle of list; expected a Caffe2 model with `blobs`"
     path.write_bytes(pickle.dumps({"blobs": {"lr": np.ones(1)}}))
-    assert refused(path) == "it holds no tensors"
+    assert refused(path) == "it contains no tensors"
     path.write_bytes(b"\x80\x04\x8e" + struct.pack("<Q", 1 << 60))  # a string of an exabyte
     assert "damaged" in refused(path)
     path.write_bytes(pickle.dumps({"blobs": {"a": np.zeros(2, np.complex64)}}))

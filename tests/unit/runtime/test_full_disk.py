@@ -123,7 +123,7 @@ def test_a_file_that_cannot_be_written_is_found_out_before(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match=r"file/a.npz: cannot be written \("):
         check_writable(tmp_path / "file" / "a.npz")
-    with pytest.raises(SettingsError, match="is a folder; give the file to write"):
+    with pytest.raises(SettingsError, match="is a folder; expected the path of a file to write"):
         check_writable(tmp_path)
 
 

@@ -80,10 +80,10 @@ def test_dense_classification() -> None:
 
 
 def test_an_lstm_read_backwards_is_refused() -> None:
-    with pytest.raises(SettingsError, match="head lstm has no stream with `bidirectional: true`"):
+    with pytest.raises(SettingsError, match="head lstm cannot stream with `bidirectional: true`"):
         convert(small(head={"kind": "lstm", "bidirectional": True}))
 
 
 def test_a_head_of_fixed_length_takes_no_other_window() -> None:
-    with pytest.raises(SettingsError, match="`window` 32: head bert is built for 4 tokens and would get 8"):
+    with pytest.raises(SettingsError, match="`window` 32: head bert is built for 4 tokens but would get 8"):
         convert(small(head={"kind": "bert", "hidden": 16, "heads": 2}), window=32)

@@ -156,7 +156,7 @@ def test_a_source_that_comes_back_is_picked_up_and_the_networks_begin_anew() -> 
     assert times == sorted(times)
     assert times[5] - times[4] > 0.4  # the gap counts
     assert len(told) == 3  # gone, back, gone
-    assert "start again" in told[1]
+    assert "are reset" in told[1]
 
 
 def test_a_source_that_was_never_there_is_one_error_at_once() -> None:

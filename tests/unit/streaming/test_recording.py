@@ -87,7 +87,7 @@ def test_a_browser_gets_the_newest_picture() -> None:
         assert head[1].strip() == b"Content-Type: image/jpeg"
         found = cv2.cvtColor(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
         assert np.abs(found.astype(int) - draw_guesses(grey(200), GUESSES)).mean() < 6
-        with pytest.raises(SettingsError, match="cannot listen there"):
+        with pytest.raises(SettingsError, match="cannot listen on this port"):
             BrowserWindow(window._server.server_port)
     finally:
         window.close()

@@ -67,7 +67,9 @@ def test_a_stream_takes_segments_of_one_frame_and_of_several(
     assert "they are 4 source frames apart and span 14 frames" in " ".join(capsys.readouterr().err.split())
     assert _picked(flags, pairs.model.spec) == (0, 1, 4, 5, 8, 9, 12, 13)
     assert _picked(StreamFlags("0", every=6), pairs.model.spec) == (0, 1, 6, 7, 12, 13, 18, 19)
-    with pytest.raises(SettingsError, match="have 2 frames in each of 4 segments, which needs sliding clips"):
+    with pytest.raises(
+        SettingsError, match="have 2 frames in each of 4 segments, which requires sliding clips"
+    ):
         _check_input(StreamFlags("0", mode="continual"), pairs)
     with pytest.raises(
         SettingsError, match="its input is 5 stacked flow fields, which a stream does not provide"

@@ -95,7 +95,7 @@ def test_wrong_choices(options: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("co3d/slowfast_8x8_r50", "no stream with `spread: true`"),
+        ("co3d/slowfast_8x8_r50", "cannot stream with `spread: true`"),
         ("transformers/videomae_small", "every frame attends to all frames of its clip"),
     ],
 )
@@ -110,7 +110,7 @@ def test_blocks_of_timm_without_rules_say_why() -> None:
     model = small(backbone={"kind": "timm", "name": "convnext_atto", "tsm": 0.125})
     with pytest.raises(
         SettingsError,
-        match=r"this network has no stream: \w+gamma .*: expected layers and functions only",
+        match=r"this network cannot stream: \w+gamma .*: expected layers and functions only",
     ):
         convert(model)
 
@@ -121,7 +121,7 @@ def test_blocks_of_timm_without_rules_say_why() -> None:
 )
 def test_networks_that_see_no_single_frames_have_no_stream(options: dict[str, object], modality: str) -> None:
     model = small(backbone={"kind": "timm", "name": "test_resnet", **options}, modality=modality)
-    with pytest.raises(SettingsError, match=r"backbone timm has no stream with `(picture|difference)"):
+    with pytest.raises(SettingsError, match=r"backbone timm cannot stream with `(picture|difference)"):
         convert(model)
 
 
@@ -129,7 +129,7 @@ def test_a_layer_without_a_rule_is_named() -> None:
     model = small()
     model.backbone.stem.append(torch.nn.InstanceNorm3d(8))  # type: ignore[union-attr,operator]
     with pytest.raises(
-        SettingsError, match=r"this network has no stream: stem\.3 \(InstanceNorm3d\): there is no rule"
+        SettingsError, match=r"this network cannot stream: stem\.3 \(InstanceNorm3d\): there is no rule"
     ):
         convert(model)
 

@@ -52,7 +52,7 @@ def test_compare_groups_seeds_and_tests_the_variants(heads, capsys) -> None:
 def test_compare_prints_tables_and_verdicts(heads, capsys) -> None:
     assert cli.main(["compare", *heads]) == 0
     shown = capsys.readouterr().out
-    for text in ("top-1 in %", "bert −", "< 0.001", "bert beats average by", "3 trainings each"):
+    for text in ("top-1 in %", "bert −", "< 0.001", "bert beats average by", "3 training runs each"):
         assert text in shown
 
 
@@ -114,15 +114,15 @@ def test_compare_uses_the_part_asked_for(studio, capsys) -> None:
     ("args", "line"),
     [
         ([], "no run or score file given"),
-        (["A"], "only one variant (a); give another run"),
+        (["A"], "only one variant (a); use another run"),
         (["A", "A"], "a: given twice"),
         (["A", "B", "--baseline", "berd"], "--baseline is 'berd': no such variant"),
         (["A", "B", "--baseline", "3"], "--baseline is '3': no such variant"),
-        (["A", "B", "--baseline", "b", "--all-pairs"], "--all-pairs and --baseline exclude"),
+        (["A", "B", "--baseline", "b", "--all-pairs"], "--all-pairs and --baseline cannot"),
         (["A", "B", "--names", "x"], "--names is 'x': expected 2 different names (a, b)"),
         (["A", "B", "--group", "x"], "--group is 'x': expected NAME=RUN,RUN"),
         (["A", "B", "--fit"], "--fit needs a fusion rule"),
-        (["A", "B", "--level", "95"], "--level is 95.0: expected a share"),
+        (["A", "B", "--level", "95"], "--level is 95.0: expected a number"),
         (["A", "C"], "different views: multi ("),
         (["A", "none"], "none: no such score file or run folder"),
     ],
@@ -142,7 +142,7 @@ def test_one_line_about_what_is_wrong(studio, capsys, args, line: str) -> None:
 def test_anyway_compares_and_says_so(studio, capsys) -> None:
     runs = [str(studio.run("a")), str(studio.run("b", head="bert", views="single"))]
     found = compared(capsys, *runs, "--anyway")
-    assert found["notes"][0].startswith("Compared in spite of different views: multi (")
+    assert found["notes"][0].startswith("Compared despite different views: multi (")
 
 
 def test_different_training_lists_are_noted(studio, capsys) -> None:

@@ -55,7 +55,7 @@ def test_one_training_of_independent_videos_is_mcnemars_test() -> None:
     assert found.significant
     assert found.difference.low > 0
     assert found.verdict.startswith("bert is higher than average on these runs by 20.0 points [")
-    assert found.verdict.endswith("] (8 of 40 clips), p = 0.021; one training each, others may differ")
+    assert found.verdict.endswith("] (8 of 40 clips), p = 0.021; one training run each, others may differ")
 
 
 def test_the_interval_holds_0_where_mcnemar_does_not_reject() -> None:
@@ -78,14 +78,14 @@ def test_sources_turn_many_clips_into_few_witnesses() -> None:
     groups = ["g0"] * 12 + [f"g{1 + i // 4}" for i in range(28)]
     found = correct_families([one(first, second, groups)])[0]
     assert found.mcnemar[0].p < 0.001
-    assert found.test == "t test over 8 source videos (one training)"
+    assert found.test == "t test over 8 source videos (one training run)"
     assert not found.significant
     assert found.verdict.startswith("no difference shown between bert and average: +30.0 points [")
 
 
 def test_several_trainings_are_a_crossed_test(studio) -> None:
     found = correct_families([compared(studio.tables(1.6), studio.tables(0.8))])[0]
-    assert found.test == "t test over 60 source videos and 3 trainings, both random"
+    assert found.test == "t test over 60 source videos and 3 training runs, both random"
     assert found.significant
     assert (found.seeds, found.groups, found.videos) == (3, 60, 120)
     assert len(found.mcnemar) == 6
@@ -103,7 +103,7 @@ def test_two_trainings_are_told_and_say_nothing_of_others(studio) -> None:
     found = correct_families([compared(first, second)])[0]
     assert found.significant
     assert found.verdict.startswith("bert is higher than average on these runs by ")
-    assert found.verdict.endswith("; 2 trainings each, others may differ")
+    assert found.verdict.endswith("; 2 training runs each, others may differ")
     assert (
         short_verdict(found)
         == f"higher on these runs (p {'< 0.001' if found.p < 0.001 else f'= {found.p:.3f}'})"

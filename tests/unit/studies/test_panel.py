@@ -47,7 +47,9 @@ def test_holdout_parts_of_several_seeds_are_told_apart(studio) -> None:
     tables = {(1, seed): studio.table(seed=seed, part="val") for seed in (1, 2)}
     assert panel_of("a", tables).seeds == [1, 2]
     tables[1, 2] = replace(tables[1, 2], ids=[f"{name}x" for name in tables[1, 2].ids])
-    with pytest.raises(ScoreError, match="every seed has its own holdout part; compare several trainings on"):
+    with pytest.raises(
+        ScoreError, match="every seed has its own holdout part; compare several training runs on"
+    ):
         panel_of("a", tables)
 
 

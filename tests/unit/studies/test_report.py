@@ -324,7 +324,7 @@ def test_runs_are_listed_with_hash_and_reason(tmp_path):
         [HEADS[1], "1", "3", "failed", "–", "67", "01039f8e7d6c", "ab" * 6, "01-3", failed[0][-1]]
     ]
     assert failed[0][-1] == "CUDA out of memory | tried to allocate <2 GiB>"
-    assert "Folders lie in runs/studies/made_heads/runs." in page.text
+    assert "Folders are in runs/studies/made_heads/runs." in page.text
     assert "CUDA out of memory \\| tried to allocate \\<2 GiB\\>" in markdown
 
 
@@ -346,7 +346,7 @@ def test_the_page_is_the_same_twice(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".json", ".md", ".CSV", ".tex"])
 def test_the_page_does_not_overwrite_its_own_numbers(tmp_path, suffix):
-    with pytest.raises(SettingsError, match=rf"r\{suffix}: the page is HTML; give a name in \.html"):
+    with pytest.raises(SettingsError, match=rf"r\{suffix}: the page is HTML; use a name in \.html"):
         write_study_report(made_result(("a", "b")), tmp_path / f"r{suffix}")
     assert list(tmp_path.iterdir()) == []
 

@@ -59,7 +59,7 @@ def test_the_study_as_a_whole(studio) -> None:
     result = study(studio)
     assert result.protocol == (
         "toy splits 1, 2, test part · multi-clip × ten-crop, mean of logits · selection holdout · 120 videos per split "
-        "of 60 sources · 3 trainings each · 95 % intervals over sources and trainings"
+        "of 60 sources · 3 training runs each · 95 % intervals over sources and trainings"
     )
     assert (result.metric, result.part, result.videos, result.groups, result.chance) == (
         "top-1",
@@ -123,8 +123,8 @@ def test_caveats(studio) -> None:
 
     assert notes_of(studio, cells(), cells(stream=1)) == ""
     once = {(1, 1): studio.table()}
-    assert "One training each" in notes_of(studio, once, {(1, 1): studio.table(stream=1)})
-    assert "One training only, so its spread is unknown: average." in notes_of(studio, once, cells())
+    assert "One training run each" in notes_of(studio, once, {(1, 1): studio.table(stream=1)})
+    assert "One training run only, so its spread is unknown: average." in notes_of(studio, once, cells())
     assert "different seeds (average: 1; bert: 1, 2)" in notes_of(studio, once, cells())
     few = notes_of(studio, cells(videos=40), cells(videos=40, stream=1))
     assert "Only 10 source videos" in few
@@ -135,7 +135,7 @@ def test_caveats(studio) -> None:
     assert "different precision: fp32; bf16." in mixed
     assert "1 videos could not be read" in notes_of(studio, cells(skipped=["x"]), cells(skipped=["x"]))
     other = {(1, seed): studio.table(seed=seed, stream=1) for seed in (5, 6)}
-    assert "trainings are paired in their order: bert – average" in notes_of(studio, cells(), other)
+    assert "training runs are paired in their order: bert – average" in notes_of(studio, cells(), other)
     splits = cells() | {(2, seed): studio.table(split=2, seed=seed) for seed in (1, 2)}
     assert "different splits (average: 1, 2; bert: 1)" in notes_of(studio, splits, cells(stream=1))
 
@@ -206,7 +206,7 @@ def test_fusion_is_part_of_the_study(studio) -> None:
     )
     asked = replace(ASKED, fusion_rule="l2")
     found = study_result(asked, [rgb, flow], []).fusion
-    assert found.fitted_on == "the holdout part (120 videos), for each training separately"
+    assert found.fitted_on == "the holdout part (120 videos), for each training run separately"
     assert found.tuned is not None
     plain = study_result(asked, [rgb, replace(flow, holdout={})], []).fusion
     assert (plain.tuned, plain.weights) == (None, {})

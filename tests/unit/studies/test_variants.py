@@ -34,7 +34,7 @@ def test_a_grid_is_every_combination_in_the_order_of_the_file():
 
 def test_a_grid_of_more_than_anybody_trains_is_refused_before_it_is_made():
     grid = {f"train.{letter}": list(range(10)) for letter in "abcdefghijklmnopqrst"}
-    with pytest.raises(SettingsError, match="has 300,000,000,000,000,000,000 trainings"):
+    with pytest.raises(SettingsError, match="has 300,000,000,000,000,000,000 training runs"):
         variants_of(study(grid=grid))
 
 

@@ -127,6 +127,6 @@ def test_a_pickle_with_code_in_it_is_refused(tmp_path: Path) -> None:
 def test_another_format_is_refused(tmp_path: Path) -> None:
     target = tmp_path / "last"
     save_checkpoint(target, TinyNet(), {"format": 99}, {}, write_tensors)
-    with pytest.raises(CheckpointError, match="written by another version"):
+    with pytest.raises(CheckpointError, match="written by a different version"):
         load_checkpoint(target)
     assert set(json.loads((target / "checksums.json").read_text())) == {"model.safetensors", "state.pt"}

@@ -139,7 +139,7 @@ def test_cut_and_empty_pictures_are_named(folder):
 
 def test_flow_that_does_not_fit_its_rgb(folder):
     (folder / "flow_y_00023.jpg").unlink()
-    assert examined(folder) == [("rgb_flow_mismatch", "error", "23 flow x pictures, but 22 flow y pictures")]
+    assert examined(folder) == [("rgb_flow_mismatch", "error", "23 flow x images, but 22 flow y images")]
     (folder / "flow_x_00023.jpg").unlink()
     assert examined(folder) == [
         ("rgb_flow_mismatch", "error", "24 RGB frames, but 22 flow frames (expected 23)")

@@ -129,7 +129,7 @@ def test_what_is_no_frame_is_never_deleted(tmp_path):
     (out / "clip" / "thesis.pdf").write_text("years of work")
     outcome = extract(source, out, ExtractOptions(flow="none", processes=0, overwrite=True)).outcomes[0]
     assert outcome.status == "failed"
-    assert "holds a file that is no frame (thesis.pdf)" in outcome.reason
+    assert "contains a file that is not a frame (thesis.pdf)" in outcome.reason
     assert (out / "clip" / "thesis.pdf").read_text() == "years of work"
 
 

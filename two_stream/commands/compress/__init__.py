@@ -148,7 +148,7 @@ def _prune(args: list[str]) -> int:
 
 
 def _check_prune(experiment: Experiment, options: Prune, run: Path, levels: Path | None) -> Experiment:
-    """Return the settings with the levels of a file; refuse networks that cannot be pruned before any computation."""
+    """Return the settings with the levels of a file; reject networks that cannot be pruned before any computation."""
     from two_stream.compression.channels import check_narrowable
     from two_stream.compression.layers import chosen_layers, layers_of, read_levels
 
@@ -167,7 +167,7 @@ def _load_prunable(run: Path) -> Run:
 
     loaded = load_run(run)
     if any(not alteration.reshapes for alteration in loaded.model.alterations):
-        raise SettingsError(f"{run}: an int8 run cannot be pruned; give the run it was made from")
+        raise SettingsError(f"{run}: an int8 run cannot be pruned; use the run it was made from")
     return loaded
 
 
@@ -178,7 +178,7 @@ def _quantize(args: list[str]) -> int:
     if options.method == "qat":
         return _train_and_report(experiment, run, call)
     if call.resume:
-        raise SettingsError(f"{call.prog}: --resume requires --method qat; static quantisation takes seconds")
+        raise SettingsError(f"{call.prog}: --resume requires --method qat; static quantization takes seconds")
     from two_stream.compression.quantization import quantise_run
     from two_stream.runtime.device import set_threads
 
@@ -234,7 +234,7 @@ def _student(given: str, teacher: Path) -> Experiment:
         return _continued(experiment, path, f"{experiment.name}_distilled")
     if path.is_file():
         raise SettingsError(
-            f"{PROG} distill: --student {given} is no experiment file (.yaml): expected one, a run folder or the name "
+            f"{PROG} distill: --student {given} is not an experiment file (.yaml), a run folder or the name "
             "of a model"
         )
     from two_stream import zoo
@@ -354,7 +354,7 @@ class _SensitivityFlags:
     what: Literal["weights", "channels"] = "weights"
     """what is pruned: single weights or whole channels"""
     levels: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
-    """shares of a layer that are pruned"""
+    """fractions of a layer that are pruned"""
     importance: Literal["l1", "l2", "bn", "random"] = "l1"
     """criterion that ranks channels; for --what channels"""
     layers: str = ""
@@ -362,19 +362,19 @@ class _SensitivityFlags:
     part: Literal["val", "train", "test"] = "val"
     """part that is scored; val: the holdout. Levels chosen on the test part make test scores too optimistic"""
     clips: int | None = None
-    """number of videos, drawn once at random; none: all of the part"""
+    """number of videos, drawn once at random; if omitted, all videos of the part"""
     seed: int = 0
     """seed of that draw"""
     parameters: float | None = None
-    """budget: largest remaining share of the parameters"""
+    """budget: largest remaining fraction of the parameters"""
     macs: float | None = None
-    """budget: largest remaining share of the multiply-adds; for --what channels"""
+    """budget: largest remaining fraction of the multiply-adds; for --what channels"""
     latency: float | None = None
-    """budget: largest remaining share of the latency on this machine's CPU; for --what channels"""
+    """budget: largest remaining fraction of the latency on this machine's CPU; for --what channels"""
     threads: int = 0
     """CPU threads; 0: torch's default"""
     out: Path | None = None
-    """folder to write; none: `RUN/sensitivity`"""
+    """folder to write; if omitted, `RUN/sensitivity`"""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
     """print JSON instead of a table"""
 
@@ -415,28 +415,32 @@ def _budget(flags: _SensitivityFlags, prog: str) -> tuple[Any, float] | None:
     given = [(key, getattr(flags, key)) for key in ("parameters", "macs", "latency")]
     asked = [(key, share) for key, share in given if share is not None]
     if len(asked) > 1:
-        raise SettingsError(f"{prog}: --{asked[0][0]} and --{asked[1][0]} are two budgets; give one")
+        raise SettingsError(
+            f"{prog}: --{asked[0][0]} and --{asked[1][0]} cannot be combined; use only one budget"
+        )
     if not asked:
         return None
     key, share = asked[0]
     if not 0 < share < 1:
-        raise SettingsError(f"{prog}: --{key} is {share:g}: expected a share above 0 and below 1")
+        raise SettingsError(f"{prog}: --{key} is {share:g}: expected a fraction above 0 and below 1")
     if flags.what == "weights" and key != "parameters":
         raise SettingsError(
-            f"{prog}: --{key} requires --what channels: weights of 0 take as much computation as any others"
+            f"{prog}: --{key} requires --what channels: zero weights take as much computation as other weights"
         )
     return key, share
 
 
 def _check_sensitivity(flags: _SensitivityFlags, prog: str) -> None:
-    """Refuse flags that contradict each other or are out of range."""
+    """Reject flags that contradict each other or are out of range."""
     most = 1.0 if flags.what == "weights" else 0.99
     if not flags.levels or any(not 0 < level <= most for level in flags.levels):
         raise SettingsError(
-            f"{prog}: --levels {' '.join(map(str, flags.levels))}: expected shares above 0 and up to {most:g}"
+            f"{prog}: --levels {' '.join(map(str, flags.levels))}: expected fractions above 0 and up to {most:g}"
         )
     if list(flags.levels) != sorted(set(flags.levels)):
-        raise SettingsError(f"{prog}: --levels {' '.join(map(str, flags.levels))}: expected rising shares")
+        raise SettingsError(
+            f"{prog}: --levels {' '.join(map(str, flags.levels))}: expected increasing fractions"
+        )
     if flags.clips is not None and flags.clips < 1:
         raise SettingsError(f"{prog}: --clips is {flags.clips}: expected 1 or more")
     if flags.what == "weights" and flags.importance != "l1":
@@ -479,7 +483,7 @@ def _show_sensitivity(
     )
     if found.fixed:
         say(
-            f"{len(found.fixed)} layers keep all channels, which reach the last feature map: {found.fixed[0]}, …"
+            f"{len(found.fixed)} layers keep all channels, which belong to the last feature map: {found.fixed[0]}, …"
         )
     if found.shared:
         one, other = next(iter(found.shared.items()))

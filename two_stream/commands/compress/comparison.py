@@ -1,7 +1,7 @@
 """Report of a compressed run: its accuracy and cost before and after.
 
-Costs are measured on this machine in turns. The accuracies come from score files of the same videos under the same
-protocol and are compared with the tests of studies.
+Costs are measured on this machine, alternating between the two networks. The accuracies come from score files of
+the same videos under the same protocol and are compared with the tests of studies.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class LayerChange:
     """shape as text"""
     after: str
     sparsity: float
-    """share of the remaining weights that are 0"""
+    """fraction of the remaining weights that are 0"""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Side:
     run: str
     scores: str
     accuracy: Interval
-    """share; of a multi-label set mAP; 95 % interval over source videos"""
+    """accuracy (mAP for a multi-label set); 95 % interval over source videos"""
     costs: NetworkCosts
 
 
@@ -124,7 +124,7 @@ def write_compression(
 ) -> CompressionReport:
     """Compare a run with its source; write `compression.html`, `.md` and `.json` into its folder.
 
-    Both are scored under one protocol unless such scores exist. Their costs are measured in turns.
+    Both are scored under one protocol unless such scores exist. Their costs are measured alternately.
 
     Args:
         source: Run folder before compression (of a distilled network: the teacher's).
@@ -193,7 +193,7 @@ def _shape(layer: Layer) -> str:
 
 
 def scores_of(run: Run, options: EvaluateOptions, part: Part) -> ScoreTable:
-    """Return a run's scores under a protocol: from its score file if it is of these weights, else score now."""
+    """Return a run's scores under a protocol: from its score file if it is of these weights, otherwise score now."""
     model, exact = run.model, is_exact(run.experiment)
     found = resolve_evaluation(model, options, model.device, exact=exact)
     path = run.paths.scores / f"{part}_{protocol_slug(found)}.npz"
@@ -209,7 +209,7 @@ def show_compression(report: CompressionReport, made: Path) -> None:
     title = f"{report.after.name} against {report.before.name}"
     console.print(table(title, COLUMNS, report.rows))
     say(report.protocol)
-    say(f"costs measured in turns on {report.device}; {report.comparison.test}")
+    say(f"costs measured alternately on {report.device}; {report.comparison.test}")
     for text in report.notes:
         say(f"note: {text}")
     say(report.comparison.verdict)
@@ -229,7 +229,7 @@ def _check(before: Run, after: Run) -> None:
 
 
 def _panel(run: Run, table: ScoreTable) -> Panel:
-    """Return one run as a panel of one training; seeds are ignored, because the runs are paired by video."""
+    """Return one run as a panel of one training run; seeds are ignored, because the runs are paired by video."""
     return panel_of(run.paths.root.name, {(run.experiment.data.split, 0): table})
 
 

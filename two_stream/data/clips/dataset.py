@@ -3,7 +3,7 @@
 Offsets, crops and flips of a training clip are drawn from (seed, epoch, video id) only, so they depend neither on the
 number of workers nor on where a run was interrupted. A video that cannot be read becomes a `ClipFailure` with its
 reason; the loader raises it or skips the video. Companions are clips of the same moments for other networks: of the
-other modality, or of another length or size. They show the same part of the picture, mirrored alike; colour changes and
+other modality, or of another length or size. They show the same part of the image, mirrored alike; colour changes and
 erased boxes are applied to the training clip only.
 """
 
@@ -55,7 +55,7 @@ class ClipFailure:
     id: str
     reason: str
     error: TwoStreamError | None = None
-    """set when the video is not the cause, for example where a decoder is not installed"""
+    """set when the video is not the cause, for example if the decoder is not installed"""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class ClipDataset(Dataset[ClipItem | ClipFailure]):
         return self.planned(index)[2].flip
 
     def planned(self, index: int) -> tuple[VideoRecord, list[int], View, tuple[object, ...]]:
-        """Return what the clip of an index shows; the clip is not read.
+        """Return the frames and the crop of the clip at an index, without reading the clip.
 
         Returns:
             The video, its frame numbers in the order of time, crop and flip, and the key of `reorder_frames`.
@@ -262,21 +262,21 @@ def companion(experiment: Experiment, record: Record, spec: InputSpec, protocol:
     data, modality = experiment.data, experiment.model.modality
     if data.source == "shards" and spec.modality != modality:
         raise DataError(
-            f"`data.shards` holds {modality} frames and the teacher takes {spec.modality}; read `frames` or `videos`"
+            f"`data.shards` contains {modality} frames and the teacher takes {spec.modality}; read `frames` or `videos`"
         )
     found = {video.id: video for video in experiment_part(experiment, record, "train", spec.modality)}
     own = experiment_part(experiment, record, "train")
     missing = next((video.id for video in own if video.id not in found), None)
     if missing is not None:
         raise DataError(
-            f"{record.name}: the {spec.modality} list of split {data.split} lacks {missing!r}, which a teacher of that "
+            f"{record.name}: the {spec.modality} list of split {data.split} lacks {missing!r}, which a teacher of this "
             "modality needs; add the video, or remove it from the other list too"
         )
     return Companion(make_source(record, spec.modality, data), spec, found, protocol)
 
 
 class ClipsBeside(Dataset[ClipItem | ClipFailure]):
-    """The clips of a training, each with the clips of its companions."""
+    """The clips of a training run, each with the clips of its companions."""
 
     def __init__(self, clips: ClipDataset, companions: Sequence[Companion]) -> None:
         self.clips = clips
@@ -286,7 +286,7 @@ class ClipsBeside(Dataset[ClipItem | ClipFailure]):
         return len(self.clips)
 
     def __getitem__(self, index: int) -> ClipItem | ClipFailure:
-        """Read a clip and its companions; a video where any of them cannot be read gives a `ClipFailure`."""
+        """Read a clip and its companions; if one of them cannot be read, return a `ClipFailure`."""
         item = self.clips[index]
         if isinstance(item, ClipFailure):
             return item
@@ -312,7 +312,7 @@ class ClipsBeside(Dataset[ClipItem | ClipFailure]):
 def same_moment(numbers: Sequence[int], one: InputSpec, other: InputSpec, frames: int) -> list[int]:
     """Return the frame numbers (1-based) of another network's clip of the moment that a clip shows.
 
-    Clips of equal length, stride and segments have the same numbers; where the other modality has one frame fewer, its
+    Clips of equal length, stride and segments have the same numbers; if the other modality has one frame fewer, its
     last frame is repeated. Other segments cover the whole video. A clip of another length is centred on the middle of
     the given clip and shifted into the video; a video that is too short is looped from the clip's first frame.
 

@@ -32,7 +32,7 @@ T = TypeVar("T")
 _Loaded = tuple[T | None, list[ClipFailure]]
 
 WORKER_TIMEOUT = 1800.0
-"""seconds without a batch after which a worker is given up"""
+"""seconds without a batch after which a worker is considered hung"""
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def clip_loader(
     share: Share | None = None,
     wrap: Callable[[ClipDataset], Dataset[ClipItem | ClipFailure]] | None = None,
 ) -> Loader[Batch]:
-    """Return the batches of a pass over clips: shuffled for a training epoch, else in the order of the videos.
+    """Return the batches of a pass over clips: shuffled for a training epoch, otherwise in the order of the videos.
 
     Args:
         clips: One clip per video; their seed and epoch decide the order.
@@ -196,7 +196,7 @@ def clip_loader(
 def epoch_plan(
     records: Sequence[VideoRecord], data: DataOptions, batch_size: int, seed: int, epoch: int | None
 ) -> list[list[int]]:
-    """Return which clips make each batch of an epoch, or of a pass in order where `epoch` is None.
+    """Return which clips make each batch of an epoch, or of a pass in order if `epoch` is None.
 
     See `ClipDataset.__getitem__` for numbers past the end.
 
@@ -223,7 +223,7 @@ def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
 def balanced_order(records: Sequence[VideoRecord], seed: int, epoch: int) -> list[int]:
     """Return as many draws with replacement as there are videos; it depends on seed and epoch alone.
 
-    A video is drawn with a probability inverse to the size of its class (the mean over its classes, where it has
+    A video is drawn with a probability inverse to the size of its class (the mean over its classes, if it has
     several). The second draw of video i in an epoch is `i + len(records)`, the third `i + 2 * len(records)`, so that
     each has a clip and augmentation of its own.
     """

@@ -78,7 +78,7 @@ def sample_clips(
 
     A video shorter than a clip is looped. `single` is one centred clip; `multi` as many neighbouring clips as fit,
     the rest shared between both ends; `uniform` spreads `num_clips` clips from the first to the last frame; `sliding`
-    starts one every `step` frames and ends with one that reaches the last frame; `train` draws one clip. Those of
+    starts one every `step` frames and ends with one that reaches the last frame; `train` draws one clip. Protocols for
     segments take one frame of each of `clip_length` equal parts of the video.
 
     Args:
@@ -205,7 +205,7 @@ def training_protocol(sampling: str, clip: str = "random") -> str:
 
 
 def evaluation_protocol(sampling: str, views: str, num_clips: int | None = None) -> tuple[str, int | None]:
-    """Return the protocol of an evaluation's clips and their number, where it has one.
+    """Return the protocol of an evaluation's clips and their number, if it has one.
 
     A family without its own choice for these views uses the standard one. A clip of segments spans the video, so
     `multi` is a single clip; `sliding` clips are windows of neighbouring frames.
@@ -239,7 +239,7 @@ def evaluation_protocol(sampling: str, views: str, num_clips: int | None = None)
 
 
 def sampling_of(spec: InputSpec, sampling: str) -> str:
-    """Return the frame choice of a network: `segments` for a network of segments, else the one of the data."""
+    """Return the frame choice of a network: `segments` for a network of segments, otherwise the one of the data."""
     return "segments" if spec.segments else sampling
 
 
@@ -273,7 +273,7 @@ def train_offsets(num_frames: int, clip_length: int, stride: int = 1) -> range:
 
 
 def paper_train_offsets(num_frames: int, clip_length: int, segments: int = 1) -> list[range]:
-    """Return, per segment, the starts (0-based) the published training protocol draws from.
+    """Return, per segment, the start frames (0-based) from which the published training protocol draws.
 
     The published code counts one frame too few when the video is longer than a clip. Otherwise it multiplies the drawn
     offset by the number of the segment, so that the first segment always starts at the first frame.
@@ -436,7 +436,7 @@ def _family_clips(
 
 
 def looped(frames: Sequence[int], size: int) -> list[int]:
-    """Return the first `size` frames, starting over where there are fewer (`LoopPadding`)."""
+    """Return the first `size` frames, starting over if there are fewer (`LoopPadding`)."""
     return [frames[place % len(frames)] for place in range(size)]
 
 

@@ -26,20 +26,20 @@ Size = tuple[int, int]
 
 _GRID = [(0, 0), (0, 4), (4, 0), (4, 4), (2, 2)]
 _GRID += [(0, 2), (4, 2), (2, 0), (2, 4), (1, 1), (1, 3), (3, 1), (3, 3)]
-"""the 13 places of a multi-scale crop, in quarters of the free height and width, in the published order"""
+"""the 13 positions of a multi-scale crop, in quarters of the free height and width, in the published order"""
 _SNAP = 3
 """pixels; a crop side that differs by less from the network's is set to it"""
 
 
 CORNERS = ("center", "top_left", "top_right", "bottom_left", "bottom_right")
-"""places of a corner crop"""
+"""positions of a corner crop"""
 _TRIES = 10
 """draws of a resized crop before the centre is used, as in torchvision"""
 
 
 @dataclass(frozen=True)
 class View:
-    """A box of the un-flipped frame, and whether what it holds is mirrored."""
+    """A box of the un-flipped frame, and whether what it contains is mirrored."""
 
     box: Box
     flip: bool = False
@@ -76,11 +76,11 @@ def multiscale_box(resize: Size, crop: Size, size: Size, place: int, protocol: s
 
     Args:
         resize: Height and width of the frame.
-        crop: Height and width of the network's input; `paper` computes the places from it.
+        crop: Height and width of the network's input; `paper` computes the positions from it.
         size: Height and width of the box, one of `crop_sizes`.
-        place: One of the 13 places, in the published order.
-        protocol: `standard`: places of this box's own size, so that it lies inside and reaches the corners;
-            `paper`: the published places, the box cut at the frame's border.
+        place: One of the 13 positions, in the published order.
+        protocol: `standard`: positions of this box's own size, so that it lies inside and reaches the corners;
+            `paper`: the published positions, the box cut at the frame's border.
     """
     height, width = resize
     quarter_y, quarter_x = _GRID[place]
@@ -117,7 +117,7 @@ def _box_at(y0: int, x0: int, size: Size) -> Box:
 def drawn_box(
     frame: Size, area: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> Box | None:
-    """Draw a box by its area and its ratio of width to height, log-uniform; None where ten draws do not fit."""
+    """Draw a box by its area and its ratio of width to height, log-uniform; None if ten draws do not fit."""
     height, width = frame
     for _ in range(_TRIES):
         pixels = height * width * rng.uniform(*area)

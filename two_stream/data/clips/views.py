@@ -1,6 +1,6 @@
 """The views of each video for evaluation: frames read and resized once, long videos in chunks of neighbouring clips.
 
-A worker sends the distinct frames of a chunk, the rows of them that make each clip, and the boxes of the crops. Crops
+A worker sends the distinct frames of a chunk, the row indices of each clip, and the boxes of the crops. Crops
 are cut on the network's device while a batch is assembled; nothing is copied per view.
 """
 
@@ -249,5 +249,5 @@ def boxes_and_flips(crops: Sequence[View]) -> tuple[list[tuple[int, int, int, in
 
 
 def changes_flow_sign(spec: InputSpec, protocol: str) -> bool:
-    """Whether a mirrored view changes the sign of its x channels: flow has one, unless the protocol is `paper`."""
+    """Return whether mirroring changes the sign of x: true for flow, unless the protocol is `paper`."""
     return spec.modality == "flow" and protocol != "paper"

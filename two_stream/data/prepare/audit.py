@@ -35,9 +35,10 @@ Lists = dict[tuple[Part, Modality], list[VideoRecord]]
 def audit(record: Record, options: AuditOptions | None = None) -> list[Finding]:
     """Return the problems of a data set: of its split lists, then of the files they name.
 
-    Kinds: `missing` (a list, a folder or a file), `unreadable` (a line of another form; a file), `doubled` (an id twice
-    in a list), `label` (out of range, or not the same everywhere), `leakage` (a video, or its source, on both sides of
-    a split), `rgb_flow_mismatch`, `too_short`, `imbalance`, `one_class`, `count_mismatch` (list and disk disagree).
+    Kinds: `missing` (a list, a folder or a file), `unreadable` (a line in a different format; a file), `doubled`
+    (an id twice in a list), `label` (out of range, or not the same everywhere), `leakage` (a video, or its source,
+    on both sides of a split), `rgb_flow_mismatch`, `too_short`, `imbalance`, `one_class`, `count_mismatch` (list
+    and disk disagree).
 
     Args:
         record: The data set.
@@ -183,7 +184,7 @@ def _sides(
     other = sorted({r.group for r in apart if r.label not in inside[r.group]})
     if other:
         counted = plural(len(other), "source", "has", "have")
-        detail = f"{counted} videos of other classes in the {first} list: {_some(other)}"
+        detail = f"{counted} videos of different classes in the {first} list: {_some(other)}"
         findings.append(Finding("leakage", "warning", subject, detail))
     for part, records in zip(parts, (train, test)):
         if records:
@@ -236,7 +237,7 @@ def _streams(record: Record, split: int, lists: Lists) -> list[Finding]:
 def _on_disk(
     record: Record, everything: dict[Modality, dict[str, VideoRecord]], options: AuditOptions
 ) -> list[Finding]:
-    """Compare the lists with frame folders, where there are any, else with the video files."""
+    """Compare the lists with frame folders, if there are any, otherwise with the video files."""
     findings: list[Finding] = []
     folders: dict[Modality, FrameFolders] = {}
     for modality in everything:
@@ -285,7 +286,7 @@ def _on_disk(
 
 
 def _counted(folders: FrameFolders, records: Iterable[VideoRecord], *, parts: bool) -> list[Finding]:
-    """Compare the frame counts of the lists with the folders; where only `parts` are listed, more are expected."""
+    """Compare the frame counts of the lists with the folders; if only `parts` are listed, more are expected."""
     findings = []
     for r in records:
         try:
@@ -305,7 +306,7 @@ def _folder_health(
     everything: dict[Modality, dict[str, VideoRecord]],
     options: AuditOptions,
 ) -> list[Finding]:
-    """Check every listed frame folder, once where both streams share it."""
+    """Check every listed frame folder, once if both streams share it."""
     wanted: dict[Path, list[Modality]] = defaultdict(list)
     findings: list[Finding] = []
     for modality, root in folders.items():

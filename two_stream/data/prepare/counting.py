@@ -72,7 +72,7 @@ def find_patterns(folders: Sequence[Path], given: FrameNames) -> dict[str, str]:
         endings = ", ".join(sorted(_IMAGES))
         raise DataError(
             f"{looked[0][0]}: no frames found: tried {tried}, the same with other numbers and endings ({endings}) and "
-            f"one kind of numbered pictures; its files are {_some(looked[0][1])}; give --rgb-pattern or --flow-pattern"
+            f"one kind of numbered images; its files are {_some(looked[0][1])}; use --rgb-pattern or --flow-pattern"
         )
     return found
 
@@ -117,7 +117,7 @@ def _flow(kinds: Sequence[Parts]) -> tuple[Parts, Parts] | None:
 
 
 def _rgb(kinds: Sequence[Parts]) -> Parts | None:
-    """Return the kind with a usual name, else the only kind."""
+    """Return the kind with a usual name, otherwise the only kind."""
     for stem in _STEMS:
         known = [parts for parts in kinds if parts[0].lower() == stem and parts[1].startswith(".")]
         if known:
@@ -139,7 +139,7 @@ class FolderCounts:
     strange: list[tuple[str, str]] = field(default_factory=list)
     """the failures whose folder exists, with other files"""
     misnumbered: set[str] = field(default_factory=set)
-    """ids among the failures whose files begin with another number than the data set's"""
+    """ids among the failures whose files begin with a different number from the data set's"""
     modalities: list[Modality] = field(default_factory=list)
     """modalities with any frame"""
     first: dict[Modality, int] = field(default_factory=dict)
@@ -195,7 +195,7 @@ def count_folders(record: Record, ids: Sequence[str], *, fixed_first: bool = Fal
     """Count the frames in the frame folders of a record.
 
     Where one modality is missing, its count follows from the other: flow has one frame fewer. Folders whose files begin
-    with another number than those of the data set are reported as failures.
+    with a different number from those of the data set are reported as failures.
 
     Args:
         record: The data set.
@@ -230,9 +230,7 @@ def count_folders(record: Record, ids: Sequence[str], *, fixed_first: bool = Fal
             if not (rgb or flow) or min(counts) < 1:
                 wanted = " or ".join(root.patterns.names(m, 1)[0] for m, root in roots.items())
                 there = sorted(list_file_names(next(iter(roots.values())).folder(video_id)))[:2]
-                why = (
-                    f"{rgb} RGB and {flow} flow frames in its folder, wanted {wanted}; its files are {there}"
-                )
+                why = f"{rgb} RGB and {flow} flow frames in its folder, expected {wanted}; its files are {there}"
                 made.strange.append((video_id, why))
                 made.failures.append(made.strange[-1])
             else:

@@ -1,6 +1,6 @@
 """Makes the record and the split lists of a data set from a folder of videos.
 
-Frames are counted in the frame folders where they exist, else by decoding every video once in several processes. A
+Frames are counted in the frame folders if they exist, otherwise by decoding every video once in several processes. A
 video without frames is reported and left out of the lists.
 """
 
@@ -40,7 +40,7 @@ Splits = Sequence[tuple[Sequence[VideoRecord], Sequence[VideoRecord]]]
 
 @dataclass
 class Prepared:
-    """What `prepare` wrote, and the videos it left out."""
+    """The output of `prepare`, and the videos it left out."""
 
     record: Record
     path: Path
@@ -117,10 +117,10 @@ def prepare_folder(videos: Path, name: str, out: Path, options: FolderOptions | 
 
 
 def _parts_by_folder(ids: Sequence[str], videos: Path) -> tuple[dict[str, Part], str]:
-    """Return the part of the split of each top folder, empty where the folders are classes, and a note in that case.
+    """Return the part of the split of each top folder, empty if the folders are classes, and a note in that case.
 
     Raises:
-        DataError: A split folder holds a video outside its class folders.
+        DataError: A split folder contains a video outside its class folders.
     """
     depths: dict[str, int] = {}
     for video_id in ids:
@@ -210,7 +210,7 @@ def write_dataset(
     validation: Sequence[VideoRecord] = (),
     modalities: Sequence[Modality] = MODALITIES,
 ) -> Prepared:
-    """Write the split lists of each modality, and the record where its content is given.
+    """Write the split lists of each modality, and the record if its content is given.
 
     Args:
         record: The data set; its folder is `folder`.
@@ -218,11 +218,11 @@ def write_dataset(
         folder: Output folder.
         splits: Training and test videos of each split.
         counts: Frames of each video.
-        validation: The data set's own validation videos, where it has any, of its only split.
+        validation: The data set's own validation videos, if it has any, of its only split.
         modalities: Those with frames, now or later; lists of the others are removed.
 
     Raises:
-        DataError: A name that a list cannot hold; nothing is written.
+        DataError: A name that a list cannot contain; nothing is written.
     """
     everything = {r.id: r for train, test in splits for r in (*train, *test, *validation)}
     check_names(everything, folder)

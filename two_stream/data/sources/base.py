@@ -1,7 +1,7 @@
 """The interface of frame sources, and the reading of a clip.
 
 Every source gives uint8 `(T, H, W, C)` frames by 1-based number, resized to the input specification. Flow frame n lies
-between the pictures n and n + 1, whether it is stored or computed on the fly.
+between the images n and n + 1, whether it is stored or computed on the fly.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class ClipSource(ABC):
             region: Part of the frames to return, and its size; None returns whole frames.
 
         Returns:
-            uint8 `(len(numbers), H, W, C)`, contiguous; height and width are those of the region, else `resize`; C is 3
-            for RGB, 2 for flow.
+            uint8 `(len(numbers), H, W, C)`, contiguous; height and width are those of the region, otherwise
+            `resize`; C is 3 for RGB, 2 for flow.
 
         Raises:
             VideoError: Missing, damaged or too short, with the file's name.
@@ -51,7 +51,7 @@ def read_clip(
 ) -> Frames:
     """Return the frames of these numbers as they enter a network, uint8 `(len(numbers), H, W, spec.channels)`.
 
-    A frame of a network with `spec.stack` holds the flow fields of `stacked_numbers`; see `ClipSource.read`.
+    A frame of a network with `spec.stack` contains the flow fields of `stacked_numbers`; see `ClipSource.read`.
     """
     if spec.stack == 1:
         return source.read(record.id, numbers, spec.resize, region)

@@ -44,7 +44,7 @@ class FrameFolders(ClipSource):
         )
 
     def folder(self, video_id: str) -> Path:
-        """Return a video's folder: `root/id`, else a folder of that name directly in the root or in a class folder.
+        """Return a video's folder: `root/id`, otherwise a folder with that name in the root or a class folder.
 
         An id with a class (`class/video`) never matches the folder of another class. Where no folder exists, `root/id`
         is returned.
@@ -60,7 +60,7 @@ class FrameFolders(ClipSource):
             return self.root / name if (self.root / name).is_dir() else direct
         found = [parent / name for parent in self._class_folders if (parent / name).is_dir()]
         if len(found) > 1:
-            raise VideoError(direct, f"several frame folders of this name ({_some(found, self.root)})")
+            raise VideoError(direct, f"several frame folders with this name ({_some(found, self.root)})")
         return found[0] if found else direct
 
     @cached_property
@@ -71,7 +71,7 @@ class FrameFolders(ClipSource):
 class VideoFiles(ClipSource):
     """The video files; flow is computed on the fly.
 
-    Pictures are first resized as extraction resizes them, so that displacements in pixels and sharpness are the same in
+    Images are first resized as extraction resizes them, so that displacements in pixels and sharpness are the same in
     both sources.
     """
 
@@ -136,10 +136,10 @@ def index_videos(root: Path) -> dict[str, list[Path]]:
 
 
 def find_video(index: dict[str, list[Path]], root: Path, video_id: str) -> Path:
-    """Find a video by id, else by its bare name, with the rules of frame folders.
+    """Find a video by id, otherwise by its bare name, with the rules of frame folders.
 
-    An id with a class matches its own file, else a file outside the class folders. An id without class may be in any
-    class folder, but only in one.
+    An id with a class matches its own file, otherwise a file outside the class folders. An id without class may be
+    in any class folder, but only in one.
 
     Raises:
         VideoError: None, or several.
@@ -150,8 +150,8 @@ def find_video(index: dict[str, list[Path]], root: Path, video_id: str) -> Path:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise VideoError(root / video_id, "no video file of this name")
-    raise VideoError(root / video_id, f"several video files of this name ({_some(found, root)})")
+        raise VideoError(root / video_id, "no video file with this name")
+    raise VideoError(root / video_id, f"several video files with this name ({_some(found, root)})")
 
 
 def _some(paths: Sequence[Path], root: Path) -> str:

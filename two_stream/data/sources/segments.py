@@ -2,7 +2,7 @@
 
 A segment has its own id in the split lists, which also give its number of frames. A CSV file in the same folder,
 `id,video,start,end,first`, gives its video, its start and end in seconds, and the number (1-based) of the video's frame
-that it begins with. Flow frame n lies between the pictures n and n + 1, as in the video.
+that it begins with. Flow frame n lies between the images n and n + 1, as in the video.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Segment:
     video: str
     """id of the video: its path below the root, without suffix"""
     start: float | None
-    """seconds; start and end are None where the annotations count frames"""
+    """seconds; start and end are None if the annotations count frames"""
     end: float | None
     first: int
     """number of the video's frame that is the segment's frame 1"""
@@ -44,7 +44,7 @@ def read_segments(path: Path) -> dict[str, Segment]:
     """Read a file of segments.
 
     Raises:
-        DataError: Missing, or a wrong or doubled line, named as `file:line`.
+        DataError: Missing, or an invalid or duplicate line, named as `file:line`.
     """
     rows = csv.reader(read_lines(path))
     if tuple(next(rows, ())) != COLUMNS:
@@ -86,7 +86,7 @@ def write_segments(path: Path, segments: Mapping[str, Segment]) -> None:
 
 
 def segments_of(record: Record) -> dict[str, Segment]:
-    """Return the segments of a data set by id; none where it has no segments.
+    """Return the segments of a data set by id; none if it has no segments.
 
     Raises:
         DataError: The file is missing or wrong.
@@ -106,7 +106,7 @@ def frames_between(
         start: Seconds.
         end: Seconds.
         count: Frames of the video.
-        fps: Frames per second, where `times` are unknown.
+        fps: Frames per second, if `times` are unknown.
         times: Second at which each frame appears, ascending; needed for videos of variable rate.
     """
     if times:

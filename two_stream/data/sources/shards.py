@@ -32,11 +32,11 @@ from two_stream.video.region import Region
 
 INDEX = "index.npz"
 FORMAT = 1
-"""version of the index; other versions are refused"""
+"""version of the index; other versions are rejected"""
 MOST_PIXELS = 2**26
-"""of one picture"""
+"""largest number of pixels of one image"""
 MOST_BYTES = 2**28
-"""of one stored picture"""
+"""largest number of bytes of one stored image"""
 _BRIDGED = 4
 """largest gap between requested frames, in frames, that is read along instead of starting another read"""
 
@@ -48,7 +48,7 @@ class Packed:
     shard: int
     frames: int
     first: int
-    """row of its first entry in `starts` and `sizes`: one per video (raw), or one per stored picture"""
+    """row of its first entry in `starts` and `sizes`: one per video (raw), or one per stored image"""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class ShardIndex:
         videos: By id.
         starts: First byte of each entry in its shard.
         sizes: Bytes of each entry.
-        crcs: CRC-32 of each stored picture (raw: of each frame), in the order of the videos; None in older indexes.
+        crcs: CRC-32 of each stored image (raw: of each frame), in the order of the videos; None in older indexes.
     """
 
     settings: dict[str, Any]
@@ -74,7 +74,7 @@ class ShardIndex:
     crcs: NDArray[np.uint32] | None = None
 
     def dump(self, shards: Sequence[dict[str, Any]]) -> bytes:
-        """Return the content of an index file; `shards` holds name, bytes and sha256 of each."""
+        """Return the content of an index file; `shards` contains name, bytes and sha256 of each."""
         meta = {"format": FORMAT, "settings": self.settings, "shards": list(shards), "ids": list(self.videos)}
         places = np.array([(v.shard, v.frames, v.first) for v in self.videos.values()], np.int64).reshape(
             -1, 3
@@ -96,7 +96,7 @@ def parse_index(content: bytes, name: str) -> ShardIndex:
     """Read the content of an index file.
 
     Raises:
-        DataError: Damaged, or of another version.
+        DataError: Damaged, or written by a different version.
     """
     try:
         arrays = read_arrays(io.BytesIO(content))
@@ -139,7 +139,7 @@ def _check_places(index: ShardIndex, places: NDArray[np.int64]) -> None:
     if {array.dtype for array in (places, starts, sizes)} != {np.dtype(np.int64)}:
         raise ValueError("positions that are not 64-bit integers")
     if len(index.videos) != len(places):
-        raise ValueError(f"{len(places)} places of {len(index.videos)} videos")
+        raise ValueError(f"{len(places)} entries for {len(index.videos)} videos")
     settings = index.settings
     if settings["encoding"] not in ENCODINGS or settings["modality"] not in MODALITY_CHANNELS:
         raise ValueError(f"{settings['modality']!r:.40} as {settings['encoding']!r:.40}")
@@ -148,7 +148,7 @@ def _check_places(index: ShardIndex, places: NDArray[np.int64]) -> None:
     if raw or settings["resize"] is not None:
         height, width = map(int, settings["resize"])
         if not (1 <= height <= MOST_PIXELS and 1 <= width <= MOST_PIXELS // height):
-            raise ValueError(f"pictures of {height} × {width}")
+            raise ValueError(f"images of {height} × {width}")
         picture = height * width * MODALITY_CHANNELS["flow" if flow else "rgb"]
     shard, frames, first = places.T
     videos = np.arange(len(places))
@@ -156,11 +156,11 @@ def _check_places(index: ShardIndex, places: NDArray[np.int64]) -> None:
     count = np.ones_like(frames) if raw else frames.clip(0, entries + 1) * (2 if flow else 1)
     check(outside | (count > entries - first), videos, "the index")
     if count.sum() > entries:
-        raise ValueError(f"{entries} entries for {count.sum()} pictures")
+        raise ValueError(f"{entries} entries for {count.sum()} images")
     crcs = index.crcs
     pictures = int(frames.sum()) if raw else entries
     if crcs is not None and (crcs.dtype != np.dtype(np.uint32) or crcs.shape != (pictures,)):
-        raise ValueError(f"{crcs.shape} checksums of {pictures} pictures")
+        raise ValueError(f"{crcs.shape} checksums of {pictures} images")
     owner = np.repeat(videos, count)
     rows = np.arange(len(owner)) + np.repeat(first - np.cumsum(count) + count, count)
     starts, sizes = starts[rows], sizes[rows]
@@ -176,9 +176,9 @@ class ShardSource(ClipSource):
         """Read the index.
 
         Args:
-            location: Folder or URL that holds `rgb/` and `flow/`.
+            location: Folder or URL that contains `rgb/` and `flow/`.
             modality: Which of them.
-            scaled_decoding: See `DataOptions`; has an effect where stored pictures are larger than the input.
+            scaled_decoding: See `DataOptions`; has an effect if stored images are larger than the input.
 
         Raises:
             DataError: The index is missing or damaged.
@@ -190,7 +190,7 @@ class ShardSource(ClipSource):
         self.index = load_index(self.storage)
         held = self.index.settings["modality"]
         if held != modality:
-            raise DataError(f"{self.storage.where(INDEX)}: holds {held}, expected {modality}; pack again")
+            raise DataError(f"{self.storage.where(INDEX)}: contains {held}, expected {modality}; pack again")
         self._sound: set[int] = set()
         before = itertools.accumulate((video.frames for video in self.index.videos.values()), initial=0)
         self._first_crc = dict(zip(self.index.videos, before))
@@ -203,7 +203,7 @@ class ShardSource(ClipSource):
 
         Raises:
             VideoError: The video is not packed, too short, or its shard is missing or cut; names the shard.
-            SettingsError: The frames were packed at another size.
+            SettingsError: The frames were packed at a different size.
         """
         video = self._video(video_id, numbers, resize)
         picture = (
@@ -282,7 +282,7 @@ class ShardSource(ClipSource):
     def _encoded(
         self, video: Packed, numbers: Sequence[int], wanted: tuple[int, int] | None
     ) -> Callable[[int], Frames]:
-        """Read pictures of `numbers` (flow: x and y, one after the other) and decode each on demand."""
+        """Read images of `numbers` (flow: x and y, one after the other) and decode each on demand."""
         each = 1 if self.modality == "rgb" else 2
         found: dict[int, list[bytes]] = {}
         for first, last in frame_ranges(numbers):
@@ -415,7 +415,7 @@ class Storage:
         return Path(self.where(name)).stat().st_size
 
     def read(self, name: str, start: int, count: int) -> bytes:
-        """Return a range of a file's bytes; fewer where it ends before.
+        """Return a range of a file's bytes; fewer if the file ends before.
 
         Raises:
             OSError: Missing, or the storage cannot be reached.

@@ -1,1 +1,1 @@
-"""Stored features: written once per video, read by head trainings and evaluations."""
+"""Stored features: written once per video, read by head training runs and evaluations."""

@@ -92,14 +92,14 @@ class FeatureFacts(Options):
 
     format: int = FORMAT
     backbone_sha256: str
-    """of the names and values of the frozen backbone's weights"""
+    """SHA-256 of the names and values of the frozen backbone's weights"""
     shapes: tuple[tuple[int, ...], ...]
     """see `FeatureLayout`"""
     settings: dict[str, Any]
     """dotted settings that determine the views; see `view_settings`"""
     classes: list[str]
     seed: int
-    """of the augmented clips"""
+    """random seed of the augmented clips"""
     train_views: PositiveInt
     """augmented clips per training video"""
     evaluate: dict[str, Any]
@@ -139,7 +139,8 @@ class FeatureCache:
         """Open a folder.
 
         Raises:
-            CheckpointError: The folder is missing, damaged, of another format or no feature cache; names the file.
+            CheckpointError: The folder is missing, damaged, in a different format or not a feature cache; names
+                the file.
         """
         self.folder = Path(folder)
         self._inside = complete_folder(self.folder)
@@ -172,7 +173,7 @@ class FeatureCache:
         """
         if sha256 != self.facts.backbone_sha256:
             raise CheckpointError(
-                f"{self.folder}: has the features of another backbone (weights {self.facts.backbone_sha256[:12]}…, "
+                f"{self.folder}: its features are of a different backbone (weights {self.facts.backbone_sha256[:12]}…, "
                 f"here {sha256[:12]}…); {advice}"
             )
 
@@ -428,7 +429,7 @@ class StoredViews:
     """Stored views of a part, scored with head and classifier of a run, without a video or a backbone.
 
     Attributes:
-        experiment: Settings of the scores: views, precision and folding are those of the cache.
+        experiment: Settings used for scoring; views, precision and folding are taken from the cache.
     """
 
     def __init__(
@@ -437,12 +438,12 @@ class StoredViews:
         """Open the cache `experiment.data.features` and compare it with the run.
 
         `experiment.evaluate` is resolved for this device; `precision` is the requested one, `auto` uses that of the
-        cache. Of the validation and the training part only the centred clip and crop are stored, in the precision of
+        cache. For the validation and the training part, only the centred clip and crop are stored, in the precision of
         training.
 
         Raises:
-            SettingsError: The cache has other views, another precision or other settings; names them.
-            CheckpointError: The cache is missing, damaged or of another backbone.
+            SettingsError: The cache has different views, a different precision or different settings; names them.
+            CheckpointError: The cache is missing, damaged or of a different backbone.
         """
         assert experiment.data.features is not None
         cache = FeatureCache(experiment.data.features)
@@ -496,7 +497,7 @@ class StoredViews:
         return options.model_copy(update=update)
 
     def score(self, records: Sequence[VideoRecord], aggregate: str) -> tuple[VideoScores, Skipped]:
-        """Score the videos of a list; of several processes the main one scores them all.
+        """Score the videos of a list; with several processes, the main process scores all of them.
 
         Returns:
             The scores, and the videos that could not be read when the cache was written.

@@ -78,7 +78,7 @@ def write_features(
         experiment: Data set, reading, augmentation, views, seed.
         out: The folder; an earlier cache is replaced when the new one is complete.
         train_views: Augmented clips per training video.
-        maps: Store feature maps, for heads that use positions in space; else tokens.
+        maps: Store feature maps, for heads that use positions in space; otherwise tokens.
         parts: Parts to store.
         overwrite: Replace an existing cache.
 
@@ -129,7 +129,7 @@ def _check(
             "list are stored; set `train.selection: holdout`"
         )
     if out.exists() and not (out / FACTS).is_file() and (out.is_file() or any(out.iterdir())):
-        raise SettingsError(f"{out}: not empty and no folder of stored features; choose another --out")
+        raise SettingsError(f"{out}: not empty and not a folder of stored features; choose another --out")
     if (out / FACTS).is_file() and not overwrite:
         raise SettingsError(
             f"{out}: already has stored features; use them, replace them with --overwrite, or choose another --out"

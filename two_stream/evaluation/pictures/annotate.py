@@ -57,7 +57,7 @@ def annotate(
     with open_video(path, backend) as video, atomic_path(out) as part:
         height, width = video.height // 2 * 2, video.width // 2 * 2
         if height < 2 or width < 2:
-            raise VideoError(path, f"is {video.width}×{video.height}: too small for an encoder")
+            raise VideoError(path, f"is {video.width}×{video.height}: too small to encode")
         overlay = panel(height, width, guesses)
         with Encoder(part, out, (height, width), video.fps) as encoder:
             for number, (seconds, picture) in enumerate(video.timed_frames()):
@@ -100,7 +100,7 @@ def blend(
 
 
 class Encoder:
-    """An MP4 file with one stream, H.264 or MPEG-4, whose pictures have individual times.
+    """An MP4 file with one stream, H.264 or MPEG-4, whose images have individual times.
 
     Attributes:
         codec: Name of the encoder.
@@ -138,14 +138,14 @@ class Encoder:
         return self
 
     def add(self, picture: NDArray[np.uint8], seconds: float) -> None:
-        """Write the next picture, shown from `seconds` on; raises `VideoError` if the file cannot be written."""
+        """Write the next image, shown from `seconds` on; raises `VideoError` if the file cannot be written."""
         frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
         self._last = max(self._last + 1, round(seconds * self._ticks))
         frame.pts, frame.time_base = self._last, Fraction(1, self._ticks)
         self._mux(frame)
 
     def end(self, seconds: float) -> None:
-        """Set the end of the last picture; default: the duration of the one before."""
+        """Set the end of the last image; default: the duration of the one before."""
         self._end = round(seconds * self._ticks)
 
     def _mux(self, frame: av.VideoFrame | None) -> None:
@@ -174,7 +174,7 @@ class Encoder:
 def draw_text(
     picture: NDArray[np.uint8], text: str, at: tuple[int, int], line: int, tint: tuple[int, int, int]
 ) -> None:
-    """Write text into a picture, shortened to its width; unprintable characters are escaped.
+    """Write text into an image, shortened to its width; unprintable characters are escaped.
 
     `picture` is RGB and changed in place, `at` is the left end of the baseline, `line` the height of a line in pixels.
     """

@@ -34,9 +34,9 @@ from two_stream.types import Frames, Modality
 from two_stream.video.decoding.reader import Video, open_video
 
 SUFFIXES = (".png", ".pdf", ".svg")
-"""File types of pictures."""
+"""File types of images."""
 _THUMBNAIL = 288
-"""Longer side of a thumbnail in pixels; half of it where there are many."""
+"""Longer side of a thumbnail in pixels; half of it if there are many."""
 _LOUDEST = 4.0
 """Largest factor for drawing small movements; a larger one would show rounding errors."""
 _INK, _MUTED, _GRID = "#1b1f24", "#5b6570", "#c9d0d8"
@@ -87,13 +87,13 @@ class StreamAttention:
 
     modality: Modality
     numbers: list[int]
-    """1-based frame numbers of the clip; flow frame n lies between pictures n and n + 1"""
+    """1-based frame numbers of the clip; flow frame n lies between images n and n + 1"""
     clip: int
     """number of this clip in the video, from 1"""
     clips: int
     """number of clips that the video was scored with"""
     times: NDArray[np.float64] | None
-    """times of the video's pictures and of its end in seconds; see `Video.times`"""
+    """times of the video's images and of its end in seconds; see `Video.times`"""
     guess: tuple[str, float]
     """most likely class of the centred view of this clip, and its probability"""
     even: bool
@@ -106,7 +106,7 @@ class StreamAttention:
 
 
 def check_target(out: Path, videos: Sequence[Path], flag: str = "--attention") -> None:
-    """Check, before any work, that pictures can be written to `out`; writes nothing.
+    """Check, before any work, that images can be written to `out`; writes nothing.
 
     `out` is a file for one video, and a folder for several. `flag` is the flag that names it.
 
@@ -117,7 +117,9 @@ def check_target(out: Path, videos: Sequence[Path], flag: str = "--attention") -
     if not into_folder and out.suffix.lower() not in SUFFIXES:
         raise SettingsError(f"{flag} {out}: expected a file name ending in {', '.join(SUFFIXES)}")
     if into_folder and not out.is_dir() and out.suffix.lower() in SUFFIXES:
-        raise SettingsError(f"{flag} {out}: {len(videos)} videos need a folder; leave out {out.suffix}")
+        raise SettingsError(
+            f"{flag} {out}: {len(videos)} videos need a folder; use a name without {out.suffix}"
+        )
     if out.is_file() and out.resolve() in {video.resolve() for video in videos}:
         raise SettingsError(f"{flag} {out}: this is the video itself; name another file")
     folder = out if into_folder else out.parent
@@ -200,7 +202,7 @@ def read_attention(
 def _compute_attention(
     model: Recognizer, clip_BCTHW: torch.Tensor, names: Sequence[str]
 ) -> tuple[list[NDArray[np.float64]], tuple[str, float]]:
-    """Return the weights `(heads, T)` of each pathway and the likeliest class of one clip."""
+    """Return the weights `(heads, T)` of each pathway and the most likely class of one clip."""
     clip_BCTHW = clip_BCTHW.to(model.device)
     weights = [one[0].double().cpu().numpy() for one in model.attention(clip_BCTHW)]
     with evaluation_mode(model):
@@ -216,7 +218,7 @@ def _thumbnails(
     box: tuple[int, int, int, int],
     modality: str,
 ) -> dict[int, Frames]:
-    """Return pictures of the crop: cut from the video, or flow in colour.
+    """Return images of the crop: cut from the video, or flow in colour.
 
     The network's frames are resized to a fixed shape; these have the aspect ratio of the video.
     """
@@ -273,7 +275,7 @@ def draw_attention(out: Path, title: str, subtitle: str, streams: Sequence[Strea
 
 @dataclass
 class _Column:
-    """Places things from top to bottom, in inches, so that pictures keep their aspect ratio."""
+    """Places things from top to bottom, in inches, so that images keep their aspect ratio."""
 
     figure: Figure
     full: tuple[float, float]
@@ -392,7 +394,7 @@ def _heat(axis: Axes, pathway: Pathway, colours: str, step_width: float) -> Axes
 
 
 def _bars(axis: Axes, stream: StreamAttention, pathway: Pathway, step_width: float) -> None:
-    """Draw the mean over the heads, and a line at the share of uniform attention."""
+    """Draw the mean over the heads, and a line at the fraction of uniform attention."""
     mean = 100 * pathway.weights.mean(axis=0)
     even = 100 / (len(mean) + int(stream.even))
     top = 1.12 * max(float(mean.max()), even)
@@ -412,7 +414,7 @@ def _bars(axis: Axes, stream: StreamAttention, pathway: Pathway, step_width: flo
 
 
 def _number(axis: Axes, place: tuple[float, float], value: float, step_width: float, **style: Any) -> None:
-    """Write a percentage into a cell, with a decimal where there is room."""
+    """Write a percentage into a cell, with a decimal if there is room."""
     if step_width < 0.15:
         return
     text = f"{value:.1f}" if step_width >= 0.3 else f"{value:.0f}"
@@ -437,7 +439,7 @@ def _unit(stream: StreamAttention) -> str:
 
 
 def _label(numbers: Sequence[int], times: NDArray[np.float64] | None, wide: bool) -> str:
-    """Return the span of a step, or only its start where there is no room."""
+    """Return the span of a step, or only its start if there is no room."""
     lines = [_spans(numbers) if wide else f"{numbers[0]}"]
     if times is not None:
         start, end = times[numbers[0] - 1], times[numbers[-1]]
@@ -446,7 +448,7 @@ def _label(numbers: Sequence[int], times: NDArray[np.float64] | None, wide: bool
 
 
 def _spans(numbers: Sequence[int]) -> str:
-    """Return `5–20`, or `29–30, 1–14` where a short video starts again."""
+    """Return `5–20`, or `29–30, 1–14` if a short video starts again."""
     starts = [0, *(i for i in range(1, len(numbers)) if numbers[i] <= numbers[i - 1]), len(numbers)]
     spans = [(numbers[a], numbers[b - 1]) for a, b in itertools.pairwise(starts)]
     text = ", ".join(f"{a}–{b}" if a < b else f"{a}" for a, b in spans[:2])

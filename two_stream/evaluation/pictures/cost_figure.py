@@ -1,4 +1,4 @@
-"""Accuracy against what it costs: score files in one picture, each with its interval."""
+"""Accuracy against cost: score files in one figure, each with its interval."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _WITH_INTERVALS = 8
 
 @dataclass(frozen=True)
 class FigurePoint:
-    """One score file: what it reaches and what a video costs."""
+    """One score file: its accuracy and the cost per video."""
 
     name: str
     file: str
@@ -40,7 +40,7 @@ class FigurePoint:
     multiply_adds: float
     """per clip"""
     views: float | None
-    """views per video, on average; None where the score file does not hold them: then a single one is counted"""
+    """views per video, on average; None if the score file does not hold them: then a single one is counted"""
     videos: int
     protocol: str
 
@@ -204,7 +204,7 @@ def draw_costs(axis: Axes, points: Sequence[CostPoint], height: float, colours: 
 
 
 def spread_apart(places: Sequence[float], gap: float) -> list[float]:
-    """Return rising places moved apart to at least `gap`, with the smallest sum of squared moves.
+    """Return increasing positions, moved apart to at least `gap`, with the smallest sum of squared moves.
 
     Places that are too close become a block around their mean (pool adjacent violators on `place - rank × gap`).
     """

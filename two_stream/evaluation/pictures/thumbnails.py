@@ -29,7 +29,7 @@ def strip(experiment: Experiment | None, video_id: str, modality: str = "rgb") -
     """Return (data URI of a JPEG strip, "") or ("", reason why there is none).
 
     Frames are evenly spaced from the first to the last. RGB frames or the video are preferred; a flow run without
-    pictures on this machine shows flow (hue: direction, brightness: length).
+    images on this machine shows flow (hue: direction, brightness: length).
 
     `experiment` has the settings of the run that scored the video, `modality` is its stream.
     """

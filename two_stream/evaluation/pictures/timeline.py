@@ -1,4 +1,4 @@
-"""Time line of a long video: the classes of every window of a sliding clip, as CSV and as a picture."""
+"""Time line of a long video: the classes of every window of a sliding clip, as CSV and as an image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MOST = 8
 """most classes drawn as lines"""
 _GREY = "#b8b8b8"
 _SHORTEST = 0.06
-"""shortest labelled section, as a share of the width"""
+"""shortest labelled section, as a fraction of the width"""
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,15 @@ class TimelineWindow:
     """One position of the sliding clip."""
 
     first: int
-    """1-based number of the first picture"""
+    """1-based number of the first image"""
     last: int
-    """number of the last picture; the end of a video that is shorter than a clip and looped"""
+    """number of the last image; the end of a video that is shorter than a clip and looped"""
     probabilities: NDArray[np.float64]
     """`(K,)`"""
     start: float | None = None
-    """time of the first picture, in seconds from the start of the video, if the file has times"""
+    """time of the first image, in seconds from the start of the video, if the file has times"""
     end: float | None = None
-    """end time of the last picture"""
+    """end time of the last image"""
 
 
 def score_windows(
@@ -58,7 +58,7 @@ def score_windows(
 
     Window n of a stream is fused with window n of the others. Flow has one frame less, so its last window may be a
     little earlier or missing; only windows of all streams are returned. A flow frame has the number of the first of its
-    two pictures.
+    two images.
 
     `scored`, `options` and `samplings` (`standard` or `paper`) have one entry per run.
     """

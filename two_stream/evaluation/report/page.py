@@ -182,7 +182,7 @@ def _curve(axis: Axes, rows: Sequence[Mapping[str, float]], key: str, name: str,
 
 
 def confusion(counts_KK: NDArray[np.int64], names: Sequence[str]) -> str:
-    """Draw a confusion matrix: rows are true, columns predicted, the shade is the share of the true class."""
+    """Draw a confusion matrix: rows are true, columns predicted, the shade is the fraction of the true class."""
     classes = len(names)
     side = min(WIDTH, 1.6 + 0.5 * classes)
     with drawing(side) as (figure, (axis,)):

@@ -66,7 +66,7 @@ def write_report(
         sources: Run folders (their newest test scores) or score files. Two or more streams are fused, unless one of the
             files is a fusion. The baseline of the data set is included if its scores are found or given.
         out: The page; JSON and Markdown have its name with another suffix. Default: `report.html` in the run folder of
-            a single stream, else in the current folder.
+            a single stream, otherwise in the current folder.
         title: Title.
         rule: Fusion rule; `learned` fits the weights on the holdout scores of the runs.
         mistakes: Number of most confident mistakes to show.
@@ -129,8 +129,8 @@ def _fit_tables(streams: list[_Stream]) -> list[ScoreTable]:
     lacking = next((stream for stream in streams if stream.val is None), None)
     if lacking is not None:
         raise ScoreError(
-            f"{name_of(lacking.table)}: `--rule learned` fits the weights on the holdout part, but this stream's model "
-            "has no scores of it; run `two-stream evaluate RUN --part val`, or choose another rule"
+            f"{name_of(lacking.table)}: `--rule learned` fits the weights on the holdout part, but there are no "
+            "holdout scores of this stream's model; run `two-stream evaluate RUN --part val`, or choose another rule"
         )
     return keep_common_videos([stream.val for stream in streams if stream.val is not None])
 

@@ -25,7 +25,7 @@ def run_paths(path: Path | str) -> RunPaths:
     """Return the paths of a run folder.
 
     Raises:
-        CheckpointError: The folder does not exist or is no run folder.
+        CheckpointError: The folder does not exist or is not a run folder.
     """
     folder = Path(path)
     if not folder.is_dir():

@@ -140,7 +140,7 @@ def load_run(path: Path | str, checkpoint: str = "best", device: str = "cpu") ->
         device: auto, cpu, cuda, cuda:N or mps.
 
     Raises:
-        CheckpointError: The folder is no run folder, or the checkpoint is missing or damaged.
+        CheckpointError: The folder is not a run folder, or the checkpoint is missing or damaged.
         SettingsError: The settings are damaged, or there is no such device.
     """
     paths = run_paths(path)
@@ -260,8 +260,8 @@ def _held_out(run: AnyRun[Any]) -> tuple[ScoreTable, Path]:
     path = run.paths.scores / HELD_OUT
     if not path.is_file():
         raise ScoreError(
-            f"{path}: no such file; the run was trained on every video of the training list, and only training "
-            "writes the scores of its folds: train it again with --overwrite"
+            f"{path}: no such file; the run was trained on every video of the training list, and its cross-validation "
+            "scores are written only by training: train it again with --overwrite"
         )
     return read_scores(path), path
 
@@ -408,9 +408,9 @@ def _with_options(run: AnyRun[Any], options: EvaluateOptions | None, workers: in
 def extraction_of(run: AnyRun[Any]) -> dict[str, Any] | None:
     """Return the extraction settings of the frames a run was trained on; None if they are unknown.
 
-    A video should be read like those frames: the length of a displacement depends on the size of the pictures, and
-    another kind of flow is another input. The settings are those that training recorded, else those of the data set, if
-    it has the classes of the network.
+    A video should be read like those frames: the length of a displacement depends on the size of the images, and
+    another kind of flow is another input. The settings are those that training recorded, otherwise those of the
+    data set, if it has the classes of the network.
     """
     written: dict[str, Any] | None = run.meta.get("extraction")
     if written:
@@ -427,12 +427,12 @@ def extraction_of(run: AnyRun[Any]) -> dict[str, Any] | None:
 def reading_of(
     run: AnyRun[Any], *, backend: str | None = None, flow: str | None = None, short_side: int | None = None
 ) -> VideoInput:
-    """Return how a video is read for a run's network: like its training frames, unless given otherwise.
+    """Return the settings for reading a video for a run's network: like its training frames, unless overridden.
 
     Args:
         run: The run; frames of unknown size are read as `VideoInput` says.
         backend: Decoder.
-        flow: Flow algorithm; default: that of the training frames if it is fast, else DIS with a warning (see
+        flow: Flow algorithm; default: that of the training frames if it is fast, otherwise DIS with a warning (see
             `choose_flow_algorithm`).
         short_side: Shorter side in pixels at which flow is computed.
     """
@@ -453,7 +453,7 @@ def reading_of(
 
 
 def _flow_read(run: AnyRun[Any], asked: str) -> str:
-    """Return the kind of flow that a run reads from a video; warns once if it was trained on another kind."""
+    """Return the kind of flow that a run reads from a video; warns once if it was trained on a different kind."""
     if run.model.spec.modality != "flow":
         return asked
     trained = read_frame_settings(extraction_of(run), run.source).flow
@@ -493,7 +493,7 @@ def score_table(
         ScoreError: No video could be read.
     """
     scored = set(scores.ids)
-    if not distributed.is_main():  # the other videos are the shares of other processes
+    if not distributed.is_main():  # the other videos are scored by other processes
         records = [record for record in records if record.id in scored or record.id in reasons]
     skipped = [record.id for record in records if record.id not in scored]
     if skipped:
@@ -636,7 +636,7 @@ def current_extraction(data: DataOptions, record: Record, modality: Modality) ->
 
 
 def flow_warning(name: str, trained: str | None, computed: str, asked: str = AUTO) -> str | None:
-    """Return a warning if a flow network reads another kind of flow than it was trained on; else None."""
+    """Return a warning if a flow network was trained on a different kind of flow; otherwise None."""
     if trained is None and asked == AUTO:
         return (
             f"{name}: the kind of flow it was trained on is unknown; it reads {computed} flow here. Choose another "
@@ -653,7 +653,7 @@ def flow_warning(name: str, trained: str | None, computed: str, asked: str = AUT
 
 
 def frames_warning(run: AnyRun[Any]) -> str | None:
-    """Return a warning if the frames of the data set are not made like those a run was trained on; else None."""
+    """Return a warning if the frames of the data set are not made like those a run was trained on; otherwise None."""
     modality, written = run.model.spec.modality, run.meta.get("extraction")
     settings = current_extraction(run.experiment.data, run.record, modality) if written else None
     if settings is None:

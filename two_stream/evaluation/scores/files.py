@@ -55,7 +55,7 @@ def read_scores(path: Path | str) -> ScoreTable:
     """Read a score file; `meta["file"]` of the result is its path.
 
     Raises:
-        ScoreError: The file is missing, damaged, inconsistent or no score file.
+        ScoreError: The file is missing, damaged, inconsistent or not a score file.
     """
     path = Path(path)
     try:
@@ -150,7 +150,7 @@ def check_table(table: ScoreTable, where: str) -> None:
 
 
 def name_of(table: ScoreTable) -> str:
-    """Return the name of a table in messages: its file, else its stream."""
+    """Return the name of a table in messages: its file, otherwise its stream."""
     return str(table.meta.get("file") or table.meta.get("modality") or "scores")
 
 
@@ -192,7 +192,7 @@ def _align(first: ScoreTable, other: ScoreTable) -> ScoreTable:
     order = np.asarray([place[name] for name in first.ids], dtype=np.int64)
     aligned = reorder(other, order)
     if (aligned.targets is None) != (first.targets is None):
-        raise ScoreError(f"{theirs}: only one of it and {ours} is multi-label")
+        raise ScoreError(f"{theirs}: either it or {ours} is multi-label, but not both")
     if aligned.targets is not None and first.targets is not None:
         wrong = np.asarray((aligned.targets != first.targets).any(1))
         _refuse(theirs, f"labels differ from {ours}:", _pick(first.ids, wrong))

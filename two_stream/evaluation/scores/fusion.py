@@ -1,7 +1,7 @@
 """Late fusion of two or more score tables of the same videos.
 
 Fixed rules need no data. Weights can be given, or fitted on score files of the *holdout* part: tables of the test part
-or of other models than the fused ones are rejected as fitting data.
+or of models other than the fused ones are rejected as fitting data.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Curve:
     """weight w of the first stream; the second has 1 - w"""
     accuracies: list[float]
     chosen: float
-    """weight with the best accuracy; of several, the middle of the range nearest to 0.5"""
+    """weight with the best accuracy; if there are several, the middle of the range nearest to 0.5"""
     accuracy: float
     """accuracy at `chosen`, on the same data"""
     videos: int
@@ -62,7 +62,7 @@ def fuse(
 ) -> ScoreTable:
     """Fuse two or more score tables of the same videos, joined by id.
 
-    Rules, with s_m the logits of stream m and w_m its weight (1 where none is given):
+    Rules, with s_m the logits of stream m and w_m its weight (1 if none is given):
         l2: sum of w_m · s_m / ‖s_m‖₂ (with equal weights that of the paper).
         logits: sum of w_m · s_m.
         probabilities: log of the weighted mean of softmax(s_m); for a multi-label set the logit of the mean of
@@ -80,11 +80,11 @@ def fuse(
 
     Returns:
         A table in the order of the first; `meta["sources"]` has the metadata of each stream. `meta["scale"]` is
-        `ranking` for l2 and rank, whose scores are no log-probabilities.
+        `ranking` for l2 and rank, whose scores are not log-probabilities.
 
     Raises:
         ScoreError: Fewer than two tables, an unknown rule, invalid weights, tables that do not join, or fitting data
-            of another part or of other models.
+            from a different part or from different models.
     """
     if rule not in RULES:
         raise ScoreError(f"unknown fusion rule {rule!r}; expected one of: {', '.join(RULES)}")
@@ -93,7 +93,7 @@ def fuse(
     joined = join(tables)
     fitted: dict[str, Any] = {}
     if weights is not None and (rule == "learned" or fit is not None):
-        raise ScoreError("weights are either given or fitted on the holdout part; leave out one of the two")
+        raise ScoreError("weights are either given or fitted on the holdout part; omit one of the two")
     if rule == "learned" or fit is not None:
         used, fitted = _weights_from_holdout(joined, rule, fit)
     else:
@@ -164,7 +164,7 @@ def _trace(
 
 
 def _middle_of_best(found: NDArray[np.float64], shares: NDArray[np.float64]) -> int:
-    """Return the middle of a range of best values; of several ranges, the one whose middle is nearest to 0.5."""
+    """Return the middle of a range of best values; of the range nearest to 0.5 if there are several."""
     best = np.flatnonzero(np.round(found, _ROUND) == np.round(found.max(), _ROUND))
     runs = np.split(best, np.flatnonzero(np.diff(best) > 1) + 1)
     middles = [int(run[len(run) // 2]) for run in runs]
@@ -179,7 +179,7 @@ def _metric(tables: Sequence[ScoreTable], rule: str, weights: Sequence[float]) -
 
 
 def stream_name(table: ScoreTable, index: int) -> str:
-    """Return the name of a stream in tables and legends: its modality, else its number."""
+    """Return the name of a stream in tables and legends: its modality, otherwise its number."""
     return str(table.meta.get("modality") or f"stream {index + 1}")
 
 
@@ -218,8 +218,8 @@ def fit_stacking(tables: Sequence[ScoreTable]) -> list[float]:
 def search_weights(tables: Sequence[ScoreTable], rule: str) -> list[float]:
     """Return the weights, with sum 1, of joined tables with the best top-1 (or mAP) under a fixed rule.
 
-    Two streams: steps of 0.01. Three and four: steps of 0.1 over all combinations; of equal ones the most even weights
-    are taken. More streams: greedy selection, see `_selected`.
+    Two streams: steps of 0.01. Three and four: steps of 0.1 over all combinations; among equal ones, the most even
+    weights are used. More streams: greedy selection, see `_selected`.
     """
     if len(tables) == 2:
         shares, _, best = _trace(tables, rule)
@@ -235,8 +235,8 @@ def search_weights(tables: Sequence[ScoreTable], rule: str) -> list[float]:
 def _selected(tables: Sequence[ScoreTable], rule: str) -> list[float]:
     """Return weights by ensemble selection with replacement (Caruana et al. 2004).
 
-    It starts with all streams once. Each round adds the stream that improves most (of equal ones that with the least
-    weight, then the first); the result is that of the best round, of equal ones the earliest.
+    It starts with all streams once. Each round adds the stream that improves most (ties: the one with the least
+    weight, then the first); the result is that of the best round (ties: the earliest).
     """
     counts = [1] * len(tables)
     best = (round(_metric(tables, rule, counts), _ROUND), list(counts))
@@ -282,7 +282,7 @@ def _weights_from_holdout(
 ) -> tuple[list[float], dict[str, Any]]:
     if not fit:
         raise ScoreError(
-            f"fusion rule {rule!r} is fitted on the holdout part: give score files of it"
+            f"fusion rule {rule!r} is fitted on the holdout part: use score files of it"
             " (written by `two-stream evaluate RUN --part val`)"
         )
     for table in fit:
@@ -307,7 +307,7 @@ def _weights_from_holdout(
 
 
 def match_fit(tables: Sequence[ScoreTable], fit: Sequence[ScoreTable]) -> list[ScoreTable]:
-    """Return the fitting table of each table, matched by model hash, else by stream, else by position.
+    """Return the fitting table of each table, matched by model hash, otherwise by stream, otherwise by position.
 
     Raises:
         ScoreError: A table has no match.
@@ -322,7 +322,9 @@ def match_fit(tables: Sequence[ScoreTable], fit: Sequence[ScoreTable]) -> list[S
             return [theirs[value] for value in ours]
         if known and key == "model_sha256":
             stray = next((table for value, table in theirs.items() if value not in ours), fit[0])
-            raise ScoreError(f"{name_of(stray)}: from another model; evaluate the fused runs on val")
+            raise ScoreError(
+                f"{name_of(stray)}: from a different model; evaluate the fused runs with --part val"
+            )
     return list(fit)
 
 

@@ -65,9 +65,9 @@ class Summary:
     mean_class: Interval | None
     """mean of the accuracies of the classes that occur; None: multi-label"""
     ece: float | None
-    """expected calibration error; None if the scores are no log-probabilities up to a constant"""
+    """expected calibration error; None if the scores are not log-probabilities up to a constant"""
     chance: float
-    """share of the videos with the most frequent class: the accuracy of a constant prediction"""
+    """fraction of the videos with the most frequent class: the accuracy of a constant prediction"""
     map: Interval | None = None
     """mean average precision of the classes that occur; None if each video has one class"""
     map_classes: int = 0
@@ -75,7 +75,7 @@ class Summary:
 
     @property
     def main(self) -> Interval:
-        """The metric to compare tables by: mAP of a multi-label set, else top-1."""
+        """The metric to compare tables by: mAP of a multi-label set, otherwise top-1."""
         found = self.map or self.top[1]
         assert found is not None
         return found
@@ -103,14 +103,14 @@ def table_ranks(table: ScoreTable) -> NDArray[np.int64]:
 
 
 def main_value(logits: NDArray[np.float64], table: ScoreTable) -> float:
-    """Return the main metric of scores `(N, K)` of a table's videos: mAP if it is multi-label, else top-1."""
+    """Return the main metric of scores `(N, K)` of a table's videos: mAP if it is multi-label, otherwise top-1."""
     if table.targets is not None:
         return metrics.mean_average_precision(logits, table.targets)
     return top_k_accuracy(logits, table.labels)
 
 
 def top_k_accuracy(logits: NDArray[np.float64], labels: NDArray[np.int64], k: int = 1) -> float:
-    """Return the share of videos whose true class is among the `k` highest logits `(N, K)`."""
+    """Return the fraction of videos whose true class is among the `k` highest logits `(N, K)`."""
     return float((ranks(logits, labels) < k).mean())
 
 
@@ -213,7 +213,7 @@ def summarise(table: ScoreTable, *, top: Sequence[int] = TOP_K) -> Summary:
     """Return the accuracies of a table with their intervals.
 
     Raises:
-        ScoreError: The table holds no video.
+        ScoreError: The table contains no video.
     """
     if not table.ids:
         raise ScoreError(f"{table.meta.get('file', 'scores')}: no videos scored, so there is no accuracy")
@@ -237,7 +237,7 @@ def summarise(table: ScoreTable, *, top: Sequence[int] = TOP_K) -> Summary:
 
 
 def chance(table: ScoreTable) -> float:
-    """Return the share of the videos with the most frequent class: the accuracy of a constant prediction."""
+    """Return the fraction of the videos with the most frequent class: the accuracy of a constant prediction."""
     if table.targets is not None:
         return float(table.targets.mean(axis=0).max())
     return float(np.bincount(table.labels).max() / len(table.labels))
@@ -322,7 +322,7 @@ def pseudo_values(
 
 
 def estimate_map(values_GS: NDArray[np.float64], unit: NDArray[np.int64]) -> Estimate:
-    """Return the mean of `pseudo_values` of all trainings, or of their differences, with its standard error."""
+    """Return the mean of `pseudo_values` of all training runs, or of their differences, with its standard error."""
     return estimate_units(values_GS, np.bincount(unit % BLOCKS) / len(unit), MAP_UNITS)
 
 

@@ -2,7 +2,7 @@
 
 `{"results": {video: [{"label": …, "score": …}, …]}}` has the best few classes of each video by mean softmax over its
 clips. With `--inference_no_average` 3D-ResNets writes a list per clip, `[{"segment": [first, end], "result": […]}, …]`.
-Those code bases lose the last video of a file or fail if a class does not occur; here every video is written, and a
+Those codebases lose the last video of a file or fail if a class does not occur; here every video is written, and a
 listed video without result counts as missed and is named.
 """
 
@@ -36,7 +36,7 @@ class EvaluatedFile:
     unlisted: tuple[str, ...]
     """videos with a result that are not listed; not counted"""
     top: dict[int, float]
-    """by k: share of the counted videos with a true class among the k best"""
+    """by k: fraction of the counted videos with a true class among the k best"""
     counted: int
     """number of counted videos: all listed ones, or those with a result"""
 
@@ -64,7 +64,7 @@ def read_results(path: Path) -> dict[str, Guesses]:
     """Read a result file; scores per clip are averaged, with 0 for classes that a clip does not list.
 
     Raises:
-        ScoreError: The file is missing, no JSON, or of another format; names the file and the video.
+        ScoreError: The file is missing, not JSON, or in a different format; names the file and the video.
     """
     found = _read(path, ScoreError)
     results = found.get("results") if isinstance(found, dict) else None
@@ -92,13 +92,13 @@ def _guesses(entries: Any, where: str) -> Guesses:
 
 
 def read_truth(path: Path, subset: str = "validation") -> dict[str, tuple[str, ...]]:
-    """Return the classes of every video of a subset of an annotation file of those code bases.
+    """Return the classes of every video of a subset of an annotation file of those codebases.
 
     The file is `{"labels": […], "database": {video: {"subset": …, "annotations": {"label": …}}}}`; Efficient-3DCNNs'
     Kinetics files have a database per subset. ActivityNet's list of annotations gives a video several classes.
 
     Raises:
-        DataError: The file is missing, no JSON, of another format, or has no video of the subset.
+        DataError: The file is missing, not JSON, in a different format, or has no video of the subset.
     """
     found = _read(path, DataError)
     database = found.get("database") if isinstance(found, dict) else None
@@ -113,7 +113,7 @@ def read_truth(path: Path, subset: str = "validation") -> dict[str, tuple[str, .
         if entry["subset"] == subset:
             truth[str(video)] = _labels(entry.get("annotations"), f"{path}: database.{video}")
     if not truth:
-        raise DataError(f"{path}: no video of subset {subset!r}; give another --subset")
+        raise DataError(f"{path}: no video of subset {subset!r}; use another --subset")
     return truth
 
 
@@ -132,9 +132,9 @@ def evaluate_results(
     *,
     ignore_unseen: bool = False,
 ) -> EvaluatedFile:
-    """Return hit@k of a result file: the share of videos with a true class among the k best.
+    """Return hit@k of a result file: the fraction of videos with a true class among the k best.
 
-    `ignore_unseen` leaves out listed videos without result (`--ignore` of 3D-ResNets); else they count as missed.
+    `ignore_unseen` leaves out listed videos without result (`--ignore` of 3D-ResNets); otherwise they count as missed.
 
     Raises:
         SettingsError: A k is below 1.

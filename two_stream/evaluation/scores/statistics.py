@@ -1,6 +1,6 @@
 """Intervals and tests on arrays, with their sources (see docs/statistics.md). All printed intervals come from here.
 
-Suffixes of array names: V videos (of all splits), G units (source videos, or videos of unknown source), S trainings
+Suffixes of array names: V videos (of all splits), G units (source videos, or videos of unknown source), S training runs
 (seeds).
 """
 
@@ -43,7 +43,7 @@ class Sample:
     stratum: Index
     """`(V,)`: 0-based split or class; deviations are from its mean"""
     unit: Index
-    """`(V,)`, 0-based"""
+    """`(V,)`: index of the unit (source) of each video, 0-based"""
 
     @classmethod
     def even(cls, unit_V: Index) -> Sample:
@@ -81,7 +81,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its standard error over units, and over trainings where there are several."""
+    """A mean with its standard error over units, and over training runs if there are several."""
 
     value: float
     se: float
@@ -94,18 +94,18 @@ class Estimate:
     trials: float
     """effective number of independent videos, used if the values are constant"""
     constant: bool = False
-    """all values are equal; then the standard error is that of one deviating unit, and test and interval are those of a
-    binomial count of deviating units"""
+    """whether all values are equal; the standard error is then computed as if one unit differed, and the test and
+    the interval treat the number of differing units as binomial"""
     least: int = LEAST_UNITS
     """units needed for an interval"""
 
     def interval(self, level: float = LEVEL) -> Interval:
-        """Return the t interval of a difference; of constant values the Clopper-Pearson interval."""
+        """Return the t interval of a difference; for constant values, the Clopper-Pearson interval."""
         if self.units < self.least:
             return Interval(self.value, -1.0, 1.0, known=False)
         low, high = self.value, self.value
         if self.constant:
-            same = ((1 - level) / 2) ** (1 / self.effective)  # least share of sources with the value
+            same = ((1 - level) / 2) ** (1 / self.effective)  # least fraction of sources with the value
             low, high = self.value * same - (1 - same), self.value * same + (1 - same)
         else:
             half = _quantile((1 + level) / 2, self.df) * self.se
@@ -129,7 +129,7 @@ class Estimate:
         return Interval(self.value, max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half)))
 
     def p_zero(self) -> float:
-        """Return the two-sided p value of a true mean of 0: t test; of constant values the sign test over units."""
+        """Return the two-sided p value of a true mean of 0 (t test; for constant values the sign test over units)."""
         if self.units < self.least:
             return 1.0
         if self.constant:
@@ -138,19 +138,20 @@ class Estimate:
 
 
 def estimate_mean(values_VS: Values, sample: Sample, *, share: bool = True) -> Estimate:
-    """Return the weighted mean of videos × trainings and its standard error, with units and trainings random.
+    """Return the weighted mean of videos × training runs and its standard error, with units and training runs random.
 
     A mean over videos is a ratio of sums over units. Its variance over units is the larger of two: that of the
     linearised sums (Wolter 2007, chapter 6; the square of a unit that is the part q of its stratum is divided by
     1 - 2q + Σq², which makes it unbiased for units that vary alike: m / (m - 1) for m equal ones), and what the
     intraclass correlation ρ of the units gives, σ² Σ (ρ h² + (1 - ρ) Σ w²), with h the units' parts and w the videos'
-    weights (Kish 1965). The first is uncertain where few units make up most of the videos. Degrees of freedom are the
+    weights (Kish 1965). The first is uncertain if few units make up most of the videos. Degrees of freedom are the
     effective units less one.
 
     Args:
-        values_VS: Value of each video in each training.
+        values_VS: Value of each video in each training run.
         sample: Weights, strata and units.
-        share: The values are hits. With few misses ρ is uncertain, so it is at least the share of one effective unit.
+        share: The values are hits. With few misses ρ is uncertain, so it is at least the fraction of one effective
+            unit.
     """
     weight_V, stratum_V, unit_V = sample.weight, sample.stratum, sample.unit
     units, effective = int(unit_V.max()) + 1, sample.effective
@@ -186,8 +187,8 @@ def estimate_units(values_GS: Values, share_G: Values, least: int) -> Estimate:
 
     The variance is G / (G - 1) times that of the jackknife, which is too small for a mAP of ten sources.
 
-    `values_GS` are `(G, S)`, `share_G` is the share of the videos in each unit, `least` the number of units needed for
-    an interval.
+    `values_GS` are `(G, S)`, `share_G` is the fraction of the videos in each unit, `least` the number of units
+    needed for an interval.
     """
     by_unit = values_GS.mean(axis=1)
     variance = float(by_unit.var(ddof=1)) / (len(by_unit) - 1) if len(by_unit) > 1 else 0.0
@@ -208,16 +209,17 @@ def _crossed(
     constant: bool,
     least: int = LEAST_UNITS,
 ) -> Estimate:
-    """Combine the variance of a mean over units with that over trainings.
+    """Combine the variance of a mean over units with that over training runs.
 
     The two-way random-effects analysis of multi-reader multi-case studies (Dorfman, Berbaum and Metz 1992; Hillis
-    2007): readers are trainings, cases are sources. The variance of the mean is that over trainings plus the variance
-    over units minus their interaction. Two changes make it more conservative: the variance is at least that over units,
-    and the degrees of freedom are those of the trainings divided by their share of the variance. Hillis squares that
-    share; with three trainings, whose variance is often small by chance, equal variants would then differ too often.
+    2007): readers are training runs, cases are sources. The variance of the mean is that over training runs plus
+    the variance over units minus their interaction. Two changes make it more conservative: the variance is at
+    least that over units, and the degrees of freedom are those of the training runs divided by their share of the
+    variance. Hillis squares that share; with three training runs, whose variance is often small by chance, equal
+    variants would then differ too often.
 
-    `variance` is that of the mean over units; `rest_GS` has the deviation of each unit in each training, scaled so that
-    means over units are the deviations of the trainings; for the others see `Estimate`.
+    `variance` is that of the mean over units; `rest_GS` has the deviation of each unit in each training run,
+    scaled so that means over units are the deviations of the training runs; for the others see `Estimate`.
     """
     units, trainings = rest_GS.shape
     value = value if abs(value) > 1e-12 else 0.0  # a rounding error has no sign
@@ -227,7 +229,7 @@ def _crossed(
         both = rest_GS - by_unit[:, None] - by_training[None, :] + rest_GS.mean()
         interaction = float((both**2).sum()) / ((units - 1) * (trainings - 1) * units * trainings)
         over_trainings = float(by_training.var(ddof=1)) / trainings
-        # if the means over units and over trainings are equal by chance, only their interaction remains
+        # if the means over units and over training runs are equal by chance, only their interaction remains
         variance = max(over_trainings + max(variance - interaction, 0.0), variance) or interaction
         if over_trainings > 0:
             df = min(df, (trainings - 1) * variance / over_trainings)
@@ -267,7 +269,7 @@ class Difference:
 def difference_of(first_VS: Values, second_VS: Values, sample: Sample, level: float = LEVEL) -> Difference:
     """Test whether the first array of hits is above the second.
 
-    The t test of `Estimate`; for one training with independent videos McNemar's exact test, with the wider of both
+    The t test of `Estimate`; for one training run with independent videos McNemar's exact test, with the wider of both
     intervals.
     """
     gap_VS = first_VS - second_VS
@@ -367,7 +369,7 @@ def detectable(se: float, df: float, alpha: float, power: float = POWER) -> floa
 
 
 def in_clips(share: float, videos: float) -> int:
-    """Return the smallest integer number of videos that is at least a share of them."""
+    """Return the smallest integer number of videos that is at least a fraction of them."""
     return ceil(share * videos - 1e-9)
 
 

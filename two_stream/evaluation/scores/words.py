@@ -20,7 +20,7 @@ from two_stream.types import Modality, ScoreTable
 
 COLUMNS = ("stream", "top-1 [95 % CI]", "top-3", "top-5", "mean class", "ECE", "videos")
 MULTI_COLUMNS = ("stream", "mAP [95 % CI]", "top-1 [95 % CI]", "top-3", "top-5", "classes", "videos")
-"""of a multi-label set: top-k counts any class of the video; mean class and ECE are undefined"""
+"""columns for a multi-label set: top-k counts any class of the video; mean class and ECE are undefined"""
 PAPER_WARNING = "test-selected: the checkpoint was picked on the test split, so the accuracy is optimistic"
 DASH = "–"
 
@@ -145,12 +145,12 @@ def protocol_line(meta: Mapping[str, Any], summary: Summary | None = None) -> st
 def interval_words(
     groups: int | None, found: Interval, level: float = LEVEL, *, trainings: bool = False
 ) -> str:
-    """Return what the interval of an accuracy (or mAP) covers, or why there is none."""
+    """Return a description of what the interval of an accuracy (or mAP) covers, or why there is none."""
     if not found.known:
         number = "videos of unknown source" if groups is None else count_sources(groups)
         return f"no interval: {number} cannot tell how others differ"
     over = "" if groups is None else " over sources"
-    over += f"{' over' if groups is None else ' and'} trainings" if trainings else ""
+    over += f"{' over' if groups is None else ' and'} training runs" if trainings else ""
     unknown = "; sources unknown: videos counted as independent" if groups is None else ""
     return f"{100 * level:g} % intervals{over}{unknown}"
 
@@ -202,7 +202,7 @@ def against_baseline(main: Line, baseline: ScoreTable) -> str:
     """Return a sentence that compares a result with the baseline; tables joined."""
     found = difference(main.table, baseline).interval
     side = "above" if found.value > 0 else "below"
-    where = f"{100 * abs(found.value):.1f} points {side} it" if found.value else "level with it"
+    where = f"{100 * abs(found.value):.1f} points {side} it" if found.value else "equal to it"
     sure = "no difference shown"
     if found.known and not found.low <= 0 <= found.high:
         sure = f"it is {'higher' if found.value > 0 else 'lower'} on these runs"

@@ -36,7 +36,7 @@ class ClipNetwork(nn.Module, ABC):
     """
 
     precision: ClassVar[str] = "fp32"
-    """of inputs and outputs, fixed"""
+    """type of the inputs and outputs; fixed"""
     spec: InputSpec
     source: str
 
@@ -111,11 +111,11 @@ def resolve_evaluation(
         if options.precision not in ("auto", model.precision):
             raise SettingsError(
                 f"{model.source}: `evaluate.precision` is {options.precision}, but that of an exported file is "
-                "fixed; leave it out (auto)"
+                "fixed; use auto"
             )
         if options.compile:
             raise SettingsError(
-                f"{model.source}: exported files are not compiled; leave out `evaluate.compile`"
+                f"{model.source}: exported files are not compiled; turn off `evaluate.compile`"
             )
         options = options.model_copy(update={"precision": model.precision, "fold": False})
     elif model.cpu_only:
@@ -167,7 +167,7 @@ def prepare_for_inference(
 
 
 def _folded(model: Recognizer) -> Recognizer:
-    """Fold BatchNorm with a small example clip, or one of full size where the network accepts no other."""
+    """Fold BatchNorm with a small example clip, or one of full size if the network accepts no other."""
     try:
         found = fold_batchnorm(model, example_clip(model, _SIDE))
     except (RuntimeError, TwoStreamError):

@@ -88,7 +88,7 @@ _Owners = list[tuple[VideoProgress, list[int]]]
 class Canvas:
     """The batch that all views are written to, and the forward pass over it.
 
-    A recognizer gets normalised values in its own memory format, in half precision where its first convolution would
+    A recognizer gets normalised values in its own memory format, in half precision if its first convolution would
     convert them anyway. Any other model gets uint8 clips.
     """
 
@@ -167,7 +167,7 @@ def scored_views(
     ones included.
 
     Raises:
-        ScoreError: A video has no views or comes twice, or its logits are not finite; names the video.
+        ScoreError: A video has no views or occurs twice, or its logits are not finite; names the video.
     """
     behind = 0 if canvas.device.type == "cpu" else 1
     waiting: deque[tuple[_Owners, torch.Tensor]] = deque()
@@ -213,7 +213,7 @@ def _register(item: VideoViews, videos: dict[str, VideoProgress]) -> VideoProgre
         video = VideoProgress(item.id, item.label, clips, crops, item.flips, item.mirror_labels)
         videos[item.id] = video
     elif item.first == 0:
-        raise ScoreError(f"{item.id}: the video came twice; ids must be unique in the split list")
+        raise ScoreError(f"{item.id}: the video occurs twice; ids must be unique in the split list")
     video.seen += len(item.clips)
     return video
 
@@ -285,8 +285,8 @@ def score_videos(
 ) -> VideoScores:
     """Score every video of a loader.
 
-    Views of neighbouring videos share batches, so every forward pass but the last has `batch_views` clips. Memory holds
-    the batch and the frames of one chunk, however long a video is.
+    Views of neighbouring videos share batches, so every forward pass but the last has `batch_views` clips. Memory
+    contains the batch and the frames of one chunk, however long a video is.
 
     Args:
         model: A recognizer, the result of `prepare_for_inference`, or a module that maps uint8 `(B, C, T, H, W)` to
@@ -301,7 +301,7 @@ def score_videos(
         total: Number of videos, for the progress display.
 
     Raises:
-        ScoreError: A video has no views, is incomplete or comes twice, or its logits are not finite; names the video.
+        ScoreError: A video has no views, is incomplete or occurs twice, or its logits are not finite; names the video.
         SettingsError: Unknown aggregate.
     """
     videos: dict[str, VideoProgress] = {}

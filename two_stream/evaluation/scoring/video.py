@@ -37,7 +37,7 @@ class VideoInput:
     backend: str = "pyav"
     """decoder"""
     flow: str = AUTO
-    """flow algorithm, for a flow network; auto: see `choose_flow_algorithm`, without a run DIS"""
+    """flow algorithm, for a flow network; auto: see `choose_flow_algorithm` (DIS if there is no run)"""
     short_side: int | None = 256
     """shorter side in pixels before flow is computed and frames are resized; None: size of the video"""
     size: tuple[int, int] | None = None
@@ -100,7 +100,7 @@ def score_file(
         device: Device of the model; default: that of its weights.
 
     Raises:
-        VideoError: The file is missing, empty or no video, or has a single frame and the network needs flow.
+        VideoError: The file is missing, empty or not a video, or has a single frame and the network needs flow.
         ScoreError: The logits are not finite.
     """
     reading = reading or VideoInput()
@@ -202,7 +202,7 @@ def read_clip(video: Video, numbers: list[int], spec: InputSpec, reading: VideoI
 
 
 def picture_at(frame: Frames, reading: VideoInput) -> Frames:
-    """Resize a decoded picture to the size in which extraction would store it."""
+    """Resize a decoded image to the size in which extraction would store it."""
     extraction = ExtractOptions(short_side=reading.short_side, size=reading.size)
     height, width = frame.shape[:2]
     return resize_frame(frame, *frame_size(height, width, extraction))
@@ -211,7 +211,7 @@ def picture_at(frame: Frames, reading: VideoInput) -> Frames:
 def _read(
     video: Video, spec: InputSpec, reading: VideoInput, wanted: set[int], available: int
 ) -> Iterator[tuple[int, Frames]]:
-    """Yield (number, resized frame) of the wanted frames, ascending."""
+    """Yield (number, resized frame) of the requested frames, ascending."""
     if spec.modality == "rgb":
         return _rgb(video, spec, reading, wanted)
     if spec.stack == 1:
@@ -223,7 +223,7 @@ def _read(
 
 
 def _pictures(video: Video, spec: InputSpec, wanted: set[int]) -> Iterator[tuple[int, Frames]]:
-    """Yield pictures by 0-based index: all, or only the wanted ones where they are spread over the video."""
+    """Yield images by 0-based index: all, or only the requested ones if they are spread over the video."""
     return video.pick(wanted) if spec.segments else enumerate(video.frames())
 
 
@@ -238,7 +238,7 @@ def _rgb(
 def _flow(
     video: Video, spec: InputSpec, reading: VideoInput, wanted: set[int]
 ) -> Iterator[tuple[int, Frames]]:
-    """Yield flow frame n between the pictures n and n + 1, for the wanted n."""
+    """Yield flow frame n between the images n and n + 1, for the requested n."""
     estimator = reading.estimator()
     previous: Frames | None = None
     for number, frame in _pictures(video, spec, wanted | {number - 1 for number in wanted}):

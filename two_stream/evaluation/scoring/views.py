@@ -114,7 +114,7 @@ def describe_views(
 
 
 def same_boxes_note(options: EvaluateOptions, spec: InputSpec) -> str | None:
-    """Return a note if several crops of a frame are the same box, which only takes time; else None."""
+    """Return a note if several crops of a frame are the same box, which only takes time; otherwise None."""
     if spec.size != spec.resize or options.crops not in ("three", "ten"):
         return None
     cheaper = {

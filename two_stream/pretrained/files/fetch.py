@@ -91,7 +91,7 @@ def fetch(
         return Fetched(there, "present", verify_file(entry, there))
     folder.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + PART)
-    busy = CheckpointError(f"{part}: another process is fetching this file; wait for it")
+    busy = CheckpointError(f"{part}: another process is downloading this file; wait for it")
     with exclusive_lock(part.with_name(f".{part.name}.lock"), busy):
         how = _obtain(entry, part, sources, patience or Patience())
         found = file_hashes(part)
@@ -188,7 +188,7 @@ def _obtain(
             return "downloaded"
     by_hand = f", or download it from {entry.page} to {part.parent}" if entry.page else ""
     raise CheckpointError(
-        f"{entry.name}: {'; '.join(reasons)}; give a mirror (--mirror URL) or a folder with {entry.file} "
+        f"{entry.name}: {'; '.join(reasons)}; use a mirror (--mirror URL) or a folder with {entry.file} "
         f"(--from DIR){by_hand}"
     )
 
@@ -276,7 +276,7 @@ class _State:
 
     @property
     def condition(self) -> str | None:
-        """Value of If-Range: a strong ETag, else the date."""
+        """Value of If-Range: a strong ETag, otherwise the date."""
         if self.etag and not self.etag.startswith("W/"):
             return self.etag
         return self.modified
@@ -290,7 +290,7 @@ class _Redirect(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         scheme = urlsplit(newurl).scheme
         if scheme not in ("http", "https") or (req.type == "https" and scheme != "https"):
-            raise DeadLinkError(f"leads from {req.type} to {newurl}, which is not followed")
+            raise DeadLinkError(f"leads from {req.type} to {newurl}, which is not allowed")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

@@ -32,7 +32,7 @@ class Preprocessing(Options):
     size: PositiveInt
     """height and width of the crop, pixels"""
     value_range: tuple[float, float]
-    """of pixels before the normalisation"""
+    """value range of pixels before the normalisation"""
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -69,7 +69,7 @@ class PublishedFile(Options):
     hash_source: str | None = None
     """source of the hash"""
     licence: str
-    """of the weights if stated, else of the publishing code, else `unknown`"""
+    """licence of the weights if stated, otherwise of the publishing code, otherwise `unknown`"""
     model: str | None = None
     """network of the zoo for the file"""
     modality: Literal["rgb", "flow"]
@@ -84,7 +84,7 @@ class PublishedFile(Options):
     @model_validator(mode="after")
     def _consistent(self) -> PublishedFile:
         if self.url is None and self.page is None:
-            raise ValueError(f"{self.name}: neither `url` nor `page`; give one of them")
+            raise ValueError(f"{self.name}: neither `url` nor `page`; add one of them")
         if self.sha256 and self.sha256_prefix and not self.sha256.startswith(self.sha256_prefix):
             raise ValueError(f"{self.name}: `sha256` does not begin with `sha256_prefix`")
         channels = 3 if self.modality == "rgb" else 2
@@ -144,7 +144,7 @@ class Manifest(Options):
 
 
 def find_manifest(given: Path | None = None) -> Path:
-    """Return the given manifest, else that of the current folder, else that of the checkout.
+    """Return the given manifest, otherwise that of the current folder, otherwise that of the checkout.
 
     Raises:
         SettingsError: There is none.
@@ -158,7 +158,7 @@ def find_manifest(given: Path | None = None) -> Path:
         if path.is_file():
             return path
     raise SettingsError(
-        f"no {MANIFEST} in this folder or the checkout of two-stream; give one with --manifest FILE"
+        f"no {MANIFEST} in this folder or the checkout of two-stream; use one with --manifest FILE"
     )
 
 
@@ -172,7 +172,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def local_file(entry: PublishedFile, folder: Path) -> Path:
-    """Return the path of a file: in its installed package if it is only there, else in the folder."""
+    """Return the path of a file: in its installed package if it is only there, otherwise in the folder."""
     file = folder / entry.file
     installed = installed_file(entry.package) if entry.package and not file.is_file() else None
     return installed or file

@@ -1,4 +1,4 @@
-"""Describes layouts: how other code bases name the weights of a network."""
+"""Describes layouts: how other codebases name the weights of a network."""
 
 from __future__ import annotations
 

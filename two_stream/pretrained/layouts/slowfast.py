@@ -14,7 +14,7 @@ _REPLACED = 2
 
 
 def _trunk(prefix: str, replaced: tuple[int, ...] = ()) -> Iterator[Pair]:
-    """Yield the prefixes before the head; in `replaced` pathways FRMB replaced the last block by a plain bottleneck."""
+    """Yield the prefixes before the head; in `replaced` pathways the last block is FRMB's plain bottleneck."""
     for place, pathway in enumerate(_PATHWAYS):
         stem = f"{prefix}s1.pathway{place}_stem."
         yield f"{stem}conv.", f"backbone.stem.{pathway}.0."

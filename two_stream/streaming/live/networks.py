@@ -1,4 +1,4 @@
-"""One network of a live pipeline: what it sees of a picture, and the predictions it makes from its frames."""
+"""One network of a live pipeline: its input from each image, and its predictions."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ class NetworkTrack:
     """`rgb` or `flow`"""
     network: StreamNetwork
     prepare: Callable[[Image | None, Image], torch.Tensor]
-    """computes the network's input, uint8 `(C, H, W)`, from the previous and the current picture"""
+    """computes the network's input, uint8 `(C, H, W)`, from the previous and the current image"""
     every: int = 1
     """source frames per frame of the network"""
     pairs: bool = False
-    """whether it needs the previous picture"""
+    """whether the network needs the previous image"""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "fp32"
     """autocast type"""
@@ -139,9 +139,9 @@ class NetworkTrack:
 
 
 class Prepare:
-    """Computes a network's input from pictures: the same pixels as `predict` with a single centred view.
+    """Computes a network's input from images: the same pixels as `predict` with a single centred view.
 
-    Resizes a picture as the run's frames were, or computes the flow from the previous one, and crops the centre. Not
+    Resizes an image as the run's frames were, or computes the flow from the previous one, and crops the centre. Not
     thread-safe.
     """
 
@@ -155,7 +155,7 @@ class Prepare:
         self._last: tuple[Image, Image] | None = None
 
     def __call__(self, previous: Image | None, picture: Image) -> torch.Tensor:
-        """Return uint8 `(C, *spec.size)` of an RGB picture `(H, W, 3)`; flow needs the previous picture."""
+        """Return uint8 `(C, *spec.size)` of an RGB image `(H, W, 3)`; flow needs the previous image."""
         if self._estimator is None:
             stored = picture_at(picture, self.reading)
         else:
@@ -167,7 +167,7 @@ class Prepare:
         return torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))
 
     def _gray(self, picture: Image) -> Image:
-        """Return the grey picture that flow is computed on; the last one is cached."""
+        """Return the grey image that flow is computed on; the last one is cached."""
         if self._last is None or self._last[0] is not picture:
             self._last = (picture, to_gray(picture_at(picture, self.reading)))
         return self._last[1]

@@ -1,4 +1,4 @@
-"""Outputs of a running stream with drawn predictions: an annotated MP4 file, and a live picture in a browser."""
+"""Outputs of a running stream with drawn predictions: an annotated MP4 file, and a live image in a browser."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Guesses = Sequence[tuple[str, float]]
 
 
 def draw_guesses(picture: Image, guesses: Guesses) -> Image:
-    """Return a picture, cropped to even sides, with the most probable classes drawn on it."""
+    """Return an image, cropped to even sides, with the most probable classes drawn on it."""
     height, width = picture.shape[0] // 2 * 2, picture.shape[1] // 2 * 2
     return blend(picture[:height, :width], *panel(height, width, guesses))
 
@@ -33,12 +33,12 @@ def draw_guesses(picture: Image, guesses: Guesses) -> Image:
 class Recording:
     """Writes an MP4 file in a thread while the stream runs; the file exists only once it is closed.
 
-    A picture is shown from its own time on; in place of a dropped one, the previous picture stays visible. All pictures
+    An image is shown from its own time on; in place of a dropped one, the previous image stays visible. All images
     get the size of the first.
     """
 
     def __init__(self, out: Path, fps: float | None = None) -> None:
-        """Set up a recording to the MP4 file `out`; `fps` is for players, time stamps are the pictures' own.
+        """Set up a recording to the MP4 file `out`; `fps` is for players, timestamps are the images' own.
 
         Raises:
             VideoError: It is a folder, or its folder does not exist.
@@ -55,7 +55,7 @@ class Recording:
         self._thread.start()
 
     def add(self, picture: Image, seconds: float, guesses: Guesses) -> None:
-        """Add a picture `(H, W, 3)` and its time; waits if the encoder is slower.
+        """Add an image `(H, W, 3)` and its time; waits if the encoder is slower.
 
         Raises:
             VideoError: The file cannot be written.
@@ -64,7 +64,7 @@ class Recording:
             raise self._error
 
     def close(self) -> None:
-        """Write the remaining pictures and move the file to its place.
+        """Write the remaining images and move the file to its place.
 
         Raises:
             VideoError: The file cannot be written.
@@ -140,7 +140,7 @@ class _Server(ThreadingHTTPServer):
 
 
 class BrowserWindow:
-    """Serves the latest picture as a web page to any number of browsers; slow ones miss pictures.
+    """Serves the latest image as a web page to any number of browsers; slow ones miss images.
 
     It works without a screen on this machine; by default only browsers of this machine can connect.
     """
@@ -159,13 +159,13 @@ class BrowserWindow:
         try:
             self._server = _Server((host, port), self._handler())
         except OSError as error:
-            raise SettingsError(f"--window {port}: cannot listen there ({error.strerror})") from None
+            raise SettingsError(f"--window {port}: cannot listen on this port ({error.strerror})") from None
         self._hosts = {host, "localhost", socket.gethostname()}
         self.address = f"http://{host}:{self._server.server_port}/"
         threading.Thread(target=self._server.serve_forever, daemon=True, name="window").start()
 
     def show(self, picture: Image, guesses: Guesses) -> None:
-        """Show a picture `(H, W, 3)`; nothing is drawn while no browser is connected."""
+        """Show an image `(H, W, 3)`; nothing is drawn while no browser is connected."""
         if not self._watchers:
             return
         is_encoded, jpeg = cv2.imencode(
@@ -213,7 +213,7 @@ class BrowserWindow:
     def answers(self, host: str, site: str) -> bool:
         """Return whether a request with the headers `Host` and `Sec-Fetch-Site` comes from this page itself.
 
-        A page of another site reaches this machine by its own host name that points here, or embeds the pictures; it
+        A page of another site reaches this machine by its own host name that points here, or embeds the images; it
         cannot use a numeric address.
         """
         name = urlsplit(f"//{host}").hostname or ""
@@ -226,7 +226,7 @@ class BrowserWindow:
         return True
 
     def pictures(self, request: BaseHTTPRequestHandler) -> None:
-        """Send pictures to one browser until it disconnects."""
+        """Send images to one browser until it disconnects."""
         request.send_response(200)
         request.send_header("Content-Type", f"multipart/x-mixed-replace; boundary={_BETWEEN}")
         request.send_header("Cache-Control", "no-store")

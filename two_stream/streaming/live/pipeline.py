@@ -1,6 +1,6 @@
 """Reads, prepares and predicts in parallel, so that no queue adds to the latency of a prediction.
 
-One thread reads the source, one resizes pictures and computes flow, and the caller's thread runs the networks, with
+One thread reads the source, one resizes images and computes flow, and the caller's thread runs the networks, with
 inboxes of a few frames between them. From a live source, the oldest frame is dropped and counted if the networks are
 too slow; reading a file waits.
 """
@@ -24,7 +24,7 @@ from two_stream.video.decoding.live import LiveFrame, LiveSource
 
 T = TypeVar("T")
 _CHUNK = 8
-"""frames per forward pass if so many wait"""
+"""largest number of frames per forward pass, if that many are waiting"""
 _LONGEST_WAIT = 5.0
 """seconds between two attempts to open a lost source"""
 
@@ -219,7 +219,7 @@ class Pipeline:
                 for frame in self.source.numbered(number, offset):
                     if index == 0 and lost is not None:
                         gap = time.monotonic() - lost[0]
-                        self.notify(f"{self.source.name}: back after {gap:.1f} s; the networks start again")
+                        self.notify(f"{self.source.name}: back after {gap:.1f} s; the networks are reset")
                         lost = None
                     if self.paced and self._stop.wait(max(0.0, opened + frame.seconds - time.monotonic())):
                         return

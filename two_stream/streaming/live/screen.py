@@ -40,7 +40,7 @@ class Status:
         return " · ".join([f"{frames:.1f} frames/s", f"{predictions:.1f} predictions/s", *self._losses()])
 
     def summary(self, elapsed: float) -> str:
-        """Summarise a stream that ended after so many seconds."""
+        """Summarise a stream that ended after this many seconds."""
         counts = f"{self.frames.total} frames, {self.predictions.total} predictions in {elapsed:.1f} s"
         return " · ".join([f"{self.source}: {counts}", *self._losses()])
 
@@ -56,7 +56,7 @@ class Status:
 
 
 class Screen:
-    """Prints the status on standard error: a live display in a terminal, else a line every few seconds."""
+    """Prints the status on standard error: a live display in a terminal, otherwise a line every few seconds."""
 
     def __init__(self, status: Status, every: float = 2.0) -> None:
         self.status = status

@@ -59,7 +59,7 @@ class Watcher:
         self._slowest = slowest.name
 
     def run(self, top_k: int) -> Iterator[tuple[FrameResult, Prediction | None]]:
-        """Yield every frame with the prediction that it completes or None, and update `status`.
+        """Yield every frame with the prediction that it completes (or None), and update `status`.
 
         Raises:
             VideoError: See `Pipeline.run`.

@@ -21,25 +21,25 @@ Start = Literal["zeros", "replicate"]
 """Stands for the frames before the first: every layer's own padding, or its first input repeated."""
 TIME = 2
 _SLACK = 2
-"""a view is kept if its tensor is at most this many times as long, else it is copied"""
+"""a view is kept if its tensor is at most this many times as long, otherwise it is copied"""
 
 
 @dataclass(frozen=True)
 class Reach:
-    """What a step of a map sees: step `i` is at frame `i * stride` and sees `before` frames back, `after` ahead."""
+    """Receptive field of step `i` of a map: `before` frames before frame `i * stride`, and `after` frames after it."""
 
     stride: int = 1
     """frames per step"""
     before: int = 0
-    """frames seen before its own; padding for the first step"""
+    """frames covered before its own; padding for the first step"""
     after: int = 0
-    """frames seen after its own, which it waits for"""
+    """frames covered after its own, which it waits for"""
     endless: bool = False
-    """sees everything from the first frame on (an LSTM with its own state)"""
+    """covers everything from the first frame on (an LSTM with its own state)"""
 
     @property
     def receptive_field(self) -> int | None:
-        """Number of frames that one step sees; None if it sees all since the first."""
+        """Number of frames that one step covers; None if it covers all since the first."""
         return None if self.endless else self.before + self.after + 1
 
     def windowed(self, span: int, step: int, front: int) -> Reach:
@@ -122,7 +122,7 @@ class WindowCell(StreamCell):
         return inputs[0].windowed(self.span, self.step, self.front)
 
     def pad(self, x: torch.Tensor, steps: int) -> torch.Tensor:
-        """Return padding of so many steps; `x` is the one step next to it."""
+        """Return padding of `count` steps; `x` is the one step next to it."""
         shape = list(x.shape)
         shape[TIME] = steps
         return x.expand(shape) if self.start == "replicate" else x.new_full(shape, self.fill)
@@ -208,7 +208,7 @@ class Join(StreamCell):
         if len(strides) > 1:
             rates = " and per ".join(map(str, strides))
             raise SettingsError(
-                f"this network has no stream: {self.what} joins maps of one step per {rates} frames"
+                f"this network cannot stream: {self.what} joins maps of one step per {rates} frames"
             )
         before, after = max(reach.before for reach in inputs), max(reach.after for reach in inputs)
         return Reach(strides[0], before, after, any(reach.endless for reach in inputs))

@@ -41,7 +41,7 @@ class LayerNode:
     name: str
     cell: StreamCell
     inputs: tuple[int, ...]
-    """numbers of its input nodes; -1 is the stream of frames"""
+    """indices of its input nodes; -1 is the stream of frames"""
     reach: Reach
 
 
@@ -82,17 +82,17 @@ def add_backbone(backbone: Backbone, choice: CellChoice, builder: Builder) -> li
     """Add a backbone's cells and return the numbers of its maps, one per pathway.
 
     Raises:
-        SettingsError: It has no stream; the message names the layer or setting and the reason.
+        SettingsError: It cannot stream; the message names the layer or setting and the reason.
     """
     if isinstance(backbone, TimmBackbone):
         return [_add_timm(backbone, choice, builder)]
     if isinstance(backbone, LibraryBackbone):
         raise SettingsError(
-            f"backbone {backbone.options.kind} has no stream: every frame attends to all frames of its clip"
+            f"backbone {backbone.options.kind} cannot stream: every frame attends to all frames of its clip"
         )
     if isinstance(backbone, SlowFast3D) and backbone.options.spread:
         raise SettingsError(
-            "backbone slowfast has no stream with `spread: true`: it picks its slow frames by the clip's length; "
+            "backbone slowfast cannot stream with `spread: true`: it picks its slow frames by the clip's length; "
             "set `backbone.spread: false`, every `alpha`-th frame"
         )
     return GraphReader(traced(backbone, LEAVES), choice, builder).maps()
@@ -263,7 +263,7 @@ class OnImages(nn.Module):
 
 
 class Shift(WindowCell):
-    """TSM's shift: the first share of channels comes from the next frame, the second from the previous one."""
+    """TSM's shift: the first part of the channels comes from the next frame, the second from the previous one."""
 
     def __init__(self, share: float, start: Start) -> None:
         super().__init__(3, front=1, back=1, start=start)
@@ -302,7 +302,7 @@ def _add_timm(backbone: TimmBackbone, choice: CellChoice, builder: Builder) -> i
     if options.picture or options.difference != "none":
         setting = "picture: true" if options.picture else f"difference: {options.difference}"
         raise SettingsError(
-            f"backbone timm has no stream with `{setting}`: its input is computed from several frames; use "
+            f"backbone timm cannot stream with `{setting}`: its input is computed from several frames; use "
             "`--mode sliding`, which sends clips"
         )
     if options.tsm or options.inflate:
@@ -321,7 +321,7 @@ def _add_temporal_timm(backbone: TimmBackbone, choice: CellChoice, builder: Buil
     """Add the stages of a network with layers over several frames."""
     if backbone.layout != "nchw":
         raise SettingsError(
-            f"backbone timm has no stream with `tsm` in {backbone.options.name}: its maps have channels last; "
+            f"backbone timm cannot stream with `tsm` in {backbone.options.name}: its maps have channels last; "
             "use a ResNet, RegNet, EfficientNet or MobileNet"
         )
     names = [name for name in backbone.names if name in backbone._modules]
@@ -330,7 +330,7 @@ def _add_temporal_timm(backbone: TimmBackbone, choice: CellChoice, builder: Buil
         graph = (_ShiftTracer() if backbone.options.tsm else BackboneTracer()).trace(stages)
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise SettingsError(f"backbone timm has no stream in {backbone.options.name}: {reason}") from None
+        raise SettingsError(f"backbone timm cannot stream in {backbone.options.name}: {reason}") from None
     output = graph.output_node()
     output.args = ([output.args[0]],)
     reader = _ShiftReader if backbone.options.tsm else GraphReader

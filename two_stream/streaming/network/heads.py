@@ -129,7 +129,7 @@ def add_heads(model: Recognizer, maps: list[int], window: int | None, builder: B
     tokens = model.backbone.num_tokens(window or model.spec.clip_length)
     if model.options.dense:
         if len(maps) > 1:
-            raise SettingsError("this network has no stream: `dense` classifies two pathways together")
+            raise SettingsError("this network cannot stream: `dense` classifies two pathways together")
         each = builder.add("places", FrameWise(DenselyClassified(model)), maps[0])
         mean = builder.add("mean", TokenWindow(_time_mean, tokens[0], 1), each)
         builder.add("logits", FrameWise(_swap_time), mean)
@@ -140,8 +140,8 @@ def add_heads(model: Recognizer, maps: list[int], window: int | None, builder: B
         name = f"head{place}"
         if head.fixed_length and count != head.tokens:
             raise SettingsError(
-                f"`window` {window}: head {head.options.kind} is built for {head.tokens} tokens and would get {count}; "
-                f"leave it out, or give {model.spec.clip_length}"
+                f"`window` {window}: head {head.options.kind} is built for {head.tokens} tokens but would get {count}; "
+                f"omit it, or use {model.spec.clip_length}"
             )
         if len(model.standards):  # of the map: its spatial mean is then the standardised token
             number = builder.add(f"{name}_standard", FrameWise(model.standards[place]), number)
@@ -162,7 +162,7 @@ def _head_cell(head: Head, count: int, step: int, *, running: bool) -> WindowCel
         return TokenWindow(head, count, step)
     if head.options.bidirectional:
         raise SettingsError(
-            "head lstm has no stream with `bidirectional: true`: it reads from the end; with `window`, it reads the "
+            "head lstm cannot stream with `bidirectional: true`: it reads from the end; with `window`, it reads the "
             "newest frames again at every step"
         )
     return RunningLstm(head, step)

@@ -1,4 +1,4 @@
-"""The cell of each layer: convolution, pooling, squeeze-and-excitation and more. Layers without a rule are refused."""
+"""The cell of each layer: convolution, pooling, squeeze-and-excitation and more. Layers without a rule are rejected."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ def _make_pooling(name: str, part: nn.Module) -> StreamCell:
     if isinstance(part, nn.AvgPool3d):
         kernel, stride, padding = map(_triple, (part.kernel_size, part.stride, part.padding))
         if padding[0] and not part.count_include_pad:
-            why = "its averages leave out padding, so its first steps have other weights"
+            why = "its averages leave out padding, so its first steps have different weights"
             raise no_stream_error(name, part, why)
         options = {"count_include_pad": part.count_include_pad}
         pool = partial(F.avg_pool3d, kernel_size=kernel, stride=stride, padding=(0, *padding[1:]), **options)
@@ -309,7 +309,7 @@ def _make_same_max_pool(part: SameMaxPool3d) -> Callable[[torch.Tensor], torch.T
 def _space_padding(
     x: torch.Tensor, kernel: Sequence[int], stride: Sequence[int]
 ) -> tuple[tuple[int, int, int], list[int]]:
-    """Return what a layer pads on both sides, and in addition at the end, in the order of `F.pad`."""
+    """Return the padding of a layer on both sides, and the additional padding at the end, in the order of `F.pad`."""
     (high, low), (left, right) = (same_padding(x.shape[i], kernel[i - 2], stride[i - 2]) for i in (3, 4))
     return (0, high, left), [0, right, 0, low]
 
@@ -328,7 +328,7 @@ def make_thinning(time: int) -> StreamCell:
 def no_stream_error(name: str, part: object, reason: str) -> SettingsError:
     """Return the error for a layer or function that a stream cannot have."""
     what = type(part).__name__ if isinstance(part, nn.Module) else getattr(part, "__name__", str(part))
-    return SettingsError(f"this network has no stream: {name} ({what}): {reason}")
+    return SettingsError(f"this network cannot stream: {name} ({what}): {reason}")
 
 
 def _is_frame_wise(kernel: tuple[int, ...], stride: tuple[int, ...]) -> bool:

@@ -30,7 +30,7 @@ class StreamRecognizer(nn.Module):
         model: The clip network, with shared weights.
         delay: Frames before the one at which the first prediction is made.
         stride: Frames per prediction.
-        receptive_field: Frames that a prediction sees; None if all so far (an LSTM).
+        receptive_field: Frames on which a prediction depends; None if all so far (an LSTM).
         padding: Frames of the first receptive field that lie before the stream.
     """
 
@@ -75,7 +75,7 @@ class StreamRecognizer(nn.Module):
 
     @torch.inference_mode()
     def finish(self) -> torch.Tensor:
-        """End the stream, return the logits `(B, m, K)` of the remaining windows, which see padding, and `reset`."""
+        """End the stream: return the logits `(B, m, K)` of the remaining windows, which include padding, and reset."""
         shape = (1,) if self._shape is None else self._shape
         logits = self._logits(shape, None if self._shape is None else self._run(None, last=True))
         self.reset()
@@ -135,7 +135,7 @@ def convert(
             clip, or `replicate`, the first (last) input of every layer repeated.
 
     Raises:
-        SettingsError: A layer or head has no stream; the message names it and the reason.
+        SettingsError: A layer or head cannot stream; the message names it and the reason.
     """
     if squeeze not in ("frame", "clip"):
         raise SettingsError(f"`squeeze` {squeeze!r}: expected frame or clip")
@@ -145,7 +145,7 @@ def convert(
         raise SettingsError(f"`window` {window}: expected a number of frames, 1 or more")
     if model.cpu_only:
         raise SettingsError(
-            "int8 networks have no stream; convert the network that this one was quantised from"
+            "int8 networks cannot stream; convert the network that this one was quantized from"
         )
     model.eval()
     builder = Builder()
@@ -159,11 +159,11 @@ def multiply_adds_per_prediction(
 ) -> int:
     """Return the multiply-adds of one prediction of a running stream, counted on the meta device.
 
-    They compare with `profiling.multiply_adds`, which counts one clip, and so one prediction of sliding clips. Of the
-    model only the options matter. The other arguments are those of `convert`.
+    They compare with `profiling.multiply_adds`, which counts one clip, and so one prediction of sliding clips. Only the
+    options of the model matter. The other arguments are those of `convert`.
 
     Raises:
-        SettingsError: The model has no stream.
+        SettingsError: The model cannot stream.
     """
     twin = meta_model(model.options, model.num_classes)
     stream = convert(twin, window=window, squeeze=squeeze, start=start)

@@ -28,7 +28,7 @@ WIDTH = 4.5
 _ROW = 0.4
 """Inches of a row with its name above it."""
 _LETTERS = 58
-"""of a name above a row"""
+"""largest number of letters of a name above a row"""
 MOST_CLASSES = 20
 """Up to this many classes a figure shows all of them."""
 _HALF = MOST_CLASSES // 2
@@ -100,7 +100,7 @@ def accuracies(
 ) -> str:
     """Draw each variant's accuracy with its interval, a dot per run (`single`), and the published value.
 
-    Chance, the accuracy of a constant guess, is marked where it is near the accuracies.
+    Chance, the accuracy of a constant guess, is marked if it is near the accuracies.
     """
     with drawing(_ROW * len(variants) + 1.0, width=WIDTH) as (figure, (axis,)):
         for place, variant in enumerate(variants):
@@ -133,7 +133,7 @@ def accuracies(
 
 
 def class_differences(comparison: Comparison, names: Sequence[str]) -> str | None:
-    """Draw gains and losses by class, sorted; of many classes the largest ones. None where no class has a value."""
+    """Draw sorted gains and losses by class (at most the largest ones); None if no class has a value."""
     known = [(value, place) for place, value in enumerate(comparison.per_class) if value is not None]
     if not known:
         return None
@@ -187,8 +187,9 @@ def confusion_difference(counts_KK: NDArray[np.float64], names: Sequence[str], l
 def learning(histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> str | None:
     """Draw validation over the epochs: thin lines for runs, a thick one for the mean of a variant's runs.
 
-    Few variants share axes for accuracy and loss. Of many, each has its own axes, with the means of the others behind.
-    The rows of runs have `epoch` and any of `val_loss`, `val_top1`, `val_map`; without values the result is None.
+    Few variants share axes for accuracy and loss. If there are many variants, each has its own axes, with the
+    means of the others behind. The rows of runs have `epoch` and any of `val_loss`, `val_top1`, `val_map`; without
+    values the result is None.
     """
     labels = {
         "val_top1": "validation top-1 (%)",
@@ -260,7 +261,7 @@ def _mean(runs: Sequence[Sequence[Mapping[str, float]]], key: str) -> tuple[list
 def cost_axes(variants: Sequence[VariantResult]) -> list[tuple[str, list[CostPoint]]]:
     """Return the axis label and points of each cost that at least two variants have.
 
-    Multiply-adds are those of a whole video if the views of all variants are known, else of a view.
+    Multiply-adds are those of a whole video if the views of all variants are known, otherwise of a view.
     """
     costs = [(variant, variant.cost) for variant in variants if variant.cost is not None]
     whole = all(cost.views for _, cost in costs)
@@ -278,7 +279,7 @@ def cost_axes(variants: Sequence[VariantResult]) -> list[tuple[str, list[CostPoi
 
 
 def pareto(variants: Sequence[VariantResult], metric: str) -> str | None:
-    """Draw accuracy against multiply-adds and latency with the Pareto front; None where costs are unknown."""
+    """Draw accuracy against multiply-adds and latency with the Pareto front; None if costs are unknown."""
     shown = cost_axes(variants)
     if not shown:
         return None

@@ -63,7 +63,7 @@ def write_study_report(result: StudyResult, out: Path) -> list[Path]:
     """
     if out.suffix.lower() not in (".html", ".htm"):
         raise SettingsError(
-            f"{out}: the page is HTML; give a name in .html (.json, .md, .csv and .tex are written next to it)"
+            f"{out}: the page is HTML; use a name in .html (.json, .md, .csv and .tex are written next to it)"
         )
     environment = page_templates(_TEMPLATES)
     environment.filters["tex"] = escape_tex

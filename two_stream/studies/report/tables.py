@@ -40,7 +40,7 @@ class TableCell:
     """None: sorts last"""
     strong: bool = False
     shade: float | None = None
-    """0 to 1: depth of the colour in a heat map"""
+    """0 to 1: colour intensity in a heat map"""
 
 
 @dataclass(frozen=True)
@@ -166,11 +166,11 @@ def variants_table(result: StudyResult, form: Form = "page") -> Table:
 
 def _paper_caption(result: StudyResult, level: str) -> str:
     bold = " Bold: significantly better than what it is compared with." if result.comparisons else ""
-    return f"Brackets hold {level} intervals.{bold} {result.protocol}."
+    return f"Brackets contain {level} intervals.{bold} {result.protocol}."
 
 
 def _variants_caption(result: StudyResult, level: str) -> str:
-    parts = [f"Brackets hold {level} intervals."]
+    parts = [f"Brackets contain {level} intervals."]
     if result.comparisons:
         parts.append("Bold: significantly better than what it is compared with, after Holm's correction.")
     best = [one.name for one in result.variants if one.best]
@@ -179,7 +179,7 @@ def _variants_caption(result: StudyResult, level: str) -> str:
     if result.metric == "top-1":
         parts.append(f"Always guessing the most frequent class: {percent(result.chance)} %.")
     if any(one.seed_interval for one in result.variants):
-        parts.append("Seeds alone: interval of the mean over trainings, on these very videos.")
+        parts.append("Seeds alone: interval of the mean over training runs, on these very videos.")
     devices = sorted({one.cost.device for one in result.variants if one.cost and one.cost.device})
     if devices:
         parts.append(f"Time and memory of the forward pass of one view on {', '.join(devices)}.")
@@ -232,7 +232,7 @@ def short_verdict(comparison: Comparison) -> str:
 
 
 def comparisons_table(result: StudyResult, form: Form = "page") -> Table:
-    """Return a row per comparison, first minus second; bold where the difference is significant."""
+    """Return a row per comparison, first minus second; bold if the difference is significant."""
     families = len({one.family for one in result.comparisons}) > 1
     counted = result.metric == "top-1"  # a difference of mAP is no number of clips
 
@@ -299,7 +299,7 @@ def fusion_matrix(fusion: FusionResult) -> Table:
 
     return Table(
         f"Rule {fusion.rule}: accuracy (%) of each pair fused, in brackets the points over the better of the two "
-        "alone. Bold: the interval of the gain lies above 0.",
+        "alone. Bold: the interval of the gain is above 0.",
         ["", *seconds],
         [False] + [True] * len(seconds),
         [[_text(one), *(fused(found.get((one, two))) for two in seconds)] for one in firsts],
@@ -324,7 +324,7 @@ def pairs_table(fusion: FusionResult) -> Table:
 
 
 def contributions_table(result: StudyResult) -> Table:
-    """Return what each stream adds to the fusion of all."""
+    """Return the contribution of each stream to the fusion of all."""
     fusion = result.fusion
     assert fusion is not None
     level, weights = 1 - result.level, fusion.weights
@@ -343,7 +343,7 @@ def contributions_table(result: StudyResult) -> Table:
 
 
 def agreement_table(fusion: FusionResult) -> Table:
-    """Return the share of videos on which two streams predict the same class."""
+    """Return the fraction of videos on which two streams predict the same class."""
     return Table(
         "Videos (%) on which two streams predict the same class.",
         ["", *fusion.streams],
@@ -434,7 +434,7 @@ def runs_table(result: StudyResult) -> Table:
     return _table(
         ("Key: hash of resolved settings, code and data. " if any(one.key for one in result.runs) else "")
         + "Model: SHA-256 of the weights."
-        + (f" Folders lie in {parents.pop()}." if shared else ""),
+        + (f" Folders are in {parents.pop()}." if shared else ""),
         result.runs,
         [
             ("variant", False, lambda one: _text(one.variant)),

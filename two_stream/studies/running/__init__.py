@@ -1,1 +1,1 @@
-"""Plans and runs the trainings of a study."""
+"""Plans and executes the training runs of a study."""

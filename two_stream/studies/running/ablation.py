@@ -51,7 +51,7 @@ class Ran:
     study: Study
     cells: list[Cell]
     outcomes: list[StudyOutcome | None]
-    """of each cell; None: not run"""
+    """outcome of each cell; None: not run"""
     jobs: list[StudyJob]
 
     @property
@@ -80,7 +80,7 @@ def run_study(study: Study, places: StudyWorkers, *, source: object = "study", a
     """Run the missing cells, and return the outcomes of all cells.
 
     A cell that fails does not stop the others. An interrupted or killed study continues where it stopped. `any_code`
-    accepts cells made by another version of the code; `source` names the study in messages.
+    accepts cells made by a different version of the code; `source` names the study in messages.
 
     Raises:
         SettingsError: The study is wrong, or another process runs it.
@@ -123,7 +123,7 @@ def read_progress(study: Study, *, source: object = "study", any_code: bool = Fa
 def _run_first(
     stages: Sequence[StudyStage], places: StudyWorkers, older: Mapping[str, StudyOutcome]
 ) -> dict[str, str]:
-    """Run what the cells need; return the folders of results by other code that replace the usual ones.
+    """Run what the cells need; return the folders of older results that are used instead of the usual ones.
 
     Raises:
         SettingsError: Something failed that cells need.
@@ -155,7 +155,7 @@ def _moved(job: StudyJob, moved: Mapping[str, str]) -> StudyJob:
 
 
 def _so_far(jobs: Sequence[StudyJob], older: Mapping[str, StudyOutcome]) -> list[StudyOutcome | None]:
-    """Return the outcomes of jobs; `older` are results by other code that may be used."""
+    """Return the outcomes of jobs; `older` are results of a different version of the code that may be used."""
     found = []
     for job in jobs:
         outcome = outcome_of(job)
@@ -170,7 +170,10 @@ def _note_outdated(
 ) -> None:
     count = sum(job.loose_key in older and known is None for job, known in zip(jobs, before, strict=True))
     if count:
-        note(f"{count} of {len(jobs)} cells were made by other code and are run again (--any-code uses them)")
+        note(
+            f"{count} of {len(jobs)} cells come from a different version of the code and are run again "
+            "(--any-code uses them)"
+        )
 
 
 def _run_stage(
@@ -185,7 +188,9 @@ def _run_stage(
     missing = {index: job for index, job in enumerate(stage.jobs) if index not in board.ended}
     taken = sum(outcome.key != stage.jobs[index].key for index, outcome in board.ended.items())
     if taken:
-        note(f"{taken} of {len(stage.jobs)} {stage.what} were made by other code and are used as they are")
+        note(
+            f"{taken} of {len(stage.jobs)} {stage.what} come from a different version of the code and are reused"
+        )
     if missing:
         note(
             f"{stage.what}: {len(missing)} of {len(stage.jobs)} to run, {min(len(slots), len(missing))} at a time"
@@ -224,7 +229,7 @@ def _slots(jobs: Sequence[StudyJob], places: StudyWorkers) -> list[Slot]:
 
 
 def _older(stages: Sequence[StudyStage]) -> dict[str, StudyOutcome]:
-    """Return the results by other code in the folders of a study's jobs, by the key without the code."""
+    """Return the results of other code versions in the folders of a study's jobs, by the key without the code."""
     found: dict[str, StudyOutcome] = {}
     jobs = [job for stage in stages for job in stage.jobs]
     wanted, keys = {job.loose_key for job in jobs}, {job.key for job in jobs}
@@ -244,7 +249,7 @@ class LiveTable:
     """Progress of a study's jobs: cells done, running and failed, and the remaining time."""
 
     def __init__(self, what: str, rows: Sequence[str], jobs: Sequence[StudyJob], slots: int) -> None:
-        """Create an empty table of all jobs, which run in so many slots; `rows` names the row of each job."""
+        """Create an empty table of all jobs, which run in this many slots; `rows` names the row of each job."""
         self.what = what
         self.rows = list(rows)
         self.jobs = list(jobs)
@@ -270,7 +275,7 @@ class LiveTable:
         return work / max(1, min(self.slots, len(open_jobs) or 1))
 
     def _progress(self, index: int) -> float:
-        """Return the share of a running job's epochs that are done."""
+        """Return the fraction of a running job's epochs that are done."""
         job = self.jobs[index]
         if index not in self.running or not job.epochs:
             return 0.0
@@ -329,7 +334,7 @@ def _span(seconds: float) -> str:
 
 @contextmanager
 def _shown(board: LiveTable) -> Iterator[None]:
-    """Show a live table while jobs run; nothing where the output is not a terminal."""
+    """Show a live table while jobs run; nothing if the output is not a terminal."""
     if not err.is_terminal:
         yield
         return

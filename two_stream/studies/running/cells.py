@@ -41,7 +41,7 @@ class StudyJob:
     parts: tuple[Part, ...] = ("test",)
     """parts of the data on which a trained run is scored"""
     epochs: int = 0
-    """of its training; 0: not counted"""
+    """number of training epochs; 0: not counted"""
     run: str = ""
     out: str = ""
     """folder for features"""
@@ -74,13 +74,13 @@ class StudyOutcome:
     reason: str = ""
     seconds: float = 0.0
     accuracy: float | None = None
-    """of the first part that was scored"""
+    """accuracy on the first part that was scored"""
     scores: dict[str, list[str]] = field(default_factory=dict)
     """part -> score file and its SHA-256"""
     evaluate: str = ""
     """evaluation settings as JSON"""
     model_sha256: str = ""
-    """of the trained weights, or of those whose features were stored"""
+    """SHA-256 of the trained weights, or of the weights whose features were stored"""
     loose_key: str = ""
     run: str = ""
 
@@ -105,7 +105,7 @@ def job_of(experiment: Experiment, study: Path, **facts: Any) -> StudyJob:
 def outcome_of(job: StudyJob) -> StudyOutcome | None:
     """Return the outcome of a job; None if it has to be run.
 
-    It has to be run again if its score files are missing or changed, if it was scored in another way, or if its
+    It has to be run again if its score files are missing or changed, if it was scored differently, or if its
     settings, data or code have changed.
     """
     try:

@@ -24,7 +24,7 @@ from two_stream.studies.running.cells import StudyJob, StudyOutcome, to_wire
 TICK = 0.5
 """seconds between checks of the processes"""
 _SAVING = 60.0
-"""seconds for the processes to save their trainings when the study is stopped"""
+"""seconds for the processes to save their training runs when the study is stopped"""
 
 
 @dataclass
@@ -52,7 +52,7 @@ def run_jobs(jobs: Mapping[int, StudyJob], slots: Sequence[Slot], running: set[i
     """Run jobs in their order and yield (index, outcome) as they end, and None from time to time.
 
     `running` is updated with the indices of running jobs. Closing the generator stops the processes, which save their
-    trainings first.
+    training runs first.
     """
     waiting = deque(jobs)
     received: queue.Queue[_Received] = queue.Queue()
@@ -140,7 +140,7 @@ def _death(process: subprocess.Popen[bytes], job: StudyJob) -> str:
 
 
 def _stop(slots: Sequence[Slot]) -> None:
-    """Stop the processes: trainings are saved first; those that do not stop in time are killed."""
+    """Stop the processes: training runs are saved first; those that do not stop in time are killed."""
     alive = [slot.process for slot in slots if slot.process is not None and slot.process.poll() is None]
     for process in alive:
         with suppress(BrokenPipeError):

@@ -1,6 +1,6 @@
 """Runs the jobs of a study on a Ray cluster, with the same files as the local processes.
 
-All machines must see the study's folder and the data under the same paths.
+All machines must have access to the study's folder and the data under the same paths.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def run_on_ray(
 ) -> Generator[Event]:
     """Run jobs on a cluster in their order and yield (index, outcome) as they end, and None from time to time.
 
-    Closing the generator interrupts the tasks, which save their trainings. The address is `host:port`, `auto`,
+    Closing the generator interrupts the tasks, which save their training runs. The address is `host:port`, `auto`,
     `ray://…` or `local`; `per_gpu` jobs share a GPU, if the cluster has GPUs.
 
     Raises:
@@ -80,15 +80,15 @@ def work(job: StudyJob, folder: str, code: str) -> StudyOutcome:
     """Body of a task: run a job in the study's working folder, with one thread unless the settings have more.
 
     Raises:
-        DataError: This machine has other code or cannot see the study's folder.
+        DataError: This machine has a different version of the code or cannot access the study's folder.
     """
     if source_digest() != code:
         raise DataError(
-            "a machine of the cluster has another version of two-stream; install the same version on all machines"
+            "a machine of the cluster has a different version of two-stream; install the same version on all machines"
         )
     os.chdir(folder)
     if not Path(job.record).parent.parent.is_dir():
         raise DataError(
-            f"a machine of the cluster does not see {Path(job.record).parent.parent.absolute()}; share the folder"
+            f"a machine of the cluster cannot access {Path(job.record).parent.parent.absolute()}; share the folder"
         )
     return run_job(replace(job, threads=job.threads or 1))

@@ -71,7 +71,7 @@ def stages_of(study: Study, cells: Sequence[Cell], source: object) -> list[Study
 
 
 def _check_maps(study: Study, cells: Sequence[Cell], source: object) -> None:
-    """Check before anything is computed that no head needs feature maps where only tokens are stored.
+    """Check before anything is computed that no head needs feature maps if only tokens are stored.
 
     Raises:
         SettingsError: Names the variant.

@@ -21,7 +21,7 @@ VARIANT = "variant"
 BASELINE = "baseline"
 """Variant of a study with `baseline: true`, and its level of every factor."""
 MOST_TRAININGS = 10_000
-"""of one study"""
+"""largest number of training runs of one study"""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Variant:
     name: str
     levels: dict[str, str]
     changes: dict[str, Any] = field(default_factory=dict)
-    """nested settings over the study's base"""
+    """nested settings that override the study's base"""
     baseline: bool = False
     """whether it is the baseline, which does not use the study's base settings"""
 
@@ -47,7 +47,7 @@ def variants_of(study: Study) -> list[Variant]:
     number = math.prod(map(len, factors.values())) * len(study.seeds) * len(study.splits)
     if number > MOST_TRAININGS:
         raise SettingsError(
-            f"the study has {number:,} trainings (variants × seeds × splits); expected {MOST_TRAININGS:,} at most"
+            f"the study has {number:,} training runs (variants × seeds × splits); expected {MOST_TRAININGS:,} at most"
         )
     found = []
     for combination in itertools.product(*(levels.items() for levels in factors.values())):
@@ -113,8 +113,8 @@ def nest_settings(changes: Mapping[str, Any]) -> dict[str, Any]:
 def merge_settings(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested settings with changes applied.
 
-    A part with another `kind` replaces the old one entirely, whose settings belong to the old kind. Settings without a
-    `kind` are merged with those that follow.
+    A part with a different `kind` replaces the old one entirely, whose settings belong to the old kind. Settings
+    without a `kind` are merged with those that follow.
     """
     made = dict(copy.deepcopy(dict(base)))
     for key, value in changes.items():

@@ -14,7 +14,7 @@ from two_stream.studies.statistics.panel import Panel, pair_panels
 from two_stream.studies.statistics.results import Comparison, McNemar
 
 ENOUGH_TRAININGS = 3
-"""of a variant, before a test is valid for other trainings of it"""
+"""number of training runs of a variant from which a test is valid for other training runs of it"""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Tested:
 def main_test(names: tuple[str, str], panels: tuple[Panel, Panel], level: float = LEVEL) -> MainTest:
     """Test whether the first variant is better than the second on the cells and videos that both have.
 
-    Several trainings: t test of the mean difference over units (source videos, else videos) and trainings, both random.
-    One training of videos with known sources: t test over units. One training of independent videos: McNemar's exact
-    test. The mAP of a multi-label set is always tested by the t test.
+    Several training runs: t test of the mean difference over units (source videos, otherwise videos) and training
+    runs, both random. One training run of videos with known sources: t test over units. One training run of
+    independent videos: McNemar's exact test. The mAP of a multi-label set is always tested by the t test.
 
     Raises:
         ScoreError: The variants share no split, or the videos of a split differ.
@@ -117,7 +117,7 @@ def _verdict(comparison: Comparison, size: int, *, identical: bool) -> str:
     p = f"p {p_text(comparison.p_holm, sign=True)}" + (" after correction" if size > 1 else "")
     unit = "points" if top1 else "points of mAP"
     few = comparison.seeds < ENOUGH_TRAININGS
-    trainings = "one training" if comparison.seeds == 1 else f"{comparison.seeds} trainings"
+    trainings = "one training run" if comparison.seeds == 1 else f"{comparison.seeds} training runs"
     if comparison.significant:
         winner, loser, sign = comparison.first, comparison.second, 1.0
         if gap.value < 0:
@@ -159,8 +159,8 @@ def _test_name(panel: Panel, exact: bool) -> str:
         return "McNemar's exact test over videos"
     unit = f"{panel.units} source videos" if panel.groups is not None else f"{panel.units} videos"
     if len(panel.seeds) > 1:
-        return f"t test over {unit} and {len(panel.seeds)} trainings, both random"
-    return f"t test over {unit} (one training)"
+        return f"t test over {unit} and {len(panel.seeds)} training runs, both random"
+    return f"t test over {unit} (one training run)"
 
 
 def _mcnemar(first: Panel, second: Panel) -> list[McNemar]:

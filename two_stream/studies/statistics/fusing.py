@@ -44,7 +44,7 @@ class _Streams:
         )
 
     def agreement(self, one: int, two: int) -> float:
-        """Return the share of videos with the same predicted class, a mean over cells."""
+        """Return the fraction of videos with the same predicted class, a mean over cells."""
         shares = [
             (tables[one].logits.argmax(axis=1) == tables[two].logits.argmax(axis=1)).mean()
             for tables in self.by_cell.values()
@@ -52,7 +52,7 @@ class _Streams:
         return float(np.mean(shares))
 
     def oracle(self, chosen: Sequence[int]) -> float:
-        """Return the share of videos that at least one of the streams gets right, a mean over cells."""
+        """Return the fraction of videos that at least one of the streams gets right, a mean over cells."""
         shares = [
             np.any([table_ranks(tables[index]) == 0 for index in chosen], axis=0).mean()
             for tables in self.by_cell.values()
@@ -67,7 +67,7 @@ def fusion_study(
     fit: Mapping[str, Tables] | None = None,
     level: float = LEVEL,
 ) -> FusionResult:
-    """Fuse streams training by training: every RGB with every flow stream, all of them, and all but each one.
+    """Fuse streams, separately for each training run: every RGB × flow pair, all of them, and all but each one.
 
     Args:
         streams: Score tables by stream and (split, seed). Without an RGB or a flow stream, every two are paired.
@@ -77,8 +77,9 @@ def fusion_study(
         level: Coverage of intervals.
 
     Raises:
-        ScoreError: Fewer than two streams, no common split, tables that do not join, or `fit` is of another part or
-            of other models.
+        ScoreError: Fewer than two streams, no common split, tables that do not join, or `fit` is from a different
+            part or
+            from different models.
     """
     if len(streams) < 2:
         raise ScoreError(f"a fusion study needs two or more streams, got {len(streams)}")
@@ -151,7 +152,7 @@ def _contributions(found: _Streams, everything: Panel) -> list[Contribution]:
 def _tuned(
     found: _Streams, cells: Sequence[Tables], fit: Mapping[str, Tables]
 ) -> tuple[dict[str, float], Panel]:
-    """Return weights, a mean over trainings, and the panel fused by each training's own weights."""
+    """Return weights, a mean over training runs, and the panel fused by each training run's own weights."""
     lacking = [name for name in found.names if not fit.get(name)]
     if lacking:
         raise ScoreError(f"no scores of the holdout part for {', '.join(lacking)}; weights need all")
@@ -165,7 +166,7 @@ def _tuned(
 
 
 def _holdout_of(tables: Tables, scored: ScoreTable, name: str) -> ScoreTable:
-    """Return the holdout scores of a table's model, found by its checksum, else by split and seed."""
+    """Return the holdout scores of a table's model, found by its checksum, otherwise by split and seed."""
     for table in tables.values():
         if table.meta.get("model_sha256") and table.meta["model_sha256"] == scored.meta.get("model_sha256"):
             return table
@@ -178,4 +179,4 @@ def _holdout_of(tables: Tables, scored: ScoreTable, name: str) -> ScoreTable:
 def _fitted_on(fit: Mapping[str, Tables]) -> str:
     sizes = sorted({len(table.ids) for tables in fit.values() for table in tables.values()})
     videos = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
-    return f"the holdout part ({videos} videos), for each training separately"
+    return f"the holdout part ({videos} videos), for each training run separately"

@@ -1,4 +1,4 @@
-"""Panels: the scores of a variant as arrays with a row per video of a split and a column per training."""
+"""Panels: the scores of a variant as arrays with a row per video of a split and a column per training run."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Tables = Mapping[Cell, ScoreTable]
 
 @dataclass(frozen=True)
 class Panel:
-    """One variant's score tables, split × seed, every split with the same trainings; rows ordered by split and id.
+    """One variant's score tables, split × seed, every split with the same training runs; rows ordered by split and id.
 
-    A training belongs to one split. The trainings of all splits with one seed are one column and count as one
+    A training run belongs to one split. The training runs of all splits with one seed are one column and count as one
     replicate, whose value is the mean over splits.
     """
 
@@ -87,7 +87,7 @@ class Panel:
 
     @property
     def by_training(self) -> list[float]:
-        """The mean over splits of each training."""
+        """The mean over splits of each training run."""
         return [
             float(np.mean([self.cell_values[split, seed] for split in self.splits])) for seed in self.seeds
         ]
@@ -111,21 +111,21 @@ class Panel:
         return np.stack(found, axis=1)
 
     def estimate(self) -> Estimate:
-        """Return the accuracy (or mAP) with its standard error over units and trainings."""
+        """Return the accuracy (or mAP) with its standard error over units and training runs."""
         if not self.multi_label:
             return estimate_mean(self.hits, self.sample)
         return metrics.estimate_map(self.pseudo_values, self.unit)
 
     def interval(self, level: float) -> Interval:
-        """Return the accuracy (or mAP) with its interval over units and trainings."""
+        """Return the accuracy (or mAP) with its interval over units and training runs."""
         return self.estimate().share_interval(level)
 
 
 def panel_of(name: str, tables: Tables) -> Panel:
     """Build a variant's panel from its score tables by (split, seed).
 
-    It has the trainings whose seeds all splits share. If no seed is in all splits, the first, second, … seed of each
-    split form a column, named by the seeds of the first split.
+    It has the training runs whose seeds all splits share. If no seed is in all splits, the first, second, … seed
+    of each split form a column, named by the seeds of the first split.
 
     Raises:
         ScoreError: No table, fewer than two videos, or the tables of a split have different videos.
@@ -150,17 +150,17 @@ def panel_of(name: str, tables: Tables) -> Panel:
 
 
 def _refuse_other_holdouts(tables: Sequence[ScoreTable]) -> None:
-    """Explain why trainings have different holdout videos, before `join` names a missing one."""
+    """Explain why training runs have different holdout videos, before `join` names a missing one."""
     other = next((table for table in tables[1:] if set(table.ids) != set(tables[0].ids)), None)
     if other is not None and tables[0].meta.get("part") == "val":
         raise ScoreError(
             f"{name_of(other)}: other videos than {name_of(tables[0])}, since every seed has its own holdout part; "
-            "compare several trainings on the test part, or one seed at a time"
+            "compare several training runs on the test part, or one seed at a time"
         )
 
 
 def _rectangle(tables: Tables) -> dict[Cell, ScoreTable]:
-    """Return the tables of the trainings that all splits have."""
+    """Return the tables of the training runs that all splits have."""
     seeds = seeds_by_split(tables)
     common = sorted(set.intersection(*map(set, seeds.values())))
     if common:
@@ -177,7 +177,7 @@ def match_cells(variants: Sequence[Tables]) -> list[dict[Cell, ScoreTable]]:
     """Return the cells that all variants have, for a paired comparison; empty if they share no split.
 
     Within a split, equal seeds are paired. Without a common seed, the first, second, … training of each are paired
-    under the first variant's seeds: trainings are independent draws, whatever their seeds.
+    under the first variant's seeds: training runs are independent draws, whatever their seeds.
     """
     seeds = [seeds_by_split(tables) for tables in variants]
     found: list[dict[Cell, ScoreTable]] = [{} for _ in variants]

@@ -26,7 +26,7 @@ class RunRow:
     key: str = ""
     """hash of resolved settings, code and data"""
     accuracy: float | None = None
-    """top-1 on the evaluated part; of a multi-label set mAP"""
+    """top-1 accuracy on the evaluated part (mAP for a multi-label set)"""
     reason: str = ""
     seconds: float | None = None
     """training and evaluation"""
@@ -40,7 +40,7 @@ class VariantCost:
 
     parameters: int
     multiply_adds: int
-    """of one view"""
+    """multiply-adds of one view"""
     views: float | None
     """per video, as evaluated"""
     latency_ms: float | None
@@ -69,7 +69,7 @@ class VariantResult:
     changes: dict[str, Any]
     """dotted setting -> value, where it differs from the study's base"""
     accuracy: Interval
-    """mean over splits and seeds; 95 % interval over source videos and, with several seeds, trainings"""
+    """mean over splits and seeds; 95 % interval over source videos and, with several seeds, training runs"""
     seed_interval: Interval | None
     """95 % t interval of the mean over seeds alone, on these videos; None with one seed"""
     sd: float | None
@@ -78,7 +78,7 @@ class VariantResult:
     more: dict[str, float | None] = field(default_factory=dict)
     """other measures by name (top-5, mean class, ECE), means over cells"""
     per_class: list[float | None] = field(default_factory=list)
-    """accuracy (multi-label: average precision) by class, mean over cells; None where a class has no video"""
+    """accuracy (multi-label: average precision) by class, mean over cells; None if a class has no video"""
     confusion: list[list[float]] | None = None
     """mean counts over cells, row true, column predicted; None: multi-label"""
     histories: dict[str, list[dict[str, float]]] = field(default_factory=dict)
@@ -111,7 +111,7 @@ class Comparison:
     clips: float
     """the difference in videos of a split's part; 0 for a multi-label set"""
     p: float
-    """of the main test, uncorrected"""
+    """p value of the main test, uncorrected"""
     p_holm: float
     test: str
     significant: bool
@@ -123,7 +123,7 @@ class Comparison:
     """smallest true difference that would be detected with 80 % probability"""
     detectable_clips: int
     videos: int
-    """of a split's part, a mean over splits"""
+    """number of videos of a split's part, averaged over splits"""
     groups: int | None
     seeds: int
     per_class: list[float | None] = field(default_factory=list)
@@ -142,7 +142,7 @@ class FusedPair:
     """fused minus the better one, paired"""
     agreement: float
     oracle: float
-    """share of videos that at least one gets right"""
+    """fraction of videos that at least one gets right"""
 
 
 @dataclass(frozen=True)
@@ -165,15 +165,15 @@ class FusionResult:
     contributions: list[Contribution] = field(default_factory=list)
     all_streams: Interval | None = None
     oracle: float | None = None
-    """share of videos that at least one of all streams gets right"""
+    """fraction of videos that at least one of all streams gets right"""
     weights: dict[str, float] = field(default_factory=dict)
-    """by stream, found on the holdout part (a mean over trainings); empty: equal"""
+    """by stream, found on the holdout part (a mean over training runs); empty: equal"""
     fitted_on: str = ""
     """videos that the weights were found on"""
     tuned: Interval | None = None
     """accuracy with those weights on the evaluated part"""
     agreement: list[list[float]] = field(default_factory=list)
-    """share of videos on which two streams predict the same class, in the order of `streams`"""
+    """fraction of videos on which two streams predict the same class, in the order of `streams`"""
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class ScoredRun:
 
     @property
     def cell(self) -> Cell:
-        """Split and seed; 1 and 0 where the file does not contain them."""
+        """Split and seed; 1 and 0 if the file does not contain them."""
         split, seed = self.table.meta.get("split"), self.table.meta.get("seed")
         return split if isinstance(split, int) else 1, seed if isinstance(seed, int) else 0
 
@@ -107,7 +107,7 @@ def group_variants(
     """Group runs with the same settings but another seed or split by the name of their variant.
 
     Two files with the same settings, split and seed (another protocol, a repetition) are two variants, and so are heads
-    on the features of two backbones. `groups` are given variants, name -> places in `found`.
+    on the features of two backbones. `groups` are given variants, name -> indices in `found`.
 
     Raises:
         ScoreError: A given variant contains a split and seed twice.
@@ -202,7 +202,7 @@ def check_comparable(variants: Mapping[str, Sequence[ScoredRun]], *, anyway: boo
             f"{'; '.join(found)}; such accuracies cannot be compared: evaluate the runs in the same way, or compare "
             "them with --anyway"
         )
-    return [f"Compared in spite of {line}." for line in found]
+    return [f"Compared despite {line}." for line in found]
 
 
 def _differences(variants: Mapping[str, Sequence[ScoredRun]]) -> list[str]:

@@ -71,7 +71,7 @@ class Question:
     """rule for fusing every RGB with every flow variant; None: no fusion"""
     level: float = LEVEL
     command: str = ""
-    """reproduces the study"""
+    """command line that reproduces the study"""
     definition: str = ""
 
 
@@ -159,7 +159,7 @@ def _check_names(variants: Sequence[VariantRuns], pairs: Sequence[Pair]) -> None
     names = [variant.name for variant in variants]
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
-        raise ScoreError(f"two variants are called {doubled[0]!r}; give each its own name")
+        raise ScoreError(f"two variants are called {doubled[0]!r}; use unique names")
     unknown = next((name for _, *both in pairs for name in both if name not in names), None)
     if unknown is not None:
         raise ScoreError(f"a comparison names {unknown!r}; known variants: {', '.join(names)}")
@@ -191,7 +191,7 @@ def _variant(variant: VariantRuns, panel: Panel, level: float) -> VariantResult:
 
 
 def _more(panel: Panel) -> dict[str, float | None]:
-    """Return further measures, means over cells; None where they have no meaning."""
+    """Return further measures, means over cells; None if they have no meaning."""
     found: dict[str, list[float]] = {"top-5": [], "mean class": [], "ECE": []}
     for table in panel.tables.values():
         if len(table.class_names) > 5:
@@ -214,7 +214,7 @@ def _confusion(panel: Panel) -> list[list[float]] | None:
 
 
 def _chance(panel: Panel) -> float:
-    """Return the accuracy of a constant guess: the share of the most frequent class, a mean over splits."""
+    """Return the accuracy of a constant guess: the fraction of the most frequent class, a mean over splits."""
     shares = [metrics.chance(panel.tables[split, panel.seeds[0]]) for split in panel.splits]
     return float(np.mean(shares))
 
@@ -241,7 +241,7 @@ def _protocol(panels: Mapping[str, Panel], level: float) -> str:
 
 
 def _unused(variants: Sequence[VariantRuns], panels: Mapping[str, Panel]) -> list[str]:
-    """Return a note on each variant with trainings that not every split has."""
+    """Return a note on each variant with training runs that not every split has."""
     found = []
     for variant in variants:
         left = len(variant.tables) - len(panels[variant.name].tables) if variant.tables else 0
@@ -281,11 +281,11 @@ def _about_cells(panels: Mapping[str, Panel]) -> list[str]:
     single = [name for name, panel in panels.items() if len(panel.seeds) == 1]
     if single and len(single) == len(panels):
         found.append(
-            "One training each: the intervals do not include the spread between trainings, and another seed may "
+            "One training run each: the intervals do not include the spread between runs, and another seed may "
             "reverse a difference."
         )
     elif single:
-        found.append(f"One training only, so its spread is unknown: {', '.join(single)}.")
+        found.append(f"One training run only, so its spread is unknown: {', '.join(single)}.")
     if len({tuple(panel.seeds) for panel in panels.values()}) > 1:
         seeds = "; ".join(f"{name}: {', '.join(map(str, panel.seeds))}" for name, panel in panels.items())
         found.append(f"The variants have different seeds ({seeds}); comparisons use as many as both have.")
@@ -304,7 +304,7 @@ def _about_pairing(panels: Mapping[str, Panel], comparisons: Sequence[Comparison
             swapped.append(f"{comparison.first} – {comparison.second}")
     if not swapped:
         return []
-    return [f"No seed in common, so trainings are paired in their order: {', '.join(swapped)}."]
+    return [f"No seed in common, so training runs are paired in their order: {', '.join(swapped)}."]
 
 
 def _about_data(panels: Mapping[str, Panel]) -> list[str]:

@@ -132,7 +132,7 @@ class SpanningBatchNorm(_BatchNorm):
         del input
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalise `(B, C, …)`, then apply the modules inside the norm."""
+        """Normalise `(B, C, …)`, then apply the modules that belong to the norm (dropout, activation)."""
         out = self._normalised(input) if self.training else super().forward(input)
         for part in self.children():
             out = part(out)

@@ -45,7 +45,7 @@ _ENTROPY_CODED = frozenset({"vp8", "vp9", "av1", "libdav1d"})
 _ZEROS = bytes(256)
 """a longer run of zeros than these codecs ever write"""
 _PEEKED = 200
-"""packets of a file with several video streams that are read to recognise a cover picture"""
+"""packets of a file with several video streams that are read to recognise a cover image"""
 _DECODING_ERRORS = (av.FFmpegError, ValueError, MemoryError)
 
 
@@ -54,7 +54,7 @@ class PyavVideo(Video):
 
     Attributes:
         stream_index: Index of the video stream among all streams of the file.
-        leads: Whether it is the first stream of moving pictures.
+        leads: Whether it is the first stream of moving images.
         quarter_turns: Counter-clockwise quarter turns applied to returned frames.
     """
 
@@ -197,7 +197,7 @@ class PyavVideo(Video):
         self._stopped = None  # a walk from the beginning finds any damage
 
     def _find_index(self) -> Index | None:
-        """Return the stored index, else one made from packets, else one of a full pass if that can be stored."""
+        """Return the stored index, or one made from packets, or one of a full pass if that can be stored."""
         if self._searched_index:
             return None
         self._searched_index = True
@@ -256,7 +256,7 @@ def open_stream(path: Path, stream_index: int) -> Iterator[tuple[InputContainer,
 def frame_times(path: Path) -> list[float] | None:
     """Return the second at which each frame appears, the first at 0; None if the file does not say.
 
-    Taken from packets that are reliable enough, else from decoded frames.
+    Taken from packets that are reliable enough, otherwise from decoded frames.
 
     Raises:
         VideoError: Not a video.
@@ -280,7 +280,7 @@ def _open_container(path: Path) -> InputContainer:
 
 
 def _choose_stream(path: Path, container: InputContainer) -> tuple[VideoStream, list[Packet[VideoStream]]]:
-    """Choose the stream that FFmpeg calls the best, but no cover picture, whether flagged as one or not.
+    """Choose the stream that FFmpeg calls the best, but no cover image, whether flagged as one or not.
 
     Returns:
         The stream, and its packets that were read to choose it.
@@ -294,7 +294,7 @@ def _choose_stream(path: Path, container: InputContainer) -> tuple[VideoStream, 
         raise VideoError(path, "an image, not a video")
     moving = _moving_streams(container)
     if not moving:
-        cover = " with a cover picture" if container.streams.video else ""
+        cover = " with a cover image" if container.streams.video else ""
         what = "audio only" if container.streams.audio else "no audio stream either"
         raise VideoError(path, f"no video stream ({what}{cover})")
     stream, packets = moving[0], []
@@ -331,7 +331,7 @@ def _use_one_thread(stream: VideoStream) -> None:
 
 
 def _has_zeroed_part(packet: Packet[VideoStream], stream: VideoStream) -> bool:
-    """Return whether part of a packet was overwritten with zeros, which decoders may take for pictures."""
+    """Return whether part of a packet was overwritten with zeros, which decoders may take for images."""
     codec = stream.codec_context.name
     # H.264 and HEVC as in MP4: nothing stands between their units
     gapless = codec in ("h264", "hevc") and (stream.codec_context.extradata or b"").startswith(b"\x01")
@@ -348,7 +348,7 @@ def _decode_first(packets: Iterable[Packet[VideoStream]]) -> tuple[VideoFrame | 
                 return frame, ""
     except _DECODING_ERRORS as error:
         return None, _describe_error(error)
-    return None, f"{count} packets, no frame" if count else "the file holds no video packets"
+    return None, f"{count} packets, no frame" if count else "the file contains no video packets"
 
 
 def _quarter_turns(frame: VideoFrame) -> int:

@@ -16,7 +16,7 @@ from two_stream.errors import VideoError
 from two_stream.video.decoding.integrity import find_file_damage
 
 Image = NDArray[np.uint8]
-"""A picture `(H, W, 3)` in RGB order, or `(H, W)`."""
+"""An image `(H, W, 3)` in RGB order, or `(H, W)`."""
 
 _SUFFIXES = (
     ".3g2 .3gp .264 .265 .asf .avi .divx .dv .f4v .flv .gif .h264 .h265 .hevc .ivf .m2ts .m2v .m4v .mjpeg .mjpg "
@@ -32,7 +32,7 @@ class Decoded(NamedTuple):
     picture: Callable[[], Image]
     """converts the frame to RGB; valid until the next frame is decoded"""
     stamp: float | None = None
-    """presentation time in seconds, by the file's time stamps"""
+    """presentation time in seconds, by the file's timestamps"""
     lasts: float | None = None
     """duration in seconds, if the file states it"""
 
@@ -66,7 +66,7 @@ class Video(ABC):
 
     @abstractmethod
     def _walk(self) -> Generator[Decoded]:
-        """Decode from the first frame on. Sets `_stopped` instead of raising, else `_at_end` after the last frame."""
+        """Decode from the first frame. Sets `_at_end` after the last frame, or `_stopped` instead of raising."""
 
     @property
     def damage(self) -> str | None:
@@ -80,7 +80,7 @@ class Video(ABC):
 
     @cached_property
     def _file_damage(self) -> str | None:
-        """Computed only when asked for: the check reads transport streams and unpacks GIFs once more."""
+        """Computed only on request: the check reads transport streams and unpacks GIFs once more."""
         return find_file_damage(self.path)
 
     @property
@@ -105,7 +105,7 @@ class Video(ABC):
     def times(self) -> NDArray[np.float64] | None:
         """Seconds `(num_frames + 1,)` at which each frame appears, from 0, and at which the last one ends.
 
-        Taken from time stamps, or from the frame rate for frames without one. None if the file has neither.
+        Taken from timestamps, or from the frame rate for frames without one. None if the file has neither.
         """
         self.count()
         return self._times
@@ -141,7 +141,7 @@ class Video(ABC):
         return out
 
     def pick(self, indices: Iterable[int]) -> Iterator[tuple[int, Image]]:
-        """Yield (index, picture) of the frames at 0-based `indices`, each once, ascending, one in memory at a time.
+        """Yield (index, image) of the frames at 0-based `indices`, each once, ascending, one in memory at a time.
 
         Frames are decoded from the start up to the largest index, so no seek can miss. If an index of the file exists
         or is cheap to make, a backend may start at a key frame that it verifies.
@@ -151,12 +151,12 @@ class Video(ABC):
         """
         wanted = sorted({int(index) for index in indices})
         if wanted and wanted[0] < 0:
-            raise VideoError(self.path, f"frame {wanted[0]} asked for, frames count from 0")
+            raise VideoError(self.path, f"frame {wanted[0]} requested; frames are counted from 0")
         if wanted:
             yield from self._pick(wanted)
 
     def _pick(self, wanted: list[int]) -> Iterator[tuple[int, Image]]:
-        """Yield the wanted frames (ascending, distinct, at least one) from a walk from the first frame."""
+        """Yield the requested frames (ascending, distinct, at least one) from a walk from the first frame."""
         places = set(wanted)
         number = -1
         with closing(self._walk()) as walk:
@@ -166,11 +166,13 @@ class Video(ABC):
                 if number == wanted[-1]:
                     return
         reason = f" ({self.damage})" if self.damage else ""
-        message = f"frame {wanted[-1]} asked for (counting from 0), only {number + 1} frames decode{reason}"
+        message = (
+            f"frame {wanted[-1]} requested (counting from 0), but only {number + 1} frames decode{reason}"
+        )
         raise VideoError(self.path, message)
 
     def close(self) -> None:  # noqa: B027 - a backend with nothing to release inherits it
-        """Release what the backend holds; reading opens the file again."""
+        """Release the backend's resources; reading opens the file again."""
 
     def __enter__(self) -> Self:
         return self
@@ -184,12 +186,12 @@ def ignore_beat() -> None:
 
 
 def rotate_picture(picture: NDArray[Any], quarter_turns: int) -> NDArray[Any]:
-    """Rotate a picture counter-clockwise by quarter turns; the result is contiguous in memory."""
+    """Rotate an image counter-clockwise by quarter turns; the result is contiguous in memory."""
     return np.ascontiguousarray(np.rot90(picture, quarter_turns)) if quarter_turns else picture
 
 
 def check_file(path: Path) -> None:
-    """Refuse everything but a regular file with content, before a decoder sees it.
+    """Reject everything but a regular file with content, before a decoder sees it.
 
     A named pipe or a device would block a decoder for ever.
 
@@ -213,7 +215,7 @@ def check_file(path: Path) -> None:
 
 
 class Clock:
-    """Seconds from the first frame, computed from time stamps in presentation order. They never decrease.
+    """Seconds from the first frame, computed from timestamps in presentation order. They never decrease.
 
     A frame without a stamp comes one frame after the previous one. If stamps step back, time continues from there.
     `fps` is for frames without a stamp.

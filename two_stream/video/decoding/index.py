@@ -2,17 +2,18 @@
 
 An index is of one of three kinds:
 
-- `decoded`: from one full pass, with time stamps, key frames and a checksum of each frame's pixels.
-- `packets`: time stamps and key frames of a file whose packets are reliable. Nothing is decoded: demuxing a thousand
+- `decoded`: from one full pass, with timestamps, key frames and a checksum of each frame's pixels.
+- `packets`: timestamps and key frames of a file whose packets are reliable. Nothing is decoded: demuxing a thousand
   frames takes as long as decoding twenty.
-- `none`: time stamps do not identify frames, or the file is damaged. It is read from its beginning.
+- `none`: timestamps do not identify frames, or the file is damaged. It is read from its beginning.
 
-Packets are reliable if the codec's key frames can be told from mere recovery points, every packet has a time stamp,
+Packets are reliable if the codec's key frames can be told from mere recovery points, every packet has a timestamp,
 none occurs twice, none is marked corrupt or discarded, their number is the header's, parameter sets do not change in
 between, and the first frames decode in the order of the stamps. Packets do not show damage inside one that has not been
 decoded: a full pass may end there, and a seek behind it still works.
 
-Files lie in the user's cache folder (`TWO_STREAM_CACHE`), one per video, identified by path, size and time of change.
+Files lie in the user's cache folder (`TWO_STREAM_CACHE`), one per video, identified by path, size and modification
+time.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ _FORMAT = 2
 _VERIFIED = 32
 """frames decoded from the beginning to verify that packets and frames agree"""
 _KEYS = {"h264": frozenset({5}), "hevc": frozenset({19, 20})}
-"""types of the NAL units after which nothing refers to earlier pictures"""
+"""types of the NAL units after which no frame refers to earlier frames"""
 _SETS = {"h264": frozenset({7, 8}), "hevc": frozenset({32, 33, 34})}
-"""types of the NAL units that change how pictures are decoded"""
+"""types of the NAL units that change how frames are decoded"""
 _PLAIN = frozenset({"vp9", "mjpeg"})
 """codecs whose packets marked as key frames always are"""
 
@@ -54,7 +55,7 @@ class Index:
     """Frames in presentation order, numbered from 0."""
 
     pts: list[int | None] | NDArray[np.int64] = field(default_factory=list)
-    """time stamp of each frame"""
+    """timestamp of each frame"""
     keys: list[int] = field(default_factory=list)
     """frames that can be decoded without earlier ones, ascending"""
     prints: list[int] | NDArray[np.uint32] = field(default_factory=list)
@@ -62,13 +63,13 @@ class Index:
     kind: Literal["decoded", "packets", "none"] = "decoded"
 
     def start_before(self, frame: int) -> int:
-        """Return the last key frame at or before `frame`, 0 if time stamps do not identify frames."""
+        """Return the last key frame at or before `frame`, 0 if timestamps do not identify frames."""
         place = bisect_right(self.keys, frame)
         return self.keys[place - 1] if place and self.unique else 0
 
     @cached_property
     def unique(self) -> bool:
-        """Whether every frame has a time stamp, and they strictly increase."""
+        """Whether every frame has a timestamp, and they strictly increase."""
         if isinstance(self.pts, np.ndarray):
             return bool((np.diff(self.pts) > 0).all())
         known = [stamp for stamp in self.pts if stamp is not None]
@@ -167,7 +168,7 @@ def read_packet_index(container: InputContainer, stream: VideoStream) -> Index |
 
 
 def starts_like_index(container: InputContainer, stream: VideoStream, index: Index) -> bool:
-    """Return whether the first frames of a newly opened file decode with the time stamps of the index."""
+    """Return whether the first frames of a newly opened file decode with the timestamps of the index."""
     count = min(_VERIFIED, len(index.pts))
     number = 0
     try:
@@ -184,7 +185,7 @@ def starts_like_index(container: InputContainer, stream: VideoStream, index: Ind
 
 
 def _sort_packets(stamps: list[int], keys: list[int], announced: int, depth: int) -> Index | None:
-    """Sort the time stamps of the packets; None if frames will have other ones.
+    """Sort the timestamps of the packets; None if frames will have other ones.
 
     `announced` is the number of frames in the header (0 if not stated), `depth` how many the decoder holds back.
     """

@@ -1,4 +1,4 @@
-"""Finds cut and damaged video files: by a container's own sizes, ends, counters and checksums, and by time stamps.
+"""Finds cut and damaged video files: by a container's own sizes, ends, counters and checksums, and by timestamps.
 
 Decoders do not report missing parts: libav reads a cut file as far as it goes, and stops. Nothing is decoded here.
 Formats without an end or a size (raw streams, MPEG program streams) cannot be judged.
@@ -30,7 +30,7 @@ _INDEX = 1 << 20
 _APPENDED = 1024
 """bytes that a program may have appended to a GIF file"""
 _BEGINNINGS = {".gif": "GIF8", ".ts": "a packet", ".mts": "a packet", ".m2ts": "a packet"}
-"""what files of these suffixes begin with"""
+"""first bytes of files with these suffixes"""
 _GAPPED = frozenset({"matroska,webm", "mpegts", "mpeg", "flv", "asf", "ogg"})
 """containers in which a lost part leaves a gap in time; the others list their frames with their times"""
 _FEWEST = 12
@@ -165,7 +165,7 @@ def _matroska(file: BinaryIO, size: int) -> None:
             content = _at(file, body, length)  # begins with a checksum of the rest
             if zlib.crc32(content[6:]) != _number(content[2:6], "little"):
                 raise _FileDamageError(
-                    f"the file is damaged behind byte {place}: the checksum of this part differs"
+                    f"the file is damaged after byte {place}: the checksum of this part differs"
                 )
         if kind == _SEGMENT and known:
             rest[0] = body + length
@@ -195,7 +195,7 @@ def _gif(file: BinaryIO, size: int) -> None:
 
 
 def _unpack_pictures(file: BinaryIO) -> None:
-    """Unpack the pictures of a GIF file: libav and OpenCV fill missing parts with arbitrary pixels."""
+    """Unpack the images of a GIF file: libav and OpenCV fill missing parts with arbitrary pixels."""
     from PIL import Image  # comes with matplotlib
 
     number = 0
@@ -209,7 +209,7 @@ def _unpack_pictures(file: BinaryIO) -> None:
     except (EOFError, Image.DecompressionBombError):
         return
     except (OSError, ValueError, SyntaxError) as error:
-        raise _FileDamageError(f"picture {number + 1} of the file is damaged ({error})") from None
+        raise _FileDamageError(f"image {number + 1} of the file is damaged ({error})") from None
 
 
 def _colour_table(flags: int) -> int:

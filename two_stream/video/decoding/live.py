@@ -26,7 +26,7 @@ SCHEMES = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp", "srt")
 OPEN_SECONDS, READ_SECONDS = 10.0, 5.0
 """time limits for opening an address and for its next packet"""
 _JUMP = 10.0
-"""seconds by which a live source's time stamps may differ from the clock before they count as reset"""
+"""seconds by which a live source's timestamps may differ from the clock before they count as reset"""
 _CAMERA_DIGITS = 4
 """a longer number is not a camera"""
 _NETWORK = "http,https,httpproxy,tcp,tls,udp,rtp,srtp,rtsp,rtsps,rtmp,srt,crypto,hls"
@@ -35,12 +35,12 @@ _NETWORK = "http,https,httpproxy,tcp,tls,udp,rtp,srtp,rtsp,rtsps,rtmp,srt,crypto
 
 @dataclass(frozen=True)
 class LiveFrame:
-    """A picture with its number and time."""
+    """An image with its number and time."""
 
     number: int
     """counts from 1 since the source was first opened"""
     seconds: float
-    """since the first frame by the source's own clock, if it has one; else since the source was opened"""
+    """since the first frame by the source's own clock, if it has one; otherwise since the source was opened"""
     arrived: float
     """`time.monotonic()` when it was decoded"""
     picture: Image
@@ -64,7 +64,7 @@ class LiveSource(ABC):
 
     @abstractmethod
     def frames(self) -> Iterator[tuple[float | None, Image]]:
-        """Open the source and yield the time stamp in seconds (None if it has none) and the picture of each frame.
+        """Open the source and yield the timestamp in seconds (None if it has none) and the image of each frame.
 
         Raises:
             VideoError: It cannot be opened or read. A live source also raises when it ends.
@@ -110,7 +110,7 @@ class CameraSource(LiveSource):
     """A camera of this machine, by number."""
 
     def frames(self) -> Iterator[tuple[float | None, Image]]:
-        """Yield pictures until the camera stops."""
+        """Yield images until the camera stops."""
         cv2.utils.logging.setLogLevel(0)  # our one line replaces OpenCV's own messages
         camera = cv2.VideoCapture(int(self.name))
         try:
@@ -121,7 +121,7 @@ class CameraSource(LiveSource):
             while True:
                 has_picture, picture = camera.read()
                 if not has_picture:
-                    raise VideoError(f"camera {self.name}", "sends no more pictures")
+                    raise VideoError(f"camera {self.name}", "sends no more images")
                 yield None, np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
         finally:
             camera.release()
@@ -131,7 +131,7 @@ class AddressSource(LiveSource):
     """An RTSP, HTTP or other stream that libav reads."""
 
     def frames(self) -> Iterator[tuple[float | None, Image]]:
-        """Yield pictures until the stream ends or stalls."""
+        """Yield images until the stream ends or stalls."""
         options = {"protocol_whitelist": _NETWORK, "fflags": "nobuffer", "rtsp_transport": "tcp"}
         try:
             with av.open(
@@ -164,7 +164,7 @@ def open_source(name: str, backend: str = "pyav") -> LiveSource:
     `backend` decodes files.
 
     Raises:
-        VideoError: The scheme is unknown, or there is no such file, or it is no video.
+        VideoError: The scheme is unknown, or there is no such file, or it is not a video.
     """
     if name.isascii() and name.isdigit():
         if len(name) > _CAMERA_DIGITS:

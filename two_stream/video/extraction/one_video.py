@@ -51,7 +51,7 @@ class ExtractOptions:
     patterns: FramePatterns = field(default_factory=FramePatterns)
     """names of the files"""
     overwrite: bool = False
-    """redo videos that were extracted with other settings"""
+    """redo videos that were extracted with different settings"""
     processes: int | None = None
     """worker processes; None uses all processors, 0 works in this process"""
     threads: int | None = None
@@ -69,7 +69,7 @@ class ExtractOptions:
             raise SettingsError(
                 "--flow raft needs --flow-weights FILE, a local file of torchvision's RAFT weights"
                 if self.flow == "raft"
-                else f"--flow {self.flow} uses no weights: leave --flow-weights out, or give --flow raft"
+                else f"--flow {self.flow} uses no weights: omit --flow-weights, or use --flow raft"
             )
         if not 1 <= self.quality <= 100:
             raise SettingsError(f"--quality is {self.quality}: expected 1 to 100")
@@ -171,7 +171,7 @@ def _is_finished(final: Path, job: ExtractionJob, outcome: ExtractionOutcome) ->
     """Return whether a folder is complete, with the job's settings.
 
     Raises:
-        VideoError: It has other settings, or contains other files, and must not be replaced without --overwrite.
+        VideoError: It has different settings, or contains other files, and must not be replaced without --overwrite.
     """
     manifest = read_extraction_manifest(final)
     patterns = job.options.patterns
@@ -179,7 +179,7 @@ def _is_finished(final: Path, job: ExtractionJob, outcome: ExtractionOutcome) ->
         changed = _changes(manifest, job)
         if changed and not job.options.overwrite:
             raise VideoError(
-                final, f"{final} was extracted from other input: {changed}; --overwrite redoes it"
+                final, f"{final} was extracted from a different input: {changed}; --overwrite redoes it"
             )
         counts = (count_frames(final, "rgb", patterns), count_frames(final, "flow", patterns))
         if not changed and counts == (manifest["frames"], manifest["flow_frames"]):
@@ -193,7 +193,9 @@ def _is_finished(final: Path, job: ExtractionJob, outcome: ExtractionOutcome) ->
     ours = {name for pattern in known for name in names_by_number(names, pattern).values()}
     others = sorted(set(names) - ours)
     if others:
-        reason = f"{final} holds a file that is no frame ({others[0]}); move it away or choose another --out"
+        reason = (
+            f"{final} contains a file that is not a frame ({others[0]}); move it away or choose another --out"
+        )
         raise VideoError(final, reason)
     if names and manifest is None:
         outcome.warnings.append(f"replaced {len(names)} files of an unfinished folder")
@@ -224,7 +226,7 @@ def read_extraction_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def extraction_settings(root: Path) -> dict[str, Any] | None:
-    """Return the settings that frames under a folder were extracted with; None for frames of another origin."""
+    """Return the settings that frames under a folder were extracted with; None for frames from elsewhere."""
     for folder in (root, *(path for path in sorted(root.iterdir()) if path.is_dir())):
         for video in (folder, *(path for path in sorted(folder.iterdir())[:3] if path.is_dir())):
             manifest = read_extraction_manifest(video)
@@ -310,7 +312,7 @@ def frame_size(height: int, width: int, options: ExtractOptions) -> tuple[int, i
 
 
 def resize_frame(picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Resize `(H, W, 3)`: by area averaging if it shrinks, so that fine texture does not flicker, else bilinearly."""
+    """Resize `(H, W, 3)`: bilinearly, or by area averaging if it shrinks, so that fine texture does not flicker."""
     if picture.shape[:2] == (height, width):
         return picture
     shrinks = height * width < picture.shape[0] * picture.shape[1]

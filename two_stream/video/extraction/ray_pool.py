@@ -1,7 +1,7 @@
 """Runs extraction jobs on a Ray cluster, with the same files as the local pool.
 
 The machines write to the output folder themselves, so the output folder and the videos must have the same paths on all
-of them. A first task on each machine checks the paths and library versions: other decoders return other pixels.
+of them. A first task on each machine checks the paths and library versions: different decoders return different pixels.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def extract_on_ray(
         address: `host:port`, `auto`, `ray://…`, or `local`.
 
     Raises:
-        SettingsError: Ray is not installed or not reachable, or a machine has other versions.
+        SettingsError: Ray is not installed or not reachable, or a machine has different versions.
         DataError: A machine does not have the same paths.
     """
     ray = import_ray()
@@ -176,7 +176,7 @@ def _check_machines(ray: Any, jobs: Sequence[ExtractionJob], mark: Path) -> None
             first = found["missing"][0]
             what = str(mark.parent) if first == str(mark) else first
             raise DataError(
-                f"--ray: machine {name} does not see {what} as this one does; extraction on a cluster needs videos "
+                f"--ray: machine {name} cannot access {what}; extraction on a cluster needs videos "
                 "and --out on a file system that all machines share under the same paths"
             )
         if found["versions"] != here:
@@ -184,7 +184,7 @@ def _check_machines(ray: Any, jobs: Sequence[ExtractionJob], mark: Path) -> None
                 f"{k} {v} (here {here[k]})" for k, v in found["versions"].items() if v != here[k]
             )
             raise SettingsError(
-                f"--ray: machine {name} has {other}: its files would differ; install equal versions"
+                f"--ray: machine {name} has {other}: its files would differ; install the same versions"
             )
 
 
@@ -257,7 +257,7 @@ def run_extraction_task(job: ExtractionJob, mark: str, patience: float) -> Extra
     The timer is a C thread of the interpreter, because a hanging decoder may hold Python's lock.
     """
     if not Path(mark).exists():  # a machine that joined after the check
-        raise DataError(f"machine {socket.gethostname()} does not see {Path(mark).parent}")
+        raise DataError(f"machine {socket.gethostname()} cannot access {Path(mark).parent}")
     _clear_leftovers_once(str(job.final.parent))
     last = time.monotonic()
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:

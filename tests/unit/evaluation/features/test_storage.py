@@ -276,7 +276,7 @@ def test_folder_in_use_is_left_alone(made: tuple[Experiment, Recognizer, Path], 
     with pytest.raises(SettingsError, match=r"already has stored features.*--overwrite"):
         write_features(model, experiment, out)
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(SettingsError, match="not empty and no folder of stored features"):
+    with pytest.raises(SettingsError, match="not empty and not a folder of stored features"):
         write_features(model, experiment, tmp_path, overwrite=True)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 

@@ -314,7 +314,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "backbone": (
         {"train": {"init": None, "init_part": "all"}},
         CheckpointError,
-        "of another backbone.*train.init",
+        "of a different backbone.*train.init",
     ),
     "augmentation": (
         {"data": {"augment": {"flip": 0.0}}},

@@ -20,11 +20,11 @@ from two_stream.runtime.text import plural
 
 @dataclass(frozen=True)
 class Adapter:
-    """What one kind of `two-stream prepare` reads."""
+    """The annotation files that one kind of `two-stream prepare` reads."""
 
     read: Callable[[Path], Annotations]
     files: str
-    """what `--annotations` is"""
+    """description of the value of `--annotations`"""
     classes: int | None = None
     """classes of the whole data set"""
 
@@ -76,7 +76,7 @@ def read_annotations(kind: str, path: Path) -> Annotations:
 
     Raises:
         SettingsError: Unknown kind.
-        DataError: A file is missing, incomplete or of another form; names `file:line`, or the key in a JSON file.
+        DataError: A file is missing, incomplete or in a different format; names `file:line`, or the key in a JSON file.
     """
     if kind not in ADAPTERS:
         raise SettingsError(f"two-stream prepare: unknown kind {kind!r}{nearest(kind, list(ADAPTERS))}")
@@ -87,7 +87,7 @@ def read_annotations(kind: str, path: Path) -> Annotations:
 
 
 def _compared(kind: str, classes: list[str]) -> list[str]:
-    """Return notes where the files name other classes than the data set has."""
+    """Return notes if the files name classes that differ from those of the data set."""
     notes = []
     expected = ADAPTERS[kind].classes
     if expected is not None and len(classes) != expected:
@@ -98,5 +98,7 @@ def _compared(kind: str, classes: list[str]) -> list[str]:
         counted = plural(len(strange), "class", "is", "are")
         notes.append(f"{counted} not {kind}'s as published, such as {strange[0]!r}")
     elif len(classes) == len(known) and classes != known:
-        notes.append(f"the classes are {kind}'s in another order; published weights do not fit these labels")
+        notes.append(
+            f"the classes are {kind}'s in a different order; published weights do not fit these labels"
+        )
     return notes

@@ -1,6 +1,6 @@
 """The form in which adapters return annotation files, and helpers that read such files.
 
-Every reader raises a `DataError` where the file is missing or a value is wrong; it names the file and the line, or the
+Every reader raises a `DataError` if the file is missing or a value is wrong; it names the file and the line, or the
 key in a JSON file.
 """
 
@@ -21,7 +21,7 @@ from two_stream.runtime.text import parse_json, plural
 
 Split = Literal["train", "val", "test", ""]
 """the official validation part is the `test` list here, as in published lists; `val` are rows of a table that also has
-test rows; empty where the files make no split"""
+test rows; empty if the files make no split"""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class AnnotatedVideo:
     group: str = ""
     """source video or person"""
     fps: float | None = None
-    """frames per second, where the files give them"""
+    """frames per second, if the files give them"""
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Annotations:
     classes: list[str]
     entries: list[AnnotatedVideo]
     splits: Sequence[tuple[Sequence[str], Sequence[str]]] = ()
-    """training and test ids of each official split, in the order of the files, where there are several; the split lists
+    """training and test ids of each official split, in the order of the files, if there are several; the split lists
     then hold the ids of the files, wherever below the root the videos are"""
     multi_label: bool = False
     mirror_pairs: Sequence[tuple[str, str]] = ()
@@ -81,8 +81,7 @@ class Annotations:
                 kept.append(entry)
             elif first.labels != entry.labels or first.split != entry.split:
                 raise DataError(
-                    f"{entry.where}: {entry.id!r} is also at {first.where}, with another class or in another part; "
-                    "keep one"
+                    f"{entry.where}: {entry.id!r} is also at {first.where}, with a different class or part; keep one"
                 )
         if len(kept) < len(self.entries):
             repeated = len(self.entries) - len(kept)
@@ -171,13 +170,13 @@ def find_file(folder: Path, *patterns: str) -> Path:
 def find_optional(folder: Path, *patterns: str) -> Path | None:
     """Return the one file of a folder that a pattern fits, or None; see `find_file`."""
     if not folder.is_dir():
-        what = "is a file; give its folder" if folder.exists() else "no such folder"
+        what = "is a file; use its folder" if folder.exists() else "no such folder"
         raise DataError(f"{folder}: {what}")
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
     for pattern in patterns:
         found = [name for name in names if fnmatch(name.lower(), pattern.lower())]
         if len(found) > 1:
-            raise DataError(f"{folder}: {found[0]} and {found[1]} both look like {pattern}; keep one of them")
+            raise DataError(f"{folder}: {found[0]} and {found[1]} both match {pattern}; keep one of them")
         if found:
             return folder / found[0]
     return None
@@ -239,7 +238,7 @@ def read_json(path: Path) -> Any:
     try:
         return parse_json(text)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: not complete JSON ({error.msg})") from None
+        raise DataError(f"{path}:{error.lineno}: invalid JSON ({error.msg})") from None
 
 
 def check_type(value: Any, kind: type[T], where: str) -> T:
@@ -279,7 +278,7 @@ def check_span(start: float, end: float, where: str) -> tuple[float, float]:
 
 
 def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the objects of a JSON list, each after where it stands, `file: [place]`."""
+    """Yield the objects of a JSON list, each with its position, `file: [place]`."""
     for place, value in enumerate(check_type(read_json(path), list, str(path))):
         where = f"{path}: [{place}]"
         yield where, check_type(value, dict, where)

@@ -75,12 +75,13 @@ def prepare_annotations(kind: str, options: AnnotationOptions) -> Prepared:
         options: Where things are.
 
     Raises:
-        DataError: An annotation file is wrong, none of its videos exists, or the folder has a record of other classes.
+        DataError: An annotation file is wrong, none of its videos exists, or the folder has a record with
+            different classes.
         SettingsError: Neither videos nor frames given, an unknown kind, or frame names for a record that is kept.
     """
     if options.videos is None and options.frames is None:
         raise SettingsError(
-            f"{kind}: give --videos or --frames; the lists need the number of frames of every video"
+            f"{kind}: use --videos or --frames; the lists need the number of frames of every video"
         )
     if options.fps is not None and options.fps <= 0:
         raise SettingsError(f"--fps is {options.fps}: expected more than 0")
@@ -142,7 +143,7 @@ def _is_kept(path: Path, annotations: Annotations) -> bool:
     """Whether a record is not overwritten: a user has written it, or the data set has several official splits.
 
     Raises:
-        DataError: It has other classes.
+        DataError: It has different classes.
     """
     if not path.is_file():
         return False
@@ -150,7 +151,7 @@ def _is_kept(path: Path, annotations: Annotations) -> bool:
         return False
     if read_yaml(path).get("classes") != annotations.classes:
         raise DataError(
-            f"{path}: this record has other classes; give another --name or --out, or move it away"
+            f"{path}: this record has different classes; use another --name or --out, or move it away"
         )
     return True
 
@@ -302,7 +303,7 @@ def _write_groups_and_segments(mapping: dict[str, Any], listed: _Listed, folder:
 def _splits(
     annotations: Annotations, listed: _Listed, num_splits: int
 ) -> tuple[Splits, list[VideoRecord], list[str]]:
-    """Return the official splits, or one made here where the files have none, the validation part, and notes."""
+    """Return the official splits, or one made here if the files have none, the validation part, and notes."""
     if annotations.splits:
         by_id = {video.id: video for _, video in listed.videos}
         sides = [[[by_id[i] for i in ids if i in by_id] for ids in split] for split in annotations.splits]
@@ -370,10 +371,10 @@ class VideoIndex:
             places = self._index.get(self._relative(name), [])
             if len(places) > 1:
                 shown = ", ".join(path.relative_to(self.root).as_posix() for path in places[:3])
-                return f"several of this name: {shown}"
+                return f"several with this name: {shown}"
             if places:
                 return LocatedVideo(self._ids[places[0]], places[0])
-        return f"no {self._what} of this name"
+        return f"no {self._what} with this name"
 
     def example(self) -> str:
         """Return a note that names one file or frame folder that is here, or says that there is none."""
@@ -443,11 +444,11 @@ def clock_of(
     """Return the clock of a video.
 
     Args:
-        file: The video, where it is available.
-        folder: Its frame folder, where that is read; the video's time stamps are used if it has as many frames.
+        file: The video, if it is available.
+        folder: Its frame folder, if that is read; the video's timestamps are used if it has as many frames.
         count: Frames.
         fps: Rate in the annotations.
-        wanted: Rate given by the user for the frame folders; takes precedence over everything but time stamps.
+        wanted: Rate given by the user for the frame folders; takes precedence over everything but timestamps.
 
     Raises:
         VideoError: The rate is unknown.
@@ -469,12 +470,12 @@ def clock_of(
             rate = video.fps
     if rate is None:
         where = folder or file
-        raise VideoError(where, f"the frames per second of {where} are unknown; give --fps")
+        raise VideoError(where, f"the frames per second of {where} are unknown; use --fps")
     return VideoClock(count, fps=rate)
 
 
 def _recorded(folder: Path) -> dict[str, Any]:
-    """Return what extraction recorded about the video; empty for folders of other programs."""
+    """Return the record of extraction about the video; empty for folders written by other programs."""
     found = (read_extraction_manifest(folder) or {}).get("video")
     return found if isinstance(found, dict) else {}
 

@@ -1,6 +1,6 @@
 """Official annotation files of published data sets, one reader each.
 
-Every reader takes the folder (or file) that `--annotations` names and raises a `DataError` where a file is missing, a
+Every reader takes the folder (or file) that `--annotations` names and raises a `DataError` if a file is missing, a
 line or value is wrong, or a class is unknown; it names `file:line`, or the key in a JSON file.
 """
 
@@ -83,7 +83,7 @@ def read_hmdb51(path: Path) -> Annotations:
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise DataError(
-                f"{path / (missing[0] + suffix)}: no such file{more}; give the folder testTrainMulti_7030_splits"
+                f"{path / (missing[0] + suffix)}: no such file{more}; use the folder testTrainMulti_7030_splits"
             )
         sides: dict[str, list[str]] = {"0": [], "1": [], "2": []}
         for label, file in sorted(files.items()):
@@ -311,7 +311,7 @@ def read_activitynet(path: Path) -> Annotations:
     """Read ActivityNet: `activity_net.v1-3.min.json` (or its folder); every annotated segment is an entry of its own.
 
     Labels follow the leaves of the taxonomy, as in 3D-ResNets-PyTorch `datasets/activitynet.py`, unless the file has
-    `labels`. `fps`, where 3D-ResNets' scripts have added it, is used for videos whose own time stamps cannot be read.
+    `labels`. `fps`, where 3D-ResNets' scripts have added it, is used for videos whose own timestamps cannot be read.
     Videos are called `v_<id>` or `<id>`.
     """
     file = find_file(path, "activity_net*.json", "*.json") if path.is_dir() else path
@@ -322,9 +322,9 @@ def read_codebase_json(path: Path, prefix: str = "") -> Annotations:
     """Read the JSON files of Efficient-3DCNNs and 3D-ResNets-PyTorch, which follow ActivityNet's.
 
     `{"labels": […], "database": {id: {"subset": "training", "annotations": {"label": …, "segment": [1, 41]}}}}`; the
-    segment counts frames from 1 and does not hold the last. Efficient-3DCNNs' Kinetics file has the database once per
-    subset and file names as ids. Where annotations are a list, as in ActivityNet, segments are seconds. Labels follow
-    `labels`, else the leaves of `taxonomy`.
+    segment counts frames from 1 and does not contain the last. Efficient-3DCNNs' Kinetics file has the database
+    once per subset and file names as ids. Where annotations are a list, as in ActivityNet, segments are seconds.
+    Labels follow `labels`, otherwise the leaves of `taxonomy`.
 
     Args:
         path: The file.

@@ -35,7 +35,7 @@ def read_table(path: Path) -> Annotations:
     """Read a table with the columns of `COLUMNS`; `path` or `id`, and `label` or `labels`, are needed.
 
     A column `labels` makes the data set multi-label; names are separated by `;`, in JSON they are a list. Labels follow
-    the sorted class names, or the numbers where all names are integers. Without `split`, a split is made. Rows of `val`
+    the sorted class names, or the numbers if all names are integers. Without `split`, a split is made. Rows of `val`
     are the test list, unless there are rows of all three parts.
 
     Raises:
@@ -86,7 +86,7 @@ def _json_rows(path: Path, suffix: str) -> Iterator[tuple[str, Any]]:
         try:
             yield f"{path}:{line}", parse_json(text)
         except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{line}: not complete JSON ({error.msg})") from None
+            raise DataError(f"{path}:{line}: invalid JSON ({error.msg})") from None
 
 
 def _texts(value: Any, where: str) -> Row:
