@@ -186,7 +186,7 @@ def test_a_source_that_stays_away_ends_it_with_one_line(rgb: Path, tmp_path: Pat
         server.close()
     assert process.returncode == 2
     last = complaints.strip().splitlines()[-1]
-    assert last.startswith(f"two-stream: {server.address}: gone for ")
+    assert last.startswith(f"two-stream: {server.address}: lost for ")
     assert "Traceback" not in complaints
 
 

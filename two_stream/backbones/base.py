@@ -43,9 +43,9 @@ class Backbone(nn.Module, ABC):
     """Pixels per step of each pathway's map."""
     pathways: tuple[str, ...] = ("main",)
     modalities: tuple[Modality, ...] = ("rgb", "flow")
-    """Supported modalities; others raise when the network is built."""
+    """Supported modalities; others cause an error when the network is built."""
     reductions: tuple[str, ...] = ("none", "frab", "frmb")
-    """Supported values of `ModelOptions.reduction`; others raise."""
+    """Supported values of `ModelOptions.reduction`; others cause an error."""
     gradient_checkpointing: bool = False
 
     def __init__(self, options: Any, modality: Modality, stack: int = 1) -> None:

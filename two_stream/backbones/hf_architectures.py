@@ -36,7 +36,7 @@ class Architecture:
     config: str
     """name of its configuration class"""
     build: Callable[[Any, Callable[[Any], Any]], TransformerParts]
-    """configuration and how to make a model of the class `model` from one -> parts"""
+    """(configuration, builder) -> parts; the builder makes a model of class `model` from a configuration"""
     model: str
     """name of its model class"""
     stride: int
@@ -50,12 +50,12 @@ class Architecture:
     prefix: int = 0
     """leading tokens that do not belong to a position in the clip"""
     time_last: bool = False
-    """tokens count through time fastest; otherwise through width, height, then time"""
+    """order of the tokens: time varies fastest; otherwise width, then height, then time"""
     value_range: tuple[float, float] = (0.0, 1.0)
     mean: tuple[float, ...] = IMAGENET[0]
     std: tuple[float, ...] = IMAGENET[1]
     crop_share: float = 224 / 256
-    """part of the frame's height that the crop takes"""
+    """fraction of the frame's height that the crop covers"""
 
     def patch(self, config: Any) -> tuple[int, int]:
         """Return frames and pixels of one token.

@@ -141,7 +141,7 @@ def pointwise_block(inputs: int, outputs: int, *, stride: int = 1, volumes: bool
 def flow_statistics(
     value_range: tuple[float, float], std: tuple[float, ...]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and deviation for flow images: no motion becomes 0, the scale is the average of RGB."""
+    """Return mean and deviation for flow images: no motion becomes 0, the deviation is the average over RGB."""
     middle, scale = sum(value_range) / 2, sum(std) / len(std)
     return (middle, middle), (scale, scale)
 

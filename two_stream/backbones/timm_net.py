@@ -298,7 +298,7 @@ def _published(name: str) -> Any:
     _require_name(name)
     found = get_pretrained_cfg(name)
     if found is None:
-        raise SettingsError(f"timm says nothing of the input of {name!r}; choose another network")
+        raise SettingsError(f"timm does not describe the input of {name!r}; choose another network")
     return found
 
 

@@ -33,7 +33,7 @@ class TimmParts:
     last: nn.Module | None = None
     """container whose last child is the last block; none if that is not known"""
     after: tuple[str, ...] = ()
-    """stages behind that block whose width is the block's"""
+    """stages after that block that have the same width"""
 
 
 def take_apart(net: Any, twin: Callable[[], Any], side: int) -> TimmParts:

@@ -37,11 +37,11 @@ class Options(AuditOptions):
     settings_root: Path = Path("settings")
     """folder that contains the named data sets"""
     rgb_pattern: str | None = None
-    """names of RGB frames in a folder of frame folders, as for `extract`; by default as each was extracted"""
+    """file names of RGB frames in a folder of frame folders, as for `extract`; if omitted, as each was extracted"""
     flow_x_pattern: str | None = None
-    """names of flow x there"""
+    """file names of flow x in these frame folders"""
     flow_y_pattern: str | None = None
-    """names of flow y there"""
+    """file names of flow y in these frame folders"""
 
 
 def main(args: list[str]) -> int:

@@ -103,7 +103,7 @@ class _ResultFlags:
     from_json: Path
     """result file with the top classes of each video or clip"""
     truth: str | None = None
-    """annotation JSON of these codebases; or the name or dataset.yaml of a data set"""
+    """annotation JSON of Efficient-3DCNNs or 3D-ResNets; or the name or dataset.yaml of a data set"""
     subset: str = "validation"
     """subset of an annotation JSON that is evaluated"""
     split: int = 1

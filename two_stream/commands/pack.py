@@ -88,7 +88,7 @@ def _pack(record: Record, modality: Modality, out: str, how: PackOptions) -> Pac
 
 
 def _size_of(like: Path, options: Options) -> tuple[int, int]:
-    """Return the frame size that the model of a run or experiment takes."""
+    """Return the frame size that the model of a run or experiment expects."""
     from two_stream.config.load import load_experiment
     from two_stream.errors import SettingsError
 
@@ -108,7 +108,7 @@ def _report(summary: PackSummary, how: PackOptions) -> None:
     from two_stream.runtime.console import say, warn
 
     for name, packed, listed in summary.short:
-        warn(f"{name}: {packed} frames packed, its list has {listed}")
+        warn(f"{name}: {packed} frames packed, but its list has {listed}")
     for name, reason in summary.failed:
         say(f"failed: {name}: {reason}")
     there = summary.shards - summary.written

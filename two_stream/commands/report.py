@@ -21,7 +21,7 @@ class _ReportFlags:
     out: Path | None = None
     """page to write; if omitted, report.html in the run folder, or with several streams in the current folder"""
     title: str | None = None
-    """title of the page; if omitted, names the data set and the streams"""
+    """title of the page; if omitted, the names of the data set and the streams"""
     rule: Literal["l2", "logits", "probabilities", "rank", "learned"] = "l2"
     """fusion rule (see `two-stream fuse --help`); learned: weights fitted on the holdout scores of the runs"""
     mistakes: int = 8

@@ -50,7 +50,7 @@ class StreamFlags:
     annotate: Path | None = None
     """MP4 file to write, with the predictions drawn on it"""
     window: int | None = None
-    """port of a page with the live image for browsers of this machine (http://127.0.0.1:PORT/); 0 takes a free one"""
+    """port of a page with the live image for browsers of this machine (http://127.0.0.1:PORT/); 0 chooses a free one"""
     mode: Literal["auto", "continual", "sliding"] = "auto"
     """continual: each frame is computed once; sliding: the clip network on sliding clips; auto: continual if the
     network can be converted"""
@@ -66,7 +66,7 @@ class StreamFlags:
     paced: bool = False
     """read a file at its own frame rate, dropping late frames, as if it were live"""
     patience: float = 60.0
-    """seconds to wait for a lost live source; 0 ends at once"""
+    """seconds to wait for a lost live source; 0 stops immediately"""
     limit: float | None = None
     """stop after this many seconds"""
     flow_algorithm: Literal["auto", "dis", "farneback", "tvl1"] = "auto"
@@ -79,7 +79,7 @@ class StreamFlags:
     short_side: int | None = None
     """shorter side at which flow is computed; if omitted, as the run's frames were extracted, otherwise 256"""
     checkpoint: Literal["best", "last"] = "best"
-    """which checkpoint of the runs"""
+    """checkpoint of the run folders: the selected epoch, or the last one"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -108,7 +108,7 @@ def _check(flags: StreamFlags) -> None:
         if value is not None and value < 1:
             raise SettingsError(f"--{name} is {value}: expected 1 or more")
     if flags.patience < 0 or (flags.limit is not None and flags.limit <= 0):
-        raise SettingsError("--patience and --limit are seconds: expected 0 or more, and more than 0")
+        raise SettingsError("--patience needs 0 or more seconds, and --limit more than 0")
     if flags.step is not None and flags.mode == "continual":
         raise SettingsError("--step is for sliding clips; remove it, or use --mode sliding")
     if flags.json == "-" and flags.annotate == Path("-"):

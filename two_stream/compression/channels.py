@@ -37,9 +37,9 @@ _SIDE = 64
 """side in pixels of the clip for tracing, if the network accepts it"""
 _LARGEST = (0.98, 0.9, 0.8, 0.6)
 """start values of the search for a budget; in a global ranking, layers that would lose all channels lose none, so a
-smaller share may remove more"""
+smaller fraction may remove more"""
 _SEARCH = 9
-"""bisections in the search for a share that meets a budget: to 1/500"""
+"""bisections in the search for a fraction that meets a budget: to 1/500"""
 
 
 def narrow_channels(model: Recognizer, options: Prune) -> None:
@@ -197,7 +197,7 @@ def _groups(layers: Iterable[Layer]) -> int:
 
 
 def _most(layer: Layer, groups: int) -> float:
-    """Return the largest share that leaves a channel per group; with more, torch-pruning prunes nothing."""
+    """Return the largest fraction that leaves a channel per group; above it, torch-pruning prunes nothing."""
     width = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
     return max(0.0, 1.0 - 1.001 * groups / width)
 

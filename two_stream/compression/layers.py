@@ -89,7 +89,7 @@ def read_levels(path: Path, names: Sequence[str], what: str = "weights") -> dict
         raise SettingsError(f"{path}: cannot be read ({error.strerror}); expected a file of levels") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise SettingsError(
-            f"{path}: not a file of levels; expected JSON of layer and share, or a CSV with Name, Type and Sparsity"
+            f"{path}: not a file of levels; expected JSON of layer and fraction, or a CSV with Name, Type and Sparsity"
         ) from None
     if kind not in (None, what):
         raise SettingsError(

@@ -144,10 +144,10 @@ def sensitivity_masks(weights: Mapping[str, torch.Tensor], sensitivity: float) -
 def gradual_level(
     epoch: int, *, initial: float, final: float, begin: int, end: int, frequency: int
 ) -> float | None:
-    """Return the share at an epoch; None before `begin`. It rises fast first and slowly last.
+    """Return the fraction to remove at an epoch; None before `begin`. It rises fast first and slowly last.
 
     Zhu and Gupta, equation 1: `s_f + (s_i - s_f) · (1 - progress)³`. The last step, `frequency` epochs before `end`,
-    reaches the final share; between steps and after the last one it is constant.
+    reaches the final fraction; between steps and after the last one it is constant.
     """
     if epoch < begin:
         return None
@@ -157,7 +157,7 @@ def gradual_level(
 
 
 def last_step(begin: int, end: int, frequency: int) -> int:
-    """Return the epoch from which a gradual schedule has its final share."""
+    """Return the epoch from which a gradual schedule has its final fraction."""
     return begin + (end - 1 - begin) // frequency * frequency
 
 

@@ -156,7 +156,7 @@ class QuantizationAware(Extension):
             self.stepped(models, self.done - 1)
 
     def stepped(self, models: Sequence[nn.Module], step: int) -> None:
-        """Freeze ranges and BatchNorm statistics after their share of the training."""
+        """Freeze ranges and BatchNorm statistics after their fraction of the training."""
         from two_stream.surgery.int8_graph import stop_ranges
 
         self.done = step + 1

@@ -241,13 +241,13 @@ def _narrowed_copy(model: Recognizer, options: Prune, by_layer: Levels) -> Recog
 
 
 def _changed(model: Recognizer) -> tuple[str, ...]:
-    """Return which tensors the last narrowing changed: the same for layers that share their channels."""
+    """Return the names of the tensors that the last narrowing changed; equal for layers that share channels."""
     return tuple(sorted(model.alterations[-1].sizes))
 
 
 @dataclass(frozen=True)
 class LevelChoice:
-    """Shares that meet a budget."""
+    """Pruned fractions that meet a budget."""
 
     levels: Levels
     measure: Measure
@@ -262,7 +262,7 @@ class LevelChoice:
 def choose_levels(
     model: Recognizer, found: Sensitivity, options: Prune, measure: Measure, budget: float
 ) -> LevelChoice:
-    """Choose a share for each layer, so that a share `budget` of the measure is left (above 0, below 1).
+    """Choose a fraction for each layer, so that the fraction `budget` of the measure is left (above 0, below 1).
 
     Greedy: among the next levels of all layers, take the one with the smallest loss per unit saved by that layer alone,
     apply everything chosen so far, and count (or time) the network. Pruned weights lower only the parameter count.
@@ -329,7 +329,7 @@ def _value(point: SensitivityPoint, measure: Measure) -> float:
     if measure == "macs":
         return point.multiply_adds
     if point.latency_ms is None:
-        raise SettingsError("a budget of latency needs latencies, which were not measured")
+        raise SettingsError("a latency budget needs measured latencies, and there are none")
     return point.latency_ms
 
 
@@ -344,7 +344,7 @@ def _applied(model: Recognizer, options: Prune, levels: Levels) -> Recognizer:
 
 @plain_figures()
 def draw_sensitivity(found: Sensitivity, target: Path) -> None:
-    """Draw top-1 and loss against the pruned share, a curve per layer, into a PNG, SVG or PDF file.
+    """Draw top-1 and loss against the pruned fraction, a curve per layer, into a PNG, SVG or PDF file.
 
     Early layers are dark, late ones light.
     """

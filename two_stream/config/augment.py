@@ -37,7 +37,7 @@ class AugmentOptions(Options):
     flip: Fraction = 0.5
     """probability of a horizontal flip"""
     brightness: NonNegative = 0.0
-    """largest relative change of the brightness; RGB only, like the following"""
+    """largest relative change of the brightness; RGB only, like contrast, saturation, hue and grayscale"""
     contrast: NonNegative = 0.0
     """largest relative change of the contrast"""
     saturation: NonNegative = 0.0
@@ -47,7 +47,7 @@ class AugmentOptions(Options):
     grayscale: Fraction = 0.0
     """probability of a clip without colour"""
     rand_augment: Annotated[int, Field(ge=0, le=10)] = 0
-    """operations of RandAugment (1909.13719) per clip; 0 is off"""
+    """number of RandAugment operations (1909.13719) per clip; 0 is off"""
     rand_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
     """strength of RandAugment's operations"""
     erase: Fraction = 0.0
@@ -75,6 +75,6 @@ class AugmentOptions(Options):
                 raise ValueError(f"`{name}` is {low:g}, {high:g}: expected the smaller number first")
         if self.short_sides[0] < 1.0:
             raise ValueError(
-                f"`short_sides` begins with {self.short_sides[0]:g}: expected 1 or more, so that the crop fits"
+                f"`short_sides` starts with {self.short_sides[0]:g}: expected 1 or more, so that the crop fits"
             )
         return self

@@ -116,7 +116,7 @@ class R2Plus1d(Options):
     @model_validator(mode="after")
     def _reachable(self) -> R2Plus1d:
         if self.temporal_stride == 16 and not self.stem_pool:
-            raise ValueError("temporal_stride 16 needs stem_pool; without it 8 is the most")
+            raise ValueError("temporal_stride 16 needs stem_pool; without it, the maximum is 8")
         return self
 
 
@@ -201,7 +201,8 @@ class Slow(Options):
     kind: Literal["slow"] = "slow"
     depth: Literal[50, 101] = 50
     variant: Literal["slow", "i3d"] = "slow"
-    """slow: no convolution over time before layer3; i3d: one in every or every other block, and half the rate"""
+    """slow: no convolution over time before layer3; i3d: convolutions over time in every block or every second one,
+    and half the frame rate"""
     width: Width = 1.0
 
 

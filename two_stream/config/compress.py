@@ -26,11 +26,12 @@ class Prune(Options):
     """weights: single weights are set to 0 and stay 0, layers keep their sizes; channels: channels are removed, so the
     network is smaller and faster"""
     amount: NonNegative = 0.5
-    """share to remove (with `rule: sensitivity`: the threshold in standard deviations)"""
+    """fraction to remove (with `rule: sensitivity`: the threshold in standard deviations)"""
     scope: Literal["layer", "global"] = "layer"
     """layer: the same fraction of every layer; global: the least important of all layers together"""
     rule: Literal["level", "sensitivity"] = "level"
-    """weights: level: remove the share `amount`; sensitivity: remove weights of at most `amount` standard deviations"""
+    """weights: level: remove the fraction `amount`; sensitivity: remove weights of at most `amount` standard
+    deviations"""
     importance: Literal["l1", "l2", "bn", "random"] = "l1"
     """channels: ranking criterion, over all layers that share a channel; bn: BatchNorm's scale"""
     layers: str = ""
@@ -40,9 +41,9 @@ class Prune(Options):
     skip_classifier: bool = True
     """do not prune the classifier"""
     by_layer: dict[str, Fraction] = Field(default_factory=dict)
-    """share per layer, instead of `amount`; other layers are not pruned (set by `--levels FILE`)"""
+    """fraction per layer, instead of `amount`; other layers are not pruned (set by `--levels FILE`)"""
     initial: Fraction = 0.0
-    """gradual: share at the beginning"""
+    """gradual: fraction at the start"""
     begin: Annotated[int, Field(ge=0)] = 0
     """gradual: first epoch, counted from 0"""
     end: PositiveInt | None = None

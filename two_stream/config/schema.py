@@ -175,7 +175,7 @@ class TrainOptions(Options):
         if self.strategy == "fsdp" and self.ema:
             raise ValueError("ema needs strategy ddp: the averaged weights are not sharded")
         if self.strategy == "fsdp" and self.precision == "fp16":
-            raise ValueError("strategy fsdp takes precision fp32 or bf16: fp16's loss scale is not sharded")
+            raise ValueError("strategy fsdp needs precision fp32 or bf16: fp16's loss scale is not sharded")
         if isinstance(self.optimizer, Logistic):
             plain = TrainOptions()
             for name in ("loss", "label_smoothing", "mixup", "cutmix", "ema"):

@@ -58,7 +58,7 @@ class First(Options):
 
 
 class Patterns(Options):
-    """File names of frames; numbers begin with `first`."""
+    """File names of frames; numbers start at `first`."""
 
     rgb: str = "img_{:05d}.jpg"
     flow_x: str = "flow_x_{:05d}.jpg"
@@ -98,7 +98,7 @@ class Record(Options):
     group: str | None = None
     """regular expression over an id whose first group names the source video; `{classes}` matches any class name"""
     groups: Path | None = None
-    """file of lines `id group`, instead of `group`"""
+    """text file with a line `id group` per video; replaces `group`"""
     multi_label: bool = False
     """a video may have several classes, in the lists as `3,17`: a sigmoid per class in training, mAP in evaluation"""
     mirror: bool = True
@@ -334,7 +334,7 @@ def known_datasets(settings_root: Path) -> list[str]:
 
 
 def read_groups(path: Path) -> dict[str, str]:
-    """Read a file of lines `id group`; ids may contain spaces, groups may not.
+    """Read a text file with a line `id group` per video; ids may contain spaces, groups may not.
 
     Raises:
         DataError: Missing, or a line without both.

@@ -34,7 +34,7 @@ class FrameNames:
         if self.flow_pattern is not None:
             if "{axis}" not in self.flow_pattern:
                 raise SettingsError(
-                    f"--flow-pattern {self.flow_pattern!r}: expected x and y as {{axis}}, as in "
+                    f"--flow-pattern {self.flow_pattern!r}: expected {{axis}} in place of x and y, as in "
                     "'flow_{axis}_{:05d}.jpg'"
                 )
             found |= {f"flow_{axis}": self.flow_pattern.replace("{axis}", axis) for axis in "xy"}
@@ -47,16 +47,16 @@ class FolderOptions(FrameNames):
     """How a folder of videos becomes a data set."""
 
     groups: Path | None = None
-    """file of lines `id group`: videos of one group come from one source and stay on one side of every split; ids may
-    leave out the class folder"""
+    """text file with a line `id group` per video: videos of one group come from one source and stay on one side of
+    every split; ids may omit the class folder"""
     group_regex: str | None = None
-    """instead: regular expression over the id (path without suffix) whose first group is the source"""
+    """instead of --groups: regular expression over the id (path without suffix) whose first group is the source"""
     frames: Path | None = None
     """where the frame folders are or will be; default data/NAME"""
     splits: int = 3
     """splits to make"""
     test_fraction: float = 0.3
-    """part of each class in a test list"""
+    """fraction of each class in a test list"""
     seed: int = 0
     """seed of the splits"""
     backend: Decoder = "pyav"
@@ -85,11 +85,11 @@ class AnnotationOptions(FrameNames):
     out: Path = Path("settings")
     """settings folder; record, lists, groups and segments go to OUT/NAME/"""
     videos: Path | None = None
-    """folder of the videos, in class folders or not; decoded to count frames …"""
+    """folder of the videos, with or without class folders; the videos are decoded to count their frames"""
     frames: Path | None = None
-    """… or folder of the frame folders, whose files are counted"""
+    """instead of --videos: folder of the frame folders, whose files are counted"""
     fps: float | None = None
-    """frames per second of the frame folders, to find segments given in seconds, if nothing else gives it"""
+    """frames per second of the frame folders, to find segments given in seconds, if no other source states it"""
     backend: Decoder = "pyav"
     """decoder that counts frames"""
     processes: int | None = None
@@ -111,7 +111,7 @@ class AuditOptions:
     patience: float = 60.0
     """seconds without a new frame after which a video is skipped"""
     official_split: bool = False
-    """accept a published split: a source on both sides of it is a warning"""
+    """accept a published split: a source on both sides causes a warning, not an error"""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class PackOptions:
     flow: Literal["tvl1", "dis", "farneback"] = "dis"
     """flow algorithm of --source videos"""
     shard_frames: int = 10_000
-    """frames after which a new shard begins"""
+    """number of frames after which a new shard starts"""
     processes: int | None = None
     """shards written at a time; all processors by default, 0 works in the main process"""
     overwrite: bool = False

@@ -41,7 +41,9 @@ class _Archive(Format):
         """See `Format.read_card`."""
         card = parse_card(_card_text(path), path)
         if _content(path) != card.content_sha256:
-            raise CheckpointError(f"{path}: damaged (its SHA-256 is not the card's); export the run again")
+            raise CheckpointError(
+                f"{path}: damaged (its SHA-256 differs from its card); export the run again"
+            )
         return card
 
 
@@ -139,7 +141,7 @@ def _card_text(path: Path) -> str:
             names = [name for name in archive.namelist() if name.split("/", 1)[-1] == _CARD]
             if not names:
                 raise CheckpointError(
-                    f"{path}: an archive without our card; expected one of `two-stream export`"
+                    f"{path}: an archive without a Two-Stream card; expected a file written by `two-stream export`"
                 )
             return archive.read(names[-1]).decode()
     except (zipfile.BadZipFile, UnicodeDecodeError, EOFError) as error:

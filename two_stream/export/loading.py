@@ -46,7 +46,7 @@ class ExportedNetwork(ClipNetwork):
         wanted = self.card.inputs[0].shape[1:]
         if clip_BCTHW.dtype != torch.uint8 or tuple(clip_BCTHW.shape[1:]) != wanted:
             raise SettingsError(
-                f"{self.path}: got clips of shape {tuple(clip_BCTHW.shape)}, {clip_BCTHW.dtype}; it takes uint8 "
+                f"{self.path}: got clips of shape {tuple(clip_BCTHW.shape)}, {clip_BCTHW.dtype}; expected uint8 "
                 f"(batch, {', '.join(map(str, wanted))})"
             )
         if self._session is None:

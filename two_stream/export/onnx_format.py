@@ -75,14 +75,16 @@ class Onnx(Format):
         text = {entry.key: entry.value for entry in model.metadata_props}.get(KEY)
         if text is None:
             raise CheckpointError(
-                f"{path}: an ONNX file without our card; expected one of `two-stream export`"
+                f"{path}: an ONNX file without a Two-Stream card; expected a file written by `two-stream export`"
             )
         card = parse_card(text, path)
         _check(model, path)
         written = card.content_sha256
         unsealed = content.replace(written.encode(), UNSEALED.encode(), 1)
         if hashlib.sha256(unsealed).hexdigest() != written:
-            raise CheckpointError(f"{path}: damaged (its SHA-256 is not the card's); export the run again")
+            raise CheckpointError(
+                f"{path}: damaged (its SHA-256 differs from its card); export the run again"
+            )
         return card
 
     def open(self, path: Path, card: ExportCard | None = None) -> Session:
@@ -99,7 +101,7 @@ class Onnx(Format):
                 session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
             session.disable_fallback()
         except Exception as error:  # its exceptions share no base class
-            raise CheckpointError(f"{path}: ONNX Runtime does not take it ({error_line(error)})") from error
+            raise CheckpointError(f"{path}: ONNX Runtime rejects it ({error_line(error)})") from error
         return _computing(session, path)
 
 
@@ -171,7 +173,7 @@ def _check(model: Any, path: Path) -> None:
                 found = "weights in other files"
     if found is not None:
         raise CheckpointError(
-            f"{path}: contains {found}, which no export does; not loaded (export the run again)"
+            f"{path}: contains {found}, which an exported file never contains; not loaded (export the run again)"
         )
 
 

@@ -299,7 +299,7 @@ class Program:
 
     def _odd(self, what: str) -> CheckpointError:
         return CheckpointError(
-            f"{self.path}: contains {what}, which no export does; not loaded (export the run again)"
+            f"{self.path}: contains {what}, which an exported file never contains; not loaded (export the run again)"
         )
 
     def _check_members(self, archive: zipfile.ZipFile) -> str:
@@ -330,7 +330,7 @@ class Program:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))[:120]
             raise self._odd(
-                f"in {name.split('/', 1)[1]} at `{where}` something other than a graph ({first['msg'][:80]})"
+                f"an invalid graph in {name.split('/', 1)[1]}, at `{where}` ({first['msg'][:80]})"
             ) from None
 
     def _tensors(
@@ -512,7 +512,7 @@ class Program:
             for port in card.inputs
         ]
         if len(inputs) != len(self._inputs):
-            raise self._odd(f"{len(self._inputs)} inputs, and {len(inputs)} on its card,")
+            raise self._odd(f"{len(self._inputs)} inputs, but its card lists {len(inputs)},")
         try:
             found = self._run(inputs, meta, stored, look)
         except CheckpointError:

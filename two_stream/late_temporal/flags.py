@@ -35,7 +35,7 @@ class EvaluatorFlags:
     ten_crop_enabled: Annotated[bool, tyro.conf.FlagConversionOff] = True
     """published variable: ten crops, or the centre one"""
     crops: Literal["ten", "center"] | None = None
-    """not published: overrides --ten-crop-enabled"""
+    """added here: overrides --ten-crop-enabled"""
     multi_gpu_train: Annotated[bool, tyro.conf.FlagConversionOff, flag("--multiGPUTrain")] = False
     """published variable, ignored: the `module.` prefix of such checkpoints is removed automatically"""
     multi_gpu_test: Annotated[bool, tyro.conf.FlagConversionOff, flag("--multiGPUTest")] = False
@@ -53,7 +53,7 @@ class EvaluatorFlags:
     on_error: Literal["raise", "skip"] = "raise"
     """skip: leave out a broken video, with a warning"""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps; in the published code a number in the source"""
+    """auto, cpu, cuda, cuda:N or mps; hard-coded in the published code"""
     workers: Annotated[int, flag("-j")] = 2
     """loader processes; 0 reads in the main process"""
     batch_views: int = 10

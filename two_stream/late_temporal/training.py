@@ -110,9 +110,9 @@ class PublishedTraining:
     workers: Annotated[int, flag("-j")] = 2
     """loader processes"""
     pretrained: Annotated[Path | None, flag(metavar="FILE")] = None
-    """not published: weights to start from; if omitted, the file that the published code loads, if --weights has it"""
+    """added here: weights to start from; if omitted, the file that the published code loads, if it is in --weights"""
     weights: Annotated[Path, flag(metavar="DIR")] = Path("weights")
-    """not published: folder of the Kinetics and IG-65M weights"""
+    """added here: folder of the Kinetics and IG-65M weights"""
     evaluate: Annotated[bool, tyro.conf.FlagCreatePairsOff, flag("-e")] = False
     """do not train: score the best checkpoint with a single clip and the centre crop"""
     contine: Annotated[bool, tyro.conf.FlagCreatePairsOff, flag("-c", name="continue")] = False

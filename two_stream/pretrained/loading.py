@@ -230,7 +230,7 @@ def _require_fit(
         key = next(iter(misfits))
         raise CheckpointError(
             f"{report.path}: the classifier does not fit ({theirs[key]}: {misfits[key]}); "
-            "to train a new one set `new_classifier`"
+            "set `new_classifier` to train a new one"
         )
     if misfits:
         key = next(iter(misfits))

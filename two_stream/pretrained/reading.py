@@ -216,7 +216,7 @@ def _average_of_run(file: Path, content: Any) -> tuple[Any, Any, str]:
 
 
 def _average_by_key(file: Path, content: Any) -> tuple[Any, Any, str]:  # noqa: ARG001
-    """Find an average with a key of its own, for example `{"model_ema": …, "state_dict": …}`."""
+    """Find an average under a separate key, for example `{"model_ema": …, "state_dict": …}`."""
     average, place = None, ""
     while isinstance(content, dict):
         keys = [
@@ -235,7 +235,7 @@ def _average_by_key(file: Path, content: Any) -> tuple[Any, Any, str]:  # noqa: 
 
 
 def _average_by_prefix(file: Path, content: Any) -> tuple[Any, Any, str]:  # noqa: ARG001
-    """Find an average whose names have a prefix of their own, for example `ema_model.conv.weight`."""
+    """Find an average whose names have a separate prefix, for example `ema_model.conv.weight`."""
     parts: dict[str, dict[str, Any]] = {}
     for key, value in content.items() if isinstance(content, dict) else ():
         first, _, rest = str(key).partition(".")

@@ -102,7 +102,7 @@ class Candidate:
     validated: float
     """top-1 on training videos that the networks were not trained on: those of the folds or the holdout"""
     videos: int
-    """number of these videos"""
+    """number of videos that `validated` is computed on"""
 
 
 def candidate(name: str, runs: Sequence[RunPaths], rule: str) -> Candidate:

@@ -130,9 +130,8 @@ def measure_variant(
 ) -> VariantCost:
     """Count a variant's parameters and operations, and measure the forward pass of one view as it is evaluated.
 
-    The network has random weights, which does not change its cost. Where a run has an altered network (narrowed,
-    int8), give the
-    run: its network is measured. `threads` of the settings is not applied.
+    The network has random weights, which does not change its cost. For an altered network (narrowed, int8), pass its
+    run: the network of the run is measured. `threads` of the settings is not applied.
     """
     model = Recognizer(experiment.model, num_classes).eval() if run is None else read_model(run)[0]
     device = torch.device("cpu") if model.cpu_only else device
@@ -246,7 +245,7 @@ def _notes(ran: Ran) -> list[str]:
     if study.features.backbone is not None:
         notes.append(
             f"The backbone was trained once, with seed {study.seeds[0]}: seeds differ in the heads only. With other "
-            "seeds the backbone has seen holdout videos, which select the epoch, but no test video."
+            "seeds the backbone was trained on some holdout videos, which select the epoch, but on no test video."
         )
     return notes
 

@@ -74,7 +74,7 @@ class LatestRange(MinMaxObserver):
     """Range of the last tensor seen."""
 
     def forward(self, x_orig: torch.Tensor) -> torch.Tensor:
-        """Replace the range and return the tensor unchanged."""
+        """Replace the stored range with the tensor's; return the tensor unchanged."""
         self.reset_min_max_vals()
         found: torch.Tensor = super().forward(x_orig)  # type: ignore[no-untyped-call]
         return found

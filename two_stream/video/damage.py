@@ -41,7 +41,7 @@ _scratch: list[int] = []
 
 
 def _renew() -> None:
-    """Give a forked process a lock and a file of its own."""
+    """Give a forked process its own lock and file."""
     global _LOCK
     _LOCK = threading.Lock()
     while _scratch:

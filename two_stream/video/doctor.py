@@ -53,7 +53,7 @@ class Listed:
     fewer: Severity = "error"
     """severity if fewer frames decode"""
     more: bool = True
-    """whether more frames are reported; not if parts of the video are listed"""
+    """whether additional frames are reported; false if parts of the video are listed"""
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def examine_folder(job: _FolderJob, beat: Beat) -> list[Finding]:
 
 def _check_numbers(subject: str, pattern: str, first: int, files: dict[int, str]) -> list[Finding]:
     if min(files, default=1) < 1:
-        detail = f"begins with {files[min(files)]}, the data set says {pattern.format(first)}; correct `first` in it"
+        detail = f"starts with {files[min(files)]}, but the data set says {pattern.format(first)}; correct its `first`"
         return [Finding("first_number", "error", subject, detail)]
     absent = sorted(set(range(1, max(files, default=0) + 1)) - set(files))
     if not absent:

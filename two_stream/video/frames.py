@@ -41,7 +41,7 @@ _FIELD = re.compile(r"\{:0?(\d{0,2})d\}|\{\}")
 class FramePatterns:
     """Names of the files in a frame folder, each with one field for the frame number.
 
-    Frames are counted from 1 everywhere; if the files begin with a different number, only their names shift.
+    Frames are counted from 1 everywhere; if the file numbers start at another value, only the names shift.
     The published HMDB51 layout has flow files without an extension: `flow_x="flow_x_{:05d}"`.
     """
 

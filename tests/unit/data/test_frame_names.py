@@ -77,7 +77,7 @@ def test_check_names_folders_that_begin_elsewhere(tiny: Record, capsys: pytest.C
     renumber(tiny, 0)
     assert check.main([str(tiny.folder), "--processes", "0"]) == 1
     shown = capsys.readouterr().out
-    assert "v_run_g00_c01: begins with img_00000.jpg, the data set says img_00001.jpg" in shown
+    assert "v_run_g00_c01: starts with img_00000.jpg, but the data set says img_00001.jpg" in shown
     assert check.main([str(tiny.frames_root("rgb")), "--processes", "0"]) == 0  # no data set says otherwise
     with_first(tiny, "{rgb: 0}")
     assert check.main([str(tiny.folder), "--processes", "0"]) == 0
@@ -115,7 +115,8 @@ def test_prepare_leaves_out_by_name_what_begins_elsewhere(
     assert (code, record.first.rgb) == (1, 0)
     shown = capsys.readouterr().out
     assert (
-        "left out: v7: its files begin with img_00003.jpg, those of the data set with img_00000.jpg" in shown
+        "left out: v7: its files start with img_00003.jpg, but those of the data set with img_00000.jpg"
+        in shown
     )
     own = tmp_path / "out" / "t" / "dataset.yaml"
     own.write_text("# mine\nname: t\nclasses: [a, b]\nfirst: {rgb: 3}\nframes: {rgb: ../../f}\n")
@@ -189,7 +190,9 @@ def test_names_that_cannot_be_told_are_named_and_may_be_given(prepare: Any, tmp_
     assert "\n" not in str(e.value)
     with pytest.raises(DataError, match=r"no frame is named 'middle\{\}\.png'; its files are 'h1\.tiff'"):
         prepare("--rgb-pattern", "middle{}.png")
-    with pytest.raises(SettingsError, match=r"--flow-pattern 'h\{\}\.tiff': expected x and y as \{axis\}"):
+    with pytest.raises(
+        SettingsError, match=r"--flow-pattern 'h\{\}\.tiff': expected \{axis\} in place of x and y"
+    ):
         prepare("--rgb-pattern", "left{}.png", "--flow-pattern", "h{}.tiff")
     with pytest.raises(SettingsError, match="one field for the number"):
         prepare("--rgb-pattern", "left.png")

@@ -193,7 +193,7 @@ def test_frame_folders_hold_more_than_their_segments(tmp_path: Path) -> None:
         {"t.csv": "id,label,start,end,fps,split\nx,a,0,1,10,train\nx,b,1,9,10,test\nx,b,5,9,10,test\n"},
     )
     made = prepare_annotations("table", AnnotationOptions(tmp_path / "t.csv", "cut", tmp_path, frames=root))
-    assert made.failures == [("x#3", f"starts at 5 s, the video ends at 4 s ({tmp_path / 't.csv'}:4)")]
+    assert made.failures == [("x#3", f"starts at 5 s, but the video ends at 4 s ({tmp_path / 't.csv'}:4)")]
     record = load_record("cut", tmp_path)
     assert not [f for f in audit(record) if f.kind == "count_mismatch"]
     (root / "x" / "img_00040.jpg").unlink()
@@ -215,7 +215,7 @@ def test_shards_refuse_segments_in_one_line(untrimmed: Record, tmp_path: Path) -
         ("a,v,zero,1,1", r"segments\.csv:4: 'a,v,zero,1,1': expected"),
         ("a,v,2,1,1", r"segments\.csv:4: 'a' lasts from 2 to 1 s"),
         ("a,v,0,nan,1", r"segments\.csv:4: 'a' lasts from 0 to nan s"),
-        ("a,v,0,1,0", r"segments\.csv:4: 'a' begins with frame 0; frames are counted from 1"),
+        ("a,v,0,1,0", r"segments\.csv:4: 'a' starts at frame 0; frames are counted from 1"),
         (",v,0,1,1", r"segments\.csv:4: a segment needs an id and a video"),
         ("first,v,0,1,1", r"segments\.csv:4: 'first' is listed twice"),
     ],

@@ -268,7 +268,7 @@ def test_a_folder_shorter_than_its_list_is_packed_as_far_as_it_goes(noisy: Recor
     assert summary.short == [("v_run_g02_c04", 5, 6)]
     source = ShardSource(str(tmp_path / "out"), "rgb")
     assert source.read("v_run_g02_c04", [5], SIZE).shape == (1, *SIZE, 3)
-    with pytest.raises(VideoError, match=r"v_run_g02_c04: frame 6 requested, 5 are packed"):
+    with pytest.raises(VideoError, match=r"v_run_g02_c04: frame 6 requested, but 5 are packed"):
         source.read("v_run_g02_c04", [6], SIZE)
 
 

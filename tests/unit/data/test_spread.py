@@ -168,7 +168,7 @@ def test_views_of_a_network_of_segments(sampling: str, views: Any, expected: lis
 
 
 def test_views_that_a_network_does_not_have_are_refused() -> None:
-    with pytest.raises(SettingsError, match=r"`twice` take the segments .* this network has none"):
+    with pytest.raises(SettingsError, match=r"`twice` use the segments .* this network has none"):
         evaluation_clips(EvaluateOptions(views="twice"), replace(SPEC, segments=0), 6)
     with pytest.raises(SettingsError, match="2 frames in each of 3 segments are not defined"):
         evaluation_clips(EvaluateOptions(views="sliding"), replace(SPEC, clip_length=6), 6)

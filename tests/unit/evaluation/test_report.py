@@ -176,7 +176,7 @@ def test_labels_are_told_apart_by_run_then_by_number(runs):
 @pytest.mark.parametrize("suffix", [".json", ".md", ".JSON"])
 def test_the_page_does_not_overwrite_its_own_numbers(two, tmp_path, suffix):
     with pytest.raises(
-        SettingsError, match=rf"r\{suffix}: the page is HTML; expected a name in \.html"
+        SettingsError, match=rf"r\{suffix}: the page is HTML; expected a file name ending in \.html"
     ) as caught:
         write_report(two, tmp_path / f"r{suffix}")
     assert "\n" not in str(caught.value)

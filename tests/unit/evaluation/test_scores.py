@@ -156,7 +156,7 @@ def test_join_names_what_does_not_fit():
         join([first, table(["a", "b", "c", "d", "e", "z"], modality="flow")])
     with pytest.raises(ScoreError, match=r"flow: duplicate video id: 'a'"):
         join([first, table(["a", "a", "b", "c", "d"], modality="flow")])
-    with pytest.raises(ScoreError, match=r"flow: label of 'b' is 'c', in rgb it is 'b'; expected"):
+    with pytest.raises(ScoreError, match=r"flow: label of 'b' is 'c', but 'b' in rgb; expected"):
         join([first, table(["a", "b", "c", "d", "e"], [0, 2, 2, 0, 1], modality="flow")])
     with pytest.raises(ScoreError, match=r"class 1 is 'x' against 'b'"):
         join([first, table(["a", "b", "c", "d", "e"], names=("a", "x", "c"), modality="flow")])

@@ -33,7 +33,7 @@ def test_a_changed_byte_is_found(kind, place, request, tmp_path):
     content[int(place * len(content))] ^= 0xFF
     file = tmp_path / source.name
     file.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"damaged|cannot be read|without our card"):
+    with pytest.raises(CheckpointError, match=r"damaged|cannot be read|without a Two-Stream card"):
         load(file)
 
 
@@ -54,9 +54,12 @@ def test_a_foreign_onnx_file_is_one_line(onnx_file, tmp_path, world, capsys):
     file = tmp_path / "foreign.onnx"
     onnx.save(model, str(file))
     assert cli(["predict", _video(world), "--rgb", str(file)]) == 2
-    assert "an ONNX file without our card; expected one of `two-stream export`" in _one_line(capsys)
+    assert (
+        "an ONNX file without a Two-Stream card; expected a file written by `two-stream export`"
+        in _one_line(capsys)
+    )
     assert cli(["evaluate", str(file)]) == 2
-    assert "without our card" in _one_line(capsys)
+    assert "without a Two-Stream card" in _one_line(capsys)
 
 
 def test_other_files_are_one_line(tmp_path, world, capsys):
@@ -68,7 +71,7 @@ def test_other_files_are_one_line(tmp_path, world, capsys):
     for file, words in (
         (empty, "is empty"),
         (text, "damaged, or not an ONNX file"),
-        (archive, "without our card"),
+        (archive, "without a Two-Stream card"),
     ):
         assert cli(["evaluate", str(file)]) == 2
         assert words in _one_line(capsys)
@@ -121,7 +124,7 @@ def test_wrong_words_of_the_command_are_one_line(world, tmp_path, capsys):
 
 
 def test_clips_of_another_shape_are_refused(pt2_file):
-    with pytest.raises(SettingsError, match=r"it takes uint8 \(batch, 2, 4, 32, 32\)"):
+    with pytest.raises(SettingsError, match=r"expected uint8 \(batch, 2, 4, 32, 32\)"):
         load(pt2_file).model(torch.zeros(1, 2, 4, 16, 16, dtype=torch.uint8))
 
 

@@ -142,7 +142,7 @@ def test_git_ignores_what_is_fetched(repository, published):
         (("licence: MIT", "licence: MIT\n    sha256: abc"), "`entries.0.sha256` is 'abc'"),
         (
             ("licence: MIT", f"licence: MIT\n    sha256: {'a' * 64}\n    sha256_prefix: abcdef"),
-            "`sha256` does not begin with `sha256_prefix`",
+            "`sha256` does not start with `sha256_prefix`",
         ),
         (("mean: [0.5]", "mean: [0.5, 0.5]"), "mean and std must have 3 values for rgb"),
         (("source: here", "source: here\n" + ENTRY.split("entries:\n")[1]), "name 'small' is given twice"),

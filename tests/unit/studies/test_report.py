@@ -346,7 +346,9 @@ def test_the_page_is_the_same_twice(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".json", ".md", ".CSV", ".tex"])
 def test_the_page_does_not_overwrite_its_own_numbers(tmp_path, suffix):
-    with pytest.raises(SettingsError, match=rf"r\{suffix}: the page is HTML; use a name in \.html"):
+    with pytest.raises(
+        SettingsError, match=rf"r\{suffix}: the page is HTML; use a file name ending in \.html"
+    ):
         write_study_report(made_result(("a", "b")), tmp_path / f"r{suffix}")
     assert list(tmp_path.iterdir()) == []
 

@@ -120,9 +120,9 @@ def test_the_sample_files_where_they_are(shared, name, tmp_path):
     if not path.is_file():
         pytest.skip(f"{path} is not on this machine")
     for backend in ("pyav", "opencv"):
-        assert any("the file is cut: it ends at byte" in line for line in told(path, backend))
+        assert any("the file is truncated: it ends at byte" in line for line in told(path, backend))
     (outcome,) = extract([Source("v", path)], tmp_path, ExtractOptions(flow="none", processes=0)).outcomes
-    assert outcome.warnings[0].startswith("damaged: the file is cut")
+    assert outcome.warnings[0].startswith("damaged: the file is truncated")
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_file_that_ends_before_its_stated_length_is_named(tmp_path):
     last = content.rfind(b"\x1f\x43\xb6\x75", 0, len(content) // 2)
     (tmp_path / "cut.mkv").write_bytes(content[:last])
     (line,) = told(tmp_path / "cut.mkv")
-    assert "the header says that the video ends at 0.96 s, its last frame is at" in line
+    assert "the header says that the video ends at 0.96 s, but its last frame is at" in line
 
 
 def test_nothing_is_said_without_the_name_of_the_file(whole, tmp_path, capfd):
@@ -236,7 +236,7 @@ def test_sizes_that_lead_nowhere_end_the_walk(tmp_path):
     deep = b"RIFF" + (4 + len(nested)).to_bytes(4, "little") + b"AVI " + nested
     for content, said in (
         (box + nowhere, "damaged at byte 32"),
-        (box + index, "the file is cut"),
+        (box + index, "the file is truncated"),
         (deep, "nested too deeply"),
     ):
         path = tmp_path / "made.mp4"

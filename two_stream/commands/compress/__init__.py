@@ -411,7 +411,7 @@ def _sensitivity(args: list[str]) -> int:
 
 
 def _budget(flags: _SensitivityFlags, prog: str) -> tuple[Any, float] | None:
-    """Return the budget's measure and share."""
+    """Return the budget's measure and fraction."""
     given = [(key, getattr(flags, key)) for key in ("parameters", "macs", "latency")]
     asked = [(key, share) for key, share in given if share is not None]
     if len(asked) > 1:

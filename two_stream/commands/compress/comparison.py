@@ -193,7 +193,7 @@ def _shape(layer: Layer) -> str:
 
 
 def scores_of(run: Run, options: EvaluateOptions, part: Part) -> ScoreTable:
-    """Return a run's scores under a protocol: from its score file if it is of these weights, otherwise score now."""
+    """Return a run's scores under a protocol: from a score file of exactly these weights, or computed now."""
     model, exact = run.model, is_exact(run.experiment)
     found = resolve_evaluation(model, options, model.device, exact=exact)
     path = run.paths.scores / f"{part}_{protocol_slug(found)}.npz"

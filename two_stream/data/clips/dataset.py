@@ -240,7 +240,7 @@ class Companion:
 
 
 def same_clip(one: InputSpec, other: InputSpec) -> bool:
-    """Whether two networks take the same clips: modality, length, stride, segments, stack and size are equal."""
+    """Whether two networks need the same clips: modality, length, stride, segments, stack and size are equal."""
     return all(
         getattr(one, name) == getattr(other, name)
         for name in ("modality", "clip_length", "stride", "segments", "stack", "resize", "size")
@@ -262,7 +262,8 @@ def companion(experiment: Experiment, record: Record, spec: InputSpec, protocol:
     data, modality = experiment.data, experiment.model.modality
     if data.source == "shards" and spec.modality != modality:
         raise DataError(
-            f"`data.shards` contains {modality} frames and the teacher takes {spec.modality}; read `frames` or `videos`"
+            f"`data.shards` contains {modality} frames, but the teacher expects {spec.modality}; "
+            "read `frames` or `videos`"
         )
     found = {video.id: video for video in experiment_part(experiment, record, "train", spec.modality)}
     own = experiment_part(experiment, record, "train")

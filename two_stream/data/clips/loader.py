@@ -225,7 +225,7 @@ def balanced_order(records: Sequence[VideoRecord], seed: int, epoch: int) -> lis
 
     A video is drawn with a probability inverse to the size of its class (the mean over its classes, if it has
     several). The second draw of video i in an epoch is `i + len(records)`, the third `i + 2 * len(records)`, so that
-    each has a clip and augmentation of its own.
+    each has a different clip and augmentation.
     """
     counts = Counter(label for record in records for label in record.all_labels)
     share = np.array([np.mean([1.0 / counts[label] for label in record.all_labels]) for record in records])

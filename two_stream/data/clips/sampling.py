@@ -181,7 +181,7 @@ def clips_for(
     if spec.segments not in (0, spec.clip_length):
         raise SettingsError(
             f"sliding clips of a network with {spec.clip_length // spec.segments} frames in each of {spec.segments} "
-            "segments are not defined; take single, twice or uniform clips"
+            "segments are not defined; use single, twice or uniform clips"
         )
     return sample_clips(
         protocol, num_frames, spec.clip_length, stride=spec.stride, num_clips=num_clips, step=step, rng=rng
@@ -222,7 +222,7 @@ def evaluation_protocol(sampling: str, views: str, num_clips: int | None = None)
         return f"segments-{'single' if views == 'multi' else views}", num_clips
     if views == "twice":
         raise SettingsError(
-            "views `twice` take the segments of a video twice, and this network has none; use uniform views"
+            "views `twice` use the segments of a video twice, but this network has none; use uniform views"
         )
     if sampling == "paper" and views in ("single", "multi"):
         return f"paper-{views}", None
@@ -551,7 +551,7 @@ def allowed_starts(num_frames: int, segments: int, frames: int, stride: int) -> 
 
 
 def uniform_parts(num_frames: int, segments: int, frames: int, stride: int) -> list[range]:
-    """Return, per segment, the starts that `UniformSample` draws from; neighbouring parts share the frame between."""
+    """Return, per segment, the starts that `UniformSample` draws from; neighbouring parts share their border frame."""
     part = max(0, num_frames - 1 - (frames - 1) * stride) / segments
     return [range(round(place * part), round((place + 1) * part) + 1) for place in range(segments)]
 
@@ -559,7 +559,7 @@ def uniform_parts(num_frames: int, segments: int, frames: int, stride: int) -> l
 def sampled_parts(num_frames: int, segments: int, frames: int, stride: int) -> list[range]:
     """Return, per segment, the starts that `SampleFrames` draws from.
 
-    Where the video has too few frames for separate parts, but more than a segment covers, every segment may start
+    If the video has too few frames for separate parts, but more than a segment covers, every segment may start
     anywhere, and the draws are sorted. In a shorter video the starts are fixed, and the last of them may be after the
     end; the video is then looped.
     """

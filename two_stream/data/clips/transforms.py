@@ -106,7 +106,7 @@ def corner_box(frame: Size, size: Size, place: str) -> Box:
 
 
 def placed_box(frame: Size, size: Size, y: float, x: float) -> Box:
-    """Return a box of `size` (height, width) at the shares `y` and `x` (0 to 1) of the free height and width."""
+    """Return a box of `size` (height, width) at the fractions `y` and `x` (0 to 1) of the free height and width."""
     return _box_at(round(y * (frame[0] - size[0])), round(x * (frame[1] - size[1])), size)
 
 
@@ -117,7 +117,7 @@ def _box_at(y0: int, x0: int, size: Size) -> Box:
 def drawn_box(
     frame: Size, area: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> Box | None:
-    """Draw a box by its area and its ratio of width to height, log-uniform; None if ten draws do not fit."""
+    """Draw a box by its area and its ratio of width to height, log-uniform; None if none of ten draws fits."""
     height, width = frame
     for _ in range(_TRIES):
         pixels = height * width * rng.uniform(*area)
@@ -133,7 +133,7 @@ def resized_box(
 ) -> Box:
     """Draw the box of torchvision's random resized crop.
 
-    Where ten draws do not fit, it is the largest box in the centre with a ratio within the limits.
+    If none of ten draws fits, return the largest box in the centre with a ratio within the limits.
     """
     height, width = frame
     box = drawn_box(frame, area, ratio, rng)

@@ -139,7 +139,7 @@ class FolderCounts:
     strange: list[tuple[str, str]] = field(default_factory=list)
     """the failures whose folder exists, with other files"""
     misnumbered: set[str] = field(default_factory=set)
-    """ids among the failures whose files begin with a different number from the data set's"""
+    """ids among the failures whose file numbers start at another value than the data set's"""
     modalities: list[Modality] = field(default_factory=list)
     """modalities with any frame"""
     first: dict[Modality, int] = field(default_factory=dict)
@@ -194,8 +194,8 @@ def count_one(path: Path, beat: Beat, backend: str) -> int | str:
 def count_folders(record: Record, ids: Sequence[str], *, fixed_first: bool = False) -> FolderCounts:
     """Count the frames in the frame folders of a record.
 
-    Where one modality is missing, its count follows from the other: flow has one frame fewer. Folders whose files begin
-    with a different number from those of the data set are reported as failures.
+    If one modality is missing, its count follows from the other: flow has one frame fewer. Folders whose file numbers
+    start at another value than the data set's are reported as failures.
 
     Args:
         record: The data set.
@@ -246,7 +246,7 @@ def count_folders(record: Record, ids: Sequence[str], *, fixed_first: bool = Fal
             if number != first and video_id in made.counts:
                 del made.counts[video_id]
                 files = [roots[m].patterns.of(m)[0].format(at) for at in (number, first)]
-                why = f"its files begin with {files[0]}, those of the data set with {files[1]}"
+                why = f"its files start with {files[0]}, but those of the data set with {files[1]}"
                 made.strange.append((video_id, f"{why} (`first` in dataset.yaml)"))
                 made.failures.append(made.strange[-1])
                 made.misnumbered.add(video_id)

@@ -46,7 +46,7 @@ class FrameFolders(ClipSource):
     def folder(self, video_id: str) -> Path:
         """Return a video's folder: `root/id`, otherwise a folder with that name in the root or a class folder.
 
-        An id with a class (`class/video`) never matches the folder of another class. Where no folder exists, `root/id`
+        An id with a class (`class/video`) never matches the folder of another class. If no folder exists, `root/id`
         is returned.
 
         Raises:

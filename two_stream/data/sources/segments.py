@@ -67,7 +67,7 @@ def read_segments(path: Path) -> dict[str, Segment]:
         if not counted and not 0 <= float(start) < float(end) < math.inf:
             raise DataError(f"{where}: {name!r} lasts from {start} to {end} s: expected 0 <= start < end")
         if segment.first < 1:
-            raise DataError(f"{where}: {name!r} begins with frame {first}; frames are counted from 1")
+            raise DataError(f"{where}: {name!r} starts at frame {first}; frames are counted from 1")
         if name in found:
             raise DataError(f"{where}: {name!r} is listed twice; remove one line")
         found[name] = segment

@@ -103,7 +103,7 @@ def parse_index(content: bytes, name: str) -> ShardIndex:
         meta = parse_json(arrays["meta"].tobytes())
         places, starts, sizes = arrays["places"], arrays["starts"], arrays["sizes"]
         if meta["format"] != FORMAT:
-            raise DataError(f"{name}: format {meta['format']}, this version reads {FORMAT}; pack again")
+            raise DataError(f"{name}: format {meta['format']}, but this version reads {FORMAT}; pack again")
         found = ShardIndex(
             settings=dict(meta["settings"]),
             names=[str(shard["name"]) for shard in meta["shards"]],
@@ -160,7 +160,7 @@ def _check_places(index: ShardIndex, places: NDArray[np.int64]) -> None:
     crcs = index.crcs
     pictures = int(frames.sum()) if raw else entries
     if crcs is not None and (crcs.dtype != np.dtype(np.uint32) or crcs.shape != (pictures,)):
-        raise ValueError(f"{crcs.shape} checksums of {pictures} images")
+        raise ValueError(f"checksums of shape {crcs.shape} for {pictures} images")
     owner = np.repeat(videos, count)
     rows = np.arange(len(owner)) + np.repeat(first - np.cumsum(count) + count, count)
     starts, sizes = starts[rows], sizes[rows]
@@ -232,7 +232,8 @@ class ShardSource(ClipSource):
         wrong = [number for number in numbers if not 1 <= number <= video.frames]
         if wrong:
             raise VideoError(
-                f"{self._name(video)}:{video_id}", f"frame {wrong[0]} requested, {video.frames} are packed"
+                f"{self._name(video)}:{video_id}",
+                f"frame {wrong[0]} requested, but {video.frames} are packed",
             )
         self._check(video.shard)
         return video

@@ -294,7 +294,7 @@ def _read_facts(folder: Path, _stats: tuple[tuple[str, int, int], ...]) -> tuple
     except (OSError, ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path}: missing or damaged; {AGAIN}") from None
     if made != FORMAT:
-        raise CheckpointError(f"{path}: has format {made}, this version reads {FORMAT}; {AGAIN}")
+        raise CheckpointError(f"{path}: has format {made}, but this version reads {FORMAT}; {AGAIN}")
     facts = validate_settings(FeatureFacts, mapping, path)
     sums = parse_json((folder / CHECKSUMS).read_text(encoding="utf-8"))
     held = [f"{name} {digest}" for name, digest in sorted(sums.items()) if name != FACTS]

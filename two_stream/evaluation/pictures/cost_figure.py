@@ -40,7 +40,7 @@ class FigurePoint:
     multiply_adds: float
     """per clip"""
     views: float | None
-    """views per video, on average; None if the score file does not hold them: then a single one is counted"""
+    """views per video, on average; None if the score file does not contain it: then one view is assumed"""
     videos: int
     protocol: str
 
@@ -75,7 +75,7 @@ def point_of(table: ScoreTable, multiply_adds: int) -> FigurePoint:
 def accuracy_against_cost(points: Sequence[FigurePoint], target: Path) -> None:
     """Draw top-1 with its 95 % interval against multiply-adds per video, with the Pareto front.
 
-    Where the views of a score file are unknown, multiply-adds of single views are compared.
+    If the views of a score file are unknown, multiply-adds of single views are compared.
     """
     figure, axes = _figure()
     counted = all(point.views for point in points)
@@ -128,7 +128,7 @@ class CostPoint:
     name: str
     cost: float
     accuracy: float
-    """share, as the ends of its interval"""
+    """from 0 to 1, like the ends of its interval"""
     low: float
     high: float
 

@@ -79,7 +79,7 @@ def write_report(
         SettingsError: The page would overwrite its own JSON or Markdown.
     """
     if out is not None and out.suffix.lower() in (".json", ".md"):
-        raise SettingsError(f"{out}: the page is HTML; expected a name in .html")
+        raise SettingsError(f"{out}: the page is HTML; expected a file name ending in .html")
     if not sources:
         raise ScoreError("no run or score file given; example: two-stream report runs/rgb runs/flow")
     streams, fused, given = _gather(sources, rule)

@@ -201,7 +201,7 @@ def _align(first: ScoreTable, other: ScoreTable) -> ScoreTable:
         row = int(differ[0])
         mine, yours = first.class_names[first.labels[row]], other.class_names[aligned.labels[row]]
         raise ScoreError(
-            f"{theirs}: label of {first.ids[row]!r} is {yours!r}, in {ours} it is {mine!r}"
+            f"{theirs}: label of {first.ids[row]!r} is {yours!r}, but {mine!r} in {ours}"
             f"{f' (and {differ.size - 1} more)' if differ.size > 1 else ''}; expected equal labels"
         )
     return aligned

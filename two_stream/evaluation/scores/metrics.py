@@ -154,7 +154,7 @@ def per_class(table: ScoreTable) -> list[ClassRow]:
 def calibration_error(logits: NDArray[np.float64], labels: NDArray[np.int64], bins: int = ECE_BINS) -> float:
     """Return the expected calibration error (Guo et al. 2017) of softmax(logits) in equal-width bins.
 
-    Per bin of confidence `(low, high]`: |accuracy - mean confidence|, weighted by the bin's share of the videos.
+    Per bin of confidence `(low, high]`: |accuracy - mean confidence|, weighted by the bin's fraction of the videos.
     """
     probabilities = softmax(logits, axis=1)
     confidence = probabilities.max(axis=1)

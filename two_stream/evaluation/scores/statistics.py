@@ -113,7 +113,7 @@ class Estimate:
         return Interval(self.value, max(-1.0, low), min(1.0, high))
 
     def share_interval(self, level: float = LEVEL) -> Interval:
-        """Return Wilson's interval of a share, with the number of trials that gives this standard error.
+        """Return Wilson's interval of a fraction, with the number of trials that gives this standard error.
 
         Unlike a t interval it stays between 0 and 1 and has good coverage near both ends (Kott and Carr 1997; Dean and
         Pagano 2015, "Evaluating confidence interval methods for binomial proportions in clustered surveys").
@@ -214,9 +214,9 @@ def _crossed(
     The two-way random-effects analysis of multi-reader multi-case studies (Dorfman, Berbaum and Metz 1992; Hillis
     2007): readers are training runs, cases are sources. The variance of the mean is that over training runs plus
     the variance over units minus their interaction. Two changes make it more conservative: the variance is at
-    least that over units, and the degrees of freedom are those of the training runs divided by their share of the
-    variance. Hillis squares that share; with three training runs, whose variance is often small by chance, equal
-    variants would then differ too often.
+    least that over units, and the degrees of freedom are those of the training runs divided by their fraction of the
+    variance. Hillis squares this fraction, but the variance of three training runs is often small by chance, and
+    equal variants would then be called different too often.
 
     `variance` is that of the mean over units; `rest_GS` has the deviation of each unit in each training run,
     scaled so that means over units are the deviations of the training runs; for the others see `Estimate`.
@@ -335,7 +335,7 @@ def mcnemar_exact(first_only: int, second_only: int) -> float:
 
 
 def mcnemar_interval(first_only: int, second_only: int, videos: int, level: float) -> Interval:
-    """Return the difference of two shares with the interval of McNemar's exact test.
+    """Return the difference of two accuracies with the interval of McNemar's exact test.
 
     The Clopper-Pearson interval of the first's share of discordant pairs, transformed to the difference: it contains 0
     if and only if the test does not reject.

@@ -69,7 +69,7 @@ def label_of(table: ScoreTable, index: int = 0) -> str:
 
 
 def percent(value: Interval | float | None, digits: int = 1) -> str:
-    """Return `83.3` for a share, `83.3 [75.0, 90.0]` or `83.3 [unknown]` for an interval, a dash for None."""
+    """Return `83.3` for a fraction, `83.3 [75.0, 90.0]` or `83.3 [unknown]` for an interval, a dash for None."""
     if value is None:
         return DASH
     if not isinstance(value, Interval):

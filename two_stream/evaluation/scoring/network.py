@@ -149,7 +149,7 @@ def prepare_for_inference(
 ) -> Recognizer | ClipNetwork | Compiled:
     """Return the network to score with: a copy prepared by the (resolved) options, or the model itself.
 
-    The copy is for inference only and uses memory of its own; the model is not changed.
+    The copy is for inference only and uses its own memory; the model is not changed.
     """
     if isinstance(model, ClipNetwork):
         return model

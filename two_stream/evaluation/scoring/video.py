@@ -69,7 +69,7 @@ class VideoResult:
     logits: NDArray[np.float64]
     """`(K,)`"""
     frames: int
-    """frames that decode"""
+    """number of frames that could be decoded"""
     times: NDArray[np.float64] | None
     """`(frames + 1,)`: time in seconds of each frame and of the end, if the file has times; see `Video`"""
     views: int

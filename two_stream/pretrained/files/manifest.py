@@ -86,7 +86,7 @@ class PublishedFile(Options):
         if self.url is None and self.page is None:
             raise ValueError(f"{self.name}: neither `url` nor `page`; add one of them")
         if self.sha256 and self.sha256_prefix and not self.sha256.startswith(self.sha256_prefix):
-            raise ValueError(f"{self.name}: `sha256` does not begin with `sha256_prefix`")
+            raise ValueError(f"{self.name}: `sha256` does not start with `sha256_prefix`")
         channels = 3 if self.modality == "rgb" else 2
         if {len(self.preprocessing.mean), len(self.preprocessing.std)} - {1, channels}:
             raise ValueError(f"{self.name}: mean and std must have {channels} values for {self.modality}")

@@ -213,8 +213,8 @@ class BrowserWindow:
     def answers(self, host: str, site: str) -> bool:
         """Return whether a request with the headers `Host` and `Sec-Fetch-Site` comes from this page itself.
 
-        A page of another site reaches this machine by its own host name that points here, or embeds the images; it
-        cannot use a numeric address.
+        A page of another site could embed the images, or use its own host name that resolves to this machine. Neither
+        works with a numeric address in `Host`, so numeric addresses are accepted.
         """
         name = urlsplit(f"//{host}").hostname or ""
         if site not in ("", "none", "same-origin"):

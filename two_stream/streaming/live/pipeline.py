@@ -253,7 +253,7 @@ class Pipeline:
         since, seconds = lost
         gone = time.monotonic() - since
         if gone > self.patience:
-            raise VideoError(error.path, f"gone for {gone:.0f} seconds ({error.reason})") from None
+            raise VideoError(error.path, f"lost for {gone:.0f} seconds ({error.reason})") from None
         if first:
             self.interruptions += 1
             self.notify(f"{error}; waiting up to {self.patience:g} s for it to come back")

@@ -208,7 +208,8 @@ class Join(StreamCell):
         if len(strides) > 1:
             rates = " and per ".join(map(str, strides))
             raise SettingsError(
-                f"this network cannot stream: {self.what} joins maps of one step per {rates} frames"
+                f"this network cannot stream: {self.what} joins feature maps of different rates "
+                f"(one step per {rates} frames)"
             )
         before, after = max(reach.before for reach in inputs), max(reach.after for reach in inputs)
         return Reach(strides[0], before, after, any(reach.endless for reach in inputs))

@@ -79,7 +79,7 @@ class Builder:
 
 
 def add_backbone(backbone: Backbone, choice: CellChoice, builder: Builder) -> list[int]:
-    """Add a backbone's cells and return the numbers of its maps, one per pathway.
+    """Add a backbone's cells and return the indices of its maps, one per pathway.
 
     Raises:
         SettingsError: It cannot stream; the message names the layer or setting and the reason.
@@ -108,7 +108,7 @@ class GraphReader:
         self.values: dict[fx.Node, Any] = {}
 
     def maps(self) -> list[int]:
-        """Add every node of the graph and return the numbers of its outputs."""
+        """Add every node of the graph and return the indices of its outputs."""
         graph = self.module.graph
         graph.eliminate_dead_code()
         for node in graph.nodes:

@@ -63,7 +63,8 @@ def write_study_report(result: StudyResult, out: Path) -> list[Path]:
     """
     if out.suffix.lower() not in (".html", ".htm"):
         raise SettingsError(
-            f"{out}: the page is HTML; use a name in .html (.json, .md, .csv and .tex are written next to it)"
+            f"{out}: the page is HTML; use a file name ending in .html "
+            "(.json, .md, .csv and .tex are written next to it)"
         )
     environment = page_templates(_TEMPLATES)
     environment.filters["tex"] = escape_tex
@@ -167,9 +168,9 @@ class ClassView:
     verdict: str
     classes: str | None
     confusion: str | None = None
-    """SVG, of few classes"""
+    """with few classes: SVG of the confusion matrix"""
     cells: Table | None = None
-    """the confusions that differ most, of many classes"""
+    """with many classes: the confusions that differ most"""
 
 
 def class_views(result: StudyResult) -> list[ClassView]:

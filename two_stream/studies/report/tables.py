@@ -108,7 +108,7 @@ def _p(p: float, strong: bool = False) -> TableCell:
 
 
 def _points(gap: Interval, strong: bool) -> TableCell:
-    """Return a difference of shares with its interval, in points."""
+    """Return a difference of fractions with its interval, in points."""
     ends = f"{signed_text(100 * gap.low)}, {signed_text(100 * gap.high)}" if gap.known else "unknown"
     return TableCell(f"{signed_text(100 * gap.value)} [{ends}]", gap.value, strong)
 
@@ -179,7 +179,7 @@ def _variants_caption(result: StudyResult, level: str) -> str:
     if result.metric == "top-1":
         parts.append(f"Always guessing the most frequent class: {percent(result.chance)} %.")
     if any(one.seed_interval for one in result.variants):
-        parts.append("Seeds alone: interval of the mean over training runs, on these very videos.")
+        parts.append("Seeds alone: interval of the mean over training runs, on exactly these videos.")
     devices = sorted({one.cost.device for one in result.variants if one.cost and one.cost.device})
     if devices:
         parts.append(f"Time and memory of the forward pass of one view on {', '.join(devices)}.")
@@ -452,7 +452,7 @@ def runs_table(result: StudyResult) -> Table:
 
 
 def variants_csv(result: StudyResult) -> str:
-    """Return a row per variant. Accuracies are shares (0 to 1); unknown values are empty."""
+    """Return a row per variant. Accuracies are fractions (0 to 1); unknown values are empty."""
     better = better_variants(result)
     more = list(dict.fromkeys(key for variant in result.variants for key in variant.more))
     metric = result.metric.replace("-", "").lower()
@@ -477,7 +477,7 @@ def variants_csv(result: StudyResult) -> str:
 
 
 def comparisons_csv(result: StudyResult) -> str:
-    """Return a row per comparison, first minus second; differences are shares (-1 to 1)."""
+    """Return a row per comparison, first minus second; differences are fractions (-1 to 1)."""
     header = ["first", "second", "family", "difference", "low", "high", "clips", "p", "p_holm", "test"]
     header += ["significant", "mcnemar_first_only", "mcnemar_second_only"]
     header += ["detectable", "detectable_clips", "videos", "groups", "seeds", "verdict"]

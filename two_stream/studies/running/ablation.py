@@ -38,7 +38,8 @@ class StudyWorkers:
     """Where the cells of a study run."""
 
     jobs: int | None = None
-    """at once, per device; None: as many as the settings' threads fit into the processor, one per GPU"""
+    """cells to run at the same time per device; None: one per GPU, on a CPU as many as its cores allow with the
+    settings' threads"""
     devices: tuple[str, ...] = ()
     """GPUs to use; empty: the device of the settings"""
     ray: str | None = None

@@ -47,7 +47,7 @@ def _is_finished(paths: RunPaths) -> bool:
 
 
 def _is_scored(paths: RunPaths, part: Part) -> bool:
-    """Whether the newest scores of a part are of the run's weights."""
+    """Whether the newest scores of a part were computed with the run's weights."""
     try:
         found = read_scores(newest_scores(paths.root, part))
     except ScoreError:

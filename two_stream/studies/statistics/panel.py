@@ -154,7 +154,7 @@ def _refuse_other_holdouts(tables: Sequence[ScoreTable]) -> None:
     other = next((table for table in tables[1:] if set(table.ids) != set(tables[0].ids)), None)
     if other is not None and tables[0].meta.get("part") == "val":
         raise ScoreError(
-            f"{name_of(other)}: other videos than {name_of(tables[0])}, since every seed has its own holdout part; "
+            f"{name_of(other)}: different videos from {name_of(tables[0])}, since every seed has its own holdout part; "
             "compare several training runs on the test part, or one seed at a time"
         )
 

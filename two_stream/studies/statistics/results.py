@@ -1,7 +1,7 @@
 """The result of a study as plain values, written by the statistics and read by every form of the report.
 
-Accuracies are shares (0 to 1); differences are first minus second. A *cell* is one run: a variant on one split with one
-seed.
+Accuracies are fractions (0 to 1); differences are first minus second. A *cell* is one run: a variant on one split
+with one seed.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Published:
     """A published accuracy for comparison."""
 
     value: float
-    """share"""
+    """fraction, from 0 to 1"""
     source: str
 
 
@@ -169,7 +169,7 @@ class FusionResult:
     weights: dict[str, float] = field(default_factory=dict)
     """by stream, found on the holdout part (a mean over training runs); empty: equal"""
     fitted_on: str = ""
-    """videos that the weights were found on"""
+    """videos that the weights were fitted on"""
     tuned: Interval | None = None
     """accuracy with those weights on the evaluated part"""
     agreement: list[list[float]] = field(default_factory=list)

@@ -64,7 +64,7 @@ class ScoredRun:
     def key(self) -> str:
         """Equal for runs that differ only in seed, split and settings that do not change a result.
 
-        A file without its run's settings, and a fusion, is a variant of its own.
+        A file without its run's settings, and a fusion, is a separate variant.
         """
         if self.experiment is None or self.table.meta.get("kind") == "fused":
             return self.file

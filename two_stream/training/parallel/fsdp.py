@@ -62,7 +62,7 @@ class Sharded(Parallel):
 
     @contextmanager
     def micro_step(self, active: int, *, last: bool) -> Iterator[None]:
-        """Reduce gradients in the last row only."""
+        """Reduce gradients across processes in the last row of micro-batches only."""
         if self.statistics is not None:
             self.statistics.begin_micro_step(active)
         cast(FSDPModule, self.model).set_requires_gradient_sync(last)

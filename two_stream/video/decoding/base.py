@@ -70,7 +70,7 @@ class Video(ABC):
 
     @property
     def damage(self) -> str | None:
-        """Why decoding stopped early, where the file is cut or has holes, or which frames are marked corrupt.
+        """Why decoding stopped early, where the file is truncated or has gaps, or which frames are marked corrupt.
 
         None if nothing was found in what was decoded so far; final after `num_frames`, or once `frames()` is exhausted.
         """

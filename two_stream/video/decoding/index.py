@@ -1,4 +1,4 @@
-"""Indexes of a video's frames, so that a read may begin at a key frame; stored between runs.
+"""Indexes of a video's frames, so that a read may start at a key frame; stored between runs.
 
 An index is of one of three kinds:
 
@@ -10,7 +10,7 @@ An index is of one of three kinds:
 Packets are reliable if the codec's key frames can be told from mere recovery points, every packet has a timestamp,
 none occurs twice, none is marked corrupt or discarded, their number is the header's, parameter sets do not change in
 between, and the first frames decode in the order of the stamps. Packets do not show damage inside one that has not been
-decoded: a full pass may end there, and a seek behind it still works.
+decoded: a full pass may end there, while a seek past it still works.
 
 Files lie in the user's cache folder (`TWO_STREAM_CACHE`), one per video, identified by path, size and modification
 time.

@@ -84,11 +84,11 @@ def _lost(place: int, what: str) -> _FileDamageError:
 
 
 def _cut(size: int, name: str, end: int) -> _FileDamageError:
-    return _FileDamageError(f"the file is cut: it ends at byte {size}, and {name} at byte {end}")
+    return _FileDamageError(f"the file is truncated: it ends at byte {size}, and {name} at byte {end}")
 
 
 def _without_end(size: int) -> _FileDamageError:
-    return _FileDamageError(f"the file is cut: it ends at byte {size} without an end marker")
+    return _FileDamageError(f"the file is truncated: it ends at byte {size} without an end marker")
 
 
 def _mp4(file: BinaryIO, size: int) -> None:
@@ -320,7 +320,9 @@ def _ts(file: BinaryIO, size: int, each: int = _TS, skip: int = 0) -> None:
                 raise _FileDamageError(f"the file is damaged before byte {place}: packets are missing there")
             counters[name] = int(count[-1])
     if size % each:
-        raise _FileDamageError(f"the file is cut: it ends at byte {size}, inside a packet of {each} bytes")
+        raise _FileDamageError(
+            f"the file is truncated: it ends at byte {size}, inside a packet of {each} bytes"
+        )
 
 
 _BOXES = (b"ftyp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"styp", b"sidx", b"pnot")
@@ -365,7 +367,7 @@ def find_missing_frames(stamps: Sequence[float], end: float | None, kind: str) -
         return None
     gaps = np.diff(np.sort(np.asarray(stamps)))
     if end is not None and end - max(stamps) > 2.5 * (gaps.max() if len(gaps) else end):
-        return f"the header says that the video ends at {end:.3g} s, its last frame is at {max(stamps):.3g} s"
+        return f"the header says that the video ends at {end:.3g} s, but its last frame is at {max(stamps):.3g} s"
     if len(stamps) < _FEWEST:
         return None
     usual = float(np.median(gaps))

@@ -115,7 +115,9 @@ class CameraSource(LiveSource):
         camera = cv2.VideoCapture(int(self.name))
         try:
             if not camera.isOpened():
-                raise VideoError(f"camera {self.name}", "cannot be opened; is it connected, and not in use?")
+                raise VideoError(
+                    f"camera {self.name}", "cannot be opened; check that it is connected and not in use"
+                )
             rate = camera.get(cv2.CAP_PROP_FPS)
             self.fps = rate if 0 < rate <= 1000 else None
             while True:

@@ -153,7 +153,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: ((folder / "features.json").write_text("{"), _sums(folder)),
         r"features\.json: missing or damaged",
     ),
-    "newer format": (_edit(lambda facts: facts.update(format=2)), "has format 2, this version reads 1"),
+    "newer format": (_edit(lambda facts: facts.update(format=2)), "has format 2, but this version reads 1"),
     "wrong key": (_edit(lambda facts: facts.update(seed="x")), "`seed` is 'x'"),
     "other rows": (
         _edit(lambda facts: facts["parts"]["train"].update(rows=26)),

@@ -222,7 +222,7 @@ def read_table_rows(
             continue
         if len(fields) != len(header):
             raise DataError(
-                f"{path}:{begin}: {len(fields)} fields, the first line names {len(header)} columns; "
+                f"{path}:{begin}: {len(fields)} fields, but the first line names {len(header)} columns; "
                 "is the file complete?"
             )
         row = dict(zip(header, (field.strip() for field in fields), strict=True))

@@ -268,8 +268,10 @@ def _span(
     if entry.frames is not None:
         first, stop = entry.frames
         if first > count:
-            raise VideoError(place.path, f"starts at frame {first}, the video has {plural(count, 'frame')}")
-        late = f"to frame {stop - 1}, the video has {plural(count, 'frame')}" if stop > count + 1 else ""
+            raise VideoError(
+                place.path, f"starts at frame {first}, but the video has {plural(count, 'frame')}"
+            )
+        late = f"to frame {stop - 1}, but the video has {plural(count, 'frame')}" if stop > count + 1 else ""
         return range(first, min(stop, count + 1)), late
     if entry.seconds is None:
         return range(1, count + 1), ""
@@ -281,9 +283,9 @@ def _span(
     clock = clock_of(file, folder, count, entry.fps, options.fps)
     (start, end), span = entry.seconds, clock.between(*entry.seconds)
     if span.start > count:
-        raise VideoError(place.path, f"starts at {start:g} s, the video ends at {clock.end:g} s")
+        raise VideoError(place.path, f"starts at {start:g} s, but the video ends at {clock.end:g} s")
     lost = end - clock.end >= clock.step * (1 - 1e-6)
-    return span, f"to {end:g} s, the video ends at {clock.end:g} s" if lost else ""
+    return span, f"to {end:g} s, but the video ends at {clock.end:g} s" if lost else ""
 
 
 def _write_groups_and_segments(mapping: dict[str, Any], listed: _Listed, folder: Path) -> None:

@@ -104,8 +104,8 @@ def read_hmdb51(path: Path) -> Annotations:
 def read_kinetics(path: Path) -> Annotations:
     """Read Kinetics-400, -600 or -700: `*train*.csv` and `*val*.csv` of a folder, or the codebases' JSON file.
 
-    Labels follow the sorted class names, as in every published Kinetics checkpoint. A clip lies at
-    `<id>_000010_000020.mp4` (start and end in seconds), in a class folder or not, or at `<id>.mp4`.
+    Labels follow the sorted class names, as in every published Kinetics checkpoint. A clip is
+    stored as `<id>_000010_000020.mp4` (start and end in seconds), in a class folder or not, or as `<id>.mp4`.
     """
     group = r"(?:^|/)([\w-]{11})(?:_\d{6}_\d{6})?$"  # clips of one YouTube video share a source
     if path.suffix == ".json":
@@ -176,7 +176,7 @@ def read_ssv2(path: Path) -> Annotations:
         if not str(text).isdecimal():
             raise DataError(f"{where}: label {text!r}: expected a whole number")
         if by_label.setdefault(int(text), name) != name:
-            raise DataError(f"{where}: label {text} is that of {by_label[int(text)]!r} already")
+            raise DataError(f"{where}: label {text} already belongs to {by_label[int(text)]!r}")
     missing = next((label for label in range(len(by_label)) if label not in by_label), None)
     if missing is not None:
         raise DataError(f"{file}: no class has label {missing}; is the file complete?")
@@ -308,7 +308,7 @@ def read_charades(path: Path) -> Annotations:
 
 
 def read_activitynet(path: Path) -> Annotations:
-    """Read ActivityNet: `activity_net.v1-3.min.json` (or its folder); every annotated segment is an entry of its own.
+    """Read ActivityNet: `activity_net.v1-3.min.json` (or its folder); every annotated segment is a separate entry.
 
     Labels follow the leaves of the taxonomy, as in 3D-ResNets-PyTorch `datasets/activitynet.py`, unless the file has
     `labels`. `fps`, where 3D-ResNets' scripts have added it, is used for videos whose own timestamps cannot be read.
@@ -323,7 +323,7 @@ def read_codebase_json(path: Path, prefix: str = "") -> Annotations:
 
     `{"labels": […], "database": {id: {"subset": "training", "annotations": {"label": …, "segment": [1, 41]}}}}`; the
     segment counts frames from 1 and does not contain the last. Efficient-3DCNNs' Kinetics file has the database
-    once per subset and file names as ids. Where annotations are a list, as in ActivityNet, segments are seconds.
+    once per subset and file names as ids. If annotations are a list, as in ActivityNet, segments are seconds.
     Labels follow `labels`, otherwise the leaves of `taxonomy`.
 
     Args:

@@ -55,7 +55,7 @@ def read_table(path: Path) -> Annotations:
     split = {entry.split for entry in entries}
     if "" in split and len(split) > 1:
         lone = next(entry for entry in entries if not entry.split)
-        raise DataError(f"{lone.where}: `split` is empty, other rows have one")
+        raise DataError(f"{lone.where}: `split` is empty, but other rows have one")
     if split != {"train", "val", "test"}:
         entries = [replace(entry, split="test") if entry.split == "val" else entry for entry in entries]
     return Annotations(classes.names, entries, multi_label=multi_label)
@@ -135,7 +135,7 @@ def _entry(row: Row, labels: tuple[int, ...], where: str) -> AnnotatedVideo:
         seconds = check_span(start, parse_number(row.get("end", ""), where, "`end`"), where)
     fps = parse_number(row["fps"], where, "`fps`") if row.get("fps") else None
     if fps == 0:
-        raise DataError(f"{where}: `fps` is 0: expected more")
+        raise DataError(f"{where}: `fps` is 0: expected more than 0")
     return AnnotatedVideo(
         str(stem),
         (str(stem),),
