@@ -512,7 +512,7 @@ class Program:
             for port in card.inputs
         ]
         if len(inputs) != len(self._inputs):
-            raise self._odd(f"{len(self._inputs)} inputs, but its card lists {len(inputs)},")
+            raise self._odd(f"{len(self._inputs)} inputs instead of the {len(inputs)} on its card")
         try:
             found = self._run(inputs, meta, stored, look)
         except CheckpointError:

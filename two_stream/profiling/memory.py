@@ -44,7 +44,7 @@ class PeakMemory:
 
 
 def _reset_mark() -> bool:
-    """Return free memory to the system and reset the kernel's high-water mark; return whether this succeeded."""
+    """Return free memory to the system, reset the kernel's high-water mark, and return whether this succeeded."""
     if not sys.platform.startswith("linux"):
         return False
     with suppress(OSError, AttributeError):  # another C library: free memory stays counted

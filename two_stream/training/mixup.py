@@ -1,6 +1,6 @@
 """Mixup (1710.09412) and CutMix (1905.04899) of the clips of a batch, alike for all frames of a clip.
 
-A clip's own share is the larger one, so that training accuracy stays meaningful.
+A clip's own fraction is the larger one, so that training accuracy stays meaningful.
 """
 
 from __future__ import annotations
