@@ -39,6 +39,7 @@ from two_stream.export.verifying import noise_clips
 from two_stream.export.graph import Exportable, capture_graph, silence_torch, error_line
 from two_stream.export.onnx_format import to_onnx_model
 from two_stream.export.writing import batch_axis
+from two_stream.heads import HEADS as EVERY_HEAD
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.runtime.files import write_text
 from two_stream.streaming import StepNetwork, convert
@@ -204,11 +205,9 @@ def sweep(
 
 
 _OTHER_HEADS: tuple[dict[str, Any], ...] = (
-    {"kind": "concat"},
-    {"kind": "nonlocal"},
+    *({"kind": kind} for kind in EVERY_HEAD if kind not in HEADS),
     {"kind": "nonlocal", "over": "time", "pool": "average"},
     {"kind": "moments", "maximum": True, "parts": 3},
-    {"kind": "hf_bert"},
     {"kind": "bert", "class_token": False, "normalize": True},
     {"kind": "lstm", "bidirectional": True},
     {"kind": "average", "features": 8},

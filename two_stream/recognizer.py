@@ -241,19 +241,18 @@ class Recognizer(nn.Module):
 
     @torch.no_grad()
     def attention(self, clip_BCTHW: torch.Tensor) -> list[torch.Tensor]:
-        """Return the class token's attention to each time step, `(B, heads, T)`, for each pathway.
+        """Return `Head.attention`, the weights of the time steps `(B, heads, T)`, for each pathway.
 
         Raises:
             SettingsError: The head has no attention.
         """
-        reads = [getattr(head, "attention", None) for head in self._heads()]
-        if None in reads:
-            raise SettingsError(f"head {self.options.head.kind} has no attention; use bert or hf_bert")
+        for head in self._heads():
+            head.check_attention()
         was_training = self.training
         self.eval()
         try:
             tokens = self.forward_features(clip_BCTHW)
-            return [read(x_BTD) for read, x_BTD in zip(reads, tokens, strict=True) if read is not None]
+            return [head.attention(x_BTD) for head, x_BTD in zip(self._heads(), tokens, strict=True)]
         finally:
             self.train(was_training)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args
 
 from two_stream.errors import SettingsError
 
@@ -13,8 +13,10 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Maps the `kind` of an options class (a member of a union in `two_stream.config`) to a builder."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, union: Any = None) -> None:
         self.what = what
+        members = get_args(get_args(union)[0]) if union else ()
+        self._with_options = {str(member.model_fields["kind"].default) for member in members}
         self._builders: dict[str, T] = {}
 
     def register(self, options: type[Any]) -> Callable[[T], T]:
@@ -37,8 +39,13 @@ class Registry(Generic[T]):
         """Return the builder of a kind.
 
         Raises:
-            SettingsError: Unknown kind; lists the known ones.
+            SettingsError: Unknown kind; lists the known ones. Or no module registers the options.
         """
+        if kind in self._with_options - self._builders.keys():
+            raise SettingsError(
+                f"{self.what} {kind!r} has options in config/{self.what}s.py but no class registered in "
+                f"two_stream/{self.what}s/"
+            )
         if kind not in self._builders:
             raise SettingsError(f"unknown {self.what} {kind!r}; known: {', '.join(sorted(self._builders))}")
         return self._builders[kind]

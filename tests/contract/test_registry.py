@@ -1,6 +1,7 @@
 """The settings' unions and the registries name the same parts, and a new part takes two edits."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -66,6 +67,24 @@ def test_a_taken_kind_and_an_unknown_kind_are_errors():
         HEADS.register(heads.BertHead)
     with pytest.raises(SettingsError, match="unknown head 'nope'; known: average, bert"):
         HEADS["nope"]
+
+
+def test_options_without_a_class_name_both_places():
+    registry: Registry = Registry("head", HeadOptions)
+    registry.register(heads.LstmHead)(object)
+    expected = r"^head 'bert' has options in config/heads.py but no class registered in two_stream/heads/$"
+    with pytest.raises(SettingsError, match=expected):
+        registry["bert"]
+    with pytest.raises(SettingsError, match=r"^unknown head 'nope'; known: lstm$"):
+        registry["nope"]
+
+
+@pytest.mark.parametrize("page", ["docs/streaming.md", "docs/models/README.md"])
+def test_every_head_is_in_the_tables_of_the_docs(repository, page):
+    rows = [line for line in (repository / page).read_text().splitlines() if line.startswith("|")]
+    named = set(re.findall(r"`(\w+)`", "\n".join(rows)))
+    missing = set(HEADS) - named
+    assert not missing, f"add {', '.join(sorted(missing))} to the table of heads in {page}"
 
 
 def test_every_part_has_help_under_its_name():

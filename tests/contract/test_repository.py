@@ -14,6 +14,7 @@ import pytest
 
 from two_stream.cli import COMMANDS, main
 from two_stream.config.load import load_experiment
+from two_stream.zoo import records
 
 FUNCTION_LINES = 80
 PARAMETERS = 8
@@ -139,8 +140,9 @@ def test_every_experiment_file_loads_and_has_its_header(repository: Path) -> Non
 
 
 def test_docs_name_only_files_that_exist(repository: Path) -> None:
-    """Every repository path in backticks or links of the README and the docs must exist."""
+    """Every path in links and in backticks must exist; placeholders and globs are no paths."""
     missing = []
+    roots, models = (repository, repository / "two_stream"), {record.name for record in records()}
     for page in [
         repository / "README.md",
         repository / "CONTRIBUTING.md",
@@ -149,6 +151,12 @@ def test_docs_name_only_files_that_exist(repository: Path) -> None:
         for found in re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text()):
             if not (page.parent / found).exists():
                 missing.append(f"{page.name}: {found}")
+        for word in " ".join(re.findall(r"`([^`\n]+)`", page.read_text())).split():
+            homes = [root for root in roots if "/" in word and (root / word.split("/")[0]).exists()]
+            if homes and not (
+                word in models or re.search(r"[<*{…]", word) or any((h / word).exists() for h in homes)
+            ):
+                missing.append(f"{page.name}: {word}")
     assert not missing, missing
 
 

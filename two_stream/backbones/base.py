@@ -14,10 +14,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from two_stream.config.backbones import BackboneOptions
 from two_stream.registry import Registry
 from two_stream.types import MODALITY_CHANNELS, FeatureMap, InputSpec, Modality
 
-BACKBONES: Registry[type[Backbone]] = Registry("backbone")
+BACKBONES: Registry[type[Backbone]] = Registry("backbone", BackboneOptions)
 
 Maps = TypeVar("Maps", torch.Tensor, tuple[torch.Tensor, torch.Tensor])
 """Output of a stage: a map, or one per pathway."""

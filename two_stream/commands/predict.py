@@ -41,7 +41,7 @@ class _PredictFlags:
     annotate: Path | None = None
     """MP4 file to write: the video with its prediction; for several videos a folder"""
     attention: Path | None = None
-    """figure to write (.png, .pdf or .svg): the attention of the BERT head; for several videos a folder"""
+    """figure to write (.png, .pdf or .svg): the head's attention to each time step; for several videos a folder"""
     timeline: Path | None = None
     """figure and CSV file to write: the prediction over time (by default sliding views); for several videos a folder"""
     flow_algorithm: Literal["auto", "dis", "farneback", "tvl1"] = "auto"
@@ -232,10 +232,11 @@ def _draw_attention(streams: Sequence[_Stream], video: Path, out: Path, result: 
         for name, one in result["streams"].items()
     ]
     fused = f", fused by {result['fusion']}" if result["fusion"] else ""
+    whose = " and ".join(dict.fromkeys(one.whose for one in found))
     draw_attention(
         out,
         f"{video.name}: {best['class']}, {100 * best['probability']:.1f} %",
-        f"by {' and '.join(seen)}{fused}. Below: the attention of BERT's last layer in the middle clip",
+        f"by {' and '.join(seen)}{fused}. Below: the attention of {whose} in the middle clip",
         found,
     )
 

@@ -118,11 +118,21 @@ def validate_settings(model: type[M], mapping: dict[str, Any], source: object) -
 
 def explain(model: type[BaseModel], error: ValidationError) -> str:
     """Turn a pydantic error into one line: key, value, what was expected, nearest neighbour."""
-    first = error.errors(include_url=False)[0]
-    more = error.error_count() - 1
-    keys, known = _walk(model, first["loc"])
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    more = len(errors) - 1
+    keys, known, others = _walk(model, first["loc"])
     key = ".".join(keys)
-    if first["type"] == "extra_forbidden":
+    moved = [
+        str(one["loc"][-1])
+        for one in errors
+        if one["type"] == "extra_forbidden"
+        and one["loc"][:-1] == first["loc"][:-1]
+        and one["loc"][-1] in others
+    ]
+    if keys and keys[-1] in moved:
+        text, more = _moved(keys, moved, str(first["loc"][-2])), len(errors) - len(moved)
+    elif first["type"] == "extra_forbidden":
         text = f"unknown key `{key}`{nearest(keys[-1], known)}"
     elif first["type"] == "missing":
         text = f"`{key}` is missing; add it"
@@ -138,7 +148,18 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
             text = f"`{key}.kind`: unknown kind {tag!r}{nearest(tag, choices)}; known: {', '.join(choices)}"
     else:
         text = f"`{key}` is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
-    return text + (f" (and {more} more)" if more else "")
+    return text + (f" (and {more} more mistake{'s' if more > 1 else ''})" if more else "")
+
+
+def _moved(keys: list[str], moved: list[str], kind: str) -> str:
+    """Say that these keys, at the place of the last of `keys`, belong to another kind than `kind`."""
+    shown = ", ".join(f"`{name}`" for name in moved[:3]) + (f", … ({len(moved)})" if len(moved) > 3 else "")
+    many, say = (
+        ("s", "they belong to another kind: remove them")
+        if len(moved) > 1
+        else ("", "it belongs to another kind: remove it")
+    )
+    return f"unknown key{many} {shown} in `{'.'.join(keys[:-1])}` of kind {kind}; {say}"
 
 
 def nearest(word: str, known: list[str]) -> str:
@@ -193,22 +214,26 @@ def _similar_file(path: Path) -> str:
     return f"; did you mean {path.parent / close[0]}?" if close else ""
 
 
-def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
-    """Follow an error's location; return the keys in the file and the valid keys at the last level."""
+def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str], set[str]]:
+    """Follow an error's location; return the keys in the file, those valid at the last level, those of other kinds."""
     keys: list[str] = []
     current: type[BaseModel] | None = model
     members: dict[str, type[BaseModel]] = {}
     known: list[str] = []
+    others: set[str] = set()
     for step in location:
         if isinstance(step, str) and step in members:
             current = members[step]
+            others = {name for member in members.values() for name in member.model_fields}
             members = {}
             continue
+        if current and step in current.model_fields:
+            others = set()
         keys.append(str(step))
         known = list(current.model_fields) if current else []
         field = current.model_fields.get(str(step)) if current else None
         current, members = _below(field)
-    return keys, known
+    return keys, known, others
 
 
 def _below(field: FieldInfo | None) -> tuple[type[BaseModel] | None, dict[str, type[BaseModel]]]:

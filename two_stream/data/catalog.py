@@ -19,7 +19,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from two_stream.config.base import Options, PositiveInt
 from two_stream.config.load import nearest, read_yaml, validate_settings
-from two_stream.errors import DataError
+from two_stream.errors import DataError, SettingsError
 from two_stream.types import Modality, Part
 
 if TYPE_CHECKING:
@@ -307,7 +307,18 @@ def load_record(dataset: str | Path, settings_root: Path = Path("settings")) -> 
 
 
 def dataset_record(data: DataOptions) -> Record:
-    """Read the record of the data set that the settings of an experiment name; see `load_record`."""
+    """Read the record of the data set that the settings of an experiment name; see `load_record`.
+
+    Raises:
+        SettingsError: No such file; names the key and the current folder.
+    """
+    given = Path(data.dataset)
+    if given.suffix in (".yaml", ".yml") and not given.exists():
+        here = "" if given.is_absolute() else f" in the current folder {Path.cwd()}"
+        raise SettingsError(
+            f"`data.dataset` is {given}: no such file{here}; "
+            "run from the folder that it starts in, or give --data.dataset"
+        )
     return load_record(data.dataset, data.settings_root)
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from two_stream.config.heads import HeadOptions
 from two_stream.errors import SettingsError
 from two_stream.registry import Registry
 
-HEADS: Registry[type[Head]] = Registry("head")
+HEADS: Registry[type[Head]] = Registry("head", HeadOptions)
 
 
 def space_mean(x_BCTHW: torch.Tensor) -> torch.Tensor:
@@ -28,6 +29,8 @@ class Head(nn.Module, ABC):
     """Width of the output vector."""
     needs_maps: bool = False
     """Whether `pool` needs feature maps, so that tokens averaged over space are not enough."""
+    has_class_token: bool = False
+    """Whether `attention` is that of a class token, which also attends to itself."""
 
     def __init__(self, options: Any, *, features: int, tokens: int) -> None:
         super().__init__()
@@ -45,6 +48,24 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """Return one vector `(B, features)` per clip."""
+
+    def attention(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        """Return how much each time token counts, `(B, heads, T)`, without dropout and masks.
+
+        Optional. A row sums to 1, or to 1 minus the class token's attention to itself if `has_class_token`.
+        `predict --attention` draws it.
+        """
+        raise NotImplementedError
+
+    def check_attention(self) -> None:
+        """Check that this kind of head defines `attention`.
+
+        Raises:
+            SettingsError: It does not; lists the heads that do.
+        """
+        if type(self).attention is Head.attention:
+            others = [kind for kind in HEADS if HEADS[kind].attention is not Head.attention]
+            raise SettingsError(f"head {self.options.kind} has no attention; use {' or '.join(others)}")
 
     def check_tokens(self, x_BTD: torch.Tensor) -> None:
         """Check the number of tokens.

@@ -107,6 +107,7 @@ class Bert(Head):
                 f"head bert: width {hidden} is not divisible by {options.heads} heads; "
                 "set `head.hidden` or `head.heads`"
             )
+        self.has_class_token = options.class_token
         self.embed = nn.Linear(features, hidden) if hidden != features else nn.Identity()
         if options.class_token:
             self.class_token = nn.Parameter(torch.empty(1, 1, hidden))

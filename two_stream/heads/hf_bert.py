@@ -15,6 +15,7 @@ class HfBert(Head):
     """Post-norm BERT encoder of random weights, built from a configuration; nothing is downloaded."""
 
     fixed_length = True
+    has_class_token = True
 
     def __init__(self, options: HfBertHead, *, features: int, tokens: int) -> None:
         super().__init__(options, features=features, tokens=tokens)

@@ -218,7 +218,7 @@ def test_flags_without_meaning_are_answered(asked: Asked, capsys: pytest.Capture
     asked("--print-freq", "1", "--save_freq=5", "--start-epoch=3", "--momentum=0.5")
     shown = capsys.readouterr().err
     for flag in ("--print-freq", "--save-freq", "--start-epoch 3", "--momentum"):
-        assert f"{flag} is left out" in shown
+        assert f"{flag} is ignored" in shown
 
 
 @pytest.mark.parametrize(

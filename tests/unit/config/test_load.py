@@ -59,7 +59,17 @@ def test_scientific_notation_without_dot_is_a_number(tmp_path: Path) -> None:
         ("data: {augment: {scales: []}}", "`data.augment.scales` is []"),
         ("data: {augment: {scales: [1.5]}}", "`data.augment.scales.0` is 1.5"),
         ("? [a, b]\n: 1", "line 1: a key must be a string"),
-        ("nme: 1\nsed: 2", "(and 1 more)"),
+        ("nme: 1\nsed: 2", "unknown key `nme`; did you mean `name`? (and 1 more mistake)"),
+        ("{nme: 1, sed: 2, d: 3}", "(and 2 more mistakes)"),
+        (
+            "model: {head: {kind: average, layers: 1, heads: 8, hidden: 9, keep: 0.8}, modalty: rgb}",
+            "unknown keys `layers`, `heads`, `hidden`, … (4) in `model.head` of kind average; "
+            "they belong to another kind: remove them (and 1 more mistake)",
+        ),
+        (
+            "model: {head: {kind: lstm, heads: 8}}",
+            "unknown key `heads` in `model.head` of kind lstm; it belongs to another kind: remove it",
+        ),
     ],
 )
 def test_each_mistake_is_one_line_that_names_it(tmp_path: Path, text: str, expected: str) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from two_stream.data.catalog import Record, load_record, read_groups
+from two_stream.config.schema import DataOptions
+from two_stream.data.catalog import Record, dataset_record, load_record, read_groups
 from two_stream.data.prepare.adapters.annotations import AnnotatedClasses
 from two_stream.data.splits import read_list
 from two_stream.errors import DataError, SettingsError
@@ -77,6 +78,22 @@ def test_doubled_class_and_unknown_name(tmp_path: Path) -> None:
     path.write_text("name: x\nclasses: [a, b, a]\n")
     with pytest.raises(SettingsError, match="class 'a' is listed twice"):
         load_record(path)
+
+
+def test_a_relative_path_in_another_folder_names_the_key_and_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_record(tmp_path / "demo", "")
+    data = DataOptions(dataset="demo/dataset.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert dataset_record(data).classes == ["a", "b"]
+    monkeypatch.chdir(tmp_path / "demo")
+    with pytest.raises(SettingsError) as caught:
+        dataset_record(data)
+    assert str(caught.value) == (
+        f"`data.dataset` is demo/dataset.yaml: no such file in the current folder {tmp_path / 'demo'}; "
+        "run from the folder that it starts in, or give --data.dataset"
+    )
 
 
 def test_groups_from_a_file_or_a_pattern(tmp_path: Path) -> None:

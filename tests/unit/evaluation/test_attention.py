@@ -1,8 +1,9 @@
-"""Where BERT looks: the numbers drawn are the model's own for the clip that the picture names."""
+"""Where a head looks: the numbers drawn are the model's own for the clip that the picture names."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import av
@@ -78,7 +79,8 @@ def video(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def run_folders(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("runs")
-    heads = {"rgb": None, "flow": None, "pooled": AverageHead()}
+    tokens = BertHead(heads=2, hidden=16, class_token=False)
+    heads = {"rgb": None, "flow": None, "pooled": AverageHead(), "tokens": tokens}
     for seed, (name, head) in enumerate(heads.items()):
         model = model_of("flow" if name == "flow" else "rgb", head, seed)
         data = DataOptions(dataset="none", settings_root=root)
@@ -218,7 +220,8 @@ def test_each_pathway_has_its_own_windows(video):
 def made_up(weights, frames, **changes) -> StreamAttention:
     pathway = Pathway("main", np.asarray(weights, np.float64), frames)
     given = {"modality": "rgb", "numbers": [n for step in frames for n in step], "clip": 1, "clips": 1}
-    given |= {"times": np.arange(999) / 10, "guess": ("$wave$", 0.755), "even": True, "pathways": [pathway]}
+    given |= {"times": np.arange(999) / 10, "guess": ("$wave$", 0.755), "pathways": [pathway]}
+    given |= {"head": "bert", "class_token": True}
     given |= {"pictures": {n: np.full((9, 12, 3), n, np.uint8) for n in pathway.shown}}
     return StreamAttention(**{**given, **changes})
 
@@ -249,7 +252,7 @@ def test_picture_holds_the_numbers_the_frames_and_the_mean(tmp_path, drawn):
 
 
 def test_without_class_token_an_even_share_is_one_step_of_all(tmp_path, drawn):
-    stream = made_up([[0.7, 0.3]], [[1], [2]], even=False, times=None)
+    stream = made_up([[0.7, 0.3]], [[1], [2]], class_token=False, times=None)
     draw_attention(tmp_path / "a.svg", "t", "s", [stream])
     (bars,) = bars_of(drawn[0])
     np.testing.assert_allclose(bars.lines[0].get_ydata(), [50, 50])
@@ -305,8 +308,23 @@ def test_command_stacks_both_streams(video, run_folders, tmp_path, drawn, capsys
     best = result["top"][0]
     said = texts(figure)
     assert f"clip.mp4: {best['class']}, {100 * best['probability']:.1f} %" in said
-    assert any(line.startswith("by RGB (3 views) and flow (3 views), fused by l2.") for line in said)
+    below = "Below: the attention of bert's class token in the middle clip"
+    assert f"by RGB (3 views) and flow (3 views), fused by l2. {below}" in said
     assert "clip 2 of 3, centre crop: frames 10 to 17" in said
+
+
+def test_caption_is_of_the_head_that_attends(video, run_folders, drawn, tmp_path):
+    runs = ["--rgb", str(run_folders / "rgb"), "--rgb", str(run_folders / "tokens"), "--crops", "center"]
+    out = tmp_path / "a.png"
+    assert cli(["predict", str(video), *runs, "--device", "cpu", "--attention", str(out)]) == 0
+    said = texts(drawn[0])
+    assert any(
+        line.endswith("Below: the attention of bert's class token and head bert in the middle clip")
+        for line in said
+    )
+    with_token, without = (axis.get_xlabel() for axis in bars_of(drawn[0]))
+    assert with_token.endswith("% is the class token's attention to itself")
+    assert without == "frames and seconds of each step"
 
 
 def test_several_videos_go_into_a_folder(run_folders, tmp_path, capsys):
@@ -353,6 +371,6 @@ def test_head_without_attention_is_refused_before_scoring(video, run_folders, tm
     run = run_folders / "pooled"
     out = tmp_path / "a.png"
     assert cli(["predict", str(video), "--rgb", str(run), "--device", "cpu", "--attention", str(out)]) == 2
-    expected = f"--attention with --rgb {run}: head average has no attention; use bert or hf_bert"
-    assert capsys.readouterr().err == f"two-stream: {expected}\n"
+    expected = f"two-stream: --attention with --rgb {run}: head average has no attention; use "
+    assert re.fullmatch(rf"{re.escape(expected)}.*\bbert\b.*\n", capsys.readouterr().err)
     assert not out.exists()

@@ -306,7 +306,7 @@ def test_annotated_copy_keeps_length_rate_and_size(world, tmp_path):
     assert gap[:20].mean() > 25
     assert gap[40:].mean() < 10
     assert [path.name for path in out.parent.iterdir()] == ["out.mp4"]
-    with pytest.raises(VideoError, match="is the video itself"):
+    with pytest.raises(VideoError, match="is the input video"):
         annotate(source, source, [("left", 1.0)])
     with pytest.raises(VideoError, match="is a directory"):
         annotate(source, tmp_path, [("left", 1.0)])

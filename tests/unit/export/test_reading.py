@@ -93,7 +93,7 @@ def test_what_an_exported_file_cannot_do_is_one_line(pt2_file, world, capsys):
     assert cli(["evaluate", str(pt2_file), "--precision", "bf16"]) == 2
     assert "`evaluate.precision` is bf16, but that of an exported file is fixed" in _one_line(capsys)
     assert cli(["evaluate", str(pt2_file), "--compile"]) == 2
-    assert "an exported file is not compiled" in _one_line(capsys)
+    assert "exported files are not compiled" in _one_line(capsys)
 
 
 @pytest.mark.parametrize("name", ["onnx", "onnxruntime", "onnxscript"])
@@ -114,7 +114,7 @@ def test_wrong_words_of_the_command_are_one_line(world, tmp_path, capsys):
     for args, words in (
         (["no_such_model"], "not a run, model folder or name of a model"),
         ([rgb, "--to", "pt2", "--out", str(tmp_path)], "is a folder; use a file"),
-        ([rgb, "--to", "pt2", "--out", "a.onnx"], "a file of format pt2 ends in .pt2; give a.pt2"),
+        ([rgb, "--to", "pt2", "--out", "a.onnx"], "a file of format pt2 ends in .pt2; use a.pt2"),
         ([rgb, "--to", "pt2", "--int8"], "int8 is supported for ONNX only; --to is pt2"),
         ([rgb, "--stream", "--int8"], "--int8 does not support --stream"),
         ([rgb, "--int8", "--calibration-clips", "0"], "--calibration-clips is 0: expected 1 or more"),

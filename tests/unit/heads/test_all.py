@@ -177,6 +177,32 @@ def test_without_class_token_the_outputs_are_averaged():
     head.blocks[-1].register_forward_hook(lambda module, args, out: seen.append(out))
     torch.testing.assert_close(head(X), seen[0].mean(1))
     torch.testing.assert_close(head.attention(X).sum(-1), torch.ones(2, 2))
+    block = head.blocks[0]
+    inner = block.norm1(X + head.positions)
+    query, key = (getattr(block.attention, name)(inner)[..., 4:] for name in ("query", "key"))
+    second = (query @ key.transpose(1, 2) / 2).softmax(-1).mean(1)
+    torch.testing.assert_close(head.attention(X)[:, 1], second)
+
+
+def test_heads_say_whether_they_have_attention_and_a_class_token():
+    heads = [make(part()) for part in (BertHead, HfBertHead)] + [make(BertHead(class_token=False))]
+    assert [head.has_class_token for head in heads] == [True, True, False]
+    for head in heads:
+        head.check_attention()
+    with pytest.raises(
+        SettingsError, match=r"^head lstm has no attention; use (\w+ or )*bert or (\w+ or )*hf_bert"
+    ):
+        make(LstmHead()).check_attention()
+
+
+def test_the_list_of_heads_with_attention_is_the_registrys(monkeypatch):
+    class Last(HEADS["average"]):
+        def attention(self, x_BTD):
+            return x_BTD
+
+    monkeypatch.setitem(HEADS._builders, "zz", Last)
+    with pytest.raises(SettingsError, match=r"; use .*bert or .*hf_bert or (\w+ or )*zz$"):
+        make(LstmHead()).check_attention()
 
 
 def test_another_hidden_width_goes_through_a_linear_layer():

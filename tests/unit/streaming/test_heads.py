@@ -9,6 +9,7 @@ import torch
 
 from tests.helpers.models import assert_near, clip_predictions, dense_predictions, frames_of, made, small
 from two_stream.errors import SettingsError
+from two_stream.heads import HEADS as EVERY
 from two_stream.streaming import convert
 
 HEADS: dict[str, dict[str, Any]] = {
@@ -22,6 +23,10 @@ HEADS: dict[str, dict[str, Any]] = {
     "nonlocal over time": {"kind": "nonlocal", "over": "time", "pool": "average"},
     "nonlocal over places": {"kind": "nonlocal", "over": "space_time", "features": 8},
 }
+HEADS |= {
+    kind: {"kind": kind} for kind in EVERY if kind not in {head["kind"] for head in HEADS.values()} | {"lstm"}
+}
+"""A new head is tested with its default options; the LSTM, which keeps a state, by tests of its own."""
 
 
 @pytest.mark.parametrize("name", HEADS)

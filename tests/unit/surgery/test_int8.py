@@ -15,6 +15,7 @@ from torch.ao.nn import quantized as nnq
 from two_stream.backbones import BACKBONES
 from two_stream.errors import SettingsError
 from two_stream.evaluation.scoring.network import prepare_for_inference, resolve_evaluation
+from two_stream.heads import HEADS as EVERY
 from two_stream.pretrained import read_model, write_model
 from two_stream.recognizer import Recognizer, create_model
 from two_stream.surgery import alter
@@ -39,13 +40,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 REFUSED = {"timm", "hf_video", "motion_grid"}
 ACCEPTED = sorted(set(BACKBONES) - REFUSED)
-HEADS = (
+HEADS: tuple[dict[str, Any], ...] = (
     {"kind": "bert", "heads": 2},
     {"kind": "lstm", "hidden": 12},
     {"kind": "concat", "features": 12},
     {"kind": "moments"},
     {"kind": "nonlocal"},
 )
+HEADS += tuple({"kind": kind} for kind in EVERY if kind not in {head["kind"] for head in HEADS})
 
 
 def built(backbone: dict[str, Any], head: dict[str, Any] | None = None, crop: int = 32) -> Recognizer:

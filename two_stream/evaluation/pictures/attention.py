@@ -1,4 +1,4 @@
-"""Attention of BERT's class token to each time step of one clip of a video: reads and draws it."""
+"""Attention of a head to each time step of one clip of a video: reads and draws it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Pathway:
     name: str
     """`main`, or for example `slow` and `fast`"""
     weights: NDArray[np.float64]
-    """`(H, T)`, heads × time steps; a row sums to 1 minus the class token's attention to itself"""
+    """`(H, T)`, heads × time steps; see `Head.attention`"""
     frames: list[list[int]]
     """1-based numbers of the frames of each step, in order (its receptive field is larger)"""
 
@@ -96,13 +96,20 @@ class StreamAttention:
     """times of the video's images and of its end in seconds; see `Video.times`"""
     guess: tuple[str, float]
     """most likely class of the centred view of this clip, and its probability"""
-    even: bool
-    """whether the class token can attend to itself, so that an even share is 1 / (steps + 1)"""
+    head: str
+    """kind of the head"""
+    class_token: bool
+    """whether a class token attends, also to itself, so that an even share is 1 / (steps + 1)"""
     pathways: list[Pathway]
     pictures: dict[int, Frames]
     """RGB thumbnails of the network's input, uint8 `(H, W, 3)`, by frame number"""
     whole_frame: bool = False
     """whether the input is the whole frame, not its centre crop"""
+
+    @property
+    def whose(self) -> str:
+        """What attends, for captions."""
+        return f"{self.head}'s class token" if self.class_token else f"head {self.head}"
 
 
 def check_target(out: Path, videos: Sequence[Path], flag: str = "--attention") -> None:
@@ -140,10 +147,8 @@ def check_head(model: Recognizer, where: str) -> None:
     Raises:
         SettingsError: A head has none; the message starts with `where`.
     """
-    if all(hasattr(head, "attention") for head in model.heads):
-        return
     try:
-        model.attention(torch.empty(0))  # raises with the reason before it uses the clip
+        model.head.check_attention()
     except SettingsError as error:
         raise SettingsError(f"{where}: {error}") from None
 
@@ -154,7 +159,7 @@ def read_attention(
     """Compute the attention of a network in the centred view of a video's middle clip.
 
     Args:
-        model: An RGB or a flow recognizer with BERT as head.
+        model: An RGB or a flow recognizer whose head has attention.
         path: The video.
         options: How the video is scored; the middle clip is used (of two the first).
         reading: Decoder, flow algorithm, sizes.
@@ -183,7 +188,6 @@ def read_attention(
         wanted = sorted({number for pathway in pathways for number in pathway.shown})
         pictures = _thumbnails(video, dict(zip(numbers, frames)), wanted, center[0].box, spec.modality)
         times = video.times
-    even = bool(getattr(model.options.head, "class_token", True))
     return StreamAttention(
         spec.modality,
         numbers,
@@ -191,7 +195,8 @@ def read_attention(
         len(clips),
         times,
         guess,
-        even,
+        model.options.head.kind,
+        model.head.has_class_token,
         pathways,
         pictures,
         reading.whole_frame,
@@ -396,7 +401,7 @@ def _heat(axis: Axes, pathway: Pathway, colours: str, step_width: float) -> Axes
 def _bars(axis: Axes, stream: StreamAttention, pathway: Pathway, step_width: float) -> None:
     """Draw the mean over the heads, and a line at the fraction of uniform attention."""
     mean = 100 * pathway.weights.mean(axis=0)
-    even = 100 / (len(mean) + int(stream.even))
+    even = 100 / (len(mean) + int(stream.class_token))
     top = 1.12 * max(float(mean.max()), even)
     colour = _STREAM[stream.modality][1]
     most = int(mean.argmax())
@@ -430,7 +435,7 @@ def _time(axis: Axes, stream: StreamAttention, pathway: Pathway, step_width: flo
     seconds = " and seconds" if stream.times is not None else ""
     first = "" if wide else ", where it begins"
     rest = 100 * (1 - float(pathway.weights.sum(axis=1).mean()))
-    own = f"; {rest:.0f} % is the class token's attention to itself" if stream.even else ""
+    own = f"; {rest:.0f} % is the class token's attention to itself" if stream.class_token else ""
     axis.set_xlabel(f"{_unit(stream)}{seconds} of each step{first}{own}", size=8)
 
 
