@@ -144,7 +144,7 @@ def sensitivity_masks(weights: Mapping[str, torch.Tensor], sensitivity: float) -
 def gradual_level(
     epoch: int, *, initial: float, final: float, begin: int, end: int, frequency: int
 ) -> float | None:
-    """Return the fraction to remove at an epoch; None before `begin`. It rises fast first and slowly last.
+    """Return the fraction to remove at an epoch; None before `begin`. It rises quickly at first and slowly at the end.
 
     Zhu and Gupta, equation 1: `s_f + (s_i - s_f) · (1 - progress)³`. The last step, `frequency` epochs before `end`,
     reaches the final fraction; between steps and after the last one it is constant.

@@ -201,7 +201,7 @@ def _name_batch(model: Any) -> None:
 
 
 def adaptive_average(x_BCTHW: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-    """Adaptive average pooling of one dimension after another, as means of windows, for ONNX lacks the operator.
+    """Adaptive average pooling of one dimension after another, as means of windows, because ONNX lacks the operator.
 
     Window i of n over a length L goes from ⌊iL/n⌋ to ⌈(i+1)L/n⌉, as in torch.
     """

@@ -302,7 +302,10 @@ def test_folders_of_other_things_are_one_line(tmp_path):
             r"`input.clip_length` is 8, .* accepts only 6; .*`backbone.config.frames_per_clip`",
         ),
         ({"crop": 24}, r"`input.crop` is 24, .* accepts only 32; .*`backbone.config.crop_size`"),
-        ({"crop": [32, 24]}, r"`input.crop` is \(32, 24\), .* accepts only 32; .*`backbone.config.crop_size`"),
+        (
+            {"crop": [32, 24]},
+            r"`input.crop` is \(32, 24\), .* accepts only 32; .*`backbone.config.crop_size`",
+        ),
     ],
     ids=str,
 )

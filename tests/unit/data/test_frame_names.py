@@ -126,7 +126,9 @@ def test_prepare_leaves_out_by_name_what_begins_elsewhere(
     code, record = prepare()  # a person's number goes before what most folders have
     assert code == 1
     assert record.list_path("test", "rgb", 1).read_text() == "v7 6 1\n"
-    assert "expected img_00003.jpg or flow_x_00001.jpg; its files are ['notes.txt']" in capsys.readouterr().out
+    assert (
+        "expected img_00003.jpg or flow_x_00001.jpg; its files are ['notes.txt']" in capsys.readouterr().out
+    )
 
 
 def test_no_lists_of_flow_without_flow(

@@ -102,7 +102,7 @@ def _width(numbers: Sequence[str]) -> str:
 
 
 def _flow(kinds: Sequence[Parts]) -> tuple[Parts, Parts] | None:
-    """Return the two kinds that differ in an x and a y, or a u and a v, only; those called flow first."""
+    """Return the two kinds that differ only in x and y, or u and v; those called flow are preferred."""
     pairs = []
     for before, after in kinds:
         for place, letter in enumerate(before):

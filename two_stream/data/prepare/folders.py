@@ -56,7 +56,7 @@ class Prepared:
 
 
 def prepare_folder(videos: Path, name: str, out: Path, options: FolderOptions | None = None) -> Prepared:
-    """Make a data set of a folder whose sub-folders are the classes; ids are paths below it without suffix.
+    """Make a data set from a folder whose sub-folders are the classes; ids are paths below it without suffix.
 
     Sub-folders named `train`, `val`, `test` or similar that hold class folders are used as the split.
 

@@ -48,8 +48,8 @@ def baseline_folder(runs: Path, dataset: str, split: int) -> Path:
 def find_baseline(table: ScoreTable) -> tuple[ScoreTable | None, str]:
     """Return the scores of the baseline of a table, and the command that makes them.
 
-    They are searched under the folder of runs that contains the run of the table: `runs/<run>`, `runs/<group>/<run>` or
-    a study's cell, `runs/studies/<study>/runs/<cell>`.
+    They are looked for under the folder of runs that contains the run of the table: `runs/<run>`, `runs/<group>/<run>`
+    or a study's cell, `runs/studies/<study>/runs/<cell>`.
 
     The table is None if there are no scores. The command is empty for a table without baseline: another part than the
     test part, several classes per video, a run of the baseline, or no name of a data set.

@@ -337,8 +337,8 @@ def mcnemar_exact(first_only: int, second_only: int) -> float:
 def mcnemar_interval(first_only: int, second_only: int, videos: int, level: float) -> Interval:
     """Return the difference of two accuracies with the interval of McNemar's exact test.
 
-    The Clopper-Pearson interval of the first's share of discordant pairs, transformed to the difference: it contains 0
-    if and only if the test does not reject.
+    The Clopper-Pearson interval of the first's fraction of discordant pairs, transformed to the difference: it
+    contains 0 if and only if the test does not reject.
     """
     total = first_only + second_only
     value = (first_only - second_only) / videos

@@ -29,8 +29,8 @@ _NO_MIRROR = {"ten": "five-crop (ten-crop without mirror images)", "full": _WHOL
 def crop_views(crops: str, spec: InputSpec, mirror: Mirror | None = None) -> list[View]:
     """Return the crop boxes `(y0, x0, y1, x1)` in the resized frame, with mirrored ones marked, in published order.
 
-    `spec` has the sizes of frame and crop (for whole frames the result of `view_spec`). Without `mirror` there are
-    mirrored crops.
+    `spec` has the sizes of frame and crop (for whole frames the result of `view_spec`). If `mirror` is None, mirrored
+    crops are included.
     """
     allowed = mirror is None or mirror.allowed
     return evaluation_views(crops, spec.resize, spec.size, mirrored=allowed)

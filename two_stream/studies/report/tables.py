@@ -374,9 +374,9 @@ def settings_tables(result: StudyResult) -> list[Table]:
 
 
 def differing_settings(result: StudyResult) -> dict[str, dict[str, str]]:
-    """Return the settings that differ: setting -> variant -> value, a dash where a variant has no such setting.
+    """Return the settings that differ: setting -> variant -> value, a dash if a variant has no such setting.
 
-    One that not every variant has is left out where it is the same default in those that have it. Variants with unknown
+    A setting that only some variants have is left out if it has its default in all of them. Variants with unknown
     settings are left out.
     """
     flat: dict[str, dict[str, str]] = {}

@@ -12,7 +12,7 @@ none occurs twice, none is marked corrupt or discarded, their number is the head
 between, and the first frames decode in the order of the stamps. Packets do not show damage inside one that has not been
 decoded: a full pass may end there, while a seek past it still works.
 
-Files lie in the user's cache folder (`TWO_STREAM_CACHE`), one per video, identified by path, size and modification
+Files are in the user's cache folder (`TWO_STREAM_CACHE`), one per video, identified by path, size and modification
 time.
 """
 

@@ -1,7 +1,7 @@
-"""Finds cut and damaged video files: by a container's own sizes, ends, counters and checksums, and by timestamps.
+"""Finds truncated and damaged video files: by a container's own sizes, ends, counters and checksums, and by timestamps.
 
-Decoders do not report missing parts: libav reads a cut file as far as it goes, and stops. Nothing is decoded here.
-Formats without an end or a size (raw streams, MPEG program streams) cannot be judged.
+Decoders do not report missing parts: libav reads a truncated file as far as it goes, and stops. Nothing is decoded
+here. Formats without an end or a size (raw streams, MPEG program streams) cannot be judged.
 """
 
 from __future__ import annotations

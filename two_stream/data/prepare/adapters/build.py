@@ -1,4 +1,4 @@
-"""Makes a catalogue record, split lists, groups and segments of annotation files and the videos that exist."""
+"""Makes a catalogue record, split lists, groups and segments from annotation files and the videos that exist."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def prepare_annotations(kind: str, options: AnnotationOptions) -> Prepared:
 
 
 def _none_here(places: VideoIndex, listed: _Listed, counted: FolderCounts, unit: str) -> str:
-    """Return the error where no line can be used: the first failure and, if no file was found, one that is here."""
+    """Return the error if no line can be used: the first failure and, if no file was found, one that is here."""
     strange = {name for name, _ in counted.strange}
     name, reason = next((one for one in listed.failures if one[0] in strange), listed.failures[0])
     number, found = len(listed.failures), counted.counts or counted.failures
@@ -260,7 +260,7 @@ def _span(
     options: AnnotationOptions,
     videos: VideoIndex | None,
 ) -> tuple[range, str]:
-    """Return the frames of an entry, and both ends in words where a frame or more of it lies after its video.
+    """Return the frames of an entry, and both ends in words if a frame or more of it lies after its video.
 
     Raises:
         VideoError: The rate is unknown, or the part starts after the end of the video.

@@ -311,7 +311,7 @@ def read_activitynet(path: Path) -> Annotations:
     """Read ActivityNet: `activity_net.v1-3.min.json` (or its folder); every annotated segment is a separate entry.
 
     Labels follow the leaves of the taxonomy, as in 3D-ResNets-PyTorch `datasets/activitynet.py`, unless the file has
-    `labels`. `fps`, where 3D-ResNets' scripts have added it, is used for videos whose own timestamps cannot be read.
+    `labels`. `fps`, if 3D-ResNets' scripts have added it, is used for videos whose own timestamps cannot be read.
     Videos are called `v_<id>` or `<id>`.
     """
     file = find_file(path, "activity_net*.json", "*.json") if path.is_dir() else path
