@@ -99,8 +99,12 @@ class TimmBackbone(LibraryBackbone):
         super().check_input(spec)
         if self.options.difference != "none" and spec.clip_length % (2 * max(1, spec.segments)):
             raise SettingsError(
-                f"`backbone.difference` uses pairs of frames, but `input.clip_length` {spec.clip_length} is not a "
-                + (f"multiple of twice `input.segments` {spec.segments}" if spec.segments else "even number")
+                f"`backbone.difference` uses pairs of frames, but `input.clip_length` {spec.clip_length} is not "
+                + (
+                    f"a multiple of twice `input.segments` {spec.segments}"
+                    if spec.segments
+                    else "an even number"
+                )
             )
 
     def stages(self) -> list[tuple[str, nn.Module]]:

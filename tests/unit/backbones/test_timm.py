@@ -376,7 +376,7 @@ def test_what_a_network_cannot_do_is_one_line(options, message):
 def test_a_crop_that_a_network_of_fixed_size_cannot_take_is_one_line(crop, told):
     options = ModelOptions(backbone=TimmNet(name="test_vit"), input={"crop": crop})
     with pytest.raises(
-        SettingsError, match=rf"`input.crop` is {told}, .* takes 160 only; .*`backbone.image_size`"
+        SettingsError, match=rf"`input.crop` is {told}, .* accepts only 160; .*`backbone.image_size`"
     ) as caught:
         Recognizer(options, 3)
     assert "\n" not in str(caught.value)

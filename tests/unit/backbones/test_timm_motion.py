@@ -164,12 +164,12 @@ def test_reductions_learn(options: dict, reduction: str) -> None:
 @pytest.mark.parametrize(
     ("modality", "options", "input_", "message"),
     [
-        ("rgb", {"difference": "alone"}, {"clip_length": 5}, r"`input.clip_length` 5 is no even number"),
+        ("rgb", {"difference": "alone"}, {"clip_length": 5}, r"`input.clip_length` 5 is not an even number"),
         (
             "rgb",
             {"difference": "beside"},
             {"clip_length": 6, "segments": 6},
-            r"`input.clip_length` 6 is no multiple of twice `input.segments` 6",
+            r"`input.clip_length` 6 is not a multiple of twice `input.segments` 6",
         ),
         ("flow", {"difference": "alone"}, {}, r"`backbone.difference: alone` is only for RGB; remove it for"),
         (

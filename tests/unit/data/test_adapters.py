@@ -48,7 +48,7 @@ def test_kinetics_labels_are_the_sorted_names_and_clips_lie_in_class_folders_or_
     assert lines(record, "val") == ["bbbbbbbb-_b 4 1"]
     assert lines(record, "val", "flow") == ["bbbbbbbb-_b 3 1"]
     line = official / "kinetics_val.csv"
-    assert made.failures == [("ddddddddddd_000005_000015", f"no frame folder of this name ({line}:3)")]
+    assert made.failures == [("ddddddddddd_000005_000015", f"no frame folder with this name ({line}:3)")]
     assert "kinetics600 has 600 classes, these files name 3" in made.warnings
     assert record.group_of("zumba/ccccccccccc_000000_000010") == "ccccccccccc"
     assert record.group_of("bbbbbbbb-_b") == "bbbbbbbb-_b"
@@ -296,7 +296,7 @@ def test_missing_videos_are_counted_and_the_first_are_named(
     flags = ["table", "--annotations", str(tmp_path / "t.csv"), "--frames", str(root)]
     assert command.main([*flags, "--out", str(tmp_path / "out"), "--name", "mine"]) == 1
     shown = capsys.readouterr().out
-    assert "left out: v1: no frame folder of this name" in shown
+    assert "left out: v1: no frame folder with this name" in shown
     assert "left out: … and 29 more" in shown
     assert "39 videos left out" in shown
     assert "v11:" not in shown

@@ -142,7 +142,7 @@ def test_folders_that_cannot_become_a_data_set(tmp_path: Path, videos: Path, cli
         prepare_folder(videos, "x", out, quick(group_regex="(s)"))
     with pytest.raises(SettingsError, match="not a regular expression"):
         prepare_folder(videos, "x", out, quick(group_regex="(s"))
-    with pytest.raises(SettingsError, match="give one"):
+    with pytest.raises(SettingsError, match="use only one"):
         FolderOptions(groups=Path("g"), group_regex="(x)")
     (videos / "third").mkdir()
     (videos / "third" / "bad.mp4").write_text("x")
@@ -243,7 +243,7 @@ def test_official_frames_of_other_names(shared: Path, tmp_path: Path, settings: 
     assert [v.num_frames for v in read_list(record.list_path("test", "rgb", 1))] == [4, 4]
     assert record.modalities() == ["rgb"]
     with pytest.raises(
-        DataError, match=r"none of the .* wanted img_00001\.jpg .*its files are \['000\.png', '001\.png'\]"
+        DataError, match=r"none of the .* expected img_00001\.jpg .*its files are \['000\.png', '001\.png'\]"
     ):
         command.main([*flags, "--out", str(settings)])
     with pytest.raises(SettingsError, match="is kept as it is"):

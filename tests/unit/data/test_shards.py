@@ -492,7 +492,7 @@ def test_the_command(noisy: Record, tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--encoding", "zip"], "encoding"),
         (["--quality", "0"], "--quality is 0"),
         (["--like", str(tmp_path / "e.yaml")], "resize [9, 13] -> [9, 14]"),
-        (["--like", str(tmp_path / "e.yaml"), "--resize", "9", "14"], "contradict"),
+        (["--like", str(tmp_path / "e.yaml"), "--resize", "9", "14"], "cannot be combined"),
         (["--outt", "x"], "--outt"),
     ):
         assert main(["pack", *common, *wrong]) == 2

@@ -344,7 +344,7 @@ def test_report_reads_as_one_line(tmp_path):
         load_weights(small(seed=2), saved(tmp_path, kenshohara(small(classes=7))), new_classifier=True)
     )
     assert "120 tensors used" in text
-    assert "2 start fresh (classifier.weight, classifier.bias)" in text
+    assert "2 keep their initial values (classifier.weight, classifier.bias)" in text
     assert "\n" not in text
 
 

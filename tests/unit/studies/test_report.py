@@ -311,7 +311,7 @@ def test_captions_say_what_is_shown(tmp_path):
     assert "This report was written with" in page.text
     assert "This report was written with:\n\n- torch: 2.14.1\n" in markdown
     _, markdown, *_ = written(replace(result, runs=[replace(one, key="") for one in result.runs]), tmp_path)
-    assert "\nModel: SHA-256 of the weights. Folders lie in" in markdown
+    assert "\nModel: SHA-256 of the weights. Folders are in" in markdown
 
 
 def test_runs_are_listed_with_hash_and_reason(tmp_path):

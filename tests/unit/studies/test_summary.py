@@ -59,7 +59,7 @@ def test_the_study_as_a_whole(studio) -> None:
     result = study(studio)
     assert result.protocol == (
         "toy splits 1, 2, test part · multi-clip × ten-crop, mean of logits · selection holdout · 120 videos per split "
-        "of 60 sources · 3 training runs each · 95 % intervals over sources and trainings"
+        "of 60 sources · 3 training runs each · 95 % intervals over sources and training runs"
     )
     assert (result.metric, result.part, result.videos, result.groups, result.chance) == (
         "top-1",

@@ -30,7 +30,7 @@ def test_a_fresh_run_writes_its_settings(tmp_path: Path) -> None:
         check_run(experiment, resume=False, overwrite=False)
     assert "\n" not in str(caught.value)
     assert check_run(experiment, resume=True, overwrite=False) == paths
-    with pytest.raises(SettingsError, match="contradict"):
+    with pytest.raises(SettingsError, match="cannot be combined"):
         check_run(experiment, resume=True, overwrite=True)
 
 

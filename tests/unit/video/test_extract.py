@@ -222,7 +222,7 @@ def test_command_lines_that_cannot_work(tmp_path):
     (tmp_path / "void").mkdir()
     with pytest.raises(DataError, match="no video files"):
         main([str(tmp_path / "void"), "--out", out])
-    with pytest.raises(SettingsError, match="contradict"):
+    with pytest.raises(SettingsError, match="cannot be combined"):
         main([str(tmp_path), "--out", out, "--size", "64", "80", "--short-side", "64"])
     with pytest.raises(SettingsError, match="quality"):
         main([str(tmp_path), "--out", out, "--quality", "0"])

@@ -1,4 +1,4 @@
-"""Frames by index, exactly: the number painted on each picture must be the number asked for."""
+"""Frames by index, exactly: the number painted on each picture must be the number requested."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_lying_header_is_not_believed(tmp_path):
     video = open_video(path)
     assert video.header_frames == 5000
     assert video.num_frames == FRAMES
-    with pytest.raises(VideoError, match=r"frame 24 asked for .* only 24 frames decode"):
+    with pytest.raises(VideoError, match=r"frame 24 requested .* only 24 frames decode"):
         video.read([3, 24])
 
 
@@ -127,7 +127,7 @@ def test_a_change_of_size_in_the_stream_keeps_the_first_size(tmp_path):
 def test_negative_and_no_indices(tmp_path):
     video = open_video(make(tmp_path / "clip.mp4"))
     assert video.read([]).shape == (0, 48, 64, 3)
-    with pytest.raises(VideoError, match="frame -1 asked for"):
+    with pytest.raises(VideoError, match="frame -1 requested"):
         video.read([4, -1])
 
 

@@ -95,7 +95,7 @@ def test_every_codec_gives_the_same_frames_with_and_without_an_index(
     truth = np.stack(list(open_video(path).frames()))
     for wanted in ([41, 43], [17], [59], [3, 30, 58], [8, 16, 24]):
         np.testing.assert_array_equal(picked(open_video(path), wanted), truth[wanted])
-    with pytest.raises(VideoError, match=r"frame 60 asked for .* only 60 frames decode"):
+    with pytest.raises(VideoError, match=r"frame 60 requested .* only 60 frames decode"):
         open_video(path).read([50, 60])
 
 

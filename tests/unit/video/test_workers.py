@@ -55,7 +55,7 @@ def test_one_bad_task_costs_one_task():
     assert answers[4] == TaskFailure("the worker process ended with exit code 3", "crashed")
     assert isinstance(answers[5], TaskFailure)
     assert answers[5].kind == "raised"
-    assert "VideoError: a.mp4: broken (test_video_workers.py:" in answers[5].reason
+    assert "VideoError: a.mp4: broken (test_workers.py:" in answers[5].reason
 
 
 @pytest.mark.timeout(60)

@@ -235,7 +235,7 @@ def _protocol(panels: Mapping[str, Panel], level: float) -> str:
     parts.append(videos + (f" of {count_sources(lead.groups)}" if lead.groups is not None else ""))
     counts = sorted({len(panel.seeds) for panel in panels.values()})
     trainings = counts[-1] > 1
-    parts.append(f"{'–'.join(map(str, counts))} training{'s' if trainings else ''} each")
+    parts.append(f"{'–'.join(map(str, counts))} training run{'s' if trainings else ''} each")
     parts.append(interval_words(lead.groups, lead.interval(level), level, trainings=trainings))
     return " · ".join(filter(None, parts))
 
