@@ -249,7 +249,7 @@ def _refuse_others(shards: Sequence[Shard], notes: dict[int, dict[str, Any] | No
             raise DataError(
                 f"{folder} contains different shards: {what}; replace them with --overwrite, or choose another --out"
             )
-        for old in (folder / INDEX, path, path.with_suffix(".tar")):  # the note before its shard
+        for old in (folder / INDEX, path, path.with_suffix(".tar")):  # the record before its shard
             old.unlink(missing_ok=True)
 
 

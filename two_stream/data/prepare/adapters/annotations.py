@@ -75,7 +75,7 @@ class Annotations:
         seen: dict[tuple[object, ...], AnnotatedVideo] = {}
         kept = []
         for entry in self.entries:
-            several = (entry.seconds, entry.labels) if entry.seconds else ()  # one time may show two classes
+            several = (entry.seconds, entry.labels) if entry.seconds else ()  # one part may have two classes
             first = seen.setdefault((entry.id, several), entry)
             if first is entry:
                 kept.append(entry)
@@ -242,7 +242,7 @@ def read_json(path: Path) -> Any:
 
 
 def check_type(value: Any, kind: type[T], where: str) -> T:
-    """Return a value of a JSON file, checked; a whole number may stand for a number."""
+    """Return a value of a JSON file after checking its type; an integer is accepted in place of a float."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)  # type: ignore[return-value]
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -253,7 +253,7 @@ def check_type(value: Any, kind: type[T], where: str) -> T:
 
 
 def json_value(container: dict[str, Any], name: str, kind: type[T], where: str) -> T:
-    """Return an entry of a JSON object, checked."""
+    """Return an entry of a JSON object after checking its type; see `check_type`."""
     if name not in container:
         raise DataError(f"{where}: no key {name!r}")
     return check_type(container[name], kind, f"{where}.{name}")
