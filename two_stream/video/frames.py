@@ -33,7 +33,7 @@ _REDUCED = {
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
-"""flag of each reduction, without colour"""
+"""OpenCV flag of each reduction factor, for greyscale decoding"""
 _FIELD = re.compile(r"\{:0?(\d{0,2})d\}|\{\}")
 
 
@@ -346,7 +346,7 @@ def jpeg_size(content: bytes) -> tuple[int, int] | None:
     at = 2
     while content.startswith(_JPEG_START) and at + 9 <= len(content) and content[at] == 0xFF:
         kind = content[at + 1]
-        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # a start of frame, of any process
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # a start-of-frame marker of any kind
             return int.from_bytes(content[at + 5 : at + 7]), int.from_bytes(content[at + 7 : at + 9])
         at += 1 if kind == 0xFF else 2 + int.from_bytes(content[at + 2 : at + 4])
     return None

@@ -140,7 +140,7 @@ class Picked(WindowCell):
 
 
 class Excitation(WindowCell):
-    """Squeeze-and-excitation of each frame by the mean over a window that begins with it, as co3d's `se_scope: clip`.
+    """Squeeze-and-excitation of each frame by the mean over a window that begins with it, like co3d's `se_scope: clip`.
 
     At the end of the stream the last full window is used for the remaining frames, so a clip as long as the window
     gives the clip network's result.
