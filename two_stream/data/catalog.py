@@ -87,7 +87,7 @@ class Record(Options):
     videos: Path | None = None
     """root of the video files"""
     short_side: PositiveInt | None = 256
-    """shorter side of extracted frames in pixels, and of frames whose flow is computed on the fly; null: as is"""
+    """shorter side of extracted frames in pixels, and of frames whose flow is computed on the fly; null: no resize"""
     patterns: Patterns = Patterns()
     """names of the frame files"""
     first: First = First()
@@ -100,7 +100,7 @@ class Record(Options):
     groups: Path | None = None
     """text file with a line `id group` per video; replaces `group`"""
     multi_label: bool = False
-    """a video may have several classes, in the lists as `3,17`: a sigmoid per class in training, mAP in evaluation"""
+    """a video may have several classes, such as `3,17` in the lists; training uses sigmoids, and evaluation mAP"""
     mirror: bool = True
     """false: the mirror image of a video is not a valid video of the data set, so nothing is mirrored"""
     mirror_pairs: tuple[tuple[str, str], ...] = ()
@@ -288,7 +288,7 @@ def load_record(dataset: str | Path, settings_root: Path = Path("settings")) -> 
 
     Raises:
         DataError: No such data set; the nearest name is given.
-        SettingsError: The record is wrong, naming file, key and value.
+        SettingsError: The record is wrong; names file, key and value.
     """
     given = Path(dataset)
     if given.suffix in (".yaml", ".yml"):
@@ -348,7 +348,7 @@ def read_groups(path: Path) -> dict[str, str]:
     """Read a text file with a line `id group` per video; ids may contain spaces, groups may not.
 
     Raises:
-        DataError: Missing, or a line without both.
+        DataError: The file is missing, a line has no group, or an id has two groups.
     """
     table: dict[str, str] = {}
     for number, line in enumerate(read_lines(path), 1):
@@ -367,7 +367,7 @@ def read_lines(path: Path) -> list[str]:
     """Return the lines of a text file.
 
     Raises:
-        DataError: Missing or not text.
+        DataError: The file is missing or is not a text file.
     """
     try:
         if path.exists() and not path.is_file():  # a device or a pipe may never end

@@ -62,7 +62,7 @@ class FolderOptions(FrameNames):
     backend: Decoder = "pyav"
     """decoder that counts frames"""
     processes: int | None = None
-    """videos decoded at a time; all processors by default"""
+    """videos decoded in parallel; by default one per processor"""
 
     def __post_init__(self) -> None:
         """Check ranges; the message names the flag."""
@@ -93,7 +93,7 @@ class AnnotationOptions(FrameNames):
     backend: Decoder = "pyav"
     """decoder that counts frames"""
     processes: int | None = None
-    """videos decoded at a time; all processors by default"""
+    """videos decoded in parallel; by default one per processor"""
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ class PackOptions:
 
     encoding: Encoding = "raw"
     """raw: resized pixels, the fastest and largest (64 KiB per frame at 128x170 RGB); original: the JPEG files as they
-    are, for any input size; both give exactly the pixels of the folders; jpeg: resized, then JPEG again, the smallest,
-    with different pixels, which the index records"""
+    are, for any input size; both give exactly the pixels of the folders; jpeg: resized and compressed again, the
+    smallest, but with different pixels, which the index records"""
     resize: tuple[int, int] | None = None
     """HEIGHT WIDTH of raw and jpeg frames: the model's input before it is cropped; 128 170 by default"""
     quality: int = 95

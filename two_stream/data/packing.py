@@ -348,7 +348,7 @@ def source_of_frames(record: Record, modality: Modality, options: PackOptions) -
     """Return where frames are packed from.
 
     Raises:
-        DataError: The record names no such folder, or it is absent.
+        DataError: The record names no such folder, or the folder does not exist.
     """
     if options.source == "videos":
         return VideoFiles(record, modality, options.backend, options.flow)

@@ -26,7 +26,7 @@ FLAGS: dict[str, int] = {
     "rgb": cv2.IMREAD_COLOR_RGB if _READS_RGB else cv2.IMREAD_COLOR,
     "flow": cv2.IMREAD_GRAYSCALE,
 }
-"""OpenCV flags that decode the stored images of a modality; `join_decoded` makes a frame of the result"""
+"""OpenCV flags that decode the stored images of a modality; `join_decoded` makes a frame from the result"""
 _REDUCED = {
     1: 0,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,

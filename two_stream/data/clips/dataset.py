@@ -1,7 +1,7 @@
 """Clips of a part of a data set, one item per video; the views of an evaluation are in `views.py`.
 
-Offsets, crops and flips of a training clip are drawn from (seed, epoch, video id) only, so they depend neither on the
-number of workers nor on where a run was interrupted. A video that cannot be read becomes a `ClipFailure` with its
+Offsets, crops and flips of a training clip are random, but determined by (seed, epoch, video id): they do not depend on
+the number of workers or on where a run was interrupted. A video that cannot be read becomes a `ClipFailure` with its
 reason; the loader raises it or skips the video. Companions are clips of the same moments for other networks: of the
 other modality, or of another length or size. They show the same part of the image, mirrored alike; colour changes and
 erased boxes are applied to the training clip only.

@@ -61,7 +61,7 @@ class Loader(Generic[T]):
 
     Attributes:
         skipped: (id, reason) of the videos skipped since the iteration began (`on_error: skip`).
-        position: Batches of the full plan that are done, empty ones included; the `skip_batches` that continues here.
+        position: Batches of the full plan that are done, empty ones included; `skip_batches` to continue from here.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ def clip_loader(
         batch_size: Clips per batch; the last batch may be smaller.
         skip_batches: Batches of this epoch that are done already; they are not read.
         share: Which batches this process reads; all by default. Shares are disjoint and cover the epoch.
-        wrap: Makes the data set that is read from the clips, for example one that adds clips for other networks.
+        wrap: Returns the data set to read, given the clips; for example one that adds clips for other networks.
 
     Raises:
         DataError: No videos.

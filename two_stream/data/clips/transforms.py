@@ -39,7 +39,7 @@ _TRIES = 10
 
 @dataclass(frozen=True)
 class View:
-    """A box of the un-flipped frame, and whether what it contains is mirrored."""
+    """A box of the unmirrored frame, and whether the crop is mirrored."""
 
     box: Box
     flip: bool = False

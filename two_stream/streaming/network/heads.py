@@ -21,7 +21,7 @@ States = tuple[torch.Tensor, torch.Tensor]
 
 
 class TokenWindow(WindowCell):
-    """A head over the newest `span` tokens; tokens `(B, D, n)` to vectors `(B, F, m)`."""
+    """A head over the newest `span` tokens; maps tokens `(B, D, n)` to vectors `(B, F, m)`."""
 
     def __init__(self, head: Callable[[torch.Tensor], torch.Tensor], span: int, step: int) -> None:
         super().__init__(span, step)
@@ -91,7 +91,7 @@ class RunningLstm(WindowCell):
 
 
 class Classified(nn.Module):
-    """Dropout (none in evaluation) and classifier: vectors `(B, F, m)` to logits `(B, m, K)`."""
+    """Dropout (none in evaluation) and classifier; maps vectors `(B, F, m)` to logits `(B, m, K)`."""
 
     def __init__(self, model: Recognizer) -> None:
         super().__init__()

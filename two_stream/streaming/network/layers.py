@@ -53,7 +53,7 @@ class CellChoice:
 
 
 class Convolution(WindowCell):
-    """A 3D convolution; the window pads in time, the convolution in space."""
+    """A 3D convolution; `WindowCell` pads it in time, the convolution itself in space."""
 
     def __init__(self, conv: nn.Conv3d, padding: int, start: Start) -> None:
         span = (conv.kernel_size[0] - 1) * conv.dilation[0] + 1

@@ -39,7 +39,7 @@ def read_table(path: Path) -> Annotations:
     are the test list, unless there are rows of all three parts.
 
     Raises:
-        DataError: Missing, an unknown or missing column, or a wrong value; names the line.
+        DataError: The file is missing, a column is unknown or missing, or a value is wrong; names the line.
     """
     rows = list(_rows(path))
     if not rows:
