@@ -4,7 +4,7 @@ The protocols `single`, `multi`, `uniform`, `sliding` and `train` use the whole 
 code frame by frame, quirks included:
 
 - `paper-*` (LateTemporalModeling3DCNN): the last frame of a video longer than a clip is never read, the first one is
-  skipped, and a second test clip starts only at twice the clip length plus three frames.
+  skipped, and only videos of at least twice the clip length plus three frames have a second test clip.
 - `efficient3d-*` (Efficient-3DCNNs): a window of `clip_length * stride` neighbouring frames, looped from its own first
   frame, then thinned. The random start is never the last possible one. `windows` keeps a video of one frame, which the
   published data set leaves out.
@@ -371,7 +371,7 @@ def _paper_segments(
         starts = [segment * ((num_frames - 1) // segments) for segment in range(segments)]
     else:
         shift, slack = _paper_grid(num_frames, clip_length, segments)
-        # one more frame of rounding where the segments do not overlap: both branches are the published ones
+        # as published: rounded up where the segments do not overlap, otherwise down
         middle = (slack + 1) // 2 if shift - slack == clip_length else slack // 2
         starts = [segment * shift + middle for segment in range(segments)]
     return [_looped(start, num_frames, clip_length, 1) for start in starts]
