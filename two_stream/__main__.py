@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 if not sys.flags.safe_path and Path(sys.path[0]).resolve() != Path(__file__).resolve().parents[1]:
-    del sys.path[0]  # the current folder: what lies there may be a stranger's
+    del sys.path[0]  # the current folder: its files may be untrusted
 
 from two_stream.cli import run
 

@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def guarded(action: Callable[[], int], prog: str = "two-stream") -> int:
-    """Run a command and return its exit code; an error of the user is printed as one line."""
+    """Run a command and return its exit code; an error that the user can fix is printed as one line."""
     try:
         code = action()
         sys.stdout.flush()
@@ -71,9 +71,9 @@ def guarded(action: Callable[[], int], prog: str = "two-stream") -> int:
         named = f"{error.filename}: " if error.filename else ""
         return _complain(f"{named}{error.strerror or error}", 1, prog=prog)
     except RuntimeError as error:
-        if killed := loader_killed(error):  # torch raises it anywhere
+        if killed := loader_killed(error):  # torch raises it from a signal handler
             return _complain(killed, 1, prog=prog)
-        if type(error).__name__ != "OutOfMemoryError":  # torch's; not imported here
+        if type(error).__name__ != "OutOfMemoryError":  # torch's class; torch is not imported here
             raise
         return _complain(f"{str(error).splitlines()[0]} (try a smaller batch)", 1, prog=prog)
     return int(code)
@@ -106,6 +106,7 @@ def _nearest(name: str) -> str:
 
 
 def _complain(message: str, code: int = 2, prog: str = "two-stream") -> int:
-    prefix = "" if message.startswith((f"{prog} ", f"{prog}: ")) else f"{prog}: "  # flag errors have it
+    # errors about flags already begin with the command's name
+    prefix = "" if message.startswith((f"{prog} ", f"{prog}: ")) else f"{prog}: "
     sys.stderr.write(f"{prefix}{message}\n")
     return code

@@ -25,7 +25,7 @@ class Recognizer(nn.Module):
 
     Attributes:
         options: Resolved options; they rebuild the network on any machine.
-        num_classes: K.
+        num_classes: K, the number of classes.
         spec: The expected input; the only source of preprocessing values.
         backbone, heads, dropout, classifier: The parts; one head per pathway, their vectors are concatenated.
         standards: `Standard` module of each pathway; empty unless `options.standardize`.
@@ -68,11 +68,11 @@ class Recognizer(nn.Module):
         self.memory_format = torch.preserve_format
         self.stored: FeatureLayout | None = None
         self.alterations: list[Any] = []
-        """changes of the layers since they were built from the options (`two_stream.surgery`)"""
+        """changes made to the layers after they were built from the options (`two_stream.surgery`)"""
         self._frozen: list[nn.Module] = []
 
     def _register_normalisation(self) -> None:
-        """Register `(p / 255 * (hi - lo) + lo - mean) / std` as one factor and one summand per channel."""
+        """Register `(p / 255 * (hi - lo) + lo - mean) / std` as one factor and one offset per channel."""
         low, high = self.spec.value_range
         mean = torch.tensor(self.spec.mean, dtype=torch.float64)
         std = torch.tensor(self.spec.std, dtype=torch.float64)
@@ -90,7 +90,7 @@ class Recognizer(nn.Module):
 
     @property
     def cpu_only(self) -> bool:
-        """Whether it computes in int8, which only a CPU does."""
+        """Whether the network computes in int8, which is supported on CPUs only."""
         return any(alteration.cpu_only for alteration in self.alterations)
 
     @property
@@ -170,9 +170,8 @@ class Recognizer(nn.Module):
 
         Args:
             x_BCTHW: As for `forward_normalised`.
-            maps: Return feature maps `(B, C, T, H, W)` per pathway, for all heads; otherwise their spatial mean
-                `(B, T, D)`,
-                for heads that do not need maps.
+            maps: Return feature maps `(B, C, T, H, W)` per pathway, which every head accepts; otherwise their spatial
+                mean `(B, T, D)`, for heads that do not need maps.
         """
         found = [feature.tensor for feature in self.backbone(x_BCTHW)]
         return found if maps else [space_mean(x) for x in found]
@@ -219,7 +218,7 @@ class Recognizer(nn.Module):
             source: Where the rows come from, for messages.
 
         Raises:
-            SettingsError: The head needs maps but tokens are cached, or the features are of a different backbone.
+            SettingsError: The head needs maps but tokens are cached, or the features come from a different backbone.
         """
         if self.options.dense:
             raise SettingsError(
@@ -257,17 +256,17 @@ class Recognizer(nn.Module):
             self.train(was_training)
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return the named parts from input to classifier: the unit of freezing and layer decay."""
+        """Return the named parts from input to classifier: the units of freezing and layer-wise decay."""
         return [*self.backbone.stages(), ("head", self.heads), ("classifier", self.classifier)]
 
     def freeze_until(self, name: str) -> None:
         """Freeze the weights and statistics of every stage up to and including `name`.
 
-        Frozen stages need no memory for their activations. `backbone` means its last stage; with `head` only the
-        classifier is trained (a linear probe).
+        Frozen stages need no memory for their activations. The name `backbone` stands for the last stage of the
+        backbone; with `head`, only the classifier is trained (a linear probe).
 
         Raises:
-            SettingsError: No such stage, or it leaves nothing to train.
+            SettingsError: There is no such stage, or nothing would be left to train.
         """
         names = [stage for stage, _ in self.stages()]
         if name == "backbone":
@@ -307,7 +306,7 @@ class Recognizer(nn.Module):
 
 
 def _unpacked(features_BD: torch.Tensor, layout: FeatureLayout) -> list[torch.Tensor]:
-    """Return each pathway's tokens or maps of cached features."""
+    """Split rows of cached features into the tokens or maps of each pathway."""
     parts = torch.split(features_BD, layout.sizes, dim=1)
     return [part.reshape(-1, *shape) for part, shape in zip(parts, layout.shapes, strict=True)]
 
@@ -372,12 +371,12 @@ def create_model(name_or_options: str | ModelOptions, num_classes: int, **option
 
     Args:
         name_or_options: For example `"rgb_resneXt3D64f101_bert10_FRMB"`, or `ModelOptions(...)`.
-        num_classes: K.
+        num_classes: K, the number of classes.
         **options: Fields of `ModelOptions` to change, for example `modality="flow"`,
             `head={"kind": "lstm"}`, `input={"clip_length": 16}`. A part of the same kind
             keeps its other settings.
 
     Raises:
-        SettingsError: Unknown name (with its nearest neighbours), key or value.
+        SettingsError: Unknown name (the message suggests similar ones), key or value.
     """
     return Recognizer(zoo.resolve(name_or_options, **options), num_classes)

@@ -23,7 +23,7 @@ class Registry(Generic[T]):
         """Return a decorator that registers a builder for the `kind` of `options`.
 
         Raises:
-            ValueError: The kind is taken.
+            ValueError: The kind is already registered.
         """
         kind = str(options.model_fields["kind"].default)
         if kind in self._builders:
@@ -39,7 +39,7 @@ class Registry(Generic[T]):
         """Return the builder of a kind.
 
         Raises:
-            SettingsError: Unknown kind; lists the known ones. Or no module registers the options.
+            SettingsError: Unknown kind (the message lists the known ones), or no module registers the options.
         """
         if kind in self._with_options - self._builders.keys():
             raise SettingsError(

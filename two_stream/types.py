@@ -24,15 +24,15 @@ Frames: TypeAlias = "NDArray[np.uint8]"
 """uint8 frames of a clip, `(T, H, W, C)`"""
 Modality = Literal["rgb", "flow"]
 Part = Literal["train", "val", "test"]
-"""`train` and `val` are the two sides of the holdout, which is split off from the official training list (with
-selection `paper` `train` is the complete list); `test` is the official test list (published files call it `val_*`)."""
+"""`test` is the official test list (published files call it `val_*`); by default, `val` is the holdout, split off from
+the official training list, and `train` is the rest of that list (for other selections see `data.splits.load_part`)."""
 
 MODALITY_CHANNELS: dict[str, int] = {"rgb": 3, "flow": 2}
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The input of a network with its weights; the only source of preprocessing values.
+    """The input that a network expects with its weights; the only source of preprocessing values.
 
     The recognizer maps a uint8 pixel p to `(p / 255 * (hi - lo) + lo - mean) / std` with
     `(lo, hi) = value_range`; mean and std have one entry per channel, in the units of `value_range`.
@@ -44,14 +44,14 @@ class InputSpec:
     stride: int
     """step between neighbouring frames of a clip, or of a segment"""
     resize: tuple[int, int]
-    """(height, width) every frame is resized to before cropping, without keeping the aspect ratio"""
+    """(height, width) to which every frame is resized before cropping, without keeping the aspect ratio"""
     crop: int | tuple[int, int]
     """size of the network's input: the side of a square, or (height, width)"""
     value_range: tuple[float, float]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     segments: int = 0
-    """equal parts of the video that a clip takes its frames from, as many of each; 0: a clip is one run of frames"""
+    """number of equal parts of the video, from each of which a clip takes equally many frames; 0: one run of frames"""
     stack: int = 1
     """neighbouring flow fields that make one frame, stacked as channels x1, y1, x2, y2, …"""
 
@@ -129,7 +129,7 @@ class VideoRecord:
 
 @dataclass
 class Batch:
-    """A batch of a training loader."""
+    """A batch from a training loader."""
 
     clips: torch.Tensor
     """uint8 `(B, C, T, H, W)`; for stored features float `(B, D)`, one row per view"""
@@ -164,17 +164,17 @@ class VideoViews:
     clips: torch.Tensor
     """int64 `(N, T)`: rows of `frames` per clip; rows may repeat"""
     boxes: Sequence[Box]
-    """one per crop, all of one size"""
+    """one box per crop, all of the same size"""
     flips: Sequence[bool]
     """whether a crop is mirrored left to right, per crop"""
     signed: bool = False
-    """whether a mirrored crop inverts every other channel (`255 - x`) from the first on: flow x has a sign"""
+    """whether mirroring a crop inverts channels 0, 2, … (`255 - x`), because flow x changes its sign"""
     first: int = 0
     """number of the first of these clips in the video"""
     total_clips: int = 0
     """clips of the complete video; 0: these are all"""
     mirror_labels: Sequence[int] | None = None
-    """label of the mirror image by a video's label, which names the logits of mirrored crops; None: its own"""
+    """for each label, that of its mirror image, by which logits of mirrored crops are reordered; None: all the same"""
 
     @property
     def num_views(self) -> int:

@@ -128,7 +128,7 @@ def _recompute_contexts(stage: nn.Module) -> tuple[AbstractContextManager[Any], 
 
 @contextmanager
 def _statistics_kept(stage: nn.Module) -> Iterator[None]:
-    """Do not update BatchNorm's running statistics: the recomputation must not count a batch twice."""
+    """Context that keeps BatchNorm's running statistics: the recomputation must not count a batch twice."""
     norms = [m for m in stage.modules() if isinstance(m, _BatchNorm) and m.training]
     kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:

@@ -17,7 +17,7 @@ from two_stream.types import Modality
 
 
 class SeparatedBottleneck(ResidualBlock):
-    """1×1×1 to `middle` channels, 3×3×3 per channel (depthwise) (after another 1×1×1 in mode `ip`), 1×1×1."""
+    """1×1×1 to `middle` channels, in mode `ip` another 1×1×1, 3×3×3 per channel (depthwise), 1×1×1."""
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ from two_stream.types import FeatureMap, InputSpec, Modality
 
 
 class Stem(nn.Module):
-    """A clip to tokens."""
+    """Turns a clip into tokens."""
 
     def __init__(self, embed: nn.Module) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Stem(nn.Module):
 
 
 class Layer(nn.Module):
-    """An encoder layer; some of the library's return a tuple."""
+    """Wraps an encoder layer, because some of the library's layers return a tuple."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()

@@ -96,7 +96,7 @@ class SameMaxPool3d(nn.Module):
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         """`(B, C, T, H, W)` to `ceil(size / stride)` positions."""
         both, behind = _same_paddings(x_BCTHW, self.kernel, self.stride)
-        # ceil_mode lets a last window reach out behind; only a step of 1 needs the place itself
+        # with ceil_mode a last window may extend past the end; only a stride of 1 needs the additional padding
         steps = [s for s in reversed(self.stride) for _ in range(2)]
         behind = [more if step == 1 else 0 for more, step in zip(behind, steps, strict=True)]
         if any(behind):

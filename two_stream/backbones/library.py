@@ -20,9 +20,9 @@ class LibraryBackbone(Backbone):
 
     options: TimmNet | HfVideo
     fixed: tuple[int | None, int | None] = (None, None)
-    """Required frames and side of clips; None: any."""
+    """Required number of frames and side of clips; None: any."""
     setting: tuple[str, str] = ("", "")
-    """Settings to change for other clips: of the frames and of the side."""
+    """Names of the settings that allow other clips: for the number of frames, and for the side."""
 
     def check_input(self, spec: InputSpec) -> None:
         """Check clip length and size against the network's positions.

@@ -56,7 +56,7 @@ class InvertedResidual(nn.Module):
 
 
 @BACKBONES.register(MobileNetV2)
-class MobileNetV2_3D(Backbone):  # noqa: N801 - the field writes the version so
+class MobileNetV2_3D(Backbone):  # noqa: N801 - the usual spelling of the version
     """Stem, seven layers of inverted residuals and a pointwise convolution to 1280 channels."""
 
     def __init__(self, options: MobileNetV2, modality: Modality, stack: int = 1) -> None:

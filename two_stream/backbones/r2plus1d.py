@@ -4,7 +4,7 @@ Sources: Tran et al., "A Closer Look at Spatiotemporal Convolutions for Action R
 weights trained on 65 million videos: Ghadiyaram et al., "Large-Scale Weakly-Supervised Pre-training for Video Action
 Recognition" (arXiv 1905.00561). Parameter names follow torchvision's `VideoResNet`.
 
-Where the published codes differ, `R2Plus1d` has an option. One difference is not reproduced: the port of IG-65M's
+Where the published codebases differ, `R2Plus1d` has an option. One difference is not reproduced: the port of IG-65M's
 weights gives BatchNorm a momentum of .9, which in torch's convention forgets nine tenths of the statistics at every
 step, where Caffe2 means the opposite. Ours is torch's usual .1. Evaluation is the same.
 """
@@ -22,7 +22,7 @@ from two_stream.types import MODALITY_CHANNELS, InputSpec, Modality
 
 KINETICS_MEAN = (0.43216, 0.394666, 0.37645)
 KINETICS_STD = (0.22803, 0.22145, 0.216989)
-"""Of RGB values 0..1, as torchvision and the IG-65M weights have them; flow takes the first two numbers."""
+"""Statistics of RGB values 0..1, as for the weights of torchvision and IG-65M; flow uses the first two numbers."""
 
 
 def middle_channels(inputs: int, outputs: int, time: int = 3, space: int = 3) -> int:
@@ -128,7 +128,7 @@ class R2Plus1D(ResidualNet):
     def _make_stem(self, outputs: int) -> nn.Sequential:
         options, time = self.options, self.options.stem_kernel
         if options.stem_middle is None:
-            middle = middle_channels(3, outputs, time, space=7)  # of RGB for flow too, as published
+            middle = middle_channels(3, outputs, time, space=7)  # RGB's 3 channels for flow too, as published
         else:
             middle = max(1, int(options.stem_middle * options.width))
         stem = nn.Sequential(

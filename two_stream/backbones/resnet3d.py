@@ -166,7 +166,7 @@ class ResNeXt3D(ResidualNet):
 
     @classmethod
     def default_input(cls, options: ResNeXt3d, modality: Modality) -> InputSpec:
-        """Return the input of the family, with 64 frames as in the paper."""
+        """Return the default input of `Backbone`, but with 64 frames, as in the paper."""
         return replace(super().default_input(options, modality), clip_length=64)
 
     def make_block(

@@ -216,7 +216,7 @@ class ShuffleNet3D(Shuffled):
 
 
 @BACKBONES.register(ShuffleNetV2)
-class ShuffleNetV2_3D(Shuffled):  # noqa: N801 - the field writes the version so
+class ShuffleNetV2_3D(Shuffled):  # noqa: N801 - the usual spelling of the version
     """ShuffleNetV2: split channels, and a pointwise convolution at the end."""
 
     def __init__(self, options: ShuffleNetV2, modality: Modality, stack: int = 1) -> None:

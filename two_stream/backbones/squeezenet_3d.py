@@ -14,7 +14,7 @@ from two_stream.config.backbones import SqueezeNet
 from two_stream.types import Modality
 
 POOLED_BEFORE = {"1.0": (0, 2, 4, 7), "1.1": (0, 2, 4, 6)}
-"""Fire modules (counted from 0) with max pooling before them; the first one's belongs to the stem."""
+"""Fire modules (counted from 0) with max pooling before them; that of the first one belongs to the stem."""
 FIRES = ((16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 256), (64, 256))
 """Channels squeezed to, and of each of the two expanding convolutions."""
 

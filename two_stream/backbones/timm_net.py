@@ -108,7 +108,7 @@ class TimmBackbone(LibraryBackbone):
             )
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return the parts by timm's order and, with FRAB, reduction."""
+        """Return the parts in timm's order and, with FRAB, reduction."""
         names = [*self.names, "reduction"]
         return [(name, self.get_submodule(name)) for name in names if name in self._modules]
 
@@ -234,7 +234,7 @@ def _picture(x_BCTHW: torch.Tensor) -> torch.Tensor:
 
 
 def _classes(name: str, state: Mapping[str, torch.Tensor] | None) -> list[int | None]:
-    """Return class counts to load weights with: timm accepts missing tensors unless the classifier fits."""
+    """Return the numbers of classes to try: timm accepts missing tensors unless the classifier's size fits."""
     if state is None:
         return [None]
     found = _published(name)

@@ -25,7 +25,7 @@ class TimmParts:
     stages: list[tuple[str, nn.Module]]
     """run one after another on images `(N, C, H, W)`"""
     layout: Layout = "nchw"
-    """axes of what comes out: `(N, C, H, W)`, `(N, H, W, C)` or `(N, tokens, C)`"""
+    """axes of the output: `(N, C, H, W)`, `(N, H, W, C)` or `(N, tokens, C)`"""
     stride: int = 32
     """pixels per position of the last feature map"""
     prefix: int = 0

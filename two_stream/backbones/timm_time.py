@@ -39,14 +39,14 @@ _PLAIN = {
     ("conv_bn_act", "ConvNormAct"),
     ("drop", "DropPath"),
 }
-"""Parts of timm's whose forward passes do not count the dimensions."""
+"""Modules of timm whose forward passes work with any number of dimensions."""
 _SAME = ("conv2d_same", "Conv2dSame")
 """TensorFlow's SAME padding in timm's networks whose weights come from there; a `SameConv3d` pads the same way."""
 _TORCH_PLAIN = (nn.Sequential, nn.Identity, nn.Dropout)
 
 
 class TemporalShift(nn.Module):
-    """A layer whose input has channels of the neighbouring frames: residual shift, inside a block."""
+    """A layer whose input gets some channels from neighbouring frames: TSM's residual shift, inside a block."""
 
     def __init__(self, layer: nn.Module, share: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""X3D: a tiny image network widened step by step along time, rate, size, depth and width.
+"""X3D: a tiny image network expanded step by step in duration, frame rate, frame size, depth and width.
 
 Source: Feichtenhofer, "X3D: Expanding Architectures for Efficient Video Recognition" (arXiv 2004.04730); sizes as in
 PySlowFast, whose last layer before the classifier is the head's (`head: {kind: average, features: 2048}`).

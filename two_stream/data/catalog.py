@@ -30,7 +30,7 @@ PACKAGED = Path(__file__).parent / "records"
 RECORD_FILE = "dataset.yaml"
 MODALITIES: tuple[Modality, ...] = ("rgb", "flow")
 CLASSES_MARK = "{classes}"
-"""in a group pattern: any class name, the longest first"""
+"""placeholder in a group pattern for any class name; longer names are tried first"""
 _LIST_PART: dict[str, str] = {"train": "train", "val": "train", "test": "val"}
 """published lists call the official test list `val`; the validation part is split off from the training list"""
 
@@ -67,7 +67,7 @@ class Patterns(Options):
     @field_validator("rgb", "flow_x", "flow_y")
     @classmethod
     def _numbered(cls, value: str) -> str:
-        # one plain number: `format` itself takes widths of gigabytes and looks into objects
+        # only one plain number: `str.format` would also accept huge widths and attribute access
         if len(value) > 200 or not re.fullmatch(r"[^{}]*\{(:0?[1-9]?\d?d?)?\}[^{}]*", value):
             raise ValueError(f"{value[:60]!r} has no place for the frame's number, such as {{:05d}}")
         return value
@@ -87,7 +87,7 @@ class Record(Options):
     videos: Path | None = None
     """root of the video files"""
     short_side: PositiveInt | None = 256
-    """shorter side of extracted frames in pixels, and of frames whose flow is computed on the fly; null: as is"""
+    """shorter side of extracted frames in pixels, and of frames whose flow is computed on the fly; null: no resize"""
     patterns: Patterns = Patterns()
     """names of the frame files"""
     first: First = First()
@@ -96,11 +96,11 @@ class Record(Options):
     """names of the split lists; `part` is `train`, `val` (the official test list), or `holdout` where the data set
     has its own validation part"""
     group: str | None = None
-    """regular expression over an id whose first group names the source video; `{classes}` matches any class name"""
+    """regular expression for ids; its first group is the source video's name; `{classes}` matches any class name"""
     groups: Path | None = None
     """text file with a line `id group` per video; replaces `group`"""
     multi_label: bool = False
-    """a video may have several classes, in the lists as `3,17`: a sigmoid per class in training, mAP in evaluation"""
+    """a video may have several classes, such as `3,17` in the lists; training uses sigmoids, and evaluation mAP"""
     mirror: bool = True
     """false: the mirror image of a video is not a valid video of the data set, so nothing is mirrored"""
     mirror_pairs: tuple[tuple[str, str], ...] = ()
@@ -154,7 +154,7 @@ class Record(Options):
 
     @cached_property
     def mirror_labels(self) -> tuple[int, ...]:
-        """Label of the mirror image of a video, by the label of the video."""
+        """For each label, the label of its mirror image."""
         shown = list(range(self.num_classes))
         for one, other in self.mirror_pairs:
             i, j = self.classes.index(one), self.classes.index(other)
@@ -173,7 +173,7 @@ class Record(Options):
 
     @property
     def frame_patterns(self) -> FramePatterns:
-        """The frame names in the form `video/frames.py` reads."""
+        """The frame names in the form that `video/frames.py` reads."""
         from two_stream.video.frames import FramePatterns
 
         return FramePatterns(
@@ -181,11 +181,11 @@ class Record(Options):
         )
 
     def resolve(self, path: Path) -> Path:
-        """Return a path of the record relative to its folder, which need not exist yet."""
+        """Resolve a path of the record against the record's folder, which need not exist yet."""
         return Path(os.path.normpath(self._folder / path.expanduser()))
 
     def frames_root(self, modality: Modality) -> Path:
-        """Return the folder of a modality's frame folders.
+        """Return the folder that contains a modality's frame folders.
 
         Raises:
             DataError: The record has none, or the folder does not exist.
@@ -288,7 +288,7 @@ def load_record(dataset: str | Path, settings_root: Path = Path("settings")) -> 
 
     Raises:
         DataError: No such data set; the nearest name is given.
-        SettingsError: The record is wrong, naming file, key and value.
+        SettingsError: The record is wrong; names file, key and value.
     """
     given = Path(dataset)
     if given.suffix in (".yaml", ".yml"):
@@ -348,7 +348,7 @@ def read_groups(path: Path) -> dict[str, str]:
     """Read a text file with a line `id group` per video; ids may contain spaces, groups may not.
 
     Raises:
-        DataError: Missing, or a line without both.
+        DataError: The file is missing, a line has no group, or an id has two groups.
     """
     table: dict[str, str] = {}
     for number, line in enumerate(read_lines(path), 1):
@@ -367,7 +367,7 @@ def read_lines(path: Path) -> list[str]:
     """Return the lines of a text file.
 
     Raises:
-        DataError: Missing or not text.
+        DataError: The file is missing or is not a text file.
     """
     try:
         if path.exists() and not path.is_file():  # a device or a pipe may never end
@@ -392,7 +392,7 @@ class Mirror:
     allowed: bool = True
     """false: nothing is mirrored"""
     labels: tuple[int, ...] | None = None
-    """label of the mirror image by the label of the video; None: the mirror changes no class"""
+    """for each label, the label of its mirror image; None: mirroring changes no class"""
 
     def of(self, labels: Sequence[int]) -> tuple[int, ...]:
         """Return the labels of the mirror image of a video with these labels, ascending."""
@@ -400,7 +400,7 @@ class Mirror:
 
 
 def mirror_of(record: Record, protocol: str = "standard") -> Mirror:
-    """Return the mirror facts of a data set; protocol `paper` mirrors everything and keeps labels, as published."""
+    """Return whether a data set may be mirrored; protocol `paper` mirrors everything and keeps labels, as published."""
     if protocol == "paper":
         return Mirror()
     return Mirror(record.mirror, record.mirror_labels if record.mirror_pairs else None)

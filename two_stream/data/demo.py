@@ -104,7 +104,7 @@ def _digits() -> NDArray[np.float32]:
 
 
 def scrolled(background: Image, shift: NDArray[np.float64], width: int, height: int) -> NDArray[np.float32]:
-    """Cut the frame out of the texture at a fractional place; the texture is mirrored beyond its border."""
+    """Cut the frame out of the texture at a fractional position; the texture is mirrored beyond its border."""
     matrix = np.array([[1, 0, -shift[0]], [0, 1, -shift[1]]])
     size = (width, height)
     cut = cv2.warpAffine(background, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
@@ -114,7 +114,7 @@ def scrolled(background: Image, shift: NDArray[np.float64], width: int, height: 
 def stamp(
     picture: NDArray[np.float32], disc: Image, x: float, y: float, diameter: float, degrees: float
 ) -> None:
-    """Blend a disc into an image; what exceeds the top or bottom appears at the opposite side."""
+    """Blend a disc into an image; a part beyond the top or bottom appears at the opposite side."""
     height, width = picture.shape[:2]
     side = disc.shape[0]
     matrix = cv2.getRotationMatrix2D(((side - 1) / 2, (side - 1) / 2), -degrees, diameter / side)
@@ -220,9 +220,9 @@ def _to_and_fro(phase: float) -> float:
 ORDER_CLASSES = tuple("".join(order) for order in itertools.permutations("rgb"))
 COLOURS = {"r": (225, 45, 45), "g": (45, 190, 60), "b": (50, 80, 225)}
 _JITTER = 0.06
-"""largest shift of a colour change from its third, as a fraction of the video"""
+"""largest shift of a colour change from 1/3 or 2/3 of the video, as a fraction of the video"""
 _TINT = 0.65
-"""fraction of the colour in a disc's image"""
+"""weight of the colour when it is blended with a disc's image"""
 
 
 def _draw_order(name: str, look: Look, draw: np.random.Generator, shape: tuple[int, int, int]) -> list[Image]:
@@ -248,7 +248,7 @@ def colour_at(name: str, time: float, changes: NDArray[np.float64]) -> str:
 
     Args:
         name: The class.
-        time: Part of the video that is over, from 0 to below 1.
+        time: Elapsed fraction of the video, from 0 to below 1.
         changes: Times of the two changes, ascending.
     """
     return name[int(np.searchsorted(changes, time, side="right"))]

@@ -18,9 +18,9 @@ class FrameNames:
     """Names of the frame files, if they cannot be detected."""
 
     rgb_pattern: str | None = None
-    """names of RGB frame files, as in img_{:05d}.jpg; by default found from the files"""
+    """name pattern of RGB frame files, for example img_{:05d}.jpg; by default detected from the files"""
     flow_pattern: str | None = None
-    """names of flow files, as in flow_{axis}_{:05d}.jpg"""
+    """name pattern of flow files, for example flow_{axis}_{:05d}.jpg"""
 
     def patterns(self) -> dict[str, str]:
         """Return the given names as the `patterns` of a record.
@@ -50,11 +50,11 @@ class FolderOptions(FrameNames):
     """text file with a line `id group` per video: videos of one group come from one source and stay on one side of
     every split; ids may omit the class folder"""
     group_regex: str | None = None
-    """instead of --groups: regular expression over the id (path without suffix) whose first group is the source"""
+    """instead of --groups: regular expression for the id (path without suffix); its first group is the source"""
     frames: Path | None = None
     """where the frame folders are or will be; default data/NAME"""
     splits: int = 3
-    """splits to make"""
+    """number of splits to make"""
     test_fraction: float = 0.3
     """fraction of each class in a test list"""
     seed: int = 0
@@ -62,7 +62,7 @@ class FolderOptions(FrameNames):
     backend: Decoder = "pyav"
     """decoder that counts frames"""
     processes: int | None = None
-    """videos decoded at a time; all processors by default"""
+    """videos decoded in parallel; by default one per processor"""
 
     def __post_init__(self) -> None:
         """Check ranges; the message names the flag."""
@@ -89,11 +89,11 @@ class AnnotationOptions(FrameNames):
     frames: Path | None = None
     """instead of --videos: folder of the frame folders, whose files are counted"""
     fps: float | None = None
-    """frames per second of the frame folders, to find segments given in seconds, if no other source states it"""
+    """frames per second of the frame folders, needed to find segments given in seconds if it is stated nowhere else"""
     backend: Decoder = "pyav"
     """decoder that counts frames"""
     processes: int | None = None
-    """videos decoded at a time; all processors by default"""
+    """videos decoded in parallel; by default one per processor"""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class AuditOptions:
     backend: Decoder = "pyav"
     """video decoder"""
     processes: int | None = None
-    """videos checked at a time; all processors by default, 0 works in the main process"""
+    """videos checked in parallel; by default one per processor; 0 checks in the main process"""
     patience: float = 60.0
     """seconds without a new frame after which a video is skipped"""
     official_split: bool = False
@@ -120,8 +120,8 @@ class PackOptions:
 
     encoding: Encoding = "raw"
     """raw: resized pixels, the fastest and largest (64 KiB per frame at 128x170 RGB); original: the JPEG files as they
-    are, for any input size; both give exactly the pixels of the folders; jpeg: resized, then JPEG again, the smallest,
-    with different pixels, which the index records"""
+    are, for any input size; both give exactly the pixels of the folders; jpeg: resized and compressed again, the
+    smallest, but with different pixels, which the index records"""
     resize: tuple[int, int] | None = None
     """HEIGHT WIDTH of raw and jpeg frames: the model's input before it is cropped; 128 170 by default"""
     quality: int = 95
@@ -135,7 +135,7 @@ class PackOptions:
     shard_frames: int = 10_000
     """number of frames after which a new shard starts"""
     processes: int | None = None
-    """shards written at a time; all processors by default, 0 works in the main process"""
+    """shards written in parallel; by default one per processor; 0 writes in the main process"""
     overwrite: bool = False
     """replace shards that were packed with different settings or lists"""
 

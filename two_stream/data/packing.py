@@ -249,7 +249,7 @@ def _refuse_others(shards: Sequence[Shard], notes: dict[int, dict[str, Any] | No
             raise DataError(
                 f"{folder} contains different shards: {what}; replace them with --overwrite, or choose another --out"
             )
-        for old in (folder / INDEX, path, path.with_suffix(".tar")):  # the note before its shard
+        for old in (folder / INDEX, path, path.with_suffix(".tar")):  # the record before its shard
             old.unlink(missing_ok=True)
 
 
@@ -348,7 +348,7 @@ def source_of_frames(record: Record, modality: Modality, options: PackOptions) -
     """Return where frames are packed from.
 
     Raises:
-        DataError: The record names no such folder, or it is absent.
+        DataError: The record names no such folder, or the folder does not exist.
     """
     if options.source == "videos":
         return VideoFiles(record, modality, options.backend, options.flow)

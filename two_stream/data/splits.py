@@ -110,7 +110,7 @@ def check_names(ids: Iterable[str], where: object) -> None:
     """Check that a list can hold these ids.
 
     Raises:
-        DataError: Names the first.
+        DataError: A list cannot hold an id; names the first one.
     """
     for name in ids:
         ends = any(step != step.strip() for step in name.split("/"))
@@ -138,7 +138,7 @@ def choose_groups(
     Args:
         records: Videos with label and group; their order does not matter, nor do frame counts.
         fraction: Target fraction of each class, 0 to 1.
-        seed: Another one gives another choice.
+        seed: A different seed gives a different choice.
         used: Sources to take only when all others are taken.
     """
     labels = sorted({label for record in records for label in record.all_labels})

@@ -57,7 +57,7 @@ class Pt2(_Archive):
 
     def write(self, program: torch.export.ExportedProgram, exportable: Exportable, path: Path) -> None:
         """See `Format.write`."""
-        del exportable  # the program has its names
+        del exportable  # the program contains the names
         try:
             with silence_torch():
                 torch.export.save(program, path)

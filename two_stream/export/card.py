@@ -18,7 +18,7 @@ KEY = "two_stream"
 """Name of the card in a file: an entry of ONNX's `metadata_props`; in the archives of torch `extra/two_stream.json`."""
 FORMAT = "two_stream_export"
 BATCH = "batch"
-"""Name of the dimension of free size."""
+"""Name of the dimension whose size is not fixed."""
 VERSION = 1
 """Raised when a reader of an older version could misread a file."""
 UNSEALED = "0" * 64

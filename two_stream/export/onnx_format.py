@@ -97,7 +97,7 @@ class Onnx(Format):
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # its Python prints before it tries again
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints before a second attempt
                 session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
             session.disable_fallback()
         except Exception as error:  # its exceptions share no base class

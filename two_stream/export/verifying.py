@@ -20,7 +20,7 @@ TOLERANCE = 1e-4
 AGREEMENT = 0.5
 """Fraction of clips on which an int8 network must predict the same class; below it the scales are wrong."""
 ENOUGH = 10
-"""Number of clips from which on that share is checked."""
+"""Smallest number of clips for which that fraction is checked."""
 BATCHES = (1, 3)
 """Batch sizes of the comparison: 1, which compilers may treat as a constant, and an odd one."""
 

@@ -61,7 +61,7 @@ class Head(nn.Module, ABC):
         """Check that this kind of head defines `attention`.
 
         Raises:
-            SettingsError: It does not; lists the heads that do.
+            SettingsError: It does not; the message lists the heads that do.
         """
         if type(self).attention is Head.attention:
             others = [kind for kind in HEADS if HEADS[kind].attention is not Head.attention]

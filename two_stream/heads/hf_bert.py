@@ -12,7 +12,7 @@ from two_stream.heads.base import HEADS, Head, TokenMask
 
 @HEADS.register(HfBertHead)
 class HfBert(Head):
-    """Post-norm BERT encoder of random weights, built from a configuration; nothing is downloaded."""
+    """Post-norm BERT encoder with random weights, built from a configuration; nothing is downloaded."""
 
     fixed_length = True
     has_class_token = True

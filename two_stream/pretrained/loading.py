@@ -67,9 +67,8 @@ def load_weights(
             are first removed from the model.
         path: A file of this package or of a known codebase, a model folder or a run folder.
         part: `backbone` ignores the head and classifier of the checkpoint, even if they would fit.
-        new_classifier: Ignore the parts after the backbone that differ: a classifier of a different size, a
-            different kind of
-            head, a block of FRAB or FRMB. The backbone must still fit.
+        new_classifier: Ignore the parts after the backbone that differ: a classifier of a different size, a different
+            kind of head, a block of FRAB or FRMB. The backbone must still fit.
         cross_modality: RGB weights for a flow network: average the first convolution over RGB, and repeat it over the
             flow channels (Wang et al., arXiv 1507.02159).
         inflate: 2D weights for a 3D network: repeat each kernel over time and divide by its length, so that a constant

@@ -153,7 +153,7 @@ class RaftFlow:
         height, width = pictures.shape[1:3]
         with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
             x_NCHW = torch.from_numpy(pictures).to(self.device).permute(0, 3, 1, 2).float()
-            x_NCHW = (x_NCHW / 255.0 - 0.5) / 0.5  # in torchvision's order, for its last bits
+            x_NCHW = (x_NCHW / 255.0 - 0.5) / 0.5  # torchvision's order, for equal rounding
             left, right = _border(width)
             top, bottom = _border(height)
             x_NCHW = F.pad(x_NCHW, (left, right, top, bottom), mode="replicate").contiguous()

@@ -28,7 +28,7 @@ from two_stream.runtime.text import shown_lines
 
 
 def _width(stream: TextIO) -> int | None:
-    """Return None for a terminal, which has a width; files and pipes get 120 columns unless COLUMNS is set."""
+    """Return 120 for files and pipes; None for a terminal or if COLUMNS is set, so that rich determines the width."""
     return None if stream.isatty() or "COLUMNS" in os.environ else 120
 
 

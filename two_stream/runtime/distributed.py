@@ -68,7 +68,7 @@ def is_main() -> bool:
 
 
 def job() -> str:
-    """Return a name of this `torchrun` job that restarts keep; empty without `torchrun`.
+    """Return a name of this `torchrun` job that stays the same over restarts; empty without `torchrun`.
 
     On several machines it is the id given with `--rdzv-id`; on one, the parent process.
     """

@@ -61,7 +61,7 @@ def lower_convolutions(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 def compile_for_device(function: Callable[..., Any], device: torch.device) -> Callable[..., Any] | None:
     """Return a function compiled for one input size, with CUDA graphs on a GPU; None without a compiler.
 
-    The first call compiles, for seconds to a minute. The next call overwrites the memory of the output.
+    The first call compiles, for seconds to a minute. Each call overwrites the output of the previous one.
     """
     problem = missing_compiler(device)
     if problem:

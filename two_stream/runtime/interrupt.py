@@ -35,7 +35,7 @@ class StopRequest:
     def __init__(
         self, message: str = "stopping after this step", on_stop: Callable[[], None] = lambda: None
     ) -> None:
-        """Prepare.
+        """Store the arguments; signal handlers are set when the context is entered.
 
         Args:
             message: Printed when a signal arrives.

@@ -49,7 +49,7 @@ def exclusive_lock(path: Path, busy: TwoStreamError, *, timeout: float = 0.0) ->
     try:
         yield
     finally:
-        with suppress(OSError):  # Windows removes no open file
+        with suppress(OSError):  # Windows cannot remove an open file
             path.unlink()
         lock.release()
 

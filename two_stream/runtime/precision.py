@@ -22,10 +22,10 @@ from two_stream.runtime.provenance import environment
 _CPU_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
 """flags of /proc/cpuinfo: x86 with AVX-512 BF16 or AMX, ARM with BF16"""
 CLEARLY_FASTER = 1.2
-"""speed of bf16 relative to fp32 that is worth the rounding"""
+"""smallest speed of bf16 relative to fp32 at which `auto` chooses it despite its rounding"""
 _TURNS = 5
 _SECONDS = 0.2
-"""time limit; a machine that emulates bf16 makes one or two turns"""
+"""time limit of a measurement; a machine that emulates bf16 completes one or two repetitions in it"""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _measure() -> Speedup:
     def ratio(function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> float:
         kinds = (torch.float32, torch.bfloat16)
         sides = [partial(function, *(tensor.to(kind) for tensor in tensors)) for kind in kinds]
-        for side in sides:  # chooses kernels
+        for side in sides:  # warm-up: torch chooses kernels
             side()
         found: list[float] = []
         end = time.perf_counter() + _SECONDS

@@ -213,7 +213,7 @@ def _serve(connection: Connection, function: Callable[[Any, Beat], Any]) -> None
 
 
 def end_with_parent(parent: int) -> None:
-    """Kill this process when its parent, of process number `parent`, has exited; polls if not on Linux."""
+    """Kill this process when its parent, of process number `parent`, has exited; poll for that if not on Linux."""
     if not sys.platform.startswith("linux") or ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL):
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     if hasattr(os, "getppid") and os.getppid() != parent:

@@ -53,18 +53,18 @@ if hasattr(os, "register_at_fork"):
 
 
 def _scratch_file() -> int:
-    """Open a file for the life of the process: in memory if possible, so that a full disk does not matter."""
+    """Open a temporary file that is used until the process exits: in memory if possible, in case the disk is full."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("decoder_words")
     descriptor, name = tempfile.mkstemp()
-    with suppress(OSError):  # Windows removes no open file
+    with suppress(OSError):  # Windows cannot remove an open file
         Path(name).unlink()
     return descriptor
 
 
 @contextmanager
 def capture_decoder_messages() -> Iterator[list[str]]:
-    """Capture decoders' messages into the list, which is filled at exit. One image of a process at a time."""
+    """Capture decoders' messages into the list, which is filled at exit. A process may capture one image at a time."""
     messages: list[str] = []
     with _LOCK:
         try:

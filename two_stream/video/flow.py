@@ -20,7 +20,7 @@ from two_stream.errors import SettingsError
 ALGORITHMS = ("tvl1", "dis", "farneback")
 """tvl1: TV-L1, the paper's, slow; dis: dense inverse search, medium preset, fast; farneback: Farnebäck."""
 QUICK = ("dis", "farneback")
-"""Take about a second per clip; TV-L1 takes a hundred times as long, RAFT needs a GPU and weights."""
+"""Algorithms that take about a second per clip; TV-L1 takes a hundred times as long, RAFT needs a GPU and weights."""
 AUTO = "auto"
 FLOW_BOUND = 20.0
 """Displacements beyond this many pixels are clipped."""

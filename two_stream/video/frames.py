@@ -26,14 +26,14 @@ FLAGS: dict[str, int] = {
     "rgb": cv2.IMREAD_COLOR_RGB if _READS_RGB else cv2.IMREAD_COLOR,
     "flow": cv2.IMREAD_GRAYSCALE,
 }
-"""OpenCV flags that decode the stored images of a modality; `join_decoded` makes a frame of the result"""
+"""OpenCV flags that decode the stored images of a modality; `join_decoded` makes a frame from the result"""
 _REDUCED = {
     1: 0,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
-"""flag of each reduction, without colour"""
+"""OpenCV flag of each reduction factor, for greyscale decoding"""
 _FIELD = re.compile(r"\{:0?(\d{0,2})d\}|\{\}")
 
 
@@ -346,7 +346,7 @@ def jpeg_size(content: bytes) -> tuple[int, int] | None:
     at = 2
     while content.startswith(_JPEG_START) and at + 9 <= len(content) and content[at] == 0xFF:
         kind = content[at + 1]
-        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # a start of frame, of any process
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):  # a start-of-frame marker of any kind
             return int.from_bytes(content[at + 5 : at + 7]), int.from_bytes(content[at + 7 : at + 9])
         at += 1 if kind == 0xFF else 2 + int.from_bytes(content[at + 2 : at + 4])
     return None

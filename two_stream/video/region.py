@@ -1,6 +1,7 @@
 """Resizes and crops stored images to what a clip needs, without work whose result is discarded.
 
-The pixels are bit-identical to those of the direct way: resize the image, crop, resize the part.
+The pixels are bit-identical to those of the plain way, unless `Region.direct` is set: resize the image, crop, resize
+the part.
 """
 
 from __future__ import annotations

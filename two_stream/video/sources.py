@@ -137,7 +137,7 @@ def _locate(text: str, base: Path) -> Path | None:
 
 
 def find_collisions(sources: Iterable[Source]) -> dict[int, str]:
-    """Return reasons by index for sources whose ids are equal, one in the folder of another, or no folder names."""
+    """Return, by index, why sources cannot be used: equal or nested ids, or an id that cannot be a folder's path."""
     listed = list(sources)
     by_id: dict[str, list[int]] = defaultdict(list)
     for index, source in enumerate(listed):

@@ -35,7 +35,7 @@ SHUFFLENETS: tuple[tuple[Literal[1, 2, 3, 4, 8], tuple[float, ...]], ...] = (
     (4, (1.0,)),
     (8, (1.0,)),
 )
-"""Groups and their widths: the published sizes are of 3 groups; of the others the plain one."""
+"""Number of groups, and width multipliers: all published ones for 3 groups, 1.0 only for the others."""
 VERSIONS: tuple[Literal["1.0", "1.1"], ...] = ("1.0", "1.1")
 
 

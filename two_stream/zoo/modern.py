@@ -28,7 +28,7 @@ VJEPA2 = "Assran et al., V-JEPA 2: Self-Supervised Video Models (arXiv 2506.0998
 
 _SIXTEEN = InputOptions(clip_length=16, segments=16)
 _EIGHT = InputOptions(clip_length=8, stride=8, segments=8)
-"""the stride is that of a stream, which has no end to count segments to"""
+"""the stride is used for streams only: a stream has no known end, so it cannot be divided into segments"""
 _SMALL: dict[str, ConfigValue] = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
 
 

@@ -1,7 +1,7 @@
 """Clips of a part of a data set, one item per video; the views of an evaluation are in `views.py`.
 
-Offsets, crops and flips of a training clip are drawn from (seed, epoch, video id) only, so they depend neither on the
-number of workers nor on where a run was interrupted. A video that cannot be read becomes a `ClipFailure` with its
+Offsets, crops and flips of a training clip are random, but determined by (seed, epoch, video id): they do not depend on
+the number of workers or on where a run was interrupted. A video that cannot be read becomes a `ClipFailure` with its
 reason; the loader raises it or skips the video. Companions are clips of the same moments for other networks: of the
 other modality, or of another length or size. They show the same part of the image, mirrored alike; colour changes and
 erased boxes are applied to the training clip only.
@@ -101,10 +101,10 @@ class ClipDataset(Dataset[ClipItem | ClipFailure]):
             spec: Clip length, stride, sizes.
             data: Frame choice, frame order and augmentation.
             seed: Seed of the draws.
-            epoch: Training: one drawn clip, crop and flip, other ones in every epoch; None: the centred clip and crop,
-                or the whole frame after `augment.crop: full`.
-            mirror: Whether a clip may be mirrored, and its class then; by default it may and keeps its class.
-            multi_label: Classes K of a multi-label data set, whose clips carry `targets`; 0 in other data sets.
+            epoch: Number of the training epoch: clip, crop and flip are drawn again in every epoch. None: the centred
+                clip and crop, or the whole frame if the network was trained with `augment.crop: full`.
+            mirror: Whether a clip may be mirrored, and its class if it is; by default it may, and keeps its class.
+            multi_label: Number of classes K of a multi-label data set, whose clips have `targets`; otherwise 0.
         """
         self.source = source
         self.records = records
@@ -117,7 +117,7 @@ class ClipDataset(Dataset[ClipItem | ClipFailure]):
         self.frame_order = self.data.frame_order
         self.whole_frame = self.data.augment.whole_frame
         self.direct = self.whole_frame or (epoch is not None and self.data.resize_once)
-        """whether a box is brought to its size in one interpolation; whole frames always are"""
+        """whether a box is resized to its final size in a single interpolation; whole frames always are"""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -229,7 +229,7 @@ def as_clip(frames_THWC: Frames) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Companion:
-    """The clips of another network."""
+    """The source of clips for another network."""
 
     source: ClipSource
     spec: InputSpec
@@ -251,13 +251,13 @@ def companion(experiment: Experiment, record: Record, spec: InputSpec, protocol:
     """Return the source of another network's clips of the training videos of an experiment.
 
     Args:
-        experiment: Of the network that is trained.
+        experiment: The experiment of the network that is trained.
         record: The data set.
         spec: What the other network expects.
         protocol: `augment.protocol` of the other network's training.
 
     Raises:
-        DataError: The data set has no frames of that modality, or lacks a video's.
+        DataError: The data set has no frames of that modality, or none for one of the videos.
     """
     data, modality = experiment.data, experiment.model.modality
     if data.source == "shards" and spec.modality != modality:
@@ -311,16 +311,16 @@ class ClipsBeside(Dataset[ClipItem | ClipFailure]):
 
 
 def same_moment(numbers: Sequence[int], one: InputSpec, other: InputSpec, frames: int) -> list[int]:
-    """Return the frame numbers (1-based) of another network's clip of the moment that a clip shows.
+    """Return the frame numbers (1-based) of another network's clip that shows the same moment as a given clip.
 
     Clips of equal length, stride and segments have the same numbers; if the other modality has one frame fewer, its
     last frame is repeated. Other segments cover the whole video. A clip of another length is centred on the middle of
     the given clip and shifted into the video; a video that is too short is looped from the clip's first frame.
 
     Args:
-        numbers: Of the clip, in the order of time.
-        one: Its input.
-        other: The other network's.
+        numbers: Frame numbers of the given clip, in the order of time.
+        one: Input specification of the given clip.
+        other: Input specification of the other network.
         frames: Frames of the video in the other network's modality.
     """
     if all(getattr(one, name) == getattr(other, name) for name in ("clip_length", "stride", "segments")):

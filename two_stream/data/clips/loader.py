@@ -61,7 +61,7 @@ class Loader(Generic[T]):
 
     Attributes:
         skipped: (id, reason) of the videos skipped since the iteration began (`on_error: skip`).
-        position: Batches of the full plan that are done, empty ones included; the `skip_batches` that continues here.
+        position: Batches of the full plan that are done, empty ones included; `skip_batches` to continue from here.
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class Loader(Generic[T]):
             dataset: Gives an item or a `ClipFailure` per index.
             plan: Indices of each batch.
             collate: Joins the items of a batch, apart from failures.
-            data: Workers and `on_error`.
+            data: Number of workers, and `on_error`.
             skip: Batches at the start of the plan that are not read.
-            share: Which of the others to read; all by default.
+            share: Which of the remaining batches to read; all by default.
         """
         self.dataset = dataset
         self.plan = [list(batch) for batch in plan]
@@ -183,7 +183,7 @@ def clip_loader(
         batch_size: Clips per batch; the last batch may be smaller.
         skip_batches: Batches of this epoch that are done already; they are not read.
         share: Which batches this process reads; all by default. Shares are disjoint and cover the epoch.
-        wrap: Makes the data set that is read from the clips, for example one that adds clips for other networks.
+        wrap: Returns the data set to read, given the clips; for example one that adds clips for other networks.
 
     Raises:
         DataError: No videos.
@@ -239,7 +239,7 @@ def balanced_order(records: Sequence[VideoRecord], seed: int, epoch: int) -> lis
 
 
 def class_counts(records: Sequence[VideoRecord], num_classes: int) -> tuple[int, ...]:
-    """Return the videos of each class; one with several classes counts in each."""
+    """Return the number of videos of each class; a video with several classes counts in each."""
     counts = Counter(label for record in records for label in record.all_labels)
     return tuple(counts[label] for label in range(num_classes))
 
@@ -267,7 +267,8 @@ def batches_of(order: Sequence[int], size: int) -> list[list[int]]:
 def _start_worker(_number: int) -> None:
     """Let only the main process handle Ctrl-C, SIGHUP and the first SIGTERM, which reach the whole process group.
 
-    It saves a checkpoint and then ends its workers; a worker that died first would turn a clean stop into a crash.
+    The main process saves a checkpoint and then ends its workers; a worker that died first would turn a clean stop into
+    a crash.
     """
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:

@@ -4,7 +4,7 @@ The protocols `single`, `multi`, `uniform`, `sliding` and `train` use the whole 
 code frame by frame, quirks included:
 
 - `paper-*` (LateTemporalModeling3DCNN): the last frame of a video longer than a clip is never read, the first one is
-  skipped, and a second test clip starts only at twice the clip length plus three frames.
+  skipped, and only videos of at least twice the clip length plus three frames have a second test clip.
 - `efficient3d-*` (Efficient-3DCNNs): a window of `clip_length * stride` neighbouring frames, looped from its own first
   frame, then thinned. The random start is never the last possible one. `windows` keeps a video of one frame, which the
   published data set leaves out.
@@ -76,17 +76,17 @@ def sample_clips(
 ) -> list[list[int]]:
     """Return the frame numbers (1-based) of each clip of a video.
 
-    A video shorter than a clip is looped. `single` is one centred clip; `multi` as many neighbouring clips as fit,
-    the rest shared between both ends; `uniform` spreads `num_clips` clips from the first to the last frame; `sliding`
-    starts one every `step` frames and ends with one that reaches the last frame; `train` draws one clip. Protocols for
-    segments take one frame of each of `clip_length` equal parts of the video.
+    A video shorter than a clip is looped. `single` is one centred clip; `multi` is as many neighbouring clips as fit,
+    centred, so that equally many frames are left out at both ends; `uniform` spreads `num_clips` clips from the first
+    to the last frame; `sliding` starts a clip every `step` frames and ends with one that reaches the last frame;
+    `train` draws one clip. Protocols for segments take one frame of each of `clip_length` equal parts of the video.
 
     Args:
         protocol: `single`, `multi`, `uniform`, `sliding`, `train`, the published `paper-single`, `paper-multi`,
             `paper-train`, `paper-val`, one of `FAMILY_PROTOCOLS` or one of `SEGMENT_PROTOCOLS`.
         num_frames: Frames of the video, at least 1.
         clip_length: Frames of a clip.
-        stride: Step between neighbouring frames of a clip; the paper's protocols know only 1.
+        stride: Step between neighbouring frames of a clip; the paper's protocols support only 1.
         num_clips: Clips of `uniform` and `segments-uniform` (default 10), segments of `paper-train` and `paper-val`
             (default 1), clips of a family's even choice (default: the published number).
         step: Frames between the starts of `sliding` clips; default half a clip (a family's: a whole one).
@@ -259,7 +259,7 @@ def reorder_frames(clip: Sequence[int], order: str, *key: object) -> list[int]:
 
 
 def clip_span(clip_length: int, stride: int) -> int:
-    """Return the frames from the first to the last frame of a clip, both counted."""
+    """Return the number of frames from the first to the last frame of a clip, both included."""
     return (clip_length - 1) * stride + 1
 
 
@@ -353,7 +353,7 @@ def _standard_starts(
 
 
 def _paper_grid(num_frames: int, clip_length: int, segments: int) -> tuple[int, int]:
-    """Return the distance between segments and the room inside one, as published (one frame is lost)."""
+    """Return the distance between segments and the largest offset inside one, as published (one frame is lost)."""
     average = (num_frames - 1) // segments
     if average >= clip_length:
         return average, average - clip_length
@@ -371,7 +371,7 @@ def _paper_segments(
         starts = [segment * ((num_frames - 1) // segments) for segment in range(segments)]
     else:
         shift, slack = _paper_grid(num_frames, clip_length, segments)
-        # one more frame of rounding where the segments do not overlap: both branches are the published ones
+        # as published: rounded up where the segments do not overlap, otherwise down
         middle = (slack + 1) // 2 if shift - slack == clip_length else slack // 2
         starts = [segment * shift + middle for segment in range(segments)]
     return [_looped(start, num_frames, clip_length, 1) for start in starts]

@@ -39,7 +39,7 @@ _TRIES = 10
 
 @dataclass(frozen=True)
 class View:
-    """A box of the un-flipped frame, and whether what it contains is mirrored."""
+    """A box of the unmirrored frame, and whether the crop is mirrored."""
 
     box: Box
     flip: bool = False
@@ -56,8 +56,8 @@ def largest_box(frame: Size, shape: Size) -> tuple[float, float]:
 def crop_sizes(resize: Size, size: Size, scales: Sequence[float]) -> list[Size]:
     """Return the (height, width) candidates of a multi-scale crop, in the published order.
 
-    Sides are `scales` of the largest box of the input's shape (of a square: of the shorter side of the frame); height
-    and width differ by one scale at most.
+    Sides are `scales` of the largest box of the input's shape (of a square: of the shorter side of the frame); the
+    scales of height and width are equal or neighbours in the list.
     """
     heights, widths = (
         [own if abs(int(side * scale) - own) < _SNAP else int(side * scale) for scale in scales]
@@ -171,7 +171,7 @@ def draw_view(options: AugmentOptions, spec: InputSpec, rng: np.random.Generator
 
 
 def _draw_scaled(options: AugmentOptions, spec: InputSpec, rng: np.random.Generator) -> Box:
-    """Draw the box of the crops that the paper does not have; all but `resized` have the input's shape."""
+    """Draw the box of a kind of crop that the paper does not use; all but `resized` have the input's aspect ratio."""
     frame, size = spec.resize, spec.size
     if options.crop == "resized":
         own = size[1] / size[0]
@@ -189,12 +189,15 @@ def _draw_scaled(options: AugmentOptions, spec: InputSpec, rng: np.random.Genera
 
 
 def view_spec(spec: InputSpec, crops: str, *, whole: bool = False) -> InputSpec:
-    """Return the specification by which the views of an evaluation are cut.
+    """Return the input specification with which the views of an evaluation are cropped.
 
     Whole frames are resized once, directly to the network's size; the centre crop is then the whole frame.
 
-    `whole` says that the network was trained on whole frames (`AugmentOptions.whole_frame`), so that a centred view is
-    the whole frame.
+    Args:
+        spec: The network's input.
+        crops: As for `evaluation_views`.
+        whole: The network was trained on whole frames (`AugmentOptions.whole_frame`), so that a centred view is the
+            whole frame.
     """
     return replace(spec, resize=spec.size) if crops == "full" or (whole and crops == "center") else spec
 

@@ -42,7 +42,7 @@ class ViewDataset(Dataset[VideoViews | ClipFailure]):
     """Every view (clip × crop) of each video, one item per chunk of clips.
 
     Attributes:
-        chunks: What each item is; the chunks of a video follow each other in the order of its clips.
+        chunks: The chunk that each item reads; the chunks of a video are consecutive, in the order of its clips.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class ViewDataset(Dataset[VideoViews | ClipFailure]):
             return failure_of(record.id, error)
 
     def num_views(self, chunk: Chunk) -> int:
-        """Return how many forward passes of one clip a chunk takes."""
+        """Return the number of views (clip × crop) in a chunk."""
         return (chunk.last - chunk.first) * len(self.crops)
 
     def _clips(self, record: VideoRecord) -> list[list[int]]:
@@ -211,7 +211,7 @@ def assign_work(work: Sequence[int], rank: int, world: int) -> list[int]:
 
 
 def collate_views(items: list[VideoViews | ClipFailure]) -> tuple[VideoViews | None, list[ClipFailure]]:
-    """Return the single chunk of a plan's entry."""
+    """Return the single chunk of a plan's entry, and the failures."""
     (item,) = items
     return (None, [item]) if isinstance(item, ClipFailure) else (item, [])
 

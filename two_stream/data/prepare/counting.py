@@ -26,10 +26,10 @@ from two_stream.video.sources import Source, find_collisions
 
 _IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 _STEMS = ("img_", "image_", "", "frame", "frame_")
-"""ours; Efficient-3DCNNs and 3D-ResNets; Jester and Something-Something; other usual ones"""
+"""text before the number: of this package; Efficient-3DCNNs and 3D-ResNets; Jester and Something-Something; others"""
 _NUMBERED = re.compile(r"([^{}]*?)(\d+)([^{}\d]*)", re.ASCII)
 _LOOKED_AT = 20
-"""folders with files that are examined at most"""
+"""largest number of folders with files that are examined"""
 Parts = tuple[str, str]
 """the text before and after the number"""
 
@@ -137,7 +137,7 @@ class FolderCounts:
     failures: list[tuple[str, str]] = field(default_factory=list)
     """(id, reason)"""
     strange: list[tuple[str, str]] = field(default_factory=list)
-    """the failures whose folder exists, with other files"""
+    """the failures whose folder exists but contains other files"""
     misnumbered: set[str] = field(default_factory=set)
     """ids among the failures whose file numbers start at another value than the data set's"""
     modalities: list[Modality] = field(default_factory=list)

@@ -50,7 +50,7 @@ class FrameFolders(ClipSource):
         is returned.
 
         Raises:
-            VideoError: Several class folders hold an id without class.
+            VideoError: The id names no class, and several class folders contain it.
         """
         direct = self.root / video_id
         if direct.is_dir():
@@ -99,7 +99,7 @@ class VideoFiles(ClipSource):
         """Return a video's file.
 
         Raises:
-            VideoError: None under the root, or several.
+            VideoError: There is no such video under the root, or there are several.
         """
         return find_video(self.index, self.root, video_id)
 
@@ -142,7 +142,7 @@ def find_video(index: dict[str, list[Path]], root: Path, video_id: str) -> Path:
     in any class folder, but only in one.
 
     Raises:
-        VideoError: None, or several.
+        VideoError: There is no such video, or there are several.
     """
     name = Path(video_id).name
     outside = [path for path in index.get(name, []) if path.parent == root]

@@ -38,7 +38,7 @@ MOST_PIXELS = 2**26
 MOST_BYTES = 2**28
 """largest number of bytes of one stored image"""
 _BRIDGED = 4
-"""largest gap between requested frames, in frames, that is read along instead of starting another read"""
+"""largest gap between requested frames, in frames, that is read too instead of starting another read"""
 
 
 @dataclass(frozen=True)
@@ -386,7 +386,7 @@ PROTOCOLS = ("file", "s3", "gs", "az", "http", "https", "memory")
 
 
 def is_url(location: str) -> bool:
-    """Tell a URL from a path."""
+    """Return whether a location is a URL rather than a path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", location) is not None
 
 

@@ -1,4 +1,7 @@
-"""Describes layouts: how other codebases name the weights of a network."""
+"""Describes layouts: how other codebases name the weights of a network.
+
+In this folder, "their" refers to the other codebase and "our" to this package.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import torch
 
 State = Mapping[str, torch.Tensor]
 Pair = tuple[str, str]
-"""Their prefix of a key and ours. A prefix ends in a dot, or is a complete key."""
+"""Prefix of a key in the other codebase, and in this package. A prefix ends in a dot, or is a complete key."""
 CARRIED = "carried."
 """Prefix in model folders for tensors of a published file that our network does not use; they are kept for export."""
 

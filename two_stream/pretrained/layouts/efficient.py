@@ -10,7 +10,7 @@ _CLASSIFIER: Pair = ("classifier.1.", "classifier.")
 
 
 def _numbered(theirs: str, blocks: tuple[int, ...], first: int = 0) -> Iterator[Pair]:
-    """Yield both prefixes of blocks that they number consecutively and ours number per layer."""
+    """Yield both prefixes of blocks that are numbered consecutively in their networks and per layer in ours."""
     place = first
     for layer, count in enumerate(blocks, start=1):
         for block in range(count):
@@ -28,7 +28,10 @@ def _shufflenet_v2() -> Iterator[Pair]:
 
 
 def _squeezenet(layers: tuple[tuple[int, ...], ...]) -> tuple[Pair, ...]:
-    """`layers`: their numbers of the fire modules in our layers, of which all but the first begin with pooling."""
+    """Return the prefixes of a SqueezeNet.
+
+    `layers` gives their numbers of the fire modules in each of our layers; all but our first layer begin with pooling.
+    """
     pairs: list[Pair] = [
         ("features.0.", "backbone.stem.0."),
         ("features.1.", "backbone.stem.1."),

@@ -121,7 +121,10 @@ class NetworkTrack:
         return {place: WindowLogits(row, first) for (place, first), row in zip(due, logits_MK, strict=True)}
 
     def finish(self) -> list[WindowLogits]:
-        """Return the predictions that the end of the stream completes; missing first frames are extrapolated."""
+        """Return the predictions that the end of the stream completes.
+
+        A window whose first frame's number is not kept gets the number of the newest frame.
+        """
         network = self.network
         logits_MK = self._compute(network.finish)
         done = max(0, -(-(self._fed - network.delay) // network.stride))

@@ -89,7 +89,7 @@ class Inbox(Generic[T]):
 
 @dataclass(frozen=True)
 class FrameResult:
-    """A frame after the pipeline."""
+    """A frame that has passed through the pipeline, with its predictions."""
 
     frame: LiveFrame
     windows: dict[str, WindowLogits]
@@ -171,7 +171,7 @@ class Pipeline:
         self._stop.set()
 
     def run(self) -> Iterator[FrameResult]:
-        """Yield every frame after the networks.
+        """Yield every frame once the networks have processed it.
 
         Raises:
             VideoError: The source cannot be opened, or was lost for longer than `patience`.

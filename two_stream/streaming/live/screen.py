@@ -116,7 +116,7 @@ class Latency:
         self._bins: dict[int, int] = {}
 
     def add(self, seconds: float) -> None:
-        """Count one."""
+        """Add one latency."""
         self.count += 1
         self.worst = max(self.worst, seconds)
         place = round(_PER_DOUBLING * math.log2(max(seconds, _LEAST) / _LEAST))

@@ -18,7 +18,7 @@ from torch import nn
 from two_stream.errors import SettingsError
 
 Start = Literal["zeros", "replicate"]
-"""Stands for the frames before the first: every layer's own padding, or its first input repeated."""
+"""What replaces the frames before the first: every layer's own padding, or its first input repeated."""
 TIME = 2
 _SLACK = 2
 """a view is kept if its tensor is at most this many times as long, otherwise it is copied"""
@@ -122,7 +122,7 @@ class WindowCell(StreamCell):
         return inputs[0].windowed(self.span, self.step, self.front)
 
     def pad(self, x: torch.Tensor, steps: int) -> torch.Tensor:
-        """Return padding of `count` steps; `x` is the one step next to it."""
+        """Return `steps` steps of padding; `x` is the single step next to it."""
         shape = list(x.shape)
         shape[TIME] = steps
         return x.expand(shape) if self.start == "replicate" else x.new_full(shape, self.fill)

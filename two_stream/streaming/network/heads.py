@@ -21,7 +21,7 @@ States = tuple[torch.Tensor, torch.Tensor]
 
 
 class TokenWindow(WindowCell):
-    """A head over the newest `span` tokens; tokens `(B, D, n)` to vectors `(B, F, m)`."""
+    """A head over the newest `span` tokens; maps tokens `(B, D, n)` to vectors `(B, F, m)`."""
 
     def __init__(self, head: Callable[[torch.Tensor], torch.Tensor], span: int, step: int) -> None:
         super().__init__(span, step)
@@ -91,7 +91,7 @@ class RunningLstm(WindowCell):
 
 
 class Classified(nn.Module):
-    """Dropout (none in evaluation) and classifier: vectors `(B, F, m)` to logits `(B, m, K)`."""
+    """Dropout (none in evaluation) and classifier; maps vectors `(B, F, m)` to logits `(B, m, K)`."""
 
     def __init__(self, model: Recognizer) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ def add_heads(model: Recognizer, maps: list[int], window: int | None, builder: B
                 f"`window` {window}: head {head.options.kind} is built for {head.tokens} tokens but would get {count}; "
                 f"omit it, or use {model.spec.clip_length}"
             )
-        if len(model.standards):  # of the map: its spatial mean is then the standardised token
+        if len(model.standards):  # standardises the map: its spatial mean is then the standardised token
             number = builder.add(f"{name}_standard", FrameWise(model.standards[place]), number)
         if not head.needs_maps:
             number = builder.add(f"{name}_tokens", FrameWise(_tokens), number)
@@ -169,7 +169,7 @@ def _head_cell(head: Head, count: int, step: int, *, running: bool) -> WindowCel
 
 
 def _in_time(vectors: torch.Tensor, batch: int, count: int) -> torch.Tensor:
-    """Vectors of windows, stream by stream, to `(B, F, m)`."""
+    """Reshape the vectors of windows, ordered by stream, to `(B, F, m)`."""
     return vectors.reshape(batch, count, -1).transpose(1, 2)
 
 

@@ -53,7 +53,7 @@ class CellChoice:
 
 
 class Convolution(WindowCell):
-    """A 3D convolution; the window pads in time, the convolution in space."""
+    """A 3D convolution; `WindowCell` pads it in time, the convolution itself in space."""
 
     def __init__(self, conv: nn.Conv3d, padding: int, start: Start) -> None:
         span = (conv.kernel_size[0] - 1) * conv.dilation[0] + 1
@@ -140,7 +140,7 @@ class Picked(WindowCell):
 
 
 class Excitation(WindowCell):
-    """Squeeze-and-excitation of each frame by the mean over a window that begins with it, as co3d's `se_scope: clip`.
+    """Squeeze-and-excitation of each frame by the mean over a window that begins with it, like co3d's `se_scope: clip`.
 
     At the end of the stream the last full window is used for the remaining frames, so a clip as long as the window
     gives the clip network's result.

@@ -114,7 +114,7 @@ class StreamRecognizer(nn.Module):
         weight = self.model.classifier.weight
         if found is None:
             return weight.new_zeros((shape[0], 0, self.model.num_classes))
-        return found.to(weight.dtype)  # under autocast too
+        return found.to(weight.dtype)  # also under autocast
 
 
 def convert(
@@ -131,7 +131,7 @@ def convert(
         window: Frames per prediction; None is the model's clip length, and for an LSTM all frames so far.
         squeeze: What squeeze-and-excitation (X3D) averages. `frame`: each frame separately, without delay; by design
             not the clip network's result. `clip`: the window that begins with the frame; each such layer waits for it.
-        start: Stands for the frames before the first and after the last: `zeros`, every layer's own padding as in a
+        start: What replaces frames before the first and after the last: `zeros`, every layer's own padding as in a
             clip, or `replicate`, the first (last) input of every layer repeated.
 
     Raises:
@@ -159,8 +159,8 @@ def multiply_adds_per_prediction(
 ) -> int:
     """Return the multiply-adds of one prediction of a running stream, counted on the meta device.
 
-    They compare with `profiling.multiply_adds`, which counts one clip, and so one prediction of sliding clips. Only the
-    options of the model matter. The other arguments are those of `convert`.
+    The result is comparable to `profiling.multiply_adds`, which counts one clip, and so one prediction of sliding
+    clips. Only the options of the model matter. The other arguments are those of `convert`.
 
     Raises:
         SettingsError: The model cannot stream.

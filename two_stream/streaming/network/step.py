@@ -205,7 +205,7 @@ def _delayed(x: torch.Tensor, steps: int, name: str, ledger: Ledger) -> torch.Te
 
 
 def _replicated(x: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
-    """Replace steps before place `first`, the stream's first one, by it; no change once it is no longer kept."""
+    """Replace the steps before position `first`, the stream's first step, by that step, as long as it is kept."""
     length = x.shape[TIME]
     places = torch.maximum(torch.arange(length, device=x.device), first.clamp(0, length - 1))
     return x.index_select(TIME, places)

@@ -27,7 +27,7 @@ class OpencvVideo(Video):
     """
 
     def __init__(self, path: Path) -> None:
-        # PyAV opens it first: it says why a file is no video, and OpenCV crashes on a name that is not UTF-8.
+        # PyAV opens it first: its error says why a file is not a video; OpenCV crashes on a name that is not UTF-8.
         seen = PyavVideo(path)
         super().__init__(path, seen.codec, seen.fps, seen.header_frames)
         try:

@@ -40,12 +40,12 @@ _TEXT_FORMATS = frozenset({"tty", "bin", "xbin", "adf", "idf"})  # libav draws t
 _LIST_FORMATS = frozenset({"concat", "hls", "applehttp", "dash", "sdp", "imf", "lavfi"})
 _PICTURE_FORMATS = frozenset({"image2", "image2pipe", "ico"})
 _PAYS = 48
-"""gap in frames below which decoding through is as fast as a seek"""
+"""gap in frames below which decoding all frames in between is as fast as a seek"""
 _ENTROPY_CODED = frozenset({"vp8", "vp9", "av1", "libdav1d"})
 _ZEROS = bytes(256)
 """a longer run of zeros than these codecs ever write"""
 _PEEKED = 200
-"""packets of a file with several video streams that are read to recognise a cover image"""
+"""number of packets that are read to recognise a cover image in a file with several video streams"""
 _DECODING_ERRORS = (av.FFmpegError, ValueError, MemoryError)
 
 
@@ -194,7 +194,7 @@ class PyavVideo(Video):
                         return
         except av.FFmpegError:  # the container cannot seek
             pass
-        self._stopped = None  # a walk from the beginning finds any damage
+        self._stopped = None  # decoding from the beginning finds any damage
 
     def _find_index(self) -> Index | None:
         """Return the stored index, or one made from packets, or one of a full pass if that can be stored."""
@@ -280,7 +280,7 @@ def _open_container(path: Path) -> InputContainer:
 
 
 def _choose_stream(path: Path, container: InputContainer) -> tuple[VideoStream, list[Packet[VideoStream]]]:
-    """Choose the stream that FFmpeg calls the best, but no cover image, whether flagged as one or not.
+    """Choose the stream that FFmpeg considers the best, but never a cover image, whether or not it is flagged as one.
 
     Returns:
         The stream, and its packets that were read to choose it.
@@ -333,7 +333,7 @@ def _use_one_thread(stream: VideoStream) -> None:
 def _has_zeroed_part(packet: Packet[VideoStream], stream: VideoStream) -> bool:
     """Return whether part of a packet was overwritten with zeros, which decoders may take for images."""
     codec = stream.codec_context.name
-    # H.264 and HEVC as in MP4: nothing stands between their units
+    # H.264 and HEVC as in MP4: there are no bytes between their units
     gapless = codec in ("h264", "hevc") and (stream.codec_context.extradata or b"").startswith(b"\x01")
     return (gapless or codec in _ENTROPY_CODED) and packet.size >= len(_ZEROS) and _ZEROS in bytes(packet)
 

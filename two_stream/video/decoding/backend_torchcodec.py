@@ -23,7 +23,7 @@ def _decoder_class() -> Any:
     """Import torchcodec's decoder.
 
     Raises:
-        SettingsError: The extra is absent, or its FFmpeg libraries are.
+        SettingsError: The extra or FFmpeg's libraries are not installed.
     """
     if importlib.util.find_spec("torchcodec") is None:
         raise SettingsError(f"backend torchcodec is not installed: {_INSTALL}")
@@ -53,7 +53,7 @@ class TorchcodecVideo(Video):
             first = _pixels(self._decoder.get_frame_at(0))
         except (RuntimeError, ValueError, IndexError) as error:
             raise VideoError(path, f"torchcodec cannot decode {seen.codec} ({_first_line(error)})") from None
-        # torchcodec may or may not rotate, by version; a turn of 180° does not show in the shape, and is left to it.
+        # Whether torchcodec rotates depends on its version. A turn of 180° keeps the shape and is left to torchcodec.
         self._turns = seen.quarter_turns if first.shape[:2] != (seen.height, seen.width) else 0
         self.height, self.width = seen.height, seen.width
 

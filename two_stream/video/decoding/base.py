@@ -182,7 +182,7 @@ class Video(ABC):
 
 
 def ignore_beat() -> None:
-    """Do nothing: nobody waits for a sign of progress."""
+    """Do nothing; used where progress is not monitored."""
 
 
 def rotate_picture(picture: NDArray[Any], quarter_turns: int) -> NDArray[Any]:

@@ -7,10 +7,10 @@ An index is of one of three kinds:
   frames takes as long as decoding twenty.
 - `none`: timestamps do not identify frames, or the file is damaged. It is read from its beginning.
 
-Packets are reliable if the codec's key frames can be told from mere recovery points, every packet has a timestamp,
-none occurs twice, none is marked corrupt or discarded, their number is the header's, parameter sets do not change in
-between, and the first frames decode in the order of the stamps. Packets do not show damage inside one that has not been
-decoded: a full pass may end there, while a seek past it still works.
+Packets are reliable if the codec's key frames can be distinguished from mere recovery points, every packet has a
+timestamp that no other packet has, no packet is marked corrupt or discarded, their number is the header's, parameter
+sets do not change in between, and the first frames decode in the order of the timestamps. Damage inside a packet is
+found only by decoding it: a full pass may end there, while a seek past it still works.
 
 Files are in the user's cache folder (`TWO_STREAM_CACHE`), one per video, identified by path, size and modification
 time.
@@ -111,7 +111,7 @@ def store_frame_index(path: Path, decoder: str, index: Index) -> bool:
 
 
 def _unpack(made: dict[str, Any], payload: bytes) -> Index:
-    """Raise ValueError if counts and content differ."""
+    """Return a stored index; raise ValueError if counts and content differ."""
     frames, keys, prints = (int(count) for count in made["counts"])
     middle, end = 8 * frames, 8 * (frames + keys)
     if len(payload) != end + 4 * prints or made["kind"] not in ("decoded", "packets", "none"):
@@ -185,7 +185,7 @@ def starts_like_index(container: InputContainer, stream: VideoStream, index: Ind
 
 
 def _sort_packets(stamps: list[int], keys: list[int], announced: int, depth: int) -> Index | None:
-    """Sort the timestamps of the packets; None if frames will have other ones.
+    """Sort the timestamps of the packets; None if the decoded frames will have different ones.
 
     `announced` is the number of frames in the header (0 if not stated), `depth` how many the decoder holds back.
     """
@@ -199,7 +199,7 @@ def _sort_packets(stamps: list[int], keys: list[int], announced: int, depth: int
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     late = np.arange(len(order)) - rank  # by how much a packet comes after its place in presentation order
-    # a decoder that learns of a larger delay in between may drop a frame there
+    # a decoder that meets a larger delay later on may drop a frame there
     if late.max() > max(depth, late[:_VERIFIED].max()):
         return None
     places = np.searchsorted(shown, np.asarray(sorted(keys), np.int64))

@@ -1,4 +1,4 @@
-"""Finds truncated and damaged video files: by a container's own sizes, ends, counters and checksums, and by timestamps.
+"""Finds truncated and damaged video files: by a container's sizes, end marks, counters, checksums, and by timestamps.
 
 Decoders do not report missing parts: libav reads a truncated file as far as it goes, and stops. Nothing is decoded
 here. Formats without an end or a size (raw streams, MPEG program streams) cannot be judged.
@@ -34,7 +34,7 @@ _BEGINNINGS = {".gif": "GIF8", ".ts": "a packet", ".mts": "a packet", ".m2ts": "
 _GAPPED = frozenset({"matroska,webm", "mpegts", "mpeg", "flv", "asf", "ogg"})
 """containers in which a lost part leaves a gap in time; the others list their frames with their times"""
 _FEWEST = 12
-"""frames needed to tell a steady rate"""
+"""number of frames needed to recognise a constant rate"""
 _number = int.from_bytes
 
 
@@ -52,7 +52,7 @@ def find_file_damage(path: Path) -> str | None:
                 if matches(head):
                     check(file, size)
                     return None
-            if path.suffix.lower() in _BEGINNINGS:  # libav trusts its name
+            if path.suffix.lower() in _BEGINNINGS:  # libav goes by the suffix
                 raise _lost(0, _BEGINNINGS[path.suffix.lower()])
     except _FileDamageError as error:
         return str(error)
@@ -69,7 +69,7 @@ def _at(file: BinaryIO, place: int, count: int) -> bytes:
 
 
 def _chain(file: BinaryIO, start: int, end: int, step: Callable[[bytes, int], tuple[str, int]]) -> None:
-    """Follow the parts of a file; `step` maps the first 32 bytes of a part and its place to its name and end."""
+    """Follow the parts of a file; `step` maps a part's first 32 bytes and position to its name and end."""
     while start < end:
         name, after = step(_at(file, start, 32), start)
         if after > end:
@@ -149,7 +149,7 @@ def _matroska(file: BinaryIO, size: int) -> None:
     rest = [size]
 
     def element(head: bytes, place: int) -> tuple[str, int]:
-        if place >= rest[0]:  # behind the segment
+        if place >= rest[0]:  # after the segment
             return "", size
         wide = 9 - head[0].bit_length() if head and head[0] else 9
         kind, head = _number(head[:wide]), head[wide:]
@@ -349,7 +349,7 @@ def read_stated_end(container: InputContainer, stream: VideoStream) -> float | N
         return None
     for key, value in stream.metadata.items():
         if key.upper().startswith("DURATION"):
-            with suppress(ValueError):  # the text is free
+            with suppress(ValueError):  # the tag is free text
                 hours, minutes, seconds = map(float, value.split(":"))
                 return 3600 * hours + 60 * minutes + seconds
     if len(container.streams) > 1 or container.duration is None:  # sound may last longer

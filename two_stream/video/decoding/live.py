@@ -87,7 +87,7 @@ class LiveSource(ABC):
 
 
 class FileSource(LiveSource):
-    """A video file, as fast as it is read."""
+    """A video file; its frames are yielded as fast as they are decoded, not at its frame rate."""
 
     live = False
 

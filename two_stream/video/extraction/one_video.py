@@ -1,7 +1,7 @@
 """Extracts one video into a frame folder: RGB and optical flow as JPEG.
 
 A video is written into a hidden folder, which is renamed when it is complete, with a manifest (`.done.json`) of its
-settings. Whatever ends a run, a folder under its final name is complete.
+settings. However a run ends, a folder under its final name is complete.
 """
 
 from __future__ import annotations
@@ -321,7 +321,7 @@ def resize_frame(picture: NDArray[np.uint8], height: int, width: int) -> NDArray
 
 
 def _write_jpeg(path: Path, picture: NDArray[np.uint8], quality: int) -> None:
-    """Encode, then write: the file's name need not end in `.jpg`."""
+    """Encode and write in two steps, because the file's name need not end in `.jpg`."""
     done, content = cv2.imencode(".jpg", np.ascontiguousarray(picture), [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise VideoError(

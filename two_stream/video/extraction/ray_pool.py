@@ -114,7 +114,7 @@ def connect_ray(ray: Any, address: str, processes: int | None) -> Iterator[None]
 
 
 def _check_address(address: str) -> None:
-    """Open a connection first: Ray itself would try for more than ten minutes."""
+    """Check that the address accepts a connection: Ray itself would try for more than ten minutes."""
     if address in (LOCAL, "auto"):
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -148,7 +148,7 @@ def examine_machine(mark: str, folders: list[str], backend: str) -> dict[str, An
 
 
 def _check_machines(ray: Any, jobs: Sequence[ExtractionJob], mark: Path) -> None:
-    """Run `examine_machine` on every machine and raise if one would write other files, or none."""
+    """Run `examine_machine` on every machine and raise if one would write different files, or none."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     backend = jobs[0].options.backend

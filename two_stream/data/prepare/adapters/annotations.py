@@ -31,7 +31,7 @@ class AnnotatedVideo:
     id: str
     """as the files name it; a part of a video has the video's id here"""
     names: tuple[str, ...]
-    """file or folder names to look for, without suffix, the best first; each may name its class folder"""
+    """file or folder names to look for, without suffix, the best first; each may include its class folder"""
     labels: tuple[int, ...]
     """classes, ascending; one unless the data set is multi-label"""
     split: Split
@@ -75,7 +75,7 @@ class Annotations:
         seen: dict[tuple[object, ...], AnnotatedVideo] = {}
         kept = []
         for entry in self.entries:
-            several = (entry.seconds, entry.labels) if entry.seconds else ()  # one time may show two classes
+            several = (entry.seconds, entry.labels) if entry.seconds else ()  # one part may have two classes
             first = seen.setdefault((entry.id, several), entry)
             if first is entry:
                 kept.append(entry)
@@ -94,7 +94,7 @@ class AnnotatedClasses:
     """Class names in the order of their labels, as one file gives them."""
 
     def __init__(self, names: Sequence[str], where: object, *, any_case: bool = False) -> None:
-        """Take the names.
+        """Number the classes.
 
         Args:
             names: The classes.
@@ -102,7 +102,7 @@ class AnnotatedClasses:
             any_case: Find a class whatever the case of its name.
 
         Raises:
-            DataError: None at all, or one twice.
+            DataError: There are no names, or a name occurs twice.
         """
         self.names = list(names)
         if not self.names:
@@ -160,7 +160,7 @@ _NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number
 
 
 def find_file(folder: Path, *patterns: str) -> Path:
-    """Return the one file of a folder that a pattern (any case) fits; earlier patterns go first."""
+    """Return the only file of a folder that matches a pattern (ignoring case); earlier patterns take precedence."""
     found = find_optional(folder, *patterns)
     if found is None:
         raise DataError(f"{folder}: no file {' or '.join(patterns)} here")
@@ -168,7 +168,7 @@ def find_file(folder: Path, *patterns: str) -> Path:
 
 
 def find_optional(folder: Path, *patterns: str) -> Path | None:
-    """Return the one file of a folder that a pattern fits, or None; see `find_file`."""
+    """Return the only file of a folder that matches a pattern, or None; see `find_file`."""
     if not folder.is_dir():
         what = "is a file; use its folder" if folder.exists() else "no such folder"
         raise DataError(f"{folder}: {what}")
@@ -242,7 +242,7 @@ def read_json(path: Path) -> Any:
 
 
 def check_type(value: Any, kind: type[T], where: str) -> T:
-    """Return a value of a JSON file, checked; a whole number may stand for a number."""
+    """Return a value of a JSON file after checking its type; an integer is accepted in place of a float."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)  # type: ignore[return-value]
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -253,7 +253,7 @@ def check_type(value: Any, kind: type[T], where: str) -> T:
 
 
 def json_value(container: dict[str, Any], name: str, kind: type[T], where: str) -> T:
-    """Return an entry of a JSON object, checked."""
+    """Return an entry of a JSON object after checking its type; see `check_type`."""
     if name not in container:
         raise DataError(f"{where}: no key {name!r}")
     return check_type(container[name], kind, f"{where}.{name}")

@@ -72,7 +72,7 @@ def prepare_annotations(kind: str, options: AnnotationOptions) -> Prepared:
 
     Args:
         kind: One of `ADAPTERS`.
-        options: Where things are.
+        options: Where the files are, and how frames are counted.
 
     Raises:
         DataError: An annotation file is wrong, none of its videos exists, or the folder has a record with
@@ -128,7 +128,7 @@ def prepare_annotations(kind: str, options: AnnotationOptions) -> Prepared:
 
 
 def _none_here(places: VideoIndex, listed: _Listed, counted: FolderCounts, unit: str) -> str:
-    """Return the error if no line can be used: the first failure and, if no file was found, one that is here."""
+    """Return the error message if no line can be used: the first failure and, if no file was found, one that exists."""
     strange = {name for name, _ in counted.strange}
     name, reason = next((one for one in listed.failures if one[0] in strange), listed.failures[0])
     number, found = len(listed.failures), counted.counts or counted.failures
@@ -160,7 +160,7 @@ def _mapping(
     kind: str, annotations: Annotations, options: AnnotationOptions, folder: Path, *, kept: bool
 ) -> dict[str, Any]:
     """Return the content of the record."""
-    if annotations.splits:  # everything that the files do not say is in the record of the package
+    if annotations.splits:  # the packaged record contains everything that the files do not state
         base = read_yaml(folder / RECORD_FILE) if kept else packaged_record(kind)
         mapping = {**(base or {}), "name": options.name}
     else:
@@ -260,7 +260,7 @@ def _span(
     options: AnnotationOptions,
     videos: VideoIndex | None,
 ) -> tuple[range, str]:
-    """Return the frames of an entry, and both ends in words if a frame or more of it lies after its video.
+    """Return the frames of an entry, and a text with both ends if at least one frame lies after the end of its video.
 
     Raises:
         VideoError: The rate is unknown, or the part starts after the end of the video.
@@ -365,7 +365,7 @@ class VideoIndex:
             )
 
     def find(self, names: Sequence[str]) -> LocatedVideo | str:
-        """Return the first of some names that exists, or why none does.
+        """Return the first video of some names that exists, or the reason why none does.
 
         A name with its class folder is looked up as it is, one without in every class folder.
         """

@@ -132,8 +132,8 @@ def read_kinetics(path: Path) -> Annotations:
 def read_jester(path: Path) -> Annotations:
     """Read Jester: `jester-v1-labels.csv` (a class per line), `-train.csv` and `-validation.csv` (`id;label`).
 
-    Or the files of Efficient-3DCNNs: `classInd.txt`, `trainlist.txt`, `vallist.txt`. A video is the folder `<id>` of
-    frames `00001.jpg`, or `<id>.webm`.
+    The files of Efficient-3DCNNs are read too: `classInd.txt`, `trainlist.txt`, `vallist.txt`. A video is the folder
+    `<id>` of frames `00001.jpg`, or `<id>.webm`.
     """
     entries = []
     labels = find_optional(path, "jester*labels.csv", "*labels.csv")

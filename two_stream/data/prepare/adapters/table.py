@@ -39,7 +39,7 @@ def read_table(path: Path) -> Annotations:
     are the test list, unless there are rows of all three parts.
 
     Raises:
-        DataError: Missing, an unknown or missing column, or a wrong value; names the line.
+        DataError: The file is missing, a column is unknown or missing, or a value is wrong; names the line.
     """
     rows = list(_rows(path))
     if not rows:
@@ -90,7 +90,7 @@ def _json_rows(path: Path, suffix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _texts(value: Any, where: str) -> Row:
-    """Return a JSON row as a table would have it."""
+    """Return a JSON row with text values, like a row of a CSV table."""
     item = check_type(value, dict, where)
     _known(item, where)
     row = {}
@@ -104,7 +104,7 @@ def _texts(value: Any, where: str) -> Row:
 def _known(row: dict[str, Any], where: str) -> None:
     for name in row:
         if name not in COLUMNS:
-            several = len(row) > 1  # a single one is the whole line, with another delimiter
+            several = len(row) > 1  # a single field is the whole line: the delimiter is another one
             hint = nearest(name, list(COLUMNS)) if several else f": expected some of `{','.join(COLUMNS)}`"
             raise DataError(f"{where}: unknown column {name!r}{hint}")
 
