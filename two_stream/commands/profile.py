@@ -74,7 +74,7 @@ def main(args: list[str]) -> int:
     model = _model(options)
     if model.cpu_only:
         options, device = _as_it_is(options), model.device
-    if experiment is not None:  # a missing data set is reported before anything is measured
+    if experiment is not None:  # report a missing data set before anything is measured
         from two_stream.profiling.loading import training_part
 
         training_part(experiment, model.spec)
