@@ -94,7 +94,7 @@ def read_scored(path: Path | str, part: str = "test") -> ScoredRun:
     """Read a score file, or the newest one of a run folder, with the settings of its run if available.
 
     Raises:
-        ScoreError: No such file or folder, or it is damaged.
+        ScoreError: The file or folder does not exist or is damaged.
     """
     table = read_scores(find_scores(path, part))
     run = run_of(table)
