@@ -44,7 +44,7 @@ class VideoProgress:
     flips: Sequence[bool] = ()
     """whether a crop is mirrored, per crop"""
     mirror_labels: Sequence[int] | None = None
-    """see `VideoViews`"""
+    """for each class, the class of its mirror image; see `VideoViews`"""
     seen: int = 0
     """number of clips received"""
     scored: int = 0
@@ -107,7 +107,7 @@ class Canvas:
             device: Device of the model.
             precision: fp32, bf16 or fp16 autocast.
             size: Views of a full batch.
-            compute: Computes something else than logits from a batch: `(B, any number)`.
+            compute: Function that computes something other than logits from a batch: `(B, any number)`.
         """
         self.model = model
         self.device = device

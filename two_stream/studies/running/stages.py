@@ -55,7 +55,9 @@ def stages_of(study: Study, cells: Sequence[Cell], source: object) -> list[Study
     caches: dict[str, StudyJob] = {}
     ready: list[Experiment] = []
     for cell in cells:
-        if variants[cell.variant].baseline:  # the baseline has its own backbone, which runs once per cell anyway
+        if variants[
+            cell.variant
+        ].baseline:  # the baseline has its own backbone, which runs once per cell anyway
             ready.append(cell.experiment)
             continue
         backbone, cache, experiment = _frozen(study, variants[cell.variant], cell, source)
