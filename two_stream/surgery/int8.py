@@ -127,9 +127,8 @@ class Int8(Alteration):
     def tensors(self, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Return quantized weights as bytes with their scales; packed linear weights as torch 1 stored them."""
         made: dict[str, torch.Tensor] = {}
-        if (
-            self.fake
-        ):  # layers that share a range list it under several names, which safetensors does not allow
+        if self.fake:
+            # layers that share a range list it under several names, which safetensors does not allow
             return {key: value.clone() if value.numel() < _FEW else value for key, value in state.items()}
         for key, value in state.items():
             if key.endswith(_DTYPE):

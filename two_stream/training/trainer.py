@@ -401,9 +401,8 @@ class Trainer:
         self.progress = Progress.from_state(state["progress"])
         set_rng_state(state["rng"])
         if distributed.is_main():
-            write_metrics(
-                self.paths, self.progress.history
-            )  # removes the lines of epochs after the checkpoint
+            # removes the lines of epochs after the checkpoint
+            write_metrics(self.paths, self.progress.history)
         if not undamaged:
             self._save_last()
 

@@ -174,9 +174,8 @@ def draw_costs(axis: Axes, points: Sequence[CostPoint], height: float, colours: 
     low, high = min(point.cost for point in points), max(point.cost for point in points)
     if high > 8 * low > 0:
         axis.set_xscale("log")
-        axis.xaxis.set_major_formatter(
-            "{x:g}"
-        )  # powers of ten would contain `$`, which is drawn as plain text here
+        # powers of ten would contain `$`, which is drawn as plain text here
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.set_xlim(low / 1.2, high * 1.2)
     else:
         spread = (high - low) or abs(high) or 1.0

@@ -86,7 +86,7 @@ def _give(slot: Slot, index: int, jobs: Mapping[int, StudyJob], received: queue.
 
 
 def _started() -> subprocess.Popen[bytes]:
-    # -P keeps modules in the current folder from being imported; the package is found even if it is not installed
+    # -P: import no modules from the current folder; the package is found even if it is not installed
     package = str(Path(__file__).resolve().parents[3])
     paths = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(

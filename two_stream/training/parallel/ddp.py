@@ -32,7 +32,7 @@ class Replicas(Parallel):
         self._shape = clip_shape(model)
         # pointwise convolutions: the strides differ, but describe the same memory layout
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        # buffers: see RunningStatistics; no static_graph: a process without a micro-batch has a different graph
+        # buffers: see RunningStatistics; no static_graph: without a micro-batch, the graph differs
         self._wrapped = DistributedDataParallel(
             _Entry(model),
             device_ids=[device.index] if device.type == "cuda" else None,

@@ -36,9 +36,8 @@ class Sharded(Parallel):
         self._twin = copy.deepcopy(model).to("meta")
         self._shape = clip_shape(model)
         mesh = init_device_mesh(device.type, (self.world,))
-        model.to(
-            memory_format=torch.contiguous_format
-        )  # FSDP2 can shard no other layout; clips keep their own
+        # FSDP2 can shard no other memory layout; clips keep their own
+        model.to(memory_format=torch.contiguous_format)
         for part in _parts(model):
             fully_shard(part, mesh=mesh)
         fully_shard(model, mesh=mesh)
