@@ -65,7 +65,7 @@ def split_positional(args: list[str], prog: str, what: str, example: str) -> tup
     """Split off the first argument; it may only be missing with `--help`, and is then empty.
 
     Raises:
-        SettingsError: It is missing.
+        SettingsError: The argument is missing.
     """
     if args and not args[0].startswith("-"):
         return args[0], args[1:]

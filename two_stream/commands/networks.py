@@ -53,7 +53,7 @@ def run_settings(path: Path) -> Experiment:
     """Return the settings of a run folder.
 
     Raises:
-        CheckpointError: It is not a run folder.
+        CheckpointError: The path is not a run folder.
         SettingsError: The settings are invalid.
     """
     from two_stream.evaluation.runs.lookup import run_paths

@@ -259,7 +259,7 @@ def _accuracies(files: tuple[Path, ...]) -> list[Any]:
 
 
 def _experiment(options: _Flags) -> Experiment:
-    """Return the settings whose data loading is measured; those of a data set have the largest given batch size."""
+    """Return the settings whose data loading is measured; if a data set is given, with the largest given batch size."""
     from two_stream.config.schema import DataOptions, Experiment
 
     path = Path(options.data or "")

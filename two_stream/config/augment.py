@@ -14,7 +14,7 @@ COLOURS = ("brightness", "contrast", "saturation", "hue", "grayscale", "rand_aug
 
 
 class AugmentOptions(Options):
-    """Augmentation of training clips; all frames of a clip are changed alike."""
+    """Augmentation of training clips; all frames of a clip are changed in the same way."""
 
     clip: Literal["random", "center", "begin"] = "random"
     """position of the training clip in the video (`train_t_crop` of 3D-ResNets)"""

@@ -75,7 +75,7 @@ class NonLocalHead(Options):
 
 
 class BertHead(Options):
-    """The paper's BERT: class token, learned positions, masked tokens in training."""
+    """BERT as in the paper: class token, learned positions, masked tokens in training."""
 
     kind: Literal["bert"] = "bert"
     layers: PositiveInt = 1

@@ -215,7 +215,7 @@ def _similar_file(path: Path) -> str:
 
 
 def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str], set[str]]:
-    """Follow an error's location; return the keys in the file, those valid at the last level, those of other kinds."""
+    """Follow an error's location; return its keys, the keys valid at the last level, and the keys of other kinds."""
     keys: list[str] = []
     current: type[BaseModel] | None = model
     members: dict[str, type[BaseModel]] = {}

@@ -229,7 +229,7 @@ class Experiment(Options):
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of torch; 0: torch's default"""
     deterministic: bool = True
-    """use torch's deterministic algorithms on a GPU (those of the CPU always are)"""
+    """use torch's deterministic algorithms on a GPU; algorithms on a CPU are always deterministic"""
     channels_last: bool = True
     """use the channels-last memory format: faster convolutions, equal up to rounding"""
     model: ModelOptions = ModelOptions()

@@ -93,7 +93,7 @@ def evaluate_one(flags: OneStreamFlags, views: Views) -> ScoreTable:
     """Score one stream like `spatial_demo3D.py` (`multi`) or `spatial_demo_bert.py` (`single`); print and write scores.
 
     Raises:
-        TwoStreamError: Unknown architecture; or the checkpoint, the list or the frames are missing or do not fit.
+        TwoStreamError: The architecture is unknown, or checkpoint, list or frames are missing or do not fit.
     """
     flags.check()
     for line in flags.remarks():
@@ -209,7 +209,7 @@ def _record(
     videos: Sequence[VideoRecord],
     extensions: dict[Modality, str | None],
 ) -> Record:
-    """Return a record whose frame folders are those of the flags or of the published layout."""
+    """Return a record with the frame folders that the flags give, or else those of the published layout."""
     roots = {modality: find_frames(record, modality, flags.data) for modality in extensions}
     found = with_frames(record, roots, [video.id for video in videos])
     names = found.patterns.model_dump()

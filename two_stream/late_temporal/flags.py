@@ -76,7 +76,7 @@ class EvaluatorFlags:
         """Check the range of numbers.
 
         Raises:
-            SettingsError: A number is out of range; names the flag.
+            SettingsError: A number is out of range; the message names the flag.
         """
         for name, least in (("split", 1), ("workers", 0), ("batch_views", 1), ("limit", 1)):
             value = getattr(self, name)
@@ -124,7 +124,7 @@ class TwoStreamFlags(EvaluatorFlags):
     multiple_clips_enabled: Annotated[bool, tyro.conf.FlagConversionOff] = True
     """published variable; True: several clips per video, False: one clip"""
     rgb_duration: Literal["flow", "own"] = "flow"
-    """flow: RGB clips are chosen by the flow list's number of frames (published); own: by that of the RGB frames"""
+    """frame count by which RGB clips are chosen; flow: from the flow list (published); own: that of the RGB frames"""
     rgb_extension: str | None = None
     """names of RGB frames, such as img_{0:05d}.jpg; if omitted, detected"""
     flow_extension: str | None = None

@@ -62,7 +62,7 @@ def find_list(record: Record, name: str, given: Path | None = None) -> Path:
     """Return a split list by its published file name.
 
     Raises:
-        DataError: None of the usual folders has it; names them.
+        DataError: None of the usual folders contains the list; the message names them.
     """
     tried = [folder / record.name / name for folder in settings_folders(given)]
     tried += [record.folder / name] if (record.folder / RECORD_FILE).is_file() else []
@@ -74,7 +74,7 @@ def find_frames(record: Record, modality: Modality, given: Path | None = None) -
     """Return the folder of a modality's frame folders.
 
     Raises:
-        DataError: It does not exist in the usual places; names them.
+        DataError: The folder is in none of the usual places; the message names them.
     """
     root = getattr(record.frames, modality)
     tried = [folder / "datasets" / f"{record.name}_frames" for folder in ROOTS] if given is None else [given]
@@ -150,7 +150,7 @@ def training_record(dataset: str, given: Path | None = None) -> tuple[str, str, 
     Published lists without a record get one, written to the same folder.
 
     Raises:
-        DataError: Unknown data set, no lists, or no frames.
+        DataError: The data set is unknown, or has no lists or no frames.
         SettingsError: The record is invalid.
     """
     own = Path(dataset)

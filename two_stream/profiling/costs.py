@@ -44,7 +44,7 @@ def meta_model(options: ModelOptions, num_classes: int) -> Recognizer:
 
 
 def meta_twin(model: Recognizer) -> Recognizer:
-    """Return a copy of a model (of an int8 network, its float version) on the meta device, pruned alike."""
+    """Return a copy of a model (for an int8 network, of its float version) on the meta device, also pruned."""
     twin = meta_model(model.options, model.num_classes)
     for alteration in model.alterations:
         if alteration.reshapes:

@@ -138,7 +138,7 @@ def time_in_turns(
 
 
 def nonzero_parameters(model: nn.Module) -> int:
-    """Return how many parameters are not 0; those of int8 layers are counted as they are stored."""
+    """Return the number of parameters that are not 0; int8 parameters are counted by their stored values."""
     count = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
     quantized: list[Any] = [part for part in model.modules() if callable(getattr(part, "weight", None))]
     for part in quantized:  # int8 layers of torch.ao hold packed weights, which methods return

@@ -66,7 +66,7 @@ def leaderboard(root: Path, part: str = "test", level: float = LEVEL) -> Leaderb
     because the same data decide which variant is best.
 
     Raises:
-        ScoreError: No such folder, or no readable score file of this part in it.
+        ScoreError: The folder does not exist, or contains no readable score file of this part.
     """
     if not root.is_dir():
         raise ScoreError(f"{root}: no such folder; use a folder with runs, such as runs/")

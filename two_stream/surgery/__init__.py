@@ -69,7 +69,7 @@ def read_alterations(descriptions: Sequence[dict[str, Any]], source: object) -> 
     """Return the alterations that a model file lists, from the values of `describe_alterations`.
 
     Raises:
-        CheckpointError: This version does not know a kind; names the file.
+        CheckpointError: This version does not know a kind; the message names the file.
     """
     found = []
     for description in descriptions:

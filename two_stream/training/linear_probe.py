@@ -80,7 +80,7 @@ class Probe:
         device: torch.device,
         write_model: WriteModel,
     ) -> None:
-        """Prepare a run from its start; the arguments are those of `Trainer`."""
+        """Prepare a new run; for the arguments see `Trainer`."""
         assert isinstance(experiment.train.optimizer, Logistic)
         self.experiment = experiment
         self.options = experiment.train.optimizer
@@ -274,9 +274,9 @@ def training_vectors(
         model: On `device`.
         data: Training data with one class per video.
         views: Augmented clips per video, those of the first epochs of a training run.
-        device: Of the model.
+        device: Device of the model.
         precision: Autocast type.
-        stopped: Whether to stop early and return None.
+        stopped: Function that returns whether to stop early, with the result None.
 
     Raises:
         DataError: A clip cannot be read and `data.on_error` is `raise`, or no clip can be read.

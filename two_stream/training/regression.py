@@ -88,7 +88,7 @@ def choose(
         groups: Source of each video, indexed by `Vectors.videos`; an empty one is a source of its own.
         options: Values of C, folds, repeats and balance.
         seed: Random seed of the folds.
-        stopped: Whether to stop early.
+        stopped: Function that returns whether to stop early.
     """
     cs = sorted(options.cs)
     parts, folds = _divided(vectors, groups, options, seed)

@@ -190,7 +190,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
     """Load weights and training state on the CPU.
 
     Raises:
-        CheckpointError: Missing, damaged, or in a different format; names the file.
+        CheckpointError: The checkpoint is missing, damaged or in a different format; the message names the file.
     """
     verify_checksums(folder)
     for name in (WEIGHTS, STATE):
@@ -219,7 +219,7 @@ def load_newest(paths: RunPaths) -> tuple[dict[str, torch.Tensor], dict[str, Any
         Weights, training state, and whether `last/` could be read.
 
     Raises:
-        CheckpointError: Both are damaged or missing; names the first damaged file.
+        CheckpointError: Both are damaged or missing; the message names the first damaged file.
     """
     try:
         return (*load_checkpoint(complete_folder(paths.last)), True)

@@ -114,7 +114,7 @@ class Stepper:
             The sums of the group; without any clip no step was made.
 
         Raises:
-            TrainingError: Loss or gradient is not finite; names the clips. The weights are unchanged.
+            TrainingError: Loss or gradient is not finite; the message names the clips. The weights are unchanged.
         """
         torch.manual_seed(derive(self.seed, "step", at.epoch, at.step, distributed.rank()))
         result = StepResult(lr=self.schedule.apply(at.step))

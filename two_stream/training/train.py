@@ -194,7 +194,7 @@ def _reshape_like_run(model: Recognizer, paths: RunPaths) -> None:
     """Give the layers the sizes of a run's checkpoint, `last/` or, if that is damaged, `best/`.
 
     Raises:
-        CheckpointError: Neither can be read.
+        CheckpointError: Neither checkpoint can be read.
     """
     try:
         reshape_like(model, complete_folder(paths.last))

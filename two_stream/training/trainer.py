@@ -274,7 +274,7 @@ class Trainer:
         write_model: WriteModel,
         extension: Extension | None = None,
     ) -> None:
-        """Prepare a run from its start.
+        """Prepare a new run.
 
         Args:
             experiment: Settings.

@@ -287,7 +287,7 @@ class _Writer:
         return ViewLoader(views, [[n] for n in range(len(views))], collate_views, self.experiment.data)
 
     def _clips(self, plan: _Plan) -> list[ClipDataset]:
-        """Return the centred clips and those of the first epochs, one data set each."""
+        """Return data sets: one with the centred clips, and one for each of the first epochs."""
         return [
             open_clips(
                 self.experiment.data,

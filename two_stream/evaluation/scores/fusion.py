@@ -265,7 +265,7 @@ def checked_weights(weights: Sequence[float] | None, count: int) -> list[float]:
     """Return one weight per stream; default: equal weights.
 
     Raises:
-        ScoreError: Wrong number of weights, negative or infinite weights, or all are 0.
+        ScoreError: The number of weights is wrong, a weight is negative or infinite, or all are 0.
     """
     if weights is None:
         return [1.0] * count

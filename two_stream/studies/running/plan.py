@@ -126,7 +126,7 @@ def plan_cells(study: Study, source: object = "study") -> list[Cell]:
     """Return the cells of a study, seed by seed, so that every variant has its first result early.
 
     Raises:
-        SettingsError: A variant's settings are wrong; names it and the source.
+        SettingsError: A variant's settings are wrong; the message names it and the source.
         DataError: The lists of a data set cannot be read.
     """
     variants = check_study(study, source)
@@ -142,7 +142,7 @@ def check_study(study: Study, source: object = "study") -> list[Variant]:
     """Return a study's variants after checking everything that needs no data.
 
     Raises:
-        SettingsError: Settings or comparisons are wrong; names source and variant.
+        SettingsError: Settings or comparisons are wrong; the message names source and variant.
     """
     if set(study.name) == {"."}:
         raise SettingsError(f"{source}: `name` is {study.name!r}: expected a valid folder name")
@@ -170,7 +170,7 @@ def variant_experiment(study: Study, variant: Variant, split: int, seed: int, so
     """Return the settings of a variant on a split with a seed, without reading data.
 
     Raises:
-        SettingsError: They are wrong; names source and variant.
+        SettingsError: The settings are wrong; the message names source and variant.
     """
     where = f"{source}: variant {variant.name!r}"
     return _experiment(study, _settings_of(study, variant), split, seed, where)
@@ -296,7 +296,7 @@ def start_digest(experiment: Experiment) -> str:
     """Return the hash of the weights a run starts from: a file, or a run folder's best; empty without weights.
 
     Raises:
-        SettingsError: No such file or run.
+        SettingsError: The file or run does not exist.
     """
     name, init = "train.init", experiment.train.init
     if init is None:

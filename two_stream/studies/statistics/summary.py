@@ -343,7 +343,7 @@ def _about_data(panels: Mapping[str, Panel]) -> list[str]:
 
 
 def _about_lists(panels: Mapping[str, Panel]) -> list[str]:
-    """Return a note if runs of one split had different training lists; those of older runs are unknown."""
+    """Return a note if runs of one split had different training lists; older runs do not record their lists."""
     for number in sorted({split for panel in panels.values() for split, _ in panel.tables}):
         videos: dict[str, str] = {}
         names: dict[str, list[str]] = {}

@@ -56,7 +56,7 @@ class Parallel:
         """Load full weights into the model.
 
         Raises:
-            RuntimeError: They do not fit.
+            RuntimeError: The weights do not fit the model.
         """
         self.model.load_state_dict(weights)
 

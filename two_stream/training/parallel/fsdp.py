@@ -95,7 +95,7 @@ class Sharded(Parallel):
         """Shard weights and load them into the model.
 
         Raises:
-            RuntimeError: They do not fit.
+            RuntimeError: The weights do not fit the model.
         """
         self._filled(weights)  # checks names and shapes
         for key, present in self.model.state_dict().items():
