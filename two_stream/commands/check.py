@@ -37,7 +37,7 @@ class Options(AuditOptions):
     settings_root: Path = Path("settings")
     """folder that contains the named data sets"""
     rgb_pattern: str | None = None
-    """file names of RGB frames in a folder of frame folders, as for `extract`; if omitted, detected"""
+    """file names of RGB frames in a folder of frame folders, as for `extract`; if omitted, as recorded or detected"""
     flow_x_pattern: str | None = None
     """file names of flow x in these frame folders"""
     flow_y_pattern: str | None = None

@@ -57,7 +57,7 @@ class StreamFlags:
     step: int | None = None
     """sliding mode: number of network frames between the starts of clips; if omitted, half a clip"""
     squeeze: Literal["frame", "clip"] = "frame"
-    """continual mode: squeeze-and-excitation averages over the current frame, or over the length of a clip"""
+    """continual mode: squeeze-and-excitation averages over the current frame (frame) or the length of a clip (clip)"""
     every: int | None = None
     """source frames per network frame; if omitted, as in the network's clips (with segments: its `input.stride`; with
     several frames per segment: 4 from one segment to the next)"""
