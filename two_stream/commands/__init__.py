@@ -1,1 +1,1 @@
-"""One module per `two-stream` command: its flags and the few lines that join the layers below."""
+"""One module per `two-stream` command: its flags, and the code that calls the library with them."""

@@ -32,9 +32,9 @@ DESCRIPTION = (
 @dataclass(frozen=True)
 class _Flags:
     jobs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """cells to run at the same time (per GPU); if omitted, one per GPU, or on a CPU as many as its threads allow"""
+    """cells (training runs) to run at the same time per GPU; if omitted, 1; on a CPU as many as its threads allow"""
     devices: tuple[str, ...] = ()
-    """GPUs to use (cuda:0 cuda:1 …); if omitted, as in the settings"""
+    """GPUs to use (cuda:0 cuda:1 …); if omitted, the device in the settings"""
     ray: str | None = None
     """run the cells on a Ray cluster: HOST:PORT, auto or local; all machines must share the folders"""
     seeds: tuple[int, ...] = ()
@@ -42,7 +42,7 @@ class _Flags:
     splits: tuple[int, ...] = ()
     """splits to run; if omitted, the splits of the study"""
     out: Path | None = None
-    """parent of the study's folder; if omitted, as in the study"""
+    """folder in which to create the study's folder; if omitted, as in the study file"""
     dry_run: bool = False
     """list the cells and their states; run nothing"""
     report_only: bool = False
@@ -106,7 +106,7 @@ def _report(ran: Ran, source: Path, command: str) -> None:
 
 
 def _study(name: str, flags: _Flags) -> Study:
-    """Return the study with the changes of the flags."""
+    """Return the study with the flags applied to it."""
     from two_stream.studies.running.plan import load_study
 
     if flags.jobs is not None and flags.jobs < 1:

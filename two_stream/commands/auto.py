@@ -32,11 +32,11 @@ SUMMARY = (
 @dataclass(frozen=True)
 class _AutoFlags(DataFlags):
     minutes: float = 20.0
-    """time limit for all steps; if it is short, the streams are trained with fewer views or epochs, or skipped"""
+    """time limit in minutes; if it is short, the streams are trained with fewer views or epochs, or skipped"""
     out: Path | None = None
     """report to write; if omitted, `RUNS/auto/<data set>-split<n>.html`"""
     official_split: bool = False
-    """accept a published split in which sources are on both sides; the test accuracy is then too high"""
+    """accept a published split with clips of one source in both training and test; test accuracy is then too high"""
 
 
 def main(args: list[str]) -> int:
@@ -94,7 +94,7 @@ def _streams(
         run = RunPaths(flags.runs / experiment.name)
         left = end - time.monotonic() - sum(needed[later] for later in streams[place + 1 :])
         fitting = fit_to_time(experiment, needed[modality], left)
-        if run.last.exists():  # an earlier call has chosen the settings
+        if run.last.exists():  # an earlier call already chose the settings
             fitting = load_experiment(run.experiment)
         if fitting is None:
             say(f"3/5 no time is left for the {modality} stream; increase --minutes")
@@ -160,7 +160,8 @@ def _print_candidates(found: Sequence[Candidate], best: Candidate) -> None:
 def _answer(flags: _AutoFlags, record: Record, shown: Candidate, best: Candidate) -> int:
     """Write the report and the chosen classifier, and print how to use it.
 
-    The report begins with `shown`: the networks if the baseline was chosen, which has a row in any report.
+    The report starts with `shown`. If the baseline was chosen, `shown` is the networks, because every report has a row
+    for the baseline anyway.
     """
     from two_stream.commands import report
 

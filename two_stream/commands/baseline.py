@@ -22,7 +22,7 @@ SUMMARY = "Train linear classifiers on fixed features: the accuracy that a train
 
 @dataclass(frozen=True)
 class DataFlags:
-    """Data set of `two-stream baseline` and `auto`."""
+    """Flags of `two-stream baseline` and `auto` that select the data set."""
 
     dataset: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATASET")]]
     """name of a data set in the settings folder, or path of a dataset.yaml"""
@@ -37,7 +37,7 @@ class DataFlags:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     seed: int = 0
-    """seed of the holdout and of the folds of the cross-validation"""
+    """random seed of the holdout split and of the cross-validation folds"""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def read_data(flags: DataFlags) -> tuple[Record, dict[str, Any]]:
     """Return the data set, and the settings for reading it.
 
     Raises:
-        DataError: No such data set or split, or neither frames nor videos exist.
+        DataError: There is no such data set or split, or neither frames nor videos exist.
     """
     from two_stream.data.catalog import load_record
 

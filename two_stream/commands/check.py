@@ -1,4 +1,4 @@
-"""`two-stream check`: finds problems of videos, frame folders and data sets."""
+"""`two-stream check`: finds problems in videos, frame folders and data sets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SUMMARY = "find unreadable, short, repeated, missing and leaking videos"
 SEVERITIES = ("error", "warning", "info")
 _SHOWN = 40
-"""findings of one kind shown in the terminal; the JSON file has all"""
+"""largest number of findings of one kind to print; the JSON file has all of them"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Options(AuditOptions):
     settings_root: Path = Path("settings")
     """folder that contains the named data sets"""
     rgb_pattern: str | None = None
-    """file names of RGB frames in a folder of frame folders, as for `extract`; if omitted, as each was extracted"""
+    """file names of RGB frames in a folder of frame folders, as for `extract`; if omitted, as recorded or detected"""
     flow_x_pattern: str | None = None
     """file names of flow x in these frame folders"""
     flow_y_pattern: str | None = None
@@ -45,10 +45,10 @@ class Options(AuditOptions):
 
 
 def main(args: list[str]) -> int:
-    """Check; 0 without errors, 1 with.
+    """Run the command; return 0 if there are no errors, otherwise 1.
 
     Raises:
-        TwoStreamError: Wrong flags, or a target that is neither a data set nor a path.
+        TwoStreamError: A flag is wrong, or a target is neither a data set nor a path.
     """
     options = parse(Options, args, prog="two-stream check", description=SUMMARY)
 
@@ -132,7 +132,7 @@ def _record(path: Path, settings_root: Path) -> Record | None:
 def _frame_folders(
     folder: Path, flags: Options
 ) -> dict[tuple[FramePatterns, tuple[Modality, ...]], list[Path]]:
-    """Find the frame folders below a folder, by how their files are named and what they hold."""
+    """Find the frame folders below a folder, by the names and contents of their files."""
     from two_stream.data.catalog import MODALITIES
     from two_stream.video.extraction.one_video import read_extraction_manifest
     from two_stream.video.frames import names_by_number
@@ -156,9 +156,9 @@ def _frame_folders(
 
 
 def _patterns(flags: Options, recorded: Mapping[str, str], names: Sequence[str]) -> FramePatterns:
-    """Return how a folder's files are named: from the flags, otherwise its manifest, otherwise the files.
+    """Return the file name patterns of a folder: from the flags, else its manifest, else the names themselves.
 
-    The published HMDB51 layout has no manifest, and flow files without a suffix.
+    The published HMDB51 layout has no manifest, and its flow files have no suffix.
     """
     from two_stream.video.frames import FramePatterns, names_by_number
 
@@ -181,7 +181,7 @@ def _report_precision(flags: Options) -> None:
     for target in flags.targets:
         record = _record(Path(target), flags.settings_root)
         if record is not None:
-            with suppress(TwoStreamError):  # missing lists are among the findings
+            with suppress(TwoStreamError):  # missing lists are already reported as findings
                 say(f"{target}: {expected_words(record, (record.modalities() or ['rgb'])[0], 1)}")
 
 

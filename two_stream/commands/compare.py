@@ -31,7 +31,7 @@ class _CompareFlags:
     sources: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN|SCORES ...")]] = ()
     """run folders (their newest scores) or score files; runs that differ only in seed or split form one variant"""
     group: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=RUN,RUN")] = ()
-    """variants to form explicitly, from runs that should count as repetitions of each other"""
+    """define a variant explicitly: runs to treat as repetitions of each other"""
     names: str | None = None
     """names of the variants, separated by commas; those of --group come first"""
     baseline: str | None = None
@@ -110,7 +110,7 @@ def _result(flags: _CompareFlags, args: Sequence[str]) -> StudyResult:
 
 
 def _variants(flags: _CompareFlags) -> dict[str, list[ScoredRun]]:
-    """Return the score files by name of variant."""
+    """Return the score files of each variant, by its name."""
     from two_stream.studies.statistics.scored import group_variants, read_scored
 
     by_hand: dict[str, list[Path]] = {}

@@ -69,7 +69,7 @@ def demo_experiment(options: Options, modality: Modality) -> Experiment:
 
 
 def _check_folder(options: Options) -> None:
-    """Reject a folder with a demo with different settings."""
+    """Reject a folder that contains a demo with different settings."""
     for modality in STREAMS:
         path = options.out / f"{modality}.yaml"
         if path.is_file() and path.read_text(encoding="utf-8") != dump(demo_experiment(options, modality)):
@@ -79,7 +79,7 @@ def _check_folder(options: Options) -> None:
 
 
 def _data(options: Options) -> None:
-    """Write the videos, their frames and TV-L1 flow; existing ones are kept."""
+    """Write the videos, their frames and TV-L1 flow; existing files are kept."""
     from two_stream.data.demo import DemoOptions, write_demo_frames
 
     note("1/4 writing the videos, their frames and TV-L1 flow")
@@ -90,7 +90,7 @@ def _data(options: Options) -> None:
 
 
 def _baseline(options: Options) -> None:
-    """Run the baseline, which the report includes."""
+    """Run the baseline, which is part of the report."""
     from two_stream.data.catalog import load_record
     from two_stream.studies.baseline import run_baseline
 

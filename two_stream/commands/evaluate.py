@@ -111,7 +111,7 @@ class _ResultFlags:
     settings_root: Path = Path("settings")
     """folder of data sets that are given by name"""
     top: tuple[int, ...] = (1, 5)
-    """k of the top-k accuracies"""
+    """values of k for the top-k accuracies"""
     ignore_unseen: bool = False
     """ignore listed videos without a result (as --ignore of 3D-ResNets) instead of counting them as wrong"""
     json: bool = False
@@ -119,7 +119,7 @@ class _ResultFlags:
 
 
 def _results(args: list[str]) -> int:
-    """Evaluate a result file; 1 when listed videos have no result."""
+    """Evaluate a result file; return 1 if listed videos have no result."""
     flags = parse(_ResultFlags, args, "two-stream evaluate", RESULTS)
     from two_stream.evaluation.scores.result_files import evaluate_results, read_results
 

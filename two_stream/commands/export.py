@@ -47,7 +47,7 @@ class _ExportFlags:
     num_classes: int = 400
     """number of classes of a model given by its name"""
     json: bool = False
-    """print the card of the file (its metadata) as JSON"""
+    """print the metadata of the exported file as JSON"""
 
 
 def main(args: list[str]) -> int:

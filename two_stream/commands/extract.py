@@ -24,9 +24,9 @@ class Options:
     source: tyro.conf.Positional[Path]
     """folder of videos (searched recursively), a video, or a text file with a video per line (`path` or `path id`)"""
     out: Path
-    """folder for one sub-folder per video"""
+    """output folder; each video gets a sub-folder"""
     flow: Literal["tvl1", "dis", "farneback", "raft", "none"] = "tvl1"
-    """optical flow: tvl1 is the paper's and slow (1 to 2 frames/s per process), dis about 90 times as fast; raft is a
+    """optical flow; tvl1: as in the paper, slow (1 to 2 frames/s per process); dis: about 90 times as fast; raft: a
     network that needs --flow-weights, and a GPU to be fast"""
     flow_weights: Path | None = None
     """file of torchvision's raft_small or raft_large weights, for --flow raft"""
@@ -35,11 +35,11 @@ class Options:
     flow_batch: int = 8
     """batch size of raft, in pairs of images"""
     short_side: int | None = None
-    """pixels of the shorter side, aspect ratio kept; 0 keeps the size of the video; 256 when no size is given"""
+    """shorter side in pixels; the aspect ratio is kept; 0: size of the video; default if --size is omitted: 256"""
     size: tuple[int, int] | None = None
     """fixed HEIGHT WIDTH, for example 256 340, instead of --short-side"""
     processes: int | None = None
-    """worker processes; all processors by default, 0 works in the main process"""
+    """worker processes; default: one per processor; 0: use the main process"""
     ray: str | None = None
     """use a Ray cluster whose machines share the paths: HOST:PORT, auto, or local for one started here"""
     backend: Literal["pyav", "opencv", "torchcodec"] = "pyav"
@@ -47,7 +47,7 @@ class Options:
     quality: int = 95
     """JPEG quality, 1 to 100"""
     overwrite: bool = False
-    """redo videos that were extracted with different settings, or have changed since"""
+    """extract videos again that were extracted with different settings or have changed since"""
     rgb_pattern: str = "img_{:05d}.jpg"
     """names of RGB frames"""
     flow_x_pattern: str = "flow_x_{:05d}.jpg"
@@ -64,7 +64,7 @@ def main(args: list[str]) -> int:
     """Run the command; return 0 if every video was extracted, 1 if one failed.
 
     Raises:
-        TwoStreamError: Wrong flags, no videos, or an output folder that cannot be written.
+        TwoStreamError: A flag is wrong, there are no videos, or the output folder cannot be written.
     """
     options = parse(Options, args, prog="two-stream extract", description=SUMMARY)
 
@@ -102,7 +102,7 @@ def main(args: list[str]) -> int:
 
 
 def _network(options: Options) -> FlowNetwork | None:
-    """Return the flow network of the flags; `ExtractOptions` checks contradictions."""
+    """Return the flow network that the flags select; `ExtractOptions` checks the flags for contradictions."""
     if options.flow_weights is None:
         return None
     from two_stream.pretrained.raft import Raft

@@ -1,4 +1,4 @@
-"""Parses flags with tyro, into a dataclass or over loaded settings. Every error message is one line."""
+"""Parses flags with tyro, into a dataclass or over loaded settings. Every error message is a single line."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def parse(options: type[T], args: list[str], prog: str, description: str) -> T:
     """Parse flags into a dataclass. `--help` prints and exits 0.
 
     Raises:
-        SettingsError: An unknown flag (with the most similar one), or a missing or wrong value.
+        SettingsError: A flag is unknown (the message suggests the most similar one), or a value is missing or wrong.
     """
     return _cli(options, None, args, prog, description)
 
@@ -48,7 +48,7 @@ def parse_over(default: M, args: list[str], prog: str, description: str) -> M:
     """Parse flags over loaded settings: `--help` shows their values, `--a.b.kind x` changes the kind of a section.
 
     Raises:
-        SettingsError: As for `parse`; or values that contradict each other.
+        SettingsError: As for `parse`; or values contradict each other.
     """
     default, args = _apply_kinds(default, args)
     kinds = [f"--{name}.kind {{{','.join(members)}}}" for name, members in _unions(type(default))]
@@ -65,7 +65,7 @@ def split_positional(args: list[str], prog: str, what: str, example: str) -> tup
     """Split off the first argument; it may only be missing with `--help`, and is then empty.
 
     Raises:
-        SettingsError: It is missing.
+        SettingsError: The argument is missing.
     """
     if args and not args[0].startswith("-"):
         return args[0], args[1:]
@@ -91,7 +91,7 @@ def run_subcommand(
         args: The sub-command and its arguments.
 
     Raises:
-        SettingsError: An unknown sub-command; suggests the most similar one.
+        SettingsError: The sub-command is unknown; the message suggests the most similar one.
     """
     if not args or args[0] in ("-h", "--help"):
         width = max(map(len, commands))
@@ -128,7 +128,7 @@ def take_value(args: list[str], flag: str, prog: str) -> tuple[str | None, list[
 
 def _cli(kind: type[T], default: Any, args: list[str], prog: str, description: str) -> T:
     complaint = io.StringIO()
-    # without loaded settings None is the default of optional flags, and need not be given
+    # without loaded settings, None is the default of optional flags and not accepted as a value
     config = (tyro.conf.AvoidSubcommands, *([tyro.conf.DisallowNone] if default is None else []))
     given = {"config": config} | ({} if default is None else {"default": default})
     shows_help = wants_help(args)
@@ -165,7 +165,7 @@ def _flags(kind: type[Any], description: str, given: dict[str, Any]) -> list[str
 
 
 def _unknown(words: list[str], flags: list[str]) -> str:
-    """Return a message that names unknown flags and similar ones: alike, or with the same last part."""
+    """Return a message that names unknown flags and similar ones (by spelling or by their last part)."""
     messages = []
     for word in [word for word in words if word.startswith("-")] or words[:1]:
         if not word.startswith("-"):

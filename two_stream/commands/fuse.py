@@ -24,7 +24,7 @@ class _FuseFlags:
     scores: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN|SCORES ...")]]
     """two or more score files or run folders (their newest scores of --part)"""
     rule: Literal["l2", "logits", "probabilities", "rank", "learned"] = "l2"
-    """scores to sum; l2: L2-normalised logits (the paper's); learned: logistic stacking fitted on the holdout part"""
+    """scores to sum; l2: L2-normalised logits (see the paper); learned: logistic stacking fitted on the holdout part"""
     weights: tuple[float, ...] | None = None
     """one weight per stream; if omitted, equal weights"""
     fit: tuple[Path, ...] | None = None

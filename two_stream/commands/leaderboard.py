@@ -39,7 +39,7 @@ class _LeaderboardFlags:
 
 
 def main(args: list[str]) -> int:
-    """Run the command and return its exit code: 1 when files are damaged."""
+    """Run the command and return its exit code: 1 if score files are damaged."""
     flags = parse(_LeaderboardFlags, args, "two-stream leaderboard", SUMMARY)
     from two_stream.studies import leaderboard
 

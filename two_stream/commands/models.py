@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 SUMMARY = "List the named models with their cost, or show one model stage by stage."
 LIBRARY = "pretrained"
-"""Shown for models whose library has weights, which `model.backbone.pretrained` selects."""
+"""Shown for models whose library provides weights; `model.backbone.pretrained` loads them."""
 _WIDE = 100
-"""Width of a terminal from which on the table has the column `source`."""
+"""Smallest terminal width at which the table has the column `source`."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def load_network(
     """Load a run folder, or a file that `two-stream export` wrote; files in `trust` may contain machine code.
 
     Raises:
-        TwoStreamError: Neither of them, or it cannot be read.
+        TwoStreamError: The path is neither of these, or it cannot be read.
     """
     if path.is_file():
         from two_stream.export import load
@@ -37,7 +37,7 @@ def network_settings(path: Path) -> Experiment:
     """Return the settings of a run folder or an exported file, without loading its network.
 
     Raises:
-        CheckpointError: Neither of them.
+        CheckpointError: The path is neither of these.
         SettingsError: The settings are invalid.
     """
     if path.is_file():
@@ -53,7 +53,7 @@ def run_settings(path: Path) -> Experiment:
     """Return the settings of a run folder.
 
     Raises:
-        CheckpointError: It is not a run folder.
+        CheckpointError: The path is not a run folder.
         SettingsError: The settings are invalid.
     """
     from two_stream.evaluation.runs.lookup import run_paths
@@ -65,7 +65,7 @@ def check_modality(run: AnyRun[Any], path: Path, modality: str) -> None:
     """Reject a run that was given with the flag of the other modality.
 
     Raises:
-        SettingsError: Names the right flag.
+        SettingsError: The modality differs; the message names the right flag.
     """
     found = run.model.spec.modality
     if found != modality:

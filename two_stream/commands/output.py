@@ -12,7 +12,7 @@ from two_stream.runtime.text import json_text
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table; an empty title prints none."""
+    """Print a table; an empty title is omitted."""
     console.print(table(title, columns, rows))
 
 

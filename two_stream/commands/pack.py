@@ -1,4 +1,4 @@
-"""`two-stream pack`: frame folders or videos of a data set -> tar shards with an index."""
+"""`two-stream pack`: writes the frame folders or videos of a data set as tar shards with an index."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ class Options(PackOptions):
     modality: Literal["rgb", "flow", "both"] = "rgb"
     """modality of the frames to pack"""
     like: Path | None = None
-    """experiment file or run folder whose model decides --resize"""
+    """experiment file or run folder whose model determines --resize"""
     settings_root: Path = Path("settings")
     """folder of the named data sets"""
     verify: bool = False
-    """afterwards compare every shard with its checksum"""
+    """after packing, compare every shard with its checksum"""
     json: Path | None = None
     """file for the summary"""
 
 
 def main(args: list[str]) -> int:
-    """Pack; 0 when every video is in the shards, 1 when one is not or a shard is damaged.
+    """Run the command; return 0 if every video is in the shards, 1 if one is missing or a shard is damaged.
 
     Raises:
-        TwoStreamError: Wrong flags, no such data set, an output folder that cannot be used.
+        TwoStreamError: A flag is wrong, there is no such data set, or the output folder cannot be used.
     """
     options = parse(Options, args, prog="two-stream pack", description=DESCRIPTION)
 

@@ -45,7 +45,7 @@ class _PredictFlags:
     timeline: Path | None = None
     """figure and CSV file to write: the prediction over time (by default sliding views); for several videos a folder"""
     flow_algorithm: Literal["auto", "dis", "farneback", "tvl1"] = "auto"
-    """auto: the run's algorithm if it is dis or farneback, otherwise dis; tvl1: the paper's, about 100 times slower"""
+    """auto: the run's algorithm if it is dis or farneback, otherwise dis; tvl1: as in the paper, 100 times slower"""
     rule: Literal["l2", "logits", "probabilities", "rank"] = "l2"
     """how several networks are fused: sum of L2-normalised logits (l2), logits, probabilities or ranks"""
     weights: tuple[float, ...] | None = None
@@ -106,7 +106,7 @@ def main(args: list[str]) -> int:
         check_target(flags.attention, flags.videos)
     if flags.timeline is not None:
         check_target(flags.timeline, flags.videos, "--timeline")
-    if len(flags.videos) == 1:  # a wrong file is reported before networks are loaded
+    if len(flags.videos) == 1:  # report a wrong file before networks are loaded
         open_video(flags.videos[0], flags.backend or "pyav").close()
     runs = [_load(flags, path, modality) for path, modality in given]
     return _predict_all(flags, [_Stream(run, _views(flags, run), _reading(flags, run)) for run in runs])
@@ -282,7 +282,7 @@ def _views(flags: _PredictFlags, run: AnyRun[Any]) -> EvaluateOptions:
 
 
 def _reading(flags: _PredictFlags, run: AnyRun[Any]) -> VideoInput:
-    """Return how videos are read: like the run's training frames, with the changes of the flags."""
+    """Return how videos are read: like the run's training frames, unless flags change it."""
     from two_stream.evaluation.runs.run import reading_of
 
     return reading_of(run, backend=flags.backend, flow=flags.flow_algorithm, short_side=flags.short_side)

@@ -1,4 +1,4 @@
-"""`two-stream prepare`: a data set's record and split lists from videos or official split files."""
+"""`two-stream prepare`: writes the record and split lists of a data set, from videos or official split files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "videos or official split files -> a data set's record and split lists"
 NAMED = 10
-"""most videos named as left out; a large data set may lack thousands"""
+"""largest number of left-out videos to name; there may be thousands in a large data set"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +34,10 @@ class FolderFlags(FolderOptions):
 
 
 def main(args: list[str]) -> int:
-    """Prepare; 0 when every video is in the lists, 1 when one had to be left out.
+    """Run the command; return 0 if every video is in the lists, 1 if one had to be left out.
 
     Raises:
-        TwoStreamError: Wrong flags, missing or wrong files.
+        TwoStreamError: A flag is wrong, or a file is missing or wrong.
     """
     if not args or args[0] in ("-h", "--help"):
         _usage()

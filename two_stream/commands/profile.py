@@ -74,7 +74,7 @@ def main(args: list[str]) -> int:
     model = _model(options)
     if model.cpu_only:
         options, device = _as_it_is(options), model.device
-    if experiment is not None:  # a missing data set is reported before anything is measured
+    if experiment is not None:  # report a missing data set before anything is measured
         from two_stream.profiling.loading import training_part
 
         training_part(experiment, model.spec)
@@ -259,7 +259,7 @@ def _accuracies(files: tuple[Path, ...]) -> list[Any]:
 
 
 def _experiment(options: _Flags) -> Experiment:
-    """Return the settings whose data loading is measured; those of a data set have the largest given batch size."""
+    """Return the settings whose data loading is measured; if a data set is given, with the largest given batch size."""
     from two_stream.config.schema import DataOptions, Experiment
 
     path = Path(options.data or "")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from two_stream.video.decoding.live import LiveSource
 
 _SEGMENT_DISTANCE = 4
-"""source frames from one segment of several frames to the next"""
+"""default distance, in source frames, between segments of several frames"""
 SUMMARY = "Predict live, frame by frame: on a camera, an RTSP or HTTP stream, or a long file."
 PROG = "two-stream stream"
 
@@ -50,17 +50,17 @@ class StreamFlags:
     annotate: Path | None = None
     """MP4 file to write, with the predictions drawn on it"""
     window: int | None = None
-    """port of a page with the live image for browsers of this machine (http://127.0.0.1:PORT/); 0 chooses a free one"""
+    """port of a web page with the live image, for browsers on this machine (http://127.0.0.1:PORT/); 0: a free port"""
     mode: Literal["auto", "continual", "sliding"] = "auto"
     """continual: each frame is computed once; sliding: the clip network on sliding clips; auto: continual if the
     network can be converted"""
     step: int | None = None
-    """sliding mode: frames of the network from the start of one clip to the next; if omitted, half a clip"""
+    """sliding mode: number of network frames between the starts of clips; if omitted, half a clip"""
     squeeze: Literal["frame", "clip"] = "frame"
-    """continual: what squeeze-and-excitation averages over, the current frame or the length of a clip"""
+    """continual mode: squeeze-and-excitation averages over the current frame (frame) or the length of a clip (clip)"""
     every: int | None = None
-    """source frames per network frame; if omitted, as in its clips (with segments: its `input.stride`; with several
-    frames per segment: 4 from one segment to the next)"""
+    """source frames per network frame; if omitted, as in the network's clips (with segments: its `input.stride`; with
+    several frames per segment: 4 from one segment to the next)"""
     queue: int = 4
     """frames that may wait while the networks are busy; for a live source, older frames are dropped and counted"""
     paced: bool = False
@@ -70,8 +70,8 @@ class StreamFlags:
     limit: float | None = None
     """stop after this many seconds"""
     flow_algorithm: Literal["auto", "dis", "farneback", "tvl1"] = "auto"
-    """auto: the one the run was trained on if dis or farneback, otherwise dis with a warning; tvl1 is the paper's
-    and about a hundred times slower"""
+    """auto: the algorithm that the run was trained on if it is dis or farneback, otherwise dis with a warning; tvl1: as
+    in the paper, about 100 times slower"""
     rule: Literal["l2", "logits", "probabilities", "rank"] = "l2"
     """how RGB and flow are fused"""
     weights: tuple[float, float] | None = None
@@ -89,14 +89,14 @@ class StreamFlags:
 
 
 def main(args: list[str]) -> int:
-    """Run the command; return 0 at the end of a file or limit, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Run the command; return 0 at the end of the file or at --limit, 130 after Ctrl-C, 143 after SIGTERM."""
     flags = parse(StreamFlags, args, PROG, SUMMARY)
     _check(flags)
     from two_stream.video.decoding.live import open_source
 
     return _watch(
         flags, open_source(flags.source)
-    )  # reports a source that cannot be opened before models load
+    )  # reports a source that cannot be opened, before models are loaded
 
 
 def _check(flags: StreamFlags) -> None:
@@ -208,7 +208,7 @@ def _check_input(flags: StreamFlags, run: Run) -> None:
 
 
 def _distance(flags: StreamFlags, spec: InputSpec) -> int:
-    """Return the source frames from one frame of the network, or one segment of several, to the next."""
+    """Return the distance, in source frames, between network frames or between segments of several frames."""
     frames = spec.clip_length // spec.segments if spec.segments else 1
     return flags.every or (spec.stride if frames == 1 else max(_SEGMENT_DISTANCE, frames * spec.stride))
 
@@ -222,10 +222,10 @@ def _picked(flags: StreamFlags, spec: InputSpec) -> tuple[int, ...] | None:
 
 
 def _network(flags: StreamFlags, run: Run, options: EvaluateOptions) -> StreamNetwork:
-    """Return the continual network of a run, or its clip network on sliding clips.
+    """Return the continual version of a run's network, or the clip network for sliding clips.
 
     Raises:
-        SettingsError: With `--mode continual`, it cannot be converted.
+        SettingsError: `--mode continual` was requested, but the network cannot be converted.
     """
     from two_stream.evaluation.scoring.network import prepare_for_inference
     from two_stream.recognizer import Recognizer
@@ -272,7 +272,7 @@ def _show(flags: StreamFlags, pipeline: Pipeline, watcher: Watcher) -> int:
         screen = stack.enter_context(Screen(watcher.status))
         for seen, prediction in watcher.run(flags.top):
             if seen.begins and pipeline.source.live and not watcher.status.interruptions:
-                # the frame rate is known from now on
+                # the frame rate is only known now
                 note(f"{pipeline.source.name}: {watcher.status.delay}")
             if prediction is not None and lines is not None:
                 _write_line(lines, watcher, prediction, flags.top)
@@ -305,12 +305,12 @@ def _write_line(lines: TextIO, watcher: Watcher, prediction: Prediction, count: 
     line = prediction_record(prediction, watcher.class_names, count, watcher.status.dropped)
     try:
         lines.write(json_text(line) + "\n")
-        lines.flush()  # for programs that read along
+        lines.flush()  # for programs that read the output while it is written
     except BrokenPipeError:
-        raise  # the reader has exited: no error
+        raise  # the program that reads the output has exited, which is no error
     except OSError as error:
         with suppress(OSError):
-            lines.close()  # a later close would raise again for the buffered rest
+            lines.close()  # closing later would raise again when it flushes the buffer
         raise VideoError(f"--json {lines.name}", f"cannot be written ({error.strerror})") from None
 
 

@@ -167,7 +167,7 @@ def _train(experiment: Experiment, given: list[str], *, resume: bool, overwrite:
     from two_stream.training.train import train
 
     if experiment.compress.kind != "none":
-        from two_stream import compression  # noqa: F401 - registers its extension of the training
+        from two_stream import compression  # noqa: F401 - registers the training extensions
     result = train(experiment, resume=resume, overwrite=overwrite)
     if result.interrupted is not None:
         again = shlex.join([*(arg for arg in given if arg not in ("--resume", "--overwrite")), "--resume"])

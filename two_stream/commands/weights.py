@@ -211,7 +211,7 @@ def _verify(args: list[str]) -> int:
 
 
 def _located(manifest: Manifest, target: str, folder: Path) -> tuple[Path, PublishedFile | None]:
-    """Return the file of a path or name, and its entry in the list of published files."""
+    """Return the file that a path or name refers to, and its entry in the list of published files."""
     path = Path(target)
     if path.exists():
         return path, next((one for one in manifest.entries if path.name == one.file), None)

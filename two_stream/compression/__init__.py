@@ -1,4 +1,4 @@
-"""Smaller and faster networks from trained runs: pruning, quantization, distillation; each yields an ordinary run.
+"""Smaller and faster networks from trained runs: pruning, quantization, distillation; each produces an ordinary run.
 
 Importing this package registers the three with `training.extension`, so that settings with a `compress` section train.
 """

@@ -39,7 +39,7 @@ _LARGEST = (0.98, 0.9, 0.8, 0.6)
 """start values of the search for a budget; in a global ranking, layers that would lose all channels lose none, so a
 smaller fraction may remove more"""
 _SEARCH = 9
-"""bisections in the search for a fraction that meets a budget: to 1/500"""
+"""bisection steps in the search for a fraction that meets a budget; gives a precision of 1/500"""
 
 
 def narrow_channels(model: Recognizer, options: Prune) -> None:
@@ -63,7 +63,7 @@ def narrow_channels(model: Recognizer, options: Prune) -> None:
 
 
 def remove_channels(model: Recognizer, options: Prune) -> bool:
-    """Like `narrow_channels`, without messages; return whether any channel was removed.
+    """Do the same as `narrow_channels`, without messages; return whether any channel was removed.
 
     Raises:
         SettingsError: The layers no longer fit together, or the budget cannot be met.
@@ -101,7 +101,7 @@ def check_narrowable(model: Recognizer, options: Prune) -> None:
 
 
 def _within(model: Recognizer, options: Prune, budget: float) -> tuple[Recognizer, Narrowed]:
-    """Return the network that loses the smallest fraction of its channels within a budget of multiply-adds."""
+    """Return the network that meets a budget of multiply-adds and loses the smallest fraction of its channels."""
     best, low, high = None, 0.0, 0.0
     lowest = multiply_adds(model)
     for high in _LARGEST:
@@ -137,7 +137,7 @@ def _pruned(model: Recognizer, options: Prune, share: float) -> tuple[Recognizer
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
-            torch.manual_seed(0)  # of random importance
+            torch.manual_seed(0)  # for random importance
             _prune(made, traced, options, share)
         narrowed = find_narrowing(model, made)
         if any(size == 0 for sizes in narrowed.sizes.values() for size in sizes.values()):
@@ -191,7 +191,7 @@ def _prune(made: Recognizer, traced: _Ends, options: Prune, share: float) -> Non
 
 
 def _groups(layers: Iterable[Layer]) -> int:
-    """Return the largest number of groups of a convolution that is not by channel; 1 if all are plain."""
+    """Return the largest number of groups of a convolution that is not depthwise; 1 if none is grouped."""
     convolutions = [layer for layer in layers if not isinstance(layer, nn.Linear)]
     return max((int(one.groups) for one in convolutions if one.groups < one.out_channels), default=1)
 
@@ -211,7 +211,7 @@ def _importance(tp: Any, name: str) -> Any:
 
 
 class _Ends(nn.Module):
-    """A backbone whose maps end in fixed layers, so that the channels that reach them are kept."""
+    """A backbone whose maps are the input of fixed layers, so that pruning keeps the channels of these maps."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -233,7 +233,7 @@ def _clip(model: Recognizer) -> torch.Tensor:
         try:
             with torch.no_grad():
                 model.backbone(clip)
-        except RuntimeError:  # smaller than the kernel of a layer
+        except RuntimeError:  # the clip is smaller than the kernel of a layer
             continue
         return clip
     return clip

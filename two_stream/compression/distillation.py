@@ -1,8 +1,8 @@
 """Distillation: a network learns from its labels and from one or several trained networks.
 
 A teacher with another modality (MARS: flow for an RGB student), clip length or size gets its own clips: the same
-moment, crop and mirroring as the student's. Validation is that of any training. Losses are sums over the clips of a
-batch.
+moment, crop and mirroring as the student's. Validation is the same as in any training run. Losses are sums over the
+clips of a batch.
 """
 
 from __future__ import annotations
@@ -80,16 +80,16 @@ def fused_targets(
 
 
 def soft_target_loss(logits_BK: torch.Tensor, targets_BK: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Return temperature² times the KL divergence of a student from soft targets (Hinton et al., 1503.02531).
+    """Return temperature² times the KL divergence of a student from soft targets (Hinton et al., arXiv 1503.02531).
 
-    The targets are probabilities at the same temperature, whose square keeps the scale of the gradient.
+    The targets are probabilities at the same temperature. The factor temperature² keeps the scale of the gradient.
     """
     logs_BK = F.log_softmax(logits_BK / temperature, dim=1)
     return temperature**2 * F.kl_div(logs_BK, targets_BK.to(logs_BK), reduction="sum")
 
 
 def tokens_of(maps: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the tokens `(B, T, D)` of a network's maps; pathways are concatenated, at the rate of the first."""
+    """Return the tokens `(B, T, D)` of a network's maps; pathways are concatenated, with the steps of the first."""
     tokens = [space_mean(x_BCTHW) for x_BCTHW in maps]
     return torch.cat([in_time(x_BTD, tokens[0].shape[1]) for x_BTD in tokens], dim=-1)
 
@@ -102,7 +102,7 @@ def in_time(x_BTD: torch.Tensor, steps: int) -> torch.Tensor:
 
 
 def feature_loss(student_BTD: torch.Tensor, teacher_BTD: torch.Tensor) -> torch.Tensor:
-    """Return the mean squared error between tokens of equal width (FitNets, Romero et al., 1412.6550)."""
+    """Return the mean squared error between tokens of equal width (FitNets, Romero et al., arXiv 1412.6550)."""
     adapted = in_time(student_BTD, teacher_BTD.shape[1])
     return len(adapted) * F.mse_loss(adapted, teacher_BTD)
 
@@ -152,7 +152,7 @@ class Teacher:
 
 @EXTENSIONS.register(Distill)
 class Distillation(Extension):
-    """Adds the terms of the teachers to the loss."""
+    """Adds the losses of the teachers to the training loss."""
 
     def __init__(self, experiment: Experiment) -> None:
         assert isinstance(experiment.compress, Distill)
@@ -195,7 +195,7 @@ class Distillation(Extension):
         """Return the data with clips for the teachers that cannot use the student's.
 
         Raises:
-            SettingsError: A teacher has different classes, or the data set is multi-label and has no soft targets.
+            SettingsError: A teacher has different classes, or the data set is multi-label (no soft targets).
             DataError: The data set has no frames for a teacher.
         """
         for teacher in self.teachers:
@@ -240,11 +240,11 @@ class Distillation(Extension):
                     self.adapters.append(nn.Linear(width, sum(teacher.model.backbone.channels)))
 
     def extra_parameters(self, device: torch.device) -> list[nn.Parameter]:
-        """Return the weights of those layers."""
+        """Return the weights of the layers that map the student's tokens to the teachers' widths."""
         return list(self.adapters.to(device).parameters())
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return the state of these layers."""
+        """Return the state of the layers that map the student's tokens to the teachers' widths."""
         return self.adapters.state_dict()
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
@@ -268,7 +268,7 @@ class Distillation(Extension):
         return total
 
     def _transferred(self, number: int, teacher: Teacher) -> torch.Tensor | float:
-        """Return the losses between features of the student and a teacher, divided by the number of teachers."""
+        """Return the feature losses between the student and one teacher, divided by the number of teachers."""
         options, own, others = self.options, self.outputs, teacher.outputs
         total = torch.zeros((), device=own.maps[0].device)
         if options.feature_weight:

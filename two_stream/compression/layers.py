@@ -29,7 +29,7 @@ def chosen_layers(model: Recognizer, options: Prune) -> dict[str, Layer]:
     """Return the layers that the options select.
 
     Raises:
-        SettingsError: They select none, or name a layer that does not exist.
+        SettingsError: The options select no layer, or name a layer that does not exist.
     """
     found = layers_of(model)
     unknown = next((name for name in options.by_layer if name not in found), None)

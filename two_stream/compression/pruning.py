@@ -51,11 +51,11 @@ class Pruning(Extension):
             narrow_channels(model, self.options)
 
     def set_epoch_length(self, steps_per_epoch: int) -> None:
-        """Keep the length of an epoch."""
+        """Store the number of steps per epoch."""
         self.steps = steps_per_epoch
 
     def restored(self, models: Sequence[nn.Module]) -> None:
-        """Restore the masks from the weights: removed ones are 0, and training leaves no others at exactly 0."""
+        """Restore the masks from the weights: removed weights are 0, and training sets no other weight to exactly 0."""
         self.masks = {name: weight != 0 for name, weight in self._weights(models[0]).items()}
 
     def stepped(self, models: Sequence[nn.Module], step: int) -> None:
@@ -111,7 +111,7 @@ class Pruning(Extension):
 
 
 def level_threshold(weights: torch.Tensor, level: float) -> float | None:
-    """Return the largest of the `int(level · n)` smallest absolute values; None if that is no value."""
+    """Return the largest of the `int(level · n)` smallest absolute values; None if that is zero values."""
     count = int(level * weights.numel())
     if count == 0:
         return None

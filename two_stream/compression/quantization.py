@@ -116,7 +116,7 @@ def quantise_run(experiment: Experiment, *, overwrite: bool = False) -> RunPaths
 
 
 def calibration_videos(run: Run, experiment: Experiment, count: int) -> list[VideoRecord]:
-    """Return videos of the training part, drawn by the seed; all if there are no more."""
+    """Return videos of the training part, drawn with the seed; all of them if there are fewer than `count`."""
     videos = experiment_part(experiment, run.record, "train", run.model.spec.modality)
     order = rng("calibration", experiment.seed).permutation(len(videos))
     return [videos[place] for place in order[:count]]
@@ -147,16 +147,16 @@ class QuantizationAware(Extension):
         alter(model, _int8_of(self.options, fake=True))
 
     def set_epoch_length(self, steps_per_epoch: int) -> None:
-        """Keep the length of the training."""
+        """Compute and store the length of the training in steps."""
         self.steps = steps_per_epoch * self.experiment.train.epochs
 
     def restored(self, models: Sequence[nn.Module]) -> None:
-        """Freeze what was frozen when the checkpoint was saved."""
+        """Freeze the parts that were frozen when the checkpoint was saved."""
         if self.done:
             self.stepped(models, self.done - 1)
 
     def stepped(self, models: Sequence[nn.Module], step: int) -> None:
-        """Freeze ranges and BatchNorm statistics after their fraction of the training."""
+        """Freeze ranges and BatchNorm statistics, each after its configured fraction of the training."""
         from two_stream.surgery.int8_graph import stop_ranges
 
         self.done = step + 1
@@ -192,7 +192,7 @@ class QuantizationAware(Extension):
         note(f"{paths.best}: converted to int8; {trained} keeps the float network")
 
     def facts(self) -> dict[str, str]:
-        """Return which weights the network was created from."""
+        """Return a description of the weights from which the network was created."""
         source = self.options.source
         return {} if source is None else {"quantised": f"{source} {_digest(source)}"}
 

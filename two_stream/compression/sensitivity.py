@@ -1,7 +1,7 @@
 """Pruning sensitivity of each layer, and the choice of fractions by layer that meet a budget.
 
-One layer at a time loses a fraction of its weights or channels, and a fixed set of clips is scored, after
-compressed-video-classification's `model-sensitivity.py` (which draws new clips each time).
+One layer at a time loses a fraction of its weights or channels, and a fixed set of clips is scored, following
+`model-sensitivity.py` of compressed-video-classification (which draws new clips each time).
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ Measure = Literal["parameters", "macs", "latency"]
 Levels = dict[str, float]
 _LATENCY_SECONDS = 0.3
 _LEAST_LOSS = 1e-6
-"""Loss that a step adds at least: an apparent improvement is treated as chance."""
+"""Smallest loss that a step is assumed to add; an apparent improvement is treated as chance."""
 _LEGEND = 30
-"""layers that fit in a legend"""
+"""largest number of layers in a legend"""
 _DPI = 150
 
 
@@ -61,7 +61,7 @@ class SensitivityPoint:
     top5: float
     loss: float
     parameters: int
-    """remaining and not 0"""
+    """number of remaining parameters that are not 0"""
     multiply_adds: int
     latency_ms: float | None = None
     map: float | None = None
@@ -89,7 +89,7 @@ class Sensitivity:
         return list(dict.fromkeys(point.layer for point in self.points))
 
     def points_of(self, layer: str) -> list[SensitivityPoint]:
-        """Return a layer's points by rising level."""
+        """Return a layer's points, sorted by level."""
         return sorted((point for point in self.points if point.layer == layer), key=lambda point: point.level)
 
     @property
@@ -234,7 +234,7 @@ def _map(logits_BK: torch.Tensor, labels_BK: torch.Tensor) -> float:
 
 
 def _narrowed_copy(model: Recognizer, options: Prune, by_layer: Levels) -> Recognizer | None:
-    """Return a narrowed copy; None if these layers can lose nothing."""
+    """Return a narrowed copy; None if these layers can lose no channel."""
     narrowed = copy.deepcopy(model)
     changed = remove_channels(narrowed, options.model_copy(update={"by_layer": by_layer}))
     return narrowed.eval() if changed else None
@@ -252,11 +252,11 @@ class LevelChoice:
     levels: Levels
     measure: Measure
     budget: float
-    """fraction of the unpruned network's cost"""
+    """requested fraction of the unpruned network's cost"""
     reached: float
-    """fraction of the network with these levels, counted or measured on it"""
+    """actual fraction, counted or measured on the network with these levels"""
     loss: float
-    """sum of the losses of the layers alone; together they may cost more or less"""
+    """sum of the losses of pruning each layer alone; pruning them together may cost more or less"""
 
 
 def choose_levels(
@@ -303,7 +303,7 @@ def choose_levels(
 class _Step:
     level: float
     loss: float
-    """added to that of the previous level"""
+    """loss added to that of the previous level"""
     price: float
 
 

@@ -14,14 +14,14 @@ COLOURS = ("brightness", "contrast", "saturation", "hue", "grayscale", "rand_aug
 
 
 class AugmentOptions(Options):
-    """Augmentation of training clips; all frames of a clip are changed alike."""
+    """Augmentation of training clips; all frames of a clip are changed in the same way."""
 
     clip: Literal["random", "center", "begin"] = "random"
-    """position of the training clip in the video (`train_t_crop`)"""
+    """position of the training clip in the video (`train_t_crop` of 3D-ResNets)"""
     crop: Literal[
         "multiscale", "random", "center", "corner", "multiscale_random", "resized", "short_side", "full"
     ] = "multiscale"
-    """multiscale: corner crops of several scales (the paper's); random: random place, full scale; corner: a box of
+    """multiscale: corner crops of several scales (as in the paper); random: random place, full scale; corner: a box of
     one of `scales` in a corner or the centre; multiscale_random: such a box anywhere; resized: any `area` and
     `ratio`; short_side: random place after scaling the short side by `short_sides`; full: the full frame resized to
     the network's input, also in validation and centred views"""
@@ -47,11 +47,11 @@ class AugmentOptions(Options):
     grayscale: Fraction = 0.0
     """probability of a clip without colour"""
     rand_augment: Annotated[int, Field(ge=0, le=10)] = 0
-    """number of RandAugment operations (1909.13719) per clip; 0 is off"""
+    """number of RandAugment operations (arXiv 1909.13719) per clip; 0 is off"""
     rand_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
     """strength of RandAugment's operations"""
     erase: Fraction = 0.0
-    """probability of erasing a box in every frame (1708.04896): grey, in flow no motion"""
+    """probability of erasing a box in every frame (arXiv 1708.04896); it becomes grey, or without motion in flow"""
     erase_area: tuple[Share, Share] = (0.02, 0.33)
     """smallest and largest area of an erased box relative to the clip's"""
     protocol: Literal["standard", "paper"] = "standard"

@@ -32,15 +32,15 @@ class ResNet3d(Options):
     expansion: Literal[2, 4] = 4
     """output channels of a bottleneck divided by its inner channels; wide ResNets use 2, with `width` 2"""
     stem_kernel: Literal[1, 3, 5, 7] = 7
-    """length in time of the first convolution"""
+    """temporal kernel size of the first convolution"""
     stem_stride: Literal[1, 2] = 1
-    """step in time of the first convolution, on top of `temporal_stride`"""
+    """temporal stride of the first convolution, in addition to `temporal_stride`"""
     stem_pool: bool = True
     """max pooling after the first convolution"""
 
 
 class ResNeXt3d(Options):
-    """3D ResNeXt (kenshohara, MARS): grouped bottlenecks. Depth 101 with 64 frames is the paper's."""
+    """3D ResNeXt (kenshohara, MARS): grouped bottlenecks. The paper uses depth 101 and 64 frames."""
 
     kind: Literal["resnext3d"] = "resnext3d"
     depth: Literal[50, 101] = 101
@@ -55,7 +55,7 @@ class ResNeXt3d(Options):
 
 
 class MobileNetV2(Options):
-    """3D MobileNetV2 (Efficient-3DCNNs): inverted residuals; the small default."""
+    """3D MobileNetV2 (Efficient-3DCNNs): inverted residuals; small, and the default."""
 
     kind: Literal["mobilenetv2_3d"] = "mobilenetv2_3d"
     width: Width = 1.0
@@ -68,8 +68,8 @@ class SlowFast(Options):
     kind: Literal["slowfast"] = "slowfast"
     depth: Literal[50, 101] = 50
     fusion: Literal["late", "early"] = "late"
-    """late: a head per pathway, their vectors are concatenated; early: the fast map is averaged to the slow rate, and
-    one head receives both"""
+    """late: one head per pathway, whose output vectors are concatenated; early: the fast map is averaged to the slow
+    rate, and one head receives both"""
     fast_stride: PositiveInt = 2
     """frames of the clip per frame of the fast pathway; 1 for clips read with a stride of 2"""
     alpha: PositiveInt = 4
@@ -77,7 +77,7 @@ class SlowFast(Options):
     spread: bool = False
     """spread the slow frames from the first to the last fast frame, as PySlowFast does, instead of every `alpha`-th"""
     fusion_kernel: Literal[1, 3, 5, 7] = 7
-    """length in time of the convolutions from the fast to the slow pathway"""
+    """temporal kernel size of the convolutions from the fast to the slow pathway"""
     width: Annotated[float, Field(ge=0.125, le=4.0)] = 1.0
     """width multiplier"""
 
@@ -91,7 +91,7 @@ class I3d(Options):
 
 
 class R2Plus1d(Options):
-    """R(2+1)D (Tran et al.): convolutions over space, then over time. Depth 34 is the paper's (IG-65M)."""
+    """R(2+1)D (Tran et al.): convolutions over space, then over time. The paper uses depth 34 (IG-65M)."""
 
     kind: Literal["r2plus1d"] = "r2plus1d"
     depth: Literal[18, 34, 50] = 34
@@ -102,14 +102,14 @@ class R2Plus1d(Options):
     """frames per token; below the maximum (8, or 16 with `stem_pool`) the last stages keep the frame rate: more tokens
     for the head, same weights"""
     midplanes: Literal["pair", "block"] = "pair"
-    """how the channels between space and time are computed: from the convolution that the pair replaces (IG-65M,
-    3D-ResNets), or once per block from its first convolution (torchvision)"""
+    """how the channels between spatial and temporal convolution are computed: from the convolution that the pair
+    replaces (IG-65M, 3D-ResNets), or once per block from its first convolution (torchvision)"""
     norm_eps: Positive = 1e-3
     """BatchNorm's epsilon: 1e-3 for IG-65M's weights, 1e-5 for torchvision's and 3D-ResNets'"""
     stem_middle: PositiveInt | None = 45
-    """channels between space and time in the stem; none: computed as in the blocks (3D-ResNets)"""
+    """channels between spatial and temporal convolution in the stem; none: computed as in the blocks (3D-ResNets)"""
     stem_kernel: Literal[1, 3, 5, 7] = 3
-    """length in time of the stem; 3D-ResNets has 7"""
+    """temporal kernel size of the stem; 7 in 3D-ResNets"""
     stem_pool: bool = False
     """max pooling after the stem, as 3D-ResNets has"""
 
@@ -217,7 +217,7 @@ class C3d(Options):
 
 
 class MotionGrid(Options):
-    """Mean motion in the cells of a grid, frame by frame; flow only, without weights."""
+    """Mean motion in each cell of a grid, per frame; for flow only, without weights."""
 
     kind: Literal["motion_grid"] = "motion_grid"
     rows: PositiveInt = 3
@@ -227,7 +227,7 @@ class MotionGrid(Options):
 
 
 class TimmNet(Options):
-    """A 2D network of timm, frame by frame."""
+    """A 2D network from timm, applied to each frame."""
 
     kind: Literal["timm"] = "timm"
     name: str = "resnet50"
@@ -252,7 +252,7 @@ class TimmNet(Options):
     inflate: bool = False
     """make a plain convolutional network 3D: convolutions, norms and pools get a time dimension"""
     inflate_kernel: Literal[1, 3] = 3
-    """length in time of an inflated kernel; 1×1 convolutions keep 1"""
+    """temporal size of an inflated kernel; 1×1 convolutions keep 1"""
     drop_path: Fraction = 0.0
     """largest rate of dropped residual branches (stochastic depth), if the network has it"""
 
@@ -274,9 +274,9 @@ class HfVideo(Options):
     model: str | None = None
     """folder or Hugging Face hub name with config.json and weights: MCG-NJU/videomae-base …"""
     architecture: Literal["videomae", "timesformer", "vivit", "vjepa2"] | None = None
-    """network; none: read it, and values that `config` does not set, from `model`; videomae without a model"""
+    """kind of network; none: read it, and what `config` does not set, from `model`; without `model`: videomae"""
     config: dict[str, ConfigValue] = Field(default_factory=dict)
-    """changes of the network's default configuration, for example num_frames 8"""
+    """changes to the network's default configuration, for example num_frames 8"""
     pretrained: bool = False
     """start training from the weights of `model`"""
 

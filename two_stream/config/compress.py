@@ -87,7 +87,7 @@ class Prune(Options):
 
 
 class Quantize(Options):
-    """Convolutions and linear layers compute in int8."""
+    """Make convolutions and linear layers compute in int8."""
 
     kind: Literal["quantize"] = "quantize"
     source: Path | None = None
@@ -100,11 +100,11 @@ class Quantize(Options):
     """static: how a range is computed; histogram: with the least error; minmax: from the smallest to the largest value;
     moving_average: average over the batches"""
     per_channel: bool = True
-    """a scale per output channel of a weight; off: one per weight"""
+    """one scale per output channel of a weight tensor; off: one per tensor"""
     keep: tuple[str, ...] = ()
     """parts to keep in float: stages (`stem`), layers (`layer1.0.conv1`), `classifier`, patterns with *"""
     engine: Literal["auto", "onednn", "qnnpack"] = "auto"
-    """torch's kernels; auto: onednn, on ARM qnnpack"""
+    """torch's kernels; auto: onednn, or qnnpack on ARM"""
     range_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
     """decay of the moving average of ranges; its initial bias is corrected"""
     ranges_until: Fraction = 0.5
@@ -133,10 +133,10 @@ class Distill(Options):
     teacher_weights: tuple[NonNegative, ...] = ()
     """weight of each teacher in that average; none: equal weights"""
     feature_weight: NonNegative = 0.0
-    """weight of feature transfer (FitNets, 1412.6550): mean squared difference between a teacher's tokens and the
+    """weight of feature transfer (FitNets, arXiv 1412.6550): mean squared difference between a teacher's tokens and the
     student's, projected to the teacher's width by a linear layer that is not saved"""
     attention_weight: NonNegative = 0.0
-    """weight of attention transfer (1612.03928): distance of the maps of squared activations, each of length 1"""
+    """weight of attention transfer (arXiv 1612.03928): distance of the maps of squared activations, each of length 1"""
     vector_weight: NonNegative = 0.0
     """weight of MARS (CVPR 2019): mean squared difference of the classifier's inputs, of equal width; MARS uses 50"""
 

@@ -26,11 +26,11 @@ class MomentsHead(Options):
     spread: bool = True
     """add the standard deviation over time"""
     differences: Annotated[int, Field(ge=0)] = 4
-    """add the mean of the last minus the mean of the first of this many equal parts of time; 0 is off"""
+    """split the clip into this many equal parts and add the mean of the last minus that of the first; 0 is off"""
     maximum: bool = False
     """add the largest value over time"""
     parts: Annotated[int, Field(ge=0)] = 0
-    """add the mean of each of this many equal parts of time; 0 is off"""
+    """split the clip into this many equal parts and add the mean of each; 0 is off"""
 
     @model_validator(mode="after")
     def _divided(self) -> MomentsHead:
@@ -75,7 +75,7 @@ class NonLocalHead(Options):
 
 
 class BertHead(Options):
-    """The paper's BERT: class token, learned positions, masked tokens in training."""
+    """BERT as in the paper: class token, learned positions, masked tokens in training."""
 
     kind: Literal["bert"] = "bert"
     layers: PositiveInt = 1

@@ -65,7 +65,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping.
 
     Raises:
-        SettingsError: No such file, not YAML, a duplicate key, too large, or not a mapping.
+        SettingsError: The file is missing, too large, not YAML or not a mapping, or a key is duplicated.
     """
     try:
         if path.stat().st_size > MOST_TEXT:
@@ -117,7 +117,7 @@ def validate_settings(model: type[M], mapping: dict[str, Any], source: object) -
 
 
 def explain(model: type[BaseModel], error: ValidationError) -> str:
-    """Turn a pydantic error into one line: key, value, what was expected, nearest neighbour."""
+    """Turn a pydantic error into one line: key, value, what was expected, and the most similar valid name."""
     errors = error.errors(include_url=False)
     first = errors[0]
     more = len(errors) - 1
@@ -152,7 +152,7 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
 
 
 def _moved(keys: list[str], moved: list[str], kind: str) -> str:
-    """Say that these keys, at the place of the last of `keys`, belong to another kind than `kind`."""
+    """Return a message that the keys `moved`, next to the last of `keys`, belong to another kind than `kind`."""
     shown = ", ".join(f"`{name}`" for name in moved[:3]) + (f", … ({len(moved)})" if len(moved) > 3 else "")
     many, say = (
         ("s", "they belong to another kind: remove them")
@@ -174,7 +174,7 @@ def load_experiment(path: Path | str) -> Experiment:
     """Read an experiment file.
 
     Raises:
-        SettingsError: Naming the file, the key, the value and what was expected.
+        SettingsError: The file is invalid; the message names the file, the key, the value and what was expected.
     """
     return validate_settings(Experiment, read_yaml(Path(path)), path)
 
@@ -215,7 +215,7 @@ def _similar_file(path: Path) -> str:
 
 
 def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str], set[str]]:
-    """Follow an error's location; return the keys in the file, those valid at the last level, those of other kinds."""
+    """Follow an error's location; return its keys, the keys valid at the last level, and the keys of other kinds."""
     keys: list[str] = []
     current: type[BaseModel] | None = model
     members: dict[str, type[BaseModel]] = {}

@@ -1,4 +1,4 @@
-"""Training losses, told apart by `kind`."""
+"""Training losses, distinguished by `kind`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class CrossEntropy(Options):
     weights: ClassWeights = "none"
     """balanced: larger for rare classes (mean 1 over the training clips); or a number per class"""
     beta: Fraction = 1.0
-    """balance by the effective number of clips `(1 - beta^n) / (1 - beta)` (1901.05555); 1: by their number n"""
+    """balance by the effective number of clips `(1 - beta^n) / (1 - beta)` (arXiv 1901.05555); 1: by their number n"""
 
 
 class Focal(Options):
-    """Focal loss (1708.02002): correctly classified clips have little weight; with a sigmoid for multi-label data."""
+    """Focal loss (arXiv 1708.02002): correctly classified clips weigh little; with a sigmoid for multi-label data."""
 
     kind: Literal["focal"] = "focal"
     gamma: NonNegative = 2.0
@@ -38,7 +38,7 @@ class Focal(Options):
     weights: ClassWeights = "none"
     """balanced: larger for rare classes (mean 1 over the training clips); or a number per class"""
     beta: Fraction = 1.0
-    """balance by the effective number of clips `(1 - beta^n) / (1 - beta)` (1901.05555); 1: by their number n"""
+    """balance by the effective number of clips `(1 - beta^n) / (1 - beta)` (arXiv 1901.05555); 1: by their number n"""
 
 
 class BinaryCrossEntropy(Options):

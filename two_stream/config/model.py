@@ -23,14 +23,14 @@ class InputOptions(Options):
     clip_length: PositiveInt | None = None
     """frames per clip"""
     stride: PositiveInt | None = None
-    """step between neighbouring frames"""
+    """distance between neighbouring frames of a clip, in video frames"""
     segments: Annotated[int, Field(ge=0)] | Literal["frames"] | None = None
     """equal parts of the video; a clip takes `clip_length / segments` frames of each, `stride` apart; frames: one
     segment per frame; 0: a clip is one run of frames"""
     stack: PositiveInt | None = None
     """neighbouring flow fields per frame of a flow clip, stacked as channels x1, y1, x2, y2, …"""
     resize: tuple[PositiveInt, PositiveInt] | None = None
-    """height and width of a resized frame"""
+    """height and width to which frames are resized"""
     crop: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
     """side of a square crop, or height and width"""
     value_range: tuple[float, float] | None = None
@@ -43,7 +43,7 @@ class InputOptions(Options):
     def _size(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
         try:
             size = check(value)
-        except ValidationError:  # one message per form
+        except ValidationError:  # pydantic would report one error for each allowed form
             raise ValueError(
                 f"{value!r} is not a size; expected the side of a square, or height and width as [144, 192], in pixels"
             ) from None
@@ -65,7 +65,7 @@ class ModelOptions(Options):
     modality: Literal["rgb", "flow"] = "rgb"
     """rgb: 3 channels; flow: 2 channels (x, y)"""
     backbone: BackboneOptions = MobileNetV2()
-    """the network below the head"""
+    """the network before the head"""
     reduction: Literal["none", "frab", "frmb"] = "none"
     """frab: append a block that narrows the features; frmb: replace the last block by one"""
     reduced_channels: PositiveInt = 512

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules, told apart by `kind`."""
+"""Optimizers and learning-rate schedules, distinguished by `kind`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Sgd(Options):
     """learning rate"""
     momentum: Fraction = 0.9
     dampening: Fraction = 0.0
-    """the paper's SGD uses 0.9"""
+    """dampening of the momentum; the paper uses 0.9"""
     nesterov: bool = False
     weight_decay: NonNegative = 1e-3
     decay_all: bool = False
@@ -64,7 +64,7 @@ class Logistic(Options):
 
 
 class Constant(Options):
-    """The same rate throughout."""
+    """A constant learning rate."""
 
     kind: Literal["constant"] = "constant"
 

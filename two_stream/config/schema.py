@@ -27,7 +27,7 @@ class DataOptions(Options):
     split: PositiveInt = 1
     """number of the official split"""
     source: Literal["frames", "videos", "shards"] = "frames"
-    """frames: folders of `two-stream extract`; videos: video files, flow is computed on the fly; shards: files of
+    """frames: folders from `two-stream extract`; videos: video files, flow is computed on the fly; shards: files from
     `two-stream pack`"""
     shards: str | None = None
     """folder or URL (s3://…) of the shards when `source` is shards"""
@@ -42,7 +42,7 @@ class DataOptions(Options):
     """order in which the frames of a clip enter the network, in training and evaluation; shuffled differs in each
     epoch of training and is fixed per video in evaluation; a control that shows whether a network uses time"""
     features: Path | None = None
-    """folder of `two-stream features`: training and evaluation read the frozen backbone's features from it instead of
+    """folder from `two-stream features`: training and evaluation read the frozen backbone's features from it instead of
     clips; needs `train.freeze_until: backbone`"""
     balance: Literal["none", "classes"] = "none"
     """classes: an epoch samples videos with replacement, all classes equally often"""
@@ -131,9 +131,9 @@ class TrainOptions(Options):
     """name of the last frozen stage (`two-stream models NAME` lists the stages); backbone: train head and classifier;
     head: train the classifier only (linear probe)"""
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """factor on the learning rate per stage below the classifier"""
+    """factor by which the learning rate decreases with each stage before the classifier"""
     stage_rates: dict[str, Positive] = Field(default_factory=dict)
-    """factor on the learning rate by stage, for example `{stem: 0.1, classifier: 10}`; default 1"""
+    """factor on the learning rate of single stages, for example `{stem: 0.1, classifier: 10}`; default 1"""
     init: Path | None = None
     """checkpoint to start from: a run folder, or a file of this or another codebase"""
     init_part: Literal["all", "backbone"] = "all"
@@ -229,7 +229,7 @@ class Experiment(Options):
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of torch; 0: torch's default"""
     deterministic: bool = True
-    """use torch's deterministic algorithms on a GPU (those of the CPU always are)"""
+    """use torch's deterministic algorithms on a GPU; algorithms on a CPU are always deterministic"""
     channels_last: bool = True
     """use the channels-last memory format: faster convolutions, equal up to rounding"""
     model: ModelOptions = ModelOptions()

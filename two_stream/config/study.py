@@ -13,11 +13,11 @@ Changes = dict[str, Any]
 """Dotted settings (`model.head.kind`) or nested ones, over the base experiment."""
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 SEPARATOR = " · "
-"""Between the levels in the name of a variant."""
+"""Separator of the levels in the name of a variant."""
 
 
 class DemoData(Options):
-    """The embedded data set, written if the study's data set does not exist."""
+    """The generated demo data set, written if the study's data set does not exist."""
 
     out: Path = Path("demo/study")
     """folder of the data set"""
@@ -26,18 +26,18 @@ class DemoData(Options):
     seed: int = 1
     """seed of the videos"""
     groups: Annotated[int, Field(ge=3)] = 15
-    """source scenes: videos per class"""
+    """number of source scenes; each gives `takes` videos per class"""
     takes: PositiveInt = 1
-    """videos per class and source"""
+    """videos per class and source scene"""
     flow: bool = False
     """also compute TV-L1 flow"""
 
 
 class FeatureOptions(Options):
-    """Heads on a frozen backbone, whose features of each video are computed once for all heads and seeds."""
+    """Heads on a frozen backbone, whose features are computed once per video, for all heads and seeds."""
 
     train_views: PositiveInt = 1
-    """augmented clips cached per training video; epoch e uses number e modulo this"""
+    """augmented clips cached per training video; epoch e uses clip e modulo this number"""
     maps: bool = False
     """cache feature maps, which the non-local head needs; otherwise tokens only"""
     backbone: Changes | None = None
@@ -49,7 +49,7 @@ class Reference(Options):
     """A published accuracy of a variant."""
 
     value: Annotated[float, Field(gt=0.0, le=100.0)]
-    """in per cent"""
+    """accuracy in per cent"""
     source: str
     """paper and table"""
 
@@ -76,7 +76,7 @@ class Against(Options):
 
 
 class Study(Options):
-    """One question, many runs."""
+    """A study: one question, and the runs that answer it."""
 
     name: Annotated[str, Field(min_length=1, pattern=r"^[\w.+-]+$")]
     """name of the study and of its folder under `out`"""
@@ -109,13 +109,13 @@ class Study(Options):
     features: FeatureOptions | None = None
     """study heads on cached features of a frozen backbone"""
     demo: DemoData | None = None
-    """write the embedded data set first and use it"""
+    """write the generated demo data set first and use it"""
     published: dict[str, Reference] = Field(default_factory=dict)
     """variant -> published accuracy, shown next to the measured one"""
     measure_cost: bool = True
     """measure parameters, multiply-adds, latency and memory of each variant"""
     out: Path = Path("runs/studies")
-    """parent of the study's folder"""
+    """folder in which the study's folder is created"""
 
     @model_validator(mode="after")
     def _whole(self) -> Study:

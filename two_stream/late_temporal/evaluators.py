@@ -50,7 +50,7 @@ from two_stream.types import Modality, RunPaths, ScoreTable, VideoRecord
 
 BEST = "model_best.pth.tar"
 _WINDOW = {"multi": 14, "single": 3}
-"""published default of `--window`, by evaluator"""
+"""published default of `--window` of each evaluator"""
 Views = Literal["multi", "single"]
 
 
@@ -90,10 +90,10 @@ class PublishedRun(AnyRun[Recognizer]):
 
 
 def evaluate_one(flags: OneStreamFlags, views: Views) -> ScoreTable:
-    """Score one stream as `spatial_demo3D.py` (`multi`) or `spatial_demo_bert.py` (`single`); prints and writes scores.
+    """Score one stream like `spatial_demo3D.py` (`multi`) or `spatial_demo_bert.py` (`single`); print and write scores.
 
     Raises:
-        TwoStreamError: Unknown architecture; or the checkpoint, the list or the frames are missing or do not fit.
+        TwoStreamError: The architecture is unknown, or checkpoint, list or frames are missing or do not fit.
     """
     flags.check()
     for line in flags.remarks():
@@ -117,10 +117,10 @@ def evaluate_one(flags: OneStreamFlags, views: Views) -> ScoreTable:
 
 
 def evaluate_two(flags: TwoStreamFlags) -> ScoreTable:
-    """Score both streams as `combined_demo.py` and fuse them by the sum of their L2-normalised logits.
+    """Score both streams like `combined_demo.py` and fuse them by the sum of their L2-normalised logits.
 
     Raises:
-        TwoStreamError: As `evaluate_one`, or an architecture is for the other modality.
+        TwoStreamError: As for `evaluate_one`; or an architecture is for the other modality.
     """
     flags.check()
     for line in flags.remarks():
@@ -165,7 +165,7 @@ def evaluate_two(flags: TwoStreamFlags) -> ScoreTable:
 
 
 def checkpoint_path(dataset: str, arch: str, split: int) -> Path | None:
-    """Return the checkpoint of the published trainer, seen from its own folder or from `scripts/eval`; None: none."""
+    """Return the checkpoint of the published trainer, relative to its folder or `scripts/eval`; None if missing."""
     found = (root / "checkpoint" / run_name(dataset, arch, split) / BEST for root in ROOTS)
     return next((path for path in found if path.is_file()), None)
 
@@ -209,7 +209,7 @@ def _record(
     videos: Sequence[VideoRecord],
     extensions: dict[Modality, str | None],
 ) -> Record:
-    """Return a record whose frame folders are those of the flags or of the published layout."""
+    """Return a record with the frame folders that the flags give, or else those of the published layout."""
     roots = {modality: find_frames(record, modality, flags.data) for modality in extensions}
     found = with_frames(record, roots, [video.id for video in videos])
     names = found.patterns.model_dump()

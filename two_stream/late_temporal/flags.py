@@ -33,13 +33,13 @@ class EvaluatorFlags:
     window_val: Annotated[bool, tyro.conf.FlagCreatePairsOff, flag("-v", name="val")] = False
     """score the videos of window<N>.txt instead of those of the split"""
     ten_crop_enabled: Annotated[bool, tyro.conf.FlagConversionOff] = True
-    """published variable: ten crops, or the centre one"""
+    """published variable; True: ten crops, False: the centre crop"""
     crops: Literal["ten", "center"] | None = None
     """added here: overrides --ten-crop-enabled"""
     multi_gpu_train: Annotated[bool, tyro.conf.FlagConversionOff, flag("--multiGPUTrain")] = False
     """published variable, ignored: the `module.` prefix of such checkpoints is removed automatically"""
     multi_gpu_test: Annotated[bool, tyro.conf.FlagConversionOff, flag("--multiGPUTest")] = False
-    """published variable, ignored: one device scores, see --device"""
+    """published variable, ignored: a single device is used, see --device"""
     data: Annotated[Path | None, flag(metavar="DIR")] = None
     """folder of the frame folders; if omitted, ./datasets/<dataset>_frames (published), otherwise the record's"""
     settings: Annotated[Path | None, flag("--settings-root", metavar="DIR")] = None
@@ -47,11 +47,11 @@ class EvaluatorFlags:
     list_file: Annotated[Path | None, flag(name="list", metavar="FILE")] = None
     """list of videos, lines `folder num_frames label`; if omitted, the list of the split"""
     protocol: Literal["paper", "standard"] = "paper"
-    """paper: published choice of frames and unsigned flips of flow; standard: both corrected"""
+    """paper: published choice of frames, and flow x keeps its sign when mirrored; standard: both corrected"""
     limit: Annotated[int | None, flag(metavar="INT")] = None
     """score only this many videos"""
     on_error: Literal["raise", "skip"] = "raise"
-    """skip: leave out a broken video, with a warning"""
+    """raise: stop at an unreadable video; skip: leave it out, with a warning"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps; hard-coded in the published code"""
     workers: Annotated[int, flag("-j")] = 2
@@ -76,7 +76,7 @@ class EvaluatorFlags:
         """Check the range of numbers.
 
         Raises:
-            SettingsError: A number is out of range; names the flag.
+            SettingsError: A number is out of range; the message names the flag.
         """
         for name, least in (("split", 1), ("workers", 0), ("batch_views", 1), ("limit", 1)):
             value = getattr(self, name)
@@ -122,9 +122,9 @@ class TwoStreamFlags(EvaluatorFlags):
     checkpoint_rgb: Annotated[Path | None, flag("--weights-rgb", metavar="FILE")] = None
     """checkpoint or run folder of the RGB stream; if omitted, where the published trainer writes it"""
     multiple_clips_enabled: Annotated[bool, tyro.conf.FlagConversionOff] = True
-    """published variable: multi-clip, or one clip"""
+    """published variable; True: several clips per video, False: one clip"""
     rgb_duration: Literal["flow", "own"] = "flow"
-    """flow: RGB clips are chosen by the flow list's number of frames (published); own: by that of the RGB frames"""
+    """frame count by which RGB clips are chosen; flow: from the flow list (published); own: that of the RGB frames"""
     rgb_extension: str | None = None
     """names of RGB frames, such as img_{0:05d}.jpg; if omitted, detected"""
     flow_extension: str | None = None

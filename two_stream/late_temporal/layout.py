@@ -1,8 +1,8 @@
 """Finds the lists and frames of LateTemporalModeling3DCNN where the published code keeps them.
 
 The published layout is `datasets/settings/<dataset>/val_rgb_split1.txt` and
-`datasets/<dataset>_frames/<video>/img_00001.jpg` in the folder of the trainers; the evaluators run two folders below.
-The layout of this package is found as well.
+`datasets/<dataset>_frames/<video>/img_00001.jpg` in the folder of the trainers; the evaluators run two levels below.
+The layout of this package is also supported.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from two_stream.types import Modality, VideoRecord
 from two_stream.video.frames import count_frames
 
 ROOTS = (Path(), Path("..", ".."))
-"""folder of the published trainers, seen from itself and from `scripts/eval`"""
+"""folder of the published trainers, relative to itself and to `scripts/eval`"""
 CHECKOUT = Path(__file__).resolve().parents[2]
 CLASSES = {"hmdb51": 51, "ucf101": 101, "smtV2": 174, "window": 3}
 """data sets of the published code, with their numbers of classes"""
@@ -44,7 +44,7 @@ def find_record(dataset: str, given: Path | None = None) -> Record:
     """Return a data set's record; for a data set of the published code without record, a minimal one.
 
     Raises:
-        DataError: Unknown data set; suggests the nearest name.
+        DataError: The data set is unknown; the message suggests the most similar name.
         SettingsError: The record is invalid.
     """
     own = Path(dataset)
@@ -55,14 +55,14 @@ def find_record(dataset: str, given: Path | None = None) -> Record:
             return load_record(dataset, folder)
     if dataset in CLASSES:
         return Record(name=dataset, classes=[str(label) for label in range(CLASSES[dataset])], num_splits=3)
-    return load_record(dataset, given or Path("settings"))  # raises, naming the nearest
+    return load_record(dataset, given or Path("settings"))  # raises an error with the most similar name
 
 
 def find_list(record: Record, name: str, given: Path | None = None) -> Path:
     """Return a split list by its published file name.
 
     Raises:
-        DataError: None of the usual folders has it; names them.
+        DataError: None of the usual folders contains the list; the message names them.
     """
     tried = [folder / record.name / name for folder in settings_folders(given)]
     tried += [record.folder / name] if (record.folder / RECORD_FILE).is_file() else []
@@ -74,7 +74,7 @@ def find_frames(record: Record, modality: Modality, given: Path | None = None) -
     """Return the folder of a modality's frame folders.
 
     Raises:
-        DataError: It does not exist in the usual places; names them.
+        DataError: The folder is in none of the usual places; the message names them.
     """
     root = getattr(record.frames, modality)
     tried = [folder / "datasets" / f"{record.name}_frames" for folder in ROOTS] if given is None else [given]
@@ -128,7 +128,7 @@ def count_listed_frames(
 
 
 def pattern_of(extension: str, axis: str | None = None) -> str:
-    """Convert a frame name of the published code to the form of the records.
+    """Convert a frame name of the published code to the form used in data set records.
 
     `extension` is for example `img_{0:05d}.jpg`, `flow_{0}_{1:05d}` or `flow_{axis}_{:05d}.jpg`; `axis` is `x` or `y`,
     for flow.
@@ -150,7 +150,7 @@ def training_record(dataset: str, given: Path | None = None) -> tuple[str, str, 
     Published lists without a record get one, written to the same folder.
 
     Raises:
-        DataError: Unknown data set, no lists, or no frames.
+        DataError: The data set is unknown, or has no lists or no frames.
         SettingsError: The record is invalid.
     """
     own = Path(dataset)

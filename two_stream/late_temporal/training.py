@@ -1,8 +1,8 @@
 """Published trainers: their flags, and the experiment that the flags describe.
 
 `late-temporal` is LateTemporalModeling3DCNN (Kalfaoglu et al., arXiv 2008.01232). Its two trainers differ in optimizer
-and defaults: `two_stream2.py` (SGD) and `two_stream_bert2.py` (AdamW). A table says which architecture belongs to
-which, as in its README; names are not parsed.
+and defaults: `two_stream2.py` (SGD) and `two_stream_bert2.py` (AdamW). A table, taken from
+the README, maps architectures to trainers; names are not parsed.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class PublishedTraining:
     evaluate: Annotated[bool, tyro.conf.FlagCreatePairsOff, flag("-e")] = False
     """do not train: score the best checkpoint with a single clip and the centre crop"""
     contine: Annotated[bool, tyro.conf.FlagCreatePairsOff, flag("-c", name="continue")] = False
-    """resume from the newest checkpoint with bit-identical results (the published code takes the best epoch)"""
+    """resume from the newest checkpoint with bit-identical results (the published code resumes the best epoch)"""
     start_epoch: int = 0
     """ignored: -c reads the epoch from the checkpoint"""
     print_freq: Annotated[int | None, flag(metavar="INT")] = None
@@ -131,7 +131,7 @@ def check_recipe(name: str) -> None:
     """Check the name of a recipe.
 
     Raises:
-        SettingsError: It is unknown; suggests the nearest one.
+        SettingsError: The recipe is unknown; the message suggests the most similar one.
     """
     if name not in RECIPES:
         raise SettingsError(f"unknown recipe {name!r}{nearest(name, list(RECIPES))}")

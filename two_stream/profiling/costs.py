@@ -44,7 +44,7 @@ def meta_model(options: ModelOptions, num_classes: int) -> Recognizer:
 
 
 def meta_twin(model: Recognizer) -> Recognizer:
-    """Return a copy of a model (of an int8 network, its float version) on the meta device, pruned alike."""
+    """Return a copy of a model (for an int8 network, of its float version) on the meta device, also pruned."""
     twin = meta_model(model.options, model.num_classes)
     for alteration in model.alterations:
         if alteration.reshapes:
@@ -86,11 +86,11 @@ def stage_costs(model: Recognizer) -> list[StageCost]:
     costs = []
     for name, stage in twin.stages():
         inside = sum(counts.get(names[id(part)], 0) for other, part in callables(twin) if other == name)
-        first, *beside = shapes[name] or [()]  # a dense model calls no head
+        first, *beside = shapes[name] or [()]  # a dense model does not call its head
         costs.append(StageCost(name, first, parameter_count(stage), inside, beside=tuple(beside)))
     missing = counts["Global"] - sum(cost.multiply_adds for cost in costs)
     head = next(cost for cost in costs if cost.name == "head")
-    head.multiply_adds += missing  # heads compute outside their forward while pooling
+    head.multiply_adds += missing  # heads also compute while pooling, outside their forward
     return costs
 
 
@@ -123,7 +123,7 @@ def fvcore_operations(model: Recognizer) -> int:
 
 
 def callables(model: Recognizer) -> list[tuple[str, nn.Module]]:
-    """Return the stages as modules that are called: of a list of heads, its members."""
+    """Return the stages as modules whose forward is called: a list of heads is replaced by its members."""
     called: list[tuple[str, nn.Module]] = []
     for name, stage in model.stages():
         called += [(name, part) for part in stage] if isinstance(stage, nn.ModuleList) else [(name, stage)]

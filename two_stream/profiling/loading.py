@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 _DECISIVE = 1.1
-"""Rates within this factor count as equal."""
+"""Two rates that differ by less than this factor count as equal."""
 _AHEAD, _MOST = 2, 2000
-"""Batches that a worker prefetches; batches to read at most."""
+"""Number of batches that a worker prefetches; largest number of batches to read."""
 
 
 @dataclass
@@ -37,9 +37,9 @@ class LoadingCost:
     modality: str
     clips: int
     read: float
-    """reading, decoding and resizing"""
+    """time for reading, decoding and resizing"""
     transform: float
-    """cropping, mirroring and layout"""
+    """time for cropping, mirroring and changing the memory layout"""
     collate: float
     copy: float
     workers: int
@@ -52,7 +52,7 @@ class LoadingCost:
         return self.read + self.transform + self.collate
 
     def workers_for(self, clips_per_second: float) -> int:
-        """Return how many loader processes, each on its own processor, keep up with a model."""
+        """Return the number of loader processes (each on its own processor) needed to keep up with a model."""
         return max(1, math.ceil(clips_per_second * self.worker_milliseconds / 1e3))
 
     def as_dict(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class PeakMemory:
     interpreter and libraries. Linux can reset this mark; elsewhere it is the peak since the process started.
 
     Attributes:
-        kind: Which of these, as text.
+        kind: Description of what is measured.
         before: Bytes at the start.
     """
 
@@ -47,7 +47,7 @@ def _reset_mark() -> bool:
     """Return free memory to the system, reset the kernel's high-water mark, and return whether this succeeded."""
     if not sys.platform.startswith("linux"):
         return False
-    with suppress(OSError, AttributeError):  # another C library: free memory stays counted
+    with suppress(OSError, AttributeError):  # with another C library, freed memory is still counted
         ctypes.CDLL(None).malloc_trim(0)
     try:
         _REFS.write_text(_RESET_PEAK, encoding="ascii")

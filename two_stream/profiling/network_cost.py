@@ -46,7 +46,7 @@ class NetworkCosts:
     latency_ms: float
     """median time of a view's forward pass in evaluation"""
     latency_low: float
-    """smallest of the turns' medians"""
+    """smallest median of the turns"""
     latency_high: float
     memory_mib: float
     """peak of loading and one view's forward pass, with weights, above what the process used before"""
@@ -77,8 +77,8 @@ def measure_networks(
 ) -> list[NetworkCosts]:
     """Count and measure the networks of several runs alternately, so that machine load affects all of them.
 
-    Each is timed for about `seconds` in total, at least five turns of three passes, and read again for its memory, so
-    that nothing else is counted.
+    Each is timed for about `seconds` in total, at least five turns of three passes, and loaded again to measure its
+    memory, so that nothing else is counted.
     """
     where = pick_device(device)
     passes = [evaluated_forward(run.model.to(where), run.experiment, options, where)[0] for run in runs]
@@ -105,13 +105,13 @@ def measure_networks(
 def evaluated_forward(
     model: Recognizer, experiment: Experiment, options: EvaluateOptions, device: torch.device
 ) -> tuple[Forward, str]:
-    """Return the forward pass of one view as a model is evaluated, and its precision."""
+    """Return a function that runs one view in the way the model is evaluated, and the precision."""
     chosen = resolve_evaluation(model, options, device, exact=is_exact(experiment))
     return forward_of(prepare_for_inference(model, chosen), device, chosen.precision), chosen.precision
 
 
 def forward_of(network: Recognizer | Compiled, device: torch.device, precision: str = "fp32") -> Forward:
-    """Return the forward pass of one view through a network as it is."""
+    """Return a function that runs one view through an unchanged network."""
     clip_BCTHW = example_clip(network.model if isinstance(network, Compiled) else network)
 
     def run() -> None:
@@ -138,7 +138,7 @@ def time_in_turns(
 
 
 def nonzero_parameters(model: nn.Module) -> int:
-    """Return how many parameters are not 0; those of int8 layers are counted as they are stored."""
+    """Return the number of parameters that are not 0; int8 parameters are counted by their stored values."""
     count = sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())
     quantized: list[Any] = [part for part in model.modules() if callable(getattr(part, "weight", None))]
     for part in quantized:  # int8 layers of torch.ao hold packed weights, which methods return
@@ -157,7 +157,7 @@ def _memory(runs: Sequence[Run], options: EvaluateOptions, device: torch.device)
             again = load_run(run.paths.root, run.checkpoint, str(device))
             forward, _precision = evaluated_forward(again.model, again.experiment, options, device)
             del again
-            memory = PeakMemory(device)  # temporary memory of loading does not count
+            memory = PeakMemory(device)  # do not count temporary memory used for loading
             forward()
             found.append(max(0, memory.peak() - before) / _MIB)
             del forward

@@ -35,7 +35,7 @@ def fastest_product(device: torch.device, precision: str, *, seconds: float = 1.
 
     Each form is timed for a part of `seconds`, at least three times. On a CPU `torch.mm` may use a slower library than
     the convolutions (MKL in fp32 on an AMD processor), so the same product is also timed as a 1×1 convolution. On a
-    GPU, fp32 uses TF32 if the convolutions may.
+    GPU, fp32 uses TF32 if it is enabled for convolutions.
     """
     switch = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32

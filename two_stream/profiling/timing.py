@@ -95,7 +95,7 @@ def measure_speed(
     run = forward if work == "forward" else training
     try:
         run()
-    except ValueError as error:  # BatchNorm has no statistics of one number
+    except ValueError as error:  # BatchNorm cannot compute statistics of a single value
         raise SettingsError(f"{work} with batch size {batch_size}: {error}; use a larger batch") from None
     times = time_runs(run, device, seconds)
     peak = memory.peak()
@@ -189,7 +189,7 @@ def _stage_clock(model: Recognizer, seen: dict[str, list[float]], device: torch.
 
 
 def device_name(device: torch.device) -> str:
-    """Return a device with its name or its threads."""
+    """Return the text for a device: with its name (GPU) or its number of threads (CPU)."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)

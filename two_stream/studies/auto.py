@@ -22,7 +22,7 @@ from two_stream.types import Modality, RunPaths, ScoreTable
 
 RECIPES = "own_videos_{modality}{machine}.yaml"
 _OVERHEAD = 1.3
-"""factor on a pass for reading, cross-validation and the start of the run"""
+"""factor on the duration of a pass, for reading, cross-validation and the start of the run"""
 _FEWEST_EPOCHS = 5
 """smallest number of epochs of a trained network; with fewer, the baseline is better"""
 
@@ -54,7 +54,7 @@ def recipe_experiment(path: Path, changes: dict[str, Any], name: str, runs: Path
 def pass_seconds(experiment: Experiment, baseline: RunPaths, videos: int) -> float:
     """Return the seconds that a recipe's network needs for one view of each video; 0 if they are unknown.
 
-    The speed of the machine is that of a finished baseline run of the same modality.
+    The speed of the machine is taken from a finished baseline run of the same modality.
     """
     rows = history(baseline)
     pace = rows[-1].get("clips_per_second", 0.0) if rows else 0.0
@@ -68,7 +68,7 @@ def pass_seconds(experiment: Experiment, baseline: RunPaths, videos: int) -> flo
 def fit_to_time(experiment: Experiment, one_pass: float, seconds: float) -> Experiment | None:
     """Return a recipe reduced to the seconds left for its stream; None if that is not possible.
 
-    `one_pass` are the seconds of `pass_seconds`.
+    `one_pass` is the result of `pass_seconds`.
     """
     if experiment.train.optimizer.kind != "logistic":
         # a training step costs about three forward passes; the test part is scored once
@@ -100,7 +100,7 @@ class Candidate:
     rule: str
     weights: list[float]
     validated: float
-    """top-1 on training videos that the networks were not trained on: those of the folds or the holdout"""
+    """top-1 on training videos that the networks were not trained on (held out by the folds or the holdout)"""
     videos: int
     """number of videos that `validated` is computed on"""
 

@@ -1,7 +1,7 @@
 """The baseline of a data set: linear classifiers on features that were not trained on it, in minutes.
 
 Three linear probes (RGB frames and flow images through an ImageNet network, flow statistics on a grid), each an
-ordinary run with the settings of `baseline.yaml`, and their fusion. A network trained on the data set must be better.
+ordinary run with the settings of `baseline.yaml`, and their fusion. A network trained on the data set should be better.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from two_stream.types import Part, RunPaths, ScoreTable
 
 STREAMS = ("rgb", "flow", "flow_statistics")
 RULE = "probabilities"
-"""How the probes are fused: cross-validation calibrates their probabilities, so confident streams weigh more in the
-mean; normalised logits of two classes would only count votes."""
+"""How the probes are fused: cross-validation calibrates their probabilities, so confident streams have more
+influence on the mean. With two classes, normalised logits would only count votes."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Baseline:
 
     @property
     def best(self) -> ScoreTable:
-        """The fusion, or the only stream: what a network must beat."""
+        """The fusion, or the only stream: the scores that a network should beat."""
         return self.streams[0] if self.fused is None else self.fused
 
 
@@ -113,7 +113,7 @@ def _joined(runs: Sequence[RunPaths], part: Part) -> list[ScoreTable]:
 
 
 def majority(record: Record, experiment: Experiment, like: ScoreTable) -> ScoreTable:
-    """Return the scores of a constant guess by the class frequencies of the training list, for the same videos."""
+    """Return the scores of a constant prediction (class frequencies of the training list) for the videos of `like`."""
     data = experiment.data
     train = load_part(record, experiment.model.modality, data.split, "train", selection="paper")
     counts = np.bincount([video.label for video in train], minlength=record.num_classes)

@@ -61,12 +61,12 @@ class Leaderboard:
 def leaderboard(root: Path, part: str = "test", level: float = LEVEL) -> Leaderboard:
     """Rank every score file of a part below a folder.
 
-    A board has the files whose data set, part, splits and protocol agree, best accuracy first. Variants with three or
-    more training runs are tested in pairs at 1 - level. All pairs are corrected together by Holm's procedure,
+    A board contains the files with the same data set, part, splits and protocol, best accuracy first. Variants with
+    three or more training runs are tested in pairs at 1 - level. All pairs are corrected together by Holm's procedure,
     because the same data decide which variant is best.
 
     Raises:
-        ScoreError: No such folder, or no readable score file of this part in it.
+        ScoreError: The folder does not exist, or contains no readable score file of this part.
     """
     if not root.is_dir():
         raise ScoreError(f"{root}: no such folder; use a folder with runs, such as runs/")
@@ -153,7 +153,7 @@ def _board(
 
 
 def _title(panel: Panel) -> str:
-    """Return data set, splits, part, protocol and size; seeds differ between variants."""
+    """Return data set, splits, part, protocol and size, but not seeds, which differ between variants."""
     splits = ", ".join(map(str, panel.splits))
     meta = {
         key: value for key, value in panel.first.meta.items() if key not in ("seed", "skipped", "sources")

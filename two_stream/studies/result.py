@@ -1,4 +1,4 @@
-"""The result of a study from its cells, and the costs of its variants.
+"""Computes the result of a study from its cells, and measures the costs of its variants.
 
 Costs are measured once per model and machine, and stored in the study's folder.
 """

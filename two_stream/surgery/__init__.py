@@ -29,12 +29,12 @@ class Alteration(ABC):
 
     @property
     def cpu_only(self) -> bool:
-        """Whether the network runs on a CPU only, in its own precision and without folding."""
+        """Whether the network only runs on a CPU, in a fixed precision and without BatchNorm folding."""
         return False
 
     @abstractmethod
     def apply(self, model: Recognizer) -> None:
-        """Change the layers in place. Names and shapes of tensors must be right afterwards; their values need not."""
+        """Change the layers in place. Names and shapes of tensors are then final; their values do not matter."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def read_alterations(descriptions: Sequence[dict[str, Any]], source: object) -> 
     """Return the alterations that a model file lists, from the values of `describe_alterations`.
 
     Raises:
-        CheckpointError: This version does not know a kind; names the file.
+        CheckpointError: This version does not know a kind; the message names the file.
     """
     found = []
     for description in descriptions:

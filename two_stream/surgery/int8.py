@@ -24,9 +24,9 @@ from two_stream.runtime.precision import cpu_flags
 from two_stream.surgery import Alteration
 
 NARROW = 127
-"""largest weight: without -128 a symmetric range has equally many values on both sides, which every engine accepts"""
+"""largest quantized weight; without -128 the range is symmetric, which every engine accepts"""
 NARROWER = 64
-"""largest weight where two products are added in 16 bits: 2 · 255 · 64 = 32,640 fits for any activations"""
+"""largest quantized weight if two products are added in 16 bits: 2 · 255 · 64 = 32,640 fits for any activations"""
 ENGINES = ("onednn", "qnnpack")
 """Engines of torch that compute our layers correctly. fbgemm and x86 (torch 2.14) compute depthwise 3×3×3 convolutions
 with per-channel scales wrongly: by up to 58 steps of 255, and differently each time."""
@@ -46,7 +46,7 @@ _VALUES, _SCALE, _ZERO = "#int8", "#scale", "#zero"
 _PACKED, _DTYPE = "._packed_params._packed_params", "._packed_params.dtype"
 _NONE = "#none"
 _FEW = 16
-"""more numbers than the state of a range has"""
+"""tensors with fewer values may be the state of a range, which layers can share"""
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ class Int8(Alteration):
     keep: tuple[str, ...] = ()
     observer: str = "histogram"
     per_channel: bool = True
-    """a scale per output channel of a weight"""
+    """one scale per output channel of a weight tensor, instead of one per tensor"""
     engine: str = "auto"
     """engine of torch that packs the weights and computes"""
     fake: bool = False
-    """rounded in float: a network in quantization-aware training"""
+    """compute in float with rounded values, for quantization-aware training"""
     decay: float = 0.999
     """decay of the moving average of ranges"""
 
@@ -121,15 +121,14 @@ class Int8(Alteration):
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> Int8:
-        """Return what `describe` described."""
+        """Return the alteration that `describe` described."""
         return cls(**{**values, "keep": tuple(values["keep"])})
 
     def tensors(self, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Return quantized weights as bytes with their scales; packed linear weights as torch 1 stored them."""
         made: dict[str, torch.Tensor] = {}
-        if (
-            self.fake
-        ):  # layers that share a range list it under several names, which safetensors does not allow
+        if self.fake:
+            # layers that share a range list it under several names, which safetensors does not allow
             return {key: value.clone() if value.numel() < _FEW else value for key, value in state.items()}
         for key, value in state.items():
             if key.endswith(_DTYPE):
@@ -157,7 +156,7 @@ class Int8(Alteration):
 
 
 def check_torch_ao() -> None:
-    """Check that this torch can quantize.
+    """Check that the installed torch can quantize.
 
     Raises:
         SettingsError: torch.ao.quantization is missing.

@@ -93,7 +93,7 @@ def layer_config(
 ) -> QConfig:
     """Return how activations and weights are quantized; `fake` rounds in float, for training.
 
-    The observer is a key of `OBSERVERS`, and the moving average with `fake`. Weights have one scale per output channel
+    The observer is a key of `OBSERVERS`, or, with `fake`, the moving average. Weights have one scale per output channel
     or per tensor, and steps up to `largest`.
     """
     scheme = torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric
@@ -141,11 +141,11 @@ class GraphBackbone(Backbone):
 
     @classmethod
     def default_input(cls, options: Any, modality: Modality) -> Any:
-        """Not supported: the network it was made from defines the input."""
+        """Not supported: the original network defines the input."""
         raise NotImplementedError((options, modality))
 
     def num_tokens(self, clip_length: int) -> tuple[int, ...]:
-        """Return the time steps of each pathway's map, as its family counts them."""
+        """Return the time steps of each pathway's map, as the original backbone counts them."""
         return self.family.num_tokens(self, clip_length)
 
     def stages(self) -> list[tuple[str, nn.Module]]:

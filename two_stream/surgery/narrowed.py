@@ -1,4 +1,4 @@
-"""Networks with fewer channels: the sizes that are left, layer by layer."""
+"""Networks with fewer channels: the remaining sizes of each layer."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Narrowed(Alteration):
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> Narrowed:
-        """Read `describe` back."""
+        """Return the alteration that `describe` described."""
         sizes = {
             name: {int(dim): int(size) for dim, size in dims.items()}
             for name, dims in values["sizes"].items()

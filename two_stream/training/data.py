@@ -37,7 +37,7 @@ class EpochLoader(Protocol):
     """One pass over the training part, without empty batches."""
 
     position: int
-    """number in the epoch of the next micro-batch"""
+    """number of the next micro-batch in the epoch"""
     skipped: list[tuple[str, str]]
     """id and reason of the videos skipped so far"""
 
@@ -49,12 +49,12 @@ class TrainingData:
     """The data of a run."""
 
     train: Callable[..., EpochLoader]
-    """epoch (from 0) and micro-batches to skip -> loader of this process's share; for several processes `group=` is the
-    micro-batches per step; `wrap=` may add clips for other networks"""
+    """epoch (from 0) and micro-batches to skip -> loader of this process's share; `group=`: micro-batches per step if
+    there are several processes; `wrap=` may add clips for other networks"""
     validation: Callable[[], Iterable[Batch]]
-    """this process's share"""
+    """batches of this process's share of the validation part"""
     num_train: int
-    """clips per epoch of all processes, as `num_val`"""
+    """clips per epoch over all processes; `num_val` likewise"""
     num_val: int
     class_names: list[str]
     labels: Labels | None = None
@@ -63,7 +63,7 @@ class TrainingData:
     extraction: dict[str, Any] | None = None
     """how the frames were extracted, if known"""
     fingerprint: str = ""
-    """changes with the videos, their order, labels and frame counts"""
+    """hash of the videos, their order, labels and frame counts"""
     lists: dict[str, Any] = field(default_factory=dict)
     """`training_videos` and `training_list`; see `list_facts`"""
     mirror: Mirror = field(default_factory=Mirror)
@@ -71,9 +71,9 @@ class TrainingData:
     features: FeatureCache | None = None
     """cached features used instead of clips"""
     centred: Callable[[], Iterable[Batch]] = tuple
-    """this process's share of the training part's centred clips"""
+    """batches of this process's share of the training part's centred clips"""
     records: Sequence[VideoRecord] = ()
-    """the training part"""
+    """videos of the training part"""
 
 
 def training_data(
@@ -85,7 +85,7 @@ def training_data(
         experiment: Settings.
         record: The data set.
         spec: Input of the network.
-        pin: Read into pinned memory.
+        pin: Whether to read into pinned memory.
 
     Raises:
         DataError: A list or folder is missing or wrong.
@@ -157,7 +157,7 @@ def list_facts(record: Record, modality: Modality, split: int) -> dict[str, Any]
     """Return length and fingerprint of a training list, for comparisons of runs.
 
     The fingerprint covers ids and labels, and the data set's own validation list. It is the same for every seed (before
-    a holdout is carved), for RGB and flow lists of the same videos, and in any order.
+    the holdout is split off), for RGB and flow lists of the same videos, and in any order.
     """
     lists = (
         load_part(record, modality, split, "train", selection="paper"),
@@ -168,7 +168,7 @@ def list_facts(record: Record, modality: Modality, split: int) -> dict[str, Any]
 
 
 def with_progress(batches: Iterable[Batch], title: str, total: int) -> Iterator[Batch]:
-    """Yield batches and display how many clips of all processes are read."""
+    """Yield batches and display how many clips all processes have read."""
     with progress(title, total) as advance:
         for batch in batches:
             yield batch

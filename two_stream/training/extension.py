@@ -1,4 +1,4 @@
-"""Hooks of a training run: another start, another loss, work after each step.
+"""Hooks of a training run: a different start, a different loss, and work after each step.
 
 Pruning, quantization-aware training and distillation (`two_stream.compression`) are training runs with such an
 extension.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from two_stream.types import Batch, RunPaths
 
 EXTENSIONS: Registry[Callable[[Experiment], Extension]] = Registry("compression")
-"""Builders by `compress.kind`; importing `two_stream.compression` registers them."""
+"""Functions that build an extension, by `compress.kind`; importing `two_stream.compression` registers them."""
 
 
 class Extension:
@@ -44,7 +44,7 @@ class Extension:
         """Receive the number of optimizer steps per epoch, before the first step."""
 
     def restored(self, models: Sequence[nn.Module]) -> None:
-        """Act on weights just loaded from a checkpoint; `models` as for `stepped`."""
+        """Act on weights that have just been loaded from a checkpoint; `models` as for `stepped`."""
 
     def counts(self, epoch: int) -> bool:
         """Whether an epoch (from 0) may be the best one; early stopping ignores the others."""
@@ -58,7 +58,7 @@ class Extension:
             plain: The training loss of the settings.
             logits_BK: Logits of the network, float32 or float64.
             targets: Labels, or shares `(B, K)` after mixup.
-            batch: Its input: `clips` on the device, after mixup; `beside` as the loader yields it.
+            batch: The micro-batch: `clips` are on the device, after mixup; `beside` is as the loader yields it.
         """
         del batch
         return plain(logits_BK, targets)
@@ -84,7 +84,7 @@ class Extension:
         """Restore `state`."""
 
     def finished(self, paths: RunPaths) -> None:
-        """Act on the folder of a finished run, also of one that was finished before."""
+        """Act on the folder of a finished run, including a run that had already finished before this call."""
 
     def facts(self) -> dict[str, str]:
         """Return entries for the run's `environment.json`."""

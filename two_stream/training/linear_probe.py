@@ -1,7 +1,7 @@
-"""The linear probe as a run: replaces the trainer if `train.optimizer.kind` is `logistic`.
+"""The linear probe as a run; it replaces the trainer if `train.optimizer.kind` is `logistic`.
 
-A frozen network computes one vector per training clip, and the classifier becomes their logistic regression. Only the
-folds are random, and there are no steps, so a run is either finished or not begun.
+A frozen network computes one vector per training clip, and the classifier is a logistic regression on these
+vectors. Only the folds are random, and there are no steps, so a run is either finished or not started.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def check_probe(model: Recognizer, data: TrainingData) -> None:
     """Check, before the run has a folder, that only the classifier is trained and that it can be solved.
 
     Raises:
-        SettingsError: It cannot; names the setting to change.
+        SettingsError: One of these is not the case; the message names the setting to change.
     """
     if distributed.world_size() > 1:
         raise SettingsError(
@@ -80,7 +80,7 @@ class Probe:
         device: torch.device,
         write_model: WriteModel,
     ) -> None:
-        """Prepare a run from its start; the arguments are those of `Trainer`."""
+        """Prepare a new run; for the arguments see `Trainer`."""
         assert isinstance(experiment.train.optimizer, Logistic)
         self.experiment = experiment
         self.options = experiment.train.optimizer
@@ -91,13 +91,13 @@ class Probe:
         self.write_model = write_model
         self.progress = Progress()
         self.held_out: VideoScores | None = None
-        """with `train.selection: folds`, the training videos scored by folds that did not contain them"""
+        """with `train.selection: folds`: scores of the training videos, each by classifiers not trained on it"""
 
     def restore(self) -> None:
         """Load the progress of the run, which is finished if it has a checkpoint.
 
         Raises:
-            CheckpointError: It is damaged.
+            CheckpointError: The checkpoint is damaged.
             SettingsError: The videos of the run changed.
         """
         _, state, _ = load_newest(self.paths)
@@ -153,7 +153,7 @@ class Probe:
     def _validated(
         self, vectors: Vectors, groups: list[str], chosen: Chosen, stopped: Any
     ) -> Validation | None:
-        """Return loss and accuracy on the holdout, or on what each fold held out of the training list."""
+        """Return loss and accuracy on the holdout, or on the training videos that each fold held out."""
         classes = len(self.data.class_names)
         if self.experiment.train.selection != "folds":
             return validate(
@@ -268,15 +268,15 @@ def training_vectors(
     precision: str,
     stopped: Callable[[], bool],
 ) -> Vectors | None:
-    """Return the classifier's input for every training video: its centred clip, then its first augmented ones.
+    """Return the classifier's input for every training video: first its centred clip, then augmented ones.
 
     Args:
         model: On `device`.
-        data: One class per video.
+        data: Training data with one class per video.
         views: Augmented clips per video, those of the first epochs of a training run.
-        device: Of the model.
+        device: Device of the model.
         precision: Autocast type.
-        stopped: Whether to stop early and return None.
+        stopped: Function that returns whether to stop early, with the result None.
 
     Raises:
         DataError: A clip cannot be read and `data.on_error` is `raise`, or no clip can be read.

@@ -31,14 +31,14 @@ class Labels:
     counts: tuple[int, ...] = ()
     """clips of each class; empty if unknown"""
     total: int = 0
-    """clips"""
+    """number of clips"""
 
 
 def build_loss(options: TrainOptions, labels: Labels) -> Loss:
     """Return the training loss.
 
     Raises:
-        SettingsError: The loss does not fit the labels, or the weights not the number of classes.
+        SettingsError: The loss does not fit the labels, or the number of weights is not that of the classes.
     """
     chosen = options.loss
     if isinstance(chosen, AutoLoss):
@@ -67,7 +67,7 @@ def build_loss(options: TrainOptions, labels: Labels) -> Loss:
 
 
 def evaluation_loss(logits_BK: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the sum over clips of the cross entropy; of the binary one for labels `(B, K)`."""
+    """Return the cross entropy summed over clips; for labels `(B, K)`, the binary cross entropy."""
     return (_Binary(None) if labels.ndim == 2 else _Softmax(None, 0.0))(logits_BK, labels)
 
 
@@ -80,7 +80,7 @@ def hits(logits_BK: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def effective_weights(labels: Labels, beta: float) -> list[float]:
-    """Return class weights by the inverse effective number of clips (Cui et al., 1901.05555).
+    """Return class weights by the inverse effective number of clips (Cui et al., arXiv 1901.05555).
 
     They are scaled to mean 1 over the training clips; a class without clips has 1.
     """
@@ -91,7 +91,7 @@ def effective_weights(labels: Labels, beta: float) -> list[float]:
 
 
 def _odds(labels: Labels) -> list[float]:
-    """Return for each class the videos without it per video with it; 1 if either number is 0."""
+    """Return, for each class, the number of videos without it per video with it; 1 if either number is 0."""
     return [(labels.total - n) / n if 0 < n < labels.total else 1.0 for n in labels.counts]
 
 

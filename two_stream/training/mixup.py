@@ -1,6 +1,6 @@
-"""Mixup (1710.09412) and CutMix (1905.04899) of the clips of a batch, alike for all frames of a clip.
+"""Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899) of the clips of a batch, the same for all frames of a clip.
 
-A clip's own fraction is the larger one, so that training accuracy stays meaningful.
+A clip always contributes at least half of its mixture, so that training accuracy stays meaningful.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def cut_mix(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Paste a box of another clip of the batch into each clip, the same box in every frame.
 
-    The box has the frame's shape and the area 1 - λ, with λ as in `mix`; it may extend beyond the frame. The labels'
-    shares are those of the pixels.
+    The box has the frame's shape and the area 1 - λ, with λ as in `mix`; it may extend beyond the frame. Labels are
+    mixed in proportion to the pixels.
 
     Returns:
         Clips of the input's type and soft targets `(B, K)`.

@@ -31,7 +31,7 @@ Stages = Sequence[tuple[str, nn.Module]]
 _POSITIONAL = re.compile(r"pos_embed|position|time_embed|(^|[._])(cls|class|reg|dist)_?token")
 _FUSED = {"cpu", "cuda"}
 PLATEAU_THRESHOLD = 1e-4
-"""relative improvement of the loss that counts, as in `torch.optim.lr_scheduler.ReduceLROnPlateau`"""
+"""smallest relative improvement of the loss that counts as one, as in `torch.optim.lr_scheduler.ReduceLROnPlateau`"""
 
 
 def build_optimizer(
@@ -46,7 +46,7 @@ def build_optimizer(
     """Build SGD or AdamW over `parameter_groups`, with the fused kernel if the device has one.
 
     Raises:
-        SettingsError: Nothing is left to train, or a rate is given for no stage.
+        SettingsError: Nothing is left to train, or `stage_rates` names an unknown stage.
     """
     groups = parameter_groups(model, stages, options, layer_decay, stage_rates)
     fused = (device or torch.device("cpu")).type in _FUSED
@@ -83,7 +83,7 @@ def parameter_groups(
     single stages; parameters outside all stages have scale 1.
 
     Raises:
-        SettingsError: Nothing is left to train, or a rate is given for no stage.
+        SettingsError: Nothing is left to train, or `stage_rates` names an unknown stage.
     """
     scales = _scales(stages, layer_decay, stage_rates or {})
     groups: dict[str, dict[str, Any]] = {}
@@ -110,7 +110,7 @@ def parameter_groups(
 
 
 def is_exempt(name: str, parameter: torch.Tensor) -> bool:
-    """Whether a parameter is usually not decayed: norms, biases, positions, class tokens."""
+    """Whether a parameter usually has no weight decay: norms, biases, positions, class tokens."""
     return parameter.ndim < 2 or _POSITIONAL.search(name) is not None
 
 
@@ -143,8 +143,8 @@ def _scales(
 class Schedule:
     """Learning rate of every optimizer step, as in the settings.
 
-    The rate is computed from the step alone, and for `plateau` from the validation losses, so a resumed run cannot
-    drift. Steps and epochs are counted from 0. `apply` sets the rate of each group to `rate(step) * lr_scale`.
+    The rate is computed from the step alone, and for `plateau` from the validation losses, so a resumed run has
+    the same rates. Steps and epochs are counted from 0. `apply` sets the rate of each group to `rate(step) * lr_scale`.
     """
 
     def __init__(

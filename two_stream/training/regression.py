@@ -24,7 +24,7 @@ _MOST_STEPS = 10_000
 _COARSE, _FINE = 1e-6, 1e-8
 """tolerance of the gradient, for a fold and for the result"""
 ABSENT = -10.0
-"""bias of a class without a training video, below the mean 0 of the other logits"""
+"""bias of a class without a training video; far below the other logits, whose mean is 0"""
 CONSTANT = 1e-6
 """deviation relative to the mean below which a channel counts as constant (rounding of float32)"""
 
@@ -54,7 +54,7 @@ class Chosen:
     table: list[dict[str, float]]
     """per C: `c`, held-out `loss` and `top1`, weighted as in the fit; empty if there was nothing to choose"""
     folds: int
-    """actual number of parts"""
+    """actual number of parts of the cross-validation"""
 
 
 def sample_weights(vectors: Vectors, balanced: bool) -> Floats:
@@ -87,8 +87,8 @@ def choose(
         vectors: The training part.
         groups: Source of each video, indexed by `Vectors.videos`; an empty one is a source of its own.
         options: Values of C, folds, repeats and balance.
-        seed: Of the folds.
-        stopped: Whether to stop early.
+        seed: Random seed of the folds.
+        stopped: Function that returns whether to stop early.
     """
     cs = sorted(options.cs)
     parts, folds = _divided(vectors, groups, options, seed)
@@ -118,7 +118,7 @@ def held_out_logits(
         options: Folds, repeats and balance.
         c: From `choose`, which used the same folds, so the result is slightly optimistic.
         num_classes: K.
-        seed: Of the folds.
+        seed: Random seed of the folds.
 
     Returns:
         The indices of the videos, ascending, and logits `(videos, K)`.
@@ -200,7 +200,7 @@ class _Space:
 def _divided(
     vectors: Vectors, groups: Sequence[str], options: Logistic, seed: int
 ) -> tuple[int, Iterator[NDArray[np.bool_]]]:
-    """Return the possible number of parts, and which rows each fold of the cross-validation holds out."""
+    """Return the number of parts (at most one per source), and the rows that each fold holds out."""
     shown = np.unique(vectors.videos)
     sources = np.array([groups[video] or f"\0{video}" for video in shown])
     labels = vectors.labels[[int(np.argmax(vectors.videos == video)) for video in shown]]
@@ -230,7 +230,7 @@ def _held_out(
     cs: Sequence[float],
     stopped: Callable[[], bool],
 ) -> Floats:
-    """Return for each C the weighted sums of loss, of correct rows and of weights of one fold's test side."""
+    """Return, for each C, three sums over a fold's held-out rows: weighted losses, weighted hits, and weights."""
     sums = np.zeros((len(cs), 3))
     learned = Vectors(vectors.rows[~test], vectors.labels[~test], vectors.videos[~test])
     known = np.unique(learned.labels)
@@ -263,7 +263,7 @@ def _estimator(tolerance: float, *, warm: bool) -> Any:
 
 
 def _logit_rows(estimator: Any) -> tuple[Floats, Floats]:
-    """Return one row per class; for two classes scikit-learn has only their difference."""
+    """Return weights and biases with one row per class; for two classes scikit-learn stores only their difference."""
     weight, bias = estimator.coef_, estimator.intercept_
     if len(weight) == 1:
         return np.concatenate((-weight, weight)) / 2, np.concatenate((-bias, bias)) / 2

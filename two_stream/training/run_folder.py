@@ -1,7 +1,7 @@
 """The folder of a run: its lock, settings, environment and checkpoints.
 
-A checkpoint is a folder with `model.safetensors`, `state.pt` and their checksums, complete or absent. `last/`
-contains the weights in training. With a moving average `best/` contains the averaged weights, which are validated and
+A checkpoint is a folder with `model.safetensors`, `state.pt` and their checksums, either complete or absent. `last/`
+contains the weights being trained. With a moving average `best/` contains the averaged weights, which are validated and
 evaluated. Both hold the training state, so a run can continue from either.
 """
 
@@ -52,10 +52,10 @@ FREE_ON_RESUME = (
     "train.compile",
     "evaluate",
 )
-"""settings, with all below them, that may change on resume: they do not affect the training"""
+"""settings (and everything below them) that may change on resume, because they do not affect the training"""
 ENVIRONMENT = "environment.json"
 JOB = ".job"
-"""names the `torchrun` job that last began or continued the run"""
+"""file that names the `torchrun` job that last started or continued the run"""
 _OWN = (
     "last",
     "best",
@@ -123,7 +123,7 @@ def lock_run(paths: RunPaths) -> Iterator[None]:
 
 
 def began_here(paths: RunPaths) -> bool:
-    """Whether this `torchrun` job was the last to begin or continue a run."""
+    """Whether this `torchrun` job was the last to start or continue a run."""
     try:
         return distributed.job() == (paths.root / JOB).read_text(encoding="utf-8") != ""
     except OSError:
@@ -131,7 +131,7 @@ def began_here(paths: RunPaths) -> bool:
 
 
 def record_environment(paths: RunPaths, facts: dict[str, str]) -> None:
-    """Write `environment.json`; on resume warn of changed versions."""
+    """Write `environment.json`; on resume, warn about changed versions."""
     path = paths.root / ENVIRONMENT
     now = environment() | facts
     try:
@@ -179,7 +179,7 @@ def _clear(paths: RunPaths) -> None:
 def save_checkpoint(
     folder: Path, model: nn.Module, state: dict[str, Any], meta: dict[str, Any], write_model: WriteModel
 ) -> None:
-    """Replace the folder by a new checkpoint once that is complete."""
+    """Write a new checkpoint, and replace the folder with it when it is complete."""
     with replaced_folder(folder) as new:
         write_model(new, model, meta)
         with room_for(new / STATE):
@@ -190,7 +190,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
     """Load weights and training state on the CPU.
 
     Raises:
-        CheckpointError: Missing, damaged, or in a different format; names the file.
+        CheckpointError: The checkpoint is missing, damaged or in a different format; the message names the file.
     """
     verify_checksums(folder)
     for name in (WEIGHTS, STATE):
@@ -219,7 +219,7 @@ def load_newest(paths: RunPaths) -> tuple[dict[str, torch.Tensor], dict[str, Any
         Weights, training state, and whether `last/` could be read.
 
     Raises:
-        CheckpointError: Both are damaged or missing; names the first damaged file.
+        CheckpointError: Both are damaged or missing; the message names the first damaged file.
     """
     try:
         return (*load_checkpoint(complete_folder(paths.last)), True)

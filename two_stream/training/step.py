@@ -31,7 +31,7 @@ from two_stream.training.parallel.base import Parallel
 from two_stream.types import Batch
 
 SMALLEST_SCALE = 2.0**-20
-"""fp16 loss scale below which an overflow is not the scale's fault"""
+"""smallest fp16 loss scale; an overflow below it has another cause than the scale"""
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class StepResult:
     correct: int = 0
     clips: int = 0
     ids: list[str] = field(default_factory=list)
-    """read by this process"""
+    """ids of the clips that this process read"""
     lr: float = 0.0
     grad_norm: float = 0.0
-    """before clipping; 0 if all clips were skipped"""
+    """norm of the gradient before clipping; 0 if all clips were skipped"""
 
 
 class Stepper:
-    """Makes steps. Owns what they change: weights, optimizer, loss scale, moving average."""
+    """Makes optimizer steps. Owns what they change: weights, optimizer, loss scale, moving average."""
 
     def __init__(
         self,
@@ -108,13 +108,13 @@ class Stepper:
             planned: Clips of the group if none is skipped. The loss is divided by it, which keeps fp16 in range; if
                 clips were skipped, the gradient is corrected before the step.
             at: Position of the step.
-            prefetch: Called when the step's work is queued.
+            prefetch: Called once the work of the step is queued on the device.
 
         Returns:
             The sums of the group; without any clip no step was made.
 
         Raises:
-            TrainingError: Loss or gradient is not finite; names the clips. The weights are unchanged.
+            TrainingError: Loss or gradient is not finite; the message names the clips. The weights are unchanged.
         """
         torch.manual_seed(derive(self.seed, "step", at.epoch, at.step, distributed.rank()))
         result = StepResult(lr=self.schedule.apply(at.step))
@@ -207,7 +207,7 @@ class Stepper:
 
 
 class ShortConv3d(nn.Conv3d):
-    """A convolution that is computed in float32 if its map is shorter than its kernel.
+    """A 3D convolution that is computed in float32 if its input is smaller than its kernel.
 
     In bfloat16 on a CPU, oneDNN's kernel for the gradient of the weights (`jit_bf16:avx512_core_bf16`, seen with torch
     2.14 on Zen 4) reads and writes outside its buffers if a map has fewer steps than the kernel: two frames under a
@@ -223,7 +223,7 @@ class ShortConv3d(nn.Conv3d):
             return super().forward(input.float()).to(torch.bfloat16)
 
     def _short(self, sizes: torch.Size) -> bool:
-        """Return whether a map is smaller than the kernel (except size 1, kernel 3, stride 1, which works)."""
+        """Whether a map is smaller than the kernel (except size 1, kernel 3, stride 1: this works)."""
         return any(
             size < kernel and (size, kernel, stride) != (1, 3, 1)
             for size, kernel, stride in zip(sizes, self.kernel_size, self.stride, strict=True)

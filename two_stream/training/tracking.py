@@ -1,4 +1,4 @@
-"""Metrics of a run: metrics.jsonl, TensorBoard with images, one printed line per epoch."""
+"""Metrics of a run: metrics.jsonl, TensorBoard with images, and one printed line per epoch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FLOW_ZERO = 127.5
-"""pixel value without motion"""
+"""pixel value that stands for no motion"""
 MAX_CLASSES_WITH_NAMES = 60
 TIME_FIELDS = ("seconds", "clips_per_second", "crc32")
 """fields of a metrics line that differ between equal runs; crc32 is the checksum of the line"""
@@ -178,7 +178,7 @@ def clip_grid(clips_BCTHW: NDArray[np.uint8], *, clips: int = 4, frames: int = 8
 
 
 def confusion_figure(confusion_KK: NDArray[np.int64], class_names: list[str], title: str) -> Figure:
-    """Draw a confusion matrix: colour is the fraction of the true class; up to 20 classes, counts are printed.
+    """Draw a confusion matrix: colours are fractions of the true class; with up to 20 classes, counts are shown.
 
     Call and render it within `plain_figures`.
     """

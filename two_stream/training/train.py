@@ -160,7 +160,7 @@ def _train(experiment: Experiment, *, resume: bool, overwrite: bool) -> TrainRes
 
 @dataclass(frozen=True)
 class _Start:
-    """Whether and how the main process starts a run."""
+    """How the main process starts a run, and whether the run has a checkpoint."""
 
     paths: RunPaths
     resume: bool
@@ -194,7 +194,7 @@ def _reshape_like_run(model: Recognizer, paths: RunPaths) -> None:
     """Give the layers the sizes of a run's checkpoint, `last/` or, if that is damaged, `best/`.
 
     Raises:
-        CheckpointError: Neither can be read.
+        CheckpointError: Neither checkpoint can be read.
     """
     try:
         reshape_like(model, complete_folder(paths.last))
@@ -203,7 +203,7 @@ def _reshape_like_run(model: Recognizer, paths: RunPaths) -> None:
 
 
 def start_model(experiment: Experiment) -> Recognizer:
-    """Return the network at the start of its training: random weights of the seed, then the initial weights.
+    """Return the untrained network: random weights from the seed, then the initial weights if there are any.
 
     Raises:
         DataError: The data set, whose classes it needs, cannot be read.
@@ -242,7 +242,7 @@ def _load_start(model: Recognizer, options: TrainOptions) -> None:
 def _prepare(
     model: Recognizer, options: TrainOptions, device: torch.device, features: FeatureCache | None
 ) -> None:
-    """Freeze stages and set how the backbone is computed, or that cached features replace it."""
+    """Freeze stages and choose how the backbone is computed, or replace it with cached features."""
     if features is not None:
         assert options.freeze_until is not None  # checked by `Experiment`
         model.freeze_until(options.freeze_until)
@@ -260,7 +260,7 @@ def _prepare(
 
 
 def _compile_stages(model: Recognizer, device: torch.device) -> None:
-    """Compile the backbone stage by stage: small graphs, and the names of the weights stay."""
+    """Compile the backbone stage by stage: this keeps the graphs small and the names of the weights."""
     problem = missing_compiler(device)
     if problem:
         warn(f"`train.compile`: {problem}, so nothing is compiled")
@@ -271,7 +271,7 @@ def _compile_stages(model: Recognizer, device: torch.device) -> None:
 
 
 def _check(experiment: Experiment, model: Recognizer, data: TrainingData) -> None:
-    """Check for errors before the run has a folder: an unsuitable loss, learning rate or shard."""
+    """Check for errors before the run has a folder, such as an unsuitable loss, learning rate or shard."""
     options = experiment.train
     if data.labels is not None:
         build_loss(options, data.labels)

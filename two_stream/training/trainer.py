@@ -44,7 +44,7 @@ SHORT_EPOCHS = 60.0
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended."""
+    """The result of a training run."""
 
     run: RunPaths
     epochs: int
@@ -132,7 +132,7 @@ class Progress:
         """Return the progress that a checkpoint contains as plain values.
 
         Raises:
-            CheckpointError: A different version wrote it, with different fields.
+            CheckpointError: A different version of the code wrote it, with different fields.
         """
         try:
             return cls(**state)
@@ -186,12 +186,12 @@ def checkpoint_meta(experiment: Experiment, data: TrainingData, progress: Progre
 
 
 class Feed:
-    """Yields one epoch's micro-batches by number; None for one without a readable clip.
+    """Yields the micro-batches of one epoch in groups; None for a micro-batch without a readable clip.
 
     On a GPU the next micro-batch is copied while the current one is computed.
 
     Attributes:
-        error: Why reading ended early; raised after the other processes know of it.
+        error: The exception that ended reading early; it is raised after the other processes know of it.
     """
 
     def __init__(self, loader: EpochLoader, device: torch.device) -> None:
@@ -221,7 +221,7 @@ class Feed:
             self._fetch()
 
     def close(self) -> None:
-        """Stop the loader's processes now, not when the loader is garbage collected."""
+        """Stop the loader's processes now instead of when the loader is garbage-collected."""
         if hasattr(self._batches, "close"):
             self._batches.close()
 
@@ -238,7 +238,7 @@ class Feed:
         return batch
 
     def _fetch(self) -> None:
-        """Hold the loader's next micro-batch. A single process raises read errors at once."""
+        """Fetch the next micro-batch from the loader. A single process raises read errors at once."""
         if self._next is not None or self._exhausted:
             return
         try:
@@ -274,16 +274,16 @@ class Trainer:
         write_model: WriteModel,
         extension: Extension | None = None,
     ) -> None:
-        """Prepare a run from its start.
+        """Prepare a new run.
 
         Args:
             experiment: Settings.
-            model: Clips of pixel values to logits; its `stages()` are the named parts from input to classifier.
-            data: Both parts.
+            model: Maps clips of pixel values to logits; its `stages()` are the named parts from input to classifier.
+            data: Training and validation data.
             paths: The run's folder.
-            device: Where the model goes.
-            write_model: Writes the weights of a checkpoint.
-            extension: What is added to the training.
+            device: Device to train on.
+            write_model: Function that writes the weights of a checkpoint.
+            extension: Hooks that change the training.
 
         Raises:
             DataError: A part has no videos.
@@ -339,7 +339,7 @@ class Trainer:
         self._best: tuple[nn.Module, dict[str, Any], dict[str, Any]] | None = None
 
     def _set_group(self, group: int) -> None:
-        """Set the micro-batches per step, of all processes together, and count micro-batches and steps per epoch."""
+        """Set the micro-batches per step (of all processes) and compute the micro-batches and steps per epoch."""
         options, clips = self.options, self.data.num_train
         self.group = group
         self.batches = -(-clips // options.batch_size)
@@ -371,7 +371,7 @@ class Trainer:
         """Continue from the newest checkpoint of the run's folder, which the main process reads.
 
         Raises:
-            CheckpointError: It is damaged or does not fit the model.
+            CheckpointError: The checkpoint is damaged or does not fit the model.
             SettingsError: The videos of the run changed.
         """
         weights, state, undamaged = distributed.on_main(lambda: load_newest(self.paths))
@@ -401,7 +401,8 @@ class Trainer:
         self.progress = Progress.from_state(state["progress"])
         set_rng_state(state["rng"])
         if distributed.is_main():
-            write_metrics(self.paths, self.progress.history)  # removes the lines of lost steps
+            # removes the lines of epochs after the checkpoint
+            write_metrics(self.paths, self.progress.history)
         if not undamaged:
             self._save_last()
 
@@ -577,7 +578,7 @@ class Trainer:
     def _save_best(self) -> None:
         """Write `best/`, before `last/`; after a crash in between, the epoch is repeated and `best/` written again.
 
-        For short epochs a copy is held in memory until `last/` is due.
+        If epochs are short, a copy is kept in memory until `last/` is due.
         """
         averaged = self.stepper.ema is not None
         other = self.model.state_dict() if averaged else None

@@ -55,14 +55,14 @@ def validate(
     """Score every clip; None if `stopped` became true in any process.
 
     Args:
-        model: Clips to logits.
+        model: Maps clips to logits.
         batches: This process's share of the clips.
-        device: Of the model.
+        device: Device of the model.
         precision: Autocast type.
-        num_classes: K.
-        total: Clips of all processes, for the progress display.
-        stopped: Whether to stop early.
-        lockstep: Every forward pass needs all processes.
+        num_classes: Number of classes K.
+        total: Number of clips of all processes, for the progress display.
+        stopped: Function that returns whether to stop early.
+        lockstep: Whether all processes must take part in every forward pass.
 
     Raises:
         DataError: There is no clip, or one cannot be read.
@@ -145,7 +145,7 @@ class Tally:
 
 
 class _Reading:
-    """Non-empty batches up to a stop or an error, which is raised after all processes know of it."""
+    """Yields non-empty batches until a stop or an error; the error is raised after all processes know of it."""
 
     def __init__(self, batches: Iterable[Batch], stopped: Callable[[], bool]) -> None:
         self.was_stopped = False

@@ -73,7 +73,7 @@ _OWN: dict[str, tuple[Any, Any]] = {
         Field(False, description="start over in an existing run folder"),
     ),
 }
-"""Flags of every method that makes a run, for `--help`: type and field by name."""
+"""Flags shared by all methods that create a run, for `--help`: flag name -> (type, field)."""
 _LEVELS: tuple[Any, Any] = (
     Path | None,
     Field(
@@ -90,13 +90,13 @@ _STUDENT: tuple[Any, Any] = (
     ),
 )
 _GIVEN = ("kind", "source", "teachers", "by_layer")
-"""Keys of a `compress` section that other arguments of the command set."""
+"""Keys of the `compress` section that other arguments of the command set, so they are not flags."""
 _FINE = 0.1
 """Factor of the source's learning rate for continued training, which starts close to its optimum."""
 _SHARE = 3
 """Continued training takes the source's number of epochs divided by this."""
 _UNTRAINED = dict.fromkeys(("cross_modality", "inflate", "new_classifier", "init_averaged"), False)
-"""Settings of `train` that only make sense for the weights the source started from."""
+"""Settings of `train` that only apply to the initial weights of the source run, with the values that disable them."""
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -108,7 +108,7 @@ def main(args: list[str]) -> int:
 
 @dataclass(frozen=True)
 class _Call:
-    """A call of a method that makes a run."""
+    """One call of a method that creates a run."""
 
     prog: str
     command: str
@@ -131,7 +131,7 @@ def _take_common(method: str, args: list[str]) -> tuple[_Call, list[str]]:
 
 
 def _take_run(call: _Call, args: list[str], suffix: str, example: str) -> tuple[Path, Experiment, list[str]]:
-    """Take the run off the arguments; return it with the settings of the run to make and the other arguments."""
+    """Remove the run from the arguments; return it, the settings of the new run, and the remaining arguments."""
     name, rest = split_positional(args, call.prog, "the run folder", example)
     run = Path(name or "RUN")
     source = run_settings(run) if name else Experiment()
@@ -148,7 +148,7 @@ def _prune(args: list[str]) -> int:
 
 
 def _check_prune(experiment: Experiment, options: Prune, run: Path, levels: Path | None) -> Experiment:
-    """Return the settings with the levels of a file; reject networks that cannot be pruned before any computation."""
+    """Return the settings with the levels from a file; before any computation, check that the network can be pruned."""
     from two_stream.compression.channels import check_narrowable
     from two_stream.compression.layers import chosen_layers, layers_of, read_levels
 
@@ -279,7 +279,7 @@ def _derive(
     description: str,
     own: dict[str, tuple[Any, Any]] | None = None,
 ) -> tuple[Experiment, S]:
-    """Parse flags over the settings of the run to make; return them and their `compress` section.
+    """Apply flags to the settings of the new run; return the settings and their `compress` section.
 
     Every setting is a flag, as for `two-stream train`. Those of the `compress` section are also accepted without
     their prefix (`--amount 0.5` is `--compress.amount 0.5`). `own` are flags that only this method has, for `--help`.
@@ -345,7 +345,7 @@ def _report(source: Path, made: Path, part: Part) -> None:
 
     before, model = load_run(source).model, load_run(made).model
     layers = layer_changes(before, model) if before.options == model.options else []
-    device = "cpu" if model.cpu_only else None  # both are measured on a device that runs both
+    device = "cpu" if model.cpu_only else None  # measure both networks on a device that can run both
     show_compression(write_compression(source, made, part=part, device=device, layers=layers), made)
 
 
@@ -362,9 +362,9 @@ class _SensitivityFlags:
     part: Literal["val", "train", "test"] = "val"
     """part that is scored; val: the holdout. Levels chosen on the test part make test scores too optimistic"""
     clips: int | None = None
-    """number of videos, drawn once at random; if omitted, all videos of the part"""
+    """number of videos to score, drawn once at random; if omitted, all videos of the part"""
     seed: int = 0
-    """seed of that draw"""
+    """random seed for drawing these videos"""
     parameters: float | None = None
     """budget: largest remaining fraction of the parameters"""
     macs: float | None = None

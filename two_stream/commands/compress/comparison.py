@@ -43,7 +43,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class LayerChange:
-    """One layer's weights before and after."""
+    """One layer's weights before and after compression."""
 
     name: str
     before: str
@@ -124,15 +124,15 @@ def write_compression(
 ) -> CompressionReport:
     """Compare a run with its source; write `compression.html`, `.md` and `.json` into its folder.
 
-    Both are scored under one protocol unless such scores exist. Their costs are measured alternately.
+    Both are scored with the same protocol, unless such scores already exist. Their costs are measured alternately.
 
     Args:
         source: Run folder before compression (of a distilled network: the teacher's).
-        made: Run folder after.
-        part: What is scored.
+        made: Run folder after compression.
+        part: Part of the data set to score.
         options: Protocol; default: that of `made`.
         device: Device to score and measure on; default: that of `made`.
-        seconds: How long each network is timed.
+        seconds: Time to spend on timing each network.
         layers: Changes of each layer.
         notes: Caveats to show.
 
@@ -257,7 +257,7 @@ def _row(what: str, before: float, after: float) -> list[str]:
 
 
 def _factor(before: float, after: float) -> str:
-    """Return by how much the value fell or rose, as a factor."""
+    """Return the factor by which the value fell or rose, as text."""
     if before == after:
         return "same"
     if not after or not before:

@@ -46,12 +46,12 @@ FORMAT = 1
 """increased when an older version could misread the folder"""
 FACTS = "features.json"
 CENTRED = 1
-"""rows of a training video before those of the augmented clips"""
+"""number of rows of a training video before the rows of its augmented clips"""
 AGAIN = "write it again with `two-stream features`"
 _IGNORED = ("model.backbone.pretrained", "model.backbone.weights")
-"""settings of the origin of weights, which are compared by their SHA-256"""
+"""settings that say where weights come from; ignored, because weights are compared by their SHA-256"""
 _ADDED = {"segments": 0, "stack": 1}
-"""input settings that early caches do not have, with the values of those caches"""
+"""input settings that early caches do not contain, with the values that these caches used"""
 
 FeaturePart = Literal["train", "test"]
 _BATCH = 64
@@ -169,7 +169,7 @@ class FeatureCache:
         """Check that the features come from a backbone.
 
         Raises:
-            CheckpointError: They come from another one; the message ends with `advice`.
+            CheckpointError: They come from another backbone; the message ends with `advice`.
         """
         if sha256 != self.facts.backbone_sha256:
             raise CheckpointError(
@@ -181,7 +181,7 @@ class FeatureCache:
         """Compare settings that determine the views; only the given keys are compared.
 
         Raises:
-            SettingsError: Some settings differ; names them with both values.
+            SettingsError: Some settings differ; the message names them with both values.
         """
         if list(classes) != self.facts.classes:
             raise SettingsError(f"{self.folder}: written for another data set or list of classes; {AGAIN}")
@@ -305,7 +305,7 @@ def backbone_sha256(model: Recognizer) -> str:
     """Return the SHA-256 of names and values of a backbone's weights and statistics, reduction block included."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.backbone.state_dict().items()):
-        if name.endswith("num_batches_tracked"):  # counts steps, changes no output
+        if name.endswith("num_batches_tracked"):  # counts steps and does not change the output
             continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         values = tensor.detach().cpu().contiguous().reshape(-1)

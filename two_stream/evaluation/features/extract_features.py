@@ -53,7 +53,7 @@ from two_stream.types import FeatureLayout, VideoRecord, VideoViews
 
 PARTS: tuple[FeaturePart, ...] = ("train", "test")
 _SPARE = 64 * 2**20
-"""bytes of the disk that stay free"""
+"""bytes of disk space to keep free"""
 
 
 def write_features(
@@ -66,7 +66,7 @@ def write_features(
     parts: Sequence[FeaturePart] = PARTS,
     overwrite: bool = False,
 ) -> FeatureFacts:
-    """Store the backbone's outputs for every video of a split; writes a complete folder or none.
+    """Store the backbone's outputs for every video of a split; either writes a complete folder or leaves none.
 
     Part `train` has, for each video of the official training list (whatever the holdout of a run), the centred clip and
     the clips that `ClipDataset` draws in the first `train_views` epochs of a run with the experiment's seed. Part
@@ -287,7 +287,7 @@ class _Writer:
         return ViewLoader(views, [[n] for n in range(len(views))], collate_views, self.experiment.data)
 
     def _clips(self, plan: _Plan) -> list[ClipDataset]:
-        """Return the centred clips and those of the first epochs, one data set each."""
+        """Return data sets: one with the centred clips, and one for each of the first epochs."""
         return [
             open_clips(
                 self.experiment.data,

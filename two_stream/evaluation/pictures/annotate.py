@@ -22,19 +22,19 @@ from two_stream.runtime.files import atomic_path
 from two_stream.video.decoding.reader import open_video
 
 CODECS = ("libx264", "mpeg4")
-"""Encoders by preference: MPEG-4 is for an FFmpeg without H.264 encoder."""
+"""Encoders in order of preference; MPEG-4 is used if FFmpeg has no H.264 encoder."""
 DEFAULT_FPS = 25.0
-"""for a video without frame rate"""
+"""frame rate for a video that does not state one"""
 _SHOWN = 3
 _BAR = (79, 191, 174)
 _FACE: Any = cv2.FontFace("sans") if hasattr(cv2, "FontFace") else None
-"""font of OpenCV 5 with letters of most scripts; others are drawn as `?`"""
+"""font of OpenCV 5, with the letters of most scripts; other letters are drawn as `?`"""
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 """font of OpenCV 4 with ASCII letters only"""
 _WEIGHT = 400
 """weight of the font: regular"""
 _LONGEST = 300
-"""letters of a text that are drawn at most"""
+"""largest number of characters of a text to draw"""
 _DIRECTION = {"R": "r", "AL": "r", "NSM": "m", "WS": " "}
 """Unicode classes: right-to-left letters, marks on a letter, spaces"""
 

@@ -1,4 +1,4 @@
-"""Attention of a head to each time step of one clip of a video: reads and draws it."""
+"""Computes and draws the attention of a head to each time step of one clip of a video."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from two_stream.video.decoding.reader import Video, open_video
 SUFFIXES = (".png", ".pdf", ".svg")
 """File types of images."""
 _THUMBNAIL = 288
-"""Longer side of a thumbnail in pixels; half of it if there are many."""
+"""Longer side of a thumbnail in pixels; halved if there are many thumbnails."""
 _LOUDEST = 4.0
 """Largest factor for drawing small movements; a larger one would show rounding errors."""
 _INK, _MUTED, _GRID = "#1b1f24", "#5b6570", "#c9d0d8"
@@ -58,10 +58,10 @@ _LEFT, _RIGHT, _TOP = 0.72, 0.78, 0.66
 _HEADING, _BARS, _LABELS, _GAP = 0.52, 0.62, 0.66, 0.07
 """Heights in inches."""
 _WIDTHS = 6.6, 12.0
-"""Least and largest width of the panels in inches."""
+"""Smallest and largest width of the panels in inches."""
 _DPI = 144
 _WIDE = 1.0
-"""Inches from which a column has room for the span of its frames."""
+"""Smallest width in inches of a column that has room for the span of its frames."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class StreamAttention:
 
     @property
     def whose(self) -> str:
-        """What attends, for captions."""
+        """Text for captions that names what attends."""
         return f"{self.head}'s class token" if self.class_token else f"head {self.head}"
 
 
@@ -161,7 +161,7 @@ def read_attention(
     Args:
         model: An RGB or a flow recognizer whose head has attention.
         path: The video.
-        options: How the video is scored; the middle clip is used (of two the first).
+        options: How the video is scored; the middle clip is used (the first of two).
         reading: Decoder, flow algorithm, sizes.
         names: Class names.
 
@@ -280,7 +280,7 @@ def draw_attention(out: Path, title: str, subtitle: str, streams: Sequence[Strea
 
 @dataclass
 class _Column:
-    """Places things from top to bottom, in inches, so that images keep their aspect ratio."""
+    """Places text and axes from top to bottom, in inches, so that images keep their aspect ratio."""
 
     figure: Figure
     full: tuple[float, float]
@@ -380,7 +380,7 @@ def _heat(axis: Axes, pathway: Pathway, colours: str, step_width: float) -> Axes
     """Draw heads × steps in per cent, with numbers in the cells."""
     percent_HT = 100 * pathway.weights
     heads, steps = percent_HT.shape
-    top = max(float(percent_HT.max()), 200 / (steps + 1))  # an even share stays pale
+    top = max(float(percent_HT.max()), 200 / (steps + 1))  # uniform attention stays pale
     image = axis.imshow(
         percent_HT, cmap=colours, vmin=0, vmax=top, aspect="auto", interpolation="nearest", resample=False
     )

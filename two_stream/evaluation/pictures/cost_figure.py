@@ -18,12 +18,12 @@ from two_stream.runtime.plotting import plain_figures
 from two_stream.types import ScoreTable
 
 _SIZE = (6.4, 4.2)
-"""inches"""
+"""width and height of the figure, in inches"""
 _DPI = 150
 _LINE = 0.17
-"""inches between the names of two points"""
+"""smallest distance between the names of two points, in inches"""
 _WITH_INTERVALS = 8
-"""up to this many points show their intervals"""
+"""largest number of points for which intervals are drawn"""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class FigurePoint:
     high: float
     """ends of its 95 % interval"""
     multiply_adds: float
-    """per clip"""
+    """multiply-adds per clip"""
     views: float | None
     """views per video, on average; None if the score file does not contain it: then one view is assumed"""
     videos: int
@@ -158,9 +158,9 @@ def draw_costs(axis: Axes, points: Sequence[CostPoint], height: float, colours: 
 
     Args:
         axis: Axes to draw on.
-        points: What is drawn; few points also show their intervals.
-        height: Of the axes with their labels, in inches.
-        colours: Of the front, of other points, and of the front's names.
+        points: Points to draw; if there are few, their intervals are also drawn.
+        height: Height of the axes with their labels, in inches.
+        colours: Colours of the front, of the other points, and of the names of points on the front.
     """
     best, (front_colour, other_colour, ink) = front(points), colours
     costs, values = [point.cost for point in best], [100 * point.accuracy for point in best]
@@ -174,7 +174,8 @@ def draw_costs(axis: Axes, points: Sequence[CostPoint], height: float, colours: 
     low, high = min(point.cost for point in points), max(point.cost for point in points)
     if high > 8 * low > 0:
         axis.set_xscale("log")
-        axis.xaxis.set_major_formatter("{x:g}")  # powers would be written with `$`, which is text here
+        # powers of ten would contain `$`, which is drawn as plain text here
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.set_xlim(low / 1.2, high * 1.2)
     else:
         spread = (high - low) or abs(high) or 1.0

@@ -23,10 +23,10 @@ from two_stream.runtime.plotting import plain_figures
 from two_stream.runtime.text import csv_text
 
 _MOST = 8
-"""most classes drawn as lines"""
+"""largest number of classes drawn as lines"""
 _GREY = "#b8b8b8"
 _SHORTEST = 0.06
-"""shortest labelled section, as a fraction of the width"""
+"""smallest length of a section that gets a label, as a fraction of the width"""
 
 
 @dataclass(frozen=True)

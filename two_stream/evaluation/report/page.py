@@ -1,6 +1,6 @@
 """Pages of reports: templates, and figures as inline SVG whose colours follow the light or dark theme of the page.
 
-Matplotlib draws with marker colours, which are then replaced by CSS variables of the page.
+Matplotlib draws with placeholder colours, which are then replaced by CSS variables of the page.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ _STYLE: Any = {
 WIDTH = 5.2
 """width in inches; narrow, so that text is readable on a phone"""
 _NUMBERED = 16
-"""most classes for which the confusion matrix shows counts"""
+"""largest number of classes for which the confusion matrix shows counts"""
 _LABELLED = 60
-"""most classes for which the axes show class names"""
+"""largest number of classes for which the axes show class names"""
 
 
 def page_templates(*folders: Path) -> jinja2.Environment:

@@ -216,7 +216,7 @@ def _facts(
         "provenance": _provenance(streams),
         "code_version": code_version(),
     }
-    # a solved probe has an optimum and no curve
+    # a linear probe is solved directly and has no learning curve
     trained = {name: rows for name, rows in histories.items() if rows and "c" not in rows[0]}
     drawn = {
         "figures": {

@@ -18,7 +18,7 @@ from two_stream.runtime.text import parse_json
 from two_stream.types import RunPaths, ScoreTable
 
 BASELINE_SCORES = "{part}_fused.npz"
-"""fused scores in the folder of a baseline"""
+"""name of the file with the fused scores in the folder of a baseline"""
 
 
 def run_paths(path: Path | str) -> RunPaths:
@@ -51,8 +51,8 @@ def find_baseline(table: ScoreTable) -> tuple[ScoreTable | None, str]:
     They are looked for under the folder of runs that contains the run of the table: `runs/<run>`, `runs/<group>/<run>`
     or a study's cell, `runs/studies/<study>/runs/<cell>`.
 
-    The table is None if there are no scores. The command is empty for a table without baseline: another part than the
-    test part, several classes per video, a run of the baseline, or no name of a data set.
+    The table is None if there are no scores. The command is empty if a table cannot have a baseline: it is not of the
+    test part, has several classes per video, belongs to the baseline, or does not name its data set.
 
     Raises:
         ScoreError: The file is damaged.

@@ -607,7 +607,7 @@ def read_frame_settings(settings: object, source: str) -> FrameSettings:
     """Read recorded extraction settings.
 
     Raises:
-        SettingsError: A value is invalid; names `source` and the key.
+        SettingsError: A value is invalid; the message names `source` and the key.
     """
     known: Any = settings or {}
     if isinstance(known, dict) and known.get("flow") == "none":

@@ -21,7 +21,7 @@ from two_stream.types import ScoreTable
 FORMAT = 1
 """Version of the file layout; newer versions are rejected."""
 _NAMED = 3
-"""Number of videos that an error lists."""
+"""Largest number of videos that an error message lists."""
 
 
 def write_scores(path: Path, table: ScoreTable) -> None:

@@ -28,11 +28,11 @@ RULES: tuple[str, ...] = get_args(Rule)
 _RIDGE = 1e-3
 """ridge penalty of learned weights; keeps them finite if the holdout is separated perfectly"""
 _ALL_COMBINATIONS = 4
-"""most streams for which every combination of weights is tried"""
+"""largest number of streams for which every combination of weights is tried"""
 _ROUNDS = 20
-"""rounds of the greedy selection for more streams"""
+"""number of rounds of the greedy selection, which is used for more streams"""
 _ROUND = 12
-"""decimals to which accuracies are compared when a weight is chosen"""
+"""accuracies are rounded to this many decimals when a weight is chosen"""
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,7 @@ def checked_weights(weights: Sequence[float] | None, count: int) -> list[float]:
     """Return one weight per stream; default: equal weights.
 
     Raises:
-        ScoreError: Wrong number of weights, negative or infinite weights, or all are 0.
+        ScoreError: The number of weights is wrong, a weight is negative or infinite, or all are 0.
     """
     if weights is None:
         return [1.0] * count

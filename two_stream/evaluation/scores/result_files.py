@@ -64,7 +64,7 @@ def read_results(path: Path) -> dict[str, Guesses]:
     """Read a result file; scores per clip are averaged, with 0 for classes that a clip does not list.
 
     Raises:
-        ScoreError: The file is missing, not JSON, or in a different format; names the file and the video.
+        ScoreError: The file is missing, not JSON, or in a different format; the message names the file and the video.
     """
     found = _read(path, ScoreError)
     results = found.get("results") if isinstance(found, dict) else None

@@ -31,7 +31,7 @@ class Interval:
     low: float
     high: float
     known: bool = True
-    """False if there are too few sources; then the ends are those of the scale"""
+    """False if there are too few sources; the interval is then the full range of values"""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ _SIDE = 32
 """side in pixels of the example for folding; small to save time"""
 _MOST_VIEWS = 16
 _CPU_VALUES = 64 * 112**2
-"""pixels in time and space per thread; measured on ResNeXt-101 with one and two threads"""
+"""largest number of pixels (frames × height × width) of a batch per thread; measured with ResNeXt-101 on one and two
+threads"""
 
 
 class ClipNetwork(nn.Module, ABC):
@@ -56,7 +57,7 @@ class Compiled(nn.Module):
         self._tried = False
 
     def forward_normalised(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return the logits `(B, K)` of a normalised clip; if the compiler fails, without it and with one warning."""
+        """Return the logits `(B, K)` of a normalised clip; if compilation fails, compute without it and warn once."""
         if self._fast is None:
             return self.model.forward_normalised(x_BCTHW)
         try:
@@ -77,7 +78,7 @@ class Compiled(nn.Module):
 
 
 def is_exact(experiment: Experiment) -> bool:
-    """Whether an evaluation is one of the paper's, computed as published: fp32, without folding."""
+    """Whether an evaluation reproduces the paper and is computed as published: in fp32, without folding."""
     data = experiment.data
     return "paper" in (data.sampling, data.augment.protocol, experiment.train.selection)
 
@@ -102,7 +103,7 @@ def resolve_evaluation(
         model: A `ClipNetwork` and an int8 recognizer (`cpu_only`) compute in one way only.
         options: Requested options.
         device: Device of the network.
-        exact: The evaluation is one of the paper's, without folding; see `is_exact`.
+        exact: Whether the evaluation reproduces the paper and does not fold; see `is_exact`.
 
     Raises:
         SettingsError: The options ask for compilation or another precision of a `ClipNetwork`.

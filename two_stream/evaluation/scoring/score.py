@@ -44,7 +44,7 @@ class VideoProgress:
     flips: Sequence[bool] = ()
     """whether a crop is mirrored, per crop"""
     mirror_labels: Sequence[int] | None = None
-    """see `VideoViews`"""
+    """for each class, the class of its mirror image; see `VideoViews`"""
     seen: int = 0
     """number of clips received"""
     scored: int = 0
@@ -107,7 +107,7 @@ class Canvas:
             device: Device of the model.
             precision: fp32, bf16 or fp16 autocast.
             size: Views of a full batch.
-            compute: Computes something else than logits from a batch: `(B, any number)`.
+            compute: Function that computes something other than logits from a batch: `(B, any number)`.
         """
         self.model = model
         self.device = device
@@ -167,7 +167,7 @@ def scored_views(
     ones included.
 
     Raises:
-        ScoreError: A video has no views or occurs twice, or its logits are not finite; names the video.
+        ScoreError: A video has no views or occurs twice, or its logits are not finite; the message names the video.
     """
     behind = 0 if canvas.device.type == "cpu" else 1
     waiting: deque[tuple[_Owners, torch.Tensor]] = deque()
@@ -258,7 +258,7 @@ def aggregate_views(view_logits_VK: NDArray[np.floating], aggregate: str = "logi
     mean sigmoid.
 
     Raises:
-        SettingsError: Unknown `aggregate`.
+        SettingsError: `aggregate` is unknown.
     """
     values = np.asarray(view_logits_VK, dtype=np.float64)
     if aggregate == "logits":
@@ -302,7 +302,7 @@ def score_videos(
 
     Raises:
         ScoreError: A video has no views, is incomplete or occurs twice, or its logits are not finite; names the video.
-        SettingsError: Unknown aggregate.
+        SettingsError: `aggregate` is unknown.
     """
     videos: dict[str, VideoProgress] = {}
     canvas = Canvas(model, device, resolve_precision(precision, device), batch_views)
@@ -343,7 +343,7 @@ def check_incomplete(videos: Iterable[VideoProgress], loader: Iterable[VideoView
     """Check that all videos are complete, except those that the loader has skipped.
 
     Raises:
-        ScoreError: A video is incomplete; names the first.
+        ScoreError: A video is incomplete; the message names the first.
     """
     skipped = {name for name, _ in getattr(loader, "skipped", [])}
     for video in videos:

@@ -57,7 +57,7 @@ class VideoInput:
         """Return the flow estimator.
 
         Raises:
-            SettingsError: Unknown algorithm.
+            SettingsError: The flow algorithm is unknown.
         """
         return FlowEstimator(choose_flow_algorithm(None, self.flow), self.bound)
 

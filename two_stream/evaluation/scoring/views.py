@@ -23,7 +23,7 @@ _CLIPS = {
 _WHOLE = "whole frame"
 _CROPS = {"center": "centre crop", "three": "three-crop", "ten": "ten-crop", "full": f"{_WHOLE} + mirror"}
 _NO_MIRROR = {"ten": "five-crop (ten-crop without mirror images)", "full": _WHOLE}
-"""crops with mirror images, without them"""
+"""crops that include mirror images -> their name if mirroring is not allowed"""
 
 
 def crop_views(crops: str, spec: InputSpec, mirror: Mirror | None = None) -> list[View]:

@@ -1,6 +1,6 @@
 """Figures of a study: differences, accuracies, costs, classes and learning curves, in the style of the run report.
 
-Names are above their rows, over the whole width: they may be long, and a phone is narrow.
+Names are written above their rows, over the whole width, because they may be long and a phone is narrow.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from two_stream.studies.statistics.results import Comparison, VariantResult
 MORE, LESS, SAME = STREAMS[2], STREAMS[1], MUTED
 """Colours of a gain, a loss, and no difference."""
 WIDTH = 4.5
-"""Inches: the width of a phone, so letters keep their size there."""
+"""Inches: the width of a phone, so that text keeps its size there."""
 _ROW = 0.4
 """Inches of a row with its name above it."""
 _LETTERS = 58
-"""largest number of letters of a name above a row"""
+"""largest number of characters of a name above a row"""
 MOST_CLASSES = 20
 """Up to this many classes a figure shows all of them."""
 _HALF = MOST_CLASSES // 2
 _NUMBERED = 12
 """Up to this many classes a difference of confusions shows its numbers."""
 _DEEPEST = 0.42
-"""Opacity of the deepest tint: text stays readable on light and dark pages."""
+"""Opacity of the darkest shade: text stays readable on light and dark pages."""
 
 
 def forest(comparisons: Sequence[Comparison], level: float = 0.95) -> str:
-    """Draw each difference with its interval; filled marks are significant. Several families have their names above."""
+    """Draw each difference with its interval; filled marks are significant. Families are named if there are several."""
     families = list(dict.fromkeys(one.family for one in comparisons))
     rows: list[Comparison | str] = []
     for family in families:
@@ -133,7 +133,7 @@ def accuracies(
 
 
 def class_differences(comparison: Comparison, names: Sequence[str]) -> str | None:
-    """Draw sorted gains and losses by class (at most the largest ones); None if no class has a value."""
+    """Draw gains and losses by class, sorted (only the largest if there are many); None if no class has a value."""
     known = [(value, place) for place, value in enumerate(comparison.per_class) if value is not None]
     if not known:
         return None
@@ -154,7 +154,7 @@ def class_differences(comparison: Comparison, names: Sequence[str]) -> str | Non
 
 
 def confusion_difference(counts_KK: NDArray[np.float64], names: Sequence[str], label: str) -> str:
-    """Draw a difference of two confusion matrices: rows true, columns predicted; the colour shows who has more.
+    """Draw a difference of two confusion matrices: rows true, columns predicted; colours show which side has more.
 
     The label is the text alternative of the figure.
     """
@@ -188,8 +188,8 @@ def learning(histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -
     """Draw validation over the epochs: thin lines for runs, a thick one for the mean of a variant's runs.
 
     Few variants share axes for accuracy and loss. If there are many variants, each has its own axes, with the
-    means of the others behind. The rows of runs have `epoch` and any of `val_loss`, `val_top1`, `val_map`; without
-    values the result is None.
+    means of the others in the background. The rows of runs have `epoch` and any of `val_loss`, `val_top1`,
+    `val_map`; without values the result is None.
     """
     labels = {
         "val_top1": "validation top-1 (%)",

@@ -21,9 +21,9 @@ from two_stream.studies.statistics.results import Comparison, StudyResult
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _PAIRS = 12
-"""Comparisons shown by class; significant and large ones first."""
+"""Largest number of comparisons shown by class; significant and large ones come first."""
 _CELLS = 15
-"""Confusions listed if there are too many classes for a matrix."""
+"""Number of confusions to list if there are too many classes for a matrix."""
 _TEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -93,7 +93,7 @@ def read_result(path: Path) -> StudyResult:
     """Read the JSON file of `write_study_report`.
 
     Raises:
-        ScoreError: The file cannot be read or is something else.
+        ScoreError: The file cannot be read or is not such a file.
     """
     try:
         return TypeAdapter(StudyResult).validate_json(path.read_bytes())

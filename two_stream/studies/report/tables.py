@@ -1,4 +1,4 @@
-"""Tables of a study. Every form of the report (page, Markdown, LaTeX, terminal) shows these; CSV has plain numbers."""
+"""Tables of a study. Every form of the report (page, Markdown, LaTeX, terminal) uses them; CSV has plain numbers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NO_DIFFERENCE = "no difference shown"
 _PER_RUN = ("name", "runs", "seed", "data.split")
 """Settings that differ between the runs of one variant."""
 _VARIANTS = 6
-"""Variants in one table of settings; more are in further tables."""
+"""Largest number of variants in one table of settings; others are in further tables."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def number(value: float | None, digits: int = 1, scale: float = 1.0, *, signed: 
 
 
 def signed_text(value: float, digits: int = 1) -> str:
-    """Return a number with its sign and a true minus; what rounds to 0 has a plus."""
+    """Return a number with its sign and a true minus sign; a value that rounds to 0 has a plus."""
     return f"{round(value, digits) + 0.0:+,.{digits}f}".replace("-", "−")
 
 
@@ -123,9 +123,9 @@ def _is_better(comparison: Comparison) -> bool:
 
 
 def variants_table(result: StudyResult, form: Form = "page") -> Table:
-    """Return a row per variant: accuracy, verdict and cost. Bold is only what is significantly better.
+    """Return a row per variant: accuracy, verdict and cost. Only significantly better variants are bold.
 
-    A page shows all columns, paper those that fit, a terminal accuracies with their seeds and splits.
+    A page shows all columns, `paper` those that fit, a terminal only accuracies with seeds and splits.
     """
     better = better_variants(result)
     seconds = {one.second for one in result.comparisons}
@@ -234,7 +234,7 @@ def short_verdict(comparison: Comparison) -> str:
 def comparisons_table(result: StudyResult, form: Form = "page") -> Table:
     """Return a row per comparison, first minus second; bold if the difference is significant."""
     families = len({one.family for one in result.comparisons}) > 1
-    counted = result.metric == "top-1"  # a difference of mAP is no number of clips
+    counted = result.metric == "top-1"  # a difference of mAP is not a number of clips
 
     def discordant(one: Comparison) -> TableCell:
         if not one.mcnemar:
@@ -399,7 +399,7 @@ def differing_settings(result: StudyResult) -> dict[str, dict[str, str]]:
 
 
 def _not_default(mapping: dict[str, Any]) -> set[str]:
-    """Return the settings that are no defaults; all of them if this version cannot read them."""
+    """Return the settings that differ from their defaults; all of them if this version cannot read them."""
     try:
         return set(_flat(departures(validate_settings(Experiment, mapping, "settings"))))
     except SettingsError:

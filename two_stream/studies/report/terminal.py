@@ -15,7 +15,7 @@ from two_stream.studies.statistics.comparison import p_text
 from two_stream.studies.statistics.results import FusionResult, StudyResult
 
 _NAMES = 8
-"""Settings named in one line."""
+"""Largest number of settings named in one line."""
 
 
 def print_study(result: StudyResult) -> None:

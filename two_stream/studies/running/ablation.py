@@ -35,7 +35,7 @@ from two_stream.studies.running.stages import StudyStage, stages_of
 
 @dataclass(frozen=True)
 class StudyWorkers:
-    """Where the cells of a study run."""
+    """The devices on which the cells of a study run, and how many run at the same time."""
 
     jobs: int | None = None
     """cells to run at the same time per device; None: one per GPU, on a CPU as many as its cores allow with the
@@ -124,10 +124,10 @@ def read_progress(study: Study, *, source: object = "study", any_code: bool = Fa
 def _run_first(
     stages: Sequence[StudyStage], places: StudyWorkers, older: Mapping[str, StudyOutcome]
 ) -> dict[str, str]:
-    """Run what the cells need; return the folders of older results that are used instead of the usual ones.
+    """Run the jobs that the cells need; return the folders of older results that replace the usual folders.
 
     Raises:
-        SettingsError: Something failed that cells need.
+        SettingsError: A job that cells need has failed.
     """
     moved: dict[str, str] = {}
     for stage in stages:
@@ -200,7 +200,7 @@ def _run_stage(
             for index, outcome in filter(None, events):
                 ended = record_outcome(missing[index], outcome) if outcome.state == "failed" else outcome
                 board.end(index, ended)
-                if not err.is_terminal or not ended.done:  # on a terminal the table shows the rest
+                if not err.is_terminal or not ended.done:  # on a terminal, the live table shows the others
                     note(board.line(index))
     return [board.ended[index] for index in range(len(stage.jobs))]
 
@@ -250,7 +250,7 @@ class LiveTable:
     """Progress of a study's jobs: cells done, running and failed, and the remaining time."""
 
     def __init__(self, what: str, rows: Sequence[str], jobs: Sequence[StudyJob], slots: int) -> None:
-        """Create an empty table of all jobs, which run in this many slots; `rows` names the row of each job."""
+        """Create an empty table of jobs that run in `slots` slots; `rows` has the name of each job's row."""
         self.what = what
         self.rows = list(rows)
         self.jobs = list(jobs)
@@ -261,7 +261,7 @@ class LiveTable:
         self._begin = time.monotonic()
 
     def end(self, index: int, outcome: StudyOutcome, *, fresh: bool = True) -> None:
-        """Record the outcome of a job; with `fresh` its time counts for the estimate."""
+        """Record the outcome of a job; with `fresh`, its duration is used for the estimate."""
         self.ended[index] = outcome
         if fresh and outcome.done:
             self._fresh.append(outcome.seconds)
@@ -335,7 +335,7 @@ def _span(seconds: float) -> str:
 
 @contextmanager
 def _shown(board: LiveTable) -> Iterator[None]:
-    """Show a live table while jobs run; nothing if the output is not a terminal."""
+    """Show a live table while jobs run; show nothing if the output is not a terminal."""
     if not err.is_terminal:
         yield
         return

@@ -1,7 +1,7 @@
 """The jobs of a study, and their outcomes.
 
-`<study>/cells/<run>.json` stores the outcome of a cell. A cell counts as done only as long as the score files named
-there are unchanged. A job whose process was killed is resumed.
+`<study>/cells/<run>.json` stores the outcome of a cell. A cell counts as done only while the score files named
+in it are unchanged. A job whose process was killed is resumed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class StudyJob:
     log: str
     key: str
     loose_key: str = ""
-    """the key without the code"""
+    """like `key`, but without the hash of the code"""
     kind: Kind = "train"
     parts: tuple[Part, ...] = ("test",)
     """parts of the data on which a trained run is scored"""
@@ -49,11 +49,11 @@ class StudyJob:
     maps: bool = False
     threads: int = 0
     device: str = ""
-    """empty: that of the settings"""
+    """device to run on; empty: the device in the settings"""
 
     @property
     def target(self) -> str:
-        """The folder that it writes."""
+        """The folder that the job writes."""
         return self.out or self.run
 
     def settings(self) -> Experiment:
@@ -179,7 +179,7 @@ def _trained(job: StudyJob) -> StudyOutcome:
 
     experiment = job.settings()
     if experiment.compress.kind != "none":
-        from two_stream import compression  # noqa: F401 - registers its extension of the training
+        from two_stream import compression  # noqa: F401 - registers the training extensions
     paths = RunPaths(Path(job.run))
     resumed = _resumed(experiment, paths)
     if train(resumed or experiment, resume=resumed is not None).interrupted is not None:
@@ -205,9 +205,9 @@ def _trained(job: StudyJob) -> StudyOutcome:
 
 
 def _resumed(experiment: Experiment, paths: RunPaths) -> Experiment | None:
-    """Return the settings to resume a run; None if it has to start.
+    """Return the settings to resume a run; None if it has to start over.
 
-    Another evaluation of a head needs other stored features. The training resumes with those it started with, which
+    A different evaluation of a head needs other stored features. The training resumes with those it started with, which
     contain the same clips (its key guarantees this); if they are missing it restarts.
     """
     if not paths.experiment.is_file():

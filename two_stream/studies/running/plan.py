@@ -42,7 +42,7 @@ from two_stream.video.extraction.one_video import extraction_settings
 _PLACES = ("data.features", "data.dataset", "data.settings_root", "data.shards")
 _RUNS = ("train.init", "compress.source", "compress.teachers")
 _FREE = (*FREE_ON_RESUME, "name", "train.log_images", *_RUNS, *_PLACES)
-"""settings that are not part of a key: they have no effect, or the key has the hash of what they point to"""
+"""settings that are not part of a key: no effect on the weights, or the key has the hash of what they name"""
 _SHARED = {
     "data": ("dataset", "settings_root", "source", "shards", "backend", "flow", "on_error", "workers"),
     "": ("device", "threads", "deterministic"),
@@ -73,15 +73,15 @@ class Cell:
 
     @property
     def title(self) -> str:
-        """Its name in messages."""
+        """Name of the cell in messages."""
         return f"{self.variant}, split {self.split}, seed {self.seed}"
 
 
 def load_study(path: Path | str) -> Study:
-    """Read a study file; a relative `base` is looked up next to it, then in the working folder.
+    """Read a study file; a relative `base` is searched for next to it, then in the working directory.
 
     Raises:
-        SettingsError: Names the file, the key, the value and what was expected.
+        SettingsError: The file is invalid; the message names the file, the key, the value and what was expected.
     """
     path = Path(path)
     study = validate_settings(Study, read_yaml(path), path)
@@ -126,7 +126,7 @@ def plan_cells(study: Study, source: object = "study") -> list[Cell]:
     """Return the cells of a study, seed by seed, so that every variant has its first result early.
 
     Raises:
-        SettingsError: A variant's settings are wrong; names it and the source.
+        SettingsError: A variant's settings are wrong; the message names it and the source.
         DataError: The lists of a data set cannot be read.
     """
     variants = check_study(study, source)
@@ -142,7 +142,7 @@ def check_study(study: Study, source: object = "study") -> list[Variant]:
     """Return a study's variants after checking everything that needs no data.
 
     Raises:
-        SettingsError: Settings or comparisons are wrong; names source and variant.
+        SettingsError: Settings or comparisons are wrong; the message names source and variant.
     """
     if set(study.name) == {"."}:
         raise SettingsError(f"{source}: `name` is {study.name!r}: expected a valid folder name")
@@ -150,7 +150,7 @@ def check_study(study: Study, source: object = "study") -> list[Variant]:
         variants = variants_of(study)
     for variant in variants:
         settings = _settings_of(study, variant)
-        if study.features is not None and not variant.baseline:  # settings that need frames fail now
+        if study.features is not None and not variant.baseline:  # report settings that need frames now
             settings = merge_settings(settings, {"data": {"features": "features"}})
         _experiment(study, settings, study.splits[0], study.seeds[0], f"{source}: variant {variant.name!r}")
     with _naming(source):
@@ -170,7 +170,7 @@ def variant_experiment(study: Study, variant: Variant, split: int, seed: int, so
     """Return the settings of a variant on a split with a seed, without reading data.
 
     Raises:
-        SettingsError: They are wrong; names source and variant.
+        SettingsError: The settings are wrong; the message names source and variant.
     """
     where = f"{source}: variant {variant.name!r}"
     return _experiment(study, _settings_of(study, variant), split, seed, where)
@@ -296,7 +296,7 @@ def start_digest(experiment: Experiment) -> str:
     """Return the hash of the weights a run starts from: a file, or a run folder's best; empty without weights.
 
     Raises:
-        SettingsError: No such file or run.
+        SettingsError: The file or run does not exist.
     """
     name, init = "train.init", experiment.train.init
     if init is None:

@@ -32,9 +32,9 @@ class Slot:
     """A worker process, which runs one job at a time."""
 
     device: str = ""
-    """empty: that of the job's settings"""
+    """device of the process; empty: the device in the job's settings"""
     threads: int = 0
-    """0: those of the job's settings"""
+    """CPU threads; 0: as in the job's settings"""
     job: int | None = None
     process: subprocess.Popen[bytes] | None = None
     received: bytes = b""
@@ -43,7 +43,7 @@ class Slot:
 _Received = tuple[Slot, subprocess.Popen[bytes], bytes]
 """output of a process; empty: its output has ended"""
 _KILLED = 9
-"""number of SIGKILL, a name that Windows does not know"""
+"""number of SIGKILL; Windows has no `signal.SIGKILL`"""
 Event = tuple[int, StudyOutcome] | None
 """A job and its outcome; None: nothing happened for a moment."""
 
@@ -80,13 +80,13 @@ def _give(slot: Slot, index: int, jobs: Mapping[int, StudyJob], received: queue.
     job = jobs[index]
     sent = replace(job, device=slot.device or job.device, threads=slot.threads or job.threads)
     pipe = _pipe(slot.process.stdin)
-    with suppress(BrokenPipeError):  # it died at its start, which `_ended` reports
+    with suppress(BrokenPipeError):  # it died on startup, which `_ended` reports
         pipe.write(to_wire(sent))
         pipe.flush()
 
 
 def _started() -> subprocess.Popen[bytes]:
-    # -P keeps modules of the current folder out; the package is found even if it is not installed
+    # -P: import no modules from the current folder; the package is found even if it is not installed
     package = str(Path(__file__).resolve().parents[3])
     paths = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
@@ -94,7 +94,7 @@ def _started() -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": paths},
-        start_new_session=True,  # Ctrl-C is for the study, which tells its workers
+        start_new_session=True,  # Ctrl-C only reaches the study, which then stops its workers
     )
 
 

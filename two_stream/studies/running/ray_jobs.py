@@ -33,7 +33,7 @@ def run_on_ray(
     `ray://…` or `local`; `per_gpu` jobs share a GPU, if the cluster has GPUs.
 
     Raises:
-        SettingsError: Ray is not installed or not reachable.
+        SettingsError: Ray is not installed, or the cluster is not reachable.
     """
     ray = import_ray()
     with connect_ray(ray, address, None):
@@ -77,7 +77,7 @@ def _outcome(ray: Any, reference: Any, job: StudyJob) -> StudyOutcome:
 
 
 def work(job: StudyJob, folder: str, code: str) -> StudyOutcome:
-    """Body of a task: run a job in the study's working folder, with one thread unless the settings have more.
+    """Body of a Ray task: run a job in the study's working directory, with one thread unless the settings have more.
 
     Raises:
         DataError: This machine has a different version of the code or cannot access the study's folder.

@@ -35,7 +35,7 @@ class StudyStage:
     what: str
     jobs: list[StudyJob]
     rows: list[str]
-    """row of each job in the live table"""
+    """name of each job's row in the live table"""
 
 
 def parts_of(study: Study, experiment: Experiment) -> tuple[Part, ...]:
@@ -55,7 +55,9 @@ def stages_of(study: Study, cells: Sequence[Cell], source: object) -> list[Study
     caches: dict[str, StudyJob] = {}
     ready: list[Experiment] = []
     for cell in cells:
-        if variants[cell.variant].baseline:  # it has its own backbone, which runs once per cell anyway
+        if variants[
+            cell.variant
+        ].baseline:  # the baseline has its own backbone, which runs once per cell anyway
             ready.append(cell.experiment)
             continue
         backbone, cache, experiment = _frozen(study, variants[cell.variant], cell, source)
@@ -74,7 +76,7 @@ def _check_maps(study: Study, cells: Sequence[Cell], source: object) -> None:
     """Check before anything is computed that no head needs feature maps if only tokens are stored.
 
     Raises:
-        SettingsError: Names the variant.
+        SettingsError: A head needs them; the message names the variant.
     """
     if study.features is None or study.features.maps:
         return

@@ -20,16 +20,16 @@ from two_stream.types import Part, RunPaths
 def train_and_score(
     experiment: Experiment, parts: Sequence[Part] = ("test", "val"), command: str = "the same command"
 ) -> Path:
-    """Train a run to its end, score parts of its data set, and return its folder; a second call does what is missing.
+    """Train a run to its end, score parts of its data set, and return its folder; a new call does only missing steps.
 
     Messages name `command` as the one that resumes after an interruption.
 
     Raises:
-        KeyboardInterrupt: A signal stopped the training; it is saved.
+        KeyboardInterrupt: A signal stopped the training; its progress is saved.
         TwoStreamError: As for training and evaluation.
     """
     if experiment.compress.kind != "none":
-        from two_stream import compression  # noqa: F401 - registers its extension of the training
+        from two_stream import compression  # noqa: F401 - registers the training extensions
     paths = check_run(experiment, resume=True, overwrite=False)
     begun = paths.experiment.is_file()
     with results_as_notes():

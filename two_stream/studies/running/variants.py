@@ -113,8 +113,8 @@ def nest_settings(changes: Mapping[str, Any]) -> dict[str, Any]:
 def merge_settings(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested settings with changes applied.
 
-    A part with a different `kind` replaces the old one entirely, whose settings belong to the old kind. Settings
-    without a `kind` are merged with those that follow.
+    A section with a different `kind` replaces the old section entirely, because the settings of the old section
+    belong to the old kind. Sections are merged if one of them has no `kind`.
     """
     made = dict(copy.deepcopy(dict(base)))
     for key, value in changes.items():
@@ -188,7 +188,7 @@ def _within(family: Against, variants: Sequence[Variant], where: str) -> list[Va
 
 
 def _along(family: Against, variants: Sequence[Variant], where: str) -> list[tuple[str, str]]:
-    """Return the pairs that differ in this factor only."""
+    """Return the pairs of variants that differ only in the factor of a family."""
     factor = family.factor or ""
     _known(factor, list(variants[0].levels), f"{where}.factor")
     levels = list(dict.fromkeys(variant.levels[factor] for variant in variants))

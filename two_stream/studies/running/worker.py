@@ -1,7 +1,7 @@
 """A worker process of a study: a job per input line, an outcome per output line, other output in the job's log.
 
-Started as `python -m two_stream.studies.running.worker`. Its input ends with the study's process, for whatever reason.
-The worker then saves its training and exits.
+Started as `python -m two_stream.studies.running.worker`. Its input ends when the study's process exits, for whatever
+reason. The worker then saves its training and exits.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _listen(source: int, jobs: queue.Queue[StudyJob | None], parent: int) -> Non
             jobs.put(job_from(json.loads(line)))
     jobs.put(None)
     if os.name == "nt":
-        signal.raise_signal(signal.SIGTERM)  # there, os.kill ends the process
+        signal.raise_signal(signal.SIGTERM)  # on Windows, os.kill would end the process at once
     else:
         os.kill(os.getpid(), signal.SIGTERM)  # reaches the main thread, which may be waiting
     while os.getppid() == parent:  # a stopped study waits until its workers have saved

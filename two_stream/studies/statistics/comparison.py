@@ -14,7 +14,7 @@ from two_stream.studies.statistics.panel import Panel, pair_panels
 from two_stream.studies.statistics.results import Comparison, McNemar
 
 ENOUGH_TRAININGS = 3
-"""number of training runs of a variant from which a test is valid for other training runs of it"""
+"""smallest number of training runs of a variant for a test that also holds for further training runs of it"""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def compare_panels(
 def correct_families(tested: Sequence[Tested], level: float = LEVEL) -> list[Comparison]:
     """Return comparisons with verdicts, their p values corrected within each family by Holm's procedure.
 
-    The detectable difference is that of the strictest step, (1 - level) / size of the family.
+    The detectable difference is computed for the strictest step of the procedure, (1 - level) / size of the family.
     """
     found: dict[int, Comparison] = {}
     for family in dict.fromkeys(item.family for item in tested):
@@ -144,7 +144,7 @@ def _verdict(comparison: Comparison, size: int, *, identical: bool) -> str:
 
 
 def p_text(p: float, *, sign: bool = False) -> str:
-    """Return a p value with three decimals, never as 0; with `sign` as it follows a "p" in a sentence."""
+    """Return a p value with three decimals, never as 0; with `sign`, it starts with "=" or "<"."""
     if p < 0.001:
         return "< 0.001"
     return f"= {p:.3f}" if sign else f"{p:.3f}"

@@ -22,7 +22,7 @@ from two_stream.types import ScoreTable
 
 @dataclass(frozen=True)
 class _Streams:
-    """The streams' tables of their common cells, joined by id."""
+    """The streams' score tables of the cells that all streams have, joined by video id."""
 
     names: list[str]
     by_cell: dict[Cell, list[ScoreTable]]
@@ -78,8 +78,7 @@ def fusion_study(
 
     Raises:
         ScoreError: Fewer than two streams, no common split, tables that do not join, or `fit` is from a different
-            part or
-            from different models.
+            part or from different models.
     """
     if len(streams) < 2:
         raise ScoreError(f"a fusion study needs two or more streams, got {len(streams)}")

@@ -73,7 +73,7 @@ class Panel:
 
     @property
     def videos(self) -> float:
-        """Videos per split, a mean over the splits."""
+        """Number of videos per split, averaged over the splits."""
         return len(self.unit) / len(self.splits)
 
     @property
@@ -87,7 +87,7 @@ class Panel:
 
     @property
     def by_training(self) -> list[float]:
-        """The mean over splits of each training run."""
+        """Mean over splits for each training run."""
         return [
             float(np.mean([self.cell_values[split, seed] for split in self.splits])) for seed in self.seeds
         ]
@@ -99,7 +99,7 @@ class Panel:
 
     @cached_property
     def pseudo_values(self) -> NDArray[np.float64]:
-        """One value per unit and training `(G, S)` of a multi-label set, whose means over units are `by_training`."""
+        """Values `(G, S)` per unit and training run of a multi-label set, whose means over units are `by_training`."""
         found = []
         for seed in self.seeds:
             own = []
@@ -195,7 +195,7 @@ def pair_panels(first: Panel, second: Panel, names: tuple[str, str]) -> tuple[Pa
     """Return two panels of the same cells and the same videos, row by row.
 
     Raises:
-        ScoreError: They share no split, or the videos of a split differ.
+        ScoreError: The panels share no split, or the videos of a split differ.
     """
     cells = match_cells([first.tables, second.tables])
     if not cells[0]:

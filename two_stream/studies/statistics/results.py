@@ -29,7 +29,7 @@ class RunRow:
     """top-1 accuracy on the evaluated part (mAP for a multi-label set)"""
     reason: str = ""
     seconds: float | None = None
-    """training and evaluation"""
+    """duration of training and evaluation"""
     scores: str = ""
     model_sha256: str = ""
 
@@ -42,7 +42,7 @@ class VariantCost:
     multiply_adds: int
     """multiply-adds of one view"""
     views: float | None
-    """per video, as evaluated"""
+    """views per video, as evaluated"""
     latency_ms: float | None
     """median forward pass of one view"""
     memory_mib: float | None

@@ -94,7 +94,7 @@ def read_scored(path: Path | str, part: str = "test") -> ScoredRun:
     """Read a score file, or the newest one of a run folder, with the settings of its run if available.
 
     Raises:
-        ScoreError: No such file or folder, or it is damaged.
+        ScoreError: The file or folder does not exist or is damaged.
     """
     table = read_scores(find_scores(path, part))
     run = run_of(table)
@@ -151,7 +151,7 @@ def _check_cells(name: str, members: Sequence[ScoredRun]) -> None:
 
 
 def variant_names(variants: Sequence[Sequence[ScoredRun]], taken: Sequence[str] = ()) -> list[str]:
-    """Return a unique name for each variant: that of its runs or files, if needed with the file name and a number."""
+    """Return a unique name for each variant: the name of its runs or files, with file name and number if needed."""
     plain = [_common_name(members) for members in variants]
     found: list[str] = []
     for name, members in zip(plain, variants, strict=True):
@@ -184,7 +184,7 @@ def _own_name(item: ScoredRun) -> str:
 
 
 def stated_fact(meta: Mapping[str, Any], key: str) -> str:
-    """Return a fact of a score file; a fusion without it has that of its streams."""
+    """Return a fact of a score file; for a fusion that lacks it, the fact of its streams."""
     if key in meta or not meta.get("sources"):
         return str(meta.get(key))
     return " / ".join(dict.fromkeys(stated_fact(source, key) for source in meta["sources"]))

@@ -32,7 +32,7 @@ from two_stream.types import ScoreTable
 Pair = tuple[str, str, str]
 """(family, first, second)"""
 FEW_SOURCES = 20
-"""With fewer units, one of them weighs more than 5 %."""
+"""With fewer sources than this, a note says so: a single one then weighs more than 5 %."""
 MANY_TESTS = 10
 _ENVIRONMENT = {"torch": "torch", "cpu": "CPU", "device": "device", "gpu": "GPU", "two-stream": "code"}
 """Facts of `environment.json` that a note names if they differ."""
@@ -191,7 +191,7 @@ def _variant(variant: VariantRuns, panel: Panel, level: float) -> VariantResult:
 
 
 def _more(panel: Panel) -> dict[str, float | None]:
-    """Return further measures, means over cells; None if they have no meaning."""
+    """Return further measures, as means over cells; None where a measure is undefined."""
     found: dict[str, list[float]] = {"top-5": [], "mean class": [], "ECE": []}
     for table in panel.tables.values():
         if len(table.class_names) > 5:
@@ -343,7 +343,7 @@ def _about_data(panels: Mapping[str, Panel]) -> list[str]:
 
 
 def _about_lists(panels: Mapping[str, Panel]) -> list[str]:
-    """Return a note if runs of one split had different training lists; those of older runs are unknown."""
+    """Return a note if runs of one split had different training lists; older runs do not record their lists."""
     for number in sorted({split for panel in panels.values() for split, _ in panel.tables}):
         videos: dict[str, str] = {}
         names: dict[str, list[str]] = {}

@@ -19,7 +19,7 @@ class Parallel:
 
     world = 1
     lockstep = False
-    """every forward pass needs all processes"""
+    """whether all processes must take part in every forward pass"""
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self.model = model
@@ -37,7 +37,7 @@ class Parallel:
 
     @contextmanager
     def micro_step(self, active: int, *, last: bool) -> Iterator[None]:
-        """Context of forward and backward pass of a row in which `active` processes have a micro-batch."""
+        """Context for forward and backward pass of a row, in which `active` processes have a micro-batch."""
         del active, last
         yield
 
@@ -56,7 +56,7 @@ class Parallel:
         """Load full weights into the model.
 
         Raises:
-            RuntimeError: They do not fit.
+            RuntimeError: The weights do not fit the model.
         """
         self.model.load_state_dict(weights)
 

@@ -87,7 +87,7 @@ def _counts(norms: Iterable[_BatchNorm]) -> torch.Tensor:
 
 
 def synchronise_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
-    """Replace every BatchNorm by one with statistics over all processes; names and weights stay.
+    """Replace every BatchNorm by one with statistics over all processes; names and weights do not change.
 
     On a GPU it is torch's SyncBatchNorm, elsewhere `SpanningBatchNorm`. timm's norms keep their activation.
     """
@@ -113,7 +113,7 @@ def _inner_modules(norm: _BatchNorm) -> list[tuple[str, nn.Module]]:
 
 
 class SpanningBatchNorm(_BatchNorm):
-    """BatchNorm over the clips of all processes in plain operations; a process may have no clip."""
+    """BatchNorm over the clips of all processes, written in plain torch operations; a process may have no clip."""
 
     @classmethod
     def of(cls, norm: _BatchNorm) -> SpanningBatchNorm:
@@ -158,7 +158,7 @@ class SpanningBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _move(self, mean: torch.Tensor, variance: torch.Tensor, count: float) -> None:
-        """Update the running statistics, as in torch with the unbiased variance."""
+        """Update the running statistics with the unbiased variance, as torch does."""
         if self.running_mean is None or self.running_var is None:
             return
         if self.num_batches_tracked is not None:  # None when a stage is recomputed in the backward pass
@@ -171,7 +171,7 @@ class SpanningBatchNorm(_BatchNorm):
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over the processes; each of them depends on all, so the gradient is a sum again."""
+    """Sum over the processes. Each process's result depends on all of them, so the gradient is summed as well."""
 
     @staticmethod
     def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:

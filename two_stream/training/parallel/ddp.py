@@ -1,4 +1,4 @@
-"""DDP: one copy of the network per process; and the choice between one process, DDP and FSDP2."""
+"""DDP: one copy of the network per process. Also chooses between a single process, DDP and FSDP2."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Replicas(Parallel):
         self.spanning = spanning
         self.statistics = None if spanning else RunningStatistics(model)
         self._shape = clip_shape(model)
-        # the layouts of a pointwise convolution differ in name only
+        # pointwise convolutions: the strides differ, but describe the same memory layout
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        # buffers: see RunningStatistics; no static graph: a process without a micro-batch has a different one
+        # buffers: see RunningStatistics; no static_graph: without a micro-batch, the graph differs
         self._wrapped = DistributedDataParallel(
             _Entry(model),
             device_ids=[device.index] if device.type == "cuda" else None,

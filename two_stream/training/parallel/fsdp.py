@@ -1,4 +1,4 @@
-"""FSDP2: weights, gradients and optimizer state are sharded, for networks too large for one GPU.
+"""FSDP2: weights, gradients and optimizer state are sharded over the processes, for networks too large for one GPU.
 
 Each stage of the backbone is one shard group, head and classifier another, so a process gathers one stage at a time.
 Checkpoints hold full tensors, so any strategy can continue them.
@@ -24,7 +24,7 @@ from two_stream.training.parallel.batchnorm import RunningStatistics
 
 
 class Sharded(Parallel):
-    """Every forward pass gathers the weights stage by stage, so all processes make it together."""
+    """Every forward pass gathers the weights stage by stage, so all processes must run it together."""
 
     lockstep = True
 
@@ -36,7 +36,8 @@ class Sharded(Parallel):
         self._twin = copy.deepcopy(model).to("meta")
         self._shape = clip_shape(model)
         mesh = init_device_mesh(device.type, (self.world,))
-        model.to(memory_format=torch.contiguous_format)  # FSDP2 shards no other layout; clips keep theirs
+        # FSDP2 can shard no other memory layout; clips keep their own
+        model.to(memory_format=torch.contiguous_format)
         for part in _parts(model):
             fully_shard(part, mesh=mesh)
         fully_shard(model, mesh=mesh)
@@ -94,7 +95,7 @@ class Sharded(Parallel):
         """Shard weights and load them into the model.
 
         Raises:
-            RuntimeError: They do not fit.
+            RuntimeError: The weights do not fit the model.
         """
         self._filled(weights)  # checks names and shapes
         for key, present in self.model.state_dict().items():
