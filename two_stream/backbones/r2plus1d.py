@@ -44,7 +44,7 @@ class Conv2Plus1D(nn.Sequential):
 
 
 class BasicBlock2Plus1D(ResidualBlock):
-    """Two pairs; `middles` are their inner channels."""
+    """Residual block of two (2+1)D convolutions; `middles` are their inner channels."""
 
     def __init__(
         self,

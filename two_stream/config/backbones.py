@@ -263,7 +263,7 @@ class TimmNet(Options):
         if self.inflate and self.difference != "none":
             raise ValueError("difference uses pairs of frames and inflate all frames: choose one")
         if self.weights is not None and not self.pretrained:
-            raise ValueError("weights needs `pretrained: true`")
+            raise ValueError("`weights` requires `pretrained: true`")
         return self
 
 

@@ -120,7 +120,8 @@ def pack(record: Record, modality: Modality, out: Path | str, options: PackOptio
         )
     if record.segments is not None:
         raise DataError(
-            f"{record.name}: its videos are segments of longer ones, which cannot be packed; read frames or videos"
+            f"{record.name}: its videos are segments of longer videos, which cannot be packed; "
+            "use `data.source` frames or videos"
         )
     folder = Path(out) / modality
     source_of_frames(record, modality, options)  # a missing root is a single error, not one per video

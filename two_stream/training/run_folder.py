@@ -145,7 +145,7 @@ def record_environment(paths: RunPaths, facts: dict[str, str]) -> None:
 
 
 def differences(before: Experiment, now: Experiment) -> list[str]:
-    """Return `key: old -> new` for every setting that may not change on resume."""
+    """Return `key: old -> new` for every changed setting that must stay the same on resume."""
     old, new = flatten(before.model_dump(mode="json")), flatten(now.model_dump(mode="json"))
     found = []
     for key in sorted(old.keys() | new.keys()):

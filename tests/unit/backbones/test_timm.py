@@ -391,7 +391,7 @@ def test_a_crop_that_a_network_of_fixed_size_cannot_take_is_one_line(crop, told)
     ("options", "message"),
     [
         ({"tsm": 0.125, "inflate": True}, "choose one"),
-        ({"weights": "w.pth"}, "weights needs `pretrained: true`"),
+        ({"weights": "w.pth"}, "`weights` requires `pretrained: true`"),
     ],
     ids=str,
 )

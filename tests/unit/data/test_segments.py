@@ -202,7 +202,7 @@ def test_frame_folders_hold_more_than_their_segments(tmp_path: Path) -> None:
 
 
 def test_shards_refuse_segments_in_one_line(untrimmed: Record, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="segments of longer ones, which cannot be packed"):
+    with pytest.raises(DataError, match="segments of longer videos, which cannot be packed"):
         pack(untrimmed, "rgb", tmp_path / "shards", PackOptions(source="videos"))
     with pytest.raises(DataError, match="cannot read segments of longer videos"):
         make_source(untrimmed, "rgb", DataOptions(source="shards", shards=str(tmp_path / "shards")))

@@ -214,7 +214,9 @@ def test_the_gap_and_the_stated_end_by_hand():
     assert (
         find_missing_frames(steady, 0.85, "matroska,webm") is None
     )  # one frame less may be a matter of rounding
-    assert "ends at 0.88 s, its last frame is at 0.76 s" in find_missing_frames(steady, 0.88, "matroska,webm")
+    assert "ends at 0.88 s, but its last frame is at 0.76 s" in find_missing_frames(
+        steady, 0.88, "matroska,webm"
+    )
     assert find_missing_frames(steady, 0.88, "mov,mp4,m4a,3gp,3g2,mj2") is None
     assert "no frame for 2 s after frame 20" in find_missing_frames(
         [*steady, *(2.76 + n / 25 for n in range(5))], None, "mpegts"

@@ -262,6 +262,6 @@ def fusion_curve(curve: Curve) -> str:
 
 
 def short(name: str, limit: int = 22) -> str:
-    """Return a name as text of a figure, shortened to `limit` characters."""
+    """Return a name as a label for a figure, shortened to `limit` characters."""
     text = printable(name)
     return text if len(text) <= limit else text[: limit - 1] + "…"

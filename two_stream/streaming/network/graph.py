@@ -118,7 +118,7 @@ class GraphReader:
                 return [self.values[each] for each in node.args[0]]
             else:
                 self.values[node] = self._value(node)
-        raise AssertionError("a graph ends in its output")
+        raise AssertionError("the graph has no output node")
 
     def _value(self, node: fx.Node) -> Any:
         if node.op == "call_module":

@@ -67,7 +67,7 @@ def fusion_study(
     fit: Mapping[str, Tables] | None = None,
     level: float = LEVEL,
 ) -> FusionResult:
-    """Fuse streams, separately for each training run: every RGB × flow pair, all of them, and all but each one.
+    """Fuse streams, separately for each training run: every RGB × flow pair, all streams, and all but one stream.
 
     Args:
         streams: Score tables by stream and (split, seed). Without an RGB or a flow stream, every two are paired.
