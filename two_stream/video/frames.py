@@ -60,7 +60,8 @@ class FramePatterns:
                 raise SettingsError(f"frame pattern {name} is {pattern!r}: expected {expected}")
             if Path(pattern).name != pattern or pattern.startswith("."):
                 raise SettingsError(
-                    f"frame pattern {name} is {pattern!r}: expected a file name without a folder and without a leading dot"
+                    f"frame pattern {name} is {pattern!r}: expected a file name without a folder and without a "
+                    "leading dot"
                 )
         if len({self.rgb, self.flow_x, self.flow_y}) < 3:
             raise SettingsError(f"frame patterns must differ: {self.rgb!r}, {self.flow_x!r}, {self.flow_y!r}")
