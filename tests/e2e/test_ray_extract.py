@@ -198,7 +198,7 @@ def test_a_task_without_progress_ends_its_process(tmp_path, seconds, code):
 import time
 from pathlib import Path
 from two_stream.video.extraction import ray_pool
-from two_stream.video.extraction.one_video import ExtractOptions, Job
+from two_stream.video.extraction.one_video import ExtractOptions, ExtractionJob
 from two_stream.video.sources import Source
 
 def hang(job, beat):
@@ -206,7 +206,7 @@ def hang(job, beat):
     time.sleep({seconds})
 
 ray_pool.extract_video = hang
-job = Job(Source("v", Path("v.mp4")), Path({str(tmp_path)!r}), ExtractOptions(flow="none"))
+job = ExtractionJob(Source("v", Path("v.mp4")), Path({str(tmp_path)!r}), ExtractOptions(flow="none"))
 ray_pool.run_extraction_task(job, {str(tmp_path / "mark")!r}, 0.5)
 time.sleep(1.0)  # the alarm is off when the task is done
 """
