@@ -152,7 +152,11 @@ def test_docs_name_only_files_that_exist(repository: Path) -> None:
             if not (page.parent / found).exists():
                 missing.append(f"{page.name}: {found}")
         for word in " ".join(re.findall(r"`([^`\n]+)`", page.read_text())).split():
-            homes = [root for root in roots if "/" in word and (root / word.split("/")[0]).exists()]
+            first = word.split("/")[0]
+            outputs = ("demo", "runs")  # may exist in a checkout that was used
+            homes = [
+                root for root in roots if "/" in word and first not in outputs and (root / first).exists()
+            ]
             if homes and not (
                 word in models or re.search(r"[<*{…]", word) or any((h / word).exists() for h in homes)
             ):
