@@ -99,13 +99,13 @@ def main(args: list[str]) -> int:
         from two_stream.evaluation.scores.fusion import checked_weights
 
         checked_weights(flags.weights, len(given))
-    from two_stream.evaluation.pictures.attention import check_target
     from two_stream.video.decoding.reader import open_video
 
-    if flags.attention is not None:
-        check_target(flags.attention, flags.videos)
-    if flags.timeline is not None:
-        check_target(flags.timeline, flags.videos, "--timeline")
+    for flag, target in (("--attention", flags.attention), ("--timeline", flags.timeline)):
+        if target is not None:
+            from two_stream.evaluation.pictures.attention import check_target  # imports matplotlib
+
+            check_target(target, flags.videos, flag)
     if len(flags.videos) == 1:  # report a wrong file before networks are loaded
         open_video(flags.videos[0], flags.backend or "pyav").close()
     runs = [_load(flags, path, modality) for path, modality in given]

@@ -1,11 +1,31 @@
-"""Exports networks as ONNX, `torch.export` and AOTInductor files, verifies each file, and loads it like a run."""
+"""Exports networks as ONNX, `torch.export` and AOTInductor files, verifies each file, and loads it like a run.
+
+Names are imported on first use: reading the card of a file does not import torch.
+"""
 
 from __future__ import annotations
 
-from two_stream.export.card import ExportCard
-from two_stream.export.formats import read_card
-from two_stream.export.loading import ExportedRun, ExportedStream, load, load_stream
-from two_stream.export.writing import Timing, export_run, export_stream, plain_copy
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from two_stream.export.card import ExportCard
+    from two_stream.export.formats import read_card
+    from two_stream.export.loading import ExportedRun, ExportedStream, load, load_stream
+    from two_stream.export.writing import Timing, export_run, export_stream, plain_copy
+
+_HOMES = {
+    "ExportCard": "card",
+    "read_card": "formats",
+    "ExportedRun": "loading",
+    "ExportedStream": "loading",
+    "load": "loading",
+    "load_stream": "loading",
+    "Timing": "writing",
+    "export_run": "writing",
+    "export_stream": "writing",
+    "plain_copy": "writing",
+}
 
 __all__ = [
     "ExportCard",
@@ -19,3 +39,10 @@ __all__ = [
     "plain_copy",
     "read_card",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name from its module on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
