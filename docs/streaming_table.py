@@ -1,7 +1,7 @@
-"""Write the table of `docs/streaming.md`: which networks stream, and what a prediction then costs.
+"""Write the table of `docs/streaming.md`: which networks can stream, and the cost of a prediction.
 
 python docs/streaming_table.py            # about a minute, on the meta device
-python docs/streaming_table.py --check    # write nothing; exit code 1 where the page is not what would be written
+python docs/streaming_table.py --check    # write nothing; exit with 1 if the table on the page is outdated
 """
 
 from __future__ import annotations
@@ -55,18 +55,18 @@ NAMES = (
     "timm/resnet18_i3d",
     "transformers/videomae_base",
 )
-"""One or more of every family of the zoo."""
+"""At least one network of each family in the zoo."""
 HEAD = (
     "network",
     "clip",
     "a prediction every",
     "delay",
-    "sees",
+    "receptive field",
     "G multiply-adds of a clip",
     "of a prediction",
     "ratio",
 )
-_TABLE = re.compile(r"(<!-- table -->\n).*?(<!-- end -->)", re.DOTALL)
+_TABLE = re.compile(r"(<!-- table -->\n\n).*?(\n<!-- end -->)", re.DOTALL)
 
 
 def row(name: str) -> list[str]:
@@ -78,13 +78,13 @@ def row(name: str) -> list[str]:
         reason = re.sub("^.*?cannot stream", "cannot stream", str(error))
         return [f"`{name}`", str(model.spec.clip_length), reason, *[""] * 5]
     clip, each = multiply_adds(model), multiply_adds_per_prediction(model)
-    sees = "all so far" if stream.receptive_field is None else str(stream.receptive_field)
-    frames = [str(model.spec.clip_length), str(stream.stride), str(stream.delay), sees]
+    field = "all frames so far" if stream.receptive_field is None else str(stream.receptive_field)
+    frames = [str(model.spec.clip_length), str(stream.stride), str(stream.delay), field]
     return [f"`{name}`", *frames, f"{clip / 1e9:.2f}", f"{each / 1e9:.2f}", f"{clip / each:.1f}"]
 
 
 def page(text: str) -> str:
-    """Return the page with its table written anew."""
+    """Return the page with a new table."""
     lines = [HEAD, ["---"] * len(HEAD), *(row(name) for name in NAMES)]
     made = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
     return _TABLE.sub(lambda found: f"{found[1]}{made}\n{found[2]}", text)

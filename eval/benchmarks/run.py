@@ -125,16 +125,17 @@ def _problem(script: Script, reason: str) -> list[Row]:
 
 
 def write_readme(table: str, facts: dict[str, object], quick: bool) -> None:
-    """Replace what stands between the markers of the README."""
+    """Replace the text between the markers of the README."""
     text = README.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
         raise SystemExit(f"{README}: the markers {BEGIN} and {END} are not there")
     where = (
-        f"{facts['processors']} processors, {facts['cpu']}, torch {facts['torch']}, "
-        f"OpenCV {facts['opencv-contrib-python-headless']}, PyAV {facts['av']}, load {facts['load']}, "
-        f"two-stream {facts['two-stream']}, {facts['date']}{', --quick' if quick else ''}"
+        f"The table was written on {facts['date']}{' with `--quick`' if quick else ''}, on a machine with "
+        f"{facts['processors']} processors ({facts['cpu']}) and a load average of {facts['load']}, with "
+        f"two-stream {facts['two-stream']}, torch {facts['torch']}, OpenCV {facts['opencv-contrib-python-headless']} "
+        f"and PyAV {facts['av']}."
     )
     write_text(README, f"{before}{BEGIN}\n\n{table}\n\n{where}\n\n{END}{after}")
 
