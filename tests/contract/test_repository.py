@@ -192,11 +192,8 @@ def test_every_module_imports_where_the_system_is_no_unix(tmp_path: Path) -> Non
 
 def test_the_readme_activates_before_it_calls(repository: Path) -> None:
     """A new shell does not find `two-stream` before the environment is active."""
-    commands = [
-        line.strip()
-        for line in (repository / "README.md").read_text().splitlines()
-        if line.startswith("    ")
-    ]
+    blocks = re.findall(r"```\n(.*?)```", (repository / "README.md").read_text(), re.DOTALL)
+    commands = [line.strip() for block in blocks for line in block.splitlines()]
     first = next(place for place, line in enumerate(commands) if line.startswith("two-stream "))
     active = next(place for place, line in enumerate(commands) if line.startswith(". .venv/bin/activate"))
     assert active < first
