@@ -74,7 +74,7 @@ def _check_folder(options: Options) -> None:
         path = options.out / f"{modality}.yaml"
         if path.is_file() and path.read_text(encoding="utf-8") != dump(demo_experiment(options, modality)):
             raise SettingsError(
-                f"{options.out}: a demo with different settings; remove it or use another --out"
+                f"{options.out}: contains a demo with different settings; remove the folder, or use another --out"
             )
 
 

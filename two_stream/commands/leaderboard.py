@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from two_stream.studies.leaderboard import Leaderboard
 
 SUMMARY = (
-    "Rank all score files in a folder, one table per data set, split and protocol. = marks runs that are not "
-    "significantly different from the best."
+    "Rank all score files in a folder, one table per data set, split and protocol. The sign = marks runs that are not "
+    "significantly different from the best run."
 )
 
 
@@ -68,7 +68,7 @@ def main(args: list[str]) -> int:
 
 
 def _write(path: Path, found: Leaderboard) -> None:
-    """Write all boards as one CSV table, or as Markdown tables."""
+    """Write all tables as one CSV table, or as Markdown tables."""
     from two_stream.evaluation.report.page import markdown_cell
     from two_stream.studies import leaderboard
 

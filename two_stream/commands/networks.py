@@ -62,7 +62,7 @@ def run_settings(path: Path) -> Experiment:
 
 
 def check_modality(run: AnyRun[Any], path: Path, modality: str) -> None:
-    """Reject a run that was given with the flag of the other modality.
+    """Reject a run that was passed with the flag of the other modality.
 
     Raises:
         SettingsError: The modality differs; the message names the right flag.

@@ -54,7 +54,8 @@ class _Flags:
     json: Path | None = None
     """JSON file to write; - prints the JSON instead of tables"""
     plot: tuple[Path, ...] = ()
-    """figure to write: clips per second against batch size; with score files or runs: accuracy against multiply-adds"""
+    """figure to write: clips per second against batch size; if score files or runs follow, accuracy against
+    multiply-adds"""
 
 
 def main(args: list[str]) -> int:
@@ -136,7 +137,7 @@ def _measure(options: _Flags, model: Recognizer, device: torch.device) -> list[S
 
 
 def _as_it_is(options: _Flags) -> _Flags:
-    """Return options that an int8 network supports: the forward pass on the CPU."""
+    """Return the options for an int8 network, of which only the forward pass on the CPU can be measured."""
     asked = [f"--precision {name}" for name in options.precision or () if name != "fp32"]
     asked += ["--training"] * options.training + ["--data"] * (options.data is not None)
     if asked:
@@ -220,7 +221,7 @@ def _print_loading(loading: LoadingCost, sentence: str) -> None:
     print_table("", ("part", "ms per clip"), rows)
     say(
         f"  one worker: {1e3 / max(loading.worker_milliseconds, 1e-9):.1f} clips/s; "
-        f"{loading.workers} as set: {loading.clips_per_second:.1f} clips/s"
+        f"with `data.workers` {loading.workers}: {loading.clips_per_second:.1f} clips/s"
     )
     say(f"  {sentence}")
 
@@ -251,7 +252,8 @@ def _accuracies(files: tuple[Path, ...]) -> list[Any]:
         run = Path(str(scores.meta.get("run", "")))
         if not (run / "experiment.yaml").is_file():
             raise SettingsError(
-                f"{scores.meta['file']}: its run folder {run} is missing, so the cost of its model is unknown"
+                f"{scores.meta['file']}: its run folder {run} is missing, so the cost of its model is unknown; "
+                "restore the folder, or omit this file"
             )
         model = read_model(run / str(scores.meta.get("checkpoint") or "best"))[0]
         found.append(point_of(scores, multiply_adds(model)))
@@ -259,7 +261,7 @@ def _accuracies(files: tuple[Path, ...]) -> list[Any]:
 
 
 def _experiment(options: _Flags) -> Experiment:
-    """Return the settings whose data loading is measured; if a data set is given, with the largest given batch size."""
+    """Return the settings whose data loading is measured; for a data set, with the largest batch size of the flags."""
     from two_stream.config.schema import DataOptions, Experiment
 
     path = Path(options.data or "")

@@ -86,6 +86,8 @@ def test_dataclass_flags() -> None:
 def test_positional_and_switch() -> None:
     assert split_positional(["a", "--b"], "p", "a file", "f") == ("a", ["--b"])
     assert split_positional(["--help"], "p", "a file", "f") == ("", ["--help"])
-    with pytest.raises(SettingsError, match="p: a file is missing; it comes first, for example: p f"):
+    with pytest.raises(
+        SettingsError, match="p: a file is missing; expected it as the first argument, for example: p f"
+    ):
         split_positional(["--b"], "p", "a file", "f")
     assert take_flag(["x", "--resume", "y"], "--resume") == (True, ["x", "y"])

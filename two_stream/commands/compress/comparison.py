@@ -1,7 +1,7 @@
 """Report of a compressed run: its accuracy and cost before and after.
 
 Costs are measured on this machine, alternating between the two networks. The accuracies come from score files of
-the same videos under the same protocol and are compared with the tests of studies.
+the same videos under the same protocol and are compared with the same statistical tests as in studies.
 """
 
 from __future__ import annotations
@@ -124,7 +124,8 @@ def write_compression(
 ) -> CompressionReport:
     """Compare a run with its source; write `compression.html`, `.md` and `.json` into its folder.
 
-    Both are scored with the same protocol, unless such scores already exist. Their costs are measured alternately.
+    Both runs are scored with the same protocol; existing scores of that protocol are reused. The costs of the two
+    networks are measured alternately.
 
     Args:
         source: Run folder before compression (of a distilled network: the teacher's).
@@ -174,7 +175,7 @@ def write_compression(
 
 
 def layer_changes(before: nn.Module, after: nn.Module) -> list[LayerChange]:
-    """Return shapes and sparsity of each convolution and linear layer that both networks have."""
+    """Return the shapes and sparsity of each convolution and linear layer that both networks have."""
     new = layers_of(after)
     return [
         LayerChange(
