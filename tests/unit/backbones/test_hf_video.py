@@ -320,7 +320,7 @@ def test_an_input_that_contradicts_the_positions_is_one_line(given, message):
 
 
 def test_weights_need_a_model():
-    with pytest.raises(ValueError, match="pretrained needs `model`"):
+    with pytest.raises(ValueError, match="`pretrained` requires `model`"):
         HfVideo(architecture="vivit", pretrained=True)
 
 

@@ -188,5 +188,5 @@ def test_what_it_cannot_see_is_one_line(modality: str, options: dict, input_: di
 
 
 def test_differences_of_an_inflated_network_are_refused() -> None:
-    with pytest.raises(ValueError, match="difference uses pairs of frames and inflate all frames"):
+    with pytest.raises(ValueError, match="`difference` uses pairs of frames, but `inflate` uses all frames"):
         TimmNet(difference="alone", inflate=True)

@@ -44,7 +44,7 @@ def test_kind_changes_the_part_and_its_flags() -> None:
         ),
         (["--model.reduction", "fram"], "invalid choice 'fram' for argument '--model.reduction'"),
         (["--train.batch-size"], "Missing value for argument '--train.batch-size'"),
-        (["--train.cross-modality"], "`train`: cross_modality needs `init`"),
+        (["--train.cross-modality"], "`train`: `cross_modality` requires `init`"),
         (["--model.head.kind", "lsmt"], "unknown head kind 'lsmt'; did you mean `lstm`?"),
         (["--model.haed.kind", "lstm"], "unknown key `haed`; did you mean `head`?"),
         (["--model.head.kind"], "--model.head.kind: a value is missing"),
