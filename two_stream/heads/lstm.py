@@ -11,7 +11,7 @@ from two_stream.heads.base import HEADS, Head
 
 @HEADS.register(LstmHead)
 class Lstm(Head):
-    """The output of an LSTM at its last step (both ends when bidirectional), for clips of any length."""
+    """The output of an LSTM at its last step (at both ends if bidirectional), for clips of any length."""
 
     def __init__(self, options: LstmHead, *, features: int, tokens: int) -> None:
         super().__init__(options, features=features, tokens=tokens)
