@@ -228,7 +228,7 @@ def test_weights_of_another_network_are_one_line(kind, tmp_path):
     saved("vivit", other)
     shutil.copy(other / "model.safetensors", state)
     model = Recognizer(ModelOptions(backbone=HfVideo(model=str(tmp_path), pretrained=True)), 3)
-    with pytest.raises(CheckpointError, match="its weights belong to a different network") as caught:
+    with pytest.raises(CheckpointError, match="the weights belong to a different network") as caught:
         load_library(model)
     assert "\n" not in str(caught.value)
 
@@ -258,8 +258,14 @@ BAD = [
         {"architecture": "vivit", "config": {"num_frame": 3}},
         "vivit has no 'num_frame'; did you mean num_frames?",
     ),
-    ({"architecture": "videomae", "config": {"hidden_size": 50}}, "videomae rejects it .*multiple"),
-    ({"architecture": "videomae", "config": {"hidden_size": "wide"}}, "videomae rejects it .*hidden_size"),
+    (
+        {"architecture": "videomae", "config": {"hidden_size": 50}},
+        "videomae rejects the configuration .*multiple",
+    ),
+    (
+        {"architecture": "videomae", "config": {"hidden_size": "wide"}},
+        "videomae rejects the configuration .*hidden_size",
+    ),
     ({"architecture": "videomae", "config": {"num_frames": 7}}, "7 frames of 224² are not a whole number"),
     (
         {"architecture": "timesformer", "config": {"attention_type": "space_only"}},
