@@ -23,7 +23,7 @@ class TwoStreamError(Exception):
     """Whether another process of the job prints the message, so that this process only exits with `exit_code`."""
 
     def __str__(self) -> str:
-        """Return the message as one printable line; names in it may be untrusted."""
+        """Return the message as one printable line, because names in the message may be untrusted."""
         return printable(super().__str__().replace("\n", " "))
 
 

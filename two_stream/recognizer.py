@@ -106,7 +106,7 @@ class Recognizer(nn.Module):
         """
         if clip_BCTHW.ndim != 5 or clip_BCTHW.shape[1] != self.spec.channels:
             raise SettingsError(
-                f"the clip has shape {tuple(clip_BCTHW.shape)}; expected for {self.spec.modality}: "
+                f"the clip has shape {tuple(clip_BCTHW.shape)}; {self.spec.modality} requires "
                 f"(batch, {self.spec.channels}, frames, height, width)"
             )
         x = clip_BCTHW.to(self.input_scale.dtype, memory_format=self.memory_format)
@@ -135,7 +135,7 @@ class Recognizer(nn.Module):
         return tokens
 
     def forward_features(self, clip_BCTHW: torch.Tensor) -> list[torch.Tensor]:
-        """Return the tokens `x_BTD` of each pathway, the input of its head."""
+        """Return the tokens `x_BTD` of each pathway, which are the input of its head."""
         return self.features_of_normalised(self.normalised(clip_BCTHW))
 
     def forward_normalised(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
@@ -274,7 +274,7 @@ class Recognizer(nn.Module):
             name = self.backbone.stages()[-1][0]
         if name not in names[:-1]:
             raise SettingsError(
-                f"freeze_until {name!r}: expected one of {', '.join(names[:-1])}, or backbone"
+                f"`freeze_until` is {name!r}: expected one of {', '.join(names[:-1])}, or backbone"
             )
         self._frozen = [stage for _, stage in self.stages()[: names.index(name) + 1]]
         for stage in self._frozen:

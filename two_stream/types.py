@@ -51,7 +51,7 @@ class InputSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     segments: int = 0
-    """number of equal parts of the video, each with the same number of a clip's frames; 0: the clip is not divided"""
+    """number of equal parts of the video, with the same number of clip frames from each; 0: the video is not divided"""
     stack: int = 1
     """number of adjacent flow fields per frame, stacked as channels x1, y1, x2, y2, …"""
 
@@ -242,7 +242,7 @@ class RunPaths:
 
     @property
     def metrics(self) -> Path:
-        """One JSON object per epoch."""
+        """File with one JSON object per epoch."""
         return self.root / "metrics.jsonl"
 
     @property

@@ -61,7 +61,7 @@ def test_float_pixels_mean_the_same_and_are_left_alone():
 
 @pytest.mark.parametrize("shape", [(2, 3, 8, 32, 32), (2, 8, 32, 32)])
 def test_a_clip_of_the_wrong_shape_is_refused(shape):
-    with pytest.raises(SettingsError, match=r"expected for flow: \(batch, 2, frames, height, width\)"):
+    with pytest.raises(SettingsError, match=r"flow requires \(batch, 2, frames, height, width\)"):
         small()(torch.zeros(shape, dtype=torch.uint8))
 
 

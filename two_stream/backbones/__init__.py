@@ -1,4 +1,4 @@
-"""Backbones: the networks before the heads. Importing this package registers all of them."""
+"""Backbones: the networks before the heads. Importing this package registers all backbones."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def _statistics_kept(stage: nn.Module) -> Iterator[None]:
 
 
 def split_temporal_stride(total: int, places: int) -> list[int]:
-    """Return the temporal stride, 1 or 2, at each of `places`; the first ones are 2 until `total` is reached.
+    """Return the temporal strides at `places` positions: the first ones are 2 until their product is `total`.
 
     Early strides save the most work. With a smaller total, the late stages have more time steps.
     """

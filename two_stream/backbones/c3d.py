@@ -65,7 +65,8 @@ class C3D(Backbone):
             steps //= stride
         if steps < 1:
             raise SettingsError(
-                f"c3d: a clip of {clip_length} frames is shorter than a token; use `input.clip_length` "
+                f"c3d: a clip of {clip_length} frames is shorter than a token of {self.options.temporal_stride} "
+                "frames; use `input.clip_length` "
                 f"{self.options.temporal_stride} or more, or a smaller `backbone.temporal_stride`"
             )
         return (-(-steps // last),)

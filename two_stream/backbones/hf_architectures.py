@@ -24,7 +24,7 @@ class TransformerParts:
     """A network of the library without pooling, classifier, and parts that only pre-training uses."""
 
     embed: nn.Module
-    """`(B, T, C, H, W)` to tokens"""
+    """module that maps `(B, T, C, H, W)` to tokens"""
     layers: list[nn.Module]
     norm: nn.Module
 
@@ -36,8 +36,7 @@ class Architecture:
     config: str
     """name of the library's configuration class"""
     build: Callable[[Any, Callable[[Any], Any]], TransformerParts]
-    """function of a configuration and a builder, which builds a model of class `model` from a configuration; returns
-    parts"""
+    """function that returns the parts for a configuration; its second argument builds a model of class `model`"""
     model: str
     """name of the library's model class"""
     stride: int
@@ -70,7 +69,7 @@ class Architecture:
             size if isinstance(size, (list, tuple)) else (size, config.patch_size, config.patch_size)
         )
         if len(set(space)) != 1:
-            raise SettingsError(f"`backbone.config`: patches of {space} are not square; use one size")
+            raise SettingsError(f"`backbone.config`: expected square patches, got {space}")
         return int(time), int(space[0])
 
 

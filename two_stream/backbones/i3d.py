@@ -205,7 +205,7 @@ class InceptionI3D(Backbone):
 
     @classmethod
     def default_input(cls, options: I3d, modality: Modality) -> InputSpec:
-        """Return 64 consecutive frames, crops of 224² from 256×340, and values from -1 to 1."""
+        """Return the default input: 64 consecutive frames, crops of 224² from 256×340, and values from -1 to 1."""
         del options
         channels = MODALITY_CHANNELS[modality]
         return InputSpec(

@@ -25,7 +25,7 @@ class LibraryBackbone(Backbone):
     """Settings to change for clips of another size: one for the number of frames, one for the side."""
 
     def check_input(self, spec: InputSpec) -> None:
-        """Check clip length and size against the network's positions.
+        """Check that the clip length and size fit the network's position embeddings.
 
         Raises:
             SettingsError: They differ; names both numbers and the setting to change.

@@ -75,8 +75,8 @@ class MotionGridNet(Backbone):
         del options
         if modality != "flow":
             raise SettingsError(
-                f"`backbone.kind: motion_grid` requires optical flow, but `model.modality` is {modality}; set it to "
-                "flow"
+                f"`backbone.kind: motion_grid` requires optical flow, but `model.modality` is {modality}; set "
+                "`modality: flow`"
             )
         return InputSpec(
             modality=modality,

@@ -6,8 +6,8 @@ Recognition" (arXiv 1905.00561). Parameter names follow torchvision's `VideoResN
 
 Where the published codebases differ, `R2Plus1d` has an option. One difference is not reproduced: in the port of
 IG-65M's weights, BatchNorm has a momentum of .9. In torch's convention, this discards nine tenths of the statistics at
-every step; in Caffe2's convention, it keeps them. Here, the momentum is torch's default, .1. It does not affect
-evaluation.
+every step; in Caffe2's convention, it keeps them. Here, the momentum is torch's default, .1. The momentum does not
+affect evaluation.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class R2Plus1D(ResidualNet):
 
     @classmethod
     def default_input(cls, options: R2Plus1d, modality: Modality) -> InputSpec:
-        """Return 32 consecutive frames, crops of 112² from 128×170, and values 0..1 standardised per channel."""
+        """Return the default input: 32 consecutive frames, crops of 112² from 128×170, standardised values."""
         del options
         channels = MODALITY_CHANNELS[modality]
         return InputSpec(

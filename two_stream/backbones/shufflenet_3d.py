@@ -144,7 +144,7 @@ def _depthwise(channels: int, stride: tuple[int, int, int]) -> list[nn.Module]:
 
 
 class Shuffled(Backbone):
-    """Stem and three layers, whose first blocks halve the size."""
+    """Stem and three layers; the first block of each layer halves the size."""
 
     def build(self, widths: tuple[int, ...], stem: int) -> None:
         """Build stem and layers."""

@@ -1,7 +1,7 @@
 """SlowFast: a wide network on few frames and a thin network on many frames.
 
-Source: Feichtenhofer et al., "SlowFast Networks for Video Recognition" (arXiv 1812.03982); sizes as in PySlowFast's
-8×8 ResNet-50. FRAB, FRMB and early fusion as in Kalfaoglu et al. (arXiv 2008.01232).
+Source: Feichtenhofer et al., "SlowFast Networks for Video Recognition" (arXiv 1812.03982); sizes as in PySlowFast's 8×8
+ResNet-50. FRAB, FRMB and early fusion follow Kalfaoglu et al. (arXiv 2008.01232).
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class TimmBackbone(LibraryBackbone):
 
     @classmethod
     def default_input(cls, options: TimmNet, modality: Modality) -> InputSpec:
-        """Return 16 frames with stride 4, with the size, mean and standard deviation of timm's weights.
+        """Return the default input: 16 frames with stride 4, with the size, mean and deviation of timm's weights.
 
         For flow, zero motion becomes 0, and the deviation is the average of R, G and B; with `picture`, 5 pixels of
         motion become 1. For differences, a clip has pairs of adjacent frames from 16 parts of the video.
@@ -280,7 +280,7 @@ def create(
         name = next((given[key] for key in more if key in str(error)), None)
         if name is None:
             raise
-        raise SettingsError(f"timm's {options.name} has no option `{name}`; remove it") from None
+        raise SettingsError(f"timm's {options.name} has no option `{name}`; remove the option") from None
 
 
 def _require_name(name: str) -> None:

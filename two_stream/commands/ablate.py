@@ -32,8 +32,8 @@ DESCRIPTION = (
 @dataclass(frozen=True)
 class _Flags:
     jobs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """number of cells (training runs) to run at the same time per GPU; if omitted, 1, or on a CPU the number that its
-    threads allow"""
+    """number of cells (training runs) to run at the same time per GPU; if omitted, 1 on a GPU, and on a CPU as many as
+    the threads allow"""
     devices: tuple[str, ...] = ()
     """GPUs to use (cuda:0 cuda:1 …); if omitted, the device in the settings"""
     ray: str | None = None
@@ -77,7 +77,7 @@ def main(args: list[str]) -> int:
         try:
             ran = run_study(study, places, source=name, any_code=flags.any_code)
         except KeyboardInterrupt as stop:
-            note(f"stopped and saved; continue with: {command}")
+            note(f"the study is stopped and saved; continue with: {command}")
             return 128 + (stop.args[0] if stop.args else signal.SIGINT)
         finally:
             for number, handler in before.items():

@@ -32,7 +32,7 @@ class _CompareFlags:
     """score files, or run folders, whose newest scores are used; runs that differ only in seed or split form one
     variant"""
     group: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=RUN,RUN")] = ()
-    """define a variant explicitly: runs to treat as repetitions of each other"""
+    """define a variant explicitly: its name, and runs to treat as repetitions of each other"""
     names: str | None = None
     """names of the variants, separated by commas; variants from --group come first"""
     baseline: str | None = None
@@ -113,7 +113,7 @@ def _result(flags: _CompareFlags, args: Sequence[str]) -> StudyResult:
 
 
 def _variants(flags: _CompareFlags) -> dict[str, list[ScoredRun]]:
-    """Return the score files of each variant, by its name."""
+    """Return a dictionary from the name of each variant to its score files."""
     from two_stream.studies.statistics.scored import group_variants, read_scored
 
     by_hand: dict[str, list[Path]] = {}

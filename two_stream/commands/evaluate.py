@@ -137,7 +137,7 @@ def _results(args: list[str]) -> int:
         how = "ignored" if flags.ignore_unseen else "counted as wrong"
         warn(f"no result for {_some(found.unseen)}: {how}")
     if found.unlisted:
-        warn(f"not counted, because the list does not contain them: {_some(found.unlisted)}")
+        warn(f"not counted: {_some(found.unlisted)} with a result but not in the list")
     return 1 if found.unseen else 0
 
 

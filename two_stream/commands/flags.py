@@ -74,7 +74,7 @@ def split_positional(args: list[str], prog: str, what: str, example: str) -> tup
     if wants_help(args):
         return "", args
     raise SettingsError(
-        f"{prog}: {what} is missing; expected it as the first argument, for example: {prog} {example}"
+        f"{prog}: {what} is missing; add it as the first argument, for example: {prog} {example}"
     )
 
 
@@ -125,7 +125,7 @@ def take_value(args: list[str], flag: str, prog: str) -> tuple[str | None, list[
             return value, args[:place] + args[place + 1 :]
         if name == flag:
             if len(args) == place + 1 or args[place + 1].startswith("-"):
-                raise SettingsError(f"{prog}: {flag}: a value is missing")
+                raise SettingsError(f"{prog}: {flag}: a value is missing; add it after the flag")
             return args[place + 1], args[:place] + args[place + 2 :]
     return None, args
 
@@ -223,7 +223,7 @@ def _apply_kinds(default: M, args: list[str]) -> tuple[M, list[str]]:
             continue
         if not equals:
             if not waiting:
-                raise SettingsError(f"{name}: a value is missing")
+                raise SettingsError(f"{name}: a value is missing; add it after the flag")
             value = waiting.pop(0)
         default = _with_kind(default, name[2:].replace("-", "_").split(".")[:-1], value)
     return default, rest
@@ -247,7 +247,7 @@ def _with_kind(options: M, path: list[str], kind: str) -> M:
     current = getattr(options, name)
     if len(path) > 1:
         if not isinstance(current, BaseModel):
-            raise SettingsError(f"`{name}` is a value and has no `{path[1]}`")
+            raise SettingsError(f"`{name}` is a single value and has no key `{path[1]}`")
         return options.model_copy(update={name: _with_kind(current, path[1:], kind)})
     members = union_members(field)
     if kind not in members:

@@ -24,7 +24,8 @@ class _FuseFlags:
     scores: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN|SCORES ...")]]
     """two or more score files or run folders; for a run folder, the newest scores of --part are used"""
     rule: Literal["l2", "logits", "probabilities", "rank", "learned"] = "l2"
-    """scores to sum; l2: L2-normalised logits (see the paper); learned: logistic stacking fitted on the holdout part"""
+    """which scores are summed; l2: L2-normalised logits (see the paper); learned: logistic stacking fitted on the
+    holdout part"""
     weights: tuple[float, ...] | None = None
     """one weight per stream; if omitted, equal weights"""
     fit: tuple[Path, ...] | None = None
@@ -99,7 +100,7 @@ def _show(tables: list[ScoreTable], fused: ScoreTable, flags: _FuseFlags) -> Non
         extra = f", temperature {heat:.3g}" if heat is not None else ""
         say(f"weights {weights}{extra}, fitted on {fused.meta['fitted_videos']} videos of the holdout part")
     elif len(set(fused.meta["weights"])) > 1:
-        say(f"weights {weights}, as given")
+        say(f"weights {weights}, set with --weights")
     say(sentence)
     if flags.out is not None:
         say(f"scores: {flags.out}")

@@ -29,7 +29,7 @@ class _LeaderboardFlags:
     runs: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="[FOLDER]")]] = Path("runs")
     """folder with runs, searched recursively"""
     part: Literal["test", "val"] = "test"
-    """part whose scores are ranked"""
+    """part of the data set whose scores are ranked"""
     level: float = 0.95
     """confidence level of the intervals; tests use the significance level 1 - LEVEL"""
     json: bool = False

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def load_network(
     path: Path, checkpoint: str = "best", device: str = "auto", trust: Sequence[Path] = ()
 ) -> AnyRun[Any]:
-    """Load a run folder, or a file that `two-stream export` wrote; files in `trust` may contain machine code.
+    """Load a run folder, or a file that `two-stream export` wrote; only files in `trust` may contain machine code.
 
     Raises:
         TwoStreamError: The path is neither of these, or it cannot be read.

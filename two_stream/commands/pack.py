@@ -34,7 +34,7 @@ class Options(PackOptions):
     dataset: tyro.conf.Positional[str]
     """data set: a folder under --settings-root, or the path of a dataset.yaml"""
     out: str
-    """folder for the shards"""
+    """folder to write the shards to"""
     modality: Literal["rgb", "flow", "both"] = "rgb"
     """modality of the frames to pack"""
     like: Path | None = None

@@ -58,7 +58,7 @@ class _PredictFlags:
     step: int | None = None
     """frames between the starts of sliding views"""
     crops: Literal["center", "three", "ten", "full"] | None = None
-    """crops per clip; if omitted, as in the run's settings"""
+    """crops of each clip; if omitted, as in the run's settings"""
     batch_views: int | None = None
     """views per forward pass; if omitted, as in the run's settings"""
     short_side: int | None = None
@@ -306,7 +306,7 @@ def _show(result: dict[str, Any]) -> None:
     fusion = f" · fused by {result['fusion']}" if result["fusion"] else ""
     say(f"{result['frames']} frames · {' · '.join(parts)}{fusion}")
     if result["damage"]:
-        warn(f"{result['video']}: {result['damage']}; the frames that could be decoded were used")
+        warn(f"{result['video']}: {result['damage']}; only the frames that could be decoded were used")
     for key in ("annotated", "attention"):
         if key in result:
             say(f"{key}: {result[key]}")

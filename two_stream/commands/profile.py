@@ -48,7 +48,7 @@ class _Flags:
     num_classes: int = 400
     """number of classes of a model given by its name"""
     seconds: float = 5.0
-    """duration of each measurement, seconds"""
+    """duration of each measurement in seconds"""
     channels_last: bool = True
     """use the memory format channels_last_3d, as runs do by default"""
     json: Path | None = None

@@ -44,9 +44,9 @@ class StreamFlags:
     flow: Path | None = None
     """run folder of a flow network; with --rgb the two are fused"""
     top: int = 5
-    """number of classes shown"""
+    """number of classes to show"""
     json: str | None = None
-    """file for one line of JSON per prediction; `-` prints them"""
+    """file to write, with one line of JSON per prediction; `-` prints the lines"""
     annotate: Path | None = None
     """MP4 file to write, with the predictions drawn on it"""
     window: int | None = None
@@ -249,7 +249,7 @@ def _network(flags: StreamFlags, run: Run, options: EvaluateOptions) -> StreamNe
 
 
 def _show(flags: StreamFlags, pipeline: Pipeline, watcher: Watcher) -> int:
-    """Run to the end and write the outputs."""
+    """Run the pipeline to the end and write the outputs."""
     from two_stream.streaming.live.outputs import BrowserWindow, Recording
     from two_stream.streaming.live.screen import Screen
 
@@ -322,7 +322,7 @@ def _print_summary(flags: StreamFlags, watcher: Watcher, elapsed: float) -> None
 
     source, status = watcher.pipeline.source, watcher.status
     if isinstance(source, FileSource) and source.damage:
-        warn(f"{source.name}: {source.damage}; the frames that decode were used")
+        warn(f"{source.name}: {source.damage}; only the frames that could be decoded were used")
     if not status.predictions.total and not source.live and flags.limit is None:
         delay = describe_delay(watcher.pipeline.streams, source)
         raise VideoError(

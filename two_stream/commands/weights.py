@@ -63,7 +63,7 @@ class _FetchFlags(_ListFile):
     """local folder to copy the files from, without downloading; if omitted, files are first looked for in the folder
     $TWO_STREAM_WEIGHTS"""
     force: bool = False
-    """download again, and replace existing files"""
+    """download files again, and replace existing files"""
     timeout: float = 30.0
     """seconds without data after which a connection is closed"""
 

@@ -1,4 +1,4 @@
-"""Options of the backbones: one class per kind. A new backbone adds its class here and its name in the union."""
+"""Options of the backbones: one class per kind. To add a backbone, add its options class here and to the union."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class MobileNetV2(Options):
 
 
 class SlowFast(Options):
-    """SlowFast ResNet: a slow pathway with many channels and a fast one with many frames."""
+    """SlowFast ResNet: a slow pathway with many channels and a fast pathway with many frames."""
 
     kind: Literal["slowfast"] = "slowfast"
     depth: Literal[50, 101] = 50
@@ -220,7 +220,7 @@ class C3d(Options):
 
 
 class MotionGrid(Options):
-    """Mean motion in each cell of a grid, for every frame; only for flow; has no weights."""
+    """Mean motion in each cell of a grid, for every flow frame; this backbone has no weights."""
 
     kind: Literal["motion_grid"] = "motion_grid"
     rows: PositiveInt = 3
@@ -236,8 +236,8 @@ class TimmNet(Options):
     name: str = "resnet50"
     """name in timm, with or without the tag of its weights: resnet50, resnet50.a1_in1k, vit_small_patch16_224 …"""
     pretrained: bool = False
-    """start training from timm's weights (downloaded once to the Hugging Face cache); tf_efficientnet_lite0 to lite2
-    are first searched in installed packages"""
+    """start training from timm's weights (downloaded once to the Hugging Face cache); for tf_efficientnet_lite0 to
+    lite2, installed packages are searched first"""
     weights: Path | None = None
     """local file with timm's weights (safetensors or torch), used instead of a download; requires `pretrained: true`"""
     image_size: PositiveInt | None = None

@@ -30,14 +30,14 @@ class Prune(Options):
     scope: Literal["layer", "global"] = "layer"
     """layer: remove the same fraction of every layer; global: rank all layers together"""
     rule: Literal["level", "sensitivity"] = "level"
-    """for weights; level: remove the fraction `amount`; sensitivity: remove weights of at most `amount` standard
-    deviations"""
+    """for weights; level: remove the fraction `amount`; sensitivity: remove weights with a magnitude of at most
+    `amount` standard deviations"""
     importance: Literal["l1", "l2", "bn", "random"] = "l1"
     """for channels: ranking criterion, computed over all layers that share a channel; bn: the scale of BatchNorm"""
     layers: str = ""
     """regular expression of layer names (`backbone.layer4`, `conv2$`); empty: every convolution and linear layer"""
     skip_first: bool = False
-    """do not prune the first layers"""
+    """do not prune the layers that receive the clip"""
     skip_classifier: bool = True
     """do not prune the classifier"""
     by_layer: dict[str, Fraction] = Field(default_factory=dict)
@@ -131,7 +131,7 @@ class Distill(Options):
     student_weight: NonNegative = 0.3
     """weight of the ordinary loss"""
     distill_weight: NonNegative = 0.7
-    """weight of the soft targets: temperature² times the divergence from the teachers' probabilities"""
+    """weight of the loss on soft targets: temperature² times the divergence from the teachers' probabilities"""
     fuse: Literal["probabilities", "logits"] = "probabilities"
     """which outputs of several teachers are averaged"""
     teacher_weights: tuple[NonNegative, ...] = ()

@@ -1,4 +1,4 @@
-"""Options of the temporal heads: one class per kind. A new head adds its class here and its name in the union."""
+"""Options of the temporal heads: one class per kind. To add a head, add its options class here and to the union."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class AverageHead(Options):
 
     kind: Literal["average"] = "average"
     window: PositiveInt = 1
-    """length of the averaged windows of tokens; Kinetics I3D uses 2"""
+    """number of adjacent tokens that are averaged first; Kinetics I3D uses 2"""
     features: PositiveInt | None = None
     """width of a linear layer (no bias) with ReLU after the mean, as in X3D; none: no layer"""
 
@@ -26,18 +26,19 @@ class MomentsHead(Options):
     spread: bool = True
     """add the standard deviation over time"""
     differences: Annotated[int, Field(ge=0)] = 4
-    """number of equal parts of the clip; adds the mean of the last part minus the mean of the first part; 0 is off"""
+    """divide the clip into this number of parts, and add the mean of the last part minus the mean of the first part; 0
+    is off"""
     maximum: bool = False
     """add the largest value over time"""
     parts: Annotated[int, Field(ge=0)] = 0
-    """number of equal parts of the clip; adds the mean of each part; 0 is off"""
+    """divide the clip into this number of equal parts, and add the mean of each part; 0 is off"""
 
     @model_validator(mode="after")
     def _divided(self) -> MomentsHead:
         for name in ("differences", "parts"):
             if getattr(self, name) == 1:
                 raise ValueError(
-                    f"`{name}` is 1, which is the complete clip; expected 2 or more, or 0 to turn it off"
+                    f"`{name}` is 1, which is the complete clip; expected 2 or more parts, or 0 for none"
                 )
         return self
 

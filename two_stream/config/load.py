@@ -27,7 +27,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         """Return the document after checking its size with all aliases and merge keys expanded."""
         node = super().get_single_node()
         if node is not None and _expanded(node, {}, 0) > MOST_NODES:
-            raise SettingsError(f"aliases and merge keys expand to more than {MOST_NODES:,} values")
+            raise SettingsError(
+                f"aliases and merge keys expand to more than {MOST_NODES:,} values; expected a smaller file"
+            )
         return node
 
 

@@ -84,7 +84,7 @@ class ModelOptions(Options):
     """classify every position of the feature map and average the positive logits, as SqueezeNet does; requires the
     average head"""
     input: InputOptions = InputOptions()
-    """changes of the backbone's default input"""
+    """changes to the backbone's default input"""
 
     @model_validator(mode="after")
     def _only_flow_is_stacked(self) -> ModelOptions:

@@ -21,7 +21,7 @@ class Sgd(Options):
     nesterov: bool = False
     weight_decay: NonNegative = 1e-3
     decay_all: bool = False
-    """decay norms, biases and positions too, as the published code does"""
+    """apply weight decay also to norms, biases and positions, as the published code does"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Sgd:
@@ -40,7 +40,7 @@ class AdamW(Options):
     eps: Positive = 1e-8
     weight_decay: NonNegative = 1e-3
     decay_all: bool = False
-    """decay norms, biases and positions too, as the published code does"""
+    """apply weight decay also to norms, biases and positions, as the published code does"""
 
 
 class Logistic(Options):

@@ -49,7 +49,7 @@ class DataOptions(Options):
     on_error: Literal["raise", "skip"] = "raise"
     """skip: omit unreadable clips from their batch and count them; raise: stop with an error that names the video"""
     holdout: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.2
-    """fraction of the training list used for validation; all clips of a source video are used for the same purpose"""
+    """fraction of the training list used for validation; clips of the same source video are not divided"""
     workers: Annotated[int, Field(ge=0, le=256)] = 2
     """number of loader processes; 0: read in the main process"""
     scaled_decoding: bool = False
@@ -148,7 +148,7 @@ class TrainOptions(Options):
     inflate: bool = False
     """start from 2D weights: repeat each kernel over time, and divide it by its temporal length"""
     new_classifier: bool = False
-    """use a new classifier if the classes of `init` differ"""
+    """use a new classifier if `init` has other classes than the data set"""
     selection: Literal["holdout", "folds", "paper"] = "holdout"
     """holdout: select the best epoch on a part of the training list; folds (optimizer logistic): train on the full
     training list and validate each video by cross-validation; paper: select the best epoch on the test list, as

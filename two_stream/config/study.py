@@ -26,7 +26,7 @@ class DemoData(Options):
     seed: int = 1
     """seed of the videos"""
     groups: Annotated[int, Field(ge=3)] = 15
-    """number of source scenes; each gives `takes` videos per class"""
+    """number of source scenes; each scene has `takes` videos per class"""
     takes: PositiveInt = 1
     """videos per class and source scene"""
     flow: bool = False
@@ -71,7 +71,7 @@ class Against(Options):
     @model_validator(mode="after")
     def _one_way(self) -> Against:
         if bool(self.pairs) and (self.baseline is not None or self.factor is not None):
-            raise ValueError("`pairs` names every pair; remove `baseline` and `factor`")
+            raise ValueError("`pairs` lists all comparisons; remove `baseline` and `factor`")
         return self
 
 
@@ -101,7 +101,7 @@ class Study(Options):
     splits: list[PositiveInt] = Field(default_factory=lambda: [1], min_length=1)
     """official splits to run"""
     compare: list[Against] = Field(default_factory=list)
-    """families of comparisons; none: compare every variant with the first"""
+    """families of comparisons; if empty, every variant is compared with the first"""
     part: Literal["test", "val"] = "test"
     """part of the data set to score and compare"""
     fusion: Literal["none", "l2", "logits", "probabilities", "rank"] = "none"

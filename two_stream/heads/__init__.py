@@ -1,4 +1,4 @@
-"""Temporal heads, which aggregate tokens over time. Importing this package registers all of them."""
+"""Temporal heads, which aggregate tokens over time. Importing this package registers all heads."""
 
 from __future__ import annotations
 

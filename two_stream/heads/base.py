@@ -21,7 +21,7 @@ def space_mean(x_BCTHW: torch.Tensor) -> torch.Tensor:
 
 
 class Head(nn.Module, ABC):
-    """Aggregates tokens over time: `x_BTD -> z_BD`. Built as `HeadClass(options, features=D, tokens=T)`."""
+    """Aggregates tokens over time: `x_BTD -> z_BD`. Heads are built as `HeadClass(options, features=D, tokens=T)`."""
 
     fixed_length: bool = False
     """Whether the weights fit only one number of tokens."""

@@ -27,7 +27,7 @@ class Moments(Head):
         """Return `(B, features)`: D values of each statistic, in the order of the options.
 
         The standard deviation divides by T, so that it is 0 for a single token. Part i of n contains the tokens from
-        `i * T // n` to `(i + 1) * T // n` (exclusive), or one token. For `differences`, the first and the last part
+        `i * T // n` to `(i + 1) * T // n` (exclusive), but at least one. For `differences`, the first and the last part
         have the same length, `max(1, T // n)`.
         """
         options: MomentsHead = self.options

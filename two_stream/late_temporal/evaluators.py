@@ -1,8 +1,8 @@
 """The published evaluators, implemented with the views, score tables and fusions of this package.
 
 Other modules implement most details of protocol `paper`: the frame sampling is in `data/clips/sampling.py`; mirroring
-flow without a change of sign and the order of the ten crops are in `data/clips/transforms.py`. This module implements
-that the two-stream evaluator selects RGB frames according to the number of frames in the flow list.
+flow without a change of sign and the order of the ten crops are in `data/clips/transforms.py`. One detail is
+implemented here: the two-stream evaluator selects RGB frames according to the number of frames in the flow list.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def evaluate_two(flags: TwoStreamFlags) -> ScoreTable:
 def checkpoint_path(dataset: str, arch: str, split: int) -> Path | None:
     """Return the checkpoint of the published trainer; None if it is missing.
 
-    It is searched from the trainer's folder and from `scripts/eval`, one of which must be the current folder.
+    The current folder must be the trainer's folder or its sub-folder `scripts/eval`.
     """
     found = (root / "checkpoint" / run_name(dataset, arch, split) / BEST for root in ROOTS)
     return next((path for path in found if path.is_file()), None)

@@ -1,7 +1,7 @@
 """Flags of the published evaluators of LateTemporalModeling3DCNN.
 
 `scripts/eval/spatial_demo3D.py` (multi-clip), `spatial_demo_bert.py` (single clip) and `combined_demo.py` (two streams)
-read some choices from flags and others from variables in their source; here all of them are flags.
+read some choices from flags and others from variables in their source code. Here, all choices are flags.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ class TwoStreamFlags(EvaluatorFlags):
     multiple_clips_enabled: Annotated[bool, tyro.conf.FlagConversionOff] = True
     """published variable; True: several clips per video, False: one clip"""
     rgb_duration: Literal["flow", "own"] = "flow"
-    """number of frames from which RGB clips are chosen; flow: as in the flow list (published); own: of the RGB
-    frames"""
+    """number of frames from which RGB clips are chosen; flow: the number in the flow list (published); own: the number
+    of RGB frames"""
     rgb_extension: str | None = None
     """file name pattern of RGB frames, such as img_{0:05d}.jpg; if omitted, detected"""
     flow_extension: str | None = None

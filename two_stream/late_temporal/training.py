@@ -99,9 +99,9 @@ class PublishedTraining:
     batch_size: Annotated[int | None, flag("-b", metavar="INT")] = None
     """clips per forward pass; if omitted, the published value: 8 (4 for architectures that are trained with SGD)"""
     iter_size: Annotated[int | None, flag(metavar="INT")] = None
-    """forward passes per optimizer step; if omitted, the published value: 16 (with SGD 6)"""
+    """forward passes per optimizer step; if omitted, the published value: 16 (6 with SGD)"""
     lr: Annotated[float | None, flag("--learning-rate", metavar="FLOAT")] = None
-    """learning rate; if omitted, the published value: 1e-5 (with SGD 1e-2)"""
+    """learning rate; if omitted, the published value: 1e-5 (1e-2 with SGD)"""
     momentum: float = 0.9
     """momentum of SGD; unused by AdamW"""
     weight_decay: Annotated[float, flag("--wd")] = 1e-3

@@ -213,7 +213,8 @@ def fsync_dir(path: Path) -> None:
 def replaced_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder, which replaces `target` on success and is removed otherwise.
 
-    Its files are flushed to the disk, with their checksums. Leftovers of killed processes are removed first.
+    The files in the folder are flushed to the disk, together with their checksums. Leftovers of killed processes are
+    removed first.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     old = _old(target)
@@ -241,7 +242,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
 
 
 def complete_folder(target: Path) -> Path:
-    """Return the folder to read: `target`, or the old one if a process was killed between the two renames."""
+    """Return the folder to read: `target`, or the old folder if a process was killed between the two renames."""
     old = _old(target)
     return old if not target.exists() and old.is_dir() else target
 
@@ -279,7 +280,7 @@ def verify_checksums(
         pairs = [(str(name), str(digest)) for name, digest in expected.items()]
     except (OSError, ValueError, AttributeError):
         raise CheckpointError(
-            f"{folder / CHECKSUMS}: missing or damaged; the {what} cannot be trusted"
+            f"{folder / CHECKSUMS}: missing or damaged; the {what} cannot be verified; {remedy}"
         ) from None
     for name, digest in pairs:
         path = folder / Path(name).name

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP stop a run at the next safe point, such as a step's end; a second Ctrl-C at once."""
+"""Stops a run at the next safe point after Ctrl-C, SIGTERM or SIGHUP, and at once after a second Ctrl-C."""
 
 from __future__ import annotations
 

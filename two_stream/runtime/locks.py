@@ -1,4 +1,4 @@
-"""File locks: one process at a time per run, study, shard folder or download.
+"""File locks, which let only one process at a time use a run, study, shard folder or download.
 
 The operating system releases a lock when its process ends for any reason. Forked loader processes do not inherit locks.
 On NFS, locks also apply between machines. On a file system without locks (errno ENOSYS, ENOLCK or EOPNOTSUPP), nothing

@@ -45,7 +45,7 @@ def is_utf8(name: object) -> bool:
 def json_text(value: Any, **options: Any) -> str:
     r"""Return a value as JSON with non-ASCII letters; characters that are not printable are escaped.
 
-    Bytes of file names that are not UTF-8 are escaped, for example as `\udce9`; a reader gets the same name.
+    Bytes of file names that are not UTF-8 are escaped, for example as `\udce9`, and decoded to the same name.
 
     Args:
         value: Of JSON's types.

@@ -213,7 +213,10 @@ def _serve(connection: Connection, function: Callable[[Any, Beat], Any]) -> None
 
 
 def end_with_parent(parent: int) -> None:
-    """Kill this process when its parent, with process ID `parent`, has exited; systems other than Linux poll."""
+    """Kill this process when its parent, with process ID `parent`, exits.
+
+    On systems other than Linux, the process checks repeatedly whether its parent is still running.
+    """
     if not sys.platform.startswith("linux") or ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL):
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     if hasattr(os, "getppid") and os.getppid() != parent:

@@ -38,7 +38,7 @@ class ModelRecord:
     summary: str
     paper: str
     alias: str | None = None
-    """second name without namespace"""
+    """short name without namespace"""
 
     @property
     def source(self) -> str:

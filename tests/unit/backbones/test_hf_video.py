@@ -320,7 +320,7 @@ def test_an_input_that_contradicts_the_positions_is_one_line(given, message):
         Recognizer(ModelOptions(backbone=options_of("vjepa2"), input=given), 3)
     net = BACKBONES["hf_video"](options_of("vjepa2"), "rgb")
     with pytest.raises(
-        SettingsError, match="a clip of 4×32×32 was passed; this hf_video network accepts 6×32×32"
+        SettingsError, match="a clip of 4×32×32 was passed; this hf_video network expects 6×32×32"
     ):
         net(torch.zeros(1, 3, 4, 32, 32))
 

@@ -80,7 +80,7 @@ def test_it_has_nothing_to_learn_and_a_stream():
 def test_rgb_and_reductions_are_refused():
     with pytest.raises(
         SettingsError,
-        match=r"^`backbone.kind: motion_grid` requires optical flow, .* rgb; set `model.modality` to flow$",
+        match=r"^`backbone.kind: motion_grid` requires optical flow, .* rgb; set `modality: flow`$",
     ):
         grid(modality="rgb")
     with pytest.raises(

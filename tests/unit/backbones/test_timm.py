@@ -354,14 +354,17 @@ BAD = [
         {"name": "resnet18.foo"},
         r"timm has no weights 'resnet18.foo'; its weights of this network: .*resnet18.tv_in1k",
     ),
-    ({"name": "test_resnet", "image_size": 64}, r"timm's test_resnet has no option `image_size`; remove it"),
-    ({"name": "test_vit", "tsm": 0.125}, r"`tsm` shifts the residual blocks .*; test_vit has none"),
+    (
+        {"name": "test_resnet", "image_size": 64},
+        r"timm's test_resnet has no option `image_size`; remove the option",
+    ),
+    ({"name": "test_vit", "tsm": 0.125}, r"`tsm` shifts the residual blocks .*, but test_vit has none"),
     (
         {"name": "test_vit", "inflate": True},
         r"`inflate` requires a plain convolutional network .*, but test_vit contains \w+, which is 2D",
     ),
-    ({"name": "efficientnet_b0", "inflate": True}, r"efficientnet_b0 has SqueezeExcite"),
-    ({"name": "regnety_002", "inflate": True}, r"regnety_002 has SEModule"),
+    ({"name": "efficientnet_b0", "inflate": True}, r"efficientnet_b0 contains SqueezeExcite"),
+    ({"name": "regnety_002", "inflate": True}, r"regnety_002 contains SEModule"),
 ]
 
 
@@ -390,7 +393,7 @@ def test_a_crop_that_a_network_of_fixed_size_cannot_take_is_one_line(crop, told)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tsm": 0.125, "inflate": True}, "choose one"),
+        ({"tsm": 0.125, "inflate": True}, "remove one of them"),
         ({"weights": "w.pth"}, "`weights` requires `pretrained: true`"),
     ],
     ids=str,

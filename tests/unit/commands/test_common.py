@@ -48,7 +48,7 @@ def test_kind_changes_the_part_and_its_flags() -> None:
         (["--model.head.kind", "lsmt"], "unknown head kind 'lsmt'; did you mean `lstm`?"),
         (["--model.haed.kind", "lstm"], "unknown key `haed`; did you mean `head`?"),
         (["--model.head.kind"], "--model.head.kind: a value is missing"),
-        (["--name.foo.kind", "z"], "`name` is a value and has no `foo`"),
+        (["--name.foo.kind", "z"], "`name` is a single value and has no key `foo`"),
     ],
 )
 def test_each_mistake_is_one_line(args: list[str], expected: str) -> None:
@@ -87,7 +87,7 @@ def test_positional_and_switch() -> None:
     assert split_positional(["a", "--b"], "p", "a file", "f") == ("a", ["--b"])
     assert split_positional(["--help"], "p", "a file", "f") == ("", ["--help"])
     with pytest.raises(
-        SettingsError, match="p: a file is missing; expected it as the first argument, for example: p f"
+        SettingsError, match="p: a file is missing; add it as the first argument, for example: p f"
     ):
         split_positional(["--b"], "p", "a file", "f")
     assert take_flag(["x", "--resume", "y"], "--resume") == (True, ["x", "y"])

@@ -47,7 +47,7 @@ class LayerChange:
 
     name: str
     before: str
-    """shape as text"""
+    """shape of the weights before compression, as text"""
     after: str
     sparsity: float
     """fraction of the remaining weights that are 0"""
@@ -78,7 +78,7 @@ class CompressionReport:
     before: Side
     after: Side
     comparison: Comparison
-    """after minus before"""
+    """statistical comparison of the accuracies, after minus before"""
     layers: list[LayerChange] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
     """values of the run's `compress` section"""
