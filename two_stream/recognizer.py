@@ -24,12 +24,13 @@ class Recognizer(nn.Module):
     """Maps clips of pixel values 0..255 (uint8 or float) to logits; includes the preprocessing.
 
     Attributes:
-        options: Resolved options; they rebuild the network on any machine.
-        num_classes: K, the number of classes.
-        spec: The expected input; the only source of preprocessing values.
-        backbone, heads, dropout, classifier: The parts; one head per pathway, their vectors are concatenated.
-        standards: `Standard` module of each pathway; empty unless `options.standardize`.
-        stored: Layout of cached features that `forward` takes instead of clips; None for clips.
+        options: Resolved options, from which the network can be rebuilt on any machine.
+        num_classes: Number of classes, K.
+        spec: Input that the network expects; all preprocessing values come from it.
+        backbone, heads, dropout, classifier: Parts of the network. Each pathway has one head; the output vectors of the
+            heads are concatenated.
+        standards: `Standard` module of each pathway; empty unless `options.standardize` is set.
+        stored: Layout of the cached features that `forward` receives instead of clips; None if it receives clips.
     """
 
     input_scale: torch.Tensor

@@ -40,7 +40,7 @@ class InputSpec:
 
     modality: Modality
     clip_length: int
-    """frames per clip"""
+    """number of frames per clip"""
     stride: int
     """distance between adjacent frames of a clip, or of a segment"""
     resize: tuple[int, int]
@@ -51,7 +51,7 @@ class InputSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     segments: int = 0
-    """number of equal parts of the video, with the same number of clip frames from each; 0: the video is not divided"""
+    """number of equal parts of the video; a clip has the same number of frames from each part; 0: no division"""
     stack: int = 1
     """number of adjacent flow fields per frame, stacked as channels x1, y1, x2, y2, …"""
 
@@ -222,7 +222,7 @@ class ScoreTable:
     view_logits: NDArray[np.float32] | None = None
     """`(sum of view_counts, K)`: logits of each view, or None"""
     view_counts: NDArray[np.int64] | None = None
-    """`(N,)` views of each video, in the order of `ids`"""
+    """`(N,)`: number of views of each video, in the order of `ids`"""
     groups: list[str] | None = None
     """source video of each row, for confidence intervals"""
     targets: NDArray[np.bool_] | None = None

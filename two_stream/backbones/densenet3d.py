@@ -99,7 +99,7 @@ class DenseNet3D(Backbone):
         init_convolutions(self)
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return the stages stem, block1, transition1 … block4, last (not with FRMB) and, if reduced, reduction."""
+        """Return stem, block1, transition1 … block4, last (not with FRMB) and, with FRAB or FRMB, reduction."""
         between = [f"{name}{number}" for number in range(1, 5) for name in ("block", "transition")]
         names = ["stem", *between, "last", "reduction"]
         return [(name, self.get_submodule(name)) for name in names if name in self._modules]

@@ -220,7 +220,7 @@ class SlowFast3D(Backbone):
 
 
 def _narrowing(inputs: int, channels: int) -> Bottleneck:
-    """Return the published reduction block: a 3×3×3 bottleneck, which is not factored as in SlowFast."""
+    """Return the published reduction block: a full 3×3×3 bottleneck instead of SlowFast's factored bottleneck."""
     block = Bottleneck(
         inputs, max(1, channels // 2), channels, downsample=Projection(inputs, channels, (1, 1, 1))
     )

@@ -34,7 +34,7 @@ class Options:
     groups: int | None = None
     """number of source scenes, which is the number of videos per class; if omitted, the default of the demo"""
     epochs: int | None = None
-    """training epochs; if omitted, the default of the demo"""
+    """number of training epochs; if omitted, the default of the demo"""
 
 
 def main(args: list[str]) -> int:

@@ -36,7 +36,7 @@ class _EvaluateFlags(EvaluateOptions):
     trust: tuple[Path, ...] = ()
     """AOTInductor packages that may be loaded; they contain machine code, so name only packages that you trust"""
     workers: Annotated[int, Field(ge=0, le=256)] | None = None
-    """loader processes; if omitted, as in the run's settings"""
+    """number of loader processes; if omitted, as in the run's settings"""
     uncached: bool = False
     """read the videos even if the run was trained on stored features (`data.features`)"""
     out: Path | None = None

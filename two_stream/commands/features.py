@@ -32,7 +32,7 @@ class _FeatureFlags(Options):
     out: Path | None = None
     """folder to write; if omitted, `features/<name of the source>-<data set>-split<n>`"""
     train_views: PositiveInt = 1
-    """augmented clips stored per training video; epoch e uses clip e modulo this number"""
+    """number of augmented clips stored per training video; epoch e uses clip e modulo this number"""
     maps: bool = False
     """store feature maps, which the non-local head needs, instead of temporal tokens, which are much smaller"""
     parts: tuple[Literal["train", "test"], ...] = ("train", "test")

@@ -56,11 +56,11 @@ class _PredictFlags:
     num_clips: int | None = None
     """number of clips of uniform views"""
     step: int | None = None
-    """frames between the starts of sliding views"""
+    """number of frames between the starts of sliding views"""
     crops: Literal["center", "three", "ten", "full"] | None = None
     """crops of each clip; if omitted, as in the run's settings"""
     batch_views: int | None = None
-    """views per forward pass; if omitted, as in the run's settings"""
+    """number of views per forward pass; if omitted, as in the run's settings"""
     short_side: int | None = None
     """shorter side of the frames that flow is computed from; if omitted, as in the run's training frames, or 256"""
     backend: Literal["pyav", "opencv", "torchcodec"] | None = None

@@ -32,7 +32,7 @@ class _Flags:
     model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN|MODEL")]]
     """name of a model (see `two-stream models`) or a run folder"""
     batch_size: tuple[int, ...] = (1,)
-    """clips per batch; several values are measured one after another"""
+    """number of clips per batch; several values are measured one after another"""
     precision: tuple[Literal["fp32", "bf16", "fp16"], ...] = ()
     """autocast types to measure; if omitted, fp32, and bf16 if the device supports it natively"""
     training: bool = False
@@ -44,7 +44,7 @@ class _Flags:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     threads: int = 0
-    """CPU threads; 0: torch's default"""
+    """number of CPU threads; 0: torch's default"""
     num_classes: int = 400
     """number of classes of a model given by its name"""
     seconds: float = 5.0

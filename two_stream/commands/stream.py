@@ -62,7 +62,8 @@ class StreamFlags:
     """number of source frames per network frame; if omitted, the distance of frames in the network's clips (for a
     network trained on segments, `input.stride`, or with several frames per segment 4 source frames between segments)"""
     queue: int = 4
-    """frames that may wait while the networks are busy; for a live source, older frames are dropped and counted"""
+    """number of frames that may wait while the networks are busy; for a live source, older frames are dropped and
+    counted"""
     paced: bool = False
     """read a file at its own frame rate, dropping late frames, as if it were live"""
     patience: float = 60.0
@@ -85,7 +86,7 @@ class StreamFlags:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """autocast type; auto: bf16 if it is clearly faster on this machine, as in `two-stream evaluate`"""
     threads: Annotated[int, tyro.conf.arg(metavar="INT")] = 0
-    """CPU threads of torch; 0 keeps torch's default"""
+    """number of CPU threads of torch; 0: torch's default"""
 
 
 def main(args: list[str]) -> int:

@@ -273,7 +273,7 @@ def _convert(args: list[str]) -> int:
 
 
 def _to_convert(options: _ConvertFlags) -> tuple[Path, str]:
-    """Return the file and the name of its network."""
+    """Return the checkpoint file to convert, and the name of its network."""
     path = Path(options.source)
     if path.exists() and options.model is not None:
         return path, options.model

@@ -33,7 +33,7 @@ class AugmentOptions(Options):
     ratio: tuple[Positive, Positive] = (0.75, 4 / 3)
     """smallest and largest ratio of width to height of a resized crop, relative to the ratio of the network's input"""
     short_sides: tuple[Positive, Positive] = (1.0, 1.25)
-    """smallest and largest short side of the frame relative to the network's input, for crop short_side"""
+    """for `crop: short_side`: smallest and largest short side of the frame, relative to the network's input"""
     flip: Fraction = 0.5
     """probability of a horizontal flip"""
     brightness: NonNegative = 0.0

@@ -81,7 +81,7 @@ class SlowFast(Options):
     fusion_kernel: Literal[1, 3, 5, 7] = 7
     """temporal kernel size of the convolutions from the fast to the slow pathway"""
     width: Annotated[float, Field(ge=0.125, le=4.0)] = 1.0
-    """width multiplier"""
+    """factor on the number of channels of every layer"""
 
 
 class I3d(Options):
@@ -146,7 +146,7 @@ class ShuffleNetV2(Options):
 
     kind: Literal["shufflenetv2_3d"] = "shufflenetv2_3d"
     width: float = 1.0
-    """width multiplier: 0.25, 0.5, 1, 1.5 or 2, for which channel numbers are published"""
+    """factor on the number of channels: 0.25, 0.5, 1, 1.5 or 2, as published"""
     temporal_stride: TemporalStride = 16
 
     @field_validator("width")
@@ -193,9 +193,9 @@ class X3d(Options):
 
     kind: Literal["x3d"] = "x3d"
     depth: Annotated[float, Field(gt=0.0, le=10.0)] = 2.2
-    """multiplier of the number of blocks in each layer"""
+    """factor on the number of blocks in each layer"""
     width: Annotated[float, Field(gt=0.0, le=8.0)] = 2.0
-    """width multiplier; 2 in every published network"""
+    """factor on the number of channels of every layer; 2 in every published network"""
 
 
 class Slow(Options):

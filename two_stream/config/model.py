@@ -21,7 +21,7 @@ class InputOptions(Options):
     """Changes to the backbone's default input; unset fields keep the default."""
 
     clip_length: PositiveInt | None = None
-    """frames per clip"""
+    """number of frames per clip"""
     stride: PositiveInt | None = None
     """distance between neighbouring frames of a clip, in video frames"""
     segments: Annotated[int, Field(ge=0)] | Literal["frames"] | None = None

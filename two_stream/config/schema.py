@@ -90,11 +90,11 @@ class TrainOptions(Options):
     """How a stream is trained."""
 
     epochs: PositiveInt = 30
-    """passes over the training part"""
+    """number of passes over the training part"""
     batch_size: PositiveInt = 8
-    """clips per forward pass"""
+    """number of clips per forward pass"""
     accumulate: PositiveInt = 1
-    """forward passes per optimizer step"""
+    """number of forward passes per optimizer step"""
     last_group: Literal["step", "drop"] = "step"
     """what to do if the last forward passes of an epoch are fewer than `accumulate`; step: make a smaller step; drop:
     skip them, as published"""
@@ -117,7 +117,7 @@ class TrainOptions(Options):
     mix_prob: Fraction = 1.0
     """probability that a batch is mixed, if mixup or cutmix is on"""
     mix_switch: Fraction = 0.5
-    """probability of cutmix if both are on"""
+    """probability of cutmix instead of mixup if both are on"""
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """decay of an exponential moving average of the weights, which is then evaluated and saved; 0 is off"""
     strategy: Literal["ddp", "fsdp"] = "ddp"
@@ -156,7 +156,7 @@ class TrainOptions(Options):
     early_stopping: PositiveInt | None = None
     """number of epochs without a better validation loss after which training ends"""
     checkpoint_every: PositiveInt | None = None
-    """optimizer steps between checkpoints within an epoch; none: one per epoch"""
+    """number of optimizer steps between checkpoints within an epoch; none: one per epoch"""
     log_images: bool = True
     """write clip grids and confusion figures to TensorBoard"""
 
@@ -202,9 +202,9 @@ class EvaluateOptions(Options):
     spread clips; sliding: clips at a distance of `step`; twice (segments only): a clip of the middle frames of all
     segments, and a clip of their first frames"""
     num_clips: PositiveInt = 10
-    """clips per video for uniform views"""
+    """number of clips per video for uniform views"""
     step: PositiveInt | None = None
-    """frames between the starts of sliding clips; none: half a clip"""
+    """number of frames between the starts of sliding clips; none: half a clip"""
     crops: Crops = "ten"
     """crops of a clip; center: the centre (with `augment.crop: full`, the full frame); three: three crops along the
     longer side; ten: the centre and the corners, each also mirrored; full: the full frame resized to the network's
@@ -239,7 +239,7 @@ class Experiment(Options):
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads of torch; 0: torch's default"""
+    """number of CPU threads of torch; 0: torch's default"""
     deterministic: bool = True
     """use torch's deterministic algorithms on a GPU; algorithms on a CPU are always deterministic"""
     channels_last: bool = True

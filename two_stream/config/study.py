@@ -39,7 +39,7 @@ class FeatureOptions(Options):
     train_views: PositiveInt = 1
     """number of augmented clips cached per training video; epoch e uses clip e modulo this number"""
     maps: bool = False
-    """cache feature maps, which the non-local head needs; otherwise tokens only"""
+    """cache feature maps, which the non-local head needs; false: cache only tokens"""
     backbone: Changes | None = None
     """train the backbone first, with the base experiment and these changes, and use its frozen weights in every cell;
     none: use the weights of the base experiment (`train.init` or a pretrained backbone)"""

@@ -55,9 +55,9 @@ class EvaluatorFlags:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps; fixed in the published code"""
     workers: Annotated[int, flag("-j")] = 2
-    """loader processes; 0 reads in the main process"""
+    """number of loader processes; 0: read in the main process"""
     batch_views: int = 10
-    """clips per forward pass"""
+    """number of clips per forward pass"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """autocast type of the forward pass; auto: fp32 with protocol paper, otherwise bf16 if it is clearly faster"""
     out: Annotated[Path | None, flag(metavar="FILE")] = None

@@ -97,9 +97,10 @@ class PublishedTraining:
     """folder of the split lists; if omitted, ./datasets/settings (published) if it contains the data set, or
     ./settings"""
     batch_size: Annotated[int | None, flag("-b", metavar="INT")] = None
-    """clips per forward pass; if omitted, the published value: 8 (4 for architectures that are trained with SGD)"""
+    """number of clips per forward pass; if omitted, the published value: 8 (4 for architectures that are trained with
+    SGD)"""
     iter_size: Annotated[int | None, flag(metavar="INT")] = None
-    """forward passes per optimizer step; if omitted, the published value: 16 (6 with SGD)"""
+    """number of forward passes per optimizer step; if omitted, the published value: 16 (6 with SGD)"""
     lr: Annotated[float | None, flag("--learning-rate", metavar="FLOAT")] = None
     """learning rate; if omitted, the published value: 1e-5 (1e-2 with SGD)"""
     momentum: float = 0.9
@@ -107,9 +108,9 @@ class PublishedTraining:
     weight_decay: Annotated[float, flag("--wd")] = 1e-3
     """weight decay, which also applies to norms and biases"""
     epochs: int = 200
-    """passes over the training list"""
+    """number of passes over the training list"""
     workers: Annotated[int, flag("-j")] = 2
-    """loader processes"""
+    """number of loader processes"""
     pretrained: Annotated[Path | None, flag(metavar="FILE")] = None
     """weights to start from; if omitted, the file that the published code loads, if --weights contains it; not a flag
     of the published code"""

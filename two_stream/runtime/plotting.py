@@ -31,7 +31,8 @@ def plain_figures(style: Mapping[Any, Any] | None = None) -> Iterator[None]:
     """Draw with matplotlib's defaults and a style; usable as a context manager or a decorator.
 
     The `matplotlibrc` of the current folder is ignored because it is untrusted, and `$` in names is drawn as it is.
-    Each letter is drawn in the first installed font that contains it, or as a box, without a warning, if no font does.
+    Each letter is drawn in the first installed font that contains it. If no font does, a box is drawn without a
+    warning.
 
     Args:
         style: matplotlib parameters.

@@ -48,7 +48,7 @@ _found: dict[str, Speedup] = {}
 
 
 def native_bf16(device: torch.device) -> bool:
-    """Whether a device has bfloat16 instructions: a GPU from Ampere on, a CPU with AVX-512 BF16 or AMX."""
+    """Whether a device has bfloat16 instructions, as GPUs since Ampere and CPUs with AVX-512 BF16 or AMX do."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and bool(cpu_flags() & set(_CPU_BF16))

@@ -108,7 +108,7 @@ def main(args: list[str]) -> int:
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of a method that creates a run."""
+    """One call of a compression method that creates a run."""
 
     prog: str
     command: str
@@ -376,7 +376,7 @@ class _SensitivityFlags:
     latency: float | None = None
     """budget: largest remaining fraction of the latency on this machine's CPU; for --what channels"""
     threads: int = 0
-    """CPU threads; 0: torch's default"""
+    """number of CPU threads; 0: torch's default"""
     out: Path | None = None
     """folder to write; if omitted, `RUN/sensitivity`"""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False

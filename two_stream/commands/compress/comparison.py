@@ -230,7 +230,7 @@ def _check(before: Run, after: Run) -> None:
 
 
 def _panel(run: Run, table: ScoreTable) -> Panel:
-    """Return one run as a panel of one training run; seeds are ignored, because the runs are paired by video."""
+    """Return the `Panel` of a single run; its seed is ignored, because the two runs are compared video by video."""
     return panel_of(run.paths.root.name, {(run.experiment.data.split, 0): table})
 
 
