@@ -1,7 +1,7 @@
 """Errors that a user can cause and fix.
 
-Each message is one line that names the file, key or value, what was expected and what to do. The command line prints it
-and exits with `exit_code`.
+Each message is one line that names the file, key or value, what was expected and what to do. The command line prints
+the message and exits with `exit_code`.
 """
 
 _SPACES = "\xa0\u2007\u2009\u202f"
@@ -20,10 +20,10 @@ class TwoStreamError(Exception):
 
     exit_code = 2
     shown_elsewhere = False
-    """Whether another process of the job prints the message; this one only exits with the code."""
+    """Whether another process of the job prints the message, so that this process only exits with `exit_code`."""
 
     def __str__(self) -> str:
-        """Return the message as one printable line; names in it may be untrusted."""
+        """Return the message as one printable line, because names in the message may be untrusted."""
         return printable(super().__str__().replace("\n", " "))
 
 
@@ -87,12 +87,12 @@ def loader_killed(error: BaseException, *, by_signal: bool = False) -> str | Non
     if "DataLoader worker" not in first or not (by_signal or "killed" in first):
         return None
     return (
-        f"a loader process was killed ({first.rstrip('. ')}): probably out of memory. Use fewer of them "
-        "(--data.workers, in `evaluate` --workers); training continues with --resume"
+        f"a loader process was killed ({first.rstrip('. ')}), probably because memory ran out; use fewer loader "
+        "processes (--data.workers, or --workers in `evaluate`); to continue training, use --resume"
     )
 
 
 class ExportError(TwoStreamError):
-    """A model cannot be exported in the requested format, or the exported file computes something else."""
+    """A model cannot be exported in the requested format, or the outputs of the exported file are different."""
 
     exit_code = 1

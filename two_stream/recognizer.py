@@ -24,12 +24,13 @@ class Recognizer(nn.Module):
     """Maps clips of pixel values 0..255 (uint8 or float) to logits; includes the preprocessing.
 
     Attributes:
-        options: Resolved options; they rebuild the network on any machine.
-        num_classes: K, the number of classes.
-        spec: The expected input; the only source of preprocessing values.
-        backbone, heads, dropout, classifier: The parts; one head per pathway, their vectors are concatenated.
-        standards: `Standard` module of each pathway; empty unless `options.standardize`.
-        stored: Layout of cached features that `forward` takes instead of clips; None for clips.
+        options: Resolved options, from which the network can be rebuilt on any machine.
+        num_classes: Number of classes, K.
+        spec: Input that the network expects; all preprocessing values come from it.
+        backbone, heads, dropout, classifier: Parts of the network. Each pathway has one head; the output vectors of the
+            heads are concatenated.
+        standards: `Standard` module of each pathway; empty unless `options.standardize` is set.
+        stored: Layout of the cached features that `forward` receives instead of clips; None if it receives clips.
     """
 
     input_scale: torch.Tensor
@@ -95,7 +96,7 @@ class Recognizer(nn.Module):
 
     @property
     def head(self) -> Head:
-        """The head of the first, usually the only, pathway."""
+        """The head of the first pathway; most backbones have only one pathway."""
         return self._heads()[0]
 
     def normalised(self, clip_BCTHW: torch.Tensor) -> torch.Tensor:
@@ -106,7 +107,7 @@ class Recognizer(nn.Module):
         """
         if clip_BCTHW.ndim != 5 or clip_BCTHW.shape[1] != self.spec.channels:
             raise SettingsError(
-                f"the clip has shape {tuple(clip_BCTHW.shape)}; {self.spec.modality} expects "
+                f"the clip has shape {tuple(clip_BCTHW.shape)}; {self.spec.modality} requires "
                 f"(batch, {self.spec.channels}, frames, height, width)"
             )
         x = clip_BCTHW.to(self.input_scale.dtype, memory_format=self.memory_format)
@@ -121,8 +122,8 @@ class Recognizer(nn.Module):
     def _pooled(self, views: list[torch.Tensor]) -> list[torch.Tensor]:
         """Return the heads' input tokens for feature maps `(B, C, T, H, W)` or tokens `(B, T, D)`.
 
-        The spatial mean of a standardised map is the standardised mean, so heads that do not need maps get the same
-        tokens from either.
+        Heads that do not need feature maps get the same tokens from both, because standardisation and the spatial mean
+        can be exchanged.
         """
         tokens = []
         for place, (head, x) in enumerate(zip(self._heads(), views, strict=True)):
@@ -135,7 +136,7 @@ class Recognizer(nn.Module):
         return tokens
 
     def forward_features(self, clip_BCTHW: torch.Tensor) -> list[torch.Tensor]:
-        """Return the tokens `x_BTD` of each pathway, the input of its head."""
+        """Return the tokens `x_BTD` of each pathway, which are the input of its head."""
         return self.features_of_normalised(self.normalised(clip_BCTHW))
 
     def forward_normalised(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
@@ -153,7 +154,7 @@ class Recognizer(nn.Module):
         return logits_BK
 
     def _classified_places(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return the mean over positions of the positive part of their logits (`ModelOptions.dense`)."""
+        """Return the mean over positions of their logits, with negative logits set to 0 (`ModelOptions.dense`)."""
         maps = [feature.tensor.flatten(2).transpose(1, 2) for feature in self.backbone(x_BCTHW)]
         places_BND = torch.cat(maps, dim=-1)
         logits_BNK = torch.relu(self.classifier(self.dropout(places_BND)))
@@ -222,7 +223,8 @@ class Recognizer(nn.Module):
         """
         if self.options.dense:
             raise SettingsError(
-                f"{source}: `model.dense` has no head, so it cannot use cached features; train it on the videos"
+                f"{source}: a model with `model.dense` has no head, so it cannot use cached features; train on the "
+                "videos"
             )
         if not layout.maps and any(head.needs_maps for head in self._heads()):
             raise SettingsError(
@@ -234,7 +236,7 @@ class Recognizer(nn.Module):
         given = [(s[1], s[0]) if layout.maps else s for s in layout.shapes]
         if given != wanted:
             raise SettingsError(
-                f"{source}: contains {layout}; the model's backbone gives tokens of (T, D) "
+                f"{source}: contains {layout}; expected the output of the model's backbone, tokens (T, D) of "
                 f"{' and '.join(f'{count}×{width}' for count, width in wanted)}"
             )
 
@@ -256,14 +258,14 @@ class Recognizer(nn.Module):
             self.train(was_training)
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return the named parts from input to classifier: the units of freezing and layer-wise decay."""
+        """Return the named parts from the input to the classifier; freezing and layer-wise decay apply to them."""
         return [*self.backbone.stages(), ("head", self.heads), ("classifier", self.classifier)]
 
     def freeze_until(self, name: str) -> None:
         """Freeze the weights and statistics of every stage up to and including `name`.
 
-        Frozen stages need no memory for their activations. The name `backbone` stands for the last stage of the
-        backbone; with `head`, only the classifier is trained (a linear probe).
+        Frozen stages need no memory for their activations. The name `backbone` means the last stage of the backbone.
+        With the name `head`, only the classifier is trained (a linear probe).
 
         Raises:
             SettingsError: There is no such stage, or nothing would be left to train.
@@ -273,7 +275,7 @@ class Recognizer(nn.Module):
             name = self.backbone.stages()[-1][0]
         if name not in names[:-1]:
             raise SettingsError(
-                f"freeze_until {name!r}: expected one of {', '.join(names[:-1])}, or backbone"
+                f"`freeze_until` is {name!r}: expected one of {', '.join(names[:-1])}, or backbone"
             )
         self._frozen = [stage for _, stage in self.stages()[: names.index(name) + 1]]
         for stage in self._frozen:
@@ -293,11 +295,11 @@ class Recognizer(nn.Module):
         self.train(self.training)
 
     def set_gradient_checkpointing(self, on: bool) -> None:
-        """Recompute each backbone stage in the backward pass: less memory, about a third more time."""
+        """Recompute each backbone stage in the backward pass, which needs less memory and about a third more time."""
         self.backbone.gradient_checkpointing = on
 
     def channels_last(self) -> Recognizer:
-        """Use the memory format `channels_last_3d` for weights and clips: faster convolutions, equal up to rounding."""
+        """Use the memory format `channels_last_3d` for weights and clips, which makes convolutions faster."""
         self.memory_format = torch.channels_last_3d
         for weight in (*self.parameters(), *self.buffers()):
             if weight.ndim in _CHANNELS_LAST:  # 2D convolutions use channels_last
@@ -314,7 +316,8 @@ def _unpacked(features_BD: torch.Tensor, layout: FeatureLayout) -> list[torch.Te
 def resolve_options(options: ModelOptions) -> ModelOptions:
     """Return options that build the model without external files or downloads.
 
-    If the backbone reads its architecture from a folder or hub, the options hold it, and the input, explicitly.
+    If the backbone reads its architecture from a folder or hub, the returned options contain the architecture and the
+    input.
 
     Raises:
         SettingsError: The folder or hub cannot be read.
@@ -328,7 +331,7 @@ def resolve_options(options: ModelOptions) -> ModelOptions:
 
 
 def input_spec(options: ModelOptions) -> InputSpec:
-    """Return the input a model expects: the backbone's default, changed by `options.input`.
+    """Return the input that a model expects: the backbone's default, changed by `options.input`.
 
     Raises:
         SettingsError: Contradicting values, for example a crop larger than the frame.
@@ -340,8 +343,8 @@ def input_spec(options: ModelOptions) -> InputSpec:
     spec = replace(usual, **given)
     if spec.segments and spec.clip_length % spec.segments:
         raise SettingsError(
-            f"`input.clip_length` {spec.clip_length} is not a multiple of `input.segments` {spec.segments}; every "
-            "segment gives the same number of frames"
+            f"`input.clip_length` {spec.clip_length} is not a multiple of `input.segments` {spec.segments}; expected "
+            "the same number of frames for every segment"
         )
     fields = len(usual.mean)  # the statistics of one flow field apply to each field of a stack
     spec = replace(
@@ -355,19 +358,20 @@ def input_spec(options: ModelOptions) -> InputSpec:
     if any(side > frame for side, frame in zip(spec.size, spec.resize, strict=True)):
         raise SettingsError(
             f"`input.crop` {spec.crop} is larger than the resized frame {spec.resize[0]}×{spec.resize[1]}; "
-            "set `input.resize` too"
+            "reduce `input.crop` or increase `input.resize`"
         )
     for name in ("mean", "std"):
         values = getattr(spec, name)
         if len(values) != spec.channels:
             raise SettingsError(
-                f"`input.{name}` has {len(values)} numbers; {spec.modality} has {spec.channels} channels"
+                f"`input.{name}` has {len(values)} numbers; expected {spec.channels}, one per channel of "
+                f"{spec.modality}"
             )
     return spec
 
 
 def create_model(name_or_options: str | ModelOptions, num_classes: int, **options: Any) -> Recognizer:
-    """Build a recognizer by its name in the zoo or from options.
+    """Build a recognizer from its name in the zoo, or from options.
 
     Args:
         name_or_options: For example `"rgb_resneXt3D64f101_bert10_FRMB"`, or `ModelOptions(...)`.

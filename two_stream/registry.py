@@ -43,7 +43,7 @@ class Registry(Generic[T]):
         """
         if kind in self._with_options - self._builders.keys():
             raise SettingsError(
-                f"{self.what} {kind!r} has options in config/{self.what}s.py but no class registered in "
+                f"{self.what} {kind!r} has options in config/{self.what}s.py but no class; register one in "
                 f"two_stream/{self.what}s/"
             )
         if kind not in self._builders:

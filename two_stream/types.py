@@ -3,8 +3,8 @@
 Suffixes of tensor names: B batch, C channels, T time, H height, W width, K classes, D features,
 V views, N videos. `x_BCTHW` is a clip batch, `x_BTD` pooled tokens, `z_BD` one vector per clip.
 
-A *clip* is `uint8` with shape `(B, C, T, H, W)` all the way to the device: RGB has C = 3 in RGB order,
-flow has C = 2 (x, y), or several such pairs in a row. Frame numbers start at 1, as in the file names.
+Clips are `uint8` with shape `(B, C, T, H, W)` until they are on the device. RGB clips have C = 3, in RGB order. Flow
+clips have C = 2 (x, y), or 2 channels per field if fields are stacked. Frame numbers start at 1, as in the file names.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MODALITY_CHANNELS: dict[str, int] = {"rgb": 3, "flow": 2}
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The input that a network expects with its weights; the only source of preprocessing values.
+    """The input that a network with its weights expects; all preprocessing values come from this class.
 
     The recognizer maps a uint8 pixel p to `(p / 255 * (hi - lo) + lo - mean) / std` with
     `(lo, hi) = value_range`; mean and std have one entry per channel, in the units of `value_range`.
@@ -40,9 +40,9 @@ class InputSpec:
 
     modality: Modality
     clip_length: int
-    """frames per clip"""
+    """number of frames per clip"""
     stride: int
-    """step between neighbouring frames of a clip, or of a segment"""
+    """distance between adjacent frames of a clip, or of a segment"""
     resize: tuple[int, int]
     """(height, width) to which every frame is resized before cropping, without keeping the aspect ratio"""
     crop: int | tuple[int, int]
@@ -51,13 +51,13 @@ class InputSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     segments: int = 0
-    """number of equal parts of the video, from each of which a clip takes equally many frames; 0: one run of frames"""
+    """number of equal parts of the video; a clip has the same number of frames from each part; 0: no division"""
     stack: int = 1
-    """neighbouring flow fields that make one frame, stacked as channels x1, y1, x2, y2, …"""
+    """number of adjacent flow fields per frame, stacked as channels x1, y1, x2, y2, …"""
 
     @property
     def channels(self) -> int:
-        """3 for RGB, 2 for flow, times `stack`."""
+        """Number of channels: 3 for RGB, 2 for flow, times `stack`."""
         return MODALITY_CHANNELS[self.modality] * self.stack
 
     @property
@@ -73,7 +73,7 @@ def size_text(crop: int | Sequence[int]) -> str:
 
 @dataclass
 class FeatureMap:
-    """Output of one pathway of a backbone, before pooling: `tensor` is `(B, C, T, H, W)`."""
+    """Output of one pathway of a backbone before pooling; `tensor` has the shape `(B, C, T, H, W)`."""
 
     tensor: torch.Tensor
     pathway: str = "main"
@@ -81,24 +81,24 @@ class FeatureMap:
 
 @dataclass(frozen=True)
 class FeatureLayout:
-    """Layout of a row of cached features: the outputs of a backbone's pathways for one view, in order."""
+    """Layout of a row of cached features, which contains the outputs of all pathways of a backbone for one view."""
 
     shapes: tuple[tuple[int, ...], ...]
-    """per pathway: tokens `(T, D)`, or a feature map `(C, T, H, W)`"""
+    """shape of the output of each pathway: tokens `(T, D)`, or a feature map `(C, T, H, W)`"""
 
     @property
     def maps(self) -> bool:
-        """Whether feature maps are cached, not tokens."""
+        """Whether the cached features are feature maps instead of tokens."""
         return len(self.shapes[0]) == 4
 
     @property
     def sizes(self) -> list[int]:
-        """Values per pathway."""
+        """Number of values of each pathway."""
         return [math.prod(shape) for shape in self.shapes]
 
     @property
     def width(self) -> int:
-        """Values per row."""
+        """Number of values of a row."""
         return sum(self.sizes)
 
     def __str__(self) -> str:
@@ -111,15 +111,15 @@ class VideoRecord:
     """One line of a split list."""
 
     id: str
-    """folder of the frames relative to the modality's root; the join key of score files"""
+    """folder of the frames, relative to the modality's root; score files are joined by this id"""
     num_frames: int
-    """frames of this record's modality (flow has one fewer than RGB)"""
+    """number of frames in this record's modality; flow has one frame fewer than RGB"""
     label: int
     """class (for a multi-label video, the first of `labels`)"""
     group: str = ""
-    """source video; a split never divides a group"""
+    """source video; all videos of a group are in the same part of a split"""
     labels: tuple[int, ...] = ()
-    """every class of a video of a multi-label data set, ascending; empty in other data sets"""
+    """all classes of the video in a multi-label data set, in ascending order; empty in other data sets"""
 
     @property
     def all_labels(self) -> tuple[int, ...]:
@@ -137,10 +137,10 @@ class Batch:
     """int64 `(B,)`; for a multi-label data set float32 `(B, K)`, 1 where the clip has the class"""
     ids: list[str]
     beside: tuple[torch.Tensor, ...] = ()
-    """clips of the same moments for other networks, for example flow for RGB clips"""
+    """clips of the same time spans for other networks, for example flow clips for RGB clips"""
 
     def pin_memory(self) -> Batch:
-        """Return a copy in pinned memory; called by torch's loader."""
+        """Return a copy in pinned memory; called by torch's `DataLoader`."""
         beside = tuple(clips.pin_memory() for clips in self.beside)
         return Batch(self.clips.pin_memory(), self.labels.pin_memory(), self.ids, beside)
 
@@ -151,30 +151,32 @@ Box = tuple[int, int, int, int]
 
 @dataclass
 class VideoViews:
-    """A batch of an evaluation loader: views (clip × crop) of one video, or of consecutive clips of a long one.
+    """A batch of an evaluation loader: the views of one video, or of consecutive clips of a long video.
 
-    Views are not copies: each frame is held once, a clip selects rows and a crop is a box. The order is crop-major: all
-    clips of crop 0 first, then of crop 1, …
+    A view is one crop of one clip. Views are not copies: each frame is stored once, a clip is a list of frame indices,
+    and a crop is a box. Views are ordered by crop: all clips of crop 0, then all clips of crop 1, …
     """
 
     id: str
     label: int
     frames: torch.Tensor
-    """uint8 `(F, H, W, C)`: the distinct frames of these clips, resized (whole frames to the network's size)"""
+    """uint8 `(F, H, W, C)`: the distinct frames of these clips after resizing; for full-frame views, at the input
+    size"""
     clips: torch.Tensor
-    """int64 `(N, T)`: rows of `frames` per clip; rows may repeat"""
+    """int64 `(N, T)`: for each clip, the indices of its frames in `frames`; an index may repeat"""
     boxes: Sequence[Box]
     """one box per crop, all of the same size"""
     flips: Sequence[bool]
-    """whether a crop is mirrored left to right, per crop"""
+    """for each crop, whether it is mirrored left to right"""
     signed: bool = False
     """whether mirroring a crop inverts channels 0, 2, … (`255 - x`), because flow x changes its sign"""
     first: int = 0
-    """number of the first of these clips in the video"""
+    """index of the first of these clips among all clips of the video"""
     total_clips: int = 0
-    """clips of the complete video; 0: these are all"""
+    """number of clips of the complete video; 0: the batch contains all of them"""
     mirror_labels: Sequence[int] | None = None
-    """for each label, that of its mirror image, by which logits of mirrored crops are reordered; None: all the same"""
+    """for each label, the label of the mirrored action, used to reorder the logits of mirrored crops; None: no label
+    changes"""
 
     @property
     def num_views(self) -> int:
@@ -197,7 +199,7 @@ class VideoViews:
 
     @property
     def views(self) -> torch.Tensor:
-        """Copies of all views, uint8 `(N * crops, C, T, h, w)`; scoring does not need them."""
+        """Return copies of all views, uint8 `(N * crops, C, T, h, w)`."""
         made = [self.view(index).permute(3, 0, 1, 2) for index in range(self.num_views)]
         out = self.frames.new_empty((len(made), *made[0].shape)) if made else self.frames.new_empty((0,) * 5)
         for row, view in zip(out, made):
@@ -207,7 +209,7 @@ class VideoViews:
 
 @dataclass
 class ScoreTable:
-    """Logits of a set of videos and how they were computed. Tables are joined by id, never by position."""
+    """Logits of a set of videos, and how they were computed. Tables are joined by video id, never by row number."""
 
     ids: list[str]
     labels: NDArray[np.int64]
@@ -218,13 +220,13 @@ class ScoreTable:
     meta: dict[str, Any] = field(default_factory=dict)
     """model hash, dataset, modality, split, part, views, selection, code version, seeds …"""
     view_logits: NDArray[np.float32] | None = None
-    """`(sum of V, K)` when kept"""
+    """`(sum of view_counts, K)`: logits of each view, or None"""
     view_counts: NDArray[np.int64] | None = None
-    """`(N,)` views of each video, in the order of `ids`"""
+    """`(N,)`: number of views of each video, in the order of `ids`"""
     groups: list[str] | None = None
     """source video of each row, for confidence intervals"""
     targets: NDArray[np.bool_] | None = None
-    """`(N, K)`: every class of each video of a multi-label data set, where `labels` contains the first one only"""
+    """`(N, K)`: all classes of each video of a multi-label data set; `labels` contains only the first class"""
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,7 @@ class RunPaths:
 
     @property
     def metrics(self) -> Path:
-        """One JSON object per epoch."""
+        """File with one JSON object per epoch."""
         return self.root / "metrics.jsonl"
 
     @property

@@ -72,7 +72,7 @@ def test_a_taken_kind_and_an_unknown_kind_are_errors():
 def test_options_without_a_class_name_both_places():
     registry: Registry = Registry("head", HeadOptions)
     registry.register(heads.LstmHead)(object)
-    expected = r"^head 'bert' has options in config/heads.py but no class registered in two_stream/heads/$"
+    expected = r"^head 'bert' has options in config/heads.py but no class; register one in two_stream/heads/$"
     with pytest.raises(SettingsError, match=expected):
         registry["bert"]
     with pytest.raises(SettingsError, match=r"^unknown head 'nope'; known: lstm$"):

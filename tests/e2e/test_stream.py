@@ -107,7 +107,7 @@ def test_a_network_without_a_stream_goes_over_sliding_clips(
     capsys.readouterr()
     out = tmp_path / "lines.jsonl"
     assert main(["stream", str(video), "--rgb", str(run), "--json", str(out)]) == 0
-    assert "its clip network is run on sliding clips" in capsys.readouterr().err
+    assert "the network is run on sliding clips instead" in capsys.readouterr().err
     assert [line["first_frame"] for line in lines(out)][:3] == [1, 9, 17]
     assert main(["stream", str(video), "--rgb", str(run), "--mode", "continual"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
@@ -226,13 +226,16 @@ def test_a_full_disk_is_one_line_that_names_the_file(
         (["foo://x", "--rgb", "RUN"], "foo://x: unknown scheme 'foo'"),
         (["VIDEO", "--flow", "RUN"], "this run uses rgb; pass it with --rgb"),
         (["VIDEO", "--rgb", "RUN", "--queue", "0"], "--queue is 0: expected 1 or more"),
-        (["VIDEO", "--rgb", "RUN", "--weights", "1", "2"], "--weights weighs RGB against flow"),
+        (["VIDEO", "--rgb", "RUN", "--weights", "1", "2"], "--weights requires both --rgb and --flow"),
         (["VIDEO", "--rgb", "RUN", "--annotate", "/no/such/x.mp4"], "no folder /no/such"),
         (
             ["VIDEO", "--rgb", "RUN", "--json", "/no/such/x.jsonl"],
             "--json /no/such/x.jsonl: cannot be written",
         ),
-        (["VIDEO", "--rgb", "RUN", "--mode", "continual", "--step", "3"], "--step is for sliding clips"),
+        (
+            ["VIDEO", "--rgb", "RUN", "--mode", "continual", "--step", "3"],
+            "--step applies only to sliding clips",
+        ),
         (["http://127.0.0.1:9/", "--rgb", "RUN"], "http://127.0.0.1:9/: cannot be read (connection refused)"),
     ],
 )

@@ -42,8 +42,8 @@ def _declares(shape: tuple[int, ...], kind: str, held: int) -> bytes:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (_declares((12, 10**13), "<f8", 96), "96|bytes for"),
-        (_declares((10**13,), "<f4", 0), "bytes for"),
+        (_declares((12, 10**13), "<f8", 96), "96|bytes do not fit"),
+        (_declares((10**13,), "<f4", 0), "bytes do not fit"),
         (_declares((12, 3), "|O", 288), "a data type other than numbers or text"),
         (b"\x93NUMPY\x01\x00\x10\x00(" + b"(" * 15, "not a score file"),
         (b"no array", "not a score file"),

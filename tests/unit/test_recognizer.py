@@ -61,7 +61,7 @@ def test_float_pixels_mean_the_same_and_are_left_alone():
 
 @pytest.mark.parametrize("shape", [(2, 3, 8, 32, 32), (2, 8, 32, 32)])
 def test_a_clip_of_the_wrong_shape_is_refused(shape):
-    with pytest.raises(SettingsError, match=r"flow expects \(batch, 2, frames, height, width\)"):
+    with pytest.raises(SettingsError, match=r"flow requires \(batch, 2, frames, height, width\)"):
         small()(torch.zeros(shape, dtype=torch.uint8))
 
 
@@ -136,7 +136,9 @@ def test_input_departures_reach_the_spec_and_contradictions_are_refused():
     assert (spec.crop, spec.clip_length, spec.stride, spec.resize) == (96, 12, 2, (128, 170))
     with pytest.raises(SettingsError, match=r"`input.crop` 224 is larger than the resized frame 128×170"):
         input_spec(ModelOptions(backbone=SMALL, input={"crop": 224}))
-    with pytest.raises(SettingsError, match=r"`input.mean` has 3 numbers; flow has 2 channels"):
+    with pytest.raises(
+        SettingsError, match=r"`input.mean` has 3 numbers; expected 2, one per channel of flow"
+    ):
         input_spec(ModelOptions(backbone=SMALL, modality="flow", input={"mean": (1, 2, 3)}))
 
 

@@ -1,4 +1,4 @@
-"""Backbones: networks below the heads. All modules of this folder are imported and register themselves."""
+"""Backbones: the networks before the heads. Importing this package registers all backbones."""
 
 from __future__ import annotations
 

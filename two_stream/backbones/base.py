@@ -32,21 +32,21 @@ FLOW_MEAN = (127.5, 127.5)
 class Backbone(nn.Module, ABC):
     """A 3D network without classifier: `x_BCTHW -> [FeatureMap]`, one map per pathway.
 
-    A subclass is built from its options, the modality and the number of flow fields per frame. `stages` returns its
-    parts in the order of the forward pass.
+    A subclass is built from its options, the modality and the number of flow fields per frame. The method `stages`
+    returns the parts of the network in the order of the forward pass.
     """
 
     channels: tuple[int, ...]
-    """Width of each pathway's map."""
+    """Number of channels of each pathway's feature map."""
     temporal_stride: tuple[int, ...]
-    """Frames of a clip per step of each pathway's map."""
+    """Number of clip frames per time step of each pathway's feature map."""
     spatial_stride: tuple[int, ...]
-    """Pixels per step of each pathway's map."""
+    """Number of pixels per position of each pathway's feature map."""
     pathways: tuple[str, ...] = ("main",)
     modalities: tuple[Modality, ...] = ("rgb", "flow")
-    """Supported modalities; others cause an error when the network is built."""
+    """Supported modalities; other modalities cause an error when the network is built."""
     reductions: tuple[str, ...] = ("none", "frab", "frmb")
-    """Supported values of `ModelOptions.reduction`; others cause an error."""
+    """Supported values of `ModelOptions.reduction`; other values cause an error."""
     gradient_checkpointing: bool = False
 
     def __init__(self, options: Any, modality: Modality, stack: int = 1) -> None:
@@ -54,16 +54,16 @@ class Backbone(nn.Module, ABC):
         self.options = options
         self.modality = modality
         self.inputs = MODALITY_CHANNELS[modality] * stack
-        """Channels of a clip: see `InputSpec.channels`."""
+        """Number of channels of a clip; see `InputSpec.channels`."""
         self.reduced: tuple[str, ...] = ()
-        """Prefixes of the parameters made by `append_block` or `replace_last_block`."""
+        """Prefixes of the parameters that `append_block` or `replace_last_block` added."""
 
     @classmethod
     def default_input(cls, options: Any, modality: Modality) -> InputSpec:
         """Return the input of the published weights.
 
-        The default is the input of kenshohara's networks: 16 consecutive frames, crops of 112² from 128×170, pixel
-        values 0..255 minus a mean.
+        By default, this is the input of kenshohara's networks: 16 consecutive frames, crops of 112² from frames of
+        128×170, and pixel values 0..255 minus a mean.
         """
         del options
         mean = ACTIVITYNET_MEAN if modality == "rgb" else FLOW_MEAN
@@ -84,7 +84,7 @@ class Backbone(nn.Module, ABC):
         return options
 
     def check_input(self, spec: InputSpec) -> None:
-        """Check that the network accepts an input; most accept any.
+        """Check that the network accepts an input; most networks accept any input.
 
         Raises:
             SettingsError: Clip length or crop does not fit the network.
@@ -92,18 +92,18 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return the named parts from input to output: the unit of freezing, checkpointing and layer decay."""
+        """Return the named parts from input to output, used for freezing, checkpointing and layer decay."""
 
     @abstractmethod
     def append_block(self, channels: int) -> None:
-        """Add a block of the backbone's type that reduces the features to `channels` (FRAB)."""
+        """Add a block of the backbone's own type that reduces the features to `channels` (FRAB)."""
 
     @abstractmethod
     def replace_last_block(self, channels: int) -> None:
-        """Replace the last block by one that reduces the features to `channels` (FRMB)."""
+        """Replace the last block by a block that reduces the features to `channels` (FRMB)."""
 
     def num_tokens(self, clip_length: int) -> tuple[int, ...]:
-        """Return the time steps of each pathway's map for a clip of `clip_length` frames."""
+        """Return the number of time steps of each pathway's feature map for a clip of `clip_length` frames."""
         return tuple(ceil(clip_length / stride) for stride in self.temporal_stride)
 
     def forward(self, x_BCTHW: torch.Tensor) -> list[FeatureMap]:
@@ -113,7 +113,7 @@ class Backbone(nn.Module, ABC):
         return [FeatureMap(x_BCTHW, self.pathways[0])]
 
     def run_stage(self, stage: nn.Module, x: Maps) -> Maps:
-        """Run one stage, recomputing its activations in the backward pass when checkpointing is on."""
+        """Run one stage; if checkpointing is on, its activations are recomputed in the backward pass."""
         if not (self.gradient_checkpointing and torch.is_grad_enabled() and self.training):
             out: Maps = stage(x)
             return out
@@ -128,7 +128,7 @@ def _recompute_contexts(stage: nn.Module) -> tuple[AbstractContextManager[Any], 
 
 @contextmanager
 def _statistics_kept(stage: nn.Module) -> Iterator[None]:
-    """Context that keeps BatchNorm's running statistics: the recomputation must not count a batch twice."""
+    """Context that keeps BatchNorm's running statistics, so that the recomputation does not count a batch twice."""
     norms = [m for m in stage.modules() if isinstance(m, _BatchNorm) and m.training]
     kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
@@ -141,16 +141,16 @@ def _statistics_kept(stage: nn.Module) -> Iterator[None]:
 
 
 def split_temporal_stride(total: int, places: int) -> list[int]:
-    """Return the stride in time of each position that may halve it: the first ones do until `total` is reached.
+    """Return the temporal strides at `places` positions: the first ones are 2 until their product is `total`.
 
-    Early strides save the most work; smaller totals give the late stages more time steps.
+    Early strides save the most work. With a smaller total, the late stages have more time steps.
     """
     halvings = total.bit_length() - 1
     return [2 if place < halvings else 1 for place in range(places)]
 
 
 def init_convolutions(module: nn.Module) -> None:
-    """He initialisation (fan-out, ReLU) of convolutions; BatchNorm starts as the identity."""
+    """Initialise convolutions with He's method (fan-out, ReLU), and BatchNorm as the identity."""
     for part in module.modules():
         if isinstance(part, nn.Conv3d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")

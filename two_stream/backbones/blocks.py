@@ -1,4 +1,4 @@
-"""Residual blocks of the 3D ResNet family; parameter names follow the published code, so weights map one to one."""
+"""Residual blocks of the 3D ResNet family. Parameters have the names of the published code."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ Stride = tuple[int, int, int]
 
 
 def conv3x3x3(inputs: int, outputs: int, stride: Stride = (1, 1, 1), groups: int = 1) -> nn.Conv3d:
-    """3×3×3 convolution that keeps the size at stride 1."""
+    """Return a 3×3×3 convolution that keeps the size if the stride is 1."""
     return nn.Conv3d(inputs, outputs, 3, stride=stride, padding=1, groups=groups, bias=False)
 
 
 def conv1x1x1(inputs: int, outputs: int, stride: Stride = (1, 1, 1)) -> nn.Conv3d:
-    """Pointwise convolution."""
+    """Return a pointwise convolution."""
     return nn.Conv3d(inputs, outputs, 1, stride=stride, bias=False)
 
 
 class PaddedIdentity(nn.Module):
     """Shortcut A: every `stride`-th value, with zero channels appended.
 
-    The published code stops the gradient here (`.data`); this one does not.
+    The published code stops the gradient of this shortcut (`.data`); this implementation does not.
     """
 
     def __init__(self, outputs: int, stride: Stride) -> None:
@@ -47,7 +47,7 @@ class Projection(nn.Sequential):
 
 
 class ResidualBlock(nn.Module, ABC):
-    """Shortcut plus body, then ReLU. `downsample` is the shortcut if the shape changes."""
+    """Sum of shortcut and body, followed by ReLU. `downsample` is the shortcut if the shape changes."""
 
     def __init__(self, downsample: nn.Module | None) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class ResidualBlock(nn.Module, ABC):
         """Return the output of the body, without the shortcut."""
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """`(B, C, T, H, W)` to the block's width and stride."""
+        """Map `(B, C, T, H, W)` to the channels and stride of the block."""
         y_BCTHW: torch.Tensor = self.relu(self.summed(x_BCTHW))
         return y_BCTHW
 
@@ -91,7 +91,7 @@ class BasicBlock(ResidualBlock):
 
 
 class Bottleneck(ResidualBlock):
-    """1×1×1, 3×3×3, 1×1×1 convolutions with `middle` channels inside, in `groups` groups."""
+    """1×1×1, 3×3×3 and 1×1×1 convolutions; the 3×3×3 convolution has `middle` channels in `groups` groups."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class Bottleneck(ResidualBlock):
 
 
 class PreActivationBlock(BasicBlock):
-    """Two 3×3×3 convolutions, each after its BatchNorm and ReLU; nothing after the sum."""
+    """Two 3×3×3 convolutions, each preceded by BatchNorm and ReLU; no ReLU follows the sum."""
 
     def __init__(
         self, inputs: int, outputs: int, stride: Stride = (1, 1, 1), downsample: nn.Module | None = None
@@ -134,12 +134,12 @@ class PreActivationBlock(BasicBlock):
         return y_BCTHW
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """`(B, C, T, H, W)` to the block's width and stride."""
+        """Map `(B, C, T, H, W)` to the channels and stride of the block."""
         return self.summed(x_BCTHW)
 
 
 class PreActivationBottleneck(Bottleneck):
-    """The bottleneck's convolutions, each after its BatchNorm and ReLU; nothing after the sum."""
+    """The convolutions of `Bottleneck`, each preceded by BatchNorm and ReLU; no ReLU follows the sum."""
 
     def __init__(
         self,
@@ -161,5 +161,5 @@ class PreActivationBottleneck(Bottleneck):
         return y_BCTHW
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """`(B, C, T, H, W)` to the block's width and stride."""
+        """Map `(B, C, T, H, W)` to the channels and stride of the block."""
         return self.summed(x_BCTHW)

@@ -3,8 +3,8 @@
 Sources: Tran et al., "Learning Spatiotemporal Features with 3D Convolutional Networks" (arXiv 1412.0767); with
 BatchNorm in Köpüklü et al., "Resource Efficient 3D Convolutional Neural Networks" (arXiv 1904.02422).
 
-The two fully connected layers are convolutions of the size of the last map: equivalent for a clip of 16 frames, and
-a longer clip yields one token per 16 frames.
+The two fully connected layers are implemented as convolutions over the full size of the last feature map. For a clip of
+16 frames, this is equivalent; a longer clip yields one token per 16 frames.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GROUPS = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 
 
 class Connected(nn.Sequential):
-    """Convolution over the full height and width, ReLU, dropout: a fully connected layer."""
+    """Fully connected layer: a convolution over the full height and width, ReLU and dropout."""
 
     def __init__(self, inputs: int, outputs: int, side: int) -> None:
         super().__init__(nn.Conv3d(inputs, outputs, (1, side, side)), nn.ReLU(inplace=True), nn.Dropout(0.5))
@@ -29,7 +29,7 @@ class Connected(nn.Sequential):
 
 @BACKBONES.register(C3d)
 class C3D(Backbone):
-    """Five groups of convolutions with pooling, two fully connected layers."""
+    """Five groups of convolutions with pooling, followed by two fully connected layers."""
 
     def __init__(self, options: C3d, modality: Modality, stack: int = 1) -> None:
         super().__init__(options, modality, stack)
@@ -54,7 +54,7 @@ class C3D(Backbone):
         init_convolutions(self)
 
     def num_tokens(self, clip_length: int) -> tuple[int, ...]:
-        """Return the tokens of a clip: one per complete `temporal_stride` frames.
+        """Return the number of tokens of a clip: one for every complete group of `temporal_stride` frames.
 
         Raises:
             SettingsError: The clip is too short for a token.
@@ -65,24 +65,25 @@ class C3D(Backbone):
             steps //= stride
         if steps < 1:
             raise SettingsError(
-                f"c3d: a clip of {clip_length} frames is shorter than a token; use `input.clip_length` "
+                f"c3d: a clip of {clip_length} frames is shorter than a token of {self.options.temporal_stride} "
+                "frames; use `input.clip_length` "
                 f"{self.options.temporal_stride} or more, or a smaller `backbone.temporal_stride`"
             )
         return (-(-steps // last),)
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return group1 … group5, fc6, fc7 (not with FRMB) and, with FRAB, reduction."""
+        """Return the stages group1 … group5, fc6, fc7 (not with FRMB) and, with FRAB, reduction."""
         names = (*(f"group{number}" for number in range(1, 6)), "fc6", "fc7", "reduction")
         return [(name, self.get_submodule(name)) for name in names if name in self._modules]
 
     def append_block(self, channels: int) -> None:
-        """Add a fully connected layer: 4096 → `channels`."""
+        """Add a fully connected layer from 4096 to `channels` channels."""
         self.reduction = self._narrowing(channels)
         self.reduced = ("reduction.",)
         self.channels = (channels,)
 
     def replace_last_block(self, channels: int) -> None:
-        """Replace the last layer by such a layer."""
+        """Replace the last layer by a layer with `channels` outputs."""
         self.fc7 = self._narrowing(channels)
         self.reduced = ("fc7.",)
         self.channels = (channels,)
@@ -94,7 +95,7 @@ class C3D(Backbone):
 
 
 def _pool(number: int, time: int) -> nn.MaxPool3d:
-    """Return the pooling after a group; the first keeps the frame rate, the last pads the borders."""
+    """Return the pooling after a group; the first pooling keeps the frame rate, the last one pads the borders."""
     if number == 1:
         return nn.MaxPool3d(2, stride=(1, 2, 2))
     if number == len(GROUPS):

@@ -1,4 +1,4 @@
-"""Channel-separated networks: depthwise convolutions over space and time, pointwise ones over channels.
+"""Channel-separated networks, with depthwise convolutions over space and time and pointwise convolutions over channels.
 
 Source: Tran et al., "Video Classification with Channel-Separated Convolutional Networks" (arXiv 1904.02811); sizes as
 in compressed-video-classification.
@@ -17,7 +17,7 @@ from two_stream.types import Modality
 
 
 class SeparatedBottleneck(ResidualBlock):
-    """1×1×1 to `middle` channels, in mode `ip` another 1×1×1, 3×3×3 per channel (depthwise), 1×1×1."""
+    """1×1×1 convolution to `middle` channels, another 1×1×1 in mode `ip`, depthwise 3×3×3, and 1×1×1."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class ChannelSeparatedNet(ResidualNet):
     def make_block(
         self, inputs: int, outputs: int, stride: Stride = (1, 1, 1), project: bool = False
     ) -> ResidualBlock:
-        """Return a separated bottleneck; its inner width is a quarter of its output."""
+        """Return a separated bottleneck with a quarter of the output channels inside."""
         shortcut = self.make_shortcut(inputs, outputs, stride, project)
         middle = max(1, outputs // 4)
         return SeparatedBottleneck(inputs, middle, outputs, stride, shortcut, self.options.mode == "ip")

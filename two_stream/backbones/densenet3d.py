@@ -26,7 +26,7 @@ BOTTLENECK = 4
 
 
 class DenseLayer(nn.Sequential):
-    """1×1×1 and 3×3×3 convolution, each after BatchNorm and ReLU; the result is concatenated with the input."""
+    """1×1×1 and 3×3×3 convolution, each preceded by BatchNorm and ReLU; the output is concatenated with the input."""
 
     def __init__(self, inputs: int, growth: int) -> None:
         super().__init__()
@@ -38,27 +38,27 @@ class DenseLayer(nn.Sequential):
         self.add_module("conv2", nn.Conv3d(BOTTLENECK * growth, growth, 3, padding=1, bias=False))
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """`(B, C, T, H, W)` to `(B, C + growth, T, H, W)`."""
+        """Map `(B, C, T, H, W)` to `(B, C + growth, T, H, W)`."""
         added: torch.Tensor = super().forward(x_BCTHW)  # type: ignore[no-untyped-call]
         return torch.cat((x_BCTHW, added), dim=1)
 
 
 class HalvingPool(nn.Module):
-    """Average of 2×2 positions, and of pairs of frames where `time` is 2; an odd last frame is not averaged."""
+    """Average of 2×2 positions, and of pairs of frames if `time` is 2; an odd last frame is not averaged."""
 
     def __init__(self, time: int) -> None:
         super().__init__()
         self.time = time
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Halve height and width (rounded down), and with `time` 2 the length (rounded up)."""
+        """Halve the height and the width (rounded down), and with `time` 2 also the length (rounded up)."""
         if x_BCTHW.shape[2] % self.time:
             x_BCTHW = torch.cat((x_BCTHW, x_BCTHW[:, :, -1:]), dim=2)
         return nn.functional.avg_pool3d(x_BCTHW, (self.time, 2, 2))
 
 
 class Transition(nn.Sequential):
-    """BatchNorm, ReLU, 1×1×1 convolution, and pooling if `time` is given."""
+    """BatchNorm, ReLU and 1×1×1 convolution, followed by pooling if `time` is given."""
 
     def __init__(self, inputs: int, outputs: int, time: int | None = None) -> None:
         super().__init__()
@@ -99,18 +99,18 @@ class DenseNet3D(Backbone):
         init_convolutions(self)
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return stem, block1, transition1 … block4, last (not with FRMB) and, after a reduction, reduction."""
+        """Return stem, block1, transition1 … block4, last (not with FRMB) and, with FRAB or FRMB, reduction."""
         between = [f"{name}{number}" for number in range(1, 5) for name in ("block", "transition")]
         names = ["stem", *between, "last", "reduction"]
         return [(name, self.get_submodule(name)) for name in names if name in self._modules]
 
     def append_block(self, channels: int) -> None:
-        """Add a transition without pooling: 1024 → `channels`."""
+        """Add a transition without pooling, to `channels` channels."""
         self._narrow(channels)
         self.reduced = ("reduction.",)
 
     def replace_last_block(self, channels: int) -> None:
-        """Replace the last BatchNorm by such a transition: a dense block cannot reduce its channels."""
+        """Replace the last BatchNorm by a transition, because a dense block cannot reduce its channels."""
         del self.last
         self._narrow(channels)
         self.reduced = ("reduction.", "last.")

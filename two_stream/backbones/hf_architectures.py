@@ -1,4 +1,4 @@
-"""Differences between the video transformers of `transformers`: parts, positions and input.
+"""Differences between the video transformers of `transformers`: their parts, positions and input.
 
 Sources: Tong et al., "VideoMAE" (arXiv 2203.12602); Bertasius et al., "Is Space-Time Attention All You Need for Video
 Understanding?" (TimeSformer, arXiv 2102.05095); Arnab et al., "ViViT" (arXiv 2103.15691); Assran et al., "V-JEPA 2"
@@ -21,10 +21,10 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 @dataclass
 class TransformerParts:
-    """A network of the library without pooling, classifier and parts for pre-training only."""
+    """A network of the library without pooling, classifier, and parts that only pre-training uses."""
 
     embed: nn.Module
-    """`(B, T, C, H, W)` to tokens"""
+    """module that maps `(B, T, C, H, W)` to tokens"""
     layers: list[nn.Module]
     norm: nn.Module
 
@@ -34,23 +34,24 @@ class Architecture:
     """One family of networks."""
 
     config: str
-    """name of its configuration class"""
+    """name of the library's configuration class"""
     build: Callable[[Any, Callable[[Any], Any]], TransformerParts]
-    """(configuration, builder) -> parts; the builder makes a model of class `model` from a configuration"""
+    """function that returns the parts for a configuration; its second argument builds a model of class `model`"""
     model: str
-    """name of its model class"""
+    """name of the library's model class"""
     stride: int
-    """usual step between frames of a clip"""
+    """usual distance between frames of a clip"""
     frames: str = "num_frames"
-    """name of the clip length in the configuration"""
+    """key of the clip length in the configuration"""
     side: str = "image_size"
-    """name of the side of the image"""
+    """key of the image side in the configuration"""
     channels: str = "num_channels"
-    """name of the number of channels"""
+    """key of the number of channels in the configuration"""
     prefix: int = 0
-    """leading tokens that do not belong to a position in the clip"""
+    """number of leading tokens that do not belong to a position in the clip"""
     time_last: bool = False
-    """order of the tokens: time varies fastest; otherwise width, then height, then time"""
+    """whether time varies fastest in the order of the tokens; otherwise, width varies fastest, then height, then
+    time"""
     value_range: tuple[float, float] = (0.0, 1.0)
     mean: tuple[float, ...] = IMAGENET[0]
     std: tuple[float, ...] = IMAGENET[1]
@@ -58,7 +59,7 @@ class Architecture:
     """fraction of the frame's height that the crop covers"""
 
     def patch(self, config: Any) -> tuple[int, int]:
-        """Return frames and pixels of one token.
+        """Return the number of frames and the side in pixels of one token.
 
         Raises:
             SettingsError: Patches are not square.
@@ -68,12 +69,12 @@ class Architecture:
             size if isinstance(size, (list, tuple)) else (size, config.patch_size, config.patch_size)
         )
         if len(set(space)) != 1:
-            raise SettingsError(f"`backbone.config`: patches of {space} are not square; use one size")
+            raise SettingsError(f"`backbone.config`: expected square patches, got {space}")
         return int(time), int(space[0])
 
 
 class SinusoidStem(nn.Module):
-    """VideoMAE's tubelets with its fixed positions, computed faster than in the library."""
+    """VideoMAE's tubelets with fixed position embeddings, computed faster than in the library."""
 
     positions: torch.Tensor
 
@@ -107,8 +108,8 @@ def _videomae(config: Any, make: Callable[[Any], Any]) -> TransformerParts:
 def _timesformer(config: Any, make: Callable[[Any], Any]) -> TransformerParts:
     if config.attention_type == "space_only":
         raise SettingsError(
-            "`backbone.config`: attention_type space_only has no tokens over time; use the timm kind, or "
-            "divided_space_time"
+            "`backbone.config`: attention_type space_only has no tokens over time; use `backbone.kind: timm`, or "
+            "attention_type divided_space_time"
         )
     net = make(config)
     return TransformerParts(net.embeddings, list(net.encoder.layer), net.layernorm)

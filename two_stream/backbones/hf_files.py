@@ -1,4 +1,4 @@
-"""Reads configuration and preprocessing of a model of `transformers`, from a folder or the hub."""
+"""Reads the configuration and the preprocessing of a model of `transformers` from a folder or the hub."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TransformerPreprocessing:
 
 
 def resolve_architecture(options: HfVideo) -> HfVideo:
-    """Return options with explicit architecture and configuration, which do not need `model`.
+    """Return options that contain the architecture and configuration, so that they do not need `model`.
 
     Raises:
         SettingsError: `model` has no readable config.json, or one for a different kind of network.
@@ -71,11 +71,13 @@ def configuration(options: HfVideo) -> Any:
         made = _class(architecture.config)(**options.config)
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise SettingsError(
-            f"`backbone.config`: {options.architecture} rejects it ({reason(error)})"
+            f"`backbone.config`: {options.architecture} rejects the configuration ({reason(error)})"
         ) from None
     side = getattr(made, architecture.side)
     if not isinstance(side, int):
-        raise SettingsError(f"`backbone.config`: {architecture.side} {side}; expected one number, the side")
+        raise SettingsError(
+            f"`backbone.config`: {architecture.side} is {side}; expected one number, the side of a square"
+        )
     time, space = architecture.patch(made)
     frames = getattr(made, architecture.frames)
     if frames % time or side % space:
@@ -86,7 +88,7 @@ def configuration(options: HfVideo) -> Any:
 
 
 def preprocessing(options: HfVideo) -> TransformerPreprocessing:
-    """Return the pixel values in the preprocessing file of `model`, or without a file those of the authors."""
+    """Return the pixel values in the preprocessing file of `model`, or the authors' values if there is no file."""
     assert options.architecture is not None
     usual = ARCHITECTURES[options.architecture]
     default = TransformerPreprocessing(usual.value_range, usual.mean, usual.std)
@@ -124,7 +126,7 @@ def _defaults(architecture: Architecture) -> dict[str, Any]:
 
 
 def _find(model: str, name: str, *, quiet: bool = False) -> Path | None:
-    """Return a file of a folder, the cache or the hub; None if the place exists but not the file.
+    """Return a file of a folder, the cache or the hub; None if the model exists but has no such file.
 
     Raises:
         SettingsError: The place cannot be reached, unless `quiet`.
@@ -148,7 +150,7 @@ def _find(model: str, name: str, *, quiet: bool = False) -> Path | None:
         said = "no hub name" if named else reason(error)
         raise SettingsError(
             f"`backbone.model` {model}: no such folder, and the Hugging Face hub does not provide it ({said}); use a "
-            "folder that has config.json, or build from `backbone.architecture`"
+            "folder that contains config.json, or set `backbone.architecture`"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Video transformers of `transformers`; their tokens are returned as a map, for every temporal head."""
+"""Video transformers of `transformers`; their tokens are returned as a feature map, which every head accepts."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Layer(nn.Module):
 
 
 class ToMap(nn.Module):
-    """The last norm; then tokens are reshaped to time and space, without class tokens."""
+    """Applies the last norm, removes class tokens, and reshapes the other tokens to time and space."""
 
     def __init__(self, norm: nn.Module, grid: tuple[int, int, int], prefix: int, time_last: bool) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class HfVideoBackbone(LibraryBackbone):
         try:
             parts = architecture.build(config, make or network_class(architecture))
         except (ValueError, AttributeError, ZeroDivisionError) as error:  # how the library rejects numbers
-            said = f"`backbone.config`: {options.architecture} rejects it ({reason(error)})"
+            said = f"`backbone.config`: {options.architecture} rejects the configuration ({reason(error)})"
             raise SettingsError(said) from None
         frames, side = (int(getattr(config, name)) for name in (architecture.frames, architecture.side))
         time, space = architecture.patch(config)
@@ -110,14 +110,14 @@ class HfVideoBackbone(LibraryBackbone):
 
     @classmethod
     def resolved(cls, options: HfVideo) -> HfVideo:
-        """Return options with the explicit configuration of `model`."""
+        """Return options that contain the configuration of `model`."""
         return resolve_architecture(options)
 
     @classmethod
     def default_input(cls, options: HfVideo, modality: Modality) -> InputSpec:
-        """Return clip length and size of the configuration, pixel values of the model's preprocessing file.
+        """Return the clip length and size of the configuration, with pixel values from the model's preprocessing file.
 
-        Without such a file the values are the authors'. Flow without motion becomes the middle of the range.
+        Without a preprocessing file, the authors' values are used. Zero flow becomes the middle of the range.
         """
         options = resolve_architecture(options)
         architecture, config = _architecture(options), configuration(options)
@@ -138,7 +138,7 @@ class HfVideoBackbone(LibraryBackbone):
         )
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return stem, block1 … blockN, norm and, with FRAB, reduction."""
+        """Return the stages stem, block1 … blockN, norm and, with FRAB, reduction."""
         names = ["stem", *(f"block{index + 1}" for index in range(self.depth)), "norm", "reduction"]
         return [(name, self.get_submodule(name)) for name in names if name in self._modules]
 
@@ -148,13 +148,13 @@ class HfVideoBackbone(LibraryBackbone):
         return super().forward(x_BCTHW)
 
     def append_block(self, channels: int) -> None:
-        """Add LayerNorm, a linear layer to the new width and a residual MLP after the last norm."""
+        """Add LayerNorm, a linear layer to `channels` and a residual MLP after the last norm."""
         self.reduction = OnMap(TokenBlock(self.channels[0], channels))
         self.reduced = ("reduction.",)
         self.channels = (channels,)
 
     def replace_last_block(self, channels: int) -> None:
-        """Replace the last encoder layer by such a block; the last norm gets its width."""
+        """Replace the last encoder layer by the block of `append_block`; the last norm gets the new width."""
         name = f"block{self.depth}"
         self.add_module(name, TokenBlock(self.channels[0], channels))
         self.norm.norm = nn.LayerNorm(channels)
@@ -178,14 +178,14 @@ class HfVideoBackbone(LibraryBackbone):
                 )
             except READING_ERRORS as error:
                 raise CheckpointError(
-                    f"the weights of {model} cannot be read or fetched ({reason(error)}); `backbone.model` may be a "
-                    "folder that has them"
+                    f"the weights of {model} cannot be read or fetched ({reason(error)}); set `backbone.model` to a "
+                    "folder that contains them"
                 ) from None
             strange = _strange(found)
             if strange:
                 names = ", ".join(sorted(strange)[:3])
                 raise CheckpointError(
-                    f"{model}: its weights belong to a different network (they differ in {names})"
+                    f"{model}: the weights belong to a different network (differences: {names}); use another model"
                 )
             return net
 
@@ -198,7 +198,7 @@ def _architecture(options: HfVideo) -> Architecture:
 
 
 def _strange(found: Any) -> list[str]:
-    """Return tensors that indicate another network: missing ones, and those of unknown layers.
+    """Return tensors that indicate another network: missing tensors, and tensors of unknown layers.
 
     Poolers, classifiers, decoders and the predictor are ignored.
     """

@@ -1,7 +1,7 @@
 """Inception-I3D.
 
 Source: Carreira and Zisserman, "Quo Vadis, Action Recognition? A New Model and the Kinetics Dataset" (arXiv
-1705.07750). Parameter names inside a unit and a module follow piergiaj's port, whose weights are the public ones.
+1705.07750). Parameters inside a unit and a module have the names of piergiaj's port, whose weights are public.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ MODULES: dict[str, dict[str, Branches]] = {
 
 
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Return TensorFlow's SAME padding of one dimension: zeros on both sides, and additional ones at the end (0 or 1).
+    """Return TensorFlow's SAME padding of one dimension: the zeros on each side, and 0 or 1 additional zero at the end.
 
-    The output has `ceil(size / stride)` positions; an odd zero goes to the end.
+    The output has `ceil(size / stride)` positions.
     """
     missing = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return missing // 2, missing % 2
@@ -48,7 +48,7 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 def _same_paddings(
     x_BCTHW: torch.Tensor, kernel: Sequence[int], stride: Sequence[int]
 ) -> tuple[list[int], list[int]]:
-    """Return the padding of both sides per dimension, and the additional one at the end in the order of `F.pad`."""
+    """Return the padding of both sides of each dimension, and the additional padding in the order of `F.pad`."""
     sizes = x_BCTHW.shape[2:]
     pads = [same_padding(*dimension) for dimension in zip(sizes, kernel, stride, strict=True)]
     behind = [number for _, more in reversed(pads) for number in (0, more)]
@@ -56,10 +56,10 @@ def _same_paddings(
 
 
 class SameConv3d(nn.Conv3d):
-    """Convolution with SAME padding, without dilation. Only uneven padding needs a padded copy of the clip."""
+    """Convolution with SAME padding, without dilation. A padded copy of the clip is made only for uneven padding."""
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """`(B, C, T, H, W)` to `ceil(size / stride)` positions."""
+        """Map `(B, C, T, H, W)` to `ceil(size / stride)` positions."""
         both, behind = _same_paddings(x_BCTHW, self.kernel_size, self.stride)
         if any(behind):
             x_BCTHW = F.pad(x_BCTHW, behind)
@@ -67,7 +67,7 @@ class SameConv3d(nn.Conv3d):
 
 
 class SamePad3d(nn.Module):
-    """Only the padding of a `SameConv3d`, for networks rewritten layer by layer."""
+    """The padding of a `SameConv3d` as a separate layer, for networks that are rewritten layer by layer."""
 
     def __init__(self, kernel: Triple, stride: Triple) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class SamePad3d(nn.Module):
         self.stride = stride
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Put zeros around `(B, C, T, H, W)`."""
+        """Pad a map `(B, C, T, H, W)` with zeros."""
         both, behind = _same_paddings(x_BCTHW, self.kernel, self.stride)
         sides = [side for number in reversed(both) for side in (number, number)]
         return F.pad(x_BCTHW, [side + more for side, more in zip(sides, behind, strict=True)])
@@ -84,8 +84,8 @@ class SamePad3d(nn.Module):
 class SameMaxPool3d(nn.Module):
     """Max pooling with SAME padding.
 
-    The port pads with zeros and TensorFlow with minus infinity. Every pooling layer of this network follows a
-    ReLU, so both give the same maximum, and the layer's own padding is used, without a copy.
+    The port pads with zeros, and TensorFlow with minus infinity. Every pooling layer of this network follows a ReLU, so
+    both give the same maximum. Where possible, torch's own padding is used, which needs no copy.
     """
 
     def __init__(self, kernel: Triple, stride: Triple) -> None:
@@ -94,7 +94,7 @@ class SameMaxPool3d(nn.Module):
         self.stride = stride
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """`(B, C, T, H, W)` to `ceil(size / stride)` positions."""
+        """Map `(B, C, T, H, W)` to `ceil(size / stride)` positions."""
         both, behind = _same_paddings(x_BCTHW, self.kernel, self.stride)
         # with ceil_mode a last window may extend past the end; only a stride of 1 needs the additional padding
         steps = [s for s in reversed(self.stride) for _ in range(2)]
@@ -105,7 +105,7 @@ class SameMaxPool3d(nn.Module):
 
 
 class Unit(nn.Module):
-    """Convolution with SAME padding, BatchNorm, ReLU."""
+    """Convolution with SAME padding, BatchNorm and ReLU."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: Triple = (1, 1, 1)) -> None:
         super().__init__()
@@ -113,12 +113,12 @@ class Unit(nn.Module):
         self.bn = nn.BatchNorm3d(outputs, eps=1e-3, momentum=0.01)
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """`(B, C, T, H, W)` to the unit's width and stride."""
+        """Map `(B, C, T, H, W)` to the channels and stride of the unit."""
         return F.relu(self.bn(self.conv3d(x_BCTHW)), inplace=True)
 
 
 class InceptionModule(nn.Module):
-    """Four branches in parallel: 1×1×1, two of 3×3×3 after a narrow 1×1×1, and 1×1×1 after max pooling."""
+    """Four parallel branches: 1×1×1; twice 3×3×3 after a narrow 1×1×1; and 1×1×1 after max pooling."""
 
     def __init__(self, inputs: int, branches: Branches) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class InceptionModule(nn.Module):
         self.b3b = Unit(inputs, pooled)
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return the concatenated outputs of the branches; the size stays."""
+        """Return the concatenated outputs of the branches, which keep the size."""
         branches = (
             self.b0(x_BCTHW),
             self.b1b(self.b1a(x_BCTHW)),
@@ -149,13 +149,13 @@ def outputs_of(branches: Branches) -> int:
 
 
 def scaled(branches: Branches, width: float) -> Branches:
-    """Return the branches with every width multiplied, rounded down, at least 1."""
+    """Return the branches with every width multiplied by `width`, rounded down, but at least 1."""
     plain, narrow1, wide1, narrow2, wide2, pooled = (max(1, int(number * width)) for number in branches)
     return plain, narrow1, wide1, narrow2, wide2, pooled
 
 
 def narrowing_branches(channels: int) -> Branches:
-    """Return the last module's branches in the same proportions for another width: halved at 512 channels.
+    """Return branches with `channels` outputs in total, in the proportions of the last module's branches.
 
     Raises:
         SettingsError: Fewer channels than branches.
@@ -205,7 +205,7 @@ class InceptionI3D(Backbone):
 
     @classmethod
     def default_input(cls, options: I3d, modality: Modality) -> InputSpec:
-        """64 consecutive frames, crops of 224² from 256×340, values from -1 to 1."""
+        """Return the default input: 64 consecutive frames, crops of 224² from 256×340, and values from -1 to 1."""
         del options
         channels = MODALITY_CHANNELS[modality]
         return InputSpec(
@@ -220,12 +220,12 @@ class InceptionI3D(Backbone):
         )
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return stem, mixed3, mixed4, mixed5 and, with FRAB, reduction."""
+        """Return the stages stem, mixed3, mixed4, mixed5 and, with FRAB, reduction."""
         names = ["stem", *MODULES, "reduction"]
         return [(name, self.get_submodule(name)) for name in names if name in self._modules]
 
     def append_block(self, channels: int) -> None:
-        """Add the inception module `reduction` after the last one: 1024 → 512 in the published networks."""
+        """Add the inception module `reduction` at the end (from 1024 to 512 channels in the published networks)."""
         self.reduction = self._narrowing_module(self.channels[0], channels)
         self.reduced = ("reduction.",)
         self.channels = (channels,)

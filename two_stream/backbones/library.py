@@ -1,4 +1,4 @@
-"""Common parts of backbones from other libraries: blocks for FRAB and FRMB, loading of pretrained weights."""
+"""Common parts of backbones from other libraries: blocks for FRAB and FRMB, and loading of pretrained weights."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from two_stream.types import InputSpec
 
 
 class LibraryBackbone(Backbone):
-    """A network of timm or transformers: built with random weights; `load_pretrained` loads others."""
+    """A network of timm or transformers, built with random weights; `load_pretrained` loads published weights."""
 
     options: TimmNet | HfVideo
     fixed: tuple[int | None, int | None] = (None, None)
-    """Required number of frames and side of clips; None: any."""
+    """Required number of frames and side of clips; None: any value."""
     setting: tuple[str, str] = ("", "")
-    """Names of the settings that allow other clips: for the number of frames, and for the side."""
+    """Settings to change for clips of another size: one for the number of frames, one for the side."""
 
     def check_input(self, spec: InputSpec) -> None:
-        """Check clip length and size against the network's positions.
+        """Check that the clip length and size fit the network's position embeddings.
 
         Raises:
             SettingsError: They differ; names both numbers and the setting to change.
@@ -35,11 +35,11 @@ class LibraryBackbone(Backbone):
             if wanted is not None and value != wanted:  # also true for a rectangle
                 raise SettingsError(
                     f"`{name}` is {value}, but this {self.options.kind} network accepts only {wanted}; "
-                    f"remove it or also set `{setting}`"
+                    f"remove `{name}`, or also set `{setting}`"
                 )
 
     def check_clip(self, x_BCTHW: torch.Tensor) -> None:
-        """Check the shape of a clip, for a clearer message than the library's.
+        """Check the shape of a clip, to raise a clearer error than the library.
 
         Raises:
             SettingsError: Names both shapes.
@@ -49,7 +49,7 @@ class LibraryBackbone(Backbone):
         if tuple(x_BCTHW.shape[2:]) != wanted:
             raise SettingsError(
                 f"a clip of {'×'.join(map(str, x_BCTHW.shape[2:]))} was passed; this {self.options.kind} network "
-                f"accepts {'×'.join(map(str, wanted))} only"
+                f"expects {'×'.join(map(str, wanted))}"
             )
 
     def load_pretrained(
@@ -57,8 +57,9 @@ class LibraryBackbone(Backbone):
     ) -> str:
         """Load the library's published weights.
 
-        Two-channel networks start from RGB weights: the first convolution is averaged over RGB and repeated
-        (Wang et al., arXiv 1507.02159), as with `cross_modality`. Blocks of FRAB or FRMB keep their random weights.
+        Two-channel networks start from RGB weights: the weights of the first convolution are averaged over R, G and B
+        and repeated for every channel (Wang et al., arXiv 1507.02159), as with `cross_modality`. Blocks of FRAB or FRMB
+        keep their random weights.
 
         Args:
             state: Tensors under the library's names; None: the library reads or downloads them.
@@ -80,18 +81,18 @@ class LibraryBackbone(Backbone):
                 value = value.mean(1, keepdim=True).expand_as(own)
             if value.shape != own.shape:
                 raise CheckpointError(
-                    f"{source}: {key} is {tuple(value.shape)} there but {tuple(own.shape)} in this network"
+                    f"{source}: {key} has shape {tuple(value.shape)}; expected {tuple(own.shape)} for this network"
                 )
             own.copy_(value)
         return source
 
     def donor(self, state: Mapping[str, torch.Tensor] | None, source: str) -> tuple[Backbone, str]:
-        """Return the same network for RGB with its published weights, and their source."""
+        """Return the same network for RGB with published weights, and the source of the weights."""
         raise NotImplementedError
 
 
 class TokenBlock(nn.Module):
-    """LayerNorm and a linear layer to another width, then a transformer's residual MLP; on `(…, channels)`."""
+    """LayerNorm, a linear layer to another width and a transformer's residual MLP, for tensors `(…, channels)`."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -105,7 +106,7 @@ class TokenBlock(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`(…, inputs)` to `(…, outputs)`."""
+        """Map `(…, inputs)` to `(…, outputs)`."""
         x = self.proj(self.norm1(x))
         y: torch.Tensor = x + self.mlp(self.norm2(x))
         return y
@@ -119,13 +120,13 @@ class OnMap(nn.Module):
         self.body = body
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return the map with its new width."""
+        """Return the map with the new number of channels."""
         y_BCTHW: torch.Tensor = self.body(x_BCTHW.movedim(1, -1)).movedim(-1, 1)
         return y_BCTHW
 
 
 def pointwise_block(inputs: int, outputs: int, *, stride: int = 1, volumes: bool = False) -> nn.Sequential:
-    """Return 1×1 convolution, BatchNorm, ReLU for images, or with `volumes` for maps `(B, C, T, H, W)`."""
+    """Return a 1×1 convolution, BatchNorm and ReLU for images, or with `volumes` for maps `(B, C, T, H, W)`."""
     convolution: nn.Conv2d | nn.Conv3d
     norm: nn.BatchNorm2d | nn.BatchNorm3d
     if volumes:
@@ -141,7 +142,7 @@ def pointwise_block(inputs: int, outputs: int, *, stride: int = 1, volumes: bool
 def flow_statistics(
     value_range: tuple[float, float], std: tuple[float, ...]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and deviation for flow images: no motion becomes 0, the deviation is the average over RGB."""
+    """Return mean and standard deviation for flow: zero flow becomes 0; the deviation is the average of R, G and B."""
     middle, scale = sum(value_range) / 2, sum(std) / len(std)
     return (middle, middle), (scale, scale)
 

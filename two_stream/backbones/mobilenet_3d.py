@@ -26,7 +26,7 @@ LAYERS = (
 
 
 class SeparableConvolution(nn.Module):
-    """3×3×3 convolution per channel (depthwise), then 1×1×1; each with BatchNorm and ReLU."""
+    """Depthwise 3×3×3 convolution followed by a 1×1×1 convolution, each with BatchNorm and ReLU."""
 
     def __init__(self, inputs: int, outputs: int, stride: Stride = (1, 1, 1)) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class SeparableConvolution(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """`(B, C, T, H, W)` to the block's width and stride."""
+        """Map `(B, C, T, H, W)` to the channels and stride of the block."""
         x_BCTHW = self.relu(self.bn1(self.conv1(x_BCTHW)))
         y_BCTHW: torch.Tensor = self.relu(self.bn2(self.conv2(x_BCTHW)))
         return y_BCTHW
@@ -69,18 +69,18 @@ class MobileNet3D(Backbone):
         init_convolutions(self)
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return stem, layer1 … layer5 and, with FRAB, reduction."""
+        """Return the stages stem, layer1 … layer5 and, with FRAB, reduction."""
         names = ["stem", *(f"layer{index}" for index in range(1, 6)), "reduction"]
         return [(name, self.get_submodule(name)) for name in names if name in self._modules]
 
     def append_block(self, channels: int) -> None:
-        """Add a separable convolution: 1024 → `channels`."""
+        """Add a separable convolution from 1024 to `channels` channels."""
         self.reduction = self._narrowing(channels)
         self.reduced = ("reduction.",)
         self.channels = (channels,)
 
     def replace_last_block(self, channels: int) -> None:
-        """Replace the last separable convolution by a narrower one."""
+        """Replace the last separable convolution by a separable convolution to `channels` channels."""
         layer = self.get_submodule("layer5")
         assert isinstance(layer, nn.Sequential)
         layer[-1] = self._narrowing(channels)

@@ -30,7 +30,7 @@ LAYERS = (
 def unit(
     inputs: int, outputs: int, kernel: int, stride: Stride = (1, 1, 1), groups: int = 1
 ) -> list[nn.Module]:
-    """Convolution, BatchNorm, ReLU6."""
+    """Return convolution, BatchNorm and ReLU6."""
     return [
         nn.Conv3d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False),
         nn.BatchNorm3d(outputs),
@@ -39,7 +39,7 @@ def unit(
 
 
 class InvertedResidual(nn.Module):
-    """Widen (1×1×1), filter each channel (3×3×3), narrow without activation; identity shortcut if shapes fit."""
+    """1×1×1 to more channels, depthwise 3×3×3, and 1×1×1 to fewer channels; identity shortcut if shapes fit."""
 
     def __init__(self, inputs: int, outputs: int, expansion: int, stride: Stride = (1, 1, 1)) -> None:
         super().__init__()
@@ -50,14 +50,14 @@ class InvertedResidual(nn.Module):
         self.identity = stride == (1, 1, 1) and inputs == outputs
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """`(B, C, T, H, W)` to the block's width and stride."""
+        """Map `(B, C, T, H, W)` to the channels and stride of the block."""
         out: torch.Tensor = self.conv(x_BCTHW)
         return x_BCTHW + out if self.identity else out
 
 
 @BACKBONES.register(MobileNetV2)
 class MobileNetV2_3D(Backbone):  # noqa: N801 - the usual spelling of the version
-    """Stem, seven layers of inverted residuals and a pointwise convolution to 1280 channels."""
+    """Stem, seven layers of inverted residual blocks, and a pointwise convolution to 1280 channels."""
 
     def __init__(self, options: MobileNetV2, modality: Modality, stack: int = 1) -> None:
         super().__init__(options, modality, stack)
@@ -80,19 +80,19 @@ class MobileNetV2_3D(Backbone):  # noqa: N801 - the usual spelling of the versio
         init_convolutions(self)
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return stem, layer1 … layer7, last (not with FRMB) and, with FRAB, reduction."""
+        """Return the stages stem, layer1 … layer7, last (not with FRMB) and, with FRAB, reduction."""
         names = ["stem", *(f"layer{index}" for index in range(1, 8)), "last", "reduction"]
         return [(name, self.get_submodule(name)) for name in names if name in self._modules]
 
     def append_block(self, channels: int) -> None:
-        """Add an inverted residual after the last convolution; with 1280 input channels it does not widen."""
+        """Add an inverted residual block after the last convolution; it keeps 1280 channels inside."""
         self.reduction = InvertedResidual(self.channels[0], channels, expansion=1)
         init_convolutions(self.reduction)
         self.reduced = ("reduction.",)
         self.channels = (channels,)
 
     def replace_last_block(self, channels: int) -> None:
-        """Replace the last inverted residual and the pointwise convolution after it by one inverted residual."""
+        """Replace the last block and the pointwise convolution after it by one inverted residual block."""
         block = InvertedResidual(self.layer7_inputs, channels, expansion=6)
         init_convolutions(block)
         self.layer7 = nn.Sequential(block)

@@ -1,4 +1,4 @@
-"""Mean motion in the cells of a grid: a backbone without weights, the baseline for flow networks."""
+"""Mean motion in the cells of a grid: a backbone without weights, used as the baseline for flow networks."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ FLOW_BOUND = 20.0
 class CellMeans(nn.Module):
     """Mean of x, y and magnitude over each cell of a grid: `(B, 2, T, H, W)` to `(B, 3 * rows * columns, T, 1, 1)`.
 
-    Channels come cell by cell within a quantity: all cells of x, row by row, then of y, then of the magnitude. Cell i
-    of n spans the pixels `i * H // n` to `(i + 1) * H // n`, so sizes differ by at most one pixel; in a frame with
-    fewer pixels than cells, cells share pixels.
+    The first channels are x in all cells, row by row, followed by y in all cells and the magnitude in all cells. Cell i
+    of n spans the pixels `i * H // n` to `(i + 1) * H // n`, so the sizes of cells differ by at most one pixel. In a
+    frame with fewer pixels than cells, cells share pixels.
     """
 
     def __init__(self, rows: int, columns: int) -> None:
@@ -30,7 +30,7 @@ class CellMeans(nn.Module):
         self.columns = columns
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return the means, in the units of the input."""
+        """Return the means in the units of the input."""
         moved = torch.cat((x_BCTHW, torch.linalg.vector_norm(x_BCTHW, dim=1, keepdim=True)), dim=1)
         height, width = moved.shape[3:]
         cells = [
@@ -48,7 +48,7 @@ def _spans(size: int, parts: int) -> list[tuple[int, int]]:
 
 @BACKBONES.register(MotionGrid)
 class MotionGridNet(Backbone):
-    """The grid as a network of one stage: one token per flow frame."""
+    """A network with `CellMeans` as its only stage; outputs one token per flow frame."""
 
     modalities = ("flow",)
     reductions = ("none",)
@@ -57,7 +57,8 @@ class MotionGridNet(Backbone):
         super().__init__(options, modality, stack)
         if stack > 1:
             raise SettingsError(
-                f"`backbone.kind: motion_grid` accepts one flow field, but `input.stack` is {stack}"
+                f"`backbone.kind: motion_grid` accepts one flow field, but `input.stack` is {stack}; set "
+                "`input.stack` to 1"
             )
         self.grid = CellMeans(options.rows, options.columns)
         self.channels = (3 * options.rows * options.columns,)
@@ -74,7 +75,8 @@ class MotionGridNet(Backbone):
         del options
         if modality != "flow":
             raise SettingsError(
-                f"backbone motion_grid measures optical flow and `model.modality` is {modality}: expected flow"
+                f"`backbone.kind: motion_grid` requires optical flow, but `model.modality` is {modality}; set "
+                "`modality: flow`"
             )
         return InputSpec(
             modality=modality,
@@ -92,16 +94,16 @@ class MotionGridNet(Backbone):
         return [("grid", self.grid)]
 
     def append_block(self, channels: int) -> None:
-        """Raise: this network has no blocks.
+        """Raise an error, because this network has no blocks.
 
         Raises:
             SettingsError: Always.
         """
         raise SettingsError(
-            f"backbone motion_grid has no weights and no block that reduces its features to {channels}; "
+            f"`backbone.kind: motion_grid` has no block that could reduce its features to {channels}; "
             "set `model.reduction: none`"
         )
 
     def replace_last_block(self, channels: int) -> None:
-        """Raise, as `append_block`."""
+        """Raise the same error as `append_block`."""
         self.append_block(channels)

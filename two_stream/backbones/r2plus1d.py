@@ -1,12 +1,13 @@
-"""R(2+1)D: residual networks whose 3D convolutions are split into one over space and one over time.
+"""R(2+1)D: residual networks with every 3D convolution split into one over space and one over time.
 
 Sources: Tran et al., "A Closer Look at Spatiotemporal Convolutions for Action Recognition" (arXiv 1711.11248); the
 weights trained on 65 million videos: Ghadiyaram et al., "Large-Scale Weakly-Supervised Pre-training for Video Action
 Recognition" (arXiv 1905.00561). Parameter names follow torchvision's `VideoResNet`.
 
-Where the published codebases differ, `R2Plus1d` has an option. One difference is not reproduced: the port of IG-65M's
-weights gives BatchNorm a momentum of .9, which in torch's convention forgets nine tenths of the statistics at every
-step, where Caffe2 means the opposite. Ours is torch's usual .1. Evaluation is the same.
+Where the published codebases differ, `R2Plus1d` has an option. One difference is not reproduced: in the port of
+IG-65M's weights, BatchNorm has a momentum of .9. In torch's convention, this discards nine tenths of the statistics at
+every step; in Caffe2's convention, it keeps them. Here, the momentum is torch's default, .1. The momentum does not
+affect evaluation.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ KINETICS_STD = (0.22803, 0.22145, 0.216989)
 
 
 def middle_channels(inputs: int, outputs: int, time: int = 3, space: int = 3) -> int:
-    """Return the channels between space and time for which a pair has as many weights as one 3D convolution."""
+    """Return the inner channels with which a pair of convolutions has as many weights as one 3D convolution."""
     return inputs * outputs * time * space**2 // (inputs * space**2 + outputs * time)
 
 
 class Conv2Plus1D(nn.Sequential):
-    """1×3×3 convolution to `middle` channels, BatchNorm, ReLU, 3×1×1 convolution."""
+    """1×3×3 convolution to `middle` channels, BatchNorm, ReLU and 3×1×1 convolution."""
 
     def __init__(self, inputs: int, middle: int, outputs: int, stride: Stride = (1, 1, 1)) -> None:
         t, h, w = stride
@@ -44,7 +45,7 @@ class Conv2Plus1D(nn.Sequential):
 
 
 class BasicBlock2Plus1D(ResidualBlock):
-    """Residual block of two (2+1)D convolutions; `middles` are their inner channels."""
+    """Residual block of two (2+1)D convolutions; `middles` contains the number of inner channels of each."""
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class BasicBlock2Plus1D(ResidualBlock):
 
 
 class Bottleneck2Plus1D(ResidualBlock):
-    """1×1×1 to `planes` channels, a pair, 1×1×1 to the output's width."""
+    """1×1×1 convolution to `planes` channels, (2+1)D convolution, and 1×1×1 convolution to the output channels."""
 
     def __init__(
         self,
@@ -94,7 +95,7 @@ class Bottleneck2Plus1D(ResidualBlock):
 
 @BACKBONES.register(R2Plus1d)
 class R2Plus1D(ResidualNet):
-    """R(2+1)D: basic blocks up to depth 34, bottlenecks (width ×4) beyond."""
+    """R(2+1)D with basic blocks up to depth 34, and with bottlenecks (expansion 4) for larger depths."""
 
     def __init__(self, options: R2Plus1d, modality: Modality, stack: int = 1) -> None:
         super().__init__(options, modality, stack)
@@ -111,7 +112,7 @@ class R2Plus1D(ResidualNet):
 
     @classmethod
     def default_input(cls, options: R2Plus1d, modality: Modality) -> InputSpec:
-        """32 consecutive frames, crops of 112² from 128×170, values 0..1 minus a mean, divided by a deviation."""
+        """Return the default input: 32 consecutive frames, crops of 112² from 128×170, standardised values."""
         del options
         channels = MODALITY_CHANNELS[modality]
         return InputSpec(

@@ -40,7 +40,7 @@ LAYERS = {
 
 
 class ResidualNet(Backbone):
-    """Stem, four layers of residual blocks, and with FRAB an additional block `reduction`."""
+    """Stem, four layers of residual blocks and, with FRAB, an additional block `reduction`."""
 
     def __init__(
         self, options: ResNet3d | ResNeXt3d | R2Plus1d | Csn | Slow, modality: Modality, stack: int = 1
@@ -49,7 +49,7 @@ class ResidualNet(Backbone):
         self.shortcut = "B" if isinstance(options, (Csn, Slow)) else options.shortcut
 
     def build(self, stem: nn.Sequential, inputs: int, widths: list[int], strides: list[int]) -> None:
-        """Build stem and layers; `widths` and `strides` (in time) have one entry per layer."""
+        """Build the stem and the layers; `widths` and the temporal `strides` have one entry per layer."""
         self.stem = stem
         self.last: tuple[int, Stride] = (inputs, (1, 1, 1))
         for index, (width, blocks, t) in enumerate(zip(widths, LAYERS[self.options.depth], strides), start=1):
@@ -66,7 +66,7 @@ class ResidualNet(Backbone):
     def make_block(
         self, inputs: int, outputs: int, stride: Stride = (1, 1, 1), project: bool = False
     ) -> ResidualBlock:
-        """Return a block of the network's own type; `project` forces shortcut B."""
+        """Return a block of the network's type; with `project`, it always has shortcut B."""
 
     def make_shortcut(self, inputs: int, outputs: int, stride: Stride, project: bool) -> nn.Module | None:
         """Return the shortcut of a block; None for the identity."""
@@ -77,19 +77,19 @@ class ResidualNet(Backbone):
         return PaddedIdentity(outputs, stride)
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return stem, layer1 … layer4 and, with FRAB, reduction."""
+        """Return the stages stem, layer1 … layer4 and, with FRAB, reduction."""
         names = ["stem", "layer1", "layer2", "layer3", "layer4"]
         names += ["reduction"] if "reduction" in self._modules else []
         return [(name, self.get_submodule(name)) for name in names]
 
     def append_block(self, channels: int) -> None:
-        """Add the block `reduction` after layer4: 2048 → 512 in the published networks."""
+        """Add the block `reduction` after layer4 (from 2048 to 512 channels in the published networks)."""
         self.reduction = self._narrowing_block(self.channels[0], channels, (1, 1, 1))
         self.reduced = ("reduction.",)
         self.channels = (channels,)
 
     def replace_last_block(self, channels: int) -> None:
-        """Replace the last block of layer4 by a narrower one with the same input and stride."""
+        """Replace the last block of layer4 by a narrower block with the same input and stride."""
         layer = self.get_submodule("layer4")
         assert isinstance(layer, nn.Sequential)
         inputs, stride = self.last
@@ -105,7 +105,7 @@ class ResidualNet(Backbone):
 
 @BACKBONES.register(ResNet3d)
 class ResNet3D(ResidualNet):
-    """3D ResNet: basic blocks up to depth 34, bottlenecks (width ×4) beyond."""
+    """3D ResNet with basic blocks up to depth 34, and with bottlenecks for larger depths."""
 
     def __init__(self, options: ResNet3d, modality: Modality, stack: int = 1) -> None:
         super().__init__(options, modality, stack)
@@ -136,7 +136,7 @@ class ResNet3D(ResidualNet):
     def make_block(
         self, inputs: int, outputs: int, stride: Stride = (1, 1, 1), project: bool = False
     ) -> ResidualBlock:
-        """Return a basic block or a bottleneck, with its activations before or after the convolutions."""
+        """Return a basic block or a bottleneck, with activations before or after the convolutions."""
         shortcut = self.make_shortcut(inputs, outputs, stride, project)
         if self.bottleneck:
             bottleneck = PreActivationBottleneck if self.options.preactivation else Bottleneck
@@ -147,7 +147,7 @@ class ResNet3D(ResidualNet):
 
 @BACKBONES.register(ResNeXt3d)
 class ResNeXt3D(ResidualNet):
-    """3D ResNeXt: bottlenecks (width ×2) whose middle convolution is grouped."""
+    """3D ResNeXt: bottlenecks (expansion 2) with a grouped 3×3×3 convolution."""
 
     def __init__(self, options: ResNeXt3d, modality: Modality, stack: int = 1) -> None:
         super().__init__(options, modality, stack)
@@ -172,12 +172,12 @@ class ResNeXt3D(ResidualNet):
     def make_block(
         self, inputs: int, outputs: int, stride: Stride = (1, 1, 1), project: bool = False
     ) -> ResidualBlock:
-        """Return a grouped bottleneck; its inner width is half of its output."""
+        """Return a grouped bottleneck with half of the output channels inside."""
         groups = self.options.cardinality
         middle = groups * (outputs // 64)  # cardinality × (planes / 32), with planes half the output width
         if middle == 0:
             raise SettingsError(
-                f"resnext3d: a block of {outputs} channels is too narrow; it needs 64 or more"
+                f"resnext3d: a block of {outputs} channels is too narrow; expected 64 or more"
             )
         shortcut = self.make_shortcut(inputs, outputs, stride, project)
         return Bottleneck(inputs, middle, outputs, stride, shortcut, groups)

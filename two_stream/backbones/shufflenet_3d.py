@@ -47,7 +47,10 @@ def shuffled(x_BCTHW: torch.Tensor, groups: int) -> torch.Tensor:
 
 @fx.wrap
 def averaged(x_BCTHW: torch.Tensor, time: int) -> torch.Tensor:
-    """Shortcut of a strided unit: average over `time` frames and 3×3 positions; an odd last frame is not averaged."""
+    """Return the shortcut of a strided unit: the average over `time` frames and 3×3 positions.
+
+    An odd last frame is not averaged.
+    """
     if x_BCTHW.shape[2] % time:
         x_BCTHW = torch.cat((x_BCTHW, x_BCTHW[:, :, -1:]), dim=2)
     border = 1
@@ -57,15 +60,15 @@ def averaged(x_BCTHW: torch.Tensor, time: int) -> torch.Tensor:
 
 
 def divisible(channels: int, groups: int) -> int:
-    """Return the nearest width at or below `channels` that is divisible by `groups`, at least `groups`."""
+    """Return the largest multiple of `groups` up to `channels`, but at least `groups`."""
     return max(groups, channels - channels % groups)
 
 
 class ShuffleUnit(nn.Module):
-    """Grouped 1×1×1, shuffle, 3×3×3 per channel (depthwise), grouped 1×1×1.
+    """Grouped 1×1×1 convolution, channel shuffle, depthwise 3×3×3 and grouped 1×1×1 convolution.
 
-    Added to the identity or, with a stride, concatenated with the average of the input; `narrow` makes it a plain block
-    without shortcut, for a reduction.
+    The result is added to the input or, with a stride, concatenated with the average of the input. With `narrow`, the
+    unit has no shortcut, so that it can reduce the number of channels.
     """
 
     def __init__(
@@ -88,7 +91,7 @@ class ShuffleUnit(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """`(B, C, T, H, W)` to the unit's width and stride."""
+        """Map `(B, C, T, H, W)` to the channels and stride of the unit."""
         y = shuffled(self.relu(self.bn1(self.conv1(x_BCTHW))), self.groups)
         y = self.bn3(self.conv3(self.bn2(self.conv2(y))))
         if self.time is not None:
@@ -100,9 +103,9 @@ class ShuffleUnit(nn.Module):
 
 
 class InvertedShuffle(nn.Module):
-    """ShuffleNetV2's block: half of the channels are unchanged, then all are shuffled in two groups.
+    """ShuffleNetV2's block: half of the channels stay unchanged, and then all channels are shuffled in two groups.
 
-    With a stride both branches work on all channels.
+    With a stride, both branches process all channels.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int | None = None) -> None:
@@ -124,7 +127,7 @@ class InvertedShuffle(nn.Module):
         )
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """`(B, C, T, H, W)` to the block's width and stride."""
+        """Map `(B, C, T, H, W)` to the channels and stride of the block."""
         if self.branch1 is None:
             kept, worked = x_BCTHW.chunk(2, dim=1)
             return shuffled(torch.cat((kept, self.branch2(worked)), dim=1), 2)
@@ -141,7 +144,7 @@ def _depthwise(channels: int, stride: tuple[int, int, int]) -> list[nn.Module]:
 
 
 class Shuffled(Backbone):
-    """Stem and three layers, whose first blocks halve the size."""
+    """Stem and three layers; the first block of each layer halves the size."""
 
     def build(self, widths: tuple[int, ...], stem: int) -> None:
         """Build stem and layers."""
@@ -164,10 +167,10 @@ class Shuffled(Backbone):
 
     @abstractmethod
     def make_block(self, inputs: int, outputs: int, stride: int | None = None) -> nn.Module:
-        """Return a block; with a stride (in time) it halves height and width."""
+        """Return a block; with a temporal stride, it also halves the height and the width."""
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return stem, layer1, layer2, layer3, last (V2, not after FRMB) and, with FRAB, reduction."""
+        """Return the stages stem, layer1, layer2, layer3, last (V2, not with FRMB) and, with FRAB, reduction."""
         names = ("stem", "layer1", "layer2", "layer3", "last", "reduction")
         return [(name, self.get_submodule(name)) for name in names if name in self._modules]
 
@@ -193,13 +196,13 @@ class ShuffleNet3D(Shuffled):
         return ShuffleUnit(inputs, outputs, self.options.groups, stride)
 
     def append_block(self, channels: int) -> None:
-        """Add a unit without shortcut that narrows to `channels`."""
+        """Add a unit without shortcut that reduces the features to `channels`."""
         self.reduction = self._narrowing(channels)
         self.reduced = ("reduction.",)
         self.channels = (channels,)
 
     def replace_last_block(self, channels: int) -> None:
-        """Replace the last unit by such a unit."""
+        """Replace the last unit by a unit without shortcut."""
         layer = self.get_submodule("layer3")
         assert isinstance(layer, nn.Sequential)
         layer[-1] = self._narrowing(channels)
@@ -217,7 +220,7 @@ class ShuffleNet3D(Shuffled):
 
 @BACKBONES.register(ShuffleNetV2)
 class ShuffleNetV2_3D(Shuffled):  # noqa: N801 - the usual spelling of the version
-    """ShuffleNetV2: split channels, and a pointwise convolution at the end."""
+    """ShuffleNetV2, with split channels and a pointwise convolution at the end."""
 
     def __init__(self, options: ShuffleNetV2, modality: Modality, stack: int = 1) -> None:
         super().__init__(options, modality, stack)
@@ -232,13 +235,13 @@ class ShuffleNetV2_3D(Shuffled):  # noqa: N801 - the usual spelling of the versi
         return InvertedShuffle(inputs, outputs, stride)
 
     def append_block(self, channels: int) -> None:
-        """Add a block after the last convolution, whose branches have half of `channels` each."""
+        """Add a block after the last convolution; each of its two branches has half of `channels`."""
         self.reduction = self._narrowing(self.channels[0], channels)
         self.reduced = ("reduction.",)
         self.channels = (channels,)
 
     def replace_last_block(self, channels: int) -> None:
-        """Replace the last block and the convolution after it by such a block."""
+        """Replace the last block and the convolution after it by the block of `append_block`."""
         layer = self.get_submodule("layer3")
         assert isinstance(layer, nn.Sequential)
         layer[-1] = self._narrowing(self.last_inputs, channels)

@@ -1,7 +1,7 @@
 """The single-pathway ResNets of PySlowFast: Slow, and I3D as an inflated ResNet.
 
 Sources: Feichtenhofer et al., "SlowFast Networks for Video Recognition" (arXiv 1812.03982); Wang et al., "Non-local
-Neural Networks" (arXiv 1711.07971) for the inflated ResNet with a kernel in every other block.
+Neural Networks" (arXiv 1711.07971) for the inflated ResNet with a temporal kernel in every other block.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KERNELS: dict[str, tuple[int, tuple[tuple[int, ...], ...]]] = {
 
 @BACKBONES.register(Slow)
 class SlowNet(ResidualNet):
-    """A ResNet of factored bottlenecks; `i3d` halves the length after its first layer."""
+    """A ResNet of factored bottlenecks; the variant `i3d` halves the number of frames after the first layer."""
 
     def __init__(self, options: Slow, modality: Modality, stack: int = 1) -> None:
         super().__init__(options, modality, stack)
@@ -59,7 +59,7 @@ class SlowNet(ResidualNet):
 
     @classmethod
     def default_input(cls, options: Slow, modality: Modality) -> InputSpec:
-        """Return the input of the 8×8 networks: 8 frames, every eighth; 256² as PySlowFast tests."""
+        """Return the input of the 8×8 networks: 8 frames with stride 8, and crops of 256² as in PySlowFast's tests."""
         del options
         channels = MODALITY_CHANNELS[modality]
         return InputSpec(
@@ -74,14 +74,14 @@ class SlowNet(ResidualNet):
         )
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return stem, layer1, pool (i3d), layer2 … layer4 and, with FRAB, reduction."""
+        """Return the stages stem, layer1, pool (i3d), layer2 … layer4 and, with FRAB, reduction."""
         names = ("stem", "layer1", "pool", "layer2", "layer3", "layer4", "reduction")
         return [(name, self.get_submodule(name)) for name in names if name in self._modules]
 
     def make_block(
         self, inputs: int, outputs: int, stride: Stride = (1, 1, 1), project: bool = False
     ) -> ResidualBlock:
-        """Return a factored bottleneck; its inner width is a quarter of its output."""
+        """Return a factored bottleneck with a quarter of the output channels inside."""
         kernel = self.pending.pop(0) if self.pending else self.last_kernel
         block = FactoredBottleneck(inputs, max(1, outputs // 4), outputs, kernel, stride)
         if project and block.downsample is None:

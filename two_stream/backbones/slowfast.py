@@ -1,7 +1,7 @@
 """SlowFast: a wide network on few frames and a thin network on many frames.
 
-Source: Feichtenhofer et al., "SlowFast Networks for Video Recognition" (arXiv 1812.03982); sizes as in PySlowFast's
-8×8 ResNet-50. FRAB, FRMB and early fusion as in Kalfaoglu et al. (arXiv 2008.01232).
+Source: Feichtenhofer et al., "SlowFast Networks for Video Recognition" (arXiv 1812.03982); sizes as in PySlowFast's 8×8
+ResNet-50. FRAB, FRMB and early fusion follow Kalfaoglu et al. (arXiv 2008.01232).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FAST_SHARE = 4
 
 
 class FactoredBottleneck(ResidualBlock):
-    """`k`×1×1, 1×3×3 (with the stride), 1×1×1 convolutions with `middle` channels inside."""
+    """`kernel`×1×1, 1×3×3 (with the stride) and 1×1×1 convolutions, with `middle` channels inside."""
 
     def __init__(self, inputs: int, middle: int, outputs: int, kernel: int, stride: Stride) -> None:
         narrow = inputs != outputs or stride != (1, 1, 1)
@@ -50,7 +50,7 @@ class FactoredBottleneck(ResidualBlock):
 
 
 class SlowFastStage(nn.Module):
-    """A stage of both pathways; an optional `lateral` connection leads from the fast to the slow pathway."""
+    """One stage of both pathways, with an optional `lateral` connection from the fast to the slow pathway."""
 
     def __init__(self, slow: nn.Module, fast: nn.Module, lateral: nn.Module | None = None) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class SlowFastStage(nn.Module):
         self.lateral = lateral
 
     def forward(self, x: Pair) -> Pair:
-        """Slow and fast map to slow and fast map."""
+        """Run the stage on the maps of the slow and the fast pathway."""
         slow, fast = self.slow(x[0]), self.fast(x[1])
         if self.lateral is not None:
             slow = torch.cat((slow, self.lateral(fast)), dim=1)
@@ -68,7 +68,7 @@ class SlowFastStage(nn.Module):
 
 @BACKBONES.register(SlowFast)
 class SlowFast3D(Backbone):
-    """Two pathways over one clip, slow first; `fusion` sets whether the head receives them separately."""
+    """A slow and a fast pathway over one clip; `fusion` determines whether each pathway has its own head."""
 
     def __init__(self, options: SlowFast, modality: Modality, stack: int = 1) -> None:
         super().__init__(options, modality, stack)
@@ -104,7 +104,7 @@ class SlowFast3D(Backbone):
         )
 
     def _lateral(self, channels: int) -> nn.Sequential:
-        """Convolution over time that brings the fast map to the slow one's rate and twice its own channels."""
+        """Return a convolution that reduces the fast map to the slow frame rate and doubles its channels."""
         kernel, alpha = self.options.fusion_kernel, self.options.alpha
         return nn.Sequential(
             nn.Conv3d(
@@ -127,7 +127,7 @@ class SlowFast3D(Backbone):
         return nn.Sequential(first, *rest)
 
     def _describe(self, slow: int, fast: int) -> None:
-        """Set width and stride of the outputs."""
+        """Set the number of channels and the stride of the outputs."""
         self.widths = (slow, fast)
         slow_stride = self.options.fast_stride * self.options.alpha
         if self.options.fusion == "early":
@@ -141,7 +141,7 @@ class SlowFast3D(Backbone):
 
     @classmethod
     def default_input(cls, options: SlowFast, modality: Modality) -> InputSpec:
-        """Return the input of PySlowFast's weights: 0..1, mean .45, deviation .225; also for flow."""
+        """Return the input of PySlowFast's weights, also for flow: values 0..1, mean .45, standard deviation .225."""
         channels = MODALITY_CHANNELS[modality]
         return InputSpec(
             modality=modality,
@@ -155,19 +155,19 @@ class SlowFast3D(Backbone):
         )
 
     def num_tokens(self, clip_length: int) -> tuple[int, ...]:
-        """Return the time steps of each map: of the slow frames and, with late fusion, of the fast ones."""
+        """Return the number of time steps of the slow map and, with late fusion, of the fast map."""
         fast = ceil(clip_length / self.options.fast_stride)
         slow = ceil(fast / self.options.alpha)
         return (slow,) if self.options.fusion == "early" else (slow, fast)
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return stem, layer1 … layer4 and, with FRAB, reduction; each maps both pathways."""
+        """Return the stages stem, layer1 … layer4 and, with FRAB, reduction; each stage contains both pathways."""
         names = ["stem", "layer1", "layer2", "layer3", "layer4"]
         names += ["reduction"] if "reduction" in self._modules else []
         return [(name, self.get_submodule(name)) for name in names]
 
     def forward(self, x_BCTHW: torch.Tensor) -> list[FeatureMap]:
-        """Map a clip to the slow and the fast map, or with early fusion to one map at the slow rate."""
+        """Map a clip to the slow and the fast map, or with early fusion to one map at the slow frame rate."""
         fast = x_BCTHW[:, :, :: self.options.fast_stride]
         x: Pair = (self._slow_frames(fast), fast)
         for _, stage in self.stages():
@@ -186,7 +186,10 @@ class SlowFast3D(Backbone):
         return fast_BCTHW.index_select(2, numbers.to(fast_BCTHW.device))
 
     def append_block(self, channels: int) -> None:
-        """Add a block after layer4: slow 2048 → `channels`; with early fusion also fast 256 → a quarter of that."""
+        """Add a block after layer4 of the slow pathway, to `channels`.
+
+        With early fusion, also add a block to the fast pathway, to a quarter of `channels`.
+        """
         slow, fast = self.widths
         narrowed = self._fast_channels(channels)
         self.reduction = SlowFastStage(
@@ -196,7 +199,7 @@ class SlowFast3D(Backbone):
         self._describe(channels, narrowed or fast)
 
     def replace_last_block(self, channels: int) -> None:
-        """Replace the last blocks of layer4 by narrower ones, in the same pathways as `append_block`."""
+        """Replace the last block of layer4 by a narrower block, in the same pathways as `append_block`."""
         slow, fast = self.widths
         narrowed = self._fast_channels(channels)
         self.reduced = (self._replace_last("slow", _narrowing(slow, channels)),)
@@ -212,12 +215,12 @@ class SlowFast3D(Backbone):
         return f"layer4.{pathway}.{len(layer) - 1}."
 
     def _fast_channels(self, channels: int) -> int:
-        """Reduced width of the fast pathway; 0 if it is not reduced because it has its own head."""
+        """Return the reduced channels of the fast pathway; 0 if it has its own head and is not reduced."""
         return max(1, channels // FAST_SHARE) if self.options.fusion == "early" else 0
 
 
 def _narrowing(inputs: int, channels: int) -> Bottleneck:
-    """The published reduction of both pathways is a full 3×3×3 bottleneck, not a factored one as in SlowFast."""
+    """Return the published reduction block: a full 3×3×3 bottleneck instead of SlowFast's factored bottleneck."""
     block = Bottleneck(
         inputs, max(1, channels // 2), channels, downsample=Projection(inputs, channels, (1, 1, 1))
     )

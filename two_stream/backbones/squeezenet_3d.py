@@ -20,7 +20,7 @@ FIRES = ((16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 25
 
 
 class Fire(nn.Module):
-    """1×1×1 to a few channels, then 1×1×1 and 3×3×3 in parallel; the identity is added with `bypass`."""
+    """1×1×1 to a few channels, followed by parallel 1×1×1 and 3×3×3; with `bypass`, the input is added."""
 
     def __init__(self, inputs: int, squeezed: int, expanded: tuple[int, int], bypass: bool = False) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Fire(nn.Module):
         self.bypass = bypass
 
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """`(B, C, T, H, W)` to the module's width."""
+        """Map `(B, C, T, H, W)` to the output channels of the module."""
         y = self.relu(self.squeeze_bn(self.squeeze(x_BCTHW)))
         y = torch.cat((self.expand1x1_bn(self.expand1x1(y)), self.expand3x3_bn(self.expand3x3(y))), dim=1)
         out_BCTHW: torch.Tensor = self.relu(y + x_BCTHW if self.bypass else y)
@@ -43,7 +43,7 @@ class Fire(nn.Module):
 
 @BACKBONES.register(SqueezeNet)
 class SqueezeNet3D(Backbone):
-    """Stem with pooling and four stages of fire modules; the second and later stages pool first."""
+    """Stem with pooling, and four stages of fire modules; the later stages start with pooling."""
 
     def __init__(self, options: SqueezeNet, modality: Modality, stack: int = 1) -> None:
         super().__init__(options, modality, stack)
@@ -79,18 +79,18 @@ class SqueezeNet3D(Backbone):
         return layer
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return stem, layer1 … layer4 and, with FRAB, reduction."""
+        """Return the stages stem, layer1 … layer4 and, with FRAB, reduction."""
         names = ("stem", "layer1", "layer2", "layer3", "layer4", "reduction")
         return [(name, self.get_submodule(name)) for name in names if name in self._modules]
 
     def append_block(self, channels: int) -> None:
-        """Add a fire module: 512 → `channels`."""
+        """Add a fire module from 512 to `channels` channels."""
         self.reduction = _narrowing(self.channels[0], channels)
         self.reduced = ("reduction.",)
         self.channels = (channels,)
 
     def replace_last_block(self, channels: int) -> None:
-        """Replace the last fire module by such a module."""
+        """Replace the last fire module by the module of `append_block`."""
         layer = self._layer(4)
         layer[-1] = _narrowing(self.last_inputs, channels)
         self.reduced = (f"layer4.{len(layer) - 1}.",)
@@ -98,7 +98,7 @@ class SqueezeNet3D(Backbone):
 
 
 def _narrowing(inputs: int, channels: int) -> Fire:
-    """Return a fire module without bypass that squeezes to an eighth of its output, like all others."""
+    """Return a fire module without bypass; like the others, it squeezes to an eighth of its output channels."""
     half = channels // 2
     block = Fire(inputs, max(1, channels // 8), (half, channels - half))
     init_convolutions(block)

@@ -1,4 +1,4 @@
-"""Any 2D network of timm, frame by frame, optionally with TSM or inflated to 3D.
+"""2D networks of timm, applied frame by frame, with TSM, or inflated to 3D.
 
 Sources: Wightman, PyTorch Image Models (github.com/huggingface/pytorch-image-models); Wang et al., "Temporal Segment
 Networks" (arXiv 1608.00859) for 2D networks with aggregation over frames.
@@ -37,7 +37,7 @@ _PICTURE_DEVIATION = 0.125
 
 @BACKBONES.register(TimmNet)
 class TimmBackbone(LibraryBackbone):
-    """The network's stages under their own names; frames are processed as images and returned as one map."""
+    """A network of timm whose frames are processed as images and returned as one feature map."""
 
     options: TimmNet
     setting = ("", "backbone.image_size")
@@ -50,7 +50,7 @@ class TimmBackbone(LibraryBackbone):
         side, fixed = _side(options)
         net = create(options, self.inputs) if net is None else net
         self.seen = 2 if options.difference == "beside" else 1
-        """images of each moment, whose features are joined"""
+        """number of images per time step, whose features are concatenated"""
         self.channels = (self.seen * int(net.num_features),)
         parts = take_apart(net, lambda: create(options, self.inputs), side)
         if options.tsm:
@@ -70,10 +70,10 @@ class TimmBackbone(LibraryBackbone):
 
     @classmethod
     def default_input(cls, options: TimmNet, modality: Modality) -> InputSpec:
-        """Return 16 frames, every fourth; size, mean and deviation are those of timm's weights, in 0..1.
+        """Return the default input: 16 frames with stride 4, with the size, mean and deviation of timm's weights.
 
-        Flow without motion becomes 0, with RGB's average deviation; in an image 5 pixels become 1. Differences
-        use pairs of neighbouring frames from 16 parts of the video.
+        For flow, zero motion becomes 0, and the deviation is the average of R, G and B; with `picture`, 5 pixels of
+        motion become 1. For differences, a clip has pairs of adjacent frames from 16 parts of the video.
         """
         found = _published(options.name)
         mean, std = tuple(found.mean), tuple(found.std)
@@ -95,7 +95,7 @@ class TimmBackbone(LibraryBackbone):
         )
 
     def check_input(self, spec: InputSpec) -> None:
-        """Check the image size, and that differences get pairs of frames."""
+        """Check the image size, and with `difference` that the clip consists of pairs of frames."""
         super().check_input(spec)
         if self.options.difference != "none" and spec.clip_length % (2 * max(1, spec.segments)):
             raise SettingsError(
@@ -108,12 +108,12 @@ class TimmBackbone(LibraryBackbone):
             )
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return the parts in timm's order and, with FRAB, reduction."""
+        """Return the stages in timm's order and, with FRAB, reduction."""
         names = [*self.names, "reduction"]
         return [(name, self.get_submodule(name)) for name in names if name in self._modules]
 
     def forward_map(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return the network's map `(B, C, T, H, W)`, before frames are averaged and FRAB."""
+        """Return the network's map `(B, C, T, H, W)`, before the average over frames and FRAB."""
         clips, frames = x_BCTHW.shape[0], x_BCTHW.shape[2]
         if self.options.tsm:
             for part in self.modules():
@@ -155,7 +155,7 @@ class TimmBackbone(LibraryBackbone):
         return [first, change] if self.options.difference == "beside" else [change]
 
     def append_block(self, channels: int) -> None:
-        """Add 1×1×1 convolution, BatchNorm and ReLU; after a transformer LayerNorm, linear layer and MLP."""
+        """Add a 1×1×1 convolution, BatchNorm and ReLU; for a transformer, add LayerNorm, a linear layer and an MLP."""
         self.reduction: nn.Module
         if self.layout == "nchw":
             self.reduction = pointwise_block(self.channels[0], channels, volumes=True)
@@ -165,13 +165,15 @@ class TimmBackbone(LibraryBackbone):
         self.channels = (channels,)
 
     def replace_last_block(self, channels: int) -> None:
-        """Replace the last block, and a convolution after it, by such a block for single frames.
+        """Replace the last block, and any convolution after it, by the block of `append_block` for single frames.
 
         Raises:
             SettingsError: The last block of this network is unknown.
         """
         if self.home is None:
-            raise SettingsError(f"the last block of {self.options.name} is not known; use `reduction: frab`")
+            raise SettingsError(
+                f"the last block of {self.options.name} is not known, so it cannot be replaced; use `reduction: frab`"
+            )
         container = self.get_submodule(self.home)
         key, old = list(container.named_children())[-1]
         inputs, stride = _inputs(old), _block_stride(old)
@@ -190,7 +192,7 @@ class TimmBackbone(LibraryBackbone):
         self.channels = (self.seen * channels,)
 
     def donor(self, state: Mapping[str, torch.Tensor] | None, source: str) -> tuple[TimmBackbone, str]:
-        """Return the network for RGB with the given tensors, which `source` names, or else with timm's weights.
+        """Return the network for RGB with the tensors `state`, or with timm's weights if `state` is None.
 
         Raises:
             CheckpointError: They cannot be fetched or do not fit.
@@ -216,25 +218,26 @@ class TimmBackbone(LibraryBackbone):
 
 
 def _check_motion(options: TimmNet, modality: Modality, stack: int) -> None:
-    """Check that differences are for RGB and images have one flow field."""
+    """Check that `difference` is used for RGB, and `picture` with one flow field."""
     if options.difference != "none" and modality == "flow":
         raise SettingsError(
-            f"`backbone.difference: {options.difference}` is only for RGB; remove it for `model.modality: flow`"
+            f"`backbone.difference: {options.difference}` is only for RGB; remove `difference` for `model.modality: "
+            "flow`"
         )
     if options.picture and modality == "flow" and stack > 1:
         raise SettingsError(
-            f"`backbone.picture` uses one flow field, but `input.stack` is {stack}; set it to 1"
+            f"`backbone.picture` uses one flow field, but `input.stack` is {stack}; set `input.stack` to 1"
         )
 
 
 def _picture(x_BCTHW: torch.Tensor) -> torch.Tensor:
-    """Return x, y and magnitude of normalised flow as three channels from -1 to 1, like those of an image."""
+    """Return x, y and magnitude of normalised flow as three channels from -1 to 1, like an image."""
     magnitude_B1THW = torch.linalg.vector_norm(x_BCTHW, dim=1, keepdim=True)
     return torch.cat((x_BCTHW, magnitude_B1THW - 1.0), 1).clamp(-1.0, 1.0)
 
 
 def _classes(name: str, state: Mapping[str, torch.Tensor] | None) -> list[int | None]:
-    """Return the numbers of classes to try: timm accepts missing tensors unless the classifier's size fits."""
+    """Return the numbers of classes to try, because timm reports missing tensors only if the classifier fits."""
     if state is None:
         return [None]
     found = _published(name)
@@ -251,7 +254,7 @@ def create(
     pretrained: bool = False,
     overlay: Any = None,
 ) -> Any:
-    """Build a network of timm; `classes` 0: without classifier, none: timm's number.
+    """Build a network of timm with a number of classes; 0: no classifier; None: timm's number.
 
     Raises:
         SettingsError: Unknown name, or an option that this network does not have.
@@ -277,7 +280,7 @@ def create(
         name = next((given[key] for key in more if key in str(error)), None)
         if name is None:
             raise
-        raise SettingsError(f"timm's {options.name} has no option `{name}`; remove it") from None
+        raise SettingsError(f"timm's {options.name} has no option `{name}`; remove the option") from None
 
 
 def _require_name(name: str) -> None:
@@ -288,7 +291,7 @@ def _require_name(name: str) -> None:
         if not tag or name in (tags := timm.list_pretrained(f"{plain}.*")):
             return
         raise SettingsError(
-            f"timm has no weights {name!r}; of this network it has {', '.join(tags) or 'none'}"
+            f"timm has no weights {name!r}; its weights of this network: {', '.join(tags) or 'none'}"
         )
     close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else "see `timm.list_models()`"
@@ -302,7 +305,7 @@ def _published(name: str) -> Any:
     _require_name(name)
     found = get_pretrained_cfg(name)
     if found is None:
-        raise SettingsError(f"timm does not describe the input of {name!r}; choose another network")
+        raise SettingsError(f"timm does not specify the input of {name!r}; choose another network")
     return found
 
 
@@ -313,14 +316,14 @@ def _side(options: TimmNet) -> tuple[int, bool]:
 
 
 def _inputs(block: nn.Module) -> int:
-    """Return the input width of a block, that of its first layer."""
+    """Return the number of input channels of a block, which is that of its first layer."""
     for part in block.modules():
         if isinstance(part, (nn.Conv2d, nn.Conv3d)):
             return part.in_channels
         weight = part._parameters.get("weight")
         if weight is not None:
             return int(weight.shape[-1])
-    raise SettingsError("the last block has no weights; use `reduction: frab`")
+    raise SettingsError("the last block has no weights, so its width is unknown; use `reduction: frab`")
 
 
 def _block_stride(block: nn.Module) -> int:

@@ -1,7 +1,7 @@
-"""Divides a network of timm into the parts from input to last feature map, and finds its last block.
+"""Divides a network of timm into stages from the input to the last feature map, and finds its last block.
 
-Known families are divided, so that stages can be frozen, recomputed and have their own learning rates; any other
-network is one stage.
+Networks of known families are divided, so that single stages can be frozen, be recomputed or have their own learning
+rate. Any other network is one stage.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ class TimmParts:
     """A network of timm without its classifier."""
 
     stages: list[tuple[str, nn.Module]]
-    """run one after another on images `(N, C, H, W)`"""
+    """named stages, which run one after another on images `(N, C, H, W)`"""
     layout: Layout = "nchw"
     """axes of the output: `(N, C, H, W)`, `(N, H, W, C)` or `(N, tokens, C)`"""
     stride: int = 32
     """pixels per position of the last feature map"""
     prefix: int = 0
-    """leading tokens that do not belong to a position in the image: class, registers"""
+    """number of leading tokens that do not belong to a position in the image (class token, registers)"""
     last: nn.Module | None = None
-    """container whose last child is the last block; none if that is not known"""
+    """container whose last child is the last block; None if the last block is not known"""
     after: tuple[str, ...] = ()
-    """stages after that block that have the same width"""
+    """stages after the last block that have the same width"""
 
 
 def take_apart(net: Any, twin: Callable[[], Any], side: int) -> TimmParts:
@@ -71,7 +71,7 @@ def take_apart(net: Any, twin: Callable[[], Any], side: int) -> TimmParts:
 
 
 class VitStem(nn.Module):
-    """Patches, positions and prefix tokens of a VisionTransformer; the other parts are removed."""
+    """Patch embedding, positions and prefix tokens of a VisionTransformer; its other parts are removed."""
 
     def __init__(self, net: Any) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ def _regnet(net: Any) -> TimmParts:
 
 
 def _efficientnet(net: Any) -> TimmParts:
-    """EfficientNet, MobileNetV2 (which end in a convolution that widens) and MobileNetV3 (whose head has it)."""
+    """Divide EfficientNet, MobileNetV2 (with a convolution at the end) or MobileNetV3 (without it)."""
     from timm.models.mobilenetv3 import MobileNetV3
 
     stages = [(f"stage{index}", stage) for index, stage in enumerate(net.blocks, start=1)]
@@ -159,7 +159,7 @@ def _swin(net: Any) -> TimmParts:
 
 
 def _features(net: Any) -> TimmParts:
-    """VGG and DenseNet: one chain of layers."""
+    """Divide VGG or DenseNet, which are one sequence of layers."""
     return TimmParts([("features", net.features)], stride=_stride(net))
 
 
@@ -168,7 +168,7 @@ def _stride(net: Any) -> int:
 
 
 def _whole(net: Any, twin: Callable[[], Any], side: int) -> TimmParts:
-    """Run on the meta device to find the output shape and unused weights, which are kept unchanged."""
+    """Return a network as one stage, after running it on the meta device to find its output shape."""
     what = type(net).__name__
     with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():
         trial = twin()

@@ -1,4 +1,4 @@
-"""Time in 2D networks of timm: shifted channels (TSM) and inflation to three dimensions.
+"""Time in 2D networks of timm: temporal shift (TSM) and inflation to 3D.
 
 Sources: Lin et al., "TSM: Temporal Shift Module for Efficient Video Understanding" (arXiv 1811.08383); Carreira and
 Zisserman, "Quo Vadis, Action Recognition?" (arXiv 1705.07750) for the inflation.
@@ -46,7 +46,7 @@ _TORCH_PLAIN = (nn.Sequential, nn.Identity, nn.Dropout)
 
 
 class TemporalShift(nn.Module):
-    """A layer whose input gets some channels from neighbouring frames: TSM's residual shift, inside a block."""
+    """A layer that receives some channels from adjacent frames: the residual shift of TSM, inside a block."""
 
     def __init__(self, layer: nn.Module, share: float) -> None:
         super().__init__()
@@ -62,7 +62,10 @@ class TemporalShift(nn.Module):
 
 
 def shifted(x_NCHW: torch.Tensor, frames: int, share: float) -> torch.Tensor:
-    """Return images whose first channels are of the next frame and second ones of the previous one; 0 at the ends."""
+    """Return images with the first channels from the next frame and further channels from the previous frame.
+
+    At the ends of a clip, shifted channels are 0.
+    """
     x_BTCHW = x_NCHW.reshape(-1, frames, *x_NCHW.shape[1:])
     count = int(x_BTCHW.shape[2] * share)
     nothing = torch.zeros_like(x_BTCHW[:, :1, :count])
@@ -84,8 +87,8 @@ def add_shifts(stages: list[tuple[str, nn.Module]], share: float, name: str) -> 
     ]
     if not blocks:
         raise SettingsError(
-            f"`tsm` shifts the residual blocks of ResNet, RegNet, ConvNeXt, EfficientNet and MobileNet (V2, V3); "
-            f"{name} has none of them"
+            f"`tsm` shifts the residual blocks of ResNet, RegNet, ConvNeXt, EfficientNet and MobileNet (V2, V3), but "
+            f"{name} has none of these blocks; remove `tsm`"
         )
     for part, attribute in blocks:
         setattr(part, attribute, TemporalShift(getattr(part, attribute), share))
@@ -94,8 +97,8 @@ def add_shifts(stages: list[tuple[str, nn.Module]], share: float, name: str) -> 
 def inflate(stages: list[tuple[str, nn.Module]], kernel: int, name: str) -> None:
     """Give every convolution, norm and pool of plain 2D stages a time dimension, in place.
 
-    A kernel larger than 1×1 is repeated `kernel` times and divided by it, so a still clip gives the response of the
-    image; 1×1 stays 1×1×1, and pools keep the length.
+    A kernel larger than 1×1 is repeated `kernel` times and divided by `kernel`, so that a clip of identical frames has
+    the same response as the image. Kernels of 1×1 become 1×1×1, and pools keep the number of frames.
 
     Raises:
         SettingsError: A part requires two dimensions.
@@ -103,8 +106,9 @@ def inflate(stages: list[tuple[str, nn.Module]], kernel: int, name: str) -> None
     for part in list(_modules(stages)):
         if not (_kind(part) in _PLAIN or type(part) in _TORCH_PLAIN or _replaceable(part)):
             raise SettingsError(
-                f"`inflate` needs a plain convolutional network (ResNet, VGG, DenseNet, MobileNetV2, RegNetX …); "
-                f"{name} has {type(part).__name__}, which stays 2D; use `tsm` or neither"
+                "`inflate` requires a plain convolutional network (ResNet, VGG, DenseNet, MobileNetV2, RegNetX …), "
+                "but "
+                f"{name} contains {type(part).__name__}, which is 2D; remove `inflate`, or use `tsm` instead"
             )
     for index, (stage, module) in enumerate(stages):
         stages[index] = (stage, _inflated(module, kernel))

@@ -1,7 +1,7 @@
 """A backbone's forward pass as a graph of modules and functions (torch.fx), for code that rewrites networks.
 
-Modules whose code depends on the input size (SAME padding, odd lengths, channel shuffle, cells of a grid) are one node,
-which code that rewrites the graph must handle.
+A module whose code depends on the input size (SAME padding, odd lengths, channel shuffle, cells of a grid) is a single
+node, which the code that rewrites the graph must handle.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ LEAVES: tuple[type[nn.Module], ...] = (SameConv3d, SamePad3d, SameMaxPool3d, Hal
 
 
 class BackboneTracer(fx.Tracer):
-    """Traces modules of this package down to those of torch, `LEAVES` and `leaves`."""
+    """Traces modules of this package; modules of torch, `LEAVES` and `leaves` are single nodes."""
 
     def __init__(self, leaves: tuple[type[nn.Module], ...] = ()) -> None:
         super().__init__()
         self.leaves = LEAVES + leaves
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether a module is one node."""
+        """Whether a module is a single node."""
         return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
 
 
 def traced(backbone: Backbone, leaves: tuple[type[nn.Module], ...] = ()) -> fx.GraphModule:
-    """Return a backbone's graph; weights are shared with it. Its output is a list of `FeatureMap`'s tensors.
+    """Return a backbone's graph, which shares its weights and returns a list of the tensors of `FeatureMap`.
 
     Args:
         backbone: Of this package, not of another library.
@@ -52,7 +52,7 @@ def traced(backbone: Backbone, leaves: tuple[type[nn.Module], ...] = ()) -> fx.G
 
 
 def _plain_output(graph: fx.Graph) -> None:
-    """Make the graph return tensors, since it cannot return `FeatureMap`."""
+    """Make the graph return tensors, because a graph cannot return `FeatureMap`."""
     output = graph.output_node()
     maps = [node for node in output.args[0] if isinstance(node, fx.Node)]  # type: ignore[union-attr]
     output.args = ([node.kwargs["tensor"] for node in maps],)

@@ -1,7 +1,7 @@
 """X3D: a tiny image network expanded step by step in duration, frame rate, frame size, depth and width.
 
 Source: Feichtenhofer, "X3D: Expanding Architectures for Efficient Video Recognition" (arXiv 2004.04730); sizes as in
-PySlowFast, whose last layer before the classifier is the head's (`head: {kind: average, features: 2048}`).
+PySlowFast. The last layer before the classifier belongs to the head (`head: {kind: average, features: 2048}`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SQUEEZE = 0.0625
 
 
 def rounded(width: float, divisor: int = 8) -> int:
-    """Return the nearest multiple of `divisor`, never less than nine tenths of the width."""
+    """Return the nearest multiple of `divisor` that is at least nine tenths of the width."""
     near = max(divisor, int(width + divisor / 2) // divisor * divisor)
     return near + divisor if near < 0.9 * width else near
 
@@ -48,7 +48,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class X3DBlock(ResidualBlock):
-    """1×1×1, 3×3×3 per channel (depthwise), squeeze-and-excitation in every other block, swish, 1×1×1."""
+    """1×1×1, depthwise 3×3×3, squeeze-and-excitation (with `squeeze`), swish and 1×1×1."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, squeeze: bool) -> None:
         steps = (1, stride, stride)
@@ -74,7 +74,7 @@ class X3DBlock(ResidualBlock):
 
 @BACKBONES.register(X3d)
 class X3D(Backbone):
-    """Stem over space and then time, four layers, one pointwise convolution; one token per frame."""
+    """Stem over space and then over time, four layers and a pointwise convolution; outputs one token per frame."""
 
     def __init__(self, options: X3d, modality: Modality, stack: int = 1) -> None:
         super().__init__(options, modality, stack)
@@ -111,7 +111,7 @@ class X3D(Backbone):
 
     @classmethod
     def default_input(cls, options: X3d, modality: Modality) -> InputSpec:
-        """Return the input of X3D-M: 16 frames, every fifth; crops of 224² from 256×340."""
+        """Return the input of X3D-M: 16 frames with stride 5, and crops of 224² from 256×340."""
         del options
         channels = MODALITY_CHANNELS[modality]
         return InputSpec(
@@ -126,18 +126,18 @@ class X3D(Backbone):
         )
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return stem, layer1 … layer4, last (not with FRMB) and, with FRAB, reduction."""
+        """Return the stages stem, layer1 … layer4, last (not with FRMB) and, with FRAB, reduction."""
         names = ("stem", "layer1", "layer2", "layer3", "layer4", "last", "reduction")
         return [(name, self.get_submodule(name)) for name in names if name in self._modules]
 
     def append_block(self, channels: int) -> None:
-        """Add a block after the last convolution: 432 → `channels`."""
+        """Add a block after the last convolution, to `channels`."""
         self.reduction = _block(self.channels[0], channels)
         self.reduced = ("reduction.",)
         self.channels = (channels,)
 
     def replace_last_block(self, channels: int) -> None:
-        """Replace the last block and the convolution after it by such a block."""
+        """Replace the last block and the convolution after it by the block of `append_block`."""
         layer = self.get_submodule("layer4")
         assert isinstance(layer, nn.Sequential)
         layer[-1] = _block(self.last_inputs, channels)

@@ -25,30 +25,32 @@ SUMMARY = "Run the missing cells of a study, and write a report with statistics.
 PROG = "two-stream ablate STUDY.yaml"
 DESCRIPTION = (
     f"{SUMMARY} Every cell (a variant on a split with a seed) is an ordinary run. The same command continues an "
-    "interrupted study: finished cells are kept, and failed ones are tried again."
+    "interrupted study: finished cells are kept, and failed cells are run again."
 )
 
 
 @dataclass(frozen=True)
 class _Flags:
     jobs: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """cells (training runs) to run at the same time per GPU; if omitted, 1; on a CPU as many as its threads allow"""
+    """number of cells (training runs) to run at the same time per GPU; if omitted, 1 on a GPU, and on a CPU as many as
+    the threads allow"""
     devices: tuple[str, ...] = ()
     """GPUs to use (cuda:0 cuda:1 …); if omitted, the device in the settings"""
     ray: str | None = None
-    """run the cells on a Ray cluster: HOST:PORT, auto or local; all machines must share the folders"""
+    """address of a Ray cluster to run the cells on: HOST:PORT, auto, or local (a cluster started on this machine); all
+    machines must share the folders"""
     seeds: tuple[int, ...] = ()
     """seeds to run; if omitted, the seeds of the study"""
     splits: tuple[int, ...] = ()
     """splits to run; if omitted, the splits of the study"""
     out: Path | None = None
-    """folder in which to create the study's folder; if omitted, as in the study file"""
+    """folder in which to create the study's folder; if omitted, the folder named in the study file"""
     dry_run: bool = False
     """list the cells and their states; run nothing"""
     report_only: bool = False
     """write the report of the finished cells; run nothing"""
     any_code: bool = False
-    """keep cells from other versions of the code instead of running them again"""
+    """keep cells that were run with other versions of the code, instead of running them again"""
     cost: bool = True
     """measure parameters, multiply-adds, latency and memory if the study requests it"""
 
@@ -75,7 +77,7 @@ def main(args: list[str]) -> int:
         try:
             ran = run_study(study, places, source=name, any_code=flags.any_code)
         except KeyboardInterrupt as stop:
-            note(f"stopped and saved; continue with: {command}")
+            note(f"the study is stopped and saved; continue with: {command}")
             return 128 + (stop.args[0] if stop.args else signal.SIGINT)
         finally:
             for number, handler in before.items():
@@ -112,7 +114,9 @@ def _study(name: str, flags: _Flags) -> Study:
     if flags.jobs is not None and flags.jobs < 1:
         raise SettingsError(f"--jobs is {flags.jobs}: expected 1 or more")
     if flags.ray is not None and flags.devices:
-        raise SettingsError("--ray and --devices cannot be combined: a cluster assigns GPUs itself")
+        raise SettingsError(
+            "--ray and --devices cannot be combined, because Ray assigns the GPUs; omit one of them"
+        )
     study = load_study(name)
     given: dict[str, Any] = {}
     if flags.seeds:

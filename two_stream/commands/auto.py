@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 SUMMARY = (
     "Check a prepared data set, run the baseline, train both streams with a recipe for this machine, evaluate, fuse, "
-    "report, and choose the best classifier. Each step prints its command; the same command continues an earlier call."
+    "report, and choose the best classifier. Each step prints its command. To continue an interrupted call, run the "
+    "same command again."
 )
 
 
@@ -36,7 +37,8 @@ class _AutoFlags(DataFlags):
     out: Path | None = None
     """report to write; if omitted, `RUNS/auto/<data set>-split<n>.html`"""
     official_split: bool = False
-    """accept a published split with clips of one source in both training and test; test accuracy is then too high"""
+    """accept a published split that has clips of the same source video in both the training and the test list; the test
+    accuracy is then too high"""
 
 
 def main(args: list[str]) -> int:
@@ -58,12 +60,12 @@ def main(args: list[str]) -> int:
         return 1
     given = [flags.dataset, *_root(flags), "--split", str(flags.split), "--source", changes["data.source"]]
     given += ["--runs", str(flags.runs), "--device", flags.device, "--seed", str(flags.seed)]
-    _step("2/5 running the baseline, which a network should exceed", ["baseline", *given])
+    _step("2/5 running the baseline; a network should exceed its accuracy", ["baseline", *given])
     command = "`two-stream auto` with the same flags"
     baseline = run_baseline(record, changes, flags.runs, command)
     print_baseline(baseline)
     networks = _streams(flags, record, changes, baseline.runs, end)
-    _step("4/5 fusing, with weights fitted on the training videos", [])
+    _step("4/5 fusing the streams, with weights fitted on the training videos", [])
     found = candidates(baseline.runs, networks)
     best = best_candidate(found)
     _print_candidates(found, best)
@@ -160,8 +162,8 @@ def _print_candidates(found: Sequence[Candidate], best: Candidate) -> None:
 def _answer(flags: _AutoFlags, record: Record, shown: Candidate, best: Candidate) -> int:
     """Write the report and the chosen classifier, and print how to use it.
 
-    The report starts with `shown`. If the baseline was chosen, `shown` is the networks, because every report has a row
-    for the baseline anyway.
+    The report starts with the candidate `shown` and always has a row for the baseline. If the baseline was chosen,
+    `shown` is the candidate `networks`.
     """
     from two_stream.commands import report
 
@@ -190,6 +192,6 @@ def _answer(flags: _AutoFlags, record: Record, shown: Candidate, best: Candidate
             "predict": shlex.join(command),
         },
     )
-    say("\nTo classify a video with it:")
+    say("\nTo classify a video with the chosen classifier:")
     say(f"  $ {shlex.join(command)}")
     return 0

@@ -31,7 +31,8 @@ class DataFlags:
     settings_root: Path = Path("settings")
     """folder of the named data sets"""
     source: Literal["auto", "frames", "videos"] = "auto"
-    """frames: written by `two-stream extract`; videos: flow is computed while reading; auto: frames if they exist"""
+    """frames: frame folders from `two-stream extract`; videos: video files, whose flow is computed while reading; auto:
+    frame folders if they exist, otherwise video files"""
     runs: Path = Path("runs")
     """folder to write the runs to"""
     device: str = "auto"
@@ -66,7 +67,9 @@ def read_data(flags: DataFlags) -> tuple[Record, dict[str, Any]]:
 
     record = load_record(flags.dataset, flags.settings_root)
     if not 1 <= flags.split <= record.num_splits:
-        raise DataError(f"{record.name}: no split {flags.split}; it has 1 to {record.num_splits}")
+        raise DataError(
+            f"{record.name}: no split {flags.split}; expected a split from 1 to {record.num_splits}"
+        )
     source = flags.source
     if source == "auto":
         try:
@@ -98,4 +101,6 @@ def print_baseline(baseline: Baseline, *, as_json: bool = False) -> None:
         return
     print_table("baseline: accuracy in %", words.columns(found), words.rows(found))
     say(protocol)
-    say(f"A network should exceed this. Runs and scores: {baseline.folder} ({baseline.seconds:.0f} s)")
+    say(
+        f"A network should exceed this accuracy. Runs and scores: {baseline.folder} ({baseline.seconds:.0f} s)"
+    )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from two_stream.video.doctor import Finding
     from two_stream.video.frames import FramePatterns
 
-SUMMARY = "find unreadable, short, repeated, missing and leaking videos"
+SUMMARY = "find unreadable, short, duplicate and missing videos, and leaks between training and test"
 SEVERITIES = ("error", "warning", "info")
 _SHOWN = 40
 """largest number of findings of one kind to print; the JSON file has all of them"""
@@ -37,11 +37,12 @@ class Options(AuditOptions):
     settings_root: Path = Path("settings")
     """folder that contains the named data sets"""
     rgb_pattern: str | None = None
-    """file names of RGB frames in a folder of frame folders, as for `extract`; if omitted, as recorded or detected"""
+    """file name pattern of RGB frames in frame folders, as for `two-stream extract`; if omitted, the pattern is read
+    from the folder's manifest or detected"""
     flow_x_pattern: str | None = None
-    """file names of flow x in these frame folders"""
+    """file name pattern of flow x in frame folders"""
     flow_y_pattern: str | None = None
-    """file names of flow y in these frame folders"""
+    """file name pattern of flow y in frame folders"""
 
 
 def main(args: list[str]) -> int:
@@ -56,7 +57,7 @@ def main(args: list[str]) -> int:
     from two_stream.runtime.files import write_json
 
     if not options.targets:
-        raise SettingsError("two-stream check: nothing to check; use a data set, folders or videos")
+        raise SettingsError("two-stream check: no target given; name a data set, folders or videos")
     findings = [finding for target in options.targets for finding in _check(target, options)]
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     _report(findings, options.targets)
@@ -89,14 +90,14 @@ def _check(target: str, flags: Options) -> list[Finding]:
     if not path.exists() and path.suffix.lower() not in VIDEO_SUFFIXES:
         hint = nearest(path.name, known_datasets(flags.settings_root))
         raise DataError(
-            f"{target}: neither a file or folder nor a data set under {flags.settings_root}{hint}"
+            f"{target}: not found; expected a file, a folder or a data set under {flags.settings_root}{hint}"
         )
     videos = video_files(path)[0] if path.is_dir() else [path]
     groups = _frame_folders(path, flags) if path.is_dir() else {}
     if not videos and not groups:
         raise DataError(
-            f"{path}: neither videos nor frame folders (img_00001.jpg …) in here; "
-            "frames of other names need --rgb-pattern, --flow-x-pattern, --flow-y-pattern"
+            f"{path}: contains neither videos nor frame folders (img_00001.jpg …); "
+            "for frames with other names use --rgb-pattern, --flow-x-pattern and --flow-y-pattern"
         )
     findings: list[Finding] = []
     if videos:
@@ -120,7 +121,7 @@ def _check(target: str, flags: Options) -> list[Finding]:
 
 
 def _record(path: Path, settings_root: Path) -> Record | None:
-    """Return the data set that a target names; None if it is a folder or file of another kind."""
+    """Return the data set that a target names, or None if the target is not a data set."""
     from two_stream.data.catalog import RECORD_FILE, load_record
 
     is_name = not path.exists() and (settings_root / path / RECORD_FILE).is_file()
@@ -132,7 +133,7 @@ def _record(path: Path, settings_root: Path) -> Record | None:
 def _frame_folders(
     folder: Path, flags: Options
 ) -> dict[tuple[FramePatterns, tuple[Modality, ...]], list[Path]]:
-    """Find the frame folders below a folder, by the names and contents of their files."""
+    """Find the frame folders below a folder from the names and contents of their files."""
     from two_stream.data.catalog import MODALITIES
     from two_stream.video.extraction.one_video import read_extraction_manifest
     from two_stream.video.frames import names_by_number
@@ -156,7 +157,7 @@ def _frame_folders(
 
 
 def _patterns(flags: Options, recorded: Mapping[str, str], names: Sequence[str]) -> FramePatterns:
-    """Return the file name patterns of a folder: from the flags, else its manifest, else the names themselves.
+    """Return the file name patterns of a folder: from the flags, its manifest, or the names of its files.
 
     The published HMDB51 layout has no manifest, and its flow files have no suffix.
     """

@@ -29,13 +29,14 @@ SUMMARY = (
 @dataclass(frozen=True)
 class _CompareFlags:
     sources: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN|SCORES ...")]] = ()
-    """run folders (their newest scores) or score files; runs that differ only in seed or split form one variant"""
+    """score files, or run folders, whose newest scores are used; runs that differ only in seed or split form one
+    variant"""
     group: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=RUN,RUN")] = ()
-    """define a variant explicitly: runs to treat as repetitions of each other"""
+    """define a variant explicitly: its name, and runs to treat as repetitions of each other"""
     names: str | None = None
-    """names of the variants, separated by commas; those of --group come first"""
+    """names of the variants, separated by commas; variants from --group come first"""
     baseline: str | None = None
-    """variant to compare all others with: its name, or its number from 1; if omitted, the first"""
+    """variant to compare all other variants with: its name, or its number from 1; if omitted, the first variant"""
     all_pairs: bool = False
     """compare all pairs of variants"""
     fuse: Literal["l2", "logits", "probabilities", "rank"] | None = None
@@ -43,9 +44,9 @@ class _CompareFlags:
     fit: bool = False
     """fit the weights of the fusion on the holdout scores of the runs"""
     part: Literal["test", "val"] = "test"
-    """part whose scores are used if a run folder is given"""
+    """part of the data set whose scores are used for a run folder"""
     anyway: bool = False
-    """compare runs with different data sets, splits or protocols; the report warns about it"""
+    """compare runs even if their data sets, splits or protocols differ; the report contains a warning"""
     level: float = 0.95
     """confidence level of the intervals; tests use the significance level 1 - LEVEL"""
     out: Path | None = None
@@ -92,7 +93,9 @@ def _result(flags: _CompareFlags, args: Sequence[str]) -> StudyResult:
     notes = [*check_comparable(groups, anyway=flags.anyway), *unknown_settings(groups)]
     names = list(groups)
     if len(names) < 2:
-        raise SettingsError(f"only one variant ({names[0]}); use another run, or use --group")
+        raise SettingsError(
+            f"only one variant ({names[0]}); a comparison needs two: add a run of another variant, or use --group"
+        )
     asked = Question(
         name="compare",
         question=f"Which is better: {', '.join(names[:-1])} or {names[-1]}?",
@@ -110,7 +113,7 @@ def _result(flags: _CompareFlags, args: Sequence[str]) -> StudyResult:
 
 
 def _variants(flags: _CompareFlags) -> dict[str, list[ScoredRun]]:
-    """Return the score files of each variant, by its name."""
+    """Return a dictionary from the name of each variant to its score files."""
     from two_stream.studies.statistics.scored import group_variants, read_scored
 
     by_hand: dict[str, list[Path]] = {}
@@ -125,7 +128,7 @@ def _variants(flags: _CompareFlags) -> dict[str, list[ScoredRun]]:
         raise ScoreError("no run or score file given; for example: two-stream compare runs/bert runs/average")
     doubled = next((path for place, path in enumerate(paths) if path in paths[:place]), None)
     if doubled is not None:
-        raise ScoreError(f"{doubled}: given twice; remove one")
+        raise ScoreError(f"{doubled}: the same run or file is given twice; remove one of the two")
     found = [read_scored(path, flags.part) for path in paths]
     places = {name: [paths.index(path) for path in members] for name, members in by_hand.items()}
     groups = group_variants(found, places)
@@ -134,16 +137,16 @@ def _variants(flags: _CompareFlags) -> dict[str, list[ScoredRun]]:
     names = [name.strip() for name in flags.names.split(",")]
     if len(names) != len(groups) or len(set(names)) < len(names) or not all(names):
         raise SettingsError(
-            f"--names is {flags.names!r}: expected {len(groups)} different names ({', '.join(groups)})"
+            f"--names is {flags.names!r}: expected {len(groups)} different names, one for each of {', '.join(groups)}"
         )
     return dict(zip(names, groups.values(), strict=True))
 
 
 def _pairs(names: list[str], flags: _CompareFlags) -> list[tuple[str, str, str]]:
-    """Return the comparisons (family, first, second): each variant with the baseline, or all pairs."""
+    """Return the comparisons as (family, first, second): each variant with the baseline, or all pairs."""
     if flags.all_pairs:
         if flags.baseline is not None:
-            raise SettingsError("--all-pairs and --baseline cannot be combined; omit one")
+            raise SettingsError("--all-pairs and --baseline cannot be combined; omit one of them")
         return [("all pairs", one, two) for place, one in enumerate(names) for two in names[place + 1 :]]
     baseline = names[0]
     if flags.baseline is not None:
@@ -151,5 +154,7 @@ def _pairs(names: list[str], flags: _CompareFlags) -> list[tuple[str, str, str]]
         if baseline not in names and baseline.isdigit() and 1 <= int(baseline) <= len(names):
             baseline = names[int(baseline) - 1]
         if baseline not in names:
-            raise SettingsError(f"--baseline is {baseline!r}: no such variant{nearest(baseline, names)}")
+            raise SettingsError(
+                f"--baseline is {baseline!r}: expected the name or number of a variant{nearest(baseline, names)}"
+            )
     return [(f"against {baseline}", name, baseline) for name in names if name != baseline]

@@ -34,7 +34,7 @@ class Options:
     groups: int | None = None
     """number of source scenes, which is the number of videos per class; if omitted, the default of the demo"""
     epochs: int | None = None
-    """training epochs; if omitted, the default of the demo"""
+    """number of training epochs; if omitted, the default of the demo"""
 
 
 def main(args: list[str]) -> int:
@@ -74,7 +74,7 @@ def _check_folder(options: Options) -> None:
         path = options.out / f"{modality}.yaml"
         if path.is_file() and path.read_text(encoding="utf-8") != dump(demo_experiment(options, modality)):
             raise SettingsError(
-                f"{options.out}: a demo with different settings; remove it or use another --out"
+                f"{options.out}: contains a demo with different settings; remove the folder, or use another --out"
             )
 
 

@@ -28,15 +28,15 @@ PROG = "two-stream evaluate RUN_OR_EXPORT"
 
 class _EvaluateFlags(EvaluateOptions):
     part: Literal["test", "val", "train"] = "test"
-    """test: the official test list; val and train: the two sides of the holdout"""
+    """test: the official test list; val: the holdout part of the training list; train: the rest of the training list"""
     checkpoint: Literal["best", "last"] = "best"
     """checkpoint of a run folder: the selected epoch, or the last one"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     trust: tuple[Path, ...] = ()
-    """AOTInductor packages to load, which contain machine code; other exported files do not need this"""
+    """AOTInductor packages that may be loaded; they contain machine code, so name only packages that you trust"""
     workers: Annotated[int, Field(ge=0, le=256)] | None = None
-    """loader processes; if omitted, as in the run's settings"""
+    """number of loader processes; if omitted, as in the run's settings"""
     uncached: bool = False
     """read the videos even if the run was trained on stored features (`data.features`)"""
     out: Path | None = None
@@ -103,17 +103,18 @@ class _ResultFlags:
     from_json: Path
     """result file with the top classes of each video or clip"""
     truth: str | None = None
-    """annotation JSON of Efficient-3DCNNs or 3D-ResNets; or the name or dataset.yaml of a data set"""
+    """file with the correct classes: annotation JSON of Efficient-3DCNNs or 3D-ResNets, or a data set (name or
+    dataset.yaml)"""
     subset: str = "validation"
-    """subset of an annotation JSON that is evaluated"""
+    """subset to evaluate if --truth is an annotation JSON"""
     split: int = 1
-    """split of a data set, whose test list is evaluated"""
+    """split whose test list is evaluated if --truth is a data set"""
     settings_root: Path = Path("settings")
     """folder of data sets that are given by name"""
     top: tuple[int, ...] = (1, 5)
     """values of k for the top-k accuracies"""
     ignore_unseen: bool = False
-    """ignore listed videos without a result (as --ignore of 3D-ResNets) instead of counting them as wrong"""
+    """ignore listed videos without a result (like `--ignore` of 3D-ResNets) instead of counting them as wrong"""
     json: bool = False
     """print JSON instead of a table"""
 
@@ -131,18 +132,20 @@ def _results(args: list[str]) -> int:
         return 1 if found.unseen else 0
     rows = [[f"top-{k}", f"{100 * value:.1f}"] for k, value in found.top.items()]
     print_table(f"{flags.from_json}: accuracy in %", ["", "%"], rows)
-    say(f"{found.counted} videos counted of {found.videos} listed in {flags.truth}")
+    say(f"{found.counted} of the {found.videos} videos listed in {flags.truth} are counted")
     if found.unseen:
         how = "ignored" if flags.ignore_unseen else "counted as wrong"
-        warn(f"{_some(found.unseen)} without a result, {how}")
+        warn(f"no result for {_some(found.unseen)}: {how}")
     if found.unlisted:
-        warn(f"{_some(found.unlisted)} with a result, but not listed: not counted")
+        warn(f"not counted: {_some(found.unlisted)} with a result but not in the list")
     return 1 if found.unseen else 0
 
 
 def _truth(flags: _ResultFlags) -> dict[str, tuple[str, ...]]:
     if flags.truth is None:
-        raise SettingsError("--from-json needs --truth: an annotation JSON, or a data set (name or path)")
+        raise SettingsError(
+            "--from-json requires --truth; add --truth with an annotation JSON or a data set (name or path)"
+        )
     if flags.truth.endswith(".json"):
         from two_stream.evaluation.scores.result_files import read_truth
 

@@ -25,23 +25,25 @@ PROG = "two-stream export"
 @dataclass(frozen=True)
 class _ExportFlags:
     model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN|MODEL")]]
-    """run folder, model folder (with model.safetensors), or name of a model (random weights, to test a runtime)"""
+    """run folder, model folder (with model.safetensors), or name of a model (with random weights, to test a runtime)"""
     to: Literal["onnx", "pt2", "aoti"] = "onnx"
-    """onnx: for runtimes in any language; pt2: torch.export, for torch; aoti: compiled for this kind of processor"""
+    """onnx: for runtimes in any language; pt2: torch.export, for torch; aoti: compiled for the processor of this
+    machine"""
     out: Path | None = None
-    """file to write; if omitted, model.onnx, model.pt2 or model.aoti.pt2 in the run folder (stream.… with --stream)"""
+    """file to write; if omitted, model.onnx, model.pt2 or model.aoti.pt2 in the run folder (with --stream, stream.onnx
+    and so on)"""
     stream: bool = False
     """export the streaming network, which maps frames and states to logits and new states"""
     int8: bool = False
-    """quantize weights and activations to 8 bits (ONNX only): smaller, and faster on CPUs with int8 instructions"""
+    """quantize weights and activations to 8 bits (ONNX only), which is smaller, and faster on CPUs with int8 support"""
     calibration_clips: int = 32
-    """int8: number of training clips for calibrating the ranges of activations"""
+    """with --int8: number of training clips for calibrating the ranges of activations"""
     calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
-    """int8: minmax uses the full range of activations; entropy and percentile clip rare values"""
+    """with --int8: minmax uses the full range of activations; entropy and percentile clip rare values"""
     keep_first: bool = False
-    """int8: keep the first convolution in fp32"""
+    """with --int8: keep the first convolution in fp32"""
     quantize_last: bool = False
-    """int8: also quantize the classifier"""
+    """with --int8: also quantize the classifier"""
     checkpoint: Literal["best", "last"] = "best"
     """checkpoint of a run folder: the selected epoch, or the last one"""
     num_classes: int = 400
@@ -56,7 +58,7 @@ def main(args: list[str]) -> int:
     if flags.calibration_clips < 1:
         raise SettingsError(f"{PROG}: --calibration-clips is {flags.calibration_clips}: expected 1 or more")
     if flags.stream and flags.int8:
-        raise SettingsError(f"{PROG}: --int8 does not support --stream; omit one of them")
+        raise SettingsError(f"{PROG}: --int8 and --stream cannot be combined; omit one of them")
     from two_stream.export.formats import SUFFIXES, format_by_name
 
     format_by_name(flags.to).check()  # missing packages are reported before the network is loaded
@@ -106,7 +108,9 @@ def _run(flags: _ExportFlags) -> AnyRun[Recognizer]:
     try:
         return named_model(flags.model, flags.num_classes)
     except TwoStreamError as error:
-        raise SettingsError(f"{flags.model}: not a run, model folder or name of a model ({error})") from None
+        raise SettingsError(
+            f"{flags.model}: expected a run folder, a model folder or the name of a model ({error})"
+        ) from None
 
 
 def _show(flags: _ExportFlags, path: Path, card: ExportCard) -> None:

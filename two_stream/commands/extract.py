@@ -22,7 +22,7 @@ class Options:
     """Flags of `two-stream extract`."""
 
     source: tyro.conf.Positional[Path]
-    """folder of videos (searched recursively), a video, or a text file with a video per line (`path` or `path id`)"""
+    """folder of videos (searched recursively), a video, or a text file with one video per line (`path` or `path id`)"""
     out: Path
     """output folder; each video gets a sub-folder"""
     flow: Literal["tvl1", "dis", "farneback", "raft", "none"] = "tvl1"
@@ -35,29 +35,31 @@ class Options:
     flow_batch: int = 8
     """batch size of raft, in pairs of images"""
     short_side: int | None = None
-    """shorter side in pixels; the aspect ratio is kept; 0: size of the video; default if --size is omitted: 256"""
+    """shorter side of the frames in pixels, with the aspect ratio of the video; 0: the size of the video; if
+    --short-side and --size are omitted, 256"""
     size: tuple[int, int] | None = None
     """fixed HEIGHT WIDTH, for example 256 340, instead of --short-side"""
     processes: int | None = None
-    """worker processes; default: one per processor; 0: use the main process"""
+    """number of worker processes; if omitted, one per processor; 0: use the main process"""
     ray: str | None = None
-    """use a Ray cluster whose machines share the paths: HOST:PORT, auto, or local for one started here"""
+    """address of a Ray cluster to use: HOST:PORT, auto, or local (a cluster started on this machine); all machines must
+    share the folders"""
     backend: Literal["pyav", "opencv", "torchcodec"] = "pyav"
     """video decoder"""
     quality: int = 95
     """JPEG quality, 1 to 100"""
     overwrite: bool = False
-    """extract videos again that were extracted with different settings or have changed since"""
+    """extract videos again if they were extracted with different settings or have changed since then"""
     rgb_pattern: str = "img_{:05d}.jpg"
-    """names of RGB frames"""
+    """file name pattern of RGB frames"""
     flow_x_pattern: str = "flow_x_{:05d}.jpg"
-    """names of flow x; the published HMDB51 layout has flow_x_{:05d}"""
+    """file name pattern of flow x; in the published HMDB51 layout, flow_x_{:05d}"""
     flow_y_pattern: str = "flow_y_{:05d}.jpg"
-    """names of flow y"""
+    """file name pattern of flow y"""
     patience: float = 600.0
     """seconds without a new frame after which a video is skipped"""
     json: Path | None = None
-    """file for the summary"""
+    """JSON file to write the summary to"""
 
 
 def main(args: list[str]) -> int:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from two_stream.evaluation.features.cache import FeatureFacts
     from two_stream.recognizer import Recognizer
 
-SUMMARY = "Store the features of a frozen backbone for all videos and views, so that heads train on them without it."
+SUMMARY = "Store the features of a frozen backbone for all videos and views, so that heads train without the backbone."
 PROG = "two-stream features SOURCE"
 DESCRIPTION = (
     f"{SUMMARY} SOURCE is a run folder, an experiment file (its network before training) or the name of a model (see "
@@ -32,11 +32,11 @@ class _FeatureFlags(Options):
     out: Path | None = None
     """folder to write; if omitted, `features/<name of the source>-<data set>-split<n>`"""
     train_views: PositiveInt = 1
-    """augmented clips stored per training video; epoch e uses clip e modulo this number"""
+    """number of augmented clips stored per training video; epoch e uses clip e modulo this number"""
     maps: bool = False
     """store feature maps, which the non-local head needs, instead of temporal tokens, which are much smaller"""
     parts: tuple[Literal["train", "test"], ...] = ("train", "test")
-    """train: the official training list, with its holdout; test: the official test list"""
+    """train: the official training list, including the holdout; test: the official test list"""
     overwrite: bool = False
     """replace existing features"""
     checkpoint: Literal["best", "last"] = "best"
@@ -48,7 +48,7 @@ class _FeatureFlags(Options):
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     data: DataOptions = DataOptions()
-    """data set, reading and augmentation; the stored clips are augmented once"""
+    """data set, and how clips are read and augmented; stored clips are augmented only once"""
     evaluate: EvaluateOptions = EvaluateOptions()
     """views of the test part"""
 
@@ -75,7 +75,9 @@ def main(args: list[str]) -> int:
     set_threads(experiment.threads)
     model = _model(name, experiment, flags)
     if model.cpu_only:
-        raise SettingsError(f"{name}: an int8 network has no features; use the run it was made from")
+        raise SettingsError(
+            f"{name}: an int8 run has no features to store; use the run from which it was quantized"
+        )
     set_deterministic(experiment.deterministic, model.device)
     out = flags.out or _usual_folder(name, experiment)
     facts = write_features(
@@ -135,7 +137,7 @@ def _print_usage(name: str, out: Path, facts: FeatureFacts) -> None:
     size = sum(path.stat().st_size for path in out.iterdir())
     say(f"{out}: {videos} videos, {views} views, {size / 1e6:.1f} MB, {facts.seconds:.1f} s")
     start = f", init: {name}, init_part: backbone" if Path(name).is_dir() else ""
-    say(f"to use them, set data: {{features: {out}}}, train: {{freeze_until: backbone{start}}}")
+    say(f"to use the features, set data: {{features: {out}}}, train: {{freeze_until: backbone{start}}}")
     given = shlex.quote(str(out))
     flags = f"--data.features {given} --train.freeze-until backbone"
     if start:

@@ -1,4 +1,4 @@
-"""Parses flags with tyro, into a dataclass or over loaded settings. Every error message is a single line."""
+"""Parses flags with tyro, into a dataclass or as changes to loaded settings. Every error message is one line."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def parse(options: type[T], args: list[str], prog: str, description: str) -> T:
 
 
 def parse_over(default: M, args: list[str], prog: str, description: str) -> M:
-    """Parse flags over loaded settings: `--help` shows their values, `--a.b.kind x` changes the kind of a section.
+    """Parse flags that change loaded settings. `--help` shows the loaded values.
+
+    The flag `--a.b.kind x` changes the kind of the section `a.b`.
 
     Raises:
         SettingsError: As for `parse`; or values contradict each other.
@@ -62,7 +64,7 @@ def parse_over(default: M, args: list[str], prog: str, description: str) -> M:
 
 
 def split_positional(args: list[str], prog: str, what: str, example: str) -> tuple[str, list[str]]:
-    """Split off the first argument; it may only be missing with `--help`, and is then empty.
+    """Return the first argument and the rest; with `--help`, the first argument may be missing and is then empty.
 
     Raises:
         SettingsError: The argument is missing.
@@ -71,7 +73,9 @@ def split_positional(args: list[str], prog: str, what: str, example: str) -> tup
         return args[0], args[1:]
     if wants_help(args):
         return "", args
-    raise SettingsError(f"{prog}: {what} is missing; it comes first, for example: {prog} {example}")
+    raise SettingsError(
+        f"{prog}: {what} is missing; add it as the first argument, for example: {prog} {example}"
+    )
 
 
 def wants_help(args: list[str]) -> bool:
@@ -105,12 +109,12 @@ def run_subcommand(
 
 
 def take_flag(args: list[str], flag: str) -> tuple[bool, list[str]]:
-    """Remove a switch from the arguments; return whether it was given, and the others."""
+    """Remove a switch from the arguments; return whether it was present, and the remaining arguments."""
     return flag in args, [arg for arg in args if arg != flag]
 
 
 def take_value(args: list[str], flag: str, prog: str) -> tuple[str | None, list[str]]:
-    """Remove a flag with its value (`--flag value` or `--flag=value`) and return the value; None if it is not given.
+    """Remove a flag and its value (`--flag value` or `--flag=value`); return the value and the rest.
 
     Raises:
         SettingsError: The value is missing.
@@ -121,7 +125,7 @@ def take_value(args: list[str], flag: str, prog: str) -> tuple[str | None, list[
             return value, args[:place] + args[place + 1 :]
         if name == flag:
             if len(args) == place + 1 or args[place + 1].startswith("-"):
-                raise SettingsError(f"{prog}: {flag}: a value is missing")
+                raise SettingsError(f"{prog}: {flag}: a value is missing; add it after the flag")
             return args[place + 1], args[:place] + args[place + 2 :]
     return None, args
 
@@ -208,7 +212,7 @@ def _one_line(box: str, flags: Callable[[], list[str]]) -> str:
 
 
 def _apply_kinds(default: M, args: list[str]) -> tuple[M, list[str]]:
-    """Apply flags such as `--model.head.kind lstm` before parsing: the kind decides which flags a section has."""
+    """Apply flags such as `--model.head.kind lstm` before parsing, because the kind determines a section's flags."""
     rest: list[str] = []
     waiting = list(args)
     while waiting:
@@ -219,14 +223,14 @@ def _apply_kinds(default: M, args: list[str]) -> tuple[M, list[str]]:
             continue
         if not equals:
             if not waiting:
-                raise SettingsError(f"{name}: a value is missing")
+                raise SettingsError(f"{name}: a value is missing; add it after the flag")
             value = waiting.pop(0)
         default = _with_kind(default, name[2:].replace("-", "_").split(".")[:-1], value)
     return default, rest
 
 
 def _unions(options: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, list[str]]]:
-    """Yield every section that has several kinds, by its flag, with those kinds."""
+    """Yield the flag and the kinds of every section that has several kinds."""
     for name, field in options.model_fields.items():
         members = union_members(field)
         if members:
@@ -243,7 +247,7 @@ def _with_kind(options: M, path: list[str], kind: str) -> M:
     current = getattr(options, name)
     if len(path) > 1:
         if not isinstance(current, BaseModel):
-            raise SettingsError(f"`{name}` is a value and has no `{path[1]}`")
+            raise SettingsError(f"`{name}` is a single value and has no key `{path[1]}`")
         return options.model_copy(update={name: _with_kind(current, path[1:], kind)})
     members = union_members(field)
     if kind not in members:

@@ -22,17 +22,18 @@ SUMMARY = "Fuse the scores of two or more streams, and print the accuracy of eac
 @dataclass(frozen=True)
 class _FuseFlags:
     scores: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN|SCORES ...")]]
-    """two or more score files or run folders (their newest scores of --part)"""
+    """two or more score files or run folders; for a run folder, the newest scores of --part are used"""
     rule: Literal["l2", "logits", "probabilities", "rank", "learned"] = "l2"
-    """scores to sum; l2: L2-normalised logits (see the paper); learned: logistic stacking fitted on the holdout part"""
+    """which scores are summed; l2: L2-normalised logits (see the paper); learned: logistic stacking fitted on the
+    holdout part"""
     weights: tuple[float, ...] | None = None
     """one weight per stream; if omitted, equal weights"""
     fit: tuple[Path, ...] | None = None
-    """score files of the holdout part (`two-stream evaluate RUN --part val`) or run folders, to fit the weights on"""
+    """score files of the holdout part (`two-stream evaluate RUN --part val`), or run folders, to fit the weights on"""
     fit_on_val: bool = False
     """fit the weights on the newest holdout scores of the given run folders"""
     part: Literal["test", "val"] = "test"
-    """part whose scores are used if a run folder is given"""
+    """part of the data set whose scores are used for a run folder"""
     out: Path | None = None
     """score file to write (.npz)"""
     json: bool = False
@@ -48,7 +49,10 @@ def main(args: list[str]) -> int:
     tables = join([read_scores(find_scores(path, flags.part)) for path in flags.scores])
     protocols = dict.fromkeys(str(table.meta.get("protocol")) for table in tables)
     if len(protocols) > 1:
-        warn(f"the streams were scored with different protocols ({'; '.join(protocols)}); use one")
+        warn(
+            f"the streams were scored with different protocols ({'; '.join(protocols)}); score all streams with the "
+            "same protocol"
+        )
     fused = fuse(tables, flags.rule, flags.weights, fit=_fit_tables(flags))
     if flags.out is not None:
         write_scores(flags.out, fused)
@@ -57,7 +61,7 @@ def main(args: list[str]) -> int:
 
 
 def _fit_tables(flags: _FuseFlags) -> list[ScoreTable] | None:
-    """Return the holdout scores to fit on: those of --fit, or with `learned` those of the given runs."""
+    """Return the holdout scores to fit the weights on: from --fit, or from the given runs."""
     from two_stream.evaluation.scores.files import find_scores, read_scores
 
     if flags.fit:
@@ -96,7 +100,7 @@ def _show(tables: list[ScoreTable], fused: ScoreTable, flags: _FuseFlags) -> Non
         extra = f", temperature {heat:.3g}" if heat is not None else ""
         say(f"weights {weights}{extra}, fitted on {fused.meta['fitted_videos']} videos of the holdout part")
     elif len(set(fused.meta["weights"])) > 1:
-        say(f"weights {weights}, as given")
+        say(f"weights {weights}, set with --weights")
     say(sentence)
     if flags.out is not None:
         say(f"scores: {flags.out}")

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from two_stream.studies.leaderboard import Leaderboard
 
 SUMMARY = (
-    "Rank all score files in a folder, one table per data set, split and protocol. = marks runs that are not "
-    "significantly different from the best."
+    "Rank all score files in a folder, one table per data set, split and protocol. The sign = marks runs that are not "
+    "significantly different from the best run."
 )
 
 
@@ -29,7 +29,7 @@ class _LeaderboardFlags:
     runs: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="[FOLDER]")]] = Path("runs")
     """folder with runs, searched recursively"""
     part: Literal["test", "val"] = "test"
-    """part whose scores are ranked"""
+    """part of the data set whose scores are ranked"""
     level: float = 0.95
     """confidence level of the intervals; tests use the significance level 1 - LEVEL"""
     json: bool = False
@@ -68,7 +68,7 @@ def main(args: list[str]) -> int:
 
 
 def _write(path: Path, found: Leaderboard) -> None:
-    """Write all boards as one CSV table, or as Markdown tables."""
+    """Write all tables as one CSV table, or as Markdown tables."""
     from two_stream.evaluation.report.page import markdown_cell
     from two_stream.studies import leaderboard
 

@@ -30,7 +30,7 @@ class _Flags:
     pattern: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="[MODEL]")]] = "*"
     """name of a model, or a pattern such as '*bert*'; if omitted, all models"""
     num_classes: int = 400
-    """number of classes of the classifier, for the number of parameters"""
+    """number of classes of the classifier; it affects the number of parameters"""
     json: bool = False
     """print JSON instead of a table"""
 
@@ -89,7 +89,7 @@ def _row(record: ModelRecord, num_classes: int, files: dict[str, list[str]]) -> 
 
 
 def _files() -> dict[str, list[str]]:
-    """Return the names of the published files by the full name of their model; empty without a manifest."""
+    """Return the names of the published files for each full model name; empty without a manifest."""
     from two_stream import zoo
     from two_stream.pretrained.files.manifest import find_manifest, read_manifest
 

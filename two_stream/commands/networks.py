@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def load_network(
     path: Path, checkpoint: str = "best", device: str = "auto", trust: Sequence[Path] = ()
 ) -> AnyRun[Any]:
-    """Load a run folder, or a file that `two-stream export` wrote; files in `trust` may contain machine code.
+    """Load a run folder, or a file that `two-stream export` wrote; only files in `trust` may contain machine code.
 
     Raises:
         TwoStreamError: The path is neither of these, or it cannot be read.
@@ -62,7 +62,7 @@ def run_settings(path: Path) -> Experiment:
 
 
 def check_modality(run: AnyRun[Any], path: Path, modality: str) -> None:
-    """Reject a run that was given with the flag of the other modality.
+    """Reject a run that was passed with the flag of the other modality.
 
     Raises:
         SettingsError: The modality differs; the message names the right flag.

@@ -21,8 +21,9 @@ SUMMARY = (
 )
 DESCRIPTION = (
     f"{SUMMARY}. Every video of the data set's lists becomes one sample of a WebDataset tar file in OUT/rgb or "
-    "OUT/flow; train with `--data.source shards --data.shards OUT` (or the URL of a copy): the same batches for the "
-    "same seed. Run it again to continue after an interruption; finished shards are kept."
+    "OUT/flow. To train on the shards, use `--data.source shards --data.shards OUT` (or the URL of a copy); the "
+    "batches "
+    "for a seed stay the same. To continue after an interruption, run the same command again; finished shards are kept."
 )
 
 
@@ -33,7 +34,7 @@ class Options(PackOptions):
     dataset: tyro.conf.Positional[str]
     """data set: a folder under --settings-root, or the path of a dataset.yaml"""
     out: str
-    """folder for the shards"""
+    """folder to write the shards to"""
     modality: Literal["rgb", "flow", "both"] = "rgb"
     """modality of the frames to pack"""
     like: Path | None = None
@@ -43,7 +44,7 @@ class Options(PackOptions):
     verify: bool = False
     """after packing, compare every shard with its checksum"""
     json: Path | None = None
-    """file for the summary"""
+    """JSON file to write the summary to"""
 
 
 def main(args: list[str]) -> int:
@@ -74,7 +75,7 @@ def main(args: list[str]) -> int:
     if options.json is not None:
         write_json(options.json, {summary.folder.name: summary.as_dict() for summary in summaries})
     if not any(summary.failed for summary in summaries) and not damaged:
-        say(f"train with: --data.source shards --data.shards {options.out}")
+        say(f"to train on the shards, use: --data.source shards --data.shards {options.out}")
         return 0
     return 1
 
@@ -108,7 +109,7 @@ def _report(summary: PackSummary, how: PackOptions) -> None:
     from two_stream.runtime.console import say, warn
 
     for name, packed, listed in summary.short:
-        warn(f"{name}: {packed} frames packed, but its list has {listed}")
+        warn(f"{name}: packed {packed} frames, but the split list says {listed}")
     for name, reason in summary.failed:
         say(f"failed: {name}: {reason}")
     there = summary.shards - summary.written

@@ -39,37 +39,38 @@ class _PredictFlags:
     json: str | None = None
     """JSON file to write; - prints the JSON instead of tables"""
     annotate: Path | None = None
-    """MP4 file to write: the video with its prediction; for several videos a folder"""
+    """MP4 file to write: the video with its prediction; for several videos, a folder"""
     attention: Path | None = None
-    """figure to write (.png, .pdf or .svg): the head's attention to each time step; for several videos a folder"""
+    """figure to write (.png, .pdf or .svg): the head's attention to each time step; for several videos, a folder"""
     timeline: Path | None = None
-    """figure and CSV file to write: the prediction over time (by default sliding views); for several videos a folder"""
+    """figure to write, with a CSV file next to it: the prediction over time (by default with sliding views); for
+    several videos, a folder"""
     flow_algorithm: Literal["auto", "dis", "farneback", "tvl1"] = "auto"
     """auto: the run's algorithm if it is dis or farneback, otherwise dis; tvl1: as in the paper, 100 times slower"""
     rule: Literal["l2", "logits", "probabilities", "rank"] = "l2"
     """how several networks are fused: sum of L2-normalised logits (l2), logits, probabilities or ranks"""
     weights: tuple[float, ...] | None = None
-    """one weight per network, those of --rgb first; if omitted, equal weights"""
+    """one weight per network, starting with the networks of --rgb; if omitted, equal weights"""
     views: Literal["single", "multi", "uniform", "sliding", "twice"] | None = None
-    """clips per video; if omitted, as in the run's settings"""
+    """how clips are chosen from a video; if omitted, as in the run's settings"""
     num_clips: int | None = None
     """number of clips of uniform views"""
     step: int | None = None
-    """frames between the starts of sliding views"""
+    """number of frames between the starts of sliding views"""
     crops: Literal["center", "three", "ten", "full"] | None = None
-    """crops per clip; if omitted, as in the run's settings"""
+    """crops of each clip; if omitted, as in the run's settings"""
     batch_views: int | None = None
-    """views per forward pass; if omitted, as in the run's settings"""
+    """number of views per forward pass; if omitted, as in the run's settings"""
     short_side: int | None = None
     """shorter side of the frames that flow is computed from; if omitted, as in the run's training frames, or 256"""
     backend: Literal["pyav", "opencv", "torchcodec"] | None = None
-    """video decoder; if omitted, that of the run if it was trained on video files, otherwise pyav"""
+    """video decoder; if omitted, the run's decoder if the run was trained on video files, otherwise pyav"""
     checkpoint: Literal["best", "last"] = "best"
     """checkpoint of run folders: the selected epoch, or the last one"""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     trust: tuple[Path, ...] = ()
-    """AOTInductor packages to load, which contain machine code; other exported files do not need this"""
+    """AOTInductor packages that may be loaded; they contain machine code, so name only packages that you trust"""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def main(args: list[str]) -> int:
         raise SettingsError(f"--top is {flags.top}: expected 1 or more")
     if flags.weights is not None:
         if len(given) == 1:
-            raise SettingsError("--weights needs several runs; add another run, or omit it")
+            raise SettingsError("--weights requires several runs; add another run, or omit --weights")
         from two_stream.evaluation.scores.fusion import checked_weights
 
         checked_weights(flags.weights, len(given))
@@ -120,7 +121,8 @@ def _load(flags: _PredictFlags, path: Path, modality: str) -> AnyRun[Any]:
 
         if path.is_file():
             raise SettingsError(
-                f"--attention with --{modality} {path}: an exported file only returns logits; use its run folder"
+                f"--attention with --{modality} {path}: an exported file returns only logits; use the folder of the "
+                "exported run"
             )
         check_head(run.model, f"--attention with --{modality} {path}")
     return run
@@ -275,14 +277,14 @@ def _views(flags: _PredictFlags, run: AnyRun[Any]) -> EvaluateOptions:
         if key in given and settings["views"] != views:
             flag = "--" + key.replace("_", "-")
             raise SettingsError(
-                f"{flag} is for {views} views, and {run.source} is scored with {settings['views']} views;"
+                f"{flag} applies only to {views} views, but {run.source} is scored with {settings['views']} views;"
                 f" add --views {views} or omit {flag}"
             )
     return validate_settings(EvaluateOptions, settings, "two-stream predict")
 
 
 def _reading(flags: _PredictFlags, run: AnyRun[Any]) -> VideoInput:
-    """Return how videos are read: like the run's training frames, unless flags change it."""
+    """Return how videos are read: like the run's training frames, unless flags change that."""
     from two_stream.evaluation.runs.run import reading_of
 
     return reading_of(run, backend=flags.backend, flow=flags.flow_algorithm, short_side=flags.short_side)
@@ -304,7 +306,7 @@ def _show(result: dict[str, Any]) -> None:
     fusion = f" · fused by {result['fusion']}" if result["fusion"] else ""
     say(f"{result['frames']} frames · {' · '.join(parts)}{fusion}")
     if result["damage"]:
-        warn(f"{result['video']}: {result['damage']}; the frames that could be decoded were used")
+        warn(f"{result['video']}: {result['damage']}; only the frames that could be decoded were used")
     for key in ("annotated", "attention"):
         if key in result:
             say(f"{key}: {result[key]}")

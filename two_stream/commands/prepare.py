@@ -30,7 +30,7 @@ class FolderFlags(FolderOptions):
     name: str
     """name of the data set"""
     out: Path = Path("settings")
-    """settings folder; record and lists go to OUT/NAME/"""
+    """settings folder; the record and the split lists are written to OUT/NAME/"""
 
 
 def main(args: list[str]) -> int:
@@ -78,7 +78,7 @@ def _usage() -> None:
     say("  folder VIDEOS --name NAME   class sub-folders -> stratified splits grouped by source video")
     for kind, adapter in ADAPTERS.items():
         say(f"  {kind:11s} --annotations {adapter.files}")
-    say("\n`two-stream prepare KIND --help` shows the flags of each.")
+    say("\n`two-stream prepare KIND --help` shows the flags of a kind.")
 
 
 def _report(made: Prepared) -> int:

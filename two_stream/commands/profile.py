@@ -32,7 +32,7 @@ class _Flags:
     model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN|MODEL")]]
     """name of a model (see `two-stream models`) or a run folder"""
     batch_size: tuple[int, ...] = (1,)
-    """clips per batch; several values are measured one after another"""
+    """number of clips per batch; several values are measured one after another"""
     precision: tuple[Literal["fp32", "bf16", "fp16"], ...] = ()
     """autocast types to measure; if omitted, fp32, and bf16 if the device supports it natively"""
     training: bool = False
@@ -44,17 +44,18 @@ class _Flags:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     threads: int = 0
-    """CPU threads; 0: torch's default"""
+    """number of CPU threads; 0: torch's default"""
     num_classes: int = 400
     """number of classes of a model given by its name"""
     seconds: float = 5.0
-    """duration of each measurement, seconds"""
+    """duration of each measurement in seconds"""
     channels_last: bool = True
     """use the memory format channels_last_3d, as runs do by default"""
     json: Path | None = None
     """JSON file to write; - prints the JSON instead of tables"""
     plot: tuple[Path, ...] = ()
-    """figure to write: clips per second against batch size; with score files or runs: accuracy against multiply-adds"""
+    """figure to write: clips per second against batch size; if score files or runs follow, accuracy against
+    multiply-adds"""
 
 
 def main(args: list[str]) -> int:
@@ -136,7 +137,7 @@ def _measure(options: _Flags, model: Recognizer, device: torch.device) -> list[S
 
 
 def _as_it_is(options: _Flags) -> _Flags:
-    """Return options that an int8 network supports: the forward pass on the CPU."""
+    """Return the options for an int8 network, of which only the forward pass on the CPU can be measured."""
     asked = [f"--precision {name}" for name in options.precision or () if name != "fp32"]
     asked += ["--training"] * options.training + ["--data"] * (options.data is not None)
     if asked:
@@ -220,7 +221,7 @@ def _print_loading(loading: LoadingCost, sentence: str) -> None:
     print_table("", ("part", "ms per clip"), rows)
     say(
         f"  one worker: {1e3 / max(loading.worker_milliseconds, 1e-9):.1f} clips/s; "
-        f"{loading.workers} as set: {loading.clips_per_second:.1f} clips/s"
+        f"with `data.workers` {loading.workers}: {loading.clips_per_second:.1f} clips/s"
     )
     say(f"  {sentence}")
 
@@ -251,7 +252,8 @@ def _accuracies(files: tuple[Path, ...]) -> list[Any]:
         run = Path(str(scores.meta.get("run", "")))
         if not (run / "experiment.yaml").is_file():
             raise SettingsError(
-                f"{scores.meta['file']}: its run folder {run} is missing, so the cost of its model is unknown"
+                f"{scores.meta['file']}: its run folder {run} is missing, so the cost of its model is unknown; "
+                "restore the folder, or omit this file"
             )
         model = read_model(run / str(scores.meta.get("checkpoint") or "best"))[0]
         found.append(point_of(scores, multiply_adds(model)))
@@ -259,7 +261,7 @@ def _accuracies(files: tuple[Path, ...]) -> list[Any]:
 
 
 def _experiment(options: _Flags) -> Experiment:
-    """Return the settings whose data loading is measured; if a data set is given, with the largest given batch size."""
+    """Return the settings whose data loading is measured; for a data set, with the largest batch size of the flags."""
     from two_stream.config.schema import DataOptions, Experiment
 
     path = Path(options.data or "")

@@ -17,9 +17,9 @@ SUMMARY = "Write a report of runs or score files: a self-contained HTML page, JS
 @dataclass(frozen=True)
 class _ReportFlags:
     sources: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN|SCORES ...")]]
-    """run folders (their newest test scores) or score files; several streams are also fused"""
+    """score files, or run folders, whose newest test scores are used; several streams are also fused"""
     out: Path | None = None
-    """page to write; if omitted, report.html in the run folder, or with several streams in the current folder"""
+    """page to write; if omitted, report.html in the run folder, or in the current folder for several streams"""
     title: str | None = None
     """title of the page; if omitted, the names of the data set and the streams"""
     rule: Literal["l2", "logits", "probabilities", "rank", "learned"] = "l2"

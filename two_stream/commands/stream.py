@@ -44,25 +44,26 @@ class StreamFlags:
     flow: Path | None = None
     """run folder of a flow network; with --rgb the two are fused"""
     top: int = 5
-    """number of classes shown"""
+    """number of classes to show"""
     json: str | None = None
-    """file for one line of JSON per prediction; `-` prints them"""
+    """file to write, with one line of JSON per prediction; `-` prints the lines"""
     annotate: Path | None = None
     """MP4 file to write, with the predictions drawn on it"""
     window: int | None = None
     """port of a web page with the live image, for browsers on this machine (http://127.0.0.1:PORT/); 0: a free port"""
     mode: Literal["auto", "continual", "sliding"] = "auto"
-    """continual: each frame is computed once; sliding: the clip network on sliding clips; auto: continual if the
-    network can be converted"""
+    """continual: the network processes each frame once; sliding: the network processes sliding clips; auto: continual
+    if the network can be converted, otherwise sliding"""
     step: int | None = None
     """sliding mode: number of network frames between the starts of clips; if omitted, half a clip"""
     squeeze: Literal["frame", "clip"] = "frame"
     """continual mode: squeeze-and-excitation averages over the current frame (frame) or the length of a clip (clip)"""
     every: int | None = None
-    """source frames per network frame; if omitted, as in the network's clips (with segments: its `input.stride`; with
-    several frames per segment: 4 from one segment to the next)"""
+    """number of source frames per network frame; if omitted, the distance of frames in the network's clips (for a
+    network trained on segments, `input.stride`, or with several frames per segment 4 source frames between segments)"""
     queue: int = 4
-    """frames that may wait while the networks are busy; for a live source, older frames are dropped and counted"""
+    """number of frames that may wait while the networks are busy; for a live source, older frames are dropped and
+    counted"""
     paced: bool = False
     """read a file at its own frame rate, dropping late frames, as if it were live"""
     patience: float = 60.0
@@ -75,9 +76,9 @@ class StreamFlags:
     rule: Literal["l2", "logits", "probabilities", "rank"] = "l2"
     """how RGB and flow are fused"""
     weights: tuple[float, float] | None = None
-    """weights of RGB and flow when both are given; if omitted, equal ones"""
+    """weights of RGB and flow if both are given; if omitted, equal weights"""
     short_side: int | None = None
-    """shorter side at which flow is computed; if omitted, as the run's frames were extracted, otherwise 256"""
+    """shorter side of the frames that flow is computed from; if omitted, as in the run's training frames, or 256"""
     checkpoint: Literal["best", "last"] = "best"
     """checkpoint of the run folders: the selected epoch, or the last one"""
     device: str = "auto"
@@ -85,7 +86,7 @@ class StreamFlags:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """autocast type; auto: bf16 if it is clearly faster on this machine, as in `two-stream evaluate`"""
     threads: Annotated[int, tyro.conf.arg(metavar="INT")] = 0
-    """CPU threads of torch; 0 keeps torch's default"""
+    """number of CPU threads of torch; 0: torch's default"""
 
 
 def main(args: list[str]) -> int:
@@ -108,14 +109,16 @@ def _check(flags: StreamFlags) -> None:
         if value is not None and value < 1:
             raise SettingsError(f"--{name} is {value}: expected 1 or more")
     if flags.patience < 0 or (flags.limit is not None and flags.limit <= 0):
-        raise SettingsError("--patience needs 0 or more seconds, and --limit more than 0")
+        raise SettingsError("--patience must be 0 or more seconds, and --limit must be more than 0 seconds")
     if flags.step is not None and flags.mode == "continual":
-        raise SettingsError("--step is for sliding clips; remove it, or use --mode sliding")
+        raise SettingsError("--step applies only to sliding clips; omit --step, or use --mode sliding")
     if flags.json == "-" and flags.annotate == Path("-"):
         raise SettingsError("--annotate -: expected the name of an MP4 file")
     if flags.weights is not None:
         if flags.rgb is None or flags.flow is None:
-            raise SettingsError("--weights weighs RGB against flow: use both --rgb and --flow, or omit it")
+            raise SettingsError(
+                "--weights requires both --rgb and --flow; add the missing run, or omit --weights"
+            )
         from two_stream.evaluation.scores.fusion import checked_weights
 
         checked_weights(flags.weights, 2)
@@ -202,8 +205,8 @@ def _check_input(flags: StreamFlags, run: Run) -> None:
         every = _distance(flags, spec)
         seen = (spec.clip_length - 1) * every + 1 if picked is None else picked[-1] + 1
         note(
-            f"{root}: was trained on segments of whole videos; here they are {every} source frames apart and span "
-            f"{seen} frames (--every sets the distance)"
+            f"{root}: the network was trained on segments of whole videos; in this stream, segments are {every} source "
+            f"frames apart and span {seen} frames (--every sets the distance)"
         )
 
 
@@ -242,12 +245,12 @@ def _network(flags: StreamFlags, run: Run, options: EvaluateOptions) -> StreamNe
         except SettingsError as error:
             if flags.mode == "continual":
                 raise
-            note(f"{run.paths.root}: {error}; its clip network is run on sliding clips")
+            note(f"{run.paths.root}: {error}; the network is run on sliding clips instead")
     return SlidingRecognizer(model, flags.step, picked)
 
 
 def _show(flags: StreamFlags, pipeline: Pipeline, watcher: Watcher) -> int:
-    """Run to the end and write the outputs."""
+    """Run the pipeline to the end and write the outputs."""
     from two_stream.streaming.live.outputs import BrowserWindow, Recording
     from two_stream.streaming.live.screen import Screen
 
@@ -320,7 +323,7 @@ def _print_summary(flags: StreamFlags, watcher: Watcher, elapsed: float) -> None
 
     source, status = watcher.pipeline.source, watcher.status
     if isinstance(source, FileSource) and source.damage:
-        warn(f"{source.name}: {source.damage}; the frames that decode were used")
+        warn(f"{source.name}: {source.damage}; only the frames that could be decoded were used")
     if not status.predictions.total and not source.live and flags.limit is None:
         delay = describe_delay(watcher.pipeline.streams, source)
         raise VideoError(

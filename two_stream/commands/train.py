@@ -29,9 +29,10 @@ DESCRIPTION = (
 )
 RECIPE_DESCRIPTION = (
     f"{SUMMARY} These are the flags and defaults of the published trainers: the optimizer depends on the architecture, "
-    "the learning rate drops when the validation loss stagnates, sampling and crops are the published ones, and the "
-    "best epoch is selected on the test list, which all score files state. Flags of `two-stream train FILE`, such as "
-    "--train.precision bf16, --runs DIR or --device cuda:1, override them; --overwrite starts over."
+    "the learning rate drops when the validation loss stagnates, and sampling and crops are the published ones. The "
+    "best "
+    "epoch is selected on the test list, and all score files say so. Flags of `two-stream train FILE`, such as "
+    "--train.precision bf16, --runs DIR or --device cuda:1, override these flags; --overwrite starts over."
 )
 
 
@@ -93,10 +94,10 @@ def _read_recipe(recipe: str, args: list[str], given: list[str], *, resume: bool
 def _with_start(
     experiment: Experiment, flags: PublishedTraining, arch: str, dataset: str, *, resume: bool
 ) -> Experiment:
-    """Return the experiment with its initial weights, after a note that names them or says how to get them.
+    """Return the experiment with its initial weights; print a note that names the weights or says how to get them.
 
-    A resumed run keeps its initial weights, whatever files exist now. With `-c` and no run to resume, the checkpoint of
-    the published trainer is used.
+    A resumed run keeps its initial weights. With `-c` and no run to resume, the checkpoint of the published trainer is
+    used.
     """
     from two_stream.late_temporal.evaluators import checkpoint_path
     from two_stream.late_temporal.training import STARTS
@@ -112,14 +113,16 @@ def _with_start(
     if file is None and resume:
         file = checkpoint_path(dataset, arch, flags.split)
         if file is not None:
-            note("no run to resume: starting from the published trainer's weights, without its optimizer")
+            note(
+                "no run to resume: starting from the published trainer's weights, without the state of its optimizer"
+            )
     if file is None and arch in STARTS:
         start = STARTS[arch]
         file = next((flags.weights / name for name in start.files if (flags.weights / name).is_file()), None)
         if file is None:
             note(
-                f"training starts from scratch, as {flags.weights / start.files[0]}, which the published code starts "
-                f"from, is missing; get it with `two-stream weights fetch {start.fetch}`, or use --pretrained FILE"
+                f"training starts from scratch, because {flags.weights / start.files[0]} is missing; to start from the "
+                f"published weights, run `two-stream weights fetch {start.fetch}`, or use --pretrained FILE"
             )
     if file is None:
         return experiment
@@ -134,7 +137,7 @@ def _start(experiment: Experiment, init: Path | None, *, new_classifier: bool) -
 
 
 def _evaluate(experiment: Experiment, flags: PublishedTraining, arch: str) -> int:
-    """Score the best checkpoint of the run, or else of the published trainer, with one clip and the centre crop."""
+    """Score the best checkpoint of the run, or without a run the published one, with one clip and the centre crop."""
     run = experiment.runs / experiment.name
     options = EvaluateOptions(views="single", crops="center", precision=experiment.evaluate.precision)
     if (run / "experiment.yaml").is_file():

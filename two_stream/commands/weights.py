@@ -60,9 +60,10 @@ class _FetchFlags(_ListFile):
     mirror: str | None = None
     """URL of a folder with the files, used instead of the publisher's links; if omitted, $TWO_STREAM_MIRROR"""
     source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """local folder with the files; nothing is downloaded. The folder $TWO_STREAM_WEIGHTS is also tried first"""
+    """local folder to copy the files from, without downloading; if omitted, files are first looked for in the folder
+    $TWO_STREAM_WEIGHTS"""
     force: bool = False
-    """download again, and replace existing files"""
+    """download files again, and replace existing files"""
     timeout: float = 30.0
     """seconds without data after which a connection is closed"""
 
@@ -86,7 +87,7 @@ class _ConvertFlags(_Local):
     classes: str | None = None
     """text file with one class name per line, in the order of the classifier; or the expected number of classes"""
     dataset: str | None = None
-    """data set of the checkpoint, such as hmdb51; sets the class names and is needed by `two-stream evaluate`"""
+    """data set of the checkpoint, such as hmdb51; sets the class names and is required by `two-stream evaluate`"""
     averaged: bool = False
     """convert the moving average (EMA, SWA) of the weights, if the checkpoint contains one"""
     split: int = 1
@@ -174,7 +175,9 @@ _HOW = {"present": "already present", "copied": "copied", "downloaded": "downloa
 def _sources(options: _FetchFlags) -> Sources:
     folder = os.environ.get("TWO_STREAM_WEIGHTS")
     if options.source is not None and not options.source.is_dir():
-        raise SettingsError(f"{_PROG} fetch: --from {options.source}: no such folder")
+        raise SettingsError(
+            f"{_PROG} fetch: --from {options.source}: no such folder; expected a folder with the files"
+        )
     return Sources(
         local=options.source or (Path(folder) if folder else None),
         local_only=options.source is not None,
@@ -198,7 +201,9 @@ def _verify(args: list[str]) -> int:
         entry.name for entry in manifest.entries if local_file(entry, options.folder).is_file()
     )
     if not targets:
-        raise SettingsError(f"{_PROG} verify: {options.folder} has none of the published files; name a file")
+        raise SettingsError(
+            f"{_PROG} verify: {options.folder} contains none of the published files; name a file"
+        )
     code = 0
     for target in targets:
         try:
@@ -233,7 +238,8 @@ def _described(path: Path) -> str:
     )
     numbers = sum(tensor.numel() for tensor in state.values())
     return (
-        f"{file}: not a published file; read safely: {len(state)} tensors, {numbers / 1e6:.2f} M numbers, "
+        f"{file}: not a published file; loaded without running code: {len(state)} tensors, {numbers / 1e6:.2f} M "
+        "values, "
         f"{names}{recorded}"
     )
 
@@ -245,7 +251,9 @@ def _convert(args: list[str]) -> int:
     if options.to == "published":
         for flag in ("averaged", "model", "classes", "dataset"):
             if getattr(options, flag) not in (None, False):
-                raise SettingsError(f"{_PROG} convert: --{flag} has no effect with `--to published`; omit it")
+                raise SettingsError(
+                    f"{_PROG} convert: --{flag} has no effect with `--to published`; omit the flag"
+                )
         written = export_checkpoint(Path(options.source), options.out)
         say(f"{options.out}: {len(written)} tensors, {written[0]} to {written[-1]}")
         return 0
@@ -265,7 +273,7 @@ def _convert(args: list[str]) -> int:
 
 
 def _to_convert(options: _ConvertFlags) -> tuple[Path, str]:
-    """Return the file and the name of its network."""
+    """Return the checkpoint file to convert, and the name of its network."""
     path = Path(options.source)
     if path.exists() and options.model is not None:
         return path, options.model
@@ -287,11 +295,13 @@ def _class_names(given: str) -> list[str]:
         lines = Path(given).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise SettingsError(f"--classes {given}: neither a number nor a readable file ({reason})") from None
+        raise SettingsError(
+            f"--classes {given}: expected a number or a readable text file ({reason})"
+        ) from None
     names = [line.strip() for line in lines if line.strip()]
     doubled = next((name for name in names if names.count(name) > 1), None)
     if doubled:
-        raise SettingsError(f"{given}: class {doubled!r} is listed twice")
+        raise SettingsError(f"{given}: class {doubled!r} is listed twice; expected different names")
     return names
 
 

@@ -21,19 +21,19 @@ class AugmentOptions(Options):
     crop: Literal[
         "multiscale", "random", "center", "corner", "multiscale_random", "resized", "short_side", "full"
     ] = "multiscale"
-    """multiscale: corner crops of several scales (as in the paper); random: random place, full scale; corner: a box of
-    one of `scales` in a corner or the centre; multiscale_random: such a box anywhere; resized: any `area` and
-    `ratio`; short_side: random place after scaling the short side by `short_sides`; full: the full frame resized to
-    the network's input, also in validation and centred views"""
+    """multiscale: corner crops of several scales (as in the paper); random: the largest box at a random position;
+    corner: a box of one of `scales` in a corner or the centre; multiscale_random: a box of one of `scales` at a random
+    position; resized: a box with random `area` and `ratio`; short_side: a random position after scaling the short side
+    by `short_sides`; full: the full frame resized to the network's input, also in validation and centred views"""
     scales: Annotated[tuple[Share, ...], Field(min_length=1)] = (1.0, 0.875, 0.75, 0.66)
-    """size of a multi-scale or corner crop relative to the largest box of the input's shape in the resized frame (of a
-    square: relative to the frame's short side)"""
+    """sizes of multi-scale and corner crops, relative to the largest box in the resized frame that has the aspect ratio
+    of the input (for a square input, relative to the frame's short side)"""
     area: tuple[Share, Share] = (0.25, 1.0)
     """smallest and largest area of a resized crop relative to the frame"""
     ratio: tuple[Positive, Positive] = (0.75, 4 / 3)
-    """smallest and largest width of a resized crop relative to its height; the network's input counts as a square"""
+    """smallest and largest ratio of width to height of a resized crop, relative to the ratio of the network's input"""
     short_sides: tuple[Positive, Positive] = (1.0, 1.25)
-    """smallest and largest short side of the frame relative to the network's input, for crop short_side"""
+    """for `crop: short_side`: smallest and largest short side of the frame, relative to the network's input"""
     flip: Fraction = 0.5
     """probability of a horizontal flip"""
     brightness: NonNegative = 0.0
@@ -43,19 +43,20 @@ class AugmentOptions(Options):
     saturation: NonNegative = 0.0
     """largest relative change of the saturation"""
     hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
-    """largest change of the hue, 0.5 is half the colour circle"""
+    """largest change of the hue; 0.5 is half of the colour circle"""
     grayscale: Fraction = 0.0
-    """probability of a clip without colour"""
+    """probability of converting a clip to greyscale"""
     rand_augment: Annotated[int, Field(ge=0, le=10)] = 0
     """number of RandAugment operations (arXiv 1909.13719) per clip; 0 is off"""
     rand_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
     """strength of RandAugment's operations"""
     erase: Fraction = 0.0
-    """probability of erasing a box in every frame (arXiv 1708.04896); it becomes grey, or without motion in flow"""
+    """probability of erasing a box in every frame of a clip (arXiv 1708.04896): the box becomes grey, or zero in
+    flow"""
     erase_area: tuple[Share, Share] = (0.02, 0.33)
-    """smallest and largest area of an erased box relative to the clip's"""
+    """smallest and largest area of an erased box relative to the area of the frame"""
     protocol: Literal["standard", "paper"] = "standard"
-    """paper: published crop offsets (some boxes truncated), and mirroring does not negate flow x"""
+    """paper: use the published crop offsets, which truncate some boxes, and do not negate flow x in mirrored clips"""
 
     @property
     def whole_frame(self) -> bool:

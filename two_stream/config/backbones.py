@@ -1,4 +1,4 @@
-"""Options of the backbones: one class per kind. A new backbone adds its class here and its name in the union."""
+"""Options of the backbones: one class per kind. To add a backbone, add its options class here and to the union."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from two_stream.config.base import Fraction, Options, Positive, PositiveInt
 
 _STRIDE_HELP = (
-    "frames per token; below {} the last stages keep the frame rate: more tokens for the head, same weights"
+    "number of frames per token; below {}, the last stages keep the frame rate and output more tokens, with the same "
+    "weights"
 )
 TemporalStride = Annotated[Literal[1, 2, 4, 8, 16], Field(description=_STRIDE_HELP.format(16))]
 TemporalStride8 = Annotated[Literal[1, 2, 4, 8], Field(description=_STRIDE_HELP.format(8))]
@@ -19,7 +20,7 @@ ConfigValue = bool | int | float | str | list[int]
 
 
 class ResNet3d(Options):
-    """3D ResNet (kenshohara): every convolution is k×k×k."""
+    """3D ResNet (kenshohara) with full 3D convolutions."""
 
     kind: Literal["resnet3d"] = "resnet3d"
     depth: Literal[10, 18, 34, 50, 101, 152, 200] = 18
@@ -30,7 +31,7 @@ class ResNet3d(Options):
     preactivation: bool = False
     """BatchNorm and ReLU before each convolution instead of after it (He et al., arXiv 1603.05027)"""
     expansion: Literal[2, 4] = 4
-    """output channels of a bottleneck divided by its inner channels; wide ResNets use 2, with `width` 2"""
+    """output channels of a bottleneck divided by its inner channels; wide ResNets use `expansion` 2 and `width` 2"""
     stem_kernel: Literal[1, 3, 5, 7] = 7
     """temporal kernel size of the first convolution"""
     stem_stride: Literal[1, 2] = 1
@@ -45,17 +46,17 @@ class ResNeXt3d(Options):
     kind: Literal["resnext3d"] = "resnext3d"
     depth: Literal[50, 101] = 101
     cardinality: PositiveInt = 32
-    """groups of each 3×3×3 convolution"""
+    """number of groups of each 3×3×3 convolution"""
     shortcut: Literal["A", "B"] = "B"
     """A: zero-padded identity; B: 1×1×1 convolution where the shape changes"""
     width: Width = 1.0
     stem_channels: PositiveInt = 64
-    """width of the first convolution; the 2020 release of 3D-ResNets has 128"""
+    """output channels of the first convolution; 128 in the 2020 release of 3D-ResNets"""
     temporal_stride: TemporalStride = 16
 
 
 class MobileNetV2(Options):
-    """3D MobileNetV2 (Efficient-3DCNNs): inverted residuals; small, and the default."""
+    """3D MobileNetV2 (Efficient-3DCNNs): a small network of inverted residual blocks; the default backbone."""
 
     kind: Literal["mobilenetv2_3d"] = "mobilenetv2_3d"
     width: Width = 1.0
@@ -63,23 +64,24 @@ class MobileNetV2(Options):
 
 
 class SlowFast(Options):
-    """SlowFast ResNet: a slow pathway with many channels and a fast one with many frames."""
+    """SlowFast ResNet: a slow pathway with many channels and a fast pathway with many frames."""
 
     kind: Literal["slowfast"] = "slowfast"
     depth: Literal[50, 101] = 50
     fusion: Literal["late", "early"] = "late"
-    """late: one head per pathway, whose output vectors are concatenated; early: the fast map is averaged to the slow
-    rate, and one head receives both"""
+    """late: one head per pathway, whose output vectors are concatenated; early: the fast feature map is averaged to the
+    slow frame rate, and one head receives the features of both pathways"""
     fast_stride: PositiveInt = 2
-    """frames of the clip per frame of the fast pathway; 1 for clips read with a stride of 2"""
+    """number of clip frames per frame of the fast pathway; use 1 for clips that are read with a stride of 2"""
     alpha: PositiveInt = 4
-    """frames of the fast pathway per frame of the slow one"""
+    """number of frames of the fast pathway per frame of the slow pathway"""
     spread: bool = False
-    """spread the slow frames from the first to the last fast frame, as PySlowFast does, instead of every `alpha`-th"""
+    """spread the slow frames evenly from the first to the last fast frame, as PySlowFast does, instead of taking every
+    `alpha`-th fast frame"""
     fusion_kernel: Literal[1, 3, 5, 7] = 7
     """temporal kernel size of the convolutions from the fast to the slow pathway"""
     width: Annotated[float, Field(ge=0.125, le=4.0)] = 1.0
-    """width multiplier"""
+    """factor on the number of channels of every layer"""
 
 
 class I3d(Options):
@@ -99,24 +101,25 @@ class R2Plus1d(Options):
     """A: zero-padded identity; B: 1×1×1 convolution where the shape changes"""
     width: Width = 1.0
     temporal_stride: Literal[1, 2, 4, 8, 16] = 8
-    """frames per token; below the maximum (8, or 16 with `stem_pool`) the last stages keep the frame rate: more tokens
-    for the head, same weights"""
+    """number of frames per token; below the maximum (8, or 16 with `stem_pool`), the last stages keep the frame rate
+    and output more tokens, with the same weights"""
     midplanes: Literal["pair", "block"] = "pair"
-    """how the channels between spatial and temporal convolution are computed: from the convolution that the pair
-    replaces (IG-65M, 3D-ResNets), or once per block from its first convolution (torchvision)"""
+    """how the number of channels between a spatial and a temporal convolution is computed; pair: from the 3D
+    convolution that the pair replaces (IG-65M, 3D-ResNets); block: once per block, from its first convolution
+    (torchvision)"""
     norm_eps: Positive = 1e-3
-    """BatchNorm's epsilon: 1e-3 for IG-65M's weights, 1e-5 for torchvision's and 3D-ResNets'"""
+    """epsilon of BatchNorm: 1e-3 for the weights of IG-65M, 1e-5 for the weights of torchvision and 3D-ResNets"""
     stem_middle: PositiveInt | None = 45
-    """channels between spatial and temporal convolution in the stem; none: computed as in the blocks (3D-ResNets)"""
+    """channels between the spatial and the temporal convolution of the stem; none: as in the blocks (3D-ResNets)"""
     stem_kernel: Literal[1, 3, 5, 7] = 3
     """temporal kernel size of the stem; 7 in 3D-ResNets"""
     stem_pool: bool = False
-    """max pooling after the stem, as 3D-ResNets has"""
+    """max pooling after the stem, as in 3D-ResNets"""
 
     @model_validator(mode="after")
     def _reachable(self) -> R2Plus1d:
         if self.temporal_stride == 16 and not self.stem_pool:
-            raise ValueError("temporal_stride 16 needs stem_pool; without it, the maximum is 8")
+            raise ValueError("`temporal_stride` 16 requires `stem_pool: true`; without it, the maximum is 8")
         return self
 
 
@@ -133,7 +136,7 @@ class ShuffleNet(Options):
 
     kind: Literal["shufflenet_3d"] = "shufflenet_3d"
     groups: Literal[1, 2, 3, 4, 8] = 3
-    """groups of the pointwise convolutions; they also determine the widths"""
+    """number of groups of the pointwise convolutions; it also determines the numbers of channels"""
     width: Width = 1.0
     temporal_stride: TemporalStride = 16
 
@@ -143,7 +146,7 @@ class ShuffleNetV2(Options):
 
     kind: Literal["shufflenetv2_3d"] = "shufflenetv2_3d"
     width: float = 1.0
-    """width multiplier: 0.25, 0.5, 1, 1.5 or 2, each with its published widths"""
+    """factor on the number of channels: 0.25, 0.5, 1, 1.5 or 2, as published"""
     temporal_stride: TemporalStride = 16
 
     @field_validator("width")
@@ -170,29 +173,29 @@ class Csn(Options):
     kind: Literal["csn"] = "csn"
     depth: Literal[26, 50, 101, 152] = 152
     mode: Literal["ip", "ir"] = "ip"
-    """ip: interaction-preserved, with a 1×1×1 convolution before the 3×3×3 one; ir: interaction-reduced, without"""
+    """ip: interaction-preserved, with a 1×1×1 convolution before each 3×3×3 convolution; ir: interaction-reduced"""
     width: Width = 1.0
     temporal_stride: TemporalStride8 = 8
 
 
 class DenseNet(Options):
-    """3D DenseNet (3D-ResNets): the input of a layer is the output of all previous layers."""
+    """3D DenseNet (3D-ResNets): each layer receives the concatenated outputs of all previous layers."""
 
     kind: Literal["densenet3d"] = "densenet3d"
     depth: Literal[121, 169, 201, 264] = 121
     growth: PositiveInt = 32
-    """channels that each layer adds"""
+    """number of channels that each layer adds"""
     temporal_stride: TemporalStride = 16
 
 
 class X3d(Options):
-    """X3D: XS, S and M are one network (depth 2.2) with different inputs; L has depth 5."""
+    """X3D: XS, S and M are the same network (depth 2.2) with different inputs; L has depth 5."""
 
     kind: Literal["x3d"] = "x3d"
     depth: Annotated[float, Field(gt=0.0, le=10.0)] = 2.2
-    """multiplier of the blocks in each layer"""
+    """factor on the number of blocks in each layer"""
     width: Annotated[float, Field(gt=0.0, le=8.0)] = 2.0
-    """width multiplier; 2 in every published network"""
+    """factor on the number of channels of every layer; 2 in every published network"""
 
 
 class Slow(Options):
@@ -201,13 +204,13 @@ class Slow(Options):
     kind: Literal["slow"] = "slow"
     depth: Literal[50, 101] = 50
     variant: Literal["slow", "i3d"] = "slow"
-    """slow: no convolution over time before layer3; i3d: convolutions over time in every block or every second one,
-    and half the frame rate"""
+    """slow: no convolution over time before layer3; i3d: convolutions over time in every block or in every second
+    block, and half the frame rate"""
     width: Width = 1.0
 
 
 class C3d(Options):
-    """C3D with BatchNorm (Efficient-3DCNNs); its fully connected layers give a token for every 16 frames."""
+    """C3D with BatchNorm (Efficient-3DCNNs); the fully connected layers output one token for every 16 frames."""
 
     kind: Literal["c3d"] = "c3d"
     width: Width = 1.0
@@ -217,13 +220,13 @@ class C3d(Options):
 
 
 class MotionGrid(Options):
-    """Mean motion in each cell of a grid, per frame; for flow only, without weights."""
+    """Mean motion in each cell of a grid, for every flow frame; this backbone has no weights."""
 
     kind: Literal["motion_grid"] = "motion_grid"
     rows: PositiveInt = 3
-    """cells from top to bottom"""
+    """number of cells from top to bottom"""
     columns: PositiveInt = 4
-    """cells from left to right"""
+    """number of cells from left to right"""
 
 
 class TimmNet(Options):
@@ -233,50 +236,55 @@ class TimmNet(Options):
     name: str = "resnet50"
     """name in timm, with or without the tag of its weights: resnet50, resnet50.a1_in1k, vit_small_patch16_224 …"""
     pretrained: bool = False
-    """start training from timm's weights (downloaded once to the Hugging Face cache); tf_efficientnet_lite0 to lite2
-    are first searched in installed packages"""
+    """start training from timm's weights (downloaded once to the Hugging Face cache); for tf_efficientnet_lite0 to
+    lite2, installed packages are searched first"""
     weights: Path | None = None
-    """with `pretrained`: a file of these weights (safetensors or torch) to read instead"""
+    """local file with timm's weights (safetensors or torch), used instead of a download; requires `pretrained: true`"""
     image_size: PositiveInt | None = None
     """side of the image for networks of a fixed size (ViT, Swin …); none: the size of timm's weights"""
     temporal_stride: PositiveInt = 1
-    """frames per token, whose feature maps are averaged"""
+    """number of frames per token; the feature maps of these frames are averaged"""
     tsm: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
     """temporal shift: fraction of the channels shifted by one frame in each direction (published: 0.125); 0 is off"""
     difference: Literal["none", "alone", "beside"] = "none"
-    """RGB: the input is the difference of two neighbouring frames (RGB difference of TSN); alone: only the difference;
-    beside: also the first frame, and the features of both are concatenated"""
+    """for RGB: use the difference of two adjacent frames (RGB difference of TSN); alone: only the difference; beside:
+    the difference and the first of the two frames, whose features are concatenated"""
     picture: bool = False
-    """flow: convert to an image of x, y and magnitude, so that RGB weights fit; false: two channels, with averaged RGB
-    kernels"""
+    """for flow: convert each field to an image of x, y and magnitude, so that RGB weights fit; false: use two channels,
+    and average the RGB kernels"""
     inflate: bool = False
     """make a plain convolutional network 3D: convolutions, norms and pools get a time dimension"""
     inflate_kernel: Literal[1, 3] = 3
-    """temporal size of an inflated kernel; 1×1 convolutions keep 1"""
+    """temporal size of inflated kernels; 1×1 convolutions keep the temporal size 1"""
     drop_path: Fraction = 0.0
-    """largest rate of dropped residual branches (stochastic depth), if the network has it"""
+    """largest probability of dropping a residual branch (stochastic depth), for networks that support it"""
 
     @model_validator(mode="after")
     def _consistent(self) -> TimmNet:
         if self.tsm and self.inflate:
-            raise ValueError("tsm shifts the frames of a 2D network and inflate makes it 3D: choose one")
+            raise ValueError(
+                "`tsm` shifts the frames of a 2D network, but `inflate` makes the network 3D; remove one of them"
+            )
         if self.inflate and self.difference != "none":
-            raise ValueError("difference uses pairs of frames and inflate all frames: choose one")
+            raise ValueError(
+                "`difference` uses pairs of frames, but `inflate` uses all frames; remove one of them"
+            )
         if self.weights is not None and not self.pretrained:
             raise ValueError("`weights` requires `pretrained: true`")
         return self
 
 
 class HfVideo(Options):
-    """A video transformer of `transformers`, from a local folder, a hub name, or `architecture` with random weights."""
+    """Video transformer of `transformers`, from a folder or the Hugging Face hub, or with random weights."""
 
     kind: Literal["hf_video"] = "hf_video"
     model: str | None = None
-    """folder or Hugging Face hub name with config.json and weights: MCG-NJU/videomae-base …"""
+    """folder or Hugging Face hub name with config.json and weights, for example MCG-NJU/videomae-base"""
     architecture: Literal["videomae", "timesformer", "vivit", "vjepa2"] | None = None
-    """kind of network; none: read it, and what `config` does not set, from `model`; without `model`: videomae"""
+    """kind of network; none: the kind and all values that `config` does not set are read from `model`; without `model`,
+    the kind is videomae"""
     config: dict[str, ConfigValue] = Field(default_factory=dict)
-    """changes to the network's default configuration, for example num_frames 8"""
+    """changes to the network's default configuration, for example `{num_frames: 8}`"""
     pretrained: bool = False
     """start training from the weights of `model`"""
 
@@ -289,7 +297,7 @@ class HfVideo(Options):
     @model_validator(mode="after")
     def _has_weights(self) -> HfVideo:
         if self.pretrained and self.model is None:
-            raise ValueError("pretrained needs `model`, the folder or hub name with the weights")
+            raise ValueError("`pretrained` requires `model`, the folder or hub name with the weights")
         return self
 
 

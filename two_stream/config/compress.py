@@ -17,43 +17,46 @@ class NoCompression(Options):
 
 
 class Prune(Options):
-    """Remove the least important weights or channels and train the rest."""
+    """Remove the least important weights or channels, and train the remaining network."""
 
     kind: Literal["prune"] = "prune"
     source: Path | None = None
     """run folder of the network to prune"""
     what: Literal["weights", "channels"] = "weights"
-    """weights: single weights are set to 0 and stay 0, layers keep their sizes; channels: channels are removed, so the
-    network is smaller and faster"""
+    """weights: single weights are set to 0 and stay 0, and layers keep their sizes; channels: channels are removed, so
+    the network is smaller and faster"""
     amount: NonNegative = 0.5
-    """fraction to remove (with `rule: sensitivity`: the threshold in standard deviations)"""
+    """fraction to remove (with `rule: sensitivity`, the threshold in standard deviations)"""
     scope: Literal["layer", "global"] = "layer"
-    """layer: the same fraction of every layer; global: the least important of all layers together"""
+    """layer: remove the same fraction of every layer; global: rank all layers together"""
     rule: Literal["level", "sensitivity"] = "level"
-    """weights: level: remove the fraction `amount`; sensitivity: remove weights of at most `amount` standard
-    deviations"""
+    """for weights; level: remove the fraction `amount`; sensitivity: remove weights with a magnitude of at most
+    `amount` standard deviations"""
     importance: Literal["l1", "l2", "bn", "random"] = "l1"
-    """channels: ranking criterion, over all layers that share a channel; bn: BatchNorm's scale"""
+    """for channels: ranking criterion, computed over all layers that share a channel; bn: the scale of BatchNorm"""
     layers: str = ""
     """regular expression of layer names (`backbone.layer4`, `conv2$`); empty: every convolution and linear layer"""
     skip_first: bool = False
-    """do not prune the first layers"""
+    """do not prune the layers that receive the clip"""
     skip_classifier: bool = True
     """do not prune the classifier"""
     by_layer: dict[str, Fraction] = Field(default_factory=dict)
-    """fraction per layer, instead of `amount`; other layers are not pruned (set by `--levels FILE`)"""
+    """fraction to remove from each listed layer, instead of `amount`; other layers are not pruned (set by
+    `--levels FILE`)"""
     initial: Fraction = 0.0
-    """gradual: fraction at the start"""
+    """gradual pruning: fraction removed at the start"""
     begin: Annotated[int, Field(ge=0)] = 0
-    """gradual: first epoch, counted from 0"""
+    """gradual pruning: first epoch, counted from 0"""
     end: PositiveInt | None = None
-    """gradual: epoch by which `amount` is reached, by the cubic schedule of Zhu and Gupta; none: in one step"""
+    """gradual pruning: epoch at which `amount` is reached, on the cubic schedule of Zhu and Gupta; none: prune in one
+    step"""
     frequency: PositiveInt = 1
-    """gradual: epochs between steps"""
+    """gradual pruning: number of epochs between steps"""
     target_macs: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """channels: remove as many as needed to keep this fraction of the multiply-adds, instead of `amount`"""
+    """for channels: fraction of the multiply-adds to keep; it determines how many channels are removed, instead of
+    `amount`"""
     round_to: PositiveInt = 1
-    """channels: remaining widths are multiples of this; 8 suits most processors"""
+    """for channels: remaining widths are multiples of this number; 8 suits most processors"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Prune:
@@ -71,7 +74,7 @@ class Prune(Options):
             raise ValueError(f"`amount` is {self.amount:g}: expected a fraction above 0 and below 1")
         if self.rule == "sensitivity" and (self.scope == "global" or self.end is not None or self.by_layer):
             raise ValueError(
-                "`rule: sensitivity` sets a threshold per layer in one step; remove `scope: global`, `end` and "
+                "`rule: sensitivity` applies a threshold to each layer in one step; remove `scope: global`, `end` and "
                 "`by_layer`"
             )
         if self.by_layer and (self.scope == "global" or self.target_macs is not None):
@@ -80,8 +83,8 @@ class Prune(Options):
             )
         if self.end is not None and self.end < self.begin + 2 * self.frequency:
             raise ValueError(
-                f"`end` is {self.end}: a gradual schedule needs two steps, so at least `begin` + 2 · `frequency` "
-                f"({self.begin + 2 * self.frequency}); remove it to prune in one step"
+                f"`end` is {self.end}: a gradual schedule needs two steps; expected at least `begin` + 2 · `frequency` "
+                f"({self.begin + 2 * self.frequency}); remove `end` to prune in one step"
             )
         return self
 
@@ -93,20 +96,21 @@ class Quantize(Options):
     source: Path | None = None
     """run folder of the network to quantize"""
     method: Literal["static", "qat"] = "static"
-    """static: ranges of activations measured on clips of the training part; qat: train with rounded values"""
+    """static: measure the ranges of activations on clips of the training part; qat: train with rounded values"""
     clips: PositiveInt = 64
-    """static: clips of the training part for measuring ranges"""
+    """static: number of clips of the training part on which ranges are measured"""
     observer: Literal["histogram", "minmax", "moving_average"] = "histogram"
-    """static: how a range is computed; histogram: with the least error; minmax: from the smallest to the largest value;
+    """static: how a range is computed; histogram: the range with the smallest error; minmax: from the smallest to the
+    largest value;
     moving_average: average over the batches"""
     per_channel: bool = True
-    """one scale per output channel of a weight tensor; off: one per tensor"""
+    """use one scale per output channel of a weight tensor; false: one scale per tensor"""
     keep: tuple[str, ...] = ()
-    """parts to keep in float: stages (`stem`), layers (`layer1.0.conv1`), `classifier`, patterns with *"""
+    """parts to keep in float: stages (`stem`), layers (`layer1.0.conv1`), `classifier`, or patterns with *"""
     engine: Literal["auto", "onednn", "qnnpack"] = "auto"
-    """torch's kernels; auto: onednn, or qnnpack on ARM"""
+    """int8 kernels of torch; auto: onednn, or qnnpack on ARM"""
     range_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
-    """decay of the moving average of ranges; its initial bias is corrected"""
+    """decay of the moving average of ranges; the initial bias of the average is corrected"""
     ranges_until: Fraction = 0.5
     """qat: fraction of the training after which ranges of activations are frozen"""
     statistics_until: Fraction = 0.5
@@ -127,28 +131,33 @@ class Distill(Options):
     student_weight: NonNegative = 0.3
     """weight of the ordinary loss"""
     distill_weight: NonNegative = 0.7
-    """weight of the soft targets: temperature² times the divergence from the teachers' probabilities"""
+    """weight of the loss on soft targets: temperature² times the divergence from the teachers' probabilities"""
     fuse: Literal["probabilities", "logits"] = "probabilities"
-    """values averaged over several teachers"""
+    """which outputs of several teachers are averaged"""
     teacher_weights: tuple[NonNegative, ...] = ()
-    """weight of each teacher in that average; none: equal weights"""
+    """weight of each teacher in the average; if empty, equal weights"""
     feature_weight: NonNegative = 0.0
     """weight of feature transfer (FitNets, arXiv 1412.6550): mean squared difference between a teacher's tokens and the
-    student's, projected to the teacher's width by a linear layer that is not saved"""
+    student's tokens, after a linear layer (not saved) has projected the latter to the teacher's width"""
     attention_weight: NonNegative = 0.0
-    """weight of attention transfer (arXiv 1612.03928): distance of the maps of squared activations, each of length 1"""
+    """weight of attention transfer (arXiv 1612.03928): distance between maps of squared activations, normalised to
+    length 1"""
     vector_weight: NonNegative = 0.0
-    """weight of MARS (CVPR 2019): mean squared difference of the classifier's inputs, of equal width; MARS uses 50"""
+    """weight of the MARS loss (CVPR 2019): mean squared difference between the inputs of the two classifiers, which
+    must have the same width; MARS uses 50"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Distill:
         weights = (self.distill_weight, self.feature_weight, self.attention_weight, self.vector_weight)
         if not any(weights):
-            raise ValueError("all weights of the teachers' losses are 0: set `distill_weight` or another one")
+            raise ValueError(
+                "all losses that use the teachers have weight 0; set `distill_weight` or another weight above 0"
+            )
         given, teachers = len(self.teacher_weights), len(self.teachers)
         if given and (given != teachers or not any(self.teacher_weights)):
             raise ValueError(
-                f"`teacher_weights` has {given} numbers for {teachers} teachers: expected one each, not all 0"
+                f"`teacher_weights` has {given} numbers for {teachers} teachers: expected one number per teacher, not "
+                "all 0"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""Loads YAML into typed settings and writes it. Errors name the file, key, value and what was expected."""
+"""Reads settings from YAML and writes them as YAML. Errors name the file, key, value and what was expected."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """A safe loader that rejects duplicate keys."""
 
     def get_single_node(self) -> yaml.Node | None:
-        """Return the document after checking its expanded size: aliases and merge keys repeat values."""
+        """Return the document after checking its size with all aliases and merge keys expanded."""
         node = super().get_single_node()
         if node is not None and _expanded(node, {}, 0) > MOST_NODES:
-            raise SettingsError(f"aliases and merge keys expand to more than {MOST_NODES:,} values")
+            raise SettingsError(
+                f"aliases and merge keys expand to more than {MOST_NODES:,} values; expected a smaller file"
+            )
         return node
 
 
@@ -152,7 +154,7 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
 
 
 def _moved(keys: list[str], moved: list[str], kind: str) -> str:
-    """Return a message that the keys `moved`, next to the last of `keys`, belong to another kind than `kind`."""
+    """Return a message for the keys `moved`, which belong to another kind of the section than `kind`."""
     shown = ", ".join(f"`{name}`" for name in moved[:3]) + (f", … ({len(moved)})" if len(moved) > 3 else "")
     many, say = (
         ("s", "they belong to another kind: remove them")
@@ -180,7 +182,7 @@ def load_experiment(path: Path | str) -> Experiment:
 
 
 def dump(options: BaseModel) -> str:
-    """Return settings as YAML that `validate_settings` reads back to an equal object."""
+    """Return settings as YAML, from which `validate_settings` builds an equal object."""
     return yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -237,7 +239,7 @@ def _walk(model: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list
 
 
 def _below(field: FieldInfo | None) -> tuple[type[BaseModel] | None, dict[str, type[BaseModel]]]:
-    """Return the settings class of a field, or the members of its union by kind."""
+    """Return the settings class of a field, or for a union the class of each kind."""
     if field is None:
         return None, {}
     types = [field.annotation, *get_args(field.annotation)]
@@ -248,5 +250,5 @@ def _below(field: FieldInfo | None) -> tuple[type[BaseModel] | None, dict[str, t
 
 
 def union_members(field: FieldInfo) -> dict[str, type[BaseModel]]:
-    """Return the classes of a discriminated field by kind; empty for any other field."""
+    """Return the class of each kind of a discriminated field; empty for any other field."""
     return _below(field)[1] if field.discriminator else {}

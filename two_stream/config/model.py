@@ -18,17 +18,17 @@ from two_stream.config.heads import AverageHead, BertHead, HeadOptions
 
 
 class InputOptions(Options):
-    """Changes of the backbone's default input; unset fields keep the default."""
+    """Changes to the backbone's default input; unset fields keep the default."""
 
     clip_length: PositiveInt | None = None
-    """frames per clip"""
+    """number of frames per clip"""
     stride: PositiveInt | None = None
     """distance between neighbouring frames of a clip, in video frames"""
     segments: Annotated[int, Field(ge=0)] | Literal["frames"] | None = None
-    """equal parts of the video; a clip takes `clip_length / segments` frames of each, `stride` apart; frames: one
-    segment per frame; 0: a clip is one run of frames"""
+    """number of equal parts of the video; a clip contains `clip_length / segments` frames of each part, at a distance
+    of `stride`; frames: one segment per frame; 0: all frames of a clip are at a distance of `stride`"""
     stack: PositiveInt | None = None
-    """neighbouring flow fields per frame of a flow clip, stacked as channels x1, y1, x2, y2, …"""
+    """number of adjacent flow fields per frame of a flow clip, stacked as channels x1, y1, x2, y2, …"""
     resize: tuple[PositiveInt, PositiveInt] | None = None
     """height and width to which frames are resized"""
     crop: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
@@ -55,48 +55,54 @@ class InputOptions(Options):
         if self.resize is not None and self.crop is not None:
             size = (self.crop, self.crop) if isinstance(self.crop, int) else self.crop
             if size[0] > self.resize[0] or size[1] > self.resize[1]:
-                raise ValueError(f"crop {self.crop} is larger than the resized frame {self.resize}")
+                raise ValueError(
+                    f"`crop` {self.crop} is larger than the resized frame {self.resize}; reduce `crop` or "
+                    "increase `resize`"
+                )
         return self
 
 
 class ModelOptions(Options):
-    """A recognizer: backbone, reduction, temporal head, classifier."""
+    """A recognizer: backbone, reduction, temporal head and classifier."""
 
     modality: Literal["rgb", "flow"] = "rgb"
     """rgb: 3 channels; flow: 2 channels (x, y)"""
     backbone: BackboneOptions = MobileNetV2()
     """the network before the head"""
     reduction: Literal["none", "frab", "frmb"] = "none"
-    """frab: append a block that narrows the features; frmb: replace the last block by one"""
+    """frab: append a block that reduces the number of channels; frmb: replace the last block by such a block"""
     reduced_channels: PositiveInt = 512
-    """width after frab or frmb"""
+    """number of channels after frab or frmb"""
     head: HeadOptions = BertHead()
     """how tokens are aggregated over time"""
     standardize: bool = False
-    """standardise every channel of the backbone's tokens before the head; mean and deviation are measured over the
-    centred clips of the training part when training begins, and saved with the weights"""
+    """standardise every channel of the backbone's tokens before the head; mean and standard deviation are measured on
+    the centred clips of the training part when training begins, and saved with the weights"""
     dropout: Fraction = 0.8
     """dropout before the classifier"""
     dense: bool = False
-    """classify every position of the feature map and average the positive logits, as SqueezeNet does; with the average
-    head"""
+    """classify every position of the feature map and average the positive logits, as SqueezeNet does; requires the
+    average head"""
     input: InputOptions = InputOptions()
-    """changes of the backbone's default input"""
+    """changes to the backbone's default input"""
 
     @model_validator(mode="after")
     def _only_flow_is_stacked(self) -> ModelOptions:
         if self.modality == "rgb" and (self.input.stack or 1) > 1:
             raise ValueError(
-                f"`input.stack` is {self.input.stack}, but only flow is stacked; set `modality: flow`, or remove it"
+                f"`input.stack` is {self.input.stack}, but only flow is stacked; set `modality: flow`, or remove "
+                "`input.stack`"
             )
         return self
 
     @model_validator(mode="after")
     def _dense_has_no_head(self) -> ModelOptions:
         if self.dense and self.head != AverageHead():
-            raise ValueError("dense classifies positions without a head: it needs `head: {kind: average}`")
+            raise ValueError(
+                "`dense` classifies positions without a head; set `head: {kind: average}`, or remove `dense`"
+            )
         if self.dense and self.standardize:
             raise ValueError(
-                "standardize changes the input of the head, but dense has no head; remove one of them"
+                "`standardize` changes the input of the head, but `dense` has no head; remove one of them"
             )
         return self

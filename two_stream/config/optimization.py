@@ -21,12 +21,12 @@ class Sgd(Options):
     nesterov: bool = False
     weight_decay: NonNegative = 1e-3
     decay_all: bool = False
-    """decay norms, biases and positions too, as the published code does"""
+    """apply weight decay also to norms, biases and positions, as the published code does"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Sgd:
         if self.nesterov and (self.momentum == 0.0 or self.dampening != 0.0):
-            raise ValueError("nesterov needs momentum > 0 and dampening = 0")
+            raise ValueError("`nesterov` requires `momentum` above 0 and `dampening: 0`")
         return self
 
 
@@ -40,7 +40,7 @@ class AdamW(Options):
     eps: Positive = 1e-8
     weight_decay: NonNegative = 1e-3
     decay_all: bool = False
-    """decay norms, biases and positions too, as the published code does"""
+    """apply weight decay also to norms, biases and positions, as the published code does"""
 
 
 class Logistic(Options):
@@ -50,17 +50,18 @@ class Logistic(Options):
     cs: Annotated[tuple[Positive, ...], Field(min_length=1)] = (
         1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0,
     )  # fmt: skip
-    """candidate weights of the loss relative to the penalty `|w|² / 2`; cross-validation picks one; the inputs are
-    standardised, so a value means the same for every network"""
+    """candidate weights of the loss relative to the penalty `|w|² / 2`, from which cross-validation selects one; the
+    inputs are standardised, so that a value has the same effect for every network"""
     folds: Annotated[int, Field(ge=2)] = 5
-    """parts of the cross-validation, at most one per source video; source videos are not divided"""
+    """number of folds of the cross-validation, at most one per source video; all clips of a source video are in one
+    fold"""
     repeats: PositiveInt = 3
-    """cross-validations with different folds, whose losses are averaged"""
+    """number of cross-validations with different folds; their losses are averaged"""
     balanced: bool = True
-    """equal weight for all classes; false: for all videos"""
+    """give equal weight to all classes; false: to all videos"""
     views: Annotated[int, Field(ge=0)] | None = None
-    """augmented clips per training video in addition to the centred one, with the total weight of one video; none:
-    those in `data.features`, otherwise none"""
+    """number of augmented clips per training video in addition to the centred clip; together, the clips have the weight
+    of one video; none: all clips in `data.features`, or 0 without stored features"""
 
 
 class Constant(Options):
@@ -75,7 +76,7 @@ class Plateau(Options):
     kind: Literal["plateau"] = "plateau"
     factor: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     patience: Annotated[int, Field(ge=0)] = 5
-    """epochs without a better validation loss"""
+    """number of epochs without a better validation loss before the rate is reduced"""
     min_lr: NonNegative = 0.0
 
 
@@ -89,7 +90,7 @@ class MultiStep(Options):
 
 
 class Cosine(Options):
-    """Linear warm-up, then half a cosine down to `min_lr`, per optimizer step."""
+    """Linear warm-up, then half a cosine down to `min_lr`; the rate changes at every optimizer step."""
 
     kind: Literal["cosine"] = "cosine"
     warmup_epochs: NonNegative = 0.0

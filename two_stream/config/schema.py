@@ -18,7 +18,7 @@ Crops = Literal["center", "three", "ten", "full"]
 
 
 class DataOptions(Options):
-    """Location of the videos and how they are read."""
+    """Where the videos are, and how they are read."""
 
     dataset: str = "demo"
     """name of a folder under `settings_root`, or path of a `dataset.yaml`"""
@@ -27,8 +27,8 @@ class DataOptions(Options):
     split: PositiveInt = 1
     """number of the official split"""
     source: Literal["frames", "videos", "shards"] = "frames"
-    """frames: folders from `two-stream extract`; videos: video files, flow is computed on the fly; shards: files from
-    `two-stream pack`"""
+    """frames: frame folders from `two-stream extract`; videos: video files, from which flow is computed on the fly;
+    shards: files from `two-stream pack`"""
     shards: str | None = None
     """folder or URL (s3://…) of the shards when `source` is shards"""
     backend: Literal["pyav", "opencv", "torchcodec"] = "pyav"
@@ -36,28 +36,28 @@ class DataOptions(Options):
     flow: Literal["tvl1", "dis", "farneback"] = "dis"
     """flow algorithm when `source` is videos"""
     sampling: Literal["standard", "segments", "paper", "efficient3d", "3dresnets", "co3d"] = "standard"
-    """segments: frames from equal parts of the video (`model.input.segments`); paper: the published frame choice, which
-    never reads the last frame; the others: the frame choice of that codebase"""
+    """how the frames of a clip are chosen; segments: from equal parts of the video (`model.input.segments`); paper: as
+    published, never the last frame; efficient3d, 3dresnets, co3d: as in the codebase of that name"""
     frame_order: Literal["natural", "shuffled", "reversed"] = "natural"
-    """order in which the frames of a clip enter the network, in training and evaluation; shuffled differs in each
-    epoch of training and is fixed per video in evaluation; a control that shows whether a network uses time"""
+    """order in which the frames of a clip enter the network, to test whether the network uses time; shuffled: a new
+    order in each training epoch, and a fixed order per video in evaluation"""
     features: Path | None = None
-    """folder from `two-stream features`: training and evaluation read the frozen backbone's features from it instead of
-    clips; needs `train.freeze_until: backbone`"""
+    """folder from `two-stream features`, from which training and evaluation read the frozen backbone's features instead
+    of clips; requires `train.freeze_until: backbone`"""
     balance: Literal["none", "classes"] = "none"
-    """classes: an epoch samples videos with replacement, all classes equally often"""
+    """classes: an epoch samples videos with replacement, so that all classes occur equally often"""
     on_error: Literal["raise", "skip"] = "raise"
-    """skip: omit an unreadable clip from its batch and count it; raise: stop with an error that names it"""
+    """skip: omit unreadable clips from their batch and count them; raise: stop with an error that names the video"""
     holdout: Annotated[float, Field(gt=0.0, lt=0.9)] = 0.2
-    """fraction of the training list used for validation; source videos are not divided"""
+    """fraction of the training list used for validation; clips of the same source video are not divided"""
     workers: Annotated[int, Field(ge=0, le=256)] = 2
-    """loader processes; 0 reads in the main process"""
+    """number of loader processes; 0: read in the main process"""
     scaled_decoding: bool = False
-    """let libjpeg downscale frames of at least twice the input size while decoding: a third less work; pixels differ by
-    about one grey level on average; not with `paper`"""
+    """let libjpeg downscale frames of at least twice the input size while decoding, which takes a third less time;
+    pixels differ by about one grey level on average; not available with `sampling` or `protocol` paper"""
     resize_once: bool = False
-    """resize a training crop from the stored frame in one interpolation instead of two: slightly sharper and faster;
-    pixels differ by half a grey level on average; not with `paper`"""
+    """resize a training crop from the stored frame in one interpolation instead of two, which is slightly sharper and
+    faster; pixels differ by half a grey level on average; not available with `sampling` or `protocol` paper"""
     augment: AugmentOptions = AugmentOptions()
     """training-time augmentation"""
 
@@ -65,13 +65,14 @@ class DataOptions(Options):
     def _reading(self) -> DataOptions:
         if self.source == "shards" and self.shards is None:
             raise ValueError(
-                "`source: shards` needs `shards`, the folder or URL that `two-stream pack` wrote"
+                "`source: shards` requires `shards`, the folder or URL that `two-stream pack` wrote"
             )
         paper = self.sampling == "paper" or self.augment.protocol == "paper"
         for name in ("scaled_decoding", "resize_once"):
             if getattr(self, name) and paper:
                 raise ValueError(
-                    f"`{name}` changes the pixels, which must be those of the published code under `paper`; turn it off"
+                    f"`{name}` changes pixels, but `sampling` or `protocol` paper requires the published pixels; turn "
+                    "it off"
                 )
         clip = self.augment.clip
         if clip != "random" and self.sampling == "paper":
@@ -89,14 +90,14 @@ class TrainOptions(Options):
     """How a stream is trained."""
 
     epochs: PositiveInt = 30
-    """passes over the training part"""
+    """number of passes over the training part"""
     batch_size: PositiveInt = 8
-    """clips per forward pass"""
+    """number of clips per forward pass"""
     accumulate: PositiveInt = 1
-    """forward passes per optimizer step"""
+    """number of forward passes per optimizer step"""
     last_group: Literal["step", "drop"] = "step"
-    """last forward passes of an epoch that are too few for a full step; step: make a smaller step; drop: skip them, as
-    published"""
+    """what to do if the last forward passes of an epoch are fewer than `accumulate`; step: make a smaller step; drop:
+    skip them, as published"""
     optimizer: OptimizerOptions = Sgd()
     """optimizer; logistic: solve for the classifier's optimum on a frozen network, without epochs"""
     schedule: ScheduleOptions = Cosine()
@@ -108,7 +109,7 @@ class TrainOptions(Options):
     loss: LossOptions = AutoLoss()
     """training loss"""
     label_smoothing: Fraction = 0.0
-    """fraction of the target spread over all classes"""
+    """fraction of the target that is spread over all classes"""
     mixup: NonNegative = 0.0
     """alpha of mixup's Beta distribution (blends two clips); 0 is off"""
     cutmix: NonNegative = 0.0
@@ -116,24 +117,25 @@ class TrainOptions(Options):
     mix_prob: Fraction = 1.0
     """probability that a batch is mixed, if mixup or cutmix is on"""
     mix_switch: Fraction = 0.5
-    """probability of cutmix if both are on"""
+    """probability of cutmix instead of mixup if both are on"""
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """decay of an exponential moving average of the weights, which is then evaluated and saved; 0 is off"""
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    """several processes (torchrun): ddp: one network in each; fsdp: shard weights, gradients and optimizer state"""
+    """for several processes (torchrun); ddp: a complete network in each process; fsdp: shard weights, gradients and
+    optimizer state"""
     sync_batchnorm: bool = False
-    """several processes: BatchNorm statistics over the clips of all processes; off: of each process"""
+    """for several processes: compute BatchNorm statistics over the clips of all processes; false: of each process"""
     compile: bool = False
-    """compile the backbone stage by stage: faster steps after minutes of compilation, different rounding"""
+    """compile the backbone stage by stage: steps are faster after minutes of compilation, and rounding differs"""
     gradient_checkpointing: bool = False
     """recompute the activations of each stage in the backward pass: less memory, about a third more time"""
     freeze_until: str | None = None
-    """name of the last frozen stage (`two-stream models NAME` lists the stages); backbone: train head and classifier;
-    head: train the classifier only (linear probe)"""
+    """name of the last frozen stage (`two-stream models NAME` lists the stages); backbone: train only the head and the
+    classifier; head: train only the classifier (linear probe)"""
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """factor by which the learning rate decreases with each stage before the classifier"""
+    """learning rate of a stage, relative to the learning rate of the next stage; 1 is off"""
     stage_rates: dict[str, Positive] = Field(default_factory=dict)
-    """factor on the learning rate of single stages, for example `{stem: 0.1, classifier: 10}`; default 1"""
+    """factor on the learning rate of single stages, for example `{stem: 0.1, classifier: 10}`; 1 for other stages"""
     init: Path | None = None
     """checkpoint to start from: a run folder, or a file of this or another codebase"""
     init_part: Literal["all", "backbone"] = "all"
@@ -141,18 +143,20 @@ class TrainOptions(Options):
     init_averaged: bool = False
     """if the checkpoint also contains a moving average (EMA, SWA), start from the average"""
     cross_modality: bool = False
-    """`init` is an RGB checkpoint for a flow network: average its first convolution over RGB and repeat it"""
+    """start a flow network from an RGB checkpoint: average the first convolution over R, G, B, and repeat the
+    average"""
     inflate: bool = False
-    """`init` contains 2D weights: repeat each kernel over time and divide it by its length"""
+    """start from 2D weights: repeat each kernel over time, and divide it by its temporal length"""
     new_classifier: bool = False
-    """use a new classifier if the classes of `init` differ"""
+    """use a new classifier if `init` has other classes than the data set"""
     selection: Literal["holdout", "folds", "paper"] = "holdout"
     """holdout: select the best epoch on a part of the training list; folds (optimizer logistic): train on the full
-    training list and validate each video by cross-validation; paper: select on the test list, as published"""
+    training list and validate each video by cross-validation; paper: select the best epoch on the test list, as
+    published"""
     early_stopping: PositiveInt | None = None
-    """epochs without a better validation loss after which training ends"""
+    """number of epochs without a better validation loss after which training ends"""
     checkpoint_every: PositiveInt | None = None
-    """optimizer steps between checkpoints within an epoch; none: one per epoch"""
+    """number of optimizer steps between checkpoints within an epoch; none: one per epoch"""
     log_images: bool = True
     """write clip grids and confusion figures to TensorBoard"""
 
@@ -160,28 +164,32 @@ class TrainOptions(Options):
     def _consistent(self) -> TrainOptions:
         for name in ("cross_modality", "new_classifier", "inflate", "init_averaged"):
             if getattr(self, name) and self.init is None:
-                raise ValueError(f"{name} needs `init`, the checkpoint to start from")
+                raise ValueError(f"`{name}` requires `init`, the checkpoint to start from")
         if self.selection == "folds" and not isinstance(self.optimizer, Logistic):
             raise ValueError(
-                f"selection folds needs `optimizer: {{kind: logistic}}`, but the optimizer is "
+                f"`selection: folds` requires `optimizer: {{kind: logistic}}`, but the optimizer is "
                 f"{self.optimizer.kind}; expected holdout or paper"
             )
         if self.init_part != "all" and self.init is None:
-            raise ValueError("init_part needs `init`, the checkpoint to start from")
+            raise ValueError("`init_part` requires `init`, the checkpoint to start from")
         if self.stage_rates and self.layer_decay != 1.0:
             raise ValueError(
-                f"layer_decay {self.layer_decay:g} and stage_rates both set the rate per stage; keep one"
+                f"`layer_decay` {self.layer_decay:g} and `stage_rates` both set the rate of each stage; remove one of "
+                "them"
             )
         if self.strategy == "fsdp" and self.ema:
-            raise ValueError("ema needs strategy ddp: the averaged weights are not sharded")
+            raise ValueError("`ema` requires `strategy: ddp`, because averaged weights are not sharded")
         if self.strategy == "fsdp" and self.precision == "fp16":
-            raise ValueError("strategy fsdp needs precision fp32 or bf16: fp16's loss scale is not sharded")
+            raise ValueError(
+                "`strategy: fsdp` requires `precision` fp32 or bf16, because the loss scale of fp16 is not sharded"
+            )
         if isinstance(self.optimizer, Logistic):
             plain = TrainOptions()
             for name in ("loss", "label_smoothing", "mixup", "cutmix", "ema"):
                 if getattr(self, name) != getattr(plain, name):
                     raise ValueError(
-                        f"{name} changes training steps, but `optimizer: {{kind: logistic}}` has none; remove one"
+                        f"`{name}` changes training steps, but `optimizer: {{kind: logistic}}` has no steps; remove "
+                        "one of them"
                     )
         return self
 
@@ -190,25 +198,29 @@ class EvaluateOptions(Options):
     """How videos are evaluated."""
 
     views: Literal["single", "multi", "uniform", "sliding", "twice"] = "multi"
-    """single: one centred clip; multi: non-overlapping, centred; uniform: `num_clips` evenly spread; sliding: `step`;
-    twice (segments only): a clip of the middle frames of the segments, and one of their first frames"""
+    """clips of a video; single: one centred clip; multi: centred clips without overlap; uniform: `num_clips` evenly
+    spread clips; sliding: clips at a distance of `step`; twice (segments only): a clip of the middle frames of all
+    segments, and a clip of their first frames"""
     num_clips: PositiveInt = 10
-    """clips per video for uniform views"""
+    """number of clips per video for uniform views"""
     step: PositiveInt | None = None
-    """frames between the starts of sliding clips; none: half a clip"""
+    """number of frames between the starts of sliding clips; none: half a clip"""
     crops: Crops = "ten"
-    """center: 1 (with `augment.crop: full` the full frame); three: along the longer side; ten: centre and corners, each
-    also mirrored; full: the full frame resized to the network's input, and its mirror image"""
+    """crops of a clip; center: the centre (with `augment.crop: full`, the full frame); three: three crops along the
+    longer side; ten: the centre and the corners, each also mirrored; full: the full frame resized to the network's
+    input, and its mirror image"""
     aggregate: Literal["logits", "probabilities"] = "logits"
     """values that are averaged over the views"""
     batch_views: PositiveInt | None = None
-    """views per forward pass; none: 16 on a GPU, on a CPU as few as fit its cache (2 of 64 × 112²)"""
+    """number of views per forward pass; none: 16 on a GPU, and on a CPU the number that fits its cache (2 views of 64 ×
+    112²)"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """autocast type of the forward pass; auto: bf16 on a GPU with bf16 instructions, and on a CPU where a measurement
-    (stored in the cache folder) found it at least 1.2 times as fast as fp32; otherwise fp32, also if sampling,
-    protocol or selection is `paper`"""
+    """autocast type of the forward pass; auto: bf16 on a GPU with bf16 instructions, and on a CPU if a measurement
+    (stored in the cache folder) shows that bf16 is at least 1.2 times as fast as fp32; otherwise, and if `sampling`,
+    `protocol` or `selection` is paper, fp32"""
     fold: bool = True
-    """fold BatchNorm into the convolution before it: faster, logits equal up to rounding; never with `paper`"""
+    """fold BatchNorm into the convolution before it, which is faster; logits are equal up to rounding; off with
+    `paper`"""
     compile: bool = False
     """torch.compile (with CUDA graphs on a GPU): faster batches after up to a minute of compilation"""
     keep_views: bool = False
@@ -227,21 +239,21 @@ class Experiment(Options):
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps"""
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads of torch; 0: torch's default"""
+    """number of CPU threads of torch; 0: torch's default"""
     deterministic: bool = True
     """use torch's deterministic algorithms on a GPU; algorithms on a CPU are always deterministic"""
     channels_last: bool = True
-    """use the channels-last memory format: faster convolutions, equal up to rounding"""
+    """use the channels-last memory format, which makes convolutions faster; results are equal up to rounding"""
     model: ModelOptions = ModelOptions()
     """backbone, reduction, head and input"""
     data: DataOptions = DataOptions()
-    """data set and reading"""
+    """data set, and how it is read"""
     train: TrainOptions = TrainOptions()
     """training"""
     evaluate: EvaluateOptions = EvaluateOptions()
     """evaluation"""
     compress: CompressOptions = NoCompression()
-    """how the run compresses another one; set by `two-stream compress`"""
+    """how the run compresses another run; set by `two-stream compress`"""
 
     @model_validator(mode="after")
     def _segments(self) -> Experiment:
@@ -284,15 +296,15 @@ class Experiment(Options):
         if source is not None and self.train.init is None:
             raise ValueError(
                 f"`compress.source` is {source} and `train.init` is not set, but compression changes the weights "
-                f"the run starts from; set `train.init: {source}` and `train.init_part: all` too"
+                f"of `train.init`; set `train.init: {source}` and `train.init_part: all` too"
             )
         if self.compress.kind != "none" and self.train.strategy == "fsdp":
-            raise ValueError(f"`compress.kind: {self.compress.kind}` needs `train.strategy: ddp`")
+            raise ValueError(f"`compress.kind: {self.compress.kind}` requires `train.strategy: ddp`")
         if isinstance(self.train.optimizer, Logistic):
             if self.data.balance != "none":
                 raise ValueError(
                     "`data.balance: classes` samples clips for training steps, but `train.optimizer.kind: logistic` "
-                    "has none; set `train.optimizer.balanced: true` instead"
+                    "has no steps; set `train.optimizer.balanced: true` instead"
                 )
             if self.compress.kind != "none":
                 raise ValueError(
@@ -304,12 +316,12 @@ class Experiment(Options):
         ):
             raise ValueError(
                 f"`data.balance: classes` and balanced weights of `train.loss: {loss.kind}` both compensate for rare "
-                "classes; keep one"
+                "classes; remove one of them"
             )
         return self
 
     def _features(self) -> None:
-        """Check that cached features suffice: a frozen backbone, no mixed clips, no test list."""
+        """Check that cached features suffice: frozen backbone, no mixed clips, no validation on the test list."""
         if self.train.freeze_until not in ("backbone", "head"):
             raise ValueError(
                 f"`data.features` contains features of a frozen backbone, but `train.freeze_until` is "

@@ -26,7 +26,7 @@ class DemoData(Options):
     seed: int = 1
     """seed of the videos"""
     groups: Annotated[int, Field(ge=3)] = 15
-    """number of source scenes; each gives `takes` videos per class"""
+    """number of source scenes; each scene has `takes` videos per class"""
     takes: PositiveInt = 1
     """videos per class and source scene"""
     flow: bool = False
@@ -34,15 +34,15 @@ class DemoData(Options):
 
 
 class FeatureOptions(Options):
-    """Heads on a frozen backbone, whose features are computed once per video, for all heads and seeds."""
+    """Training of heads on a frozen backbone; its features are computed once per video for all heads and seeds."""
 
     train_views: PositiveInt = 1
-    """augmented clips cached per training video; epoch e uses clip e modulo this number"""
+    """number of augmented clips cached per training video; epoch e uses clip e modulo this number"""
     maps: bool = False
-    """cache feature maps, which the non-local head needs; otherwise tokens only"""
+    """cache feature maps, which the non-local head needs; false: cache only tokens"""
     backbone: Changes | None = None
-    """train the backbone first, by the base experiment with these changes, and use its frozen weights in every cell;
-    none: use the weights of the base (`train.init` or a pretrained backbone)"""
+    """train the backbone first, with the base experiment and these changes, and use its frozen weights in every cell;
+    none: use the weights of the base experiment (`train.init` or a pretrained backbone)"""
 
 
 class Reference(Options):
@@ -55,23 +55,23 @@ class Reference(Options):
 
 
 class Against(Options):
-    """A family of comparisons, corrected together."""
+    """A family of comparisons, whose p-values are corrected together."""
 
     name: str = ""
     """title in the report; none: derived from the comparison"""
     baseline: str | None = None
-    """variant, or level of `factor`, to compare the others with"""
+    """variant, or level of `factor`, to compare all others with"""
     factor: str | None = None
-    """compare variants that differ in this factor of the grid only"""
+    """compare only variants that differ in nothing but this factor of the grid"""
     pairs: list[tuple[str, str]] = Field(default_factory=list)
-    """compare these pairs, first minus second"""
+    """pairs of variants to compare; each difference is the first minus the second"""
     within: dict[str, str] = Field(default_factory=dict)
-    """only variants with these levels of other factors"""
+    """compare only variants with these levels of other factors"""
 
     @model_validator(mode="after")
     def _one_way(self) -> Against:
         if bool(self.pairs) and (self.baseline is not None or self.factor is not None):
-            raise ValueError("`pairs` names every pair; remove `baseline` and `factor`")
+            raise ValueError("`pairs` lists all comparisons; remove `baseline` and `factor`")
         return self
 
 
@@ -87,31 +87,31 @@ class Study(Options):
     settings: Changes = Field(default_factory=dict)
     """changes to the base for every variant"""
     variants: dict[str, Changes] = Field(default_factory=dict)
-    """name -> changes; with a `grid`, one more factor called `variant`"""
+    """name -> changes; with a `grid`, the variants are one more factor, called `variant`"""
     grid: dict[str, dict[str, Changes] | list[Any]] = Field(default_factory=dict)
-    """factor -> levels, every combination is a variant: either `{name: changes}`, or a dotted setting and the list of
-    its values"""
+    """factor -> levels; every combination of levels is a variant; a factor has named levels (`{name: changes}`), or is
+    a dotted setting with a list of values"""
     exclude: list[str] = Field(default_factory=list)
     """variants to exclude from the grid"""
     baseline: bool = False
-    """add a variant called baseline: the linear probe of `two-stream baseline` for the modality of the base, scored by
-    its own protocol; it is compared like the others but not fused"""
+    """add a variant called baseline: the linear probe of `two-stream baseline` for the modality of the base, scored
+    with its own protocol; the baseline is compared like the other variants but not fused"""
     seeds: list[Seed] = Field(default_factory=lambda: [1, 2, 3], min_length=1)
-    """seeds of weights, order, augmentation and holdout"""
+    """random seeds of the initial weights, the data order, the augmentation and the holdout"""
     splits: list[PositiveInt] = Field(default_factory=lambda: [1], min_length=1)
-    """official splits"""
+    """official splits to run"""
     compare: list[Against] = Field(default_factory=list)
-    """families of comparisons; none: compare every variant with the first"""
+    """families of comparisons; if empty, every variant is compared with the first"""
     part: Literal["test", "val"] = "test"
     """part of the data set to score and compare"""
     fusion: Literal["none", "l2", "logits", "probabilities", "rank"] = "none"
-    """fuse every RGB variant with every flow variant by this rule; none: no fusion"""
+    """fuse every RGB variant with every flow variant with this rule; none: no fusion"""
     features: FeatureOptions | None = None
     """study heads on cached features of a frozen backbone"""
     demo: DemoData | None = None
     """write the generated demo data set first and use it"""
     published: dict[str, Reference] = Field(default_factory=dict)
-    """variant -> published accuracy, shown next to the measured one"""
+    """variant -> published accuracy, shown next to the measured accuracy"""
     measure_cost: bool = True
     """measure parameters, multiply-adds, latency and memory of each variant"""
     out: Path = Path("runs/studies")
@@ -124,14 +124,16 @@ class Study(Options):
                 "`baseline: true` trains on the full training list, which includes `part: val`; remove one of them"
             )
         if not self.variants and not self.grid:
-            raise ValueError("set `variants` or a `grid`: there is nothing to compare")
+            raise ValueError("there is nothing to compare; set `variants` or a `grid`")
         for name in ("seeds", "splits"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
-                raise ValueError(f"`{name}` contains {sorted(values)}: list each value once")
+                raise ValueError(f"`{name}` contains {sorted(values)}; expected each value once")
         for factor, levels in self.grid.items():
             if not levels:
-                raise ValueError(f"`grid.{factor}` has no level")
+                raise ValueError(f"`grid.{factor}` has no levels; add some, or remove the factor")
         if "variant" in self.grid and self.variants:
-            raise ValueError("`grid` has a factor called `variant`, which `variants` also uses; rename it")
+            raise ValueError(
+                "`grid` has a factor called `variant`, which `variants` also uses; rename the factor"
+            )
         return self

@@ -1,4 +1,4 @@
-"""Temporal heads: they aggregate tokens over time. All modules of this folder are imported and register themselves."""
+"""Temporal heads, which aggregate tokens over time. Importing this package registers all heads."""
 
 from __future__ import annotations
 

@@ -11,10 +11,11 @@ from two_stream.heads.base import HEADS, Head
 
 @HEADS.register(AverageHead)
 class Average(Head):
-    """Mean of the tokens: the classic global average pooling, for clips of any length.
+    """Mean of the tokens (global average pooling), for clips of any length.
 
-    With `window` above 1 it is the mean of the means over all windows of that many tokens, which gives the first and
-    last tokens less weight. Kinetics I3D classifies each pair of tokens and averages the logits, which is equivalent.
+    With `window` above 1, tokens are averaged in every window of `window` adjacent tokens, and then the windows are
+    averaged. The first and last tokens therefore have less weight. Kinetics I3D classifies each pair of adjacent tokens
+    and averages the logits, which is equivalent to a `window` of 2.
     """
 
     def __init__(self, options: AverageHead, *, features: int, tokens: int) -> None:

@@ -21,7 +21,7 @@ def space_mean(x_BCTHW: torch.Tensor) -> torch.Tensor:
 
 
 class Head(nn.Module, ABC):
-    """Aggregates tokens over time: `x_BTD -> z_BD`. Built as `HeadClass(options, features=D, tokens=T)`."""
+    """Aggregates tokens over time: `x_BTD -> z_BD`. Heads are built as `HeadClass(options, features=D, tokens=T)`."""
 
     fixed_length: bool = False
     """Whether the weights fit only one number of tokens."""
@@ -30,7 +30,7 @@ class Head(nn.Module, ABC):
     needs_maps: bool = False
     """Whether `pool` needs feature maps, so that tokens averaged over space are not enough."""
     has_class_token: bool = False
-    """Whether `attention` is that of a class token, which also attends to itself."""
+    """Whether `attention` is the attention of a class token, which also attends to itself."""
 
     def __init__(self, options: Any, *, features: int, tokens: int) -> None:
         super().__init__()
@@ -50,10 +50,10 @@ class Head(nn.Module, ABC):
         """Return one vector `(B, features)` per clip."""
 
     def attention(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        """Return how much each time token counts, `(B, heads, T)`, without dropout and masks.
+        """Return the attention to each time token, `(B, heads, T)`, without dropout and masks.
 
-        Optional. A row sums to 1, or to 1 minus the class token's attention to itself if `has_class_token`.
-        `predict --attention` draws it.
+        This method is optional; `two-stream predict --attention` draws its result. A row sums to 1, or with
+        `has_class_token` to 1 minus the class token's attention to itself.
         """
         raise NotImplementedError
 
@@ -76,12 +76,12 @@ class Head(nn.Module, ABC):
         if self.fixed_length and x_BTD.shape[1] != self.tokens:
             raise SettingsError(
                 f"head {self.options.kind} is built for {self.tokens} time steps but got {x_BTD.shape[1]}; "
-                "pass clips of the model's clip_length, or build it with a different `input.clip_length`"
+                "pass clips of the model's clip length, or build the model with a different `input.clip_length`"
             )
 
 
 class Standard(nn.Module):
-    """Standardises each channel by a mean and deviation; the identity until they are measured."""
+    """Standardises each channel with a measured mean and standard deviation; the identity before they are measured."""
 
     mean: torch.Tensor
     deviation: torch.Tensor
@@ -93,11 +93,11 @@ class Standard(nn.Module):
 
     @property
     def measured(self) -> bool:
-        """Whether mean and deviation are measured."""
+        """Whether mean and standard deviation have been measured."""
         return bool(self.mean.any()) or not bool((self.deviation == 1.0).all())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return tokens `(B, T, D)` or a map `(B, D, T, H, W)` standardised."""
+        """Return standardised tokens `(B, T, D)` or a standardised map `(B, D, T, H, W)`."""
         shape = (-1, 1, 1, 1) if x.ndim == 5 else (-1,)
         return (x - self.mean.view(shape)) / self.deviation.view(shape)
 
@@ -105,7 +105,7 @@ class Standard(nn.Module):
 class TokenMask(nn.Module):
     """Mask of tokens in training: each time token is kept with probability `keep`.
 
-    The class token is always kept. Without one, at least one token is kept.
+    The class token is always kept. Without a class token, at least one token is kept.
     """
 
     def __init__(self, keep: float, class_token: bool) -> None:

@@ -2,7 +2,8 @@
 
 Source: Kalfaoglu, Kalkan, Alatan, "Late Temporal Modeling in 3D CNN Architectures with BERT for Action Recognition"
 (arXiv 2008.01232), section 3, and its published code: pre-norm blocks whose norm divides by (unbiased standard
-deviation + eps), GELU in its tanh form, learned positions, class token first, no norm after the last block.
+deviation + eps), the tanh form of GELU, learned positions, the class token at the first position, and no norm after the
+last block.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class UnbiasedNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        """Normalise the last dimension; in float32 under autocast too."""
+        """Normalise the last dimension, in float32 even under autocast."""
         x = x_BTD.float() if x_BTD.dtype in (torch.float16, torch.bfloat16) else x_BTD
         std, mean = torch.std_mean(x, dim=-1, keepdim=True)
         return self.weight * (x - mean) / (std + self.eps) + self.bias
@@ -51,7 +52,7 @@ class Attention(nn.Module):
         return x_BTD.view(*x_BTD.shape[:2], self.heads, -1).transpose(1, 2)
 
     def forward(self, x_BTD: torch.Tensor, kept_BT: torch.Tensor | None) -> torch.Tensor:
-        """Attend to the kept tokens only; to all if `kept_BT` is None."""
+        """Attend only to the kept tokens, or to all tokens if `kept_BT` is None."""
         y = F.scaled_dot_product_attention(
             self._split(self.query(x_BTD)),
             self._split(self.key(x_BTD)),
@@ -63,14 +64,14 @@ class Attention(nn.Module):
         return out_BTD
 
     def weights(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        """Return the attention of each token to each, `(B, heads, T, T)`, without mask."""
+        """Return the attention of every token to every token, `(B, heads, T, T)`, without mask."""
         query, key = self._split(self.query(x_BTD)), self._split(self.key(x_BTD))
         scores: torch.Tensor = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
         return scores.softmax(-1)
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block, with the published additional dropout at its end."""
+    """Pre-norm transformer block, with an additional dropout at its end as in the published code."""
 
     def __init__(self, hidden: int, heads: int, feed_forward: int, dropout: float) -> None:
         super().__init__()
@@ -95,7 +96,7 @@ class Block(nn.Module):
 
 @HEADS.register(BertHead)
 class Bert(Head):
-    """Class token, learned positions, transformer blocks; the class token's output (or the mean) is the vector."""
+    """Transformer blocks over tokens with learned positions; returns the output of the class token, or the mean."""
 
     fixed_length = True
 
@@ -105,7 +106,7 @@ class Bert(Head):
         if hidden % options.heads:
             raise SettingsError(
                 f"head bert: width {hidden} is not divisible by {options.heads} heads; "
-                "set `head.hidden` or `head.heads`"
+                "change `head.hidden` or `head.heads`"
             )
         self.has_class_token = options.class_token
         self.embed = nn.Linear(features, hidden) if hidden != features else nn.Identity()
@@ -136,7 +137,7 @@ class Bert(Head):
         return embedded
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        """Return `(B, hidden)`. In training some time tokens are masked."""
+        """Return `(B, hidden)`; in training, some time tokens are masked."""
         x_BTD = self._embedded(x_BTD)
         kept_BT = self.mask(x_BTD.shape[0], x_BTD.shape[1], x_BTD.device)
         for block in self.blocks:
@@ -147,8 +148,8 @@ class Bert(Head):
     def attention(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """Return how much the last block's class token attends to each time token, `(B, heads, T)`.
 
-        The class token's attention to itself is omitted, so a row sums to less than one. Without a class token it
-        is the mean over the query tokens. Computed without dropout and masks.
+        The class token's attention to itself is omitted, so a row sums to less than one. Without a class token, the
+        result is the mean over the query tokens. Dropout and masks are not applied.
         """
         x_BTD = self._embedded(x_BTD)
         for block in self.blocks[:-1]:

@@ -10,7 +10,7 @@ from two_stream.heads.base import HEADS, Head
 
 
 class Concatenation(nn.Module):
-    """Concatenates tokens, feature-major as in the published code; then dropout and an optional linear layer."""
+    """Concatenates tokens, feature-major as in the published code; applies dropout and an optional linear layer."""
 
     def __init__(self, features: int, tokens: int, outputs: int | None, dropout: float) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Concatenation(nn.Module):
 
 @HEADS.register(ConcatHead)
 class Concat(Head):
-    """Concatenation of the tokens, with the paper's linear layer or without."""
+    """Concatenation of the tokens, with or without the linear layer of the paper."""
 
     fixed_length = True
 

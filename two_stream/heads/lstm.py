@@ -11,7 +11,7 @@ from two_stream.heads.base import HEADS, Head
 
 @HEADS.register(LstmHead)
 class Lstm(Head):
-    """The output of an LSTM at its last step (both ends when bidirectional), for clips of any length."""
+    """The output of an LSTM at its last step (at both ends if bidirectional), for clips of any length."""
 
     def __init__(self, options: LstmHead, *, features: int, tokens: int) -> None:
         super().__init__(options, features=features, tokens=tokens)
@@ -25,7 +25,7 @@ class Lstm(Head):
         self.features = options.hidden * (2 if options.bidirectional else 1)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        """Return `(B, features)`: forward direction at the last step, backward direction at the first."""
+        """Return `(B, features)`: the forward output at the last step, and the backward output at the first step."""
         out_BTD, _ = self.lstm(x_BTD)
         if not self.options.bidirectional:
             last: torch.Tensor = out_BTD[:, -1]

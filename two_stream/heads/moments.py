@@ -12,9 +12,9 @@ from two_stream.heads.base import HEADS, Head
 
 @HEADS.register(MomentsHead)
 class Moments(Head):
-    """Mean, deviation, change from beginning to end, maximum and means of parts, for clips of any length.
+    """Mean, standard deviation, change from beginning to end, maximum and means of parts, for clips of any length.
 
-    It has no weights, so with a frozen backbone only the classifier is trained: a convex problem, which
+    The head has no weights. With a frozen backbone, only the classifier is trained, which is a convex problem that
     `train.optimizer: {kind: logistic}` solves.
     """
 
@@ -26,9 +26,9 @@ class Moments(Head):
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """Return `(B, features)`: D values of each statistic, in the order of the options.
 
-        The standard deviation divides by T, so that it is 0 for a single token. With T tokens part i of n spans
-        `i * T // n` to `(i + 1) * T // n`, at least one token; the first and last part of `differences` have
-        `max(1, T // n)` tokens each, so that both have the same length.
+        The standard deviation divides by T, so that it is 0 for a single token. Part i of n contains the tokens from
+        `i * T // n` to `(i + 1) * T // n` (exclusive), but at least one. For `differences`, the first and the last part
+        have the same length, `max(1, T // n)`.
         """
         options: MomentsHead = self.options
         count = x_BTD.shape[1]

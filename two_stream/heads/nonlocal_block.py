@@ -1,7 +1,7 @@
-"""Non-local block, then concatenation or the mean.
+"""Non-local block, followed by concatenation or the mean.
 
 Source: Wang et al., "Non-local Neural Networks" (arXiv 1711.07971), embedded Gaussian. The paper's code divides the
-scores by √N for N positions, which the original does not.
+scores by √N for N positions, unlike the original.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class NonLocalBlock(nn.Module):
 
 @HEADS.register(NonLocalHead)
 class NonLocal(Head):
-    """Non-local block over space-time (before pooling, as published) or over the tokens, then concatenation or mean."""
+    """Non-local block over space-time (as published) or over the tokens, followed by concatenation or the mean."""
 
     def __init__(self, options: NonLocalHead, *, features: int, tokens: int) -> None:
         super().__init__(options, features=features, tokens=tokens)
@@ -50,7 +50,7 @@ class NonLocal(Head):
             self.features = self.join.features
 
     def pool(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Return tokens `x_BTD`; over space-time they are outputs of the block."""
+        """Return tokens `x_BTD`; with `over: space_time`, the block is applied to the map first."""
         if self.options.over == "time":
             return super().pool(x_BCTHW)
         t = x_BCTHW.shape[2]

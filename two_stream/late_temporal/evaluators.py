@@ -1,8 +1,8 @@
-"""The published evaluators: their flags become views, score tables and fusions of this package.
+"""The published evaluators, implemented with the views, score tables and fusions of this package.
 
-The quirks of protocol `paper` are implemented where the work is done: frame sampling in `data/clips/sampling.py`, flow
-mirrored without a change of sign and the order of the ten crops in `data/clips/transforms.py`. One is implemented here:
-the two-stream evaluator samples RGB frames by the number of frames in the flow list.
+Other modules implement most details of protocol `paper`: the frame sampling is in `data/clips/sampling.py`; mirroring
+flow without a change of sign and the order of the ten crops are in `data/clips/transforms.py`. One detail is
+implemented here: the two-stream evaluator selects RGB frames according to the number of frames in the flow list.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class PublishedRun(AnyRun[Recognizer]):
 
     @property
     def record(self) -> Record:
-        """The data set, with the frames that the flags name."""
+        """The data set, with the frame folders that the flags name."""
         return self.published_record
 
     @cached_property
@@ -129,7 +129,9 @@ def evaluate_two(flags: TwoStreamFlags) -> ScoreTable:
     for wanted, arch in (("rgb", flags.arch_rgb), ("flow", flags.arch_flow)):
         found = zoo.find(arch).options.modality
         if found != wanted:
-            raise SettingsError(f"--arch_{wanted} is {arch}, a network for {found}; expected {wanted}")
+            raise SettingsError(
+                f"--arch_{wanted} is {arch}, a network for {found}; expected a network for {wanted}"
+            )
     record = find_record(flags.dataset, flags.settings)
     streams = [
         _stream(flags.arch_rgb, flags.checkpoint_rgb, record, flags.split),
@@ -165,7 +167,10 @@ def evaluate_two(flags: TwoStreamFlags) -> ScoreTable:
 
 
 def checkpoint_path(dataset: str, arch: str, split: int) -> Path | None:
-    """Return the checkpoint of the published trainer, relative to its folder or `scripts/eval`; None if missing."""
+    """Return the checkpoint of the published trainer; None if it is missing.
+
+    The current folder must be the trainer's folder or its sub-folder `scripts/eval`.
+    """
     found = (root / "checkpoint" / run_name(dataset, arch, split) / BEST for root in ROOTS)
     return next((path for path in found if path.is_file()), None)
 
@@ -178,8 +183,8 @@ def _stream(arch: str, given: Path | None, record: Record, split: int) -> Evalua
     file = given or checkpoint_path(record.name, bare, split)
     if file is None:
         raise CheckpointError(
-            f"{place}/{BEST}: no such checkpoint of {arch}; run in the folder of the published trainer, or name the "
-            "file (see --help)"
+            f"{place}/{BEST}: no such checkpoint of {arch}; run the command in the folder of the published trainer, or "
+            "name the checkpoint with a flag (see --help)"
         )
     if not file.exists():
         raise CheckpointError(f"{file}: no such checkpoint of {arch}")
@@ -191,7 +196,7 @@ def _stream(arch: str, given: Path | None, record: Record, split: int) -> Evalua
 def _videos(
     flags: EvaluatorFlags, record: Record, modality: Modality, views: Views
 ) -> tuple[list[VideoRecord], Path]:
-    """Read the list of videos to score; returns the videos and the file."""
+    """Read the list of videos to score; return the videos and the path of the list."""
     part = "test" if record.name == "window" else "val"
     name = f"{part}_{modality}_split{flags.split}.txt"
     if flags.window_val:
@@ -209,7 +214,7 @@ def _record(
     videos: Sequence[VideoRecord],
     extensions: dict[Modality, str | None],
 ) -> Record:
-    """Return a record with the frame folders that the flags give, or else those of the published layout."""
+    """Return a record with the frame folders that the flags name, or else with those of the published layout."""
     roots = {modality: find_frames(record, modality, flags.data) for modality in extensions}
     found = with_frames(record, roots, [video.id for video in videos])
     names = found.patterns.model_dump()
@@ -275,8 +280,8 @@ def _score(
 def print_published(made: ScoreTable, places: Sequence[str], seconds: float, how: tuple[str, str]) -> None:
     """Print the lines that the published evaluators print.
 
-    `places` are the locations of the checkpoints, `seconds` is the mean time per video, `how` has views (`multi` or
-    `single`) and crops.
+    `places` are the locations of the checkpoints, `seconds` is the mean time per video, `how` contains the views
+    (`multi` or `single`) and the crops.
     """
     order = np.argsort(-made.logits, axis=1, kind="stable")
     count = len(made.ids)

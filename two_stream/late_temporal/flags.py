@@ -1,7 +1,7 @@
 """Flags of the published evaluators of LateTemporalModeling3DCNN.
 
 `scripts/eval/spatial_demo3D.py` (multi-clip), `spatial_demo_bert.py` (single clip) and `combined_demo.py` (two streams)
-read some choices from flags and others from variables in their source; here all of them are flags.
+read some choices from flags and others from variables in their source code. Here, all choices are flags.
 """
 
 from __future__ import annotations
@@ -31,33 +31,33 @@ class EvaluatorFlags:
     window: Annotated[int | None, flag("-w", metavar="INT")] = None
     """with --val: number of the list window<N>.txt; if omitted, the published default"""
     window_val: Annotated[bool, tyro.conf.FlagCreatePairsOff, flag("-v", name="val")] = False
-    """score the videos of window<N>.txt instead of those of the split"""
+    """score the videos of window<N>.txt instead of the videos of the split"""
     ten_crop_enabled: Annotated[bool, tyro.conf.FlagConversionOff] = True
     """published variable; True: ten crops, False: the centre crop"""
     crops: Literal["ten", "center"] | None = None
-    """added here: overrides --ten-crop-enabled"""
+    """crops of each clip; overrides --ten-crop-enabled; not a flag of the published code"""
     multi_gpu_train: Annotated[bool, tyro.conf.FlagConversionOff, flag("--multiGPUTrain")] = False
     """published variable, ignored: the `module.` prefix of such checkpoints is removed automatically"""
     multi_gpu_test: Annotated[bool, tyro.conf.FlagConversionOff, flag("--multiGPUTest")] = False
     """published variable, ignored: a single device is used, see --device"""
     data: Annotated[Path | None, flag(metavar="DIR")] = None
-    """folder of the frame folders; if omitted, ./datasets/<dataset>_frames (published), otherwise the record's"""
+    """folder of the frame folders; if omitted, ./datasets/<dataset>_frames (published), or the folder in the record"""
     settings: Annotated[Path | None, flag("--settings-root", metavar="DIR")] = None
     """folder that contains <dataset>/ with its lists; if omitted, ./datasets/settings (published), or ./settings"""
     list_file: Annotated[Path | None, flag(name="list", metavar="FILE")] = None
-    """list of videos, lines `folder num_frames label`; if omitted, the list of the split"""
+    """list of videos with lines `folder num_frames label`; if omitted, the list of the split"""
     protocol: Literal["paper", "standard"] = "paper"
-    """paper: published choice of frames, and flow x keeps its sign when mirrored; standard: both corrected"""
+    """paper: choose frames as published, and do not negate flow x in mirrored crops; standard: correct both"""
     limit: Annotated[int | None, flag(metavar="INT")] = None
     """score only this many videos"""
     on_error: Literal["raise", "skip"] = "raise"
-    """raise: stop at an unreadable video; skip: leave it out, with a warning"""
+    """raise: stop at an unreadable video; skip: omit unreadable videos, with a warning"""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps; hard-coded in the published code"""
+    """auto, cpu, cuda, cuda:N or mps; fixed in the published code"""
     workers: Annotated[int, flag("-j")] = 2
-    """loader processes; 0 reads in the main process"""
+    """number of loader processes; 0: read in the main process"""
     batch_views: int = 10
-    """clips per forward pass"""
+    """number of clips per forward pass"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """autocast type of the forward pass; auto: fp32 with protocol paper, otherwise bf16 if it is clearly faster"""
     out: Annotated[Path | None, flag(metavar="FILE")] = None
@@ -69,11 +69,11 @@ class EvaluatorFlags:
 
     @property
     def chosen_crops(self) -> Literal["ten", "center"]:
-        """Crops, from either flag."""
+        """Crops that the two flags select."""
         return self.crops or ("ten" if self.ten_crop_enabled else "center")
 
     def check(self) -> None:
-        """Check the range of numbers.
+        """Check that all numbers are in their range.
 
         Raises:
             SettingsError: A number is out of range; the message names the flag.
@@ -106,7 +106,8 @@ class OneStreamFlags(EvaluatorFlags):
     checkpoint: Annotated[Path | None, flag("--weights", metavar="FILE")] = None
     """checkpoint or run folder; if omitted, ./checkpoint/<dataset>_<arch>_split<N>/model_best.pth.tar, as published"""
     extension: str | None = None
-    """published variable: names of the frames, such as img_{0:05d}.jpg or flow_{0}_{1:05d}; if omitted, detected"""
+    """published variable: file name pattern of frames, such as img_{0:05d}.jpg or flow_{0}_{1:05d}; if omitted,
+    detected"""
 
 
 @dataclass(frozen=True)
@@ -118,14 +119,15 @@ class TwoStreamFlags(EvaluatorFlags):
     arch_rgb: Annotated[str, flag("-b", metavar="ARCH")] = "rgb_resneXt3D64f101_bert10_FRMB"
     """network of the RGB stream"""
     checkpoint_flow: Annotated[Path | None, flag("--weights-flow", metavar="FILE")] = None
-    """checkpoint or run folder of the flow stream; if omitted, where the published trainer writes it"""
+    """checkpoint or run folder of the flow stream; if omitted, the checkpoint of the published trainer"""
     checkpoint_rgb: Annotated[Path | None, flag("--weights-rgb", metavar="FILE")] = None
-    """checkpoint or run folder of the RGB stream; if omitted, where the published trainer writes it"""
+    """checkpoint or run folder of the RGB stream; if omitted, the checkpoint of the published trainer"""
     multiple_clips_enabled: Annotated[bool, tyro.conf.FlagConversionOff] = True
     """published variable; True: several clips per video, False: one clip"""
     rgb_duration: Literal["flow", "own"] = "flow"
-    """frame count by which RGB clips are chosen; flow: from the flow list (published); own: that of the RGB frames"""
+    """number of frames from which RGB clips are chosen; flow: the number in the flow list (published); own: the number
+    of RGB frames"""
     rgb_extension: str | None = None
-    """names of RGB frames, such as img_{0:05d}.jpg; if omitted, detected"""
+    """file name pattern of RGB frames, such as img_{0:05d}.jpg; if omitted, detected"""
     flow_extension: str | None = None
-    """names of flow frames, such as flow_{0}_{1:05d}.jpg; if omitted, detected"""
+    """file name pattern of flow frames, such as flow_{0}_{1:05d}.jpg; if omitted, detected"""

@@ -1,4 +1,4 @@
-"""Finds the lists and frames of LateTemporalModeling3DCNN where the published code keeps them.
+"""Finds the lists and frames of LateTemporalModeling3DCNN where the published code stores them.
 
 The published layout is `datasets/settings/<dataset>/val_rgb_split1.txt` and
 `datasets/<dataset>_frames/<video>/img_00001.jpg` in the folder of the trainers; the evaluators run two levels below.
@@ -34,14 +34,14 @@ _FLOW_NAMES = (("flow_x_{:05d}.jpg", "flow_y_{:05d}.jpg"), ("flow_x_{:05d}", "fl
 
 
 def settings_folders(given: Path | None) -> list[Path]:
-    """Return the folders that may hold `<dataset>/` with split lists: the given one, or all usual ones."""
+    """Return the folders that may contain `<dataset>/` with split lists: the given folder, or all usual folders."""
     if given is not None:
         return [given]
     return [*(root / "datasets" / "settings" for root in ROOTS), Path("settings"), CHECKOUT / "settings"]
 
 
 def find_record(dataset: str, given: Path | None = None) -> Record:
-    """Return a data set's record; for a data set of the published code without record, a minimal one.
+    """Return a data set's record, or a minimal record for a data set of the published code that has no record.
 
     Raises:
         DataError: The data set is unknown; the message suggests the most similar name.
@@ -66,12 +66,12 @@ def find_list(record: Record, name: str, given: Path | None = None) -> Path:
     """
     tried = [folder / record.name / name for folder in settings_folders(given)]
     tried += [record.folder / name] if (record.folder / RECORD_FILE).is_file() else []
-    advice = "pass it with --list, or its folder with --settings"
+    advice = "pass the list with --list, or its folder with --settings"
     return _first_existing(tried, "split list", advice)
 
 
 def find_frames(record: Record, modality: Modality, given: Path | None = None) -> Path:
-    """Return the folder of a modality's frame folders.
+    """Return the folder that contains the frame folders of a modality.
 
     Raises:
         DataError: The folder is in none of the usual places; the message names them.
@@ -80,14 +80,14 @@ def find_frames(record: Record, modality: Modality, given: Path | None = None) -
     tried = [folder / "datasets" / f"{record.name}_frames" for folder in ROOTS] if given is None else [given]
     if given is None and root is not None:
         tried.append(record.resolve(root))
-    return _first_existing(tried, f"folder of {modality} frames", "pass it with --data DIR")
+    return _first_existing(tried, f"folder of {modality} frames", "pass the folder with --data DIR")
 
 
 def with_frames(record: Record, roots: dict[Modality, Path], ids: Sequence[str]) -> Record:
     """Return a record that reads frames from the given folders.
 
-    The names of flow files are those of the first videos: the names in the record, or the published ones of UCF101 or
-    HMDB51.
+    Flow files have the names in the record, or the published names of UCF101 or HMDB51, whichever the first videos
+    have.
     """
     here = {modality: root.resolve() for modality, root in roots.items()}
     names = {"rgb": record.patterns.rgb, "flow_x": record.patterns.flow_x, "flow_y": record.patterns.flow_y}
@@ -147,7 +147,7 @@ def pattern_of(extension: str, axis: str | None = None) -> str:
 def training_record(dataset: str, given: Path | None = None) -> tuple[str, str, Path]:
     """Return a data set's name, the value of `data.dataset`, and `data.settings_root`.
 
-    Published lists without a record get one, written to the same folder.
+    If published lists have no record, a record is written to their folder.
 
     Raises:
         DataError: The data set is unknown, or has no lists or no frames.
@@ -169,7 +169,7 @@ def training_record(dataset: str, given: Path | None = None) -> tuple[str, str, 
 
 
 def _write_record(record: Record, lists: Path) -> None:
-    """Write the record of published lists: their splits, and the frames in the published layout."""
+    """Write a record for published lists, with their splits and the frames in the published layout."""
     names = [re.search(r"_split(\d+)\.txt$", path.name) for path in lists.glob("*.txt")]
     roots: dict[Modality, Path] = {}
     ids: list[str] = []
@@ -211,4 +211,4 @@ def _first_existing(tried: Sequence[Path], what: str, advice: str) -> Path:
 
 
 def _other_paths(tried: Sequence[Path]) -> str:
-    return f" (nor {', '.join(map(str, dict.fromkeys(tried[1:])))})" if tried[1:] else ""
+    return f" (also tried: {', '.join(map(str, dict.fromkeys(tried[1:])))})" if tried[1:] else ""

@@ -57,7 +57,7 @@ class Start:
     """Weights that a published network starts from."""
 
     files: tuple[str, ...]
-    """names in the weights folder: the one that the published code opens, then those of the authors' releases"""
+    """file names in the weights folder: the name in the published code, then the names in the authors' releases"""
     fetch: str
     """name for `two-stream weights fetch`"""
 
@@ -94,25 +94,28 @@ class PublishedTraining:
     split: Annotated[int, flag("-s")] = 1
     """number of the official split"""
     settings: Annotated[Path | None, flag(metavar="DIR")] = None
-    """folder of the split lists; if omitted, ./datasets/settings (published) if it has the data set, or ./settings"""
+    """folder of the split lists; if omitted, ./datasets/settings (published) if it contains the data set, or
+    ./settings"""
     batch_size: Annotated[int | None, flag("-b", metavar="INT")] = None
-    """clips per forward pass; if omitted, published value, 8 (4 for the architectures trained with SGD)"""
+    """number of clips per forward pass; if omitted, the published value: 8 (4 for architectures that are trained with
+    SGD)"""
     iter_size: Annotated[int | None, flag(metavar="INT")] = None
-    """forward passes per optimizer step; if omitted, published value, 16 (SGD: 6)"""
+    """number of forward passes per optimizer step; if omitted, the published value: 16 (6 with SGD)"""
     lr: Annotated[float | None, flag("--learning-rate", metavar="FLOAT")] = None
-    """learning rate; if omitted, published value, 1e-5 (SGD: 1e-2)"""
+    """learning rate; if omitted, the published value: 1e-5 (1e-2 with SGD)"""
     momentum: float = 0.9
     """momentum of SGD; unused by AdamW"""
     weight_decay: Annotated[float, flag("--wd")] = 1e-3
-    """weight decay, also of norms and biases"""
+    """weight decay, which also applies to norms and biases"""
     epochs: int = 200
-    """passes over the training list"""
+    """number of passes over the training list"""
     workers: Annotated[int, flag("-j")] = 2
-    """loader processes"""
+    """number of loader processes"""
     pretrained: Annotated[Path | None, flag(metavar="FILE")] = None
-    """added here: weights to start from; if omitted, the file that the published code loads, if it is in --weights"""
+    """weights to start from; if omitted, the file that the published code loads, if --weights contains it; not a flag
+    of the published code"""
     weights: Annotated[Path, flag(metavar="DIR")] = Path("weights")
-    """added here: folder of the Kinetics and IG-65M weights"""
+    """folder of the Kinetics and IG-65M weights; not a flag of the published code"""
     evaluate: Annotated[bool, tyro.conf.FlagCreatePairsOff, flag("-e")] = False
     """do not train: score the best checkpoint with a single clip and the centre crop"""
     contine: Annotated[bool, tyro.conf.FlagCreatePairsOff, flag("-c", name="continue")] = False
@@ -138,9 +141,9 @@ def check_recipe(name: str) -> None:
 
 
 def split_flags(args: list[str]) -> tuple[list[str], list[str]]:
-    """Return the published trainer's flags and the experiment's flags of a command line, each with its values.
+    """Split a command line into flags of the published trainer and flags of the experiment, each with its values.
 
-    The experiment's flags are its dotted keys (`--train.precision`) and its plain values (`--seed`, `--device`).
+    The flags of the experiment are dotted keys (`--train.precision`) and plain values (`--seed`, `--device`).
     """
     fields = Experiment.model_fields.items()
     plain = {name for name, field in fields if not isinstance(field.default, BaseModel)}
@@ -156,7 +159,7 @@ def split_flags(args: list[str]) -> tuple[list[str], list[str]]:
 
 
 def defaults_of(arch: str) -> Defaults:
-    """Return the defaults of the published trainer of an architecture (name without namespace)."""
+    """Return the defaults of the published trainer for an architecture, which is named without namespace."""
     return SGD if arch in SGD_ARCHITECTURES else ADAMW
 
 

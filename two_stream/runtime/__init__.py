@@ -1,1 +1,1 @@
-"""Devices, processes, files, locks and terminal output; used by all layers above."""
+"""Devices, processes, files, locks and terminal output, used by the rest of the package."""

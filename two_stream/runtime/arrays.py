@@ -35,9 +35,9 @@ def read_arrays(file: Path | IO[bytes]) -> dict[str, NDArray[Any]]:
             infos = archive.infolist()
             total = sum(info.file_size for info in infos)
             if total > MOST_BYTES:
-                raise ValueError(f"{total:,} bytes of arrays, and TWO_STREAM_MOST_BYTES is {MOST_BYTES:,}")
+                raise ValueError(f"{total:,} bytes of arrays, but TWO_STREAM_MOST_BYTES is {MOST_BYTES:,}")
             if len({info.filename for info in infos}) != len(infos):
-                raise ValueError("the same array twice")
+                raise ValueError("the same array is stored twice")
             found = {}
             for info in infos:
                 with archive.open(info) as member:
@@ -71,7 +71,7 @@ def _read_array(member: IO[bytes], info: zipfile.ZipInfo) -> NDArray[Any]:
 def _read_header(
     file: IO[bytes], name: str, length: int
 ) -> tuple[np.dtype[Any], tuple[int, ...], Literal["C", "F"]]:
-    """Read type, shape and order of an array of `length` bytes with its header.
+    """Read the type, shape and order of an array that has `length` bytes including its header.
 
     numpy's reader evaluates the header as Python; this function accepts only what numpy writes.
     """
@@ -82,9 +82,9 @@ def _read_header(
     count = int.from_bytes(file.read(lengths[magic]), "little")
     header = _HEADER.fullmatch(file.read(min(count, _MOST_HEADER)))
     if header is None:
-        raise ValueError(f"{name}: an invalid header, or a data type other than numbers or text")
+        raise ValueError(f"{name}: invalid header, or a data type other than numbers or text")
     kind = np.dtype(header["kind"].decode())
     shape = tuple(int(size) for size in header["shape"].decode().replace(",", " ").split())
     if file.tell() + math.prod(shape) * kind.itemsize != length:
-        raise ValueError(f"{name}: {length:,} bytes for {shape} of {kind}")
+        raise ValueError(f"{name}: {length:,} bytes do not fit the shape {shape} of {kind}")
     return kind, shape, "F" if header["order"] == b"True" else "C"

@@ -46,12 +46,12 @@ class Advance(Protocol):
 
 
 def say(message: str) -> None:
-    """Print a result on standard output; square brackets are text, not markup."""
+    """Print a result on standard output; square brackets are printed as text."""
     console.print(shown_lines(message), markup=False, soft_wrap=True)
 
 
 def note(message: str) -> None:
-    """Print a message about the progress on standard error."""
+    """Print a progress message on standard error."""
     err.print(shown_lines(message), markup=False, soft_wrap=True)
 
 
@@ -62,7 +62,7 @@ def bar(share: float, length: int) -> str:
 
 @contextmanager
 def results_as_notes() -> Iterator[None]:
-    """Print results on standard error during the block: results of a step are progress of the command."""
+    """Print results on standard error during the block, for steps whose results only show a command's progress."""
     before, console.stderr = console.stderr, True
     try:
         yield
@@ -118,7 +118,8 @@ _NUMBER = re.compile(r"[-+±<]?\b\d[\d.,:×/e]*%?")
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
     """Build a table; columns after the first are right-aligned when all their cells look like numbers.
 
-    Numbers are not broken: numeric columns are as wide as their widest cell, others are folded between numbers.
+    Numbers are never broken: numeric columns are as wide as their widest cell, and other columns are not folded within
+    a number.
     """
     made = _Table(title=_plain(title) or None, title_justify="left", header_style="bold")
     for index, column in enumerate(columns):
@@ -142,7 +143,7 @@ def _plain(cell: object) -> str:
 
 @contextmanager
 def progress(description: str, total: int | None, *, every: float = 15.0) -> Iterator[Advance]:
-    """Show a progress bar on a terminal, or print a line every `every` seconds elsewhere."""
+    """Show a progress bar on a terminal; if the output is not a terminal, print a line every `every` seconds."""
     if err.is_terminal:
         with _bar() as bar:
             task = bar.add_task(description, total=total, fields="")

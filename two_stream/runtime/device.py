@@ -17,9 +17,9 @@ _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """Return a device by name; `auto` takes CUDA, then Apple's MPS, then the CPU.
+    """Return a device by name; `auto` selects CUDA if available, otherwise Apple's MPS, otherwise the CPU.
 
-    With several processes, each uses the GPU of its local rank.
+    If there are several processes, each process uses the GPU of its local rank.
 
     Raises:
         SettingsError: The name is unknown or the machine has no such device.
@@ -45,7 +45,7 @@ def pick_device(name: str = "auto") -> torch.device:
     if distributed.world_size() > 1:
         if device.type == "mps" or ":" in name:
             raise SettingsError(
-                f"device {name!r}: several processes cannot share one; with `--device cuda` each takes its own GPU"
+                f"device {name!r}: several processes cannot share one GPU; use `--device cuda` for one GPU per process"
             )
         return _local_gpu() if device.type == "cuda" else device
     return device
@@ -60,14 +60,14 @@ def _local_gpu() -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Return the context of a forward pass: nothing for fp32, autocast for bf16 and fp16."""
+    """Return the context for a forward pass: autocast for bf16 and fp16, and no change for fp32."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=_TYPES[precision])
 
 
 def set_threads(count: int) -> None:
-    """Set torch's CPU threads; 0 keeps torch's default, divided among the processes of a machine."""
+    """Set torch's number of CPU threads; 0: torch's default, divided among the processes of a machine."""
     if not count and distributed.world_size() > 1 and not _is_omp_threads_set():
         count = max(1, usable_processes() // distributed.local_size())
     if count:
@@ -86,10 +86,10 @@ def _is_omp_threads_set() -> bool:
 
 
 def set_deterministic(on: bool, device: torch.device) -> None:
-    """Use deterministic algorithms on a GPU; an operation without one warns.
+    """Use deterministic algorithms on a GPU; operations without a deterministic algorithm print a warning.
 
-    On the CPU the networks' operations are deterministic for a given number of threads, and torch's switch would cost
-    seconds at the start.
+    On the CPU, the networks' operations are already deterministic for a given number of threads, and torch's setting
+    would take seconds at the start.
     """
     if device.type != "cuda":
         return

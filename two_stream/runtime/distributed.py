@@ -1,7 +1,7 @@
 """Ranks, collective calls and shared errors of a `torchrun` job.
 
-An error of one process is raised on all of them and printed once. In a single process every function is a plain call,
-and torch is not imported.
+An error in one process is raised in all processes and printed once. In a single process, no function communicates, and
+torch is not imported.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def is_main() -> bool:
 def job() -> str:
     """Return a name of this `torchrun` job that stays the same over restarts; empty without `torchrun`.
 
-    On several machines it is the id given with `--rdzv-id`; on one, the parent process.
+    On several machines, the name contains the id of `--rdzv-id`; on one machine, it contains the parent process.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ""
@@ -89,7 +89,7 @@ def job() -> str:
 def init(*, cpu_only: bool = False) -> bool:
     """Join the other processes of a `torchrun` job and silence all but rank 0; return False for a single process.
 
-    gloo exchanges tensors in main memory, NCCL those on GPUs.
+    Tensors in main memory are exchanged with gloo, and tensors on GPUs with NCCL.
 
     Args:
         cpu_only: Do not use the machine's GPUs.
@@ -114,7 +114,8 @@ def init(*, cpu_only: bool = False) -> bool:
     if gpu:
         if local_rank() >= torch.cuda.device_count():
             raise SettingsError(
-                f"{local_size()} processes on a machine with {torch.cuda.device_count()} GPUs: start one per GPU "
+                f"{local_size()} processes on a machine with {torch.cuda.device_count()} GPUs: start one process per "
+                "GPU "
                 "(torchrun --nproc-per-node gpu), or use --device cpu"
             )
         torch.cuda.set_device(local_rank())
@@ -142,7 +143,7 @@ def silence_other_ranks() -> None:
 
 @contextmanager
 def once_per_machine() -> Iterator[None]:
-    """Context of code that every process of a machine runs; an error in it is printed by local rank 0 only."""
+    """Context for code that every process of a machine runs; only local rank 0 prints its errors."""
     try:
         yield
     except TwoStreamError as error:
@@ -151,7 +152,7 @@ def once_per_machine() -> Iterator[None]:
 
 
 def shutdown() -> None:
-    """Leave the process group together: a process that exits early would break calls that others still wait for."""
+    """Leave the process group together, so that no process waits for one that has exited."""
     if not _joined():
         return
     from torch import distributed
@@ -170,8 +171,8 @@ def exit_process(code: int) -> NoReturn:
     """Exit this process with a code.
 
     After DDP, gloo's threads survive `destroy_process_group` and can abort the process while Python shuts down
-    ("terminate called without an active exception", exit code -6). A process that was joined to others therefore runs
-    its exit handlers and exits at once.
+    ("terminate called without an active exception", exit code -6). A process that joined others therefore runs its exit
+    handlers and exits at once.
     """
     if not _was_joined:
         raise SystemExit(code)
@@ -199,7 +200,7 @@ def largest(numbers: Sequence[int]) -> list[int]:
 
 
 def gather_numbers(numbers: Sequence[float]) -> list[list[float]]:
-    """Return the lists of all processes by rank, on every process."""
+    """Return the lists of all processes, ordered by rank, on every process."""
     if not _joined():
         return [list(numbers)]
     import torch
@@ -212,7 +213,7 @@ def gather_numbers(numbers: Sequence[float]) -> list[list[float]]:
 
 
 def gather_objects(value: T) -> list[T] | None:
-    """Return the objects of all processes by rank on rank 0, None on the others."""
+    """Return the objects of all processes, ordered by rank, on rank 0; return None on other ranks."""
     if not _joined():
         return [value]
     from torch import distributed
@@ -223,7 +224,7 @@ def gather_objects(value: T) -> list[T] | None:
 
 
 def all_objects(value: T) -> list[T]:
-    """Return the objects of all processes by rank, on every process."""
+    """Return the objects of all processes, ordered by rank, on every process."""
     return broadcast_object(gather_objects(value)) or []
 
 
@@ -257,7 +258,7 @@ def on_main(action: Callable[[], T]) -> T:
 
 @contextmanager
 def raise_on_all_ranks() -> Iterator[None]:
-    """Context of code without collective calls; an error of any process is raised on all of them at its end."""
+    """Context for code without collective calls; at its end, an error of any process is raised on all processes."""
     if not _joined():
         yield
         return

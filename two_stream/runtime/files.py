@@ -1,8 +1,8 @@
-"""Files and folders that are complete or absent: atomic writes, checksums, leftovers of killed processes, the cache.
+"""Atomic writes of files and folders, checksums, removal of leftovers of killed processes, and the cache folder.
 
-A folder cannot be renamed over another that has files in it, so `replaced_folder` renames twice. Between the renames
-the name is missing; `complete_folder` then returns the old folder, which has a hidden name until the new one
-is in place. Whenever a process is killed, the name leads to one complete folder.
+A folder cannot replace a folder that contains files by a rename, so `replaced_folder` renames twice. Between the two
+renames, the name does not exist; `complete_folder` then returns the old folder, which has a hidden name until the new
+folder is in place. A complete folder is therefore found whenever a process is killed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CACHE_VARIABLE = "TWO_STREAM_CACHE"
 
 @contextmanager
 def room_for(path: Path, kept: str = "") -> Iterator[None]:
-    """Turn the writing library's error about a full disk into a `FullDiskError` that names `path`.
+    """Turn a library's error about a full disk into a `FullDiskError` that names `path`.
 
     Raises:
         FullDiskError: Also says what is kept.
@@ -59,7 +59,7 @@ def room_for(path: Path, kept: str = "") -> Iterator[None]:
 
 
 def unfinished(final: Path) -> Path:
-    """Return the hidden path next to `final` to write to first; it names the machine and the process."""
+    """Return a hidden path next to `final`, to be written first; its name contains the machine and the process."""
     return final.parent / f".{final.name}.{socket.gethostname()}-{os.getpid()}.part"
 
 
@@ -99,7 +99,7 @@ def _is_running(pid: int, left: Path) -> bool:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`; on success it is fsynced and renamed to `path`, otherwise removed.
 
-    The mode follows the umask, even if a library writes another one (safetensors: 0600).
+    The file mode follows the umask, even if a library sets another mode (safetensors sets 0600).
 
     Raises:
         FullDiskError: The disk is full.
@@ -123,7 +123,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder next to `path` to prepare it in; it is removed at the end.
+    """Yield an empty folder next to `path`, in which `path` can be prepared; the folder is removed at the end.
 
     Raises:
         FullDiskError: The disk is full.
@@ -140,7 +140,7 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
 
 def check_writable(path: Path) -> None:
-    """Check that a file can be written, before the work that it is for.
+    """Check that a file can be written, before its content is computed.
 
     Raises:
         SettingsError: It is a folder, or cannot be created.
@@ -162,17 +162,17 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    r"""Write a UTF-8 text file atomically; bytes of names that are not UTF-8 become `\udce9`, as everywhere."""
+    r"""Write a UTF-8 text file atomically; bytes that are not UTF-8 are escaped, for example as `\udce9`."""
     write_bytes(path, content.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
-    """Write a JSON file atomically, keys in their order."""
+    """Write a JSON file atomically; keys keep their order."""
     write_text(path, json_text(value, indent=indent) + "\n")
 
 
 def checked_line(values: dict[str, Any]) -> str:
-    """Return a JSON line that ends with a checksum of the rest."""
+    """Return a JSON line that ends with a checksum of the rest of the line."""
     text = json_text(values)
     return text[:-1] + _CRC + _crc(text) + '"}'
 
@@ -200,7 +200,7 @@ def fsync_file(path: Path) -> None:
 
 
 def fsync_dir(path: Path) -> None:
-    """Flush a folder's entries to the disk, if the system can."""
+    """Flush a folder's entries to the disk, if the system supports it."""
     with suppress(OSError):
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -211,9 +211,10 @@ def fsync_dir(path: Path) -> None:
 
 @contextmanager
 def replaced_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder; on success checksum and fsync its files and replace `target` with it; otherwise remove it.
+    """Yield an empty folder, which replaces `target` on success and is removed otherwise.
 
-    Leftovers of killed attempts are removed first.
+    The files in the folder are flushed to the disk, together with their checksums. Leftovers of killed processes are
+    removed first.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     old = _old(target)
@@ -241,7 +242,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
 
 
 def complete_folder(target: Path) -> Path:
-    """Return the folder to read: `target`, or the old one if a process was killed between the two renames."""
+    """Return the folder to read: `target`, or the old folder if a process was killed between the two renames."""
     old = _old(target)
     return old if not target.exists() and old.is_dir() else target
 
@@ -279,18 +280,18 @@ def verify_checksums(
         pairs = [(str(name), str(digest)) for name, digest in expected.items()]
     except (OSError, ValueError, AttributeError):
         raise CheckpointError(
-            f"{folder / CHECKSUMS}: missing or damaged; the {what} cannot be trusted"
+            f"{folder / CHECKSUMS}: missing or damaged; the {what} cannot be verified; {remedy}"
         ) from None
     for name, digest in pairs:
         path = folder / Path(name).name
         if not path.is_file():
-            raise CheckpointError(f"{path}: missing, though {CHECKSUMS} lists it; {remedy}")
+            raise CheckpointError(f"{path}: the file is missing, but {CHECKSUMS} lists it; {remedy}")
         if sha256(path) != digest:
             raise CheckpointError(f"{path}: damaged (SHA-256 differs from {CHECKSUMS}); {remedy}")
 
 
 def cache_folder() -> Path | None:
-    """Return the user's cache folder for data that can be computed again; it may not exist. None: no cache."""
+    """Return the user's cache folder, which may not exist yet, or None if the cache is disabled."""
     given = os.environ.get(CACHE_VARIABLE)
     if given is not None:
         return None if given.strip().lower() in ("", "off") else Path(given).expanduser()
@@ -308,9 +309,9 @@ def cache_folder() -> Path | None:
 
 
 def write_cached(path: Path, content: bytes) -> bool:
-    """Write a cache file atomically but without flushing it; return False if that is not possible.
+    """Write a cache file atomically but without flushing it; return False if it cannot be written.
 
-    Several processes may write the same file at once; one of them wins.
+    If several processes write the same file at the same time, the content of one process remains.
     """
     part = ""
     try:

@@ -1,4 +1,4 @@
-"""Faster networks for scoring: BatchNorm folding, weights in a shorter type, compilation."""
+"""Faster networks for scoring: BatchNorm folding, weights in a smaller type, compilation."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def fold_batchnorm(model: nn.Module, example: torch.Tensor) -> nn.Module:
 
 
 def lower_convolutions(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Convert the weights of convolutions to a shorter type in place, which autocast would do in every forward pass."""
+    """Convert the weights of convolutions to a smaller type in place, so that autocast does not convert them again."""
     for part in model.modules():
         if isinstance(part, _CONVOLUTIONS):
             part.to(dtype)
@@ -61,7 +61,8 @@ def lower_convolutions(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 def compile_for_device(function: Callable[..., Any], device: torch.device) -> Callable[..., Any] | None:
     """Return a function compiled for one input size, with CUDA graphs on a GPU; None without a compiler.
 
-    The first call compiles, for seconds to a minute. Each call overwrites the output of the previous one.
+    The first call compiles the function, which takes seconds to a minute. Each call overwrites the output of the
+    previous call.
     """
     problem = missing_compiler(device)
     if problem:
@@ -84,7 +85,7 @@ def missing_compiler(device: torch.device) -> str:
 
 
 def _pairs(model: nn.Module, example: torch.Tensor) -> list[tuple[Convolution, BatchNorm]]:
-    """Return the BatchNorms whose input is the output of a convolution that is used once."""
+    """Return pairs of a convolution that is used once and the BatchNorm whose input is its output."""
     made: dict[tuple[int, int], Convolution] = {}  # a later change in place (a shortcut) raises the version
     kept: list[torch.Tensor] = []  # kept alive, so that ids are unique
     calls: dict[nn.Module, int] = {}

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP stop a run at the next safe point, such as a step; a second Ctrl-C stops at once."""
+"""Stops a run at the next safe point after Ctrl-C, SIGTERM or SIGHUP, and at once after a second Ctrl-C."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def stop_signals() -> list[int]:
 
 
 class StopRequest:
-    """Context that records SIGINT, SIGTERM and SIGHUP; the handlers are restored at its end.
+    """Context that records SIGINT, SIGTERM and SIGHUP, and restores the signal handlers at its end.
 
-    It is true once the run must stop. Several processes agree on this, so that they stop at the same step.
+    A request is true once the run must stop. Several processes share their signals, so that all stop at the same step.
 
     Attributes:
         received: Number of the signal that this process received, or None.

@@ -1,7 +1,8 @@
-"""File locks: one process at a time per run, study, shard folder or download.
+"""File locks, which let only one process at a time use a run, study, shard folder or download.
 
-The system releases a lock when its process ends, however it ends. Forked loader processes do not inherit it. Over NFS
-the locks hold between machines too. A file system without locks (errno ENOSYS, ENOLCK or EOPNOTSUPP) locks nothing.
+The operating system releases a lock when its process ends for any reason. Forked loader processes do not inherit locks.
+On NFS, locks also apply between machines. On a file system without locks (errno ENOSYS, ENOLCK or EOPNOTSUPP), nothing
+is locked.
 """
 
 from __future__ import annotations

@@ -28,10 +28,11 @@ _MORE_FONTS = (
 
 @contextmanager
 def plain_figures(style: Mapping[Any, Any] | None = None) -> Iterator[None]:
-    """Draw with matplotlib's defaults and a style; a context manager and a decorator.
+    """Draw with matplotlib's defaults and a style; usable as a context manager or a decorator.
 
-    It ignores the `matplotlibrc` of the current folder, which is untrusted, and takes `$` in names literally. Letters
-    come from the first installed font that has them; a letter without a font is a box, without a warning.
+    The `matplotlibrc` of the current folder is ignored because it is untrusted, and `$` in names is drawn as it is.
+    Each letter is drawn in the first installed font that contains it. If no font does, a box is drawn without a
+    warning.
 
     Args:
         style: matplotlib parameters.

@@ -39,7 +39,7 @@ class Speedup:
 
     @property
     def least(self) -> float:
-        """The smaller of the two."""
+        """The smaller of the two speedups."""
         return min(self.product, self.convolution)
 
 
@@ -48,7 +48,7 @@ _found: dict[str, Speedup] = {}
 
 
 def native_bf16(device: torch.device) -> bool:
-    """Whether a device has bfloat16 instructions: a GPU from Ampere on, a CPU with AVX-512 BF16 or AMX."""
+    """Whether a device has bfloat16 instructions, as GPUs since Ampere and CPUs with AVX-512 BF16 or AMX do."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and bool(cpu_flags() & set(_CPU_BF16))
@@ -69,8 +69,8 @@ def cpu_flags() -> set[str]:
 def resolve_precision(precision: str, device: torch.device, *, exact: bool = False) -> str:
     """Return the precision of `auto`: bf16 if it is clearly faster and not `exact`, otherwise fp32.
 
-    Some CPUs with bf16 instructions are slower with them, so a CPU is measured once. Any other precision is returned
-    unchanged.
+    Some CPUs with bf16 instructions are slower in bf16 than in fp32, so the speed of a CPU is measured once. Any
+    precision other than `auto` is returned unchanged.
     """
     if precision != "auto":
         return precision
@@ -80,7 +80,7 @@ def resolve_precision(precision: str, device: torch.device, *, exact: bool = Fal
 
 
 def precision_reason(precision: str) -> str | None:
-    """Return a precision with this CPU's measured speed, `bf16 (2.0x fp32 here)`; None if not measured."""
+    """Return a precision with this CPU's speed, such as `bf16 (2.0x fp32 here)`; None if it was not measured."""
     found = _found.get(_key())
     if found is None or precision not in ("bf16", "fp32"):
         return None
@@ -92,7 +92,7 @@ def precision_reason(precision: str) -> str | None:
 
 
 def bf16_speedup() -> Speedup:
-    """Return how much faster this CPU computes in bf16, measured once per processor, torch version and threads.
+    """Return this CPU's speed in bf16 relative to fp32, measured once per processor, torch version and thread count.
 
     The result is stored in the user's cache folder.
     """

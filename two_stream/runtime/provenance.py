@@ -46,7 +46,7 @@ def source_digest() -> str:
 
 
 def environment() -> dict[str, str]:
-    """Return versions and machine facts as flat text; loads no heavy module."""
+    """Return versions and facts about the machine as text, without importing large modules."""
     facts = {name: _version(name) for name in _PACKAGES}
     facts["python"] = platform.python_version()
     facts["platform"] = platform.platform()

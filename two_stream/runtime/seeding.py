@@ -1,4 +1,4 @@
-"""Random numbers that depend on their purpose only, not on the order or process in which they are drawn."""
+"""Random numbers that depend only on their purpose, not on the order or process in which they are drawn."""
 
 from __future__ import annotations
 

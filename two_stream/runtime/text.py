@@ -12,7 +12,7 @@ from two_stream.errors import printable
 
 
 def shown_lines(text: str) -> str:
-    """Return text whose lines a terminal, Markdown or HTML can show: see `printable`."""
+    """Return text with every line made safe for a terminal, Markdown and HTML; see `printable`."""
     return "\n".join(map(printable, text.split("\n")))
 
 
@@ -23,7 +23,7 @@ def plural(count: int, what: str, one: str = "", many: str = "") -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse untrusted JSON; bytes are UTF-8.
+    """Parse untrusted JSON; bytes must be UTF-8.
 
     Raises:
         json.JSONDecodeError: It is not JSON, nested too deeply, or has too long a number.
@@ -38,14 +38,14 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def is_utf8(name: object) -> bool:
-    """Whether a path is valid UTF-8, which safetensors and TensorBoard need."""
+    """Whether a path is valid UTF-8, which safetensors and TensorBoard require."""
     return not any("\ud800" <= c <= "\udfff" for c in str(name))
 
 
 def json_text(value: Any, **options: Any) -> str:
     r"""Return a value as JSON with non-ASCII letters; characters that are not printable are escaped.
 
-    Bytes of file names that are not UTF-8 become `\udce9`, which a reader converts to the same name.
+    Bytes of file names that are not UTF-8 are escaped, for example as `\udce9`, and decoded to the same name.
 
     Args:
         value: Of JSON's types.

@@ -1,7 +1,7 @@
 """Runs tasks in several processes; a task that crashes or hangs its process does not affect the others.
 
-`concurrent.futures` gives up every task when one worker dies and cannot end a hanging one.
-Workers are spawned, never forked: a fork would copy the locks of OpenCV's and libav's threads.
+`concurrent.futures` fails every task when one worker dies, and cannot stop a worker that hangs. Workers are spawned,
+because a fork would copy the locks of OpenCV's and libav's threads.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def usable_processes() -> int:
 def run_tasks(
     function: Callable[[T, Beat], R], items: Sequence[T], *, processes: int, patience: float
 ) -> Generator[tuple[int, R | TaskFailure]]:
-    """Run `function(item, beat)` on every item and yield (index, result or `TaskFailure`) as they finish.
+    """Run `function(item, beat)` on every item and yield (index, result or `TaskFailure`) as tasks finish.
 
     Args:
         function: A module-level function; it, the items and the results must be picklable.
@@ -126,7 +126,7 @@ class _Slot(Generic[T, R]):
             self._heard = 0.0
 
     def poll(self, patience: float) -> tuple[int, R | TaskFailure] | None:
-        """Receive the worker's messages; return the answer of a finished task."""
+        """Receive the worker's messages; return the result of a finished task."""
         try:
             while self.connection.poll():
                 what, value = self.connection.recv()
@@ -166,7 +166,7 @@ class _Slot(Generic[T, R]):
         return f"the worker process ended with exit code {code}"
 
     def end(self) -> None:
-        """Stop the worker: a free one exits when its pipe closes, a busy one is killed."""
+        """Stop the worker: an idle worker exits when its pipe closes, a busy worker is killed."""
         self.connection.close()
         if not self.free or not self.alive:
             self.process.kill()
@@ -178,7 +178,7 @@ class _Slot(Generic[T, R]):
 
 
 def _serve(connection: Connection, function: Callable[[Any, Beat], Any]) -> None:
-    """Body of a worker: run tasks until the pipe is closed or the parent process has exited."""
+    """Run tasks in a worker process until the pipe is closed or the parent process has exited."""
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:
         end_with_parent(parent.pid)
@@ -213,7 +213,10 @@ def _serve(connection: Connection, function: Callable[[Any, Beat], Any]) -> None
 
 
 def end_with_parent(parent: int) -> None:
-    """Kill this process when its parent, of process number `parent`, has exited; poll for that if not on Linux."""
+    """Kill this process when its parent, with process ID `parent`, exits.
+
+    On systems other than Linux, the process checks repeatedly whether its parent is still running.
+    """
     if not sys.platform.startswith("linux") or ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL):
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     if hasattr(os, "getppid") and os.getppid() != parent:

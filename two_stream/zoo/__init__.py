@@ -1,4 +1,4 @@
-"""Named models: a table of records. Names are looked up, never parsed."""
+"""Named models: a table of records. Names are looked up in the table, not parsed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ALIASES = {record.alias: record for record in _RECORDS.values() if record.alias
 
 
 def records(pattern: str = "*") -> list[ModelRecord]:
-    """Return the records one of whose names matches a shell pattern, in the order of the table."""
+    """Return the records with a name that matches a shell pattern, in the order of the table."""
     return [
         record
         for record in _RECORDS.values()
@@ -32,13 +32,13 @@ def records(pattern: str = "*") -> list[ModelRecord]:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Return the names `create_model` knows that match a shell pattern, for example `"*bert*"`."""
+    """Return the model names that match a shell pattern, for example `"*bert*"`; `create_model` accepts them."""
     names = [*_ALIASES, *_RECORDS]
     return [name for name in names if fnmatchcase(name, pattern)]
 
 
 def find(name: str) -> ModelRecord:
-    """Return a record by either of its names.
+    """Return the record with a given name or alias.
 
     Raises:
         SettingsError: Unknown name; suggests similar ones.
@@ -57,7 +57,7 @@ def find(name: str) -> ModelRecord:
 
 
 def resolve(name_or_options: str | ModelOptions, **changes: Any) -> ModelOptions:
-    """Return the options of a named model, or the given ones, with some fields changed.
+    """Return the options of a named model, or the given options, with some fields changed.
 
     Raises:
         SettingsError: Unknown name, key or value.
@@ -74,7 +74,7 @@ def resolve(name_or_options: str | ModelOptions, **changes: Any) -> ModelOptions
 
 
 def _other_modality(input_: dict[str, Any]) -> dict[str, Any]:
-    """Return normalisation after a change of modality: flow uses the first two values of RGB, as in 3D-ResNets."""
+    """Return the normalisation for the other modality: flow uses the first two values of RGB, as in 3D-ResNets."""
     return {
         name: values[:2] if values is not None and len(values) == 3 else None
         for name, values in ((name, input_[name]) for name in ("mean", "std"))

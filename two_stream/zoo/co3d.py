@@ -1,4 +1,4 @@
-"""The clip networks of co3d (PySlowFast's and torchvision's)."""
+"""The clip networks of co3d, which come from PySlowFast and torchvision."""
 
 from __future__ import annotations
 

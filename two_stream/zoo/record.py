@@ -1,7 +1,7 @@
 """Records of named models: parts, publication and cost.
 
-`costs.json` contains the costs, so that listing models builds no network. `python docs/models/tables.py` writes
-it; a test compares it with the networks.
+`costs.json` contains the costs, so that models can be listed without building networks. `python docs/models/tables.py`
+writes this file; a test compares it with the networks.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class ModelRecord:
     summary: str
     paper: str
     alias: str | None = None
-    """second name without namespace"""
+    """short name without namespace"""
 
     @property
     def source(self) -> str:
-        """Codebase that published it."""
+        """Codebase that published the network."""
         return SOURCES[self.name.split("/", maxsplit=1)[0]]
 
 
@@ -51,7 +51,7 @@ class ModelCost:
     """Parameters, multiply-adds and clip of a named model."""
 
     parameters: tuple[int, int]
-    """constant part, and per class"""
+    """number of parameters: constant part, and part per class"""
     multiply_adds: tuple[int, int]
     """multiply-adds of one clip: constant part, and part per class"""
     frames: int

@@ -228,7 +228,7 @@ def test_weights_of_another_network_are_one_line(kind, tmp_path):
     saved("vivit", other)
     shutil.copy(other / "model.safetensors", state)
     model = Recognizer(ModelOptions(backbone=HfVideo(model=str(tmp_path), pretrained=True)), 3)
-    with pytest.raises(CheckpointError, match="its weights belong to a different network") as caught:
+    with pytest.raises(CheckpointError, match="the weights belong to a different network") as caught:
         load_library(model)
     assert "\n" not in str(caught.value)
 
@@ -258,8 +258,14 @@ BAD = [
         {"architecture": "vivit", "config": {"num_frame": 3}},
         "vivit has no 'num_frame'; did you mean num_frames?",
     ),
-    ({"architecture": "videomae", "config": {"hidden_size": 50}}, "videomae rejects it .*multiple"),
-    ({"architecture": "videomae", "config": {"hidden_size": "wide"}}, "videomae rejects it .*hidden_size"),
+    (
+        {"architecture": "videomae", "config": {"hidden_size": 50}},
+        "videomae rejects the configuration .*multiple",
+    ),
+    (
+        {"architecture": "videomae", "config": {"hidden_size": "wide"}},
+        "videomae rejects the configuration .*hidden_size",
+    ),
     ({"architecture": "videomae", "config": {"num_frames": 7}}, "7 frames of 224² are not a whole number"),
     (
         {"architecture": "timesformer", "config": {"attention_type": "space_only"}},
@@ -314,13 +320,13 @@ def test_an_input_that_contradicts_the_positions_is_one_line(given, message):
         Recognizer(ModelOptions(backbone=options_of("vjepa2"), input=given), 3)
     net = BACKBONES["hf_video"](options_of("vjepa2"), "rgb")
     with pytest.raises(
-        SettingsError, match="a clip of 4×32×32 was passed; this hf_video network accepts 6×32×32"
+        SettingsError, match="a clip of 4×32×32 was passed; this hf_video network expects 6×32×32"
     ):
         net(torch.zeros(1, 3, 4, 32, 32))
 
 
 def test_weights_need_a_model():
-    with pytest.raises(ValueError, match="pretrained needs `model`"):
+    with pytest.raises(ValueError, match="`pretrained` requires `model`"):
         HfVideo(architecture="vivit", pretrained=True)
 
 

@@ -156,7 +156,7 @@ def test_temporal_stride_keeps_the_early_steps_and_changes_no_weight():
 
 
 def test_a_stride_out_of_reach_is_refused():
-    with pytest.raises(ValidationError, match="temporal_stride 16 needs stem_pool"):
+    with pytest.raises(ValidationError, match="`temporal_stride` 16 requires `stem_pool: true`"):
         R2Plus1d(temporal_stride=16)
 
 

@@ -197,7 +197,7 @@ def test_reductions_narrow_and_name_their_parameters(options, how):
     net = build(options, "flow")
     before = {name for name, _ in net.named_parameters()}
     if how == "replace_last_block" and net.home is None:
-        with pytest.raises(SettingsError, match=r"last block of .* is not known; use `reduction: frab`"):
+        with pytest.raises(SettingsError, match=r"last block of .* is not known, .*; use `reduction: frab`"):
             net.replace_last_block(24)
         return
     x = clip(net)
@@ -352,16 +352,19 @@ BAD = [
     ({"name": "resnett50"}, r"'resnett50' is not a timm network; did you mean resnet50"),
     (
         {"name": "resnet18.foo"},
-        r"timm has no weights 'resnet18.foo'; of this network it has .*resnet18.tv_in1k",
+        r"timm has no weights 'resnet18.foo'; its weights of this network: .*resnet18.tv_in1k",
     ),
-    ({"name": "test_resnet", "image_size": 64}, r"timm's test_resnet has no option `image_size`; remove it"),
-    ({"name": "test_vit", "tsm": 0.125}, r"`tsm` shifts the residual blocks .*; test_vit has none"),
+    (
+        {"name": "test_resnet", "image_size": 64},
+        r"timm's test_resnet has no option `image_size`; remove the option",
+    ),
+    ({"name": "test_vit", "tsm": 0.125}, r"`tsm` shifts the residual blocks .*, but test_vit has none"),
     (
         {"name": "test_vit", "inflate": True},
-        r"`inflate` needs a plain convolutional network .*; test_vit has \w+, which stays 2D",
+        r"`inflate` requires a plain convolutional network .*, but test_vit contains \w+, which is 2D",
     ),
-    ({"name": "efficientnet_b0", "inflate": True}, r"efficientnet_b0 has SqueezeExcite"),
-    ({"name": "regnety_002", "inflate": True}, r"regnety_002 has SEModule"),
+    ({"name": "efficientnet_b0", "inflate": True}, r"efficientnet_b0 contains SqueezeExcite"),
+    ({"name": "regnety_002", "inflate": True}, r"regnety_002 contains SEModule"),
 ]
 
 
@@ -382,7 +385,7 @@ def test_a_crop_that_a_network_of_fixed_size_cannot_take_is_one_line(crop, told)
     assert "\n" not in str(caught.value)
     net = build(TimmNet(name="test_vit", image_size=SIDE))
     with pytest.raises(
-        SettingsError, match="a clip of 2×32×32 was passed; this timm network accepts 2×64×64 only"
+        SettingsError, match="a clip of 2×32×32 was passed; this timm network expects 2×64×64"
     ):
         net(torch.zeros(1, 3, 2, 32, 32))
 
@@ -390,7 +393,7 @@ def test_a_crop_that_a_network_of_fixed_size_cannot_take_is_one_line(crop, told)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tsm": 0.125, "inflate": True}, "choose one"),
+        ({"tsm": 0.125, "inflate": True}, "remove one of them"),
         ({"weights": "w.pth"}, "`weights` requires `pretrained: true`"),
     ],
     ids=str,

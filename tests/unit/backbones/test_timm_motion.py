@@ -171,12 +171,17 @@ def test_reductions_learn(options: dict, reduction: str) -> None:
             {"clip_length": 6, "segments": 6},
             r"`input.clip_length` 6 is not a multiple of twice `input.segments` 6",
         ),
-        ("flow", {"difference": "alone"}, {}, r"`backbone.difference: alone` is only for RGB; remove it for"),
+        (
+            "flow",
+            {"difference": "alone"},
+            {},
+            r"`backbone.difference: alone` is only for RGB; remove `difference` for",
+        ),
         (
             "flow",
             {"picture": True},
             {"stack": 2},
-            r"`backbone.picture` uses one flow field, .*stack` is 2; set it to 1",
+            r"`backbone.picture` uses one flow field, .*stack` is 2; set `input.stack` to 1",
         ),
     ],
     ids=str,
@@ -188,5 +193,5 @@ def test_what_it_cannot_see_is_one_line(modality: str, options: dict, input_: di
 
 
 def test_differences_of_an_inflated_network_are_refused() -> None:
-    with pytest.raises(ValueError, match="difference uses pairs of frames and inflate all frames"):
+    with pytest.raises(ValueError, match="`difference` uses pairs of frames, but `inflate` uses all frames"):
         TimmNet(difference="alone", inflate=True)

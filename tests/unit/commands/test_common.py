@@ -44,11 +44,11 @@ def test_kind_changes_the_part_and_its_flags() -> None:
         ),
         (["--model.reduction", "fram"], "invalid choice 'fram' for argument '--model.reduction'"),
         (["--train.batch-size"], "Missing value for argument '--train.batch-size'"),
-        (["--train.cross-modality"], "`train`: cross_modality needs `init`"),
+        (["--train.cross-modality"], "`train`: `cross_modality` requires `init`"),
         (["--model.head.kind", "lsmt"], "unknown head kind 'lsmt'; did you mean `lstm`?"),
         (["--model.haed.kind", "lstm"], "unknown key `haed`; did you mean `head`?"),
         (["--model.head.kind"], "--model.head.kind: a value is missing"),
-        (["--name.foo.kind", "z"], "`name` is a value and has no `foo`"),
+        (["--name.foo.kind", "z"], "`name` is a single value and has no key `foo`"),
     ],
 )
 def test_each_mistake_is_one_line(args: list[str], expected: str) -> None:
@@ -86,6 +86,8 @@ def test_dataclass_flags() -> None:
 def test_positional_and_switch() -> None:
     assert split_positional(["a", "--b"], "p", "a file", "f") == ("a", ["--b"])
     assert split_positional(["--help"], "p", "a file", "f") == ("", ["--help"])
-    with pytest.raises(SettingsError, match="p: a file is missing; it comes first, for example: p f"):
+    with pytest.raises(
+        SettingsError, match="p: a file is missing; add it as the first argument, for example: p f"
+    ):
         split_positional(["--b"], "p", "a file", "f")
     assert take_flag(["x", "--resume", "y"], "--resume") == (True, ["x", "y"])

@@ -174,7 +174,7 @@ def test_published_weights_are_used_where_they_lie(
     made, _ = asked("--arch", BERT)
     assert made.train.init is None
     shown = capsys.readouterr().err
-    assert "training starts from scratch, as weights/resnext-101-64f-kinetics.pth" in shown
+    assert "training starts from scratch, because weights/resnext-101-64f-kinetics.pth" in shown
     assert f"`two-stream weights fetch {STARTS[BERT].fetch}`" in shown
     (folder / "weights").mkdir()
     file = folder / "weights" / "resnext-101-64f-kinetics.pth"
@@ -211,7 +211,7 @@ def test_continue_without_a_run_starts_from_the_published_checkpoint(
     assert made.train.init is None
     made, how = asked("--arch", BERT, "--continue")
     assert (made.train.init, how["resume"]) == (file, True)
-    assert "weights, without its optimizer" in capsys.readouterr().err
+    assert "weights, without the state of its optimizer" in capsys.readouterr().err
 
 
 def test_flags_without_meaning_are_answered(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:

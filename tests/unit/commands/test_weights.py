@@ -166,7 +166,7 @@ def test_mirror_from_the_environment_and_patterns(here, capsys, monkeypatch):
         (("fetch", "z*"), "no published weights match 'z*'"),
         (("fetch", "tyny"), "did you mean `tiny`?"),
         (("fetch", "tiny", "--from", "nowhere"), "--from nowhere: no such folder"),
-        (("verify",), "weights has none of the published files"),
+        (("verify",), "weights contains none of the published files"),
         (("list", "--manifest", "no.yaml"), "no.yaml: no such manifest"),
     ):
         assert run(*args) == 2
@@ -179,7 +179,7 @@ def test_verify_tells_what_an_unlisted_file_is(here, capsys):
     (here / "disk" / "tiny.pth").rename("mine.pth")
     assert run("verify", "mine.pth") == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("mine.pth: not a published file; read safely: 122 tensors, ")
+    assert shown.startswith("mine.pth: not a published file; loaded without running code: 122 tensors, ")
     assert "tensor names of resnet3d (3D-ResNets" in shown
     torch.save({"a.weight": torch.zeros(2)}, "odd.pth")
     (here / "page.pth").write_text("<html>")
@@ -219,7 +219,7 @@ def test_convert_complains_in_one_line(here, capsys):
         (("mine.pth", "--out", "o"), "the network of mine.pth is unknown; use --model NAME"),
         (("mine.pth", "--out", "o", "--model", NAME, "--classes", "7"), "3 classes in the file"),
         (("mine.pth", "--out", "o", "--model", NAME, "--classes", "twice.txt"), "class 'a' is listed twice"),
-        (("mine.pth", "--out", "o", "--model", NAME, "--classes", "no.txt"), "neither a number nor"),
+        (("mine.pth", "--out", "o", "--model", NAME, "--classes", "no.txt"), "expected a number or"),
         (("mine.pth", "--out", "o", "--to", "published", "--model", NAME), "--model has no effect with"),
         (("tiny", "--out", "o"), "weights/tiny.pth: missing"),
         (("tinny", "--out", "o"), "did you mean `tiny`?"),

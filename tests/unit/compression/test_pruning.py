@@ -157,7 +157,7 @@ def test_levels_by_layer_are_what_is_taken(small_world: SmallWorld, rgb_run: Pat
         ({"amount": 1.5}, "`amount` is 1.5"),
         ({"target_macs": 0.5}, "`target_macs` applies only to `what: channels`"),
         ({"what": "channels", "end": 5}, "`end` applies only to `what: weights`"),
-        ({"rule": "sensitivity", "scope": "global"}, "sets a threshold per layer"),
+        ({"rule": "sensitivity", "scope": "global"}, "applies a threshold to each layer"),
         ({"end": 1}, "needs two steps"),
     ],
 )

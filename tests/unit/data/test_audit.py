@@ -269,7 +269,7 @@ def test_several_folders_of_one_name_are_a_finding(sound: Record) -> None:
 
 
 def test_command_refuses_what_is_nothing(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="neither a file or folder nor a data set"):
+    with pytest.raises(DataError, match="expected a file, a folder or a data set"):
         command.main(["nothing", "--settings-root", str(tmp_path)])
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="neither videos nor frame folders"):

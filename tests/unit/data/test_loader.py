@@ -408,7 +408,9 @@ def test_dead_worker_is_one_clear_line(tiny: Record, monkeypatch: pytest.MonkeyP
 
 def test_killed_worker_names_memory_and_what_to_do(tiny: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FrameFolders, "read", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(DataError, match=r"out of memory. Use fewer of them \(--data.workers.*--resume"):
+    with pytest.raises(
+        DataError, match=r"memory ran out; use fewer loader processes \(--data.workers.*--resume"
+    ):
         list(centred_batches(experiment(1), spec(), everything(tiny), tiny))
 
 

@@ -354,11 +354,11 @@ def test_other_sizes_indexes_and_settings_are_refused_in_one_line(noisy: Record,
         (tmp_path / "out" / "rgb" / INDEX).write_bytes(content)
         with pytest.raises(DataError, match=r"index\.npz: not an index of shards, or damaged"):
             ShardSource(str(tmp_path / "out"), "rgb")
-    with pytest.raises(ValueError, match="needs `shards`"):
+    with pytest.raises(ValueError, match="requires `shards`"):
         DataOptions(source="shards")
     for name in ("scaled_decoding", "resize_once"):
         for paper in ({"sampling": "paper"}, {"augment": AugmentOptions(protocol="paper")}):
-            with pytest.raises(ValueError, match=f"`{name}` changes the pixels"):
+            with pytest.raises(ValueError, match=f"`{name}` changes pixels"):
                 DataOptions(**{name: True}, **paper)  # type: ignore[arg-type]
 
 

@@ -266,7 +266,9 @@ def test_the_input_says_segments_and_channels() -> None:
     assert stacked.mean == (127.5,) * 10
     assert input_spec(model(stack=2, mean=(1.0, 2.0))).mean == (1.0, 2.0, 1.0, 2.0)
     assert input_spec(model(stack=2, mean=(1.0, 2.0, 3.0, 4.0))).mean == (1.0, 2.0, 3.0, 4.0)
-    with pytest.raises(SettingsError, match=r"`input\.mean` has 3 numbers; flow has 4 channels"):
+    with pytest.raises(
+        SettingsError, match=r"`input\.mean` has 3 numbers; expected 4, one per channel of flow"
+    ):
         input_spec(model(stack=2, mean=(1.0, 2.0, 3.0)))
     with pytest.raises(
         SettingsError, match=r"`input\.clip_length` 8 is not a multiple of `input.segments` 3"

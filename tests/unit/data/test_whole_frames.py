@@ -83,7 +83,7 @@ def test_what_is_no_size_is_one_line(given: Any) -> None:
 
 def test_a_crop_fits_the_frame_side_by_side() -> None:
     validate_settings(Experiment, {"model": {"input": {"resize": [48, 64], "crop": [40, 64]}}}, "file")
-    with pytest.raises(SettingsError, match=r"crop \(64, 40\) is larger than the resized frame \(48, 64\)"):
+    with pytest.raises(SettingsError, match=r"`crop` \(64, 40\) is larger than the resized frame \(48, 64\)"):
         validate_settings(Experiment, {"model": {"input": {"resize": [48, 64], "crop": [64, 40]}}}, "file")
 
 

@@ -257,7 +257,7 @@ def test_weights_are_checked_and_need_two_runs(world, capsys):
         assert words in line
     assert cli(["predict", video, *both[:2], "--weights", "1", "2", "--device", "cpu"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "needs several runs" in line
+    assert "requires several runs" in line
     with pytest.raises(ScoreError, match="not all 0"):
         predict([world / "rgb", world / "flow"], video, weights=[0, 0])
     with pytest.raises(ScoreError, match="1 weights for 2"):

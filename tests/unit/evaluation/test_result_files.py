@@ -84,10 +84,10 @@ def test_the_command_counts_the_videos_without_result(tmp_path, capsys):
     assert cli([*command, "--top", "1"]) == 1, "a listed video has no result"
     shown = capsys.readouterr()
     assert "50.0" in shown.out
-    assert "2 videos counted of 2 listed" in shown.out
-    assert "1 video (a/v2) without a result, counted as wrong" in shown.err
-    assert "1 video (a/v9) with a result, but not listed" in shown.err
+    assert "2 of the 2 videos listed" in shown.out
+    assert "no result for 1 video (a/v2): counted as wrong" in shown.err
+    assert "not counted: 1 video (a/v9) with a result but not in the list" in shown.err
     assert cli([*command, "--ignore-unseen", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["top"] == {"1": 1.0, "5": 1.0}
     assert cli(command[:3]) == 2
-    assert "--from-json needs --truth" in capsys.readouterr().err
+    assert "--from-json requires --truth" in capsys.readouterr().err

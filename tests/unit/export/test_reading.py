@@ -87,7 +87,7 @@ def test_a_wrong_stream_is_one_line(pt2_file, world, capsys):
 def test_what_an_exported_file_cannot_do_is_one_line(pt2_file, world, capsys):
     flow = ["--flow", str(pt2_file)]
     assert cli(["predict", _video(world), *flow, "--attention", "a.png"]) == 2
-    assert "an exported file only returns logits; use its run" in _one_line(capsys)
+    assert "an exported file returns only logits" in _one_line(capsys)
     assert cli(["predict", _video(world), *flow, "--device", "cuda"]) == 2
     assert "exported files run on the CPU only" in _one_line(capsys)
     assert cli(["evaluate", str(pt2_file), "--precision", "bf16"]) == 2
@@ -112,11 +112,11 @@ def test_a_missing_compiler_is_said_before_anything_runs(world, monkeypatch, cap
 def test_wrong_words_of_the_command_are_one_line(world, tmp_path, capsys):
     rgb = str(world / "rgb")
     for args, words in (
-        (["no_such_model"], "not a run, model folder or name of a model"),
+        (["no_such_model"], "expected a run folder, a model folder or the name of a model"),
         ([rgb, "--to", "pt2", "--out", str(tmp_path)], "is a folder; use a file"),
         ([rgb, "--to", "pt2", "--out", "a.onnx"], "a file of format pt2 ends in .pt2; use a.pt2"),
         ([rgb, "--to", "pt2", "--int8"], "int8 is supported for ONNX only; --to is pt2"),
-        ([rgb, "--stream", "--int8"], "--int8 does not support --stream"),
+        ([rgb, "--stream", "--int8"], "--int8 and --stream cannot be combined"),
         ([rgb, "--int8", "--calibration-clips", "0"], "--calibration-clips is 0: expected 1 or more"),
     ):
         assert cli(["export", *args]) == 2, args

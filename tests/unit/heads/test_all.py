@@ -57,7 +57,7 @@ def test_moments_are_what_numpy_says(tokens):
 def test_moments_of_few_options_are_fewer():
     assert torch.equal(make(MomentsHead(spread=False, differences=0))(X), make(AverageHead())(X))
     assert make(MomentsHead(differences=0)).features == 16
-    with pytest.raises(ValueError, match="parts is 1, which is the complete clip"):
+    with pytest.raises(ValueError, match="`parts` is 1, which is the complete clip"):
         MomentsHead(parts=1)
 
 

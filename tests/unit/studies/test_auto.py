@@ -161,7 +161,7 @@ def test_broken_data_end_it_before_anything_is_trained(
     assert cli.main([*args, "--minutes", "0"]) == 2
     assert "--minutes is 0: expected more than 0" in capsys.readouterr().err
     assert cli.main([*args, "--split", "9"]) == 2
-    assert "no split 9; it has 1 to 1" in capsys.readouterr().err
+    assert "no split 9; expected a split from 1 to 1" in capsys.readouterr().err
 
 
 def test_a_published_split_with_sources_on_both_sides_can_be_accepted(

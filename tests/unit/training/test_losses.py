@@ -137,7 +137,7 @@ def test_contradictions_are_one_line(labels: Labels, train: dict[str, Any], mess
 
 
 def test_balancing_twice_is_refused() -> None:
-    with pytest.raises(ValueError, match="keep one"):
+    with pytest.raises(ValueError, match="remove one of them"):
         Experiment.model_validate(
             {"data": {"balance": "classes"}, "train": {"loss": {"kind": "focal", "weights": "balanced"}}}
         )

@@ -43,7 +43,7 @@ SUMMARY = (
 )
 PROG = "two-stream compress"
 _PRUNE = (
-    "Remove weights or channels from a trained run, train the remaining network, and report both before and after. "
+    "Remove weights or channels from a trained run, train the remaining network, and compare it with the original. "
     "For example: --what channels --target-macs 0.5"
 )
 _SENSITIVITY = (
@@ -52,7 +52,7 @@ _SENSITIVITY = (
     "FILE` applies them."
 )
 _QUANTIZE = (
-    "Convert a trained run to one that computes in int8 on the CPU, and report both before and after. --method static "
+    "Convert a trained run to one that computes in int8 on the CPU, and compare it with the original. --method static "
     "(the default) calibrates ranges on clips of the training part; --method qat first continues the training with "
     "rounded values. For example: --clips 128 --keep stem classifier"
 )
@@ -108,7 +108,7 @@ def main(args: list[str]) -> int:
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of a method that creates a run."""
+    """One call of a compression method that creates a run."""
 
     prog: str
     command: str
@@ -167,7 +167,7 @@ def _load_prunable(run: Path) -> Run:
 
     loaded = load_run(run)
     if any(not alteration.reshapes for alteration in loaded.model.alterations):
-        raise SettingsError(f"{run}: an int8 run cannot be pruned; use the run it was made from")
+        raise SettingsError(f"{run}: an int8 run cannot be pruned; use the run from which it was quantized")
     return loaded
 
 
@@ -178,7 +178,10 @@ def _quantize(args: list[str]) -> int:
     if options.method == "qat":
         return _train_and_report(experiment, run, call)
     if call.resume:
-        raise SettingsError(f"{call.prog}: --resume requires --method qat; static quantization takes seconds")
+        raise SettingsError(
+            f"{call.prog}: --resume requires --method qat; for static quantization, which takes only seconds, omit "
+            "--resume"
+        )
     from two_stream.compression.quantization import quantise_run
     from two_stream.runtime.device import set_threads
 
@@ -198,7 +201,8 @@ def _distill(args: list[str]) -> int:
             raise SettingsError(f"{call.prog}: the run folder of a teacher is missing; {example}")
         if student is None:
             raise SettingsError(
-                f"{call.prog}: --student is missing: an experiment file, a run folder or the name of a model; {example}"
+                f"{call.prog}: --student is missing; expected an experiment file, a run folder or the name of a "
+                f"model; {example}"
             )
         default = _student(student, teachers[0])
     experiment, _ = _derive(default, Distill(teachers=teachers), rest, call, _DISTILL, {"student": _STUDENT})
@@ -253,7 +257,7 @@ def _student(given: str, teacher: Path) -> Experiment:
 
 
 def _continued(source: Experiment, run: Path, name: str) -> Experiment:
-    """Return settings that train a finished run further, next to it, with a lower learning rate and fewer epochs."""
+    """Return settings for further training of a finished run, with a lower learning rate and fewer epochs."""
     rule = source.train.optimizer
     if isinstance(rule, Logistic):
         rule = Sgd()
@@ -281,8 +285,8 @@ def _derive(
 ) -> tuple[Experiment, S]:
     """Apply flags to the settings of the new run; return the settings and their `compress` section.
 
-    Every setting is a flag, as for `two-stream train`. Those of the `compress` section are also accepted without
-    their prefix (`--amount 0.5` is `--compress.amount 0.5`). `own` are flags that only this method has, for `--help`.
+    Every setting is a flag, as for `two-stream train`. Flags of the `compress` section may omit the prefix `compress.`:
+    `--amount 0.5` means `--compress.amount 0.5`. `own` contains the flags that only this method has, for `--help`.
     """
     prog, own = f"{call.prog} RUN", {**(own or {}), **_OWN}
     kind = type(section)
@@ -352,19 +356,19 @@ def _report(source: Path, made: Path, part: Part) -> None:
 @dataclass(frozen=True)
 class _SensitivityFlags:
     what: Literal["weights", "channels"] = "weights"
-    """what is pruned: single weights or whole channels"""
+    """what to prune: single weights or complete channels"""
     levels: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8)
-    """fractions of a layer that are pruned"""
+    """fractions of each layer to prune"""
     importance: Literal["l1", "l2", "bn", "random"] = "l1"
     """criterion that ranks channels; for --what channels"""
     layers: str = ""
-    """regular expression of layer names; empty: every convolution and linear layer but the classifier"""
+    """regular expression of layer names; empty: every convolution and linear layer except the classifier"""
     part: Literal["val", "train", "test"] = "val"
     """part that is scored; val: the holdout. Levels chosen on the test part make test scores too optimistic"""
     clips: int | None = None
     """number of videos to score, drawn once at random; if omitted, all videos of the part"""
     seed: int = 0
-    """random seed for drawing these videos"""
+    """random seed for drawing the videos of --clips"""
     parameters: float | None = None
     """budget: largest remaining fraction of the parameters"""
     macs: float | None = None
@@ -372,7 +376,7 @@ class _SensitivityFlags:
     latency: float | None = None
     """budget: largest remaining fraction of the latency on this machine's CPU; for --what channels"""
     threads: int = 0
-    """CPU threads; 0: torch's default"""
+    """number of CPU threads; 0: torch's default"""
     out: Path | None = None
     """folder to write; if omitted, `RUN/sensitivity`"""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
@@ -411,7 +415,7 @@ def _sensitivity(args: list[str]) -> int:
 
 
 def _budget(flags: _SensitivityFlags, prog: str) -> tuple[Any, float] | None:
-    """Return the budget's measure and fraction."""
+    """Return which cost the budget limits, and the fraction to keep; None without a budget."""
     given = [(key, getattr(flags, key)) for key in ("parameters", "macs", "latency")]
     asked = [(key, share) for key, share in given if share is not None]
     if len(asked) > 1:
@@ -425,7 +429,8 @@ def _budget(flags: _SensitivityFlags, prog: str) -> tuple[Any, float] | None:
         raise SettingsError(f"{prog}: --{key} is {share:g}: expected a fraction above 0 and below 1")
     if flags.what == "weights" and key != "parameters":
         raise SettingsError(
-            f"{prog}: --{key} requires --what channels: zero weights take as much computation as other weights"
+            f"{prog}: --{key} requires --what channels, because weights that are 0 take as much computation as other "
+            "weights"
         )
     return key, share
 
@@ -445,7 +450,7 @@ def _check_sensitivity(flags: _SensitivityFlags, prog: str) -> None:
         raise SettingsError(f"{prog}: --clips is {flags.clips}: expected 1 or more")
     if flags.what == "weights" and flags.importance != "l1":
         raise SettingsError(
-            f"{prog}: --importance is for --what channels; weights are ranked by their magnitude"
+            f"{prog}: --importance requires --what channels; single weights are always ranked by magnitude"
         )
 
 
@@ -483,7 +488,7 @@ def _show_sensitivity(
     )
     if found.fixed:
         say(
-            f"{len(found.fixed)} layers keep all channels, which belong to the last feature map: {found.fixed[0]}, …"
+            f"{len(found.fixed)} layers keep all channels, because these form the last feature map: {found.fixed[0]}, …"
         )
     if found.shared:
         one, other = next(iter(found.shared.items()))

@@ -1,7 +1,7 @@
 """Report of a compressed run: its accuracy and cost before and after.
 
 Costs are measured on this machine, alternating between the two networks. The accuracies come from score files of
-the same videos under the same protocol and are compared with the tests of studies.
+the same videos under the same protocol and are compared with the same statistical tests as in studies.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class LayerChange:
 
     name: str
     before: str
-    """shape as text"""
+    """shape of the weights before compression, as text"""
     after: str
     sparsity: float
     """fraction of the remaining weights that are 0"""
@@ -78,7 +78,7 @@ class CompressionReport:
     before: Side
     after: Side
     comparison: Comparison
-    """after minus before"""
+    """statistical comparison of the accuracies, after minus before"""
     layers: list[LayerChange] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
     """values of the run's `compress` section"""
@@ -124,7 +124,8 @@ def write_compression(
 ) -> CompressionReport:
     """Compare a run with its source; write `compression.html`, `.md` and `.json` into its folder.
 
-    Both are scored with the same protocol, unless such scores already exist. Their costs are measured alternately.
+    Both runs are scored with the same protocol; existing scores of that protocol are reused. The costs of the two
+    networks are measured alternately.
 
     Args:
         source: Run folder before compression (of a distilled network: the teacher's).
@@ -174,7 +175,7 @@ def write_compression(
 
 
 def layer_changes(before: nn.Module, after: nn.Module) -> list[LayerChange]:
-    """Return shapes and sparsity of each convolution and linear layer that both networks have."""
+    """Return the shapes and sparsity of each convolution and linear layer that both networks have."""
     new = layers_of(after)
     return [
         LayerChange(
@@ -229,7 +230,7 @@ def _check(before: Run, after: Run) -> None:
 
 
 def _panel(run: Run, table: ScoreTable) -> Panel:
-    """Return one run as a panel of one training run; seeds are ignored, because the runs are paired by video."""
+    """Return the `Panel` of a single run; its seed is ignored, because the two runs are compared video by video."""
     return panel_of(run.paths.root.name, {(run.experiment.data.split, 0): table})
 
 

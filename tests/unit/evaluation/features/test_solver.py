@@ -149,7 +149,7 @@ def test_an_interrupted_probe_leaves_nothing_half_written(world: Path, tmp_path:
             {"head": {"kind": "lstm", "hidden": 4}},
             "trains the classifier only, but heads.0.lstm.weight_ih_l0",
         ),
-        ({"train": {"mixup": 0.2}}, "mixup changes training steps"),
+        ({"train": {"mixup": 0.2}}, "`mixup` changes training steps"),
         ({"data": {"balance": "classes"}}, "train.optimizer.balanced: true"),
     ],
 )
@@ -294,7 +294,7 @@ def test_folds_learn_from_the_whole_list_and_score_it_by_what_has_not_seen_it(
 
 
 def test_folds_belong_to_the_solved_probe(world: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"selection folds needs `optimizer: \{kind: logi"):
+    with pytest.raises(ValueError, match=r"`selection: folds` requires `optimizer: \{kind: logi"):
         start(world, tmp_path, train={**FOLDS, "optimizer": {"kind": "sgd"}})
 
 

@@ -389,7 +389,7 @@ def test_init_part_takes_the_backbone_alone(world: Path, tmp_path: Path) -> None
     frab = create_model(source.model.model_copy(update={"reduction": "frab"}), 3)
     with pytest.raises(CheckpointError, match="missing"):  # the block of FRAB is of the backbone
         load_weights(frab, folder, part="backbone")
-    with pytest.raises(ValueError, match="init_part needs `init`"):
+    with pytest.raises(ValueError, match="`init_part` requires `init`"):
         experiment_of(world, train={"init_part": "backbone"})
 
 
